@@ -1,0 +1,19 @@
+"""normstudy: what the placement of normalization does to gradients and training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from normstudy.analysis.load import Tables
+
+__version__ = "0.1.0"
+
+
+def load(study_dir: Path | str, *, join: bool = False) -> Tables:
+    """Read the four tables of a study as DataFrames: see `normstudy.analysis.load.load`."""
+    from normstudy.analysis.load import load as load_tables  # here: importing normstudy stays instant
+
+    return load_tables(study_dir, join=join)

@@ -1,0 +1,63 @@
+"""The four tables of a study as DataFrames, with what is derived from them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from normstudy import config as cfg
+from normstudy import store
+from normstudy.analysis.outcomes import gap_closed, outcomes
+from normstudy.analysis.pairs import varying
+
+ALWAYS_JOINED = ("placement", "n_layers", "peak_lr", "warmup_steps", "seed")
+
+
+class Tables(NamedTuple):
+    """The tables of a study; results/README.md defines their columns."""
+
+    runs: pd.DataFrame
+    steps: pd.DataFrame
+    modules: pd.DataFrame
+    residual: pd.DataFrame
+
+
+def load(study_dir: Path | str, *, join: bool = False) -> Tables:
+    """Read a study; a sweep may be writing it meanwhile.
+
+    Derived in `runs`: outcome (null for a run that is not finished), gap_closed (fraction of unigram minus bigram
+    entropy), bits_per_byte (of the final validation loss). Derived in `modules`: update_ratio, update_norm /
+    param_norm, null where param_norm is 0.
+    join: the series carry the config columns that vary in this study, the five of ALWAYS_JOINED, and outcome.
+    Raises ConfigError for a folder that is no study.
+    """
+    runs = store.read(study_dir, "runs")  # first: a run that is done here has all its series
+    steps, modules, residual = (store.read(study_dir, table) for table in store.SERIES)
+    runs = derive(runs, steps)
+    ratio = modules["update_norm"] / modules["param_norm"].where(modules["param_norm"] != 0)
+    modules = modules.assign(update_ratio=ratio)
+    if join:
+        steps, modules, residual = (frame.join(joined(runs), on="run_id") for frame in (steps, modules, residual))
+    return Tables(runs, steps, modules, residual)
+
+
+def derive(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """`runs` with outcome, gap_closed and bits_per_byte."""
+    found = runs["run_id"].map(outcomes(runs, steps)).astype(object)
+    return runs.assign(
+        outcome=found.where(found.notna(), None),
+        gap_closed=gap_closed(runs["final_val_loss"], runs["unigram_entropy"], runs["bigram_entropy"]),
+        bits_per_byte=runs["final_val_loss"] / math.log(2) / runs["bytes_per_token"],
+    )
+
+
+def joined(runs: pd.DataFrame) -> pd.DataFrame:
+    """What a series gets from its run, indexed by run_id."""
+    asked = list(cfg.asked_types())
+    wanted = {*ALWAYS_JOINED, *varying(runs, asked)}
+    columns = [c for c in asked if c in wanted]
+    return runs.set_index("run_id")[[*columns, "outcome"]]

@@ -1,0 +1,140 @@
+"""The outcome of a run, recomputed from its stored series and never stored.
+
+Losses and entropies are in nats per token. H1 and H2 are the unigram and the bigram cross-entropy of the text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+
+from normstudy.config import ConfigError
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Loss = TypeVar("Loss", float, "pd.Series[float]")
+
+OUTCOMES = ("learned", "partial", "stuck", "collapsed", "spiked", "diverged", "unfinished")
+
+STUCK_GAP = 0.4  # fraction of H1 - H2 closed, below which a run is stuck (measured stuck runs: at most 0.34)
+LEARNED_GAP = 0.75  # fraction of H1 - H2 closed, from which a run has learned (measured: 0.84 and more)
+COLLAPSE_RISE = 0.4  # nats, of the mean training loss at the end over its minimum
+SPIKE_RISE = 0.4  # nats, of the mean training loss over its running minimum (clean runs: at most 0.23)
+STILL_FALLING = 0.05  # nats of validation loss in the last quarter of a run (stuck runs: at most 0.014)
+WINDOW_TOKENS = 10_240  # training tokens that the mean training loss covers, but
+WINDOW_PARTS = 4  # never more steps than one such part of the run
+
+RUN_COLUMNS = (
+    "n_steps", "batch_size", "seq_len", "ln_vocab", "unigram_entropy", "bigram_entropy", "final_val_loss",
+    "nonfinite_step",
+)  # fmt: skip
+
+
+def gap_closed(final_val_loss: Loss, unigram_entropy: Loss, bigram_entropy: Loss) -> Loss:
+    """g = (H1 - final validation loss) / (H1 - H2): 0 at the unigram entropy, 1 at the bigram entropy."""
+    return (unigram_entropy - final_val_loss) / (unigram_entropy - bigram_entropy)
+
+
+def mean_window(n_steps: int, batch_size: int, seq_len: int) -> int:
+    """Steps that the mean training loss covers, at least 1."""
+    return max(1, min(n_steps // WINDOW_PARTS, round(WINDOW_TOKENS / (batch_size * seq_len))))
+
+
+def trailing_mean(values: Floats, window: int) -> Floats:
+    """The mean over each `window` values side by side; empty where there are fewer values than that."""
+    if len(values) < window:
+        return np.empty(0)
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return np.asarray((sums[window:] - sums[:-window]) / window)
+
+
+def outcome(
+    train_loss: Floats,
+    val_steps: Ints,
+    val_loss: Floats,
+    *,
+    final_val_loss: float,
+    n_steps: int,
+    window: int,
+    ln_vocab: float,
+    unigram_entropy: float,
+    bigram_entropy: float,
+    nonfinite: bool = False,
+) -> str:
+    """The first of the seven outcomes that holds for one finished run.
+
+    train_loss: of every step, in order. val_steps, val_loss: the evaluations before the last update, in order;
+    the value at step t belongs to the parameters before update t. final_val_loss: after the last update, NaN
+    where there is none. window: steps of the mean training loss (`mean_window`). nonfinite: a loss or gradient
+    norm was not finite. Losses and entropies in nats per token.
+    """
+    losses = np.concatenate([train_loss, val_loss, [final_val_loss]])
+    if nonfinite or not np.isfinite(losses).all():
+        return "diverged"
+    if final_val_loss > max([ln_vocab, *val_loss[val_steps == 0]]):
+        return "diverged"
+    g = gap_closed(final_val_loss, unigram_entropy, bigram_entropy)
+    mean = trailing_mean(train_loss, window)
+    if g < STUCK_GAP and len(mean) and mean[-1] - mean.min() >= COLLAPSE_RISE:
+        return "collapsed"
+    before = val_loss[4 * val_steps <= 3 * n_steps]
+    if g < LEARNED_GAP and len(before) and before[-1] - final_val_loss >= STILL_FALLING:
+        return "unfinished"
+    if g < STUCK_GAP:
+        return "stuck"
+    if g < LEARNED_GAP:
+        return "partial"
+    if len(mean) and (mean - np.minimum.accumulate(mean)).max() >= SPIKE_RISE:
+        return "spiked"
+    return "learned"
+
+
+def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
+    """run_id -> outcome of every run with status `done`, in the order of `runs`.
+
+    runs, steps: the tables; of `steps` only run_id, step, train_loss and val_loss are read. Raises ConfigError for a finished run
+    without a row in `steps`: something took its files away.
+    """
+    done = runs[runs["status"] == "done"]
+    codes, names = pd.factorize(steps["run_id"])
+    order = np.lexsort((steps["step"].to_numpy(), codes))
+    first = np.searchsorted(codes[order], np.arange(len(names) + 1))
+    rows = {str(name): order[first[i] : first[i + 1]] for i, name in enumerate(names)}
+    step = steps["step"].to_numpy(np.int64)
+    train_loss = steps["train_loss"].to_numpy(np.float64)
+    val_loss = steps["val_loss"].to_numpy(np.float64)
+    found: dict[str, str] = {}
+    for name, numbers in zip(done["run_id"], done[list(RUN_COLUMNS)].to_numpy(np.float64), strict=True):
+        if name not in rows:
+            raise ConfigError(f"run {name} is done but has no row in steps: restore its files in tables/steps")
+        n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, final, nonfinite = numbers
+        mine = rows[name]
+        evaluated = mine[~np.isnan(val_loss[mine])]  # null and NaN look alike; nonfinite_step tells them apart
+        found[name] = outcome(
+            train_loss[mine],
+            step[evaluated],
+            val_loss[evaluated],
+            final_val_loss=final,
+            n_steps=int(n_steps),
+            window=mean_window(int(n_steps), int(batch_size), int(seq_len)),
+            ln_vocab=ln_vocab,
+            unigram_entropy=unigram_entropy,
+            bigram_entropy=bigram_entropy,
+            nonfinite=not np.isnan(nonfinite),
+        )
+    return pd.Series(found, index=pd.Index(found, name="run_id", dtype=object), name="outcome", dtype=object)
+
+
+def outcome_counts(found: Iterable[str]) -> dict[str, int]:
+    """Outcome -> number of runs, those that occur, in the order of OUTCOMES."""
+    counts = Counter(found)
+    return {name: counts[name] for name in OUTCOMES if counts[name]}
+
+
+def counts_text(found: Iterable[str]) -> str:
+    """Compact text of the counts: "4 learned 1 partial"."""
+    return " ".join(f"{n} {name}" for name, n in outcome_counts(found).items())

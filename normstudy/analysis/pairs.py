@@ -1,0 +1,159 @@
+"""The paired comparison: runs that share everything but one column, seed by seed.
+
+Losses and differences are final validation losses in nats per token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit  # the t quantile alone: scipy.stats takes four times as long to import
+
+from normstudy import config as cfg
+from normstudy.analysis.outcomes import Floats, counts_text, outcomes
+from normstudy.analysis.select import Value, check_column, has_value, native, parse_value, values_of, values_text
+from normstudy.config import ConfigError
+
+CONFIDENCE = 0.95
+MIN_PAIRS = 5  # below it no verdict: few seeds say little about their spread
+
+PAIRED = ["seed", "data_seed"]  # what the two runs of a pair share beside their cell
+NOT_IN_CELL = ("study", "data_path", *PAIRED)  # names of places, and the pair's own columns
+RESULTS = (
+    "by", "arm", "baseline", "outcomes", "baseline_outcomes", "loss", "baseline_loss", "difference", "ci_low",
+    "ci_high", "pairs", "unpaired", "failed", "verdict",
+)  # fmt: skip
+
+
+def cell_columns(by: str) -> list[str]:
+    """The columns that both runs of a pair agree in, seeds aside.
+
+    They are all asked columns except `by` and the probe and eval settings (what a run measures is not what it
+    is), and the text's sha256: no pair mixes texts.
+    """
+    measuring = tuple(f"{section}_" for section in cfg.PREFIXED)
+    asked = [c for c in cfg.asked_types() if c not in NOT_IN_CELL and not c.startswith(measuring)]
+    return [c for c in (*asked, "data_sha256") if c != by]
+
+
+def comparable_columns() -> list[str]:
+    """The columns that a comparison can be by."""
+    return [c for c in cfg.asked_types() if c not in NOT_IN_CELL]
+
+
+def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
+    """Mean of paired differences and its 95 % t interval (mean, low, high); no interval (NaN) below two pairs."""
+    n = len(differences)
+    mean = float(np.mean(differences)) if n else np.nan
+    if n < 2:
+        return mean, np.nan, np.nan
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * np.std(differences, ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
+
+
+def verdict(pairs: int, low: float, high: float) -> str:
+    """What an interval of `arm - baseline` shows."""
+    if pairs == 0:
+        return "no pairs"
+    if pairs < MIN_PAIRS:
+        return "few seeds"
+    if high < 0:
+        return "lower"
+    return "higher" if low > 0 else "no difference shown"
+
+
+def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
+    """The final validation loss of each run; one that is not finite counts as the loss at step 0.
+
+    Where even that is not finite, it counts as ln(vocab), the loss of a uniform guess.
+    """
+    at_init = steps[steps["step"] == 0].set_index("run_id")["val_loss"]
+    loss = runs["final_val_loss"].to_numpy(np.float64)
+    for stand_in in (runs["run_id"].map(at_init), runs["ln_vocab"]):
+        loss = np.where(np.isfinite(loss), loss, stand_in.to_numpy(np.float64))
+    return loss
+
+
+def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: str | None = None) -> pd.DataFrame:
+    """One row for every cell and every value of `by` but the baseline; RESULTS after the cell's columns.
+
+    A cell is what `cell_columns` names; the result has those that vary. The baseline is null where that occurs,
+    else the smallest number or the first text in the alphabet; `baseline` chooses another. difference = arm -
+    baseline, over the pairs: finished runs of one cell that share both seeds. loss and baseline_loss are means
+    over the pairs, outcomes those of all finished runs; unpaired counts finished runs of the two arms without a
+    partner, failed those that ended in an error. A run repeated with other probe or eval settings counts once:
+    the pair with equal eval_windows is taken, then the one with more of them.
+
+    Raises ConfigError where `by` is no such column or does not vary, where no text occurs with two of its values,
+    and where `baseline` is not among them.
+    """
+    check_column(by, comparable_columns(), "--by")
+    runs = runs[runs["status"].isin(["done", "failed"])].copy()
+    values = values_of(runs, by)
+    if len(values) < 2:
+        raise ConfigError(f"--by {by} does not vary: it is {values_text(values)} in every run")
+    if runs.groupby("data_sha256")[by].nunique(dropna=False).max() < 2:
+        raise ConfigError(
+            f"--by {by} would compare losses on different texts, which says nothing: choose one with --where"
+        )
+    base = values[0] if baseline is None else _chosen(runs, by, baseline, values)
+    runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)), loss=counted_loss(runs, steps))
+    runs = runs.sort_values(["eval_windows", "run_id"], ascending=[False, True], kind="stable")
+    cells = varying(runs, cell_columns(by))
+    rows = []
+    for _, cell in _groups(runs, cells):
+        arms = [v for v in values if v != base]
+        for arm in [v for v in arms if has_value(cell, by, v).any()] or arms:
+            row = _compare(cell[has_value(cell, by, arm)], cell[has_value(cell, by, base)])
+            place = {c: native(c, cell[c].iloc[0]) for c in cells}
+            rows.append({**place, "by": by, "arm": arm, "baseline": base, **row})
+    result = pd.DataFrame(rows, columns=[*cells, *RESULTS])
+    # A null stays None and an int an int, whatever pandas would make of a column that has both.
+    return result.assign(**{c: pd.Series([r[c] for r in rows], dtype=object) for c in ("arm", "baseline")})
+
+
+def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
+    """Those of the columns that have two values or more; data_sha256 only where no other one tells texts apart."""
+    found = [c for c in columns if len(values_of(runs, c)) > 1]
+    if "data_sha256" in found:
+        rest = [c for c in found if c != "data_sha256"]
+        if not rest or runs.groupby(rest, dropna=False)["data_sha256"].nunique().max() < 2:
+            return rest if rest else found
+    return found
+
+
+def _groups(runs: pd.DataFrame, cells: list[str]) -> list[tuple[object, pd.DataFrame]]:
+    return list(runs.groupby(cells, dropna=False, sort=True)) if cells else [(None, runs)]
+
+
+def _chosen(runs: pd.DataFrame, by: str, baseline: str, values: list[Value]) -> Value:
+    value = parse_value(runs, by, baseline, "--baseline")
+    if value not in values:
+        hint = cfg.nearest(baseline, [str(v) for v in values])
+        raise ConfigError(f"--baseline {baseline} is not a value of {by}: give one of {values_text(values)}.{hint}")
+    return values[values.index(value)]
+
+
+def _compare(arm: pd.DataFrame, base: pd.DataFrame) -> dict[str, object]:
+    arm_done, base_done = (part[part["status"] == "done"] for part in (arm, base))
+    columns = [*PAIRED, "run_id", "eval_windows", "loss"]
+    pairs = arm_done[columns].merge(base_done[columns], on=PAIRED, suffixes=("", "_base"))
+    pairs["other_windows"] = pairs["eval_windows"] != pairs["eval_windows_base"]
+    order = ["other_windows", "eval_windows", "eval_windows_base", "run_id", "run_id_base"]
+    pairs = pairs.sort_values(order, ascending=[True, False, False, True, True]).drop_duplicates(PAIRED)
+    arm_seeds, base_seeds = (part.drop_duplicates(PAIRED) for part in (arm_done, base_done))
+    n = len(pairs)
+    mean, low, high = paired_t_interval((pairs["loss"] - pairs["loss_base"]).to_numpy(np.float64))
+    return {
+        "outcomes": counts_text(arm_seeds["outcome"]),
+        "baseline_outcomes": counts_text(base_seeds["outcome"]),
+        "loss": pairs["loss"].mean(),
+        "baseline_loss": pairs["loss_base"].mean(),
+        "difference": mean,
+        "ci_low": low,
+        "ci_high": high,
+        "pairs": n,
+        "unpaired": len(arm_seeds) + len(base_seeds) - 2 * n,
+        "failed": int((arm["status"] == "failed").sum() + (base["status"] == "failed").sum()),
+        "verdict": verdict(n, low, high),
+    }

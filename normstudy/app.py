@@ -1,0 +1,403 @@
+"""The Hydra door: `normstudy run` and `normstudy sweep`. Hydra's DictConfig ends here.
+
+Everything that a user can get wrong becomes a ConfigError of one line before anything is written. torch is
+imported only behind `normstudy.sweep`, which does it in its workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import io
+import math
+import multiprocessing
+import os
+import re
+import shlex
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import yaml  # type: ignore[import-untyped]  # comes with OmegaConf
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from normstudy.config import GROUPS, ConfigError, RunConfig, nearest
+
+NOT_SWEPT = ("experiment", "study", "results_dir")  # one sweep has one experiment and fills one study
+
+ConfigStore.instance().store(name="normstudy_schema", node=RunConfig, provider="normstudy")
+
+
+def conf_dir() -> Path:
+    """The folder of the shipped YAML files: in the package (wheel) or beside it (checkout)."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"conf/config.yaml is neither in {package} nor beside it: install normstudy again")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What Hydra calls per run: for `normstudy run`, and for one job of a launcher that is not ours.
+
+    Our own launcher never calls it: it takes the whole sweep and reads `command` and `dry_run` from here.
+    """
+
+    command: str  # the command line, as recorded beside the results
+    dry_run: bool = False
+
+    def request(self, overrides: object) -> dict[str, object]:
+        """What sweep.py keeps beside the results; `overrides` is Hydra's list, with interpolations as typed."""
+        return {"command": self.command, "overrides": OmegaConf.to_container(overrides, resolve=False)}
+
+    def __call__(self, cfg: DictConfig) -> float:
+        job = HydraConfig.get()
+        alone = job.mode == RunMode.RUN
+        request = self.request(job.overrides.task)
+        request["shared"] = not alone  # the other jobs of a foreign launcher write to the study at the same time
+        ignored = _ignored_axes(job.sweeper, request["overrides"]) if alone else ""
+        _known_start_method()
+        try:
+            return self._train(cfg, request, ignored)
+        except Exception as error:
+            if alone or one_line(error) is not None:
+                raise PastHydra(error) from error
+            raise  # the other jobs go on
+
+    def _train(self, cfg: DictConfig, request: dict[str, object], ignored: str) -> float:
+        from normstudy import sweep
+
+        config = to_run_config(cfg)
+        if self.dry_run:
+            sweep.run_sweep([config], dry_run=True, request=request)
+            return math.nan
+        if ignored:
+            sweep.check([config])  # so that an error stays one line
+            print(f"One run, at the base values. Only normstudy sweep follows the axes {ignored}.")
+        return as_float(sweep.run_one(config, request=request))
+
+
+class PastHydra(BaseException):
+    """Carries a run's error past Hydra, which would print lines of its own about it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _known_start_method() -> None:
+    """Let our workers start inside joblib's: those name a start method, loky, that a spawned child refuses."""
+    if multiprocessing.get_start_method(allow_none=True) == "loky":
+        multiprocessing.set_start_method("spawn", force=True)
+
+
+def as_float(loss: float | None) -> float:
+    """A number for Hydra's sweepers, which call float() on it: nan where a run has no final loss."""
+    return math.nan if loss is None else loss
+
+
+def _ignored_axes(sweeper: object, overrides: object) -> str:
+    given = {str(line).split("=")[0] for line in overrides} if isinstance(overrides, list) else set()
+    axes = getattr(sweeper, "params", None) or {}
+    return " ".join(f"{key}={values}" for key, values in axes.items() if key not in given)
+
+
+def to_run_config(cfg: DictConfig) -> RunConfig:
+    """The composed config as a validated RunConfig."""
+    config = OmegaConf.to_object(cfg)
+    if not isinstance(config, RunConfig):
+        raise ConfigError("this config is not a run: begin its defaults list with normstudy_schema or config")
+    return config
+
+
+# ---- the command line ---------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise ConfigError(f"{message}: see normstudy run --help and normstudy sweep --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = get_args_parser()
+    parser.__class__ = Parser  # Hydra builds it itself: only its way to fail is changed
+    parser.allow_abbrev = False
+    parser.add_argument("--dry-run", action="store_true")
+    return parser
+
+
+def main(command: str, argv: list[str]) -> int:
+    """Run `normstudy run` or `normstudy sweep` (`command`) with `argv`; returns the exit code.
+
+    Raises ConfigError for everything a user can mend.
+    """
+    typed = shlex.join(["normstudy", command, *argv])
+    try:
+        args = _parser().parse_intermixed_args(argv)
+    except SystemExit as stop:  # --version
+        return int(stop.code or 0)
+    _check_flags(command, args)
+    shows = args.cfg is not None or args.info is not None or args.hydra_help
+    flags = _flags(args) if shows or command == "run" else [*_flags(args), "--multirun"]
+    with _full_errors() as user_wants_traceback:
+        try:
+            _check_overrides(command, args.overrides, shows)
+            _call_hydra(Task(typed, args.dry_run), [*args.overrides, *flags])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+            return 2 if shows and code == 1 else code  # a --package that does not exist
+        except PastHydra as carrier:
+            return _fail(carrier.error, user_wants_traceback)
+        except Exception as error:
+            return _fail(error, user_wants_traceback)
+    return 0
+
+
+def _fail(error: Exception, user_wants_traceback: bool) -> int:
+    """Exit code 1 for crashed runs, a ConfigError for what a user can mend; any other error as it is."""
+    from normstudy.sweep import RunsFailed
+
+    if isinstance(error, RunsFailed):
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    line = None if user_wants_traceback else one_line(error)
+    if line is None or isinstance(error, ConfigError):
+        raise error
+    raise ConfigError(line) from error
+
+
+def complete(query: str) -> None:
+    """Answer `-sc query=SHELL`, or print the script of `-sc install=SHELL` (`query` is that word).
+
+    A query never fails: a line that cannot be completed yet has no completions.
+    """
+    quiet = query.startswith("query=")
+    try:
+        with _full_errors(), redirect_stderr(io.StringIO() if quiet else sys.stderr):
+            _call_hydra(Task("normstudy"), [query, "--shell-completion"])
+    except (Exception, SystemExit) as error:
+        if not quiet:
+            raise ConfigError(_first_line(error)) from error
+
+
+def _call_hydra(task: Task, argv: list[str]) -> None:
+    door = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)
+    saved = sys.argv
+    sys.argv = [saved[0], *argv]  # hydra.main reads its flags from there and nowhere else
+    try:
+        door()
+    finally:
+        sys.argv = saved
+
+
+@contextmanager
+def _full_errors() -> Iterator[bool]:
+    """Make Hydra raise instead of printing; yields whether the user had asked for tracebacks."""
+    saved = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield saved == "1"
+    finally:
+        if saved is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = saved
+
+
+def _check_flags(command: str, args: argparse.Namespace) -> None:
+    if args.multirun and command == "run":
+        raise ConfigError("--multirun is normstudy sweep: normstudy run trains one run")
+    if args.run and command == "sweep":
+        raise ConfigError("--run is normstudy run: normstudy sweep trains many")
+    if args.dry_run and command == "run":
+        raise ConfigError("--dry-run is a flag of normstudy sweep: normstudy run --cfg job shows a run's config")
+    if args.experimental_rerun is not None:
+        raise ConfigError("--experimental-rerun reads a pickle and is not supported: repeat the command")
+    if args.config_path is not None:
+        raise ConfigError(f"--config-path would replace normstudy's own conf/: use --config-dir {args.config_path}")
+    if args.resolve and args.cfg is None:
+        raise ConfigError("--resolve belongs to --cfg: add --cfg job")
+    if args.package is not None and args.cfg is None:
+        raise ConfigError("--package belongs to --cfg: add --cfg job")
+    if args.cfg is not None and args.info is not None:
+        raise ConfigError("--cfg and --info exclude each other: give one")
+    if args.config_dir is not None and not Path(args.config_dir).is_dir():
+        raise ConfigError(f"--config-dir {args.config_dir} is not a folder")
+
+
+def _flags(args: argparse.Namespace) -> list[str]:
+    """The flags for Hydra's own parser, which reads overrides and flags in one order only."""
+    flags = []
+    for name in ("cfg", "info", "package", "config_dir", "config_name"):
+        if getattr(args, name) is not None:
+            flags += [f"--{name.replace('_', '-')}", getattr(args, name)]
+    return flags + [f"--{n.replace('_', '-')}" for n in ("resolve", "hydra_help") if getattr(args, n)]
+
+
+def _check_overrides(command: str, words: list[str], shows: bool) -> None:
+    for override in OverridesParser.create().parse_overrides(words):
+        line, key = str(override.input_line), override.key_or_group
+        if override.is_hydra_override():
+            continue
+        if override.type is not OverrideType.CHANGE:
+            raise ConfigError(f"{line}: normstudy's keys are fixed, + and ~ are for hydra's: write key=value")
+        if not override.is_sweep_override():
+            if key in GROUPS and override.value() in (None, ""):
+                raise ConfigError(f"{line}: the group {key} cannot be empty: choose {_options(key)}")
+        elif key in NOT_SWEPT:
+            raise ConfigError(not_swept(line))
+        elif shows:
+            raise ConfigError(f"{line} is a sweep, and --cfg and --info show one config: give one value")
+        elif command == "run":
+            raise ConfigError(f"{line} is a sweep, and normstudy run trains one run: use normstudy sweep")
+
+
+def not_swept(line: str) -> str:
+    """The line for a swept experiment, study or results_dir."""
+    return f"{line}: one sweep fills one study; {', '.join(NOT_SWEPT)} are not swept: give one value"
+
+
+def _options(group: str) -> str:
+    return ", ".join(sorted(p.stem for p in (conf_dir() / group).glob("*.yaml")))
+
+
+# ---- errors -------------------------------------------------------------------------------------------
+
+
+def known_keys() -> list[str]:
+    """Every key that a command line may set, dotted, with the groups and `experiment`."""
+    keys = ["experiment", *GROUPS]
+    for top in dataclasses.fields(RunConfig):
+        kind = typing.get_type_hints(RunConfig)[top.name]
+        if dataclasses.is_dataclass(kind):
+            keys += [f"{top.name}.{leaf.name}" for leaf in dataclasses.fields(kind)]
+        else:
+            keys.append(top.name)
+    return keys
+
+
+def _nearest_key(key: str) -> str:
+    """`" Did you mean model.n_layers?"` for a misspelt key, or for one without its group."""
+    full = {k: k for k in known_keys()}
+    leaves = {k.rsplit(".", 1)[-1]: k for k in full if not k.endswith(".name")}
+    words = leaves | full
+    last = key.rsplit(".", 1)[-1]
+    if last in leaves:
+        return f" Did you mean {leaves[last]}?"
+    close = difflib.get_close_matches(key, words, n=1, cutoff=0.6)
+    return f" Did you mean {words[close[0]]}?" if close else ""
+
+
+def _allowed(key: str) -> str:
+    """`an integer`, `a number` or `text`, by the type of the field behind a dotted key."""
+    kind: object = RunConfig
+    for part in key.split("."):
+        kind = typing.get_type_hints(kind).get(part)
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    names = {int: "an integer", float: "a number", str: "text", types.NoneType: "null"}
+    return " or ".join(names.get(k, "a group of keys") for k in kinds)
+
+
+def one_line(error: BaseException) -> str | None:
+    """The one line for an error of Hydra, OmegaConf or YAML; None for any other, which is a bug of ours."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if isinstance(error, MissingConfigException):
+        return _missing(error)
+    if isinstance(error, yaml.YAMLError):
+        return _broken_yaml(error)
+    if isinstance(error, HydraException):
+        inner = error.__cause__ or error.__context__
+        if isinstance(inner, OmegaConfBaseException):
+            return _omegaconf(inner, str(error))
+        return _first_line(error)
+    if isinstance(error, OmegaConfBaseException):
+        return _omegaconf(error, "")
+    if isinstance(error, UnicodeDecodeError) and _raised_in(error, "codecs"):
+        return f"a config file is not UTF-8 text: {error}"
+    if isinstance(error, ValueError) and _raised_in(error, "hydra", "omegaconf", "antlr4", "yaml"):
+        return _first_line(error)
+    return None
+
+
+def _raised_in(error: BaseException, *packages: str) -> bool:
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    return tb is not None and tb.tb_frame.f_globals.get("__name__", "").split(".")[0] in packages
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _unreadable(word: str) -> str:
+    if "=" not in word:
+        return f"{word!r} is not key=value"
+    return f"""{word!r} cannot be read: quote a value that holds special characters, as in 'key="value"'"""
+
+
+def _missing(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if not group or error.options is None:
+        if error.missing_cfg_file:
+            return f"config {error.missing_cfg_file!r} not found: see --config-name and --config-dir"
+        return _first_line(error)
+    if group.startswith("hydra/"):
+        return f"{group}={name} is not installed: choose one of {', '.join(error.options)}"
+    return f"{group} {name!r} is not one of {', '.join(error.options)}.{nearest(name, error.options)}"
+
+
+def _broken_yaml(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"broken YAML: {' '.join(str(error).split())}"
+    return f"broken YAML in {mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+
+
+def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:
+    """A wrong key or value: which, what is allowed, and in which file (from Hydra's text around it)."""
+    file = re.match(r"In '([^']+)'", outer)
+    where = f"in {file[1]}.yaml: " if file else ""
+    typed = re.match(r"Error merging override ([^=]+)=(.*)", outer)
+    key = str(error.full_key or error.key or "")
+    if typed and not key.startswith(f"{typed[1]}."):
+        key, value = typed[1], typed[2]
+    else:
+        found = re.search(r"[Vv]alue:? '?(.*?)'?(?: of type|$)", str(error.msg))
+        value = found[1] if found else ""
+    reason = _first_line(error)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        if key == "experiment" and file:
+            return f"{where}its keys must be at the top: begin the file with '# @package _global_'"
+        return f"{where}unknown key {key}.{_nearest_key(key) or ' See normstudy run --cfg job.'}"
+    if key in known_keys() and isinstance(error, ValidationError):
+        return f"{where}{key} {value!r} is not {_allowed(key)}{_as_integer(key, value)}"
+    return f"{where}{key} {reason}".strip()
+
+
+def _as_integer(key: str, value: str) -> str:
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    whole = _allowed(key).startswith("an integer") and math.isfinite(number) and number == int(number)
+    return f": write {int(number)}" if whole else ""

@@ -1,0 +1,80 @@
+"""The figures of a study, drawn from its Parquet tables alone: never imports torch, same bytes every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from normstudy.config import ConfigError, nearest
+from normstudy.figures import style
+from normstudy.figures.final_grid import final_grid
+from normstudy.figures.gradient_profile import gradient_profile
+from normstudy.figures.gradient_ratio import gradient_ratio
+from normstudy.figures.headline import headline
+from normstudy.figures.heatmap import heatmap
+from normstudy.figures.loss_curves import loss_curves, training_loss
+from normstudy.figures.residual_path import residual_path
+from normstudy.figures.study import Lacks, Study, load
+
+FIGURES: dict[str, Callable[[Study], Figure]] = {
+    "headline": headline,
+    "loss_curves": loss_curves,
+    "training_loss": training_loss,
+    "gradient_ratio": gradient_ratio,
+    "gradient_profile": gradient_profile,
+    "residual_path": residual_path,
+    "heatmap": heatmap,
+    "final_grid": final_grid,
+}
+
+
+@dataclass
+class PlotResult:
+    """The files that were written, and one line for each figure that the study cannot give."""
+
+    paths: list[Path] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def plot_study(
+    study_dir: Path,
+    *,
+    where: dict[str, str] | None = None,
+    fmt: str = "png",
+    out: Path | None = None,
+    only: list[str] | None = None,
+) -> PlotResult:
+    """Draw a study's figures into `out`, by default its own folder `figures`.
+
+    where: column -> value, as on the command line; only: names of FIGURES.
+    Raises ConfigError for a folder that is no study or has no finished run, and for an unknown name.
+    """
+    if fmt not in style.FORMATS:
+        raise ConfigError(
+            f"format {fmt!r} is not one of {', '.join(style.FORMATS)}.{nearest(fmt, style.FORMATS)}"
+        )
+    for name in only or []:
+        if name not in FIGURES:
+            raise ConfigError(f"figure {name!r} is not one of {', '.join(FIGURES)}.{nearest(name, FIGURES)}")
+    study = load(Path(study_dir), where)
+    folder = Path(study_dir) / "figures" if out is None else Path(out)
+    result = PlotResult()
+    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
+        for name in only or FIGURES:
+            try:
+                fig = FIGURES[name](study)
+            except Lacks as lack:
+                result.skipped.append(f"{name}: {lack}")
+                continue
+            path = folder / f"{name}.{fmt}"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                style.save(fig, path, fmt)
+            except OSError as error:
+                raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+            result.paths.append(path)
+    return result

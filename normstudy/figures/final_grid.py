@@ -1,0 +1,160 @@
+"""Where every run of a study ended: final validation loss and outcome over what was swept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from normstudy import config as cfg
+from normstudy.analysis.select import native
+from normstudy.figures import layout, style
+from normstudy.figures.study import Lacks, Look, Study, label, swept, values
+
+MAX_PANELS = 6
+DODGE = 0.5  # the share of the gap between two x values over which the arms are spread
+
+
+@dataclass(frozen=True)
+class XAxis:
+    """The swept column on the x axis: a place for each of its values."""
+
+    column: str
+    places: dict[object, float]
+    scale: str  # "linear", "log" or "even": how the places follow the values
+
+    @property
+    def gap(self) -> float:
+        """The smallest distance between two places."""
+        found = sorted(self.places.values())
+        return min(np.diff(found), default=1.0)
+
+
+def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
+    """The numeric column with most values that is neither color nor line style, else any swept column."""
+    preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
+    varying = swept(runs)
+    kinds = cfg.asked_types()
+    numeric = [c for c in varying if kinds.get(c) in (int, float) and c not in taken]
+    if not numeric:
+        numeric = [c for c in varying if kinds.get(c) in (int, float)]
+    if numeric:
+        rank = {c: i for i, c in enumerate(preferred)}
+        column = min(numeric, key=lambda c: (-runs[c].nunique(dropna=False), rank.get(c, len(rank))))
+    else:
+        column = varying[0] if varying else "placement"
+    found = values(runs, column)
+    sizes = [float(v) for v in found if isinstance(v, int | float)]
+    if len(sizes) < len(found) or len(found) < 2:
+        return XAxis(column, {v: float(i) for i, v in enumerate(found)}, "even")
+    if min(sizes) > 0 and max(sizes) / min(sizes) > 10:
+        return XAxis(column, {v: float(np.log10(s)) for v, s in zip(found, sizes, strict=True)}, "log")
+    gaps = np.diff(sizes)
+    if gaps.max() > 8 * gaps.min():
+        return XAxis(column, {v: float(i) for i, v in enumerate(found)}, "even")
+    return XAxis(column, dict(zip(found, sizes, strict=True)), "linear")
+
+
+def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
+    """hue, dash, run_id, outcome, place, value: where each run stands; a diverged run has no value."""
+    value = runs["final_val_loss"].astype(float).where(runs["outcome"] != "diverged")
+    return runs[["hue", "dash", "run_id", "outcome"]].assign(
+        place=[x.places[native(x.column, v)] for v in runs[x.column]], value=value
+    )
+
+
+def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) -> None:
+    """A marker per run, its shape the outcome, and a line through the means over seeds.
+
+    Diverged runs stand at the height `edge`. A mean exists only where no seed diverged: a mean of the
+    survivors would hide them. Arms and seeds stand side by side, since stuck runs end at the same loss.
+    """
+    # what the x axis tells apart needs neither its own line nor its own room
+    hues = [h for h in look.colors if (table["hue"] == h).any()]
+    dashes = [d for d in look.dashes if (table["dash"] == d).any()]
+    by_hue, by_dash = look.hue != x.column, look.dash != x.column
+    slots = (len(hues) if by_hue else 1) * (len(dashes) if by_dash else 1)
+    width = DODGE * x.gap / slots
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for i, hue in enumerate(hues):
+        for j, dash in enumerate(dashes):
+            slot = (i * by_hue) * (len(dashes) if by_dash else 1) + j * by_dash
+            shift = (slot - (slots - 1) / 2) * width
+            arm = table[(table["hue"] == hue) & (table["dash"] == dash)]
+            for place, runs in arm.groupby("place"):
+                center = float(str(place)) + shift
+                spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (
+                    len(runs) > 1
+                )
+                _draw_runs(ax, runs.assign(place=spots), look.colors[hue], edge)
+                mean = float(runs["value"].mean(skipna=False))
+                lines.setdefault((hue, dash if by_dash else ""), []).append((center, mean))
+    for (hue, dash), points in lines.items():
+        places, means = zip(*sorted(points), strict=True)
+        ax.plot(
+            places, means, color=look.colors[hue], ls=look.dashes.get(dash, "-"), lw=1.1, zorder=2,
+            marker="_" if len(points) == 1 else "", ms=16, mew=1.1, gid=f"mean:{hue}:{dash}",
+        )  # fmt: skip
+
+
+def _draw_runs(ax: Axes, runs: pd.DataFrame, color: str, edge: float) -> None:
+    for run_id, outcome, place, value in zip(
+        runs["run_id"], runs["outcome"], runs["place"], runs["value"].fillna(edge), strict=True
+    ):
+        ax.plot(
+            [place], [value], ls="none", marker=style.OUTCOME_MARKERS[outcome], color=color, mec="white",
+            mew=0.4, ms=5.5 if outcome == "diverged" else 4, zorder=3, gid=f"{outcome}:{run_id}",
+        )  # fmt: skip
+
+
+def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
+    """Of the loss axis: every finite end and the nearest reference, and room for diverged runs above."""
+    low, high = min(ended, default=min(references)), max(ended, default=max(references))
+    nearest = min(references, key=lambda r: max(low - r, r - high, 0.0))
+    low, high = min(low, nearest), max(high, nearest)
+    margin = 0.07 * max(high - low, 0.01)
+    return low - margin, high + (3 if diverged else 1) * margin
+
+
+def final_grid(study: Study) -> Figure:
+    """Final validation loss and outcome of every run over the swept columns."""
+    if not swept(study.runs):
+        raise Lacks("nothing was swept but the seed")
+    look = study.look
+    x = x_axis(study.runs, (look.hue, look.dash))
+    settings, notes = study.settings(study.runs, MAX_PANELS, skip=(x.column,))
+    shown = pd.concat([s.runs for s in settings])
+    tables = [grid_table(s.runs, x) for s in settings]
+    references = [v for s in settings for _, v in layout.entropies(s.runs)]
+    ended = [float(v) for t in tables for v in t["value"].dropna()]
+    low, high = limits(ended, references, diverged=bool((shown["outcome"] == "diverged").any()))
+
+    fig, axes = layout.panels(len(settings), columns=3, height=2.2)
+    one_text = layout.same_text(settings)
+    outer = layout.last_in_row(axes)
+    for ax, setting, table in zip(axes, settings, tables, strict=True):
+        lines = [r for r in layout.entropies(setting.runs) if low <= r[1] <= high]
+        layout.reference_lines(ax, lines, labelled=ax in outer or not one_text)
+        draw_grid(ax, table, look, x, edge=high - 0.04 * (high - low))
+        ax.set_title(setting.title, loc="left")
+        ax.set_ylim(low, high)
+        ax.set_xlim(min(x.places.values()) - 0.5 * x.gap, max(x.places.values()) + 0.5 * x.gap)
+        ax.set_xticks(list(x.places.values()), [label(v) for v in x.places])
+    for ax in layout.first_column(axes):
+        ax.set_ylabel("final validation loss,\nnats per token")
+    for ax in layout.bottom_row(axes):
+        ax.set_xlabel(x.column + (" (log axis)" if x.scale == "log" else ""))
+    layout.title(
+        fig,
+        study,
+        f"Final validation loss and outcome against {x.column}; marker: one run, line: mean over seeds",
+        shown,
+        notes,
+    )
+    found = [o for o in style.OUTCOME_MARKERS if (shown["outcome"] == o).any()]
+    layout.legend(fig, look, [layout.outcome_handle(o) for o in found], dashes=look.dash != x.column)
+    return fig

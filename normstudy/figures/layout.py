@@ -1,0 +1,287 @@
+"""Pieces that several figures share: the grid of panels, the title, the legend, axes, lines over seeds."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from normstudy.analysis.select import native
+from normstudy.figures import style
+from normstudy.figures.study import Look, Setting, Study, label, varies
+
+
+def panels(
+    n: int, *, columns: int = 3, height: float = 2.0, width: float | None = None, sharex: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `n` panels that share their y axis, in rows of at most `columns`."""
+    across = {4: 2, 5: 5}.get(n, min(n, columns)) if columns == 3 else min(n, columns)
+    down = -(-n // across)
+    if width is None:
+        width = style.TWO_COLUMNS if across > 1 else style.TWO_COLUMNS * 0.62
+    fig = Figure(figsize=(width, height * down + 0.9), layout="constrained")
+    grid = fig.subplots(down, across, sharex=sharex, sharey=True, squeeze=False).ravel().tolist()
+    for spare in grid[n:]:
+        spare.remove()
+    axes: list[Axes] = grid[:n]
+    if sharex:
+        for ax in axes[max(0, n - across) :]:  # a panel above a removed one is the lowest of its column
+            ax.tick_params(labelbottom=True)
+    return fig, axes
+
+
+def bottom_row(axes: Sequence[Axes]) -> list[Axes]:
+    """The lowest panel of each column."""
+    lowest: dict[int, Axes] = {}
+    for ax in axes:
+        spec = ax.get_subplotspec()
+        assert spec is not None
+        lowest[spec.colspan.start] = ax
+    return list(lowest.values())
+
+
+def first_column(axes: Sequence[Axes]) -> list[Axes]:
+    """The leftmost panel of each row."""
+    return [ax for ax in axes if (spec := ax.get_subplotspec()) is not None and spec.is_first_col()]
+
+
+def last_in_row(axes: Sequence[Axes]) -> list[Axes]:
+    """The rightmost panel of each row."""
+    last: dict[int, Axes] = {}
+    for ax in axes:
+        spec = ax.get_subplotspec()
+        assert spec is not None
+        last[spec.rowspan.start] = ax
+    return list(last.values())
+
+
+# ---- words ----------------------------------------------------------------------------------------------
+
+
+def shared(runs: pd.DataFrame, columns: Sequence[str]) -> str:
+    """What all these runs have in common: `n_layers=6, peak_lr=3e-3`."""
+    return ", ".join(f"{c}={label(native(c, runs[c].iloc[0]))}" for c in columns if not varies(runs, c))
+
+
+def seeds(runs: pd.DataFrame, study: Study) -> str:
+    """How many runs stand behind each line: `5 seeds`, or `2-5 seeds`."""
+    keys = ["hue", "dash", *study.panel_fields]
+    n = runs.groupby(keys, dropna=False).size()
+    low, high = int(n.min()), int(n.max())
+    return f"{low} seed{'s' if low > 1 else ''}" if low == high else f"{low} to {high} seeds"
+
+
+def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Sequence[str] = ()) -> None:
+    """What is shown, of which study, from how many seeds, and what is left out."""
+    name = study.folder.resolve().name
+    context = [f"study {name}", shared(runs, ("n_layers", "peak_lr")), seeds(runs, study)]
+    outcome = runs["outcome"].value_counts()
+    if outcome.get("diverged", 0):
+        context.append(f"{outcome['diverged']} of {len(runs)} runs diverged")
+    if study.unfinished:
+        context.append(f"{study.unfinished} unfinished or failed runs not shown")
+    width = int(fig.get_figwidth() * 16.8)
+    second = " · ".join(part for part in [*context, *notes, *study.look.notes] if part)
+    lines = [*textwrap.wrap(what, width), *textwrap.wrap(second, width)]
+    fig.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.35)
+
+
+def legend(fig: Figure, look: Look, extra: Sequence[Artist] = (), *, dashes: bool = True) -> None:
+    """One legend below the panels: rows for the colors, the line styles, the rest; one row where all fit."""
+    blank = Line2D([], [], ls="none", label=" ")
+    groups: list[list[Artist]] = [
+        [Line2D([], [], color=c, lw=style.BOLD, label=f"{look.hue}={n}") for n, c in look.colors.items()]
+    ]
+    if dashes and look.dash is not None:
+        groups.append(
+            [
+                Line2D([], [], color="black", lw=style.BOLD, ls=d, label=f"{look.dash}={n}")
+                for n, d in look.dashes.items()
+            ]
+        )
+    if extra:
+        groups.append(list(extra))
+
+    room = fig.get_figwidth() * 16  # characters, a handle taking about six
+    widest = max(_cells([a]) for group in groups for a in group)
+    per_row = max(2, int(room / widest))
+    if sum(_cells(group) for group in groups) <= room:
+        rows = [[artist for group in groups for artist in group]]
+    else:
+        rows = [group[i : i + per_row] for group in groups for i in range(0, len(group), per_row)]
+    columns = max(len(row) for row in rows)
+    grid = [row + [blank] * (columns - len(row)) for row in rows]
+    # matplotlib fills a legend column by column
+    fig.legend(
+        handles=[row[i] for i in range(columns) for row in grid], loc="outside lower center", ncols=columns
+    )
+
+
+def _cells(artists: Sequence[Artist]) -> int:
+    return sum(6 + len(str(a.get_label())) for a in artists)
+
+
+def outcome_handle(outcome: str) -> Line2D:
+    """The legend entry of an outcome's marker."""
+    return Line2D([], [], ls="none", marker=style.OUTCOME_MARKERS[outcome], color=style.GREY, label=outcome)
+
+
+# ---- axes -----------------------------------------------------------------------------------------------
+
+
+def step_axis(ax: Axes, last: int, *, log: bool) -> None:
+    """A step axis; `log` stretches the first updates (log of step + 1) and labels the last one."""
+    spec = ax.get_subplotspec()
+    narrow = spec is not None and spec.get_gridspec().ncols > 3
+    if not log:
+        ax.set_xlim(-0.02 * last, 1.02 * last)  # markers at the ends stay whole
+        ax.xaxis.set_major_locator(MaxNLocator(4 if narrow else 5, integer=True, steps=[1, 2, 5, 10]))
+        return
+    ax.set_xscale("function", functions=(_log1p, np.expm1))
+    ax.set_xlim(0, max(last, 1))
+    ax.xaxis.set_major_locator(FixedLocator(log_ticks(last, 3 if narrow else 2.2)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
+
+
+def _log1p(x: np.ndarray) -> np.ndarray:
+    return np.asarray(np.log1p(np.maximum(x, -0.999)))
+
+
+def log_ticks(last: int, apart: float) -> list[int]:
+    """0, 5, 20, 100, 500, ... and the last step; step + 1 grows at least by the factor `apart`."""
+    ticks = [0]
+    for step in (1, 5, 20, 100, 500, 2000, 10_000, 50_000, 200_000):
+        if step + 1 >= apart * (ticks[-1] + 1) and apart * (step + 1) < last + 1:
+            ticks.append(step)
+    return [*ticks, last]
+
+
+def norm_axis(ax: Axes) -> None:
+    """A logarithmic y axis; below two decades its ticks are plain numbers, since 2 × 10⁰ is hard to read."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    if high < 100 * low:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def layer_axis(ax: Axes, axis: str, top: int) -> None:
+    """Integer ticks for layers 0 to `top`, about eight at most, both ends among them."""
+    every = max(1, -(-top // 7))
+    ticks = [t for t in range(0, top + 1, every) if t == 0 or top - t >= every * 0.6] + [top]
+    (ax.set_xticks if axis == "x" else ax.set_yticks)(sorted(set(ticks)))
+
+
+# ---- lines over seeds -----------------------------------------------------------------------------------
+
+
+def seed_mean(table: pd.DataFrame, sizes: dict[tuple[str, str], int], *, log: bool) -> pd.DataFrame:
+    """Mean of `value` over the seeds of each (hue, dash), geometric with `log`.
+
+    It exists only where every seed has a value: a mean of the survivors would hide the runs that ended.
+    """
+    rows = table.assign(value=np.log(table["value"])) if log else table
+    mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index()
+    whole = [sizes[h, d] for h, d in zip(mean["hue"], mean["dash"], strict=True)]
+    mean = mean[mean["size"] == whole].rename(columns={"mean": "value"})
+    return mean.assign(value=np.exp(mean["value"])) if log else mean
+
+
+def last_tenth(mean: pd.DataFrame) -> pd.DataFrame:
+    """`value` at each step t as its mean over the steps from 0.9 t to t: the same width all over a log axis.
+
+    The steps are 0, 1, 2, ...
+    """
+    sums = np.concatenate([[0.0], np.cumsum(mean["value"])])
+    ends = np.arange(1, len(mean) + 1)
+    width = 1 + (ends - 1) // 10
+    return mean.assign(value=(sums[ends] - sums[ends - width]) / width)
+
+
+def draw_seed_lines(
+    ax: Axes,
+    table: pd.DataFrame,
+    sizes: dict[tuple[str, str], int],
+    look: Look,
+    *,
+    log: bool,
+    smooth: bool = False,
+) -> None:
+    """A thin line per seed and the bold mean over seeds.
+
+    table: columns hue, dash, run_id, step, value; sizes: (hue, dash) -> seeds; log: the mean is geometric;
+    smooth: it is taken over the last tenth of the steps as well.
+    """
+    mean = seed_mean(table, sizes, log=log)
+    for hue, dash in sizes:
+        color, pattern, name = look.colors[hue], look.dashes[dash], f"{hue}:{dash}"
+        mine = table[(table["hue"] == hue) & (table["dash"] == dash)]
+        for run_id, line in mine.groupby("run_id", sort=True):
+            seed = ax.plot(line["step"], line["value"], color=color, ls=pattern, lw=style.THIN, alpha=0.4)
+            seed[0].set_gid(f"seed:{run_id}")
+        bold = mean[(mean["hue"] == hue) & (mean["dash"] == dash)].sort_values("step")
+        if smooth:
+            bold = last_tenth(bold)
+        # dashes of lines over one another would close their gaps: a white edge keeps them readable
+        ax.plot(bold["step"], bold["value"], color="white", lw=style.BOLD + 1, alpha=0.7, zorder=2.5)
+        few = "." if 0 < len(bold) <= 16 else ""  # where the points are sparse, show them
+        ax.plot(
+            bold["step"], bold["value"], color=color, ls=pattern, lw=style.BOLD, marker=few, ms=5, zorder=3,
+            gid=f"mean:{name}",
+        )  # fmt: skip
+
+
+def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
+    """The marker of a diverged run at its last finite point; ends: columns hue, run_id, step, value."""
+    for run_id, hue, step, value in zip(
+        ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True
+    ):
+        ax.plot(
+            [step], [value], marker=style.OUTCOME_MARKERS["diverged"], ms=6, ls="none", zorder=5,
+            color=look.colors[hue], mec="white", mew=0.6, clip_on=False, gid=f"diverged:{run_id}",
+        )  # fmt: skip
+
+
+def reference_lines(ax: Axes, references: Sequence[tuple[str, float]], *, labelled: bool) -> None:
+    """Horizontal lines at known losses, named at the right edge, outside the panel."""
+    for name, value in references:
+        ax.axhline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
+        if labelled:
+            ax.annotate(
+                f"{name}\n{value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                textcoords="offset points", va="center", fontsize=6, color=style.GREY, annotation_clip=False,
+            )  # fmt: skip
+
+
+def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
+    """The reference losses of a panel's text: uniform, unigram and bigram prediction, in nats per token."""
+    first = runs.iloc[0]
+    return [
+        ("ln(vocab)", float(first["ln_vocab"])),
+        ("unigram", float(first["unigram_entropy"])),
+        ("bigram", float(first["bigram_entropy"])),
+    ]
+
+
+def same_text(settings: Sequence[Setting]) -> bool:
+    """Whether one set of reference labels is right for every panel."""
+    return len({sha for s in settings for sha in s.runs["data_sha256"]}) == 1
+
+
+def sizes(arms: Sequence[tuple[str, str, pd.DataFrame]]) -> dict[tuple[str, str], int]:
+    """(hue, dash) -> number of runs."""
+    return {(hue, dash): len(runs) for hue, dash, runs in arms}
+
+
+def last_step(runs: pd.DataFrame) -> int:
+    """The last recorded step of the longest run."""
+    return int(runs["n_steps"].max()) - 1

@@ -1,0 +1,104 @@
+"""How a figure looks, as plain data: the caller applies `rc()` with `matplotlib.rc_context`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# Widths in inches of one and two columns of a paper; every size below is meant at that width.
+ONE_COLUMN = 3.4
+TWO_COLUMNS = 7.0
+FORMATS = ("png", "svg", "pdf")
+
+# A dash pattern as matplotlib takes it: an offset and lengths on and off in units of the line width.
+LineStyle = tuple[float, tuple[float, ...]] | str
+
+# Fixed colors, so that a placement looks the same in every figure of every study. The rest of the list was
+# chosen farthest first in OKLab, under normal vision and simulated deuteranopia, protanopia and tritanopia,
+# from the colors with a contrast of at least 2.3 against white.
+PLACEMENT_COLORS = {"pre": "#0072B2", "post": "#D55E00"}
+OTHER_COLORS = (
+    "#333300", "#BB99FF", "#66BB88", "#111199", "#883366", "#AA55FF",
+    "#5500DD", "#551155", "#665500", "#DD9922", "#996666", "#5599AA",
+)  # fmt: skip
+
+DASHES: tuple[LineStyle, ...] = (
+    "-",
+    (0, (3.5, 1.5)),
+    (0, (1, 1.2)),
+    (0, (5, 1.2, 1, 1.2)),
+    (0, (8, 1.5)),
+)
+
+# One shape per outcome; the size keeps the area of the shapes alike.
+OUTCOME_MARKERS = {
+    "learned": "o",
+    "partial": "s",
+    "unfinished": "P",
+    "spiked": "^",
+    "stuck": "v",
+    "collapsed": "D",
+    "diverged": "X",
+}
+
+SEQUENTIAL = "cividis"  # monotone in lightness, made for color-blind readers
+GREY = "#666666"
+THIN, BOLD = 0.5, 1.6  # line widths of one seed and of the mean over seeds
+
+
+# rc settings that say where a program runs, not how a figure looks; setting some has side effects.
+_MACHINE = (
+    "backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "savefig.directory", "docstring",
+    "macosx",
+)  # fmt: skip
+
+
+def rc() -> dict[str, object]:
+    """The rc settings of every figure, on matplotlib's defaults: a user's own rc file changes nothing."""
+    base: dict[str, object] = {
+        k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_MACHINE)
+    }
+    return base | {
+        "figure.dpi": 100,
+        "savefig.dpi": 220,
+        "font.size": 7.5,
+        "axes.titlesize": 7.5,
+        "axes.labelsize": 7.5,
+        "figure.titlesize": 8,
+        "xtick.labelsize": 6.5,
+        "ytick.labelsize": 6.5,
+        "legend.fontsize": 7,
+        "legend.frameon": False,
+        "legend.handlelength": 2.6,
+        "legend.columnspacing": 1.4,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.minor.width": 0.4,
+        "ytick.minor.width": 0.4,
+        "lines.markersize": 4,
+        "lines.scale_dashes": True,
+        "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+        "svg.fonttype": "path",
+        "svg.hashsalt": "normstudy",  # else the ids in an SVG are random
+    }
+
+
+def save(fig: Figure, path: Path, fmt: str) -> None:
+    """Write a figure; the same figure gives the same bytes under one version of matplotlib.
+
+    A PNG's `Software` text says which version drew it, so that bytes are compared under that version only.
+    """
+    metadata: dict[str, dict[str, str | None]] = {
+        "png": {"Software": f"Matplotlib {matplotlib.__version__}"},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+    }
+    sink = io.BytesIO()
+    fig.savefig(sink, format=fmt, metadata=metadata[fmt])
+    path.write_bytes(sink.getvalue())

@@ -1,0 +1,91 @@
+"""What a step measures: the norms of every module's gradient, parameters and update, and of the residual stream.
+
+A module's norm is the root of the sum of squares over its tensors, so the squares of all modules' norms add up to
+the square of the global norm. Norms come one a tensor as (tensors, runs) float32 and are combined in float64.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normstudy.config import ProbeConfig
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+# The part of a block that a parameter belongs to. Q, K, V and their biases are one module.
+_IN_BLOCK = {
+    "attn.q": "attn_in", "attn.k": "attn_in", "attn.v": "attn_in", "attn.out": "attn_out",
+    "mlp.w1": "mlp_in", "mlp.w2": "mlp_out",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Norms at a probed step. grad, param, update: (modules, runs); rms, residual_grad: (n_layers + 1, runs)."""
+
+    grad: Array
+    param: Array
+    update: Array
+    rms: Array
+    residual_grad: Array
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The rows that `modules` has at a probed step, and which tensors belong to each.
+
+    layer: one a row, None outside the blocks; name: one a row; row_of_tensor: (tensors,) int.
+    """
+
+    layer: list[int | None]
+    name: list[str]
+    row_of_tensor: list[int]
+
+    def combine(self, norms: Array) -> Array:
+        """Root-sum-of-squares by module: (tensors, runs) -> (rows, runs)."""
+        squares = np.zeros((len(self.name), norms.shape[1]))
+        np.add.at(squares, self.row_of_tensor, norms**2)
+        return np.sqrt(squares)
+
+
+def module_of(parameter: str) -> tuple[int | None, str]:
+    """(layer or None, module) of a parameter's name: 'blocks.3.attn.q.weight' -> (3, 'attn_in')."""
+    inside = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(?:weight|bias|gamma|beta)", parameter)
+    if inside is None:
+        return None, parameter.split(".")[0]
+    part = inside[2]
+    return int(inside[1]), _IN_BLOCK.get(part, part)
+
+
+def modules_of(parameters: list[str]) -> Modules:
+    """The modules of a model, blocks first in order, then embed, pos, final_norm and unembed."""
+    keys = [module_of(p) for p in parameters]
+    rows = sorted(set(keys), key=lambda k: (k[0] is None, k[0] if k[0] is not None else 0, keys.index(k)))
+    return Modules([layer for layer, _ in rows], [name for _, name in rows], [rows.index(k) for k in keys])
+
+
+def is_probed(step: int, n_steps: int, probe: ProbeConfig) -> bool:
+    """Whether `modules` and `residual` have rows at a step: densely at first, then every so often, and the last."""
+    return step < probe.dense_steps or step % probe.every == 0 or step == n_steps - 1
+
+
+def sum_by_run(values: Array) -> Array:
+    """(n, runs) -> (runs,), in an order that does not depend on the number of runs, as numpy's sum(0) does."""
+    return np.asarray(np.ascontiguousarray(values.T).sum(1))
+
+
+def global_norm(norms: Array) -> Array:
+    """(tensors, runs) -> (runs,): the L2 norm over all tensors."""
+    return np.asarray(np.sqrt(sum_by_run(norms**2)))
+
+
+def rms_by_run(x: Tensor) -> Tensor:
+    """Root mean square over all but the run axis: (runs, ...) -> (runs,)."""
+    flat = x.reshape(len(x), -1)
+    rms: Tensor = torch.linalg.vector_norm(flat, dim=1) / flat.shape[1] ** 0.5
+    return rms

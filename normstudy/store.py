@@ -1,0 +1,294 @@
+"""The Parquet tables of a study: their schemas, and the only code that writes or reads them.
+
+    results/<study>/tables/runs/<run_id>.parquet                        one row a run
+    results/<study>/tables/{steps,modules,residual}/<run_id>-<window>.parquet
+    results/<study>/state/                                              files being written, logs, the lock
+
+A window is a fixed range of steps, part of the format. Its file is written whole in state/ and moved in once;
+one that exists is left. So a table folder holds finished files only, and no series file is ever changed.
+Every folder holds `0-schema.parquet`, which has no rows, so that readers see the columns from the first moment.
+`results/README.md` says what each column means.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from normstudy import config as cfg
+from normstudy.config import ConfigError, RunConfig
+
+SERIES = ("steps", "modules", "residual")
+TABLES = ("runs", *SERIES)
+SCHEMA_FILE = "0-schema.parquet"
+COMPACTED_FILE = "1-compacted.parquet"
+SEALED = "SEALED"
+
+MODULES = (
+    "embed", "pos", "attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2", "final_norm", "unembed",
+)  # fmt: skip
+
+# Columns of `runs` that two executions of the same run may differ in (DESIGN: outside the promise of equal bits).
+NOT_REPRODUCED = (
+    "wall_time_s", "started_at", "finished_at", "git_commit", "data_path", "python", "torch", "cpu_capability",
+    "device",
+)  # fmt: skip
+
+_ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
+_NAME = pa.dictionary(pa.int32(), pa.string())
+
+
+def _runs_schema() -> pa.Schema:
+    asked = [(column, _ARROW[kind]) for column, kind in cfg.asked_types().items()]
+    return pa.schema(
+        [
+            ("run_id", pa.string()),
+            ("status", pa.string()),
+            *asked,
+            ("resolved_init", pa.string()),
+            ("resolved_d_ff", pa.int64()),
+            ("resolved_final_norm", pa.bool_()),
+            ("resolved_vocab_size", pa.int64()),
+            ("n_params", pa.int64()),
+            ("data_sha256", pa.string()),
+            ("bytes_per_token", pa.float64()),
+            ("ln_vocab", pa.float64()),
+            ("unigram_entropy", pa.float64()),
+            ("bigram_entropy", pa.float64()),
+            ("source_entropy", pa.float64()),
+            ("final_val_loss", pa.float64()),
+            ("final_train_loss", pa.float64()),
+            ("nonfinite_step", pa.int64()),
+            ("identity_version", pa.int64()),
+            ("numerics", pa.int64()),
+            ("wall_time_s", pa.float64()),
+            ("started_at", pa.timestamp("us", tz="UTC")),
+            ("finished_at", pa.timestamp("us", tz="UTC")),
+            ("git_commit", pa.string()),
+            ("python", pa.string()),
+            ("torch", pa.string()),
+            ("cpu_capability", pa.string()),
+            ("device", pa.string()),
+        ]
+    )
+
+
+_F = pa.float32()
+SCHEMAS: dict[str, pa.Schema] = {
+    "runs": _runs_schema(),
+    "steps": pa.schema(
+        [
+            ("run_id", _NAME), ("step", pa.int32()), ("train_loss", _F), ("val_loss", _F), ("lr", _F),
+            ("grad_norm", _F), ("param_norm", _F), ("update_norm", _F),
+        ]
+    ),
+    "modules": pa.schema(
+        [
+            ("run_id", _NAME), ("step", pa.int32()), ("layer", pa.int32()), ("module", _NAME),
+            ("grad_norm", _F), ("param_norm", _F), ("update_norm", _F),
+        ]
+    ),
+    "residual": pa.schema(
+        [("run_id", _NAME), ("step", pa.int32()), ("layer", pa.int32()), ("rms", _F), ("grad_norm", _F)]
+    ),
+}  # fmt: skip
+
+SORT = {
+    "runs": ["run_id"],
+    "steps": ["run_id", "step"],
+    "modules": ["run_id", "step", "layer", "module"],
+    "residual": ["run_id", "step", "layer"],
+}
+
+
+def window_size(n_steps: int) -> int:
+    """Steps in one window of a run of `n_steps`."""
+    return max(200, math.ceil(n_steps / 10))
+
+
+def n_windows(n_steps: int) -> int:
+    """Windows of a run that reaches its last step."""
+    return math.ceil(n_steps / window_size(n_steps))
+
+
+# ---- writing ------------------------------------------------------------------------------------------
+
+
+def write_options(table: str) -> dict[str, object]:
+    """How a table is encoded: `runs` for many one-row files, the series for size (FACTS measured both)."""
+    if table == "runs":
+        return {
+            "compression": "none", "use_dictionary": False, "write_statistics": False,
+            "store_schema": False, "write_page_checksum": True,
+        }  # fmt: skip
+    schema = SCHEMAS[table]
+    floats = [f.name for f in schema if f.type == _F]
+    names = [f.name for f in schema if f.type == _NAME]
+    return {
+        "compression": "zstd", "use_dictionary": [*names, "step", *(["layer"] if "layer" in schema.names else [])],
+        "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT"), "write_page_checksum": True,
+    }  # fmt: skip
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def place(study_dir: Path, relative: str, data: bytes) -> None:
+    """Write a file whole in state/, make it durable, and move it to `study_dir / relative`."""
+    target = study_dir / relative
+    state = study_dir / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    part = state / f"{target.parent.name}-{target.name}.{socket.gethostname()}-{os.getpid()}.part"
+    with open(part, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(part, target)
+    fsync_folder(target.parent)
+
+
+def encode(table: str, content: pa.Table) -> bytes:
+    """The Parquet bytes of one file of a table."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(content, sink, **write_options(table))
+    return bytes(sink.getvalue())
+
+
+def prepare(study_dir: Path) -> None:
+    """Make the folders of a study and the zero-row file of each table."""
+    for table in TABLES:
+        folder = study_dir / "tables" / table
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / SCHEMA_FILE).exists():
+            empty = SCHEMAS[table].empty_table()
+            place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, empty))
+
+
+def write_window(study_dir: Path, run_id: str, window: int, rows: Mapping[str, Mapping[str, Sequence[object]]]) -> None:
+    """Write one window of a run's series: `rows[table][column]`, run_id excepted. An existing file is left."""
+    for table in SERIES:
+        relative = f"tables/{table}/{run_id}-{window:03d}.parquet"
+        if (study_dir / relative).exists():
+            continue
+        columns = dict(rows[table])
+        n = len(next(iter(columns.values())))
+        columns["run_id"] = [run_id] * n
+        content = pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCHEMAS[table]}, schema=SCHEMAS[table])
+        place(study_dir, relative, encode(table, content))
+
+
+def write_run(study_dir: Path, row: Mapping[str, object]) -> None:
+    """Write the `runs` row of one run; missing columns are null. A `done` row is never taken back."""
+    relative = f"tables/runs/{row['run_id']}.parquet"
+    path = study_dir / relative
+    if row["status"] != "done" and path.exists() and read_row(path)["status"] == "done":
+        return
+    unknown = set(row) - set(SCHEMAS["runs"].names)
+    if unknown:
+        raise KeyError(f"no such columns in runs: {sorted(unknown)}")
+    content = pa.table({f.name: pa.array([row.get(f.name)], f.type) for f in SCHEMAS["runs"]}, schema=SCHEMAS["runs"])
+    place(study_dir, relative, encode("runs", content))
+
+
+def read_row(path: Path) -> dict[str, object]:
+    """The row of a one-row file of `runs`."""
+    row: dict[str, object] = pq.ParquetFile(path).read().to_pylist()[0]
+    return row
+
+
+def config_columns(config: RunConfig) -> dict[str, object]:
+    """The asked and resolved config columns of a `runs` row."""
+    resolved = cfg.resolve(config.model)
+    return {
+        **cfg.asked(config),
+        "resolved_init": resolved.init,
+        "resolved_d_ff": resolved.d_ff,
+        "resolved_final_norm": resolved.final_norm,
+        "identity_version": cfg.IDENTITY_VERSION,
+        "numerics": cfg.NUMERICS,
+    }
+
+
+def now() -> datetime.datetime:
+    """The time now, in UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+# ---- reading ------------------------------------------------------------------------------------------
+
+
+def check_is_study(study_dir: Path) -> None:
+    """Raise a ConfigError unless the folder is one of a study."""
+    if not (study_dir / "tables" / "runs").is_dir():
+        what = "is not a study: it has no tables/runs" if study_dir.is_dir() else "does not exist"
+        raise ConfigError(f"{study_dir} {what}. Give the folder of a sweep, such as results/warmup")
+
+
+def read(
+    study_dir: Path | str, table: str, columns: list[str] | None = None, run_ids: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """One table of a study, sorted, as a DataFrame; `run_id` and `module` as plain text.
+
+    columns: only these; run_ids: only the rows of these runs. Raises ConfigError for a folder that is no study.
+    """
+    study_dir = Path(study_dir)
+    check_is_study(study_dir)
+    folder = study_dir / "tables" / table
+    wanted = None if columns is None else list(dict.fromkeys([*SORT[table], *columns]))
+    files = sorted(p for p in folder.iterdir() if p.suffix == ".parquet")
+    if run_ids is not None and len(run_ids) == 0:
+        files = files[:1]
+    parts = []
+    keep = None if run_ids is None else pa.array(sorted(run_ids), pa.string())
+    for path in files:
+        name = path.name
+        if (
+            keep is not None
+            and name not in (SCHEMA_FILE, COMPACTED_FILE)
+            and run_of(table, name) not in set(run_ids or ())
+        ):
+            continue
+        part = pq.ParquetFile(path).read(wanted)
+        if keep is not None and part.num_rows:
+            part = part.filter(pa.compute.is_in(part["run_id"].cast(pa.string()), keep))
+        parts.append(part)
+    frame: pd.DataFrame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
+    for name in ("run_id", "module"):
+        if name in frame:
+            frame[name] = frame[name].astype(object).astype(str)
+    frame = frame.sort_values(SORT[table], kind="stable", ignore_index=True)
+    return frame if columns is None else frame[columns]
+
+
+def run_of(table: str, file_name: str) -> str:
+    stem = file_name.removesuffix(".parquet")
+    return stem if table == "runs" else stem.rpartition("-")[0]
+
+
+def finished_ids(study_dir: Path) -> dict[str, str]:
+    """run_id -> status of every run of a study (empty where there is none yet)."""
+    if not (study_dir / "tables" / "runs").is_dir():
+        return {}
+    runs = read(study_dir, "runs", ["run_id", "status"])
+    return dict(zip(runs["run_id"], runs["status"], strict=True))
+
+
+def float32(values: np.ndarray) -> np.ndarray:
+    """As float32, without a warning where a norm of a dying run overflows."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)

@@ -1,0 +1,8 @@
+"""A door to the installed package: `python scripts/compare.py ...` is `normstudy compare ...`."""
+
+import sys
+
+from normstudy.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["compare", *sys.argv[1:]]))

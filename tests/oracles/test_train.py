@@ -1,0 +1,521 @@
+"""train_batch against a plain loop over one run with torch.optim, and against itself in other batches.
+
+The plain loop shares the model, the draw of the parameters and the batches with train.py, all of which have oracles
+of their own; the forward over many runs, the gradients, the norms, the clipping, the updates and the moments at
+which anything is measured are written here a second time.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from normstudy import data, init, probes, train
+from normstudy.config import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+from normstudy.model import Transformer
+
+torch.set_num_threads(1)
+
+TEXT = data.load(DataConfig(name="synthetic"))
+KINDS = [(placement, norm) for placement in ("pre", "post") for norm in ("layernorm", "rmsnorm")]
+# Above the rounding noise in the key biases' gradient, which is zero in exact arithmetic: with the usual 1e-8 Adam
+# turns that noise into whole updates, which no second program could reproduce.
+EPS = 1e-5
+
+
+def config(
+    placement: str = "pre",
+    norm: str = "layernorm",
+    *,
+    seed: int = 0,
+    data_seed: int | None = None,
+    n_steps: int = 6,
+    peak_lr: float = 1e-2,
+    warmup_steps: int = 0,
+    optimizer: OptimizerConfig | None = None,
+    shape: tuple[int, int, int, int, int] = (2, 16, 2, 3, 8),
+    probe: ProbeConfig | None = None,
+    eval_every: int = 3,
+) -> RunConfig:
+    n_layers, d_model, n_heads, batch_size, seq_len = shape
+    return RunConfig(
+        seed=seed,
+        data_seed=data_seed,
+        model=ModelConfig(placement=placement, norm=norm, n_layers=n_layers, d_model=d_model, n_heads=n_heads),
+        data=DataConfig(name="synthetic", batch_size=batch_size, seq_len=seq_len),
+        optimizer=optimizer or OptimizerConfig(eps=EPS),
+        schedule=ScheduleConfig(peak_lr=peak_lr, warmup_steps=warmup_steps, n_steps=n_steps),
+        probe=probe or ProbeConfig(),
+        eval=EvalConfig(every=eval_every, windows=20),  # more than one chunk of 16, and an uneven one
+    )
+
+
+def trained(configs: list[RunConfig]) -> tuple[list[train.Record], list[train.End]]:
+    """All that train_batch gives; the ends in the order of the runs."""
+    items = list(train.train_batch(configs, TEXT))
+    records = [i for i in items if isinstance(i, train.Record)]
+    ends = sorted((i for i in items if isinstance(i, train.End)), key=lambda e: e.run)
+    assert [e.run for e in ends] == list(range(len(configs)))
+    return records, ends
+
+
+# ---- the plain loop -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Plain:
+    """One step of the plain loop. grad, param, update: module -> norm; rms, residual_grad: one a layer."""
+
+    loss: float
+    val_loss: float
+    grad: dict[tuple[int | None, str], float]
+    param: dict[tuple[int | None, str], float]
+    update: dict[tuple[int | None, str], float]
+    rms: list[float]
+    residual_grad: list[float]
+
+
+# Which tensors make up a module, by hand. A prefix "" stands outside the blocks.
+MODULES = {
+    "attn_in": ["attn.q.weight", "attn.q.bias", "attn.k.weight", "attn.k.bias", "attn.v.weight", "attn.v.bias"],
+    "attn_out": ["attn.out.weight", "attn.out.bias"],
+    "mlp_in": ["mlp.w1.weight", "mlp.w1.bias"],
+    "mlp_out": ["mlp.w2.weight", "mlp.w2.bias"],
+    "norm1": ["norm1.gamma", "norm1.beta"],
+    "norm2": ["norm2.gamma", "norm2.beta"],
+}
+OUTSIDE = {
+    "embed": ["embed"],
+    "pos": ["pos"],
+    "final_norm": ["final_norm.gamma", "final_norm.beta"],
+    "unembed": ["unembed.weight"],
+}
+
+
+def module_tensors(n_layers: int, names: list[str]) -> dict[tuple[int | None, str], list[str]]:
+    wanted = {
+        (layer, m): [f"blocks.{layer}.{t}" for t in tensors]
+        for layer in range(n_layers)
+        for m, tensors in MODULES.items()
+    }
+    wanted |= {(None, m): tensors for m, tensors in OUTSIDE.items()}
+    present = {key: [t for t in tensors if t in names] for key, tensors in wanted.items()}
+    return {key: tensors for key, tensors in present.items() if tensors}
+
+
+def plain_model(c: RunConfig) -> Transformer:
+    model = Transformer(c.model, TEXT.vocab_size, c.data.seq_len)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(init.draw(name, p.shape, c.model, c.seed))
+    return model
+
+
+def plain_loss(model: Transformer, windows: Tensor) -> tuple[Tensor, list[Tensor]]:
+    logits, residual = model(windows[:, :-1])
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), windows[:, 1:].reshape(-1)), residual
+
+
+def plain_batch(c: RunConfig, step: int) -> Tensor:
+    assert c.data_seed is not None
+    return torch.from_numpy(data.batch(TEXT, c.data_seed, step, c.data.batch_size, c.data.seq_len))
+
+
+def plain_run(c: RunConfig) -> tuple[list[Plain], float]:
+    """Every step of a run trained alone, and the validation loss after the last update."""
+    model = plain_model(c)
+    names = [n for n, _ in model.named_parameters()]
+    modules = module_tensors(c.model.n_layers, names)
+    params = list(model.parameters())
+    o = c.optimizer
+    if o.name == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            params, 1.0, momentum=o.momentum, weight_decay=o.weight_decay
+        )
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.name]
+        optimizer = kind(params, 1.0, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay)
+    windows = torch.from_numpy(data.validation_windows(TEXT, c.eval.windows, c.data.seq_len))
+
+    def validate() -> float:
+        with torch.no_grad():
+            return plain_loss(model, windows)[0].item()
+
+    def by_module(tensors: list[Tensor]) -> dict[tuple[int | None, str], float]:
+        lookup = dict(zip(names, tensors, strict=True))
+        return {
+            key: torch.cat([lookup[t].detach().ravel().double() for t in ts]).norm().item()
+            for key, ts in modules.items()
+        }
+
+    steps = []
+    for step in range(c.schedule.n_steps):
+        val_loss = validate()
+        loss, residual = plain_loss(model, plain_batch(c, step))
+        grads = list(torch.autograd.grad(loss, [*params, *residual]))
+        before = [p.detach().clone() for p in params]
+        for p, g in zip(params, grads, strict=False):
+            p.grad = g.clone()
+        if o.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(params, o.max_grad_norm)
+        warmup = c.schedule.warmup_steps
+        optimizer.param_groups[0]["lr"] = c.schedule.peak_lr * (min(1, (step + 1) / warmup) if warmup else 1)
+        optimizer.step()
+        steps.append(
+            Plain(
+                loss.item(),
+                val_loss,
+                by_module(grads[: len(params)]),
+                by_module(before),
+                by_module([old - p.detach() for p, old in zip(params, before, strict=True)]),
+                [x.detach().double().square().mean().sqrt().item() for x in residual],
+                [g.double().norm().item() for g in grads[len(params) :]],
+            )
+        )
+    return steps, validate()
+
+
+def root_sum_of_squares(norms: dict[tuple[int | None, str], float]) -> float:
+    return float(np.sqrt(sum(n**2 for n in norms.values())))
+
+
+def assert_equals_plain(configs: list[RunConfig], rtol: float = 2e-5) -> None:
+    """Every number that train_batch gives for a batch is that of the plain loop over each run alone."""
+    records, ends = trained(configs)
+    assert [r.step for r in records] == list(range(configs[0].schedule.n_steps))
+    with torch.device("meta"):
+        names = [n for n, _ in Transformer(configs[0].model, TEXT.vocab_size, 8).named_parameters()]
+    rows = probes.modules_of(names)
+    keys = list(zip(rows.layer, rows.name, strict=True))
+    for run, c in enumerate(configs):
+        steps, final = plain_run(c)
+        assert set(keys) == set(steps[0].grad)
+        for record, plain in zip(records, steps, strict=True):
+            where = f"run {run} step {record.step}"
+            assert record.runs[run] == run
+            assert record.train_loss[run] == pytest.approx(plain.loss, rel=rtol), where
+            if record.step % c.eval.every == 0:
+                assert record.val_loss is not None
+                assert record.val_loss[run] == pytest.approx(plain.val_loss, rel=rtol), where
+            else:
+                assert record.val_loss is None
+            assert record.grad_norm[run] == pytest.approx(root_sum_of_squares(plain.grad), rel=rtol), where
+            assert record.param_norm[run] == pytest.approx(root_sum_of_squares(plain.param), rel=rtol), where
+            assert record.update_norm[run] == pytest.approx(root_sum_of_squares(plain.update), rel=rtol * 5), where
+            assert record.probe is not None
+            # The largest module sets the scale of what rounding leaves in a small one, as in a bias of mean zero.
+            for got, expected, tolerance in (
+                (record.probe.grad, plain.grad, rtol),
+                (record.probe.param, plain.param, rtol),
+                (record.probe.update, plain.update, rtol * 5),
+            ):
+                atol = tolerance * max(expected.values()) * 0.1
+                for row, key in enumerate(keys):
+                    assert got[row, run] == pytest.approx(expected[key], rel=tolerance, abs=atol), (where, key)
+            np.testing.assert_allclose(record.probe.rms[:, run], plain.rms, rtol=rtol, err_msg=where)
+            np.testing.assert_allclose(
+                record.probe.residual_grad[:, run], plain.residual_grad, rtol=rtol, err_msg=where
+            )
+        assert ends[run].nonfinite_step is None
+        assert ends[run].final_val_loss == pytest.approx(final, rel=rtol)
+
+
+@pytest.mark.parametrize(("placement", "norm"), KINDS)
+def test_a_batch_equals_plain_adam_loops(placement: str, norm: str) -> None:
+    """Losses, validation losses before the update of their step and after the last one, and every norm.
+
+    Row 0 is therefore the initialization, and dLoss/dx_l what `torch.autograd.grad` gives for a plain forward.
+    """
+    assert_equals_plain(
+        [
+            config(placement, norm, seed=0),
+            config(placement, norm, seed=1, warmup_steps=4),
+            config(placement, norm, seed=2, data_seed=0, peak_lr=1e-3, warmup_steps=6),
+        ]
+    )
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_optimizers_and_clipping_equal_plain_loops(name: str, placement: str) -> None:
+    """A limit that binds, one that does not, and none, with weight decay and momentum."""
+    assert_equals_plain(
+        [
+            config(
+                placement,
+                seed=run,
+                peak_lr=1e-2,
+                optimizer=OptimizerConfig(
+                    name=name, eps=EPS, momentum=0.5, weight_decay=0.1 * run, max_grad_norm=limit
+                ),
+            )
+            for run, limit in enumerate((0.05, 1e6, None))
+        ]
+    )
+
+
+def test_gradient_norm_is_recorded_before_clipping() -> None:
+    """Recorded as if there were no limit, while the update, lr times the clipped gradient, obeys it."""
+    free = config(n_steps=1, optimizer=OptimizerConfig(name="sgd"))
+    clipped = config(n_steps=1, optimizer=OptimizerConfig(name="sgd", max_grad_norm=0.05))
+    (record,), _ = trained([free, clipped])
+    assert record.grad_norm[1] == record.grad_norm[0] > 0.5
+    assert record.update_norm[0] == pytest.approx(1e-2 * record.grad_norm[0], rel=1e-6)
+    assert record.update_norm[1] == pytest.approx(1e-2 * 0.05, rel=1e-5)
+
+
+def test_module_norms_recombine_to_the_global_norm() -> None:
+    """Root-sum-of-squares over the modules, at every probed step, for gradients, parameters and updates."""
+    records, _ = trained([config("post", seed=s, n_steps=12, probe=ProbeConfig(4, 3)) for s in range(2)])
+    seen = 0
+    for record in records:
+        if record.probe is not None:
+            seen += 1
+            for part, whole in (
+                (record.probe.grad, record.grad_norm),
+                (record.probe.param, record.param_norm),
+                (record.probe.update, record.update_norm),
+            ):
+                np.testing.assert_allclose(np.sqrt((part**2).sum(0)), whole, rtol=1e-12)
+    assert seen == 4 + 2 + 1  # steps 0-3; 6, 9; 11
+
+
+def test_the_lr_of_a_record_is_that_of_its_step() -> None:
+    records, _ = trained([config(warmup_steps=4, peak_lr=8e-3), config(peak_lr=2e-3)])
+    assert [r.lr[0] for r in records] == pytest.approx([2e-3, 4e-3, 6e-3, 8e-3, 8e-3, 8e-3])
+    assert [r.lr[1] for r in records] == [2e-3] * 6
+
+
+# ---- when what is measured ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("probe", "n_steps", "expected"),
+    [
+        (ProbeConfig(3, 4), 10, [0, 1, 2, 4, 8, 9]),
+        (ProbeConfig(0, 4), 9, [0, 4, 8]),  # the last step is probed once
+        (ProbeConfig(0, 100), 5, [0, 4]),
+        (ProbeConfig(50, 20), 4, [0, 1, 2, 3]),
+        (ProbeConfig(0, 1), 4, [0, 1, 2, 3]),
+        (ProbeConfig(1, 100), 1, [0]),
+    ],
+)
+def test_probe_schedule(probe: ProbeConfig, n_steps: int, expected: list[int]) -> None:
+    assert [s for s in range(n_steps) if probes.is_probed(s, n_steps, probe)] == expected
+    records, _ = trained([config(n_steps=n_steps, probe=probe, shape=(1, 4, 1, 1, 3))])
+    assert [r.step for r in records if r.probe is not None] == expected
+
+
+def test_default_probe_schedule() -> None:
+    probed = [s for s in range(101) if probes.is_probed(s, 130, ProbeConfig())]
+    assert probed == [*range(50), 60, 80, 100]
+
+
+def test_evaluation_schedule() -> None:
+    records, ends = trained([config(n_steps=7, eval_every=3)])
+    assert [r.step for r in records if r.val_loss is not None] == [0, 3, 6]
+    assert records[-1].val_loss is not None
+    assert ends[0].final_val_loss != records[-1].val_loss[0]  # before and after the last update
+
+
+def test_recording_changes_nothing() -> None:
+    """Probing and evaluating more often leave every other number as it is, to the bit."""
+    sparse, _ = trained([config(probe=ProbeConfig(0, 100), eval_every=100)])
+    dense, _ = trained([config(probe=ProbeConfig(100, 1), eval_every=1)])
+    for a, b in zip(sparse, dense, strict=True):
+        assert (a.train_loss, a.grad_norm, a.param_norm, a.update_norm) == (
+            b.train_loss,
+            b.grad_norm,
+            b.param_norm,
+            b.update_norm,
+        )
+
+
+def test_rows_of_modules_by_hand() -> None:
+    with torch.device("meta"):
+        pre = Transformer(config("pre").model, 5, 3)
+        post = Transformer(config("post", "rmsnorm").model, 5, 3)
+    block = ["attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2"]
+    for model, outside in ((pre, {"embed", "pos", "final_norm", "unembed"}), (post, {"embed", "pos", "unembed"})):
+        names = [n for n, _ in model.named_parameters()]
+        rows = probes.modules_of(names)
+        inside = len(block) * 2
+        assert rows.layer[:inside] == [0] * len(block) + [1] * len(block)
+        assert sorted(rows.name[: len(block)]) == sorted(rows.name[len(block) : inside]) == block
+        assert rows.layer[inside:] == [None] * len(outside)
+        assert set(rows.name[inside:]) == outside
+        by_hand = module_tensors(2, names)
+        for name, row in zip(names, rows.row_of_tensor, strict=True):
+            assert name in by_hand[rows.layer[row], rows.name[row]]
+
+
+# ---- both arms see the same batches -------------------------------------------------------------------
+
+
+def test_both_arms_of_a_comparison_see_the_same_batches() -> None:
+    """With a rate too small to move a float32 weight, the loss at a step is that of the initial parameters on
+    data.batch(data_seed, step): for both placements, warmups and seeds, and whatever the runs were batched with.
+    """
+    still = {"peak_lr": 1e-30, "optimizer": OptimizerConfig(name="sgd"), "n_steps": 4}
+    arms = [
+        [config("pre", data_seed=7, **still), config("pre", data_seed=7, warmup_steps=3, seed=5, **still)],
+        [config("post", data_seed=7, **still)],
+        [config("post", "rmsnorm", data_seed=8, **still), config("post", "rmsnorm", data_seed=7, **still)],
+    ]
+    for configs in arms:
+        records, _ = trained(configs)
+        for run, c in enumerate(configs):
+            model = plain_model(c)
+            expected = [
+                plain_loss(model, torch.from_numpy(data.batch(TEXT, c.data_seed or 0, step, 3, 8)))[0].item()
+                for step in range(4)
+            ]
+            assert [r.train_loss[run] for r in records] == pytest.approx(expected, rel=1e-6)
+            assert len({round(x, 4) for x in expected}) == 4  # the batches of the steps differ
+
+
+def test_validation_loss_is_that_of_the_fixed_windows() -> None:
+    """At step 0 it is the initial parameters' on the windows that all seeds share."""
+    configs = [config("pre", seed=s) for s in range(3)]
+    records, _ = trained(configs)
+    windows = torch.from_numpy(data.validation_windows(TEXT, 20, 8))
+    assert records[0].val_loss is not None
+    for run, c in enumerate(configs):
+        with torch.no_grad():
+            direct = plain_loss(plain_model(c), windows)[0].item()
+        assert records[0].val_loss[run] == pytest.approx(direct, rel=1e-6)
+
+
+# ---- bits ---------------------------------------------------------------------------------------------
+
+
+def bits(configs: list[RunConfig], order: list[int]) -> dict[int, list[bytes]]:
+    """Run -> the bytes of all its numbers, a row a step and one for its end, when trained in this order."""
+    records, ends = trained([configs[i] for i in order])
+    out: dict[int, list[bytes]] = {i: [] for i in order}
+    for r in records:
+        for column, run in enumerate(r.runs):
+            row = [r.train_loss[column], r.lr[column], r.grad_norm[column], r.param_norm[column], r.update_norm[column]]
+            if r.val_loss is not None:
+                row.append(r.val_loss[column])
+            if r.probe is not None:
+                parts = (r.probe.grad, r.probe.param, r.probe.update, r.probe.rms, r.probe.residual_grad)
+                row += [value for part in parts for value in part[:, column]]
+            out[order[run]].append(np.array(row).tobytes())
+    for e in ends:
+        out[order[e.run]].append(repr((e.final_val_loss, e.nonfinite_step)).encode())
+    return out
+
+
+def test_the_environment_of_the_bitwise_promise() -> None:
+    assert os.environ["MKL_CBWR"] == "AUTO,STRICT"
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+@pytest.mark.parametrize(("placement", "norm"), KINDS)
+@pytest.mark.parametrize(
+    ("shape", "n_steps"),
+    [((2, 16, 2, 1, 8), 20), ((2, 24, 3, 3, 31), 12), ((2, 64, 4, 8, 64), 3)],
+    ids=["d16-B1-T8", "d24-h3-B3-T31", "d64-B8-T64"],
+)
+def test_a_run_s_bits_do_not_depend_on_its_batch(
+    shape: tuple[int, int, int, int, int], n_steps: int, placement: str, norm: str, name: str
+) -> None:
+    """Eight runs together, against one alone, three in another order, and the others in pairs.
+
+    The runs differ in all that rides on the run axis. The shapes are those at which the products of a batch
+    take another path than those of a run alone, unless the environment and contiguous factors forbid it.
+    """
+    configs = [
+        config(
+            placement,
+            norm,
+            seed=s,
+            n_steps=n_steps,
+            shape=shape,
+            peak_lr=3e-3 * (1 + s),
+            warmup_steps=min(2 * s, n_steps),
+            optimizer=OptimizerConfig(
+                name=name,
+                beta2=0.98 if s % 2 else 0.999,
+                momentum=0.1 * s,
+                weight_decay=0.01 * (s % 3),
+                max_grad_norm=None if s % 3 else 1.0,
+            ),
+        )
+        for s in range(8)
+    ]
+    together = bits(configs, list(range(8)))
+    for order in ([5], [7, 0, 2], [1, 3], [6, 4]):
+        for run, rows in bits(configs, order).items():
+            assert rows == together[run], f"run {run} in {order}"
+
+
+# ---- runs that go bad ---------------------------------------------------------------------------------
+
+BAD = {"optimizer": OptimizerConfig(name="sgd", max_grad_norm=None), "n_steps": 10}
+
+
+def test_a_diverging_run_ends_at_its_first_non_finite_number() -> None:
+    """Its row there is kept, later ones do not exist, and the other runs are bitwise what they are without it."""
+    configs = [config(seed=0, **BAD), config(seed=1, peak_lr=1e20, **BAD), config(seed=2, **BAD)]
+    records, ends = trained(configs)
+    end = ends[1]
+    assert end.final_val_loss is None
+    assert end.nonfinite_step is not None
+    assert 0 < end.nonfinite_step < 9
+    rows = {r.step: r for r in records if 1 in r.runs}
+    assert list(rows) == list(range(end.nonfinite_step + 1))
+    for step, r in rows.items():
+        column = r.runs.index(1)
+        numbers = [r.train_loss[column], r.grad_norm[column]]
+        if r.val_loss is not None:
+            numbers.append(r.val_loss[column])
+        assert np.isfinite(np.float32(numbers)).all() == (step < end.nonfinite_step)
+    assert [r.step for r in records] == list(range(10))
+    assert all(r.runs == ([0, 1, 2] if r.step <= end.nonfinite_step else [0, 2]) for r in records)
+    with_it = bits(configs, [0, 1, 2])
+    without = bits(configs, [0]) | bits(configs, [2])
+    assert with_it[0] == without[0]
+    assert with_it[2] == without[2]
+    assert bits(configs, [1])[1] == with_it[1]
+
+
+def test_a_batch_in_which_all_runs_diverge_just_ends() -> None:
+    configs = [config(seed=s, peak_lr=rate, **BAD) for s, rate in enumerate((1e20, 1e25))]
+    records, ends = trained(configs)
+    assert all(e.nonfinite_step is not None and e.final_val_loss is None for e in ends)
+    assert records[-1].step == max(e.nonfinite_step or 0 for e in ends) < 9
+
+
+def test_a_run_that_breaks_in_its_last_update_says_so() -> None:
+    """Every training loss was finite; only the evaluation after the last update is not."""
+    bad = config(n_steps=1, peak_lr=1e38, optimizer=OptimizerConfig(name="sgd"))
+    records, ends = trained([bad, replace(bad, schedule=replace(bad.schedule, peak_lr=1e-3))])
+    assert np.isfinite(records[0].train_loss).all()
+    assert (ends[0].final_val_loss, ends[0].nonfinite_step) == (None, 1)
+    assert ends[1].final_val_loss is not None
+
+
+def test_torch_s_global_generator_is_not_used() -> None:
+    before = torch.get_rng_state()
+    first = bits([config(n_steps=2)], [0])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4321)
+    assert bits([config(n_steps=2)], [0]) == first
+    torch.set_rng_state(before)

@@ -1,0 +1,64 @@
+"""results/README.md documents every column of every table, every module and every derived column, and no other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from handmade import handmade_config, write_handmade_run
+
+import normstudy
+from normstudy import store
+from normstudy.analysis.outcomes import OUTCOMES
+
+README = (Path(__file__).parents[1] / "results" / "README.md").read_text()
+SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", README, re.M | re.S))
+
+
+def first_cells(section: str, header: str) -> list[str]:
+    """The names in the first column of the table whose header line begins so."""
+    table = re.search(rf"^\| {header} .*\n\|[-|]+\n((?:\|.*\n)+)", SECTIONS[section], re.M)
+    assert table is not None
+    return [line.split("|")[1].strip().strip("`") for line in table[1].splitlines()]
+
+
+@pytest.mark.parametrize("table", store.TABLES)
+def test_columns(table: str) -> None:
+    assert first_cells(table, r"column \| type") == store.SCHEMAS[table].names
+
+
+@pytest.mark.parametrize("table", store.TABLES)
+def test_types(table: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|[^|]*\| [^|]+ \|$", SECTIONS[table], re.M)
+    kinds = {
+        "string": "text", "dictionary": "text", "int64": "int", "int32": "int", "double": "float", "float": "float",
+        "bool": "bool", "timestamp": "UTC time",
+    }  # fmt: skip
+    for name, kind in rows:
+        arrow = re.split(r"\W", str(store.SCHEMAS[table].field(name).type))[0]
+        assert kind.removesuffix(" or null") == kinds[arrow], name
+
+
+def test_modules() -> None:
+    assert sorted(first_cells("modules", "module")) == sorted(store.MODULES)
+
+
+def test_derived_columns(tmp_path: Path) -> None:
+    write_handmade_run(tmp_path / "handmade", handmade_config(tmp_path))
+    tables = normstudy.load(tmp_path / "handmade")
+    assert first_cells("runs", r"column \| unit") == [
+        c for c in tables.runs if c not in store.SCHEMAS["runs"].names
+    ]
+    derived = {c for c in tables.modules if c not in store.SCHEMAS["modules"].names}
+    assert derived == set(re.findall(r"adds `(\w+)`", SECTIONS["modules"]))
+
+
+def test_outcomes() -> None:
+    assert set(re.findall(r"^\d\. `(\w+)`", SECTIONS["runs"], re.M)) == set(OUTCOMES)
+
+
+def test_columns_outside_the_promise_of_equal_bits() -> None:
+    told = re.search(r"^`wall_time_s`, .*?describe one execution", SECTIONS["runs"], re.M | re.S)
+    assert told is not None
+    assert set(re.findall(r"`(\w+)`", told[0])) == set(store.NOT_REPRODUCED)
