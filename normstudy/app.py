@@ -69,7 +69,6 @@ class Task:
         job = HydraConfig.get()
         alone = job.mode == RunMode.RUN
         request = self.request(job.overrides.task)
-        request["shared"] = not alone  # the other jobs of a foreign launcher write to the study at the same time
         ignored = _ignored_axes(job.sweeper, request["overrides"]) if alone else ""
         _known_start_method()
         try:
@@ -170,15 +169,17 @@ def main(command: str, argv: list[str]) -> int:
 
 def _fail(error: Exception, user_wants_traceback: bool) -> int:
     """Exit code 1 for crashed runs, a ConfigError for what a user can mend; any other error as it is."""
+    line = one_line(error)
+    if line is not None and not isinstance(error, ConfigError) and not user_wants_traceback:
+        raise ConfigError(line) from error
+    if line is not None:
+        raise error
     from normstudy.sweep import RunsFailed
 
     if isinstance(error, RunsFailed):
         print(f"error: {error}", file=sys.stderr)
         return 1
-    line = None if user_wants_traceback else one_line(error)
-    if line is None or isinstance(error, ConfigError):
-        raise error
-    raise ConfigError(line) from error
+    raise error
 
 
 def complete(query: str) -> None:
@@ -391,7 +392,7 @@ def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:
         return f"{where}unknown key {key}.{_nearest_key(key) or ' See normstudy run --cfg job.'}"
     if key in known_keys() and isinstance(error, ValidationError):
         return f"{where}{key} {value!r} is not {_allowed(key)}{_as_integer(key, value)}"
-    return f"{where}{key} {reason}".strip()
+    return f"{where}{key} {reason}" if key else f"{where}{reason}"
 
 
 def _as_integer(key: str, value: str) -> str:

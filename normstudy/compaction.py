@@ -57,7 +57,7 @@ def _compact(study_dir: Path, seal: bool) -> str:
     after = _size(study_dir / "tables")
     if seal:
         store.place(study_dir, store.SEALED, seal_text(study_dir, len(done)))
-        shutil.rmtree(study_dir / "state")
+        shutil.rmtree(study_dir / "state", ignore_errors=True)  # it may already hold the next command's lock
     sealed = ", sealed" if seal else ""
     rest = len(status) - len(done)
     kept = f"; {rest} unfinished or failed kept as they are" if rest else ""

@@ -110,6 +110,8 @@ class DataConfig:
         _seed("data.source_seed", self.source_seed)
         if self.name == "file" and not self.path:
             raise ConfigError("data=file needs a text: give data.path=FILE")
+        if self.path is not None and "\0" in self.path:
+            raise ConfigError(f"data.path {self.path!r} holds a NUL byte: give a readable text file")
         if self.name != "file" and self.path is not None:
             raise ConfigError(f"data.path {self.path!r} is read by data=file only, not by data={self.name}")
 

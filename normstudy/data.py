@@ -68,12 +68,12 @@ class Text:
 _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
 
 
-def stdlib_bytes() -> bytes:
-    """Every .py file of the standard library, sorted by relative path, joined.
+def stdlib_bytes(root: Path | None = None) -> bytes:
+    """Every .py file of the standard library (of the tree `root`), sorted by relative path, joined.
 
     Left out: site-packages, tests, idlelib, lib2to3, turtledemo, and _sysconfigdata*, which differs by machine.
     """
-    root = Path(sysconfig.get_path("stdlib"))
+    root = root or Path(sysconfig.get_path("stdlib"))
     files = sorted(
         (p.relative_to(root).as_posix(), p)
         for p in root.rglob("*.py")
@@ -88,7 +88,9 @@ def pydoc_bytes() -> bytes:
 
 
 def file_bytes(path: str) -> bytes:
-    """A file's bytes; a ConfigError where it cannot be read."""
+    """A file's bytes; a ConfigError where it cannot be read, also for a pipe or device, which has no fixed content."""
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise ConfigError(f"data.path {path!r} is a pipe or device: give a readable text file")
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -167,12 +169,22 @@ def entropies(train: Tokens, validation: Tokens, vocab_size: int) -> tuple[float
 
 
 def load(config: DataConfig) -> Text:
-    """The text of a data config; read once per process. A ConfigError says why a text cannot be used."""
-    return _load(config.name, config.path, config.source_seed if config.name == "synthetic" else 0)
+    """The text of a data config, read once per process. A ConfigError says why a text cannot be used."""
+    version = _version(config.path) if config.path is not None else None
+    return _load(config.name, config.path, config.source_seed if config.name == "synthetic" else 0, version)
 
 
-@functools.lru_cache(maxsize=4)
-def _load(name: str, path: str | None, source_seed: int) -> Text:
+def _version(path: str) -> tuple[int, int] | None:
+    """What changes when a file is written again: its time and size."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None  # reading it says what is wrong
+    return found.st_mtime_ns, found.st_size
+
+
+@functools.lru_cache(maxsize=16)
+def _load(name: str, path: str | None, source_seed: int, version: tuple[int, int] | None) -> Text:
     source_entropy = None
     vocab_size = 256
     if name == "synthetic":

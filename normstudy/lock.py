@@ -1,4 +1,4 @@
-"""The lock of a study: one command at a time writes to it.
+"""The lock of a study: one sweep or compaction at a time writes to it, or any number of single runs.
 
 It is a flock on state/lock. Processes that inherit the descriptor hold the lock with the command that took it, and
 the system frees it at once when the last of them is gone, however they ended.
@@ -20,51 +20,66 @@ from normstudy.config import ConfigError
 
 LOCK = "state/lock"
 NEW_TABLES = "state/tables.new"  # what a compaction writes, before it is swapped in
-OLD_TABLES = "state/tables.old"
+OLD_TABLES = store.OLD_TABLES
 
 
 @contextlib.contextmanager
-def hold(study_dir: Path, command: str) -> Iterator[int]:
+def hold(study_dir: Path, command: str, *, shared: bool = False) -> Iterator[int]:
     """Hold the study's lock; yields its descriptor, for workers to inherit.
 
-    command: what holds it, told to others that want it. Makes the folder where there is none, and ends a
-    compaction that was killed between its two renames. Raises ConfigError where another command holds the lock,
-    and where the folder cannot be written.
+    shared: let other shared holders in, which single runs are: they write files of their own. A sweep and a
+    compaction are alone. command: what holds it, told to others that want it. Makes the folder where there is
+    none, and ends a compaction that was killed between its two renames. Raises ConfigError where another command
+    holds the lock, and where the folder cannot be written.
     """
     try:
-        fd = _take(study_dir, command)
+        fd = _take(study_dir, command, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     except OSError as e:
         raise ConfigError(f"{study_dir} cannot be written: {e.strerror}. Give another results_dir") from None
     try:
-        finish_swap(study_dir)
+        if not shared:
+            finish_swap(study_dir)
+        elif swap_interrupted(study_dir):  # two shared holders must not both repair it
+            raise ConfigError(store.SWAPPING.format(study_dir))
         yield fd
     finally:
         os.close(fd)  # not LOCK_UN: workers that are still alive go on holding it
 
 
-def _take(study_dir: Path, command: str) -> int:
+def _take(study_dir: Path, command: str, kind: int) -> int:
     path = study_dir / LOCK
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
-                holder = {
-                    "pid": os.getpid(), "host": socket.gethostname(), "command": command,
-                    "since": store.now().isoformat(timespec="seconds"),
-                }  # fmt: skip
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, json.dumps(holder).encode(), 0)
-                return fd
-            os.close(fd)  # the file was removed between open and flock, by a seal: its lock guards nothing
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            continue  # a seal removed the folder just now
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             text = os.pread(fd, 10_000, 0)
             os.close(fd)
             raise ConfigError(f"{study_dir} is in use by {_holder(text)}: wait for it, or end it") from None
-        except BaseException:
+        except OSError:
             os.close(fd)
             raise
+        if _is_at(fd, path):
+            break
+        os.close(fd)  # a seal removed the file between open and flock: its lock guards nothing
+    holder = {
+        "pid": os.getpid(), "host": socket.gethostname(), "command": command,
+        "since": store.now().isoformat(timespec="seconds"),
+    }  # fmt: skip
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps(holder).encode(), 0)
+    return fd
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _holder(text: bytes) -> str:
@@ -77,7 +92,8 @@ def _holder(text: bytes) -> str:
 
 def swap_interrupted(study_dir: Path) -> bool:
     """Whether a compaction was killed after the old tables were moved away and before the new ones came."""
-    return (study_dir / OLD_TABLES).is_dir() and not (study_dir / "tables").exists()
+    old, new, now = (study_dir / name for name in (OLD_TABLES, NEW_TABLES, "tables"))
+    return old.is_dir() and (new.is_dir() or not now.exists())
 
 
 def swap(study_dir: Path) -> None:
@@ -87,10 +103,19 @@ def swap(study_dir: Path) -> None:
 
 
 def finish_swap(study_dir: Path) -> None:
-    """Bring tables back where a swap was interrupted, and remove what a compaction left. Needs the lock."""
+    """Bring tables back where a swap was interrupted, and remove what a compaction left. Needs the lock.
+
+    Raises ConfigError where something was written into tables since: then nothing is touched.
+    """
+    old, new, now = (study_dir / name for name in (OLD_TABLES, NEW_TABLES, "tables"))
     if swap_interrupted(study_dir):
-        whole = NEW_TABLES if (study_dir / NEW_TABLES).is_dir() else OLD_TABLES
-        os.rename(study_dir / whole, study_dir / "tables")
+        if any(p.is_file() and p.name != store.SCHEMA_FILE for p in now.rglob("*")):
+            raise ConfigError(
+                f"{old} holds the tables of an interrupted compaction, and {now} has files of its own: "
+                "move one of the two away"
+            )
+        shutil.rmtree(now, ignore_errors=True)  # no more than the rowless files of a study that looked empty
+        os.rename(new if new.is_dir() else old, now)
         store.fsync_folder(study_dir)
-    for leftover in (NEW_TABLES, OLD_TABLES):
-        shutil.rmtree(study_dir / leftover, ignore_errors=True)
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)

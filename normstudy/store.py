@@ -19,9 +19,9 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from normstudy import config as cfg
@@ -32,6 +32,8 @@ TABLES = ("runs", *SERIES)
 SCHEMA_FILE = "0-schema.parquet"
 COMPACTED_FILE = "1-compacted.parquet"
 SEALED = "SEALED"
+OLD_TABLES = "state/tables.old"  # a compaction moves tables here, for the moment of the swap
+SWAPPING = "{0} was left in the middle of a compaction: run normstudy compact {0}"
 
 MODULES = (
     "embed", "pos", "attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2", "final_norm", "unembed",
@@ -234,9 +236,16 @@ def now() -> datetime.datetime:
 
 def check_is_study(study_dir: Path) -> None:
     """Raise a ConfigError unless the folder is one of a study."""
+    check_not_swapping(study_dir)
     if not (study_dir / "tables" / "runs").is_dir():
         what = "is not a study: it has no tables/runs" if study_dir.is_dir() else "does not exist"
         raise ConfigError(f"{study_dir} {what}. Give the folder of a sweep, such as results/warmup")
+
+
+def check_not_swapping(study_dir: Path) -> None:
+    """Raise a ConfigError where tables are away: a compaction is at its swap, or was killed there."""
+    if (study_dir / OLD_TABLES).exists() and not (study_dir / "tables").exists():
+        raise ConfigError(SWAPPING.format(study_dir))
 
 
 def read(
@@ -251,22 +260,13 @@ def read(
     folder = study_dir / "tables" / table
     wanted = None if columns is None else list(dict.fromkeys([*SORT[table], *columns]))
     files = sorted(p for p in folder.iterdir() if p.suffix == ".parquet")
-    if run_ids is not None and len(run_ids) == 0:
-        files = files[:1]
-    parts = []
-    keep = None if run_ids is None else pa.array(sorted(run_ids), pa.string())
-    for path in files:
-        name = path.name
-        if (
-            keep is not None
-            and name not in (SCHEMA_FILE, COMPACTED_FILE)
-            and run_of(table, name) not in set(run_ids or ())
-        ):
-            continue
-        part = pq.ParquetFile(path).read(wanted)
-        if keep is not None and part.num_rows:
-            part = part.filter(pa.compute.is_in(part["run_id"].cast(pa.string()), keep))
-        parts.append(part)
+    if run_ids is not None:
+        chosen = set(run_ids)
+        files = [p for p in files if p.name in (SCHEMA_FILE, COMPACTED_FILE) or run_of(table, p.name) in chosen]
+    parts = [pq.ParquetFile(path).read(wanted) for path in files]
+    if run_ids is not None:
+        keep = pa.array(sorted(run_ids), pa.string())
+        parts = [part.filter(pc.is_in(part["run_id"].cast(pa.string()), keep)) for part in parts]
     frame: pd.DataFrame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
     for name in ("run_id", "module"):
         if name in frame:
@@ -282,13 +282,8 @@ def run_of(table: str, file_name: str) -> str:
 
 def finished_ids(study_dir: Path) -> dict[str, str]:
     """run_id -> status of every run of a study (empty where there is none yet)."""
+    check_not_swapping(study_dir)
     if not (study_dir / "tables" / "runs").is_dir():
         return {}
     runs = read(study_dir, "runs", ["run_id", "status"])
     return dict(zip(runs["run_id"], runs["status"], strict=True))
-
-
-def float32(values: np.ndarray) -> np.ndarray:
-    """As float32, without a warning where a norm of a dying run overflows."""
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)

@@ -59,6 +59,7 @@ class Plan:
     study_dir: Path
     ids: list[str]  # one a requested config, in order
     runs: dict[str, RunConfig]
+    texts: dict[str, str]  # run_id -> sha256 of its text
     missing: list[str]
     batches: list[Batch]
     workers: int
@@ -86,11 +87,12 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
         raise ConfigError(f"a sweep belongs to one study, and these runs name {len(places)}: {sorted(places)}")
     execution = configs[0].execution
     study_dir = Path(configs[0].results_dir) / configs[0].study
-    ids = []
+    ids, texts = [], {}
     for config in configs:
         text = data.load(config.data)
         data.check_fits(text, config.data, config.eval.windows)
         ids.append(cfg.run_id(config, text.sha256))
+        texts[ids[-1]] = text.sha256
     runs = dict(zip(ids, configs, strict=True))
     statuses = store.finished_ids(study_dir)
     missing = [run_id for run_id in runs if statuses.get(run_id) != "done"]
@@ -101,7 +103,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     workers = execution.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
     per_batch = execution.runs_per_batch or RUNS_PER_BATCH[device]
     batches = group({i: runs[i] for i in missing}, per_batch, workers)
-    return Plan(study_dir, ids, runs, missing, batches, max(1, min(workers, len(batches))), device, sealed)
+    return Plan(study_dir, ids, runs, texts, missing, batches, max(1, min(workers, len(batches))), device, sealed)
 
 
 def check(configs: Sequence[RunConfig]) -> None:
@@ -216,20 +218,23 @@ def run_one(config: RunConfig, *, request: Request) -> float | None:
     """Train one run (nothing where it is finished already), say how it ended, return its final validation loss."""
     planned = plan([config])
     if not planned.sealed:
-        execute(planned, request)
+        execute(planned, request, shared=True)
     print(f"{planned.ids[0]}: {_outcomes(planned.study_dir, planned.ids)[planned.ids[0]]}, {_finals(planned)}")
     print(f"tables: {planned.study_dir}/tables    figures: normstudy plot {planned.study_dir}")
     return _losses(planned)[0]
 
 
-def execute(planned: Plan, request: Request) -> None:
-    """Train the missing runs of a plan. Raises RunsFailed when a run crashed, after all others are finished."""
+def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
+    """Train the missing runs of a plan. Raises RunsFailed when a run crashed, after all others are finished.
+
+    shared: other commands may train runs of their own in the same study at the same time.
+    """
     study_dir = planned.study_dir
     try:
         store.prepare(study_dir)
     except OSError as error:
         raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): give another results_dir") from None
-    with lock.hold(study_dir, str(request.get("command", "normstudy"))):
+    with lock.hold(study_dir, str(request.get("command", "normstudy")), shared=shared):
         _record(planned, request)
         if not planned.batches:
             return
@@ -237,18 +242,23 @@ def execute(planned: Plan, request: Request) -> None:
         tasks = [
             Task(
                 n, study_dir, b.run_ids, [planned.runs[i] for i in b.run_ids],
-                data.load(planned.runs[b.run_ids[0]].data).sha256, planned.device, commit,
+                planned.texts[b.run_ids[0]], planned.device, commit,
             )
             for n, b in enumerate(planned.batches)
         ]  # fmt: skip
-        errors = _follow(pool.run(tasks, planned.workers), planned)
+        try:
+            errors = _follow(pool.run(tasks, planned.workers), planned)
+        except KeyboardInterrupt:
+            done = sum(status == "done" for status in store.finished_ids(study_dir).values())
+            print(f"interrupted: {done} runs of {study_dir} are finished, the same command goes on", file=sys.stderr)
+            raise
         if errors:
             raise RunsFailed(
                 f"{sum(len(planned.batches[n].run_ids) for n in errors)} of {len(planned.runs)} runs failed "
                 f"({next(iter(errors.values()))}); tracebacks: {study_dir}/state/logs. "
                 "The same command tries them again"
             )
-        if set(store.finished_ids(study_dir).values()) == {"done"}:
+        if not shared and set(store.finished_ids(study_dir).values()) == {"done"}:
             shutil.rmtree(study_dir / "state")
 
 
@@ -271,7 +281,7 @@ def _follow(messages: Iterable[Message], planned: Plan) -> dict[int, str]:
                     f"a batch of {len(planned.batches[message.number].run_ids)} failed: {message.error}",
                     sys.stderr,
                 )
-            if bar.disable and time.monotonic() - said > PIPE_LINE_SECONDS:
+            if bar.disable and time.monotonic() - said > PIPE_LINE_SECONDS and done * 50 > total:
                 said = time.monotonic()
                 left = (said - began) * (total - done) / max(done, 1)
                 ended = sum(outcomes.values())

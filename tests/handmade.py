@@ -92,12 +92,8 @@ def handmade_rows(config: RunConfig, fate: str = "learned") -> tuple[Rows, float
         "update_norm": (lr * 300).tolist(),
     }
     probed = [i for i in range(n) if i < p.dense_steps or i % p.every == 0 or i == n - 1]
-    modules: dict[str, list[object]] = {
-        c.name: [] for c in store.SCHEMAS["modules"] if c.name != "run_id"
-    }
-    residual: dict[str, list[object]] = {
-        c.name: [] for c in store.SCHEMAS["residual"] if c.name != "run_id"
-    }
+    modules: dict[str, list[object]] = {c.name: [] for c in store.SCHEMAS["modules"] if c.name != "run_id"}
+    residual: dict[str, list[object]] = {c.name: [] for c in store.SCHEMAS["residual"] if c.name != "run_id"}
     for i in probed:
         # stuck and diverging runs lose the gradient of the early layers after the first updates
         decay = 1.0 if fate == "learned" else math.exp(-min(i, 20) / 8)
@@ -114,9 +110,7 @@ def handmade_rows(config: RunConfig, fate: str = "learned") -> tuple[Rows, float
             residual["step"].append(i)
             residual["layer"].append(layer)
             residual["rms"].append(1.0 if m.placement == "post" else math.sqrt(1 + 0.8 * layer))
-            residual["grad_norm"].append(
-                float(0.05 * grad[i] * (layer + 1) ** -0.5 * decay ** (m.n_layers - layer))
-            )
+            residual["grad_norm"].append(float(0.05 * grad[i] * (layer + 1) ** -0.5 * decay ** (m.n_layers - layer)))
     val = None if fate == "diverged" else end + 0.01
     return {"steps": steps, "modules": modules, "residual": residual}, val, float(train[-1])
 
@@ -159,7 +153,7 @@ def write_handmade_run(
             "unigram_entropy": H1,
             "bigram_entropy": H2,
             "final_val_loss": val if done else None,
-            "final_train_loss": train if done else None,
+            "final_train_loss": train if done and fate != "diverged" else None,
             "nonfinite_step": len(rows["steps"]["step"]) - 1 if fate == "diverged" else None,
             "wall_time_s": 1.5 if done else None,
             "started_at": START,

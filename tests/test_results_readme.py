@@ -47,9 +47,7 @@ def test_modules() -> None:
 def test_derived_columns(tmp_path: Path) -> None:
     write_handmade_run(tmp_path / "handmade", handmade_config(tmp_path))
     tables = normstudy.load(tmp_path / "handmade")
-    assert first_cells("runs", r"column \| unit") == [
-        c for c in tables.runs if c not in store.SCHEMAS["runs"].names
-    ]
+    assert first_cells("runs", r"column \| unit") == [c for c in tables.runs if c not in store.SCHEMAS["runs"].names]
     derived = {c for c in tables.modules if c not in store.SCHEMAS["modules"].names}
     assert derived == set(re.findall(r"adds `(\w+)`", SECTIONS["modules"]))
 

@@ -66,9 +66,7 @@ def head(comparison: pd.DataFrame) -> str:
 
 def _as_values(comparison: pd.DataFrame) -> pd.DataFrame:
     """The same cells as plain Python values: None where there is none, ints as ints."""
-    return pd.DataFrame(
-        {c: pd.Series([native(c, v) for v in comparison[c]], dtype=object) for c in comparison.columns}
-    )
+    return pd.DataFrame({c: pd.Series([native(c, v) for v in comparison[c]], dtype=object) for c in comparison.columns})
 
 
 def _cell_text(comparison: pd.DataFrame, column: str, row: int) -> str:

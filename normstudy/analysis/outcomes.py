@@ -96,8 +96,8 @@ def outcome(
 def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     """run_id -> outcome of every run with status `done`, in the order of `runs`.
 
-    runs, steps: the tables; of `steps` only run_id, step, train_loss and val_loss are read. Raises ConfigError for a finished run
-    without a row in `steps`: something took its files away.
+    runs, steps: the tables; of `steps` only run_id, step, train_loss and val_loss are read. Raises ConfigError
+    for a finished run without a row in `steps`: something took its files away.
     """
     done = runs[runs["status"] == "done"]
     codes, names = pd.factorize(steps["run_id"])

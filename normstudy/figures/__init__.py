@@ -54,9 +54,7 @@ def plot_study(
     Raises ConfigError for a folder that is no study or has no finished run, and for an unknown name.
     """
     if fmt not in style.FORMATS:
-        raise ConfigError(
-            f"format {fmt!r} is not one of {', '.join(style.FORMATS)}.{nearest(fmt, style.FORMATS)}"
-        )
+        raise ConfigError(f"format {fmt!r} is not one of {', '.join(style.FORMATS)}.{nearest(fmt, style.FORMATS)}")
     for name in only or []:
         if name not in FIGURES:
             raise ConfigError(f"figure {name!r} is not one of {', '.join(FIGURES)}.{nearest(name, FIGURES)}")

@@ -51,7 +51,7 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
     sizes = [float(v) for v in found if isinstance(v, int | float)]
     if len(sizes) < len(found) or len(found) < 2:
         return XAxis(column, {v: float(i) for i, v in enumerate(found)}, "even")
-    if min(sizes) > 0 and max(sizes) / min(sizes) > 10:
+    if min(sizes) > 0 and (column == "peak_lr" or max(sizes) / min(sizes) > 10):
         return XAxis(column, {v: float(np.log10(s)) for v, s in zip(found, sizes, strict=True)}, "log")
     gaps = np.diff(sizes)
     if gaps.max() > 8 * gaps.min():
@@ -87,9 +87,7 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
             arm = table[(table["hue"] == hue) & (table["dash"] == dash)]
             for place, runs in arm.groupby("place"):
                 center = float(str(place)) + shift
-                spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (
-                    len(runs) > 1
-                )
+                spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (len(runs) > 1)
                 _draw_runs(ax, runs.assign(place=spots), look.colors[hue], edge)
                 mean = float(runs["value"].mean(skipna=False))
                 lines.setdefault((hue, dash if by_dash else ""), []).append((center, mean))
@@ -97,7 +95,7 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
         places, means = zip(*sorted(points), strict=True)
         ax.plot(
             places, means, color=look.colors[hue], ls=look.dashes.get(dash, "-"), lw=1.1, zorder=2,
-            marker="_" if len(points) == 1 else "", ms=16, mew=1.1, gid=f"mean:{hue}:{dash}",
+            marker="_" if len(points) == 1 else "", ms=10, mew=1.1, gid=f"mean:{hue}:{dash}",
         )  # fmt: skip
 
 
@@ -133,7 +131,8 @@ def final_grid(study: Study) -> Figure:
     ended = [float(v) for t in tables for v in t["value"].dropna()]
     low, high = limits(ended, references, diverged=bool((shown["outcome"] == "diverged").any()))
 
-    fig, axes = layout.panels(len(settings), columns=3, height=2.2)
+    width = style.TWO_COLUMNS if shown["hue"].nunique() > 4 else None  # many arms side by side need room
+    fig, axes = layout.panels(len(settings), height=2.2, width=width)
     one_text = layout.same_text(settings)
     outer = layout.last_in_row(axes)
     for ax, setting, table in zip(axes, settings, tables, strict=True):
@@ -156,5 +155,5 @@ def final_grid(study: Study) -> Figure:
         notes,
     )
     found = [o for o in style.OUTCOME_MARKERS if (shown["outcome"] == o).any()]
-    layout.legend(fig, look, [layout.outcome_handle(o) for o in found], dashes=look.dash != x.column)
+    layout.legend(fig, look, shown, [layout.outcome_handle(o) for o in found], dashes=look.dash != x.column)
     return fig

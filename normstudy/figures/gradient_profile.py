@@ -38,15 +38,11 @@ def draw_profile(ax: Axes, table: pd.DataFrame, look: Look) -> None:
             )  # fmt: skip
 
 
-def snapshot_figure(
-    study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int
-) -> Figure:
+def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
     """Columns are snapshots; rows are the settings beside depth and rate, which stand at the headline's."""
     runs = study.at_headline()
     settings, notes = study.settings(runs, MAX_ROWS, skip=("n_layers", "peak_lr"))
-    shots = [
-        snapshots(rows[rows["run_id"].isin(s.runs["run_id"])], int(s.runs["n_steps"].max())) for s in settings
-    ]
+    shots = [snapshots(rows[rows["run_id"].isin(s.runs["run_id"])], int(s.runs["n_steps"].max())) for s in settings]
     columns = max(len(s) for s in shots)
     if columns == 0:
         raise Lacks("no recorded gradient norm is finite")
@@ -68,7 +64,7 @@ def snapshot_figure(
     shown = pd.concat([s.runs for s in settings])
     notes += gone(shots, shown)
     layout.title(fig, study, f"{what} by {study.look.by}; geometric mean and range over seeds", shown, notes)
-    layout.legend(fig, study.look)
+    layout.legend(fig, study.look, shown)
     return fig
 
 

@@ -36,9 +36,7 @@ def draw_ratio(
     ax.axhline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     if look.dash == "warmup_steps":
         for warmup in sorted({int(w) for w in runs["warmup_steps"] if w > 0}):
-            line = ax.axvline(
-                warmup, color=style.GREY, lw=0.7, ls=look.dashes[str(warmup)], alpha=0.6, zorder=0
-            )
+            line = ax.axvline(warmup, color=style.GREY, lw=0.7, ls=look.dashes[str(warmup)], alpha=0.6, zorder=0)
             line.set_gid(f"warmup:{warmup}")
     layout.draw_seed_lines(ax, table, sizes, look, log=True)
     diverged = runs.loc[runs["outcome"] == "diverged", "run_id"]
@@ -66,13 +64,10 @@ def gradient_ratio(study: Study) -> Figure:
     for ax in layout.bottom_row(axes):
         ax.set_xlabel("step, log of step + 1")
     shown = pd.concat([s.runs for s in settings])
-    what = (
-        f"First/last-layer ratio of {MODULE}'s gradient norm by {study.look.by}; "
-        "thin: seeds, bold: geometric mean"
-    )
+    what = f"First/last-layer ratio of {MODULE}'s gradient norm by {study.look.by}; thin: seeds, bold: geometric mean"
     if study.look.dash == "warmup_steps" and (shown["warmup_steps"] > 0).any():
         notes.append("vertical line: end of the warmup")
     layout.title(fig, study, what, shown, notes)
     extra = [layout.outcome_handle("diverged")] if (shown["outcome"] == "diverged").any() else []
-    layout.legend(fig, study.look, extra)
+    layout.legend(fig, study.look, shown, extra)
     return fig

@@ -39,5 +39,5 @@ def headline(study: Study) -> Figure:
     what = f"Training by {study.look.by}; thin: seeds, bold: their mean (right: geometric)"
     layout.title(fig, study, what, runs, notes)
     extra = [layout.outcome_handle("diverged")] if (runs["outcome"] == "diverged").any() else []
-    layout.legend(fig, study.look, extra)
+    layout.legend(fig, study.look, runs, extra)
     return fig

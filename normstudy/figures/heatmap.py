@@ -48,15 +48,17 @@ def heatmap(study: Study) -> Figure:
     high = max(np.nanmax(m[3].to_numpy()) for m in maps)
     norm = LogNorm(low, high if high > low else 2 * low)
 
-    across = len({d for _, d, _, _ in maps})
-    whole = across > 1 and across <= 4 and len(maps) % across == 0
-    fig, axes = layout.panels(len(maps), columns=across if whole else 3, height=1.55)
+    across = len({d for _, d, _, _ in maps})  # a row per color where that fits
+    columns = next((c for c in (across, 3, 4, 2) if 1 < c <= 4 and len(maps) % c == 0), 3)
+    fig, axes = layout.panels(len(maps), columns=columns, height=1.55)
     last = layout.last_step(runs)
     mesh = None
     for ax, (hue, dash, part, table) in zip(axes, maps, strict=True):
         mesh = draw_map(ax, table, norm)
         words = [f"{study.look.hue}={hue}"] + ([f"{study.look.dash}={dash}"] if study.look.dash else [])
-        ax.set_title(", ".join(words) + f" ({len(part)} seed{'s' if len(part) > 1 else ''})", loc="left")
+        words.append(f"{len(part)} seed{'s' if len(part) > 1 else ''}")
+        first, rest = words[0], ", ".join(words[1:])
+        ax.set_title(f"{first},\n{rest}" if columns > 2 else f"{first}, {rest}", loc="left")
         layout.step_axis(ax, last, log=True)
         ax.set_xlim(0, last + 1)
         layout.layer_axis(ax, "y", int(part["n_layers"].max()) - 1)
@@ -77,7 +79,5 @@ def heatmap(study: Study) -> Figure:
         notes.append("a diverged run counts until it ends")
     if (shown["warmup_steps"] > 0).any():
         notes.append("dashed: end of the warmup")
-    layout.title(
-        fig, study, f"Gradient norm of {MODULE} by layer and step; geometric mean over seeds", shown, notes
-    )
+    layout.title(fig, study, f"Gradient norm of {MODULE} by layer and step; geometric mean over seeds", shown, notes)
     return fig

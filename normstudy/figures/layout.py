@@ -86,24 +86,33 @@ def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Seque
     if outcome.get("diverged", 0):
         context.append(f"{outcome['diverged']} of {len(runs)} runs diverged")
     if study.unfinished:
-        context.append(f"{study.unfinished} unfinished or failed runs not shown")
+        context.append(f"not shown: {study.unfinished} unfinished or failed")
     width = int(fig.get_figwidth() * 16.8)
     second = " · ".join(part for part in [*context, *notes, *study.look.notes] if part)
     lines = [*textwrap.wrap(what, width), *textwrap.wrap(second, width)]
+    fig.set_figheight(fig.get_figheight() + 0.16 * (len(lines) - 2))
     fig.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.35)
 
 
-def legend(fig: Figure, look: Look, extra: Sequence[Artist] = (), *, dashes: bool = True) -> None:
-    """One legend below the panels: rows for the colors, the line styles, the rest; one row where all fit."""
+def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] = (), *, dashes: bool = True) -> None:
+    """One legend below the panels: rows for the colors, the line styles, the rest; one row where all fit.
+
+    It names what these runs have, and the figure grows by its rows.
+    """
     blank = Line2D([], [], ls="none", label=" ")
     groups: list[list[Artist]] = [
-        [Line2D([], [], color=c, lw=style.BOLD, label=f"{look.hue}={n}") for n, c in look.colors.items()]
+        [
+            Line2D([], [], color=c, lw=style.BOLD, label=f"{look.hue}={n}")
+            for n, c in look.colors.items()
+            if (runs["hue"] == n).any()
+        ]
     ]
     if dashes and look.dash is not None:
         groups.append(
             [
                 Line2D([], [], color="black", lw=style.BOLD, ls=d, label=f"{look.dash}={n}")
                 for n, d in look.dashes.items()
+                if (runs["dash"] == n).any()
             ]
         )
     if extra:
@@ -116,12 +125,11 @@ def legend(fig: Figure, look: Look, extra: Sequence[Artist] = (), *, dashes: boo
         rows = [[artist for group in groups for artist in group]]
     else:
         rows = [group[i : i + per_row] for group in groups for i in range(0, len(group), per_row)]
+    fig.set_figheight(fig.get_figheight() + 0.15 * (len(rows) - 1))
     columns = max(len(row) for row in rows)
     grid = [row + [blank] * (columns - len(row)) for row in rows]
     # matplotlib fills a legend column by column
-    fig.legend(
-        handles=[row[i] for i in range(columns) for row in grid], loc="outside lower center", ncols=columns
-    )
+    fig.legend(handles=[row[i] for i in range(columns) for row in grid], loc="outside lower center", ncols=columns)
 
 
 def _cells(artists: Sequence[Artist]) -> int:
@@ -242,9 +250,7 @@ def draw_seed_lines(
 
 def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
     """The marker of a diverged run at its last finite point; ends: columns hue, run_id, step, value."""
-    for run_id, hue, step, value in zip(
-        ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True
-    ):
+    for run_id, hue, step, value in zip(ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True):
         ax.plot(
             [step], [value], marker=style.OUTCOME_MARKERS["diverged"], ms=6, ls="none", zorder=5,
             color=look.colors[hue], mec="white", mew=0.6, clip_on=False, gid=f"diverged:{run_id}",

@@ -62,9 +62,7 @@ def draw_losses(
     layout.reference_lines(ax, references, labelled=labelled)
     layout.draw_seed_lines(ax, table, sizes, look, log=False, smooth=smooth)
     ends = ends.assign(value=ends["value"].clip(upper=top))
-    for run_id, hue, step, value in zip(
-        ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True
-    ):
+    for run_id, hue, step, value in zip(ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True):
         last = table[(table["run_id"] == run_id) & (table["step"] < step)].tail(1)
         if len(last):  # from the last evaluation to the marker
             way = [[last["step"].iloc[0], step], [last["value"].iloc[0], value]]
@@ -127,5 +125,5 @@ def _figure(study: Study, *, train: bool) -> Figure:
     shown = pd.concat([s.runs for s in settings])
     layout.title(fig, study, f"{what} by {study.look.by}; thin: seeds, bold: {bold}", shown, notes)
     extra = [layout.outcome_handle("diverged")] if (shown["outcome"] == "diverged").any() else []
-    layout.legend(fig, study.look, extra)
+    layout.legend(fig, study.look, shown, extra)
     return fig

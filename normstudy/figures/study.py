@@ -157,14 +157,14 @@ def look(runs: pd.DataFrame) -> Look:
 
 
 def _colors(hue: str, names: list[str]) -> dict[str, str]:
-    """A color per value. A shipped name keeps its color whatever else a study holds."""
+    """A color per value. A shipped name keeps its color whatever else a study holds; others get free ones."""
     fixed = style.PLACEMENT_COLORS if hue == "placement" else {}
     shipped = [n for n in _NAMES.get(hue, ()) if n not in fixed]
-    own = [n for n in names if n not in fixed and n not in shipped]
-    pool = dict(zip([*shipped, *own], style.OTHER_COLORS, strict=False))
-    spare = [c for c in (*style.OTHER_COLORS, *style.PLACEMENT_COLORS.values()) if c not in pool.values()]
-    colors = fixed | pool
-    return {n: colors[n] if n in colors else spare.pop(0) for n in names}
+    colors = fixed | dict(zip(shipped, style.OTHER_COLORS, strict=False))
+    used = {colors[n] for n in names if n in colors}
+    free = [c for c in (*style.OTHER_COLORS, *style.PLACEMENT_COLORS.values()) if c not in used]
+    free.sort(key=lambda c: c in colors.values())  # a shipped name's color only where no other is left
+    return {n: colors[n] if n in colors else free.pop(0) for n in names}
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,7 @@ class Study:
         rows = store.read(self.folder, "residual", columns, list(self.runs["run_id"]))
         return rows.astype({"layer": int, "grad_norm": float})
 
-    def settings(
-        self, runs: pd.DataFrame, limit: int, skip: Iterable[str] = ()
-    ) -> tuple[list[Setting], list[str]]:
+    def settings(self, runs: pd.DataFrame, limit: int, skip: Iterable[str] = ()) -> tuple[list[Setting], list[str]]:
         """Split runs into at most `limit` panels over the fields that are neither color nor line style.
 
         Returns the panels and a note where some were left out.
@@ -307,9 +305,7 @@ def geometric(rows: pd.DataFrame, keys: list[str], column: str = "grad_norm") ->
     place on a log axis and is left out."""
     good = rows[np.isfinite(rows[column]) & (rows[column] > 0)]
     logs = good.assign(log=np.log(good[column])).groupby(keys, sort=True)
-    out: pd.DataFrame = logs.agg(
-        log=("log", "mean"), low=(column, "min"), high=(column, "max"), n=(column, "size")
-    )
+    out: pd.DataFrame = logs.agg(log=("log", "mean"), low=(column, "min"), high=(column, "max"), n=(column, "size"))
     return out.assign(mid=np.exp(out["log"])).drop(columns="log").reset_index()
 
 

@@ -58,9 +58,7 @@ _MACHINE = (
 
 def rc() -> dict[str, object]:
     """The rc settings of every figure, on matplotlib's defaults: a user's own rc file changes nothing."""
-    base: dict[str, object] = {
-        k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_MACHINE)
-    }
+    base: dict[str, object] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_MACHINE)}
     return base | {
         "figure.dpi": 100,
         "savefig.dpi": 220,

@@ -34,32 +34,25 @@ MAX_RUNS = 100_000  # a sweep beyond this is a typing error: range(0,1e9)
 def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader) -> list[list[str]]:
     """Every job's overrides: the product of the experiment's axes and the command line, which wins by key."""
     parser = OverridesParser.create(config_loader=loader)
+    axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])
     typed = parser.parse_overrides(list(arguments))
-    given = {override.key_or_group for override in typed}
-    axes = parser.parse_overrides([f"{k}={v}" for k, v in params.items() if k not in given])
-    for axis in axes:
-        if isinstance(axis.value(), list):
-            raise ConfigError(
-                f"hydra.sweeper.params.{axis.input_line}: write an axis as one text, as in 0,1, not as a list"
-            )
-    if not params and not any(override.is_sweep_override() for override in typed):
+    if not axes and not any(override.is_sweep_override() for override in typed):
         words = " ".join(["normstudy run", *(str(override.input_line) for override in typed)])
         raise ConfigError(
             "an empty sweep: nothing has several values. Choose an experiment that has axes, or give values "
             f"as in seed=0,1,2; {words} trains one run"
         )
-    values: dict[str, list[str]] = {}
-    for override in (*axes, *typed):
-        key = override.get_key_element()
-        values.pop(key, None)
-        values[key] = _values(key, override)
+    for axis in axes:
+        if isinstance(axis.value(), list):
+            raise ConfigError(
+                f"hydra.sweeper.params.{axis.input_line}: write an axis as one text, as in 0,1, not as a list"
+            )
+    values = {o.get_key_element(): _values(o.get_key_element(), o) for o in (*axes, *typed)}  # the last one wins
     n_runs = 1
     for one in values.values():
         n_runs *= len(one)
     if n_runs > MAX_RUNS:
-        raise ConfigError(
-            f"this sweep has {n_runs} runs or more, at most {MAX_RUNS} are allowed: take fewer values"
-        )
+        raise ConfigError(f"this sweep has {n_runs} runs or more, at most {MAX_RUNS} are allowed: take fewer values")
     return [list(job) for job in itertools.product(*values.values())]
 
 
@@ -69,9 +62,7 @@ def _values(key: str, override: Override) -> list[str]:
     if key in app.NOT_SWEPT:
         raise ConfigError(app.not_swept(str(override.input_line)))
     if not override.is_discrete_sweep():
-        raise ConfigError(
-            f"{override.input_line}: an interval has no list of values: use range() or choice()"
-        )
+        raise ConfigError(f"{override.input_line}: an interval has no list of values: use range() or choice()")
     out = [f"{key}={v}" for v in itertools.islice(override.sweep_string_iterator(), MAX_RUNS + 1)]
     if not out:
         raise ConfigError(f"an empty sweep: {override.input_line} gives no value")
@@ -108,9 +99,7 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
             raise ConfigError(f"{app.one_line(error)}{member}") from error
     places = sorted({f"{config.results_dir}/{config.study}" for config in configs})
     if len(places) > 1:
-        raise ConfigError(
-            f"one sweep fills one study, this one would fill {', '.join(places)}: give one value"
-        )
+        raise ConfigError(f"one sweep fills one study, this one would fill {', '.join(places)}: give one value")
     return configs
 
 
@@ -125,9 +114,7 @@ def _signature(override: Override, loader: ConfigLoader, is_group: dict[str, boo
     if key not in is_group:
         is_group[key] = bool(loader.get_group_options(key))
     if is_group[key] or isinstance(override.value(), dict | list):
-        return str(
-            override.input_line
-        )  # a container is merged, so a second one would leave parts of the first
+        return str(override.input_line)  # a container is merged, so a second one would leave parts of the first
     return key
 
 
@@ -166,15 +153,12 @@ def launch(
     configs = plan(context.config_loader, config, jobs)
     request = task.request(config.hydra.overrides.task)
     losses = sweep.run_sweep(configs, dry_run=task.dry_run, request=request)
-    return [
-        JobReturn(
-            overrides=list(job),
-            task_name=config.hydra.job.name,
-            status=JobStatus.COMPLETED,
-            _return_value=app.as_float(loss),
-        )
-        for job, loss in zip(jobs, losses, strict=True)
-    ]
+    returns = []
+    for job, loss in zip(jobs, losses, strict=True):
+        one = JobReturn(overrides=list(job), task_name=config.hydra.job.name, status=JobStatus.COMPLETED)
+        one.return_value = app.as_float(loss)
+        returns.append(one)
+    return returns
 
 
 def sweep(

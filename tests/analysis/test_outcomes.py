@@ -99,8 +99,8 @@ def test_diverged_needs_more_than_both_ln_vocab_and_the_loss_at_step_0() -> None
 
 
 def test_boundary_of_collapsed() -> None:
-    # 0.4 above a minimum of 0: exactly at the threshold, in one step of floating point
-    assert of([3, 2, 0, 0, 0, 0, 0, 0.4], 1.9, FLAT) == "collapsed"
+    # 0.4 above a minimum of 0 after zeros: exactly at the threshold, no rounding
+    assert of([0, 0, 0, 0, 0, 0, 0, 0.4], 1.9, FLAT) == "collapsed"
     assert of([3, 2, 0, 0, 0, 0, 0, 0.4 - EPS], 1.9, FLAT) == "stuck"
     # g = 2 - 1.6 is not below 0.4: the same series is no collapse
     assert of([3, 2, 0, 0, 0, 0, 0, 0.4 + EPS], 1.6 - EPS, FLAT) == "unfinished"
@@ -132,7 +132,7 @@ def test_unfinished_reads_the_last_evaluation_at_or_before_three_quarters() -> N
 def test_boundary_of_stuck_and_of_partial() -> None:
     flat = down(1.9)
     assert gap_closed(0.6, 1.0, 0.0) == 0.4
-    exact = dict(n_steps=8, window=1, ln_vocab=4.0, unigram_entropy=1.0, bigram_entropy=0.0)
+    exact = {"n_steps": 8, "window": 1, "ln_vocab": 4.0, "unigram_entropy": 1.0, "bigram_entropy": 0.0}
     val = (np.array([0, 6]), np.array([3.0, 0.6]))
     assert outcome(np.array(flat), *val, final_val_loss=0.6, **exact) == "partial"  # type: ignore[arg-type]
     assert outcome(np.array(flat), *val, final_val_loss=0.6 + EPS, **exact) == "stuck"  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def test_boundary_of_stuck_and_of_partial() -> None:
 
 def test_boundary_of_spiked() -> None:
     calm = {0: 3.0, 6: 1.0}
-    assert of([3, 1, 0, 0.4, 0, 0, 0, 0], 1.0, calm) == "spiked"
+    assert of([0, 0, 0, 0.4, 0, 0, 0, 0], 1.0, calm) == "spiked"  # exactly, no rounding
     assert of([3, 1, 0, 0.4 - EPS, 0, 0, 0, 0], 1.0, calm) == "learned"
     assert of([3, 1, 0, 0.4, 0, 0, 0, 0], 1.25 + EPS, {0: 3.0, 6: 1.25}) == "partial"  # comes before spiked
     assert of([1, 1.5, 1, 1, 1, 0.5, 0.5, 0.5], 1.0, calm) == "spiked"  # over the running minimum, not the last

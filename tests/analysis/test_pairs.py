@@ -101,10 +101,7 @@ def test_difference_is_arm_minus_baseline_seed_by_seed(study: Path, tmp_path: Pa
     row = cell(compare_study(study, by="placement"), n_layers=4, peak_lr=1e-3, warmup_steps=0)
     losses = {
         placement: np.array(
-            [
-                target_loss(handmade_config(tmp_path, placement=placement, n_layers=4, seed=s)) + 0.01
-                for s in SEEDS
-            ]
+            [target_loss(handmade_config(tmp_path, placement=placement, n_layers=4, seed=s)) + 0.01 for s in SEEDS]
         )
         for placement in ("pre", "post")
     }
@@ -366,8 +363,9 @@ def test_the_four_formats_hold_the_same_numbers(study: Path, tmp_path: Path) -> 
 
 
 def test_rendering_twice_gives_the_same_text(study: Path) -> None:
+    one, two = compare_study(study, by="n_layers"), compare_study(study, by="n_layers")
     for fmt in FORMATS:
-        assert render(compare_study(study, by="n_layers"), fmt) == render(compare_study(study, by="n_layers"), fmt)
+        assert render(one, fmt) == render(two, fmt)
 
 
 def test_counts_text_is_what_a_cell_says() -> None:

@@ -97,21 +97,21 @@ def test_pre_norm_block_by_hand() -> None:
 
 
 def test_post_norm_block_by_hand() -> None:
-    """x = [1 3], attn doubles, ffn adds 1.
+    """x = [0 0 3], attn doubles, ffn adds 1 (eps negligible).
 
-    x + attn(x) = [3 9]; norm1: [-1 1] * 2 + 1 = [-1 3].
-    x + ffn(x) = [-1 3] + [0 4] = [-1 7]; norm2: mean 3, deviation 4: [-1 1] * 10 + 5 = [-5 15].
+    x + attn(x) = [0 0 9]: mean 3, variance 18; norm1: [-1 -1 2] / sqrt 2 * sqrt 2 + [1 4 -2] = [0 3 0].
+    x + ffn(x) = [0 3 0] + [1 4 1] = [1 7 1]: mean 3, variance 8; norm2: [-1 2 -1] / sqrt 2 * 10 sqrt 2 + 5.
     """
     got = post_norm_block(
-        np.array([1.0, 3.0]),
+        np.array([0.0, 0.0, 3.0]),
         lambda h: 2 * h,
         lambda h: h + 1,
-        np.array([2.0, 2.0]),
-        np.array([1.0, 1.0]),
-        np.array([10.0, 10.0]),
-        np.array([5.0, 5.0]),
+        np.full(3, math.sqrt(2)),
+        np.array([1.0, 4.0, -2.0]),
+        np.full(3, 10 * math.sqrt(2)),
+        np.full(3, 5.0),
     )
-    np.testing.assert_allclose(got, [-5, 15], rtol=1e-5)
+    np.testing.assert_allclose(got, [-5, 25, -5], rtol=1e-5)
 
 
 def test_pre_norm_block_keeps_an_identity_path_and_post_norm_block_does_not() -> None:

@@ -215,17 +215,19 @@ def assert_equals_plain(configs: list[RunConfig], rtol: float = 2e-5) -> None:
                 assert record.val_loss is None
             assert record.grad_norm[run] == pytest.approx(root_sum_of_squares(plain.grad), rel=rtol), where
             assert record.param_norm[run] == pytest.approx(root_sum_of_squares(plain.param), rel=rtol), where
-            assert record.update_norm[run] == pytest.approx(root_sum_of_squares(plain.update), rel=rtol * 5), where
+            update_norm = root_sum_of_squares(plain.update)
+            assert record.update_norm[run] == pytest.approx(update_norm, rel=rtol * 5, abs=1e-6), where
             assert record.probe is not None
-            # The largest module sets the scale of what rounding leaves in a small one, as in a bias of mean zero.
-            for got, expected, tolerance in (
-                (record.probe.grad, plain.grad, rtol),
-                (record.probe.param, plain.param, rtol),
-                (record.probe.update, plain.update, rtol * 5),
-            ):
-                atol = tolerance * max(expected.values()) * 0.1
-                for row, key in enumerate(keys):
-                    assert got[row, run] == pytest.approx(expected[key], rel=tolerance, abs=atol), (where, key)
+            # Absolute tolerances are for what rounding leaves: in a small gradient of a large model, and in the
+            # plain loop's update, which is a difference of float32 parameters.
+            largest = max(plain.grad.values())
+            for row, key in enumerate(keys):
+                for got, expected, tolerance, atol in (
+                    (record.probe.grad[row, run], plain.grad[key], rtol, 2e-6 * largest),
+                    (record.probe.param[row, run], plain.param[key], rtol, 0.0),
+                    (record.probe.update[row, run], plain.update[key], rtol * 5, 1e-7 * plain.param[key] + 1e-8),
+                ):
+                    assert got == pytest.approx(expected, rel=tolerance, abs=atol), (where, key)
             np.testing.assert_allclose(record.probe.rms[:, run], plain.rms, rtol=rtol, err_msg=where)
             np.testing.assert_allclose(
                 record.probe.residual_grad[:, run], plain.residual_grad, rtol=rtol, err_msg=where
@@ -430,7 +432,7 @@ def test_the_environment_of_the_bitwise_promise() -> None:
 @pytest.mark.parametrize(("placement", "norm"), KINDS)
 @pytest.mark.parametrize(
     ("shape", "n_steps"),
-    [((2, 16, 2, 1, 8), 20), ((2, 24, 3, 3, 31), 12), ((2, 64, 4, 8, 64), 3)],
+    [((2, 16, 2, 1, 8), 8), ((2, 24, 3, 3, 31), 6), ((2, 64, 4, 8, 64), 3)],
     ids=["d16-B1-T8", "d24-h3-B3-T31", "d64-B8-T64"],
 )
 def test_a_run_s_bits_do_not_depend_on_its_batch(

@@ -28,9 +28,7 @@ class SweeperConf:
     params: dict[str, str] | None = None  # dotted key -> values, as on the command line
 
 
-ConfigStore.instance().store(
-    group="hydra/launcher", name="normstudy", node=LauncherConf, provider="normstudy"
-)
+ConfigStore.instance().store(group="hydra/launcher", name="normstudy", node=LauncherConf, provider="normstudy")
 ConfigStore.instance().store(group="hydra/sweeper", name="normstudy", node=SweeperConf, provider="normstudy")
 
 

@@ -1,0 +1,8 @@
+"""`python -m normstudy` is the `normstudy` command."""
+
+import sys
+
+from normstudy.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The starting text's claims about pre-norm and post-norm, held against the committed studies.
+
+Each finding is one number with its 95 % t interval over seeds, computed from the tables alone. `markdown` renders
+them as the README's table; a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from normstudy.analysis.load import Tables, load
+from normstudy.analysis.pairs import paired_t_interval
+
+HEADLINE_LR = 3e-3
+SHALLOW, DEEP = 6, 12  # layers
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A number of a claim. low, high: 95 % t interval over seeds, NaN where a count has none."""
+
+    claim: str
+    quantity: str
+    study: str
+    value: float
+    low: float
+    high: float
+    seeds: int
+
+
+def findings(results: Path) -> list[Finding]:
+    """All findings, from the studies warmup, depth, peak_lr and rmsnorm under `results`."""
+    warmup, depth, peak_lr, rmsnorm = (
+        load(results / study, join=True) for study in ("warmup", "depth", "peak_lr", "rmsnorm")
+    )
+    return [
+        *_vanishing(warmup, depth),
+        *_clean_path(depth),
+        *_needs_warmup(warmup, depth),
+        *_post_can_win(peak_lr),
+        *_same_profile(rmsnorm),
+    ]
+
+
+# ---- C1, C2: the gradient through the layers ------------------------------------------------------------
+
+
+def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Ratio of the first to the last layer's mlp_out gradient norm at a step, one a run, in order of run_id.
+
+    NaN where a run has no such step.
+    """
+    rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
+    wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
+    return (wide.iloc[:, 0] / wide.iloc[:, -1]).to_numpy(np.float64)
+
+
+def _vanishing(warmup: Tables, depth: Tables) -> list[Finding]:
+    post = warmup.modules.query("placement == 'post' and peak_lr == @HEADLINE_LR")
+    deep = depth.modules.query("placement == 'post' and n_layers == @DEEP and warmup_steps == 0")
+    last = int(post["step"].max())
+    out = []
+    for name, rows, study, steps in (
+        (f"post, {SHALLOW} layers, no warmup", post.query("warmup_steps == 0"), "warmup", (0, 5, 100, last)),
+        (f"post, {SHALLOW} layers, warmup 100", post.query("warmup_steps == 100"), "warmup", (5, 20, last)),
+        (f"post, {DEEP} layers, no warmup", deep, "depth", (0, 5, 100, last)),
+    ):
+        for step in steps:
+            ratio = first_to_last(rows, step)
+            out.append(_geometric("C1", f"first/last-layer gradient, {name}, step {step}", study, ratio))
+    return out
+
+
+def _clean_path(depth: Tables) -> list[Finding]:
+    pre = depth.modules.query("placement == 'pre' and n_layers == @DEEP and warmup_steps == 0 and module == 'mlp_out'")
+    last = int(pre["step"].max())
+    out = [
+        _geometric("C2", f"first/last-layer gradient, pre, {DEEP} layers, step {t}", "depth", first_to_last(pre, t))
+        for t in (0, last)
+    ]
+    slopes = []
+    for _, rows in pre.query("step == 0").groupby("run_id"):
+        slope, _ = np.polyfit(np.log(rows["layer"].to_numpy(float) + 1), np.log(rows["grad_norm"].to_numpy(float)), 1)
+        slopes.append(slope)
+    return [
+        *out,
+        _mean("C2", f"exponent of the gradient in the layer's index, pre, {DEEP} layers, step 0", "depth", slopes),
+    ]
+
+
+# ---- C3: warmup, and who ends better --------------------------------------------------------------------
+
+
+def _needs_warmup(warmup: Tables, depth: Tables) -> list[Finding]:
+    out = []
+    for placement in ("post", "pre"):
+        runs = warmup.runs.query("placement == @placement and peak_lr == @HEADLINE_LR")
+        loss = runs.pivot_table(index="seed", columns="warmup_steps", values="final_val_loss")
+        name = f"loss with warmup 100 minus without, {placement}, {SHALLOW} layers, {HEADLINE_LR:g}"
+        out.append(_mean("C3a", name, "warmup", loss[100] - loss[0]))
+    for placement in ("post", "pre"):
+        for steps in (0, 100):
+            runs = depth.runs.query("placement == @placement and n_layers == @DEEP and warmup_steps == @steps")
+            name = f"share of runs stuck, {placement}, {DEEP} layers, 0.001, warmup {steps}"
+            share = float((runs["outcome"] == "stuck").mean())
+            out.append(Finding("C3a", name, "depth", share, math.nan, math.nan, len(runs)))
+    return out
+
+
+def _post_can_win(peak_lr: Tables) -> list[Finding]:
+    best, names = {}, {}
+    for placement in ("pre", "post"):
+        runs = peak_lr.runs.query("placement == @placement")
+        loss = runs.pivot_table(index="seed", columns=["peak_lr", "warmup_steps"], values="final_val_loss")
+        whole = loss.dropna(axis=1)  # a cell in which a seed diverged is not its best
+        rates, warmups = (whole.columns.get_level_values(k) for k in ("peak_lr", "warmup_steps"))
+        at = int(whole.mean().to_numpy().argmin())
+        rate, steps = float(rates[at]), int(warmups[at])
+        edge = ", the grid's edge" if rate in (runs["peak_lr"].min(), runs["peak_lr"].max()) else ""
+        best[placement], names[placement] = whole.iloc[:, at], f"{placement} at {rate:g}, warmup {steps}{edge}"
+    name = f"best of the grid, post minus pre, {SHALLOW} layers ({names['post']}; {names['pre']})"
+    return [_mean("C3b", name, "peak_lr", best["post"] - best["pre"])]
+
+
+# ---- C4: RMSNorm and LayerNorm --------------------------------------------------------------------------
+
+
+def _same_profile(rmsnorm: Tables) -> list[Finding]:
+    rows = rmsnorm.modules.query("step == 0 and module == 'mlp_out'")
+    profile = rows.pivot_table(index=["seed", "layer"], columns="norm", values="grad_norm")
+    relative = (profile["rmsnorm"] / profile["layernorm"] - 1).abs().groupby("seed").max()
+    loss = rmsnorm.runs.pivot_table(index="seed", columns="norm", values="final_val_loss")
+    gradients = "largest relative difference of the layers' gradients at step 0, pre, rmsnorm to layernorm"
+    losses = f"loss of rmsnorm minus layernorm, pre, {SHALLOW} layers, {HEADLINE_LR:g}"
+    return [
+        _mean("C4", gradients, "rmsnorm", relative),
+        _mean("C4", losses, "rmsnorm", loss["rmsnorm"] - loss["layernorm"]),
+    ]
+
+
+# ---- intervals and the table ----------------------------------------------------------------------------
+
+
+def _mean(claim: str, quantity: str, study: str, values: object) -> Finding:
+    found = np.asarray(values, float)
+    return Finding(claim, quantity, study, *paired_t_interval(found), len(found))
+
+
+def _geometric(claim: str, quantity: str, study: str, values: object) -> Finding:
+    """Geometric mean over seeds, its interval from the logarithms."""
+    logs = np.log(np.asarray(values, float))
+    mean, low, high = paired_t_interval(logs)
+    return Finding(claim, quantity, study, math.exp(mean), math.exp(low), math.exp(high), len(logs))
+
+
+def markdown(found: list[Finding]) -> str:
+    """The findings as a Markdown table."""
+    lines = ["| claim | quantity | value [95 % interval] | seeds | study |", "|---|---|---|---|---|"]
+    for f in found:
+        interval = "" if math.isnan(f.low) else f" [{f.low:.3g}, {f.high:.3g}]"
+        lines.append(f"| {f.claim} | {f.quantity} | {f.value:.3g}{interval} | {f.seeds} | `{f.study}` |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,123 @@
+"""Choosing runs by `--where`: by the type of the column, with every bad request told in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from handmade import handmade_config, write_handmade_run
+
+from normstudy import store
+from normstudy.analysis.load import load
+from normstudy.analysis.select import native, select, value_text, values_of
+from normstudy.config import ConfigError
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """pre and post x two rates x two seeds; one run with clipping, one with another d_ff; one diverged."""
+    root = tmp_path_factory.mktemp("study")
+    for placement in ("pre", "post"):
+        for peak_lr in (1e-3, 3e-3):
+            for seed in (0, 1):
+                config = handmade_config(root, placement=placement, peak_lr=peak_lr, seed=seed)
+                diverged = placement == "post" and peak_lr == 3e-3 and seed == 0
+                write_handmade_run(root / "s", config, "diverged" if diverged else "learned")
+    clipped = handmade_config(root, seed=7)
+    clipped.optimizer.max_grad_norm = 1.0
+    write_handmade_run(root / "s", clipped)
+    wide = handmade_config(root, seed=8)
+    wide.model.d_ff = 128
+    write_handmade_run(root / "s", wide)
+    return load(root / "s").runs
+
+
+@pytest.mark.parametrize(
+    ("where", "n"),
+    [
+        (None, 10),
+        ({}, 10),
+        ({"placement": "pre"}, 6),
+        ({"peak_lr": "3e-3"}, 4),
+        ({"peak_lr": "0.003"}, 4),
+        ({"peak_lr": ".0030"}, 4),
+        ({"n_layers": "2"}, 10),
+        ({"n_layers": "2.0"}, 10),
+        ({"placement": "post", "peak_lr": "3e-3", "seed": "1"}, 1),
+        ({"max_grad_norm": "null"}, 9),
+        ({"max_grad_norm": "1"}, 1),
+        ({"d_ff": "null"}, 9),
+        ({"d_ff": "128"}, 1),
+        ({"data_path": "null"}, 10),
+        ({"resolved_final_norm": "true"}, 6),
+        ({"resolved_final_norm": "False"}, 4),
+        ({"outcome": "diverged"}, 1),
+        ({"nonfinite_step": "null"}, 9),
+        ({"status": "done"}, 10),
+    ],
+)
+def test_selection(runs: pd.DataFrame, where: dict[str, str] | None, n: int) -> None:
+    chosen = select(runs, where)
+    assert len(chosen) == n
+    assert chosen.index.isin(runs.index).all()
+
+
+def test_the_chosen_runs_have_the_values(runs: pd.DataFrame) -> None:
+    chosen = select(runs, {"peak_lr": "3e-3", "placement": "pre"})
+    assert set(chosen["peak_lr"]) == {0.003}
+    assert set(chosen["placement"]) == {"pre"}
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ({"peaklr": "1"}, ["--where", "'peaklr'", "Did you mean peak_lr?"]),
+        ({"zzz": "1"}, ["--where", "'zzz'", "placement"]),
+        ({"peak_lr": "1e-2"}, ["peak_lr=1e-2", "0.001, 0.003"]),
+        ({"placement": "Pre"}, ["placement=Pre", "post, pre"]),
+        ({"max_grad_norm": "2"}, ["max_grad_norm=2", "null, 1"]),
+        ({"n_layers": "two"}, ["--where", "n_layers", "'two' is not a number"]),
+        ({"resolved_final_norm": "1"}, ["'1' is neither true nor false"]),
+        # the second value is one that the study has, but not together with the first
+        ({"seed": "7", "placement": "post"}, ["placement=post", "placement is pre"]),
+        ({"placement": "null"}, ["placement=null", "post, pre"]),
+    ],
+)
+def test_bad_requests_are_one_line(runs: pd.DataFrame, where: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as e:
+        select(runs, where)
+    assert "\n" not in str(e.value)
+    for word in words:
+        assert word in str(e.value)
+
+
+def test_a_study_without_runs(tmp_path: Path) -> None:
+    store.prepare(tmp_path)
+    with pytest.raises(ConfigError, match="there is no run"):
+        select(store.read(tmp_path, "runs"), {"placement": "pre"})
+
+
+def test_values_are_in_a_fixed_order(runs: pd.DataFrame) -> None:
+    assert values_of(runs, "max_grad_norm") == [None, 1.0]
+    assert values_of(runs, "placement") == ["post", "pre"]
+    assert values_of(runs, "seed") == [0, 1, 7, 8]
+    assert values_of(runs, "d_ff") == [None, 128]
+    assert values_of(runs.iloc[::-1], "seed") == [0, 1, 7, 8]
+
+
+def test_native_values() -> None:
+    assert native("d_ff", 256.0) == 256
+    assert isinstance(native("d_ff", 256.0), int)
+    assert isinstance(native("peak_lr", 1.0), float)
+    assert isinstance(native("n_layers", np.int64(6)), int)
+    assert native("max_grad_norm", np.nan) is None
+    assert native("started_at", pd.NaT) is None
+    assert native("resolved_final_norm", np.True_) is True
+    assert native("started_at", pd.Timestamp("2025-01-01", tz="UTC")) == "2025-01-01 00:00:00+00:00"
+
+
+def test_value_text() -> None:
+    values = (None, True, 6, 0.003, 1e-5, 1.0, "pre")
+    assert [value_text(v) for v in values] == ["null", "true", "6", "0.003", "1e-05", "1", "pre"]

@@ -1,0 +1,285 @@
+"""Every bad request is one line on standard error and exit code 2; nothing is written, nothing trained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from normstudy import cli, store
+
+TINY = [
+    "data=synthetic",
+    "model=tiny",
+    "data.seq_len=16",
+    "schedule.n_steps=3",
+    "eval.windows=4",
+    "execution.workers=1",
+]
+
+OWN_CONFIGS = {
+    "broken": "# @package _global_\nstudy: [unclosed\n",
+    "misspelt": "# @package _global_\nstudy: mine\nmodel:\n  n_layer: 3\n",
+    "word": "# @package _global_\nmodel:\n  n_layers: six\n",
+    "no_package": "study: mine\n",
+    "no_axes": "# @package _global_\nstudy: mine\n",
+    "list_axis": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: [0, 1]\n",
+    "bad_axis": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      model.n_layer: 2,4\n",
+    "study_axis": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      study: a,b\n",
+    "no_such_group": "# @package _global_\ndefaults:\n  - override /data: novel\n",
+    "no_such_value": "# @package _global_\nstudy: ${nothing}\n",
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that the requests below refer to: texts, own config files, and studies."""
+    root = tmp_path_factory.mktemp("files")
+    (root / "experiment").mkdir()
+    for name, text in OWN_CONFIGS.items():
+        (root / "experiment" / f"{name}.yaml").write_text(text)
+    (root / "experiment" / "latin1.yaml").write_bytes(b"study: caf\xe9\n")
+    (root / "empty.txt").write_bytes(b"")
+    (root / "short.txt").write_bytes(b"to be or not to be, that is the question. " * 20)
+    (root / "no_study").mkdir()
+    store.prepare(root / "unfinished")
+    sweep = ["sweep", *TINY, "seed=0,1", f"results_dir={root}", "study=finished"]
+    assert cli.main(sweep) == 0
+    assert cli.main(["compact", f"{root}/finished", "--seal"]) == 0
+    return root
+
+
+# The words of a request (F is the folder above) -> words that the one line must hold.
+BAD: list[tuple[str, list[str]]] = [
+    # unknown keys, with the nearest name
+    ("run model.n_layer=3", ["unknown key model.n_layer", "Did you mean model.n_layers?"]),
+    ("run peak_lr=1", ["unknown key peak_lr", "Did you mean schedule.peak_lr?"]),
+    ("run optimiser=adam", ["unknown key optimiser", "Did you mean optimizer?"]),
+    ("run nonsense=1", ["unknown key nonsense", "--cfg job"]),
+    ("sweep seed=0,1 model.n_layer=2,4", ["unknown key model.n_layer", "Did you mean model.n_layers?"]),
+    # names
+    ("run model.placement=prost", ["model.placement 'prost'", "pre, post", "Did you mean post?"]),
+    ("run model.norm=layer_norm", ["model.norm 'layer_norm'", "Did you mean layernorm?"]),
+    ("run model.init=kaiming", ["model.init 'kaiming'", "xavier"]),
+    ("run optimizer=adem", ["optimizer 'adem'", "adam, adamw, sgd", "Did you mean adam"]),
+    ("run data=novel", ["data 'novel'", "file, pydoc, stdlib, synthetic"]),
+    ("run model=null", ["model=null", "cannot be empty", "default"]),
+    ("run execution.device=gpu", ["execution.device 'gpu'", "auto, cpu, cuda"]),
+    # a word where a number belongs, and the like
+    ("run model.n_layers=six", ["model.n_layers 'six'", "an integer"]),
+    ("run model.n_layers=1e3", ["model.n_layers '1e3'", "an integer", "write 1000"]),
+    ("run model.n_layers=2.5", ["model.n_layers '2.5'", "an integer"]),
+    ("run model.n_layers=", ["model.n_layers ''", "an integer"]),
+    ("run schedule.peak_lr=high", ["schedule.peak_lr 'high'", "a number"]),
+    ("run seed=null", ["seed 'null'", "an integer"]),
+    ("run model.d_ff=wide", ["model.d_ff 'wide'", "an integer or null"]),
+    ("run seed=[0,1]", ["seed '[0,1]'", "an integer"]),
+    ("run model={n_layers:x}", ["model.n_layers 'x'", "an integer"]),
+    ("sweep seed=0,x", ["seed 'x'", "an integer", "run 2 of 2"]),
+    ("run data_seed=${nothing}", ["nothing", "not found"]),
+    # values
+    ("run model.d_model=65", ["65", "n_heads 4", "divisible"]),
+    ("run model.n_layers=0", ["model.n_layers 0", "at least 1"]),
+    ("run schedule.peak_lr=-1e-3", ["schedule.peak_lr -0.001", "above 0"]),
+    ("run schedule.peak_lr=nan", ["schedule.peak_lr nan", "finite"]),
+    ("run schedule.peak_lr=inf", ["schedule.peak_lr inf", "finite"]),
+    ("run seed=-1", ["seed -1", "0 to 2147483647"]),
+    ("run seed=99999999999999999999", ["seed 99999999999999999999", "0 to 2147483647"]),
+    ("run data_seed=-1", ["data_seed -1", "0 to 2147483647"]),
+    ("run schedule.warmup_steps=601", ["schedule.warmup_steps 601", "schedule.n_steps 600"]),
+    ("run execution.workers=0", ["execution.workers 0", "at least 1"]),
+    # + ++ ~ on our keys
+    ("run +foo=1", ["+foo=1", "key=value"]),
+    ("run +seed=1", ["+seed=1", "key=value"]),
+    ("run ++seed=1", ["++seed=1", "key=value"]),
+    ("run ~seed", ["~seed", "key=value"]),
+    ("run ~optimizer", ["~optimizer", "key=value"]),
+    ("sweep experiment=smoke ++seed=7", ["++seed=7", "key=value"]),
+    ("sweep experiment=smoke +study=a", ["+study=a", "key=value"]),
+    # flags
+    ("run --fast", ["--fast", "normstudy run --help"]),
+    ("sweep seed=0,1 --fast", ["--fast"]),
+    ("plot F/finished --fast", ["--fast", "normstudy plot --help"]),
+    ("compare F/finished --by placement --fast", ["--fast"]),
+    ("compact F/finished --fast", ["--fast"]),
+    ("run --dry-run", ["--dry-run", "normstudy sweep"]),
+    ("run --multirun", ["--multirun", "normstudy sweep"]),
+    ("sweep --run seed=0,1", ["--run", "normstudy run"]),
+    ("run --resolve", ["--resolve", "--cfg job"]),
+    ("run --cfg task", ["--cfg", "task", "job"]),
+    ("run --cfg job --info", ["--cfg", "--info"]),
+    ("run --config-path F", ["--config-path", "--config-dir"]),
+    ("run --config-name mine", ["mine", "--config-name"]),
+    ("run --config-dir F/nowhere", ["--config-dir", "nowhere", "not a folder"]),
+    ("run --experimental-rerun F/x", ["--experimental-rerun"]),
+    ("run model", ["'model'", "key=value"]),
+    ("run study=(a", ["study=(a", "quote"]),
+    # own config files
+    ("run --config-dir F experiment=broken", ["broken YAML", "broken.yaml", "line 3"]),
+    ("sweep --config-dir F experiment=broken seed=0,1", ["broken YAML", "broken.yaml"]),
+    ("run --config-dir F experiment=misspelt", ["experiment/misspelt.yaml", "model.n_layer", "model.n_layers?"]),
+    ("run --config-dir F experiment=word", ["experiment/word.yaml", "model.n_layers 'six'", "an integer"]),
+    ("run --config-dir F experiment=no_package", ["experiment/no_package.yaml", "# @package _global_"]),
+    ("run --config-dir F experiment=no_such_group", ["data 'novel'", "stdlib"]),
+    ("run --config-dir F experiment=no_such_value", ["nothing", "not found"]),
+    ("run --config-dir F experiment=latin1", ["UTF-8"]),
+    ("sweep --config-dir F experiment=list_axis", ["hydra.sweeper.params.seed", "as one text"]),
+    ("sweep --config-dir F experiment=bad_axis", ["unknown key model.n_layer", "Did you mean model.n_layers?"]),
+    ("sweep --config-dir F experiment=study_axis", ["study=a,b", "one study"]),
+    # sweeps
+    ("sweep", ["empty sweep", "normstudy run"]),
+    ("sweep model.n_layers=2", ["empty sweep", "normstudy run model.n_layers=2"]),
+    ("sweep --config-dir F experiment=no_axes", ["empty sweep", "normstudy run experiment=no_axes"]),
+    ("sweep seed=glob(*)", ["empty sweep", "seed=glob(*)"]),
+    ("sweep seed=range(3,3)", ["empty sweep", "seed=range(3,3)"]),
+    ("sweep schedule.peak_lr=interval(0,1)", ["interval", "range()"]),
+    ("sweep seed=range(0,1000000000000)", ["100000", "fewer"]),
+    ("sweep experiment=smoke,warmup", ["experiment=smoke,warmup", "one value"]),
+    ("sweep study=a,b seed=0,1", ["study=a,b", "one value"]),
+    ("sweep study=a,b seed=0,1 hydra/sweeper=basic", ["study=a,b", "one value"]),
+    ("sweep results_dir=a,b", ["results_dir=a,b", "one value"]),
+    ("run seed=0,1", ["seed=0,1", "normstudy sweep"]),
+    ("run seed=range(0,3)", ["seed=range(0,3)", "normstudy sweep"]),
+    ("sweep seed=0,1 --cfg job", ["seed=0,1", "--cfg"]),
+    ("sweep experiment=warmup schedule.warmup_steps=0,1000", ["1000", "600", "run 2 of 40", "warmup_steps=1000"]),
+    ("sweep seed=range(0,40) model.n_heads=4,3", ["n_heads 3", "run 2 of 80: seed=0 model.n_heads=3"]),
+    ("sweep seed=0,1 model=default,deep", ["model 'deep'", "default, tiny", "run 2 of 4"]),
+    ("sweep seed=0,1 hydra.sweep.dir=a,b", ["hydra.sweep.dir=a,b"]),
+    ("sweep seed=0,1 hydra/launcher=slrum", ["hydra/launcher=slrum", "normstudy"]),
+    ("sweep seed=0,1 hydra/launcher=basic model.d_model=64,65", ["65", "divisible", "run 2 of 4"]),
+    ("sweep seed=0,1 hydra/launcher=joblib data.seq_len=64,9999", ["9999", "4096"]),
+    ("run experiment=warmpu", ["experiment 'warmpu'", "smoke", "Did you mean warmup?"]),
+    ("run experiment=", ["experiment ''", "warmup"]),
+    # study names
+    ("run study=a/b", ["study 'a/b'", "letters, digits"]),
+    ("run study=../x", ["study '../x'", "letters, digits"]),
+    ("run study=..", ["study '..'", "letters, digits"]),
+    ("run study=", ["study ''", "letters, digits"]),
+    ("run study=.hidden", ["study '.hidden'", "letters, digits"]),
+    ("run study=a\\ b", ["study 'a b'", "letters, digits"]),
+    ("run results_dir=", ["results_dir is empty"]),
+    # texts
+    ("run data=file", ["data=file", "data.path=FILE"]),
+    ("run data.path=F/short.txt", ["data.path", "data=file", "data=stdlib"]),
+    ("run data=file data.path=F/nowhere.txt", ["nowhere.txt", "No such file"]),
+    ("run data=file data.path=F", ["data.path", "directory"]),
+    ("run data=file data.path=/proc/self/mem", ["/proc/self/mem", "cannot be read"]),
+    ("run data=file data.path=F/empty.txt", ["empty.txt", "0"]),
+    ("run data=synthetic data.seq_len=4096", ["data.seq_len 4096", "block size 4096"]),
+    ("sweep data=synthetic data.seq_len=64,5000", ["data.seq_len 5000", "block size 4096"]),
+    # commands
+    ("swep", ["'swep'", "run, sweep, plot, compare, compact", "Did you mean sweep?"]),
+    ("--fast", ["'--fast'"]),
+    ("plot", ["STUDY", "normstudy plot --help"]),
+    ("compare F/finished", ["--by"]),
+    ("plot F/finished F/finished", ["finished", "normstudy plot --help"]),
+    ("plot F/finished --format gif", ["gif", "png"]),
+    ("plot F/finished --only headline,hologram", ["hologram", "headline"]),
+    ("plot F/finished --only headline,,heatmap", ["headline,,heatmap", "empty"]),
+    # folders that are no study, or hold no finished run
+    ("plot F/nowhere", ["nowhere", "no such folder"]),
+    ("plot F/no_study", ["no_study"]),
+    ("compare F/no_study --by placement", ["no_study"]),
+    ("compact F/no_study", ["no_study"]),
+    ("plot F/unfinished", ["unfinished", "no finished run"]),
+    ("compare F/unfinished --by placement", ["unfinished", "no finished run"]),
+    ("compact F/unfinished", ["unfinished", "no finished run"]),
+    # columns
+    ("compare F/finished --by warmup", ["warmup", "Did you mean warmup_steps?"]),
+    ("compare F/finished --by placement", ["placement", "pre"]),
+    ("compare F/finished --by placement --where norms=layernorm", ["norms", "Did you mean norm?"]),
+    ("plot F/finished --where placemnt=pre", ["placemnt", "Did you mean placement?"]),
+    ("plot F/finished --where placement=post", ["placement", "post", "pre"]),
+    ("plot F/finished --where n_layers=two", ["n_layers", "'two'"]),
+    ("plot F/finished --where placement", ["'placement'", "COLUMN=VALUE"]),
+    ("plot F/finished --where placement=pre,placement=post", ["placement twice"]),
+    # a sealed study, and a folder that cannot be written
+    ("sweep TINY seed=0,1,2 results_dir=F study=finished", ["sealed", "seed 2", "study=finished-seed2"]),
+    ("run TINY model.n_layers=3 results_dir=F study=finished", ["sealed", "n_layers 3", "study=finished-n_layers3"]),
+    ("run TINY results_dir=F/short.txt", ["short.txt", "results_dir"]),
+    ("sweep TINY seed=0,1 results_dir=/proc", ["/proc", "results_dir"]),
+]  # fmt: skip
+
+
+def split(request: str, files: Path) -> list[str]:
+    words = [word.replace("\0", " ") for word in request.replace("\\ ", "\0").split(" ")]
+    out: list[str] = []
+    for word in words:
+        out += (
+            TINY if word == "TINY" else [f"{files}{word[1:]}" if word[:1] == "F" else word.replace("=F", f"={files}")]
+        )
+    return out
+
+
+def contents(folder: Path) -> list[Path]:
+    """Every path below, apart from a study's lock, which `compact` takes before it looks."""
+    return sorted(path for path in folder.rglob("*") if path.name != "lock")
+
+
+def assert_one_line(code: int, err: str, expected: list[str]) -> None:
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert err.endswith("\n")
+    missing = [word for word in expected if word not in err]
+    assert not missing, err
+
+
+@pytest.mark.parametrize(("request_", "expected"), BAD, ids=[request for request, _ in BAD])
+def test_a_bad_request_is_one_line_and_leaves_nothing(
+    request_: str,
+    expected: list[str],
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = contents(files)
+    capfd.readouterr()
+    code = cli.main(split(request_, files))
+    assert_one_line(code, capfd.readouterr().err, expected)
+    assert os.listdir(tmp_path) == []
+    assert contents(files) == before
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes everything")
+def test_files_without_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "secret.txt"
+    text.write_bytes(b"x" * 100_000)
+    text.chmod(0)
+    assert_one_line(cli.main(["run", "data=file", "data.path=secret.txt"]), capfd.readouterr().err, ["secret.txt"])
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    code = cli.main(["run", *TINY, "results_dir=locked"])
+    assert_one_line(code, capfd.readouterr().err, ["locked", "results_dir"])
+
+
+@pytest.mark.parametrize(
+    "request_", ["run model.n_layers=six", "sweep seed=0,1 model.n_heads=4,3", "swep", "plot nowhere"]
+)
+def test_the_installed_command_exits_the_same_way(request_: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("normstudy"), *request_.split()],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert_one_line(done.returncode, done.stderr, [])
+    assert done.stdout == ""
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_traceback_where_the_user_asks_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra.errors import HydraException
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(HydraException):
+        cli.main(["run", "model.n_layer=3"])
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"

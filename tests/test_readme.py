@@ -1,0 +1,53 @@
+"""What the README shows is run here as it stands, and its numbers come from the committed tables."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from normstudy import cli
+from normstudy.analysis.claims import findings, markdown
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_claims_are_those_of_the_tables() -> None:
+    between = re.search(r"<!-- claims -->\n(.*)<!-- /claims -->", README, re.S)
+    assert between is not None
+    assert between[1].strip() == markdown(findings(ROOT / "results")).strip()
+
+
+@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_python_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def commands() -> list[list[str]]:
+    """The normstudy command lines of the README, without comments, the shell's quotes taken off."""
+    lines = re.findall(r"^normstudy (.*)$", "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S)), re.M)
+    return [line.split("#")[0].replace("'", "").split() for line in lines]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_are_accepted(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps are planned, not trained; plot and compare run on the committed studies."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text("the quick brown fox jumps over the lazy dog. " * 500)
+    words = [str(ROOT / w) if w.startswith("results/") else w for w in words]
+    if words[0] == "sweep" and "--dry-run" not in words:
+        words.append("--dry-run")
+    if words[0] == "plot" and "--out" not in words:
+        words += ["--out", "figures"]
+    if words[0] == "run":
+        words += ["data=synthetic", "model.d_model=16", "model.n_layers=1", "data.seq_len=8", "schedule.n_steps=100"]
+    assert cli.main(words) == 0
+
+
+def test_every_file_it_names_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,331 @@
+"""Sweeps with real worker processes: the same bits however they are executed, only what is missing, clear ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from studies import REQUEST, assert_same_tables, reproduced_runs, tiny
+
+from normstudy import store, sweep
+from normstudy.analysis.outcomes import outcomes
+from normstudy.compaction import compact_study
+from normstudy.config import ConfigError, RunConfig
+
+CLI = [sys.executable, "-m", "normstudy"]
+LONG = [
+    "sweep", "data=synthetic", "study=long", "model.n_layers=2", "model.d_model=16", "model.n_heads=2",
+    "data.seq_len=16", "schedule.n_steps=450", "seed=0,1,2,3", "execution.device=cpu",
+]  # fmt: skip
+
+
+def sixteen(root: Path, **execution: int | None) -> list[RunConfig]:
+    """Two shapes that are hard on bitwise equality, pre and post; one run of them diverges."""
+    shapes = (
+        {"d_model": 16, "n_heads": 2, "seq_len": 8, "batch_size": 1},
+        {"d_model": 24, "n_heads": 3, "seq_len": 31, "batch_size": 3},
+    )
+    return [
+        tiny(
+            root,
+            placement=p,
+            seed=s,
+            optimizer="sgd",
+            peak_lr=1e9 if (p, s) == ("post", 1) else 0.1,
+            **shape,
+            **execution,
+        )
+        for shape in shapes
+        for p in ("pre", "post")
+        for s in range(4)
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sixteen runs, as many to a batch as there are, on one worker."""
+    root = tmp_path_factory.mktemp("whole")
+    sweep.execute(sweep.plan(sixteen(root, workers=1, runs_per_batch=8)), REQUEST)
+    return root / "tiny"
+
+
+@pytest.mark.parametrize(
+    ("workers", "per_batch", "backwards"), [(1, 1, False), (2, 3, False), (2, 8, True), (2, 2, True)]
+)
+def test_execution_never_changes_a_bit(
+    whole: Path, tmp_path: Path, workers: int, per_batch: int, backwards: bool
+) -> None:
+    configs = sixteen(tmp_path, workers=workers, runs_per_batch=per_batch)
+    sweep.execute(sweep.plan(configs[::-1] if backwards else configs), REQUEST)
+    assert_same_tables(whole, tmp_path / "tiny")
+
+
+def test_a_diverged_run_is_a_finished_run(whole: Path) -> None:
+    runs = store.read(whole, "runs")
+    assert len(runs) == 16
+    assert set(runs["status"]) == {"done"}
+    found = outcomes(runs, store.read(whole, "steps"))
+    diverged = runs.set_index("run_id").loc[found[found == "diverged"].index]
+    assert set(diverged["peak_lr"]) == {1e9}
+    assert len(diverged) == 2
+    assert not (whole / "state").exists()
+
+
+def test_the_tables_hold_what_the_config_promises(whole: Path) -> None:
+    """Every step; modules and residual below dense_steps, at every third and the last; val_loss at every fifth."""
+    steps, modules, residual = (store.read(whole, t) for t in store.SERIES)
+    runs = store.read(whole, "runs").set_index("run_id")
+    for run_id, rows in steps.groupby("run_id"):
+        last = runs.loc[run_id, "nonfinite_step"]
+        n = 12 if pd.isna(last) else int(last) + 1
+        probed = [t for t in range(n) if t < 4 or t % 3 == 0 or t == 11]
+        assert list(rows["step"]) == list(range(n))
+        assert list(rows.loc[rows["val_loss"].notna(), "step"]) == [t for t in (0, 5, 10) if t < n]
+        assert sorted(modules.loc[modules["run_id"] == run_id, "step"].unique()) == probed
+        layers = residual.loc[residual["run_id"] == run_id].groupby("step")["layer"].apply(list)
+        assert all(found == [0, 1] for found in layers)
+        assert list(layers.index) == probed
+
+
+def test_only_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    two = [tiny(tmp_path, seed=s) for s in (0, 1)]
+    sweep.execute(sweep.plan(two), REQUEST)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "tiny" / "tables").rglob("*.parquet")}
+    planned = sweep.plan([*two, tiny(tmp_path, seed=2), tiny(tmp_path, seed=2)])
+    assert len(planned.runs) == 3
+    assert [planned.runs[i].seed for i in planned.missing] == [2]
+    losses = sweep.run_sweep([*two, tiny(tmp_path, seed=2), tiny(tmp_path, seed=2)], request=REQUEST)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert losses[2] == losses[3] is not None
+    out, err = capfd.readouterr()
+    assert "3 runs, 2 finished, 1 batches" in out
+    assert "1 of the 4 requested runs are the same as another" in out
+    assert "\r" not in err  # no bar where there is no terminal
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sweep.run_sweep([tiny(tmp_path, seed=s) for s in (0, 1)], dry_run=True, request=REQUEST)
+    assert list(tmp_path.iterdir()) == []
+    assert "2 runs, 0 finished, 1 batches on 1 workers (cpu), about" in capfd.readouterr().out
+
+
+def test_batches_are_near_equal_and_the_largest_cost_comes_first(tmp_path: Path) -> None:
+    runs = {f"r{i}": tiny(tmp_path, seed=i, n_layers=1 if i < 10 else 4) for i in range(30)}
+    batches = sweep.group(runs, per_batch=8, workers=2)
+    assert sorted(len(b.run_ids) for b in batches) == [5, 5, 6, 7, 7]  # 10 as 5 + 5; 20 as 6 + 7 + 7
+    assert [b.seconds for b in batches] == sorted((b.seconds for b in batches), reverse=True)
+    assert sorted(i for b in batches for i in b.run_ids) == sorted(runs)
+    assert [len(b.run_ids) for b in sweep.group(runs, per_batch=100, workers=1)] == [20, 10]
+
+
+def test_the_request_is_kept_beside_the_results(whole: Path) -> None:
+    (path,) = (whole / "sweeps").iterdir()
+    kept = pq.read_table(path)
+    assert kept.schema.metadata[b"command"] == b"a test"
+    assert kept.schema.metadata[b"overrides"] == b"a=1"
+    assert sorted(kept["run_id"].to_pylist()) == sorted(store.read(whole, "runs")["run_id"])
+
+
+def test_a_text_that_changes_under_a_sweep_fails_its_runs_and_no_others(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 500)
+    planned = sweep.plan([tiny(tmp_path), tiny(tmp_path, data="file", path=str(text))])
+    text.write_text("a lazy dog jumps over the quick brown fox. " * 500)
+    with pytest.raises(sweep.RunsFailed, match=r"1 of 2 runs failed .*the text changed"):
+        sweep.execute(planned, REQUEST)
+    runs = store.read(tmp_path / "tiny", "runs").set_index("data")
+    assert runs.loc["synthetic", "status"] == "done"
+    assert runs.loc["file", "status"] == "failed"
+    log = tmp_path / "tiny" / "state" / "logs" / f"{runs.loc['file', 'run_id']}.txt"
+    assert "RuntimeError: the text changed" in log.read_text()
+    again = sweep.plan([tiny(tmp_path, data="file", path=str(text))])
+    assert again.ids[0] != runs.loc["file", "run_id"]  # another text is another run
+
+
+def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    configs = [tiny(tmp_path, seed=s, warmup_steps=w) for s in (0, 1) for w in (0, 4)]
+    sweep.execute(sweep.plan(configs), REQUEST)
+    compact_study(tmp_path / "tiny", seal=True)
+    before = {p: p.read_bytes() for p in (tmp_path / "tiny").rglob("*") if p.is_file()}
+    losses = sweep.run_sweep(configs, request=REQUEST)
+    assert all(loss is not None for loss in losses)
+    assert "is sealed: all 4 runs are there. To train them again: study=again" in capfd.readouterr().out
+    with pytest.raises(ConfigError, match=r"sealed.*n_layers 2 \(the study holds 1\).*study=tiny-n_layers2$"):
+        sweep.run_sweep([tiny(tmp_path, seed=0, n_layers=2)], request=REQUEST)
+    with pytest.raises(ConfigError, match=r"2 of the requested runs are not in it: seed 2 \(the study holds 0, 1\)"):
+        sweep.check([tiny(tmp_path, seed=s) for s in (0, 2, 3)])
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 500)
+    with pytest.raises(ConfigError, match="the text is another"):
+        sweep.check([tiny(tmp_path, data="file", path=str(text))])
+    assert {p: p.read_bytes() for p in (tmp_path / "tiny").rglob("*") if p.is_file()} == before
+
+
+def test_what_an_unfinished_run_left_on_another_machine_is_not_continued(whole: Path, tmp_path: Path) -> None:
+    """A window of a run that was computed under another torch must not stay beside windows of this one."""
+    config = sixteen(tmp_path)[0]
+    planned = sweep.plan([config])
+    study_dir = tmp_path / "tiny"
+    store.prepare(study_dir)
+    wrong = {t: {f.name: [] for f in store.SCHEMAS[t] if f.name != "run_id"} for t in store.SERIES}
+    store.write_window(study_dir, planned.ids[0], 0, wrong)
+    row = {"run_id": planned.ids[0], "status": "running", **store.config_columns(config)}
+    store.write_run(study_dir, row | {"torch": "1.0", "cpu_capability": "AVX512", "device": "cpu"})
+    sweep.execute(planned, REQUEST)
+    theirs = store.read(whole, "steps", run_ids=planned.ids)
+    assert len(theirs) == 12
+    pd.testing.assert_frame_equal(store.read(study_dir, "steps"), theirs)
+
+
+# ---- processes that are killed, readers that watch ------------------------------------------------------
+
+
+def start(words: list[str], cwd: Path) -> subprocess.Popen[str]:
+    """The real command in a process group of its own."""
+    return subprocess.Popen(
+        [*CLI, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def children(pid: int) -> list[int]:
+    """The live worker processes of a sweep (not the resource tracker)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                command = (entry / "cmdline").read_text()
+            except OSError:
+                continue
+            if int(fields[1]) == pid and fields[0] != "Z" and "spawn_main" in command:
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(condition: object, seconds: float = 60) -> None:
+    """Poll until the condition (a function) holds."""
+    end = time.monotonic() + seconds
+    assert callable(condition)
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def a_window_is_there(cwd: Path) -> bool:
+    return len(list(cwd.glob("results/long/tables/steps/*-000.parquet"))) == 4
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The long study trained in one go, while three readers poll its tables."""
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    running = start([*LONG, "execution.workers=2"], cwd)
+    folder = cwd / "results" / "long" / "tables"
+    wait_for(lambda: (folder / "residual" / store.SCHEMA_FILE).exists())
+    polls, rows = 0, dict.fromkeys(store.TABLES, 0)
+    while running.poll() is None:
+        for table in store.TABLES:
+            counts = {len(pd.read_parquet(folder / table))}
+            if table != "runs":  # polars and duckdb open a file twice, and a runs row is replaced once
+                counts.add(len(pl.read_parquet(folder / table)))
+                counts.add(duckdb.sql(f"select count(*) from '{folder}/{table}/*.parquet'").fetchall()[0][0])
+            assert min(counts) >= rows[table], f"rows of {table} went back"
+            rows[table] = max(counts)
+        polls += 1
+        time.sleep(0.05)
+    out, err = running.communicate()
+    assert running.returncode == 0, err
+    assert "outcomes: 4" in out
+    assert polls > 3
+    assert rows["steps"] > 0
+    return cwd / "results" / "long"
+
+
+@pytest.mark.parametrize("victim", ["worker", "parent"])
+def test_a_kill_loses_nothing_that_was_finished(undisturbed: Path, tmp_path: Path, victim: str) -> None:
+    """kill -9 of a worker fails its runs and no others; of the parent leaves no orphan; then the same words go on."""
+    running = start([*LONG, "execution.workers=2"], tmp_path)
+    wait_for(lambda: a_window_is_there(tmp_path))
+    workers = children(running.pid)
+    assert len(workers) == 2
+    os.kill(workers[0] if victim == "worker" else running.pid, signal.SIGKILL)
+    if victim == "worker":
+        _, err = running.communicate(timeout=100)
+        assert running.returncode == 1
+        assert "2 of 4 runs failed (the worker process was killed by signal 9)" in err
+        statuses = store.finished_ids(tmp_path / "results" / "long")
+        assert sorted(statuses.values()) == ["done", "done", "failed", "failed"]
+    else:
+        wait_for(lambda: all(is_gone(pid) for pid in workers), 10)
+        running.communicate()
+    again = start([*LONG, "execution.workers=1", "execution.runs_per_batch=3"], tmp_path)
+    _, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err
+    assert_same_tables(undisturbed, tmp_path / "results" / "long")
+    assert not (tmp_path / "results" / "long" / "state").exists()
+
+
+def test_ctrl_c_ends_at_once_and_says_how_to_go_on(tmp_path: Path) -> None:
+    running = start([*LONG, "execution.workers=2"], tmp_path)
+    wait_for(lambda: a_window_is_there(tmp_path))
+    workers = children(running.pid)
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert "Traceback" not in err
+    assert "the same command goes on" in err
+    assert all(is_gone(pid) for pid in workers)
+
+
+def test_the_second_sweep_on_a_study_is_told_who_holds_it(tmp_path: Path) -> None:
+    first = start([*LONG, "execution.workers=1"], tmp_path)
+    try:
+        wait_for(lambda: len(children(first.pid)) == 1)
+        second = start([*LONG, "execution.workers=1"], tmp_path)
+        _, err = second.communicate(timeout=30)
+        assert second.returncode == 2
+        assert f"pid {first.pid}" in err
+        assert len(err.splitlines()) == 1
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+
+
+def test_readers_agree(undisturbed: Path) -> None:
+    """pandas, polars and duckdb read each table in one call: run_id as text, nullable ints as floats."""
+    for table in store.TABLES:
+        folder = undisturbed / "tables" / table
+        frames = [
+            pd.read_parquet(folder),
+            pl.read_parquet(folder).to_pandas(),
+            duckdb.sql(f"from '{folder}/*.parquet'").to_arrow_table().to_pandas(),
+        ]
+        order = store.SORT[table]
+        plain = []
+        for frame in frames:
+            text = [c for c in frame if str(frame[c].dtype) in ("category", "str", "object", "string")]
+            frame = frame.astype(dict.fromkeys(text, object))
+            numbers = [c for c in frame if pd.api.types.is_integer_dtype(frame[c])]
+            frame = frame.astype(dict.fromkeys(numbers, float)).where(frame.notna(), None)
+            plain.append(
+                frame.sort_values(order, ignore_index=True).drop(columns=["started_at", "finished_at"], errors="ignore")
+            )
+        for other in plain[1:]:
+            pd.testing.assert_frame_equal(plain[0], other, check_dtype=False, check_exact=True)
+    assert len(reproduced_runs(undisturbed)) == 4
