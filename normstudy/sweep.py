@@ -230,14 +230,12 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
     shared: other commands may train runs of their own in the same study at the same time.
     """
     study_dir = planned.study_dir
-    try:
-        store.prepare(study_dir)
-    except OSError as error:
-        raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): give another results_dir") from None
     with lock.hold(study_dir, str(request.get("command", "normstudy")), shared=shared):
-        _record(planned, request)
-        if not planned.batches:
-            return
+        try:
+            store.prepare(study_dir)
+            _record(planned, request)
+        except OSError as error:
+            raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): give another results_dir") from None
         commit = _git_commit()
         tasks = [
             Task(
@@ -247,7 +245,7 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
             for n, b in enumerate(planned.batches)
         ]  # fmt: skip
         try:
-            errors = _follow(pool.run(tasks, planned.workers), planned)
+            errors = _follow(pool.run(tasks, planned.workers), planned) if tasks else {}
         except KeyboardInterrupt:
             done = sum(status == "done" for status in store.finished_ids(study_dir).values())
             print(f"interrupted: {done} runs of {study_dir} are finished, the same command goes on", file=sys.stderr)

@@ -144,7 +144,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("run seed=0,1", ["seed=0,1", "normstudy sweep"]),
     ("run seed=range(0,3)", ["seed=range(0,3)", "normstudy sweep"]),
     ("sweep seed=0,1 --cfg job", ["seed=0,1", "--cfg"]),
-    ("sweep experiment=warmup schedule.warmup_steps=0,1000", ["1000", "600", "run 2 of 40", "warmup_steps=1000"]),
+    ("sweep experiment=warmup schedule.warmup_steps=0,1000", ["1000", "600", "run 6 of 40", "warmup_steps=1000"]),
     ("sweep seed=range(0,40) model.n_heads=4,3", ["n_heads 3", "run 2 of 80: seed=0 model.n_heads=3"]),
     ("sweep seed=0,1 model=default,deep", ["model 'deep'", "default, tiny", "run 2 of 4"]),
     ("sweep seed=0,1 hydra.sweep.dir=a,b", ["hydra.sweep.dir=a,b"]),

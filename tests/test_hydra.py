@@ -18,11 +18,12 @@ import yaml  # type: ignore[import-untyped]
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from normstudy import app, cli, config, store
-from normstudy.config import RunConfig
+from normstudy.config import ConfigError, RunConfig
 from normstudy.launchers import batch
 
 TINY = [
@@ -327,8 +328,21 @@ def test_other_launchers_and_sweepers_train_the_same_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     theirs = trained(*words)[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]  # a foreign sweeper's files go to sweeps/
     for name, table in ours[2].items():
         pd.testing.assert_frame_equal(theirs[name], table, check_exact=True)
+
+
+def test_a_bug_in_a_foreign_job_is_not_taken_for_bad_input() -> None:
+    """Its traceback ends in Hydra, where errors of the configuration come from."""
+    failed = JobReturn(overrides=["seed=1"], status=JobStatus.FAILED)
+    failed.return_value = ValueError("a bug")
+    with pytest.raises(RuntimeError, match="seed=1") as caught:
+        batch._raise_failure(failed)
+    assert app.one_line(caught.value) is None
+    failed.return_value = ConfigError("a bad request")
+    with pytest.raises(ConfigError, match="a bad request"):
+        batch._raise_failure(failed)
 
 
 def test_dry_run_writes_nothing_with_any_launcher(

@@ -110,6 +110,9 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFi
     assert "3 runs, 2 finished, 1 batches" in out
     assert "1 of the 4 requested runs are the same as another" in out
     assert "\r" not in err  # no bar where there is no terminal
+    assert sweep.run_sweep(two, request=REQUEST) == losses[:2]
+    assert "2 runs, 2 finished, 0 batches" in capfd.readouterr().out
+    assert not (tmp_path / "tiny" / "state").exists()
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

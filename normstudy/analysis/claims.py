@@ -41,8 +41,8 @@ def findings(results: Path) -> list[Finding]:
     return [
         *_vanishing(warmup, depth),
         *_clean_path(depth),
-        *_needs_warmup(warmup, depth),
-        *_post_can_win(peak_lr),
+        *_needs_warmup(warmup, depth, peak_lr),
+        *_post_can_win(depth, peak_lr),
         *_same_profile(rmsnorm),
     ]
 
@@ -96,13 +96,18 @@ def _clean_path(depth: Tables) -> list[Finding]:
 # ---- C3: warmup, and who ends better --------------------------------------------------------------------
 
 
-def _needs_warmup(warmup: Tables, depth: Tables) -> list[Finding]:
+def _needs_warmup(warmup: Tables, depth: Tables, peak_lr: Tables) -> list[Finding]:
     out = []
-    for placement in ("post", "pre"):
-        runs = warmup.runs.query("placement == @placement and peak_lr == @HEADLINE_LR")
+    for placement, rate, study, tables in (
+        ("post", HEADLINE_LR, "warmup", warmup),
+        ("pre", HEADLINE_LR, "warmup", warmup),
+        ("pre", 1e-2, "peak_lr", peak_lr),
+        ("pre", 3e-2, "peak_lr", peak_lr),
+    ):
+        runs = tables.runs.query("placement == @placement and peak_lr == @rate")
         loss = runs.pivot_table(index="seed", columns="warmup_steps", values="final_val_loss")
-        name = f"loss with warmup 100 minus without, {placement}, {SHALLOW} layers, {HEADLINE_LR:g}"
-        out.append(_mean("C3a", name, "warmup", loss[100] - loss[0]))
+        name = f"loss with warmup 100 minus without, {placement}, {SHALLOW} layers, {rate:g}"
+        out.append(_mean("C3a", name, study, loss[100] - loss[0]))
     for placement in ("post", "pre"):
         for steps in (0, 100):
             runs = depth.runs.query("placement == @placement and n_layers == @DEEP and warmup_steps == @steps")
@@ -112,7 +117,13 @@ def _needs_warmup(warmup: Tables, depth: Tables) -> list[Finding]:
     return out
 
 
-def _post_can_win(peak_lr: Tables) -> list[Finding]:
+def _post_can_win(depth: Tables, peak_lr: Tables) -> list[Finding]:
+    out = []
+    for n_layers in (2, 4):
+        runs = depth.runs.query("n_layers == @n_layers and warmup_steps == 0")
+        loss = runs.pivot_table(index="seed", columns="placement", values="final_val_loss")
+        name = f"loss of post minus pre at the same rate, {n_layers} layers, 0.001, no warmup"
+        out.append(_mean("C3b", name, "depth", loss["post"] - loss["pre"]))
     best, names = {}, {}
     for placement in ("pre", "post"):
         runs = peak_lr.runs.query("placement == @placement")
@@ -124,7 +135,7 @@ def _post_can_win(peak_lr: Tables) -> list[Finding]:
         edge = ", the grid's edge" if rate in (runs["peak_lr"].min(), runs["peak_lr"].max()) else ""
         best[placement], names[placement] = whole.iloc[:, at], f"{placement} at {rate:g}, warmup {steps}{edge}"
     name = f"best of the grid, post minus pre, {SHALLOW} layers ({names['post']}; {names['pre']})"
-    return [_mean("C3b", name, "peak_lr", best["post"] - best["pre"])]
+    return [*out, _mean("C3b", name, "peak_lr", best["post"] - best["pre"])]
 
 
 # ---- C4: RMSNorm and LayerNorm --------------------------------------------------------------------------

@@ -182,6 +182,18 @@ def sweep(
         engine.check(configs)
     returns = launcher.launch(jobs, 0)
     for one in returns:
+        _raise_failure(one)
+    return returns
+
+
+def _raise_failure(one: JobReturn) -> None:
+    """Raise what a job of a foreign launcher raised; a bug stays one, although its traceback is in another process."""
+    from normstudy.sweep import RunsFailed
+
+    try:
         with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints the job's overrides before it raises
             _ = one.return_value
-    return returns
+    except (ConfigError, RunsFailed):
+        raise
+    except Exception as error:
+        raise RuntimeError(f"a job failed: {' '.join(one.overrides or [])}") from error

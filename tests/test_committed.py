@@ -1,0 +1,129 @@
+"""The committed studies: whole, sealed, small, read alike by every reader, and the source of the committed figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from PIL import Image
+
+import normstudy
+from normstudy import store
+from normstudy.analysis.claims import first_to_last
+
+RESULTS = Path(__file__).parent.parent / "results"
+STUDIES = {"warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10}
+MAX_BYTES = 6_000_000
+# Another version of matplotlib places text and ticks by fractions of a pixel: root mean square over all values of an
+# image, of 255. Two different figures of one study are above 40.
+MAX_RMS = 20
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_it_is_whole_sealed_and_small(study: str) -> None:
+    folder = RESULTS / study
+    files = [p for p in folder.rglob("*") if p.is_file() and not {"state", "sweeps"} & set(p.relative_to(folder).parts)]
+    assert sum(p.stat().st_size for p in files) <= MAX_BYTES
+    assert {p.suffix for p in (folder / "figures").iterdir()} == {".png"}
+    sealed = json.loads((folder / store.SEALED).read_text())
+    assert sealed["runs"] == STUDIES[study]
+    for name, sha256 in sealed["sha256"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha256
+    runs = store.read(folder, "runs")
+    assert len(runs) == STUDIES[study]
+    assert set(runs["status"]) == {"done"}
+    assert not runs["git_commit"].str.contains("dirty").any()
+    assert runs["data_path"].isna().all()
+    last = store.read(folder, "steps").groupby("run_id")["step"].max()
+    whole = runs.set_index("run_id")["nonfinite_step"].isna()
+    assert (last[whole[whole].index] == runs["n_steps"].iloc[0] - 1).all()
+
+
+@pytest.mark.parametrize("table", store.TABLES)
+def test_pandas_polars_and_duckdb_read_the_same(table: str) -> None:
+    """One call each; run_id as text, nullable ints as floats."""
+    folder = RESULTS / "warmup" / "tables" / table
+    frames = (
+        pd.read_parquet(folder),
+        pl.read_parquet(folder).to_pandas(),
+        duckdb.sql(f"from '{folder}/*.parquet'").to_arrow_table().to_pandas(),
+    )
+    first, *others = (plain(frame, table) for frame in frames)
+    assert len(first) > 0
+    for other in others:
+        pd.testing.assert_frame_equal(first, other, check_exact=True)
+
+
+def plain(frame: pd.DataFrame, table: str) -> pd.DataFrame:
+    """Rows in the table's order; numbers as float64, times as nanoseconds, all else as text."""
+    columns = {}
+    for name in frame:
+        column = frame[name]
+        if isinstance(column.dtype, pd.DatetimeTZDtype):
+            columns[name] = column.dt.tz_convert("UTC").astype("datetime64[us, UTC]").astype("int64").astype(float)
+        elif pd.api.types.is_numeric_dtype(column.dtype) and column.dtype != bool:
+            columns[name] = column.astype(float)
+        else:
+            columns[name] = column.astype(object).where(column.notna(), "null").astype(str).astype(object)
+    return pd.DataFrame(columns).sort_values(store.SORT[table], kind="stable", ignore_index=True)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_plot_without_torch_gives_the_committed_figures(study: str, tmp_path: Path) -> None:
+    """Byte for byte under the matplotlib that drew them (each PNG names it), else within MAX_RMS."""
+    code = "import sys; sys.modules['torch'] = None; from normstudy.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["plot", str(RESULTS / study), "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+    committed = sorted(p.name for p in (RESULTS / study / "figures").iterdir())
+    assert sorted(p.name for p in tmp_path.iterdir()) == committed
+    for name in committed:
+        theirs, ours = RESULTS / study / "figures" / name, tmp_path / name
+        with Image.open(theirs) as image:
+            same_version = image.info["Software"] == f"Matplotlib {mpl.__version__}"
+        if same_version:
+            assert theirs.read_bytes() == ours.read_bytes(), name
+        else:
+            assert rms(theirs, ours) < MAX_RMS, name
+
+
+def rms(one: Path, other: Path) -> float:
+    with Image.open(one) as a, Image.open(other) as b:
+        assert a.size == b.size
+        difference = np.asarray(a.convert("RGB"), float) - np.asarray(b.convert("RGB"), float)
+    return float(np.sqrt((difference**2).mean()))
+
+
+def test_the_bound_on_another_matplotlib_tells_figures_apart() -> None:
+    """The bound would not pass a figure of another study for this one."""
+    one, other = (RESULTS / study / "figures" / "gradient_profile.png" for study in ("warmup", "rmsnorm"))
+    with Image.open(one) as a, Image.open(other) as b:
+        small = (min(a.width, b.width), min(a.height, b.height))
+        pixels = [np.asarray(image.convert("RGB").crop((0, 0, *small)), float) for image in (a, b)]
+    assert np.sqrt(((pixels[0] - pixels[1]) ** 2).mean()) > MAX_RMS
+
+
+def test_what_the_headline_study_shows() -> None:
+    """Post-norm at 3e-3 is stuck without warmup only; its gradient vanishes after the first updates, not before."""
+    tables = normstudy.load(RESULTS / "warmup", join=True)
+    outcomes = tables.runs.groupby(["placement", "peak_lr", "warmup_steps"])["outcome"].agg(list)
+    assert outcomes["post", 3e-3, 0] == ["stuck"] * 5
+    assert outcomes["post", 3e-3, 100].count("learned") >= 4
+    assert "stuck" not in outcomes["post", 3e-3, 100]
+    for rate in (1e-3, 3e-3):
+        for steps in (0, 100):
+            assert outcomes["pre", rate, steps] == ["learned"] * 5
+    post = tables.modules.query("placement == 'post' and peak_lr == 3e-3 and warmup_steps == 0")
+    assert 0.5 < np.exp(np.log(first_to_last(post, 0)).mean()) < 2
+    assert (first_to_last(post, 5) < 0.1).all()
+    assert (first_to_last(post, 599) < 1e-2).all()
+    pre = tables.modules.query("placement == 'pre' and peak_lr == 3e-3 and warmup_steps == 0")
+    assert all((first_to_last(pre, step) > 0.5).all() for step in (0, 5, 20, 100, 599))
