@@ -45,7 +45,8 @@ Keys (normstudy run --cfg job prints them all with their values):
   schedule=               constant, inverse_sqrt, linear, cosine: what follows the warmup
   seed=  data_seed=       initialization, batches (data_seed is the seed unless given)
   study=  results_dir=    results go to RESULTS_DIR/STUDY (default results/scratch)
-  execution.workers=  execution.runs_per_batch=  execution.device=    never change a result
+  execution.workers=  execution.runs_per_batch=    never change a result
+  execution.device=       auto, cpu, cuda; recorded, since a GPU rounds otherwise than a CPU
 
 Flags:
   --cfg job|hydra|all     show the config instead of training; --package KEY shows a part of it

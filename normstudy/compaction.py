@@ -31,6 +31,7 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """
     if not lock.swap_interrupted(study_dir):
         store.check_is_study(study_dir)
+        _finished(study_dir)
     seal = seal or (study_dir / store.SEALED).exists()
     with lock.hold(study_dir, f"normstudy compact {study_dir}"):
         try:
@@ -41,9 +42,7 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
 
 def _compact(study_dir: Path, seal: bool) -> str:
     status = store.finished_ids(study_dir)
-    done = {run for run, s in status.items() if s == "done"}
-    if not done:
-        raise ConfigError(f"{study_dir} has no finished run to compact: start or resume its sweep")
+    done = _finished(study_dir)
     counts = Counter(status.values())
     if seal and len(done) < len(status):
         raise ConfigError(
@@ -62,6 +61,13 @@ def _compact(study_dir: Path, seal: bool) -> str:
     rest = len(status) - len(done)
     kept = f"; {rest} unfinished or failed kept as they are" if rest else ""
     return f"{study_dir}: {len(done)} finished runs in one file per table{sealed} ({before} -> {after}){kept}"
+
+
+def _finished(study_dir: Path) -> set[str]:
+    done = {run for run, status in store.finished_ids(study_dir).items() if status == "done"}
+    if not done:
+        raise ConfigError(f"{study_dir} has no finished run to compact: start or resume its sweep")
+    return done
 
 
 def seal_text(study_dir: Path, n_runs: int) -> bytes:

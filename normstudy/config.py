@@ -177,7 +177,10 @@ class EvalConfig:
 
 @dataclass
 class ExecutionConfig:
-    """How runs are executed. Never part of a run's identity: no value here changes a result."""
+    """How runs are executed. Never part of a run's identity: no value here changes a result.
+
+    A GPU rounds as another kind of CPU does, so its bits differ; the column `device` records it.
+    """
 
     device: str = "auto"  # auto | cpu | cuda
     workers: int | None = None  # processes, one thread each; null: one per core (one per GPU)

@@ -46,6 +46,15 @@ def hold(study_dir: Path, command: str, *, shared: bool = False) -> Iterator[int
         os.close(fd)  # not LOCK_UN: workers that are still alive go on holding it
 
 
+def alone(fd: int) -> bool:
+    """Whether no other process holds the lock behind `fd`; it is exclusive from then on."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _take(study_dir: Path, command: str, kind: int) -> int:
     path = study_dir / LOCK
     while True:

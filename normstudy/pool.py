@@ -10,8 +10,10 @@ import contextlib
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
+from multiprocessing import reduction
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
+from typing import Protocol
 
 from normstudy import worker
 from normstudy.worker import Message, Task
@@ -42,23 +44,46 @@ def _environment() -> Iterator[None]:
                 os.environ[key] = value
 
 
+class Inherited:
+    """A file descriptor that a spawned process gets too, as it is pickled among its arguments."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _keep, (reduction.DupFd(self.fd),)
+
+
+class _Duplicate(Protocol):
+    def detach(self) -> int: ...
+
+
+def _keep(duplicate: _Duplicate) -> int:
+    return duplicate.detach()
+
+
 class Slot:
     """One worker process, its pipe, and the task it has."""
 
-    def __init__(self) -> None:
+    def __init__(self, inherited: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=worker.serve, args=(theirs,), daemon=True)
+        arguments = (theirs, Inherited(inherited))
+        self.process: SpawnProcess = context.Process(target=worker.serve, args=arguments, daemon=True)
         with _environment():
             self.process.start()
         theirs.close()
         self.task: Task | None = None
 
-    def give(self, task: Task | None) -> None:
-        """Send the next task, if there is one."""
+    def give(self, task: Task | None) -> bool:
+        """Send the next task, if there is one; False where the process is gone."""
         self.task = task
-        if task is not None:
-            self.pipe.send(task)
+        try:
+            if task is not None:
+                self.pipe.send(task)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
 
     def close(self, *, kill: bool) -> None:
         """End the process: at once, or by closing its pipe."""
@@ -68,15 +93,17 @@ class Slot:
         self.process.join()
 
 
-def run(tasks: Sequence[Task], workers: int) -> Iterator[Message]:
-    """Give the tasks, in order, to as many workers; yields what they say. Ends when every task is over."""
+def run(tasks: Sequence[Task], workers: int, *, inherited: int) -> Iterator[Message]:
+    """Give the tasks, in order, to as many workers; yields what they say. Ends when every task is over.
+
+    inherited: the descriptor of the study's lock, which the workers hold with their parent.
+    """
     queue = list(tasks)
     slots: list[Slot] = []
     finished = False
     try:
         while queue and len(slots) < workers:
-            slots.append(Slot())
-            slots[-1].give(queue.pop(0))
+            slots.append(_start(queue.pop(0), inherited))
         while busy := [s for s in slots if s.task is not None]:
             ready = wait([s.pipe for s in busy])
             for slot in busy:
@@ -88,16 +115,23 @@ def run(tasks: Sequence[Task], workers: int) -> Iterator[Message]:
                     slots.remove(slot)
                     yield _died(slot)
                     if queue:
-                        slots.append(Slot())
-                        slots[-1].give(queue.pop(0))
+                        slots.append(_start(queue.pop(0), inherited))
                     continue
                 yield message
-                if message.over:
-                    slot.give(queue.pop(0) if queue else None)
+                if message.over and not slot.give(task := queue.pop(0) if queue else None):
+                    slots.remove(slot)  # killed between two batches: this one has lost nothing
+                    slot.close(kill=True)
+                    slots.append(_start(task, inherited))
         finished = True
     finally:
         for slot in slots:
             slot.close(kill=not finished)
+
+
+def _start(task: Task | None, inherited: int) -> Slot:
+    slot = Slot(inherited)
+    slot.give(task)  # where it is gone already, its pipe says so at the next recv
+    return slot
 
 
 def _died(slot: Slot) -> Message:

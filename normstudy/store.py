@@ -117,11 +117,6 @@ def window_size(n_steps: int) -> int:
     return max(200, math.ceil(n_steps / 10))
 
 
-def n_windows(n_steps: int) -> int:
-    """Windows of a run that reaches its last step."""
-    return math.ceil(n_steps / window_size(n_steps))
-
-
 # ---- writing ------------------------------------------------------------------------------------------
 
 
@@ -263,7 +258,8 @@ def read(
     if run_ids is not None:
         chosen = set(run_ids)
         files = [p for p in files if p.name in (SCHEMA_FILE, COMPACTED_FILE) or run_of(table, p.name) in chosen]
-    parts = [pq.ParquetFile(path).read(wanted) for path in files]
+    # No file yet: another command is about to place the first, the one without rows.
+    parts = [pq.ParquetFile(path).read(wanted) for path in files] or [SCHEMAS[table].empty_table()]
     if run_ids is not None:
         keep = pa.array(sorted(run_ids), pa.string())
         parts = [part.filter(pc.is_in(part["run_id"].cast(pa.string()), keep)) for part in parts]

@@ -7,37 +7,23 @@ together in a batch. What is executed where never changes a result.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
 import math
 import os
-import platform
-import shlex
 import shutil
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from tqdm import tqdm
-
 from normstudy import config as cfg
-from normstudy import data, lock, pool, store
+from normstudy import data, lock, pool, progress, provenance, sealed, store
 from normstudy.config import ConfigError, RunConfig
-from normstudy.worker import Message, Task
+from normstudy.provenance import Request
+from normstudy.worker import Task
 
-RUNS_PER_BATCH = {
-    "cpu": 8,
-    "cuda": 64,
-}  # on a CPU core 8 is best at the studies' shapes, and 2 lose to a plain loop
-PIPE_LINE_SECONDS = 30  # between two lines of progress where there is no terminal
-
-Request = dict[str, object]  # "command": the command line, "overrides": list[str]
+# On a CPU core 8 is best at the studies' shapes, and 2 lose to a plain loop. On a GPU it is untried.
+RUNS_PER_BATCH = {"cpu": 8, "cuda": 64}
 
 
 class RunsFailed(Exception):
@@ -64,7 +50,7 @@ class Plan:
     batches: list[Batch]
     workers: int
     device: str
-    sealed: bool
+    is_sealed: bool
 
     @property
     def seconds(self) -> float:
@@ -96,14 +82,21 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     runs = dict(zip(ids, configs, strict=True))
     statuses = store.finished_ids(study_dir)
     missing = [run_id for run_id in runs if statuses.get(run_id) != "done"]
-    sealed = (study_dir / store.SEALED).exists()
-    if sealed and missing:
-        raise ConfigError(_differs_from_sealed(study_dir, {i: runs[i] for i in missing}))
+    is_sealed = _refuse_if_sealed(study_dir, {i: runs[i] for i in missing}, texts)
     device = _device(execution.device)
     workers = execution.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
     per_batch = execution.runs_per_batch or RUNS_PER_BATCH[device]
     batches = group({i: runs[i] for i in missing}, per_batch, workers)
-    return Plan(study_dir, ids, runs, texts, missing, batches, max(1, min(workers, len(batches))), device, sealed)
+    return Plan(study_dir, ids, runs, texts, missing, batches, max(1, min(workers, len(batches))), device, is_sealed)
+
+
+def _refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict[str, str]) -> bool:
+    """Whether a study is sealed; a ConfigError where it is and lacks runs."""
+    if not (study_dir / store.SEALED).exists():
+        return False
+    if missing:
+        raise ConfigError(sealed.refusal(study_dir, missing, texts))
+    return True
 
 
 def check(configs: Sequence[RunConfig]) -> None:
@@ -161,34 +154,6 @@ def _device(asked: str) -> str:
     return "cpu"
 
 
-def _differs_from_sealed(study_dir: Path, strangers: dict[str, RunConfig]) -> str:
-    """The line that says why a sealed study takes none of these runs, and the study name to use instead."""
-    held = store.read(study_dir, "runs")
-    config = next(iter(strangers.values()))
-    row = store.config_columns(config) | {"data_sha256": data.load(config.data).sha256}
-    keys = [k for k in row if k not in ("study", "data_path") and k in held]
-    same = {k: held[k].isna() if row[k] is None else held[k] == row[k] for k in keys}
-    nearest = sum(s.astype(int) for s in same.values()).argmax()  # type: ignore[union-attr]
-    different = [k for k in keys if not same[k].iloc[nearest] and not k.startswith("resolved_")]
-    name = study_dir.name
-    parts = []
-    for key in different:
-        values = sorted(held[key].dropna().unique().tolist(), key=str)
-        if key == "data_sha256":
-            parts.append("the text is another (its sha256 differs: another Python version or file)")
-        else:
-            parts.append(f"{key} {_plain(row[key])} (the study holds {', '.join(map(_plain, values)) or 'null'})")
-        name += "-text" if key == "data_sha256" else f"-{key}{_plain(row[key])}"
-    name = "".join(c if c.isalnum() or c in "_.=+-" else "_" for c in name)[:80]
-    what = "; ".join(parts) or "its numerics are of another version"
-    count = f"{len(strangers)} of the requested runs are" if len(strangers) > 1 else "the requested run is"
-    return f"{study_dir} is sealed and {count} not in it: {what}. Train it as a study of its own: study={name}"
-
-
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
-
-
 # ---- execution ----------------------------------------------------------------------------------------
 
 
@@ -196,143 +161,94 @@ def run_sweep(configs: Sequence[RunConfig], *, dry_run: bool = False, request: R
     """Train what is missing of a sweep, draw its figures, print the comparison.
 
     Returns the final validation loss of each config in order, None for a run that failed or went non-finite.
-    Raises a ConfigError before anything is written, RunsFailed after the other runs are finished.
+    Raises a ConfigError before anything is trained, RunsFailed after the other runs are finished and shown.
     """
     planned = plan(configs)
     _say_plan(planned, len(configs))
     if dry_run:
         return [None] * len(configs)
-    if planned.sealed:
+    failure = None
+    if planned.is_sealed:
         print(
             f"{planned.study_dir} is sealed: all {len(planned.runs)} runs are there. To train them again: study=again"
         )
     else:
-        execute(planned, request)
+        try:
+            execute(planned, request)
+        except RunsFailed as error:
+            failure = error
         _draw(planned.study_dir)
     _print_comparison(planned)
     print(f"tables, figures: {planned.study_dir}")
+    if failure is not None:
+        raise failure
     return _losses(planned)
 
 
 def run_one(config: RunConfig, *, request: Request) -> float | None:
-    """Train one run (nothing where it is finished already), say how it ended, return its final validation loss."""
+    """Train one run (nothing where it is finished already), say how it ended, return its final validation loss.
+
+    Other commands may train runs of their own in the same study at the same time.
+    """
     planned = plan([config])
-    if not planned.sealed:
+    if not planned.is_sealed:
         execute(planned, request, shared=True)
-    print(f"{planned.ids[0]}: {_outcomes(planned.study_dir, planned.ids)[planned.ids[0]]}, {_finals(planned)}")
+    (run_id,) = planned.runs
+    (loss,) = _losses(planned)
+    final = "no final validation loss" if loss is None else f"final validation loss {loss:.4f} nats per token"
+    print(f"{run_id}: {progress.outcomes_of(planned.study_dir, [run_id])[run_id]}, {final}")
     print(f"tables: {planned.study_dir}/tables    figures: normstudy plot {planned.study_dir}")
-    return _losses(planned)[0]
+    return loss
 
 
 def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
     """Train the missing runs of a plan. Raises RunsFailed when a run crashed, after all others are finished.
 
-    shared: other commands may train runs of their own in the same study at the same time.
+    shared: let other shared holders of the study's lock in.
     """
     study_dir = planned.study_dir
-    with lock.hold(study_dir, str(request.get("command", "normstudy")), shared=shared):
+    with lock.hold(study_dir, str(request.get("command", "normstudy")), shared=shared) as held:
+        batches = _still_missing(planned)
         try:
             store.prepare(study_dir)
-            _record(planned, request)
+            how = {"workers": str(planned.workers), "device": planned.device}
+            provenance.record(study_dir, request, batches, list(planned.runs), how)
         except OSError as error:
             raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): give another results_dir") from None
-        commit = _git_commit()
+        commit = provenance.git_commit()
         tasks = [
             Task(
-                n, study_dir, b.run_ids, [planned.runs[i] for i in b.run_ids],
-                planned.texts[b.run_ids[0]], planned.device, commit,
+                n, study_dir, ids, [planned.runs[i] for i in ids], planned.texts[ids[0]], planned.device, commit,
             )
-            for n, b in enumerate(planned.batches)
+            for n, ids in enumerate(batches)
         ]  # fmt: skip
+        run_steps = sum(planned.runs[i].schedule.n_steps for ids in batches for i in ids)
         try:
-            errors = _follow(pool.run(tasks, planned.workers), planned) if tasks else {}
+            messages = pool.run(tasks, planned.workers, inherited=held)
+            errors = progress.follow(messages, study_dir, batches, run_steps) if tasks else {}
         except KeyboardInterrupt:
             done = sum(status == "done" for status in store.finished_ids(study_dir).values())
             print(f"interrupted: {done} runs of {study_dir} are finished, the same command goes on", file=sys.stderr)
             raise
+        statuses = store.finished_ids(study_dir)
         if errors:
+            n = sum(statuses.get(i) != "done" for i in planned.runs)
             raise RunsFailed(
-                f"{sum(len(planned.batches[n].run_ids) for n in errors)} of {len(planned.runs)} runs failed "
-                f"({next(iter(errors.values()))}); tracebacks: {study_dir}/state/logs. "
-                "The same command tries them again"
+                f"{n} of {len(planned.runs)} runs failed ({next(iter(errors.values()))}); tracebacks: "
+                f"{study_dir}/state/logs. The same command tries them again"
             )
-        if not shared and set(store.finished_ids(study_dir).values()) == {"done"}:
-            shutil.rmtree(study_dir / "state")
+        if set(statuses.values()) == {"done"} and lock.alone(held):
+            # A command that starts at this moment may already hold a lock of its own there.
+            shutil.rmtree(study_dir / "state", ignore_errors=True)
 
 
-def _follow(messages: Iterable[Message], planned: Plan) -> dict[int, str]:
-    """Show the progress of a sweep; returns the error of each batch that failed."""
-    total = sum(planned.runs[i].schedule.n_steps for i in planned.missing)
-    outcomes: Counter[str] = Counter()
-    errors: dict[int, str] = {}
-    done, said, began = 0, time.monotonic(), time.monotonic()
-    with tqdm(total=total, unit="step", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
-        for message in messages:
-            bar.update(message.run_steps)
-            done += message.run_steps
-            if message.ended:
-                outcomes.update(_outcomes(planned.study_dir, message.ended).values())
-                bar.set_postfix_str(" ".join(f"{n} {o}" for o, n in sorted(outcomes.items())))
-            if message.error:
-                errors[message.number] = message.error
-                tqdm.write(
-                    f"a batch of {len(planned.batches[message.number].run_ids)} failed: {message.error}",
-                    sys.stderr,
-                )
-            if bar.disable and time.monotonic() - said > PIPE_LINE_SECONDS and done * 50 > total:
-                said = time.monotonic()
-                left = (said - began) * (total - done) / max(done, 1)
-                ended = sum(outcomes.values())
-                print(
-                    f"{ended}/{len(planned.missing)} runs, {100 * done // total} % of the steps, "
-                    f"about {_duration(left)} left",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
-    return errors
-
-
-def _record(planned: Plan, request: Request) -> None:
-    """Keep what was asked under sweeps/: one Parquet file, a row a planned run, the request in its metadata."""
-    batch_of = {run_id: n for n, b in enumerate(planned.batches) for run_id in b.run_ids}
-    overrides = request.get("overrides", [])
-    asked = {
-        "command": str(request.get("command", "")),
-        "overrides": shlex.join(str(o) for o in overrides) if isinstance(overrides, list) else str(overrides),
-        "python": platform.python_version(),
-        "normstudy": version("normstudy"),
-        "torch": version("torch"),
-        "workers": str(planned.workers),
-        "device": planned.device,
-    }
-    table = pa.table(
-        {
-            "run_id": pa.array(list(planned.runs), pa.string()),
-            "batch": pa.array([batch_of.get(i) for i in planned.runs], pa.int32()),
-        }
-    ).replace_schema_metadata(asked)
-    stamp = store.now().strftime("%Y%m%dT%H%M%S.%f")
-    folder = planned.study_dir / "sweeps"
-    folder.mkdir(exist_ok=True)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    store.place(planned.study_dir, f"sweeps/{stamp}.parquet", bytes(sink.getvalue()))
-
-
-def _git_commit() -> str | None:
-    """The commit of this package's checkout, with -dirty where it has changes; None outside a checkout."""
-    here = Path(__file__)
-
-    def git(*words: str) -> str | None:
-        try:
-            out = subprocess.run(["git", "-C", str(here.parent), *words], capture_output=True, text=True, check=False)
-        except OSError:
-            return None
-        return out.stdout.strip() if out.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", here.name) is None:
-        return None  # installed: a checkout around site-packages is another project's
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", str(here.parent)) else commit
+def _still_missing(planned: Plan) -> list[list[str]]:
+    """The batches without the runs that another command finished since the plan was made. Needs the lock."""
+    statuses = store.finished_ids(planned.study_dir)
+    batches = [[i for i in batch.run_ids if statuses.get(i) != "done"] for batch in planned.batches]
+    missing = {i: planned.runs[i] for ids in batches for i in ids}
+    _refuse_if_sealed(planned.study_dir, missing, planned.texts)
+    return [ids for ids in batches if ids]
 
 
 # ---- what came out ------------------------------------------------------------------------------------
@@ -342,62 +258,50 @@ def _say_plan(planned: Plan, asked: int) -> None:
     n, finished = len(planned.runs), len(planned.runs) - len(planned.missing)
     line = f"{planned.study_dir.name}: {n} runs, {finished} finished, {len(planned.batches)} batches"
     if planned.batches:
-        line += f" on {planned.workers} workers ({planned.device}), about {_duration(planned.seconds)}"
+        line += f" on {planned.workers} workers ({planned.device}), about {progress.duration(planned.seconds)}"
     print(line, flush=True)
     if asked > n:
-        print(
-            f"{asked - n} of the {asked} requested runs are the same as another, and are trained once",
-            flush=True,
-        )
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else str(datetime.timedelta(seconds=round(seconds))).removeprefix("0:")
-
-
-def _outcomes(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
-    from normstudy.analysis.outcomes import outcomes
-
-    runs = store.read(study_dir, "runs", run_ids=run_ids)
-    return {str(k): str(v) for k, v in outcomes(runs, store.read(study_dir, "steps", run_ids=run_ids)).items()}
+        print(f"{asked - n} of the {asked} requested runs are the same as another, and are trained once", flush=True)
 
 
 def _losses(planned: Plan) -> list[float | None]:
-    runs = store.read(planned.study_dir, "runs", ["run_id", "final_val_loss"], sorted(planned.runs))
-    losses = {
-        i: None if math.isnan(v) else float(v) for i, v in zip(runs["run_id"], runs["final_val_loss"], strict=True)
-    }
-    return [losses.get(i) for i in planned.ids]
-
-
-def _finals(planned: Plan) -> str:
-    loss = _losses(planned)[0]
-    return "no final validation loss" if loss is None else f"final validation loss {loss:.4f} nats per token"
+    runs = store.read(planned.study_dir, "runs", ["run_id", "final_val_loss"], list(planned.runs))
+    found = {i: float(v) for i, v in zip(runs["run_id"], runs["final_val_loss"], strict=True) if not math.isnan(v)}
+    return [found.get(i) for i in planned.ids]
 
 
 def _draw(study_dir: Path) -> None:
     from normstudy.figures import plot_study
 
-    result = plot_study(study_dir)
-    for line in result.skipped:
-        print(line)
+    try:
+        for line in plot_study(study_dir).skipped:
+            print(f"skipped {line}")
+    except ConfigError as error:  # nothing that comes after the training makes it a bad request
+        print(f"no figures: {error}")
 
 
 def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
-    """The column a sweep is compared by: warmup_steps where it varies, else the first that does, seeds excepted."""
+    """The column a sweep is compared by: warmup_steps where it varies, else the first that does.
+
+    Never the seeds, nor a column that stands for another text: losses on different texts do not compare.
+    """
+    from normstudy.analysis.pairs import comparable_columns
+
     columns = [cfg.asked(c) for c in runs]
-    varying = [
-        k for k in columns[0]
-        if k not in ("study", "seed", "data_seed", "data_path") and len({c[k] for c in columns}) > 1
-    ]  # fmt: skip
+    candidates = [k for k in comparable_columns() if k not in ("data", "source_seed")]
+    varying = [k for k in candidates if len({c[k] for c in columns}) > 1]
     return "warmup_steps" if "warmup_steps" in varying else next(iter(varying), None)
 
 
 def _print_comparison(planned: Plan) -> None:
-    counts = Counter(_outcomes(planned.study_dir, sorted(planned.runs)).values())
-    print("outcomes: " + ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items())))
-    axis = comparison_axis(planned.runs.values())
-    if axis is not None:
-        from normstudy.analysis.compare import compare_study, render
+    from normstudy.analysis.compare import compare_study, render
 
+    counts = Counter(progress.outcomes_of(planned.study_dir, list(planned.runs)).values())
+    print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")
+    axis = comparison_axis(planned.runs.values())
+    if axis is None:
+        return
+    try:
         print(render(compare_study(planned.study_dir, by=axis), "table"))
+    except ConfigError as error:
+        print(f"no comparison: {error}")

@@ -54,8 +54,12 @@ class Message:
     error: str | None = None
 
 
-def serve(pipe: Connection) -> None:
-    """Train the tasks that come through the pipe until it closes; never outlive the parent."""
+def serve(pipe: Connection, lock: int) -> None:
+    """Train the tasks that come through the pipe until it closes; never outlive the parent.
+
+    lock: descriptor of the study's lock. It is only held: open until the process ends, so that nobody takes the
+    study while a worker may still write.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     import torch

@@ -22,7 +22,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from normstudy import app, cli, config, store
+from normstudy import app, cli, config, hydra_errors, store
 from normstudy.config import ConfigError, RunConfig
 from normstudy.launchers import batch
 
@@ -339,7 +339,7 @@ def test_a_bug_in_a_foreign_job_is_not_taken_for_bad_input() -> None:
     failed.return_value = ValueError("a bug")
     with pytest.raises(RuntimeError, match="seed=1") as caught:
         batch._raise_failure(failed)
-    assert app.one_line(caught.value) is None
+    assert hydra_errors.one_line(caught.value) is None
     failed.return_value = ConfigError("a bad request")
     with pytest.raises(ConfigError, match="a bad request"):
         batch._raise_failure(failed)

@@ -57,6 +57,7 @@ def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np
     """
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
+    wide = wide.reindex(sorted(modules["run_id"].unique()))
     return (wide.iloc[:, 0] / wide.iloc[:, -1]).to_numpy(np.float64)
 
 

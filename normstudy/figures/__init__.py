@@ -50,7 +50,8 @@ def plot_study(
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default its own folder `figures`.
 
-    where: column -> value, as on the command line; only: names of FIGURES.
+    where: column -> value, as on the command line; it draws by default into a folder of its own inside `figures`, so
+    that figures of some runs never take the place of those of all. only: names of FIGURES.
     Raises ConfigError for a folder that is no study or has no finished run, and for an unknown name.
     """
     if fmt not in style.FORMATS:
@@ -59,7 +60,7 @@ def plot_study(
         if name not in FIGURES:
             raise ConfigError(f"figure {name!r} is not one of {', '.join(FIGURES)}.{nearest(name, FIGURES)}")
     study = load(Path(study_dir), where)
-    folder = Path(study_dir) / "figures" if out is None else Path(out)
+    folder = Path(study_dir, "figures", _folder_name(where or {})) if out is None else Path(out)
     result = PlotResult()
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         for name in only or FIGURES:
@@ -76,3 +77,9 @@ def plot_study(
                 raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
             result.paths.append(path)
     return result
+
+
+def _folder_name(where: dict[str, str]) -> str:
+    """`peak_lr=3e-3,placement=post`; nothing for all runs."""
+    name = ",".join(f"{column}={value}" for column, value in sorted(where.items()))
+    return "".join(c if c.isalnum() or c in "_.=+-," else "_" for c in name)

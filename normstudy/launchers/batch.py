@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from normstudy import app
 from normstudy.config import ConfigError, RunConfig
+from normstudy.hydra_errors import one_line
 
 MAX_RUNS = 100_000  # a sweep beyond this is a typing error: range(0,1e9)
 
@@ -96,7 +97,7 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             own = " ".join(word for word in job if word not in shared)
             member = f" (run {number} of {len(jobs)}: {own})" if own else ""
-            raise ConfigError(f"{app.one_line(error)}{member}") from error
+            raise ConfigError(f"{one_line(error)}{member}") from error
     places = sorted({f"{config.results_dir}/{config.study}" for config in configs})
     if len(places) > 1:
         raise ConfigError(f"one sweep fills one study, this one would fill {', '.join(places)}: give one value")

@@ -1,0 +1,141 @@
+"""One line for every error that Hydra, OmegaConf or YAML raises about what a user wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+
+import yaml  # type: ignore[import-untyped]  # comes with OmegaConf
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from normstudy.config import GROUPS, ConfigError, RunConfig, nearest
+
+
+def known_keys() -> list[str]:
+    """Every key that a command line may set, dotted, with the groups and `experiment`."""
+    keys = ["experiment", *GROUPS]
+    for top in dataclasses.fields(RunConfig):
+        kind = typing.get_type_hints(RunConfig)[top.name]
+        if dataclasses.is_dataclass(kind):
+            keys += [f"{top.name}.{leaf.name}" for leaf in dataclasses.fields(kind)]
+        else:
+            keys.append(top.name)
+    return keys
+
+
+def _nearest_key(key: str) -> str:
+    """`" Did you mean model.n_layers?"` for a misspelt key, or for one without its group."""
+    full = {k: k for k in known_keys()}
+    leaves = {k.rsplit(".", 1)[-1]: k for k in full if not k.endswith(".name")}
+    words = leaves | full
+    last = key.rsplit(".", 1)[-1]
+    if last in leaves:
+        return f" Did you mean {leaves[last]}?"
+    close = difflib.get_close_matches(key, words, n=1, cutoff=0.6)
+    return f" Did you mean {words[close[0]]}?" if close else ""
+
+
+def _allowed(key: str) -> str:
+    """`an integer`, `a number` or `text`, by the type of the field behind a dotted key."""
+    kind: object = RunConfig
+    for part in key.split("."):
+        kind = typing.get_type_hints(kind).get(part)
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    names = {int: "an integer", float: "a number", str: "text", types.NoneType: "null"}
+    return " or ".join(names.get(k, "a group of keys") for k in kinds)
+
+
+def one_line(error: BaseException) -> str | None:
+    """The one line for an error of Hydra, OmegaConf or YAML; None for any other, which is a bug of ours."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if isinstance(error, MissingConfigException):
+        return _missing(error)
+    if isinstance(error, yaml.YAMLError):
+        return _broken_yaml(error)
+    if isinstance(error, HydraException):
+        inner = error.__cause__ or error.__context__
+        if isinstance(inner, OmegaConfBaseException):
+            return _omegaconf(inner, str(error))
+        return first_line(error)
+    if isinstance(error, OmegaConfBaseException):
+        return _omegaconf(error, "")
+    if isinstance(error, UnicodeDecodeError) and _raised_in(error, "codecs"):
+        return f"a config file is not UTF-8 text: {error}"
+    if isinstance(error, ValueError) and _raised_in(error, "hydra", "omegaconf", "antlr4", "yaml"):
+        return first_line(error)
+    return None
+
+
+def _raised_in(error: BaseException, *packages: str) -> bool:
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    return tb is not None and tb.tb_frame.f_globals.get("__name__", "").split(".")[0] in packages
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that is not blank, else the name of its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _unreadable(word: str) -> str:
+    if "=" not in word:
+        return f"{word!r} is not key=value"
+    return f"""{word!r} cannot be read: quote a value that holds special characters, as in 'key="value"'"""
+
+
+def _missing(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if not group or error.options is None:
+        if error.missing_cfg_file:
+            return f"config {error.missing_cfg_file!r} not found: see --config-name and --config-dir"
+        return first_line(error)
+    if group.startswith("hydra/"):
+        return f"{group}={name} is not installed: choose one of {', '.join(error.options)}"
+    return f"{group} {name!r} is not one of {', '.join(error.options)}.{nearest(name, error.options)}"
+
+
+def _broken_yaml(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"broken YAML: {' '.join(str(error).split())}"
+    return f"broken YAML in {mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+
+
+def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:
+    """A wrong key or value: which, what is allowed, and in which file (from Hydra's text around it)."""
+    file = re.match(r"In '([^']+)'", outer)
+    where = f"in {file[1]}.yaml: " if file else ""
+    typed = re.match(r"Error merging override ([^=]+)=(.*)", outer)
+    key = str(error.full_key or error.key or "")
+    if typed and not key.startswith(f"{typed[1]}."):
+        key, value = typed[1], typed[2]
+    else:
+        found = re.search(r"[Vv]alue:? '?(.*?)'?(?: of type|$)", str(error.msg))
+        value = found[1] if found else ""
+    reason = first_line(error)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        if key == "experiment" and file:
+            return f"{where}its keys must be at the top: begin the file with '# @package _global_'"
+        return f"{where}unknown key {key}.{_nearest_key(key) or ' See normstudy run --cfg job.'}"
+    if key in known_keys() and isinstance(error, ValidationError):
+        return f"{where}{key} {value!r} is not {_allowed(key)}{_as_integer(key, value)}"
+    return f"{where}{key} {reason}" if key else f"{where}{reason}"
+
+
+def _as_integer(key: str, value: str) -> str:
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    whole = _allowed(key).startswith("an integer") and math.isfinite(number) and number == int(number)
+    return f": write {int(number)}" if whole else ""

@@ -1,0 +1,68 @@
+"""The progress of a sweep: a bar on a terminal, a line now and then in a pipe."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from normstudy import store
+from normstudy.worker import Message
+
+PIPE_LINE_SECONDS = 30  # between two lines where there is no terminal
+FIRST_ESTIMATE = 0.02  # of the steps: before it the time left is a guess about how long a process takes to start
+
+
+def follow(
+    messages: Iterable[Message], study_dir: Path, batches: Sequence[Sequence[str]], run_steps: int
+) -> dict[int, str]:
+    """Show run-steps done, time left and outcomes so far until the messages end; returns the error of each batch.
+
+    batches: the run ids of each; run_steps: the sum of n_steps over all runs to train.
+    """
+    n_runs = sum(len(batch) for batch in batches)
+    outcomes: Counter[str] = Counter()
+    errors: dict[int, str] = {}
+    done, said, began = 0, time.monotonic(), time.monotonic()
+    with tqdm(
+        total=run_steps, unit="step", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()
+    ) as bar:
+        for message in messages:
+            bar.update(message.run_steps)
+            done += message.run_steps
+            if message.ended:
+                outcomes.update(outcomes_of(study_dir, message.ended).values())
+                bar.set_postfix_str(counted(outcomes))
+            if message.error:
+                errors[message.number] = message.error
+                tqdm.write(f"a batch of {len(batches[message.number])} failed: {message.error}", sys.stderr)
+            now = time.monotonic()
+            if bar.disable and now - said > PIPE_LINE_SECONDS and done > FIRST_ESTIMATE * run_steps:
+                said = now
+                left = (now - began) * (run_steps - done) / done
+                line = f"{outcomes.total()}/{n_runs} runs, {100 * done // run_steps} % of the steps"
+                print(f"{line}, about {duration(left)} left", file=sys.stderr, flush=True)
+    return errors
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12:30` or `3:05:00`."""
+    return f"{seconds:.0f} s" if seconds < 90 else str(datetime.timedelta(seconds=round(seconds))).removeprefix("0:")
+
+
+def counted(outcomes: Counter[str]) -> str:
+    """`2 learned 1 stuck`."""
+    return " ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items()))
+
+
+def outcomes_of(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
+    """run_id -> outcome of those of the runs that are finished, from the stored series."""
+    from normstudy.analysis.outcomes import outcomes
+
+    runs = store.read(study_dir, "runs", run_ids=run_ids)
+    return {str(k): str(v) for k, v in outcomes(runs, store.read(study_dir, "steps", run_ids=run_ids)).items()}
