@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -218,9 +217,9 @@ def test_a_worker_killed_between_two_batches_loses_nothing(tmp_path: Path) -> No
     with lock.hold(planned.study_dir, "a test") as held:
         for message in pool.run(tasks, 1, inherited=held):
             if message.over and message.number == 0:  # its worker now waits for the next task
-                for child in multiprocessing.active_children():
-                    child.kill()
-                    child.join()
+                (child,) = children(os.getpid())
+                os.kill(child, signal.SIGKILL)
+                wait_for(lambda: is_gone(child))  # noqa: B023  # called at once
             assert message.error is None
     assert set(store.finished_ids(planned.study_dir).values()) == {"done"}
     assert len(store.finished_ids(planned.study_dir)) == 3
