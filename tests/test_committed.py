@@ -23,9 +23,9 @@ from normstudy.analysis.claims import first_to_last
 RESULTS = Path(__file__).parent.parent / "results"
 STUDIES = {"warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10}
 MAX_BYTES = 6_000_000
-# Another version of matplotlib places text and ticks by fractions of a pixel: root mean square over all values of an
-# image, of 255. Two different figures of one study are above 40.
-MAX_RMS = 20
+# Another version of matplotlib lays text out otherwise, and panels move by some pixels. So images are averaged over
+# squares of 32 pixels first; root mean square over the rest, of 255. Measured between 3.11.2 and 3.9.0, 3.10.7: at most 10.5.
+SQUARE, MAX_RMS = 32, 12
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -96,19 +96,19 @@ def test_plot_without_torch_gives_the_committed_figures(study: str, tmp_path: Pa
 
 
 def rms(one: Path, other: Path) -> float:
-    with Image.open(one) as a, Image.open(other) as b:
-        assert a.size == b.size
-        difference = np.asarray(a.convert("RGB"), float) - np.asarray(b.convert("RGB"), float)
-    return float(np.sqrt((difference**2).mean()))
+    pixels = []
+    for path in (one, other):
+        with Image.open(path) as image:
+            small = (image.width // SQUARE, image.height // SQUARE)
+            pixels.append(np.asarray(image.convert("RGB").resize(small, Image.Resampling.BOX), float))
+    assert pixels[0].shape == pixels[1].shape
+    return float(np.sqrt(((pixels[0] - pixels[1]) ** 2).mean()))
 
 
 def test_the_bound_on_another_matplotlib_tells_figures_apart() -> None:
-    """The bound would not pass a figure of another study for this one."""
-    one, other = (RESULTS / study / "figures" / "gradient_profile.png" for study in ("warmup", "rmsnorm"))
-    with Image.open(one) as a, Image.open(other) as b:
-        small = (min(a.width, b.width), min(a.height, b.height))
-        pixels = [np.asarray(image.convert("RGB").crop((0, 0, *small)), float) for image in (a, b)]
-    assert np.sqrt(((pixels[0] - pixels[1]) ** 2).mean()) > MAX_RMS
+    """It would not pass a figure of another study for this one."""
+    for name in ("headline.png", "gradient_profile.png", "residual_path.png"):
+        assert rms(RESULTS / "warmup" / "figures" / name, RESULTS / "rmsnorm" / "figures" / name) > MAX_RMS
 
 
 def test_what_the_headline_study_shows() -> None:

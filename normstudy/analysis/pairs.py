@@ -123,7 +123,8 @@ def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
 
 
 def _groups(runs: pd.DataFrame, cells: list[str]) -> list[tuple[object, pd.DataFrame]]:
-    return list(runs.groupby(cells, dropna=False, sort=True)) if cells else [(None, runs)]
+    # Not list(): it asks for the length, which fails for null keys under pandas 2.
+    return [(key, part) for key, part in runs.groupby(cells, dropna=False, sort=True)] if cells else [(None, runs)]
 
 
 def _chosen(runs: pd.DataFrame, by: str, baseline: str, values: list[Value]) -> Value:

@@ -70,7 +70,8 @@ def heatmap(study: Study) -> Figure:
     for ax in layout.bottom_row(axes):
         ax.set_xlabel("step, log of step + 1")
     assert mesh is not None
-    fig.colorbar(mesh, ax=axes, label=f"{MODULE} grad_norm", aspect=30, pad=0.02)
+    bar = fig.colorbar(mesh, ax=axes, label=f"{MODULE} grad_norm", aspect=30, pad=0.02)
+    layout.norm_ticks(bar.ax)
     shown = pd.concat([m[2] for m in maps])
     notes = held(study, shown)
     if dropped > 0:

@@ -175,11 +175,16 @@ def log_ticks(last: int, apart: float) -> list[int]:
 def norm_axis(ax: Axes) -> None:
     """A logarithmic y axis; below two decades its ticks are plain numbers, since 2 × 10⁰ is hard to read."""
     ax.set_yscale("log")
+    norm_ticks(ax)
+
+
+def norm_ticks(ax: Axes) -> None:
+    """Ticks of a logarithmic y axis, that of a color bar too; versions of matplotlib differ in their own choice."""
     low, high = ax.get_ylim()
     if high < 100 * low:
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def layer_axis(ax: Axes, axis: str, top: int) -> None:
