@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -16,6 +16,7 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from conftest import NUMERICS_ENV
 from studies import REQUEST, assert_same_tables, reproduced_runs, tiny
 
 from normstudy import lock, pool, sealed, store, sweep, worker
@@ -28,6 +29,15 @@ LONG = [
     "sweep", "data=synthetic", "study=long", "model.n_layers=2", "model.d_model=16", "model.n_heads=2",
     "data.seq_len=16", "schedule.n_steps=450", "seed=0,1,2,3", "execution.device=cpu",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _workers_set_their_own_environment() -> Iterator[None]:
+    """conftest sets what the tests need that train in this process; here the pool must do it for its workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NUMERICS_ENV:
+            patch.delenv(name, raising=False)
+        yield
 
 
 def sixteen(root: Path, **execution: int | None) -> list[RunConfig]:
@@ -196,7 +206,10 @@ def test_a_sweep_without_a_comparison_ends_well(tmp_path: Path, axis: str, capfd
     """Over seeds there is nothing to compare, and losses on different texts do not compare."""
     configs = [tiny(tmp_path, seed=1), tiny(tmp_path, **({"seed": 2} if axis == "seeds" else {"data": "pydoc"}))]
     assert None not in sweep.run_sweep(configs, request=REQUEST)
-    assert "Final validation loss" not in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "outcomes: 2 " in out
+    assert "omparison" not in out
+    assert "Final validation loss" not in out
 
 
 def test_a_worker_killed_between_two_batches_loses_nothing(tmp_path: Path) -> None:
@@ -354,6 +367,8 @@ def test_a_kill_loses_nothing_that_was_finished(undisturbed: Path, tmp_path: Pat
     else:
         wait_for(lambda: all(is_gone(pid) for pid in workers), 10)
         running.communicate()
+        # They ended at once and silently, not at their next word to a parent that is gone.
+        assert "failed" not in store.finished_ids(tmp_path / "results" / "long").values()
     again = start([*LONG, "execution.workers=1", "execution.runs_per_batch=3"], tmp_path)
     _, err = again.communicate(timeout=200)
     assert again.returncode == 0, err

@@ -157,6 +157,15 @@ def test_runs_on_different_texts_are_never_in_one_panel(folder: Path) -> None:
     assert "data_sha256" not in studies.swept(runs)
 
 
+def test_figures_of_some_runs_never_replace_those_of_all(tmp_path: Path) -> None:
+    folder = handmade_study(tmp_path, seeds=(0, 1))
+    (whole,) = plot_study(folder, only=["loss_curves"]).paths
+    before = whole.read_bytes()
+    (some,) = plot_study(folder, only=["loss_curves"], where={"placement": "pre", "peak_lr": "3e-3"}).paths
+    assert some == folder / "figures" / "peak_lr=3e-3,placement=pre" / "loss_curves.png"
+    assert whole.read_bytes() == before
+
+
 def test_where_narrows_every_figure(folder: Path, tmp_path: Path) -> None:
     study = load(folder, {"n_layers": "2", "peak_lr": "1e-3"})
     assert set(study.runs["run_id"]) == set(runs_of(folder, n_layers=2, peak_lr=1e-3)["run_id"])
