@@ -247,19 +247,29 @@ def test_a_bad_request_is_one_line_and_leaves_nothing(
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes everything")
-def test_files_without_permission(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+# root reads and writes everything, unless it gives its powers up first (setpriv is in Debian's util-linux).
+WITHOUT_POWERS = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data=file", "data.path=secret.txt"], ["secret.txt", "Permission denied"]),
+        ([*TINY, "results_dir=locked"], ["locked", "Permission denied", "results_dir"]),
+    ],
+)
+def test_files_without_permission(words: list[str], expected: list[str], tmp_path: Path) -> None:
     text = tmp_path / "secret.txt"
     text.write_bytes(b"x" * 100_000)
     text.chmod(0)
-    assert_one_line(cli.main(["run", "data=file", "data.path=secret.txt"]), capfd.readouterr().err, ["secret.txt"])
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o500)
-    code = cli.main(["run", *TINY, "results_dir=locked"])
-    assert_one_line(code, capfd.readouterr().err, ["locked", "results_dir"])
+    (tmp_path / "locked").mkdir(mode=0o500)
+    done = subprocess.run(
+        [*WITHOUT_POWERS, sys.executable, "-m", "normstudy", "run", *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert_one_line(done.returncode, done.stderr, expected)
+    assert sorted(os.listdir(tmp_path)) == ["locked", "secret.txt"]
+    assert os.listdir(tmp_path / "locked") == []
 
 
 @pytest.mark.parametrize(
