@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 import time
 from collections import Counter
@@ -29,8 +30,11 @@ def follow(
     outcomes: Counter[str] = Counter()
     errors: dict[int, str] = {}
     done, said, began = 0, time.monotonic(), time.monotonic()
+    terminal = sys.stderr.isatty()
+    # A pseudo-terminal may say that it has no columns; tqdm would then print nothing at all.
+    width = 80 if terminal and os.get_terminal_size(sys.stderr.fileno()).columns == 0 else None
     with tqdm(
-        total=run_steps, unit="step", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()
+        total=run_steps, unit="step", unit_scale=True, ncols=width, dynamic_ncols=width is None, disable=not terminal
     ) as bar:
         for message in messages:
             bar.update(message.run_steps)

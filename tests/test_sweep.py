@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -386,6 +392,26 @@ def test_ctrl_c_ends_at_once_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert "the same command goes on" in err
     assert all(is_gone(pid) for pid in workers)
+
+
+@pytest.mark.parametrize("columns", [0, 110])
+def test_a_terminal_sees_one_bar_with_time_left_and_outcomes(tmp_path: Path, columns: int) -> None:
+    """Also one that says it has no columns, as pseudo-terminals do that nobody has sized."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    words = [*LONG, "schedule.n_steps=100", "study=bar", "execution.workers=1", "execution.runs_per_batch=2"]
+    running = subprocess.Popen([*CLI, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=slave)
+    os.close(slave)
+    seen = b""
+    with contextlib.suppress(OSError):  # a terminal whose other end has closed
+        while part := os.read(master, 4096):
+            seen += part
+    os.close(master)
+    assert running.wait() == 0
+    bars = [line for line in seen.decode().split("\r") if "%|" in line]
+    assert len(bars) >= 2
+    assert re.search(r"100%\|.*400/400 \[.*<00:00, .*step/s, 4 \w+\]", bars[-1])
+    assert any(re.search(r", 2 \w+\]", line) for line in bars)
 
 
 def test_the_second_sweep_on_a_study_is_told_who_holds_it(tmp_path: Path) -> None:
