@@ -9,7 +9,7 @@ import re
 import types
 import typing
 
-import yaml  # type: ignore[import-untyped]  # comes with OmegaConf
+import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 

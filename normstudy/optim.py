@@ -47,8 +47,13 @@ def lr_at(step: int, schedule: ScheduleConfig) -> float:
 
 
 def per_run(values: Sequence[float], like: Tensor) -> Tensor:
-    """One number a run as a tensor that broadcasts over `like`, (runs, 1, ...)."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))
+    """One number a run, (runs,), of the type and on the device of `like`."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)
+
+
+def over(numbers: Tensor, x: Tensor) -> Tensor:
+    """Numbers (runs,) in a shape that broadcasts over x, (runs, ...)."""
+    return numbers.view(-1, *[1] * (x.dim() - 1))
 
 
 def new_state(name: str, params: Sequence[Tensor]) -> State:
@@ -74,20 +79,25 @@ def _adam_(
 ) -> Tensor:
     """Adam (Kingma & Ba, arXiv:1412.6980) and AdamW (arXiv:1711.05101), bias-corrected."""
     # Powers in Python floats: a vectorized pow may round a run's last bit by its place in the batch.
-    step_size = [rate / (1 - c.beta1 ** (step + 1)) for rate, c in zip(lr, configs, strict=True)]
-    root_correction = [math.sqrt(1 - c.beta2 ** (step + 1)) for c in configs]
+    like = params[0]
+    step_size = per_run([rate / (1 - c.beta1 ** (step + 1)) for rate, c in zip(lr, configs, strict=True)], like)
+    root_correction = per_run([math.sqrt(1 - c.beta2 ** (step + 1)) for c in configs], like)
+    weight1 = per_run([1 - c.beta1 for c in configs], like)
+    weight2 = per_run([1 - c.beta2 for c in configs], like)
+    eps = per_run([c.eps for c in configs], like)
+    decay = per_run([c.weight_decay * (rate if decoupled else 1.0) for rate, c in zip(lr, configs, strict=True)], like)
     decays = any(c.weight_decay for c in configs)
     norms = []
     for p, g, m, v in zip(params, grads, state["m"], state["v"], strict=True):
         if decays and not decoupled:
-            g = g + p * per_run([c.weight_decay for c in configs], p)
-        m.lerp_(g, per_run([1 - c.beta1 for c in configs], p))
-        v.lerp_(g.square(), per_run([1 - c.beta2 for c in configs], p))
-        update = v.sqrt().div_(per_run(root_correction, p)).add_(per_run([c.eps for c in configs], p))
+            g = g + p * over(decay, p)
+        m.lerp_(g, over(weight1, p))
+        v.lerp_(g.square(), over(weight2, p))
+        update = v.sqrt().div_(over(root_correction, p)).add_(over(eps, p))
         torch.div(m, update, out=update)
-        update.mul_(per_run(step_size, p))
+        update.mul_(over(step_size, p))
         if decays and decoupled:
-            update.add_(p * per_run([rate * c.weight_decay for rate, c in zip(lr, configs, strict=True)], p))
+            update.add_(p * over(decay, p))
         p.sub_(update)
         norms.append(norm_by_run(update))
     return torch.stack(norms)
@@ -111,13 +121,16 @@ def sgd_(
     params: list[Tensor], grads: list[Tensor], state: State, step: int, lr: list[float], configs: Configs
 ) -> Tensor:
     """torch.optim.SGD with momentum (no dampening): velocity = momentum velocity + g; p -= lr velocity."""
+    like = params[0]
+    rate, momentum = per_run(lr, like), per_run([c.momentum for c in configs], like)
+    decay = per_run([c.weight_decay for c in configs], like)
     decays = any(c.weight_decay for c in configs)
     norms = []
     for p, g, velocity in zip(params, grads, state["velocity"], strict=True):
         if decays:
-            g = g + p * per_run([c.weight_decay for c in configs], p)
-        velocity.mul_(per_run([c.momentum for c in configs], p)).add_(g)
-        update = velocity * per_run(lr, p)
+            g = g + p * over(decay, p)
+        velocity.mul_(over(momentum, p)).add_(g)
+        update = velocity * over(rate, p)
         p.sub_(update)
         norms.append(norm_by_run(update))
     return torch.stack(norms)

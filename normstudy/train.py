@@ -176,5 +176,6 @@ def _clip(grads: list[Tensor], grad_norm: Array, configs: list[RunConfig]) -> li
     if all(limit is None for limit in limits):
         return grads
     # A run without a limit is multiplied by exactly 1, which leaves its bits.
-    scale = [1.0 if m is None else min(1.0, m / (float(n) + 1e-6)) for m, n in zip(limits, grad_norm, strict=True)]
-    return [g * optim.per_run(scale, g) for g in grads]
+    factors = [1.0 if m is None else min(1.0, m / (float(n) + 1e-6)) for m, n in zip(limits, grad_norm, strict=True)]
+    scale = optim.per_run(factors, grads[0])
+    return [g * optim.over(scale, g) for g in grads]
