@@ -34,13 +34,19 @@ First steps:
 
 KEYS = """\
 Keys (normstudy run --cfg job prints them all with their values):
-  experiment=NAME         smoke, quickstart, warmup, depth, peak_lr, rmsnorm, or your own in --config-dir
-  model.placement=        pre, post              model.norm=             layernorm, rmsnorm
-  model.init=             auto, xavier, normal, gpt2
+  experiment=NAME         smoke, quickstart, warmup, depth, peak_lr, rmsnorm, placements, or your own in --config-dir
+  model=                  default, tiny, vaswani, gpt2, llama, olmo2, gemma2, deepnet: each a few differences
+  model.placement=        pre, post, peri, reordered, sub, deepnorm, admin, lns, mix, b2t, residual, hybrid, rezero,
+                          none, or your own as my_module:my_block
+  model.norm=             auto, layernorm, rmsnorm, dyt, none, or your own     model.qk_norm=  auto, none, per_head, full
+  model.init=             auto (the placement's own), xavier, normal, gpt2, deepnorm, sub, tfixup
+  model.embed_init=       unit, std, scaled (std and scaled with model.embed_std=)     model.tied=  model.biases=
+  model.activation=       gelu, relu, swiglu, geglu      model.positions=  learned, sinusoidal, rope, none
   model.n_layers=  model.d_model=  model.n_heads=
   schedule.peak_lr=  schedule.warmup_steps=  schedule.n_steps=
-  data=                   stdlib, pydoc, synthetic, file (with data.path=FILE)
-  data.seq_len=  data.batch_size=
+  data=                   stdlib, pydoc, synthetic, tiny_shakespeare, enwik8, text8 (downloaded once),
+                          file (with data.path=FILE, a folder, or 'a/glob/*.txt')
+  data.tokenizer=         byte, char, bpe (with data.vocab_size=)       data.seq_len=  data.batch_size=
   optimizer=              adam, adamw, sgd
   schedule=               constant, inverse_sqrt, linear, cosine: what follows the warmup
   seed=  data_seed=       initialization, batches (data_seed is the seed unless given)

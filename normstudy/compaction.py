@@ -23,8 +23,7 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """Sort the finished runs of a study into one file per table; returns what was done, in one line.
 
     Files of runs that are not finished are kept beside it. The new tables folder is swapped in by rename, under the
-    study's lock. Tables of an older schema get the columns that they lack, as nulls. A second time gives the same
-    bytes.
+    study's lock. Tables of an older schema get the columns that they lack. A second time gives the same bytes.
     seal: also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError for a folder that is
     no study, one that is in use or has no finished run, a seal on unfinished or failed runs, and tables that have
     columns unknown to this version.
@@ -87,26 +86,14 @@ def _write_table(study_dir: Path, table: str, done: set[str]) -> None:
         finished = path.name == store.COMPACTED_FILE or store.run_of(table, path.name) in done
         content = pq.ParquetFile(path).read()
         if finished:
-            parts.append(conform(table, content))
+            parts.append(store.conform(table, content))
         elif content.schema.equals(store.SCHEMAS[table]):
             _write(target / path.name, path.read_bytes())
         else:
-            _write(target / path.name, store.encode(table, conform(table, content)))
+            _write(target / path.name, store.encode(table, store.conform(table, content)))
     _write(target / store.SCHEMA_FILE, store.encode(table, store.SCHEMAS[table].empty_table()))
     _write(target / store.COMPACTED_FILE, _encode(table, ordered(table, pa.concat_tables(parts))))
     store.fsync_folder(target)
-
-
-def conform(table: str, content: pa.Table) -> pa.Table:
-    """`content` in the schema of this version: columns that it lacks are null."""
-    schema = store.SCHEMAS[table]
-    unknown = sorted(set(content.schema.names) - set(schema.names))
-    if unknown:
-        raise ConfigError(f"{table} has columns unknown to normstudy {__version__}: {unknown}. Use a newer version")
-    missing = [f for f in schema if f.name not in content.schema.names]
-    for f in missing:
-        content = content.append_column(f, pa.nulls(content.num_rows, f.type))
-    return content.select(schema.names).cast(schema)
 
 
 def ordered(table: str, content: pa.Table) -> pa.Table:

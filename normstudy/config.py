@@ -15,44 +15,63 @@ import re
 import typing
 from dataclasses import dataclass, field
 
-from normstudy.placements import PLACEMENTS
+from normstudy import own
+from normstudy.errors import ConfigError as ConfigError
+from normstudy.own import is_own
+from normstudy.placements import PLACEMENTS, Placement
 
 IDENTITY_VERSION = 1  # raised when the way a run_id is computed changes
 NUMERICS = 1  # raised when a change makes the same config give other bits (tests/test_golden.py guards it)
 
 # Fields added after version 0.1: a field that equals its value here is left out of the identity, so that
 # older run ids stay valid. A value here is frozen: it never follows a later change of the default.
-ABSENT: dict[str, object] = {}
+ABSENT: dict[str, object] = {
+    "qk_norm": "none", "force_init": False, "embed_init": "unit", "embed_std": None, "unembed_std": None,
+    "embed_norm": False, "first_block": "same", "activation": "gelu", "positions": "learned", "biases": True,
+    "tied": False, "placement_sha256": None, "norm_sha256": None,
+    "tokenizer": "byte", "vocab_size": None,
+}  # fmt: skip
 
 # Names, as tuples, so that nothing here imports torch. A test holds them equal to the registries' keys.
 PLACEMENT_NAMES = tuple(PLACEMENTS)
-NORM_NAMES = ("layernorm", "rmsnorm")
-INIT_NAMES = ("xavier", "normal", "gpt2")
+NORM_NAMES = ("layernorm", "rmsnorm", "dyt", "none")
+QK_NORM_NAMES = ("none", "per_head", "full")
+INIT_NAMES = ("xavier", "normal", "gpt2", "deepnorm", "sub", "tfixup")
+EMBED_INIT_NAMES = ("unit", "std", "scaled")
+ACTIVATION_NAMES = ("relu", "gelu", "swiglu", "geglu")
+GATED = ("swiglu", "geglu")  # activations with a third matrix
+POSITION_NAMES = ("learned", "sinusoidal", "rope", "none")
+FIRST_BLOCK_NAMES = ("same", "star")
 OPTIMIZER_NAMES = ("adam", "adamw", "sgd")
 SCHEDULE_NAMES = ("constant", "inverse_sqrt", "linear", "cosine")
-DATA_NAMES = ("stdlib", "pydoc", "synthetic", "file")
+DOWNLOADED = ("tiny_shakespeare", "enwik8", "text8")  # texts that pooch fetches once
+DATA_NAMES = ("stdlib", "pydoc", "synthetic", "file", *DOWNLOADED)
+TOKENIZER_NAMES = ("byte", "char", "bpe")
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 
 STUDY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,79}")
 SEED_MAX = 2**31 - 1
+VOCAB_MAX = 2**16  # tokens are kept as uint16
+BPE_VOCAB = 512  # data.vocab_size=null
+EMBED_STD = 0.02  # model.embed_init=std (GPT-2)
+
+_ALIASES = {alias: name for name, row in PLACEMENTS.items() for alias in row.aliases}
 
 
-class ConfigError(Exception):
-    """A request that cannot be run; its text is the one line that the user sees."""
+def nearest(word: str, names: typing.Iterable[str], aliases: typing.Mapping[str, str] | None = None) -> str:
+    """`" Did you mean X?"` for the name closest to `word`, or the empty string.
 
-
-def nearest(word: str, names: typing.Iterable[str]) -> str:
-    """`" Did you mean X?"` for the name closest to `word`, or the empty string."""
-    names = list(names)
-    folded = {n.lower(): n for n in names}
+    aliases: other words for a name, which are understood here only.
+    """
+    folded = {n.lower(): n for n in names} | (dict(aliases) if aliases else {})
     close = difflib.get_close_matches(word.strip().lower(), list(folded), n=1, cutoff=0.6)
     return f" Did you mean {folded[close[0]]}?" if close else ""
 
 
-def one_of(key: str, value: str, names: tuple[str, ...]) -> None:
+def one_of(key: str, value: str, names: tuple[str, ...], aliases: typing.Mapping[str, str] | None = None) -> None:
     """Raise a ConfigError unless `value` is exactly one of `names`."""
     if value not in names:
-        raise ConfigError(f"{key} {value!r} is not one of {', '.join(names)}.{nearest(value, names)}")
+        raise ConfigError(f"{key} {value!r} is not one of {', '.join(names)}.{nearest(value, names, aliases)}")
 
 
 def _at_least(key: str, value: int, low: int) -> None:
@@ -70,20 +89,39 @@ def _finite(key: str, value: float, low: float, *, strict: bool, below: float = 
 
 @dataclass
 class ModelConfig:
-    placement: str = "pre"  # where the norms sit: placements.py
-    norm: str = "layernorm"  # the norm function: norms.py
-    init: str = "auto"  # init.py; auto: the placement's own (xavier for pre and post)
+    placement: str = "pre"  # where the norms sit: placements.py, or your own as module:function
+    norm: str = "auto"  # the norm function: norms.py, or your own; auto: layernorm, none where no other is admitted
+    qk_norm: str = "auto"  # of queries and keys: none | per_head | full (before the heads part); auto: the placement's
+    init: str = "auto"  # init.py; auto: the placement's own, else xavier
+    force_init: bool = False  # accept an init that the placement's source excludes
+    embed_init: str = "unit"  # unit: x_0 has unit variance | std | scaled: tokens times sqrt(d_model)
+    embed_std: float | None = None  # std, scaled: of the tables; null: 0.02 for std, d_model^-1/2 for scaled
+    unembed_std: float | None = None  # of the output matrix; null: the init's
+    embed_norm: bool = False  # a norm of x_0 (optional in Peri-LN)
     n_layers: int = 6  # blocks
     d_model: int = 64  # width of the residual stream
     n_heads: int = 4  # divides d_model
-    d_ff: int | None = None  # width inside the MLP; null: 4 d_model
+    d_ff: int | None = None  # width inside the MLP; null: 4 d_model, 8/3 d_model where a gate is a third matrix
+    activation: str = "gelu"  # relu | gelu (exact) | swiglu | geglu
+    positions: str = "learned"  # learned | sinusoidal | rope | none
+    biases: bool = True  # of the linear layers, not of the norms; the output matrix has none
+    tied: bool = False  # the output matrix is the token table; untied, since tying merges two gradient paths
+    first_block: str = "same"  # star: block 0 of hybrid as in HybridNorm*
     final_norm: str = "auto"  # auto | true | false: a norm after the last block; auto: the placement's own
 
     def __post_init__(self) -> None:
-        self.final_norm = str(self.final_norm).lower()  # YAML and Hydra turn an unquoted true into a bool
-        one_of("model.placement", self.placement, PLACEMENT_NAMES)
-        one_of("model.norm", self.norm, NORM_NAMES)
+        if str(self.final_norm) in ("True", "False"):  # YAML and Hydra turn an unquoted true into a bool
+            self.final_norm = str(self.final_norm).lower()
+        if not is_own(self.placement):
+            one_of("model.placement", self.placement, PLACEMENT_NAMES, _ALIASES)
+        if not is_own(self.norm):
+            one_of("model.norm", self.norm, ("auto", *NORM_NAMES))
+        one_of("model.qk_norm", self.qk_norm, ("auto", *QK_NORM_NAMES))
         one_of("model.init", self.init, ("auto", *INIT_NAMES))
+        one_of("model.embed_init", self.embed_init, EMBED_INIT_NAMES)
+        one_of("model.activation", self.activation, ACTIVATION_NAMES)
+        one_of("model.positions", self.positions, POSITION_NAMES)
+        one_of("model.first_block", self.first_block, FIRST_BLOCK_NAMES)
         one_of("model.final_norm", self.final_norm, ("auto", "true", "false"))
         for key in ("n_layers", "d_model", "n_heads"):
             _at_least(f"model.{key}", getattr(self, key), 1)
@@ -93,18 +131,69 @@ class ModelConfig:
             )
         if self.d_ff is not None:
             _at_least("model.d_ff", self.d_ff, 1)
+        for key in ("embed_std", "unembed_std"):
+            if getattr(self, key) is not None:
+                _finite(f"model.{key}", getattr(self, key), 0, strict=True)
+        if self.embed_std is not None and self.embed_init == "unit":
+            raise ConfigError(
+                f"model.embed_std {self.embed_std:g} is not read by model.embed_init=unit: add model.embed_init=std"
+            )
+        _check_positions(self)
+        _check_placement(self)
+
+
+def _check_positions(model: ModelConfig) -> None:
+    if model.positions == "rope" and model.d_model // model.n_heads % 2:
+        raise ConfigError(
+            f"model.positions=rope turns pairs, and a head has {model.d_model // model.n_heads} dimensions "
+            f"(d_model {model.d_model}, n_heads {model.n_heads}): make it even"
+        )
+    if model.positions == "sinusoidal" and model.d_model % 2:
+        raise ConfigError(f"model.positions=sinusoidal needs an even model.d_model, not {model.d_model}")
+
+
+def _check_placement(model: ModelConfig) -> None:
+    """Raise a ConfigError for a treatment that the placement's source excludes, or that would silently do nothing."""
+    row, name = row_of(model.placement), model.placement
+    if model.n_layers < row.min_layers:
+        raise ConfigError(
+            f"model.placement={name} needs model.n_layers of at least {row.min_layers}, not {model.n_layers}: with "
+            "fewer no layer is post-norm"
+        )
+    if row.norms is not None and model.norm not in ("auto", *row.norms):
+        raise ConfigError(
+            f"model.placement={name} has no norm, model.norm={model.norm} would do nothing: leave model.norm=auto"
+        )
+    if row.inits is not None and model.init not in ("auto", *row.inits) and not model.force_init:
+        raise ConfigError(
+            f"model.init={model.init} is not an init of model.placement={name} ({row.source}), which goes with "
+            f"{' or '.join(row.inits)}: leave model.init=auto, or say model.force_init=true"
+        )
+    if model.first_block == "star" and row.star_block is None:
+        raise ConfigError(f"model.first_block=star is a form of model.placement=hybrid, not of {name}")
+    if row.own_qk_norm and model.qk_norm != "auto":
+        raise ConfigError(f"model.placement={name} normalizes q, k and v itself: leave model.qk_norm=auto")
+    without = resolve(model).norm == "none"
+    for key, value in (("qk_norm", model.qk_norm), ("final_norm", model.final_norm), ("embed_norm", model.embed_norm)):
+        if without and value in ("per_head", "full", "true", True):
+            raise ConfigError(
+                f"model.{key}={str(value).lower()} needs a norm, and model.norm is none here: it would do nothing"
+            )
 
 
 @dataclass
 class DataConfig:
     name: str = "stdlib"  # data.py
-    path: str | None = None  # file only: a text of any kind, read as bytes
+    path: str | None = None  # a text, a folder or a glob of texts, read by data=file
+    tokenizer: str = "byte"  # byte: 256 symbols; char: the characters that occur; bpe: trained on the training blocks
+    vocab_size: int | None = None  # bpe only: tokens to train, at least 257; null: 512
     seq_len: int = 64  # tokens a window predicts
     batch_size: int = 8  # windows a step
     source_seed: int = 0  # synthetic only: draws the Markov source and its text
 
     def __post_init__(self) -> None:
         one_of("data.name", self.name, DATA_NAMES)
+        one_of("data.tokenizer", self.tokenizer, TOKENIZER_NAMES)
         for key in ("seq_len", "batch_size"):
             _at_least(f"data.{key}", getattr(self, key), 1)
         _seed("data.source_seed", self.source_seed)
@@ -114,6 +203,21 @@ class DataConfig:
             raise ConfigError(f"data.path {self.path!r} holds a NUL byte: give a readable text file")
         if self.name != "file" and self.path is not None:
             raise ConfigError(f"data.path {self.path!r} is read by data=file only, not by data={self.name}")
+        if self.name == "synthetic" and self.tokenizer != "byte":
+            raise ConfigError(
+                f"data=synthetic has symbols of its own, and data.tokenizer {self.tokenizer} needs a text: "
+                "leave the tokenizer or choose another text"
+            )
+        if self.vocab_size is not None and self.tokenizer != "bpe":
+            raise ConfigError(
+                f"data.vocab_size {self.vocab_size} is trained by data.tokenizer=bpe only, "
+                f"not by data.tokenizer={self.tokenizer}"
+            )
+        if self.vocab_size is not None and not 257 <= self.vocab_size <= VOCAB_MAX:
+            raise ConfigError(
+                f"data.vocab_size {self.vocab_size} is out of range: give an integer from 257 (one more than the "
+                f"bytes) to {VOCAB_MAX}"
+            )
 
 
 @dataclass
@@ -191,6 +295,11 @@ class ExecutionConfig:
         for key in ("workers", "runs_per_batch"):
             if getattr(self, key) is not None:
                 _at_least(f"execution.{key}", getattr(self, key), 1)
+
+
+def row_of(placement: str) -> Placement:
+    """The row of a placement; a user's own has a final norm, xavier init, and takes any norm."""
+    return Placement(lambda x: x, "your own") if is_own(placement) else PLACEMENTS[placement]
 
 
 def _seed(key: str, value: int) -> None:
@@ -281,21 +390,43 @@ def asked(config: RunConfig) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What the `auto` values of a model come to."""
+    """What the `auto` and null values of a model come to.
+
+    embed_std: of the token table; None for embed_init=unit, where it is what makes x_0 of unit variance.
+    """
 
     d_ff: int
     init: str
     final_norm: bool
+    norm: str
+    qk_norm: str
+    embed_std: float | None
 
 
 def resolve(model: ModelConfig) -> Resolved:
-    """The values behind `auto` and null: the placement's init and final norm, 4 d_model."""
-    row = PLACEMENTS[model.placement]
+    """The values behind `auto` and null: the placement's own, and those that follow from the shape."""
+    row = row_of(model.placement)
+    norm = (row.norms or ("layernorm",))[0] if model.norm == "auto" else model.norm
+    qk_norm = row.qk_norm if model.qk_norm == "auto" else model.qk_norm
+    final_norm = row.final_norm if model.final_norm == "auto" else model.final_norm == "true"
+    stds = {"unit": None, "std": EMBED_STD, "scaled": model.d_model**-0.5}
+    gated = 8 * math.ceil(model.d_model / 3)  # 8/3 d_model, as many parameters as 4 d_model without a gate
     return Resolved(
-        d_ff=4 * model.d_model if model.d_ff is None else model.d_ff,
+        d_ff=model.d_ff or (gated if model.activation in GATED else 4 * model.d_model),
         init=row.init if model.init == "auto" else model.init,
-        final_norm=row.final_norm if model.final_norm == "auto" else model.final_norm == "true",
+        final_norm=final_norm and norm != "none",
+        norm=norm,
+        qk_norm="none" if norm == "none" else qk_norm,
+        embed_std=stds[model.embed_init] if model.embed_std is None else model.embed_std,
     )
+
+
+def own_sources(model: ModelConfig) -> dict[str, str | None]:
+    """sha256 of the source of a placement and of a norm that are the user's own, else None."""
+    return {
+        "placement_sha256": own.source_sha256(model.placement) if is_own(model.placement) else None,
+        "norm_sha256": own.source_sha256(model.norm) if is_own(model.norm) else None,
+    }
 
 
 # ---- identity -----------------------------------------------------------------------------------------
@@ -306,10 +437,12 @@ NOT_IDENTITY = ("study", "data_path")  # asked columns that name where a run lie
 def identity(config: RunConfig, data_sha256: str) -> dict[str, object]:
     """Everything the run_id hashes: the versions, every resolved value, the text."""
     values = {k: v for k, v in asked(config).items() if k not in NOT_IDENTITY}
-    values |= dataclasses.asdict(resolve(config.model))
+    values |= dataclasses.asdict(resolve(config.model)) | own_sources(config.model)
+    if config.data.tokenizer == "bpe":
+        values["vocab_size"] = config.data.vocab_size or BPE_VOCAB
     kinds = asked_types()
     for column, value in values.items():
-        if kinds[column] is float and value is not None:
+        if kinds.get(column) is float and value is not None:
             values[column] = float(value)  # type: ignore[arg-type]  # 1 and 1.0 are the same rate
     values = {k: v for k, v in values.items() if k not in ABSENT or v != ABSENT[k]}
     return {
@@ -326,7 +459,7 @@ def run_id(config: RunConfig, data_sha256: str) -> str:
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     m, s = config.model, config.schedule
     rate = re.sub(r"e([+-])0*(\d)", lambda k: "e" + k[1].replace("+", "") + k[2], short_float(s.peak_lr))
-    return f"{m.placement}-L{m.n_layers}-lr{rate}-wu{s.warmup_steps}-s{config.seed}-{digest}"
+    return f"{m.placement.rpartition(':')[2]}-L{m.n_layers}-lr{rate}-wu{s.warmup_steps}-s{config.seed}-{digest}"
 
 
 def short_float(value: float) -> str:

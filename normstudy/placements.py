@@ -2,17 +2,27 @@
 
 A placement is a plain function. Its argument names declare what it gets:
 
-    x             (B, T, D) the residual stream
-    attn, mlp     the two sublayers, each (B, T, D) -> (B, T, D)
-    norm1, norm2  two norms of width D, with parameters of their own
-    layer         0-based index of the block, int
-    n_layers      number of blocks, int
+    x                   (B, T, D) the residual stream
+    r                   (B, T, D) a second stream, which starts as x_0: a function that takes it returns (x, r), and the
+                        final norm makes x + norm(r) of the two
+    attn                attn(x) -> (B, T, D); attn(x, inner=norm) normalizes before the output projection,
+                        attn(x, qkv=(norm, norm, norm)) queries, keys and values, head by head
+    mlp                 mlp(x) -> (B, T, D); mlp(x, inner=norm) normalizes before the output matrix
+    norm1, norm2        norms of width D, each with parameters of its own: of the attention half, of the MLP half
+    norm1_out, norm2_out            two more of width D
+    norm1_inner, norm2_inner        norms of width D and d_ff, to be given as `inner`
+    q_norm, k_norm, v_norm          norms of width d_head, to be given as `qkv`
+    omega1, omega2      (D,) learned, starting at 1
+    scale               () learned, starting at 0
+    alpha               (2 n_layers)^(1/4), float
+    layer, n_layers     0-based index of the block, number of blocks, int
 
-It returns the new x. Nothing here needs torch: the functions only add and call, so that a planner can read
-the table in no time.
+It returns the new x. What a formula cannot say is in its row of the table. Nothing here needs torch: the functions
+only add, multiply and call, so that a planner can read the table in no time.
 
-B batch, T sequence, D d_model.
+B batch, T sequence, D d_model. n, n1, n2, ... in a formula are norms, f a sublayer.
 """
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
 
@@ -25,22 +35,122 @@ class Placement:
     """What a formula cannot say about a placement: one row of the table."""
 
     block: Callable[..., object]
-    final_norm: bool  # whether a norm follows the last block (model.final_norm=auto)
-    init: str  # the init that belongs to it (model.init=auto)
     source: str
+    final_norm: bool = True  # whether a norm follows the last block (model.final_norm=auto)
+    init: str = "xavier"  # the init that belongs to it (model.init=auto)
+    inits: tuple[str, ...] | None = None  # the inits its source allows; None: any. model.force_init=true overrides
+    norms: tuple[str, ...] | None = None  # the norms it admits, the first being model.norm=auto; None: any
+    qk_norm: str = "none"  # model.qk_norm=auto
+    own_qk_norm: bool = False  # the formula itself normalizes q and k: model.qk_norm is not to be chosen
+    star_block: Callable[..., object] | None = None  # block 0 under model.first_block=star
+    min_layers: int = 1
+    profiled: bool = False  # omega1 and omega2 start from a profiling pass: profiling.py
+    aliases: tuple[str, ...] = ()  # what papers call it: for hints only
 
 
-def pre(x, attn, mlp, norm1, norm2):  # type: ignore[no-untyped-def]
+def pre(x, attn, mlp, norm1, norm2):
     x = x + attn(norm1(x))
     return x + mlp(norm2(x))
 
 
-def post(x, attn, mlp, norm1, norm2):  # type: ignore[no-untyped-def]
+def post(x, attn, mlp, norm1, norm2):
     x = norm1(x + attn(x))
     return norm2(x + mlp(x))
 
 
+def peri(x, attn, mlp, norm1, norm2, norm1_out, norm2_out):
+    x = x + norm1_out(attn(norm1(x)))
+    return x + norm2_out(mlp(norm2(x)))
+
+
+def reordered(x, attn, mlp, norm1, norm2):
+    x = x + norm1(attn(x))
+    return x + norm2(mlp(x))
+
+
+def sub(x, attn, mlp, norm1, norm2, norm1_inner, norm2_inner):
+    x = x + attn(norm1(x), inner=norm1_inner)
+    return x + mlp(norm2(x), inner=norm2_inner)
+
+
+def deepnorm(x, attn, mlp, norm1, norm2, alpha):
+    x = norm1(alpha * x + attn(x))
+    return norm2(alpha * x + mlp(x))
+
+
+def admin(x, attn, mlp, norm1, norm2, omega1, omega2):
+    x = norm1(omega1 * x + attn(x))
+    return norm2(omega2 * x + mlp(x))
+
+
+def lns(x, attn, mlp, norm1, norm2, layer):
+    s = (layer + 1) ** -0.5
+    x = x + attn(norm1(x) * s)
+    return x + mlp(norm2(x) * s)
+
+
+def mix(x, attn, mlp, norm1, norm2, layer, n_layers):
+    block = post if layer < n_layers // 4 else pre
+    return block(x, attn, mlp, norm1, norm2)
+
+
+def b2t(x, attn, mlp, norm1, norm2):
+    y = norm1(x + attn(x))
+    return norm2(x + y + mlp(y))
+
+
+def residual(x, r, attn, mlp, norm1, norm2):
+    f = attn(x)
+    x, r = norm1(x + f), r + f
+    f = mlp(x)
+    return norm2(x + f), r + f
+
+
+def hybrid(x, attn, mlp, norm2, q_norm, k_norm, v_norm):
+    z = norm2(x + attn(x, qkv=(q_norm, k_norm, v_norm)))
+    return z + mlp(z)
+
+
+def hybrid_star(x, attn, mlp, norm1, norm2, q_norm, k_norm, v_norm):
+    y = x + attn(norm1(x), qkv=(q_norm, k_norm, v_norm))
+    return y + mlp(norm2(y))
+
+
+def rezero(x, attn, mlp, scale):
+    x = x + scale * attn(x)
+    return x + scale * mlp(x)
+
+
+def none(x, attn, mlp):
+    x = x + attn(x)
+    return x + mlp(x)
+
+
 PLACEMENTS: dict[str, Placement] = {
-    "pre": Placement(pre, final_norm=True, init="xavier", source="GPT-2; Xiong et al., arXiv:2002.04745"),
-    "post": Placement(post, final_norm=False, init="xavier", source="Vaswani et al., arXiv:1706.03762"),
-}
+    "pre": Placement(pre, "GPT-2; Xiong et al., arXiv:2002.04745", aliases=("pre-ln", "prenorm")),
+    "post": Placement(post, "Vaswani et al., arXiv:1706.03762", final_norm=False, aliases=("post-ln", "postnorm")),
+    "peri": Placement(peri, "Kim et al., arXiv:2502.02732; Gemma 2", aliases=("sandwich", "peri-ln")),
+    "reordered": Placement(reordered, "OLMo 2, arXiv:2501.00656", qk_norm="full", aliases=("olmo2", "res-post")),
+    "sub": Placement(sub, "Wang et al., Magneto, arXiv:2210.06423", init="sub", aliases=("sub-ln", "magneto")),
+    "deepnorm": Placement(
+        deepnorm, "Wang et al., DeepNet, arXiv:2203.00555", final_norm=False, init="deepnorm", inits=("deepnorm",),
+        aliases=("deepnet",),
+    ),
+    "admin": Placement(admin, "Liu et al., arXiv:2004.08249", final_norm=False, profiled=True),
+    "lns": Placement(
+        lns, "Sun et al., The Curse of Depth, arXiv:2502.05795", inits=("xavier", "normal"),
+        aliases=("layernorm-scaling",),
+    ),
+    "mix": Placement(mix, "Li et al., Mix-LN, arXiv:2412.13795", min_layers=4, aliases=("mix-ln",)),
+    "b2t": Placement(b2t, "Takase et al., arXiv:2206.00330", final_norm=False, aliases=("bottom-to-top",)),
+    "residual": Placement(residual, "Xie et al., ResiDual, arXiv:2304.14802", aliases=("dual",)),
+    "hybrid": Placement(
+        hybrid, "Zhuo et al., HybridNorm, arXiv:2503.04598", qk_norm="per_head", own_qk_norm=True,
+        star_block=hybrid_star, aliases=("hybridnorm",),
+    ),
+    "rezero": Placement(rezero, "Bachlechner et al., arXiv:2003.04887", final_norm=False, norms=("none",)),
+    "none": Placement(
+        none, "no norm, T-Fixup's init: Huang et al. 2020", final_norm=False, init="tfixup", norms=("none",),
+        aliases=("no-norm",),
+    ),
+}  # fmt: skip

@@ -6,7 +6,6 @@ the square of the global norm. Norms come one a tensor as (tensors, runs) float3
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +16,12 @@ from normstudy.config import ProbeConfig
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
-# The part of a block that a parameter belongs to. Q, K, V and their biases are one module.
+# The module that a part of a block belongs to, where it is not its own name. Q, K, V and their biases are one module.
 _IN_BLOCK = {
     "attn.q": "attn_in", "attn.k": "attn_in", "attn.v": "attn_in", "attn.out": "attn_out",
-    "mlp.w1": "mlp_in", "mlp.w2": "mlp_out",
+    "attn.q_norm": "qkv_norm", "attn.k_norm": "qkv_norm", "q_norm": "qkv_norm", "k_norm": "qkv_norm",
+    "v_norm": "qkv_norm", "mlp.gate": "mlp_in", "mlp.w1": "mlp_in", "mlp.w2": "mlp_out",
+    "omega1": "scale", "omega2": "scale",
 }  # fmt: skip
 
 
@@ -55,15 +56,16 @@ class Modules:
 
 def module_of(parameter: str) -> tuple[int | None, str]:
     """(layer or None, module) of a parameter's name: 'blocks.3.attn.q.weight' -> (3, 'attn_in')."""
-    inside = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(?:weight|bias|gamma|beta)", parameter)
-    if inside is None:
-        return None, parameter.split(".")[0]
-    part = inside[2]
-    return int(inside[1]), _IN_BLOCK.get(part, part)
+    first, *rest = parameter.split(".")
+    if first != "blocks":
+        return None, first
+    layer, *path = rest
+    part = ".".join(path[:2]) if path[0] in ("attn", "mlp") else path[0]
+    return int(layer), _IN_BLOCK.get(part, part)
 
 
 def modules_of(parameters: list[str]) -> Modules:
-    """The modules of a model, blocks first in order, then embed, pos, final_norm and unembed."""
+    """The modules of a model, blocks first in order, then those outside them."""
     keys = [module_of(p) for p in parameters]
     rows = sorted(set(keys), key=lambda k: (k[0] is None, k[0] if k[0] is not None else 0, keys.index(k)))
     return Modules([layer for layer, _ in rows], [name for _, name in rows], [rows.index(k) for k in keys])

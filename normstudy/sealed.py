@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 
 from normstudy import store
-from normstudy.config import RunConfig
+from normstudy.config import Resolved, RunConfig
+
+Row = TypeVar("Row", pd.DataFrame, dict[str, object])
 
 # Columns that say nothing of their own where another of the same row differs already.
 IMPLIED_BY = {"data_seed": "seed", "data_sha256": "data"}
@@ -19,10 +23,10 @@ def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[
 
     texts: run_id -> sha256 of its text.
     """
-    held = store.read(study_dir, "runs")
+    held = _as_resolved(store.read(study_dir, "runs"))
     found: dict[str, list[object]] = {}  # column -> the strangers' values that no near run of the study has
     for run_id, config in strangers.items():
-        row = {**store.config_columns(config), "data_sha256": texts[run_id]}
+        row = _as_resolved({**store.config_columns(config), "data_sha256": texts[run_id]})
         for key in _differences(held, row):
             found.setdefault(key, [])
             if row[key] not in found[key]:
@@ -42,9 +46,18 @@ def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[
     return f"{study_dir} is sealed and {count} not in it: {what}. Train it as a study of its own: study={safe}"
 
 
+def _as_resolved(row: Row) -> Row:
+    """The asked columns, those with a resolved value having it: auto differs in nothing from what it stands for."""
+    out = row.copy()
+    for field in dataclasses.fields(Resolved):
+        out[field.name] = row[f"resolved_{field.name}"]
+        del out[f"resolved_{field.name}"]
+    return out
+
+
 def _differences(held: pd.DataFrame, row: Mapping[str, object]) -> list[str]:
-    """The asked columns in which a run differs from the nearest run of the study."""
-    keys = [k for k in row if k not in ("study", "data_path") and not k.startswith("resolved_") and k in held]
+    """The columns in which a run differs from the nearest run of the study."""
+    keys = [k for k in row if k not in ("study", "data_path") and k in held]
     same = pd.DataFrame({k: held[k].isna() if row[k] is None else held[k] == row[k] for k in keys})
     nearest = same.iloc[int(same.sum(axis=1).to_numpy().argmax())]
     different = [k for k in keys if not nearest[k]]

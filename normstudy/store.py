@@ -12,11 +12,13 @@ Every folder holds `0-schema.parquet`, which has no rows, so that readers see th
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -36,7 +38,8 @@ OLD_TABLES = "state/tables.old"  # a compaction moves tables here, for the momen
 SWAPPING = "{0} was left in the middle of a compaction: run normstudy compact {0}"
 
 MODULES = (
-    "embed", "pos", "attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2", "final_norm", "unembed",
+    "embed", "pos", "embed_norm", "attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2", "norm1_out",
+    "norm2_out", "norm1_inner", "norm2_inner", "qkv_norm", "scale", "own", "final_norm", "unembed",
 )  # fmt: skip
 
 # Columns of `runs` that two executions of the same run may differ in (DESIGN: outside the promise of equal bits).
@@ -59,6 +62,11 @@ def _runs_schema() -> pa.Schema:
             ("resolved_init", pa.string()),
             ("resolved_d_ff", pa.int64()),
             ("resolved_final_norm", pa.bool_()),
+            ("resolved_norm", pa.string()),
+            ("resolved_qk_norm", pa.string()),
+            ("resolved_embed_std", pa.float64()),
+            ("placement_sha256", pa.string()),
+            ("norm_sha256", pa.string()),
             ("resolved_vocab_size", pa.int64()),
             ("n_params", pa.int64()),
             ("data_sha256", pa.string()),
@@ -167,11 +175,21 @@ def encode(table: str, content: pa.Table) -> bytes:
 
 
 def prepare(study_dir: Path) -> None:
-    """Make the folders of a study and the zero-row file of each table."""
+    """Make the folders of a study and the zero-row file of each table.
+
+    Raises ConfigError for a study of another schema: its files and new ones could not be read together.
+    """
     for table in TABLES:
         folder = study_dir / "tables" / table
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / SCHEMA_FILE).exists():
+        if (folder / SCHEMA_FILE).exists():
+            there = pq.ParquetFile(folder / SCHEMA_FILE).schema_arrow.names
+            if there != SCHEMAS[table].names:
+                raise ConfigError(
+                    f"{study_dir} was written by another version of normstudy ({table} has {len(there)} columns, now "
+                    f"{len(SCHEMAS[table].names)}): run normstudy compact {study_dir} first, or give another study"
+                )
+        else:
             empty = SCHEMAS[table].empty_table()
             place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, empty))
 
@@ -213,9 +231,8 @@ def config_columns(config: RunConfig) -> dict[str, object]:
     resolved = cfg.resolve(config.model)
     return {
         **cfg.asked(config),
-        "resolved_init": resolved.init,
-        "resolved_d_ff": resolved.d_ff,
-        "resolved_final_norm": resolved.final_norm,
+        **{f"resolved_{name}": value for name, value in dataclasses.asdict(resolved).items()},
+        **cfg.own_sources(config.model),
         "identity_version": cfg.IDENTITY_VERSION,
         "numerics": cfg.NUMERICS,
     }
@@ -259,7 +276,7 @@ def read(
         chosen = set(run_ids)
         files = [p for p in files if p.name in (SCHEMA_FILE, COMPACTED_FILE) or run_of(table, p.name) in chosen]
     # No file yet: another command is about to place the first, the one without rows.
-    parts = [pq.ParquetFile(path).read(wanted) for path in files] or [SCHEMAS[table].empty_table()]
+    parts = [_read_file(table, path, wanted) for path in files] or [SCHEMAS[table].empty_table()]
     if run_ids is not None:
         keep = pa.array(sorted(run_ids), pa.string())
         parts = [part.filter(pc.is_in(part["run_id"].cast(pa.string()), keep)) for part in parts]
@@ -269,6 +286,35 @@ def read(
             frame[name] = frame[name].astype(object).astype(str)
     frame = frame.sort_values(SORT[table], kind="stable", ignore_index=True)
     return frame if columns is None else frame[columns]
+
+
+def conform(table: str, content: pa.Table) -> pa.Table:
+    """`content` in the schema of this version.
+
+    A config column that it lacks has the value that older runs stand for, any other is null.
+    """
+    schema = SCHEMAS[table]
+    unknown = sorted(set(content.schema.names) - set(schema.names))
+    if unknown:
+        raise ConfigError(f"{table} has columns unknown to normstudy {version('normstudy')}: {unknown}. Update it")
+    known: dict[str, object] = {**cfg.ABSENT, "resolved_qk_norm": "none"} if table == "runs" else {}
+    for f in schema:
+        if f.name in content.schema.names:
+            continue
+        if f.name == "resolved_norm":
+            column = content["norm"]  # older runs had no auto
+        else:
+            column = pa.array([known.get(f.name)] * content.num_rows, f.type)
+        content = content.append_column(f, column)
+    return content.select(schema.names).cast(schema)
+
+
+def _read_file(table: str, path: Path, wanted: list[str] | None) -> pa.Table:
+    file = pq.ParquetFile(path)
+    if set(wanted or SCHEMAS[table].names) <= set(file.schema_arrow.names):
+        return file.read(wanted)
+    content = conform(table, file.read())
+    return content if wanted is None else content.select(wanted)
 
 
 def run_of(table: str, file_name: str) -> str:

@@ -106,7 +106,7 @@ def check(configs: Sequence[RunConfig]) -> None:
 
 # What may differ between the runs of a batch: it rides on the run axis. Everything else is the batch's shape.
 ON_THE_RUN_AXIS = {
-    "seed", "data_seed", "init", "schedule", "peak_lr", "warmup_steps",
+    "seed", "data_seed", "init", "force_init", "unembed_std", "schedule", "peak_lr", "warmup_steps",
     "beta1", "beta2", "eps", "momentum", "weight_decay", "max_grad_norm",
 }  # fmt: skip
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normstudy import data, optim, probes
-from normstudy.config import RunConfig
+from normstudy import data, optim, probes, profiling
+from normstudy.config import RunConfig, row_of
 from normstudy.init import init_params
 from normstudy.model import Transformer
 from normstudy.probes import Array, Probe
@@ -68,6 +68,21 @@ def build(config: RunConfig, vocab_size: int) -> Transformer:
         return Transformer(config.model, vocab_size, config.data.seq_len)
 
 
+def start(model: Transformer, configs: list[RunConfig], text: data.Text) -> dict[str, Tensor]:
+    """The parameters of runs of one model before the first update, name -> (runs, *shape), on the CPU."""
+    stacked = init_params(model, [c.model for c in configs], [c.seed for c in configs])
+    if row_of(configs[0].model.placement).profiled:
+        for r, config in enumerate(configs):
+            tokens = torch.from_numpy(_tokens(text, config, step=0))[:, :-1]
+            for name, omega in profiling.profile(model, {n: p[r] for n, p in stacked.items()}, tokens).items():
+                stacked[name][r] = omega
+    return stacked
+
+
+def _tokens(text: data.Text, config: RunConfig, step: int) -> data.Ints:
+    return data.batch(text, int(config.data_seed or 0), step, config.data.batch_size, config.data.seq_len)
+
+
 def train_batch(configs: list[RunConfig], text: data.Text, device: str = "cpu") -> Iterator[Record | End]:
     """Train runs of one shape together; yields a Record a step and an End a run.
 
@@ -78,11 +93,7 @@ def train_batch(configs: list[RunConfig], text: data.Text, device: str = "cpu") 
     n_steps = first.schedule.n_steps
     model = build(first, text.vocab_size)
     names = [n for n, _ in model.named_parameters()]
-    stacked = init_params(
-        {n: p.shape for n, p in model.named_parameters()},
-        [c.model for c in configs],
-        [c.seed for c in configs],
-    )
+    stacked = start(model, configs, text)
     params = [stacked[n].to(device) for n in names]
     state = optim.new_state(first.optimizer.name, params)
     modules = probes.modules_of(names)
@@ -104,11 +115,7 @@ def train_batch(configs: list[RunConfig], text: data.Text, device: str = "cpu") 
         running = [configs[r] for r in alive]
         lr = [optim.lr_at(step, c.schedule) for c in running]
         val_loss = evaluate() if step % first.eval.every == 0 else None
-        tokens = torch.from_numpy(
-            np.stack(
-                [data.batch(text, int(c.data_seed or 0), step, c.data.batch_size, c.data.seq_len) for c in running]
-            )
-        ).to(device)
+        tokens = torch.from_numpy(np.stack([_tokens(text, c, step) for c in running])).to(device)
         probed = probes.is_probed(step, n_steps, first.probe)
 
         leaves = [p.requires_grad_() for p in params]

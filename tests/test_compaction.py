@@ -19,7 +19,7 @@ from handmade import handmade_config, handmade_study, write_handmade_run
 
 import normstudy
 from normstudy import lock, store
-from normstudy.compaction import compact_study, conform
+from normstudy.compaction import compact_study
 from normstudy.config import ConfigError
 
 
@@ -241,7 +241,7 @@ def test_tables_of_a_newer_version_are_left(study: Path) -> None:
 
 def test_conform_leaves_a_table_of_this_schema() -> None:
     for table, schema in store.SCHEMAS.items():
-        assert conform(table, schema.empty_table()).schema.equals(schema)
+        assert store.conform(table, schema.empty_table()).schema.equals(schema)
 
 
 @pytest.mark.parametrize("point", ["new tables in part", "tables moved away", "tables swapped"])

@@ -171,11 +171,11 @@ def test_the_axes_of_the_shipped_studies() -> None:
         return [sorted({row[i] for row in cells(configs, *axes)}, key=str) for i in range(len(axes))]
 
     both, five = ["post", "pre"], [0, 1, 2, 3, 4]
-    assert swept("quickstart") == [both, ["layernorm"], [6], [3e-3], [0, 100], [0, 1]]
-    assert swept("warmup") == [both, ["layernorm"], [6], [1e-3, 3e-3], [0, 100], five]
-    assert swept("depth") == [both, ["layernorm"], [12, 2, 4, 6, 8], [1e-3], [0, 100], five]
+    assert swept("quickstart") == [both, ["auto"], [6], [3e-3], [0, 100], [0, 1]]
+    assert swept("warmup") == [both, ["auto"], [6], [1e-3, 3e-3], [0, 100], five]
+    assert swept("depth") == [both, ["auto"], [12, 2, 4, 6, 8], [1e-3], [0, 100], five]
     rates = [1e-3, 1e-4, 1e-2, 3e-3, 3e-4, 3e-2]
-    assert swept("peak_lr") == [both, ["layernorm"], [6], sorted(rates, key=str), [0, 100], five]
+    assert swept("peak_lr") == [both, ["auto"], [6], sorted(rates, key=str), [0, 100], five]
     assert swept("rmsnorm") == [["pre"], ["layernorm", "rmsnorm"], [6], [3e-3], [0], five]
     steps = {name: planned(f"experiment={name}")[0].schedule.n_steps for name in SHIPPED}
     assert steps == {"smoke": 60, "quickstart": 400, "warmup": 600, "depth": 600, "peak_lr": 600, "rmsnorm": 600}

@@ -1,0 +1,7 @@
+"""The error of a request that cannot be run."""
+
+from __future__ import annotations
+
+
+class ConfigError(Exception):
+    """A request that cannot be run; its text is the one line that the user sees."""
