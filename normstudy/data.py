@@ -1,9 +1,10 @@
 """Texts, their split into training and validation blocks, their entropies, and counter-based batches.
 
-A text is one array of tokens cut into blocks of 4 KiB (of a tenth, where it has under ten). Block i with
-i % 10 == 9 is validation, the rest training, and no window crosses a block's edge: the tail of a text is
-no fair sample of it (the tail of the standard library is encoding tables). A remainder shorter than a block
-is in neither part.
+A text is cut into blocks of 4 KiB (of a tenth, where it has under ten). Block i with i % 10 == 9 is validation,
+the rest training, and no window crosses a block's edge: the tail of a text is no fair sample of it (the tail of
+the standard library is encoding tables). A remainder shorter than a block is in neither part. The cuts are the
+same for every tokenizer, since they are made in the bytes; blocks then have different numbers of tokens, and one
+with fewer than a window needs has no place for it.
 
 Batches are a function of (data_seed, step) alone. Needs no torch.
 
@@ -15,42 +16,65 @@ from __future__ import annotations
 import bisect
 import functools
 import hashlib
-import importlib.resources
 import math
-import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from normstudy.config import ConfigError, DataConfig
+from normstudy import corpora, tokenizer
+from normstudy.config import BPE_VOCAB, ConfigError, DataConfig
+from normstudy.tokenizer import Pieces, Tokens
 
-BLOCK = 4096  # tokens
+BLOCK = 4096  # bytes; tokens of the synthetic source
 VALIDATION_EVERY = 10
 UNIGRAM_SMOOTHING = 0.01  # counts added to every symbol
 BIGRAM_WEIGHT = 0.9  # P = 0.9 bigram + 0.1 unigram
 MIN_ENTROPY_GAP = 0.2  # nats between unigram and bigram; below it outcomes cannot be told apart
+DENSE_VOCAB = 256  # up to this, pairs are counted in a V x V array
+COUNTED_AT_ONCE = 2**22  # tokens; counting all at once takes 8 bytes for each
 
 SYNTHETIC_SYMBOLS = 64
 SYNTHETIC_LENGTH = 2**18
 
-Tokens = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text cut into blocks, with what is known about it.
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Blocks of tokens, one after the other: block i is tokens[edges[i] : edges[i + 1]].
 
-    train, validation: (blocks, block size) uint8. Entropies in nats per token, on the validation blocks
-    with training counts; source_entropy is the exact entropy rate of a synthetic source, else None.
+    tokens: flat, uint8 for a vocabulary of at most 256, else uint16. edges: (blocks + 1,).
+    """
+
+    tokens: Tokens
+    edges: Ints
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens in each block, (blocks,)."""
+        return np.diff(self.edges)
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A text cut into blocks of tokens, with what is known about it.
+
+    pieces: the bytes of each token of the vocabulary. bytes_per_token: over the validation blocks. Entropies in
+    nats per token, on the validation blocks with training counts; source_entropy is the exact entropy rate of a
+    synthetic source, else None.
     """
 
     name: str
-    train: Tokens
-    validation: Tokens
-    vocab_size: int
+    tokenizer: str
+    train: Blocks
+    validation: Blocks
+    pieces: Pieces
     bytes_per_token: float
     sha256: str
     unigram_entropy: float
@@ -58,43 +82,21 @@ class Text:
     source_entropy: float | None
 
     @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary."""
+        return len(self.pieces)
+
+    @property
     def ln_vocab(self) -> float:
         """The loss of a uniform guess, in nats per token."""
         return math.log(self.vocab_size)
 
-
-# ---- corpora ------------------------------------------------------------------------------------------
-
-_LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
-
-
-def stdlib_bytes(root: Path | None = None) -> bytes:
-    """Every .py file of the standard library (of the tree `root`), sorted by relative path, joined.
-
-    Left out: site-packages, tests, idlelib, lib2to3, turtledemo, and _sysconfigdata*, which differs by machine.
-    """
-    root = root or Path(sysconfig.get_path("stdlib"))
-    files = sorted(
-        (p.relative_to(root).as_posix(), p)
-        for p in root.rglob("*.py")
-        if not _LEFT_OUT & set(p.relative_to(root).parts) and not p.name.startswith("_sysconfigdata")
-    )
-    return b"".join(p.read_bytes() for _, p in files)
+    def decode(self, tokens: Tokens | Ints) -> bytes:
+        """The bytes that a flat array of tokens stands for."""
+        return b"".join([self.pieces[t] for t in tokens.tolist()])
 
 
-def pydoc_bytes() -> bytes:
-    """The documentation topics that ship with Python (pydoc_data.topics): small English text."""
-    return (importlib.resources.files("pydoc_data") / "topics.py").read_bytes()
-
-
-def file_bytes(path: str) -> bytes:
-    """A file's bytes; a ConfigError where it cannot be read, also for a pipe or device, which has no fixed content."""
-    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
-        raise ConfigError(f"data.path {path!r} is a pipe or device: give a readable text file")
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"data.path {path!r} cannot be read ({error.strerror}): give a readable text file") from None
+# ---- the synthetic source -----------------------------------------------------------------------------
 
 
 def markov_matrix(seed: int, symbols: int = SYNTHETIC_SYMBOLS) -> Floats:
@@ -122,7 +124,7 @@ def entropy_rate(matrix: Floats) -> float:
     return float(-(stationary(matrix)[:, None] * matrix * np.log(matrix)).sum())
 
 
-def synthetic_tokens(seed: int) -> Tokens:
+def synthetic_tokens(seed: int) -> Array:
     """A text of SYNTHETIC_LENGTH tokens from the Markov source of `seed`."""
     rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # without the last edge, which rounding may put below 1
     uniform = np.random.Generator(np.random.Philox(key=[seed, 2])).random(SYNTHETIC_LENGTH)
@@ -136,84 +138,170 @@ def synthetic_tokens(seed: int) -> Tokens:
 # ---- split and entropies ------------------------------------------------------------------------------
 
 
-def split(tokens: Tokens) -> tuple[Tokens, Tokens]:
+def split(symbols: Array) -> tuple[Array, Array]:
     """Training and validation blocks, each (blocks, block size). A ConfigError for a text too short to cut."""
-    size = BLOCK if len(tokens) >= VALIDATION_EVERY * BLOCK else len(tokens) // VALIDATION_EVERY
+    size = BLOCK if len(symbols) >= VALIDATION_EVERY * BLOCK else len(symbols) // VALIDATION_EVERY
     if size < 2:
-        raise ConfigError(f"the text has {len(tokens)} tokens, and at least {2 * VALIDATION_EVERY} are needed")
-    blocks = tokens[: len(tokens) // size * size].reshape(-1, size)
+        raise ConfigError(f"the text has {len(symbols)} bytes, and at least {2 * VALIDATION_EVERY} are needed")
+    blocks = symbols[: len(symbols) // size * size].reshape(-1, size)
     is_validation = np.arange(len(blocks)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
     return blocks[~is_validation], blocks[is_validation]
 
 
-def entropies(train: Tokens, validation: Tokens, vocab_size: int) -> tuple[float, float]:
+def even_blocks(blocks: Array) -> Blocks:
+    """Blocks of one size, from an array (blocks, block size) whose symbols are the tokens."""
+    return Blocks(blocks.ravel(), np.arange(len(blocks) + 1, dtype=np.int64) * blocks.shape[1])
+
+
+def ragged_blocks(blocks: Sequence[Tokens]) -> Blocks:
+    """Blocks from the tokens of each."""
+    return Blocks(np.concatenate(blocks), np.cumsum([0, *(len(block) for block in blocks)], dtype=np.int64))
+
+
+def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float, float]:
     """Unigram and bigram cross-entropy of the validation blocks under training counts, nats per token.
 
     Unigram: counts + 0.01 per symbol. Bigram: 0.9 bigram + 0.1 unigram, and the unigram alone after a symbol
     that training never shows; finite on any text. No pair crosses a block's edge.
     """
-    counts = np.bincount(train.ravel(), minlength=vocab_size) + UNIGRAM_SMOOTHING
+    counts = _bincount((train.tokens[i] for i in _slices(len(train.tokens))), vocab_size) + UNIGRAM_SMOOTHING
     p1 = counts / counts.sum()
-    unigram = -np.log(p1)[validation].mean()
+    unigram = -np.log(p1)[validation.tokens].mean()
+    bigram = _bigram_dense if vocab_size <= DENSE_VOCAB else _bigram_sparse
+    return float(unigram), bigram(train, validation, p1)
 
-    def pairs(blocks: Tokens) -> Floats:
-        codes = blocks[:, :-1].astype(np.int64) * vocab_size + blocks[:, 1:]
-        return np.bincount(codes.ravel(), minlength=vocab_size**2).reshape(vocab_size, vocab_size).astype(float)
+
+def _bigram_dense(train: Blocks, validation: Blocks, p1: Floats) -> float:
+    """The bigram cross-entropy from (V, V) arrays: fast, for a small vocabulary."""
+    v = len(p1)
+
+    def pairs(blocks: Blocks) -> Floats:
+        return _bincount(_pairs(blocks, v), v * v).reshape(v, v).astype(float)
 
     seen = pairs(train)
     total = seen.sum(1, keepdims=True)
     bigram = np.divide(seen, total, out=np.zeros_like(seen), where=total > 0)
     p2 = np.where(total > 0, BIGRAM_WEIGHT * bigram + (1 - BIGRAM_WEIGHT) * p1, p1)
     weight = pairs(validation)
-    return float(unigram), float(-(weight * np.log(p2)).sum() / weight.sum())
+    return float(-(weight * np.log(p2)).sum() / weight.sum())
+
+
+def _bigram_sparse(train: Blocks, validation: Blocks, p1: Floats) -> float:
+    """The bigram cross-entropy from the pairs that occur: (V, V) would take 32 GiB for 65,536 tokens."""
+    v = len(p1)
+    codes, seen = _counted(train, v)
+    total = np.bincount(codes // v, weights=seen, minlength=v)
+    asked, weight = _counted(validation, v)
+    first, second = np.divmod(asked, v)
+    at = np.searchsorted(codes, asked).clip(max=len(codes) - 1)
+    found = np.where(codes[at] == asked, seen[at], 0.0)
+    known = total[first] > 0
+    bigram = np.divide(found, total[first], out=np.zeros_like(found), where=known)
+    p2 = np.where(known, BIGRAM_WEIGHT * bigram + (1 - BIGRAM_WEIGHT) * p1[second], p1[second])
+    return float(-(weight * np.log(p2)).sum() / weight.sum())
+
+
+def _counted(blocks: Blocks, vocab_size: int) -> tuple[Ints, Floats]:
+    """The codes of the pairs that occur, sorted, and how often each does."""
+    parts = [np.unique(codes, return_counts=True) for codes in _pairs(blocks, vocab_size)]
+    codes, place = np.unique(np.concatenate([c for c, _ in parts]), return_inverse=True)
+    counts = np.bincount(place, weights=np.concatenate([n for _, n in parts]))
+    return np.asarray(codes, np.int64), np.asarray(counts, np.float64)
+
+
+def _pairs(blocks: Blocks, vocab_size: int) -> Iterator[Ints]:
+    """The code first * V + second of every pair of neighbors within a block, a part of the text at a time."""
+    begins_pair = np.ones(len(blocks.tokens), bool)
+    begins_pair[blocks.edges[1:] - 1] = False  # a block's last token
+    for i in _slices(len(blocks.tokens) - 1):
+        inside = begins_pair[:-1][i]
+        yield blocks.tokens[:-1][i][inside].astype(np.int64) * vocab_size + blocks.tokens[1:][i][inside]
+
+
+def _bincount(parts: Iterable[Tokens | Ints], size: int) -> Ints:
+    counts = np.zeros(size, np.int64)
+    for part in parts:
+        counts += np.bincount(part, minlength=size)
+    return counts
+
+
+def _slices(n: int) -> Iterator[slice]:
+    return (slice(i, min(i + COUNTED_AT_ONCE, n)) for i in range(0, n, COUNTED_AT_ONCE))
+
+
+# ---- loading ------------------------------------------------------------------------------------------
 
 
 def load(config: DataConfig) -> Text:
     """The text of a data config, read once per process. A ConfigError says why a text cannot be used."""
-    version = _version(config.path) if config.path is not None else None
-    return _load(config.name, config.path, config.source_seed if config.name == "synthetic" else 0, version)
-
-
-def _version(path: str) -> tuple[int, int] | None:
-    """What changes when a file is written again: its time and size."""
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return None  # reading it says what is wrong
-    return found.st_mtime_ns, found.st_size
+    version = corpora.version(config.path) if config.path is not None else None
+    vocab_size = (config.vocab_size or BPE_VOCAB) if config.tokenizer == "bpe" else None
+    source_seed = config.source_seed if config.name == "synthetic" else 0
+    return _load(config.name, config.path, config.tokenizer, vocab_size, source_seed, version)
 
 
 @functools.lru_cache(maxsize=16)
-def _load(name: str, path: str | None, source_seed: int, version: tuple[int, int] | None) -> Text:
-    source_entropy = None
-    vocab_size = 256
+def _load(
+    name: str,
+    path: str | None,
+    tokenizer_name: str,
+    vocab_size: int | None,
+    source_seed: int,
+    version: corpora.Version | None,
+) -> Text:
+    source_entropy, pieces = None, tokenizer.BYTES
     if name == "synthetic":
-        tokens = synthetic_tokens(source_seed)
-        vocab_size = SYNTHETIC_SYMBOLS
+        symbols = synthetic_tokens(source_seed)
+        pieces = pieces[:SYNTHETIC_SYMBOLS]
         source_entropy = entropy_rate(markov_matrix(source_seed))
     else:
-        raw = {"stdlib": stdlib_bytes, "pydoc": pydoc_bytes}[name]() if name != "file" else file_bytes(str(path))
-        if not raw:
-            raise ConfigError(f"data.path {path!r} is empty: give a text file")
-        tokens = np.frombuffer(raw, np.uint8)
-    train, validation = split(tokens)
-    h1, h2 = entropies(train, validation, vocab_size)
+        symbols = np.frombuffer(corpora.raw_bytes(name, path), np.uint8)
+    sha256 = hashlib.sha256(symbols.data).hexdigest()
+    train_symbols, validation_symbols = split(symbols)
+    if tokenizer_name == "byte":
+        train, validation = even_blocks(train_symbols), even_blocks(validation_symbols)
+    else:
+        raw = [block.tobytes() for part in (train_symbols, validation_symbols) for block in part]
+        n = len(train_symbols)
+        if tokenizer_name == "char":
+            blocks, pieces = tokenizer.characters(raw)
+        else:
+            blocks, pieces = tokenizer.byte_pairs(raw, raw[:n], vocab_size or BPE_VOCAB, sha256)
+        train, validation = ragged_blocks(blocks[:n]), ragged_blocks(blocks[n:])
+        sha256 = tokens_sha256(train, validation, pieces)
+    longest = min(int(train.lengths.max()), int(validation.lengths.max()))
+    if longest < 2:  # not one pair, and no window
+        raise ConfigError(
+            f"the text of data={name} is one token a block of {train_symbols.shape[1]} bytes with "
+            f"data.tokenizer={tokenizer_name}: use a longer text or a smaller vocabulary"
+        )
+    h1, h2 = entropies(train, validation, len(pieces))
     if h1 - h2 < MIN_ENTROPY_GAP:
+        smaller = " or a smaller data.vocab_size" if tokenizer_name == "bpe" else ""
         raise ConfigError(
             f"the text of data={name} has a unigram entropy of {h1:.3f} and a bigram entropy of {h2:.3f} nats, "
             f"less than {MIN_ENTROPY_GAP} apart, outcomes could not be told apart. Use a text with more structure"
+            f"{smaller}"
         )
+    bytes_per_token = validation_symbols.size / len(validation.tokens)
     return Text(
-        name,
-        train,
-        validation,
-        vocab_size,
-        1.0,
-        hashlib.sha256(tokens.tobytes()).hexdigest(),
-        h1,
-        h2,
-        source_entropy,
-    )
+        name, tokenizer_name, train, validation, pieces, bytes_per_token, sha256, h1, h2, source_entropy
+    )  # fmt: skip
+
+
+def tokens_sha256(train: Blocks, validation: Blocks, pieces: Pieces) -> str:
+    """What identifies a text in tokens: the tokens, where their blocks begin, and the bytes that each stands for.
+
+    So another tokenizer, or a version of its library that splits otherwise, makes another text.
+    """
+    digest = hashlib.sha256()
+    for blocks in (train, validation):
+        digest.update(np.array([len(blocks.tokens), len(blocks)], "<i8").data)
+        digest.update(blocks.tokens.astype("<u2").data)
+        digest.update(blocks.edges.astype("<i8").data)
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(4, "little") + piece)
+    return digest.hexdigest()
 
 
 # ---- batches ------------------------------------------------------------------------------------------
@@ -221,31 +309,44 @@ def _load(name: str, path: str | None, source_seed: int, version: tuple[int, int
 
 def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
     """Raise a ConfigError unless windows of seq_len + 1 tokens fit the blocks."""
-    size = text.train.shape[1]
-    if config.seq_len >= size:
-        raise ConfigError(
-            f"data.seq_len {config.seq_len} is not below the block size {size} of data={text.name} "
-            f"({(len(text.train) + len(text.validation)) * size} tokens): shorten it or use a longer text"
+    longest = int(text.train.lengths.max())
+    if config.seq_len >= longest:
+        n_tokens = len(text.train.tokens) + len(text.validation.tokens)
+        limit = (
+            f"the block size {longest} of data={text.name}"
+            if text.tokenizer == "byte"
+            else f"the {longest} tokens of the longest block of data={text.name} data.tokenizer={text.tokenizer}"
         )
-    available = len(text.validation) * (size - config.seq_len)
+        raise ConfigError(
+            f"data.seq_len {config.seq_len} is not below {limit} ({n_tokens} tokens): shorten it or use a longer text"
+        )
+    available = int(_places(text.validation, config.seq_len)[-1])
     if eval_windows > available:
         raise ConfigError(f"eval.windows {eval_windows} exceeds the {available} validation windows of data={text.name}")
 
 
-def _windows(blocks: Tokens, starts: Ints, seq_len: int) -> Ints:
+@functools.lru_cache(maxsize=32)
+def _places(blocks: Blocks, seq_len: int) -> Ints:
+    """The places where a window of seq_len + 1 tokens can begin, up to the end of each block, (blocks,)."""
+    return (blocks.lengths - seq_len).clip(min=0).cumsum()
+
+
+def _windows(blocks: Blocks, starts: Ints, seq_len: int) -> Ints:
     """(len(starts), T + 1) tokens; a start counts the places where a window fits, block after block."""
-    block, offset = np.divmod(starts, blocks.shape[1] - seq_len)
-    return blocks[block[:, None], offset[:, None] + np.arange(seq_len + 1)].astype(np.int64)
+    places = _places(blocks, seq_len)
+    block = np.searchsorted(places, starts, side="right")
+    begin = blocks.edges[block + 1] - seq_len - (places[block] - starts)  # counted back from the block's end
+    return blocks.tokens[begin[:, None] + np.arange(seq_len + 1)].astype(np.int64)
 
 
 def batch(text: Text, data_seed: int, step: int, batch_size: int, seq_len: int) -> Ints:
     """The training windows of one step, (B, T + 1) int64: a function of its arguments, without a position."""
     rng = np.random.Generator(np.random.Philox(key=[data_seed, 0], counter=[0, 0, 0, step]))
-    places = len(text.train) * (text.train.shape[1] - seq_len)
+    places = int(_places(text.train, seq_len)[-1])
     return _windows(text.train, rng.integers(0, places, batch_size), seq_len)
 
 
 def validation_windows(text: Text, windows: int, seq_len: int) -> Ints:
     """Evenly spaced validation windows, (windows, T + 1) int64, the same for all seeds."""
-    places = len(text.validation) * (text.validation.shape[1] - seq_len)
+    places = int(_places(text.validation, seq_len)[-1])
     return _windows(text.validation, (2 * np.arange(windows) + 1) * places // (2 * windows), seq_len)

@@ -31,11 +31,13 @@ def follow(
     errors: dict[int, str] = {}
     done, said, began = 0, time.monotonic(), time.monotonic()
     terminal = sys.stderr.isatty()
-    # A pseudo-terminal may say that it has no columns; tqdm would then print nothing at all.
-    width = 80 if terminal and os.get_terminal_size(sys.stderr.fileno()).columns == 0 else None
+    # A pseudo-terminal may say that it has no columns or no lines; tqdm would then print nothing at all.
+    unsized = terminal and 0 in os.get_terminal_size(sys.stderr.fileno())
+    width, height = (80, 24) if unsized else (None, None)
     with tqdm(
-        total=run_steps, unit="step", unit_scale=True, ncols=width, dynamic_ncols=width is None, disable=not terminal
-    ) as bar:
+        total=run_steps, unit="step", unit_scale=True, ncols=width, nrows=height, dynamic_ncols=not unsized,
+        disable=not terminal,
+    ) as bar:  # fmt: skip
         for message in messages:
             bar.update(message.run_steps)
             done += message.run_steps

@@ -45,6 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "empty.txt").write_bytes(b"")
     (root / "short.txt").write_bytes(b"to be or not to be, that is the question. " * 20)
     (root / "no_study").mkdir()
+    (root / "bare").mkdir()
     store.prepare(root / "unfinished")
     sweep = ["sweep", *TINY, "seed=0,1", f"results_dir={root}", "study=finished"]
     assert cli.main(sweep) == 0
@@ -146,7 +147,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("sweep seed=0,1 --cfg job", ["seed=0,1", "--cfg"]),
     ("sweep experiment=warmup schedule.warmup_steps=0,1000", ["1000", "600", "run 6 of 40", "warmup_steps=1000"]),
     ("sweep seed=range(0,40) model.n_heads=4,3", ["n_heads 3", "run 2 of 80: seed=0 model.n_heads=3"]),
-    ("sweep seed=0,1 model=default,deep", ["model 'deep'", "default, tiny", "run 2 of 4"]),
+    ("sweep seed=0,1 model=default,deep", ["model 'deep'", "default, gemma2", "run 2 of 4"]),
     ("sweep seed=0,1 hydra.sweep.dir=a,b", ["hydra.sweep.dir=a,b"]),
     ("sweep seed=0,1 hydra/launcher=slrum", ["hydra/launcher=slrum", "normstudy"]),
     ("sweep seed=0,1 hydra/launcher=basic model.d_model=64,65", ["65", "divisible", "run 2 of 4"]),
@@ -165,7 +166,8 @@ BAD: list[tuple[str, list[str]]] = [
     ("run data=file", ["data=file", "data.path=FILE"]),
     ("run data.path=F/short.txt", ["data.path", "data=file", "data=stdlib"]),
     ("run data=file data.path=F/nowhere.txt", ["nowhere.txt", "No such file"]),
-    ("run data=file data.path=F", ["data.path", "directory"]),
+    ("run data=file data.path=F/bare", ["bare", "folder without files"]),
+    ("run data=file data.path=F/*.nothing", ["*.nothing", "matches no file"]),
     ("run data=file data.path=/proc/self/mem", ["/proc/self/mem", "cannot be read"]),
     ("run data=file data.path=F/empty.txt", ["empty.txt", "0"]),
     ("run data=synthetic data.seq_len=4096", ["data.seq_len 4096", "block size 4096"]),

@@ -21,7 +21,7 @@ from normstudy import store
 from normstudy.analysis.claims import first_to_last
 
 RESULTS = Path(__file__).parent.parent / "results"
-STUDIES = {"warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10}
+STUDIES = {"warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280}
 MAX_BYTES = 6_000_000
 # Another version of matplotlib lays text out otherwise, and panels move by some pixels. So images are averaged over
 # squares of 32 pixels first; root mean square over the rest, of 255. Between 3.11.2 and 3.9.0 or 3.10.7: at most 10.5.

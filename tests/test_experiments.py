@@ -11,7 +11,7 @@ from normstudy import cli, store
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
-RUNS = {"smoke": 8, "quickstart": 8, "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10}
+RUNS = {"smoke": 8, "quickstart": 8, "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280}
 SHORT = [
     "model.d_model=16", "model.n_heads=2", "data=synthetic", "data.seq_len=16", "data.batch_size=2",
     "schedule.n_steps=4", "eval.windows=4", "seed=0", "execution.device=cpu",

@@ -394,11 +394,11 @@ def test_ctrl_c_ends_at_once_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert all(is_gone(pid) for pid in workers)
 
 
-@pytest.mark.parametrize("columns", [0, 110])
-def test_a_terminal_sees_one_bar_with_time_left_and_outcomes(tmp_path: Path, columns: int) -> None:
-    """Also one that says it has no columns, as pseudo-terminals do that nobody has sized."""
+@pytest.mark.parametrize(("lines", "columns"), [(0, 0), (30, 110)])
+def test_a_terminal_sees_one_bar_with_time_left_and_outcomes(tmp_path: Path, lines: int, columns: int) -> None:
+    """Also one that says it has no lines and columns, as pseudo-terminals do that nobody has sized."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     words = [*LONG, "schedule.n_steps=100", "study=bar", "execution.workers=1", "execution.runs_per_batch=2"]
     running = subprocess.Popen([*CLI, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=slave)
     os.close(slave)
