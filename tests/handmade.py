@@ -7,13 +7,16 @@ run that diverged, the second one that is stuck, the third one that failed; ever
 from __future__ import annotations
 
 import datetime
+import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from normstudy import store
 from normstudy.config import (
+    PLACEMENT_NAMES,
     DataConfig,
     EvalConfig,
     ModelConfig,
@@ -64,6 +67,7 @@ def target_loss(config: RunConfig) -> float:
     s, m = config.schedule, config.model
     loss = 2.1 - 0.02 * math.log2(m.n_layers) - 0.05 * math.log10(s.peak_lr / 1e-3)
     loss += 0.0 if m.placement == "pre" else (0.1 if s.warmup_steps else 0.4)
+    loss -= 0.02 * max(0, PLACEMENT_NAMES.index(m.placement) - 1)  # below post, each lower than the one before
     return loss + 0.013 * math.sin(7.0 * config.seed + m.n_layers)
 
 
@@ -99,7 +103,8 @@ def handmade_rows(config: RunConfig, fate: str = "learned") -> tuple[Rows, float
         decay = 1.0 if fate == "learned" else math.exp(-min(i, 20) / 8)
         for layer, module in module_places(config):
             depth = m.n_layers if layer is None else layer + 1
-            size = grad[i] / (1 + store.MODULES.index(module)) * depth**-0.5
+            closed = m.placement == "rezero" and i == 0 and layer is not None  # its scale starts at 0
+            size = 0.0 if closed else grad[i] / (1 + store.MODULES.index(module)) * depth**-0.5
             modules["step"].append(i)
             modules["layer"].append(layer)
             modules["module"].append(module)
@@ -126,10 +131,20 @@ def module_places(config: RunConfig) -> list[tuple[int | None, str]]:
 
 
 def write_handmade_run(
-    study_dir: Path, config: RunConfig, fate: str = "learned", final_val_loss: float | None = None
+    study_dir: Path,
+    config: RunConfig,
+    fate: str = "learned",
+    final_val_loss: float | None = None,
+    columns: Mapping[str, object] | None = None,
 ) -> str:
-    """Write one run, its series and its row; return its run_id. fate: as in handmade_rows, or running."""
+    """Write one run, its series and its row; return its run_id.
+
+    fate: as in handmade_rows, or running. columns: of the row, over those of the configuration; for values that a
+    configuration takes only with a module behind them, such as a user's own block.
+    """
     name = run_id(config, SHA256)
+    if columns:
+        name += "-" + hashlib.sha256(repr(sorted(columns.items())).encode()).hexdigest()[:6]
     half = "failed" if fate == "running" else fate
     rows, val, train = handmade_rows(config, half)
     val = val if final_val_loss is None else final_val_loss
@@ -145,6 +160,7 @@ def write_handmade_run(
             "run_id": name,
             "status": "done" if done else fate,
             **store.config_columns(config),
+            **(columns or {}),
             "resolved_vocab_size": 256,
             "n_params": 10_000 * config.model.n_layers,
             "data_sha256": SHA256,
@@ -185,6 +201,7 @@ def handmade_study(
     warmups: tuple[int, ...] = (0, 20),
     seeds: tuple[int, ...] = (0, 1, 2),
     n_steps: int = 60,
+    norm: str = "layernorm",
 ) -> Path:
     """Write the study of every combination under `root` and return its folder."""
     study_dir = root / STUDY
@@ -203,6 +220,17 @@ def handmade_study(
                             warmup_steps=warmup,
                             seed=seed,
                             n_steps=n_steps,
+                            norm=norm,
                         )
                         write_handmade_run(study_dir, config, BAD[i] if bad else "learned")
     return study_dir
+
+
+def handmade_placements(root: Path) -> Path:
+    """Write a study of all fourteen placements, 4 and 5 layers, warmup 0 and 20, 2 seeds, and return its folder.
+
+    Un-warmed `none` at 5 layers has a diverged run and a stuck one.
+    """
+    return handmade_study(
+        root, n_layers=(4, 5), placements=PLACEMENT_NAMES, peak_lrs=(3e-3,), seeds=(0, 1), n_steps=30, norm="auto"
+    )

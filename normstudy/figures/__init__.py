@@ -17,6 +17,7 @@ from normstudy.figures.gradient_ratio import gradient_ratio
 from normstudy.figures.headline import headline
 from normstudy.figures.heatmap import heatmap
 from normstudy.figures.loss_curves import loss_curves, training_loss
+from normstudy.figures.ranking import ranking
 from normstudy.figures.residual_path import residual_path
 from normstudy.figures.study import Lacks, Study, load
 
@@ -29,6 +30,7 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
     "residual_path": residual_path,
     "heatmap": heatmap,
     "final_grid": final_grid,
+    "ranking": ranking,
 }
 
 

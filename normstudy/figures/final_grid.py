@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from normstudy import config as cfg
 from normstudy.analysis.select import native
 from normstudy.figures import layout, style
-from normstudy.figures.study import Lacks, Look, Study, label, swept, values
+from normstudy.figures.study import MAX_HUES, TEXT_FIELDS, Lacks, Look, Study, swept, values
 
 MAX_PANELS = 6
 DODGE = 0.5  # the share of the gap between two x values over which the arms are spread
@@ -37,7 +37,7 @@ class XAxis:
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
     """The numeric column with most values that is neither color nor line style, else any swept column."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
-    varying = swept(runs)
+    varying = [c for c in swept(runs) if c not in TEXT_FIELDS]
     kinds = cfg.asked_types()
     numeric = [c for c in varying if kinds.get(c) in (int, float) and c not in taken]
     if not numeric:
@@ -57,6 +57,16 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
     if gaps.max() > 8 * gaps.min():
         return XAxis(column, {v: float(i) for i, v in enumerate(found)}, "even")
     return XAxis(column, dict(zip(found, sizes, strict=True)), "linear")
+
+
+def apart_from(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
+    """The look and the runs with the line style's field as color, where the x axis already tells depths apart."""
+    if look.facet is None or look.hue != x.column:
+        return look, runs
+    colors = dict(zip(look.dashes, style.shades(len(look.dashes), style.ARMS), strict=True))
+    return Look(look.dash or "", None, colors, {"": "-"}, look.notes, look.facet), runs.assign(
+        hue=runs["dash"], dash=""
+    )
 
 
 def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
@@ -79,7 +89,7 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
     by_hue, by_dash = look.hue != x.column, look.dash != x.column
     slots = (len(hues) if by_hue else 1) * (len(dashes) if by_dash else 1)
     width = DODGE * x.gap / slots
-    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    lines: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for i, hue in enumerate(hues):
         for j, dash in enumerate(dashes):
             slot = (i * by_hue) * (len(dashes) if by_dash else 1) + j * by_dash
@@ -90,8 +100,9 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
                 spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (len(runs) > 1)
                 _draw_runs(ax, runs.assign(place=spots), look.colors[hue], edge)
                 mean = float(runs["value"].mean(skipna=False))
-                lines.setdefault((hue, dash if by_dash else ""), []).append((center, mean))
-    for (hue, dash), points in lines.items():
+                apart = [str(place)] if x.column == look.facet else []  # names have no order to draw a line along
+                lines.setdefault((hue, dash if by_dash else "", *apart), []).append((center, mean))
+    for (hue, dash, *_), points in lines.items():
         places, means = zip(*sorted(points), strict=True)
         ax.plot(
             places, means, color=look.colors[hue], ls=look.dashes.get(dash, "-"), lw=1.1, zorder=2,
@@ -122,36 +133,39 @@ def final_grid(study: Study) -> Figure:
     """Final validation loss and outcome of every run over the swept columns."""
     if not swept(study.runs):
         raise Lacks("nothing was swept but the seed")
-    look = study.look
-    x = x_axis(study.runs, (look.hue, look.dash))
-    settings, notes = study.settings(study.runs, MAX_PANELS, skip=(x.column,))
+    x = x_axis(study.runs, (study.look.hue, study.look.dash))
+    look, runs = apart_from(x, study.look, study.runs)
+    settings, notes = study.settings(runs, MAX_PANELS, skip=(x.column,))
     shown = pd.concat([s.runs for s in settings])
     tables = [grid_table(s.runs, x) for s in settings]
     references = [v for s in settings for _, v in layout.entropies(s.runs)]
     ended = [float(v) for t in tables for v in t["value"].dropna()]
     low, high = limits(ended, references, diverged=bool((shown["outcome"] == "diverged").any()))
 
-    width = style.TWO_COLUMNS if shown["hue"].nunique() > 4 else None  # many arms side by side need room
+    crowded = shown["hue"].nunique() > 4 or len(x.places) > MAX_HUES  # many side by side need room
+    width = style.TWO_COLUMNS if crowded else None
     fig, axes = layout.panels(len(settings), height=2.2, width=width)
     one_text = layout.same_text(settings)
-    outer = layout.last_in_row(axes)
+    outer = layout.last_column(axes)
     for ax, setting, table in zip(axes, settings, tables, strict=True):
         lines = [r for r in layout.entropies(setting.runs) if low <= r[1] <= high]
         layout.reference_lines(ax, lines, labelled=ax in outer or not one_text)
         draw_grid(ax, table, look, x, edge=high - 0.04 * (high - low))
-        ax.set_title(setting.title, loc="left")
+        layout.panel_title(ax, setting.title)
         ax.set_ylim(low, high)
         ax.set_xlim(min(x.places.values()) - 0.5 * x.gap, max(x.places.values()) + 0.5 * x.gap)
-        ax.set_xticks(list(x.places.values()), [label(v) for v in x.places])
-    for ax in layout.first_column(axes):
-        ax.set_ylabel("final validation loss,\nnats per token")
-    for ax in layout.bottom_row(axes):
-        ax.set_xlabel(x.column + (" (log axis)" if x.scale == "log" else ""))
+        ax.set_xticks(list(x.places.values()), [study.text(x.column, v) for v in x.places])
+        if x.column == look.facet:
+            ax.tick_params(axis="x", rotation=35)
+    x_label = x.column + (" (log axis)" if x.scale == "log" else "")
+    y_label = "final validation loss,\nnats per token"
+    layout.label_axes(fig, axes, x_label, y_label, once=look.facet is not None)
     layout.title(
         fig,
         study,
-        f"Final validation loss and outcome against {x.column}; marker: one run, line: mean over seeds",
-        shown,
+        f"Final validation loss and outcome against {x.column}; marker: one run, line: mean over seeds"
+        + (f"; a panel per {look.facet}" if len(settings) > 1 and look.facet else ""),
+        study.runs[study.runs["run_id"].isin(shown["run_id"])],
         notes,
     )
     found = [o for o in style.OUTCOME_MARKERS if (shown["outcome"] == o).any()]

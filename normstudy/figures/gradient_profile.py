@@ -7,13 +7,14 @@ un-warmed updates.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normstudy.figures import layout, style
-from normstudy.figures.study import MODULE, Lacks, Look, Study, geometric, snapshots
+from normstudy.figures.study import MODULE, Lacks, Look, Setting, Study, geometric, snapshots, zeros
 
 MAX_ROWS = 3
 
@@ -39,7 +40,12 @@ def draw_profile(ax: Axes, table: pd.DataFrame, look: Look) -> None:
 
 
 def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
-    """Columns are snapshots; rows are the settings beside depth and rate, which stand at the headline's."""
+    """Columns are snapshots; rows are the settings beside depth and rate, which stand at the headline's.
+
+    With a facet a panel is one of its values, and the snapshots are colors.
+    """
+    if study.look.facet is not None:
+        return _facets(study, rows, what, x_label, y_label, top)
     runs = study.at_headline()
     settings, notes = study.settings(runs, MAX_ROWS, skip=("n_layers", "peak_lr"))
     shots = [snapshots(rows[rows["run_id"].isin(s.runs["run_id"])], int(s.runs["n_steps"].max())) for s in settings]
@@ -62,9 +68,55 @@ def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y
         ax.set_xlabel(x_label)
         layout.layer_axis(ax, "x", top)
     shown = pd.concat([s.runs for s in settings])
-    notes += gone(shots, shown)
+    notes += gone(shots, shown) + zeros(study, pd.concat([at for row in shots for _, at in row]))
     layout.title(fig, study, f"{what} by {study.look.by}; geometric mean and range over seeds", shown, notes)
     layout.legend(fig, study.look, shown)
+    return fig
+
+
+def one_color(study: Study, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The runs of the last color, and a note that names it, unless the title does; for small panels."""
+    hues = [h for h in study.look.colors if (runs["hue"] == h).any()]
+    note = [f"{study.look.hue}={hues[-1]}"] if len(hues) > 1 else []
+    return runs[runs["hue"] == hues[-1]], note
+
+
+def one_arm(study: Study) -> tuple[list[Setting], list[str]]:
+    """A panel per value of the facet, with the runs of the last color and the first line style."""
+    runs, notes = one_color(study, study.at_headline())
+    dashes = [d for d in study.look.dashes if (runs["dash"] == d).any()]
+    if len(dashes) > 1:
+        runs = runs[runs["dash"] == dashes[0]]
+        notes.append(f"{study.look.dash}={dashes[0]}")
+    settings, more = study.settings(runs, MAX_ROWS)
+    return settings, notes + more
+
+
+def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
+    """A panel per value of the facet: at init, after a few updates and at the end, each in its color."""
+    runs, notes = one_color(study, study.at_headline())
+    settings, more = study.settings(runs, MAX_ROWS)
+    shown = pd.concat([s.runs for s in settings])
+    shots = snapshots(rows[rows["run_id"].isin(shown["run_id"])], int(shown["n_steps"].max()))
+    if not shots:
+        raise Lacks("no recorded gradient norm is finite")
+    few = dict.fromkeys((0, min(1, len(shots) - 1), len(shots) - 1))
+    at = pd.concat([shots[i][1].assign(hue=shots[i][0].removeprefix("step ")) for i in few])
+    at = at.merge(shown[["run_id", "dash"]], on="run_id")
+    names = list(at["hue"].unique())
+    colors = dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
+    look = replace(study.look, hue="step", colors=colors)
+
+    fig, axes = layout.panels(len(settings))
+    for ax, setting in zip(axes, settings, strict=True):
+        draw_profile(ax, geometric(at[at["run_id"].isin(setting.runs["run_id"])], ["hue", "dash", "layer"]), look)
+        layout.panel_title(ax, setting.title)
+        layout.layer_axis(ax, "x", top)
+    layout.norm_axis(axes[0])
+    layout.label_axes(fig, axes, x_label, y_label, once=True)
+    notes += more + gone([shots], shown) + zeros(study, at)
+    layout.title(fig, study, f"{what} by {look.by}; geometric mean and range over seeds", shown, notes)
+    layout.legend(fig, look, at)
     return fig
 
 

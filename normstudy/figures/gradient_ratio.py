@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from normstudy.figures import layout, style
 from normstudy.figures.gradient_profile import needs_layers
-from normstudy.figures.study import MODULE, Lacks, Look, Study, arms
+from normstudy.figures.study import MODULE, Lacks, Look, Study, arms, zeros
 
 MAX_PANELS = 6
 
@@ -27,6 +27,12 @@ def ratio_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         ratio = (first.reindex(last.index) / last).rename("value").reset_index()
     good: pd.DataFrame = ratio[np.isfinite(ratio["value"]) & (ratio["value"] > 0)]
     return good.reset_index(drop=True)
+
+
+def without_ratio(study: Study, runs: pd.DataFrame) -> list[str]:
+    """A note where the first or the last layer's gradient is exactly 0, so that there is no ratio to draw."""
+    rows = study.modules.merge(runs[["run_id", "n_layers"]], on="run_id")
+    return zeros(study, rows[(rows["layer"] == 0) | (rows["layer"] == rows["n_layers"] - 1)])
 
 
 def draw_ratio(
@@ -55,15 +61,15 @@ def gradient_ratio(study: Study) -> Figure:
         table = ratio_table(study.modules, setting.runs)
         drawn += len(table)
         draw_ratio(ax, table, setting.runs, layout.sizes(arms(setting.runs, study)), study.look)
-        ax.set_title(setting.title, loc="left")
+        layout.panel_title(ax, setting.title)
         layout.step_axis(ax, layout.last_step(study.runs), log=True)
     if not drawn:
         raise Lacks("no ratio of two layers is finite and above zero")
-    for ax in layout.first_column(axes):
-        ax.set_ylabel("grad_norm,\nfirst / last layer")
-    for ax in layout.bottom_row(axes):
-        ax.set_xlabel("step, log of step + 1")
+    layout.label_axes(
+        fig, axes, "step, log of step + 1", "grad_norm,\nfirst / last layer", once=study.look.facet is not None
+    )
     shown = pd.concat([s.runs for s in settings])
+    notes += without_ratio(study, shown)
     what = f"First/last-layer ratio of {MODULE}'s gradient norm by {study.look.by}; thin: seeds, bold: geometric mean"
     if study.look.dash == "warmup_steps" and (shown["warmup_steps"] > 0).any():
         notes.append("vertical line: end of the warmup")

@@ -10,10 +10,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from normstudy.figures import layout, style
-from normstudy.figures.gradient_profile import needs_layers
-from normstudy.figures.study import MODULE, Lacks, Study, arms, at_most_one, geometric, held
+from normstudy.figures.gradient_profile import needs_layers, one_arm
+from normstudy.figures.study import MODULE, Lacks, Setting, Study, arms, at_most_one, folded, geometric, held, zeros
 
 MAX_PANELS = 15
+LONG = 34  # characters that fit above a panel in a row of three
+LINE = 48  # characters above a panel in a row of two
 
 
 def map_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -37,48 +39,59 @@ def draw_map(ax: Axes, table: pd.DataFrame, norm: LogNorm) -> QuadMesh:
 def heatmap(study: Study) -> Figure:
     """A map per color and line style, at the headline's depth and rate, on one logarithmic scale."""
     needs_layers(study)
-    runs = at_most_one(study, study.at_headline())
-    parts = arms(runs, study)
-    dropped = len(parts) - MAX_PANELS
-    maps = [(h, d, r, map_table(study.modules, r)) for h, d, r in parts[:MAX_PANELS]]
-    maps = [m for m in maps if m[3].size]
+    facet = study.look.facet
+    parts, notes = one_arm(study) if facet else _arms(study)
+    maps = [(s, map_table(study.modules, s.runs)) for s in parts]
+    maps = [m for m in maps if m[1].size]
+    if 0 < len(maps) < len(parts):
+        notes.append(f"{len(parts) - len(maps)} panels without a gradient above zero are not shown")
     if not maps:
         raise Lacks("no recorded gradient norm is finite and above zero")
-    low = min(np.nanmin(m[3].to_numpy()) for m in maps)
-    high = max(np.nanmax(m[3].to_numpy()) for m in maps)
+    low = min(np.nanmin(m[1].to_numpy()) for m in maps)
+    high = max(np.nanmax(m[1].to_numpy()) for m in maps)
     norm = LogNorm(low, high if high > low else 2 * low)
 
-    across = len({d for _, d, _, _ in maps})  # a row per color where that fits
-    columns = next((c for c in (across, 3, 4, 2) if 1 < c <= 4 and len(maps) % c == 0), 3)
-    fig, axes = layout.panels(len(maps), columns=columns, height=1.55)
-    last = layout.last_step(runs)
+    across = len({s.runs["dash"].iloc[0] for s, _ in maps})  # a row per color where that fits
+    columns = 4 if facet else next((c for c in (across, 3, 4, 2) if 1 < c <= 4 and len(maps) % c == 0), 3)
+    fig, axes = layout.panels(len(maps), columns=columns, height=layout.LOW if facet else 1.55)
+    shown = pd.concat([s.runs for s, _ in maps])
+    last = layout.last_step(shown)
+    one_line = all(len(s.title) <= LINE for s, _ in maps)
     mesh = None
-    for ax, (hue, dash, part, table) in zip(axes, maps, strict=True):
+    for ax, (setting, table) in zip(axes, maps, strict=True):
+        part = setting.runs
         mesh = draw_map(ax, table, norm)
-        words = [f"{study.look.hue}={hue}"] + ([f"{study.look.dash}={dash}"] if study.look.dash else [])
-        words.append(f"{len(part)} seed{'s' if len(part) > 1 else ''}")
-        first, rest = words[0], ", ".join(words[1:])
-        ax.set_title(f"{first},\n{rest}" if columns > 2 else f"{first}, {rest}", loc="left")
+        ax.set_title(setting.title.replace("\n", " ") if columns == 2 and one_line else setting.title, loc="left")
         layout.step_axis(ax, last, log=True)
         ax.set_xlim(0, last + 1)
         layout.layer_axis(ax, "y", int(part["n_layers"].max()) - 1)
         warmup = {int(w) for w in part["warmup_steps"]}
         if len(warmup) == 1 and (end := warmup.pop()) > 0:
             ax.axvline(end, color="white", lw=1, ls=(0, (2, 1.5)), gid=f"warmup:{end}")
-    for ax in layout.first_column(axes):
-        ax.set_ylabel("layer")
-    for ax in layout.bottom_row(axes):
-        ax.set_xlabel("step, log of step + 1")
+    layout.label_axes(fig, axes, "step, log of step + 1", "layer", once=facet is not None)
     assert mesh is not None
     bar = fig.colorbar(mesh, ax=axes, label=f"{MODULE} grad_norm", aspect=30, pad=0.02)
-    layout.norm_ticks(bar.ax)
-    shown = pd.concat([m[2] for m in maps])
-    notes = held(study, shown)
-    if dropped > 0:
-        notes.append(f"{len(maps)} of {len(parts)} panels shown")
+    layout.norm_ticks(bar.ax.yaxis)
+    notes += zeros(study, study.modules[study.modules["run_id"].isin(shown["run_id"])])
     if (shown["outcome"] == "diverged").any():
         notes.append("a diverged run counts until it ends")
     if (shown["warmup_steps"] > 0).any():
         notes.append("dashed: end of the warmup")
-    layout.title(fig, study, f"Gradient norm of {MODULE} by layer and step; geometric mean over seeds", shown, notes)
+    what = f"Gradient norm of {MODULE} by layer and step; geometric mean over seeds"
+    layout.title(fig, study, what + (f"; a panel per {facet}" if facet else ""), shown, notes)
     return fig
+
+
+def _arms(study: Study) -> tuple[list[Setting], list[str]]:
+    """A panel per color and line style, and notes on what is held or left out."""
+    runs = at_most_one(study, study.at_headline())
+    parts = arms(runs, study)
+    settings = []
+    for hue, dash, part in parts[:MAX_PANELS]:
+        words = [f"{study.look.dash}={dash}"] if study.look.dash else []
+        words.append(f"{len(part)} seed{'s' if len(part) > 1 else ''}")
+        name = f"{study.look.hue}={hue}"
+        first = name if len(name) < LONG else folded(hue, LONG)
+        settings.append(Setting(f"{first},\n{', '.join(words)}", part))
+    dropped = [f"{MAX_PANELS} of {len(parts)} panels shown"] if len(parts) > MAX_PANELS else []
+    return settings, held(study, runs) + dropped

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -17,11 +18,21 @@ from normstudy.analysis.select import native
 from normstudy.figures import style
 from normstudy.figures.study import Look, Setting, Study, label, varies
 
+FEW = 6  # panels of full height
+LOW = 1.3  # inches, of a panel among many
+CHARACTERS = 16.8  # of a title in an inch
+
 
 def panels(
-    n: int, *, columns: int = 3, height: float = 2.0, width: float | None = None, sharex: bool = True
+    n: int, *, columns: int | None = None, height: float = 2.0, width: float | None = None, sharex: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `n` panels that share their y axis, in rows of at most `columns`."""
+    """A figure of `n` panels that share their y axis, in rows of at most `columns`.
+
+    By default in rows of three; of more than six panels in rows of four, and lower ones.
+    """
+    if columns is None and n > FEW:
+        height = min(height, LOW)
+    columns = columns or (3 if n <= FEW else 4)
     across = {4: 2, 5: 5}.get(n, min(n, columns)) if columns == 3 else min(n, columns)
     down = -(-n // across)
     if width is None:
@@ -52,17 +63,46 @@ def first_column(axes: Sequence[Axes]) -> list[Axes]:
     return [ax for ax in axes if (spec := ax.get_subplotspec()) is not None and spec.is_first_col()]
 
 
-def last_in_row(axes: Sequence[Axes]) -> list[Axes]:
-    """The rightmost panel of each row."""
-    last: dict[int, Axes] = {}
-    for ax in axes:
-        spec = ax.get_subplotspec()
-        assert spec is not None
-        last[spec.rowspan.start] = ax
-    return list(last.values())
+def last_column(axes: Sequence[Axes]) -> list[Axes]:
+    """The rightmost panel of each row, a row that is not full excepted."""
+    return [ax for ax in axes if (spec := ax.get_subplotspec()) is not None and spec.is_last_col()]
+
+
+def label_axes(fig: Figure, axes: Sequence[Axes], x: str, y: str, *, once: bool) -> None:
+    """Label the outer panels, or with `once` the whole figure's y axis and the last row where it has many."""
+    if once and len(axes) > FEW:
+        fig.supylabel(y.replace("\n", " "), fontsize="medium")
+        lowest = [ax for ax in axes if (spec := ax.get_subplotspec()) is not None and spec.is_last_row()]
+    else:
+        lowest = bottom_row(axes)
+        for ax in first_column(axes):
+            ax.set_ylabel(y)
+    for ax in lowest:
+        ax.set_xlabel(x)
 
 
 # ---- words ----------------------------------------------------------------------------------------------
+
+
+def panel_title(ax: Axes, text: str) -> None:
+    """A panel's title, in as many lines as its width needs; `title` then makes the figure higher."""
+    spec, fig = ax.get_subplotspec(), ax.figure
+    assert spec is not None
+    assert isinstance(fig, Figure)
+    width = int(fig.get_figwidth() * CHARACTERS / spec.get_gridspec().ncols)
+    ax.set_title(
+        "\n".join(textwrap.wrap(text, width, break_on_hyphens=False)) if len(text) > width else text, loc="left"
+    )
+
+
+def _title_lines(fig: Figure) -> int:
+    """The lines that panel titles need beyond one, over all rows of panels."""
+    most: dict[int, int] = {}
+    for ax in fig.axes:
+        if (spec := ax.get_subplotspec()) is not None:
+            row = spec.rowspan.start
+            most[row] = max(most.get(row, 0), ax.get_title("left").count("\n"))
+    return sum(most.values())
 
 
 def shared(runs: pd.DataFrame, columns: Sequence[str]) -> str:
@@ -87,10 +127,10 @@ def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Seque
         context.append(f"{outcome['diverged']} of {len(runs)} runs diverged")
     if study.unfinished:
         context.append(f"not shown: {study.unfinished} unfinished or failed")
-    width = int(fig.get_figwidth() * 16.8)
+    width = int(fig.get_figwidth() * CHARACTERS)
     second = " · ".join(part for part in [*context, *notes, *study.look.notes] if part)
     lines = [*textwrap.wrap(what, width), *textwrap.wrap(second, width)]
-    fig.set_figheight(fig.get_figheight() + 0.16 * (len(lines) - 2))
+    fig.set_figheight(fig.get_figheight() + 0.16 * (len(lines) - 2) + 0.13 * _title_lines(fig))
     fig.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.35)
 
 
@@ -104,7 +144,7 @@ def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] 
         [
             Line2D([], [], color=c, lw=style.BOLD, label=f"{look.hue}={n}")
             for n, c in look.colors.items()
-            if (runs["hue"] == n).any()
+            if look.hue and (runs["hue"] == n).any()
         ]
     ]
     if dashes and look.dash is not None:
@@ -175,16 +215,16 @@ def log_ticks(last: int, apart: float) -> list[int]:
 def norm_axis(ax: Axes) -> None:
     """A logarithmic y axis; below two decades its ticks are plain numbers, since 2 × 10⁰ is hard to read."""
     ax.set_yscale("log")
-    norm_ticks(ax)
+    norm_ticks(ax.yaxis)
 
 
-def norm_ticks(ax: Axes) -> None:
-    """Ticks of a logarithmic y axis, that of a color bar too; versions of matplotlib differ in their own choice."""
-    low, high = ax.get_ylim()
+def norm_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis, that of a color bar too; versions of matplotlib differ in their own choice."""
+    low, high = axis.get_view_interval()
     if high < 100 * low:
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(lambda v, _: f"{v:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def layer_axis(ax: Axes, axis: str, top: int) -> None:
@@ -235,11 +275,12 @@ def draw_seed_lines(
     smooth: it is taken over the last tenth of the steps as well.
     """
     mean = seed_mean(table, sizes, log=log)
+    alpha = 0.4 if look.facet is None else 0.25  # in a small panel noisy seeds would bury their mean
     for hue, dash in sizes:
         color, pattern, name = look.colors[hue], look.dashes[dash], f"{hue}:{dash}"
         mine = table[(table["hue"] == hue) & (table["dash"] == dash)]
         for run_id, line in mine.groupby("run_id", sort=True):
-            seed = ax.plot(line["step"], line["value"], color=color, ls=pattern, lw=style.THIN, alpha=0.4)
+            seed = ax.plot(line["step"], line["value"], color=color, ls=pattern, lw=style.THIN, alpha=alpha)
             seed[0].set_gid(f"seed:{run_id}")
         bold = mean[(mean["hue"] == hue) & (mean["dash"] == dash)].sort_values("step")
         if smooth:
@@ -264,11 +305,12 @@ def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
 
 def reference_lines(ax: Axes, references: Sequence[tuple[str, float]], *, labelled: bool) -> None:
     """Horizontal lines at known losses, named at the right edge, outside the panel."""
+    gap = " " if _is_low(ax) else "\n"  # two lines of a name would run into the next one's
     for name, value in references:
         ax.axhline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
         if labelled:
             ax.annotate(
-                f"{name}\n{value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                f"{name}{gap}{value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(3, 0),
                 textcoords="offset points", va="center", fontsize=6, color=style.GREY, annotation_clip=False,
             )  # fmt: skip
 
@@ -283,9 +325,14 @@ def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
     ]
 
 
+def _is_low(ax: Axes) -> bool:
+    spec = ax.get_subplotspec()
+    return spec is not None and spec.get_gridspec().nrows * spec.get_gridspec().ncols > FEW
+
+
 def same_text(settings: Sequence[Setting]) -> bool:
-    """Whether one set of reference labels is right for every panel."""
-    return len({sha for s in settings for sha in s.runs["data_sha256"]}) == 1
+    """Whether one set of reference labels is right for every panel: the same text in the same tokens."""
+    return len({tuple(key) for s in settings for key in s.runs[["data_sha256", "ln_vocab"]].to_numpy()}) == 1
 
 
 def sizes(arms: Sequence[tuple[str, str, pd.DataFrame]]) -> dict[tuple[str, str], int]:

@@ -99,7 +99,7 @@ def _figure(study: Study, *, train: bool) -> Figure:
 
     fig, axes = layout.panels(len(settings))
     one_text = layout.same_text(settings)
-    edge = layout.last_in_row(axes)
+    edge = layout.last_column(axes)
     for ax, setting, table in zip(axes, settings, tables, strict=True):
         part = arms(setting.runs, study)
         draw_losses(
@@ -113,13 +113,16 @@ def _figure(study: Study, *, train: bool) -> Figure:
             top=high,
             smooth=train,
         )
-        ax.set_title(setting.title, loc="left")
+        layout.panel_title(ax, setting.title)
         ax.set_ylim(low, high)
         layout.step_axis(ax, last + (not train), log=train)
-    for ax in layout.first_column(axes):
-        ax.set_ylabel("loss, nats per token")
-    for ax in layout.bottom_row(axes):
-        ax.set_xlabel("step, log of step + 1" if train else "step")
+    layout.label_axes(
+        fig,
+        axes,
+        "step, log of step + 1" if train else "step",
+        "loss, nats per token",
+        once=study.look.facet is not None,
+    )
     what = "Training loss" if train else "Validation loss"
     bold = "their mean (of steps 0.9 t to t)" if train else "their mean"
     shown = pd.concat([s.runs for s in settings])

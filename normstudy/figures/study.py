@@ -1,12 +1,13 @@
 """What the figures know of a study: its finished runs, which fields it swept, and how each field is drawn.
 
-One text field is drawn as color (`hue`), one field as line style (`dash`); the others make panels.
+One text field is drawn as color (`hue`), one field as line style (`dash`); the others make panels. A text field with
+more values than an axes can hold colors (`facet`) makes panels too, one per value, and the color is then the depth's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,20 +18,26 @@ import pandas as pd
 from normstudy import config as cfg
 from normstudy import store
 from normstudy.analysis.outcomes import outcomes
-from normstudy.analysis.select import native, select
+from normstudy.analysis.select import Value, has_value, native, select, tell_sources_apart
 from normstudy.config import ConfigError
 from normstudy.figures import style
 
 HEADLINE_LR = 3e-3  # of several rates, the one nearest to this is shown where only one can be
 SNAPSHOTS = (0, 5, 20, 100)  # and the last step
+MAX_HUES = 6  # colors in one axes
+MAX_FACETS = 24  # panels of a field that has more values than that
+NAME_WIDTH = 24  # characters above a panel in a row of four
 MODULE = "mlp_out"  # the FFN output matrix: the theory's quantity (Xiong et al. 2002.04745, Theorem 1)
 
-# Asked columns that are not a treatment: what repeats a run, how it was recorded, where its text lies.
-_NOT_SWEPT = ("study", "seed", "data_seed", "data_path")
+# Losses on different texts, or in other tokens, have no scale in common: no axes mixes the values of these.
+TEXT_FIELDS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
+
+# Asked columns that are not a treatment: what repeats or permits a run, how it was recorded, where its text lies.
+_NOT_SWEPT = ("study", "seed", "data_seed", "data_path", "force_init")
 _NOT_SWEPT_PREFIXES = ("probe_", "eval_")
 _NAMES = {
     "placement": cfg.PLACEMENT_NAMES,
-    "norm": cfg.NORM_NAMES,
+    "norm": (*cfg.NORM_NAMES, "auto"),
     "init": ("auto", *cfg.INIT_NAMES),
     "optimizer": cfg.OPTIMIZER_NAMES,
     "schedule": cfg.SCHEDULE_NAMES,
@@ -60,17 +67,41 @@ def label(value: object) -> str:
     return number(value) if isinstance(value, int | float) else str(value)
 
 
-def values(runs: pd.DataFrame, column: str) -> list[object]:
+def folded(name: str, width: int = NAME_WIDTH) -> str:
+    """A long name, such as that of a user's own block, in lines of at most `width` characters, two at most."""
+    if len(name) <= width:
+        return name
+    ends = [i + 1 for i, c in enumerate(name[:width]) if c in ":._- "]
+    cut = ends[-1] if ends else width
+    rest = name[cut:].strip()
+    return f"{name[:cut].strip()}\n{rest if len(rest) <= width else '…' + rest[1 - width :]}"
+
+
+def values(runs: pd.DataFrame, column: str) -> list[Value]:
     """The values of a config column in order: as in config.py's tuples, by size, by name; null first."""
     found = list({native(column, v) for v in runs[column].unique()})
     order = {name: i for i, name in enumerate(_NAMES.get(column, ()))}
 
-    def key(value: object) -> tuple[bool, float, str]:
+    def key(value: Value) -> tuple[bool, float, str]:
         if value is None or isinstance(value, bool | int | float):
             return value is not None, float(value or 0), ""
         return True, order.get(str(value), len(order)), str(value)
 
     return sorted(found, key=key)
+
+
+def short_names(runs: pd.DataFrame) -> dict[str, str]:
+    """Value -> label of each placement and norm of a user's own (`package.module:function`): the function's name.
+
+    One whose name another value or a shipped one has keeps its full text.
+    """
+    out: dict[str, str] = {}
+    for column in ("placement", "norm"):
+        found = [str(v) for v in values(runs, column)] if column in runs else []
+        tails = [v.rpartition(":")[2] for v in found]
+        taken = {*_NAMES[column], *(t for t in tails if tails.count(t) > 1)}
+        out |= {v: t for v, t in zip(found, tails, strict=True) if ":" in v and t not in taken}
+    return out
 
 
 def swept(runs: pd.DataFrame) -> list[str]:
@@ -91,7 +122,7 @@ def varies(runs: pd.DataFrame, column: str) -> bool:
     return len(runs[column].unique()) > 1
 
 
-def spread(found: Sequence[object], limit: int, column: str) -> list[object]:
+def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
     """At most `limit` of some ordered values, evenly spread with both ends, and the headline's rate."""
     if len(found) <= limit:
         return list(found)
@@ -106,7 +137,7 @@ def spread(found: Sequence[object], limit: int, column: str) -> list[object]:
     return [found[i] for i in sorted(picked)]
 
 
-def chosen(found: Sequence[object], column: str) -> object:
+def chosen(found: Sequence[Value], column: str) -> Value:
     """The one value to show: the rate nearest to the headline's, else the last (the deepest, the widest)."""
     if column != "peak_lr":
         return found[-1]
@@ -116,53 +147,85 @@ def chosen(found: Sequence[object], column: str) -> object:
 
 @dataclass(frozen=True)
 class Look:
-    """Which field is drawn as color and which as line style, and how each value looks."""
+    """Which field is drawn as color and which as line style, how each value looks, and which field makes panels.
+
+    hue: empty where one color stands for all; facet: a text field with more than MAX_HUES values, or None.
+    """
 
     hue: str
     dash: str | None
     colors: dict[str, str]
     dashes: dict[str, style.LineStyle]
     notes: tuple[str, ...] = ()
+    facet: str | None = None
 
     @property
     def by(self) -> str:
         """What the lines are told apart by, for titles."""
-        return " and ".join([self.hue] if self.dash is None else [self.hue, self.dash])
+        told = [self.hue] if self.dash is None else [self.hue, self.dash]
+        if self.facet is None:
+            return " and ".join(told)
+        if len(self.colors) == 1:
+            told.remove(self.hue)
+        return " per ".join([" and ".join(told)] * bool(told) + [self.facet])
 
 
-def look(runs: pd.DataFrame) -> Look:
-    """Color for the placement, else for another text field that varies; line style for the warmup."""
-    varying = swept(runs)
-    text = [c for c in varying if cfg.asked_types().get(c) is str and c != "data"]
-    hue = "placement" if "placement" in text or not text else text[0]
-    rest = [c for c in text if c != hue]
-    dash = "warmup_steps" if "warmup_steps" in varying else (rest[0] if rest else None)
+def text_fields(runs: pd.DataFrame) -> dict[str, int]:
+    """Field -> number of values of each text field that varies, in the order of the configuration."""
+    kinds = cfg.asked_types()
+    return {c: len(values(runs, c)) for c in swept(runs) if kinds.get(c) is str and c not in TEXT_FIELDS}
 
-    hues = [label(v) for v in values(runs, hue)]
-    dashes = [] if dash is None else values(runs, dash)
-    few = spread(dashes, len(style.DASHES), dash or "")
+
+def look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
+    """Color for the placement, else for another text field that varies; line style for the warmup.
+
+    A text field with more than MAX_HUES values has neither: the placement, else the one with most values, makes
+    panels, and where no text field is left the color is the depth's. names: as of `short_names`.
+    """
+    text = text_fields(runs)
+    many = {c: n for c, n in text.items() if n > MAX_HUES}
+    facet = "placement" if "placement" in many else max(many, key=lambda c: many[c], default=None)
+    few = [c for c in text if c not in many]
+    hue = "placement" if "placement" in few or not few else few[0]
+    if facet is not None and not few:
+        hue = "n_layers"
+    rest = [c for c in few if c != hue]
+    dash = "warmup_steps" if "warmup_steps" in swept(runs) else (rest[0] if rest else None)
+
     notes = []
-    if len(few) < len(dashes):
-        notes.append(f"{len(few)} of {len(dashes)} values of {dash} shown")
-    if len(hues) > len(style.PLACEMENT_COLORS) + len(style.OTHER_COLORS):
-        hues = hues[: len(style.PLACEMENT_COLORS) + len(style.OTHER_COLORS)]
-        notes.append(f"the first {len(hues)} values of {hue} shown")
+
+    def shown(column: str, limit: int) -> list[str]:
+        found = values(runs, column)
+        picked = spread(found, limit, column)
+        if len(picked) < len(found):
+            notes.append(f"{len(picked)} of {len(found)} values of {column} shown")
+        return [(names or {}).get(label(v), label(v)) for v in picked]
+
+    hues = shown(hue, MAX_HUES)
+    dashes = [] if dash is None else shown(dash, len(style.DASHES))
     return Look(
         hue=hue,
         dash=dash,
         colors=_colors(hue, hues),
-        dashes=dict(zip([label(v) for v in few], style.DASHES, strict=False)) if dash else {"": "-"},
+        dashes=dict(zip(dashes, style.DASHES, strict=False)) if dash else {"": "-"},
         notes=tuple(notes),
+        facet=facet,
     )
 
 
 def _colors(hue: str, names: list[str]) -> dict[str, str]:
-    """A color per value. A shipped name keeps its color whatever else a study holds; others get free ones."""
+    """A color per value. A shipped name keeps its color whatever else a study holds; others get free ones.
+
+    Depths get shades, the deepest the darkest.
+    """
+    if hue == "n_layers":
+        return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     fixed = style.PLACEMENT_COLORS if hue == "placement" else {}
     shipped = [n for n in _NAMES.get(hue, ()) if n not in fixed]
     colors = fixed | dict(zip(shipped, style.OTHER_COLORS, strict=False))
     used = {colors[n] for n in names if n in colors}
-    free = [c for c in (*style.OTHER_COLORS, *style.PLACEMENT_COLORS.values()) if c not in used]
+    pool = dict.fromkeys((*style.OTHER_COLORS, *style.OWN_COLORS, *style.PLACEMENT_COLORS.values()))
+    free = [c for c in pool if c not in used]
     free.sort(key=lambda c: c in colors.values())  # a shipped name's color only where no other is left
     return {n: colors[n] if n in colors else free.pop(0) for n in names}
 
@@ -177,14 +240,24 @@ class Setting:
 
 @dataclass(frozen=True)
 class Study:
-    """The finished runs of a study, with `outcome`, `hue` and `dash` columns, and their series."""
+    """The finished runs of a study, with `outcome`, `hue` and `dash` columns, and their series.
+
+    runs: those that have a color and a line style; finished: all of them; names: as of `short_names`.
+    """
 
     folder: Path
     runs: pd.DataFrame
     steps: pd.DataFrame
     look: Look
+    finished: pd.DataFrame
     unfinished: int = 0
     panel_fields: tuple[str, ...] = field(default=())
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self, column: str, value: object) -> str:
+        """A value of a config column as it stands in a figure."""
+        words = label(value)
+        return words[:8] if column == "data_sha256" else self.names.get(words, words)
 
     @cached_property
     def modules(self) -> pd.DataFrame:
@@ -204,61 +277,75 @@ class Study:
     def settings(self, runs: pd.DataFrame, limit: int, skip: Iterable[str] = ()) -> tuple[list[Setting], list[str]]:
         """Split runs into at most `limit` panels over the fields that are neither color nor line style.
 
-        Returns the panels and a note where some were left out.
+        With a facet there is a panel for each of its values, MAX_FACETS at most, and the other fields are held.
+        Returns the panels and notes on what was left out.
         """
         fields = [c for c in self.panel_fields if c not in set(skip) and varies(runs, c)]
         if not fields:
             return [Setting("", runs)], []
+        facet, notes = self.look.facet, list[str]()
+        everywhere = len(values(runs, facet)) if facet in fields else 0
+        if facet in fields:
+            few = at_most_one(self, runs, skip=(facet, *skip))
+            notes = held(self, few, [c for c in fields if c != facet])
+            runs, fields, limit = few, [facet], MAX_FACETS
         rows = runs[fields].to_numpy(object)
         keys = pd.Series([tuple(map(native, fields, row)) for row in rows], runs.index)
         kept = {c: values(runs, c) for c in fields}
         everything = {c: list(v) for c, v in kept.items()}
 
-        def combinations() -> list[tuple[object, ...]]:
+        def combinations() -> list[tuple[Value, ...]]:
             found = set(keys)
             return [k for k in found if all(v in kept[c] for v, c in zip(k, fields, strict=True))]
 
-        total = len(combinations())
+        total = max(everywhere, len(combinations()))
         while len(combinations()) > limit:
-            widest = max(fields, key=lambda c: len(kept[c]))
-            if len(kept[widest]) == 1:
+            most = max(fields, key=lambda c: len(kept[c]))
+            if len(kept[most]) == 1:
                 break
-            kept[widest] = spread(everything[widest], len(kept[widest]) - 1, widest)
+            kept[most] = spread(everything[most], len(kept[most]) - 1, most)
         order = {c: {v: i for i, v in enumerate(everything[c])} for c in fields}
         picked = sorted(combinations(), key=lambda k: [order[c][v] for c, v in zip(fields, k, strict=True)])
-        notes = [f"{len(picked)} of {total} panels shown"] if len(picked) < total else []
-        return [
-            Setting(", ".join(f"{c}={_short(c, v)}" for c, v in zip(fields, k, strict=True)), runs[keys == k])
-            for k in picked
-        ], notes
+        if len(picked) < total:
+            notes.append(f"{len(picked)} of {total} panels shown")
+
+        def title(key: tuple[Value, ...]) -> str:
+            if facet in fields:  # the figure's title names the field, and a small panel has no room
+                return folded(self.text(fields[0], key[0]))
+            return ", ".join(f"{c}={self.text(c, v)}" for c, v in zip(fields, key, strict=True))
+
+        return [Setting(title(k), runs[keys == k]) for k in picked], notes
 
     def at_headline(self) -> pd.DataFrame:
         """The runs at the largest depth and at the rate nearest to the headline's."""
         runs = self.runs
         for column in ("n_layers", "peak_lr"):
-            if column in self.panel_fields:
+            if column in (*self.panel_fields, self.look.hue):
                 runs = runs[runs[column] == chosen(values(runs, column), column)]
         return runs
 
 
-def _short(column: str, value: object) -> str:
-    return label(value)[:8] if column == "data_sha256" else label(value)
+def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
+    """Those values of a column under which most values of `field` have runs."""
+    count = {v: len(values(runs[has_value(runs, column, v)], field)) for v in values(runs, column)}
+    return [v for v, n in count.items() if n == max(count.values())]
 
 
-def at_most_one(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs at one value of each field that is neither color nor line style."""
-    for column in study.panel_fields:
-        found = values(runs, column)
-        if len(found) > 1:
-            keep = chosen(found, column)
-            runs = runs[[native(column, v) == keep for v in runs[column]]]
+def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> pd.DataFrame:
+    """The runs at one value of each field that is neither color nor line style, `skip` excepted."""
+    facet = study.look.facet
+    for column in [c for c in study.panel_fields if c not in set(skip)]:
+        found = values(runs, column) if facet is None else widest(runs, column, facet)
+        if len(found) > 1 or facet is not None:
+            runs = runs[has_value(runs, column, chosen(found, column))]
     return runs
 
 
-def held(study: Study, runs: pd.DataFrame) -> list[str]:
+def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) -> list[str]:
     """Notes that name the value of each swept field, beside depth and rate, that a figure holds fixed."""
-    fields = [c for c in study.panel_fields if c not in ("n_layers", "peak_lr")]
-    return [f"{c}={_short(c, native(c, runs[c].iloc[0]))}" for c in fields]
+    fields = study.panel_fields if fields is None else fields
+    fixed = [c for c in fields if c not in ("n_layers", "peak_lr")]
+    return [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in fixed]
 
 
 def arms(runs: pd.DataFrame, study: Study) -> list[tuple[str, str, pd.DataFrame]]:
@@ -274,7 +361,7 @@ def arms(runs: pd.DataFrame, study: Study) -> list[tuple[str, str, pd.DataFrame]
 
 def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
     """Read a study; raises ConfigError where there is no study or no finished run."""
-    runs = store.read(study_dir, "runs")
+    runs = tell_sources_apart(store.read(study_dir, "runs"))
     if where:
         runs = select(runs, where)
     done = runs[runs["status"] == "done"].reset_index(drop=True)
@@ -283,17 +370,25 @@ def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
         states = ", ".join(f"{n} {status}" for status, n in sorted(held.items())) or "none at all"
         raise ConfigError(f"{study_dir} holds no finished run ({states}): run its sweep to the end first")
     steps = store.read(study_dir, "steps", ["run_id", "step", "train_loss", "val_loss"], list(done["run_id"]))
-    how = look(done)
+    names = short_names(done)
+    how = look(done, names)
+
+    def texts(column: str) -> list[str]:
+        found = [label(native(column, v)) for v in done[column]]
+        return [names.get(v, v) for v in found]
+
     done["outcome"] = outcomes(done, steps).reindex(done["run_id"]).to_numpy()
-    done["hue"] = [label(native(how.hue, v)) for v in done[how.hue]]
-    done["dash"] = "" if how.dash is None else [label(native(how.dash, v)) for v in done[how.dash]]
+    done["hue"] = texts(how.hue)
+    done["dash"] = "" if how.dash is None else texts(how.dash)
     return Study(
         folder=study_dir,
         runs=done[done["hue"].isin(how.colors) & done["dash"].isin(how.dashes)].reset_index(drop=True),
         steps=steps.astype({"train_loss": float, "val_loss": float}),
         look=how,
+        finished=done,
         unfinished=len(runs) - len(done),
         panel_fields=tuple(c for c in swept(done) if c not in (how.hue, how.dash)),
+        names=names,
     )
 
 
@@ -307,6 +402,18 @@ def geometric(rows: pd.DataFrame, keys: list[str], column: str = "grad_norm") ->
     logs = good.assign(log=np.log(good[column])).groupby(keys, sort=True)
     out: pd.DataFrame = logs.agg(log=("log", "mean"), low=(column, "min"), high=(column, "max"), n=(column, "size"))
     return out.assign(mid=np.exp(out["log"])).drop(columns="log").reset_index()
+
+
+def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
+    """A note that names the runs and steps with a gradient of exactly 0, which has no place on a log axis."""
+    gone = rows[rows["grad_norm"] == 0]
+    if gone.empty:
+        return []
+    column = study.look.facet or study.look.hue
+    runs = study.runs[study.runs["run_id"].isin(gone["run_id"])]
+    names = [study.text(column, v) for v in values(runs, column)]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return [f"a gradient of exactly 0 is not drawn ({', '.join(names[:4])}{more}: step {_span(gone['step'])})"]
 
 
 def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]]:

@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 # Widths in inches of one and two columns of a paper; every size below is meant at that width.
@@ -16,10 +18,17 @@ FORMATS = ("png", "svg", "pdf")
 # A dash pattern as matplotlib takes it: an offset and lengths on and off in units of the line width.
 LineStyle = tuple[float, tuple[float, ...]] | str
 
-# Fixed colors, so that a placement looks the same in every figure of every study. The rest of the list was
-# chosen farthest first in OKLab, under normal vision and simulated deuteranopia, protanopia and tritanopia,
-# from the colors with a contrast of at least 2.3 against white.
-PLACEMENT_COLORS = {"pre": "#0072B2", "post": "#D55E00"}
+# Fixed colors, so that a placement looks the same in every figure of every study. All colors were chosen farthest
+# first in OKLab, under normal vision and simulated deuteranopia, protanopia and tritanopia, from those with a
+# contrast of at least 2.3 against white. Fourteen cannot all lie far apart: which placement has which was chosen so
+# that relatives (post, deepnorm, admin, b2t, residual; pre, peri, sub, reordered, lns, hybrid; the two without a norm
+# beside pre and post) do, since they are what people compare.
+PLACEMENT_COLORS = {
+    "pre": "#0072B2", "post": "#D55E00", "peri": "#333300", "reordered": "#5500DD", "sub": "#883366",
+    "deepnorm": "#DD9922", "admin": "#AA55FF", "lns": "#66BB88", "mix": "#996666", "b2t": "#5599AA",
+    "residual": "#551155", "hybrid": "#BB99FF", "rezero": "#111199", "none": "#665500",
+}  # fmt: skip
+OWN_COLORS = ("#000000", "#BB2299", "#AA8866", "#771133", "#9988DD", "#BB1133")  # for what is not shipped
 OTHER_COLORS = (
     "#333300", "#BB99FF", "#66BB88", "#111199", "#883366", "#AA55FF",
     "#5500DD", "#551155", "#665500", "#DD9922", "#996666", "#5599AA",
@@ -45,8 +54,14 @@ OUTCOME_MARKERS = {
 }
 
 SEQUENTIAL = "cividis"  # monotone in lightness, made for color-blind readers
+ORDERED, ARMS = "viridis", "plasma"  # of a few ordered values: depths and steps; the arms of a ranking
 GREY = "#666666"
 THIN, BOLD = 0.5, 1.6  # line widths of one seed and of the mean over seeds
+
+
+def shades(n: int, colormap: str) -> list[str]:
+    """`n` colors from dark to pale; the palest part of a colormap is hard to see on white."""
+    return [to_hex(matplotlib.colormaps[colormap](x)) for x in np.linspace(0, 0.7, n)]
 
 
 # rc settings that say where a program runs, not how a figure looks; setting some has side effects.

@@ -6,15 +6,14 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from drawing import drawn, panel, points, runs_of, same, titles, words
 from handmade import H1, H2, LN_VOCAB, STUDY, handmade_config, handmade_study, write_handmade_run
-from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -23,7 +22,7 @@ from PIL import Image
 
 from normstudy import store
 from normstudy.analysis.outcomes import OUTCOMES
-from normstudy.config import ConfigError
+from normstudy.config import PLACEMENT_NAMES, ConfigError
 from normstudy.figures import FIGURES, layout, plot_study, style
 from normstudy.figures import study as studies
 from normstudy.figures.final_grid import limits, x_axis
@@ -32,6 +31,7 @@ from normstudy.figures.loss_curves import draw_losses
 from normstudy.figures.study import Study, load
 
 N_STEPS = 60
+NO_RANKING = "ranking: no text field, such as placement, has 3 values or more"
 
 
 @pytest.fixture(scope="module")
@@ -55,55 +55,6 @@ def norms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / STUDY
 
 
-@pytest.fixture(autouse=True)
-def look_of_figures() -> Iterator[None]:
-    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]
-        yield
-
-
-def panel(fig: Figure, title: str) -> Axes:
-    """The one panel with this title."""
-    found = [ax for ax in fig.axes if title in (ax.get_title(), ax.get_title(loc="left"))]
-    assert len(found) == 1, [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes]
-    return found[0]
-
-
-def titles(fig: Figure) -> list[str]:
-    return [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes if ax.get_label() != "<colorbar>"]
-
-
-def drawn(ax: Axes, prefix: str) -> dict[str, Line2D]:
-    """The lines of a panel whose id begins so, by the rest of the id."""
-    return {
-        str(line.get_gid())[len(prefix) :]: line for line in ax.get_lines() if str(line.get_gid()).startswith(prefix)
-    }
-
-
-def points(line: Line2D) -> list[tuple[float, float]]:
-    return [
-        (float(x), float(y))
-        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)  # type: ignore[arg-type]
-    ]
-
-
-def same(line: Line2D, x: Iterable[object], y: Iterable[object]) -> None:
-    """Assert that a line goes through these points; the tables hold float32."""
-    np.testing.assert_allclose(points(line), list(zip(x, y, strict=True)), rtol=1e-6)
-
-
-def words(fig: Figure) -> str:
-    return str(fig.get_suptitle()).replace("\n", " ")
-
-
-def runs_of(folder: Path, **values: object) -> pd.DataFrame:
-    """The finished runs with these values, straight from the table."""
-    runs = store.read(folder, "runs")
-    runs = runs[runs["status"] == "done"]
-    for column, value in values.items():
-        runs = runs[runs[column] == value]
-    return runs
-
-
 # The cell where the hand-made study has a diverged and a stuck run.
 BAD = {"placement": "post", "n_layers": 4, "peak_lr": 3e-3, "warmup_steps": 0}
 BAD_PANEL = "n_layers=4, peak_lr=3e-3"
@@ -117,10 +68,10 @@ def bad_run(folder: Path, *, diverged: bool) -> str:
 # ---- what a study is made of --------------------------------------------------------------------------
 
 
-def test_every_figure_is_written_and_none_is_skipped(folder: Path, tmp_path: Path) -> None:
+def test_every_figure_is_written_and_only_a_ranking_of_two_is_skipped(folder: Path, tmp_path: Path) -> None:
     result = plot_study(folder, out=tmp_path)
-    assert [p.name for p in result.paths] == [f"{name}.png" for name in FIGURES]
-    assert result.skipped == []
+    assert [p.name for p in result.paths] == [f"{name}.png" for name in FIGURES if name != "ranking"]
+    assert result.skipped == [NO_RANKING]
     for path in result.paths:
         with Image.open(path) as image:
             assert image.info["Software"] == f"Matplotlib {matplotlib.__version__}"
@@ -129,7 +80,7 @@ def test_every_figure_is_written_and_none_is_skipped(folder: Path, tmp_path: Pat
 
 def test_color_is_placement_and_line_style_is_warmup(study: Study) -> None:
     assert (study.look.hue, study.look.dash) == ("placement", "warmup_steps")
-    assert study.look.colors == style.PLACEMENT_COLORS
+    assert study.look.colors == {name: style.PLACEMENT_COLORS[name] for name in ("pre", "post")}
     assert list(study.look.dashes) == ["0", "20"]
     assert study.panel_fields == ("n_layers", "peak_lr")
 
@@ -137,8 +88,8 @@ def test_color_is_placement_and_line_style_is_warmup(study: Study) -> None:
 def test_a_study_of_norms_is_colored_by_norm(norms: Path, tmp_path: Path) -> None:
     study = load(norms)
     assert (study.look.hue, study.look.dash) == ("norm", None)
-    assert len(set(study.look.colors.values()) | set(style.PLACEMENT_COLORS.values())) == 4
-    assert plot_study(norms, out=tmp_path).skipped == []
+    assert len({*study.look.colors.values(), style.PLACEMENT_COLORS["pre"], style.PLACEMENT_COLORS["post"]}) == 4
+    assert plot_study(norms, out=tmp_path).skipped == [NO_RANKING]
     assert set(drawn(panel(FIGURES["gradient_profile"](study), "step 5"), "mean:")) == {"layernorm:", "rmsnorm:"}
 
 
@@ -177,8 +128,8 @@ def test_where_narrows_every_figure(folder: Path, tmp_path: Path) -> None:
 
 
 def test_titles_say_what_is_shown_and_how_many_seeds(study: Study) -> None:
-    for name, make in FIGURES.items():
-        text = words(make(study))
+    for name in [n for n in FIGURES if n != "ranking"]:
+        text = words(FIGURES[name](study))
         assert f"study {STUDY}" in text, name
         assert "2 to 3 seeds" in text, name
         assert "not shown: 1 unfinished or failed" in text, name
@@ -513,8 +464,8 @@ def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
     result = plot_study(folder, out=tmp_path / "out")
     lacking = "every run has n_layers=1, and two layers are needed"
     assert result.skipped == [
-        f"{name}: {lacking}" for name in ("headline", "gradient_ratio", "gradient_profile", "heatmap")
-    ]
+        *(f"{name}: {lacking}" for name in ("headline", "gradient_ratio", "gradient_profile", "heatmap")), NO_RANKING,
+    ]  # fmt: skip
     assert [p.stem for p in result.paths] == ["loss_curves", "training_loss", "residual_path", "final_grid"]
     assert all(p.is_file() for p in result.paths)
 
@@ -522,9 +473,9 @@ def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
 def test_one_run_gives_all_but_the_grid(tmp_path: Path) -> None:
     write_handmade_run(tmp_path / STUDY, handmade_config(tmp_path))
     result = plot_study(tmp_path / STUDY)
-    assert result.skipped == ["final_grid: nothing was swept but the seed"]
+    assert result.skipped == ["final_grid: nothing was swept but the seed", NO_RANKING]
     assert {p.parent for p in result.paths} == {tmp_path / STUDY / "figures"}
-    assert len(result.paths) == len(FIGURES) - 1
+    assert len(result.paths) == len(FIGURES) - 2
 
 
 @pytest.mark.parametrize("n_steps", [1, 130])
@@ -533,14 +484,14 @@ def test_any_length_of_run_is_drawn(tmp_path: Path, n_steps: int) -> None:
         for placement in ("pre", "post"):
             config = handmade_config(tmp_path, placement=placement, seed=seed, n_steps=n_steps)
             write_handmade_run(tmp_path / STUDY, config)
-    assert plot_study(tmp_path / STUDY).skipped == []
+    assert plot_study(tmp_path / STUDY).skipped == [NO_RANKING]
 
 
 def test_a_study_where_every_run_diverged_is_drawn(tmp_path: Path) -> None:
     for placement in ("pre", "post"):
         write_handmade_run(tmp_path / STUDY, handmade_config(tmp_path, placement=placement), "diverged")
     result = plot_study(tmp_path / STUDY)
-    assert result.skipped == []
+    assert result.skipped == [NO_RANKING]
     fig = FIGURES["final_grid"](load(tmp_path / STUDY))
     assert len(drawn(fig.axes[0], "diverged:")) == 2
 
@@ -599,7 +550,7 @@ def test_plotting_needs_no_torch(folder: Path, tmp_path: Path) -> None:
         "print('matplotlib.pyplot' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.split() == [str(len(FIGURES)), "False"]  # pyplot would cost start time and pick a display
+    assert out.split() == [str(len(FIGURES) - 1), "False"]  # pyplot would cost start time and pick a display
 
 
 # ---- colors -------------------------------------------------------------------------------------------
@@ -638,14 +589,26 @@ def oklab(color: str, vision: str) -> np.ndarray:
     return np.asarray(lab @ np.cbrt(cones @ linear))
 
 
+RELATIVES = (
+    ("post", "deepnorm", "admin", "b2t", "residual"), ("pre", "peri", "sub", "reordered", "lns", "hybrid"),
+    ("pre", "post", "mix", "residual", "hybrid"), ("pre", "post", "rezero", "none", "deepnorm", "admin"),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("vision", VISION)
 def test_colors_stay_apart_for_every_eye(vision: str) -> None:
-    colors = [*style.PLACEMENT_COLORS.values(), *style.OTHER_COLORS]
-    assert len(set(colors)) == 14
-    lab = [oklab(c, vision) for c in colors]
-    apart = {(i, j): float(np.linalg.norm(lab[i] - lab[j])) for j in range(14) for i in range(j)}
-    assert apart[0, 1] > 0.2  # pre and post
-    assert min(apart.values()) > 0.08
+    colors = dict(style.PLACEMENT_COLORS)
+    assert list(colors) == list(PLACEMENT_NAMES)
+    assert set(style.OTHER_COLORS) < set(colors.values())
+    colors |= {f"own{i}": c for i, c in enumerate(style.OWN_COLORS)}
+    assert len(set(colors.values())) == 20
+    lab = {name: oklab(c, vision) for name, c in colors.items()}
+    apart = {(a, b): float(np.linalg.norm(lab[a] - lab[b])) for a in lab for b in lab if a != b}
+    assert apart["pre", "post"] > 0.2
+    assert min(d for pair, d in apart.items() if set(pair) <= set(PLACEMENT_NAMES)) > 0.08
+    assert min(apart.values()) > 0.06
+    for family in RELATIVES:  # what people compare lies farther apart than any two do
+        assert min(d for pair, d in apart.items() if set(pair) <= set(family)) > 0.1
 
 
 def test_every_outcome_has_its_own_marker() -> None:
@@ -658,5 +621,6 @@ def test_own_names_get_free_colors() -> None:
     colors = studies._colors("placement", names)
     assert colors["post"] == style.PLACEMENT_COLORS["post"]
     assert len(set(colors.values())) == 3
+    assert not {colors["my.block:a"], colors["my.block:b"]} & set(style.PLACEMENT_COLORS.values())
     many = studies._colors("init", [f"x{i}" for i in range(14)])
     assert len(set(many.values())) == 14

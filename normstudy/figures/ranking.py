@@ -1,0 +1,294 @@
+"""All values of a text field, such as the placements, ranked by where their runs ended: one row each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from normstudy.analysis.pairs import MIN_PAIRS, counted_loss, paired_t_interval
+from normstudy.analysis.select import has_value, native
+from normstudy.figures import layout, style
+from normstudy.figures.study import (
+    MAX_HUES,
+    Lacks,
+    Look,
+    Study,
+    chosen,
+    folded,
+    spread,
+    swept,
+    text_fields,
+    values,
+    widest,
+)  # fmt: skip
+
+MIN_VALUES = 3  # of the ranked field; two values are compared, not ranked
+MAX_COLUMNS = 3
+ROW, ARM, AROUND = 0.25, 0.13, 1.5  # inches: a row and an arm of it at least, and all above and below the rows
+COUNT_WIDTH = 20  # points, of a column of counts on the right
+BEYOND = 0.25  # of the range of losses: how far the axis follows an interval
+STRIPE = "#F3F3F3"
+FEW_SEEDS = "*"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Rows by rank, the best first, and what the columns and arms are.
+
+    runs: with columns row, column and arm, as text; colors: one an arm; rule: what the rank is by.
+    """
+
+    field: str
+    arm_field: str | None
+    runs: pd.DataFrame
+    rows: list[str]
+    columns: list[str]
+    colors: dict[str, str]
+    rule: str
+    notes: list[str]
+
+
+class Cell(NamedTuple):
+    """One arm of one row at one depth: runs, outcomes, and the mean final loss with its 95 % t interval over seeds.
+
+    The three are NaN where a run diverged: a mean of the survivors would hide it.
+    """
+
+    row: str
+    column: str
+    arm: str
+    n: int
+    learned: int
+    diverged: int
+    mean: float
+    low: float
+    high: float
+
+
+def ranked_field(study: Study) -> str:
+    """The field whose values are ranked: that of the panels, else the text field with most values.
+
+    Raises Lacks where no text field has three.
+    """
+    if study.look.facet is not None:
+        return study.look.facet
+    counts = text_fields(study.finished)
+    best = max(counts, key=lambda c: (counts[c], c == "placement"), default="")
+    if counts.get(best, 0) < MIN_VALUES:
+        raise Lacks(f"no text field, such as placement, has {MIN_VALUES} values or more")
+    return best
+
+
+def rank(study: Study, *, deepest: bool = False) -> Ranking:
+    """Rank a field's values by the mean final loss of the hardest arm: the deepest runs with the least warmup.
+
+    A loss that is not finite counts as the loss at step 0, as in `compare`. Equal means keep the order of the
+    configuration, and so do the values without a run there, which come last. Columns are depths; fields that are
+    neither rows, columns nor arms are held at one value. deepest: only the runs of the largest depth.
+    """
+    runs, notes = study.finished, list[str]()
+    field = ranked_field(study)
+    if deepest:
+        runs = runs[runs["n_layers"] == runs["n_layers"].max()]
+    rest = [c for c in text_fields(runs) if c != field]
+    arm_field = "warmup_steps" if "warmup_steps" in swept(runs) else next(iter(rest), None)
+    for column in [c for c in swept(runs) if c not in (field, arm_field, "n_layers")]:
+        keep = chosen(widest(runs, column, field), column)
+        runs = runs[has_value(runs, column, keep)]
+        if column != "peak_lr":  # the title has it
+            notes.append(f"{column}={study.text(column, keep)}")
+
+    def shown(column: str, limit: int) -> list[str]:
+        found = values(runs, column)
+        picked = spread(found, limit, column)
+        if len(picked) < len(found):
+            notes.append(f"{len(picked)} of {len(found)} values of {column} shown")
+        return [study.text(column, v) for v in picked]
+
+    def texts(column: str) -> list[str]:
+        return [study.text(column, native(column, v)) for v in runs[column]]
+
+    columns = shown("n_layers", MAX_COLUMNS)
+    arms = [""] if arm_field is None else shown(arm_field, MAX_HUES - 1)
+    everyone = shown(field, len(study.finished))
+    if (left := len(values(study.finished, field)) - len(everyone)) > 0:
+        notes.append(f"{left} without runs there are not shown")
+    runs = runs.assign(row=texts(field), column=texts("n_layers"), arm="" if arm_field is None else texts(arm_field))
+    runs = runs[runs["column"].isin(columns) & runs["arm"].isin(arms)].reset_index(drop=True)
+    hardest = runs[(runs["column"] == columns[-1]) & (runs["arm"] == arms[0])]
+    mean = hardest.assign(counted=counted_loss(hardest, study.steps)).groupby("row")["counted"].mean()
+    where = [f"n_layers={columns[-1]}"] * (len(columns) > 1) + [f"{arm_field}={arms[0]}"] * (arm_field is not None)
+    return Ranking(
+        field=field,
+        arm_field=arm_field,
+        runs=runs,
+        rows=sorted(everyone, key=lambda row: float(mean.get(row, np.inf))),  # stable: ties keep their order
+        columns=columns,
+        colors=dict(zip(arms, style.shades(len(arms), style.ARMS), strict=True)),
+        rule="ranked by the mean" + (f" at {', '.join(where)}" if where else ""),
+        notes=notes,
+    )
+
+
+def cells(ranking: Ranking) -> list[Cell]:
+    """What each row, column and arm that has runs comes to, in order."""
+    out = []
+    for row, column, arm in itertools.product(ranking.rows, ranking.columns, ranking.colors):
+        runs = ranking.runs
+        runs = runs[(runs["row"] == row) & (runs["column"] == column) & (runs["arm"] == arm)]
+        count = runs["outcome"].value_counts()
+        learned, diverged = int(count.get("learned", 0)), int(count.get("diverged", 0))
+        losses = runs["final_val_loss"].to_numpy(np.float64)
+        interval = (math.nan,) * 3 if diverged else paired_t_interval(losses)
+        if len(runs):
+            out.append(Cell(row, column, arm, len(runs), learned, diverged, *interval))
+    return out
+
+
+def places(ranking: Ranking) -> dict[tuple[str, str], float]:
+    """(row, arm) -> height: the rows at 0, 1, 2, ... from the top, the arms of a row one below another."""
+    arms = list(ranking.colors)
+    gap = 0.92 / len(arms)
+    return {
+        (row, arm): i + gap * (j - (len(arms) - 1) / 2)
+        for i, row in enumerate(ranking.rows)
+        for j, arm in enumerate(arms)
+    }
+
+
+def stripe_rows(ax: Axes, ranking: Ranking) -> None:
+    """A row for each value, the best on top, every other one on grey so that the eye keeps to it."""
+    for i in range(0, len(ranking.rows), 2):
+        ax.axhspan(i - 0.5, i + 0.5, color=STRIPE, lw=0, zorder=0)
+    ax.set_ylim(len(ranking.rows) - 0.5, -0.5)
+    ax.set_yticks(range(len(ranking.rows)), [folded(row) for row in ranking.rows])
+    ax.tick_params(axis="y", length=0)
+
+
+def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
+    """Draw one depth: a marker per run, its shape the outcome; mean and interval; the counts on the right.
+
+    Diverged runs stand side by side around `edge`, beyond every loss. An arrow says that an interval goes on.
+    """
+    at = places(ranking)
+    left, right = ax.get_xlim()
+    here = ranking.runs[ranking.runs["column"] == column]
+    for (row, arm), y in at.items():
+        runs, color = here[(here["row"] == row) & (here["arm"] == arm)], ranking.colors[arm]
+        gone = (runs["outcome"] == "diverged").to_numpy()
+        spots = edge + 0.02 * (right - left) * (np.arange(gone.sum()) - (gone.sum() - 1) / 2)
+        losses = runs["final_val_loss"].to_numpy(np.float64, copy=True)
+        losses[gone] = spots
+        for run_id, outcome, loss in zip(runs["run_id"], runs["outcome"], losses, strict=True):
+            ax.plot(
+                [loss], [y], ls="none", marker=style.OUTCOME_MARKERS[outcome], color=color, mec="white", mew=0.3,
+                ms=5 if outcome == "diverged" else 3.4, alpha=0.7, zorder=2, gid=f"{outcome}:{run_id}",
+            )  # fmt: skip
+    for cell in [c for c in cells(ranking) if c.column == column]:
+        name, y, color = f"{cell.row}:{cell.arm}", at[cell.row, cell.arm], ranking.colors[cell.arm]
+        ax.plot([cell.low, cell.high], [y, y], color=color, lw=1.1, zorder=3, gid=f"interval:{name}")
+        ax.plot([cell.mean], [y], ls="none", marker="|", ms=7, mew=1.6, color=color, zorder=4, gid=f"mean:{name}")
+        ends = [(left, "<", cell.low < left), (right, ">", cell.high > right)]
+        for x, marker in [(x, marker) for x, marker, beyond in ends if beyond]:
+            ax.plot([x], [y], marker=marker, color=color, ms=3.5, clip_on=False, zorder=4, gid=f"beyond:{name}")
+        few = FEW_SEEDS if cell.n < MIN_PAIRS else ""
+        _count(ax, y, 0, f"{cell.learned}/{cell.n}{few}", color, f"learned:{name}")
+        if cell.diverged:
+            _count(ax, y, 1, f"{cell.diverged}", color, f"diverged:{name}")
+
+
+def _count(ax: Axes, y: float, place: int, text: str, color: str, gid: str) -> None:
+    ax.annotate(
+        text, (1, y), xycoords=("axes fraction", "data"), xytext=(6 + COUNT_WIDTH * place, 0),
+        textcoords="offset points", va="center", fontsize=5.5, color=color, annotation_clip=False, gid=gid,
+    )  # fmt: skip
+
+
+def head(ax: Axes, ranking: Ranking, column: str) -> None:
+    """The names of the counts on the right, above them."""
+    diverged = any(cell.diverged for cell in cells(ranking) if cell.column == column)
+    for place, name in enumerate(["learned", "diverged"] if diverged else ["learned"]):
+        ax.annotate(
+            name, (1, 1), xycoords="axes fraction", xytext=(8 + COUNT_WIDTH * place, 2), textcoords="offset points",
+            fontsize=5.5, color=style.GREY, rotation=40, rotation_mode="anchor", gid=f"head:{name}",
+        )  # fmt: skip
+
+
+def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
+    """Vertical lines at known losses, named above the panel."""
+    left, right = ax.get_xlim()
+    for name, value in references:
+        ax.axvline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
+        ax.annotate(
+            f"{name} {value:.2f}", (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+            textcoords="offset points", ha="right" if value > right - 0.2 * (right - left) else "center",
+            fontsize=5.5, color=style.GREY,
+        )  # fmt: skip
+
+
+def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
+    """Give the panels one loss axis with every end and both entropies; return where diverged runs stand."""
+    references = [r for r in layout.entropies(ranking.runs) if r[0] != "ln(vocab)"]
+    diverged = ranking.runs["outcome"] == "diverged"
+    ended = [float(v) for v in ranking.runs.loc[~diverged, "final_val_loss"]] + [v for _, v in references]
+    low, high = min(ended), max(ended)
+    # an interval may reach far beyond the losses that it is of: below two seeds' it has no end
+    reach = [v for cell in cells(ranking) for v in (cell.low, cell.high) if math.isfinite(v)]
+    room = BEYOND * (high - low)
+    low, high = max(low - room, min([low, *reach])), min(high + room, max([high, *reach]))
+    margin = 0.04 * (high - low)
+    edge = high + 2.5 * margin
+    for ax in axes:
+        ax.set_xlim(low - margin, edge + 1.5 * margin if diverged.any() else high + margin)
+        draw_references(ax, references)
+        ax.set_xlabel("final validation loss, nats per token")
+    return edge
+
+
+def rank_notes(ranking: Ranking) -> list[str]:
+    """The rule, what is held or left out, and what the marks mean that these runs have."""
+    notes = [ranking.rule, *ranking.notes]
+    if (ranking.runs["outcome"] == "diverged").any():
+        notes.append("right edge: diverged, and no mean; a loss that is not finite ranks as the loss at step 0")
+    if any(cell.n < MIN_PAIRS for cell in cells(ranking)):
+        notes.append(f"{FEW_SEEDS}: fewer than {MIN_PAIRS} seeds")
+    return notes
+
+
+def rank_legend(fig: Figure, ranking: Ranking) -> None:
+    """The arms and the outcomes that occur."""
+    look = Look(ranking.arm_field or "", None, ranking.colors if ranking.arm_field else {}, {"": "-"})
+    found = [o for o in style.OUTCOME_MARKERS if (ranking.runs["outcome"] == o).any()]
+    layout.legend(fig, look, ranking.runs.assign(hue=ranking.runs["arm"]), [layout.outcome_handle(o) for o in found])
+
+
+def height(ranking: Ranking) -> float:
+    """Inches of a figure with these rows."""
+    return max(ROW, ARM * len(ranking.colors)) * len(ranking.rows) + AROUND
+
+
+def ranking(study: Study) -> Figure:
+    """A row per value of the field with most values, a panel per depth, an interval per warmup."""
+    order = rank(study)
+    n = len(order.columns)
+    width = style.TWO_COLUMNS if n > 1 else style.TWO_COLUMNS * 0.62
+    fig = Figure(figsize=(width, height(order)), layout="constrained")
+    axes: list[Axes] = list(fig.subplots(1, n, sharex=True, sharey=True, squeeze=False).ravel())
+    edge = loss_axis(axes, order)
+    for ax, column in zip(axes, order.columns, strict=True):
+        stripe_rows(ax, order)
+        draw_ranking(ax, order, column, edge)
+        head(ax, order, column)
+        if n > 1:
+            ax.set_title(f"n_layers={column}", loc="left", pad=14)
+    what = f"Final validation loss by {order.field}, the best on top; markers: seeds, bars: mean and 95 % t interval"
+    layout.title(fig, study, what, order.runs, rank_notes(order))
+    rank_legend(fig, order)
+    return fig
