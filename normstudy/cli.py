@@ -1,4 +1,4 @@
-"""The `normstudy` command: help texts, dispatch, and the arguments of plot, compare and compact.
+"""The `normstudy` command: help texts, dispatch, and the arguments of plot, compare, compact and reproduce.
 
 Only the standard library is imported here, and each command's own modules when it is chosen, so that every
 help text and every misspelt command answers at once.
@@ -24,6 +24,7 @@ normstudy: what does the placement of normalization do to the gradients and the 
   normstudy plot STUDY                    draw a study's figures again
   normstudy compare STUDY --by COLUMN     paired differences between the values of one column
   normstudy compact STUDY [--seal]        gather finished runs into one file per table
+  normstudy reproduce --tier 0            hold the theory's predictions at initialization against measurements
   normstudy COMMAND --help                what a command takes
 
 First steps:
@@ -38,7 +39,8 @@ Keys (normstudy run --cfg job prints them all with their values):
   model=                  default, tiny, vaswani, gpt2, llama, olmo2, gemma2, deepnet: each a few differences
   model.placement=        pre, post, peri, reordered, sub, deepnorm, admin, lns, mix, b2t, residual, hybrid, rezero,
                           none, or your own as my_module:my_block
-  model.norm=             auto, layernorm, rmsnorm, dyt, none, or your own     model.qk_norm=  auto, none, per_head, full
+  model.norm=             auto, layernorm, rmsnorm, dyt, none, or your own
+  model.qk_norm=          auto, none, per_head, full
   model.init=             auto (the placement's own), xavier, normal, gpt2, deepnorm, sub, tfixup
   model.embed_init=       unit, std, scaled (std and scaled with model.embed_std=)     model.tied=  model.biases=
   model.activation=       gelu, relu, swiglu, geglu      model.positions=  learned, sinusoidal, rope, none
@@ -89,6 +91,9 @@ normstudy plot STUDY: draw the figures of a study, a folder such as results/warm
   --only NAME[,NAME]                    only these figures
   --format png|svg|pdf                  default png
   --out DIR                             default STUDY/figures
+
+Figures: headline, loss_curves, training_loss, gradient_ratio, gradient_profile, residual_path, heatmap, final_grid,
+ranking. One that a study cannot give is skipped, and a line says why.
 """
 
 COMPARE_HELP = """\
@@ -107,6 +112,22 @@ COMPACT_HELP = """\
 normstudy compact STUDY: gather the finished runs of a study into one file per table.
 
   --seal      and close the study: it then accepts only the runs that it already holds
+"""
+
+REPRODUCE_HELP = """\
+normstudy reproduce --tier 0: what papers predict of a transformer at initialization, measured and judged.
+normstudy reproduce NAME [NAME...]: only these.
+
+  --list                   name them, with what they predict and by whom; measure nothing
+  --again                  measure also what is stored already
+  --out DIR                for tables and figures; default results/reproductions
+  --workers N              processes, one thread each; default one per core; never change a number
+  --format table|markdown  default table
+
+A table is kept and not measured again as long as its definition (models, depths, seeds, the version of the
+measurement) is the same. Verdicts and figures are made anew from the tables each time.
+supported: the whole 95 % t interval over seeds lies in the band that the source predicts; not supported: wholly
+outside; inconclusive: neither; measured: the source gives no number.
 """
 
 
@@ -232,19 +253,56 @@ def _compact(argv: list[str]) -> int:
     return 0
 
 
+def _reproduce(argv: list[str]) -> int:
+    from normstudy.config import ConfigError
+
+    parser = _parser("reproduce", study=False)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--tier", type=int)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--format", choices=("table", "markdown"), default="table")
+    args = parser.parse_args(argv)
+    if args.tier is not None and args.names:
+        raise ConfigError(f"--tier {args.tier} and names are given: give one of the two")
+    if args.tier is None and not args.names and not args.list:
+        raise ConfigError("nothing is asked for: give --tier 0, or names out of normstudy reproduce --list")
+    from normstudy.reproductions import REPRODUCTIONS, run, workers
+
+    names = run.check_names(args.names) or list(REPRODUCTIONS)
+    if args.tier is not None:
+        names = run.names_of(args.tier)
+    if args.list:
+        print(run.listing(names))
+        return 0
+    out = run.OUT if args.out is None else args.out
+    try:
+        report = run.reproduce(names, out, again=args.again, processes=args.workers)
+    except workers.MeasuringFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(run.render(report.findings, args.format))
+    if args.format == "table":
+        print(f"\n{run.summary(report, out)}")
+    return 0
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "run": (RUN_HELP, _run),
     "sweep": (SWEEP_HELP, _sweep),
     "plot": (PLOT_HELP, _plot),
     "compare": (COMPARE_HELP, _compare),
     "compact": (COMPACT_HELP, _compact),
+    "reproduce": (REPRODUCE_HELP, _reproduce),
 }
 
 
 # ---- arguments ----------------------------------------------------------------------------------------
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
+def _parser(command: str, *, study: bool = True) -> argparse.ArgumentParser:
     import argparse
 
     from normstudy.config import ConfigError
@@ -254,7 +312,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
             raise ConfigError(f"{message}: see normstudy {command} --help")
 
     parser = Parser(prog=f"normstudy {command}", add_help=False, allow_abbrev=False)
-    parser.add_argument("study", metavar="STUDY")
+    if study:
+        parser.add_argument("study", metavar="STUDY")
     return parser
 
 

@@ -182,7 +182,7 @@ def test_a_bug_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["plot", "x"])
 
 
-@pytest.mark.parametrize("name", ["sweep", "plot", "compare"])
+@pytest.mark.parametrize("name", ["sweep", "plot", "compare", "reproduce"])
 def test_scripts_are_doors_to_the_same_commands(name: str, capfd: Capture) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPTS / f"{name}.py", "--help"], capture_output=True, text=True, check=True

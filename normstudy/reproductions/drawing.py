@@ -1,0 +1,253 @@
+"""Pieces that the figures of the reproductions share. Needs no torch.
+
+Thin lines and small points are single seeds, bold ones the mean over seeds, colored fans a fit with its 95 % t interval
+over seeds, grey areas the source's prediction.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
+
+from normstudy.analysis.pairs import paired_t_interval
+from normstudy.figures import style
+from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, log
+
+WIDTH = 4.4  # inches, of a figure of one panel
+BAND_COLOR = "#D9D9D9"
+SEED_SIZE = 4.5  # points
+PALE = {
+    "pre": "#56B4E9",
+    "post": "#E8A87C",
+    "deepnorm": "#665500",
+    "reordered": "#BB88DD",
+}  # a placement's second model
+TICKS = (  # of a logarithmic axis whose ends differ by more than a factor
+    (20, (1.0, 2.0, 5.0)),
+    (8, (1.0, 2.0, 3.0, 5.0)),
+    (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    (0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
+)
+LAST_GRADIENT = "gradient norm of the last\nblock's second MLP matrix"
+BLOCK_GRADIENT = "gradient norm of the\nsecond MLP matrix"
+MEAN_SQUARE = "mean square of the stream"
+
+
+def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side, each with axes of its own; height: inches of a panel."""
+    width = WIDTH if panels == 1 else style.TWO_COLUMNS
+    fig = Figure(figsize=(width, height), layout="constrained")
+    axes: list[Axes] = fig.subplots(1, panels, squeeze=False).ravel().tolist()
+    return fig, axes
+
+
+def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: Sequence[Artist]) -> Figure:
+    """Put the prediction and what was found above the panels, and a legend below; the figure grows by their lines."""
+    width = int(fig.get_figwidth() * 18.4)
+    lines = textwrap.wrap(prediction, width)
+    for f in findings:
+        band = "" if f.band is None or f.exact else f", predicted {f.band_text}"
+        result = f"{f.value_text}{band}: {f.verdict}"
+        whole = f"{f.quantity}: {result}"
+        lines += [whole] if len(whole) <= width else [*textwrap.wrap(f"{f.quantity}:", width), f"    {result}"]
+    per_row = max(1, int(fig.get_figwidth() * 16 / max(7 + len(str(h.get_label())) for h in handles)))
+    rows = -(-len(handles) // per_row)
+    columns = -(-len(handles) // rows)
+    fig.set_figheight(fig.get_figheight() + 0.155 * len(lines) + 0.16 * rows)
+    fig.suptitle(typeset("\n".join(lines)), x=0.01, ha="left", linespacing=1.35, fontsize=7.5)
+    # matplotlib fills a legend column by column
+    blank = Line2D([], [], ls="none", label=" ")
+    grid = [*handles, *[blank] * (rows * columns - len(handles))]
+    ordered = [grid[row * columns + column] for column in range(columns) for row in range(rows)]
+    fig.legend(handles=ordered, loc="outside lower center", ncols=columns)
+    return fig
+
+
+def typeset(text: str) -> str:
+    """Plain text with the signs of print: minus, root, square, at most."""
+    text = re.sub(r"(?<![\w)])-(?=[\d.])", "−", text).replace(" - ", " − ")
+    text = re.sub(r"sqrt\((\w)\)", r"√\1", text)
+    return text.replace("sqrt(", "√(").replace("^2", "²").replace("<=", "≤").replace("e+", "e")
+
+
+def color(placement: str) -> str:
+    """The color that a placement has in every figure."""
+    return style.PLACEMENT_COLORS.get(placement, style.GREY)
+
+
+# ---- legend entries ---------------------------------------------------------------------------------------
+
+
+def line_handle(label: str, color: str, marker: str = "o", ls: style.LineStyle = "-") -> Line2D:
+    """The legend entry of a mean over seeds."""
+    return Line2D([], [], color=color, lw=style.BOLD, marker=marker, ls=ls, label=label)
+
+
+def point_handle(label: str, color: str, marker: str) -> Line2D:
+    """The legend entry of points without a line."""
+    return Line2D([], [], ls="none", color=color, marker=marker, ms=5, mec="white", mew=0.6, label=label)
+
+
+def band_handle(label: str) -> Patch:
+    """The legend entry of a prediction."""
+    return Patch(facecolor=BAND_COLOR, lw=0, label=label)
+
+
+def seed_line_handle() -> Line2D:
+    """The legend entry of thin lines."""
+    return Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds")
+
+
+def seed_point_handle() -> Line2D:
+    """The legend entry of small points."""
+    return Line2D([], [], color=style.GREY, ls="none", marker=".", ms=SEED_SIZE, mew=0, label="single seeds")
+
+
+def interval_handle(what: str, color: str = style.GREY) -> Patch:
+    """The legend entry of a fan or an area that is a 95 % interval."""
+    return Patch(facecolor=color, alpha=0.4, lw=0, label=f"{what}, 95 % interval" if what else "95 % interval")
+
+
+# ---- axes -------------------------------------------------------------------------------------------------
+
+
+def depth_axis(ax: Axes, depths: Floats, *, logarithmic: bool = True) -> None:
+    """Depths on a logarithmic axis, each with its tick."""
+    if logarithmic:
+        ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(depths.tolist()))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
+    ax.set_xlabel("depth L")
+
+
+def block_axis(ax: Axes, blocks: Floats) -> None:
+    """Blocks on a linear axis: both ends and every eighth, or about that."""
+    every = max(1, round(len(blocks) / 8))
+    ax.xaxis.set_major_locator(
+        FixedLocator(sorted({blocks[0], *(b for b in blocks if b % every == 0 and b - blocks[0] > every / 2)}))
+    )
+    ax.set_xlim(blocks[0] - 0.02 * len(blocks), blocks[-1] + 0.02 * len(blocks))
+    ax.set_xlabel("block")
+
+
+def log_x(ax: Axes, last: float) -> None:
+    """A logarithmic axis of layers 1, 2, 4, ... to the last."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator([float(2**k) for k in range(int(np.log2(last)) + 1)]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
+
+
+def log_y(ax: Axes) -> None:
+    """A logarithmic axis; below two decades its ticks are plain numbers."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    if high < 100 * low:
+        subs = next(subs for factor, subs in TICKS if high > factor * low)
+        ax.yaxis.set_major_locator(LogLocator(subs=subs))
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+# ---- data -------------------------------------------------------------------------------------------------
+
+
+def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str = "o") -> None:
+    """A small point a seed, a large one for their geometric mean; y: (n, seeds)."""
+    for column in y.T:
+        ax.plot(x, column, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
+    ax.plot(x, np.exp(log(y).mean(1)), ls="none", marker=marker, ms=5, color=color, mec="white", mew=0.6, zorder=4)
+
+
+def lines(ax: Axes, x: Floats, y: Floats, color: str, ls: style.LineStyle = "-", *, geometric: bool) -> None:
+    """A thin line a seed, a bold one for their mean; y: (n, seeds)."""
+    for column in y.T:
+        ax.plot(x, column, lw=style.THIN, color=color, alpha=0.5, ls=ls, zorder=2)
+    mean = np.exp(log(y).mean(1)) if geometric else y.mean(1)
+    ax.plot(x, mean, lw=style.BOLD, color=color, ls=ls, zorder=4)
+
+
+def means(ax: Axes, x: Floats, y: Floats, color: str) -> None:
+    """A small point a seed, a large one for their mean with its 95 % t interval; y: (n, seeds)."""
+    for column in y.T:
+        ax.plot(x, column, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.4, mew=0, zorder=2)
+    for place, row in zip(x, y, strict=True):
+        mean, low, high = paired_t_interval(row)
+        ax.plot([place, place], [low, high], color=color, lw=1.0, zorder=3)
+        ax.plot([place], [mean], marker="o", ms=5, color=color, mec="white", mew=0.6, zorder=4)
+
+
+def interval(ax: Axes, x: Floats, y: Floats, color: str) -> None:
+    """The 95 % t interval of the mean over seeds at each x, as an area; y: (n, seeds)."""
+    found = np.array([paired_t_interval(row) for row in y])
+    ax.fill_between(x, found[:, 1], found[:, 2], color=color, alpha=0.25, lw=0, zorder=1.5)
+
+
+def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
+    """The power law through the seeds' geometric mean, its exponent's interval as a fan; y: (n, seeds)."""
+    mean, low, high = paired_t_interval(exponent(x, y))
+    grid, through = _fan(x, y, "center")
+    ax.fill_between(grid, through(low), through(high), color=color, alpha=0.25, lw=0, zorder=1.5)
+    ax.plot(grid, through(mean), color=color, lw=1.0, zorder=3)
+
+
+def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str = "center") -> None:
+    """The power laws whose exponents lie in a band, through the center of the means, or the first of them.
+
+    An open lower end is drawn from exponent 0.
+    """
+    low = band.low if np.isfinite(band.low) else 0.0
+    grid, through = _fan(x, y, anchor)
+    ax.fill_between(grid, through(low), through(band.high), color=BAND_COLOR, lw=0, zorder=1)
+
+
+def _fan(x: Floats, y: Floats, anchor: str) -> tuple[Floats, Callable[[float], Floats]]:
+    means = log(y).mean(1)
+    x0, y0 = (log(x)[0], means[0]) if anchor == "first" else (log(x).mean(), means.mean())
+    grid = np.exp(np.linspace(np.log(x[0]) - 0.08, np.log(x[-1]) + 0.08, 101))
+    return grid, lambda power: np.asarray(np.exp(y0 + power * (np.log(grid) - x0)))
+
+
+# ---- a whole figure ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Series:
+    """One quantity over depth: depths (n,), values (n, seeds), and the predicted exponents, where there are any."""
+
+    label: str
+    color: str
+    depths: Floats
+    values: Floats
+    band: Band | None = None
+    marker: str = "o"
+
+
+def scaling(prediction: str, found: Sequence[Finding], series: Sequence[Series], ylabel: str) -> Figure:
+    """Quantities against depth, log-log: seeds, means, fitted powers, and the fans of the predicted exponents."""
+    fig, (ax,) = figure()
+    for place, s in enumerate(series):
+        if s.band is not None:
+            power_band(ax, s.depths, s.values, s.band)
+        power_fit(ax, s.depths, s.values, s.color)
+        beside = np.exp(0.03 * (place - (len(series) - 1) / 2))  # so that points of one depth do not hide one another
+        points(ax, s.depths * beside, s.values, s.color, s.marker)
+    depth_axis(ax, series[0].depths)
+    log_y(ax)
+    ax.set_ylabel(ylabel)
+    handles: list[Artist] = [line_handle(s.label, s.color, s.marker) for s in series]
+    handles += [seed_point_handle(), interval_handle("fit")]
+    if any(s.band is not None for s in series):
+        handles.append(band_handle("predicted"))
+    return finish(fig, prediction, found, handles)

@@ -1,0 +1,94 @@
+"""The tables of the reproductions: DIR/tables/NAME.parquet, one a reproduction, and the only code that touches them.
+
+A table is known by its definition, a hash of everything that its values depend on but the machine: the version of the
+measurement, the setting, the models, depths and seeds. `results/README.md` says what each column means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from normstudy import config as cfg
+from normstudy import store
+from normstudy.config import ConfigError
+from normstudy.reproductions.entry import MEASUREMENT, Need, Setting, model_config
+
+_NAME = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("quantity", _NAME), ("variant", _NAME), ("placement", _NAME), ("depth", pa.int32()), ("layer", pa.int32()),
+        ("seed", pa.int32()), ("value", pa.float64()),
+    ]
+)  # fmt: skip
+SORT = ["quantity", "variant", "depth", "layer", "seed"]
+KEY = b"definition"
+
+
+def definition(setting: Setting, needs: Sequence[Need]) -> str:
+    """sha256 of what the values of a table depend on, the machine excepted."""
+    shared = {k: v for k, v in dataclasses.asdict(setting).items() if k in ("batch_size", "seq_len", "vocab_size")}
+    needed = []
+    for need in needs:
+        models = [_model(dataclasses.asdict(model_config(need.variant, depth, setting))) for depth in need.depths]
+        needed.append([need.kind, need.variant.simplified, models, need.seeds])
+    content = {"measurement": MEASUREMENT, "numerics": cfg.NUMERICS, **shared, "needs": needed}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _model(values: dict[str, object]) -> dict[str, object]:
+    """Without the fields that have the value of before they were added, so that a new field leaves tables valid."""
+    return {k: v for k, v in values.items() if k not in cfg.ABSENT or v != cfg.ABSENT[k]}
+
+
+def path(out: Path, name: str) -> Path:
+    """The file of a reproduction's table."""
+    return out / "tables" / f"{name}.parquet"
+
+
+def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
+    """Write a table whole, and then move it to its place. rows: the columns of SCHEMA."""
+    ordered = rows.sort_values(SORT, kind="stable", ignore_index=True)
+    content = pa.table({f.name: pa.array(ordered[f.name], from_pandas=True).cast(f.type) for f in SCHEMA})
+    made = {"python": platform.python_version(), "torch": version("torch"), "normstudy": version("normstudy")}
+    content = content.replace_schema_metadata({KEY.decode(): key, **made})
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        content, sink, compression="zstd", use_dictionary=[n for n in SCHEMA.names if n != "value"],
+        column_encoding={"value": "BYTE_STREAM_SPLIT"}, write_page_checksum=True,
+    )  # fmt: skip
+    try:
+        path(out, name).parent.mkdir(parents=True, exist_ok=True)
+        store.place(out, f"tables/{name}.parquet", bytes(sink.getvalue()))
+    except OSError as error:
+        raise ConfigError(f"{path(out, name)} cannot be written: {error.strerror}. Give another --out") from None
+    with contextlib.suppress(OSError):  # another command's files are in it
+        (out / "state").rmdir()
+
+
+def read(out: Path, name: str) -> pd.DataFrame:
+    """A table, sorted, its names as plain text; layer is a float, NaN for what belongs to no layer."""
+    frame: pd.DataFrame = pq.ParquetFile(path(out, name)).read().to_pandas()
+    for column in ("quantity", "variant", "placement"):
+        frame[column] = frame[column].astype(object).astype(str)
+    return frame
+
+
+def stored_definition(out: Path, name: str) -> str | None:
+    """The definition of the table that is there; None where there is none that can be read."""
+    try:
+        metadata = pq.ParquetFile(path(out, name)).schema_arrow.metadata or {}
+    except (OSError, pa.ArrowInvalid):
+        return None
+    key = metadata.get(KEY)
+    return None if key is None else key.decode()

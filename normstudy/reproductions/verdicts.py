@@ -1,0 +1,186 @@
+"""From a table to a verdict: estimates per seed, their 95 % t interval, and where it lies in the source's band.
+
+A table is long: quantity, variant, placement, depth, layer, seed, value (results/README.md). Needs no torch.
+
+The rule: `supported` when the whole interval lies in the band, `not supported` when it lies wholly outside,
+`inconclusive` otherwise. Where the source gives no number a quantity is `measured`, without a verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from normstudy.analysis.pairs import paired_t_interval
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, MEASURED = "supported", "not supported", "inconclusive", "measured"
+
+
+@dataclass(frozen=True)
+class Band:
+    """The values that a source predicts: low to high, both included."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        if math.isinf(self.low):
+            return f"<= {self.high:g}"
+        return f">= {self.low:g}" if math.isinf(self.high) else f"[{self.low:g}, {self.high:g}]"
+
+
+def around(value: float, by: float) -> Band:
+    """value - by to value + by."""
+    return Band(round(value - by, 12), round(value + by, 12))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A quantity, its mean over seeds and 95 % t interval (NaN where there is none), and what it shows.
+
+    band: what the source predicts; None where it gives no number. exact: value is the largest relative deviation
+    from numbers that the source gives exactly, and band its tolerance.
+    """
+
+    quantity: str
+    value: float
+    low: float
+    high: float
+    seeds: int
+    band: Band | None
+    verdict: str
+    exact: bool = False
+
+    @property
+    def band_text(self) -> str:
+        """`[-0.6, -0.4]`, `<= 0.6`, `exact`, or `none`."""
+        return "exact" if self.exact else "none" if self.band is None else str(self.band)
+
+    @property
+    def value_text(self) -> str:
+        """`-0.542 [-0.568, -0.515]`: as many digits as two of the interval's half-width need, at most three."""
+        if self.exact:
+            return f"deviation {self.value:.0e}" if self.value else "deviation 0"
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return f"{self.value:.3g}"
+        if abs(self.value) >= 1e4:
+            return f"{self.value:.2g} [{self.low:.2g}, {self.high:.2g}]"
+        half = (self.high - self.low) / 2
+        digits = min(3, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
+        # Rounded first, and plus 0.0, so that none of them is shown as -0.000.
+        value, low, high = (format(round(x, digits) + 0.0, f".{digits}f") for x in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
+
+
+# ---- from the table to arrays -----------------------------------------------------------------------------
+
+
+def by_layer(table: pd.DataFrame, quantity: str, variant: str, depth: int) -> tuple[Floats, Floats]:
+    """The layers (n,) of a quantity at one depth, and its values (n, seeds)."""
+    rows = table[(table["quantity"] == quantity) & (table["variant"] == variant) & (table["depth"] == depth)]
+    wide = rows.pivot_table(index="layer", columns="seed", values="value", dropna=False)
+    return wide.index.to_numpy(np.float64), wide.to_numpy(np.float64)
+
+
+def by_depth(table: pd.DataFrame, quantity: str, variant: str, layer: str | None = None) -> tuple[Floats, Floats]:
+    """The depths (n,) of a quantity of the model, or of its `first` or `last` block, and its values (n, seeds)."""
+    rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
+    if layer is not None:
+        rows = rows[rows["layer"] == (0 if layer == "first" else rows["depth"] - 1)]
+    wide = rows.pivot_table(index="depth", columns="seed", values="value", dropna=False)
+    return wide.index.to_numpy(np.float64), wide.to_numpy(np.float64)
+
+
+def deepest(table: pd.DataFrame, variant: str) -> int:
+    """The largest depth at which a variant was measured."""
+    return int(table.loc[table["variant"] == variant, "depth"].max())
+
+
+def first_to_last(table: pd.DataFrame, variant: str) -> tuple[Floats, Floats]:
+    """The depths (n,), and the first over the last block's gradient (n, seeds)."""
+    depths, first = by_depth(table, "mlp_out_grad", variant, "first")
+    return depths, first / by_depth(table, "mlp_out_grad", variant, "last")[1]
+
+
+# ---- estimates, one a seed --------------------------------------------------------------------------------
+
+
+def log(x: Floats) -> Floats:
+    """Natural logarithm; not finite, without a warning, where x is not positive."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(x))
+
+
+def slope(x: Floats, y: Floats) -> Floats:
+    """Least-squares slope of each column of y (n, seeds) against x (n,); (seeds,)."""
+    centered = x - x.mean()
+    with np.errstate(invalid="ignore"):
+        return np.asarray(centered @ y / (centered @ centered))
+
+
+def exponent(x: Floats, y: Floats) -> Floats:
+    """The power of x by which each column of y goes: its slope in log-log."""
+    return slope(log(x), log(y))
+
+
+# ---- verdicts ---------------------------------------------------------------------------------------------
+
+
+def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = False) -> Finding:
+    """The finding of estimates, one a seed; logs: they are logarithms, and mean and interval are shown exponentiated.
+
+    The band is in the units shown. Where one of them is not finite there is neither mean nor interval.
+    """
+    found = np.asarray(estimates)
+    mean, low, high = paired_t_interval(found) if np.isfinite(found).all() else (math.nan,) * 3
+    if logs:
+        mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
+    return Finding(quantity, mean, low, high, len(estimates), band, verdict(band, mean, low, high))
+
+
+def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
+    """Where an interval lies; a mean that is not finite is in no band, and one seed shows nothing."""
+    if band is None:
+        return MEASURED
+    if not math.isfinite(mean):
+        return NOT_SUPPORTED
+    if math.isnan(low):
+        return INCONCLUSIVE
+    if band.low <= low and high <= band.high:
+        return SUPPORTED
+    return NOT_SUPPORTED if high < band.low or band.high < low else INCONCLUSIVE
+
+
+def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: Band) -> Finding:
+    """The finding of a prediction for all places (n,), from estimates (n, seeds): that of the worst place.
+
+    Supported when the interval lies in the band at every place, not supported when it lies wholly outside at one or
+    more, inconclusive otherwise. The intervals are those of each place for itself. That is right for `supported`: if
+    the prediction fails at one place, its interval alone must err. `not supported` is easier to reach by chance than
+    at one place.
+    """
+    found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
+    outside = [f for f in found if f.verdict == NOT_SUPPORTED]
+    return max(outside or found, key=lambda f: _excess(f, band))
+
+
+def _excess(finding: Finding, band: Band) -> float:
+    """By how much an interval leaves a band, or, negative, how far it stays inside."""
+    if not math.isfinite(finding.value):
+        return math.inf
+    if math.isnan(finding.low):
+        return 0.0
+    return max(band.low - finding.low, finding.high - band.high)
+
+
+def judge_exact(quantity: str, found: Floats, expected: Floats, tolerance: float, seeds: int) -> Finding:
+    """The finding of numbers that the source gives exactly: the largest relative deviation, which must be rounding."""
+    worst = float(np.max(np.abs(found / expected - 1))) if len(found) else math.nan
+    passes = worst <= tolerance
+    band = Band(high=tolerance)
+    return Finding(quantity, worst, math.nan, math.nan, seeds, band, SUPPORTED if passes else NOT_SUPPORTED, exact=True)

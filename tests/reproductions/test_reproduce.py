@@ -1,0 +1,267 @@
+"""The command: what is measured again and what is not, on how many processes, and every bad request in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from reduced import REDUCED, STORED, measured
+
+from normstudy import cli
+from normstudy.reproductions import REPRODUCTIONS, run, tables, workers
+from normstudy.reproductions.entry import MEASUREMENT, PRE, Need, Setting, Variant
+from normstudy.reproductions.workers import Job
+
+Capture = pytest.CaptureFixture[str]
+NAMES = ["xiong-theorem1-pre", "admin-output-change", "mixln-balance"]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("once")
+    report = run.reproduce(NAMES, out, processes=1, setting=REDUCED)
+    assert report.measured == NAMES
+    return out
+
+
+# ---- measuring ------------------------------------------------------------------------------------------
+
+
+def test_the_same_bytes_on_two_workers_and_in_this_process(once: Path, tmp_path: Path) -> None:
+    run.reproduce(NAMES, tmp_path / "two", processes=2, setting=REDUCED)
+    assert content(tmp_path / "two") == content(once)
+    assert sorted(content(once)) == sorted(
+        [*(f"tables/{n}.parquet" for n in NAMES), *(f"figures/{n}.png" for n in NAMES)]
+    )
+    for name in NAMES:  # alone or with others, here or there
+        key = tables.definition(REDUCED, REPRODUCTIONS[name].needs(REDUCED))
+        tables.write(tmp_path / "here", name, measured()[name], key)
+        assert tables.path(tmp_path / "here", name).read_bytes() == tables.path(once, name).read_bytes()
+
+
+def test_what_is_stored_is_not_measured_again(once: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[Variant]] = []
+
+    def nothing(queue: list[Job], processes: int) -> list[object]:
+        asked.append({job.variant for job in queue})
+        return []
+
+    monkeypatch.setattr(workers, "run", nothing)
+    before = content(once)
+    report = run.reproduce(NAMES, once, setting=REDUCED)
+    assert (report.measured, asked) == ([], [])
+    assert "measured 0 now, 3 stored, same definition (--again measures anew)" in run.summary(report, once)
+    again = run.reproduce(NAMES[:1], once, again=True, setting=REDUCED)
+    assert (again.measured, asked) == (NAMES[:1], [{PRE}])
+    assert content(once) == before
+
+
+def test_another_definition_is_measured(once: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key = tables.stored_definition(once, NAMES[0])
+    needs = REPRODUCTIONS[NAMES[0]].needs(REDUCED)
+    assert tables.definition(REDUCED, needs) == key
+    others = [
+        tables.definition(REDUCED, [Need(n.kind, n.variant, n.depths, n.seeds + 1) for n in needs]),
+        tables.definition(REDUCED, [Need(n.kind, n.variant, n.depths[1:], n.seeds) for n in needs]),
+        tables.definition(REDUCED, [Need(n.kind, Variant("post"), n.depths, n.seeds) for n in needs]),
+        tables.definition(REDUCED, [Need("stream", n.variant, n.depths, n.seeds) for n in needs]),
+        tables.definition(Setting(), REPRODUCTIONS[NAMES[0]].needs(Setting())),
+    ]
+    monkeypatch.setattr(tables, "MEASUREMENT", MEASUREMENT + 1)
+    others.append(tables.definition(REDUCED, needs))
+    assert len({key, *others}) == 7
+    assert tables.stored_definition(tmp_path, NAMES[0]) is None
+    tables.path(tmp_path, NAMES[0]).parent.mkdir()
+    tables.path(tmp_path, NAMES[0]).write_bytes(tables.path(once, NAMES[0]).read_bytes()[:100])
+    assert tables.stored_definition(tmp_path, NAMES[0]) is None  # half a file
+
+
+def test_what_reproductions_share_is_measured_once() -> None:
+    setting = Setting()
+    needs = [need for name in run.names_of(0) for need in REPRODUCTIONS[name].needs(setting)]
+    wanted = run.units(needs)
+    queue = run.jobs(wanted, setting)
+    handed_out = [(job.kind, job.variant, job.depth, seed) for job in queue for seed in job.seeds]
+    assert sorted(map(str, handed_out)) == sorted(map(str, wanted))
+    assert len(set(wanted)) == len(wanted) < sum(len(n.depths) * n.seeds for n in needs)
+    assert max(job.depth * len(job.seeds) for job in queue) <= run.LAYERS_AT_ONCE
+    assert [run.cost(job) for job in queue] == sorted((run.cost(job) for job in queue), reverse=True)
+
+
+def test_an_error_in_a_worker_names_the_measurement() -> None:
+    bad = Job("no_such_kind", PRE, 2, (0,), REDUCED)
+    with pytest.raises(workers.MeasuringFailed, match=r"(?s)no_such_kind of pre at depth 2 failed:.*KeyError"):
+        list(workers.run([bad], 1))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_worker_is_one_line_and_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    real = run.reproduce
+    monkeypatch.setattr(run, "reproduce", lambda *a, **k: real(*a, **k, setting=REDUCED))
+
+    def kill() -> None:
+        while not (children := multiprocessing.active_children()):
+            time.sleep(0.01)
+        for child in children:
+            os.kill(child.pid or 0, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert cli.main(["reproduce", "peri-variance", "--out", str(tmp_path), "--workers", "1"]) == 1
+    killer.join()
+    assert capfd.readouterr() == ("", "error: a measuring process was killed by signal 9\n")
+    assert content(tmp_path) == {}
+
+
+PARENT = """
+import multiprocessing, sys, time
+from multiprocessing.connection import Connection
+from normstudy.reproductions import workers
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=workers.serve, args=(Connection(int(sys.argv[1])),), daemon=True)
+    process.start()
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    """Though its pipe stays open: the other end is held here, so that no end of file tells it."""
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    ours, theirs = multiprocessing.Pipe()
+    fd = theirs.fileno()
+    parent = subprocess.Popen([sys.executable, script, str(fd)], pass_fds=[fd], stdout=subprocess.PIPE, text=True)
+    theirs.close()
+    assert parent.stdout is not None
+    worker = parent.stdout.readline().strip()
+    bad = Job("no_such_kind", PRE, 2, (0,), REDUCED)
+    ours.send(bad)
+    assert ours.recv()[0] == bad  # it is up and waits for the next job
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 30
+    while "spawn_main" in _command(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ours.close()
+
+
+def _command(pid: str) -> str:
+    """The command line of a process; empty where it is gone, or dead and not yet waited for."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+@pytest.mark.parametrize(("lines", "columns"), [(0, 0), (30, 110)])
+def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path: Path, lines: int, columns: int) -> None:
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    code = "from normstudy.reproductions import run\nwith run._bar(4.0) as bar:\n for _ in range(4): bar.update(1.0)"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=slave) as running:
+        os.close(slave)
+        seen = b""
+        with contextlib.suppress(OSError):  # a terminal whose other end has closed
+            while part := os.read(master, 4096):
+                seen += part
+        os.close(master)
+    assert running.returncode == 0
+    assert re.search(r"measuring: 100%\|.*\| 00:00 elapsed, 00:00 left", seen.decode())
+
+
+# ---- the command line -------------------------------------------------------------------------------------
+
+
+def test_list_names_all_and_measures_nothing(capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["--list"], ["--tier", "0", "--list"]):
+        assert cli.main(["reproduce", *words]) == 0
+        out, err = capfd.readouterr()
+        assert err == ""
+        assert [line.split()[0] for line in out.splitlines() if "(tier 0)" in line] == run.names_of(0)
+        assert "arXiv:2002.04745" in out
+    assert content(tmp_path) == {}
+
+
+def test_a_pipe_gets_the_table_and_nothing_else(tmp_path: Path) -> None:
+    words = [Path(sys.executable).with_name("normstudy"), "reproduce", "peri-variance", "--format", "markdown"]
+    (tmp_path / "tables").mkdir()
+    tables.path(tmp_path, "peri-variance").write_bytes(tables.path(STORED, "peri-variance").read_bytes())
+    done = subprocess.run([*words, "--out", tmp_path], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert [line.count("|") for line in done.stdout.splitlines()] == [7, 7, 7]
+    assert "\r" not in done.stdout
+    assert "`peri-variance`" in done.stdout
+
+
+def test_markdown_cells_hold_no_bare_bar() -> None:
+    findings = {name: REPRODUCTIONS[name].findings(table) for name, table in measured().items()}
+    lines = run.render(findings, "markdown").splitlines()
+    assert len(lines) == 2 + sum(map(len, findings.values()))
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(run.HEADER) + 1}
+
+
+def test_the_script_is_the_same_command(capfd: Capture) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "reproduce.py"
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+    assert cli.main(["reproduce", "--help"]) == 0
+    assert done.stdout == capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("request_", "held"),
+    [
+        ("", ["nothing is asked for", "--tier 0", "--list"]),
+        ("--again", ["nothing is asked for"]),
+        ("--tier 1", ["--tier 1: there is no such tier", "give 0"]),
+        ("--tier one", ["--tier", "'one'", "--help"]),
+        ("--tier", ["--tier", "--help"]),
+        ("--tier 0 peri-variance", ["--tier 0 and names"]),
+        ("peri", ["'peri' is no reproduction", "--list"]),
+        ("xiong-lema2-pre", ["'xiong-lema2-pre'", "Did you mean xiong-lemma2-pre?"]),
+        ("peri-variance peri-varianze", ["'peri-varianze'", "Did you mean peri-variance?"]),
+        ("nonsense --list", ["'nonsense' is no reproduction"]),
+        ("peri-variance --workers 0", ["--workers 0 is below 1"]),
+        ("peri-variance --workers two", ["--workers", "'two'"]),
+        ("peri-variance --format csv", ["--format", "'csv'", "table"]),
+        ("peri-variance --out file", ["--out file", "is a file"]),
+        ("peri-variance --out file/below", ["--out file/below", "is a file"]),
+        ("peri-variance --seeds 3", ["unrecognized arguments: --seeds 3", "--help"]),
+    ],
+)  # fmt: skip
+def test_bad_requests(
+    request_: str, held: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    assert cli.main(["reproduce", *request_.split()]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for words in held:
+        assert words in err
+    assert content(tmp_path) == {"file": b""}
