@@ -422,11 +422,18 @@ def resolve(model: ModelConfig) -> Resolved:
 
 
 def own_sources(model: ModelConfig) -> dict[str, str | None]:
-    """sha256 of the source of a placement and of a norm that are the user's own, else None."""
-    return {
-        "placement_sha256": own.source_sha256(model.placement) if is_own(model.placement) else None,
-        "norm_sha256": own.source_sha256(model.norm) if is_own(model.norm) else None,
-    }
+    """sha256 of the source of a placement and of a norm that are the user's own, else None.
+
+    Taken once, when the run is planned, and kept in the config, which goes to the process that trains the run.
+    """
+    kept: dict[str, str | None] | None = getattr(model, "_own_sources", None)
+    if kept is None:
+        kept = {
+            "placement_sha256": own.source_sha256(model.placement) if is_own(model.placement) else None,
+            "norm_sha256": own.source_sha256(model.norm) if is_own(model.norm) else None,
+        }
+        object.__setattr__(model, "_own_sources", kept)
+    return kept
 
 
 # ---- identity -----------------------------------------------------------------------------------------

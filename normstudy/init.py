@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normstudy import own
 from normstudy.config import ModelConfig, resolve
 
 NORMAL_STD = 0.02
@@ -108,10 +109,9 @@ def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
     """What the constructors of a user's own modules draw, under a seed of each module's name; nothing else moves."""
     out: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
-        if hasattr(module, "remake"):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_key(prefix, seed) % 2**63)
-                made = module.remake()
+        make = own.made_by(module)
+        if make is not None:
+            made = own.construct(make, _key(prefix, seed) % 2**63)
             out |= {f"{prefix}.{name}": p.detach().float() for name, p in made.named_parameters()}
     return out
 
@@ -122,8 +122,8 @@ def init_params(model: nn.Module, configs: list[ModelConfig], seeds: list[int]) 
     return {
         name: torch.stack(
             [
-                own[name] if name in own else draw(name, p.shape, config, seed)
-                for own, config, seed in zip(drawn, configs, seeds, strict=True)
+                theirs[name] if name in theirs else draw(name, p.shape, config, seed)
+                for theirs, config, seed in zip(drawn, configs, seeds, strict=True)
             ]
         )
         for name, p in model.named_parameters()

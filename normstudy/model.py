@@ -8,7 +8,6 @@ B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normstudy import own
-from normstudy.config import GATED, ModelConfig, resolve, row_of
+from normstudy.config import GATED, ModelConfig, own_sources, resolve, row_of
 from normstudy.norms import NORMS, own_norm
 
 ROPE_BASE = 10_000.0  # Su et al., arXiv:2104.09864; the same number as in Vaswani et al.'s sinusoids
@@ -41,7 +40,16 @@ class Linear(nn.Module):
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """A norm of the model's kind."""
     name = resolve(config).norm
-    return own_norm(name, width) if own.is_own(name) else NORMS[name](width)
+    if own.is_own(name):
+        return own_norm(own.load(name, own_sources(config)["norm_sha256"]), width)
+    return NORMS[name](width)
+
+
+def norm_width(config: ModelConfig, name: str) -> int:
+    """The width of a norm that a block may ask for."""
+    if name in ("q_norm", "k_norm", "v_norm"):
+        return config.d_model // config.n_heads
+    return resolve(config).d_ff if name == "norm2_inner" else config.d_model
 
 
 # ---- positions ----------------------------------------------------------------------------------------
@@ -158,48 +166,48 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One block: the sublayers, norms and scales that its placement's function names as arguments."""
+    """One block: the sublayers, norms and scales that its placement's function names as arguments.
+
+    own: that function; where it is a user's module, its parameters are the block's under this name.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        function = block_function(config, layer)
-        if isinstance(function, nn.Module):
-            self.own = function
-        else:
-            self.function = function
+        self.own = block_function(config, layer)
+        self.wanted = own.arguments(self.own)
         self.attn = Attention(config)
         self.mlp = MLP(config)
-        self.wanted = own.arguments(function)
         self.numbers = {
             "layer": layer,
             "n_layers": config.n_layers,
             "alpha": (2 * config.n_layers) ** 0.25,  # DeepNet's, decoder only: arXiv:2203.00555, table 2
         }
-        widths = {
-            "norm1": config.d_model, "norm2": config.d_model, "norm1_out": config.d_model, "norm2_out": config.d_model,
-            "norm1_inner": config.d_model, "norm2_inner": resolve(config).d_ff,
-            **dict.fromkeys(("q_norm", "k_norm", "v_norm"), config.d_model // config.n_heads),
-        }  # fmt: skip
         for name in self.wanted:
-            if name in widths:
-                setattr(self, name, make_norm(config, widths[name]))
+            if name in own.NORMS:
+                setattr(self, name, make_norm(config, norm_width(config, name)))
             elif name in ("omega1", "omega2"):
                 setattr(self, name, nn.Parameter(torch.ones(config.d_model)))
             elif name == "scale":
                 self.scale = nn.Parameter(torch.zeros(()))
 
+    def call(self, x_BTD: Tensor, r_BTD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """What the placement's function returns."""
+        given = {"x": x_BTD, "r": r_BTD, **self.numbers}
+        return self.own(**{name: given[name] if name in given else getattr(self, name) for name in self.wanted})
+
     def forward(self, x_BTD: Tensor, r_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """The streams after the block; a function that knows no second one leaves r."""
-        given = {"x": x_BTD, "r": r_BTD, **self.numbers}
-        function = self._modules.get("own") or self.function
-        out = function(**{name: given[name] if name in given else getattr(self, name) for name in self.wanted})
+        out = self.call(x_BTD, r_BTD)
         return (out, r_BTD) if isinstance(out, Tensor) else out
 
 
 def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
-    """The placement's function for a layer; a user's own module is made for each."""
+    """The placement's function for a layer; of a user's class, a module made of the values its constructor names."""
     if own.is_own(config.placement):
-        return own.make_block(config.placement, config, layer)
+        found = own.load(config.placement, own_sources(config)["placement_sha256"])
+        if isinstance(found, type):
+            return own.construct(functools.partial(found, **own.asked_of(found, layer, config)), seed=0)
+        return found  # type: ignore[return-value]
     row = row_of(config.placement)
     star = layer == 0 and config.first_block == "star"
     return row.star_block if star and row.star_block is not None else row.block  # type: ignore[return-value]
@@ -210,7 +218,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
-        config = dataclasses.replace(config)  # checks its names again: one set in place must not mean another model
+        config.__post_init__()  # checks its names again: one set in place must not mean another model
         d_model = config.d_model
         self.positions = config.positions
         self.multiplier = math.sqrt(d_model) if config.embed_init == "scaled" else None

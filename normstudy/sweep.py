@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from normstudy import config as cfg
-from normstudy import data, lock, pool, progress, provenance, sealed, store
+from normstudy import data, lock, own, pool, progress, provenance, sealed, store
 from normstudy.config import ConfigError, RunConfig
 from normstudy.provenance import Request
 from normstudy.worker import Task
@@ -74,8 +74,13 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     execution = configs[0].execution
     study_dir = Path(configs[0].results_dir) / configs[0].study
     ids, texts = [], {}
+    loaded: dict[tuple[object, ...], data.Text] = {}
     for config in configs:
-        text = data.load(config.data)
+        d = config.data
+        key = (d.name, d.path, d.tokenizer, d.vocab_size, d.source_seed)
+        if key not in loaded:
+            loaded[key] = data.load(d)  # which looks at every file of a folder each time
+        text = loaded[key]
         data.check_fits(text, config.data, config.eval.windows)
         ids.append(cfg.run_id(config, text.sha256))
         texts[ids[-1]] = text.sha256
@@ -84,6 +89,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     missing = [run_id for run_id in runs if statuses.get(run_id) != "done"]
     is_sealed = _refuse_if_sealed(study_dir, {i: runs[i] for i in missing}, texts)
     device = _device(execution.device)
+    _check_own([runs[i] for i in missing], device)
     workers = execution.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
     per_batch = execution.runs_per_batch or RUNS_PER_BATCH[device]
     batches = group({i: runs[i] for i in missing}, per_batch, workers)
@@ -97,6 +103,22 @@ def _refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dic
     if missing:
         raise ConfigError(sealed.refusal(study_dir, missing, texts))
     return True
+
+
+def _check_own(configs: Iterable[RunConfig], device: str) -> None:
+    """Try out every own block and norm, once a shape. Only for them the planner imports torch."""
+    tried = set()
+    for config in configs:
+        model = config.model
+        if not (own.is_own(model.placement) or own.is_own(model.norm)):
+            continue
+        vocab_size = data.load(config.data).vocab_size
+        shape = dataclasses.astuple(model), config.data.seq_len, vocab_size
+        if shape not in tried:
+            tried.add(shape)
+            from normstudy import contract
+
+            contract.check(config, vocab_size, device)
 
 
 def check(configs: Sequence[RunConfig]) -> None:

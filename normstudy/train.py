@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normstudy import data, optim, probes, profiling
+from normstudy import data, optim, own, probes, profiling
 from normstudy.config import RunConfig, row_of
 from normstudy.init import init_params
 from normstudy.model import Transformer
@@ -95,6 +95,7 @@ def train_batch(configs: list[RunConfig], text: data.Text, device: str = "cpu") 
     names = [n for n, _ in model.named_parameters()]
     stacked = start(model, configs, text)
     params = [stacked[n].to(device) for n in names]
+    own.move(model, device)
     state = optim.new_state(first.optimizer.name, params)
     modules = probes.modules_of(names)
     windows = torch.from_numpy(data.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)

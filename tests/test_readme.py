@@ -12,6 +12,7 @@ from normstudy.analysis.claims import findings, markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+ELSEWHERE = re.sub(r"<!-- own-block -->.*?<!-- /own-block -->", "", README, flags=re.S)  # test_own.py runs that text
 
 
 def test_the_claims_are_those_of_the_tables() -> None:
@@ -20,7 +21,7 @@ def test_the_claims_are_those_of_the_tables() -> None:
     assert between[1].strip() == markdown(findings(ROOT / "results")).strip()
 
 
-@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", README, re.S))
+@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", ELSEWHERE, re.S))
 def test_python_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     exec(compile(snippet, "README.md", "exec"), {})
@@ -29,7 +30,7 @@ def test_python_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch, caps
 
 def commands() -> list[list[str]]:
     """The normstudy command lines of the README, without comments, the shell's quotes taken off."""
-    lines = re.findall(r"^normstudy (.*)$", "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S)), re.M)
+    lines = re.findall(r"^normstudy (.*)$", "\n".join(re.findall(r"```bash\n(.*?)```", ELSEWHERE, re.S)), re.M)
     return [line.split("#")[0].replace("'", "").split() for line in lines]
 
 

@@ -100,3 +100,18 @@ def select(runs: pd.DataFrame, where: Mapping[str, str] | None) -> pd.DataFrame:
             raise ConfigError(f"--where {column}={text} selects no run: here {column} is {there}")
         runs = runs[keep]
     return runs
+
+
+SOURCES = {"placement": "placement_sha256", "norm": "norm_sha256", "resolved_norm": "norm_sha256"}
+
+
+def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
+    """`runs` in which an own block of several sources is several values, such as my_block:f@1a2b3c4d.
+
+    Its runs before and after a change are two treatments under one name.
+    """
+    named = {}
+    for column, sha256 in SOURCES.items():
+        several = runs.groupby(column)[sha256].transform("nunique") > 1
+        named[column] = runs[column].mask(several, runs[column] + "@" + runs[sha256].str[:8])
+    return runs.assign(**named)
