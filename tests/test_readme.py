@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from normstudy import cli
+from normstudy import cli, config
 from normstudy.analysis.claims import findings, markdown
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +47,20 @@ def test_commands_are_accepted(words: list[str], tmp_path: Path, monkeypatch: py
     if words[0] == "run":
         words += ["data=synthetic", "model.d_model=16", "model.n_layers=1", "data.seq_len=8", "schedule.n_steps=100"]
     assert cli.main(words) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [README, (ROOT / "results" / "README.md").read_text(), cli.RUN_HELP],
+    ids=["README", "results/README", "run --help"],
+)
+def test_every_name_is_told(text: str) -> None:
+    """Wherever a page lists the placements, norms, inits, activations and positions, it lists them all."""
+    names = (
+        *config.PLACEMENT_NAMES, *config.NORM_NAMES, *config.QK_NORM_NAMES, *config.ACTIVATION_NAMES,
+        *config.POSITION_NAMES, *config.DATA_NAMES, *config.TOKENIZER_NAMES,
+    )  # fmt: skip
+    assert [n for n in names if not re.search(rf"\b{n}\b", text)] == []
 
 
 def test_every_file_it_names_is_there() -> None:
