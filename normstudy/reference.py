@@ -1,16 +1,17 @@
 """The oracle: norms, blocks, attention, MLP and a whole decoder in plain NumPy, each line beside its formula.
 
-Slow on purpose. Nothing here shares code with placements.py, norms.py or model.py, which the tests hold equal
-to it. Works in the precision of its input (float64, float32). Parameters carry the names that a Transformer
-gives them.
+Slow on purpose. Nothing here shares code with placements.py, norms.py, model.py, init.py or profiling.py, which the
+tests hold equal to it. Works in the precision of its input (float64, float32). Parameters carry the names that a
+Transformer gives them.
 
-B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab.
+B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab, L n_layers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +21,7 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Tokens = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Params = Mapping[str, Array]
 Sublayer = Callable[[Array], Array]
-Norm = Callable[[str, Array], Array]  # the name of a norm of the block ("norm1"), and what it normalizes
+Norm = Callable[[str, Array], Array]  # the name of what is normalized ("q", "k", "v"), and its values
 
 
 # ---- the starting text's functions --------------------------------------------------------------------
@@ -49,7 +50,7 @@ def post_norm_block(
     return layer_norm(x + ffn_fn(x), gamma2, beta2)
 
 
-# ---- parts --------------------------------------------------------------------------------------------
+# ---- norms and activations ----------------------------------------------------------------------------
 
 
 def rms_norm(x: Array, gamma: Array, eps: float = 1e-5) -> Array:
@@ -58,10 +59,21 @@ def rms_norm(x: Array, gamma: Array, eps: float = 1e-5) -> Array:
     return gamma * x / np.sqrt(mean_square + eps)
 
 
+def dynamic_tanh(x: Array, a: Array, gamma: Array, beta: Array) -> Array:
+    """gamma * tanh(a x) + beta, a being one number (arXiv:2503.10622)."""
+    return gamma * np.tanh(a * x) + beta
+
+
 def softmax(scores: Array) -> Array:
     """exp(s_i) / sum_j exp(s_j) of a vector."""
     e: Array = np.exp(scores - np.max(scores))
     return e / np.sum(e)
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0)."""
+    y: Array = np.maximum(x, 0)
+    return y
 
 
 def gelu(x: Array) -> Array:
@@ -70,10 +82,69 @@ def gelu(x: Array) -> Array:
     return x * np.array(phi, x.dtype).reshape(x.shape)
 
 
-def causal_attention(x: Array, params: Params, n_heads: int) -> Array:
+def swish(x: Array) -> Array:
+    """x / (1 + exp(-x)) (arXiv:1702.03118)."""
+    y: Array = x / (1 + np.exp(-x))
+    return y
+
+
+# ---- positions ----------------------------------------------------------------------------------------
+
+
+def sinusoids(n_positions: int, d_model: int) -> Array:
+    """(T, D): sin(t / 10000^(2i/D)) in column 2i, the cosine of the same in column 2i + 1 (arXiv:1706.03762, 3.5)."""
+    table = np.empty((n_positions, d_model))
+    for t in range(n_positions):
+        for i in range(d_model // 2):
+            angle = t / 10_000 ** (2 * i / d_model)
+            table[t, 2 * i], table[t, 2 * i + 1] = math.sin(angle), math.cos(angle)
+    return table
+
+
+def rotary(x_TK: Array) -> Array:
+    """RoPE on one head: the pair (x_i, x_{i + K/2}) at position t, read as a complex number, is multiplied by
+    exp(i t theta) with theta = 10000^(-2i/K) (arXiv:2104.09864, section 3.2).
+    """
+    n_positions, d_head = x_TK.shape
+    out = np.empty_like(x_TK)
+    for t in range(n_positions):
+        for i in range(d_head // 2):
+            j = i + d_head // 2
+            theta = 10_000 ** (-2 * i / d_head)
+            turned = complex(x_TK[t, i], x_TK[t, j]) * complex(math.cos(t * theta), math.sin(t * theta))
+            out[t, i], out[t, j] = turned.real, turned.imag
+    return out
+
+
+# ---- sublayers ----------------------------------------------------------------------------------------
+
+
+def keep(which: str, x: Array) -> Array:
+    """x itself, where no norm stands."""
+    return x
+
+
+def linear(x: Array, params: Params, name: str) -> Array:
+    """W x + b, or W x where there is no b. `name`.weight is written (out, in)."""
+    y = x @ params[f"{name}.weight"].T
+    return y + params[f"{name}.bias"] if f"{name}.bias" in params else y
+
+
+def causal_attention(
+    x: Array,
+    params: Params,
+    n_heads: int,
+    *,
+    full: Norm = keep,
+    per_head: Norm = keep,
+    inner: Sublayer | None = None,
+    rope: bool = False,
+) -> Array:
     """Multi-head self-attention in which position t reads the positions 0 ... t.
 
-    x: (..., T, D). params: {q,k,v,out}.weight (D, D), written (out, in), and {q,k,v,out}.bias (D,).
+    x: (..., T, D). params: {q,k,v,out}.weight (D, D), written (out, in), and {q,k,v,out}.bias (D,) if any.
+    full normalizes "q", "k", "v" (T, D) before the heads part, per_head those (T, K) of each head, both before RoPE;
+    inner what the heads give together (T, D), before the output projection.
     """
     *_, n_positions, d_model = x.shape
     if d_model % n_heads:
@@ -81,50 +152,58 @@ def causal_attention(x: Array, params: Params, n_heads: int) -> Array:
     d_head = d_model // n_heads
     out = np.empty_like(x)
     for sequence in np.ndindex(x.shape[:-2]):
-        x_TD = x[sequence]
-        q_TD, k_TD, v_TD = (x_TD @ params[f"{p}.weight"].T + params[f"{p}.bias"] for p in "qkv")
-        mixed_TD = np.empty_like(x_TD)
+        wide = {m: full(m, linear(x[sequence], params, m)) for m in "qkv"}
+        mixed_TD = np.empty_like(x[sequence])
         for head in range(n_heads):
             own = slice(head * d_head, (head + 1) * d_head)
+            q_TK, k_TK, v_TK = (per_head(m, wide[m][:, own]) for m in "qkv")
+            if rope:
+                q_TK, k_TK = rotary(q_TK), rotary(k_TK)
             for t in range(n_positions):
-                scores = [q_TD[t, own] @ k_TD[s, own] / math.sqrt(d_head) for s in range(t + 1)]
-                mixed_TD[t, own] = softmax(np.array(scores)) @ v_TD[: t + 1, own]
-        out[sequence] = mixed_TD @ params["out.weight"].T + params["out.bias"]
+                scores = k_TK[: t + 1] @ q_TK[t] / math.sqrt(d_head)
+                mixed_TD[t, own] = softmax(scores) @ v_TK[: t + 1]
+        out[sequence] = linear(mixed_TD if inner is None else inner(mixed_TD), params, "out")
     return out
 
 
-def mlp(x: Array, params: Params) -> Array:
-    """W2 gelu(W1 x + b1) + b2. x: (..., D). params: w1.weight (F, D), w1.bias, w2.weight (D, F), w2.bias."""
-    hidden = gelu(x @ params["w1.weight"].T + params["w1.bias"])
-    return hidden @ params["w2.weight"].T + params["w2.bias"]
+ACTIVATIONS: dict[str, Sublayer] = {"relu": relu, "gelu": gelu, "swiglu": swish, "geglu": gelu}
 
 
-# ---- placements ---------------------------------------------------------------------------------------
+def mlp(x: Array, params: Params, activation: str = "gelu", inner: Sublayer | None = None) -> Array:
+    """W2 act(W1 x + b1) + b2, and W2 (act(W x + b) * (W1 x + b1)) + b2 for a GLU (arXiv:2002.05202, eq. 6).
+
+    x: (..., D). params: w1.weight (F, D), w2.weight (D, F), of a GLU gate.weight (F, D) for W; w1.bias, ... if any.
+    inner normalizes what W2 gets.
+    """
+    act, hidden = ACTIVATIONS[activation], linear(x, params, "w1")
+    hidden = act(linear(x, params, "gate")) * hidden if activation.endswith("glu") else act(hidden)
+    return linear(hidden if inner is None else inner(hidden), params, "w2")
 
 
-def _pre(x: Array, attn: Sublayer, ffn: Sublayer, norm: Norm) -> Array:
-    x = x + attn(norm("norm1", x))
-    return x + ffn(norm("norm2", x))
+# ---- a block's parts ----------------------------------------------------------------------------------
 
 
-def _post(x: Array, attn: Sublayer, ffn: Sublayer, norm: Norm) -> Array:
-    x = norm("norm1", x + attn(x))
-    return norm("norm2", x + ffn(x))
+def norm_of(model: ModelConfig) -> str:
+    """The norm behind `auto`: layernorm, but where the placement has no norm at all."""
+    without = model.placement in ("rezero", "none")
+    return model.norm if model.norm != "auto" else "none" if without else "layernorm"
 
 
-BLOCKS: dict[str, Callable[[Array, Sublayer, Sublayer, Norm], Array]] = {"pre": _pre, "post": _post}
-FINAL_NORM = {"pre": True, "post": False}
-
-
-# ---- a whole model ------------------------------------------------------------------------------------
+def qk_norm_of(model: ModelConfig) -> str:
+    """The QK-norm behind `auto`: over the full width in OLMo 2's placement, else none."""
+    return model.qk_norm if model.qk_norm != "auto" else "full" if model.placement == "reordered" else "none"
 
 
 def normalize(x: Array, name: str, params: Params, norm: str) -> Array:
-    """The norm called `name`, with its own gain `name.gamma` and, for a layernorm, bias `name.beta`."""
+    """The norm called `name`, with parameters of its own: `name.gamma`, `name.beta`, `name.a`."""
     if norm == "layernorm":
         return layer_norm(x, params[f"{name}.gamma"], params[f"{name}.beta"])
     if norm == "rmsnorm":
         return rms_norm(x, params[f"{name}.gamma"])
+    if norm == "dyt":
+        return dynamic_tanh(x, params[f"{name}.a"], params[f"{name}.gamma"], params[f"{name}.beta"])
+    if norm == "none":
+        return x
     raise ValueError(f"norm {norm!r} has no definition here")
 
 
@@ -133,34 +212,229 @@ def part(params: Params, prefix: str) -> dict[str, Array]:
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
-def run_block(x: Array, params: Params, model: ModelConfig) -> Array:
-    """One block on x (B, T, D); params are its own: attn.q.weight, mlp.w1.weight, norm1.gamma, ..."""
+@dataclass(frozen=True)
+class Block:
+    """What a placement's formula is made of: the sublayers and norms of one block.
 
-    def attn(h: Array) -> Array:
-        return causal_attention(h, part(params, "attn."), model.n_heads)
+    params are the block's own: attn.q.weight, mlp.w1.weight, norm1.gamma, ...; layer is 1 ... L, as papers count.
+    """
 
-    def ffn(h: Array) -> Array:
-        return mlp(h, part(params, "mlp."))
+    params: Params
+    model: ModelConfig
+    layer: int
 
-    def norm(name: str, h: Array) -> Array:
-        return normalize(h, name, params, model.norm)
+    def norm(self, name: str, x: Array) -> Array:
+        """The norm called `name`, with the block's parameters."""
+        return normalize(x, name, self.params, norm_of(self.model))
 
-    return BLOCKS[model.placement](x, attn, ffn, norm)
+    def attn(self, x: Array, *, per_head: Norm | None = None, inner: Sublayer | None = None) -> Array:
+        """Attention, with the model's QK-norm where no other is given."""
+
+        def qk_norm(which: str, h: Array) -> Array:
+            return h if which == "v" else self.norm(f"attn.{which}_norm", h)
+
+        form = qk_norm_of(self.model)
+        return causal_attention(
+            x,
+            part(self.params, "attn."),
+            self.model.n_heads,
+            full=qk_norm if form == "full" else keep,
+            per_head=per_head or (qk_norm if form == "per_head" else keep),
+            inner=inner,
+            rope=self.model.positions == "rope",
+        )
+
+    def ffn(self, x: Array, *, inner: Sublayer | None = None) -> Array:
+        """The MLP."""
+        return mlp(x, part(self.params, "mlp."), self.model.activation, inner)
+
+
+# ---- placements ---------------------------------------------------------------------------------------
+# n1, n2, ... in a formula are norms, each with a gain of its own; x is the block's input, y after its attention half.
+
+
+def pre(x: Array, block: Block) -> Array:
+    """y = x + attn(n1(x)); y + ffn(n2(y)) (GPT-2; arXiv:2002.04745)."""
+    y = x + block.attn(block.norm("norm1", x))
+    return y + block.ffn(block.norm("norm2", y))
+
+
+def post(x: Array, block: Block) -> Array:
+    """y = n1(x + attn(x)); n2(y + ffn(y)) (arXiv:1706.03762)."""
+    y = block.norm("norm1", x + block.attn(x))
+    return block.norm("norm2", y + block.ffn(y))
+
+
+def peri(x: Array, block: Block) -> Array:
+    """y = x + n1'(attn(n1(x))); y + n2'(ffn(n2(y))) (arXiv:2502.02732; Gemma 2)."""
+    y = x + block.norm("norm1_out", block.attn(block.norm("norm1", x)))
+    return y + block.norm("norm2_out", block.ffn(block.norm("norm2", y)))
+
+
+def reordered(x: Array, block: Block) -> Array:
+    """y = x + n1(attn(x)); y + n2(ffn(y)), with QK-norm in attn (OLMo 2, arXiv:2501.00656)."""
+    y = x + block.norm("norm1", block.attn(x))
+    return y + block.norm("norm2", block.ffn(y))
+
+
+def sub(x: Array, block: Block) -> Array:
+    """y = x + O n1'(heads(n1(x))); y + W2 n2'(act(W1 n2(y))): pre-norm, and a second norm before each output
+    projection, of width d_ff in the MLP (Magneto, arXiv:2210.06423).
+    """
+    y = x + block.attn(block.norm("norm1", x), inner=lambda h: block.norm("norm1_inner", h))
+    return y + block.ffn(block.norm("norm2", y), inner=lambda h: block.norm("norm2_inner", h))
+
+
+def deepnorm(x: Array, block: Block) -> Array:
+    """y = n1(alpha x + attn(x)); n2(alpha y + ffn(y)) with alpha = (2 L)^(1/4) (DeepNet, arXiv:2203.00555)."""
+    alpha = (2 * block.model.n_layers) ** (1 / 4)
+    y = block.norm("norm1", alpha * x + block.attn(x))
+    return block.norm("norm2", alpha * y + block.ffn(y))
+
+
+def admin(x: Array, block: Block) -> Array:
+    """y = n1(omega1 * x + attn(x)); n2(omega2 * y + ffn(y)), each omega a vector (D,) (arXiv:2004.08249)."""
+    y = block.norm("norm1", x * block.params["omega1"] + block.attn(x))
+    return block.norm("norm2", y * block.params["omega2"] + block.ffn(y))
+
+
+def lns(x: Array, block: Block) -> Array:
+    """y = x + attn(n1(x) / sqrt(l)); y + ffn(n2(y) / sqrt(l)), l from 1 (arXiv:2502.05795)."""
+    y = x + block.attn(block.norm("norm1", x) / math.sqrt(block.layer))
+    return y + block.ffn(block.norm("norm2", y) / math.sqrt(block.layer))
+
+
+def mix(x: Array, block: Block) -> Array:
+    """Post-norm in the first floor(L / 4) layers, pre-norm in the others (Mix-LN, arXiv:2412.13795)."""
+    return post(x, block) if block.layer <= math.floor(0.25 * block.model.n_layers) else pre(x, block)
+
+
+def b2t(x: Array, block: Block) -> Array:
+    """y = n1(x + attn(x)); n2(x + y + ffn(y)): the block's input comes back at its end (arXiv:2206.00330)."""
+    y = block.norm("norm1", x + block.attn(x))
+    return block.norm("norm2", x + y + block.ffn(y))
+
+
+def residual(streams: Array, block: Block) -> Array:
+    """x' = n1(x + f), r' = r + f with f = attn(x); n2(x' + g), r' + g with g = ffn(x') (ResiDual, arXiv:2304.14802).
+
+    streams: (2, B, T, D), x and r.
+    """
+    x, r = streams
+    f = block.attn(x)
+    x, r = block.norm("norm1", x + f), r + f
+    g = block.ffn(x)
+    return np.stack([block.norm("norm2", x + g), r + g])
+
+
+def hybrid(x: Array, block: Block) -> Array:
+    """y = x + O heads(nq(q), nk(k), nv(v)), head by head, q, k, v from x itself; z = n2(y); z + ffn(z).
+
+    HybridNorm, arXiv:2503.04598.
+    """
+    y = x + block.attn(x, per_head=lambda m, h: block.norm(f"{m}_norm", h))
+    z = block.norm("norm2", y)
+    return z + block.ffn(z)
+
+
+def hybrid_star(x: Array, block: Block) -> Array:
+    """y = x + O heads(nq(q), nk(k), nv(v)) with q, k, v from n1(x); y + ffn(n2(y)): block 1 of HybridNorm*."""
+    y = x + block.attn(block.norm("norm1", x), per_head=lambda m, h: block.norm(f"{m}_norm", h))
+    return y + block.ffn(block.norm("norm2", y))
+
+
+def rezero(x: Array, block: Block) -> Array:
+    """y = x + a attn(x); y + a ffn(y), a one learned number a layer, no norms (arXiv:2003.04887)."""
+    y = x + block.params["scale"] * block.attn(x)
+    return y + block.params["scale"] * block.ffn(y)
+
+
+def none(x: Array, block: Block) -> Array:
+    """y = x + attn(x); y + ffn(y)."""
+    y = x + block.attn(x)
+    return y + block.ffn(y)
+
+
+BLOCKS: dict[str, Callable[[Array, Block], Array]] = {
+    "pre": pre,
+    "post": post,
+    "peri": peri,
+    "reordered": reordered,
+    "sub": sub,
+    "deepnorm": deepnorm,
+    "admin": admin,
+    "lns": lns,
+    "mix": mix,
+    "b2t": b2t,
+    "residual": residual,
+    "hybrid": hybrid,
+    "rezero": rezero,
+    "none": none,
+}
+FINAL_NORM = {
+    "pre": True,
+    "post": False,
+    "peri": True,
+    "reordered": True,
+    "sub": True,
+    "deepnorm": False,
+    "admin": False,
+    "lns": True,
+    "mix": True,
+    "b2t": False,
+    "residual": True,  # of r
+    "hybrid": True,
+    "rezero": False,
+    "none": False,
+}
+
+
+# ---- a whole model ------------------------------------------------------------------------------------
+
+
+def embedding(params: Params, tokens: Tokens, model: ModelConfig) -> Array:
+    """x_0 (B, T, D) of tokens (B, T): their rows of the table, times sqrt(D) if `scaled`, and the positions."""
+    x = params["embed"][tokens]
+    if model.embed_init == "scaled":
+        x = x * math.sqrt(model.d_model)
+    if model.positions == "learned":
+        x = x + params["pos"][: tokens.shape[-1]]
+    if model.positions == "sinusoidal":
+        x = x + sinusoids(tokens.shape[-1], model.d_model).astype(x.dtype)
+    return normalize(x, "embed_norm", params, norm_of(model)) if model.embed_norm else x
+
+
+def run_block(x: Array, params: Params, model: ModelConfig, layer: int) -> Array:
+    """Block `layer` (1 ... L) of a model on x (B, T, D), for `residual` on x and r (2, B, T, D)."""
+    block = Block(part(params, f"blocks.{layer - 1}."), model, layer)
+    star = model.first_block == "star" and layer == 1
+    return hybrid_star(x, block) if star else BLOCKS[model.placement](x, block)
+
+
+def unembedding(x: Array, params: Params, model: ModelConfig) -> Array:
+    """Logits (B, T, V) of what the last block gives: x, its norm, or x + n(r) for `residual`."""
+    has_final_norm = FINAL_NORM[model.placement] if model.final_norm == "auto" else model.final_norm == "true"
+
+    def final_norm(h: Array) -> Array:
+        return normalize(h, "final_norm", params, norm_of(model)) if has_final_norm else h
+
+    h = x[0] + final_norm(x[1]) if model.placement == "residual" else final_norm(x)
+    return h @ (params["embed"] if model.tied else params["unembed.weight"]).T
 
 
 def decoder(params: Params, tokens: Tokens, model: ModelConfig) -> tuple[Array, list[Array]]:
     """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D), of tokens (B, T).
 
-    x_0 is the embeddings' sum and x_l what block l returns; a final norm comes after x_L.
+    x_0 is the embeddings' sum and x_l what block l returns, of two streams the first; a final norm comes after x_L.
     """
-    x = params["embed"][tokens] + params["pos"][: tokens.shape[-1]]
-    residual = [x]
-    for layer in range(model.n_layers):
-        x = run_block(x, part(params, f"blocks.{layer}."), model)
-        residual.append(x)
-    has_final_norm = FINAL_NORM[model.placement] if model.final_norm == "auto" else model.final_norm == "true"
-    h = normalize(x, "final_norm", params, model.norm) if has_final_norm else x
-    return h @ params["unembed.weight"].T, residual
+    x = embedding(params, tokens, model)
+    stream = [x]
+    if model.placement == "residual":
+        x = np.stack([x, x])
+    for layer in range(1, model.n_layers + 1):
+        x = run_block(x, params, model, layer)
+        stream.append(x[0] if model.placement == "residual" else x)
+    return unembedding(x, params, model), stream
 
 
 def cross_entropy(logits: Array, targets: Tokens) -> float:
@@ -170,3 +444,24 @@ def cross_entropy(logits: Array, targets: Tokens) -> float:
         row = (logits[place] - logits[place].max()).tolist()  # a common offset changes nothing but overflow
         losses.append(math.log(sum(math.exp(value) for value in row)) - row[targets[place]])
     return sum(losses) / len(losses)
+
+
+# ---- Admin's profiling --------------------------------------------------------------------------------
+
+
+def admin_omegas(params: Params, tokens: Tokens, model: ModelConfig) -> list[float]:
+    """omega_1 ... omega_2L of tokens (B, T): attention and MLP of the first block, of the second, ...
+
+    omega_1 = 1, omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)), x_i being what sublayer i reads and f_i what it
+    gives in a model whose earlier omegas are set; the variance is over all elements (arXiv:2004.08249).
+    """
+    x, omega = embedding(params, tokens, model), 1.0
+    omegas = []
+    for layer in range(1, model.n_layers + 1):
+        block = Block(part(params, f"blocks.{layer - 1}."), model, layer)
+        for sublayer, norm in ((block.attn, "norm1"), (block.ffn, "norm2")):
+            f = sublayer(x)
+            omegas.append(omega)
+            omega_next = math.sqrt(np.var(omega * x) + np.var(f))
+            x, omega = block.norm(norm, omega * x + f), omega_next
+    return omegas

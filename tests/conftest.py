@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-NUMERICS_ENV = {"MKL_CBWR": "AUTO,STRICT", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+from numerics import NUMERICS_ENV
 
 # torch reads these once, when it is loaded: set too late they would be ignored without a word, and the
 # bitwise tests would fail on some shapes and pass on others.

@@ -1,4 +1,4 @@
-"""A golden table: two tiny runs, pinned to 1e-4.
+"""A golden table: tiny runs, pinned to 1e-4.
 
 Every number of a run belongs to its run_id. When a change of the code moves this table, the same config gives
 other numbers than the results that people have on disk under the same id: raise `config.NUMERICS` in the same
@@ -6,8 +6,9 @@ commit (tests/test_config.py's golden ids then move as well) and renew the table
 stays within 1e-4, such as another order of summation, does not fail here and needs NUMERICS raised all the same.
 
 The tolerance is for other kinds of CPU and versions of torch, which round otherwise: on one machine with other
-instruction sets the numbers moved by less than 1e-6. Between them the two runs use both placements and norms, an
-Adam with warmup and a limit that binds, an SGD with momentum, weight decay and a decaying rate.
+instruction sets the numbers moved by less than 1e-6. Between them the first two runs use pre- and post-norm, LayerNorm
+and RMSNorm, an Adam with warmup and a limit that binds, an SGD with momentum, weight decay and a decaying rate; the
+others what an id of a later version may hold: profiled omegas, two streams, DyT, QK-norm, RoPE, gates, inits.
 """
 
 from __future__ import annotations
@@ -42,7 +43,42 @@ RUNS = {
         optimizer=OptimizerConfig(name="sgd", momentum=0.9, weight_decay=0.01),
         schedule=ScheduleConfig(name="cosine", peak_lr=1e-1, n_steps=20),
     ),
-}
+    "admin": RunConfig(
+        seed=3,
+        model=ModelConfig(placement="admin", positions="sinusoidal", activation="geglu", **SHAPE),
+        data=DATA,
+        eval=EVAL,
+        optimizer=OptimizerConfig(eps=1e-5),
+        schedule=ScheduleConfig(peak_lr=3e-3, n_steps=20),
+    ),
+    "sub": RunConfig(
+        seed=4,
+        model=ModelConfig(placement="sub", norm="dyt", qk_norm="full", tied=True, embed_init="scaled", **SHAPE),
+        data=DATA,
+        eval=EVAL,
+        optimizer=OptimizerConfig(name="adamw", eps=1e-5, weight_decay=0.1),
+        schedule=ScheduleConfig(name="linear", peak_lr=3e-3, warmup_steps=4, n_steps=20),
+    ),
+    "hybrid": RunConfig(
+        seed=5,
+        model=ModelConfig(
+            placement="hybrid", first_block="star", norm="rmsnorm", positions="rope", activation="swiglu", biases=False,
+            init="tfixup", embed_norm=True, **SHAPE,
+        ),
+        data=DATA,
+        eval=EVAL,
+        optimizer=OptimizerConfig(eps=1e-5),
+        schedule=ScheduleConfig(peak_lr=3e-3, warmup_steps=8, n_steps=20),
+    ),
+    "residual": RunConfig(
+        seed=6,
+        model=ModelConfig(placement="residual", activation="relu", unembed_std=0.2, **SHAPE),
+        data=DATA,
+        eval=EVAL,
+        optimizer=OptimizerConfig(name="sgd", momentum=0.5, max_grad_norm=0.5),
+        schedule=ScheduleConfig(peak_lr=1e-1, n_steps=20),
+    ),
+}  # fmt: skip
 
 # step, train_loss, grad_norm, param_norm, update_norm, dLoss/dx_0, dLoss/dx_2, rms of x_2
 TABLE = {
@@ -60,11 +96,43 @@ TABLE = {
         (10, 3.868071, 0.5802183, 26.24687, 0.160888, 0.03592876, 0.0376966, 0.987949),
         (19, 3.799343, 0.6081104, 25.88427, 0.002648643, 0.05742117, 0.05136314, 1.009714),
     ],
+    "admin": [
+        ( 0, 4.279253, 1.271154, 30.65387, 0.2739534, 0.09932723, 0.07797621, 0.9999977),
+        ( 1, 4.253674, 1.090888, 30.65102, 0.2117192, 0.08459144, 0.08128411, 1.000078),
+        ( 5, 3.914921, 1.358784, 30.64557, 0.1545863, 0.08203911, 0.07927401, 1.000773),
+        (10, 3.763672, 1.16366, 30.64966, 0.1307937, 0.08237225, 0.0760373, 1.007974),
+        (19, 3.664832, 0.8017191, 30.66862, 0.09992754, 0.05126894, 0.07779536, 1.032009),
+    ],
+    "sub": [
+        ( 0, 4.128633, 0.5451474, 25.99247, 0.06458789, 0.05033655, 0.04839329, 0.994651),
+        ( 1, 4.184517, 0.5266348, 25.98809, 0.09879594, 0.04951138, 0.0473139, 0.9651506),
+        ( 5, 4.120144, 0.5720307, 25.95012, 0.1514586, 0.04778747, 0.0455714, 1.011236),
+        (10, 3.962947, 0.5965488, 25.94266, 0.09662062, 0.04540737, 0.04298212, 1.184541),
+        (19, 3.869654, 0.6179556, 25.97858, 0.009641837, 0.04066544, 0.0389905, 1.389087),
+    ],
+    "hybrid": [
+        ( 0, 4.363652, 0.8161104, 37.38867, 0.03328116, 0.08051787, 0.07101279, 1.000935),
+        ( 1, 4.478217, 0.8722799, 37.38822, 0.05168059, 0.08211327, 0.0715686, 0.9991005),
+        ( 5, 4.297313, 0.7792045, 37.38322, 0.1167507, 0.08198298, 0.07075153, 1.000487),
+        (10, 4.176843, 0.8848406, 37.38147, 0.1447008, 0.07642682, 0.07138558, 1.007205),
+        (19, 3.866513, 0.9888695, 37.4241, 0.1410244, 0.08085857, 0.06505736, 1.046926),
+    ],
+    "residual": [
+        ( 0, 6.53721, 4.439156, 31.54756, 0.04999999, 0.2597045, 0.1170198, 0.9999967),
+        ( 1, 5.750751, 3.569767, 31.54491, 0.06847045, 0.2480676, 0.1140272, 0.9969495),
+        ( 5, 5.125783, 3.001375, 31.53168, 0.08548906, 0.2508395, 0.1048729, 0.9853748),
+        (10, 4.327956, 2.376935, 31.52142, 0.08418057, 0.2161824, 0.09722473, 0.981477),
+        (19, 3.767721, 1.674282, 31.50952, 0.07208873, 0.1021334, 0.09127224, 0.9659573),
+    ],
 }  # fmt: skip
 # validation losses at steps 0 and 10 and after the last update
 VALIDATION = {
     "pre": [4.352498, 3.900728, 3.608822],
     "post": [4.145204, 3.778436, 3.538983],
+    "admin": [4.321683, 3.769698, 3.498483],
+    "sub": [4.203063, 4.005943, 3.905173],
+    "hybrid": [4.389653, 4.159152, 3.811074],
+    "residual": [5.92193, 4.40357, 3.681214],
 }
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from conftest import NUMERICS_ENV
+from numerics import NUMERICS_ENV
 from studies import REQUEST, assert_same_tables, reproduced_runs, tiny
 
 from normstudy import lock, pool, sealed, store, sweep, worker

@@ -8,20 +8,24 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from normstudy.config import ModelConfig
-from normstudy.init import INITS, draw, init_params
+from normstudy.init import INITS, distribution, draw, init_params
 from normstudy.model import Transformer
 from normstudy.placements import PLACEMENTS
 
 torch.set_num_threads(1)
 
 V, T, D, L, D_FF = 96, 40, 48, 4, 120
+BLOCKS = [{"placement": placement} for placement in sorted(PLACEMENTS)] + [
+    {"placement": "hybrid", "first_block": "star"},
+    {"placement": "pre", "qk_norm": "full"},
+    {"placement": "post", "qk_norm": "per_head", "norm": "dyt", "embed_norm": True},
+]
 
 
 def config(placement: str = "pre", init: str = "auto", **more: object) -> ModelConfig:
-    shape = {"n_layers": L, "d_model": D, "n_heads": 4, "d_ff": D_FF}
+    shape = {"n_layers": L, "d_model": D, "n_heads": 4, "d_ff": D_FF, "force_init": True}
     return ModelConfig(placement=placement, init=init, **(shape | more))  # type: ignore[arg-type]
 
 
@@ -41,38 +45,103 @@ SQUARE = math.sqrt(2 / 96)
 WIDE = math.sqrt(2 / 168)
 UNEMBED = math.sqrt(2 / 144)
 SCALED = 0.02 / math.sqrt(8)  # gpt2: 2 L = 8 sublayers add to the stream
+DEEPNORM = 0.42044820762685725  # 32^(-1/4)
+SUB = 1.4420268866008827  # sqrt(ln 8)
+TFIXUP = 0.67 * 0.7071067811865476  # 0.67 * 4^(-1/4)
 TABLE = {
-    #          q, k, v   out     w1     w2      unembed
-    "xavier": (SQUARE, SQUARE, WIDE, WIDE, UNEMBED),
-    "normal": (0.02, 0.02, 0.02, 0.02, 0.02),
-    "gpt2": (0.02, SCALED, 0.02, SCALED, 0.02),
+    #          q, k    v       out     w1, gate  w2      unembed
+    "xavier": (SQUARE, SQUARE, SQUARE, WIDE, WIDE, UNEMBED),
+    "normal": (0.02, 0.02, 0.02, 0.02, 0.02, 0.02),
+    "gpt2": (0.02, 0.02, SCALED, 0.02, SCALED, 0.02),
+    "deepnorm": (SQUARE, SQUARE * DEEPNORM, SQUARE * DEEPNORM, WIDE * DEEPNORM, WIDE * DEEPNORM, UNEMBED),
+    "sub": (SQUARE, SQUARE * SUB, SQUARE * SUB, WIDE * SUB, WIDE * SUB, UNEMBED),
+    "tfixup": (SQUARE, SQUARE * TFIXUP, SQUARE * TFIXUP, WIDE * TFIXUP, WIDE * TFIXUP, UNEMBED),
 }
+# What starts at one value.
+VALUES = {"gamma": 1.0, "beta": 0.0, "bias": 0.0, "a": 0.5, "omega1": 1.0, "omega2": 1.0, "scale": 0.0}
 
 
 def expected_std(name: str, init: str) -> float:
-    qkv, out, w1, w2, unembed = TABLE[init]
-    by_part = {"q": qkv, "k": qkv, "v": qkv, "out": out, "w1": w1, "w2": w2, "unembed": unembed}
+    qk, v, out, w1, w2, unembed = TABLE[init]
+    by_part = {"q": qk, "k": qk, "v": v, "out": out, "gate": w1, "w1": w1, "w2": w2, "unembed": unembed}
     if name in ("embed", "pos"):
         return math.sqrt(0.5)  # the two tables add up to variance 1
     return by_part[name.split(".")[-2]] if name.endswith("weight") else 0.0
+
+
+def assert_drawn_with(name: str, value: torch.Tensor, std: float) -> None:
+    """Mean and deviation within 4.5 standard errors, sigma / sqrt(n) and sigma / sqrt(2 n)."""
+    assert value.dtype == torch.float32
+    n, x = value.numel(), value.double()
+    if std == 0:
+        assert torch.equal(value, torch.full_like(value, VALUES[name.rpartition(".")[2]])), name
+    else:
+        assert abs(x.mean().item()) < 4.5 * std / math.sqrt(n), name
+        assert abs(x.std().item() - std) < 4.5 * std / math.sqrt(2 * n), name
 
 
 def test_the_table_covers_every_init() -> None:
     assert set(TABLE) == set(INITS)
 
 
-@pytest.mark.parametrize("placement", sorted(PLACEMENTS))
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda b: "-".join(map(str, b.values())))
 @pytest.mark.parametrize("init", sorted(TABLE))
-def test_every_tensor_has_the_documented_distribution(init: str, placement: str) -> None:
-    """Mean and deviation within 4.5 standard errors, sigma / sqrt(n) and sigma / sqrt(2 n)."""
-    for name, value in drawn(config(placement, init)).items():
-        assert value.dtype == torch.float32
-        std, n, x = expected_std(name, init), value.numel(), value.double()
-        if std == 0:
-            assert torch.equal(value, torch.full_like(value, 1.0 if name.endswith("gamma") else 0.0)), name
-        else:
-            assert abs(x.mean().item()) < 4.5 * std / math.sqrt(n), name
-            assert abs(x.std().item() - std) < 4.5 * std / math.sqrt(2 * n), name
+def test_every_tensor_has_the_documented_distribution(init: str, block: dict[str, object]) -> None:
+    """A gate's matrix included, in every other placement; whatever init a placement's source would allow."""
+    gated = "swiglu" if len(str(block["placement"])) % 2 else "gelu"
+    values = drawn(config(init=init, activation=gated, **block))
+    assert ("blocks.0.mlp.gate.weight" in values) == (gated == "swiglu")
+    for name, value in values.items():
+        assert_drawn_with(name, value, expected_std(name, init))
+
+
+def test_scaled_inits_move_with_the_depth_as_documented() -> None:
+    """Deviations at 2, 8 and 18 layers, over those of xavier or 0.02: 8 L = 16, 64, 144 and so on."""
+    for init, scaled, expected in (
+        ("deepnorm", ("attn.v", "attn.out", "mlp.w1", "mlp.gate", "mlp.w2"), [1 / 2, 8**-0.5, 12**-0.5]),
+        ("sub", ("attn.v", "attn.out", "mlp.w1", "mlp.gate", "mlp.w2"), [1.177410, 1.665109, 1.893018]),
+        ("tfixup", ("attn.v", "attn.out", "mlp.w1", "mlp.gate", "mlp.w2"), [0.563401, 0.398384, 0.325279]),
+        ("gpt2", ("attn.out", "mlp.w2"), [1 / 2, 1 / 4, 1 / 6]),
+    ):
+        for n_layers, factor in zip((2, 8, 18), expected, strict=True):
+            c = config(init=init, n_layers=n_layers, activation="swiglu")
+            for part in ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.w1", "mlp.gate", "mlp.w2"):
+                mean, std = distribution(f"blocks.1.{part}.weight", torch.Size([30, 20]), c)
+                base = 0.02 if init == "gpt2" else 0.2  # sqrt(2 / 50)
+                assert (mean, std) == (0, pytest.approx(base * (factor if part in scaled else 1), rel=1e-5)), part
+            assert distribution("unembed.weight", torch.Size([30, 20]), c)[1] == pytest.approx(base)
+
+
+@pytest.mark.parametrize(
+    ("values", "embed", "pos", "unembed"),
+    [
+        ({}, math.sqrt(0.5), math.sqrt(0.5), UNEMBED),
+        ({"positions": "sinusoidal"}, math.sqrt(0.5), None, UNEMBED),  # the waves have mean square 1/2
+        ({"positions": "rope"}, 1, None, UNEMBED),
+        ({"positions": "none"}, 1, None, UNEMBED),
+        ({"embed_init": "std"}, 0.02, 0.02, UNEMBED),
+        ({"embed_init": "std", "embed_std": 0.3}, 0.3, 0.3, UNEMBED),
+        ({"embed_init": "std", "embed_std": 0.3, "positions": "rope"}, 0.3, None, UNEMBED),
+        ({"embed_init": "scaled"}, 48**-0.5, 48**-0.5, UNEMBED),
+        ({"embed_init": "scaled", "embed_std": 0.1}, 0.1, 0.1, UNEMBED),
+        ({"embed_init": "scaled", "positions": "none"}, 48**-0.5, None, UNEMBED),
+        ({"unembed_std": 0.05}, math.sqrt(0.5), math.sqrt(0.5), 0.05),
+        ({"unembed_std": 0.05, "init": "gpt2"}, math.sqrt(0.5), math.sqrt(0.5), 0.05),
+        ({"tied": True}, math.sqrt(0.5), math.sqrt(0.5), None),
+        ({"tied": True, "embed_init": "std"}, 0.02, 0.02, None),
+        ({"placement": "deepnorm", "embed_init": "std"}, 0.02, 0.02, UNEMBED),
+    ],
+    ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else "",
+)
+def test_tables_have_the_documented_distribution(
+    values: dict[str, object], embed: float, pos: float | None, unembed: float | None
+) -> None:
+    got = drawn(config(n_layers=1, **values))
+    expected = {"embed": embed, "pos": pos, "unembed.weight": unembed}
+    assert set(got) & set(expected) == {name for name, std in expected.items() if std is not None}
+    for name, std in expected.items():
+        if std is not None:
+            assert_drawn_with(name, got[name], std)
 
 
 def test_weights_are_normal_not_uniform() -> None:
@@ -87,11 +156,17 @@ def test_auto_is_the_placement_s_own_init(placement: str) -> None:
     assert all(torch.equal(auto[name], own[name]) for name in own)
 
 
-def test_x_0_has_unit_variance() -> None:
-    params = drawn(config())
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope", "none"])
+@pytest.mark.parametrize("embed_init", ["unit", "scaled"])
+def test_x_0_has_unit_variance(embed_init: str, positions: str) -> None:
+    """Around 0: the sinusoids are no random numbers. `scaled` tokens have it alone, and what is added comes on top:
+    1/48 of the learned table, 1/2 of the sinusoids.
+    """
+    c = config(positions=positions, embed_init=embed_init)
     tokens = torch.from_numpy(np.random.Generator(np.random.Philox(key=1)).integers(0, V, (32, T)))
-    x = (F.embedding(tokens, params["embed"]) + params["pos"]).double()
-    assert x.var().item() == pytest.approx(1, abs=0.05)
+    x = torch.func.functional_call(Transformer(c, V, T), drawn(c), (tokens,))[1][0].double()
+    added = {"learned": 1 / 48, "sinusoidal": 0.5}.get(positions, 0) if embed_init == "scaled" else 0
+    assert x.square().mean().item() == pytest.approx(1 + added, abs=0.05)
 
 
 # ---- streams ------------------------------------------------------------------------------------------
@@ -100,7 +175,9 @@ def test_x_0_has_unit_variance() -> None:
 def test_a_draw_depends_on_seed_and_name_only() -> None:
     """More layers, another placement (post has no final norm) or norm move no other tensor's draw."""
     base = drawn(config())
-    for other in (config(n_layers=L + 2), config("post"), config(norm="rmsnorm"), config("post", n_layers=1)):
+    others = [config(n_layers=L + 2), config("post"), config(norm="rmsnorm"), config("post", n_layers=1)]
+    others += [config(**block | {"init": "xavier"}) for block in BLOCKS]
+    for other in [*others, config(activation="swiglu", biases=False, tied=True)]:
         shared = drawn(other)
         assert set(shared) & set(base) >= {"embed", "blocks.0.attn.q.weight"}
         for name in set(shared) & set(base):
@@ -136,7 +213,9 @@ def test_golden_draw() -> None:
 def test_init_params_stacks_each_run_s_own_draws() -> None:
     """Runs of one batch may differ in seed and in init."""
     configs = [config(init="xavier"), config(init="gpt2"), config(init="xavier")]
-    stacked = init_params(shapes_of(configs[0]), configs, [3, 3, 4])
+    with torch.device("meta"):
+        model = Transformer(configs[0], V, T)
+    stacked = init_params(model, configs, [3, 3, 4])
     for run, (c, seed) in enumerate(zip(configs, [3, 3, 4], strict=True)):
         for name, value in drawn(c, seed).items():
             assert torch.equal(stacked[name][run], value), name

@@ -9,29 +9,95 @@ from torch import Tensor, nn
 
 from normstudy import reference
 from normstudy.config import ConfigError, ModelConfig
-from normstudy.model import Transformer
-from normstudy.norms import LayerNorm, RMSNorm, layer_norm, rms_norm
+from normstudy.model import ACTIVATIONS, Transformer
+from normstudy.norms import DynamicTanh, LayerNorm, NoNorm, RMSNorm, dynamic_tanh, layer_norm, rms_norm
 from normstudy.train import loss_of_run
 
 torch.set_num_threads(1)
 
 VOCAB, SEQ_LEN = 11, 7
-KINDS = [(placement, norm) for placement in ("pre", "post") for norm in ("layernorm", "rmsnorm")]
+NORMS = ("layernorm", "rmsnorm", "dyt", "none")
+NORMED = (
+    "pre", "post", "peri", "reordered", "sub", "deepnorm", "admin", "lns", "mix", "b2t", "residual", "hybrid",
+)  # fmt: skip
+WITHOUT = ("rezero", "none")  # admit no norm but `none`
+PLACEMENTS = (*NORMED, *WITHOUT)
+
+Fields = dict[str, object]  # of a ModelConfig
 
 
-def config(placement: str, norm: str, n_layers: int = 3, **more: object) -> ModelConfig:
+def kinds(*norms: str) -> list[Fields]:
+    """Every placement, and HybridNorm*, with the norms that it admits among those given and `none`."""
+    blocks: list[Fields] = [{"placement": p} for p in NORMED]
+    blocks.append({"placement": "hybrid", "first_block": "star"})
+    return [block | {"norm": norm} for block in blocks for norm in norms] + [{"placement": p} for p in WITHOUT]
+
+
+# Everything that is not the default of a model, in placements in which it could go wrong: a gate under sub's inner
+# norm, tied tables under two streams, QK-norm in every placement that allows it, before RoPE.
+FEATURES: list[Fields] = [
+    *[{"placement": "pre", "activation": a} for a in ("relu", "swiglu", "geglu")],
+    *[{"placement": "pre", "positions": p} for p in ("sinusoidal", "rope", "none")],
+    *[{"placement": p, "positions": "rope", "norm": "rmsnorm"} for p in ("reordered", "hybrid", "residual")],
+    {"placement": "sub", "activation": "swiglu", "norm": "rmsnorm"},
+    {"placement": "sub", "activation": "geglu", "norm": "dyt", "biases": False},
+    {"placement": "post", "activation": "swiglu", "positions": "sinusoidal", "tied": True},
+    {"placement": "hybrid", "first_block": "star", "positions": "rope", "norm": "layernorm"},
+    {"placement": "none", "positions": "rope", "biases": False, "tied": True},
+    {"placement": "rezero", "positions": "none", "activation": "relu", "embed_init": "scaled"},
+    {"placement": "pre", "embed_init": "scaled"},
+    {"placement": "pre", "embed_init": "scaled", "positions": "sinusoidal", "tied": True, "embed_norm": True},
+    {"placement": "peri", "embed_norm": True, "norm": "rmsnorm"},
+    {"placement": "residual", "embed_norm": True, "tied": True, "norm": "dyt"},
+    {"placement": "lns", "biases": False, "embed_init": "std"},
+    *[
+        {"placement": p, "qk_norm": form, "norm": norm, "positions": positions}
+        for p in NORMED
+        if p != "hybrid"
+        for form, norm, positions in (("full", "layernorm", "rope"), ("per_head", "rmsnorm", "learned"))
+    ],
+    {"placement": "pre", "qk_norm": "per_head", "norm": "layernorm", "positions": "rope"},
+    {"placement": "post", "qk_norm": "per_head", "norm": "dyt", "positions": "rope"},
+    {"placement": "peri", "qk_norm": "full", "norm": "dyt"},
+    {"placement": "reordered", "qk_norm": "none"},
+]
+
+
+def name_of(values: Fields) -> str:
+    """A test's id: pre-rmsnorm-full."""
+    return "-".join(str(v) if isinstance(v, str) else f"{k}={v}" for k, v in values.items())
+
+
+def config(n_layers: int = 5, **more: object) -> ModelConfig:
     shape = {"n_layers": n_layers, "d_model": 12, "n_heads": 3, "d_ff": 20}
-    return ModelConfig(placement=placement, norm=norm, **(shape | more))  # type: ignore[arg-type]
+    return ModelConfig(**(shape | more))  # type: ignore[arg-type]
+
+
+def small(n_layers: int = 2, **more: object) -> ModelConfig:
+    """For numerical derivatives; four layers where there is no mix of fewer."""
+    layers = 4 if more.get("placement") == "mix" else n_layers
+    return config(**{"n_layers": layers, "d_model": 8, "n_heads": 2, "d_ff": 10, **more})  # type: ignore[arg-type]
+
+
+SPECIAL = {"gamma": 1.0, "omega1": 1.0, "omega2": 1.0, "a": 0.5, "scale": 0.0}  # where these start
 
 
 def random_model(model_config: ModelConfig, dtype: torch.dtype = torch.float64, seed: int = 0) -> Transformer:
-    """A model in which nothing is at a special value: biases are not 0, gains are not 1."""
+    """A model in which nothing is at a special value: no bias 0, no gain 1, no vector constant, no a 0.5.
+
+    The values are the same in float32 and float64. Without norms the stream grows, so matrices are smaller there.
+    """
     rng = np.random.Generator(np.random.Philox(key=seed))
     model = Transformer(model_config, VOCAB, SEQ_LEN)
+    normless = model_config.norm == "none" or model_config.placement in WITHOUT
     with torch.no_grad():
         for name, p in model.named_parameters():
-            values = rng.standard_normal(tuple(p.shape)) * 0.4 + (1 if name.endswith("gamma") else 0)
-            p.copy_(torch.from_numpy(values))
+            leaf = name.rpartition(".")[2]
+            spread = 0.2 if normless and leaf == "weight" else 0.4
+            values = SPECIAL.get(leaf, 0.0) + spread * rng.standard_normal(tuple(p.shape))
+            if leaf in ("a", "scale"):
+                values = SPECIAL[leaf] + 0.2 + 0.1 * rng.random()
+            p.copy_(torch.from_numpy(np.asarray(values, np.float32)))
     return model.to(dtype)
 
 
@@ -41,7 +107,7 @@ def random_tokens(length: int = SEQ_LEN, batch: int = 2) -> Tensor:
 
 
 def as_arrays(model: nn.Module) -> dict[str, np.ndarray]:
-    return {name: p.detach().numpy() for name, p in model.named_parameters()}
+    return {name: p.detach().numpy().astype(np.float64) for name, p in model.named_parameters()}
 
 
 def relative_error(got: Tensor, expected: np.ndarray) -> float:
@@ -53,25 +119,57 @@ def relative_error(got: Tensor, expected: np.ndarray) -> float:
 # ---- against the NumPy oracle -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize(("placement", "norm"), KINDS)
-def test_model_equals_the_reference(placement: str, norm: str, dtype: torch.dtype, tolerance: float) -> None:
-    """Logits and every x_l, on full windows and on shorter ones; the oracle computes in float64."""
-    model_config = config(placement, norm)
-    model = random_model(model_config, dtype)
-    params = {name: value.astype(np.float64) for name, value in as_arrays(model).items()}
-    for tokens in (random_tokens(), random_tokens(length=3, batch=1)):
-        logits, residual = model(tokens)
+def assert_equals_the_reference(model_config: ModelConfig) -> None:
+    """Logits and every x_l, in float32 to 1e-5 and in float64 to 1e-10; the oracle computes in float64."""
+    models = {1e-5: random_model(model_config, torch.float32), 1e-10: random_model(model_config)}
+    params = as_arrays(models[1e-10])
+    for tokens in (random_tokens(), random_tokens(length=3, batch=1)):  # full windows and shorter ones
         expected_logits, expected_residual = reference.decoder(params, tokens.numpy(), model_config)
-        assert relative_error(logits, expected_logits) < tolerance
-        assert len(residual) == len(expected_residual) == model_config.n_layers + 1
-        for x, expected in zip(residual, expected_residual, strict=True):
-            assert relative_error(x, expected) < tolerance
+        for tolerance, model in models.items():
+            logits, residual = model(tokens)
+            assert relative_error(logits, expected_logits) < tolerance
+            assert len(residual) == len(expected_residual) == model_config.n_layers + 1
+            for layer, (x, expected) in enumerate(zip(residual, expected_residual, strict=True)):
+                assert relative_error(x, expected) < tolerance, f"x_{layer}"
 
 
-@pytest.mark.parametrize(("placement", "norm"), KINDS)
-def test_loss_equals_the_reference(placement: str, norm: str) -> None:
-    model_config = config(placement, norm)
+def test_the_placements_of_this_file_are_all_there_are() -> None:
+    from normstudy import placements
+
+    assert set(PLACEMENTS) == set(placements.PLACEMENTS)
+    assert {p for p, row in placements.PLACEMENTS.items() if row.norms is not None} == set(WITHOUT)
+    assert {p for p, row in placements.PLACEMENTS.items() if row.star_block is not None} == {"hybrid"}
+
+
+@pytest.mark.parametrize("values", kinds(*NORMS), ids=name_of)
+def test_model_equals_the_reference(values: Fields) -> None:
+    assert_equals_the_reference(config(**values))
+
+
+@pytest.mark.parametrize("n_layers", [4, 7, 8])
+@pytest.mark.parametrize("placement", ["mix", "deepnorm", "lns"])
+def test_formulas_with_a_depth_hold_at_other_depths(placement: str, n_layers: int) -> None:
+    """mix has floor(L / 4) = 1, 1 and 2 post-norm layers."""
+    assert_equals_the_reference(config(n_layers, placement=placement))
+
+
+@pytest.mark.parametrize("values", FEATURES, ids=name_of)
+def test_model_with_a_feature_equals_the_reference(values: Fields) -> None:
+    assert_equals_the_reference(config(4, **values))
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "dyt"])
+@pytest.mark.parametrize("final_norm", ["true", "false"])
+@pytest.mark.parametrize("placement", NORMED)
+def test_final_norm_can_be_asked_for(placement: str, final_norm: str, norm: str) -> None:
+    model_config = config(4, placement=placement, norm=norm, final_norm=final_norm)
+    assert_equals_the_reference(model_config)
+    assert (random_model(model_config).final_norm is not None) == (final_norm == "true")
+
+
+@pytest.mark.parametrize("values", kinds("layernorm"), ids=name_of)
+def test_loss_equals_the_reference(values: Fields) -> None:
+    model_config = config(4, **values)
     model = random_model(model_config)
     windows = random_tokens(length=SEQ_LEN + 1)
     loss, residual = loss_of_run(model, dict(model.named_parameters()), windows)
@@ -80,28 +178,54 @@ def test_loss_equals_the_reference(placement: str, norm: str) -> None:
     assert len(residual) == model_config.n_layers + 1
 
 
-@pytest.mark.parametrize("final_norm", ["true", "false"])
-@pytest.mark.parametrize("placement", ["pre", "post"])
-def test_final_norm_can_be_asked_for(placement: str, final_norm: str) -> None:
-    model_config = config(placement, "layernorm", final_norm=final_norm)
-    model = random_model(model_config)
-    logits, _ = model(random_tokens())
-    expected, _ = reference.decoder(as_arrays(model), random_tokens().numpy(), model_config)
-    assert relative_error(logits, expected) < 1e-10
-    assert (model.final_norm is not None) == (final_norm == "true")
-
-
 def test_norms_equal_the_reference() -> None:
     """Also on rows far from zero and far from unit scale, where a misplaced eps would show."""
     rng = np.random.Generator(np.random.Philox(key=3))
-    gamma, beta = rng.standard_normal(12), rng.standard_normal(12)
+    gamma, beta, a = rng.standard_normal(12), rng.standard_normal(12), np.asarray(0.8)
     for scale in (1e-3, 1.0, 1e3):
         x = (rng.standard_normal((2, 5, 12)) + 1) * scale
-        x_t, gamma_t, beta_t = (torch.from_numpy(a) for a in (x, gamma, beta))
+        x_t, gamma_t, beta_t, a_t = (torch.from_numpy(v) for v in (x, gamma, beta, a))
         assert relative_error(layer_norm(x_t, gamma_t, beta_t), reference.layer_norm(x, gamma, beta)) < 1e-12
         assert relative_error(rms_norm(x_t, gamma_t), reference.rms_norm(x, gamma)) < 1e-12
-    assert relative_error(LayerNorm(12)(x_t.float()), reference.layer_norm(x, 1 + 0 * gamma, 0 * beta)) < 1e-5
-    assert relative_error(RMSNorm(12)(x_t.float()), reference.rms_norm(x, 1 + 0 * gamma)) < 1e-5
+        assert (
+            relative_error(dynamic_tanh(x_t, a_t, gamma_t, beta_t), reference.dynamic_tanh(x, a, gamma, beta)) < 1e-12
+        )
+    ones, zeros, half = 1 + 0 * gamma, 0 * beta, np.asarray(0.5)
+    x /= 1e3  # tanh would be +-1 throughout
+    x_t = torch.from_numpy(x).float()
+    assert relative_error(LayerNorm(12)(x_t), reference.layer_norm(x, ones, zeros)) < 1e-5
+    assert relative_error(RMSNorm(12)(x_t), reference.rms_norm(x, ones)) < 1e-5
+    assert relative_error(DynamicTanh(12)(x_t), reference.dynamic_tanh(x, half, ones, zeros)) < 1e-5
+    assert NoNorm(12)(x_t) is x_t
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activations_equal_the_reference(name: str) -> None:
+    """Also far out, where neither the value nor the gradient overflows."""
+    x = np.linspace(-30, 30, 601)
+    assert relative_error(ACTIVATIONS[name](torch.from_numpy(x)), reference.ACTIVATIONS[name](x)) < 1e-14
+    far = torch.tensor([-1e30, -1e4, 1e4, 1e30], requires_grad=True)
+    (grad,) = torch.autograd.grad(ACTIVATIONS[name](far).sum(), far)
+    assert ACTIVATIONS[name](far).tolist() == [0, 0, far[2].item(), far[3].item()]
+    assert grad.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *[{"placement": p} for p in ("pre", "post", "peri", "reordered", "mix", "hybrid")],
+        {"placement": "hybrid", "first_block": "star"},
+    ],
+    ids=name_of,
+)
+def test_without_norms_these_placements_are_one_function(values: Fields) -> None:
+    """They have placement none's parameters, and give its logits and residual stream, to the bit."""
+    plain = random_model(config(placement="none"), torch.float32)
+    other = random_model(config(norm="none", **values), torch.float32)
+    other.load_state_dict(plain.state_dict(), strict=True)
+    (logits, residual), (expected, expected_residual) = other(random_tokens()), plain(random_tokens())
+    assert torch.equal(logits, expected)
+    assert all(torch.equal(a, b) for a, b in zip(residual, expected_residual, strict=True))
 
 
 # ---- against torch's own layer ------------------------------------------------------------------------
@@ -114,7 +238,7 @@ def encoder_layer_like(block: nn.Module, model_config: ModelConfig) -> nn.Transf
         model_config.n_heads,
         model_config.d_ff or 0,
         dropout=0.0,
-        activation="gelu",
+        activation=model_config.activation,
         batch_first=True,
         norm_first=model_config.placement == "pre",
         dtype=torch.float64,
@@ -144,10 +268,12 @@ def in_encoder_names(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-@pytest.mark.parametrize(("placement", "norm"), KINDS)
-def test_block_equals_torch_encoder_layer(placement: str, norm: str) -> None:
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_block_equals_torch_encoder_layer(placement: str, norm: str, activation: str) -> None:
     """Output, gradient of the input and of every parameter, in float64."""
-    model_config = config(placement, norm, n_layers=1)
+    model_config = config(1, placement=placement, norm=norm, activation=activation)
     block = random_model(model_config).blocks[0]
     layer = encoder_layer_like(block, model_config)
     rng = np.random.Generator(np.random.Philox(key=5))
@@ -155,7 +281,9 @@ def test_block_equals_torch_encoder_layer(placement: str, norm: str) -> None:
     weight = torch.from_numpy(rng.standard_normal(x.shape))  # a fixed random direction: no gradient cancels
 
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    out = block(mine)
+    second = torch.zeros_like(x)
+    out, unread = block(mine, second)
+    assert unread is second  # a block that knows no second stream leaves it
     mask = nn.Transformer.generate_square_subsequent_mask(SEQ_LEN, dtype=torch.float64)
     expected = layer(theirs, src_mask=mask, is_causal=True)
     assert relative_error(out, expected.detach().numpy()) < 1e-10
@@ -174,8 +302,10 @@ def test_block_equals_torch_encoder_layer(placement: str, norm: str) -> None:
 # ---- causality ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("placement", "norm"), KINDS)
-def test_causality_by_gradient(placement: str, norm: str) -> None:
+@pytest.mark.parametrize(
+    "values", [*kinds("layernorm"), {"placement": "pre", "qk_norm": "full", "positions": "rope"}], ids=name_of
+)
+def test_causality_by_gradient(values: Fields) -> None:
     """d logits[t] / d x_0[t'] for every pair of positions. Three cases:
 
     - t' > t, the future: exactly zero, not small, since a masked weight is exactly zero;
@@ -185,7 +315,7 @@ def test_causality_by_gradient(placement: str, norm: str) -> None:
 
     And whatever another sequence of the batch holds, it has no influence at all.
     """
-    model = random_model(config(placement, norm))
+    model = random_model(small(**values))
     logits, residual = model(random_tokens())
     rng = np.random.Generator(np.random.Philox(key=6))
     weight = torch.from_numpy(rng.standard_normal(VOCAB))
@@ -199,86 +329,220 @@ def test_causality_by_gradient(placement: str, norm: str) -> None:
 
 # ---- gradients ----------------------------------------------------------------------------------------
 
+STEP = 1e-5  # of a central difference, along a direction of length 1
 
-@pytest.mark.parametrize(("placement", "norm"), KINDS)
-def test_gradients_equal_numerical_derivatives(placement: str, norm: str) -> None:
+
+def windows_for_derivatives() -> tuple[Tensor, np.ndarray, np.ndarray]:
+    windows = random_tokens(length=5, batch=1)
+    return windows, windows[:, :-1].numpy(), windows[:, 1:].numpy()
+
+
+def directions(like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    rng = np.random.Generator(np.random.Philox(key=8))
+    out = {name: rng.standard_normal(value.shape) for name, value in like.items()}
+    return {name: value / np.linalg.norm(value) for name, value in out.items()}
+
+
+@pytest.mark.parametrize("values", [*kinds(*NORMS), *FEATURES], ids=name_of)
+def test_gradients_equal_numerical_derivatives(values: Fields) -> None:
     """Each tensor's gradient along a random direction is the central difference of the oracle's loss.
 
-    The oracle's, not the model's own: a detached path or a wrong backward cannot agree with it by accident.
+    To 1e-6 of its size, or of a thousandth of the whole gradient's where that is larger. The oracle's loss, not the
+    model's own: a detached path or a wrong backward cannot agree with it by accident.
     """
-    model_config = config(placement, norm, n_layers=2)
+    model_config = small(**values)
     model = random_model(model_config)
-    windows = random_tokens(length=5, batch=1)
-    tokens, targets = windows[:, :-1].numpy(), windows[:, 1:].numpy()
+    windows, tokens, targets = windows_for_derivatives()
     params = dict(model.named_parameters())
-    grads = torch.autograd.grad(loss_of_run(model, params, windows)[0], list(params.values()))
+    loss = loss_of_run(model, params, windows)[0]
+    grads = {n: g.numpy() for n, g in zip(params, torch.autograd.grad(loss, list(params.values())), strict=True)}
+    whole = np.sqrt(sum((g**2).sum() for g in grads.values()))
     arrays = as_arrays(model)
-    rng = np.random.Generator(np.random.Philox(key=8))
-    for (name, value), grad in zip(arrays.items(), grads, strict=True):
-        direction = rng.standard_normal(value.shape)
-        direction /= np.linalg.norm(direction)
-        h = 1e-5
+    for name, direction in directions(arrays).items():
         up, down = (
             reference.cross_entropy(reference.decoder(arrays | {name: v}, tokens, model_config)[0], targets)
-            for v in (value + h * direction, value - h * direction)
+            for v in (arrays[name] + STEP * direction, arrays[name] - STEP * direction)
         )
-        exact = float((grad.numpy() * direction).sum())
-        assert exact == pytest.approx((up - down) / (2 * h), rel=1e-5, abs=1e-9), name
+        exact, size = float((grads[name] * direction).sum()), float(np.linalg.norm(grads[name]))
+        assert abs(exact - (up - down) / (2 * STEP)) <= 1e-6 * max(size, 1e-3 * whole), name
 
 
-@pytest.mark.parametrize(("placement", "norm"), KINDS)
-def test_only_the_key_bias_has_no_gradient(placement: str, norm: str) -> None:
-    """A key bias adds q . b to all scores of a query, which softmax does not see; all else has a gradient."""
-    model = random_model(config(placement, norm))
+@pytest.mark.parametrize("values", [*kinds("layernorm"), {"placement": "residual", "norm": "dyt"}], ids=name_of)
+def test_gradients_of_the_residual_stream_equal_numerical_derivatives(values: Fields) -> None:
+    """dLoss/dx_l for every l, from the oracle's blocks above layer l.
+
+    Of two streams x_l alone moves and r_l stays, but at l = 0, where both are the embeddings.
+    """
+    model_config = small(3, **values)
+    model = random_model(model_config)
+    windows, tokens, targets = windows_for_derivatives()
+    loss, residual = loss_of_run(model, dict(model.named_parameters()), windows)
+    grads = torch.autograd.grad(loss, residual)
+    params, two_streams = as_arrays(model), model_config.placement == "residual"
+
+    def loss_from(x: np.ndarray, layer: int) -> float:
+        for above in range(layer + 1, model_config.n_layers + 1):
+            x = reference.run_block(x, params, model_config, above)
+        return reference.cross_entropy(reference.unembedding(x, params, model_config), targets)
+
+    x = reference.embedding(params, tokens, model_config)
+    x = np.stack([x, x]) if two_streams else x
+    for layer, grad in enumerate(grads):
+        direction = directions({"x": grad.numpy()})["x"]
+        moved = np.stack([direction, direction * (layer == 0)]) if two_streams else direction
+        slope = (loss_from(x + STEP * moved, layer) - loss_from(x - STEP * moved, layer)) / (2 * STEP)
+        exact, size = float((grad.numpy() * direction).sum()), float(torch.linalg.vector_norm(grad))
+        assert size > 1e-3, f"x_{layer}"
+        assert abs(exact - slope) <= 1e-6 * size, f"x_{layer}"
+        if layer < model_config.n_layers:
+            x = reference.run_block(x, params, model_config, layer + 1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [*kinds("layernorm"), {"placement": "pre", "qk_norm": "full", "positions": "rope"}, {"placement": "post"}],
+    ids=name_of,
+)
+def test_only_what_shifts_all_keys_has_no_gradient(values: Fields) -> None:
+    """A shift b of the keys adds q . b to all scores of a query, which softmax does not see; all else has a gradient.
+
+    It is a key bias that no norm and no RoPE follows, or the bias of a norm of the keys that no RoPE follows.
+    """
+    model_config = config(4, **values)
+    model = random_model(model_config)
     params = dict(model.named_parameters())
     loss, _ = loss_of_run(model, params, random_tokens(length=SEQ_LEN + 1))
+    shift = "k_norm.beta" if any("k_norm" in name for name in params) else "attn.k.bias"
+    shift = "nothing" if model_config.positions == "rope" else shift
     for name, grad in zip(params, torch.autograd.grad(loss, list(params.values())), strict=True):
         size = float(torch.linalg.vector_norm(grad))
-        if name.endswith("attn.k.bias"):
+        if name.endswith(shift):
             assert size < 1e-14, name
         else:
-            assert size > 1e-6, name
+            assert size > 1e-7, name
 
 
 # ---- shape and names ----------------------------------------------------------------------------------
 
+# By hand, for V 11, T 7, L 4, D 12, H 3, F 20. Tables 11 * 12 + 7 * 12 = 216, output matrix 132. A block without
+# norms: attention 4 * (12 * 12 + 12) = 624, MLP (20 * 12 + 20) + (12 * 20 + 12) = 512, together 1136.
+WITHOUT_NORMS = 216 + 132 + 4 * 1136
+# The widths of a block's norms, and whether there is a final one of width 12. A head has 4 dimensions.
+NORM_WIDTHS: dict[str, tuple[tuple[int, ...], bool]] = {
+    "pre": ((12, 12), True),
+    "post": ((12, 12), False),
+    "peri": ((12, 12, 12, 12), True),
+    "reordered": ((12, 12, 12, 12), True),  # two of them of q and k, over the full width
+    "sub": ((12, 12, 12, 20), True),
+    "deepnorm": ((12, 12), False),
+    "admin": ((12, 12), False),
+    "lns": ((12, 12), True),
+    "mix": ((12, 12), True),
+    "b2t": ((12, 12), False),
+    "residual": ((12, 12), True),
+    "hybrid": ((12, 4, 4, 4), True),
+    "rezero": ((), False),
+    "none": ((), False),
+}
+OTHERS = {"admin": 4 * 2 * 12, "rezero": 4}  # omegas, scales
+TOTALS = {  # a few sums, worked out to the end
+    ("pre", "layernorm"): 4892 + 4 * 48 + 24,
+    ("post", "rmsnorm"): 4892 + 4 * 24,
+    ("peri", "dyt"): 4892 + 4 * 100 + 25,
+    ("sub", "layernorm"): 4892 + 4 * 112 + 24,
+    ("hybrid", "rmsnorm"): 4892 + 4 * 24 + 12,
+    ("admin", "layernorm"): 4892 + 4 * 72,
+    ("rezero", "none"): 4896,
+    ("residual", "none"): 4892,
+}
 
-@pytest.mark.parametrize(("norm", "per_norm"), [("layernorm", 2), ("rmsnorm", 1)])
-def test_parameter_count_by_hand(norm: str, per_norm: int) -> None:
-    """Tables V D + T D; unembedding V D, without bias; per block attention 4 (D^2 + D), MLP F D + F + D F + D
-    and two norms of `per_norm` D each. pre has a final norm that post has not: `per_norm` D more.
-    """
-    V, T, L, D, F = VOCAB, SEQ_LEN, 3, 12, 20
-    block = 4 * (D * D + D) + (F * D + F) + (D * F + D) + 2 * per_norm * D
-    post = V * D + T * D + L * block + V * D
-    counts = {
-        placement: sum(p.numel() for p in Transformer(config(placement, norm), V, T).parameters())
-        for placement in ("pre", "post")
-    }
-    assert counts == {"post": post, "pre": post + per_norm * D}
+
+def n_params(**values: object) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in Transformer(config(4, **values), VOCAB, SEQ_LEN).parameters())
 
 
-def test_unembedding_is_not_the_embedding() -> None:
-    model = random_model(config("pre", "layernorm"))
+def of_norm(norm: str, width: int) -> int:
+    """A gain and a bias; a gain; these and one a; nothing."""
+    return {"layernorm": 2 * width, "rmsnorm": width, "dyt": 2 * width + 1, "none": 0}[norm]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_parameter_count_by_hand(placement: str, norm: str) -> None:
+    if placement in WITHOUT and norm != "none":
+        return
+    widths, final = NORM_WIDTHS[placement]
+    expected = WITHOUT_NORMS + OTHERS.get(placement, 0)
+    expected += 4 * sum(of_norm(norm, w) for w in widths) + of_norm(norm, 12 * final) * final
+    assert n_params(placement=placement, norm=norm) == expected
+    assert TOTALS.get((placement, norm), expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "more"),
+    [
+        ({"first_block": "star", "placement": "hybrid"}, 24),  # norm1 of the first block
+        ({"qk_norm": "full"}, 4 * 2 * 24),
+        ({"qk_norm": "per_head"}, 4 * 2 * 8),  # one gain and bias of width 4, shared by the heads
+        ({"qk_norm": "per_head", "norm": "dyt"}, 4 * 2 * 9),
+        ({"qk_norm": "none", "placement": "reordered"}, -4 * 2 * 24),
+        ({"activation": "relu"}, 0),
+        ({"activation": "swiglu"}, 4 * (20 * 12 + 20)),
+        ({"activation": "geglu", "biases": False}, 4 * (20 * 12 - 4 * 12 - 20 - 12)),
+        *[({"positions": p}, -7 * 12) for p in ("sinusoidal", "rope", "none")],
+        ({"biases": False}, -4 * (4 * 12 + 20 + 12)),
+        ({"tied": True}, -132),
+        ({"embed_norm": True}, 24),
+        ({"embed_norm": True, "norm": "rmsnorm"}, 12),
+        ({"embed_init": "scaled"}, 0),
+        ({"final_norm": "false"}, -24),
+        ({"final_norm": "true", "placement": "post"}, 24),
+        ({"final_norm": "false", "placement": "residual"}, -24),
+    ],
+    ids=lambda v: name_of(v) if isinstance(v, dict) else "",
+)
+def test_parameter_count_of_a_feature_by_hand(values: Fields, more: int) -> None:
+    base = {"placement": "pre"} | {k: v for k, v in values.items() if k in ("placement", "norm")}
+    assert n_params(**(base | values)) == n_params(**base) + more
+
+
+def test_embeddings_are_tied_only_when_asked() -> None:
+    model = random_model(config())
     assert model.embed.data_ptr() != model.unembed.weight.data_ptr()
     assert model.unembed.bias is None
+    tied = random_model(config(tied=True))
+    assert tied.unembed is None
+    loss, _ = loss_of_run(tied, dict(tied.named_parameters()), random_tokens(length=4))
+    (grad,) = torch.autograd.grad(loss, tied.embed)
+    assert (torch.linalg.vector_norm(grad, dim=1) > 1e-6).all()  # also of tokens that the input does not hold
 
 
-def test_d_ff_is_four_times_d_model_unless_given() -> None:
-    for given, expected in ((None, 48), (5, 5)):
-        model = Transformer(ModelConfig(n_layers=1, d_model=12, n_heads=1, d_ff=given), VOCAB, SEQ_LEN)
-        assert model.blocks[0].mlp.w1.weight.shape == (expected, 12)
+def test_d_ff_follows_d_model_unless_given() -> None:
+    """4 d_model, and with a third matrix 8/3 d_model, rounded up to a multiple of 8: 12 * 8 / 3 = 32, 20 to 56."""
+    for d_model, activation, given, expected in (
+        (12, "gelu", None, 48), (12, "relu", None, 48), (12, "gelu", 5, 5), (12, "swiglu", None, 32),
+        (20, "geglu", None, 56), (20, "geglu", 5, 5),
+    ):  # fmt: skip
+        c = ModelConfig(n_layers=1, d_model=d_model, n_heads=1, d_ff=given, activation=activation)
+        assert Transformer(c, VOCAB, SEQ_LEN).blocks[0].mlp.w1.weight.shape == (expected, d_model)
 
 
 @pytest.mark.parametrize(
     ("field", "wrong", "meant"),
-    [("placement", "Pre", "pre"), ("placement", "psot", "post"), ("norm", "layer_norm", "layernorm")],
-)
+    [
+        ("placement", "Pre", "pre"), ("placement", "psot", "post"), ("placement", "sandwhich", "peri"),
+        ("norm", "layer_norm", "layernorm"), ("qk_norm", "perhead", "per_head"), ("activation", "swi_glu", "swiglu"),
+        ("positions", "rope ", "rope"), ("embed_init", "scale", "scaled"), ("first_block", "Star", "star"),
+        ("final_norm", "ture", "true"),
+    ],
+)  # fmt: skip
 def test_unknown_names_are_errors_with_the_nearest(field: str, wrong: str, meant: str) -> None:
-    """Never the identity, never another placement."""
-    with pytest.raises(ConfigError, match=f"model.{field} '{wrong}' is not one of .* Did you mean {meant}"):
+    """Never the identity, never another placement: also where the value was set after the check of the config."""
+    message = f"model.{field} '{wrong}' is not one of .* Did you mean {meant}"
+    with pytest.raises(ConfigError, match=message):
         ModelConfig(**{field: wrong})  # type: ignore[arg-type]
-    bypassed = config("pre", "layernorm")
+    bypassed = config()
     setattr(bypassed, field, wrong)
-    with pytest.raises(KeyError, match=wrong):
+    with pytest.raises(ConfigError, match=message):
         Transformer(bypassed, VOCAB, SEQ_LEN)
