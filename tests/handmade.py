@@ -36,6 +36,8 @@ START = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
 
 Rows = dict[str, dict[str, list[object]]]
 
+FOURTEEN = PLACEMENT_NAMES[:14]  # what handmade_placements has, also where more are shipped one day
+
 
 def handmade_config(
     root: Path,
@@ -232,5 +234,5 @@ def handmade_placements(root: Path) -> Path:
     Un-warmed `none` at 5 layers has a diverged run and a stuck one.
     """
     return handmade_study(
-        root, n_layers=(4, 5), placements=PLACEMENT_NAMES, peak_lrs=(3e-3,), seeds=(0, 1), n_steps=30, norm="auto"
+        root, n_layers=(4, 5), placements=FOURTEEN, peak_lrs=(3e-3,), seeds=(0, 1), n_steps=30, norm="auto"
     )

@@ -407,8 +407,7 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (
         ModelConfig,
         {"placement": "pree"},
-        "model.placement 'pree' is not one of pre, post, peri, reordered, sub, deepnorm, admin, lns, mix, b2t, "
-        "residual, hybrid, rezero, none. Did you mean pre?",
+        f"model.placement 'pree' is not one of {', '.join(config.PLACEMENT_NAMES)}. Did you mean pre?",
     ),
     (ModelConfig, {"placement": ""}, "model.placement '' is not one of pre, post, peri,"),
     (ModelConfig, {"norm": "rms_norm"}, "is not one of auto, layernorm, rmsnorm, dyt, none. Did you mean rmsnorm?"),

@@ -598,7 +598,7 @@ RELATIVES = (
 @pytest.mark.parametrize("vision", VISION)
 def test_colors_stay_apart_for_every_eye(vision: str) -> None:
     colors = dict(style.PLACEMENT_COLORS)
-    assert list(colors) == list(PLACEMENT_NAMES)
+    assert set(colors) <= set(PLACEMENT_NAMES)  # one without a color of its own gets a free one
     assert set(style.OTHER_COLORS) < set(colors.values())
     colors |= {f"own{i}": c for i, c in enumerate(style.OWN_COLORS)}
     assert len(set(colors.values())) == 20

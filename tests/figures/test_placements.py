@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawing import drawn, having, panel, points, runs_of, same, titles, words
-from handmade import STUDY, handmade_config, handmade_placements, handmade_study, write_handmade_run
+from handmade import FOURTEEN, STUDY, handmade_config, handmade_placements, handmade_study, write_handmade_run
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
 from normstudy import store
-from normstudy.config import PLACEMENT_NAMES, asked_types
+from normstudy.config import asked_types
 from normstudy.figures import FIGURES, layout, plot_study, style
 from normstudy.figures import study as studies
 from normstudy.figures.final_grid import x_axis
@@ -73,16 +73,16 @@ def test_the_placements_make_panels_and_the_depth_is_the_color(study: Study) -> 
 @pytest.mark.parametrize("name", SMALL_MULTIPLES)
 def test_every_placement_has_a_panel_of_at_most_six_lines_and_colors(name: str, figures: dict[str, Figure]) -> None:
     fig = figures[name]
-    assert titles(fig) == list(PLACEMENT_NAMES)
+    assert titles(fig) == list(FOURTEEN)
     assert fig.get_figwidth() == style.TWO_COLUMNS
-    for title in PLACEMENT_NAMES:
+    for title in FOURTEEN:
         ax = panel(fig, title)
         lines = {k: to_hex(v.get_color()) for k, v in drawn(ax, "mean:").items()}
         assert len(lines) <= 6
         assert len(set(lines.values())) <= studies.MAX_HUES
         assert len(lines) >= 2 or name == "heatmap"
     across = [ax.get_subplotspec().get_gridspec().ncols for ax in fig.axes if ax.get_subplotspec() is not None]  # type: ignore[union-attr]
-    assert set(across[: len(PLACEMENT_NAMES)]) == {4}
+    assert set(across[: len(FOURTEEN)]) == {4}
     assert " per placement" in words(fig)
 
 
@@ -121,11 +121,11 @@ def test_text_stays_inside_the_figure_and_apart(figures: dict[str, Figure]) -> N
 
 
 def test_six_values_are_colors_and_seven_are_panels(study: Study) -> None:
-    six = study.finished[study.finished["placement"].isin(PLACEMENT_NAMES[:6])]
+    six = study.finished[study.finished["placement"].isin(FOURTEEN[:6])]
     look = studies.look(six)
     assert (look.facet, look.hue) == (None, "placement")
-    assert look.colors == {name: style.PLACEMENT_COLORS[name] for name in PLACEMENT_NAMES[:6]}
-    seven = study.finished[study.finished["placement"].isin(PLACEMENT_NAMES[:7])]
+    assert look.colors == {name: style.PLACEMENT_COLORS[name] for name in FOURTEEN[:6]}
+    seven = study.finished[study.finished["placement"].isin(FOURTEEN[:7])]
     assert (studies.look(seven).facet, studies.look(seven).hue) == ("placement", "n_layers")
 
 
@@ -138,7 +138,7 @@ def test_another_text_field_is_the_color_and_all_else_is_held(study: Study) -> N
     more = replace(study, runs=runs, look=look, panel_fields=("placement", "n_layers", "peak_lr", "d_model"))
     runs["d_model"] = np.where(runs["seed"] == 0, 32, 64)
     settings, notes = more.settings(runs, 6)
-    assert [s.title for s in settings] == list(PLACEMENT_NAMES)
+    assert [s.title for s in settings] == list(FOURTEEN)
     for setting in settings:
         assert set(setting.runs["n_layers"]) == {5}
         assert set(setting.runs["peak_lr"]) == {3e-3}
@@ -152,7 +152,7 @@ def test_a_held_field_keeps_the_value_that_most_placements_have(study: Study) ->
     assert studies.widest(runs, "norm", "placement") == ["rmsnorm"]
     more = replace(study, runs=runs, panel_fields=("placement", "norm"))
     settings, notes = more.settings(runs, 6)
-    assert [s.title for s in settings] == list(PLACEMENT_NAMES)
+    assert [s.title for s in settings] == list(FOURTEEN)
     assert notes == ["norm=rmsnorm"]
 
 
@@ -169,14 +169,15 @@ def test_only_placements_varying_is_one_line_a_panel(folder: Path) -> None:
     study = load(folder, {"n_layers": "5", "warmup_steps": "20"})
     assert (study.look.facet, study.look.hue, study.look.dash) == ("placement", "n_layers", None)
     fig = FIGURES["loss_curves"](study)
-    assert titles(fig) == list(PLACEMENT_NAMES)
+    assert titles(fig) == list(FOURTEEN)
     assert {len(drawn(ax, "mean:")) for ax in fig.axes} == {1}
     assert "Validation loss by placement;" in words(fig)
     grid = FIGURES["final_grid"](study)
     (ax,) = grid.axes
-    assert [t.get_text() for t in ax.get_xticklabels()] == list(PLACEMENT_NAMES)
+    assert [t.get_text() for t in ax.get_xticklabels()] == list(FOURTEEN)
     means = [line for line in ax.get_lines() if str(line.get_gid()).startswith("mean:")]
-    assert [len(points(line)) for line in means] == [1] * 14  # no line joins names, which have no order
+    # no line joins names, which have no order
+    assert [len(points(line)) for line in means] == [1] * len(FOURTEEN)
 
 
 # ---- the figures --------------------------------------------------------------------------------------
@@ -184,15 +185,15 @@ def test_only_placements_varying_is_one_line_a_panel(folder: Path) -> None:
 
 def test_each_run_is_in_the_panel_of_its_placement(runs: pd.DataFrame, figures: dict[str, Figure]) -> None:
     for name in ("loss_curves", "training_loss", "gradient_ratio"):
-        for placement in PLACEMENT_NAMES:
+        for placement in FOURTEEN:
             found = set(drawn(panel(figures[name], placement), "seed:"))
             assert found == set(having(runs, placement=placement)["run_id"]), (name, placement)
-    marked = {t: set(drawn(panel(figures["loss_curves"], t), "diverged:")) for t in PLACEMENT_NAMES}
+    marked = {t: set(drawn(panel(figures["loss_curves"], t), "diverged:")) for t in FOURTEEN}
     assert {t: found for t, found in marked.items() if found} == {"none": {diverged_run(runs)}}
 
 
 def test_reference_losses_are_named_at_full_rows_only_in_one_line(figures: dict[str, Figure]) -> None:
-    named = {t: sorted(x.get_text() for x in panel(figures["loss_curves"], t).texts) for t in PLACEMENT_NAMES}
+    named = {t: sorted(x.get_text() for x in panel(figures["loss_curves"], t).texts) for t in FOURTEEN}
     labels = ["bigram 2.46", "ln(vocab) 5.55", "unigram 3.26"]
     assert {t for t, found in named.items() if found} == {"reordered", "lns", "hybrid"}
     assert named["reordered"] == labels
@@ -264,7 +265,7 @@ def test_maps_are_of_the_deepest_un_warmed_runs(folder: Path, runs: pd.DataFrame
 def test_the_final_grid_joins_depths_and_colors_warmups(runs: pd.DataFrame, figures: dict[str, Figure]) -> None:
     fig = figures["final_grid"]
     seen: dict[str, str] = {}
-    for title in PLACEMENT_NAMES:
+    for title in FOURTEEN:
         ax, mine = panel(fig, title), set(having(runs, placement=title)["run_id"])
         for outcome, marker in style.OUTCOME_MARKERS.items():
             for run, line in drawn(ax, f"{outcome}:").items():
@@ -287,7 +288,7 @@ def test_the_final_grid_joins_depths_and_colors_warmups(runs: pd.DataFrame, figu
 def test_the_headline_is_a_row_per_placement(runs: pd.DataFrame, figures: dict[str, Figure]) -> None:
     left, right = figures["headline"].axes
     rows = [t.get_text() for t in left.get_yticklabels()]
-    assert sorted(rows) == sorted(PLACEMENT_NAMES)
+    assert sorted(rows) == sorted(FOURTEEN)
     assert [t.get_text() for t in figures["ranking"].axes[0].get_yticklabels()] == rows
     deep = set(having(runs, n_layers=5)["run_id"])
     assert {r for o in style.OUTCOME_MARKERS for r in drawn(left, f"{o}:")} == deep
@@ -301,7 +302,7 @@ def test_the_headline_is_a_row_per_placement(runs: pd.DataFrame, figures: dict[s
     same(drawn(right, "first:")["none:0"], [curve[0]], [y])
     same(drawn(right, "last:")["none:0"], [curve[-1]], [y])
     assert right.get_xscale() == "log"
-    assert len(drawn(right, "span:")) == 28
+    assert len(drawn(right, "span:")) == 2 * len(FOURTEEN)
 
 
 # ---- a user's own blocks ------------------------------------------------------------------------------

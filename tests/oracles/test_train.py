@@ -63,6 +63,7 @@ ALL: list[Fields] = [
     {"placement": "rezero", "positions": "none", "biases": False, "activation": "swiglu"},
     {"placement": "none"},
 ]
+ALL += [{"placement": p, "n_layers": 4} for p in PLACEMENTS if p not in {values["placement"] for values in ALL}]
 
 
 def name_of(values: Fields) -> str:
