@@ -138,6 +138,11 @@ class ModelConfig:
             raise ConfigError(
                 f"model.embed_std {self.embed_std:g} is not read by model.embed_init=unit: add model.embed_init=std"
             )
+        if self.tied and self.unembed_std is not None:
+            raise ConfigError(
+                f"model.unembed_std {self.unembed_std:g} has no output matrix to draw: model.tied=true uses the token "
+                "table; leave one of the two"
+            )
         _check_positions(self)
         _check_placement(self)
 
@@ -340,6 +345,9 @@ def check_study_name(study: str) -> None:
         )
 
 
+# Columns that stand for another text, whose losses do not compare.
+TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
+
 # ---- columns ------------------------------------------------------------------------------------------
 
 GROUPS = ("model", "data", "optimizer", "schedule")  # their leaves give columns by their own name
@@ -438,7 +446,7 @@ def own_sources(model: ModelConfig) -> dict[str, str | None]:
 
 # ---- identity -----------------------------------------------------------------------------------------
 
-NOT_IDENTITY = ("study", "data_path")  # asked columns that name where a run lies, not what it is
+NOT_IDENTITY = ("study", "data_path", "force_init")  # they name where a run lies, and permit one: not what it is
 
 
 def identity(config: RunConfig, data_sha256: str) -> dict[str, object]:

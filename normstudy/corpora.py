@@ -28,6 +28,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from normstudy import terminal
 from normstudy.config import ConfigError
 
 
@@ -227,24 +228,24 @@ def downloaded_bytes(name: str, corpus: Corpus) -> bytes:
 def fetch(name: str, corpus: Corpus) -> Path:
     """The checked file of a corpus in the cache, downloaded where it is missing or damaged.
 
-    A ConfigError where it cannot be reached, breaks off, has another hash, or cannot be written.
+    A ConfigError where it cannot be reached, breaks off, has another hash, or cannot be kept.
     """
     folder = cache_dir()
     path = folder / f"{name}{PurePosixPath(corpus.url).suffix}"
-    if path.is_file() and _sha256(path) == corpus.sha256:
-        return path
-    import pooch
-
-    pooch.get_logger().setLevel("WARNING")  # it would say in three lines what the bar says
     part = folder / f"{path.name}.part"
     try:
+        if path.is_file() and _sha256(path) == corpus.sha256:
+            return path
+        import pooch
+
+        pooch.get_logger().setLevel("WARNING")  # it would say in three lines what the bar says
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / f".{path.name}.lock"):
             downloader = functools.partial(_download, name, corpus, part)
             return Path(pooch.retrieve(corpus.url, f"sha256:{corpus.sha256}", path.name, folder, downloader=downloader))
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be written ({error.strerror}), and data={name} is to be kept there: "
+            f"{folder} cannot be read or written ({error.strerror}), and data={name} is to be kept there: "
             "set NORMSTUDY_DATA_DIR to another folder"
         ) from None
 
@@ -337,13 +338,6 @@ def _reason(error: Exception) -> str:
 
 def _bar(name: str, url: str, start: int, total: int | None) -> tqdm[NoReturn]:
     """A progress bar on a terminal, as for a sweep; in a pipe one line that says what is waited for."""
-    terminal = sys.stderr.isatty()
-    if not terminal:
+    if not sys.stderr.isatty():
         print(f"downloading {url}", file=sys.stderr, flush=True)
-    # A pseudo-terminal may say that it has no columns or lines; tqdm would then print nothing at all.
-    unsized = terminal and 0 in os.get_terminal_size(sys.stderr.fileno())
-    width, height = (80, 24) if unsized else (None, None)
-    return tqdm(
-        desc=name, total=total, initial=start, unit="B", unit_scale=True,
-        ncols=width, nrows=height, dynamic_ncols=not unsized, disable=not terminal,
-    )  # fmt: skip
+    return tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True, **terminal.fit())

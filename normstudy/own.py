@@ -299,6 +299,7 @@ def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
             if _is_users_import(sys.modules.get(name)):
                 del sys.modules[name]
     importlib.invalidate_caches()
+    before = set(sys.modules)
     try:
         importlib.import_module(module)
     except (Exception, SystemExit) as error:
@@ -307,6 +308,12 @@ def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
         theirs = getattr(sys.modules.get(name), "__file__", path)
         if theirs is None or not os.path.exists(theirs) or not os.path.samefile(theirs, path):
             raise ConfigError(f"{spec}: {name} is another module here, {theirs}: give {shown(path)} another name")
+    for name in sorted(set(sys.modules) - before - set(files)):
+        if _is_users_import(sys.modules[name]) and getattr(sys.modules[name], "__file__", None):
+            raise ConfigError(
+                f"{spec}: it imports {name} without an import statement, so that a change there would go unseen: "
+                f"write import {name}"
+            )
 
 
 def _is_users_import(module: ModuleType | None) -> bool:

@@ -31,7 +31,8 @@ WORKER_ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def environment() -> Iterator[None]:
+    """The environment of the workers, for processes that are started inside."""
     before = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
     os.environ.update(WORKER_ENVIRONMENT)
     try:
@@ -70,7 +71,7 @@ class Slot:
         self.pipe, theirs = context.Pipe()
         arguments = (theirs, Inherited(inherited))
         self.process: SpawnProcess = context.Process(target=worker.serve, args=arguments, daemon=True)
-        with _environment():
+        with environment():
             self.process.start()
         theirs.close()
         self.task: Task | None = None

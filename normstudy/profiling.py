@@ -13,6 +13,13 @@ from torch import Tensor, nn
 from normstudy.model import Transformer
 
 
+def set_omegas_(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -> None:
+    """Profile each of a batch of runs: params name -> (runs, *shape), changed in place; tokens (runs, B, T)."""
+    for r in range(len(tokens)):
+        for name, omega in profile(model, {n: p[r] for n, p in params.items()}, tokens[r]).items():
+            params[name][r] = omega
+
+
 def profile(model: Transformer, params: dict[str, Tensor], tokens_BT: Tensor) -> dict[str, Tensor]:
     """The omegas of one run, name -> (D,), from its other parameters and one batch.
 

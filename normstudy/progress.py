@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import sys
 import time
 from collections import Counter
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from normstudy import store
+from normstudy import store, terminal
 from normstudy.worker import Message
 
 PIPE_LINE_SECONDS = 30  # between two lines where there is no terminal
@@ -30,14 +29,7 @@ def follow(
     outcomes: Counter[str] = Counter()
     errors: dict[int, str] = {}
     done, said, began = 0, time.monotonic(), time.monotonic()
-    terminal = sys.stderr.isatty()
-    # A pseudo-terminal may say that it has no columns or no lines; tqdm would then print nothing at all.
-    unsized = terminal and 0 in os.get_terminal_size(sys.stderr.fileno())
-    width, height = (80, 24) if unsized else (None, None)
-    with tqdm(
-        total=run_steps, unit="step", unit_scale=True, ncols=width, nrows=height, dynamic_ncols=not unsized,
-        disable=not terminal,
-    ) as bar:  # fmt: skip
+    with tqdm(total=run_steps, unit="step", unit_scale=True, **terminal.fit()) as bar:
         for message in messages:
             bar.update(message.run_steps)
             done += message.run_steps

@@ -136,7 +136,9 @@ ON_THE_RUN_AXIS = {
 def shape_key(config: RunConfig) -> tuple[tuple[str, object], ...]:
     """What runs must share to train as one program."""
     values = cfg.asked(config) | dataclasses.asdict(cfg.resolve(config.model))
-    return tuple((k, v) for k, v in values.items() if k not in ON_THE_RUN_AXIS)
+    # A user's class may be made of any key of the model: then none of them rides on the run axis.
+    of_own = {f.name for f in dataclasses.fields(config.model)} if own.is_own(config.model.placement) else set()
+    return tuple((k, v) for k, v in values.items() if k not in ON_THE_RUN_AXIS - of_own)
 
 
 def group(runs: dict[str, RunConfig], per_batch: int, workers: int) -> list[Batch]:
@@ -157,8 +159,9 @@ def group(runs: dict[str, RunConfig], per_batch: int, workers: int) -> list[Batc
 def seconds_of(config: RunConfig) -> float:
     """Rough time of one run on a CPU core: 6 flops a parameter and token at 50 GFLOP/s, 0.3 ms a layer and step."""
     m, d = config.model, config.data
-    d_ff = cfg.resolve(m).d_ff
-    per_token = m.n_layers * (4 * m.d_model**2 + 2 * m.d_model * d_ff + 2 * d.seq_len * m.d_model) + 256 * m.d_model
+    mlp = (3 if m.activation in cfg.GATED else 2) * m.d_model * cfg.resolve(m).d_ff
+    vocab_size = d.vocab_size or cfg.BPE_VOCAB if d.tokenizer == "bpe" else 256
+    per_token = m.n_layers * (4 * m.d_model**2 + mlp + 2 * d.seq_len * m.d_model) + vocab_size * m.d_model
     flops = 6 * d.batch_size * d.seq_len * per_token
     return config.schedule.n_steps * (flops / 50e9 + 3e-4 * (m.n_layers + 1))
 
@@ -310,7 +313,7 @@ def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
     from normstudy.analysis.pairs import comparable_columns
 
     columns = [cfg.asked(c) for c in runs]
-    candidates = [k for k in comparable_columns() if k not in ("data", "source_seed")]
+    candidates = [k for k in comparable_columns() if k not in cfg.TEXT_COLUMNS]
     varying = [k for k in candidates if len({c[k] for c in columns}) > 1]
     return "warmup_steps" if "warmup_steps" in varying else next(iter(varying), None)
 

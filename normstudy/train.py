@@ -72,10 +72,8 @@ def start(model: Transformer, configs: list[RunConfig], text: data.Text) -> dict
     """The parameters of runs of one model before the first update, name -> (runs, *shape), on the CPU."""
     stacked = init_params(model, [c.model for c in configs], [c.seed for c in configs])
     if row_of(configs[0].model.placement).profiled:
-        for r, config in enumerate(configs):
-            tokens = torch.from_numpy(_tokens(text, config, step=0))[:, :-1]
-            for name, omega in profiling.profile(model, {n: p[r] for n, p in stacked.items()}, tokens).items():
-                stacked[name][r] = omega
+        tokens = torch.from_numpy(np.stack([_tokens(text, c, step=0) for c in configs]))
+        profiling.set_omegas_(model, stacked, tokens[..., :-1])
     return stacked
 
 

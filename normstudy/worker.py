@@ -61,7 +61,7 @@ def serve(pipe: Connection, lock: int) -> None:
     study while a worker may still write.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
@@ -80,7 +80,8 @@ def serve(pipe: Connection, lock: int) -> None:
             pipe.send(Message(task.number, over=True))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Wait for the parent's end, and end this process."""
     parent = parent_process()
     if parent is not None:
         parent.join()

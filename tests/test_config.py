@@ -83,7 +83,7 @@ GOLDEN_IDS = [
         RunConfig(
             model=ModelConfig(placement="deepnorm", init="gpt2", force_init=True, unembed_std=0.1, embed_norm=True),
         ),
-        "deepnorm-L6-lr1e-3-wu0-s0-aa3cb7b784",
+        "deepnorm-L6-lr1e-3-wu0-s0-907c2b95e1",
     ),
     (
         RunConfig(
@@ -157,7 +157,7 @@ OTHER: dict[str, dict[str, object]] = {
     "eval": {"every": 101, "windows": 65},
     "execution": {"device": "cpu", "workers": 3, "runs_per_batch": 5},
 }
-NOT_PART_OF_A_RUN = {("", "study"), ("", "results_dir"), ("data", "path")} | {
+NOT_PART_OF_A_RUN = {("", "study"), ("", "results_dir"), ("data", "path"), ("model", "force_init")} | {
     ("execution", f.name) for f in dataclasses.fields(ExecutionConfig)
 }
 
@@ -464,6 +464,7 @@ BAD: list[tuple[type, dict[str, object], str]] = [
         "rope turns pairs, and a head has 15 dimensions (d_model 60, n_heads 4): make it even",
     ),
     (ModelConfig, {"positions": "sinusoidal", "d_model": 5, "n_heads": 1}, "needs an even model.d_model, not 5"),
+    (ModelConfig, {"tied": True, "unembed_std": 0.5}, "unembed_std 0.5 has no output matrix to draw: model.tied=true"),
     (ModelConfig, {"embed_std": 0.5}, "0.5 is not read by model.embed_init=unit: add model.embed_init=std"),
     *[
         (ModelConfig, {"embed_init": "std", "embed_std": v}, f"model.embed_std {v} is out of range")

@@ -409,7 +409,7 @@ def test_a_cache_folder_that_cannot_be_written_is_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NORMSTUDY_DATA_DIR", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ConfigError, match=r"file/cache cannot be written \(Not a directory\).*NORMSTUDY_DATA_DIR"):
+    with pytest.raises(ConfigError, match=r"file/cache cannot be read or written \(Not a directory\).*_DATA_DIR"):
         corpora.downloaded_bytes("shakes", corpus(server.url))
     assert server.ranges == []
 

@@ -815,6 +815,44 @@ def test_a_broken_block_is_one_line_and_leaves_nothing(
     assert listing(here) == ["blocks.py"]
 
 
+# ---- batches and identity -------------------------------------------------------------------------------
+
+
+MADE_OF_INIT = """
+from torch import nn
+
+
+class Scaled(nn.Module):
+    def __init__(self, init):
+        super().__init__()
+        self.gain = 0.1 if init == "gpt2" else 1.0
+
+    def forward(self, x, attn, mlp, norm1, norm2):
+        x = x + self.gain * attn(norm1(x))
+        return x + self.gain * mlp(norm2(x))
+"""
+
+
+def test_a_class_that_asks_for_the_init_is_made_for_each(here: Path) -> None:
+    """Its runs of two inits are no batch: alone, or beside the other, each is the same run."""
+    put({"blocks.py": MADE_OF_INIT})
+    words = [*TINY, "model.placement=blocks:Scaled"]
+    assert cli.main(["sweep", *words, "study=both", "model.init=xavier,gpt2"]) == 0
+    assert cli.main(["run", *words, "study=alone", "model.init=gpt2"]) == 0
+    both, alone = (store.read(here / "results" / study, "runs").set_index("run_id") for study in ("both", "alone"))
+    (run_id,) = alone.index
+    assert both.loc[run_id, "final_val_loss"] == alone.loc[run_id, "final_val_loss"]
+    shipped = [RunConfig(model=model("pre", init=init)) for init in ("xavier", "gpt2")]
+    assert len({sweep.shape_key(c) for c in shipped}) == 1
+
+
+def test_an_import_that_the_hash_cannot_follow_is_refused(here: Path) -> None:
+    code = "import importlib\n\nscale = importlib.import_module('unseen')\n\n\n" + PRE
+    put({"blocks.py": code, "unseen.py": "SCALE = 1.0\n"})
+    line = line_of(lambda: try_out("blocks:f"))
+    assert_line_has(line, ["blocks:f", "imports unseen without an import statement", "write import unseen"])
+
+
 # ---- as a user does it ----------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 MIN_PAIRS = 5  # below it no verdict: few seeds say little about their spread
 
 PAIRED = ["seed", "data_seed"]  # what the two runs of a pair share beside their cell
-NOT_IN_CELL = ("study", "data_path", *PAIRED)  # names of places, and the pair's own columns
+NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # what is not a treatment, and the pair's own columns
 RESULTS = (
     "by", "arm", "baseline", "outcomes", "baseline_outcomes", "loss", "baseline_loss", "difference", "ci_low",
     "ci_high", "pairs", "unpaired", "failed", "verdict",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from normstudy import config as cfg
 from normstudy.analysis.select import native
 from normstudy.figures import layout, style
-from normstudy.figures.study import MAX_HUES, TEXT_FIELDS, Lacks, Look, Study, swept, values
+from normstudy.figures.study import MAX_HUES, Lacks, Look, Study, swept, values
 
 MAX_PANELS = 6
 DODGE = 0.5  # the share of the gap between two x values over which the arms are spread
@@ -37,7 +37,7 @@ class XAxis:
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
     """The numeric column with most values that is neither color nor line style, else any swept column."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
-    varying = [c for c in swept(runs) if c not in TEXT_FIELDS]
+    varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
     kinds = cfg.asked_types()
     numeric = [c for c in varying if kinds.get(c) in (int, float) and c not in taken]
     if not numeric:

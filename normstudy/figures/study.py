@@ -30,7 +30,6 @@ NAME_WIDTH = 24  # characters above a panel in a row of four
 MODULE = "mlp_out"  # the FFN output matrix: the theory's quantity (Xiong et al. 2002.04745, Theorem 1)
 
 # Losses on different texts, or in other tokens, have no scale in common: no axes mixes the values of these.
-TEXT_FIELDS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
 
 # Asked columns that are not a treatment: what repeats or permits a run, how it was recorded, where its text lies.
 _NOT_SWEPT = ("study", "seed", "data_seed", "data_path", "force_init")
@@ -112,7 +111,7 @@ def swept(runs: pd.DataFrame) -> list[str]:
     """
     asked = [c for c in cfg.asked_types() if c not in _NOT_SWEPT and not c.startswith(_NOT_SWEPT_PREFIXES)]
     found = [c for c in asked if c in runs and varies(runs, c)]
-    told = [c for c in ("data", "source_seed") if c in found]
+    told = [c for c in cfg.TEXT_COLUMNS if c in found]
     parts = [part for _, part in runs.groupby(told, dropna=False)] if told else [runs]
     return [*found, "data_sha256"] if any(varies(part, "data_sha256") for part in parts) else found
 
@@ -173,7 +172,7 @@ class Look:
 def text_fields(runs: pd.DataFrame) -> dict[str, int]:
     """Field -> number of values of each text field that varies, in the order of the configuration."""
     kinds = cfg.asked_types()
-    return {c: len(values(runs, c)) for c in swept(runs) if kinds.get(c) is str and c not in TEXT_FIELDS}
+    return {c: len(values(runs, c)) for c in swept(runs) if kinds.get(c) is str and c not in cfg.TEXT_COLUMNS}
 
 
 def look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:

@@ -65,10 +65,7 @@ def start(setting: Setting, variant: Variant, depth: int, seeds: tuple[int, ...]
             if name.endswith(("attn.q.weight", "attn.k.weight")):
                 p.zero_()
     if row_of(config.placement).profiled:
-        for r in range(len(seeds)):
-            omegas = profiling.profile(model, {n: p[r] for n, p in params.items()}, tokens[r, :, :-1])
-            for name, omega in omegas.items():
-                params[name][r] = omega
+        profiling.set_omegas_(model, params, tokens[..., :-1])
     return Runs(config, seeds, model, params, tokens)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import textwrap
 import typing
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ import matplotlib
 import pandas as pd
 from tqdm import tqdm
 
+from normstudy import terminal
 from normstudy.config import ConfigError, nearest, one_of
 from normstudy.figures import style
 from normstudy.reproductions import REPRODUCTIONS, tables, workers
@@ -158,15 +158,8 @@ def frame(wanted: Sequence[Unit], rows: dict[Unit, list[Row]]) -> pd.DataFrame:
 
 
 def _bar(total: float) -> tqdm[typing.NoReturn]:
-    """A progress bar on a terminal, nothing in a pipe."""
-    terminal = sys.stderr.isatty()
-    # A pseudo-terminal may say that it has no columns or no lines; tqdm would then print nothing at all.
-    unsized = terminal and 0 in os.get_terminal_size(sys.stderr.fileno())
-    width, height = (80, 24) if unsized else (None, None)
-    return tqdm(
-        total=total, desc="measuring", bar_format="{l_bar}{bar}| {elapsed} elapsed, {remaining} left",
-        ncols=width, nrows=height, dynamic_ncols=not unsized, disable=not terminal,
-    )  # fmt: skip
+    form = "{l_bar}{bar}| {elapsed} elapsed, {remaining} left"
+    return tqdm(total=total, desc="measuring", bar_format=form, **terminal.fit())
 
 
 # ---- drawing and printing ---------------------------------------------------------------------------------

@@ -5,9 +5,7 @@ Never imports torch but in the workers: their environment must be set before the
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import os
 import signal
 import threading
 import traceback
@@ -16,8 +14,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from normstudy.pool import WORKER_ENVIRONMENT
+from normstudy.pool import environment
 from normstudy.reproductions.entry import Setting, Variant
+from normstudy.worker import die_with_parent
 
 Row = tuple[str, int | None, int, float]  # quantity, layer, seed, value
 
@@ -49,7 +48,7 @@ def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Row]]]:
         for job in queue[:workers]:
             pipe, theirs = context.Pipe()
             process = context.Process(target=serve, args=(theirs,), daemon=True)
-            with _environment():
+            with environment():
                 process.start()
             theirs.close()
             busy[pipe] = process
@@ -88,7 +87,7 @@ def _receive(pipe: Connection, process: SpawnProcess) -> tuple[Job, list[Row]]:
 def serve(pipe: Connection) -> None:
     """Measure what comes through the pipe until it closes; never outlive the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     import torch
 
     from normstudy.reproductions.measure import measure
@@ -103,24 +102,3 @@ def serve(pipe: Connection) -> None:
             pipe.send((job, measure(job), None))
         except Exception:
             pipe.send((job, [], traceback.format_exc()))
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
-    os.environ.update(WORKER_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
