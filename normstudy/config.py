@@ -50,7 +50,7 @@ TOKENIZER_NAMES = ("byte", "char", "bpe")
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 
 STUDY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,79}")
-SEED_MAX = 2**31 - 1
+INT_MAX = SEED_MAX = 2**31 - 1
 VOCAB_MAX = 2**16  # tokens are kept as uint16
 BPE_VOCAB = 512  # data.vocab_size=null
 EMBED_STD = 0.02  # model.embed_init=std (GPT-2)
@@ -77,6 +77,8 @@ def one_of(key: str, value: str, names: tuple[str, ...], aliases: typing.Mapping
 def _at_least(key: str, value: int, low: int) -> None:
     if value < low:
         raise ConfigError(f"{key} {value} is below {low}: give an integer of at least {low}")
+    if value > INT_MAX:
+        raise ConfigError(f"{key} {value} exceeds {INT_MAX}, the largest that the tables hold: give a smaller one")
 
 
 def _finite(key: str, value: float, low: float, *, strict: bool, below: float = math.inf) -> None:

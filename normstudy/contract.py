@@ -8,7 +8,7 @@ sequences of the run's length and width, at initialization. What it returns is c
     once                                    what it returns, changes in place, numbers that are not finite
     again                                   random numbers, a state between calls
     another second sequence; it alone       a statistic over sequences
-    another last token                      a look at later tokens
+    other last, later tokens                a look at later tokens
     one run alone                           runs that reach one another
     backward                                what is unused or detached, parameters of nobody
 
@@ -21,8 +21,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import io
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -86,7 +88,19 @@ TORCH_SAYS = (
 
 
 def check(config: RunConfig, vocab_size: int, device: str = "cpu") -> None:
-    """Raise a ConfigError that names the rule which the own placement or norm of a run breaks."""
+    """Raise a ConfigError that names the rule which the own placement or norm of a run breaks.
+
+    What the user's code prints, or warns of, meanwhile is not shown: the line would be lost in it.
+    """
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        _check(config, vocab_size, device)
+
+
+def _check(config: RunConfig, vocab_size: int, device: str) -> None:
     model = config.model
     names = [name for name in (resolve(model).norm, model.placement) if own.is_own(name)]
     generators, dtype = _generators(), torch.get_default_dtype()
@@ -287,7 +301,7 @@ class Subject:
             return list(torch.func.vmap(of_one_run)(params, inputs))
         except ConfigError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             with _blaming(self.who, self.names, how):  # without the run axis the user's own error reads best
                 of_one_run({name: p[0] for name, p in params.items()}, [t[0] for t in inputs])
             raise _torch_says(self.who, self.names, error) from error
@@ -433,12 +447,16 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
             subject.who, SEQUENCES, f"a sequence gives something else when it is alone ({by})",
             "compute each sequence by itself",
         )  # fmt: skip
-    others = [_replaced(t, (slice(None), slice(None), -1), seed) for seed, t in enumerate(inputs, start=3)]
-    if (by := _difference([o[:, :, :-1] for o in subject.call(p, others)], [o[:, :, :-1] for o in out])) is not None:
-        raise _broken(
-            subject.who, LATER, f"another last token changes the positions before it ({by})",
-            "at a position read only it and earlier ones; attn is the way to read those",
-        )  # fmt: skip
+    last = inputs[0].shape[2] - 1
+    for cut in (last, (last + 1) // 2, 1):
+        what = "another last token changes" if cut == last else "other later tokens change"
+        others = [_replaced(t, (slice(None), slice(None), slice(cut, None)), seed) for seed, t in enumerate(inputs, 3)]
+        now = subject.call(p, others)
+        if (by := _difference([o[:, :, :cut] for o in now], [o[:, :, :cut] for o in out])) is not None:
+            raise _broken(
+                subject.who, LATER, f"{what} the positions before it ({by})",
+                "at a position read only it and earlier ones; attn is the way to read those",
+            )  # fmt: skip
     one = subject.call({n: t[:1] for n, t in p.items()}, [t[:1] for t in inputs], "with one run instead of two")
     if (by := _difference(one, [o[:1] for o in out])) is not None:
         raise _broken(
@@ -519,14 +537,14 @@ def _blaming(who: str, names: list[str], how: str = "") -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         files = [path for name in names for path in own.files_of(name)]
         if own.place_of(error, files) is None:
             raise
         raise ConfigError(f"{who}: {own.describe(error, files)}{f' ({how})' if how else ''}") from error
 
 
-def _torch_says(who: str, names: list[str], error: Exception) -> ConfigError:
+def _torch_says(who: str, names: list[str], error: BaseException) -> ConfigError:
     """The rule behind what torch says of code that runs well where nothing is batched or differentiated."""
     files = [path for name in names for path in own.files_of(name)]
     place = own.place_of(error, files)

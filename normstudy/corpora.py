@@ -82,6 +82,11 @@ def file_bytes(path: str) -> bytes:
             parts.append(file.read_bytes())
         except OSError as error:
             raise _unreadable(path, file, error) from None
+        except MemoryError:
+            raise ConfigError(
+                f"data.path {path!r} does not fit the memory of this machine ({file.stat().st_size} bytes in "
+                f"{file.name}): give a smaller text"
+            ) from None
     if not any(parts):
         raise ConfigError(f"data.path {path!r} is empty: give a text file")
     return b"".join(parts)

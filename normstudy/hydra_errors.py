@@ -41,12 +41,12 @@ def _nearest_key(key: str) -> str:
 
 
 def _allowed(key: str) -> str:
-    """`an integer`, `a number` or `text`, by the type of the field behind a dotted key."""
+    """`an integer`, `a number`, `true or false` or `text`, by the type of the field behind a dotted key."""
     kind: object = RunConfig
     for part in key.split("."):
         kind = typing.get_type_hints(kind).get(part)
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    names = {int: "an integer", float: "a number", str: "text", types.NoneType: "null"}
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
     return " or ".join(names.get(k, "a group of keys") for k in kinds)
 
 

@@ -302,7 +302,9 @@ def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
     before = set(sys.modules)
     try:
         importlib.import_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's module may raise anything, or exit
         raise ConfigError(f"{spec}: {describe(error, [str(p) for p in files.values()])}") from error
     for name, path in files.items():
         theirs = getattr(sys.modules.get(name), "__file__", path)

@@ -323,6 +323,8 @@ def _print_comparison(planned: Plan) -> None:
 
     counts = Counter(progress.outcomes_of(planned.study_dir, list(planned.runs)).values())
     print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")
+    if counts["unfinished"]:
+        print("unfinished: the loss was still falling when the run ended; more steps would tell")
     axis = comparison_axis(planned.runs.values())
     if axis is None:
         return

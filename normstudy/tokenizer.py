@@ -173,7 +173,7 @@ def read_merges(path: Path, vocab_size: int) -> Merges | None:
             return None
         merges = [(a, b) for a, b in kept["merges"]]
         return merges if len(pieces_of(merges)) == vocab_size else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None  # training gives the same merges again
 
 

@@ -509,6 +509,7 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (ScheduleConfig, {"peak_lr": INF}, "schedule.peak_lr inf is out of range"),
     (ScheduleConfig, {"warmup_steps": -1}, "schedule.warmup_steps -1 is below 0"),
     (ScheduleConfig, {"n_steps": 0}, "schedule.n_steps 0 is below 1"),
+    (ScheduleConfig, {"n_steps": 2**31}, "schedule.n_steps 2147483648 exceeds 2147483647"),
     (
         ScheduleConfig,
         {"warmup_steps": 2000, "n_steps": 1000},

@@ -101,6 +101,12 @@ NOT_FOUND: list[tuple[dict[str, str], str, list[str]]] = [
     ({"blocks.py": "import nothing_such\n" + PRE}, "blocks:f", ["blocks.py:1", "No module named 'nothing_such'"]),
     ({"blocks.py": PRE + "1 / 0\n"}, "blocks:f", ["blocks.py:4", "ZeroDivisionError: division by zero"]),
     ({"blocks.py": "import sys\nsys.exit(3)\n"}, "blocks:f", ["blocks.py:2", "SystemExit"]),
+    ({"blocks.py": "class E(BaseException): pass\nraise E('boom')\n"}, "blocks:f", ["blocks.py:2", "E: boom"]),
+    (
+        {"blocks.py": "import sys\n\ndef f(x, attn, mlp, norm1, norm2):\n    sys.exit(0)\n"},
+        "blocks:f",
+        ["blocks.py:4", "SystemExit"],
+    ),
     ({"blocks.py": "import helper\n" + PRE, "helper.py": "\n\nx = y\n"}, "blocks:f", ["helper.py:3", "NameError"]),
     ({"blocks.py": PRE + "def g(:\n"}, "blocks:f", ["blocks.py:4", "SyntaxError"]),
     ({"blocks.py": "from helper import x\n", "helper.py": "x = (\n"}, "blocks:f", ["helper.py:1", "SyntaxError"]),
@@ -346,6 +352,8 @@ BROKEN: list[tuple[str, str, list[str]]] = [
     ("return y - y.mean(1, keepdim=True)", contract.LATER, ["another last token"]),
     ("return y + y.roll(-1, 1)", contract.LATER, ["another last token"]),
     ("return y + 1e-3 * y.flip(1)", contract.LATER, []),
+    ("return y + y[:, :3].mean(1, keepdim=True)", contract.LATER, []),
+    ("return torch.cat([y[:, :2] + y[:, 3:4], y[:, 2:]], 1)", contract.LATER, ["later tokens change"]),
     ("return F.instance_norm(y.mT).mT", contract.LATER, []),
     # random numbers, state
     ("return y + torch.randn_like(y)", contract.RANDOM, ["blocks.py:8", "draws random numbers"]),
@@ -844,6 +852,15 @@ def test_a_class_that_asks_for_the_init_is_made_for_each(here: Path) -> None:
     assert both.loc[run_id, "final_val_loss"] == alone.loc[run_id, "final_val_loss"]
     shipped = [RunConfig(model=model("pre", init=init)) for init in ("xavier", "gpt2")]
     assert len({sweep.shape_key(c) for c in shipped}) == 1
+
+
+def test_what_a_block_prints_while_it_is_tried_is_not_shown(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    put({"blocks.py": "import warnings\nprint('hello')\nwarnings.warn('careful')\n" + PRE.replace("x, ", "x, nrom, ")})
+    assert cli.main(["run", *TINY, "model.placement=blocks:f"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "nrom" in err
 
 
 def test_an_import_that_the_hash_cannot_follow_is_refused(here: Path) -> None:
