@@ -120,7 +120,8 @@ def slope(x: Floats, y: Floats) -> Floats:
     """Least-squares slope of each column of y (n, seeds) against x (n,); (seeds,)."""
     centered = x - x.mean()
     with np.errstate(invalid="ignore"):
-        return np.asarray(centered @ y / (centered @ centered))
+        # Not by a matrix product: its last bits depend on how many threads it has.
+        return np.asarray((centered[:, None] * y).sum(0) / (centered**2).sum())
 
 
 def exponent(x: Floats, y: Floats) -> Floats:
