@@ -112,13 +112,12 @@ def _check_own(configs: Iterable[RunConfig], device: str) -> None:
         model = config.model
         if not (own.is_own(model.placement) or own.is_own(model.norm)):
             continue
-        vocab_size = data.load(config.data).vocab_size
-        shape = dataclasses.astuple(model), config.data.seq_len, vocab_size
+        shape = dataclasses.astuple(model), dataclasses.astuple(config.data)
         if shape not in tried:
             tried.add(shape)
             from normstudy import contract
 
-            contract.check(config, vocab_size, device)
+            contract.check(config, data.load(config.data).vocab_size, device)
 
 
 def check(configs: Sequence[RunConfig]) -> None:

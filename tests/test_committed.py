@@ -19,6 +19,7 @@ from PIL import Image
 import normstudy
 from normstudy import store
 from normstudy.analysis.claims import first_to_last
+from normstudy.analysis.compare import compare_study
 
 RESULTS = Path(__file__).parent.parent / "results"
 STUDIES = {"warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280}
@@ -127,3 +128,17 @@ def test_what_the_headline_study_shows() -> None:
     assert (first_to_last(post, 599) < 1e-2).all()
     pre = tables.modules.query("placement == 'pre' and peak_lr == 3e-3 and warmup_steps == 0")
     assert all((first_to_last(pre, step) > 0.5).all() for step in (0, 5, 20, 100, 599))
+
+
+@pytest.mark.parametrize(("warmup", "column"), [("0", 1), ("100", 2)])
+def test_the_order_on_the_page_of_placements_is_that_of_the_tables(warmup: str, column: int) -> None:
+    """Each difference to pre-norm at 12 layers, with its interval, as `compare` gives it."""
+    page = (RESULTS.parent / "experiments" / "placements.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.count(" | ") == 2]
+    told = {cells[0].split(" (")[0]: cells[column] for cells in lines if len(cells) == 3}
+    where = {"n_layers": "12", "warmup_steps": warmup}
+    found = compare_study(RESULTS / "placements", by="placement", baseline="pre", where=where)
+    for row in found.to_dict("records"):
+        interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+        assert told[row["arm"]] == interval
+    assert len(found) == 13
