@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normstudy import own
+from normstudy import kernels, own
 from normstudy.config import GATED, ModelConfig, own_sources, resolve, row_of
 from normstudy.norms import NORMS, own_norm
 
@@ -33,8 +33,12 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x @ self.weight.mT
-        return y if self.bias is None else y + self.bias
+        return kernels.linears(x, [self.weight], [self.bias])[0]
+
+
+def together(x: Tensor, *maps: Linear) -> list[Tensor]:
+    """Several linear maps of one input, faster than one after the other."""
+    return kernels.linears(x, [m.weight for m in maps], [m.bias for m in maps])
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
@@ -82,7 +86,7 @@ def rotate(x_BTHK: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention, written out: the scores are at hand for a probe, and vmap has rules for it.
+    """Causal multi-head attention.
 
     inner: a norm of the mixed values, before the output projection. qkv: norms of queries, keys and values head by
     head; they come before RoPE. The model's own qk_norm is per head with one gain for all heads, or over the
@@ -108,7 +112,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         B, T, D = x_BTD.shape
         H, K = self.n_heads, D // self.n_heads
-        q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        q, k, v = together(x_BTD, self.q, self.k, self.v)
         if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.view(B, T, H, K) for y in (q, k, v))
@@ -118,14 +122,7 @@ class Attention(nn.Module):
             q, k, v = (norm(y) for norm, y in zip(qkv, (q, k, v), strict=True))
         if self.rope:
             q, k = rotate(q), rotate(k)
-        # Scaling q costs less than scaling the (T, T) scores. Contiguous factors make the products of a run
-        # the same bits in any batch of runs.
-        q_BHTK = (q * K**-0.5).transpose(1, 2).contiguous()
-        k_BHKT = k.permute(0, 2, 3, 1).contiguous()
-        v_BHTK = v.transpose(1, 2).contiguous()
-        mask_TT = torch.full((T, T), -math.inf, dtype=x_BTD.dtype, device=x_BTD.device).triu(1)
-        weights_BHTT = torch.softmax(q_BHTK @ k_BHKT + mask_TT, -1)
-        mixed_BTD = (weights_BHTT @ v_BHTK).transpose(1, 2).reshape(B, T, D)
+        mixed_BTD = kernels.causal_attention(q, k, v).reshape(B, T, D)
         y_BTD: Tensor = self.out(mixed_BTD if inner is None else inner(mixed_BTD))
         return y_BTD
 
@@ -156,8 +153,11 @@ class MLP(nn.Module):
         self.w2 = Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x_BTD: Tensor, inner: nn.Module | None = None) -> Tensor:
-        h_BTF = self.w1(x_BTD)
-        h_BTF = self.act(h_BTF) if self.gate is None else self.act(self.gate(x_BTD)) * h_BTF
+        if self.gate is None:
+            h_BTF = self.act(self.w1(x_BTD))
+        else:
+            gate_BTF, h_BTF = together(x_BTD, self.gate, self.w1)
+            h_BTF = self.act(gate_BTF) * h_BTF
         y_BTD: Tensor = self.w2(h_BTF if inner is None else inner(h_BTF))
         return y_BTD
 

@@ -1,18 +1,16 @@
 """The learning rate schedule, and optimizers that update a batch of runs in place.
 
-Every setting that differs only in value rides on the run axis. An optimizer is a function
-
-    update_(params, grads, state, step, lr, configs) -> update norms (tensors, runs)
-
-with params and grads each (runs, *shape), lr and configs one a run. It changes params and state in place (out of
-place costs several times as much) and equals torch.optim of the same name. The norm of an update counts
-all that is subtracted from the parameters, decoupled weight decay too.
+All parameters of a batch are one matrix (runs, width), flat.py. Every setting that differs only in value rides on the
+run axis: a step's `coefficients` are numbers (runs, 1), computed before the step, so that the step itself needs
+nothing of the host. An update leaves in the gradients' matrix all that it subtracted from the parameters, decoupled
+weight decay too, and equals torch.optim of the same name.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +18,11 @@ from torch import Tensor
 from normstudy.config import OptimizerConfig, ScheduleConfig
 
 Configs = Sequence[OptimizerConfig]  # one a run
-State = dict[str, list[Tensor]]  # slot -> one tensor (runs, *shape) a parameter
+State = dict[str, Tensor]  # slot -> (runs, width)
+Coefficients = dict[str, Tensor]  # name -> (runs, 1)
+
+# Elements of a matrix that are updated at once: with those of the state they stay in a core's cache.
+AT_ONCE = 2**16
 
 
 def lr_at(step: int, schedule: ScheduleConfig) -> float:
@@ -46,19 +48,39 @@ def lr_at(step: int, schedule: ScheduleConfig) -> float:
     raise AssertionError(schedule.name)
 
 
-def per_run(values: Sequence[float], like: Tensor) -> Tensor:
-    """One number a run, (runs,), of the type and on the device of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)
+def coefficients(
+    name: str, steps: Sequence[int], lr: Sequence[Sequence[float]], configs: Configs, like: Tensor
+) -> list[Coefficients]:
+    """What the updates of some steps multiply by, brought to the device of `like` in one transfer.
+
+    lr: (steps, runs). There is a decay only where a run of the batch has one.
+    """
+    numbers = [_numbers(name, step, rates, configs) for step, rates in zip(steps, lr, strict=True)]
+    table = torch.tensor([list(of_step.values()) for of_step in numbers], dtype=torch.float64).to(like)
+    return [dict(zip(numbers[0], of_step[..., None], strict=True)) for of_step in table]
 
 
-def over(numbers: Tensor, x: Tensor) -> Tensor:
-    """Numbers (runs,) in a shape that broadcasts over x, (runs, ...)."""
-    return numbers.view(-1, *[1] * (x.dim() - 1))
+def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dict[str, list[float]]:
+    """In Python floats, powers too: a vectorized pow may round a run's last bit by its place in the batch."""
+    pairs = list(zip(lr, configs, strict=True))
+    if name == "sgd":
+        out = {"rate": list(lr), "momentum": [c.momentum for c in configs]}
+    else:
+        out = {
+            "step_size": [rate / (1 - c.beta1 ** (step + 1)) for rate, c in pairs],
+            "root_correction": [math.sqrt(1 - c.beta2 ** (step + 1)) for c in configs],
+            "weight1": [1 - c.beta1 for c in configs],
+            "weight2": [1 - c.beta2 for c in configs],
+            "eps": [c.eps for c in configs],
+        }
+    if any(c.weight_decay for c in configs):
+        out["decay"] = [c.weight_decay * (rate if name == "adamw" else 1.0) for rate, c in pairs]
+    return out
 
 
-def new_state(name: str, params: Sequence[Tensor]) -> State:
+def new_state(name: str, params: Tensor) -> State:
     """The state before the first update: all zeros."""
-    return {slot: [torch.zeros_like(p) for p in params] for slot in SLOTS[name]}
+    return {slot: torch.zeros_like(params) for slot in OPTIMIZERS[name].slots}
 
 
 def norm_by_run(x: Tensor) -> Tensor:
@@ -67,75 +89,65 @@ def norm_by_run(x: Tensor) -> Tensor:
     return norms
 
 
-def _adam_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    state: State,
-    step: int,
-    lr: list[float],
-    configs: Configs,
-    *,
-    decoupled: bool,
-) -> Tensor:
+def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficients) -> None:
+    """Update params and state, (runs, width) each, in place; grads becomes what was subtracted from params."""
+    width = params.shape[1]
+    columns = max(1, AT_ONCE // len(params)) if params.device.type == "cpu" else width
+    for low in range(0, width, columns):
+        part = slice(low, low + columns)
+        slots = {slot: values[:, part] for slot, values in state.items()}
+        OPTIMIZERS[name].update_(params[:, part], grads[:, part], slots, c)
+
+
+def _towards_(average: Tensor, value: Tensor, weight: Tensor) -> None:
+    """average += weight (value - average); value is overwritten."""
+    average.add_(value.sub_(average).mul_(weight))
+
+
+def _adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
     """Adam (Kingma & Ba, arXiv:1412.6980) and AdamW (arXiv:1711.05101), bias-corrected."""
-    # Powers in Python floats: a vectorized pow may round a run's last bit by its place in the batch.
-    like = params[0]
-    step_size = per_run([rate / (1 - c.beta1 ** (step + 1)) for rate, c in zip(lr, configs, strict=True)], like)
-    root_correction = per_run([math.sqrt(1 - c.beta2 ** (step + 1)) for c in configs], like)
-    weight1 = per_run([1 - c.beta1 for c in configs], like)
-    weight2 = per_run([1 - c.beta2 for c in configs], like)
-    eps = per_run([c.eps for c in configs], like)
-    decay = per_run([c.weight_decay * (rate if decoupled else 1.0) for rate, c in zip(lr, configs, strict=True)], like)
-    decays = any(c.weight_decay for c in configs)
-    norms = []
-    for p, g, m, v in zip(params, grads, state["m"], state["v"], strict=True):
-        if decays and not decoupled:
-            g = g + p * over(decay, p)
-        m.lerp_(g, over(weight1, p))
-        v.lerp_(g.square(), over(weight2, p))
-        update = v.sqrt().div_(over(root_correction, p)).add_(over(eps, p))
-        torch.div(m, update, out=update)
-        update.mul_(over(step_size, p))
-        if decays and decoupled:
-            update.add_(p * over(decay, p))
-        p.sub_(update)
-        norms.append(norm_by_run(update))
-    return torch.stack(norms)
+    m, v = state["m"], state["v"]
+    if "decay" in c and not decoupled:
+        g.add_(p * c["decay"])
+    square = g.square()
+    _towards_(m, g, c["weight1"])
+    _towards_(v, square, c["weight2"])
+    root = torch.sqrt(v, out=square).div_(c["root_correction"]).add_(c["eps"])
+    torch.div(m, root, out=g).mul_(c["step_size"])
+    if "decay" in c and decoupled:
+        g.add_(p * c["decay"])
+    p.sub_(g)
 
 
-def adam_(
-    params: list[Tensor], grads: list[Tensor], state: State, step: int, lr: list[float], configs: Configs
-) -> Tensor:
+def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
     """torch.optim.Adam: weight decay is added to the gradient."""
-    return _adam_(params, grads, state, step, lr, configs, decoupled=False)
+    _adam_(p, g, state, c, decoupled=False)
 
 
-def adamw_(
-    params: list[Tensor], grads: list[Tensor], state: State, step: int, lr: list[float], configs: Configs
-) -> Tensor:
+def adamw_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
     """torch.optim.AdamW: weight decay acts on the parameters."""
-    return _adam_(params, grads, state, step, lr, configs, decoupled=True)
+    _adam_(p, g, state, c, decoupled=True)
 
 
-def sgd_(
-    params: list[Tensor], grads: list[Tensor], state: State, step: int, lr: list[float], configs: Configs
-) -> Tensor:
+def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
     """torch.optim.SGD with momentum (no dampening): velocity = momentum velocity + g; p -= lr velocity."""
-    like = params[0]
-    rate, momentum = per_run(lr, like), per_run([c.momentum for c in configs], like)
-    decay = per_run([c.weight_decay for c in configs], like)
-    decays = any(c.weight_decay for c in configs)
-    norms = []
-    for p, g, velocity in zip(params, grads, state["velocity"], strict=True):
-        if decays:
-            g = g + p * over(decay, p)
-        velocity.mul_(over(momentum, p)).add_(g)
-        update = velocity * over(rate, p)
-        p.sub_(update)
-        norms.append(norm_by_run(update))
-    return torch.stack(norms)
+    velocity = state["velocity"]
+    if "decay" in c:
+        g.add_(p * c["decay"])
+    velocity.mul_(c["momentum"]).add_(g)
+    p.sub_(torch.mul(velocity, c["rate"], out=g))
 
 
-Optimizer = Callable[[list[Tensor], list[Tensor], State, int, list[float], Configs], Tensor]
-OPTIMIZERS: dict[str, Optimizer] = {"adam": adam_, "adamw": adamw_, "sgd": sgd_}
-SLOTS: dict[str, tuple[str, ...]] = {"adam": ("m", "v"), "adamw": ("m", "v"), "sgd": ("velocity",)}
+@dataclass(frozen=True)
+class Optimizer:
+    """Its state's slots, and its update of some columns (runs, columns) of everything."""
+
+    slots: tuple[str, ...]
+    update_: Callable[[Tensor, Tensor, State, Coefficients], None]
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adam": Optimizer(("m", "v"), adam_),
+    "adamw": Optimizer(("m", "v"), adamw_),
+    "sgd": Optimizer(("velocity",), sgd_),
+}

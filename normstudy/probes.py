@@ -1,7 +1,7 @@
 """What a step measures: the norms of every module's gradient, parameters and update, and of the residual stream.
 
-A module's norm is the root of the sum of squares over its tensors, so the squares of all modules' norms add up to
-the square of the global norm. Norms come one a tensor as (tensors, runs) float32 and are combined in float64.
+A module's norm is over all its tensors, so the squares of all modules' norms add up to the square of the global norm.
+Norms come one a module as (modules, runs) float32 and are combined in float64.
 """
 
 from __future__ import annotations
@@ -47,12 +47,6 @@ class Modules:
     name: list[str]
     row_of_tensor: list[int]
 
-    def combine(self, norms: Array) -> Array:
-        """Root-sum-of-squares by module: (tensors, runs) -> (rows, runs)."""
-        squares = np.zeros((len(self.name), norms.shape[1]))
-        np.add.at(squares, self.row_of_tensor, norms**2)
-        return np.sqrt(squares)
-
 
 def module_of(parameter: str) -> tuple[int | None, str]:
     """(layer or None, module) of a parameter's name: 'blocks.3.attn.q.weight' -> (3, 'attn_in')."""
@@ -82,7 +76,7 @@ def sum_by_run(values: Array) -> Array:
 
 
 def global_norm(norms: Array) -> Array:
-    """(tensors, runs) -> (runs,): the L2 norm over all tensors."""
+    """(modules, runs) -> (runs,): the L2 norm over all modules."""
     return np.asarray(np.sqrt(sum_by_run(norms**2)))
 
 

@@ -11,8 +11,10 @@ B batch, T sequence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +23,14 @@ from torch.nn import functional as F
 
 from normstudy import data, optim, own, probes, profiling
 from normstudy.config import RunConfig, row_of
+from normstudy.flat import Layout, layout_of
 from normstudy.init import init_params
 from normstudy.model import Transformer
 from normstudy.probes import Array, Probe
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 EVAL_CHUNK = 16  # validation windows in one forward pass: bounds the memory of a batch of runs
+LOOK_EVERY = 50  # steps on a GPU between two looks of the host, each of which waits for all that is queued
 
 
 @dataclass(frozen=True)
@@ -81,107 +85,193 @@ def _tokens(text: data.Text, config: RunConfig, step: int) -> data.Ints:
     return data.batch(text, int(config.data_seed or 0), step, config.data.batch_size, config.data.seq_len)
 
 
-def train_batch(configs: list[RunConfig], text: data.Text, device: str = "cpu") -> Iterator[Record | End]:
+@dataclass(frozen=True)
+class Runs:
+    """A batch of runs on its device: one model, and (runs, width) each of parameters, gradients and optimizer slots."""
+
+    model: Transformer
+    layout: Layout
+    optimizer: str
+    params: Tensor
+    grads: Tensor
+    state: optim.State
+
+    def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
+        """Losses (runs,) and residual streams (runs, B, T, D), with tokens (runs, B, T + 1) or (B, T + 1) for all."""
+
+        def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+            return loss_of_run(self.model, dict(zip(self.layout.names, values, strict=True)), tokens)
+
+        both: tuple[Tensor, list[Tensor]] = torch.func.vmap(of_run, in_dims=(0, None if same_tokens else 0))(
+            values, tokens
+        )
+        return both
+
+    def select(self, index: Tensor) -> Runs:
+        """Only the runs of an index."""
+        params, grads, *slots = (t.index_select(0, index) for t in (self.params, self.grads, *self.state.values()))
+        return replace(self, params=params, grads=grads, state=dict(zip(self.state, slots, strict=True)))
+
+
+class Measured(NamedTuple):
+    """What a step gave, on its device. loss (runs,); grad, param, update (modules, runs), None where nothing is
+    probed; rms, residual_grad (n_layers + 1, runs), None except at a probed step."""
+
+    loss: Tensor
+    grad: Tensor | None = None
+    param: Tensor | None = None
+    update: Tensor | None = None
+    rms: Tensor | None = None
+    residual_grad: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a step needs. tokens (runs, B, T + 1); limits (runs,) of the gradient norm, None where no run has one."""
+
+    tokens: Tensor
+    coefficients: optim.Coefficients
+    limits: Tensor | None
+
+
+def train_batch(
+    configs: list[RunConfig],
+    text: data.Text,
+    device: str = "cpu",
+    *,
+    probing: bool = True,
+    look_every: int | None = None,
+) -> Iterator[Record | End]:
     """Train runs of one shape together; yields a Record a step and an End a run.
 
     A run ends at its first non-finite loss or gradient norm: that Record is its last, and it leaves the batch.
     Whatever a run is batched with, its numbers are the same bits (on one kind of CPU and version of torch).
+
+    probing: False leaves the norms out, for `normstudy bench` to tell what they cost; they are NaN then.
+    look_every: steps between two looks of the host at what they gave. No number depends on it; a run that diverged
+    leaves at the next look. A look waits for the device, so on a GPU the default is LOOK_EVERY, on a CPU 1.
     """
     first = configs[0]
-    n_steps = first.schedule.n_steps
-    model = build(first, text.vocab_size)
-    names = [n for n, _ in model.named_parameters()]
-    stacked = start(model, configs, text)
-    params = [stacked[n].to(device) for n in names]
-    own.move(model, device)
-    state = optim.new_state(first.optimizer.name, params)
-    modules = probes.modules_of(names)
+    n_steps, eval_every = first.schedule.n_steps, first.eval.every
+    look_every = look_every or (1 if device == "cpu" else LOOK_EVERY)
     windows = torch.from_numpy(data.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)
-
-    def forward(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return loss_of_run(model, dict(zip(names, values, strict=True)), tokens)
-
-    over_runs = torch.func.vmap(forward)
-    over_runs_same_tokens = torch.func.vmap(forward, in_dims=(0, None))
-
-    def evaluate() -> Array:
-        with torch.no_grad():
-            sums = [over_runs_same_tokens(params, chunk)[0] * len(chunk) for chunk in torch.split(windows, EVAL_CHUNK)]
-        return probes.sum_by_run(_numpy(torch.stack(sums))) / len(windows)
-
-    alive = list(range(len(configs)))
-    for step in range(n_steps):
+    runs, alive = begin(configs, text, device), list(range(len(configs)))
+    step = 0
+    while step < n_steps:
         running = [configs[r] for r in alive]
-        lr = [optim.lr_at(step, c.schedule) for c in running]
-        val_loss = evaluate() if step % first.eval.every == 0 else None
-        tokens = torch.from_numpy(np.stack([_tokens(text, c, step) for c in running])).to(device)
-        probed = probes.is_probed(step, n_steps, first.probe)
-
-        leaves = [p.requires_grad_() for p in params]
-        losses, residual = over_runs(leaves, tokens)
-        grads = torch.autograd.grad(losses.sum(), [*leaves, *residual])
-        params = [p.detach() for p in params]
-        with torch.no_grad():
-            measured = [losses.detach()[None], *(_norms(t) for t in (grads[: len(params)], params))]
-            if probed:
-                rms = torch.stack([probes.rms_by_run(x.detach()) for x in residual])
-                measured += [rms, _norms(grads[len(params) :])]
-        loss, grad, param, *stream = (_numpy(m) for m in measured)
-        grad_norm = probes.global_norm(grad)
-
-        with torch.no_grad():
-            clipped = _clip(list(grads[: len(params)]), grad_norm, running)
-            update = _numpy(
-                optim.OPTIMIZERS[first.optimizer.name](params, clipped, state, step, lr, [c.optimizer for c in running])
-            )
-        probe = None
-        if probed:
-            probe = Probe(*(modules.combine(x) for x in (grad, param, update)), *stream)
-        yield Record(
-            step,
-            alive,
-            loss[0],
-            val_loss,
-            lr,
-            grad_norm,
-            probes.global_norm(param),
-            probes.global_norm(update),
-            probe,
-        )
-
-        finite = np.isfinite(loss[0]) & (grad_norm <= FLOAT32_MAX)  # beyond it the table would hold inf
-        if val_loss is not None:
-            finite &= np.isfinite(val_loss)
-        if not finite.all():
-            for r in np.array(alive)[~finite]:
-                yield End(int(r), None, step)
-            keep = np.flatnonzero(finite)
-            alive = [alive[i] for i in keep]
-            if not alive:
+        val_loss = evaluate(runs, windows) if step % eval_every == 0 else None
+        steps = range(step, min(step + look_every, step + eval_every - step % eval_every, n_steps))
+        probed = [probes.is_probed(t, n_steps, first.probe) for t in steps]
+        inputs = inputs_of(steps, running, text, runs.params)
+        gave = [step_(runs, one, probing=probing, probed=p) for one, p in zip(inputs, probed, strict=True)]
+        here = np.arange(len(alive))  # places in the batch of the runs that have been finite so far
+        for t, measured in zip(steps, gave, strict=True):
+            lr = [optim.lr_at(t, running[i].schedule) for i in here]
+            record = _record(t, [alive[i] for i in here], lr, measured, here)
+            if t == step and val_loss is not None:
+                record = replace(record, val_loss=val_loss)
+            yield record
+            finite = _finite(record, probing=probing)
+            for r in np.array(record.runs)[~finite]:
+                yield End(int(r), None, t)
+            here = here[finite]
+            if not len(here):
                 return
-            index = torch.from_numpy(keep).to(device)
-            params = [p.index_select(0, index) for p in params]
-            state = {slot: [t.index_select(0, index) for t in tensors] for slot, tensors in state.items()}
+        if len(here) < len(alive):
+            runs, alive = runs.select(torch.from_numpy(here).to(device)), [alive[i] for i in here]
+        step = steps.stop
 
-    for r, value in zip(alive, evaluate(), strict=True):
+    for r, value in zip(alive, evaluate(runs, windows), strict=True):
         yield End(r, float(value), None) if np.isfinite(value) else End(r, None, n_steps)
 
 
-def _norms(tensors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
-    """(tensors, runs)."""
-    return torch.stack([optim.norm_by_run(t) for t in tensors])
+def begin(configs: list[RunConfig], text: data.Text, device: str) -> Runs:
+    """A batch of runs before the first update."""
+    model = build(configs[0], text.vocab_size)
+    layout = layout_of(dict(model.named_parameters()))
+    params = layout.flatten(start(model, configs, text)).to(device)
+    own.move(model, device)
+    name = configs[0].optimizer.name
+    return Runs(model, layout, name, params, torch.zeros_like(params), optim.new_state(name, params))
+
+
+def evaluate(runs: Runs, windows: Tensor) -> Array:
+    """Validation loss of each run on the same windows (W, T + 1)."""
+    values = runs.layout.tensors(runs.params)
+    with torch.no_grad():
+        sums = [
+            runs.losses(values, chunk, same_tokens=True)[0] * len(chunk) for chunk in torch.split(windows, EVAL_CHUNK)
+        ]
+    return probes.sum_by_run(_numpy(torch.stack(sums))) / len(windows)
+
+
+def inputs_of(steps: range, configs: list[RunConfig], text: data.Text, like: Tensor) -> list[Inputs]:
+    """The inputs of some steps, brought to the device of `like` in one transfer of each kind."""
+    optimizers = [c.optimizer for c in configs]
+    tokens = torch.from_numpy(np.stack([[_tokens(text, c, step) for c in configs] for step in steps])).to(like.device)
+    lr = [[optim.lr_at(step, c.schedule) for c in configs] for step in steps]
+    coefficients = optim.coefficients(optimizers[0].name, steps, lr, optimizers, like)
+    limits = None
+    if any(o.max_grad_norm is not None for o in optimizers):
+        given = [math.inf if o.max_grad_norm is None else o.max_grad_norm for o in optimizers]
+        limits = torch.tensor(given, dtype=torch.float64).to(like.device)
+    return [Inputs(one, numbers, limits) for one, numbers in zip(tokens, coefficients, strict=True)]
+
+
+def step_(runs: Runs, inputs: Inputs, *, probing: bool, probed: bool) -> Measured:
+    """Take one step: losses and gradients, their norms, the update. It needs nothing of the host."""
+    layout = runs.layout
+    leaves = [p.requires_grad_() for p in layout.tensors(runs.params)]
+    losses, residual = runs.losses(leaves, inputs.tokens, same_tokens=False)
+    given = torch.autograd.grad(losses.sum(), [*leaves, *(residual if probed else [])])
+    with torch.no_grad():
+        torch._foreach_copy_(layout.tensors(runs.grads), list(given[: len(leaves)]))
+        grad = layout.norms(runs.grads) if probing or inputs.limits is not None else None
+        param = layout.norms(runs.params) if probing else None
+        if inputs.limits is not None and grad is not None:
+            runs.grads.mul_(clip_factors(grad, inputs.limits).to(runs.grads.dtype)[:, None])
+        optim.update_(runs.optimizer, runs.params, runs.grads, runs.state, inputs.coefficients)
+        if not probing:
+            return Measured(losses.detach())
+        update = layout.norms(runs.grads)
+        if not probed:
+            return Measured(losses.detach(), grad, param, update)
+        rms, stream = ([probes.rms_by_run(x) for x in residual], [optim.norm_by_run(g) for g in given[len(leaves) :]])
+        return Measured(losses.detach(), grad, param, update, torch.stack(rms), torch.stack(stream))
+
+
+def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:
+    """What scales each run's gradients to its limit, as torch.nn.utils.clip_grad_norm_ does, (runs,) float64.
+
+    norms: (modules, runs); limits: (runs,), inf for a run without one, whose factor is exactly 1.
+    """
+    # Summed along the last axis of a contiguous matrix: in an order that does not depend on the number of runs.
+    norm = norms.double().square().T.contiguous().sum(1).sqrt()
+    return (limits / (norm + 1e-6)).clamp(max=1)
+
+
+def _record(step: int, runs: list[int], lr: list[float], measured: Measured, here: data.Ints) -> Record:
+    """What a step gave to the runs at some places of the batch; norms that were not measured are NaN."""
+
+    def norms(x: Tensor | None) -> Array:
+        return np.full((1, len(runs)), np.nan) if x is None else _numpy(x)[:, here]
+
+    grad, param, update, rms, stream = (norms(x) for x in measured[1:])
+    probe = None if measured.rms is None else Probe(grad, param, update, rms, stream)
+    grad_norm, param_norm, update_norm = (probes.global_norm(x) for x in (grad, param, update))
+    loss = _numpy(measured.loss)[here]
+    return Record(step, runs, loss, None, lr, grad_norm, param_norm, update_norm, probe)
+
+
+def _finite(record: Record, *, probing: bool) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which runs of a record go on: those whose losses and, where it was measured, gradient norm are finite."""
+    finite = np.isfinite(record.train_loss)
+    if probing:
+        finite &= record.grad_norm <= FLOAT32_MAX  # beyond it the table would hold inf
+    if record.val_loss is not None:
+        finite &= np.isfinite(record.val_loss)
+    return finite
 
 
 def _numpy(x: Tensor) -> Array:
     return x.detach().to("cpu", torch.float64).numpy()
-
-
-def _clip(grads: list[Tensor], grad_norm: Array, configs: list[RunConfig]) -> list[Tensor]:
-    """Scale each run's gradients to its max_grad_norm, as torch.nn.utils.clip_grad_norm_ does."""
-    limits = [c.optimizer.max_grad_norm for c in configs]
-    if all(limit is None for limit in limits):
-        return grads
-    # A run without a limit is multiplied by exactly 1, which leaves its bits.
-    factors = [1.0 if m is None else min(1.0, m / (float(n) + 1e-6)) for m, n in zip(limits, grad_norm, strict=True)]
-    scale = optim.per_run(factors, grads[0])
-    return [g * optim.over(scale, g) for g in grads]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from normstudy import optim, probes, profiling, train
 from normstudy.config import ModelConfig, OptimizerConfig, row_of
+from normstudy.flat import layout_of
 from normstudy.init import draw, init_params
 from normstudy.model import Transformer
 from normstudy.reproductions.entry import Setting, Variant, model_config
@@ -176,12 +177,12 @@ def update(setting: Setting, variant: Variant, depth: int, seeds: tuple[int, ...
     rows = []
     for quantity, frozen in (("update_frozen", NORM_PARAMETERS), ("update_trained", ())):
         names = [name for name in runs.params if not name.endswith(frozen)] if frozen else list(runs.params)
-        stepped = [runs.params[name].clone() for name in names]
+        layout = layout_of({name: runs.params[name][0] for name in names})
+        stepped = layout.flatten(runs.params)
         configs = [OptimizerConfig(name="sgd")] * len(seeds)
-        state = optim.new_state("sgd", stepped)
-        optim.sgd_(stepped, [grads[n] for n in names], state, 0, [RATE] * len(seeds), configs)
-        del state
-        after, _ = forward(runs, runs.params | dict(zip(names, stepped, strict=True)))
+        (rates,) = optim.coefficients("sgd", [0], [[RATE] * len(seeds)], configs, stepped)
+        optim.update_("sgd", stepped, layout.flatten(grads), optim.new_state("sgd", stepped), rates)
+        after, _ = forward(runs, runs.params | dict(zip(names, layout.tensors(stepped), strict=True)))
         rows += _rows(quantity, None, seeds, probes.rms_by_run(after - before))
     return rows
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from normstudy import optim
-from normstudy.config import SCHEDULE_NAMES, OptimizerConfig, RunConfig, ScheduleConfig
-from normstudy.train import _clip
+from normstudy import data, optim
+from normstudy.config import SCHEDULE_NAMES, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from normstudy.flat import layout_of
+from normstudy.train import clip_factors, inputs_of
 
 torch.set_num_threads(1)
 
@@ -57,11 +58,13 @@ def gradient(p: Tensor, step: int) -> Tensor:
 @pytest.mark.parametrize("decay", [False, True])
 @pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
 def test_optimizer_equals_torch_over_50_steps(name: str, decay: bool) -> None:
-    """Parameters of every run after every step, with a rate that changes; and the norm of every update."""
+    """Parameters of every run after every step, with a rate that changes; and every update."""
     rng = np.random.Generator(np.random.Philox(key=1))
     starts = [torch.from_numpy(rng.standard_normal((3, *shape))) for shape in SHAPES]
     runs = configs(name, decay=decay)
-    params, state = [p.clone() for p in starts], optim.new_state(name, starts)
+    layout = layout_of({str(i): p[0] for i, p in enumerate(starts)})
+    flat = layout.flatten({str(i): p for i, p in enumerate(starts)})
+    params, state = layout.tensors(flat), optim.new_state(name, flat)
     theirs = [[p[r].clone().requires_grad_() for p in starts] for r in range(3)]
     torch_optimizers = [torch_optimizer(c, theirs[r], RATES[r]) for r, c in enumerate(runs)]
 
@@ -69,7 +72,9 @@ def test_optimizer_equals_torch_over_50_steps(name: str, decay: bool) -> None:
         lr = [rate * (1 + 0.5 * math.cos(step)) for rate in RATES]
         before = [p.clone() for p in params]
         grads = [torch.stack([gradient(run, step) for run in p]) for p in params]
-        norms = optim.OPTIMIZERS[name](params, grads, state, step, lr, runs)
+        given = layout.flatten({str(i): g for i, g in enumerate(grads)})
+        (numbers,) = optim.coefficients(name, [step], [lr], runs, flat)
+        optim.update_(name, flat, given, state, numbers)
         for r, torch_optimizer_ in enumerate(torch_optimizers):
             for p in theirs[r]:
                 p.grad = gradient(p.detach(), step)
@@ -77,46 +82,70 @@ def test_optimizer_equals_torch_over_50_steps(name: str, decay: bool) -> None:
             torch_optimizer_.step()
             for p, expected in zip(params, theirs[r], strict=True):
                 torch.testing.assert_close(p[r], expected.detach(), rtol=1e-10, atol=1e-12)
-        assert norms.shape == (len(SHAPES), 3)
-        for row, p, old in zip(norms, params, before, strict=True):
-            moved = torch.linalg.vector_norm((p - old).view(3, -1), dim=1)
-            torch.testing.assert_close(row, moved, rtol=1e-9, atol=1e-13)
+        for update, p, old in zip(layout.tensors(given), params, before, strict=True):
+            torch.testing.assert_close(update, old - p, rtol=1e-9, atol=1e-13)
+
+
+def updated(
+    c: OptimizerConfig, params: list[list[float]], grads: list[list[float]], state: optim.State, step: int, lr: float
+) -> Tensor:
+    """Parameters (runs, width) after one update with the same settings for every run."""
+    p, n = torch.tensor(params), len(params)
+    (numbers,) = optim.coefficients(c.name, [step], [[lr] * n], [c] * n, p)
+    optim.update_(c.name, p, torch.tensor(grads), state, numbers)
+    return p
 
 
 @pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
-def test_optimizer_changes_in_place_and_leaves_the_gradients(name: str) -> None:
-    params = [torch.ones(2, 3), torch.ones(2, 1)]
-    grads = [torch.full_like(p, 0.5) for p in params]
-    kept = [g.clone() for g in grads]
+def test_optimizer_changes_in_place_and_gives_the_update(name: str) -> None:
+    params, grads = torch.ones(2, 5), torch.full((2, 5), 0.5)
     state = optim.new_state(name, params)
-    pointers = [t.data_ptr() for t in (*params, *[t for slot in state.values() for t in slot])]
+    tensors = [params, grads, *state.values()]
+    pointers = [t.data_ptr() for t in tensors]
     c = OptimizerConfig(name=name, weight_decay=0.1)
-    optim.OPTIMIZERS[name](params, grads, state, 0, [0.1, 0.1], [c, c])
-    after = [t.data_ptr() for t in (*params, *[t for slot in state.values() for t in slot])]
-    assert pointers == after
-    assert all(torch.equal(g, k) for g, k in zip(grads, kept, strict=True))
-    assert all((p < 1).all() for p in params)
+    (numbers,) = optim.coefficients(name, [0], [[0.1, 0.1]], [c, c], params)
+    optim.update_(name, params, grads, state, numbers)
+    assert pointers == [t.data_ptr() for t in tensors]
+    assert (params < 1).all()
+    assert torch.equal(1 - grads, params)
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_a_matrix_wider_than_what_is_updated_at_once(name: str) -> None:
+    """Columns are updated in parts of AT_ONCE / runs: the same bits as each run's alone, whose parts are others."""
+    width = optim.AT_ONCE // 2 + 17
+    start, gradient = torch.randn(3, width), torch.randn(3, width)
+    c = OptimizerConfig(name=name, weight_decay=0.01, momentum=0.5)
+
+    def after(rows: slice) -> Tensor:
+        params = start[rows].clone()
+        state = optim.new_state(name, params)
+        for step in range(3):
+            n = len(params)
+            (numbers,) = optim.coefficients(name, [step], [[0.1] * n], [c] * n, params)
+            optim.update_(name, params, gradient[rows].clone(), state, numbers)
+        return params
+
+    together = after(slice(0, 3))
+    assert (together != start).all()
+    assert all(torch.equal(together[r : r + 1], after(slice(r, r + 1))) for r in range(3))
 
 
 def test_first_adam_update_is_the_rate_by_hand() -> None:
     """Bias correction makes m = g and v = g^2 at step 0, so the update is lr * sign(g) whatever g's size."""
-    params = [torch.zeros(1, 3)]
-    grads = [torch.tensor([[1e-3, -50.0, 2.0]])]
     c = OptimizerConfig(name="adam", eps=0.0)
-    norms = optim.adam_(params, grads, optim.new_state("adam", params), 0, [0.25], [c])
-    torch.testing.assert_close(params[0], torch.tensor([[-0.25, 0.25, -0.25]]))
-    assert norms.item() == pytest.approx(0.25 * math.sqrt(3), rel=1e-6)
+    state = optim.new_state("adam", torch.zeros(1, 3))
+    after = updated(c, [[0, 0, 0.0]], [[1e-3, -50.0, 2.0]], state, step=0, lr=0.25)
+    torch.testing.assert_close(after, torch.tensor([[-0.25, 0.25, -0.25]]))
 
 
 def test_sgd_with_momentum_by_hand() -> None:
     """g = 1 at each step, momentum 1/2: velocities 1, 1.5, 1.75; lr 2: parameters -2, -5, -8.5."""
-    params, state = [torch.zeros(1, 1)], {"velocity": [torch.zeros(1, 1)]}
     c = OptimizerConfig(name="sgd", momentum=0.5)
-    seen = []
+    state, seen = {"velocity": torch.zeros(1, 1)}, [0.0]
     for step in range(3):
-        optim.sgd_(params, [torch.ones(1, 1)], state, step, [2.0], [c])
-        seen.append(params[0].item())
-    assert seen == [-2.0, -5.0, -8.5]
+        seen.append(updated(c, [[seen[-1]]], [[1.0]], state, step, lr=2.0).item())
+    assert seen == [0.0, -2.0, -5.0, -8.5]
 
 
 # ---- schedules ----------------------------------------------------------------------------------------
@@ -180,23 +209,34 @@ def test_clipping_equals_torch() -> None:
     """Per run: one above its limit, one below, one without. The latter two keep their bits."""
     rng = np.random.Generator(np.random.Philox(key=2))
     grads = [torch.from_numpy(rng.standard_normal((3, *shape)).astype(np.float32)) for shape in SHAPES]
-    limits = (0.5, 100.0, None)
-    runs = [RunConfig(optimizer=OptimizerConfig(max_grad_norm=limit)) for limit in limits]
-    norms = np.array([math.sqrt(sum(float(g[r].double().square().sum()) for g in grads)) for r in range(3)])
-    assert norms.min() > 0.5
-    clipped = _clip(grads, norms, runs)
+    limits = (0.5, 100.0, math.inf)
+    norms = torch.stack([optim.norm_by_run(g) for g in grads])
+    factors = clip_factors(norms, torch.tensor(limits, dtype=torch.float64))
+    assert factors[0] < 1
+    assert factors[1:].tolist() == [1, 1]
     for r, limit in enumerate(limits):
         theirs = [torch.zeros_like(g[r], requires_grad=True) for g in grads]
         for p, g in zip(theirs, grads, strict=True):
             p.grad = g[r].clone()
-        torch.nn.utils.clip_grad_norm_(theirs, math.inf if limit is None else limit)
-        for got, p, g in zip(clipped, theirs, grads, strict=True):
+        torch.nn.utils.clip_grad_norm_(theirs, limit)
+        for p, g in zip(theirs, grads, strict=True):
             assert p.grad is not None
-            torch.testing.assert_close(got[r], p.grad, rtol=1e-6, atol=0)
-            assert torch.equal(got[r], g[r]) == (limit != 0.5)
+            torch.testing.assert_close(g[r] * factors[r].float(), p.grad, rtol=1e-6, atol=0)
+
+
+def test_clip_factors_do_not_depend_on_the_other_runs() -> None:
+    norms = torch.rand(37, 5)
+    limits = torch.full((5,), 0.1, dtype=torch.float64)
+    together = clip_factors(norms, limits)
+    for r in range(5):
+        assert torch.equal(clip_factors(norms[:, r : r + 1], limits[r : r + 1]), together[r : r + 1])
 
 
 def test_clipping_is_off_by_default() -> None:
     assert OptimizerConfig().max_grad_norm is None
-    grads = [torch.full((2, 3), 1e6)]
-    assert _clip(grads, np.array([1e6, 1e6]), [RunConfig(), RunConfig()])[0] is grads[0]
+    text = data.load(DataConfig(name="synthetic"))
+    off, on = RunConfig(), RunConfig(optimizer=OptimizerConfig(max_grad_norm=1.0))
+    assert inputs_of(range(1), [off, off], text, torch.zeros(1))[0].limits is None
+    limits = inputs_of(range(1), [off, on], text, torch.zeros(1))[0].limits
+    assert limits is not None
+    assert limits.tolist() == [math.inf, 1.0]
