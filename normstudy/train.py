@@ -12,7 +12,7 @@ B batch, T sequence.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normstudy import data, optim, own, probes, profiling
+from normstudy import cuda, data, optim, own, probes, profiling
 from normstudy.config import RunConfig, row_of
 from normstudy.flat import Layout, layout_of
 from normstudy.init import init_params
@@ -156,18 +156,20 @@ def train_batch(
     look_every = look_every or (1 if device == "cpu" else LOOK_EVERY)
     windows = torch.from_numpy(data.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)
     runs, alive = begin(configs, text, device), list(range(len(configs)))
-    step = 0
+    step, take = 0, None
     while step < n_steps:
         running = [configs[r] for r in alive]
         val_loss = evaluate(runs, windows) if step % eval_every == 0 else None
         steps = range(step, min(step + look_every, step + eval_every - step % eval_every, n_steps))
         probed = [probes.is_probed(t, n_steps, first.probe) for t in steps]
         inputs = inputs_of(steps, running, text, runs.params)
-        gave = [step_(runs, one, probing=probing, probed=p) for one, p in zip(inputs, probed, strict=True)]
+        if take is None:
+            take = stepper(runs, inputs[0], probing=probing)
+        gave = [take(one, p) for one, p in zip(inputs, probed, strict=True)]
         here = np.arange(len(alive))  # places in the batch of the runs that have been finite so far
-        for t, measured in zip(steps, gave, strict=True):
+        for t, p, measured in zip(steps, probed, gave, strict=True):
             lr = [optim.lr_at(t, running[i].schedule) for i in here]
-            record = _record(t, [alive[i] for i in here], lr, measured, here)
+            record = _record(t, [alive[i] for i in here], lr, measured, here, probed=p)
             if t == step and val_loss is not None:
                 record = replace(record, val_loss=val_loss)
             yield record
@@ -178,7 +180,7 @@ def train_batch(
             if not len(here):
                 return
         if len(here) < len(alive):
-            runs, alive = runs.select(torch.from_numpy(here).to(device)), [alive[i] for i in here]
+            runs, alive, take = runs.select(torch.from_numpy(here).to(device)), [alive[i] for i in here], None
         step = steps.stop
 
     for r, value in zip(alive, evaluate(runs, windows), strict=True):
@@ -218,6 +220,23 @@ def inputs_of(steps: range, configs: list[RunConfig], text: data.Text, like: Ten
     return [Inputs(one, numbers, limits) for one, numbers in zip(tokens, coefficients, strict=True)]
 
 
+def stepper(runs: Runs, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
+    """The function (inputs, probed) that takes steps of these runs; on a GPU one CUDA graph, which probes each step."""
+    if runs.params.device.type != "cuda":
+        return lambda inputs, probed: step_(runs, inputs, probing=probing, probed=probed and probing)
+    names, limited = list(like.coefficients), like.limits is not None
+
+    def tensors(inputs: Inputs) -> list[Tensor]:
+        return [inputs.tokens, *inputs.coefficients.values(), *([] if inputs.limits is None else [inputs.limits])]
+
+    def step(tokens: Tensor, *numbers: Tensor) -> list[Tensor]:
+        inputs = Inputs(tokens, dict(zip(names, numbers, strict=False)), numbers[-1] if limited else None)
+        return [t for t in step_(runs, inputs, probing=probing, probed=probing) if t is not None]
+
+    replay = cuda.captured(step, tensors(like), [runs.params, runs.grads, *runs.state.values()])
+    return lambda inputs, _: Measured(*replay(*tensors(inputs)))
+
+
 def step_(runs: Runs, inputs: Inputs, *, probing: bool, probed: bool) -> Measured:
     """Take one step: losses and gradients, their norms, the update. It needs nothing of the host."""
     layout = runs.layout
@@ -250,14 +269,16 @@ def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:
     return (limits / (norm + 1e-6)).clamp(max=1)
 
 
-def _record(step: int, runs: list[int], lr: list[float], measured: Measured, here: data.Ints) -> Record:
+def _record(
+    step: int, runs: list[int], lr: list[float], measured: Measured, here: data.Ints, *, probed: bool
+) -> Record:
     """What a step gave to the runs at some places of the batch; norms that were not measured are NaN."""
 
     def norms(x: Tensor | None) -> Array:
         return np.full((1, len(runs)), np.nan) if x is None else _numpy(x)[:, here]
 
     grad, param, update, rms, stream = (norms(x) for x in measured[1:])
-    probe = None if measured.rms is None else Probe(grad, param, update, rms, stream)
+    probe = Probe(grad, param, update, rms, stream) if probed and measured.rms is not None else None
     grad_norm, param_norm, update_norm = (probes.global_norm(x) for x in (grad, param, update))
     loss = _numpy(measured.loss)[here]
     return Record(step, runs, loss, None, lr, grad_norm, param_norm, update_norm, probe)

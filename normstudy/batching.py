@@ -1,0 +1,50 @@
+"""How many runs train as one program. The choice costs time or memory, never a bit of a result.
+
+Never imports torch on a CPU.
+"""
+
+from __future__ import annotations
+
+from normstudy import config as cfg
+from normstudy.config import RunConfig
+
+# On a CPU a batch pays the cost of calling each operation once for all its runs, and pays for what no longer fits its
+# caches. Measured with `normstudy bench --rows e` (results/bench): best near this many numbers in a residual stream.
+CPU_STREAM = 2**19
+CPU_RUNS = (4, 32)  # at least, at most: fewer lose to a plain loop, more gain nothing
+MEMORY_SHARE = 0.5  # of what is free, for all batches together: the estimate is rough
+FLOAT = 4  # bytes
+
+
+def runs_per_batch(config: RunConfig, device: str, workers: int) -> int:
+    """The most runs of a config's shape that are trained together by each of `workers` on a device."""
+    fitting = max(1, int(MEMORY_SHARE * free_memory(device) / workers / bytes_of_run(config)))
+    if device == "cuda":
+        return fitting
+    low, high = CPU_RUNS
+    stream = config.data.batch_size * config.data.seq_len * config.model.d_model
+    return min(fitting, max(low, min(high, CPU_STREAM // stream)))
+
+
+def bytes_of_run(config: RunConfig) -> int:
+    """Rough memory of a run in a batch: parameters, gradients twice, two moments, and what backward keeps."""
+    m, d = config.model, config.data
+    d_ff = cfg.resolve(m).d_ff
+    gated = m.activation in cfg.GATED
+    vocab_size = d.vocab_size or cfg.BPE_VOCAB if d.tokenizer == "bpe" else 256
+    parameters = m.n_layers * (4 * m.d_model**2 + (3 if gated else 2) * m.d_model * d_ff) + 2 * vocab_size * m.d_model
+    # A block keeps its input, two norms' outputs, q, k, v, the mixed values and both halves' outputs, and inside the
+    # MLP what goes into the activation and what comes out; the loss keeps logits and their softmax.
+    per_token = m.n_layers * (12 * m.d_model + (4 if gated else 2) * d_ff) + 3 * vocab_size
+    return FLOAT * (5 * parameters + d.batch_size * d.seq_len * per_token)
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free now on the device, or for new processes on this machine."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    with open("/proc/meminfo") as f:
+        fields = dict(line.split(":", 1) for line in f)
+    return int(fields["MemAvailable"].split()[0]) * 1024

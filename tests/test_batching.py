@@ -1,0 +1,161 @@
+"""How many runs train together: chosen from the shape and the memory, and never a matter of a result's bits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from normstudy import batching, data, train
+from normstudy.batching import CPU_RUNS, bytes_of_run, runs_per_batch
+from normstudy.config import DataConfig, EvalConfig, ModelConfig, ProbeConfig, RunConfig, ScheduleConfig
+from normstudy.pool import environment
+
+torch.set_num_threads(1)
+
+
+def shape(d_model: int, n_layers: int, batch_size: int, seq_len: int) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(d_model=d_model, n_layers=n_layers),
+        data=DataConfig(name="synthetic", batch_size=batch_size, seq_len=seq_len),
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (shape(32, 4, 8, 32), 32),  # 8,192 numbers in a run's residual stream: 64 would fit, at most 32 gain
+        (shape(64, 6, 8, 64), 16),  # 32,768: 16 to 2^19
+        (shape(128, 6, 16, 64), 4),  # 131,072: 4
+        (shape(512, 2, 16, 64), 4),  # fewer lose to a plain loop
+    ],
+)
+def test_on_a_cpu_the_shape_decides(config: RunConfig, expected: int) -> None:
+    assert runs_per_batch(config, "cpu", workers=1) == expected
+
+
+def test_a_batch_never_needs_more_than_its_share_of_the_free_memory() -> None:
+    huge = shape(4096, 48, 64, 512)
+    assert bytes_of_run(huge) > batching.free_memory("cpu")
+    assert runs_per_batch(huge, "cpu", workers=2) == 1
+    free = batching.free_memory("cpu")
+    large = shape(512, 12, 32, 256)
+    assert runs_per_batch(large, "cpu", workers=1) * bytes_of_run(large) <= free
+
+
+MEMORY = """
+import resource, sys
+import torch
+from normstudy import data, train
+from tests.test_batching import shape
+torch.set_num_threads(1)
+runs = [shape(64, 6, 8, 64) for _ in range(int(sys.argv[1]))]
+steps = train.train_batch(runs, data.load(runs[0].data))
+for _ in range(3):
+    next(steps)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_the_estimate_of_a_runs_memory() -> None:
+    """Against what the process really takes: the growth from 4 to 12 runs, within a factor of 1.7."""
+
+    def kilobytes(n_runs: int) -> int:
+        with environment():
+            out = subprocess.run(
+                [sys.executable, "-c", MEMORY, str(n_runs)], capture_output=True, text=True, check=True
+            )
+        return int(out.stdout)
+
+    measured = (kilobytes(12) - kilobytes(4)) * 1024 / 8
+    assert measured / 1.7 < bytes_of_run(shape(64, 6, 8, 64)) < measured * 1.7
+
+
+TEXT = data.load(DataConfig(name="synthetic"))
+
+
+def small(seed: int, peak_lr: float = 1e-3) -> RunConfig:
+    """20 rows to a product, and one of 256 x 2 x 4 x 512 that oneDNN takes: both kinds in one model."""
+    return RunConfig(
+        seed=seed,
+        data_seed=seed,
+        model=ModelConfig(n_layers=1, d_model=32, n_heads=2, d_ff=512),
+        data=DataConfig(name="synthetic", seq_len=16, batch_size=8),
+        schedule=ScheduleConfig(n_steps=3, peak_lr=peak_lr),
+        eval=EvalConfig(every=2, windows=3),
+        probe=ProbeConfig(dense_steps=1, every=2),
+    )
+
+
+def numbers(configs: list[RunConfig], look_every: int | None = None) -> dict[int, list[np.ndarray]]:
+    """All that each run gave, by its seed."""
+    out: dict[int, list[np.ndarray]] = {c.seed: [] for c in configs}
+    for item in train.train_batch(configs, TEXT, look_every=look_every):
+        if isinstance(item, train.End):
+            ends = (item.final_val_loss, item.nonfinite_step)
+            out[configs[item.run].seed].append(np.array([np.nan if x is None else x for x in ends]))
+            continue
+        columns = [item.train_loss, item.val_loss, np.array(item.lr), item.grad_norm, item.param_norm, item.update_norm]
+        rows = [np.full(len(item.runs), np.nan) if c is None else c for c in columns]
+        if item.probe is not None:
+            p = item.probe
+            rows += [*p.grad, *p.param, *p.update, *p.rms, *p.residual_grad]
+        for place, run in enumerate(item.runs):
+            out[configs[run].seed].append(np.array([item.step, *(row[place] for row in rows)]))
+    return out
+
+
+def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return len(a) == len(b) and all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
+
+
+def test_every_number_of_runs_per_batch_gives_the_same_bits() -> None:
+    """From 1 to the most that is chosen: each batch holds run 0, at every place of a batch in turn."""
+    alone = numbers([small(0)])[0]
+    assert np.isfinite(alone[0]).all()
+    for n in range(2, CPU_RUNS[1] + 1):
+        seeds = list(range(1, n))
+        seeds.insert(n // 2, 0)
+        assert same(numbers([small(s) for s in seeds])[0], alone), n
+
+
+@pytest.mark.parametrize("look_every", [1, 2, 7])
+def test_runs_that_diverge_leave_the_others_their_bits(look_every: int) -> None:
+    """Also where the host looks only now and then, as on a GPU: no number depends on when it does."""
+    runs = [small(s, peak_lr=1e30 if s in (1, 3, 4) else 1e-3) for s in range(6)]
+    together = numbers(runs, look_every)
+    for run in runs:
+        assert same(together[run.seed], numbers([run])[run.seed]), run.seed
+    assert together[1][-1][1] < 3 <= len(together[0])  # it ended at a step, and the others went on
+
+
+def test_a_step_needs_nothing_of_the_host() -> None:
+    """On the meta device there are shapes and no values: whatever reads one, as a wait for a GPU would, raises."""
+    configs = [small(0), small(1)]
+    runs = train.begin(configs, TEXT, "cpu")
+    meta = train.Runs(
+        runs.model, runs.layout, runs.optimizer, runs.params.to("meta"), runs.grads.to("meta"),
+        {slot: t.to("meta") for slot, t in runs.state.items()},
+    )  # fmt: skip
+    (inputs,) = train.inputs_of(range(1), configs, TEXT, meta.params)
+    measured = train.step_(meta, inputs, probing=True, probed=True)
+    (real,) = train.inputs_of(range(1), configs, TEXT, runs.params)
+    expected = train.step_(runs, real, probing=True, probed=True)
+    assert [m.shape for m in measured if m is not None] == [m.shape for m in expected if m is not None]
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        measured.loss.tolist()
+
+
+def test_without_probing_there_are_losses_alone_and_they_are_the_same() -> None:
+    runs = [small(0), small(1)]
+    with_norms, without = (
+        [i for i in train.train_batch(runs, TEXT, probing=p) if isinstance(i, train.Record)] for p in (True, False)
+    )
+    for a, b in zip(with_norms, without, strict=True):
+        assert np.array_equal(a.train_loss, b.train_loss)
+        assert b.probe is None
+        assert np.isnan([b.grad_norm, b.param_norm, b.update_norm]).all()
+        assert np.isfinite([a.grad_norm, a.param_norm, a.update_norm]).all()
