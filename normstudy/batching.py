@@ -1,17 +1,22 @@
-"""How many runs train as one program. The choice costs time or memory, never a bit of a result.
+"""How many runs train as one program. The choice costs time or memory; on a CPU never a bit of a result.
 
 Never imports torch on a CPU.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from normstudy import config as cfg
-from normstudy.config import RunConfig
+from normstudy.config import EVAL_CHUNK, RunConfig
 
 # On a CPU a batch pays the cost of calling each operation once for all its runs, and pays for what no longer fits its
-# caches. Measured with `normstudy bench --rows e` (results/bench): best near this many numbers in a residual stream.
+# caches. `normstudy bench --rows e` measures run-steps against runs per batch at three widths (results/bench): the
+# best is near this many numbers in a residual stream.
 CPU_STREAM = 2**19
-CPU_RUNS = (4, 32)  # at least, at most: fewer lose to a plain loop, more gain nothing
+CPU_RUNS = (4, 32)  # at least, at most
+GPU_RUNS = 1024  # at most: beyond it a step's launches no longer matter
+GPU_SEQUENCES = 65_535  # at most: the blocks of a grid's smaller axes, over which fused attention spreads sequences
 MEMORY_SHARE = 0.5  # of what is free, for all batches together: the estimate is rough
 FLOAT = 4  # bytes
 
@@ -20,7 +25,7 @@ def runs_per_batch(config: RunConfig, device: str, workers: int) -> int:
     """The most runs of a config's shape that are trained together by each of `workers` on a device."""
     fitting = max(1, int(MEMORY_SHARE * free_memory(device) / workers / bytes_of_run(config)))
     if device == "cuda":
-        return fitting
+        return max(1, min(fitting, GPU_RUNS, GPU_SEQUENCES // config.data.batch_size))
     low, high = CPU_RUNS
     stream = config.data.batch_size * config.data.seq_len * config.model.d_model
     return min(fitting, max(low, min(high, CPU_STREAM // stream)))
@@ -36,7 +41,8 @@ def bytes_of_run(config: RunConfig) -> int:
     # A block keeps its input, two norms' outputs, q, k, v, the mixed values and both halves' outputs, and inside the
     # MLP what goes into the activation and what comes out; the loss keeps logits and their softmax.
     per_token = m.n_layers * (12 * m.d_model + (4 if gated else 2) * d_ff) + 3 * vocab_size
-    return FLOAT * (5 * parameters + d.batch_size * d.seq_len * per_token)
+    evaluated = EVAL_CHUNK * d.seq_len * (8 * m.d_model + 2 * d_ff + 3 * vocab_size)  # one block's at a time
+    return FLOAT * (5 * parameters + max(d.batch_size * d.seq_len * per_token, evaluated))
 
 
 def free_memory(device: str) -> int:
@@ -47,4 +53,8 @@ def free_memory(device: str) -> int:
         return int(torch.cuda.mem_get_info()[0])
     with open("/proc/meminfo") as f:
         fields = dict(line.split(":", 1) for line in f)
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and limit.read_text().strip() != "max":  # a container's
+        free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+    return free

@@ -1,4 +1,4 @@
-"""The `normstudy` command: help texts, dispatch, and the arguments of plot, compare, compact and reproduce.
+"""The `normstudy` command: help texts, dispatch, and the arguments of plot, compare and the others.
 
 Only the standard library is imported here, and each command's own modules when it is chosen, so that every
 help text and every misspelt command answers at once.
@@ -25,6 +25,7 @@ normstudy: what does the placement of normalization do to the gradients and the 
   normstudy compare STUDY --by COLUMN     paired differences between the values of one column
   normstudy compact STUDY [--seal]        gather finished runs into one file per table
   normstudy reproduce --tier 0            hold the theory's predictions at initialization against measurements
+  normstudy bench [--full]                measure how fast this machine trains, against plain loops and goals
   normstudy COMMAND --help                what a command takes
 
 First steps:
@@ -128,6 +129,28 @@ A table is kept and not measured again as long as its definition (models, depths
 measurement) is the same. Verdicts and figures are made anew from the tables each time.
 supported: the whole 95 % t interval over seeds lies in the band that the source predicts; not supported: wholly
 outside; inconclusive: neither; measured: the source gives no number.
+"""
+
+BENCH_HELP = """\
+normstudy bench [--full]: how fast normstudy is on this machine, beside what people use instead, measured in turns.
+
+  --quick                  a few rounds of the small cases, under two minutes (the default)
+  --full                   every case, for the committed table
+  --device cpu|cuda        default cpu; cuda measures row g
+  --rows ROW[,ROW]         only these; their tables are replaced, others are left
+  --out DIR                for tables and figure; default results/bench/quick, with --full results/bench
+  --format table|markdown  default table
+  --show                   measure nothing: print the tables of results/bench (with --quick results/bench/quick) or
+                           of --out, and draw their figure again
+
+Rows:
+  a  run-steps per second against plain loops         e  cost against depth, width, length, batch and runs
+  b  cost of the probes                               f  figures and tables of a large study
+  c  time and memory outside training                 g  run-steps per second on one GPU
+  d  time to start                                    h  runs that diverged leave their batch
+
+A ratio is taken round by round, between subjects that were measured one after the other; goals are held against its
+median over rounds.
 """
 
 
@@ -289,6 +312,35 @@ def _reproduce(argv: list[str]) -> int:
     return 0
 
 
+def _bench(argv: list[str]) -> int:
+    from normstudy.config import ConfigError
+
+    parser = _parser("bench", study=False)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true")
+    size.add_argument("--full", action="store_true")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--rows")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--format", choices=("table", "markdown"), default="table")
+    parser.add_argument("--show", action="store_true")
+    args = parser.parse_args(argv)
+    if args.show and args.device is not None:
+        raise ConfigError(f"--show measures nothing: leave out --device {args.device}")
+    names = None if args.rows is None else _names("--rows", args.rows)
+    from normstudy.bench import run
+
+    mode = "full" if args.full or (args.show and not args.quick) else "quick"
+    out = run.OUT[mode] if args.out is None else args.out
+    if args.show:
+        text = run.show(names, out, args.format)
+    else:
+        text = run.bench(names, out, mode=mode, device=args.device or "cpu", fmt=args.format)
+    if text:
+        print(text)
+    return 0
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "run": (RUN_HELP, _run),
     "sweep": (SWEEP_HELP, _sweep),
@@ -296,6 +348,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "compare": (COMPARE_HELP, _compare),
     "compact": (COMPACT_HELP, _compact),
     "reproduce": (REPRODUCE_HELP, _reproduce),
+    "bench": (BENCH_HELP, _bench),
 }
 
 

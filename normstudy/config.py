@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from normstudy import own
 from normstudy.errors import ConfigError as ConfigError
 from normstudy.own import is_own
 from normstudy.placements import PLACEMENTS, Placement
 
+EVAL_CHUNK = 16  # validation windows in one forward pass: bounds the memory of a batch of runs
 IDENTITY_VERSION = 1  # raised when the way a run_id is computed changes
 NUMERICS = 2  # raised when a change makes the same config give other bits (tests/test_golden.py guards it)
 
@@ -288,14 +292,14 @@ class EvalConfig:
 
 @dataclass
 class ExecutionConfig:
-    """How runs are executed. Never part of a run's identity: no value here changes a result.
+    """How runs are executed. Never part of a run's identity: on one kind of CPU no value here changes a result.
 
-    A GPU rounds as another kind of CPU does, so its bits differ; the column `device` records it.
+    A GPU rounds otherwise, as another kind of CPU does; the column `device` records it.
     """
 
     device: str = "auto"  # auto | cpu | cuda
     workers: int | None = None  # processes, one thread each; null: one per core (one per GPU)
-    runs_per_batch: int | None = None  # runs trained as one program; null: chosen by sweep.py
+    runs_per_batch: int | None = None  # runs trained as one program; null: chosen by batching.py
 
     def __post_init__(self) -> None:
         one_of("execution.device", self.device, DEVICE_NAMES)
@@ -370,31 +374,38 @@ def _section_columns(section: str, cls: type) -> dict[str, str]:
     return columns
 
 
-def asked_types() -> dict[str, type]:
+@functools.cache
+def _leaves() -> tuple[tuple[str, str, str], ...]:
+    """(column, section, leaf) of every config column but those at the top, in order."""
+    top = typing.get_type_hints(RunConfig)
+    sections = (*GROUPS, *PREFIXED)
+    return tuple((c, s, leaf) for s in sections for c, leaf in _section_columns(s, top[s]).items())
+
+
+@functools.cache
+def asked_types() -> Mapping[str, type]:
     """Column -> int, float, str or bool, for every config column of the `runs` table, in order.
 
     execution and results_dir are not among them: they are not part of a run. A field that may be null has
     the type of its other values.
     """
     top = typing.get_type_hints(RunConfig)
+    hints = {section: typing.get_type_hints(top[section]) for section in (*GROUPS, *PREFIXED)}
     out: dict[str, type] = {"study": str, "seed": int, "data_seed": int}
-    for section in (*GROUPS, *PREFIXED):
-        hints = typing.get_type_hints(top[section])
-        for column, leaf in _section_columns(section, top[section]).items():
-            kinds = [t for t in (typing.get_args(hints[leaf]) or (hints[leaf],)) if t is not type(None)]
-            if column in out:
-                raise AssertionError(f"two config fields share the column {column}")
-            out[column] = kinds[0]
-    return out
+    for column, section, leaf in _leaves():
+        hint = hints[section][leaf]
+        kinds = [t for t in (typing.get_args(hint) or (hint,)) if t is not type(None)]
+        if column in out:
+            raise AssertionError(f"two config fields share the column {column}")
+        out[column] = kinds[0]
+    return MappingProxyType(out)
 
 
 def asked(config: RunConfig) -> dict[str, object]:
     """Column -> value as asked, for every config column of the `runs` table."""
     out: dict[str, object] = {"study": config.study, "seed": config.seed, "data_seed": config.data_seed}
-    for section in (*GROUPS, *PREFIXED):
-        part = getattr(config, section)
-        for column, leaf in _section_columns(section, type(part)).items():
-            out[column] = getattr(part, leaf)
+    for column, section, leaf in _leaves():
+        out[column] = getattr(getattr(config, section), leaf)
     return out
 
 

@@ -27,8 +27,12 @@ def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) ->
             step(*static)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = step(*static)
+    current = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            outputs = step(*static)
+    finally:  # a capture that fails may leave its own stream the current one
+        torch.cuda.set_stream(current)
     for now, old in zip(changed, before, strict=True):
         now.copy_(old)
 

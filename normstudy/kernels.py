@@ -35,6 +35,8 @@ def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outpu
     if _functorch.peek_interpreter_stack() is None:
         return [y[0] for y in function(*(None if x is None else x[None] for x in inputs))]
     vmap = retrieve_current_functorch_interpreter()
+    if vmap.key() != _functorch.TransformType.Vmap:
+        raise TypeError("attn, mlp and linear layers cannot be called inside torch.func's grad, jvp or jacobian")
     level, n_runs = vmap.level(), vmap.batch_size()  # type: ignore[attr-defined]
     stacked = [None if x is None else _functorch._remove_batch_dim(x, level, n_runs, 0) for x in inputs]
     with vmap.lower():

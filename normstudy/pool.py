@@ -86,11 +86,15 @@ class Slot:
             return False
         return True
 
-    def close(self, *, kill: bool) -> None:
-        """End the process: at once, or by closing its pipe."""
+    def end(self, *, kill: bool) -> None:
+        """Tell the process to end: at once, or by closing its pipe."""
         if kill:
             self.process.kill()
         self.pipe.close()
+
+    def close(self, *, kill: bool) -> None:
+        """End the process and wait for it."""
+        self.end(kill=kill)
         self.process.join()
 
 
@@ -126,7 +130,9 @@ def run(tasks: Sequence[Task], workers: int, *, inherited: int) -> Iterator[Mess
         finished = True
     finally:
         for slot in slots:
-            slot.close(kill=not finished)
+            slot.end(kill=not finished)
+        for slot in slots:  # ended all first: they end at the same time
+            slot.process.join()
 
 
 def _start(task: Task | None, inherited: int) -> Slot:

@@ -15,6 +15,7 @@ from normstudy import store, terminal
 from normstudy.worker import Message
 
 PIPE_LINE_SECONDS = 30  # between two lines where there is no terminal
+READING_SHARE = 0.05  # of the time, at most, for reading the outcomes that the bar shows
 FIRST_ESTIMATE = 0.02  # of the steps: before it the time left is a guess about how long a process takes to start
 
 
@@ -28,14 +29,33 @@ def follow(
     n_runs = sum(len(batch) for batch in batches)
     outcomes: Counter[str] = Counter()
     errors: dict[int, str] = {}
-    done, said, began = 0, time.monotonic(), time.monotonic()
+    ended: list[str] = []
+    done, n_ended, said, began = 0, 0, time.monotonic(), time.monotonic()
+    look = began
     with tqdm(total=run_steps, unit="step", unit_scale=True, **terminal.fit()) as bar:
+
+        def show_outcomes() -> None:
+            if ended:
+                outcomes.update(outcomes_of(study_dir, ended).values())
+                ended.clear()
+                bar.set_postfix_str(counted(outcomes))
+
         for message in messages:
             bar.update(message.run_steps)
             done += message.run_steps
-            if message.ended:
-                outcomes.update(outcomes_of(study_dir, message.ended).values())
-                bar.set_postfix_str(counted(outcomes))
+            n_ended += len(message.ended)
+            if not bar.disable:
+                ended += message.ended
+            if (before := time.monotonic()) >= look:
+                show_outcomes()
+                # Reading lists whole folders, while workers may wait for their next batch: a small share of the time.
+                look = time.monotonic() + (time.monotonic() - before) / READING_SHARE
+            if message.smaller:
+                tqdm.write(
+                    f"out of memory with {len(batches[message.number])} runs together: goes on with {message.smaller}; "
+                    f"execution.runs_per_batch={message.smaller} starts so",
+                    sys.stderr,
+                )
             if message.error:
                 errors[message.number] = message.error
                 tqdm.write(f"a batch of {len(batches[message.number])} failed: {message.error}", sys.stderr)
@@ -43,8 +63,9 @@ def follow(
             if bar.disable and now - said > PIPE_LINE_SECONDS and done > FIRST_ESTIMATE * run_steps:
                 said = now
                 left = (now - began) * (run_steps - done) / done
-                line = f"{outcomes.total()}/{n_runs} runs, {100 * done // run_steps} % of the steps"
+                line = f"{n_ended}/{n_runs} runs, {100 * done // run_steps} % of the steps"
                 print(f"{line}, about {duration(left)} left", file=sys.stderr, flush=True)
+        show_outcomes()
     return errors
 
 
@@ -60,7 +81,8 @@ def counted(outcomes: Counter[str]) -> str:
 
 def outcomes_of(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
     """run_id -> outcome of those of the runs that are finished, from the stored series."""
-    from normstudy.analysis.outcomes import outcomes
+    from normstudy.analysis.outcomes import RUN_COLUMNS, outcomes
 
-    runs = store.read(study_dir, "runs", run_ids=run_ids)
-    return {str(k): str(v) for k, v in outcomes(runs, store.read(study_dir, "steps", run_ids=run_ids)).items()}
+    runs = store.read(study_dir, "runs", ["run_id", "status", *RUN_COLUMNS], run_ids)
+    steps = store.read(study_dir, "steps", ["run_id", "step", "train_loss", "val_loss"], run_ids)
+    return {str(k): str(v) for k, v in outcomes(runs, steps).items()}

@@ -16,14 +16,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from normstudy import batching, data, lock, own, pool, progress, provenance, sealed, store
 from normstudy import config as cfg
-from normstudy import data, lock, own, pool, progress, provenance, sealed, store
 from normstudy.config import ConfigError, RunConfig
 from normstudy.provenance import Request
 from normstudy.worker import Task
-
-# On a CPU core 8 is best at the studies' shapes, and 2 lose to a plain loop. On a GPU it is untried.
-RUNS_PER_BATCH = {"cpu": 8, "cuda": 64}
 
 
 class RunsFailed(Exception):
@@ -75,13 +72,16 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     study_dir = Path(configs[0].results_dir) / configs[0].study
     ids, texts = [], {}
     loaded: dict[tuple[object, ...], data.Text] = {}
+    fitting: set[tuple[object, ...]] = set()
     for config in configs:
         d = config.data
         key = (d.name, d.path, d.tokenizer, d.vocab_size, d.source_seed)
         if key not in loaded:
             loaded[key] = data.load(d)  # which looks at every file of a folder each time
         text = loaded[key]
-        data.check_fits(text, config.data, config.eval.windows)
+        if (window := (*key, d.seq_len, config.eval.windows)) not in fitting:
+            data.check_fits(text, d, config.eval.windows)
+            fitting.add(window)
         ids.append(cfg.run_id(config, text.sha256))
         texts[ids[-1]] = text.sha256
     runs = dict(zip(ids, configs, strict=True))
@@ -91,8 +91,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     device = _device(execution.device)
     _check_own([runs[i] for i in missing], device)
     workers = execution.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
-    per_batch = execution.runs_per_batch or RUNS_PER_BATCH[device]
-    batches = group({i: runs[i] for i in missing}, per_batch, workers)
+    batches = group({i: runs[i] for i in missing}, workers, device)
     return Plan(study_dir, ids, runs, texts, missing, batches, max(1, min(workers, len(batches))), device, is_sealed)
 
 
@@ -140,13 +139,18 @@ def shape_key(config: RunConfig) -> tuple[tuple[str, object], ...]:
     return tuple((k, v) for k, v in values.items() if k not in ON_THE_RUN_AXIS - of_own)
 
 
-def group(runs: dict[str, RunConfig], per_batch: int, workers: int) -> list[Batch]:
-    """Near-equal batches of one shape, at most min(per_batch, ceil(runs / workers)) runs each, largest cost first."""
+def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
+    """Near-equal batches of one shape, largest cost first, of at most ceil(runs / workers) runs each.
+
+    And of at most execution.runs_per_batch, or where that is null of as many as batching.py chooses for the shape.
+    """
     shapes: dict[tuple[tuple[str, object], ...], list[str]] = {}
     for run_id, config in runs.items():
         shapes.setdefault(shape_key(config), []).append(run_id)
     batches = []
     for members in shapes.values():
+        first = runs[members[0]]
+        per_batch = first.execution.runs_per_batch or batching.runs_per_batch(first, device, workers)
         n = math.ceil(len(members) / min(per_batch, math.ceil(len(members) / workers)))
         edges = [len(members) * i // n for i in range(n + 1)]
         for low, high in itertools.pairwise(edges):
@@ -282,7 +286,10 @@ def _say_plan(planned: Plan, asked: int) -> None:
     n, finished = len(planned.runs), len(planned.runs) - len(planned.missing)
     line = f"{planned.study_dir.name}: {n} runs, {finished} finished, {len(planned.batches)} batches"
     if planned.batches:
-        line += f" on {planned.workers} workers ({planned.device}), about {progress.duration(planned.seconds)}"
+        sizes = sorted({len(batch.run_ids) for batch in planned.batches})
+        together = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+        line += f" of {together} on {planned.workers} workers ({planned.device})"
+        line += f", about {progress.duration(planned.seconds)}"
     print(line, flush=True)
     if asked > n:
         print(f"{asked - n} of the {asked} requested runs are the same as another, and are trained once", flush=True)

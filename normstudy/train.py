@@ -22,14 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from normstudy import cuda, data, optim, own, probes, profiling
-from normstudy.config import RunConfig, row_of
+from normstudy.config import EVAL_CHUNK, RunConfig, row_of
 from normstudy.flat import Layout, layout_of
 from normstudy.init import init_params
 from normstudy.model import Transformer
 from normstudy.probes import Array, Probe
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-EVAL_CHUNK = 16  # validation windows in one forward pass: bounds the memory of a batch of runs
 LOOK_EVERY = 50  # steps on a GPU between two looks of the host, each of which waits for all that is queued
 
 
@@ -266,7 +265,8 @@ def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:
     """
     # Summed along the last axis of a contiguous matrix: in an order that does not depend on the number of runs.
     norm = norms.double().square().T.contiguous().sum(1).sqrt()
-    return (limits / (norm + 1e-6)).clamp(max=1)
+    # Where a norm is not finite, limits / norm would be NaN for a run without a limit too.
+    return torch.where(limits.isinf(), 1.0, (limits / (norm + 1e-6)).clamp(max=1))
 
 
 def _record(

@@ -10,11 +10,12 @@ import gc
 import os
 import platform
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,8 +27,10 @@ from normstudy.config import RunConfig
 if TYPE_CHECKING:
     from normstudy.data import Text
     from normstudy.probes import Modules
-    from normstudy.train import Record
+    from normstudy.train import End, Record
 
+# What torch says instead of raising its OutOfMemoryError: on a CPU, within the capture of a graph, in a library.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STREAM_CAPTURE_INVALIDATED", "ALLOC_FAILED")
 MESSAGE_SECONDS = 0.3  # between two words to the parent
 
 
@@ -46,13 +49,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Message:
-    """What a worker says: run-steps done since the last message, runs ended, whether the batch is over, an error."""
+    """What a worker says: run-steps done since the last message, runs ended, whether the batch is over, an error.
+
+    smaller: the runs of a batch from now on, where the memory did not suffice for all.
+    """
 
     number: int
     run_steps: int = 0
     ended: tuple[str, ...] = ()
     over: bool = False
     error: str | None = None
+    smaller: int | None = None
 
 
 def serve(pipe: Connection, lock: int) -> None:
@@ -71,9 +78,11 @@ def serve(pipe: Connection, lock: int) -> None:
         try:
             task: Task = pipe.recv()
         except EOFError:
-            return
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)  # taking torch down in order takes half a second, and nothing is left to do
         try:
-            for message in train_task(task):
+            for message in train_halving(task):
                 pipe.send(message)
         except Exception as error:
             report_failure(task.study_dir, task.run_ids, task.configs, traceback.format_exc())
@@ -88,6 +97,52 @@ def die_with_parent() -> None:
     if parent is not None:
         parent.join()
     os._exit(1)
+
+
+def train_halving(task: Task) -> Iterator[Message]:
+    """Train a batch; where memory does not suffice, train its runs in two halves, one after the other.
+
+    On a CPU the number of runs that are trained together changes no result, and what they wrote so far is theirs.
+    """
+    taken, ended = 0, set[str]()
+    try:
+        for message in train_task(task):
+            taken += message.run_steps
+            ended.update(message.ended)
+            yield message
+        return
+    except Exception as error:
+        left = [(i, c) for i, c in zip(task.run_ids, task.configs, strict=True) if i not in ended]
+        if not is_out_of_memory(error) or len(left) < 2:
+            raise
+    # Outside of the handler, which held the traceback and with it all that the batch had allocated.
+    free_cached_memory(task.device)
+    n_steps, half = task.configs[0].schedule.n_steps, len(left) // 2
+    # The steps of those left are taken again, so for the bar they are not taken yet.
+    yield Message(task.number, len(ended) * n_steps - taken, smaller=half)
+    for part in (left[:half], left[half:]):
+        yield from train_halving(replace(task, run_ids=[i for i, _ in part], configs=[c for _, c in part]))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error, or one that led to it, says that the device's memory, or the machine's, did not suffice."""
+    import torch
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, torch.OutOfMemoryError | MemoryError) or any(w in str(cause) for w in OUT_OF_MEMORY):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def free_cached_memory(device: str) -> None:
+    """Give back what torch keeps for later, which may be cut in the wrong sizes."""
+    import torch
+
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def train_task(task: Task) -> Iterator[Message]:
@@ -111,46 +166,75 @@ def train_task(task: Task) -> Iterator[Message]:
     ]
     for row in rows:
         discard_foreign(task.study_dir, row)
-        store.write_run(task.study_dir, {**row, "status": "running"})
+    store.write_runs(task.study_dir, [{**row, "status": "running"} for row in rows])
 
     n_steps = task.configs[0].schedule.n_steps
-    series = [Series(task.study_dir, run_id, n_steps) for run_id in task.run_ids]
+    series = [Series(run_id) for run_id in task.run_ids]
+    size = store.window_size(n_steps)
     pending, told = 0, time.monotonic()
-    for event in train.train_batch(task.configs, text, task.device):
-        if isinstance(event, train.End):
-            ended = series[event.run]
-            ended.flush()
-            finals = {
-                "final_val_loss": event.final_val_loss,
-                "final_train_loss": ended.train_loss if event.nonfinite_step is None else None,
-                "nonfinite_step": event.nonfinite_step,
-                "wall_time_s": time.monotonic() - clock,
-                "finished_at": store.now(),
-            }
-            store.write_run(task.study_dir, {**rows[event.run], **finals, "status": "done"})
+    for event in together(train.train_batch(task.configs, text, task.device)):
+        if isinstance(event, list):
+            ended = [series[end.run] for end in event]
+            flush(task.study_dir, ended, size)
+            finals = [
+                {
+                    "final_val_loss": end.final_val_loss,
+                    "final_train_loss": series[end.run].train_loss if end.nonfinite_step is None else None,
+                    "nonfinite_step": end.nonfinite_step,
+                    "wall_time_s": time.monotonic() - clock,
+                    "finished_at": store.now(),
+                    "status": "done",
+                }
+                for end in event
+            ]
+            store.write_runs(task.study_dir, [rows[e.run] | final for e, final in zip(event, finals, strict=True)])
             # The steps that a run will never take count as taken, so that the bar reaches its end.
-            yield Message(task.number, pending + n_steps - 1 - ended.step, ended=(ended.run_id,))
+            pending += sum(n_steps - 1 - s.step for s in ended)
+            yield Message(task.number, pending, ended=tuple(s.run_id for s in ended))
             pending = 0
             continue
         for place, r in enumerate(event.runs):
             series[r].add(event, place, modules)
+        if (event.step + 1) % size == 0:
+            flush(task.study_dir, [series[r] for r in event.runs], size)
         pending += len(event.runs)
         if time.monotonic() - told > MESSAGE_SECONDS:
             yield Message(task.number, pending)
             pending, told = 0, time.monotonic()
 
 
+def together(events: Iterator[Record | End]) -> Iterator[Record | list[End]]:
+    """The events, those of runs that end at one step as one list: their files are then made durable together."""
+    from normstudy import train
+
+    ends: list[End] = []
+    try:
+        for event in events:
+            if isinstance(event, train.End):
+                ends.append(event)
+                continue
+            if ends:
+                yield ends
+                ends = []
+            yield event
+    except Exception:
+        if ends:  # what crashes a batch takes nothing from the runs that ended before
+            yield ends
+        raise
+    if ends:
+        yield ends
+
+
 class Series:
     """The rows of one run since its last window."""
 
-    def __init__(self, study_dir: Path, run_id: str, n_steps: int) -> None:
-        self.study_dir, self.run_id = study_dir, run_id
-        self.n_steps, self.window_size = n_steps, store.window_size(n_steps)
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
         self.step, self.train_loss = -1, 0.0
         self.rows = _no_rows()
 
     def add(self, record: Record, place: int, modules: Modules) -> None:
-        """Add a step's rows; `place` is the run's in the record. Writes the window that the step completes."""
+        """Add a step's rows; `place` is the run's in the record."""
         self.step, self.train_loss = record.step, float(record.train_loss[place])
         self._extend(
             "steps", [record.step], [self.train_loss], [None if record.val_loss is None else record.val_loss[place]],
@@ -162,18 +246,18 @@ class Series:
             self._extend("modules", [record.step] * n, modules.layer, modules.name, *norms)
             n = len(probe.rms)
             self._extend("residual", [record.step] * n, range(n), probe.rms[:, place], probe.residual_grad[:, place])
-        if (record.step + 1) % self.window_size == 0:
-            self.flush()
 
     def _extend(self, table: str, *columns: Iterable[object]) -> None:
         for column, values in zip(self.rows[table].values(), columns, strict=True):
             column.extend(values)
 
-    def flush(self) -> None:
-        """Write the window of the rows held, if there are any."""
-        if self.rows["steps"]["step"]:
-            store.write_window(self.study_dir, self.run_id, self.step // self.window_size, self.rows)
-            self.rows = _no_rows()
+
+def flush(study_dir: Path, series: Iterable[Series], window_size: int) -> None:
+    """Write the window of the rows that each of these runs holds, if there are any."""
+    held = [s for s in series if s.rows["steps"]["step"]]
+    store.write_windows(study_dir, ((s.run_id, s.step // window_size, s.rows) for s in held))
+    for s in held:
+        s.rows = _no_rows()
 
 
 def _no_rows() -> dict[str, dict[str, list[object]]]:
@@ -206,12 +290,15 @@ def text_columns(text: Text) -> dict[str, object]:
 
 
 def discard_foreign(study_dir: Path, row: dict[str, object]) -> None:
-    """Remove what an unfinished run left that was computed elsewhere: its bits may differ from those to come."""
+    """Remove what an unfinished run left whose bits may differ from those to come.
+
+    It was computed elsewhere, or on a GPU, where the number of runs in a batch may choose other kernels.
+    """
     path = study_dir / "tables" / "runs" / f"{row['run_id']}.parquet"
     if not path.exists():
         return
     before = store.read_row(path)
-    if any(before[key] != row[key] for key in ("torch", "cpu_capability", "device")):
+    if row["device"] != "cpu" or any(before[key] != row[key] for key in ("torch", "cpu_capability", "device")):
         for table in store.SERIES:
             for part in (study_dir / "tables" / table).glob(f"{row['run_id']}-*.parquet"):
                 part.unlink()

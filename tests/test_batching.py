@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,15 @@ import torch
 
 from normstudy import batching, data, train
 from normstudy.batching import CPU_RUNS, bytes_of_run, runs_per_batch
-from normstudy.config import DataConfig, EvalConfig, ModelConfig, ProbeConfig, RunConfig, ScheduleConfig
+from normstudy.config import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    RunConfig,
+    ScheduleConfig,
+)
 from normstudy.pool import environment
 
 torch.set_num_threads(1)
@@ -47,7 +57,7 @@ def test_a_batch_never_needs_more_than_its_share_of_the_free_memory() -> None:
 
 
 MEMORY = """
-import resource, sys
+import sys
 import torch
 from normstudy import data, train
 from tests.test_batching import shape
@@ -56,7 +66,7 @@ runs = [shape(64, 6, 8, 64) for _ in range(int(sys.argv[1]))]
 steps = train.train_batch(runs, data.load(runs[0].data))
 for _ in range(3):
     next(steps)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
@@ -130,6 +140,15 @@ def test_runs_that_diverge_leave_the_others_their_bits(look_every: int) -> None:
     for run in runs:
         assert same(together[run.seed], numbers([run])[run.seed]), run.seed
     assert together[1][-1][1] < 3 <= len(together[0])  # it ended at a step, and the others went on
+
+
+def test_a_limit_of_another_run_does_not_reach_a_run_that_diverges() -> None:
+    """inf / inf is not a number: a run without a limit must not be scaled by it at its last step."""
+    free = small(1, peak_lr=1e30)
+    limited = replace(small(0), optimizer=OptimizerConfig(max_grad_norm=0.5))
+    assert same(numbers([limited, free])[1], numbers([free])[1])
+    factors = train.clip_factors(torch.full((2, 2), math.inf), torch.tensor([math.inf, 1.0]).double())
+    assert factors.tolist() == [1, 0]
 
 
 def test_a_step_needs_nothing_of_the_host() -> None:

@@ -182,7 +182,7 @@ def test_a_bug_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["plot", "x"])
 
 
-@pytest.mark.parametrize("name", ["sweep", "plot", "compare", "reproduce"])
+@pytest.mark.parametrize("name", ["sweep", "plot", "compare", "reproduce", "bench"])
 def test_scripts_are_doors_to_the_same_commands(name: str, capfd: Capture) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPTS / f"{name}.py", "--help"], capture_output=True, text=True, check=True
@@ -198,6 +198,7 @@ def test_scripts_are_doors_to_the_same_commands(name: str, capfd: Capture) -> No
     [
         ("normstudy ", list(cli.COMMANDS)),
         ("normstudy co", ["compare", "compact"]),
+        ("normstudy b", ["bench"]),
         ("normstudy sweep experiment=w", ["experiment=warmup"]),
         ("normstudy run model.n_", ["model.n_heads=", "model.n_layers="]),
         ("normstudy run experiment=smoke optimizer=", ["optimizer=adam", "optimizer=adamw", "optimizer=sgd"]),
@@ -206,6 +207,7 @@ def test_scripts_are_doors_to_the_same_commands(name: str, capfd: Capture) -> No
         ("normstudy run --nonsense model.n_", []),
         ("normstudy plot res", []),  # bash then completes file names
         ("normstudy compare ", []),
+        ("normstudy bench --", []),
     ],
 )
 def test_completion(line: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:

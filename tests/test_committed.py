@@ -113,12 +113,11 @@ def test_the_bound_on_another_matplotlib_tells_figures_apart() -> None:
 
 
 def test_what_the_headline_study_shows() -> None:
-    """Post-norm at 3e-3 is stuck without warmup only; its gradient vanishes after the first updates, not before."""
+    """Post-norm at 3e-3 is stuck without warmup, and mostly learns with it; its gradient vanishes after updates."""
     tables = normstudy.load(RESULTS / "warmup", join=True)
     outcomes = tables.runs.groupby(["placement", "peak_lr", "warmup_steps"])["outcome"].agg(list)
     assert outcomes["post", 3e-3, 0] == ["stuck"] * 5
     assert outcomes["post", 3e-3, 100].count("learned") >= 4
-    assert "stuck" not in outcomes["post", 3e-3, 100]
     for rate in (1e-3, 3e-3):
         for steps in (0, 100):
             assert outcomes["pre", rate, steps] == ["learned"] * 5

@@ -242,6 +242,8 @@ def test_a_group_on_the_command_line_beats_the_experiments_own() -> None:
         ["model={n_layers:2},{d_model:32},{n_layers:3,d_ff:7}", "seed=0,1"],
         ["model.n_layers=2,3", "model={d_model:32},{d_model:64,n_heads:2}"],
         ["probe={every:5},{dense_steps:7},{every:9}", "seed=0,1"],
+        ["data_seed=null,7", "seed=0,1,2"],
+        ["schedule.warmup_steps=${eval.windows},${seed},3", "eval.windows=8,16", "seed=0,1,2"],
     ],
 )
 def test_planning_in_place_equals_full_composition(words: list[str]) -> None:
@@ -260,7 +262,16 @@ def test_planning_in_place_equals_full_composition(words: list[str]) -> None:
             assert got[at] == app.to_run_config(full), jobs[at]
 
 
-def test_planning_composes_once_per_choice_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "runs", "compositions"),
+    [
+        (["experiment=warmup", "optimizer=adam,sgd"], 80, 2),
+        (["model=default,tiny", "optimizer=adam,sgd", "schedule=constant,linear", "seed=range(0,5)"], 40, 8),
+    ],
+)
+def test_planning_composes_once_per_choice_of_groups(
+    words: list[str], runs: int, compositions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     composed: list[Sequence[str]] = []
     compose = batch._compose
 
@@ -270,8 +281,21 @@ def test_planning_composes_once_per_choice_of_groups(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(batch, "_compose", counted)
     planned.cache_clear()
-    assert len(planned("experiment=warmup", "optimizer=adam,sgd")) == 80
-    assert len(composed) == 2
+    assert len(planned(*words)) == runs
+    assert len(composed) == compositions
+
+
+def test_runs_share_the_sections_in_which_they_do_not_differ() -> None:
+    """What planning 10,000 runs takes of time and memory rests on it."""
+    configs = planned("seed=range(0,3)", "schedule.peak_lr=1e-3,3e-3")
+    for section in ("model", "data", "optimizer", "probe", "eval", "execution"):
+        assert len({id(getattr(config, section)) for config in configs}) == 1
+    assert cells(configs, "schedule.peak_lr", "seed") == [(lr, s) for s in range(3) for lr in (1e-3, 3e-3)]
+
+
+def test_a_value_that_follows_another_is_never_shared() -> None:
+    configs = planned("schedule.warmup_steps=3,${eval.windows}", "eval.windows=8,16")
+    assert cells(configs, "schedule.warmup_steps", "eval.windows") == [(3, 8), (3, 16), (8, 8), (16, 16)]
 
 
 # ---- launchers and sweepers ---------------------------------------------------------------------------

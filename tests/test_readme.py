@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import measured
 import pytest
 
 from normstudy import cli, config
 from normstudy.analysis.claims import findings, markdown
+from normstudy.bench import summary, tables
+from normstudy.bench.rows import ROWS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,6 +22,36 @@ def test_the_claims_are_those_of_the_tables() -> None:
     between = re.search(r"<!-- claims -->\n(.*)<!-- /claims -->", README, re.S)
     assert between is not None
     assert between[1].strip() == markdown(findings(ROOT / "results")).strip()
+
+
+BENCH = ROOT / "results" / "bench"
+BENCH_TEXT = re.compile(r"<!-- bench -->\n(.*)<!-- /bench -->", re.S)
+
+
+def test_the_speeds_are_those_of_the_tables() -> None:
+    """Between the markers stands what `normstudy bench --show --format markdown` prints; no table, no word of speed."""
+    between = BENCH_TEXT.search(README)
+    assert between is not None
+    stored = tables.stored_rows(BENCH)
+    expected = summary.render(tables.read(BENCH, stored), "markdown") if stored else "Not measured yet."
+    assert between[1].strip() == expected
+    if not stored:
+        assert re.findall(r"(?i)times (?:as fast|faster)|speed-?up|run-steps? per second", README) == []
+
+
+def test_a_committed_table_is_of_a_whole_benchmark_of_a_commit() -> None:
+    """Every row but a GPU's, every goal of `--full`, measured by code that is in the history."""
+    rows = tables.stored_rows(BENCH)
+    if not rows:
+        assert [p.name for p in BENCH.glob("*") if p.is_file()] == []  # no figure without its tables
+        return
+    stored = tables.read(BENCH, rows)
+    assert set("abcdefh") <= set(rows)
+    assert set(stored["mode"]) == {"full"}
+    assert stored["git_commit"].notna().all()
+    assert not stored["git_commit"].str.contains("dirty").any()
+    assert [goal for goal in summary.missing(stored) if goal.limit is not None] == []
+    assert (BENCH / "bench.png").exists()
 
 
 @pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", ELSEWHERE, re.S))
@@ -42,6 +75,11 @@ def test_commands_are_accepted(words: list[str], tmp_path: Path, monkeypatch: py
     words = [str(ROOT / w) if w.startswith("results/") else w for w in words]
     if words[0] == "sweep" and "--dry-run" not in words:
         words.append("--dry-run")
+    if words[0] == "bench":  # a row of the tests in place of ours, which take minutes
+        for letter in [*ROWS]:
+            monkeypatch.delitem(ROWS, letter)
+        monkeypatch.setitem(ROWS, "a", measured.ROW)
+        measured.write(tmp_path / "results" / "bench", measured.by_hand({"sorted": [1.0]}))
     if words[0] == "plot" and "--out" not in words:
         words += ["--out", "figures"]
     if words[0] == "run":

@@ -11,6 +11,8 @@ from handmade import handmade_config, write_handmade_run
 import normstudy
 from normstudy import store
 from normstudy.analysis.outcomes import OUTCOMES
+from normstudy.bench import tables
+from normstudy.bench.rows import ROWS
 
 README = (Path(__file__).parents[1] / "results" / "README.md").read_text()
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", README, re.M | re.S))
@@ -23,20 +25,24 @@ def first_cells(section: str, header: str) -> list[str]:
     return [line.split("|")[1].strip().strip("`") for line in table[1].splitlines()]
 
 
-@pytest.mark.parametrize("table", store.TABLES)
+SCHEMAS = {**store.SCHEMAS, "bench": tables.SCHEMA}
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
 def test_columns(table: str) -> None:
-    assert first_cells(table, r"column \| type") == store.SCHEMAS[table].names
+    assert first_cells(table, r"column \| type") == SCHEMAS[table].names
 
 
-@pytest.mark.parametrize("table", store.TABLES)
+@pytest.mark.parametrize("table", SCHEMAS)
 def test_types(table: str) -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|[^|]*\| [^|]+ \|$", SECTIONS[table], re.M)
+    assert [name for name, _ in rows] == SCHEMAS[table].names
     kinds = {
         "string": "text", "dictionary": "text", "int64": "int", "int32": "int", "double": "float", "float": "float",
         "bool": "bool", "timestamp": "UTC time",
     }  # fmt: skip
     for name, kind in rows:
-        arrow = re.split(r"\W", str(store.SCHEMAS[table].field(name).type))[0]
+        arrow = re.split(r"\W", str(SCHEMAS[table].field(name).type))[0]
         assert kind.removesuffix(" or null") == kinds[arrow], name
 
 
@@ -60,3 +66,11 @@ def test_columns_outside_the_promise_of_equal_bits() -> None:
     told = re.search(r"^`wall_time_s`, .*?describe one execution", SECTIONS["runs"], re.M | re.S)
     assert told is not None
     assert set(re.findall(r"`(\w+)`", told[0])) == set(store.NOT_REPRODUCED)
+
+
+def test_the_rows_and_modes_of_the_benchmark() -> None:
+    text = SECTIONS["bench"]
+    assert "`a` to `h`" in text
+    assert [*ROWS] == list("abcdefgh")
+    for mode in tables.MODES:
+        assert f"`{mode}`" in text

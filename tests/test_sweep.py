@@ -15,6 +15,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -25,7 +26,7 @@ import pytest
 from numerics import NUMERICS_ENV
 from studies import REQUEST, assert_same_tables, reproduced_runs, tiny
 
-from normstudy import lock, pool, sealed, store, sweep, worker
+from normstudy import batching, lock, pool, sealed, store, sweep, worker
 from normstudy.analysis.outcomes import outcomes
 from normstudy.compaction import compact_study
 from normstudy.config import ConfigError, RunConfig
@@ -136,16 +137,31 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFi
 def test_a_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sweep.run_sweep([tiny(tmp_path, seed=s) for s in (0, 1)], dry_run=True, request=REQUEST)
     assert list(tmp_path.iterdir()) == []
-    assert "2 runs, 0 finished, 1 batches on 1 workers (cpu), about" in capfd.readouterr().out
+    assert "2 runs, 0 finished, 1 batches of 2 on 1 workers (cpu), about" in capfd.readouterr().out
 
 
-def test_batches_are_near_equal_and_the_largest_cost_comes_first(tmp_path: Path) -> None:
-    runs = {f"r{i}": tiny(tmp_path, seed=i, n_layers=1 if i < 10 else 4) for i in range(30)}
-    batches = sweep.group(runs, per_batch=8, workers=2)
+def test_batches_are_near_equal_and_the_largest_cost_comes_first(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = {f"r{i}": tiny(tmp_path, seed=i, n_layers=1 if i < 10 else 4, runs_per_batch=8) for i in range(30)}
+    batches = sweep.group(runs, workers=2, device="cpu")
     assert sorted(len(b.run_ids) for b in batches) == [5, 5, 6, 7, 7]  # 10 as 5 + 5; 20 as 6 + 7 + 7
     assert [b.seconds for b in batches] == sorted((b.seconds for b in batches), reverse=True)
     assert sorted(i for b in batches for i in b.run_ids) == sorted(runs)
-    assert [len(b.run_ids) for b in sweep.group(runs, per_batch=100, workers=1)] == [20, 10]
+    many = {i: replace(c, execution=replace(c.execution, runs_per_batch=100)) for i, c in runs.items()}
+    assert [len(b.run_ids) for b in sweep.group(many, workers=1, device="cpu")] == [20, 10]
+    sweep.run_sweep(list(runs.values()), dry_run=True, request=REQUEST)
+    assert "5 batches of 5 to 7 on 1 workers" in capfd.readouterr().out
+
+
+def test_where_nothing_is_asked_the_shape_decides_how_many_runs_train_together(tmp_path: Path) -> None:
+    """At most 32 of the small ones together, whose count is the more the smaller they are."""
+    runs = {f"r{i}": tiny(tmp_path, seed=i) for i in range(80)}
+    assert sorted(len(b.run_ids) for b in sweep.group(runs, workers=1, device="cpu")) == [26, 27, 27]
+    large = {i: replace(c, model=replace(c.model, d_model=4096, d_ff=64)) for i, c in runs.items()}
+    most = batching.runs_per_batch(next(iter(large.values())), "cpu", 1)
+    assert most < 32
+    assert max(len(b.run_ids) for b in sweep.group(large, workers=1, device="cpu")) <= most
 
 
 def test_the_request_is_kept_beside_the_results(whole: Path) -> None:

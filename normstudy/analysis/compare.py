@@ -36,7 +36,7 @@ def compare_study(
     done = runs.loc[runs["status"] == "done", "run_id"].tolist()
     if not done:
         raise ConfigError(f"{study_dir} has no finished run to compare: start or resume its sweep")
-    steps = store.read(study_dir, "steps", ["run_id", "step", "train_loss", "val_loss"], done)
+    steps = store.read(study_dir, "steps", ["run_id", "step", "train_loss", "val_loss"], done, text=False)
     return compare_pairs(runs, steps, by, baseline)
 
 

@@ -14,14 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normstudy.figures import layout, style
-from normstudy.figures.study import MODULE, Lacks, Look, Setting, Study, geometric, snapshots, zeros
+from normstudy.figures.study import MODULE, Lacks, Look, Setting, Study, geometric, of_runs, snapshots, zeros
 
 MAX_ROWS = 3
 
 
 def profile_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """hue, dash, layer, mid, low, high, n: geometric mean and range over seeds of each layer's grad_norm."""
-    return geometric(rows.merge(runs[["run_id", "hue", "dash"]], on="run_id"), ["hue", "dash", "layer"])
+    return geometric(of_runs(rows, runs, ["hue", "dash"]), ["hue", "dash", "layer"])
 
 
 def draw_profile(ax: Axes, table: pd.DataFrame, look: Look) -> None:
@@ -102,7 +102,7 @@ def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: 
         raise Lacks("no recorded gradient norm is finite")
     few = dict.fromkeys((0, min(1, len(shots) - 1), len(shots) - 1))
     at = pd.concat([shots[i][1].assign(hue=shots[i][0].removeprefix("step ")) for i in few])
-    at = at.merge(shown[["run_id", "dash"]], on="run_id")
+    at = of_runs(at, shown, ["dash"])
     names = list(at["hue"].unique())
     colors = dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     look = replace(study.look, hue="step", colors=colors)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from normstudy.figures import layout, style
 from normstudy.figures.gradient_profile import needs_layers
-from normstudy.figures.study import MODULE, Lacks, Look, Study, arms, zeros
+from normstudy.figures.study import MODULE, Lacks, Look, Study, arms, of_runs, zeros
 
 MAX_PANELS = 6
 
@@ -19,19 +19,20 @@ def ratio_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
     A ratio that is zero or not finite has no place on a log axis and is left out.
     """
-    rows = modules.merge(runs[["run_id", "hue", "dash", "n_layers"]], on="run_id")
-    keys = ["hue", "dash", "run_id", "step"]
-    first = rows[rows["layer"] == 0].set_index(keys)["grad_norm"]
-    last = rows[(rows["layer"] == rows["n_layers"] - 1) & (rows["n_layers"] > 1)].set_index(keys)["grad_norm"]
+    rows = of_runs(modules, runs, ["hue", "dash", "n_layers"])
+    first = rows.loc[rows["layer"] == 0, ["run_id", "step", "grad_norm"]]
+    last = rows[(rows["layer"] == rows["n_layers"] - 1) & (rows["n_layers"] > 1)]
+    ratio = last.merge(first, "left", on=["run_id", "step"], suffixes=("", "_first"))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = (first.reindex(last.index) / last).rename("value").reset_index()
-    good: pd.DataFrame = ratio[np.isfinite(ratio["value"]) & (ratio["value"] > 0)]
+        ratio = ratio.assign(value=ratio["grad_norm_first"] / ratio["grad_norm"])
+    columns = ["run_id", "step", "hue", "dash", "value"]
+    good: pd.DataFrame = ratio.loc[np.isfinite(ratio["value"]) & (ratio["value"] > 0), columns]
     return good.reset_index(drop=True)
 
 
 def without_ratio(study: Study, runs: pd.DataFrame) -> list[str]:
     """A note where the first or the last layer's gradient is exactly 0, so that there is no ratio to draw."""
-    rows = study.modules.merge(runs[["run_id", "n_layers"]], on="run_id")
+    rows = of_runs(study.modules, runs, ["n_layers"])
     return zeros(study, rows[(rows["layer"] == 0) | (rows["layer"] == rows["n_layers"] - 1)])
 
 
@@ -46,7 +47,7 @@ def draw_ratio(
             line.set_gid(f"warmup:{warmup}")
     layout.draw_seed_lines(ax, table, sizes, look, log=True)
     diverged = runs.loc[runs["outcome"] == "diverged", "run_id"]
-    layout.draw_ends(ax, table[table["run_id"].isin(diverged)].groupby("run_id").tail(1), look)
+    layout.draw_ends(ax, table[table["run_id"].isin(diverged)].groupby("run_id", observed=True).tail(1), look)
     layout.norm_axis(ax)
 
 

@@ -279,7 +279,7 @@ def draw_seed_lines(
     for hue, dash in sizes:
         color, pattern, name = look.colors[hue], look.dashes[dash], f"{hue}:{dash}"
         mine = table[(table["hue"] == hue) & (table["dash"] == dash)]
-        for run_id, line in mine.groupby("run_id", sort=True):
+        for run_id, line in mine.groupby("run_id", sort=True, observed=True):
             seed = ax.plot(line["step"], line["value"], color=color, ls=pattern, lw=style.THIN, alpha=alpha)
             seed[0].set_gid(f"seed:{run_id}")
         bold = mean[(mean["hue"] == hue) & (mean["dash"] == dash)].sort_values("step")

@@ -10,36 +10,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normstudy.figures import layout, style
-from normstudy.figures.study import Look, Study, arms
+from normstudy.figures.study import Look, Study, arms, of_runs
 
 MAX_PANELS = 6
 
 
 def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
     """hue, dash, run_id, step, value: every evaluation, the one after the last update at step n_steps."""
-    rows = study.steps[study.steps["run_id"].isin(runs["run_id"])]
-    early = rows[["run_id", "step"]].assign(value=rows["val_loss"])
-    final = pd.DataFrame(
-        {"run_id": runs["run_id"], "step": runs["n_steps"], "value": runs["final_val_loss"].astype(float)}
-    )
-    return _finite(pd.concat([early, final]), runs)
+    early = _finite(study, "val_loss", runs)
+    final = runs.assign(step=runs["n_steps"], value=runs["final_val_loss"].astype(float))[early.columns]
+    rows: pd.DataFrame = pd.concat([early, final[np.isfinite(final["value"])]])
+    return rows.sort_values(["run_id", "step"], ignore_index=True)
 
 
 def training_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
     """hue, dash, run_id, step, value: the training loss of every step, as recorded."""
-    rows = study.steps[study.steps["run_id"].isin(runs["run_id"])]
-    return _finite(rows[["run_id", "step"]].assign(value=rows["train_loss"]), runs)
+    return _finite(study, "train_loss", runs)
 
 
-def _finite(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    rows = rows[np.isfinite(rows["value"])].merge(runs[["run_id", "hue", "dash"]], on="run_id")
-    return rows.sort_values(["run_id", "step"], ignore_index=True)
+def _finite(study: Study, column: str, runs: pd.DataFrame) -> pd.DataFrame:
+    """run_id, step, value, hue, dash: where a column of `steps` is finite, by run and step."""
+    rows = study.steps.loc[np.isfinite(study.steps[column]), ["run_id", "step", column]]
+    return of_runs(rows.rename(columns={column: "value"}), runs, ["hue", "dash"])
 
 
 def ends_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
     """hue, dash, run_id, step, value: the last finite training loss of each diverged run."""
     diverged = runs[runs["outcome"] == "diverged"]
-    last = training_table(study, diverged).groupby("run_id").tail(1)
+    last = training_table(study, diverged).groupby("run_id", observed=True).tail(1)
     return last.reset_index(drop=True)
 
 

@@ -261,16 +261,15 @@ class Study:
     @cached_property
     def modules(self) -> pd.DataFrame:
         """The gradient norms per layer of `MODULE`, layers as integers."""
-        columns = ["run_id", "step", "layer", "module", "grad_norm"]
-        rows = store.read(self.folder, "modules", columns, list(self.runs["run_id"]))
-        rows = rows[(rows["module"] == MODULE) & rows["layer"].notna()]
+        columns = ["run_id", "step", "layer", "grad_norm"]
+        rows = store.read(self.folder, "modules", columns, list(self.runs["run_id"]), MODULE, text=False)
         return rows.astype({"layer": int, "grad_norm": float})
 
     @cached_property
     def residual(self) -> pd.DataFrame:
         """The norms of dLoss/dx_l."""
         columns = ["run_id", "step", "layer", "grad_norm"]
-        rows = store.read(self.folder, "residual", columns, list(self.runs["run_id"]))
+        rows = store.read(self.folder, "residual", columns, list(self.runs["run_id"]), text=False)
         return rows.astype({"layer": int, "grad_norm": float})
 
     def settings(self, runs: pd.DataFrame, limit: int, skip: Iterable[str] = ()) -> tuple[list[Setting], list[str]]:
@@ -368,7 +367,8 @@ def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
         held = runs["status"].value_counts()
         states = ", ".join(f"{n} {status}" for status, n in sorted(held.items())) or "none at all"
         raise ConfigError(f"{study_dir} holds no finished run ({states}): run its sweep to the end first")
-    steps = store.read(study_dir, "steps", ["run_id", "step", "train_loss", "val_loss"], list(done["run_id"]))
+    columns = ["run_id", "step", "train_loss", "val_loss"]
+    steps = store.read(study_dir, "steps", columns, list(done["run_id"]), text=False)
     names = short_names(done)
     how = look(done, names)
 
@@ -392,6 +392,19 @@ def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
 
 
 # ---- series ---------------------------------------------------------------------------------------------
+
+
+def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The rows of a series that are these runs', in order, with columns of theirs.
+
+    An inner merge on `run_id`, which where that is categories looks each run up once and not each row.
+    """
+    codes, names = pd.factorize(rows["run_id"])
+    place = pd.Index(runs["run_id"]).get_indexer(names)[codes]
+    mine = place >= 0
+    found = {c: runs[c].array[place[mine]] for c in columns}
+    out: pd.DataFrame = rows[mine].assign(**found)
+    return out.reset_index(drop=True)
 
 
 def geometric(rows: pd.DataFrame, keys: list[str], column: str = "grad_norm") -> pd.DataFrame:
@@ -421,18 +434,23 @@ def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]
     Each run gives its recorded step nearest at or below the wanted one; a run that ended before gives none,
     but every run has an end.
     """
-    ends = rows.groupby("run_id")["step"].transform("max")
+    ends = last_of_run(rows)
     out: list[tuple[str, pd.DataFrame]] = []
     for wanted in [s for s in SNAPSHOTS if s < n_steps - 1]:
         below = rows[(rows["step"] <= wanted) & (ends >= wanted)]
-        at = below[below["step"] == below.groupby("run_id")["step"].transform("max")]
+        at = below[below["step"] == last_of_run(below)]
         if len(at) and not (out and set(at["step"]) == set(out[-1][1]["step"])):
             out.append((f"step {_span(at['step'])}" + (" (init)" if wanted == 0 else ""), at))
     finite = rows[np.isfinite(rows["grad_norm"])]
-    last = finite[finite["step"] == finite.groupby("run_id")["step"].transform("max")]
+    last = finite[finite["step"] == last_of_run(finite)]
     if len(last):
         out.append((f"step {_span(last['step'])} (end)", last))
     return out
+
+
+def last_of_run(rows: pd.DataFrame) -> pd.Series[int]:
+    """Row by row, the last step that its run has among the rows."""
+    return rows.groupby("run_id", observed=True)["step"].transform("max")
 
 
 def _span(steps: pd.Series[int]) -> str:

@@ -17,7 +17,7 @@ import matplotlib
 import pandas as pd
 from tqdm import tqdm
 
-from normstudy import terminal
+from normstudy import store, terminal
 from normstudy.config import ConfigError, nearest, one_of
 from normstudy.figures import style
 from normstudy.reproductions import REPRODUCTIONS, tables, workers
@@ -74,7 +74,7 @@ def reproduce(
     names = check_names(names)
     if processes is not None and processes < 1:
         raise ConfigError(f"--workers {processes} is below 1")
-    _check_folder(out)
+    store.check_out(out)
     setting = setting or Setting()
     needs = {name: REPRODUCTIONS[name].needs(setting) for name in names}
     keys = {name: tables.definition(setting, needs[name]) for name in names}
@@ -84,15 +84,6 @@ def reproduce(
     for name in names:
         draw(name, out, report.findings[name])
     return report
-
-
-def _check_folder(out: Path) -> None:
-    """Raise a ConfigError where `out` cannot be made or written: before anything is measured."""
-    there = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise ConfigError(f"--out {out}: {there} is a file, give a folder")
-    if not os.access(there, os.W_OK):
-        raise ConfigError(f"--out {out}: {there} cannot be written, give another folder")
 
 
 # ---- measuring --------------------------------------------------------------------------------------------

@@ -1,0 +1,244 @@
+"""Row e: what a run-step costs against depth, width, sequence length, batch and runs per batch, beside the theory.
+
+Two kinds of measurement, both by CPU time in a process like a sweep's workers:
+
+- whole run-steps, all probes on at every step, one size changed at a time and all sizes stepped in turn. The theory's
+  slope is that of the flops of the step's own matrix products, at the same sizes.
+- the parts of a block alone, forward and backward, with the package's own functions and the run axis in front: a norm
+  O(n d), the projections q, k, v and out O(n d^2), these with the MLP's two matrices O(n d^2), attention without its
+  projections O(n^2 d), n being seq_len and d d_model. Attention has as many flops as its projections at n = 2 d, and
+  as all six matrices of a block at n = 6 d.
+
+`slope` is the least-squares one of log cost against log size over all sizes, where what a call costs at any size tells
+at the small end; `slope_at_end` that between the two largest. Each round has its own. A crossover is the seq_len at
+which attention costs as much as these matrices, by interpolation between the measured lengths around it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from normstudy.bench.children import in_worker
+from normstudy.bench.samples import THEORY, Goal, Sample, Scope
+from normstudy.bench.speed import (
+    D_HEAD,
+    NORMSTUDY,
+    WARM_UP,
+    Case,
+    cpu_seconds,
+    pieces,
+    run_config,
+    typical_seconds,
+)
+from normstudy.config import ProbeConfig, RunConfig
+
+NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"
+# part -> the powers of n and d by which it goes
+POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}
+CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # maps -> n / d at which attention has as many flops
+AXES = ("n_layers", "d_model", "seq_len", "batch_size", "runs_per_batch")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What to measure: the shape in the middle and its runs, the values of each axis, the parts' n, d and batch."""
+
+    base: Case
+    runs: int
+    axes: dict[str, tuple[int, ...]]
+    n: tuple[int, ...]
+    d: tuple[int, ...]
+    batch_size: int
+    rounds: int
+
+
+FULL = Sizes(
+    base=Case(d_model=64, n_layers=6, batch_size=8, seq_len=64),
+    runs=4,
+    axes={
+        "n_layers": (2, 4, 6, 12),
+        "d_model": (32, 64, 128, 256),
+        "seq_len": (32, 64, 128, 256),
+        "batch_size": (4, 8, 16, 32),
+        "runs_per_batch": (1, 2, 4, 8, 16, 32),
+    },
+    n=(16, 32, 64, 128, 256, 512, 1024),
+    d=(32, 64, 128, 256),
+    batch_size=4,
+    rounds=9,
+)
+QUICK = Sizes(
+    base=Case(d_model=32, n_layers=2, batch_size=4, seq_len=32),
+    runs=2,
+    axes={
+        "n_layers": (2, 4, 8),
+        "d_model": (16, 32, 64),
+        "seq_len": (32, 64, 128),
+        "batch_size": (4, 8, 16),
+        "runs_per_batch": (1, 2, 4),
+    },
+    n=(16, 32, 64, 128, 256, 512),
+    d=(32, 64, 128),
+    batch_size=2,
+    rounds=3,
+)
+
+
+def shown() -> Iterator[Goal]:
+    """Every slope, and the crossovers; the theory's stands beside them, and none is a goal."""
+    for name, axes in (("run-step", AXES), *((part, ("seq_len", "d_model")) for part in POWERS)):
+        subject = NORMSTUDY if name == "run-step" else name
+        for axis in axes:
+            case = f"{name} vs {axis}"
+            yield Goal("e", case, f"slope of the cost of {name} against {axis}", "slope", subject)
+            yield Goal("e", case, "the same between the two largest", "slope_at_end", subject)
+    for maps, ratio in CROSSOVERS.items():
+        case = f"attention = {maps}"
+        yield Goal("e", case, f"seq_len at which attention costs as much as {maps}; in theory {ratio} d_model",
+                   "crossover_seq_len", ATTENTION)  # fmt: skip
+
+
+GOALS = list(shown())
+
+
+def measure(scope: Scope) -> Iterator[Sample]:
+    """Row e, on the CPU whatever the scope's device."""
+    sizes = QUICK if scope.quick else FULL
+    yield from in_worker(whole_steps, sizes)
+    yield from in_worker(parts, sizes)
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """The power of x by which y goes: the least-squares slope of log y against log x."""
+    return statistics.linear_regression([math.log(v) for v in x], [math.log(v) for v in y]).slope
+
+
+def slopes(case: str, subject: str, number: int, x: Sequence[float], y: Sequence[float]) -> Iterator[Sample]:
+    """The slope over all sizes, in rising order, and at their end."""
+    yield Sample("e", case, subject, "slope", "1", number, slope(x, y))
+    yield Sample("e", case, subject, "slope_at_end", "1", number, slope(x[-2:], y[-2:]))
+
+
+def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float | None:
+    """The first n at which a reaches b, straight in log-log between the measured ones; None where it does not."""
+    over = [math.log(x / y) for x, y in zip(a, b, strict=True)]
+    for i, j in itertools.pairwise(range(len(n))):
+        if over[i] < 0 <= over[j]:
+            share = over[i] / (over[i] - over[j])
+            return math.exp((1 - share) * math.log(n[i]) + share * math.log(n[j]))
+    return None
+
+
+# ---- whole run-steps ----------------------------------------------------------------------------------
+
+
+def shapes(sizes: Sizes) -> dict[str, list[tuple[int, Case, int]]]:
+    """axis -> (value, shape, runs) for each of its values."""
+    return {
+        axis: [
+            (v, sizes.base, v) if axis == "runs_per_batch" else
+            (v, dataclasses.replace(sizes.base, **{axis: v}), sizes.runs)
+            for v in values
+        ]
+        for axis, values in sizes.axes.items()
+    }  # fmt: skip
+
+
+def whole_steps(sizes: Sizes) -> Iterator[Sample]:
+    """The cost of run-steps along every axis, in this process."""
+    from normstudy import data, train
+
+    text = data.load(run_config(sizes.base).data)
+
+    def configs(case: Case, runs: int) -> list[RunConfig]:
+        return [run_config(case, r, probe=ProbeConfig(every=1)) for r in range(runs)]
+
+    along = shapes(sizes)
+    distinct = {(case, runs) for points in along.values() for _, case, runs in points}
+    batches = {point: train.train_batch(configs(*point), text) for point in sorted(distinct, key=str)}
+    flops = {
+        case: float(sum(p.flops for p in pieces(run_config(case), text.vocab_size))) for case in {c for c, _ in batches}
+    }
+    for records in batches.values():
+        for _ in range(WARM_UP):
+            next(records)
+    for number in range(sizes.rounds):
+        cost = {
+            (case, runs): 1e3 * cpu_seconds(lambda r=records: next(r), 2) / (2 * runs)  # type: ignore[misc]
+            for (case, runs), records in batches.items()
+        }
+        for axis, points in along.items():
+            values = [v for v, _, _ in points]
+            costs = [cost[case, runs] for _, case, runs in points]
+            for value, ms in zip(values, costs, strict=True):
+                yield Sample("e", f"{axis}={value}", NORMSTUDY, "ms_per_run_step", "ms", number, ms)
+            yield from slopes(f"run-step vs {axis}", NORMSTUDY, number, values, costs)
+            yield from slopes(f"run-step vs {axis}", THEORY, number, values, [flops[case] for _, case, _ in points])
+
+
+# ---- parts --------------------------------------------------------------------------------------------
+
+
+def part_call(part: str, sizes: Sizes, n: int, d: int) -> Callable[[], object]:
+    """A forward and backward of a part of the default model for a batch of runs; it gives the gradients."""
+    import torch
+    from torch import Tensor
+
+    from normstudy import kernels, norms
+
+    # (out, in) of the matrices; the first three read the same x, as q, k and v do.
+    maps = {PROJECTIONS: [(d, d)] * 4, ALL_MAPS: [(d, d)] * 4 + [(4 * d, d), (d, 4 * d)]}.get(part, [])
+    shapes = [(d,), (d,)] if part == NORM else [*maps, *((out,) for out, _ in maps)]
+
+    def of_run(x: Tensor, params: list[Tensor]) -> list[Tensor]:
+        if part == NORM:
+            return [norms.layer_norm(x, *params)]
+        if part == ATTENTION:
+            heads = x.view(*x.shape[:-1], d // D_HEAD, D_HEAD)
+            return [kernels.causal_attention(heads, heads, heads).flatten(-2)]
+        weights, biases = params[: len(maps)], params[len(maps) :]
+        q, k, v = kernels.linears(x, weights[:3], biases[:3])
+        for w, b in zip(weights[3:], biases[3:], strict=True):
+            (q,) = kernels.linears(q, [w], [b])
+        return [q, k, v]
+
+    params = [torch.randn(sizes.runs, *shape).mul_(d**-0.5).requires_grad_() for shape in shapes]
+    x = torch.randn(sizes.runs, sizes.batch_size, n, d).requires_grad_()
+    gradient = torch.randn_like(x)
+    over_runs = torch.func.vmap(of_run)
+
+    def call() -> object:
+        outputs = over_runs(x, params)
+        return torch.autograd.grad(outputs, [x, *params], [gradient] * len(outputs))
+
+    return call
+
+
+def parts(sizes: Sizes) -> Iterator[Sample]:
+    """The cost of a block's parts alone against n and d, in this process."""
+    middle_n, middle_d = sizes.base.seq_len, sizes.base.d_model
+    along = {"seq_len": [(n, middle_d) for n in sizes.n], "d_model": [(middle_n, d) for d in sizes.d]}
+    points = sorted({point for axis in along.values() for point in axis})
+    calls = {(part, point): part_call(part, sizes, *point) for part in POWERS for point in points}
+    for number in range(sizes.rounds):
+        seconds = {key: typical_seconds(call, 0.005, time.process_time) for key, call in calls.items()}
+        for part, powers in POWERS.items():
+            for (axis, at), power in zip(along.items(), powers, strict=True):
+                values = [point[0] if axis == "seq_len" else point[1] for point in at]
+                costs = [1e3 * seconds[part, point] / sizes.runs for point in at]
+                for value, ms in zip(values, costs, strict=True):
+                    yield Sample("e", f"{part}, {axis}={value}", part, "ms_per_part", "ms", number, ms)
+                yield from slopes(f"{part} vs {axis}", part, number, values, costs)
+                yield from slopes(f"{part} vs {axis}", THEORY, number, values, [float(v**power) for v in values])
+        for maps, ratio in CROSSOVERS.items():
+            ours, theirs = ([seconds[part, point] for point in along["seq_len"]] for part in (ATTENTION, maps))
+            n = crossing(sizes.n, ours, theirs)
+            if n is not None:
+                yield Sample("e", f"attention = {maps}", ATTENTION, "crossover_seq_len", "tokens", number, n)
+            yield Sample("e", f"attention = {maps}", THEORY, "crossover_seq_len", "tokens", number, ratio * middle_d)

@@ -1,0 +1,297 @@
+"""The figure of the benchmark: ratios beside their goals, values against their limits, cost against each size.
+
+Drawn from the tables alone, without torch; a panel exists where its rows are stored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
+
+from normstudy.bench import summary
+from normstudy.bench.samples import THEORY
+from normstudy.bench.summary import Result
+from normstudy.errors import ConfigError
+from normstudy.figures import style
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+NAME = "bench.png"
+COLORS = {"met": "#0072B2", "not met": "#D55E00", "no goal": style.GREY}
+MARKERS = {"at least": ">", "at most": "<"}  # of a goal: it points to the side that meets it
+LINE = 0.12  # inches, of a line of text beside a panel
+AROUND = 0.75  # inches, of a panel's title, ticks and label
+LOW = 1.55  # inches, of a row of panels of costs
+SPACING = 1.2  # from a line of text to the next, between names
+NAME_WIDTH = 74  # characters of a line beside a panel
+NARROW = 4.0  # the least factor between the ends of a logarithmic axis
+SIZE = re.compile(r"(?:(?P<part>.+), )?(?P<axis>\w+)=(?P<size>\d+)")  # a case of row e that is one size
+WHOLE = "run-step"  # what a cost is of where the case names no part
+THEORY_DASH: style.LineStyle = (0, (3.5, 1.5))
+CROSSING_DASH: style.LineStyle = (0, (1, 1.2))
+PART_COLORS = ("#0072B2", "#D55E00", "#DD9922", "#883366", "#66BB88", "#5500DD")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A line of a panel: its name, a number a round, and the goal on the same scale (None: none)."""
+
+    name: str
+    numbers: tuple[float, ...]
+    goal: float | None
+    result: Result
+
+
+def draw(stored: pd.DataFrame, out: Path) -> Path:
+    """Draw what the tables hold into `out`: the same bytes every time under one version of matplotlib."""
+    path = out / NAME
+    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
+        fig = figure(stored)
+        try:
+            style.save(fig, path, "png")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+    return path
+
+
+def figure(stored: pd.DataFrame) -> Figure:
+    """The figure of stored samples (columns of bench.tables.SCHEMA)."""
+    found = [r for r in summary.results(stored) if min(r.numbers) > 0]  # a logarithmic axis has no place for 0
+    ratios = [_ratio(r) for r in found if not r.unit and r.theory is None and r.goal.subject != THEORY]
+    shares = [_share(r) for r in found if r.unit and r.goal.limit]  # a limit of 0 has no parts
+    costs = _costs(stored)
+    notes = [
+        part for line in summary.machine_lines(stored) for part in textwrap.wrap(line, 118, break_on_hyphens=False)
+    ]
+    head = LINE * (len(notes) + 1.6)
+    bars = [b for b in (ratios, shares) if b]
+    heights = [sum(map(_height, bars)) + 2 * LINE] if bars else []
+    heights += [sum(map(_row_height, _rows(costs))) + 3 * LINE] if costs else []
+    fig = Figure(figsize=(style.TWO_COLUMNS, head + sum(heights)), layout="constrained")
+    fig.suptitle("\n".join(["normstudy bench", *notes]), x=0.01, ha="left", linespacing=1.35)
+    parts = fig.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).ravel().tolist() if heights else []
+    if bars:
+        _draw_bars(parts.pop(0), ratios, shares)
+    if costs:
+        _draw_costs(parts.pop(0), costs, _crossings(found))
+    return fig
+
+
+# ---- ratios and values ----------------------------------------------------------------------------------
+
+
+def _draw_bars(fig: SubFigure, ratios: Sequence[Bar], shares: Sequence[Bar]) -> None:
+    heights = [_height(bars) for bars in (ratios, shares) if bars]
+    axes: list[Axes] = fig.subplots(len(heights), 1, squeeze=False, height_ratios=heights).ravel().tolist()
+    if ratios:
+        _panel(axes.pop(0), ratios, "Ratios and what was asked of them", "ratio")
+    if shares:
+        _panel(axes.pop(0), shares, "Times and sizes as a part of what was allowed", "value / goal")
+    fig.legend(handles=_handles([*ratios, *shares]), loc="outside lower center", ncols=6)
+
+
+def _ratio(result: Result) -> Bar:
+    goal = result.goal
+    return Bar(_name(result, ""), result.numbers, goal.limit, result)
+
+
+def _share(result: Result) -> Bar:
+    limit = result.goal.limit
+    assert limit
+    text = f" ({summary.number(result.median)} of {summary.number(limit)} {result.unit})"
+    return Bar(_name(result, text), tuple(v / limit for v in result.numbers), 1.0, result)
+
+
+def _name(result: Result, more: str) -> str:
+    goal = result.goal
+    case = "" if goal.title.startswith(goal.case) else f"{goal.case}: "
+    return "\n".join(textwrap.wrap(f"{goal.row}  {case}{goal.title}{more}", NAME_WIDTH, break_on_hyphens=False))
+
+
+def _height(bars: Sequence[Bar]) -> float:
+    return AROUND + sum(LINE * (bar.name.count("\n") + SPACING) for bar in bars)
+
+
+def _panel(ax: Axes, bars: Sequence[Bar], title: str, xlabel: str) -> None:
+    """A bar below the other, each as high as its name."""
+    ends = np.cumsum([bar.name.count("\n") + SPACING for bar in bars])
+    places = [float(end - (bar.name.count("\n") + SPACING) / 2) for end, bar in zip(ends, bars, strict=True)]
+    ax.axvline(1, color=style.GREY, lw=0.6, zorder=1)
+    for y, bar in zip(places, bars, strict=True):
+        goal, color = bar.result.goal, COLORS[bar.result.verdict]
+        q1, median, q3 = np.quantile(bar.numbers, (0.25, 0.5, 0.75))
+        ax.plot([min(bar.numbers), max(bar.numbers)], [y, y], color=color, lw=style.THIN + 0.3, zorder=3)
+        ax.plot([q1, q3], [y, y], color=color, lw=style.BOLD + 1.4, alpha=0.45, solid_capstyle="butt", zorder=2)
+        point = ax.plot([median], [y], marker="o", ls="none", ms=4, color=color, mec="white", mew=0.5, zorder=4)
+        point[0].set_gid(f"{goal.row}:{goal.case}:{goal.title}")
+        if bar.goal is not None and goal.sense is not None:
+            ax.plot([bar.goal], [y], marker=MARKERS[goal.sense], ls="none", ms=4.5, color="black", mfc="none", mew=0.8,
+                    zorder=3.5)  # fmt: skip
+    ax.set_ylim(float(ends[-1]) + 0.3, -0.3)
+    ax.set_yticks(places, [bar.name for bar in bars], fontsize=5.8)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xscale("log")
+    ax.set_xlim(*_limits([v for bar in bars for v in (*bar.numbers, *([] if bar.goal is None else [bar.goal]), 1.0)]))
+    _ticks(ax.xaxis)
+    ax.set_xlabel(xlabel)
+    ax.set_title(title, loc="left")
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of a logarithmic axis around these values, at least NARROW apart."""
+    low, high = min(values), max(values)
+    more = max(1.15, math.sqrt(NARROW * low / high))
+    return low / more, high * more
+
+
+def _ticks(axis: Axis, decades: float = 1000.0) -> None:
+    """Plain numbers; only powers of ten where the axis spans more than the factor `decades`."""
+    low, high = axis.get_view_interval()
+    subs = (1.0,) if high > decades * low else (1.0, 2.0, 5.0) if high > 12 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(lambda x, _: f"{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _handles(bars: Sequence[Bar]) -> list[Artist]:
+    """The legend: what the bars are, and the verdicts and goals that there are."""
+    verdicts = [v for v in COLORS if any(bar.result.verdict == v for bar in bars)]
+    found: list[Artist] = [
+        Line2D([], [], ls="none", marker="o", color=COLORS[v], mec="white", mew=0.5, label=f"median, {v}")
+        for v in verdicts
+    ]
+    for sense, marker in MARKERS.items():
+        if any(bar.result.goal.sense == sense for bar in bars):
+            found.append(
+                Line2D([], [], ls="none", marker=marker, color="black", mfc="none", mew=0.8, label=f"goal: {sense}")
+            )
+    found.append(Line2D([], [], color=style.GREY, lw=style.BOLD + 1.4, alpha=0.45, label="quartiles of rounds"))
+    found.append(Line2D([], [], color=style.GREY, lw=style.THIN + 0.3, label="all rounds"))
+    return found
+
+
+# ---- cost against size ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a part costs along one axis: sizes (n,), in rising order, and milliseconds (rounds, n); both slopes."""
+
+    part: str
+    axis: str
+    sizes: Floats
+    ms: Floats
+    slope: float
+    theory: float
+
+
+def _costs(stored: pd.DataFrame) -> list[Cost]:
+    """The costs of row e's samples whose slopes are stored beside them."""
+    rows = stored[stored["row"] == "e"]
+    named = rows["case"].str.extract(rf"^{SIZE.pattern}$")
+    rows = rows.assign(part=named["part"].fillna(WHOLE), axis=named["axis"], size=pd.to_numeric(named["size"]))
+    out = []
+    for (part, axis), points in rows.dropna(subset="size").groupby(["part", "axis"], sort=False):
+        slopes = rows[(rows["case"] == f"{part} vs {axis}") & (rows["metric"] == "slope")]
+        theory = slopes.loc[slopes["subject"] == THEORY, "value"].median()
+        slope = slopes.loc[slopes["subject"] != THEORY, "value"].median()
+        wide = points.pivot_table(index="round", columns="size", values="value")
+        sizes = wide.columns.to_numpy(dtype=float)
+        out.append(Cost(str(part), str(axis), sizes, wide.to_numpy(), float(slope), float(theory)))
+    return [cost for cost in out if len(cost.sizes) > 1 and math.isfinite(cost.slope + cost.theory)]
+
+
+def _crossings(found: Sequence[Result]) -> list[Result]:
+    """Where one part costs as much as another."""
+    return [r for r in found if r.goal.metric.startswith("crossover_") and r.goal.subject != THEORY]
+
+
+def _rows(costs: Sequence[Cost]) -> list[list[list[Cost]]]:
+    """Rows of panels of costs: whole run-steps, then the parts of a block together; a panel an axis."""
+    rows = []
+    for of in ([c for c in costs if c.part == WHOLE], [c for c in costs if c.part != WHOLE]):
+        if of:
+            rows.append([[c for c in of if c.axis == axis] for axis in dict.fromkeys(c.axis for c in of)])
+    return rows
+
+
+def _row_height(row: Sequence[Sequence[Cost]]) -> float:
+    return LOW + LINE * max(map(len, row))
+
+
+def _draw_costs(fig: SubFigure, costs: Sequence[Cost], crossings: Sequence[Result]) -> None:
+    names = list(dict.fromkeys(cost.part for cost in costs if cost.part != WHOLE))
+    colors = dict(zip(names, itertools.cycle(PART_COLORS), strict=False)) | {WHOLE: "black"}
+    rows = _rows(costs)
+    places = fig.subfigures(len(rows), 1, squeeze=False, height_ratios=[*map(_row_height, rows)]).ravel()
+    for place, row in zip(places, rows, strict=True):
+        axes: list[Axes] = place.subplots(1, len(row), sharey=True, squeeze=False).ravel().tolist()
+        for ax, together in zip(axes, row, strict=True):
+            for cost in together:
+                _draw_cost(ax, cost, colors[cost.part])
+            _cost_axes(ax, together)
+            for crossing in crossings:
+                if together[0].part != WHOLE and crossing.goal.metric == f"crossover_{together[0].axis}":
+                    _draw_crossing(ax, crossing)
+        _ticks(axes[0].yaxis, 30)
+        axes[0].set_ylabel("ms per run-step" if row[0][0].part == WHOLE else "ms, forward and backward")
+    handles: list[Artist] = [
+        Line2D([], [], color=color, lw=1.0, marker="o", mec="white", mew=0.5, label=name)
+        for name, color in colors.items()
+        if any(cost.part == name for cost in costs)
+    ]
+    handles.append(Line2D([], [], color=style.GREY, lw=1.0, ls=THEORY_DASH, label="slope by the theory"))
+    if crossings:
+        handles.append(Line2D([], [], color=style.GREY, lw=0.8, ls=CROSSING_DASH, label="equal cost"))
+    fig.legend(handles=handles, loc="outside lower center", ncols=4)
+
+
+def _draw_cost(ax: Axes, cost: Cost, color: str) -> None:
+    """The median of each size with its range over rounds, the fitted power and the theory's."""
+    middle = np.median(cost.ms, axis=0)
+    for size, column in zip(cost.sizes, cost.ms.T, strict=True):
+        ax.plot([size, size], [column.min(), column.max()], color=color, lw=style.THIN + 0.3, zorder=3)
+    point = ax.plot(cost.sizes, middle, marker="o", ls="none", ms=4, color=color, mec="white", mew=0.5, zorder=4)
+    point[0].set_gid(f"cost:{cost.part}:{cost.axis}")
+    x0, y0 = np.log(cost.sizes).mean(), np.log(middle).mean()
+    ends = cost.sizes[[0, -1]]
+    for power, dash, kind in ((cost.slope, "-", "fit"), (cost.theory, THEORY_DASH, "theory")):
+        through = np.exp(y0 + power * (np.log(ends) - x0))
+        line = ax.plot(ends, through, color=color, lw=1.0, ls=dash, alpha=0.8, zorder=2)
+        line[0].set_gid(f"{kind}:{cost.part}:{cost.axis}")
+
+
+def _cost_axes(ax: Axes, together: Sequence[Cost]) -> None:
+    """Log-log; every size has its tick; the slopes are told above."""
+    sizes = sorted({float(size) for cost in together for size in cost.sizes})
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(sizes))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
+    ax.set_xlabel(together[0].axis)
+    told = [f"slope {cost.slope:.2f}, theory {cost.theory:.2f}" for cost in together]
+    if len(together) > 1:
+        told = [f"{cost.part}: {text}" for cost, text in zip(together, told, strict=True)]
+    ax.set_title("\n".join(told).replace("-", "−"), loc="left", fontsize=6.2, linespacing=1.3)
+
+
+def _draw_crossing(ax: Axes, crossing: Result) -> None:
+    """A line where two parts cost the same."""
+    line = ax.axvline(crossing.median, color=style.GREY, lw=0.8, ls=CROSSING_DASH, zorder=1)
+    line.set_gid(f"crossing:{crossing.goal.case}")

@@ -1,0 +1,104 @@
+"""The plain loop is the model that normstudy trains, so that the two are compared at the same work."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from normstudy import data, train
+from normstudy.bench import plain
+from normstudy.bench.speed import GOALS_OF_CASES, Case, run_config
+
+torch.set_num_threads(1)
+
+TEXT = data.load(run_config(Case(16, 1, 1, 8)).data)
+SMALL = Case(d_model=32, n_layers=3, batch_size=4, seq_len=16)
+
+
+def copied(params: dict[str, Tensor], model: plain.Decoder) -> None:
+    """Give a plain decoder the parameters of one of normstudy's runs, name -> tensor."""
+    outside = {"embed.weight": "embed", "pos.weight": "pos", "head.weight": "unembed.weight",
+               "norm.weight": "final_norm.gamma", "norm.bias": "final_norm.beta"}  # fmt: skip
+    inside = {"norm1.weight": "norm1.gamma", "norm1.bias": "norm1.beta",
+              "norm2.weight": "norm2.gamma", "norm2.bias": "norm2.beta", "attn.out.weight": "attn.out.weight",
+              "attn.out.bias": "attn.out.bias", "mlp.up.weight": "mlp.w1.weight", "mlp.up.bias": "mlp.w1.bias",
+              "mlp.down.weight": "mlp.w2.weight", "mlp.down.bias": "mlp.w2.bias"}  # fmt: skip
+    state = {theirs: params[ours] for theirs, ours in outside.items()}
+    for layer in range(len(model.blocks)):
+        block = f"blocks.{layer}."
+        state |= {block + theirs: params[block + ours] for theirs, ours in inside.items()}
+        for kind in ("weight", "bias"):
+            state[f"{block}attn.qkv.{kind}"] = torch.cat([params[f"{block}attn.{p}.{kind}"] for p in "qkv"])
+    model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("case", [SMALL, *(case for case, _, _ in GOALS_OF_CASES)], ids=lambda case: case.name)
+def test_it_has_as_many_parameters(case: Case) -> None:
+    config = run_config(case)
+    ours = sum(p.numel() for p in train.build(config, TEXT.vocab_size).parameters())
+    theirs = sum(p.numel() for p in plain.Decoder(config.model, TEXT.vocab_size, case.seq_len).parameters())
+    assert ours == theirs
+
+
+def test_with_the_same_weights_it_has_the_same_loss_and_gradient() -> None:
+    config = run_config(SMALL)
+    ours = train.build(config, TEXT.vocab_size)
+    noise = torch.Generator().manual_seed(0)
+    # Biases and norms start at constants, behind which a wrong one could hide.
+    params = {
+        name: p[0] + 0.1 * torch.randn(p[0].shape, generator=noise)
+        for name, p in train.start(ours, [config], TEXT).items()
+    }
+    theirs = plain.Decoder(config.model, TEXT.vocab_size, SMALL.seq_len)
+    copied(params, theirs)
+    tokens = torch.from_numpy(data.batch(TEXT, 0, 0, SMALL.batch_size, SMALL.seq_len))
+
+    def forward(values: list[Tensor]) -> Tensor:
+        loss, _ = train.loss_of_run(ours, dict(zip(params, values, strict=True)), tokens)
+        return loss
+
+    stacked = [p[None].requires_grad_() for p in params.values()]
+    loss = torch.func.vmap(forward)(stacked)
+    grads = torch.autograd.grad(loss.sum(), stacked)
+    plain_loss = plain.loss_of(theirs, tokens[:, :-1], tokens[:, 1:])
+    plain_loss.backward()
+    assert abs(loss.item() - plain_loss.item()) < 1e-5
+    expected = plain.Decoder(config.model, TEXT.vocab_size, SMALL.seq_len)
+    copied({name: g[0] for name, g in zip(params, grads, strict=True)}, expected)
+    for p, g in zip(theirs.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, g.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_batches_are_windows_of_the_text_and_what_follows() -> None:
+    tokens = torch.arange(40)
+    torch.manual_seed(0)
+    x, y = plain.draw_batch(tokens, 500, 8, "cpu")
+    assert x.shape == y.shape == (500, 8)
+    assert torch.equal(y, x + 1)
+    assert torch.equal(x - x[:, :1], torch.arange(8).expand(500, 8))
+    assert (int(x.min()), int(y.max())) == (0, 39)  # the first window and the last both occur
+
+
+def losses(device: str, steps: int) -> list[float | None]:
+    """What a small run yields."""
+    tokens = torch.from_numpy(TEXT.train.tokens).long()
+    trained = plain.train(run_config(SMALL), tokens, TEXT.vocab_size, device)
+    return [next(trained) for _ in range(steps)]
+
+
+def test_it_learns_and_reads_the_loss_every_tenth_step() -> None:
+    found = losses("cpu", 151)
+    read = [i for i, loss in enumerate(found) if loss is not None]
+    assert read == list(range(0, 151, 10))
+    first, last = np.array([found[i] for i in read[:3]]), np.array([found[i] for i in read[-3:]])
+    assert last.mean() < first.mean() - 0.5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch finds none here")
+def test_it_learns_on_a_gpu() -> None:
+    found = losses("cuda", 151)
+    assert found[0] is not None
+    assert found[150] is not None
+    assert found[150] < found[0] - 0.5
