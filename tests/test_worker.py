@@ -41,6 +41,68 @@ def test_a_crash_takes_nothing_from_the_runs_that_ended_before() -> None:
         raise ValueError("out of memory")
 
     seen: list[object] = []
+    with pytest.raises(ValueError, match="out of memory"):
+        seen.extend(together(crashes()))
+    events = together(crashes())
+    assert [next(events), next(events)] == [a, [end]]
+    with pytest.raises(ValueError, match="out of memory"):
+        next(events)
+
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, "tests")
+from test_worker import wide
+from normstudy import data, store, sweep, train, worker
+torch.set_num_threads(1)
+configs = [wide(Path(sys.argv[1]), seed) for seed in range(16)]
+planned = sweep.plan(configs)
+store.prepare(planned.study_dir)
+ids = planned.missing
+task = worker.Task(0, planned.study_dir, ids, [planned.runs[i] for i in ids], planned.texts[ids[0]], "cpu", None)
+for _ in train.train_batch(configs[:2], data.load(configs[0].data)):
+    pass  # all libraries are loaded before the memory is limited
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[2]) * 2**20,) * 2)
+messages = list(worker.train_halving(task))
+print([m.smaller for m in messages if m.smaller], sum(m.run_steps for m in messages))
+"""
+
+
+def wide(root: Path, seed: int) -> RunConfig:
+    """A run of some 20 MB, of three steps."""
+    return tiny(root, seed=seed, d_model=64, n_layers=2, batch_size=16, seq_len=64, n_steps=3, workers=1)
+
+
+def child(root: Path, megabytes: int) -> subprocess.CompletedProcess[str]:
+    """CHILD with so much memory beyond what it begins with; a thread's stack counts, so they are small."""
+    words = ["bash", "-c", 'ulimit -s 512; exec "$@"', "bash", sys.executable, "-c", CHILD, str(root), str(megabytes)]
+    # Without the workers' allocator settings, which reserve memory in large pieces.
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    return subprocess.run(words, capture_output=True, text=True, env=variables)
+
+
+def test_a_batch_too_large_for_the_memory_is_trained_in_halves(tmp_path: Path) -> None:
+    """With 200 MB for 16 runs, which take 350: the same tables as with all the memory there is."""
+    plenty, little = tmp_path / "plenty", tmp_path / "little"
+    said = []
+    for root, megabytes in ((plenty, 4000), (little, 200)):
+        done = child(root, megabytes)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.strip())
+    assert said[0] == "[] 48"
+    assert said[1].startswith("[8")
+    assert said[1].endswith("] 48")
+    assert_same_tables(plenty / "tiny", little / "tiny")
+
+
+def test_errors_that_mean_too_little_memory() -> None:
+    """torch's own on a CPU, also where it led to another error; and no other error."""
+    with pytest.raises(RuntimeError) as plain:
+        torch.empty(2**55)
+    assert is_out_of_memory(plain.value)
     later = ValueError("while capturing")
     later.__cause__ = plain.value
     assert is_out_of_memory(later)
