@@ -11,9 +11,11 @@ from normstudy import config as cfg
 from normstudy.config import EVAL_CHUNK, RunConfig
 
 # On a CPU a batch pays the cost of calling each operation once for all its runs, and pays for what no longer fits its
-# caches. `normstudy bench --rows e` measures run-steps against runs per batch at three widths (results/bench): the
-# best is near this many numbers in a residual stream.
-CPU_STREAM = 2**19
+# caches. CPU ms of a run-step at 1, 2, 4 ... runs, two cores at it (AMD EPYC, Zen 5, torch 2.13):
+#     d32 L4   -, -, 3.85, 2.92, 2.58, 2.55, 2.58      d64 L2  -, -, 6.82, 6.28, 6.17, 5.86
+#     d64 L6   -, -, 18.0, 17.4, 17.0, 16.3            d128 L6  80.2, 77.6, 77.3, 75.6
+# So as many as reach this many numbers in their residual streams, within these bounds.
+CPU_STREAM = 2**20
 CPU_RUNS = (4, 32)  # at least, at most
 GPU_RUNS = 1024  # at most: beyond it a step's launches no longer matter
 GPU_SEQUENCES = 65_535  # at most: the blocks of a grid's smaller axes, over which fused attention spreads sequences
