@@ -93,7 +93,7 @@ def _write_table(study_dir: Path, table: str, done: set[str]) -> None:
             _write(target / path.name, store.encode(table, store.conform(table, content)))
     _write(target / store.SCHEMA_FILE, store.encode(table, store.SCHEMAS[table].empty_table()))
     _write(target / store.COMPACTED_FILE, _encode(table, ordered(table, pa.concat_tables(parts))))
-    store.fsync_folder(target)
+    store.fsync(target)
 
 
 def ordered(table: str, content: pa.Table) -> pa.Table:

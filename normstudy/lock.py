@@ -125,6 +125,6 @@ def finish_swap(study_dir: Path) -> None:
             )
         shutil.rmtree(now, ignore_errors=True)  # no more than the rowless files of a study that looked empty
         os.rename(new if new.is_dir() else old, now)
-        store.fsync_folder(study_dir)
+        store.fsync(study_dir)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -156,12 +156,7 @@ def check_out(out: Path) -> None:
         raise ConfigError(f"--out {out}: {there} cannot be written, give another folder")
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    _fsync(folder)
-
-
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Make the bytes of a file, or the names in a folder, durable."""
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -174,10 +169,10 @@ def _fsync_all(paths: Sequence[Path]) -> None:
     """The same for several at once: one wait for the disk, and for a core after it, then serves many."""
     if len(paths) < 2:
         for path in paths:
-            _fsync(path)
+            fsync(path)
         return
     with ThreadPoolExecutor(FSYNCS_AT_ONCE) as threads:
-        list(threads.map(_fsync, paths))  # which raises what one of them raised
+        list(threads.map(fsync, paths))  # which raises what one of them raised
 
 
 def place(study_dir: Path, relative: str, data: bytes) -> None:

@@ -155,18 +155,8 @@ def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
         edges = [len(members) * i // n for i in range(n + 1)]
         for low, high in itertools.pairwise(edges):
             part = members[low:high]
-            batches.append(Batch(part, sum(seconds_of(runs[i]) for i in part)))
+            batches.append(Batch(part, sum(batching.seconds_of(runs[i]) for i in part)))
     return sorted(batches, key=lambda b: -b.seconds)
-
-
-def seconds_of(config: RunConfig) -> float:
-    """Rough time of one run on a CPU core: 6 flops a parameter and token at 50 GFLOP/s, 0.3 ms a layer and step."""
-    m, d = config.model, config.data
-    mlp = (3 if m.activation in cfg.GATED else 2) * m.d_model * cfg.resolve(m).d_ff
-    vocab_size = d.vocab_size or cfg.BPE_VOCAB if d.tokenizer == "bpe" else 256
-    per_token = m.n_layers * (4 * m.d_model**2 + mlp + 2 * d.seq_len * m.d_model) + vocab_size * m.d_model
-    flops = 6 * d.batch_size * d.seq_len * per_token
-    return config.schedule.n_steps * (flops / 50e9 + 3e-4 * (m.n_layers + 1))
 
 
 def _device(asked: str) -> str:

@@ -94,6 +94,7 @@ class Runs:
     params: Tensor
     grads: Tensor
     state: optim.State
+    has_own_parts: bool  # a user's block or norm
 
     def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
         """Losses (runs,) and residual streams (runs, B, T, D), with tokens (runs, B, T + 1) or (B, T + 1) for all."""
@@ -192,8 +193,9 @@ def begin(configs: list[RunConfig], text: data.Text, device: str) -> Runs:
     layout = layout_of(dict(model.named_parameters()))
     params = layout.flatten(start(model, configs, text)).to(device)
     own.move(model, device)
-    name = configs[0].optimizer.name
-    return Runs(model, layout, name, params, torch.zeros_like(params), optim.new_state(name, params))
+    name, asked = configs[0].optimizer.name, configs[0].model
+    has_own_parts = own.is_own(asked.placement) or own.is_own(asked.norm)
+    return Runs(model, layout, name, params, torch.zeros_like(params), optim.new_state(name, params), has_own_parts)
 
 
 def evaluate(runs: Runs, windows: Tensor) -> Array:
@@ -220,8 +222,11 @@ def inputs_of(steps: range, configs: list[RunConfig], text: data.Text, like: Ten
 
 
 def stepper(runs: Runs, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
-    """The function (inputs, probed) that takes steps of these runs; on a GPU one CUDA graph, which probes each step."""
-    if runs.params.device.type != "cuda":
+    """The function (inputs, probed) that takes steps of these runs; on a GPU one CUDA graph, which probes each step.
+
+    A user's own block may do what a graph cannot hold, such as to make a tensor of Python numbers: it stays eager.
+    """
+    if runs.params.device.type != "cuda" or runs.has_own_parts:
         return lambda inputs, probed: step_(runs, inputs, probing=probing, probed=probed and probing)
     names, limited = list(like.coefficients), like.limits is not None
 

@@ -155,10 +155,8 @@ def test_a_step_needs_nothing_of_the_host() -> None:
     """On the meta device there are shapes and no values: whatever reads one, as a wait for a GPU would, raises."""
     configs = [small(0), small(1)]
     runs = train.begin(configs, TEXT, "cpu")
-    meta = train.Runs(
-        runs.model, runs.layout, runs.optimizer, runs.params.to("meta"), runs.grads.to("meta"),
-        {slot: t.to("meta") for slot, t in runs.state.items()},
-    )  # fmt: skip
+    params, grads = runs.params.to("meta"), runs.grads.to("meta")
+    meta = replace(runs, params=params, grads=grads, state={slot: t.to("meta") for slot, t in runs.state.items()})
     (inputs,) = train.inputs_of(range(1), configs, TEXT, meta.params)
     measured = train.step_(meta, inputs, probing=True, probed=True)
     (real,) = train.inputs_of(range(1), configs, TEXT, runs.params)
