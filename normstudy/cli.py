@@ -134,7 +134,7 @@ outside; inconclusive: neither; measured: the source gives no number.
 BENCH_HELP = """\
 normstudy bench [--full]: how fast normstudy is on this machine, beside what people use instead, measured in turns.
 
-  --quick                  a few rounds of the small cases, under two minutes (the default)
+  --quick                  a few rounds of the small cases, two to three minutes (the default)
   --full                   every case, for the committed table
   --device cpu|cuda        default cpu; cuda measures row g
   --rows ROW[,ROW]         only these; their tables are replaced, others are left

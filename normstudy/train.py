@@ -127,8 +127,12 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a step needs. tokens (runs, B, T + 1); limits (runs,) of the gradient norm, None where no run has one."""
+    """What a step needs. tokens (runs, B, T + 1); limits (runs,) of the gradient norm, None where no run has one.
 
+    lr: of each run, on the host, for the record.
+    """
+
+    lr: list[float]
     tokens: Tensor
     coefficients: optim.Coefficients
     limits: Tensor | None
@@ -167,8 +171,8 @@ def train_batch(
             take = stepper(runs, inputs[0], probing=probing)
         gave = [take(one, p) for one, p in zip(inputs, probed, strict=True)]
         here = np.arange(len(alive))  # places in the batch of the runs that have been finite so far
-        for t, p, measured in zip(steps, probed, gave, strict=True):
-            lr = [optim.lr_at(t, running[i].schedule) for i in here]
+        for t, p, one, measured in zip(steps, probed, inputs, gave, strict=True):
+            lr = [one.lr[i] for i in here]
             record = _record(t, [alive[i] for i in here], lr, measured, here, probed=p)
             if t == step and val_loss is not None:
                 record = replace(record, val_loss=val_loss)
@@ -218,7 +222,7 @@ def inputs_of(steps: range, configs: list[RunConfig], text: data.Text, like: Ten
     if any(o.max_grad_norm is not None for o in optimizers):
         given = [math.inf if o.max_grad_norm is None else o.max_grad_norm for o in optimizers]
         limits = torch.tensor(given, dtype=torch.float64).to(like.device)
-    return [Inputs(one, numbers, limits) for one, numbers in zip(tokens, coefficients, strict=True)]
+    return [Inputs(*one, limits) for one in zip(lr, tokens, coefficients, strict=True)]
 
 
 def stepper(runs: Runs, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
@@ -234,7 +238,7 @@ def stepper(runs: Runs, like: Inputs, *, probing: bool) -> Callable[[Inputs, boo
         return [inputs.tokens, *inputs.coefficients.values(), *([] if inputs.limits is None else [inputs.limits])]
 
     def step(tokens: Tensor, *numbers: Tensor) -> list[Tensor]:
-        inputs = Inputs(tokens, dict(zip(names, numbers, strict=False)), numbers[-1] if limited else None)
+        inputs = Inputs(like.lr, tokens, dict(zip(names, numbers, strict=False)), numbers[-1] if limited else None)
         return [t for t in step_(runs, inputs, probing=probing, probed=probing) if t is not None]
 
     replay = cuda.captured(step, tensors(like), [runs.params, runs.grads, *runs.state.values()])
