@@ -1,16 +1,22 @@
-"""What most of a step's time goes into, for many runs at once: linear maps and causal attention.
+"""What most of a step's time goes into, for many runs at once: linear maps, causal attention and the loss.
 
 The model is written for one run and vmapped. Here the run axis comes back into sight, because how the runs' products
 are laid out decides the speed (`normstudy bench --rows a` measures it), and because a run's bits must not depend on
 what it is batched with: each product is of one run's matrices, by a rule that looks at one run's shape only.
+
+On a CPU products are NumPy's: OpenBLAS, in the wheels of PyPI, uses all of a CPU's width, takes 1 us a call, and writes
+where it is told. torch.bmm is MKL, which on an AMD uses half of AVX-512: 90 GFLOP/s a core instead of 180 for (256, 32)
+times (32, 128), 105 instead of 210 for (512, 64) times (64, 256). oneDNN is as fast as OpenBLAS for the latter only, as
+a call takes 10 us and cannot write into what is there. On other devices products are torch's.
 
 R runs, N positions of all of a run's sequences, B batch, T sequence, H heads, K d_head; I in, O out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _functorch
@@ -19,9 +25,8 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-# Multiplications in one run's product from which one call of oneDNN a run beats a batched product of MKL: the call
-# costs 10 us more, and on a CPU that is not Intel's MKL computes at half of its width where oneDNN uses all of it.
-ONEDNN_FROM = 2**21
+# Numbers of the runs that are worked on at once where several operations follow on the same ones: they stay in a cache.
+AT_ONCE = 2**19
 
 Outputs = Sequence[Tensor]
 
@@ -36,7 +41,7 @@ def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outpu
         return [y[0] for y in function(*(None if x is None else x[None] for x in inputs))]
     vmap = retrieve_current_functorch_interpreter()
     if vmap.key() != _functorch.TransformType.Vmap:
-        raise TypeError("attn, mlp and linear layers cannot be called inside torch.func's grad, jvp or jacobian")
+        raise TypeError("attn, mlp, norms and linear layers cannot be called inside torch.func's grad, jvp or jacobian")
     level, n_runs = vmap.level(), vmap.batch_size()  # type: ignore[attr-defined]
     stacked = [None if x is None else _functorch._remove_batch_dim(x, level, n_runs, 0) for x in inputs]
     with vmap.lower():
@@ -44,46 +49,39 @@ def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outpu
     return [_functorch._add_batch_dim(y, 0, level) for y in outputs]
 
 
+def _slices(like: Tensor) -> Iterator[slice]:
+    """Spans of the leading run axis that hold at most AT_ONCE numbers each, or one run."""
+    runs = max(1, AT_ONCE // max(1, like[0].numel()))
+    return (slice(low, low + runs) for low in range(0, len(like), runs))
+
+
+def _by_rows(x: Tensor) -> Tensor:
+    """x (..., N, I) with rows of adjacent numbers, none overlapping: NumPy multiplies anything else without BLAS."""
+    return x if x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1] else x.clone(memory_format=torch.contiguous_format)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a b on a CPU, matrix by matrix, the leading axes being the same."""
+    a, b = (x.detach() if x.requires_grad else x for x in (a, b))
+    with np.errstate(all="ignore"):  # a run that diverges is a result
+        np.matmul(a.numpy(), b.numpy(), out=out.numpy())
+
+
 # ---- linear maps --------------------------------------------------------------------------------------
 
 
-def _by_onednn(n: int, w: Tensor) -> bool:
-    """Whether products of n rows with matrices as w, (R, O, I), are oneDNN's."""
-    return (
-        n * w[0].numel() >= ONEDNN_FROM
-        and w.device.type == "cpu"
-        and w.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    )
-
-
-def _onednn(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """x w^T + b of one run: (N, I), (O, I), (O,) -> (N, O)."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")
-    return y
-
-
 def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """x w^T + b, run by run: (R, N, I), (R, O, I), (R, O) -> (R, N, O)."""
-    if not _by_onednn(x.shape[1], w):
-        return torch.bmm(x, w.mT) if b is None else torch.baddbmm(b[:, None], x, w.mT)
-    y = x.new_empty(*x.shape[:2], w.shape[1])
-    for y_r, x_r, w_r, b_r in zip(y, x, w, [None] * len(x) if b is None else b, strict=True):
-        y_r.copy_(_onednn(x_r, w_r, b_r))
+    """x w + b, run by run: (R, N, I), (R, I, O), (R, O) -> (R, N, O)."""
+    if x.device.type != "cpu":
+        return torch.bmm(x, w) if b is None else torch.baddbmm(b[:, None], x, w)
+    y = x.new_empty(*x.shape[:2], w.shape[2])
+    if b is None:
+        _multiply(x, w, y)
+        return y
+    for s in _slices(y):
+        _multiply(x[s], w[s], y[s])
+        y[s].add_(b[s, None])
     return y
-
-
-def weight_gradient(g: Tensor, x: Tensor, w: Tensor) -> Tensor:
-    """g^T x, run by run: the gradient of w (R, O, I), where g (R, N, O) is that of x w^T and x (R, N, I)."""
-    if not _by_onednn(x.shape[1], w):
-        return torch.bmm(g.mT, x)
-    gradient = torch.empty_like(w, memory_format=torch.contiguous_format)
-    for gradient_r, g_r, x_r in zip(gradient, g, x, strict=True):
-        if w.shape[1] < w.shape[2]:
-            gradient_r.copy_(_onednn(g_r.mT, x_r.mT))
-        else:  # oneDNN is quicker with fewer rows than columns
-            gradient_r.mT.copy_(_onednn(x_r.mT, g_r.mT))
-    return gradient
 
 
 class _Linears(Function):
@@ -98,40 +96,122 @@ class _Linears(Function):
         w = weights[0] if n_maps == 1 else torch.cat(weights, 1)
         ctx.save_for_backward(x, w)
         ctx.sizes, ctx.biased = [v.shape[1] for v in weights], bool(biases)  # type: ignore[attr-defined]
-        y = product(x, w, torch.cat(biases, 1) if biases else None)
+        y = product(x, w.mT, torch.cat(biases, 1) if biases else None)
         return (y,) if n_maps == 1 else torch.split(y, ctx.sizes, 2)  # type: ignore[attr-defined]
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors  # type: ignore[attr-defined]
         sizes: list[int] = ctx.sizes  # type: ignore[attr-defined]
-        g = gradients[0] if len(sizes) == 1 else torch.cat(gradients, 2)
-        of_weights = torch.split(weight_gradient(g, x, w), sizes, 1)
+        g = _by_rows(gradients[0]) if len(sizes) == 1 else torch.cat(gradients, 2)
+        of_weights = torch.split(product(g.mT, x), sizes, 1)
         of_biases = torch.split(g.sum(1), sizes, 1) if ctx.biased else ()  # type: ignore[attr-defined]
-        return None, product(g, w.mT), *of_weights, *of_biases
+        return None, product(g, w), *of_weights, *of_biases
 
 
 def linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """x W^T + b for each of several W (O, I) and b (O,) of one run's x (..., I); all biases are there or none is."""
 
     def stacked(x: Tensor, *parameters: Tensor) -> Outputs:
-        flat = x.reshape(len(x), -1, x.shape[-1])
+        flat = _by_rows(x.reshape(len(x), -1, x.shape[-1]))
         outputs: Outputs = _Linears.apply(len(weights), flat, *parameters)  # type: ignore[no-untyped-call]
         return [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
 
     return list(over_runs(stacked, x, *weights, *(b for b in biases if b is not None)))
 
 
+# ---- layer norm ---------------------------------------------------------------------------------------
+
+
+class _LayerNorm(Function):
+    """gamma * (x - mean) / sqrt(var + eps) + beta of x (R, N, I), gamma (R, I) and beta (R, I).
+
+    torch's own takes twice as long for rows as short as a model's width, and knows no gamma that differs by run.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+        width = x.shape[2]
+        mean = x.mean(2, keepdim=True)
+        normal = x - mean
+        rstd = torch.linalg.vecdot(normal, normal).div_(width).add_(eps).rsqrt_()[..., None]
+        normal.mul_(rstd)
+        ctx.save_for_backward(x, mean, rstd, normal, gamma)
+        return torch.addcmul(beta[:, None], normal, gamma[:, None])
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, rstd, normal, gamma = ctx.saved_tensors  # type: ignore[attr-defined]
+        g = gradients[0]
+        of_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+            g * gamma[:, None], x, x.shape[2:], mean, rstd, None, None, [True, False, False]
+        )
+        return of_x, normal.mul(g).sum(1), g.sum(1), None
+
+
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    """gamma * (x - mean) / sqrt(var + eps) + beta of one run's x (..., I), gamma (I,) and beta (I,), var biased."""
+
+    def stacked(x: Tensor, gamma: Tensor, beta: Tensor) -> Outputs:
+        if x.device.type != "cpu":
+            of_run = (len(x), *[1] * (x.dim() - 2), x.shape[-1])
+            return [F.layer_norm(x, x.shape[-1:], None, None, eps) * gamma.view(of_run) + beta.view(of_run)]
+        y: Tensor = _LayerNorm.apply(x.reshape(len(x), -1, x.shape[-1]), gamma, beta, eps)  # type: ignore[no-untyped-call]
+        return [y.view(x.shape)]
+
+    return over_runs(stacked, x, gamma, beta)[0]
+
+
 # ---- attention ----------------------------------------------------------------------------------------
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K) + causal mask) v, head by head: (B, T, H, K) each -> (B, T, H, K).
+class _CausalAttention(Function):
+    """softmax(q k^T / sqrt(K) + causal mask) v and its gradients, for q, k, v (R, B, T, H, K) on a CPU.
 
-    torch's fused attention has no rule for a run axis: to it, runs are more sequences.
+    At a context of 32 to 64 it is 1.5 to 1.8 times as fast as torch's fused attention, which asks MKL for each product.
     """
 
+    @staticmethod
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        R, B, T, H, K = q.shape
+        masked = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
+        weights, mixed = q.new_empty(R, B, H, T, T), q.new_empty(R, B, T, H, K)
+        q, k, v, into = (_by_rows(x.transpose(2, 3)) for x in (q, k, v, mixed))
+        for s in _slices(weights):
+            scores = torch.empty_like(weights[s])
+            _multiply(q[s], k[s].mT, scores)
+            torch.add(masked, scores, alpha=K**-0.5, out=scores)
+            torch.softmax(scores, -1, out=weights[s])
+            _multiply(weights[s], v[s], into[s])
+        ctx.save_for_backward(q, k, v, weights)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Outputs:
+        q, k, v, weights = ctx.saved_tensors  # type: ignore[attr-defined]
+        g, scale = _by_rows(gradients[0].transpose(2, 3)), q.shape[-1] ** -0.5
+        of_qkv = [q.new_empty(gradients[0].shape) for _ in "qkv"]
+        of_q, of_k, of_v = (x.transpose(2, 3) for x in of_qkv)
+        for s in _slices(weights):
+            of_weights, of_scores = torch.empty_like(weights[s]), torch.empty_like(weights[s])
+            _multiply(weights[s].mT, g[s], of_v[s])
+            _multiply(g[s], v[s].mT, of_weights)
+            torch.ops.aten._softmax_backward_data(of_weights, weights[s], -1, q.dtype, grad_input=of_scores)
+            _multiply(of_scores, k[s], of_q[s])
+            _multiply(of_scores.mT, q[s], of_k[s])
+        of_q.mul_(scale)
+        of_k.mul_(scale)
+        return tuple(of_qkv)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(K) + causal mask) v, head by head: (B, T, H, K) each -> (B, T, H, K)."""
+
     def stacked(q: Tensor, k: Tensor, v: Tensor) -> Outputs:
+        if q.device.type == "cpu":
+            mixed: Tensor = _CausalAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
+            return [mixed]
+        # torch's fused attention has no rule for a run axis: to it, runs are more sequences.
         R, B = q.shape[:2]
         q, k, v = (y.reshape(R * B, *y.shape[2:]).transpose(1, 2) for y in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)

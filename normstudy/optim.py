@@ -22,7 +22,7 @@ State = dict[str, Tensor]  # slot -> (runs, width)
 Coefficients = dict[str, Tensor]  # name -> (runs, 1)
 
 # Elements of a matrix that are updated at once: with those of the state they stay in a core's cache.
-AT_ONCE = 2**16
+AT_ONCE = 2**17
 
 
 def lr_at(step: int, schedule: ScheduleConfig) -> float:
@@ -66,12 +66,14 @@ def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dic
     if name == "sgd":
         out = {"rate": list(lr), "momentum": [c.momentum for c in configs]}
     else:
+        # m / corrected1 / (sqrt(v) / corrected2 + eps) = m corrected2 / corrected1 / (sqrt(v) + corrected2 eps)
+        corrected1 = [1 - c.beta1 ** (step + 1) for c in configs]
+        corrected2 = [math.sqrt(1 - c.beta2 ** (step + 1)) for c in configs]
         out = {
-            "step_size": [rate / (1 - c.beta1 ** (step + 1)) for rate, c in pairs],
-            "root_correction": [math.sqrt(1 - c.beta2 ** (step + 1)) for c in configs],
+            "step_size": [rate * b / a for rate, a, b in zip(lr, corrected1, corrected2, strict=True)],
             "weight1": [1 - c.beta1 for c in configs],
             "weight2": [1 - c.beta2 for c in configs],
-            "eps": [c.eps for c in configs],
+            "corrected_eps": [b * c.eps for b, c in zip(corrected2, configs, strict=True)],
         }
     if any(c.weight_decay for c in configs):
         out["decay"] = [c.weight_decay * (rate if name == "adamw" else 1.0) for rate, c in pairs]
@@ -99,20 +101,14 @@ def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficie
         OPTIMIZERS[name].update_(params[:, part], grads[:, part], slots, c)
 
 
-def _towards_(average: Tensor, value: Tensor, weight: Tensor) -> None:
-    """average += weight (value - average); value is overwritten."""
-    average.add_(value.sub_(average).mul_(weight))
-
-
 def _adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
     """Adam (Kingma & Ba, arXiv:1412.6980) and AdamW (arXiv:1711.05101), bias-corrected."""
     m, v = state["m"], state["v"]
     if "decay" in c and not decoupled:
         g.add_(p * c["decay"])
-    square = g.square()
-    _towards_(m, g, c["weight1"])
-    _towards_(v, square, c["weight2"])
-    root = torch.sqrt(v, out=square).div_(c["root_correction"]).add_(c["eps"])
+    m.lerp_(g, c["weight1"])
+    v.lerp_(g.square_(), c["weight2"])
+    root = torch.sqrt(v, out=g).add_(c["corrected_eps"])
     torch.div(m, root, out=g).mul_(c["step_size"])
     if "decay" in c and decoupled:
         g.add_(p * c["decay"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -18,12 +18,17 @@ from typing import Protocol
 from normstudy import worker
 from normstudy.worker import Message, Task
 
-# MKL_CBWR: without it the matrix products of a run depend on what it is batched with. MALLOC_*: glibc otherwise
-# returns large blocks to the system at every free, which costs up to 40 % of a step.
-WORKER_ENVIRONMENT = {
+# What is set for the workers; None takes a variable away. MKL_CBWR: without it the matrix products of a run depend on
+# what it is batched with. OPENBLAS_*: a run's bits are those of its CPU, whatever a shell asks for. MALLOC_*: glibc
+# otherwise returns large blocks to the system at every free, which costs up to 40 % of a step.
+WORKER_ENVIRONMENT: dict[str, str | None] = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "MKL_CBWR": "AUTO,STRICT",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OPENBLAS_CORETYPE": None,
+    "OPENBLAS_L2_SIZE": None,
+    "OPENBLAS_BLOCK_FACTOR": None,
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**28),
@@ -34,15 +39,20 @@ WORKER_ENVIRONMENT = {
 def environment() -> Iterator[None]:
     """The environment of the workers, for processes that are started inside."""
     before = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
-    os.environ.update(WORKER_ENVIRONMENT)
+    set_environment(WORKER_ENVIRONMENT)
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
+        set_environment(before)
+
+
+def set_environment(values: Mapping[str, str | None]) -> None:
+    """Set variables of this process, or take them away where the value is None."""
+    for key, value in values.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
 
 
 class Inherited:

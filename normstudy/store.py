@@ -48,7 +48,7 @@ MODULES = (
 # Columns of `runs` that two executions of the same run may differ in (DESIGN: outside the promise of equal bits).
 NOT_REPRODUCED = (
     "wall_time_s", "started_at", "finished_at", "git_commit", "data_path", "python", "torch", "cpu_capability",
-    "device",
+    "blas", "device",
 )  # fmt: skip
 
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
@@ -90,6 +90,7 @@ def _runs_schema() -> pa.Schema:
             ("python", pa.string()),
             ("torch", pa.string()),
             ("cpu_capability", pa.string()),
+            ("blas", pa.string()),
             ("device", pa.string()),
         ]
     )

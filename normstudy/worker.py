@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # What torch says instead of raising its OutOfMemoryError: on a CPU, within the capture of a graph, in a library.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STREAM_CAPTURE_INVALIDATED", "ALLOC_FAILED")
+COMPUTED_BY = ("torch", "cpu_capability", "blas", "device")  # columns of `runs`: where they differ, bits may
 MESSAGE_SECONDS = 0.3  # between two words to the parent
 
 
@@ -272,8 +273,21 @@ def machine(device: str) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "blas": blas(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }
+
+
+def blas() -> str:
+    """What makes NumPy's matrix products, and for which CPU: 'openblas 0.3.31 SkylakeX'."""
+    import numpy as np
+    from threadpoolctl import threadpool_info
+
+    found = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    numpys = [library for library in found if "numpy" in library["filepath"]] or found  # SciPy brings another one
+    if not numpys:
+        return f"of numpy {np.__version__}"
+    return " ".join(str(numpys[0][key]) for key in ("internal_api", "version", "architecture") if numpys[0].get(key))
 
 
 def text_columns(text: Text) -> dict[str, object]:
@@ -298,7 +312,7 @@ def discard_foreign(study_dir: Path, row: dict[str, object]) -> None:
     if not path.exists():
         return
     before = store.read_row(path)
-    if row["device"] != "cpu" or any(before[key] != row[key] for key in ("torch", "cpu_capability", "device")):
+    if row["device"] != "cpu" or any(before.get(key) != row[key] for key in COMPUTED_BY):
         for table in store.SERIES:
             for part in (study_dir / "tables" / table).glob(f"{row['run_id']}-*.parquet"):
                 part.unlink()

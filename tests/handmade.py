@@ -180,6 +180,7 @@ def write_handmade_run(
             "python": "3.11.7",
             "torch": "2.13.0",
             "cpu_capability": "AVX2",
+            "blas": "openblas 0.3.31 Haswell",
             "device": "cpu",
         },
     )

@@ -34,7 +34,7 @@ SERIES_TYPES = {
 RUNS_TYPES = {
     "string": """run_id status study placement norm qk_norm init embed_init activation positions first_block final_norm
         data data_path tokenizer optimizer schedule resolved_init resolved_norm resolved_qk_norm placement_sha256
-        norm_sha256 data_sha256 git_commit python torch cpu_capability device""",
+        norm_sha256 data_sha256 git_commit python torch cpu_capability blas device""",
     "int64": """seed data_seed n_layers d_model n_heads d_ff vocab_size seq_len batch_size source_seed warmup_steps
         n_steps probe_dense_steps probe_every eval_every eval_windows resolved_d_ff resolved_vocab_size n_params
         nonfinite_step identity_version numerics""",

@@ -29,18 +29,14 @@ class ChildFailed(Exception):
 @contextlib.contextmanager
 def environment(*, of_worker: bool) -> Iterator[None]:
     """The environment of a sweep's workers, or without any of its variables, for processes that are started inside."""
-    from normstudy.pool import WORKER_ENVIRONMENT
+    from normstudy.pool import WORKER_ENVIRONMENT, set_environment
 
-    before = {key: os.environ.pop(key, None) for key in WORKER_ENVIRONMENT}
-    if of_worker:
-        os.environ.update(WORKER_ENVIRONMENT)
+    before = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
+    set_environment(WORKER_ENVIRONMENT if of_worker else dict.fromkeys(WORKER_ENVIRONMENT))
     try:
         yield
     finally:
-        for key, value in before.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value
+        set_environment(before)
 
 
 class Child(Generic[Answer]):

@@ -329,6 +329,7 @@ def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[di
         "python": "3.11.7",
         "torch": "2.13.0",
         "cpu_capability": "AVX2",
+        "blas": "openblas 0.3.31 Haswell",
         "device": "cpu",
     }
     types = {"step": np.int32, "layer": np.int32, "module": np.int32}
