@@ -11,11 +11,11 @@ from normstudy import config as cfg
 from normstudy.config import EVAL_CHUNK, RunConfig
 
 # On a CPU a batch pays the cost of calling each operation once for all its runs, and pays for what no longer fits its
-# caches. CPU ms of a run-step at 1, 2, 4 ... runs, two cores at it (AMD EPYC, Zen 5, torch 2.13):
-#     d32 L4   -, -, 3.85, 2.92, 2.58, 2.55, 2.58      d64 L2  -, -, 6.82, 6.28, 6.17, 5.86
-#     d64 L6   -, -, 18.0, 17.4, 17.0, 16.3            d128 L6  80.2, 77.6, 77.3, 75.6
+# caches. CPU ms of a run-step at 4, 8, 16, 32, 64 runs, two cores at it (AMD EPYC, Zen 5, torch 2.13, NumPy 2.4):
+#     d32 L4   -, 2.71, 2.23, 2.10, 2.05       d64 L2   -, 5.23, 5.26, 5.41, -
+#     d64 L6   13.9, 12.6, 13.1, 13.5, -       d128 L6  66.5, 70.3, -, -, -
 # So as many as reach this many numbers in their residual streams, within these bounds.
-CPU_STREAM = 2**20
+CPU_STREAM = 2**19
 CPU_RUNS = (4, 32)  # at least, at most
 GPU_RUNS = 1024  # at most: beyond it a step's launches no longer matter
 GPU_SEQUENCES = 65_535  # at most: the blocks of a grid's smaller axes, over which fused attention spreads sequences
@@ -37,20 +37,21 @@ def bytes_of_run(config: RunConfig) -> int:
     """Rough memory of a run in a batch: parameters, gradients twice, two moments, and what backward keeps."""
     m, d = config.model, config.data
     d_ff, vocab_size = cfg.resolve(m).d_ff, _vocab_size(config)
-    # A block keeps its input, two norms' outputs, q, k, v, the mixed values and both halves' outputs, and inside the
-    # MLP what goes into the activation and what comes out; the loss keeps logits and their softmax.
-    per_token = m.n_layers * (12 * m.d_model + (4 if m.activation in cfg.GATED else 2) * d_ff) + 3 * vocab_size
+    # A block keeps its input, two norms' outputs, q, k, v, attention's weights, the mixed values and both halves'
+    # outputs, and of the MLP what goes into the activation and what comes out; the loss keeps logits and their softmax.
+    widths = 12 * m.d_model + (4 if m.activation in cfg.GATED else 2) * d_ff + m.n_heads * d.seq_len
+    per_token = m.n_layers * widths + 3 * vocab_size
     evaluated = EVAL_CHUNK * d.seq_len * (8 * m.d_model + 2 * d_ff + 3 * vocab_size)  # one block's at a time
     parameters = m.n_layers * _matrices(config) + 2 * vocab_size * m.d_model
     return FLOAT * (5 * parameters + max(d.batch_size * d.seq_len * per_token, evaluated))
 
 
 def seconds_of(config: RunConfig) -> float:
-    """Rough time of one run on a CPU core: 6 flops a parameter and token at 80 GFLOP/s, 0.3 ms a layer and step."""
+    """Rough time of one run on a CPU core: 6 flops a parameter and token at 100 GFLOP/s, 0.3 ms a layer and step."""
     m, d = config.model, config.data
     per_token = m.n_layers * (_matrices(config) + 2 * d.seq_len * m.d_model) + _vocab_size(config) * m.d_model
     flops = 6 * d.batch_size * d.seq_len * per_token
-    return config.schedule.n_steps * (flops / 80e9 + 3e-4 * (m.n_layers + 1))
+    return config.schedule.n_steps * (flops / 100e9 + 3e-4 * (m.n_layers + 1))
 
 
 def _matrices(config: RunConfig) -> int:

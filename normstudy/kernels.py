@@ -1,13 +1,13 @@
-"""What most of a step's time goes into, for many runs at once: linear maps, causal attention and the loss.
+"""What most of a step's time goes into, for many runs at once: linear maps, layer norm and causal attention.
 
 The model is written for one run and vmapped. Here the run axis comes back into sight, because how the runs' products
 are laid out decides the speed (`normstudy bench --rows a` measures it), and because a run's bits must not depend on
 what it is batched with: each product is of one run's matrices, by a rule that looks at one run's shape only.
 
-On a CPU products are NumPy's: OpenBLAS, in the wheels of PyPI, uses all of a CPU's width, takes 1 us a call, and writes
-where it is told. torch.bmm is MKL, which on an AMD uses half of AVX-512: 90 GFLOP/s a core instead of 180 for (256, 32)
-times (32, 128), 105 instead of 210 for (512, 64) times (64, 256). oneDNN is as fast as OpenBLAS for the latter only, as
-a call takes 10 us and cannot write into what is there. On other devices products are torch's.
+On a CPU their products are NumPy's. OpenBLAS, in the wheels of PyPI, uses all of a CPU's width, takes 1 us a call, and
+writes where it is told. torch.bmm is MKL, which on an AMD uses half of AVX-512: 90 GFLOP/s a core instead of 180 for
+(256, 32) times (32, 128), 105 instead of 210 for (512, 64) times (64, 256). oneDNN is as fast for the latter
+only, as a call takes 10 us and cannot write into what is there. On other devices products are torch's.
 
 R runs, N positions of all of a run's sequences, B batch, T sequence, H heads, K d_head; I in, O out.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._C import _functorch
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 # Numbers of the runs that are worked on at once where several operations follow on the same ones: they stay in a cache.
@@ -40,8 +40,10 @@ def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outpu
     if _functorch.peek_interpreter_stack() is None:
         return [y[0] for y in function(*(None if x is None else x[None] for x in inputs))]
     vmap = retrieve_current_functorch_interpreter()
-    if vmap.key() != _functorch.TransformType.Vmap:
-        raise TypeError("attn, mlp, norms and linear layers cannot be called inside torch.func's grad, jvp or jacobian")
+    if vmap.key() != _functorch.TransformType.Vmap or len(_functorch.get_interpreter_stack()) > 1:
+        raise TypeError(
+            "attn, mlp, layernorm and linear layers cannot be called inside torch.func's grad, jvp, jacobian or vmap"
+        )
     level, n_runs = vmap.level(), vmap.batch_size()  # type: ignore[attr-defined]
     stacked = [None if x is None else _functorch._remove_batch_dim(x, level, n_runs, 0) for x in inputs]
     with vmap.lower():
@@ -62,6 +64,8 @@ def _by_rows(x: Tensor) -> Tensor:
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out = a b on a CPU, matrix by matrix, the leading axes being the same."""
+    if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"a product of {a.dtype} and {b.dtype}: both must be torch.float32")
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
     with np.errstate(all="ignore"):  # a run that diverges is a result
         np.matmul(a.numpy(), b.numpy(), out=out.numpy())
@@ -100,10 +104,12 @@ class _Linears(Function):
         return (y,) if n_maps == 1 else torch.split(y, ctx.sizes, 2)  # type: ignore[attr-defined]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors  # type: ignore[attr-defined]
         sizes: list[int] = ctx.sizes  # type: ignore[attr-defined]
-        g = _by_rows(gradients[0]) if len(sizes) == 1 else torch.cat(gradients, 2)
+        # Laid out otherwise, a sum over positions would be in an order that depends on the number of runs.
+        g = gradients[0].contiguous() if len(sizes) == 1 else torch.cat(gradients, 2)
         of_weights = torch.split(product(g.mT, x), sizes, 1)
         of_biases = torch.split(g.sum(1), sizes, 1) if ctx.biased else ()  # type: ignore[attr-defined]
         return None, product(g, w), *of_weights, *of_biases
@@ -140,9 +146,10 @@ class _LayerNorm(Function):
         return torch.addcmul(beta[:, None], normal, gamma[:, None])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, rstd, normal, gamma = ctx.saved_tensors  # type: ignore[attr-defined]
-        g = gradients[0]
+        g = gradients[0].contiguous()
         of_x, _, _ = torch.ops.aten.native_layer_norm_backward(
             g * gamma[:, None], x, x.shape[2:], mean, rstd, None, None, [True, False, False]
         )
@@ -169,6 +176,7 @@ class _CausalAttention(Function):
     """softmax(q k^T / sqrt(K) + causal mask) v and its gradients, for q, k, v (R, B, T, H, K) on a CPU.
 
     At a context of 32 to 64 it is 1.5 to 1.8 times as fast as torch's fused attention, which asks MKL for each product.
+    Where it does not hide the future is in numbers that are not finite: such a run has diverged anyway.
     """
 
     @staticmethod
@@ -176,7 +184,8 @@ class _CausalAttention(Function):
         R, B, T, H, K = q.shape
         masked = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
         weights, mixed = q.new_empty(R, B, H, T, T), q.new_empty(R, B, T, H, K)
-        q, k, v, into = (_by_rows(x.transpose(2, 3)) for x in (q, k, v, mixed))
+        q, k, v = (_by_rows(x.transpose(2, 3)) for x in (q, k, v))
+        into = mixed.transpose(2, 3)
         for s in _slices(weights):
             scores = torch.empty_like(weights[s])
             _multiply(q[s], k[s].mT, scores)
@@ -187,6 +196,7 @@ class _CausalAttention(Function):
         return mixed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> Outputs:
         q, k, v, weights = ctx.saved_tensors  # type: ignore[attr-defined]
         g, scale = _by_rows(gradients[0].transpose(2, 3)), q.shape[-1] ** -0.5

@@ -18,14 +18,17 @@ from typing import Protocol
 from normstudy import worker
 from normstudy.worker import Message, Task
 
-# What is set for the workers; None takes a variable away. MKL_CBWR: without it the matrix products of a run depend on
-# what it is batched with. OPENBLAS_*: a run's bits are those of its CPU, whatever a shell asks for. MALLOC_*: glibc
-# otherwise returns large blocks to the system at every free, which costs up to 40 % of a step.
+# What is set for the workers; None takes a variable away. MKL_CBWR: without it torch's products, which a tied
+# unembedding and a user's block make, depend on what a run is batched with. OPENBLAS_*: a run's bits are those of its
+# CPU, whatever a shell asks for. MALLOC_*: glibc otherwise returns large blocks to the system at every free, which
+# costs up to 40 % of a step.
 WORKER_ENVIRONMENT: dict[str, str | None] = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "MKL_CBWR": "AUTO,STRICT",
     "OPENBLAS_NUM_THREADS": "1",
+    "BLIS_NUM_THREADS": "1",
+    "VECLIB_MAXIMUM_THREADS": "1",
     "OPENBLAS_CORETYPE": None,
     "OPENBLAS_L2_SIZE": None,
     "OPENBLAS_BLOCK_FACTOR": None,

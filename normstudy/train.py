@@ -149,7 +149,8 @@ def train_batch(
     """Train runs of one shape together; yields a Record a step and an End a run.
 
     A run ends at its first non-finite loss or gradient norm: that Record is its last, and it leaves the batch.
-    Whatever a run is batched with, its numbers are the same bits (on one kind of CPU and version of torch).
+    Whatever a run is batched with, its numbers are the same bits (on one kind of CPU and version of torch and of
+    NumPy's BLAS).
 
     probing: False leaves the norms out, for `normstudy bench` to tell what they cost; they are NaN then.
     look_every: steps between two looks of the host at what they gave. No number depends on it; a run that diverged

@@ -1,7 +1,7 @@
 """The child process of a sweep: trains batches of runs and writes their tables.
 
 It imports torch only after its parent's watcher runs. Its environment (one thread, reproducible matrix products,
-memory kept by the allocator) is set by pool.py before it starts, since torch and glibc read it once.
+memory kept by the allocator) is set by pool.py before it starts: torch, NumPy's BLAS and glibc read it once.
 """
 
 from __future__ import annotations
@@ -284,8 +284,9 @@ def blas() -> str:
     from threadpoolctl import threadpool_info
 
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    numpys = [library for library in found if "numpy" in library["filepath"]] or found  # SciPy brings another one
-    if not numpys:
+    # SciPy brings one of its own. Where NumPy was built with a system's, that is the only one.
+    numpys = [one for one in found if Path(one["filepath"]).parent.name in ("numpy.libs", ".dylibs")] or found
+    if len(numpys) != 1:
         return f"of numpy {np.__version__}"
     return " ".join(str(numpys[0][key]) for key in ("internal_api", "version", "architecture") if numpys[0].get(key))
 

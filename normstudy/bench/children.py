@@ -77,8 +77,11 @@ def serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[Jo
     """Work whenever the pipe says so, until it closes, be it that the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(threads)
+    # torch's threads do not count for NumPy's BLAS, which would take every core and keep it busy after each product.
+    blas = threadpool_limits(threads, "blas")  # noqa: F841  # as long as it lives
     if like_worker:
         gc.freeze()  # as worker.serve does
     work: Work[Answer] | None = None

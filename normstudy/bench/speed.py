@@ -13,11 +13,11 @@ process is through. normstudy's spans are whole periods of its probes, and it be
 
 a3: the time that the matrix products of a run-step need at the best rate that this machine reaches at just these
 shapes, over the time that a run-step takes. Every product is timed alone, on all cores at once, in every round: by
-torch.bmm over the runs, torch.mm run by run, oneDNN run by run in both orders; attention's by torch.bmm, and by torch's
-fused attention with all that it does besides; each in the workers' environment and in the plain one. The fastest
+NumPy and by torch.bmm over the runs, torch.mm run by run, oneDNN run by run in both orders; attention's by torch's
+fused attention too, with all that it does besides; each in the workers' environment and in the plain one. The fastest
 counts. What a loop of nothing but these products would reach is shown for every shape, as the ceiling of a2. On AMD
-oneDNN is up to twice as fast as the MKL behind torch.bmm, so the share of torch.bmm's own rate stands beside a3,
-without a goal.
+OpenBLAS and oneDNN are up to twice as fast as the MKL behind torch.bmm, so the share of torch.bmm's own rate stands
+beside a3, without a goal.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 NORMSTUDY = "normstudy"
 ALL_THREADS = "plain, all threads, one run after the other"
 PER_CORE = "plain, one process per core"
-BEST, BMM = "best products", "torch.bmm"
+BEST, BMM, NUMPY = "best products", "torch.bmm", "NumPy"
 
 D_HEAD = 16  # at every width, the d_head of the default model: so 2, 4 and 8 heads at d_model 32, 64, 128
 WARM_UP = 3  # steps before anything is timed
@@ -237,6 +237,7 @@ def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
 
 def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], object]]:
     """The ways to make the products of a piece for a batch of runs; oneDNN where this torch has it."""
+    import numpy as np
     import torch
 
     def factor(product: Product, rows: int, columns: int, transposed: bool) -> Tensor:
@@ -247,7 +248,11 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
     factors = [
         (factor(p, p.m, p.k, p.layout[0] == "t"), factor(p, p.k, p.n, p.layout[1] == "t")) for p in piece.products
     ]
-    out: dict[str, Callable[[], object]] = {BMM: lambda: [torch.bmm(a, b) for a, b in factors]}
+    arrays = [(a.numpy(), b.numpy(), (a @ b).numpy()) for a, b in factors]
+    out: dict[str, Callable[[], object]] = {
+        BMM: lambda: [torch.bmm(a, b) for a, b in factors],
+        NUMPY: lambda: [np.matmul(a, b, out=ab) for a, b, ab in arrays],
+    }
     if piece.name in (ATTENTION, ATTENTION_BACKWARD):
         out["fused"] = fused_attention(config, runs, backward=piece.name == ATTENTION_BACKWARD)
         return out
@@ -328,19 +333,23 @@ def fastest(timed: Sequence[Mapping[tuple[str, str], float]]) -> tuple[float, fl
 
 @dataclass(frozen=True)
 class Amount:
-    """How long to measure: rounds, seconds of a subject's span in each, milliseconds of each way of a product."""
+    """How long to measure: rounds, seconds of a subject's span in each, milliseconds of each way of a product.
+
+    most_runs: of a batch, as a span of normstudy's is a whole period of its probes for all of them.
+    """
 
     rounds: int
     seconds: float
     product_ms: int
+    most_runs: int = cfg.INT_MAX
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
     """Row a, on the CPU whatever the scope's device."""
     if scope.quick:
-        cases, amount = [D32_L4, D64_L6], Amount(rounds=2, seconds=1, product_ms=3)
+        cases, amount = [D32_L4, D64_L6], Amount(rounds=2, seconds=1, product_ms=3, most_runs=16)
     else:
-        cases, amount = [case for case, _, _ in GOALS_OF_CASES], Amount(rounds=7, seconds=4, product_ms=15)
+        cases, amount = [case for case, _, _ in GOALS_OF_CASES], Amount(rounds=5, seconds=3, product_ms=15)
     for case in cases:
         with_products = not scope.quick or case == D64_L6
         yield from measure_case(case, amount, cores(), scope.folder / case.name, with_products=with_products)
@@ -349,7 +358,7 @@ def measure(scope: Scope) -> Iterator[Sample]:
 def measure_case(case: Case, amount: Amount, n: int, folder: Path, *, with_products: bool) -> Iterator[Sample]:
     """All subjects at one shape, in rounds, on n cores; normstudy's tables go to a folder."""
     config = run_config(case)
-    runs = runs_per_batch(config)
+    runs = min(runs_per_batch(config), amount.most_runs)
     with contextlib.ExitStack() as stack:
 
         def crew(

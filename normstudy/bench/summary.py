@@ -142,7 +142,7 @@ def _made(first: pd.Series) -> str:
     commit = "outside a checkout" if first["git_commit"] is None else f"commit {_short(first['git_commit'])}"
     return (
         f"--{first['mode']} on {first['cpu']}, {cores}, {first['cpu_capability']}{device}, Python {first['python']}, "
-        f"torch {first['torch']}, {commit}, {first['started_at']:%Y-%m-%d}."
+        f"torch {first['torch']}, {first['blas']}, {commit}, {first['started_at']:%Y-%m-%d}."
     )
 
 

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from normstudy import store
+from normstudy.bench.children import environment
 from normstudy.bench.rows import ROWS
 from normstudy.bench.samples import Sample
 from normstudy.errors import ConfigError
@@ -34,16 +35,17 @@ SCHEMA = pa.schema(
     [
         ("row", _NAME), ("case", _NAME), ("subject", _NAME), ("metric", _NAME), ("unit", _NAME), ("round", pa.int32()),
         ("value", pa.float64()), ("mode", _NAME), ("python", _NAME), ("torch", _NAME), ("cpu", _NAME),
-        ("n_cores", pa.int32()), ("cpu_capability", _NAME), ("device", _NAME), ("git_commit", _NAME),
-        ("started_at", pa.timestamp("us", tz="UTC")),
+        ("n_cores", pa.int32()), ("cpu_capability", _NAME), ("blas", _NAME), ("device", _NAME),
+        ("git_commit", _NAME), ("started_at", pa.timestamp("us", tz="UTC")),
     ]
 )  # fmt: skip
 MODES = ("quick", "full")
 
-TORCH = """
+ASK = """
 import json, torch
+from normstudy.worker import blas
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-print(json.dumps([torch.__version__, torch.backends.cpu.get_cpu_capability(), gpu]))
+print(json.dumps([torch.__version__, torch.backends.cpu.get_cpu_capability(), blas(), gpu]))
 """
 
 
@@ -56,6 +58,7 @@ class Machine:
     cpu: str
     n_cores: int
     cpu_capability: str
+    blas: str
     device: str
     git_commit: str | None
 
@@ -65,7 +68,7 @@ def machine(device: str) -> Machine:
 
     torch is asked in a process of its own, so that the one that measures stays small.
     """
-    torch_version, capability, gpu = _ask_torch()
+    torch_version, capability, blas, gpu = _ask()
     name = gpu if device == "cuda" else "cpu"
     if name is None:
         raise ConfigError("--device cuda: torch finds no GPU here, give --device cpu")
@@ -75,17 +78,19 @@ def machine(device: str) -> Machine:
         cpu=_cpu_model(),
         n_cores=len(os.sched_getaffinity(0)),
         cpu_capability=capability,
+        blas=blas,
         device=name,
         git_commit=git_commit(),
     )
 
 
 @functools.cache
-def _ask_torch() -> tuple[str, str, str | None]:
-    """torch's version, the vector instructions that it uses, and the name of the GPU that it finds."""
-    done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True, check=True)
-    torch_version, capability, gpu = json.loads(done.stdout)
-    return torch_version, capability, gpu
+def _ask() -> tuple[str, str, str, str | None]:
+    """torch's version, the vector instructions that it uses, NumPy's BLAS in a worker, and the GPU's name."""
+    with environment(of_worker=True):
+        done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
+    torch_version, capability, blas, gpu = json.loads(done.stdout)
+    return torch_version, capability, blas, gpu
 
 
 def _cpu_model() -> str:

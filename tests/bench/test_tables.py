@@ -30,7 +30,8 @@ SAMPLES = [
 FROZEN = {
     "row": "dictionary", "case": "dictionary", "subject": "dictionary", "metric": "dictionary", "unit": "dictionary",
     "round": "int32", "value": "double", "mode": "dictionary", "python": "dictionary", "torch": "dictionary",
-    "cpu": "dictionary", "n_cores": "int32", "cpu_capability": "dictionary", "device": "dictionary",
+    "cpu": "dictionary", "n_cores": "int32", "cpu_capability": "dictionary", "blas": "dictionary",
+    "device": "dictionary",
     "git_commit": "dictionary", "started_at": "timestamp",
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -645,6 +646,7 @@ def bits(configs: list[RunConfig], order: list[int]) -> dict[int, list[bytes]]:
 def test_the_environment_of_the_bitwise_promise() -> None:
     assert os.environ["MKL_CBWR"] == "AUTO,STRICT"
     assert torch.get_num_threads() == 1
+    assert {library["num_threads"] for library in threadpool_info()} == {1}
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
