@@ -35,7 +35,7 @@ def measure(scope: Scope) -> Iterator[Sample]:
                 yield Sample("a", str(size), subject, "per_s", "1/s", number, 1 / seconds)
 
 
-MACHINE = Machine("3.11.7", "2.13.0+cpu", "AMD EPYC", 2, "AVX2", "cpu", "0123456789abcdef")
+MACHINE = Machine("3.11.7", "2.13.0+cpu", "AMD EPYC", 2, "AVX2", "openblas 0.3.31 Haswell", "cpu", "0123456789abcdef")
 AT = datetime.datetime(2026, 11, 24, 12, 30, tzinfo=datetime.UTC)
 
 

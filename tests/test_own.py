@@ -578,7 +578,7 @@ def test_the_other_first_block_keeps_the_contract(here: Path) -> None:
 
 NORM_FILE = "\n\n".join(
     [
-        PRELUDE + "EPS, DYT_A, Tensor = 1e-5, 0.5, torch.Tensor",
+        PRELUDE + "from normstudy import kernels\nEPS, DYT_A, Tensor = 1e-5, 0.5, torch.Tensor",
         *map(inspect.getsource, (norms.layer_norm, norms.rms_norm, norms.dynamic_tanh, norms.DynamicTanh)),
         "def dyt(x, gamma, beta):\n    return gamma * torch.tanh(0.5 * x) + beta",
         "class RMSNorm(nn.RMSNorm):\n    pass\n",
