@@ -41,7 +41,8 @@ def bytes_of_run(config: RunConfig) -> int:
     # outputs, and of the MLP what goes into the activation and what comes out; the loss keeps logits and their softmax.
     widths = 12 * m.d_model + (4 if m.activation in cfg.GATED else 2) * d_ff + m.n_heads * d.seq_len
     per_token = m.n_layers * widths + 3 * vocab_size
-    evaluated = EVAL_CHUNK * d.seq_len * (8 * m.d_model + 2 * d_ff + 3 * vocab_size)  # one block's at a time
+    at_once = 8 * m.d_model + 2 * d_ff + m.n_heads * d.seq_len  # evaluation keeps one block's
+    evaluated = EVAL_CHUNK * d.seq_len * (at_once + 3 * vocab_size)
     parameters = m.n_layers * _matrices(config) + 2 * vocab_size * m.d_model
     return FLOAT * (5 * parameters + max(d.batch_size * d.seq_len * per_token, evaluated))
 

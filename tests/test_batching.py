@@ -62,7 +62,7 @@ import torch
 from normstudy import data, train
 from tests.test_batching import shape
 torch.set_num_threads(1)
-runs = [shape(64, 6, 8, 64) for _ in range(int(sys.argv[1]))]
+runs = [shape(*map(int, sys.argv[2:])) for _ in range(int(sys.argv[1]))]
 steps = train.train_batch(runs, data.load(runs[0].data))
 for _ in range(3):
     next(steps)
@@ -70,18 +70,25 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
-def test_the_estimate_of_a_runs_memory() -> None:
-    """Against what the process really takes: the growth from 4 to 12 runs, within a factor of 1.7."""
+@pytest.mark.parametrize("sizes", [(64, 6, 8, 64), (32, 1, 1, 500)], ids=["training", "evaluation"])
+def test_the_estimate_of_a_runs_memory(sizes: tuple[int, int, int, int]) -> None:
+    """Against what the process really takes: the growth from 4 to 12 runs, within a factor of 1.7.
+
+    Of one long sequence a step, evaluation takes most, and in it attention's weights.
+    """
 
     def kilobytes(n_runs: int) -> int:
         with environment():
             out = subprocess.run(
-                [sys.executable, "-c", MEMORY, str(n_runs)], capture_output=True, text=True, check=True
+                [sys.executable, "-c", MEMORY, str(n_runs), *map(str, sizes)],
+                capture_output=True,
+                text=True,
+                check=True,
             )
         return int(out.stdout)
 
     measured = (kilobytes(12) - kilobytes(4)) * 1024 / 8
-    assert measured / 1.7 < bytes_of_run(shape(64, 6, 8, 64)) < measured * 1.7
+    assert measured / 1.7 < bytes_of_run(shape(*sizes)) < measured * 1.7
 
 
 TEXT = data.load(DataConfig(name="synthetic"))
