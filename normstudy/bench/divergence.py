@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from normstudy.bench.children import in_worker
 from normstudy.bench.samples import THEORY, Goal, Sample, Scope
-from normstudy.bench.speed import D32_L4, D64_L6, NORMSTUDY, WARM_UP, Case, run_config
+from normstudy.bench.subjects import D32_L4, D64_L6, NORMSTUDY, WARM_UP, Case, run_config
 from normstudy.config import ProbeConfig, RunConfig
 
 if TYPE_CHECKING:

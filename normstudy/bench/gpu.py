@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from normstudy.bench.samples import Goal, Sample, Scope
-from normstudy.bench.speed import D64_L6, NORMSTUDY, run_config
+from normstudy.bench.subjects import D64_L6, NORMSTUDY, run_config
 
 CASE, N_RUNS = f"256 runs of {D64_L6.name}", 256
 PLAIN = "plain eager loop"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from normstudy.bench.children import in_worker
 from normstudy.bench.samples import Goal, Sample, Scope
-from normstudy.bench.speed import D32_L4, D64_L6, WARM_UP, Case, cpu_seconds, run_config, runs_per_batch
+from normstudy.bench.subjects import D32_L4, D64_L6, WARM_UP, Case, cpu_seconds, run_config, runs_per_batch
 from normstudy.config import ProbeConfig, RunConfig
 
 if TYPE_CHECKING:

@@ -25,17 +25,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from normstudy.bench.children import in_worker
+from normstudy.bench.products import pieces, typical_seconds
 from normstudy.bench.samples import THEORY, Goal, Sample, Scope
-from normstudy.bench.speed import (
-    D_HEAD,
-    NORMSTUDY,
-    WARM_UP,
-    Case,
-    cpu_seconds,
-    pieces,
-    run_config,
-    typical_seconds,
-)
+from normstudy.bench.subjects import D_HEAD, NORMSTUDY, WARM_UP, Case, cpu_seconds, run_config
 from normstudy.config import ProbeConfig, RunConfig
 
 NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"

@@ -10,7 +10,7 @@ import torch
 from normstudy import data, train
 from normstudy.bench import divergence
 from normstudy.bench.divergence import AFTER, ALONE, BEFORE, LATER
-from normstudy.bench.speed import Case
+from normstudy.bench.subjects import Case
 
 torch.set_num_threads(1)
 

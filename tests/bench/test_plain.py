@@ -9,7 +9,8 @@ from torch import Tensor
 
 from normstudy import data, train
 from normstudy.bench import plain
-from normstudy.bench.speed import GOALS_OF_CASES, Case, run_config
+from normstudy.bench.speed import GOALS_OF_CASES
+from normstudy.bench.subjects import Case, run_config
 
 torch.set_num_threads(1)
 

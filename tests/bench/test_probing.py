@@ -10,7 +10,7 @@ import torch
 from normstudy import train
 from normstudy.bench import probing
 from normstudy.bench.probing import DEFAULT, EVERY_STEP, OFF
-from normstudy.bench.speed import Case
+from normstudy.bench.subjects import Case
 from normstudy.config import ProbeConfig
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import torch
 from normstudy.bench import scaling
 from normstudy.bench.samples import THEORY, Sample
 from normstudy.bench.scaling import ALL_MAPS, ATTENTION, NORM, PROJECTIONS, Sizes
-from normstudy.bench.speed import NORMSTUDY, Case
+from normstudy.bench.subjects import NORMSTUDY, Case
 
 torch.set_num_threads(1)
 

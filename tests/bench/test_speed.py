@@ -18,10 +18,11 @@ from threadpoolctl import threadpool_info
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from normstudy.bench import children, plain, speed
+from normstudy.bench import children, plain, products, speed, subjects
 from normstudy.bench.children import Child
 from normstudy.bench.samples import Sample
-from normstudy.bench.speed import Amount, Case, run_config
+from normstudy.bench.speed import Amount
+from normstudy.bench.subjects import Case, run_config
 from normstudy.pool import WORKER_ENVIRONMENT
 
 TINY = Case(d_model=16, n_layers=1, batch_size=2, seq_len=8)
@@ -35,7 +36,7 @@ def test_importing_a_row_imports_neither_torch_nor_pandas_nor_hydra() -> None:
 
 
 def test_the_goals_are_of_the_cases_and_of_what_is_measured(tmp_path: Path) -> None:
-    amount = Amount(rounds=2, seconds=0.1, product_ms=1)
+    amount = Amount(rounds=2, seconds=0.1, product_ms=1, operation_ms=0)
     samples = list(speed.measure_case(TINY, amount, 1, tmp_path, with_products=True))
     measured = {(s.subject, s.metric) for s in samples}
     for goal in speed.GOALS:
@@ -45,16 +46,17 @@ def test_the_goals_are_of_the_cases_and_of_what_is_measured(tmp_path: Path) -> N
     values = {(s.subject, s.metric, s.round): s.value for s in samples}
     assert len(values) == len(samples) == 2 * len(measured)
     assert min(values.values()) > 0
-    flops = sum(p.flops for p in speed.pieces(run_config(TINY), 256))
+    flops = sum(p.flops for p in products.pieces(run_config(TINY), 256))
     for number in range(2):
-        rate = values[speed.NORMSTUDY, "run_steps_per_s", number]
-        gflops = {s: values[s, "product_gflop_per_s_core", number] for s in (speed.NORMSTUDY, speed.BEST, speed.BMM)}
-        assert gflops[speed.NORMSTUDY] == pytest.approx(rate * flops / 1e9)
-        assert gflops[speed.BEST] >= gflops[speed.BMM]
-        share, of_bmm = (values[speed.NORMSTUDY, f"share_of_{of}", number] for of in ("limit", "torch_bmm"))
-        assert share == pytest.approx(gflops[speed.NORMSTUDY] / gflops[speed.BEST])
-        assert of_bmm == pytest.approx(gflops[speed.NORMSTUDY] / gflops[speed.BMM])
-        for subject in (speed.NORMSTUDY, speed.ALL_THREADS, speed.PER_CORE):
+        rate = values[subjects.NORMSTUDY, "run_steps_per_s", number]
+        rated = (subjects.NORMSTUDY, speed.BEST, products.BMM)
+        gflops = {s: values[s, "product_gflop_per_s_core", number] for s in rated}
+        assert gflops[subjects.NORMSTUDY] == pytest.approx(rate * flops / 1e9)
+        assert gflops[speed.BEST] >= gflops[products.BMM]
+        share, of_bmm = (values[subjects.NORMSTUDY, f"share_of_{of}", number] for of in ("limit", "torch_bmm"))
+        assert share == pytest.approx(gflops[subjects.NORMSTUDY] / gflops[speed.BEST])
+        assert of_bmm == pytest.approx(gflops[subjects.NORMSTUDY] / gflops[products.BMM])
+        for subject in (subjects.NORMSTUDY, speed.ALL_THREADS, speed.PER_CORE):
             assert values[subject, "busy_cores", number] < 1.1
 
 
@@ -80,20 +82,20 @@ def test_the_products_have_the_flops_that_torch_counts(case: Case) -> None:
     x = torch.zeros(case.batch_size, case.seq_len, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         plain.loss_of(model, x, x).backward()
-    assert sum(p.flops for p in speed.pieces(config, 256)) == counter.get_total_flops()
+    assert sum(p.flops for p in products.pieces(config, 256)) == counter.get_total_flops()
 
 
 def test_every_way_makes_the_same_product() -> None:
     layouts = set()
-    for piece in speed.pieces(run_config(TINY), 256):
+    for piece in products.pieces(run_config(TINY), 256):
         torch.manual_seed(0)
-        made = {way: make() for way, make in speed.ways(piece, run_config(TINY), runs=3).items()}
-        wholes = made.pop(speed.BMM)
+        made = {way: make() for way, make in products.ways(piece, run_config(TINY), runs=3).items()}
+        wholes = made.pop(products.BMM)
         assert isinstance(wholes, list)
         for product, whole in zip(piece.products, wholes, strict=True):
             layouts.add(product.layout)
             assert whole.shape == (3 * product.batch, product.m, product.n)
-        for by_numpy, whole in zip(made.pop(speed.NUMPY), wholes, strict=True):  # type: ignore[call-overload]
+        for by_numpy, whole in zip(made.pop(products.NUMPY), wholes, strict=True):  # type: ignore[call-overload]
             torch.testing.assert_close(torch.from_numpy(by_numpy), whole, rtol=1e-4, atol=1e-4)
         if "attention" in piece.name:
             assert made.keys() == {"fused"}
@@ -107,20 +109,20 @@ def test_every_way_makes_the_same_product() -> None:
 
 def test_the_fastest_way_of_each_product_counts() -> None:
     timed = [
-        {("a", speed.BMM): 3.0, ("a", "oneDNN"): 1.0, ("b", speed.BMM): 2.0, ("b", "oneDNN"): 5.0},
-        {("a", speed.BMM): 2.5, ("a", "oneDNN"): 1.5, ("b", speed.BMM): 4.0, ("b", "oneDNN"): 1.75},
+        {("a", products.BMM): 3.0, ("a", "oneDNN"): 1.0, ("b", products.BMM): 2.0, ("b", "oneDNN"): 5.0},
+        {("a", products.BMM): 2.5, ("a", "oneDNN"): 1.5, ("b", products.BMM): 4.0, ("b", "oneDNN"): 1.75},
     ]
-    assert speed.fastest(timed) == (1.0 + 1.75, 2.5 + 2.0)
+    assert products.fastest(timed) == (1.0 + 1.75, 2.5 + 2.0)
     assert speed.mean_over_cores(timed)["b", "oneDNN"] == 3.375
 
 
 def test_shares_are_of_the_time_of_a_run_step() -> None:
-    flops = sum(p.flops for p in speed.pieces(run_config(TINY), 256))
+    flops = sum(p.flops for p in products.pieces(run_config(TINY), 256))
     samples = list(speed.shares(run_config(TINY), "c", 3, run_step=4e-3, best=1e-3, bmm=2e-3))
     assert {(s.row, s.case, s.round) for s in samples} == {("a", "c", 3)}
     values = {(s.subject, s.metric): s.value for s in samples}
-    assert values[speed.NORMSTUDY, "share_of_limit"] == 0.25
-    assert values[speed.NORMSTUDY, "share_of_torch_bmm"] == 0.5
+    assert values[subjects.NORMSTUDY, "share_of_limit"] == 0.25
+    assert values[subjects.NORMSTUDY, "share_of_torch_bmm"] == 0.5
     assert values[speed.BEST, "product_gflop_per_s_core"] == pytest.approx(flops / 1e6)
 
 
@@ -171,7 +173,7 @@ def test_children_have_their_environment_and_their_end_is_told() -> None:
 
 
 def test_writing_the_tables_is_part_of_what_is_timed(tmp_path: Path) -> None:
-    work = speed.start_normstudy(([run_config(TINY, 0), run_config(TINY, 1)], tmp_path))
+    work = subjects.start_normstudy(([run_config(TINY, 0), run_config(TINY, 1)], tmp_path))
     work(399)
     files = sorted(f.name for f in (tmp_path / "tables" / "residual").iterdir())
     assert files == ["0-schema.parquet", "run-0-000.parquet", "run-1-000.parquet"]
@@ -179,7 +181,7 @@ def test_writing_the_tables_is_part_of_what_is_timed(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_is_no_constant_work(tmp_path: Path) -> None:
     config = run_config(TINY)
-    work = speed.start_normstudy(([replace(config, schedule=replace(config.schedule, n_steps=2))], tmp_path))
+    work = subjects.start_normstudy(([replace(config, schedule=replace(config.schedule, n_steps=2))], tmp_path))
     assert work(2) > 0
     with pytest.raises(AssertionError, match="run 0 ended"):
         work(1)
