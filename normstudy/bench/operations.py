@@ -11,6 +11,7 @@ so fuse operations, as a compiler does.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from normstudy.bench.children import Work
 from normstudy.bench.products import typical_seconds
 from normstudy.bench.subjects import WARM_UP, start_normstudy
 from normstudy.config import RunConfig
+from normstudy.flat import ALIGN
 
 
 class Seconds(NamedTuple):
@@ -89,12 +91,25 @@ def _layout(x: object) -> Hashable:
 
 
 def _copy(x: object) -> object:
-    """A tensor's own memory and layout with its values: also where several of its elements are one number."""
-    if not isinstance(x, Tensor):
+    """A tensor's own memory and layout with its values: also where several of its elements are one number.
+
+    What lies between its runs is left out: a few parameters of each are columns of a matrix of all.
+    """
+    if not isinstance(x, Tensor) or x.numel() == 0:
         return x
-    x = x.detach()
-    span = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-    return x.as_strided((span,), (1,)).clone().as_strided(x.shape, x.stride())
+    strides = list(x.stride())
+    within = _span(x.shape[1:], strides[1:])
+    if x.dim() > 1 and strides[0] > within:
+        strides[0] = min(strides[0], math.ceil(within / ALIGN) * ALIGN)
+    copy = torch.empty(_span(x.shape, strides), dtype=x.dtype, device=x.device).as_strided(x.shape, strides)
+    if _is_plain(x):
+        return copy.copy_(x.detach())
+    return x.detach().as_strided((_span(x.shape, x.stride()),), (1,)).clone().as_strided(x.shape, x.stride())
+
+
+def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first to the last, both counted."""
+    return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
 
 
 @contextlib.contextmanager

@@ -90,6 +90,15 @@ def test_an_operation_that_writes_finds_its_arguments_as_they_were() -> None:
     assert set(seen) == {1.0}
 
 
+def test_a_copy_leaves_out_what_lies_between_runs() -> None:
+    """A bias of each run, a column of a matrix of all their parameters, is not copied with the whole matrix."""
+    x = torch.arange(80_000.0).view(4, 20_000)[:, 100:110]
+    copy = operations._copy(x)
+    assert isinstance(copy, torch.Tensor)
+    assert torch.equal(copy, x)
+    assert copy.untyped_storage().nbytes() < 4 * 64
+
+
 @pytest.mark.parametrize("x", [torch.ones(2, 3).mT, torch.ones(3)[:, None].expand(3, 4), torch.ones(4, 6)[:, ::2]])
 def test_a_copy_has_the_layout_and_its_own_memory(x: torch.Tensor) -> None:
     copy = operations._copy(x)
