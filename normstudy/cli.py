@@ -13,145 +13,10 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
+from normstudy import manual
+
 if typing.TYPE_CHECKING:
     import argparse
-
-HELP = """\
-normstudy: what does the placement of normalization do to the gradients and the training of a transformer?
-
-  normstudy run [KEY=VALUE ...]           train one run
-  normstudy sweep [KEY=V1,V2 ...]         train every combination, draw the figures, print the comparison
-  normstudy plot STUDY                    draw a study's figures again
-  normstudy compare STUDY --by COLUMN     paired differences between the values of one column
-  normstudy compact STUDY [--seal]        gather finished runs into one file per table
-  normstudy reproduce --tier 0            hold the theory's predictions at initialization against measurements
-  normstudy bench [--full]                measure how fast this machine trains, against plain loops and goals
-  normstudy COMMAND --help                what a command takes
-
-First steps:
-  normstudy sweep experiment=quickstart
-  normstudy plot results/quickstart
-  normstudy compare results/quickstart --by warmup_steps
-"""
-
-KEYS = """\
-Keys (normstudy run --cfg job prints them all with their values):
-  experiment=NAME         smoke, quickstart, warmup, depth, peak_lr, rmsnorm, placements, or your own in --config-dir
-  model=                  default, tiny, vaswani, gpt2, llama, olmo2, gemma2, deepnet: each a few differences
-  model.placement=        pre, post, peri, reordered, sub, deepnorm, admin, lns, mix, b2t, residual, hybrid, rezero,
-                          none, or your own as my_module:my_block
-  model.norm=             auto, layernorm, rmsnorm, dyt, none, or your own
-  model.qk_norm=          auto, none, per_head, full
-  model.init=             auto (the placement's own), xavier, normal, gpt2, deepnorm, sub, tfixup
-  model.embed_init=       unit, std, scaled (std and scaled with model.embed_std=)     model.tied=  model.biases=
-  model.activation=       gelu, relu, swiglu, geglu      model.positions=  learned, sinusoidal, rope, none
-  model.n_layers=  model.d_model=  model.n_heads=
-  schedule.peak_lr=  schedule.warmup_steps=  schedule.n_steps=
-  data=                   stdlib, pydoc, synthetic, tiny_shakespeare, enwik8, text8 (downloaded once),
-                          file (with data.path=FILE, a folder, or 'a/glob/*.txt')
-  data.tokenizer=         byte, char, bpe (with data.vocab_size=)       data.seq_len=  data.batch_size=
-  optimizer=              adam, adamw, sgd
-  schedule=               constant, inverse_sqrt, linear, cosine: what follows the warmup
-  seed=  data_seed=       initialization, batches (data_seed is the seed unless given)
-  study=  results_dir=    results go to RESULTS_DIR/STUDY (default results/scratch)
-  execution.workers=  execution.runs_per_batch=    never change a result
-  execution.device=       auto, cpu, cuda; recorded, since a GPU rounds otherwise than a CPU
-
-Flags:
-  --cfg job|hydra|all     show the config instead of training; --package KEY shows a part of it
-  --config-dir DIR        a folder of your own YAML files, such as DIR/experiment/mine.yaml
-  --info, --hydra-help    what Hydra finds; Hydra's own help
-"""
-
-RUN_HELP = f"""\
-normstudy run [KEY=VALUE ...] [FLAGS]: train one run; normstudy plot draws its figures.
-
-  normstudy run model.placement=post schedule.peak_lr=3e-3
-  normstudy run experiment=warmup seed=3       one run at an experiment's base values, without its axes
-
-{KEYS}"""
-
-SWEEP_HELP = f"""\
-normstudy sweep [KEY=V1,V2 ...] [FLAGS]: train every combination; only what is missing is trained.
-
-  normstudy sweep experiment=quickstart
-  normstudy sweep experiment=warmup study=warmup-8 model.n_layers=8      the command line wins by key
-  normstudy sweep model.placement=pre,post 'seed=range(0,5)' study=mine  range(), choice() and glob() work
-  normstudy sweep experiment=depth --dry-run                             runs, batches, estimated time
-
-{KEYS}  --dry-run               print runs, finished, batches and the estimated time; train nothing
-
-Axes of an experiment lie under hydra.sweeper.params in its file. Others' launchers and sweepers work:
-  hydra/launcher=joblib, hydra/sweeper=optuna (where they are installed)
-"""
-
-PLOT_HELP = """\
-normstudy plot STUDY: draw the figures of a study, a folder such as results/warmup, from its tables alone.
-
-  --where COLUMN=VALUE[,COLUMN=VALUE]   only these runs; may be repeated
-  --only NAME[,NAME]                    only these figures
-  --format png|svg|pdf                  default png
-  --out DIR                             default STUDY/figures
-
-Figures: headline, loss_curves, training_loss, gradient_ratio, gradient_profile, residual_path, heatmap, final_grid,
-ranking. One that a study cannot give is skipped, and a line says why.
-"""
-
-COMPARE_HELP = """\
-normstudy compare STUDY --by COLUMN: pair the runs of a study that differ in COLUMN only, seed by seed.
-
-  --by COLUMN                           any config column with several values: warmup_steps, placement, norm
-  --baseline VALUE                      the arm to subtract; default the smallest or first value
-  --where COLUMN=VALUE[,COLUMN=VALUE]   only these runs; may be repeated
-  --format table|csv|json|markdown      default table
-
-A difference is arm minus baseline, in nats of final validation loss, with the 95 % paired t interval over
-seeds. Fewer than five pairs give no verdict.
-"""
-
-COMPACT_HELP = """\
-normstudy compact STUDY: gather the finished runs of a study into one file per table.
-
-  --seal      and close the study: it then accepts only the runs that it already holds
-"""
-
-REPRODUCE_HELP = """\
-normstudy reproduce --tier 0: what papers predict of a transformer at initialization, measured and judged.
-normstudy reproduce NAME [NAME...]: only these.
-
-  --list                   name them, with what they predict and by whom; measure nothing
-  --again                  measure also what is stored already
-  --out DIR                for tables and figures; default results/reproductions
-  --workers N              processes, one thread each; default one per core; never change a number
-  --format table|markdown  default table
-
-A table is kept and not measured again as long as its definition (models, depths, seeds, the version of the
-measurement) is the same. Verdicts and figures are made anew from the tables each time.
-supported: the whole 95 % t interval over seeds lies in the band that the source predicts; not supported: wholly
-outside; inconclusive: neither; measured: the source gives no number.
-"""
-
-BENCH_HELP = """\
-normstudy bench [--full]: how fast normstudy is on this machine, beside what people use instead, measured in turns.
-
-  --quick                  a few rounds of the small cases, two to three minutes (the default)
-  --full                   every case, for the committed table
-  --device cpu|cuda        default cpu; cuda measures row g
-  --rows ROW[,ROW]         only these; their tables are replaced, others are left
-  --out DIR                for tables and figure; default results/bench/quick, with --full results/bench
-  --format table|markdown  default table
-  --show                   measure nothing: print the tables of results/bench (with --quick results/bench/quick) or
-                           of --out, and draw their figure again
-
-Rows:
-  a  run-steps per second against plain loops         e  cost against depth, width, length, batch and runs
-  b  cost of the probes                               f  figures and tables of a large study
-  c  time and memory outside training                 g  run-steps per second on one GPU
-  d  time to start                                    h  runs that diverged leave their batch
-
-A ratio is taken round by round, between subjects that were measured one after the other; goals are held against its
-median over rounds.
-"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -160,8 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = _dispatch(words)
         sys.stdout.flush()  # so that a reader who has gone shows here and not at exit
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return int(getattr(stop, "code", 130))
     except BrokenPipeError:
         if _stdout_is_open():
             raise
@@ -196,7 +61,7 @@ def _user_error(error: Exception) -> str | None:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(manual.HELP, end="")
         return 0
     command, rest = words[0], words[1:]
     if command in ("-sc", "--shell-completion"):
@@ -341,14 +206,61 @@ def _bench(argv: list[str]) -> int:
     return 0
 
 
+def _status(argv: list[str]) -> int:
+    from normstudy.config import ConfigError
+
+    parser = _parser("status")
+    parser.add_argument("--watch", action="store_true")
+    parser.add_argument("--every", type=float)
+    args = parser.parse_args(argv)
+    if args.every is not None and not args.watch:
+        raise ConfigError(f"--every {args.every:g} belongs to --watch: add --watch")
+    if args.every is not None and not 0.1 <= args.every <= 86_400:
+        raise ConfigError(f"--every {args.every:g} is out of range: give seconds from 0.1 to 86400")
+    study = _study(args.study)
+    from normstudy import status
+
+    if args.watch:
+        status.watch(study, 5.0 if args.every is None else args.every)
+    else:
+        print(status.render(status.look(study)))
+    return 0
+
+
+def _check(argv: list[str]) -> int:
+    study = _study(_parser("check").parse_args(argv).study)
+    from normstudy.check import check_study
+
+    report = check_study(study)
+    print(report.text)
+    return 0 if report.sound else 1
+
+
+def _export(argv: list[str]) -> int:
+    parser = _parser("export")
+    _where_option(parser)
+    parser.add_argument("--to", required=True)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(argv)
+    where = _where(args.where)
+    study = _study(args.study)
+    from normstudy.exports import export_study
+
+    print(export_study(study, to=args.to, out=args.out, where=where))
+    return 0
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "run": (RUN_HELP, _run),
-    "sweep": (SWEEP_HELP, _sweep),
-    "plot": (PLOT_HELP, _plot),
-    "compare": (COMPARE_HELP, _compare),
-    "compact": (COMPACT_HELP, _compact),
-    "reproduce": (REPRODUCE_HELP, _reproduce),
-    "bench": (BENCH_HELP, _bench),
+    "run": (manual.RUN_HELP, _run),
+    "sweep": (manual.SWEEP_HELP, _sweep),
+    "plot": (manual.PLOT_HELP, _plot),
+    "compare": (manual.COMPARE_HELP, _compare),
+    "status": (manual.STATUS_HELP, _status),
+    "check": (manual.CHECK_HELP, _check),
+    "compact": (manual.COMPACT_HELP, _compact),
+    "export": (manual.EXPORT_HELP, _export),
+    "reproduce": (manual.REPRODUCE_HELP, _reproduce),
+    "bench": (manual.BENCH_HELP, _bench),
 }
 
 

@@ -300,12 +300,19 @@ class ExecutionConfig:
     device: str = "auto"  # auto | cpu | cuda
     workers: int | None = None  # processes, one thread each; null: one per core (one per GPU)
     runs_per_batch: int | None = None  # runs trained as one program; null: chosen by batching.py
+    checkpoint_seconds: float = 60.0  # between two checkpoints of a batch
+    retry_failed: bool = True  # whether runs that crashed in an earlier call are tried again
+    max_tries: int = 3  # after so many crashes a run is left failed
 
     def __post_init__(self) -> None:
         one_of("execution.device", self.device, DEVICE_NAMES)
-        for key in ("workers", "runs_per_batch"):
+        for key in ("workers", "runs_per_batch", "max_tries"):
             if getattr(self, key) is not None:
                 _at_least(f"execution.{key}", getattr(self, key), 1)
+        if not 0 <= self.checkpoint_seconds < math.inf:
+            raise ConfigError(
+                f"execution.checkpoint_seconds {self.checkpoint_seconds:g} is out of range: give seconds, 0 or more"
+            )
 
 
 def row_of(placement: str) -> Placement:

@@ -7,11 +7,13 @@ the system frees it at once when the last of them is gone, however they ended.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from normstudy.config import ConfigError
 LOCK = "state/lock"
 NEW_TABLES = "state/tables.new"  # what a compaction writes, before it is swapped in
 OLD_TABLES = store.OLD_TABLES
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some network file systems
 
 
 @contextlib.contextmanager
@@ -47,10 +50,10 @@ def hold(study_dir: Path, command: str, *, shared: bool = False) -> Iterator[int
 
 
 def alone(fd: int) -> bool:
-    """Whether no other process holds the lock behind `fd`; it is exclusive from then on."""
+    """Whether surely no other process holds the lock behind `fd`; it is exclusive from then on."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
         return False
     return True
 
@@ -69,9 +72,12 @@ def _take(study_dir: Path, command: str, kind: int) -> int:
             text = os.pread(fd, 10_000, 0)
             os.close(fd)
             raise ConfigError(f"{study_dir} is in use by {_holder(text)}: wait for it, or end it") from None
-        except OSError:
-            os.close(fd)
-            raise
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(fd)
+                raise
+            # Two sweeps at once would then train the same runs twice, and write the same bytes.
+            print(f"{path}: no locks on this file system; start no second sweep on this study", file=sys.stderr)
         if _is_at(fd, path):
             break
         os.close(fd)  # a seal removed the file between open and flock: its lock guards nothing

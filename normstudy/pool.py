@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing import reduction
+from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Protocol
 
-from normstudy import worker
+from normstudy import failures, store, worker
+from normstudy.errors import StorageError
+from normstudy.stopping import SIGNALS, Stop
 from normstudy.worker import Message, Task
 
 # What is set for the workers; None takes a variable away. MKL_CBWR: without it torch's products, which a tied
@@ -77,27 +81,54 @@ def _keep(duplicate: _Duplicate) -> int:
 
 
 class Slot:
-    """One worker process, its pipe, and the task it has."""
+    """One worker process, its pipe, the task it has, which of its runs have ended, and the run-steps it has told of."""
 
     def __init__(self, inherited: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         arguments = (theirs, Inherited(inherited))
         self.process: SpawnProcess = context.Process(target=worker.serve, args=arguments, daemon=True)
-        with environment():
-            self.process.start()
+        resource_tracker.ensure_running()  # before the mask, which it would inherit
+        # A signal to the whole group must not end a worker before it has said what to do about signals.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            with environment():
+                self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        self.task: Task | None = None
+        self.give(None)
 
     def give(self, task: Task | None) -> bool:
         """Send the next task, if there is one; False where the process is gone."""
         self.task = task
+        self.ended: set[str] = set()
+        self.taken = 0
         try:
             if task is not None:
                 self.pipe.send(task)
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
+
+    def note(self, message: Message) -> None:
+        """Keep count of what the worker says."""
+        self.taken += message.run_steps
+        self.ended.update(message.ended, message.failed)
+
+    @property
+    def lost_steps(self) -> int:
+        """Run-steps told of that belong to runs which have not ended."""
+        return self.taken - (len(self.ended) * self.task.configs[0].schedule.n_steps if self.task else 0)
+
+    def left(self) -> list[str]:
+        """The runs of the task that have not ended."""
+        return [i for i in self.task.run_ids if i not in self.ended] if self.task else []
+
+    def ask_to_stop(self) -> None:
+        """Have the worker finish its step, save its runs and say so; one that cannot hear yet just ends."""
+        if self.process.pid is not None and self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGTERM)
 
     def end(self, *, kill: bool) -> None:
         """Tell the process to end: at once, or by closing its pipe."""
@@ -111,19 +142,33 @@ class Slot:
         self.process.join()
 
 
-def run(tasks: Sequence[Task], workers: int, *, inherited: int) -> Iterator[Message]:
+def run(tasks: Sequence[Task], workers: int, *, inherited: int, stop: Stop, max_tries: int) -> Iterator[Message]:
     """Give the tasks, in order, to as many workers; yields what they say. Ends when every task is over.
 
-    inherited: the descriptor of the study's lock, which the workers hold with their parent.
+    A worker that is killed costs what its batch did since its checkpoint: its runs go on as two batches, a single one
+    is tried again until it has crashed max_tries times. Once asked to stop, no task is given any more and the workers
+    save what they have. inherited: the descriptor of the study's lock, which the workers hold with their parent.
+
+    Raises StorageError when the results can no longer be written, after the workers are through.
     """
-    queue = list(tasks)
-    slots: list[Slot] = []
-    finished = False
+    queue, slots = deque(tasks), list[Slot]()
+    fatal: str | None = None
+    stopping = finished = False
+
+    def stop_all() -> None:
+        nonlocal stopping
+        stopping = True
+        queue.clear()
+        for slot in slots:
+            slot.ask_to_stop()
+
     try:
-        while queue and len(slots) < workers:
-            slots.append(_start(queue.pop(0), inherited))
+        _fill(slots, queue, workers, inherited)
         while busy := [s for s in slots if s.task is not None]:
-            ready = wait([s.pipe for s in busy])
+            ready = wait([*(s.pipe for s in busy), stop.reader])
+            if stop.reader in ready:
+                stop.acknowledge()
+                stop_all()
             for slot in busy:
                 if slot.pipe not in ready:
                     continue
@@ -131,15 +176,28 @@ def run(tasks: Sequence[Task], workers: int, *, inherited: int) -> Iterator[Mess
                     message: Message = slot.pipe.recv()
                 except (EOFError, ConnectionResetError):  # a pipe ends with its process
                     slots.remove(slot)
-                    yield _died(slot)
-                    if queue:
-                        slots.append(_start(queue.pop(0), inherited))
-                    continue
-                yield message
-                if message.over and not slot.give(task := queue.pop(0) if queue else None):
-                    slots.remove(slot)  # killed between two batches: this one has lost nothing
-                    slot.close(kill=True)
-                    slots.append(_start(task, inherited))
+                    slot.close(kill=False)
+                    if not stopping:
+                        told, again = _after_death(slot, max_tries)
+                        queue.extendleft(reversed(again))
+                        yield told
+                else:
+                    slot.note(message)
+                    yield message
+                    if message.fatal is not None and not stopping:
+                        fatal = message.fatal
+                        stop_all()
+                    if not message.over:
+                        if message.stopped and not stopping:  # somebody else asked: another worker goes on
+                            slots.remove(slot)
+                            queue.extendleft(reversed(slot.task.halves(slot.left()) if slot.task else []))
+                            yield Message(message.number, -slot.lost_steps)
+                            slot.close(kill=True)
+                    else:
+                        slot.give(None)
+            _fill(slots, queue, workers, inherited)
+        if fatal is not None:
+            raise StorageError(fatal)
         finished = True
     finally:
         for slot in slots:
@@ -148,17 +206,40 @@ def run(tasks: Sequence[Task], workers: int, *, inherited: int) -> Iterator[Mess
             slot.process.join()
 
 
-def _start(task: Task | None, inherited: int) -> Slot:
-    slot = Slot(inherited)
-    slot.give(task)  # where it is gone already, its pipe says so at the next recv
-    return slot
+def _fill(slots: list[Slot], queue: deque[Task], workers: int, inherited: int) -> None:
+    """Give the next tasks to workers that have none, and to new ones while there are fewer than `workers`."""
+    while queue:
+        idle = next((slot for slot in slots if slot.task is None), None)
+        if idle is None:
+            if len(slots) >= workers:
+                return
+            idle = Slot(inherited)
+            slots.append(idle)
+        if idle.give(queue[0]):
+            queue.popleft()
+        else:
+            slots.remove(idle)  # killed between two batches: this one has lost nothing
+            idle.close(kill=True)
 
 
-def _died(slot: Slot) -> Message:
-    """A worker that was killed, or crashed below Python: its batch failed."""
-    slot.close(kill=False)
+def _after_death(slot: Slot, max_tries: int) -> tuple[Message, list[Task]]:
+    """What to say of a worker that was killed, or crashed below Python, and which tasks take the place of its own."""
     task, code = slot.task, slot.process.exitcode
     assert task is not None
     how = f"killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-    worker.report_failure(task.study_dir, task.run_ids, task.configs, f"the worker process was {how}\n")
-    return Message(task.number, over=True, error=f"the worker process was {how}")
+    left = [i for i in slot.left() if not store.is_done(task.study_dir, i)]  # it may have died before it said so
+    gone = tuple(i for i in slot.left() if i not in left)
+    n_steps = task.configs[0].schedule.n_steps
+    lost = len(gone) * n_steps - slot.lost_steps
+    if len(left) > 1:
+        note = f"a worker process was {how}: its {len(left)} runs go on as two batches"
+        return Message(task.number, lost, ended=gone, notes=(note,)), task.halves(left)
+    if not left:
+        return Message(task.number, lost, ended=gone), []
+    details = f"the worker process was {how}\n"
+    tried = failures.report(task.study_dir, left[0], task.only(left).configs[0], details)
+    if tried < max_tries:
+        note = f"the worker process of {left[0]} was {how}: it is tried again"
+        return Message(task.number, lost, ended=gone, notes=(note,)), [task.only(left)]
+    error = f"the worker process was {how}"
+    return Message(task.number, lost + n_steps, ended=gone, failed=(left[0],), error=error), []

@@ -21,16 +21,17 @@ FIRST_ESTIMATE = 0.02  # of the steps: before it the time left is a guess about 
 
 def follow(
     messages: Iterable[Message], study_dir: Path, batches: Sequence[Sequence[str]], run_steps: int
-) -> dict[int, str]:
-    """Show run-steps done, time left and outcomes so far until the messages end; returns the error of each batch.
+) -> dict[str, str]:
+    """Show run-steps done, time left and outcomes so far until the messages end; returns run_id -> error of each run
+    that failed.
 
     batches: the run ids of each; run_steps: the sum of n_steps over all runs to train.
     """
     n_runs = sum(len(batch) for batch in batches)
     outcomes: Counter[str] = Counter()
-    errors: dict[int, str] = {}
+    errors: dict[str, str] = {}
     ended: list[str] = []
-    done, n_ended, said, began = 0, 0, time.monotonic(), time.monotonic()
+    done, resumed, n_ended, said, began = 0, 0, 0, time.monotonic(), time.monotonic()
     look = began
     with tqdm(total=run_steps, unit="step", unit_scale=True, **terminal.fit()) as bar:
 
@@ -41,8 +42,10 @@ def follow(
                 bar.set_postfix_str(counted(outcomes))
 
         for message in messages:
+            bar.initial += message.resumed  # steps of another process tell nothing of this one's rate
             bar.update(message.run_steps)
             done += message.run_steps
+            resumed += message.resumed
             n_ended += len(message.ended)
             if not bar.disable:
                 ended += message.ended
@@ -56,13 +59,15 @@ def follow(
                     f"execution.runs_per_batch={message.smaller} starts so",
                     sys.stderr,
                 )
-            if message.error:
-                errors[message.number] = message.error
-                tqdm.write(f"a batch of {len(batches[message.number])} failed: {message.error}", sys.stderr)
+            for run_id in message.failed:
+                errors[run_id] = str(message.error)
+                tqdm.write(f"{run_id} failed: {message.error}", sys.stderr)
+            for note in message.notes:
+                tqdm.write(note, sys.stderr)
             now = time.monotonic()
-            if bar.disable and now - said > PIPE_LINE_SECONDS and done > FIRST_ESTIMATE * run_steps:
+            if bar.disable and now - said > PIPE_LINE_SECONDS and done - resumed > FIRST_ESTIMATE * run_steps:
                 said = now
-                left = (now - began) * (run_steps - done) / done
+                left = (now - began) * (run_steps - done) / (done - resumed)
                 line = f"{n_ended}/{n_runs} runs, {100 * done // run_steps} % of the steps"
                 print(f"{line}, about {duration(left)} left", file=sys.stderr, flush=True)
         show_outcomes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from normstudy import store
+from normstudy.config import RunConfig
 
 Request = dict[str, object]  # "command": the command line, "overrides": list[str]
 
@@ -36,8 +37,9 @@ def record(
     }
     table = pa.table(
         {
-            "run_id": pa.array(list(run_ids), pa.string()),
-            "batch": pa.array([batch_of.get(i) for i in run_ids], pa.int32()),
+            "run_id": pa.array(list(runs), pa.string()),
+            "batch": pa.array([batch_of.get(i) for i in runs], pa.int32()),
+            "n_steps": pa.array([config.schedule.n_steps for config in runs.values()], pa.int32()),
         }
     ).replace_schema_metadata(asked)
     stamp = store.now().strftime("%Y%m%dT%H%M%S.%f")

@@ -12,8 +12,10 @@ Every folder holds `0-schema.parquet`, which has no rows, so that readers see th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import errno
 import math
 import os
 import socket
@@ -29,6 +31,7 @@ import pyarrow.parquet as pq
 
 from normstudy import config as cfg
 from normstudy.config import ConfigError, RunConfig
+from normstudy.errors import StorageError
 
 SERIES = ("steps", "modules", "residual")
 TABLES = ("runs", *SERIES)
@@ -39,6 +42,12 @@ SEALED = "SEALED"
 FILES_AT_ONCE = 64  # of a table, read by one thread: a study that has just been swept has thousands
 FSYNCS_AT_ONCE = 4  # 24 small files: 160 ms one by one on busy cores, 12 ms so; 6.7 and 4.5 ms on idle ones
 OLD_TABLES = "state/tables.old"  # a compaction moves tables here, for the moment of the swap
+REMEDY = "mend that"
+REMEDIES = {
+    errno.ENOSPC: "make room on its disk", errno.EDQUOT: "make room in your quota", errno.EMFILE: "raise ulimit -n",
+    errno.EFBIG: "raise ulimit -f", errno.EROFS: "mount it writable", errno.EACCES: "make it writable",
+    errno.EIO: "look after its disk",
+}  # fmt: skip
 SWAPPING = "{0} was left in the middle of a compaction: run normstudy compact {0}"
 
 MODULES = (
@@ -185,19 +194,53 @@ def place(study_dir: Path, relative: str, data: bytes) -> None:
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """Place several files, (relative, data) each: all of them are durable before the first is moved."""
     state = study_dir / "state"
-    state.mkdir(parents=True, exist_ok=True)
     writer = f"{socket.gethostname()}-{os.getpid()}"
     targets: dict[Path, Path] = {}
-    for relative, data in files:
-        target = study_dir / relative
-        part = state / f"{target.parent.name}-{target.name}.{writer}.part"
-        with open(part, "wb") as f:
-            f.write(data)
-        targets[part] = target
-    _fsync_all(list(targets))
-    for part, target in targets.items():
-        os.replace(part, target)
-    _fsync_all(list(dict.fromkeys(target.parent for target in targets.values())))
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        for relative, data in files:
+            target = study_dir / relative
+            part = state / f"{target.parent.name}-{target.name}.{writer}.part"
+            targets[part] = target
+            write_bytes(part, data)
+        _fsync_all(list(targets))
+        for part, target in targets.items():
+            os.replace(part, target)
+        _fsync_all(list(dict.fromkeys(target.parent for target in targets.values())))
+    except OSError:
+        for part in targets:  # what is half a file helps nobody, and its space may
+            with contextlib.suppress(OSError):
+                part.unlink()
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Make a file of these bytes, or let its OSError through."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def storing(study_dir: Path) -> Iterator[None]:
+    """Turns an OSError of writing results into a StorageError, whose line says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{study_dir} cannot be written: {error.strerror}. What was finished is intact; "
+            f"{REMEDIES.get(error.errno or 0, REMEDY)} and give the same command again"
+        ) from error
+
+
+def remove_parts(study_dir: Path) -> None:
+    """Remove what killed commands were writing. Needs the lock, alone."""
+    for part in (study_dir / "state").glob("*.part"):
+        part.unlink(missing_ok=True)
 
 
 def encode(table: str, content: pa.Table) -> bytes:
@@ -233,14 +276,23 @@ def write_window(study_dir: Path, run_id: str, window: int, rows: Rows) -> None:
 
 
 def write_windows(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> None:
-    """Write windows of several runs' series, (run_id, window, rows) each. An existing file is left."""
-    place_all(study_dir, _window_files(study_dir, windows))
+    """Write windows of several runs' series, (run_id, window, rows) each. An existing file is left.
+
+    Raises StorageError where the disk does not take them.
+    """
+    with storing(study_dir):
+        place_all(study_dir, _window_files(study_dir, windows))
+
+
+def window_name(run_id: str, window: int) -> str:
+    """The name of a window's file."""
+    return f"{run_id}-{window:03d}.parquet"
 
 
 def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> Iterator[tuple[str, bytes]]:
     for run_id, window, rows in windows:
         for table in SERIES:
-            relative = f"tables/{table}/{run_id}-{window:03d}.parquet"
+            relative = f"tables/{table}/{window_name(run_id, window)}"
             if (study_dir / relative).exists():
                 continue
             schema, columns = SCHEMAS[table], dict(rows[table])
@@ -256,26 +308,44 @@ def write_run(study_dir: Path, row: Mapping[str, object]) -> None:
 
 
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write the `runs` rows of several runs; missing columns are null. A `done` row is never taken back."""
-    kept = [row for row in rows if row["status"] == "done" or not _is_done(study_dir, str(row["run_id"]))]
+    """Write the `runs` rows of several runs; missing columns are null. A `done` row is never taken back.
+
+    Raises StorageError where the disk does not take them.
+    """
+    kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
     schema = SCHEMAS["runs"]
     unknown = {name for row in kept for name in row} - set(schema.names)
     if unknown:
         raise KeyError(f"no such columns in runs: {sorted(unknown)}")
     content = pa.table([pa.array([row.get(f.name) for row in kept], f.type) for f in schema], schema=schema)
     names = [f"tables/runs/{row['run_id']}.parquet" for row in kept]
-    place_all(study_dir, ((name, encode("runs", content.slice(i, 1))) for i, name in enumerate(names)))
+    with storing(study_dir):
+        place_all(study_dir, ((name, encode("runs", content.slice(i, 1))) for i, name in enumerate(names)))
 
 
-def _is_done(study_dir: Path, run_id: str) -> bool:
-    path = study_dir / "tables" / "runs" / f"{run_id}.parquet"
-    return path.exists() and read_row(path)["status"] == "done"
+def is_done(study_dir: Path, run_id: str) -> bool:
+    """Whether a run of its own file is finished."""
+    row = read_row(study_dir, run_id)
+    return row is not None and row["status"] == "done"
 
 
-def read_row(path: Path) -> dict[str, object]:
-    """The row of a one-row file of `runs`."""
-    row: dict[str, object] = pq.ParquetFile(path).read().to_pylist()[0]
+def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
+    """The row of a run that has a file of its own in `runs`, None where there is none."""
+    try:
+        content = pq.ParquetFile(study_dir / "tables" / "runs" / f"{run_id}.parquet").read()
+    except FileNotFoundError:
+        return None
+    row: dict[str, object] = content.to_pylist()[0]
     return row
+
+
+def remove_windows(study_dir: Path, run_id: str) -> None:
+    """Remove every window of a run, which is to start from zero in other bits."""
+    with storing(study_dir):
+        for table in SERIES:
+            for path in (study_dir / "tables" / table).glob(f"{run_id}-*.parquet"):
+                if run_of(table, path.name) == run_id:
+                    path.unlink(missing_ok=True)
 
 
 def config_columns(config: RunConfig) -> dict[str, object]:

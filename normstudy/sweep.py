@@ -16,11 +16,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from normstudy import batching, data, lock, own, pool, progress, provenance, sealed, store
+from normstudy import batching, data, failures, lock, own, pool, progress, provenance, sealed, store
 from normstudy import config as cfg
-from normstudy.config import ConfigError, RunConfig
+from normstudy.config import ConfigError, ExecutionConfig, RunConfig
 from normstudy.provenance import Request
+from normstudy.stopping import Interrupted, Stop
 from normstudy.worker import Task
+
+RETRY = "To try them again: execution.retry_failed=true execution.max_tries=N, with an N beyond their tries"
 
 
 class RunsFailed(Exception):
@@ -48,6 +51,7 @@ class Plan:
     workers: int
     device: str
     is_sealed: bool
+    given_up: list[str]  # missing ones that have crashed too often to be tried again
 
     @property
     def seconds(self) -> float:
@@ -91,8 +95,20 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     device = _device(execution.device)
     _check_own([runs[i] for i in missing], device)
     workers = execution.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
-    batches = group({i: runs[i] for i in missing}, workers, device)
-    return Plan(study_dir, ids, runs, texts, missing, batches, max(1, min(workers, len(batches))), device, is_sealed)
+    given_up = _given_up(study_dir, missing, statuses, execution)
+    batches = group({i: runs[i] for i in missing if i not in given_up}, workers, device)
+    at_once = max(1, min(workers, len(batches)))
+    return Plan(study_dir, ids, runs, texts, missing, batches, at_once, device, is_sealed, given_up)
+
+
+def _given_up(study_dir: Path, missing: list[str], statuses: dict[str, str], execution: ExecutionConfig) -> list[str]:
+    """The failed runs that are not tried again."""
+    tries = failures.tries(study_dir)
+    return [
+        i
+        for i in missing
+        if statuses.get(i) == "failed" and (not execution.retry_failed or tries[i] >= execution.max_tries)
+    ]
 
 
 def _refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict[str, str]) -> bool:
@@ -225,39 +241,54 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
     shared: let other shared holders of the study's lock in.
     """
     study_dir = planned.study_dir
-    with lock.hold(study_dir, str(request.get("command", "normstudy")), shared=shared) as held:
+    execution = next(iter(planned.runs.values())).execution
+    with lock.hold(study_dir, str(request.get("command", "normstudy")), shared=shared) as held, Stop() as stop:
+        if not shared:
+            store.remove_parts(study_dir)
         batches = _still_missing(planned)
         try:
             store.prepare(study_dir)
             how = {"workers": str(planned.workers), "device": planned.device}
-            provenance.record(study_dir, request, batches, list(planned.runs), how)
+            provenance.record(study_dir, request, batches, planned.runs, how)
         except OSError as error:
             raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): give another results_dir") from None
         commit = provenance.git_commit()
         tasks = [
             Task(
                 n, study_dir, ids, [planned.runs[i] for i in ids], planned.texts[ids[0]], planned.device, commit,
+                execution.checkpoint_seconds,
             )
             for n, ids in enumerate(batches)
         ]  # fmt: skip
         run_steps = sum(planned.runs[i].schedule.n_steps for ids in batches for i in ids)
-        try:
-            messages = pool.run(tasks, planned.workers, inherited=held)
-            errors = progress.follow(messages, study_dir, batches, run_steps) if tasks else {}
-        except KeyboardInterrupt:
-            done = sum(status == "done" for status in store.finished_ids(study_dir).values())
-            print(f"interrupted: {done} runs of {study_dir} are finished, the same command goes on", file=sys.stderr)
-            raise
+        errors: dict[str, str] = {}
+        if tasks:
+            messages = pool.run(tasks, planned.workers, inherited=held, stop=stop, max_tries=execution.max_tries)
+            errors = progress.follow(messages, study_dir, batches, run_steps)
         statuses = store.finished_ids(study_dir)
-        if errors:
-            n = sum(statuses.get(i) != "done" for i in planned.runs)
-            raise RunsFailed(
-                f"{n} of {len(planned.runs)} runs failed ({next(iter(errors.values()))}); tracebacks: "
-                f"{study_dir}/state/logs. The same command tries them again"
+        if stop.number is not None:
+            done = sum(statuses.get(i) == "done" for i in planned.runs)
+            print(
+                f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished, the others are saved: "
+                "the same command goes on",
+                file=sys.stderr,
             )
+            raise Interrupted(stop.number)
+        if errors or planned.given_up:
+            raise RunsFailed(_told_failures(planned, errors, statuses))
         if set(statuses.values()) == {"done"} and lock.alone(held):
             # A command that starts at this moment may already hold a lock of its own there.
             shutil.rmtree(study_dir / "state", ignore_errors=True)
+
+
+def _told_failures(planned: Plan, errors: dict[str, str], statuses: dict[str, str]) -> str:
+    """The line about runs that crashed now, or so often before that they were left out."""
+    n = sum(statuses.get(i) != "done" for i in planned.runs)
+    logs = f"tracebacks: {planned.study_dir}/{failures.LOGS}"
+    if not errors:
+        return f"{n} of {len(planned.runs)} runs failed before and were left out; {logs}. {RETRY}"
+    first = next(iter(errors.values()))
+    return f"{n} of {len(planned.runs)} runs failed ({first}); {logs}. The same command tries them again"
 
 
 def _still_missing(planned: Plan) -> list[list[str]]:
@@ -281,6 +312,8 @@ def _say_plan(planned: Plan, asked: int) -> None:
         line += f" of {together} on {planned.workers} workers ({planned.device})"
         line += f", about {progress.duration(planned.seconds)}"
     print(line, flush=True)
+    if planned.given_up:
+        print(f"{len(planned.given_up)} runs failed before and are left out. {RETRY}", flush=True)
     if asked > n:
         print(f"{asked - n} of the {asked} requested runs are the same as another, and are trained once", flush=True)
 

@@ -12,7 +12,7 @@ B batch, T sequence.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -57,6 +57,31 @@ class End:
     run: int
     final_val_loss: float | None
     nonfinite_step: int | None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run goes on. step: the next to take; params (width,) and the optimizer's slots (width,) before it."""
+
+    step: int
+    params: Tensor
+    state: optim.State
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Some runs of a batch before a step. params and slots are (runs, width), and change with the next step."""
+
+    step: int
+    runs: list[int]
+    layout: Layout
+    params: Tensor
+    state: optim.State
+
+    def of(self, place: int) -> Start:
+        """The start of one of the runs, a copy."""
+        state = {slot: values[place].cpu().clone() for slot, values in self.state.items()}
+        return Start(self.step, self.params[place].detach().cpu().clone(), state)
 
 
 def loss_of_run(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -112,6 +137,12 @@ class Runs:
         params, grads, *slots = (t.index_select(0, index) for t in (self.params, self.grads, *self.state.values()))
         return replace(self, params=params, grads=grads, state=dict(zip(self.state, slots, strict=True)))
 
+    def join(self, others: Runs) -> Runs:
+        """These runs and then the others, of the same batch."""
+        mine, theirs = ([r.params, r.grads, *r.state.values()] for r in (self, others))
+        params, grads, *slots = (torch.cat([a.detach(), b.detach()]) for a, b in zip(mine, theirs, strict=True))
+        return replace(self, params=params, grads=grads, state=dict(zip(self.state, slots, strict=True)))
+
 
 class Measured(NamedTuple):
     """What a step gave, on its device. loss (runs,); grad, param, update (modules, runs), None where nothing is
@@ -143,6 +174,8 @@ def train_batch(
     text: data.Text,
     device: str = "cpu",
     *,
+    starts: Sequence[Start | None] | None = None,
+    between: Callable[[Snapshot], bool] | None = None,
     probing: bool = True,
     look_every: int | None = None,
 ) -> Iterator[Record | End]:
@@ -152,6 +185,9 @@ def train_batch(
     Whatever a run is batched with, its numbers are the same bits (on one kind of CPU and version of torch and of
     NumPy's BLAS).
 
+    starts: of each run, where it goes on, None for the beginning. The least advanced take their steps first, until
+    they are level with the next. between: called after each step with the runs that train on; True ends the training.
+
     probing: False leaves the norms out, for `normstudy bench` to tell what they cost; they are NaN then.
     look_every: steps between two looks of the host at what they gave. No number depends on it; a run that diverged
     leaves at the next look. A look waits for the device, so on a GPU the default is LOOK_EVERY, on a CPU 1.
@@ -160,12 +196,18 @@ def train_batch(
     n_steps, eval_every = first.schedule.n_steps, first.eval.every
     look_every = look_every or (1 if device == "cpu" else LOOK_EVERY)
     windows = torch.from_numpy(data.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)
-    runs, alive = begin(configs, text, device), list(range(len(configs)))
-    step, take = 0, None
-    while step < n_steps:
+    levels = levels_of(begin(configs, text, device), starts or [None] * len(configs))
+    (step, alive, runs), take = levels.pop(0), None
+    while True:
+        if levels and levels[0].step == step:
+            _, others, theirs = levels.pop(0)
+            runs, alive, take = runs.join(theirs), [*alive, *others], None
+        if step == n_steps:
+            break
         running = [configs[r] for r in alive]
         val_loss = evaluate(runs, windows) if step % eval_every == 0 else None
-        steps = range(step, min(step + look_every, step + eval_every - step % eval_every, n_steps))
+        next_level = levels[0].step if levels else n_steps
+        steps = range(step, min(step + look_every, step + eval_every - step % eval_every, next_level))
         probed = [probes.is_probed(t, n_steps, first.probe) for t in steps]
         inputs = inputs_of(steps, running, text, runs.params)
         if take is None:
@@ -183,13 +225,45 @@ def train_batch(
                 yield End(int(r), None, t)
             here = here[finite]
             if not len(here):
+                break
+        if not len(here):
+            if not levels:
                 return
+            (step, alive, runs), take = levels.pop(0), None
+            continue
         if len(here) < len(alive):
             runs, alive, take = runs.select(torch.from_numpy(here).to(device)), [alive[i] for i in here], None
         step = steps.stop
+        if between is not None and between(Snapshot(step, alive, runs.layout, runs.params, runs.state)):
+            return
 
     for r, value in zip(alive, evaluate(runs, windows), strict=True):
         yield End(r, float(value), None) if np.isfinite(value) else End(r, None, n_steps)
+
+
+class Level(NamedTuple):
+    """Runs of a batch, by their indices in it, that take `step` next."""
+
+    step: int
+    indices: list[int]
+    runs: Runs
+
+
+def levels_of(runs: Runs, starts: Sequence[Start | None]) -> list[Level]:
+    """The runs of a batch where they start, the least advanced first."""
+    indices: dict[int, list[int]] = {}
+    for r, start in enumerate(starts):
+        indices.setdefault(0 if start is None else start.step, []).append(r)
+        if start is not None:
+            runs.params[r] = start.params
+            for slot, values in start.state.items():
+                runs.state[slot][r] = values
+    if len(indices) == 1:
+        return [Level(step, those, runs) for step, those in indices.items()]
+    device = runs.params.device
+    return [
+        Level(step, those, runs.select(torch.tensor(those, device=device))) for step, those in sorted(indices.items())
+    ]
 
 
 def begin(configs: list[RunConfig], text: data.Text, device: str) -> Runs:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from normstudy import store
+from normstudy import store, sweep
 from normstudy.config import (
     DataConfig,
     EvalConfig,
@@ -17,6 +19,7 @@ from normstudy.config import (
     RunConfig,
     ScheduleConfig,
 )
+from normstudy.worker import Task
 
 REQUEST: dict[str, object] = {"command": "a test", "overrides": ["a=1"]}
 
@@ -75,3 +78,22 @@ def assert_same_tables(one: Path, other: Path) -> None:
     """Bitwise equal studies: the same series files, the same `runs`, the columns outside the promise aside."""
     assert series_bytes(one) == series_bytes(other)
     pd.testing.assert_frame_equal(reproduced_runs(one), reproduced_runs(other), check_exact=True)
+
+
+def task_of(configs: Sequence[RunConfig], seconds: float = 60.0) -> Task:
+    """All as one batch."""
+    planned = sweep.plan(configs)
+    store.prepare(planned.study_dir)
+    ids = list(dict.fromkeys(planned.ids))
+    text = planned.texts[ids[0]]
+    return Task(0, planned.study_dir, ids, [planned.runs[i] for i in ids], text, "cpu", None, seconds)
+
+
+def after(steps: int) -> Callable[[], bool]:
+    """Says to stop after so many steps."""
+    asked = itertools.count(1)
+    return lambda: next(asked) >= steps
+
+
+def never() -> bool:
+    return False

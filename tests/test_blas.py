@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from normstudy.worker import blas
+from normstudy.recording import blas
 
 NUMPYS = {"user_api": "blas", "internal_api": "openblas", "version": "0.3.31", "architecture": "SkylakeX"}
 SCIPYS = NUMPYS | {"version": "0.3.30", "filepath": "/home/numpy/site-packages/scipy.libs/libscipy_openblas.so"}

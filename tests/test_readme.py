@@ -8,7 +8,7 @@ from pathlib import Path
 import measured
 import pytest
 
-from normstudy import cli, config
+from normstudy import cli, config, manual
 from normstudy.analysis.claims import findings, markdown
 from normstudy.bench import summary, tables
 from normstudy.bench.rows import ROWS
@@ -89,7 +89,7 @@ def test_commands_are_accepted(words: list[str], tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     "text",
-    [README, (ROOT / "results" / "README.md").read_text(), cli.RUN_HELP],
+    [README, (ROOT / "results" / "README.md").read_text(), manual.RUN_HELP],
     ids=["README", "results/README", "run --help"],
 )
 def test_every_name_is_told(text: str) -> None:

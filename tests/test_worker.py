@@ -15,8 +15,9 @@ import torch
 from studies import assert_same_tables, tiny
 
 from normstudy.config import RunConfig
+from normstudy.recording import together
 from normstudy.train import End, Record
-from normstudy.worker import is_out_of_memory, together
+from normstudy.worker import is_out_of_memory
 
 
 def record(step: int) -> Record:
@@ -66,7 +67,7 @@ for _ in train.train_batch(configs[:2], data.load(configs[0].data)):
     pass  # all libraries are loaded before the memory is limited
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[2]) * 2**20,) * 2)
-messages = list(worker.train_halving(task))
+messages = list(worker.train_halving(task, lambda: False))
 print([m.smaller for m in messages if m.smaller], sum(m.run_steps for m in messages))
 """
 

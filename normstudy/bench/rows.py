@@ -32,7 +32,7 @@ class RowModule(Protocol):
 
 
 ROWS: dict[str, Row] = {
-    "a": Row("normstudy.bench.speed", "run-steps per second against plain loops", "cpu", (60, 540)),
+    "a": Row("normstudy.bench.speed", "run-steps per second against plain loops", "cpu", (60, 760)),
     "b": Row("normstudy.bench.probing", "cost of the probes", "cpu", (13, 122)),
     "c": Row("normstudy.bench.overhead", "time and memory outside training", "cpu", (8, 109)),
     "d": Row("normstudy.bench.start", "time to start", "cpu", (16, 48)),

@@ -70,6 +70,26 @@ READERS = {
 }
 
 
+READING = "pyarrow"
+# {0} is the folder of the tables. Two lists of files, and what `compare` needs of them.
+READ_ALL = """
+import os, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import pyarrow.parquet as pq
+
+def read(path):
+    return pq.ParquetFile(path).read(COLUMNS[path.parent.name], use_threads=False)
+
+COLUMNS = {{"runs": None, "steps": ["run_id", "step", "train_loss", "val_loss"]}}
+start = time.perf_counter()
+files = [path for table in COLUMNS for path in Path("{0}", table).glob("*.parquet")]
+with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    list(threads.map(read, files))
+print(time.perf_counter() - start)
+"""
+
+
 def _goals(size: Size, *, judged: bool) -> list[Goal]:
     """The lines of one size; only the full study has limits, since a smaller one would keep them by its size."""
     limits = [
@@ -78,6 +98,7 @@ def _goals(size: Size, *, judged: bool) -> list[Goal]:
         ("compare", "compare", "seconds", 3.0),
         ("compare", "compare, peak memory", "gigabytes", None),
         *((reader, f"one column of steps, {reader}", "seconds", 1.0) for reader in READERS),
+        (READING, "compare, limit: its files read by pyarrow on all cores, nothing else", "seconds", None),
     ]
     return [
         Goal("f", f"{size}, {form}", title, metric, subject, None, *(("at most", limit) if judged and limit else ()))
@@ -109,6 +130,7 @@ def measure_size(size: Size, folder: Path, rounds: int) -> Iterator[Sample]:
                 yield Sample("f", case, command, "gigabytes", "GB", n, gigabytes)
             for reader in readers:
                 yield Sample("f", case, reader, "seconds", "s", n, timed_read(reader, study))
+            yield Sample("f", case, READING, "seconds", "s", n, printed(READ_ALL.format(study / "tables")))
 
 
 # Between this process and the measured one, since the kernel counts a process's peak memory from before its exec:
@@ -134,7 +156,11 @@ def timed(command: list[str]) -> tuple[float, float]:
 def timed_read(reader: str, study: Path) -> float:
     """Seconds in which a reader gives one column of `steps`, in a fresh process after its import."""
     call = READERS[reader].format(study / "tables" / "steps")
-    code = f"import time, {reader}; start = time.perf_counter(); {call}; print(time.perf_counter() - start)"
+    return printed(f"import time, {reader}; start = time.perf_counter(); {call}; print(time.perf_counter() - start)")
+
+
+def printed(code: str) -> float:
+    """The number that a fresh process prints."""
     return float(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
 
 

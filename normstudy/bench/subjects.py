@@ -67,13 +67,13 @@ def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = Non
 
 def start_normstudy(job: tuple[list[RunConfig], Path]) -> Work[float]:
     """A batch of runs, in steps, whose tables are written to a folder as a worker does; their CPU seconds."""
-    from normstudy import data, probes, store, train, worker
+    from normstudy import data, probes, recording, store, train
 
     configs, folder = job
     text = data.load(configs[0].data)
     records = train.train_batch(configs, text)
     modules = probes.modules_of([name for name, _ in train.build(configs[0], text.vocab_size).named_parameters()])
-    series = [worker.Series(f"run-{r}") for r in range(len(configs))]
+    series = [recording.Series(f"run-{r}") for r in range(len(configs))]
     window = store.window_size(WINDOW_OF)
     store.prepare(folder)
 
@@ -84,7 +84,7 @@ def start_normstudy(job: tuple[list[RunConfig], Path]) -> Work[float]:
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
         if (record.step + 1) % window == 0:
-            worker.flush(folder, series, window)
+            recording.flush(folder, series, window)
 
     return lambda n_steps: cpu_seconds(step, n_steps)
 

@@ -43,7 +43,7 @@ MODES = ("quick", "full")
 
 ASK = """
 import json, torch
-from normstudy.worker import blas
+from normstudy.recording import blas
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
 print(json.dumps([torch.__version__, torch.backends.cpu.get_cpu_capability(), blas(), gpu]))
 """

@@ -20,7 +20,7 @@ import measured
 import pytest
 from measured import MACHINE, by_hand, content, write
 
-from normstudy import cli
+from normstudy import cli, manual
 from normstudy.bench import rows, run, tables
 from normstudy.bench.rows import ROWS, Row
 from normstudy.bench.samples import Sample, Scope
@@ -302,13 +302,13 @@ def test_the_help_tells_every_row_and_where_things_go(monkeypatch: pytest.Monkey
     monkeypatch.undo()
     assert list(ROWS) == list("abcdefgh")
     for letter, row in ROWS.items():
-        assert f"  {letter}  {row.title}" in cli.BENCH_HELP
+        assert f"  {letter}  {row.title}" in manual.BENCH_HELP
         assert row.module.startswith("normstudy.bench.")
         assert row.seconds[0] <= row.seconds[1]
     assert [letter for letter, row in ROWS.items() if row.device == "cuda"] == ["g"]
     assert {row.device for row in ROWS.values()} == set(run.SKIPPED)
     for folder in run.OUT.values():
-        assert str(folder) in cli.BENCH_HELP
+        assert str(folder) in manual.BENCH_HELP
     assert sum(row.seconds[0] for row in ROWS.values() if row.device == "cpu") < 180  # as the help says of --quick
 
 

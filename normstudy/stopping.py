@@ -1,0 +1,66 @@
+"""How a sweep is stopped: Ctrl-C, SIGTERM and SIGHUP once ask for it, a second one ends everything at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+
+
+class Interrupted(KeyboardInterrupt):
+    """A sweep was stopped by a signal, and what it had is kept. code: the exit code of the command."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+class Stop:
+    """While it is entered, the first of SIGNALS makes `reader` readable; the second ends this process.
+
+    Workers end with their parent. One that is ignored, as SIGHUP is under nohup, stays so. Only the main thread of a
+    process can be told of signals: elsewhere nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None  # the signal that asked
+        self.reader, self._writer = os.pipe()
+        self._before: dict[int, Handler] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self.reader)
+        os.close(self._writer)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            os._exit(128 + number)
+        self.number = number
+        os.write(self._writer, b"x")
+
+    def acknowledge(self) -> None:
+        """Say what happens now, and make `reader` wait again."""
+        os.read(self.reader, 1)
+        if self.number == signal.SIGHUP:  # the terminal is gone: to write there would be an error
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for stream in (1, 2):
+                os.dup2(nowhere, stream)
+        print(
+            "\nstopping: every run finishes its step and is saved. Once more ends it at once",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,254 @@
+"""Kill a sweep at every point where it touches its files, once each, and compare it with an undisturbed one.
+
+    harness.py FOLDER [--mutation NAME] [--every K] [--offset I]
+
+A point lies in the middle of each write, and before and after each replace, rename, unlink and rmdir, in the order in
+which the sweep comes by them. For each one a child process trains the sweep until SIGKILL ends it there; more children
+with the same words follow, in other batches, until one is through. All file operations and the training are the real
+ones. Only the pool is left out, so that a trial takes a tenth of a second: its batches are trained in the child.
+
+Prints one JSON object: points, trials, failures (texts). --mutation breaks the store first, which must give failures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from numerics import NUMERICS_ENV
+
+if any(os.environ.get(k) != v for k, v in NUMERICS_ENV.items()):
+    rest = {k: v for k, v in os.environ.items() if k not in NUMERICS_ENV}
+    wanted = {k: v for k, v in NUMERICS_ENV.items() if v is not None}
+    os.execve(sys.executable, [sys.executable, *sys.argv], rest | wanted)  # libraries read it once
+
+import pandas as pd
+import torch
+from studies import REQUEST, assert_same_tables, tiny
+
+from normstudy import checkpoint, compaction, lock, pool, recording, store, sweep, worker
+from normstudy.config import RunConfig
+
+WINDOW, N_STEPS, RUNS = 3, 7, 3
+MOST_CALLS = 4  # of one sweep: one that was killed, and what may follow
+
+
+def configs(root: Path, per_batch: int) -> list[RunConfig]:
+    """Three runs of one shape, one of which diverges, that save themselves after every step."""
+    made = [
+        tiny(root, d_model=8, seq_len=4, n_steps=N_STEPS, seed=s, optimizer="sgd", peak_lr=1e9 if s == 2 else 0.1)
+        for s in range(RUNS)
+    ]
+    return [replace(c, execution=replace(c.execution, runs_per_batch=per_batch, checkpoint_seconds=0.0)) for c in made]
+
+
+# ---- points -------------------------------------------------------------------------------------------
+
+
+class Points:
+    """Counts the points that a process comes by, and kills it at one of them."""
+
+    def __init__(self, folder: Path, kill_at: int | None) -> None:
+        self.folder, self.kill_at, self.passed = str(folder), kill_at, 0
+
+    def reach(self) -> None:
+        if self.passed == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.passed += 1
+
+    def install(self) -> None:
+        """From here on, in this process."""
+        write = os.write
+
+        def half_written(fd: int, data: Any) -> int:
+            if not os.readlink(f"/proc/self/fd/{fd}").startswith(self.folder):
+                return write(fd, data)
+            if self.passed == self.kill_at:
+                write(fd, memoryview(data)[: len(data) // 2])
+            self.reach()
+            return write(fd, data)
+
+        os.write = half_written
+        for name in ("replace", "rename", "unlink", "rmdir"):
+            setattr(os, name, self.around(getattr(os, name)))
+
+    def around(self, function: Callable[..., None]) -> Callable[..., None]:
+        def surrounded(*args: Any, **kwargs: Any) -> None:
+            self.reach()
+            function(*args, **kwargs)
+            self.reach()
+
+        return surrounded
+
+
+# ---- mutations ----------------------------------------------------------------------------------------
+
+
+def straight_into_tables() -> None:
+    """Files are written where readers look for them."""
+
+    def place_all(study_dir: Path, files: Any) -> None:
+        (study_dir / "state").mkdir(parents=True, exist_ok=True)
+        for relative, data in files:
+            store.write_bytes(study_dir / relative, data)
+
+    store.place_all = place_all
+
+
+def checkpoint_before_window() -> None:
+    """A window is written only after the checkpoint that no longer holds its rows."""
+    flush, save = recording.flush, recording.save
+    held: list[Any] = []
+
+    def later(study_dir: Path, series: Any, size: int) -> None:
+        for s in series:
+            copy = recording.Series(s.run_id)
+            copy.step, copy.rows = s.step, s.rows
+            held.append((study_dir, copy, size))
+            s.rows = recording._no_rows()
+
+    def save_first(*args: Any) -> None:
+        save(*args)
+        for study_dir, series, size in held:
+            flush(study_dir, [series], size)
+        held.clear()
+
+    recording.flush, recording.save = later, save_first
+    write_runs = store.write_runs
+
+    def after_windows(study_dir: Path, rows: Any) -> None:
+        for folder, series, size in held:
+            flush(folder, [series], size)
+        held.clear()
+        write_runs(study_dir, rows)
+
+    store.write_runs = after_windows
+
+
+MUTATIONS = {"straight_into_tables": straight_into_tables, "checkpoint_before_window": checkpoint_before_window}
+
+
+# ---- one sweep ----------------------------------------------------------------------------------------
+
+
+def in_this_process(tasks: Sequence[worker.Task], workers: int, **_: object) -> Iterator[worker.Message]:
+    """pool.run without processes."""
+    for task in tasks:
+        yield from worker.train_halving(task, lambda: False)
+
+
+def child(work: Callable[[], None], folder: Path, kill_at: int | None) -> tuple[int, int]:
+    """Do some work in a child: the signal that ended it (0: none), and the points that it came by.
+
+    Raises RuntimeError where it fails.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            points = Points(folder, kill_at)
+            points.install()
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                work()
+            os.write(writer, str(points.passed).encode())
+            code = 0
+        except BaseException:
+            os.write(writer, traceback.format_exc().encode())
+        os._exit(code)
+    os.close(writer)
+    with open(reader) as told:
+        text = told.read()
+    _, status = os.waitpid(pid, 0)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise RuntimeError(text)
+    return (os.WTERMSIG(status), 0) if os.WIFSIGNALED(status) else (0, int(text))
+
+
+def sweep_and_compact(root: Path, per_batch: int) -> Callable[[], None]:
+    """The whole life of a study's files: trained, and gathered into one file a table."""
+
+    def work() -> None:
+        if lock.swap_interrupted(root / "tiny"):  # what the sweep's own line asks for
+            compaction.compact_study(root / "tiny")
+        sweep.execute(sweep.plan(configs(root, per_batch)), REQUEST)
+        compaction.compact_study(root / "tiny")
+
+    return work
+
+
+def check_readable(study: Path) -> set[str]:
+    """The finished runs. Every table of a study that was killed can be read, by our reader and by a foreign one.
+
+    A compaction that was killed at its swap is the one thing that the next command has to end.
+    """
+    if not (study / "tables" / "runs").exists() or (study / store.OLD_TABLES).exists():
+        return set()
+    for table in store.TABLES:
+        folder = study / "tables" / table
+        if folder.exists() and any(folder.iterdir()):
+            pd.read_parquet(folder)
+    return {run_id for run_id, status in store.finished_ids(study).items() if status == "done"}
+
+
+def trial(whole: Path, root: Path, point: int) -> str | None:
+    """Kill a sweep at a point, go on until it is through; what is wrong then, if anything is."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    finished: set[str] = set()
+    try:
+        for call in range(MOST_CALLS):
+            ended, _ = child(sweep_and_compact(root, 1 + (point + call) % RUNS), root, point if call == 0 else None)
+            now = check_readable(root / "tiny")
+            if not ended:
+                break
+            if not finished <= now and now:
+                return f"point {point}: finished runs were lost: {sorted(finished - now)}"
+            finished |= now
+        else:
+            return f"point {point}: not through after {MOST_CALLS} calls"
+        if (root / "tiny" / checkpoint.SET_ASIDE).exists():
+            return f"point {point}: a checkpoint was refused"
+        assert_same_tables(whole, root / "tiny")
+    except Exception as error:
+        return f"point {point}: {type(error).__name__}: {str(error)[-300:]}"
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--mutation", choices=MUTATIONS)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--offset", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    store.window_size = lambda n_steps: WINDOW  # of the format, and 200 at least: too many steps for so many trials
+    pool.run = in_this_process  # type: ignore[assignment]
+    whole = args.folder / "whole"
+    whole.mkdir(parents=True)
+    child(sweep_and_compact(whole, RUNS), whole, None)
+    if args.mutation is not None:
+        MUTATIONS[args.mutation]()
+    counted = args.folder / "counted"
+    counted.mkdir()
+    _, points = child(sweep_and_compact(counted, 1), counted, None)
+    chosen = range(args.offset, points, args.every)
+    told = [trial(whole / "tiny", args.folder / "trial", point) for point in chosen]
+    print(json.dumps({"points": points, "trials": len(chosen), "failures": [text for text in told if text]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Ctrl-C and its relatives, sent to real sweeps: once saves what there is, twice ends at once, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from processes import CLI, SWEEP, finish, is_gone, start, wait_for, workers_of
+from studies import assert_same_tables
+
+from normstudy import checkpoint, store
+
+WORDS = [
+    *SWEEP, "seed=range(0,4)", "schedule.n_steps=1500", "execution.workers=2", "execution.checkpoint_seconds=1000",
+]  # fmt: skip
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    assert finish(WORDS, cwd).returncode == 0
+    return cwd / "results" / "long"
+
+
+def training(cwd: Path, prefix: tuple[str, ...] = ()) -> tuple[subprocess.Popen[str], list[int]]:
+    """A sweep whose four runs have all written a window, and its workers."""
+    running = start(WORDS, cwd, prefix)
+    steps = cwd / "results" / "long" / "tables" / "steps"
+    wait_for(lambda: len(list(steps.glob("*-000.parquet"))) == 4)
+    return running, workers_of(running.pid)
+
+
+@pytest.mark.parametrize("to", ["group", "parent"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_once_saves_every_run_and_says_how_to_go_on(
+    undisturbed: Path, tmp_path: Path, number: signal.Signals, to: str
+) -> None:
+    running, workers = training(tmp_path)
+    (os.killpg if to == "group" else os.kill)(running.pid, number)
+    _, err = running.communicate(timeout=20)
+    assert running.returncode == 128 + number
+    assert "Traceback" not in err
+    if number != signal.SIGHUP:  # then there is no terminal to say it on
+        assert "stopping: every run finishes its step and is saved" in err
+        assert "interrupted: 0 of 4 runs of results/long are finished, the others are saved: the same" in err
+    study = tmp_path / "results" / "long"
+    assert all(is_gone(pid) for pid in workers)
+    assert len(list((study / checkpoint.FOLDER).iterdir())) == 4
+    assert set(store.finished_ids(study).values()) == {"running"}
+    again = finish(WORDS, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert_same_tables(undisturbed, study)
+
+
+def test_twice_ends_at_once_and_leaves_nobody(tmp_path: Path) -> None:
+    running, workers = training(tmp_path)
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)  # they will not save anything
+    os.kill(running.pid, signal.SIGINT)
+    assert running.stderr is not None
+    while "stopping" not in running.stderr.readline():
+        pass
+    started = time.monotonic()
+    os.kill(running.pid, signal.SIGINT)
+    assert running.wait(timeout=20) == 130
+    assert time.monotonic() - started < 5
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: all(is_gone(pid) for pid in workers), 10)
+    running.communicate()
+
+
+def test_under_nohup_a_lost_terminal_changes_nothing(tmp_path: Path) -> None:
+    running, _ = training(tmp_path, ("nohup",))
+    os.killpg(running.pid, signal.SIGHUP)
+    running.communicate(timeout=200)
+    assert running.returncode == 0
+
+
+def test_a_worker_that_somebody_else_stops_is_replaced(undisturbed: Path, tmp_path: Path) -> None:
+    running, workers = training(tmp_path)
+    os.kill(workers[0], signal.SIGTERM)
+    _, err = running.communicate(timeout=200)
+    assert running.returncode == 0, err
+    assert_same_tables(undisturbed, tmp_path / "results" / "long")
+
+
+def test_a_signal_before_the_workers_are_ready(tmp_path: Path) -> None:
+    running = start(WORDS, tmp_path)
+    wait_for(lambda: workers_of(running.pid))
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_nobody_reads_what_is_printed(tmp_path: Path) -> None:
+    words = " ".join([*CLI, *WORDS, "schedule.n_steps=5"])
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {words} | true"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr

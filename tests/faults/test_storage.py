@@ -1,0 +1,121 @@
+"""Disks that are full, read-only or limited: one line that says what to do, and what was finished is intact."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from processes import SWEEP, finish
+from studies import assert_same_tables, never, task_of, tiny
+
+from normstudy import store, worker
+from normstudy.errors import StorageError
+
+SEEDS = 8
+WORDS = [
+    *SWEEP, f"seed=range(0,{SEEDS})", "schedule.n_steps=250", "execution.workers=2", "execution.runs_per_batch=1",
+    "execution.checkpoint_seconds=0.05",
+]  # fmt: skip
+LINE = "What was finished is intact; {} and give the same command again"
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    assert finish(WORDS, cwd).returncode == 0
+    return cwd / "results" / "long"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting is not allowed here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def check_intact(study: Path) -> int:
+    """How many runs are finished; every file of the tables can be read."""
+    for table in store.TABLES:
+        pd.read_parquet(study / "tables" / table)
+    assert list((study / "state").glob("*.part")) == []
+    return list(store.finished_ids(study).values()).count("done")
+
+
+def test_a_full_disk_stops_the_sweep_and_room_lets_it_go_on(undisturbed: Path, small_disk: Path) -> None:
+    done = finish([*WORDS, "results_dir=results"], small_disk)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        f"error: results/long cannot be written: No space left on device. {LINE.format('make room on its disk')}"
+    )
+    assert "Traceback" not in done.stderr
+    assert 0 < check_intact(small_disk / "results" / "long") < SEEDS
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    again = finish(WORDS, small_disk)
+    assert again.returncode == 0, again.stderr
+    assert_same_tables(undisturbed, small_disk / "results" / "long")
+
+
+def test_a_disk_that_becomes_read_only(undisturbed: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    assert finish([*WORDS, "seed=0,1"], small_disk).returncode == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = finish(WORDS, small_disk)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Read-only file system" in done.stderr
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert finish(WORDS, small_disk).returncode == 0
+    assert_same_tables(undisturbed, small_disk / "results" / "long")
+
+
+def test_a_limit_on_the_size_of_files(undisturbed: Path, tmp_path: Path) -> None:
+    """As a quota is felt: small files can be written, a checkpoint cannot."""
+    limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "bash"]
+    done = finish(WORDS, tmp_path, limited)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].endswith(f"File too large. {LINE.format('raise ulimit -f')}")
+    check_intact(tmp_path / "results" / "long")
+    assert finish(WORDS, tmp_path).returncode == 0
+    assert_same_tables(undisturbed, tmp_path / "results" / "long")
+
+
+@pytest.mark.parametrize("number", sorted(store.REMEDIES), ids=lambda number: errno.errorcode[number])
+def test_whatever_the_disk_says_is_one_line(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a run's second window, by what a write, an fsync or a replace raises."""
+    monkeypatch.setattr(store, "window_size", lambda n_steps: 4)
+    for name in ("write", "fsync", "replace"):
+        root = tmp_path / name
+        task = task_of([tiny(root), tiny(root, seed=1)])
+        messages = worker.train_halving(task, never)
+        original, calls = getattr(os, name), 0
+
+        def fails(*args: object, original: object = original, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls > 8:
+                raise OSError(number, os.strerror(number))
+            return original(*args, **kwargs)  # type: ignore[operator]
+
+        monkeypatch.setattr(os, name, fails)
+        with pytest.raises(StorageError) as raised:
+            list(messages)
+        monkeypatch.setattr(os, name, original)
+        assert str(raised.value) == (
+            f"{root}/tiny cannot be written: {os.strerror(number)}. {LINE.format(store.REMEDIES[number])}"
+        )
+        assert check_intact(root / "tiny") == 0
+        assert "failed" not in store.finished_ids(root / "tiny").values()
+        assert len(list(worker.train_halving(task_of([tiny(root), tiny(root, seed=1)]), never))) > 0
+        assert check_intact(root / "tiny") == 2

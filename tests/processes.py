@@ -1,0 +1,62 @@
+"""Real sweeps in processes of their own: start them, find their workers, wait for what they do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+CLI = [sys.executable, "-m", "normstudy"]
+# Some seconds of training in steps of a millisecond; windows of 200 steps.
+SWEEP = [
+    "sweep", "data=synthetic", "study=long", "model.n_layers=1", "model.d_model=16", "model.n_heads=2",
+    "data.seq_len=8", "data.batch_size=1", "eval.windows=4", "probe.dense_steps=5", "probe.every=50",
+    "execution.device=cpu",
+]  # fmt: skip
+
+
+def start(words: Sequence[str], cwd: Path, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """The real command in a process group of its own."""
+    return subprocess.Popen(
+        [*prefix, *CLI, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(words: Sequence[str], cwd: Path, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """The same, to its end."""
+    running = start(words, cwd, prefix)
+    out, err = running.communicate(timeout=300)
+    return subprocess.CompletedProcess(running.args, running.returncode, out, err)
+
+
+def workers_of(pid: int) -> list[int]:
+    """The live worker processes of a sweep (not the resource tracker)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                command = (entry / "cmdline").read_text()
+            except OSError:
+                continue
+            if int(fields[1]) == pid and fields[0] != "Z" and "spawn_main" in command:
+                found.append(int(entry.name))
+    return found
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Poll until the condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
