@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -142,7 +142,9 @@ class Slot:
         self.process.join()
 
 
-def run(tasks: Sequence[Task], workers: int, *, inherited: int, stop: Stop, max_tries: int) -> Iterator[Message]:
+def run(
+    tasks: Sequence[Task], workers: int, *, inherited: int, stop: Stop, max_tries: int
+) -> Generator[Message, None, None]:
     """Give the tasks, in order, to as many workers; yields what they say. Ends when every task is over.
 
     A worker that is killed costs what its batch did since its checkpoint: its runs go on as two batches, a single one

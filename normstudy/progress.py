@@ -42,7 +42,8 @@ def follow(
                 bar.set_postfix_str(counted(outcomes))
 
         for message in messages:
-            bar.initial += message.resumed  # steps of another process tell nothing of this one's rate
+            if not bar.disable:
+                bar.initial += message.resumed  # steps of another process tell nothing of this one's rate
             bar.update(message.run_steps)
             done += message.run_steps
             resumed += message.resumed

@@ -19,11 +19,15 @@ Request = dict[str, object]  # "command": the command line, "overrides": list[st
 
 
 def record(
-    study_dir: Path, request: Request, batches: Sequence[Sequence[str]], run_ids: Sequence[str], how: dict[str, str]
+    study_dir: Path,
+    request: Request,
+    batches: Sequence[Sequence[str]],
+    runs: Mapping[str, RunConfig],
+    how: dict[str, str],
 ) -> None:
     """Keep what was asked under sweeps/: one Parquet file, a row a planned run, the request in its metadata.
 
-    batches: the run ids of each batch; run_ids: all planned, finished ones too; how: execution settings.
+    batches: the run ids of each; runs: all planned, finished ones too; how: execution settings.
     """
     batch_of = {run_id: n for n, batch in enumerate(batches) for run_id in batch}
     overrides = request.get("overrides", [])

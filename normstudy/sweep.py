@@ -6,6 +6,7 @@ together in a batch. What is executed where never changes a result.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -264,7 +265,8 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
         errors: dict[str, str] = {}
         if tasks:
             messages = pool.run(tasks, planned.workers, inherited=held, stop=stop, max_tries=execution.max_tries)
-            errors = progress.follow(messages, study_dir, batches, run_steps)
+            with contextlib.closing(messages):  # whatever happens, no worker goes on alone
+                errors = progress.follow(messages, study_dir, batches, run_steps)
         statuses = store.finished_ids(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)

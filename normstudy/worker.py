@@ -81,23 +81,31 @@ def serve(pipe: Connection, lock: int) -> None:
     the parent decides. lock: descriptor of the study's lock. It is only held: open until the process ends, so that
     nobody takes the study while a worker may still write.
     """
-    asked = threading.Event()
+    asked, waiting = threading.Event(), threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        if waiting.is_set():
+            os._exit(0)
+
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    signal.signal(signal.SIGTERM, ask)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # pool.py blocked them for the time until here
     threading.Thread(target=die_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
     gc.freeze()  # the collector need not look through all of torch again and again: 3 % of a step
-    while True:
+    while not asked.is_set():
+        waiting.set()
         try:
             task: Task = pipe.recv()
         except EOFError:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)  # taking torch down in order takes half a second, and nothing is left to do
+        waiting.clear()
         try:
             for message in train_halving(task, asked.is_set):
                 pipe.send(message)
@@ -105,6 +113,7 @@ def serve(pipe: Connection, lock: int) -> None:
         except StorageError as error:
             over = Message(task.number, over=True, fatal=str(error))
         pipe.send(over)
+    os._exit(0)
 
 
 def die_with_parent() -> None:

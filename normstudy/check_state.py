@@ -1,0 +1,123 @@
+"""What `normstudy check` asks of a study beside its tables: checkpoints, what commands left in state/, the seal.
+
+Each function gives lines: `path: what is wrong: what to do`, or what is to be told and harms nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import socket
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from normstudy import failures, lock, store
+
+# As checkpoint.py has them, which imports torch; a test holds the two equal.
+CHECKPOINTS, SET_ASIDE = "state/checkpoints", "state/set_aside"
+CHECKPOINT_FORMAT, CRC_BYTES = b"normstudy checkpoint 1\n", 9
+BLOCK = 1024 * 1024  # bytes of a checkpoint in memory at once, more than the head that names its tensors
+
+
+def counted(n: int, word: str) -> str:
+    """`1 run`, `1,000 runs`."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def wrong_in_checkpoints(study: Path) -> list[str]:
+    """A line for each checkpoint from which no run can go on."""
+    do = "the same sweep sets it aside and starts the run from zero"
+    found = [(path, _wrong_in_checkpoint(path)) for path in sorted((study / CHECKPOINTS).glob("*"))]
+    return [f"{CHECKPOINTS}/{path.name}: {what}: {do}" for path, what in found if what]
+
+
+def _wrong_in_checkpoint(path: Path) -> str:
+    """What is wrong with a checkpoint, empty for nothing, or where it went meanwhile."""
+    try:
+        with open(path, "rb") as f:
+            head = f.read(len(CHECKPOINT_FORMAT) + CRC_BYTES)
+            first = block = f.read(BLOCK)
+            crc = 0
+            while block:
+                crc = zlib.crc32(block, crc)
+                block = f.read(BLOCK)
+    except FileNotFoundError:
+        return ""
+    if not head.startswith(CHECKPOINT_FORMAT):
+        return "is damaged, or of another version of normstudy"
+    if head[len(CHECKPOINT_FORMAT) :] != f"{crc:08x}\n".encode():
+        return "is damaged (its checksum is another)"
+    run_id = json.loads(first[8 : 8 + int.from_bytes(first[:8], "little")])["__metadata__"]["run_id"]
+    return "" if run_id == path.name else f"is of another run, {run_id}"
+
+
+def told(study: Path, statuses: Mapping[str, int]) -> list[str]:
+    """What harms nothing: who uses the study, runs that are not done, what killed commands left.
+
+    statuses: status -> number of runs.
+    """
+    user, lines = user_of(study), []
+    if user:
+        lines.append(f"in use by {user}: what it has yet to write is no finding")
+    elif n := statuses.get("running"):
+        lines.append(f"{counted(n, 'run')} unfinished: the same sweep goes on with what is there")
+    if n := statuses.get("failed"):
+        logs = f"tracebacks are in {study / failures.LOGS}, and the same sweep tries them again"
+        lines.append(f"{counted(n, 'run')} failed: {logs}")
+    n_parts = len(list((study / "state").glob("*.part")))
+    left = [f"{counted(n_parts, 'file')} *.part"] if n_parts else []
+    left += [name for name in (lock.NEW_TABLES, lock.OLD_TABLES) if (study / name).exists()]
+    if left and not user:
+        lines.append(f"a killed command left {', '.join(left)} in state/: the next sweep removes them")
+    if n := len(list((study / SET_ASIDE).glob("*"))):
+        lines.append(f"{counted(n, 'checkpoint')} set aside in {study / SET_ASIDE}: nothing reads them")
+    return lines
+
+
+def user_of(study: Path) -> str:
+    """The command that holds the study's lock, as the lock's file says; empty where that one is gone.
+
+    Whether one on another machine still runs cannot be seen from here.
+    """
+    try:
+        holder = json.loads((study / lock.LOCK).read_text())
+        name = f"`{holder['command']}` (pid {holder['pid']} on {holder['host']}"
+        if holder["host"] != socket.gethostname():
+            return f"{name}, if it still runs)"
+        os.kill(int(holder["pid"]), 0)
+    except PermissionError:
+        pass  # it runs, as another user
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"{name})"
+
+
+def wrong_with_seal(study: Path, n_runs: int | None, n_beside: int) -> list[str]:
+    """What the seal of a sealed study does not hold.
+
+    n_runs: in the compacted tables, None where they cannot be counted; n_beside: runs with files beside those.
+    """
+    again = f"or rm {shlex.quote(str(study / store.SEALED))} && normstudy compact {study} --seal"
+    try:
+        seal = json.loads((study / store.SEALED).read_bytes())
+        sealed, sha256 = int(seal["runs"]), dict(seal["sha256"])
+    except (ValueError, KeyError, TypeError):
+        return [f"{store.SEALED}: is damaged: restore it from a copy, {again}"]
+    lines = []
+    for name in (f"tables/{table}/{store.COMPACTED_FILE}" for table in store.TABLES):
+        if not (study / name).is_file():
+            lines.append(f"{name}: is missing, and the study is sealed: restore it from a copy")
+            continue
+        with open(study / name, "rb") as f:
+            if hashlib.file_digest(f, "sha256").hexdigest() != sha256.get(name):
+                lines.append(f"{name}: is not the file that was sealed: restore it from a copy, {again}")
+    if n_beside:
+        what = f"the study is sealed, and has files of {counted(n_beside, 'run')} beside the sealed ones"
+        lines.append(f"{store.SEALED}: {what}: move them away, or normstudy compact {study} seals them too")
+    if n_runs is not None and n_runs != sealed:
+        what = f"names {counted(sealed, 'run')}, and the tables have {n_runs}"
+        lines.append(f"{store.SEALED}: {what}: restore it from a copy, {again}")
+    return lines

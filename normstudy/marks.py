@@ -1,0 +1,146 @@
+"""How far runs are and how fast, as their files tell: rows of `runs`, windows of `steps`, and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from normstudy import store
+
+CHECKPOINTS = "state/checkpoints"  # FOLDER, FORMAT and CRC_BYTES of checkpoint.py, which imports torch
+CHECKPOINT_FORMAT = b"normstudy checkpoint 1\n"
+CRC_BYTES = 9
+MOST_HEADER = 1 << 20  # bytes; a longer one is no header of a checkpoint
+
+
+@dataclass(frozen=True)
+class Place:
+    """Runs that are equally far, `step` of `n_steps` steps. run_id: the first of them."""
+
+    run_id: str
+    runs: int
+    step: int
+    n_steps: int
+
+
+class Run(NamedTuple):
+    """What counts of a row of `runs`. taken: steps, fewer than n_steps where it diverged; times in seconds, or NaN."""
+
+    status: str
+    n_steps: int
+    taken: int
+    started: float
+    finished: float
+    seconds: float
+
+
+class Mark(NamedTuple):
+    """How far an unfinished run is. step: known to be taken, at `at`; saved: of its checkpoint, written at `saved_at`.
+
+    seconds: that the run had taken at its checkpoint.
+    """
+
+    step: int = 0
+    at: float = 0.0
+    saved: int = 0
+    saved_at: float = 0.0
+    seconds: float = 0.0
+
+
+def runs_of(frame: pd.DataFrame) -> Iterator[Run]:
+    """What counts of each row."""
+    zero = pd.Timestamp(0, tz="UTC")
+    started, finished = ((frame[name] - zero).dt.total_seconds() for name in ("started_at", "finished_at"))
+    last = frame["nonfinite_step"].astype(float)
+    taken = frame["n_steps"].where(last.isna(), (last + 1).clip(upper=frame["n_steps"]))
+    seconds = frame["wall_time_s"].astype(float)
+    for status, n_steps, steps, *times in zip(
+        frame["status"], frame["n_steps"], taken, started, finished, seconds, strict=True
+    ):
+        yield Run(str(status), int(n_steps), int(steps), *times)
+
+
+def marks_of(study: Path, unfinished: Mapping[str, Run]) -> dict[str, Mark]:
+    """How far each of the runs is, by its checkpoint or by its windows, whichever is further.
+
+    The checkpoint is read first: when it goes because its run ends meanwhile, the windows are there.
+    """
+    marks = {run_id: _checkpoint(study / CHECKPOINTS / run_id) for run_id in unfinished}
+    newest: dict[str, int] = {}
+    for name in os.listdir(study / "tables" / "steps"):
+        run_id, _, window = name.removesuffix(".parquet").rpartition("-")
+        if run_id in unfinished and window.isdigit():
+            newest[run_id] = max(newest.get(run_id, 0), int(window))
+    for run_id, window_number in newest.items():
+        n_steps = unfinished[run_id].n_steps
+        step = min(n_steps, (window_number + 1) * store.window_size(n_steps))
+        if step > marks[run_id].step:
+            written = (study / "tables" / "steps" / store.window_name(run_id, window_number)).stat().st_mtime
+            marks[run_id] = marks[run_id]._replace(step=step, at=written)
+    return marks
+
+
+def places_of(run_ids: Iterable[str], steps: Mapping[str, int], rows: Mapping[str, Run]) -> tuple[Place, ...]:
+    """The runs by how far they are, the most advanced first."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for run_id in sorted(run_ids):
+        found.setdefault((steps[run_id], rows[run_id].n_steps), []).append(run_id)
+    return tuple(Place(ids[0], len(ids), *far) for far, ids in sorted(found.items(), reverse=True))
+
+
+def _checkpoint(path: Path) -> Mark:
+    """What the head of a checkpoint tells; nothing where there is none, or one that no run could go on from."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(CHECKPOINT_FORMAT)) != CHECKPOINT_FORMAT:
+                return Mark()
+            file.seek(CRC_BYTES, os.SEEK_CUR)
+            told = json.loads(file.read(min(MOST_HEADER, int.from_bytes(file.read(8), "little"))))["__metadata__"]
+            written = os.fstat(file.fileno()).st_mtime
+        step = int(told["step"])
+        return Mark(step, written, step, written, float.fromhex(told["wall_time_s"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return Mark()
+
+
+def taken_since(began: float, done: Iterable[Run], running: Iterable[tuple[Run, Mark]]) -> tuple[float, float]:
+    """Run-steps taken since a moment, and when the last of them were: `began` where nothing is known.
+
+    Of a run that went on from a checkpoint nobody wrote down what it had then: it is taken to have been as fast before.
+    """
+    taken, last = 0.0, began
+    for run in done:
+        if run.finished > began:
+            taken += run.taken * _share(run, run.finished, run.seconds, began)
+            last = max(last, run.finished)
+    for run, mark in running:
+        step, at = (mark.step, mark.at) if run.started >= began else (mark.saved, mark.saved_at)
+        if at > began:
+            taken += step * _share(run, at, mark.seconds, began)
+            last = max(last, at)
+    return taken, last
+
+
+def _share(run: Run, at: float, seconds: float, began: float) -> float:
+    """Of what a run took in `seconds` until `at`, the share since `began`."""
+    return 1.0 if run.started >= began or not seconds > 0 else min(1.0, (at - began) / seconds)
+
+
+def time_left(rest: Iterable[tuple[int | None, int]], rate: float | None, silent: float) -> float | None:
+    """Seconds until runs are through, (n_steps, step) of each; None where nothing can be said.
+
+    silent: seconds since the last file, in which steps were taken too.
+    """
+    left = 0
+    for n_steps, step in rest:
+        if n_steps is None:
+            return None
+        left += n_steps - step
+    seconds = left / rate - max(0.0, silent) if rate else 0.0
+    return seconds if seconds > 0 else None
