@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
-import socket
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from normstudy import failures, lock, store
+from normstudy.holder import holder_of
 
 # As checkpoint.py has them, which imports torch; a test holds the two equal.
 CHECKPOINTS, SET_ASIDE = "state/checkpoints", "state/set_aside"
@@ -59,40 +58,22 @@ def told(study: Path, statuses: Mapping[str, int]) -> list[str]:
 
     statuses: status -> number of runs.
     """
-    user, lines = user_of(study), []
-    if user:
-        lines.append(f"in use by {user}: what it has yet to write is no finding")
+    holder, lines = holder_of(study), []
+    if holder is not None:
+        lines.append(f"in use by {holder.text}: what it has yet to write is no finding")
     elif n := statuses.get("running"):
         lines.append(f"{counted(n, 'run')} unfinished: the same sweep goes on with what is there")
     if n := statuses.get("failed"):
         logs = f"tracebacks are in {study / failures.LOGS}, and the same sweep tries them again"
         lines.append(f"{counted(n, 'run')} failed: {logs}")
     n_parts = len(list((study / "state").glob("*.part")))
-    left = [f"{counted(n_parts, 'file')} *.part"] if n_parts else []
+    left = [f"{counted(n_parts, 'file')} state/*.part"] if n_parts else []
     left += [name for name in (lock.NEW_TABLES, lock.OLD_TABLES) if (study / name).exists()]
-    if left and not user:
-        lines.append(f"a killed command left {', '.join(left)} in state/: the next sweep removes them")
+    if left and holder is None:
+        lines.append(f"a killed command left {' and '.join(left)}: the next sweep removes that")
     if n := len(list((study / SET_ASIDE).glob("*"))):
         lines.append(f"{counted(n, 'checkpoint')} set aside in {study / SET_ASIDE}: nothing reads them")
     return lines
-
-
-def user_of(study: Path) -> str:
-    """The command that holds the study's lock, as the lock's file says; empty where that one is gone.
-
-    Whether one on another machine still runs cannot be seen from here.
-    """
-    try:
-        holder = json.loads((study / lock.LOCK).read_text())
-        name = f"`{holder['command']}` (pid {holder['pid']} on {holder['host']}"
-        if holder["host"] != socket.gethostname():
-            return f"{name}, if it still runs)"
-        os.kill(int(holder["pid"]), 0)
-    except PermissionError:
-        pass  # it runs, as another user
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return f"{name})"
 
 
 def wrong_with_seal(study: Path, n_runs: int | None, n_beside: int) -> list[str]:

@@ -63,12 +63,12 @@ def write(
     study_dir: Path, checkpoints: Mapping[str, Checkpoint], layout: Layout, computed_by: Mapping[str, object]
 ) -> None:
     """Write the checkpoints of several runs, run_id -> checkpoint, each in the place of the one before."""
+    stamps = {run_id: stamp(run_id, layout, computed_by) for run_id in checkpoints}
     with store.storing(study_dir):
         (study_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-    stamps = {run_id: stamp(run_id, layout, computed_by) for run_id in checkpoints}
-    store.place_all(
-        study_dir, ((f"{FOLDER}/{run_id}", encode(one, stamps[run_id])) for run_id, one in checkpoints.items())
-    )
+        store.place_all(
+            study_dir, ((f"{FOLDER}/{run_id}", encode(one, stamps[run_id])) for run_id, one in checkpoints.items())
+        )
 
 
 def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> Checkpoint | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -109,22 +110,22 @@ def _checkpoint(path: Path) -> Mark:
         return Mark()
 
 
-def taken_since(began: float, done: Iterable[Run], running: Iterable[tuple[Run, Mark]]) -> tuple[float, float]:
-    """Run-steps taken since a moment, and when the last of them were: `began` where nothing is known.
+def taken_since(began: float, done: Iterable[Run], running: Iterable[tuple[Run, Mark]]) -> tuple[float, float, float]:
+    """Run-steps taken since a moment, when the first of their runs began, and when the last of them were taken.
 
-    Of a run that went on from a checkpoint nobody wrote down what it had then: it is taken to have been as fast before.
+    Where nothing is known the times are inf and -inf. Of a run that went on from a checkpoint nobody
+    wrote down what it had then: it is taken to have been as fast before.
     """
-    taken, last = 0.0, began
-    for run in done:
-        if run.finished > began:
-            taken += run.taken * _share(run, run.finished, run.seconds, began)
-            last = max(last, run.finished)
+    told = [(run, run.taken, run.finished, run.seconds) for run in done]
     for run, mark in running:
         step, at = (mark.step, mark.at) if run.started >= began else (mark.saved, mark.saved_at)
+        told.append((run, step, at, mark.seconds))
+    taken, first, last = 0.0, math.inf, -math.inf
+    for run, step, at, seconds in told:
         if at > began:
-            taken += step * _share(run, at, mark.seconds, began)
-            last = max(last, at)
-    return taken, last
+            taken += step * _share(run, at, seconds, began)
+            first, last = min(first, max(began, run.started)), max(last, at)
+    return taken, first, last
 
 
 def _share(run: Run, at: float, seconds: float, began: float) -> float:

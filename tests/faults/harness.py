@@ -38,7 +38,7 @@ import pandas as pd
 import torch
 from studies import REQUEST, assert_same_tables, tiny
 
-from normstudy import checkpoint, compaction, lock, pool, recording, store, sweep, worker
+from normstudy import compaction, lock, pool, recording, store, sweep, worker
 from normstudy.config import RunConfig
 
 WINDOW, N_STEPS, RUNS = 3, 7, 3
@@ -144,9 +144,12 @@ MUTATIONS = {"straight_into_tables": straight_into_tables, "checkpoint_before_wi
 
 
 def in_this_process(tasks: Sequence[worker.Task], workers: int, **_: object) -> Iterator[worker.Message]:
-    """pool.run without processes."""
+    """pool.run without processes. Raises AssertionError where a run cannot go on from its checkpoint, and says so."""
     for task in tasks:
-        yield from worker.train_halving(task, lambda: False)
+        for message in worker.train_halving(task, lambda: False):
+            assert not message.notes, message.notes
+            assert not message.failed, message.error
+            yield message
 
 
 def child(work: Callable[[], None], folder: Path, kill_at: int | None) -> tuple[int, int]:
@@ -219,8 +222,6 @@ def trial(whole: Path, root: Path, point: int) -> str | None:
             finished |= now
         else:
             return f"point {point}: not through after {MOST_CALLS} calls"
-        if (root / "tiny" / checkpoint.SET_ASIDE).exists():
-            return f"point {point}: a checkpoint was refused"
         assert_same_tables(whole, root / "tiny")
     except Exception as error:
         return f"point {point}: {type(error).__name__}: {str(error)[-300:]}"

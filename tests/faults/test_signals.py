@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -101,7 +102,7 @@ def test_a_signal_before_the_workers_are_ready(tmp_path: Path) -> None:
 
 
 def test_nobody_reads_what_is_printed(tmp_path: Path) -> None:
-    words = " ".join([*CLI, *WORDS, "schedule.n_steps=5"])
+    words = shlex.join([*CLI, *WORDS, "schedule.n_steps=5"])
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {words} | true"], cwd=tmp_path, capture_output=True, text=True
     )
