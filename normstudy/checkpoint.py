@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save
 
-from normstudy import store
+from normstudy import files, store
 from normstudy.config import NUMERICS
 from normstudy.flat import Layout
 from normstudy.train import Start
@@ -64,9 +64,9 @@ def write(
 ) -> None:
     """Write the checkpoints of several runs, run_id -> checkpoint, each in the place of the one before."""
     stamps = {run_id: stamp(run_id, layout, computed_by) for run_id in checkpoints}
-    with store.storing(study_dir):
+    with files.storing(study_dir):
         (study_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-        store.place_all(
+        files.place_all(
             study_dir, ((f"{FOLDER}/{run_id}", encode(one, stamps[run_id])) for run_id, one in checkpoints.items())
         )
 
@@ -82,7 +82,7 @@ def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str,
 
 def set_aside(study_dir: Path, run_id: str) -> None:
     """Move a checkpoint that was refused to where nobody looks for one."""
-    with store.storing(study_dir):
+    with files.storing(study_dir):
         (study_dir / SET_ASIDE).mkdir(parents=True, exist_ok=True)
         os.replace(path(study_dir, run_id), study_dir / SET_ASIDE / run_id)
 
@@ -90,7 +90,7 @@ def set_aside(study_dir: Path, run_id: str) -> None:
 def remove(study_dir: Path, run_ids: list[str]) -> None:
     """Remove the checkpoints of runs that are finished."""
     for run_id in run_ids:
-        with store.storing(study_dir), contextlib.suppress(FileNotFoundError):
+        with files.storing(study_dir), contextlib.suppress(FileNotFoundError):
             os.unlink(path(study_dir, run_id))
 
 

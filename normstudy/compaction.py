@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from normstudy import __version__, lock, store
+from normstudy import __version__, files, lock, store
 from normstudy.config import ConfigError
 
 # On study tables the floats are all that weighs: level 15 saves a tenth over the default, 19 nothing more.
@@ -54,7 +54,7 @@ def _compact(study_dir: Path, seal: bool) -> str:
     lock.swap(study_dir)
     after = _size(study_dir / "tables")
     if seal:
-        store.place(study_dir, store.SEALED, seal_text(study_dir, len(done)))
+        files.place(study_dir, store.SEALED, seal_text(study_dir, len(done)))
         shutil.rmtree(study_dir / "state", ignore_errors=True)  # it may already hold the next command's lock
     sealed = ", sealed" if seal else ""
     rest = len(status) - len(done)
@@ -93,7 +93,7 @@ def _write_table(study_dir: Path, table: str, done: set[str]) -> None:
             _write(target / path.name, store.encode(table, store.conform(table, content)))
     _write(target / store.SCHEMA_FILE, store.encode(table, store.SCHEMAS[table].empty_table()))
     _write(target / store.COMPACTED_FILE, _encode(table, ordered(table, pa.concat_tables(parts))))
-    store.fsync(target)
+    files.fsync(target)
 
 
 def ordered(table: str, content: pa.Table) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from normstudy import store
+from normstudy import files, store
 from normstudy.config import RunConfig
 
 LOGS = "state/logs"
@@ -20,9 +20,9 @@ def report(study_dir: Path, run_id: str, config: RunConfig, details: str) -> int
     if before.get("status") == "done":
         return tries(study_dir)[run_id]
     number = tries(study_dir)[run_id] + 1
-    with store.storing(study_dir):
+    with files.storing(study_dir):
         (study_dir / LOGS).mkdir(parents=True, exist_ok=True)
-        store.place(study_dir, f"{LOGS}/{run_id}-{number}.txt", details.encode())
+        files.place(study_dir, f"{LOGS}/{run_id}-{number}.txt", details.encode())
     now = {"run_id": run_id, "status": "failed", "finished_at": store.now()}
     store.write_runs(study_dir, [{**before, **store.config_columns(config), **now}])
     return number

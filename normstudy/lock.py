@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from normstudy import store
+from normstudy import files, store
 from normstudy.config import ConfigError
 
 LOCK = "state/lock"
@@ -131,6 +131,6 @@ def finish_swap(study_dir: Path) -> None:
             )
         shutil.rmtree(now, ignore_errors=True)  # no more than the rowless files of a study that looked empty
         os.rename(new if new.is_dir() else old, now)
-        store.fsync(study_dir)
+        files.fsync(study_dir)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from normstudy import store
+from normstudy import files, store
 from normstudy.config import RunConfig
 
 Request = dict[str, object]  # "command": the command line, "overrides": list[str]
@@ -51,7 +51,7 @@ def record(
     folder.mkdir(exist_ok=True)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    store.place(study_dir, f"sweeps/{stamp}.parquet", bytes(sink.getvalue()))
+    files.place(study_dir, f"sweeps/{stamp}.parquet", bytes(sink.getvalue()))
 
 
 def git_commit() -> str | None:

@@ -12,13 +12,10 @@ Every folder holds `0-schema.parquet`, which has no rows, so that readers see th
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import errno
 import math
 import os
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -30,8 +27,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from normstudy import config as cfg
+from normstudy import files
 from normstudy.config import ConfigError, RunConfig
-from normstudy.errors import StorageError
 
 SERIES = ("steps", "modules", "residual")
 TABLES = ("runs", *SERIES)
@@ -40,14 +37,7 @@ SCHEMA_FILE = "0-schema.parquet"
 COMPACTED_FILE = "1-compacted.parquet"
 SEALED = "SEALED"
 FILES_AT_ONCE = 64  # of a table, read by one thread: a study that has just been swept has thousands
-FSYNCS_AT_ONCE = 4  # 24 small files: 160 ms one by one on busy cores, 12 ms so; 6.7 and 4.5 ms on idle ones
 OLD_TABLES = "state/tables.old"  # a compaction moves tables here, for the moment of the swap
-REMEDY = "mend that"
-REMEDIES = {
-    errno.ENOSPC: "make room on its disk", errno.EDQUOT: "make room in your quota", errno.EMFILE: "raise ulimit -n",
-    errno.EFBIG: "raise ulimit -f", errno.EROFS: "mount it writable", errno.EACCES: "make it writable",
-    errno.EIO: "look after its disk",
-}  # fmt: skip
 SWAPPING = "{0} was left in the middle of a compaction: run normstudy compact {0}"
 
 MODULES = (
@@ -167,82 +157,6 @@ def check_out(out: Path) -> None:
         raise ConfigError(f"--out {out}: {there} cannot be written, give another folder")
 
 
-def fsync(path: Path) -> None:
-    """Make the bytes of a file, or the names in a folder, durable."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _fsync_all(paths: Sequence[Path]) -> None:
-    """The same for several at once: one wait for the disk, and for a core after it, then serves many."""
-    if len(paths) < 2:
-        for path in paths:
-            fsync(path)
-        return
-    with ThreadPoolExecutor(FSYNCS_AT_ONCE) as threads:
-        list(threads.map(fsync, paths))  # which raises what one of them raised
-
-
-def place(study_dir: Path, relative: str, data: bytes) -> None:
-    """Write a file whole in state/, make it durable, and move it to `study_dir / relative`."""
-    place_all(study_dir, [(relative, data)])
-
-
-def place_all(study_dir: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    """Place several files, (relative, data) each: all of them are durable before the first is moved."""
-    state = study_dir / "state"
-    writer = f"{socket.gethostname()}-{os.getpid()}"
-    targets: dict[Path, Path] = {}
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        for relative, data in files:
-            target = study_dir / relative
-            part = state / f"{target.parent.name}-{target.name}.{writer}.part"
-            targets[part] = target
-            write_bytes(part, data)
-        _fsync_all(list(targets))
-        for part, target in targets.items():
-            os.replace(part, target)
-        _fsync_all(list(dict.fromkeys(target.parent for target in targets.values())))
-    except OSError:
-        for part in targets:  # what is half a file helps nobody, and its space may
-            with contextlib.suppress(OSError):
-                part.unlink()
-        raise
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Make a file of these bytes, or let its OSError through."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(fd, left) :]
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def storing(study_dir: Path) -> Iterator[None]:
-    """Turns an OSError of writing results into a StorageError, whose line says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{study_dir} cannot be written: {error.strerror}. What was finished is intact; "
-            f"{REMEDIES.get(error.errno or 0, REMEDY)} and give the same command again"
-        ) from error
-
-
-def remove_parts(study_dir: Path) -> None:
-    """Remove what killed commands were writing. Needs the lock, alone."""
-    for part in (study_dir / "state").glob("*.part"):
-        part.unlink(missing_ok=True)
-
-
 def encode(table: str, content: pa.Table) -> bytes:
     """The Parquet bytes of one file of a table."""
     sink = pa.BufferOutputStream()
@@ -267,7 +181,7 @@ def prepare(study_dir: Path) -> None:
                 )
         else:
             empty = SCHEMAS[table].empty_table()
-            place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, empty))
+            files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, empty))
 
 
 def write_window(study_dir: Path, run_id: str, window: int, rows: Rows) -> None:
@@ -280,8 +194,8 @@ def write_windows(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
 
     Raises StorageError where the disk does not take them.
     """
-    with storing(study_dir):
-        place_all(study_dir, _window_files(study_dir, windows))
+    with files.storing(study_dir):
+        files.place_all(study_dir, _window_files(study_dir, windows))
 
 
 def window_name(run_id: str, window: int) -> str:
@@ -319,8 +233,8 @@ def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
         raise KeyError(f"no such columns in runs: {sorted(unknown)}")
     content = pa.table([pa.array([row.get(f.name) for row in kept], f.type) for f in schema], schema=schema)
     names = [f"tables/runs/{row['run_id']}.parquet" for row in kept]
-    with storing(study_dir):
-        place_all(study_dir, ((name, encode("runs", content.slice(i, 1))) for i, name in enumerate(names)))
+    with files.storing(study_dir):
+        files.place_all(study_dir, ((name, encode("runs", content.slice(i, 1))) for i, name in enumerate(names)))
 
 
 def is_done(study_dir: Path, run_id: str) -> bool:
@@ -341,7 +255,7 @@ def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
 
 def remove_windows(study_dir: Path, run_id: str) -> None:
     """Remove every window of a run, which is to start from zero in other bits."""
-    with storing(study_dir):
+    with files.storing(study_dir):
         for table in SERIES:
             for path in (study_dir / "tables" / table).glob(f"{run_id}-*.parquet"):
                 if run_of(table, path.name) == run_id:
@@ -412,11 +326,11 @@ def read(
 def _rows(folder: Path, wanted: list[str] | None, run_ids: Sequence[str] | None, module: str | None) -> pa.Table:
     """The rows of a table's folder as `read` chooses them, in no order; one dictionary a column of names."""
     table = folder.name
-    files = sorted(name for name in os.listdir(folder) if name.endswith(".parquet"))
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet"))
     if run_ids is not None:
         chosen = set(run_ids)
-        files = [f for f in files if f in (SCHEMA_FILE, COMPACTED_FILE) or run_of(table, f) in chosen]
-    paths = [folder / name for name in files]
+        names = [f for f in names if f in (SCHEMA_FILE, COMPACTED_FILE) or run_of(table, f) in chosen]
+    paths = [folder / name for name in names]
     bundles = [paths[i : i + FILES_AT_ONCE] for i in range(0, len(paths), FILES_AT_ONCE)]
 
     def read_all(bundle: Sequence[Path]) -> list[pa.Table]:
@@ -426,7 +340,7 @@ def _rows(folder: Path, wanted: list[str] | None, run_ids: Sequence[str] | None,
         parts = [part for bundle in threads.map(read_all, bundles) for part in bundle]
     # No file yet: another command is about to place the first, the one without rows.
     content = pa.concat_tables(parts or [SCHEMAS[table].empty_table()]).unify_dictionaries()
-    if run_ids is not None and COMPACTED_FILE in files:
+    if run_ids is not None and COMPACTED_FILE in names:
         content = content.filter(pc.is_in(content["run_id"], pa.array(sorted(chosen), pa.string())))
     return content
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from normstudy import batching, data, failures, lock, own, pool, progress, provenance, sealed, store
+from normstudy import batching, data, failures, files, lock, own, pool, progress, provenance, sealed, store
 from normstudy import config as cfg
 from normstudy.config import ConfigError, ExecutionConfig, RunConfig
 from normstudy.provenance import Request
@@ -245,7 +245,7 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
     execution = next(iter(planned.runs.values())).execution
     with lock.hold(study_dir, str(request.get("command", "normstudy")), shared=shared) as held, Stop() as stop:
         if not shared:
-            store.remove_parts(study_dir)
+            files.remove_parts(study_dir)
         batches = _still_missing(planned)
         try:
             store.prepare(study_dir)

@@ -155,8 +155,11 @@ OTHER: dict[str, dict[str, object]] = {
     "schedule": {"name": "linear", "peak_lr": 2e-3, "warmup_steps": 1, "n_steps": 601},
     "probe": {"dense_steps": 51, "every": 21},
     "eval": {"every": 101, "windows": 65},
-    "execution": {"device": "cpu", "workers": 3, "runs_per_batch": 5},
-}
+    "execution": {
+        "device": "cpu", "workers": 3, "runs_per_batch": 5, "checkpoint_seconds": 5.0, "retry_failed": False,
+        "max_tries": 1,
+    },
+}  # fmt: skip
 NOT_PART_OF_A_RUN = {("", "study"), ("", "results_dir"), ("data", "path"), ("model", "force_init")} | {
     ("execution", f.name) for f in dataclasses.fields(ExecutionConfig)
 }

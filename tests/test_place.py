@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from handmade import handmade_config, handmade_rows
 
-from normstudy import store
+from normstudy import files, store
 from normstudy.config import RunConfig
 
 RUNS = 5
 
 
-def files(study_dir: Path) -> dict[str, bytes]:
+def files_of(study_dir: Path) -> dict[str, bytes]:
     """Every file of the tables."""
     tables = study_dir / "tables"
     return {str(p.relative_to(tables)): p.read_bytes() for p in sorted(tables.rglob("*.parquet"))}
@@ -46,8 +46,8 @@ def test_a_group_gives_the_bytes_of_one_by_one(tmp_path: Path) -> None:
         store.write_run(one, row)
     store.write_windows(group, [(f"run{i}", 0, series) for i in range(RUNS)])
     store.write_runs(group, rows)
-    assert len(files(one)) == 4 + 4 * RUNS
-    assert files(group) == files(one)
+    assert len(files_of(one)) == 4 + 4 * RUNS
+    assert files_of(group) == files_of(one)
     assert list((group / "state").iterdir()) == []
 
 
@@ -80,10 +80,10 @@ def test_nothing_is_moved_before_all_is_written(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     store.prepare(tmp_path)
-    before = files(tmp_path)
+    before = files_of(tmp_path)
     with pytest.raises(OSError, match="No space left"):
-        store.place_all(tmp_path, breaks())
-    assert files(tmp_path) == before
+        files.place_all(tmp_path, breaks())
+    assert files_of(tmp_path) == before
 
 
 def test_every_file_is_durable_before_any_is_moved_and_its_folder_after(
@@ -106,7 +106,7 @@ def test_every_file_is_durable_before_any_is_moved_and_its_folder_after(
     monkeypatch.setattr(os, "fsync", seen_fsync)
     monkeypatch.setattr(os, "replace", seen_replace)
     names = [f"tables/{table}/run{i}.parquet" for i in range(RUNS) for table in store.SERIES]
-    store.place_all(tmp_path, [(name, name.encode()) for name in names])
+    files.place_all(tmp_path, [(name, name.encode()) for name in names])
     kinds = [kind for kind, _ in calls]
     assert kinds == ["file"] * len(names) + ["move"] * len(names) + ["folder"] * 3
     assert {i for kind, i in calls if kind == "file"} == {i for kind, i in calls if kind == "move"}
@@ -119,7 +119,7 @@ def test_every_file_is_durable_before_any_is_moved_and_its_folder_after(
 @pytest.mark.parametrize("what", [2, 3])
 def test_a_failed_fsync_of_one_file_moves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: int) -> None:
     store.prepare(tmp_path)
-    before = files(tmp_path)
+    before = files_of(tmp_path)
     fsync = os.fsync
 
     def failing(fd: int) -> None:
@@ -129,5 +129,5 @@ def test_a_failed_fsync_of_one_file_moves_none(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(OSError, match="Input/output"):
-        store.place_all(tmp_path, [(f"tables/runs/{i}.parquet", b"x" * i) for i in range(1, 4)])
-    assert files(tmp_path) == before
+        files.place_all(tmp_path, [(f"tables/runs/{i}.parquet", b"x" * i) for i in range(1, 4)])
+    assert files_of(tmp_path) == before

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from normstudy import store
+from normstudy import files
 from normstudy.bench.children import environment
 from normstudy.bench.rows import ROWS
 from normstudy.bench.samples import Sample
@@ -140,7 +140,7 @@ def write(
     )  # fmt: skip
     try:
         out.mkdir(parents=True, exist_ok=True)
-        store.place(out, path(out, row).name, bytes(sink.getvalue()))
+        files.place(out, path(out, row).name, bytes(sink.getvalue()))
     except OSError as error:
         raise ConfigError(f"{path(out, row)} cannot be written: {error.strerror}. Give another --out") from None
     with contextlib.suppress(OSError):  # another command's files are in it

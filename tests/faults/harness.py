@@ -38,7 +38,7 @@ import pandas as pd
 import torch
 from studies import REQUEST, assert_same_tables, tiny
 
-from normstudy import compaction, lock, pool, recording, store, sweep, worker
+from normstudy import compaction, files, lock, pool, recording, store, sweep, worker
 from normstudy.config import RunConfig
 
 WINDOW, N_STEPS, RUNS = 3, 7, 3
@@ -102,9 +102,9 @@ def straight_into_tables() -> None:
     def place_all(study_dir: Path, files: Any) -> None:
         (study_dir / "state").mkdir(parents=True, exist_ok=True)
         for relative, data in files:
-            store.write_bytes(study_dir / relative, data)
+            files.write_bytes(study_dir / relative, data)
 
-    store.place_all = place_all
+    files.place_all = place_all
 
 
 def checkpoint_before_window() -> None:

@@ -13,7 +13,7 @@ import pytest
 from processes import SWEEP, finish
 from studies import assert_same_tables, never, task_of, tiny
 
-from normstudy import store, worker
+from normstudy import files, store, worker
 from normstudy.errors import StorageError
 
 SEEDS = 8
@@ -91,7 +91,7 @@ def test_a_limit_on_the_size_of_files(undisturbed: Path, tmp_path: Path) -> None
     assert_same_tables(undisturbed, tmp_path / "results" / "long")
 
 
-@pytest.mark.parametrize("number", sorted(store.REMEDIES), ids=lambda number: errno.errorcode[number])
+@pytest.mark.parametrize("number", sorted(files.REMEDIES), ids=lambda number: errno.errorcode[number])
 def test_whatever_the_disk_says_is_one_line(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a run's second window, by what a write, an fsync or a replace raises."""
     monkeypatch.setattr(store, "window_size", lambda n_steps: 4)
@@ -113,7 +113,7 @@ def test_whatever_the_disk_says_is_one_line(tmp_path: Path, number: int, monkeyp
             list(messages)
         monkeypatch.setattr(os, name, original)
         assert str(raised.value) == (
-            f"{root}/tiny cannot be written: {os.strerror(number)}. {LINE.format(store.REMEDIES[number])}"
+            f"{root}/tiny cannot be written: {os.strerror(number)}. {LINE.format(files.REMEDIES[number])}"
         )
         assert check_intact(root / "tiny") == 0
         assert "failed" not in store.finished_ids(root / "tiny").values()
