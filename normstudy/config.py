@@ -349,6 +349,13 @@ class RunConfig:
             raise ConfigError("results_dir is empty: give a folder")
 
 
+# Folders of results/ that are no studies, and what other systems take for a device.
+RESERVED = (
+    "bench", "reproductions", "robustness", "con", "prn", "aux", "nul",
+    *(f"{device}{n}" for device in ("com", "lpt") for n in range(1, 10)),
+)  # fmt: skip
+
+
 def check_study_name(study: str) -> None:
     """Raise a ConfigError unless `study` is a plain folder name."""
     if not STUDY_PATTERN.fullmatch(study) or ".." in study or study.endswith("."):
@@ -356,6 +363,8 @@ def check_study_name(study: str) -> None:
             f"study {study!r} is not a study name: use 1 to 80 letters, digits and _ . = + -, "
             "beginning with a letter or digit, without '..' or a dot at the end"
         )
+    if study.partition(".")[0].lower() in RESERVED:
+        raise ConfigError(f"study {study!r} is a reserved name ({', '.join(RESERVED[:3])}, and devices): give another")
 
 
 # Columns that stand for another text, whose losses do not compare.

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 CLI = [sys.executable, "-m", "normstudy"]
 # Some seconds of training in steps of a millisecond; windows of 200 steps.
@@ -17,12 +18,13 @@ SWEEP = [
 ]  # fmt: skip
 
 
-def start(words: Sequence[str], cwd: Path, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+def start(
+    words: Sequence[str], cwd: Path, prefix: Sequence[str] = (), stderr: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """The real command in a process group of its own."""
     return subprocess.Popen(
-        [*prefix, *CLI, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+        [*prefix, *CLI, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
+    )
 
 
 def finish(words: Sequence[str], cwd: Path, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:

@@ -55,7 +55,7 @@ def runs_per_batch(config: RunConfig) -> int:
 def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = None) -> RunConfig:
     """A run of the default model that goes on for ever, beyond its dense first steps from the start, not evaluated."""
     return RunConfig(
-        study="bench",
+        study="speed",
         seed=seed,
         model=cfg.ModelConfig(n_layers=case.n_layers, d_model=case.d_model, n_heads=case.d_model // D_HEAD),
         data=cfg.DataConfig(name="pydoc", seq_len=case.seq_len, batch_size=case.batch_size),

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from normstudy import config as cfg
-from normstudy import store
+from normstudy import files
 from normstudy.config import ConfigError
 from normstudy.reproductions.entry import MEASUREMENT, Need, Setting, model_config
 
@@ -69,7 +69,7 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
     )  # fmt: skip
     try:
         path(out, name).parent.mkdir(parents=True, exist_ok=True)
-        store.place(out, f"tables/{name}.parquet", bytes(sink.getvalue()))
+        files.place(out, f"tables/{name}.parquet", bytes(sink.getvalue()))
     except OSError as error:
         raise ConfigError(f"{path(out, name)} cannot be written: {error.strerror}. Give another --out") from None
     with contextlib.suppress(OSError):  # another command's files are in it

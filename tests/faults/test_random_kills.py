@@ -97,3 +97,11 @@ def kills(undisturbed: Path, tmp_path: Path, n_kills: int, seed: int) -> dict[st
 def test_twenty_kills_change_no_bit(undisturbed: Path, tmp_path: Path) -> None:
     counts = kills(undisturbed, tmp_path, 20, SEED)
     assert min(counts.values()) > 0
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_change_no_bit(undisturbed: Path, tmp_path: Path) -> None:
+    """By hand, some twenty minutes: pytest -m slow tests/faults/test_random_kills.py -n0 -s."""
+    counts = kills(undisturbed, tmp_path, 200, SEED)
+    print(f"seed {SEED}: {counts}")
+    assert min(counts.values()) > 0
