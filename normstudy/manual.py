@@ -120,7 +120,8 @@ CHECK_HELP = """\
 normstudy check STUDY: verify every file of a study; nothing is changed.
 
 Looked at are every table's files (checksums, schema, names), the steps of every run, the rows that a finished run must
-have, checkpoints, and the seal. Each finding says what to do. Exit code 0: sound; 1: something is wrong.
+have, checkpoints, and the seal. Each finding says what to do. Lines that begin with note: tell what harms nothing:
+unfinished and failed runs, who uses the study, leftovers. Exit code 0: sound; 1: something is wrong.
 """
 
 EXPORT_HELP = """\

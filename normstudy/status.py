@@ -1,21 +1,17 @@
 """`normstudy status`: how far the sweep of a study is, from the files of its folder alone.
 
-No lock is taken, not even for a moment: a sweep that starts just then would be refused. Who holds the study stands in
-the kernel's list of locks. What is known of finished runs is kept between two looks, as it never changes.
+It takes no lock and changes nothing. What is known of finished runs is kept between two looks, as it never changes.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import os
 import shutil
-import socket
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,31 +20,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from normstudy import failures, lock, store
-from normstudy.analysis.outcomes import RUN_COLUMNS, counts_text, outcome_counts, outcomes
+from normstudy import failures, store
+from normstudy.analysis.outcomes import RUN_COLUMNS, outcome_counts, outcomes
 from normstudy.config import ConfigError, ExecutionConfig
+from normstudy.holder import Holder, holder_of
+from normstudy.marks import Mark, Place, Run, marks_of, places_of, runs_of, taken_since, time_left
 from normstudy.progress import duration
 
-CHECKPOINTS = "state/checkpoints"  # checkpoint.FOLDER and .FORMAT; that module imports torch
-CHECKPOINT_FORMAT = b"normstudy checkpoint 1\n"
-CRC_BYTES = 9  # eight hexadecimal digits and a newline
-MOST_HEADER = 1 << 20  # bytes; more is no header of a checkpoint
-LOCKS = Path("/proc/locks")
-TRIES, WAIT = 4, 0.2  # a file that vanishes under a look is of a swap, which is over in a moment; seconds
+TRIES, WAIT = 4, 0.2  # a file that vanishes under a look is of a compaction's swap, over in a moment; seconds
 AT_ONCE = 4_000_000  # run-steps whose outcomes are found in one go: some hundred megabytes
-MOST_LINES = 10  # of a list
-RECENT = 60.0, 600.0  # seconds between two looks that give a rate, at least and at most
+RECENT = 60.0, 600.0  # seconds between two looks that tell a rate, at least and at most
+MOST_LINES, MOST_REASON = 10, 200  # of a list; characters of a line of a traceback
 COLUMNS = ("run_id", "status", "started_at", "finished_at", "wall_time_s", *RUN_COLUMNS)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Runs that are equally far, `step` of `n_steps` steps. run_id: the first of them."""
-
-    run_id: str
-    runs: int
-    step: int
-    n_steps: int
 
 
 @dataclass(frozen=True)
@@ -62,12 +45,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a study is. Of the planned runs each is in one of finished, running, interrupted, failed, not_begun.
+    """How far a study is. Each planned run is one of finished, running, interrupted, failed, not_begun.
 
-    steps_planned: None where a run is not begun and an older version did not record its length. places, saved: of the
-    running runs and of the interrupted ones, the most advanced first. holder: who holds the study; verified: whether
-    that is known and not only written; silent: seconds since the last file known of. command: goes on with all that
-    is interrupted. rate: run-steps per second; left: seconds.
+    steps_planned: None where a run is not begun and an older version did not record its length. running_at, saved_at:
+    how far the running runs are, and the interrupted ones, the most advanced first. failures: of the first MOST_LINES.
+    holder: who holds the study; verified: whether that is seen and not only written; silent: seconds since the last
+    file that tells of steps. command: of the last sweep, where it goes on with all that is interrupted. rate: run-steps
+    per second; left: seconds.
     """
 
     study: str
@@ -81,8 +65,8 @@ class Status:
     steps_done: int
     steps_planned: int | None
     outcomes: dict[str, int]
-    places: tuple[Place, ...]
-    saved: tuple[Place, ...]
+    running_at: tuple[Place, ...]
+    saved_at: tuple[Place, ...]
     failures: tuple[Failure, ...]
     holder: str | None
     verified: bool
@@ -93,7 +77,7 @@ class Status:
 
     @property
     def over(self) -> bool:
-        """Whether every planned run is finished or failed, and nobody is here who may try those again."""
+        """Whether every planned run is finished or failed, and nobody is there who may try those again."""
         return 0 < self.planned == self.finished + self.failed and not (self.holder and self.verified)
 
 
@@ -104,50 +88,26 @@ def look(study: Path) -> Status:
 
 def watch(study: Path, every: float) -> None:
     """Print how far a study is every `every` seconds, until every planned run is finished or failed."""
-    looker = Looker(study)
-    redraws, drawn = sys.stdout.isatty(), 0
+    looker, redraws, back, drawn = Looker(study), sys.stdout.isatty(), "", 0
     while True:
         status = looker.look()
         lines = render(status).splitlines()
         if redraws:
             width, height = shutil.get_terminal_size()
-            if not status.over:  # what does not fit would leave a copy at each look
+            if not status.over:  # a line that wraps, or one too many, would stay at the next look
                 lines = [line[: width - 1] for line in lines[: height - 1]]
-            print(f"\x1b[{drawn}A\r\x1b[J" if drawn else "", end="")
-            drawn = len(lines)
-        else:
-            lines += [] if status.over else [""]
-        print("\n".join(lines), flush=True)
+            back, drawn = f"\x1b[{drawn}A\r\x1b[J" if drawn else "", len(lines)
+        elif not status.over:
+            lines.append("")
+        print(
+            back + "".join(f"{line}\n" for line in lines), end="", flush=True
+        )  # one write, so that Ctrl-C splits none
         if status.over:
             return
         time.sleep(every)
 
 
 # ---- looking ------------------------------------------------------------------------------------------
-
-
-class Run(NamedTuple):
-    """What counts of a row of `runs`. taken: steps, fewer than n_steps where it diverged; times in seconds, or NaN."""
-
-    status: str
-    n_steps: int
-    taken: int
-    started: float
-    finished: float
-    seconds: float
-
-
-class Mark(NamedTuple):
-    """How far an unfinished run is. step: known to be taken, at `at`; saved: of its checkpoint, written at `saved_at`.
-
-    seconds: that the run had taken at its checkpoint.
-    """
-
-    step: int = 0
-    at: float = 0.0
-    saved: int = 0
-    saved_at: float = 0.0
-    seconds: float = 0.0
 
 
 class Plan(NamedTuple):
@@ -158,27 +118,18 @@ class Plan(NamedTuple):
     trains: frozenset[str]
 
 
-class Holder(NamedTuple):
-    """Who holds a study. since: in seconds, NaN where it is not told; alone: not one of several single runs."""
-
-    text: str
-    since: float
-    alone: bool
-    verified: bool
-
-
 class Looker:
-    """Looks at a study again and again, and reads of finished runs nothing twice."""
+    """Looks at a study again and again, and reads nothing of a finished run twice."""
 
     def __init__(self, study: Path) -> None:
         self.study = study
-        self._plans: set[str] = set()  # files read
+        self._records: set[str] = set()  # files of sweeps/ that are read
         self._plan: Plan | None = None
         self._planned: dict[str, int | None] = {}  # run_id -> n_steps
         self._done: dict[str, Run] = {}
         self._outcomes: dict[str, str] = {}
         self._compacted: tuple[int, int] | None = None
-        self._history: list[tuple[float, int]] = []  # time and run-steps taken until then, in order
+        self._history: list[tuple[float, int]] = []  # times, and run-steps taken until then
 
     def look(self) -> Status:
         """How far the study is now. Raises ConfigError where that cannot be read."""
@@ -206,29 +157,30 @@ class Looker:
         before = holder_of(self.study)
         frame, compacted = self._read_rows()
         rows = dict(zip(frame["run_id"], runs_of(frame), strict=True))
-        self._read_plans()
-        holder = before or holder_of(self.study)  # a sweep that ends or begins meanwhile leaves nothing interrupted
+        self._read_records()
+        # A sweep that ends or begins during this look leaves nothing interrupted.
+        holder = holder_of(self.study) or before
         unfinished = {i: run for i, run in rows.items() if run.status != "done"}
         marks = marks_of(self.study, unfinished)
         self._find_outcomes(frame[frame["status"] == "done"])
         self._done.update((i, run) for i, run in rows.items() if run.status == "done")
-        self._compacted = compacted
+        self._compacted = compacted  # last: what was not read to the end is read again
 
-        now = time.time()
-        lengths = {**self._planned, **{i: run.n_steps for i, run in (self._done | unfinished).items()}}
+        now, plan = time.time(), self._plan
+        lengths = self._planned | {i: run.n_steps for i, run in (self._done | unfinished).items()}
         running = {i for i, run in unfinished.items() if run.status == "running"}
         failed = sorted(unfinished.keys() - running)
-        trains = self._trained_by(holder, running)
-        interrupted = running - trains
-        running &= trains
-        # Those that nobody trains go on at their checkpoints, whatever windows lie beyond.
+        trained = self._trained(holder, running)
+        interrupted, running = running - trained, running & trained
+        # A run that nobody trains goes on at its checkpoint, whatever windows lie beyond.
         steps = {i: mark.step if i in running else mark.saved for i, mark in marks.items()}
-        plan = self._plan
-        heard = max([*(run.finished for run in self._done.values()), *(mark.at for mark in marks.values())], default=0.0)
-        rate, left = None, None
-        if plan is not None and (running or trains):
+        times = [run.finished for run in self._done.values()] + [mark.at for mark in marks.values()]
+        heard = max((t for t in times if t > 0), default=None)
+        rate = left = None
+        knows = holder is not None and plan is not None and (plan.began >= holder.since or not holder.alone)
+        if knows and plan is not None and heard is not None:
             rate = self._rate(plan.began, {i: (unfinished[i], marks[i]) for i in running})
-            rest = [(lengths[i], steps.get(i, 0)) for i in trains if i not in self._done and i not in failed]
+            rest = [(lengths[i], steps.get(i, 0)) for i in trained - self._done.keys() - set(failed)]
             left = time_left(rest, rate, now - heard)
         known = [n for n in lengths.values() if n is not None]
         return Status(
@@ -243,19 +195,19 @@ class Looker:
             steps_done=sum(run.n_steps for run in self._done.values()) + sum(steps.values()),
             steps_planned=sum(known) if len(known) == len(lengths) else None,
             outcomes=outcome_counts(self._outcomes.values()),
-            places=places_of(running, steps, unfinished),
-            saved=places_of(interrupted, steps, unfinished),
-            failures=tuple(failures_of(self.study, failed)),
+            running_at=places_of(running, steps, unfinished),
+            saved_at=places_of(interrupted, steps, unfinished),
+            failures=tuple(failures_of(self.study, failed[:MOST_LINES])),
             holder=None if holder is None else holder.text,
             verified=holder is not None and holder.verified,
-            silent=max(0.0, now - heard) if heard else None,
+            silent=None if heard is None else max(0.0, now - heard),
             command=plan.command if plan is not None and plan.command and interrupted <= plan.trains else None,
             rate=rate,
             left=left,
         )
 
     def _read_rows(self) -> tuple[pd.DataFrame, tuple[int, int] | None]:
-        """The rows of runs that are not known to be finished, and the identity of the compacted file."""
+        """The rows of runs that are not known to be finished, and which compacted file there is."""
         folder = self.study / "tables" / "runs"
         try:
             there = (folder / store.COMPACTED_FILE).stat()
@@ -263,37 +215,34 @@ class Looker:
         except FileNotFoundError:
             compacted = None
         ids = None
-        if compacted == self._compacted:  # else it may hold runs whose files were never seen
-            ids = [i for i in run_files(folder) if i not in self._done]
+        if compacted == self._compacted:  # another one may hold runs whose own files were never seen
+            files = [name for name in os.listdir(folder) if name.endswith(".parquet")]
+            ids = [i for i in (store.run_of("runs", name) for name in files) if i not in self._done]
         return store.read(self.study, "runs", list(COLUMNS), ids), compacted
 
-    def _read_plans(self) -> None:
-        try:
-            names = sorted(os.listdir(self.study / "sweeps"))
-        except FileNotFoundError:
-            return
-        for name in names:
-            if name in self._plans or (began := began_of(name)) is None:
+    def _read_records(self) -> None:
+        folder = self.study / "sweeps"
+        for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
+            if name in self._records or (began := began_of(name)) is None:
                 continue
-            table = pq.ParquetFile(self.study / "sweeps" / name).read()
+            table = pq.ParquetFile(folder / name).read()
             ids = table["run_id"].to_pylist()
             lengths = table["n_steps"].to_pylist() if "n_steps" in table.column_names else [None] * len(ids)
             for run_id, n_steps in zip(ids, lengths, strict=True):
                 if n_steps is not None or run_id not in self._planned:
                     self._planned[run_id] = n_steps
-            trains = frozenset(i for i, n in zip(ids, table["batch"].to_pylist(), strict=True) if n is not None)
+            trains = frozenset(i for i, batch in zip(ids, table["batch"].to_pylist(), strict=True) if batch is not None)
             command = (table.schema.metadata or {}).get(b"command", b"").decode()
-            if self._plan is None or began > self._plan.began:
-                self._plan = Plan(began, command, trains)
-            self._plans.add(name)
+            self._plan = Plan(began, command, trains)  # in the order of their times
+            self._records.add(name)
 
-    def _trained_by(self, holder: Holder | None, running: set[str]) -> set[str]:
-        """The runs that the holder trains, or will. running: those whose rows say so."""
+    def _trained(self, holder: Holder | None, running: set[str]) -> set[str]:
+        """The runs that the holder trains, or will. running: those whose rows say that they are."""
         if holder is None:
             return set()
         if not holder.alone or self._plan is None or math.isnan(holder.since):
-            return set(running)
-        # Its record follows its lock. Before that, and in a compaction, nothing is trained.
+            return running
+        # A sweep writes its record after it has the lock. Before that, and in a compaction, nothing is trained.
         return set(self._plan.trains) if self._plan.began >= holder.since else set()
 
     def _find_outcomes(self, done: pd.DataFrame) -> None:
@@ -302,19 +251,18 @@ class Looker:
         for _, part in new.groupby(new["n_steps"].cumsum() // AT_ONCE):
             columns = ["run_id", "step", "train_loss", "val_loss"]
             steps = store.read(self.study, "steps", columns, list(part["run_id"]), text=False)
-            self._outcomes.update((str(i), str(outcome)) for i, outcome in outcomes(part, steps).items())
+            self._outcomes.update((str(i), outcome) for i, outcome in outcomes(part, steps).items())
 
     def _rate(self, began: float, running: Mapping[str, tuple[Run, Mark]]) -> float | None:
         """Run-steps per second: between two looks that are far enough apart, else over the last sweep."""
-        taken, last = taken_since(began, self._done.values(), running.values())
+        taken, first, last = taken_since(began, self._done.values(), running.values())
+        if not (last > first and taken > 0):
+            return None
         total = sum(run.taken for run in self._done.values()) + sum(mark.step for _, mark in running.values())
-        if last > began:
-            self._history = [*(h for h in self._history if h[1] < total and last - RECENT[1] <= h[0] < last)]
-            self._history.append((last, total))
-        since, before = self._history[0] if self._history else (last, total)
-        if last - since >= RECENT[0]:
-            return (total - before) / (last - since)
-        return taken / (last - began) if last > began and taken > 0 else None
+        self._history = [(t, n) for t, n in self._history if n < total and last - RECENT[1] <= t < last]
+        self._history.append((last, total))
+        since, before = self._history[0]
+        return (total - before) / (last - since) if last - since >= RECENT[0] else taken / (last - first)
 
 
 def began_of(name: str) -> float | None:
@@ -326,20 +274,71 @@ def began_of(name: str) -> float | None:
     return stamp.replace(tzinfo=datetime.UTC).timestamp()
 
 
-def run_files(folder: Path) -> Iterator[str]:
-    """The stems of the files of a table, without those that are not of one run."""
-    for name in os.listdir(folder):
-        if name.endswith(".parquet") and name not in (store.SCHEMA_FILE, store.COMPACTED_FILE):
-            yield name.removesuffix(".parquet")
+def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
+    """Why runs failed, from the ends of their newest tracebacks."""
+    tries = failures.tries(study)
+    for run_id in run_ids:
+        try:
+            with open(study / failures.LOGS / f"{run_id}-{tries[run_id]}.txt", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+                text = file.read().decode(errors="replace")
+        except FileNotFoundError:
+            text = ""
+        lines = ("".join(filter(str.isprintable, line)).strip() for line in reversed(text.splitlines()))
+        yield Failure(run_id, tries[run_id], next((line for line in lines if line), "its traceback is gone"))
 
 
-def runs_of(frame: pd.DataFrame) -> Iterator[Run]:
-    """What counts of each row."""
-    zero = pd.Timestamp(0, tz="UTC")
-    started, finished = ((frame[name] - zero).dt.total_seconds() for name in ("started_at", "finished_at"))
-    last = frame["nonfinite_step"].astype(float)
-    taken = frame["n_steps"].where(last.isna(), last + 1).clip(upper=frame["n_steps"])
-    for status, n_steps, steps, *times in zip(
-        frame["status"], frame["n_steps"], taken, started, finished, frame["wall_time_s"].astype(float), strict=True
-    ):
-        yield Run(str(status), int(n_steps), int(steps), *times)
+# ---- telling ------------------------------------------------------------------------------------------
+
+
+def render(status: Status) -> str:
+    """The lines that tell how far a study is."""
+    s = status
+    counts = {
+        "finished": s.finished, "running": s.running, "interrupted": s.interrupted, "failed": s.failed,
+        "not begun": s.not_begun,
+    }  # fmt: skip
+    told = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n) or "none planned yet"
+    told = f"all {s.planned:,} finished" if s.planned and s.finished == s.planned else told
+    lines = [f"{s.study}: {_counted(s.planned, 'run')}, {told}{', sealed' if s.sealed else ''}"]
+    if s.planned:
+        of = f" of {s.steps_planned:,}, {100 * s.steps_done // s.steps_planned} %" if s.steps_planned else ""
+        lines.append(f"run-steps: {s.steps_done:,}{of}")
+    if s.rate:
+        pace = f"{s.rate:,.0f}" if s.rate >= 100 else f"{s.rate:.3g}"
+        lines[-1] += f", about {pace} per second" + (f", about {duration(s.left)} left" if s.left else "")
+    if s.outcomes:
+        lines.append("outcomes: " + " ".join(f"{n:,} {outcome}" for outcome, n in s.outcomes.items()))
+    if s.holder:
+        ago = f", its last file {duration(s.silent)} ago" if s.silent is not None and not s.verified else ""
+        lines.append(f"held by {s.holder}{ago}")
+    lines += ["running:", *_places(s.running_at)] if s.running else []
+    lines += ["interrupted, saved at:", *_places(s.saved_at)] if s.interrupted else []
+    if not s.holder and s.interrupted + s.not_begun:
+        lines.append("nobody trains them now; the same command goes on" + (f": {s.command}" if s.command else ""))
+    return "\n".join([*lines, *_failures(s)])
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _places(places: tuple[Place, ...]) -> Iterator[str]:
+    for place in places[:MOST_LINES]:
+        more = f" and {place.runs - 1:,} more" if place.runs > 1 else ""
+        yield f"  step {place.step:,} of {place.n_steps:,}: {place.run_id}{more}"
+    if rest := sum(place.runs for place in places[MOST_LINES:]):
+        yield f"  and {rest:,} more"
+
+
+def _failures(s: Status) -> Iterator[str]:
+    if not s.failures:
+        return
+    yield "failed:"
+    for one in s.failures:
+        yield f"  {one.run_id}, tried {_counted(one.tries, 'time')}: {one.reason[:MOST_REASON]}"
+    if rest := s.failed - len(s.failures):
+        yield f"  and {rest:,} more"
+    most, limit = max(one.tries for one in s.failures), ExecutionConfig().max_tries
+    more = f", with execution.max_tries={most + 1} for those that were tried {limit} times" if most >= limit else ""
+    yield f"tracebacks: {s.study}/{failures.LOGS}; mend the cause, and the same command tries them again{more}"

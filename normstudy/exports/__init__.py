@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from normstudy import config as cfg
-from normstudy import store
+from normstudy import files, store
 from normstudy.config import ConfigError
 from normstudy.exports.source import Source, choose
 
@@ -37,7 +37,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
     for an unknown format, one whose library is not installed, a place that is taken or cannot be written, a folder
     that is no study, and what `where` does not allow.
     """
-    cfg.one_of("--to", to, tuple(FORMATS))
+    cfg.one_of("--to", to, tuple(FORMATS), {"wandb": "wandb-offline"})
     store.check_is_study(study)
     out = study / "export" / to if out is None else out
     check_free(out)
@@ -125,7 +125,7 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
         _make_durable(part / "new")
         check_free(out)  # somebody may have made it meanwhile, and a rename would replace it
         os.rename(part / "new", out)
-        store.fsync(out.parent)
+        files.fsync(out.parent)
         shutil.rmtree(part, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -134,9 +134,8 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
                 folder.rmdir()
         if isinstance(error, OSError):
             told = os.strerror(error.errno) if error.errno else error
-            remedy = store.REMEDIES.get(error.errno or 0, store.REMEDY)
             raise ConfigError(
-                f"{out} cannot be written: {told}. Nothing of it is left; {remedy}, or give another --out"
+                f"{out} cannot be written: {told}. Nothing of it is left; {files.remedy(error)}, or give another --out"
             ) from error
         raise
 
@@ -144,4 +143,4 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
 def _make_durable(new: Path) -> None:
     for path in [new, *new.rglob("*")]:
         if not path.is_symlink():
-            store.fsync(path)
+            files.fsync(path)

@@ -45,8 +45,8 @@ def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
 
     Raises ConfigError for a study without a run, and as select does.
     """
-    files = _files(study_dir, "runs")
-    content = pa.concat_tables([store.SCHEMAS["runs"].empty_table(), *(p for f in files for p in _pieces("runs", f))])
+    pieces = (piece for path in files_of(study_dir, "runs") for piece in _pieces("runs", path))
+    content = pa.concat_tables([store.SCHEMAS["runs"].empty_table(), *pieces])
     content = content.sort_by("run_id")
     if not content.num_rows:
         raise ConfigError(f"{study_dir} has no run to export: start its sweep")
@@ -68,7 +68,7 @@ def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.T
     """
     own: dict[str, list[Path]] = {}
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
-    for path in _files(study_dir, table):
+    for path in files_of(study_dir, table):
         if path.name == store.COMPACTED_FILE:
             gathered = _runs_of(table, path)
         else:
@@ -98,7 +98,8 @@ def _runs_of(table: str, path: Path) -> Iterator[tuple[str, pa.Table]]:
             yield run_id, piece.slice(start, end - start)
 
 
-def _files(study_dir: Path, table: str) -> list[Path]:
+def files_of(study_dir: Path, table: str) -> list[Path]:
+    """The files of a table that have rows, in the alphabet's order."""
     folder = study_dir / "tables" / table
     with _reading(folder):
         names = sorted(os.listdir(folder))
@@ -112,7 +113,8 @@ def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
         source = path if path.name == store.COMPACTED_FILE else pa.BufferReader(path.read_bytes())
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             for i in range(file.num_row_groups):
-                yield store.conform(table, file.read_row_group(i))
+                piece = file.read_row_group(i, use_threads=path.name == store.COMPACTED_FILE)
+                yield piece if piece.schema.equals(store.SCHEMAS[table]) else store.conform(table, piece)
 
 
 @contextlib.contextmanager

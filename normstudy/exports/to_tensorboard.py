@@ -1,0 +1,66 @@
+"""TensorBoard: a folder a run, named run_id, with one file of events.
+
+Its scalars are those of scalars.py. Its text `run` has the row of `runs`, its hyperparameters are the asked columns.
+The wall time of an event is no measurement, see Run.time. The same study gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from normstudy import config as cfg
+from normstudy.exports.scalars import Row, Run, runs_of
+from normstudy.exports.source import Source
+
+BUFFER = 1024 * 1024  # bytes between two writes
+
+
+def write(source: Source, target: Path, scratch: Path) -> None:
+    """Make the folder of runs."""
+    for run in runs_of(source, "tensorboard"):
+        folder = target / run.run_id
+        folder.mkdir(parents=True)
+        # TensorBoard's own EventFileWriter names its files by host and process, and writes in a thread, whose error at
+        # a full disk is printed and not raised.
+        begin = run.time(-1)
+        with open(folder / f"events.out.tfevents.{begin:.0f}.normstudy", "wb", BUFFER) as file:
+            writer = RecordWriter(file)
+            for event in events(run, begin):
+                writer.write(event.SerializeToString())
+
+
+def events(run: Run, begin: float) -> list[Event]:
+    """What is said of a run: the version, its row, its hyperparameters, and an event a step."""
+    asked = {name: run.row[name] for name in cfg.asked_types() if run.row[name] is not None}
+    told = [
+        Event(wall_time=begin, file_version="brain.Event:2"),
+        Event(wall_time=begin, summary=text_pb("run", as_markdown(run.row))),
+        Event(wall_time=begin, summary=hparams_pb(asked, trial_id=run.run_id, start_time_secs=begin)),
+    ]
+    for step, scalars in run.steps.items():
+        event = Event(wall_time=run.time(step), step=step)
+        for tag, value in scalars.items():
+            event.summary.value.add(tag=tag, simple_value=value)
+        told.append(event)
+    return told
+
+
+def as_markdown(row: Row) -> str:
+    """A row of `runs` as a table of two columns, without nulls; text stands between backquotes, as it is."""
+    lines = ["| column | value |", "|---|---|"]
+    for name, value in row.items():
+        if value is not None:
+            cell = " ".join(str(value).split()).replace("|", r"\|").replace("`", "'")
+            lines.append(f"| {name} | `{cell}` |")
+    return "\n".join(lines)
+
+
+def opens(out: Path) -> str:
+    """The command that shows them."""
+    return f"tensorboard --logdir {shlex.quote(str(out))}"
