@@ -177,8 +177,7 @@ class Looker:
         times = [run.finished for run in self._done.values()] + [mark.at for mark in marks.values()]
         heard = max((t for t in times if t > 0), default=None)
         rate = left = None
-        knows = holder is not None and plan is not None and (plan.began >= holder.since or not holder.alone)
-        if knows and plan is not None and heard is not None:
+        if holder is not None and plan is not None and heard is not None and _is_of(plan, holder):
             rate = self._rate(plan.began, {i: (unfinished[i], marks[i]) for i in running})
             rest = [(lengths[i], steps.get(i, 0)) for i in trained - self._done.keys() - set(failed)]
             left = time_left(rest, rate, now - heard)
@@ -243,7 +242,7 @@ class Looker:
         if not holder.alone or self._plan is None or math.isnan(holder.since):
             return running
         # A sweep writes its record after it has the lock. Before that, and in a compaction, nothing is trained.
-        return set(self._plan.trains) if self._plan.began >= holder.since else set()
+        return set(self._plan.trains) if _is_of(self._plan, holder) else set()
 
     def _find_outcomes(self, done: pd.DataFrame) -> None:
         """Find the outcomes of runs that have none yet, a few at a time."""
@@ -263,6 +262,11 @@ class Looker:
         self._history.append((last, total))
         since, before = self._history[0]
         return (total - before) / (last - since) if last - since >= RECENT[0] else taken / (last - first)
+
+
+def _is_of(plan: Plan, holder: Holder) -> bool:
+    """Whether a record may be of the command that holds the study; single runs do not tell when the first began."""
+    return not holder.alone or plan.began >= holder.since
 
 
 def began_of(name: str) -> float | None:

@@ -60,7 +60,9 @@ def test_a_run_as_swept_is_what_the_store_writes_of_the_same_rows(studies: dict[
     assert len(gone) == 1
     store.prepare(tmp_path)
     for name in [*gone, runs["run_id"].iloc[1], runs["run_id"].iloc[-1]]:
-        store.write_run(tmp_path, store.read_row(studies[SWEPT] / "tables" / "runs" / f"{name}.parquet"))
+        row = store.read_row(studies[SWEPT], name)
+        assert row is not None
+        store.write_run(tmp_path, row)
         for window in range(2 if name in gone else 3):
             parts = {t: studies[SWEPT] / "tables" / t / f"{name}-{window:03d}.parquet" for t in store.SERIES}
             rows = {t: pq.ParquetFile(path).read().drop_columns(["run_id"]).to_pydict() for t, path in parts.items()}
