@@ -112,7 +112,7 @@ normstudy status STUDY: how far a sweep is, from the files of its study alone, o
   --watch      print it again every few seconds, until every planned run is finished or has failed; Ctrl-C ends it
   --every S    seconds between two looks with --watch (default 5)
 
-Told are the planned, finished, running and failed runs, the outcomes, the rate and the time left, who holds the study,
+Told are the planned, finished, running, interrupted and failed runs, the outcomes, the rate and the time left, who holds the study,
 and of each failed run the last line of its traceback.
 """
 
