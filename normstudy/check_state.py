@@ -14,10 +14,8 @@ from pathlib import Path
 
 from normstudy import failures, lock, store
 from normstudy.holder import holder_of
+from normstudy.saved import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata
 
-# As checkpoint.py has them, which imports torch; a test holds the two equal.
-CHECKPOINTS, SET_ASIDE = "state/checkpoints", "state/set_aside"
-CHECKPOINT_FORMAT, CRC_BYTES = b"normstudy checkpoint 1\n", 9
 BLOCK = 1024 * 1024  # bytes of a checkpoint in memory at once, more than the head that names its tensors
 
 
@@ -29,15 +27,15 @@ def counted(n: int, word: str) -> str:
 def wrong_in_checkpoints(study: Path) -> list[str]:
     """A line for each checkpoint from which no run can go on."""
     do = "the same sweep sets it aside and starts the run from zero"
-    found = [(path, _wrong_in_checkpoint(path)) for path in sorted((study / CHECKPOINTS).glob("*"))]
-    return [f"{CHECKPOINTS}/{path.name}: {what}: {do}" for path, what in found if what]
+    found = [(path, _wrong_in_checkpoint(path)) for path in sorted((study / FOLDER).glob("*"))]
+    return [f"{FOLDER}/{path.name}: {what}: {do}" for path, what in found if what]
 
 
 def _wrong_in_checkpoint(path: Path) -> str:
     """What is wrong with a checkpoint, empty for nothing, or where it went meanwhile."""
     try:
         with open(path, "rb") as f:
-            head = f.read(len(CHECKPOINT_FORMAT) + CRC_BYTES)
+            head = f.read(len(FORMAT) + CRC_BYTES)
             first = block = f.read(BLOCK)
             crc = 0
             while block:
@@ -45,11 +43,11 @@ def _wrong_in_checkpoint(path: Path) -> str:
                 block = f.read(BLOCK)
     except FileNotFoundError:
         return ""
-    if not head.startswith(CHECKPOINT_FORMAT):
+    if not head.startswith(FORMAT):
         return "is damaged, or of another version of normstudy"
-    if head[len(CHECKPOINT_FORMAT) :] != f"{crc:08x}\n".encode():
+    if head[len(FORMAT) :] != f"{crc:08x}\n".encode():
         return "is damaged (its checksum is another)"
-    run_id = json.loads(first[8 : 8 + int.from_bytes(first[:8], "little")])["__metadata__"]["run_id"]
+    run_id = metadata(first)["run_id"]
     return "" if run_id == path.name else f"is of another run, {run_id}"
 
 

@@ -12,8 +12,8 @@ numerics, and what computed it: any other would go on in other bits, and is refu
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Mapping
@@ -29,12 +29,8 @@ from safetensors.torch import load, save
 from normstudy import files, store
 from normstudy.config import NUMERICS
 from normstudy.flat import Layout
+from normstudy.saved import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata
 from normstudy.train import Start
-
-FOLDER = "state/checkpoints"
-SET_ASIDE = "state/set_aside"  # what could not be read, for whoever wants to know why
-FORMAT = b"normstudy checkpoint 1\n"
-CRC_BYTES = 9  # eight hexadecimal digits and a newline
 
 
 class Refused(Exception):
@@ -77,6 +73,10 @@ def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str,
         data = path(study_dir, run_id).read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Refused("its checkpoint cannot be read from the disk") from None
     return decode(data, stamp(run_id, layout, computed_by))
 
 
@@ -130,7 +130,7 @@ def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
     crc, body = data[len(FORMAT) : len(FORMAT) + CRC_BYTES], data[len(FORMAT) + CRC_BYTES :]
     if crc != f"{zlib.crc32(body):08x}\n".encode():
         raise Refused("its checkpoint is damaged")
-    told = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
+    told = metadata(body)
     for key, value in stamped.items():
         if told.get(key) != value:
             raise Refused(f"its checkpoint is of {key} {told.get(key)}, here it is {value}")

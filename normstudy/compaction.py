@@ -51,6 +51,7 @@ def _compact(study_dir: Path, seal: bool) -> str:
     before = _size(study_dir / "tables")
     for table in store.TABLES:
         _write_table(study_dir, table, done)
+    files.fsync(study_dir / lock.NEW_TABLES)
     lock.swap(study_dir)
     after = _size(study_dir / "tables")
     if seal:

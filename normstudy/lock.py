@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from normstudy.config import ConfigError
 LOCK = "state/lock"
 NEW_TABLES = "state/tables.new"  # what a compaction writes, before it is swapped in
 OLD_TABLES = store.OLD_TABLES
+PATIENCE_SECONDS = 1.0  # of a single run, for another one that is about to end
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some network file systems
 
 
@@ -59,7 +61,7 @@ def alone(fd: int) -> bool:
 
 
 def _take(study_dir: Path, command: str, kind: int) -> int:
-    path = study_dir / LOCK
+    path, patience = study_dir / LOCK, time.monotonic() + PATIENCE_SECONDS
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -69,6 +71,10 @@ def _take(study_dir: Path, command: str, kind: int) -> int:
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
+            if kind == fcntl.LOCK_SH and time.monotonic() < patience:
+                os.close(fd)  # another single run may be removing state/, which takes a moment
+                time.sleep(0.1)
+                continue
             text = os.pread(fd, 10_000, 0)
             os.close(fd)
             raise ConfigError(f"{study_dir} is in use by {_holder(text)}: wait for it, or end it") from None

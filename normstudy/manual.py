@@ -112,8 +112,8 @@ normstudy status STUDY: how far a sweep is, from the files of its study alone, o
   --watch      print it again every few seconds, until every planned run is finished or has failed; Ctrl-C ends it
   --every S    seconds between two looks with --watch (default 5)
 
-Told are the planned, finished, running, interrupted and failed runs, the outcomes, the rate and the time left, who holds the study,
-and of each failed run the last line of its traceback.
+Told are the planned, finished, running, interrupted and failed runs, the outcomes, the rate and the time left, who
+holds the study, and of each failed run the last line of its traceback.
 """
 
 CHECK_HELP = """\
@@ -128,7 +128,7 @@ EXPORT_HELP = """\
 normstudy export STUDY --to FORMAT: the tables of a study for another tool.
 
   --to csv             one file a table: runs.csv, steps.csv, modules.csv, residual.csv
-  --to duckdb          one database file with the four tables
+  --to duckdb          one database file (OUT) with the four tables
   --to tensorboard     event files, a folder a run: tensorboard --logdir OUT
   --to wandb-offline   offline runs: wandb sync OUT/wandb/offline-run-*
   --out PATH           default STUDY/export/FORMAT; it must not exist yet

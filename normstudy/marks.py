@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,11 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from normstudy import store
-
-CHECKPOINTS = "state/checkpoints"  # FOLDER, FORMAT and CRC_BYTES of checkpoint.py, which imports torch
-CHECKPOINT_FORMAT = b"normstudy checkpoint 1\n"
-CRC_BYTES = 9
-MOST_HEADER = 1 << 20  # bytes; a longer one is no header of a checkpoint
+from normstudy.saved import head_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ def marks_of(study: Path, unfinished: Mapping[str, Run]) -> dict[str, Mark]:
 
     The checkpoint is read first: when it goes because its run ends meanwhile, the windows are there.
     """
-    marks = {run_id: _checkpoint(study / CHECKPOINTS / run_id) for run_id in unfinished}
+    marks = {run_id: _checkpoint(study, run_id) for run_id in unfinished}
     newest: dict[str, int] = {}
     for name in os.listdir(study / "tables" / "steps"):
         run_id, _, window = name.removesuffix(".parquet").rpartition("-")
@@ -95,19 +90,10 @@ def places_of(run_ids: Iterable[str], steps: Mapping[str, int], rows: Mapping[st
     return tuple(Place(ids[0], len(ids), *far) for far, ids in sorted(found.items(), reverse=True))
 
 
-def _checkpoint(path: Path) -> Mark:
-    """What the head of a checkpoint tells; nothing where there is none, or one that no run could go on from."""
-    try:
-        with open(path, "rb") as file:
-            if file.read(len(CHECKPOINT_FORMAT)) != CHECKPOINT_FORMAT:
-                return Mark()
-            file.seek(CRC_BYTES, os.SEEK_CUR)
-            told = json.loads(file.read(min(MOST_HEADER, int.from_bytes(file.read(8), "little"))))["__metadata__"]
-            written = os.fstat(file.fileno()).st_mtime
-        step = int(told["step"])
-        return Mark(step, written, step, written, float.fromhex(told["wall_time_s"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return Mark()
+def _checkpoint(study: Path, run_id: str) -> Mark:
+    """What a checkpoint tells; nothing where there is none."""
+    head = head_of(study, run_id)
+    return Mark() if head is None else Mark(head.step, head.written, head.step, head.written, head.seconds)
 
 
 def taken_since(began: float, done: Iterable[Run], running: Iterable[tuple[Run, Mark]]) -> tuple[float, float, float]:

@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Protocol
 
-from normstudy import failures, store, worker
+from normstudy import failures, saved, store, worker
 from normstudy.errors import StorageError
 from normstudy.stopping import SIGNALS, Stop
 from normstudy.worker import Message, Task
@@ -103,7 +103,8 @@ class Slot:
         """Send the next task, if there is one; False where the process is gone."""
         self.task = task
         self.ended: set[str] = set()
-        self.taken = 0
+        self.taken = self.resumed = 0
+        self.saved = _saved(task, task.run_ids) if task is not None else {}
         try:
             if task is not None:
                 self.pipe.send(task)
@@ -114,6 +115,7 @@ class Slot:
     def note(self, message: Message) -> None:
         """Keep count of what the worker says."""
         self.taken += message.run_steps
+        self.resumed += message.resumed
         self.ended.update(message.ended, message.failed)
 
     @property
@@ -124,6 +126,13 @@ class Slot:
     def left(self) -> list[str]:
         """The runs of the task that have not ended."""
         return [i for i in self.task.run_ids if i not in self.ended] if self.task else []
+
+    def has_got_further(self) -> bool:
+        """Whether the task has a run more, or a later checkpoint, than when the worker took it."""
+        if self.task is None:
+            return False
+        now = _saved(self.task, self.left())
+        return bool(self.ended) or any(step > self.saved[run_id] for run_id, step in now.items())
 
     def ask_to_stop(self) -> None:
         """Have the worker finish its step, save its runs and say so; one that cannot hear yet just ends."""
@@ -147,9 +156,11 @@ def run(
 ) -> Generator[Message, None, None]:
     """Give the tasks, in order, to as many workers; yields what they say. Ends when every task is over.
 
-    A worker that is killed costs what its batch did since its checkpoint: its runs go on as two batches, a single one
-    is tried again until it has crashed max_tries times. Once asked to stop, no task is given any more and the workers
-    save what they have. inherited: the descriptor of the study's lock, which the workers hold with their parent.
+    A worker that is killed costs what its batch did since its checkpoint. Where nothing of the batch had been saved, it
+    may have been too large: its runs go on as two batches, and a single one is tried again until it has crashed
+    max_tries times. Else it was killed for another reason, and the batch goes on as it was. One that somebody else asks
+    to stop counts as killed. Once this process is asked to stop, no task is given any more and the workers save what
+    they have. inherited: the descriptor of the study's lock, which the workers hold with their parent.
 
     Raises StorageError when the results can no longer be written, after the workers are through.
     """
@@ -169,34 +180,31 @@ def run(
         while busy := [s for s in slots if s.task is not None]:
             ready = wait([*(s.pipe for s in busy), stop.reader])
             if stop.reader in ready:
-                stop.acknowledge()
                 stop_all()
+                stop.acknowledge()
             for slot in busy:
                 if slot.pipe not in ready:
                     continue
                 try:
-                    message: Message = slot.pipe.recv()
-                except (EOFError, ConnectionResetError):  # a pipe ends with its process
+                    message: Message | None = slot.pipe.recv()
+                except (EOFError, OSError):  # a pipe ends with its process, perhaps within a message
+                    message = None
+                if message is not None:
+                    slot.note(message)
+                    yield message
+                    if message.fatal is not None:
+                        fatal = fatal or message.fatal
+                        if not stopping:
+                            stop_all()
+                    if message.over:
+                        slot.give(None)
+                if message is None or (message.stopped and not stopping and not message.over):
                     slots.remove(slot)
-                    slot.close(kill=False)
+                    slot.close(kill=message is not None)  # which somebody else asked to stop: another one goes on
                     if not stopping:
                         told, again = _after_death(slot, max_tries)
                         queue.extendleft(reversed(again))
                         yield told
-                else:
-                    slot.note(message)
-                    yield message
-                    if message.fatal is not None and not stopping:
-                        fatal = message.fatal
-                        stop_all()
-                    if not message.over:
-                        if message.stopped and not stopping:  # somebody else asked: another worker goes on
-                            slots.remove(slot)
-                            queue.extendleft(reversed(slot.task.halves(slot.left()) if slot.task else []))
-                            yield Message(message.number, -slot.lost_steps)
-                            slot.close(kill=True)
-                    else:
-                        slot.give(None)
             _fill(slots, queue, workers, inherited)
         if fatal is not None:
             raise StorageError(fatal)
@@ -233,15 +241,24 @@ def _after_death(slot: Slot, max_tries: int) -> tuple[Message, list[Task]]:
     gone = tuple(i for i in slot.left() if i not in left)
     n_steps = task.configs[0].schedule.n_steps
     lost = len(gone) * n_steps - slot.lost_steps
-    if len(left) > 1:
-        note = f"a worker process was {how}: its {len(left)} runs go on as two batches"
-        return Message(task.number, lost, ended=gone, notes=(note,)), task.halves(left)
     if not left:
-        return Message(task.number, lost, ended=gone), []
+        return Message(task.number, lost, -slot.resumed, ended=gone), []
+    further = bool(gone) or slot.has_got_further()
+    if len(left) > 1 or further:
+        parts = [task.only(left)] if further else task.halves(left)
+        goes_on = "the run goes on" if len(left) == 1 else f"its {len(left)} runs go on"
+        note = f"a worker process was {how}: {goes_on}{' as two batches' if not further else ''}"
+        return Message(task.number, lost, -slot.resumed, ended=gone, notes=(note,)), parts
     details = f"the worker process was {how}\n"
     tried = failures.report(task.study_dir, left[0], task.only(left).configs[0], details)
     if tried < max_tries:
         note = f"the worker process of {left[0]} was {how}: it is tried again"
-        return Message(task.number, lost, ended=gone, notes=(note,)), [task.only(left)]
+        return Message(task.number, lost, -slot.resumed, ended=gone, notes=(note,)), [task.only(left)]
     error = f"the worker process was {how}"
-    return Message(task.number, lost + n_steps, ended=gone, failed=(left[0],), error=error), []
+    return Message(task.number, lost + n_steps, -slot.resumed, ended=gone, failed=(left[0],), error=error), []
+
+
+def _saved(task: Task, run_ids: Sequence[str]) -> dict[str, int]:
+    """run_id -> the step of its checkpoint, 0 where there is none."""
+    heads = {run_id: saved.head_of(task.study_dir, run_id) for run_id in run_ids}
+    return {run_id: 0 if head is None else head.step for run_id, head in heads.items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from normstudy import store, terminal
+from normstudy.stopping import print_error, say_no_more
 from normstudy.worker import Message
 
 PIPE_LINE_SECONDS = 30  # between two lines where there is no terminal
@@ -55,24 +56,31 @@ def follow(
                 # Reading lists whole folders, while workers may wait for their next batch: a small share of the time.
                 look = time.monotonic() + (time.monotonic() - before) / READING_SHARE
             if message.smaller:
-                tqdm.write(
+                print_line(
                     f"out of memory with {len(batches[message.number])} runs together: goes on with {message.smaller}; "
-                    f"execution.runs_per_batch={message.smaller} starts so",
-                    sys.stderr,
+                    f"execution.runs_per_batch={message.smaller} starts so"
                 )
             for run_id in message.failed:
                 errors[run_id] = str(message.error)
-                tqdm.write(f"{run_id} failed: {message.error}", sys.stderr)
+                print_line(f"{run_id} failed: {message.error}")
             for note in message.notes:
-                tqdm.write(note, sys.stderr)
+                print_line(note)
             now = time.monotonic()
             if bar.disable and now - said > PIPE_LINE_SECONDS and done - resumed > FIRST_ESTIMATE * run_steps:
                 said = now
                 left = (now - began) * (run_steps - done) / (done - resumed)
                 line = f"{n_ended}/{n_runs} runs, {100 * done // run_steps} % of the steps"
-                print(f"{line}, about {duration(left)} left", file=sys.stderr, flush=True)
+                print_error(f"{line}, about {duration(left)} left")
         show_outcomes()
     return errors
+
+
+def print_line(line: str) -> None:
+    """A line above the bar; what is trained does not depend on whether anybody still reads it."""
+    try:
+        tqdm.write(line, sys.stderr)
+    except OSError:
+        say_no_more()
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from normstudy import checkpoint, data, probes, store, train
+from normstudy import checkpoint, data, files, probes, store, train
 from normstudy.checkpoint import Checkpoint
 from normstudy.config import RunConfig
 from normstudy.flat import Layout, layout_of
@@ -132,14 +132,15 @@ def begin(study_dir: Path, row: dict[str, object], config: RunConfig, layout: La
     run_id = str(row["run_id"])
     run = Running(row, Series(run_id))
     before = store.read_row(study_dir, run_id)
-    if before is not None:
+    if before is not None and before["status"] != "done":  # a single run beside this one may have ended it just now
         other = next((key for key in COMPUTED_BY if before.get(key) != row[key]), None)
         if other is not None and before.get(other) is not None:
             run.note = f"{run_id} was computed by {other} {before[other]}, here it is {row[other]}"
         if other is not None or row["device"] != "cpu":
             store.remove_windows(study_dir, run_id)
     try:
-        found = checkpoint.read(study_dir, run_id, layout, {key: row[key] for key in COMPUTED_BY})
+        with files.storing(study_dir):
+            found = checkpoint.read(study_dir, run_id, layout, {key: row[key] for key in COMPUTED_BY})
         if found is not None:
             check_windows(study_dir, run_id, found.start.step, store.window_size(config.schedule.n_steps))
     except checkpoint.Refused as why:

@@ -17,7 +17,7 @@ class Interrupted(KeyboardInterrupt):
     """A sweep was stopped by a signal, and what it had is kept. code: the exit code of the command."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+        super().__init__(number)
         self.code = 128 + number
 
 
@@ -56,11 +56,21 @@ class Stop:
         """Say what happens now, and make `reader` wait again."""
         os.read(self.reader, 1)
         if self.number == signal.SIGHUP:  # the terminal is gone: to write there would be an error
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            for stream in (1, 2):
-                os.dup2(nowhere, stream)
-        print(
-            "\nstopping: every run finishes its step and is saved. Once more ends it at once",
-            file=sys.stderr,
-            flush=True,
-        )
+            say_no_more()
+        print_error("\nstopping: every run finishes its step and is saved. Once more ends it at once")
+
+
+def print_error(line: str) -> None:
+    """Say something on standard error, if anybody still reads it: what is to be saved must not depend on that."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        say_no_more()
+
+
+def say_no_more() -> None:
+    """What is printed from here on goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)

@@ -260,6 +260,7 @@ def remove_windows(study_dir: Path, run_id: str) -> None:
             for path in (study_dir / "tables" / table).glob(f"{run_id}-*.parquet"):
                 if run_of(table, path.name) == run_id:
                     path.unlink(missing_ok=True)
+            files.fsync(study_dir / "tables" / table)  # before any row says that what is there was computed here
 
 
 def config_columns(config: RunConfig) -> dict[str, object]:

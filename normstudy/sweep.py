@@ -12,7 +12,6 @@ import itertools
 import math
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from normstudy import batching, data, failures, files, lock, own, pool, progress
 from normstudy import config as cfg
 from normstudy.config import ConfigError, ExecutionConfig, RunConfig
 from normstudy.provenance import Request
-from normstudy.stopping import Interrupted, Stop
+from normstudy.stopping import Interrupted, Stop, print_error
 from normstudy.worker import Task
 
 RETRY = "To try them again: execution.retry_failed=true execution.max_tries=N, with an N beyond their tries"
@@ -270,10 +269,10 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
         statuses = store.finished_ids(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)
-            print(
-                f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished, the others are saved: "
-                "the same command goes on",
-                file=sys.stderr,
+            others = "the others are saved" if planned.device == "cpu" else "the others start again, as on any GPU"
+            print_error(
+                f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished, {others}: "
+                "the same command goes on"
             )
             raise Interrupted(stop.number)
         if errors or planned.given_up:
@@ -289,8 +288,10 @@ def _told_failures(planned: Plan, errors: dict[str, str], statuses: dict[str, st
     logs = f"tracebacks: {planned.study_dir}/{failures.LOGS}"
     if not errors:
         return f"{n} of {len(planned.runs)} runs failed before and were left out; {logs}. {RETRY}"
-    first = next(iter(errors.values()))
-    return f"{n} of {len(planned.runs)} runs failed ({first}); {logs}. The same command tries them again"
+    execution = next(iter(planned.runs.values())).execution
+    left_out = _given_up(planned.study_dir, list(planned.runs), statuses, execution)
+    again = RETRY if left_out else "The same command tries them again"
+    return f"{n} of {len(planned.runs)} runs failed ({next(iter(errors.values()))}); {logs}. {again}"
 
 
 def _still_missing(planned: Plan) -> list[list[str]]:

@@ -81,37 +81,41 @@ def serve(pipe: Connection, lock: int) -> None:
     the parent decides. lock: descriptor of the study's lock. It is only held: open until the process ends, so that
     nobody takes the study while a worker may still write.
     """
-    asked, waiting = threading.Event(), threading.Event()
+    asked = waiting = False  # plain names: the lock of an Event could be held by the code that a signal interrupts
 
     def ask(*_: object) -> None:
-        asked.set()
-        if waiting.is_set():
+        nonlocal asked
+        asked = True
+        if waiting:
             os._exit(0)
 
+    signal.signal(signal.SIGTERM, ask)  # SIG_IGN, even for a moment, would lose one that is waiting since the start
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, ask)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # pool.py blocked them for the time until here
     threading.Thread(target=die_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
     gc.freeze()  # the collector need not look through all of torch again and again: 3 % of a step
-    while not asked.is_set():
-        waiting.set()
+    while not asked:
+        waiting = True
         try:
             task: Task = pipe.recv()
         except EOFError:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)  # taking torch down in order takes half a second, and nothing is left to do
-        waiting.clear()
+        waiting = False
         try:
-            for message in train_halving(task, asked.is_set):
+            for message in train_halving(task, lambda: asked):
                 pipe.send(message)
             over = Message(task.number, over=True)
         except StorageError as error:
             over = Message(task.number, over=True, fatal=str(error))
+        except BrokenPipeError:
+            os._exit(1)  # the parent is gone, and the watcher was about to say so
         pipe.send(over)
     os._exit(0)
 
@@ -132,10 +136,11 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
     """
     from normstudy import recording
 
-    taken, ended = 0, set[str]()
+    taken, resumed, ended = 0, 0, set[str]()
     try:
         for message in recording.train_task(task, stopping):
             taken += message.run_steps
+            resumed += message.resumed
             ended.update(message.ended)
             yield message
         return
@@ -151,10 +156,10 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
     lost = len(ended) * n_steps - taken  # for the bar: the steps of those left are taken again
     if len(left) == 1:
         failures.report(task.study_dir, left[0], task.only(left).configs[0], details)
-        yield Message(task.number, lost + n_steps, failed=(left[0],), error=line)
+        yield Message(task.number, lost + n_steps, -resumed, failed=(left[0],), error=line)
         return
     parts = task.halves(left)
-    yield Message(task.number, lost, smaller=len(parts[0].run_ids) if no_memory else None)
+    yield Message(task.number, lost, -resumed, smaller=len(parts[0].run_ids) if no_memory else None)
     for part in parts:
         if stopping():
             yield Message(task.number, stopped=True)

@@ -19,7 +19,7 @@ import pytest
 from handmade import handmade_config, write_handmade_run
 from studies import after, assert_same_tables, never, task_of, tiny
 
-from normstudy import check, check_rows, check_state, checkpoint, cli, failures, lock, probes, store, worker
+from normstudy import check, check_rows, check_state, cli, failures, lock, probes, store, worker
 from normstudy.check import check_study
 from normstudy.check_rows import Run
 from normstudy.compaction import compact_study
@@ -630,12 +630,6 @@ def test_runs_may_go_over_row_groups(rows: int, compacted: Path) -> None:
 
 
 # ---- state and seal -------------------------------------------------------------------------------------
-
-
-def test_checkpoints_are_as_they_are_written() -> None:
-    assert check_state.CHECKPOINT_FORMAT == checkpoint.FORMAT
-    assert check_state.CRC_BYTES == checkpoint.CRC_BYTES
-    assert (check_state.CHECKPOINTS, check_state.SET_ASIDE) == (checkpoint.FOLDER, checkpoint.SET_ASIDE)
 
 
 def test_damaged_checkpoints(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from studies import after, assert_same_tables, never, task_of, tiny
 
-from normstudy import checkpoint, recording, store, train, worker
+from normstudy import checkpoint, recording, saved, store, train, worker
 from normstudy.checkpoint import Checkpoint, Refused
 from normstudy.config import RunConfig
 from normstudy.flat import layout_of
@@ -46,7 +46,7 @@ def test_a_stop_at_any_step_changes_no_bit(tmp_path: Path, optimizer: str, place
         assert len(store.read(study, "steps")) == 0  # rows since the last window are in the checkpoint
         assert notes(train_on(configs(tmp_path / str(stop)))) == []
         assert_same_tables(tmp_path / "whole" / "tiny", study)
-        assert list((study / checkpoint.FOLDER).iterdir()) == []
+        assert list((study / saved.FOLDER).iterdir()) == []
 
 
 def test_a_stop_beyond_a_window_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def a_stopped_run(root: Path) -> tuple[RunConfig, Path]:
     """A run with a checkpoint at step 6, and the file of that."""
     config = tiny(root)
     train_on([config], after(6))
-    (path,) = (root / "tiny" / checkpoint.FOLDER).iterdir()
+    (path,) = (root / "tiny" / saved.FOLDER).iterdir()
     return config, path
 
 
@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_line(tmp_path: Path, damage: s
     if damage == "of another run":
         _, other = a_stopped_run(tmp_path / "other")
         train_on([tiny(tmp_path / "another", seed=1)], after(3))
-        (other,) = (tmp_path / "another" / "tiny" / checkpoint.FOLDER).iterdir()
+        (other,) = (tmp_path / "another" / "tiny" / saved.FOLDER).iterdir()
         data = bytearray(other.read_bytes())
     data[len(data) // 2] ^= damage == "flipped"
     cut = {"truncated": len(data) - 100, "empty": 0}.get(damage, len(data))
@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_line(tmp_path: Path, damage: s
     assert line.startswith(f"{path.name}: ")
     assert expected in line
     assert line.endswith("; it starts from zero")
-    assert (tmp_path / "damaged" / "tiny" / checkpoint.SET_ASIDE / path.name).exists()
+    assert (tmp_path / "damaged" / "tiny" / saved.SET_ASIDE / path.name).exists()
     assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "damaged" / "tiny")
     assert sum(m.resumed for m in messages) == 0
 

@@ -37,6 +37,7 @@ from normstudy.exports import FORMATS, export_study
 from normstudy.exports.source import by_run, choose
 
 FORMULA = "=HYPERLINK(\"http://x\",'a,b')"
+PRIVATE = "the user's own notes"
 N_STEPS = 210  # two windows
 # Characters that readers take for a pattern, a column or a server, in a folder beneath one with a space.
 ODD = Path("my studies", "a=1 [b] *? s3:")
@@ -73,6 +74,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def needs(to: str) -> None:
+    if to in ("tensorboard", "wandb-offline"):
+        name = to.partition("-")[0]
+        pytest.importorskip(name, reason=f"pip install {name}")
+
+
 # ---- the rows -----------------------------------------------------------------------------------------
 
 
@@ -106,14 +113,16 @@ def test_a_run_without_rows_has_an_empty_piece(study: Path) -> None:
     assert all(piece.num_rows for piece in pieces[1:-1])
 
 
-def test_a_damaged_file_is_told_of(study: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_damaged_file_is_told_of(study: Path, tmp_path: Path, to: str) -> None:
+    needs(to)
     copy = shutil.copytree(study, tmp_path / "copy")
     path = max((copy / "tables" / "modules").glob("pre*-000.parquet"), key=lambda p: p.stat().st_size)
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 1
     path.write_bytes(data)
     with pytest.raises(ConfigError, match=rf"(?s)^{path} cannot be read \(.*\): run normstudy check {copy}$") as told:
-        export(copy, "csv", tmp_path / "out")
+        export(copy, to, tmp_path / "out")
     assert "\n" not in str(told.value)
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
 
@@ -372,7 +381,8 @@ def offline(study: Path, server: Server, tmp_path_factory: pytest.TempPathFactor
     pytest.importorskip("wandb", reason="pip install wandb")
     out = tmp_path_factory.mktemp("wandb") / "my runs"
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"MODE": "online", "BASE_URL": server.url, "API_KEY": "0123456789" * 4, "DIR": "/"}.items():
+        said = {"MODE": "online", "BASE_URL": server.url, "API_KEY": "0123456789" * 4, "DIR": "/", "NOTES": PRIVATE}
+        for name, value in said.items():
             patch.setenv(f"WANDB_{name}", value)
         told = export(study, "wandb-offline", out)
         assert os.environ["WANDB_MODE"] == "online"
@@ -435,20 +445,15 @@ def test_the_offline_runs_name_nothing_of_this_machine(study: Path, offline: Pat
     assert ids == [f"{run_id}.wandb" for run_id in run_ids(study)]
     assert [p.name for p in offline.iterdir()] == ["wandb"]
     assert all(p.name.startswith("offline-run-") for p in (offline / "wandb").iterdir())
-    private = [socket.gethostname(), str(Path.home()), str(offline), str(study), sys.executable, os.getcwd(), FORMULA]
+    private = [socket.gethostname(), str(Path.home()), str(offline), str(study), sys.executable, os.getcwd()]
     private = [text for text in private if len(text) > 3]  # a host called vm is in other words
-    private.append(f'"{getpass.getuser()}"')
+    private += [f'"{getpass.getuser()}"', FORMULA, PRIVATE]
+    assert {one["host"] for one in synced.asked} - {None} == {"normstudy"}
     said = [*files.values(), *(json.dumps(one).encode() for one in (*synced.asked, *synced.sent))]
     assert not [text for text in private for data in said if text.encode() in data]
 
 
 # ---- every format -------------------------------------------------------------------------------------
-
-
-def needs(to: str) -> None:
-    if to in ("tensorboard", "wandb-offline"):
-        name = to.partition("-")[0]
-        pytest.importorskip(name, reason=f"pip install {name}")
 
 
 def test_where_chooses_runs_as_plot_does(study: Path, tmp_path: Path) -> None:
@@ -473,6 +478,8 @@ def test_a_study_that_is_still_without_a_run_is_told_of(tmp_path: Path) -> None:
     store.prepare(tmp_path / "new")
     with pytest.raises(ConfigError, match="has no run to export: start its sweep"):
         export(tmp_path / "new", "csv", tmp_path / "out")
+    with pytest.raises(ConfigError, match="exists: give another --out"):  # before anything is read
+        export(tmp_path / "new", "csv", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -500,10 +507,10 @@ def test_what_exists_is_left(study: Path, tmp_path: Path, to: str) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize("place", ["tables/out", "tables/steps/out.parquet", "state/out", "sub/../tables/runs/x/y"])
+@pytest.mark.parametrize("place", ["tables/out", "tables/steps/out.parquet", "state/out", "link/runs/x/y"])
 def test_nothing_is_written_among_the_files_of_a_study(study: Path, tmp_path: Path, place: str) -> None:
     copy = shutil.copytree(study, tmp_path / "copy")
-    (copy / "sub").mkdir()
+    (copy / "link").symlink_to("tables")
     before = contents(copy)
     for source in (study, copy):
         with pytest.raises(ConfigError, match=r"holds the study's own files and no others: give another --out$"):

@@ -27,7 +27,19 @@ from handmade import handmade_config, write_handmade_run
 from processes import CLI, SWEEP, start, wait_for
 from studies import REQUEST, after, never, task_of, tiny
 
-from normstudy import checkpoint, cli, failures, holder, lock, marks, progress, provenance, recording, status, store
+from normstudy import (
+    cli,
+    failures,
+    holder,
+    lock,
+    marks,
+    progress,
+    provenance,
+    recording,
+    saved,
+    status,
+    store,
+)
 from normstudy import worker as workers
 from normstudy.compaction import compact_study
 from normstudy.config import ConfigError, RunConfig
@@ -144,7 +156,7 @@ def test_what_the_same_command_goes_on_with_is_told_once_all_of_it_is_in_the_las
 
 def test_a_checkpoint_is_gone_and_windows_are_left(mine: Path) -> None:
     """A run that nobody trains starts from zero then, one that is trained has taken those steps."""
-    shutil.rmtree(mine / checkpoint.FOLDER)
+    shutil.rmtree(mine / saved.FOLDER)
     for run_id in store.finished_ids(mine):
         shutil.copy(mine / "tables/steps" / store.SCHEMA_FILE, mine / "tables/steps" / store.window_name(run_id, 0))
     told = status.look(mine)
@@ -282,11 +294,9 @@ def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Pa
 
 
 def test_what_is_read_of_checkpoints_is_what_is_written(stopped: Path) -> None:
-    assert marks.CHECKPOINTS == checkpoint.FOLDER
-    assert (marks.CHECKPOINT_FORMAT, marks.CRC_BYTES) == (checkpoint.FORMAT, checkpoint.CRC_BYTES)
     running = dict.fromkeys(store.finished_ids(stopped), Run("running", N, N, 0, math.nan, math.nan))
     for run_id, mark in marks.marks_of(stopped, running).items():
-        written = (stopped / checkpoint.FOLDER / run_id).stat().st_mtime
+        written = (stopped / saved.FOLDER / run_id).stat().st_mtime
         assert (mark.step, mark.at, mark.saved, mark.saved_at) == (5, written, 5, written)
         assert 0 < mark.seconds < 60
 
@@ -294,7 +304,7 @@ def test_what_is_read_of_checkpoints_is_what_is_written(stopped: Path) -> None:
 @pytest.mark.parametrize("length", [0, 10, 30, 36, 60, 300])
 def test_half_a_checkpoint_tells_nothing(mine: Path, length: int) -> None:
     for run_id in store.finished_ids(mine):
-        os.truncate(mine / checkpoint.FOLDER / run_id, length)
+        os.truncate(mine / saved.FOLDER / run_id, length)
     assert status.look(mine).steps_done == 0
 
 
@@ -312,7 +322,7 @@ def test_the_greater_one_of_checkpoint_and_window_counts(tmp_path: Path) -> None
     study = train([tiny(tmp_path, n_steps=260)], steps=230)
     with held(study, since="2020-01-01T00:00:00+00:00"):
         assert status.look(study).running_at[0].step == 230
-        shutil.rmtree(study / checkpoint.FOLDER)
+        shutil.rmtree(study / saved.FOLDER)
         assert status.look(study).running_at[0].step == 200
 
 

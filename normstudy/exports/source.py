@@ -45,7 +45,7 @@ def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
 
     Raises ConfigError for a study without a run, and as select does.
     """
-    pieces = (piece for path in files_of(study_dir, "runs") for piece in _pieces("runs", path))
+    pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([store.SCHEMAS["runs"].empty_table(), *pieces])
     content = content.sort_by("run_id")
     if not content.num_rows:
@@ -68,7 +68,7 @@ def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.T
     """
     own: dict[str, list[Path]] = {}
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
-    for path in files_of(study_dir, table):
+    for path in _files(study_dir, table):
         if path.name == store.COMPACTED_FILE:
             gathered = _runs_of(table, path)
         else:
@@ -98,8 +98,7 @@ def _runs_of(table: str, path: Path) -> Iterator[tuple[str, pa.Table]]:
             yield run_id, piece.slice(start, end - start)
 
 
-def files_of(study_dir: Path, table: str) -> list[Path]:
-    """The files of a table that have rows, in the alphabet's order."""
+def _files(study_dir: Path, table: str) -> list[Path]:
     folder = study_dir / "tables" / table
     with _reading(folder):
         names = sorted(os.listdir(folder))

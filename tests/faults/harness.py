@@ -99,9 +99,9 @@ class Points:
 def straight_into_tables() -> None:
     """Files are written where readers look for them."""
 
-    def place_all(study_dir: Path, files: Any) -> None:
+    def place_all(study_dir: Path, contents: Any) -> None:
         (study_dir / "state").mkdir(parents=True, exist_ok=True)
-        for relative, data in files:
+        for relative, data in contents:
             files.write_bytes(study_dir / relative, data)
 
     files.place_all = place_all

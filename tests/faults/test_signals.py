@@ -13,7 +13,7 @@ import pytest
 from processes import CLI, SWEEP, finish, is_gone, start, wait_for, workers_of
 from studies import assert_same_tables
 
-from normstudy import checkpoint, store
+from normstudy import saved, store
 
 WORDS = [
     *SWEEP, "seed=range(0,4)", "schedule.n_steps=1500", "execution.workers=2", "execution.checkpoint_seconds=1000",
@@ -52,7 +52,7 @@ def test_once_saves_every_run_and_says_how_to_go_on(
         assert "interrupted: 0 of 4 runs of results/long are finished, the others are saved: the same" in err
     study = tmp_path / "results" / "long"
     assert all(is_gone(pid) for pid in workers)
-    assert len(list((study / checkpoint.FOLDER).iterdir())) == 4
+    assert len(list((study / saved.FOLDER).iterdir())) == 4
     assert set(store.finished_ids(study).values()) == {"running"}
     again = finish(WORDS, tmp_path)
     assert again.returncode == 0, again.stderr
@@ -99,6 +99,19 @@ def test_a_signal_before_the_workers_are_ready(tmp_path: Path) -> None:
     _, err = running.communicate(timeout=20)
     assert running.returncode == 130
     assert "Traceback" not in err
+    assert "interrupted: 0 of 4 runs" in err  # a stop that is lost would let them train to their end
+
+
+def test_a_stop_whose_words_nobody_reads_saves_all_the_same(tmp_path: Path) -> None:
+    """As in `sweep 2>&1 | tee log`, where Ctrl-C ends the tee too."""
+    running, _ = training(tmp_path)
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdout.close()
+    running.stderr.close()
+    os.kill(running.pid, signal.SIGINT)
+    running.wait(timeout=20)
+    assert len(list((tmp_path / "results" / "long" / saved.FOLDER).iterdir())) == 4
 
 
 def test_nobody_reads_what_is_printed(tmp_path: Path) -> None:
