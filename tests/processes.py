@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -23,8 +24,14 @@ def start(
 ) -> subprocess.Popen[str]:
     """The real command in a process group of its own."""
     return subprocess.Popen(
-        [*prefix, *CLI, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
-    )
+        [*prefix, *CLI, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True,
+        preexec_fn=_hear_hangups,
+    )  # fmt: skip
+
+
+def _hear_hangups() -> None:
+    """Whoever runs the tests under nohup ignores SIGHUP, and so would what they start."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def finish(words: Sequence[str], cwd: Path, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
