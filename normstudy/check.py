@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from normstudy import check_rows, check_state, lock, store
 from normstudy.check_rows import Rows, Run
 from normstudy.check_state import counted
+from normstudy.files import damage
 from normstudy.store import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES
 
 RUN_ID = r".+-[0-9a-f]{10}"
@@ -121,7 +122,7 @@ def _look(study: Path) -> Report:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         for table in SERIES:
             _check_series(found, table, files[table], runs, threads)
-    found.lines += check_state.wrong_in_checkpoints(study)
+    found.lines += check_state.wrong_in_checkpoints(study) + check_state.wrong_in_records(study)
     if (study / store.SEALED).exists():
         n_runs = None if found.damaged else len(found.compacted)
         found.lines += check_state.wrong_with_seal(study, n_runs, len(found.rows | found.windows))
@@ -190,7 +191,7 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
     except (Wrong, PermissionError):  # the latter says nothing of the file
         raise
     except Exception as error:  # damaged bytes raise whatever they lead to
-        raise Wrong(f"is damaged ({' '.join(str(error).split())[:100]})") from None
+        raise Wrong(f"is damaged ({damage(error)})") from None
 
 
 # ---- runs ---------------------------------------------------------------------------------------------

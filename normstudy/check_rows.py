@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -76,13 +74,9 @@ def wrong_in_row(row: Mapping[str, object]) -> str:
 
 def digest_of(row: Mapping[str, object]) -> str:
     """The hexadecimal digits that end the run_id of a row of `runs`, as `config.run_id` computes them."""
-    values = {c: row[c] for c in (*cfg.asked_types(), "placement_sha256", "norm_sha256") if c not in cfg.NOT_IDENTITY}
+    values = {c: row[c] for c in (*cfg.asked_types(), "placement_sha256", "norm_sha256")}
     values |= {f.name: row[f"resolved_{f.name}"] for f in dataclasses.fields(cfg.Resolved)}
-    if row["tokenizer"] == "bpe":
-        values["vocab_size"] = row["vocab_size"] or cfg.BPE_VOCAB
-    values = {k: v for k, v in values.items() if k not in cfg.ABSENT or v != cfg.ABSENT[k]}
-    values |= {key: row[key] for key in ("identity_version", "numerics", "data_sha256")}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:10]
+    return cfg.digest(cfg.identity_of(values, {c: row[c] for c in ("identity_version", "numerics", "data_sha256")}))
 
 
 # ---- series -------------------------------------------------------------------------------------------

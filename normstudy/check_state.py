@@ -1,4 +1,4 @@
-"""What `normstudy check` asks of a study beside its tables: checkpoints, what commands left in state/, the seal.
+"""What `normstudy check` asks of a study beside its tables: checkpoints and what else is in state/, records, the seal.
 
 Each function gives lines: `path: what is wrong: what to do`, or what is to be told and harms nothing.
 """
@@ -12,7 +12,10 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from normstudy import failures, lock, store
+from normstudy.files import damage
 from normstudy.holder import holder_of
 from normstudy.saved import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata
 
@@ -49,6 +52,20 @@ def _wrong_in_checkpoint(path: Path) -> str:
         return "is damaged (its checksum is another)"
     run_id = metadata(first)["run_id"]
     return "" if run_id == path.name else f"is of another run, {run_id}"
+
+
+def wrong_in_records(study: Path) -> list[str]:
+    """A line for each record of a sweep that cannot be read."""
+    lines = []
+    for path in sorted((study / "sweeps").glob("*.parquet")):
+        try:
+            pq.ParquetFile(path).read()
+        except (FileNotFoundError, PermissionError):
+            continue
+        except Exception as error:  # damaged bytes raise whatever they lead to
+            do = f"rm {shlex.quote(str(path))}, and normstudy status knows less of what was asked"
+            lines.append(f"sweeps/{path.name}: is damaged ({damage(error)}): {do}")
+    return lines
 
 
 def told(study: Path, statuses: Mapping[str, int]) -> list[str]:

@@ -25,8 +25,8 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     Files of runs that are not finished are kept beside it. The new tables folder is swapped in by rename, under the
     study's lock. Tables of an older schema get the columns that they lack. A second time gives the same bytes.
     seal: also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError for a folder that is
-    no study, one that is in use or has no finished run, a seal on unfinished or failed runs, and tables that have
-    columns unknown to this version.
+    no study, one that is in use or has no finished run, a seal on unfinished or failed runs, a damaged file, and
+    tables that have columns unknown to this version.
     """
     if not lock.swap_interrupted(study_dir):
         store.check_is_study(study_dir)
@@ -80,20 +80,25 @@ def seal_text(study_dir: Path, n_runs: int) -> bytes:
 def _write_table(study_dir: Path, table: str, done: set[str]) -> None:
     source, target = study_dir / "tables" / table, study_dir / lock.NEW_TABLES / table
     target.mkdir(parents=True)
-    parts = [store.SCHEMAS[table].empty_table()]
+    joined, parts = [store.SCHEMAS[table].empty_table()], list[pa.Table]()
     for path in sorted(source.glob("*.parquet")):
         if path.name == store.SCHEMA_FILE:
             continue
         finished = path.name == store.COMPACTED_FILE or store.run_of(table, path.name) in done
-        content = pq.ParquetFile(path).read()
+        with files.reading(path, study_dir):
+            content = pq.ParquetFile(path, page_checksum_verification=True).read()
+            conformed = store.conform(table, content)
         if finished:
-            parts.append(store.conform(table, content))
+            parts.append(conformed)
+            if len(parts) == store.FILES_AT_ONCE:  # one array a column: of each file's own they take far more memory
+                joined.append(pa.concat_tables(parts).unify_dictionaries().combine_chunks())
+                parts = []
         elif content.schema.equals(store.SCHEMAS[table]):
             _write(target / path.name, path.read_bytes())
         else:
-            _write(target / path.name, store.encode(table, store.conform(table, content)))
+            _write(target / path.name, store.encode(table, conformed))
     _write(target / store.SCHEMA_FILE, store.encode(table, store.SCHEMAS[table].empty_table()))
-    _write(target / store.COMPACTED_FILE, _encode(table, ordered(table, pa.concat_tables(parts))))
+    _write(target / store.COMPACTED_FILE, _encode(table, ordered(table, pa.concat_tables([*joined, *parts]))))
     files.fsync(target)
 
 

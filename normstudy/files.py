@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from normstudy.errors import StorageError
+from normstudy.errors import ConfigError, StorageError
 
 FSYNCS_AT_ONCE = 4  # 24 small files: 160 ms one by one on busy cores, 12 ms so; 6.7 and 4.5 ms on idle ones
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some network file systems
 REMEDIES = {
     errno.ENOSPC: "make room on its disk", errno.EDQUOT: "make room in your quota", errno.EMFILE: "raise ulimit -n",
     errno.EFBIG: "raise ulimit -f", errno.EROFS: "mount it writable", errno.EACCES: "make it writable",
@@ -48,22 +49,29 @@ def place(study_dir: Path, relative: str, data: bytes) -> None:
     place_all(study_dir, [(relative, data)])
 
 
-def place_all(study_dir: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    """Place several files, (relative, data) each: all of them are durable before the first is moved."""
+def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
+    """Place several files, (relative, data) each: all of them are durable before the first is moved.
+
+    data: None for a file that is there already; whoever moved it in may have ended before its name was durable.
+    """
     state = study_dir / "state"
     writer = f"{socket.gethostname()}-{os.getpid()}"
     targets: dict[Path, Path] = {}
+    folders: dict[Path, None] = {}
     try:
         state.mkdir(parents=True, exist_ok=True)
         for relative, data in files:
             target = study_dir / relative
+            folders[target.parent] = None
+            if data is None:
+                continue
             part = state / f"{target.parent.name}-{target.name}.{writer}.part"
             targets[part] = target
             write_bytes(part, data)
         _fsync_all(list(targets))
         for part, target in targets.items():
             os.replace(part, target)
-        _fsync_all(list(dict.fromkeys(target.parent for target in targets.values())))
+        _fsync_all(list(folders))
     except OSError:
         for part in targets:  # what is half a file helps nobody, and its space may
             with contextlib.suppress(OSError):
@@ -73,7 +81,7 @@ def place_all(study_dir: Path, files: Iterable[tuple[str, bytes]]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Make a file of these bytes, or let its OSError through."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         left = memoryview(data)
         while left:
@@ -97,6 +105,27 @@ def storing(study_dir: Path) -> Iterator[None]:
             f"{study_dir} cannot be written: {error.strerror}. What was finished is intact; "
             f"{remedy(error)} and give the same command again"
         ) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path, study_dir: Path) -> Iterator[None]:
+    """Turns whatever the bytes of a damaged file raise into a ConfigError, whose line names the file and the remedy.
+
+    An error of the system, as for a file that is gone, comes through.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EIO):  # pyarrow's own have no number
+            raise
+        raise ConfigError(f"{path} cannot be read ({damage(error)}): run normstudy check {study_dir}") from error
+
+
+def damage(error: Exception) -> str:
+    """What an error says of damaged bytes, in a few words on one line."""
+    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def remove_parts(study_dir: Path) -> None:

@@ -7,7 +7,6 @@ the system frees it at once when the last of them is gone, however they ended.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -24,21 +23,23 @@ from normstudy.config import ConfigError
 LOCK = "state/lock"
 NEW_TABLES = "state/tables.new"  # what a compaction writes, before it is swapped in
 OLD_TABLES = store.OLD_TABLES
-PATIENCE_SECONDS = 1.0  # of a single run, for another one that is about to end
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some network file systems
+PATIENCE_SECONDS = 1.0  # of a single run: another one may be removing state/, which takes a moment
 
 
 @contextlib.contextmanager
-def hold(study_dir: Path, command: str, *, shared: bool = False) -> Iterator[int]:
+def hold(study_dir: Path, command: str, *, shared: bool = False, patience: float | None = None) -> Iterator[int]:
     """Hold the study's lock; yields its descriptor, for workers to inherit.
 
     shared: let other shared holders in, which single runs are: they write files of their own. A sweep and a
-    compaction are alone. command: what holds it, told to others that want it. Makes the folder where there is
-    none, and ends a compaction that was killed between its two renames. Raises ConfigError where another command
-    holds the lock, and where the folder cannot be written.
+    compaction are alone. command: what holds it, told to others that want it. patience: seconds to wait for another
+    command to end; None: a moment where shared, else not at all. Makes the folder where there is none, and ends a
+    compaction that was killed between its two renames. Raises ConfigError where another command holds the lock, and
+    where the folder cannot be written.
     """
+    if patience is None:
+        patience = PATIENCE_SECONDS if shared else 0.0
     try:
-        fd = _take(study_dir, command, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        fd = _take(study_dir, command, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience)
     except OSError as e:
         raise ConfigError(f"{study_dir} cannot be written: {e.strerror}. Give another results_dir") from None
     try:
@@ -60,26 +61,26 @@ def alone(fd: int) -> bool:
     return True
 
 
-def _take(study_dir: Path, command: str, kind: int) -> int:
-    path, patience = study_dir / LOCK, time.monotonic() + PATIENCE_SECONDS
+def _take(study_dir: Path, command: str, kind: int, patience: float) -> int:
+    path, end = study_dir / LOCK, time.monotonic() + patience
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
             continue  # a seal removed the folder just now
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            if kind == fcntl.LOCK_SH and time.monotonic() < patience:
-                os.close(fd)  # another single run may be removing state/, which takes a moment
+            if time.monotonic() < end:
+                os.close(fd)
                 time.sleep(0.1)
                 continue
             text = os.pread(fd, 10_000, 0)
             os.close(fd)
             raise ConfigError(f"{study_dir} is in use by {_holder(text)}: wait for it, or end it") from None
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in files.NO_LOCKS:
                 os.close(fd)
                 raise
             # Two sweeps at once would then train the same runs twice, and write the same bytes.

@@ -18,8 +18,8 @@ from multiprocessing.context import SpawnProcess
 from typing import Protocol
 
 from normstudy import failures, saved, store, worker
-from normstudy.errors import StorageError
-from normstudy.stopping import SIGNALS, Stop
+from normstudy.errors import ConfigError, StorageError
+from normstudy.stopping import SIGNALS, WARNING, Stop
 from normstudy.worker import Message, Task
 
 # What is set for the workers; None takes a variable away. MKL_CBWR: without it torch's products, which a tied
@@ -62,6 +62,10 @@ def set_environment(values: Mapping[str, str | None]) -> None:
             os.environ[key] = value
 
 
+# Workers that may be killed one after the other before any has begun with its batch: then the batch is not to blame.
+FALSE_STARTS = 10
+
+
 class Inherited:
     """A file descriptor that a spawned process gets too, as it is pickled among its arguments."""
 
@@ -88,10 +92,12 @@ class Slot:
         self.pipe, theirs = context.Pipe()
         arguments = (theirs, Inherited(inherited))
         self.process: SpawnProcess = context.Process(target=worker.serve, args=arguments, daemon=True)
-        resource_tracker.ensure_running()  # before the mask, which it would inherit
-        # A signal to the whole group must not end a worker before it has said what to do about signals.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        # Both inherit the mask. Slurm warns each process of a job, and this one decides.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
         try:
+            resource_tracker.ensure_running()
+            # A signal to the whole group must not end a worker before it has said what to do about signals.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             with environment():
                 self.process.start()
         finally:
@@ -102,6 +108,7 @@ class Slot:
     def give(self, task: Task | None) -> bool:
         """Send the next task, if there is one; False where the process is gone."""
         self.task = task
+        self.begun = False
         self.ended: set[str] = set()
         self.taken = self.resumed = 0
         self.saved = _saved(task, task.run_ids) if task is not None else {}
@@ -114,6 +121,7 @@ class Slot:
 
     def note(self, message: Message) -> None:
         """Keep count of what the worker says."""
+        self.begun = True
         self.taken += message.run_steps
         self.resumed += message.resumed
         self.ended.update(message.ended, message.failed)
@@ -156,16 +164,18 @@ def run(
 ) -> Generator[Message, None, None]:
     """Give the tasks, in order, to as many workers; yields what they say. Ends when every task is over.
 
-    A worker that is killed costs what its batch did since its checkpoint. Where nothing of the batch had been saved, it
-    may have been too large: its runs go on as two batches, and a single one is tried again until it has crashed
-    max_tries times. Else it was killed for another reason, and the batch goes on as it was. One that somebody else asks
-    to stop counts as killed. Once this process is asked to stop, no task is given any more and the workers save what
-    they have. inherited: the descriptor of the study's lock, which the workers hold with their parent.
+    A worker that is killed costs what its batch did since its checkpoint. Where it had begun and nothing of the batch
+    had been saved, it may have been too large: its runs go on as two batches, and a single one is tried again until it
+    has crashed max_tries times. Else it was killed for another reason, and the batch goes on as it was. One that
+    somebody else asks to stop counts as killed. Once this process is asked to stop, no task is given any more and the
+    workers save what they have. inherited: the descriptor of the study's lock, which the workers hold with their
+    parent.
 
-    Raises StorageError when the results can no longer be written, after the workers are through.
+    Raises StorageError when the results can no longer be written or read, after the workers are through.
     """
     queue, slots = deque(tasks), list[Slot]()
     fatal: str | None = None
+    false_starts = 0
     stopping = finished = False
 
     def stop_all() -> None:
@@ -201,10 +211,18 @@ def run(
                 if message is None or (message.stopped and not stopping and not message.over):
                     slots.remove(slot)
                     slot.close(kill=message is not None)  # which somebody else asked to stop: another one goes on
-                    if not stopping:
-                        told, again = _after_death(slot, max_tries)
-                        queue.extendleft(reversed(again))
-                        yield told
+                    false_starts = 0 if slot.begun else false_starts + 1
+                    if 0 < false_starts <= FALSE_STARTS and slot.task is not None and not stopping:
+                        queue.appendleft(slot.task)
+                        continue
+                    try:
+                        told, again = _after_death(slot, max_tries, stopping=stopping)
+                    except ConfigError as error:  # nothing can be written, or a row cannot be read
+                        fatal = fatal or str(error)
+                        stop_all()
+                        continue
+                    queue.extendleft(reversed(again))
+                    yield told
             _fill(slots, queue, workers, inherited)
         if fatal is not None:
             raise StorageError(fatal)
@@ -232,8 +250,11 @@ def _fill(slots: list[Slot], queue: deque[Task], workers: int, inherited: int) -
             idle.close(kill=True)
 
 
-def _after_death(slot: Slot, max_tries: int) -> tuple[Message, list[Task]]:
-    """What to say of a worker that was killed, or crashed below Python, and which tasks take the place of its own."""
+def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message, list[Task]]:
+    """What to say of a worker that was killed, or crashed below Python, and which tasks take the place of its own.
+
+    stopping: it was asked to stop; then there are none. Raises ConfigError where the results cannot be read or written.
+    """
     task, code = slot.task, slot.process.exitcode
     assert task is not None
     how = f"killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
@@ -243,6 +264,11 @@ def _after_death(slot: Slot, max_tries: int) -> tuple[Message, list[Task]]:
     lost = len(gone) * n_steps - slot.lost_steps
     if not left:
         return Message(task.number, lost, -slot.resumed, ended=gone), []
+    if stopping:
+        runs = "its run goes" if len(left) == 1 else f"its {len(left)} runs go"
+        note = f"a worker process was {how} before it had saved: {runs} on from what was saved before"
+        unsaved = code != 0 and task.device == "cpu"  # one that ends well had not begun, and a GPU saves nothing
+        return Message(task.number, lost, -slot.resumed, ended=gone, notes=(note,) if unsaved else ()), []
     further = bool(gone) or slot.has_got_further()
     if len(left) > 1 or further:
         parts = [task.only(left)] if further else task.halves(left)

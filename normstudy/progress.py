@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from normstudy import store, terminal
+from normstudy.errors import ConfigError
 from normstudy.stopping import print_error, say_no_more
 from normstudy.worker import Message
 
@@ -38,7 +39,10 @@ def follow(
 
         def show_outcomes() -> None:
             if ended:
-                outcomes.update(outcomes_of(study_dir, ended).values())
+                try:
+                    outcomes.update(outcomes_of(study_dir, ended).values())
+                except ConfigError as error:  # a damaged file: no reason to train less
+                    print_line(str(error))
                 ended.clear()
                 bar.set_postfix_str(counted(outcomes))
 

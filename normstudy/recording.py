@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ import torch
 
 from normstudy import checkpoint, data, files, probes, store, train
 from normstudy.checkpoint import Checkpoint
-from normstudy.config import RunConfig
 from normstudy.flat import Layout, layout_of
 from normstudy.worker import Message, Task
 
@@ -29,20 +28,20 @@ if TYPE_CHECKING:
     from normstudy.train import End, Record, Snapshot, Start
 
 COMPUTED_BY = ("torch", "cpu_capability", "blas", "device")  # columns of `runs`: where they differ, bits may
+Row = dict[str, object]
 MESSAGE_SECONDS = 0.3  # between two words to the parent
 
 
 @dataclass
 class Running:
-    """A run of a batch. row: of `runs`; has_row: it is there; start: None for the beginning; seconds: it took before.
+    """A run of a batch. row: of `runs`; has_row: it is there; seconds: it took before.
 
     note: why it does not go on from a checkpoint that is there, else None.
     """
 
-    row: dict[str, object]
+    row: Row
     series: Series
     has_row: bool = False
-    start: Start | None = None
     seconds: float = 0.0
     note: str | None = None
 
@@ -50,10 +49,18 @@ class Running:
 def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch: each window is written as it fills, each `runs` row as its run starts and ends.
 
-    Every run goes on from its checkpoint, where there is one that belongs to it; others are set aside and told of.
+    Runs that another process finished since they were planned are only told of. Every other goes on from its
+    checkpoint, where there is one that belongs to it; one that does not is set aside and told of.
     Checkpoints are written every task.checkpoint_seconds, and when stopping() says so, after which nothing more is
     done. On a GPU there are none: a run that goes on in another batch would go on in other bits.
     """
+    n_steps = task.configs[0].schedule.n_steps
+    rows = {run_id: store.read_row(task.study_dir, run_id) for run_id in task.run_ids}
+    if done := tuple(run_id for run_id, row in rows.items() if row is not None and row["status"] == "done"):
+        yield Message(task.number, len(done) * n_steps, resumed=len(done) * n_steps, ended=done)
+        task = task.only([run_id for run_id in task.run_ids if run_id not in done])
+        if not task.run_ids:
+            return
     text = data.load(task.configs[0].data)
     if text.sha256 != task.data_sha256:
         raise RuntimeError("the text changed while the sweep was running")
@@ -66,12 +73,9 @@ def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
         "started_at": store.now(),
     }  # fmt: skip
     clock = saved = told = time.monotonic()
-    runs = [
-        begin(task.study_dir, {"run_id": run_id, **store.config_columns(config), **head}, config, layout)
-        for run_id, config in zip(task.run_ids, task.configs, strict=True)
-    ]
+    runs, starts = begin_all(task, rows, head, layout)
     store.write_runs(task.study_dir, [run.row | {"status": "running"} for run in runs if not run.has_row])
-    pending = sum(run.start.step for run in runs if run.start is not None)
+    pending = sum(start.step for start in starts if start is not None)
     notes = tuple(run.note for run in runs if run.note is not None)
     if pending or notes:
         yield Message(task.number, pending, resumed=pending, notes=notes)
@@ -85,9 +89,9 @@ def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
             saved = time.monotonic()
         return stop
 
-    n_steps = task.configs[0].schedule.n_steps
     size = store.window_size(n_steps)
-    events = train.train_batch(task.configs, text, task.device, starts=[run.start for run in runs], between=between)
+    events = train.train_batch(task.configs, text, task.device, starts=starts, between=between)
+    del starts  # or they would stay in memory, beside the batch that they are copied into
     n_ended = 0
     for event in together(events):
         if isinstance(event, list):
@@ -123,16 +127,29 @@ def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
         yield Message(task.number, pending, stopped=True)
 
 
-def begin(study_dir: Path, row: dict[str, object], config: RunConfig, layout: Layout) -> Running:
-    """Where a run goes on: at its checkpoint, or from zero.
+def begin_all(
+    task: Task, rows: Mapping[str, Row | None], head: Row, layout: Layout
+) -> tuple[list[Running], list[Start | None]]:
+    """Where the runs of a batch go on. rows: of `runs` that are there; head: the columns that all runs share."""
+    configs = zip(task.run_ids, task.configs, strict=True)
+    new = ({"run_id": run_id, **store.config_columns(config), **head} for run_id, config in configs)
+    size = store.window_size(task.configs[0].schedule.n_steps)
+    begun = [begin(task.study_dir, row, rows[str(row["run_id"])], layout, size) for row in new]
+    return [run for run, _ in begun], [start for _, start in begun]
 
-    row: its row of `runs` as it would begin here. What an unfinished run left is removed where the bits to come may be
-    others: it was computed elsewhere, or on a GPU, where the number of runs in a batch may choose other kernels.
+
+def begin(
+    study_dir: Path, row: Row, before: Row | None, layout: Layout, window_size: int
+) -> tuple[Running, Start | None]:
+    """Where a run goes on: at its checkpoint, or from zero, which is None.
+
+    row: its row of `runs` as it would begin here; before: the one that is there. What an unfinished run left is
+    removed where the bits to come may be others: it was computed elsewhere, or on a GPU, where the number of runs in
+    a batch may choose other kernels.
     """
     run_id = str(row["run_id"])
     run = Running(row, Series(run_id))
-    before = store.read_row(study_dir, run_id)
-    if before is not None and before["status"] != "done":  # a single run beside this one may have ended it just now
+    if before is not None:
         other = next((key for key in COMPUTED_BY if before.get(key) != row[key]), None)
         if other is not None and before.get(other) is not None:
             run.note = f"{run_id} was computed by {other} {before[other]}, here it is {row[other]}"
@@ -142,20 +159,21 @@ def begin(study_dir: Path, row: dict[str, object], config: RunConfig, layout: La
         with files.storing(study_dir):
             found = checkpoint.read(study_dir, run_id, layout, {key: row[key] for key in COMPUTED_BY})
         if found is not None:
-            check_windows(study_dir, run_id, found.start.step, store.window_size(config.schedule.n_steps))
+            check_windows(study_dir, run_id, found.start.step, window_size)
     except checkpoint.Refused as why:
         run.note = run.note or f"{run_id}: {why}"
         checkpoint.set_aside(study_dir, run_id)
         found = None
     if run.note is not None:
         run.note += "; it starts from zero"
-    if found is not None:
-        run.start, run.seconds = found.start, found.wall_time_s
-        run.series.go_on(found)
-        if before is not None:
-            run.row = row | {"started_at": before["started_at"]}
-            run.has_row = before["status"] == "running"
-    return run
+    if found is None:
+        return run, None
+    run.seconds = found.wall_time_s
+    run.series.go_on(found)
+    if before is not None:
+        run.row = row | {"started_at": before["started_at"]}
+        run.has_row = before["status"] == "running"
+    return run, found.start
 
 
 def check_windows(study_dir: Path, run_id: str, step: int, size: int) -> None:

@@ -32,7 +32,7 @@ def metadata(body: bytes) -> dict[str, str]:
 
 
 def head_of(study_dir: Path, run_id: str) -> Head | None:
-    """The head of a run's checkpoint, its checksum not looked at; None where there is no checkpoint."""
+    """The head of a run's checkpoint, its checksum not looked at; None where there is none that can be read."""
     try:
         with open(study_dir / FOLDER / run_id, "rb") as file:
             if file.read(len(FORMAT)) != FORMAT:
@@ -42,5 +42,5 @@ def head_of(study_dir: Path, run_id: str) -> Head | None:
             told = metadata(size + file.read(min(MOST_HEADER, int.from_bytes(size, "little"))))
             written = os.fstat(file.fileno()).st_mtime
         return Head(int(told["step"]), written, float.fromhex(told["wall_time_s"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,4 +1,7 @@
-"""How a sweep is stopped: Ctrl-C, SIGTERM and SIGHUP once ask for it, a second one ends everything at once."""
+"""How a sweep is stopped: Ctrl-C, SIGTERM and SIGHUP once ask for it, a second one ends everything at once.
+
+A job of a cluster is also warned of its time limit, and what tells it to end may say so several times.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WARNING = signal.SIGUSR2  # Slurm's, some time before the limit of a job: to each of its processes
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
 
@@ -22,20 +26,21 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """While it is entered, the first of SIGNALS makes `reader` readable; the second ends this process.
+    """While it is entered, the first of the signals makes `reader` readable; the second ends this process.
 
     Workers end with their parent. One that is ignored, as SIGHUP is under nohup, stays so. Only the main thread of a
-    process can be told of signals: elsewhere nothing is changed.
+    process can be told of signals: elsewhere nothing is changed. patient: the second one is not heard.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = SIGNALS, *, patient: bool = False) -> None:
+        self.signals, self.patient = signals, patient
         self.number: int | None = None  # the signal that asked
         self.reader, self._writer = os.pipe()
         self._before: dict[int, Handler] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in self.signals:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
         return self
@@ -48,6 +53,8 @@ class Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
+            if self.patient:
+                return
             os._exit(128 + number)
         self.number = number
         os.write(self._writer, b"x")
@@ -57,7 +64,8 @@ class Stop:
         os.read(self.reader, 1)
         if self.number == signal.SIGHUP:  # the terminal is gone: to write there would be an error
             say_no_more()
-        print_error("\nstopping: every run finishes its step and is saved. Once more ends it at once")
+        again = "" if self.patient else ". Once more ends it at once"
+        print_error(f"\nstopping: every run finishes its step and is saved{again}")
 
 
 def print_error(line: str) -> None:

@@ -12,6 +12,7 @@ Every folder holds `0-schema.parquet`, which has no rows, so that readers see th
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import datetime
 import math
@@ -167,13 +168,15 @@ def encode(table: str, content: pa.Table) -> bytes:
 def prepare(study_dir: Path) -> None:
     """Make the folders of a study and the zero-row file of each table.
 
-    Raises ConfigError for a study of another schema: its files and new ones could not be read together.
+    Raises ConfigError for a study of another schema, as its files and new ones could not be read together, and where
+    one of these files is damaged.
     """
     for table in TABLES:
         folder = study_dir / "tables" / table
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / SCHEMA_FILE).exists():
-            there = pq.ParquetFile(folder / SCHEMA_FILE).schema_arrow.names
+            with files.reading(folder / SCHEMA_FILE, study_dir):
+                there = pq.ParquetFile(folder / SCHEMA_FILE).schema_arrow.names
             if there != SCHEMAS[table].names:
                 raise ConfigError(
                     f"{study_dir} was written by another version of normstudy ({table} has {len(there)} columns, now "
@@ -203,11 +206,12 @@ def window_name(run_id: str, window: int) -> str:
     return f"{run_id}-{window:03d}.parquet"
 
 
-def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> Iterator[tuple[str, bytes]]:
+def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> Iterator[tuple[str, bytes | None]]:
     for run_id, window, rows in windows:
         for table in SERIES:
             relative = f"tables/{table}/{window_name(run_id, window)}"
             if (study_dir / relative).exists():
+                yield relative, None
                 continue
             schema, columns = SCHEMAS[table], dict(rows[table])
             n = len(next(iter(columns.values())))
@@ -244,12 +248,16 @@ def is_done(study_dir: Path, run_id: str) -> bool:
 
 
 def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
-    """The row of a run that has a file of its own in `runs`, None where there is none."""
+    """The row of a run that has a file of its own in `runs`, None where there is none.
+
+    Raises ConfigError where it is damaged.
+    """
+    path = study_dir / "tables" / "runs" / f"{run_id}.parquet"
     try:
-        content = pq.ParquetFile(study_dir / "tables" / "runs" / f"{run_id}.parquet").read()
+        with files.reading(path, study_dir):
+            row: dict[str, object] = pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()[0]
     except FileNotFoundError:
         return None
-    row: dict[str, object] = content.to_pylist()[0]
     return row
 
 
@@ -310,11 +318,12 @@ def read(
 
     columns: only these; run_ids: only the rows of these runs; module: of `modules`, only the rows of this one.
     text=False leaves the names of a series as categories, in the alphabet's order: a million rows then cost no
-    million texts. Raises ConfigError for a folder that is no study.
+    million texts. Raises ConfigError for a folder that is no study, and for a damaged file.
     """
     check_is_study(Path(study_dir))
-    wanted = None if columns is None else list(dict.fromkeys([*SORT[table], *columns]))
-    frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), wanted, run_ids, module).to_pandas()
+    wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
+    schema = pa.schema([f for f in SCHEMAS[table] if f.name in wanted])
+    frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), schema, run_ids, module).to_pandas()
     names = [f.name for f in SCHEMAS[table] if f.type == _NAME and f.name in frame]
     for name in names:
         frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
@@ -324,26 +333,31 @@ def read(
     return frame if columns is None else frame[columns]
 
 
-def _rows(folder: Path, wanted: list[str] | None, run_ids: Sequence[str] | None, module: str | None) -> pa.Table:
+def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module: str | None) -> pa.Table:
     """The rows of a table's folder as `read` chooses them, in no order; one dictionary a column of names."""
     table = folder.name
     names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet"))
-    if run_ids is not None:
-        chosen = set(run_ids)
-        names = [f for f in names if f in (SCHEMA_FILE, COMPACTED_FILE) or run_of(table, f) in chosen]
-    paths = [folder / name for name in names]
-    bundles = [paths[i : i + FILES_AT_ONCE] for i in range(0, len(paths), FILES_AT_ONCE)]
+    chosen = None if run_ids is None else sorted(run_ids)
+    if chosen is not None:
+        held = set(chosen)
+        names = [f for f in names if f in (SCHEMA_FILE, COMPACTED_FILE) or run_of(table, f) in held]
+    large = [folder / COMPACTED_FILE] if COMPACTED_FILE in names else []
+    small = [folder / name for name in names if name != COMPACTED_FILE]
+    bundles = [large, *(small[i : i + FILES_AT_ONCE] for i in range(0, len(small), FILES_AT_ONCE))]
 
     def read_all(bundle: Sequence[Path]) -> list[pa.Table]:
-        return [part for path in bundle for part in _read_file(table, path, wanted, module)]
+        parts = [part for path in bundle for part in _read_file(path, schema, chosen, module)]
+        if bundle is large or not parts:
+            return parts
+        # One array a column: of each file's own, a row of `runs` takes a hundred times its bytes.
+        with files.reading(folder, folder.parents[1]):  # a name's place beyond its dictionary, say
+            return [pa.concat_tables(parts).unify_dictionaries().combine_chunks()]
 
-    with ThreadPoolExecutor(min(len(bundles) or 1, len(os.sched_getaffinity(0)))) as threads:
+    with ThreadPoolExecutor(min(len(bundles), len(os.sched_getaffinity(0)))) as threads:
         parts = [part for bundle in threads.map(read_all, bundles) for part in bundle]
-    # No file yet: another command is about to place the first, the one without rows.
-    content = pa.concat_tables(parts or [SCHEMAS[table].empty_table()]).unify_dictionaries()
-    if run_ids is not None and COMPACTED_FILE in names:
-        content = content.filter(pc.is_in(content["run_id"], pa.array(sorted(chosen), pa.string())))
-    return content
+    with files.reading(folder, folder.parents[1]):
+        # No file yet: another command is about to place the first, the one without rows.
+        return pa.concat_tables(parts or [schema.empty_table()]).unify_dictionaries()
 
 
 def conform(table: str, content: pa.Table) -> pa.Table:
@@ -367,19 +381,35 @@ def conform(table: str, content: pa.Table) -> pa.Table:
     return content.select(schema.names).cast(schema)
 
 
-def _read_file(table: str, path: Path, wanted: list[str] | None, module: str | None) -> Iterator[pa.Table]:
-    """The columns `wanted` of a file, a row group at a time: memory never holds the rows of all modules.
+def _read_file(path: Path, schema: pa.Schema, chosen: list[str] | None, module: str | None) -> Iterator[pa.Table]:
+    """Some columns of a table's file, a row group at a time: memory never holds the rows of all modules.
 
+    chosen: of a compacted file only the rows of these runs, in order; row groups that hold none are not read.
     Most files are windows of a few hundred rows, thousands of them: those are read in one call, and threads or
     reading column by column would only cost time.
     """
-    file = pq.ParquetFile(path if path.name == COMPACTED_FILE else pa.BufferReader(path.read_bytes()))
-    complete = set(wanted or SCHEMAS[table].names) <= set(file.schema_arrow.names)
-    for i in range(file.num_row_groups):
-        part = file.read_row_group(i, wanted if complete else None, use_threads=False)
-        if not complete:
-            part = conform(table, part).select(wanted or SCHEMAS[table].names)
-        yield part if module is None else part.filter(pc.equal(part["module"], module))
+    with files.reading(path, path.parents[2]):
+        chosen = chosen if path.name == COMPACTED_FILE else None
+        source = path if path.name == COMPACTED_FILE else pa.BufferReader(path.read_bytes())
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+        for i in range(file.num_row_groups):
+            if chosen is not None and not _may_hold(file.metadata.row_group(i), chosen):
+                continue
+            part = file.read_row_group(i, schema.names, use_threads=False)
+            if not part.schema.equals(schema):  # written by another version
+                part = conform(path.parent.name, file.read_row_group(i, use_threads=False)).select(schema.names)
+            if chosen is not None:
+                part = part.filter(pc.is_in(part["run_id"], pa.array(chosen, pa.string())))
+            yield part if module is None else part.filter(pc.equal(part["module"], module))
+
+
+def _may_hold(group: pq.RowGroupMetaData, chosen: Sequence[str]) -> bool:
+    """Whether a row group may hold a row of one of the runs, in order: it says what its first and last run_id are."""
+    statistics = group.column(0).statistics  # none in `runs`, which is small
+    if statistics is None or not statistics.has_min_max:
+        return True
+    at = bisect.bisect_left(chosen, statistics.min)
+    return at < len(chosen) and chosen[at] <= statistics.max
 
 
 def run_of(table: str, file_name: str) -> str:

@@ -197,6 +197,7 @@ def train_batch(
     look_every = look_every or (1 if device == "cpu" else LOOK_EVERY)
     windows = torch.from_numpy(data.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)
     levels = levels_of(begin(configs, text, device), starts or [None] * len(configs))
+    del starts  # as large as the batch, and copied into it
     (step, alive, runs), take = levels.pop(0), None
     while True:
         if levels and levels[0].step == step:

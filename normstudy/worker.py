@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,13 +19,24 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from normstudy import failures
+from normstudy import failures, run_locks
 from normstudy.config import RunConfig
 from normstudy.errors import StorageError
 from normstudy.stopping import SIGNALS
 
 # What torch says instead of raising its OutOfMemoryError: on a CPU, within the capture of a graph, in a library.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STREAM_CAPTURE_INVALIDATED", "ALLOC_FAILED")
+# After these every further call gives the same error, until the process is another (CUDA's runtime API, cudaError).
+DEVICE_LOST = (
+    "an illegal memory access", "an illegal instruction", "device-side assert", "hardware stack error",
+    "invalid program counter", "misaligned address", "operation not supported on global/shared address space",
+    "the launch timed out", "uncorrectable ECC error", "unspecified launch failure",
+)  # fmt: skip
+LOOK_SECONDS = 0.5  # between two looks at runs that another process trains
+
+
+class DeviceLost(Exception):
+    """This process can no longer use its device; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +121,13 @@ def serve(pipe: Connection, lock: int) -> None:
             os._exit(0)  # taking torch down in order takes half a second, and nothing is left to do
         waiting = False
         try:
-            for message in train_halving(task, lambda: asked):
+            pipe.send(Message(task.number))  # from here on it may be the batch that this process dies of
+            for message in train_alone(task, lambda: asked):
                 pipe.send(message)
             over = Message(task.number, over=True)
+        except DeviceLost as error:
+            pipe.send(Message(task.number, notes=(str(error),)))
+            os._exit(1)  # which the parent takes for a crash, and has another process go on
         except StorageError as error:
             over = Message(task.number, over=True, fatal=str(error))
         except BrokenPipeError:
@@ -128,11 +144,34 @@ def die_with_parent() -> None:
     os._exit(1)
 
 
+def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
+    """Train a batch, each run of it only while no other process does.
+
+    Those that another one has are waited for, when the others are through and this process has none: two that wait for
+    each other would wait for ever. Raises StorageError, and DeviceLost.
+    """
+    left, told = task.run_ids, False
+    while left:
+        with run_locks.held(task.study_dir, left) as mine:
+            if mine:
+                yield from train_halving(task.only(mine), stopping)
+        left = [run_id for run_id in left if run_id not in mine]
+        if left and stopping():
+            yield Message(task.number, stopped=True)
+            return
+        if left and not told:
+            what = left[0] if len(left) == 1 else f"{len(left)} runs"
+            told = True
+            yield Message(task.number, notes=(f"waiting for another process, which is training {what}",))
+        if left:
+            time.sleep(LOOK_SECONDS)
+
+
 def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch; where it crashes, train its runs in two halves, one after the other, until one alone crashes.
 
     Then only that one has failed. What they wrote so far is theirs, and on a CPU the number of runs that are trained
-    together changes no result. Raises StorageError.
+    together changes no result. Raises StorageError, and DeviceLost where another process has to go on.
     """
     from normstudy import recording
 
@@ -149,17 +188,22 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
     except Exception as error:
         left = [run_id for run_id in task.run_ids if run_id not in ended]
         no_memory, details = is_out_of_memory(error), traceback.format_exc()
+        no_device = task.device == "cuda" and loses_device(error)
         line = f"{type(error).__name__}: {error}".splitlines()[0]
     # Outside of the handler, which held the traceback and with it all that the batch had allocated.
-    free_cached_memory(task.device)
+    if not no_device:
+        free_cached_memory(task.device)
     n_steps = task.configs[0].schedule.n_steps
     lost = len(ended) * n_steps - taken  # for the bar: the steps of those left are taken again
     if len(left) == 1:
         failures.report(task.study_dir, left[0], task.only(left).configs[0], details)
         yield Message(task.number, lost + n_steps, -resumed, failed=(left[0],), error=line)
-        return
-    parts = task.halves(left)
-    yield Message(task.number, lost, -resumed, smaller=len(parts[0].run_ids) if no_memory else None)
+        parts = []
+    else:
+        parts = task.halves(left)
+        yield Message(task.number, lost, -resumed, smaller=len(parts[0].run_ids) if no_memory else None)
+    if no_device:
+        raise DeviceLost(f"no process that met this error can use its GPU again: {line}")
     for part in parts:
         if stopping():
             yield Message(task.number, stopped=True)
@@ -171,12 +215,21 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error, or one that led to it, says that the device's memory, or the machine's, did not suffice."""
     import torch
 
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, torch.OutOfMemoryError | MemoryError) or any(w in str(cause) for w in OUT_OF_MEMORY):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+    return any(
+        isinstance(one, torch.OutOfMemoryError | MemoryError) or any(words in str(one) for words in OUT_OF_MEMORY)
+        for one in _with_causes(error)
+    )
+
+
+def loses_device(error: Exception) -> bool:
+    """Whether an error, or one that led to it, leaves its process without a GPU."""
+    return any(f"CUDA error: {words}" in str(one) for one in _with_causes(error) for words in DEVICE_LOST)
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def free_cached_memory(device: str) -> None:

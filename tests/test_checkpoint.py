@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,21 @@ def test_steps_are_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(train, "step_", counted)
     train_on([ahead, behind])
     assert taken == [1] * 5 + [2] * 3
+
+
+def test_the_parameters_of_a_checkpoint_are_let_go(tmp_path: Path) -> None:
+    """Once they are in the batch: they are as large as it."""
+    configs = [tiny(tmp_path, seed=s) for s in range(2)]
+    for config, steps in zip(configs, (4, 6), strict=True):
+        train_on([config], after(steps))
+    held: list[int] = []
+
+    def look() -> bool:
+        held.append(sum(type(o) is train.Start for o in gc.get_objects()))
+        return False
+
+    assert sum(m.resumed for m in train_on(configs, look)) == 4 + 6
+    assert held == [0] * 8
 
 
 def test_checkpoints_are_written_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

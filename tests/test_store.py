@@ -14,7 +14,7 @@ import pytest
 from handmade import Rows, handmade_config, handmade_rows, handmade_study, write_handmade_run
 
 from normstudy import config as cfg
-from normstudy import store
+from normstudy import files, store
 from normstudy.compaction import compact_study
 from normstudy.config import ConfigError, run_id
 
@@ -130,6 +130,23 @@ def test_a_window_that_exists_is_left(tmp_path: Path) -> None:
     assert len(before) == 3
     store.write_window(tmp_path, "a", 0, shifted(rows))
     assert {p: (p.read_bytes(), p.stat().st_ino) for p in tmp_path.rglob("a-*.parquet")} == before
+
+
+def test_the_name_of_a_window_that_exists_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever moved it in may have ended between that and the fsync of the folder."""
+    store.prepare(tmp_path)
+    rows, _, _ = handmade_rows(handmade_config(tmp_path))
+    store.write_window(tmp_path, "a", 0, rows)
+    synced: list[Path] = []
+    fsync = files.fsync
+
+    def kept(path: Path) -> None:
+        synced.append(path)
+        fsync(path)
+
+    monkeypatch.setattr(files, "fsync", kept)
+    store.write_window(tmp_path, "a", 0, rows)
+    assert sorted(synced) == sorted(tmp_path / "tables" / table for table in store.SERIES)
 
 
 def test_a_window_that_was_written_in_part_is_completed(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""What a worker does around the training: runs that end at one step are written together, and one batch that is too
-large for the memory becomes two."""
+"""What a worker does around the training: runs that end at one step are written together, one batch that is too large
+for the memory becomes two, and a process that has lost its GPU ends."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from studies import assert_same_tables, tiny
+from studies import assert_same_tables, never, task_of, tiny
 
+from normstudy import failures, recording
 from normstudy.config import RunConfig
 from normstudy.recording import together
 from normstudy.train import End, Record
-from normstudy.worker import is_out_of_memory
+from normstudy.worker import DeviceLost, Message, Task, is_out_of_memory, loses_device, train_halving
 
 
 def record(step: int) -> Record:
@@ -97,6 +99,43 @@ def test_a_batch_too_large_for_the_memory_is_trained_in_halves(tmp_path: Path) -
     assert said[1].startswith("[8")
     assert said[1].endswith("] 48")
     assert_same_tables(plenty / "tiny", little / "tiny")
+
+
+def test_errors_after_which_a_process_has_no_gpu() -> None:
+    """As torch words them, also where they led to another error; and no other error of a GPU."""
+    told = "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+    lost = RuntimeError(f"CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in the docs. {told}")
+    assert loses_device(lost)
+    assert loses_device(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    later = ValueError("while capturing")
+    later.__context__ = lost
+    assert loses_device(later)
+    for text in (f"CUDA error: out of memory\n{told}", "CUDA error: invalid argument", "index 9 is out of bounds"):
+        assert not loses_device(RuntimeError(text))
+
+
+@pytest.mark.parametrize(("device", "runs"), [("cuda", 4), ("cuda", 1), ("cpu", 4)])
+def test_a_process_without_its_gpu_leaves_the_halves_to_another(
+    tmp_path: Path, device: str, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single run has failed, with what went wrong kept; on a CPU the words change nothing."""
+
+    def asserts(task: Task, stopping: object) -> Iterator[Message]:
+        yield Message(task.number, 5)
+        raise RuntimeError("CUDA error: device-side assert triggered\nmore lines")
+
+    monkeypatch.setattr(recording, "train_task", asserts)
+    task = replace(task_of([tiny(tmp_path, seed=s) for s in range(runs)]), device=device)
+    seen: list[Message] = []
+    if device == "cpu":
+        seen.extend(train_halving(task, never))
+    else:
+        with pytest.raises(DeviceLost, match=r": RuntimeError: CUDA error: device-side assert triggered$"):
+            seen.extend(train_halving(task, never))
+    failed = [run_id for message in seen for run_id in message.failed]
+    assert sorted(failed) == (sorted(task.run_ids) if device == "cpu" or runs == 1 else [])
+    assert sum(message.run_steps for message in seen) == len(failed) * 12
+    assert sum(failures.tries(task.study_dir).values()) == len(failed)
 
 
 def test_errors_that_mean_too_little_memory() -> None:

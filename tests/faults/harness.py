@@ -146,7 +146,7 @@ MUTATIONS = {"straight_into_tables": straight_into_tables, "checkpoint_before_wi
 def in_this_process(tasks: Sequence[worker.Task], workers: int, **_: object) -> Iterator[worker.Message]:
     """pool.run without processes. Raises AssertionError where a run cannot go on from its checkpoint, and says so."""
     for task in tasks:
-        for message in worker.train_halving(task, lambda: False):
+        for message in worker.train_alone(task, lambda: False):
             assert not message.notes, message.notes
             assert not message.failed, message.error
             yield message

@@ -97,6 +97,7 @@ def main() -> int:
         statuses = list(store.finished_ids(study).values())
         report = check_study(study)
     args.out.mkdir(parents=True, exist_ok=True)
+    frame = frame.assign(seed=args.seed)
     frame.to_parquet(args.out / "soak.parquet", index=False)
     draw(frame, args.out / "soak.png")
     mb, handles = growth(frame["parent_mb"]), growth(frame["parent_handles"])

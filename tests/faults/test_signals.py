@@ -22,13 +22,6 @@ WORDS = [
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cwd = tmp_path_factory.mktemp("undisturbed")
-    assert finish(WORDS, cwd).returncode == 0
-    return cwd / "results" / "long"
-
-
 def training(cwd: Path, prefix: tuple[str, ...] = ()) -> tuple[subprocess.Popen[str], list[int]]:
     """A sweep whose four runs have all written a window, and its workers."""
     running = start(WORDS, cwd, prefix)
@@ -49,7 +42,7 @@ def test_once_saves_every_run_and_says_how_to_go_on(
     assert "Traceback" not in err
     if number != signal.SIGHUP:  # then there is no terminal to say it on
         assert "stopping: every run finishes its step and is saved" in err
-        assert "interrupted: 0 of 4 runs of results/long are finished, the others are saved: the same" in err
+        assert "interrupted: 0 of 4 runs of results/long are finished: with the same command the others go" in err
     study = tmp_path / "results" / "long"
     assert all(is_gone(pid) for pid in workers)
     assert len(list((study / saved.FOLDER).iterdir())) == 4
@@ -57,6 +50,21 @@ def test_once_saves_every_run_and_says_how_to_go_on(
     again = finish(WORDS, tmp_path)
     assert again.returncode == 0, again.stderr
     assert_same_tables(undisturbed, study)
+
+
+def test_a_worker_killed_before_it_has_saved_is_told(undisturbed: Path, tmp_path: Path) -> None:
+    running, workers = training(tmp_path)
+    os.kill(workers[0], signal.SIGSTOP)
+    os.kill(running.pid, signal.SIGINT)
+    checkpoints = tmp_path / "results" / "long" / saved.FOLDER
+    wait_for(lambda: checkpoints.exists() and len(list(checkpoints.iterdir())) == 2)  # the other worker's
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = running.communicate(timeout=20)
+    assert running.returncode == 130
+    lost = "a worker process was killed by signal 9 before it had saved: its 2 runs go on from what was saved before"
+    assert lost in err.splitlines()
+    assert finish(WORDS, tmp_path).returncode == 0
+    assert_same_tables(undisturbed, tmp_path / "results" / "long")
 
 
 def test_twice_ends_at_once_and_leaves_nobody(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from processes import SWEEP, finish
+from processes import SWEEP, finish, start, wait_for
 from studies import assert_same_tables, never, task_of, tiny
 
-from normstudy import files, store, worker
+from normstudy import failures, files, saved, store, worker
 from normstudy.errors import StorageError
 
 SEEDS = 8
@@ -24,13 +24,6 @@ WORDS = [
 LINE = "What was finished is intact; {} and give the same command again"
 
 pytestmark = pytest.mark.faults
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cwd = tmp_path_factory.mktemp("undisturbed")
-    assert finish(WORDS, cwd).returncode == 0
-    return cwd / "results" / "long"
 
 
 @pytest.fixture
@@ -89,6 +82,38 @@ def test_a_limit_on_the_size_of_files(undisturbed: Path, tmp_path: Path) -> None
     check_intact(tmp_path / "results" / "long")
     assert finish(WORDS, tmp_path).returncode == 0
     assert_same_tables(undisturbed, tmp_path / "results" / "long")
+
+
+BLOCK = """
+import ctypes, multiprocessing, pathlib, time
+
+def block(x, attn, mlp, norm1, norm2):
+    if multiprocessing.parent_process() is not None:  # a worker, not the planner that tries it out
+        while not pathlib.Path("now").exists():
+            time.sleep(0.02)
+        ctypes.string_at(0)
+    x = x + attn(norm1(x))
+    return x + mlp(norm2(x))
+"""
+
+
+def test_a_crash_that_cannot_be_written_down_stops_the_sweep_in_order(tmp_path: Path) -> None:
+    """What the parent writes of a dead worker fails: the other one saves its run all the same."""
+    (tmp_path / "deadly.py").write_text(BLOCK)
+    study = tmp_path / "results" / "long"
+    logs = study / failures.LOGS
+    logs.parent.mkdir(parents=True)
+    logs.write_text("a file in the place of the folder")
+    words = ["model.placement=pre,deadly:block", "schedule.n_steps=1000000", "execution.checkpoint_seconds=1000"]
+    running = start([*SWEEP, *words, "execution.workers=2"], tmp_path)
+    wait_for(lambda: len(list(study.glob("tables/runs/*-s0-*.parquet"))) == 2)
+    (tmp_path / "now").touch()
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 2, err
+    assert err.splitlines()[-1] == (f"error: results/long cannot be written: File exists. {LINE.format('mend that')}")
+    assert "Traceback" not in err
+    (checkpoint,) = (study / saved.FOLDER).iterdir()
+    assert checkpoint.name.startswith("pre-")
 
 
 @pytest.mark.parametrize("number", sorted(files.REMEDIES), ids=lambda number: errno.errorcode[number])
