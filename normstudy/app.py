@@ -11,6 +11,7 @@ import io
 import math
 import multiprocessing
 import os
+import re
 import shlex
 import sys
 import typing
@@ -24,16 +25,22 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from normstudy.config import GROUPS, ConfigError, RunConfig
+from normstudy import doors, places
+from normstudy.config import CONF_GROUPS, ConfigError, RunConfig
 from normstudy.hydra_errors import first_line, one_line
 
+RETRY_KEY = "execution.retry_failed"  # also --retry-failed and --no-retry-failed
+CHOICES = ("experiment", *CONF_GROUPS)  # keys whose value is the name of a file
+OUTSIDE = re.compile(r"(^|/)(\.\.)?(/|$)|[\\\0-\37]")  # of its folder: an absolute path, `..`; and control characters
 NOT_SWEPT = ("experiment", "study", "results_dir")  # one sweep has one experiment and fills one study
 
-ConfigStore.instance().store(name="normstudy_schema", node=RunConfig, provider="normstudy")
+SCHEMA = OmegaConf.structured(RunConfig)
+OmegaConf.set_struct(SCHEMA.execution.sbatch, False)  # whose keys are Slurm's
+ConfigStore.instance().store(name="normstudy_schema", node=SCHEMA, provider="normstudy")
 
 
 def conf_dir() -> Path:
@@ -49,11 +56,12 @@ def conf_dir() -> Path:
 class Task:
     """What Hydra calls per run: for `normstudy run`, and for one job of a launcher that is not ours.
 
-    Our own launcher never calls it: it takes the whole sweep and reads `command` and `dry_run` from here.
+    Our own launcher never calls it: it takes the whole sweep and reads `command`, `dry_run` and `detach` from here.
     """
 
     command: str  # the command line, as recorded beside the results
     dry_run: bool = False
+    detach: bool = False
 
     def request(self, overrides: object) -> dict[str, object]:
         """What sweep.py keeps beside the results; `overrides` is Hydra's list, with interpolations as typed."""
@@ -115,6 +123,7 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, RunConfig):
         raise ConfigError("this config is not a run: begin its defaults list with normstudy_schema or config")
+    places.check_study(config.results_dir, config.study)
     return config
 
 
@@ -131,6 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.__class__ = Parser  # Hydra builds it itself: only its way to fail is changed
     parser.allow_abbrev = False
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--detach", action="store_true")
+    parser.add_argument("--retry-failed", action="append_const", const=True, dest="retry_failed")
+    parser.add_argument("--no-retry-failed", action="append_const", const=False, dest="retry_failed")
     return parser
 
 
@@ -150,7 +162,8 @@ def main(command: str, argv: list[str]) -> int:
     with _full_errors() as user_wants_traceback:
         try:
             _check_overrides(command, args.overrides, shows)
-            _call_hydra(Task(typed, args.dry_run), [*args.overrides, *flags])
+            words = _with_retries(args.overrides, args.retry_failed or [])
+            _call_hydra(Task(typed, args.dry_run, args.detach), [*words, *flags])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
             return 2 if shows and code == 1 else code  # a --package that does not exist
@@ -195,7 +208,8 @@ def _call_hydra(task: Task, argv: list[str]) -> None:
     saved = sys.argv
     sys.argv = [saved[0], *argv]  # hydra.main reads its flags from there and nowhere else
     try:
-        door()
+        with doors.closed():
+            door()
     finally:
         sys.argv = saved
 
@@ -221,6 +235,8 @@ def _check_flags(command: str, args: argparse.Namespace) -> None:
         raise ConfigError("--run is normstudy run: normstudy sweep trains many")
     if args.dry_run and command == "run":
         raise ConfigError("--dry-run is a flag of normstudy sweep: normstudy run --cfg job shows a run's config")
+    if args.detach and command == "run":
+        raise ConfigError("--detach is a flag of normstudy sweep: normstudy run trains where it is given")
     if args.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun reads a pickle and is not supported: repeat the command")
     if args.config_path is not None:
@@ -247,12 +263,16 @@ def _flags(args: argparse.Namespace) -> list[str]:
 def _check_overrides(command: str, words: list[str], shows: bool) -> None:
     for override in OverridesParser.create().parse_overrides(words):
         line, key = str(override.input_line), override.key_or_group
+        if key in CHOICES or key.startswith("hydra/"):
+            _check_choice(override)
+        if key == "hydra.launcher.n_jobs" and override.value() == 0:
+            raise ConfigError(f"{line}: no job would train anything: give 1 or more, or -1 for one a core")
         if override.is_hydra_override():
             continue
         if override.type is not OverrideType.CHANGE:
             raise ConfigError(f"{line}: normstudy's keys are fixed, + and ~ are for hydra's: write key=value")
         if not override.is_sweep_override():
-            if key in GROUPS and override.value() in (None, ""):
+            if key in CONF_GROUPS and override.value() in (None, ""):
                 raise ConfigError(f"{line}: the group {key} cannot be empty: choose {_options(key)}")
         elif key in NOT_SWEPT:
             raise ConfigError(not_swept(line))
@@ -260,6 +280,38 @@ def _check_overrides(command: str, words: list[str], shows: bool) -> None:
             raise ConfigError(f"{line} is a sweep, and --cfg and --info show one config: give one value")
         elif command == "run":
             raise ConfigError(f"{line} is a sweep, and normstudy run trains one run: use normstudy sweep")
+
+
+def _check_choice(override: Override) -> None:
+    """Raise a ConfigError where a file would be chosen that lies outside of the folder of its group."""
+    value = override.value()
+    given = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+    for one in given:
+        name = one.text if isinstance(one, QuotedString) else one
+        if isinstance(name, str) and name and OUTSIDE.search(name):
+            raise ConfigError(f"{override.key_or_group} {name!r} is a path: give the name of a file in its folder")
+
+
+def _with_retries(words: list[str], flags: list[bool]) -> list[str]:
+    """The words with execution.retry_failed as --retry-failed or --no-retry-failed asks; flags: True or False each.
+
+    Raises ConfigError where they or the words contradict them.
+    """
+    if not flags:
+        return words
+    if len(set(flags)) > 1:
+        raise ConfigError("--retry-failed and --no-retry-failed exclude each other: give one")
+    section, _, leaf = RETRY_KEY.partition(".")
+    given = "--retry-failed" if flags[0] else "--no-retry-failed"
+    for override in OverridesParser.create().parse_overrides(words):
+        value = override.value()
+        if override.key_or_group == section and isinstance(value, dict):
+            value = next((v for k, v in value.items() if str(k) == leaf), flags[0])
+        elif override.key_or_group != RETRY_KEY:
+            continue
+        if value is not flags[0]:
+            raise ConfigError(f"{given} and {override.input_line} contradict each other: give one")
+    return [*words, f"{RETRY_KEY}={str(flags[0]).lower()}"]
 
 
 def not_swept(line: str) -> str:

@@ -23,9 +23,13 @@ MEMORY_SHARE = 0.5  # of what is free, for all batches together: the estimate is
 FLOAT = 4  # bytes
 
 
-def runs_per_batch(config: RunConfig, device: str, workers: int) -> int:
-    """The most runs of a config's shape that are trained together by each of `workers` on a device."""
-    fitting = max(1, int(MEMORY_SHARE * free_memory(device) / workers / bytes_of_run(config)))
+def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | None = None) -> int:
+    """The most runs of a config's shape that are trained together by each of `workers` that share a device.
+
+    free: bytes of memory for them, where the device is not of this machine.
+    """
+    free = free_memory(device) if free is None else free
+    fitting = max(1, int(MEMORY_SHARE * free / workers / bytes_of_run(config)))
     if device == "cuda":
         return max(1, min(fitting, GPU_RUNS, GPU_SEQUENCES // config.data.batch_size))
     low, high = CPU_RUNS

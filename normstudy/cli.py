@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         line = _user_error(error)
         if line is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # one line, whatever a file is called
+        print(f"error: {shown}", file=sys.stderr)
         return 2
     return code
 
@@ -99,7 +100,7 @@ def _plot(argv: list[str]) -> int:
     parser = _parser("plot")
     _where_option(parser)
     parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=_out)
     parser.add_argument("--only")
     args = parser.parse_args(argv)
     where = _where(args.where)
@@ -135,8 +136,10 @@ def _compact(argv: list[str]) -> int:
     parser.add_argument("--seal", action="store_true")
     args = parser.parse_args(argv)
     study = _study(args.study)
+    from normstudy import places
     from normstudy.compaction import compact_study
 
+    places.check_own_folders(study)
     print(compact_study(study, seal=args.seal))
     return 0
 
@@ -149,7 +152,7 @@ def _reproduce(argv: list[str]) -> int:
     parser.add_argument("--tier", type=int)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=_out)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--format", choices=("table", "markdown"), default="table")
     args = parser.parse_args(argv)
@@ -186,7 +189,7 @@ def _bench(argv: list[str]) -> int:
     size.add_argument("--full", action="store_true")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--rows")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=_out)
     parser.add_argument("--format", choices=("table", "markdown"), default="table")
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args(argv)
@@ -227,6 +230,14 @@ def _status(argv: list[str]) -> int:
     return 0
 
 
+def _cancel(argv: list[str]) -> int:
+    study = _study(_parser("cancel").parse_args(argv).study)
+    from normstudy.cluster import watch
+
+    print(watch.cancel(study))
+    return 0
+
+
 def _check(argv: list[str]) -> int:
     study = _study(_parser("check").parse_args(argv).study)
     from normstudy.check import check_study
@@ -240,7 +251,7 @@ def _export(argv: list[str]) -> int:
     parser = _parser("export")
     _where_option(parser)
     parser.add_argument("--to", required=True)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=_out)
     args = parser.parse_args(argv)
     where = _where(args.where)
     study = _study(args.study)
@@ -256,6 +267,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "plot": (manual.PLOT_HELP, _plot),
     "compare": (manual.COMPARE_HELP, _compare),
     "status": (manual.STATUS_HELP, _status),
+    "cancel": (manual.CANCEL_HELP, _cancel),
     "check": (manual.CHECK_HELP, _check),
     "compact": (manual.COMPACT_HELP, _compact),
     "export": (manual.EXPORT_HELP, _export),
@@ -310,6 +322,17 @@ def _names(flag: str, given: str) -> list[str]:
     return names
 
 
+def _out(given: str) -> Path:
+    """The place of --out: not empty, and not among a study's own files."""
+    from normstudy import places
+    from normstudy.config import ConfigError
+
+    if not given or not given.isprintable():
+        raise ConfigError(f"--out {given!r} is not a path: give the place of what is made")
+    places.check_outside_of_studies(Path(given), "another --out")
+    return Path(given)
+
+
 def _study(given: str) -> Path:
     from normstudy.config import ConfigError
 
@@ -343,7 +366,8 @@ def _complete(words: list[str]) -> int:
         if typed[0] not in ("run", "sweep"):
             return 0
         many = ["--multirun"] if typed[0] == "sweep" else []  # or a comma list would be an error
-        kept = [word for word in typed[1:] if word != "--dry-run"]
+        ours = ("--dry-run", "--detach", "--retry-failed", "--no-retry-failed")
+        kept = [word for word in typed[1:] if word not in ours]
         blank = " " if line.endswith(" ") else ""
         os.environ["COMP_LINE"] = " ".join([program, *many, *kept]) + blank
     from normstudy import app

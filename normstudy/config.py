@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from normstudy import own
+from normstudy.cluster import options
 from normstudy.errors import ConfigError as ConfigError
 from normstudy.own import is_own
 from normstudy.placements import PLACEMENTS, Placement
@@ -52,6 +53,7 @@ DOWNLOADED = ("tiny_shakespeare", "enwik8", "text8")  # texts that pooch fetches
 DATA_NAMES = ("stdlib", "pydoc", "synthetic", "file", *DOWNLOADED)
 TOKENIZER_NAMES = ("byte", "char", "bpe")
 DEVICE_NAMES = ("auto", "cpu", "cuda")
+CLUSTER_NAMES = ("local", "slurm")
 
 STUDY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,79}")
 INT_MAX = SEED_MAX = 2**31 - 1
@@ -294,25 +296,41 @@ class EvalConfig:
 class ExecutionConfig:
     """How runs are executed. Never part of a run's identity: on one kind of CPU no value here changes a result.
 
-    A GPU rounds otherwise, as another kind of CPU does; the column `device` records it.
+    A GPU rounds otherwise, as another kind of CPU does; the column `device` records it. From partition on the keys
+    are those of cluster=slurm.
     """
 
-    device: str = "auto"  # auto | cpu | cuda
-    workers: int | None = None  # processes, one thread each; null: one per core (one per GPU)
+    cluster: str = "local"  # local: processes on this machine | slurm: jobs
+    device: str = "auto"  # auto | cpu | cuda; in jobs auto is cuda where they have a GPU
+    workers: int | None = None  # processes, one thread each; null: one per core (one per GPU), and in a job 1
     runs_per_batch: int | None = None  # runs trained as one program; null: chosen by batching.py
     checkpoint_seconds: float = 60.0  # between two checkpoints of a batch
     retry_failed: bool = True  # whether runs that crashed in an earlier call are tried again
     max_tries: int = 3  # after so many crashes a run is left failed
+    partition: str | None = None  # or several, as a,b; null: Slurm's default
+    account: str | None = None  # null: Slurm's default
+    gpus: int = 0  # of a job: 0 or 1
+    memory_gb: float | None = None  # of a job; null: Slurm's default
+    minutes: int = 60  # limit of a job's time: at it, runs are saved and the job waits in the queue again
+    signal_seconds: int = 120  # before that limit, when the job is told
+    requeues: int = 100  # so often a job may reach its limit
+    jobs: int = 8  # at most at the same time
+    sbatch: dict[str, str] = field(default_factory=dict)  # further options: {qos: low, constraint: zen4}
 
     def __post_init__(self) -> None:
+        one_of("execution.cluster", self.cluster, CLUSTER_NAMES)
         one_of("execution.device", self.device, DEVICE_NAMES)
-        for key in ("workers", "runs_per_batch", "max_tries"):
+        for key in ("workers", "runs_per_batch", "max_tries", "minutes", "signal_seconds", "jobs"):
             if getattr(self, key) is not None:
                 _at_least(f"execution.{key}", getattr(self, key), 1)
+        _at_least("execution.requeues", self.requeues, 0)
         if not 0 <= self.checkpoint_seconds < math.inf:
             raise ConfigError(
                 f"execution.checkpoint_seconds {self.checkpoint_seconds:g} is out of range: give seconds, 0 or more"
             )
+        if self.memory_gb is not None:
+            _finite("execution.memory_gb", self.memory_gb, 0, strict=True)
+        options.check(self)
 
 
 def row_of(placement: str) -> Placement:
@@ -349,9 +367,10 @@ class RunConfig:
             raise ConfigError("results_dir is empty: give a folder")
 
 
-# Folders of results/ that are no studies, and what other systems take for a device.
+# Folders of results/ that are no studies, or of a study, and what other systems take for a device.
 RESERVED = (
-    "bench", "reproductions", "robustness", "con", "prn", "aux", "nul",
+    "bench", "reproductions", "robustness", "scaling", "tables", "state", "sweeps", "figures", "export",
+    "con", "prn", "aux", "nul",
     *(f"{device}{n}" for device in ("com", "lpt") for n in range(1, 10)),
 )  # fmt: skip
 
@@ -373,6 +392,7 @@ TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
 # ---- columns ------------------------------------------------------------------------------------------
 
 GROUPS = ("model", "data", "optimizer", "schedule")  # their leaves give columns by their own name
+CONF_GROUPS = (*GROUPS, "execution")  # folders of conf/ that a command line chooses from
 PREFIXED = ("probe", "eval")  # their leaves are prefixed: probe_every, eval_every
 
 
@@ -480,30 +500,38 @@ NOT_IDENTITY = ("study", "data_path", "force_init")  # they name where a run lie
 
 def identity(config: RunConfig, data_sha256: str) -> dict[str, object]:
     """Everything the run_id hashes: the versions, every resolved value, the text."""
-    values = {k: v for k, v in asked(config).items() if k not in NOT_IDENTITY}
-    values |= dataclasses.asdict(resolve(config.model)) | own_sources(config.model)
-    if config.data.tokenizer == "bpe":
-        values["vocab_size"] = config.data.vocab_size or BPE_VOCAB
+    values = asked(config) | dataclasses.asdict(resolve(config.model)) | own_sources(config.model)
+    versions = {"identity_version": IDENTITY_VERSION, "numerics": NUMERICS, "data_sha256": data_sha256}
+    return identity_of(values, versions)
+
+
+def identity_of(values: Mapping[str, object], versions: Mapping[str, object]) -> dict[str, object]:
+    """The same from columns of `runs`.
+
+    values: the asked columns and the sources of own parts, and over them the resolved ones under the names of
+    Resolved; versions: identity_version, numerics, data_sha256.
+    """
+    out = {k: v for k, v in values.items() if k not in NOT_IDENTITY}
+    if out["tokenizer"] == "bpe":
+        out["vocab_size"] = out["vocab_size"] or BPE_VOCAB
     kinds = asked_types()
-    for column, value in values.items():
+    for column, value in out.items():
         if kinds.get(column) is float and value is not None:
-            values[column] = float(value)  # type: ignore[arg-type]  # 1 and 1.0 are the same rate
-    values = {k: v for k, v in values.items() if k not in ABSENT or v != ABSENT[k]}
-    return {
-        "identity_version": IDENTITY_VERSION,
-        "numerics": NUMERICS,
-        "data_sha256": data_sha256,
-        **values,
-    }
+            out[column] = float(value)  # type: ignore[arg-type]  # 1 and 1.0 are the same rate
+    return {**versions, **{k: v for k, v in out.items() if k not in ABSENT or v != ABSENT[k]}}
+
+
+def digest(identity: Mapping[str, object]) -> str:
+    """The ten hex digits that end a run_id."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:10]
 
 
 def run_id(config: RunConfig, data_sha256: str) -> str:
     """Readable part and ten hex digits of the identity's sha256: post-L6-lr3e-3-wu100-s0-0123456789."""
-    text = json.dumps(identity(config, data_sha256), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     m, s = config.model, config.schedule
+    digits = digest(identity(config, data_sha256))
     rate = re.sub(r"e([+-])0*(\d)", lambda k: "e" + k[1].replace("+", "") + k[2], short_float(s.peak_lr))
-    return f"{m.placement.rpartition(':')[2]}-L{m.n_layers}-lr{rate}-wu{s.warmup_steps}-s{config.seed}-{digest}"
+    return f"{m.placement.rpartition(':')[2]}-L{m.n_layers}-lr{rate}-wu{s.warmup_steps}-s{config.seed}-{digits}"
 
 
 def short_float(value: float) -> str:

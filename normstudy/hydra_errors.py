@@ -13,12 +13,12 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from normstudy.config import GROUPS, ConfigError, RunConfig, nearest
+from normstudy.config import CONF_GROUPS, ConfigError, RunConfig, nearest
 
 
 def known_keys() -> list[str]:
     """Every key that a command line may set, dotted, with the groups and `experiment`."""
-    keys = ["experiment", *GROUPS]
+    keys = ["experiment", *CONF_GROUPS]
     for top in dataclasses.fields(RunConfig):
         kind = typing.get_type_hints(RunConfig)[top.name]
         if dataclasses.is_dataclass(kind):
@@ -69,7 +69,7 @@ def one_line(error: BaseException) -> str | None:
         return _omegaconf(error, "")
     if isinstance(error, UnicodeDecodeError) and _raised_in(error, "codecs"):
         return f"a config file is not UTF-8 text: {error}"
-    if isinstance(error, ValueError) and _raised_in(error, "hydra", "omegaconf", "antlr4", "yaml"):
+    if isinstance(error, ValueError | AssertionError) and _raised_in(error, "hydra", "omegaconf", "antlr4", "yaml"):
         return first_line(error)
     return None
 

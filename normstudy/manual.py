@@ -10,6 +10,7 @@ normstudy: what does the placement of normalization do to the gradients and the 
   normstudy plot STUDY                    draw a study's figures again
   normstudy compare STUDY --by COLUMN     paired differences between the values of one column
   normstudy status STUDY [--watch]        runs, outcomes, failures, rate and time left of a sweep, from its files
+  normstudy cancel STUDY                  end the Slurm jobs of a sweep; its runs are saved
   normstudy check STUDY                   verify every file of a study, and say what to do about what is wrong
   normstudy compact STUDY [--seal]        gather finished runs into one file per table
   normstudy export STUDY --to FORMAT      its tables as csv, tensorboard, wandb-offline or duckdb
@@ -46,12 +47,18 @@ Keys (normstudy run --cfg job prints them all with their values):
   execution.workers=  execution.runs_per_batch=    never change a result
   execution.device=       auto, cpu, cuda; recorded, since a GPU rounds otherwise than a CPU
   execution.checkpoint_seconds=       between two checkpoints, from which a killed sweep goes on (default 60)
+  execution=              local, or slurm: the sweep as jobs, with these of its own
+  execution.partition=  execution.account=  execution.gpus=  execution.memory_gb=  execution.sbatch={qos: low}
+  execution.minutes=  execution.signal_seconds=  execution.requeues=     of a job: its limit, when it is told to save
+                          before that, and how often it may reach it; it then goes on where it was
+  execution.jobs=         at most at the same time (default 8), each with execution.workers processes
   execution.retry_failed= execution.max_tries=     runs that crashed are tried again (true), so often at most (3)
 
 Flags:
   --cfg job|hydra|all     show the config instead of training; --package KEY shows a part of it
   --config-dir DIR        a folder of your own YAML files, such as DIR/experiment/mine.yaml
   --info, --hydra-help    what Hydra finds; Hydra's own help
+  --retry-failed, --no-retry-failed       set execution.retry_failed; --retry-failed is the default
 """
 
 RUN_HELP = f"""\
@@ -71,6 +78,7 @@ normstudy sweep [KEY=V1,V2 ...] [FLAGS]: train every combination; only what is m
   normstudy sweep experiment=depth --dry-run                             runs, batches, estimated time
 
 {KEYS}  --dry-run               print runs, finished, batches and the estimated time; train nothing
+  --detach                with execution=slurm: leave once the jobs are submitted
 
 Axes of an experiment lie under hydra.sweeper.params in its file. Others' launchers and sweepers work:
   hydra/launcher=joblib, hydra/sweeper=optuna (where they are installed)
@@ -116,12 +124,17 @@ Told are the planned, finished, running, interrupted and failed runs, the outcom
 holds the study, and of each failed run the last line of its traceback.
 """
 
+CANCEL_HELP = """\
+normstudy cancel STUDY: end the Slurm jobs of a sweep. Those that run save their runs first; the same command goes on.
+"""
+
 CHECK_HELP = """\
 normstudy check STUDY: verify every file of a study; nothing is changed.
 
 Looked at are every table's files (checksums, schema, names), the steps of every run, the rows that a finished run must
-have, checkpoints, and the seal. Each finding says what to do. Lines that begin with note: tell what harms nothing:
-unfinished and failed runs, who uses the study, leftovers. Exit code 0: sound; 1: something is wrong.
+have, checkpoints, the records of sweeps, and the seal. Each finding says what to do. Lines that begin with note: tell
+what harms nothing: unfinished and failed runs, who uses the study, leftovers. Exit code 0: sound; 1: something is
+wrong.
 """
 
 EXPORT_HELP = """\

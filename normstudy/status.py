@@ -1,6 +1,7 @@
 """`normstudy status`: how far the sweep of a study is, from the files of its folder alone.
 
-It takes no lock and changes nothing. What is known of finished runs is kept between two looks, as it never changes.
+It takes no lock and changes nothing. Only where jobs were submitted it also asks Slurm for them. What is known of
+finished runs is kept between two looks, as it never changes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import pyarrow.parquet as pq
 
 from normstudy import failures, store
 from normstudy.analysis.outcomes import RUN_COLUMNS, outcome_counts, outcomes
+from normstudy.cluster import arrays, slurm
+from normstudy.cluster.arrays import Array
 from normstudy.config import ConfigError, ExecutionConfig
 from normstudy.holder import Holder, holder_of
 from normstudy.marks import Mark, Place, Run, marks_of, places_of, runs_of, taken_since, time_left
@@ -30,6 +33,7 @@ from normstudy.progress import duration
 TRIES, WAIT = 4, 0.2  # a file that vanishes under a look is of a compaction's swap, over in a moment; seconds
 AT_ONCE = 4_000_000  # run-steps whose outcomes are found in one go: some hundred megabytes
 RECENT = 60.0, 600.0  # seconds between two looks that tell a rate, at least and at most
+ASK_SECONDS = 2.0  # between two questions to Slurm
 MOST_LINES, MOST_REASON = 10, 200  # of a list; characters of a line of a traceback
 COLUMNS = ("run_id", "status", "started_at", "finished_at", "wall_time_s", *RUN_COLUMNS)
 
@@ -44,6 +48,20 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Jobs:
+    """What is submitted for a study, and how much of it is left; counts: None where Slurm cannot be asked, for why."""
+
+    array: Array
+    counts: slurm.Counts | None
+    why: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether none is left, as far as that is known."""
+        return self.counts is not None and not self.counts.alive
+
+
+@dataclass(frozen=True)
 class Status:
     """How far a study is. Each planned run is one of finished, running, interrupted, failed, not_begun.
 
@@ -51,7 +69,7 @@ class Status:
     how far the running runs are, and the interrupted ones, the most advanced first. failures: of the first MOST_LINES.
     holder: who holds the study; verified: whether that is seen and not only written; silent: seconds since the last
     file that tells of steps. command: of the last sweep, where it goes on with all that is interrupted. rate: run-steps
-    per second; left: seconds.
+    per second; left: seconds. jobs: of Slurm, until the next command finds them over.
     """
 
     study: str
@@ -74,11 +92,16 @@ class Status:
     command: str | None
     rate: float | None
     left: float | None
+    jobs: Jobs | None = None
 
     @property
     def over(self) -> bool:
-        """Whether every planned run is finished or failed, and nobody is there who may try those again."""
-        return 0 < self.planned == self.finished + self.failed and not (self.holder and self.verified)
+        """Whether nobody is there who trains, and every planned run is finished or failed, or its jobs are over."""
+        if self.holder and self.verified:
+            return False
+        if self.jobs is not None and self.jobs.counts is not None:
+            return self.jobs.over
+        return 0 < self.planned == self.finished + self.failed
 
 
 def look(study: Path) -> Status:
@@ -124,12 +147,19 @@ class Looker:
     def __init__(self, study: Path) -> None:
         self.study = study
         self._records: set[str] = set()  # files of sweeps/ that are read
-        self._plan: Plan | None = None
         self._planned: dict[str, int | None] = {}  # run_id -> n_steps
+        self._plans: list[Plan] = []  # in the order of their times
+        self._jobs: Jobs | None = None
+        self._asked = -math.inf
         self._done: dict[str, Run] = {}
         self._outcomes: dict[str, str] = {}
         self._compacted: tuple[int, int] | None = None
         self._history: list[tuple[float, int]] = []  # times, and run-steps taken until then
+
+    @property
+    def _plan(self) -> Plan | None:
+        """The newest one."""
+        return self._plans[-1] if self._plans else None
 
     def look(self) -> Status:
         """How far the study is now. Raises ConfigError where that cannot be read."""
@@ -154,12 +184,14 @@ class Looker:
         raise ConfigError(f"{self.study} cannot be read ({told}): normstudy check {self.study} names the file")
 
     def _look(self) -> Status:
-        before = holder_of(self.study)
+        before, jobs = holder_of(self.study), self.jobs()
         frame, compacted = self._read_rows()
         rows = dict(zip(frame["run_id"], runs_of(frame), strict=True))
         self._read_records()
         # A sweep that ends or begins during this look leaves nothing interrupted.
         holder = holder_of(self.study) or before
+        if jobs is not None and holder is not None and not holder.verified:
+            holder = None  # one of the jobs, there or gone: Slurm knows better
         unfinished = {i: run for i, run in rows.items() if run.status != "done"}
         marks = marks_of(self.study, unfinished)
         self._find_outcomes(frame[frame["status"] == "done"])
@@ -170,14 +202,16 @@ class Looker:
         lengths = self._planned | {i: run.n_steps for i, run in (self._done | unfinished).items()}
         running = {i for i, run in unfinished.items() if run.status == "running"}
         failed = sorted(unfinished.keys() - running)
-        trained = self._trained(holder, running)
+        trained = self._trained(holder, running) | self._submitted(jobs)
         interrupted, running = running - trained, running & trained
         # A run that nobody trains goes on at its checkpoint, whatever windows lie beyond.
         steps = {i: mark.step if i in running else mark.saved for i, mark in marks.items()}
         times = [run.finished for run in self._done.values()] + [mark.at for mark in marks.values()]
         heard = max((t for t in times if t > 0), default=None)
         rate = left = None
-        if holder is not None and plan is not None and heard is not None and _is_of(plan, holder):
+        trains = holder is not None and plan is not None and _is_of(plan, holder)
+        trains = trains or (jobs is not None and (jobs.counts is None or jobs.counts.running > 0))
+        if trains and plan is not None and heard is not None:
             rate = self._rate(plan.began, {i: (unfinished[i], marks[i]) for i in running})
             rest = [(lengths[i], steps.get(i, 0)) for i in trained - self._done.keys() - set(failed)]
             left = time_left(rest, rate, now - heard)
@@ -203,7 +237,21 @@ class Looker:
             command=plan.command if plan is not None and plan.command and interrupted <= plan.trains else None,
             rate=rate,
             left=left,
+            jobs=jobs,
         )
+
+    def jobs(self) -> Jobs | None:
+        """What is submitted; Slurm is asked anew where its last answer is not quite recent."""
+        array = arrays.read(self.study)
+        if array is None:
+            self._jobs = None
+        elif self._jobs is None or self._jobs.array != array or time.monotonic() - self._asked > ASK_SECONDS:
+            try:
+                self._jobs = Jobs(array, arrays.counts(self.study, array))
+            except slurm.Unavailable as why:
+                self._jobs = Jobs(array, None, str(why))
+            self._asked = time.monotonic()
+        return self._jobs
 
     def _read_rows(self) -> tuple[pd.DataFrame, tuple[int, int] | None]:
         """The rows of runs that are not known to be finished, and which compacted file there is."""
@@ -232,7 +280,7 @@ class Looker:
                     self._planned[run_id] = n_steps
             trains = frozenset(i for i, batch in zip(ids, table["batch"].to_pylist(), strict=True) if batch is not None)
             command = (table.schema.metadata or {}).get(b"command", b"").decode()
-            self._plan = Plan(began, command, trains)  # in the order of their times
+            self._plans.append(Plan(began, command, trains))
             self._records.add(name)
 
     def _trained(self, holder: Holder | None, running: set[str]) -> set[str]:
@@ -243,6 +291,12 @@ class Looker:
             return running
         # A sweep writes its record after it has the lock. Before that, and in a compaction, nothing is trained.
         return set(self._plan.trains) if _is_of(self._plan, holder) else set()
+
+    def _submitted(self, jobs: Jobs | None) -> set[str]:
+        """The runs that jobs train, or will."""
+        if jobs is None or jobs.over:
+            return set()
+        return {run_id for plan in self._plans if plan.began >= jobs.array.began for run_id in plan.trains}
 
     def _find_outcomes(self, done: pd.DataFrame) -> None:
         """Find the outcomes of runs that have none yet, a few at a time."""
@@ -313,14 +367,24 @@ def render(status: Status) -> str:
         lines[-1] += f", about {pace} per second" + (f", about {duration(s.left)} left" if s.left else "")
     if s.outcomes:
         lines.append("outcomes: " + " ".join(f"{n:,} {outcome}" for outcome, n in s.outcomes.items()))
+    if s.jobs:
+        lines.append(_of_jobs(s))
     if s.holder:
         ago = f", its last file {duration(s.silent)} ago" if s.silent is not None and not s.verified else ""
         lines.append(f"held by {s.holder}{ago}")
     lines += ["running:", *_places(s.running_at)] if s.running else []
     lines += ["interrupted, saved at:", *_places(s.saved_at)] if s.interrupted else []
-    if not s.holder and s.interrupted + s.not_begun:
+    if not s.holder and not (s.jobs and not s.jobs.over) and s.interrupted + s.not_begun:
         lines.append("nobody trains them now; the same command goes on" + (f": {s.command}" if s.command else ""))
     return "\n".join([*lines, *_failures(s)])
+
+
+def _of_jobs(s: Status) -> str:
+    assert s.jobs is not None
+    array, counts = s.jobs.array, s.jobs.counts
+    if counts is None:
+        return f"{array}, submitted on {array.host} at {array.since}: cannot be asked from here ({s.jobs.why})"
+    return f"{array}: {counts}" + (f"; logs: {s.study}/{arrays.FOLDER}" if not counts.alive else "")
 
 
 def _counted(n: int, what: str) -> str:

@@ -18,11 +18,13 @@ from pathlib import Path
 
 from normstudy import batching, data, failures, files, lock, own, pool, progress, provenance, sealed, store
 from normstudy import config as cfg
+from normstudy.cluster import arrays, options
 from normstudy.config import ConfigError, ExecutionConfig, RunConfig
 from normstudy.provenance import Request
 from normstudy.stopping import Interrupted, Stop, print_error
 from normstudy.worker import Task
 
+SOME_GPU = 2**36  # bytes of memory
 RETRY = "To try them again: execution.retry_failed=true execution.max_tries=N, with an N beyond their tries"
 
 
@@ -40,7 +42,10 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a sweep comes to. runs: every distinct run in order; missing: those without a finished result."""
+    """What a sweep comes to. runs: every distinct run in order; missing: those without a finished result.
+
+    workers: processes that train at the same time, in all jobs together where it is submitted.
+    """
 
     study_dir: Path
     ids: list[str]  # one a requested config, in order
@@ -52,6 +57,12 @@ class Plan:
     device: str
     is_sealed: bool
     given_up: list[str]  # missing ones that have crashed too often to be tried again
+    execution: ExecutionConfig
+
+    @property
+    def on_slurm(self) -> bool:
+        """Whether it is submitted as jobs."""
+        return self.execution.cluster == "slurm"
 
     @property
     def seconds(self) -> float:
@@ -73,6 +84,9 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     if len(places) > 1:
         raise ConfigError(f"a sweep belongs to one study, and these runs name {len(places)}: {sorted(places)}")
     execution = configs[0].execution
+    clusters = sorted({c.execution.cluster for c in configs})
+    if len(clusters) > 1:
+        raise ConfigError(f"a sweep is trained in one place, and these runs name {' and '.join(clusters)}: give one")
     study_dir = Path(configs[0].results_dir) / configs[0].study
     ids, texts = [], {}
     loaded: dict[tuple[object, ...], data.Text] = {}
@@ -92,13 +106,16 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     statuses = store.finished_ids(study_dir)
     missing = [run_id for run_id in runs if statuses.get(run_id) != "done"]
     is_sealed = _refuse_if_sealed(study_dir, {i: runs[i] for i in missing}, texts)
-    device = _device(execution.device)
-    _check_own([runs[i] for i in missing], device)
-    workers = execution.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
+    if execution.cluster == "slurm":
+        device, workers = options.device_of(execution), execution.jobs * options.workers_of(execution)
+    else:
+        device = _device(execution.device)
+        workers = execution.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
+    _check_own([runs[i] for i in missing], device if execution.cluster == "local" else "cpu")
     given_up = _given_up(study_dir, missing, statuses, execution)
     batches = group({i: runs[i] for i in missing if i not in given_up}, workers, device)
     at_once = max(1, min(workers, len(batches)))
-    return Plan(study_dir, ids, runs, texts, missing, batches, at_once, device, is_sealed, given_up)
+    return Plan(study_dir, ids, runs, texts, missing, batches, at_once, device, is_sealed, given_up, execution)
 
 
 def _given_up(study_dir: Path, missing: list[str], statuses: dict[str, str], execution: ExecutionConfig) -> list[str]:
@@ -136,8 +153,16 @@ def _check_own(configs: Iterable[RunConfig], device: str) -> None:
 
 
 def check(configs: Sequence[RunConfig]) -> None:
-    """Raise a ConfigError for anything that `plan` would refuse."""
-    plan(configs)
+    """Raise a ConfigError for anything that `plan` would refuse, and for jobs: these runs are trained one by one."""
+    _refuse_jobs(plan(configs))
+
+
+def _refuse_jobs(planned: Plan) -> None:
+    if planned.on_slurm:
+        raise ConfigError(
+            "execution=slurm is for normstudy sweep with its own launcher: a single run, and the runs of another "
+            "launcher, are trained where the command is given; leave it out"
+        )
 
 
 # What may differ between the runs of a batch: it rides on the run axis. Everything else is the batch's shape.
@@ -166,13 +191,24 @@ def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
     batches = []
     for members in shapes.values():
         first = runs[members[0]]
-        per_batch = first.execution.runs_per_batch or batching.runs_per_batch(first, device, workers)
+        per_batch = first.execution.runs_per_batch or _fitting(first, device, workers)
         n = math.ceil(len(members) / min(per_batch, math.ceil(len(members) / workers)))
         edges = [len(members) * i // n for i in range(n + 1)]
         for low, high in itertools.pairwise(edges):
             part = members[low:high]
             batches.append(Batch(part, sum(batching.seconds_of(runs[i]) for i in part)))
     return sorted(batches, key=lambda b: -b.seconds)
+
+
+def _fitting(config: RunConfig, device: str, workers: int) -> int:
+    """The most runs of a config's shape that train together. Jobs have a machine, and its memory, each."""
+    execution = config.execution
+    if execution.cluster == "local":
+        return batching.runs_per_batch(config, device, workers)
+    free = None if execution.memory_gb is None else int(execution.memory_gb * 2**30)
+    if device == "cuda":  # of which nothing is known here: a batch that is too large is halved there
+        free = SOME_GPU
+    return batching.runs_per_batch(config, device, options.workers_of(execution), free)
 
 
 def _device(asked: str) -> str:
@@ -191,13 +227,18 @@ def _device(asked: str) -> str:
 # ---- execution ----------------------------------------------------------------------------------------
 
 
-def run_sweep(configs: Sequence[RunConfig], *, dry_run: bool = False, request: Request) -> list[float | None]:
+def run_sweep(
+    configs: Sequence[RunConfig], *, dry_run: bool = False, detach: bool = False, request: Request
+) -> list[float | None]:
     """Train what is missing of a sweep, draw its figures, print the comparison.
 
     Returns the final validation loss of each config in order, None for a run that failed or went non-finite.
-    Raises a ConfigError before anything is trained, RunsFailed after the other runs are finished and shown.
+    detach: return once its jobs are submitted. Raises a ConfigError before anything is trained, RunsFailed after the
+    other runs are finished and shown.
     """
     planned = plan(configs)
+    if detach and not planned.on_slurm:
+        raise ConfigError("--detach leaves jobs to Slurm, and this sweep is trained here: add execution=slurm")
     _say_plan(planned, len(configs))
     if dry_run:
         return [None] * len(configs)
@@ -208,7 +249,10 @@ def run_sweep(configs: Sequence[RunConfig], *, dry_run: bool = False, request: R
         )
     else:
         try:
-            execute(planned, request)
+            if planned.on_slurm and not execute_on_slurm(planned, request, detach=detach):
+                return [None] * len(configs)
+            if not planned.on_slurm:
+                execute(planned, request)
         except RunsFailed as error:
             failure = error
         _draw(planned.study_dir)
@@ -225,6 +269,7 @@ def run_one(config: RunConfig, *, request: Request) -> float | None:
     Other commands may train runs of their own in the same study at the same time.
     """
     planned = plan([config])
+    _refuse_jobs(planned)
     if not planned.is_sealed:
         execute(planned, request, shared=True)
     (run_id,) = planned.runs
@@ -236,50 +281,105 @@ def run_one(config: RunConfig, *, request: Request) -> float | None:
 
 
 def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
-    """Train the missing runs of a plan. Raises RunsFailed when a run crashed, after all others are finished.
+    """Train the missing runs of a plan here. Raises RunsFailed when a run crashed, after all others are finished.
 
     shared: let other shared holders of the study's lock in.
     """
     study_dir = planned.study_dir
-    execution = next(iter(planned.runs.values())).execution
-    with lock.hold(study_dir, str(request.get("command", "normstudy")), shared=shared) as held, Stop() as stop:
+    over = None if shared else arrays.refuse_while_alive(study_dir)
+    with lock.hold(study_dir, _command(request), shared=shared) as held, Stop() as stop:
         if not shared:
+            arrays.remove(study_dir, over)
             files.remove_parts(study_dir)
-        batches = _still_missing(planned)
-        try:
-            store.prepare(study_dir)
-            how = {"workers": str(planned.workers), "device": planned.device}
-            provenance.record(study_dir, request, batches, planned.runs, how)
-        except OSError as error:
-            raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): give another results_dir") from None
-        commit = provenance.git_commit()
-        tasks = [
-            Task(
-                n, study_dir, ids, [planned.runs[i] for i in ids], planned.texts[ids[0]], planned.device, commit,
-                execution.checkpoint_seconds,
-            )
-            for n, ids in enumerate(batches)
-        ]  # fmt: skip
-        run_steps = sum(planned.runs[i].schedule.n_steps for ids in batches for i in ids)
+        tasks = _begin(planned, request)
+        run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)
         errors: dict[str, str] = {}
         if tasks:
-            messages = pool.run(tasks, planned.workers, inherited=held, stop=stop, max_tries=execution.max_tries)
+            max_tries = planned.execution.max_tries
+            messages = pool.run(tasks, planned.workers, inherited=held, stop=stop, max_tries=max_tries)
             with contextlib.closing(messages):  # whatever happens, no worker goes on alone
-                errors = progress.follow(messages, study_dir, batches, run_steps)
+                errors = progress.follow(messages, study_dir, [task.run_ids for task in tasks], run_steps)
         statuses = store.finished_ids(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)
-            others = "the others are saved" if planned.device == "cpu" else "the others start again, as on any GPU"
+            where = "where they were saved" if planned.device == "cpu" else "from their start, as on any GPU"
             print_error(
-                f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished, {others}: "
-                "the same command goes on"
+                f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished: "
+                f"with the same command the others go on {where}"
             )
             raise Interrupted(stop.number)
-        if errors or planned.given_up:
-            raise RunsFailed(_told_failures(planned, errors, statuses))
-        if set(statuses.values()) == {"done"} and lock.alone(held):
-            # A command that starts at this moment may already hold a lock of its own there.
-            shutil.rmtree(study_dir / "state", ignore_errors=True)
+        _end(planned, errors, statuses, held)
+
+
+def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
+    """The same in jobs; False where they are left to themselves. Raises RunsFailed also where jobs were killed."""
+    from normstudy.cluster import submit, watch
+
+    study_dir, command = planned.study_dir, _command(request)
+    over = arrays.refuse_while_alive(study_dir)
+    if planned.batches:
+        submit.check(planned.execution)
+    with lock.hold(study_dir, command), Stop() as stop:
+        arrays.remove(study_dir, over)
+        files.remove_parts(study_dir)
+        since, tasks = store.now(), _begin(planned, request)
+        array = submit.submit(study_dir, tasks, planned.execution, command, since) if tasks else None
+    ended = 0
+    if array is not None:
+        print(watch.told(study_dir, array), flush=True)
+        if stop.number is not None:
+            raise Interrupted(stop.number)
+        if detach:
+            return False
+        ended = watch.wait(study_dir, array).ended
+    statuses = watch.statuses_of(study_dir, tasks, complete=not ended)
+    with contextlib.ExitStack() as stack:
+        held = None
+        with contextlib.suppress(ConfigError):  # somebody else uses the study, and the next command does this
+            held = stack.enter_context(lock.hold(study_dir, command, patience=watch.PATIENCE_SECONDS))
+            arrays.remove(study_dir, array)
+        errors, lost = watch.errors_of(study_dir, tasks, statuses)
+        if lost:
+            raise RunsFailed(watch.told_lost(study_dir, len(planned.runs), lost, errors))
+        _end(planned, errors, statuses, held)
+    return True
+
+
+def _command(request: Request) -> str:
+    return str(request.get("command", "normstudy"))
+
+
+def _begin(planned: Plan, request: Request) -> list[Task]:
+    """Make a study ready for its runs, and record what was asked: the tasks. Needs the study's lock."""
+    study_dir = planned.study_dir
+    batches = _still_missing(planned)
+    try:
+        store.prepare(study_dir)
+        how = {"workers": str(planned.workers), "device": planned.device, "cluster": planned.execution.cluster}
+        provenance.record(study_dir, request, batches, planned.runs, how)
+    except OSError as error:
+        raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): give another results_dir") from None
+    commit = provenance.git_commit()
+    return [
+        Task(
+            n, study_dir, ids, [planned.runs[i] for i in ids], planned.texts[ids[0]], planned.device, commit,
+            planned.execution.checkpoint_seconds,
+        )
+        for n, ids in enumerate(batches)
+    ]  # fmt: skip
+
+
+def _end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: int | None) -> None:
+    """Remove what a complete study no longer needs. Raises RunsFailed where a run of the plan crashed.
+
+    errors: why runs failed now; held: the study's lock, None where somebody else has it.
+    """
+    if errors or planned.given_up:
+        raise RunsFailed(_told_failures(planned, errors, statuses))
+    submitted = (planned.study_dir / arrays.RECORD).exists()  # whose jobs may not have begun
+    if set(statuses.values()) == {"done"} and not submitted and held is not None and lock.alone(held):
+        # A command that starts at this moment may already hold a lock of its own there.
+        shutil.rmtree(planned.study_dir / "state", ignore_errors=True)
 
 
 def _told_failures(planned: Plan, errors: dict[str, str], statuses: dict[str, str]) -> str:
@@ -288,8 +388,7 @@ def _told_failures(planned: Plan, errors: dict[str, str], statuses: dict[str, st
     logs = f"tracebacks: {planned.study_dir}/{failures.LOGS}"
     if not errors:
         return f"{n} of {len(planned.runs)} runs failed before and were left out; {logs}. {RETRY}"
-    execution = next(iter(planned.runs.values())).execution
-    left_out = _given_up(planned.study_dir, list(planned.runs), statuses, execution)
+    left_out = _given_up(planned.study_dir, list(planned.runs), statuses, planned.execution)
     again = RETRY if left_out else "The same command tries them again"
     return f"{n} of {len(planned.runs)} runs failed ({next(iter(errors.values()))}); {logs}. {again}"
 

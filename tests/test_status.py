@@ -473,8 +473,8 @@ def test_a_file_that_cannot_be_read_is_one_line(mine: Path) -> None:
     first.write_bytes(b"nothing")
     with pytest.raises(ConfigError) as error:
         status.look(mine)
-    assert str(error.value).startswith(f"{mine} cannot be read (")
-    assert str(error.value).endswith(f"normstudy check {mine} names the file")
+    assert str(error.value).startswith(f"{first} cannot be read (")
+    assert str(error.value).endswith(f"run normstudy check {mine}")
     assert "\n" not in str(error.value)
 
 
@@ -599,7 +599,7 @@ def test_while_a_sweep_trains_no_number_goes_back(live: Live) -> None:
 
 def test_after_ctrl_c_it_says_where_every_run_goes_on(live: Live) -> None:
     assert live.code == 130
-    assert "the same command goes on" in live.error
+    assert "with the same command the others go on" in live.error
     told, before = live.after, live.looks[-1]
     assert (told.running, told.holder, told.rate, told.left) == (0, None, None, None)
     assert told.interrupted == 2 - told.not_begun - told.finished > 0

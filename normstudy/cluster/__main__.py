@@ -1,0 +1,22 @@
+"""What a job starts in the place of `python`: `python -m normstudy.cluster -u -m submitit.core._submit FOLDER`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from normstudy.stopping import WARNING
+
+
+def main() -> None:
+    """Be that module of submitit."""
+    # A warning that comes while modules are still being imported would end the job: job.py lets it in.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
+    from submitit.core.submission import submitit_main
+
+    sys.argv[1:] = sys.argv[-1:]
+    submitit_main()
+
+
+if __name__ == "__main__":
+    main()

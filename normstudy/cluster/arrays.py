@@ -1,0 +1,110 @@
+"""What is submitted for a study: state/jobs.json, written before the jobs are, and gone when they are over."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import socket
+import uuid
+from pathlib import Path
+
+from normstudy import files
+from normstudy.cluster import slurm
+from normstudy.errors import ConfigError
+
+RECORD = "state/jobs.json"
+FOLDER = "state/slurm"  # submitit's: its pickles, and the jobs' logs
+MODE = 0o700  # of that: who could write a pickle there would have a job do anything
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """The jobs of a sweep. name: given to no other; id: Slurm's, None until it is told; since: ISO 8601."""
+
+    name: str
+    command: str
+    host: str
+    since: str
+    jobs: int
+    id: str | None = None
+
+    @property
+    def began(self) -> float:
+        """since, in seconds."""
+        return datetime.datetime.fromisoformat(self.since).timestamp()
+
+    def __str__(self) -> str:
+        return f"Slurm {'job' if self.jobs == 1 else 'array'} {self.id or self.name}"
+
+
+def new(study_dir: Path, command: str, since: datetime.datetime, jobs: int) -> Array:
+    """An array that is about to be submitted. since: before its sweep was recorded."""
+    name = f"normstudy-{study_dir.name[:40]}-{uuid.uuid4().hex[:8]}"
+    return Array(name, command, socket.gethostname(), since.isoformat(timespec="seconds"), jobs)
+
+
+def write(study_dir: Path, array: Array) -> None:
+    """Keep what is submitted, durably. Needs the study's lock."""
+    (study_dir / FOLDER).mkdir(mode=MODE, parents=True, exist_ok=True)
+    os.chmod(study_dir / FOLDER, MODE)
+    files.place(study_dir, RECORD, json.dumps(dataclasses.asdict(array)).encode())
+
+
+def read(study_dir: Path) -> Array | None:
+    """What is submitted, None where nothing is. Raises ConfigError for a damaged record."""
+    try:
+        told = json.loads((study_dir / RECORD).read_bytes())
+        return Array(**{f.name: told[f.name] for f in dataclasses.fields(Array)})
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{study_dir / RECORD} is damaged: see with squeue that no job of the study is left, and remove it"
+        ) from None
+
+
+def remove(study_dir: Path, array: Array | None) -> None:
+    """Forget an array that is over; its pickles go, the logs stay. Needs the study's lock, alone.
+
+    array: what was there before the lock was taken; a ConfigError where it is another one now.
+    """
+    if read(study_dir) != array:
+        raise ConfigError(f"{study_dir}: another command has submitted jobs just now: see normstudy status {study_dir}")
+    if array is None:
+        return
+    folder = study_dir / FOLDER
+    for pattern in ("*.pkl", "*.sh", ".*.sh", "*.save_tmp"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    (study_dir / RECORD).unlink()
+
+
+def counts(study_dir: Path, array: Array) -> slurm.Counts:
+    """How far an array is. Raises slurm.Unavailable.
+
+    One without an id was just being submitted, or its submission was killed: it is looked for by its name.
+    """
+    job_id = array.id or slurm.id_of(array.name)
+    return slurm.Counts(0, 0) if job_id is None else slurm.counts(job_id)
+
+
+def refuse_while_alive(study_dir: Path) -> Array | None:
+    """The array of a study that is over, None where there is none; a ConfigError while it is not, or nobody knows."""
+    array = read(study_dir)
+    if array is None:
+        return None
+    try:
+        told = counts(study_dir, array)
+    except slurm.Unavailable as why:
+        raise ConfigError(
+            f"{study_dir} has jobs ({array}, submitted on {array.host} at {array.since}), and Slurm cannot be asked "
+            f"from here ({why}): give the command on {array.host}; where they are over, remove {study_dir / RECORD}"
+        ) from None
+    if told.alive:
+        raise ConfigError(
+            f"{study_dir} is trained by {array} ({told}): normstudy status {study_dir} --watch follows it, "
+            f"normstudy cancel {study_dir} ends it"
+        )
+    return array

@@ -1,0 +1,126 @@
+"""Asking Slurm by its own commands. sacct is not among them: where there is no accounting it knows nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+SECONDS = 30  # for an answer: without a configuration they look for one for a minute
+OVER = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+}  # fmt: skip
+WAITING = {"CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
+HEAD = re.compile(r"(\w+: (error: |fatal: )?|\w+ error: )?(Batch job submission failed: |allocation failure: )?")
+MOST_JOBS = 1000  # of an array, as Slurm ships it
+
+
+class Unavailable(Exception):
+    """Slurm cannot be asked, or refuses; its text says why, in a line."""
+
+
+class Counts(NamedTuple):
+    """The jobs of an array that are not over. reason: why most of the pending ones wait, as Slurm puts it.
+
+    ended: how many ended otherwise than by themselves, with success; of those that Slurm has not forgotten.
+    """
+
+    running: int
+    pending: int
+    reason: str = ""
+    ended: int = 0
+
+    @property
+    def alive(self) -> bool:
+        return self.running + self.pending > 0
+
+    def __str__(self) -> str:
+        if not self.alive:
+            return "over"
+        told = [f"{self.running:,} running"] if self.running else []
+        if self.pending:
+            told.append(f"{self.pending:,} pending" + (f" ({self.reason})" if self.reason else ""))
+        return ", ".join(told)
+
+
+def counts(job_id: str) -> Counts:
+    """How far an array, or a single job, is. Raises Unavailable."""
+    try:
+        told = _call("squeue", "--noheader", "--array", "--states=all", f"--jobs={job_id}", "--format=%T|%r")
+    except Unavailable as why:
+        if "Invalid job id" not in str(why):
+            raise
+        return Counts(0, 0)  # Slurm forgets a job some minutes after its end
+    jobs = [line.strip().split("|", 1) for line in told.splitlines() if "|" in line]
+    alive = [(state, reason) for state, reason in jobs if state not in OVER]
+    reasons = Counter(reason for state, reason in alive if state in WAITING and reason != "None")
+    pending = sum(state in WAITING for state, _ in alive)
+    ended = sum(state in OVER and state != "COMPLETED" for state, _ in jobs)
+    reason = next((reason for reason, _ in reasons.most_common(1)), "")
+    return Counts(len(alive) - pending, pending, reason, ended)
+
+
+def id_of(name: str) -> str | None:
+    """The id of the array, or job, that has this name and is not forgotten yet; None where there is none.
+
+    Raises Unavailable.
+    """
+    told = _call("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F").split()
+    return told[0] if told else None
+
+
+def cancel(job_id: str) -> None:
+    """Cancel what is pending of an array and have what runs of it end: SIGTERM, and SIGKILL half a minute later.
+
+    Raises Unavailable.
+    """
+    _call("scancel", job_id)
+
+
+def most_jobs() -> int:
+    """Of an array. Raises Unavailable."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.MULTILINE)
+    return min(MOST_JOBS, int(found[1])) if found else MOST_JOBS
+
+
+def try_out(options: Sequence[str]) -> None:
+    """Have sbatch look at options without submitting anything. Raises Unavailable with what it says against them.
+
+    Where it only finds no free node it says nothing here: nodes come back.
+    """
+    try:
+        _call("sbatch", "--test-only", *options, "--wrap=true")
+    except Unavailable as why:
+        if "Requested node" not in str(why):
+            raise
+
+
+def words_of(told: str) -> str:
+    """What a command of Slurm says in its last line that is no hint: `Invalid partition name specified`."""
+    lines = [line for line in map(str.strip, told.splitlines()) if line and not line.startswith("Try ")]
+    last = "".join(filter(str.isprintable, lines[-1])) if lines else ""
+    return HEAD.sub("", last, count=1)
+
+
+def _call(*words: str) -> str:
+    """What a command prints. Raises Unavailable where it fails, is not there or does not answer."""
+    # A user's own wishes for what squeue shows, and what scancel spares, are not ours.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SCANCEL_"))}
+    try:
+        done = subprocess.run(
+            words, env=env, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise Unavailable(f"there is no {words[0]} here") from None
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{words[0]} does not answer") from None
+    except OSError as error:
+        raise Unavailable(f"{words[0]}: {error.strerror}") from None
+    if done.returncode:
+        raise Unavailable(words_of(done.stderr) or f"{words[0]} ended with exit code {done.returncode}")
+    return done.stdout

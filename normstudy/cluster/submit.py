@@ -1,0 +1,121 @@
+"""Submit the tasks of a sweep as one array of jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import io
+import itertools
+import math
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from normstudy import failures
+from normstudy.cluster import arrays, options, slurm
+from normstudy.cluster.arrays import Array
+from normstudy.cluster.job import Share
+from normstudy.config import ExecutionConfig
+from normstudy.errors import ConfigError
+from normstudy.stopping import SIGNALS
+from normstudy.worker import Task
+
+DOOR = "normstudy.cluster"  # what a job starts: normstudy/cluster/__main__.py
+
+
+def check(execution: ExecutionConfig) -> None:
+    """Raise a ConfigError for what Slurm would refuse, and where there is no Slurm or no submitit; writes nothing."""
+    try:
+        import submitit  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigError("execution=slurm needs submitit: pip install 'normstudy[slurm]'") from None
+    for program in ("sbatch", "srun"):
+        if shutil.which(program) is None:
+            raise ConfigError(f"execution=slurm: there is no {program} here: give the command where jobs are submitted")
+    try:
+        asked = options.of_sbatch(execution)
+        slurm.try_out([f"--{name}" if value == "true" else f"--{name}={value}" for name, value in asked.items()])
+    except slurm.Unavailable as why:
+        raise _refused(why) from None
+
+
+def _refused(why: object) -> ConfigError:
+    return ConfigError(f"Slurm does not take the jobs ({why}): change what execution asks for")
+
+
+def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
+    """The tasks of each job, in order: as many as it has workers, more where that would be more than `most` jobs."""
+    n = min(math.ceil(len(tasks) / workers), most)
+    edges = [math.ceil(len(tasks) * i / n) for i in range(n + 1)]
+    return [list(tasks[low:high]) for low, high in itertools.pairwise(edges)]
+
+
+def submit(
+    study_dir: Path, tasks: Sequence[Task], execution: ExecutionConfig, command: str, since: datetime.datetime
+) -> Array:
+    """Submit the tasks, at least one. Needs the study's lock, alone: the jobs wait for its end.
+
+    What is about to be submitted is written down before. since: a moment before the sweep was recorded. Raises
+    ConfigError where Slurm refuses, and forgets it then.
+    """
+    import submitit
+
+    workers = options.workers_of(execution)
+    try:
+        parts = shares(tasks, workers, slurm.most_jobs())
+    except slurm.Unavailable as why:
+        raise _refused(why) from None
+    array = arrays.new(study_dir, command, since, len(parts))
+    arrays.write(study_dir, array)
+    executor = submitit.SlurmExecutor(
+        study_dir / arrays.FOLDER,
+        max_num_timeout=execution.requeues,
+        python=f"{shlex.quote(sys.executable)} -u -m {DOOR}",
+    )
+    executor.update_parameters(
+        job_name=array.name,
+        time=execution.minutes,  # submitit reads it too
+        array_parallelism=execution.jobs,
+        wckey=None,  # submitit's default is one that a cluster may refuse
+        srun_args=[f"--cpus-per-task={workers}"],  # since 22.05 srun no longer takes it from the job
+        additional_parameters={k: True if v == "true" else v for k, v in options.of_sbatch(execution).items()},
+    )
+    tried = failures.tries(study_dir)
+    jobs = [
+        Share(
+            study_dir.absolute(), part, workers, execution.max_tries, command,
+            {i: tried[i] for task in part for i in task.run_ids if i in tried},
+        )
+        for part in parts
+    ]  # fmt: skip
+    try:
+        with _unheard(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what sbatch says, and raises it
+            submitted = executor.submit_array(jobs)
+    except Exception as error:
+        _take_back(study_dir, array)
+        raise _refused(slurm.words_of(str(error)) or type(error).__name__) from error
+    array = dataclasses.replace(array, id=submitted[0].job_id.partition("_")[0])
+    arrays.write(study_dir, array)
+    return array
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Ctrl-C reaches sbatch too, which then dies and does not tell what it has submitted: let it come afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _take_back(study_dir: Path, array: Array) -> None:
+    """Cancel what a submission that failed may have left in the queue, and forget it."""
+    with contextlib.suppress(slurm.Unavailable):
+        if (job_id := slurm.id_of(array.name)) is not None:
+            slurm.cancel(job_id)
+        arrays.remove(study_dir, array)
