@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import handmade
 import pytest
+from hydra import compose, initialize_config_dir
 
-from normstudy import cli, store
+from normstudy import app, cli, data, lock, store
+from normstudy.compaction import compact_study
 
 TINY = [
     "data=synthetic",
@@ -35,8 +40,8 @@ OWN_CONFIGS = {
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that the requests below refer to: texts, own config files, and studies."""
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Everything that the requests below refer to: texts, own config files, and studies, one of them in use."""
     root = tmp_path_factory.mktemp("files")
     (root / "experiment").mkdir()
     for name, text in OWN_CONFIGS.items():
@@ -47,10 +52,24 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "no_study").mkdir()
     (root / "bare").mkdir()
     store.prepare(root / "unfinished")
-    sweep = ["sweep", *TINY, "seed=0,1", f"results_dir={root}", "study=finished"]
-    assert cli.main(sweep) == 0
-    assert cli.main(["compact", f"{root}/finished", "--seal"]) == 0
-    return root
+    write_tiny_runs(root, "finished", (0, 1))
+    shutil.copytree(root / "finished", root / "held")
+    compact_study(root / "finished", seal=True)
+    (root / "astray").mkdir()
+    (root / "astray" / "tables").symlink_to("../held/tables")
+    for link, target in {"linked": "held", "dangling": "nowhere", "loop": "loop"}.items():
+        (root / link).symlink_to(target)
+    with lock.hold(root / "held", "normstudy sweep experiment=depth"):
+        yield root
+
+
+def write_tiny_runs(root: Path, study: str, seeds: tuple[int, ...]) -> None:
+    """Runs of the words TINY as if trained: their numbers are made up, their run_ids are not."""
+    with initialize_config_dir(str(app.conf_dir()), version_base="1.3"), pytest.MonkeyPatch.context() as patch:
+        for seed in seeds:
+            config = app.to_run_config(compose("config", [*TINY, f"seed={seed}", f"results_dir={root}"]))
+            patch.setattr(handmade, "SHA256", data.load(config.data).sha256)
+            handmade.write_handmade_run(root / study, config)
 
 
 # The words of a request (F is the folder above) -> words that the one line must hold.
@@ -154,13 +173,71 @@ BAD: list[tuple[str, list[str]]] = [
     ("sweep seed=0,1 hydra/launcher=joblib data.seq_len=64,9999", ["9999", "4096"]),
     ("run experiment=warmpu", ["experiment 'warmpu'", "smoke", "Did you mean warmup?"]),
     ("run experiment=", ["experiment ''", "warmup"]),
+    # names that would lead elsewhere, or are no names
+    ("run study=/tmp/x", ["study '/tmp/x'", "letters, digits"]),
+    ("run study='a\0b'", ["study 'a\\x00b'", "letters, digits"]),
+    ("run study='a\nb'", ["study 'a\\nb'", "letters, digits"]),
+    ("run study=-x", ["study '-x'", "letters, digits"]),
+    ("run study='=cmd|calc'", ["study '=cmd|calc'", "letters, digits"]),
+    ("run study=@SUM", ["study '@SUM'", "letters, digits"]),
+    ("run study=~", ["study=~", "quote"]),
+    (f"run study={'x' * 81}", ["xxx' is not a study name", "1 to 80"]),
+    (f"run study={'x' * 5000}", ["1 to 80"]),
+    ("run study=tables", ["study 'tables' is a reserved name"]),
+    ("run study=reproductions", ["study 'reproductions' is a reserved name"]),
+    ("run study=robustness.1", ["study 'robustness.1' is a reserved name"]),
+    ("run results_dir=F study=linked", ["linked is a symbolic link to held", "another study"]),
+    ("sweep seed=0,1 --dry-run results_dir=F study=linked", ["linked is a symbolic link to held"]),
+    ("run results_dir=F study=dangling", ["dangling is a symbolic link to nowhere"]),
+    ("run results_dir=F study=loop", ["loop is a symbolic link to loop"]),
+    ("run results_dir=F study=astray", ["astray/tables is a symbolic link to ../held/tables", "move them there"]),
+    ("compact F/astray", ["astray/tables is a symbolic link", "move them there"]),
+    ("run results_dir=F/held/tables study=runs", ["held/tables/runs lies in", "another results_dir"]),
+    ("run results_dir=F/held/state/x", ["held/state/x/scratch lies in", "another results_dir"]),
+    ("run results_dir='a\0b'", ["results_dir 'a\\x00b'", "control character"]),
+    (f"run TINY results_dir={'x' * 300}", ["File name too long"]),
+    ("run results_dir=null", ["results_dir 'null'", "text"]),
+    ("run experiment=../experiment/smoke", ["experiment '../experiment/smoke' is a path", "name of a file"]),
+    ("run experiment=/etc/passwd", ["experiment '/etc/passwd' is a path"]),
+    ("run experiment='a\0b'", ["experiment 'a\\x00b' is a path"]),
+    ("run experiment='=cmd'", ["experiment '=cmd'", "smoke"]),
+    ("sweep model=tiny,../experiment/smoke", ["model '../experiment/smoke' is a path"]),
+    ("run execution=../data/file", ["execution '../data/file' is a path"]),
+    ("run hydra/launcher=../../x", ["hydra/launcher '../../x' is a path"]),
+    # a study that another command holds
+    ("sweep TINY seed=0,1,2 results_dir=F study=held", ["held is in use by `normstudy sweep experiment=depth`", "pid"]),
+    ("run TINY seed=2 results_dir=F study=held", ["held is in use by `normstudy sweep experiment=depth`"]),
+    ("compact F/held", ["held is in use by `normstudy sweep experiment=depth`", "wait for it"]),
+    # how it is run
+    ("sweep seed=0,1 hydra/launcher=", ["hydra/launcher=", "not installed", "basic"]),
+    ("sweep seed=0,1 hydra/launcher=basic,joblib", ["hydra/launcher=basic,joblib"]),
+    ("sweep seed=0,1 hydra/sweeper=nope", ["hydra/sweeper=nope", "basic, normstudy"]),
+    ("sweep seed=0,1 hydra/launcher=joblib hydra.launcher.n_jobs=many", ["hydra.launcher.n_jobs", "'many'"]),
+    ("sweep seed=0,1 hydra/launcher=joblib hydra.launcher.n_jobs=0", ["hydra.launcher.n_jobs=0", "1 or more"]),
+    ("sweep seed=0,1 hydra/launcher=joblib hydra.launcher.cores=2", ["unknown key hydra.launcher.cores"]),
+    ("sweep seed=0,1 hydra.launcher.n_jobs=2", ["unknown key hydra.launcher.n_jobs"]),
+    ("sweep seed=0,1 hydra.launcher._target_=os.system", ["hydra.launcher._target_ 'os.system' is no plugin"]),
+    ("sweep seed=0,1 +hydra.callbacks.x._target_=os.system", ["hydra.callbacks.x", "leave it out"]),
+    ("sweep seed=0,1 hydra.sweep.dir=null", ["hydra.sweep.dir"]),
+    ("run execution=nope", ["execution 'nope' is not one of", "local"]),
+    ("run execution.nonsense=1", ["unknown key execution.nonsense"]),
+    ("run execution.workers=1.5", ["execution.workers '1.5'", "an integer or null"]),
+    ("run execution.workers=9999999999", ["execution.workers 9999999999 exceeds 2147483647"]),
+    ("run execution.runs_per_batch=0", ["execution.runs_per_batch 0", "at least 1"]),
+    ("run execution.checkpoint_seconds=nan", ["execution.checkpoint_seconds nan", "0 or more"]),
+    ("run execution.checkpoint_seconds=soon", ["execution.checkpoint_seconds 'soon'", "a number"]),
+    ("run execution.max_tries=lots", ["execution.max_tries 'lots'", "an integer"]),
+    ("run --retry-failed --no-retry-failed", ["--retry-failed and --no-retry-failed", "give one"]),
+    ("sweep seed=0,1 --retry-failed execution.retry_failed=false", ["execution.retry_failed=false", "give one"]),
+    ("run --no-retry-failed execution.retry_failed=true", ["--no-retry-failed and execution.retry_failed=true"]),
+    ("run --retry-failed execution.retry_failed=maybe", ["execution.retry_failed=maybe", "give one"]),
+    ("sweep seed=0,1 --retry-failed=yes", ["--retry-failed", "'yes'"]),
     # study names
     ("run study=a/b", ["study 'a/b'", "letters, digits"]),
     ("run study=../x", ["study '../x'", "letters, digits"]),
     ("run study=..", ["study '..'", "letters, digits"]),
     ("run study=bench", ["study 'bench'", "reserved name", "give another"]),
     ("run study=NUL.txt", ["study 'NUL.txt'", "reserved name"]),
-    ("run results_dir=", ["results_dir is empty", "give a folder"]),
     ("run execution.checkpoint_seconds=-1", ["execution.checkpoint_seconds -1", "0 or more"]),
     ("run execution.max_tries=0", ["execution.max_tries 0", "at least 1"]),
     ("run execution.retry_failed=maybe", ["execution.retry_failed 'maybe'", "true or false"]),
@@ -169,6 +246,18 @@ BAD: list[tuple[str, list[str]]] = [
     ("status nowhere", ["nowhere: no such folder"]),
     ("status F/finished --every 5", ["--every 5 belongs to --watch"]),
     ("status F/finished --watch --every 0", ["--every 0", "0.1 to 86400"]),
+    ("status F/short.txt", ["short.txt: no such folder"]),
+    ("status F/dangling", ["dangling: no such folder"]),
+    ("status F/finished/tables", ["tables is not a study"]),
+    ("status a\nb", ["a\\nb: no such folder"]),
+    (f"status {'x' * 300}", ["File name too long"]),
+    ("status F/finished --watch --every nan", ["--every nan", "0.1 to 86400"]),
+    ("status F/finished --format json", ["--format json", "status --help"]),
+    ("check F/short.txt", ["short.txt: no such folder"]),
+    ("check F/bare", ["bare is not a study"]),
+    ("cancel", ["STUDY"]),
+    ("cancel F/bare", ["bare has no jobs"]),
+    ("cancel nowhere", ["nowhere: no such folder"]),
     ("check", ["STUDY"]),
     ("check F/no_study", ["is not a study"]),
     ("check F/finished extra", ["extra", "check --help"]),
@@ -177,6 +266,18 @@ BAD: list[tuple[str, list[str]]] = [
     ("export F/finished --to csv --out F", ["exists", "another --out"]),
     ("export F/finished --to csv --out F/finished/tables/x", ["another --out"]),
     ("export F/finished --to csv --where seed=99 --out F/e", ["seed"]),
+    ("export F/finished --to csv --where seed= --out F/e", ["'seed='", "COLUMN=VALUE"]),
+    ("export F/finished --to csv,duckdb", ["--to 'csv,duckdb'", "csv, tensorboard"]),
+    ("export F/finished --to csv --out F/short.txt", ["short.txt exists", "another --out"]),
+    ("export F/finished --to csv --out F/short.txt/x", ["Not a directory", "another --out"]),
+    ("export F/finished --to csv --out F/dangling", ["dangling exists", "another --out"]),
+    ("export F/finished --to csv --out F/finished/sweeps/x", ["own files", "another --out"]),
+    ("export F/finished --to csv --out a\0b", ["--out 'a\\x00b' is not a path"]),
+    (f"export F/finished --to csv --out {'x' * 300}", ["File name too long", "another --out"]),
+    ("plot F/finished --out F/held/tables/runs", ["held/tables/runs lies in", "another --out"]),
+    ("plot F/finished --out ", ["--out ''", "not a path"]),
+    ("compact F/finished --seal=1", ["--seal", "'1'"]),
+    ("compact F/short.txt", ["short.txt: no such folder"]),
     ("export F/no_study --to csv", ["is not a study"]),
     ("run study=", ["study ''", "letters, digits"]),
     ("run study=.hidden", ["study '.hidden'", "letters, digits"]),
@@ -193,7 +294,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("run data=synthetic data.seq_len=4096", ["data.seq_len 4096", "block size 4096"]),
     ("sweep data=synthetic data.seq_len=64,5000", ["data.seq_len 5000", "block size 4096"]),
     # commands
-    ("swep", ["'swep'", "run, sweep, plot, compare, status, check, compact", "Did you mean sweep?"]),
+    ("swep", ["'swep'", "run, sweep, plot, compare, status, cancel, check, compact", "Did you mean sweep?"]),
     ("--fast", ["'--fast'"]),
     ("plot", ["STUDY", "normstudy plot --help"]),
     ("compare F/finished", ["--by"]),
@@ -227,7 +328,7 @@ BAD: list[tuple[str, list[str]]] = [
 
 
 def split(request: str, files: Path) -> list[str]:
-    words = [word.replace("\0", " ") for word in request.replace("\\ ", "\0").split(" ")]
+    words = [word.replace("\1", " ") for word in request.replace("\\ ", "\1").split(" ")]
     out: list[str] = []
     for word in words:
         out += (
@@ -250,7 +351,7 @@ def assert_one_line(code: int, err: str, expected: list[str]) -> None:
     assert not missing, err
 
 
-@pytest.mark.parametrize(("request_", "expected"), BAD, ids=[request for request, _ in BAD])
+@pytest.mark.parametrize(("request_", "expected"), BAD, ids=[request[:100] for request, _ in BAD])
 def test_a_bad_request_is_one_line_and_leaves_nothing(
     request_: str,
     expected: list[str],

@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
 import random
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +23,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from processes import SWEEP, finish, start, wait_for
+from studies import assert_same_tables
 
-from normstudy import app, cli, config, hydra_errors, store
+from normstudy import app, cli, config, hydra_errors, saved, store
 from normstudy.config import ConfigError, RunConfig
 from normstudy.launchers import batch
 
@@ -141,6 +145,29 @@ def test_a_users_own_folder_works_like_ours(tmp_path: Path, monkeypatch: pytest.
     assert cli.main(["sweep", "experiment=mine", "--config-dir", "own", "--dry-run", "model=tiny"]) == 0
     assert capfd.readouterr().out.startswith("mine: 6 runs, 0 finished")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run"], True),
+        (["run", "--no-retry-failed"], False),
+        (["sweep", "--retry-failed", "--config-dir", "own", "experiment=once"], True),
+        (["sweep", "--config-dir", "own", "experiment=once"], False),
+        (["run", "execution.retry_failed=false", "--no-retry-failed"], False),
+    ],
+)
+def test_flags_say_whether_failed_runs_are_tried_again(
+    words: list[str], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    """They win over an experiment's own value, as the key would; without either they are."""
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    once = "# @package _global_\nexecution:\n  retry_failed: false\n"
+    (tmp_path / "own" / "experiment" / "once.yaml").write_text(once)
+    monkeypatch.chdir(tmp_path)
+    execution = shown(capfd, *words, "--cfg", "job")["execution"]
+    assert isinstance(execution, dict)
+    assert execution["retry_failed"] is expected
 
 
 # ---- the shipped studies ------------------------------------------------------------------------------
@@ -307,14 +334,33 @@ def test_the_installed_plugin_is_this_one() -> None:
     assert Path(hydra_plugins.normstudy.__file__).read_text() == source.read_text()
 
 
+EXPERIMENT = """# @package _global_
+defaults:
+  - override /model: tiny
+  - override /data: synthetic
+study: two
+model: {n_layers: 1}  # few figures
+data: {seq_len: 16}
+schedule: {n_steps: 3}
+eval: {windows: 4}
+hydra:
+  sweeper:
+    params:
+      seed: 0,1,1  # the second is asked for twice
+"""
+
+
 def trained(*words: str) -> tuple[str, dict[str, pd.DataFrame]]:
-    """What a sweep of two tiny runs prints (the second is asked for twice), and its tables under results/."""
+    """What the sweep of EXPERIMENT prints with more words, and its tables; its files lie in the working directory."""
+    Path("own/experiment").mkdir(parents=True)
+    Path("own/experiment/two.yaml").write_text(EXPERIMENT)
+    words = ("sweep", "--config-dir", "own", "experiment=two", "data_seed=${seed}", "execution.workers=1", *words)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert cli.main(["sweep", *TINY, "seed=0,1,1", "data_seed=${seed}", *words]) == 0
+        assert cli.main(list(words)) == 0
     tables = {}
     for name in store.TABLES:
-        table = pd.read_parquet(Path("results/scratch/tables") / name)
+        table = pd.read_parquet(Path("results/two/tables") / name)
         keys = [k for k in ("run_id", "step", "layer", "module") if k in table]
         tables[name] = table.sort_values(keys, ignore_index=True).drop(columns=MACHINE, errors="ignore")
     return printed.getvalue(), tables
@@ -330,9 +376,9 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str,
 
 def test_our_sweep_leaves_no_trace_but_its_study(ours: tuple[Path, str, dict[str, pd.DataFrame]]) -> None:
     root, printed, tables = ours
-    assert [path.name for path in root.iterdir()] == ["results"]
-    assert [path.name for path in (root / "results").iterdir()] == ["scratch"]
-    (record,) = (root / "results/scratch/sweeps").iterdir()  # no multirun.yaml, no folder a run
+    assert sorted(path.name for path in root.iterdir()) == ["own", "results"]
+    assert [path.name for path in (root / "results").iterdir()] == ["two"]
+    (record,) = (root / "results/two/sweeps").iterdir()  # no multirun.yaml, no folder a run
     kept = pq.ParquetFile(record).schema_arrow.metadata
     assert b"normstudy sweep" in kept[b"command"]
     assert b"data_seed=${seed}" in kept[b"overrides"]  # as typed
@@ -349,7 +395,7 @@ def test_our_sweep_leaves_no_trace_but_its_study(ours: tuple[Path, str, dict[str
     ],
     ids=" ".join,
 )
-def test_other_launchers_and_sweepers_train_the_same_runs(
+def test_other_launchers_and_sweepers_run_an_experiment_to_the_same_tables(
     words: list[str],
     ours: tuple[Path, str, dict[str, pd.DataFrame]],
     tmp_path: Path,
@@ -357,9 +403,32 @@ def test_other_launchers_and_sweepers_train_the_same_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     theirs = trained(*words)[1]
-    assert [path.name for path in tmp_path.iterdir()] == ["results"]  # a foreign sweeper's files go to sweeps/
+    # a foreign sweeper's files go to sweeps/
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "results"]
     for name, table in ours[2].items():
+        assert len(table) >= 2
         pd.testing.assert_frame_equal(theirs[name], table, check_exact=True)
+
+
+@pytest.mark.faults
+def test_a_stopped_sweep_of_joblib_goes_on_with_our_launcher(tmp_path: Path) -> None:
+    """And ends in the tables of one that nobody stopped, launched by joblib alone."""
+    words = [*SWEEP, "seed=0,1", "schedule.n_steps=900", "execution.workers=1", "execution.checkpoint_seconds=1000"]
+    theirs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    (tmp_path / "whole").mkdir()
+    assert finish([*words, *theirs], tmp_path / "whole").returncode == 0
+    (tmp_path / "stopped").mkdir()
+    running = start([*words, *theirs], tmp_path / "stopped")
+    study = tmp_path / "stopped" / "results" / "long"
+    wait_for(lambda: len(list((study / "tables" / "steps").glob("*-000.parquet"))) == 2)
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert len(list((study / saved.FOLDER).iterdir())) == 2
+    assert set(store.finished_ids(study).values()) == {"running"}
+    again = finish(words, tmp_path / "stopped")
+    assert again.returncode == 0, again.stderr
+    assert_same_tables(tmp_path / "whole" / "results" / "long", study)
 
 
 def test_a_bug_in_a_foreign_job_is_not_taken_for_bad_input() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from normstudy import config as cfg
-from normstudy import files, store
+from normstudy import files, places, store
 from normstudy.config import ConfigError
 from normstudy.exports.source import Source, choose
 
@@ -41,7 +41,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
     store.check_is_study(study)
     out = study / "export" / to if out is None else out
     check_free(out)
-    check_outside_of_studies(out)
+    places.check_outside_of_studies(out, "another --out")
     form = _format(to)
     source = choose(study, where)
     with placed(out) as (target, scratch):
@@ -100,15 +100,6 @@ def check_free(out: Path) -> None:
     """Raise a ConfigError where something is at `out`."""
     if os.path.lexists(out):
         raise ConfigError(f"{out} exists: give another --out, or remove it")
-
-
-def check_outside_of_studies(out: Path) -> None:
-    """Raise a ConfigError where `out` lies among the files that a study is read from, or that it removes itself."""
-    for folder in out.resolve().parents:
-        if folder.name in ("tables", "state") and (folder.parent / "tables" / "runs").is_dir():
-            raise ConfigError(
-                f"{out} lies in {folder}, which holds the study's own files and no others: give another --out"
-            )
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ class Source:
 def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
     """The runs of a study that have the values, as `--where` chooses them for plot and compare.
 
-    Raises ConfigError for a study without a run, and as select does.
+    Raises ConfigError for a study without a run, for a run_id that is no name, and as select does.
     """
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([store.SCHEMAS["runs"].empty_table(), *pieces])
@@ -51,7 +51,16 @@ def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
     if not content.num_rows:
         raise ConfigError(f"{study_dir} has no run to export: start its sweep")
     chosen = select(tell_sources_apart(content.to_pandas()), where)
-    return Source(study_dir, content.take(pa.array(chosen.index)))
+    source = Source(study_dir, content.take(pa.array(chosen.index)))
+    for name in source.run_ids:
+        if not is_name(name):
+            raise ConfigError(f"{study_dir} has a run_id that is no name, {name!r}: run normstudy check {study_dir}")
+    return source
+
+
+def is_name(run_id: str) -> bool:
+    """Whether a run_id, which other tools make a file's name of, names a file in the folder where it is asked for."""
+    return run_id.isprintable() and run_id not in ("", ".", "..") and not {"/", "\\"} & set(run_id)
 
 
 def plain_schema(table: str) -> pa.Schema:

@@ -12,8 +12,8 @@ names the operating system and kind of CPU, the versions of Python and wandb, an
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import pickle
 import shlex
 import subprocess
 import sys
@@ -52,8 +52,8 @@ def write(source: Source, target: Path, scratch: Path) -> None:
     target.mkdir()
     with _child(target, scratch) as stdin:
         for run in runs_of(source, "wandb"):
-            pickle.dump(tuple(message_of(run)), stdin)
-        pickle.dump(None, stdin)
+            stdin.write(json.dumps(message_of(run)).encode() + b"\n")
+        stdin.write(b"null\n")
 
 
 def message_of(run: Run) -> Message:

@@ -1,4 +1,4 @@
-"""The process that makes offline runs with wandb: `python wandb_child.py FOLDER`, runs come as pickles on its input.
+"""The process that makes offline runs with wandb: `python wandb_child.py FOLDER`, a line of JSON a run on its input.
 
 At its end it has written nothing, or one line about what went wrong: an errno or 0, a space, a text.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
-import pickle
 import shutil
 import struct
 import sys
@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
         x_disable_machine_info=True,
     )
     made: dict[Path, int] = {}  # file of a run -> steps that it must have
-    while (message := pickle.load(sys.stdin.buffer)) is not None:
+    while (message := json.loads(sys.stdin.buffer.readline())) is not None:
         run_id, project, tag, exit_code, config, summary, history = message
         run = wandb.init(
             mode="offline", dir=str(folder), project=project, id=run_id, name=run_id, tags=[tag], config=config,
