@@ -156,8 +156,9 @@ OTHER: dict[str, dict[str, object]] = {
     "probe": {"dense_steps": 51, "every": 21},
     "eval": {"every": 101, "windows": 65},
     "execution": {
-        "device": "cpu", "workers": 3, "runs_per_batch": 5, "checkpoint_seconds": 5.0, "retry_failed": False,
-        "max_tries": 1,
+        "cluster": "slurm", "device": "cpu", "workers": 3, "runs_per_batch": 5, "checkpoint_seconds": 5.0,
+        "retry_failed": False, "max_tries": 1, "partition": "long", "account": "mine", "gpus": 1, "memory_gb": 4.0,
+        "minutes": 30, "signal_seconds": 60, "requeues": 1, "jobs": 2, "sbatch": {"qos": "low"},
     },
 }  # fmt: skip
 NOT_PART_OF_A_RUN = {("", "study"), ("", "results_dir"), ("data", "path"), ("model", "force_init")} | {
@@ -559,6 +560,7 @@ NAMES: dict[tuple[type, str], tuple[str, ...]] = {
     (DataConfig, "tokenizer"): config.TOKENIZER_NAMES,
     (OptimizerConfig, "name"): config.OPTIMIZER_NAMES,
     (ScheduleConfig, "name"): config.SCHEDULE_NAMES,
+    (ExecutionConfig, "cluster"): config.CLUSTER_NAMES,
     (ExecutionConfig, "device"): config.DEVICE_NAMES,
 }
 SECTIONS = (ModelConfig, DataConfig, OptimizerConfig, ScheduleConfig, ProbeConfig, EvalConfig, ExecutionConfig)

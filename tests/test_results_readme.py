@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from handmade import handmade_config, write_handmade_run
 
@@ -14,7 +15,8 @@ from normstudy.analysis.outcomes import OUTCOMES
 from normstudy.bench import tables
 from normstudy.bench.rows import ROWS
 
-README = (Path(__file__).parents[1] / "results" / "README.md").read_text()
+RESULTS = Path(__file__).parents[1] / "results"
+README = (RESULTS / "README.md").read_text()
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", README, re.M | re.S))
 
 
@@ -74,3 +76,15 @@ def test_the_rows_and_modes_of_the_benchmark() -> None:
     assert [*ROWS] == list("abcdefgh")
     for mode in tables.MODES:
         assert f"`{mode}`" in text
+
+
+@pytest.mark.parametrize(("name", "rows"), [("kills", 200), ("soak", 1000)])
+def test_robustness(name: str, rows: int) -> None:
+    """The tables of the long tests: their columns, one seed, and no fewer rows than were asked for."""
+    kept = pd.read_parquet(RESULTS / "robustness" / f"{name}.parquet")
+    told = re.search(rf"robustness/{name}\.parquet`.*?\| column \| definition \|\n\|[-|]+\n((?:\|.*\n)+)", README, re.S)
+    assert told is not None
+    cells = [line.split("|")[1] for line in told[1].splitlines()]
+    assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == [*kept.columns]
+    assert len(kept) >= rows
+    assert len(set(kept["seed"])) == 1
