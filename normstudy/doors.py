@@ -19,6 +19,7 @@ from normstudy.errors import ConfigError
 PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)\.[\w.]+")
 LOGGING_CLASS = re.compile(r"(logging|logging\.handlers|colorlog)\.[A-Z]\w+")
 LOGGING_CALLS = ("()", "class", "factory", "listener", "queue")  # keys by which logging.config imports what it calls
+LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"  # of Hydra's own job_logging: by then it begins with /
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
 
@@ -51,6 +52,8 @@ def check(config: DictConfig) -> None:
     for part in ("hydra_logging", "job_logging"):
         named = OmegaConf.to_container(config.hydra[part], resolve=False) if config.hydra[part] else {}
         for key, value in _leaves(named):
+            if part == "job_logging" and value == LOG_FILE and key not in LOGGING_CALLS:
+                continue
             if not (LOGGING_CLASS.fullmatch(value) if key in LOGGING_CALLS else value in STREAMS):
                 raise ConfigError(f"hydra.{part} names code, {value}: leave hydra/{part}=none")
 
@@ -65,5 +68,5 @@ def _leaves(value: object, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _leaves(one, key)
     else:
         text = str(value)
-        if key in LOGGING_CALLS or "ext://" in text or ("${" in text and not text.startswith("${hydra.")):
+        if key in LOGGING_CALLS or "ext://" in text or "${" in text:
             yield key, text

@@ -238,12 +238,13 @@ def _fill(slots: list[Slot], queue: deque[Task], workers: int, inherited: int) -
     """Give the next tasks to workers that have none, and to new ones while there are fewer than `workers`."""
     while queue:
         idle = next((slot for slot in slots if slot.task is None), None)
+        is_new = idle is None
         if idle is None:
             if len(slots) >= workers:
                 return
             idle = Slot(inherited)
             slots.append(idle)
-        if idle.give(queue[0]):
+        if idle.give(queue[0]) or is_new:  # a new one that is gone already is found as a false start
             queue.popleft()
         else:
             slots.remove(idle)  # killed between two batches: this one has lost nothing

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from normstudy import failures, run_locks
 from normstudy.config import RunConfig
-from normstudy.errors import StorageError
+from normstudy.errors import ConfigError, StorageError
 from normstudy.stopping import SIGNALS
 
 # What torch says instead of raising its OutOfMemoryError: on a CPU, within the capture of a graph, in a library.
@@ -128,7 +128,7 @@ def serve(pipe: Connection, lock: int) -> None:
         except DeviceLost as error:
             pipe.send(Message(task.number, notes=(str(error),)))
             os._exit(1)  # which the parent takes for a crash, and has another process go on
-        except StorageError as error:
+        except ConfigError as error:  # a StorageError, or a row that cannot be read
             over = Message(task.number, over=True, fatal=str(error))
         except BrokenPipeError:
             os._exit(1)  # the parent is gone, and the watcher was about to say so

@@ -91,6 +91,8 @@ NAMES_CODE = {
     "hydra_logging": "hydra_logging: {version: 1, root: {handlers: [h]}, handlers: {h: {class: spy.Spy}}}",
     "ext": "hydra_logging: {version: 1, root: {handlers: [h]}, "
     "handlers: {h: {class: logging.StreamHandler, stream: 'ext://spy.Spy'}}}",
+    "interpolated": "{job: {name: 'ext://spy.Spy'}, hydra_logging: {version: 1, root: {handlers: [h]}, "
+    "handlers: {h: {class: logging.StreamHandler, stream: '${hydra.job.name}'}}}}",
     "launcher": "launcher: {_target_: spy.Spy}",
     "sweeper": "sweeper: {_target_: spy.Spy}",
 }
@@ -104,7 +106,7 @@ def test_a_configuration_cannot_name_code(
     """Hydra would import and call it: callbacks, loggers, plugins. A block of one's own is the only door."""
     (tmp_path / "spy.py").write_text(SPY)
     (tmp_path / "experiment").mkdir()
-    text = f"# @package _global_\nhydra:\n  {NAMES_CODE[where]}\n"
+    text = f"# @package _global_\nhydra:\n  {NAMES_CODE[where]}\n".replace("hydra:\n  {job", "hydra: {job")
     (tmp_path / "experiment" / "bad.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -112,7 +114,7 @@ def test_a_configuration_cannot_name_code(
     assert cli.main([command, "--config-dir", ".", "experiment=bad", *axis]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: hydra.")
-    assert "spy.Spy" in err or "hydra.callbacks.x" in err
+    assert any(named in err for named in ("spy.Spy", "hydra.callbacks.x", "${hydra.job.name}"))
     assert err.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["experiment", "spy.py"]
 

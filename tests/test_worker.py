@@ -3,9 +3,11 @@ for the memory becomes two, and a process that has lost its GPU ends."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 import torch
 from studies import assert_same_tables, never, task_of, tiny
 
-from normstudy import failures, recording
+from normstudy import failures, pool, recording
 from normstudy.config import RunConfig
 from normstudy.recording import together
 from normstudy.train import End, Record
@@ -150,3 +152,27 @@ def test_errors_that_mean_too_little_memory() -> None:
     with pytest.raises(RuntimeError) as other:
         torch.ones(2) @ torch.ones(3)
     assert not is_out_of_memory(other.value)
+
+
+def test_a_new_worker_that_died_before_it_read_its_batch_is_a_false_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large batch does not fit into the pipe: sending it fails, and must not be tried for ever, deaf to signals."""
+    made = itertools.count(1)
+
+    class Dead(pool.Slot):
+        def __init__(self, inherited: int) -> None:
+            super().__init__(inherited)
+            assert next(made) < 3, "one after the other is started"
+            self.process.kill()
+            self.process.join()
+
+    monkeypatch.setattr(pool, "Slot", Dead)
+    task = task_of([tiny(tmp_path)])
+    many = replace(task, run_ids=task.run_ids * 2000, configs=task.configs * 2000)
+    slots: list[pool.Slot] = []
+    with open(tmp_path / "lock", "w") as lock:
+        pool._fill(slots, queue := deque([many]), 1, lock.fileno())
+    assert [slot.task for slot in slots] == [many]
+    assert not queue
+    slots[0].close(kill=True)

@@ -236,6 +236,11 @@ def sweep(
     if isinstance(task, app.Task) and not ours:
         from normstudy import sweep as engine
 
+        if task.detach:
+            raise ConfigError(
+                "--detach leaves jobs to Slurm, by normstudy's own launcher: add execution=slurm, leave out "
+                "hydra/launcher"
+            )
         configs = plan(context.config_loader, config, jobs)
         if task.dry_run:
             engine.run_sweep(configs, dry_run=True, request=task.request(config.hydra.overrides.task))

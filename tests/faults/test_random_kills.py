@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ import pytest
 from processes import SWEEP, finish, is_gone, start, wait_for, workers_of
 from studies import assert_same_tables
 
-from normstudy import store
+from normstudy import saved, store
 
 SEED = 7
 KEPT = Path(__file__).parents[2] / "results" / "robustness" / "kills.parquet"
@@ -30,10 +31,13 @@ def check_said(err: str) -> None:
 def kill_at_random(words: list[str], cwd: Path, rng: random.Random) -> tuple[str, float] | None:
     """Start the sweep and kill one of its processes some time later: which, after how many seconds.
 
-    None where it was through before.
+    One in four wherever it is then, the others while it trains. None where it was through before.
     """
-    running, seconds = start(words, cwd), rng.uniform(0.3, 4.0)
-    end = time.monotonic() + seconds
+    began, clock = time.time(), time.monotonic()
+    running, anywhere, wait = start(words, cwd), rng.random() < 0.25, rng.uniform(0.3, 3.0)
+    while not anywhere and running.poll() is None and not has_saved_since(cwd / "results" / "long", began):
+        time.sleep(0.02)
+    end = time.monotonic() + wait
     while time.monotonic() < end and running.poll() is None:
         time.sleep(0.02)
     workers = workers_of(running.pid)
@@ -41,7 +45,7 @@ def kill_at_random(words: list[str], cwd: Path, rng: random.Random) -> tuple[str
         check_said(running.communicate()[1])
         assert running.returncode == 0
         return None
-    victim = rng.choice([running.pid, *workers])
+    victim, seconds = rng.choice([running.pid, *workers]), time.monotonic() - clock
     os.kill(victim, signal.SIGKILL)
     if victim == running.pid:
         check_said(running.communicate()[1])
@@ -53,6 +57,15 @@ def kill_at_random(words: list[str], cwd: Path, rng: random.Random) -> tuple[str
     check_said(running.communicate()[1])
     wait_for(lambda: all(is_gone(pid) for pid in workers_of(running.pid)), 10)
     return "worker", seconds
+
+
+def has_saved_since(study: Path, moment: float) -> bool:
+    """Whether a run has been saved, so that it is being trained."""
+    for path in (study / saved.FOLDER).glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime > moment:
+                return True
+    return False
 
 
 def kills(undisturbed: Path, tmp_path: Path, n_kills: int, seed: int) -> pd.DataFrame:
@@ -94,6 +107,7 @@ def kills(undisturbed: Path, tmp_path: Path, n_kills: int, seed: int) -> pd.Data
         sweep += 1
     frame = pd.DataFrame(rows, columns=["sweep", "workers", "runs_per_batch", "victim", "seconds", "finished"])
     assert set(frame["victim"]) == {"parent", "worker"}
+    assert frame["finished"].max() > 0
     return frame
 
 

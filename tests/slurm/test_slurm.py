@@ -147,13 +147,16 @@ def test_a_job_goes_on_after_its_time_limit(here: Path, tmp_path: Path) -> None:
     assert_same_tables(here, tmp_path / STUDY)
 
 
-def test_a_node_that_goes_down_gives_its_runs_back(here: Path, tmp_path: Path) -> None:
+def test_the_runs_of_a_node_that_goes_down_go_on_elsewhere(here: Path, tmp_path: Path) -> None:
     running = start(ON_SLURM, tmp_path)
     wait_for(lambda: windows(tmp_path) and jobs(tmp_path))
-    call("scontrol", "update", f"nodename={NODES[0]}", "state=down", "reason=test")
-    wait_for(lambda: call("squeue", "-h", "--states=pending", "-o", "%r").split().count("BeginTime"))
-    call("scontrol", "update", f"nodename={NODES[0]}", "state=idle")
-    code, _, err = end(running, tmp_path)
+    node = call("squeue", "-h", f"--jobs={jobs(tmp_path)[0]}", "-o", "%N").strip()
+    call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    try:
+        wait_for(lambda: "BeginTime" in call("squeue", "-h", "--states=pending", "-o", "%r"))
+        code, _, err = end(running, tmp_path)
+    finally:
+        call("scontrol", "update", f"nodename={node}", "state=resume")
     assert code == 0, err
     assert_same_tables(here, tmp_path / STUDY)
 
