@@ -111,9 +111,13 @@ def look(study: Path) -> Status:
 
 def watch(study: Path, every: float) -> None:
     """Print how far a study is every `every` seconds, until every planned run is finished or failed."""
-    looker, redraws, back, drawn = Looker(study), sys.stdout.isatty(), "", 0
+    looker, redraws, back, drawn, over = Looker(study), sys.stdout.isatty(), "", 0, 0
     while True:
         status = looker.look()
+        over = over + 1 if status.over else 0
+        if over == 1 and status.jobs is not None:  # one that is being requeued may look over in one look
+            time.sleep(ASK_SECONDS)
+            continue
         lines = render(status).splitlines()
         if redraws:
             width, height = shutil.get_terminal_size()

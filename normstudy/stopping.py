@@ -5,11 +5,12 @@ A job of a cluster is also warned of its time limit, and what tells it to end ma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -66,6 +67,25 @@ class Stop:
             say_no_more()
         again = "" if self.patient else ". Once more ends it at once"
         print_error(f"\nstopping: every run finishes its step and is saved{again}")
+
+
+@contextlib.contextmanager
+def later() -> Iterator[None]:
+    """Signals of a stop wait until this is left, and processes that are started in it never hear of them.
+
+    Ctrl-C reaches those too. A child that only had them blocked would die as soon as it lets them in.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}  # blocked ones still wait here
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def print_error(line: str) -> None:

@@ -323,6 +323,8 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
         arrays.remove(study_dir, over)
         files.remove_parts(study_dir)
         since, tasks = store.now(), _begin(planned, request)
+        if stop.number is not None:
+            raise Interrupted(stop.number)
         array = submit.submit(study_dir, tasks, planned.execution, command, since) if tasks else None
     ended = 0
     if array is not None:
@@ -337,6 +339,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
         held = None
         with contextlib.suppress(ConfigError):  # somebody else uses the study, and the next command does this
             held = stack.enter_context(lock.hold(study_dir, command, patience=watch.PATIENCE_SECONDS))
+            statuses = store.finished_ids(study_dir)  # another command may have begun a run since
             arrays.remove(study_dir, array)
         errors, lost = watch.errors_of(study_dir, tasks, statuses)
         if lost:

@@ -7,14 +7,15 @@ import datetime
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from studies import REQUEST, after, never, task_of, tiny
 
-from normstudy import cli, failures, provenance, status, store, sweep
+from normstudy import cli, failures, lock, provenance, status, store, sweep
 from normstudy import worker as workers
-from normstudy.cluster import arrays, options, slurm, submit
+from normstudy.cluster import arrays, options, slurm, submit, watch
 from normstudy.cluster.job import Share
 from normstudy.config import ConfigError, ExecutionConfig, RunConfig
 from normstudy.stopping import WARNING, Stop
@@ -121,6 +122,28 @@ def test_a_requeued_job_leaves_out_what_is_through(tmp_path: Path) -> None:
     assert share.left() == []
 
 
+def test_a_job_waits_for_the_lock_of_whoever_submits_it(tmp_path: Path) -> None:
+    task = task_of([tiny(tmp_path)])
+    list(workers.train_halving(task, never))
+    share = Share(task.study_dir, [task], 1, 3, "a test", {})
+    with lock.hold(task.study_dir, "a sweep"):
+        job = threading.Thread(target=share)  # all is through: it takes the lock and says so
+        job.start()
+        job.join(0.5)
+        assert job.is_alive()
+    job.join(5)
+    assert not job.is_alive()
+
+
+def test_late_files_are_waited_for_where_every_job_was_well(tmp_path: Path) -> None:
+    task = task_of([tiny(tmp_path)])
+    assert watch.statuses_of(task.study_dir, [task], complete=False) == {}
+    late = threading.Timer(0.3, lambda: list(workers.train_halving(task, never)))
+    late.start()
+    assert watch.statuses_of(task.study_dir, [task], complete=True) == {task.run_ids[0]: "done"}
+    late.join()
+
+
 def test_in_a_job_a_second_signal_ends_nothing() -> None:
     with Stop((WARNING, signal.SIGTERM), patient=True) as stop:
         signal.raise_signal(WARNING)
@@ -138,7 +161,9 @@ def submitted(tmp_path: Path) -> Path:
     planned = dict(zip(task.run_ids, task.configs, strict=True))
     provenance.record(task.study_dir, REQUEST, [task.run_ids], planned, {})
     list(workers.train_halving(task.only(task.run_ids[:1]), after(5)))
-    arrays.write(task.study_dir, arrays.Array("normstudy-tiny-0", "a test", "login1", SINCE.isoformat(), 2, "17"))
+    arrays.write(
+        task.study_dir, arrays.Array("normstudy-tiny-0", "a test", "login1", SINCE.isoformat(), 2, "test", "17")
+    )
     return task.study_dir
 
 
@@ -147,7 +172,7 @@ def test_status_believes_the_jobs(submitted: Path) -> None:
     assert (told.running, told.interrupted, told.not_begun, told.over) == (1, 0, 1, False)
     lines = status.render(told).splitlines()
     where = f"Slurm array 17, submitted on login1 at {SINCE.isoformat()}"
-    assert f"{where}: cannot be asked from here (there is no squeue here)" in lines
+    assert f"{where}: cannot be asked from here (there is no scontrol here)" in lines
     assert not any(line.startswith(("nobody", "interrupted")) for line in lines)
 
 
@@ -156,10 +181,10 @@ def test_neither_a_sweep_nor_cancel_goes_on_without_an_answer(
 ) -> None:
     before = {path: path.read_bytes() for path in submitted.rglob("*") if path.is_file()}
     for config in (tiny(tmp_path), on_slurm(tiny(tmp_path))):
-        with pytest.raises(ConfigError, match=r"no squeue here.*give the command on login1; .*remove .*/jobs.json"):
+        with pytest.raises(ConfigError, match=r"no scontrol here.*give the command on login1; .*remove .*/jobs.json"):
             sweep.run_sweep([config], request=REQUEST)
     assert cli.main(["cancel", str(submitted)]) == 2
-    assert "cannot be cancelled from here: there is no squeue here" in capfd.readouterr().err
+    assert "cannot be cancelled from here: there is no scontrol here" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in submitted.rglob("*") if path.is_file()} == before
     (submitted / arrays.RECORD).write_text("{")
     with pytest.raises(ConfigError, match="is damaged: see with squeue"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from pathlib import Path
 
+from normstudy.cluster import arrays
 from normstudy.stopping import WARNING
 
 
@@ -15,6 +18,9 @@ def main() -> None:
     from submitit.core.submission import submitit_main
 
     sys.argv[1:] = sys.argv[-1:]
+    arrays.check_own(Path(sys.argv[1]))
+    if os.lstat(sys.argv[1]).st_mode & 0o077:
+        sys.exit(f"{sys.argv[1]} is open to others: no pickle of it is read")
     submitit_main()
 
 

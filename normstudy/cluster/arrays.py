@@ -6,7 +6,10 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 import socket
+import stat
+import time
 import uuid
 from pathlib import Path
 
@@ -16,18 +19,24 @@ from normstudy.errors import ConfigError
 
 RECORD = "state/jobs.json"
 FOLDER = "state/slurm"  # submitit's: its pickles, and the jobs' logs
+NAME = re.compile(r"normstudy-[\w.=+-]+")
+AGAIN_SECONDS = 2.5
 MODE = 0o700  # of that: who could write a pickle there would have a job do anything
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The jobs of a sweep. name: given to no other; id: Slurm's, None until it is told; since: ISO 8601."""
+    """The jobs of a sweep.
+
+    name: given to no other; since: ISO 8601; cluster: as its Slurm calls it; id: Slurm's, None until it is told.
+    """
 
     name: str
     command: str
     host: str
     since: str
     jobs: int
+    cluster: str
     id: str | None = None
 
     @property
@@ -39,24 +48,42 @@ class Array:
         return f"Slurm {'job' if self.jobs == 1 else 'array'} {self.id or self.name}"
 
 
-def new(study_dir: Path, command: str, since: datetime.datetime, jobs: int) -> Array:
+def new(study_dir: Path, command: str, since: datetime.datetime, jobs: int, cluster: str) -> Array:
     """An array that is about to be submitted. since: before its sweep was recorded."""
     name = f"normstudy-{study_dir.name[:40]}-{uuid.uuid4().hex[:8]}"
-    return Array(name, command, socket.gethostname(), since.isoformat(timespec="seconds"), jobs)
+    return Array(name, command, socket.gethostname(), since.isoformat(timespec="seconds"), jobs, cluster)
 
 
 def write(study_dir: Path, array: Array) -> None:
-    """Keep what is submitted, durably. Needs the study's lock."""
-    (study_dir / FOLDER).mkdir(mode=MODE, parents=True, exist_ok=True)
-    os.chmod(study_dir / FOLDER, MODE)
-    files.place(study_dir, RECORD, json.dumps(dataclasses.asdict(array)).encode())
+    """Keep what is submitted, durably. Needs the study's lock. Raises ConfigError."""
+    folder = study_dir / FOLDER
+    with files.storing(study_dir):
+        folder.mkdir(mode=MODE, parents=True, exist_ok=True)
+        check_own(folder)
+        os.chmod(folder, MODE)
+        files.place(study_dir, RECORD, json.dumps(dataclasses.asdict(array)).encode())
+
+
+def check_own(folder: Path) -> None:
+    """Raise a ConfigError where somebody else may have put a pickle."""
+    there = folder.lstat()
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
+        raise ConfigError(
+            f"{folder} is not a folder of yours, and jobs run what lies there: remove it, or take another study"
+        )
 
 
 def read(study_dir: Path) -> Array | None:
     """What is submitted, None where nothing is. Raises ConfigError for a damaged record."""
     try:
         told = json.loads((study_dir / RECORD).read_bytes())
-        return Array(**{f.name: told[f.name] for f in dataclasses.fields(Array)})
+        array = Array(**{f.name: told[f.name] for f in dataclasses.fields(Array)})
+        # Words of a command: an id such as --user=me would end all jobs of whoever cancels them.
+        if not (array.id is None or re.fullmatch("[0-9]+", array.id)) or not NAME.fullmatch(array.name):
+            raise ValueError(array)
+        if not isinstance(array.jobs, int) or not isinstance(array.cluster, str) or array.began < 0:
+            raise ValueError(array)
+        return array
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -74,20 +101,31 @@ def remove(study_dir: Path, array: Array | None) -> None:
         raise ConfigError(f"{study_dir}: another command has submitted jobs just now: see normstudy status {study_dir}")
     if array is None:
         return
-    folder = study_dir / FOLDER
-    for pattern in ("*.pkl", "*.sh", ".*.sh", "*.save_tmp"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
-    (study_dir / RECORD).unlink()
+    with files.storing(study_dir):
+        for pattern in ("*.pkl", "*.sh", ".*.sh", "*.save_tmp"):
+            for path in (study_dir / FOLDER).glob(pattern):
+                path.unlink(missing_ok=True)
+        (study_dir / RECORD).unlink()
 
 
 def counts(study_dir: Path, array: Array) -> slurm.Counts:
-    """How far an array is. Raises slurm.Unavailable.
+    """How far an array is. Raises slurm.Unavailable, also where another cluster sees the study.
 
     One without an id was just being submitted, or its submission was killed: it is looked for by its name.
     """
+    if (here := slurm.cluster()) != array.cluster:
+        raise slurm.Unavailable(f"this is the cluster {here}, they are on {array.cluster}")
     job_id = array.id or slurm.id_of(array.name)
-    return slurm.Counts(0, 0) if job_id is None else slurm.counts(job_id)
+    return slurm.Counts(0, 0) if job_id is None else slurm.counts(job_id, array.name)
+
+
+def counts_surely(study_dir: Path, array: Array) -> slurm.Counts:
+    """The same, but over only where a second look says so: a job that is being requeued may look over in one."""
+    told = counts(study_dir, array)
+    if not told.alive:
+        time.sleep(AGAIN_SECONDS)
+        told = counts(study_dir, array)
+    return told
 
 
 def refuse_while_alive(study_dir: Path) -> Array | None:
@@ -96,7 +134,7 @@ def refuse_while_alive(study_dir: Path) -> Array | None:
     if array is None:
         return None
     try:
-        told = counts(study_dir, array)
+        told = counts_surely(study_dir, array)
     except slurm.Unavailable as why:
         raise ConfigError(
             f"{study_dir} has jobs ({array}, submitted on {array.host} at {array.since}), and Slurm cannot be asked "

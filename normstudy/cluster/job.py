@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ class Share:
 
     def __call__(self) -> None:
         requeue = signal.getsignal(WARNING)  # submitit's own: it keeps what `checkpoint` gives, and requeues the job
+        tasks: list[Task] = []
         with Stop((*SIGNALS, WARNING), patient=True) as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})  # __main__.py blocked it
             with lock.hold(self.study_dir, self.command, shared=True, patience=PATIENCE_SECONDS) as held:
@@ -47,6 +48,12 @@ class Share:
                 left = self.left()
         if not left:
             print_error("every run of this job is through")
+        elif stop.number == WARNING and tasks and tasks[0].device != "cpu" and _runs(left) == _runs(tasks):
+            print_error(
+                "no run ended within the time of this job, and on a GPU none is saved: give more execution.minutes, or "
+                "fewer execution.runs_per_batch"
+            )
+            sys.exit(128 + WARNING)
         elif stop.number == WARNING and callable(requeue):
             print_error("the time of this job is over: the rest goes on when it comes to its turn again")
             requeue(WARNING, None)
@@ -81,3 +88,7 @@ class Share:
         messages = pool.run(tasks, self.workers, inherited=held, stop=stop, max_tries=self.max_tries)
         with contextlib.closing(messages):
             progress.follow(messages, self.study_dir, [task.run_ids for task in tasks], run_steps)
+
+
+def _runs(tasks: Sequence[Task]) -> int:
+    return sum(len(task.run_ids) for task in tasks)

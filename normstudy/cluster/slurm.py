@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 SECONDS = 30  # for an answer: without a configuration they look for one for a minute
@@ -17,6 +19,10 @@ OVER = {
 WAITING = {"CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 HEAD = re.compile(r"(\w+: (error: |fatal: )?|\w+ error: )?(Batch job submission failed: |allocation failure: )?")
 MOST_JOBS = 1000  # of an array, as Slurm ships it
+
+
+# Options of which a user's own variable for sbatch counts where the configuration is silent.
+LEFT_TO_USERS = ("account", "constraint", "partition", "qos", "reservation")
 
 
 class Unavailable(Exception):
@@ -47,10 +53,12 @@ class Counts(NamedTuple):
         return ", ".join(told)
 
 
-def counts(job_id: str) -> Counts:
-    """How far an array, or a single job, is. Raises Unavailable."""
+def counts(job_id: str, name: str) -> Counts:
+    """How far an array, or a single job, is. name: of it, as numbers are given anew. Raises Unavailable."""
     try:
-        told = _call("squeue", "--noheader", "--array", "--states=all", f"--jobs={job_id}", "--format=%T|%r")
+        told = _call(
+            "squeue", "--noheader", "--array", "--states=all", f"--jobs={job_id}", f"--name={name}", "--format=%T|%r"
+        )
     except Unavailable as why:
         if "Invalid job id" not in str(why):
             raise
@@ -73,30 +81,50 @@ def id_of(name: str) -> str | None:
     return told[0] if told else None
 
 
-def cancel(job_id: str) -> None:
+def cancel(job_id: str, name: str) -> None:
     """Cancel what is pending of an array and have what runs of it end: SIGTERM, and SIGKILL half a minute later.
 
     Raises Unavailable.
     """
-    _call("scancel", job_id)
+    _call("scancel", f"--name={name}", job_id)
+
+
+@functools.cache
+def cluster() -> str:
+    """The name of the cluster whose Slurm is asked here. Raises Unavailable."""
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", _call("scontrol", "show", "config"), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def most_jobs() -> int:
     """Of an array. Raises Unavailable."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.MULTILINE)
-    return min(MOST_JOBS, int(found[1])) if found else MOST_JOBS
+    return max(1, min(MOST_JOBS, int(found[1]))) if found else MOST_JOBS  # 0: no arrays
 
 
-def try_out(options: Sequence[str]) -> None:
+def try_out(options: Mapping[str, str]) -> None:
     """Have sbatch look at options without submitting anything. Raises Unavailable with what it says against them.
 
     Where it only finds no free node it says nothing here: nodes come back.
     """
     try:
-        _call("sbatch", "--test-only", *options, "--wrap=true")
+        words = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
+        with only(options):
+            _call("sbatch", "--test-only", *words, "--wrap=true")
     except Unavailable as why:
         if "Requested node" not in str(why):
             raise
+
+
+@contextlib.contextmanager
+def only(options: Iterable[str]) -> Iterator[None]:
+    """Take a user's variables for sbatch away: they outdo what its script says. options: that are given here."""
+    kept = {f"SBATCH_{name.upper()}" for name in LEFT_TO_USERS if name not in options}
+    taken = {key: os.environ.pop(key) for key in [*os.environ] if key.startswith("SBATCH_") and key not in kept}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def words_of(told: str) -> str:

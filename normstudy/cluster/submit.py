@@ -10,9 +10,8 @@ import itertools
 import math
 import shlex
 import shutil
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from normstudy import failures
@@ -21,7 +20,7 @@ from normstudy.cluster.arrays import Array
 from normstudy.cluster.job import Share
 from normstudy.config import ExecutionConfig
 from normstudy.errors import ConfigError
-from normstudy.stopping import SIGNALS
+from normstudy.stopping import later
 from normstudy.worker import Task
 
 DOOR = "normstudy.cluster"  # what a job starts: normstudy/cluster/__main__.py
@@ -37,8 +36,7 @@ def check(execution: ExecutionConfig) -> None:
         if shutil.which(program) is None:
             raise ConfigError(f"execution=slurm: there is no {program} here: give the command where jobs are submitted")
     try:
-        asked = options.of_sbatch(execution)
-        slurm.try_out([f"--{name}" if value == "true" else f"--{name}={value}" for name, value in asked.items()])
+        slurm.try_out(options.of_sbatch(execution))
     except slurm.Unavailable as why:
         raise _refused(why) from None
 
@@ -66,11 +64,12 @@ def submit(
 
     workers = options.workers_of(execution)
     try:
-        parts = shares(tasks, workers, slurm.most_jobs())
+        parts, cluster = shares(tasks, workers, slurm.most_jobs()), slurm.cluster()
     except slurm.Unavailable as why:
         raise _refused(why) from None
-    array = arrays.new(study_dir, command, since, len(parts))
+    array = arrays.new(study_dir, command, since, len(parts), cluster)
     arrays.write(study_dir, array)
+    asked = options.of_sbatch(execution)
     executor = submitit.SlurmExecutor(
         study_dir / arrays.FOLDER,
         max_num_timeout=execution.requeues,
@@ -82,7 +81,7 @@ def submit(
         array_parallelism=execution.jobs,
         wckey=None,  # submitit's default is one that a cluster may refuse
         srun_args=[f"--cpus-per-task={workers}"],  # since 22.05 srun no longer takes it from the job
-        additional_parameters={k: True if v == "true" else v for k, v in options.of_sbatch(execution).items()},
+        additional_parameters={k: True if v == "true" else v for k, v in asked.items()},
     )
     tried = failures.tries(study_dir)
     jobs = [
@@ -93,7 +92,11 @@ def submit(
         for part in parts
     ]  # fmt: skip
     try:
-        with _unheard(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what sbatch says, and raises it
+        with (
+            later(),
+            slurm.only(asked),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # submitit prints what sbatch says, and raises it
             submitted = executor.submit_array(jobs)
     except Exception as error:
         _take_back(study_dir, array)
@@ -103,19 +106,9 @@ def submit(
     return array
 
 
-@contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """Ctrl-C reaches sbatch too, which then dies and does not tell what it has submitted: let it come afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _take_back(study_dir: Path, array: Array) -> None:
     """Cancel what a submission that failed may have left in the queue, and forget it."""
     with contextlib.suppress(slurm.Unavailable):
         if (job_id := slurm.id_of(array.name)) is not None:
-            slurm.cancel(job_id)
+            slurm.cancel(job_id, array.name)
         arrays.remove(study_dir, array)

@@ -138,11 +138,11 @@ def cancel(study_dir: Path) -> str:
             raise ConfigError(f"{array} is over, nothing is left to cancel: the same command goes on")
         job_id = array.id or slurm.id_of(array.name)
         assert job_id is not None
-        slurm.cancel(job_id)
-        while (counts := arrays.counts(study_dir, array)).alive and time.monotonic() < end:
+        slurm.cancel(job_id, array.name)
+        while (counts := arrays.counts_surely(study_dir, array)).alive and time.monotonic() < end:
             time.sleep(AGAIN_SECONDS)
             if counts.pending:  # one that was about to be requeued
-                slurm.cancel(job_id)
+                slurm.cancel(job_id, array.name)
     except slurm.Unavailable as why:
         raise ConfigError(f"{array} of {study_dir} cannot be cancelled from here: {why}") from None
     if not counts.alive:

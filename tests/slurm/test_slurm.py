@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -41,8 +42,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Slurm and the jobs share a few cores here: a job may take a minute to begin."""
-    processes.wait_for(condition, 200)
+    """Slurm, the jobs and the tests share a few cores: a job may take long to begin, and asking costs."""
+    processes.wait_for(lambda: condition() or time.sleep(0.3), 200)
 
 
 def call(*words: str) -> str:
@@ -223,6 +224,25 @@ def test_ctrl_c_leaves_the_jobs_and_the_lost_id_of_an_array_is_found_by_its_name
     assert last.returncode == 0, last.stderr
     assert "submitted" not in last.stdout  # all were there
     assert_same_tables(here, tmp_path / STUDY)
+
+
+def test_ctrl_c_while_jobs_are_submitted_comes_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sbatch would else die of it too, and nobody could tell what it had submitted."""
+    slow, begun = tmp_path / "bin" / "sbatch", tmp_path / "begun"
+    slow.parent.mkdir()
+    real = shutil.which("sbatch")
+    slow.write_text(f'#!/bin/sh\ncase "$*" in *--test-only*) ;; *) touch {begun}; sleep 2 ;; esac\nexec {real} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    running = start([*ON_SLURM, "execution.sbatch={hold: true}"], tmp_path)
+    wait_for(begun.exists)
+    os.killpg(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "2 jobs submitted" in out
+    array = arrays.read(tmp_path / STUDY)
+    assert array is not None
+    assert array.id in {job.partition("_")[0] for job in jobs(tmp_path, "pending")}
 
 
 def test_a_run_that_fails_in_a_job_is_told_as_here(tmp_path: Path) -> None:
