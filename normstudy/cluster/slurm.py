@@ -86,7 +86,11 @@ def cancel(job_id: str, name: str) -> None:
 
     Raises Unavailable.
     """
-    _call("scancel", f"--name={name}", job_id)
+    try:
+        _call("scancel", f"--name={name}", job_id)
+    except Unavailable as why:
+        if "Invalid job id" not in str(why):  # with a name it says so of a job that is over
+            raise
 
 
 @functools.cache
