@@ -95,6 +95,15 @@ def test_runs_are_grouped_for_the_workers_of_all_jobs(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_block_of_ones_own_is_tried_here_whatever_the_jobs_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "block_of_jobs.py").write_text("def block(x, attn, mlp):\n    return x + attn(x) + mlp(x)\n")
+    monkeypatch.chdir(tmp_path)
+    planned = sweep.plan([on_slurm(tiny(tmp_path, placement="block_of_jobs:block"), gpus=1)])
+    assert planned.device == "cuda"
+
+
 @pytest.mark.parametrize(
     ("tasks", "of_a_job", "most", "sizes"),
     [(4, 1, 9, [1, 1, 1, 1]), (5, 2, 9, [2, 2, 1]), (5, 1, 2, [3, 2]), (1, 8, 9, [1])],
@@ -129,7 +138,7 @@ def test_a_job_waits_for_the_lock_of_whoever_submits_it(tmp_path: Path) -> None:
     with lock.hold(task.study_dir, "a sweep"):
         job = threading.Thread(target=share)  # all is through: it takes the lock and says so
         job.start()
-        job.join(0.5)
+        job.join(1.5)  # longer than a single run waits
         assert job.is_alive()
     job.join(5)
     assert not job.is_alive()

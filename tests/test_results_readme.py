@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from handmade import handmade_config, write_handmade_run
 
@@ -76,15 +75,3 @@ def test_the_rows_and_modes_of_the_benchmark() -> None:
     assert [*ROWS] == list("abcdefgh")
     for mode in tables.MODES:
         assert f"`{mode}`" in text
-
-
-@pytest.mark.parametrize(("name", "rows"), [("kills", 200), ("soak", 1000)])
-def test_robustness(name: str, rows: int) -> None:
-    """The tables of the long tests: their columns, one seed, and no fewer rows than were asked for."""
-    kept = pd.read_parquet(RESULTS / "robustness" / f"{name}.parquet")
-    told = re.search(rf"robustness/{name}\.parquet`.*?\| column \| definition \|\n\|[-|]+\n((?:\|.*\n)+)", README, re.S)
-    assert told is not None
-    cells = [line.split("|")[1] for line in told[1].splitlines()]
-    assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == [*kept.columns]
-    assert len(kept) >= rows
-    assert len(set(kept["seed"])) == 1
