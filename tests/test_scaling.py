@@ -35,7 +35,9 @@ def test_the_page_shows_the_tables(scaling: ModuleType) -> None:
     assert scaling.shown(page, ROOT / scaling.OUT) == page
     stored = [part for part in scaling.PARTS if tables.path(ROOT / scaling.OUT, part).exists()]
     assert stored == [*scaling.PARTS]
-    assert set(tables.read(ROOT / scaling.OUT, stored)["mode"]) == {"full"}
+    measured_as = tables.read(ROOT / scaling.OUT, stored)
+    assert set(measured_as["mode"]) == {"full"}
+    assert not measured_as["git_commit"].str.contains("dirty").any()
 
 
 def test_what_was_not_measured_is_on_the_line_and_marked(scaling: ModuleType, tmp_path: Path) -> None:
