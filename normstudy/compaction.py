@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from normstudy import __version__, files, lock, store
+from normstudy.cluster import arrays
 from normstudy.config import ConfigError
 
 # On study tables the floats are all that weighs: level 15 saves a tenth over the default, 19 nothing more.
@@ -32,6 +33,8 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
         store.check_is_study(study_dir)
         _finished(study_dir)
     seal = seal or (study_dir / store.SEALED).exists()
+    if seal:
+        arrays.refuse_while_alive(study_dir)  # of jobs that wait there may be no row yet
     with lock.hold(study_dir, f"normstudy compact {study_dir}"):
         try:
             return _compact(study_dir, seal)

@@ -17,6 +17,7 @@ from normstudy import cli, failures, lock, provenance, status, store, sweep
 from normstudy import worker as workers
 from normstudy.cluster import arrays, options, slurm, submit, watch
 from normstudy.cluster.job import Share
+from normstudy.compaction import compact_study
 from normstudy.config import ConfigError, ExecutionConfig, RunConfig
 from normstudy.stopping import WARNING, Stop
 
@@ -198,6 +199,13 @@ def test_neither_a_sweep_nor_cancel_goes_on_without_an_answer(
     (submitted / arrays.RECORD).write_text("{")
     with pytest.raises(ConfigError, match="is damaged: see with squeue"):
         sweep.run_sweep([tiny(tmp_path)], request=REQUEST)
+
+
+def test_no_seal_while_a_job_may_yet_begin_its_runs(submitted: Path, tmp_path: Path) -> None:
+    sweep.run_one(tiny(tmp_path, seed=0), request=REQUEST)  # the other has no row yet
+    with pytest.raises(ConfigError, match="no scontrol here"):
+        compact_study(submitted, seal=True)
+    assert not (submitted / store.SEALED).exists()
 
 
 def test_a_single_run_beside_jobs_leaves_their_record(submitted: Path, tmp_path: Path) -> None:
