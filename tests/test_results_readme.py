@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from handmade import handmade_config, write_handmade_run
 
@@ -75,3 +76,13 @@ def test_the_rows_and_modes_of_the_benchmark() -> None:
     assert [*ROWS] == list("abcdefgh")
     for mode in tables.MODES:
         assert f"`{mode}`" in text
+
+
+def test_robustness() -> None:
+    """The kills of the long test: the columns, one seed, and all of them."""
+    kept = pd.read_parquet(RESULTS / "robustness" / "kills.parquet")
+    cells = first_cells("robustness", r"column \| definition")
+    assert [name for cell in cells for name in re.findall(r"\w+", cell)] == [*kept.columns]
+    assert len(kept) == 200
+    assert len(set(kept["seed"])) == 1
+    assert kept["finished"].max() > 0
