@@ -79,7 +79,7 @@ HELD_BY = {
     ),
     "A Slurm job that reaches its time limit, or whose node goes down, waits in the queue again and goes on.": (
         "slurm/test_slurm.py::test_a_job_goes_on_after_its_time_limit",
-        "slurm/test_slurm.py::test_a_node_that_goes_down_gives_its_runs_back",
+        "slurm/test_slurm.py::test_the_runs_of_a_node_that_goes_down_go_on_elsewhere",
     ),
     "Of one that is killed the others finish, and the same command trains the rest.": (
         "slurm/test_slurm.py::test_a_killed_job_takes_its_runs_only_and_the_same_command_goes_on",
