@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from normstudy import store
+from normstudy import files, store
 from normstudy.analysis.select import select, tell_sources_apart
 from normstudy.config import ConfigError
 
@@ -127,12 +127,9 @@ def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns what goes wrong in reading into a ConfigError: other commands may move a study's files meanwhile."""
+    """As files.reading, and a line where the file is gone: other commands may move a study's files meanwhile."""
     try:
-        yield
+        with files.reading(path, next(folder.parent for folder in path.parents if folder.name == "tables")):
+            yield
     except FileNotFoundError:
         raise ConfigError(f"{path} went away while it was read: give the same command again") from None
-    except (OSError, pa.ArrowException) as error:
-        line = str(error).partition("\n")[0]
-        study = next(folder.parent for folder in path.parents if folder.name == "tables")
-        raise ConfigError(f"{path} cannot be read ({line}): run normstudy check {study}") from error
