@@ -45,6 +45,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 ReturnToService=1
+SchedulerParameters=bf_interval=2
 JobRequeue=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
