@@ -81,14 +81,14 @@ class Task:
             raise  # the other jobs go on
 
     def _train(self, cfg: DictConfig, request: dict[str, object], ignored: str) -> float:
-        from normstudy import sweep
+        from normstudy import planning, sweep
 
         config = to_run_config(cfg)
         if self.dry_run:
             sweep.run_sweep([config], dry_run=True, request=request)
             return math.nan
         if ignored:
-            sweep.check([config])  # so that an error stays one line
+            planning.check([config])  # so that an error stays one line
             print(f"One run, at the base values. Only normstudy sweep follows the axes {ignored}.")
         return as_float(sweep.run_one(config, request=request))
 

@@ -221,12 +221,12 @@ def _status(argv: list[str]) -> int:
     if args.every is not None and not 0.1 <= args.every <= 86_400:
         raise ConfigError(f"--every {args.every:g} is out of range: give seconds from 0.1 to 86400")
     study = _study(args.study)
-    from normstudy import status
+    from normstudy import status, status_text
 
     if args.watch:
-        status.watch(study, 5.0 if args.every is None else args.every)
+        status_text.watch(study, 5.0 if args.every is None else args.every)
     else:
-        print(status.render(status.look(study)))
+        print(status_text.render(status.look(study)))
     return 0
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import datetime
 import math
 import os
-import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,16 +23,14 @@ from normstudy import failures, store
 from normstudy.analysis.outcomes import RUN_COLUMNS, outcome_counts, outcomes
 from normstudy.cluster import arrays, slurm
 from normstudy.cluster.arrays import Array
-from normstudy.config import ConfigError, ExecutionConfig
+from normstudy.config import ConfigError
 from normstudy.holder import Holder, holder_of
 from normstudy.marks import Mark, Place, Run, marks_of, places_of, runs_of, taken_since, time_left
-from normstudy.progress import duration
 
 TRIES, WAIT = 4, 0.2  # a file that vanishes under a look is of a compaction's swap, over in a moment; seconds
 AT_ONCE = 4_000_000  # run-steps whose outcomes are found in one go: some hundred megabytes
 RECENT = 60.0, 600.0  # seconds between two looks that tell a rate, at least and at most
-ASK_SECONDS = 2.0  # between two questions to Slurm
-MOST_LINES, MOST_REASON = 10, 200  # of a list; characters of a line of a traceback
+MOST_LINES = 10  # of a list
 COLUMNS = ("run_id", "status", "started_at", "finished_at", "wall_time_s", *RUN_COLUMNS)
 
 
@@ -54,11 +50,17 @@ class Jobs:
     array: Array
     counts: slurm.Counts | None
     why: str = ""
+    looks: int = 0  # at the jobs, one after the other, that found none left
 
     @property
     def over(self) -> bool:
         """Whether none is left, as far as that is known."""
-        return self.counts is not None and not self.counts.alive
+        return self.looks > 0
+
+    @property
+    def surely_over(self) -> bool:
+        """The same, and that a second look said so: see arrays.AGAIN_SECONDS."""
+        return self.looks > 1
 
 
 @dataclass(frozen=True)
@@ -107,34 +109,6 @@ class Status:
 def look(study: Path) -> Status:
     """How far a study is now. Raises ConfigError where that cannot be read."""
     return Looker(study).look()
-
-
-def watch(study: Path, every: float) -> None:
-    """Print how far a study is every `every` seconds, until every planned run is finished or failed."""
-    looker, redraws, back, drawn, over = Looker(study), sys.stdout.isatty(), "", 0, 0
-    while True:
-        status = looker.look()
-        over = over + 1 if status.over else 0
-        if over == 1 and status.jobs is not None:  # one that is being requeued may look over in one look
-            time.sleep(ASK_SECONDS)
-            continue
-        lines = render(status).splitlines()
-        if redraws:
-            width, height = shutil.get_terminal_size()
-            if not status.over:  # a line that wraps, or one too many, would stay at the next look
-                lines = [line[: width - 1] for line in lines[: height - 1]]
-            back, drawn = f"\x1b[{drawn}A\r\x1b[J" if drawn else "", len(lines)
-        elif not status.over:
-            lines.append("")
-        print(
-            back + "".join(f"{line}\n" for line in lines), end="", flush=True
-        )  # one write, so that Ctrl-C splits none
-        if status.over:
-            return
-        time.sleep(every)
-
-
-# ---- looking ------------------------------------------------------------------------------------------
 
 
 class Plan(NamedTuple):
@@ -249,9 +223,11 @@ class Looker:
         array = arrays.read(self.study)
         if array is None:
             self._jobs = None
-        elif self._jobs is None or self._jobs.array != array or time.monotonic() - self._asked > ASK_SECONDS:
+        elif self._jobs is None or self._jobs.array != array or time.monotonic() - self._asked > arrays.AGAIN_SECONDS:
+            before = self._jobs.looks if self._jobs is not None and self._jobs.array == array else 0
             try:
-                self._jobs = Jobs(array, arrays.counts(self.study, array))
+                counts = arrays.counts(self.study, array)
+                self._jobs = Jobs(array, counts, looks=0 if counts.alive else before + 1)
             except slurm.Unavailable as why:
                 self._jobs = Jobs(array, None, str(why))
             self._asked = time.monotonic()
@@ -348,69 +324,3 @@ def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
             text = ""
         lines = ("".join(filter(str.isprintable, line)).strip() for line in reversed(text.splitlines()))
         yield Failure(run_id, tries[run_id], next((line for line in lines if line), "its traceback is gone"))
-
-
-# ---- telling ------------------------------------------------------------------------------------------
-
-
-def render(status: Status) -> str:
-    """The lines that tell how far a study is."""
-    s = status
-    counts = {
-        "finished": s.finished, "running": s.running, "interrupted": s.interrupted, "failed": s.failed,
-        "not begun": s.not_begun,
-    }  # fmt: skip
-    told = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n) or "none planned yet"
-    told = f"all {s.planned:,} finished" if s.planned and s.finished == s.planned else told
-    lines = [f"{s.study}: {_counted(s.planned, 'run')}, {told}{', sealed' if s.sealed else ''}"]
-    if s.planned:
-        of = f" of {s.steps_planned:,}, {100 * s.steps_done // s.steps_planned} %" if s.steps_planned else ""
-        lines.append(f"run-steps: {s.steps_done:,}{of}")
-    if s.rate:
-        pace = f"{s.rate:,.0f}" if s.rate >= 100 else f"{s.rate:.3g}"
-        lines[-1] += f", about {pace} per second" + (f", about {duration(s.left)} left" if s.left else "")
-    if s.outcomes:
-        lines.append("outcomes: " + " ".join(f"{n:,} {outcome}" for outcome, n in s.outcomes.items()))
-    if s.jobs:
-        lines.append(_of_jobs(s))
-    if s.holder:
-        ago = f", its last file {duration(s.silent)} ago" if s.silent is not None and not s.verified else ""
-        lines.append(f"held by {s.holder}{ago}")
-    lines += ["running:", *_places(s.running_at)] if s.running else []
-    lines += ["interrupted, saved at:", *_places(s.saved_at)] if s.interrupted else []
-    if not s.holder and not (s.jobs and not s.jobs.over) and s.interrupted + s.not_begun:
-        lines.append("nobody trains them now; the same command goes on" + (f": {s.command}" if s.command else ""))
-    return "\n".join([*lines, *_failures(s)])
-
-
-def _of_jobs(s: Status) -> str:
-    assert s.jobs is not None
-    array, counts = s.jobs.array, s.jobs.counts
-    if counts is None:
-        return f"{array}, submitted on {array.host} at {array.since}: cannot be asked from here ({s.jobs.why})"
-    return f"{array}: {counts}" + (f"; logs: {s.study}/{arrays.FOLDER}" if not counts.alive else "")
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def _places(places: tuple[Place, ...]) -> Iterator[str]:
-    for place in places[:MOST_LINES]:
-        more = f" and {place.runs - 1:,} more" if place.runs > 1 else ""
-        yield f"  step {place.step:,} of {place.n_steps:,}: {place.run_id}{more}"
-    if rest := sum(place.runs for place in places[MOST_LINES:]):
-        yield f"  and {rest:,} more"
-
-
-def _failures(s: Status) -> Iterator[str]:
-    if not s.failures:
-        return
-    yield "failed:"
-    for one in s.failures:
-        yield f"  {one.run_id}, tried {_counted(one.tries, 'time')}: {one.reason[:MOST_REASON]}"
-    if rest := s.failed - len(s.failures):
-        yield f"  and {rest:,} more"
-    most, limit = max(one.tries for one in s.failures), ExecutionConfig().max_tries
-    more = f", with execution.max_tries={most + 1} for those that were tried {limit} times" if most >= limit else ""
-    yield f"tracebacks: {s.study}/{failures.LOGS}; mend the cause, and the same command tries them again{more}"

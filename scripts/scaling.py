@@ -34,13 +34,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from normstudy import provenance, store, sweep
+from normstudy import provenance, store
 from normstudy.bench import study, tables
 from normstudy.bench.samples import Sample
 from normstudy.bench.summary import machine_lines, number
 from normstudy.cluster import submit
 from normstudy.cluster.slurm import MOST_JOBS
 from normstudy.config import ExecutionConfig, RunConfig, one_of, run_id
+from normstudy.planning import group
 from normstudy.worker import Task
 
 OUT, PAGE = Path("results/scaling"), Path("docs/scaling.md")
@@ -125,7 +126,7 @@ def _planned(runs: int, folder: Path) -> Iterator[Sample]:
     named = {run_id(config, study.SHA256): config for config in configs}
     for cluster, workers in (("local", 2), ("slurm", ExecutionConfig(cluster="slurm").jobs)):
         execution = ExecutionConfig(cluster=cluster, workers=1)
-        batches = sweep.group({i: replace(c, execution=execution) for i, c in named.items()}, workers, "cpu")
+        batches = group({i: replace(c, execution=execution) for i, c in named.items()}, workers, "cpu")
         counts = {"batches": float(len(batches)), "runs at most": float(max(len(b.run_ids) for b in batches))}
         yield from samples("planning", runs, f"batches, {workers} workers ({cluster})", counts)
     place = folder / f"record{runs}"

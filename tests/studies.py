@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from normstudy import store, sweep
+from normstudy import planning, store
 from normstudy.config import (
     DataConfig,
     EvalConfig,
@@ -82,7 +82,7 @@ def assert_same_tables(one: Path, other: Path) -> None:
 
 def task_of(configs: Sequence[RunConfig], seconds: float = 60.0) -> Task:
     """All as one batch."""
-    planned = sweep.plan(configs)
+    planned = planning.plan(configs)
     store.prepare(planned.study_dir)
     ids = list(dict.fromkeys(planned.ids))
     text = planned.texts[ids[0]]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from studies import REQUEST, after, never, task_of, tiny
 
-from normstudy import cli, failures, lock, provenance, status, store, sweep
+from normstudy import cli, failures, lock, planning, provenance, status, status_text, store, sweep
 from normstudy import worker as workers
 from normstudy.cluster import arrays, options, slurm, submit, watch
 from normstudy.cluster.job import Share
@@ -84,15 +84,17 @@ def on_slurm(config: RunConfig, **execution: object) -> RunConfig:
 
 def test_runs_are_grouped_for_the_workers_of_all_jobs(tmp_path: Path) -> None:
     configs = [on_slurm(tiny(tmp_path, seed=s), jobs=3, workers=2) for s in range(12)]
-    planned = sweep.plan(configs)
+    planned = planning.plan(configs)
     assert (planned.device, planned.workers, len(planned.batches)) == ("cpu", 6, 6)
     gpu = [on_slurm(tiny(tmp_path, seed=s), jobs=2, gpus=1) for s in range(12)]
-    planned = sweep.plan(gpu)
+    planned = planning.plan(gpu)
     assert (planned.device, planned.workers, len(planned.batches)) == ("cuda", 2, 2)
     small = [on_slurm(tiny(tmp_path, seed=s), jobs=1, memory_gb=0.001) for s in range(12)]
-    assert len(sweep.plan(small).batches) > len(sweep.plan([on_slurm(c, jobs=1, memory_gb=8) for c in small]).batches)
+    assert len(planning.plan(small).batches) > len(
+        planning.plan([on_slurm(c, jobs=1, memory_gb=8) for c in small]).batches
+    )
     with pytest.raises(ConfigError, match="these runs name local and slurm: give one"):
-        sweep.plan([configs[0], tiny(tmp_path, seed=1)])
+        planning.plan([configs[0], tiny(tmp_path, seed=1)])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,7 +103,7 @@ def test_a_block_of_ones_own_is_tried_here_whatever_the_jobs_have(
 ) -> None:
     (tmp_path / "block_of_jobs.py").write_text("def block(x, attn, mlp):\n    return x + attn(x) + mlp(x)\n")
     monkeypatch.chdir(tmp_path)
-    planned = sweep.plan([on_slurm(tiny(tmp_path, placement="block_of_jobs:block"), gpus=1)])
+    planned = planning.plan([on_slurm(tiny(tmp_path, placement="block_of_jobs:block"), gpus=1)])
     assert planned.device == "cuda"
 
 
@@ -180,7 +182,7 @@ def submitted(tmp_path: Path) -> Path:
 def test_status_believes_the_jobs(submitted: Path) -> None:
     told = status.look(submitted)
     assert (told.running, told.interrupted, told.not_begun, told.over) == (1, 0, 1, False)
-    lines = status.render(told).splitlines()
+    lines = status_text.render(told).splitlines()
     where = f"Slurm array 17, submitted on login1 at {SINCE.isoformat()}"
     assert f"{where}: cannot be asked from here (there is no scontrol here)" in lines
     assert not any(line.startswith(("nobody", "interrupted")) for line in lines)
@@ -221,7 +223,7 @@ def test_nothing_is_written_where_nothing_can_be_submitted(tmp_path: Path) -> No
         sweep.run_sweep([on_slurm(tiny(tmp_path))], request=REQUEST)
     with pytest.raises(ConfigError, match=r"--detach .*add execution=slurm"):
         sweep.run_sweep([tiny(tmp_path)], detach=True, request=REQUEST)
-    for call in (sweep.check, lambda configs: sweep.run_one(configs[0], request=REQUEST)):
+    for call in (planning.check, lambda configs: sweep.run_one(configs[0], request=REQUEST)):
         with pytest.raises(ConfigError, match="execution=slurm is for normstudy sweep"):
             call([on_slurm(tiny(tmp_path))])
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 from processes import SWEEP, finish
 from studies import REQUEST, after, never, reproduced_runs, series_bytes, task_of, tiny
 
-from normstudy import failures, store, sweep, train, worker
+from normstudy import failures, planning, store, sweep, train, worker
 from normstudy.config import RunConfig
 
 BAD = 5
@@ -110,20 +110,20 @@ def test_a_run_is_tried_so_often_and_then_left(tmp_path: Path, capfd: pytest.Cap
 
     config = tiny(tmp_path, data="file", path=str(text))
     write(good)
-    run_id = sweep.plan([config]).ids[0]
+    run_id = planning.plan([config]).ids[0]
     write(bad)
     for n in (1, 2, 3):
         with pytest.raises(sweep.RunsFailed, match=r"1 of 1 runs failed \(RuntimeError: the text changed"):
-            sweep.execute(sweep.plan([config]), REQUEST)
+            sweep.execute(planning.plan([config]), REQUEST)
         assert failures.tries(tmp_path / "tiny") == {run_id: n}
     write(good)
-    planned = sweep.plan([config])
+    planned = planning.plan([config])
     assert (planned.given_up, planned.batches) == ([run_id], [])
     with pytest.raises(sweep.RunsFailed, match=r"1 of 1 runs failed before and were left out.*max_tries=N"):
         sweep.run_sweep([config], request=REQUEST)
     assert "1 runs failed before and are left out" in capfd.readouterr().out
-    assert sweep.plan(asked(config, retry_failed=False, max_tries=9)).given_up == [run_id]
-    sweep.execute(sweep.plan(asked(config, max_tries=4)), REQUEST)
+    assert planning.plan(asked(config, retry_failed=False, max_tries=9)).given_up == [run_id]
+    sweep.execute(planning.plan(asked(config, max_tries=4)), REQUEST)
     assert list(store.finished_ids(tmp_path / "tiny").values()) == ["done"]
     assert not (tmp_path / "tiny" / "state").exists()
 

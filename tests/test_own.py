@@ -17,7 +17,7 @@ import pytest
 import torch
 from studies import REQUEST, tiny
 
-from normstudy import cli, contract, data, norms, own, placements, store, sweep, train
+from normstudy import cli, contract, data, norms, own, placements, planning, store, sweep, train
 from normstudy.config import ConfigError, DataConfig, ModelConfig, RunConfig
 from normstudy.init import init_params
 from normstudy.model import Block
@@ -86,7 +86,7 @@ SPELLINGS = [
 @pytest.mark.parametrize("key", ["placement", "norm"])
 def test_another_spelling_is_told_the_right_one(spec: str, words: list[str], key: str, here: Path) -> None:
     config = RunConfig(model=model(**{key: spec}), data=DataConfig(name="synthetic", seq_len=6))
-    assert_line_has(line_of(lambda: sweep.plan([config])), words)
+    assert_line_has(line_of(lambda: planning.plan([config])), words)
 
 
 # Files -> the spec -> what the one line says.
@@ -161,9 +161,9 @@ def test_what_is_planned_without_an_own_block_needs_no_torch(here: Path) -> None
     code = """
 import sys
 from pathlib import Path
-from normstudy import own, sweep
+from normstudy import own, planning, sweep
 from studies import tiny
-sweep.plan([tiny(Path("."))])
+planning.plan([tiny(Path("."))])
 own.source_sha256("blocks:f")
 assert "torch" not in sys.modules and "blocks" not in sys.modules
 """
@@ -237,7 +237,7 @@ def test_changed_source_of_the_same_size_and_second_is_imported_anew(
 
 def test_the_readable_part_of_a_run_id_is_the_name_of_the_function(here: Path) -> None:
     put({"blocks.py": PRE})
-    assert sweep.plan([tiny(here, placement="blocks:f")]).ids[0].startswith("f-L1-lr3e-3-")
+    assert planning.plan([tiny(here, placement="blocks:f")]).ids[0].startswith("f-L1-lr3e-3-")
 
 
 # ---- arguments ------------------------------------------------------------------------------------------
@@ -751,7 +751,7 @@ def test_one_mechanism_calls_ours_and_theirs(here: Path) -> None:
 
 def test_a_block_that_changes_while_a_sweep_runs_fails_its_runs(here: Path) -> None:
     put({"blocks.py": PRE})
-    planned = sweep.plan([tiny(here, placement="blocks:f", seed=seed) for seed in range(2)])
+    planned = planning.plan([tiny(here, placement="blocks:f", seed=seed) for seed in range(2)])
     before = own.source_sha256("blocks:f")
     put({"blocks.py": PRE + "# changed\n"})
     with pytest.raises(sweep.RunsFailed, match=r"2 of 2 runs failed.*changed after the sweep was planned"):
@@ -759,7 +759,7 @@ def test_a_block_that_changes_while_a_sweep_runs_fails_its_runs(here: Path) -> N
     runs = store.read(planned.study_dir, "runs")
     assert set(runs["status"]) == {"failed"}
     assert set(runs["placement_sha256"]) == {before}
-    again = sweep.plan([tiny(here, placement="blocks:f", seed=seed) for seed in range(2)])
+    again = planning.plan([tiny(here, placement="blocks:f", seed=seed) for seed in range(2)])
     assert not set(again.ids) & set(planned.ids)
     (here / "blocks.py").unlink()
     with pytest.raises(sweep.RunsFailed, match="there is no module blocks"):
@@ -783,12 +783,12 @@ def test_each_shape_is_tried_once_and_finished_runs_are_not(here: Path, monkeypa
         for n_layers in (1, 2)
         for peak_lr in (1e-3, 3e-3)
     ]
-    planned = sweep.plan(configs)
+    planned = planning.plan(configs)
     assert len(planned.runs) == 16
     assert tried == [("blocks:f", 1), ("blocks:f", 2)]
     tried.clear()
     monkeypatch.setattr(store, "finished_ids", lambda study_dir: dict.fromkeys(planned.ids, "done"))
-    sweep.plan(configs)
+    planning.plan(configs)
     assert tried == []
 
 
@@ -851,7 +851,7 @@ def test_a_class_that_asks_for_the_init_is_made_for_each(here: Path) -> None:
     (run_id,) = alone.index
     assert both.loc[run_id, "final_val_loss"] == alone.loc[run_id, "final_val_loss"]
     shipped = [RunConfig(model=model("pre", init=init)) for init in ("xavier", "gpt2")]
-    assert len({sweep.shape_key(c) for c in shipped}) == 1
+    assert len({planning.shape_key(c) for c in shipped}) == 1
 
 
 def test_what_a_block_prints_while_it_is_tried_is_not_shown(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from faults import soak
 from handmade import handmade_config, write_handmade_run
 
 import normstudy
@@ -86,3 +87,16 @@ def test_robustness() -> None:
     assert len(kept) == 200
     assert len(set(kept["seed"])) == 1
     assert kept["finished"].max() > 0
+
+
+def test_soak() -> None:
+    """Its columns; that workers were killed for ten minutes and that it went on after; and that it was flat."""
+    kept = pd.read_parquet(RESULTS / "robustness" / "soak.parquet")
+    assert first_cells("robustness", "column of `soak`") == [*kept.columns]
+    kills = kept["kills"].diff().fillna(0)
+    assert kept.loc[kills > 0, "seconds"].max() > 540
+    assert kept["seconds"].max() > 600
+    assert kills.sum() == kept["kills"].max() >= 60
+    assert len(set(kept["seed"])) == 1
+    assert soak.growth(kept["parent_mb"]) < soak.FLAT_MB
+    assert soak.growth(kept["parent_handles"]) < soak.FLAT_HANDLES

@@ -38,6 +38,7 @@ from normstudy import (
     recording,
     saved,
     status,
+    status_text,
     store,
 )
 from normstudy import worker as workers
@@ -109,7 +110,7 @@ def test_a_finished_study(finished: Path) -> None:
     assert (told.steps_done, told.steps_planned) == (3 * N, 3 * N)
     assert (told.holder, told.rate, told.left, told.over) == (None, None, None, True)
     outcomes = " ".join(f"{n} {outcome}" for outcome, n in told.outcomes.items())
-    assert status.render(told) == (
+    assert status_text.render(told) == (
         f"{finished}: 3 runs, all 3 finished\nrun-steps: 36 of 36, 100 %\noutcomes: {outcomes}"
     )
 
@@ -135,7 +136,7 @@ def test_an_interrupted_study(stopped: Path) -> None:
     assert (told.planned, told.finished, told.running, told.interrupted, told.not_begun) == (2, 0, 0, 2, 0)
     assert told.saved_at == (Place(first, 2, 5, N),)
     assert (told.steps_done, told.steps_planned, told.over) == (10, 24, False)
-    assert status.render(told).splitlines() == [
+    assert status_text.render(told).splitlines() == [
         f"{stopped}: 2 runs, 2 interrupted",
         "run-steps: 10 of 24, 41 %",
         "interrupted, saved at:",
@@ -151,7 +152,7 @@ def test_what_the_same_command_goes_on_with_is_told_once_all_of_it_is_in_the_las
     record(other)
     told = status.look(mine)
     assert (told.interrupted, told.not_begun, told.command) == (2, 1, None)
-    assert "the same command goes on\n" in status.render(told) + "\n"
+    assert "the same command goes on\n" in status_text.render(told) + "\n"
 
 
 def test_a_checkpoint_is_gone_and_windows_are_left(mine: Path) -> None:
@@ -170,7 +171,7 @@ def test_a_new_study_has_nothing(tmp_path: Path) -> None:
     store.prepare(tmp_path / "new")
     told = status.look(tmp_path / "new")
     assert (told.planned, told.steps_planned, told.over) == (0, 0, False)
-    assert status.render(told) == f"{tmp_path}/new: 0 runs, none planned yet"
+    assert status_text.render(told) == f"{tmp_path}/new: 0 runs, none planned yet"
 
 
 def test_a_sweep_that_has_just_begun(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_a_sweep_that_has_just_begun(tmp_path: Path) -> None:
         record(task)
         told = status.look(task.study_dir)
     assert (told.planned, told.not_begun, told.steps_planned, told.rate, told.left) == (3, 3, 3 * N, None, None)
-    lines = status.render(told).splitlines()
+    lines = status_text.render(told).splitlines()
     assert lines[:2] == [f"{task.study_dir}: 3 runs, 3 not begun", "run-steps: 0 of 36, 0 %"]
     assert lines[2].startswith(f"held by `{COMMAND}`, pid {os.getpid()} on {socket.gethostname()} since 20")
     assert len(lines) == 3
@@ -195,7 +196,7 @@ def test_records_of_older_versions_tell_no_length(tmp_path: Path) -> None:
     (study / "sweeps" / "optimization_results.yaml").touch()  # another's sweeper may write there
     told = status.look(study)
     assert (told.planned, told.steps_planned) == (2, None)
-    assert status.render(told).splitlines()[1] == "run-steps: 0"
+    assert status_text.render(told).splitlines()[1] == "run-steps: 0"
     record(task_of(second))
     assert (status.look(study).planned, status.look(study).steps_planned) == (2, 2 * N)
 
@@ -211,9 +212,9 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
     assert (told.failed, told.interrupted, told.over) == (1, 2, False)
     tail = ["failed:", f"  {task.run_ids[0]}, tried 2 times: {reason}"]
     again = f"tracebacks: {mine}/state/logs; mend the cause, and the same command tries them again"
-    assert status.render(told).splitlines()[-3:] == [*tail, again]
+    assert status_text.render(told).splitlines()[-3:] == [*tail, again]
     list(workers.train_halving(task, never))
-    assert status.render(status.look(mine)).endswith(
+    assert status_text.render(status.look(mine)).endswith(
         f"{again}, with execution.max_tries=4 for those that were tried 3 times"
     )
 
@@ -226,7 +227,7 @@ def test_only_ten_failed_runs_are_listed(tmp_path: Path) -> None:
     (tmp_path / failures.LOGS / "run-00-1.txt").unlink()
     told = status.look(tmp_path)
     assert (told.failed, len(told.failures), told.over) == (12, 10, True)
-    lines = status.render(told).splitlines()
+    lines = status_text.render(told).splitlines()
     assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: its traceback is gone"
     assert lines[-3:-1] == ["  run-09, tried 1 time: ValueError: [31mred", "  and 2 more"]
     with held(tmp_path):  # who holds it may try them again
@@ -255,7 +256,7 @@ def test_a_holder_elsewhere_is_believed(mine: Path) -> None:
     assert (told.running, told.interrupted, told.verified) == (2, 0, False)
     assert told.holder is not None
     assert told.holder.endswith(" on elsewhere since 2020-01-01T00:00:00+00:00 (cannot be verified from here)")
-    assert " here), its last file " in status.render(told)
+    assert " here), its last file " in status_text.render(told)
 
 
 def test_a_lock_of_which_nothing_is_written_yet(mine: Path) -> None:
@@ -285,7 +286,7 @@ def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Pa
         record(task_of([tiny(tmp_path, seed=s) for s in range(2)]), ids[:1])
         told = status.look(mine)
         assert (told.running_at[0].run_id, told.saved_at[0].run_id) == (ids[0], ids[1])
-        assert "nobody" not in status.render(told)
+        assert "nobody" not in status_text.render(told)
     with held(mine, shared=True, since="2020-01-01T00:00:00+00:00"):  # single runs, each with a record of its own
         assert (status.look(mine).running, status.look(mine).interrupted) == (2, 0)
 
@@ -345,7 +346,7 @@ def test_places_are_grouped_and_the_most_advanced_come_first() -> None:
     assert places[0] == Place("r13", 1, 13, 100)
     assert places[6] == Place("r00", 4, 7, 100)
     assert len(places) == 11
-    assert list(status._places(places))[6:] == [
+    assert list(status_text._places(places))[6:] == [
         "  step 7 of 100: r00 and 3 more", "  step 6 of 100: r06", "  step 5 of 100: r05", "  step 4 of 100: r04",
         "  and 1 more",
     ]  # fmt: skip
@@ -393,11 +394,11 @@ def test_the_rate_of_a_sweep_is_told_while_somebody_trains(tmp_path: Path) -> No
         told = status.look(study)
     assert (told.rate, told.left) == (3 * 60 / 2, None)  # a year without a word: nothing can be said
     assert told.silent is not None
-    assert "last file" not in status.render(told)  # it is seen that somebody trains
-    assert status.render(told).splitlines()[1] == "run-steps: 180 of 240, 75 %, about 90 per second"
+    assert "last file" not in status_text.render(told)  # it is seen that somebody trains
+    assert status_text.render(told).splitlines()[1] == "run-steps: 180 of 240, 75 %, about 90 per second"
     assert status.look(study).rate is None
     told = replace(told, rate=1234.5, left=750.0)
-    assert status.render(told).splitlines()[1].endswith("75 %, about 1,234 per second, about 12:30 left")
+    assert status_text.render(told).splitlines()[1].endswith("75 %, about 1,234 per second, about 12:30 left")
 
 
 def test_looks_that_are_far_apart_tell_the_rate_between_them(tmp_path: Path) -> None:
@@ -515,7 +516,7 @@ def test_it_does_without_torch() -> None:
 
 def test_watching_a_finished_study_ends_at_once(finished: Path, capfd: Capture) -> None:
     assert cli.main(["status", str(finished), "--watch"]) == 0
-    assert capfd.readouterr().out == status.render(status.look(finished)) + "\n"
+    assert capfd.readouterr().out == status_text.render(status.look(finished)) + "\n"
 
 
 def test_a_terminal_is_redrawn_in_place_until_ctrl_c(stopped: Path) -> None:
@@ -540,7 +541,7 @@ def test_a_terminal_is_redrawn_in_place_until_ctrl_c(stopped: Path) -> None:
     os.close(ours)
     frames = told.decode().replace("\r\n", "\n").split("\x1b[4A\r\x1b[J")
     assert len(frames) >= 4
-    lines = [line[:49] for line in status.render(status.look(stopped)).splitlines()[:4]]
+    lines = [line[:49] for line in status_text.render(status.look(stopped)).splitlines()[:4]]
     assert set(frames) == {"\n".join(lines) + "\n"}
 
 
@@ -605,7 +606,7 @@ def test_after_ctrl_c_it_says_where_every_run_goes_on(live: Live) -> None:
     assert told.interrupted == 2 - told.not_begun - told.finished > 0
     assert told.steps_done >= before.steps_done
     assert sum(place.runs * place.step for place in told.saved_at) == told.steps_done - 600 * told.finished
-    assert f"goes on: normstudy {LIVE[0]} {LIVE[1]}" in status.render(told)
+    assert f"goes on: normstudy {LIVE[0]} {LIVE[1]}" in status_text.render(told)
 
 
 def test_watching_in_a_pipe_ends_with_the_sweep(live: Live) -> None:

@@ -26,7 +26,7 @@ from numerics import NUMERICS_ENV
 from processes import CLI, is_gone, start, wait_for, workers_of
 from studies import REQUEST, assert_same_tables, reproduced_runs, tiny
 
-from normstudy import batching, lock, pool, sealed, store, sweep, worker
+from normstudy import batching, lock, planning, pool, sealed, store, sweep, worker
 from normstudy.analysis.outcomes import outcomes
 from normstudy.compaction import compact_study
 from normstudy.config import ConfigError, RunConfig
@@ -74,7 +74,7 @@ def sixteen(root: Path, **execution: int | None) -> list[RunConfig]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sixteen runs, as many to a batch as there are, on one worker."""
     root = tmp_path_factory.mktemp("whole")
-    sweep.execute(sweep.plan(sixteen(root, workers=1, runs_per_batch=8)), REQUEST)
+    sweep.execute(planning.plan(sixteen(root, workers=1, runs_per_batch=8)), REQUEST)
     return root / "tiny"
 
 
@@ -85,7 +85,7 @@ def test_execution_never_changes_a_bit(
     whole: Path, tmp_path: Path, workers: int, per_batch: int, backwards: bool
 ) -> None:
     configs = sixteen(tmp_path, workers=workers, runs_per_batch=per_batch)
-    sweep.execute(sweep.plan(configs[::-1] if backwards else configs), REQUEST)
+    sweep.execute(planning.plan(configs[::-1] if backwards else configs), REQUEST)
     assert_same_tables(whole, tmp_path / "tiny")
 
 
@@ -118,9 +118,9 @@ def test_the_tables_hold_what_the_config_promises(whole: Path) -> None:
 
 def test_only_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     two = [tiny(tmp_path, seed=s) for s in (0, 1)]
-    sweep.execute(sweep.plan(two), REQUEST)
+    sweep.execute(planning.plan(two), REQUEST)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "tiny" / "tables").rglob("*.parquet")}
-    planned = sweep.plan([*two, tiny(tmp_path, seed=2), tiny(tmp_path, seed=2)])
+    planned = planning.plan([*two, tiny(tmp_path, seed=2), tiny(tmp_path, seed=2)])
     assert len(planned.runs) == 3
     assert [planned.runs[i].seed for i in planned.missing] == [2]
     losses = sweep.run_sweep([*two, tiny(tmp_path, seed=2), tiny(tmp_path, seed=2)], request=REQUEST)
@@ -145,12 +145,12 @@ def test_batches_are_near_equal_and_the_largest_cost_comes_first(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     runs = {f"r{i}": tiny(tmp_path, seed=i, n_layers=1 if i < 10 else 4, runs_per_batch=8) for i in range(30)}
-    batches = sweep.group(runs, workers=2, device="cpu")
+    batches = planning.group(runs, workers=2, device="cpu")
     assert sorted(len(b.run_ids) for b in batches) == [5, 5, 6, 7, 7]  # 10 as 5 + 5; 20 as 6 + 7 + 7
     assert [b.seconds for b in batches] == sorted((b.seconds for b in batches), reverse=True)
     assert sorted(i for b in batches for i in b.run_ids) == sorted(runs)
     many = {i: replace(c, execution=replace(c.execution, runs_per_batch=100)) for i, c in runs.items()}
-    assert [len(b.run_ids) for b in sweep.group(many, workers=1, device="cpu")] == [20, 10]
+    assert [len(b.run_ids) for b in planning.group(many, workers=1, device="cpu")] == [20, 10]
     sweep.run_sweep(list(runs.values()), dry_run=True, request=REQUEST)
     assert "5 batches of 5 to 7 on 1 workers" in capfd.readouterr().out
 
@@ -158,11 +158,11 @@ def test_batches_are_near_equal_and_the_largest_cost_comes_first(
 def test_where_nothing_is_asked_the_shape_decides_how_many_runs_train_together(tmp_path: Path) -> None:
     """At most 32 of the small ones together, whose count is the more the smaller they are."""
     runs = {f"r{i}": tiny(tmp_path, seed=i) for i in range(80)}
-    assert sorted(len(b.run_ids) for b in sweep.group(runs, workers=1, device="cpu")) == [26, 27, 27]
+    assert sorted(len(b.run_ids) for b in planning.group(runs, workers=1, device="cpu")) == [26, 27, 27]
     large = {i: replace(c, model=replace(c.model, d_model=4096, d_ff=64)) for i, c in runs.items()}
     most = batching.runs_per_batch(next(iter(large.values())), "cpu", 1)
     assert most < 32
-    assert max(len(b.run_ids) for b in sweep.group(large, workers=1, device="cpu")) <= most
+    assert max(len(b.run_ids) for b in planning.group(large, workers=1, device="cpu")) <= most
 
 
 def test_the_request_is_kept_beside_the_results(whole: Path) -> None:
@@ -176,7 +176,7 @@ def test_the_request_is_kept_beside_the_results(whole: Path) -> None:
 def test_a_text_that_changes_under_a_sweep_fails_its_runs_and_no_others(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 500)
-    planned = sweep.plan([tiny(tmp_path), tiny(tmp_path, data="file", path=str(text))])
+    planned = planning.plan([tiny(tmp_path), tiny(tmp_path, data="file", path=str(text))])
     text.write_text("a lazy dog jumps over the quick brown fox. " * 500)
     with pytest.raises(sweep.RunsFailed, match=r"1 of 2 runs failed .*the text changed"):
         sweep.execute(planned, REQUEST)
@@ -185,13 +185,13 @@ def test_a_text_that_changes_under_a_sweep_fails_its_runs_and_no_others(tmp_path
     assert runs.loc["file", "status"] == "failed"
     log = tmp_path / "tiny" / "state" / "logs" / f"{runs.loc['file', 'run_id']}-1.txt"
     assert "RuntimeError: the text changed" in log.read_text()
-    again = sweep.plan([tiny(tmp_path, data="file", path=str(text))])
+    again = planning.plan([tiny(tmp_path, data="file", path=str(text))])
     assert again.ids[0] != runs.loc["file", "run_id"]  # another text is another run
 
 
 def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     configs = [tiny(tmp_path, seed=s, warmup_steps=w) for s in (0, 1) for w in (0, 4)]
-    sweep.execute(sweep.plan(configs), REQUEST)
+    sweep.execute(planning.plan(configs), REQUEST)
     compact_study(tmp_path / "tiny", seal=True)
     before = {p: p.read_bytes() for p in (tmp_path / "tiny").rglob("*") if p.is_file()}
     losses = sweep.run_sweep(configs, request=REQUEST)
@@ -202,7 +202,7 @@ def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.C
     with pytest.raises(
         ConfigError, match=r"2 of .* not in it: seed 2, 3 \(the study holds 0, 1\)\. .*study=tiny-seed$"
     ):
-        sweep.check([tiny(tmp_path, seed=s) for s in (0, 2, 3)])
+        planning.check([tiny(tmp_path, seed=s) for s in (0, 2, 3)])
     line = sealed.refusal(tmp_path / "tiny", {"x": configs[0]}, {"x": "the sha256 of another Python's library"})
     assert "the text is another" in line
     assert line.endswith("study=tiny-text")
@@ -212,13 +212,13 @@ def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.C
 def test_a_plan_that_is_no_longer_true_doubles_nothing(tmp_path: Path) -> None:
     """Two commands that plan before either trains: the second trains only what the first did not."""
     configs = [tiny(tmp_path, seed=s) for s in (0, 1, 2)]
-    first, second = sweep.plan(configs[:2]), sweep.plan(configs)
+    first, second = planning.plan(configs[:2]), planning.plan(configs)
     sweep.execute(first, REQUEST)
     compact_study(tmp_path / "tiny")
     sweep.execute(second, REQUEST)
     assert sorted(store.read(tmp_path / "tiny", "runs")["seed"]) == [0, 1, 2]
     assert len(store.read(tmp_path / "tiny", "steps")) == 3 * 12
-    stale = dataclasses.replace(first, runs={"x": configs[0]}, batches=[sweep.Batch(["x"], 1.0)], texts={"x": ""})
+    stale = dataclasses.replace(first, runs={"x": configs[0]}, batches=[planning.Batch(["x"], 1.0)], texts={"x": ""})
     compact_study(tmp_path / "tiny", seal=True)
     with pytest.raises(ConfigError, match="is sealed"):
         sweep.execute(stale, REQUEST)
@@ -236,7 +236,7 @@ def test_a_sweep_without_a_comparison_ends_well(tmp_path: Path, axis: str, capfd
 
 
 def test_a_worker_killed_between_two_batches_loses_nothing(tmp_path: Path) -> None:
-    planned = sweep.plan([tiny(tmp_path, seed=s, runs_per_batch=1, workers=1) for s in range(3)])
+    planned = planning.plan([tiny(tmp_path, seed=s, runs_per_batch=1, workers=1) for s in range(3)])
     tasks = [
         worker.Task(
             n,
@@ -267,7 +267,7 @@ def test_a_failed_sweep_still_shows_what_came_out(tmp_path: Path, capfd: pytest.
     text.write_text("the quick brown fox jumps over the lazy dog. " * 500)
     os.utime(text, ns=(1, 1))
     configs = [tiny(tmp_path, n_layers=2), tiny(tmp_path, n_layers=2, data="file", path=str(text))]
-    sweep.check(configs)
+    planning.check(configs)
     text.write_text("the quick brown fox jumps over the lazy cat. " * 500)
     os.utime(text, ns=(1, 1))  # the same time and size: only the worker reads it again
     with pytest.raises(sweep.RunsFailed, match="1 of 2 runs failed"):
@@ -282,7 +282,7 @@ def test_what_an_unfinished_run_left_on_another_machine_is_not_continued(
 ) -> None:
     """A window of a run that was computed under another torch must not stay beside windows of this one."""
     config = sixteen(tmp_path)[0]
-    planned = sweep.plan([config])
+    planned = planning.plan([config])
     study_dir = tmp_path / "tiny"
     store.prepare(study_dir)
     wrong = {t: {f.name: [] for f in store.SCHEMAS[t] if f.name != "run_id"} for t in store.SERIES}

@@ -60,10 +60,10 @@ from pathlib import Path
 import torch
 sys.path.insert(0, "tests")
 from test_worker import wide
-from normstudy import data, store, sweep, train, worker
+from normstudy import data, planning, store, train, worker
 torch.set_num_threads(1)
 configs = [wide(Path(sys.argv[1]), seed) for seed in range(16)]
-planned = sweep.plan(configs)
+planned = planning.plan(configs)
 store.prepare(planned.study_dir)
 ids = planned.missing
 task = worker.Task(0, planned.study_dir, ids, [planned.runs[i] for i in ids], planned.texts[ids[0]], "cpu", None)

@@ -20,7 +20,7 @@ from normstudy.errors import ConfigError
 RECORD = "state/jobs.json"
 FOLDER = "state/slurm"  # submitit's: its pickles, and the jobs' logs
 NAME = re.compile(r"normstudy-[\w.=+-]+")
-AGAIN_SECONDS = 2.5
+AGAIN_SECONDS = 2.5  # between two questions to Slurm: a job that is being requeued may look over for a moment
 MODE = 0o700  # of that: who could write a pickle there would have a job do anything
 
 
@@ -120,7 +120,7 @@ def counts(study_dir: Path, array: Array) -> slurm.Counts:
 
 
 def counts_surely(study_dir: Path, array: Array) -> slurm.Counts:
-    """The same, but over only where a second look says so: a job that is being requeued may look over in one."""
+    """The same, but over only where a second look says so."""
     told = counts(study_dir, array)
     if not told.alive:
         time.sleep(AGAIN_SECONDS)

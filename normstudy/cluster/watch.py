@@ -20,8 +20,8 @@ from normstudy.progress import PIPE_LINE_SECONDS, counted, duration, print_line
 from normstudy.stopping import Interrupted, Stop, print_error
 from normstudy.worker import Task
 
-PAUSE_SECONDS = 2.5, 10.0  # between two looks, at first and at last; a job that is requeued may look over in one
-AGAIN_SECONDS = 1.0
+PAUSE_SECONDS = 2.5, 10.0  # between two looks, at first and at last
+POLL_SECONDS = 1.0  # for files that come late, and jobs that are being cancelled
 LATE_SECONDS = 60.0  # after which NFS looks again at what is in a folder
 PATIENCE_SECONDS = 30.0  # for the study's lock: processes of the last jobs may still be about to end
 CANCEL_SECONDS = 60.0  # until jobs are gone: Slurm kills them after half a minute
@@ -43,7 +43,7 @@ def told_next(study_dir: Path) -> str:
 
 def wait(study_dir: Path, array: Array) -> slurm.Counts:
     """Show how far the jobs are until none is left; returns how they ended. Raises Interrupted: the jobs go on."""
-    looker, pause, over, asked = status.Looker(study_dir), PAUSE_SECONDS[0], 0, ""
+    looker, pause, asked = status.Looker(study_dir), PAUSE_SECONDS[0], ""
     seen, began = look(looker), time.monotonic()
     first, said = seen.steps_done if seen else 0, began
     total = seen.steps_planned if seen else None
@@ -54,8 +54,8 @@ def wait(study_dir: Path, array: Array) -> slurm.Counts:
                 return slurm.Counts(0, 0, ended=1)
             if jobs.counts is None and jobs.why != asked:
                 print_line(f"Slurm cannot be asked ({jobs.why}): the jobs go on, and so does waiting for them")
-            asked, over = jobs.why, over + 1 if jobs.over else 0
-            if jobs.counts is not None and over == 2:
+            asked = jobs.why
+            if jobs.counts is not None and jobs.surely_over:
                 return jobs.counts
             if seen := look(looker):
                 told = str(jobs.counts or "unknown")
@@ -64,7 +64,7 @@ def wait(study_dir: Path, array: Array) -> slurm.Counts:
                 if bar.disable and time.monotonic() - said > PIPE_LINE_SECONDS:
                     said = time.monotonic()
                     print_error(f"{line(seen, first, said - began)}; jobs: {told}")
-            if select.select([stop.reader], [], [], PAUSE_SECONDS[0] if over else pause)[0]:
+            if select.select([stop.reader], [], [], PAUSE_SECONDS[0] if jobs.over else pause)[0]:
                 print_error(f"\n{array} goes on. {told_next(study_dir)}")
                 assert stop.number is not None
                 raise Interrupted(stop.number)
@@ -100,7 +100,7 @@ def statuses_of(study_dir: Path, tasks: Sequence[Task], *, complete: bool) -> di
         statuses = store.finished_ids(study_dir)
         if not complete or time.monotonic() > end or all(statuses.get(i) in ("done", "failed") for i in ids):
             return statuses
-        time.sleep(AGAIN_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def errors_of(study_dir: Path, tasks: Sequence[Task], statuses: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -140,7 +140,7 @@ def cancel(study_dir: Path) -> str:
         assert job_id is not None
         slurm.cancel(job_id, array.name)
         while (counts := arrays.counts_surely(study_dir, array)).alive and time.monotonic() < end:
-            time.sleep(AGAIN_SECONDS)
+            time.sleep(POLL_SECONDS)
             if counts.pending:  # one that was about to be requeued
                 slurm.cancel(job_id, array.name)
     except slurm.Unavailable as why:

@@ -234,6 +234,7 @@ def sweep(
     jobs = expand(params, arguments, context.config_loader)
     ours = type(launcher).__module__ == "hydra_plugins.normstudy"
     if isinstance(task, app.Task) and not ours:
+        from normstudy import planning
         from normstudy import sweep as engine
 
         if task.detach:
@@ -245,7 +246,7 @@ def sweep(
         if task.dry_run:
             engine.run_sweep(configs, dry_run=True, request=task.request(config.hydra.overrides.task))
             return []
-        engine.check(configs)
+        planning.check(configs)
     returns = launcher.launch(jobs, 0)
     for one in returns:
         _raise_failure(one)

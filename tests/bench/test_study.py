@@ -15,7 +15,7 @@ import pytest
 from studies import REQUEST, tiny
 
 import normstudy
-from normstudy import store, sweep
+from normstudy import planning, store, sweep
 from normstudy.analysis.compare import compare_study, render
 from normstudy.bench import study as bench
 from normstudy.compaction import compact_study
@@ -38,7 +38,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs that were trained, one of each placement."""
     root = tmp_path_factory.mktemp("trained")
-    sweep.execute(sweep.plan([tiny(root, placement=p, n_layers=3) for p in bench.PLACEMENTS]), REQUEST)
+    sweep.execute(planning.plan([tiny(root, placement=p, n_layers=3) for p in bench.PLACEMENTS]), REQUEST)
     return root / "tiny"
 
 

@@ -38,7 +38,7 @@ import pandas as pd
 import torch
 from studies import REQUEST, assert_same_tables, tiny
 
-from normstudy import compaction, files, lock, pool, recording, store, sweep, worker
+from normstudy import compaction, files, lock, planning, pool, recording, store, sweep, worker
 from normstudy.config import RunConfig
 
 WINDOW, N_STEPS, RUNS = 3, 7, 3
@@ -186,7 +186,7 @@ def sweep_and_compact(root: Path, per_batch: int) -> Callable[[], None]:
     def work() -> None:
         if lock.swap_interrupted(root / "tiny"):  # what the sweep's own line asks for
             compaction.compact_study(root / "tiny")
-        sweep.execute(sweep.plan(configs(root, per_batch)), REQUEST)
+        sweep.execute(planning.plan(configs(root, per_batch)), REQUEST)
         compaction.compact_study(root / "tiny")
 
     return work

@@ -28,7 +28,13 @@ from normstudy import store
 from normstudy.check import check_study
 
 RUNS = 1000
-WORDS = [*SWEEP, f"seed=range(0,{RUNS})", "schedule.n_steps=3600", "execution.checkpoint_seconds=1", "execution.max_tries=20"]
+WORDS = [
+    *SWEEP,
+    f"seed=range(0,{RUNS})",
+    "schedule.n_steps=3600",
+    "execution.checkpoint_seconds=1",
+    "execution.max_tries=20",
+]
 LOOK_SECONDS = 0.5
 KILLS_APART = 6.0  # seconds, on average
 FLAT_MB, FLAT_HANDLES = 20.0, 8  # the most that the last third may be above the first
