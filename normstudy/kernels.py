@@ -1,4 +1,4 @@
-"""What most of a step's time goes into, for many runs at once: linear maps, layer norm and causal attention.
+"""What most of a step's time goes into, for many runs at once: linear maps, layer norm, attention and the loss.
 
 The model is written for one run and vmapped. Here the run axis comes back into sight, because how the runs' products
 are laid out decides the speed (`normstudy bench --rows a` measures it), and because a run's bits must not depend on
@@ -9,7 +9,7 @@ writes where it is told. torch.bmm is MKL, which on an AMD uses half of AVX-512:
 (256, 32) times (32, 128), 105 instead of 210 for (512, 64) times (64, 256). oneDNN is as fast for the latter
 only, as a call takes 10 us and cannot write into what is there. On other devices products are torch's.
 
-R runs, N positions of all of a run's sequences, B batch, T sequence, H heads, K d_head; I in, O out.
+R runs, N positions of all of a run's sequences, B batch, T sequence, H heads, K d_head; I in, O out; V symbols.
 """
 
 from __future__ import annotations
@@ -228,3 +228,51 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return [mixed.reshape(R, B, *mixed.shape[1:])]
 
     return over_runs(stacked, q, k, v)[0]
+
+
+# ---- the loss -----------------------------------------------------------------------------------------
+
+
+class _CrossEntropy(Function):
+    """Mean cross-entropy (R,) of logits (R, N, V) and targets (R, N) on a CPU.
+
+    The bits are those of torch's own. Its gradient first writes a matrix of zeros as large as the logits, and copies it
+    to put a number into each row; here the zeros of a few runs do for all and stay in a cache.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
+        log_p, index = torch.empty_like(logits), targets[..., None]
+        of_targets = logits.new_empty(index.shape)
+        for s in _slices(logits):
+            torch.log_softmax(logits[s], 2, out=log_p[s])
+            torch.gather(log_p[s], 2, index[s], out=of_targets[s])
+        ctx.save_for_backward(log_p, index)
+        return of_targets.sum((1, 2)).div_(-targets.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        log_p, index = ctx.saved_tensors  # type: ignore[attr-defined]
+        of_targets = (gradients[0] / -index.shape[1])[:, None, None].expand(index.shape)
+        of_logits, zeros = torch.empty_like(log_p), None
+        for s in _slices(log_p):
+            zeros = torch.zeros_like(log_p[s]) if zeros is None else zeros[: len(log_p[s])]
+            torch.ops.aten._log_softmax_backward_data(
+                zeros.scatter_(2, index[s], of_targets[s]), log_p[s], 2, log_p.dtype, out=of_logits[s]
+            )
+            zeros.scatter_(2, index[s], 0.0)
+        return of_logits, None
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of one run's logits (..., V) and targets (...), nats per token."""
+
+    def stacked(logits: Tensor, targets: Tensor) -> Outputs:
+        flat = logits.reshape(len(logits), -1, logits.shape[-1]).contiguous()
+        loss: Tensor = _CrossEntropy.apply(flat, targets.reshape(len(targets), -1))  # type: ignore[no-untyped-call]
+        return [loss]
+
+    if logits.device.type != "cpu":
+        return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+    return over_runs(stacked, logits, targets)[0]

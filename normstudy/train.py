@@ -19,9 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from normstudy import cuda, data, optim, own, probes, profiling
+from normstudy import cuda, data, kernels, optim, own, probes, profiling
 from normstudy.config import EVAL_CHUNK, RunConfig, row_of
 from normstudy.flat import Layout, layout_of
 from normstudy.init import init_params
@@ -87,7 +86,7 @@ class Snapshot:
 def loss_of_run(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Mean cross-entropy of one run on windows (B, T + 1), nats per token, and its residual stream."""
     logits, residual = torch.func.functional_call(model, params, (tokens[:, :-1],))
-    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()), residual
+    return kernels.cross_entropy(logits, tokens[:, 1:]), residual
 
 
 def build(config: RunConfig, vocab_size: int) -> Transformer:

@@ -1,4 +1,4 @@
-"""Linear maps, norms and attention of many runs against torch's own of one, in float64, however their inputs lie."""
+"""Linear maps, norms, attention and the loss of many runs against torch's own of one, however their inputs lie."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ Call = Callable[..., list[Tensor]]
 R, B, T, H, K = 3, 2, 5, 2, 4
 D = H * K
 EPS = 1e-5
+TARGETS = torch.randint(D, (B, T), generator=torch.Generator().manual_seed(1))
 
 
 def two_maps(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor, b2: Tensor) -> list[Tensor]:
@@ -44,6 +45,11 @@ CASES: dict[str, tuple[Call, Call, list[tuple[int, ...]]]] = {
             F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), is_causal=True).transpose(1, 2)
         ],
         [(B, T, H, K)] * 3,
+    ),
+    "cross-entropy": (
+        lambda logits: [kernels.cross_entropy(logits, TARGETS)],
+        lambda logits: [F.cross_entropy(logits.flatten(0, 1), TARGETS.flatten())],
+        [(B, T, D)],
     ),
 }
 
@@ -171,3 +177,27 @@ def test_products_are_of_one_kind_of_number(other: torch.dtype) -> None:
         kernels.product(x, x.to(other))
     with pytest.raises(TypeError, match=r"both must be torch\.float32"):
         kernels.product(x.half(), x.half())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (3, 2, 8, 11), (16, 8, 64, 256), (9, 8, 64, 512), (7, 3, 31, 33)])
+@pytest.mark.parametrize("scale", [1, 60])
+def test_the_loss_has_the_bits_of_torch(shape: tuple[int, ...], scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(shape, generator=generator) * scale).requires_grad_()
+    targets = torch.randint(shape[-1], shape[:-1], generator=generator)
+
+    def of_torch(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    losses = [torch.func.vmap(loss)(logits, targets) for loss in (kernels.cross_entropy, of_torch)]
+    weights = torch.linspace(0.5, 2, shape[0])
+    gradients = [torch.autograd.grad((loss * weights).sum(), logits)[0] for loss in losses]
+    assert torch.equal(*losses)
+    assert torch.equal(*gradients)
+    assert gradients[0].abs().max() > 0
+
+
+def test_the_loss_of_logits_that_are_not_finite_is_not_finite() -> None:
+    logits = torch.zeros(2, 1, 2, 3)
+    logits[0, 0, 0, 1], logits[1, 0, 1, 0] = torch.inf, torch.nan
+    assert not torch.func.vmap(kernels.cross_entropy)(logits, torch.zeros(2, 1, 2, dtype=torch.long)).isfinite().any()

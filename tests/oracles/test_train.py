@@ -323,7 +323,10 @@ def test_a_batch_of_any_model_equals_plain_loops(values: Fields) -> None:
 @pytest.mark.parametrize("placement", ["pre", "post"])
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_optimizers_and_clipping_equal_plain_loops(name: str, placement: str) -> None:
-    """A limit that binds, one that does not, and none, with weight decay and momentum."""
+    """A limit that binds, one that does not, and none, with weight decay and momentum.
+
+    eps: at 1e-5 the noise in the key biases, which decay pulls on, moves an update by 2e-3 from that in float64.
+    """
     assert_equals_plain(
         [
             config(
@@ -331,7 +334,7 @@ def test_optimizers_and_clipping_equal_plain_loops(name: str, placement: str) ->
                 seed=run,
                 peak_lr=1e-2,
                 optimizer=OptimizerConfig(
-                    name=name, eps=EPS, momentum=0.5, weight_decay=0.1 * run, max_grad_norm=limit
+                    name=name, eps=1e-3, momentum=0.5, weight_decay=0.1 * run, max_grad_norm=limit
                 ),
             )
             for run, limit in enumerate((0.05, 1e6, None))
