@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normstudy import failures, lock, pool, progress, store
+from normstudy.cluster import slurm
 from normstudy.stopping import SIGNALS, WARNING, Stop, print_error
 from normstudy.worker import Task
 
@@ -24,9 +25,9 @@ PATIENCE_SECONDS = 3600.0  # for the lock: a submission holds it until it is thr
 class Share:
     """Trains tasks; submitit calls it in a job, and again each time that the job is requeued.
 
-    Asked to end (SIGTERM), it saves its runs and ends the job with an exit code. Warned of the time limit, it saves
-    them and has submitit put the job back into the queue. command: of the sweep; tried: how often a run had crashed
-    when the job was submitted.
+    Asked to end (SIGTERM), it saves its runs and ends the job with an exit code. Warned of the time limit, or asked to
+    end because the job makes room for another, it saves them and has submitit put the job back into the queue. command:
+    of the sweep; tried: how often a run had crashed when the job was submitted.
     """
 
     study_dir: Path
@@ -54,8 +55,9 @@ class Share:
                 "fewer execution.runs_per_batch"
             )
             sys.exit(128 + WARNING)
-        elif stop.number == WARNING and callable(requeue):
-            print_error("the time of this job is over: the rest goes on when it comes to its turn again")
+        elif callable(requeue) and (stop.number == WARNING or (stop.number == signal.SIGTERM and slurm.is_preempted())):
+            why = "the time of this job is over" if stop.number == WARNING else "this job makes room for another"
+            print_error(f"{why}: the rest goes on when it comes to its turn again")
             requeue(WARNING, None)
         else:
             sys.exit(128 + (stop.number or 0))

@@ -93,6 +93,19 @@ def cancel(job_id: str, name: str) -> None:
             raise
 
 
+def is_preempted() -> bool:
+    """Whether the job that this process is of still runs, but only within a time of grace, to make room for another.
+
+    Slurm puts it back into the queue when that time is over, and not where it has ended before. False where Slurm
+    cannot be asked.
+    """
+    try:
+        told = dict(re.findall(r"(\w+)=(\S+)", _call("scontrol", "show", "job", os.environ["SLURM_JOB_ID"])))
+    except (KeyError, Unavailable):
+        return False
+    return told.get("JobState") == "RUNNING" and told.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
+
+
 @functools.cache
 def cluster() -> str:
     """The name of the cluster whose Slurm is asked here. Raises Unavailable."""

@@ -154,6 +154,23 @@ def test_a_job_goes_on_after_its_time_limit(here: Path, tmp_path: Path) -> None:
     assert_same_tables(here, tmp_path / STUDY)
 
 
+@pytest.mark.parametrize("partition", ["debug", "grace"])
+def test_a_preempted_job_saves_its_runs_and_goes_on(partition: str, here: Path, tmp_path: Path) -> None:
+    """Slurm puts it back into the queue, or gives it a time of grace: one that ends in that is not put back by itself.
+
+    Without grace it is killed half a minute after it was asked to end.
+    """
+    running = start([*ON_SLURM, "execution.jobs=1", f"execution.partition={partition}"], tmp_path)
+    wait_for(lambda: windows(tmp_path) and jobs(tmp_path))
+    call("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1")
+    wait_for(lambda: jobs(tmp_path, "pending"))
+    assert len(list((tmp_path / STUDY / saved.FOLDER).iterdir())) > 0
+    assert ("this job makes room for another" in logs(tmp_path)) == (partition == "grace")
+    code, _, err = end(running, tmp_path)
+    assert code == 0, err + logs(tmp_path)
+    assert_same_tables(here, tmp_path / STUDY)
+
+
 def test_the_runs_of_a_node_that_goes_down_go_on_elsewhere(here: Path, tmp_path: Path) -> None:
     running = start(ON_SLURM, tmp_path)
     wait_for(lambda: windows(tmp_path) and jobs(tmp_path))

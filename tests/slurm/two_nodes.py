@@ -46,13 +46,18 @@ TaskPlugin=task/none
 MpiDefault=none
 ReturnToService=1
 SchedulerParameters=bf_interval=2
+KillWait=10
 JobRequeue=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 {nodes}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=grace Nodes=ALL MaxTime=INFINITE State=UP GraceTime=120
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 
 
@@ -132,7 +137,7 @@ def _munge_user() -> str | None:
 
 def _idle(env: dict[str, str]) -> int:
     told = subprocess.run(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"], env=env, capture_output=True, text=True)
-    return len(told.stdout.split())
+    return len(set(told.stdout.split()))  # one line a partition
 
 
 def _wait(condition: object, what: str) -> None:
