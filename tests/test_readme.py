@@ -39,6 +39,24 @@ def test_the_speeds_are_those_of_the_tables() -> None:
         assert re.findall(r"(?i)times (?:as fast|faster)|speed-?up|run-steps? per second", README) == []
 
 
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("a2 run-steps against", "{} times one plain process per core"),
+        ("a1 run-steps against", "{} times the loop with all threads"),
+        ("a2 limit: the step's operations without its Python", "at {} processes"),
+    ],
+)
+def test_the_speeds_on_another_cpu_are_those_of_its_table(what: str, words: str) -> None:
+    stored = tables.read(BENCH / "xeon", ["a"])
+    assert set(stored["mode"]) == {"full"}
+    assert summary.missing(stored) == []
+    medians = [r.median for r in summary.results(stored) if r.goal.title.startswith(what)]
+    assert len(medians) == 5
+    told = words.format(f"{summary.number(min(medians))} to {summary.number(max(medians))}")
+    assert told in " ".join(README.split())
+
+
 def test_a_committed_table_is_of_a_whole_benchmark_of_a_commit() -> None:
     """Every row but a GPU's, every goal of `--full`, measured by code that is in the history."""
     rows = tables.stored_rows(BENCH)

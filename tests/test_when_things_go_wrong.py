@@ -77,7 +77,7 @@ HELD_BY = {
         "test_sweep.py::test_readers_agree",  # while it is trained
         "faults/test_random_kills.py::test_twenty_kills_change_no_bit",
     ),
-    "A Slurm job at its time limit, one that makes room for another, or whose node goes down, waits in the queue and goes on.": (
+    "A Slurm job at its time limit, one that makes room for another, or whose node goes down, waits and goes on.": (
         "slurm/test_slurm.py::test_a_job_goes_on_after_its_time_limit",
         "slurm/test_slurm.py::test_a_preempted_job_saves_its_runs_and_goes_on",
         "slurm/test_slurm.py::test_the_runs_of_a_node_that_goes_down_go_on_elsewhere",
