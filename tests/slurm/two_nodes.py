@@ -45,7 +45,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 ReturnToService=1
-SchedulerParameters=bf_interval=2
+SchedulerParameters=bf_interval=2,sched_interval=5
 KillWait=10
 JobRequeue=0
 SelectType=select/cons_tres
