@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from numerics import NUMERICS_ENV
@@ -15,3 +16,7 @@ for name, value in NUMERICS_ENV.items():
     os.environ.pop(name, None)
     if value is not None:
         os.environ[name] = value
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would every command that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
