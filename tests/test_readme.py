@@ -44,7 +44,8 @@ def test_the_speeds_are_those_of_the_tables() -> None:
     [
         ("a2 run-steps against", "{} times one plain process per core"),
         ("a1 run-steps against", "{} times the loop with all threads"),
-        ("a2 limit: the step's operations without its Python", "at {} processes"),
+        ("a2 limit: the step's operations without its Python", "without any Python would be at {} processes"),
+        ("a2 limit: the step's operations, each alone in a cache", "at {} processes with the numbers"),
     ],
 )
 def test_the_speeds_on_another_cpu_are_those_of_its_table(what: str, words: str) -> None:
