@@ -4,10 +4,11 @@ The model is written for one run and vmapped. Here the run axis comes back into 
 are laid out decides the speed (`normstudy bench --rows a` measures it), and because a run's bits must not depend on
 what it is batched with: each product is of one run's matrices, by a rule that looks at one run's shape only.
 
-On a CPU their products are NumPy's. OpenBLAS, in the wheels of PyPI, uses all of a CPU's width, takes 1 us a call, and
-writes where it is told. torch.bmm is MKL, which on an AMD uses half of AVX-512: 90 GFLOP/s a core instead of 180 for
-(256, 32) times (32, 128), 105 instead of 210 for (512, 64) times (64, 256). oneDNN is as fast for the latter
-only, as a call takes 10 us and cannot write into what is there. On other devices products are torch's.
+On a CPU that is not Intel's their products are NumPy's. OpenBLAS, in the wheels of PyPI, uses all of a CPU's width,
+takes 1 us a call, and writes where it is told. torch.bmm is MKL, which on an AMD uses half of AVX-512: 90 GFLOP/s a
+core instead of 180 for (256, 32) times (32, 128), 105 instead of 210 for (512, 64) times (64, 256). oneDNN is as fast
+for the latter only, as a call takes 10 us and cannot write into what is there. On an Intel linear maps are torch.bmm's
+(blas.py), and on other devices all products.
 
 R runs, N positions of all of a run's sequences, B batch, T sequence, H heads, K d_head; I in, O out; V symbols.
 """
@@ -24,6 +25,8 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
+
+from normstudy import blas
 
 # Numbers of the runs that are worked on at once where several operations follow on the same ones: they stay in a cache.
 AT_ONCE = 2**19
@@ -67,6 +70,13 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
     if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"a product of {a.dtype} and {b.dtype}: both must be torch.float32")
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
+    if blas.by_mkl() and a.dim() == 3:
+        torch.bmm(a, b, out=out)
+    else:
+        _by_numpy(a, b, out)
+
+
+def _by_numpy(a: Tensor, b: Tensor, out: Tensor) -> None:
     with np.errstate(all="ignore"):  # a run that diverges is a result
         np.matmul(a.numpy(), b.numpy(), out=out.numpy())
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from normstudy import checkpoint, data, files, probes, store, train
+from normstudy import blas, checkpoint, data, files, probes, store, train
 from normstudy.checkpoint import Checkpoint
 from normstudy.flat import Layout, layout_of
 from normstudy.worker import Message, Task
@@ -265,22 +265,9 @@ def machine(device: str) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "blas": blas(),
+        "blas": blas.libraries(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }
-
-
-def blas() -> str:
-    """What makes NumPy's matrix products, and for which CPU: 'openblas 0.3.31 SkylakeX'."""
-    import numpy as np
-    from threadpoolctl import threadpool_info
-
-    found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    # SciPy brings one of its own. Where NumPy was built with a system's, that is the only one.
-    numpys = [one for one in found if Path(one["filepath"]).parent.name in ("numpy.libs", ".dylibs")] or found
-    if len(numpys) != 1:
-        return f"of numpy {np.__version__}"
-    return " ".join(str(numpys[0][key]) for key in ("internal_api", "version", "architecture") if numpys[0].get(key))
 
 
 def text_columns(text: Text) -> dict[str, object]:

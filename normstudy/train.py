@@ -181,8 +181,8 @@ def train_batch(
     """Train runs of one shape together; yields a Record a step and an End a run.
 
     A run ends at its first non-finite loss or gradient norm: that Record is its last, and it leaves the batch.
-    Whatever a run is batched with, its numbers are the same bits (on one kind of CPU and version of torch and of
-    NumPy's BLAS).
+    Whatever a run is batched with, its numbers are the same bits (on one kind of CPU, version of torch and
+    libraries of matrix products: blas.py).
 
     starts: of each run, where it goes on, None for the beginning. The least advanced take their steps first, until
     they are level with the next. between: called after each step with the runs that train on; True ends the training.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normstudy import kernels
+from normstudy import blas, kernels
 
 Call = Callable[..., list[Tensor]]
 
@@ -17,6 +17,12 @@ R, B, T, H, K = 3, 2, 5, 2, 4
 D = H * K
 EPS = 1e-5
 TARGETS = torch.randint(D, (B, T), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=[False, True], ids=["NumPy", "MKL"], autouse=True)
+def _both_libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here holds for the products of either, on any CPU."""
+    monkeypatch.setattr(blas, "by_mkl", lambda: request.param)
 
 
 def two_maps(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor, b2: Tensor) -> list[Tensor]:

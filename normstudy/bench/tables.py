@@ -27,6 +27,7 @@ from normstudy import files
 from normstudy.bench.children import environment
 from normstudy.bench.rows import ROWS
 from normstudy.bench.samples import Sample
+from normstudy.cpu import cpu_info
 from normstudy.errors import ConfigError
 from normstudy.provenance import git_commit
 
@@ -43,9 +44,9 @@ MODES = ("quick", "full")
 
 ASK = """
 import json, torch
-from normstudy.recording import blas
+from normstudy import blas
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-print(json.dumps([torch.__version__, torch.backends.cpu.get_cpu_capability(), blas(), gpu]))
+print(json.dumps([torch.__version__, torch.backends.cpu.get_cpu_capability(), blas.libraries(), gpu]))
 """
 
 
@@ -75,7 +76,7 @@ def machine(device: str) -> Machine:
     return Machine(
         python=platform.python_version(),
         torch=torch_version,
-        cpu=_cpu_model(),
+        cpu=cpu_info("model name") or platform.machine(),
         n_cores=len(os.sched_getaffinity(0)),
         cpu_capability=capability,
         blas=blas,
@@ -91,15 +92,6 @@ def _ask() -> tuple[str, str, str, str | None]:
         done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
     torch_version, capability, blas, gpu = json.loads(done.stdout)
     return torch_version, capability, blas, gpu
-
-
-def _cpu_model() -> str:
-    """The processor's name as Linux gives it; that of its architecture where it gives none."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.machine()
 
 
 # ---- writing --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from normstudy import kernels, store
+from normstudy import blas, kernels, store
 from normstudy.bench import operations, products, subjects
 from normstudy.bench.operations import Call, Recorder, recorded, seconds_alone
 from normstudy.bench.subjects import Case, run_config
@@ -28,13 +28,15 @@ def recorded_steps(folder: Path) -> Recorder:
     return recorder
 
 
-def test_every_product_of_a_step_is_caught_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_mkl", [False, True])
+def test_every_product_of_a_step_is_caught_once(by_mkl: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many floating point operations as are counted for the limit of the products."""
+    monkeypatch.setattr(blas, "by_mkl", lambda: by_mkl)
     recorder = recorded_steps(tmp_path)
     flops = 0
     for kind, count in recorder.count.items():
-        if isinstance(kind, tuple) and kind[0] == "product":
-            a, b, _ = recorder.calls[kind].args
+        if isinstance(kind, tuple) and kind[0] in ("product", "aten.bmm.out"):
+            a, b = recorder.calls[kind].args[:2]
             assert isinstance(a, torch.Tensor)
             assert isinstance(b, torch.Tensor)
             flops += count * 2 * a.numel() * b.shape[-1]
@@ -49,7 +51,7 @@ def test_operations_of_torch_are_caught_and_views_are_not(tmp_path: Path) -> Non
 
 
 def test_being_watched_changes_nothing(tmp_path: Path) -> None:
-    multiply = kernels._multiply
+    by_numpy = kernels._by_numpy
     tables = []
     for name in ("watched", "alone"):
         configs = [run_config(SMALL, seed) for seed in range(RUNS)]
@@ -60,7 +62,7 @@ def test_being_watched_changes_nothing(tmp_path: Path) -> None:
         else:
             work(400)
         tables.append(store.read(tmp_path / name, "modules"))
-    assert kernels._multiply is multiply
+    assert kernels._by_numpy is by_numpy
     assert len(tables[0]) > 0
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
