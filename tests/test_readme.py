@@ -58,19 +58,34 @@ def test_the_speeds_on_another_cpu_are_those_of_its_table(what: str, words: str)
     assert told in " ".join(README.split())
 
 
-def test_a_committed_table_is_of_a_whole_benchmark_of_a_commit() -> None:
+def test_what_else_another_cpu_misses_is_told() -> None:
+    """Every goal outside row a that is met in the README's table and not on the Xeon, with both numbers."""
+    here, there = (summary.results(tables.read(d, tables.stored_rows(d))) for d in (BENCH, BENCH / "xeon"))
+    met = {r.goal for r in here if r.verdict == "met"}
+    missed = [r for r in there if r.goal in met and r.verdict == "not met" and r.goal.row != "a"]
+    assert missed
+    words = " ".join(README.split())
+    for r in missed:
+        assert r.goal.limit is not None
+        assert f"({summary.number(r.median)} {r.unit} of {r.goal.limit:g}" in words, r.goal.title
+    assert words.count(" goals of other rows that the EPYC meets") == 1
+    assert all(r.verdict == "not met" for r in there if r.goal.row == "a" and r.goal.limit is not None)  # as is said
+
+
+@pytest.mark.parametrize("folder", [BENCH, BENCH / "xeon"], ids=["EPYC", "Xeon"])
+def test_a_committed_table_is_of_a_whole_benchmark_of_a_commit(folder: Path) -> None:
     """Every row but a GPU's, every goal of `--full`, measured by code that is in the history."""
-    rows = tables.stored_rows(BENCH)
+    rows = tables.stored_rows(folder)
     if not rows:
-        assert [p.name for p in BENCH.glob("*") if p.is_file()] == []  # no figure without its tables
+        assert [p.name for p in folder.glob("*") if p.is_file()] == []  # no figure without its tables
         return
-    stored = tables.read(BENCH, rows)
+    stored = tables.read(folder, rows)
     assert set("abcdefh") <= set(rows)
     assert set(stored["mode"]) == {"full"}
     assert stored["git_commit"].notna().all()
     assert not stored["git_commit"].str.contains("dirty").any()
     assert [goal for goal in summary.missing(stored) if goal.limit is not None] == []
-    assert (BENCH / "bench.png").exists()
+    assert (folder / "bench.png").exists()
 
 
 @pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", ELSEWHERE, re.S))
