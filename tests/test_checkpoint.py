@@ -31,9 +31,10 @@ def notes(messages: Sequence[Message]) -> list[str]:
 # ---- the same bits --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-@pytest.mark.parametrize("placement", ["pre", "post", "admin", "mix"])
-def test_a_stop_at_any_step_changes_no_bit(tmp_path: Path, optimizer: str, placement: str) -> None:
+@pytest.mark.parametrize(
+    ("placement", "optimizer"), [("pre", "sgd"), ("post", "adam"), ("mix", "adamw"), ("admin", "adam")]
+)
+def test_a_stop_at_any_step_changes_no_bit(tmp_path: Path, placement: str, optimizer: str) -> None:
     """admin's omegas come from a look at the data before the first step: they must not be looked for again."""
 
     def configs(root: Path) -> list[RunConfig]:

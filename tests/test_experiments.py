@@ -14,7 +14,7 @@ STUDIES = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
 RUNS = {"smoke": 8, "quickstart": 8, "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280}
 SHORT = [
     "model.d_model=16", "model.n_heads=2", "data=synthetic", "data.seq_len=16", "data.batch_size=2",
-    "schedule.n_steps=4", "eval.windows=4", "seed=0", "execution.device=cpu",
+    "schedule.n_steps=4", "eval.windows=4", "seed=0", "execution.device=cpu", "execution.workers=1",
 ]  # fmt: skip
 ONE_DEPTH = {"placements": ["model.n_layers=4"]}  # at twelve layers fourteen placements take half a minute
 WARMUPS = {study: ["schedule.warmup_steps=0,2"] for study in STUDIES if study != "rmsnorm"}
@@ -39,13 +39,15 @@ def test_it_plans_what_its_pages_say(
     assert re.search(rf"\| \[{study}\]\({study}\.md\) \| .* \| {RUNS[study]} \|", table)
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", ["placements", "depth", "rmsnorm"])
 def test_it_trains_a_few_steps(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every axis but the seeds, shrunk; all its runs end and its figures are drawn."""
+    """With every axis but the seeds, shrunk; all its runs end and its figures are drawn.
+
+    The others ask for nothing that these do not; quickstart is trained whole by .ci/run.
+    """
     monkeypatch.chdir(tmp_path)
     assert cli.main(["sweep", f"experiment={study}", *SHORT, *WARMUPS.get(study, []), *ONE_DEPTH.get(study, [])]) == 0
     statuses = store.finished_ids(tmp_path / "results" / study)
-    seeds = 2 if study in ("smoke", "quickstart") else 5
     depths = 2 if study in ONE_DEPTH else 1
-    assert list(statuses.values()) == ["done"] * (RUNS[study] // seeds // depths)
+    assert list(statuses.values()) == ["done"] * (RUNS[study] // 5 // depths)
     assert list((tmp_path / "results" / study / "figures").glob("*.png"))

@@ -46,6 +46,7 @@ def test_they_train_in_one_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     words = [
         "data=synthetic", "data.seq_len=16", "data.batch_size=2", "eval.windows=4", "schedule.n_steps=4",
         "model.d_model=16", "model.n_heads=2", "model.n_layers=1,2", "execution.device=cpu", "study=presets",
+        "execution.workers=1",
     ]  # fmt: skip
     assert cli.main(["sweep", f"model={','.join(PRESETS)}", *words]) == 0
     runs = store.read(tmp_path / "results" / "presets", "runs")

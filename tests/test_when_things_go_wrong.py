@@ -25,7 +25,7 @@ HELD_BY = {
     "A sweep that is killed at any instant goes on with the same words and ends in the same bits.": (
         "faults/test_kill_points.py::test_a_kill_at_any_point_costs_nothing",
         "faults/test_random_kills.py::test_twenty_kills_change_no_bit",
-        "test_sweep.py::test_a_kill_loses_nothing_that_was_finished",
+        "faults/test_signals.py::test_a_killed_parent_leaves_no_orphan_and_the_same_words_go_on",
     ),
     "No finished run is lost; what was trained since the last checkpoint, by default a minute, is trained again.": (
         "faults/test_random_kills.py::test_twenty_kills_change_no_bit",
@@ -42,7 +42,7 @@ HELD_BY = {
     "A second Ctrl-C ends it at once.": ("faults/test_signals.py::test_twice_ends_at_once_and_leaves_nobody",),
     "A worker that is killed, by the out-of-memory killer too, fails no run: another one takes its batch, as two "
     "batches where it had no checkpoint yet.": (
-        "test_sweep.py::test_a_kill_loses_nothing_that_was_finished",
+        "test_failures.py::test_a_run_whose_process_always_dies_is_failed_after_its_tries",
         "faults/test_random_kills.py::test_twenty_kills_change_no_bit",
     ),
     "A run that crashes is `failed`, its traceback lies in `state/logs`, and it stops no other.": (

@@ -19,7 +19,8 @@ from normstudy import saved, store
 
 SEED = 7
 KEPT = Path(__file__).parents[2] / "results" / "robustness" / "kills.parquet"
-WORDS = [*SWEEP, "seed=range(0,6)", "schedule.n_steps=1500", "execution.checkpoint_seconds=0.1"]
+WORDS = [*SWEEP, "seed=range(0,6)", "schedule.n_steps=1000", "execution.checkpoint_seconds=0.1"]
+MOMENTS = 0.02, 0.3  # after a run was saved, of the time that the undisturbed sweep trains: runs finish between kills
 
 
 # What Python prints in a process that was just being started when its parent was killed.
@@ -34,13 +35,15 @@ def check_said(err: str) -> None:
     assert "Traceback" not in err
 
 
-def kill_at_random(words: list[str], cwd: Path, rng: random.Random) -> tuple[str, float] | None:
+def kill_at_random(words: list[str], cwd: Path, rng: random.Random, training: float) -> tuple[str, float] | None:
     """Start the sweep and kill one of its processes some time later: which, after how many seconds.
+
+    training: seconds that the undisturbed sweep trained on this machine.
 
     One in four wherever it is then, the others while it trains. None where it was through before.
     """
     began, clock = time.time(), time.monotonic()
-    running, anywhere, wait = start(words, cwd), rng.random() < 0.25, rng.uniform(0.3, 3.0)
+    running, anywhere, wait = start(words, cwd), rng.random() < 0.25, training * rng.uniform(*MOMENTS)
     while not anywhere and running.poll() is None and not has_saved_since(cwd / "results" / "long", began):
         time.sleep(0.02)
     end = time.monotonic() + wait
@@ -80,6 +83,7 @@ def kills(undisturbed: Path, tmp_path: Path, n_kills: int, seed: int) -> pd.Data
     finished: of the runs, when the sweep was started again.
     """
     rng = random.Random(seed)
+    training = float(store.read(undisturbed, "runs")["wall_time_s"].max())
     rows: list[tuple[int, int, int, str, float, int]] = []
     sweep = 0
     while len(rows) < n_kills:
@@ -93,7 +97,7 @@ def kills(undisturbed: Path, tmp_path: Path, n_kills: int, seed: int) -> pd.Data
             words = [*WORDS, f"execution.workers={workers}", f"execution.runs_per_batch={together}"]
             killed = None
             if len(rows) < n_kills:
-                killed = kill_at_random(words, cwd, rng)
+                killed = kill_at_random(words, cwd, rng, training)
                 through = killed is None
             else:
                 done = finish(words, cwd)

@@ -16,7 +16,7 @@ from studies import assert_same_tables
 from normstudy import saved, store
 
 WORDS = [
-    *SWEEP, "seed=range(0,4)", "schedule.n_steps=1500", "execution.workers=2", "execution.checkpoint_seconds=1000",
+    *SWEEP, "seed=range(0,4)", "schedule.n_steps=1000", "execution.workers=2", "execution.checkpoint_seconds=1000",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.faults
@@ -65,6 +65,22 @@ def test_a_worker_killed_before_it_has_saved_is_told(undisturbed: Path, tmp_path
     assert lost in err.splitlines()
     assert finish(WORDS, tmp_path).returncode == 0
     assert_same_tables(undisturbed, tmp_path / "results" / "long")
+
+
+def test_a_killed_parent_leaves_no_orphan_and_the_same_words_go_on(undisturbed: Path, tmp_path: Path) -> None:
+    """Its workers hold the study's lock: a second sweep would wait for one that went on."""
+    running, workers = training(tmp_path)
+    study = tmp_path / "results" / "long"
+    for pid in workers:
+        held = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+        assert str(study / "state" / "lock") in held
+    os.kill(running.pid, signal.SIGKILL)
+    wait_for(lambda: all(is_gone(pid) for pid in workers), 10)
+    running.communicate()
+    # They ended at once and silently, not at their next word to a parent that is gone.
+    assert "failed" not in store.finished_ids(study).values()
+    assert finish(WORDS, tmp_path).returncode == 0
+    assert_same_tables(undisturbed, study)
 
 
 def test_twice_ends_at_once_and_leaves_nobody(tmp_path: Path) -> None:
