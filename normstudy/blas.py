@@ -2,7 +2,7 @@
 
 PyPI's wheels of NumPy bring OpenBLAS, those of torch bring MKL. On an AMD, MKL uses half of AVX-512 (kernels.py has the
 rates); on an Intel it is the faster one: a Xeon with AVX-512 trained d32 L4, d64 L2, d64 L6 and d128 L6 1.08 to 1.11
-times as fast with it (medians of seven rounds in turns, two cores).
+times as fast with it (medians of seven rounds in turns, by hand, two cores).
 """
 
 from __future__ import annotations

@@ -65,12 +65,12 @@ def _by_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1] else x.clone(memory_format=torch.contiguous_format)
 
 
-def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a b on a CPU, matrix by matrix, the leading axes being the same."""
+def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> None:
+    """out = a b on a CPU, matrix by matrix, the leading axes being the same. MKL wants three axes and rows in order."""
     if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"a product of {a.dtype} and {b.dtype}: both must be torch.float32")
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
-    if blas.by_mkl() and a.dim() == 3:
+    if by_mkl:
         torch.bmm(a, b, out=out)
     else:
         _by_numpy(a, b, out)
@@ -90,10 +90,10 @@ def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         return torch.bmm(x, w) if b is None else torch.baddbmm(b[:, None], x, w)
     y = x.new_empty(*x.shape[:2], w.shape[2])
     if b is None:
-        _multiply(x, w, y)
+        _multiply(x, w, y, by_mkl=blas.by_mkl())
         return y
     for s in _slices(y):
-        _multiply(x[s], w[s], y[s])
+        _multiply(x[s], w[s], y[s], by_mkl=blas.by_mkl())
         y[s].add_(b[s, None])
     return y
 
