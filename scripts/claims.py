@@ -4,6 +4,11 @@ import sys
 from pathlib import Path
 
 from normstudy.analysis.claims import findings, markdown
+from normstudy.config import ConfigError
 
 if __name__ == "__main__":
-    print(markdown(findings(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))), end="")
+    try:
+        print(markdown(findings(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))), end="")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -6,6 +6,7 @@ them as the README's table; a test holds the two equal.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,18 @@ import pandas as pd
 
 from normstudy.analysis.load import Tables, load
 from normstudy.analysis.pairs import paired_t_interval
+from normstudy.config import ConfigError
 
 HEADLINE_LR = 3e-3
 SHALLOW, DEEP = 6, 12  # layers
+
+# What the findings compare: of each study every combination of these must have been trained.
+CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
+    "warmup": {"placement": ("pre", "post"), "peak_lr": (HEADLINE_LR,), "warmup_steps": (0, 100)},
+    "depth": {"placement": ("pre", "post"), "n_layers": (2, 4, DEEP), "warmup_steps": (0, 100)},
+    "peak_lr": {"placement": ("pre", "post"), "peak_lr": (1e-2, 3e-2), "warmup_steps": (0, 100)},
+    "rmsnorm": {"norm": ("layernorm", "rmsnorm")},
+}
 
 
 @dataclass(frozen=True)
@@ -34,10 +44,11 @@ class Finding:
 
 
 def findings(results: Path) -> list[Finding]:
-    """All findings, from the studies warmup, depth, peak_lr and rmsnorm under `results`."""
-    warmup, depth, peak_lr, rmsnorm = (
-        load(results / study, join=True) for study in ("warmup", "depth", "peak_lr", "rmsnorm")
-    )
+    """All findings, from the studies warmup, depth, peak_lr and rmsnorm under `results`.
+
+    Raises ConfigError where one of them is missing or holds less than two runs of what is compared.
+    """
+    warmup, depth, peak_lr, rmsnorm = (_whole(results, study) for study in CELLS)
     return [
         *_vanishing(warmup, depth),
         *_clean_path(depth),
@@ -45,6 +56,20 @@ def findings(results: Path) -> list[Finding]:
         *_post_can_win(depth, peak_lr),
         *_same_profile(rmsnorm),
     ]
+
+
+def _whole(results: Path, study: str) -> Tables:
+    tables = load(results / study, join=True)
+    for values in itertools.product(*CELLS[study].values()):
+        cell = dict(zip(CELLS[study], values, strict=True))
+        n_runs = sum(all(run[name] == value for name, value in cell.items()) for run in tables.runs.to_dict("records"))
+        if n_runs < 2:
+            told = " ".join(f"{name}={value}" for name, value in cell.items())
+            raise ConfigError(
+                f"{results / study} has {n_runs} runs with {told}, and the claims need 2 at least. Train it whole: "
+                f"normstudy sweep experiment={study} results_dir={results} study={study}"
+            )
+    return tables
 
 
 # ---- C1, C2: the gradient through the layers ------------------------------------------------------------
