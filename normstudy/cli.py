@@ -51,7 +51,7 @@ def _stdout_is_open() -> bool:
 
 def _user_error(error: Exception) -> str | None:
     """The line for what a user can mend: a wrong request, a file or folder that cannot be used."""
-    from normstudy.config import ConfigError
+    from normstudy.errors import ConfigError
 
     if isinstance(error, ConfigError):
         return str(error)
@@ -73,7 +73,7 @@ def _dispatch(words: list[str]) -> int:
         print(f"normstudy {version('normstudy')}")
         return 0
     if command not in COMMANDS:
-        from normstudy.config import ConfigError, nearest
+        from normstudy.errors import ConfigError, nearest
 
         kind = "flag" if command.startswith("-") else "command"
         raise ConfigError(f"unknown {kind} {command!r}: use {', '.join(COMMANDS)}.{nearest(command, COMMANDS)}")

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -21,6 +20,7 @@ from types import MappingProxyType
 from normstudy import own
 from normstudy.cluster import options
 from normstudy.errors import ConfigError as ConfigError
+from normstudy.errors import nearest
 from normstudy.own import is_own
 from normstudy.placements import PLACEMENTS, Placement
 
@@ -62,16 +62,6 @@ BPE_VOCAB = 512  # data.vocab_size=null
 EMBED_STD = 0.02  # model.embed_init=std (GPT-2)
 
 _ALIASES = {alias: name for name, row in PLACEMENTS.items() for alias in row.aliases}
-
-
-def nearest(word: str, names: typing.Iterable[str], aliases: typing.Mapping[str, str] | None = None) -> str:
-    """`" Did you mean X?"` for the name closest to `word`, or the empty string.
-
-    aliases: other words for a name, which are understood here only.
-    """
-    folded = {n.lower(): n for n in names} | (dict(aliases) if aliases else {})
-    close = difflib.get_close_matches(word.strip().lower(), list(folded), n=1, cutoff=0.6)
-    return f" Did you mean {folded[close[0]]}?" if close else ""
 
 
 def one_of(key: str, value: str, names: tuple[str, ...], aliases: typing.Mapping[str, str] | None = None) -> None:

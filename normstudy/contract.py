@@ -33,7 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from normstudy import own, train
-from normstudy.config import ConfigError, ModelConfig, RunConfig, nearest, resolve
+from normstudy.config import ConfigError, ModelConfig, RunConfig, resolve
+from normstudy.errors import nearest
 from normstudy.init import init_params
 from normstudy.model import Block, Transformer, norm_width
 from normstudy.norms import FunctionNorm

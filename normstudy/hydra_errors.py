@@ -13,7 +13,8 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from normstudy.config import CONF_GROUPS, ConfigError, RunConfig, nearest
+from normstudy.config import CONF_GROUPS, ConfigError, RunConfig
+from normstudy.errors import nearest
 
 
 def known_keys() -> list[str]:

@@ -26,7 +26,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, nearest
 
 if typing.TYPE_CHECKING:
     from torch import nn
@@ -128,8 +128,6 @@ def _root_of(spec: str, module: str) -> Path:
 
 def _nearest_module(folder: Path, module: str) -> str:
     """A hint at the file that may be meant, or the empty string."""
-    from normstudy.config import nearest
-
     package, _, wanted = module.rpartition(".")
     folder = folder.joinpath(*package.split("."))
     if not folder.is_dir():
@@ -276,8 +274,6 @@ def load(spec: str, planned: str | None = None) -> Callable[..., object]:
         _loaded[module] = root, sha256
     found = getattr(sys.modules[module], name, None)
     if found is None:
-        from normstudy.config import nearest
-
         theirs = vars(sys.modules[module]).items()
         names = [n for n, value in theirs if callable(value) and getattr(value, "__module__", None) == module]
         only = f", only {', '.join(names[:6])}" if names else ""
@@ -353,7 +349,7 @@ def _a(word: str) -> str:
 
 def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
     """The arguments of a block's constructor by their names: layer and the fields of ModelConfig, as resolved."""
-    from normstudy.config import nearest, resolve
+    from normstudy.config import resolve
 
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
     values = {"layer": layer, **fields, **dataclasses.asdict(resolve(model))}

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit  # the t quantile alone: scipy.stats takes four times as long to import
 
 from normstudy import config as cfg
 from normstudy.analysis.outcomes import Floats, counts_text, outcomes
 from normstudy.analysis.select import Value, check_column, has_value, native, parse_value, values_of, values_text
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError, nearest
 
 CONFIDENCE = 0.95
 MIN_PAIRS = 5  # below it no verdict: few seeds say little about their spread
@@ -47,6 +46,8 @@ def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
     mean = float(np.mean(differences)) if n else np.nan
     if n < 2:
         return mean, np.nan, np.nan
+    from scipy.special import stdtrit  # not above: a quarter of a second that most figures need not wait
+
     half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * np.std(differences, ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 
@@ -130,7 +131,7 @@ def _groups(runs: pd.DataFrame, cells: list[str]) -> list[tuple[object, pd.DataF
 def _chosen(runs: pd.DataFrame, by: str, baseline: str, values: list[Value]) -> Value:
     value = parse_value(runs, by, baseline, "--baseline")
     if value not in values:
-        hint = cfg.nearest(baseline, [str(v) for v in values])
+        hint = nearest(baseline, [str(v) for v in values])
         raise ConfigError(f"--baseline {baseline} is not a value of {by}: give one of {values_text(values)}.{hint}")
     return values[values.index(value)]
 

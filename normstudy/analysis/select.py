@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from normstudy import config as cfg
-from normstudy.config import ConfigError, nearest
+from normstudy.errors import ConfigError, nearest
 
 NULL = "null"
 KINDS = cfg.asked_types()

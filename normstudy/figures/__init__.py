@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from normstudy.config import ConfigError, nearest
+from normstudy.errors import ConfigError, nearest
 from normstudy.figures import style
 from normstudy.figures.final_grid import final_grid
 from normstudy.figures.gradient_profile import gradient_profile

@@ -18,7 +18,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from normstudy import store, terminal
-from normstudy.config import ConfigError, nearest, one_of
+from normstudy.config import ConfigError, one_of
+from normstudy.errors import nearest
 from normstudy.figures import style
 from normstudy.reproductions import REPRODUCTIONS, tables, workers
 from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
