@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from normstudy.analysis.claims import findings, markdown
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 
 if __name__ == "__main__":
     try:

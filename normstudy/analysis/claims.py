@@ -16,7 +16,7 @@ import pandas as pd
 
 from normstudy.analysis.load import Tables, load
 from normstudy.analysis.pairs import paired_t_interval
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 
 HEADLINE_LR = 3e-3
 SHALLOW, DEEP = 6, 12  # layers
@@ -60,14 +60,15 @@ def findings(results: Path) -> list[Finding]:
 
 def _whole(results: Path, study: str) -> Tables:
     tables = load(results / study, join=True)
+    runs = tables.runs.to_dict("records")
     for values in itertools.product(*CELLS[study].values()):
         cell = dict(zip(CELLS[study], values, strict=True))
-        n_runs = sum(all(run[name] == value for name, value in cell.items()) for run in tables.runs.to_dict("records"))
+        n_runs = sum(all(run[name] == value for name, value in cell.items()) for run in runs)
         if n_runs < 2:
             told = " ".join(f"{name}={value}" for name, value in cell.items())
             raise ConfigError(
                 f"{results / study} has {n_runs} runs with {told}, and the claims need 2 at least. Train it whole: "
-                f"normstudy sweep experiment={study} results_dir={results} study={study}"
+                f"normstudy sweep experiment={study} results_dir={results}"
             )
     return tables
 
