@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from normstudy import provenance, store
-from normstudy.bench import study, tables
+from normstudy.bench import generated, study, tables
 from normstudy.bench.samples import Sample
 from normstudy.bench.summary import machine_lines, number
 from normstudy.cluster import submit
@@ -67,7 +67,7 @@ READS = {  # in a process of its own, imports too; {0} is the study
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of runs, multiples of study.CELLS. rounds: of planning, but one for its largest size."""
+    """Numbers of runs, multiples of generated.CELLS. rounds: of planning, but one for its largest size."""
 
     planned: tuple[int, ...]
     swept: tuple[int, ...]
@@ -99,20 +99,20 @@ def samples(part: str, runs: int, subject: str, values: dict[str, float], at: in
 
 def runs_of(folder: Path, runs: int) -> dict[str, RunConfig]:
     """The configs of a generated study by run_id, sorted."""
-    configs = study.configs(folder, study.Size(runs // study.CELLS, N_STEPS, N_LAYERS))
-    return dict(sorted((run_id(config, study.SHA256), config) for config in configs))
+    configs = generated.configs(folder, generated.Size(runs // generated.CELLS, N_STEPS, N_LAYERS))
+    return dict(sorted((run_id(config, generated.SHA256), config) for config in configs))
 
 
 def planning(sizes: Sizes, folder: Path) -> Iterator[Sample]:
     """The planner by the command, at the product of four axes and at one axis that gives each run its own word."""
     grid = [
-        f"model.placement={','.join(study.PLACEMENTS)}",
-        f"schedule.peak_lr={','.join(map(str, study.PEAK_LRS))}",
-        f"schedule.warmup_steps={','.join(map(str, study.WARMUPS))}",
+        f"model.placement={','.join(generated.PLACEMENTS)}",
+        f"schedule.peak_lr={','.join(map(str, generated.PEAK_LRS))}",
+        f"schedule.warmup_steps={','.join(map(str, generated.WARMUPS))}",
     ]
     shared = ["data=synthetic", f"schedule.n_steps={N_STEPS}", "execution.device=cpu", f"results_dir={folder}"]
     for runs in sizes.planned:
-        axes = {"four axes": [*grid, f"seed=range(0,{runs // study.CELLS})"], "one axis": [f"seed=range(0,{runs})"]}
+        axes = {"four axes": [*grid, f"seed=range(0,{runs // generated.CELLS})"], "one axis": [f"seed=range(0,{runs})"]}
         for at in range(1 if runs == sizes.most else sizes.rounds):
             for name, words in axes.items():
                 took = timed(["-m", "normstudy", "sweep", "study=planned", *shared, *words, "--dry-run"])
@@ -122,8 +122,8 @@ def planning(sizes: Sizes, folder: Path) -> Iterator[Sample]:
 
 def _planned(runs: int, folder: Path) -> Iterator[Sample]:
     """The record of a sweep, and what its default runs (6 layers) come to here and as jobs of Slurm."""
-    configs = study.configs(folder, study.Size(runs // study.CELLS, N_STEPS, 6))
-    named = {run_id(config, study.SHA256): config for config in configs}
+    configs = generated.configs(folder, generated.Size(runs // generated.CELLS, N_STEPS, 6))
+    named = {run_id(config, generated.SHA256): config for config in configs}
     for cluster, workers in (("local", 2), ("slurm", ExecutionConfig(cluster="slurm").jobs)):
         execution = ExecutionConfig(cluster=cluster, workers=1)
         batches = group({i: replace(c, execution=execution) for i, c in named.items()}, workers, "cpu")
@@ -131,7 +131,7 @@ def _planned(runs: int, folder: Path) -> Iterator[Sample]:
         yield from samples("planning", runs, f"batches, {workers} workers ({cluster})", counts)
     place = folder / f"record{runs}"
     tasks = [
-        Task(n, place, b.run_ids, [named[i] for i in b.run_ids], study.SHA256, "cpu", None)
+        Task(n, place, b.run_ids, [named[i] for i in b.run_ids], generated.SHA256, "cpu", None)
         for n, b in enumerate(batches)
     ]
     jobs = submit.shares(tasks, 1, MOST_JOBS)
@@ -152,7 +152,7 @@ def swept(sizes: Sizes, folder: Path) -> Iterator[Sample]:
     """Commands and readers before and after a compaction, and the folder of `runs` of the largest size."""
     for runs in sizes.swept:
         place = folder / f"swept{runs}"
-        study.write_study(place, study.Size(runs // study.CELLS, N_STEPS, N_LAYERS), "as swept")
+        generated.write_study(place, generated.Size(runs // generated.CELLS, N_STEPS, N_LAYERS), "as swept")
         yield from _looked_at(runs, place, "as swept")
         if runs == sizes.swept[0]:
             _record(place, runs_of(place, sizes.most))
@@ -202,7 +202,7 @@ def _write_runs(place: Path, runs: int) -> None:
 
 
 def _write_some(place: Path, named: list[tuple[str, RunConfig]]) -> None:
-    content = pa.Table.from_pylist([study.run_rows(*one, _rng())[0] for one in named], store.SCHEMAS["runs"])
+    content = pa.Table.from_pylist([generated.run_rows(*one, _rng())[0] for one in named], store.SCHEMAS["runs"])
     for i, (name, _) in enumerate(named):
         path = place / "tables" / "runs" / f"{name}.parquet"
         path.write_bytes(store.encode("runs", content.slice(i, 1)))
@@ -233,12 +233,12 @@ def _write_compacted(place: Path, runs: int) -> None:
         empty = store.encode(table, store.SCHEMAS[table].empty_table())
         (place / "tables" / table / store.SCHEMA_FILE).write_bytes(empty)
     named = runs_of(place, runs)
-    curves: dict[tuple[object, ...], tuple[dict[str, object], study.Columns]] = {}
+    curves: dict[tuple[object, ...], tuple[dict[str, object], generated.Columns]] = {}
     rows, series = [], []
     for name, config in named.items():
         cell = config.model.placement, config.schedule.peak_lr, config.schedule.warmup_steps
         if cell not in curves:
-            row, columns = study.run_rows(name, replace(config, seed=1), _rng())  # seed 1 does not diverge
+            row, columns = generated.run_rows(name, replace(config, seed=1), _rng())  # seed 1 does not diverge
             curves[cell] = row, columns["steps"]
         rows.append(curves[cell][0] | {"run_id": name, "status": "done", **store.config_columns(config)})
         series.append(curves[cell][1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -112,6 +113,23 @@ def test_where_chooses_runs(study: Path, capfd: Capture) -> None:
 )
 def test_where_is_one_value_per_column(given: list[str], expected: dict[str, str]) -> None:
     assert cli._where(given) == expected
+
+
+@pytest.mark.parametrize("words", [["plot"], ["compare", "--by", "warmup_steps"]], ids=["plot", "compare"])
+@pytest.mark.parametrize("there", [True, False], ids=["a study", "no study"])
+def test_a_command_that_collects_nothing_leaves_the_collector_on(
+    words: list[str], there: bool, study: Path, tmp_path: Path
+) -> None:
+    collections: list[str] = []
+    gc.collect()
+    gc.callbacks.append(lambda phase, info: collections.append(phase))
+    try:
+        code = cli.main([words[0], str(study if there else tmp_path), *words[1:]])
+    finally:
+        gc.callbacks.pop()
+    assert code == (0 if there else 2)
+    assert gc.isenabled()
+    assert not there or len(collections) < 20  # the parser's; drawing takes many more
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "json", "markdown"])

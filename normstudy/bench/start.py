@@ -25,7 +25,12 @@ STUDY_WORDS = (
 SEEDS = 6
 ROUNDS, QUICK_ROUNDS = 15, 3
 TORCH = re.compile(r"\|\s+(torch(?:\.\S+)?)$", re.MULTILINE)  # a line of -X importtime
-PLOT_IMPORTS = "import pandas, pyarrow.parquet, matplotlib.figure, matplotlib.backends.backend_agg"
+IMPORTS = {  # what a command cannot do without, of other packages
+    "run --cfg job": "import hydra.main, hydra._internal.hydra, omegaconf",
+    "bad override": "import hydra.main, hydra._internal.hydra, omegaconf",
+    "compare": "import pandas, pyarrow.parquet",
+    "first figure of plot": "import pandas, pyarrow.parquet, matplotlib.figure, matplotlib.backends.backend_agg",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ def _goals() -> list[Goal]:
     goals = []
     for one in starts(Path()):
         goals.append(Goal("d", one.case, one.case, "seconds", "normstudy", sense="at most", limit=one.limit))
-    goals.append(Goal("d", "first figure of plot", "the imports of plot alone", "seconds", "imports alone"))
+    for case in IMPORTS:
+        goals.append(Goal("d", case, f"{case}, limit: its imports alone", "seconds", "imports alone"))
     for one in starts(Path()):
         title = f"{one.case}: modules of torch"
         goals.append(Goal("d", one.case, title, "torch_modules", "normstudy", sense="at most", limit=0.0))
@@ -75,10 +81,10 @@ def measure(scope: Scope) -> Iterator[Sample]:
     for r in range(QUICK_ROUNDS if scope.quick else ROUNDS):
         for one in measured:
             yield Sample("d", one.case, "normstudy", "seconds", "s", r, seconds(one))
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", PLOT_IMPORTS], check=True)
-        took = time.perf_counter() - began
-        yield Sample("d", "first figure of plot", "imports alone", "seconds", "s", r, took)
+        for case, code in IMPORTS.items():
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            yield Sample("d", case, "imports alone", "seconds", "s", r, time.perf_counter() - began)
 
 
 def train_study(folder: Path, seeds: int) -> None:

@@ -17,20 +17,21 @@ from studies import REQUEST, tiny
 import normstudy
 from normstudy import planning, store, sweep
 from normstudy.analysis.compare import compare_study, render
+from normstudy.bench import generated
 from normstudy.bench import study as bench
 from normstudy.compaction import compact_study
 from normstudy.figures import plot_study
 
-COMPACTED, SWEPT = bench.FORMS
-SIZE = bench.Size(seeds=1, n_steps=450, n_layers=3)  # three windows; the run that diverges at 225 has two
+COMPACTED, SWEPT = generated.FORMS
+SIZE = generated.Size(seeds=1, n_steps=450, n_layers=3)  # three windows; the run that diverges at 225 has two
 
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same study in both forms, under the same name."""
-    found = {form: tmp_path_factory.mktemp("root") / "generated" for form in bench.FORMS}
+    found = {form: tmp_path_factory.mktemp("root") / "generated" for form in generated.FORMS}
     for form, folder in found.items():
-        bench.write_study(folder, SIZE, form)
+        generated.write_study(folder, SIZE, form)
     return found
 
 
@@ -38,7 +39,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs that were trained, one of each placement."""
     root = tmp_path_factory.mktemp("trained")
-    sweep.execute(planning.plan([tiny(root, placement=p, n_layers=3) for p in bench.PLACEMENTS]), REQUEST)
+    sweep.execute(planning.plan([tiny(root, placement=p, n_layers=3) for p in generated.PLACEMENTS]), REQUEST)
     return root / "tiny"
 
 
@@ -79,7 +80,7 @@ def newest(study: Path, table: str) -> pq.ParquetFile:
 
 
 def test_it_has_the_modules_and_layers_of_trained_runs_in_their_order(studies: dict[str, Path], trained: Path) -> None:
-    for placement in bench.PLACEMENTS:
+    for placement in generated.PLACEMENTS:
         for table, keys in {"modules": ["layer", "module"], "residual": ["layer"]}.items():
             rows = []
             for study in (studies[SWEPT], trained):
@@ -89,7 +90,7 @@ def test_it_has_the_modules_and_layers_of_trained_runs_in_their_order(studies: d
             assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("form", bench.FORMS)
+@pytest.mark.parametrize("form", generated.FORMS)
 def test_its_files_are_laid_out_as_those_of_trained_runs(
     studies: dict[str, Path], trained: Path, tmp_path: Path, form: str
 ) -> None:
@@ -106,9 +107,9 @@ def test_its_files_are_laid_out_as_those_of_trained_runs(
 
 
 def test_the_seed_gives_the_bytes(studies: dict[str, Path], tmp_path: Path) -> None:
-    for form in bench.FORMS:
+    for form in generated.FORMS:
         for seed in (0, 1):
-            bench.write_study(tmp_path / form / str(seed) / "generated", SIZE, form, seed)
+            generated.write_study(tmp_path / form / str(seed) / "generated", SIZE, form, seed)
         assert files(tmp_path / form / "0" / "generated") == files(studies[form])
         other = files(tmp_path / form / "1" / "generated")
         assert other.keys() == files(studies[form]).keys()
@@ -117,7 +118,7 @@ def test_the_seed_gives_the_bytes(studies: dict[str, Path], tmp_path: Path) -> N
                 assert other[path] != data, path
 
 
-@pytest.mark.parametrize("form", bench.FORMS)
+@pytest.mark.parametrize("form", generated.FORMS)
 @pytest.mark.parametrize("table", store.TABLES)
 def test_readers_agree(studies: dict[str, Path], form: str, table: str) -> None:
     folder = studies[form] / "tables" / table
@@ -145,30 +146,30 @@ def plain(table: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_load_takes_it_and_it_has_what_figures_and_comparisons_need(studies: dict[str, Path]) -> None:
-    whole, parts = (normstudy.load(studies[form]) for form in bench.FORMS)
+    whole, parts = (normstudy.load(studies[form]) for form in generated.FORMS)
     for one, other in zip(whole, parts, strict=True):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
-    assert len(whole.runs) == bench.CELLS
+    assert len(whole.runs) == generated.CELLS
     assert whole.runs["outcome"].value_counts().to_dict() == {"learned": 46, "stuck": 3, "diverged": 1}
     last = whole.steps.groupby("run_id")["step"].max()
     assert sorted(last.unique()) == [SIZE.n_steps // 2 - 1, SIZE.n_steps - 1]
     found = compare_study(studies[COMPACTED], by="warmup_steps")
-    assert len(found) == len(bench.PLACEMENTS) * len(bench.PEAK_LRS) * (len(bench.WARMUPS) - 1)
+    assert len(found) == len(generated.PLACEMENTS) * len(generated.PEAK_LRS) * (len(generated.WARMUPS) - 1)
     assert set(found["pairs"]) == {1}
     assert set(found["unpaired"]) == {0}
 
 
 def test_both_forms_give_the_same_figures_and_comparison(studies: dict[str, Path], tmp_path: Path) -> None:
-    compared = [render(compare_study(studies[form], by="placement"), "table") for form in bench.FORMS]
+    compared = [render(compare_study(studies[form], by="placement"), "table") for form in generated.FORMS]
     assert compared[0] == compared[1]
     only = ["headline", "heatmap", "final_grid"]
-    drawn = [plot_study(studies[form], out=tmp_path / form, only=only).paths for form in bench.FORMS]
+    drawn = [plot_study(studies[form], out=tmp_path / form, only=only).paths for form in generated.FORMS]
     assert len(drawn[0]) == 3
     for one, other in zip(*drawn, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
 
 
-@pytest.mark.parametrize("form", bench.FORMS)
+@pytest.mark.parametrize("form", generated.FORMS)
 def test_reading_chooses_rows_and_leaves_names_as_categories(studies: dict[str, Path], form: str) -> None:
     whole = store.read(studies[form], "modules")
     ids = sorted(set(whole["run_id"]))[3:40:7]
@@ -182,7 +183,7 @@ def test_reading_chooses_rows_and_leaves_names_as_categories(studies: dict[str, 
 
 
 def test_it_measures_what_its_goals_name(tmp_path: Path) -> None:
-    size = bench.Size(seeds=1, n_steps=200, n_layers=2)
+    size = generated.Size(seeds=1, n_steps=200, n_layers=2)
     samples = list(bench.measure_size(size, tmp_path, rounds=1))
     named = {(g.row, g.case, g.subject, g.metric) for g in bench._goals(size, judged=False)}
     assert {(s.row, s.case, s.subject, s.metric) for s in samples} == named
@@ -191,7 +192,7 @@ def test_it_measures_what_its_goals_name(tmp_path: Path) -> None:
 
 
 def test_only_the_full_study_has_limits() -> None:
-    cases = {f"1,000 runs x 2,000 steps x 12 layers, {form}" for form in bench.FORMS}
+    cases = {f"1,000 runs x 2,000 steps x 12 layers, {form}" for form in generated.FORMS}
     limits = {(g.subject, g.metric, g.limit) for g in bench.GOALS if g.case in cases and g.sense == "at most"}
     readers = {(reader, "seconds", 1.0) for reader in ("pandas", "polars", "duckdb")}
     assert limits == {("plot", "seconds", 20.0), ("plot", "gigabytes", 1.5), ("compare", "seconds", 3.0)} | readers
