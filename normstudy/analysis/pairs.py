@@ -101,6 +101,8 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
     runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)), loss=counted_loss(runs, steps))
     runs = runs.sort_values(["eval_windows", "run_id"], ascending=[False, True], kind="stable")
     cells = varying(runs, cell_columns(by))
+    used = dict.fromkeys((*cells, by, *PAIRED, "run_id", "status", "eval_windows", "outcome", "loss"))
+    runs = runs[[*used]]  # every choice of rows below copies all columns
     rows = []
     for _, cell in _groups(runs, cells):
         arms = [v for v in values if v != base]

@@ -18,6 +18,7 @@ tokens, on the CPU. With --quick a sweep has 50 runs; they share a start-up mean
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,21 @@ QUICK_RUNS = 50
 ROUNDS, QUICK_ROUNDS = 3, 1
 CHOICES = ("model=default,tiny", "optimizer=adam,adamw,sgd", "schedule=constant,inverse_sqrt,linear,cosine")
 N_CHOICES = 2 * 3 * 4
+HYDRA = "Hydra alone"
+# The seconds that Hydra takes to compose the configs of argv[2:], words joined by spaces, of the files in argv[1].
+COMPOSE = """
+import sys, time, hydra
+from hydra.core.config_store import ConfigStore
+from normstudy.config import RunConfig
+
+ConfigStore.instance().store(name="normstudy_schema", node=RunConfig)
+with hydra.initialize_config_dir(sys.argv[1], version_base="1.3"):
+    hydra.compose("config")  # imports
+    start = time.perf_counter()
+    for words in sys.argv[2:]:
+        hydra.compose("config", words.split())
+    print(time.perf_counter() - start)
+"""
 SAMPLE_SECONDS = 0.02  # between two looks at the parent's memory
 
 ONE_GROUP, MANY_GROUPS = "1,000 runs, one choice of groups", "1,000 runs, 24 choices of groups"
@@ -45,6 +61,7 @@ ONE_GROUP, MANY_GROUPS = "1,000 runs, one choice of groups", "1,000 runs, 24 cho
 GOALS = [
     Goal("c", ONE_GROUP, "planning, a run", "planning", "normstudy", sense="at most", limit=2.0),
     Goal("c", MANY_GROUPS, "planning, a run", "planning", "normstudy", sense="at most", limit=2.0),
+    Goal("c", MANY_GROUPS, "planning, limit: Hydra composing the 24 choices, nothing else", "planning", HYDRA),
     Goal("c", "10,000 runs", "planning, start-up too", "dry_run", "normstudy", sense="at most", limit=20.0),
     Goal("c", "1,000 runs", "to finished tables, a run", "to_tables", "normstudy", sense="at most", limit=20.0),
     Goal("c", "1,000 runs", "whole command, a run", "whole", "normstudy"),
@@ -75,6 +92,8 @@ def measure(scope: Scope) -> Iterator[Sample]:
         seeds = MANY // N_CHOICES + 1
         groups = dry_run(scope.folder, *CHOICES, f"seed=range(0,{seeds})")
         yield _sample(MANY_GROUPS, "planning", "ms", r, 1e3 * (groups - start) / (N_CHOICES * seeds))
+        hydra = 1e3 * composing() / (N_CHOICES * seeds)
+        yield Sample("c", MANY_GROUPS, HYDRA, "planning", "ms", r, hydra)
         if scope.quick:
             few = sweep(scope.folder, QUICK_RUNS, STEPS)
             yield _sample("50 runs", "to_tables", "ms", r, 1e3 * few.to_tables / QUICK_RUNS)
@@ -101,6 +120,16 @@ def dry_run(folder: Path, *words: str) -> float:
     began = time.perf_counter()
     subprocess.run(_command(folder, STEPS, *words, "--dry-run"), check=True, capture_output=True)
     return time.perf_counter() - began
+
+
+def composing() -> float:
+    """Seconds in which Hydra composes a config of each choice of groups."""
+    from normstudy.app import conf_dir
+
+    axes = [[f"{axis.split('=')[0]}={value}" for value in axis.split("=")[1].split(",")] for axis in CHOICES]
+    chosen = [" ".join(words) for words in itertools.product(*axes)]
+    command = [sys.executable, "-c", COMPOSE, str(conf_dir()), *chosen]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def sweep(folder: Path, runs: int, n_steps: int) -> Swept:

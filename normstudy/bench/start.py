@@ -8,6 +8,7 @@ The study that `compare` and `plot` read is trained here: 2 placements, 2 warmup
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -22,15 +23,18 @@ STUDY_WORDS = (
     "eval.windows=4", "schedule.n_steps=20", "execution.device=cpu", "model.placement=pre,post",
     "schedule.warmup_steps=0,10",
 )  # fmt: skip
+FLOOR = "imports alone"  # the subject of `floors`
 SEEDS = 6
 ROUNDS, QUICK_ROUNDS = 15, 3
 TORCH = re.compile(r"\|\s+(torch(?:\.\S+)?)$", re.MULTILINE)  # a line of -X importtime
-IMPORTS = {  # what a command cannot do without, of other packages
-    "run --cfg job": "import hydra.main, hydra._internal.hydra, omegaconf",
-    "bad override": "import hydra.main, hydra._internal.hydra, omegaconf",
-    "compare": "import pandas, pyarrow.parquet",
-    "first figure of plot": "import pandas, pyarrow.parquet, matplotlib.figure, matplotlib.backends.backend_agg",
-}
+_HYDRA = """
+import sys, hydra
+from hydra.core.config_store import ConfigStore
+from normstudy.config import RunConfig
+
+ConfigStore.instance().store(name="normstudy_schema", node=RunConfig)
+hydra.main(config_path=sys.argv.pop(1), config_name="config", version_base="1.3")(lambda _: None)()
+"""
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,35 @@ def starts(folder: Path) -> list[Start]:
     ]
 
 
+@dataclass(frozen=True)
+class Floor:
+    """What other packages take for their part of a command: the words of a Python process, and its exit code."""
+
+    case: str
+    what: str
+    words: tuple[str, ...]
+    code: int = 0
+
+
+def floors(folder: Path, conf: Path) -> list[Floor]:
+    """Of each command that is slow to start; `folder` holds the study, `conf` Hydra's files."""
+    read = [f"pandas.read_parquet({str(folder / 'start' / 'tables' / table)!r})" for table in ("runs", "steps")]
+    drawing = "import pandas, pyarrow.parquet, matplotlib.figure, matplotlib.backends.backend_agg"
+    hydra = "Hydra alone, of the same files and schema"
+    return [
+        Floor("run --cfg job", hydra, ("-c", _HYDRA, str(conf), "--cfg", "job")),
+        Floor("bad override", hydra, ("-c", _HYDRA, str(conf), "model.n_layer=3"), 1),
+        Floor("compare", "pandas alone, reading its tables", ("-c", f"import pandas; {'; '.join(read)}")),
+        Floor("first figure of plot", "its imports alone", ("-c", drawing)),
+    ]
+
+
 def _goals() -> list[Goal]:
     goals = []
     for one in starts(Path()):
         goals.append(Goal("d", one.case, one.case, "seconds", "normstudy", sense="at most", limit=one.limit))
-    for case in IMPORTS:
-        goals.append(Goal("d", case, f"{case}, limit: its imports alone", "seconds", "imports alone"))
+    for floor in floors(Path(), Path()):
+        goals.append(Goal("d", floor.case, f"{floor.case}, limit: {floor.what}", "seconds", FLOOR))
     for one in starts(Path()):
         title = f"{one.case}: modules of torch"
         goals.append(Goal("d", one.case, title, "torch_modules", "normstudy", sense="at most", limit=0.0))
@@ -74,6 +101,8 @@ GOALS = _goals()
 
 def measure(scope: Scope) -> Iterator[Sample]:
     """The samples of row d."""
+    from normstudy.app import conf_dir
+
     train_study(scope.folder, SEEDS)
     measured = starts(scope.folder)
     for one in measured:
@@ -81,10 +110,9 @@ def measure(scope: Scope) -> Iterator[Sample]:
     for r in range(QUICK_ROUNDS if scope.quick else ROUNDS):
         for one in measured:
             yield Sample("d", one.case, "normstudy", "seconds", "s", r, seconds(one))
-        for case, code in IMPORTS.items():
-            began = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True)
-            yield Sample("d", case, "imports alone", "seconds", "s", r, time.perf_counter() - began)
+        for floor in floors(scope.folder, conf_dir()):
+            took = _timed([sys.executable, *floor.words], floor.code)
+            yield Sample("d", floor.case, FLOOR, "seconds", "s", r, took)
 
 
 def train_study(folder: Path, seeds: int) -> None:
@@ -95,25 +123,30 @@ def train_study(folder: Path, seeds: int) -> None:
 
 def seconds(start: Start) -> float:
     """Wall time of one process."""
-    began = time.perf_counter()
-    ended = subprocess.run([*_python(), *start.words], capture_output=True, text=True)
-    took = time.perf_counter() - began
-    _check(start, ended)
-    return took
+    return _timed([*_python(), *start.words], start.code)
 
 
 def torch_modules(start: Start) -> list[str]:
     """The modules of torch that a command imports."""
-    ended = subprocess.run([*_python("-X", "importtime"), *start.words], capture_output=True, text=True)
-    _check(start, ended)
+    command = [*_python("-X", "importtime"), *start.words]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    _check(command, ended, start.code)
     return TORCH.findall(ended.stderr)
 
 
-def _check(start: Start, ended: subprocess.CompletedProcess[str]) -> None:
+def _timed(command: list[str], code: int) -> float:
+    began = time.perf_counter()
+    ended = subprocess.run(command, capture_output=True, text=True)
+    took = time.perf_counter() - began
+    _check(command, ended, code)
+    return took
+
+
+def _check(command: list[str], ended: subprocess.CompletedProcess[str], code: int) -> None:
     """A crash must not be taken for a fast answer."""
-    if ended.returncode != start.code:
+    if ended.returncode != code:
         said = (ended.stdout + ended.stderr)[-2000:]
-        raise RuntimeError(f"normstudy {' '.join(start.words)} ended with {ended.returncode}, not {start.code}\n{said}")
+        raise RuntimeError(f"{shlex.join(command[1:])} ended with {ended.returncode}, not {code}\n{said}")
 
 
 def _python(*flags: str) -> list[str]:
