@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import duckdb
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from PIL import Image
+from pictures import MAX_RMS, assert_committed, assert_same_pixels, rms
+from PIL import Image, ImageChops
 
 import normstudy
 from normstudy import store
@@ -24,9 +24,6 @@ from normstudy.analysis.compare import compare_study
 RESULTS = Path(__file__).parent.parent / "results"
 STUDIES = {"warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280}
 MAX_BYTES = 6_000_000
-# Another version of matplotlib lays text out otherwise, and panels move by some pixels. So images are averaged over
-# squares of 32 pixels first; root mean square over the rest, of 255. Between 3.11.2 and 3.9.0 or 3.10.7: at most 10.5.
-SQUARE, MAX_RMS = 32, 12
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -80,7 +77,6 @@ def plain(frame: pd.DataFrame, table: str) -> pd.DataFrame:
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_plot_without_torch_gives_the_committed_figures(study: str, tmp_path: Path) -> None:
-    """Byte for byte under the matplotlib that drew them (each PNG names it), else within MAX_RMS."""
     code = (
         "import sys; sys.modules['torch'] = None; from normstudy.cli import main\n"
         "sys.exit(main(sys.argv[1:]) or 'matplotlib.pyplot' in sys.modules)"  # which would cost time and pick a display
@@ -90,29 +86,22 @@ def test_plot_without_torch_gives_the_committed_figures(study: str, tmp_path: Pa
     committed = sorted(p.name for p in (RESULTS / study / "figures").iterdir())
     assert sorted(p.name for p in tmp_path.iterdir()) == committed
     for name in committed:
-        theirs, ours = RESULTS / study / "figures" / name, tmp_path / name
-        with Image.open(theirs) as image:
-            same_version = image.info["Software"] == f"Matplotlib {mpl.__version__}"
-        if same_version:
-            assert theirs.read_bytes() == ours.read_bytes(), name
-        else:
-            assert rms(theirs, ours) < MAX_RMS, name
-
-
-def rms(one: Path, other: Path) -> float:
-    pixels = []
-    for path in (one, other):
-        with Image.open(path) as image:
-            small = (image.width // SQUARE, image.height // SQUARE)
-            pixels.append(np.asarray(image.convert("RGB").resize(small, Image.Resampling.BOX), float))
-    assert pixels[0].shape == pixels[1].shape
-    return float(np.sqrt(((pixels[0] - pixels[1]) ** 2).mean()))
+        assert_committed(RESULTS / study / "figures" / name, tmp_path / name)
 
 
 def test_the_bound_on_another_matplotlib_tells_figures_apart() -> None:
     """It would not pass a figure of another study for this one."""
     for name in ("headline.png", "gradient_profile.png", "residual_path.png"):
         assert rms(RESULTS / "warmup" / "figures" / name, RESULTS / "rmsnorm" / "figures" / name) > MAX_RMS
+
+
+def test_the_bound_on_another_cpu_refuses_a_figure_that_moved_by_a_pixel(tmp_path: Path) -> None:
+    committed = RESULTS / "warmup" / "figures" / "headline.png"
+    assert_same_pixels(committed, committed)
+    with Image.open(committed) as image:
+        ImageChops.offset(image, 1, 0).save(tmp_path / "moved.png")
+    with pytest.raises(AssertionError, match="pixel differs"):
+        assert_same_pixels(committed, tmp_path / "moved.png")
 
 
 def test_what_the_headline_study_shows() -> None:

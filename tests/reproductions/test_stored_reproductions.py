@@ -9,14 +9,12 @@ import sys
 from pathlib import Path
 
 import duckdb
-import matplotlib as mpl
 import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from pictures import assert_committed
 from reduced import STORED, stored
-from test_committed import MAX_RMS, rms
 
 from normstudy.reproductions import REPRODUCTIONS, run, tables
 from normstudy.reproductions.entry import Setting
@@ -90,20 +88,13 @@ def test_verdicts() -> None:
 
 
 def test_judged_and_drawn_without_torch(drawn: tuple[Path, str]) -> None:
-    """Byte for byte under the matplotlib that drew them (each PNG names it), else within MAX_RMS."""
     out, printed = drawn
     findings = {name: entry.findings(stored(name)) for name, entry in REPRODUCTIONS.items()}
     assert printed.startswith(run.render(findings))
     assert "measured 0 now, 15 stored" in printed
     for name in REPRODUCTIONS:
         assert tables.path(out, name).read_bytes() == tables.path(STORED, name).read_bytes()
-        theirs, ours = (folder / "figures" / f"{name}.png" for folder in (STORED, out))
-        with Image.open(theirs) as image:
-            same_version = image.info["Software"] == f"Matplotlib {mpl.__version__}"
-        if same_version:
-            assert theirs.read_bytes() == ours.read_bytes(), name
-        else:
-            assert rms(theirs, ours) < MAX_RMS, name
+        assert_committed(*(folder / "figures" / f"{name}.png" for folder in (STORED, out)))
     assert not (out / "state").exists()
 
 
