@@ -120,9 +120,9 @@ def _plot(argv: list[str]) -> int:
     only = None if args.only is None else _names("--only", args.only)
     study = _study(args.study)
     with _uncollected():
-        from normstudy.figures import plot_study
+        from normstudy import drawing
 
-        result = plot_study(study, where=where, fmt=args.format, out=args.out, only=only)
+        result = drawing.plot(study, where=where, fmt=args.format, out=args.out, only=only)
     for path in result.paths:
         print(path)
     for line in result.skipped:

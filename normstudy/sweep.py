@@ -231,10 +231,10 @@ def _losses(planned: Plan) -> list[float | None]:
 
 
 def _draw(study_dir: Path) -> None:
-    from normstudy.figures import plot_study
+    from normstudy import drawing
 
     try:
-        for line in plot_study(study_dir).skipped:
+        for line in drawing.plot(study_dir).skipped:
             print(f"skipped {line}")
     except ConfigError as error:  # nothing that comes after the training makes it a bad request
         print(f"no figures: {error}")

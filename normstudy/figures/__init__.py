@@ -36,10 +36,19 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 
 @dataclass
 class PlotResult:
-    """The files that were written, and one line for each figure that the study cannot give."""
+    """What became of each figure: the file that was written, or why the study cannot give it."""
 
-    paths: list[Path] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    found: dict[str, Path | str] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that were written."""
+        return [what for what in self.found.values() if isinstance(what, Path)]
+
+    @property
+    def skipped(self) -> list[str]:
+        """A line for each figure that the study cannot give."""
+        return [f"{name}: {what}" for name, what in self.found.items() if isinstance(what, str)]
 
 
 def plot_study(
@@ -49,11 +58,13 @@ def plot_study(
     fmt: str = "png",
     out: Path | None = None,
     only: list[str] | None = None,
+    claim: Callable[[], bool] | None = None,
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default its own folder `figures`.
 
     where: column -> value, as on the command line; it draws by default into a folder of its own inside `figures`, so
     that figures of some runs never take the place of those of all. only: names of FIGURES.
+    claim: asked before each figure; where it says no, the others are left to another process.
     Raises ConfigError for a folder that is no study or has no finished run, and for an unknown name.
     """
     if fmt not in style.FORMATS:
@@ -66,10 +77,12 @@ def plot_study(
     result = PlotResult()
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         for name in only or FIGURES:
+            if claim is not None and not claim():
+                break
             try:
                 fig = FIGURES[name](study)
             except Lacks as lack:
-                result.skipped.append(f"{name}: {lack}")
+                result.found[name] = str(lack)
                 continue
             path = folder / f"{name}.{fmt}"
             try:
@@ -77,7 +90,7 @@ def plot_study(
                 style.save(fig, path, fmt)
             except OSError as error:
                 raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-            result.paths.append(path)
+            result.found[name] = path
     return result
 
 

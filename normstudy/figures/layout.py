@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -243,9 +243,9 @@ def seed_mean(table: pd.DataFrame, sizes: dict[tuple[str, str], int], *, log: bo
     It exists only where every seed has a value: a mean of the survivors would hide the runs that ended.
     """
     rows = table.assign(value=np.log(table["value"])) if log else table
-    mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index()
-    whole = [sizes[h, d] for h, d in zip(mean["hue"], mean["dash"], strict=True)]
-    mean = mean[mean["size"] == whole].rename(columns={"mean": "value"})
+    mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index("step")
+    whole = pd.Series(sizes).reindex(mean.index)
+    mean = mean[(mean["size"] == whole).to_numpy()].rename(columns={"mean": "value"}).reset_index()
     return mean.assign(value=np.exp(mean["value"])) if log else mean
 
 
@@ -258,6 +258,16 @@ def last_tenth(mean: pd.DataFrame) -> pd.DataFrame:
     ends = np.arange(1, len(mean) + 1)
     width = 1 + (ends - 1) // 10
     return mean.assign(value=(sums[ends] - sums[ends - width]) / width)
+
+
+def curves(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(run_id, steps, values) of each run, by its name; the rows of a run are in order."""
+    codes, names = pd.factorize(table["run_id"], sort=True)
+    rows = np.argsort(codes, kind="stable")
+    steps, values = table["step"].to_numpy()[rows], table["value"].to_numpy()[rows]
+    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+    for name, start, end in zip(names, [0, *ends], ends, strict=False):
+        yield str(name), steps[start:end], values[start:end]
 
 
 def draw_seed_lines(
@@ -276,12 +286,13 @@ def draw_seed_lines(
     """
     mean = seed_mean(table, sizes, log=log)
     alpha = 0.4 if look.facet is None else 0.25  # in a small panel noisy seeds would bury their mean
+    seeds = dict(iter(table.groupby(["hue", "dash"], sort=False)))
     for hue, dash in sizes:
         color, pattern, name = look.colors[hue], look.dashes[dash], f"{hue}:{dash}"
-        mine = table[(table["hue"] == hue) & (table["dash"] == dash)]
-        for run_id, line in mine.groupby("run_id", sort=True, observed=True):
-            seed = ax.plot(line["step"], line["value"], color=color, ls=pattern, lw=style.THIN, alpha=alpha)
-            seed[0].set_gid(f"seed:{run_id}")
+        for run_id, steps, values in curves(seeds.get((hue, dash), table[:0])):
+            # not ax.plot, which for each of a thousand lines looks at units and limits anew
+            thin = Line2D(steps, values, color=color, ls=pattern, lw=style.THIN, alpha=alpha, gid=f"seed:{run_id}")
+            ax.add_line(thin)
         bold = mean[(mean["hue"] == hue) & (mean["dash"] == dash)].sort_values("step")
         if smooth:
             bold = last_tenth(bold)

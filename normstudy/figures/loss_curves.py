@@ -17,7 +17,7 @@ MAX_PANELS = 6
 
 def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
     """hue, dash, run_id, step, value: every evaluation, the one after the last update at step n_steps."""
-    early = _finite(study, "val_loss", runs)
+    early = of_runs(study.val_losses, runs, ["hue", "dash"])
     final = runs.assign(step=runs["n_steps"], value=runs["final_val_loss"].astype(float))[early.columns]
     rows: pd.DataFrame = pd.concat([early, final[np.isfinite(final["value"])]])
     return rows.sort_values(["run_id", "step"], ignore_index=True)
@@ -25,13 +25,7 @@ def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 def training_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
     """hue, dash, run_id, step, value: the training loss of every step, as recorded."""
-    return _finite(study, "train_loss", runs)
-
-
-def _finite(study: Study, column: str, runs: pd.DataFrame) -> pd.DataFrame:
-    """run_id, step, value, hue, dash: where a column of `steps` is finite, by run and step."""
-    rows = study.steps.loc[np.isfinite(study.steps[column]), ["run_id", "step", column]]
-    return of_runs(rows.rename(columns={column: "value"}), runs, ["hue", "dash"])
+    return of_runs(study.train_losses, runs, ["hue", "dash"])
 
 
 def ends_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:

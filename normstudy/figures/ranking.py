@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,20 @@ class Ranking:
     colors: dict[str, str]
     rule: str
     notes: list[str]
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """What each row, column and arm that has runs comes to, in order."""
+        out = []
+        parts = dict(iter(self.runs.groupby(["row", "column", "arm"])))
+        for key in [k for k in itertools.product(self.rows, self.columns, self.colors) if k in parts]:
+            runs = parts[key]
+            count = runs["outcome"].value_counts()
+            learned, diverged = int(count.get("learned", 0)), int(count.get("diverged", 0))
+            losses = runs["final_val_loss"].to_numpy(np.float64)
+            interval = (math.nan,) * 3 if diverged else paired_t_interval(losses)
+            out.append(Cell(*key, len(runs), learned, diverged, *interval))
+        return out
 
 
 class Cell(NamedTuple):
@@ -137,21 +152,6 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
     )
 
 
-def cells(ranking: Ranking) -> list[Cell]:
-    """What each row, column and arm that has runs comes to, in order."""
-    out = []
-    for row, column, arm in itertools.product(ranking.rows, ranking.columns, ranking.colors):
-        runs = ranking.runs
-        runs = runs[(runs["row"] == row) & (runs["column"] == column) & (runs["arm"] == arm)]
-        count = runs["outcome"].value_counts()
-        learned, diverged = int(count.get("learned", 0)), int(count.get("diverged", 0))
-        losses = runs["final_val_loss"].to_numpy(np.float64)
-        interval = (math.nan,) * 3 if diverged else paired_t_interval(losses)
-        if len(runs):
-            out.append(Cell(row, column, arm, len(runs), learned, diverged, *interval))
-    return out
-
-
 def places(ranking: Ranking) -> dict[tuple[str, str], float]:
     """(row, arm) -> height: the rows at 0, 1, 2, ... from the top, the arms of a row one below another."""
     arms = list(ranking.colors)
@@ -191,7 +191,7 @@ def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
                 [loss], [y], ls="none", marker=style.OUTCOME_MARKERS[outcome], color=color, mec="white", mew=0.3,
                 ms=5 if outcome == "diverged" else 3.4, alpha=0.7, zorder=2, gid=f"{outcome}:{run_id}",
             )  # fmt: skip
-    for cell in [c for c in cells(ranking) if c.column == column]:
+    for cell in [c for c in ranking.cells if c.column == column]:
         name, y, color = f"{cell.row}:{cell.arm}", at[cell.row, cell.arm], ranking.colors[cell.arm]
         ax.plot([cell.low, cell.high], [y, y], color=color, lw=1.1, zorder=3, gid=f"interval:{name}")
         ax.plot([cell.mean], [y], ls="none", marker="|", ms=7, mew=1.6, color=color, zorder=4, gid=f"mean:{name}")
@@ -213,7 +213,7 @@ def _count(ax: Axes, y: float, place: int, text: str, color: str, gid: str) -> N
 
 def head(ax: Axes, ranking: Ranking, column: str) -> None:
     """The names of the counts on the right, above them."""
-    diverged = any(cell.diverged for cell in cells(ranking) if cell.column == column)
+    diverged = any(cell.diverged for cell in ranking.cells if cell.column == column)
     for place, name in enumerate(["learned", "diverged"] if diverged else ["learned"]):
         ax.annotate(
             name, (1, 1), xycoords="axes fraction", xytext=(8 + COUNT_WIDTH * place, 2), textcoords="offset points",
@@ -240,7 +240,7 @@ def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
     ended = [float(v) for v in ranking.runs.loc[~diverged, "final_val_loss"]] + [v for _, v in references]
     low, high = min(ended), max(ended)
     # an interval may reach far beyond the losses that it is of: below two seeds' it has no end
-    reach = [v for cell in cells(ranking) for v in (cell.low, cell.high) if math.isfinite(v)]
+    reach = [v for cell in ranking.cells for v in (cell.low, cell.high) if math.isfinite(v)]
     room = BEYOND * (high - low)
     low, high = max(low - room, min([low, *reach])), min(high + room, max([high, *reach]))
     margin = 0.04 * (high - low)
@@ -257,7 +257,7 @@ def rank_notes(ranking: Ranking) -> list[str]:
     notes = [ranking.rule, *ranking.notes]
     if (ranking.runs["outcome"] == "diverged").any():
         notes.append("right edge: diverged, and no mean; a loss that is not finite ranks as the loss at step 0")
-    if any(cell.n < MIN_PAIRS for cell in cells(ranking)):
+    if any(cell.n < MIN_PAIRS for cell in ranking.cells):
         notes.append(f"{FEW_SEEDS}: fewer than {MIN_PAIRS} seeds")
     return notes
 

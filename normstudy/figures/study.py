@@ -34,6 +34,12 @@ MODULE = "mlp_out"  # the FFN output matrix: the theory's quantity (Xiong et al.
 # Asked columns that are not a treatment: what repeats or permits a run, how it was recorded, where its text lies.
 _NOT_SWEPT = ("study", "seed", "data_seed", "data_path", "force_init")
 _NOT_SWEPT_PREFIXES = ("probe_", "eval_")
+# What the figures read of `runs` beside the fields that vary. Rows are chosen hundreds of times, each time of every
+# column: with all ninety that took a quarter of the figures' time.
+_READ = (
+    "run_id", "seed", "placement", "n_layers", "peak_lr", "warmup_steps", "n_steps", "final_val_loss", "outcome",
+    "data_sha256", "ln_vocab", "unigram_entropy", "bigram_entropy",
+)  # fmt: skip
 _NAMES = {
     "placement": cfg.PLACEMENT_NAMES,
     "norm": (*cfg.NORM_NAMES, "auto"),
@@ -259,6 +265,20 @@ class Study:
         return words[:8] if column == "data_sha256" else self.names.get(words, words)
 
     @cached_property
+    def train_losses(self) -> pd.DataFrame:
+        """run_id, step, value: the finite training losses, by run and step."""
+        return self._finite("train_loss")
+
+    @cached_property
+    def val_losses(self) -> pd.DataFrame:
+        """run_id, step, value: the finite validation losses, by run and step."""
+        return self._finite("val_loss")
+
+    def _finite(self, column: str) -> pd.DataFrame:
+        rows: pd.DataFrame = self.steps.loc[np.isfinite(self.steps[column]), ["run_id", "step", column]]
+        return rows.rename(columns={column: "value"})
+
+    @cached_property
     def modules(self) -> pd.DataFrame:
         """The gradient norms per layer of `MODULE`, layers as integers."""
         columns = ["run_id", "step", "layer", "grad_norm"]
@@ -377,6 +397,8 @@ def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
         return [names.get(v, v) for v in found]
 
     done["outcome"] = outcomes(done, steps).reindex(done["run_id"]).to_numpy()
+    fields = swept(done)
+    done = done[[c for c in done if c in {*_READ, how.hue, how.dash, *fields}]].copy()
     done["hue"] = texts(how.hue)
     done["dash"] = "" if how.dash is None else texts(how.dash)
     return Study(
@@ -386,7 +408,7 @@ def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
         look=how,
         finished=done,
         unfinished=len(runs) - len(done),
-        panel_fields=tuple(c for c in swept(done) if c not in (how.hue, how.dash)),
+        panel_fields=tuple(c for c in fields if c not in (how.hue, how.dash)),
         names=names,
     )
 

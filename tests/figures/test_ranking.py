@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from normstudy.figures import FIGURES, style
-from normstudy.figures.ranking import cells, rank, ranked_field
+from normstudy.figures.ranking import rank, ranked_field
 from normstudy.figures.study import Lacks, load
 
 # Five losses 0.1 apart: standard deviation 0.1 sqrt(2.5), and the t quantile of 4 degrees is 2.7764451052.
@@ -120,7 +120,7 @@ def test_diverged_runs_stand_at_the_edge_and_their_arm_has_no_mean(fig: Figure) 
 
 def test_counts_stand_on_the_right_and_few_seeds_are_marked(folder: Path, fig: Figure) -> None:
     ax = panel(fig, "n_layers=4")
-    learned = {f"{c.row}:{c.arm}": (c.learned, c.n) for c in cells(rank(load(folder))) if c.column == "4"}
+    learned = {f"{c.row}:{c.arm}": (c.learned, c.n) for c in rank(load(folder)).cells if c.column == "4"}
     assert learned["peri:0"] == (5, 5)
     assert learned["post:0"][0] < 3
     found = texts(ax, "learned:")
