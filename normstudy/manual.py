@@ -93,7 +93,7 @@ normstudy plot STUDY: draw the figures of a study, a folder such as results/warm
   --out DIR                             default STUDY/figures
 
 Figures: headline, loss_curves, training_loss, gradient_ratio, gradient_profile, residual_path, heatmap, final_grid,
-ranking. One that a study cannot give is skipped, and a line says why.
+ranking. One that a study cannot give is skipped, and a line says why. Where there are two cores, two processes draw.
 """
 
 COMPARE_HELP = """\

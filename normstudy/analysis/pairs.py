@@ -5,12 +5,14 @@ Losses and differences are final validation losses in nats per token.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
 from normstudy import config as cfg
 from normstudy.analysis.outcomes import Floats, counts_text, outcomes
-from normstudy.analysis.select import Value, check_column, has_value, native, parse_value, values_of, values_text
+from normstudy.analysis.select import Value, check_column, native, parse_value, values_of, values_text
 from normstudy.errors import ConfigError, nearest
 
 CONFIDENCE = 0.95
@@ -99,15 +101,17 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
         )
     base = values[0] if baseline is None else _chosen(runs, by, baseline, values)
     runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)), loss=counted_loss(runs, steps))
-    runs = runs.sort_values(["eval_windows", "run_id"], ascending=[False, True], kind="stable")
+    runs = runs.sort_values(["eval_windows", "run_id"], ascending=[False, True], kind="stable", ignore_index=True)
     cells = varying(runs, cell_columns(by))
-    used = dict.fromkeys((*cells, by, *PAIRED, "run_id", "status", "eval_windows", "outcome", "loss"))
-    runs = runs[[*used]]  # every choice of rows below copies all columns
+    seen, having = _seen(runs), [native(by, v) for v in runs[by]]
     rows = []
-    for _, cell in _groups(runs, cells):
+    for _, cell in _groups(runs[cells], cells):
+        found: dict[Value, list[_Run]] = {}
+        for i in cell.index:
+            found.setdefault(having[i], []).append(seen[i])
         arms = [v for v in values if v != base]
-        for arm in [v for v in arms if has_value(cell, by, v).any()] or arms:
-            row = _compare(cell[has_value(cell, by, arm)], cell[has_value(cell, by, base)])
+        for arm in [v for v in arms if v in found] or arms:
+            row = _compare(found.get(arm, []), found.get(base, []))
             place = {c: native(c, cell[c].iloc[0]) for c in cells}
             rows.append({**place, "by": by, "arm": arm, "baseline": base, **row})
     result = pd.DataFrame(rows, columns=[*cells, *RESULTS])
@@ -138,26 +142,61 @@ def _chosen(runs: pd.DataFrame, by: str, baseline: str, values: list[Value]) -> 
     return values[values.index(value)]
 
 
-def _compare(arm: pd.DataFrame, base: pd.DataFrame) -> dict[str, object]:
-    arm_done, base_done = (part[part["status"] == "done"] for part in (arm, base))
-    columns = [*PAIRED, "run_id", "eval_windows", "loss"]
-    pairs = arm_done[columns].merge(base_done[columns], on=PAIRED, suffixes=("", "_base"))
-    pairs["other_windows"] = pairs["eval_windows"] != pairs["eval_windows_base"]
-    order = ["other_windows", "eval_windows", "eval_windows_base", "run_id", "run_id_base"]
-    pairs = pairs.sort_values(order, ascending=[True, False, False, True, True]).drop_duplicates(PAIRED)
-    arm_seeds, base_seeds = (part.drop_duplicates(PAIRED) for part in (arm_done, base_done))
+Seeds = tuple[Value, ...]  # of PAIRED
+
+
+class _Run(NamedTuple):
+    """What a comparison needs of a run: a cell has few, and Python goes through few rows faster than pandas."""
+
+    seeds: Seeds
+    run_id: str
+    status: str
+    windows: int
+    outcome: str
+    loss: float
+
+
+def _seen(runs: pd.DataFrame) -> list[_Run]:
+    seeds = zip(*([native(c, v) for v in runs[c]] for c in PAIRED), strict=True)
+    columns = (runs[c] for c in ("run_id", "status", "eval_windows", "outcome", "loss"))
+    return [_Run(*found) for found in zip(seeds, *columns, strict=True)]
+
+
+def _compare(arm: list[_Run], base: list[_Run]) -> dict[str, object]:
+    """One row of the result; the runs of an arm that share their seeds are in the order of preference."""
+    arms, bases = _done_by_seeds(arm), _done_by_seeds(base)
+    candidates = [(a, b) for seeds, runs in arms.items() for a in runs for b in bases.get(seeds, [])]
+    pairs: dict[Seeds, tuple[_Run, _Run]] = {}
+    for a, b in sorted(candidates, key=_preference):
+        pairs.setdefault(a.seeds, (a, b))
     n = len(pairs)
-    mean, low, high = paired_t_interval((pairs["loss"] - pairs["loss_base"]).to_numpy(np.float64))
+    loss = np.array([a.loss for a, _ in pairs.values()], np.float64)
+    base_loss = np.array([b.loss for _, b in pairs.values()], np.float64)
+    mean, low, high = paired_t_interval(loss - base_loss)
     return {
-        "outcomes": counts_text(arm_seeds["outcome"]),
-        "baseline_outcomes": counts_text(base_seeds["outcome"]),
-        "loss": pairs["loss"].mean(),
-        "baseline_loss": pairs["loss_base"].mean(),
+        "outcomes": counts_text(runs[0].outcome for runs in arms.values()),
+        "baseline_outcomes": counts_text(runs[0].outcome for runs in bases.values()),
+        "loss": float(loss.mean()) if n else np.nan,
+        "baseline_loss": float(base_loss.mean()) if n else np.nan,
         "difference": mean,
         "ci_low": low,
         "ci_high": high,
         "pairs": n,
-        "unpaired": len(arm_seeds) + len(base_seeds) - 2 * n,
-        "failed": int((arm["status"] == "failed").sum() + (base["status"] == "failed").sum()),
+        "unpaired": len(arms) + len(bases) - 2 * n,
+        "failed": sum(run.status == "failed" for run in (*arm, *base)),
         "verdict": verdict(n, low, high),
     }
+
+
+def _done_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:
+    found: dict[Seeds, list[_Run]] = {}
+    for run in runs:
+        if run.status == "done":
+            found.setdefault(run.seeds, []).append(run)
+    return found
+
+
+def _preference(pair: tuple[_Run, _Run]) -> tuple[bool, int, int, str, str]:
+    """Equal eval_windows first, then more of them; the names so that the order is always the same."""
+    a, b = pair
+    return a.windows != b.windows, -a.windows, -b.windows, a.run_id, b.run_id

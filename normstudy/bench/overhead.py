@@ -9,8 +9,8 @@ to finished tables: wall time from the command to the last write into tables/, a
     bound of what the goal is about. Figures and comparison come after the tables: `whole command` has them too.
 outside training: `to finished tables` less 3 times what a step costs, which is the slope between sweeps of 3 and of
     13 steps a run. A step's recording counts as training here; it is shown, and judges nothing.
-memory: what the resident memory of the parent (the command's own process, without its workers) grows by a run from a
-    sweep of 100 to one of 1,000, when the tables are finished; and its peak, with figures and comparison.
+memory: what the resident memory of the parent (the command's own process, without those that it starts) grows by a run
+    from a sweep of 100 to one of 1,000, when the tables are finished; and its peak, with figures and comparison.
 
 The runs are as small as they can be, so that the rest is most of the time: one layer, d_model 8, one window of 8
 tokens, on the CPU. With --quick a sweep has 50 runs; they share a start-up meant for 1,000, and meet no goal.
@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from normstudy.bench import memory
 from normstudy.bench.samples import Goal, Sample, Scope
 
 TINY = (
@@ -136,12 +137,13 @@ def sweep(folder: Path, runs: int, n_steps: int) -> Swept:
     """Train as many tiny runs by the command, in a study that is removed again."""
     study = folder / "overhead"
     command = _command(folder, n_steps, f"seed=range(0,{runs})", f"study={study.name}")
-    looks: list[tuple[float, int, int]] = []
+    looks: list[tuple[float, int, int]] = []  # time, resident kB, its peak
     with open(folder / "overhead.txt", "w+b") as said:
         began = time.time()  # the clock of the files' times
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            looks += _memory(process.pid)
+            if (sizes := memory.of_process(process.pid)) is not None:
+                looks.append((time.time(), *sizes))
             time.sleep(SAMPLE_SECONDS)
         whole = time.time() - began
         said.seek(0)
@@ -157,15 +159,3 @@ def sweep(folder: Path, runs: int, n_steps: int) -> Swept:
 def _command(folder: Path, n_steps: int, *words: str) -> list[str]:
     own = (f"results_dir={folder}", f"schedule.n_steps={n_steps}")
     return [sys.executable, "-m", "normstudy", "sweep", *TINY, *own, *words]
-
-
-def _memory(pid: int) -> list[tuple[float, int, int]]:
-    """(time, resident kB, its peak) of a process now; nothing where it has just ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return []
-    said = dict(line.split(":", 1) for line in lines)
-    if "VmRSS" not in said:
-        return []
-    return [(time.time(), int(said["VmRSS"].split()[0]), int(said["VmHWM"].split()[0]))]

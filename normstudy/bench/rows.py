@@ -34,10 +34,10 @@ class RowModule(Protocol):
 ROWS: dict[str, Row] = {
     "a": Row("normstudy.bench.speed", "run-steps per second against plain loops", "cpu", (60, 760)),
     "b": Row("normstudy.bench.probing", "cost of the probes", "cpu", (13, 122)),
-    "c": Row("normstudy.bench.overhead", "time and memory outside training", "cpu", (8, 109)),
-    "d": Row("normstudy.bench.start", "time to start", "cpu", (16, 48)),
+    "c": Row("normstudy.bench.overhead", "time and memory outside training", "cpu", (12, 121)),
+    "d": Row("normstudy.bench.start", "time to start", "cpu", (22, 78)),
     "e": Row("normstudy.bench.scaling", "cost against depth, width, length, batch and runs", "cpu", (4, 85)),
-    "f": Row("normstudy.bench.study", "figures and tables of a large study", "cpu", (14, 170)),
+    "f": Row("normstudy.bench.study", "figures and tables of a large study", "cpu", (18, 260)),
     "g": Row("normstudy.bench.gpu", "run-steps per second on one GPU", "cuda", (30, 180)),
     "h": Row("normstudy.bench.divergence", "runs that diverged leave their batch", "cpu", (6, 30)),
 }

@@ -2,23 +2,27 @@
 
 The study is written by `generated` and not trained, in both forms. Every command runs in a process of its own, from a
 cold start to its end, with the files in the page cache.
+
+"Peak memory" is the sum of the peaks of all the processes that a command has: `plot` draws with two.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from normstudy.bench import memory
 from normstudy.bench.generated import FORMS, Size, write_study
 from normstudy.bench.samples import Goal, Sample, Scope
 
 FULL = Size(seeds=20, n_steps=2000, n_layers=12)
 QUICK = Size(seeds=1, n_steps=400, n_layers=6)
 ROUNDS = 3
+SAMPLE_SECONDS = 0.02  # between two looks at a command's memory
 
 COMMANDS = {"plot": ["plot"], "compare": ["compare", "--by", "warmup_steps"]}
 # One column of every step, in one call of a reader that is already imported; {0} is the folder of `steps`.
@@ -131,24 +135,22 @@ def measure_size(size: Size, folder: Path, rounds: int) -> Iterator[Sample]:
                 yield Sample("f", case, reading, "seconds", "s", n, printed(code))
 
 
-# Between this process and the measured one, since the kernel counts a process's peak memory from before its exec:
-# a child of a large parent, such as one that has trained, would seem as large as that.
-_LAUNCHER = """
-import json, resource, subprocess, sys, time
-start = time.perf_counter()
-code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
-seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(json.dumps([seconds, peak / 1e9]))
-sys.exit(code)
-"""
-
-
 def timed(command: list[str]) -> tuple[float, float]:
-    """Seconds from start to end of a command, and its peak memory in 10^9 bytes. Raises where it fails."""
-    ran = subprocess.run([sys.executable, "-c", _LAUNCHER, *command], check=True, stdout=subprocess.PIPE)
-    seconds, gigabytes = json.loads(ran.stdout)
-    return seconds, gigabytes
+    """Seconds from start to end of a command, and its peak memory in 10^9 bytes. Raises where it fails.
+
+    The memory is the sum of the peaks of all its processes, which need not have come at once.
+    """
+    peaks: dict[int, int] = {}
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        for pid, (_, peak) in memory.of_family(process.pid).items():
+            peaks[pid] = max(peak, peaks.get(pid, 0))
+        time.sleep(SAMPLE_SECONDS)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return seconds, sum(peaks.values()) * 1024 / 1e9
 
 
 def timed_read(reader: str, study: Path) -> float:
