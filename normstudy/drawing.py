@@ -6,10 +6,14 @@ Both know the same list and go through it from its two ends until as many were b
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
+from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -37,21 +41,24 @@ def plot(
 ) -> PlotResult:
     """`figures.plot_study`, with a second process where there is a core for it and enough to draw.
 
-    For commands alone: a program that calls it must be one whose main module can be imported, as spawning asks.
-    Raises ConfigError, as `figures.plot_study` does.
+    For commands alone: a program that calls it must be one whose main module can be imported, as spawning asks. Of a
+    study that is being trained the two may see different moments. Raises ConfigError, as `figures.plot_study` does.
     """
     names = _ordered(ORDER if only is None else only)
     drawing: dict[str, object] = {"where": where, "fmt": fmt, "out": out}
-    if len(names) <= FEW_FIGURES or len(os.sched_getaffinity(0)) < 2 or _size(study_dir) < FEW_BYTES:
-        return _in_order(_draw(study_dir, names, drawing), only)
-    helper = Helper(study_dir, names[::-1], drawing)
+    helper = None
+    if len(names) > FEW_FIGURES and len(os.sched_getaffinity(0)) > 1 and _is_large(study_dir):
+        with contextlib.suppress(OSError):  # no room for another process: then without
+            helper = Helper(study_dir, names[::-1], drawing)
     try:
-        result = _draw(study_dir, names, drawing, helper.claim)
-        if missing := [name for name in names if name not in result.found]:
-            # None where the second process was killed: what it had begun is drawn here
-            result.found |= (helper.result() or _draw(study_dir, missing, drawing)).found
+        result = _draw(study_dir, names, drawing, helper.claim if helper else None)
+        if helper and len(result.found) < len(names):
+            result.found |= helper.found()
     finally:
-        helper.end()
+        if helper:
+            helper.end()
+    if missing := [name for name in names if name not in result.found]:  # the helper failed or was killed
+        result.found |= _draw(study_dir, missing, drawing).found
     return _in_order(result, only)
 
 
@@ -68,9 +75,15 @@ def _in_order(result: PlotResult, only: list[str] | None) -> PlotResult:
     return result
 
 
-def _size(study_dir: Path) -> int:
-    """Bytes of a study's tables."""
-    return sum(entry.stat().st_size for entry in (study_dir / "tables").rglob("*.parquet"))
+def _is_large(study_dir: Path) -> bool:
+    """Whether a study's tables have more than FEW_BYTES."""
+    size = 0
+    with contextlib.suppress(OSError):  # a file that a sweep or a compaction has just replaced
+        for path in (study_dir / "tables").rglob("*.parquet"):
+            size += path.stat().st_size
+            if size > FEW_BYTES:
+                return True
+    return False
 
 
 def _draw(
@@ -82,7 +95,7 @@ def _draw(
 
 
 class Helper:
-    """The second process, which begins at once."""
+    """The second process, which begins at once and never outlives this one. Raises OSError where there is no room."""
 
     def __init__(self, study_dir: Path, names: list[str], drawing: dict[str, object]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -92,22 +105,26 @@ class Helper:
         self.pipe, theirs = context.Pipe(duplex=False)
         arguments = (theirs, self.left, study_dir, names, drawing)
         self.process: SpawnProcess = context.Process(target=_help, args=arguments, daemon=True)
-        self.process.start()
+        resource_tracker.ensure_running()
+        # The helper inherits the mask: Ctrl-C, which both get, must not end it with a traceback while it imports.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def claim(self) -> bool:
         """Whether a figure is left, which then is the caller's."""
         return _claim(self.left)
 
-    def result(self) -> PlotResult | None:
-        """Wait for what it drew; None where it was killed. Raises ConfigError where drawing does."""
+    def found(self) -> dict[str, Path | str]:
+        """Wait for what it drew; nothing where it failed or was killed."""
         try:
-            result: PlotResult | Exception = self.pipe.recv()
+            found: dict[str, Path | str] = self.pipe.recv()
         except EOFError:
-            return None
-        if isinstance(result, Exception):
-            raise result
-        return result
+            return {}
+        return found
 
     def end(self) -> None:
         """End the process, whatever it is at."""
@@ -122,17 +139,12 @@ def _claim(left: Connection) -> bool:
 
 
 def _help(pipe: Connection, left: Connection, study_dir: Path, names: list[str], drawing: dict[str, object]) -> None:
-    """Draw while the parent lives, and send what came out."""
-    import gc
+    """Draw, and send what came out; nothing after an error, which the parent will meet itself, and can tell."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    from normstudy.worker import die_with_parent
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent ends this process
+    threading.Thread(target=die_with_parent, daemon=True).start()
     gc.disable()  # as the commands do
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    result: PlotResult | Exception
-    try:
-        result = _draw(study_dir, names, drawing, lambda: parent.is_alive() and _claim(left))
-    except Exception as error:  # whatever it is, it is the parent's to raise
-        result = error
-    with contextlib.suppress(BrokenPipeError):  # nobody is left to read it
-        pipe.send(result)
+    with contextlib.suppress(Exception):
+        pipe.send(_draw(study_dir, names, drawing, partial(_claim, left)).found)

@@ -12,7 +12,7 @@ from PIL import Image
 # squares of 32 pixels first; root mean square over the rest, of 255. Between 3.11.2 and 3.9.0 or 3.10.7: at most 10.5.
 SQUARE, MAX_RMS = 32, 12
 # The same version draws the same bytes on one CPU, but NumPy's logarithm rounds otherwise with AVX-512 than with AVX2,
-# which moves the grey of at most 95 pixels at the edge of a line, by at most 2 of 255.
+# which moves the grey of pixels at the edge of a line: of 95 at most, by at most 2 of 255, were seen.
 MAX_PIXELS, MAX_GREY = 1_000, 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 Sizes = tuple[int, int]  # resident, and its largest so far, in kB
@@ -22,12 +23,13 @@ def of_process(pid: int) -> Sizes | None:
 def of_family(pid: int) -> dict[int, Sizes]:
     """pid -> memory of a process and of all that it and they have started."""
     sizes = of_process(pid)
-    found = {} if sizes is None else {pid: sizes}
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:  # that thread has just ended
-            continue
-        for child in children:
-            found |= of_family(int(child))
+    if sizes is None:
+        return {}
+    children: list[str] = []
+    with contextlib.suppress(OSError):  # it has just ended, or one of its threads
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += (task / "children").read_text().split()
+    found = {pid: sizes}
+    for child in children:
+        found |= of_family(int(child))
     return found

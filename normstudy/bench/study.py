@@ -8,6 +8,7 @@ cold start to its end, with the files in the page cache.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -138,16 +139,22 @@ def measure_size(size: Size, folder: Path, rounds: int) -> Iterator[Sample]:
 def timed(command: list[str]) -> tuple[float, float]:
     """Seconds from start to end of a command, and its peak memory in 10^9 bytes. Raises where it fails.
 
-    The memory is the sum of the peaks of all its processes, which need not have come at once.
+    The memory is the sum of the peaks of all its processes, as seen at looks SAMPLE_SECONDS apart; the peaks need not
+    have come at once.
     """
     peaks: dict[int, int] = {}
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while process.poll() is None:
-        for pid, (_, peak) in memory.of_family(process.pid).items():
-            peaks[pid] = max(peak, peaks.get(pid, 0))
-        time.sleep(SAMPLE_SECONDS)
-    seconds = time.perf_counter() - start
+    try:
+        while process.returncode is None:
+            for pid, (_, peak) in memory.of_family(process.pid).items():
+                peaks[pid] = max(peak, peaks.get(pid, 0))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(SAMPLE_SECONDS)
+        seconds = time.perf_counter() - start
+    finally:
+        process.kill()
+        process.wait()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return seconds, sum(peaks.values()) * 1024 / 1e9

@@ -207,5 +207,9 @@ def test_peak_memory_is_the_commands_own() -> None:
     seconds, gigabytes = bench.timed([sys.executable, "-c", "import time; b'1' * 200_000_000; time.sleep(0.2)"])
     assert 0.2 < gigabytes < 0.3
     assert 0.2 < seconds < 5
+    # and with what it starts
+    code = "import subprocess, sys, time; b'1' * 200_000_000; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    both = bench.timed([sys.executable, "-c", code, "import time; b'1' * 200_000_000; time.sleep(0.2)"])[1]
+    assert 0.4 < both < 0.6
     with pytest.raises(Exception, match="exit status 3"):
         bench.timed([sys.executable, "-c", "raise SystemExit(3)"])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import finish, is_gone, start, workers_of
 
 from normstudy import drawing
 from normstudy.errors import ConfigError
-from normstudy.figures import FIGURES
+from normstudy.figures import FIGURES, PlotResult
 
 STUDY = Path(__file__).parents[2] / "results" / "rmsnorm"
 FEW = ["headline", "heatmap", "final_grid"]
@@ -33,12 +36,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_every_figure_has_its_place_in_the_order() -> None:
     assert sorted(drawing.ORDER) == sorted(FIGURES)
-    assert drawing._size(STUDY) > drawing.FEW_BYTES
+    assert drawing._is_large(STUDY)
+    assert not drawing._is_large(STUDY / "tables" / "runs")
 
 
 @needs_two_cores
 def test_two_processes_say_and_write_what_one_does(tmp_path: Path) -> None:
-    words = ["plot", str(STUDY), "--out", "figures"]
+    words = ["plot", str(STUDY), "--out", "figures", "--only", ",".join([*FEW, "ranking"])]
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     one = subprocess.run(
@@ -49,47 +53,109 @@ def test_two_processes_say_and_write_what_one_does(tmp_path: Path) -> None:
     assert files(tmp_path / "two" / "figures") == files(tmp_path / "one" / "figures")
 
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What this process draws, call by call. It claims nothing until the second process has ended."""
+    calls: list[list[str]] = []
+    draw, claim = drawing._draw, drawing.Helper.claim
+
+    def recorded(study_dir: Path, names: list[str], *rest: Any) -> PlotResult:
+        result = draw(study_dir, names, *rest)
+        calls.append(list(result.found))
+        return result
+
+    def patient(helper: drawing.Helper) -> bool:
+        helper.process.join()
+        return claim(helper)
+
+    monkeypatch.setattr(drawing, "_draw", recorded)
+    monkeypatch.setattr(drawing.Helper, "claim", patient)
+    return calls
+
+
+@needs_two_cores
+def test_what_the_second_process_drew_is_not_drawn_again(tmp_path: Path, drawn: list[list[str]]) -> None:
+    result = drawing.plot(STUDY, out=tmp_path, only=FEW)
+    assert [path.stem for path in result.paths] == FEW
+    assert drawn == [[]]
+    assert sorted(files(tmp_path)) == sorted(f"{name}.png" for name in FEW)
+
+
 def takes_one_and_is_killed(pipe: Connection, left: Connection, *rest: object) -> None:
     os.read(left.fileno(), 1)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @needs_two_cores
-def test_what_a_killed_process_had_begun_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = drawing.plot(STUDY, out=tmp_path / "whole", only=FEW)
+def test_what_a_killed_process_had_begun_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[list[str]]
+) -> None:
     monkeypatch.setattr(drawing, "_help", takes_one_and_is_killed)
-    result = drawing.plot(STUDY, out=tmp_path / "rest", only=FEW)
-    assert [path.stem for path in result.paths] == [path.stem for path in whole.paths] == FEW
-    assert files(tmp_path / "rest") == files(tmp_path / "whole")
+    result = drawing.plot(STUDY, out=tmp_path, only=FEW)
+    assert [path.stem for path in result.paths] == FEW
+    assert drawn == [["final_grid", "headline"], ["heatmap"]]
 
 
 @needs_two_cores
-@pytest.mark.parametrize("name", ["final_grid", "heatmap"])  # the first of the one process and of the other
-def test_an_error_of_either_process_is_told(tmp_path: Path, name: str) -> None:
-    (tmp_path / f"{name}.png").mkdir()
-    with pytest.raises(ConfigError, match=rf"{name}\.png cannot be written"):
+def test_an_error_of_the_second_process_is_told(tmp_path: Path, drawn: list[list[str]]) -> None:
+    (tmp_path / "heatmap.png").mkdir()
+    with pytest.raises(ConfigError, match=r"heatmap\.png cannot be written"):
         drawing.plot(STUDY, out=tmp_path, only=FEW)
+    assert drawn == [["final_grid", "headline"]]
 
 
 @needs_two_cores
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_outlives_the_command(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C, which both get, and a kill -9, which the second one finds out at its next figure."""
-    running = start(["plot", str(STUDY), "--out", str(tmp_path)], tmp_path)
-    while not list(tmp_path.iterdir()):
+def test_without_room_for_a_second_process_one_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(process: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(SpawnProcess, "start", full)
+    assert [path.stem for path in drawing.plot(STUDY, out=tmp_path, only=FEW).paths] == FEW
+
+
+def plotting(folder: Path, study: str, after: float | None, *words: str) -> tuple[subprocess.Popen[str], int]:
+    """A running command and its second process, seconds after that began, or when there is a figure."""
+    running = start(["plot", str(STUDY.parent / study), "--out", "figures", *words], folder)
+    while not (found := workers_of(running.pid)) or (after is None and not list(folder.glob("*/*"))):
         assert running.poll() is None
-        time.sleep(0.02)
-    (helper,) = workers_of(running.pid)
-    if number == signal.SIGINT:
-        os.killpg(running.pid, number)
-    else:
-        running.kill()
-    drawn = len(list(tmp_path.iterdir()))
-    out, err = running.communicate(timeout=60)
-    assert running.returncode in (-number, 128 + number)
-    assert (out, "Traceback" in err) == ("", False)
-    end = time.monotonic() + 60
-    while not is_gone(helper):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    assert len(list(tmp_path.iterdir())) <= drawn + 1  # the one that it was at
+        time.sleep(0.002)
+    time.sleep(after or 0)
+    return running, found[0]
+
+
+MOMENTS = pytest.mark.parametrize("after", [0.0, 0.03, 0.06, None])
+
+
+@needs_two_cores
+@MOMENTS
+def test_the_second_process_leaves_a_ctrl_c_to_the_first(tmp_path: Path, after: float | None) -> None:
+    """Both get it; one traceback is not two."""
+    running, helper = plotting(tmp_path, "rmsnorm", after, "--only", ",".join(FEW))
+    os.kill(helper, signal.SIGINT)
+    out, err = running.communicate(timeout=120)
+    assert (running.returncode, err) == (0, "")
+    assert len(out.splitlines()) == len(FEW)
+
+
+@needs_two_cores
+def test_ctrl_c_ends_both(tmp_path: Path) -> None:
+    running, helper = plotting(tmp_path, "placements", None)
+    said = None
+    while said is None:
+        os.killpg(running.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # Python loses a Ctrl-C that comes within a destructor
+            said = running.communicate(timeout=4)
+    assert running.returncode == 130
+    assert "Traceback" not in said[1]
+    assert is_gone(helper)
+
+
+@needs_two_cores
+@MOMENTS
+def test_the_second_process_ends_when_the_first_is_killed(tmp_path: Path, after: float | None) -> None:
+    running, helper = plotting(tmp_path, "placements", after)
+    drawn = len(list(tmp_path.glob("*/*")))
+    running.kill()
+    running.communicate(timeout=60)  # until the last process that has its pipes has ended
+    assert is_gone(helper)
+    assert len(list(tmp_path.glob("*/*"))) <= drawn + 1
