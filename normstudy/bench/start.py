@@ -76,10 +76,11 @@ def floors(folder: Path, conf: Path) -> list[Floor]:
     read = [f"pandas.read_parquet({str(folder / 'start' / 'tables' / table)!r})" for table in ("runs", "steps")]
     drawing = "import pandas, pyarrow.parquet, matplotlib.figure, matplotlib.backends.backend_agg"
     hydra = "Hydra alone, of the same files and schema"
+    compared = "pandas and scipy alone, reading its tables"  # scipy has the quantile of Student's t
     return [
         Floor("run --cfg job", hydra, ("-c", _HYDRA, str(conf), "--cfg", "job")),
         Floor("bad override", hydra, ("-c", _HYDRA, str(conf), "model.n_layer=3"), 1),
-        Floor("compare", "pandas alone, reading its tables", ("-c", f"import pandas; {'; '.join(read)}")),
+        Floor("compare", compared, ("-c", f"import pandas, scipy.special; {'; '.join(read)}")),
         Floor("first figure of plot", "its imports alone", ("-c", drawing)),
     ]
 
