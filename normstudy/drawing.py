@@ -17,7 +17,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from normstudy.figures import PlotResult
@@ -29,6 +29,14 @@ ORDER = (
 )  # fmt: skip
 # As many figures, or tables of as many bytes, are drawn before a second process has imported what it needs.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
+
+
+class Drawing(TypedDict):
+    """What both processes give to `figures.plot_study`."""
+
+    where: dict[str, str] | None
+    fmt: str
+    out: Path | None
 
 
 def plot(
@@ -45,7 +53,7 @@ def plot(
     study that is being trained the two may see different moments. Raises ConfigError, as `figures.plot_study` does.
     """
     names = _ordered(ORDER if only is None else only)
-    drawing: dict[str, object] = {"where": where, "fmt": fmt, "out": out}
+    drawing: Drawing = {"where": where, "fmt": fmt, "out": out}
     helper = None
     if len(names) > FEW_FIGURES and len(os.sched_getaffinity(0)) > 1 and _is_large(study_dir):
         with contextlib.suppress(OSError):  # no room for another process: then without
@@ -86,18 +94,16 @@ def _is_large(study_dir: Path) -> bool:
     return False
 
 
-def _draw(
-    study_dir: Path, names: list[str], drawing: dict[str, object], claim: Callable[[], bool] | None = None
-) -> PlotResult:
+def _draw(study_dir: Path, names: list[str], drawing: Drawing, claim: Callable[[], bool] | None = None) -> PlotResult:
     from normstudy.figures import plot_study
 
-    return plot_study(study_dir, only=names, claim=claim, **drawing)  # type: ignore[arg-type]
+    return plot_study(study_dir, only=names, claim=claim, **drawing)
 
 
 class Helper:
     """The second process, which begins at once and never outlives this one. Raises OSError where there is no room."""
 
-    def __init__(self, study_dir: Path, names: list[str], drawing: dict[str, object]) -> None:
+    def __init__(self, study_dir: Path, names: list[str], drawing: Drawing) -> None:
         context = multiprocessing.get_context("spawn")
         self.left, full = context.Pipe(duplex=False)  # a byte for each figure: whoever reads one draws one
         os.write(full.fileno(), bytes(len(names)))
@@ -138,7 +144,7 @@ def _claim(left: Connection) -> bool:
     return len(os.read(left.fileno(), 1)) == 1
 
 
-def _help(pipe: Connection, left: Connection, study_dir: Path, names: list[str], drawing: dict[str, object]) -> None:
+def _help(pipe: Connection, left: Connection, study_dir: Path, names: list[str], drawing: Drawing) -> None:
     """Draw, and send what came out; nothing after an error, which the parent will meet itself, and can tell."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
