@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,3 +19,10 @@ def load(study_dir: Path | str, *, join: bool = False) -> Tables:
     from normstudy.analysis.load import load as load_tables  # here: importing normstudy stays instant
 
     return load_tables(study_dir, join=join)
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`from normstudy import kernels, norms`: for users' blocks and norms, imported when asked for."""
+    if name in ("kernels", "norms"):
+        return import_module(f"normstudy.model.{name}")
+    raise AttributeError(f"module 'normstudy' has no attribute {name!r}")

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from normstudy.analysis.claims import findings, markdown
 from normstudy.errors import ConfigError
+from normstudy.reproductions.claims import findings, markdown
 
 if __name__ == "__main__":
     try:

@@ -34,19 +34,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from normstudy import provenance, store
 from normstudy.bench import generated, study, tables
 from normstudy.bench.samples import Sample
 from normstudy.bench.summary import machine_lines, number
-from normstudy.cluster import submit
-from normstudy.cluster.slurm import MOST_JOBS
 from normstudy.config import ExecutionConfig, RunConfig, one_of, run_id
-from normstudy.planning import group
-from normstudy.worker import Task
+from normstudy.slurm import submit
+from normstudy.slurm.ask import MOST_JOBS
+from normstudy.study import parquet, records
+from normstudy.study import tables as store
+from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, TABLES, config_columns
+from normstudy.sweep.planning import group
+from normstudy.workers.task import Task
 
 OUT, PAGE = Path("results/scaling"), Path("docs/scaling.md")
 N_STEPS, N_LAYERS = 200, 2  # of generated runs: one window a table
-REQUEST: provenance.Request = {"command": "normstudy sweep", "overrides": []}
+REQUEST: records.Request = {"command": "normstudy sweep", "overrides": []}
 COMMANDS = {
     "status": ["status"],
     "compare --by warmup_steps": ["compare", "--by", "warmup_steps"],
@@ -55,8 +57,8 @@ COMMANDS = {
 }
 FIRST_LOOK = [*COMMANDS][:3]
 READS = {  # in a process of its own, imports too; {0} is the study
-    "which runs are finished": "from normstudy import store; store.finished_ids(Path('{0}'))",
-    "runs in pandas": "from normstudy import store; store.read('{0}', 'runs')",
+    "which runs are finished": "from normstudy.study import tables; tables.finished_ids(Path('{0}'))",
+    "runs in pandas": "from normstudy.study import tables; tables.read('{0}', 'runs')",
     "runs, 20 of them in duckdb": (
         'import duckdb; duckdb.sql("select run_id, placement, peak_lr, final_val_loss from '
         "'{0}/tables/runs/*.parquet' order by final_val_loss limit 20\").fetchall()"
@@ -144,7 +146,7 @@ def _planned(runs: int, folder: Path) -> Iterator[Sample]:
 def _record(place: Path, named: dict[str, RunConfig]) -> int:
     """Write the record of a sweep, as a sweep does; its bytes."""
     place.mkdir(exist_ok=True)
-    provenance.record(place, REQUEST, [list(named)], named, {"workers": "2", "device": "cpu"})
+    records.record_request(place, REQUEST, [list(named)], named, {"workers": "2", "device": "cpu"})
     return max((place / "sweeps").iterdir()).stat().st_size
 
 
@@ -190,10 +192,10 @@ def weighed(place: Path) -> dict[str, float]:
 
 def _write_runs(place: Path, runs: int) -> None:
     """A study of which only the rows of `runs` are there, a file each, written by all cores."""
-    for table in store.TABLES:
+    for table in TABLES:
         (place / "tables" / table).mkdir(parents=True)
-        empty = store.encode(table, store.SCHEMAS[table].empty_table())
-        (place / "tables" / table / store.SCHEMA_FILE).write_bytes(empty)
+        empty = parquet.encode(table, SCHEMAS[table].empty_table())
+        (place / "tables" / table / SCHEMA_FILE).write_bytes(empty)
     named = [*runs_of(place, runs).items()]
     parts = [named[i : i + 500] for i in range(0, len(named), 500)]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as processes:
@@ -202,10 +204,10 @@ def _write_runs(place: Path, runs: int) -> None:
 
 
 def _write_some(place: Path, named: list[tuple[str, RunConfig]]) -> None:
-    content = pa.Table.from_pylist([generated.run_rows(*one, _rng())[0] for one in named], store.SCHEMAS["runs"])
+    content = pa.Table.from_pylist([generated.run_rows(*one, _rng())[0] for one in named], SCHEMAS["runs"])
     for i, (name, _) in enumerate(named):
         path = place / "tables" / "runs" / f"{name}.parquet"
-        path.write_bytes(store.encode("runs", content.slice(i, 1)))
+        path.write_bytes(parquet.encode("runs", content.slice(i, 1)))
 
 
 def _rng() -> np.random.Generator:
@@ -228,10 +230,10 @@ def _write_compacted(place: Path, runs: int) -> None:
 
     At zstd's default level, which is written faster than that of a compaction and read as fast: no bytes are told.
     """
-    for table in store.TABLES:
+    for table in TABLES:
         (place / "tables" / table).mkdir(parents=True)
-        empty = store.encode(table, store.SCHEMAS[table].empty_table())
-        (place / "tables" / table / store.SCHEMA_FILE).write_bytes(empty)
+        empty = parquet.encode(table, SCHEMAS[table].empty_table())
+        (place / "tables" / table / SCHEMA_FILE).write_bytes(empty)
     named = runs_of(place, runs)
     curves: dict[tuple[object, ...], tuple[dict[str, object], generated.Columns]] = {}
     rows, series = [], []
@@ -240,9 +242,9 @@ def _write_compacted(place: Path, runs: int) -> None:
         if cell not in curves:
             row, columns = generated.run_rows(name, replace(config, seed=1), _rng())  # seed 1 does not diverge
             curves[cell] = row, columns["steps"]
-        rows.append(curves[cell][0] | {"run_id": name, "status": "done", **store.config_columns(config)})
+        rows.append(curves[cell][0] | {"run_id": name, "status": "done", **config_columns(config)})
         series.append(curves[cell][1])
-    schema = store.SCHEMAS["steps"]
+    schema = SCHEMAS["steps"]
     codes = np.repeat(np.arange(len(named), dtype=np.int32), N_STEPS)
     arrays = [pa.DictionaryArray.from_arrays(codes, pa.array(list(named)))]
     for field in list(schema)[1:]:
@@ -251,11 +253,11 @@ def _write_compacted(place: Path, runs: int) -> None:
             values *= 1 + 0.02 * _rng().standard_normal(len(values), np.float32)
         arrays.append(pa.array(values, field.type, mask=np.isnan(values) if field.name == "val_loss" else None))
     for table, content in {
-        "runs": pa.Table.from_pylist(rows, store.SCHEMAS["runs"]),
+        "runs": pa.Table.from_pylist(rows, SCHEMAS["runs"]),
         "steps": pa.Table.from_arrays(arrays, schema=schema),
     }.items():
-        path = place / "tables" / table / store.COMPACTED_FILE
-        pq.write_table(content, path, **store.write_options(table) | {"compression": "zstd"})
+        path = place / "tables" / table / COMPACTED_FILE
+        pq.write_table(content, path, **parquet.write_options(table) | {"compression": "zstd"})
     _record(place, named)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from normstudy.cli import main
+from normstudy.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["sweep", *sys.argv[1:]]))

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from normstudy import store
 from normstudy.config import (
     PLACEMENT_NAMES,
     DataConfig,
@@ -26,6 +25,7 @@ from normstudy.config import (
     resolve,
     run_id,
 )
+from normstudy.study import schema, tables
 
 STUDY = "handmade"
 SHA256 = "5" * 64
@@ -98,15 +98,15 @@ def handmade_rows(config: RunConfig, fate: str = "learned") -> tuple[Rows, float
         "update_norm": (lr * 300).tolist(),
     }
     probed = [i for i in range(n) if i < p.dense_steps or i % p.every == 0 or i == n - 1]
-    modules: dict[str, list[object]] = {c.name: [] for c in store.SCHEMAS["modules"] if c.name != "run_id"}
-    residual: dict[str, list[object]] = {c.name: [] for c in store.SCHEMAS["residual"] if c.name != "run_id"}
+    modules: dict[str, list[object]] = {c.name: [] for c in schema.SCHEMAS["modules"] if c.name != "run_id"}
+    residual: dict[str, list[object]] = {c.name: [] for c in schema.SCHEMAS["residual"] if c.name != "run_id"}
     for i in probed:
         # stuck and diverging runs lose the gradient of the early layers after the first updates
         decay = 1.0 if fate == "learned" else math.exp(-min(i, 20) / 8)
         for layer, module in module_places(config):
             depth = m.n_layers if layer is None else layer + 1
             closed = m.placement == "rezero" and i == 0 and layer is not None  # its scale starts at 0
-            size = 0.0 if closed else grad[i] / (1 + store.MODULES.index(module)) * depth**-0.5
+            size = 0.0 if closed else grad[i] / (1 + schema.MODULES.index(module)) * depth**-0.5
             modules["step"].append(i)
             modules["layer"].append(layer)
             modules["module"].append(module)
@@ -150,18 +150,18 @@ def write_handmade_run(
     half = "failed" if fate == "running" else fate
     rows, val, train = handmade_rows(config, half)
     val = val if final_val_loss is None else final_val_loss
-    store.prepare(study_dir)
-    size = store.window_size(config.schedule.n_steps)
+    tables.prepare(study_dir)
+    size = schema.window_size(config.schedule.n_steps)
     for window in range(math.ceil(len(rows["steps"]["step"]) / size)):
         inside = range(window * size, (window + 1) * size)
-        store.write_window(study_dir, name, window, _only(rows, inside))
+        tables.write_window(study_dir, name, window, _only(rows, inside))
     done = fate in ("learned", "stuck", "diverged")
-    store.write_run(
+    tables.write_run(
         study_dir,
         {
             "run_id": name,
             "status": "done" if done else fate,
-            **store.config_columns(config),
+            **schema.config_columns(config),
             **(columns or {}),
             "resolved_vocab_size": 256,
             "n_params": 10_000 * config.model.n_layers,

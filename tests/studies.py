@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from normstudy import planning, store
 from normstudy.config import (
     DataConfig,
     EvalConfig,
@@ -19,7 +18,9 @@ from normstudy.config import (
     RunConfig,
     ScheduleConfig,
 )
-from normstudy.worker import Task
+from normstudy.study import schema, tables
+from normstudy.sweep import planning
+from normstudy.workers.task import Task
 
 REQUEST: dict[str, object] = {"command": "a test", "overrides": ["a=1"]}
 
@@ -64,14 +65,14 @@ def series_bytes(study_dir: Path) -> dict[str, bytes]:
     """Every file of the series tables."""
     return {
         f"{table}/{path.name}": path.read_bytes()
-        for table in store.SERIES
+        for table in schema.SERIES
         for path in sorted((study_dir / "tables" / table).iterdir())
     }
 
 
 def reproduced_runs(study_dir: Path) -> pd.DataFrame:
     """The `runs` table without the columns that two executions may differ in."""
-    return store.read(study_dir, "runs").drop(columns=list(store.NOT_REPRODUCED))
+    return tables.read(study_dir, "runs").drop(columns=list(schema.NOT_REPRODUCED))
 
 
 def assert_same_tables(one: Path, other: Path) -> None:
@@ -83,7 +84,7 @@ def assert_same_tables(one: Path, other: Path) -> None:
 def task_of(configs: Sequence[RunConfig], seconds: float = 60.0) -> Task:
     """All as one batch."""
     planned = planning.plan(configs)
-    store.prepare(planned.study_dir)
+    tables.prepare(planned.study_dir)
     ids = list(dict.fromkeys(planned.ids))
     text = planned.texts[ids[0]]
     return Task(0, planned.study_dir, ids, [planned.runs[i] for i in ids], text, "cpu", None, seconds)

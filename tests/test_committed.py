@@ -18,9 +18,10 @@ from pictures import MAX_RMS, assert_committed, assert_same_pixels, rms
 from PIL import Image, ImageChops
 
 import normstudy
-from normstudy import store
-from normstudy.analysis.claims import first_to_last
 from normstudy.analysis.compare import compare_study
+from normstudy.reproductions.claims import first_to_last
+from normstudy.study import schema
+from normstudy.study import tables as store
 
 RESULTS = Path(__file__).parent.parent / "results"
 STUDIES = {"warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280}
@@ -33,7 +34,7 @@ def test_it_is_whole_sealed_and_small(study: str) -> None:
     files = [p for p in folder.rglob("*") if p.is_file() and not {"state", "sweeps"} & set(p.relative_to(folder).parts)]
     assert sum(p.stat().st_size for p in files) <= MAX_BYTES
     assert {p.suffix for p in (folder / "figures").iterdir()} == {".png"}
-    sealed = json.loads((folder / store.SEALED).read_text())
+    sealed = json.loads((folder / schema.SEALED).read_text())
     assert sealed["runs"] == STUDIES[study]
     for name, sha256 in sealed["sha256"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha256
@@ -47,7 +48,7 @@ def test_it_is_whole_sealed_and_small(study: str) -> None:
     assert (last[whole[whole].index] == runs["n_steps"].iloc[0] - 1).all()
 
 
-@pytest.mark.parametrize("table", store.TABLES)
+@pytest.mark.parametrize("table", schema.TABLES)
 def test_pandas_polars_and_duckdb_read_the_same(table: str) -> None:
     """One call each; run_id as text, nullable ints as floats."""
     folder = RESULTS / "warmup" / "tables" / table
@@ -73,14 +74,14 @@ def plain(frame: pd.DataFrame, table: str) -> pd.DataFrame:
             columns[name] = column.astype(float)
         else:
             columns[name] = column.astype(object).where(column.notna(), "null").astype(str).astype(object)
-    return pd.DataFrame(columns).sort_values(store.SORT[table], kind="stable", ignore_index=True)
+    return pd.DataFrame(columns).sort_values(schema.SORT[table], kind="stable", ignore_index=True)
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_plot_without_torch_gives_the_committed_figures(study: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no figure needs it')\n")
     code = (
-        "import sys; from normstudy.cli import main\n"
+        "import sys; from normstudy.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]) or 'matplotlib.pyplot' in sys.modules)"  # which would cost time and pick a display
     )
     words = ["plot", str(RESULTS / study), "--out", str(tmp_path / "figures")]

@@ -16,8 +16,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from normstudy import data, train
 from normstudy.config import DataConfig, EvalConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from normstudy.data import texts
+from normstudy.training import batch
 
 torch.set_num_threads(1)
 
@@ -139,8 +140,8 @@ VALIDATION = {
 @pytest.mark.parametrize("name", sorted(RUNS))
 def test_golden_table(name: str) -> None:
     rows, validation = [], []
-    for item in train.train_batch([RUNS[name]], data.load(DATA)):
-        if isinstance(item, train.End):
+    for item in batch.train_batch([RUNS[name]], texts.load(DATA)):
+        if isinstance(item, batch.End):
             assert item.final_val_loss is not None
             validation.append(item.final_val_loss)
             continue

@@ -8,10 +8,11 @@ from pathlib import Path
 import measured
 import pytest
 
-from normstudy import cli, config, manual
-from normstudy.analysis.claims import findings, markdown
+from normstudy import config
 from normstudy.bench import summary, tables
 from normstudy.bench.rows import ROWS
+from normstudy.cli import main, manual
+from normstudy.reproductions.claims import findings, markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -129,7 +130,7 @@ def test_commands_are_accepted(words: list[str], tmp_path: Path, monkeypatch: py
         words += ["--only", "headline,loss_curves", *([] if "--out" in words else ["--out", "figures"])]
     if words[0] == "run":
         words += ["data=synthetic", "model.d_model=16", "model.n_layers=1", "data.seq_len=8", "schedule.n_steps=100"]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
 
 
 @pytest.mark.parametrize(

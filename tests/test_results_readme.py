@@ -11,10 +11,10 @@ from faults import soak
 from handmade import handmade_config, write_handmade_run
 
 import normstudy
-from normstudy import store
 from normstudy.analysis.outcomes import OUTCOMES
 from normstudy.bench import tables
 from normstudy.bench.rows import ROWS
+from normstudy.study import schema
 
 RESULTS = Path(__file__).parents[1] / "results"
 README = (RESULTS / "README.md").read_text()
@@ -28,7 +28,7 @@ def first_cells(section: str, header: str) -> list[str]:
     return [line.split("|")[1].strip().strip("`") for line in table[1].splitlines()]
 
 
-SCHEMAS = {**store.SCHEMAS, "bench": tables.SCHEMA}
+SCHEMAS = {**schema.SCHEMAS, "bench": tables.SCHEMA}
 
 
 @pytest.mark.parametrize("table", SCHEMAS)
@@ -50,14 +50,14 @@ def test_types(table: str) -> None:
 
 
 def test_modules() -> None:
-    assert sorted(first_cells("modules", "module")) == sorted(store.MODULES)
+    assert sorted(first_cells("modules", "module")) == sorted(schema.MODULES)
 
 
 def test_derived_columns(tmp_path: Path) -> None:
     write_handmade_run(tmp_path / "handmade", handmade_config(tmp_path))
     tables = normstudy.load(tmp_path / "handmade")
-    assert first_cells("runs", r"column \| unit") == [c for c in tables.runs if c not in store.SCHEMAS["runs"].names]
-    derived = {c for c in tables.modules if c not in store.SCHEMAS["modules"].names}
+    assert first_cells("runs", r"column \| unit") == [c for c in tables.runs if c not in schema.SCHEMAS["runs"].names]
+    derived = {c for c in tables.modules if c not in schema.SCHEMAS["modules"].names}
     assert derived == set(re.findall(r"adds `(\w+)`", SECTIONS["modules"]))
 
 
@@ -68,7 +68,7 @@ def test_outcomes() -> None:
 def test_columns_outside_the_promise_of_equal_bits() -> None:
     told = re.search(r"^`wall_time_s`, .*?describe one execution", SECTIONS["runs"], re.M | re.S)
     assert told is not None
-    assert set(re.findall(r"`(\w+)`", told[0])) == set(store.NOT_REPRODUCED)
+    assert set(re.findall(r"`(\w+)`", told[0])) == set(schema.NOT_REPRODUCED)
 
 
 def test_the_rows_and_modes_of_the_benchmark() -> None:

@@ -10,10 +10,11 @@ from types import ModuleType
 import measured
 import pytest
 
-from normstudy import store
 from normstudy.bench import tables
 from normstudy.bench.samples import Sample
-from normstudy.check import check_study
+from normstudy.study import schema
+from normstudy.study import tables as store
+from normstudy.upkeep.check import check_study
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,7 +76,7 @@ def test_the_generated_studies_are_what_commands_read(scaling: ModuleType, tmp_p
     """Finished runs by the store: a file a run, and `runs` and `steps` compacted, of which nothing is missing."""
     scaling._write_runs(tmp_path / "folder", 50)
     assert [*store.finished_ids(tmp_path / "folder").values()] == ["done"] * 50
-    assert scaling.weighed(tmp_path / "folder")["files"] == 50 + len(store.TABLES)
+    assert scaling.weighed(tmp_path / "folder")["files"] == 50 + len(schema.TABLES)
     scaling._write_compacted(tmp_path / "compacted", 50)
     found = check_study(tmp_path / "compacted").text.splitlines()
     assert "50 runs, 6 files" in found[0]

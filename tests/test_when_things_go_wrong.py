@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from studies import after, assert_same_tables, never, task_of, tiny
 
-from normstudy import recording, saved, store, train, worker
 from normstudy.config import ExecutionConfig, RunConfig
-from normstudy.data import Text
-from normstudy.worker import Task
+from normstudy.data.texts import Text
+from normstudy.study import checkpoints, tables
+from normstudy.training import batch
+from normstudy.training.step import Inputs, Measured, Runs, step_
+from normstudy.workers import recording, worker
+from normstudy.workers.task import Task
 
 HERE = Path(__file__).parent
 SECTION = re.compile(r"^## When things go wrong\n(.*?)^## ", re.S | re.M)
@@ -133,7 +136,7 @@ def test_what_was_trained_since_the_last_checkpoint_is_trained_again(
     list(worker.train_halving(task_of([config]), after(4)))
     going_on = worker.train_halving(task_of([config]), never)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "step_", dies_after(7))
+        patch.setattr("normstudy.training.step.step_", dies_after(7))
         with pytest.raises(Killed):
             list(going_on)
     messages = list(worker.train_halving(task_of([config]), never))
@@ -146,9 +149,9 @@ class Killed(BaseException):
 
 
 def dies_after(n: int):  # type: ignore[no-untyped-def]
-    step_, steps = train.step_, iter(range(n))
+    steps = iter(range(n))
 
-    def step(runs: train.Runs, inputs: train.Inputs, **how: bool) -> train.Measured:
+    def step(runs: Runs, inputs: Inputs, **how: bool) -> Measured:
         if next(steps, None) is None:
             raise Killed
         return step_(runs, inputs, **how)
@@ -158,20 +161,20 @@ def dies_after(n: int):  # type: ignore[no-untyped-def]
 
 def test_on_a_gpu_an_unfinished_run_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is said to be one, and the training is this machine's: what is tested is what is saved of it."""
-    train_batch, machine = train.train_batch, recording.machine
+    train_batch, machine = batch.train_batch, recording.machine
 
     def on_the_cpu(configs: list[RunConfig], text: Text, device: str, **how: object) -> Iterator[object]:
         assert device == "cuda"
         return train_batch(configs, text, "cpu", **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train, "train_batch", on_the_cpu)
+    monkeypatch.setattr(batch, "train_batch", on_the_cpu)
     monkeypatch.setattr(recording, "machine", lambda device: machine("cpu") | {"device": "a GPU"})
     task = replace(task_of([tiny(tmp_path)], seconds=0.0), device="cuda")
     study = tmp_path / "tiny"
     list(worker.train_halving(task, after(6)))
-    assert set(store.finished_ids(study).values()) == {"running"}
-    assert not (study / saved.FOLDER).exists()
+    assert set(tables.finished_ids(study).values()) == {"running"}
+    assert not (study / checkpoints.FOLDER).exists()
     messages = list(worker.train_halving(task, never))
     assert sum(message.resumed for message in messages) == 0
-    assert set(store.finished_ids(study).values()) == {"done"}
-    assert len(store.read(study, "steps")) == 12
+    assert set(tables.finished_ids(study).values()) == {"done"}
+    assert len(tables.read(study, "steps")) == 12

@@ -1,1 +1,1 @@
-"""From the tables of a study to small tables: outcomes, comparisons, selections. Never imports torch."""
+"""From the tables of a study to small tables: outcomes, pairs, comparisons, selections."""

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from normstudy import store
 from normstudy.analysis.pairs import MIN_PAIRS, RESULTS, compare_pairs
 from normstudy.analysis.select import KINDS, Value, native, select, tell_sources_apart, value_text
 from normstudy.config import ConfigError, one_of
+from normstudy.study import tables
 
 FORMATS = ("table", "csv", "json", "markdown")
 WIDTH = 100  # characters of a line of the table, where it can be
@@ -32,11 +32,11 @@ def compare_study(
     where: column -> value, the runs that take part. Raises ConfigError for a folder that is no study or has no
     finished run, and for what `select` and `compare_pairs` refuse.
     """
-    runs = select(tell_sources_apart(store.read(study_dir, "runs")), where)
+    runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     done = runs.loc[runs["status"] == "done", "run_id"].tolist()
     if not done:
         raise ConfigError(f"{study_dir} has no finished run to compare: start or resume its sweep")
-    steps = store.read(study_dir, "steps", ["run_id", "step", "train_loss", "val_loss"], done, text=False)
+    steps = tables.read(study_dir, "steps", ["run_id", "step", "train_loss", "val_loss"], done, text=False)
     return compare_pairs(runs, steps, by, baseline)
 
 

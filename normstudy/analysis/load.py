@@ -9,10 +9,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from normstudy import config as cfg
-from normstudy import store
 from normstudy.analysis.outcomes import gap_closed, outcomes
 from normstudy.analysis.pairs import varying
 from normstudy.analysis.select import tell_sources_apart
+from normstudy.study import schema, tables
 
 ALWAYS_JOINED = ("placement", "n_layers", "peak_lr", "warmup_steps", "seed")
 
@@ -35,8 +35,8 @@ def load(study_dir: Path | str, *, join: bool = False) -> Tables:
     join: the series carry the config columns that vary in this study, the five of ALWAYS_JOINED, and outcome.
     Raises ConfigError for a folder that is no study.
     """
-    runs = tell_sources_apart(store.read(study_dir, "runs"))  # first: a run that is done here has all its series
-    steps, modules, residual = (store.read(study_dir, table) for table in store.SERIES)
+    runs = tell_sources_apart(tables.read(study_dir, "runs"))  # first: a run that is done here has all its series
+    steps, modules, residual = (tables.read(study_dir, table) for table in schema.SERIES)
     runs = derive(runs, steps)
     ratio = modules["update_norm"] / modules["param_norm"].where(modules["param_norm"] != 0)
     modules = modules.assign(update_ratio=ratio)

@@ -29,7 +29,7 @@ class ChildFailed(Exception):
 @contextlib.contextmanager
 def environment(*, of_worker: bool) -> Iterator[None]:
     """The environment of a sweep's workers, or without any of its variables, for processes that are started inside."""
-    from normstudy.pool import WORKER_ENVIRONMENT, set_environment
+    from normstudy.processes import WORKER_ENVIRONMENT, set_environment
 
     before = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
     set_environment(WORKER_ENVIRONMENT if of_worker else dict.fromkeys(WORKER_ENVIRONMENT))

@@ -23,8 +23,8 @@ from normstudy.bench.subjects import D32_L4, D64_L6, NORMSTUDY, WARM_UP, Case, r
 from normstudy.config import ProbeConfig, RunConfig
 
 if TYPE_CHECKING:
-    from normstudy.probes import Array
-    from normstudy.train import End, Record
+    from normstudy.training.batch import End, Record
+    from normstudy.training.probes import Array
 
 RUNS = 8  # of a batch; half of them diverge
 ABSURD_LR = 0.2
@@ -102,9 +102,10 @@ def measure_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
 
 def watch(batch: list[RunConfig]) -> Watched:
     """Train until every second run has left and some steps beyond, with the survivors together and each alone."""
-    from normstudy import data, train
+    from normstudy.data import texts
+    from normstudy.training import batch as train
 
-    text = data.load(batch[0].data)
+    text = texts.load(batch[0].data)
     survivors = list(range(0, len(batch), 2))
     mixed = train.train_batch(batch, text)
     together = train.train_batch([batch[r] for r in survivors], text)
@@ -127,7 +128,7 @@ def watch(batch: list[RunConfig]) -> Watched:
 
 def next_record(records: Iterator[Record | End]) -> tuple[Record, list[End], float]:
     """The next step's record, the ends that came before it, and the CPU time of all that in ms."""
-    from normstudy.train import Record
+    from normstudy.training.batch import Record
 
     ends = []
     before = time.process_time()

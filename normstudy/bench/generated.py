@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from normstudy.config import ModelConfig, RunConfig, ScheduleConfig, one_of, run_id
+from normstudy.study import parquet, schema
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -57,14 +58,13 @@ def write_study(study: Path, size: Size, form: str, seed: int = 0) -> None:
     form "one file a table": as `normstudy compact` leaves it. "as swept": as its sweep leaves it, a file for each
     run and for each of its windows. Memory holds two row groups at most; nothing is made durable.
     """
-    from normstudy import store
 
     one_of("form", form, FORMS)
     runs = dict(sorted((run_id(config, SHA256), config) for config in configs(study, size)))
-    for table in store.TABLES:
+    for table in schema.TABLES:
         folder = study / "tables" / table
         folder.mkdir(parents=True)
-        (folder / store.SCHEMA_FILE).write_bytes(store.encode(table, store.SCHEMAS[table].empty_table()))
+        (folder / schema.SCHEMA_FILE).write_bytes(parquet.encode(table, schema.SCHEMAS[table].empty_table()))
     (_write_compacted if form == FORMS[0] else _write_swept)(study, runs, seed)
 
 
@@ -83,32 +83,32 @@ def configs(study: Path, size: Size) -> list[RunConfig]:
 
 
 def _write_swept(study: Path, runs: Mapping[str, RunConfig], seed: int) -> None:
-    from normstudy import store
 
     for number, (name, config) in enumerate(runs.items()):
         row, series = run_rows(name, config, np.random.default_rng([seed, number]))
-        content = pa.Table.from_pylist([row], store.SCHEMAS["runs"])
-        (study / "tables" / "runs" / f"{name}.parquet").write_bytes(store.encode("runs", content))
-        window = store.window_size(config.schedule.n_steps)
+        content = pa.Table.from_pylist([row], schema.SCHEMAS["runs"])
+        (study / "tables" / "runs" / f"{name}.parquet").write_bytes(parquet.encode("runs", content))
+        window = schema.window_size(config.schedule.n_steps)
         for table, columns in series.items():
             content = _arrow(table, columns, pa.array([name]), 0)
             starts = range(0, len(series["steps"]["step"]), window)
             places = [*np.searchsorted(columns["step"], starts), content.num_rows]
             for i, (first, end) in enumerate(itertools.pairwise(places)):
                 part = _names_by_occurrence(content.slice(first, end - first))
-                (study / "tables" / table / f"{name}-{i:03d}.parquet").write_bytes(store.encode(table, part))
+                (study / "tables" / table / f"{name}-{i:03d}.parquet").write_bytes(parquet.encode(table, part))
 
 
 def _write_compacted(study: Path, runs: Mapping[str, RunConfig], seed: int) -> None:
-    from normstudy import store
-    from normstudy.compaction import ZSTD_LEVEL
+    from normstudy.upkeep.compact import ZSTD_LEVEL
 
     names = pa.array(list(runs))
     rows: list[dict[str, object]] = []
-    held: dict[str, list[pa.Table]] = {table: [] for table in store.SERIES}
+    held: dict[str, list[pa.Table]] = {table: [] for table in schema.SERIES}
     zstd = {"compression": "zstd", "compression_level": ZSTD_LEVEL}
-    path = {table: study / "tables" / table / store.COMPACTED_FILE for table in store.TABLES}
-    writers = {t: pq.ParquetWriter(path[t], store.SCHEMAS[t], **store.write_options(t) | zstd) for t in store.SERIES}
+    path = {table: study / "tables" / table / schema.COMPACTED_FILE for table in schema.TABLES}
+    writers = {
+        t: pq.ParquetWriter(path[t], schema.SCHEMAS[t], **parquet.write_options(t) | zstd) for t in schema.SERIES
+    }
     for number, (name, config) in enumerate(runs.items()):
         row, series = run_rows(name, config, np.random.default_rng([seed, number]))
         rows.append(row)
@@ -122,16 +122,15 @@ def _write_compacted(study: Path, runs: Mapping[str, RunConfig], seed: int) -> N
                 held[table] = [content.slice(end)]
     for writer in writers.values():
         writer.close()
-    content = pa.Table.from_pylist(rows, store.SCHEMAS["runs"])
-    pq.write_table(content, path["runs"], **store.write_options("runs") | zstd)
+    content = pa.Table.from_pylist(rows, schema.SCHEMAS["runs"])
+    pq.write_table(content, path["runs"], **parquet.write_options("runs") | zstd)
 
 
 def _arrow(table: str, columns: Columns, names: pa.Array, number: int) -> pa.Table:
     """The rows of run `number` of `names`."""
-    from normstudy import store
 
     arrays = []
-    for f in store.SCHEMAS[table]:
+    for f in schema.SCHEMAS[table]:
         if f.name == "run_id":
             codes = np.full(len(columns["step"]), number, np.int32)
             arrays.append(pa.DictionaryArray.from_arrays(codes, names))
@@ -141,7 +140,7 @@ def _arrow(table: str, columns: Columns, names: pa.Array, number: int) -> pa.Tab
             values = columns[f.name]
             null = {"val_loss": np.isnan, "layer": np.signbit}.get(f.name)
             arrays.append(pa.array(values, f.type, mask=null(values) if null else None))
-    return pa.Table.from_arrays(arrays, schema=store.SCHEMAS[table])
+    return pa.Table.from_arrays(arrays, schema=schema.SCHEMAS[table])
 
 
 def _names_by_occurrence(content: pa.Table) -> pa.Table:
@@ -166,7 +165,6 @@ def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[di
     Post-norm at large rates with a short warmup is stuck, its gradient lost on the way to the first layers; at the
     largest rate without warmup every fifth seed ends in a loss that is not finite, half way.
     """
-    from normstudy import store
 
     m, s, p = config.model, config.schedule, config.probe
     stuck = m.placement == "post" and s.peak_lr >= 3e-3 and s.warmup_steps <= 20
@@ -221,7 +219,7 @@ def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[di
     row: dict[str, object] = {
         "run_id": name,
         "status": "done",
-        **store.config_columns(config),
+        **schema.config_columns(config),
         "resolved_vocab_size": 256,
         "n_params": 50_000 * m.n_layers,
         "data_sha256": SHA256,

@@ -29,12 +29,13 @@ def measure(scope: Scope) -> Iterator[Sample]:
     """Measure on the GPU, in this process. Needs one."""
     import torch
 
-    from normstudy import data, train
     from normstudy.bench import plain
+    from normstudy.data import texts
+    from normstudy.training import batch
 
     configs = [run_config(D64_L6, seed) for seed in range(N_RUNS)]
-    text = data.load(configs[0].data)
-    records = train.train_batch(configs, text, "cuda")
+    text = texts.load(configs[0].data)
+    records = batch.train_batch(configs, text, "cuda")
     losses = plain.train(configs[0], torch.from_numpy(text.train.tokens).long(), text.vocab_size, "cuda")
 
     def rate(step: Callable[[], object], runs: int) -> float:

@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from normstudy import kernels
 from normstudy.bench.children import Work
 from normstudy.bench.products import typical_seconds
 from normstudy.bench.subjects import WARM_UP, start_normstudy
 from normstudy.config import RunConfig
-from normstudy.flat import ALIGN
+from normstudy.model import kernels
+from normstudy.training.layout import ALIGN
 
 
 class Seconds(NamedTuple):

@@ -125,7 +125,7 @@ def dry_run(folder: Path, *words: str) -> float:
 
 def composing() -> float:
     """Seconds in which Hydra composes a config of each choice of groups."""
-    from normstudy.app import conf_dir
+    from normstudy.app.compose import conf_dir
 
     axes = [[f"{axis.split('=')[0]}={value}" for value in axis.split("=")[1].split(",")] for axis in CHOICES]
     chosen = [" ".join(words) for words in itertools.product(*axes)]

@@ -17,7 +17,7 @@ from normstudy.bench.subjects import D32_L4, D64_L6, WARM_UP, Case, cpu_seconds,
 from normstudy.config import ProbeConfig, RunConfig
 
 if TYPE_CHECKING:
-    from normstudy.train import End, Record
+    from normstudy.training.batch import End, Record
 
 OFF, EVERY_STEP, DEFAULT = "all probes off", "all probes on, every step", "all probes on, default density"
 CASES = (D32_L4, D64_L6)
@@ -36,9 +36,10 @@ def measure(scope: Scope) -> Iterator[Sample]:
 
 def subjects(case: Case, runs: int) -> dict[str, Iterator[Record | End]]:
     """The same runs three times: nothing measured, all at every step, all at the default density."""
-    from normstudy import data, train
+    from normstudy.data import texts
+    from normstudy.training import batch as train
 
-    text = data.load(run_config(case).data)
+    text = texts.load(run_config(case).data)
 
     def batch(probe: ProbeConfig) -> list[RunConfig]:
         return [run_config(case, r, probe=probe) for r in range(runs)]

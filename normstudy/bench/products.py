@@ -139,10 +139,10 @@ def fused_attention(config: RunConfig, runs: int, *, backward: bool) -> Callable
 
 def start_products(job: tuple[RunConfig, int]) -> Work[dict[tuple[str, str], float]]:
     """(config, runs of a batch) -> for each (piece, way) the seconds that all of it takes in a run-step."""
-    from normstudy import data
+    from normstudy.data import texts
 
     config, runs = job
-    made = [(piece, ways(piece, config, runs)) for piece in pieces(config, data.load(config.data).vocab_size)]
+    made = [(piece, ways(piece, config, runs)) for piece in pieces(config, texts.load(config.data).vocab_size)]
 
     def work(milliseconds: int) -> dict[tuple[str, str], float]:
         return {

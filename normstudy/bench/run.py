@@ -13,14 +13,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from normstudy import store, terminal
-from normstudy.bench import rows, summary, tables
+from normstudy import terminal
+from normstudy.bench import figure, rows, summary, tables
 from normstudy.bench.rows import ROWS
 from normstudy.bench.samples import Sample, Scope
 from normstudy.config import one_of
 from normstudy.errors import ConfigError
-from normstudy.figures import bench as figure
-from normstudy.progress import duration
+from normstudy.study import parquet
+from normstudy.study import tables as store
+from normstudy.workers.progress import duration
 
 OUT = {"quick": Path("results/bench/quick"), "full": Path("results/bench")}
 SKIPPED = {  # by what the row measures
@@ -37,7 +38,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
     """
     one_of("--device", device, tuple(SKIPPED))
     chosen = [*ROWS] if asked is None else rows.check_rows(asked)
-    store.check_out(out)
+    parquet.check_out(out)
     made_by = tables.machine(device)
     for row in chosen:
         if ROWS[row].device != device and (asked is not None or ROWS[row].device == "cuda"):

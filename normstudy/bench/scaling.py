@@ -144,16 +144,17 @@ def shapes(sizes: Sizes) -> dict[str, list[tuple[int, Case, int]]]:
 
 def whole_steps(sizes: Sizes) -> Iterator[Sample]:
     """The cost of run-steps along every axis, in this process."""
-    from normstudy import data, train
+    from normstudy.data import texts
+    from normstudy.training import batch
 
-    text = data.load(run_config(sizes.base).data)
+    text = texts.load(run_config(sizes.base).data)
 
     def configs(case: Case, runs: int) -> list[RunConfig]:
         return [run_config(case, r, probe=ProbeConfig(every=1)) for r in range(runs)]
 
     along = shapes(sizes)
     distinct = {(case, runs) for points in along.values() for _, case, runs in points}
-    batches = {point: train.train_batch(configs(*point), text) for point in sorted(distinct, key=str)}
+    batches = {point: batch.train_batch(configs(*point), text) for point in sorted(distinct, key=str)}
     flops = {
         case: float(sum(p.flops for p in pieces(run_config(case), text.vocab_size))) for case in {c for c, _ in batches}
     }
@@ -182,7 +183,7 @@ def part_call(part: str, sizes: Sizes, n: int, d: int) -> Callable[[], object]:
     import torch
     from torch import Tensor
 
-    from normstudy import kernels, norms
+    from normstudy.model import kernels, norms
 
     # (out, in) of the matrices; the first three read the same x, as q, k and v do.
     maps = {PROJECTIONS: [(d, d)] * 4, ALL_MAPS: [(d, d)] * 4 + [(4 * d, d), (d, 4 * d)]}.get(part, [])

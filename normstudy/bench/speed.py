@@ -34,7 +34,7 @@ from normstudy import config as cfg
 from normstudy.bench.children import Answer, Child, Job, Work, together
 from normstudy.bench.products import BMM, fastest, pieces, start_products
 from normstudy.bench.samples import Goal, Sample, Scope
-from normstudy.bench.subjects import (
+from normstudy.bench.subjects import (  # fmt: skip
     D32_L4,
     D64_L6,
     NORMSTUDY,
@@ -45,7 +45,7 @@ from normstudy.bench.subjects import (
     runs_per_batch,
     start_normstudy,
     start_plain,
-)  # fmt: skip
+)
 from normstudy.config import RunConfig
 
 if TYPE_CHECKING:
@@ -218,9 +218,9 @@ def mean_over_cores(timed: Sequence[Mapping[tuple[str, str], float]]) -> dict[tu
 
 def shares(config: RunConfig, case: str, number: int, run_step: float, best: float, bmm: float) -> Iterator[Sample]:
     """Rates and shares of a round, from the seconds of a run-step and of its products."""
-    from normstudy import data
+    from normstudy.data import texts
 
-    flops = sum(piece.flops for piece in pieces(config, data.load(config.data).vocab_size))
+    flops = sum(piece.flops for piece in pieces(config, texts.load(config.data).vocab_size))
     for subject, seconds in ((NORMSTUDY, run_step), (BEST, best), (BMM, bmm)):
         yield Sample("a", case, subject, "product_gflop_per_s_core", "GFLOP/s", number, flops / seconds / 1e9)
     yield Sample("a", case, NORMSTUDY, "share_of_limit", "1", number, best / run_step)

@@ -102,7 +102,7 @@ GOALS = _goals()
 
 def measure(scope: Scope) -> Iterator[Sample]:
     """The samples of row d."""
-    from normstudy.app import conf_dir
+    from normstudy.app.compose import conf_dir
 
     train_study(scope.folder, SEEDS)
     measured = starts(scope.folder)

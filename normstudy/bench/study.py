@@ -69,7 +69,8 @@ WRITE_ALL = """
 import io, time
 from pathlib import Path
 import matplotlib
-from normstudy.figures import FIGURES, style
+from normstudy.figures import style
+from normstudy.figures.draw import FIGURES
 from normstudy.figures.study import Lacks, load
 
 study, seconds = load(Path({0!r})), 0.0

@@ -14,6 +14,7 @@ from pathlib import Path
 from normstudy import config as cfg
 from normstudy.bench.children import Work
 from normstudy.config import RunConfig
+from normstudy.study import schema
 
 NORMSTUDY = "normstudy"
 
@@ -47,7 +48,7 @@ def cores() -> int:
 
 def runs_per_batch(config: RunConfig) -> int:
     """As many runs as a sweep on all cores trains as one program on each."""
-    from normstudy import batching
+    from normstudy.sweep import batching
 
     return batching.runs_per_batch(config, "cpu", cores())
 
@@ -67,19 +68,23 @@ def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = Non
 
 def start_normstudy(job: tuple[list[RunConfig], Path]) -> Work[float]:
     """A batch of runs, in steps, whose tables are written to a folder as a worker does; their CPU seconds."""
-    from normstudy import data, probes, recording, store, train
+    from normstudy.data import texts
+    from normstudy.model import transformer
+    from normstudy.study import tables
+    from normstudy.training import batch, probes
+    from normstudy.workers import recording
 
     configs, folder = job
-    text = data.load(configs[0].data)
-    records = train.train_batch(configs, text)
-    modules = probes.modules_of([name for name, _ in train.build(configs[0], text.vocab_size).named_parameters()])
+    text = texts.load(configs[0].data)
+    records = batch.train_batch(configs, text)
+    modules = probes.modules_of([name for name, _ in transformer.build(configs[0], text.vocab_size).named_parameters()])
     series = [recording.Series(f"run-{r}") for r in range(len(configs))]
-    window = store.window_size(WINDOW_OF)
-    store.prepare(folder)
+    window = schema.window_size(WINDOW_OF)
+    tables.prepare(folder)
 
     def step() -> None:
         record = next(records)
-        if isinstance(record, train.End):
+        if isinstance(record, batch.End):
             raise AssertionError(f"run {record.run} ended at step {record.nonfinite_step}: the work is not constant")
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
@@ -93,8 +98,8 @@ def start_plain(config: RunConfig) -> Work[float]:
     """A run of the plain loop, in steps; their CPU seconds."""
     import torch
 
-    from normstudy import data
     from normstudy.bench import plain
+    from normstudy.data import texts as data
 
     text = data.load(config.data)
     losses = plain.train(config, torch.from_numpy(text.train.tokens).long(), text.vocab_size)

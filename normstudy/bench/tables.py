@@ -23,13 +23,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from normstudy import files
 from normstudy.bench.children import environment
 from normstudy.bench.rows import ROWS
 from normstudy.bench.samples import Sample
-from normstudy.cpu import cpu_info
 from normstudy.errors import ConfigError
-from normstudy.provenance import git_commit
+from normstudy.model.processor import cpu_info
+from normstudy.study import files
+from normstudy.study.records import git_commit
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -44,9 +44,9 @@ MODES = ("quick", "full")
 
 ASK = """
 import json, torch
-from normstudy import blas
+from normstudy.model import processor
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-print(json.dumps([torch.__version__, torch.backends.cpu.get_cpu_capability(), blas.libraries(), gpu]))
+print(json.dumps([torch.__version__, torch.backends.cpu.get_cpu_capability(), processor.libraries(), gpu]))
 """
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 from tqdm import tqdm
 
-from normstudy import store, terminal
+from normstudy import terminal
 from normstudy.exports.source import Source
+from normstudy.study import schema
 
 STEP_NUMBERS = ("train_loss", "val_loss", "lr", "grad_norm", "param_norm", "update_norm")
 MODULE_NUMBERS = ("grad_norm", "param_norm", "update_norm")
@@ -57,7 +58,7 @@ class Run:
 
 def runs_of(source: Source, what: str) -> Iterator[Run]:
     """The runs one after the other, with a bar on a terminal that says `what` and the time left."""
-    series = zip(*(source.rows(table) for table in store.SERIES), strict=True)
+    series = zip(*(source.rows(table) for table in schema.SERIES), strict=True)
     rows = (row for batch in source.runs.to_batches(1) for row in batch.to_pylist())
     with tqdm(total=source.n_runs, unit="run", desc=what, **terminal.fit()) as bar:
         for row, (steps, modules, residual) in zip(rows, series, strict=True):

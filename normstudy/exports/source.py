@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from normstudy import files, store
 from normstudy.analysis.select import select, tell_sources_apart
 from normstudy.config import ConfigError
+from normstudy.study import files, parquet
+from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SORT, run_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
     Raises ConfigError for a study without a run, for a run_id that is no name, and as select does.
     """
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
-    content = pa.concat_tables([store.SCHEMAS["runs"].empty_table(), *pieces])
+    content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces])
     content = content.sort_by("run_id")
     if not content.num_rows:
         raise ConfigError(f"{study_dir} has no run to export: start its sweep")
@@ -65,9 +66,7 @@ def is_name(run_id: str) -> bool:
 
 def plain_schema(table: str) -> pa.Schema:
     """The schema of a table, with its names as plain text."""
-    return pa.schema(
-        [(f.name, pa.string() if pa.types.is_dictionary(f.type) else f.type) for f in store.SCHEMAS[table]]
-    )
+    return pa.schema([(f.name, pa.string() if pa.types.is_dictionary(f.type) else f.type) for f in SCHEMAS[table]])
 
 
 def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.Table]:
@@ -78,12 +77,12 @@ def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.T
     own: dict[str, list[Path]] = {}
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
     for path in _files(study_dir, table):
-        if path.name == store.COMPACTED_FILE:
+        if path.name == COMPACTED_FILE:
             gathered = _runs_of(table, path)
         else:
-            own.setdefault(store.run_of(table, path.name), []).append(path)
+            own.setdefault(run_of(table, path.name), []).append(path)
     schema = plain_schema(table)
-    order = [(name, "ascending") for name in store.SORT[table] if name != "run_id"]
+    order = [(name, "ascending") for name in SORT[table] if name != "run_id"]
     ahead = next(gathered, None)
     for run_id in run_ids:
         parts = [part for path in own.get(run_id, []) for part in _pieces(table, path)]
@@ -111,18 +110,18 @@ def _files(study_dir: Path, table: str) -> list[Path]:
     folder = study_dir / "tables" / table
     with _reading(folder):
         names = sorted(os.listdir(folder))
-    return [folder / name for name in names if name.endswith(".parquet") and name != store.SCHEMA_FILE]
+    return [folder / name for name in names if name.endswith(".parquet") and name != SCHEMA_FILE]
 
 
 def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
     """The row groups of a file, in the schema of this version; every page's checksum is verified."""
     with _reading(path):
         # A file of one run is read in one call; the compacted one is too large for that.
-        source = path if path.name == store.COMPACTED_FILE else pa.BufferReader(path.read_bytes())
+        source = path if path.name == COMPACTED_FILE else pa.BufferReader(path.read_bytes())
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             for i in range(file.num_row_groups):
-                piece = file.read_row_group(i, use_threads=path.name == store.COMPACTED_FILE)
-                yield piece if piece.schema.equals(store.SCHEMAS[table]) else store.conform(table, piece)
+                piece = file.read_row_group(i, use_threads=path.name == COMPACTED_FILE)
+                yield piece if piece.schema.equals(SCHEMAS[table]) else parquet.conform(table, piece)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.csv import CSVWriter
 
-from normstudy import store
 from normstudy.exports.source import Source, plain_schema
+from normstudy.study.schema import TABLES
 
 BUFFER = 1024 * 1024  # bytes between two writes
 
@@ -21,7 +21,7 @@ FORMULA = r"^([=+\-@\t\r\n\x00])"
 def write(source: Source, target: Path, scratch: Path) -> None:
     """Make the folder of the four files."""
     target.mkdir()
-    for table in store.TABLES:
+    for table in TABLES:
         schema = plain_schema(table)
         with open(target / f"{table}.csv", "wb", BUFFER) as file, CSVWriter(file, schema) as writer:
             for rows in [source.runs] if table == "runs" else source.rows(table):

@@ -14,9 +14,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from normstudy import files, store
 from normstudy.config import ConfigError
 from normstudy.exports.source import Source, plain_schema
+from normstudy.study import files, schema
 
 MEMORY = "500MB"  # of DuckDB's own; its default is most of the machine's
 STORAGE = "v0.10.2"  # every DuckDB from this version on reads the file; version 2 alone reads its own default
@@ -42,7 +42,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         # Absolute, as `s3://` at the beginning of a relative path would be taken for a server's.
         with duckdb.connect(str(target.absolute()), config=settings) as database:
             database.execute("set temp_directory = $folder", {"folder": str(scratch.absolute())})
-            for table in store.TABLES:
+            for table in schema.TABLES:
                 # One statement a table: pieces that are inserted one by one take nearly twice the space.
                 reader = pa.RecordBatchReader.from_batches(plain_schema(table), batches(table))
                 database.register("rows", reader)

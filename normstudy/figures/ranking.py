@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from normstudy.analysis.pairs import MIN_PAIRS, counted_loss, paired_t_interval
 from normstudy.analysis.select import has_value, native
 from normstudy.figures import layout, style
-from normstudy.figures.study import (
+from normstudy.figures.study import (  # fmt: skip
     MAX_HUES,
     Lacks,
     Look,
@@ -28,7 +28,7 @@ from normstudy.figures.study import (
     text_fields,
     values,
     widest,
-)  # fmt: skip
+)
 
 MIN_VALUES = 3  # of the ranked field; two values are compared, not ranked
 MAX_COLUMNS = 3

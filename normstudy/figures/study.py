@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from normstudy import config as cfg
-from normstudy import store
 from normstudy.analysis.outcomes import outcomes
 from normstudy.analysis.select import Value, has_value, native, select, tell_sources_apart
 from normstudy.config import ConfigError
 from normstudy.figures import style
+from normstudy.study import tables
 
 HEADLINE_LR = 3e-3  # of several rates, the one nearest to this is shown where only one can be
 SNAPSHOTS = (0, 5, 20, 100)  # and the last step
@@ -282,14 +282,14 @@ class Study:
     def modules(self) -> pd.DataFrame:
         """The gradient norms per layer of `MODULE`, layers as integers."""
         columns = ["run_id", "step", "layer", "grad_norm"]
-        rows = store.read(self.folder, "modules", columns, list(self.runs["run_id"]), MODULE, text=False)
+        rows = tables.read(self.folder, "modules", columns, list(self.runs["run_id"]), MODULE, text=False)
         return rows.astype({"layer": int, "grad_norm": float})
 
     @cached_property
     def residual(self) -> pd.DataFrame:
         """The norms of dLoss/dx_l."""
         columns = ["run_id", "step", "layer", "grad_norm"]
-        rows = store.read(self.folder, "residual", columns, list(self.runs["run_id"]), text=False)
+        rows = tables.read(self.folder, "residual", columns, list(self.runs["run_id"]), text=False)
         return rows.astype({"layer": int, "grad_norm": float})
 
     def settings(self, runs: pd.DataFrame, limit: int, skip: Iterable[str] = ()) -> tuple[list[Setting], list[str]]:
@@ -379,7 +379,7 @@ def arms(runs: pd.DataFrame, study: Study) -> list[tuple[str, str, pd.DataFrame]
 
 def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
     """Read a study; raises ConfigError where there is no study or no finished run."""
-    runs = tell_sources_apart(store.read(study_dir, "runs"))
+    runs = tell_sources_apart(tables.read(study_dir, "runs"))
     if where:
         runs = select(runs, where)
     done = runs[runs["status"] == "done"].reset_index(drop=True)
@@ -388,7 +388,7 @@ def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
         states = ", ".join(f"{n} {status}" for status, n in sorted(held.items())) or "none at all"
         raise ConfigError(f"{study_dir} holds no finished run ({states}): run its sweep to the end first")
     columns = ["run_id", "step", "train_loss", "val_loss"]
-    steps = store.read(study_dir, "steps", columns, list(done["run_id"]), text=False)
+    steps = tables.read(study_dir, "steps", columns, list(done["run_id"]), text=False)
     names = short_names(done)
     how = look(done, names)
 

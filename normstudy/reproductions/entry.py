@@ -106,3 +106,20 @@ def model_config(variant: Variant, depth: int, setting: Setting) -> ModelConfig:
         biases=False,
         unembed_std=setting.d_model**-0.5,
     )
+
+
+pass
+
+
+Row = tuple[str, int | None, int, float]  # quantity, layer, seed, value
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement of one model at one depth, for some seeds at once."""
+
+    kind: str
+    variant: Variant
+    depth: int
+    seeds: tuple[int, ...]
+    setting: Setting

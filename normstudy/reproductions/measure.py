@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normstudy import optim, probes, profiling, train
 from normstudy.config import ModelConfig, OptimizerConfig, row_of
-from normstudy.flat import layout_of
-from normstudy.init import draw, init_params
-from normstudy.model import Transformer
-from normstudy.reproductions.entry import Setting, Variant, model_config
-from normstudy.reproductions.workers import Job, Row
+from normstudy.model.init import draw, init_params
+from normstudy.model.transformer import Transformer
+from normstudy.reproductions.entry import Job, Row, Setting, Variant, model_config
+from normstudy.training import admin, optim, probes, step
+from normstudy.training.layout import layout_of
 
 NOISE = 0.01  # of a matrix's own standard deviation
 NOISE_SEED = 2**30  # added to the seed: the noise is drawn as another initialization
@@ -66,7 +65,7 @@ def start(setting: Setting, variant: Variant, depth: int, seeds: tuple[int, ...]
             if name.endswith(("attn.q.weight", "attn.k.weight")):
                 p.zero_()
     if row_of(config.placement).profiled:
-        profiling.set_omegas_(model, params, tokens[..., :-1])
+        admin.set_omegas_(model, params, tokens[..., :-1])
     return Runs(config, seeds, model, params, tokens)
 
 
@@ -87,7 +86,7 @@ def backward(runs: Runs) -> tuple[dict[str, Tensor], list[Tensor]]:
     names = list(runs.params)
 
     def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return train.loss_of_run(runs.model, dict(zip(names, values, strict=True)), tokens)
+        return step.loss_of_run(runs.model, dict(zip(names, values, strict=True)), tokens)
 
     leaves = [p.detach().requires_grad_() for p in runs.params.values()]
     losses, residual = torch.func.vmap(of_run)(leaves, runs.tokens)

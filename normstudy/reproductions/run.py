@@ -17,14 +17,15 @@ import matplotlib
 import pandas as pd
 from tqdm import tqdm
 
-from normstudy import store, terminal
+from normstudy import terminal
 from normstudy.config import ConfigError, one_of
 from normstudy.errors import nearest
 from normstudy.figures import style
-from normstudy.reproductions import REPRODUCTIONS, tables, workers
-from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
+from normstudy.reproductions import tables, workers
+from normstudy.reproductions.entry import Job, Need, Reproduction, Row, Setting, Variant
+from normstudy.reproductions.registry import REPRODUCTIONS
 from normstudy.reproductions.verdicts import Finding
-from normstudy.reproductions.workers import Job, Row
+from normstudy.study import parquet
 
 OUT = Path("results/reproductions")
 FORMATS = ("table", "markdown")
@@ -75,7 +76,7 @@ def reproduce(
     names = check_names(names)
     if processes is not None and processes < 1:
         raise ConfigError(f"--workers {processes} is below 1")
-    store.check_out(out)
+    parquet.check_out(out)
     setting = setting or Setting()
     needs = {name: REPRODUCTIONS[name].needs(setting) for name in names}
     keys = {name: tables.definition(setting, needs[name]) for name in names}

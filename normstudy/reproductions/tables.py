@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from normstudy import config as cfg
-from normstudy import files
 from normstudy.config import ConfigError
 from normstudy.reproductions.entry import MEASUREMENT, Need, Setting, model_config
+from normstudy.study import files
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(

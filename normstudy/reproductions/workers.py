@@ -10,26 +10,11 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from normstudy.pool import environment
-from normstudy.reproductions.entry import Setting, Variant
-from normstudy.worker import die_with_parent
-
-Row = tuple[str, int | None, int, float]  # quantity, layer, seed, value
-
-
-@dataclass(frozen=True)
-class Job:
-    """One measurement of one model at one depth, for some seeds at once."""
-
-    kind: str
-    variant: Variant
-    depth: int
-    seeds: tuple[int, ...]
-    setting: Setting
+from normstudy.processes import die_with_parent, environment
+from normstudy.reproductions.entry import Job, Row
 
 
 class MeasuringFailed(Exception):

@@ -13,9 +13,10 @@ import pytest
 from handmade import BAD, H1, H2, handmade_config, handmade_study, write_handmade_run
 
 import normstudy
-from normstudy import store
 from normstudy.analysis.load import Tables
 from normstudy.config import ConfigError
+from normstudy.study import schema
+from normstudy.study import tables as store
 
 SERIES = ("steps", "modules", "residual")
 
@@ -36,7 +37,7 @@ def joined(study: Path) -> Tables:
 
 
 def test_the_tables_are_those_of_the_store_and_the_derived_columns(study: Path, plain: Tables) -> None:
-    for table in store.TABLES:
+    for table in schema.TABLES:
         stored = store.read(study, table)
         pd.testing.assert_frame_equal(getattr(plain, table)[list(stored)], stored)
     assert list(plain.runs)[-3:] == ["outcome", "gap_closed", "bits_per_byte"]
@@ -120,6 +121,6 @@ def test_importing_normstudy_imports_nothing_heavy_and_loading_no_torch(study: P
         "import sys; sys.modules['torch'] = None; import normstudy\n"
         "assert not {'numpy', 'pandas', 'pyarrow', 'scipy'} & set(sys.modules), 'heavy'\n"
         f"assert len(normstudy.load({str(study)!r}).runs) == 12\n"
-        "import normstudy.analysis.compare, normstudy.compaction"
+        "import normstudy.analysis.compare, normstudy.upkeep.compact"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from handmade import handmade_config, handmade_study, write_handmade_run
 
-from normstudy import store
 from normstudy.analysis.outcomes import (
     OUTCOMES,
     counts_text,
@@ -26,6 +25,7 @@ from normstudy.analysis.outcomes import (
     trailing_mean,
 )
 from normstudy.config import ConfigError
+from normstudy.study import tables
 
 EPS = 1e-9
 
@@ -170,7 +170,7 @@ def test_a_run_of_one_step_has_an_outcome() -> None:
 
 def test_outcomes_of_a_study(tmp_path: Path) -> None:
     study = handmade_study(tmp_path, n_layers=(2,), peak_lrs=(3e-3,))
-    runs, steps = store.read(study, "runs"), store.read(study, "steps")
+    runs, steps = tables.read(study, "runs"), tables.read(study, "steps")
     found = outcomes(runs, steps)
     bad = runs[(runs["placement"] == "post") & (runs["warmup_steps"] == 0)].set_index("seed")["run_id"]
     assert found[bad[0]] == "diverged"
@@ -186,7 +186,7 @@ def test_outcomes_of_a_study(tmp_path: Path) -> None:
 def test_w_follows_the_batch_of_each_run(tmp_path: Path) -> None:
     study = tmp_path / "handmade"
     write_handmade_run(study, handmade_config(tmp_path))
-    runs, steps = store.read(study, "runs"), store.read(study, "steps")
+    runs, steps = tables.read(study, "runs"), tables.read(study, "steps")
     steps["train_loss"] = 1.0
     steps.loc[40, "train_loss"] = 1.0 + 2.0  # over w = 15 steps: 0.13, over w = 3 steps: 0.67
     assert outcomes(runs, steps).iloc[0] == "learned"
@@ -197,14 +197,14 @@ def test_w_follows_the_batch_of_each_run(tmp_path: Path) -> None:
 def test_a_run_that_blew_up_in_its_last_evaluation_is_diverged(tmp_path: Path) -> None:
     study = tmp_path / "handmade"
     write_handmade_run(study, handmade_config(tmp_path))
-    runs, steps = store.read(study, "runs"), store.read(study, "steps")
+    runs, steps = tables.read(study, "runs"), tables.read(study, "steps")
     assert outcomes(runs.assign(nonfinite_step=60.0), steps).iloc[0] == "diverged"
     assert outcomes(runs.assign(final_val_loss=np.nan), steps).iloc[0] == "diverged"
 
 
 def test_no_run_gives_no_outcome(tmp_path: Path) -> None:
-    store.prepare(tmp_path)
-    found = outcomes(store.read(tmp_path, "runs"), store.read(tmp_path, "steps"))
+    tables.prepare(tmp_path)
+    found = outcomes(tables.read(tmp_path, "runs"), tables.read(tmp_path, "steps"))
     assert len(found) == 0
     assert outcome_counts(found) == {}
 
@@ -212,7 +212,7 @@ def test_no_run_gives_no_outcome(tmp_path: Path) -> None:
 def test_a_finished_run_without_series_is_an_error(tmp_path: Path) -> None:
     study = tmp_path / "handmade"
     name = write_handmade_run(study, handmade_config(tmp_path))
-    runs, steps = store.read(study, "runs"), store.read(study, "steps")
+    runs, steps = tables.read(study, "runs"), tables.read(study, "steps")
     with pytest.raises(ConfigError, match=name):
         outcomes(runs, steps.iloc[:0])
 

@@ -13,11 +13,11 @@ import pytest
 import scipy.stats
 from handmade import handmade_config, handmade_rows, handmade_study, target_loss, write_handmade_run
 
-from normstudy import store
 from normstudy.analysis.compare import FORMATS, WIDTH, compare_study, render
 from normstudy.analysis.outcomes import counts_text
 from normstudy.analysis.pairs import cell_columns, compare_pairs, counted_loss, paired_t_interval, verdict
 from normstudy.config import ConfigError, RunConfig
+from normstudy.study import tables as store
 
 SEEDS = (0, 1, 2, 3, 4)
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from handmade import handmade_config, write_handmade_run
 
-from normstudy import store
 from normstudy.analysis.load import load
 from normstudy.analysis.select import native, select, value_text, values_of
 from normstudy.config import ConfigError
+from normstudy.study import tables
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,9 @@ def test_bad_requests_are_one_line(runs: pd.DataFrame, where: dict[str, str], wo
 
 
 def test_a_study_without_runs(tmp_path: Path) -> None:
-    store.prepare(tmp_path)
+    tables.prepare(tmp_path)
     with pytest.raises(ConfigError, match="there is no run"):
-        select(store.read(tmp_path, "runs"), {"placement": "pre"})
+        select(tables.read(tmp_path, "runs"), {"placement": "pre"})
 
 
 def test_values_are_in_a_fixed_order(runs: pd.DataFrame) -> None:

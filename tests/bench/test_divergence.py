@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 import torch
 
-from normstudy import data, train
 from normstudy.bench import divergence
 from normstudy.bench.divergence import AFTER, ALONE, BEFORE, LATER
 from normstudy.bench.subjects import Case
+from normstudy.data import texts
+from normstudy.training import batch as train
 
 torch.set_num_threads(1)
 
@@ -32,7 +33,7 @@ def records(runs: int, lr: float = 1e-3) -> train.Record:
     """The second step of some runs."""
     batch = divergence.configs(TINY, 2 * runs)[::2]
     batch = [dataclasses.replace(c, schedule=dataclasses.replace(c.schedule, peak_lr=lr)) for c in batch]
-    found = train.train_batch(batch, data.load(batch[0].data))
+    found = train.train_batch(batch, texts.load(batch[0].data))
     next(found)
     record = next(found)
     assert isinstance(record, train.Record)

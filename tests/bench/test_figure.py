@@ -19,10 +19,10 @@ from matplotlib.lines import Line2D
 from measured import by_hand, write
 from PIL import Image
 
-from normstudy.bench import tables
+from normstudy.bench import figure, tables
 from normstudy.bench.rows import ROWS, Row
 from normstudy.bench.samples import Goal, Sample
-from normstudy.figures import bench, style
+from normstudy.figures import style
 
 HERE = Path(__file__).parents[1]  # where measured.py is
 SAMPLES = [
@@ -41,7 +41,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def drawn(tmp_path: Path, samples: list[Sample]) -> Figure:
     write(tmp_path, samples)
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]
-        return bench.figure(tables.read(tmp_path, [samples[0].row]))
+        return figure.figure(tables.read(tmp_path, [samples[0].row]))
 
 
 def panel(fig: Figure, title: str) -> Axes:
@@ -63,7 +63,7 @@ def test_ratios_and_their_goals(tmp_path: Path) -> None:
     found = points(ax)
     assert list(found) == [f"a:10000:{goal.title}" for goal in measured.GOALS[:2]]
     colors = [to_hex(str(line.get_color())).upper() for line in found.values()]
-    assert colors == [bench.COLORS["met"], bench.COLORS["not met"]]
+    assert colors == [figure.COLORS["met"], figure.COLORS["not met"]]
     for line, goal in zip(found.values(), measured.GOALS, strict=False):
         (y,) = np.asarray(line.get_ydata())
         beside = [li for li in ax.get_lines() if np.ptp(np.asarray(li.get_ydata())) == 0 and li.get_ydata()[0] == y]
@@ -172,7 +172,7 @@ def test_what_a_formula_gives_is_no_bar(costs: Figure) -> None:
 
 def test_both_halves_of_the_figure(tmp_path: Path, costs: Figure) -> None:
     write(tmp_path, SAMPLES)
-    both = bench.figure(tables.read(tmp_path, ["a", "e"]))
+    both = figure.figure(tables.read(tmp_path, ["a", "e"]))
     assert len(both.axes) == 2 + len(costs.axes)
     assert both.get_figheight() > costs.get_figheight() + 1
     assert set(legend(both)) > set(legend(costs))
@@ -182,7 +182,7 @@ def test_the_same_bytes_without_torch_and_whatever_the_users_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, SAMPLES)
-    first = bench.draw(tables.read(tmp_path, ["a"]), tmp_path).read_bytes()
+    first = figure.draw(tables.read(tmp_path, ["a"]), tmp_path).read_bytes()
     with Image.open(tmp_path / "bench.png") as image:
         assert image.info["Software"] == f"Matplotlib {matplotlib.__version__}"
         assert image.width <= style.TWO_COLUMNS * 220
@@ -191,7 +191,7 @@ def test_the_same_bytes_without_torch_and_whatever_the_users_settings(
         f"import sys; sys.modules['torch'] = None; sys.path.insert(0, {str(HERE)!r})\n"
         "import matplotlib; matplotlib.rcParams['font.size'] = 20\n"
         "from pathlib import Path; import measured; from normstudy.bench import tables\n"
-        "from normstudy.bench.rows import ROWS; from normstudy.figures import bench; ROWS['a'] = measured.ROW\n"
+        "from normstudy.bench.rows import ROWS; from normstudy.bench import figure as bench; ROWS['a'] = measured.ROW\n"
         f"folder = Path({str(tmp_path)!r}); bench.draw(tables.read(folder, ['a']), folder)\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )

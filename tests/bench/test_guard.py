@@ -15,10 +15,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from normstudy import data, optim, probes, train
 from normstudy.bench import plain
 from normstudy.config import DataConfig, ModelConfig, OptimizerConfig, ProbeConfig, RunConfig, ScheduleConfig
-from normstudy.flat import Layout
+from normstudy.data import texts
+from normstudy.training import batch, optim, probes, step
+from normstudy.training.layout import Layout
 
 torch.set_num_threads(1)
 
@@ -35,7 +36,7 @@ CONFIGS = [
     )
     for seed in range(N_RUNS)
 ]
-TEXT = data.load(CONFIGS[0].data)
+TEXT = texts.load(CONFIGS[0].data)
 
 
 class Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -54,10 +55,10 @@ class Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def elements_of_a_step(*, probing: bool, probed: bool) -> int:
-    runs = train.begin(CONFIGS, TEXT, "cpu")
-    (inputs,) = train.inputs_of(range(1), CONFIGS, TEXT, runs.params)
+    runs = batch.begin(CONFIGS, TEXT, "cpu")
+    (inputs,) = step.inputs_of(range(1), CONFIGS, TEXT, runs.params)
     with Elements() as elements:
-        train.step_(runs, inputs, probing=probing, probed=probed)
+        step.step_(runs, inputs, probing=probing, probed=probed)
     return int(elements.count)
 
 
@@ -66,7 +67,7 @@ def reads_of_probes() -> tuple[float, float]:
     without = elements_of_a_step(probing=False, probed=False)
     norms = elements_of_a_step(probing=True, probed=False)
     all_on = elements_of_a_step(probing=True, probed=True)
-    parameters = N_RUNS * train.begin(CONFIGS, TEXT, "cpu").layout.width
+    parameters = N_RUNS * batch.begin(CONFIGS, TEXT, "cpu").layout.width
     streams = N_RUNS * (L + 1) * B * T * D
     return (norms - without) / (3 * parameters), (all_on - norms) / (2 * streams)
 
@@ -104,7 +105,7 @@ def test_the_guard_sees_a_probe_in_double_precision(monkeypatch: pytest.MonkeyPa
 def ratio_of_times(rounds: int = 7) -> float:
     """CPU time of a step of the plain loop over a run-step's in a batch, each the least of interleaved rounds."""
     configs = [*CONFIGS, *CONFIGS, *CONFIGS, *CONFIGS]
-    batched = train.train_batch(configs, TEXT)
+    batched = batch.train_batch(configs, TEXT)
     loop = plain.train(CONFIGS[0], torch.from_numpy(TEXT.train.tokens).long(), TEXT.vocab_size)
 
     def seconds(steps: Iterator[object], times: int) -> float:

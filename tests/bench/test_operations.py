@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from normstudy import blas, kernels, store
 from normstudy.bench import operations, products, subjects
 from normstudy.bench.operations import Call, Recorder, recorded, seconds_alone
 from normstudy.bench.subjects import Case, run_config
+from normstudy.model import kernels, processor
+from normstudy.study import tables as store
 
 SMALL = Case(d_model=32, n_layers=2, batch_size=4, seq_len=16)
 RUNS, STEPS = 3, 20
@@ -31,7 +32,7 @@ def recorded_steps(folder: Path) -> Recorder:
 @pytest.mark.parametrize("by_mkl", [False, True])
 def test_every_product_of_a_step_is_caught_once(by_mkl: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many floating point operations as are counted for the limit of the products."""
-    monkeypatch.setattr(blas, "by_mkl", lambda: by_mkl)
+    monkeypatch.setattr(processor, "by_mkl", lambda: by_mkl)
     recorder = recorded_steps(tmp_path)
     flops = 0
     for kind, count in recorder.count.items():

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from normstudy import data, train
 from normstudy.bench import plain
 from normstudy.bench.speed import GOALS_OF_CASES
 from normstudy.bench.subjects import Case, run_config
+from normstudy.data import batches, texts
+from normstudy.model import transformer
+from normstudy.training import batch, step
 
 torch.set_num_threads(1)
 
-TEXT = data.load(run_config(Case(16, 1, 1, 8)).data)
+TEXT = texts.load(run_config(Case(16, 1, 1, 8)).data)
 SMALL = Case(d_model=32, n_layers=3, batch_size=4, seq_len=16)
 
 
@@ -38,26 +40,26 @@ def copied(params: dict[str, Tensor], model: plain.Decoder) -> None:
 @pytest.mark.parametrize("case", [SMALL, *(case for case, _, _ in GOALS_OF_CASES)], ids=lambda case: case.name)
 def test_it_has_as_many_parameters(case: Case) -> None:
     config = run_config(case)
-    ours = sum(p.numel() for p in train.build(config, TEXT.vocab_size).parameters())
+    ours = sum(p.numel() for p in transformer.build(config, TEXT.vocab_size).parameters())
     theirs = sum(p.numel() for p in plain.Decoder(config.model, TEXT.vocab_size, case.seq_len).parameters())
     assert ours == theirs
 
 
 def test_with_the_same_weights_it_has_the_same_loss_and_gradient() -> None:
     config = run_config(SMALL)
-    ours = train.build(config, TEXT.vocab_size)
+    ours = transformer.build(config, TEXT.vocab_size)
     noise = torch.Generator().manual_seed(0)
     # Biases and norms start at constants, behind which a wrong one could hide.
     params = {
         name: p[0] + 0.1 * torch.randn(p[0].shape, generator=noise)
-        for name, p in train.start(ours, [config], TEXT).items()
+        for name, p in batch.start(ours, [config], TEXT).items()
     }
     theirs = plain.Decoder(config.model, TEXT.vocab_size, SMALL.seq_len)
     copied(params, theirs)
-    tokens = torch.from_numpy(data.batch(TEXT, 0, 0, SMALL.batch_size, SMALL.seq_len))
+    tokens = torch.from_numpy(batches.batch(TEXT, 0, 0, SMALL.batch_size, SMALL.seq_len))
 
     def forward(values: list[Tensor]) -> Tensor:
-        loss, _ = train.loss_of_run(ours, dict(zip(params, values, strict=True)), tokens)
+        loss, _ = step.loss_of_run(ours, dict(zip(params, values, strict=True)), tokens)
         return loss
 
     stacked = [p[None].requires_grad_() for p in params.values()]

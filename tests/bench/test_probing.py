@@ -7,11 +7,11 @@ import itertools
 import numpy as np
 import torch
 
-from normstudy import train
 from normstudy.bench import probing
 from normstudy.bench.probing import DEFAULT, EVERY_STEP, OFF
 from normstudy.bench.subjects import Case
 from normstudy.config import ProbeConfig
+from normstudy.training import batch
 
 torch.set_num_threads(1)
 
@@ -23,9 +23,9 @@ def test_the_subjects_are_the_same_runs_and_differ_in_what_they_measure() -> Non
     records = {name: list(itertools.islice(r, 2 * period)) for name, r in probing.subjects(TINY, runs=2).items()}
     probed, losses = {}, {}
     for name, steps in records.items():
-        assert all(isinstance(r, train.Record) for r in steps)
-        probed[name] = sum(r.probe is not None for r in steps if isinstance(r, train.Record))
-        losses[name] = np.stack([r.train_loss for r in steps if isinstance(r, train.Record)])
+        assert all(isinstance(r, batch.Record) for r in steps)
+        probed[name] = sum(r.probe is not None for r in steps if isinstance(r, batch.Record))
+        losses[name] = np.stack([r.train_loss for r in steps if isinstance(r, batch.Record)])
     assert probed == {OFF: 0, EVERY_STEP: 2 * period, DEFAULT: 2}
     assert np.array_equal(losses[OFF], losses[EVERY_STEP])
     assert np.array_equal(losses[OFF], losses[DEFAULT])

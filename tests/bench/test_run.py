@@ -20,10 +20,10 @@ import measured
 import pytest
 from measured import MACHINE, by_hand, content, write
 
-from normstudy import cli, manual
 from normstudy.bench import rows, run, tables
 from normstudy.bench.rows import ROWS, Row
 from normstudy.bench.samples import Sample, Scope
+from normstudy.cli import main, manual
 
 Capture = pytest.CaptureFixture[str]
 HERE = Path(__file__).parents[1]  # where measured.py is
@@ -53,7 +53,7 @@ def row_c(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 def ask(capfd: Capture, *words: str) -> tuple[str, str]:
     """Standard output and error of a command that must succeed."""
     capfd.readouterr()
-    assert cli.main(["bench", *words]) == 0
+    assert main.main(["bench", *words]) == 0
     out, err = capfd.readouterr()
     return out, err
 
@@ -124,7 +124,7 @@ def test_an_interrupted_row_writes_nothing_and_finished_ones_stay(
         raise error
 
     row_c.measure = measure
-    assert cli.main(["bench", "--rows", "a,c", "--out", "x"]) == (130 if error is KeyboardInterrupt else 2)
+    assert main.main(["bench", "--rows", "a,c", "--out", "x"]) == (130 if error is KeyboardInterrupt else 2)
     after = content(Path("x"))
     assert sorted(after) == ["a.parquet", "bench.png", "c.parquet"]
     assert after["c.parquet"] == before["c.parquet"]
@@ -136,7 +136,7 @@ def test_an_interrupted_row_writes_nothing_and_finished_ones_stay(
 
 def test_a_terminated_command_leaves_no_folder_behind() -> None:
     code = (
-        f"import sys, time; sys.path.insert(0, {str(HERE)!r}); import measured; from normstudy import cli\n"
+        f"import sys, time; sys.path.insert(0, {str(HERE)!r}); import measured; from normstudy.cli import main as cli\n"
         "from normstudy.bench.rows import ROWS; ROWS['a'] = measured.ROW\n"
         "def measure(scope):\n"
         "    (scope.folder / 'big').write_text('x'); print('measuring', flush=True); time.sleep(60); yield\n"
@@ -162,7 +162,7 @@ def test_a_row_that_measures_twice_is_stopped_at_once(row_c: types.SimpleNamespa
 
     row_c.measure = measure
     with pytest.raises(ValueError, match="row c measured a sample twice"):
-        cli.main(["bench", "--rows", "c", "--out", "x"])
+        main.main(["bench", "--rows", "c", "--out", "x"])
 
 
 def test_the_row_of_a_gpu_is_skipped_without_one(row_c: types.SimpleNamespace, capfd: Capture) -> None:
@@ -179,7 +179,7 @@ def test_the_row_of_a_gpu_is_skipped_without_one(row_c: types.SimpleNamespace, c
 
 def test_a_terminal_sees_a_bar_with_the_row_and_the_time_left() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(HERE)!r}); import measured; from normstudy import cli\n"
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import measured; from normstudy.cli import main as cli\n"
         "from normstudy.bench.rows import ROWS; ROWS['a'] = measured.ROW\n"
         "sys.exit(cli.main(['bench', '--rows', 'a', '--out', 'x']))"
     )
@@ -235,7 +235,8 @@ def test_show_renders_what_is_stored(shown: Path, capfd: Capture) -> None:
 def test_show_takes_no_torch(shown: Path) -> None:
     code = (
         f"import sys; sys.modules['torch'] = None; sys.path.insert(0, {str(HERE)!r})\n"
-        "import measured; from normstudy import cli; from normstudy.bench.rows import ROWS; ROWS['a'] = measured.ROW\n"
+        "import measured; from normstudy.cli import main as cli\n"
+        "from normstudy.bench.rows import ROWS; ROWS['a'] = measured.ROW\n"
         "sys.exit(cli.main(['bench', '--show', '--rows', 'a']))"
     )
     (shown / "c.parquet").unlink()
@@ -246,7 +247,7 @@ def test_show_takes_no_torch(shown: Path) -> None:
 
 def test_show_of_a_damaged_table_is_one_line(shown: Path, capfd: Capture) -> None:
     (shown / "a.parquet").write_bytes(b"half a fi")
-    assert cli.main(["bench", "--show"]) == 2
+    assert main.main(["bench", "--show"]) == 2
     assert re.fullmatch(r"error: results/bench/a\.parquet cannot be read; [^\n]*--rows a\n", capfd.readouterr().err)
 
 
@@ -277,7 +278,7 @@ def test_bad_requests(request_: str, held: list[str], capfd: Capture) -> None:
     if "one" in request_.split():
         write(Path("one"), by_hand({"sorted": [0.5]}))
     before = content(Path())
-    assert cli.main(["bench", *request_.split()]) == 2
+    assert main.main(["bench", *request_.split()]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith("error: ")

@@ -23,7 +23,7 @@ from normstudy.bench.children import Child
 from normstudy.bench.samples import Sample
 from normstudy.bench.speed import Amount
 from normstudy.bench.subjects import Case, run_config
-from normstudy.pool import WORKER_ENVIRONMENT
+from normstudy.processes import WORKER_ENVIRONMENT
 
 TINY = Case(d_model=16, n_layers=1, batch_size=2, seq_len=8)
 ROWS = ("speed", "probing", "scaling", "divergence")
@@ -62,12 +62,13 @@ def test_the_goals_are_of_the_cases_and_of_what_is_measured(tmp_path: Path) -> N
 
 def test_a_span_of_normstudy_is_whole_periods_of_its_probes() -> None:
     """Each span has as many probed steps as another, wherever it begins."""
-    from normstudy import data, train
+    from normstudy.data import texts
+    from normstudy.training import batch
 
     config = run_config(TINY)
     period = config.probe.every
-    records = train.train_batch([config], data.load(config.data))
-    probed = [isinstance(r, train.Record) and r.probe is not None for r in itertools.islice(records, 3 * period)]
+    records = batch.train_batch([config], texts.load(config.data))
+    probed = [isinstance(r, batch.Record) and r.probe is not None for r in itertools.islice(records, 3 * period)]
     assert all(sum(probed[i : i + period]) == 1 for i in range(2 * period))
 
 

@@ -15,12 +15,14 @@ import pytest
 from studies import REQUEST, tiny
 
 import normstudy
-from normstudy import planning, store, sweep
 from normstudy.analysis.compare import compare_study, render
 from normstudy.bench import generated
 from normstudy.bench import study as bench
-from normstudy.compaction import compact_study
-from normstudy.figures import plot_study
+from normstudy.figures.draw import plot_study
+from normstudy.study import parquet, schema
+from normstudy.study import tables as store
+from normstudy.sweep import execute, planning
+from normstudy.upkeep.compact import compact_study
 
 COMPACTED, SWEPT = generated.FORMS
 SIZE = generated.Size(seeds=1, n_steps=450, n_layers=3)  # three windows; the run that diverges at 225 has two
@@ -39,7 +41,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs that were trained, one of each placement."""
     root = tmp_path_factory.mktemp("trained")
-    sweep.execute(planning.plan([tiny(root, placement=p, n_layers=3) for p in generated.PLACEMENTS]), REQUEST)
+    execute.execute(planning.plan([tiny(root, placement=p, n_layers=3) for p in generated.PLACEMENTS]), REQUEST)
     return root / "tiny"
 
 
@@ -52,7 +54,7 @@ def test_compaction_of_one_form_gives_the_other(studies: dict[str, Path], tmp_pa
     study = shutil.copytree(studies[SWEPT], tmp_path / "generated")
     compact_study(study)
     assert files(study) == files(studies[COMPACTED])
-    assert len(files(study)) == 2 * len(store.TABLES)
+    assert len(files(study)) == 2 * len(schema.TABLES)
 
 
 def test_a_run_as_swept_is_what_the_store_writes_of_the_same_rows(studies: dict[str, Path], tmp_path: Path) -> None:
@@ -61,16 +63,16 @@ def test_a_run_as_swept_is_what_the_store_writes_of_the_same_rows(studies: dict[
     assert len(gone) == 1
     store.prepare(tmp_path)
     for name in [*gone, runs["run_id"].iloc[1], runs["run_id"].iloc[-1]]:
-        row = store.read_row(studies[SWEPT], name)
+        row = parquet.read_row(studies[SWEPT], name)
         assert row is not None
         store.write_run(tmp_path, row)
         for window in range(2 if name in gone else 3):
-            parts = {t: studies[SWEPT] / "tables" / t / f"{name}-{window:03d}.parquet" for t in store.SERIES}
+            parts = {t: studies[SWEPT] / "tables" / t / f"{name}-{window:03d}.parquet" for t in schema.SERIES}
             rows = {t: pq.ParquetFile(path).read().drop_columns(["run_id"]).to_pydict() for t, path in parts.items()}
             assert set(rows["steps"]["step"]) <= set(range(window * 200, window * 200 + 200))
             store.write_window(tmp_path, name, window, rows)
     written, generated = files(tmp_path), files(studies[SWEPT])
-    assert len(written) == len(store.TABLES) + 3 + 3 * (2 + 3 + 3)
+    assert len(written) == len(schema.TABLES) + 3 + 3 * (2 + 3 + 3)
     assert {path: generated[path] for path in written} == written
 
 
@@ -98,7 +100,7 @@ def test_its_files_are_laid_out_as_those_of_trained_runs(
     real = shutil.copytree(trained, tmp_path / "tiny")
     if form == COMPACTED:
         compact_study(real)
-    for table in store.TABLES:
+    for table in schema.TABLES:
         one, other = newest(studies[form], table), newest(real, table)
         assert one.schema_arrow.equals(other.schema_arrow, check_metadata=True)
         for i in range(one.metadata.num_columns):
@@ -114,12 +116,12 @@ def test_the_seed_gives_the_bytes(studies: dict[str, Path], tmp_path: Path) -> N
         other = files(tmp_path / form / "1" / "generated")
         assert other.keys() == files(studies[form]).keys()
         for path, data in files(studies[form]).items():
-            if not path.startswith("runs") and not path.endswith(store.SCHEMA_FILE):
+            if not path.startswith("runs") and not path.endswith(schema.SCHEMA_FILE):
                 assert other[path] != data, path
 
 
 @pytest.mark.parametrize("form", generated.FORMS)
-@pytest.mark.parametrize("table", store.TABLES)
+@pytest.mark.parametrize("table", schema.TABLES)
 def test_readers_agree(studies: dict[str, Path], form: str, table: str) -> None:
     folder = studies[form] / "tables" / table
     frames = [
@@ -128,7 +130,9 @@ def test_readers_agree(studies: dict[str, Path], form: str, table: str) -> None:
         pl.read_parquet(folder).to_pandas(),
         duckdb.sql(f"from '{folder}/*.parquet'").to_arrow_table().to_pandas(),
     ]
-    pd.testing.assert_frame_equal(frames[0], frames[0].sort_values(store.SORT[table], kind="stable", ignore_index=True))
+    pd.testing.assert_frame_equal(
+        frames[0], frames[0].sort_values(schema.SORT[table], kind="stable", ignore_index=True)
+    )
     first, *others = (plain(table, frame) for frame in frames)
     for other in others:
         pd.testing.assert_frame_equal(first, other, check_exact=True)
@@ -142,7 +146,7 @@ def plain(table: str, frame: pd.DataFrame) -> pd.DataFrame:
             columns[name] = frame[name].astype(float)
         else:
             columns[name] = frame[name].astype(object).where(frame[name].notna(), "null").astype(str)
-    return pd.DataFrame(columns).sort_values(store.SORT[table], ignore_index=True)
+    return pd.DataFrame(columns).sort_values(schema.SORT[table], ignore_index=True)
 
 
 def test_load_takes_it_and_it_has_what_figures_and_comparisons_need(studies: dict[str, Path]) -> None:

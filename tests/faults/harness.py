@@ -26,6 +26,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from normstudy.study import schema, swap
+from normstudy.sweep import execute
+from normstudy.workers.task import Message, Task
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from numerics import NUMERICS_ENV
 
@@ -38,8 +42,11 @@ import pandas as pd
 import torch
 from studies import REQUEST, assert_same_tables, tiny
 
-from normstudy import compaction, files, lock, planning, pool, recording, store, sweep, worker
 from normstudy.config import RunConfig
+from normstudy.study import files, tables
+from normstudy.sweep import planning
+from normstudy.upkeep import compact
+from normstudy.workers import pool, recording, worker
 
 WINDOW, N_STEPS, RUNS = 3, 7, 3
 MOST_CALLS = 4  # of one sweep: one that was killed, and what may follow
@@ -126,7 +133,7 @@ def checkpoint_before_window() -> None:
         held.clear()
 
     recording.flush, recording.save = later, save_first
-    write_runs = store.write_runs
+    write_runs = tables.write_runs
 
     def after_windows(study_dir: Path, rows: Any) -> None:
         for folder, series, size in held:
@@ -134,7 +141,7 @@ def checkpoint_before_window() -> None:
         held.clear()
         write_runs(study_dir, rows)
 
-    store.write_runs = after_windows
+    tables.write_runs = after_windows
 
 
 MUTATIONS = {"straight_into_tables": straight_into_tables, "checkpoint_before_window": checkpoint_before_window}
@@ -143,7 +150,7 @@ MUTATIONS = {"straight_into_tables": straight_into_tables, "checkpoint_before_wi
 # ---- one sweep ----------------------------------------------------------------------------------------
 
 
-def in_this_process(tasks: Sequence[worker.Task], workers: int, **_: object) -> Iterator[worker.Message]:
+def in_this_process(tasks: Sequence[Task], workers: int, **_: object) -> Iterator[Message]:
     """pool.run without processes. Raises AssertionError where a run cannot go on from its checkpoint, and says so."""
     for task in tasks:
         for message in worker.train_alone(task, lambda: False):
@@ -184,10 +191,10 @@ def sweep_and_compact(root: Path, per_batch: int) -> Callable[[], None]:
     """The whole life of a study's files: trained, and gathered into one file a table."""
 
     def work() -> None:
-        if lock.swap_interrupted(root / "tiny"):  # what the sweep's own line asks for
-            compaction.compact_study(root / "tiny")
-        sweep.execute(planning.plan(configs(root, per_batch)), REQUEST)
-        compaction.compact_study(root / "tiny")
+        if swap.swap_interrupted(root / "tiny"):  # what the sweep's own line asks for
+            compact.compact_study(root / "tiny")
+        execute.execute(planning.plan(configs(root, per_batch)), REQUEST)
+        compact.compact_study(root / "tiny")
 
     return work
 
@@ -197,13 +204,13 @@ def check_readable(study: Path) -> set[str]:
 
     A compaction that was killed at its swap is the one thing that the next command has to end.
     """
-    if not (study / "tables" / "runs").exists() or (study / store.OLD_TABLES).exists():
+    if not (study / "tables" / "runs").exists() or (study / swap.OLD_TABLES).exists():
         return set()
-    for table in store.TABLES:
+    for table in schema.TABLES:
         folder = study / "tables" / table
         if folder.exists() and any(folder.iterdir()):
             pd.read_parquet(folder)
-    return {run_id for run_id, status in store.finished_ids(study).items() if status == "done"}
+    return {run_id for run_id, status in tables.finished_ids(study).items() if status == "done"}
 
 
 def trial(whole: Path, root: Path, point: int) -> str | None:
@@ -236,7 +243,7 @@ def main() -> None:
     parser.add_argument("--offset", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    store.window_size = lambda n_steps: WINDOW  # of the format, and 200 at least: too many steps for so many trials
+    schema.window_size = lambda n_steps: WINDOW  # of the format, and 200 at least: too many steps for so many trials
     pool.run = in_this_process  # type: ignore[assignment]
     whole = args.folder / "whole"
     whole.mkdir(parents=True)

@@ -24,8 +24,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from processes import SWEEP, start, workers_of
 
-from normstudy import store
-from normstudy.check import check_study
+from normstudy.study import tables
+from normstudy.upkeep.check import check_study
 
 RUNS = 1000
 WORDS = [
@@ -100,7 +100,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         frame, code, said = soak(Path(folder), args.seconds, args.seed)
         study = Path(folder) / "results" / "long"
-        statuses = list(store.finished_ids(study).values())
+        statuses = list(tables.finished_ids(study).values())
         report = check_study(study)
     args.out.mkdir(parents=True, exist_ok=True)
     frame = frame.assign(seed=args.seed)

@@ -15,7 +15,7 @@ import pytest
 from processes import SWEEP, finish, is_gone, start, wait_for, workers_of
 from studies import assert_same_tables
 
-from normstudy import saved, store
+from normstudy.study import checkpoints, schema, tables
 
 SEED = 7
 KEPT = Path(__file__).parents[2] / "results" / "robustness" / "kills.parquet"
@@ -70,7 +70,7 @@ def kill_at_random(words: list[str], cwd: Path, rng: random.Random, training: fl
 
 def has_saved_since(study: Path, moment: float) -> bool:
     """Whether a run has been saved, so that it is being trained."""
-    for path in (study / saved.FOLDER).glob("*"):
+    for path in (study / checkpoints.FOLDER).glob("*"):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime > moment:
                 return True
@@ -83,7 +83,7 @@ def kills(undisturbed: Path, tmp_path: Path, n_kills: int, seed: int) -> pd.Data
     finished: of the runs, when the sweep was started again.
     """
     rng = random.Random(seed)
-    training = float(store.read(undisturbed, "runs")["wall_time_s"].max())
+    training = float(tables.read(undisturbed, "runs")["wall_time_s"].max())
     rows: list[tuple[int, int, int, str, float, int]] = []
     sweep = 0
     while len(rows) < n_kills:
@@ -104,10 +104,10 @@ def kills(undisturbed: Path, tmp_path: Path, n_kills: int, seed: int) -> pd.Data
                 assert done.returncode == 0, done.stderr
                 check_said(done.stderr)
                 through = True
-            if (study / "tables" / "residual" / store.SCHEMA_FILE).exists():
-                for table in store.TABLES:
+            if (study / "tables" / "residual" / schema.SCHEMA_FILE).exists():
+                for table in schema.TABLES:
                     pd.read_parquet(study / "tables" / table)
-                now = {i for i, status in store.finished_ids(study).items() if status == "done"}
+                now = {i for i, status in tables.finished_ids(study).items() if status == "done"}
                 assert finished <= now, "finished runs were lost"
                 finished = now
             if killed is not None:

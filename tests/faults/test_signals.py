@@ -13,7 +13,8 @@ import pytest
 from processes import CLI, SWEEP, finish, is_gone, start, wait_for, workers_of
 from studies import assert_same_tables
 
-from normstudy import saved, store
+from normstudy.study import checkpoints as saved
+from normstudy.study import tables
 
 WORDS = [
     *SWEEP, "seed=range(0,4)", "schedule.n_steps=1000", "execution.workers=2", "execution.checkpoint_seconds=1000",
@@ -46,7 +47,7 @@ def test_once_saves_every_run_and_says_how_to_go_on(
     study = tmp_path / "results" / "long"
     assert all(is_gone(pid) for pid in workers)
     assert len(list((study / saved.FOLDER).iterdir())) == 4
-    assert set(store.finished_ids(study).values()) == {"running"}
+    assert set(tables.finished_ids(study).values()) == {"running"}
     again = finish(WORDS, tmp_path)
     assert again.returncode == 0, again.stderr
     assert_same_tables(undisturbed, study)
@@ -78,7 +79,7 @@ def test_a_killed_parent_leaves_no_orphan_and_the_same_words_go_on(undisturbed: 
     wait_for(lambda: all(is_gone(pid) for pid in workers), 10)
     running.communicate()
     # They ended at once and silently, not at their next word to a parent that is gone.
-    assert "failed" not in store.finished_ids(study).values()
+    assert "failed" not in tables.finished_ids(study).values()
     assert finish(WORDS, tmp_path).returncode == 0
     assert_same_tables(undisturbed, study)
 

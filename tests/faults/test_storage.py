@@ -13,8 +13,9 @@ import pytest
 from processes import SWEEP, finish, start, wait_for
 from studies import assert_same_tables, never, task_of, tiny
 
-from normstudy import failures, files, saved, store, worker
 from normstudy.errors import StorageError
+from normstudy.study import checkpoints, files, records, schema, tables
+from normstudy.workers import worker
 
 SEEDS = 8
 WORDS = [
@@ -40,10 +41,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def check_intact(study: Path) -> int:
     """How many runs are finished; every file of the tables can be read."""
-    for table in store.TABLES:
+    for table in schema.TABLES:
         pd.read_parquet(study / "tables" / table)
     assert list((study / "state").glob("*.part")) == []
-    return list(store.finished_ids(study).values()).count("done")
+    return list(tables.finished_ids(study).values()).count("done")
 
 
 def test_a_full_disk_stops_the_sweep_and_room_lets_it_go_on(undisturbed: Path, small_disk: Path) -> None:
@@ -101,7 +102,7 @@ def test_a_crash_that_cannot_be_written_down_stops_the_sweep_in_order(tmp_path: 
     """What the parent writes of a dead worker fails: the other one saves its run all the same."""
     (tmp_path / "deadly.py").write_text(BLOCK)
     study = tmp_path / "results" / "long"
-    logs = study / failures.LOGS
+    logs = study / records.LOGS
     logs.parent.mkdir(parents=True)
     logs.write_text("a file in the place of the folder")
     words = ["model.placement=pre,deadly:block", "schedule.n_steps=1000000", "execution.checkpoint_seconds=1000"]
@@ -112,14 +113,14 @@ def test_a_crash_that_cannot_be_written_down_stops_the_sweep_in_order(tmp_path: 
     assert running.returncode == 2, err
     assert err.splitlines()[-1] == (f"error: results/long cannot be written: File exists. {LINE.format('mend that')}")
     assert "Traceback" not in err
-    (checkpoint,) = (study / saved.FOLDER).iterdir()
+    (checkpoint,) = (study / checkpoints.FOLDER).iterdir()
     assert checkpoint.name.startswith("pre-")
 
 
 @pytest.mark.parametrize("number", sorted(files.REMEDIES), ids=lambda number: errno.errorcode[number])
 def test_whatever_the_disk_says_is_one_line(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a run's second window, by what a write, an fsync or a replace raises."""
-    monkeypatch.setattr(store, "window_size", lambda n_steps: 4)
+    monkeypatch.setattr(schema, "window_size", lambda n_steps: 4)
     for name in ("write", "fsync", "replace"):
         root = tmp_path / name
         task = task_of([tiny(root), tiny(root, seed=1)])
@@ -141,6 +142,6 @@ def test_whatever_the_disk_says_is_one_line(tmp_path: Path, number: int, monkeyp
             f"{root}/tiny cannot be written: {os.strerror(number)}. {LINE.format(files.REMEDIES[number])}"
         )
         assert check_intact(root / "tiny") == 0
-        assert "failed" not in store.finished_ids(root / "tiny").values()
+        assert "failed" not in tables.finished_ids(root / "tiny").values()
         assert len(list(worker.train_halving(task_of([tiny(root), tiny(root, seed=1)]), never))) > 0
         assert check_intact(root / "tiny") == 2

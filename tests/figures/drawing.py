@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from normstudy import store
+from normstudy.study import tables
 
 
 def panel(fig: Figure, title: str) -> Axes:
@@ -50,7 +50,7 @@ def words(fig: Figure) -> str:
 
 def runs_of(folder: Path, **values: object) -> pd.DataFrame:
     """The finished runs with these values, straight from the table."""
-    runs = store.read(folder, "runs")
+    runs = tables.read(folder, "runs")
     return having(runs[runs["status"] == "done"], **values)
 
 

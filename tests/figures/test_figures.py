@@ -18,15 +18,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from normstudy import store
 from normstudy.analysis.outcomes import OUTCOMES
 from normstudy.config import PLACEMENT_NAMES, ConfigError
-from normstudy.figures import FIGURES, layout, plot_study, style
+from normstudy.figures import layout, style
 from normstudy.figures import study as studies
+from normstudy.figures.draw import FIGURES, plot_study
 from normstudy.figures.final_grid import limits, x_axis
 from normstudy.figures.gradient_profile import profile_table
 from normstudy.figures.loss_curves import draw_losses
 from normstudy.figures.study import Study, load
+from normstudy.study import tables
 
 N_STEPS = 60
 NO_RANKING = "ranking: no text field, such as placement, has 3 values or more"
@@ -97,7 +98,7 @@ def test_a_placement_keeps_its_color_alone(folder: Path) -> None:
 
 
 def test_runs_on_different_texts_are_never_in_one_panel(folder: Path) -> None:
-    runs = store.read(folder, "runs")
+    runs = tables.read(folder, "runs")
     assert "data_sha256" not in studies.swept(runs)
     runs.loc[runs["seed"] == 0, "data_sha256"] = "7" * 64
     assert "data_sha256" in studies.swept(runs)
@@ -167,7 +168,7 @@ def test_loss_curves_draw_every_evaluation_of_every_seed(folder: Path, study: St
     assert titles(fig) == [
         "n_layers=2, peak_lr=1e-3", "n_layers=2, peak_lr=3e-3", "n_layers=4, peak_lr=1e-3", BAD_PANEL,
     ]  # fmt: skip
-    steps = store.read(folder, "steps")
+    steps = tables.read(folder, "steps")
     for ax in fig.axes:
         n_layers, rate = (part.split("=")[1] for part in ax.get_title(loc="left").split(", "))
         runs = runs_of(folder, n_layers=int(n_layers), peak_lr=float(rate))
@@ -197,7 +198,7 @@ def test_the_mean_is_over_all_seeds_and_ends_with_the_first_of_them(folder: Path
 
 def test_a_diverged_run_is_marked_at_its_last_finite_loss(folder: Path, study: Study) -> None:
     run = bad_run(folder, diverged=True)
-    mine = store.read(folder, "steps", run_ids=[run])
+    mine = tables.read(folder, "steps", run_ids=[run])
     last = mine[np.isfinite(mine["train_loss"])].iloc[-1]
     assert last["step"] == N_STEPS // 2 - 2  # the row after it holds the infinite loss
     for name in ("loss_curves", "training_loss"):
@@ -236,7 +237,7 @@ def test_reference_lines_are_drawn_in_every_panel_and_named(study: Study) -> Non
 
 def test_training_loss_is_drawn_as_recorded(folder: Path, study: Study) -> None:
     ax = panel(FIGURES["training_loss"](study), BAD_PANEL)
-    steps = store.read(folder, "steps")
+    steps = tables.read(folder, "steps")
     for run, line in drawn(ax, "seed:").items():
         mine = steps[(steps["run_id"] == run) & np.isfinite(steps["train_loss"])]
         same(line, mine["step"], mine["train_loss"])
@@ -258,7 +259,7 @@ def test_profile_is_the_geometric_mean_over_seeds_at_each_snapshot(folder: Path,
     fig = FIGURES["gradient_profile"](study)
     assert titles(fig) == ["step 0 (init)", "step 5", "step 20", "step 29–59 (end)"]
     assert "n_layers=4, peak_lr=3e-3" in words(fig)
-    modules = store.read(folder, "modules")
+    modules = tables.read(folder, "modules")
     modules = modules[modules["module"] == "mlp_out"]
     for title, step in (("step 0 (init)", 0), ("step 5", 5), ("step 20", 20)):
         lines = drawn(panel(fig, title), "mean:")
@@ -303,7 +304,7 @@ def test_residual_path_runs_from_the_embedding_to_the_last_block(folder: Path, s
     fig = FIGURES["residual_path"](study)
     line = drawn(panel(fig, "step 5"), "mean:")["pre:20"]
     runs = runs_of(folder, placement="pre", warmup_steps=20, n_layers=4, peak_lr=3e-3)
-    rows = store.read(folder, "residual", run_ids=list(runs["run_id"]))
+    rows = tables.read(folder, "residual", run_ids=list(runs["run_id"]))
     at = rows[rows["step"] == 5]
     expected = np.exp(np.log(at["grad_norm"].astype(float)).groupby(at["layer"]).mean())
     assert list(expected.index) == [0, 1, 2, 3, 4]
@@ -314,7 +315,7 @@ def test_ratio_is_first_over_last_layer_of_each_seed(folder: Path, study: Study)
     fig = FIGURES["gradient_ratio"](study)
     assert titles(fig)[-1] == BAD_PANEL
     ax = panel(fig, BAD_PANEL)
-    modules = store.read(folder, "modules")
+    modules = tables.read(folder, "modules")
     modules = modules[modules["module"] == "mlp_out"].astype({"grad_norm": float})
     lines = drawn(ax, "seed:")
     assert set(lines) == set(runs_of(folder, n_layers=4, peak_lr=3e-3)["run_id"])
@@ -340,7 +341,7 @@ def test_heatmap_has_a_map_per_placement_and_warmup_on_one_scale(folder: Path, s
     (mesh,) = [c for c in ax.collections if isinstance(c, QuadMesh)]
     assert mesh.get_rasterized()
     runs = runs_of(folder, **(BAD | {"warmup_steps": 20}))
-    rows = store.read(folder, "modules", run_ids=list(runs["run_id"]))
+    rows = tables.read(folder, "modules", run_ids=list(runs["run_id"]))
     rows = rows[rows["module"] == "mlp_out"].astype({"grad_norm": float})
     mean = np.exp(np.log(rows["grad_norm"]).groupby([rows["layer"], rows["step"]]).mean()).unstack()  # noqa: PD010
     values = mesh.get_array()

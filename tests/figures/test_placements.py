@@ -17,12 +17,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from normstudy import store
 from normstudy.config import asked_types
-from normstudy.figures import FIGURES, layout, plot_study, style
+from normstudy.figures import layout, style
 from normstudy.figures import study as studies
+from normstudy.figures.draw import FIGURES, plot_study
 from normstudy.figures.final_grid import x_axis
 from normstudy.figures.study import MAX_FACETS, Study, load
+from normstudy.study import tables
 
 SMALL_MULTIPLES = (
     "loss_curves", "training_loss", "gradient_ratio", "gradient_profile", "residual_path", "heatmap", "final_grid",
@@ -203,7 +204,7 @@ def test_a_gradient_of_zero_is_left_out_and_named(folder: Path, runs: pd.DataFra
     lines = drawn(panel(figures["gradient_ratio"], "rezero"), "mean:")
     assert {points(line)[0][0] for line in lines.values()} == {1}
     cell = having(runs, placement="rezero", n_layers=5, warmup_steps=0)
-    modules = store.read(folder, "modules", run_ids=list(cell["run_id"]))
+    modules = tables.read(folder, "modules", run_ids=list(cell["run_id"]))
     rows = modules[(modules["module"] == "mlp_out") & (modules["step"] == 1)].astype({"grad_norm": float})
     first, last = (rows[rows["layer"] == layer]["grad_norm"].to_numpy() for layer in (0, 4))
     assert points(lines["5:0"])[0] == pytest.approx((1, math.sqrt(np.prod(first / last))))
@@ -230,7 +231,7 @@ def test_a_profile_panel_has_a_color_for_init_a_few_updates_and_the_end(
     assert set(lines) == {f"{step}:{warmup}" for step in ("0 (init)", "5", "14–29 (end)") for warmup in (0, 20)}
     assert set(drawn(panel(fig, "rezero"), "mean:")) == {k for k in lines if "init" not in k}
     cell = having(runs, placement="peri", n_layers=5, warmup_steps=20)
-    rows = store.read(folder, "modules", run_ids=list(cell["run_id"]))
+    rows = tables.read(folder, "modules", run_ids=list(cell["run_id"]))
     rows = rows[(rows["module"] == "mlp_out") & (rows["step"] == 5)].astype({"grad_norm": float})
     expected = np.exp(np.log(rows["grad_norm"]).groupby(rows["layer"]).mean())
     same(lines["5:20"], expected.index, expected)
@@ -253,7 +254,7 @@ def test_maps_are_of_the_deepest_un_warmed_runs(folder: Path, runs: pd.DataFrame
         assert array is not None
         values[title] = np.ma.filled(np.ma.asarray(array, float), np.nan).reshape(5, -1)
     cell = having(runs, placement="mix", n_layers=5, warmup_steps=0)
-    rows = store.read(folder, "modules", run_ids=list(cell["run_id"]))
+    rows = tables.read(folder, "modules", run_ids=list(cell["run_id"]))
     rows = rows[rows["module"] == "mlp_out"].astype({"grad_norm": float})
     mean = np.exp(np.log(rows["grad_norm"]).groupby([rows["layer"], rows["step"]]).mean()).unstack()  # noqa: PD010
     assert values["mix"] == pytest.approx(mean.to_numpy())
@@ -324,7 +325,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_own_block_is_named_by_its_function_where_that_is_clear(own: Path) -> None:
-    runs = store.read(own, "runs")
+    runs = tables.read(own, "runs")
     assert studies.short_names(runs) == {"my_pkg.my_module:my_block": "my_block"}
     study = load(own)
     assert set(study.look.colors) == {"post", *OWN.values()}
@@ -369,13 +370,13 @@ def test_a_table_without_a_column_gives_the_same_figures(tmp_path: Path, monkeyp
     before = plot_study(folder, out=tmp_path / "a", only=only)
     kept = ["placement", "n_layers", "peak_lr", "warmup_steps", "n_steps", "batch_size", "seq_len"]
     gone = [c for c in asked_types() if c not in kept]
-    read = store.read
+    read = tables.read
 
     def without(folder: Path, table: str, *rest: list[str], text: bool = True) -> pd.DataFrame:
         found = read(folder, table, *rest, text=text)
         return found.drop(columns=gone) if table == "runs" else found
 
-    monkeypatch.setattr(store, "read", without)
+    monkeypatch.setattr(tables, "read", without)
     assert not set(gone) & set(load(folder).finished.columns)
     after = plot_study(folder, out=tmp_path / "b", only=only)
     assert (before.skipped, after.skipped, len(after.paths)) == ([], [], 3)

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from normstudy.figures import FIGURES, style
+from normstudy.figures import style
+from normstudy.figures.draw import FIGURES
 from normstudy.figures.ranking import rank, ranked_field
 from normstudy.figures.study import Lacks, load
 

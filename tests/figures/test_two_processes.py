@@ -16,17 +16,18 @@ from typing import Any
 import pytest
 from processes import finish, is_gone, start, workers_of
 
-from normstudy import drawing
 from normstudy.errors import ConfigError
-from normstudy.figures import FIGURES, PlotResult
+from normstudy.figures import together
+from normstudy.figures.draw import FIGURES, PlotResult
 
 STUDY = Path(__file__).parents[2] / "results" / "rmsnorm"
 FEW = ["headline", "heatmap", "final_grid"]
 needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
 # A process that may use one core draws alone.
 ALONE = (
-    "import os, sys; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from normstudy import cli, drawing\n"
-    "drawing.Helper = None; sys.exit(cli.main(sys.argv[1:]))"
+    "import os, sys; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+    "from normstudy.cli import main as cli; from normstudy.figures import together\n"
+    "together.Helper = None; sys.exit(cli.main(sys.argv[1:]))"
 )
 
 
@@ -35,9 +36,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_figure_has_its_place_in_the_order() -> None:
-    assert sorted(drawing.ORDER) == sorted(FIGURES)
-    assert drawing._is_large(STUDY)
-    assert not drawing._is_large(STUDY / "tables" / "runs")
+    assert sorted(together.ORDER) == sorted(FIGURES)
+    assert together._is_large(STUDY)
+    assert not together._is_large(STUDY / "tables" / "runs")
 
 
 @needs_two_cores
@@ -57,25 +58,25 @@ def test_two_processes_say_and_write_what_one_does(tmp_path: Path) -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What this process draws, call by call. It claims nothing until the second process has ended."""
     calls: list[list[str]] = []
-    draw, claim = drawing._draw, drawing.Helper.claim
+    draw, claim = together._draw, together.Helper.claim
 
     def recorded(study_dir: Path, names: list[str], *rest: Any) -> PlotResult:
         result = draw(study_dir, names, *rest)
         calls.append(list(result.found))
         return result
 
-    def patient(helper: drawing.Helper) -> bool:
+    def patient(helper: together.Helper) -> bool:
         helper.process.join()
         return claim(helper)
 
-    monkeypatch.setattr(drawing, "_draw", recorded)
-    monkeypatch.setattr(drawing.Helper, "claim", patient)
+    monkeypatch.setattr(together, "_draw", recorded)
+    monkeypatch.setattr(together.Helper, "claim", patient)
     return calls
 
 
 @needs_two_cores
 def test_what_the_second_process_drew_is_not_drawn_again(tmp_path: Path, drawn: list[list[str]]) -> None:
-    result = drawing.plot(STUDY, out=tmp_path, only=FEW)
+    result = together.plot(STUDY, out=tmp_path, only=FEW)
     assert [path.stem for path in result.paths] == FEW
     assert drawn == [[]]
     assert sorted(files(tmp_path)) == sorted(f"{name}.png" for name in FEW)
@@ -90,8 +91,8 @@ def takes_one_and_is_killed(pipe: Connection, left: Connection, *rest: object) -
 def test_what_a_killed_process_had_begun_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[list[str]]
 ) -> None:
-    monkeypatch.setattr(drawing, "_help", takes_one_and_is_killed)
-    result = drawing.plot(STUDY, out=tmp_path, only=FEW)
+    monkeypatch.setattr(together, "_help", takes_one_and_is_killed)
+    result = together.plot(STUDY, out=tmp_path, only=FEW)
     assert [path.stem for path in result.paths] == FEW
     assert drawn == [["final_grid", "headline"], ["heatmap"]]
 
@@ -100,7 +101,7 @@ def test_what_a_killed_process_had_begun_is_drawn(
 def test_an_error_of_the_second_process_is_told(tmp_path: Path, drawn: list[list[str]]) -> None:
     (tmp_path / "heatmap.png").mkdir()
     with pytest.raises(ConfigError, match=r"heatmap\.png cannot be written"):
-        drawing.plot(STUDY, out=tmp_path, only=FEW)
+        together.plot(STUDY, out=tmp_path, only=FEW)
     assert drawn == [["final_grid", "headline"]]
 
 
@@ -110,7 +111,7 @@ def test_without_room_for_a_second_process_one_draws(tmp_path: Path, monkeypatch
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(SpawnProcess, "start", full)
-    assert [path.stem for path in drawing.plot(STUDY, out=tmp_path, only=FEW).paths] == FEW
+    assert [path.stem for path in together.plot(STUDY, out=tmp_path, only=FEW).paths] == FEW
 
 
 def plotting(folder: Path, study: str, after: float | None, *words: str) -> tuple[subprocess.Popen[str], int]:

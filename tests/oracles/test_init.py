@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from normstudy.config import ModelConfig
-from normstudy.init import INITS, distribution, draw, init_params
-from normstudy.model import Transformer
+from normstudy.model.init import INITS, distribution, draw, init_params
+from normstudy.model.transformer import Transformer
 from normstudy.placements import PLACEMENTS
 
 torch.set_num_threads(1)

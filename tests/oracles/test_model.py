@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from normstudy import placements, reference
 from normstudy.config import ConfigError, ModelConfig
-from normstudy.model import ACTIVATIONS, Transformer
-from normstudy.norms import DynamicTanh, LayerNorm, NoNorm, RMSNorm, dynamic_tanh, layer_norm, rms_norm
-from normstudy.train import loss_of_run
+from normstudy.model.norms import DynamicTanh, LayerNorm, NoNorm, RMSNorm, dynamic_tanh, layer_norm, rms_norm
+from normstudy.model.transformer import ACTIVATIONS, Transformer
+from normstudy.training.step import loss_of_run
 
 torch.set_num_threads(1)
 

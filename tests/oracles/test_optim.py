@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from normstudy import data, optim
 from normstudy.config import SCHEDULE_NAMES, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
-from normstudy.flat import layout_of
-from normstudy.train import clip_factors, inputs_of
+from normstudy.data import texts
+from normstudy.training import optim
+from normstudy.training.layout import layout_of
+from normstudy.training.step import clip_factors, inputs_of
 
 torch.set_num_threads(1)
 
@@ -234,7 +235,7 @@ def test_clip_factors_do_not_depend_on_the_other_runs() -> None:
 
 def test_clipping_is_off_by_default() -> None:
     assert OptimizerConfig().max_grad_norm is None
-    text = data.load(DataConfig(name="synthetic"))
+    text = texts.load(DataConfig(name="synthetic"))
     off, on = RunConfig(), RunConfig(optimizer=OptimizerConfig(max_grad_norm=1.0))
     assert inputs_of(range(1), [off, off], text, torch.zeros(1))[0].limits is None
     limits = inputs_of(range(1), [off, on], text, torch.zeros(1))[0].limits

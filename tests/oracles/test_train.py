@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info
 from torch import Tensor
 from torch.nn import functional as F
 
-from normstudy import data, init, probes, profiling, reference, store, train
+from normstudy import reference
 from normstudy.config import (
     DataConfig,
     EvalConfig,
@@ -27,12 +27,16 @@ from normstudy.config import (
     RunConfig,
     ScheduleConfig,
 )
-from normstudy.model import Transformer
+from normstudy.data import batches, texts
+from normstudy.model import init, transformer
+from normstudy.model.transformer import Transformer
 from normstudy.placements import PLACEMENTS
+from normstudy.study import schema
+from normstudy.training import admin, batch, probes
 
 torch.set_num_threads(1)
 
-TEXT = data.load(DataConfig(name="synthetic"))
+TEXT = texts.load(DataConfig(name="synthetic"))
 KINDS = [(placement, norm) for placement in ("pre", "post") for norm in ("layernorm", "rmsnorm")]
 # Every placement, and between them every norm, QK-norm, activation, form of positions and switch.
 Fields = dict[str, object]  # of a ModelConfig
@@ -106,11 +110,11 @@ def config(
     )
 
 
-def trained(configs: list[RunConfig]) -> tuple[list[train.Record], list[train.End]]:
+def trained(configs: list[RunConfig]) -> tuple[list[batch.Record], list[batch.End]]:
     """All that train_batch gives; the ends in the order of the runs."""
-    items = list(train.train_batch(configs, TEXT))
-    records = [i for i in items if isinstance(i, train.Record)]
-    ends = sorted((i for i in items if isinstance(i, train.End)), key=lambda e: e.run)
+    items = list(batch.train_batch(configs, TEXT))
+    records = [i for i in items if isinstance(i, batch.Record)]
+    ends = sorted((i for i in items if isinstance(i, batch.End)), key=lambda e: e.run)
     assert [e.run for e in ends] == list(range(len(configs)))
     return records, ends
 
@@ -192,7 +196,7 @@ def plain_loss(model: Transformer, windows: Tensor) -> tuple[Tensor, list[Tensor
 
 def plain_batch(c: RunConfig, step: int) -> Tensor:
     assert c.data_seed is not None
-    return torch.from_numpy(data.batch(TEXT, c.data_seed, step, c.data.batch_size, c.data.seq_len))
+    return torch.from_numpy(batches.batch(TEXT, c.data_seed, step, c.data.batch_size, c.data.seq_len))
 
 
 def plain_run(c: RunConfig) -> tuple[list[Plain], float]:
@@ -209,7 +213,7 @@ def plain_run(c: RunConfig) -> tuple[list[Plain], float]:
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.name]
         optimizer = kind(params, 1.0, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay)
-    windows = torch.from_numpy(data.validation_windows(TEXT, c.eval.windows, c.data.seq_len))
+    windows = torch.from_numpy(batches.validation_windows(TEXT, c.eval.windows, c.data.seq_len))
 
     def validate() -> float:
         with torch.no_grad():
@@ -459,7 +463,7 @@ def test_rows_of_modules_by_hand(values: Fields, block: list[str], outside: list
     expected += [(None, m) for m in ("embed", "pos", "unembed", *outside)]
     assert sorted(map(str, keys)) == sorted(map(str, expected))
     assert [layer for layer, _ in keys] == sorted((layer for layer, _ in keys), key=lambda x: (x is None, x or 0))
-    assert {m for _, m in keys} <= set(store.MODULES)
+    assert {m for _, m in keys} <= set(schema.MODULES)
     by_hand = module_tensors(len(model.blocks), names)
     assert sorted(n for tensors in by_hand.values() for n in tensors) == sorted(names)
     for name, row in zip(names, rows.row_of_tensor, strict=True):
@@ -524,7 +528,7 @@ def test_profiling_equals_the_reference(norm: str) -> None:
     tokens = plain_batch(c, 0)[:, :-1]
     params = {n: p.detach() for n, p in model.named_parameters()}
     before = {n: p.clone() for n, p in params.items()}
-    got = profiling.profile(model, params, tokens)
+    got = admin.profile(model, params, tokens)
     expected = expected_omegas(model, c)
     assert list(got) == list(expected)
     for name, omega in got.items():
@@ -540,19 +544,19 @@ def test_a_run_of_admin_starts_from_its_own_first_batch() -> None:
     runs = [
         config(seed=s, data_seed=d, model={"placement": "admin", "n_layers": 3}) for s, d in ((0, 0), (0, 5), (7, 0))
     ]
-    model = train.build(runs[0], TEXT.vocab_size)
-    started = train.start(model, runs, TEXT)
+    model = transformer.build(runs[0], TEXT.vocab_size)
+    started = batch.start(model, runs, TEXT)
     seen = []
     for r, c in enumerate(runs):
         plain = plain_model(c)
         for name, p in plain.named_parameters():
             torch.testing.assert_close(started[name][r], p.detach(), rtol=1e-5, atol=0)
-        alone = train.start(model, [c], TEXT)
+        alone = batch.start(model, [c], TEXT)
         assert all(torch.equal(alone[name][0], started[name][r]) for name in alone)
         seen.append(tuple(started[f"blocks.{layer}.omega{half}"][r, 0].item() for layer in range(3) for half in (1, 2)))
     assert all(omegas[0] == 1 for omegas in seen)
     assert len({omegas[1] for omegas in seen}) == 3  # other batches, other parameters
-    other = train.start(train.build(config(), TEXT.vocab_size), [config()], TEXT)
+    other = batch.start(transformer.build(config(), TEXT.vocab_size), [config()], TEXT)
     assert not [name for name in other if "omega" in name]
 
 
@@ -564,7 +568,7 @@ def test_after_profiling_every_sublayer_is_balanced() -> None:
     """
     c = config(model={"placement": "admin", "n_layers": 6}, shape=(6, 32, 4, 8, 32))
     model = Transformer(c.model, TEXT.vocab_size, c.data.seq_len)
-    started = {n: p[0] for n, p in train.start(model, [c], TEXT).items()}
+    started = {n: p[0] for n, p in batch.start(model, [c], TEXT).items()}
     seen: list[tuple[float, float, float]] = []
 
     def watch(_: object, args: tuple[Tensor], out: Tensor) -> None:
@@ -606,7 +610,7 @@ def test_both_arms_of_a_comparison_see_the_same_batches() -> None:
         for run, c in enumerate(configs):
             model = plain_model(c)
             expected = [
-                plain_loss(model, torch.from_numpy(data.batch(TEXT, c.data_seed or 0, step, 3, 8)))[0].item()
+                plain_loss(model, torch.from_numpy(batches.batch(TEXT, c.data_seed or 0, step, 3, 8)))[0].item()
                 for step in range(4)
             ]
             assert [r.train_loss[run] for r in records] == pytest.approx(expected, rel=1e-6)
@@ -617,7 +621,7 @@ def test_validation_loss_is_that_of_the_fixed_windows() -> None:
     """At step 0 it is the initial parameters' on the windows that all seeds share."""
     configs = [config("pre", seed=s) for s in range(3)]
     records, _ = trained(configs)
-    windows = torch.from_numpy(data.validation_windows(TEXT, 20, 8))
+    windows = torch.from_numpy(batches.validation_windows(TEXT, 20, 8))
     assert records[0].val_loss is not None
     for run, c in enumerate(configs):
         with torch.no_grad():

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from normstudy.reproductions import REPRODUCTIONS, run, tables
-from normstudy.reproductions.entry import Setting
+from normstudy.reproductions import run, tables
+from normstudy.reproductions.entry import Row, Setting
 from normstudy.reproductions.measure import measure
-from normstudy.reproductions.workers import Row
+from normstudy.reproductions.registry import REPRODUCTIONS
 
 STORED = Path(__file__).parents[2] / "results" / "reproductions"
 REDUCED = Setting(

@@ -11,11 +11,11 @@ from reduced import REDUCED
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normstudy import init, profiling
-from normstudy.model import Transformer
-from normstudy.reproductions.entry import PRE, Setting, Variant, model_config
+from normstudy.model import init
+from normstudy.model.transformer import Transformer
+from normstudy.reproductions.entry import PRE, Job, Row, Setting, Variant, model_config
 from normstudy.reproductions.measure import MEASUREMENTS, NOISE_SEED, measure, random_tokens, start
-from normstudy.reproductions.workers import Job, Row
+from normstudy.training import admin
 
 DEPTH = 5
 VARIANTS = (
@@ -39,7 +39,7 @@ def plain(variant: Variant, seed: int, setting: Setting = REDUCED) -> nn.Module:
     if variant.simplified:
         drawn |= {n: torch.zeros_like(p) for n, p in drawn.items() if n.endswith(("attn.q.weight", "attn.k.weight"))}
     if variant.placement == "admin":
-        drawn |= profiling.profile(model, drawn, random_tokens(setting, seed)[:, :-1])
+        drawn |= admin.profile(model, drawn, random_tokens(setting, seed)[:, :-1])
     model.load_state_dict(drawn)
     return model.double()
 

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from reduced import REDUCED, measured
 
 from normstudy.figures import style
-from normstudy.reproductions import REPRODUCTIONS
 from normstudy.reproductions.entry import Setting, model_config
 from normstudy.reproductions.measure import MEASUREMENTS
+from normstudy.reproductions.registry import REPRODUCTIONS
 from normstudy.reproductions.verdicts import INCONCLUSIVE, MEASURED, NOT_SUPPORTED, SUPPORTED
 
 VERDICTS = {SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, MEASURED}
@@ -33,7 +33,7 @@ def test_tier_0_is_whole() -> None:
 
 @every
 def test_its_file_says_what_a_reader_needs(name: str) -> None:
-    module = importlib.import_module(f"normstudy.reproductions.{name.replace('-', '_')}")
+    module = importlib.import_module(f"normstudy.reproductions.predictions.{name.replace('-', '_')}")
     entry = REPRODUCTIONS[name]
     assert module.ENTRY is entry
     text = module.__doc__ or ""
@@ -70,7 +70,7 @@ def test_its_findings_follow_from_its_table(name: str) -> None:
     assert found
     assert table.equals(before)
     assert found == REPRODUCTIONS[name].findings(table.sample(frac=1, random_state=1))  # rows in any order
-    text = importlib.import_module(f"normstudy.reproductions.{name.replace('-', '_')}").__doc__ or ""
+    text = importlib.import_module(f"normstudy.reproductions.predictions.{name.replace('-', '_')}").__doc__ or ""
     assert all(f.band is None for f in found) == ("Band: none" in text)
     for f in found:
         assert f.verdict in VERDICTS

@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 from reduced import REDUCED, STORED, measured
 
-from normstudy import cli
-from normstudy.reproductions import REPRODUCTIONS, run, tables, workers
-from normstudy.reproductions.entry import MEASUREMENT, PRE, Need, Setting, Variant
-from normstudy.reproductions.workers import Job
+from normstudy.cli import main
+from normstudy.reproductions import run, tables, workers
+from normstudy.reproductions.entry import MEASUREMENT, PRE, Job, Need, Setting, Variant
+from normstudy.reproductions.registry import REPRODUCTIONS
 
 Capture = pytest.CaptureFixture[str]
 NAMES = ["xiong-theorem1-pre", "admin-output-change", "mixln-balance"]
@@ -126,7 +126,7 @@ def test_a_killed_worker_is_one_line_and_exit_code_1(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    assert cli.main(["reproduce", "peri-variance", "--out", str(tmp_path), "--workers", "1"]) == 1
+    assert main.main(["reproduce", "peri-variance", "--out", str(tmp_path), "--workers", "1"]) == 1
     killer.join()
     assert capfd.readouterr() == ("", "error: a measuring process was killed by signal 9\n")
     assert content(tmp_path) == {}
@@ -198,7 +198,7 @@ def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path: Path, lines: int, co
 def test_list_names_all_and_measures_nothing(capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for words in (["--list"], ["--tier", "0", "--list"]):
-        assert cli.main(["reproduce", *words]) == 0
+        assert main.main(["reproduce", *words]) == 0
         out, err = capfd.readouterr()
         assert err == ""
         assert [line.split()[0] for line in out.splitlines() if "(tier 0)" in line] == run.names_of(0)
@@ -227,7 +227,7 @@ def test_markdown_cells_hold_no_bare_bar() -> None:
 def test_the_script_is_the_same_command(capfd: Capture) -> None:
     script = Path(__file__).parents[2] / "scripts" / "reproduce.py"
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
-    assert cli.main(["reproduce", "--help"]) == 0
+    assert main.main(["reproduce", "--help"]) == 0
     assert done.stdout == capfd.readouterr().out
 
 
@@ -257,7 +257,7 @@ def test_bad_requests(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
-    assert cli.main(["reproduce", *request_.split()]) == 2
+    assert main.main(["reproduce", *request_.split()]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith("error: ")

@@ -16,8 +16,9 @@ import pytest
 from pictures import assert_committed
 from reduced import STORED, stored
 
-from normstudy.reproductions import REPRODUCTIONS, run, tables
+from normstudy.reproductions import run, tables
 from normstudy.reproductions.entry import Setting
+from normstudy.reproductions.registry import REPRODUCTIONS
 from normstudy.reproductions.verdicts import MEASURED, NOT_SUPPORTED, SUPPORTED
 
 ROOT = STORED.parents[1]
@@ -46,7 +47,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A copy of the tables, judged and drawn where torch cannot be imported; and what was printed."""
     out = tmp_path_factory.mktemp("reproductions")
     shutil.copytree(STORED / "tables", out / "tables")
-    code = "import sys; sys.modules['torch'] = None; from normstudy.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['torch'] = None; from normstudy.cli.main import main; sys.exit(main(sys.argv[1:]))"
     words = ["reproduce", "--tier", "0", "--out", str(out)]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *words], check=True, capture_output=True, text=True

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from reduced import stored
 
-from normstudy.reproductions import REPRODUCTIONS
+from normstudy.reproductions.registry import REPRODUCTIONS
 from normstudy.reproductions.verdicts import NOT_SUPPORTED, SUPPORTED
 
 Table = pd.DataFrame

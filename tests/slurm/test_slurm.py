@@ -19,8 +19,9 @@ from processes import SWEEP, finish, start, workers_of
 from studies import assert_same_tables
 from two_nodes import NODES
 
-from normstudy import cli, saved, store
-from normstudy.cluster import arrays
+from normstudy.cli import main
+from normstudy.slurm import arrays
+from normstudy.study import checkpoints, tables
 
 pytestmark = pytest.mark.slurm
 
@@ -127,7 +128,7 @@ def test_a_killed_job_takes_its_runs_only_and_the_same_command_goes_on(here: Pat
     )
     assert "outcomes: 2 " in out
     assert not list((tmp_path / STUDY / arrays.FOLDER).glob("*.pkl"))
-    assert cli.main(["check", str(tmp_path / STUDY)]) == 0
+    assert main.main(["check", str(tmp_path / STUDY)]) == 0
     done = finish(ON_SLURM, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 runs, 2 finished" in done.stdout
@@ -146,7 +147,7 @@ def test_a_job_goes_on_after_its_time_limit(here: Path, tmp_path: Path) -> None:
     call("scontrol", "update", f"job={job}", "TimeLimit=2")  # minutes: the warning is due 120 s before
     wait_for(lambda: jobs(tmp_path, "pending"))
     assert not re.search("a worker process|resource_tracker", logs(tmp_path))
-    assert len(list((tmp_path / STUDY / saved.FOLDER).iterdir())) == 4
+    assert len(list((tmp_path / STUDY / checkpoints.FOLDER).iterdir())) == 4
     call("scontrol", "update", f"job={job}", "TimeLimit=30")
     code, out, err = end(running, tmp_path)
     assert code == 0, err + logs(tmp_path)
@@ -164,7 +165,7 @@ def test_a_preempted_job_saves_its_runs_and_goes_on(partition: str, here: Path, 
     wait_for(lambda: windows(tmp_path) and jobs(tmp_path))
     call("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1")
     wait_for(lambda: jobs(tmp_path, "pending"))
-    assert len(list((tmp_path / STUDY / saved.FOLDER).iterdir())) > 0
+    assert len(list((tmp_path / STUDY / checkpoints.FOLDER).iterdir())) > 0
     assert ("this job makes room for another" in logs(tmp_path)) == (partition == "grace")
     code, _, err = end(running, tmp_path)
     assert code == 0, err + logs(tmp_path)
@@ -191,7 +192,7 @@ def test_detach_status_cancel_and_the_same_command(
     monkeypatch.chdir(tmp_path)
 
     def said(*words: str, code: int = 0) -> str:
-        assert cli.main(list(words)) == code
+        assert main.main(list(words)) == code
         out, err = capfd.readouterr()
         return err if code else out
 
@@ -280,7 +281,7 @@ def test_a_run_that_fails_in_a_job_is_told_as_here(tmp_path: Path) -> None:
     code, _, err = end(running, tmp_path)
     assert code == 1, err
     assert re.search(r"^error: 4 of 4 runs failed \(RuntimeError: the text changed.*same command tries them", err, re.M)
-    assert set(store.finished_ids(tmp_path / STUDY).values()) == {"failed"}
+    assert set(tables.finished_ids(tmp_path / STUDY).values()) == {"failed"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""The shipped YAML files, and the composed configuration as a RunConfig."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from normstudy.config import ConfigError, RunConfig
+from normstudy.study import paths
+
+SCHEMA = OmegaConf.structured(RunConfig)
+OmegaConf.set_struct(SCHEMA.execution.sbatch, False)  # whose keys are Slurm's
+ConfigStore.instance().store(name="normstudy_schema", node=SCHEMA, provider="normstudy")
+
+
+def conf_dir() -> Path:
+    """The folder of the shipped YAML files: in the package (wheel) or beside it (checkout)."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"conf/config.yaml is neither in {package} nor beside it: install normstudy again")
+
+
+def to_run_config(cfg: DictConfig) -> RunConfig:
+    """The composed config as a validated RunConfig."""
+    config = OmegaConf.to_object(cfg)
+    if not isinstance(config, RunConfig):
+        raise ConfigError("this config is not a run: begin its defaults list with normstudy_schema or config")
+    paths.check_study(config.results_dir, config.study)
+    return config

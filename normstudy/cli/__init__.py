@@ -1,0 +1,1 @@
+"""The `normstudy` command: its arguments, help texts and dispatch."""

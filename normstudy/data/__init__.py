@@ -1,0 +1,1 @@
+"""From a text to tokens, blocks and batches, and the entropies of the text."""

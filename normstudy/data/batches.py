@@ -1,0 +1,56 @@
+"""Windows of a text: training batches drawn by seed and step, and evenly spaced validation windows."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from normstudy.config import ConfigError, DataConfig
+from normstudy.data.blocks import Blocks, Ints
+from normstudy.data.texts import Text
+
+
+def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
+    """Raise a ConfigError unless windows of seq_len + 1 tokens fit the blocks."""
+    longest = int(text.train.lengths.max())
+    if config.seq_len >= longest:
+        n_tokens = len(text.train.tokens) + len(text.validation.tokens)
+        limit = (
+            f"the block size {longest} of data={text.name}"
+            if text.tokenizer == "byte"
+            else f"the {longest} tokens of the longest block of data={text.name} data.tokenizer={text.tokenizer}"
+        )
+        raise ConfigError(
+            f"data.seq_len {config.seq_len} is not below {limit} ({n_tokens} tokens): shorten it or use a longer text"
+        )
+    available = int(places(text.validation, config.seq_len)[-1])
+    if eval_windows > available:
+        raise ConfigError(f"eval.windows {eval_windows} exceeds the {available} validation windows of data={text.name}")
+
+
+@functools.lru_cache(maxsize=32)
+def places(blocks: Blocks, seq_len: int) -> Ints:
+    """The places where a window of seq_len + 1 tokens can begin, up to the end of each block, (blocks,)."""
+    return (blocks.lengths - seq_len).clip(min=0).cumsum()
+
+
+def windows_at(blocks: Blocks, starts: Ints, seq_len: int) -> Ints:
+    """(len(starts), T + 1) tokens; a start counts the places where a window fits, block after block."""
+    ends = places(blocks, seq_len)
+    block = np.searchsorted(ends, starts, side="right")
+    begin = blocks.edges[block + 1] - seq_len - (ends[block] - starts)  # counted back from the block's end
+    return blocks.tokens[begin[:, None] + np.arange(seq_len + 1)].astype(np.int64)
+
+
+def batch(text: Text, data_seed: int, step: int, batch_size: int, seq_len: int) -> Ints:
+    """The training windows of one step, (B, T + 1) int64: a function of its arguments, without a position."""
+    rng = np.random.Generator(np.random.Philox(key=[data_seed, 0], counter=[0, 0, 0, step]))
+    n_places = int(places(text.train, seq_len)[-1])
+    return windows_at(text.train, rng.integers(0, n_places, batch_size), seq_len)
+
+
+def validation_windows(text: Text, windows: int, seq_len: int) -> Ints:
+    """Evenly spaced validation windows, (windows, T + 1) int64, the same for all seeds."""
+    n_places = int(places(text.validation, seq_len)[-1])
+    return windows_at(text.validation, (2 * np.arange(windows) + 1) * n_places // (2 * windows), seq_len)

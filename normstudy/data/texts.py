@@ -1,0 +1,149 @@
+"""Texts, their split into training and validation blocks, their entropies, and counter-based batches.
+
+A text is cut into blocks of 4 KiB (of a tenth, where it has under ten). Block i with i % 10 == 9 is validation,
+the rest training, and no window crosses a block's edge: the tail of a text is no fair sample of it (the tail of
+the standard library is encoding tables). A remainder shorter than a block is in neither part. The cuts are the
+same for every tokenizer, since they are made in the bytes; blocks then have different numbers of tokens, and one
+with fewer than a window needs has no place for it.
+
+Batches are a function of (data_seed, step) alone. Needs no torch.
+
+B batch, T sequence, V vocab.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from normstudy.config import BPE_VOCAB, ConfigError, DataConfig
+from normstudy.data import corpora, tokenizer
+from normstudy.data.blocks import Blocks, Ints, even_blocks, ragged_blocks, split
+from normstudy.data.entropy import entropies
+from normstudy.data.synthetic import SYNTHETIC_SYMBOLS, entropy_rate, markov_matrix, synthetic_tokens
+from normstudy.data.tokenizer import Pieces, Tokens
+
+MIN_ENTROPY_GAP = 0.2  # nats between unigram and bigram; below it outcomes cannot be told apart
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A text cut into blocks of tokens, with what is known about it.
+
+    pieces: the bytes of each token of the vocabulary. bytes_per_token: over the validation blocks. Entropies in
+    nats per token, on the validation blocks with training counts; source_entropy is the exact entropy rate of a
+    synthetic source, else None.
+    """
+
+    name: str
+    tokenizer: str
+    train: Blocks
+    validation: Blocks
+    pieces: Pieces
+    bytes_per_token: float
+    sha256: str
+    unigram_entropy: float
+    bigram_entropy: float
+    source_entropy: float | None
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary."""
+        return len(self.pieces)
+
+    @property
+    def ln_vocab(self) -> float:
+        """The loss of a uniform guess, in nats per token."""
+        return math.log(self.vocab_size)
+
+    def decode(self, tokens: Tokens | Ints) -> bytes:
+        """The bytes that a flat array of tokens stands for."""
+        return b"".join([self.pieces[t] for t in tokens.tolist()])
+
+
+# ---- the synthetic source -----------------------------------------------------------------------------
+
+
+# ---- split and entropies ------------------------------------------------------------------------------
+
+
+# ---- loading ------------------------------------------------------------------------------------------
+
+
+def load(config: DataConfig) -> Text:
+    """The text of a data config, read once per process. A ConfigError says why a text cannot be used."""
+    version = corpora.version(config.path) if config.path is not None else None
+    vocab_size = (config.vocab_size or BPE_VOCAB) if config.tokenizer == "bpe" else None
+    source_seed = config.source_seed if config.name == "synthetic" else 0
+    return _load(config.name, config.path, config.tokenizer, vocab_size, source_seed, version)
+
+
+@functools.lru_cache(maxsize=16)
+def _load(
+    name: str,
+    path: str | None,
+    tokenizer_name: str,
+    vocab_size: int | None,
+    source_seed: int,
+    version: corpora.Version | None,
+) -> Text:
+    source_entropy, pieces = None, tokenizer.BYTES
+    if name == "synthetic":
+        symbols = synthetic_tokens(source_seed)
+        pieces = pieces[:SYNTHETIC_SYMBOLS]
+        source_entropy = entropy_rate(markov_matrix(source_seed))
+    else:
+        symbols = np.frombuffer(corpora.raw_bytes(name, path), np.uint8)
+    sha256 = hashlib.sha256(symbols.data).hexdigest()
+    train_symbols, validation_symbols = split(symbols)
+    if tokenizer_name == "byte":
+        train, validation = even_blocks(train_symbols), even_blocks(validation_symbols)
+    else:
+        raw = [block.tobytes() for part in (train_symbols, validation_symbols) for block in part]
+        n = len(train_symbols)
+        if tokenizer_name == "char":
+            blocks, pieces = tokenizer.characters(raw)
+        else:
+            blocks, pieces = tokenizer.byte_pairs(raw, raw[:n], vocab_size or BPE_VOCAB, sha256)
+        train, validation = ragged_blocks(blocks[:n]), ragged_blocks(blocks[n:])
+        sha256 = tokens_sha256(train, validation, pieces)
+    longest = min(int(train.lengths.max()), int(validation.lengths.max()))
+    if longest < 2:  # not one pair, and no window
+        raise ConfigError(
+            f"the text of data={name} is one token a block of {train_symbols.shape[1]} bytes with "
+            f"data.tokenizer={tokenizer_name}: use a longer text or a smaller vocabulary"
+        )
+    h1, h2 = entropies(train, validation, len(pieces))
+    if h1 - h2 < MIN_ENTROPY_GAP:
+        smaller = " or a smaller data.vocab_size" if tokenizer_name == "bpe" else ""
+        raise ConfigError(
+            f"the text of data={name} has a unigram entropy of {h1:.3f} and a bigram entropy of {h2:.3f} nats, "
+            f"less than {MIN_ENTROPY_GAP} apart, outcomes could not be told apart. Use a text with more structure"
+            f"{smaller}"
+        )
+    bytes_per_token = validation_symbols.size / len(validation.tokens)
+    return Text(
+        name, tokenizer_name, train, validation, pieces, bytes_per_token, sha256, h1, h2, source_entropy
+    )  # fmt: skip
+
+
+def tokens_sha256(train: Blocks, validation: Blocks, pieces: Pieces) -> str:
+    """What identifies a text in tokens: the tokens, where their blocks begin, and the bytes that each stands for.
+
+    So another tokenizer, or a version of its library that splits otherwise, makes another text.
+    """
+    digest = hashlib.sha256()
+    for blocks in (train, validation):
+        digest.update(np.array([len(blocks.tokens), len(blocks)], "<i8").data)
+        digest.update(blocks.tokens.astype("<u2").data)
+        digest.update(blocks.edges.astype("<i8").data)
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(4, "little") + piece)
+    return digest.hexdigest()
+
+
+# ---- batches ------------------------------------------------------------------------------------------

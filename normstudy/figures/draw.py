@@ -1,0 +1,100 @@
+"""The figures of a study, drawn from its Parquet tables alone: never imports torch, same bytes every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from normstudy.errors import ConfigError, nearest
+from normstudy.figures import style
+from normstudy.figures.final_grid import final_grid
+from normstudy.figures.gradient_profile import gradient_profile
+from normstudy.figures.gradient_ratio import gradient_ratio
+from normstudy.figures.headline import headline
+from normstudy.figures.heatmap import heatmap
+from normstudy.figures.loss_curves import loss_curves, training_loss
+from normstudy.figures.ranking import ranking
+from normstudy.figures.residual_path import residual_path
+from normstudy.figures.study import Lacks, Study, load
+
+FIGURES: dict[str, Callable[[Study], Figure]] = {
+    "headline": headline,
+    "loss_curves": loss_curves,
+    "training_loss": training_loss,
+    "gradient_ratio": gradient_ratio,
+    "gradient_profile": gradient_profile,
+    "residual_path": residual_path,
+    "heatmap": heatmap,
+    "final_grid": final_grid,
+    "ranking": ranking,
+}
+
+
+@dataclass
+class PlotResult:
+    """What became of each figure: the file that was written, or why the study cannot give it."""
+
+    found: dict[str, Path | str] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that were written."""
+        return [what for what in self.found.values() if isinstance(what, Path)]
+
+    @property
+    def skipped(self) -> list[str]:
+        """A line for each figure that the study cannot give."""
+        return [f"{name}: {what}" for name, what in self.found.items() if isinstance(what, str)]
+
+
+def plot_study(
+    study_dir: Path,
+    *,
+    where: dict[str, str] | None = None,
+    fmt: str = "png",
+    out: Path | None = None,
+    only: list[str] | None = None,
+    claim: Callable[[], bool] | None = None,
+) -> PlotResult:
+    """Draw a study's figures into `out`, by default its own folder `figures`.
+
+    where: column -> value, as on the command line; it draws by default into a folder of its own inside `figures`, so
+    that figures of some runs never take the place of those of all. only: names of FIGURES.
+    claim: asked before each figure; where it says no, the others are left to another process.
+    Raises ConfigError for a folder that is no study or has no finished run, and for an unknown name.
+    """
+    if fmt not in style.FORMATS:
+        raise ConfigError(f"format {fmt!r} is not one of {', '.join(style.FORMATS)}.{nearest(fmt, style.FORMATS)}")
+    for name in only or []:
+        if name not in FIGURES:
+            raise ConfigError(f"figure {name!r} is not one of {', '.join(FIGURES)}.{nearest(name, FIGURES)}")
+    study = load(Path(study_dir), where)
+    folder = Path(study_dir, "figures", _folder_name(where or {})) if out is None else Path(out)
+    result = PlotResult()
+    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
+        for name in only or FIGURES:
+            if claim is not None and not claim():
+                break
+            try:
+                fig = FIGURES[name](study)
+            except Lacks as lack:
+                result.found[name] = str(lack)
+                continue
+            path = folder / f"{name}.{fmt}"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                style.save(fig, path, fmt)
+            except OSError as error:
+                raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+            result.found[name] = path
+    return result
+
+
+def _folder_name(where: dict[str, str]) -> str:
+    """`peak_lr=3e-3,placement=post`; nothing for all runs."""
+    name = ",".join(f"{column}={value}" for column, value in sorted(where.items()))
+    return "".join(c if c.isalnum() or c in "_.=+-," else "_" for c in name)

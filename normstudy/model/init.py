@@ -1,0 +1,130 @@
+"""Initialization: the distribution of every tensor, and its draw.
+
+Init is a treatment, so it is recorded and never silent. Weights are normal with mean 0; biases and norm biases
+start at 0, norm gains and admin's omegas at 1 (admin's are then profiled), dyt's a at 0.5, rezero's scale at 0. A user's
+own module keeps what its constructor draws.
+
+| init     | standard deviation of a weight matrix (out, in)                                                      |
+|----------|------------------------------------------------------------------------------------------------------|
+| xavier   | sqrt(2 / (in + out)) (Glorot & Bengio 2010), Q, K and V being three matrices of their own             |
+| normal   | 0.02                                                                                                 |
+| gpt2     | 0.02, and 0.02 / sqrt(2 L) for the output projections of attention and MLP (GPT-2)                    |
+| deepnorm | xavier; V, O and the MLP's matrices times (8 L)^(-1/4) (arXiv:2203.00555, table 2, decoder only)      |
+| sub      | xavier; V, O and the MLP's matrices times sqrt(ln 2 L) (arXiv:2210.06423, decoder only)               |
+| tfixup   | xavier; V, O and the MLP's matrices times 0.67 L^(-1/4) (Huang et al. 2020: their encoder's form, the paper has none for a decoder alone) |
+
+The output matrix follows the table, or has model.unembed_std. The token table and the learned positions:
+
+| embed_init | standard deviation of the tables                                                                   |
+|------------|----------------------------------------------------------------------------------------------------|
+| unit       | sqrt(1/2) each, 1 where no positions are added: x_0 has unit variance                               |
+| std        | model.embed_std, 0.02 unless given                                                                 |
+| scaled     | model.embed_std, d_model^(-1/2) unless given; the model multiplies tokens by sqrt(d_model)          |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from normstudy.config import ModelConfig, resolve
+from normstudy.model.own import construct, made_by
+
+NORMAL_STD = 0.02
+OUTPUT_PROJECTIONS = ("attn.out.weight", "mlp.w2.weight")
+VALUE_PATH = ("attn.v.weight", "attn.out.weight", "mlp.w1.weight", "mlp.gate.weight", "mlp.w2.weight")
+
+
+def _xavier(name: str, shape: torch.Size, config: ModelConfig) -> float:
+    return math.sqrt(2 / (shape[0] + shape[1]))
+
+
+def _normal(name: str, shape: torch.Size, config: ModelConfig) -> float:
+    return NORMAL_STD
+
+
+def _gpt2(name: str, shape: torch.Size, config: ModelConfig) -> float:
+    return NORMAL_STD / math.sqrt(2 * config.n_layers) if name.endswith(OUTPUT_PROJECTIONS) else NORMAL_STD
+
+
+def _on_the_value_path(gain: float, name: str, shape: torch.Size, config: ModelConfig) -> float:
+    return _xavier(name, shape, config) * (gain if name.endswith(VALUE_PATH) else 1.0)
+
+
+def _deepnorm(name: str, shape: torch.Size, config: ModelConfig) -> float:
+    return _on_the_value_path((8 * config.n_layers) ** -0.25, name, shape, config)
+
+
+def _sub(name: str, shape: torch.Size, config: ModelConfig) -> float:
+    return _on_the_value_path(math.sqrt(math.log(2 * config.n_layers)), name, shape, config)
+
+
+def _tfixup(name: str, shape: torch.Size, config: ModelConfig) -> float:
+    return _on_the_value_path(0.67 * config.n_layers**-0.25, name, shape, config)
+
+
+INITS = {
+    "xavier": _xavier, "normal": _normal, "gpt2": _gpt2, "deepnorm": _deepnorm, "sub": _sub, "tfixup": _tfixup,
+}  # fmt: skip
+
+# Tensors that start at one value, by the last part of their name.
+CONSTANTS = {"gamma": 1.0, "beta": 0.0, "bias": 0.0, "a": 0.5, "omega1": 1.0, "omega2": 1.0, "scale": 0.0}
+
+
+def distribution(name: str, shape: torch.Size, config: ModelConfig) -> tuple[float, float]:
+    """(mean, standard deviation) of the tensor `name` of a Transformer at its initialization."""
+    leaf = name.rpartition(".")[2]
+    if leaf in ("embed", "pos"):
+        adds = config.positions in ("learned", "sinusoidal")  # the sinusoids' mean square is 1/2
+        return 0.0, resolve(config).embed_std or math.sqrt(0.5 if adds else 1.0)
+    if leaf in CONSTANTS:
+        return CONSTANTS[leaf], 0.0
+    if name == "unembed.weight" and config.unembed_std is not None:
+        return 0.0, config.unembed_std
+    return 0.0, INITS[resolve(config).init](name, shape, config)
+
+
+def _key(name: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"init/{seed}/{name}".encode()).digest()[:16], "little")
+
+
+def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
+    """The tensor `name` at its initialization, float32.
+
+    Each tensor has a stream of its own, keyed by (seed, name): adding a tensor never moves another's draw,
+    and torch's global generator is never used.
+    """
+    mean, std = distribution(name, shape, config)
+    if std == 0:
+        return torch.full(shape, mean)
+    rng = np.random.Generator(np.random.Philox(key=_key(name, seed)))
+    return torch.from_numpy(rng.standard_normal(tuple(shape), np.float32) * np.float32(std) + np.float32(mean))
+
+
+def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """What the constructors of a user's own modules draw, under a seed of each module's name; nothing else moves."""
+    out: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        make = made_by(module)
+        if make is not None:
+            made = construct(make, _key(prefix, seed) % 2**63)
+            out |= {f"{prefix}.{name}": p.detach().float() for name, p in made.named_parameters()}
+    return out
+
+
+def init_params(model: nn.Module, configs: list[ModelConfig], seeds: list[int]) -> dict[str, Tensor]:
+    """Every tensor of a batch of runs of one model, stacked on a leading run axis: name -> (runs, *shape)."""
+    drawn = [draw_own(model, seed) for seed in seeds]
+    return {
+        name: torch.stack(
+            [
+                theirs[name] if name in theirs else draw(name, p.shape, config, seed)
+                for theirs, config, seed in zip(drawn, configs, seeds, strict=True)
+            ]
+        )
+        for name, p in model.named_parameters()
+    }

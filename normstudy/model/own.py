@@ -1,0 +1,195 @@
+"""A user's own placement or norm: imported from where it was found, and made into modules of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+
+from normstudy.config.sources import HERE, describe, is_users, shown, source_sha256, sources_of, split, with_packages
+from normstudy.errors import ConfigError, nearest
+
+if typing.TYPE_CHECKING:
+    from torch import nn
+
+    from normstudy.config import ModelConfig
+
+
+class _SourceOnly(SourceFileLoader):
+    """Reads and writes no bytecode: that of a file changed within a second would be stale, and is written nowhere."""
+
+    def path_stats(self, path: str | os.PathLike[str]) -> typing.NoReturn:
+        raise OSError
+
+
+class _Finder(MetaPathFinder):
+    """Finds users' own modules below their folders, before other modules of that name but never Python's."""
+
+    def __init__(self) -> None:
+        self.roots: list[Path] = []
+        self.appended: Path | None = None  # to sys.path
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.partition(".")[0] in (*sys.stdlib_module_names, HERE.name):
+            return None
+        places = [str(root) for root in self.roots] if path is None else [p for p in path if self._has(p)]
+        spec = PathFinder.find_spec(fullname, places) if places else None
+        if spec is None:
+            return None
+        if spec.submodule_search_locations is not None and spec.origin is None:  # a folder without __init__.py
+            folders = (os.path.join(place, fullname.rpartition(".")[2]) for place in places)
+            spec.submodule_search_locations = [folder for folder in folders if os.path.isdir(folder)]
+            installed = PathFinder.find_spec(fullname, [p for p in sys.path if p not in places])
+            return None if path is None and installed is not None and installed.origin is not None else spec
+        if type(spec.loader) is SourceFileLoader and spec.origin is not None and self._has(spec.origin):
+            spec.loader = _SourceOnly(fullname, spec.origin)
+            return spec
+        return None
+
+    def _has(self, path: str) -> bool:
+        return any(root in Path(path).parents and is_users(Path(path), root) for root in self.roots)
+
+    def add(self, root: Path) -> None:
+        """Look below a folder first, and let spawned processes know it, which get the parent's sys.path."""
+        if str(root) not in sys.path:
+            if self.appended is not None:  # a working directory that was left
+                sys.path.remove(str(self.appended))
+                self.roots.remove(self.appended)
+            sys.path.append(str(root))
+            self.appended = root
+        self.roots = [root, *(r for r in self.roots if r != root)]
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+
+
+_finder = _Finder()
+_loaded: dict[str, tuple[Path, str]] = {}  # module -> where it was found and its sha256 when it was imported
+
+
+def load(spec: str, planned: str | None = None) -> Callable[..., object]:
+    """The function or class that `spec` names.
+
+    planned: the sha256 that it must have: a ConfigError where the source has changed since.
+    """
+    module, name = split(spec)
+    root, files = sources_of(spec)
+    sha256 = source_sha256(spec)
+    if planned not in (None, sha256):
+        raise ConfigError(_changed(spec))
+    if _loaded.get(module) != (root, sha256):
+        _import(spec, root, files)
+        if source_sha256(spec) != sha256:
+            raise ConfigError(_changed(spec))
+        _loaded[module] = root, sha256
+    found = getattr(sys.modules[module], name, None)
+    if found is None:
+        theirs = vars(sys.modules[module]).items()
+        names = [n for n, value in theirs if callable(value) and getattr(value, "__module__", None) == module]
+        only = f", only {', '.join(names[:6])}" if names else ""
+        raise ConfigError(f"{spec}: {shown(files[module])} has no {name}{only}.{nearest(name, names)}")
+    if not callable(found):
+        raise ConfigError(f"{spec}: {name} is {_a(type(found).__name__)}: give a function or a class of nn.Module")
+    return typing.cast(Callable[..., object], found)
+
+
+def _changed(spec: str) -> str:
+    return f"{spec}: its source changed after the sweep was planned: the same command plans it anew"
+
+
+def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
+    module, _ = split(spec)
+    if is_users(files[module], root):
+        _finder.add(root)
+        for name in {part for file in files for part in with_packages(file)}:
+            if _is_users_import(sys.modules.get(name)):
+                del sys.modules[name]
+    importlib.invalidate_caches()
+    before = set(sys.modules)
+    try:
+        importlib.import_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's module may raise anything, or exit
+        raise ConfigError(f"{spec}: {describe(error, [str(p) for p in files.values()])}") from error
+    for name, path in files.items():
+        theirs = getattr(sys.modules.get(name), "__file__", path)
+        if theirs is None or not os.path.exists(theirs) or not os.path.samefile(theirs, path):
+            raise ConfigError(f"{spec}: {name} is another module here, {theirs}: give {shown(path)} another name")
+    for name in sorted(set(sys.modules) - before - set(files)):
+        if _is_users_import(sys.modules[name]) and getattr(sys.modules[name], "__file__", None):
+            raise ConfigError(
+                f"{spec}: it imports {name} without an import statement, so that a change there would go unseen: "
+                f"write import {name}"
+            )
+
+
+def _is_users_import(module: ModuleType | None) -> bool:
+    """Whether a module is a user's that was imported here, or a plain folder of such."""
+    spec = getattr(module, "__spec__", None)
+    return spec is not None and (isinstance(spec.loader, _SourceOnly) or spec.origin is None)
+
+
+def _a(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiouAEIOU" else f"a {word}"
+
+
+def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
+    """The arguments of a block's constructor by their names: layer and the fields of ModelConfig, as resolved."""
+    from normstudy.config import resolve
+
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+    values = {"layer": layer, **fields, **dataclasses.asdict(resolve(model))}
+    asked = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name in values:
+            asked[name] = values[name]
+        elif parameter.default is inspect.Parameter.empty:
+            raise ConfigError(
+                f"{cls.__module__}:{cls.__name__}: its constructor asks for {name}, and may ask for "
+                f"{', '.join(values)}.{nearest(name, values)}"
+            )
+    return asked
+
+
+def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The module that `make` gives, on the CPU whatever the model is built on, its draws under a seed.
+
+    torch's generator is left as it was. The module remembers `make`, for the draws of other runs.
+    """
+    import torch
+
+    before = torch.random.get_rng_state()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's as well
+    try:
+        with torch.device("cpu"):
+            module = make()
+    finally:
+        torch.random.set_rng_state(before)
+    setattr(module, MADE_BY, make)
+    return module
+
+
+MADE_BY = "_normstudy_made_by"
+
+
+def made_by(module: nn.Module) -> Callable[[], nn.Module] | None:
+    """What makes a user's own module again; None for any other module."""
+    make: Callable[[], nn.Module] | None = getattr(module, MADE_BY, None)
+    return make
+
+
+def move(model: nn.Module, device: str) -> None:
+    """Move what a user's own modules hold to a device: their buffers, which no run trains."""
+    for module in model.modules():
+        if made_by(module) is not None:
+            module.to(device)

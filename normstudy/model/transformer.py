@@ -1,0 +1,269 @@
+"""A decoder-only transformer for ONE run, written as an ordinary nn.Module.
+
+train.py calls it through torch.func: vmap puts the run axis in front. Its forward gives the logits and the
+residual stream x_0 ... x_L, x_l being what block l returns and x_0 the embeddings' sum.
+
+B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normstudy.config import GATED, ModelConfig, RunConfig, own_sources, resolve, row_of, sources
+from normstudy.model import kernels
+from normstudy.model.norms import NORMS, own_norm
+from normstudy.model.own import asked_of, construct, load
+
+ROPE_BASE = 10_000.0  # Su et al., arXiv:2104.09864; the same number as in Vaswani et al.'s sinusoids
+
+
+class Linear(nn.Module):
+    """x W^T + b with weight (out, in) and bias (out,); init.py fills both."""
+
+    def __init__(self, n_in: int, n_out: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.linears(x, [self.weight], [self.bias])[0]
+
+
+def together(x: Tensor, *maps: Linear) -> list[Tensor]:
+    """Several linear maps of one input, faster than one after the other."""
+    return kernels.linears(x, [m.weight for m in maps], [m.bias for m in maps])
+
+
+def make_norm(config: ModelConfig, width: int) -> nn.Module:
+    """A norm of the model's kind."""
+    name = resolve(config).norm
+    if sources.is_own(name):
+        return own_norm(load(name, own_sources(config)["norm_sha256"]), width)
+    return NORMS[name](width)
+
+
+def norm_width(config: ModelConfig, name: str) -> int:
+    """The width of a norm that a block may ask for."""
+    if name in ("q_norm", "k_norm", "v_norm"):
+        return config.d_model // config.n_heads
+    return resolve(config).d_ff if name == "norm2_inner" else config.d_model
+
+
+# ---- positions ----------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=32)
+def _angles(n_positions: int, width: int, like: tuple[torch.dtype, torch.device]) -> tuple[Tensor, Tensor]:
+    """cos and sin of position / base^(2 i / width), each (T, width / 2)."""
+    rates = ROPE_BASE ** (-np.arange(0, width, 2) / width)
+    angles = np.arange(n_positions)[:, None] * rates
+    dtype, device = like
+    return tuple(torch.tensor(f(angles), dtype=dtype, device=device) for f in (np.cos, np.sin))  # type: ignore[return-value]
+
+
+def sinusoids(n_positions: int, d_model: int, like: Tensor) -> Tensor:
+    """(T, D): sin in the even, cos in the odd columns; mean square 1/2 (Vaswani et al. 2017, section 3.5)."""
+    cos, sin = _angles(n_positions, d_model, (like.dtype, like.device))
+    return torch.stack([sin, cos], -1).flatten(1)
+
+
+def rotate(x_BTHK: Tensor) -> Tensor:
+    """RoPE: dimensions i and i + K/2 of a head are turned by position / base^(2 i / K) (arXiv:2104.09864, eq. 34)."""
+    n_positions, d_head = x_BTHK.shape[1], x_BTHK.shape[3]
+    cos, sin = (a[:, None] for a in _angles(n_positions, d_head, (x_BTHK.dtype, x_BTHK.device)))  # (T, 1, K/2)
+    a, b = x_BTHK[..., : d_head // 2], x_BTHK[..., d_head // 2 :]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+# ---- sublayers ----------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention.
+
+    inner: a norm of the mixed values, before the output projection. qkv: norms of queries, keys and values head by
+    head; they come before RoPE. The model's own qk_norm is per head with one gain for all heads, or over the
+    full width before the heads part.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d_model, bias = config.d_model, config.biases
+        self.n_heads = config.n_heads
+        self.rope = config.positions == "rope"
+        self.q = Linear(d_model, d_model, bias=bias)
+        self.k = Linear(d_model, d_model, bias=bias)
+        self.v = Linear(d_model, d_model, bias=bias)
+        self.out = Linear(d_model, d_model, bias=bias)
+        self.qk_norm = "none" if row_of(config.placement).own_qk_norm else resolve(config).qk_norm
+        if self.qk_norm != "none":
+            width = d_model if self.qk_norm == "full" else d_model // config.n_heads
+            self.q_norm, self.k_norm = make_norm(config, width), make_norm(config, width)
+
+    def forward(
+        self, x_BTD: Tensor, inner: nn.Module | None = None, qkv: tuple[nn.Module, nn.Module, nn.Module] | None = None
+    ) -> Tensor:
+        B, T, D = x_BTD.shape
+        H, K = self.n_heads, D // self.n_heads
+        q, k, v = together(x_BTD, self.q, self.k, self.v)
+        if self.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.view(B, T, H, K) for y in (q, k, v))
+        if self.qk_norm == "per_head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if qkv is not None:
+            q, k, v = (norm(y) for norm, y in zip(qkv, (q, k, v), strict=True))
+        if self.rope:
+            q, k = rotate(q), rotate(k)
+        mixed_BTD = kernels.causal_attention(q, k, v).reshape(B, T, D)
+        y_BTD: Tensor = self.out(mixed_BTD if inner is None else inner(mixed_BTD))
+        return y_BTD
+
+
+def silu(x: Tensor) -> Tensor:
+    """x / (1 + exp(-x)), written so that neither it nor its gradient overflows, and that a run's bits do not
+    depend on its batch: torch computes the tail of a tensor's own silu by another formula."""
+    return 0.5 * x * (1 + torch.tanh(0.5 * x))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu, "gelu": F.gelu, "swiglu": silu, "geglu": F.gelu,
+}  # fmt: skip
+
+
+class MLP(nn.Module):
+    """W2 act(W1 x + b1) + b2; with a gate, W2 (act(W x + b) * (W1 x + b1)) + b2 (Shazeer, arXiv:2002.05202).
+
+    inner: a norm of what W2 gets.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d_model, d_ff, bias = config.d_model, resolve(config).d_ff, config.biases
+        self.act = ACTIVATIONS[config.activation]
+        self.gate = Linear(d_model, d_ff, bias=bias) if config.activation in GATED else None
+        self.w1 = Linear(d_model, d_ff, bias=bias)
+        self.w2 = Linear(d_ff, d_model, bias=bias)
+
+    def forward(self, x_BTD: Tensor, inner: nn.Module | None = None) -> Tensor:
+        if self.gate is None:
+            h_BTF = self.act(self.w1(x_BTD))
+        else:
+            gate_BTF, h_BTF = together(x_BTD, self.gate, self.w1)
+            h_BTF = self.act(gate_BTF) * h_BTF
+        y_BTD: Tensor = self.w2(h_BTF if inner is None else inner(h_BTF))
+        return y_BTD
+
+
+# ---- blocks -------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """One block: the sublayers, norms and scales that its placement's function names as arguments.
+
+    own: that function; where it is a user's module, its parameters are the block's under this name.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.own = block_function(config, layer)
+        self.wanted = sources.arguments(self.own)
+        self.attn = Attention(config)
+        self.mlp = MLP(config)
+        self.numbers = {
+            "layer": layer,
+            "n_layers": config.n_layers,
+            "alpha": (2 * config.n_layers) ** 0.25,  # DeepNet's, decoder only: arXiv:2203.00555, table 2
+        }
+        for name in self.wanted:
+            if name in sources.NORMS:
+                setattr(self, name, make_norm(config, norm_width(config, name)))
+            elif name in ("omega1", "omega2"):
+                setattr(self, name, nn.Parameter(torch.ones(config.d_model)))
+            elif name == "scale":
+                self.scale = nn.Parameter(torch.zeros(()))
+
+    def call(self, x_BTD: Tensor, r_BTD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """What the placement's function returns."""
+        given = {"x": x_BTD, "r": r_BTD, **self.numbers}
+        return self.own(**{name: given[name] if name in given else getattr(self, name) for name in self.wanted})
+
+    def forward(self, x_BTD: Tensor, r_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The streams after the block; a function that knows no second one leaves r."""
+        out = self.call(x_BTD, r_BTD)
+        return (out, r_BTD) if isinstance(out, Tensor) else out
+
+
+def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+    """The placement's function for a layer; of a user's class, a module made of the values its constructor names."""
+    if sources.is_own(config.placement):
+        found = load(config.placement, own_sources(config)["placement_sha256"])
+        if isinstance(found, type):
+            return construct(functools.partial(found, **asked_of(found, layer, config)), seed=0)
+        return found  # type: ignore[return-value]
+    row = row_of(config.placement)
+    star = layer == 0 and config.first_block == "star"
+    return row.star_block if star and row.star_block is not None else row.block  # type: ignore[return-value]
+
+
+class Transformer(nn.Module):
+    """Embeddings, blocks, a final norm where the placement has one, an output matrix without bias."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int) -> None:
+        super().__init__()
+        config.__post_init__()  # checks its names again: one set in place must not mean another model
+        d_model = config.d_model
+        self.positions = config.positions
+        self.multiplier = math.sqrt(d_model) if config.embed_init == "scaled" else None
+        self.embed = nn.Parameter(torch.empty(vocab_size, d_model))
+        if config.positions == "learned":
+            self.pos = nn.Parameter(torch.empty(seq_len, d_model))
+        self.embed_norm = make_norm(config, d_model) if config.embed_norm else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.two_streams = "r" in self.blocks[-1].wanted  # type: ignore[operator]
+        self.final_norm = make_norm(config, d_model) if resolve(config).final_norm else None
+        self.unembed = None if config.tied else Linear(d_model, vocab_size, bias=False)
+
+    def embedding(self, tokens_BT: Tensor) -> Tensor:
+        """x_0 (B, T, D) of tokens (B, T); T <= seq_len."""
+        x_BTD = F.embedding(tokens_BT, self.embed)
+        if self.multiplier is not None:
+            x_BTD = x_BTD * self.multiplier
+        if self.positions == "learned":
+            x_BTD = x_BTD + self.pos[: tokens_BT.shape[1]]
+        elif self.positions == "sinusoidal":
+            x_BTD = x_BTD + sinusoids(tokens_BT.shape[1], self.embed.shape[1], self.embed)
+        return x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
+
+    def forward(self, tokens_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D); T <= seq_len.
+
+        Of two streams the one listed is x, and the final norm makes x + norm(r) of them.
+        """
+        x_BTD = r_BTD = self.embedding(tokens_BT)
+        residual = [x_BTD]
+        for block in self.blocks:
+            x_BTD, r_BTD = block(x_BTD, r_BTD)
+            residual.append(x_BTD)
+        last_BTD = r_BTD if self.two_streams else x_BTD
+        h_BTD = last_BTD if self.final_norm is None else self.final_norm(last_BTD)
+        if self.two_streams:
+            h_BTD = x_BTD + h_BTD
+        return h_BTD @ self.embed.mT if self.unembed is None else self.unembed(h_BTD), residual
+
+
+pass
+
+
+def build(config: RunConfig, vocab_size: int) -> Transformer:
+    """The model of one run, without memory for its parameters: they are kept stacked over runs."""
+    with torch.device("meta"):
+        return Transformer(config.model, vocab_size, config.data.seq_len)

@@ -1,0 +1,1 @@
+"""One prediction of a paper per file."""

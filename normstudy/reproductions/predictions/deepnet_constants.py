@@ -1,0 +1,96 @@
+"""DeepNet's constants for a decoder: alpha, beta, and the matrices that beta scales.
+
+Source: Wang et al., arXiv:2203.00555, table 2, decoder only: x <- norm(alpha x + f(x)) with alpha = (2L)^(1/4), and
+xavier initialization with gain beta = (8L)^(-1/4) on the MLP's matrices, the values and the output projection, with
+gain 1 on queries and keys.
+
+Computed: from a model that is built and drawn as for training, at each depth and in every block. alpha is the root of
+what a block without its norms and with all parameters zero makes of 1; a gain is the norm of a tensor's draw over that
+of the same draw under `xavier`. The embeddings, positions and the output matrix, of which the paper says nothing, have
+gain 1.
+
+Band: exact. Verdict: supported when every number equals the paper's within the rounding of float32 (a relative
+deviation of at most 1e-6), not supported otherwise; there is no interval.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from normstudy.figures import style
+from normstudy.reproductions import plots
+from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
+from normstudy.reproductions.verdicts import Finding, Floats, by_depth, judge_exact
+
+PREDICTION = "Decoder only: alpha = (2L)^(1/4), beta = (8L)^(-1/4), and beta scales V, O and the MLP's matrices."
+DEEPNORM = Variant("deepnorm")
+TOLERANCE = 1e-6
+SCALED = ("v", "out", "w1", "w2")
+UNSCALED = ("q", "k", "embed", "pos", "unembed")
+
+
+def needs(setting: Setting) -> list[Need]:
+    return [Need("constants", DEEPNORM, setting.depths, 1)]
+
+
+def alpha(depth: Floats) -> Floats:
+    """The weight of the residual stream."""
+    return np.asarray((2 * depth) ** 0.25)
+
+
+def beta(depth: Floats) -> Floats:
+    """The gain of the scaled matrices."""
+    return np.asarray((8 * depth) ** -0.25)
+
+
+def findings(table: pd.DataFrame) -> list[Finding]:
+    seeds = table["seed"].nunique()
+    found = []
+    for label, quantities, law in (
+        ("alpha", ("alpha",), alpha),
+        ("beta of V, O and the MLP's matrices", tuple(f"gain_{m}" for m in SCALED), beta),
+        ("gain 1 of all other matrices", tuple(f"gain_{m}" for m in UNSCALED), np.ones_like),
+    ):
+        rows = table[table["quantity"].isin(quantities)]
+        expected = law(rows["depth"].to_numpy(np.float64))
+        found.append(judge_exact(label, rows["value"].to_numpy(np.float64), expected, TOLERANCE, seeds))
+    return found
+
+
+def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+    depths, _ = by_depth(table, "alpha", DEEPNORM.name, "first")
+    fig, (left, right) = plots.figure(2, height=2.2)
+    grid = np.exp(np.linspace(np.log(depths[0]), np.log(depths[-1]), 51))
+    color, other = plots.color("deepnorm"), plots.PALE["deepnorm"]
+    for law, quantity, c, marker in ((alpha, "alpha", color, "o"), (beta, "gain_w2", other, "s")):
+        _, values = by_depth(table, quantity, DEEPNORM.name, "last")
+        left.plot(grid, law(grid), color=style.GREY, lw=0.8, zorder=1)
+        left.plot(depths, values[:, 0], ls="none", marker=marker, color=c, ms=5, mec="white", mew=0.6)
+    plots.depth_axis(left, depths)
+    plots.log_y(left)
+    left.set_ylabel("alpha, beta")
+
+    names = (*SCALED, *UNSCALED)
+    depth = int(depths[-1])
+    deep = table[table["depth"] == depth]
+    for place, name in enumerate(names):
+        values = deep.loc[deep["quantity"] == f"gain_{name}", "value"].to_numpy(np.float64)
+        right.plot(np.full(len(values), place), values, ls="none", marker="s", color=other, ms=5, mec="white", mew=0.6)
+    right.axhline(float(beta(np.array([depth]))[0]), color=style.GREY, lw=0.8, zorder=1)
+    right.axhline(1.0, color=style.GREY, lw=0.8, ls=style.DASHES[2], zorder=1)
+    right.set_xticks(range(len(names)), [{"out": "O", "q": "Q", "k": "K", "v": "V"}.get(n, n) for n in names])
+    right.tick_params(axis="x", labelrotation=45)
+    right.set_ylim(0, 1.1)
+    right.set_ylabel(f"gain over xavier,\nall blocks of L = {depth}")
+    handles = [
+        plots.point_handle("alpha, measured", color, "o"),
+        plots.point_handle("gain, measured", other, "s"),
+        plots.line_handle("the paper's alpha, beta", style.GREY, ""),
+        plots.line_handle("gain 1", style.GREY, "", style.DASHES[2]),
+    ]
+    return plots.finish(fig, PREDICTION, found, handles)
+
+
+ENTRY = Reproduction(0, "Wang et al., DeepNet, arXiv:2203.00555, table 2", PREDICTION, needs, findings, draw)

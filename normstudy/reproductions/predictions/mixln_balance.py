@@ -1,0 +1,79 @@
+"""Mix-LN should balance the gradients of the first and the last block; at initialization nothing shows that it does.
+
+Source: Li et al., arXiv:2412.13795, section 3: post-norm in the first quarter of the blocks and pre-norm in the rest
+gives gradients that are more alike over the depth than pre-norm's.
+
+Computed: the L2 norm of the gradient of the first block's second MLP matrix over that of the last block's, at each
+depth; per seed |ln ratio| of mix minus |ln ratio| of pre, negative where mix's ratio is the nearer to 1 on the log
+scale, and its mean over the depths. The figure shows each depth.
+
+Band: at most 0. Verdict: supported when the whole 95 % t interval over seeds lies in the band, not supported when it
+lies wholly outside, inconclusive otherwise. Twenty seeds, since five leave a half-width of 0.13.
+
+Why it does not come out here: the paper shows gradients in training. At initialization the gradient is flat over the
+post-norm blocks in front. They give the pre-norm blocks a stream of unit variance, as the embeddings do, so behind them
+the gradient falls as in pre-norm of three quarters of the depth, from a higher start: the ratio of first to last stays
+what it was, or grows a little.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from normstudy.figures import style
+from normstudy.reproductions import plots
+from normstudy.reproductions.entry import PRE, Need, Reproduction, Setting, Variant
+from normstudy.reproductions.verdicts import Band, Finding, Floats, first_to_last, judge, log
+
+PREDICTION = "Mix-LN: the first and the last block's gradient are more alike than in pre-norm."
+MIX = Variant("mix")
+BAND = Band(high=0.0)
+
+
+def needs(setting: Setting) -> list[Need]:
+    return [Need("gradients", variant, setting.depths, setting.many_seeds) for variant in (MIX, PRE)]
+
+
+def imbalance(table: pd.DataFrame) -> tuple[Floats, Floats]:
+    """Depths (n,), and |ln ratio| of mix minus that of pre (n, seeds)."""
+    depths, mix = first_to_last(table, MIX.name)
+    return depths, np.abs(log(mix)) - np.abs(log(first_to_last(table, PRE.name)[1]))
+
+
+def findings(table: pd.DataFrame) -> list[Finding]:
+    _, difference = imbalance(table)
+    return [judge("|ln(first/last gradient)|, mix - pre, mean over L", difference.mean(0), BAND)]
+
+
+def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+    fig, (left, right) = plots.figure(2, height=2.2)
+    for variant, marker in ((MIX, "o"), (PRE, "s")):
+        depths, ratios = first_to_last(table, variant.name)
+        color = plots.color(variant.placement)
+        left.plot(depths, np.exp(log(ratios).mean(1)), color=color, lw=1.0)
+        plots.points(left, depths, ratios, color, marker)
+    left.axhline(1.0, color=style.GREY, lw=0.6, ls=style.DASHES[2])
+    plots.depth_axis(left, depths)
+    plots.log_y(left)
+    left.set_ylabel("first/last block's gradient")
+
+    depths, difference = imbalance(table)
+    plots.means(right, depths, difference, "black")
+    low = min(-0.2, right.get_ylim()[0])
+    right.axhspan(low, 0, color=plots.BAND_COLOR, lw=0, zorder=0)
+    right.set_ylim(bottom=low)
+    plots.depth_axis(right, depths)
+    right.set_ylabel("|ln first/last|, mix − pre")
+    handles = [
+        plots.line_handle("mix", plots.color("mix"), "o"),
+        plots.line_handle("pre", plots.color("pre"), "s"),
+        plots.seed_point_handle(),
+        plots.point_handle("mix − pre, mean, 95 % interval", "black", "o"),
+        plots.band_handle("predicted"),
+    ]
+    return plots.finish(fig, PREDICTION, found, handles)
+
+
+ENTRY = Reproduction(0, "Li et al., Mix-LN, arXiv:2412.13795, section 3", PREDICTION, needs, findings, draw)

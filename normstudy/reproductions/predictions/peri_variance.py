@@ -1,0 +1,60 @@
+"""Peri-norm adds a variance of 2 per block to the residual stream.
+
+Source: Kim et al., arXiv:2502.02732, section 3: a norm after each sublayer gives what is added unit variance whatever
+the weights, so the variance of the residual stream grows linearly with depth: by 1 a sublayer, 2 a block.
+
+Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed the difference between its last
+and its first value over the number of blocks. (Shallower models are the first blocks of the deepest.)
+
+Band: 2 +- 0.15. Verdict: supported when the whole 95 % t interval over seeds lies in the band, not supported when it
+lies wholly outside, inconclusive otherwise. Seeds scatter, since the 2L added vectors are not orthogonal in d = 128
+dimensions and the tokens of a seed share the directions.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from normstudy.reproductions import plots
+from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
+from normstudy.reproductions.verdicts import Finding, around, by_layer, deepest, judge
+
+PREDICTION = "Peri-norm: each block adds a variance of 2 to the residual stream."
+PERI = Variant("peri")
+BAND = around(2.0, 0.15)
+
+
+def needs(setting: Setting) -> list[Need]:
+    return [Need("stream", PERI, (setting.deepest,), setting.seeds)]
+
+
+def findings(table: pd.DataFrame) -> list[Finding]:
+    depth = deepest(table, PERI.name)
+    _, squares = by_layer(table, "mean_square", PERI.name, depth)
+    return [judge(f"variance added per block, L = {depth}", (squares[-1] - squares[0]) / depth, BAND)]
+
+
+def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+    layers, squares = by_layer(table, "mean_square", PERI.name, deepest(table, PERI.name))
+    fig, (ax,) = plots.figure()
+    color = plots.color("peri")
+    start = squares[0].mean()
+    ax.fill_between(
+        layers, start + BAND.low * layers, start + BAND.high * layers, color=plots.BAND_COLOR, lw=0, zorder=0
+    )
+    plots.interval(ax, layers, squares, color)
+    plots.lines(ax, layers, squares, color, geometric=False)
+    plots.block_axis(ax, layers)
+    ax.set_xlabel("block l (0: embeddings)")
+    ax.set_ylabel(plots.MEAN_SQUARE)
+    handles = [
+        plots.line_handle("peri", color, ""),
+        plots.seed_line_handle(),
+        plots.interval_handle("mean", color),
+        plots.band_handle("predicted"),
+    ]
+    return plots.finish(fig, PREDICTION, found, handles)
+
+
+ENTRY = Reproduction(0, "Kim et al., Peri-LN, arXiv:2502.02732, section 3", PREDICTION, needs, findings, draw)

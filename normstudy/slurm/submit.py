@@ -1,0 +1,115 @@
+"""Submit the tasks of a sweep as one array of jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import io
+import itertools
+import math
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from normstudy.config import ExecutionConfig
+from normstudy.config import execution as options
+from normstudy.errors import ConfigError
+from normstudy.slurm import arrays, ask
+from normstudy.slurm.arrays import Array
+from normstudy.slurm.share import Share
+from normstudy.study import records
+from normstudy.workers.signals import later
+from normstudy.workers.task import Task
+
+DOOR = "normstudy.slurm"  # what a job starts: slurm/__main__.py
+
+
+def check(execution: ExecutionConfig) -> None:
+    """Raise a ConfigError for what Slurm would refuse, and where there is no Slurm or no submitit; writes nothing."""
+    try:
+        import submitit  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigError("execution=slurm needs submitit: pip install 'normstudy[slurm]'") from None
+    for program in ("sbatch", "srun"):
+        if shutil.which(program) is None:
+            raise ConfigError(f"execution=slurm: there is no {program} here: give the command where jobs are submitted")
+    try:
+        ask.try_out(options.of_sbatch(execution))
+    except ask.Unavailable as why:
+        raise _refused(why) from None
+
+
+def _refused(why: object) -> ConfigError:
+    return ConfigError(f"Slurm does not take the jobs ({why}): change what execution asks for")
+
+
+def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
+    """The tasks of each job, in order: as many as it has workers, more where that would be more than `most` jobs."""
+    n = min(math.ceil(len(tasks) / workers), most)
+    edges = [math.ceil(len(tasks) * i / n) for i in range(n + 1)]
+    return [list(tasks[low:high]) for low, high in itertools.pairwise(edges)]
+
+
+def submit(
+    study_dir: Path, tasks: Sequence[Task], execution: ExecutionConfig, command: str, since: datetime.datetime
+) -> Array:
+    """Submit the tasks, at least one. Needs the study's lock, alone: the jobs wait for its end.
+
+    What is about to be submitted is written down before. since: a moment before the sweep was recorded. Raises
+    ConfigError where Slurm refuses, and forgets it then.
+    """
+    import submitit
+
+    workers = options.workers_of(execution)
+    try:
+        parts, cluster = shares(tasks, workers, ask.most_jobs()), ask.cluster()
+    except ask.Unavailable as why:
+        raise _refused(why) from None
+    array = arrays.new(study_dir, command, since, len(parts), cluster)
+    arrays.write(study_dir, array)
+    asked = options.of_sbatch(execution)
+    executor = submitit.SlurmExecutor(
+        study_dir / arrays.FOLDER,
+        max_num_timeout=execution.requeues,
+        python=f"{shlex.quote(sys.executable)} -u -m {DOOR}",
+    )
+    executor.update_parameters(
+        job_name=array.name,
+        time=execution.minutes,  # submitit reads it too
+        array_parallelism=execution.jobs,
+        wckey=None,  # submitit's default is one that a cluster may refuse
+        srun_args=[f"--cpus-per-task={workers}"],  # since 22.05 srun no longer takes it from the job
+        additional_parameters={k: True if v == "true" else v for k, v in asked.items()},
+    )
+    tried = records.tries_of(study_dir)
+    jobs = [
+        Share(
+            study_dir.absolute(), part, workers, execution.max_tries, command,
+            {i: tried[i] for task in part for i in task.run_ids if i in tried},
+        )
+        for part in parts
+    ]  # fmt: skip
+    try:
+        with (
+            later(),
+            ask.only(asked),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # submitit prints what sbatch says, and raises it
+            submitted = executor.submit_array(jobs)
+    except Exception as error:
+        _take_back(study_dir, array)
+        raise _refused(ask.words_of(str(error)) or type(error).__name__) from error
+    array = dataclasses.replace(array, id=submitted[0].job_id.partition("_")[0])
+    arrays.write(study_dir, array)
+    return array
+
+
+def _take_back(study_dir: Path, array: Array) -> None:
+    """Cancel what a submission that failed may have left in the queue, and forget it."""
+    with contextlib.suppress(ask.Unavailable):
+        if (job_id := ask.id_of(array.name)) is not None:
+            ask.cancel(job_id, array.name)
+        arrays.remove(study_dir, array)

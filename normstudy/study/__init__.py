@@ -1,0 +1,1 @@
+"""The folder of a study: its Parquet tables, files, locks and checkpoints."""

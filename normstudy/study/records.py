@@ -1,0 +1,101 @@
+"""Records of a study beside its tables: runs that crashed, and what was asked of each sweep.
+
+A run that crashed has the status `failed` and the traceback of its n-th try in state/logs/<run_id>-<n>.txt. Each sweep
+leaves its command line, overrides, versions and plan in sweeps/.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from normstudy.config import RunConfig
+from normstudy.study import files, parquet, schema, tables
+
+LOGS = "state/logs"
+
+
+def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str) -> int:
+    """Give an unfinished run the status `failed` and keep what went wrong; returns how often it has been tried.
+
+    Raises StorageError.
+    """
+    before = parquet.read_row(study_dir, run_id) or {}
+    if before.get("status") == "done":
+        return tries_of(study_dir)[run_id]
+    number = tries_of(study_dir)[run_id] + 1
+    with files.storing(study_dir):
+        (study_dir / LOGS).mkdir(parents=True, exist_ok=True)
+        files.place(study_dir, f"{LOGS}/{run_id}-{number}.txt", details.encode())
+    now = {"run_id": run_id, "status": "failed", "finished_at": tables.now()}
+    tables.write_runs(study_dir, [{**before, **schema.config_columns(config), **now}])
+    return number
+
+
+def tries_of(study_dir: Path) -> Counter[str]:
+    """run_id -> how often it has crashed."""
+    return Counter(path.stem.rpartition("-")[0] for path in (study_dir / LOGS).glob("*.txt"))
+
+
+Request = dict[str, object]  # "command": the command line, "overrides": list[str]
+
+
+def record_request(
+    study_dir: Path,
+    request: Request,
+    batches: Sequence[Sequence[str]],
+    runs: Mapping[str, RunConfig],
+    how: dict[str, str],
+) -> None:
+    """Keep what was asked under sweeps/: one Parquet file, a row a planned run, the request in its metadata.
+
+    batches: the run ids of each; runs: all planned, finished ones too; how: execution settings.
+    """
+    batch_of = {run_id: n for n, batch in enumerate(batches) for run_id in batch}
+    overrides = request.get("overrides", [])
+    asked = {
+        "command": str(request.get("command", "")),
+        "overrides": shlex.join(str(o) for o in overrides) if isinstance(overrides, list) else str(overrides),
+        "python": platform.python_version(),
+        "normstudy": version("normstudy"),
+        "torch": version("torch"),
+        **how,
+    }
+    table = pa.table(
+        {
+            "run_id": pa.array(list(runs), pa.string()),
+            "batch": pa.array([batch_of.get(i) for i in runs], pa.int32()),
+            "n_steps": pa.array([config.schedule.n_steps for config in runs.values()], pa.int32()),
+        }
+    ).replace_schema_metadata(asked)
+    stamp = tables.now().strftime("%Y%m%dT%H%M%S.%f")
+    folder = study_dir / "sweeps"
+    folder.mkdir(exist_ok=True)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    files.place(study_dir, f"sweeps/{stamp}.parquet", bytes(sink.getvalue()))
+
+
+def git_commit() -> str | None:
+    """The commit of this package's checkout, with -dirty where it has changes; None outside a checkout."""
+    here = Path(__file__).parents[1] / "__init__.py"
+
+    def git(*words: str) -> str | None:
+        try:
+            out = subprocess.run(["git", "-C", str(here.parent), *words], capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return out.stdout.strip() if out.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None  # installed: a checkout around site-packages is another project's
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", str(here.parent)) else commit

@@ -1,0 +1,212 @@
+"""The Parquet tables of a study: their schemas, and the only code that writes or reads them.
+
+    results/<study>/tables/runs/<run_id>.parquet                        one row a run
+    results/<study>/tables/{steps,modules,residual}/<run_id>-<window>.parquet
+    results/<study>/state/                                              files being written, logs, the lock
+
+A window is a fixed range of steps, part of the format. Its file is written whole in state/ and moved in once;
+one that exists is left. So a table folder holds finished files only, and no series file is ever changed.
+Every folder holds `0-schema.parquet`, which has no rows, so that readers see the columns from the first moment.
+`results/README.md` says what each column means.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from normstudy.config import ConfigError
+from normstudy.study import files
+from normstudy.study.parquet import encode, read_file, read_row
+from normstudy.study.schema import (
+    COMPACTED_FILE,
+    NAME_TYPE,
+    SCHEMA_FILE,
+    SCHEMAS,
+    SERIES,
+    SORT,
+    TABLES,
+    Rows,
+    run_of,
+    window_name,
+)
+from normstudy.study.swap import check_not_swapping
+
+FILES_AT_ONCE = 64  # of a table, read by one thread: a study that has just been swept has thousands
+
+
+# ---- writing ------------------------------------------------------------------------------------------
+
+
+def prepare(study_dir: Path) -> None:
+    """Make the folders of a study and the zero-row file of each table.
+
+    Raises ConfigError for a study of another schema, as its files and new ones could not be read together, and where
+    one of these files is damaged.
+    """
+    for table in TABLES:
+        folder = study_dir / "tables" / table
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / SCHEMA_FILE).exists():
+            with files.reading(folder / SCHEMA_FILE, study_dir):
+                there = pq.ParquetFile(folder / SCHEMA_FILE).schema_arrow.names
+            if there != SCHEMAS[table].names:
+                raise ConfigError(
+                    f"{study_dir} was written by another version of normstudy ({table} has {len(there)} columns, now "
+                    f"{len(SCHEMAS[table].names)}): run normstudy compact {study_dir} first, or give another study"
+                )
+        else:
+            empty = SCHEMAS[table].empty_table()
+            files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, empty))
+
+
+def write_window(study_dir: Path, run_id: str, window: int, rows: Rows) -> None:
+    """Write one window of a run's series. An existing file is left."""
+    write_windows(study_dir, [(run_id, window, rows)])
+
+
+def write_windows(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> None:
+    """Write windows of several runs' series, (run_id, window, rows) each. An existing file is left.
+
+    Raises StorageError where the disk does not take them.
+    """
+    with files.storing(study_dir):
+        files.place_all(study_dir, _window_files(study_dir, windows))
+
+
+def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> Iterator[tuple[str, bytes | None]]:
+    for run_id, window, rows in windows:
+        for table in SERIES:
+            relative = f"tables/{table}/{window_name(run_id, window)}"
+            if (study_dir / relative).exists():
+                yield relative, None
+                continue
+            schema, columns = SCHEMAS[table], dict(rows[table])
+            n = len(next(iter(columns.values())))
+            columns["run_id"] = [run_id] * n
+            content = pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
+            yield relative, encode(table, content)
+
+
+def write_run(study_dir: Path, row: Mapping[str, object]) -> None:
+    """Write the `runs` row of one run; missing columns are null. A `done` row is never taken back."""
+    write_runs(study_dir, [row])
+
+
+def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write the `runs` rows of several runs; missing columns are null. A `done` row is never taken back.
+
+    Raises StorageError where the disk does not take them.
+    """
+    kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
+    schema = SCHEMAS["runs"]
+    unknown = {name for row in kept for name in row} - set(schema.names)
+    if unknown:
+        raise KeyError(f"no such columns in runs: {sorted(unknown)}")
+    content = pa.table([pa.array([row.get(f.name) for row in kept], f.type) for f in schema], schema=schema)
+    names = [f"tables/runs/{row['run_id']}.parquet" for row in kept]
+    with files.storing(study_dir):
+        files.place_all(study_dir, ((name, encode("runs", content.slice(i, 1))) for i, name in enumerate(names)))
+
+
+def is_done(study_dir: Path, run_id: str) -> bool:
+    """Whether a run of its own file is finished."""
+    row = read_row(study_dir, run_id)
+    return row is not None and row["status"] == "done"
+
+
+def remove_windows(study_dir: Path, run_id: str) -> None:
+    """Remove every window of a run, which is to start from zero in other bits."""
+    with files.storing(study_dir):
+        for table in SERIES:
+            for path in (study_dir / "tables" / table).glob(f"{run_id}-*.parquet"):
+                if run_of(table, path.name) == run_id:
+                    path.unlink(missing_ok=True)
+            files.fsync(study_dir / "tables" / table)  # before any row says that what is there was computed here
+
+
+def now() -> datetime.datetime:
+    """The time now, in UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+# ---- reading ------------------------------------------------------------------------------------------
+
+
+def check_is_study(study_dir: Path) -> None:
+    """Raise a ConfigError unless the folder is one of a study."""
+    check_not_swapping(study_dir)
+    if not (study_dir / "tables" / "runs").is_dir():
+        what = "is not a study: it has no tables/runs" if study_dir.is_dir() else "does not exist"
+        raise ConfigError(f"{study_dir} {what}. Give the folder of a sweep, such as results/warmup")
+
+
+def read(
+    study_dir: Path | str,
+    table: str,
+    columns: list[str] | None = None,
+    run_ids: Sequence[str] | None = None,
+    module: str | None = None,
+    *,
+    text: bool = True,
+) -> pd.DataFrame:
+    """One table of a study, sorted, as a DataFrame; `run_id` and `module` as plain text.
+
+    columns: only these; run_ids: only the rows of these runs; module: of `modules`, only the rows of this one.
+    text=False leaves the names of a series as categories, in the alphabet's order: a million rows then cost no
+    million texts. Raises ConfigError for a folder that is no study, and for a damaged file.
+    """
+    check_is_study(Path(study_dir))
+    wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
+    schema = pa.schema([f for f in SCHEMAS[table] if f.name in wanted])
+    frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), schema, run_ids, module).to_pandas()
+    names = [f.name for f in SCHEMAS[table] if f.type == NAME_TYPE and f.name in frame]
+    for name in names:
+        frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
+    frame = frame.sort_values(SORT[table], kind="stable", ignore_index=True)
+    for name in names if text else []:
+        frame[name] = frame[name].astype(object).astype(str)
+    return frame if columns is None else frame[columns]
+
+
+def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module: str | None) -> pa.Table:
+    """The rows of a table's folder as `read` chooses them, in no order; one dictionary a column of names."""
+    table = folder.name
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet"))
+    chosen = None if run_ids is None else sorted(run_ids)
+    if chosen is not None:
+        held = set(chosen)
+        names = [f for f in names if f in (SCHEMA_FILE, COMPACTED_FILE) or run_of(table, f) in held]
+    large = [folder / COMPACTED_FILE] if COMPACTED_FILE in names else []
+    small = [folder / name for name in names if name != COMPACTED_FILE]
+    bundles = [large, *(small[i : i + FILES_AT_ONCE] for i in range(0, len(small), FILES_AT_ONCE))]
+
+    def read_all(bundle: Sequence[Path]) -> list[pa.Table]:
+        parts = [part for path in bundle for part in read_file(path, schema, chosen, module)]
+        if bundle is large or not parts:
+            return parts
+        # One array a column: of each file's own, a row of `runs` takes a hundred times its bytes.
+        with files.reading(folder, folder.parents[1]):  # a name's place beyond its dictionary, say
+            return [pa.concat_tables(parts).unify_dictionaries().combine_chunks()]
+
+    with ThreadPoolExecutor(min(len(bundles), len(os.sched_getaffinity(0)))) as threads:
+        parts = [part for bundle in threads.map(read_all, bundles) for part in bundle]
+    with files.reading(folder, folder.parents[1]):
+        # No file yet: another command is about to place the first, the one without rows.
+        return pa.concat_tables(parts or [schema.empty_table()]).unify_dictionaries()
+
+
+def finished_ids(study_dir: Path) -> dict[str, str]:
+    """run_id -> status of every run of a study (empty where there is none yet)."""
+    check_not_swapping(study_dir)
+    if not (study_dir / "tables" / "runs").is_dir():
+        return {}
+    runs = read(study_dir, "runs", ["run_id", "status"])
+    return dict(zip(runs["run_id"], runs["status"], strict=True))

@@ -1,0 +1,1 @@
+"""From configurations to a study: plan the runs, train what is missing, report."""

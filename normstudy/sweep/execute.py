@@ -1,0 +1,110 @@
+"""Train the missing runs of a plan on this machine, and clean up behind them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+
+from normstudy.config import ConfigError
+from normstudy.slurm import arrays
+from normstudy.study import files, locks, records, tables
+from normstudy.study.records import Request
+from normstudy.sweep import planning
+from normstudy.sweep.planning import Plan
+from normstudy.workers import pool, progress
+from normstudy.workers.signals import Interrupted, Stop, print_error
+from normstudy.workers.task import Task
+
+RETRY = "To try them again: execution.retry_failed=true execution.max_tries=N, with an N beyond their tries"
+
+
+class RunsFailed(Exception):
+    """Some runs crashed; its text is one line."""
+
+
+def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
+    """Train the missing runs of a plan here. Raises RunsFailed when a run crashed, after all others are finished.
+
+    shared: let other shared holders of the study's lock in.
+    """
+    study_dir = planned.study_dir
+    over = None if shared else arrays.refuse_while_alive(study_dir)
+    with locks.hold(study_dir, command_of(request), shared=shared) as held, Stop() as stop:
+        if not shared:
+            arrays.remove(study_dir, over)
+            files.remove_parts(study_dir)
+        tasks = begin(planned, request)
+        run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)
+        errors: dict[str, str] = {}
+        if tasks:
+            max_tries = planned.execution.max_tries
+            messages = pool.run(tasks, planned.workers, inherited=held, stop=stop, max_tries=max_tries)
+            with contextlib.closing(messages):  # whatever happens, no worker goes on alone
+                errors = progress.follow(messages, study_dir, [task.run_ids for task in tasks], run_steps)
+        statuses = tables.finished_ids(study_dir)
+        if stop.number is not None:
+            done = sum(statuses.get(i) == "done" for i in planned.runs)
+            where = "where they were saved" if planned.device == "cpu" else "from their start, as on any GPU"
+            print_error(
+                f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished: "
+                f"with the same command the others go on {where}"
+            )
+            raise Interrupted(stop.number)
+        end(planned, errors, statuses, held)
+
+
+def command_of(request: Request) -> str:
+    return str(request.get("command", "normstudy"))
+
+
+def begin(planned: Plan, request: Request) -> list[Task]:
+    """Make a study ready for its runs, and record what was asked: the tasks. Needs the study's lock."""
+    study_dir = planned.study_dir
+    batches = _still_missing(planned)
+    try:
+        tables.prepare(study_dir)
+        how = {"workers": str(planned.workers), "device": planned.device, "cluster": planned.execution.cluster}
+        records.record_request(study_dir, request, batches, planned.runs, how)
+    except OSError as error:
+        raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): give another results_dir") from None
+    commit = records.git_commit()
+    return [
+        Task(
+            n, study_dir, ids, [planned.runs[i] for i in ids], planned.texts[ids[0]], planned.device, commit,
+            planned.execution.checkpoint_seconds,
+        )
+        for n, ids in enumerate(batches)
+    ]  # fmt: skip
+
+
+def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: int | None) -> None:
+    """Remove what a complete study no longer needs. Raises RunsFailed where a run of the plan crashed.
+
+    errors: why runs failed now; held: the study's lock, None where somebody else has it.
+    """
+    if errors or planned.given_up:
+        raise RunsFailed(_told_failures(planned, errors, statuses))
+    submitted = (planned.study_dir / arrays.RECORD).exists()  # whose jobs may not have begun
+    if set(statuses.values()) == {"done"} and not submitted and held is not None and locks.alone(held):
+        # A command that starts at this moment may already hold a lock of its own there.
+        shutil.rmtree(planned.study_dir / "state", ignore_errors=True)
+
+
+def _told_failures(planned: Plan, errors: dict[str, str], statuses: dict[str, str]) -> str:
+    """The line about runs that crashed now, or so often before that they were left out."""
+    n = sum(statuses.get(i) != "done" for i in planned.runs)
+    logs = f"tracebacks: {planned.study_dir}/{records.LOGS}"
+    if not errors:
+        return f"{n} of {len(planned.runs)} runs failed before and were left out; {logs}. {RETRY}"
+    left_out = planning.left_out(planned.study_dir, list(planned.runs), statuses, planned.execution)
+    again = RETRY if left_out else "The same command tries them again"
+    return f"{n} of {len(planned.runs)} runs failed ({next(iter(errors.values()))}); {logs}. {again}"
+
+
+def _still_missing(planned: Plan) -> list[list[str]]:
+    """The batches without the runs that another command finished since the plan was made. Needs the lock."""
+    statuses = tables.finished_ids(planned.study_dir)
+    batches = [[i for i in batch.run_ids if statuses.get(i) != "done"] for batch in planned.batches]
+    missing = {i: planned.runs[i] for ids in batches for i in ids}
+    planning.refuse_if_sealed(planned.study_dir, missing, planned.texts)
+    return [ids for ids in batches if ids]

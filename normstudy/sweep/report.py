@@ -1,0 +1,75 @@
+"""What a sweep prints before and after its training: the plan, the figures, outcomes and the comparison."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from normstudy import config as cfg
+from normstudy.config import ConfigError, RunConfig
+from normstudy.study import tables
+from normstudy.sweep.execute import RETRY
+from normstudy.sweep.planning import Plan
+from normstudy.workers import progress
+
+
+def print_plan(planned: Plan, asked: int) -> None:
+    n, finished = len(planned.runs), len(planned.runs) - len(planned.missing)
+    line = f"{planned.study_dir.name}: {n} runs, {finished} finished, {len(planned.batches)} batches"
+    if planned.batches:
+        sizes = sorted({len(batch.run_ids) for batch in planned.batches})
+        together = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+        line += f" of {together} on {planned.workers} workers ({planned.device})"
+        line += f", about {progress.duration(planned.seconds)}"
+    print(line, flush=True)
+    if planned.given_up:
+        print(f"{len(planned.given_up)} runs failed before and are left out. {RETRY}", flush=True)
+    if asked > n:
+        print(f"{asked - n} of the {asked} requested runs are the same as another, and are trained once", flush=True)
+
+
+def losses_of(planned: Plan) -> list[float | None]:
+    runs = tables.read(planned.study_dir, "runs", ["run_id", "final_val_loss"], list(planned.runs))
+    found = {i: float(v) for i, v in zip(runs["run_id"], runs["final_val_loss"], strict=True) if not math.isnan(v)}
+    return [found.get(i) for i in planned.ids]
+
+
+def draw(study_dir: Path) -> None:
+    from normstudy.figures import together as drawing
+
+    try:
+        for line in drawing.plot(study_dir).skipped:
+            print(f"skipped {line}")
+    except ConfigError as error:  # nothing that comes after the training makes it a bad request
+        print(f"no figures: {error}")
+
+
+def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
+    """The column a sweep is compared by: warmup_steps where it varies, else the first that does.
+
+    Never the seeds, nor a column that stands for another text: losses on different texts do not compare.
+    """
+    from normstudy.analysis.pairs import comparable_columns
+
+    columns = [cfg.asked(c) for c in runs]
+    candidates = [k for k in comparable_columns() if k not in cfg.TEXT_COLUMNS]
+    varying = [k for k in candidates if len({c[k] for c in columns}) > 1]
+    return "warmup_steps" if "warmup_steps" in varying else next(iter(varying), None)
+
+
+def print_comparison(planned: Plan) -> None:
+    from normstudy.analysis.compare import compare_study, render
+
+    counts = Counter(progress.outcomes_of(planned.study_dir, list(planned.runs)).values())
+    print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")
+    if counts["unfinished"]:
+        print("unfinished: the loss was still falling when the run ended; more steps would tell")
+    axis = comparison_axis(planned.runs.values())
+    if axis is None:
+        return
+    try:
+        print(render(compare_study(planned.study_dir, by=axis), "table"))
+    except ConfigError as error:
+        print(f"no comparison: {error}")

@@ -1,0 +1,71 @@
+"""Train what is missing of a sweep, and show what came out; planning.py says what that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from normstudy.config import ConfigError, RunConfig
+from normstudy.study.records import Request
+from normstudy.sweep import planning
+from normstudy.sweep.execute import RunsFailed, execute
+from normstudy.sweep.on_slurm import execute_on_slurm
+from normstudy.sweep.report import draw, losses_of, print_comparison, print_plan
+from normstudy.workers import progress
+
+# ---- execution ----------------------------------------------------------------------------------------
+
+
+def run_sweep(
+    configs: Sequence[RunConfig], *, dry_run: bool = False, detach: bool = False, request: Request
+) -> list[float | None]:
+    """Train what is missing of a sweep, draw its figures, print the comparison.
+
+    Returns the final validation loss of each config in order, None for a run that failed or went non-finite.
+    detach: return once its jobs are submitted. Raises a ConfigError before anything is trained, RunsFailed after the
+    other runs are finished and shown.
+    """
+    planned = planning.plan(configs)
+    if detach and not planned.on_slurm:
+        raise ConfigError("--detach leaves jobs to Slurm, and this sweep is trained here: add execution=slurm")
+    print_plan(planned, len(configs))
+    if dry_run:
+        return [None] * len(configs)
+    failure = None
+    if planned.is_sealed:
+        print(
+            f"{planned.study_dir} is sealed: all {len(planned.runs)} runs are there. To train them again: study=again"
+        )
+    else:
+        try:
+            if planned.on_slurm and not execute_on_slurm(planned, request, detach=detach):
+                return [None] * len(configs)
+            if not planned.on_slurm:
+                execute(planned, request)
+        except RunsFailed as error:
+            failure = error
+        draw(planned.study_dir)
+    print_comparison(planned)
+    print(f"tables, figures: {planned.study_dir}")
+    if failure is not None:
+        raise failure
+    return losses_of(planned)
+
+
+def run_one(config: RunConfig, *, request: Request) -> float | None:
+    """Train one run (nothing where it is finished already), say how it ended, return its final validation loss.
+
+    Other commands may train runs of their own in the same study at the same time.
+    """
+    planned = planning.plan([config])
+    planning.refuse_jobs(planned)
+    if not planned.is_sealed:
+        execute(planned, request, shared=True)
+    (run_id,) = planned.runs
+    (loss,) = losses_of(planned)
+    final = "no final validation loss" if loss is None else f"final validation loss {loss:.4f} nats per token"
+    print(f"{run_id}: {progress.outcomes_of(planned.study_dir, [run_id])[run_id]}, {final}")
+    print(f"tables: {planned.study_dir}/tables    figures: normstudy plot {planned.study_dir}")
+    return loss
+
+
+# ---- what came out ------------------------------------------------------------------------------------

@@ -1,0 +1,64 @@
+"""All parameters of a batch of runs as one matrix (runs, width): an update is then few operations on it.
+
+A run is a row. The tensors of a module lie side by side, so a module's norm is one operation on a span of columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normstudy.training.probes import Modules, modules_of
+
+ALIGN = 16  # floats in a cache line, at which every module begins
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor lies in a row. starts: the column of each tensor; spans: of each module, [first, end)."""
+
+    names: list[str]
+    shapes: list[torch.Size]
+    starts: list[int]
+    modules: Modules
+    spans: list[tuple[int, int]]
+    width: int
+
+    def flatten(self, stacked: Mapping[str, Tensor]) -> Tensor:
+        """name -> (runs, *shape) as one new matrix (runs, width); what belongs to no tensor is 0."""
+        first = stacked[self.names[0]]
+        flat = first.new_zeros(len(first), self.width)
+        for name, view in zip(self.names, self.tensors(flat), strict=True):
+            view.copy_(stacked[name])
+        return flat
+
+    def tensors(self, flat: Tensor) -> list[Tensor]:
+        """The tensors (runs, *shape) in a matrix, as views, in the order of the names."""
+        return [
+            flat[:, start : start + math.prod(shape)].view(len(flat), *shape)
+            for start, shape in zip(self.starts, self.shapes, strict=True)
+        ]
+
+    def norms(self, flat: Tensor) -> Tensor:
+        """The L2 norm of each module: (runs, width) -> (modules, runs)."""
+        return torch.stack([torch.linalg.vector_norm(flat[:, low:high], dim=1) for low, high in self.spans])
+
+
+def layout_of(parameters: Mapping[str, Tensor]) -> Layout:
+    """The layout of one run's parameters, name -> tensor."""
+    names = list(parameters)
+    modules = modules_of(names)
+    starts, spans, column = [0] * len(names), [], 0
+    for row in range(len(modules.name)):
+        first = column = math.ceil(column / ALIGN) * ALIGN
+        for i, name in enumerate(names):
+            if modules.row_of_tensor[i] == row:
+                starts[i] = column
+                column += parameters[name].numel()
+        spans.append((first, column))
+    width = math.ceil(column / ALIGN) * ALIGN
+    return Layout(names, [p.shape for p in parameters.values()], starts, modules, spans, width)

@@ -1,0 +1,170 @@
+"""One step of a batch of runs: losses and gradients, their norms, the update; and the validation loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normstudy.config import EVAL_CHUNK, RunConfig
+from normstudy.data import batches, blocks, texts
+from normstudy.model import kernels
+from normstudy.model.transformer import Transformer
+from normstudy.training import graphs, optim, probes
+from normstudy.training.layout import Layout
+from normstudy.training.probes import Array
+
+
+def loss_of_run(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Mean cross-entropy of one run on windows (B, T + 1), nats per token, and its residual stream."""
+    logits, residual = torch.func.functional_call(model, params, (tokens[:, :-1],))
+    return kernels.cross_entropy(logits, tokens[:, 1:]), residual
+
+
+def tokens_of(text: texts.Text, config: RunConfig, step: int) -> blocks.Ints:
+    return batches.batch(text, int(config.data_seed or 0), step, config.data.batch_size, config.data.seq_len)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A batch of runs on its device: one model, and (runs, width) each of parameters, gradients and optimizer slots."""
+
+    model: Transformer
+    layout: Layout
+    optimizer: str
+    params: Tensor
+    grads: Tensor
+    state: optim.State
+    has_own_parts: bool  # a user's block or norm
+
+    def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
+        """Losses (runs,) and residual streams (runs, B, T, D), with tokens (runs, B, T + 1) or (B, T + 1) for all."""
+
+        def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+            return loss_of_run(self.model, dict(zip(self.layout.names, values, strict=True)), tokens)
+
+        both: tuple[Tensor, list[Tensor]] = torch.func.vmap(of_run, in_dims=(0, None if same_tokens else 0))(
+            values, tokens
+        )
+        return both
+
+    def select(self, index: Tensor) -> Runs:
+        """Only the runs of an index."""
+        params, grads, *slots = (t.index_select(0, index) for t in (self.params, self.grads, *self.state.values()))
+        return replace(self, params=params, grads=grads, state=dict(zip(self.state, slots, strict=True)))
+
+    def join(self, others: Runs) -> Runs:
+        """These runs and then the others, of the same batch."""
+        mine, theirs = ([r.params, r.grads, *r.state.values()] for r in (self, others))
+        params, grads, *slots = (torch.cat([a.detach(), b.detach()]) for a, b in zip(mine, theirs, strict=True))
+        return replace(self, params=params, grads=grads, state=dict(zip(self.state, slots, strict=True)))
+
+
+class Measured(NamedTuple):
+    """What a step gave, on its device. loss (runs,); grad, param, update (modules, runs), None where nothing is
+    probed; rms, residual_grad (n_layers + 1, runs), None except at a probed step."""
+
+    loss: Tensor
+    grad: Tensor | None = None
+    param: Tensor | None = None
+    update: Tensor | None = None
+    rms: Tensor | None = None
+    residual_grad: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a step needs. tokens (runs, B, T + 1); limits (runs,) of the gradient norm, None where no run has one.
+
+    lr: of each run, on the host, for the record.
+    """
+
+    lr: list[float]
+    tokens: Tensor
+    coefficients: optim.Coefficients
+    limits: Tensor | None
+
+
+def evaluate(runs: Runs, windows: Tensor) -> Array:
+    """Validation loss of each run on the same windows (W, T + 1)."""
+    values = runs.layout.tensors(runs.params)
+    with torch.no_grad():
+        sums = [
+            runs.losses(values, chunk, same_tokens=True)[0] * len(chunk) for chunk in torch.split(windows, EVAL_CHUNK)
+        ]
+    return probes.sum_by_run(to_numpy(torch.stack(sums))) / len(windows)
+
+
+def inputs_of(steps: range, configs: list[RunConfig], text: texts.Text, like: Tensor) -> list[Inputs]:
+    """The inputs of some steps, brought to the device of `like` in one transfer of each kind."""
+    optimizers = [c.optimizer for c in configs]
+    tokens = torch.from_numpy(np.stack([[tokens_of(text, c, step) for c in configs] for step in steps])).to(like.device)
+    lr = [[optim.lr_at(step, c.schedule) for c in configs] for step in steps]
+    coefficients = optim.coefficients(optimizers[0].name, steps, lr, optimizers, like)
+    limits = None
+    if any(o.max_grad_norm is not None for o in optimizers):
+        given = [math.inf if o.max_grad_norm is None else o.max_grad_norm for o in optimizers]
+        limits = torch.tensor(given, dtype=torch.float64).to(like.device)
+    return [Inputs(*one, limits) for one in zip(lr, tokens, coefficients, strict=True)]
+
+
+def stepper(runs: Runs, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
+    """The function (inputs, probed) that takes steps of these runs; on a GPU one CUDA graph, which probes each step.
+
+    A user's own block may do what a graph cannot hold, such as to make a tensor of Python numbers: it stays eager.
+    """
+    if runs.params.device.type != "cuda" or runs.has_own_parts:
+        return lambda inputs, probed: step_(runs, inputs, probing=probing, probed=probed and probing)
+    names, limited = list(like.coefficients), like.limits is not None
+
+    def tensors(inputs: Inputs) -> list[Tensor]:
+        return [inputs.tokens, *inputs.coefficients.values(), *([] if inputs.limits is None else [inputs.limits])]
+
+    def step(tokens: Tensor, *numbers: Tensor) -> list[Tensor]:
+        inputs = Inputs(like.lr, tokens, dict(zip(names, numbers, strict=False)), numbers[-1] if limited else None)
+        return [t for t in step_(runs, inputs, probing=probing, probed=probing) if t is not None]
+
+    replay = graphs.captured(step, tensors(like), [runs.params, runs.grads, *runs.state.values()])
+    return lambda inputs, _: Measured(*replay(*tensors(inputs)))
+
+
+def step_(runs: Runs, inputs: Inputs, *, probing: bool, probed: bool) -> Measured:
+    """Take one step: losses and gradients, their norms, the update. It needs nothing of the host."""
+    layout = runs.layout
+    leaves = [p.requires_grad_() for p in layout.tensors(runs.params)]
+    losses, residual = runs.losses(leaves, inputs.tokens, same_tokens=False)
+    given = torch.autograd.grad(losses.sum(), [*leaves, *(residual if probed else [])])
+    with torch.no_grad():
+        torch._foreach_copy_(layout.tensors(runs.grads), list(given[: len(leaves)]))
+        grad = layout.norms(runs.grads) if probing or inputs.limits is not None else None
+        param = layout.norms(runs.params) if probing else None
+        if inputs.limits is not None and grad is not None:
+            runs.grads.mul_(clip_factors(grad, inputs.limits).to(runs.grads.dtype)[:, None])
+        optim.update_(runs.optimizer, runs.params, runs.grads, runs.state, inputs.coefficients)
+        if not probing:
+            return Measured(losses.detach())
+        update = layout.norms(runs.grads)
+        if not probed:
+            return Measured(losses.detach(), grad, param, update)
+        rms, stream = ([probes.rms_by_run(x) for x in residual], [optim.norm_by_run(g) for g in given[len(leaves) :]])
+        return Measured(losses.detach(), grad, param, update, torch.stack(rms), torch.stack(stream))
+
+
+def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:
+    """What scales each run's gradients to its limit, as torch.nn.utils.clip_grad_norm_ does, (runs,) float64.
+
+    norms: (modules, runs); limits: (runs,), inf for a run without one, whose factor is exactly 1.
+    """
+    # Summed along the last axis of a contiguous matrix: in an order that does not depend on the number of runs.
+    norm = norms.double().square().T.contiguous().sum(1).sqrt()
+    # Where a norm is not finite, limits / norm would be NaN for a run without a limit too.
+    return torch.where(limits.isinf(), 1.0, (limits / (norm + 1e-6)).clamp(max=1))
+
+
+def to_numpy(x: Tensor) -> Array:
+    return x.detach().to("cpu", torch.float64).numpy()

@@ -1,0 +1,1 @@
+"""Runs trained in worker processes: the pool, the worker, recording and checkpoints."""

@@ -1,0 +1,154 @@
+"""Checkpoints of unfinished runs: state/checkpoints/<run_id>, one file a run.
+
+    normstudy checkpoint 1      the format
+    1c291ca3                    crc32 of all that follows
+    safetensors                 parameters, the optimizer's slots, the rows since the run's last window
+
+safetensors runs no code and loads a flipped bit without a word: hence the checksum. Rows are kept as the bytes of the
+Parquet file that their window would be. A checkpoint belongs to one layout of the parameters, one version of the
+numerics, and what computed it: any other would go on in other bits, and is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load, save
+
+from normstudy.config import NUMERICS
+from normstudy.study import files
+from normstudy.study.checkpoints import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata
+from normstudy.study.schema import SCHEMAS, SERIES, Rows
+from normstudy.training.batch import Start
+from normstudy.training.layout import Layout
+
+
+class Refused(Exception):
+    """A checkpoint from which a run cannot go on; the text says why, as in `its checkpoint is damaged`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run between two steps. rows: of its tables, since its last window; train_loss: of the last step.
+
+    wall_time_s: what the run has taken so far.
+    """
+
+    start: Start
+    rows: Rows
+    train_loss: float
+    wall_time_s: float
+
+
+def path(study_dir: Path, run_id: str) -> Path:
+    """Where the checkpoint of a run lies, if there is one."""
+    return study_dir / FOLDER / run_id
+
+
+def write(
+    study_dir: Path, checkpoints: Mapping[str, Checkpoint], layout: Layout, computed_by: Mapping[str, object]
+) -> None:
+    """Write the checkpoints of several runs, run_id -> checkpoint, each in the place of the one before."""
+    stamps = {run_id: stamp(run_id, layout, computed_by) for run_id in checkpoints}
+    with files.storing(study_dir):
+        (study_dir / FOLDER).mkdir(parents=True, exist_ok=True)
+        files.place_all(
+            study_dir, ((f"{FOLDER}/{run_id}", encode(one, stamps[run_id])) for run_id, one in checkpoints.items())
+        )
+
+
+def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> Checkpoint | None:
+    """The checkpoint of a run, None where there is none. Raises Refused."""
+    try:
+        data = path(study_dir, run_id).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Refused("its checkpoint cannot be read from the disk") from None
+    return decode(data, stamp(run_id, layout, computed_by))
+
+
+def set_aside(study_dir: Path, run_id: str) -> None:
+    """Move a checkpoint that was refused to where nobody looks for one."""
+    with files.storing(study_dir):
+        (study_dir / SET_ASIDE).mkdir(parents=True, exist_ok=True)
+        os.replace(path(study_dir, run_id), study_dir / SET_ASIDE / run_id)
+
+
+def remove(study_dir: Path, run_ids: list[str]) -> None:
+    """Remove the checkpoints of runs that are finished."""
+    for run_id in run_ids:
+        with files.storing(study_dir), contextlib.suppress(FileNotFoundError):
+            os.unlink(path(study_dir, run_id))
+
+
+def stamp(run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> dict[str, str]:
+    """What a checkpoint and the run that goes on from it must agree in."""
+    places = repr((layout.names, [tuple(s) for s in layout.shapes], layout.starts, layout.width))
+    return {
+        "run_id": run_id,
+        "layout": hashlib.sha256(places.encode()).hexdigest(),
+        "numerics": str(NUMERICS),
+        **{key: str(value) for key, value in computed_by.items()},
+    }
+
+
+# ---- bytes --------------------------------------------------------------------------------------------
+
+
+def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
+    """The bytes of a checkpoint's file."""
+    start = checkpoint.start
+    tensors = {"params": start.params, **{f"slot.{name}": values for name, values in start.state.items()}}
+    for table, rows in checkpoint.rows.items():
+        # safetensors holds tensors only; a copy, as torch would warn of bytes that cannot be written to
+        tensors[f"rows.{table}"] = torch.from_numpy(np.frombuffer(_rows_to_bytes(table, rows), np.uint8).copy())
+    told = {
+        **stamped, "step": str(start.step), "train_loss": checkpoint.train_loss.hex(),
+        "wall_time_s": checkpoint.wall_time_s.hex(),
+    }  # fmt: skip
+    body = bytes(save({name: t.contiguous() for name, t in tensors.items()}, metadata=told))
+    return FORMAT + f"{zlib.crc32(body):08x}\n".encode() + body
+
+
+def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
+    """The checkpoint that a file's bytes hold. Raises Refused where they are not what was written, or of another."""
+    if not data.startswith(FORMAT):
+        raise Refused("its checkpoint is damaged, or of another version of normstudy")
+    crc, body = data[len(FORMAT) : len(FORMAT) + CRC_BYTES], data[len(FORMAT) + CRC_BYTES :]
+    if crc != f"{zlib.crc32(body):08x}\n".encode():
+        raise Refused("its checkpoint is damaged")
+    told = metadata(body)
+    for key, value in stamped.items():
+        if told.get(key) != value:
+            raise Refused(f"its checkpoint is of {key} {told.get(key)}, here it is {value}")
+    tensors = load(body)
+    state = {name.removeprefix("slot."): t for name, t in tensors.items() if name.startswith("slot.")}
+    rows = {table: _bytes_to_rows(tensors[f"rows.{table}"].numpy().tobytes()) for table in SERIES}
+    start = Start(int(told["step"]), tensors["params"], state)
+    return Checkpoint(start, rows, float.fromhex(told["train_loss"]), float.fromhex(told["wall_time_s"]))
+
+
+def _rows_to_bytes(table: str, rows: Mapping[str, object]) -> bytes:
+    schema = pa.schema([f for f in SCHEMAS[table] if f.name != "run_id"])
+    content = pa.table([pa.array(rows[f.name], f.type) for f in schema], schema=schema)
+    sink = pa.BufferOutputStream()
+    pq.write_table(content, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _bytes_to_rows(data: bytes) -> dict[str, list[object]]:
+    return {str(name): values for name, values in pq.ParquetFile(pa.BufferReader(data)).read().to_pydict().items()}

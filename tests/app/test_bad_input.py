@@ -1,0 +1,433 @@
+"""Every bad request is one line on standard error and exit code 2; nothing is written, nothing trained."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import handmade
+import pytest
+from hydra import compose, initialize_config_dir
+
+from normstudy.app.compose import conf_dir, to_run_config
+from normstudy.cli import main as cli
+from normstudy.data import texts
+from normstudy.study import locks, tables
+from normstudy.upkeep.compact import compact_study
+
+TINY = [
+    "data=synthetic",
+    "model=tiny",
+    "data.seq_len=16",
+    "schedule.n_steps=3",
+    "eval.windows=4",
+    "execution.workers=1",
+]
+
+OWN_CONFIGS = {
+    "broken": "# @package _global_\nstudy: [unclosed\n",
+    "misspelt": "# @package _global_\nstudy: mine\nmodel:\n  n_layer: 3\n",
+    "word": "# @package _global_\nmodel:\n  n_layers: six\n",
+    "no_package": "study: mine\n",
+    "no_axes": "# @package _global_\nstudy: mine\n",
+    "list_axis": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: [0, 1]\n",
+    "bad_axis": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      model.n_layer: 2,4\n",
+    "study_axis": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      study: a,b\n",
+    "no_such_group": "# @package _global_\ndefaults:\n  - override /data: novel\n",
+    "no_such_value": "# @package _global_\nstudy: ${nothing}\n",
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Everything that the requests below refer to: texts, own config files, and studies, one of them in use."""
+    root = tmp_path_factory.mktemp("files")
+    (root / "experiment").mkdir()
+    for name, text in OWN_CONFIGS.items():
+        (root / "experiment" / f"{name}.yaml").write_text(text)
+    (root / "experiment" / "latin1.yaml").write_bytes(b"study: caf\xe9\n")
+    (root / "empty.txt").write_bytes(b"")
+    (root / "short.txt").write_bytes(b"to be or not to be, that is the question. " * 20)
+    (root / "no_study").mkdir()
+    (root / "bare").mkdir()
+    tables.prepare(root / "unfinished")
+    write_tiny_runs(root, "finished", (0, 1))
+    shutil.copytree(root / "finished", root / "held")
+    compact_study(root / "finished", seal=True)
+    (root / "astray").mkdir()
+    (root / "astray" / "tables").symlink_to("../held/tables")
+    for link, target in {"linked": "held", "dangling": "nowhere", "loop": "loop"}.items():
+        (root / link).symlink_to(target)
+    with locks.hold(root / "held", "normstudy sweep experiment=depth"):
+        yield root
+
+
+def write_tiny_runs(root: Path, study: str, seeds: tuple[int, ...]) -> None:
+    """Runs of the words TINY as if trained: their numbers are made up, their run_ids are not."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.MonkeyPatch.context() as patch:
+        for seed in seeds:
+            config = to_run_config(compose("config", [*TINY, f"seed={seed}", f"results_dir={root}"]))
+            patch.setattr(handmade, "SHA256", texts.load(config.data).sha256)
+            handmade.write_handmade_run(root / study, config)
+
+
+# The words of a request (F is the folder above) -> words that the one line must hold.
+BAD: list[tuple[str, list[str]]] = [
+    # unknown keys, with the nearest name
+    ("run model.n_layer=3", ["unknown key model.n_layer", "Did you mean model.n_layers?"]),
+    ("run peak_lr=1", ["unknown key peak_lr", "Did you mean schedule.peak_lr?"]),
+    ("run optimiser=adam", ["unknown key optimiser", "Did you mean optimizer?"]),
+    ("run nonsense=1", ["unknown key nonsense", "--cfg job"]),
+    ("sweep seed=0,1 model.n_layer=2,4", ["unknown key model.n_layer", "Did you mean model.n_layers?"]),
+    # names
+    ("run model.placement=prost", ["model.placement 'prost'", "pre, post", "Did you mean post?"]),
+    ("run model.norm=layer_norm", ["model.norm 'layer_norm'", "Did you mean layernorm?"]),
+    ("run model.init=kaiming", ["model.init 'kaiming'", "xavier"]),
+    ("run optimizer=adem", ["optimizer 'adem'", "adam, adamw, sgd", "Did you mean adam"]),
+    ("run data=novel", ["data 'novel'", "file, pydoc, stdlib, synthetic"]),
+    ("run model=null", ["model=null", "cannot be empty", "default"]),
+    ("run execution.device=gpu", ["execution.device 'gpu'", "auto, cpu, cuda"]),
+    # a word where a number belongs, and the like
+    ("run model.n_layers=six", ["model.n_layers 'six'", "an integer"]),
+    ("run model.n_layers=1e3", ["model.n_layers '1e3'", "an integer", "write 1000"]),
+    ("run model.n_layers=2.5", ["model.n_layers '2.5'", "an integer"]),
+    ("run model.n_layers=", ["model.n_layers ''", "an integer"]),
+    ("run schedule.peak_lr=high", ["schedule.peak_lr 'high'", "a number"]),
+    ("run seed=null", ["seed 'null'", "an integer"]),
+    ("run model.d_ff=wide", ["model.d_ff 'wide'", "an integer or null"]),
+    ("run seed=[0,1]", ["seed '[0,1]'", "an integer"]),
+    ("run model={n_layers:x}", ["model.n_layers 'x'", "an integer"]),
+    ("sweep seed=0,x", ["seed 'x'", "an integer", "run 2 of 2"]),
+    ("run data_seed=${nothing}", ["nothing", "not found"]),
+    # values
+    ("run model.d_model=65", ["65", "n_heads 4", "divisible"]),
+    ("run model.n_layers=0", ["model.n_layers 0", "at least 1"]),
+    ("run schedule.peak_lr=-1e-3", ["schedule.peak_lr -0.001", "above 0"]),
+    ("run schedule.peak_lr=nan", ["schedule.peak_lr nan", "finite"]),
+    ("run schedule.peak_lr=inf", ["schedule.peak_lr inf", "finite"]),
+    ("run seed=-1", ["seed -1", "0 to 2147483647"]),
+    ("run seed=99999999999999999999", ["seed 99999999999999999999", "0 to 2147483647"]),
+    ("run data_seed=-1", ["data_seed -1", "0 to 2147483647"]),
+    ("run schedule.warmup_steps=601", ["schedule.warmup_steps 601", "schedule.n_steps 600"]),
+    ("run execution.workers=0", ["execution.workers 0", "at least 1"]),
+    # + ++ ~ on our keys
+    ("run +foo=1", ["+foo=1", "key=value"]),
+    ("run +seed=1", ["+seed=1", "key=value"]),
+    ("run ++seed=1", ["++seed=1", "key=value"]),
+    ("run ~seed", ["~seed", "key=value"]),
+    ("run ~optimizer", ["~optimizer", "key=value"]),
+    ("sweep experiment=smoke ++seed=7", ["++seed=7", "key=value"]),
+    ("sweep experiment=smoke +study=a", ["+study=a", "key=value"]),
+    # flags
+    ("run --fast", ["--fast", "normstudy run --help"]),
+    ("sweep seed=0,1 --fast", ["--fast"]),
+    ("plot F/finished --fast", ["--fast", "normstudy plot --help"]),
+    ("compare F/finished --by placement --fast", ["--fast"]),
+    ("compact F/finished --fast", ["--fast"]),
+    ("run --dry-run", ["--dry-run", "normstudy sweep"]),
+    ("run --multirun", ["--multirun", "normstudy sweep"]),
+    ("sweep --run seed=0,1", ["--run", "normstudy run"]),
+    ("run --resolve", ["--resolve", "--cfg job"]),
+    ("run --cfg task", ["--cfg", "task", "job"]),
+    ("run --cfg job --info", ["--cfg", "--info"]),
+    ("run --config-path F", ["--config-path", "--config-dir"]),
+    ("run --config-name mine", ["mine", "--config-name"]),
+    ("run --config-dir F/nowhere", ["--config-dir", "nowhere", "not a folder"]),
+    ("run --experimental-rerun F/x", ["--experimental-rerun"]),
+    ("run model", ["'model'", "key=value"]),
+    ("run study=(a", ["study=(a", "quote"]),
+    # own config files
+    ("run --config-dir F experiment=broken", ["broken YAML", "broken.yaml", "line 3"]),
+    ("sweep --config-dir F experiment=broken seed=0,1", ["broken YAML", "broken.yaml"]),
+    ("run --config-dir F experiment=misspelt", ["experiment/misspelt.yaml", "model.n_layer", "model.n_layers?"]),
+    ("run --config-dir F experiment=word", ["experiment/word.yaml", "model.n_layers 'six'", "an integer"]),
+    ("run --config-dir F experiment=no_package", ["experiment/no_package.yaml", "# @package _global_"]),
+    ("run --config-dir F experiment=no_such_group", ["data 'novel'", "stdlib"]),
+    ("run --config-dir F experiment=no_such_value", ["nothing", "not found"]),
+    ("run --config-dir F experiment=latin1", ["UTF-8"]),
+    ("sweep --config-dir F experiment=list_axis", ["hydra.sweeper.params.seed", "as one text"]),
+    ("sweep --config-dir F experiment=bad_axis", ["unknown key model.n_layer", "Did you mean model.n_layers?"]),
+    ("sweep --config-dir F experiment=study_axis", ["study=a,b", "one study"]),
+    # sweeps
+    ("sweep", ["empty sweep", "normstudy run"]),
+    ("sweep model.n_layers=2", ["empty sweep", "normstudy run model.n_layers=2"]),
+    ("sweep --config-dir F experiment=no_axes", ["empty sweep", "normstudy run experiment=no_axes"]),
+    ("sweep seed=glob(*)", ["empty sweep", "seed=glob(*)"]),
+    ("sweep seed=range(3,3)", ["empty sweep", "seed=range(3,3)"]),
+    ("sweep schedule.peak_lr=interval(0,1)", ["interval", "range()"]),
+    ("sweep seed=range(0,1000000000000)", ["100000", "fewer"]),
+    ("sweep experiment=smoke,warmup", ["experiment=smoke,warmup", "one value"]),
+    ("sweep study=a,b seed=0,1", ["study=a,b", "one value"]),
+    ("sweep study=a,b seed=0,1 hydra/sweeper=basic", ["study=a,b", "one value"]),
+    ("sweep results_dir=a,b", ["results_dir=a,b", "one value"]),
+    ("run seed=0,1", ["seed=0,1", "normstudy sweep"]),
+    ("run seed=range(0,3)", ["seed=range(0,3)", "normstudy sweep"]),
+    ("sweep seed=0,1 --cfg job", ["seed=0,1", "--cfg"]),
+    ("sweep experiment=warmup schedule.warmup_steps=0,1000", ["1000", "600", "run 6 of 40", "warmup_steps=1000"]),
+    ("sweep seed=range(0,40) model.n_heads=4,3", ["n_heads 3", "run 2 of 80: seed=0 model.n_heads=3"]),
+    ("sweep seed=0,1 model=default,deep", ["model 'deep'", "default, gemma2", "run 2 of 4"]),
+    ("sweep seed=0,1 hydra.sweep.dir=a,b", ["hydra.sweep.dir=a,b"]),
+    ("sweep seed=0,1 hydra/launcher=slrum", ["hydra/launcher=slrum", "normstudy"]),
+    ("sweep seed=0,1 hydra/launcher=basic model.d_model=64,65", ["65", "divisible", "run 2 of 4"]),
+    ("sweep seed=0,1 hydra/launcher=joblib data.seq_len=64,9999", ["9999", "4096"]),
+    ("run experiment=warmpu", ["experiment 'warmpu'", "smoke", "Did you mean warmup?"]),
+    ("run experiment=", ["experiment ''", "warmup"]),
+    # names that would lead elsewhere, or are no names
+    ("run study=/tmp/x", ["study '/tmp/x'", "letters, digits"]),
+    ("run study='a\0b'", ["study 'a\\x00b'", "letters, digits"]),
+    ("run study='a\nb'", ["study 'a\\nb'", "letters, digits"]),
+    ("run study=-x", ["study '-x'", "letters, digits"]),
+    ("run study='=cmd|calc'", ["study '=cmd|calc'", "letters, digits"]),
+    ("run study=@SUM", ["study '@SUM'", "letters, digits"]),
+    ("run study=~", ["study=~", "quote"]),
+    (f"run study={'x' * 81}", ["xxx' is not a study name", "1 to 80"]),
+    (f"run study={'x' * 5000}", ["1 to 80"]),
+    ("run study=tables", ["study 'tables' is a reserved name"]),
+    ("run study=reproductions", ["study 'reproductions' is a reserved name"]),
+    ("run study=robustness.1", ["study 'robustness.1' is a reserved name"]),
+    ("run results_dir=F study=linked", ["linked is a symbolic link to held", "another study"]),
+    ("sweep seed=0,1 --dry-run results_dir=F study=linked", ["linked is a symbolic link to held"]),
+    ("run results_dir=F study=dangling", ["dangling is a symbolic link to nowhere"]),
+    ("run results_dir=F study=loop", ["loop is a symbolic link to loop"]),
+    ("run results_dir=F study=astray", ["astray/tables is a symbolic link to ../held/tables", "move them there"]),
+    ("compact F/astray", ["astray/tables is a symbolic link", "move them there"]),
+    ("run results_dir=F/held/tables study=runs", ["held/tables/runs lies in", "another results_dir"]),
+    ("run results_dir=F/held/state/x", ["held/state/x/scratch lies in", "another results_dir"]),
+    ("run results_dir='a\0b'", ["results_dir 'a\\x00b'", "control character"]),
+    (f"run TINY results_dir={'x' * 300}", ["File name too long"]),
+    ("run results_dir=null", ["results_dir 'null'", "text"]),
+    ("run experiment=../experiment/smoke", ["experiment '../experiment/smoke' is a path", "name of a file"]),
+    ("run experiment=/etc/passwd", ["experiment '/etc/passwd' is a path"]),
+    ("run experiment='a\0b'", ["experiment 'a\\x00b' is a path"]),
+    ("run experiment='=cmd'", ["experiment '=cmd'", "smoke"]),
+    ("sweep model=tiny,../experiment/smoke", ["model '../experiment/smoke' is a path"]),
+    ("run execution=../data/file", ["execution '../data/file' is a path"]),
+    ("run hydra/launcher=../../x", ["hydra/launcher '../../x' is a path"]),
+    # a study that another command holds
+    ("sweep TINY seed=0,1,2 results_dir=F study=held", ["held is in use by `normstudy sweep experiment=depth`", "pid"]),
+    ("run TINY seed=2 results_dir=F study=held", ["held is in use by `normstudy sweep experiment=depth`"]),
+    ("compact F/held", ["held is in use by `normstudy sweep experiment=depth`", "wait for it"]),
+    # how it is run
+    ("sweep seed=0,1 hydra/launcher=", ["hydra/launcher=", "not installed", "basic"]),
+    ("sweep seed=0,1 hydra/launcher=basic,joblib", ["hydra/launcher=basic,joblib"]),
+    ("sweep seed=0,1 hydra/sweeper=nope", ["hydra/sweeper=nope", "basic, normstudy"]),
+    ("sweep seed=0,1 hydra/launcher=joblib hydra.launcher.n_jobs=many", ["hydra.launcher.n_jobs", "'many'"]),
+    ("sweep seed=0,1 hydra/launcher=joblib hydra.launcher.n_jobs=0", ["hydra.launcher.n_jobs=0", "1 or more"]),
+    ("sweep seed=0,1 hydra/launcher=joblib hydra.launcher.cores=2", ["unknown key hydra.launcher.cores"]),
+    ("sweep seed=0,1 hydra.launcher.n_jobs=2", ["unknown key hydra.launcher.n_jobs"]),
+    ("sweep seed=0,1 hydra.launcher._target_=os.system", ["hydra.launcher._target_ 'os.system' is no plugin"]),
+    ("sweep seed=0,1 +hydra.callbacks.x._target_=os.system", ["hydra.callbacks.x", "leave it out"]),
+    ("sweep seed=0,1 hydra.sweep.dir=null", ["hydra.sweep.dir"]),
+    ("run execution=nope", ["execution 'nope' is not one of", "local"]),
+    ("run execution.nonsense=1", ["unknown key execution.nonsense"]),
+    ("run execution.workers=1.5", ["execution.workers '1.5'", "an integer or null"]),
+    ("run execution.workers=9999999999", ["execution.workers 9999999999 exceeds 2147483647"]),
+    ("run execution.runs_per_batch=0", ["execution.runs_per_batch 0", "at least 1"]),
+    ("run execution.checkpoint_seconds=nan", ["execution.checkpoint_seconds nan", "0 or more"]),
+    ("run execution.checkpoint_seconds=soon", ["execution.checkpoint_seconds 'soon'", "a number"]),
+    ("run execution.max_tries=lots", ["execution.max_tries 'lots'", "an integer"]),
+    ("run --retry-failed --no-retry-failed", ["--retry-failed and --no-retry-failed", "give one"]),
+    ("sweep seed=0,1 --retry-failed execution.retry_failed=false", ["execution.retry_failed=false", "give one"]),
+    ("run --no-retry-failed execution.retry_failed=true", ["--no-retry-failed and execution.retry_failed=true"]),
+    ("run --retry-failed execution.retry_failed=maybe", ["execution.retry_failed=maybe", "give one"]),
+    ("sweep seed=0,1 --retry-failed=yes", ["--retry-failed", "'yes'"]),
+    # study names
+    ("run study=a/b", ["study 'a/b'", "letters, digits"]),
+    ("run study=../x", ["study '../x'", "letters, digits"]),
+    ("run study=..", ["study '..'", "letters, digits"]),
+    ("run study=bench", ["study 'bench'", "reserved name", "give another"]),
+    ("run study=NUL.txt", ["study 'NUL.txt'", "reserved name"]),
+    ("run execution.checkpoint_seconds=-1", ["execution.checkpoint_seconds -1", "0 or more"]),
+    ("run execution.max_tries=0", ["execution.max_tries 0", "at least 1"]),
+    ("run execution.retry_failed=maybe", ["execution.retry_failed 'maybe'", "true or false"]),
+    ("status", ["STUDY"]),
+    ("status F/no_study", ["is not a study", "results/warmup"]),
+    ("status nowhere", ["nowhere: no such folder"]),
+    ("status F/finished --every 5", ["--every 5 belongs to --watch"]),
+    ("status F/finished --watch --every 0", ["--every 0", "0.1 to 86400"]),
+    ("status F/short.txt", ["short.txt: no such folder"]),
+    ("status F/dangling", ["dangling: no such folder"]),
+    ("status F/finished/tables", ["tables is not a study"]),
+    ("status a\nb", ["a\\nb: no such folder"]),
+    (f"status {'x' * 300}", ["File name too long"]),
+    ("status F/finished --watch --every nan", ["--every nan", "0.1 to 86400"]),
+    ("status F/finished --format json", ["--format json", "status --help"]),
+    ("check F/short.txt", ["short.txt: no such folder"]),
+    ("check F/bare", ["bare is not a study"]),
+    # a cluster's jobs
+    ("run --detach", ["--detach", "normstudy sweep"]),
+    ("sweep TINY seed=0,1 --detach", ["--detach", "execution=slurm"]),
+    ("sweep TINY seed=0,1 --detach hydra/launcher=basic", ["--detach", "execution=slurm", "hydra/launcher"]),
+    ("run execution=slurm", ["execution=slurm", "normstudy sweep"]),
+    ("sweep seed=0,1 execution=slrum", ["execution 'slrum'", "local, slurm", "Did you mean slurm?"]),
+    ("run execution.partition=debug", ["execution.partition debug", "execution=slurm"]),
+    ("sweep seed=0,1 execution=slurm execution.gpus=2", ["execution.gpus 2", "0 or 1"]),
+    ("sweep seed=0,1 execution=slurm execution.minutes=1", ["signal_seconds 120", "execution.minutes 1"]),
+    ("sweep seed=0,1 execution=slurm execution.sbatch={time:5}", ["sbatch time", "execution.minutes"]),
+    ("sweep seed=0,1 execution=slurm execution.sbatch={wrap:x}", ["sbatch wrap", "leave it out"]),
+    ("sweep seed=0,1 execution.cluster=local,slurm", ["local and slurm", "give one"]),
+    ("cancel", ["STUDY"]),
+    ("cancel F/bare", ["bare has no jobs"]),
+    ("cancel nowhere", ["nowhere: no such folder"]),
+    ("check", ["STUDY"]),
+    ("check F/no_study", ["is not a study"]),
+    ("check F/finished extra", ["extra", "check --help"]),
+    ("export F/finished", ["--to", "export --help"]),
+    ("export F/finished --to excel", ["--to 'excel'", "csv, tensorboard, wandb-offline, duckdb"]),
+    ("export F/finished --to csv --out F", ["exists", "another --out"]),
+    ("export F/finished --to csv --out F/finished/tables/x", ["another --out"]),
+    ("export F/finished --to csv --where seed=99 --out F/e", ["seed"]),
+    ("export F/finished --to csv --where seed= --out F/e", ["'seed='", "COLUMN=VALUE"]),
+    ("export F/finished --to csv,duckdb", ["--to 'csv,duckdb'", "csv, tensorboard"]),
+    ("export F/finished --to csv --out F/short.txt", ["short.txt exists", "another --out"]),
+    ("export F/finished --to csv --out F/short.txt/x", ["Not a directory", "another --out"]),
+    ("export F/finished --to csv --out F/dangling", ["dangling exists", "another --out"]),
+    ("export F/finished --to csv --out F/finished/sweeps/x", ["own files", "another --out"]),
+    ("export F/finished --to csv --out a\0b", ["--out 'a\\x00b' is not a path"]),
+    (f"export F/finished --to csv --out {'x' * 300}", ["File name too long", "another --out"]),
+    ("plot F/finished --out F/held/tables/runs", ["held/tables/runs lies in", "another --out"]),
+    ("plot F/finished --out ", ["--out ''", "not a path"]),
+    ("compact F/finished --seal=1", ["--seal", "'1'"]),
+    ("compact F/short.txt", ["short.txt: no such folder"]),
+    ("export F/no_study --to csv", ["is not a study"]),
+    ("run study=", ["study ''", "letters, digits"]),
+    ("run study=.hidden", ["study '.hidden'", "letters, digits"]),
+    ("run study=a\\ b", ["study 'a b'", "letters, digits"]),
+    ("run results_dir=", ["results_dir is empty"]),
+    # texts
+    ("run data=file", ["data=file", "data.path=FILE"]),
+    ("run data.path=F/short.txt", ["data.path", "data=file", "data=stdlib"]),
+    ("run data=file data.path=F/nowhere.txt", ["nowhere.txt", "No such file"]),
+    ("run data=file data.path=F/bare", ["bare", "folder without files"]),
+    ("run data=file data.path=F/*.nothing", ["*.nothing", "matches no file"]),
+    ("run data=file data.path=/proc/self/mem", ["/proc/self/mem", "cannot be read"]),
+    ("run data=file data.path=F/empty.txt", ["empty.txt", "0"]),
+    ("run data=synthetic data.seq_len=4096", ["data.seq_len 4096", "block size 4096"]),
+    ("sweep data=synthetic data.seq_len=64,5000", ["data.seq_len 5000", "block size 4096"]),
+    # commands
+    ("swep", ["'swep'", "run, sweep, plot, compare, status, cancel, check, compact", "Did you mean sweep?"]),
+    ("--fast", ["'--fast'"]),
+    ("plot", ["STUDY", "normstudy plot --help"]),
+    ("compare F/finished", ["--by"]),
+    ("plot F/finished F/finished", ["finished", "normstudy plot --help"]),
+    ("plot F/finished --format gif", ["gif", "png"]),
+    ("plot F/finished --only headline,hologram", ["hologram", "headline"]),
+    ("plot F/finished --only headline,,heatmap", ["headline,,heatmap", "empty"]),
+    # folders that are no study, or hold no finished run
+    ("plot F/nowhere", ["nowhere", "no such folder"]),
+    ("plot F/no_study", ["no_study"]),
+    ("compare F/no_study --by placement", ["no_study"]),
+    ("compact F/no_study", ["no_study"]),
+    ("plot F/unfinished", ["unfinished", "no finished run"]),
+    ("compare F/unfinished --by placement", ["unfinished", "no finished run"]),
+    ("compact F/unfinished", ["unfinished", "no finished run"]),
+    # columns
+    ("compare F/finished --by warmup", ["warmup", "Did you mean warmup_steps?"]),
+    ("compare F/finished --by placement", ["placement", "pre"]),
+    ("compare F/finished --by placement --where norms=layernorm", ["norms", "Did you mean norm?"]),
+    ("plot F/finished --where placemnt=pre", ["placemnt", "Did you mean placement?"]),
+    ("plot F/finished --where placement=post", ["placement", "post", "pre"]),
+    ("plot F/finished --where n_layers=two", ["n_layers", "'two'"]),
+    ("plot F/finished --where placement", ["'placement'", "COLUMN=VALUE"]),
+    ("plot F/finished --where placement=pre,placement=post", ["placement twice"]),
+    # a sealed study, and a folder that cannot be written
+    ("sweep TINY seed=0,1,2 results_dir=F study=finished", ["sealed", "seed 2", "study=finished-seed2"]),
+    ("run TINY model.n_layers=3 results_dir=F study=finished", ["sealed", "n_layers 3", "study=finished-n_layers3"]),
+    ("run TINY results_dir=F/short.txt", ["short.txt", "results_dir"]),
+    ("sweep TINY seed=0,1 results_dir=/proc", ["/proc", "results_dir"]),
+]  # fmt: skip
+
+
+def split(request: str, files: Path) -> list[str]:
+    words = [word.replace("\1", " ") for word in request.replace("\\ ", "\1").split(" ")]
+    out: list[str] = []
+    for word in words:
+        out += (
+            TINY if word == "TINY" else [f"{files}{word[1:]}" if word[:1] == "F" else word.replace("=F", f"={files}")]
+        )
+    return out
+
+
+def contents(folder: Path) -> list[Path]:
+    """Every path below."""
+    return sorted(folder.rglob("*"))
+
+
+def assert_one_line(code: int, err: str, expected: list[str]) -> None:
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert err.endswith("\n")
+    missing = [word for word in expected if word not in err]
+    assert not missing, err
+
+
+@pytest.mark.parametrize(("request_", "expected"), BAD, ids=[request[:100] for request, _ in BAD])
+def test_a_bad_request_is_one_line_and_leaves_nothing(
+    request_: str,
+    expected: list[str],
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = contents(files)
+    capfd.readouterr()
+    code = cli.main(split(request_, files))
+    assert_one_line(code, capfd.readouterr().err, expected)
+    assert os.listdir(tmp_path) == []
+    assert contents(files) == before
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+# root reads and writes everything, unless it gives its powers up first (setpriv is in Debian's util-linux).
+WITHOUT_POWERS = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data=file", "data.path=secret.txt"], ["secret.txt", "Permission denied"]),
+        ([*TINY, "results_dir=locked"], ["locked", "Permission denied", "results_dir"]),
+    ],
+)
+def test_files_without_permission(words: list[str], expected: list[str], tmp_path: Path) -> None:
+    text = tmp_path / "secret.txt"
+    text.write_bytes(b"x" * 100_000)
+    text.chmod(0)
+    (tmp_path / "locked").mkdir(mode=0o500)
+    done = subprocess.run(
+        [*WITHOUT_POWERS, sys.executable, "-m", "normstudy", "run", *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert_one_line(done.returncode, done.stderr, expected)
+    assert sorted(os.listdir(tmp_path)) == ["locked", "secret.txt"]
+    assert os.listdir(tmp_path / "locked") == []
+
+
+@pytest.mark.parametrize(
+    "request_", ["run model.n_layers=six", "sweep seed=0,1 model.n_heads=4,3", "swep", "plot nowhere"]
+)
+def test_the_installed_command_exits_the_same_way(request_: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("normstudy"), *request_.split()],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert_one_line(done.returncode, done.stderr, [])
+    assert done.stdout == ""
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_traceback_where_the_user_asks_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra.errors import HydraException
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(HydraException):
+        cli.main(["run", "model.n_layer=3"])
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"

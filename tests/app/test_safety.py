@@ -1,0 +1,175 @@
+"""What a name, a configuration or a table may not do: lead out of the results folder, be run, or hold code.
+
+Names that are refused at once, with all other bad requests, are in test_bad_input.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from handmade import handmade_config, write_handmade_run
+
+from normstudy.cli import main
+from normstudy.config import ConfigError
+from normstudy.exports.export import export_study
+from normstudy.study import parquet
+
+ROOT = Path(__file__).parents[2]
+Capture = pytest.CaptureFixture[str]
+
+# ---- no code from data --------------------------------------------------------------------------------
+
+UNSAFE_MODULES = {
+    "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "runpy", "code", "imp",
+    "submitit",
+}  # fmt: skip
+UNSAFE_CALLS = {
+    "eval", "exec", "compile", "__import__", "importlib.import_module", "torch.load", "torch.save", "np.load",
+    "numpy.load", "pd.read_pickle", "pandas.read_pickle", "yaml.load", "yaml.load_all", "yaml.unsafe_load",
+    "yaml.full_load", "os.system", "os.popen", "hydra.utils.instantiate", "hydra.utils.get_method", "instantiate",
+}  # fmt: skip
+UNSAFE_KEYWORDS = {"allow_pickle", "shell", "weights_only"}
+
+ALLOWED = {
+    ("normstudy/model/own.py", "importlib.import_module"),  # code that the user named: the only such door
+    ("normstudy/bench/rows.py", "importlib.import_module"),  # our own modules, by names of ours
+}
+MEASURED = ("scripts/scaling.py", "pickle")  # how large those for Slurm's jobs would be; it reads none
+
+
+def unsafe(path: Path) -> set[str]:
+    """What a module uses that may run code out of data."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] in UNSAFE_MODULES}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in names if name.split(".")[0] in UNSAFE_MODULES or name in UNSAFE_CALLS}
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found |= {ast.unparse(node)} & UNSAFE_CALLS
+        elif isinstance(node, ast.keyword) and node.arg in UNSAFE_KEYWORDS:
+            found.add(node.arg)
+    return found
+
+
+def test_no_module_can_run_code_out_of_a_file() -> None:
+    """No pickle, no eval, no loader that makes objects. submitit, which has pickles, is used for Slurm's jobs alone."""
+    files = [path for folder in ("normstudy", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert len(files) > 100
+    found = {(path.relative_to(ROOT).as_posix(), what) for path in files for what in unsafe(path)}
+    slurm = {(file, what) for file, what in found if file.startswith("normstudy/slurm/")}
+    assert {what.split(".")[0] for _, what in slurm} <= {"submitit"}
+    assert found - slurm - {MEASURED} == ALLOWED
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import pickle", "from pickle import load", "import numpy as np\nnp.load(f)", "x = eval(y)", "exec(y)",
+     "import torch\ntorch.load(f)", "from importlib import import_module", "f(allow_pickle=True)", "yaml.load(f)"],
+)  # fmt: skip
+def test_what_the_test_above_would_find(code: str, tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(code)
+    assert unsafe(tmp_path / "module.py")
+
+
+SPY = """
+from pathlib import Path
+Path("RAN").touch()
+
+class Spy:
+    def __init__(self, *args, **kwargs):
+        pass
+"""
+NAMES_CODE = {
+    "callbacks": "callbacks: {x: {_target_: spy.Spy}}",
+    "job_logging": "job_logging: {version: 1, root: {level: INFO}, formatters: {f: {'()': spy.Spy}}}",
+    "hydra_logging": "hydra_logging: {version: 1, root: {handlers: [h]}, handlers: {h: {class: spy.Spy}}}",
+    "ext": "hydra_logging: {version: 1, root: {handlers: [h]}, "
+    "handlers: {h: {class: logging.StreamHandler, stream: 'ext://spy.Spy'}}}",
+    "interpolated": "{job: {name: 'ext://spy.Spy'}, hydra_logging: {version: 1, root: {handlers: [h]}, "
+    "handlers: {h: {class: logging.StreamHandler, stream: '${hydra.job.name}'}}}}",
+    "launcher": "launcher: {_target_: spy.Spy}",
+    "sweeper": "sweeper: {_target_: spy.Spy}",
+}
+
+
+@pytest.mark.parametrize("where", NAMES_CODE)
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_a_configuration_cannot_name_code(
+    command: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    """Hydra would import and call it: callbacks, loggers, plugins. A block of one's own is the only door."""
+    (tmp_path / "spy.py").write_text(SPY)
+    (tmp_path / "experiment").mkdir()
+    text = f"# @package _global_\nhydra:\n  {NAMES_CODE[where]}\n".replace("hydra:\n  {job", "hydra: {job")
+    (tmp_path / "experiment" / "bad.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    axis = ["seed=0,1", "--dry-run"] if command == "sweep" else []
+    assert main.main([command, "--config-dir", ".", "experiment=bad", *axis]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: hydra.")
+    assert any(named in err for named in ("spy.Spy", "hydra.callbacks.x", "${hydra.job.name}"))
+    assert err.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["experiment", "spy.py"]
+
+
+def test_a_logger_of_hydras_own_is_no_code_of_others(capfd: Capture) -> None:
+    assert main.main(["run", "hydra/job_logging=default", "hydra/hydra_logging=default", "--cfg", "job"]) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_yaml_makes_no_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nstudy: !!python/object/apply:os.system ['touch RAN']\n"
+    (tmp_path / "experiment" / "bad.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["run", "--config-dir", ".", "experiment=bad"]) == 2
+    assert "broken YAML" in capfd.readouterr().err
+    assert os.listdir(tmp_path) == ["experiment"]
+
+
+# ---- names out of tables ------------------------------------------------------------------------------
+
+FORMULA = "=cmd|' /C calc'!A0"
+
+
+def test_names_like_formulas_are_text_in_csv(tmp_path: Path) -> None:
+    """Whatever the tables hold, and whoever wrote them."""
+    names = ("study", "placement", "norm", "data_path")
+    write_handmade_run(tmp_path / "s", handmade_config(tmp_path), columns=dict.fromkeys(names, FORMULA))
+    export_study(tmp_path / "s", to="csv", out=tmp_path / "out", where={})
+    content = (tmp_path / "out" / "runs.csv").read_text()
+    assert content.count(FORMULA) == content.count(f"'{FORMULA}") == len(names)
+
+
+@pytest.mark.parametrize("name", ["../../out", "/tmp/out", "..", "a\\b", "a\nb", "a\0b", ""])
+def test_a_run_id_out_of_a_table_leads_nowhere(name: str, tmp_path: Path) -> None:
+    """Some formats make a folder or a file of it; for none of them it is looked at later than here."""
+    study = tmp_path / "a" / "b" / "s"
+    run_id = write_handmade_run(study, handmade_config(tmp_path))
+    path = study / "tables" / "runs" / f"{run_id}.parquet"
+    content = pq.read_table(path)
+    column = pa.array([name], content.schema.field("run_id").type)
+    path.write_bytes(parquet.encode("runs", content.set_column(0, content.schema.field("run_id"), column)))
+    with pytest.raises(ConfigError, match="has a run_id that is no name"):
+        export_study(study, to="csv", out=tmp_path / "a" / "b" / "out", where={})
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["s"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_results_folder_itself_may_be_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    """It is a place that the user chose, on another disk as it may be; what lies below is not."""
+    (tmp_path / "disk" / "mine").mkdir(parents=True)
+    (tmp_path / "results").symlink_to("disk")
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["sweep", "data=synthetic", "seed=0,1", "study=mine", "--dry-run"]) == 0
+    assert capfd.readouterr().out.startswith("mine: 2 runs")

@@ -1,0 +1,134 @@
+"""Files that are written in groups: the same bytes as one by one, and none moved before all are durable."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from handmade import handmade_config, handmade_rows
+
+from normstudy.config import RunConfig
+from normstudy.study import files, schema
+from normstudy.study import tables as store
+
+RUNS = 5
+
+
+def files_of(study_dir: Path) -> dict[str, bytes]:
+    """Every file of the tables."""
+    tables = study_dir / "tables"
+    return {str(p.relative_to(tables)): p.read_bytes() for p in sorted(tables.rglob("*.parquet"))}
+
+
+def rows_of(config: RunConfig) -> list[dict[str, object]]:
+    """Rows that differ in every kind of column, one of them in a null."""
+    return [
+        {
+            **schema.config_columns(config), "run_id": f"run{i}", "status": "done" if i % 2 else "running", "seed": i,
+            "peak_lr": 1e-3 / (i + 1), "tied": i % 2 == 0, "final_val_loss": None if i == 3 else float(i),
+            "started_at": store.now(),
+        }
+        for i in range(RUNS)
+    ]  # fmt: skip
+
+
+def test_a_group_gives_the_bytes_of_one_by_one(tmp_path: Path) -> None:
+    config = handmade_config(tmp_path)
+    series = handmade_rows(config)[0]
+    one, group = tmp_path / "one", tmp_path / "group"
+    rows = rows_of(config)
+    for study_dir in (one, group):
+        store.prepare(study_dir)
+    for i, row in enumerate(rows):
+        store.write_window(one, f"run{i}", 0, series)
+        store.write_run(one, row)
+    store.write_windows(group, [(f"run{i}", 0, series) for i in range(RUNS)])
+    store.write_runs(group, rows)
+    assert len(files_of(one)) == 4 + 4 * RUNS
+    assert files_of(group) == files_of(one)
+    assert list((group / "state").iterdir()) == []
+
+
+def test_a_group_leaves_windows_and_rows_that_are_there(tmp_path: Path) -> None:
+    config = handmade_config(tmp_path)
+    series = handmade_rows(config)[0]
+    store.prepare(tmp_path)
+    store.write_window(tmp_path, "run1", 0, series)
+    store.write_run(tmp_path, {**schema.config_columns(config), "run_id": "run1", "status": "done"})
+    before = {p: p.stat().st_ino for p in (tmp_path / "tables").rglob("run1*")}
+    store.write_windows(tmp_path, [("run0", 0, series), ("run1", 0, series)])
+    store.write_runs(tmp_path, [row | {"status": "running"} for row in rows_of(config)])
+    assert {p: p.stat().st_ino for p in before} == before
+    assert store.finished_ids(tmp_path) == {f"run{i}": "done" if i == 1 else "running" for i in range(RUNS)}
+
+
+def test_an_unknown_column_in_a_group_writes_none_of_it(tmp_path: Path) -> None:
+    store.prepare(tmp_path)
+    rows = rows_of(handmade_config(tmp_path))
+    rows[-1]["perplexity"] = 1.0
+    with pytest.raises(KeyError, match="perplexity"):
+        store.write_runs(tmp_path, rows)
+    assert store.finished_ids(tmp_path) == {}
+
+
+def test_nothing_is_moved_before_all_is_written(tmp_path: Path) -> None:
+    def breaks() -> Iterator[tuple[str, bytes]]:
+        yield "tables/runs/a.parquet", b"a"
+        yield "tables/steps/b.parquet", b"b"
+        raise OSError(28, "No space left on device")
+
+    store.prepare(tmp_path)
+    before = files_of(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        files.place_all(tmp_path, breaks())
+    assert files_of(tmp_path) == before
+
+
+def test_every_file_is_durable_before_any_is_moved_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real calls, in the order in which they happen: the promise of DESIGN's Store section."""
+    store.prepare(tmp_path)
+    calls: list[tuple[str, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def seen_fsync(fd: int) -> None:
+        fsync(fd)
+        found = os.fstat(fd)
+        calls.append(("folder" if stat.S_ISDIR(found.st_mode) else "file", found.st_ino))
+
+    def seen_replace(source: Path, target: Path) -> None:
+        calls.append(("move", source.stat().st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "replace", seen_replace)
+    names = [f"tables/{table}/run{i}.parquet" for i in range(RUNS) for table in schema.SERIES]
+    files.place_all(tmp_path, [(name, name.encode()) for name in names])
+    kinds = [kind for kind, _ in calls]
+    assert kinds == ["file"] * len(names) + ["move"] * len(names) + ["folder"] * 3
+    assert {i for kind, i in calls if kind == "file"} == {i for kind, i in calls if kind == "move"}
+    assert {i for kind, i in calls if kind == "folder"} == {
+        (tmp_path / "tables" / table).stat().st_ino for table in schema.SERIES
+    }
+    assert all((tmp_path / name).read_bytes() == name.encode() for name in names)
+
+
+@pytest.mark.parametrize("what", [2, 3])
+def test_a_failed_fsync_of_one_file_moves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: int) -> None:
+    store.prepare(tmp_path)
+    before = files_of(tmp_path)
+    fsync = os.fsync
+
+    def failing(fd: int) -> None:
+        if os.fstat(fd).st_size == what:
+            raise OSError(5, "Input/output error")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        files.place_all(tmp_path, [(f"tables/runs/{i}.parquet", b"x" * i) for i in range(1, 4)])
+    assert files_of(tmp_path) == before

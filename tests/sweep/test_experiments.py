@@ -1,0 +1,54 @@
+"""Every shipped study composes, has its page, and trains."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from normstudy.cli import main
+from normstudy.study import tables
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
+RUNS = {"smoke": 8, "quickstart": 8, "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280}
+SHORT = [
+    "model.d_model=16", "model.n_heads=2", "data=synthetic", "data.seq_len=16", "data.batch_size=2",
+    "schedule.n_steps=4", "eval.windows=4", "seed=0", "execution.device=cpu", "execution.workers=1",
+]  # fmt: skip
+ONE_DEPTH = {"placements": ["model.n_layers=4"]}  # at twelve layers fourteen placements take half a minute
+WARMUPS = {study: ["schedule.warmup_steps=0,2"] for study in STUDIES if study != "rmsnorm"}
+
+
+def test_every_study_is_known_here() -> None:
+    assert sorted(RUNS) == STUDIES
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_it_plans_what_its_pages_say(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["sweep", f"experiment={study}", "--dry-run"]) == 0
+    assert f"{study}: {RUNS[study]} runs, 0 finished" in capfd.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    page = (ROOT / "experiments" / f"{study}.md").read_text()
+    for heading in ("**Question.**", "**Prediction", "**Command.**", "**Finding.**"):
+        assert heading in page
+    table = (ROOT / "experiments" / "README.md").read_text()
+    assert re.search(rf"\| \[{study}\]\({study}\.md\) \| .* \| {RUNS[study]} \|", table)
+
+
+@pytest.mark.parametrize("study", ["placements", "depth", "rmsnorm"])
+def test_it_trains_a_few_steps(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every axis but the seeds, shrunk; all its runs end and its figures are drawn.
+
+    The others ask for nothing that these do not; quickstart is trained whole by .ci/run.
+    """
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["sweep", f"experiment={study}", *SHORT, *WARMUPS.get(study, []), *ONE_DEPTH.get(study, [])]) == 0
+    statuses = tables.finished_ids(tmp_path / "results" / study)
+    depths = 2 if study in ONE_DEPTH else 1
+    assert list(statuses.values()) == ["done"] * (RUNS[study] // 5 // depths)
+    assert list((tmp_path / "results" / study / "figures").glob("*.png"))

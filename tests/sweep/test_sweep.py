@@ -1,0 +1,394 @@
+"""Sweeps with real worker processes: the same bits however they are executed, only what is missing, clear ends."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from numerics import NUMERICS_ENV
+from processes import CLI, start, wait_for, workers_of
+from studies import REQUEST, assert_same_tables, reproduced_runs, tiny
+
+from normstudy.analysis.outcomes import outcomes
+from normstudy.config import ConfigError, RunConfig
+from normstudy.study import locks, schema, seal, tables
+from normstudy.sweep import batching, execute, planning, run
+from normstudy.upkeep.compact import compact_study
+from normstudy.workers import pool, task
+from normstudy.workers.signals import Stop
+
+LONG = [
+    "sweep", "data=synthetic", "study=long", "model.n_layers=2", "model.d_model=16", "model.n_heads=2",
+    "data.seq_len=16", "schedule.n_steps=250", "seed=0,1,2,3", "execution.device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _workers_set_their_own_environment() -> Iterator[None]:
+    """conftest sets what the tests need that train in this process; here the pool must do it for its workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NUMERICS_ENV:
+            patch.delenv(name, raising=False)
+        patch.setenv("OPENBLAS_CORETYPE", "Prescott")  # a shell's wish, which would change every bit
+        yield
+
+
+def sixteen(root: Path, **execution: int | None) -> list[RunConfig]:
+    """Two shapes that are hard on bitwise equality, pre and post; one run of them diverges."""
+    shapes = (
+        {"d_model": 16, "n_heads": 2, "seq_len": 8, "batch_size": 1},
+        {"d_model": 24, "n_heads": 3, "seq_len": 31, "batch_size": 3},
+    )
+    return [
+        tiny(
+            root,
+            placement=p,
+            seed=s,
+            optimizer="sgd",
+            peak_lr=1e9 if (p, s) == ("post", 1) else 0.1,
+            **shape,
+            **execution,
+        )
+        for shape in shapes
+        for p in ("pre", "post")
+        for s in range(4)
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sixteen runs, as many to a batch as there are, on one worker."""
+    root = tmp_path_factory.mktemp("whole")
+    execute.execute(planning.plan(sixteen(root, workers=1, runs_per_batch=8)), REQUEST)
+    return root / "tiny"
+
+
+@pytest.mark.parametrize(
+    ("workers", "per_batch", "backwards"), [(1, 1, False), (2, 3, False), (2, 8, True), (2, 2, True)]
+)
+def test_execution_never_changes_a_bit(
+    whole: Path, tmp_path: Path, workers: int, per_batch: int, backwards: bool
+) -> None:
+    configs = sixteen(tmp_path, workers=workers, runs_per_batch=per_batch)
+    execute.execute(planning.plan(configs[::-1] if backwards else configs), REQUEST)
+    assert_same_tables(whole, tmp_path / "tiny")
+
+
+def test_a_diverged_run_is_a_finished_run(whole: Path) -> None:
+    runs = tables.read(whole, "runs")
+    assert len(runs) == 16
+    assert set(runs["status"]) == {"done"}
+    found = outcomes(runs, tables.read(whole, "steps"))
+    diverged = runs.set_index("run_id").loc[found[found == "diverged"].index]
+    assert set(diverged["peak_lr"]) == {1e9}
+    assert len(diverged) == 2
+    assert not (whole / "state").exists()
+
+
+def test_the_tables_hold_what_the_config_promises(whole: Path) -> None:
+    """Every step; modules and residual below dense_steps, at every third and the last; val_loss at every fifth."""
+    steps, modules, residual = (tables.read(whole, t) for t in schema.SERIES)
+    runs = tables.read(whole, "runs").set_index("run_id")
+    for run_id, rows in steps.groupby("run_id"):
+        last = runs.loc[run_id, "nonfinite_step"]
+        n = 12 if pd.isna(last) else int(last) + 1
+        probed = [t for t in range(n) if t < 4 or t % 3 == 0 or t == 11]
+        assert list(rows["step"]) == list(range(n))
+        assert list(rows.loc[rows["val_loss"].notna(), "step"]) == [t for t in (0, 5, 10) if t < n]
+        assert sorted(modules.loc[modules["run_id"] == run_id, "step"].unique()) == probed
+        layers = residual.loc[residual["run_id"] == run_id].groupby("step")["layer"].apply(list)
+        assert all(found == [0, 1] for found in layers)
+        assert list(layers.index) == probed
+
+
+def test_only_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    two = [tiny(tmp_path, seed=s) for s in (0, 1)]
+    execute.execute(planning.plan(two), REQUEST)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "tiny" / "tables").rglob("*.parquet")}
+    planned = planning.plan([*two, tiny(tmp_path, seed=2), tiny(tmp_path, seed=2)])
+    assert len(planned.runs) == 3
+    assert [planned.runs[i].seed for i in planned.missing] == [2]
+    losses = run.run_sweep([*two, tiny(tmp_path, seed=2), tiny(tmp_path, seed=2)], request=REQUEST)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert losses[2] == losses[3] is not None
+    out, err = capfd.readouterr()
+    assert "3 runs, 2 finished, 1 batches" in out
+    assert "1 of the 4 requested runs are the same as another" in out
+    assert "\r" not in err  # no bar where there is no terminal
+    assert run.run_sweep(two, request=REQUEST) == losses[:2]
+    assert "2 runs, 2 finished, 0 batches" in capfd.readouterr().out
+    assert not (tmp_path / "tiny" / "state").exists()
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run.run_sweep([tiny(tmp_path, seed=s) for s in (0, 1)], dry_run=True, request=REQUEST)
+    assert list(tmp_path.iterdir()) == []
+    assert "2 runs, 0 finished, 1 batches of 2 on 1 workers (cpu), about" in capfd.readouterr().out
+
+
+def test_batches_are_near_equal_and_the_largest_cost_comes_first(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = {f"r{i}": tiny(tmp_path, seed=i, n_layers=1 if i < 10 else 4, runs_per_batch=8) for i in range(30)}
+    batches = planning.group(runs, workers=2, device="cpu")
+    assert sorted(len(b.run_ids) for b in batches) == [5, 5, 6, 7, 7]  # 10 as 5 + 5; 20 as 6 + 7 + 7
+    assert [b.seconds for b in batches] == sorted((b.seconds for b in batches), reverse=True)
+    assert sorted(i for b in batches for i in b.run_ids) == sorted(runs)
+    many = {i: replace(c, execution=replace(c.execution, runs_per_batch=100)) for i, c in runs.items()}
+    assert [len(b.run_ids) for b in planning.group(many, workers=1, device="cpu")] == [20, 10]
+    run.run_sweep(list(runs.values()), dry_run=True, request=REQUEST)
+    assert "5 batches of 5 to 7 on 1 workers" in capfd.readouterr().out
+
+
+def test_where_nothing_is_asked_the_shape_decides_how_many_runs_train_together(tmp_path: Path) -> None:
+    """At most 32 of the small ones together, whose count is the more the smaller they are."""
+    runs = {f"r{i}": tiny(tmp_path, seed=i) for i in range(80)}
+    assert sorted(len(b.run_ids) for b in planning.group(runs, workers=1, device="cpu")) == [26, 27, 27]
+    large = {i: replace(c, model=replace(c.model, d_model=4096, d_ff=64)) for i, c in runs.items()}
+    most = batching.runs_per_batch(next(iter(large.values())), "cpu", 1)
+    assert most < 32
+    assert max(len(b.run_ids) for b in planning.group(large, workers=1, device="cpu")) <= most
+
+
+def test_the_request_is_kept_beside_the_results(whole: Path) -> None:
+    (path,) = (whole / "sweeps").iterdir()
+    kept = pq.read_table(path)
+    assert kept.schema.metadata[b"command"] == b"a test"
+    assert kept.schema.metadata[b"overrides"] == b"a=1"
+    assert sorted(kept["run_id"].to_pylist()) == sorted(tables.read(whole, "runs")["run_id"])
+
+
+def test_a_text_that_changes_under_a_sweep_fails_its_runs_and_no_others(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 500)
+    planned = planning.plan([tiny(tmp_path), tiny(tmp_path, data="file", path=str(text))])
+    text.write_text("a lazy dog jumps over the quick brown fox. " * 500)
+    with pytest.raises(execute.RunsFailed, match=r"1 of 2 runs failed .*the text changed"):
+        execute.execute(planned, REQUEST)
+    runs = tables.read(tmp_path / "tiny", "runs").set_index("data")
+    assert runs.loc["synthetic", "status"] == "done"
+    assert runs.loc["file", "status"] == "failed"
+    log = tmp_path / "tiny" / "state" / "logs" / f"{runs.loc['file', 'run_id']}-1.txt"
+    assert "RuntimeError: the text changed" in log.read_text()
+    again = planning.plan([tiny(tmp_path, data="file", path=str(text))])
+    assert again.ids[0] != runs.loc["file", "run_id"]  # another text is another run
+
+
+def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    configs = [tiny(tmp_path, seed=s, warmup_steps=w) for s in (0, 1) for w in (0, 4)]
+    execute.execute(planning.plan(configs), REQUEST)
+    compact_study(tmp_path / "tiny", seal=True)
+    before = {p: p.read_bytes() for p in (tmp_path / "tiny").rglob("*") if p.is_file()}
+    losses = run.run_sweep(configs, request=REQUEST)
+    assert all(loss is not None for loss in losses)
+    assert "is sealed: all 4 runs are there. To train them again: study=again" in capfd.readouterr().out
+    with pytest.raises(ConfigError, match=r"sealed.*n_layers 2 \(the study holds 1\).*study=tiny-n_layers2$"):
+        run.run_sweep([tiny(tmp_path, seed=0, n_layers=2)], request=REQUEST)
+    with pytest.raises(
+        ConfigError, match=r"2 of .* not in it: seed 2, 3 \(the study holds 0, 1\)\. .*study=tiny-seed$"
+    ):
+        planning.check([tiny(tmp_path, seed=s) for s in (0, 2, 3)])
+    line = seal.refusal(tmp_path / "tiny", {"x": configs[0]}, {"x": "the sha256 of another Python's library"})
+    assert "the text is another" in line
+    assert line.endswith("study=tiny-text")
+    assert {p: p.read_bytes() for p in (tmp_path / "tiny").rglob("*") if p.is_file()} == before
+
+
+def test_a_plan_that_is_no_longer_true_doubles_nothing(tmp_path: Path) -> None:
+    """Two commands that plan before either trains: the second trains only what the first did not."""
+    configs = [tiny(tmp_path, seed=s) for s in (0, 1, 2)]
+    first, second = planning.plan(configs[:2]), planning.plan(configs)
+    execute.execute(first, REQUEST)
+    compact_study(tmp_path / "tiny")
+    execute.execute(second, REQUEST)
+    assert sorted(tables.read(tmp_path / "tiny", "runs")["seed"]) == [0, 1, 2]
+    assert len(tables.read(tmp_path / "tiny", "steps")) == 3 * 12
+    stale = dataclasses.replace(first, runs={"x": configs[0]}, batches=[planning.Batch(["x"], 1.0)], texts={"x": ""})
+    compact_study(tmp_path / "tiny", seal=True)
+    with pytest.raises(ConfigError, match="is sealed"):
+        execute.execute(stale, REQUEST)
+
+
+@pytest.mark.parametrize("axis", ["seeds", "texts"])
+def test_a_sweep_without_a_comparison_ends_well(tmp_path: Path, axis: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Over seeds there is nothing to compare, and losses on different texts do not compare."""
+    configs = [tiny(tmp_path, seed=1), tiny(tmp_path, **({"seed": 2} if axis == "seeds" else {"data": "pydoc"}))]
+    assert None not in run.run_sweep(configs, request=REQUEST)
+    out = capfd.readouterr().out
+    assert "outcomes: 2 " in out
+    assert "omparison" not in out
+    assert "Final validation loss" not in out
+
+
+def test_a_worker_killed_between_two_batches_loses_nothing(tmp_path: Path) -> None:
+    planned = planning.plan([tiny(tmp_path, seed=s, runs_per_batch=1, workers=1) for s in range(3)])
+    tasks = [
+        task.Task(
+            n,
+            planned.study_dir,
+            b.run_ids,
+            [planned.runs[i] for i in b.run_ids],
+            planned.texts[b.run_ids[0]],
+            "cpu",
+            None,
+        )
+        for n, b in enumerate(planned.batches)
+    ]
+    tables.prepare(planned.study_dir)
+    with locks.hold(planned.study_dir, "a test") as held, Stop() as stop:
+        for message in pool.run(tasks, 1, inherited=held, stop=stop, max_tries=3):
+            if message.over and message.number == 0:  # its worker now waits for the next task
+                (child,) = workers_of(os.getpid())
+                os.kill(child, signal.SIGKILL)
+                os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # all its threads, so its pipe is closed too
+            assert message.error is None
+    assert set(tables.finished_ids(planned.study_dir).values()) == {"done"}
+    assert len(tables.finished_ids(planned.study_dir)) == 3
+
+
+def test_a_failed_sweep_still_shows_what_came_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A text that the planner cannot read as a run: its worker finds another text, and the rest is drawn."""
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 500)
+    os.utime(text, ns=(1, 1))
+    configs = [tiny(tmp_path, n_layers=2), tiny(tmp_path, n_layers=2, data="file", path=str(text))]
+    planning.check(configs)
+    text.write_text("the quick brown fox jumps over the lazy cat. " * 500)
+    os.utime(text, ns=(1, 1))  # the same time and size: only the worker reads it again
+    with pytest.raises(execute.RunsFailed, match="1 of 2 runs failed"):
+        run.run_sweep(configs, request=REQUEST)
+    assert "outcomes: 1 " in capfd.readouterr().out
+    assert (tmp_path / "tiny" / "figures" / "loss_curves.png").exists()
+
+
+@pytest.mark.parametrize("column", ["torch", "cpu_capability", "blas"])
+def test_what_an_unfinished_run_left_on_another_machine_is_not_continued(
+    whole: Path, tmp_path: Path, column: str
+) -> None:
+    """A window of a run that was computed under another torch must not stay beside windows of this one."""
+    config = sixteen(tmp_path)[0]
+    planned = planning.plan([config])
+    study_dir = tmp_path / "tiny"
+    tables.prepare(study_dir)
+    wrong = {t: {f.name: [] for f in schema.SCHEMAS[t] if f.name != "run_id"} for t in schema.SERIES}
+    tables.write_window(study_dir, planned.ids[0], 0, wrong)
+    row = {"run_id": planned.ids[0], "status": "running", **schema.config_columns(config)}
+    here = {key: tables.read(whole, "runs").iloc[0][key] for key in ("torch", "cpu_capability", "blas", "device")}
+    assert here["device"] == "cpu"
+    tables.write_run(study_dir, row | here | {column: "another"})
+    execute.execute(planned, REQUEST)
+    theirs = tables.read(whole, "steps", run_ids=planned.ids)
+    assert len(theirs) == 12
+    pd.testing.assert_frame_equal(tables.read(study_dir, "steps"), theirs)
+
+
+# ---- readers that watch, terminals, two at once ------------------------------------------------------
+
+
+def twice(read: Callable[[], int]) -> int:
+    """polars and duckdb open a file twice and may raise when a runs row is replaced in between; not a second time."""
+    try:
+        return read()
+    except (Exception, pl.exceptions.PanicException):
+        return read()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The long study trained in one go, while three readers poll its tables."""
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    running = start([*LONG, "execution.workers=2"], cwd)
+    folder = cwd / "results" / "long" / "tables"
+    wait_for(lambda: (folder / "residual" / schema.SCHEMA_FILE).exists())
+    polls, rows = 0, dict.fromkeys(schema.TABLES, 0)
+    while running.poll() is None:
+        for table in schema.TABLES:
+            counts = {len(pd.read_parquet(folder / table))}
+            counts.add(twice(lambda: len(pl.read_parquet(folder / table))))  # noqa: B023  # called at once
+            query = f"select count(*) from '{folder}/{table}/*.parquet'"
+            counts.add(twice(lambda: duckdb.sql(query).fetchall()[0][0]))  # noqa: B023
+            assert min(counts) >= rows[table], f"rows of {table} went back"
+            rows[table] = max(counts)
+        polls += 1
+        time.sleep(0.05)
+    out, err = running.communicate()
+    assert running.returncode == 0, err
+    assert "outcomes: 4" in out
+    assert polls > 3
+    assert rows["steps"] > 0
+    return cwd / "results" / "long"
+
+
+@pytest.mark.parametrize(("lines", "columns"), [(0, 0), (30, 110)])
+def test_a_terminal_sees_one_bar_with_time_left_and_outcomes(tmp_path: Path, lines: int, columns: int) -> None:
+    """Also one that says it has no lines and columns, as pseudo-terminals do that nobody has sized."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    words = [*LONG, "schedule.n_steps=100", "study=bar", "execution.workers=1", "execution.runs_per_batch=2"]
+    running = subprocess.Popen([*CLI, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=slave)
+    os.close(slave)
+    seen = b""
+    with contextlib.suppress(OSError):  # a terminal whose other end has closed
+        while part := os.read(master, 4096):
+            seen += part
+    os.close(master)
+    assert running.wait() == 0
+    bars = [line for line in seen.decode().split("\r") if "%|" in line]
+    assert len(bars) >= 2
+    assert re.search(r"100%\|.*400/400 \[.*<00:00, .*step/s, 4 \w+\]", bars[-1])
+    assert any(re.search(r", 2 \w+\]", line) for line in bars)
+
+
+def test_the_second_sweep_on_a_study_is_told_who_holds_it(tmp_path: Path) -> None:
+    first = start([*LONG, "execution.workers=1"], tmp_path)
+    try:
+        wait_for(lambda: len(workers_of(first.pid)) == 1)
+        second = start([*LONG, "execution.workers=1"], tmp_path)
+        _, err = second.communicate(timeout=30)
+        assert second.returncode == 2
+        assert f"pid {first.pid}" in err
+        assert len(err.splitlines()) == 1
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+
+
+def test_readers_agree(undisturbed: Path) -> None:
+    """pandas, polars and duckdb read each table in one call: run_id as text, nullable ints as floats."""
+    for table in schema.TABLES:
+        folder = undisturbed / "tables" / table
+        frames = [
+            pd.read_parquet(folder),
+            pl.read_parquet(folder).to_pandas(),
+            duckdb.sql(f"from '{folder}/*.parquet'").to_arrow_table().to_pandas(),
+        ]
+        order = schema.SORT[table]
+        plain = []
+        for frame in frames:
+            text = [c for c in frame if str(frame[c].dtype) in ("category", "str", "object", "string")]
+            frame = frame.astype(dict.fromkeys(text, object))
+            numbers = [c for c in frame if pd.api.types.is_integer_dtype(frame[c])]
+            frame = frame.astype(dict.fromkeys(numbers, float)).where(frame.notna(), None)
+            plain.append(
+                frame.sort_values(order, ignore_index=True).drop(columns=["started_at", "finished_at"], errors="ignore")
+            )
+        for other in plain[1:]:
+            pd.testing.assert_frame_equal(plain[0], other, check_dtype=False, check_exact=True)
+    assert len(reproduced_runs(undisturbed)) == 4

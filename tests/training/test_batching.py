@@ -1,0 +1,188 @@
+"""How many runs train together: chosen from the shape and the memory, and never a matter of a result's bits."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from normstudy.config import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+from normstudy.data import texts
+from normstudy.processes import environment
+from normstudy.sweep import batching
+from normstudy.sweep.batching import CPU_RUNS, bytes_of_run, runs_per_batch
+from normstudy.training import batch, step
+
+torch.set_num_threads(1)
+
+
+def shape(d_model: int, n_layers: int, batch_size: int, seq_len: int) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(d_model=d_model, n_layers=n_layers),
+        data=DataConfig(name="synthetic", batch_size=batch_size, seq_len=seq_len),
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (shape(32, 4, 8, 32), 32),  # 8,192 numbers in a run's residual stream: 64 would fit, at most 32 gain
+        (shape(64, 6, 8, 64), 16),  # 32,768: 16 to 2^19
+        (shape(128, 6, 16, 64), 4),  # 131,072: 4
+        (shape(512, 2, 16, 64), 4),  # fewer lose to a plain loop
+    ],
+)
+def test_on_a_cpu_the_shape_decides(config: RunConfig, expected: int) -> None:
+    assert runs_per_batch(config, "cpu", workers=1) == expected
+
+
+def test_a_batch_never_needs_more_than_its_share_of_the_free_memory() -> None:
+    huge = shape(4096, 48, 64, 512)
+    assert bytes_of_run(huge) > batching.free_memory("cpu")
+    assert runs_per_batch(huge, "cpu", workers=2) == 1
+    free = batching.free_memory("cpu")
+    large = shape(512, 12, 32, 256)
+    assert runs_per_batch(large, "cpu", workers=1) * bytes_of_run(large) <= free
+
+
+MEMORY = """
+import sys
+import torch
+from normstudy.data import texts
+from normstudy.training import batch
+from tests.training.test_batching import shape
+torch.set_num_threads(1)
+runs = [shape(*map(int, sys.argv[2:])) for _ in range(int(sys.argv[1]))]
+steps = batch.train_batch(runs, texts.load(runs[0].data))
+for _ in range(3):
+    next(steps)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.parametrize("sizes", [(64, 6, 8, 64), (32, 1, 1, 500)], ids=["training", "evaluation"])
+def test_the_estimate_of_a_runs_memory(sizes: tuple[int, int, int, int]) -> None:
+    """Against what the process really takes: the growth from 2 to 6 runs, within a factor of 1.7.
+
+    Of one long sequence a step, evaluation takes most, and in it attention's weights.
+    """
+
+    def kilobytes(n_runs: int) -> int:
+        with environment():
+            out = subprocess.run(
+                [sys.executable, "-c", MEMORY, str(n_runs), *map(str, sizes)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        return int(out.stdout)
+
+    measured = (kilobytes(6) - kilobytes(2)) * 1024 / 4
+    assert measured / 1.7 < bytes_of_run(shape(*sizes)) < measured * 1.7
+
+
+TEXT = texts.load(DataConfig(name="synthetic"))
+
+
+def small(seed: int, peak_lr: float = 1e-3) -> RunConfig:
+    """The wide half of its MLP is multiplied and gets its biases 8 runs at a time, all else at once."""
+    return RunConfig(
+        seed=seed,
+        data_seed=seed,
+        model=ModelConfig(n_layers=1, d_model=32, n_heads=2, d_ff=512),
+        data=DataConfig(name="synthetic", seq_len=16, batch_size=8),
+        schedule=ScheduleConfig(n_steps=3, peak_lr=peak_lr),
+        eval=EvalConfig(every=2, windows=3),
+        probe=ProbeConfig(dense_steps=1, every=2),
+    )
+
+
+def numbers(configs: list[RunConfig], look_every: int | None = None) -> dict[int, list[np.ndarray]]:
+    """All that each run gave, by its seed."""
+    out: dict[int, list[np.ndarray]] = {c.seed: [] for c in configs}
+    for item in batch.train_batch(configs, TEXT, look_every=look_every):
+        if isinstance(item, batch.End):
+            ends = (item.final_val_loss, item.nonfinite_step)
+            out[configs[item.run].seed].append(np.array([np.nan if x is None else x for x in ends]))
+            continue
+        columns = [item.train_loss, item.val_loss, np.array(item.lr), item.grad_norm, item.param_norm, item.update_norm]
+        rows = [np.full(len(item.runs), np.nan) if c is None else c for c in columns]
+        if item.probe is not None:
+            p = item.probe
+            rows += [*p.grad, *p.param, *p.update, *p.rms, *p.residual_grad]
+        for place, run in enumerate(item.runs):
+            out[configs[run].seed].append(np.array([item.step, *(row[place] for row in rows)]))
+    return out
+
+
+def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return len(a) == len(b) and all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
+
+
+def test_every_number_of_runs_per_batch_gives_the_same_bits() -> None:
+    """From 1 to the most that is chosen: each batch holds run 0, at every place of a batch in turn."""
+    alone = numbers([small(0)])[0]
+    assert np.isfinite(alone[0]).all()
+    for n in range(2, CPU_RUNS[1] + 1):
+        seeds = list(range(1, n))
+        seeds.insert(n // 2, 0)
+        assert same(numbers([small(s) for s in seeds])[0], alone), n
+
+
+@pytest.mark.parametrize("look_every", [1, 2, 7])
+def test_runs_that_diverge_leave_the_others_their_bits(look_every: int) -> None:
+    """Also where the host looks only now and then, as on a GPU: no number depends on when it does."""
+    runs = [small(s, peak_lr=1e30 if s in (1, 3, 4) else 1e-3) for s in range(6)]
+    together = numbers(runs, look_every)
+    for run in runs:
+        assert same(together[run.seed], numbers([run])[run.seed]), run.seed
+    assert together[1][-1][1] < 3 <= len(together[0])  # it ended at a step, and the others went on
+
+
+def test_a_limit_of_another_run_does_not_reach_a_run_that_diverges() -> None:
+    """inf / inf is not a number: a run without a limit must not be scaled by it at its last step."""
+    free = small(1, peak_lr=1e30)
+    limited = replace(small(0), optimizer=OptimizerConfig(max_grad_norm=0.5))
+    assert same(numbers([limited, free])[1], numbers([free])[1])
+    factors = step.clip_factors(torch.full((2, 2), math.inf), torch.tensor([math.inf, 1.0]).double())
+    assert factors.tolist() == [1, 0]
+
+
+def test_a_step_needs_nothing_of_the_host() -> None:
+    """On the meta device there are shapes and no values: whatever reads one, as a wait for a GPU would, raises."""
+    configs = [small(0), small(1)]
+    runs = batch.begin(configs, TEXT, "cpu")
+    params, grads = runs.params.to("meta"), runs.grads.to("meta")
+    meta = replace(runs, params=params, grads=grads, state={slot: t.to("meta") for slot, t in runs.state.items()})
+    (inputs,) = step.inputs_of(range(1), configs, TEXT, meta.params)
+    measured = step.step_(meta, inputs, probing=True, probed=True)
+    (real,) = step.inputs_of(range(1), configs, TEXT, runs.params)
+    expected = step.step_(runs, real, probing=True, probed=True)
+    assert [m.shape for m in measured if m is not None] == [m.shape for m in expected if m is not None]
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        measured.loss.tolist()
+
+
+def test_without_probing_there_are_losses_alone_and_they_are_the_same() -> None:
+    runs = [small(0), small(1)]
+    with_norms, without = (
+        [i for i in batch.train_batch(runs, TEXT, probing=p) if isinstance(i, batch.Record)] for p in (True, False)
+    )
+    for a, b in zip(with_norms, without, strict=True):
+        assert np.array_equal(a.train_loss, b.train_loss)
+        assert b.probe is None
+        assert np.isnan([b.grad_norm, b.param_norm, b.update_norm]).all()
+        assert np.isfinite([a.grad_norm, a.param_norm, a.update_norm]).all()

@@ -1,0 +1,112 @@
+"""`normstudy check` on compacted files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from checked import first_rows_again, flip, lines, notes, remove, restore, rewrite
+from handmade import handmade_config, write_handmade_run
+
+from normstudy.study import schema, tables
+from normstudy.upkeep.compact import compact_study
+
+
+@pytest.mark.parametrize("table", schema.TABLES)
+@pytest.mark.parametrize("damage", ["truncated", "first byte", "page"])
+def test_a_damaged_compacted_file_is_one_finding(table: str, damage: str, compacted: Path) -> None:
+    """Not one more for each of its runs."""
+    path = compacted / "tables" / table / schema.COMPACTED_FILE
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-20])
+    else:
+        flip(path, 0.0 if damage == "first byte" else 0.2)
+    (line,) = lines(compacted)
+    assert line.startswith(f"tables/{table}/1-compacted.parquet: is damaged (")
+    assert line.endswith(f"): {restore(compacted)}")
+
+
+def test_a_compacted_file_that_is_gone(compacted: Path) -> None:
+    (compacted / "tables/steps" / schema.COMPACTED_FILE).unlink()
+    what = f"it is done, and tables/steps lacks 60 of its 60 steps, from 0 on: {restore(compacted)}"
+    assert lines(compacted) == sorted(f"{run}: {what}" for run in tables.finished_ids(compacted))
+
+
+def test_runs_that_are_there_twice(handmade: Path) -> None:
+    copy = Path(shutil.copytree(handmade, handmade.with_name("copy")))
+    compact_study(handmade)
+    one, two = tables.finished_ids(copy)
+    shutil.copytree(copy / "tables", handmade / "tables", dirs_exist_ok=True)
+    (handmade / "tables/runs" / f"{two}.parquet").unlink()
+    row = "it has a row in 1-compacted.parquet and one of its own (and 3 more)"
+    windows = "tables/steps has it in 1-compacted.parquet and in 1 window of its own (and 2 more)"
+    command = f"rm {handmade}/tables/*/{two}-[0-9]*.parquet"
+    assert lines(handmade) == sorted([f"{one}: {row}: {remove(handmade, one)}", f"{two}: {windows}: {command}"])
+    for run in (remove(handmade, one), command):
+        subprocess.run(run, shell=True, check=True)
+    assert notes(handmade) == []
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "what"),
+    [
+        ("runs", first_rows_again, "it has two rows in runs"),
+        ("runs", lambda t: t.slice(1), "tables/steps/1-compacted.parquet has rows of it, and runs no row (and 2 more)"),
+        ("steps", lambda t: pa.concat_tables([t.slice(0, 2), t]), "tables/steps/1-compacted.parquet has 2 rows of it "
+         "twice"),
+        ("steps", lambda t: t.slice(2), "it is done, and tables/steps lacks 2 of its 60 steps, from 0 on"),
+        ("modules", lambda t: t.slice(2), "tables/modules has 14 of 16 rows at step 0"),
+        ("steps", lambda t: t.slice(60), "it is done, and tables/steps lacks 60 of its 60 steps, from 0 on"),
+        ("residual", lambda t: t.slice(1), "tables/residual has 2 of 3 rows at step 0"),
+    ],
+)  # fmt: skip
+def test_rows_of_compacted_files(
+    table: str, change: Callable[[pa.Table], pa.Table], what: str, compacted: Path
+) -> None:
+    one, two = tables.finished_ids(compacted)
+    rewrite(compacted / "tables" / table / schema.COMPACTED_FILE, change)
+    runs = (one, two) if change is first_rows_again else (one,)
+    assert lines(compacted) == [f"{run}: {what}: {restore(compacted)}" for run in runs]
+
+
+def test_layers_that_lack_everywhere(compacted: Path) -> None:
+    rewrite(compacted / "tables/residual" / schema.COMPACTED_FILE, lambda t: t.filter(pc.less(t["layer"], 2)))
+    what = f"tables/residual has 2 of 3 rows at step 0: {restore(compacted)}"
+    assert lines(compacted) == [f"{run}: {what}" for run in tables.finished_ids(compacted)]
+
+
+def test_without_runs_nothing_is_said_of_the_rows_of_others(compacted: Path) -> None:
+    run = write_handmade_run(compacted, handmade_config(compacted.parent, seed=3))
+    (compacted / "tables/runs" / f"{run}.parquet").unlink()
+    assert len(lines(compacted)) == 1
+    path = compacted / "tables/runs" / schema.COMPACTED_FILE
+    content = pq.ParquetFile(path).read()
+    pq.write_table(content.append_column("d_state", pa.nulls(content.num_rows, pa.int64())), path)
+    (line,) = lines(compacted)
+    assert line.startswith("tables/runs: 1 file of another version of normstudy: ")
+    path.write_bytes(path.read_bytes()[:-1])
+    (line,) = lines(compacted)
+    assert line.startswith("tables/runs/1-compacted.parquet: is damaged (")
+
+
+def test_a_compacted_file_must_have_each_run_in_one_piece(compacted: Path) -> None:
+    one, _ = tables.finished_ids(compacted)
+    rewrite(compacted / "tables/steps" / schema.COMPACTED_FILE, lambda t: pa.concat_tables([t.slice(5), t.slice(0, 5)]))
+    told = [line for line in lines(compacted) if line.startswith("tables/")]
+    where = "tables/steps/1-compacted.parquet"
+    assert told == [f"{where}: has the rows of {one} in two places: {restore(compacted)}"]
+
+
+@pytest.mark.parametrize("rows", [7, 60, 100])
+def test_runs_may_go_over_row_groups(rows: int, compacted: Path) -> None:
+    for table in schema.SERIES:
+        path = compacted / "tables" / table / schema.COMPACTED_FILE
+        pq.write_table(pq.ParquetFile(path).read(), path, row_group_size=rows)
+        assert pq.ParquetFile(path).num_row_groups > 1
+    assert notes(compacted) == []

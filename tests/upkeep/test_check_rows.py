@@ -1,0 +1,171 @@
+"""`normstudy check` on the rows of runs and of windows."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from checked import N_STEPS, PROBED, WINDOW, again, first_rows_again, ids, lines, rewrite, set_column, swap
+
+from normstudy.config import DataConfig, ModelConfig, OptimizerConfig, ProbeConfig, RunConfig, run_id
+from normstudy.study import parquet, schema
+from normstudy.study import tables as store
+from normstudy.training import probes
+from normstudy.upkeep import check_rows
+from normstudy.upkeep.check_rows import Run
+
+
+@pytest.mark.parametrize("table", schema.SERIES)
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_a_window_that_is_gone(table: str, window: int, study: Path) -> None:
+    run = ids(study)[1]
+    (study / "tables" / table / f"{run}-{window:03d}.parquet").unlink()
+    wanted = list(range(N_STEPS)) if table == "steps" else PROBED
+    gone = [t for t in wanted if WINDOW * window <= t < WINDOW * (window + 1)]
+    what = f"it is done, and tables/{table} lacks {len(gone)} of its {len(wanted)} steps, from {gone[0]} on"
+    assert lines(study) == [f"{run}: {what}: {again(study, run)}"]
+
+
+def test_a_run_without_windows_and_windows_without_a_run(study: Path) -> None:
+    one, two, _ = ids(study)
+    for path in (study / "tables").glob(f"*/{one}-*.parquet"):
+        path.unlink()
+    (study / "tables/runs" / f"{two}.parquet").unlink()
+    lacks = "it is done, and tables/steps lacks 12 of its 12 steps, from 0 on (and 2 more)"
+    orphans = "tables/steps has 3 windows of it, and runs no row"
+    tables, same = f"{study}/tables", "and the same sweep trains it again"
+    assert lines(study) == sorted(
+        [
+            f"{one}: {lacks}: rm {tables}/runs/{one}.parquet {same}",
+            f"{two}: {orphans}: rm {tables}/*/{two}-[0-9]*.parquet {same}",
+        ]
+    )
+
+
+@pytest.mark.parametrize("table", schema.TABLES)
+def test_two_runs_whose_files_have_each_others_name(table: str, study: Path) -> None:
+    one, two, _ = ids(study)
+    end, what = (".parquet", "the row") if table == "runs" else ("-001.parquet", "rows")
+    folder = study / "tables" / table
+    swap(folder / f"{one}{end}", folder / f"{two}{end}")
+    assert lines(study) == sorted(
+        f"{a}: tables/{table}/{a}{end} holds {what} of {b}: {again(study, a)}" for a, b in ((one, two), (two, one))
+    )
+
+
+def test_files_that_have_the_name_of_another_window_or_table(study: Path) -> None:
+    one, two, diverged = ids(study)
+    tables = study / "tables"
+    swap(tables / f"steps/{one}-000.parquet", tables / f"steps/{one}-001.parquet")
+    swap(tables / f"steps/{two}-001.parquet", tables / f"residual/{two}-001.parquet")
+    shutil.copy(tables / f"modules/{diverged}-000.parquet", tables / f"modules/{diverged}-001.parquet")
+    last = pq.ParquetFile(tables / f"modules/{diverged}-001.parquet").read()["step"].to_pylist()[-1]
+    whats = {
+        one: f"tables/steps/{one}-000.parquet holds steps 5 to 9, not of 0 to 4 (and 1 more)",
+        two: f"tables/steps/{two}-001.parquet is a file of residual (and 1 more)",
+        diverged: f"tables/modules/{diverged}-001.parquet holds steps 0 to {last}, not of 5 to 9",
+    }
+    assert lines(study) == sorted(f"{run}: {what}: {again(study, run)}" for run, what in whats.items())
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "what"),
+    [
+        ("steps", first_rows_again, "{file} has 3 rows twice"),
+        ("modules", first_rows_again, "{file} has 3 rows twice"),
+        ("residual", first_rows_again, "{file} has 3 rows twice"),
+        ("steps", lambda t: t.filter(pc.not_equal(t["step"], 7)), "it is done, and tables/{table} lacks 1 of its "
+         "12 steps, from 7 on"),
+        ("modules", lambda t: t.filter(pc.not_equal(t["step"], 6)), "it is done, and tables/{table} lacks 1 of its "
+         "7 steps, from 6 on"),
+        ("modules", lambda t: t.slice(1), "tables/{table} has 9 of 10 rows at step 6"),
+        ("residual", lambda t: t.slice(1), "tables/{table} has 1 of 2 rows at step 6"),
+        ("residual", lambda t: t.filter(pc.equal(t["layer"], 0)), "tables/{table} has 1 of 2 rows at step 6"),
+        ("residual", lambda t: pa.concat_tables([t, set_column("step", 7)(t.slice(0, 1))]), "tables/{table} has "
+         "steps that it should not have: 1, from 7 on"),
+        ("steps", lambda t: pa.concat_tables([t, set_column("step", None)(t.slice(0, 1))]), "{file} holds steps -1 to "
+         "9, not of 5 to 9"),
+        ("steps", lambda t: pa.concat_tables([t, set_column("step", 10)(t.slice(0, 1))]), "{file} holds steps 5 to 10, "
+         "not of 5 to 9"),
+        ("steps", set_column("run_id", None), "{file} holds rows of null"),
+    ],
+)  # fmt: skip
+def test_rows_of_a_window(table: str, change: Callable[[pa.Table], pa.Table], what: str, study: Path) -> None:
+    run = ids(study)[0]
+    path = study / "tables" / table / f"{run}-001.parquet"
+    rewrite(path, change)
+    expected = what.format(table=table, file=f"tables/{table}/{path.name}")
+    assert lines(study) == [f"{run}: {expected}: {again(study, run)}"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "what"),
+    [
+        ("status", "stopped", "its status stopped is none of running, done, failed"),
+        ("identity_version", 2, "its identity_version 2 is not 1, the one known here"),
+        ("final_val_loss", None, "it is done with final_val_loss null and nonfinite_step null"),
+        ("final_val_loss", float("inf"), "it is done with final_val_loss inf and nonfinite_step null"),
+        ("nonfinite_step", 9, "tables/steps has steps that it should not have: 2, from 10 on (and 2 more)"),
+    ],
+)
+def test_rows_of_runs(column: str, value: object, what: str, study: Path) -> None:
+    run = ids(study)[0]
+    rewrite(study / "tables/runs" / f"{run}.parquet", set_column(column, value))
+    assert lines(study) == [f"{run}: {what}: {again(study, run)}"]
+
+
+@pytest.mark.parametrize(("column", "value"), [("peak_lr", 4e-3), ("resolved_init", "gpt2"), ("data_sha256", None)])
+def test_a_row_whose_values_were_changed(column: str, value: object, study: Path) -> None:
+    run = ids(study)[0]
+    rewrite(study / "tables/runs" / f"{run}.parquet", set_column(column, value))
+    (line,) = lines(study)
+    assert line.startswith(f"{run}: its row has other values than its run_id stands for, which would end in ")
+
+
+def test_a_row_file_without_its_row(study: Path) -> None:
+    run = ids(study)[0]
+    rewrite(study / "tables/runs" / f"{run}.parquet", lambda t: t.slice(1))
+    assert lines(study) == [f"{run}: tables/runs/{run}.parquet holds the row of no run: {again(study, run)}"]
+
+
+def test_steps_at_which_rows_must_be() -> None:
+    """The same rule as the one by which they are recorded."""
+    for n_steps, dense, every in itertools.product((1, 2, 7, 41), (0, 1, 5, 60), (1, 2, 3, 20, 100)):
+        probe = ProbeConfig(dense_steps=dense, every=every)
+        for end in (None, 0, n_steps // 2, n_steps - 1, n_steps):
+            run = Run("x", "done", n_steps, 1, dense, every, end)
+            taken = range(n_steps if end is None else min(end + 1, n_steps))
+            assert check_rows.steps_of("steps", run).tolist() == list(taken)
+            at = [t for t in taken if probes.is_probed(t, n_steps, probe)]
+            assert check_rows.steps_of("modules", run).tolist() == at
+            assert check_rows.steps_of("residual", run).tolist() == at
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(),
+        RunConfig(study="other", seed=3, data_seed=4, data=DataConfig(name="file", path="x")),
+        RunConfig(model=ModelConfig(placement="reordered", norm="rmsnorm", activation="swiglu", positions="rope")),
+        RunConfig(model=ModelConfig(placement="none", n_layers=3, tied=True, biases=False)),
+        RunConfig(model=ModelConfig(placement="deepnorm", init="gpt2", force_init=True, embed_init="scaled")),
+        RunConfig(model=ModelConfig(embed_init="std", embed_std=1, unembed_std=0.5, embed_norm=True, d_ff=17)),
+        RunConfig(data=DataConfig(tokenizer="bpe")),
+        RunConfig(data=DataConfig(tokenizer="bpe", vocab_size=300)),
+        RunConfig(optimizer=OptimizerConfig(name="adamw", weight_decay=1, max_grad_norm=1)),
+    ],
+)
+def test_the_digest_of_a_row_is_that_of_its_run_id(config: RunConfig, tmp_path: Path) -> None:
+    name = run_id(config, "5" * 64)
+    store.prepare(tmp_path)
+    row = {"run_id": name, "status": "running", **schema.config_columns(config), "data_sha256": "5" * 64}
+    store.write_run(tmp_path, row)
+    stored = parquet.read_row(tmp_path, name)
+    assert stored is not None
+    assert f"-{check_rows.digest_of(stored)}" == name[-11:]

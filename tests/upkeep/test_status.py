@@ -1,0 +1,619 @@
+"""`normstudy status`: what it says of real sweeps that train, are stopped, fail and end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import pty
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from handmade import handmade_config, write_handmade_run
+from processes import CLI, SWEEP, start, wait_for
+from studies import REQUEST, after, never, task_of, tiny
+
+from normstudy.cli import main
+from normstudy.config import ConfigError, RunConfig
+from normstudy.study import checkpoints, holder, locks, records, schema, swap, tables
+from normstudy.upkeep import marks, status, status_text
+from normstudy.upkeep.compact import compact_study
+from normstudy.upkeep.marks import Mark, Place, Run
+from normstudy.workers import progress, recording
+from normstudy.workers import worker as workers
+from normstudy.workers.task import Task
+
+Capture = pytest.CaptureFixture[str]
+REPOSITORY = Path(__file__).parents[2]
+COMMAND = "normstudy sweep a=1"
+N = 12  # steps of the tiny runs
+
+
+def record(task: Task, trains: Sequence[str] | None = None) -> None:
+    """What a sweep writes before it trains. trains: the runs that it has to train, if not all."""
+    planned = dict(zip(task.run_ids, task.configs, strict=True))
+    batch = task.run_ids if trains is None else trains
+    records.record_request(task.study_dir, {**REQUEST, "command": COMMAND}, [batch], planned, {"workers": "1"})
+
+
+def train(configs: Sequence[RunConfig], steps: int | None = None) -> Path:
+    """Train runs as one batch, without processes; steps: stop after so many."""
+    task = task_of(configs)
+    record(task)
+    list(workers.train_halving(task, never if steps is None else after(steps)))
+    return task.study_dir
+
+
+@contextlib.contextmanager
+def held(study: Path, *, shared: bool = False, **told: object) -> Iterator[None]:
+    """Hold the study's lock; told: other than what the lock says of its holder."""
+    with locks.hold(study, COMMAND, shared=shared):
+        path = study / locks.LOCK
+        path.write_text(json.dumps({**json.loads(path.read_text()), **told}))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs, one of which diverged."""
+    root = tmp_path_factory.mktemp("finished")
+    return train([tiny(root, seed=s, optimizer="sgd", peak_lr=1e9 if s == 2 else 0.1) for s in range(3)])
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs that were stopped after 5 of their 12 steps."""
+    root = tmp_path_factory.mktemp("stopped")
+    return train([tiny(root, seed=s) for s in range(2)], steps=5)
+
+
+@pytest.fixture
+def mine(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of `stopped` that a test may change."""
+    return Path(shutil.copytree(stopped, tmp_path / "tiny"))
+
+
+# ---- what is there ------------------------------------------------------------------------------------
+
+
+def test_a_finished_study(finished: Path) -> None:
+    told = status.look(finished)
+    runs = tables.finished_ids(finished)
+    assert told.outcomes["diverged"] == 1
+    assert told.outcomes == dict(status.outcome_counts(progress.outcomes_of(finished, list(runs)).values()))
+    counts = (told.planned, told.finished, told.running, told.interrupted, told.failed, told.not_begun)
+    assert counts == (3, 3, 0, 0, 0, 0)
+    # the steps that a run will never take count as taken
+    assert (told.steps_done, told.steps_planned) == (3 * N, 3 * N)
+    assert (told.holder, told.rate, told.left, told.over) == (None, None, None, True)
+    outcomes = " ".join(f"{n} {outcome}" for outcome, n in told.outcomes.items())
+    assert status_text.render(told) == (
+        f"{finished}: 3 runs, all 3 finished\nrun-steps: 36 of 36, 100 %\noutcomes: {outcomes}"
+    )
+
+
+def test_a_compacted_and_sealed_study_says_the_same(finished: Path, tmp_path: Path) -> None:
+    sealed = Path(shutil.copytree(finished, tmp_path / "tiny"))
+    compact_study(sealed, seal=True)
+    before, told = status.look(finished), status.look(sealed)
+    assert told == replace(before, study=str(sealed), sealed=True, silent=told.silent)
+
+
+def test_a_shipped_study_has_no_record_of_its_sweep(capfd: Capture) -> None:
+    assert main.main(["status", str(REPOSITORY / "results" / "warmup")]) == 0
+    first, steps, outcomes = capfd.readouterr().out.splitlines()
+    assert first.endswith("results/warmup: 40 runs, all 40 finished, sealed")
+    assert steps == "run-steps: 24,000 of 24,000, 100 %"
+    told = outcomes.removeprefix("outcomes: ").split()
+    counts = dict(zip(told[1::2], map(int, told[::2]), strict=True))
+    assert sum(counts.values()) == 40
+    assert (counts["learned"], counts["stuck"]) == (34, 5)  # the last one is at an edge, where rounding decides
+
+
+def test_an_interrupted_study(stopped: Path) -> None:
+    told = status.look(stopped)
+    first = min(tables.finished_ids(stopped))
+    assert (told.planned, told.finished, told.running, told.interrupted, told.not_begun) == (2, 0, 0, 2, 0)
+    assert told.saved_at == (Place(first, 2, 5, N),)
+    assert (told.steps_done, told.steps_planned, told.over) == (10, 24, False)
+    assert status_text.render(told).splitlines() == [
+        f"{stopped}: 2 runs, 2 interrupted",
+        "run-steps: 10 of 24, 41 %",
+        "interrupted, saved at:",
+        f"  step 5 of 12: {first} and 1 more",
+        f"nobody trains them now; the same command goes on: {COMMAND}",
+    ]
+
+
+def test_what_the_same_command_goes_on_with_is_told_once_all_of_it_is_in_the_last_sweep(
+    mine: Path, tmp_path: Path
+) -> None:
+    other = task_of([tiny(tmp_path, seed=7)])
+    record(other)
+    told = status.look(mine)
+    assert (told.interrupted, told.not_begun, told.command) == (2, 1, None)
+    assert "the same command goes on\n" in status_text.render(told) + "\n"
+
+
+def test_a_checkpoint_is_gone_and_windows_are_left(mine: Path) -> None:
+    """A run that nobody trains starts from zero then, one that is trained has taken those steps."""
+    shutil.rmtree(mine / checkpoints.FOLDER)
+    for run_id in tables.finished_ids(mine):
+        shutil.copy(mine / "tables/steps" / schema.SCHEMA_FILE, mine / "tables/steps" / schema.window_name(run_id, 0))
+    told = status.look(mine)
+    assert (told.saved_at[0].step, told.steps_done) == (0, 0)
+    with held(mine, since="2020-01-01T00:00:00+00:00"):
+        told = status.look(mine)
+    assert (told.running_at[0].step, told.steps_done) == (N, 2 * N)
+
+
+def test_a_new_study_has_nothing(tmp_path: Path) -> None:
+    tables.prepare(tmp_path / "new")
+    told = status.look(tmp_path / "new")
+    assert (told.planned, told.steps_planned, told.over) == (0, 0, False)
+    assert status_text.render(told) == f"{tmp_path}/new: 0 runs, none planned yet"
+
+
+def test_a_sweep_that_has_just_begun(tmp_path: Path) -> None:
+    task = task_of([tiny(tmp_path, seed=s) for s in range(3)])
+    with held(task.study_dir):
+        record(task)
+        told = status.look(task.study_dir)
+    assert (told.planned, told.not_begun, told.steps_planned, told.rate, told.left) == (3, 3, 3 * N, None, None)
+    lines = status_text.render(told).splitlines()
+    assert lines[:2] == [f"{task.study_dir}: 3 runs, 3 not begun", "run-steps: 0 of 36, 0 %"]
+    assert lines[2].startswith(f"held by `{COMMAND}`, pid {os.getpid()} on {socket.gethostname()} since 20")
+    assert len(lines) == 3
+
+
+def test_records_of_older_versions_tell_no_length(tmp_path: Path) -> None:
+    first, both, second = ([tiny(tmp_path, seed=s) for s in seeds] for seeds in ((0,), (0, 1), (1,)))
+    for configs in (first, both):
+        record(task := task_of(configs))
+    study = task.study_dir
+    newest = max((study / "sweeps").iterdir())
+    pq.write_table(pq.read_table(newest).drop_columns("n_steps"), newest)
+    (study / "sweeps" / "optimization_results.yaml").touch()  # another's sweeper may write there
+    told = status.look(study)
+    assert (told.planned, told.steps_planned) == (2, None)
+    assert status_text.render(told).splitlines()[1] == "run-steps: 0"
+    record(task_of(second))
+    assert (status.look(study).planned, status.look(study).steps_planned) == (2, 2 * N)
+
+
+def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
+    task = replace(task_of([tiny(tmp_path, seed=9)]), data_sha256="0" * 64)
+    record(task)
+    for _ in range(2):
+        list(workers.train_halving(task, never))
+    told = status.look(mine)
+    reason = "RuntimeError: the text changed while the sweep was running"
+    assert told.failures == (status.Failure(task.run_ids[0], 2, reason),)
+    assert (told.failed, told.interrupted, told.over) == (1, 2, False)
+    tail = ["failed:", f"  {task.run_ids[0]}, tried 2 times: {reason}"]
+    again = f"tracebacks: {mine}/state/logs; mend the cause, and the same command tries them again"
+    assert status_text.render(told).splitlines()[-3:] == [*tail, again]
+    list(workers.train_halving(task, never))
+    assert status_text.render(status.look(mine)).endswith(
+        f"{again}, with execution.max_tries=4 for those that were tried 3 times"
+    )
+
+
+def test_only_ten_failed_runs_are_listed(tmp_path: Path) -> None:
+    configs = {f"run-{i:02d}": handmade_config(tmp_path, seed=i) for i in range(12)}
+    tables.prepare(tmp_path)
+    for run_id, config in configs.items():
+        records.record_failure(tmp_path, run_id, config, "Traceback\n  in it\nValueError: \x1b[31mred\n\n")
+    (tmp_path / records.LOGS / "run-00-1.txt").unlink()
+    told = status.look(tmp_path)
+    assert (told.failed, len(told.failures), told.over) == (12, 10, True)
+    lines = status_text.render(told).splitlines()
+    assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: its traceback is gone"
+    assert lines[-3:-1] == ["  run-09, tried 1 time: ValueError: [31mred", "  and 2 more"]
+    with held(tmp_path):  # who holds it may try them again
+        assert not status.look(tmp_path).over
+
+
+# ---- who holds it -------------------------------------------------------------------------------------
+
+
+def test_who_holds_a_study_is_told_without_a_lock(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert holder.holder_of(mine) is None
+    with locks.hold(mine, "normstudy compact x"), monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", lambda *_: pytest.fail("a look took a lock"))
+        found = holder.holder_of(mine)
+    assert found is not None
+    assert found.text.startswith(f"`normstudy compact x`, pid {os.getpid()} on {socket.gethostname()} since 20")
+    assert (found.alone, found.verified) == (True, True)
+    assert abs(found.since - time.time()) < 60
+    assert holder.holder_of(mine) is None
+
+
+def test_a_holder_elsewhere_is_believed(mine: Path) -> None:
+    with held(mine, host="elsewhere", since="2020-01-01T00:00:00+00:00"):
+        pass  # it is free here, and its file stays
+    told = status.look(mine)
+    assert (told.running, told.interrupted, told.verified) == (2, 0, False)
+    assert told.holder is not None
+    assert told.holder.endswith(" on elsewhere since 2020-01-01T00:00:00+00:00 (cannot be verified from here)")
+    assert " here), its last file " in status_text.render(told)
+
+
+def test_a_lock_of_which_nothing_is_written_yet(mine: Path) -> None:
+    with locks.hold(mine, COMMAND):
+        (mine / locks.LOCK).write_text("")
+        told = status.look(mine)
+    assert (told.holder, told.running, told.rate) == ("another command", 2, None)
+    (mine / locks.LOCK).write_text("{")
+    assert status.look(mine).holder is None
+
+
+def test_a_system_that_does_not_list_its_locks(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holder, "LOCKS", mine / "none")
+    with held(mine):
+        pass
+    found = holder.holder_of(mine)
+    assert found is not None
+    assert found.text.endswith(" (cannot be verified from here)")
+
+
+def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Path) -> None:
+    ids = sorted(tables.finished_ids(mine))
+    with held(mine, since="2100-01-01T00:00:00+00:00"):  # a compaction has no record of its own
+        assert (status.look(mine).running, status.look(mine).interrupted) == (0, 2)
+    with held(mine, since="2020-01-01T00:00:00+00:00"):
+        assert (status.look(mine).running, status.look(mine).interrupted) == (2, 0)
+        record(task_of([tiny(tmp_path, seed=s) for s in range(2)]), ids[:1])
+        told = status.look(mine)
+        assert (told.running_at[0].run_id, told.saved_at[0].run_id) == (ids[0], ids[1])
+        assert "nobody" not in status_text.render(told)
+    with held(mine, shared=True, since="2020-01-01T00:00:00+00:00"):  # single runs, each with a record of its own
+        assert (status.look(mine).running, status.look(mine).interrupted) == (2, 0)
+
+
+# ---- how far, how fast --------------------------------------------------------------------------------
+
+
+def test_what_is_read_of_checkpoints_is_what_is_written(stopped: Path) -> None:
+    running = dict.fromkeys(tables.finished_ids(stopped), Run("running", N, N, 0, math.nan, math.nan))
+    for run_id, mark in marks.marks_of(stopped, running).items():
+        written = (stopped / checkpoints.FOLDER / run_id).stat().st_mtime
+        assert (mark.step, mark.at, mark.saved, mark.saved_at) == (5, written, 5, written)
+        assert 0 < mark.seconds < 60
+
+
+@pytest.mark.parametrize("length", [0, 10, 30, 36, 60, 300])
+def test_half_a_checkpoint_tells_nothing(mine: Path, length: int) -> None:
+    for run_id in tables.finished_ids(mine):
+        os.truncate(mine / checkpoints.FOLDER / run_id, length)
+    assert status.look(mine).steps_done == 0
+
+
+def test_a_window_tells_how_far_a_run_is(tmp_path: Path) -> None:
+    study = tmp_path / "handmade"
+    run_id = write_handmade_run(study, handmade_config(tmp_path, n_steps=900), "running")  # 450: windows 0, 1, 2
+    with held(study):
+        assert status.look(study).running_at == (Place(run_id, 1, 600, 900),)
+    tables.write_window(study, run_id, 4, recording._no_rows())
+    with held(study):
+        assert status.look(study).running_at == (Place(run_id, 1, 900, 900),)
+
+
+def test_the_greater_one_of_checkpoint_and_window_counts(tmp_path: Path) -> None:
+    study = train([tiny(tmp_path, n_steps=260)], steps=230)
+    with held(study, since="2020-01-01T00:00:00+00:00"):
+        assert status.look(study).running_at[0].step == 230
+        shutil.rmtree(study / checkpoints.FOLDER)
+        assert status.look(study).running_at[0].step == 200
+
+
+def test_what_counts_of_rows(finished: Path) -> None:
+    frame = tables.read(finished, "runs")
+    for row, run in zip(frame.itertuples(), marks.runs_of(frame), strict=True):
+        taken = N if math.isnan(row.nonfinite_step) else row.nonfinite_step + 1
+        times = row.started_at.timestamp(), row.finished_at.timestamp(), row.wall_time_s
+        assert run == Run("done", N, taken, *map(pytest.approx, times))
+    assert min(run.taken for run in marks.runs_of(frame)) < N
+    assert math.isnan(
+        next(marks.runs_of(frame.assign(finished_at=None).astype({"finished_at": frame.started_at.dtype}))).finished
+    )
+
+
+def test_places_are_grouped_and_the_most_advanced_come_first() -> None:
+    rows = {f"r{i:02d}": Run("running", 100, 100, 0, 0, 0) for i in range(14)}
+    steps = {run_id: 7 if i < 3 else i for i, run_id in enumerate(rows)}
+    places = marks.places_of(rows, steps, rows)
+    assert places[0] == Place("r13", 1, 13, 100)
+    assert places[6] == Place("r00", 4, 7, 100)
+    assert len(places) == 11
+    assert list(status_text._places(places))[6:] == [
+        "  step 7 of 100: r00 and 3 more", "  step 6 of 100: r06", "  step 5 of 100: r05", "  step 4 of 100: r04",
+        "  and 1 more",
+    ]  # fmt: skip
+
+
+def test_steps_of_the_last_sweep() -> None:
+    """Runs of 100 steps; the sweep began at 1000."""
+    done = [
+        Run("done", 100, 100, 500, 900, 400),  # before it
+        Run("done", 100, 100, 1010, 1050, 40),
+        Run("done", 100, 30, 1010, 1020, 10),  # diverged
+        Run("done", 100, 100, 500, 1040, 160),  # took 40 of its 160 seconds in it
+    ]
+    assert marks.taken_since(1000, done, []) == (100 + 30 + 25, 1000, 1050)
+    running = [
+        (Run("running", 100, 100, 1010, math.nan, math.nan), Mark(60, 1080, 60, 1080, 50)),
+        (Run("running", 100, 100, 500, math.nan, math.nan), Mark(60, 1090, 50, 1060, 300)),  # 60 of 300 seconds
+        (Run("running", 100, 100, 500, math.nan, math.nan), Mark(50, 990, 50, 990, 300)),  # waits for its turn
+        (Run("running", 100, 100, 1010, math.nan, math.nan), Mark()),
+    ]
+    assert marks.taken_since(1000, [], running) == (60 + 10, 1000, 1080)
+    assert marks.taken_since(1000, done[1:3], running[:1]) == (190, 1010, 1080)  # workers took 10 s to start
+    assert marks.taken_since(1000, [], running[2:]) == (0, math.inf, -math.inf)
+
+
+def test_time_left() -> None:
+    assert marks.time_left([(100, 40), (100, 0)], 2.0, 5.0) == 75.0
+    assert marks.time_left([(100, 40)], 2.0, -5.0) == 30.0  # a clock that is behind
+    assert marks.time_left([(100, 40)], 2.0, 31.0) is None
+    assert marks.time_left([(100, 40)], None, 0.0) is None
+    assert marks.time_left([(None, 0)], 2.0, 0.0) is None
+    assert marks.time_left([], 2.0, 0.0) is None
+
+
+def test_the_rate_of_a_sweep_is_told_while_somebody_trains(tmp_path: Path) -> None:
+    """Hand-made runs take 2 s from the start of 2025."""
+    study = tmp_path / "handmade"
+    ids = [write_handmade_run(study, handmade_config(tmp_path, seed=s)) for s in range(3)]
+    waiting = handmade_config(tmp_path, seed=3)
+    planned = {**dict.fromkeys(ids, waiting), "waiting": waiting}
+    records.record_request(study, REQUEST, [[*planned]], planned, {})
+    (record_file,) = (study / "sweeps").iterdir()
+    record_file.rename(study / "sweeps" / "20250101T000000.000000.parquet")
+    with held(study, since="2025-01-01T00:00:00+00:00"):
+        told = status.look(study)
+    assert (told.rate, told.left) == (3 * 60 / 2, None)  # a year without a word: nothing can be said
+    assert told.silent is not None
+    assert "last file" not in status_text.render(told)  # it is seen that somebody trains
+    assert status_text.render(told).splitlines()[1] == "run-steps: 180 of 240, 75 %, about 90 per second"
+    assert status.look(study).rate is None
+    told = replace(told, rate=1234.5, left=750.0)
+    assert status_text.render(told).splitlines()[1].endswith("75 %, about 1,234 per second, about 12:30 left")
+
+
+def test_looks_that_are_far_apart_tell_the_rate_between_them(tmp_path: Path) -> None:
+    looker = status.Looker(tmp_path)
+
+    def rate(at: float, step: int) -> float | None:
+        return looker._rate(1000, {"r": (Run("running", 10**6, 10**6, 1000, math.nan, math.nan), Mark(step, at))})
+
+    assert rate(1100, 1000) == 10.0
+    assert rate(1130, 2500) == 2500 / 130  # too near
+    assert rate(1160, 4000) == 50.0
+    assert rate(1710, 9000) == 6500 / 580  # the first is more than ten minutes ago
+    assert rate(1770, 500) == 500 / 770  # it started from zero: nothing to subtract from
+    assert rate(1000, 500) is None
+
+
+# ---- one look after another ---------------------------------------------------------------------------
+
+
+def test_of_a_finished_run_nothing_is_read_twice(finished: Path, tmp_path: Path) -> None:
+    study = Path(shutil.copytree(finished, tmp_path / "tiny"))
+    later = train([tiny(tmp_path / "later", seed=5)])
+    looker = status.Looker(study)
+    before = looker.look()
+    for path in [*(study / "tables" / "runs").glob("*-s*"), *(study / "tables" / "steps").glob("*-s*")]:
+        path.write_bytes(b"cannot be read")
+    shutil.copytree(later, study, dirs_exist_ok=True)
+    told = looker.look()
+    assert (told.planned, told.finished, sum(told.outcomes.values())) == (4, 4, 4)
+    assert told.outcomes["diverged"] == before.outcomes["diverged"]
+
+
+def test_runs_that_are_compacted_between_two_looks(tmp_path: Path) -> None:
+    study = train([tiny(tmp_path)])
+    looker = status.Looker(study)
+    assert looker.look().finished == 1
+    for seed in (1, 2):
+        train([tiny(tmp_path, seed=seed)])
+        compact_study(study)
+        told = looker.look()
+        assert (told.finished, told.planned, sum(told.outcomes.values())) == (seed + 1, seed + 1, seed + 1)
+
+
+def test_looking_while_tables_are_swapped(finished: Path, tmp_path: Path) -> None:
+    study = Path(shutil.copytree(finished, tmp_path / "tiny"))
+    expected = replace(status.look(study), holder=None, verified=False, silent=None)
+    through = threading.Event()
+
+    def compact() -> None:
+        for _ in range(15):
+            compact_study(study)
+        through.set()
+
+    thread = threading.Thread(target=compact)
+    thread.start()
+    looks = 0
+    while not through.is_set() or not looks:
+        assert replace(status.look(study), holder=None, verified=False, silent=None) == expected
+        looks += 1
+    thread.join()
+
+
+def test_tables_that_are_away_for_a_moment_are_waited_for(mine: Path) -> None:
+    os.rename(mine / "tables", mine / swap.OLD_TABLES)
+    back = threading.Timer(0.3, os.rename, (mine / swap.OLD_TABLES, mine / "tables"))
+    back.start()
+    assert status.look(mine).planned == 2
+    back.join()
+
+
+def test_a_file_that_cannot_be_read_is_one_line(mine: Path) -> None:
+    first = sorted((mine / "tables" / "runs").glob("*-s*"))[0]
+    first.write_bytes(b"nothing")
+    with pytest.raises(ConfigError) as error:
+        status.look(mine)
+    assert str(error.value).startswith(f"{first} cannot be read (")
+    assert str(error.value).endswith(f"run normstudy check {mine}")
+    assert "\n" not in str(error.value)
+
+
+# ---- the command --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["results"], ["is not a study", "tables/runs"]),
+        (["nowhere"], ["nowhere", "no such folder"]),
+        ([], ["STUDY", "normstudy status --help"]),
+        (["tiny", "--every", "3"], ["--every 3", "--watch"]),
+        (["tiny", "--watch", "--every", "0"], ["--every 0", "0.1"]),
+        (["tiny", "--watch", "--every", "nan"], ["--every nan", "0.1"]),
+        (["tiny", "--seal"], ["--seal"]),
+        (["swapping"], ["middle of a compaction", "normstudy compact swapping"]),
+    ],
+)
+def test_bad_requests(
+    words: list[str], told: list[str], stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "tiny").symlink_to(stopped)
+    (tmp_path / "swapping" / swap.OLD_TABLES).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(status, "WAIT", 0.01)
+    assert main.main(["status", *words]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert [word for word in told if word not in err] == []
+
+
+def test_it_does_without_torch() -> None:
+    code = "import sys; from normstudy.upkeep import status; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_watching_a_finished_study_ends_at_once(finished: Path, capfd: Capture) -> None:
+    assert main.main(["status", str(finished), "--watch"]) == 0
+    assert capfd.readouterr().out == status_text.render(status.look(finished)) + "\n"
+
+
+def test_a_terminal_is_redrawn_in_place_until_ctrl_c(stopped: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = [*CLI, "status", str(stopped), "--watch", "--every", "0.1"]
+    size = {**os.environ, "COLUMNS": "50", "LINES": "5"}
+    watching = subprocess.Popen(words, stdout=theirs, stderr=theirs, env=size, start_new_session=True)
+    os.close(theirs)
+    told = b""
+    try:
+        while told.count(b"\x1b[J") < 3:
+            assert select.select([ours], [], [], 20)[0], told
+            told += os.read(ours, 10_000)
+            assert told.count(b"run-steps") < 10, told
+        os.killpg(watching.pid, signal.SIGINT)
+        assert watching.wait(timeout=20) == 130
+    finally:
+        watching.kill()
+    with contextlib.suppress(OSError):  # a terminal whose other end is closed
+        while more := os.read(ours, 10_000):
+            told += more
+    os.close(ours)
+    frames = told.decode().replace("\r\n", "\n").split("\x1b[4A\r\x1b[J")
+    assert len(frames) >= 4
+    lines = [line[:49] for line in status_text.render(status.look(stopped)).splitlines()[:4]]
+    assert set(frames) == {"\n".join(lines) + "\n"}
+
+
+# ---- a sweep of its own process -----------------------------------------------------------------------
+
+LIVE = [
+    *SWEEP, "seed=range(0,2)", "schedule.n_steps=600", "execution.workers=1", "execution.runs_per_batch=1",
+    "execution.checkpoint_seconds=0.2",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Live:
+    """A sweep that was looked at until Ctrl-C, and after it."""
+
+    cwd: Path
+    looks: list[status.Status]
+    code: int
+    error: str
+    after: status.Status
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Live:
+    cwd = tmp_path_factory.mktemp("live")
+    study = cwd / "results" / "long"
+    running = start(LIVE, cwd)
+    wait_for(lambda: list((study / "sweeps").glob("*.parquet")))
+    looker, looks = status.Looker(study), list[status.Status]()
+    while not looks or looks[-1].steps_done < 200:
+        assert running.poll() is None
+        looks.append(looker.look())
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGINT)
+    _, error = running.communicate(timeout=20)
+    return Live(cwd, looks, running.returncode, error, looker.look())
+
+
+def test_while_a_sweep_trains_no_number_goes_back(live: Live) -> None:
+    for one, other in zip(live.looks, live.looks[1:], strict=False):
+        assert one.steps_done <= other.steps_done
+        assert one.not_begun >= other.not_begun
+        assert one.finished <= other.finished
+    for told in live.looks:
+        assert (told.planned, told.steps_planned, told.interrupted, told.failed) == (2, 1200, 0, 0)
+        assert told.finished + told.running + told.not_begun == 2
+        assert "`normstudy sweep data=synthetic" in str(told.holder)
+        assert told.verified
+        assert not told.over
+    last = live.looks[-1]
+    assert sum(place.runs * place.step for place in last.running_at) == last.steps_done - 600 * last.finished
+    assert last.rate is not None
+    assert last.rate > 0
+    assert last.left is None or last.left > 0
+
+
+def test_after_ctrl_c_it_says_where_every_run_goes_on(live: Live) -> None:
+    assert live.code == 130
+    assert "with the same command the others go on" in live.error
+    told, before = live.after, live.looks[-1]
+    assert (told.running, told.holder, told.rate, told.left) == (0, None, None, None)
+    assert told.interrupted == 2 - told.not_begun - told.finished > 0
+    assert told.steps_done >= before.steps_done
+    assert sum(place.runs * place.step for place in told.saved_at) == told.steps_done - 600 * told.finished
+    assert f"goes on: normstudy {LIVE[0]} {LIVE[1]}" in status_text.render(told)
+
+
+def test_watching_in_a_pipe_ends_with_the_sweep(live: Live) -> None:
+    running = start(LIVE, live.cwd)
+    watching = start(["status", "results/long", "--watch", "--every", "0.4"], live.cwd)
+    out, err = watching.communicate(timeout=60)
+    running.kill()  # the tables are there, figures are not wanted
+    running.communicate()
+    assert (watching.returncode, err) == (0, "")
+    assert {c for c in out if not c.isprintable()} == {"\n"}
+    blocks = out.removesuffix("\n").split("\n\n")
+    assert len(blocks) > 2
+    assert blocks[-1].startswith("results/long: 2 runs, all 2 finished\nrun-steps: 1,200 of 1,200, 100 %\noutcomes: ")
+    assert any("held by `normstudy sweep" in block for block in blocks)
+    done = [int(block.splitlines()[1].split()[1].replace(",", "")) for block in blocks]
+    assert done == sorted(done)
