@@ -98,7 +98,7 @@ def test_judged_and_drawn_without_torch(drawn: tuple[Path, str]) -> None:
     assert not (out / "state").exists()
 
 
-@pytest.mark.parametrize("document", ["README.md", "results/reproductions/README.md"])
+@pytest.mark.parametrize("document", ["docs/reproductions.md", "results/reproductions/README.md"])
 def test_documents_show_the_verdicts_of_the_tables(document: str) -> None:
     """Between the markers stands what `normstudy reproduce --tier 0 --format markdown` prints."""
     between = re.search(r"<!-- reproductions -->\n(.*)<!-- /reproductions -->", (ROOT / document).read_text(), re.S)
