@@ -51,8 +51,7 @@ def test_its_words_have_the_numbers_of_the_tables(scaling: ModuleType) -> None:
     status, compared = (median["compacted", what, "100000"] for what in ("status", "compare --by warmup_steps"))
     sizes = [  # kB a run, of the committed studies
         sum(path.stat().st_size for path in study.rglob("*.parquet")) / 1e3 / len(store.read(study.parent, "runs"))
-        for study in (ROOT / "results").glob("*/tables")
-        if (study / "runs").exists()
+        for study in (seal.parent / "tables" for seal in (ROOT / "results").glob("*/SEALED"))
     ]
     phrases = [
         "opening a file takes about two milliseconds",
