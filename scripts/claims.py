@@ -1,4 +1,4 @@
-"""Print the README's table of claims, computed from the committed studies: `python scripts/claims.py [RESULTS]`."""
+"""Print the table of docs/claims.md, computed from the committed studies: `python scripts/claims.py [RESULTS]`."""
 
 import sys
 from pathlib import Path

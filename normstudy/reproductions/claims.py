@@ -1,7 +1,7 @@
 """The starting text's claims about pre-norm and post-norm, held against the committed studies.
 
 Each finding is one number with its 95 % t interval over seeds, computed from the tables alone. `markdown` renders
-them as the README's table; a test holds the two equal.
+them as the table of docs/claims.md; a test holds the two equal.
 """
 
 from __future__ import annotations

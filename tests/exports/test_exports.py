@@ -532,7 +532,7 @@ def test_a_library_that_is_not_installed_is_named(
     name = to.partition("-")[0]
     module = f"to_{name}"
     monkeypatch.delitem(sys.modules, f"normstudy.exports.{module}", raising=False)
-    monkeypatch.delattr(exports, module, raising=False)
+    monkeypatch.delattr(f"normstudy.exports.{module}", raising=False)
     for imported in [m for m in sys.modules if m.startswith(f"{name}.")]:
         monkeypatch.delitem(sys.modules, imported)
     monkeypatch.setitem(sys.modules, name, None)

@@ -1,4 +1,4 @@
-"""The claims need their four studies whole; what they come to is held by test_readme.py."""
+"""The claims need their four studies whole; docs/test_claims_page.py holds what they find."""
 
 from __future__ import annotations
 

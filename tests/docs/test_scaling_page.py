@@ -8,15 +8,18 @@ from pathlib import Path
 from types import ModuleType
 
 import measured
+import numpy as np
 import pytest
+from pages import missing
 
-from normstudy.bench import tables
+from normstudy.bench import generated, tables
 from normstudy.bench.samples import Sample
+from normstudy.bench.summary import number
 from normstudy.study import schema
 from normstudy.study import tables as store
 from normstudy.upkeep.check import check_study
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,36 @@ def test_the_page_shows_the_tables(scaling: ModuleType) -> None:
     measured_as = tables.read(ROOT / scaling.OUT, stored)
     assert set(measured_as["mode"]) == {"full"}
     assert not measured_as["git_commit"].str.contains("dirty").any()
+
+
+def test_its_words_have_the_numbers_of_the_tables(scaling: ModuleType) -> None:
+    stored = tables.read(ROOT / scaling.OUT, ["swept", "compacted"]).query("unit == 's of CPU'")
+    median = stored.groupby(["row", "subject", "case"])["value"].median()
+    small, large = (median["swept", "as swept: runs in pandas", case] for case in ("1000", "4000"))
+    assert round(1e3 * (large - small) / 3000) == 2
+    status, compared = (median["compacted", what, "100000"] for what in ("status", "compare --by warmup_steps"))
+    sizes = [  # kB a run, of the committed studies
+        sum(path.stat().st_size for path in study.rglob("*.parquet")) / 1e3 / len(store.read(study.parent, "runs"))
+        for study in (seal.parent / "tables" for seal in (ROOT / "results").glob("*/SEALED"))
+    ]
+    phrases = [
+        "opening a file takes about two milliseconds",
+        f"{number(status)} s and {number(compared)} s at 200 steps per run",
+        f"A run has about {_rows_of_a_run(200, 2):,} rows here and about {_rows_of_a_run(2000, 12):,} with",
+        f"{int(min(sizes))} to {int(max(sizes))} kB each",
+    ]
+    assert missing((ROOT / scaling.PAGE).read_text(), phrases) == []
+
+
+def _rows_of_a_run(n_steps: int, n_layers: int) -> int:
+    """Rows that a generated run has in all tables, to two digits: the mean of a pre-norm and a post-norm run."""
+    configs = generated.configs(Path("x"), generated.Size(1, n_steps, n_layers))
+    counts = []
+    for placement in generated.PLACEMENTS:
+        config = next(c for c in configs if c.model.placement == placement)
+        _, series = generated.run_rows("x", config, np.random.default_rng(0))
+        counts.append(1 + sum(len(columns["step"]) for columns in series.values()))
+    return int(float(f"{np.mean(counts):.2g}"))
 
 
 def test_what_was_not_measured_is_on_the_line_and_marked(scaling: ModuleType, tmp_path: Path) -> None:

@@ -13,10 +13,9 @@ from handmade import handmade_config, write_handmade_run
 import normstudy
 from normstudy.analysis.outcomes import OUTCOMES
 from normstudy.bench import tables
-from normstudy.bench.rows import ROWS
 from normstudy.study import schema
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 README = (RESULTS / "README.md").read_text()
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", README, re.M | re.S))
 
@@ -71,12 +70,9 @@ def test_columns_outside_the_promise_of_equal_bits() -> None:
     assert set(re.findall(r"`(\w+)`", told[0])) == set(schema.NOT_REPRODUCED)
 
 
-def test_the_rows_and_modes_of_the_benchmark() -> None:
-    text = SECTIONS["bench"]
-    assert "`a` to `h`" in text
-    assert [*ROWS] == list("abcdefgh")
+def test_the_modes_of_the_benchmark() -> None:
     for mode in tables.MODES:
-        assert f"`{mode}`" in text
+        assert f"`{mode}`" in SECTIONS["bench"]
 
 
 def test_robustness() -> None:

@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REQUIREMENT = re.compile(r"([a-z0-9-]+)(\[.*\])?(.*)")
 
 

@@ -1,0 +1,106 @@
+"""docs/speed.md shows the committed benchmark: its table, one line per CPU, every missed goal, and how cost grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pages import ROOT, block, missing, page
+
+from normstudy.bench import summary, tables
+
+PAGE = page("docs/speed.md")
+BENCH = ROOT / "results" / "bench"
+FOLDERS = [BENCH, *sorted(p for p in BENCH.iterdir() if p.is_dir() and p.name != "quick")]
+MACHINES = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+
+
+def results(folder: Path) -> list[summary.Result]:
+    return summary.results(tables.read(folder, tables.stored_rows(folder)))
+
+
+def cpu(folder: Path) -> str:
+    """The name of the CPU that a folder was measured on, and its vector instructions."""
+    stored = tables.read(folder, tables.stored_rows(folder)[:1])
+    return f"{stored['cpu'].iloc[0]}, {stored['cpu_capability'].iloc[0]}"
+
+
+def test_the_table_is_what_bench_show_prints() -> None:
+    assert block(PAGE, "bench") == summary.render(tables.read(BENCH, tables.stored_rows(BENCH)), "markdown")
+
+
+def line_of(folder: Path) -> str:
+    """A CPU's line: the range of the medians over the shapes of row a."""
+    found = [r for r in results(folder) if r.goal.row == "a"]
+
+    def span(title: str) -> str:
+        medians = [r.median for r in found if r.goal.title.startswith(title)]
+        assert len(medians) == 5
+        return f"{summary.number(min(medians))} to {summary.number(max(medians))}"
+
+    (share,) = (r for r in found if r.goal.title.startswith("a3 share of the machine's matrix-product limit"))
+    goals = [r.verdict for r in found if r.verdict != "no goal"]
+    cells = [
+        cpu(folder),
+        span("a1 run-steps against"),
+        span("a2 run-steps against"),
+        summary.number(share.median),
+        f"{goals.count('not met')} of {len(goals)}",
+        f"`{folder.relative_to(ROOT)}`",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+@MACHINES
+def test_the_speeds_on_each_cpu_are_those_of_its_tables(folder: Path) -> None:
+    assert line_of(folder) in PAGE.splitlines()
+
+
+def lines_of_missed_goals() -> list[str]:
+    """A line for each goal outside row a that some machine misses: what was measured on each, in bold where missed."""
+    found = {folder: {(r.goal.row, r.goal.case, r.goal.title): r for r in results(folder)} for folder in FOLDERS}
+    missed = {k: r for rs in found.values() for k, r in rs.items() if r.verdict == "not met" and k[0] != "a"}
+    lines = [f"| row | what | goal | {' | '.join(map(cpu, FOLDERS))} |", "|---" * (3 + len(FOLDERS)) + "|"]
+    for key, first in sorted(missed.items(), key=lambda item: [*found[BENCH]].index(item[0])):
+        row, case, title = key
+        what = title if title == case else f"{case}: {title}"
+        unit = f" {first.unit}".rstrip()
+        cells = []
+        for folder in FOLDERS:
+            text = summary.number(found[folder][key].median) + unit
+            cells.append(f"**{text}**" if found[folder][key].verdict == "not met" else text)
+        lines.append(f"| {row} | {what} | {first.goal.sense} {first.goal.limit:g}{unit} | {' | '.join(cells)} |")
+    return lines
+
+
+def test_every_goal_that_a_machine_misses_is_on_the_page() -> None:
+    assert "\n".join(lines_of_missed_goals()) in PAGE
+
+
+def test_how_cost_grows_is_what_row_e_measured() -> None:
+    found = {(r.goal.case, r.goal.title): r for r in results(BENCH) if r.goal.row == "e"}
+
+    def told(case: str, start: str) -> str:
+        (r,) = (r for (of, title), r in found.items() if of == case and title.startswith(start))
+        low, high = min(r.numbers), max(r.numbers)
+        return f"{summary.number(r.median)} [{summary.number(low)}, {summary.number(high)}]"
+
+    length, _, interval = told("attention = projections", "seq_len at which attention costs").partition(" ")
+    phrases = [
+        f"n^{told('attention vs seq_len', 'the same between')}",
+        f"n^{told('norm vs seq_len', 'the same between')}",
+        f"from {length} tokens on {interval}",
+    ]
+    assert missing(PAGE, phrases) == []
+
+
+@MACHINES
+def test_a_committed_table_is_of_a_whole_benchmark_of_a_commit(folder: Path) -> None:
+    """Every row but a GPU's, every goal of `--full`, measured by code that is in the history."""
+    stored = tables.read(folder, tables.stored_rows(folder))
+    assert set("abcdef") <= set(stored["row"])
+    assert set(stored["mode"]) == {"full"}
+    assert stored["git_commit"].notna().all()
+    assert not stored["git_commit"].str.contains("dirty").any()
+    assert [goal for goal in summary.missing(stored) if goal.limit is not None] == []
+    assert (folder / "bench.png").exists()
