@@ -103,7 +103,7 @@ class Attention(nn.Module):
         self.k = Linear(d_model, d_model, bias=bias)
         self.v = Linear(d_model, d_model, bias=bias)
         self.out = Linear(d_model, d_model, bias=bias)
-        self.qk_norm = "none" if row_of(config.placement).own_qk_norm else resolve(config).qk_norm
+        self.qk_norm = "none" if row_of(config.placement).formula_has_qk_norm else resolve(config).qk_norm
         if self.qk_norm != "none":
             width = d_model if self.qk_norm == "full" else d_model // config.n_heads
             self.q_norm, self.k_norm = make_norm(config, width), make_norm(config, width)
@@ -219,7 +219,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
-        config.__post_init__()  # checks its names again: one set in place must not mean another model
+        config.validate()  # a name that was set in place would otherwise select another model silently
         d_model = config.d_model
         self.positions = config.positions
         self.multiplier = math.sqrt(d_model) if config.embed_init == "scaled" else None

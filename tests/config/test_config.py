@@ -427,7 +427,7 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (ModelConfig, {"d_ff": 0}, "model.d_ff 0 is below 1"),
     (ModelConfig, {"d_model": 65, "n_heads": 4}, "model.d_model 65 is not divisible by model.n_heads 4"),
     *[
-        (ModelConfig, {"placement": "lns", "init": i}, f"model.init={i} is not an init of model.placement=lns (")
+        (ModelConfig, {"placement": "lns", "init": i}, f"model.init={i} does not belong to model.placement=lns (")
         for i in ("gpt2", "deepnorm", "sub", "tfixup")
     ],
     *[
@@ -437,19 +437,19 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (
         ModelConfig,
         {"placement": "deepnorm", "init": "xavier"},
-        "which goes with deepnorm: leave model.init=auto, or say model.force_init=true",
+        "which uses deepnorm: leave model.init=auto, or add model.force_init=true",
     ),
     *[
         (ModelConfig, {"placement": "mix", "n_layers": n}, f"mix needs model.n_layers of at least 4, not {n}: with")
         for n in (1, 2, 3)
     ],
     *[
-        (ModelConfig, {"placement": p, "norm": n}, f"model.placement={p} has no norm, model.norm={n} would do nothing")
+        (ModelConfig, {"placement": p, "norm": n}, f"={p} has no norm, so model.norm={n} would have no effect")
         for p in ("rezero", "none")
         for n in ("layernorm", "rmsnorm", "dyt", "my_package.norms:norm")
     ],
     *[
-        (ModelConfig, {"placement": p, "first_block": "star"}, f"is a form of model.placement=hybrid, not of {p}")
+        (ModelConfig, {"placement": p, "first_block": "star"}, f"star is for model.placement=hybrid, not {p}:")
         for p in config.PLACEMENT_NAMES
         if p != "hybrid"
     ],
@@ -465,18 +465,18 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (
         ModelConfig,
         {"positions": "rope", "d_model": 60, "n_heads": 4},
-        "rope turns pairs, and a head has 15 dimensions (d_model 60, n_heads 4): make it even",
+        "rope rotates pairs of dimensions, and a head has 15 (d_model 60, n_heads 4): make it even",
     ),
     (ModelConfig, {"positions": "sinusoidal", "d_model": 5, "n_heads": 1}, "needs an even model.d_model, not 5"),
-    (ModelConfig, {"tied": True, "unembed_std": 0.5}, "unembed_std 0.5 has no output matrix to draw: model.tied=true"),
-    (ModelConfig, {"embed_std": 0.5}, "0.5 is not read by model.embed_init=unit: add model.embed_init=std"),
+    (ModelConfig, {"tied": True, "unembed_std": 0.5}, "unembed_std 0.5 has no effect with model.tied=true"),
+    (ModelConfig, {"embed_std": 0.5}, "0.5 has no effect with model.embed_init=unit: add model.embed_init=std"),
     *[
         (ModelConfig, {"embed_init": "std", "embed_std": v}, f"model.embed_std {v} is out of range")
         for v in (0.0, -1.0, NAN, INF)
     ],
     *[(ModelConfig, {"unembed_std": v}, f"model.unembed_std {v} is out of range") for v in (0.0, -1.0, NAN, INF)],
     *[
-        (DataConfig, {"tokenizer": t, "vocab_size": 512}, "vocab_size 512 is trained by data.tokenizer=bpe only, not")
+        (DataConfig, {"tokenizer": t, "vocab_size": 512}, f"vocab_size 512 has no effect with data.tokenizer={t}: add")
         for t in ("byte", "char")
     ],
     *[
@@ -484,7 +484,7 @@ BAD: list[tuple[type, dict[str, object], str]] = [
         for v in (0, 256, 65537)
     ],
     *[
-        (DataConfig, {"name": "synthetic", "tokenizer": t}, f"symbols of its own, and data.tokenizer {t} needs a text")
+        (DataConfig, {"name": "synthetic", "tokenizer": t}, f"is tokens already, and data.tokenizer={t} needs bytes")
         for t in ("char", "bpe")
     ],
     (
@@ -497,7 +497,7 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (DataConfig, {"source_seed": -1}, "data.source_seed -1 is out of range"),
     (DataConfig, {"name": "file"}, "data=file needs a text: give data.path=FILE"),
     (DataConfig, {"name": "file", "path": ""}, "data=file needs a text"),
-    (DataConfig, {"path": "a.txt"}, "data.path 'a.txt' is read by data=file only, not by data=stdlib"),
+    (DataConfig, {"path": "a.txt"}, "data.path 'a.txt' is not read by data=stdlib: add data=file"),
     (OptimizerConfig, {"name": "adamv"}, "optimizer.name 'adamv' is not one of adam, adamw, sgd. Did you mean adam"),
     (OptimizerConfig, {"beta1": 1.0}, "beta1 1.0 is out of range: give a finite number at least 0 and below 1"),
     (OptimizerConfig, {"beta2": -0.1}, "optimizer.beta2 -0.1 is out of range"),

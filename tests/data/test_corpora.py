@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from normstudy.config import DOWNLOADED, ConfigError, DataConfig
+from normstudy.config import ConfigError, DataConfig
+from normstudy.config.schema import DOWNLOADED
 from normstudy.data import corpora, texts
 from normstudy.data.corpora import Corpus
 

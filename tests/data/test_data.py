@@ -388,7 +388,7 @@ def test_unusable_texts_are_one_clear_line(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=expected) as error:
             data.load(DataConfig(name="file", path=path, tokenizer=tokens, vocab_size=vocab_size))
         assert "\n" not in str(error.value)
-    with pytest.raises(ConfigError, match="holds a NUL byte"):
+    with pytest.raises(ConfigError, match="contains a NUL byte"):
         DataConfig(name="file", path="a\0b")
 
 

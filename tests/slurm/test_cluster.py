@@ -41,14 +41,14 @@ def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"cluster": "local", "partition": "debug"}, "execution.partition debug is of jobs, .*add execution=slurm"),
+        ({"cluster": "local", "partition": "debug"}, "execution.partition debug applies only .*add execution=slurm"),
         ({"cluster": "local", "sbatch": {"qos": "low"}}, "execution.sbatch .*add execution=slurm"),
         ({"cluster": "pbs"}, "execution.cluster 'pbs' is not one of local, slurm"),
         ({"jobs": 0}, "execution.jobs 0 .*at least 1"),
         ({"requeues": -1}, "execution.requeues -1 .*at least 0"),
         ({"gpus": 2}, "execution.gpus 2 .*give 0 or 1"),
         ({"memory_gb": -1.0}, r"execution.memory_gb -1.0 .*above 0"),
-        ({"minutes": 2}, "execution.signal_seconds 120 leaves nothing of execution.minutes 2"),
+        ({"minutes": 2}, "execution.signal_seconds 120 leaves no time of execution.minutes 2"),
         ({"minutes": 9999, "signal_seconds": 65536}, "exceeds 65535"),
         ({"device": "cuda"}, "execution.gpus 0: add execution.gpus=1"),
         ({"device": "cpu", "gpus": 1}, "would idle"),
