@@ -71,7 +71,7 @@ def test_every_tenth_block_is_validation(n_tokens: int, size: int) -> None:
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 19])
 def test_a_text_too_short_to_cut_is_refused(n_tokens: int) -> None:
-    with pytest.raises(ConfigError, match=f"the text has {n_tokens} bytes, and at least 20 are needed"):
+    with pytest.raises(ConfigError, match=f"the text has {n_tokens} bytes, below 20: use"):
         split(np.zeros(n_tokens, np.uint8))
 
 
@@ -377,11 +377,11 @@ def test_unusable_texts_are_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "letters").write_bytes(b"ab" * 20)
     cases = {
         ("missing", "byte"): "missing.*cannot be read .No such file",
-        ("short", "byte"): "10 bytes, and at least 20",
-        ("short", "bpe"): "10 bytes, and at least 20",
+        ("short", "byte"): "10 bytes, below 20",
+        ("short", "bpe"): "10 bytes, below 20",
         ("noise", "byte"): "less than 0.2 apart.*more structure$",
         ("noise", "bpe"): "less than 0.2 apart.*more structure or a smaller data.vocab_size$",
-        ("letters", "bpe"): "one token a block of 4 bytes with data.tokenizer=bpe",
+        ("letters", "bpe"): "one token per block of 4 bytes with data.tokenizer=bpe",
     }
     for (name, tokens), expected in cases.items():
         path, vocab_size = str(tmp_path / name), 258 if tokens == "bpe" else None
