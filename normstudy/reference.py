@@ -418,9 +418,7 @@ def cross_entropy(logits: Array, targets: Tokens) -> float:
     """Mean of ln sum_j exp(l_j) - l_target, nats per token. logits: (..., V); targets: (...)."""
     losses: list[float] = []
     for place in np.ndindex(targets.shape):
-        row = (
-            logits[place] - logits[place].max()
-        ).tolist()  # subtracting the maximum avoids overflow and changes no probability
+        row = (logits[place] - logits[place].max()).tolist()  # subtracting the maximum prevents overflow
         losses.append(math.log(sum(math.exp(value) for value in row)) - row[targets[place]])
     return sum(losses) / len(losses)
 

@@ -24,17 +24,17 @@ def one_of(key: str, value: str, names: tuple[str, ...], aliases: typing.Mapping
         raise ConfigError(f"{key} {value!r} is not one of {', '.join(names)}.{nearest(value, names, aliases)}")
 
 
-def at_least(key: str, value: int, low: int) -> None:
-    """Refuse an integer below `low` or above INT_MAX."""
-    if value < low:
+def at_least(key: str, value: int | None, low: int) -> None:
+    """Refuse an integer below `low` or above INT_MAX. Null is accepted."""
+    if value is not None and value < low:
         raise ConfigError(f"{key} {value} is below {low}: give an integer of at least {low}")
-    if value > INT_MAX:
+    if value is not None and value > INT_MAX:
         raise ConfigError(f"{key} {value} exceeds {INT_MAX}, the largest integer that the tables store: reduce it")
 
 
-def finite(key: str, value: float, low: float, *, strict: bool, below: float = math.inf) -> None:
-    """Refuse a number that is not finite, lies below `low` (or equals it, if strict), or is not less than `below`."""
-    if not (math.isfinite(value) and (value > low if strict else value >= low) and value < below):
+def finite(key: str, value: float | None, low: float, *, strict: bool, below: float = math.inf) -> None:
+    """Refuse a number that is not finite or outside [low, below), or (low, below) if strict. Null is accepted."""
+    if value is not None and not (math.isfinite(value) and (value > low if strict else value >= low) and value < below):
         bound = f"{'above' if strict else 'at least'} {low:g}"
         top = f" and below {below:g}" if below < math.inf else ""
         raise ConfigError(f"{key} {value} is out of range: give a finite number {bound}{top}")

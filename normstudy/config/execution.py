@@ -62,15 +62,13 @@ class ExecutionConfig:
         one_of("execution.cluster", self.cluster, CLUSTER_NAMES)
         one_of("execution.device", self.device, DEVICE_NAMES)
         for key in ("workers", "runs_per_batch", "max_tries", "minutes", "signal_seconds", "jobs"):
-            if getattr(self, key) is not None:
-                at_least(f"execution.{key}", getattr(self, key), 1)
+            at_least(f"execution.{key}", getattr(self, key), 1)
         at_least("execution.requeues", self.requeues, 0)
         if not 0 <= self.checkpoint_seconds < math.inf:
             raise ConfigError(
                 f"execution.checkpoint_seconds {self.checkpoint_seconds:g} is out of range: give seconds, 0 or more"
             )
-        if self.memory_gb is not None:
-            finite("execution.memory_gb", self.memory_gb, 0, strict=True)
+        finite("execution.memory_gb", self.memory_gb, 0, strict=True)
         if self.cluster == "slurm":
             _check_slurm(self)
         else:

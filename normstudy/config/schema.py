@@ -78,17 +78,14 @@ class ModelConfig:
         one_of("model.positions", self.positions, POSITION_NAMES)
         one_of("model.first_block", self.first_block, FIRST_BLOCK_NAMES)
         one_of("model.final_norm", self.final_norm, ("auto", "true", "false"))
-        for key in ("n_layers", "d_model", "n_heads"):
+        for key in ("n_layers", "d_model", "n_heads", "d_ff"):
             at_least(f"model.{key}", getattr(self, key), 1)
         if self.d_model % self.n_heads:
             raise ConfigError(
                 f"model.d_model {self.d_model} is not divisible by model.n_heads {self.n_heads}: change one of the two"
             )
-        if self.d_ff is not None:
-            at_least("model.d_ff", self.d_ff, 1)
-        for key in ("embed_std", "unembed_std"):
-            if getattr(self, key) is not None:
-                finite(f"model.{key}", getattr(self, key), 0, strict=True)
+        finite("model.embed_std", self.embed_std, 0, strict=True)
+        finite("model.unembed_std", self.unembed_std, 0, strict=True)
         if self.embed_std is not None and self.embed_init == "unit":
             raise ConfigError(
                 f"model.embed_std {self.embed_std:g} has no effect with model.embed_init=unit: add model.embed_init=std"
@@ -199,8 +196,7 @@ class OptimizerConfig:
             finite(f"optimizer.{key}", getattr(self, key), 0, strict=False, below=1)
         finite("optimizer.eps", self.eps, 0, strict=False)
         finite("optimizer.weight_decay", self.weight_decay, 0, strict=False)
-        if self.max_grad_norm is not None:
-            finite("optimizer.max_grad_norm", self.max_grad_norm, 0, strict=True)
+        finite("optimizer.max_grad_norm", self.max_grad_norm, 0, strict=True)
 
 
 @dataclass

@@ -39,37 +39,20 @@ OUTPUT_PROJECTIONS = ("attn.out.weight", "mlp.w2.weight")
 VALUE_PATH = ("attn.v.weight", "attn.out.weight", "mlp.w1.weight", "mlp.gate.weight", "mlp.w2.weight")
 
 
-def _xavier(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return math.sqrt(2 / (shape[0] + shape[1]))
+def _weight_std(init: str, name: str, shape: torch.Size, n_layers: int) -> float:
+    """The standard deviation of a weight matrix (out, in), as in the table above."""
+    if init == "normal":
+        return NORMAL_STD
+    if init == "gpt2":
+        return NORMAL_STD / math.sqrt(2 * n_layers) if name.endswith(OUTPUT_PROJECTIONS) else NORMAL_STD
+    gains = {
+        "xavier": 1.0,
+        "deepnorm": (8 * n_layers) ** -0.25,
+        "sub": math.sqrt(math.log(2 * n_layers)),
+        "tfixup": 0.67 * n_layers**-0.25,
+    }
+    return math.sqrt(2 / (shape[0] + shape[1])) * (gains[init] if name.endswith(VALUE_PATH) else 1.0)
 
-
-def _normal(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return NORMAL_STD
-
-
-def _gpt2(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return NORMAL_STD / math.sqrt(2 * config.n_layers) if name.endswith(OUTPUT_PROJECTIONS) else NORMAL_STD
-
-
-def _on_the_value_path(gain: float, name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return _xavier(name, shape, config) * (gain if name.endswith(VALUE_PATH) else 1.0)
-
-
-def _deepnorm(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return _on_the_value_path((8 * config.n_layers) ** -0.25, name, shape, config)
-
-
-def _sub(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return _on_the_value_path(math.sqrt(math.log(2 * config.n_layers)), name, shape, config)
-
-
-def _tfixup(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return _on_the_value_path(0.67 * config.n_layers**-0.25, name, shape, config)
-
-
-INITS = {
-    "xavier": _xavier, "normal": _normal, "gpt2": _gpt2, "deepnorm": _deepnorm, "sub": _sub, "tfixup": _tfixup,
-}  # fmt: skip
 
 # Tensors that start at a constant, by the last part of their name.
 CONSTANTS = {"gamma": 1.0, "beta": 0.0, "bias": 0.0, "a": 0.5, "omega1": 1.0, "omega2": 1.0, "scale": 0.0}
@@ -85,7 +68,7 @@ def distribution(name: str, shape: torch.Size, config: ModelConfig) -> tuple[flo
         return CONSTANTS[leaf], 0.0
     if name == "unembed.weight" and config.unembed_std is not None:
         return 0.0, config.unembed_std
-    return 0.0, INITS[resolve(config).init](name, shape, config)
+    return 0.0, _weight_std(resolve(config).init, name, shape, config.n_layers)
 
 
 def _key(name: str, seed: int) -> int:

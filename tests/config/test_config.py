@@ -348,7 +348,6 @@ def test_data_seed_follows_the_seed() -> None:
 
 
 def test_names_are_the_registries_keys() -> None:
-    from normstudy.model.init import INITS
     from normstudy.model.norms import NORMS
     from normstudy.model.transformer import ACTIVATIONS
     from normstudy.reference import ACTIVATIONS as REFERENCE_ACTIVATIONS
@@ -356,13 +355,12 @@ def test_names_are_the_registries_keys() -> None:
     from normstudy.training.optim import OPTIMIZERS
 
     assert set(config.NORM_NAMES) == set(NORMS)
-    assert set(config.INIT_NAMES) == set(INITS)
     assert set(config.ACTIVATION_NAMES) == set(ACTIVATIONS) == set(REFERENCE_ACTIVATIONS)
     assert set(config.GATED) == {name for name in ACTIVATIONS if name.endswith("glu")}
     assert set(config.OPTIMIZER_NAMES) == set(OPTIMIZERS)
     assert set(config.PLACEMENT_NAMES) == set(PLACEMENTS) == set(BLOCKS) == set(FINAL_NORM)
     for row in PLACEMENTS.values():
-        assert {row.init, *(row.inits or ())} <= set(INITS)
+        assert {row.init, *(row.inits or ())} <= set(config.INIT_NAMES)
         assert set(row.norms or ()) <= set(NORMS)
         assert row.qk_norm in config.QK_NORM_NAMES
         assert not set(row.aliases) & set(PLACEMENTS)

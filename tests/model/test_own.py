@@ -600,8 +600,13 @@ NORM_FILE = "\n\n".join(
 )
 
 
-@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "dyt", "RMSNorm", "DynamicTanh"])
-@pytest.mark.parametrize("placement", ["pre", "sub", "hybrid", "admin", "blocks:post"])
+@pytest.mark.parametrize(
+    ("norm", "placement"),
+    [
+        *[(norm, "pre") for norm in ("layer_norm", "rms_norm", "dyt", "RMSNorm", "DynamicTanh")],
+        ("layer_norm", "sub"), ("DynamicTanh", "hybrid"), ("rms_norm", "admin"), ("dyt", "blocks:post"),
+    ],
+)  # fmt: skip
 def test_every_shipped_norm_keeps_the_contract(norm: str, placement: str, here: Path) -> None:
     put({"blocks.py": NORM_FILE + inspect.getsource(placements.post)})
     qk_norm = {"pre": "per_head", "sub": "full", "hybrid": "auto", "admin": "none"}.get(placement, "full")

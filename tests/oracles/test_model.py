@@ -153,10 +153,11 @@ def test_model_with_a_feature_equals_the_reference(values: Fields) -> None:
     assert_equals_the_reference(config(4, **values))
 
 
-@pytest.mark.parametrize("norm", ["layernorm", "dyt"])
 @pytest.mark.parametrize("final_norm", ["true", "false"])
-@pytest.mark.parametrize("placement", NORMED)
-def test_final_norm_can_be_asked_for(placement: str, final_norm: str, norm: str) -> None:
+@pytest.mark.parametrize(
+    ("placement", "norm"), [("pre", "dyt"), ("post", "layernorm"), ("mix", "rmsnorm"), ("residual", "dyt")]
+)
+def test_final_norm_can_be_chosen(placement: str, norm: str, final_norm: str) -> None:
     model_config = config(4, placement=placement, norm=norm, final_norm=final_norm)
     assert_equals_the_reference(model_config)
     assert (random_model(model_config).final_norm is not None) == (final_norm == "true")
@@ -532,12 +533,9 @@ def test_d_ff_follows_d_model_unless_given() -> None:
         ("final_norm", "ture", "true"),
     ],
 )  # fmt: skip
-def test_unknown_names_are_errors_with_the_nearest(field: str, wrong: str, meant: str) -> None:
-    """Never the identity, never another placement: also where the value was set after the check of the config."""
-    message = f"model.{field} '{wrong}' is not one of .* Did you mean {meant}"
-    with pytest.raises(ConfigError, match=message):
-        ModelConfig(**{field: wrong})  # type: ignore[arg-type]
+def test_a_name_set_after_the_check_of_the_config_is_checked_again(field: str, wrong: str, meant: str) -> None:
+    """An unknown name never means the identity or another placement."""
     bypassed = config()
     setattr(bypassed, field, wrong)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=f"model.{field} '{wrong}' is not one of .* Did you mean {meant}"):
         Transformer(bypassed, VOCAB, SEQ_LEN)
