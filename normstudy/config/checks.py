@@ -54,4 +54,4 @@ def check_study_name(study: str) -> None:
             "beginning with a letter or digit, without '..' or a dot at the end"
         )
     if study.partition(".")[0].lower() in RESERVED:
-        raise ConfigError(f"study {study!r} is a reserved name ({', '.join(RESERVED[:3])}, and devices): give another")
+        raise ConfigError(f"study {study!r} is a reserved name, of a folder of normstudy or of a device: give another")

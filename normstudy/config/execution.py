@@ -18,7 +18,7 @@ SLURM_KEYS = (
     "partition", "account", "gpus", "memory_gb", "minutes", "signal_seconds", "requeues", "jobs", "sbatch",
 )  # fmt: skip
 MAX_SIGNAL_SECONDS = 65_535  # sbatch --signal allows no more
-# Options of sbatch that execution.sbatch may not set: HAVE_KEYS have a key here, normstudy itself relies on FIXED.
+# Options that execution.sbatch may not set: a key of `execution` sets those of HAVE_KEYS, normstudy those of FIXED.
 HAVE_KEYS = {
     "account": "account", "array": "jobs", "cpus-per-task": "workers", "gpus": "gpus", "gpus-per-node": "gpus",
     "gpus-per-task": "gpus", "mem": "memory_gb", "partition": "partition", "signal": "signal_seconds",
@@ -43,7 +43,7 @@ class ExecutionConfig:
 
     cluster: str = "local"  # local: processes on this machine | slurm: Slurm jobs
     device: str = "auto"  # auto | cpu | cuda; auto in a Slurm job: cuda if gpus is 1, else cpu
-    workers: int | None = None  # processes, one thread each; null: one per core (with a GPU one); in a Slurm job 1
+    workers: int | None = None  # processes, one thread each; null: one per core, but one with a GPU or in a Slurm job
     runs_per_batch: int | None = None  # runs trained as one program; null: chosen from the shape and the memory
     checkpoint_seconds: float = 60.0  # time between two checkpoints of a batch
     retry_failed: bool = True  # whether to try again the runs that crashed in an earlier call
@@ -93,17 +93,21 @@ def _check_slurm(execution: ExecutionConfig) -> None:
         _check_option(option, value)
     if execution.gpus not in (0, 1):
         raise ConfigError(
-            f"execution.gpus {execution.gpus} is out of range: each job trains on one GPU at most: give 0 or 1, and "
+            f"execution.gpus {execution.gpus} is out of range: give 0 or 1, since a job trains on one GPU at most, and "
             "execution.jobs for more GPUs"
         )
     if execution.device == "cuda" and not execution.gpus:
-        raise ConfigError("execution.device cuda: the jobs have execution.gpus 0: add execution.gpus=1")
+        raise ConfigError("execution.device=cuda needs a GPU, and the jobs have execution.gpus 0: add execution.gpus=1")
     if execution.device == "cpu" and execution.gpus:
-        raise ConfigError("execution.device cpu: the GPU of execution.gpus 1 would idle: leave one of the two out")
-    if execution.signal_seconds > min(MAX_SIGNAL_SECONDS, 60 * execution.minutes - 1):
         raise ConfigError(
-            f"execution.signal_seconds {execution.signal_seconds} leaves no time of execution.minutes "
-            f"{execution.minutes} ({60 * execution.minutes} s), or exceeds {MAX_SIGNAL_SECONDS}: reduce it"
+            "execution.device=cpu needs no GPU, and that of execution.gpus 1 would idle: leave one of the two out"
+        )
+    signal = f"execution.signal_seconds {execution.signal_seconds}"
+    if execution.signal_seconds > MAX_SIGNAL_SECONDS:
+        raise ConfigError(f"{signal} exceeds {MAX_SIGNAL_SECONDS}, the largest that sbatch accepts: reduce it")
+    if execution.signal_seconds >= 60 * execution.minutes:
+        raise ConfigError(
+            f"{signal} leaves no time of execution.minutes {execution.minutes} ({60 * execution.minutes} s): reduce it"
         )
 
 
@@ -111,7 +115,7 @@ def _check_option(option: str, value: object) -> None:
     if not OPTION.fullmatch(option):
         raise ConfigError(f"execution.sbatch {option!r} is not an option: write its long name, as in {{qos: low}}")
     if option in HAVE_KEYS:
-        raise ConfigError(f"execution.sbatch {option} has a key of its own: give execution.{HAVE_KEYS[option]}")
+        raise ConfigError(f"execution.sbatch {option} is set by another key: give execution.{HAVE_KEYS[option]}")
     if option in FIXED:
         raise ConfigError(f"execution.sbatch {option} is set by normstudy: leave it out")
     _check_value(f"execution.sbatch {option}", value)
@@ -120,8 +124,8 @@ def _check_option(option: str, value: object) -> None:
 def _check_value(key: str, value: object) -> None:
     if not (isinstance(value, str) and value.isprintable() and VALUE.fullmatch(value)):
         raise ConfigError(
-            f"{key} {value!r} is not a value: give a word without quotes, backslashes or line breaks that does not "
-            "begin with -"
+            f"{key} {value!r} is not a legal value: give a word without quotes, backslashes or line breaks that does "
+            "not begin with -"
         )
 
 

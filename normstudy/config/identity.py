@@ -26,12 +26,16 @@ ABSENT: dict[str, object] = {
     "tied": False, "placement_sha256": None, "norm_sha256": None,
     "tokenizer": "byte", "vocab_size": None,
 }  # fmt: skip
-NOT_IDENTITY = ("study", "data_path", "force_init")  # two name where a run lies, one permits an unusual init
+NOT_IDENTITY = (
+    "study",
+    "data_path",
+    "force_init",
+)  # where the run and its text lie, and a permission: none changes the run
 
-# Runs that differ in one of these columns read different texts, so their losses do not compare.
+# Runs that differ in one of these columns read different texts, so their losses cannot be compared.
 TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
-GROUPS = ("model", "data", "optimizer", "schedule")  # sections whose columns carry the field's name
-PREFIXED = ("probe", "eval")  # sections whose columns carry the section's name too: probe_every, eval_every
+GROUPS = ("model", "data", "optimizer", "schedule")  # sections whose columns are named after the field alone
+PREFIXED = ("probe", "eval")  # sections whose columns begin with the section: probe_every, eval_every
 CONF_GROUPS = (*GROUPS, "execution")  # folders of conf/ that a command line chooses from
 
 

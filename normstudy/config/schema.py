@@ -44,10 +44,10 @@ class ModelConfig:
     norm: str = "auto"  # a norm of model/norms.py, or your own; auto: layernorm, none if the placement allows no norm
     qk_norm: str = "auto"  # norm of queries and keys: none | per_head | full (over d_model); auto: the placement's
     init: str = "auto"  # a name of model/init.py; auto: the placement's, xavier for most
-    force_init: bool = False  # accept an init that the placement's source excludes
+    force_init: bool = False  # accepts an init that the placement's source excludes
     embed_init: str = "unit"  # unit: x_0 has unit variance | std | scaled: tokens times sqrt(d_model)
-    embed_std: float | None = None  # of the tables if std or scaled; null: 0.02 for std, d_model^-1/2 for scaled
-    unembed_std: float | None = None  # of the output matrix; null: the init's
+    embed_std: float | None = None  # std of the embedding tables; null: 0.02 for std, d_model^-1/2 for scaled
+    unembed_std: float | None = None  # std of the output matrix; null: the init's
     embed_norm: bool = False  # a norm of x_0 (optional in Peri-LN)
     n_layers: int = 6  # blocks
     d_model: int = 64  # width of the residual stream
@@ -56,7 +56,7 @@ class ModelConfig:
     activation: str = "gelu"  # relu | gelu (exact) | swiglu | geglu
     positions: str = "learned"  # learned | sinusoidal | rope | none
     biases: bool = True  # biases of the linear layers except the output matrix; norms always have theirs
-    tied: bool = False  # use the token table as output matrix; false keeps the gradients of the two apart
+    tied: bool = False  # the token table is the output matrix too; false keeps their gradients apart
     first_block: str = "same"  # star: block 0 of hybrid as in HybridNorm*
     final_norm: str = "auto"  # auto | true | false: a norm after the last block; auto: the placement's
 
@@ -165,7 +165,7 @@ class DataConfig:
             raise ConfigError(f"data.path {self.path!r} is not read by data={self.name}: add data=file or leave it out")
         if self.name == "synthetic" and self.tokenizer != "byte":
             raise ConfigError(
-                f"data=synthetic is tokens already, and data.tokenizer={self.tokenizer} needs bytes: "
+                f"data=synthetic consists of tokens, and data.tokenizer={self.tokenizer} needs bytes: "
                 "leave out the tokenizer or choose another text"
             )
         if self.vocab_size is not None and self.tokenizer != "bpe":
@@ -175,7 +175,7 @@ class DataConfig:
             )
         if self.vocab_size is not None and not 257 <= self.vocab_size <= VOCAB_MAX:
             raise ConfigError(
-                f"data.vocab_size {self.vocab_size} is out of range: give an integer from 257 (the bytes and one "
+                f"data.vocab_size {self.vocab_size} is out of range: give an integer from 257 (256 bytes and one "
                 f"merge) to {VOCAB_MAX}"
             )
 

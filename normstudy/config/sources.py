@@ -56,7 +56,7 @@ def split(spec: str) -> tuple[str, str]:
 
 
 def parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    """The arguments of a function, or of the forward of a module or of its class, by name."""
+    """Name -> argument of a function, or of the forward method of a module or module class."""
     called = getattr(function, "forward", function)
     found = list(inspect.signature(called).parameters.items())
     bound = getattr(called, "keywords", {})  # arguments that a functools.partial has set
@@ -64,7 +64,7 @@ def parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 
 def arguments(function: Callable[..., object]) -> list[str]:
-    """The names of the arguments of `parameters`."""
+    """The names of the arguments that `parameters` returns."""
     return list(parameters(function))
 
 
@@ -72,7 +72,7 @@ def arguments(function: Callable[..., object]) -> list[str]:
 
 
 def source_sha256(spec: str) -> str:
-    """The hash that identifies an own block: of its file, or of the list that sha256sum prints of several files."""
+    """The sha256 that identifies an own block: of its file, or of the list that sha256sum prints for several files."""
     root, files = sources_of(spec)
     if len(files) == 1:
         return _read(spec, *files.values()).sha256

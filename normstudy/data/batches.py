@@ -30,17 +30,19 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
         )
     available = int(places(text.validation, config.seq_len)[-1])
     if eval_windows > available:
-        raise ConfigError(f"eval.windows {eval_windows} exceeds the {available} validation windows of data={text.name}")
+        raise ConfigError(
+            f"eval.windows {eval_windows} exceeds the {available} validation windows of data={text.name}: reduce it"
+        )
 
 
 @functools.lru_cache(maxsize=32)
 def places(blocks: Blocks, seq_len: int) -> Ints:
-    """Number of possible window starts in each block and all before it, (blocks,)."""
+    """Cumulative number of possible window starts up to the end of each block, (blocks,)."""
     return (blocks.lengths - seq_len).clip(min=0).cumsum()
 
 
 def windows_at(blocks: Blocks, starts: Ints, seq_len: int) -> Ints:
-    """The windows (len(starts), T + 1) at `starts`, which number the possible window starts of all blocks in order."""
+    """The windows (len(starts), T + 1) at `starts`, which are indices into the window starts of all blocks in order."""
     ends = places(blocks, seq_len)
     block = np.searchsorted(ends, starts, side="right")
     begin = blocks.edges[block + 1] - seq_len - (ends[block] - starts)  # counts back from the block's end

@@ -17,7 +17,7 @@ from normstudy.data.synthetic import SYNTHETIC_SYMBOLS, entropy_rate, markov_mat
 from normstudy.data.tokenizer import Pieces, Tokens
 from normstudy.errors import ConfigError
 
-MIN_ENTROPY_GAP = 0.2  # nats from bigram to unigram entropy: the thresholds of outcomes lie between the two
+MIN_ENTROPY_GAP = 0.2  # smallest gap in nats from bigram to unigram entropy: outcomes are defined between them
 
 
 @dataclass(frozen=True, eq=False)

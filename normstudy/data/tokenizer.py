@@ -75,7 +75,7 @@ def _code_points(block: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32
 
 # ---- byte pairs ---------------------------------------------------------------------------------------
 
-# As in GPT-2, a merge stays within a word, a number, a run of signs or a run of white space; a space belongs to the
+# As in GPT-2, a merge stays within a word, a number, a run of punctuation or of white space; a space belongs to the
 # word after it. The library works on characters, so each byte is passed as the Latin-1 character of the same number.
 # Letters are therefore ASCII letters and all bytes of non-ASCII characters.
 _SPACE, _LETTER = r" \t\n\r\x0b\x0c", r"A-Za-z\x80-\xff"

@@ -1,6 +1,6 @@
 """The operations that take most of a step's time, for many runs at once: linear maps, layer norm, attention, the loss.
 
-The model is written for one run and vmapped. The functions here see the run axis again, for two reasons. The layout of
+The model is written for one run and vmapped. The functions here handle the run axis themselves, for two reasons. The layout of
 the runs' products decides the speed (`normstudy bench --rows a` measures it). And a run's bits must not depend on the
 other runs of its batch: each product takes the matrices of one run, in a way that depends on the shape of one run only.
 
@@ -77,7 +77,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> Non
 
 
 def _by_numpy(a: Tensor, b: Tensor, out: Tensor) -> None:
-    with np.errstate(all="ignore"):  # a run that diverges is a result
+    with np.errstate(all="ignore"):  # divergence is a result of a run, not an error
         np.matmul(a.numpy(), b.numpy(), out=out.numpy())
 
 

@@ -482,7 +482,7 @@ BAD: list[tuple[type, dict[str, object], str]] = [
         for v in (0, 256, 65537)
     ],
     *[
-        (DataConfig, {"name": "synthetic", "tokenizer": t}, f"is tokens already, and data.tokenizer={t} needs bytes")
+        (DataConfig, {"name": "synthetic", "tokenizer": t}, f"consists of tokens, and data.tokenizer={t} needs bytes")
         for t in ("char", "bpe")
     ],
     (

@@ -56,10 +56,10 @@ def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"account": "a\nb"}, r"execution.account 'a\\nb'"),
         ({"partition": ""}, "execution.partition ''"),
         ({"sbatch": {"qos": "a'b"}}, "execution.sbatch qos .*without quotes"),
-        ({"sbatch": {"qos": {"a": "b"}}}, "execution.sbatch qos .*is not a value"),
+        ({"sbatch": {"qos": {"a": "b"}}}, "execution.sbatch qos .*is not a legal value"),
         ({"sbatch": {"-J": "x"}}, "'-J' is not an option: write its long name"),
         ({"sbatch": {"mem\n#SBATCH --x": "1"}}, "is not an option"),
-        ({"sbatch": {"time": "1"}}, "execution.sbatch time has a key of its own: give execution.minutes"),
+        ({"sbatch": {"time": "1"}}, "execution.sbatch time is set by another key: give execution.minutes"),
         ({"sbatch": {"wrap": "rm"}}, "execution.sbatch wrap is set by normstudy"),
     ],
 )
