@@ -1,8 +1,8 @@
 """The operations that take most of a step's time, for many runs at once: linear maps, layer norm, attention, the loss.
 
-The model is written for one run and vmapped. The functions here handle the run axis themselves, for two reasons. The layout of
-the runs' products decides the speed (`normstudy bench --rows a` measures it). And a run's bits must not depend on the
-other runs of its batch: each product takes the matrices of one run, in a way that depends on the shape of one run only.
+The model is written for one run and vmapped. The functions here handle the run axis themselves, for two reasons. The
+layout of the runs' products decides the speed (`normstudy bench --rows a` measures it). And a run's bits must not depend
+on the other runs of its batch: each product takes the matrices of one run, in a way that depends on their shape only.
 
 On a CPU, NumPy computes the products, except for linear maps on Intel (processor.py). NumPy's OpenBLAS uses the full
 vector width, takes 1 us per call, and writes into a given array. torch.bmm calls MKL, which on AMD uses half of
@@ -68,7 +68,7 @@ def _by_rows(x: Tensor) -> Tensor:
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> None:
     """out = a b on a CPU, matrix by matrix over equal leading axes. MKL needs three axes and contiguous rows."""
     if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"a product of {a.dtype} and {b.dtype}: both must be torch.float32")
+        raise TypeError(f"cannot multiply {a.dtype} by {b.dtype}: both must be torch.float32")
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
     if by_mkl:
         torch.bmm(a, b, out=out)

@@ -1,8 +1,8 @@
 """The contract of a user's own block or norm, checked before anything trains.
 
-torch itself reports about half of what would spoil a batch of runs, when it batches the code over runs; the rest would
-pass unnoticed. So each block, and each norm at each width, is called as in training: batched over two runs, with two
-sequences of the run's length and width, at initialization. The results of several calls are compared:
+When torch batches a block over runs, it reports about half of the mistakes that would spoil the batch. To find the
+others too, each block, and each norm at each width, is called as in training: batched over two runs, with two sequences
+of the run's length and width, at initialization. The results of several calls are compared:
 
     call                                                detects
     once                                                a wrong result, changes in place, numbers that are not finite
