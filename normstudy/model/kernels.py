@@ -1,8 +1,9 @@
 """The operations that take most of a step's time, for many runs at once: linear maps, layer norm, attention, the loss.
 
 The model is written for one run and vmapped. The functions here handle the run axis themselves, for two reasons. The
-layout of the runs' products decides the speed (`normstudy bench --rows a` measures it). And a run's bits must not depend
-on the other runs of its batch: each product takes the matrices of one run, in a way that depends on their shape only.
+layout of the runs' products decides the speed (`normstudy bench --rows a` measures it). And a run's bits must not
+depend on the other runs of its batch: each product takes the matrices of one run, in a way that depends on their shape
+only.
 
 On a CPU, NumPy computes the products, except for linear maps on Intel (processor.py). NumPy's OpenBLAS uses the full
 vector width, takes 1 us per call, and writes into a given array. torch.bmm calls MKL, which on AMD uses half of

@@ -106,7 +106,7 @@ def load(spec: str, planned: str | None = None) -> Callable[..., object]:
         only = f", only {', '.join(names[:6])}" if names else ""
         raise ConfigError(f"{spec}: {shown(files[module])} has no {name}{only}.{nearest(name, names)}")
     if not callable(found):
-        raise ConfigError(f"{spec}: {name} is {_a(type(found).__name__)}: give a function or a class of nn.Module")
+        raise ConfigError(f"{spec}: {name} is of type {type(found).__name__}: give a function or a class of nn.Module")
     return typing.cast(Callable[..., object], found)
 
 
@@ -145,10 +145,6 @@ def _is_users_import(module: ModuleType | None) -> bool:
     """Whether a module was imported by `_SourceOnly`, or is a folder without __init__.py."""
     spec = getattr(module, "__spec__", None)
     return spec is not None and (isinstance(spec.loader, _SourceOnly) or spec.origin is None)
-
-
-def _a(word: str) -> str:
-    return f"an {word}" if word[0] in "aeiouAEIOU" else f"a {word}"
 
 
 # ---- modules of a run -----------------------------------------------------------------------------------

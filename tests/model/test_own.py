@@ -105,7 +105,7 @@ NOT_FOUND: list[tuple[dict[str, str], str, list[str]]] = [
     ({}, "nowhere.at.all:f", ["there is no module nowhere.at.all"]),
     ({"blocks.py": PRE.replace("f(", "first(")}, "blocks:frist", ["blocks.py has no frist", "Did you mean first?"]),
     ({"blocks.py": "from json import dump\n" + PRE}, "blocks:gibberish", ["no gibberish, only f."]),
-    ({"blocks.py": "f = 3\n"}, "blocks:f", ["f is an int", "function"]),
+    ({"blocks.py": "f = 3\n"}, "blocks:f", ["f is of type int", "function"]),
     ({"blocks.py": "import nothing_such\n" + PRE}, "blocks:f", ["blocks.py:1", "No module named 'nothing_such'"]),
     ({"blocks.py": PRE + "1 / 0\n"}, "blocks:f", ["blocks.py:4", "ZeroDivisionError: division by zero"]),
     ({"blocks.py": "import sys\nsys.exit(3)\n"}, "blocks:f", ["blocks.py:2", "SystemExit"]),
