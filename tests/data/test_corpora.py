@@ -27,7 +27,7 @@ def refusal(path: Path | str) -> str:
 
 
 def write(root: Path, *names: str) -> None:
-    """Files that hold their own names."""
+    """Create files, each containing its name."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(f"<{name}>".encode())
@@ -37,7 +37,7 @@ def write(root: Path, *names: str) -> None:
 
 
 def test_stdlib_rule_on_a_small_tree(tmp_path: Path) -> None:
-    """Order is that of the relative paths as text: '-' < '.' < '/'. Folders are left out at any depth."""
+    """Files are sorted by relative path as text: '-' < '.' < '/'. Excluded folders are left out at any depth."""
     kept = ["a-b.py", "a.py", "a/b.py", "json/decoder.py", "test.py", "testing/x.py", "unittest/case.py"]
     left_out = [
         "site-packages/numpy/core.py",
@@ -60,7 +60,7 @@ def test_stdlib_rule_on_a_small_tree(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_its_files_in_the_order_of_their_paths(tmp_path: Path) -> None:
-    """'-' < '.' < '/', whatever the file system's order; hidden files and folders, pipes and linked folders are out."""
+    """The file system's order does not matter. Hidden files and folders, pipes and linked folders are left out."""
     kept = ["a-b.txt", "a.txt", "a/b.txt", "a/deep/er/c", "b", "ä.txt"]
     root = tmp_path / ".hidden" / "texts"  # the names of the folders above do not matter
     write(root, *kept[::-1], ".git/config", "a/.b.txt.swp", "a/.cache/x.txt")
@@ -101,7 +101,7 @@ def test_unusable_paths_are_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "bare" / ".git").mkdir(parents=True)
     write(tmp_path, "bare/.git/config")
     (tmp_path / "linked").mkdir()
-    (tmp_path / "linked" / "mem").symlink_to("/proc/self/mem")  # which no user can read, root included
+    (tmp_path / "linked" / "mem").symlink_to("/proc/self/mem")  # no user can read it, root included
     os.mkfifo(tmp_path / "pipe")
     for name, expected in {
         "missing": r"missing' cannot be read \(No such file",
@@ -120,13 +120,13 @@ def test_unusable_paths_are_one_clear_line(tmp_path: Path) -> None:
     assert re.search(r"/proc/self/mem' cannot be read \(Input/output error", refusal("/proc/self/mem"))
 
 
-# root reads everything, unless it gives its powers up first (setpriv is in Debian's util-linux).
+# root can read everything unless it drops its capabilities first (setpriv is in Debian's util-linux).
 WITHOUT_POWERS = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
 
 
 @pytest.mark.parametrize(("mode", "named"), [(0o000, "locked"), (0o400, "locked/b.txt")])
 def test_a_folder_without_permission_is_one_clear_line(mode: int, named: str, tmp_path: Path) -> None:
-    """Not a text that silently lacks what lies in it."""
+    """The text is not read without the files of the locked folder."""
     write(tmp_path, "a.txt", "locked/b.txt")
     (tmp_path / "locked").chmod(mode)
     code = f"from normstudy.data import corpora; corpora.file_bytes({str(tmp_path)!r})"
@@ -141,7 +141,7 @@ def test_a_folder_without_permission_is_one_clear_line(mode: int, named: str, tm
 
 @pytest.mark.parametrize("pattern", ["", "**/*.txt"])
 def test_a_folder_or_glob_that_changes_is_another_text(pattern: str, tmp_path: Path) -> None:
-    """Content, size, a file more, a file less, another order: each is noticed within one process."""
+    """Another content, size or order, a new file, a missing file: one process notices each."""
     config = DataConfig(name="file", path=f"{tmp_path}/{pattern}")
     seen = []
 
@@ -168,7 +168,7 @@ def test_a_folder_or_glob_that_changes_is_another_text(pattern: str, tmp_path: P
 
 
 def test_names_alone_tell_one_order_from_another(tmp_path: Path) -> None:
-    """Two files of one size and time: what was first becomes the last."""
+    """Two files have the same size and time, and the first is renamed to come last."""
     for name, raw in (("a", BODY), ("b", BODY.replace(b"dog", b"cat"))):
         (tmp_path / name).write_bytes(raw)
         os.utime(tmp_path / name, (1, 1))

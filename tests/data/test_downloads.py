@@ -29,7 +29,7 @@ BODY = b"the quick brown fox jumps over the lazy dog, 0123456789. " * 4000
 
 
 class Server(ThreadingHTTPServer):
-    """A server of one file that can leave out ranges, cut a connection, and wait for a second request."""
+    """A server of one file that can ignore ranges, cut a connection, or wait for a second request."""
 
     daemon_threads = True
 
@@ -110,12 +110,12 @@ def corpus(url: str, raw: bytes = BODY) -> Corpus:
 
 
 def kept(cache: Path) -> dict[str, bytes]:
-    """What the cache holds, without the empty files that are locked."""
+    """The content of the cache, without the empty lock files."""
     return {p.name: p.read_bytes() for p in cache.iterdir() if p.suffix != ".lock"}
 
 
 def failure(name: str, wanted: Corpus) -> str:
-    """The one line that a download ends with."""
+    """The error with which a download ends."""
     with pytest.raises(ConfigError) as error:
         downloads.downloaded_bytes(name, wanted)
     assert "\n" not in str(error.value)
@@ -186,7 +186,10 @@ def test_a_server_without_ranges_sends_all_again(server: Server, cache: Path) ->
 
 
 def test_what_began_another_file_is_dropped(server: Server, cache: Path) -> None:
-    """Continued, it has a wrong hash, and is fetched from its beginning at once; longer than the file, too."""
+    """The continued download has a wrong hash, so the same call fetches the file from its beginning.
+
+    A .part file may also be longer than the file.
+    """
     cache.mkdir()
     for began in (b"another file", BODY + b"and more"):
         server.ranges.clear()
@@ -198,7 +201,7 @@ def test_what_began_another_file_is_dropped(server: Server, cache: Path) -> None
 
 
 def test_a_whole_part_is_not_fetched_again(server: Server, cache: Path) -> None:
-    """A process was killed between the last byte and the new name."""
+    """A process may be killed after the last byte and before it renames the file."""
     cache.mkdir()
     (cache / "shakes.txt.part").write_bytes(BODY)
     assert downloads.downloaded_bytes("shakes", corpus(server.url)) == BODY
@@ -266,7 +269,7 @@ def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_bar_on_a_terminal_and_one_line_in_a_pipe(server: Server, cache: Path) -> None:
-    """The terminal is one that says it has no columns, which a bar must survive."""
+    """A new pseudo-terminal reports a width of 0 columns, which the bar must survive."""
     code = "import sys; from normstudy.data.downloads import *; fetch('shakes', Corpus(*sys.argv[1:3], 1, ''))"
     command = [sys.executable, "-c", code, server.url, corpus(server.url).sha256]
     master, slave = pty.openpty()

@@ -1,4 +1,4 @@
-"""A user's own block or norm: found, identified, tried out, trained to the same bits as ours, shown in the README."""
+"""A user's own block or norm: found, identified, checked, trained to the bits of a shipped one, shown in the README."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_another_spelling_is_told_the_right_one(spec: str, words: list[str], key
     assert_line_has(line_of(lambda: planning.plan([config])), words)
 
 
-# Files -> the spec -> what the one line says.
+# Files, the spec, and words of the error.
 NOT_FOUND: list[tuple[dict[str, str], str, list[str]]] = [
     ({"blocks.py": PRE}, "block:f", ["there is no module block", "Did you mean blocks?"]),
     ({"pkg/blocks.py": PRE}, "pkg.block:f", ["there is no module pkg.block", "Did you mean pkg.blocks?"]),
@@ -154,7 +154,7 @@ def test_a_module_a_package_and_a_plain_folder_are_found(file: str, regular: boo
 
 
 def test_a_users_file_does_not_hide_a_module_of_python(here: Path) -> None:
-    """As it would if the working directory were first on sys.path: here torch itself would fall over it."""
+    """If the working directory were first on sys.path, these files would break the import of torch."""
     put({"blocks.py": PRE, "colorsys.py": "raise SystemExit\n", "secrets.py": "raise SystemExit\n"})
     load("blocks:f")
     sys.modules.pop("colorsys", None)
@@ -164,7 +164,7 @@ def test_a_users_file_does_not_hide_a_module_of_python(here: Path) -> None:
 
 
 def test_what_is_planned_without_an_own_block_needs_no_torch(here: Path) -> None:
-    """Nor does the hash of one."""
+    """Hashing a user's block needs no torch either."""
     put({"blocks.py": "import torch\n" + PRE})
     code = """
 import sys
@@ -222,7 +222,7 @@ def test_what_it_does_not_import_and_what_is_installed_is_no_part_of_it(here: Pa
 
 
 def test_an_installed_block_is_identified_by_its_own_file_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what is installed or ours is no source of the user's, even below the working directory."""
+    """Files of normstudy and installed files are not the user's, even below the working directory."""
     assert sources.files_of("torch.nn:LayerNorm") == [str(torch.nn.__file__)]
     monkeypatch.chdir(ROOT)
     assert sources.files_of("normstudy.model.transformer:Block") == [
@@ -234,7 +234,7 @@ def test_an_installed_block_is_identified_by_its_own_file_alone(monkeypatch: pyt
 def test_changed_source_of_the_same_size_and_second_is_imported_anew(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python's own bytecode cache would give the old one."""
+    """Python's bytecode cache would return the old module."""
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     put({"blocks.py": "def f():\n    return helper.x\nimport helper\n", "helper.py": "x = 1\n"})
     assert load("blocks:f")() == 1
@@ -317,7 +317,7 @@ def test_the_names_are_those_that_placements_documents_and_that_a_block_can_give
 
 
 def block(body: str, arguments: str = "x, attn, mlp, norm1, norm2") -> str:
-    """A block that computes y as pre-norm does, and then the body."""
+    """Source of a block that computes y as pre-norm does, and then runs `body`."""
     return f"{PRELUDE}def f({arguments}):\n    y = x + attn(norm1(x))\n    y = y + mlp(norm2(y))\n    {body}\n"
 
 
@@ -336,7 +336,7 @@ class f(nn.Module):
 
 
 BROKEN: list[tuple[str, str, list[str]]] = [
-    # what it returns
+    # the returned value
     ("y", rules.RETURN, ["returns None", "return x"]),
     ("return y, y", rules.RETURN, ["a tuple of 2 instead of one tensor"]),
     ("return [y]", rules.RETURN, ["a list"]),
@@ -379,7 +379,7 @@ BROKEN: list[tuple[str, str, list[str]]] = [
     ("f.n = getattr(f, 'n', 0) + 1; return y * f.n", rules.STATE, ["counters"]),
     # runs
     ("return y * torch._C._functorch.get_unwrapped(x).shape[0]", rules.RUNS, ["when it is alone"]),
-    # data decides
+    # control flow
     ("return y if y.sum() > 0 else -y", rules.CONTROL, ["blocks.py:8", "torch.where"]),
     ("return y / y.abs().max().item()", rules.CONTROL, ["blocks.py:8", ".item()"]),
     ("return y * float(y.mean())", rules.CONTROL, ["blocks.py:8", "float()"]),
@@ -473,7 +473,7 @@ UNUSED = [
 @pytest.mark.parametrize(("name", "arguments", "words"), UNUSED)
 @pytest.mark.parametrize("norm", ["layernorm", "none"])
 def test_what_is_asked_for_and_unused_is_named(name: str, arguments: str, words: str, norm: str, here: Path) -> None:
-    """Also a norm that has no parameters, which no gradient would show."""
+    """This includes a norm without parameters, which has no gradient."""
     put({"blocks.py": block("return y", arguments)})
     assert_line_has(line_of(lambda: try_out("blocks:f", norm)), [rules.USED, words, "leave it out"])
 
@@ -565,7 +565,7 @@ def test_every_rule_is_broken_above() -> None:
 
 
 def source_of(placement: str) -> str:
-    """A file with the shipped function of a placement, and those that it calls."""
+    """Source of the shipped function of a placement and of the functions that it calls."""
     row = placements.PLACEMENTS[placement]
     return "\n\n".join(map(inspect.getsource, (placements.pre, placements.post, row.block)))
 
@@ -617,8 +617,8 @@ LEGITIMATE = [
     "return y + F.pad(y, (0, 0, 1, 0))[:, :-1]",  # the token before
     "return y + y.cumsum(1) / (1 + torch.arange(6)).view(-1, 1)",  # a causal mean
     "return y + torch.fft.irfft(torch.fft.rfft(y, n=12, dim=1) * torch.fft.rfft(torch.ones(6, 1), n=12, dim=0), n=12, "
-    "dim=1)[:, :6]",  # a causal convolution by another way, which mixes roundings of all tokens
-    "z = torch.zeros_like(y); z[:, 1:] = y[:, :-1]; return z + y",  # in place on a tensor of its own
+    "dim=1)[:, :6]",  # a causal convolution by FFT, which mixes the rounding errors of all tokens
+    "z = torch.zeros_like(y); z[:, 1:] = y[:, :-1]; return z + y",  # in place on a new tensor
     "y += 1; return y",
     "return torch.where(y > 0, y, 0.1 * y)",
     "return y * float(np.sqrt(2.0))",
@@ -637,7 +637,7 @@ def test_what_is_allowed_is_allowed(body: str, here: Path) -> None:
 
 
 def trained(configs: list[RunConfig]) -> list[list[bytes]]:
-    """Every number of every run, as bytes: a list a run."""
+    """Every number of every run as bytes, one list per run."""
     text = texts.load(configs[0].data)
     out: list[list[bytes]] = [[] for _ in configs]
     for event in batch.train_batch(configs, text):
@@ -721,7 +721,7 @@ def test_a_module_trains_alone_to_the_same_bits_as_in_a_batch(here: Path) -> Non
 
 
 def test_a_modules_parameters_are_its_constructors_draws(here: Path) -> None:
-    """Whatever they are called: `scale` and `bias` are names of ours too. Nothing else is drawn otherwise."""
+    """This holds for any name: `scale` and `bias` are shipped names too. No other tensor's draw changes."""
     config = gated(here, 1)[0]
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -861,7 +861,7 @@ class Scaled(nn.Module):
 
 
 def test_a_class_that_asks_for_the_init_is_made_for_each(here: Path) -> None:
-    """Its runs of two inits are no batch: alone, or beside the other, each is the same run."""
+    """Runs of two inits are not batched together, so each is the same run alone and beside the other."""
     put({"blocks.py": MADE_OF_INIT})
     words = [*TINY, "model.placement=blocks:Scaled"]
     assert main.main(["sweep", *words, "study=both", "model.init=xavier,gpt2"]) == 0
@@ -893,7 +893,7 @@ def test_an_import_that_the_hash_cannot_follow_is_refused(here: Path) -> None:
 
 
 def normstudy(words: list[str], cwd: Path) -> str:
-    """What the installed command prints; it must end well and silently."""
+    """The output of the installed command, which must succeed without a traceback."""
     script = Path(sys.executable).with_name("normstudy")
     done = subprocess.run([script, *words], cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -905,7 +905,8 @@ def normstudy(words: list[str], cwd: Path) -> str:
 def test_the_workers_of_another_launcher_find_the_block(here: Path) -> None:
     put({"my_pkg/blocks.py": "from my_pkg.helper import f\n", "my_pkg/helper.py": PRE})
     words = ["model.placement=pre,my_pkg.blocks:f", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    normstudy(["sweep", *TINY, *words, "study=theirs"], here)  # joblib's workers of this process may be elsewhere
+    # In a new process, since the joblib workers of this one may have another working directory.
+    normstudy(["sweep", *TINY, *words, "study=theirs"], here)
     runs = tables.read(here / "results" / "theirs", "runs").set_index("placement")
     assert set(runs["status"]) == {"done"}
     assert runs.loc["my_pkg.blocks:f", "placement_sha256"] == sources.source_sha256("my_pkg.blocks:f")
@@ -913,7 +914,7 @@ def test_the_workers_of_another_launcher_find_the_block(here: Path) -> None:
 
 
 def readme_text() -> tuple[str, list[list[str]]]:
-    """The Python of the README's own block, and its commands without the shell's quotes and comments."""
+    """The Python code of the README's section on own blocks, and its commands without quotes and comments."""
     section = re.search(r"<!-- own-block -->\n(.*)<!-- /own-block -->", (ROOT / "README.md").read_text(), re.S)
     assert section is not None, "the README has no own block"
     (code,) = re.findall(r"```python\n(.*?)```", section[1], re.S)
@@ -926,7 +927,7 @@ SHORT = [*TINY, "schedule.n_steps=3", "probe.dense_steps=2", "eval.every=2", "se
 
 
 def test_the_text_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
-    """The very file and the very commands, the sweep made short by more words at its end."""
+    """Run the README's file and commands; extra overrides make the sweep short."""
     code, commands = readme_text()
     assert len(code.strip().splitlines()) <= 12
     assert [words[0] for words in commands] == ["sweep", "plot", "compare"]
@@ -955,7 +956,7 @@ def test_the_text_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
     assert len(after) == len(before) + len(own_runs)
     assert set(before["run_id"]) < set(after["run_id"])
     compared = normstudy([*comparing, "--format", "csv"], tmp_path)
-    for sha256 in after["placement_sha256"].dropna().unique():  # old and new are two arms, and are never mixed
+    for sha256 in after["placement_sha256"].dropna().unique():  # old and new source are two arms, which are never mixed
         assert f"my_block:parallel@{sha256[:8]}" in compared
     assert listing(tmp_path)[0] == "my_block.py"
     assert not list(tmp_path.rglob("__pycache__"))
