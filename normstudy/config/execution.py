@@ -135,7 +135,7 @@ def workers_of(execution: ExecutionConfig) -> int:
 
 
 def device_of(execution: ExecutionConfig) -> str:
-    """The device of a job, cpu or cuda. The submitting machine's own devices do not matter."""
+    """The device of a job, cpu or cuda. The devices of the submitting machine do not matter."""
     return "cuda" if execution.gpus else "cpu"
 
 

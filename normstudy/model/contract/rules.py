@@ -60,7 +60,7 @@ def broken(who: str, rule: str, what: str, do: str) -> ConfigError:
 
 @contextlib.contextmanager
 def blaming(who: str, specs: Sequence[str], how: str = "") -> Iterator[None]:
-    """Turn an error raised in the user's code into one line. A ConfigError and an error of our own code pass through.
+    """Turn an error raised in the user's code into one line. A ConfigError and an error of normstudy pass through.
 
     specs: the blocks and norms, as module:function, that run inside. how: a note on the call, added to the line.
     """
