@@ -53,8 +53,5 @@ INFO = Path("/proc/cpuinfo")
 def cpu_info(field: str) -> str | None:
     """The first value of a field of /proc/cpuinfo, such as `vendor_id`; None if the field or the file is missing."""
     lines = INFO.read_text().splitlines() if INFO.exists() else []
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() == field:
-            return value.strip()
-    return None
+    parts = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in parts if name.strip() == field), None)

@@ -558,7 +558,7 @@ def test_a_norm_that_is_a_module_is_tried_too(here: Path) -> None:
 
 def test_every_rule_is_broken_above() -> None:
     named = {rule for _, rule, _ in (*BROKEN, *NORMS, *TWO_STREAMS)} | {rule for _, _, rule, _ in MODULES}
-    assert named >= set(rules.RULES)
+    assert named >= {rule for name, rule in vars(rules).items() if name.isupper() and isinstance(rule, str)}
 
 
 # ---- no false alarms ------------------------------------------------------------------------------------

@@ -22,9 +22,6 @@ RUNS = "use nothing from other runs"
 CONTROL = "let no control flow depend on data"
 USED = "use every argument"
 OUTSIDE = "use no parameters from outside"
-RULES = (
-    RETURN, SHAPE, DTYPE, IN_PLACE, FINITE, RANDOM, STATE, SEQUENCES, LATER, RUNS, CONTROL, USED, OUTSIDE,
-)  # fmt: skip
 
 # A pattern in torch's error message -> the broken rule, what is wrong, what to do.
 TORCH_SAYS = (
