@@ -55,6 +55,10 @@ class Subject:
     parts: tuple[str, ...]
     widths: tuple[int, ...]
 
+    def broken(self, rule: str, what: str, do: str) -> ConfigError:
+        """The error of a broken rule: what is wrong, and what to do."""
+        return rules.broken(self.who, rule, what, do)
+
     def call(self, params: dict[str, Tensor], inputs: list[Tensor], how: str = "") -> list[Tensor]:
         """The returned streams, (runs, B, T, ...), after checks of their number, shape and dtype."""
         module = _Method(self.module, self.method)
@@ -78,22 +82,16 @@ class Subject:
         streams = out if isinstance(out, tuple) and self.streams == 2 else (out,)
         if len(streams) != self.streams or not all(isinstance(s, Tensor) for s in streams):
             what = f"a {type(out).__name__}" + (f" of {len(out)}" if isinstance(out, tuple) else "")
-            wanted = "one tensor" if self.streams == 1 else "two tensors, since it takes r"
-            raise rules.broken(
-                self.who, rules.RETURN, f"it returns {'None' if out is None else what} instead of {wanted}",
-                "return x" if self.streams == 1 else "return x, r",
-            )  # fmt: skip
+            what = f"it returns {'None' if out is None else what} instead of"
+            if self.streams == 1:
+                raise self.broken(rules.RETURN, f"{what} one tensor", "return x")
+            raise self.broken(rules.RETURN, f"{what} two tensors, since it takes r", "return x, r")
         for s in streams:
             if s.shape != x.shape:
-                raise rules.broken(
-                    self.who, rules.SHAPE,
-                    f"it returns {tuple(s.shape)} for {tuple(x.shape)} (sequences, tokens, width)",
-                    "return the shape of x",
-                )  # fmt: skip
+                what = f"it returns {tuple(s.shape)} for {tuple(x.shape)} (sequences, tokens, width)"
+                raise self.broken(rules.SHAPE, what, "return the shape of x")
             if s.dtype != x.dtype:
-                raise rules.broken(
-                    self.who, rules.DTYPE, f"it returns {s.dtype} for {x.dtype}", "give its constants the dtype of x"
-                )  # fmt: skip
+                raise self.broken(rules.DTYPE, f"it returns {s.dtype} for {x.dtype}", "give constants the dtype of x")
         return streams
 
 
@@ -200,17 +198,11 @@ def _check_once(subject: Subject, inputs: list[Tensor]) -> tuple[list[Tensor], s
     after = {**watched, "a buffer": list(subject.module.buffers())}
     for what, tensors in after.items():
         if not all(torch.equal(a, b) for a, b in zip(tensors, before[what], strict=True)):
-            raise rules.broken(
-                subject.who, rules.IN_PLACE, f"it changes {what}", "compute a new tensor, as in x = x + y"
-            )
+            raise subject.broken(rules.IN_PLACE, f"it changes {what}", "compute a new tensor, as in x = x + y")
     if generators() != states:
-        raise rules.broken(
-            subject.who, rules.RANDOM, "it draws from numpy's or Python's generator", "leave out random numbers"
-        )
+        raise subject.broken(rules.RANDOM, "it draws from numpy's or Python's generator", "leave out random numbers")
     if not all(torch.isfinite(o).all() for o in out):
-        raise rules.broken(
-            subject.who, rules.FINITE, "it returns inf or NaN", "guard logarithms, roots and divisions against 0"
-        )
+        raise subject.broken(rules.FINITE, "it returns inf or NaN", "guard logarithms, roots and divisions against 0")
     return out, called
 
 
@@ -219,7 +211,7 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
 
     def same(now: list[Tensor], before: list[Tensor], rule: str, what: str, do: str) -> None:
         if (by := _difference(now, before)) is not None:
-            raise rules.broken(subject.who, rule, f"{what} ({by})", do)
+            raise subject.broken(rule, f"{what} ({by})", do)
 
     same(
         subject.call(p, inputs), out, rules.STATE, "called again on the same numbers, it returns different ones",
@@ -272,15 +264,13 @@ def _check_backward(subject: Subject, inputs: list[Tensor], called: set[str]) ->
     streams = [t.detach().clone().requires_grad_() for t in inputs]
     out = subject.call(leaves, streams, "with gradients")
     if not all(o.requires_grad for o in out):
-        raise rules.broken(subject.who, rules.USED, "its result has no gradient", "leave out detach() and no_grad()")
+        raise subject.broken(rules.USED, "its result has no gradient", "leave out detach() and no_grad()")
     loss = torch.stack([(o * normal(tuple(o.shape), seed).to(o.device)).sum() for seed, o in enumerate(out)]).sum()
     known = {id(t) for t in (*leaves.values(), *streams)}
     strangers = [t for t in _leaves_of(loss) if id(t) not in known]
     if strangers:
-        raise rules.broken(
-            subject.who, rules.OUTSIDE, f"it uses a parameter of shape {tuple(strangers[0].shape)} that no run trains",
-            "write an nn.Module class that holds it",
-        )  # fmt: skip
+        what = f"it uses a parameter of shape {tuple(strangers[0].shape)} that no run trains"
+        raise subject.broken(rules.OUTSIDE, what, "write an nn.Module class that holds it")
     try:
         grads = torch.autograd.grad(loss, [*streams, *leaves.values()], allow_unused=True)
     except RuntimeError as error:
@@ -289,14 +279,10 @@ def _check_backward(subject: Subject, inputs: list[Tensor], called: set[str]) ->
     for part in (*subject.parts, *subject.params):
         theirs = [g for name, g in by_name.items() if name == part or name.startswith(f"{part}.")]
         if any(g is None for g in theirs) or (part in sources.NORMS + sources.SUBLAYERS and part not in called):
-            raise rules.broken(
-                subject.who, rules.USED, f"{part} does not affect its result",
-                "use it" if part in (*sources.SUBLAYERS, "x") else "use it, or leave it out",
-            )  # fmt: skip
+            do = "use it" if part in (*sources.SUBLAYERS, "x") else "use it, or leave it out"
+            raise subject.broken(rules.USED, f"{part} does not affect its result", do)
     if not all(torch.isfinite(g).all() for g in grads if g is not None):
-        raise rules.broken(
-            subject.who, rules.FINITE, "its gradient is inf or NaN", "guard roots, norms and divisions against 0"
-        )
+        raise subject.broken(rules.FINITE, "its gradient is inf or NaN", "guard roots, norms and divisions against 0")
 
 
 def _leaves_of(loss: Tensor) -> list[Tensor]:
