@@ -1,4 +1,4 @@
-"""Child processes that the rows of the benchmark start once and ask often."""
+"""Child processes that a row of the benchmark starts once and asks often."""
 
 from __future__ import annotations
 
@@ -7,28 +7,23 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from concurrent.futures import ProcessPoolExecutor
+from typing import Generic, TypeVar
 
 from normstudy.bench.samples import Sample
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
-Work = Callable[[int], Answer]  # does so much of its work, and says what came out
-
-
-class ChildFailed(Exception):
-    """A measuring process raised an error or was killed; the text says how."""
+Work = Callable[[int], Answer]  # does so much of its work, and returns what came out
+_work: list[Callable[[int], object]] = []  # of a child process, its own
 
 
 @contextlib.contextmanager
 def environment(*, of_worker: bool) -> Iterator[None]:
-    """The environment of a sweep's workers, or without any of its variables, for processes that are started inside."""
+    """Start processes with the environment of a sweep's workers, or without any of its variables."""
     from normstudy.pool import WORKER_ENVIRONMENT, set_environment
 
     before = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
@@ -40,87 +35,61 @@ def environment(*, of_worker: bool) -> Iterator[None]:
 
 
 class Child(Generic[Answer]):
-    """A process that makes its work ready once, as `start(job)`, and then does as much of it as it is asked for."""
+    """A process that prepares its work once, as `start(job)`, and then does as much of it as it is asked for."""
 
     def __init__(self, start: Callable[[Job], Work[Answer]], job: Job, *, like_worker: bool, threads: int = 1) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, like_worker, threads, start, job), daemon=True)
-        with environment(of_worker=like_worker):
-            self.process.start()
-        theirs.close()
-
-    def ask(self, amount: int) -> None:
-        """Have it do some work."""
-        self.pipe.send(amount)
-
-    def answer(self) -> Answer:
-        """Wait for what it was asked. Raises ChildFailed."""
-        try:
-            answer, error = self.pipe.recv()
-        except (EOFError, ConnectionResetError):  # a pipe ends with its process
-            self.process.join()
-            raise ChildFailed(f"a measuring process ended with exit code {self.process.exitcode}") from None
-        if error is not None:
-            raise ChildFailed(f"a measuring process failed: {error}")
-        done: Answer = answer
-        return done
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _settle, (like_worker, threads))
+        with environment(of_worker=like_worker):  # its process starts with its first task
+            self.ready = self.pool.submit(_prepare, start, job)
 
     def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
+        """End the process when it has done what it was asked for."""
+        self.pool.shutdown(cancel_futures=True)
 
 
-def serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[Job], Work[Answer]], job: Job) -> None:
-    """Work whenever the pipe says so, until it closes, be it that the parent is gone."""
+def _settle(like_worker: bool, threads: int) -> None:
+    from normstudy.worker import die_with_parent
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
+    threading.Thread(target=die_with_parent, daemon=True).start()
     import torch
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(threads)
     # torch's threads do not count for NumPy's BLAS, which would take every core and keep it busy after each product.
-    blas = threadpool_limits(threads, "blas")  # noqa: F841  # as long as it lives
+    threadpool_limits(threads, "blas")
     if like_worker:
         gc.freeze()  # as worker.serve does
-    work: Work[Answer] | None = None
-    while True:
-        try:
-            amount: int = pipe.recv()
-        except EOFError:
-            return
-        try:
-            work = work or start(job)
-            pipe.send((work(amount), None))
-        except Exception:
-            pipe.send((None, traceback.format_exc()))
+
+
+def _prepare(start: Callable[[Job], Work[Answer]], job: Job) -> None:
+    _work.append(start(job))
+
+
+def _do(amount: int) -> object:
+    return _work[0](amount)
 
 
 def together(children: Sequence[Child[Answer]], amount: int) -> tuple[float, list[Answer]]:
-    """Have all work at once; the seconds from the common start to the last finish, and what they answer."""
-    started = time.perf_counter()
+    """Have all work at once; the seconds from the common start to the last finish, and what they answer.
+
+    Raises what a child raised, and BrokenProcessPool where one was killed.
+    """
     for child in children:
-        child.ask(amount)
-    answers = [child.answer() for child in children]
-    return time.perf_counter() - started, answers
+        child.ready.result()
+    started = time.perf_counter()
+    asked = [child.pool.submit(_do, amount) for child in children]
+    answers = [one.result() for one in asked]
+    return time.perf_counter() - started, answers  # type: ignore[return-value]
 
 
 def in_worker(function: Callable[[Job], Iterator[Sample]], job: Job) -> Iterator[Sample]:
     """The samples of function(job), taken in a process like a sweep's workers: one thread, their environment."""
-    child = Child(_next_sample, (function, job), like_worker=True)
-    try:
-        while True:
-            child.ask(1)
-            sample = child.answer()
-            if sample is None:
-                return
+    with contextlib.closing(Child(_next_sample, (function, job), like_worker=True)) as child:
+        while (sample := together([child], 1)[1][0]) is not None:
             yield sample
-    finally:
-        child.close()
 
 
 def _next_sample(job: tuple[Callable[[Job], Iterator[Sample]], Job]) -> Work[Sample | None]:
-    function, argument = job
-    samples = function(argument)
+    samples = job[0](job[1])
     return lambda _: next(samples, None)

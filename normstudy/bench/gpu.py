@@ -1,7 +1,7 @@
 """Row g: one GPU, 256 runs of d64 L6 as one program, against the plain eager loop on the same GPU, run after run.
 
 Run-steps per second of both, in turns: a span ends when the device has finished it. A span of normstudy is 100 steps
-of all runs, its own looks at what they gave included; all norms at every step, probes at the default density. The
+of all runs, its own readings of their results included; all norms at every step, probes at the default density. The
 opponent is plain.py, which launches its kernels one by one. `megabytes_per_run` is the most that was allocated
 for tensors, over the runs. That nothing waits for the device within a step is a test (tests/test_cuda.py).
 """
@@ -16,8 +16,7 @@ from normstudy.bench.subjects import D64_L6, NORMSTUDY, run_config
 
 CASE, N_RUNS = f"256 runs of {D64_L6.name}", 256
 PLAIN = "plain eager loop"
-STEPS = 100  # whole periods of the probes and of the looks
-
+STEPS = 100  # whole periods of the probes and of the readings
 GOALS = [
     Goal("g", CASE, "run-steps against the plain eager loop on the same GPU", "run_steps_per_s", NORMSTUDY, PLAIN,
          "at least", 50.0),
@@ -45,14 +44,11 @@ def measure(scope: Scope) -> Iterator[Sample]:
         torch.cuda.synchronize()
         return STEPS * runs / (time.perf_counter() - started)
 
-    subjects: list[tuple[str, Callable[[], object], int]] = [
-        (NORMSTUDY, lambda: next(records), N_RUNS),
-        (PLAIN, lambda: next(losses), 1),
-    ]
-    for _, step, runs in subjects:
-        rate(step, runs)  # kernels are chosen, the graph is captured
+    subjects = {NORMSTUDY: (records.__next__, N_RUNS), PLAIN: (losses.__next__, 1)}
+    for subject in subjects.values():
+        rate(*subject)  # kernels are chosen, the graph is captured
     for number in range(2 if scope.quick else 10):
-        for subject, step, runs in subjects:
-            yield Sample("g", CASE, subject, "run_steps_per_s", "1/s", number, rate(step, runs))
+        for name, subject in subjects.items():
+            yield Sample("g", CASE, name, "run_steps_per_s", "1/s", number, rate(*subject))
     megabytes = torch.cuda.max_memory_allocated() / N_RUNS / 1e6
     yield Sample("g", CASE, NORMSTUDY, "megabytes_per_run", "MB", 0, megabytes)

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING
 from normstudy.bench.children import in_worker
 from normstudy.bench.samples import Goal, Sample, Scope
 from normstudy.bench.subjects import D32_L4, D64_L6, WARM_UP, Case, cpu_seconds, run_config, runs_per_batch
-from normstudy.config import ProbeConfig, RunConfig
+from normstudy.config import ProbeConfig
 
 if TYPE_CHECKING:
     from normstudy.train import End, Record
 
 OFF, EVERY_STEP, DEFAULT = "all probes off", "all probes on, every step", "all probes on, default density"
-CASES = (D32_L4, D64_L6)
 GOALS = [
     Goal("b", case.name, f"{title} against all off", "ms_per_run_step", subject, OFF, "at most", 1.05)
-    for case in CASES
+    for case in (D32_L4, D64_L6)
     for subject, title in ((EVERY_STEP, "all probes on at every step"), (DEFAULT, "all probes on at default density"))
 ]
 
@@ -31,7 +30,7 @@ GOALS = [
 def measure(scope: Scope) -> Iterator[Sample]:
     """Row b, on the CPU whatever the scope's device."""
     for case, rounds in ((D32_L4, 2),) if scope.quick else ((D32_L4, 9), (D64_L6, 7)):
-        yield from in_worker(measure_case, (case, runs_per_batch(run_config(case)), rounds))
+        yield from in_worker(measure_case, (case, runs_per_batch(case), rounds))
 
 
 def subjects(case: Case, runs: int) -> dict[str, Iterator[Record | End]]:
@@ -39,30 +38,24 @@ def subjects(case: Case, runs: int) -> dict[str, Iterator[Record | End]]:
     from normstudy import data, train
 
     text = data.load(run_config(case).data)
-
-    def batch(probe: ProbeConfig) -> list[RunConfig]:
-        return [run_config(case, r, probe=probe) for r in range(runs)]
-
-    every, default = batch(ProbeConfig(every=1)), batch(ProbeConfig(dense_steps=0))
-    return {
-        OFF: train.train_batch(default, text, probing=False),
-        EVERY_STEP: train.train_batch(every, text),
-        DEFAULT: train.train_batch(default, text),
-    }
+    every, default = (
+        [run_config(case, r, probe=probe) for r in range(runs)]
+        for probe in (ProbeConfig(every=1), ProbeConfig(dense_steps=0))
+    )
+    off = train.train_batch(default, text, probing=False)
+    return {OFF: off, EVERY_STEP: train.train_batch(every, text), DEFAULT: train.train_batch(default, text)}
 
 
 def measure_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
     """(shape, runs, rounds), in this process."""
     case, runs, rounds = job
-    batches = subjects(case, runs)
+    batches, period = subjects(case, runs), ProbeConfig().every
     for records in batches.values():
-        for _ in range(WARM_UP):
-            next(records)
-    period = ProbeConfig().every
+        cpu_seconds(records.__next__, WARM_UP)
     for number in range(rounds):
         spent = dict.fromkeys(batches, 0.0)
         for step in range(period):
             for name in batches if step % 2 == 0 else reversed(batches):
-                spent[name] += cpu_seconds(lambda records=batches[name]: next(records), 1)  # type: ignore[misc]
+                spent[name] += cpu_seconds(batches[name].__next__, 1)
         for name, seconds in spent.items():
             yield Sample("b", case.name, name, "ms_per_run_step", "ms", number, 1e3 * seconds / (period * runs))

@@ -7,7 +7,6 @@ import signal
 import sys
 import tempfile
 import time
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -45,7 +44,20 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
     chosen = [row for row in chosen if ROWS[row].device == device]
     if not chosen:
         return ""
-    measure(chosen, out, made_by, mode=mode, device=device)
+    with _terminable(), tqdm(total=len(chosen), unit="row", **terminal.fit()) as bar:
+        for row in chosen:
+            began, started_at, samples = time.monotonic(), store.now(), list[Sample]()
+            with tempfile.TemporaryDirectory(prefix="normstudy-bench-") as folder:
+                bar.set_postfix_str(f"row {row}")
+                for sample in rows.load(row).measure(Scope(mode == "quick", device, Path(folder))):
+                    tables.check_sample(sample, row, samples)
+                    samples.append(sample)
+                    bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}")
+            tables.write(out, row, samples, made_by, mode, started_at)  # not before the row is whole
+            bar.update()
+            if bar.disable:
+                took = duration(time.monotonic() - began)
+                print(f"row {row}, {ROWS[row].title}: {len(samples)} numbers in {took}", file=sys.stderr, flush=True)
     return show(chosen, out, fmt)
 
 
@@ -66,51 +78,11 @@ def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
     return text if fmt == "markdown" else f"{text}\nTables and figure: {path.parent}"
 
 
-# ---- measuring ------------------------------------------------------------------------------------------
-
-
-def measure(chosen: Sequence[str], out: Path, made_by: tables.Machine, *, mode: str, device: str) -> None:
-    """Measure rows and write each one's table as soon as it is whole; one that is interrupted writes nothing."""
-    with _terminable(), _bar(sum(_seconds(row, mode) for row in chosen)) as bar:
-        for row in chosen:
-            began, started_at = time.monotonic(), store.now()
-            with tempfile.TemporaryDirectory(prefix="normstudy-bench-") as folder:
-                samples = _take(row, Scope(mode == "quick", device, Path(folder)), bar, _seconds(row, mode))
-            tables.write(out, row, samples, made_by, mode, started_at)
-            if bar.disable:
-                line = f"row {row}, {ROWS[row].title}: {len(samples)} numbers in {duration(time.monotonic() - began)}"
-                print(line, file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends what is inside as Ctrl-C does: child processes and a folder that may be large do not stay."""
+    """Treat SIGTERM as Ctrl-C: child processes end, and a folder that may be large is removed."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _take(row: str, scope: Scope, bar: tqdm[typing.NoReturn], seconds: float) -> list[Sample]:
-    """The samples of a row. The bar moves by the time that passed, to at most the row's share until it has ended."""
-    samples: list[Sample] = []
-    at, began = bar.n, time.monotonic()
-    bar.set_postfix_str(f"row {row}")
-    for sample in rows.load(row).measure(scope):
-        tables.check_sample(sample, row, samples)
-        samples.append(sample)
-        bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}", refresh=False)
-        bar.update(at + min(time.monotonic() - began, 0.95 * seconds) - bar.n)
-    bar.update(at + seconds - bar.n)
-    return samples
-
-
-def _seconds(row: str, mode: str) -> float:
-    return ROWS[row].seconds[mode == "full"]
-
-
-def _bar(total: float) -> tqdm[typing.NoReturn]:
-    """A bar over the seconds that rows take on another machine; the rate between the two gives the time left."""
-    form = "{l_bar}{bar}| {elapsed} elapsed, {remaining} left{postfix}"
-    return tqdm(total=total, desc="measuring", bar_format=form, smoothing=0, **terminal.fit())

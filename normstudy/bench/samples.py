@@ -5,8 +5,8 @@ A row is a module of this package, one line in rows.py, with
     GOALS: list[Goal]                           the lines of its table
     measure(scope: Scope) -> Iterator[Sample]   yields each sample as soon as it is there
 
-Subjects that are compared are measured one after the other within each round; their ratio is taken round by round, and
-its median over rounds is what is told, with its range. Importing a row imports no torch.
+Subjects that are compared are measured one after the other within each round. Their ratio is taken round by round, and
+the table shows its median over rounds with its range. Importing a row imports no torch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Sample:
-    """One number of one subject in one round, such as ('a', 'd64 L6', 'normstudy', 'run_steps_per_s', '1/s', 3, 98.).
-
-    (case, subject, metric, round) is its name within the row: each is measured once.
-    """
+    """One number. (case, subject, metric, round) is its name within the row: each is measured once."""
 
     row: str
     case: str
@@ -48,7 +45,7 @@ class Goal:
     """A line of the table: the median over rounds of a metric, of `subject` or of its ratio to `opponent`.
 
     sense: 'at least' or 'at most', and limit; None for a number that is shown without a goal. title: what the number
-    is, in the table's words. A case of which there is no sample, such as one that is too long for --quick, is left out.
+    is, in the table's words. A case without samples, such as one that is too long for --quick, is left out.
     """
 
     row: str

@@ -9,14 +9,13 @@ Two kinds of measurement, both by CPU time in a process like a sweep's workers:
   projections O(n^2 d), n being seq_len and d d_model. Attention has as many flops as its projections at n = 2 d, and
   as all six matrices of a block at n = 6 d.
 
-`slope` is the least-squares one of log cost against log size over all sizes, where what a call costs at any size tells
-at the small end; `slope_at_end` that between the two largest. Each round has its own. A crossover is the seq_len at
+`slope` is the least-squares one of log cost against log size over all sizes, of which the small ones show what a call
+costs at any size; `slope_at_end` that between the two largest. Each round has its own. A crossover is the seq_len at
 which attention costs as much as these matrices, by interpolation between the measured lengths around it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import statistics
@@ -28,7 +27,7 @@ from normstudy.bench.children import in_worker
 from normstudy.bench.products import pieces, typical_seconds
 from normstudy.bench.samples import THEORY, Goal, Sample, Scope
 from normstudy.bench.subjects import D_HEAD, NORMSTUDY, WARM_UP, Case, cpu_seconds, run_config
-from normstudy.config import ProbeConfig, RunConfig
+from normstudy.config import ProbeConfig
 
 NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"
 # part -> the powers of n and d by which it goes
@@ -51,59 +50,41 @@ class Sizes:
 
 
 FULL = Sizes(
-    base=Case(d_model=64, n_layers=6, batch_size=8, seq_len=64),
-    runs=4,
-    axes={
-        "n_layers": (2, 4, 6, 12),
-        "d_model": (32, 64, 128, 256),
-        "seq_len": (32, 64, 128, 256),
-        "batch_size": (4, 8, 16, 32),
-        "runs_per_batch": (1, 2, 4, 8, 16, 32),
-    },
-    n=(16, 32, 64, 128, 256, 512, 1024),
-    d=(32, 64, 128, 256),
-    batch_size=4,
-    rounds=9,
-)
+    Case(d_model=64, n_layers=6, batch_size=8, seq_len=64), 4,
+    {"n_layers": (2, 4, 6, 12), "d_model": (32, 64, 128, 256), "seq_len": (32, 64, 128, 256),
+     "batch_size": (4, 8, 16, 32), "runs_per_batch": (1, 2, 4, 8, 16, 32)},
+    n=(16, 32, 64, 128, 256, 512, 1024), d=(32, 64, 128, 256), batch_size=4, rounds=9,
+)  # fmt: skip
 QUICK = Sizes(
-    base=Case(d_model=32, n_layers=2, batch_size=4, seq_len=32),
-    runs=2,
-    axes={
-        "n_layers": (2, 4, 8),
-        "d_model": (16, 32, 64),
-        "seq_len": (32, 64, 128),
-        "batch_size": (4, 8, 16),
-        "runs_per_batch": (1, 2, 4),
-    },
-    n=(16, 32, 64, 128, 256, 512),
-    d=(32, 64, 128),
-    batch_size=2,
-    rounds=3,
-)
-
-
-def shown() -> Iterator[Goal]:
-    """Every slope, and the crossovers; the theory's stands beside them, and none is a goal."""
-    for name, axes in (("run-step", AXES), *((part, ("seq_len", "d_model")) for part in POWERS)):
-        subject = NORMSTUDY if name == "run-step" else name
-        for axis in axes:
-            case = f"{name} vs {axis}"
-            yield Goal("e", case, f"slope of the cost of {name} against {axis}", "slope", subject)
-            yield Goal("e", case, "the same between the two largest", "slope_at_end", subject)
-    for maps, ratio in CROSSOVERS.items():
-        case = f"attention = {maps}"
-        yield Goal("e", case, f"seq_len at which attention costs as much as {maps}; in theory {ratio} d_model",
-                   "crossover_seq_len", ATTENTION)  # fmt: skip
-
-
-GOALS = list(shown())
+    Case(d_model=32, n_layers=2, batch_size=4, seq_len=32), 2,
+    {"n_layers": (2, 4, 8), "d_model": (16, 32, 64), "seq_len": (32, 64, 128), "batch_size": (4, 8, 16),
+     "runs_per_batch": (1, 2, 4)},
+    n=(16, 32, 64, 128, 256, 512), d=(32, 64, 128), batch_size=2, rounds=3,
+)  # fmt: skip
+# Every slope, and the crossovers; the theory's stands beside them, and none is a goal.
+GOALS = [
+    *(
+        Goal("e", f"{name} vs {axis}", title, metric, NORMSTUDY if name == "run-step" else name)
+        for name, axes in (("run-step", AXES), *((part, ("seq_len", "d_model")) for part in POWERS))
+        for axis in axes
+        for metric, title in (
+            ("slope", f"slope of the cost of {name} against {axis}"),
+            ("slope_at_end", "the same between the two largest"),
+        )
+    ),
+    *(
+        Goal("e", f"attention = {maps}",
+             f"seq_len at which attention costs as much as {maps}; in theory {ratio} d_model",
+             "crossover_seq_len", ATTENTION)
+        for maps, ratio in CROSSOVERS.items()
+    ),
+]  # fmt: skip
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
     """Row e, on the CPU whatever the scope's device."""
-    sizes = QUICK if scope.quick else FULL
-    yield from in_worker(whole_steps, sizes)
-    yield from in_worker(parts, sizes)
+    for kind in (whole_steps, parts):
+        yield from in_worker(kind, QUICK if scope.quick else FULL)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -127,54 +108,31 @@ def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float 
     return None
 
 
-# ---- whole run-steps ----------------------------------------------------------------------------------
-
-
-def shapes(sizes: Sizes) -> dict[str, list[tuple[int, Case, int]]]:
-    """axis -> (value, shape, runs) for each of its values."""
-    return {
-        axis: [
-            (v, sizes.base, v) if axis == "runs_per_batch" else
-            (v, dataclasses.replace(sizes.base, **{axis: v}), sizes.runs)
-            for v in values
-        ]
-        for axis, values in sizes.axes.items()
-    }  # fmt: skip
-
-
 def whole_steps(sizes: Sizes) -> Iterator[Sample]:
     """The cost of run-steps along every axis, in this process."""
     from normstudy import data, train
 
     text = data.load(run_config(sizes.base).data)
-
-    def configs(case: Case, runs: int) -> list[RunConfig]:
-        return [run_config(case, r, probe=ProbeConfig(every=1)) for r in range(runs)]
-
-    along = shapes(sizes)
-    distinct = {(case, runs) for points in along.values() for _, case, runs in points}
-    batches = {point: train.train_batch(configs(*point), text) for point in sorted(distinct, key=str)}
-    flops = {
-        case: float(sum(p.flops for p in pieces(run_config(case), text.vocab_size))) for case in {c for c, _ in batches}
-    }
+    along = {
+        axis: [(sizes.base, v) if axis == "runs_per_batch" else (sizes.base._replace(**{axis: v}), sizes.runs)
+               for v in values]
+        for axis, values in sizes.axes.items()
+    }  # fmt: skip
+    batches, flops = {}, {}
+    for case, runs in sorted({point for points in along.values() for point in points}, key=str):
+        configs = [run_config(case, r, probe=ProbeConfig(every=1)) for r in range(runs)]
+        batches[case, runs] = train.train_batch(configs, text)
+        flops[case] = float(sum(p.flops for p in pieces(configs[0], text.vocab_size)))
     for records in batches.values():
-        for _ in range(WARM_UP):
-            next(records)
+        cpu_seconds(records.__next__, WARM_UP)
     for number in range(sizes.rounds):
-        cost = {
-            (case, runs): 1e3 * cpu_seconds(lambda r=records: next(r), 2) / (2 * runs)  # type: ignore[misc]
-            for (case, runs), records in batches.items()
-        }
+        cost = {point: 1e3 * cpu_seconds(records.__next__, 2) / (2 * point[1]) for point, records in batches.items()}
         for axis, points in along.items():
-            values = [v for v, _, _ in points]
-            costs = [cost[case, runs] for _, case, runs in points]
-            for value, ms in zip(values, costs, strict=True):
-                yield Sample("e", f"{axis}={value}", NORMSTUDY, "ms_per_run_step", "ms", number, ms)
-            yield from slopes(f"run-step vs {axis}", NORMSTUDY, number, values, costs)
-            yield from slopes(f"run-step vs {axis}", THEORY, number, values, [flops[case] for _, case, _ in points])
-
-
-# ---- parts --------------------------------------------------------------------------------------------
+            values = sizes.axes[axis]
+            for value, point in zip(values, points, strict=True):
+                yield Sample("e", f"{axis}={value}", NORMSTUDY, "ms_per_run_step", "ms", number, cost[point])
+            yield from slopes(f"run-step vs {axis}", NORMSTUDY, number, values, [cost[point] for point in points])
+            yield from slopes(f"run-step vs {axis}", THEORY, number, values, [flops[case] for case, _ in points])
 
 
 def part_call(part: str, sizes: Sizes, n: int, d: int) -> Callable[[], object]:
@@ -202,8 +160,7 @@ def part_call(part: str, sizes: Sizes, n: int, d: int) -> Callable[[], object]:
 
     params = [torch.randn(sizes.runs, *shape).mul_(d**-0.5).requires_grad_() for shape in shapes]
     x = torch.randn(sizes.runs, sizes.batch_size, n, d).requires_grad_()
-    gradient = torch.randn_like(x)
-    over_runs = torch.func.vmap(of_run)
+    gradient, over_runs = torch.randn_like(x), torch.func.vmap(of_run)
 
     def call() -> object:
         outputs = over_runs(x, params)
@@ -222,15 +179,15 @@ def parts(sizes: Sizes) -> Iterator[Sample]:
         seconds = {key: typical_seconds(call, 0.005, time.process_time) for key, call in calls.items()}
         for part, powers in POWERS.items():
             for (axis, at), power in zip(along.items(), powers, strict=True):
-                values = [point[0] if axis == "seq_len" else point[1] for point in at]
+                values = sizes.n if axis == "seq_len" else sizes.d
                 costs = [1e3 * seconds[part, point] / sizes.runs for point in at]
                 for value, ms in zip(values, costs, strict=True):
                     yield Sample("e", f"{part}, {axis}={value}", part, "ms_per_part", "ms", number, ms)
                 yield from slopes(f"{part} vs {axis}", part, number, values, costs)
                 yield from slopes(f"{part} vs {axis}", THEORY, number, values, [float(v**power) for v in values])
         for maps, ratio in CROSSOVERS.items():
+            case = f"attention = {maps}"
             ours, theirs = ([seconds[part, point] for point in along["seq_len"]] for part in (ATTENTION, maps))
-            n = crossing(sizes.n, ours, theirs)
-            if n is not None:
-                yield Sample("e", f"attention = {maps}", ATTENTION, "crossover_seq_len", "tokens", number, n)
-            yield Sample("e", f"attention = {maps}", THEORY, "crossover_seq_len", "tokens", number, ratio * middle_d)
+            if (n := crossing(sizes.n, ours, theirs)) is not None:
+                yield Sample("e", case, ATTENTION, "crossover_seq_len", "tokens", number, n)
+            yield Sample("e", case, THEORY, "crossover_seq_len", "tokens", number, ratio * middle_d)

@@ -1,110 +1,62 @@
-"""Row a: run-steps per second on all cores, against the two habits of people who sweep and the machine's limit.
+"""Row a: run-steps per second on all cores, against the two habits of people who sweep, and against matrix products.
 
 a1, a2: normstudy trains on one single-threaded worker per core, in the workers' environment, batches of as many runs as
 a sweep of many runs puts in one (`runs_per_batch`; a small sweep has less of the gain), all norms at every step, probes
 at the default density, and the tables written in the windows of a run of 600 steps. Its opponents train the loop of
 plain.py, which measures nothing: in one process with all cores as its threads, one run after the other (what
-`hydra -m` does), and in one single-threaded process per core (what a joblib launcher does). Nobody evaluates.
+`hydra -m` does), and in one single-threaded process per core (what a joblib launcher does). No subject evaluates.
 
 Each subject's processes wait while the others are timed. In every round each subject has all cores for itself, for a
-fixed number of steps that takes about as long for all; its time is the wall's, from the common start until its last
-process is through. normstudy's spans are whole periods of its probes, and it begins beyond the dense first steps.
-`busy_cores`, their CPU time over that time, tells whether they had the machine: anything below all cores is another's.
+fixed number of steps that takes about as long for all. Its time is the wall's, from the common start until its last
+process has finished. normstudy's spans are whole periods of its probes, and it begins beyond the dense first steps.
+`busy_cores` is the processes' CPU time over that time: below the number of cores, something else used the machine.
 
-a3: the time that the matrix products of a run-step need at the best rate that this machine reaches at just these
-shapes (products.py), over the time that a run-step takes. On AMD OpenBLAS and oneDNN are up to twice as fast as the
-MKL behind torch.bmm, so the share of torch.bmm's own rate stands beside a3, without a goal.
-
-Limits, of a loop that would do nothing but: the products, each in its fastest way; all operations of the step, each
-alone with its numbers in a cache; all operations as they run in the step, without the Python around them
-(operations.py). Each is measured in every round, on all cores at once, like the subjects.
+a3: the time that the matrix products of a run-step need, each in the fastest way that this machine has (products.py),
+over the time that a run-step takes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import NamedTuple
 
 from normstudy import config as cfg
 from normstudy.bench.children import Answer, Child, Job, Work, together
-from normstudy.bench.products import BMM, fastest, pieces, start_products
+from normstudy.bench.products import start_products
 from normstudy.bench.samples import Goal, Sample, Scope
 from normstudy.bench.subjects import (
-    D32_L4,
-    D64_L6,
-    NORMSTUDY,
-    WARM_UP,
-    Case,
-    cores,
-    run_config,
-    runs_per_batch,
-    start_normstudy,
-    start_plain,
+    D32_L4, D64_L6, NORMSTUDY, WARM_UP, Case, run_config, runs_per_batch, start_loop, start_normstudy,
 )  # fmt: skip
-from normstudy.config import RunConfig
-
-if TYPE_CHECKING:
-    from normstudy.bench.operations import Seconds
 
 ALL_THREADS = "plain, all threads, one run after the other"
 PER_CORE = "plain, one process per core"
 PAUSE_SECONDS = 0.3  # between two spans: threads of a pool spin for up to 0.2 s after their last work
-BEST, ALONE, IN_STEP = "best products", "operations alone", "operations in the step"
 
-# Case, and the goals of a1 and a2.
-GOALS_OF_CASES = [
-    (D32_L4, 4.5, 2.2),
-    (Case(64, 2, 8, 64), 2.5, 1.4),
-    (D64_L6, 2.4, 1.2),
-    (Case(64, 12, 8, 64), 2.0, 1.15),
-    (Case(128, 6, 16, 64), 1.3, 1.0),
-]
-LIMITS = [
-    ("a1", ALL_THREADS, IN_STEP, "the step's operations without its Python"),
-    ("a1", ALL_THREADS, ALONE, "the step's operations, each alone in a cache"),
-    ("a2", PER_CORE, IN_STEP, "the step's operations without its Python"),
-    ("a2", PER_CORE, ALONE, "the step's operations, each alone in a cache"),
-    ("a2", PER_CORE, BEST, "the matrix products, each at this machine's best rate"),
-]
+CASES = {  # and the goals of a1 and a2
+    D32_L4: (4.5, 2.2), Case(64, 2, 8, 64): (2.5, 1.4), D64_L6: (2.4, 1.2), Case(64, 12, 8, 64): (2.0, 1.15),
+    Case(128, 6, 16, 64): (1.3, 1.0),
+}  # fmt: skip
+TITLES = {
+    ALL_THREADS: "a1 run-steps against the plain loop with all threads, one run after the other",
+    PER_CORE: "a2 run-steps against one plain single-thread process per core",
+}
+A3 = "a3 share of the machine's matrix-product limit at the same shapes"
 GOALS = [
     *(
-        Goal("a", case.name, "a1 run-steps against the plain loop with all threads, one run after the other",
-             "run_steps_per_s", NORMSTUDY, ALL_THREADS, "at least", least)
-        for case, least, _ in GOALS_OF_CASES
+        Goal("a", case.name, title, "run_steps_per_s", NORMSTUDY, opponent, "at least", least[i])
+        for i, (opponent, title) in enumerate(TITLES.items())
+        for case, least in CASES.items()
     ),
-    *(
-        Goal("a", case.name, "a2 run-steps against one plain single-thread process per core",
-             "run_steps_per_s", NORMSTUDY, PER_CORE, "at least", least)
-        for case, _, least in GOALS_OF_CASES
-    ),
-    *(
-        Goal("a", case.name, f"{part} limit: {what}", "run_steps_per_s", subject, opponent)
-        for part, opponent, subject, what in LIMITS
-        for case, _, _ in GOALS_OF_CASES
-    ),
-    Goal("a", D64_L6.name, "a3 share of the machine's matrix-product limit at the same shapes",
-         "share_of_limit", NORMSTUDY, None, "at least", 0.6),
-    Goal("a", D64_L6.name, "a3 limit: that share for the step's operations without its Python",
-         "share_of_limit", IN_STEP),
-    Goal("a", D64_L6.name, "a3 limit: that share for the step's operations, each alone in a cache",
-         "share_of_limit", ALONE),
-    Goal("a", D64_L6.name, "a3 share of torch.bmm's rate at the same shapes", "share_of_torch_bmm", NORMSTUDY),
-]  # fmt: skip
+    Goal("a", D64_L6.name, A3, "share_of_limit", NORMSTUDY, None, "at least", 0.6),
+]
 
 
-# ---- the row ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Amount:
-    """How long to measure: rounds, seconds of a subject's span in each, milliseconds of each product and operation.
-
-    operation_ms: None leaves the operations out.
+class Amount(NamedTuple):
+    """How long to measure: rounds, seconds of a subject's span in each, milliseconds of each product.
 
     most_runs: of a batch, as a span of normstudy's is a whole period of its probes for all of them.
     """
@@ -112,116 +64,84 @@ class Amount:
     rounds: int
     seconds: float
     product_ms: int
-    operation_ms: int | None = None
     most_runs: int = cfg.INT_MAX
+
+
+def cases(scope: Scope) -> Iterator[tuple[Case, Amount, int]]:
+    """The shapes of a measurement, how long each is measured, and the cores."""
+    for case in (D32_L4, D64_L6) if scope.quick else CASES:
+        yield case, Amount(2, 1.0, 3, most_runs=16) if scope.quick else Amount(5, 3.0, 15), len(os.sched_getaffinity(0))
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
     """Row a, on the CPU whatever the scope's device."""
-    if scope.quick:
-        cases, amount = [D32_L4, D64_L6], Amount(rounds=2, seconds=1, product_ms=3, most_runs=16)
-    else:
-        cases, amount = (
-            [case for case, _, _ in GOALS_OF_CASES],
-            Amount(rounds=5, seconds=3, product_ms=15, operation_ms=3),
-        )
-    for case in cases:
-        with_products = not scope.quick or case == D64_L6
-        yield from measure_case(case, amount, cores(), scope.folder / case.name, with_products=with_products)
+    for case, amount, n in cases(scope):
+        yield from measure_case(case, amount, n, scope)
 
 
-def measure_case(case: Case, amount: Amount, n: int, folder: Path, *, with_products: bool) -> Iterator[Sample]:
-    """All subjects at one shape, in rounds, on n cores; normstudy's tables go to a folder."""
-    config = run_config(case)
-    runs = min(runs_per_batch(config), amount.most_runs)
+def measure_case(case: Case, amount: Amount, n: int, scope: Scope) -> Iterator[Sample]:
+    """All subjects at one shape, in rounds, on n cores."""
     with contextlib.ExitStack() as stack:
-
-        def crew(
-            start: Callable[[Job], Work[Answer]], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1
-        ) -> list[Child[Answer]]:
-            children = [Child(start, job, like_worker=like_worker, threads=threads) for job in jobs]
-            for child in children:
-                stack.callback(child.close)
-            return children
-
-        batches = [
-            ([run_config(case, seed=core * runs + r) for r in range(runs)], folder / str(core)) for core in range(n)
-        ]
-        singles = [run_config(case, seed=core) for core in range(n)]
-        crews = {
-            NORMSTUDY: crew(start_normstudy, batches, like_worker=True),
-            ALL_THREADS: crew(start_plain, singles[:1], like_worker=False, threads=n),
-            PER_CORE: crew(start_plain, singles, like_worker=False),
-        }
-        makers = [
-            crew(start_products, [(config, runs)] * n, like_worker=like_worker)
-            for like_worker in (True, False)
-            if with_products
-        ]
-        operators: list[Child[Seconds]] = []
-        if amount.operation_ms is not None:
-            operators = crew(start_operations, [(c, f / "operations") for c, f in batches], like_worker=True)
-
-        for children in crews.values():
-            together(children, WARM_UP)
-        for products_of in makers:
-            together(products_of, 1)
-        if operators:
-            together(operators, 1)
-        steps = {subject: steps_of_span(children, amount.seconds) for subject, children in crews.items()}
-        steps[NORMSTUDY] = config.probe.every * max(1, round(steps[NORMSTUDY] / config.probe.every))
-        run_steps = {NORMSTUDY: runs * n, ALL_THREADS: 1, PER_CORE: n}  # of a step of the whole crew
+        race, singles = Race("a", case, n, amount, stack), [("plain", run_config(case, core)) for core in range(n)]
+        race.add_normstudy(cfg.ProbeConfig(dense_steps=0), scope)
+        race.add(ALL_THREADS, start_loop, singles[:1], threads=n)
+        race.add(PER_CORE, start_loop, singles)
+        job = run_config(case), race.runs
+        makers = [race.crew(start_products, [job] * n, like_worker=w) for w in (True, False) if case == D64_L6]
         for number in range(amount.rounds):
-            yield Sample("a", case.name, NORMSTUDY, "runs_per_batch", "1", number, runs)
-            spans = {}
-            for subject in crews if number % 2 == 0 else reversed(crews):
-                time.sleep(PAUSE_SECONDS)
-                spans[subject], cpu = together(crews[subject], steps[subject])
-                rate = steps[subject] * run_steps[subject] / spans[subject]
-                yield Sample("a", case.name, subject, "run_steps_per_s", "1/s", number, rate)
-                yield Sample("a", case.name, subject, "busy_cores", "1", number, sum(cpu) / spans[subject])
-            run_step = spans[NORMSTUDY] / (steps[NORMSTUDY] * runs)  # seconds of one core
-            best = None
+            rates = yield from race.round(number)
             if makers:
-                timed = [mean_over_cores(together(children, amount.product_ms)[1]) for children in makers]
-                best, bmm = fastest(timed)
-                yield Sample("a", case.name, BEST, "run_steps_per_s", "1/s", number, n / best)
-                yield from shares(config, case.name, number, run_step, best, bmm)
-            if amount.operation_ms is not None:
-                seconds = together(operators, amount.operation_ms)[1]
-                in_step, alone = (statistics.fmean(of) for of in zip(*seconds, strict=True))
-                yield Sample("a", case.name, IN_STEP, "run_steps_per_s", "1/s", number, n / in_step)
-                yield Sample("a", case.name, ALONE, "run_steps_per_s", "1/s", number, n / alone)
-                if best is not None:
-                    yield Sample("a", case.name, IN_STEP, "share_of_limit", "1", number, best / in_step)
-                    yield Sample("a", case.name, ALONE, "share_of_limit", "1", number, best / alone)
+                by_core = [together(crew, amount.product_ms)[1] for crew in makers]
+                means = [{name: statistics.fmean(s[name] for s in cores) for name in cores[0]} for cores in by_core]
+                best = sum(min(seconds[name] for seconds in means) for name in means[0])
+                share = best * rates[NORMSTUDY] / n
+                yield Sample("a", case.name, NORMSTUDY, "share_of_limit", "1", number, share)
 
 
-def start_operations(job: tuple[list[RunConfig], Path]) -> Work[Seconds]:
-    """operations.start, which the parent does not import: it imports torch."""
-    from normstudy.bench import operations
+class Race:
+    """Subjects at one shape, of which each in its turn has all n cores. Their processes end with the stack."""
 
-    return operations.start(job)
+    def __init__(self, row: str, case: Case, n: int, amount: Amount, stack: contextlib.ExitStack) -> None:
+        self.row, self.case, self.n, self.seconds, self.stack = row, case, n, amount.seconds, stack
+        self.runs = min(runs_per_batch(case), amount.most_runs)  # of a batch of normstudy's
+        self.subjects: dict[str, tuple[list[Child[float]], int]] = {}  # processes, and the steps of a span
 
+    def crew(
+        self, start: Callable[[Job], Work[Answer]], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1
+    ) -> list[Child[Answer]]:
+        """A process for each job."""
+        crew = [Child(start, job, like_worker=like_worker, threads=threads) for job in jobs]
+        for child in crew:
+            self.stack.callback(child.close)
+        return crew
 
-def steps_of_span(children: Sequence[Child[Answer]], seconds: float) -> int:
-    """How many steps take about so long."""
-    time.sleep(PAUSE_SECONDS)
-    taken, _ = together(children, WARM_UP)
-    return max(1, round(seconds * WARM_UP / taken))
+    def add(
+        self, subject: str, start: Callable[[Job], Work[float]], jobs: Sequence[Job], *, like_worker: bool = False,
+        threads: int = 1, period: int = 1,
+    ) -> None:  # fmt: skip
+        """Start a subject, a process for each job, and choose the steps of its spans: whole periods."""
+        crew = self.crew(start, jobs, like_worker=like_worker, threads=threads)
+        together(crew, WARM_UP)
+        taken, _ = together(crew, WARM_UP)
+        self.subjects[subject] = crew, period * max(1, round(self.seconds * WARM_UP / taken / period))
 
+    def add_normstudy(self, probe: cfg.ProbeConfig, scope: Scope) -> None:
+        """Start normstudy with a batch per core, whose tables go to the scope's folder."""
+        jobs = []
+        for core in range(self.n):
+            batch = [run_config(self.case, core * self.runs + r, probe=probe) for r in range(self.runs)]
+            jobs.append((batch, scope.folder / self.case.name / str(core)))
+        self.add(NORMSTUDY, start_normstudy, jobs, like_worker=True, period=probe.every)
 
-def mean_over_cores(timed: Sequence[Mapping[tuple[str, str], float]]) -> dict[tuple[str, str], float]:
-    """Of what each core took while all were at it."""
-    return {key: statistics.fmean(seconds[key] for seconds in timed) for key in timed[0]}
-
-
-def shares(config: RunConfig, case: str, number: int, run_step: float, best: float, bmm: float) -> Iterator[Sample]:
-    """Rates and shares of a round, from the seconds of a run-step and of its products."""
-    from normstudy import data
-
-    flops = sum(piece.flops for piece in pieces(config, data.load(config.data).vocab_size))
-    for subject, seconds in ((NORMSTUDY, run_step), (BEST, best), (BMM, bmm)):
-        yield Sample("a", case, subject, "product_gflop_per_s_core", "GFLOP/s", number, flops / seconds / 1e9)
-    yield Sample("a", case, NORMSTUDY, "share_of_limit", "1", number, best / run_step)
-    yield Sample("a", case, NORMSTUDY, "share_of_torch_bmm", "1", number, bmm / run_step)
+    def round(self, number: int) -> Generator[Sample, None, dict[str, float]]:
+        """Time every subject once, in every second round in the other order; run-steps per second of each."""
+        yield Sample(self.row, self.case.name, NORMSTUDY, "runs_per_batch", "1", number, self.runs)
+        rates = {}
+        for subject in self.subjects if number % 2 == 0 else reversed(self.subjects):
+            crew, steps = self.subjects[subject]
+            time.sleep(PAUSE_SECONDS)
+            span, cpu = together(crew, steps)
+            rates[subject] = steps * len(crew) * (self.runs if subject == NORMSTUDY else 1) / span
+            yield Sample(self.row, self.case.name, subject, "run_steps_per_s", "1/s", number, rates[subject])
+            yield Sample(self.row, self.case.name, subject, "busy_cores", "1", number, sum(cpu) / span)
+        return rates

@@ -1,6 +1,7 @@
-"""What the rows about speed train: batches as a sweep's workers train them, and the plain loop of plain.py.
+"""What the rows about speed train: batches as a sweep's workers train them, and the loops of plain.py and recorded.py.
 
-A subject is started in a child process (children.py), and from then on takes as many steps as it is asked for.
+A subject is started in a child process (children.py), and then takes as many steps as it is asked for. What it answers
+are the CPU seconds of those steps.
 """
 
 from __future__ import annotations
@@ -8,22 +9,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from normstudy import config as cfg
 from normstudy.bench.children import Work
 from normstudy.config import RunConfig
 
 NORMSTUDY = "normstudy"
-
 D_HEAD = 16  # at every width, the d_head of the default model: so 2, 4 and 8 heads at d_model 32, 64, 128
 WARM_UP = 3  # steps before anything is timed
 WINDOW_OF = 600  # n_steps of a run whose windows are those in which the tables are written
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A shape of run."""
 
     d_model: int
@@ -40,20 +39,15 @@ class Case:
 D32_L4, D64_L6 = Case(32, 4, 8, 32), Case(64, 6, 8, 64)
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def runs_per_batch(config: RunConfig) -> int:
+def runs_per_batch(case: Case) -> int:
     """As many runs as a sweep on all cores trains as one program on each."""
     from normstudy import batching
 
-    return batching.runs_per_batch(config, "cpu", cores())
+    return batching.runs_per_batch(run_config(case), "cpu", len(os.sched_getaffinity(0)))
 
 
 def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = None) -> RunConfig:
-    """A run of the default model that goes on for ever, beyond its dense first steps from the start, not evaluated."""
+    """A run of the default model that never ends and is not evaluated, by default without dense first steps."""
     return RunConfig(
         study="speed",
         seed=seed,
@@ -66,7 +60,7 @@ def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = Non
 
 
 def start_normstudy(job: tuple[list[RunConfig], Path]) -> Work[float]:
-    """A batch of runs, in steps, whose tables are written to a folder as a worker does; their CPU seconds."""
+    """Train a batch of runs, and write their tables to a folder as a worker does."""
     from normstudy import data, probes, recording, store, train
 
     configs, folder = job
@@ -89,16 +83,17 @@ def start_normstudy(job: tuple[list[RunConfig], Path]) -> Work[float]:
     return lambda n_steps: cpu_seconds(step, n_steps)
 
 
-def start_plain(config: RunConfig) -> Work[float]:
-    """A run of the plain loop, in steps; their CPU seconds."""
+def start_loop(job: tuple[str, RunConfig]) -> Work[float]:
+    """Train one run by a plain loop, given by its name: plain, recorded or watched."""
     import torch
 
     from normstudy import data
-    from normstudy.bench import plain
+    from normstudy.bench import plain, recorded
 
-    text = data.load(config.data)
-    losses = plain.train(config, torch.from_numpy(text.train.tokens).long(), text.vocab_size)
-    return lambda n_steps: cpu_seconds(lambda: next(losses), n_steps)
+    loops = {"plain": plain.train, "recorded": recorded.train_recorded, "watched": recorded.train_watched}
+    text = data.load(job[1].data)
+    steps = loops[job[0]](job[1], torch.from_numpy(text.train.tokens).long(), text.vocab_size)
+    return lambda n_steps: cpu_seconds(steps.__next__, n_steps)
 
 
 def cpu_seconds(step: Callable[[], object], times: int) -> float:
