@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 
 from normstudy import provenance, store
 from normstudy.bench import generated, study, tables
-from normstudy.bench.samples import Sample
+from normstudy.bench.rows import Sample
 from normstudy.bench.summary import machine_lines, number
 from normstudy.cluster import submit
 from normstudy.cluster.slurm import MOST_JOBS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from normstudy.bench import tables
 from normstudy.bench.rows import Row
-from normstudy.bench.samples import Goal, Sample, Scope
+from normstudy.bench.rows import Goal, Sample, Scope
 from normstudy.bench.tables import Machine
 
 ROW = Row("measured", "sorting", "cpu", (1, 2))  # for monkeypatch.setitem(ROWS, "a", ROW)

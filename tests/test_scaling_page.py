@@ -12,7 +12,7 @@ import pytest
 
 from normstudy import store
 from normstudy.bench import tables
-from normstudy.bench.samples import Sample
+from normstudy.bench.rows import Sample
 from normstudy.check import check_study
 
 ROOT = Path(__file__).parent.parent

@@ -1,56 +1,136 @@
-"""Commands of normstudy in processes of their own: what they print, how long they take, and their memory."""
+"""Rows c, d and f: what commands take that train little or nothing, each in a process of its own, as a user types it.
+
+c: what sweeps of runs as small as they can be cost, so that training is little of it. Planning: `sweep --dry-run` less
+that of two runs; of 10,000 runs with the start-up. To finished tables: from the command to the last write into tables/,
+with start-up, planning, the import of torch and the training of 3 steps a run; the whole command draws and compares
+too. Memory: what that of the parent, without the processes that it starts, grows by a run from a sweep of 100 to one of
+1,000, when the tables are finished; and its peak. Of larger runs: the time that a dry run estimates, over what the whole
+command then takes.
+
+d: commands that train nothing, in turn. None may import torch, which takes a second: each is run once with Python's own
+record of imports (-X importtime), and the modules of torch in it are counted. That run also warms the file cache.
+
+f: the figures of a large study, its comparison, and one column of `steps`. The study is generated as its sweep would
+leave it, and a copy is compacted. Peak memory is the sum of the peaks of all processes of a command: `plot` has two.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+
+from normstudy.bench.generated import Size, write_study
+from normstudy.bench.rows import Goal, Sample, Scope
 
 NORMSTUDY = (sys.executable, "-m", "normstudy")
 LOOK_SECONDS = 0.02  # between two readings of a command's memory
-Looks = list[tuple[float, dict[int, tuple[int, int]]]]  # seconds since the start, pid -> memory and its peak, in kB
+Looks = list[tuple[float, dict[int, tuple[int, int]]]]  # seconds since its start, pid -> (memory, its peak) in kB
+SMALL = ("data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=8", "model.n_heads=2",
+         "eval.windows=4", "execution.device=cpu")  # fmt: skip
+TINY = (*SMALL, "model.n_layers=1", "schedule.n_steps=3")
+DEFAULT = ("data=pydoc", "schedule.n_steps=300", "seed=range(0,16)", "execution.device=cpu")
+FEW, MANY, MOST, QUICK_RUNS = 100, 1000, 10_000, 50  # runs
+CHOICES = ("model=default,tiny", "optimizer=adam,adamw,sgd", "schedule=constant,inverse_sqrt,linear,cosine")
+N_CHOICES = 2 * 3 * 4
+ONE_GROUP, MANY_GROUPS = "1,000 runs, one choice of groups", "1,000 runs, 24 choices of groups"
+ESTIMATED, ESTIMATE, TAKEN = "16 runs of the default model, 300 steps", "dry run's estimate", "sweep"
+RATIO = "time that a dry run estimates, over the time that the sweep takes"
+
+STUDY = (*SMALL, "model.n_layers=2", "schedule.n_steps=20", "model.placement=pre,post", "schedule.warmup_steps=0,10")
+SEEDS = 6  # of the study that `compare` and `plot` read in row d
+STARTS = {  # the words of a command, {0} being a folder, its exit code, and the most seconds that it may take
+    "help": ("--help", 0, 0.1),
+    "help of run": ("run --help", 0, 0.1),
+    "unknown command": ("trian", 2, 0.1),
+    "run --cfg job": ("run --cfg job", 0, 0.5),
+    "bad override": ("run model.n_layer=3", 2, 0.6),
+    "compare": ("compare {0}/start --by warmup_steps", 0, 1.0),
+    "first figure of plot": ("plot {0}/start --only headline --out {0}/figures", 0, 1.5),
+}
+TORCH = re.compile(r"\|\s+(torch(?:\.\S+)?)$", re.MULTILINE)  # a line of -X importtime
+
+LARGE, QUICK = Size(seeds=20, n_steps=2000, n_layers=12), Size(seeds=1, n_steps=400, n_layers=6)
+FORMS = ("one file a table", "as swept")
+LOOKS = {"plot": (), "compare": ("--by", "warmup_steps")}
+# One column of every step, in one call of a reader that is already imported; {0} is the folder of `steps`.
+READERS = {
+    "pandas": "pandas.read_parquet('{0}', columns=['train_loss'])",
+    "polars": "polars.read_parquet('{0}', columns=['train_loss'])",
+    "duckdb": "duckdb.sql(\"select train_loss from '{0}/*.parquet'\").fetchnumpy()",
+}
+LINES = [  # of row f: subject, title, metric, goal
+    ("plot", "all figures", "seconds", 20.0),
+    ("plot", "all figures, peak memory", "gigabytes", 1.5),
+    ("compare", "compare", "seconds", 3.0),
+    ("compare", "compare, peak memory", "gigabytes", None),
+    *((reader, f"one column of steps, {reader}", "seconds", 1.0) for reader in READERS),
+]
+GOALS = [
+    Goal("c", ONE_GROUP, "planning, a run", "planning", "normstudy", None, "at most", 2.0),
+    Goal("c", MANY_GROUPS, "planning, a run", "planning", "normstudy", None, "at most", 2.0),
+    Goal("c", "10,000 runs", "planning, start-up too", "dry_run", "normstudy", None, "at most", 20.0),
+    Goal("c", "1,000 runs", "to finished tables, a run", "to_tables", "normstudy", None, "at most", 20.0),
+    Goal("c", "1,000 runs", "whole command, a run", "whole", "normstudy"),
+    Goal("c", "1,000 runs", "parent's memory, a run", "memory", "normstudy", None, "at most", 5.0),
+    Goal("c", "1,000 runs", "its peak, figures too, a run", "peak_memory", "normstudy"),
+    Goal("c", ESTIMATED, RATIO, "seconds", ESTIMATE, TAKEN, "at least", 0.7),
+    Goal("c", ESTIMATED, RATIO, "seconds", ESTIMATE, TAKEN, "at most", 1.3),
+    Goal("c", "50 runs", "to finished tables, a run", "to_tables", "normstudy"),
+    Goal("c", "50 runs", "whole command, a run", "whole", "normstudy"),
+    *(Goal("d", case, case, "seconds", "normstudy", None, "at most", most) for case, (_, _, most) in STARTS.items()),
+    *(Goal("d", c, f"{c}: modules of torch", "torch_modules", "normstudy", None, "at most", 0.0) for c in STARTS),
+    *(  # only the large study has goals: a smaller one would meet them by its size
+        Goal("f", f"{size}, {form}", title, metric, subject, None, *(("at most", g) if size == LARGE and g else ()))
+        for size in (LARGE, QUICK)
+        for form in FORMS
+        for subject, title, metric, g in LINES
+    ),
+]
 
 
 def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
     """Seconds of a process from start to end, and what it printed. Raises where its exit code is another."""
     began = time.perf_counter()
     ended = subprocess.run(command, capture_output=True, text=True)
-    took = time.perf_counter() - began
-    _check(command, ended.returncode, code, ended.stdout + ended.stderr)  # a crash must not be taken for a fast answer
-    return took, ended.stdout + ended.stderr
+    took, said = time.perf_counter() - began, ended.stdout + ended.stderr
+    if ended.returncode != code:  # a crash must not be taken for a fast answer
+        raise RuntimeError(f"{shlex.join(command[1:])} ended with {ended.returncode}, not {code}\n{said[-2000:]}")
+    return took, said
 
 
-def watched(command: Sequence[str], text: Path) -> tuple[int, float, Looks]:
-    """The process id of a command, its seconds, and the memory of all its processes at times LOOK_SECONDS apart.
-
-    What it prints goes to the file `text`. Raises where it fails.
-    """
-    looks: Looks = []
-    with open(text, "wb") as out:
-        began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            while process.returncode is None:
-                looks.append((time.perf_counter() - began, family(process.pid)))
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(LOOK_SECONDS)
-            took = time.perf_counter() - began
-        finally:
-            process.kill()
-            process.wait()
-    _check(command, process.returncode, 0, text.read_text())
-    return process.pid, took, looks
-
-
-def peak(command: Sequence[str], text: Path) -> tuple[float, float]:
+def peak(command: Sequence[str]) -> tuple[float, float]:
     """Seconds of a command, and 10^9 bytes: the sum of the peaks of its processes, which need not have come at once."""
-    _, took, looks = watched(command, text)
-    peaks = {pid: most for _, found in looks for pid, (_, most) in found.items()}  # the last: a peak never falls
-    return took, sum(peaks.values()) * 1024 / 1e9
+    _, seconds, looks = watched(command)
+    peaks = {pid: most for _, found in looks for pid, (_, most) in found.items()}  # the last: they never fall
+    return seconds, sum(peaks.values()) * 1024 / 1e9
+
+
+def watched(command: Sequence[str]) -> tuple[int, float, Looks]:
+    """Run a command: its process id, its seconds, and the memory of all its processes. Raises where it fails."""
+    looks: Looks = []
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while process.returncode is None:
+            looks.append((time.perf_counter() - began, family(process.pid)))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_SECONDS)
+        took = time.perf_counter() - began
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return process.pid, took, looks
 
 
 def family(pid: int) -> dict[int, tuple[int, int]]:
@@ -68,6 +148,99 @@ def family(pid: int) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _check(command: Sequence[str], ended: int, code: int, said: str) -> None:
-    if ended != code:
-        raise RuntimeError(f"{shlex.join(command[1:])} ended with {ended}, not {code}\n{said[-2000:]}")
+def sweeps(scope: Scope) -> Iterator[Sample]:
+    """Row c."""
+    for r in range(1 if scope.quick else 3):
+        for case, metric, unit, value in tiny_sweeps(scope.folder, quick=scope.quick):
+            yield Sample("c", case, "normstudy", metric, unit, r, value)
+        if not scope.quick:
+            command = [*NORMSTUDY, "sweep", *DEFAULT, f"results_dir={scope.folder}", "study=estimated"]
+            yield Sample("c", ESTIMATED, ESTIMATE, "seconds", "s", r, estimated(timed([*command, "--dry-run"])[1]))
+            yield Sample("c", ESTIMATED, TAKEN, "seconds", "s", r, timed(command)[0])
+            shutil.rmtree(scope.folder / "estimated")
+
+
+def tiny_sweeps(folder: Path, *, quick: bool) -> Iterator[tuple[str, str, str, float]]:
+    """Case, metric, unit and value of each number about tiny runs."""
+    start, seeds = dry_run(folder, "seed=range(0,2)"), MANY // N_CHOICES + 1
+    yield ONE_GROUP, "planning", "ms", 1e3 * (dry_run(folder, f"seed=range(0,{MANY})") - start) / MANY
+    groups = dry_run(folder, *CHOICES, f"seed=range(0,{seeds})")
+    yield MANY_GROUPS, "planning", "ms", 1e3 * (groups - start) / (N_CHOICES * seeds)
+    if not quick:
+        yield "10,000 runs", "dry_run", "s", dry_run(folder, f"seed=range(0,{MOST})")
+    runs = QUICK_RUNS if quick else MANY
+    to_tables, whole, memory, most = sweep(folder, runs)
+    yield f"{runs:,} runs", "to_tables", "ms", 1e3 * to_tables / runs
+    yield f"{runs:,} runs", "whole", "ms", 1e3 * whole / runs
+    if not quick:
+        _, _, less, least = sweep(folder, FEW)
+        yield "1,000 runs", "memory", "kB", (memory - less) / (MANY - FEW)
+        yield "1,000 runs", "peak_memory", "kB", (most - least) / (MANY - FEW)
+
+
+def dry_run(folder: Path, *words: str) -> float:
+    """Seconds of planning a sweep of tiny runs by the command, start-up included."""
+    return timed([*NORMSTUDY, "sweep", *TINY, f"results_dir={folder}", *words, "--dry-run"])[0]
+
+
+def estimated(said: str) -> float:
+    """Seconds of `about 45 s`, `about 12:30` or `about 3:05:00` in what a dry run prints."""
+    found = re.search(r", about ([\d:]+)", said)
+    if found is None:
+        raise RuntimeError(f"a dry run estimated nothing: {said}")
+    return functools.reduce(lambda total, part: 60 * total + float(part), found[1].split(":"), 0.0)
+
+
+def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
+    """Train as many tiny runs by the command, in a study that is removed again.
+
+    Seconds to the last write into tables/ and to the end, the parent's memory at that write and its peak in kB.
+    """
+    study, began = folder / "overhead", time.time()  # the clock of the files' times
+    words = [f"results_dir={folder}", f"seed=range(0,{runs})", "study=overhead"]
+    pid, whole, looks = watched([*NORMSTUDY, "sweep", *TINY, *words])
+    to_tables = max(path.stat().st_mtime for path in (study / "tables").glob("*/*.parquet")) - began
+    shutil.rmtree(study)
+    own = [(at, *sizes[pid]) for at, sizes in looks if pid in sizes]  # seconds, resident memory, its peak
+    return to_tables, whole, max(look for look in own if look[0] <= to_tables)[1], own[-1][2]
+
+
+def starts(scope: Scope) -> Iterator[Sample]:
+    """Row d."""
+    timed([*NORMSTUDY, "sweep", *STUDY, f"results_dir={scope.folder}", "study=start", f"seed=range(0,{SEEDS})"])
+    commands = {case: (words.format(scope.folder).split(), code) for case, (words, code, _) in STARTS.items()}
+    for case, (words, code) in commands.items():
+        yield Sample("d", case, "normstudy", "torch_modules", "", 0, len(torch_modules(words, code)))
+    for r in range(3 if scope.quick else 15):
+        for case, (words, code) in commands.items():
+            yield Sample("d", case, "normstudy", "seconds", "s", r, timed([*NORMSTUDY, *words], code)[0])
+
+
+def torch_modules(words: Sequence[str], code: int) -> list[str]:
+    """The modules of torch that a command imports."""
+    return TORCH.findall(timed([sys.executable, "-X", "importtime", "-m", "normstudy", *words], code)[1])
+
+
+def large_study(scope: Scope) -> Iterator[Sample]:
+    """Row f: seconds and peak memory (10^9 bytes) of commands, and seconds of each reader that is installed."""
+    yield from look_at(QUICK if scope.quick else LARGE, scope.folder, 1 if scope.quick else 3)
+
+
+def look_at(size: Size, folder: Path, rounds: int) -> Iterator[Sample]:
+    """Write a study in both forms into `folder`, and measure the two round by round."""
+    studies = {form: folder / form.replace(" ", "-") for form in FORMS}
+    compacted, swept = studies.values()
+    write_study(swept, size)
+    timed([*NORMSTUDY, "compact", str(shutil.copytree(swept, compacted))])
+    for n in range(rounds):
+        for form, study in studies.items():
+            case = f"{size}, {form}"
+            for name, words in LOOKS.items():
+                seconds, gigabytes = peak([*NORMSTUDY, name, str(study), *words])
+                yield Sample("f", case, name, "seconds", "s", n, seconds)
+                yield Sample("f", case, name, "gigabytes", "GB", n, gigabytes)
+            for reader in filter(find_spec, READERS):
+                call = READERS[reader].format(study / "tables" / "steps")
+                code = f"import time, {reader}; start = time.perf_counter(); {call}; print(time.perf_counter() - start)"
+                said = timed([sys.executable, "-c", code])[1]
+                yield Sample("f", case, reader, "seconds", "s", n, float(said.split()[0]))

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from normstudy.config import ModelConfig, RunConfig, ScheduleConfig, run_id
 
-Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
-Columns = dict[str, Array]  # of a series table, run_id excepted; `module` as codes of MODULES
+Array = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
+Columns = dict[str, Array]  # of a series table, run_id excepted, in their order
 
 PLACEMENTS = ("post", "pre")  # in the order of run ids, as everything below
 PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough that each has a panel and every run is drawn
@@ -22,7 +22,6 @@ WARMUPS = (0, 20, 50, 100, 200)
 CELLS = len(PLACEMENTS) * len(PEAK_LRS) * len(WARMUPS)
 IN_BLOCK = ("attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2")  # as training records them
 OUTSIDE = {"post": ("embed", "pos", "unembed"), "pre": ("embed", "pos", "final_norm", "unembed")}
-MODULES = (*IN_BLOCK, "embed", "pos", "unembed", "final_norm")
 LN_VOCAB, H1, H2 = math.log(256), 3.26, 2.46  # nats per token, as of a text of bytes
 START = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
 SHA256 = "5" * 64  # of the text that nobody trained on
@@ -53,10 +52,7 @@ def configs(study: Path, size: Size) -> list[RunConfig]:
 
 
 def write_study(study: Path, size: Size, seed: int = 0) -> None:
-    """Write a study of finished runs, a file for each run and for each of its windows; a seed gives the same bytes.
-
-    Nothing is made durable.
-    """
+    """Write a study of finished runs, a file for each run and for each window; a seed gives the same bytes."""
     from normstudy import store
 
     runs = dict(sorted((run_id(config, SHA256), config) for config in configs(study, size)))
@@ -70,92 +66,58 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
         content = pa.Table.from_pylist([row], store.SCHEMAS["runs"])
         (study / "tables" / "runs" / f"{name}.parquet").write_bytes(store.encode("runs", content))
         for table, columns in series.items():
-            content = _arrow(table, columns, name)
-            starts = range(0, len(series["steps"]["step"]), window)
-            places = [*np.searchsorted(columns["step"], starts), content.num_rows]
+            null = {"val_loss": np.isnan, "layer": np.signbit}
+            arrays = [pa.array(v, mask=null[c](v) if c in null else None) for c, v in columns.items()]
+            content = pa.table([pa.repeat(name, len(arrays[0])), *arrays], store.SCHEMAS[table].names)
+            places = np.searchsorted(columns["step"], range(0, size.n_steps + window, window))
             for i, (first, end) in enumerate(itertools.pairwise(places)):
-                path = study / "tables" / table / f"{name}-{i:03d}.parquet"
-                path.write_bytes(store.encode(table, _renamed(content.slice(first, end - first))))
-
-
-def _arrow(table: str, columns: Columns, name: str) -> pa.Table:
-    """The rows of a run."""
-    from normstudy import store
-
-    codes = {"run_id": np.zeros(len(columns["step"]), np.int32), "module": columns.get("module")}
-    arrays = []
-    for f in store.SCHEMAS[table]:
-        if f.name in codes:
-            names = pa.array([name] if f.name == "run_id" else MODULES)
-            arrays.append(pa.DictionaryArray.from_arrays(codes[f.name], names))
-        else:
-            null = {"val_loss": np.isnan, "layer": np.signbit}.get(f.name)
-            arrays.append(pa.array(columns[f.name], f.type, mask=null(columns[f.name]) if null else None))
-    return pa.Table.from_arrays(arrays, schema=store.SCHEMAS[table])
-
-
-def _renamed(content: pa.Table) -> pa.Table:
-    """The same rows; the dictionaries have the names that occur, in that order, as a run that trains has them."""
-    plain = [(f.name, pa.string() if pa.types.is_dictionary(f.type) else f.type) for f in content.schema]
-    return content.cast(pa.schema(plain)).cast(content.schema)
+                part = content.slice(first, end - first).cast(store.SCHEMAS[table])
+                (study / "tables" / table / f"{name}-{i:03d}.parquet").write_bytes(store.encode(table, part))
 
 
 def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[dict[str, object], dict[str, Columns]]:
-    """The `runs` row of one run, and its series in the order in which training records them.
+    """The `runs` row of one run, and its series in the order in which training records them: curves with noise.
 
-    Post-norm at large rates with a short warmup is stuck, its gradient lost on the way to the first layers; at the
-    largest rate without warmup every fifth seed ends in a loss that is not finite, half way.
+    Post-norm at large rates with a short warmup is stuck.
     """
     from normstudy import store
 
     m, s, p = config.model, config.schedule, config.probe
     stuck = m.placement == "post" and s.peak_lr >= 3e-3 and s.warmup_steps <= 20
-    diverged = m.placement == "post" and s.peak_lr >= 1e-2 and s.warmup_steps == 0 and config.seed % 5 == 0
-    n = s.n_steps // 2 if diverged else s.n_steps
-    t = np.arange(n)
+    t, depth = np.arange(s.n_steps), np.arange(m.n_layers + 1)
     lr = s.peak_lr * np.minimum(1.0, (t + 1) / max(1, s.warmup_steps))
-    best = 2.1 - 0.05 * math.log10(s.peak_lr / 1e-3) + (0.1 if m.placement == "post" else 0.0)
-    end = (H1 - 0.02 if stuck else best) + rng.normal(0, 0.013)
-    smooth = end + (LN_VOCAB - end) * np.exp(-12 * t / s.n_steps)
-    train = smooth + rng.normal(0, 0.08, n)
-    train[-1:] = np.inf if diverged else train[-1]
-    grad = (0.3 + np.exp(-4 * t / s.n_steps)) * rng.lognormal(0, 0.15, n)
+    end = (H1 - 0.02 if stuck else 2.1 - 0.05 * math.log10(s.peak_lr / 1e-3)) + rng.normal(0, 0.013)
+    loss = end + (LN_VOCAB - end) * np.exp(-12 * t / s.n_steps)
+
+    def noisy(values: Array, spread: float, *shape: int) -> Array:
+        return np.asarray(values * rng.lognormal(0, spread, shape or values.shape)).ravel()
+
     steps = {
-        "step": t, "train_loss": train, "val_loss": np.where(t % config.eval.every == 0, smooth + 0.02, np.nan),
-        "lr": lr, "grad_norm": grad, "param_norm": 70 + np.cumsum(lr) * rng.uniform(0.9, 1.1),
-        "update_norm": lr * 300 * rng.lognormal(0, 0.05, n),
+        "step": t, "train_loss": noisy(loss, 0.03), "val_loss": np.where(t % config.eval.every == 0, loss, np.nan),
+        "lr": lr, "grad_norm": noisy(0.3 + np.exp(-4 * t / s.n_steps), 0.15), "param_norm": 70 + np.cumsum(lr),
+        "update_norm": noisy(300 * lr, 0.05),
     }  # fmt: skip
     probed = t[(t < p.dense_steps) | (t % p.every == 0) | (t == s.n_steps - 1)]
     layers = np.repeat([*range(m.n_layers), -1], [len(IN_BLOCK)] * m.n_layers + [len(OUTSIDE[m.placement])])
-    kinds = [MODULES.index(k) for k in (*IN_BLOCK * m.n_layers, *OUTSIDE[m.placement])]
-    # stuck runs lose the gradient of the early layers in the first updates
-    loss = np.where(stuck, np.minimum(probed, 20) / 20, 0.1)[:, None]
-
-    def norms(scale: Array, layer: Array) -> Array:
-        size = scale[:, None] * np.exp(-loss * (m.n_layers - 1 - layer)) / math.sqrt(m.n_layers)
-        return np.asarray(size * rng.lognormal(0, 0.2, size.shape)).ravel()
-
-    shape, depth = (len(probed), len(kinds)), np.arange(m.n_layers + 1)
+    kinds = [*IN_BLOCK * m.n_layers, *OUTSIDE[m.placement]]
+    shape, grad, rate = (len(probed), len(kinds)), steps["grad_norm"][probed, None], lr[probed, None]
     modules = {
         "step": np.repeat(probed, shape[1]), "layer": np.tile(layers, shape[0]), "module": np.tile(kinds, shape[0]),
-        "grad_norm": norms(grad[probed], np.where(layers < 0, m.n_layers - 1, layers)),
-        "param_norm": (8 + 30 * lr[probed, None] * rng.uniform(0, 1, shape)).ravel(),
-        "update_norm": (30 * lr[probed, None] * rng.lognormal(0, 0.1, shape)).ravel(),
+        "grad_norm": noisy(grad / math.sqrt(m.n_layers), 0.2, *shape), "param_norm": noisy(8 + 30 * rate, 0.1, *shape),
+        "update_norm": noisy(30 * rate, 0.1, *shape),
     }  # fmt: skip
-    rms = np.sqrt(1 + 0.8 * depth * (m.placement == "pre")) * rng.lognormal(0, 0.02, (len(probed), len(depth)))
     residual = {
-        "step": np.repeat(probed, len(depth)), "layer": np.tile(depth, len(probed)), "rms": rms.ravel(),
-        "grad_norm": norms(0.05 * grad[probed], depth - 1),
+        "step": np.repeat(probed, len(depth)), "layer": np.tile(depth, len(probed)),
+        "rms": noisy(np.sqrt(1 + 0.8 * depth * (m.placement == "pre")), 0.02, len(probed), len(depth)),
+        "grad_norm": noisy(0.05 * grad, 0.2, len(probed), len(depth)),
     }  # fmt: skip
     row: dict[str, object] = {
         "run_id": name, "status": "done", **store.config_columns(config), "resolved_vocab_size": 256,
         "n_params": 50_000 * m.n_layers, "data_sha256": SHA256, "bytes_per_token": 1.0, "ln_vocab": LN_VOCAB,
-        "unigram_entropy": H1, "bigram_entropy": H2, "final_val_loss": None if diverged else end + 0.02,
-        "final_train_loss": None if diverged else float(np.float32(train[-1])),
-        "nonfinite_step": n - 1 if diverged else None, "wall_time_s": 60.0, "started_at": START,
-        "finished_at": START + datetime.timedelta(minutes=1), "git_commit": "0" * 40, "python": "3.11.7",
+        "unigram_entropy": H1, "bigram_entropy": H2, "final_val_loss": end, "final_train_loss": end,
+        "wall_time_s": 60.0, "started_at": START, "finished_at": START, "git_commit": "0" * 40, "python": "3.11.7",
         "torch": "2.13.0", "cpu_capability": "AVX2", "blas": "openblas 0.3.31 Haswell", "device": "cpu",
     }  # fmt: skip
-    types = {"step": np.int32, "layer": np.int32, "module": np.int32}
+    types = {"step": np.int32, "layer": np.int32, "module": np.str_}
     series = {"steps": steps, "modules": modules, "residual": residual}
     return row, {t: {c: v.astype(types.get(c, np.float32)) for c, v in rows.items()} for t, rows in series.items()}

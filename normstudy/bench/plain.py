@@ -4,11 +4,10 @@ The model is the one of `normstudy run` at its defaults (pre-norm, GELU, learned
 without bias), with as many parameters: a test holds the counts equal, and with copied weights the losses.
 
 It has the shape of nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention, a
-fused Adam, batches of random windows stacked. Left out is what costs nanoGPT time: gradient accumulation, autocast and
-its scaler, DDP, evaluation, gradient clipping, dropout, a learning rate set anew at each step, weight decay in groups,
-a text read from a memory map. Left out too is torch.compile, which nanoGPT's README switches off on a CPU: it takes half
-a minute for each shape of model, and a sweep has many. The loss is read every tenth step, as in nanoGPT's config for
-small texts: to read it at each step makes a GPU wait, so this is the faster habit.
+fused Adam, batches of random windows stacked, the loss read every tenth step (to read it at each makes a GPU wait). What
+costs nanoGPT time is left out: gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a learning rate set
+anew at each step, weight decay in groups, a text in a memory map. So is torch.compile, which nanoGPT's README switches
+off on a CPU: it takes half a minute for each shape of model, and a sweep has many.
 
 Needs torch: only the processes that train import it. B batch, T sequence, D d_model, H heads, K d_head, V vocab.
 """
@@ -16,7 +15,7 @@ Needs torch: only the processes that train import it. B batch, T sequence, D d_m
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,8 @@ from torch.nn import functional as F
 from normstudy.config import ModelConfig, RunConfig
 
 LOG_EVERY = 10  # steps between two readings of the loss
+BINS = 64  # of a histogram, as in wandb
+Recorded = tuple[float, Tensor, Tensor]
 
 
 class SelfAttention(nn.Module):
@@ -101,15 +102,97 @@ def make(config: RunConfig, vocab_size: int, device: str = "cpu") -> tuple[Decod
     return model, torch.optim.Adam(model.parameters(), lr=lr, betas=betas, eps=o.eps, fused=True)
 
 
-def train(config: RunConfig, tokens: Tensor, vocab_size: int, device: str = "cpu") -> Iterator[float | None]:
+def train(
+    config: RunConfig, tokens: Tensor, vocab_size: int, device: str = "cpu",
+    hook: Callable[[Tensor], None] | None = None,
+) -> Iterator[float | None]:  # fmt: skip
     """Train one run without end, a step a `next`; yields the loss where it is read (every LOG_EVERY steps), else None.
 
-    tokens: (n,) int64, on the CPU.
+    tokens: (n,) int64, on the CPU. hook: called with each parameter's gradient.
     """
     model, optimizer = make(config, vocab_size, device)
+    for parameter in model.parameters() if hook is not None else ():
+        parameter.register_hook(hook)  # type: ignore[no-untyped-call]
     for step in itertools.count():
         loss, _ = model(*draw_batch(tokens, config.data.batch_size, config.data.seq_len, device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         yield loss.item() if step % LOG_EVERY == 0 else None
+
+
+class Recorder:
+    """Takes a step of a plain run, and with it all that normstudy records of one.
+
+    It is written for speed: the norms of all tensors by one call of torch._foreach_norm, and one transfer to the host.
+    """
+
+    def __init__(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.params: list[Tensor] = [*model.parameters()]
+        self.before = [torch.empty_like(p) for p in self.params]
+        module_of = [name.rpartition(".")[0] for name, _ in model.named_parameters()]
+        self.modules = list(dict.fromkeys(module_of))
+        belongs = [[float(m == module) for m in self.modules] + [1.0] for module in module_of]  # and to the model
+        self.of_module = torch.tensor(belongs, dtype=torch.float64)
+
+    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Recorded:
+        """Take a step on a batch; its loss, (3, modules + 1) and (2, n_layers + 1), in float64.
+
+        The first are the norms of gradient, parameters and update of each module, and last of the whole model; the
+        second the root mean square of each x_l and the norm of dLoss/dx_l.
+        """
+        loss, stream = self.model(tokens_BT, targets_BT)
+        for x in stream:
+            x.retain_grad()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        with torch.no_grad():
+            torch._foreach_copy_(self.before, self.params)
+            self.optimizer.step()
+            updates = torch._foreach_sub(self.params, self.before)
+            grads = [t.grad for t in (*self.params, *stream) if t.grad is not None]
+            norms = torch._foreach_norm([*grads, *self.before, *updates, *stream])
+        n, depth = len(self.params), len(stream)
+        given = torch.stack([*norms, loss.detach()]).cpu().double()
+        grad, residual_grad, param, update, x, value = torch.split(given, [n, depth, n, n, depth, 1])
+        modules = (torch.stack([grad, param, update]).square() @ self.of_module).sqrt()
+        return value.item(), modules, torch.stack([x / stream[0].numel() ** 0.5, residual_grad])
+
+
+def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[Recorded]:
+    """Train one run on the CPU without end, a step a `next`, and keep what is recorded of every step."""
+    recorder, kept = Recorder(*make(config, vocab_size)), []
+    while True:
+        kept.append(recorder.step(*draw_batch(tokens, config.data.batch_size, config.data.seq_len)))
+        yield kept[-1]
+
+
+def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[list[tuple[object, object]]]:
+    """Train one run on the CPU without end, a step a `next`, with the hooks of wandb.watch(model, log="gradients").
+
+    wandb's default records every 1,000th step (log_freq); this records every step, as the others of row i do. Each hook
+    does what wandb's does with a gradient: a copy, two checks for numbers that are not finite, its least and largest
+    number read one by one, a histogram between them, and the counts and edges as lists. What wandb does with these
+    afterwards (its own process, files, network) is left out.
+    """
+    histograms: list[tuple[object, object]] = []
+
+    def watch(grad: Tensor) -> None:
+        flat = grad.detach().clone().reshape(-1)
+        if bool((~torch.isfinite(flat)).all()):
+            return
+        if not bool(torch.isfinite(flat).all()):
+            flat = flat[torch.isfinite(flat)]
+        low, high = flat.min().item(), flat.max().item()
+        counts = flat.histc(bins=BINS, min=low, max=high).cpu().detach().clone()
+        histograms.append((counts.tolist(), torch.linspace(low, high, BINS + 1).tolist()))
+
+    for _ in train(config, tokens, vocab_size, hook=watch):
+        yield histograms
+        histograms.clear()
+
+
+LOOPS: dict[str, Callable[[RunConfig, Tensor, int], Iterator[object]]] = {
+    "plain": train, "recorded": train_recorded, "watched": train_watched,
+}  # fmt: skip

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from normstudy import config as cfg
-from normstudy.bench.children import Work
+from normstudy.bench.subjects import Work
 from normstudy.config import RunConfig
 
 ATTENTION, ATTENTION_BACKWARD = "attention", "attention backward"
@@ -20,16 +20,16 @@ Product = tuple[int, int, int, int, str]  # so many (m, k) x (k, n); of which a 
 
 
 class Piece(NamedTuple):
-    """Products of one run, made one after the other, `count` times a run-step."""
+    """Products of one run, made one after the other, so many `times` a run-step."""
 
     name: str
     products: tuple[Product, ...]
-    count: int
+    times: int
 
     @property
     def flops(self) -> int:
         """Of one run-step."""
-        return self.count * sum(2 * batch * m * k * n for batch, m, k, n, _ in self.products)
+        return self.times * sum(2 * batch * m * k * n for batch, m, k, n, _ in self.products)
 
 
 def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
@@ -73,11 +73,11 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
     if piece.name in (ATTENTION, ATTENTION_BACKWARD):  # fused, softmax included: it may be faster than bare products
         H, K = config.model.n_heads, config.model.d_model // config.model.n_heads
         shape = runs * config.data.batch_size, config.data.seq_len, H, K
-        qkv = [torch.randn(shape).transpose(1, 2).requires_grad_(piece.name == ATTENTION_BACKWARD) for _ in "qkv"]
-        mixed = F.scaled_dot_product_attention(*qkv, is_causal=True)
-        out["fused"] = lambda: F.scaled_dot_product_attention(*qkv, is_causal=True)
+        q, k, v = (torch.randn(shape).transpose(1, 2).requires_grad_(piece.name == ATTENTION_BACKWARD) for _ in "qkv")
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out["fused"] = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
         if piece.name == ATTENTION_BACKWARD:
-            out["fused"] = lambda: torch.autograd.grad(mixed, qkv, mixed.detach(), retain_graph=True)
+            out["fused"] = lambda: torch.autograd.grad(mixed, [q, k, v], mixed.detach(), retain_graph=True)
         return out
     pairs = [(x, y) for a, b in factors for x, y in zip(a, b, strict=True)]
     out["torch.mm"] = lambda: [x @ y for x, y in pairs]
@@ -88,7 +88,7 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
     return out
 
 
-def start_products(job: tuple[RunConfig, int]) -> Work[dict[str, float]]:
+def start_products(job: tuple[RunConfig, int]) -> Work[list[float]]:
     """(config, runs of a batch) -> for each piece the seconds that it takes in a run-step, in its fastest way.
 
     Its work is given in milliseconds: for so long each way is repeated.
@@ -96,11 +96,8 @@ def start_products(job: tuple[RunConfig, int]) -> Work[dict[str, float]]:
     from normstudy import data
 
     config, runs = job
-    made = [(piece, ways(piece, config, runs)) for piece in pieces(config, data.load(config.data).vocab_size)]
-    return lambda ms: {
-        piece.name: min(typical_seconds(make, ms / 1e3) for make in by_way.values()) * piece.count / runs
-        for piece, by_way in made
-    }
+    made = [(p.times / runs, ways(p, config, runs)) for p in pieces(config, data.load(config.data).vocab_size)]
+    return lambda ms: [n * min(typical_seconds(make, ms / 1e3) for make in by_way.values()) for n, by_way in made]
 
 
 def typical_seconds(make: Callable[[], object], least: float, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -1,45 +1,93 @@
-"""The rows of the benchmark: one line each. A row's module is imported when the row is asked for."""
+"""The rows of the benchmark, and what one measures: samples, taken in rounds, so that noise hits all subjects alike.
+
+A row is one line of ROWS, and in a module of this package its lines of the table, in GOALS, and a function that yields
+each sample as soon as it is there. Subjects that are compared are measured one after the other within each round. Their
+ratio is taken round by round, and the table shows its median over rounds with its range. Importing a row's module
+imports no torch.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-from normstudy.bench.samples import Goal, Sample, Scope
 from normstudy.config import one_of
+
+THEORY = "theory"  # the subject of what a formula gives for a case and metric: shown beside what was measured of them
+
+
+class Scope(NamedTuple):
+    """How much to measure. folder: an empty one for whatever a row has to write; it is removed afterwards."""
+
+    quick: bool
+    device: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One number. (case, subject, metric, round) is its name within the row: each is measured once."""
+
+    row: str
+    case: str
+    subject: str
+    metric: str
+    unit: str
+    round: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A line of the table: the median over rounds of a metric, of `subject` or of its ratio to `opponent`.
+
+    sense: 'at least' or 'at most', and limit; None for a number that is shown without a goal. title: what the number
+    is, in the table's words. A case without samples, such as one that is too long for --quick, is left out.
+    """
+
+    row: str
+    case: str
+    title: str
+    metric: str
+    subject: str
+    opponent: str | None = None
+    sense: str | None = None
+    limit: float | None = None
 
 
 class Row(NamedTuple):
-    """module: where GOALS and measure are; device: what it measures, cpu or cuda."""
+    """module and function: where GOALS are, and what measures; device: what it measures, cpu or cuda."""
 
     module: str
+    function: str
     title: str
-    device: str
-
-
-class RowModule(Protocol):
-    """What a row's module has."""
-
-    GOALS: list[Goal]
-    measure: Callable[[Scope], Iterator[Sample]]
+    device: str = "cpu"
 
 
 ROWS: dict[str, Row] = {
-    "a": Row("normstudy.bench.speed", "run-steps per second against plain loops", "cpu"),
-    "b": Row("normstudy.bench.probing", "cost of the probes", "cpu"),
-    "c": Row("normstudy.bench.overhead", "time and memory outside training", "cpu"),
-    "d": Row("normstudy.bench.start", "time to start", "cpu"),
-    "e": Row("normstudy.bench.scaling", "cost against depth, width, length, batch and runs", "cpu"),
-    "f": Row("normstudy.bench.study", "figures and tables of a large study", "cpu"),
-    "g": Row("normstudy.bench.gpu", "run-steps per second on one GPU", "cuda"),
-    "i": Row("normstudy.bench.equal", "the same against loops that record as much", "cpu"),
+    "a": Row("normstudy.bench.speed", "plain_loops", "run-steps per second against plain loops"),
+    "b": Row("normstudy.bench.speed", "probing", "cost of the probes"),
+    "c": Row("normstudy.bench.commands", "sweeps", "time and memory outside training"),
+    "d": Row("normstudy.bench.commands", "starts", "time to start"),
+    "e": Row("normstudy.bench.scaling", "measure", "cost against depth, width, length, batch and runs"),
+    "f": Row("normstudy.bench.commands", "large_study", "figures and tables of a large study"),
+    "g": Row("normstudy.bench.speed", "on_gpu", "run-steps per second on one GPU", "cuda"),
+    "i": Row("normstudy.bench.speed", "recording_loops", "the same against loops that record as much"),
 }
 
 
-def load(row: str) -> RowModule:
-    """The module of a row."""
-    return cast(RowModule, importlib.import_module(ROWS[row].module))
+def goals(row: str) -> list[Goal]:
+    """The lines of a row's table."""
+    return [goal for goal in importlib.import_module(ROWS[row].module).GOALS if goal.row == row]
+
+
+def measure(row: str, scope: Scope) -> Iterator[Sample]:
+    """The samples of a row."""
+    found: Iterator[Sample] = getattr(importlib.import_module(ROWS[row].module), ROWS[row].function)(scope)
+    return found
 
 
 def check_rows(given: Sequence[str]) -> list[str]:

@@ -7,22 +7,21 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from normstudy import store, terminal
-from normstudy.bench import rows, summary, tables
-from normstudy.bench.rows import ROWS
-from normstudy.bench.samples import Sample, Scope
+from normstudy.bench import summary, tables
+from normstudy.bench.rows import ROWS, Sample, Scope, check_rows, measure
 from normstudy.config import one_of
 from normstudy.errors import ConfigError
 from normstudy.figures import bench as figure
 from normstudy.progress import duration
 
 OUT = {"quick": Path("results/bench/quick"), "full": Path("results/bench")}
-SKIPPED = {  # by what the row measures
+SKIPPED = {
     "cpu": "it measures the processor, leave out --device cuda",
     "cuda": "it measures a GPU, give --device cuda where there is one",
 }
@@ -35,7 +34,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
     left the table is empty. Raises ConfigError for a wrong request, before anything is measured or written.
     """
     one_of("--device", device, tuple(SKIPPED))
-    chosen = [*ROWS] if asked is None else rows.check_rows(asked)
+    chosen = [*ROWS] if asked is None else check_rows(asked)
     store.check_out(out)
     made_by = tables.machine(device)
     for row in chosen:
@@ -44,13 +43,13 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
     chosen = [row for row in chosen if ROWS[row].device == device]
     if not chosen:
         return ""
-    with _terminable(), tqdm(total=len(chosen), unit="row", **terminal.fit()) as bar:
+    with contextlib.ExitStack() as stack, tqdm(total=len(chosen), unit="row", **terminal.fit()) as bar:
+        # As Ctrl-C: child processes end, and a folder that may be large is removed.
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         for row in chosen:
             began, started_at, samples = time.monotonic(), store.now(), list[Sample]()
             with tempfile.TemporaryDirectory(prefix="normstudy-bench-") as folder:
-                bar.set_postfix_str(f"row {row}")
-                for sample in rows.load(row).measure(Scope(mode == "quick", device, Path(folder))):
-                    tables.check_sample(sample, row, samples)
+                for sample in measure(row, Scope(mode == "quick", device, Path(folder))):
                     samples.append(sample)
                     bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}")
             tables.write(out, row, samples, made_by, mode, started_at)  # not before the row is whole
@@ -69,20 +68,10 @@ def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
     stored = tables.stored_rows(out)
     if not stored:
         raise ConfigError(f"{out} has no table of a benchmark: run normstudy bench first, or give another --out")
-    chosen = stored if asked is None else rows.check_rows(asked)
+    chosen = stored if asked is None else check_rows(asked)
     for row in chosen:
         if row not in stored:
             raise ConfigError(f"{out} has no table of row {row}, only of {', '.join(stored)}")
     text = summary.render(tables.read(out, chosen), fmt)
     path = figure.draw(tables.read(out, stored), out)
     return text if fmt == "markdown" else f"{text}\nTables and figure: {path.parent}"
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C: child processes end, and a folder that may be large is removed."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

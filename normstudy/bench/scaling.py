@@ -1,17 +1,13 @@
 """Row e: what a run-step costs against depth, width, sequence length, batch and runs per batch, beside the theory.
 
-Two kinds of measurement, both by CPU time in a process like a sweep's workers:
+By CPU time in a process like a sweep's workers: whole run-steps, all probes on at every step, one size changed at a
+time, whose theory is the flops of the step's own matrix products; and the parts of a block alone, forward and backward,
+with the package's own functions. With n seq_len and d d_model, a norm is O(n d), the projections q, k, v and out are
+O(n d^2), as with the MLP's two matrices, and attention without its projections is O(n^2 d): as many flops as its
+projections at n = 2 d, and as all six matrices of a block at n = 6 d.
 
-- whole run-steps, all probes on at every step, one size changed at a time and all sizes stepped in turn. The theory's
-  slope is that of the flops of the step's own matrix products, at the same sizes.
-- the parts of a block alone, forward and backward, with the package's own functions and the run axis in front: a norm
-  O(n d), the projections q, k, v and out O(n d^2), these with the MLP's two matrices O(n d^2), attention without its
-  projections O(n^2 d), n being seq_len and d d_model. Attention has as many flops as its projections at n = 2 d, and
-  as all six matrices of a block at n = 6 d.
-
-`slope` is the least-squares one of log cost against log size over all sizes, of which the small ones show what a call
-costs at any size; `slope_at_end` that between the two largest. Each round has its own. A crossover is the seq_len at
-which attention costs as much as these matrices, by interpolation between the measured lengths around it.
+`slope` is the least-squares one of log cost against log size. A crossover is the seq_len at which attention costs as
+much as these matrices, by interpolation between the measured lengths around it. Each round has its own.
 """
 
 from __future__ import annotations
@@ -21,62 +17,50 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from normstudy.bench.children import in_worker
 from normstudy.bench.products import pieces, typical_seconds
-from normstudy.bench.samples import THEORY, Goal, Sample, Scope
-from normstudy.bench.subjects import D_HEAD, NORMSTUDY, WARM_UP, Case, cpu_seconds, run_config
+from normstudy.bench.rows import THEORY, Goal, Sample, Scope
+from normstudy.bench.subjects import D64_L6, D_HEAD, NORMSTUDY, Case, cpu_seconds, in_worker, run_config
 from normstudy.config import ProbeConfig
 
 NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"
 # part -> the powers of n and d by which it goes
 POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}
 CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # maps -> n / d at which attention has as many flops
-AXES = ("n_layers", "d_model", "seq_len", "batch_size", "runs_per_batch")
 
 
-@dataclass(frozen=True)
-class Sizes:
+AXES = {
+    "n_layers": (2, 4, 6, 12), "d_model": (32, 64, 128, 256), "seq_len": (32, 64, 128, 256),
+    "batch_size": (4, 8, 16, 32), "runs_per_batch": (1, 2, 4, 8, 16, 32),
+}  # fmt: skip
+
+
+class Sizes(NamedTuple):
     """What to measure: the shape in the middle and its runs, the values of each axis, the parts' n, d and batch."""
 
-    base: Case
-    runs: int
-    axes: dict[str, tuple[int, ...]]
-    n: tuple[int, ...]
-    d: tuple[int, ...]
-    batch_size: int
-    rounds: int
+    base: Case = D64_L6
+    runs: int = 4
+    axes: dict[str, tuple[int, ...]] = AXES
+    n: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
+    d: tuple[int, ...] = (32, 64, 128, 256)
+    batch_size: int = 4
+    rounds: int = 9
 
 
-FULL = Sizes(
-    Case(d_model=64, n_layers=6, batch_size=8, seq_len=64), 4,
-    {"n_layers": (2, 4, 6, 12), "d_model": (32, 64, 128, 256), "seq_len": (32, 64, 128, 256),
-     "batch_size": (4, 8, 16, 32), "runs_per_batch": (1, 2, 4, 8, 16, 32)},
-    n=(16, 32, 64, 128, 256, 512, 1024), d=(32, 64, 128, 256), batch_size=4, rounds=9,
-)  # fmt: skip
-QUICK = Sizes(
-    Case(d_model=32, n_layers=2, batch_size=4, seq_len=32), 2,
-    {"n_layers": (2, 4, 8), "d_model": (16, 32, 64), "seq_len": (32, 64, 128), "batch_size": (4, 8, 16),
-     "runs_per_batch": (1, 2, 4)},
-    n=(16, 32, 64, 128, 256, 512), d=(32, 64, 128), batch_size=2, rounds=3,
-)  # fmt: skip
-# Every slope, and the crossovers; the theory's stands beside them, and none is a goal.
+FULL = Sizes()
+QUICK = Sizes(axes={k: v[:3] for k, v in AXES.items()}, n=FULL.n[:6], d=FULL.d[:3], batch_size=2, rounds=3)
 GOALS = [
     *(
-        Goal("e", f"{name} vs {axis}", title, metric, NORMSTUDY if name == "run-step" else name)
+        Goal("e", f"{name} vs {axis}", f"slope of the cost of {name} against {axis}", "slope",
+             NORMSTUDY if name == "run-step" else name)
         for name, axes in (("run-step", AXES), *((part, ("seq_len", "d_model")) for part in POWERS))
         for axis in axes
-        for metric, title in (
-            ("slope", f"slope of the cost of {name} against {axis}"),
-            ("slope_at_end", "the same between the two largest"),
-        )
     ),
     *(
-        Goal("e", f"attention = {maps}",
-             f"seq_len at which attention costs as much as {maps}; in theory {ratio} d_model",
+        Goal("e", f"attention = {maps}", f"seq_len at which attention costs as much as {maps}; in theory {n} d_model",
              "crossover_seq_len", ATTENTION)
-        for maps, ratio in CROSSOVERS.items()
+        for maps, n in CROSSOVERS.items()
     ),
 ]  # fmt: skip
 
@@ -90,12 +74,6 @@ def measure(scope: Scope) -> Iterator[Sample]:
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """The power of x by which y goes: the least-squares slope of log y against log x."""
     return statistics.linear_regression([math.log(v) for v in x], [math.log(v) for v in y]).slope
-
-
-def slopes(case: str, subject: str, number: int, x: Sequence[float], y: Sequence[float]) -> Iterator[Sample]:
-    """The slope over all sizes, in rising order, and at their end."""
-    yield Sample("e", case, subject, "slope", "1", number, slope(x, y))
-    yield Sample("e", case, subject, "slope_at_end", "1", number, slope(x[-2:], y[-2:]))
 
 
 def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -113,26 +91,25 @@ def whole_steps(sizes: Sizes) -> Iterator[Sample]:
     from normstudy import data, train
 
     text = data.load(run_config(sizes.base).data)
-    along = {
-        axis: [(sizes.base, v) if axis == "runs_per_batch" else (sizes.base._replace(**{axis: v}), sizes.runs)
-               for v in values]
-        for axis, values in sizes.axes.items()
-    }  # fmt: skip
+    middle = sizes.base._asdict() | {"runs_per_batch": sizes.runs}
+    along = {axis: [tuple((middle | {axis: v}).values()) for v in values] for axis, values in sizes.axes.items()}
     batches, flops = {}, {}
-    for case, runs in sorted({point for points in along.values() for point in points}, key=str):
-        configs = [run_config(case, r, probe=ProbeConfig(every=1)) for r in range(runs)]
-        batches[case, runs] = train.train_batch(configs, text)
-        flops[case] = float(sum(p.flops for p in pieces(configs[0], text.vocab_size)))
+    for point in sorted(set().union(*along.values())):
+        *shape, runs = point
+        configs = [run_config(Case(*shape), r, probe=ProbeConfig(every=1)) for r in range(runs)]
+        batches[point] = train.train_batch(configs, text)
+        flops[point] = float(sum(p.flops for p in pieces(configs[0], text.vocab_size)))
     for records in batches.values():
-        cpu_seconds(records.__next__, WARM_UP)
+        cpu_seconds(records.__next__, 3)  # before anything is timed
     for number in range(sizes.rounds):
-        cost = {point: 1e3 * cpu_seconds(records.__next__, 2) / (2 * point[1]) for point, records in batches.items()}
+        cost = {point: 1e3 * cpu_seconds(records.__next__, 2) / (2 * point[-1]) for point, records in batches.items()}
         for axis, points in along.items():
             values = sizes.axes[axis]
             for value, point in zip(values, points, strict=True):
                 yield Sample("e", f"{axis}={value}", NORMSTUDY, "ms_per_run_step", "ms", number, cost[point])
-            yield from slopes(f"run-step vs {axis}", NORMSTUDY, number, values, [cost[point] for point in points])
-            yield from slopes(f"run-step vs {axis}", THEORY, number, values, [flops[case] for case, _ in points])
+            for subject, of in ((NORMSTUDY, cost), (THEORY, flops)):
+                power = slope(values, [of[point] for point in points])
+                yield Sample("e", f"run-step vs {axis}", subject, "slope", "1", number, power)
 
 
 def part_call(part: str, sizes: Sizes, n: int, d: int) -> Callable[[], object]:
@@ -183,8 +160,8 @@ def parts(sizes: Sizes) -> Iterator[Sample]:
                 costs = [1e3 * seconds[part, point] / sizes.runs for point in at]
                 for value, ms in zip(values, costs, strict=True):
                     yield Sample("e", f"{part}, {axis}={value}", part, "ms_per_part", "ms", number, ms)
-                yield from slopes(f"{part} vs {axis}", part, number, values, costs)
-                yield from slopes(f"{part} vs {axis}", THEORY, number, values, [float(v**power) for v in values])
+                yield Sample("e", f"{part} vs {axis}", part, "slope", "1", number, slope(values, costs))
+                yield Sample("e", f"{part} vs {axis}", THEORY, "slope", "1", number, float(power))
         for maps, ratio in CROSSOVERS.items():
             case = f"attention = {maps}"
             ours, theirs = ([seconds[part, point] for point in along["seq_len"]] for part in (ATTENTION, maps))

@@ -1,18 +1,22 @@
-"""Row a: run-steps per second on all cores, against the two habits of people who sweep, and against matrix products.
+"""Rows a, b, g and i: how fast steps are taken, and what it costs to record them.
 
-a1, a2: normstudy trains on one single-threaded worker per core, in the workers' environment, batches of as many runs as
-a sweep of many runs puts in one (`runs_per_batch`; a small sweep has less of the gain), all norms at every step, probes
-at the default density, and the tables written in the windows of a run of 600 steps. Its opponents train the loop of
-plain.py, which measures nothing: in one process with all cores as its threads, one run after the other (what
-`hydra -m` does), and in one single-threaded process per core (what a joblib launcher does). No subject evaluates.
+a: one single-threaded worker per core trains as many runs in a batch as a large sweep has, with all norms at every step
+and probes at the default density, and writes its tables. Its opponents train the loop of plain.py, which measures
+nothing: a1 in one process with all cores as its threads, run after run (what `hydra -m` does), a2 in one single-threaded
+process per core (what a joblib launcher does). a3: the time that the matrix products of a run-step need, each in its
+fastest way (products.py), over that of a run-step.
 
-Each subject's processes wait while the others are timed. In every round each subject has all cores for itself, for a
-fixed number of steps that takes about as long for all. Its time is the wall's, from the common start until its last
-process has finished. normstudy's spans are whole periods of its probes, and it begins beyond the dense first steps.
-`busy_cores` is the processes' CPU time over that time: below the number of cores, something else used the machine.
+i: both record everything at every step. The plain loop, one process per core, also takes what normstudy records
+(plain.Recorder) and keeps it in memory; normstudy writes its tables. Beside it stands the plain loop with a hook per
+parameter as wandb.watch has, which records histograms of the gradients alone. The goal is this project's own: whoever
+records everything should lose no speed by normstudy at any shape, so at least 1.
 
-a3: the time that the matrix products of a run-step need, each in the fastest way that this machine has (products.py),
-over the time that a run-step takes.
+b: a step with all probes, at every step or at the default density (the norms that they are made of are taken at every
+step either way), against one that gives the losses alone: the same runs in one process like a sweep's workers, step by
+step in turn, by its CPU time. A round is one period of the default density.
+
+g: 256 runs as one program on a GPU, against the plain loop on it, run after run, in turns. A span ends when the device
+has finished it. `megabytes_per_run` is the most that was allocated for tensors, over the runs.
 """
 
 from __future__ import annotations
@@ -21,127 +25,156 @@ import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
-from normstudy import config as cfg
-from normstudy.bench.children import Answer, Child, Job, Work, together
+from normstudy import batching
 from normstudy.bench.products import start_products
-from normstudy.bench.samples import Goal, Sample, Scope
-from normstudy.bench.subjects import (
-    D32_L4, D64_L6, NORMSTUDY, WARM_UP, Case, run_config, runs_per_batch, start_loop, start_normstudy,
-)  # fmt: skip
+from normstudy.bench.rows import Goal, Sample, Scope
+from normstudy.bench.subjects import D32_L4, D64_L6, NORMSTUDY, Case, Race, cpu_seconds, in_worker, run_config, together
+from normstudy.config import ProbeConfig
 
-ALL_THREADS = "plain, all threads, one run after the other"
-PER_CORE = "plain, one process per core"
-PAUSE_SECONDS = 0.3  # between two spans: threads of a pool spin for up to 0.2 s after their last work
+if TYPE_CHECKING:
+    from normstudy.train import End, Record
 
-CASES = {  # and the goals of a1 and a2
-    D32_L4: (4.5, 2.2), Case(64, 2, 8, 64): (2.5, 1.4), D64_L6: (2.4, 1.2), Case(64, 12, 8, 64): (2.0, 1.15),
-    Case(128, 6, 16, 64): (1.3, 1.0),
-}  # fmt: skip
+PRODUCT_MS = 10  # for which each way of making a product is repeated
+ALL_THREADS, PER_CORE = "plain, all threads, one run after the other", "plain, one process per core"
+EQUAL, HOOKS = "plain, equal information", "plain, hooks as wandb.watch has"
 TITLES = {
-    ALL_THREADS: "a1 run-steps against the plain loop with all threads, one run after the other",
-    PER_CORE: "a2 run-steps against one plain single-thread process per core",
+    ALL_THREADS: ("a", "a1 run-steps against the plain loop with all threads, one run after the other"),
+    PER_CORE: ("a", "a2 run-steps against one plain single-thread process per core"),
+    EQUAL: ("i", "run-steps against one plain process per core that records the same numbers"),
+    HOOKS: ("i", "run-steps against one plain process per core with a hook per parameter, as wandb.watch has"),
 }
+CASES = {  # and the goals of each line of TITLES
+    D32_L4: (4.5, 2.2, 1.0, None), Case(64, 2, 8, 64): (2.5, 1.4, 1.0, None), D64_L6: (2.4, 1.2, 1.0, None),
+    Case(64, 12, 8, 64): (2.0, 1.15, 1.0, None), Case(128, 6, 16, 64): (1.3, 1.0, 1.0, None),
+}  # fmt: skip
 A3 = "a3 share of the machine's matrix-product limit at the same shapes"
+OFF, EVERY_STEP, DEFAULT = "all probes off", "all probes on, every step", "all probes on, default density"
+PLAIN, ON_GPU = "plain eager loop", f"256 runs of {D64_L6.name}"
+GPU_RUNS, GPU_STEPS = 256, 100  # whole periods of the probes
+
+
 GOALS = [
     *(
-        Goal("a", case.name, title, "run_steps_per_s", NORMSTUDY, opponent, "at least", least[i])
-        for i, (opponent, title) in enumerate(TITLES.items())
-        for case, least in CASES.items()
+        Goal(row, case.name, title, "run_steps_per_s", NORMSTUDY, opponent, "at least" if goals[i] else None, goals[i])
+        for i, (opponent, (row, title)) in enumerate(TITLES.items())
+        for case, goals in CASES.items()
     ),
     Goal("a", D64_L6.name, A3, "share_of_limit", NORMSTUDY, None, "at least", 0.6),
-]
+    *(
+        Goal("b", case.name, f"{title} against all off", "ms_per_run_step", subject, OFF, "at most", 1.05)
+        for case in (D32_L4, D64_L6)
+        for subject, title in (
+            (EVERY_STEP, "all probes on at every step"),
+            (DEFAULT, "all probes on at default density"),
+        )
+    ),
+    Goal("g", ON_GPU, "run-steps against the plain eager loop on the same GPU", "run_steps_per_s", NORMSTUDY, PLAIN,
+         "at least", 50.0),
+    Goal("g", ON_GPU, "memory per run (MB)", "megabytes_per_run", NORMSTUDY),
+]  # fmt: skip
 
 
-class Amount(NamedTuple):
-    """How long to measure: rounds, seconds of a subject's span in each, milliseconds of each product.
-
-    most_runs: of a batch, as a span of normstudy's is a whole period of its probes for all of them.
-    """
-
-    rounds: int
-    seconds: float
-    product_ms: int
-    most_runs: int = cfg.INT_MAX
-
-
-def cases(scope: Scope) -> Iterator[tuple[Case, Amount, int]]:
-    """The shapes of a measurement, how long each is measured, and the cores."""
+def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: Scope) -> Iterator[Sample]:
+    """A race at each shape, on all cores."""
     for case in (D32_L4, D64_L6) if scope.quick else CASES:
-        yield case, Amount(2, 1.0, 3, most_runs=16) if scope.quick else Amount(5, 3.0, 15), len(os.sched_getaffinity(0))
+        with contextlib.ExitStack() as stack:
+            race = Race(row, case, len(os.sched_getaffinity(0)), scope, stack)
+            yield from measure(race, 2 if scope.quick else 5)
 
 
-def measure(scope: Scope) -> Iterator[Sample]:
-    """Row a, on the CPU whatever the scope's device."""
-    for case, amount, n in cases(scope):
-        yield from measure_case(case, amount, n, scope)
+def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
+    """Row a at one shape."""
+    race.add_normstudy(ProbeConfig(dense_steps=0))
+    race.add_plain(ALL_THREADS, "plain", 1, threads=race.n)
+    race.add_plain(PER_CORE, "plain", race.n)
+    jobs = [(run_config(race.case), race.runs)] * race.n
+    # Some products are faster in a worker's environment, some outside it.
+    makers = [race.crew(start_products, jobs, like_worker=w) for w in (True, False) if race.case == D64_L6]
+    for number in range(rounds):
+        rates = yield from race.round(number)
+        if makers:
+            by_core = [together(crew, PRODUCT_MS)[1] for crew in makers]
+            means = [[statistics.fmean(s) for s in zip(*cores, strict=True)] for cores in by_core]
+            share = sum(map(min, *means)) * rates[NORMSTUDY] / race.n
+            yield Sample("a", race.case.name, NORMSTUDY, "share_of_limit", "1", number, share)
 
 
-def measure_case(case: Case, amount: Amount, n: int, scope: Scope) -> Iterator[Sample]:
-    """All subjects at one shape, in rounds, on n cores."""
-    with contextlib.ExitStack() as stack:
-        race, singles = Race("a", case, n, amount, stack), [("plain", run_config(case, core)) for core in range(n)]
-        race.add_normstudy(cfg.ProbeConfig(dense_steps=0), scope)
-        race.add(ALL_THREADS, start_loop, singles[:1], threads=n)
-        race.add(PER_CORE, start_loop, singles)
-        job = run_config(case), race.runs
-        makers = [race.crew(start_products, [job] * n, like_worker=w) for w in (True, False) if case == D64_L6]
-        for number in range(amount.rounds):
-            rates = yield from race.round(number)
-            if makers:
-                by_core = [together(crew, amount.product_ms)[1] for crew in makers]
-                means = [{name: statistics.fmean(s[name] for s in cores) for name in cores[0]} for cores in by_core]
-                best = sum(min(seconds[name] for seconds in means) for name in means[0])
-                share = best * rates[NORMSTUDY] / n
-                yield Sample("a", case.name, NORMSTUDY, "share_of_limit", "1", number, share)
+def equal_information(race: Race, rounds: int) -> Iterator[Sample]:
+    """Row i at one shape."""
+    race.add_normstudy(ProbeConfig(every=1))
+    race.add_plain(EQUAL, "recorded", race.n)
+    race.add_plain(HOOKS, "watched", race.n)
+    for number in range(rounds):
+        yield from race.round(number)
 
 
-class Race:
-    """Subjects at one shape, of which each in its turn has all n cores. Their processes end with the stack."""
+plain_loops, recording_loops = partial(of_cases, against_plain, "a"), partial(of_cases, equal_information, "i")
 
-    def __init__(self, row: str, case: Case, n: int, amount: Amount, stack: contextlib.ExitStack) -> None:
-        self.row, self.case, self.n, self.seconds, self.stack = row, case, n, amount.seconds, stack
-        self.runs = min(runs_per_batch(case), amount.most_runs)  # of a batch of normstudy's
-        self.subjects: dict[str, tuple[list[Child[float]], int]] = {}  # processes, and the steps of a span
 
-    def crew(
-        self, start: Callable[[Job], Work[Answer]], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1
-    ) -> list[Child[Answer]]:
-        """A process for each job."""
-        crew = [Child(start, job, like_worker=like_worker, threads=threads) for job in jobs]
-        for child in crew:
-            self.stack.callback(child.close)
-        return crew
+def probing(scope: Scope) -> Iterator[Sample]:
+    """Row b."""
+    for case, rounds in ((D32_L4, 2),) if scope.quick else ((D32_L4, 9), (D64_L6, 7)):
+        runs = batching.runs_per_batch(run_config(case), "cpu", len(os.sched_getaffinity(0)))
+        yield from in_worker(probe_case, (case, runs, rounds))
 
-    def add(
-        self, subject: str, start: Callable[[Job], Work[float]], jobs: Sequence[Job], *, like_worker: bool = False,
-        threads: int = 1, period: int = 1,
-    ) -> None:  # fmt: skip
-        """Start a subject, a process for each job, and choose the steps of its spans: whole periods."""
-        crew = self.crew(start, jobs, like_worker=like_worker, threads=threads)
-        together(crew, WARM_UP)
-        taken, _ = together(crew, WARM_UP)
-        self.subjects[subject] = crew, period * max(1, round(self.seconds * WARM_UP / taken / period))
 
-    def add_normstudy(self, probe: cfg.ProbeConfig, scope: Scope) -> None:
-        """Start normstudy with a batch per core, whose tables go to the scope's folder."""
-        jobs = []
-        for core in range(self.n):
-            batch = [run_config(self.case, core * self.runs + r, probe=probe) for r in range(self.runs)]
-            jobs.append((batch, scope.folder / self.case.name / str(core)))
-        self.add(NORMSTUDY, start_normstudy, jobs, like_worker=True, period=probe.every)
+def probed(case: Case, runs: int) -> dict[str, Iterator[Record | End]]:
+    """The same runs three times: nothing measured, all at every step, all at the default density."""
+    from normstudy import data, train
 
-    def round(self, number: int) -> Generator[Sample, None, dict[str, float]]:
-        """Time every subject once, in every second round in the other order; run-steps per second of each."""
-        yield Sample(self.row, self.case.name, NORMSTUDY, "runs_per_batch", "1", number, self.runs)
-        rates = {}
-        for subject in self.subjects if number % 2 == 0 else reversed(self.subjects):
-            crew, steps = self.subjects[subject]
-            time.sleep(PAUSE_SECONDS)
-            span, cpu = together(crew, steps)
-            rates[subject] = steps * len(crew) * (self.runs if subject == NORMSTUDY else 1) / span
-            yield Sample(self.row, self.case.name, subject, "run_steps_per_s", "1/s", number, rates[subject])
-            yield Sample(self.row, self.case.name, subject, "busy_cores", "1", number, sum(cpu) / span)
-        return rates
+    text = data.load(run_config(case).data)
+    every, default = (
+        [run_config(case, r, probe=probe) for r in range(runs)]
+        for probe in (ProbeConfig(every=1), ProbeConfig(dense_steps=0))
+    )
+    off = train.train_batch(default, text, probing=False)
+    return {OFF: off, EVERY_STEP: train.train_batch(every, text), DEFAULT: train.train_batch(default, text)}
+
+
+def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
+    """(shape, runs, rounds), in this process."""
+    case, runs, rounds = job
+    batches, period = probed(case, runs), ProbeConfig().every
+    for records in batches.values():
+        cpu_seconds(records.__next__, 3)  # before anything is timed
+    for number in range(rounds):
+        spent = dict.fromkeys(batches, 0.0)
+        for step in range(period):
+            for name in batches if step % 2 == 0 else reversed(batches):
+                spent[name] += cpu_seconds(batches[name].__next__, 1)
+        for name, seconds in spent.items():
+            yield Sample("b", case.name, name, "ms_per_run_step", "ms", number, 1e3 * seconds / (period * runs))
+
+
+def on_gpu(scope: Scope) -> Iterator[Sample]:
+    """Row g, in this process."""
+    import torch
+
+    from normstudy import data, train
+    from normstudy.bench import plain
+
+    configs = [run_config(D64_L6, seed) for seed in range(GPU_RUNS)]
+    text = data.load(configs[0].data)
+    records = train.train_batch(configs, text, "cuda")
+    losses = plain.train(configs[0], torch.from_numpy(text.train.tokens).long(), text.vocab_size, "cuda")
+
+    def rate(step: Callable[[], object], runs: int) -> float:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(GPU_STEPS):
+            step()
+        torch.cuda.synchronize()
+        return GPU_STEPS * runs / (time.perf_counter() - started)
+
+    subjects = {NORMSTUDY: (records.__next__, GPU_RUNS), PLAIN: (losses.__next__, 1)}
+    for subject in subjects.values():
+        rate(*subject)  # kernels are chosen, the graph is captured
+    for number in range(2 if scope.quick else 10):
+        for name, subject in subjects.items():
+            yield Sample("g", ON_GPU, name, "run_steps_per_s", "1/s", number, rate(*subject))
+    megabytes = torch.cuda.max_memory_allocated() / GPU_RUNS / 1e6
+    yield Sample("g", ON_GPU, NORMSTUDY, "megabytes_per_run", "MB", 0, megabytes)

@@ -1,24 +1,101 @@
-"""What the rows about speed train: batches as a sweep's workers train them, and the loops of plain.py and recorded.py.
-
-A subject is started in a child process (children.py), and then takes as many steps as it is asked for. What it answers
-are the CPU seconds of those steps.
-"""
+"""Child processes that rows start once and ask often: they train batches as workers do, or a loop of plain.py."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import gc
+import multiprocessing
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
+from normstudy import batching
 from normstudy import config as cfg
-from normstudy.bench.children import Work
+from normstudy.bench.rows import Sample, Scope
 from normstudy.config import RunConfig
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
+Work = Callable[[int], Answer]  # does so much of its work, and returns what came out
+_work: list[Callable[[int], object]] = []  # of a child process, its own
+
+
+class Child(Generic[Answer]):
+    """A process that prepares its work once, as `start(job)`, and then does as much of it as it is asked for."""
+
+    def __init__(self, start: Callable[[Job], Work[Answer]], job: Job, *, like_worker: bool, threads: int = 1) -> None:
+        from normstudy.pool import environment
+
+        self.start, self.job = start, job
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _settle, (like_worker, threads))
+        with environment() if like_worker else contextlib.nullcontext():
+            self.ask(0)  # with its first task its process starts
+
+    def ask(self, amount: int) -> Future[Answer]:
+        """Have it do some work."""
+        return self.pool.submit(_do, self.start, self.job, amount)
+
+    def close(self) -> None:
+        """End the process when it has done what it was asked for."""
+        self.pool.shutdown(cancel_futures=True)
+
+
+def _settle(like_worker: bool, threads: int) -> None:
+    """Set a child process up: as a sweep's worker, or without any variable that such a worker has."""
+    from normstudy.pool import WORKER_ENVIRONMENT, set_environment
+    from normstudy.worker import die_with_parent
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    if not like_worker:
+        set_environment(dict.fromkeys(WORKER_ENVIRONMENT))
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(threads)
+    # torch's threads do not count for NumPy's BLAS, which would take every core and keep it busy after each product.
+    threadpool_limits(threads, "blas")
+    if like_worker:
+        gc.freeze()  # as worker.serve does
+
+
+def _do(start: Callable[[Job], Work[Answer]], job: Job, amount: int) -> Answer:
+    if not _work:
+        _work.append(start(job))
+    return _work[0](amount) if amount else None  # type: ignore[return-value]
+
+
+def together(children: Sequence[Child[Answer]], amount: int) -> tuple[float, list[Answer]]:
+    """Have all work at once; the seconds from the common start to the last finish, and what they answer.
+
+    Raises what a child raised, and BrokenProcessPool where one was killed.
+    """
+    started = time.perf_counter()
+    asked = [child.ask(amount) for child in children]
+    answers = [one.result() for one in asked]
+    return time.perf_counter() - started, answers
+
+
+def in_worker(function: Callable[[Job], Iterator[Sample]], job: Job) -> Iterator[Sample]:
+    """The samples of function(job), taken in a process like a sweep's workers: one thread, their environment."""
+    with contextlib.closing(Child(_next_sample, (function, job), like_worker=True)) as child:
+        while (sample := together([child], 1)[1][0]) is not None:
+            yield sample
+
+
+def _next_sample(job: tuple[Callable[[Job], Iterator[Sample]], Job]) -> Work[Sample | None]:
+    samples = job[0](job[1])
+    return lambda _: next(samples, None)
+
 
 NORMSTUDY = "normstudy"
 D_HEAD = 16  # at every width, the d_head of the default model: so 2, 4 and 8 heads at d_model 32, 64, 128
 WARM_UP = 3  # steps before anything is timed
+PAUSE_SECONDS = 0.3  # between two spans: threads of a pool spin for up to 0.2 s after their last work
 WINDOW_OF = 600  # n_steps of a run whose windows are those in which the tables are written
 
 
@@ -39,27 +116,17 @@ class Case(NamedTuple):
 D32_L4, D64_L6 = Case(32, 4, 8, 32), Case(64, 6, 8, 64)
 
 
-def runs_per_batch(case: Case) -> int:
-    """As many runs as a sweep on all cores trains as one program on each."""
-    from normstudy import batching
-
-    return batching.runs_per_batch(run_config(case), "cpu", len(os.sched_getaffinity(0)))
-
-
 def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = None) -> RunConfig:
     """A run of the default model that never ends and is not evaluated, by default without dense first steps."""
     return RunConfig(
-        study="speed",
-        seed=seed,
+        study="speed", seed=seed, schedule=cfg.ScheduleConfig(n_steps=cfg.INT_MAX),
         model=cfg.ModelConfig(n_layers=case.n_layers, d_model=case.d_model, n_heads=case.d_model // D_HEAD),
         data=cfg.DataConfig(name="pydoc", seq_len=case.seq_len, batch_size=case.batch_size),
-        schedule=cfg.ScheduleConfig(n_steps=cfg.INT_MAX),
-        probe=probe or cfg.ProbeConfig(dense_steps=0),
-        eval=cfg.EvalConfig(every=cfg.INT_MAX, windows=1),
-    )
+        probe=probe or cfg.ProbeConfig(dense_steps=0), eval=cfg.EvalConfig(every=cfg.INT_MAX, windows=1),
+    )  # fmt: skip
 
 
-def start_normstudy(job: tuple[list[RunConfig], Path]) -> Work[float]:
+def start_batch(job: tuple[list[RunConfig], Path]) -> Work[float]:
     """Train a batch of runs, and write their tables to a folder as a worker does."""
     from normstudy import data, probes, recording, store, train
 
@@ -88,11 +155,10 @@ def start_loop(job: tuple[str, RunConfig]) -> Work[float]:
     import torch
 
     from normstudy import data
-    from normstudy.bench import plain, recorded
+    from normstudy.bench import plain
 
-    loops = {"plain": plain.train, "recorded": recorded.train_recorded, "watched": recorded.train_watched}
     text = data.load(job[1].data)
-    steps = loops[job[0]](job[1], torch.from_numpy(text.train.tokens).long(), text.vocab_size)
+    steps = plain.LOOPS[job[0]](job[1], torch.from_numpy(text.train.tokens).long(), text.vocab_size)
     return lambda n_steps: cpu_seconds(steps.__next__, n_steps)
 
 
@@ -102,3 +168,55 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
     for _ in range(times):
         step()
     return time.process_time() - before
+
+
+class Race:
+    """Subjects at one shape, of which each in its turn has all n cores. Their processes end with the stack.
+
+    In every round each subject takes a fixed number of steps, which is about as long for all, and whole periods of
+    normstudy's probes; the others wait. Its time is the wall's, from the common start until its last process has
+    finished. `busy_cores` is the processes' CPU time over that: below n, something else used the machine.
+    """
+
+    def __init__(self, row: str, case: Case, n: int, scope: Scope, stack: contextlib.ExitStack) -> None:
+        self.row, self.case, self.n, self.scope, self.stack = row, case, n, scope, stack
+        runs = batching.runs_per_batch(run_config(case), "cpu", n)  # of a batch of normstudy's
+        self.runs, self.seconds = (min(runs, 16), 1.0) if scope.quick else (runs, 3.0)
+        self.subjects: dict[str, tuple[list[Child[float]], int]] = {}  # processes, and the steps of a span
+
+    def crew(
+        self, start: Callable[[Job], Work[Answer]], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1
+    ) -> list[Child[Answer]]:
+        """A process for each job."""
+        made = (Child(start, job, like_worker=like_worker, threads=threads) for job in jobs)
+        return [self.stack.enter_context(contextlib.closing(child)) for child in made]
+
+    def add(self, subject: str, crew: list[Child[float]], period: int = 1) -> None:
+        """Add a subject, and choose the steps of its spans: whole periods."""
+        together(crew, WARM_UP)
+        taken, _ = together(crew, WARM_UP)
+        self.subjects[subject] = crew, period * max(1, round(self.seconds * WARM_UP / taken / period))
+
+    def add_normstudy(self, probe: cfg.ProbeConfig) -> None:
+        """Add normstudy with a batch per core, whose tables go to the scope's folder."""
+        seeds = [range(core * self.runs, (core + 1) * self.runs) for core in range(self.n)]
+        batches = [[run_config(self.case, seed, probe=probe) for seed in of] for of in seeds]
+        jobs = [(batch, self.scope.folder / self.case.name / str(core)) for core, batch in enumerate(batches)]
+        self.add(NORMSTUDY, self.crew(start_batch, jobs, like_worker=True), probe.every)
+
+    def add_plain(self, subject: str, loop: str, processes: int, threads: int = 1) -> None:
+        """Add a loop of plain.LOOPS in so many processes."""
+        jobs = [(loop, run_config(self.case, seed)) for seed in range(processes)]
+        self.add(subject, self.crew(start_loop, jobs, like_worker=False, threads=threads))
+
+    def round(self, number: int) -> Generator[Sample, None, dict[str, float]]:
+        """Time every subject once, in every second round in the other order; run-steps per second of each."""
+        rates = {}
+        for subject in self.subjects if number % 2 == 0 else reversed(self.subjects):
+            crew, steps = self.subjects[subject]
+            time.sleep(PAUSE_SECONDS)
+            span, cpu = together(crew, steps)
+            rates[subject] = steps * len(crew) * (self.runs if subject == NORMSTUDY else 1) / span
+            yield Sample(self.row, self.case.name, subject, "run_steps_per_s", "1/s", number, rates[subject])
+            yield Sample(self.row, self.case.name, subject, "busy_cores", "1", number, sum(cpu) / span)
+        return rates

@@ -14,11 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from normstudy.bench import rows
-from normstudy.bench.samples import THEORY, Goal
+from normstudy.bench.rows import THEORY, Goal, goals
 from normstudy.config import one_of
 
-FORMATS = ("table", "markdown")
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
 WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # characters of a note, and at most of each column
 LEGEND = (
@@ -55,7 +53,7 @@ def results(stored: pd.DataFrame) -> list[Result]:
     """The goals of which `stored` (columns of tables.SCHEMA) has samples, in the order of rows and their goals."""
     found = []
     for row, part in stored.groupby("row", sort=False):
-        for goal in rows.load(str(row)).GOALS:
+        for goal in goals(str(row)):
             mine, unit = _by_round(part, goal, goal.subject)
             if goal.opponent is not None:
                 theirs, other = _by_round(part, goal, goal.opponent)
@@ -72,7 +70,7 @@ def results(stored: pd.DataFrame) -> list[Result]:
 def missing(stored: pd.DataFrame) -> list[Goal]:
     """The goals of the stored rows of which there is no sample."""
     measured = [result.goal for result in results(stored)]
-    return [goal for row in stored["row"].unique() for goal in rows.load(str(row)).GOALS if goal not in measured]
+    return [goal for row in stored["row"].unique() for goal in goals(str(row)) if goal not in measured]
 
 
 def _by_round(part: pd.DataFrame, goal: Goal, subject: str) -> tuple[pd.Series, str]:
@@ -118,7 +116,7 @@ def cells(result: Result) -> tuple[str, ...]:
 
 def render(stored: pd.DataFrame, fmt: str = "table") -> str:
     """The results of stored samples as text, without a newline at its end. fmt: table or markdown."""
-    one_of("--format", fmt, FORMATS)
+    one_of("--format", fmt, ("table", "markdown"))
     lines = [cells(r) for r in results(stored) if r.goal.subject != THEORY]  # it stands beside what was measured
     notes = [LEGEND, *machine_lines(stored)]
     if fmt == "markdown":
@@ -133,7 +131,8 @@ def render(stored: pd.DataFrame, fmt: str = "table") -> str:
 
 def _table(lines: Sequence[tuple[str, ...]]) -> list[str]:
     """The lines of a plain table; what is the same as in the line above is left blank, long texts are broken."""
-    out, shown = [], [HEADER]
+    out: list[str] = []
+    shown: list[tuple[str, ...]] = [HEADER]
     for (row, case, *rest), above in zip(lines, [HEADER, *lines], strict=False):
         shown.append(("" if row == above[0] else row, "" if (row, case) == above[:2] else case, *rest))
     widths = [min(most, max(map(len, column))) for most, *column in zip(MOST_WIDTH, *shown, strict=True)]

@@ -24,9 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from normstudy import files
-from normstudy.bench.children import environment
-from normstudy.bench.rows import ROWS
-from normstudy.bench.samples import Sample
+from normstudy.bench.rows import ROWS, Sample
 from normstudy.cpu import cpu_info
 from normstudy.errors import ConfigError
 from normstudy.provenance import git_commit
@@ -62,7 +60,9 @@ def machine(device: str) -> Machine:
 @functools.cache
 def _ask() -> tuple[dict[str, object], str | None]:
     """What a worker says of itself, and the GPU's name; from a process of its own, as this one imports no torch."""
-    with environment(of_worker=True):
+    from normstudy.pool import environment
+
+    with environment():
         done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
     columns, gpu = json.loads(done.stdout)
     return columns, gpu
@@ -73,19 +73,13 @@ def path(out: Path, row: str) -> Path:
     return out / f"{row}.parquet"
 
 
-def check_sample(sample: Sample, row: str, before: Sequence[Sample]) -> None:
-    """Raise a ValueError for a sample that no table may hold: another row's, not finite, or measured already."""
-    name = sample.case, sample.subject, sample.metric, sample.round
-    if any(name == (other.case, other.subject, other.metric, other.round) for other in before):
-        raise ValueError(f"row {row} measured a sample twice: {sample}")
-    if sample.row != row or not math.isfinite(sample.value):
-        raise ValueError(f"row {row} measured a sample of row {sample.row!r}, or a number that is not finite: {sample}")
-
-
 def write(
     out: Path, row: str, samples: Sequence[Sample], made_by: Machine, mode: str, started_at: datetime.datetime
 ) -> None:
     """Write the samples of one row, in the order in which they were taken, in place of those that were there."""
+    names = {(s.case, s.subject, s.metric, s.round) for s in samples if s.row == row and math.isfinite(s.value)}
+    if not 0 < len(names) == len(samples):
+        raise ValueError(f"row {row} measured nothing, a sample twice, one of another row, or one that is not finite")
     shared = {**made_by, "mode": mode, "started_at": started_at}
     content = pa.Table.from_pylist([asdict(sample) | shared for sample in samples], schema=SCHEMA)
     sink = pa.BufferOutputStream()

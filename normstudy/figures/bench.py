@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
 from normstudy.bench import summary
-from normstudy.bench.samples import THEORY
+from normstudy.bench.rows import THEORY
 from normstudy.bench.summary import Result
 from normstudy.errors import ConfigError
 from normstudy.figures import style

@@ -21,7 +21,7 @@ from PIL import Image
 
 from normstudy.bench import tables
 from normstudy.bench.rows import ROWS, Row
-from normstudy.bench.samples import Goal, Sample
+from normstudy.bench.rows import Goal, Sample
 from normstudy.figures import bench, style
 
 HERE = Path(__file__).parents[1]  # where measured.py is

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from normstudy.bench import overhead
-from normstudy.bench.samples import Scope
+from normstudy.bench.rows import Scope
 
 
 @pytest.fixture(autouse=True)

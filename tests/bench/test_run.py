@@ -23,7 +23,7 @@ from measured import MACHINE, by_hand, content, write
 from normstudy import cli, manual
 from normstudy.bench import rows, run, tables
 from normstudy.bench.rows import ROWS, Row
-from normstudy.bench.samples import Sample, Scope
+from normstudy.bench.rows import Sample, Scope
 
 Capture = pytest.CaptureFixture[str]
 HERE = Path(__file__).parents[1]  # where measured.py is

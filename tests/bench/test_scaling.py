@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from normstudy.bench import scaling
-from normstudy.bench.samples import THEORY, Sample
+from normstudy.bench.rows import THEORY, Sample
 from normstudy.bench.scaling import ALL_MAPS, ATTENTION, NORM, PROJECTIONS, Sizes
 from normstudy.bench.subjects import NORMSTUDY, Case
 

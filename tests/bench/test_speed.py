@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from normstudy.bench import children, plain, products, speed, subjects
 from normstudy.bench.children import Child
-from normstudy.bench.samples import Sample
+from normstudy.bench.rows import Sample
 from normstudy.bench.speed import Amount
 from normstudy.bench.subjects import Case, run_config
 from normstudy.pool import WORKER_ENVIRONMENT

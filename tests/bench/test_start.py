@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from normstudy.bench import start
-from normstudy.bench.samples import Scope
+from normstudy.bench.rows import Scope
 from normstudy.bench.start import Start
 
 

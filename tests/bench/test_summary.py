@@ -17,7 +17,7 @@ from measured import MACHINE, by_hand, write
 
 from normstudy.bench import summary, tables
 from normstudy.bench.rows import ROWS
-from normstudy.bench.samples import Goal, Sample
+from normstudy.bench.rows import Goal, Sample
 
 RATIO, UNREACHABLE, VALUE, PLAIN, NEVER = measured.GOALS
 

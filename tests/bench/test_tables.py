@@ -19,7 +19,7 @@ import pytest
 from measured import AT, MACHINE, by_hand, content, write
 
 from normstudy.bench import tables
-from normstudy.bench.samples import Sample
+from normstudy.bench.rows import Sample
 from normstudy.errors import ConfigError
 
 SAMPLES = [
