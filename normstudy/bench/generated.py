@@ -76,10 +76,7 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
 
 
 def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[dict[str, object], dict[str, Columns]]:
-    """The `runs` row of one run, and its series in the order in which training records them: curves with noise.
-
-    Post-norm at large rates with a short warmup is stuck.
-    """
+    """The `runs` row of one run, and its series: curves with noise. Post-norm at large rates may be stuck."""
     from normstudy import store
 
     m, s, p = config.model, config.schedule, config.probe

@@ -4,7 +4,7 @@ The model is the one of `normstudy run` at its defaults (pre-norm, GELU, learned
 without bias), with as many parameters: a test holds the counts equal, and with copied weights the losses.
 
 It has the shape of nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention, a
-fused Adam, batches of random windows stacked, the loss read every tenth step (to read it at each makes a GPU wait). What
+fused Adam, batches of random windows stacked, the loss read every tenth step (each reading makes a GPU wait). What
 costs nanoGPT time is left out: gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a learning rate set
 anew at each step, weight decay in groups, a text in a memory map. So is torch.compile, which nanoGPT's README switches
 off on a CPU: it takes half a minute for each shape of model, and a sweep has many.
@@ -25,7 +25,6 @@ from normstudy.config import ModelConfig, RunConfig
 
 LOG_EVERY = 10  # steps between two readings of the loss
 BINS = 64  # of a histogram, as in wandb
-Recorded = tuple[float, Tensor, Tensor]
 
 
 class SelfAttention(nn.Module):
@@ -122,10 +121,7 @@ def train(
 
 
 class Recorder:
-    """Takes a step of a plain run, and with it all that normstudy records of one.
-
-    It is written for speed: the norms of all tensors by one call of torch._foreach_norm, and one transfer to the host.
-    """
+    """Takes steps of a plain run, and all that normstudy records of each: by one _foreach_norm, and in one transfer."""
 
     def __init__(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
@@ -136,7 +132,7 @@ class Recorder:
         belongs = [[float(m == module) for m in self.modules] + [1.0] for module in module_of]  # and to the model
         self.of_module = torch.tensor(belongs, dtype=torch.float64)
 
-    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Recorded:
+    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[float, Tensor, Tensor]:
         """Take a step on a batch; its loss, (3, modules + 1) and (2, n_layers + 1), in float64.
 
         The first are the norms of gradient, parameters and update of each module, and last of the whole model; the
@@ -160,7 +156,7 @@ class Recorder:
         return value.item(), modules, torch.stack([x / stream[0].numel() ** 0.5, residual_grad])
 
 
-def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[Recorded]:
+def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[tuple[float, Tensor, Tensor]]:
     """Train one run on the CPU without end, a step a `next`, and keep what is recorded of every step."""
     recorder, kept = Recorder(*make(config, vocab_size)), []
     while True:
@@ -180,10 +176,8 @@ def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterato
 
     def watch(grad: Tensor) -> None:
         flat = grad.detach().clone().reshape(-1)
-        if bool((~torch.isfinite(flat)).all()):
+        if bool((~torch.isfinite(flat)).all()) or not bool(torch.isfinite(flat).all()):
             return
-        if not bool(torch.isfinite(flat).all()):
-            flat = flat[torch.isfinite(flat)]
         low, high = flat.min().item(), flat.max().item()
         counts = flat.histc(bins=BINS, min=low, max=high).cpu().detach().clone()
         histograms.append((counts.tolist(), torch.linspace(low, high, BINS + 1).tolist()))
@@ -191,8 +185,3 @@ def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterato
     for _ in train(config, tokens, vocab_size, hook=watch):
         yield histograms
         histograms.clear()
-
-
-LOOPS: dict[str, Callable[[RunConfig, Tensor, int], Iterator[object]]] = {
-    "plain": train, "recorded": train_recorded, "watched": train_watched,
-}  # fmt: skip

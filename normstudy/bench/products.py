@@ -1,7 +1,6 @@
 """The matrix products of a run-step, each made alone in every way that this machine has: the limit of a3.
 
-Every product is timed on all cores at once: by NumPy and by torch.bmm over the runs, torch.mm run by run, oneDNN run by
-run in both orders; attention's by torch's fused attention too, with all that it does besides.
+Over the runs by NumPy and torch.bmm, run by run by torch.mm and oneDNN, attention's by torch's fused attention too.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
     return out
 
 
-def start_products(job: tuple[RunConfig, int]) -> Work[list[float]]:
+def start_products(job: tuple[RunConfig, int]) -> Work:
     """(config, runs of a batch) -> for each piece the seconds that it takes in a run-step, in its fastest way.
 
     Its work is given in milliseconds: for so long each way is repeated.

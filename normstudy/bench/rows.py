@@ -1,15 +1,14 @@
 """The rows of the benchmark, and what one measures: samples, taken in rounds, so that noise hits all subjects alike.
 
-A row is one line of ROWS, and in a module of this package its lines of the table, in GOALS, and a function that yields
-each sample as soon as it is there. Subjects that are compared are measured one after the other within each round. Their
-ratio is taken round by round, and the table shows its median over rounds with its range. Importing a row's module
-imports no torch.
+A row is one line of ROWS, its lines of the table are in GOALS of its module, and a function there yields its samples.
+Subjects that are compared are measured one after the other within each round. Their ratio is taken round by round, and
+the table shows its median over rounds with its range. Importing a row's module imports no torch.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -44,8 +43,7 @@ class Sample:
 class Goal:
     """A line of the table: the median over rounds of a metric, of `subject` or of its ratio to `opponent`.
 
-    sense: 'at least' or 'at most', and limit; None for a number that is shown without a goal. title: what the number
-    is, in the table's words. A case without samples, such as one that is too long for --quick, is left out.
+    sense: 'at least' or 'at most', and limit; None for a number that is shown without a goal.
     """
 
     row: str
@@ -79,15 +77,10 @@ ROWS: dict[str, Row] = {
 }
 
 
-def goals(row: str) -> list[Goal]:
-    """The lines of a row's table."""
-    return [goal for goal in importlib.import_module(ROWS[row].module).GOALS if goal.row == row]
-
-
-def measure(row: str, scope: Scope) -> Iterator[Sample]:
-    """The samples of a row."""
-    found: Iterator[Sample] = getattr(importlib.import_module(ROWS[row].module), ROWS[row].function)(scope)
-    return found
+def load(row: str) -> tuple[list[Goal], Callable[[Scope], Iterator[Sample]]]:
+    """The lines of a row's table, and the function that measures it."""
+    module = importlib.import_module(ROWS[row].module)
+    return [goal for goal in module.GOALS if goal.row == row], getattr(module, ROWS[row].function)
 
 
 def check_rows(given: Sequence[str]) -> list[str]:

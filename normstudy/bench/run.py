@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from normstudy import store, terminal
 from normstudy.bench import summary, tables
-from normstudy.bench.rows import ROWS, Sample, Scope, check_rows, measure
-from normstudy.config import one_of
+from normstudy.bench.rows import ROWS, Sample, Scope, check_rows, load
 from normstudy.errors import ConfigError
 from normstudy.figures import bench as figure
 from normstudy.progress import duration
@@ -28,12 +27,10 @@ SKIPPED = {
 
 
 def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt: str) -> str:
-    """Measure rows (None: all) into `out`, draw the figure, and return the table of what was measured.
+    """Measure rows (None: all) into `out`, draw the figure, and return the table, empty where every row is skipped.
 
-    mode: quick or full. A row that measures another device is skipped with a line on standard error; where none is
-    left the table is empty. Raises ConfigError for a wrong request, before anything is measured or written.
+    mode: quick or full. Raises ConfigError for a wrong request, before anything is measured or written.
     """
-    one_of("--device", device, tuple(SKIPPED))
     chosen = [*ROWS] if asked is None else check_rows(asked)
     store.check_out(out)
     made_by = tables.machine(device)
@@ -43,17 +40,17 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
     chosen = [row for row in chosen if ROWS[row].device == device]
     if not chosen:
         return ""
-    with contextlib.ExitStack() as stack, tqdm(total=len(chosen), unit="row", **terminal.fit()) as bar:
+    with contextlib.ExitStack() as stack, tqdm(chosen, unit="row", **terminal.fit()) as bar:
         # As Ctrl-C: child processes end, and a folder that may be large is removed.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
-        for row in chosen:
+        for row in bar:
+            bar.set_postfix_str(f"row {row}")
             began, started_at, samples = time.monotonic(), store.now(), list[Sample]()
             with tempfile.TemporaryDirectory(prefix="normstudy-bench-") as folder:
-                for sample in measure(row, Scope(mode == "quick", device, Path(folder))):
+                for sample in load(row)[1](Scope(mode == "quick", device, Path(folder))):
                     samples.append(sample)
                     bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}")
             tables.write(out, row, samples, made_by, mode, started_at)  # not before the row is whole
-            bar.update()
             if bar.disable:
                 took = duration(time.monotonic() - began)
                 print(f"row {row}, {ROWS[row].title}: {len(samples)} numbers in {took}", file=sys.stderr, flush=True)
@@ -61,10 +58,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
 
 
 def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
-    """Draw the figure from the stored tables of `out` and return the table of some rows (None: all stored).
-
-    Raises ConfigError where a table is not there.
-    """
+    """Draw the figure of all tables in `out`, and return the table of some rows (None: all). Raises ConfigError."""
     stored = tables.stored_rows(out)
     if not stored:
         raise ConfigError(f"{out} has no table of a benchmark: run normstudy bench first, or give another --out")

@@ -5,9 +5,7 @@ time, whose theory is the flops of the step's own matrix products; and the parts
 with the package's own functions. With n seq_len and d d_model, a norm is O(n d), the projections q, k, v and out are
 O(n d^2), as with the MLP's two matrices, and attention without its projections is O(n^2 d): as many flops as its
 projections at n = 2 d, and as all six matrices of a block at n = 6 d.
-
-`slope` is the least-squares one of log cost against log size. A crossover is the seq_len at which attention costs as
-much as these matrices, by interpolation between the measured lengths around it. Each round has its own.
+A crossover is the seq_len at which attention costs as much as these matrices. Each round has its own.
 """
 
 from __future__ import annotations
@@ -66,7 +64,7 @@ GOALS = [
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
-    """Row e, on the CPU whatever the scope's device."""
+    """Row e."""
     for kind in (whole_steps, parts):
         yield from in_worker(kind, QUICK if scope.quick else FULL)
 
@@ -138,18 +136,16 @@ def part_call(part: str, sizes: Sizes, n: int, d: int) -> Callable[[], object]:
     params = [torch.randn(sizes.runs, *shape).mul_(d**-0.5).requires_grad_() for shape in shapes]
     x = torch.randn(sizes.runs, sizes.batch_size, n, d).requires_grad_()
     gradient, over_runs = torch.randn_like(x), torch.func.vmap(of_run)
-
-    def call() -> object:
-        outputs = over_runs(x, params)
-        return torch.autograd.grad(outputs, [x, *params], [gradient] * len(outputs))
-
-    return call
+    n_outputs = len(over_runs(x, params))
+    return lambda: torch.autograd.grad(over_runs(x, params), [x, *params], [gradient] * n_outputs)
 
 
 def parts(sizes: Sizes) -> Iterator[Sample]:
     """The cost of a block's parts alone against n and d, in this process."""
-    middle_n, middle_d = sizes.base.seq_len, sizes.base.d_model
-    along = {"seq_len": [(n, middle_d) for n in sizes.n], "d_model": [(middle_n, d) for d in sizes.d]}
+    along = {
+        "seq_len": [(n, sizes.base.d_model) for n in sizes.n],
+        "d_model": [(sizes.base.seq_len, d) for d in sizes.d],
+    }
     points = sorted({point for axis in along.values() for point in axis})
     calls = {(part, point): part_call(part, sizes, *point) for part in POWERS for point in points}
     for number in range(sizes.rounds):
@@ -167,4 +163,4 @@ def parts(sizes: Sizes) -> Iterator[Sample]:
             ours, theirs = ([seconds[part, point] for point in along["seq_len"]] for part in (ATTENTION, maps))
             if (n := crossing(sizes.n, ours, theirs)) is not None:
                 yield Sample("e", case, ATTENTION, "crossover_seq_len", "tokens", number, n)
-            yield Sample("e", case, THEORY, "crossover_seq_len", "tokens", number, ratio * middle_d)
+            yield Sample("e", case, THEORY, "crossover_seq_len", "tokens", number, ratio * base.d_model)

@@ -2,7 +2,7 @@
 
 a: one single-threaded worker per core trains as many runs in a batch as a large sweep has, with all norms at every step
 and probes at the default density, and writes its tables. Its opponents train the loop of plain.py, which measures
-nothing: a1 in one process with all cores as its threads, run after run (what `hydra -m` does), a2 in one single-threaded
+nothing: a1 in one process with all cores as its threads, run after run (what `hydra -m` does), a2 in a single-threaded
 process per core (what a joblib launcher does). a3: the time that the matrix products of a run-step need, each in its
 fastest way (products.py), over that of a run-step.
 
@@ -27,7 +27,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from normstudy import batching
 from normstudy.bench.products import start_products
@@ -51,26 +51,21 @@ CASES = {  # and the goals of each line of TITLES
     D32_L4: (4.5, 2.2, 1.0, None), Case(64, 2, 8, 64): (2.5, 1.4, 1.0, None), D64_L6: (2.4, 1.2, 1.0, None),
     Case(64, 12, 8, 64): (2.0, 1.15, 1.0, None), Case(128, 6, 16, 64): (1.3, 1.0, 1.0, None),
 }  # fmt: skip
-A3 = "a3 share of the machine's matrix-product limit at the same shapes"
 OFF, EVERY_STEP, DEFAULT = "all probes off", "all probes on, every step", "all probes on, default density"
 PLAIN, ON_GPU = "plain eager loop", f"256 runs of {D64_L6.name}"
 GPU_RUNS, GPU_STEPS = 256, 100  # whole periods of the probes
-
-
 GOALS = [
     *(
         Goal(row, case.name, title, "run_steps_per_s", NORMSTUDY, opponent, "at least" if goals[i] else None, goals[i])
         for i, (opponent, (row, title)) in enumerate(TITLES.items())
         for case, goals in CASES.items()
     ),
-    Goal("a", D64_L6.name, A3, "share_of_limit", NORMSTUDY, None, "at least", 0.6),
+    Goal("a", D64_L6.name, "a3 share of the machine's matrix-product limit at the same shapes", "share_of_limit",
+         NORMSTUDY, None, "at least", 0.6),
     *(
-        Goal("b", case.name, f"{title} against all off", "ms_per_run_step", subject, OFF, "at most", 1.05)
+        Goal("b", case.name, f"{on.replace(',', ' at')} against all off", "ms_per_run_step", on, OFF, "at most", 1.05)
         for case in (D32_L4, D64_L6)
-        for subject, title in (
-            (EVERY_STEP, "all probes on at every step"),
-            (DEFAULT, "all probes on at default density"),
-        )
+        for on in (EVERY_STEP, DEFAULT)
     ),
     Goal("g", ON_GPU, "run-steps against the plain eager loop on the same GPU", "run_steps_per_s", NORMSTUDY, PLAIN,
          "at least", 50.0),
@@ -89,15 +84,15 @@ def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: 
 def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
     """Row a at one shape."""
     race.add_normstudy(ProbeConfig(dense_steps=0))
-    race.add_plain(ALL_THREADS, "plain", 1, threads=race.n)
-    race.add_plain(PER_CORE, "plain", race.n)
+    race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
+    race.add_plain(PER_CORE, "train", race.n)
     jobs = [(run_config(race.case), race.runs)] * race.n
     # Some products are faster in a worker's environment, some outside it.
     makers = [race.crew(start_products, jobs, like_worker=w) for w in (True, False) if race.case == D64_L6]
     for number in range(rounds):
         rates = yield from race.round(number)
         if makers:
-            by_core = [together(crew, PRODUCT_MS)[1] for crew in makers]
+            by_core = [cast(list[list[float]], together(crew, PRODUCT_MS)[1]) for crew in makers]
             means = [[statistics.fmean(s) for s in zip(*cores, strict=True)] for cores in by_core]
             share = sum(map(min, *means)) * rates[NORMSTUDY] / race.n
             yield Sample("a", race.case.name, NORMSTUDY, "share_of_limit", "1", number, share)
@@ -106,8 +101,8 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
 def equal_information(race: Race, rounds: int) -> Iterator[Sample]:
     """Row i at one shape."""
     race.add_normstudy(ProbeConfig(every=1))
-    race.add_plain(EQUAL, "recorded", race.n)
-    race.add_plain(HOOKS, "watched", race.n)
+    race.add_plain(EQUAL, "train_recorded", race.n)
+    race.add_plain(HOOKS, "train_watched", race.n)
     for number in range(rounds):
         yield from race.round(number)
 

@@ -9,9 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from normstudy import batching
 from normstudy import config as cfg
@@ -19,32 +19,22 @@ from normstudy.bench.rows import Sample, Scope
 from normstudy.config import RunConfig
 
 Job = TypeVar("Job")
-Answer = TypeVar("Answer")
-Work = Callable[[int], Answer]  # does so much of its work, and returns what came out
-_work: list[Callable[[int], object]] = []  # of a child process, its own
+Work = Callable[[int], object]  # does so much of its work, and returns what came out
+Crew = list[ProcessPoolExecutor]
+_work: list[Work] = []  # of a child process, its own
 
 
-class Child(Generic[Answer]):
-    """A process that prepares its work once, as `start(job)`, and then does as much of it as it is asked for."""
+def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> ProcessPoolExecutor:
+    """A process that prepares its work once, as `start(job)`, and does as much of it as `together` then asks for."""
+    from normstudy.pool import environment
 
-    def __init__(self, start: Callable[[Job], Work[Answer]], job: Job, *, like_worker: bool, threads: int = 1) -> None:
-        from normstudy.pool import environment
-
-        self.start, self.job = start, job
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _settle, (like_worker, threads))
-        with environment() if like_worker else contextlib.nullcontext():
-            self.ask(0)  # with its first task its process starts
-
-    def ask(self, amount: int) -> Future[Answer]:
-        """Have it do some work."""
-        return self.pool.submit(_do, self.start, self.job, amount)
-
-    def close(self) -> None:
-        """End the process when it has done what it was asked for."""
-        self.pool.shutdown(cancel_futures=True)
+    made = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _settle, (like_worker, threads, start, job))
+    with environment() if like_worker else contextlib.nullcontext():
+        made.submit(int)  # with its first task its process starts
+    return made
 
 
-def _settle(like_worker: bool, threads: int) -> None:
+def _settle(like_worker: bool, threads: int, start: Callable[[Job], Work], job: Job) -> None:
     """Set a child process up: as a sweep's worker, or without any variable that such a worker has."""
     from normstudy.pool import WORKER_ENVIRONMENT, set_environment
     from normstudy.worker import die_with_parent
@@ -61,33 +51,32 @@ def _settle(like_worker: bool, threads: int) -> None:
     threadpool_limits(threads, "blas")
     if like_worker:
         gc.freeze()  # as worker.serve does
+    _work.append(start(job))
 
 
-def _do(start: Callable[[Job], Work[Answer]], job: Job, amount: int) -> Answer:
-    if not _work:
-        _work.append(start(job))
-    return _work[0](amount) if amount else None  # type: ignore[return-value]
+def _do(amount: int) -> object:
+    return _work[0](amount)
 
 
-def together(children: Sequence[Child[Answer]], amount: int) -> tuple[float, list[Answer]]:
+def together(children: Sequence[ProcessPoolExecutor], amount: int) -> tuple[float, list[object]]:
     """Have all work at once; the seconds from the common start to the last finish, and what they answer.
 
-    Raises what a child raised, and BrokenProcessPool where one was killed.
+    Raises what a child raised at its work, and BrokenProcessPool where one was killed or could not prepare.
     """
     started = time.perf_counter()
-    asked = [child.ask(amount) for child in children]
+    asked = [one.submit(_do, amount) for one in children]
     answers = [one.result() for one in asked]
     return time.perf_counter() - started, answers
 
 
 def in_worker(function: Callable[[Job], Iterator[Sample]], job: Job) -> Iterator[Sample]:
     """The samples of function(job), taken in a process like a sweep's workers: one thread, their environment."""
-    with contextlib.closing(Child(_next_sample, (function, job), like_worker=True)) as child:
-        while (sample := together([child], 1)[1][0]) is not None:
+    with child(_next_sample, (function, job), like_worker=True) as process:
+        while isinstance(sample := together([process], 1)[1][0], Sample):
             yield sample
 
 
-def _next_sample(job: tuple[Callable[[Job], Iterator[Sample]], Job]) -> Work[Sample | None]:
+def _next_sample(job: tuple[Callable[[Job], Iterator[Sample]], Job]) -> Work:
     samples = job[0](job[1])
     return lambda _: next(samples, None)
 
@@ -96,11 +85,10 @@ NORMSTUDY = "normstudy"
 D_HEAD = 16  # at every width, the d_head of the default model: so 2, 4 and 8 heads at d_model 32, 64, 128
 WARM_UP = 3  # steps before anything is timed
 PAUSE_SECONDS = 0.3  # between two spans: threads of a pool spin for up to 0.2 s after their last work
-WINDOW_OF = 600  # n_steps of a run whose windows are those in which the tables are written
 
 
 class Case(NamedTuple):
-    """A shape of run."""
+    """A shape of run; its name in the table is d64 L6."""
 
     d_model: int
     n_layers: int
@@ -109,7 +97,6 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As in the table: d64 L6."""
         return f"d{self.d_model} L{self.n_layers}"
 
 
@@ -126,7 +113,7 @@ def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = Non
     )  # fmt: skip
 
 
-def start_batch(job: tuple[list[RunConfig], Path]) -> Work[float]:
+def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
     """Train a batch of runs, and write their tables to a folder as a worker does."""
     from normstudy import data, probes, recording, store, train
 
@@ -135,7 +122,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work[float]:
     records = train.train_batch(configs, text)
     modules = probes.modules_of([name for name, _ in train.build(configs[0], text.vocab_size).named_parameters()])
     series = [recording.Series(f"run-{r}") for r in range(len(configs))]
-    window = store.window_size(WINDOW_OF)
+    window = store.window_size(600)  # as of a run of 600 steps
     store.prepare(folder)
 
     def step() -> None:
@@ -150,15 +137,15 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work[float]:
     return lambda n_steps: cpu_seconds(step, n_steps)
 
 
-def start_loop(job: tuple[str, RunConfig]) -> Work[float]:
-    """Train one run by a plain loop, given by its name: plain, recorded or watched."""
+def start_loop(job: tuple[str, RunConfig]) -> Work:
+    """Train one run by a loop of plain.py, given by its name."""
     import torch
 
     from normstudy import data
     from normstudy.bench import plain
 
     text = data.load(job[1].data)
-    steps = plain.LOOPS[job[0]](job[1], torch.from_numpy(text.train.tokens).long(), text.vocab_size)
+    steps = getattr(plain, job[0])(job[1], torch.from_numpy(text.train.tokens).long(), text.vocab_size)
     return lambda n_steps: cpu_seconds(steps.__next__, n_steps)
 
 
@@ -182,16 +169,14 @@ class Race:
         self.row, self.case, self.n, self.scope, self.stack = row, case, n, scope, stack
         runs = batching.runs_per_batch(run_config(case), "cpu", n)  # of a batch of normstudy's
         self.runs, self.seconds = (min(runs, 16), 1.0) if scope.quick else (runs, 3.0)
-        self.subjects: dict[str, tuple[list[Child[float]], int]] = {}  # processes, and the steps of a span
+        self.subjects: dict[str, tuple[Crew, int]] = {}  # processes, and the steps of a span
 
-    def crew(
-        self, start: Callable[[Job], Work[Answer]], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1
-    ) -> list[Child[Answer]]:
+    def crew(self, start: Callable[[Job], Work], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1) -> Crew:
         """A process for each job."""
-        made = (Child(start, job, like_worker=like_worker, threads=threads) for job in jobs)
-        return [self.stack.enter_context(contextlib.closing(child)) for child in made]
+        made = (child(start, job, like_worker=like_worker, threads=threads) for job in jobs)
+        return [self.stack.enter_context(process) for process in made]
 
-    def add(self, subject: str, crew: list[Child[float]], period: int = 1) -> None:
+    def add(self, subject: str, crew: Crew, period: int = 1) -> None:
         """Add a subject, and choose the steps of its spans: whole periods."""
         together(crew, WARM_UP)
         taken, _ = together(crew, WARM_UP)
@@ -205,7 +190,7 @@ class Race:
         self.add(NORMSTUDY, self.crew(start_batch, jobs, like_worker=True), probe.every)
 
     def add_plain(self, subject: str, loop: str, processes: int, threads: int = 1) -> None:
-        """Add a loop of plain.LOOPS in so many processes."""
+        """Add a loop of plain.py in so many processes."""
         jobs = [(loop, run_config(self.case, seed)) for seed in range(processes)]
         self.add(subject, self.crew(start_loop, jobs, like_worker=False, threads=threads))
 
@@ -216,7 +201,8 @@ class Race:
             crew, steps = self.subjects[subject]
             time.sleep(PAUSE_SECONDS)
             span, cpu = together(crew, steps)
+            busy = sum(cast(list[float], cpu)) / span
             rates[subject] = steps * len(crew) * (self.runs if subject == NORMSTUDY else 1) / span
             yield Sample(self.row, self.case.name, subject, "run_steps_per_s", "1/s", number, rates[subject])
-            yield Sample(self.row, self.case.name, subject, "busy_cores", "1", number, sum(cpu) / span)
+            yield Sample(self.row, self.case.name, subject, "busy_cores", "1", number, busy)
         return rates

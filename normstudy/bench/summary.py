@@ -1,8 +1,4 @@
-"""What stored samples say: each goal's median over rounds with its range, met or not; as text and as Markdown.
-
-Computed from the tables alone, without torch. A ratio is taken round by round and the median is over those ratios: what
-slows the machine for some minutes slows both subjects of a round.
-"""
+"""What stored samples say: each goal's median over rounds with its range, met or not; as text and as Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from normstudy.bench.rows import THEORY, Goal, goals
+from normstudy.bench.rows import THEORY, Goal, load
 from normstudy.config import one_of
 
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
@@ -26,10 +22,7 @@ LEGEND = (
 
 
 class Result(NamedTuple):
-    """What was measured of a goal: one number a round.
-
-    unit: empty for a ratio to an opponent and for a share; theory: what a formula gives, where there is one.
-    """
+    """What was measured of a goal, a number a round. unit: empty for a ratio; theory: what a formula gives, if any."""
 
     goal: Goal
     unit: str
@@ -53,7 +46,7 @@ def results(stored: pd.DataFrame) -> list[Result]:
     """The goals of which `stored` (columns of tables.SCHEMA) has samples, in the order of rows and their goals."""
     found = []
     for row, part in stored.groupby("row", sort=False):
-        for goal in goals(str(row)):
+        for goal in load(str(row))[0]:
             mine, unit = _by_round(part, goal, goal.subject)
             if goal.opponent is not None:
                 theirs, other = _by_round(part, goal, goal.opponent)
@@ -70,7 +63,7 @@ def results(stored: pd.DataFrame) -> list[Result]:
 def missing(stored: pd.DataFrame) -> list[Goal]:
     """The goals of the stored rows of which there is no sample."""
     measured = [result.goal for result in results(stored)]
-    return [goal for row in stored["row"].unique() for goal in goals(str(row)) if goal not in measured]
+    return [goal for row in stored["row"].unique() for goal in load(str(row))[0] if goal not in measured]
 
 
 def _by_round(part: pd.DataFrame, goal: Goal, subject: str) -> tuple[pd.Series, str]:

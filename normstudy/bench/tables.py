@@ -1,8 +1,4 @@
-"""The tables of the benchmark: DIR/ROW.parquet, one a row, and the only code that writes or reads them.
-
-A file is written whole and then moved to its place, when its row has been measured to the end: measuring a row again
-replaces that file and no other. `results/README.md` says what each column means.
-"""
+"""The tables of the benchmark: DIR/ROW.parquet, one a row. results/README.md says what each column means."""
 
 from __future__ import annotations
 
@@ -29,13 +25,13 @@ from normstudy.cpu import cpu_info
 from normstudy.errors import ConfigError
 from normstudy.provenance import git_commit
 
-_NAME, _TIME = pa.dictionary(pa.int32(), pa.string()), pa.timestamp("us", tz="UTC")
+_NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
         ("row", _NAME), ("case", _NAME), ("subject", _NAME), ("metric", _NAME), ("unit", _NAME), ("round", pa.int32()),
         ("value", pa.float64()), ("mode", _NAME), ("python", _NAME), ("torch", _NAME), ("cpu", _NAME),
         ("n_cores", pa.int32()), ("cpu_capability", _NAME), ("blas", _NAME), ("device", _NAME),
-        ("git_commit", _NAME), ("started_at", _TIME),
+        ("git_commit", _NAME), ("started_at", pa.timestamp("us", tz="UTC")),
     ]
 )  # fmt: skip
 MODES = ("quick", "full")
@@ -47,25 +43,19 @@ print(json.dumps([recording.machine("cpu"), torch.cuda.get_device_name() if torc
 """
 
 
-def machine(device: str) -> Machine:
-    """This machine; its device is `cpu`, or the name of the GPU. Raises ConfigError for cuda where torch finds none."""
-    columns, gpu = _ask()
-    if device == "cuda" and gpu is None:
-        raise ConfigError("--device cuda: torch finds no GPU here, give --device cpu")
-    name, n_cores = cpu_info("model name") or platform.machine(), len(os.sched_getaffinity(0))
-    used = {"device": gpu if device == "cuda" else "cpu", "cpu": name, "n_cores": n_cores}
-    return columns | used | {"git_commit": git_commit()}
-
-
 @functools.cache
-def _ask() -> tuple[dict[str, object], str | None]:
-    """What a worker says of itself, and the GPU's name; from a process of its own, as this one imports no torch."""
+def machine(device: str) -> Machine:
+    """This machine, as a process of its own tells: this one imports no torch. Raises ConfigError where it has no GPU."""
     from normstudy.pool import environment
 
     with environment():
         done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
     columns, gpu = json.loads(done.stdout)
-    return columns, gpu
+    if device == "cuda" and gpu is None:
+        raise ConfigError("--device cuda: torch finds no GPU here, give --device cpu")
+    cpu, n_cores = cpu_info("model name") or platform.machine(), len(os.sched_getaffinity(0))
+    used = {"device": gpu if device == "cuda" else "cpu", "cpu": cpu, "n_cores": n_cores, "git_commit": git_commit()}
+    return {**columns, **used}
 
 
 def path(out: Path, row: str) -> Path:
