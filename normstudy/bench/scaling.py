@@ -142,10 +142,8 @@ def part_call(part: str, sizes: Sizes, n: int, d: int) -> Callable[[], object]:
 
 def parts(sizes: Sizes) -> Iterator[Sample]:
     """The cost of a block's parts alone against n and d, in this process."""
-    along = {
-        "seq_len": [(n, sizes.base.d_model) for n in sizes.n],
-        "d_model": [(sizes.base.seq_len, d) for d in sizes.d],
-    }
+    base = sizes.base
+    along = {"seq_len": [(n, base.d_model) for n in sizes.n], "d_model": [(base.seq_len, d) for d in sizes.d]}
     points = sorted({point for axis in along.values() for point in axis})
     calls = {(part, point): part_call(part, sizes, *point) for part in POWERS for point in points}
     for number in range(sizes.rounds):

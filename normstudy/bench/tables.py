@@ -45,7 +45,7 @@ print(json.dumps([recording.machine("cpu"), torch.cuda.get_device_name() if torc
 
 @functools.cache
 def machine(device: str) -> Machine:
-    """This machine, as a process of its own tells: this one imports no torch. Raises ConfigError where it has no GPU."""
+    """This machine, as another process tells: this one imports no torch. Raises ConfigError without that device."""
     from normstudy.pool import environment
 
     with environment():
