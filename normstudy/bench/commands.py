@@ -31,6 +31,7 @@ from normstudy.bench.generated import Size, write_study
 from normstudy.bench.rows import Goal, Sample, Scope
 
 NORMSTUDY = (sys.executable, "-m", "normstudy")
+ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1)}  # and with --quick
 LOOK_SECONDS = 0.02  # between two readings of a command's memory
 Looks = list[tuple[float, dict[int, tuple[int, int]]]]  # seconds since its start, pid -> (memory, its peak) in kB
 SMALL = ("data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=8", "model.n_heads=2",
@@ -143,7 +144,7 @@ def family(pid: int) -> dict[int, tuple[int, int]]:
 
 def sweeps(scope: Scope) -> Iterator[Sample]:
     """Row c."""
-    for r in range(1 if scope.quick else 3):
+    for r in range(ROUNDS["c"][scope.quick]):
         for case, metric, unit, value in tiny_sweeps(scope.folder, quick=scope.quick):
             yield Sample("c", case, "normstudy", metric, unit, r, value)
         if not scope.quick:
@@ -200,7 +201,7 @@ def starts(scope: Scope) -> Iterator[Sample]:
     commands = {case: (words.format(scope.folder).split(), code) for case, (words, code, _) in STARTS.items()}
     for words, code in commands.values():
         timed([*NORMSTUDY, *words], code)  # which warms the file cache
-    for r in range(3 if scope.quick else 15):
+    for r in range(ROUNDS["d"][scope.quick]):
         for case, (words, code) in commands.items():
             yield Sample("d", case, "normstudy", "seconds", "s", r, timed([*NORMSTUDY, *words], code)[0])
 
@@ -211,7 +212,7 @@ def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
     compacted, swept = studies = [scope.folder / form.replace(" ", "-") for form in FORMS]
     write_study(swept, size)
     timed([*NORMSTUDY, "compact", str(shutil.copytree(swept, compacted))])
-    for n in range(1 if scope.quick else 3):
+    for n in range(ROUNDS["f"][scope.quick]):
         for form, study in zip(FORMS, studies, strict=True):
             case = f"{size}, {form}"
             for name, words in LOOKS.items():

@@ -164,7 +164,9 @@ def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterat
         yield kept[-1]
 
 
-def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[list[tuple[list[float], list[float]]]]:
+def train_watched(
+    config: RunConfig, tokens: Tensor, vocab_size: int
+) -> Iterator[list[tuple[list[float], list[float]]]]:
     """Train one run on the CPU without end, a step a `next`, with the hooks of wandb.watch(model, log="gradients").
 
     wandb's default records every 1,000th step (log_freq); this records every step, as the others of row i do. Each hook

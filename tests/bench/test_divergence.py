@@ -80,7 +80,7 @@ def test_diverged_runs_leave_within_100_steps_and_the_others_are_bitwise_the_sam
         since_last += len(ended) == 2
         assert record.step < 200
     assert sorted(ended) == [1, 3]
-    assert all(0 < step and 0 <= stayed <= 100 for step, stayed in ended.values())
+    assert all(step > 0 and 0 <= stayed <= 100 for step, stayed in ended.values())
 
 
 def second(batch: list[RunConfig]) -> Record:

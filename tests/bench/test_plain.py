@@ -108,7 +108,14 @@ def test_it_learns_on_a_gpu() -> None:
     assert found[150] < found[0] - 0.5
 
 
-MODULES = {"qkv": "attn_in", "out": "attn_out", "up": "mlp_in", "down": "mlp_out", "head": "unembed", "norm": "final_norm"}
+MODULES = {
+    "qkv": "attn_in",
+    "out": "attn_out",
+    "up": "mlp_in",
+    "down": "mlp_out",
+    "head": "unembed",
+    "norm": "final_norm",
+}
 
 
 def test_it_records_what_normstudy_records_of_the_same_run() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -37,9 +36,6 @@ def test_slopes_of_powers() -> None:
     assert scaling.slope(x, [7 * v**1.5 for v in x]) == pytest.approx(1.5)
     # Least squares by hand: log2 x = 1, 2, 3 and log2 y = 0, 0, 3, so (2 * 3) / (1 + 0 + 1) / 2.
     assert scaling.slope([2, 4, 8], [1, 1, 8]) == pytest.approx(1.5)
-    samples = list(scaling.slopes("case", "subject", 4, [2, 4, 8], [1, 1, 8]))
-    assert [(s.metric, s.round) for s in samples] == [("slope", 4), ("slope_at_end", 4)]
-    assert samples[1].value == pytest.approx(3)
 
 
 def test_the_crossing_lies_where_the_curves_meet() -> None:
@@ -117,7 +113,7 @@ def test_a_part_has_its_parameters_gradients(part: str) -> None:
 
 
 def test_every_line_of_the_table_is_measured() -> None:
-    cheap = dataclasses.replace(TINY, n=(8, 16), rounds=1)
+    cheap = TINY._replace(n=(8, 16), rounds=1)
     measured = {(s.case, s.subject, s.metric) for s in [*scaling.whole_steps(cheap), *scaling.parts(cheap)]}
     # Where the curves do not meet within the measured lengths there is no crossover to tell.
     shown = {
@@ -127,7 +123,7 @@ def test_every_line_of_the_table_is_measured() -> None:
     }
     assert shown <= measured
     for sizes in (scaling.FULL, scaling.QUICK):
-        assert tuple(sizes.axes) == scaling.AXES
+        assert sizes.axes.keys() == scaling.AXES.keys()
         assert sizes.n[0] < 2 * sizes.base.d_model
         assert sizes.n[-1] > 6 * sizes.base.d_model
         assert sizes.base.seq_len in sizes.n
