@@ -25,6 +25,7 @@ from normstudy.config import ModelConfig, RunConfig
 
 LOG_EVERY = 10  # steps between two readings of the loss
 BINS = 64  # of a histogram, as in wandb
+Histograms = list[tuple[list[float], list[float]]]  # counts and edges of each
 
 
 class SelfAttention(nn.Module):
@@ -164,9 +165,7 @@ def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterat
         yield kept[-1]
 
 
-def train_watched(
-    config: RunConfig, tokens: Tensor, vocab_size: int
-) -> Iterator[list[tuple[list[float], list[float]]]]:
+def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[Histograms]:
     """Train one run on the CPU without end, a step a `next`, with the hooks of wandb.watch(model, log="gradients").
 
     wandb's default records every 1,000th step (log_freq); this records every step, as the others of row i do. Each hook
@@ -174,7 +173,7 @@ def train_watched(
     number read one by one, a histogram between them, and the counts and edges as lists. What wandb does with these
     afterwards (its own process, files, network) is left out.
     """
-    histograms: list[tuple[list[float], list[float]]] = []
+    histograms: Histograms = []
 
     def watch(grad: Tensor) -> None:
         flat = grad.detach().clone().reshape(-1)

@@ -1,4 +1,4 @@
-"""The plain loop is the model that normstudy trains, and records what it records: they are compared at the same work."""
+"""The plain loop trains the model that normstudy trains, and records the same numbers: both do the same work."""
 
 from __future__ import annotations
 
