@@ -57,4 +57,4 @@ def test_what_learned_is_what_the_tables_say() -> None:
     assert learned[100] - learned[0] == {"admin", "b2t", "mix"}
     assert stuck == {"post", "hybrid"}
     assert "nine of the fourteen learn for all five seeds" in words(PAGE)
-    assert "`admin`, `b2t` and `mix` learn with a warmup of 100 steps; `post` and `hybrid` are stuck" in words(PAGE)
+    assert "`admin`, `b2t` and `mix` learn with a warmup of 100 steps; `post` and `hybrid` stay stuck" in words(PAGE)
