@@ -123,7 +123,7 @@ def _nearest_module(folder: Path, module: str) -> str:
     if not folder.is_dir():
         return ""
     if (folder / wanted).is_dir():
-        return f" {wanted} is a folder without a file of that name: name a module in it, as in {module}.my_module"
+        return f" {wanted} is a folder: name a module in it, as in {module}.my_module"
     names = [p.stem for p in folder.iterdir() if p.suffix == ".py" or p.is_dir()]
     hint = nearest(wanted, names)
     return hint.replace("mean ", f"mean {package}.") if package else hint

@@ -68,7 +68,7 @@ class _Finder(MetaPathFinder):
         return any(root in Path(path).parents and is_users(Path(path), root) for root in self.roots)
 
     def add(self, root: Path) -> None:
-        """Search below `root` first. It goes on sys.path too, which spawned processes copy from their parent."""
+        """Search below `root` first, and add `root` to sys.path, which spawned processes copy from their parent."""
         if str(root) not in sys.path:
             if self.appended is not None:  # an earlier working directory
                 sys.path.remove(str(self.appended))

@@ -7,7 +7,7 @@ of the run's length and width, at initialization. The results of several calls a
     call                                                detects
     once                                                a wrong result, changes in place, numbers that are not finite
     again                                               random numbers, a state that changes between calls
-    with another second sequence; with one sequence     statistics over sequences
+    with another second sequence; with one sequence     statistics across sequences
     with another last token; with other later tokens    access to later tokens
     with one run                                        access to other runs
     with gradients                                      unused or detached arguments, parameters from outside
