@@ -19,7 +19,7 @@ from normstudy.config import execution as options
 from normstudy.slurm import arrays, ask, submit
 from normstudy.slurm.share import Share
 from normstudy.study import locks, records, schema, tables
-from normstudy.sweep import on_slurm as watch
+from normstudy.sweep import on_slurm as jobs
 from normstudy.sweep import planning, run
 from normstudy.upkeep import status, status_text
 from normstudy.upkeep.compact import compact_study
@@ -154,10 +154,10 @@ def test_a_job_waits_for_the_lock_of_whoever_submits_it(tmp_path: Path) -> None:
 
 def test_late_files_are_waited_for_where_every_job_was_well(tmp_path: Path) -> None:
     task = task_of([tiny(tmp_path)])
-    assert watch.statuses_of(task.study_dir, [task], complete=False) == {}
+    assert jobs.statuses_of(task.study_dir, [task], complete=False) == {}
     late = threading.Timer(0.3, lambda: list(workers.train_halving(task, never)))
     late.start()
-    assert watch.statuses_of(task.study_dir, [task], complete=True) == {task.run_ids[0]: "done"}
+    assert jobs.statuses_of(task.study_dir, [task], complete=True) == {task.run_ids[0]: "done"}
     late.join()
 
 
@@ -204,7 +204,7 @@ def test_neither_a_sweep_nor_cancel_goes_on_without_an_answer(
     assert "cannot be cancelled from here: there is no scontrol here" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in submitted.rglob("*") if path.is_file()} == before
     (submitted / arrays.RECORD).write_text("{")
-    with pytest.raises(ConfigError, match="is damaged: see with squeue"):
+    with pytest.raises(ConfigError, match="is damaged: check with squeue"):
         run.run_sweep([tiny(tmp_path)], request=REQUEST)
 
 
@@ -253,5 +253,5 @@ def test_planning_for_jobs_imports_neither_torch_nor_submitit(tmp_path: Path) ->
         ("", ""),
     ],
 )  # fmt: skip
-def test_the_words_of_slurm(said: str, words: str) -> None:
-    assert ask.words_of(said) == words
+def test_the_reason_of_a_refusal(said: str, words: str) -> None:
+    assert ask.reason_of(said) == words

@@ -124,7 +124,7 @@ def test_a_killed_job_takes_its_runs_only_and_the_same_command_goes_on(here: Pat
     code, out, err = end(running, tmp_path)
     assert code == 1, err
     assert re.search(
-        r"^error: 2 of 4 runs are not finished: their jobs were killed, cancelled or broke off; logs: .*same", err, re.M
+        r"^error: 2 of 4 runs are not finished: their jobs were killed, cancelled or crashed; logs: .*same", err, re.M
     )
     assert "outcomes: 2 " in out
     assert not list((tmp_path / STUDY / arrays.FOLDER).glob("*.pkl"))
@@ -166,7 +166,7 @@ def test_a_preempted_job_saves_its_runs_and_goes_on(partition: str, here: Path, 
     call("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1")
     wait_for(lambda: jobs(tmp_path, "pending"))
     assert len(list((tmp_path / STUDY / checkpoints.FOLDER).iterdir())) > 0
-    assert ("this job makes room for another" in logs(tmp_path)) == (partition == "grace")
+    assert ("this job is preempted" in logs(tmp_path)) == (partition == "grace")
     code, _, err = end(running, tmp_path)
     assert code == 0, err + logs(tmp_path)
     assert_same_tables(here, tmp_path / STUDY)
@@ -214,7 +214,7 @@ def test_detach_status_cancel_and_the_same_command(
     assert re.search(r"^Slurm array \d+: [12] running", told, re.M)
     assert not re.search("interrupted|nobody", told)
     told = said("cancel", str(STUDY))
-    assert re.search(r"^Slurm array \d+ is cancelled: \d of 4 runs are finished, the same command goes on: norm", told)
+    assert re.search(r"^Slurm array \d+ is cancelled: \d of 4 runs are finished; to resume: norm", told)
     assert jobs(tmp_path, "running,pending,completing") == []
     told = said("status", str(STUDY))
     assert re.search(r"interrupted, saved at:\n  step \d", told)
@@ -236,7 +236,7 @@ def test_ctrl_c_leaves_the_jobs_and_the_lost_id_of_an_array_is_found_by_its_name
     os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=20)
     assert running.returncode == 130, err
-    assert re.search(r"Slurm array \d+ goes on. normstudy status results/long --watch.*cancel results/long", err)
+    assert re.search(r"Slurm array \d+ continues. normstudy status results/long --watch.*cancel results/long", err)
     record = tmp_path / STUDY / arrays.RECORD
     told = json.loads(record.read_text())
     record.write_text(json.dumps({**told, "id": None}))  # as if killed before it was written
@@ -295,6 +295,6 @@ def test_a_run_that_fails_in_a_job_is_told_as_here(tmp_path: Path) -> None:
 def test_what_slurm_refuses_is_one_line(words: Sequence[str], expected: str, tmp_path: Path) -> None:
     done = finish([*ON_SLURM, *words], tmp_path)
     assert done.returncode == 2
-    assert re.fullmatch(rf"error: Slurm does not take the jobs \({re.escape(expected)}\): .*\n", done.stderr)
+    assert re.fullmatch(rf"error: Slurm refuses the jobs \({re.escape(expected)}\): .*\n", done.stderr)
     assert not list(tmp_path.glob("results/long/state/slurm/*.json"))
     assert arrays.read(tmp_path / STUDY) is None

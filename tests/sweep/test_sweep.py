@@ -130,7 +130,7 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFi
     assert losses[2] == losses[3] is not None
     out, err = capfd.readouterr()
     assert "3 runs, 2 finished, 1 batches" in out
-    assert "1 of the 4 requested runs are the same as another" in out
+    assert "1 of the 4 requested runs repeat another one" in out
     assert "\r" not in err  # no bar where there is no terminal
     assert run.run_sweep(two, request=REQUEST) == losses[:2]
     assert "2 runs, 2 finished, 0 batches" in capfd.readouterr().out
