@@ -219,7 +219,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("sweep seed=0,1 hydra/launcher=joblib hydra.launcher.n_jobs=0", ["hydra.launcher.n_jobs=0", "1 or more"]),
     ("sweep seed=0,1 hydra/launcher=joblib hydra.launcher.cores=2", ["unknown key hydra.launcher.cores"]),
     ("sweep seed=0,1 hydra.launcher.n_jobs=2", ["unknown key hydra.launcher.n_jobs"]),
-    ("sweep seed=0,1 hydra.launcher._target_=os.system", ["hydra.launcher._target_ 'os.system' is no plugin"]),
+    ("sweep seed=0,1 hydra.launcher._target_=os.system", ["hydra.launcher._target_ 'os.system' is not a Hydra plugin"]),
     ("sweep seed=0,1 +hydra.callbacks.x._target_=os.system", ["hydra.callbacks.x", "leave it out"]),
     ("sweep seed=0,1 hydra.sweep.dir=null", ["hydra.sweep.dir"]),
     ("run execution=nope", ["execution 'nope' is not one of", "local"]),
