@@ -161,6 +161,37 @@ def test_late_files_are_waited_for_where_every_job_was_well(tmp_path: Path) -> N
     late.join()
 
 
+FAKES = {
+    "sbatch": "echo Submitted batch job 17",
+    "scontrol": "echo ClusterName = test",
+    "squeue": ":",
+}
+
+
+def test_a_job_that_an_older_version_submitted_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its script starts normstudy.cluster, where older versions had the code of a job; no try of a run is counted."""
+    for name, line in FAKES.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    task = task_of([tiny(tmp_path)])
+    tables.prepare(task.study_dir)
+    with locks.hold(task.study_dir, "a sweep"):
+        submit.submit(task.study_dir, [task], on_slurm(tiny(tmp_path)).execution, "a sweep", SINCE)
+    (script,) = (task.study_dir / arrays.FOLDER).glob("17_submission.sh")
+    before = {path: path.read_bytes() for path in task.study_dir.rglob("*") if path.is_file()}
+    (words,) = (line.split() for line in script.read_text().splitlines() if line.startswith("srun"))
+    started = [word.replace(submit.ENTRY, "normstudy.cluster") for word in words[words.index(sys.executable) :]]
+    assert "normstudy.cluster" in started
+    done = subprocess.run(started, capture_output=True, text=True, check=False)
+    line = "this job was submitted by an older version of normstudy: give the sweep's command again"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
+    assert {path: path.read_bytes() for path in task.study_dir.rglob("*") if path.is_file()} == before
+    assert records.tries_of(task.study_dir) == {}
+
+
 def test_in_a_job_a_second_signal_ends_nothing() -> None:
     with Stop((WARNING, signal.SIGTERM), patient=True) as stop:
         signal.raise_signal(WARNING)
