@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import types
@@ -31,14 +30,9 @@ def known_keys() -> list[str]:
 
 def _nearest_key(key: str) -> str:
     """`" Did you mean model.n_layers?"` for a misspelt key or a key without its group; else the empty string."""
-    full = {k: k for k in known_keys()}
-    leaves = {k.rsplit(".", 1)[-1]: k for k in full if not k.endswith(".name")}
-    words = leaves | full
+    leaves = {k.rsplit(".", 1)[-1]: k for k in known_keys() if not k.endswith(".name")}
     last = key.rsplit(".", 1)[-1]
-    if last in leaves:
-        return f" Did you mean {leaves[last]}?"
-    close = difflib.get_close_matches(key, words, n=1, cutoff=0.6)
-    return f" Did you mean {words[close[0]]}?" if close else ""
+    return f" Did you mean {leaves[last]}?" if last in leaves else nearest(key, known_keys(), leaves)
 
 
 def _allowed(key: str) -> str:

@@ -49,10 +49,8 @@ def main(command: str, argv: list[str]) -> int:
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
             return 2 if shows and code == 1 else code  # Hydra exits with 1 for an unknown --package
-        except PastHydra as carrier:
-            return _fail(carrier.error, user_wants_traceback)
-        except Exception as error:
-            return _fail(error, user_wants_traceback)
+        except (PastHydra, Exception) as error:
+            return _fail(error.error if isinstance(error, PastHydra) else error, user_wants_traceback)
     return 0
 
 

@@ -92,26 +92,18 @@ KEYS: dict[str, str] = {
     "model.embed_init=": "unit, std, scaled (std and scaled with model.embed_std=)",
     "model.activation=": "gelu, relu, swiglu, geglu",
     "model.positions=": "learned, sinusoidal, rope, none",
-    "model.n_layers=": "number of blocks",
-    "model.d_model=": "width of the residual stream",
-    "model.n_heads=": "attention heads",
-    "model.tied=": "true: the output matrix is the token table",
-    "model.biases=": "true or false",
     "schedule=": "what follows the warmup: constant, inverse_sqrt, linear, cosine",
-    "schedule.peak_lr=": "learning rate at the end of the warmup",
-    "schedule.warmup_steps=": "0: no warmup",
-    "schedule.n_steps=": "updates of a run",
     "optimizer=": "adam, adamw, sgd",
     "data=": "stdlib, pydoc, synthetic, tiny_shakespeare, enwik8, text8 (the last three are downloaded once), or file "
     "(with data.path=FILE, a folder, or 'a/glob/*.txt')",
     "data.tokenizer=": "byte, char, bpe (with data.vocab_size=)",
-    "data.seq_len=": "tokens of a sequence",
-    "data.batch_size=": "sequences of an update",
-    "seed=": "seed of the initialization",
-    "data_seed=": "seed of the batches; default: the value of seed",
-    "study=": "name of the study; default scratch",
-    "results_dir=": "folder of all studies; default results",
+    "seed=, data_seed=": "initialization and batches; data_seed is the seed unless given",
+    "results_dir=, study=": "results go to RESULTS_DIR/STUDY; default results/scratch",
 }
+NUMBERS = (
+    "Numbers and switches: model.n_layers=, model.d_model=, model.n_heads=, model.tied=, model.biases=, "
+    "schedule.peak_lr=, schedule.warmup_steps=, schedule.n_steps=, data.seq_len=, data.batch_size=."
+)
 
 EXECUTION_KEYS: dict[str, str] = {
     "execution=": "local, or slurm (the sweep as an array of Slurm jobs)",
@@ -131,23 +123,21 @@ SLURM_KEYS: dict[str, str] = {
     "execution.requeues=": "per job: maximum number of requeues",
     "execution.gpus=": "per job: GPUs, 0 or 1",
     "execution.memory_gb=": "per job: memory; default Slurm's",
-    "execution.partition=": "default Slurm's",
-    "execution.account=": "default Slurm's",
+    "execution.partition=, execution.account=": "default Slurm's",
     "execution.sbatch=": "further options of sbatch, as in {qos: low}",
 }
 
 FLAGS: dict[str, str] = {
     "--cfg job|hydra|all": "print the configuration instead of training; --package KEY prints a part of it",
     "--config-dir DIR": "a folder of your own YAML files, such as DIR/experiment/mine.yaml",
-    "--info": "print what Hydra finds",
-    "--hydra-help": "print Hydra's own help",
-    "--retry-failed": "set execution.retry_failed=true",
-    "--no-retry-failed": "set execution.retry_failed=false",
+    "--info, --hydra-help": "print what Hydra finds; print Hydra's own help",
+    "--retry-failed, --no-retry-failed": "set execution.retry_failed to true, to false",
 }
 
 KEY_BLOCKS: tuple[Block, ...] = (
     "Keys (normstudy run --cfg job prints all of them with their values):",
     KEYS,
+    NUMBERS,
     "Execution keys (on one kind of device they never change a result):",
     EXECUTION_KEYS,
     "More execution keys with execution=slurm:",

@@ -24,10 +24,10 @@ PATIENCE_SECONDS = 3600.0  # for the study's lock: a sweep holds it while it sub
 
 @dataclass(frozen=True)
 class Share:
-    """The tasks of a job; submitit calls the object in the job, and again each time the job is requeued.
+    """The work of one job. submitit calls this object in the job, and again each time the job is requeued.
 
-    On SIGTERM the job saves its runs and ends with an exit code. On the warning of the time limit, and when another job
-    preempts this one, the job saves its runs and submitit requeues it.
+    On the warning of the time limit, and on SIGTERM when the job is preempted, it saves its runs and is requeued. On
+    any other SIGTERM it saves its runs and ends with an exit code.
     """
 
     study_dir: Path
@@ -38,9 +38,7 @@ class Share:
     tried: Mapping[str, int]  # run_id -> crashes before the job was submitted
 
     def __call__(self) -> None:
-        requeue = signal.getsignal(
-            WARNING
-        )  # submitit's handler: it stores the result of `checkpoint` and requeues the job
+        requeue = signal.getsignal(WARNING)  # submitit's handler: stores the result of `checkpoint`, requeues the job
         tasks: list[Task] = []
         with Stop((*SIGNALS, WARNING), patient=True) as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})  # __main__.py blocked it

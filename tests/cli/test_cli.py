@@ -67,7 +67,7 @@ def test_each_command_has_help_of_its_own(command: str, flag: str, capfd: Captur
 def test_help_lists_the_keys_that_exist() -> None:
     """Every key=, group and experiment in the help text is one, and no experiment is missing."""
     rows = manual.KEYS | manual.EXECUTION_KEYS | manual.SLURM_KEYS
-    keys = re.findall(r"([\w.]+)=", " ".join([*rows, *rows.values()]))
+    keys = re.findall(r"([\w.]+)=", " ".join([*rows, *rows.values(), manual.NUMBERS]))
     assert [key for key in keys if key not in errors.known_keys()] == []
     shipped = [path.stem for path in (compose.conf_dir() / "experiment").glob("*.yaml")]
     assert [name for name in shipped if name not in manual.KEYS["experiment="].split(", ")] == []
