@@ -124,7 +124,7 @@ def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict
 
 
 def _check_own(configs: Iterable[RunConfig], device: str) -> None:
-    """Try every user's block and norm once per shape. The planner imports torch for nothing else."""
+    """Try every user's block and norm once per shape. On a CPU only such runs make the planner import torch."""
     tried = set()
     for config in configs:
         model = config.model

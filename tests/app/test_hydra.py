@@ -1,4 +1,4 @@
-"""Composition, axes, planning in place, and other people's launchers and sweepers."""
+"""Composition, axes, planning in place, and other launchers and sweepers of Hydra."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_users_own_folder_works_like_ours(tmp_path: Path, monkeypatch: pytest.
 def test_flags_say_whether_failed_runs_are_tried_again(
     words: list[str], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
-    """They win over an experiment's own value, as the key would; without either they are."""
+    """A flag overrides the experiment's value, as the key does; without both, failed runs are tried again."""
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     once = "# @package _global_\nexecution:\n  retry_failed: false\n"
     (tmp_path / "own" / "experiment" / "once.yaml").write_text(once)
@@ -194,7 +194,7 @@ def test_a_shipped_study_fills_the_study_of_its_name(name: str) -> None:
 
 
 def test_the_axes_of_the_shipped_studies() -> None:
-    """SCIENCE.md, section 5: the setting of the headline study, and its neighbors."""
+    """The axes and lengths of the headline study and the studies around it."""
     axes = ("model.placement", "model.norm", "model.n_layers", "schedule.peak_lr", "schedule.warmup_steps", "seed")
 
     def swept(name: str) -> list[list[object]]:
@@ -319,7 +319,7 @@ def test_planning_composes_once_per_choice_of_groups(
 
 
 def test_runs_share_the_sections_in_which_they_do_not_differ() -> None:
-    """What planning 10,000 runs takes of time and memory rests on it."""
+    """The time and memory of planning 10,000 runs depend on this sharing."""
     configs = planned("seed=range(0,3)", "schedule.peak_lr=1e-3,3e-3")
     for section in ("model", "data", "optimizer", "probe", "eval", "execution"):
         assert len({id(getattr(config, section)) for config in configs}) == 1
@@ -335,7 +335,7 @@ def test_a_value_that_follows_another_is_never_shared() -> None:
 
 
 def test_the_installed_plugin_is_this_one() -> None:
-    """An editable install holds a copy: after a change of the shim, install again."""
+    """An editable install has a copy of the plugin: after a change of the plugin, install again."""
     source = Path(jobs.__file__).parent / "plugin" / "__init__.py"
     assert Path(hydra_plugins.normstudy.__file__).read_text() == source.read_text()
 
@@ -374,7 +374,7 @@ hydra:
 
 
 def trained(*words: str) -> tuple[str, dict[str, pd.DataFrame]]:
-    """What the sweep of EXPERIMENT prints with more words, and its tables; its files lie in the working directory."""
+    """The output and the tables of a sweep of EXPERIMENT with more words, in the working directory."""
     Path("own/experiment").mkdir(parents=True)
     Path("own/experiment/two.yaml").write_text(EXPERIMENT)
     words = ("sweep", "--config-dir", "own", "experiment=two", "data_seed=${seed}", "execution.workers=1", *words)
@@ -435,7 +435,7 @@ def test_other_launchers_and_sweepers_run_an_experiment_to_the_same_tables(
 
 @pytest.mark.packages
 def test_a_stopped_sweep_of_joblib_goes_on_with_our_launcher(tmp_path: Path) -> None:
-    """And ends in the tables of one that nobody stopped, launched by joblib alone."""
+    """Its tables equal those of a joblib sweep that was not stopped."""
     words = [*SWEEP, "seed=0,1", "schedule.n_steps=900", "execution.workers=1", "execution.checkpoint_seconds=1000"]
     theirs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     (tmp_path / "whole").mkdir()
@@ -456,7 +456,7 @@ def test_a_stopped_sweep_of_joblib_goes_on_with_our_launcher(tmp_path: Path) -> 
 
 
 def test_a_bug_in_a_foreign_job_is_not_taken_for_bad_input() -> None:
-    """Its traceback ends in Hydra, where errors of the configuration come from."""
+    """The traceback of the bug ends in Hydra, as that of an error in the configuration does."""
     failed = JobReturn(overrides=["seed=1"], status=JobStatus.FAILED)
     failed.return_value = ValueError("a bug")
     with pytest.raises(RuntimeError, match="seed=1") as caught:

@@ -40,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(capfd: Capture, *words: str) -> str:
-    """The standard output of a command that must succeed without a word on standard error."""
+    """The standard output of a command that must succeed and print nothing to standard error."""
     capfd.readouterr()
     assert cli.main(list(words)) == 0
     out, err = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""What of jobs needs no Slurm: bad options, how tasks are shared out, and what is said where Slurm cannot be asked."""
+"""Jobs without a Slurm: bad options, the division of tasks among jobs, and the messages where Slurm does not answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SINCE = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
 @pytest.fixture(autouse=True)
 def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where these tests run there may be one."""
+    """Hide a Slurm that this machine may have."""
     monkeypatch.setenv("PATH", "/nowhere")
 
 
@@ -199,7 +199,7 @@ def test_in_a_job_a_second_signal_ends_nothing() -> None:
         assert stop.number == WARNING
 
 
-# ---- where Slurm cannot be asked ------------------------------------------------------------------------
+# ---- where Slurm does not answer ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_no_seal_while_a_job_may_yet_begin_its_runs(submitted: Path, tmp_path: P
 
 
 def test_a_single_run_beside_jobs_leaves_their_record(submitted: Path, tmp_path: Path) -> None:
-    """Although every run that has a row is finished then."""
+    """The record stays although every run that has a row is finished."""
     list(workers.train_halving(task_of([tiny(tmp_path, seed=0)]), never))
     run.run_one(tiny(tmp_path, seed=1), request=REQUEST)
     assert set(tables.finished_ids(submitted).values()) == {"done"}

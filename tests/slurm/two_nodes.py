@@ -62,7 +62,7 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 
 
 def missing() -> list[str]:
-    """The programs that are needed and not installed."""
+    """The required programs that are not installed."""
     return [name for name in NEEDED if shutil.which(name, path=_path()) is None]
 
 
@@ -80,7 +80,7 @@ def _free_ports(n: int) -> list[int]:
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Run a cluster; yields the environment in which Slurm's commands talk to it."""
+    """Run a cluster; yields the environment in which Slurm's commands talk to this cluster."""
     env = {**os.environ, "PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
     with contextlib.ExitStack() as stack:
         # A path of a socket has at most 107 bytes, and munged wants nobody else to write on the way to it.
@@ -129,7 +129,7 @@ def _munged(folder: Path) -> Sequence[str]:
 
 
 def _munge_user() -> str | None:
-    """munged refuses to run as root where it may run as its own user."""
+    """The user munge where it exists: there munged refuses to run as root."""
     with contextlib.suppress(KeyError):
         return pwd.getpwnam("munge").pw_name
     return None
