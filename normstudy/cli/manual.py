@@ -278,7 +278,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "e": "cost against depth, width, length, batch and runs",
             "f": "figures and tables of a large study",
             "g": "run-steps per second on one GPU",
-            "h": "runs that diverged leave their batch",
+            "i": "the same against loops that record as much",
         },
         "A ratio compares two subjects within one round, measured one after the other. Its goal applies to the median "
         "over rounds.",
