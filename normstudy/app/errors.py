@@ -46,7 +46,7 @@ def _allowed(key: str) -> str:
 
 
 def one_line(error: BaseException) -> str | None:
-    """The line of an error that the user can correct; None for a bug of ours."""
+    """The line of an error that the user can correct; None for an error of normstudy itself."""
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, ImportError) and _raised_in(error, "hydra_plugins") and "normstudy" in str(error):

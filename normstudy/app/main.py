@@ -118,7 +118,7 @@ class PastHydra(BaseException):
 
 
 def _allow_workers_inside_joblib() -> None:
-    """Replace joblib's start method, loky, by spawn: a spawned worker of ours refuses the name loky."""
+    """Replace the start method loky, which joblib sets, by spawn: our spawned workers do not know loky."""
     if multiprocessing.get_start_method(allow_none=True) == "loky":
         multiprocessing.set_start_method("spawn", force=True)
 

@@ -83,8 +83,9 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     """Run a cluster; yields the environment in which Slurm's commands talk to this cluster."""
     env = {**os.environ, "PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
     with contextlib.ExitStack() as stack:
-        # A path of a socket has at most 107 bytes, and munged wants nobody else to write on the way to it.
-        short = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-")))
+        # The path of a socket has at most 107 bytes. The user munge must be able to enter every folder of the path, so
+        # the private folder in memory that the tests use is not possible.
+        short = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp")))
         short.chmod(0o755)
         for name in ("munge", "state", *(f"spool.{node}" for node in NODES)):
             (short / name).mkdir(mode=0o755)
