@@ -30,14 +30,14 @@ class FlagParser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Hydra's own parser with our flags; an error is one line."""
-    parser = get_args_parser()
-    parser.__class__ = FlagParser  # Hydra constructs the parser, so only the class can be exchanged
-    parser.allow_abbrev = False
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--detach", action="store_true")
-    parser.add_argument("--retry-failed", action="append_const", const=True, dest="retry_failed")
-    parser.add_argument("--no-retry-failed", action="append_const", const=False, dest="retry_failed")
-    return parser
+    made = get_args_parser()
+    made.__class__ = FlagParser  # Hydra constructs the parser, so only the class can be exchanged
+    made.allow_abbrev = False
+    made.add_argument("--dry-run", action="store_true")
+    made.add_argument("--detach", action="store_true")
+    made.add_argument("--retry-failed", action="append_const", const=True, dest="retry_failed")
+    made.add_argument("--no-retry-failed", action="append_const", const=False, dest="retry_failed")
+    return made
 
 
 def check_flags(command: str, args: argparse.Namespace) -> None:

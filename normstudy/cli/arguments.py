@@ -19,10 +19,10 @@ def parser(command: str, *, study: bool = True) -> argparse.ArgumentParser:
         def error(self, message: str) -> typing.NoReturn:
             raise ConfigError(f"{message}: see normstudy {command} --help")
 
-    parser = CommandParser(prog=f"normstudy {command}", add_help=False, allow_abbrev=False)
+    made = CommandParser(prog=f"normstudy {command}", add_help=False, allow_abbrev=False)
     if study:
-        parser.add_argument("study", metavar="STUDY")
-    return parser
+        made.add_argument("study", metavar="STUDY")
+    return made
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
@@ -31,25 +31,25 @@ def add_where(parser: argparse.ArgumentParser) -> None:
 
 def where(given: list[str]) -> dict[str, str]:
     """`["placement=pre,norm=rmsnorm"]` -> `{"placement": "pre", "norm": "rmsnorm"}`."""
-    out: dict[str, str] = {}
+    values: dict[str, str] = {}
     for word in ",".join(given).split(",") if given else []:
         column, equals, value = (part.strip() for part in word.partition("="))
         if not (column and equals and value):
             raise ConfigError(f"--where {word!r} is not COLUMN=VALUE: write --where placement=pre,warmup_steps=0")
-        if column in out:
-            raise ConfigError(f"--where gives {column} twice, {out[column]} and {value}: give one value")
-        out[column] = value
-    return out
+        if column in values:
+            raise ConfigError(f"--where gives {column} twice, {values[column]} and {value}: give one value")
+        values[column] = value
+    return values
 
 
 def names(flag: str, given: str | None) -> list[str] | None:
     """`a,b` -> `["a", "b"]`; None where the flag is not given."""
     if given is None:
         return None
-    names = [name.strip() for name in given.split(",")]
-    if not all(names):
+    found = [name.strip() for name in given.split(",")]
+    if not all(found):
         raise ConfigError(f"{flag} {given!r} has an empty name: write {flag} NAME,NAME")
-    return names
+    return found
 
 
 def out(given: str) -> Path:
