@@ -16,13 +16,13 @@ __version__ = "0.1.0"
 
 def load(study_dir: Path | str, *, join: bool = False) -> Tables:
     """Read the four tables of a study as DataFrames: see `normstudy.analysis.load.load`."""
-    from normstudy.analysis.load import load as load_tables  # here: importing normstudy stays instant
+    from normstudy.analysis.load import load as load_tables  # not at the top: `import normstudy` stays instant
 
     return load_tables(study_dir, join=join)
 
 
 def __getattr__(name: str) -> ModuleType:
-    """`from normstudy import kernels, norms`: for users' blocks and norms, imported when asked for."""
+    """Import `kernels` or `norms` at first use: a user's module may say `from normstudy import kernels, norms`."""
     if name in ("kernels", "norms"):
         return import_module(f"normstudy.model.{name}")
     raise AttributeError(f"module 'normstudy' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A door to the installed package: `python scripts/bench.py ...` is `normstudy bench ...`."""
+"""`python scripts/bench.py ...` is `normstudy bench ...` of the installed package."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A door to the installed package: `python scripts/compare.py ...` is `normstudy compare ...`."""
+"""`python scripts/compare.py ...` is `normstudy compare ...` of the installed package."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A door to the installed package: `python scripts/plot.py ...` is `normstudy plot ...`."""
+"""`python scripts/plot.py ...` is `normstudy plot ...` of the installed package."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A door to the installed package: `python scripts/reproduce.py ...` is `normstudy reproduce ...`."""
+"""`python scripts/reproduce.py ...` is `normstudy reproduce ...` of the installed package."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A door to the installed package: `python scripts/sweep.py ...` is `normstudy sweep ...`."""
+"""`python scripts/sweep.py ...` is `normstudy sweep ...` of the installed package."""
 
 import sys
 

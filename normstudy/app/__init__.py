@@ -1,1 +1,1 @@
-"""`normstudy run` and `normstudy sweep`: Hydra's command line and its sweeps, turned into RunConfigs."""
+"""`normstudy run` and `normstudy sweep`: Hydra turns the command line into RunConfigs."""

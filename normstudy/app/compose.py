@@ -1,4 +1,4 @@
-"""The shipped YAML files, and the composed configuration as a RunConfig."""
+"""The folder of the shipped YAML files, the schema of their keys, and the composed configuration as a RunConfig."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from normstudy.config import ConfigError, RunConfig
 from normstudy.study import paths
 
 SCHEMA = OmegaConf.structured(RunConfig)
-OmegaConf.set_struct(SCHEMA.execution.sbatch, False)  # whose keys are Slurm's
+OmegaConf.set_struct(SCHEMA.execution.sbatch, False)  # its keys are any options of sbatch
 ConfigStore.instance().store(name="normstudy_schema", node=SCHEMA, provider="normstudy")
 
 
 def conf_dir() -> Path:
-    """The folder of the shipped YAML files: in the package (wheel) or beside it (checkout)."""
+    """The folder of the shipped YAML files: inside the package (wheel) or beside it (checkout)."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
@@ -25,9 +25,11 @@ def conf_dir() -> Path:
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
-    """The composed config as a validated RunConfig."""
+    """The composed configuration as a validated RunConfig."""
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, RunConfig):
-        raise ConfigError("this config is not a run: begin its defaults list with normstudy_schema or config")
+        raise ConfigError(
+            "this config does not describe a run: begin its defaults list with normstudy_schema or config"
+        )
     paths.check_study(config.results_dir, config.study)
     return config

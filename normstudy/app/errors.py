@@ -1,9 +1,8 @@
-"""One line for every error that Hydra, OmegaConf or YAML raises about what a user wrote."""
+"""One line for every error of Hydra, OmegaConf or YAML about the words and files of a user."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import types
@@ -18,7 +17,7 @@ from normstudy.errors import nearest
 
 
 def known_keys() -> list[str]:
-    """Every key that a command line may set, dotted, with the groups and `experiment`."""
+    """Every dotted key that a command line may set, every group, and `experiment`."""
     keys = ["experiment", *CONF_GROUPS]
     for top in dataclasses.fields(RunConfig):
         kind = typing.get_type_hints(RunConfig)[top.name]
@@ -30,19 +29,14 @@ def known_keys() -> list[str]:
 
 
 def _nearest_key(key: str) -> str:
-    """`" Did you mean model.n_layers?"` for a misspelt key, or for one without its group."""
-    full = {k: k for k in known_keys()}
-    leaves = {k.rsplit(".", 1)[-1]: k for k in full if not k.endswith(".name")}
-    words = leaves | full
+    """`" Did you mean model.n_layers?"` for a misspelt key or a key without its group; else the empty string."""
+    leaves = {k.rsplit(".", 1)[-1]: k for k in known_keys() if not k.endswith(".name")}
     last = key.rsplit(".", 1)[-1]
-    if last in leaves:
-        return f" Did you mean {leaves[last]}?"
-    close = difflib.get_close_matches(key, words, n=1, cutoff=0.6)
-    return f" Did you mean {words[close[0]]}?" if close else ""
+    return f" Did you mean {leaves[last]}?" if last in leaves else nearest(key, known_keys(), leaves)
 
 
 def _allowed(key: str) -> str:
-    """`an integer`, `a number`, `true or false` or `text`, by the type of the field behind a dotted key."""
+    """The values that a dotted key may have, by the type of its field: `an integer`, `a number or null`."""
     kind: object = RunConfig
     for part in key.split("."):
         kind = typing.get_type_hints(kind).get(part)
@@ -52,9 +46,11 @@ def _allowed(key: str) -> str:
 
 
 def one_line(error: BaseException) -> str | None:
-    """The one line for an error of Hydra, OmegaConf or YAML; None for any other, which is a bug of ours."""
+    """The line of an error that the user can correct; None for an error of normstudy itself."""
     if isinstance(error, ConfigError):
         return str(error)
+    if isinstance(error, ImportError) and _raised_in(error, "hydra_plugins") and "normstudy" in str(error):
+        return f"the installed hydra_plugins.normstudy is of another version ({error}); install again: pip install -e ."
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if isinstance(error, MissingConfigException):
@@ -76,6 +72,7 @@ def one_line(error: BaseException) -> str | None:
 
 
 def _raised_in(error: BaseException, *packages: str) -> bool:
+    """Whether the innermost frame of an error's traceback lies in one of the packages."""
     tb = error.__traceback__
     while tb is not None and tb.tb_next is not None:
         tb = tb.tb_next
@@ -83,7 +80,7 @@ def _raised_in(error: BaseException, *packages: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text that is not blank, else the name of its type."""
+    """The first line of an error's text that is not blank, or the name of its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -113,7 +110,7 @@ def _broken_yaml(error: yaml.YAMLError) -> str:
 
 
 def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:
-    """A wrong key or value: which, what is allowed, and in which file (from Hydra's text around it)."""
+    """The line for a wrong key or value: the file (from Hydra's text `outer`), the key, the allowed values."""
     file = re.match(r"In '([^']+)'", outer)
     where = f"in {file[1]}.yaml: " if file else ""
     typed = re.match(r"Error merging override ([^=]+)=(.*)", outer)

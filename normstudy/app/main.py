@@ -1,7 +1,7 @@
-"""The Hydra door: `normstudy run` and `normstudy sweep`. Hydra's DictConfig ends here.
+"""`normstudy run` and `normstudy sweep` as one Hydra application.
 
-Everything that a user can get wrong becomes a ConfigError of one line before anything is written. torch is
-imported only behind normstudy.sweep.run, which does it in its workers.
+Every mistake of the user becomes a ConfigError of one line before anything is written. This process imports no torch:
+the workers of normstudy.sweep do.
 """
 
 from __future__ import annotations
@@ -28,79 +28,10 @@ from normstudy.app.overrides import check_flags, check_overrides, flags_of, pars
 from normstudy.config import ConfigError
 
 
-@dataclass(frozen=True)
-class Task:
-    """What Hydra calls per run: for `normstudy run`, and for one job of a launcher that is not ours.
-
-    Our own launcher never calls it: it takes the whole sweep and reads `command`, `dry_run` and `detach` from here.
-    """
-
-    command: str  # the command line, as recorded beside the results
-    dry_run: bool = False
-    detach: bool = False
-
-    def request(self, overrides: object) -> dict[str, object]:
-        """What sweep.py keeps beside the results; `overrides` is Hydra's list, with interpolations as typed."""
-        return {"command": self.command, "overrides": OmegaConf.to_container(overrides, resolve=False)}
-
-    def __call__(self, cfg: DictConfig) -> float:
-        job = HydraConfig.get()
-        alone = job.mode == RunMode.RUN
-        request = self.request(job.overrides.task)
-        ignored = _ignored_axes(job.sweeper, request["overrides"]) if alone else ""
-        _known_start_method()
-        try:
-            return self._train(cfg, request, ignored)
-        except Exception as error:
-            if alone or one_line(error) is not None:
-                raise PastHydra(error) from error
-            raise  # the other jobs go on
-
-    def _train(self, cfg: DictConfig, request: dict[str, object], ignored: str) -> float:
-        from normstudy.sweep import planning, run
-
-        config = to_run_config(cfg)
-        if self.dry_run:
-            run.run_sweep([config], dry_run=True, request=request)
-            return math.nan
-        if ignored:
-            planning.check([config])  # so that an error stays one line
-            print(f"One run, at the base values. Only normstudy sweep follows the axes {ignored}.")
-        return as_float(run.run_one(config, request=request))
-
-
-class PastHydra(BaseException):
-    """Carries a run's error past Hydra, which would print lines of its own about it."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-def _known_start_method() -> None:
-    """Let our workers start inside joblib's: those name a start method, loky, that a spawned child refuses."""
-    if multiprocessing.get_start_method(allow_none=True) == "loky":
-        multiprocessing.set_start_method("spawn", force=True)
-
-
-def as_float(loss: float | None) -> float:
-    """A number for Hydra's sweepers, which call float() on it: nan where a run has no final loss."""
-    return math.nan if loss is None else loss
-
-
-def _ignored_axes(sweeper: object, overrides: object) -> str:
-    given = {str(line).split("=")[0] for line in overrides} if isinstance(overrides, list) else set()
-    axes = getattr(sweeper, "params", None) or {}
-    return " ".join(f"{key}={values}" for key, values in axes.items() if key not in given)
-
-
-# ---- the command line ---------------------------------------------------------------------------------
-
-
 def main(command: str, argv: list[str]) -> int:
     """Run `normstudy run` or `normstudy sweep` (`command`) with `argv`; returns the exit code.
 
-    Raises ConfigError for everything a user can mend.
+    Raises a ConfigError for every mistake that the user can correct.
     """
     typed = shlex.join(["normstudy", command, *argv])
     try:
@@ -114,19 +45,97 @@ def main(command: str, argv: list[str]) -> int:
         try:
             check_overrides(command, args.overrides, shows)
             words = with_retries(args.overrides, args.retry_failed or [])
-            _call_hydra(Task(typed, args.dry_run, args.detach), [*words, *flags])
+            _call_hydra(Application(typed, args.dry_run, args.detach), [*words, *flags])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
-            return 2 if shows and code == 1 else code  # a --package that does not exist
-        except PastHydra as carrier:
-            return _fail(carrier.error, user_wants_traceback)
-        except Exception as error:
-            return _fail(error, user_wants_traceback)
+            return 2 if shows and code == 1 else code  # Hydra exits with 1 for an unknown --package
+        except (PastHydra, Exception) as error:
+            return _fail(error.error if isinstance(error, PastHydra) else error, user_wants_traceback)
     return 0
 
 
+def complete(query: str) -> None:
+    """Answer `-sc query=SHELL`, or print the script of `-sc install=SHELL` (`query` is that word).
+
+    A query never fails: a line that cannot be completed yet has no completions.
+    """
+    quiet = query.startswith("query=")
+    try:
+        with _full_errors(), redirect_stderr(io.StringIO() if quiet else sys.stderr):
+            _call_hydra(Application("normstudy"), [query, "--shell-completion"])
+    except (Exception, SystemExit) as error:
+        if not quiet:
+            raise ConfigError(first_line(error)) from error
+
+
+@dataclass(frozen=True)
+class Application:
+    """The function that Hydra calls: once for `normstudy run`, and once per job with a launcher other than ours.
+
+    Our own launcher never calls it. That launcher takes the whole sweep and reads the fields.
+    """
+
+    command: str  # the command line, as recorded beside the results
+    dry_run: bool = False
+    detach: bool = False
+
+    def request(self, overrides: object) -> dict[str, object]:
+        """What is recorded beside the results; `overrides` is Hydra's list, with interpolations as typed."""
+        return {"command": self.command, "overrides": OmegaConf.to_container(overrides, resolve=False)}
+
+    def __call__(self, cfg: DictConfig) -> float:
+        job = HydraConfig.get()
+        alone = job.mode == RunMode.RUN
+        request = self.request(job.overrides.task)
+        ignored = _ignored_axes(job.sweeper, request["overrides"]) if alone else ""
+        _allow_workers_inside_joblib()
+        try:
+            return self._train(cfg, request, ignored)
+        except Exception as error:
+            if alone or one_line(error) is not None:
+                raise PastHydra(error) from error
+            raise  # Hydra records the error, and the other jobs continue
+
+    def _train(self, cfg: DictConfig, request: dict[str, object], ignored: str) -> float:
+        from normstudy.sweep import planning, run
+
+        config = to_run_config(cfg)
+        if self.dry_run:
+            run.run_sweep([config], dry_run=True, request=request)
+            return math.nan
+        if ignored:
+            planning.check([config])  # before the line below, so that an error is the only output
+            print(f"One run, at the base values; normstudy sweep trains the axes {ignored}.")
+        return as_float(run.run_one(config, request=request))
+
+
+class PastHydra(BaseException):
+    """Carries the error of a run past Hydra, which would print several lines about an Exception."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _allow_workers_inside_joblib() -> None:
+    """Replace the start method loky, which joblib sets, by spawn: our spawned workers do not know loky."""
+    if multiprocessing.get_start_method(allow_none=True) == "loky":
+        multiprocessing.set_start_method("spawn", force=True)
+
+
+def as_float(loss: float | None) -> float:
+    """The loss as a number, which Hydra's sweepers require: nan for a run without a final loss."""
+    return math.nan if loss is None else loss
+
+
+def _ignored_axes(sweeper: object, overrides: object) -> str:
+    given = {str(line).split("=")[0] for line in overrides} if isinstance(overrides, list) else set()
+    axes = getattr(sweeper, "params", None) or {}
+    return " ".join(f"{key}={values}" for key, values in axes.items() if key not in given)
+
+
 def _fail(error: Exception, user_wants_traceback: bool) -> int:
-    """Exit code 1 for crashed runs, a ConfigError for what a user can mend; any other error as it is."""
+    """Exit code 1 for crashed runs, a ConfigError for a mistake of the user; any other error is raised unchanged."""
     line = one_line(error)
     if line is not None and not isinstance(error, ConfigError) and not user_wants_traceback:
         raise ConfigError(line) from error
@@ -140,34 +149,20 @@ def _fail(error: Exception, user_wants_traceback: bool) -> int:
     raise error
 
 
-def complete(query: str) -> None:
-    """Answer `-sc query=SHELL`, or print the script of `-sc install=SHELL` (`query` is that word).
-
-    A query never fails: a line that cannot be completed yet has no completions.
-    """
-    quiet = query.startswith("query=")
-    try:
-        with _full_errors(), redirect_stderr(io.StringIO() if quiet else sys.stderr):
-            _call_hydra(Task("normstudy"), [query, "--shell-completion"])
-    except (Exception, SystemExit) as error:
-        if not quiet:
-            raise ConfigError(first_line(error)) from error
-
-
-def _call_hydra(task: Task, argv: list[str]) -> None:
-    door = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)
+def _call_hydra(application: Application, argv: list[str]) -> None:
+    call = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(application)
     saved = sys.argv
-    sys.argv = [saved[0], *argv]  # hydra.main reads its flags from there and nowhere else
+    sys.argv = [saved[0], *argv]  # the only place from which hydra.main reads its arguments
     try:
-        with no_code.closed():
-            door()
+        with no_code.forbidden():
+            call()
     finally:
         sys.argv = saved
 
 
 @contextmanager
 def _full_errors() -> Iterator[bool]:
-    """Make Hydra raise instead of printing; yields whether the user had asked for tracebacks."""
+    """Make Hydra raise its errors instead of printing them; yields whether the user asked for tracebacks."""
     saved = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -1,4 +1,4 @@
-"""The command line of `normstudy run` and `normstudy sweep`: flags and overrides, checked before Hydra sees them."""
+"""The flags and overrides of `normstudy run` and `normstudy sweep`, checked before Hydra gets them."""
 
 from __future__ import annotations
 
@@ -14,53 +14,59 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 from normstudy.app.compose import conf_dir
 from normstudy.config import CONF_GROUPS, ConfigError
 
-RETRY_KEY = "execution.retry_failed"  # also --retry-failed and --no-retry-failed
+RETRY_KEY = "execution.retry_failed"  # also set by --retry-failed and --no-retry-failed
 CHOICES = ("experiment", *CONF_GROUPS)  # keys whose value is the name of a file
-OUTSIDE = re.compile(r"(^|/)(\.\.)?(/|$)|[\\\0-\37]")  # of its folder: an absolute path, `..`; and control characters
-NOT_SWEPT = ("experiment", "study", "results_dir")  # one sweep has one experiment and fills one study
+NOT_A_NAME = re.compile(r"(^|/)(\.\.)?(/|$)|[\\\0-\37]")  # an absolute path, `..`, or a control character
+NOT_SWEPT = ("experiment", "study", "results_dir")  # a sweep has one experiment and fills one study
 
 
-class Parser(argparse.ArgumentParser):
+# ---- flags --------------------------------------------------------------------------------------------
+
+
+class FlagParser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise ConfigError(f"{message}: see normstudy run --help and normstudy sweep --help")
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = get_args_parser()
-    parser.__class__ = Parser  # Hydra builds it itself: only its way to fail is changed
-    parser.allow_abbrev = False
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--detach", action="store_true")
-    parser.add_argument("--retry-failed", action="append_const", const=True, dest="retry_failed")
-    parser.add_argument("--no-retry-failed", action="append_const", const=False, dest="retry_failed")
-    return parser
+    """Hydra's own parser with our flags; an error is one line."""
+    made = get_args_parser()
+    made.__class__ = FlagParser  # Hydra constructs the parser, so only the class can be exchanged
+    made.allow_abbrev = False
+    made.add_argument("--dry-run", action="store_true")
+    made.add_argument("--detach", action="store_true")
+    made.add_argument("--retry-failed", action="append_const", const=True, dest="retry_failed")
+    made.add_argument("--no-retry-failed", action="append_const", const=False, dest="retry_failed")
+    return made
 
 
 def check_flags(command: str, args: argparse.Namespace) -> None:
-    if args.multirun and command == "run":
-        raise ConfigError("--multirun is normstudy sweep: normstudy run trains one run")
-    if args.run and command == "sweep":
-        raise ConfigError("--run is normstudy run: normstudy sweep trains many")
-    if args.dry_run and command == "run":
-        raise ConfigError("--dry-run is a flag of normstudy sweep: normstudy run --cfg job shows a run's config")
-    if args.detach and command == "run":
-        raise ConfigError("--detach is a flag of normstudy sweep: normstudy run trains where it is given")
-    if args.experimental_rerun is not None:
-        raise ConfigError("--experimental-rerun reads a pickle and is not supported: repeat the command")
-    if args.config_path is not None:
-        raise ConfigError(f"--config-path would replace normstudy's own conf/: use --config-dir {args.config_path}")
-    if args.resolve and args.cfg is None:
-        raise ConfigError("--resolve belongs to --cfg: add --cfg job")
-    if args.package is not None and args.cfg is None:
-        raise ConfigError("--package belongs to --cfg: add --cfg job")
-    if args.cfg is not None and args.info is not None:
-        raise ConfigError("--cfg and --info exclude each other: give one")
-    if args.config_dir is not None and not Path(args.config_dir).is_dir():
-        raise ConfigError(f"--config-dir {args.config_dir} is not a folder")
+    """Raise a ConfigError for flags of the other command and for flags that contradict each other."""
+    run, folder = command == "run", args.config_dir
+    for wrong, line in (
+        (args.multirun and run, "--multirun belongs to normstudy sweep: normstudy run trains one run"),
+        (args.run and not run, "--run belongs to normstudy run: normstudy sweep trains many runs"),
+        (args.dry_run and run, "--dry-run is a flag of normstudy sweep: normstudy run --cfg job shows a run's config"),
+        (args.detach and run, "--detach is a flag of normstudy sweep: normstudy run submits no jobs"),
+        (
+            args.experimental_rerun is not None,
+            "--experimental-rerun reads a pickle and is not supported: repeat the command",
+        ),
+        (
+            args.config_path is not None,
+            f"--config-path would replace normstudy's own conf/: use --config-dir {args.config_path}",
+        ),
+        (args.resolve and args.cfg is None, "--resolve belongs to --cfg: add --cfg job"),
+        (args.package is not None and args.cfg is None, "--package belongs to --cfg: add --cfg job"),
+        (args.cfg and args.info, "--cfg and --info exclude each other: give one"),
+        (folder is not None and not Path(folder).is_dir(), f"--config-dir {folder} is not a folder"),
+    ):
+        if wrong:
+            raise ConfigError(line)
 
 
 def flags_of(args: argparse.Namespace) -> list[str]:
-    """The flags for Hydra's own parser, which reads overrides and flags in one order only."""
+    """The flags as Hydra's own parser requires them: after all overrides, in one order."""
     flags = []
     for name in ("cfg", "info", "package", "config_dir", "config_name"):
         if getattr(args, name) is not None:
@@ -68,13 +74,17 @@ def flags_of(args: argparse.Namespace) -> list[str]:
     return flags + [f"--{n.replace('_', '-')}" for n in ("resolve", "hydra_help") if getattr(args, n)]
 
 
+# ---- overrides ----------------------------------------------------------------------------------------
+
+
 def check_overrides(command: str, words: list[str], shows: bool) -> None:
+    """Raise a ConfigError for overrides that the command does not accept. shows: --cfg or --info is given."""
     for override in OverridesParser.create().parse_overrides(words):
         line, key = str(override.input_line), override.key_or_group
         if key in CHOICES or key.startswith("hydra/"):
             _check_choice(override)
         if key == "hydra.launcher.n_jobs" and override.value() == 0:
-            raise ConfigError(f"{line}: no job would train anything: give 1 or more, or -1 for one a core")
+            raise ConfigError(f"{line}: no job would train anything: give 1 or more, or -1 for one per core")
         if override.is_hydra_override():
             continue
         if override.type is not OverrideType.CHANGE:
@@ -91,19 +101,29 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
 
 
 def _check_choice(override: Override) -> None:
-    """Raise a ConfigError where a file would be chosen that lies outside of the folder of its group."""
+    """Raise a ConfigError where a chosen file would lie outside the folder of its group."""
     value = override.value()
     given = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
     for one in given:
         name = one.text if isinstance(one, QuotedString) else one
-        if isinstance(name, str) and name and OUTSIDE.search(name):
+        if isinstance(name, str) and name and NOT_A_NAME.search(name):
             raise ConfigError(f"{override.key_or_group} {name!r} is a path: give the name of a file in its folder")
 
 
-def with_retries(words: list[str], flags: list[bool]) -> list[str]:
-    """The words with execution.retry_failed as --retry-failed or --no-retry-failed asks; flags: True or False each.
+def not_swept(line: str) -> str:
+    """The line of the error for several values of experiment, study or results_dir."""
+    return f"{line}: one sweep fills one study; {', '.join(NOT_SWEPT)} take one value each: give one value"
 
-    Raises ConfigError where they or the words contradict them.
+
+def _options(group: str) -> str:
+    return ", ".join(sorted(p.stem for p in (conf_dir() / group).glob("*.yaml")))
+
+
+def with_retries(words: list[str], flags: list[bool]) -> list[str]:
+    """The overrides, with execution.retry_failed as the flags ask.
+
+    flags: True for each --retry-failed, False for each --no-retry-failed. Raises a ConfigError where the flags
+    contradict each other or the overrides.
     """
     if not flags:
         return words
@@ -120,12 +140,3 @@ def with_retries(words: list[str], flags: list[bool]) -> list[str]:
         if value is not flags[0]:
             raise ConfigError(f"{given} and {override.input_line} contradict each other: give one")
     return [*words, f"{RETRY_KEY}={str(flags[0]).lower()}"]
-
-
-def not_swept(line: str) -> str:
-    """The line for a swept experiment, study or results_dir."""
-    return f"{line}: one sweep fills one study; {', '.join(NOT_SWEPT)} are not swept: give one value"
-
-
-def _options(group: str) -> str:
-    return ", ".join(sorted(p.stem for p in (conf_dir() / group).glob("*.yaml")))

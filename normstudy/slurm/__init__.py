@@ -1,1 +1,1 @@
-"""Sweeps as jobs of Slurm: asking Slurm, submitting jobs, and the share of a sweep that one job trains."""
+"""Sweeps as jobs of Slurm: questions to Slurm, the submission of jobs, and the share of a sweep that a job trains."""

@@ -1,4 +1,4 @@
-"""What a job starts in the place of `python`: `python -m normstudy.slurm -u -m submitit.core._submit FOLDER`."""
+"""The start of a job, in place of submitit's: `python -m normstudy.slurm -u -m submitit.core._submit FOLDER`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from normstudy.workers.signals import WARNING
 
 
 def main() -> None:
-    """Be that module of submitit."""
-    # A warning that comes while modules are still being imported would end the job: job.py lets it in.
+    """Run the job of FOLDER as `submitit.core._submit` would."""
+    # Slurm's warning of the time limit would end the job during the imports: share.py unblocks the signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
     from submitit.core.submission import submitit_main
 
     sys.argv[1:] = sys.argv[-1:]
     arrays.check_own(Path(sys.argv[1]))
     if os.lstat(sys.argv[1]).st_mode & 0o077:
-        sys.exit(f"{sys.argv[1]} is open to others: no pickle of it is read")
+        sys.exit(f"{sys.argv[1]} can be used by other users, who could replace a pickle: chmod 700 it")
     submitit_main()
 
 

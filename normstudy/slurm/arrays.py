@@ -1,4 +1,4 @@
-"""What is submitted for a study: state/jobs.json, written before the jobs are, and gone when they are over."""
+"""The record of a study's jobs, state/jobs.json: written before the jobs are submitted, removed after their end."""
 
 from __future__ import annotations
 
@@ -18,30 +18,27 @@ from normstudy.slurm import ask
 from normstudy.study import files
 
 RECORD = "state/jobs.json"
-FOLDER = "state/slurm"  # submitit's: its pickles, and the jobs' logs
+FOLDER = "state/slurm"  # submitit's pickles and the logs of the jobs
 NAME = re.compile(r"normstudy-[\w.=+-]+")
-AGAIN_SECONDS = 2.5  # between two questions to Slurm: a job that is being requeued may look over for a moment
-MODE = 0o700  # of that: who could write a pickle there would have a job do anything
+AGAIN_SECONDS = 2.5  # between two questions to Slurm: a job that is being requeued seems to have ended for a moment
+MODE = 0o700  # of FOLDER: a job runs whatever code a pickle there names
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The jobs of a sweep.
+    """The jobs of a sweep, submitted as one array (a single job is submitted without an array)."""
 
-    name: given to no other; since: ISO 8601; cluster: as its Slurm calls it; id: Slurm's, None until it is told.
-    """
-
-    name: str
-    command: str
-    host: str
-    since: str
+    name: str  # unique
+    command: str  # of the sweep
+    host: str  # that submitted the jobs
+    since: str  # ISO 8601, before the sweep was recorded
     jobs: int
-    cluster: str
-    id: str | None = None
+    cluster: str  # Slurm's name of it
+    id: str | None = None  # Slurm's number; None until the jobs are submitted
 
     @property
     def began(self) -> float:
-        """since, in seconds."""
+        """`since` in seconds since 1970."""
         return datetime.datetime.fromisoformat(self.since).timestamp()
 
     def __str__(self) -> str:
@@ -49,13 +46,13 @@ class Array:
 
 
 def new(study_dir: Path, command: str, since: datetime.datetime, jobs: int, cluster: str) -> Array:
-    """An array that is about to be submitted. since: before its sweep was recorded."""
+    """The record of an array before its submission."""
     name = f"normstudy-{study_dir.name[:40]}-{uuid.uuid4().hex[:8]}"
     return Array(name, command, socket.gethostname(), since.isoformat(timespec="seconds"), jobs, cluster)
 
 
 def write(study_dir: Path, array: Array) -> None:
-    """Keep what is submitted, durably. Needs the study's lock. Raises ConfigError."""
+    """Write the record durably. Needs the study's lock. Raises a ConfigError where the folder is not the user's."""
     folder = study_dir / FOLDER
     with files.storing(study_dir):
         folder.mkdir(mode=MODE, parents=True, exist_ok=True)
@@ -65,20 +62,20 @@ def write(study_dir: Path, array: Array) -> None:
 
 
 def check_own(folder: Path) -> None:
-    """Raise a ConfigError where somebody else may have put a pickle."""
+    """Raise a ConfigError for a folder in which another user may have put a pickle."""
     there = folder.lstat()
     if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
         raise ConfigError(
-            f"{folder} is not a folder of yours, and jobs run what lies there: remove it, or take another study"
+            f"{folder} does not belong to you, and jobs run the code in it: remove it, or give another study"
         )
 
 
 def read(study_dir: Path) -> Array | None:
-    """What is submitted, None where nothing is. Raises ConfigError for a damaged record."""
+    """The record of a study, None where there is none. Raises a ConfigError for a damaged record."""
     try:
-        told = json.loads((study_dir / RECORD).read_bytes())
-        array = Array(**{f.name: told[f.name] for f in dataclasses.fields(Array)})
-        # Words of a command: an id such as --user=me would end all jobs of whoever cancels them.
+        fields = json.loads((study_dir / RECORD).read_bytes())
+        array = Array(**{f.name: fields[f.name] for f in dataclasses.fields(Array)})
+        # These fields become words of a command: with the id --user=me, scancel would end all jobs of the user.
         if not (array.id is None or re.fullmatch("[0-9]+", array.id)) or not NAME.fullmatch(array.name):
             raise ValueError(array)
         if not isinstance(array.jobs, int) or not isinstance(array.cluster, str) or array.began < 0:
@@ -88,17 +85,17 @@ def read(study_dir: Path) -> Array | None:
         return None
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"{study_dir / RECORD} is damaged: see with squeue that no job of the study is left, and remove it"
+            f"{study_dir / RECORD} is damaged: check with squeue that the study has no jobs left, then remove the file"
         ) from None
 
 
 def remove(study_dir: Path, array: Array | None) -> None:
-    """Forget an array that is over; its pickles go, the logs stay. Needs the study's lock, alone.
+    """Remove the record and the pickles of an array that has ended; its logs stay. Needs the study's exclusive lock.
 
-    array: what was there before the lock was taken; a ConfigError where it is another one now.
+    array: the record as read before the lock was taken. Raises a ConfigError where the record is another one now.
     """
     if read(study_dir) != array:
-        raise ConfigError(f"{study_dir}: another command has submitted jobs just now: see normstudy status {study_dir}")
+        raise ConfigError(f"{study_dir}: another command has just submitted jobs: see normstudy status {study_dir}")
     if array is None:
         return
     with files.storing(study_dir):
@@ -109,40 +106,43 @@ def remove(study_dir: Path, array: Array | None) -> None:
 
 
 def counts(study_dir: Path, array: Array) -> ask.Counts:
-    """How far an array is. Raises slurm.Unavailable, also where another cluster sees the study.
+    """The running and pending jobs of an array. Raises Unavailable, also on a cluster that did not get the jobs.
 
-    One without an id was just being submitted, or its submission was killed: it is looked for by its name.
+    An array without an id is found by its name: its submission is in progress, or was killed.
     """
     if (here := ask.cluster()) != array.cluster:
-        raise ask.Unavailable(f"this is the cluster {here}, they are on {array.cluster}")
+        raise ask.Unavailable(f"this is the cluster {here}, the jobs are on {array.cluster}")
     job_id = array.id or ask.id_of(array.name)
     return ask.Counts(0, 0) if job_id is None else ask.counts(job_id, array.name)
 
 
 def counts_surely(study_dir: Path, array: Array) -> ask.Counts:
-    """The same, but over only where a second look says so."""
-    told = counts(study_dir, array)
-    if not told.alive:
-        time.sleep(AGAIN_SECONDS)
-        told = counts(study_dir, array)
-    return told
+    """`counts`, asked twice before an array counts as ended."""
+    first = counts(study_dir, array)
+    if first.alive:
+        return first
+    time.sleep(AGAIN_SECONDS)
+    return counts(study_dir, array)
 
 
 def refuse_while_alive(study_dir: Path) -> Array | None:
-    """The array of a study that is over, None where there is none; a ConfigError while it is not, or nobody knows."""
+    """The ended array of a study, None where there is no array.
+
+    Raises a ConfigError while jobs are left, and where Slurm does not answer.
+    """
     array = read(study_dir)
     if array is None:
         return None
     try:
-        told = counts_surely(study_dir, array)
+        left = counts_surely(study_dir, array)
     except ask.Unavailable as why:
         raise ConfigError(
-            f"{study_dir} has jobs ({array}, submitted on {array.host} at {array.since}), and Slurm cannot be asked "
-            f"from here ({why}): give the command on {array.host}; where they are over, remove {study_dir / RECORD}"
+            f"{study_dir} has jobs ({array}, submitted on {array.host} at {array.since}), and Slurm does not answer "
+            f"here ({why}): give the command on {array.host}; if the jobs have ended, remove {study_dir / RECORD}"
         ) from None
-    if told.alive:
+    if left.alive:
         raise ConfigError(
-            f"{study_dir} is trained by {array} ({told}): normstudy status {study_dir} --watch follows it, "
+            f"{study_dir} is trained by {array} ({left}): normstudy status {study_dir} --watch follows it, "
             f"normstudy cancel {study_dir} ends it"
         )
     return array

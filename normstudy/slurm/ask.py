@@ -1,4 +1,4 @@
-"""Asking Slurm by its own commands. sacct is not among them: where there is no accounting it knows nothing."""
+"""Questions to Slurm, by its own commands. sacct is not used: without accounting it knows nothing."""
 
 from __future__ import annotations
 
@@ -11,34 +11,29 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-SECONDS = 30  # for an answer: without a configuration they look for one for a minute
+SECONDS = 30  # the longest wait for an answer: without a configuration a command searches for one for a minute
 OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
 WAITING = {"CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 HEAD = re.compile(r"(\w+: (error: |fatal: )?|\w+ error: )?(Batch job submission failed: |allocation failure: )?")
-MOST_JOBS = 1000  # of an array, as Slurm ships it
-
-
-# Options of which a user's own variable for sbatch counts where the configuration is silent.
+MOST_JOBS = 1000  # jobs of an array: Slurm's default
+# Options whose SBATCH_* variable applies where the configuration gives no value.
 LEFT_TO_USERS = ("account", "constraint", "partition", "qos", "reservation")
 
 
 class Unavailable(Exception):
-    """Slurm cannot be asked, or refuses; its text says why, in a line."""
+    """Slurm does not answer or refuses; the text of the error says why, in one line."""
 
 
 class Counts(NamedTuple):
-    """The jobs of an array that are not over. reason: why most of the pending ones wait, as Slurm puts it.
-
-    ended: how many ended otherwise than by themselves, with success; of those that Slurm has not forgotten.
-    """
+    """The jobs of an array by their state."""
 
     running: int
     pending: int
-    reason: str = ""
-    ended: int = 0
+    reason: str = ""  # Slurm's most frequent reason of the pending jobs
+    ended: int = 0  # jobs that ended without success, among those that Slurm still remembers
 
     @property
     def alive(self) -> bool:
@@ -47,23 +42,23 @@ class Counts(NamedTuple):
     def __str__(self) -> str:
         if not self.alive:
             return "over"
-        told = [f"{self.running:,} running"] if self.running else []
+        parts = [f"{self.running:,} running"] if self.running else []
         if self.pending:
-            told.append(f"{self.pending:,} pending" + (f" ({self.reason})" if self.reason else ""))
-        return ", ".join(told)
+            parts.append(f"{self.pending:,} pending" + (f" ({self.reason})" if self.reason else ""))
+        return ", ".join(parts)
 
 
 def counts(job_id: str, name: str) -> Counts:
-    """How far an array, or a single job, is. name: of it, as numbers are given anew. Raises Unavailable."""
+    """The states of an array's jobs. name: the array's, because Slurm reuses numbers. Raises Unavailable."""
     try:
-        told = _call(
+        answer = _call(
             "squeue", "--noheader", "--array", "--states=all", f"--jobs={job_id}", f"--name={name}", "--format=%T|%r"
         )
     except Unavailable as why:
         if "Invalid job id" not in str(why):
             raise
-        return Counts(0, 0)  # Slurm forgets a job some minutes after its end
-    jobs = [line.strip().split("|", 1) for line in told.splitlines() if "|" in line]
+        return Counts(0, 0)  # Slurm forgets a job a few minutes after its end
+    jobs = [line.strip().split("|", 1) for line in answer.splitlines() if "|" in line]
     alive = [(state, reason) for state, reason in jobs if state not in OVER]
     reasons = Counter(reason for state, reason in alive if state in WAITING and reason != "None")
     pending = sum(state in WAITING for state, _ in alive)
@@ -73,56 +68,50 @@ def counts(job_id: str, name: str) -> Counts:
 
 
 def id_of(name: str) -> str | None:
-    """The id of the array, or job, that has this name and is not forgotten yet; None where there is none.
-
-    Raises Unavailable.
-    """
-    told = _call("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F").split()
-    return told[0] if told else None
+    """The id of the array (or single job) of this name, None where Slurm knows none. Raises Unavailable."""
+    ids = _call("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F").split()
+    return ids[0] if ids else None
 
 
 def cancel(job_id: str, name: str) -> None:
-    """Cancel what is pending of an array and have what runs of it end: SIGTERM, and SIGKILL half a minute later.
-
-    Raises Unavailable.
-    """
+    """Cancel an array. Running jobs get SIGTERM, and SIGKILL half a minute later. Raises Unavailable."""
     try:
         _call("scancel", f"--name={name}", job_id)
     except Unavailable as why:
-        if "Invalid job id" not in str(why):  # with a name it says so of a job that is over
+        if "Invalid job id" not in str(why):  # scancel with a name says this about a job that has ended
             raise
 
 
 def is_preempted() -> bool:
-    """Whether the job that this process is of still runs, but only within a time of grace, to make room for another.
+    """Whether the job of this process is being preempted and runs in its time of grace.
 
-    Slurm puts it back into the queue when that time is over, and not where it has ended before. False where Slurm
-    cannot be asked.
+    At the end of that time Slurm requeues the job, but not if the job has ended before. False where Slurm does not
+    answer.
     """
     try:
-        told = dict(re.findall(r"(\w+)=(\S+)", _call("scontrol", "show", "job", os.environ["SLURM_JOB_ID"])))
+        fields = dict(re.findall(r"(\w+)=(\S+)", _call("scontrol", "show", "job", os.environ["SLURM_JOB_ID"])))
     except (KeyError, Unavailable):
         return False
-    return told.get("JobState") == "RUNNING" and told.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
+    return fields.get("JobState") == "RUNNING" and fields.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
 
 
 @functools.cache
 def cluster() -> str:
-    """The name of the cluster whose Slurm is asked here. Raises Unavailable."""
+    """The name of the cluster that answers on this machine. Raises Unavailable."""
     found = re.search(r"^ClusterName\s*=\s*(\S+)", _call("scontrol", "show", "config"), re.MULTILINE)
     return found[1] if found else ""
 
 
 def most_jobs() -> int:
-    """Of an array. Raises Unavailable."""
+    """The most jobs that an array may have. Raises Unavailable."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.MULTILINE)
-    return max(1, min(MOST_JOBS, int(found[1]))) if found else MOST_JOBS  # 0: no arrays
+    return max(1, min(MOST_JOBS, int(found[1]))) if found else MOST_JOBS  # MaxArraySize 0 forbids arrays
 
 
 def try_out(options: Mapping[str, str]) -> None:
-    """Have sbatch look at options without submitting anything. Raises Unavailable with what it says against them.
+    """Have sbatch check options without a submission. Raises Unavailable with the reason of a refusal.
 
-    Where it only finds no free node it says nothing here: nodes come back.
+    A refusal because no node fits at present is ignored: nodes come back.
     """
     try:
         words = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
@@ -135,7 +124,10 @@ def try_out(options: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def only(options: Iterable[str]) -> Iterator[None]:
-    """Take a user's variables for sbatch away: they outdo what its script says. options: that are given here."""
+    """Unset the user's SBATCH_* variables, which would override the script.
+
+    The variables of LEFT_TO_USERS stay, unless `options` has the option.
+    """
     kept = {f"SBATCH_{name.upper()}" for name in LEFT_TO_USERS if name not in options}
     taken = {key: os.environ.pop(key) for key in [*os.environ] if key.startswith("SBATCH_") and key not in kept}
     try:
@@ -144,16 +136,19 @@ def only(options: Iterable[str]) -> Iterator[None]:
         os.environ.update(taken)
 
 
-def words_of(told: str) -> str:
-    """What a command of Slurm says in its last line that is no hint: `Invalid partition name specified`."""
-    lines = [line for line in map(str.strip, told.splitlines()) if line and not line.startswith("Try ")]
+def reason_of(errors: str) -> str:
+    """The reason in the errors that a command of Slurm printed: `Invalid partition name specified`.
+
+    This is the last line that is not a hint, without the command's name.
+    """
+    lines = [line for line in map(str.strip, errors.splitlines()) if line and not line.startswith("Try ")]
     last = "".join(filter(str.isprintable, lines[-1])) if lines else ""
     return HEAD.sub("", last, count=1)
 
 
 def _call(*words: str) -> str:
-    """What a command prints. Raises Unavailable where it fails, is not there or does not answer."""
-    # A user's own wishes for what squeue shows, and what scancel spares, are not ours.
+    """The output of a command. Raises Unavailable where the command fails, is missing or does not answer."""
+    # The user's SQUEUE_* and SCANCEL_* variables would change what squeue prints and what scancel ends.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SCANCEL_"))}
     try:
         done = subprocess.run(
@@ -167,5 +162,5 @@ def _call(*words: str) -> str:
     except OSError as error:
         raise Unavailable(f"{words[0]}: {error.strerror}") from None
     if done.returncode:
-        raise Unavailable(words_of(done.stderr) or f"{words[0]} ended with exit code {done.returncode}")
+        raise Unavailable(reason_of(done.stderr) or f"{words[0]} ended with exit code {done.returncode}")
     return done.stdout

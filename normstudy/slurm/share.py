@@ -1,4 +1,4 @@
-"""What runs in a job: a share of a sweep's batches, on workers of its own, as on any machine."""
+"""The work of one job: a share of a sweep's batches, trained by worker processes of the job."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ from normstudy.workers.task import Task
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-PATIENCE_SECONDS = 3600.0  # for the lock: a submission holds it until it is through, a compaction for minutes
+PATIENCE_SECONDS = 3600.0  # for the study's lock: a sweep holds it while it submits jobs, a compaction for minutes
 
 
 @dataclass(frozen=True)
 class Share:
-    """Trains tasks; submitit calls it in a job, and again each time that the job is requeued.
+    """The work of one job. submitit calls this object in the job, and again each time the job is requeued.
 
-    Asked to end (SIGTERM), it saves its runs and ends the job with an exit code. Warned of the time limit, or asked to
-    end because the job makes room for another, it saves them and has submitit put the job back into the queue. command:
-    of the sweep; tried: how often a run had crashed when the job was submitted.
+    On the warning of the time limit, and on SIGTERM when the job is preempted, it saves its runs and is requeued. On
+    any other SIGTERM it saves its runs and ends with an exit code.
     """
 
     study_dir: Path
     tasks: list[Task]
     workers: int
     max_tries: int
-    command: str
-    tried: Mapping[str, int]
+    command: str  # of the sweep
+    tried: Mapping[str, int]  # run_id -> crashes before the job was submitted
 
     def __call__(self) -> None:
-        requeue = signal.getsignal(WARNING)  # submitit's own: it keeps what `checkpoint` gives, and requeues the job
+        requeue = signal.getsignal(WARNING)  # submitit's handler: stores the result of `checkpoint`, requeues the job
         tasks: list[Task] = []
         with Stop((*SIGNALS, WARNING), patient=True) as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})  # __main__.py blocked it
@@ -49,30 +48,30 @@ class Share:
                     self.train(tasks, held, stop)
                 left = self.left()
         if not left:
-            print_error("every run of this job is through")
+            print_error("every run of this job has ended")
         elif stop.number == WARNING and tasks and tasks[0].device != "cpu" and _runs(left) == _runs(tasks):
             print_error(
-                "no run ended within the time of this job, and on a GPU none is saved: give more execution.minutes, or "
-                "fewer execution.runs_per_batch"
+                "no run ended within the time limit of this job, and a GPU saves no checkpoints: give more "
+                "execution.minutes, or fewer execution.runs_per_batch"
             )
             sys.exit(128 + WARNING)
         elif callable(requeue) and (stop.number == WARNING or (stop.number == signal.SIGTERM and ask.is_preempted())):
-            why = "the time of this job is over" if stop.number == WARNING else "this job makes room for another"
-            print_error(f"{why}: the rest goes on when it comes to its turn again")
+            why = "this job reached its time limit" if stop.number == WARNING else "this job is preempted"
+            print_error(f"{why}: it is requeued and resumes the remaining runs later")
             requeue(WARNING, None)
         else:
             sys.exit(128 + (stop.number or 0))
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit calls when the job comes to its turn again: the same, as all that has changed is in files."""
+        """What submitit stores for the requeued job: this object unchanged, because all progress is in files."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
     def left(self) -> list[Task]:
-        """The tasks without the runs that are finished, or have crashed since: a requeued job tries none again.
+        """The tasks without finished runs and without runs that crashed in this job, which tries no run twice.
 
-        Nothing is left in a study that was sealed meanwhile.
+        In a study that was sealed in the meantime no task is left.
         """
         if (self.study_dir / schema.SEALED).exists():
             return []
@@ -86,7 +85,7 @@ class Share:
         return [replace(task.only(ids), number=n) for n, (task, ids) in enumerate(p for p in parts if p[1])]
 
     def train(self, tasks: list[Task], held: int, stop: Stop) -> None:
-        """Train tasks until they are through, or this job is to end."""
+        """Train tasks until they end or `stop` is signaled."""
         run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)
         messages = pool.run(tasks, self.workers, inherited=held, stop=stop, max_tries=self.max_tries)
         with contextlib.closing(messages):

@@ -24,18 +24,20 @@ from normstudy.study import records
 from normstudy.workers.signals import later
 from normstudy.workers.task import Task
 
-DOOR = "normstudy.slurm"  # what a job starts: slurm/__main__.py
+ENTRY = "normstudy.slurm"  # the module that a job starts: slurm/__main__.py
 
 
 def check(execution: ExecutionConfig) -> None:
-    """Raise a ConfigError for what Slurm would refuse, and where there is no Slurm or no submitit; writes nothing."""
+    """Raise a ConfigError for options that Slurm refuses, or where Slurm or submitit is missing; writes nothing."""
     try:
         import submitit  # noqa: F401
     except ModuleNotFoundError:
         raise ConfigError("execution=slurm needs submitit: pip install 'normstudy[slurm]'") from None
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
-            raise ConfigError(f"execution=slurm: there is no {program} here: give the command where jobs are submitted")
+            raise ConfigError(
+                f"execution=slurm: there is no {program} here: give the command on a machine that submits jobs"
+            )
     try:
         ask.try_out(options.of_sbatch(execution))
     except ask.Unavailable as why:
@@ -43,11 +45,11 @@ def check(execution: ExecutionConfig) -> None:
 
 
 def _refused(why: object) -> ConfigError:
-    return ConfigError(f"Slurm does not take the jobs ({why}): change what execution asks for")
+    return ConfigError(f"Slurm refuses the jobs ({why}): change the execution keys")
 
 
 def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
-    """The tasks of each job, in order: as many as it has workers, more where that would be more than `most` jobs."""
+    """The tasks of each job, in order: one task per worker of the job, or more so that at most `most` jobs result."""
     n = min(math.ceil(len(tasks) / workers), most)
     edges = [math.ceil(len(tasks) * i / n) for i in range(n + 1)]
     return [list(tasks[low:high]) for low, high in itertools.pairwise(edges)]
@@ -56,10 +58,10 @@ def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
 def submit(
     study_dir: Path, tasks: Sequence[Task], execution: ExecutionConfig, command: str, since: datetime.datetime
 ) -> Array:
-    """Submit the tasks, at least one. Needs the study's lock, alone: the jobs wait for its end.
+    """Submit the tasks, at least one. Needs the study's exclusive lock, for whose release the jobs wait.
 
-    What is about to be submitted is written down before. since: a moment before the sweep was recorded. Raises
-    ConfigError where Slurm refuses, and forgets it then.
+    The record of the jobs is written before the submission. Where Slurm refuses the jobs, the record is removed and a
+    ConfigError raised. since: a time before the sweep was recorded.
     """
     import submitit
 
@@ -74,14 +76,14 @@ def submit(
     executor = submitit.SlurmExecutor(
         study_dir / arrays.FOLDER,
         max_num_timeout=execution.requeues,
-        python=f"{shlex.quote(sys.executable)} -u -m {DOOR}",
+        python=f"{shlex.quote(sys.executable)} -u -m {ENTRY}",
     )
     executor.update_parameters(
         job_name=array.name,
-        time=execution.minutes,  # submitit reads it too
+        time=execution.minutes,  # also submitit's own timeout
         array_parallelism=execution.jobs,
-        wckey=None,  # submitit's default is one that a cluster may refuse
-        srun_args=[f"--cpus-per-task={workers}"],  # since 22.05 srun no longer takes it from the job
+        wckey=None,  # a cluster may refuse submitit's default
+        srun_args=[f"--cpus-per-task={workers}"],  # since Slurm 22.05 srun does not inherit it from the job
         additional_parameters={k: True if v == "true" else v for k, v in asked.items()},
     )
     tried = records.tries_of(study_dir)
@@ -93,22 +95,19 @@ def submit(
         for part in parts
     ]  # fmt: skip
     try:
-        with (
-            later(),
-            ask.only(asked),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):  # submitit prints what sbatch says, and raises it
+        # submitit prints the errors of sbatch and raises them too.
+        with later(), ask.only(asked), contextlib.redirect_stderr(io.StringIO()):
             submitted = executor.submit_array(jobs)
     except Exception as error:
         _take_back(study_dir, array)
-        raise _refused(ask.words_of(str(error)) or type(error).__name__) from error
+        raise _refused(ask.reason_of(str(error)) or type(error).__name__) from error
     array = dataclasses.replace(array, id=submitted[0].job_id.partition("_")[0])
     arrays.write(study_dir, array)
     return array
 
 
 def _take_back(study_dir: Path, array: Array) -> None:
-    """Cancel what a submission that failed may have left in the queue, and forget it."""
+    """Cancel the jobs that a failed submission may have left in the queue, and remove the record."""
     with contextlib.suppress(ask.Unavailable):
         if (job_id := ask.id_of(array.name)) is not None:
             ask.cancel(job_id, array.name)

@@ -1,6 +1,6 @@
-"""What runs cost in time and memory, and so how many train as one program: on a CPU no bit of a result depends on it.
+"""The estimated time and memory of a run, and how many runs train as one program.
 
-Never imports torch on a CPU.
+On a CPU no bit of a result depends on these numbers, and this module imports no torch there.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from pathlib import Path
 from normstudy import config as cfg
 from normstudy.config import EVAL_CHUNK, RunConfig
 
-# On a CPU a batch pays the cost of calling each operation once for all its runs, and pays for what no longer fits its
-# caches. CPU ms of a run-step at 4, 8, 16, 32, 64 runs, two cores at it (AMD EPYC, Zen 5, torch 2.13, NumPy 2.4):
+# On a CPU a larger batch shares the cost of calling each operation among more runs, but no longer fits the caches.
+# CPU ms per run-step at 4, 8, 16, 32, 64 runs on two busy cores (AMD EPYC, Zen 5, torch 2.13, NumPy 2.4):
 #     d32 L4   -, 2.71, 2.23, 2.10, 2.05       d64 L2   -, 5.23, 5.26, 5.41, -
 #     d64 L6   13.9, 12.6, 13.1, 13.5, -       d128 L6  66.5, 70.3, -, -, -
-# So as many as reach this many numbers in their residual streams, within these bounds.
+# Therefore the residual streams of a batch hold about CPU_STREAM numbers, within the bounds CPU_RUNS.
 CPU_STREAM = 2**19
-CPU_RUNS = (4, 32)  # at least, at most
-GPU_RUNS = 1024  # at most: beyond it a step's launches no longer matter
-GPU_SEQUENCES = 65_535  # at most: the blocks of a grid's smaller axes, over which fused attention spreads sequences
-MEMORY_SHARE = 0.5  # of what is free, for all batches together: the estimate is rough
+CPU_RUNS = (4, 32)  # fewest and most runs
+GPU_RUNS = 1024  # most runs: with more, the launches of a step no longer matter
+GPU_SEQUENCES = 65_535  # most sequences: fused attention puts them on a smaller axis of the grid, which has this limit
+MEMORY_SHARE = 0.5  # share of the free memory that all batches together may take: the estimate is rough
 FLOAT = 4  # bytes
 
 
 def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | None = None) -> int:
-    """The most runs of a config's shape that are trained together by each of `workers` that share a device.
+    """The most runs of a config's shape in one batch, where `workers` processes share the device.
 
-    free: bytes of memory for them, where the device is not of this machine.
+    free: bytes of free memory of the device; None: ask this machine.
     """
     free = free_memory(device) if free is None else free
     fitting = max(1, int(MEMORY_SHARE * free / workers / bytes_of_run(config)))
@@ -38,21 +38,21 @@ def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | Non
 
 
 def bytes_of_run(config: RunConfig) -> int:
-    """Rough memory of a run in a batch: parameters, gradients twice, two moments, and what backward keeps."""
+    """Rough memory of a run in a batch: parameters, gradients twice, two moments, activations kept for backward."""
     m, d = config.model, config.data
     d_ff, vocab_size = cfg.resolve(m).d_ff, _vocab_size(config)
-    # A block keeps its input, two norms' outputs, q, k, v, attention's weights, the mixed values and both halves'
-    # outputs, and of the MLP what goes into the activation and what comes out; the loss keeps logits and their softmax.
+    # A block keeps its input, the outputs of two norms, q, k, v, the attention weights, the mixed values, the outputs
+    # of both halves, and the input and output of the activation. The loss keeps the logits and their softmax.
     widths = 12 * m.d_model + (4 if m.activation in cfg.GATED else 2) * d_ff + m.n_heads * d.seq_len
     per_token = m.n_layers * widths + 3 * vocab_size
-    at_once = 8 * m.d_model + 2 * d_ff + m.n_heads * d.seq_len  # evaluation keeps one block's
+    at_once = 8 * m.d_model + 2 * d_ff + m.n_heads * d.seq_len  # evaluation keeps one block at a time
     evaluated = EVAL_CHUNK * d.seq_len * (at_once + 3 * vocab_size)
     parameters = m.n_layers * _matrices(config) + 2 * vocab_size * m.d_model
     return FLOAT * (5 * parameters + max(d.batch_size * d.seq_len * per_token, evaluated))
 
 
 def seconds_of(config: RunConfig) -> float:
-    """Rough time of one run on a CPU core: 6 flops a parameter and token at 100 GFLOP/s, 0.3 ms a layer and step."""
+    """Rough time of a run on a core: 6 flops per parameter and token at 100 GFLOP/s, 0.3 ms per layer and step."""
     m, d = config.model, config.data
     per_token = m.n_layers * (_matrices(config) + 2 * d.seq_len * m.d_model) + _vocab_size(config) * m.d_model
     flops = 6 * d.batch_size * d.seq_len * per_token
@@ -60,19 +60,19 @@ def seconds_of(config: RunConfig) -> float:
 
 
 def _matrices(config: RunConfig) -> int:
-    """Elements of a block's matrices."""
+    """Number of elements in the matrices of a block."""
     m = config.model
     return 4 * m.d_model**2 + (3 if m.activation in cfg.GATED else 2) * m.d_model * cfg.resolve(m).d_ff
 
 
 def _vocab_size(config: RunConfig) -> int:
-    """The number of symbols, as far as it is known without the text: at most 256 of char."""
+    """The number of symbols, or its upper bound 256 where only the text of tokenizer=char would tell it."""
     d = config.data
     return d.vocab_size or cfg.BPE_VOCAB if d.tokenizer == "bpe" else 256
 
 
 def free_memory(device: str) -> int:
-    """Bytes that are free now on the device, or for new processes on this machine."""
+    """Free bytes of the GPU, or of this machine for new processes."""
     if device == "cuda":
         import torch
 
@@ -81,6 +81,6 @@ def free_memory(device: str) -> int:
         fields = dict(line.split(":", 1) for line in f)
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and limit.read_text().strip() != "max":  # a container's
+    if limit.exists() and limit.read_text().strip() != "max":  # the limit of a container
         free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
     return free

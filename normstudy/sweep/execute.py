@@ -1,4 +1,4 @@
-"""Train the missing runs of a plan on this machine, and clean up behind them."""
+"""Train the missing runs of a plan on this machine, and remove what a complete study no longer needs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from normstudy.workers import pool, progress
 from normstudy.workers.signals import Interrupted, Stop, print_error
 from normstudy.workers.task import Task
 
-RETRY = "To try them again: execution.retry_failed=true execution.max_tries=N, with an N beyond their tries"
-
 
 class RunsFailed(Exception):
-    """Some runs crashed; its text is one line."""
+    """Some runs crashed; the text of the error is one line."""
 
 
 def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
     """Train the missing runs of a plan here. Raises RunsFailed when a run crashed, after all others are finished.
 
-    shared: let other shared holders of the study's lock in.
+    shared: take a shared lock of the study, beside which other commands may train runs of their own.
     """
     study_dir = planned.study_dir
     over = None if shared else arrays.refuse_while_alive(study_dir)
@@ -39,15 +37,15 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
         if tasks:
             max_tries = planned.execution.max_tries
             messages = pool.run(tasks, planned.workers, inherited=held, stop=stop, max_tries=max_tries)
-            with contextlib.closing(messages):  # whatever happens, no worker goes on alone
+            with contextlib.closing(messages):  # closing ends the workers, also after an exception
                 errors = progress.follow(messages, study_dir, [task.run_ids for task in tasks], run_steps)
         statuses = tables.finished_ids(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)
-            where = "where they were saved" if planned.device == "cpu" else "from their start, as on any GPU"
+            others = "resume" if planned.device == "cpu" else "start again (a GPU saves no checkpoints)"
             print_error(
-                f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished: "
-                f"with the same command the others go on {where}"
+                f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished; "
+                f"with the same command the others {others}"
             )
             raise Interrupted(stop.number)
         end(planned, errors, statuses, held)
@@ -58,7 +56,7 @@ def command_of(request: Request) -> str:
 
 
 def begin(planned: Plan, request: Request) -> list[Task]:
-    """Make a study ready for its runs, and record what was asked: the tasks. Needs the study's lock."""
+    """Prepare a study for its runs and record the request; returns the tasks. Needs the study's lock."""
     study_dir = planned.study_dir
     batches = _still_missing(planned)
     try:
@@ -78,31 +76,31 @@ def begin(planned: Plan, request: Request) -> list[Task]:
 
 
 def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: int | None) -> None:
-    """Remove what a complete study no longer needs. Raises RunsFailed where a run of the plan crashed.
+    """Remove the state folder of a complete study. Raises RunsFailed where a run of the plan crashed.
 
-    errors: why runs failed now; held: the study's lock, None where somebody else has it.
+    errors: run_id -> reason of each run that failed now; held: the study's lock, None where another command holds it.
     """
     if errors or planned.given_up:
-        raise RunsFailed(_told_failures(planned, errors, statuses))
-    submitted = (planned.study_dir / arrays.RECORD).exists()  # whose jobs may not have begun
+        raise RunsFailed(_failures_line(planned, errors, statuses))
+    submitted = (planned.study_dir / arrays.RECORD).exists()  # its jobs may still start
     if set(statuses.values()) == {"done"} and not submitted and held is not None and locks.alone(held):
-        # A command that starts at this moment may already hold a lock of its own there.
+        # Errors are ignored: a command that starts now may already hold a lock file in the folder.
         shutil.rmtree(planned.study_dir / "state", ignore_errors=True)
 
 
-def _told_failures(planned: Plan, errors: dict[str, str], statuses: dict[str, str]) -> str:
-    """The line about runs that crashed now, or so often before that they were left out."""
+def _failures_line(planned: Plan, errors: dict[str, str], statuses: dict[str, str]) -> str:
+    """The line about runs that crashed now, or that were left out because they crashed too often before."""
     n = sum(statuses.get(i) != "done" for i in planned.runs)
     logs = f"tracebacks: {planned.study_dir}/{records.LOGS}"
     if not errors:
-        return f"{n} of {len(planned.runs)} runs failed before and were left out; {logs}. {RETRY}"
+        return f"{n} of {len(planned.runs)} runs failed before and were left out; {logs}. {planning.RETRY}"
     left_out = planning.left_out(planned.study_dir, list(planned.runs), statuses, planned.execution)
-    again = RETRY if left_out else "The same command tries them again"
+    again = planning.RETRY if left_out else "The same command tries them again"
     return f"{n} of {len(planned.runs)} runs failed ({next(iter(errors.values()))}); {logs}. {again}"
 
 
 def _still_missing(planned: Plan) -> list[list[str]]:
-    """The batches without the runs that another command finished since the plan was made. Needs the lock."""
+    """The batches without the runs that another command finished after the plan was made. Needs the lock."""
     statuses = tables.finished_ids(planned.study_dir)
     batches = [[i for i in batch.run_ids if statuses.get(i) != "done"] for batch in planned.batches]
     missing = {i: planned.runs[i] for ids in batches for i in ids}

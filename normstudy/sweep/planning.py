@@ -1,6 +1,6 @@
-"""Plan a sweep: each run's id, which runs are there already, which belong together in a batch.
+"""Plan a sweep: the id of each run, which runs are finished already, and which runs form a batch.
 
-All is known before anything is written. What is executed where never changes a result.
+The plan is complete before anything is written. Where a run is executed never changes its result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from normstudy.data.batches import check_fits
 from normstudy.study import records, schema, seal, tables
 from normstudy.sweep import batching
 
-SOME_GPU = 2**36  # bytes of memory
+RETRY = "To try them again: execution.retry_failed=true execution.max_tries=N, with N above their number of tries"
+GPU_OF_A_JOB = 2**36  # bytes of memory; the machine that submits cannot ask the GPU of a job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,31 +34,28 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a sweep comes to. runs: every distinct run in order; missing: those without a finished result.
-
-    workers: processes that train at the same time, in all jobs together where it is submitted.
-    """
+    """The runs of a sweep and how they are executed."""
 
     study_dir: Path
-    ids: list[str]  # one a requested config, in order
-    runs: dict[str, RunConfig]
+    ids: list[str]  # one per requested config, in order
+    runs: dict[str, RunConfig]  # every distinct run, in order
     texts: dict[str, str]  # run_id -> sha256 of its text
-    missing: list[str]
+    missing: list[str]  # the runs without a finished result
     batches: list[Batch]
-    workers: int
+    workers: int  # processes that train at the same time, counted over all jobs
     device: str
     is_sealed: bool
-    given_up: list[str]  # missing ones that have crashed too often to be tried again
+    given_up: list[str]  # missing runs that crashed too often to be tried again
     execution: ExecutionConfig
 
     @property
     def on_slurm(self) -> bool:
-        """Whether it is submitted as jobs."""
+        """Whether the sweep is submitted as jobs."""
         return self.execution.cluster == "slurm"
 
     @property
     def seconds(self) -> float:
-        """Estimated time, not measured: the batches handed to the workers in order."""
+        """Estimated time of the sweep when each batch goes to the worker that is free first."""
         loads = [0.0] * self.workers
         for batch in self.batches:
             loads[loads.index(min(loads))] += batch.seconds
@@ -65,16 +63,16 @@ class Plan:
 
 
 def plan(configs: Sequence[RunConfig]) -> Plan:
-    """Plan the runs of one sweep. Raises a ConfigError for anything that could not be run; writes nothing."""
+    """Plan the runs of one sweep. Raises a ConfigError for runs that cannot be trained; writes nothing."""
     if not configs:
         raise ConfigError("the sweep is empty: it has no runs")
     places = {(c.results_dir, c.study) for c in configs}
     if len(places) > 1:
-        raise ConfigError(f"a sweep belongs to one study, and these runs name {len(places)}: {sorted(places)}")
+        raise ConfigError(f"a sweep fills one study, and these runs name {len(places)}: {sorted(places)}; give one")
     execution = configs[0].execution
     clusters = sorted({c.execution.cluster for c in configs})
     if len(clusters) > 1:
-        raise ConfigError(f"a sweep is trained in one place, and these runs name {' and '.join(clusters)}: give one")
+        raise ConfigError(f"a sweep has one execution.cluster, and these runs name {' and '.join(clusters)}: give one")
     study_dir = Path(configs[0].results_dir) / configs[0].study
     ids, texts = [], {}
     loaded: dict[tuple[object, ...], data.Text] = {}
@@ -83,7 +81,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
         d = config.data
         key = (d.name, d.path, d.tokenizer, d.vocab_size, d.source_seed)
         if key not in loaded:
-            loaded[key] = data.load(d)  # which looks at every file of a folder each time
+            loaded[key] = data.load(d)  # once per text: loading reads the state of every file of a folder
         text = loaded[key]
         if (window := (*key, d.seq_len, config.eval.windows)) not in fitting:
             check_fits(text, d, config.eval.windows)
@@ -107,7 +105,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
 
 
 def left_out(study_dir: Path, missing: list[str], statuses: dict[str, str], execution: ExecutionConfig) -> list[str]:
-    """The failed runs that are not tried again."""
+    """The failed runs that this command does not try again."""
     tries = records.tries_of(study_dir)
     return [
         i
@@ -117,7 +115,7 @@ def left_out(study_dir: Path, missing: list[str], statuses: dict[str, str], exec
 
 
 def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict[str, str]) -> bool:
-    """Whether a study is sealed; a ConfigError where it is and lacks runs."""
+    """Whether a study is sealed. Raises a ConfigError where it is sealed and lacks runs."""
     if not (study_dir / schema.SEALED).exists():
         return False
     if missing:
@@ -126,7 +124,7 @@ def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict
 
 
 def _check_own(configs: Iterable[RunConfig], device: str) -> None:
-    """Try out every own block and norm, once a shape. Only for them the planner imports torch."""
+    """Try every user's block and norm once per shape. On a CPU only such runs make the planner import torch."""
     tried = set()
     for config in configs:
         model = config.model
@@ -141,19 +139,19 @@ def _check_own(configs: Iterable[RunConfig], device: str) -> None:
 
 
 def check(configs: Sequence[RunConfig]) -> None:
-    """Raise a ConfigError for anything that `plan` would refuse, and for jobs: these runs are trained one by one."""
+    """Raise a ConfigError for runs that `plan` refuses or that ask for jobs: these runs are trained one by one."""
     refuse_jobs(plan(configs))
 
 
 def refuse_jobs(planned: Plan) -> None:
     if planned.on_slurm:
         raise ConfigError(
-            "execution=slurm is for normstudy sweep with its own launcher: a single run, and the runs of another "
-            "launcher, are trained where the command is given; leave it out"
+            "execution=slurm is for normstudy sweep with its own launcher: a single run and the runs of another "
+            "launcher train on the machine of the command; leave out execution=slurm"
         )
 
 
-# What may differ between the runs of a batch: it rides on the run axis. Everything else is the batch's shape.
+# Columns in which the runs of a batch may differ. All other columns are the shape of the batch.
 ON_THE_RUN_AXIS = {
     "seed", "data_seed", "init", "force_init", "unembed_std", "schedule", "peak_lr", "warmup_steps",
     "beta1", "beta2", "eps", "momentum", "weight_decay", "max_grad_norm",
@@ -161,17 +159,17 @@ ON_THE_RUN_AXIS = {
 
 
 def shape_key(config: RunConfig) -> tuple[tuple[str, object], ...]:
-    """What runs must share to train as one program."""
+    """The columns and values that runs must share to train as one program."""
     values = cfg.asked(config) | dataclasses.asdict(cfg.resolve(config.model))
-    # A user's class may be made of any key of the model: then none of them rides on the run axis.
+    # A user's class may read any key of the model at construction, so the runs of its batch share all of these keys.
     of_own = {f.name for f in dataclasses.fields(config.model)} if sources.is_own(config.model.placement) else set()
     return tuple((k, v) for k, v in values.items() if k not in ON_THE_RUN_AXIS - of_own)
 
 
 def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
-    """Near-equal batches of one shape, largest cost first, of at most ceil(runs / workers) runs each.
+    """Near-equal batches, each of one shape, largest cost first.
 
-    And of at most execution.runs_per_batch, or where that is null of as many as batching.py chooses for the shape.
+    A batch has at most ceil(runs / workers) runs, and at most execution.runs_per_batch (null: chosen by batching.py).
     """
     shapes: dict[tuple[tuple[str, object], ...], list[str]] = {}
     for run_id, config in runs.items():
@@ -189,18 +187,18 @@ def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
 
 
 def _fitting(config: RunConfig, device: str, workers: int) -> int:
-    """The most runs of a config's shape that train together. Jobs have a machine, and its memory, each."""
+    """The most runs of a config's shape that train together. Each job has a machine of its own, with its memory."""
     execution = config.execution
     if execution.cluster == "local":
         return batching.runs_per_batch(config, device, workers)
     free = None if execution.memory_gb is None else int(execution.memory_gb * 2**30)
-    if device == "cuda":  # of which nothing is known here: a batch that is too large is halved there
-        free = SOME_GPU
+    if device == "cuda":  # a batch that does not fit is halved in the job
+        free = GPU_OF_A_JOB
     return batching.runs_per_batch(config, device, options.workers_of(execution), free)
 
 
 def _device(asked: str) -> str:
-    """cpu or cuda. torch is imported only where a driver or the user says that there may be a GPU."""
+    """cpu or cuda. torch is imported only where a driver is installed or the user asks for cuda."""
     if asked == "cpu" or (asked == "auto" and not os.path.exists("/proc/driver/nvidia/version")):
         return "cpu"
     import torch

@@ -1,4 +1,4 @@
-"""What a sweep prints before and after its training: the plan, the figures, outcomes and the comparison."""
+"""What a sweep shows before its training (the plan) and after it (figures, outcomes, comparison)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 from normstudy import config as cfg
 from normstudy.config import ConfigError, RunConfig
 from normstudy.study import tables
-from normstudy.sweep.execute import RETRY
-from normstudy.sweep.planning import Plan
+from normstudy.sweep.planning import RETRY, Plan
 from normstudy.workers import progress
 
 
@@ -27,7 +26,10 @@ def print_plan(planned: Plan, asked: int) -> None:
     if planned.given_up:
         print(f"{len(planned.given_up)} runs failed before and are left out. {RETRY}", flush=True)
     if asked > n:
-        print(f"{asked - n} of the {asked} requested runs are the same as another, and are trained once", flush=True)
+        print(
+            f"{asked - n} of the {asked} requested runs repeat another one; each distinct run is trained once",
+            flush=True,
+        )
 
 
 def losses_of(planned: Plan) -> list[float | None]:
@@ -37,19 +39,19 @@ def losses_of(planned: Plan) -> list[float | None]:
 
 
 def draw(study_dir: Path) -> None:
-    from normstudy.figures import together as drawing
+    from normstudy.figures import together
 
     try:
-        for line in drawing.plot(study_dir).skipped:
+        for line in together.plot(study_dir).skipped:
             print(f"skipped {line}")
-    except ConfigError as error:  # nothing that comes after the training makes it a bad request
+    except ConfigError as error:  # the sweep itself was a good request: its exit code stays 0
         print(f"no figures: {error}")
 
 
 def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
-    """The column a sweep is compared by: warmup_steps where it varies, else the first that does.
+    """The column by which a sweep is compared: warmup_steps where it varies, else the first column that varies.
 
-    Never the seeds, nor a column that stands for another text: losses on different texts do not compare.
+    Seeds are excluded, and so are the columns of the text, because losses on different texts are not comparable.
     """
     from normstudy.analysis.pairs import comparable_columns
 
@@ -65,7 +67,7 @@ def print_comparison(planned: Plan) -> None:
     counts = Counter(progress.outcomes_of(planned.study_dir, list(planned.runs)).values())
     print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")
     if counts["unfinished"]:
-        print("unfinished: the loss was still falling when the run ended; more steps would tell")
+        print("unfinished: the loss was still falling when the run ended; train longer to know more")
     axis = comparison_axis(planned.runs.values())
     if axis is None:
         return

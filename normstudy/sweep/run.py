@@ -1,4 +1,4 @@
-"""Train what is missing of a sweep, and show what came out; planning.py says what that is."""
+"""The two entries to training: `run_sweep` for many runs and `run_one` for one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from normstudy.sweep.on_slurm import execute_on_slurm
 from normstudy.sweep.report import draw, losses_of, print_comparison, print_plan
 from normstudy.workers import progress
 
-# ---- execution ----------------------------------------------------------------------------------------
-
 
 def run_sweep(
     configs: Sequence[RunConfig], *, dry_run: bool = False, detach: bool = False, request: Request
 ) -> list[float | None]:
-    """Train what is missing of a sweep, draw its figures, print the comparison.
+    """Train the missing runs of a sweep, draw its figures, print the comparison.
 
-    Returns the final validation loss of each config in order, None for a run that failed or went non-finite.
-    detach: return once its jobs are submitted. Raises a ConfigError before anything is trained, RunsFailed after the
-    other runs are finished and shown.
+    Returns the final validation loss of each config in order, None for a run that failed or became non-finite.
+    detach: return once the jobs are submitted. Raises a ConfigError before anything is trained, and RunsFailed after
+    the other runs are finished and shown.
     """
     planned = planning.plan(configs)
     if detach and not planned.on_slurm:
-        raise ConfigError("--detach leaves jobs to Slurm, and this sweep is trained here: add execution=slurm")
+        raise ConfigError("--detach needs Slurm jobs, and this sweep trains on this machine: add execution=slurm")
     print_plan(planned, len(configs))
     if dry_run:
         return [None] * len(configs)
@@ -52,9 +50,9 @@ def run_sweep(
 
 
 def run_one(config: RunConfig, *, request: Request) -> float | None:
-    """Train one run (nothing where it is finished already), say how it ended, return its final validation loss.
+    """Train one run unless it is finished already, print its outcome, return its final validation loss.
 
-    Other commands may train runs of their own in the same study at the same time.
+    Other commands may train other runs of the same study at the same time.
     """
     planned = planning.plan([config])
     planning.refuse_jobs(planned)
@@ -66,6 +64,3 @@ def run_one(config: RunConfig, *, request: Request) -> float | None:
     print(f"{run_id}: {progress.outcomes_of(planned.study_dir, [run_id])[run_id]}, {final}")
     print(f"tables: {planned.study_dir}/tables    figures: normstudy plot {planned.study_dir}")
     return loss
-
-
-# ---- what came out ------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ OWN_CONFIGS = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Everything that the requests below refer to: texts, own config files, and studies, one of them in use."""
+    """The files that the requests below name: texts, config files of a user, and studies, one of them in use."""
     root = tmp_path_factory.mktemp("files")
     (root / "experiment").mkdir()
     for name, text in OWN_CONFIGS.items():
@@ -67,7 +67,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def write_tiny_runs(root: Path, study: str, seeds: tuple[int, ...]) -> None:
-    """Runs of the words TINY as if trained: their numbers are made up, their run_ids are not."""
+    """Write finished runs of the words TINY: with real run_ids and invented numbers."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.MonkeyPatch.context() as patch:
         for seed in seeds:
             config = to_run_config(compose("config", [*TINY, f"seed={seed}", f"results_dir={root}"]))
@@ -219,7 +219,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("sweep seed=0,1 hydra/launcher=joblib hydra.launcher.n_jobs=0", ["hydra.launcher.n_jobs=0", "1 or more"]),
     ("sweep seed=0,1 hydra/launcher=joblib hydra.launcher.cores=2", ["unknown key hydra.launcher.cores"]),
     ("sweep seed=0,1 hydra.launcher.n_jobs=2", ["unknown key hydra.launcher.n_jobs"]),
-    ("sweep seed=0,1 hydra.launcher._target_=os.system", ["hydra.launcher._target_ 'os.system' is no plugin"]),
+    ("sweep seed=0,1 hydra.launcher._target_=os.system", ["hydra.launcher._target_ 'os.system' is not a Hydra plugin"]),
     ("sweep seed=0,1 +hydra.callbacks.x._target_=os.system", ["hydra.callbacks.x", "leave it out"]),
     ("sweep seed=0,1 hydra.sweep.dir=null", ["hydra.sweep.dir"]),
     ("run execution=nope", ["execution 'nope' is not one of", "local"]),

@@ -1,4 +1,4 @@
-"""Composition, axes, planning in place, and other people's launchers and sweepers."""
+"""Composition, axes, planning in place, and other launchers and sweepers of Hydra."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import io
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,8 +29,7 @@ from processes import SWEEP, finish, start, wait_for
 from studies import assert_same_tables
 
 from normstudy import config
-from normstudy.app import errors
-from normstudy.app import jobs as batch
+from normstudy.app import errors, jobs, plan
 from normstudy.app.compose import conf_dir, to_run_config
 from normstudy.cli import main as cli
 from normstudy.config import ConfigError, RunConfig
@@ -56,8 +57,8 @@ def planned(*words: str) -> list[RunConfig]:
         assert hydra is not None
         loader = hydra.config_loader
         master = hydra.compose_config("config", list(words), RunMode.MULTIRUN, with_log_configuration=False)
-        jobs = batch.expand(master.hydra.sweeper.params or {}, _task_words(master), loader)
-        return batch.plan(loader, master, jobs)
+        expanded = jobs.expand(master.hydra.sweeper.params or {}, _task_words(master), loader)
+        return plan.plan(loader, master, expanded)
 
 
 def _task_words(master: DictConfig) -> list[str]:
@@ -165,7 +166,7 @@ def test_a_users_own_folder_works_like_ours(tmp_path: Path, monkeypatch: pytest.
 def test_flags_say_whether_failed_runs_are_tried_again(
     words: list[str], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
-    """They win over an experiment's own value, as the key would; without either they are."""
+    """A flag overrides the experiment's value, as the key does; without both, failed runs are tried again."""
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     once = "# @package _global_\nexecution:\n  retry_failed: false\n"
     (tmp_path / "own" / "experiment" / "once.yaml").write_text(once)
@@ -193,7 +194,7 @@ def test_a_shipped_study_fills_the_study_of_its_name(name: str) -> None:
 
 
 def test_the_axes_of_the_shipped_studies() -> None:
-    """SCIENCE.md, section 5: the setting of the headline study, and its neighbors."""
+    """The axes and lengths of the headline study and the studies around it."""
     axes = ("model.placement", "model.norm", "model.n_layers", "schedule.peak_lr", "schedule.warmup_steps", "seed")
 
     def swept(name: str) -> list[list[object]]:
@@ -284,14 +285,14 @@ def test_planning_in_place_equals_full_composition(words: list[str]) -> None:
         assert hydra is not None
         loader = hydra.config_loader
         master = hydra.compose_config("config", words, RunMode.MULTIRUN, with_log_configuration=False)
-        jobs = batch.expand(master.hydra.sweeper.params or {}, _task_words(master), loader)
-        random.Random(0).shuffle(jobs)
-        got = batch.plan(loader, master, jobs)
-        for at in range(0, len(jobs), max(1, len(jobs) // 8)):
-            full = loader.load_sweep_config(master, jobs[at])
+        expanded = jobs.expand(master.hydra.sweeper.params or {}, _task_words(master), loader)
+        random.Random(0).shuffle(expanded)
+        got = plan.plan(loader, master, expanded)
+        for at in range(0, len(expanded), max(1, len(expanded) // 8)):
+            full = loader.load_sweep_config(master, expanded[at])
             with open_dict(full):
                 del full["hydra"]
-            assert got[at] == to_run_config(full), jobs[at]
+            assert got[at] == to_run_config(full), expanded[at]
 
 
 @pytest.mark.parametrize(
@@ -305,20 +306,20 @@ def test_planning_composes_once_per_choice_of_groups(
     words: list[str], runs: int, compositions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     composed: list[Sequence[str]] = []
-    compose = batch._compose
+    compose = plan._compose
 
     def counted(loader: ConfigLoader, master: DictConfig, job: Sequence[str]) -> DictConfig:
         composed.append(job)
         return compose(loader, master, job)
 
-    monkeypatch.setattr(batch, "_compose", counted)
+    monkeypatch.setattr(plan, "_compose", counted)
     planned.cache_clear()
     assert len(planned(*words)) == runs
     assert len(composed) == compositions
 
 
 def test_runs_share_the_sections_in_which_they_do_not_differ() -> None:
-    """What planning 10,000 runs takes of time and memory rests on it."""
+    """The time and memory of planning 10,000 runs depend on this sharing."""
     configs = planned("seed=range(0,3)", "schedule.peak_lr=1e-3,3e-3")
     for section in ("model", "data", "optimizer", "probe", "eval", "execution"):
         assert len({id(getattr(config, section)) for config in configs}) == 1
@@ -334,9 +335,26 @@ def test_a_value_that_follows_another_is_never_shared() -> None:
 
 
 def test_the_installed_plugin_is_this_one() -> None:
-    """An editable install holds a copy: after a change of the shim, install again."""
-    source = Path(batch.__file__).parent / "plugin" / "__init__.py"
+    """An editable install has a copy of the plugin: after a change of the plugin, install again."""
+    source = Path(jobs.__file__).parent / "plugin" / "__init__.py"
     assert Path(hydra_plugins.normstudy.__file__).read_text() == source.read_text()
+
+
+def test_an_installed_plugin_of_another_version_is_one_line(tmp_path: Path) -> None:
+    """The copy that an older editable install left behind imports a module that no longer exists."""
+    source = (Path(jobs.__file__).parent / "plugin" / "__init__.py").read_text()
+    shim = tmp_path / "hydra_plugins" / "normstudy" / "__init__.py"
+    shim.parent.mkdir(parents=True)
+    shim.write_text(source.replace("normstudy.app.jobs", "normstudy.launchers.batch"))
+    done = subprocess.run(
+        [sys.executable, "-m", "normstudy", "sweep", "seed=0,1", "--dry-run"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: the installed hydra_plugins.normstudy is of another version (No module named 'normstudy.launchers'); "
+        "install again: pip install -e .\n"
+    )
 
 
 EXPERIMENT = """# @package _global_
@@ -356,7 +374,7 @@ hydra:
 
 
 def trained(*words: str) -> tuple[str, dict[str, pd.DataFrame]]:
-    """What the sweep of EXPERIMENT prints with more words, and its tables; its files lie in the working directory."""
+    """The output and the tables of a sweep of EXPERIMENT with more words, in the working directory."""
     Path("own/experiment").mkdir(parents=True)
     Path("own/experiment/two.yaml").write_text(EXPERIMENT)
     words = ("sweep", "--config-dir", "own", "experiment=two", "data_seed=${seed}", "execution.workers=1", *words)
@@ -417,7 +435,7 @@ def test_other_launchers_and_sweepers_run_an_experiment_to_the_same_tables(
 
 @pytest.mark.packages
 def test_a_stopped_sweep_of_joblib_goes_on_with_our_launcher(tmp_path: Path) -> None:
-    """And ends in the tables of one that nobody stopped, launched by joblib alone."""
+    """Its tables equal those of a joblib sweep that was not stopped."""
     words = [*SWEEP, "seed=0,1", "schedule.n_steps=900", "execution.workers=1", "execution.checkpoint_seconds=1000"]
     theirs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     (tmp_path / "whole").mkdir()
@@ -438,15 +456,15 @@ def test_a_stopped_sweep_of_joblib_goes_on_with_our_launcher(tmp_path: Path) -> 
 
 
 def test_a_bug_in_a_foreign_job_is_not_taken_for_bad_input() -> None:
-    """Its traceback ends in Hydra, where errors of the configuration come from."""
+    """The traceback of the bug ends in Hydra, as that of an error in the configuration does."""
     failed = JobReturn(overrides=["seed=1"], status=JobStatus.FAILED)
     failed.return_value = ValueError("a bug")
     with pytest.raises(RuntimeError, match="seed=1") as caught:
-        batch._raise_failure(failed)
+        jobs._raise_failure(failed)
     assert errors.one_line(caught.value) is None
     failed.return_value = ConfigError("a bad request")
     with pytest.raises(ConfigError, match="a bad request"):
-        batch._raise_failure(failed)
+        jobs._raise_failure(failed)
 
 
 def test_dry_run_writes_nothing_with_any_launcher(

@@ -43,7 +43,7 @@ def test_each_is_a_few_lines_with_a_source() -> None:
 
 
 def test_they_train_in_one_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All presets as one sweep over the group, at width 16, where d_model^-1/2 is 1/4."""
+    """One sweep over all presets, at width 16, where d_model^-1/2 is 1/4."""
     monkeypatch.chdir(tmp_path)
     words = [
         "data=synthetic", "data.seq_len=16", "data.batch_size=2", "eval.windows=4", "schedule.n_steps=4",

@@ -1,6 +1,6 @@
-"""What a name, a configuration or a table may not do: lead out of the results folder, be run, or hold code.
+"""Names, configurations and tables cannot leave the results folder, be executed, or hold code.
 
-Names that are refused at once, with all other bad requests, are in test_bad_input.py.
+Names that are refused at once, like other bad requests, are in test_bad_input.py.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MEASURED = ("scripts/scaling.py", "pickle")  # how large those for Slurm's jobs 
 
 
 def unsafe(path: Path) -> set[str]:
-    """What a module uses that may run code out of data."""
+    """The names in a module that may run code from data."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -60,7 +60,7 @@ def unsafe(path: Path) -> set[str]:
 
 
 def test_no_module_can_run_code_out_of_a_file() -> None:
-    """No pickle, no eval, no loader that makes objects. submitit, which has pickles, is used for Slurm's jobs alone."""
+    """No pickle, no eval, no loader that constructs objects. Only the room slurm uses submitit, which has pickles."""
     files = [path for folder in ("normstudy", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
     assert len(files) > 100
     found = {(path.relative_to(ROOT).as_posix(), what) for path in files for what in unsafe(path)}
@@ -105,7 +105,7 @@ NAMES_CODE = {
 def test_a_configuration_cannot_name_code(
     command: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
-    """Hydra would import and call it: callbacks, loggers, plugins. A block of one's own is the only door."""
+    """Hydra would import and call callbacks, loggers and plugins. User code enters only by placements and norms."""
     (tmp_path / "spy.py").write_text(SPY)
     (tmp_path / "experiment").mkdir()
     text = f"# @package _global_\nhydra:\n  {NAMES_CODE[where]}\n".replace("hydra:\n  {job", "hydra: {job")
@@ -142,7 +142,7 @@ FORMULA = "=cmd|' /C calc'!A0"
 
 
 def test_names_like_formulas_are_text_in_csv(tmp_path: Path) -> None:
-    """Whatever the tables hold, and whoever wrote them."""
+    """Also for tables that another program wrote."""
     names = ("study", "placement", "norm", "data_path")
     write_handmade_run(tmp_path / "s", handmade_config(tmp_path), columns=dict.fromkeys(names, FORMULA))
     export_study(tmp_path / "s", to="csv", out=tmp_path / "out", where={})
@@ -152,7 +152,7 @@ def test_names_like_formulas_are_text_in_csv(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../out", "/tmp/out", "..", "a\\b", "a\nb", "a\0b", ""])
 def test_a_run_id_out_of_a_table_leads_nowhere(name: str, tmp_path: Path) -> None:
-    """Some formats make a folder or a file of it; for none of them it is looked at later than here."""
+    """Some export formats use the run_id as the name of a file or folder; it is checked here for every format."""
     study = tmp_path / "a" / "b" / "s"
     run_id = write_handmade_run(study, handmade_config(tmp_path))
     path = study / "tables" / "runs" / f"{run_id}.parquet"
@@ -168,7 +168,7 @@ def test_a_run_id_out_of_a_table_leads_nowhere(name: str, tmp_path: Path) -> Non
 def test_the_results_folder_itself_may_be_a_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
-    """It is a place that the user chose, on another disk as it may be; what lies below is not."""
+    """The user may link results to another disk; links below it are refused."""
     (tmp_path / "disk" / "mine").mkdir(parents=True)
     (tmp_path / "results").symlink_to("disk")
     monkeypatch.chdir(tmp_path)

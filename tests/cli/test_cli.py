@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import pandas as pd
 import pytest
 
 from normstudy.app import compose, errors
+from normstudy.cli import arguments, manual
 from normstudy.cli import main as cli
-from normstudy.cli import manual
 
 COMMAND = Path(sys.executable).with_name("normstudy")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -39,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(capfd: Capture, *words: str) -> str:
-    """The standard output of a command that must succeed without a word on standard error."""
+    """The standard output of a command that must succeed and print nothing to standard error."""
     capfd.readouterr()
     assert cli.main(list(words)) == 0
     out, err = capfd.readouterr()
@@ -54,6 +55,7 @@ def ask(capfd: Capture, *words: str) -> str:
 def test_help_names_every_command(words: list[str], capfd: Capture) -> None:
     out = ask(capfd, *words)
     assert [command for command in cli.COMMANDS if f"normstudy {command} " not in out] == []
+    assert "normstudy -sc install=bash" in out
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -64,11 +66,22 @@ def test_each_command_has_help_of_its_own(command: str, flag: str, capfd: Captur
 
 def test_help_lists_the_keys_that_exist() -> None:
     """Every key=, group and experiment in the help text is one, and no experiment is missing."""
-    words = [word.rstrip(",") for word in manual.KEYS.split()]
-    keys = [word.split("=")[0] for word in words if "=" in word and not word.startswith("(")]
+    rows = manual.KEYS | manual.EXECUTION_KEYS | manual.SLURM_KEYS
+    keys = re.findall(r"([\w.]+)=", " ".join([*rows, *rows.values(), manual.NUMBERS]))
     assert [key for key in keys if key not in errors.known_keys()] == []
     shipped = [path.stem for path in (compose.conf_dir() / "experiment").glob("*.yaml")]
-    assert [name for name in shipped if name not in words] == []
+    assert [name for name in shipped if name not in manual.KEYS["experiment="].split(", ")] == []
+
+
+@pytest.mark.parametrize("command", [None, *cli.COMMANDS])
+def test_help_fits_the_terminal(command: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for width in (60, 80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = manual.help_of(command).splitlines()
+        assert [line for line in lines if len(line) > width] == []
+        counts.append(len(lines))
+    assert counts[0] > counts[2]  # a wider terminal gets longer lines
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -114,7 +127,7 @@ def test_where_chooses_runs(study: Path, capfd: Capture) -> None:
     ],
 )
 def test_where_is_one_value_per_column(given: list[str], expected: dict[str, str]) -> None:
-    assert cli._where(given) == expected
+    assert arguments.where(given) == expected
 
 
 @pytest.mark.parametrize("words", [["plot"], ["compare", "--by", "warmup_steps"]], ids=["plot", "compare"])
@@ -180,7 +193,7 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(argv: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "plot", ("", interrupted))
+    monkeypatch.setitem(cli.COMMANDS, "plot", interrupted)
     assert cli.main(["plot", "x"]) == 130
 
 
@@ -188,7 +201,7 @@ def test_an_error_of_the_system_is_one_line(monkeypatch: pytest.MonkeyPatch, cap
     def full(argv: list[str]) -> int:
         raise OSError(28, "No space left on device", "results/x")
 
-    monkeypatch.setitem(cli.COMMANDS, "plot", ("", full))
+    monkeypatch.setitem(cli.COMMANDS, "plot", full)
     assert cli.main(["plot", "x"]) == 2
     assert capfd.readouterr().err == "error: results/x: No space left on device\n"
 
@@ -197,7 +210,7 @@ def test_a_bug_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(argv: list[str]) -> int:
         raise ValueError("a bug")
 
-    monkeypatch.setitem(cli.COMMANDS, "plot", ("", broken))
+    monkeypatch.setitem(cli.COMMANDS, "plot", broken)
     with pytest.raises(ValueError, match="a bug"):
         cli.main(["plot", "x"])
 

@@ -137,7 +137,7 @@ def test_the_output_it_shows_is_what_the_first_command_prints(
 
 @pytest.mark.parametrize(
     "text",
-    [README + page("docs/placements.md"), page("results/README.md"), manual.RUN_HELP],
+    [README + page("docs/placements.md"), page("results/README.md"), manual.render(manual.COMMAND_HELP["run"], 80)],
     ids=["README", "results/README", "run --help"],
 )
 def test_every_name_is_listed(text: str) -> None:

@@ -11,7 +11,7 @@ import two_nodes
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Slurm of two nodes, which this process and all that it starts talk to."""
+    """A Slurm of two nodes; this process and its children talk to it."""
     if lacking := two_nodes.missing():
         pytest.fail(f"not installed: {', '.join(lacking)} (Debian's slurmctld, slurmd, slurm-client, munge)")
     with two_nodes.cluster(tmp_path_factory.mktemp("slurm")) as env, pytest.MonkeyPatch.context() as patch:

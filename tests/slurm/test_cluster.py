@@ -1,4 +1,4 @@
-"""What of jobs needs no Slurm: bad options, how tasks are shared out, and what is said where Slurm cannot be asked."""
+"""Jobs without a Slurm: bad options, the division of tasks among jobs, and the messages where Slurm does not answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from normstudy.config import execution as options
 from normstudy.slurm import arrays, ask, submit
 from normstudy.slurm.share import Share
 from normstudy.study import locks, records, schema, tables
-from normstudy.sweep import on_slurm as watch
+from normstudy.sweep import on_slurm as jobs
 from normstudy.sweep import planning, run
 from normstudy.upkeep import status, status_text
 from normstudy.upkeep.compact import compact_study
@@ -31,7 +31,7 @@ SINCE = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
 @pytest.fixture(autouse=True)
 def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where these tests run there may be one."""
+    """Hide a Slurm that this machine may have."""
     monkeypatch.setenv("PATH", "/nowhere")
 
 
@@ -154,11 +154,42 @@ def test_a_job_waits_for_the_lock_of_whoever_submits_it(tmp_path: Path) -> None:
 
 def test_late_files_are_waited_for_where_every_job_was_well(tmp_path: Path) -> None:
     task = task_of([tiny(tmp_path)])
-    assert watch.statuses_of(task.study_dir, [task], complete=False) == {}
+    assert jobs.statuses_of(task.study_dir, [task], complete=False) == {}
     late = threading.Timer(0.3, lambda: list(workers.train_halving(task, never)))
     late.start()
-    assert watch.statuses_of(task.study_dir, [task], complete=True) == {task.run_ids[0]: "done"}
+    assert jobs.statuses_of(task.study_dir, [task], complete=True) == {task.run_ids[0]: "done"}
     late.join()
+
+
+FAKES = {
+    "sbatch": "echo Submitted batch job 17",
+    "scontrol": "echo ClusterName = test",
+    "squeue": ":",
+}
+
+
+def test_a_job_that_an_older_version_submitted_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its script starts normstudy.cluster, where older versions had the code of a job; no try of a run is counted."""
+    for name, line in FAKES.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    task = task_of([tiny(tmp_path)])
+    tables.prepare(task.study_dir)
+    with locks.hold(task.study_dir, "a sweep"):
+        submit.submit(task.study_dir, [task], on_slurm(tiny(tmp_path)).execution, "a sweep", SINCE)
+    (script,) = (task.study_dir / arrays.FOLDER).glob("17_submission.sh")
+    before = {path: path.read_bytes() for path in task.study_dir.rglob("*") if path.is_file()}
+    (words,) = (line.split() for line in script.read_text().splitlines() if line.startswith("srun"))
+    started = [word.replace(submit.ENTRY, "normstudy.cluster") for word in words[words.index(sys.executable) :]]
+    assert "normstudy.cluster" in started
+    done = subprocess.run(started, capture_output=True, text=True, check=False)
+    line = "this job was submitted by an older version of normstudy: give the sweep's command again"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
+    assert {path: path.read_bytes() for path in task.study_dir.rglob("*") if path.is_file()} == before
+    assert records.tries_of(task.study_dir) == {}
 
 
 def test_in_a_job_a_second_signal_ends_nothing() -> None:
@@ -168,7 +199,7 @@ def test_in_a_job_a_second_signal_ends_nothing() -> None:
         assert stop.number == WARNING
 
 
-# ---- where Slurm cannot be asked ------------------------------------------------------------------------
+# ---- where Slurm does not answer ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -204,7 +235,7 @@ def test_neither_a_sweep_nor_cancel_goes_on_without_an_answer(
     assert "cannot be cancelled from here: there is no scontrol here" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in submitted.rglob("*") if path.is_file()} == before
     (submitted / arrays.RECORD).write_text("{")
-    with pytest.raises(ConfigError, match="is damaged: see with squeue"):
+    with pytest.raises(ConfigError, match="is damaged: check with squeue"):
         run.run_sweep([tiny(tmp_path)], request=REQUEST)
 
 
@@ -216,7 +247,7 @@ def test_no_seal_while_a_job_may_yet_begin_its_runs(submitted: Path, tmp_path: P
 
 
 def test_a_single_run_beside_jobs_leaves_their_record(submitted: Path, tmp_path: Path) -> None:
-    """Although every run that has a row is finished then."""
+    """The record stays although every run that has a row is finished."""
     list(workers.train_halving(task_of([tiny(tmp_path, seed=0)]), never))
     run.run_one(tiny(tmp_path, seed=1), request=REQUEST)
     assert set(tables.finished_ids(submitted).values()) == {"done"}
@@ -253,5 +284,5 @@ def test_planning_for_jobs_imports_neither_torch_nor_submitit(tmp_path: Path) ->
         ("", ""),
     ],
 )  # fmt: skip
-def test_the_words_of_slurm(said: str, words: str) -> None:
-    assert ask.words_of(said) == words
+def test_the_reason_of_a_refusal(said: str, words: str) -> None:
+    assert ask.reason_of(said) == words

@@ -35,7 +35,7 @@ STUDY = Path("results", "long")
 
 @pytest.fixture(scope="session")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs, trained on this machine."""
+    """The same runs, trained on this machine without Slurm."""
     cwd = tmp_path_factory.mktemp("here")
     done = finish([*WORDS, "execution.workers=1"], cwd)
     assert done.returncode == 0, done.stderr
@@ -43,17 +43,17 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Slurm, the jobs and the tests share a few cores: a job may take long to begin, and asking costs."""
+    """Wait long and poll rarely: Slurm, the jobs and the tests share a few cores."""
     processes.wait_for(lambda: condition() or time.sleep(0.3), 200)
 
 
 def call(*words: str) -> str:
-    """What a command of Slurm prints."""
+    """The output of a command of Slurm."""
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 def jobs(cwd: Path, states: str = "running") -> list[str]:
-    """The jobs of a study in these states, as Slurm calls them: 12_0, 12_1."""
+    """Slurm's names of the jobs of a study in these states: 12_0, 12_1."""
     array = arrays.read(cwd / STUDY)
     if array is None:
         return []
@@ -61,9 +61,9 @@ def jobs(cwd: Path, states: str = "running") -> list[str]:
 
 
 def hurry(cwd: Path, hurried: set[str]) -> None:
-    """Slurm lets a requeued job wait for two minutes, which here are some seconds. hurried: the jobs it was done to.
+    """Shorten the wait of requeued jobs from two minutes to six seconds. hurried: the jobs that were changed already.
 
-    Not none at all: a node takes no job anew in the second in which it ended it ("Job credential revoked").
+    The wait must not be zero: a node refuses a job in the second in which it ended it ("Job credential revoked").
     """
     for job in jobs(cwd, "pending"):
         restarts = call("squeue", "-h", f"--jobs={job}", "--Format=RestartCnt").strip()
@@ -73,7 +73,7 @@ def hurry(cwd: Path, hurried: set[str]) -> None:
 
 
 def end(running: subprocess.Popen[str], cwd: Path) -> tuple[int, str, str]:
-    """Wait for a command and hurry what is requeued meanwhile; its exit code, output and errors."""
+    """Wait for a command, shorten the wait of its requeued jobs; returns its exit code, output and errors."""
     hurried: set[str] = set()
     wait_for(lambda: hurry(cwd, hurried) or running.poll() is not None)
     out, err = running.communicate(timeout=20)
@@ -81,12 +81,12 @@ def end(running: subprocess.Popen[str], cwd: Path) -> tuple[int, str, str]:
 
 
 def windows(cwd: Path) -> list[Path]:
-    """The first windows of the runs, which tell that they train."""
+    """The first windows of the runs; they exist once the runs train."""
     return list((cwd / STUDY / "tables" / "steps").glob("*-000.parquet"))
 
 
 def logs(cwd: Path) -> str:
-    """What the jobs said."""
+    """The logs of the jobs."""
     return "".join(path.read_text() for path in sorted((cwd / STUDY / arrays.FOLDER).glob("*_log.*")))
 
 
@@ -124,7 +124,7 @@ def test_a_killed_job_takes_its_runs_only_and_the_same_command_goes_on(here: Pat
     code, out, err = end(running, tmp_path)
     assert code == 1, err
     assert re.search(
-        r"^error: 2 of 4 runs are not finished: their jobs were killed, cancelled or broke off; logs: .*same", err, re.M
+        r"^error: 2 of 4 runs are not finished: their jobs were killed, cancelled or crashed; logs: .*same", err, re.M
     )
     assert "outcomes: 2 " in out
     assert not list((tmp_path / STUDY / arrays.FOLDER).glob("*.pkl"))
@@ -136,7 +136,7 @@ def test_a_killed_job_takes_its_runs_only_and_the_same_command_goes_on(here: Pat
 
 
 def test_a_job_goes_on_after_its_time_limit(here: Path, tmp_path: Path) -> None:
-    """The workers are held up until Slurm's warning comes, to each process of the job, with a SIGCONT before it."""
+    """The workers are stopped until Slurm sends each process of the job SIGCONT and the warning."""
     running = start([*ON_SLURM, "execution.workers=2", "execution.jobs=1"], tmp_path)
     wait_for(lambda: windows(tmp_path) and jobs(tmp_path))
     (job,) = jobs(tmp_path)
@@ -157,16 +157,16 @@ def test_a_job_goes_on_after_its_time_limit(here: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("partition", ["debug", "grace"])
 def test_a_preempted_job_saves_its_runs_and_goes_on(partition: str, here: Path, tmp_path: Path) -> None:
-    """Slurm puts it back into the queue, or gives it a time of grace: one that ends in that is not put back by itself.
+    """Without a time of grace Slurm requeues the job. With one, a job that ends within it must requeue itself.
 
-    Without grace it is killed half a minute after it was asked to end.
+    Without grace Slurm kills the job half a minute after SIGTERM.
     """
     running = start([*ON_SLURM, "execution.jobs=1", f"execution.partition={partition}"], tmp_path)
     wait_for(lambda: windows(tmp_path) and jobs(tmp_path))
     call("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1")
     wait_for(lambda: jobs(tmp_path, "pending"))
     assert len(list((tmp_path / STUDY / checkpoints.FOLDER).iterdir())) > 0
-    assert ("this job makes room for another" in logs(tmp_path)) == (partition == "grace")
+    assert ("this job is preempted" in logs(tmp_path)) == (partition == "grace")
     code, _, err = end(running, tmp_path)
     assert code == 0, err + logs(tmp_path)
     assert_same_tables(here, tmp_path / STUDY)
@@ -214,7 +214,7 @@ def test_detach_status_cancel_and_the_same_command(
     assert re.search(r"^Slurm array \d+: [12] running", told, re.M)
     assert not re.search("interrupted|nobody", told)
     told = said("cancel", str(STUDY))
-    assert re.search(r"^Slurm array \d+ is cancelled: \d of 4 runs are finished, the same command goes on: norm", told)
+    assert re.search(r"^Slurm array \d+ is cancelled: \d of 4 runs are finished; to resume: norm", told)
     assert jobs(tmp_path, "running,pending,completing") == []
     told = said("status", str(STUDY))
     assert re.search(r"interrupted, saved at:\n  step \d", told)
@@ -236,7 +236,7 @@ def test_ctrl_c_leaves_the_jobs_and_the_lost_id_of_an_array_is_found_by_its_name
     os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=20)
     assert running.returncode == 130, err
-    assert re.search(r"Slurm array \d+ goes on. normstudy status results/long --watch.*cancel results/long", err)
+    assert re.search(r"Slurm array \d+ continues. normstudy status results/long --watch.*cancel results/long", err)
     record = tmp_path / STUDY / arrays.RECORD
     told = json.loads(record.read_text())
     record.write_text(json.dumps({**told, "id": None}))  # as if killed before it was written
@@ -251,7 +251,7 @@ def test_ctrl_c_leaves_the_jobs_and_the_lost_id_of_an_array_is_found_by_its_name
 
 
 def test_ctrl_c_while_jobs_are_submitted_comes_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sbatch would else die of it too, and nobody could tell what it had submitted."""
+    """Otherwise the signal would also end sbatch, and what sbatch had submitted would be unknown."""
     slow, begun = tmp_path / "bin" / "sbatch", tmp_path / "begun"
     slow.parent.mkdir()
     real = shutil.which("sbatch")
@@ -295,6 +295,6 @@ def test_a_run_that_fails_in_a_job_is_told_as_here(tmp_path: Path) -> None:
 def test_what_slurm_refuses_is_one_line(words: Sequence[str], expected: str, tmp_path: Path) -> None:
     done = finish([*ON_SLURM, *words], tmp_path)
     assert done.returncode == 2
-    assert re.fullmatch(rf"error: Slurm does not take the jobs \({re.escape(expected)}\): .*\n", done.stderr)
+    assert re.fullmatch(rf"error: Slurm refuses the jobs \({re.escape(expected)}\): .*\n", done.stderr)
     assert not list(tmp_path.glob("results/long/state/slurm/*.json"))
     assert arrays.read(tmp_path / STUDY) is None

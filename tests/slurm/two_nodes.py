@@ -62,7 +62,7 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 
 
 def missing() -> list[str]:
-    """The programs that are needed and not installed."""
+    """The required programs that are not installed."""
     return [name for name in NEEDED if shutil.which(name, path=_path()) is None]
 
 
@@ -80,11 +80,12 @@ def _free_ports(n: int) -> list[int]:
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Run a cluster; yields the environment in which Slurm's commands talk to it."""
+    """Run a cluster; yields the environment in which Slurm's commands talk to this cluster."""
     env = {**os.environ, "PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
     with contextlib.ExitStack() as stack:
-        # A path of a socket has at most 107 bytes, and munged wants nobody else to write on the way to it.
-        short = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-")))
+        # The path of a socket has at most 107 bytes. The user munge must be able to enter every folder of the path, so
+        # the private folder in memory that the tests use is not possible.
+        short = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp")))
         short.chmod(0o755)
         for name in ("munge", "state", *(f"spool.{node}" for node in NODES)):
             (short / name).mkdir(mode=0o755)
@@ -129,7 +130,7 @@ def _munged(folder: Path) -> Sequence[str]:
 
 
 def _munge_user() -> str | None:
-    """munged refuses to run as root where it may run as its own user."""
+    """The user munge where it exists: there munged refuses to run as root."""
     with contextlib.suppress(KeyError):
         return pwd.getpwnam("munge").pw_name
     return None

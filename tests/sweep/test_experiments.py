@@ -42,9 +42,9 @@ def test_it_plans_what_its_pages_say(
 
 @pytest.mark.parametrize("study", ["placements", "depth"])
 def test_it_trains_a_few_steps(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every axis but the seeds, shrunk; all its runs end and its figures are drawn.
+    """Train a shrunk copy of the study, with every axis but the seeds; all runs end and the figures are drawn.
 
-    The others ask for nothing that these do not; quickstart is trained whole by .ci/run.
+    The other studies use nothing beyond these three; .ci/run trains the whole quickstart.
     """
     monkeypatch.chdir(tmp_path)
     assert main.main(["sweep", f"experiment={study}", *SHORT, *WARMUPS.get(study, []), *ONE_DEPTH.get(study, [])]) == 0

@@ -1,4 +1,4 @@
-"""Sweeps with real worker processes: the same bits however they are executed, only what is missing, clear ends."""
+"""Sweeps with real worker processes: the same bits for any execution; only missing runs are trained; clear messages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LONG = [
 
 @pytest.fixture(autouse=True, scope="module")
 def _workers_set_their_own_environment() -> Iterator[None]:
-    """conftest sets what the tests need that train in this process; here the pool must do it for its workers."""
+    """Undo the environment of conftest: here the pool must set it for its workers."""
     with pytest.MonkeyPatch.context() as patch:
         for name in NUMERICS_ENV:
             patch.delenv(name, raising=False)
@@ -51,7 +51,7 @@ def _workers_set_their_own_environment() -> Iterator[None]:
 
 
 def sixteen(root: Path, **execution: int | None) -> list[RunConfig]:
-    """Two shapes that are hard on bitwise equality, pre and post; one run of them diverges."""
+    """Two shapes for which bitwise equality is hard, pre and post; one run of each shape diverges."""
     shapes = (
         {"d_model": 16, "n_heads": 2, "seq_len": 8, "batch_size": 1},
         {"d_model": 24, "n_heads": 3, "seq_len": 31, "batch_size": 3},
@@ -74,7 +74,7 @@ def sixteen(root: Path, **execution: int | None) -> list[RunConfig]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sixteen runs, as many to a batch as there are, on one worker."""
+    """The sixteen runs in the largest batches, on one worker."""
     root = tmp_path_factory.mktemp("whole")
     execute.execute(planning.plan(sixteen(root, workers=1, runs_per_batch=8)), REQUEST)
     return root / "tiny"
@@ -103,7 +103,7 @@ def test_a_diverged_run_is_a_finished_run(whole: Path) -> None:
 
 
 def test_the_tables_hold_what_the_config_promises(whole: Path) -> None:
-    """Every step; modules and residual below dense_steps, at every third and the last; val_loss at every fifth."""
+    """Every step; modules and residual below dense_steps, then every third step and the last; val_loss every fifth."""
     steps, modules, residual = (tables.read(whole, t) for t in schema.SERIES)
     runs = tables.read(whole, "runs").set_index("run_id")
     for run_id, rows in steps.groupby("run_id"):
@@ -130,7 +130,7 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFi
     assert losses[2] == losses[3] is not None
     out, err = capfd.readouterr()
     assert "3 runs, 2 finished, 1 batches" in out
-    assert "1 of the 4 requested runs are the same as another" in out
+    assert "1 of the 4 requested runs repeat another one" in out
     assert "\r" not in err  # no bar where there is no terminal
     assert run.run_sweep(two, request=REQUEST) == losses[:2]
     assert "2 runs, 2 finished, 0 batches" in capfd.readouterr().out
@@ -158,7 +158,7 @@ def test_batches_are_near_equal_and_the_largest_cost_comes_first(
 
 
 def test_where_nothing_is_asked_the_shape_decides_how_many_runs_train_together(tmp_path: Path) -> None:
-    """At most 32 of the small ones together, whose count is the more the smaller they are."""
+    """Smaller runs form larger batches, up to 32 runs."""
     runs = {f"r{i}": tiny(tmp_path, seed=i) for i in range(80)}
     assert sorted(len(b.run_ids) for b in planning.group(runs, workers=1, device="cpu")) == [26, 27, 27]
     large = {i: replace(c, model=replace(c.model, d_model=4096, d_ff=64)) for i, c in runs.items()}
@@ -212,7 +212,7 @@ def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.C
 
 
 def test_a_plan_that_is_no_longer_true_doubles_nothing(tmp_path: Path) -> None:
-    """Two commands that plan before either trains: the second trains only what the first did not."""
+    """Two commands plan before either trains: the second trains only what the first did not."""
     configs = [tiny(tmp_path, seed=s) for s in (0, 1, 2)]
     first, second = planning.plan(configs[:2]), planning.plan(configs)
     execute.execute(first, REQUEST)
@@ -228,7 +228,7 @@ def test_a_plan_that_is_no_longer_true_doubles_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("axis", ["seeds", "texts"])
 def test_a_sweep_without_a_comparison_ends_well(tmp_path: Path, axis: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Over seeds there is nothing to compare, and losses on different texts do not compare."""
+    """Seeds alone give no comparison, and losses on different texts are not comparable."""
     configs = [tiny(tmp_path, seed=1), tiny(tmp_path, **({"seed": 2} if axis == "seeds" else {"data": "pydoc"}))]
     assert None not in run.run_sweep(configs, request=REQUEST)
     out = capfd.readouterr().out
@@ -264,7 +264,7 @@ def test_a_worker_killed_between_two_batches_loses_nothing(tmp_path: Path) -> No
 
 
 def test_a_failed_sweep_still_shows_what_came_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A text that the planner cannot read as a run: its worker finds another text, and the rest is drawn."""
+    """A text changes after planning: its worker refuses the new text, and the other run is drawn."""
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 500)
     os.utime(text, ns=(1, 1))
@@ -282,7 +282,7 @@ def test_a_failed_sweep_still_shows_what_came_out(tmp_path: Path, capfd: pytest.
 def test_what_an_unfinished_run_left_on_another_machine_is_not_continued(
     whole: Path, tmp_path: Path, column: str
 ) -> None:
-    """A window of a run that was computed under another torch must not stay beside windows of this one."""
+    """A window that another version of torch computed must not stay beside windows of this version."""
     config = sixteen(tmp_path)[0]
     planned = planning.plan([config])
     study_dir = tmp_path / "tiny"
@@ -303,7 +303,7 @@ def test_what_an_unfinished_run_left_on_another_machine_is_not_continued(
 
 
 def twice(read: Callable[[], int]) -> int:
-    """polars and duckdb open a file twice and may raise when a runs row is replaced in between; not a second time."""
+    """Read twice at most: polars and duckdb open a file twice and may raise when the file is replaced in between."""
     try:
         return read()
     except (Exception, pl.exceptions.PanicException):
@@ -338,7 +338,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("lines", "columns"), [(0, 0), (30, 110)])
 def test_a_terminal_sees_one_bar_with_time_left_and_outcomes(tmp_path: Path, lines: int, columns: int) -> None:
-    """Also one that says it has no lines and columns, as pseudo-terminals do that nobody has sized."""
+    """Also on a terminal that reports 0 lines and columns, as a pseudo-terminal without a size does."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     words = [*LONG, "schedule.n_steps=100", "study=bar", "execution.workers=1", "execution.runs_per_batch=2"]

@@ -1,10 +1,10 @@
-"""What Hydra discovers as `hydra/launcher=normstudy` and `hydra/sweeper=normstudy`; no logic.
+"""The Hydra plugin: `hydra/launcher=normstudy` and `hydra/sweeper=normstudy`.
 
-It is installed as `hydra_plugins.normstudy`, where Hydra looks. In an editable install that is a copy, so
-everything that may change lies in `normstudy.app.jobs`.
+This file is installed as `hydra_plugins.normstudy`, where Hydra searches for plugins. An editable install has a copy of
+the file, so all logic is in `normstudy.app.jobs`.
 """
 
-# Without `from __future__ import annotations`: Hydra's scan cannot resolve a dataclass's string annotations.
+# No `from __future__ import annotations` here: Hydra cannot resolve string annotations of a dataclass.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class LauncherConf:
 @dataclass
 class SweeperConf:
     _target_: str = "hydra_plugins.normstudy.NormstudySweeper"
-    params: dict[str, str] | None = None  # dotted key -> values, as on the command line
+    params: dict[str, str] | None = None  # dotted key -> values as on the command line
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="normstudy", node=LauncherConf, provider="normstudy")

@@ -1,0 +1,144 @@
+"""The jobs of a Hydra sweep, each a list of overrides, as RunConfigs.
+
+A composition takes about 90 ms, and a sweep needs one per distinct choice of groups. Runs with the same choice differ
+in plain values only. These are set in place on one composition, which takes well below 1 ms per run.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from normstudy.app import compose
+from normstudy.app.errors import one_line
+from normstudy.config import ConfigError, RunConfig
+
+
+def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
+    """One validated RunConfig per job, in order.
+
+    Raises a ConfigError that names the first illegal job by the overrides that distinguish it.
+    """
+    parsed = _parse_once(jobs)
+    shared = set(jobs[0]).intersection(*jobs[1:]) if jobs else set()
+    is_group: dict[str, bool] = {}
+    parts: dict[str, str] = {}  # word -> its part of the signature
+    compositions: dict[tuple[str, ...], Composition] = {}
+    configs = []
+    for number, job in enumerate(jobs, start=1):
+        overrides = [parsed[word] for word in job]
+        try:
+            for word in job:
+                if word not in parts:
+                    parts[word] = _signature(parsed[word], loader, is_group)
+            signature = tuple(parts[word] for word in job)
+            base = compositions.get(signature)
+            if base is None:
+                base = compositions[signature] = Composition(_compose(loader, master, job))
+            for override, part in zip(overrides, signature, strict=True):
+                if part == override.key_or_group:  # a plain value; all other overrides are composed already
+                    base.set(override)
+            configs.append(base.run_config())
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            own = " ".join(word for word in job if word not in shared)
+            member = f" (run {number} of {len(jobs)}: {own})" if own else ""
+            raise ConfigError(f"{one_line(error)}{member}") from error
+    places = sorted({f"{config.results_dir}/{config.study}" for config in configs})
+    if len(places) > 1:
+        raise ConfigError(f"one sweep fills one study, this one would fill {', '.join(places)}: give one value")
+    return configs
+
+
+class Composition:
+    """One composed configuration, on which the values of one job after another are set.
+
+    Only the sections that changed since the job before are built and checked again; runs share the other sections.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+        self.words: dict[str, str] = {}  # key -> the override that set it last
+        self.last: RunConfig | None = None
+        self.changed: set[str] = set()  # sections whose values differ from those of `last`
+        plain = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(plain, dict)
+        # Rebuilt for every run: top-level values, such as data_seed, and sections with an interpolation, which may
+        # refer to any value.
+        self.rebuilt = {str(k) for k, v in plain.items() if not isinstance(v, dict) or _interpolates(v)}
+        # Resolving ${seed} takes a third of the time per run. RunConfig itself sets a missing data_seed to the seed.
+        self.one_seed = plain.get("data_seed") == "${seed}"
+
+    def set(self, override: Override) -> None:
+        """Set a plain value."""
+        key, line = override.key_or_group, str(override.input_line)
+        if self.words.get(key) == line:
+            return
+        _set(self.config, override)
+        self.words[key] = line
+        self.one_seed &= key != "data_seed"
+        section = key.partition(".")[0]
+        self.changed.add(section)
+        if _interpolates(override.value()):
+            self.rebuilt.add(section)
+
+    def run_config(self) -> RunConfig:
+        """The run at the present values, validated."""
+        if self.last is None:
+            config = compose.to_run_config(self.config)
+        else:
+            config = copy.copy(self.last)
+            for field in dataclasses.fields(config):
+                if field.name == "data_seed" and self.one_seed:
+                    config.data_seed = None
+                elif field.name in self.rebuilt or field.name in self.changed:
+                    value = self.config[field.name]
+                    setattr(config, field.name, OmegaConf.to_object(value) if OmegaConf.is_config(value) else value)
+            config.validate()
+        self.last = config
+        self.changed.clear()
+        return config
+
+
+def _interpolates(value: object) -> bool:
+    return "${" in str(value)
+
+
+def _parse_once(jobs: Sequence[Sequence[str]]) -> dict[str, Override]:
+    words = list(dict.fromkeys(itertools.chain.from_iterable(jobs)))
+    return dict(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
+
+
+def _signature(override: Override, loader: ConfigLoader, is_group: dict[str, bool]) -> str:
+    """The part of an override on which a composition depends: the whole line, or only the key of a plain value.
+
+    The whole line counts for a group, and for a container, because setting containers in turn would merge them.
+    """
+    key = override.key_or_group
+    if key not in is_group:
+        is_group[key] = bool(loader.get_group_options(key))
+    if is_group[key] or isinstance(override.value(), dict | list):
+        return str(override.input_line)
+    return key
+
+
+def _compose(loader: ConfigLoader, master: DictConfig, job: Sequence[str]) -> DictConfig:
+    config = loader.load_sweep_config(master, list(job))
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def _set(config: DictConfig, override: Override) -> None:
+    try:
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    except OmegaConfBaseException as error:
+        raise HydraException(f"Error merging override {override.input_line}") from error

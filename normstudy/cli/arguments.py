@@ -1,0 +1,72 @@
+"""Arguments that several commands have in common: STUDY, --where, lists of names, --out."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+
+from normstudy.errors import ConfigError
+
+if typing.TYPE_CHECKING:
+    import argparse
+
+
+def parser(command: str, *, study: bool = True) -> argparse.ArgumentParser:
+    """A parser of a command's arguments that raises a ConfigError; with `study`, STUDY is the first of them."""
+    import argparse
+
+    class CommandParser(argparse.ArgumentParser):
+        def error(self, message: str) -> typing.NoReturn:
+            raise ConfigError(f"{message}: see normstudy {command} --help")
+
+    made = CommandParser(prog=f"normstudy {command}", add_help=False, allow_abbrev=False)
+    if study:
+        made.add_argument("study", metavar="STUDY")
+    return made
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE")
+
+
+def where(given: list[str]) -> dict[str, str]:
+    """`["placement=pre,norm=rmsnorm"]` -> `{"placement": "pre", "norm": "rmsnorm"}`."""
+    values: dict[str, str] = {}
+    for word in ",".join(given).split(",") if given else []:
+        column, equals, value = (part.strip() for part in word.partition("="))
+        if not (column and equals and value):
+            raise ConfigError(f"--where {word!r} is not COLUMN=VALUE: write --where placement=pre,warmup_steps=0")
+        if column in values:
+            raise ConfigError(f"--where gives {column} twice, {values[column]} and {value}: give one value")
+        values[column] = value
+    return values
+
+
+def names(flag: str, given: str | None) -> list[str] | None:
+    """`a,b` -> `["a", "b"]`; None where the flag is not given."""
+    if given is None:
+        return None
+    found = [name.strip() for name in given.split(",")]
+    if not all(found):
+        raise ConfigError(f"{flag} {given!r} has an empty name: write {flag} NAME,NAME")
+    return found
+
+
+def out(given: str) -> Path:
+    """The path of --out; a ConfigError where it is empty or lies among a study's own files."""
+    from normstudy.study import paths
+
+    if not given or not given.isprintable():
+        raise ConfigError(f"--out {given!r} is not a path: give the path of the output")
+    paths.check_outside_of_studies(Path(given), "another --out")
+    return Path(given)
+
+
+def study(given: str) -> Path:
+    """The folder of STUDY; a ConfigError where it does not exist."""
+    folder = Path(given)
+    if folder.is_dir():
+        return folder
+    under = Path("results") / given
+    hint = f" Did you mean {under}?" if under.is_dir() else " Give the folder of a study, such as results/warmup."
+    raise ConfigError(f"{given}: no such folder.{hint}")

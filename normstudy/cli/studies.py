@@ -1,0 +1,55 @@
+"""The commands that look after a study: `normstudy status`, `cancel`, `check` and `compact`."""
+
+from __future__ import annotations
+
+from normstudy.cli import arguments
+from normstudy.errors import ConfigError
+
+
+def status(argv: list[str]) -> int:
+    parser = arguments.parser("status")
+    parser.add_argument("--watch", action="store_true")
+    parser.add_argument("--every", type=float)
+    args = parser.parse_args(argv)
+    if args.every is not None and not args.watch:
+        raise ConfigError(f"--every {args.every:g} belongs to --watch: add --watch")
+    if args.every is not None and not 0.1 <= args.every <= 86_400:
+        raise ConfigError(f"--every {args.every:g} is out of range: give seconds from 0.1 to 86400")
+    study = arguments.study(args.study)
+    from normstudy.upkeep import status, status_text
+
+    if args.watch:
+        status_text.watch(study, 5.0 if args.every is None else args.every)
+    else:
+        print(status_text.render(status.look(study)))
+    return 0
+
+
+def cancel(argv: list[str]) -> int:
+    study = arguments.study(arguments.parser("cancel").parse_args(argv).study)
+    from normstudy.sweep.cancel import cancel
+
+    print(cancel(study))
+    return 0
+
+
+def check(argv: list[str]) -> int:
+    study = arguments.study(arguments.parser("check").parse_args(argv).study)
+    from normstudy.upkeep.check import check_study
+
+    report = check_study(study)
+    print(report.text)
+    return 0 if report.sound else 1
+
+
+def compact(argv: list[str]) -> int:
+    parser = arguments.parser("compact")
+    parser.add_argument("--seal", action="store_true")
+    args = parser.parse_args(argv)
+    study = arguments.study(args.study)
+    from normstudy.study import paths
+    from normstudy.upkeep.compact import compact_study
+
+    paths.check_own_folders(study)
+    print(compact_study(study, seal=args.seal))
+    return 0

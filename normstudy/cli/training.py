@@ -1,0 +1,48 @@
+"""`normstudy run` and `normstudy sweep`, whose arguments are Hydra's, and shell completion."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from normstudy.errors import ConfigError
+
+OUR_FLAGS = ("--dry-run", "--detach", "--retry-failed", "--no-retry-failed")  # unknown to Hydra's completion
+
+
+def run(argv: list[str]) -> int:
+    from normstudy.app import main
+
+    return main.main("run", argv)
+
+
+def sweep(argv: list[str]) -> int:
+    from normstudy.app import main
+
+    return main.main("sweep", argv)
+
+
+def complete(words: Sequence[str], commands: Sequence[str]) -> int:
+    """Answer `normstudy -sc query=SHELL`, or print the script of `-sc install=SHELL`.
+
+    Hydra completes a command line without subcommands, so `run` and `sweep` are removed from COMP_LINE. For the other
+    commands nothing is printed, and the shell completes file names.
+    """
+    if len(words) != 1 or words[0].split("=")[0] not in ("query", "install", "uninstall"):
+        raise ConfigError("-sc takes one word: install=bash, uninstall=bash or query=bash (or zsh, fish)")
+    if words[0].startswith("query="):
+        line = os.environ.get("COMP_LINE", "")
+        program, *typed = line.split() or [""]
+        if not typed or (len(typed) == 1 and not line.endswith(" ")):
+            print(" ".join(c for c in commands if c.startswith("".join(typed))))
+            return 0
+        if typed[0] not in ("run", "sweep"):
+            return 0
+        many = ["--multirun"] if typed[0] == "sweep" else []  # without this flag a comma list is an error
+        kept = [word for word in typed[1:] if word not in OUR_FLAGS]
+        blank = " " if line.endswith(" ") else ""
+        os.environ["COMP_LINE"] = " ".join([program, *many, *kept]) + blank
+    from normstudy.app import main
+
+    main.complete(words[0])
+    return 0

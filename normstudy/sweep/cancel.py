@@ -1,0 +1,49 @@
+"""`normstudy cancel`: end the Slurm jobs of a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+from normstudy.errors import ConfigError
+from normstudy.slurm import arrays, ask
+from normstudy.study import locks
+from normstudy.study.holder import holder_of
+from normstudy.upkeep import status
+
+POLL_SECONDS = 1.0
+CANCEL_SECONDS = 60.0  # the longest wait until the jobs are gone: Slurm kills a job after half a minute
+
+
+def cancel(study_dir: Path) -> str:
+    """End the jobs of a study and wait until they are gone; returns one line about its runs.
+
+    Raises a ConfigError where there are no jobs, or where Slurm does not answer.
+    """
+    array = arrays.read(study_dir)
+    if array is None:
+        holder = holder_of(study_dir)
+        if holder is not None and holder.verified:
+            raise ConfigError(f"{study_dir} has no jobs; it is held by {holder.text}: end that by Ctrl-C or kill -TERM")
+        raise ConfigError(f"{study_dir} has no jobs to cancel: see normstudy status {study_dir}")
+    end = time.monotonic() + CANCEL_SECONDS
+    try:
+        counts = arrays.counts(study_dir, array)
+        if not counts.alive:
+            raise ConfigError(f"{array} has ended, no job is left to cancel: rerun the sweep's command to resume")
+        job_id = array.id or ask.id_of(array.name)
+        assert job_id is not None
+        ask.cancel(job_id, array.name)
+        while (counts := arrays.counts_surely(study_dir, array)).alive and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+            if counts.pending:  # a job that Slurm was requeueing during the first call
+                ask.cancel(job_id, array.name)
+    except ask.Unavailable as why:
+        raise ConfigError(f"{array} of {study_dir} cannot be cancelled from here: {why}") from None
+    if not counts.alive:
+        with contextlib.suppress(ConfigError), locks.hold(study_dir, f"normstudy cancel {study_dir}", patience=5.0):
+            arrays.remove(study_dir, array)
+    seen = status.look(study_dir)
+    gone = "is cancelled" if not counts.alive else f"is being cancelled ({counts})"
+    return f"{array} {gone}: {seen.finished} of {seen.planned} runs are finished; to resume: {array.command}"

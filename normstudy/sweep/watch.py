@@ -1,0 +1,82 @@
+"""Wait for the Slurm jobs of a sweep and show their progress."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from normstudy import terminal
+from normstudy.errors import ConfigError
+from normstudy.slurm import arrays, ask
+from normstudy.slurm.arrays import Array
+from normstudy.upkeep import status
+from normstudy.workers.progress import PIPE_LINE_SECONDS, counted, duration, print_line
+from normstudy.workers.signals import Interrupted, Stop, print_error
+
+PAUSE_SECONDS = 2.5, 10.0  # between two polls: the first pause, and the longest
+
+
+def submitted_line(study_dir: Path, array: Array) -> str:
+    """The line about jobs that were just submitted."""
+    jobs = "1 job" if array.jobs == 1 else f"{array.jobs:,} jobs"
+    return f"{array}: {jobs} submitted, logs in {study_dir / arrays.FOLDER}. {_advice(study_dir)}"
+
+
+def _advice(study_dir: Path) -> str:
+    return (
+        f"normstudy status {study_dir} --watch follows the jobs, normstudy cancel {study_dir} ends them, and the same "
+        "command draws the figures once they have ended"
+    )
+
+
+def wait(study_dir: Path, array: Array) -> ask.Counts:
+    """Show the jobs' progress until none is left; returns how they ended. Raises Interrupted: the jobs continue."""
+    looker, pause, asked = status.Looker(study_dir), PAUSE_SECONDS[0], ""
+    seen, began = _look(looker), time.monotonic()
+    first, said = seen.steps_done if seen else 0, began
+    total = seen.steps_planned if seen else None
+    with Stop() as stop, tqdm(total=total, initial=first, unit="step", unit_scale=True, **terminal.fit()) as bar:
+        while True:
+            jobs = looker.jobs()
+            if jobs is None or jobs.array != array:  # another command has removed the record
+                return ask.Counts(0, 0, ended=1)
+            if jobs.counts is None and jobs.why != asked:
+                print_line(f"Slurm does not answer ({jobs.why}); the jobs continue, and this command keeps waiting")
+            asked = jobs.why
+            if jobs.counts is not None and jobs.surely_over:
+                return jobs.counts
+            if seen := _look(looker):
+                state = str(jobs.counts or "unknown")
+                bar.total, bar.n = seen.steps_planned, seen.steps_done
+                bar.set_postfix_str("; ".join(filter(None, [state, counted(Counter(seen.outcomes))])))
+                if bar.disable and time.monotonic() - said > PIPE_LINE_SECONDS:
+                    said = time.monotonic()
+                    print_error(f"{_progress_line(seen, first, said - began)}; jobs: {state}")
+            if select.select([stop.reader], [], [], PAUSE_SECONDS[0] if jobs.over else pause)[0]:
+                print_error(f"\n{array} continues. {_advice(study_dir)}")
+                assert stop.number is not None
+                raise Interrupted(stop.number)
+            pause = min(PAUSE_SECONDS[1], 1.1 * pause)
+
+
+def _look(looker: status.Looker) -> status.Status | None:
+    """The status of the study, None where its files cannot be read at this moment."""
+    try:
+        return looker.look()
+    except ConfigError:
+        return None
+
+
+def _progress_line(seen: status.Status, first: int, seconds: float) -> str:
+    """`3/40 runs, 12 % of the steps, about 5:00 left`. first: the steps that were done `seconds` ago."""
+    line = f"{seen.finished}/{seen.planned} runs"
+    if seen.steps_planned:
+        line += f", {100 * seen.steps_done // seen.steps_planned} % of the steps"
+        if seen.steps_done > first:
+            left = seconds * (seen.steps_planned - seen.steps_done) / (seen.steps_done - first)
+            line += f", about {duration(left)} left"
+    return line
