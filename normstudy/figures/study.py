@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from normstudy import config as cfg
+from normstudy.analysis.grid import Value
 from normstudy.analysis.outcomes import outcomes
-from normstudy.analysis.select import Value, has_value, native, select, tell_sources_apart
+from normstudy.analysis.select import has_value, native, select, tell_sources_apart
 from normstudy.config import ConfigError
 from normstudy.figures import style
 from normstudy.study import tables
