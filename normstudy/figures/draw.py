@@ -1,4 +1,4 @@
-"""The figures of a study, drawn from its Parquet tables alone: never imports torch, same bytes every time."""
+"""The registry of figures, and `plot_study`, which draws them from the tables: the same tables give the same bytes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 
 @dataclass
 class PlotResult:
-    """What became of each figure: the file that was written, or why the study cannot give it."""
+    """Figure -> the file that was written, or the reason why the study cannot give this figure."""
 
     found: dict[str, Path | str] = field(default_factory=dict)
 
     @property
     def paths(self) -> list[Path]:
-        """The files that were written."""
+        """The files written."""
         return [what for what in self.found.values() if isinstance(what, Path)]
 
     @property
@@ -62,10 +62,10 @@ def plot_study(
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default its own folder `figures`.
 
-    where: column -> value, as on the command line; it draws by default into a folder of its own inside `figures`, so
-    that figures of some runs never take the place of those of all. only: names of FIGURES.
-    claim: asked before each figure; where it says no, the others are left to another process.
-    Raises ConfigError for a folder that is no study or has no finished run, and for an unknown name.
+    where: column -> value, as on the command line. By default the figures of these runs go into a subfolder of
+    `figures`, so that they do not replace the figures of all runs. only: names of FIGURES. claim: called before each
+    figure; once it returns False, the remaining figures are left to another process.
+    Raises ConfigError for a folder that is not a study or has no finished run, and for an unknown name.
     """
     if fmt not in style.FORMATS:
         raise ConfigError(f"format {fmt!r} is not one of {', '.join(style.FORMATS)}.{nearest(fmt, style.FORMATS)}")
@@ -95,6 +95,6 @@ def plot_study(
 
 
 def _folder_name(where: dict[str, str]) -> str:
-    """`peak_lr=3e-3,placement=post`; nothing for all runs."""
+    """`peak_lr=3e-3,placement=post`; empty for all runs."""
     name = ",".join(f"{column}={value}" for column, value in sorted(where.items()))
     return "".join(c if c.isalnum() or c in "_.=+-," else "_" for c in name)
