@@ -41,7 +41,10 @@ def load(study_dir: Path | str, *, join: bool = False) -> Tables:
     ratio = modules["update_norm"] / modules["param_norm"].where(modules["param_norm"] != 0)
     modules = modules.assign(update_ratio=ratio)
     if join:
-        steps, modules, residual = (frame.join(joined(runs), on="run_id") for frame in (steps, modules, residual))
+        asked = list(cfg.asked_types())
+        wanted = {*ALWAYS_JOINED, *varying(runs, asked)}
+        columns = runs.set_index("run_id")[[*(c for c in asked if c in wanted), "outcome"]]
+        steps, modules, residual = (frame.join(columns, on="run_id") for frame in (steps, modules, residual))
     return Tables(runs, steps, modules, residual)
 
 
@@ -53,11 +56,3 @@ def derive(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         gap_closed=gap_closed(runs["final_val_loss"], runs["unigram_entropy"], runs["bigram_entropy"]),
         bits_per_byte=runs["final_val_loss"] / math.log(2) / runs["bytes_per_token"],
     )
-
-
-def joined(runs: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `runs` that `load` joins to a series, indexed by run_id."""
-    asked = list(cfg.asked_types())
-    wanted = {*ALWAYS_JOINED, *varying(runs, asked)}
-    columns = [c for c in asked if c in wanted]
-    return runs.set_index("run_id")[[*columns, "outcome"]]

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from normstudy.figures import style
-from normstudy.figures.layout import FEW, columns_of, panels_of
+from normstudy.figures.layout import FEW, place_of
 from normstudy.figures.look import Look
 from normstudy.figures.series import Sizes, curves, last_tenth, seed_mean
 
@@ -21,7 +21,7 @@ STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the two step axes
 
 def step_axis(ax: Axes, last: int, *, log: bool) -> None:
     """A step axis from 0 to `last`; `log` stretches the first updates (log of step + 1) and labels the last step."""
-    narrow = columns_of(ax) > 3
+    narrow = place_of(ax).get_gridspec().ncols > 3
     if not log:
         ax.set_xlim(-0.02 * last, 1.02 * last)  # room for the markers at both ends
         ax.xaxis.set_major_locator(MaxNLocator(4 if narrow else 5, integer=True, steps=[1, 2, 5, 10]))
@@ -111,7 +111,8 @@ def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
 
 def draw_references(ax: Axes, references: Sequence[tuple[str, float]], *, labelled: bool) -> None:
     """Horizontal lines at known losses; `labelled` writes their names beyond the right edge."""
-    gap = " " if panels_of(ax) > FEW else "\n"  # in a low panel names of two lines would overlap
+    grid = place_of(ax).get_gridspec()
+    gap = " " if grid.nrows * grid.ncols > FEW else "\n"  # in a low panel names of two lines would overlap
     for name, value in references:
         ax.axhline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
         if labelled:

@@ -7,22 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normstudy.figures import axes as on_axes
-from normstudy.figures import layout, series, style
+from normstudy.figures import layout, ranking, series, style
 from normstudy.figures.gradient_profile import needs_layers
 from normstudy.figures.gradient_ratio import draw_ratio, ratio_notes, ratio_table, without_ratio
 from normstudy.figures.loss_curves import draw_losses, ends_table, limits, validation_table
-from normstudy.figures.ranking import (
-    Ranking,
-    draw_ranking,
-    head,
-    height,
-    loss_axis,
-    places,
-    rank,
-    rank_legend,
-    rank_notes,
-    stripe_rows,
-)
 from normstudy.figures.study import MODULE, Lacks, Study, at_most_one, held
 
 
@@ -61,38 +49,36 @@ def headline(study: Study) -> Figure:
 
 def _ranked(study: Study) -> Figure:
     """A row per value of the facet, ranked at the largest depth: final losses, and the range of the gradient ratio."""
-    order = rank(study, deepest=True)
-    fig = Figure(figsize=(style.TWO_COLUMNS, height(order)), layout="constrained")
+    order = ranking.rank(study, deepest=True)
+    fig = Figure(figsize=(style.TWO_COLUMNS, ranking.height(order)), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True)
-    edge = loss_axis([left], order)
-    stripe_rows(left, order)
-    draw_ranking(left, order, order.columns[-1], edge)
-    head(left, order, order.columns[-1])
+    edge = ranking.loss_axis([left], order)
+    ranking.draw_ranking(left, order, order.columns[-1], edge)
     left.set_title("What happens: the loss", loc="left", pad=14)
-    stripe_rows(right, order)
+    ranking.stripe_rows(right, order)
     draw_span(right, study, order)
     right.set_title(f"Why: {MODULE} gradient, first / last layer", loc="left", pad=14)
     right.set_xlabel("ratio of grad_norm (○ first step, ● last step)")
 
-    notes = [*rank_notes(order), *without_ratio(study, order.runs)]
+    notes = [*ranking.rank_notes(order), *without_ratio(study, order.runs)]
     what = (
         f"Training by {order.field}, the lowest loss on top; left: seeds, mean and 95 % t interval; right: geometric "
         "mean while all seeds last, line: its range over the steps"
     )
     layout.title(fig, study, what, order.runs, notes)
-    rank_legend(fig, order)
+    ranking.rank_legend(fig, order)
     return fig
 
 
-def draw_span(ax: Axes, study: Study, order: Ranking) -> None:
+def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
     """For each arm: a line over the range of the ratio's mean over seeds, with its first and last value marked."""
     ax.axvline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     runs = order.runs.assign(hue=order.runs["row"], dash=order.runs["arm"])
-    sizes = {(row, arm): int(((runs["row"] == row) & (runs["arm"] == arm)).sum()) for row, arm in places(order)}
+    sizes = {(row, arm): int(((runs["row"] == row) & (runs["arm"] == arm)).sum()) for row, arm in ranking.places(order)}
     mean = series.seed_mean(ratio_table(study.modules, runs), sizes, log=True)
     if mean.empty:
         raise Lacks("no ratio of two layers is finite and above zero in every seed")
-    for (row, arm), y in places(order).items():
+    for (row, arm), y in ranking.places(order).items():
         value = mean[(mean["hue"] == row) & (mean["dash"] == arm)].sort_values("step")["value"].to_numpy(np.float64)
         if not len(value):
             continue

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpecBase
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 
 from normstudy.analysis.grid import count_text
@@ -48,35 +48,26 @@ def subplots(
     return fig, axes
 
 
-def _grid(ax: Axes) -> GridSpecBase | None:
+def place_of(ax: Axes) -> SubplotSpec:
+    """The place of a panel in its figure's grid."""
     spec = ax.get_subplotspec()
-    return None if spec is None else spec.get_gridspec()
-
-
-def columns_of(ax: Axes) -> int:
-    """The number of panels in a row of the grid of this panel."""
-    return 1 if (grid := _grid(ax)) is None else grid.ncols
-
-
-def panels_of(ax: Axes) -> int:
-    """The number of places in the grid of this panel."""
-    return 1 if (grid := _grid(ax)) is None else grid.nrows * grid.ncols
+    assert spec is not None
+    return spec
 
 
 def last_column(axes: Sequence[Axes]) -> list[Axes]:
     """The rightmost panel of each full row."""
-    return [ax for ax in axes if (spec := ax.get_subplotspec()) is not None and spec.is_last_col()]
+    return [ax for ax in axes if place_of(ax).is_last_col()]
 
 
 def label_axes(fig: Figure, axes: Sequence[Axes], x: str, y: str, *, once: bool) -> None:
     """Label the outer panels; with `once` and many panels, label the whole y side, and x in the last row only."""
-    specs = [(ax, spec) for ax in axes if (spec := ax.get_subplotspec()) is not None]
     if once and len(axes) > FEW:
         fig.supylabel(y.replace("\n", " "), fontsize="medium")
-        lowest = [ax for ax, spec in specs if spec.is_last_row()]
+        lowest = [ax for ax in axes if place_of(ax).is_last_row()]
     else:
-        lowest = list({spec.colspan.start: ax for ax, spec in specs}.values())  # the last panel of each column
-        for ax in [ax for ax, spec in specs if spec.is_first_col()]:
+        lowest = list({place_of(ax).colspan.start: ax for ax in axes}.values())  # the last panel of each column
+        for ax in [ax for ax in axes if place_of(ax).is_first_col()]:
             ax.set_ylabel(y)
     for ax in lowest:
         ax.set_xlabel(x)
@@ -86,7 +77,7 @@ def panel_title(ax: Axes, text: str) -> None:
     """Set a panel's title, wrapped to the panel's width; `title` then makes room for the lines."""
     fig = ax.figure
     assert isinstance(fig, Figure)
-    width = int(fig.get_figwidth() * CHARACTERS / columns_of(ax))
+    width = int(fig.get_figwidth() * CHARACTERS / place_of(ax).get_gridspec().ncols)
     ax.set_title(
         "\n".join(textwrap.wrap(text, width, break_on_hyphens=False)) if len(text) > width else text, loc="left"
     )

@@ -14,7 +14,7 @@ import pandas as pd
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import Value, typed_number, value_text
-from normstudy.analysis.select import native
+from normstudy.analysis.select import values_of
 from normstudy.figures import style
 
 HEADLINE_LR = 3e-3  # a figure with room for one learning rate shows the one nearest to this
@@ -49,16 +49,9 @@ def folded(name: str, width: int = NAME_WIDTH) -> str:
 
 
 def values(runs: pd.DataFrame, column: str) -> list[Value]:
-    """The distinct values of a config column: null first, then in the order of config's names, by size, or by name."""
-    found = list({native(column, v) for v in runs[column].unique()})
+    """The values of a column as `values_of` gives them, but shipped names first, in the order of the configuration."""
     order = {name: i for i, name in enumerate(_NAMES.get(column, ()))}
-
-    def key(value: Value) -> tuple[bool, float, str]:
-        if value is None or isinstance(value, bool | int | float):
-            return value is not None, float(value or 0), ""
-        return True, order.get(str(value), len(order)), str(value)
-
-    return sorted(found, key=key)
+    return sorted(values_of(runs, column), key=lambda v: -1 if v is None else order.get(str(v), len(order)))
 
 
 def varies(runs: pd.DataFrame, column: str) -> bool:

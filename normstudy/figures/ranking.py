@@ -158,19 +158,19 @@ def stripe_rows(ax: Axes, ranking: Ranking) -> None:
 
 
 def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
-    """Draw one depth: a marker per run, its shape the outcome; mean and interval; the counts on the right.
+    """Draw the rows at one depth: a marker per run, its shape the outcome; mean and interval; counts on the right.
 
     Diverged runs stand side by side around `edge`, beyond every loss. An arrow marks an interval that ends outside.
     """
+    stripe_rows(ax, ranking)
     at = places(ranking)
     left, right = ax.get_xlim()
     here = ranking.runs[ranking.runs["column"] == column]
     for (row, arm), y in at.items():
         runs, color = here[(here["row"] == row) & (here["arm"] == arm)], ranking.colors[arm]
         gone = (runs["outcome"] == "diverged").to_numpy()
-        spots = edge + 0.02 * (right - left) * (np.arange(gone.sum()) - (gone.sum() - 1) / 2)
         losses = runs["final_val_loss"].to_numpy(np.float64, copy=True)
-        losses[gone] = spots
+        losses[gone] = edge + 0.02 * (right - left) * (np.arange(gone.sum()) - (gone.sum() - 1) / 2)
         for run_id, outcome, loss in zip(runs["run_id"], runs["outcome"], losses, strict=True):
             ax.plot(
                 [loss], [y], ls="none", marker=style.OUTCOME_MARKERS[outcome], color=color, mec="white", mew=0.3,
@@ -187,6 +187,7 @@ def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
         _count(ax, y, 0, f"{cell.learned}/{cell.n}{few}", color, f"learned:{name}")
         if cell.diverged:
             _count(ax, y, 1, f"{cell.diverged}", color, f"diverged:{name}")
+    _name_counts(ax, ranking, column)
 
 
 def _count(ax: Axes, y: float, place: int, text: str, color: str, gid: str) -> None:
@@ -196,7 +197,7 @@ def _count(ax: Axes, y: float, place: int, text: str, color: str, gid: str) -> N
     )  # fmt: skip
 
 
-def head(ax: Axes, ranking: Ranking, column: str) -> None:
+def _name_counts(ax: Axes, ranking: Ranking, column: str) -> None:
     """Write the names of the counts above their columns."""
     diverged = any(cell.diverged for cell in ranking.cells if cell.column == column)
     for place, name in enumerate(["learned", "diverged"] if diverged else ["learned"]):
@@ -268,9 +269,7 @@ def ranking(study: Study) -> Figure:
     axes: list[Axes] = list(fig.subplots(1, n, sharex=True, sharey=True, squeeze=False).ravel())
     edge = loss_axis(axes, order)
     for ax, column in zip(axes, order.columns, strict=True):
-        stripe_rows(ax, order)
         draw_ranking(ax, order, column, edge)
-        head(ax, order, column)
         if n > 1:
             ax.set_title(f"n_layers={column}", loc="left", pad=14)
     what = f"Final validation loss by {order.field}, the best on top; markers: seeds, bars: mean and 95 % t interval"

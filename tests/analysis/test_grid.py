@@ -1,4 +1,4 @@
-"""Printed values, numbers and tables, each against the text written out."""
+"""Printed values, numbers and tables, compared with literal text."""
 
 from __future__ import annotations
 

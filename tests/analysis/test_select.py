@@ -80,7 +80,7 @@ def test_the_chosen_runs_have_the_values(runs: pd.DataFrame) -> None:
         ({"max_grad_norm": "2"}, ["max_grad_norm=2", "null, 1"]),
         ({"n_layers": "two"}, ["--where", "n_layers", "'two' is not a number"]),
         ({"resolved_final_norm": "1"}, ["'1' is neither true nor false"]),
-        # the second value is one that the study has, but not together with the first
+        # the study has the second value, but in no run with the first
         ({"seed": "7", "placement": "post"}, ["placement=post", "available values: pre"]),
         ({"placement": "null"}, ["placement=null", "post, pre"]),
     ],

@@ -1,4 +1,4 @@
-"""Every figure, drawn from hand-made tables: what stands on the axes is what stands in the tables."""
+"""Every figure, drawn from hand-made tables: the axes show the numbers of the tables."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NO_RANKING = "ranking: no text field, such as placement, has 3 values or more"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pre and post, 2 and 4 layers, 1e-3 and 3e-3, warmup 0 and 20, 3 seeds; in one cell one diverged, one stuck."""
+    """pre and post, 2 and 4 layers, 1e-3 and 3e-3, warmup 0 and 20, 3 seeds; one cell has a diverged and a stuck one."""
     return handmade_study(tmp_path_factory.mktemp("grid"))
 
 
@@ -64,7 +64,7 @@ def bad_run(folder: Path, *, diverged: bool) -> str:
     return str(cell.loc[cell["nonfinite_step"].notna() == diverged, "run_id"].iloc[0])
 
 
-# ---- what a study is made of --------------------------------------------------------------------------
+# ---- fields, colors, titles -----------------------------------------------------------------------------
 
 
 def test_every_figure_is_written_and_only_a_ranking_of_two_is_skipped(folder: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_runs_on_different_texts_are_never_in_one_panel(folder: Path) -> None:
     assert "data_sha256" not in looks.swept(runs)
     runs.loc[runs["seed"] == 0, "data_sha256"] = "7" * 64
     assert "data_sha256" in looks.swept(runs)
-    runs["data"] = np.where(runs["seed"] == 0, "stdlib", "pydoc")  # now the names tell the texts apart
+    runs["data"] = np.where(runs["seed"] == 0, "stdlib", "pydoc")  # now the names distinguish the texts
     assert "data" in looks.swept(runs)
     assert "data_sha256" not in looks.swept(runs)
 
@@ -184,7 +184,7 @@ def test_the_mean_is_over_all_seeds_and_ends_with_the_first_of_them(folder: Path
     assert set(means) == {"pre:0", "pre:20", "post:0", "post:20"}
     whole = runs_of(folder, **(BAD | {"placement": "pre"}))
     assert points(means["pre:0"])[-1] == pytest.approx((N_STEPS, whole["final_val_loss"].mean()))
-    # the diverged seed was last evaluated at step 20: a mean of the survivor alone would hide it
+    # the diverged seed was last evaluated at step 20: a mean of the other seed alone would hide it
     assert [x for x, _ in points(means["post:0"])] == [0, 20]
     assert drawn(ax, f"seed:{bad_run(folder, diverged=False)}")[""].get_xdata()[-1] == N_STEPS  # type: ignore[index]
 
@@ -193,7 +193,7 @@ def test_a_diverged_run_is_marked_at_its_last_finite_loss(folder: Path, study: S
     run = bad_run(folder, diverged=True)
     mine = tables.read(folder, "steps", run_ids=[run])
     last = mine[np.isfinite(mine["train_loss"])].iloc[-1]
-    assert last["step"] == N_STEPS // 2 - 2  # the row after it holds the infinite loss
+    assert last["step"] == N_STEPS // 2 - 2  # the next row holds the infinite loss
     for name in ("loss_curves", "training_loss"):
         fig = FIGURES[name](study)
         marks = {ax.get_title(loc="left"): drawn(ax, "diverged:") for ax in fig.axes}
@@ -240,7 +240,7 @@ def test_training_loss_is_drawn_as_recorded(folder: Path, study: Study) -> None:
 def test_the_bold_training_loss_is_a_mean_over_the_last_tenth() -> None:
     value = np.arange(40.0) ** 2
     smooth = series.last_tenth(pd.DataFrame({"step": range(40), "value": value}))["value"].to_numpy()
-    assert smooth[:10] == pytest.approx(value[:10])  # a tenth of fewer than ten steps is the step itself
+    assert smooth[:10] == pytest.approx(value[:10])  # below ten steps the last tenth is the step itself
     assert smooth[10] == pytest.approx(value[9:11].mean())
     assert smooth[39] == pytest.approx(value[36:40].mean())
 
@@ -283,7 +283,7 @@ def test_a_snapshot_is_the_recorded_step_at_or_below() -> None:
     assert [title for title, _ in found] == [
         "step 0 (init)", "step 4", "step 18", "step 80", "step 0–119 (end)",
     ]  # fmt: skip
-    # b ended at step 4, before 5: it has an init and an end, its last finite row, and nothing between
+    # b ended at step 4: it is shown at init and at the end, there at its last finite row, and not in between
     assert [sorted(at["run_id"]) for _, at in found] == [["a", "b"], ["a"], ["a"], ["a"], ["a", "b"]]
 
 
@@ -317,7 +317,7 @@ def test_ratio_is_first_over_last_layer_of_each_seed(folder: Path, study: Study)
         ratio = mine.loc[mine["layer"] == 0, "grad_norm"] / mine.loc[mine["layer"] == 3, "grad_norm"]
         same(line, ratio.index, ratio)
     stuck = points(lines[bad_run(folder, diverged=False)])
-    assert stuck[0][1] == pytest.approx(2.0)  # layer^-0.5 at the start, by the hand-made rule
+    assert stuck[0][1] == pytest.approx(2.0)  # the hand-made gradients start as (layer + 1)^-0.5
     assert stuck[-1][1] < 2e-3
     assert set(drawn(ax, "diverged:")) == {bad_run(folder, diverged=True)}
     assert drawn(ax, "warmup:")["20"].get_xdata() == [20, 20]
@@ -443,12 +443,12 @@ def test_x_axis_is_the_number_with_most_values_on_a_fitting_scale(study: Study) 
 def test_final_axis_holds_every_end_and_the_nearest_reference() -> None:
     low, high = limits([2.0, 2.1], [LN_VOCAB, H1, H2], diverged=False)
     assert low < 2.0
-    assert H2 < high < H1  # two norms that differ by little are not squeezed by a far line
+    assert H2 < high < H1  # a far reference must not squeeze a small difference
     low, high = limits([2.0, 4.0], [LN_VOCAB, H1, H2], diverged=True)
     assert (low, high) == pytest.approx((2.0 - 0.14, 4.0 + 0.42))
 
 
-# ---- what a study lacks -------------------------------------------------------------------------------
+# ---- figures that cannot be drawn -------------------------------------------------------------------------------
 
 
 def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
@@ -517,7 +517,7 @@ def test_the_same_bytes_every_time(folder: Path, tmp_path: Path, fmt: str, monke
     only = ["gradient_profile", "heatmap"]
     first = plot_study(folder, fmt=fmt, out=tmp_path / "a", only=only)
     if fmt == "pdf":
-        time.sleep(1.1)  # its dates have whole seconds
+        time.sleep(1.1)  # a PDF would hold dates, in whole seconds
     monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "yellow")  # a user's own rc file
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 20)
     monkeypatch.setitem(matplotlib.rcParams, "svg.hashsalt", None)
@@ -549,7 +549,7 @@ VISION = {
 
 
 def oklab(color: str, vision: str) -> np.ndarray:
-    """Coordinates in OKLab (Ottosson 2020), where distance is nearly what an eye sees."""
+    """Coordinates in OKLab (Ottosson 2020), where distances are close to perceived differences."""
     rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     linear = np.clip(VISION[vision] @ linear, 0, 1)
@@ -579,7 +579,7 @@ RELATIVES = (
 @pytest.mark.parametrize("vision", VISION)
 def test_colors_stay_apart_for_every_eye(vision: str) -> None:
     colors = dict(style.PLACEMENT_COLORS)
-    assert set(colors) <= set(PLACEMENT_NAMES)  # one without a color of its own gets a free one
+    assert set(colors) <= set(PLACEMENT_NAMES)  # a placement without a color of its own gets a free one
     assert set(style.OTHER_COLORS) < set(colors.values())
     colors |= {f"own{i}": c for i, c in enumerate(style.OWN_COLORS)}
     assert len(set(colors.values())) == 20
@@ -588,7 +588,7 @@ def test_colors_stay_apart_for_every_eye(vision: str) -> None:
     assert apart["pre", "post"] > 0.2
     assert min(d for pair, d in apart.items() if set(pair) <= set(PLACEMENT_NAMES)) > 0.08
     assert min(apart.values()) > 0.06
-    for family in RELATIVES:  # what people compare lies farther apart than any two do
+    for family in RELATIVES:  # relatives, which people compare, are farther apart
         assert min(d for pair, d in apart.items() if set(pair) <= set(family)) > 0.1
 
 

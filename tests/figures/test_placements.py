@@ -1,4 +1,4 @@
-"""A field with more values than an axes can hold colors makes panels: all fourteen placements at a glance."""
+"""A field with more values than an axes has colors makes panels: a figure of all fourteen placements."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ SMALL_MULTIPLES = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `handmade_placements` says."""
+    """The study of `handmade_placements`."""
     return handmade_placements(tmp_path_factory.mktemp("placements"))
 
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> pd.DataFrame:
-    """The finished runs, straight from the table."""
+    """The finished runs, read from the table `runs`."""
     return runs_of(folder)
 
 
@@ -131,7 +131,7 @@ def test_six_values_are_colors_and_seven_are_panels(study: Study) -> None:
 
 
 def test_another_text_field_is_the_color_and_all_else_is_held(study: Study) -> None:
-    """Placements by norm, depth, warmup and rate: fourteen panels at one depth and rate."""
+    """Placements, norms, depths, warmups and learning rates vary: fourteen panels at one depth and one rate."""
     parts = [study.finished.assign(norm=n, peak_lr=r) for n in ("layernorm", "rmsnorm") for r in (1e-3, 3e-3)]
     runs = pd.concat(parts, ignore_index=True)
     look = looks.choose_look(runs)
@@ -144,11 +144,11 @@ def test_another_text_field_is_the_color_and_all_else_is_held(study: Study) -> N
         assert set(shown.runs["n_layers"]) == {5}
         assert set(shown.runs["peak_lr"]) == {3e-3}
         assert set(shown.runs["norm"]) == {"layernorm", "rmsnorm"}
-    assert notes == ["d_model=64"]  # depth and rate stand in the title
+    assert notes == ["d_model=64"]  # the title names depth and rate
 
 
 def test_a_held_field_keeps_the_value_that_most_placements_have(study: Study) -> None:
-    few = study.finished[study.finished["placement"].isin(["pre", "post"])]  # norm=auto, the last in its order
+    few = study.finished[study.finished["placement"].isin(["pre", "post"])]  # norm=auto, the last value in order
     runs = pd.concat([study.finished.assign(norm="rmsnorm"), few], ignore_index=True)
     assert widest(runs, "norm", "placement") == ["rmsnorm"]
     more = replace(study, runs=runs, panel_fields=("placement", "norm"))
@@ -259,7 +259,7 @@ def test_maps_are_of_the_deepest_un_warmed_runs(folder: Path, runs: pd.DataFrame
     mean = np.exp(np.log(rows["grad_norm"]).groupby([rows["layer"], rows["step"]]).mean()).unstack()  # noqa: PD010
     assert values["mix"] == pytest.approx(mean.to_numpy())
     (mesh,) = [c for c in panel(fig, "rezero").collections if isinstance(c, QuadMesh)]
-    assert mesh.get_coordinates()[0, 0, 0] == 1  # nothing stands at step 0
+    assert mesh.get_coordinates()[0, 0, 0] == 1  # nothing is drawn at step 0
     assert np.isfinite(values["rezero"]).all()
 
 
@@ -306,7 +306,7 @@ def test_the_headline_is_a_row_per_placement(runs: pd.DataFrame, figures: dict[s
     assert len(drawn(right, "span:")) == 2 * len(FOURTEEN)
 
 
-# ---- a user's own blocks ------------------------------------------------------------------------------
+# ---- user-defined blocks ------------------------------------------------------------------------------
 
 
 OWN = {"my_pkg.my_module:my_block": "my_block", "lab.blocks:post": "lab.blocks:post", "a.b:twin": "a.b:twin",
@@ -315,7 +315,7 @@ OWN = {"my_pkg.my_module:my_block": "my_block", "lab.blocks:post": "lab.blocks:p
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """post and four own blocks: a plain one, one named as a shipped one, two of one name."""
+    """post and four user-defined blocks: one with a clear name, one named as a shipped one, two with one name."""
     root = tmp_path_factory.mktemp("own")
     for name in ("post", *OWN):
         for seed in (0, 1):
@@ -332,7 +332,7 @@ def test_an_own_block_is_named_by_its_function_where_that_is_clear(own: Path) ->
     assert len(set(study.look.colors.values())) == 5
     assert not {study.look.colors[n] for n in OWN.values()} & set(style.PLACEMENT_COLORS.values())
     alone = load(own, {"placement": "lab.blocks:post"})
-    assert list(alone.look.colors) == ["lab.blocks:post"]  # not taken for the shipped one
+    assert list(alone.look.colors) == ["lab.blocks:post"]  # does not get the color of the shipped block
 
 
 def test_every_figure_draws_own_blocks_as_shipped_ones(own: Path) -> None:
@@ -364,7 +364,7 @@ def test_own_norms_are_colored_apart() -> None:
 
 
 def test_a_table_without_a_column_gives_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A column of the configuration that a study's table lacks is no field that it could vary."""
+    """A config column that the table lacks, as in a study of an older version, does not vary."""
     folder = handmade_study(tmp_path, n_layers=(2,), placements=("pre", "post", "sub"), peak_lrs=(3e-3,), seeds=(0,))
     only = ["headline", "final_grid", "ranking"]
     before = plot_study(folder, out=tmp_path / "a", only=only)
