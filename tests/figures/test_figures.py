@@ -35,7 +35,7 @@ NO_RANKING = "ranking: no text field, such as placement, has 3 values or more"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pre and post, 2 and 4 layers, 1e-3 and 3e-3, warmup 0 and 20, 3 seeds; one cell has a diverged and a stuck one."""
+    """pre, post, 2 and 4 layers, 1e-3 and 3e-3, warmup 0 and 20, 3 seeds; one cell has a diverged and a stuck run."""
     return handmade_study(tmp_path_factory.mktemp("grid"))
 
 
