@@ -46,7 +46,7 @@ def value_text(value: Value, number: Callable[[float], str] = plain_number) -> s
 
 
 def interval_text(mean: float, low: float, high: float, form: str) -> str:
-    """`-0.542 [-0.568, -0.515]`; without an interval, where that is NaN; empty where the mean is NaN too."""
+    """`-0.542 [-0.568, -0.515]`. Where the bounds are NaN only the mean is printed; a NaN mean gives an empty text."""
     texts = ["" if math.isnan(value) else format(value, form) for value in (mean, low, high)]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if texts[1] else texts[0]
 

@@ -44,7 +44,7 @@ def comparable_columns() -> list[str]:
 
 
 def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % t interval (mean, low, high); no interval (NaN) below two pairs."""
+    """(mean, low, high) of paired differences: 95 % t interval; low and high are NaN for fewer than two pairs."""
     n = len(differences)
     mean = float(np.mean(differences)) if n else np.nan
     if n < 2:
@@ -85,8 +85,8 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
     else the smallest number or the first text in alphabetical order; `baseline` overrides this. A pair is two
     finished runs of one cell with equal seeds. difference = arm - baseline, and loss and baseline_loss are means over
     the pairs; outcomes are those of all finished runs. unpaired counts the finished runs of both arms without a
-    partner, failed the runs that ended in an error. Of runs repeated with other probe or eval settings one pair
-    counts: one with equal eval_windows where possible, then the one with most windows.
+    partner, failed the runs that ended in an error. Where runs were repeated with other probe or eval settings, one
+    pair counts: with equal eval_windows if there is one, and with the most windows.
 
     Raises ConfigError where `by` is not a comparable column or does not vary, where no text occurs with two of its
     values, and where `baseline` is not one of its values.
@@ -143,7 +143,7 @@ def _chosen(runs: pd.DataFrame, by: str, baseline: str, values: list[Value]) -> 
     return values[values.index(value)]
 
 
-Seeds = tuple[Value, ...]  # of PAIRED
+Seeds = tuple[Value, ...]  # the values of the columns PAIRED
 
 
 class _Run(NamedTuple):

@@ -1,4 +1,4 @@
-"""What several figures draw on an axes: axis scales and ticks, lines over seeds, reference losses."""
+"""Scales and ticks of an axes, and what several figures draw on it: lines over seeds, reference losses."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def gradient_profile(study: Study) -> Figure:
 
 
 def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
-    """A column of panels per snapshot, a row per combination of the fields that are not held.
+    """Gradient norms against layer: a column of panels per snapshot, a row per value of the fields that make panels.
 
     Depth and learning rate are held at their headline values. With a facet there is a panel for each of its values,
     and the snapshots are colors. rows: run_id, step, layer, grad_norm. top: the last layer.

@@ -1,4 +1,4 @@
-"""What surrounds the panels of a figure: their grid, the title, the labels, the legend."""
+"""The grid of panels of a figure, its title, labels and legend."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from normstudy.figures.study import Study
 
 FEW = 6  # panels that have the full height; more panels are LOW
 LOW = 1.3  # inches of height of a panel
-CHARACTERS = 16.8  # of a title per inch
-HANDLE = 6  # characters that a legend's handle is wide
+CHARACTERS = 16.8  # characters of a title per inch
+HANDLE = 6  # width of a legend's handle in characters
 
 
 def subplots(
@@ -43,7 +43,7 @@ def subplots(
     for spare in grid[n:]:
         spare.remove()
     axes: list[Axes] = grid[:n]
-    for ax in axes[max(0, n - across) :]:  # a panel above a removed one is the lowest of its column
+    for ax in axes[max(0, n - across) :]:  # a panel above a removed one needs tick labels too
         ax.tick_params(labelbottom=True)
     return fig, axes
 
@@ -61,7 +61,7 @@ def last_column(axes: Sequence[Axes]) -> list[Axes]:
 
 
 def label_axes(fig: Figure, axes: Sequence[Axes], x: str, y: str, *, once: bool) -> None:
-    """Label the outer panels; with `once` and many panels, label the whole y side, and x in the last row only."""
+    """Label the outer panels. With `once` and more than FEW panels: one y label, and x labels in the last row only."""
     if once and len(axes) > FEW:
         fig.supylabel(y.replace("\n", " "), fontsize="medium")
         lowest = [ax for ax in axes if place_of(ax).is_last_row()]
@@ -94,7 +94,7 @@ def _extra_title_lines(fig: Figure) -> int:
 
 
 def shared(runs: pd.DataFrame, columns: Sequence[str]) -> str:
-    """The values that all runs have in common, of some columns: `n_layers=6, peak_lr=3e-3`."""
+    """The columns that have one value in all runs, with that value: `n_layers=6, peak_lr=3e-3`."""
     return ", ".join(f"{c}={label(native(c, runs[c].iloc[0]))}" for c in columns if not varies(runs, c))
 
 

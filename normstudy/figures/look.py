@@ -21,7 +21,7 @@ HEADLINE_LR = 3e-3  # a figure with room for one learning rate shows the one nea
 MAX_HUES = 6  # colors in one axes
 NAME_WIDTH = 24  # characters above a panel in a row of four
 
-# Config columns that are never drawn as a field: they repeat or permit a run, or say how it was recorded or stored.
+# Config columns that are never drawn as a field: seeds, the study's name, a path, a permission, settings of recording.
 _NOT_SWEPT = ("study", "seed", "data_seed", "data_path", "force_init")
 _NOT_SWEPT_PREFIXES = ("probe_", "eval_")
 _NAMES = {
@@ -101,7 +101,7 @@ def chosen(found: Sequence[Value], column: str) -> Value:
 
 
 def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
-    """At most `limit` of some ordered values, evenly spread, both ends and the `chosen` learning rate among them."""
+    """At most `limit` of the ordered values: both ends, the `chosen` learning rate, and values evenly spread between."""
     if len(found) <= limit:
         return list(found)
     if limit == 1:
@@ -191,5 +191,5 @@ def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
     used = {colors[n] for n in names if n in colors}
     pool = dict.fromkeys((*style.OTHER_COLORS, *style.OWN_COLORS, *style.PLACEMENT_COLORS.values()))
     free = [c for c in pool if c not in used]
-    free.sort(key=lambda c: c in colors.values())  # those of shipped names last
+    free.sort(key=lambda c: c in colors.values())  # colors of shipped names last
     return {n: colors[n] if n in colors else free.pop(0) for n in names}

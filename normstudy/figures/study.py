@@ -143,9 +143,9 @@ class Study:
 def _combinations(
     found: set[tuple[Value, ...]], ordered: Mapping[str, Sequence[Value]], limit: int
 ) -> list[tuple[Value, ...]]:
-    """The combinations of values to show, in order: where there are more than `limit`, fewer values of each field.
+    """The combinations of values to show, in order; values are left out until at most `limit` combinations remain.
 
-    found: one value per field. ordered: field -> its values in order.
+    found: the combinations that have runs, with a value per field. ordered: field -> its values in order.
     """
     kept = {c: list(v) for c, v in ordered.items()}
 
@@ -161,7 +161,7 @@ def _combinations(
 
 
 def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
-    """The values of a column at which the largest number of values of `field` have runs."""
+    """The values of a column that have runs with the most values of `field`."""
     count = {v: len(values(runs[has_value(runs, column, v)], field)) for v in values(runs, column)}
     return [v for v, n in count.items() if n == max(count.values())]
 
