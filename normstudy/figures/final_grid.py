@@ -61,7 +61,7 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 
 
 def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """The look and the runs, colored by the field of the line style where the x axis already shows that of the color."""
+    """The look and the runs, colored by the field of the line style where the x axis shows that of the color."""
     if look.facet is None or look.hue != x.column:
         return look, runs
     colors = dict(zip(look.dashes, style.shades(len(look.dashes), style.ARMS), strict=True))

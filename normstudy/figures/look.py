@@ -101,7 +101,7 @@ def chosen(found: Sequence[Value], column: str) -> Value:
 
 
 def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
-    """At most `limit` of the ordered values: both ends, the `chosen` learning rate, and values evenly spread between."""
+    """At most `limit` of the ordered values: both ends, the `chosen` learning rate, and others evenly between them."""
     if len(found) <= limit:
         return list(found)
     if limit == 1:
