@@ -29,14 +29,17 @@ class ChildFailed(Exception):
 @contextlib.contextmanager
 def environment(*, of_worker: bool) -> Iterator[None]:
     """The environment of a sweep's workers, or without any of its variables, for processes that are started inside."""
-    from normstudy.processes import WORKER_ENVIRONMENT, set_environment
+    from normstudy.processes import WORKER_ENVIRONMENT, environment_with
 
-    before = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
-    set_environment(WORKER_ENVIRONMENT if of_worker else dict.fromkeys(WORKER_ENVIRONMENT))
+    before = dict(os.environ)
+    inside = environment_with(WORKER_ENVIRONMENT if of_worker else dict.fromkeys(WORKER_ENVIRONMENT))
+    os.environ.clear()
+    os.environ.update(inside)
     try:
         yield
     finally:
-        set_environment(before)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class Child(Generic[Answer]):

@@ -58,13 +58,11 @@ def plot_study(
     fmt: str = "png",
     out: Path | None = None,
     only: list[str] | None = None,
-    claim: Callable[[], bool] | None = None,
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default its own folder `figures`.
 
     where: column -> value, as on the command line; it draws by default into a folder of its own inside `figures`, so
     that figures of some runs never take the place of those of all. only: names of FIGURES.
-    claim: asked before each figure; where it says no, the others are left to another process.
     Raises ConfigError for a folder that is no study or has no finished run, and for an unknown name.
     """
     if fmt not in style.FORMATS:
@@ -77,8 +75,6 @@ def plot_study(
     result = PlotResult()
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         for name in only or FIGURES:
-            if claim is not None and not claim():
-                break
             try:
                 fig = FIGURES[name](study)
             except Lacks as lack:

@@ -1,8 +1,4 @@
-"""The child process of a sweep: takes one batch after the other, and survives what a batch does.
-
-It imports torch only after its parent's watcher runs. Its environment (one thread, reproducible matrix products,
-memory kept by the allocator) is set by pool.py before it starts: torch, NumPy's BLAS and glibc read it once.
-"""
+"""The child process of a sweep: it trains one batch after the other, and survives a batch that crashes."""
 
 from __future__ import annotations
 
@@ -10,14 +6,12 @@ import gc
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 from normstudy.errors import ConfigError, StorageError
-from normstudy.processes import die_with_parent
 from normstudy.study import records, run_locks
 from normstudy.workers.signals import SIGNALS
 from normstudy.workers.task import Message, Task
@@ -37,12 +31,21 @@ class DeviceLost(Exception):
     """This process can no longer use its device; the text says why."""
 
 
-def serve(pipe: Connection, lock: int) -> None:
-    """Train the tasks that come through the pipe until it closes; never outlive the parent.
+def prepare() -> None:
+    """Import what training needs, once for all workers that are forked from the process that does it."""
+    import torch
 
-    SIGTERM asks to finish the step, write checkpoints and stop; the other SIGNALS reach the whole process group, and
-    the parent decides. lock: descriptor of the study's lock. It is only held: open until the process ends, so that
-    nobody takes the study while a worker may still write.
+    from normstudy.workers import recording  # noqa: F401
+
+    torch.set_num_threads(1)
+    gc.freeze()  # the garbage collector then skips torch's objects: 3 % of a step
+
+
+def serve(pipe: Connection) -> None:
+    """Train the tasks that come through the pipe, until the parent closes it.
+
+    SIGTERM asks the worker to finish its step, write checkpoints and stop. Other signals of a process group are
+    ignored: the parent decides.
     """
     asked = waiting = False  # plain names: the lock of an Event could be held by the code that a signal interrupts
 
@@ -52,16 +55,10 @@ def serve(pipe: Connection, lock: int) -> None:
         if waiting:
             os._exit(0)
 
-    signal.signal(signal.SIGTERM, ask)  # SIG_IGN, even for a moment, would lose one that is waiting since the start
-    for number in SIGNALS:
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # pool.py blocked them for the time until here
-    threading.Thread(target=die_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
-    gc.freeze()  # the collector need not look through all of torch again and again: 3 % of a step
+    signal.signal(signal.SIGTERM, ask)  # first, while it is blocked: ignoring it would drop one that is pending
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # pool.py blocked them until here
+    prepare()
     while not asked:
         waiting = True
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import multiprocessing
 import os
 import pty
 import re
@@ -14,10 +13,10 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from processes import wait_for, workers_of
 from reduced import REDUCED, STORED, measured
 
 from normstudy.cli import main
@@ -109,7 +108,7 @@ def test_an_error_in_a_worker_names_the_measurement() -> None:
     bad = Job("no_such_kind", PRE, 2, (0,), REDUCED)
     with pytest.raises(workers.MeasuringFailed, match=r"(?s)no_such_kind of pre at depth 2 failed:.*KeyError"):
         list(workers.run([bad], 1))
-    assert multiprocessing.active_children() == []
+    assert workers_of(os.getpid()) == []
 
 
 def test_a_killed_worker_is_one_line_and_exit_code_1(
@@ -119,10 +118,9 @@ def test_a_killed_worker_is_one_line_and_exit_code_1(
     monkeypatch.setattr(run, "reproduce", lambda *a, **k: real(*a, **k, setting=REDUCED))
 
     def kill() -> None:
-        while not (children := multiprocessing.active_children()):
-            time.sleep(0.01)
-        for child in children:
-            os.kill(child.pid or 0, signal.SIGKILL)
+        wait_for(lambda: workers_of(os.getpid()))
+        for child in workers_of(os.getpid()):
+            os.kill(child, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -130,50 +128,6 @@ def test_a_killed_worker_is_one_line_and_exit_code_1(
     killer.join()
     assert capfd.readouterr() == ("", "error: a measuring process was killed by signal 9\n")
     assert content(tmp_path) == {}
-
-
-PARENT = """
-import multiprocessing, sys, time
-from multiprocessing.connection import Connection
-from normstudy.reproductions import workers
-if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=workers.serve, args=(Connection(int(sys.argv[1])),), daemon=True)
-    process.start()
-    print(process.pid, flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
-    """Though its pipe stays open: the other end is held here, so that no end of file tells it."""
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    ours, theirs = multiprocessing.Pipe()
-    fd = theirs.fileno()
-    parent = subprocess.Popen([sys.executable, script, str(fd)], pass_fds=[fd], stdout=subprocess.PIPE, text=True)
-    theirs.close()
-    assert parent.stdout is not None
-    worker = parent.stdout.readline().strip()
-    bad = Job("no_such_kind", PRE, 2, (0,), REDUCED)
-    ours.send(bad)
-    assert ours.recv()[0] == bad  # it is up and waits for the next job
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    deadline = time.monotonic() + 30
-    while "spawn_main" in _command(worker):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    ours.close()
-
-
-def _command(pid: str) -> str:
-    """The command line of a process; empty where it is gone, or dead and not yet waited for."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 @pytest.mark.parametrize(("lines", "columns"), [(0, 0), (30, 110)])

@@ -21,7 +21,7 @@ from normstudy.config import (
     ScheduleConfig,
 )
 from normstudy.data import texts
-from normstudy.processes import environment
+from normstudy.processes import WORKER_ENVIRONMENT, environment_with
 from normstudy.sweep import batching
 from normstudy.sweep.batching import CPU_RUNS, bytes_of_run, runs_per_batch
 from normstudy.training import batch, step
@@ -82,13 +82,9 @@ def test_the_estimate_of_a_runs_memory(sizes: tuple[int, int, int, int]) -> None
     """
 
     def kilobytes(n_runs: int) -> int:
-        with environment():
-            out = subprocess.run(
-                [sys.executable, "-c", MEMORY, str(n_runs), *map(str, sizes)],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
+        words = [sys.executable, "-c", MEMORY, str(n_runs), *map(str, sizes)]
+        variables = environment_with(WORKER_ENVIRONMENT)
+        out = subprocess.run(words, capture_output=True, text=True, check=True, env=variables)
         return int(out.stdout)
 
     measured = (kilobytes(6) - kilobytes(2)) * 1024 / 4

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from studies import assert_same_tables, never, task_of, tiny
+from studies import REQUEST, assert_same_tables, never, task_of, tiny
 
 from normstudy.config import RunConfig
 from normstudy.study import records
+from normstudy.sweep import execute, planning
 from normstudy.training.batch import End, Record
 from normstudy.workers import pool, recording
 from normstudy.workers.recording import together
@@ -167,18 +168,28 @@ def test_a_new_worker_that_died_before_it_read_its_batch_is_a_false_start(
     made = itertools.count(1)
 
     class Dead(pool.Slot):
-        def __init__(self, inherited: int) -> None:
-            super().__init__(inherited)
+        def __init__(self, lock: int, *, forked: bool) -> None:
+            super().__init__(lock, forked=forked)
             assert next(made) < 3, "one after the other is started"
-            self.process.kill()
-            self.process.join()
+            self.process.process.send_signal(signal.SIGKILL)
+            self.process.wait()
 
     monkeypatch.setattr(pool, "Slot", Dead)
     task = task_of([tiny(tmp_path)])
     many = replace(task, run_ids=task.run_ids * 2000, configs=task.configs * 2000)
-    slots: list[pool.Slot] = []
     with open(tmp_path / "lock", "w") as lock:
-        pool._fill(slots, queue := deque([many]), 1, lock.fileno())
-    assert [slot.task for slot in slots] == [many]
-    assert not queue
-    slots[0].close(kill=True)
+        one = pool._Pool([many], 1, lock.fileno(), 3)
+        one.fill()
+    assert [slot.task for slot in one.slots] == [many]
+    assert not one.queue
+    one.slots[0].process.close()
+
+
+def test_a_forked_worker_gives_the_bits_of_this_process(tmp_path: Path) -> None:
+    """Runs of two shapes, trained together by workers and one by one here."""
+    for n, sizes in enumerate(({}, {"d_model": 32, "n_heads": 4, "seq_len": 31, "batch_size": 3})):
+        forked, here = tmp_path / f"forked-{n}", tmp_path / f"here-{n}"
+        execute.execute(planning.plan([tiny(forked, seed=s, **sizes) for s in range(3)]), REQUEST)
+        for seed in range(3):
+            list(train_halving(task_of([tiny(here, seed=seed, **sizes)]), never))
+        assert_same_tables(forked / "tiny", here / "tiny")
