@@ -61,9 +61,9 @@ def plot_study(
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default its own folder `figures`.
 
-    where: column -> value, as on the command line; it draws by default into a folder of its own inside `figures`, so
-    that figures of some runs never take the place of those of all. only: names of FIGURES.
-    Raises ConfigError for a folder that is no study or has no finished run, and for an unknown name.
+    where: column -> value, as on the command line. By default the figures of these runs go into a subfolder of
+    `figures`, so that they do not replace the figures of all runs. only: names of FIGURES.
+    Raises ConfigError for a folder that is not a study or has no finished run, and for an unknown name.
     """
     if fmt not in style.FORMATS:
         raise ConfigError(f"format {fmt!r} is not one of {', '.join(style.FORMATS)}.{nearest(fmt, style.FORMATS)}")
