@@ -10,8 +10,8 @@ from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, ranking, series, style
 from normstudy.figures.gradient_profile import needs_layers
 from normstudy.figures.gradient_ratio import draw_ratio, ratio_notes, ratio_table, without_ratio
-from normstudy.figures.loss_curves import draw_losses, ends_table, limits, validation_table
-from normstudy.figures.study import MODULE, Lacks, Study, at_most_one, held
+from normstudy.figures.loss_curves import draw_losses, limits, validation_table
+from normstudy.figures.study import MODULE, Lacks, Panel, Study, at_most_one, held
 
 
 def headline(study: Study) -> Figure:
@@ -23,21 +23,19 @@ def headline(study: Study) -> Figure:
     if study.look.facet is not None:
         return _ranked(study)
     runs = at_most_one(study, study.at_headline())
-    sizes = series.sizes(runs, study)
-    references = series.entropies(runs)
     table = validation_table(study, runs)
-    low, high = limits([table], references)
+    low, high = limits([table], series.entropies(runs))
     last = series.last_step(runs)
 
     fig = Figure(figsize=(style.TWO_COLUMNS, 3.0), layout="constrained")
     left, right = fig.subplots(1, 2)
-    draw_losses(left, table, ends_table(study, runs), sizes, study.look, references, labelled=True, top=high)
+    draw_losses(left, study, Panel("", runs), table, labelled=True, top=high)
     left.set_ylim(low, high)
     on_axes.step_axis(left, last + 1, log=False)
     left.set(xlabel=on_axes.STEP, ylabel="validation loss, nats per token")
     left.set_title("What happens: the loss", loc="left")
 
-    draw_ratio(right, ratio_table(study.modules, runs), runs, sizes, study.look)
+    draw_ratio(right, ratio_table(study.modules, runs), runs, series.sizes(runs, study), study.look)
     on_axes.step_axis(right, last, log=True)
     right.set(xlabel=on_axes.LOG_STEP, ylabel="ratio of grad_norm")
     right.set_title(f"Why: gradient norm of {MODULE}, first / last layer", loc="left")

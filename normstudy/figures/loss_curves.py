@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
-from normstudy.figures.look import Look
-from normstudy.figures.study import Study
+from normstudy.figures.study import Panel, Study
 
 MAX_PANELS = 6
 
@@ -38,23 +37,16 @@ def ends_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_losses(
-    ax: Axes,
-    table: pd.DataFrame,
-    ends: pd.DataFrame,
-    sizes: series.Sizes,
-    look: Look,
-    references: Sequence[tuple[str, float]],
-    *,
-    labelled: bool,
-    top: float,
-    smooth: bool = False,
+    ax: Axes, study: Study, panel: Panel, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw the curves, the diverged runs and the reference losses of one panel.
+    """Draw the curves of `table`, the diverged runs and the reference losses of one panel.
 
     The marker of a diverged run stands at its last finite training loss, but not above `top`.
     """
-    on_axes.draw_references(ax, references, labelled=labelled)
-    on_axes.draw_seed_lines(ax, table, sizes, look, log=False, smooth=smooth)
+    look = study.look
+    on_axes.draw_references(ax, series.entropies(panel.runs), labelled=labelled)
+    on_axes.draw_seed_lines(ax, table, series.sizes(panel.runs, study), look, log=False, smooth=smooth)
+    ends = ends_table(study, panel.runs)
     ends = ends.assign(value=ends["value"].clip(upper=top))
     for run_id, hue, step, value in zip(ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True):
         last = table[(table["run_id"] == run_id) & (table["step"] < step)].tail(1)
@@ -97,17 +89,7 @@ def _figure(study: Study, *, train: bool) -> Figure:
     one_text = series.same_text(panels)
     edge = layout.last_column(axes)
     for ax, panel, table in zip(axes, panels, tables, strict=True):
-        draw_losses(
-            ax,
-            table,
-            ends_table(study, panel.runs),
-            series.sizes(panel.runs, study),
-            study.look,
-            series.entropies(panel.runs),
-            labelled=ax in edge or not one_text,
-            top=high,
-            smooth=train,
-        )
+        draw_losses(ax, study, panel, table, labelled=ax in edge or not one_text, top=high, smooth=train)
         layout.panel_title(ax, panel.title)
         ax.set_ylim(low, high)
         on_axes.step_axis(ax, last + (not train), log=train)
