@@ -74,8 +74,14 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Col
     return lines
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """The lines of a Markdown table. right: the columns that are aligned to the right."""
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = (), *, compact: bool = False
+) -> list[str]:
+    """The lines of a Markdown table.
+
+    right: the columns that are aligned to the right. compact: no spaces in the line below the header.
+    """
     rule = ["---:" if i in right else "---" for i in range(len(header))]
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (header, rule, *escaped)]
+    lines = [f"| {' | '.join(row)} |" for row in (header, rule, *escaped)]
+    return [lines[0], lines[1].replace(" ", ""), *lines[2:]] if compact else lines

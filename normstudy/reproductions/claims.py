@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from normstudy.analysis.grid import interval_text, markdown_table
 from normstudy.analysis.load import Tables, load
 from normstudy.analysis.pairs import paired_t_interval
 from normstudy.errors import ConfigError
@@ -198,8 +199,8 @@ def _geometric(claim: str, quantity: str, study: str, values: object) -> Finding
 
 def markdown(found: list[Finding]) -> str:
     """The findings as a Markdown table."""
-    lines = ["| claim | quantity | value [95 % interval] | seeds | study |", "|---|---|---|---|---|"]
-    for f in found:
-        interval = "" if math.isnan(f.low) else f" [{f.low:.3g}, {f.high:.3g}]"
-        lines.append(f"| {f.claim} | {f.quantity} | {f.value:.3g}{interval} | {f.seeds} | `{f.study}` |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        (f.claim, f.quantity, interval_text(f.value, f.low, f.high, ".3g"), str(f.seeds), f"`{f.study}`") for f in found
+    ]
+    header = ("claim", "quantity", "value [95 % interval]", "seeds", "study")
+    return "\n".join(markdown_table(header, rows, compact=True)) + "\n"

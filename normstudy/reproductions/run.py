@@ -18,6 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from normstudy import terminal
+from normstudy.analysis.grid import markdown_table, plain_table
 from normstudy.config import ConfigError, one_of
 from normstudy.errors import nearest
 from normstudy.figures import style
@@ -177,21 +178,14 @@ HEADER = ("name", "quantity", "band", "value [95 % interval]", "seeds", "verdict
 def render(findings: dict[str, list[Finding]], fmt: str = "table") -> str:
     """The findings as text, without a newline at its end. fmt: table or markdown."""
     one_of("--format", fmt, FORMATS)
-    lines = [
-        (name, f.quantity, f.band_text, f.value_text, str(f.seeds), f.verdict)
+    named = [
+        (name, i, (f.quantity, f.band_text, f.value_text, str(f.seeds), f.verdict))
         for name, found in findings.items()
-        for f in found
+        for i, f in enumerate(found)
     ]
     if fmt == "markdown":
-        cells = [(f"`{name}`", *(text.replace("|", r"\|") for text in rest)) for name, *rest in lines]
-        return "\n".join("| " + " | ".join(row) + " |" for row in (HEADER, ["---"] * len(HEADER), *cells))
-    above = ["", *(line[0] for line in lines)]
-    shown = [
-        HEADER,
-        *(("" if line[0] == before else line[0], *line[1:]) for line, before in zip(lines, above, strict=False)),
-    ]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in shown)
+        return "\n".join(markdown_table(HEADER, [(f"`{name}`", *cells) for name, _, cells in named]))
+    return "\n".join(plain_table(HEADER, [("" if i else name, *cells) for name, i, cells in named]))
 
 
 def listing(names: Iterable[str]) -> str:

@@ -57,3 +57,4 @@ def test_a_plain_table_aligns_its_columns() -> None:
 
 def test_a_markdown_table_escapes_bars() -> None:
     assert markdown_table(HEADER, ROWS[:1], {1}) == ["| name | n |", "| --- | ---: |", r"| a\|b | 1 |"]
+    assert markdown_table(HEADER, [], {1}, compact=True) == ["| name | n |", "|---|---:|"]
