@@ -106,7 +106,7 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
     cells = varying(runs, cell_columns(by))
     every_run, value_of = _as_runs(runs), [native(by, v) for v in runs[by]]
     rows = []
-    for _, cell in _groups(runs[cells], cells):
+    for cell in _split(runs[cells], cells):
         found: dict[Value, list[_Run]] = {}
         for i in cell.index:
             found.setdefault(value_of[i], []).append(every_run[i])
@@ -126,13 +126,12 @@ def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
     if "data_sha256" in found:
         rest = [c for c in found if c != "data_sha256"]
         if not rest or runs.groupby(rest, dropna=False)["data_sha256"].nunique().max() < 2:
-            return rest if rest else found
+            return rest or found
     return found
 
 
-def _groups(runs: pd.DataFrame, cells: list[str]) -> list[tuple[object, pd.DataFrame]]:
-    # A comprehension, since list() asks for the length, which fails for null keys under pandas 2.
-    return [(key, part) for key, part in runs.groupby(cells, dropna=False, sort=True)] if cells else [(None, runs)]
+def _split(runs: pd.DataFrame, cells: list[str]) -> list[pd.DataFrame]:
+    return [part for _, part in runs.groupby(cells, dropna=False, sort=True)] if cells else [runs]
 
 
 def _chosen(runs: pd.DataFrame, by: str, baseline: str, values: list[Value]) -> Value:
