@@ -163,7 +163,7 @@ def _as_runs(runs: pd.DataFrame) -> list[_Run]:
 
 
 def _compare(arm: list[_Run], base: list[_Run]) -> dict[str, object]:
-    """The RESULTS of one arm; runs with equal seeds come in order of preference."""
+    """The RESULTS of one arm against the baseline; among runs with equal seeds the first is preferred."""
     arms, bases = _finished_by_seeds(arm), _finished_by_seeds(base)
     candidates = [(a, b) for seeds, runs in arms.items() for a in runs for b in bases.get(seeds, [])]
     pairs: dict[Seeds, tuple[_Run, _Run]] = {}

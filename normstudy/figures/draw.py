@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from normstudy.errors import ConfigError, nearest
+from normstudy.config import ConfigError, one_of
 from normstudy.figures import style
 from normstudy.figures.final_grid import final_grid
 from normstudy.figures.gradient_profile import gradient_profile
@@ -36,7 +36,7 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 
 @dataclass
 class PlotResult:
-    """Figure -> the file that was written, or the reason why the study cannot give this figure."""
+    """What `plot_study` drew. found: figure -> its file, or the reason why the study cannot give this figure."""
 
     found: dict[str, Path | str] = field(default_factory=dict)
 
@@ -65,11 +65,9 @@ def plot_study(
     `figures`, so that they do not replace the figures of all runs. only: names of FIGURES.
     Raises ConfigError for a folder that is not a study or has no finished run, and for an unknown name.
     """
-    if fmt not in style.FORMATS:
-        raise ConfigError(f"format {fmt!r} is not one of {', '.join(style.FORMATS)}.{nearest(fmt, style.FORMATS)}")
+    one_of("format", fmt, style.FORMATS)
     for name in only or []:
-        if name not in FIGURES:
-            raise ConfigError(f"figure {name!r} is not one of {', '.join(FIGURES)}.{nearest(name, FIGURES)}")
+        one_of("figure", name, tuple(FIGURES))
     study = load(Path(study_dir), where)
     folder = Path(study_dir, "figures", _folder_name(where or {})) if out is None else Path(out)
     result = PlotResult()

@@ -133,7 +133,7 @@ def limits(ended: Sequence[float], references: Sequence[float], *, diverged: boo
 def final_grid(study: Study) -> Figure:
     """Final validation loss and outcome of every run over the swept columns."""
     if not swept(study.runs):
-        raise Lacks("nothing was swept but the seed")
+        raise Lacks("only the seed varies")
     x = x_axis(study.runs, (study.look.hue, study.look.dash))
     look, runs = color_by_dash(x, study.look, study.runs)
     panels, notes = study.panels(runs, MAX_PANELS, skip=(x.column,))

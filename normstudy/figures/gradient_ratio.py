@@ -70,7 +70,7 @@ def gradient_ratio(study: Study) -> Figure:
         layout.panel_title(ax, panel.title)
         on_axes.step_axis(ax, series.last_step(study.runs), log=True)
     if not drawn:
-        raise Lacks("no ratio of two layers is finite and above zero")
+        raise Lacks("no first/last-layer gradient ratio is finite and above zero")
     y_label = "grad_norm,\nfirst / last layer"
     layout.label_axes(fig, axes, on_axes.LOG_STEP, y_label, once=study.look.facet is not None)
     shown = pd.concat([p.runs for p in panels])

@@ -75,7 +75,7 @@ def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
     sizes = {(row, arm): int(((runs["row"] == row) & (runs["arm"] == arm)).sum()) for row, arm in ranking.places(order)}
     mean = series.seed_mean(ratio_table(study.modules, runs), sizes, log=True)
     if mean.empty:
-        raise Lacks("no ratio of two layers is finite and above zero in every seed")
+        raise Lacks("no first/last-layer gradient ratio is finite and above zero in every seed")
     for (row, arm), y in ranking.places(order).items():
         value = mean[(mean["hue"] == row) & (mean["dash"] == arm)].sort_values("step")["value"].to_numpy(np.float64)
         if not len(value):

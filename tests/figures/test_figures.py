@@ -467,7 +467,7 @@ def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
 def test_one_run_gives_all_but_the_grid(tmp_path: Path) -> None:
     write_handmade_run(tmp_path / STUDY, handmade_config(tmp_path))
     result = plot_study(tmp_path / STUDY)
-    assert result.skipped == ["final_grid: nothing was swept but the seed", NO_RANKING]
+    assert result.skipped == ["final_grid: only the seed varies", NO_RANKING]
     assert {p.parent for p in result.paths} == {tmp_path / STUDY / "figures"}
     assert len(result.paths) == len(FIGURES) - 2
 
