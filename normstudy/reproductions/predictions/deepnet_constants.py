@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from normstudy.figures import style
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
+from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Finding, Floats, by_depth, judge_exact
 
 PREDICTION = "Decoder only: alpha = (2L)^(1/4), beta = (8L)^(-1/4), and beta scales V, O and the MLP's matrices."
@@ -31,8 +31,8 @@ SCALED = ("v", "out", "w1", "w2")
 UNSCALED = ("q", "k", "embed", "pos", "unembed")
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("constants", DEEPNORM, setting.depths, 1)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("constants", DEEPNORM, sizes.depths, 1)]
 
 
 def alpha(depth: Floats) -> Floats:

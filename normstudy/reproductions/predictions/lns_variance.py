@@ -18,24 +18,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import PRE, Need, Reproduction, Setting, Variant
-from normstudy.reproductions.verdicts import Band, Finding, Floats, by_layer, deepest, exponent, judge
+from normstudy.reproductions.entry import PRE, Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, in_deepest, judge
 
 PREDICTION = "LayerNorm scaling: the stream's variance grows no faster than l^0.35."
 LNS = Variant("lns")
 BAND = Band(high=0.35)
 
 
-def needs(setting: Setting) -> list[Need]:
+def needs(sizes: Sizes) -> list[Need]:
     return [
-        Need("stream", LNS, (setting.deepest,), setting.seeds),
-        Need("gradients", PRE, (setting.deepest,), setting.seeds),  # has the stream too, and is needed elsewhere
+        Need("stream", LNS, (sizes.deepest,), sizes.seeds),
+        Need("gradients", PRE, (sizes.deepest,), sizes.seeds),  # has the stream too, and is needed elsewhere
     ]
 
 
 def stream(table: pd.DataFrame, variant: Variant) -> tuple[Floats, Floats]:
     """Blocks from 1 (n,), and the mean square after each (n, seeds)."""
-    layers, squares = by_layer(table, "mean_square", variant.name, deepest(table, variant.name))
+    layers, squares = in_deepest(table, "mean_square", variant.name)
     return layers[1:], squares[1:]
 
 
@@ -57,14 +57,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     plots.log_y(ax)
     ax.set_xlabel("block l")
     ax.set_ylabel(plots.MEAN_SQUARE)
-    handles = [
-        plots.line_handle("lns", plots.color("lns"), ""),
-        plots.line_handle("pre", plots.color("pre"), ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("fit"),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
+    return plots.finish_lines(fig, PREDICTION, found, {name: plots.color(name) for name in ("lns", "pre")}, "fit")
 
 
 ENTRY = Reproduction(

@@ -22,9 +22,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from normstudy.figures import style
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import PRE, Need, Reproduction, Setting, Variant
+from normstudy.reproductions.entry import PRE, Need, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Band, Finding, Floats, first_to_last, judge, log
 
 PREDICTION = "Mix-LN: the first and the last block's gradient are more alike than in pre-norm."
@@ -32,8 +31,8 @@ MIX = Variant("mix")
 BAND = Band(high=0.0)
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("gradients", variant, setting.depths, setting.many_seeds) for variant in (MIX, PRE)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("gradients", variant, sizes.depths, sizes.many_seeds) for variant in (MIX, PRE)]
 
 
 def imbalance(table: pd.DataFrame) -> tuple[Floats, Floats]:
@@ -49,16 +48,7 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     fig, (left, right) = plots.figure(2, height=2.2)
-    for variant, marker in ((MIX, "o"), (PRE, "s")):
-        depths, ratios = first_to_last(table, variant.name)
-        color = plots.color(variant.placement)
-        left.plot(depths, np.exp(log(ratios).mean(1)), color=color, lw=1.0)
-        plots.points(left, depths, ratios, color, marker)
-    left.axhline(1.0, color=style.GREY, lw=0.6, ls=style.DASHES[2])
-    plots.depth_axis(left, depths)
-    plots.log_y(left)
-    left.set_ylabel("first/last block's gradient")
-
+    plots.ratios(left, table, {MIX: (plots.color("mix"), "o"), PRE: (plots.color("pre"), "s")})
     depths, difference = imbalance(table)
     plots.means(right, depths, difference, "black")
     low = min(-0.2, right.get_ylim()[0])

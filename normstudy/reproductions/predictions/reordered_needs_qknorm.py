@@ -14,13 +14,11 @@ Band: none; the numbers are measured, without a verdict.
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from normstudy.figures import style
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
+from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Finding, first_to_last, judge, log
 
 PREDICTION = "Reordered norm: without QK-norm or a small init the gradient explodes."
@@ -30,8 +28,8 @@ NORMAL = Variant("reordered", init="normal", qk_norm="none")
 LABELS = {NEITHER: "neither", QK_NORM: "QK-norm", NORMAL: "init normal"}
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("gradients", variant, setting.depths, setting.seeds) for variant in LABELS]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("gradients", variant, sizes.depths, sizes.seeds) for variant in LABELS]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
@@ -46,14 +44,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     fig, (ax,) = plots.figure()
     color, pale = plots.color("reordered"), plots.PALE["reordered"]
     looks = {NEITHER: ("black", "o"), QK_NORM: (color, "s"), NORMAL: (pale, "D")}
-    for variant, (c, marker) in looks.items():
-        depths, ratios = first_to_last(table, variant.name)
-        ax.plot(depths, np.exp(log(ratios).mean(1)), color=c, lw=1.0)
-        plots.points(ax, depths, ratios, c, marker)
-    ax.axhline(1.0, color=style.GREY, lw=0.6, ls=style.DASHES[2])
-    plots.depth_axis(ax, depths)
-    plots.log_y(ax)
-    ax.set_ylabel("first/last block's gradient")
+    plots.ratios(ax, table, looks)
     handles = [plots.line_handle(LABELS[v], c, marker) for v, (c, marker) in looks.items()]
     return plots.finish(fig, PREDICTION, found, [*handles, plots.seed_point_handle()])
 

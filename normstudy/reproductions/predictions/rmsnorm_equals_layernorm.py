@@ -22,11 +22,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import POST, PRE, Need, Reproduction, Setting, Variant
+from normstudy.reproductions.entry import POST, PRE, Need, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Band, Finding, Floats, by_layer, deepest, judge, judge_all
 
 PREDICTION = "Pre-norm: gradients under RMSNorm and LayerNorm differ by at most 5 % in every block."
@@ -34,11 +33,11 @@ PRE_RMS, POST_RMS = Variant("pre", norm="rmsnorm"), Variant("post", norm="rmsnor
 BAND = Band(-5.0, 5.0)  # %
 
 
-def needs(setting: Setting) -> list[Need]:
-    near, both = (setting.depths[1],), (setting.depths[1], setting.deepest)
+def needs(sizes: Sizes) -> list[Need]:
+    near, both = (sizes.depths[1],), (sizes.depths[1], sizes.deepest)
     return [
-        *(Need("gradients", variant, near, setting.many_seeds) for variant in (PRE, PRE_RMS)),
-        *(Need("gradients", variant, both, setting.many_seeds) for variant in (POST, POST_RMS)),
+        *(Need("gradients", variant, near, sizes.many_seeds) for variant in (PRE, PRE_RMS)),
+        *(Need("gradients", variant, both, sizes.many_seeds) for variant in (POST, POST_RMS)),
     ]
 
 
@@ -61,29 +60,17 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     near, far = deepest(table, PRE.name), deepest(table, POST.name)
     fig, axes = plots.figure(3, height=2.2)
-    for ax, base, other, depth in zip(
-        axes, (PRE, POST, POST), (PRE_RMS, POST_RMS, POST_RMS), (near, near, far), strict=True
-    ):
-        _panel(ax, table, base, other, depth)
+    panels = ((PRE, PRE_RMS, near), (POST, POST_RMS, near), (POST, POST_RMS, far))
+    for ax, (base, other, depth) in zip(axes, panels, strict=True):
+        blocks, percents = difference(table, base, other, depth)
+        color = plots.color(base.placement)
+        plots.interval(ax, blocks, percents, color)
+        plots.lines(ax, blocks, percents, color, geometric=False)
+        plots.block_axis(ax, blocks)
+        ax.set_title(f"{base.placement}, L = {depth}")
     axes[0].axhspan(BAND.low, BAND.high, color=plots.BAND_COLOR, lw=0, zorder=0)
     axes[0].set_ylabel("gradient under RMSNorm relative\nto LayerNorm, difference in %")
-    handles = [
-        plots.line_handle("pre", plots.color("pre"), ""),
-        plots.line_handle("post", plots.color("post"), ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("mean"),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
-
-
-def _panel(ax: Axes, table: pd.DataFrame, base: Variant, other: Variant, depth: int) -> None:
-    blocks, percents = difference(table, base, other, depth)
-    color = plots.color(base.placement)
-    plots.interval(ax, blocks, percents, color)
-    plots.lines(ax, blocks, percents, color, geometric=False)
-    plots.block_axis(ax, blocks)
-    ax.set_title(f"{base.placement}, L = {depth}")
+    return plots.finish_lines(fig, PREDICTION, found, {name: plots.color(name) for name in ("pre", "post")}, "mean")
 
 
 ENTRY = Reproduction(

@@ -17,25 +17,25 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
-from normstudy.reproductions.verdicts import Finding, around, by_layer, deepest, judge
+from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.verdicts import Finding, around, in_deepest, judge
 
 PREDICTION = "Post-norm, simplified block: E|x|^2/d is 3/2 before a block's last norm."
 SIMPLIFIED = Variant("post", simplified=True)
 BAND = around(1.5, 0.05)
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("before_norm2", SIMPLIFIED, (setting.deepest,), setting.seeds)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("before_norm2", SIMPLIFIED, (sizes.deepest,), sizes.seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    _, squares = by_layer(table, "before_norm2", SIMPLIFIED.name, deepest(table, SIMPLIFIED.name))
+    _, squares = in_deepest(table, "before_norm2", SIMPLIFIED.name)
     return [judge("E|x|^2/d before the last norm, mean over blocks", squares.mean(0), BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, squares = by_layer(table, "before_norm2", SIMPLIFIED.name, deepest(table, SIMPLIFIED.name))
+    layers, squares = in_deepest(table, "before_norm2", SIMPLIFIED.name)
     fig, (ax,) = plots.figure()
     color = plots.color("post")
     ax.axhspan(BAND.low, BAND.high, color=plots.BAND_COLOR, lw=0, zorder=0)
@@ -43,13 +43,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     ax.axhspan(found[0].low, found[0].high, color=color, alpha=0.25, lw=0, zorder=1.5)
     plots.block_axis(ax, layers + 1)
     ax.set_ylabel("E|x|²/d before the last norm")
-    handles = [
-        plots.line_handle("post, simplified block", color, ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("mean", color),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
+    return plots.finish_lines(fig, PREDICTION, found, {"post, simplified block": color}, "mean")
 
 
 ENTRY = Reproduction(0, "Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)

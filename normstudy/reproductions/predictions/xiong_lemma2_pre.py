@@ -23,41 +23,27 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
-from normstudy.reproductions.verdicts import Band, Finding, by_layer, deepest, judge_all
+from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.verdicts import Band, Finding, in_deepest, judge_all
 
 PREDICTION = "Pre-norm, simplified block: 1 + l/2 <= E|x_l|^2/d <= 1 + 3l/2 for all l."
 SIMPLIFIED = Variant("pre", simplified=True)
 BAND = Band(0.5, 1.5)
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("stream", SIMPLIFIED, (setting.deepest,), setting.many_seeds)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("stream", SIMPLIFIED, (sizes.deepest,), sizes.many_seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    layers, squares = by_layer(table, "mean_square", SIMPLIFIED.name, deepest(table, SIMPLIFIED.name))
+    layers, squares = in_deepest(table, "mean_square", SIMPLIFIED.name)
     growth = (squares[1:] - 1) / layers[1:, None]
     return [judge_all("(E|x_l|^2/d - 1)/l for all l", "l =", layers[1:], growth, BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, squares = by_layer(table, "mean_square", SIMPLIFIED.name, deepest(table, SIMPLIFIED.name))
-    fig, (ax,) = plots.figure()
-    color = plots.color("pre")
-    ax.fill_between(layers, 1 + BAND.low * layers, 1 + BAND.high * layers, color=plots.BAND_COLOR, lw=0, zorder=0)
-    plots.interval(ax, layers, squares, color)
-    plots.lines(ax, layers, squares, color, geometric=False)
-    plots.block_axis(ax, layers)
-    ax.set_xlabel("block l (0: embeddings)")
-    ax.set_ylabel("E|x$_l$|²/d")
-    handles = [
-        plots.line_handle("pre, simplified block", color, ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("mean", color),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
+    _, squares = in_deepest(table, "mean_square", SIMPLIFIED.name)
+    return plots.growth(PREDICTION, found, "pre, simplified block", squares, 1.0, BAND, "E|x$_l$|²/d")
 
 
 ENTRY = Reproduction(0, "Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)

@@ -24,30 +24,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import POST, Need, Reproduction, Setting
-from normstudy.reproductions.verdicts import Band, Finding, Floats, by_layer, deepest, judge, log, slope
+from normstudy.reproductions.entry import POST, Need, Reproduction, Sizes
+from normstudy.reproductions.verdicts import Band, Finding, in_deepest, judge, log, slope
 
 PREDICTION = "Post-norm: going down, the gradient shrinks by sqrt(2/3) = 0.816 a block."
 BAND = Band(0.786, 0.846)
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("gradients", POST, (setting.deepest,), setting.seeds)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("gradients", POST, (sizes.deepest,), sizes.seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    depth = deepest(table, POST.name)
-    factor = np.exp(-slope(*_logs(table, depth)))
-    return [judge(f"factor per block going down, L = {depth}", factor, BAND)]
-
-
-def _logs(table: pd.DataFrame, depth: int) -> tuple[Floats, Floats]:
-    layers, grads = by_layer(table, "mlp_out_grad", POST.name, depth)
-    return layers, log(grads)
+    layers, grads = in_deepest(table, "mlp_out_grad", POST.name)
+    return [judge(f"factor per block going down, L = {len(layers)}", np.exp(-slope(layers, log(grads))), BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, grads = by_layer(table, "mlp_out_grad", POST.name, deepest(table, POST.name))
+    layers, grads = in_deepest(table, "mlp_out_grad", POST.name)
     fig, (ax,) = plots.figure()
     color = plots.color("post")
     last = float(np.exp(log(grads[-1]).mean()))
@@ -61,13 +55,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     plots.log_y(ax)
     plots.block_axis(ax, layers + 1)
     ax.set_ylabel(plots.BLOCK_GRADIENT)
-    handles = [
-        plots.line_handle("post", color, ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("fit", color),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
+    return plots.finish_lines(fig, PREDICTION, found, {"post": color}, "fit")
 
 
 ENTRY = Reproduction(

@@ -17,25 +17,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import PRE, Need, Reproduction, Setting
-from normstudy.reproductions.verdicts import Finding, around, by_layer, deepest, exponent, judge
+from normstudy.reproductions.entry import PRE, Need, Reproduction, Sizes
+from normstudy.reproductions.verdicts import Finding, around, exponent, in_deepest, judge
 
 PREDICTION = "Pre-norm: the gradient of block l falls as 1/sqrt(l)."
 BAND = around(-0.5, 0.1)
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("gradients", PRE, (setting.deepest,), setting.seeds)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("gradients", PRE, (sizes.deepest,), sizes.seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    depth = deepest(table, PRE.name)
-    layers, grads = by_layer(table, "mlp_out_grad", PRE.name, depth)
-    return [judge(f"exponent in l of the gradient, L = {depth}", exponent(layers + 1, grads), BAND)]
+    layers, grads = in_deepest(table, "mlp_out_grad", PRE.name)
+    return [judge(f"exponent in l of the gradient, L = {len(layers)}", exponent(layers + 1, grads), BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, grads = by_layer(table, "mlp_out_grad", PRE.name, deepest(table, PRE.name))
+    layers, grads = in_deepest(table, "mlp_out_grad", PRE.name)
     fig, (ax,) = plots.figure()
     color = plots.color("pre")
     plots.power_band(ax, layers + 1, grads, BAND)
@@ -45,13 +44,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     plots.log_y(ax)
     ax.set_xlabel("block l")
     ax.set_ylabel(plots.BLOCK_GRADIENT)
-    handles = [
-        plots.line_handle("pre", color, ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("fit", color),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
+    return plots.finish_lines(fig, PREDICTION, found, {"pre": color}, "fit")
 
 
 ENTRY = Reproduction(
