@@ -1,15 +1,15 @@
-"""LayerNorm scaling slows the growth of the residual stream's variance to less than a small power.
+"""With LayerNorm scaling the residual stream's variance grows more slowly than a small power of the block's index.
 
-Source: Sun et al., arXiv:2502.05795, section 4: dividing what a norm gives by sqrt(l) in block l tames the growth of
-the variance with depth, which is at least linear in pre-norm. At initialization block l adds about 1/l: a logarithm in
-all.
+Source: Sun et al., arXiv:2502.05795, section 4: dividing the output of the norms in block l by sqrt(l) slows the growth
+of the variance with depth, which is at least linear in pre-norm. At initialization block l adds about 1/l; the sum of
+these is a logarithm.
 
 Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed the least-squares slope of its
-logarithm against ln l, l from 1. Pre-norm's is the contrast, without a verdict.
+logarithm against ln l, l from 1. Pre-norm's slope is the contrast, without a verdict.
 
-Band: at most 0.35. Over 64 blocks a growth as 1 + c ln l has an exponent of 0.23 to 0.36 for c from 0.5 to 1.5, and
-linear growth one of about 1. Verdict: supported when the whole 95 % t interval over seeds lies in the band, not
-supported when it lies wholly outside, inconclusive otherwise.
+Band: at most 0.35. Over 64 blocks a growth as 1 + c ln l has an exponent of 0.23 to 0.36 for c from 0.5 to 1.5; linear
+growth has one of about 1. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when
+it lies outside, inconclusive otherwise.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ BAND = Band(high=0.35)
 def needs(sizes: Sizes) -> list[Need]:
     return [
         Need("stream", LNS, (sizes.deepest,), sizes.seeds),
-        Need("gradients", PRE, (sizes.deepest,), sizes.seeds),  # has the stream too, and is needed elsewhere
+        Need("gradients", PRE, (sizes.deepest,), sizes.seeds),  # includes the stream; other entries need it too
     ]
 
 
 def stream(table: pd.DataFrame, variant: Variant) -> tuple[Floats, Floats]:
-    """Blocks from 1 (n,), and the mean square after each (n, seeds)."""
+    """The blocks from 1 on (n,), and the mean square after each block (n, seeds)."""
     layers, squares = in_deepest(table, "mean_square", variant.name)
     return layers[1:], squares[1:]
 

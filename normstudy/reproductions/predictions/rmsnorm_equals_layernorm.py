@@ -1,18 +1,18 @@
 """RMSNorm and LayerNorm give pre-norm the same gradients at initialization.
 
-Source: Zhang & Sennrich, arXiv:1910.07467, section 4: what matters in LayerNorm is the rescaling, and the re-centering
-can be left out. At initialization the mean of x over its d dimensions is of the order sqrt(Var(x)/d), so the two norms
-differ by about 1/d = 1 % in what they divide by; the project's claim C4 is that pre-norm's gradients agree within 5 %.
+Source: Zhang & Sennrich, arXiv:1910.07467, section 4: LayerNorm works by re-scaling, and re-centering can be left out.
+At initialization the mean of x over its d dimensions is of the order sqrt(Var(x)/d), so the divisors of the two norms
+differ by about 1/d = 1 %. The project's claim C4 is that pre-norm's gradients agree within 5 %.
 
 Computed: for each block of pre-norm at the second depth, L = 16, the L2 norm of the gradient of the second MLP matrix
-under RMSNorm over that under LayerNorm, the same seed, minus 1; then the mean over seeds. The same is reported for
-post-norm, there and at the deepest L.
+under RMSNorm over that under LayerNorm with the same seed, minus 1; then the mean over seeds. The same numbers are
+reported for post-norm at L = 16 and at the deepest L.
 
 Band: -5 % to 5 % in every block. Verdict: supported when in every block the 95 % t interval over seeds lies in the
-band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. Shown is the block where
-the interval comes closest to leaving the band, or leaves it farthest. Post-norm is measured, without a verdict: shown
-is the block whose mean is farthest from 0. It differs much more, since a small change of the stream does not die out
-there; the largest of many scattered means is no stable number.
+band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. Shown is the block whose
+interval leaves the band farthest, or comes closest to its edge. Post-norm is measured, without a verdict: shown is the
+block whose mean is farthest from 0. Its differences are much larger, because a small change of the stream does not die
+out in post-norm; the largest of many scattered means is not a stable number.
 
 Why twenty seeds: single seeds differ by up to 8 % in some block, in either direction. Five leave a half-width of about
 5 % around means of 1 or 2 %.
@@ -42,7 +42,7 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def difference(table: pd.DataFrame, variant: Variant, other: Variant, depth: int) -> tuple[Floats, Floats]:
-    """Blocks from 1 (n,), and by how many % the gradient under `other` exceeds that under `variant` (n, seeds)."""
+    """Blocks from 1 on (n,), and by how many % the gradient under `other` exceeds `variant`'s (n, seeds)."""
     layers, base = by_layer(table, "mlp_out_grad", variant.name, depth)
     return layers + 1, 100 * (by_layer(table, "mlp_out_grad", other.name, depth)[1] / base - 1)
 
