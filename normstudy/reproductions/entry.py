@@ -40,7 +40,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Variant:
-    """A model without its depth and seed. It has the sizes of `Sizes`, and no biases."""
+    """A model except for its depth and seed. It has the sizes of `Sizes`, and no biases."""
 
     placement: str
     norm: str = "auto"

@@ -32,6 +32,7 @@ MATRICES = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.out": "out", "mlp
 class Models:
     """Models of one shape at initialization. params: name -> (runs, *shape); tokens: (runs, B, T + 1)."""
 
+    sizes: Sizes
     config: ModelConfig
     seeds: tuple[int, ...]
     model: Transformer
@@ -41,7 +42,7 @@ class Models:
 
 def measure(job: Job) -> list[Reading]:
     """The readings of one job."""
-    return MEASUREMENTS[job.kind](job.sizes, job.variant, job.depth, job.seeds)
+    return MEASUREMENTS[job.kind](start(job.sizes, job.variant, job.depth, job.seeds))
 
 
 def random_tokens(sizes: Sizes, seed: int) -> Tensor:
@@ -63,7 +64,7 @@ def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) ->
                 p.zero_()
     if row_of(config.placement).profiled:
         admin.set_omegas_(model, params, tokens[..., :-1])
-    return Models(config, seeds, model, params, tokens)
+    return Models(sizes, config, seeds, model, params, tokens)
 
 
 def forward(models: Models, params: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -101,30 +102,32 @@ def _mean_square(x: Tensor) -> Tensor:
     return probes.rms_by_run(x).double().square()
 
 
+def _mean_squares(quantity: str, seeds: tuple[int, ...], streams: list[Tensor]) -> list[Reading]:
+    """The mean square of each layer's tensor (runs, B, T, D)."""
+    return [row for layer, x in enumerate(streams) for row in _rows(quantity, layer, seeds, _mean_square(x))]
+
+
 # ---- measurements -----------------------------------------------------------------------------------------
 
 
-def gradients(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> list[Reading]:
+def gradients(models: Models) -> list[Reading]:
     """mlp_out_grad: L2 norm of the gradient of each block's second MLP matrix; mean_square as in `stream`."""
-    models = start(sizes, variant, depth, seeds)
     grads, residual = backward(models)
-    rows = [row for layer, x in enumerate(residual) for row in _rows("mean_square", layer, seeds, _mean_square(x))]
-    for layer in range(depth):
+    rows = _mean_squares("mean_square", models.seeds, residual)
+    for layer in range(models.config.n_layers):
         norms = optim.norm_by_run(grads[f"blocks.{layer}.mlp.w2.weight"])
-        rows += _rows("mlp_out_grad", layer, seeds, norms)
+        rows += _rows("mlp_out_grad", layer, models.seeds, norms)
     return rows
 
 
-def stream(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> list[Reading]:
+def stream(models: Models) -> list[Reading]:
     """mean_square: mean of x_l^2 over tokens and dimensions, the paper's E|x_l|^2/d; layer l from 0 to depth."""
-    models = start(sizes, variant, depth, seeds)
     _, residual = forward(models, models.params)
-    return [row for layer, x in enumerate(residual) for row in _rows("mean_square", layer, seeds, _mean_square(x))]
+    return _mean_squares("mean_square", models.seeds, residual)
 
 
-def before_norm2(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> list[Reading]:
+def before_norm2(models: Models) -> list[Reading]:
     """before_norm2: mean square of the input of each block's norm2, for blocks that end with norm2."""
-    models = start(sizes, variant, depth, seeds)
     read: list[Tensor] = []
 
     def of_run(values: dict[str, Tensor], tokens: Tensor) -> list[Tensor]:
@@ -142,32 +145,30 @@ def before_norm2(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, .
     finally:
         for handle in handles:
             handle.remove()
-    return [row for layer, x in enumerate(streams) for row in _rows("before_norm2", layer, seeds, _mean_square(x))]
+    return _mean_squares("before_norm2", models.seeds, streams)
 
 
-def noise(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> list[Reading]:
+def noise(models: Models) -> list[Reading]:
     """output_change: mean square of the change of the logits when noise is added to every matrix of the blocks.
 
     The standard deviation of the noise is 1 % of the standard deviation that the matrix was drawn with.
     """
-    models = start(sizes, variant, depth, seeds)
     before, _ = forward(models, models.params)
     shapes = {name: p.shape for name, p in models.model.named_parameters()}
     noisy = dict(models.params)
     for name, p in models.params.items():
         if name.startswith("blocks.") and name.endswith(".weight"):
-            drawn = [draw(name, shapes[name], models.config, seed + NOISE_SEED) for seed in seeds]
+            drawn = [draw(name, shapes[name], models.config, seed + NOISE_SEED) for seed in models.seeds]
             noisy[name] = p + NOISE * torch.stack(drawn)
     after, _ = forward(models, noisy)
-    return _rows("output_change", None, seeds, _mean_square(after - before))
+    return _rows("output_change", None, models.seeds, _mean_square(after - before))
 
 
-def update(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> list[Reading]:
+def update(models: Models) -> list[Reading]:
     """Root mean square of the change of the logits after one SGD step of rate 0.01 on the measured batch.
 
     update_trained: the step changes all parameters; update_frozen: all except the norms'.
     """
-    models = start(sizes, variant, depth, seeds)
     grads, _ = backward(models)
     before, _ = forward(models, models.params)
     rows = []
@@ -175,48 +176,41 @@ def update(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -
         names = [name for name in models.params if not name.endswith(frozen)] if frozen else list(models.params)
         layout = layout_of({name: models.params[name][0] for name in names})
         stepped = layout.flatten(models.params)
-        configs = [OptimizerConfig(name="sgd")] * len(seeds)
-        (rates,) = optim.coefficients("sgd", [0], [[RATE] * len(seeds)], configs, stepped)
+        configs = [OptimizerConfig(name="sgd")] * len(models.seeds)
+        (rates,) = optim.coefficients("sgd", [0], [[RATE] * len(models.seeds)], configs, stepped)
         optim.update_("sgd", stepped, layout.flatten(grads), optim.new_state("sgd", stepped), rates)
         after, _ = forward(models, models.params | dict(zip(names, layout.tensors(stepped), strict=True)))
-        rows += _rows(quantity, None, seeds, probes.rms_by_run(after - before))
+        rows += _rows(quantity, None, models.seeds, probes.rms_by_run(after - before))
     return rows
 
 
-def constants(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> list[Reading]:
+def constants(models: Models) -> list[Reading]:
     """alpha and the initialization gains of a placement whose blocks are norm(alpha x + f(x)), from a built model.
 
     alpha: the square root of the output for an input of ones, of a block without norms whose parameters are all zero.
     gain_q ... gain_w2, gain_embed, gain_pos, gain_unembed: norm of a tensor as drawn, over its norm under xavier.
     """
-    asked = start(sizes, variant, depth, seeds)
-    plain = replace(asked.config, init="xavier", force_init=True)
-    xavier = init_params(asked.model, [plain] * len(seeds), list(seeds))
+    plain = replace(models.config, init="xavier", force_init=True)
+    xavier = init_params(models.model, [plain] * len(models.seeds), list(models.seeds))
     rows = []
-    for name, p in asked.params.items():
+    for name, p in models.params.items():
         layer, _ = probes.module_of(name)
         kind = name.removesuffix(".weight").removeprefix(f"blocks.{layer}.")
         if kind.endswith(NORM_PARAMETERS):
             continue
         gain = optim.norm_by_run(p.double()) / optim.norm_by_run(xavier[name].double())
-        rows += _rows(f"gain_{MATRICES.get(kind, kind)}", layer, seeds, gain)
+        rows += _rows(f"gain_{MATRICES.get(kind, kind)}", layer, models.seeds, gain)
 
-    one = torch.ones(1, 1, sizes.d_model)
+    one = torch.ones(1, 1, models.sizes.d_model)
     with torch.device("meta"):
-        bare = Transformer(replace(asked.config, norm="none"), sizes.vocab_size, sizes.seq_len)
+        bare = Transformer(replace(models.config, norm="none"), models.sizes.vocab_size, models.sizes.seq_len)
     for layer, block in enumerate(bare.blocks):
         zeros = {name: torch.zeros(p.shape) for name, p in block.named_parameters()}
         made, _ = torch.func.functional_call(block, zeros, (one, one))
-        rows += _rows("alpha", layer, seeds, made.mean().sqrt().expand(len(seeds)))
+        rows += _rows("alpha", layer, models.seeds, made.mean().sqrt().expand(len(models.seeds)))
     return rows
 
 
-Measurement = Callable[[Sizes, Variant, int, tuple[int, ...]], list[Reading]]
-MEASUREMENTS: dict[str, Measurement] = {
-    "gradients": gradients,
-    "stream": stream,
-    "before_norm2": before_norm2,
-    "noise": noise,
-    "update": update,
-    "constants": constants,
+MEASUREMENTS: dict[str, Callable[[Models], list[Reading]]] = {
+    function.__name__: function for function in (gradients, stream, before_norm2, noise, update, constants)
 }

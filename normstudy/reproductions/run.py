@@ -56,7 +56,7 @@ def check_names(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in REPRODUCTIONS:
             raise ConfigError(
-                f"{name!r} is no reproduction.{nearest(name, REPRODUCTIONS)} normstudy reproduce --list names them"
+                f"{name!r} is not a reproduction.{nearest(name, REPRODUCTIONS)} List all: normstudy reproduce --list"
             )
     return list(dict.fromkeys(names))
 

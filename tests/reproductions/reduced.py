@@ -1,4 +1,4 @@
-"""All reproductions measured once in a reduced sizes, in this process, and the committed ones."""
+"""All reproductions measured once at reduced sizes, in this process, and the committed ones."""
 
 from __future__ import annotations
 
