@@ -67,7 +67,7 @@ def test_gradients_and_the_stream(variant: Variant) -> None:
 
 
 def test_what_the_last_norm_reads() -> None:
-    """Of the simplified post-norm block, written out: attention is the mean of the values up to a place."""
+    """Against the simplified post-norm block written out: attention is the mean of the values up to each place."""
     variant = Variant("post", simplified=True)
     found = values("before_norm2", variant)
     model, tokens = plain(variant, 1), random_tokens(REDUCED, 1)
@@ -137,7 +137,7 @@ def test_the_constants_are_those_of_the_model() -> None:
 
 @pytest.mark.parametrize("kind", MEASUREMENTS)
 def test_a_seed_does_not_depend_on_its_company(kind: str) -> None:
-    """The same bits alone, in a batch and in another order."""
+    """A seed gives the same bits alone, in a batch, and in another order."""
     variant = Variant("deepnorm")
 
     def of(seeds: tuple[int, ...]) -> list[Reading]:

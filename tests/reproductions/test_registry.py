@@ -1,4 +1,4 @@
-"""What holds for every reproduction, also for one that is added later."""
+"""Tests that every reproduction must pass, including those added later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command: what is measured again and what is not, on how many processes, and every bad request in one line."""
+"""The command: which tables it measures again, on how many processes, and one line for every bad request."""
 
 from __future__ import annotations
 

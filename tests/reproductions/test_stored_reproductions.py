@@ -1,4 +1,4 @@
-"""The committed reproductions: whole, small, of the present definition, and the source of verdicts and figures."""
+"""The committed reproductions: complete, small, of the present definition; verdicts and figures follow from them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_they_are_whole_and_small() -> None:
 
 @pytest.mark.parametrize("name", REPRODUCTIONS)
 def test_they_are_of_the_present_definition(name: str) -> None:
-    """A change of what is measured, or of how, asks for `normstudy reproduce` and a new commit of the table."""
+    """After a change of what is measured, or how, run `normstudy reproduce` and commit the new table."""
     sizes = Sizes()
     assert tables.stored_definition(STORED, name) == tables.definition(sizes, REPRODUCTIONS[name].needs(sizes))
     content = pq.ParquetFile(tables.path(STORED, name)).read()
