@@ -132,13 +132,8 @@ def _start(
 
 
 def _standard_streams() -> list[int]:
-    """The descriptors of standard output and error, without one that was closed and now belongs to another file."""
-    found = []
-    for descriptor in (1, 2):
-        with contextlib.suppress(OSError):
-            if os.get_inheritable(descriptor):
-                found.append(descriptor)
-    return found
+    """The descriptors of standard output and error, except one that was closed and now belongs to another file."""
+    return [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
 
 
 class _Request(NamedTuple):
@@ -216,14 +211,19 @@ class _Template:
 
     @contextlib.contextmanager
     def noticing_its_end(self) -> Iterator[None]:
-        """A context for one request at a time, which sets `is_gone` when the template has been killed."""
+        """A context for one request at a time. It sets `is_gone` when the template has ended.
+
+        After another error, such as a Ctrl-C, the rest of an answer may be unread; then it ends the template.
+        """
         with self.lock:
             try:
                 yield
-            except (EOFError, OSError):
+            except BaseException as error:
                 self.is_gone = True
                 self.unread.clear()
                 self.child.close()
+                if not isinstance(error, EOFError | OSError):
+                    raise
 
 
 class _Forked:
