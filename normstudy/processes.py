@@ -48,8 +48,7 @@ READ_AT_START = (
 )  # fmt: skip
 CHECK_SECONDS = 0.1  # between two checks that the parent is alive
 WAIT_SECONDS = 0.002  # between two checks whether a forked child has ended
-# Signals that reach every process of a group, or of a Slurm job.
-GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # to a process group or a Slurm job
 BOOT = (
     "import sys; from multiprocessing.connection import Connection; pipe = Connection(int(sys.argv[2])); "
     "sys.path[:] = pipe.recv(); from normstudy.processes import begin; begin(pipe, int(sys.argv[3]))"
@@ -106,8 +105,7 @@ class Child:
 
     def how_it_ended(self) -> str:
         """Wait for the end of the process, and describe it."""
-        code = self.wait()
-        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"ended with exit code {code}" if (code := self.wait()) >= 0 else f"was killed by signal {-code}"
 
     def close(self, *, kill: bool = True) -> None:
         """End the process, at once or else by closing its pipe, and wait for its end."""
@@ -167,10 +165,8 @@ class _Template:
 
     def __init__(self, prepare: Callable[[], None], environment: dict[str, str]) -> None:
         self.child = Child(_serve_forks, prepare, environment=environment, blocked=GROUP_SIGNALS)
-        self.lock = threading.RLock()
+        self.lock, self.owner, self.is_gone = threading.RLock(), os.getpid(), False
         self.unread: deque[_Forked] = deque()  # children whose process ids have not been read
-        self.is_gone = False
-        self.owner = os.getpid()
         atexit.register(self.end)
 
     def end(self) -> None:
@@ -271,6 +267,14 @@ def _end_without(parent: int) -> None:
         os._exit(1)
 
 
+def leave(code: int) -> NoReturn:
+    """Flush what was printed, and end this process at once: an orderly exit would spend half a second on torch."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):  # it is closed
+            stream.flush()
+    os._exit(code)
+
+
 def begin(pipe: Connection, parent: int) -> None:
     """The first function of every child that is not forked: watch the parent, then do the work that it sends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -340,7 +344,4 @@ def _work_forked(request: _Request, descriptors: list[int], template: int) -> No
         code = 0
     except BaseException:
         traceback.print_exc()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+    leave(code)

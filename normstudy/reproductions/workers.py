@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
-from normstudy.processes import WORKER_ENVIRONMENT, Child, environment_with
+from normstudy.processes import WORKER_ENVIRONMENT, Child, environment_with, leave
 from normstudy.reproductions.entry import Job, Reading
 from normstudy.workers.worker import prepare
 
@@ -61,7 +61,7 @@ def serve(pipe: Connection) -> None:
         try:
             job: Job = pipe.recv()
         except EOFError:
-            return
+            leave(0)
         try:
             pipe.send((job, measure(job), None))
         except Exception:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 from normstudy.errors import ConfigError, StorageError
+from normstudy.processes import leave
 from normstudy.study import records, run_locks
 from normstudy.workers.signals import SIGNALS
 from normstudy.workers.task import Message, Task
@@ -64,9 +64,7 @@ def serve(pipe: Connection) -> None:
         try:
             task: Task = pipe.recv()
         except EOFError:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)  # an orderly exit would spend half a second on unloading torch
+            leave(0)
         waiting = False
         try:
             pipe.send(Message(task.number))  # the batch has begun: it may be the cause if this process dies
