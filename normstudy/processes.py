@@ -48,8 +48,7 @@ READ_AT_START = (
 )  # fmt: skip
 CHECK_SECONDS = 0.1  # between two checks that the parent is alive
 WAIT_SECONDS = 0.002  # between two checks whether a forked child has ended
-# Signals that reach every process of a group, or of a Slurm job.
-GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # to a process group or a Slurm job
 BOOT = (
     "import sys; from multiprocessing.connection import Connection; pipe = Connection(int(sys.argv[2])); "
     "sys.path[:] = pipe.recv(); from normstudy.processes import begin; begin(pipe, int(sys.argv[3]))"
@@ -66,13 +65,12 @@ def environment_with(changes: Mapping[str, str | None]) -> dict[str, str]:
 
 
 class Child:
-    """A child process and the parent's end of its pipe.
+    """A child process and the parent's end of its pipe. Raises OSError when the system has no room for a process.
 
-    The child ignores Ctrl-C, which reaches the whole process group: the parent decides what it means. environment: all
-    variables of the child, by default those of this process; keep: descriptors that the child holds open until it
-    ends; blocked: signals that wait until the target unblocks them; prepare: a function that does the slow imports, so
-    that children are forked from a template process that has called it once. Raises OSError when the system has no
-    room for a process.
+    The child ignores Ctrl-C, which reaches the whole process group: its parent reacts. environment: all variables of
+    the child, by default those of this process; keep: descriptors that the child holds open until it ends; blocked:
+    signals that wait until the target unblocks them; prepare: a function that does the slow imports. With `prepare`,
+    the child is forked from a template process that has called the function once.
     """
 
     def __init__(
@@ -97,7 +95,7 @@ class Child:
                 return
             name = target.__qualname__
             self.process = _start(theirs.fileno(), name, variables, keep, {signal.SIGINT, *blocked})
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was killed: the pipe says so
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was killed: reading its pipe shows that
             self.pipe.send(sys.path)
             self.pipe.send_bytes(work)
 
@@ -107,8 +105,7 @@ class Child:
 
     def how_it_ended(self) -> str:
         """Wait for the end of the process, and describe it."""
-        code = self.wait()
-        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"ended with exit code {code}" if (code := self.wait()) >= 0 else f"was killed by signal {-code}"
 
     def close(self, *, kill: bool = True) -> None:
         """End the process, at once or else by closing its pipe, and wait for its end."""
@@ -133,17 +130,12 @@ def _start(
 
 
 def _standard_streams() -> list[int]:
-    """The descriptors of standard output and error, without one that was closed and now belongs to another file."""
-    found = []
-    for descriptor in (1, 2):
-        with contextlib.suppress(OSError):
-            if os.get_inheritable(descriptor):
-                found.append(descriptor)
-    return found
+    """The descriptors of standard output and error, except one that was closed and now belongs to another file."""
+    return [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
 
 
 class _Request(NamedTuple):
-    """A child to fork. Its descriptors follow: the working directory, the standard streams, the pipe, those to keep."""
+    """A child to fork. Its descriptors follow: the working directory, standard streams, its pipe, those to keep."""
 
     work: bytes
     path: list[str]
@@ -156,27 +148,25 @@ class _Request(NamedTuple):
 class _Template:
     """A child that calls `prepare` once and then, on each request, forks a child of its own within milliseconds.
 
-    It closes the descriptors of a request right after forking, so that only the forked child holds its pipe and locks.
-    It lives as long as this process; there is one for each `prepare` and set of variables that are read at the start.
+    The template closes the descriptors of a request right after forking, so that only the forked child holds its pipe
+    and locks. A template lives as long as this process. Other values of the variables READ_AT_START need another one.
     """
 
     known: ClassVar[dict[object, _Template]] = {}
 
     @classmethod
     def of(cls, prepare: Callable[[], None], environment: dict[str, str]) -> _Template:
-        """The template for such children, which is started where there is none."""
+        """The template for such children, started when there is none."""
         read = {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
-        key = os.getpid(), prepare, frozenset(read.items())  # a fork of this process has no child of its own
+        key = os.getpid(), prepare, frozenset(read.items())  # a template belongs to one process, not to its forks
         if key not in cls.known or cls.known[key].is_gone:
             cls.known[key] = cls(prepare, environment)
         return cls.known[key]
 
     def __init__(self, prepare: Callable[[], None], environment: dict[str, str]) -> None:
         self.child = Child(_serve_forks, prepare, environment=environment, blocked=GROUP_SIGNALS)
-        self.lock = threading.RLock()
+        self.lock, self.owner, self.is_gone = threading.RLock(), os.getpid(), False
         self.unread: deque[_Forked] = deque()  # children whose process ids have not been read
-        self.is_gone = False
-        self.owner = os.getpid()
         atexit.register(self.end)
 
     def end(self) -> None:
@@ -185,9 +175,9 @@ class _Template:
             self.child.close()
 
     def fork(self, request: _Request, descriptors: Sequence[int]) -> _Forked:
-        """Ask for a child; its process id is read when it is needed."""
+        """Request a child. Its process id is read only when it is needed: the template may still be importing."""
         child = _Forked(self)
-        folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # a path could name a folder that was deleted
+        folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, it works for a deleted folder
         try:
             with self.noticing_its_end():
                 self.child.pipe.send(request)
@@ -199,7 +189,7 @@ class _Template:
         return child
 
     def read_pids(self) -> None:
-        """Read the process ids of all children that were asked for."""
+        """Read the process ids of all requested children."""
         with self.noticing_its_end():
             while self.unread:
                 self.unread[0].pid = self.child.pipe.recv()
@@ -217,14 +207,19 @@ class _Template:
 
     @contextlib.contextmanager
     def noticing_its_end(self) -> Iterator[None]:
-        """One request at a time; `is_gone` when the template was killed meanwhile."""
+        """A context for one request at a time. It sets `is_gone` when the template has ended.
+
+        After another error, such as a Ctrl-C, the rest of an answer may be unread; then it ends the template.
+        """
         with self.lock:
             try:
                 yield
-            except (EOFError, OSError):
+            except BaseException as error:
                 self.is_gone = True
                 self.unread.clear()
                 self.child.close()
+                if not isinstance(error, EOFError | OSError):
+                    raise
 
 
 class _Forked:
@@ -238,7 +233,7 @@ class _Forked:
     def send_signal(self, number: int) -> None:
         self.template.read_pids()
         if self.pid is not None and self.code is None and not self.template.is_gone:
-            os.kill(self.pid, number)  # until it is waited for, the id is not given to another process
+            os.kill(self.pid, number)  # the system does not reuse the id before `wait`
 
     def wait(self) -> int:
         if self.code is None:
@@ -251,7 +246,7 @@ class _Forked:
 
 
 class _Watch(threading.Thread):
-    """Ends this process when its parent has ended."""
+    """A thread that ends this process when its parent has ended."""
 
     def __init__(self, parent: int) -> None:
         super().__init__(daemon=True)
@@ -272,8 +267,16 @@ def _end_without(parent: int) -> None:
         os._exit(1)
 
 
+def leave(code: int) -> NoReturn:
+    """Flush what was printed, and end this process at once: an orderly exit would spend half a second on torch."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):  # it is closed
+            stream.flush()
+    os._exit(code)
+
+
 def begin(pipe: Connection, parent: int) -> None:
-    """Where every child that is not forked begins: watch the parent, then do the work that it sends."""
+    """The first function of every child that is not forked: watch the parent, then do the work that it sends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     watch = _Watch(parent)
@@ -284,7 +287,7 @@ def begin(pipe: Connection, parent: int) -> None:
 
 
 def _serve_forks(pipe: Connection, prepare: Callable[[], None], watch: _Watch) -> NoReturn:
-    """The work of a template. It has no other Python thread when it forks: a lock of one would stay locked."""
+    """The work of a template. It forks without a second Python thread, whose locks would stay locked in the child."""
     prepare()
     watch.stop()
     with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended
@@ -322,7 +325,7 @@ def _exit_code(pid: int, parent: int) -> int:
 
 
 def _work_forked(request: _Request, descriptors: list[int], template: int) -> NoReturn:
-    """What a forked child does: take over what its request says of the parent, work, and end."""
+    """The work of a forked child: take over the parent's folder, streams and variables, call the target, and end."""
     code = 1
     try:
         _Watch(template)
@@ -341,7 +344,4 @@ def _work_forked(request: _Request, descriptors: list[int], template: int) -> No
         code = 0
     except BaseException:
         traceback.print_exc()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+    leave(code)

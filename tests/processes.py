@@ -1,4 +1,4 @@
-"""Real sweeps in processes of their own: start them, find their workers, wait for what they do."""
+"""Helpers for tests of real commands: start them, find their workers, and wait for conditions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SWEEP = [
 def start(
     words: Sequence[str], cwd: Path, prefix: Sequence[str] = (), stderr: int | IO[str] = subprocess.PIPE
 ) -> subprocess.Popen[str]:
-    """The real command in a process group of its own."""
+    """Start the real command in its own process group."""
     return subprocess.Popen(
         [*prefix, *CLI, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True,
         preexec_fn=_hear_hangups,

@@ -118,6 +118,24 @@ def test_after_its_template_was_killed_a_child_ends_and_another_template_serves(
     again.close()
 
 
+def test_a_request_that_is_interrupted_ends_its_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C may: the next request must not get the rest of its answer."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    Child(tell, prepare=prepare).close()
+    before = template()
+    with monkeypatch.context() as patch:
+        patch.setattr("multiprocessing.reduction.send_handle", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Child(tell, prepare=prepare)
+    assert is_gone(before)
+    child = Child(wait_for_ever, prepare=prepare)
+    child.pipe.recv()
+    child.close()
+
+
 def test_a_variable_that_libraries_read_when_loaded_asks_for_another_template(monkeypatch: pytest.MonkeyPatch) -> None:
     Child(tell, prepare=prepare).close()
     before = template()

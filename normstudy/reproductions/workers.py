@@ -6,8 +6,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
-from normstudy.processes import WORKER_ENVIRONMENT, Child, environment_with
-from normstudy.reproductions.entry import Job, Row
+from normstudy.processes import WORKER_ENVIRONMENT, Child, environment_with, leave
+from normstudy.reproductions.entry import Job, Reading
 from normstudy.workers.worker import prepare
 
 
@@ -15,7 +15,7 @@ class MeasuringFailed(Exception):
     """A worker raised an error or was killed; the text says which."""
 
 
-def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Row]]]:
+def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Reading]]]:
     """Measure the jobs, handed out in order; yields each job with its rows when it is done.
 
     Raises MeasuringFailed at the first job that fails. No worker outlives this generator or its parent.
@@ -42,7 +42,7 @@ def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Row]]]:
             child.close()
 
 
-def _receive(child: Child) -> tuple[Job, list[Row]]:
+def _receive(child: Child) -> tuple[Job, list[Reading]]:
     try:
         job, rows, error = child.pipe.recv()
     except (EOFError, ConnectionResetError):  # a pipe ends with its process
@@ -61,7 +61,7 @@ def serve(pipe: Connection) -> None:
         try:
             job: Job = pipe.recv()
         except EOFError:
-            return
+            leave(0)
         try:
             pipe.send((job, measure(job), None))
         except Exception:

@@ -18,7 +18,7 @@ from normstudy.workers import worker
 from normstudy.workers.signals import SIGNALS, WARNING, Stop
 from normstudy.workers.task import Message, Task
 
-# Workers in a row that may be killed before they begin a batch; after one more, the batch counts as the cause.
+# How many workers in a row may be killed before they begin a batch. After one more the batch counts as the cause.
 FALSE_STARTS = 10
 
 
@@ -29,8 +29,8 @@ class Slot:
     """
 
     def __init__(self, lock: int, *, forked: bool) -> None:
-        # A signal to the whole group must not end a worker before the worker has said what to do about signals. Slurm
-        # sends its warning to each process of a job; only this process reacts to the warning.
+        # The signals stay blocked until the worker has set its handlers: a signal to the whole group must not end it
+        # before. Slurm sends its warning to each process of a job, but only this process reacts to the warning.
         self.process = Child(
             worker.serve, environment=environment_with(WORKER_ENVIRONMENT), keep=[lock], blocked=(*SIGNALS, WARNING),
             prepare=worker.prepare if forked else None,
@@ -53,7 +53,7 @@ class Slot:
         return True
 
     def receive(self) -> Message | None:
-        """The next message of the worker, counted; None when the process has ended, perhaps within a message."""
+        """The worker's next message, whose steps are counted; None when the process ended, even within a message."""
         try:
             message: Message = self.pipe.recv()
         except (EOFError, OSError):
@@ -91,7 +91,7 @@ class _Pool:
     def __init__(self, tasks: Sequence[Task], workers: int, lock: int, max_tries: int) -> None:
         self.queue, self.slots = deque(tasks), list[Slot]()
         self.workers, self.lock, self.max_tries = workers, lock, max_tries
-        self.forked = all(task.device == "cpu" for task in tasks)  # a process that is forked cannot use CUDA
+        self.forked = all(task.device == "cpu" for task in tasks)  # with CUDA each worker is a process of its own
         self.fatal: str | None = None
         self.false_starts = 0
         self.stopping = False
@@ -182,7 +182,7 @@ def run(
             raise StorageError(pool.fatal)
         finished = True
     finally:
-        for slot in pool.slots:  # all are ended before any is waited for: they end at the same time
+        for slot in pool.slots:  # end all before waiting for any, so that they end at the same time
             if not finished:
                 slot.process.process.send_signal(signal.SIGKILL)
             slot.pipe.close()

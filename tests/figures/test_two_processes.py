@@ -1,4 +1,4 @@
-"""`plot` of a large study by two processes: the same files as by one, whatever becomes of the second."""
+"""`plot` of a large study by two processes writes the same files as one process, even when the second is killed."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_without_room_for_a_second_process_one_draws(
 
 
 def plotting(folder: Path, study: str, after: float | None, *words: str) -> tuple[subprocess.Popen[str], int]:
-    """A running command and its second process, seconds after that began, or when there is a figure."""
+    """A running command and its second process, `after` seconds from that one's start; None: when a figure exists."""
     running = start(["plot", str(STUDY.parent / study), "--out", "figures", *words], folder)
     while not (found := workers_of(running.pid)) or (after is None and not list(folder.glob("*/*"))):
         assert running.poll() is None
@@ -124,7 +124,7 @@ MOMENTS = pytest.mark.parametrize("after", [0.0, 0.03, 0.06, None])
 @needs_two_cores
 @MOMENTS
 def test_the_second_process_leaves_a_ctrl_c_to_the_first(tmp_path: Path, after: float | None) -> None:
-    """Both get it; one traceback is not two."""
+    """Ctrl-C reaches both processes, and only the first reacts."""
     running, helper = plotting(tmp_path, "rmsnorm", after, "--only", ",".join(FEW))
     os.kill(helper, signal.SIGINT)
     out, err = running.communicate(timeout=120)

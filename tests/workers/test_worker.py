@@ -1,5 +1,5 @@
-"""What a worker does around the training: runs that end at one step are written together, one batch that is too large
-for the memory becomes two, and a process that has lost its GPU ends."""
+"""The worker around the training: it writes runs that end at one step together, splits a batch that is too large for
+the memory, and ends when its GPU is lost."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def wide(root: Path, seed: int) -> RunConfig:
 
 
 def child(root: Path, megabytes: int) -> subprocess.CompletedProcess[str]:
-    """CHILD with so much memory beyond what it begins with; a thread's stack counts, so they are small."""
+    """Run CHILD with a limit on the memory it adds. Thread stacks count, so they are made small."""
     words = ["bash", "-c", 'ulimit -s 512; exec "$@"', "bash", sys.executable, "-c", CHILD, str(root), str(megabytes)]
     # Without the workers' allocator settings, which reserve memory in large pieces, and without a heap for each thread.
     variables = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | {"MALLOC_ARENA_MAX": "1"}
@@ -97,7 +97,7 @@ def child(root: Path, megabytes: int) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_batch_too_large_for_the_memory_is_trained_in_halves(tmp_path: Path) -> None:
-    """With 180 MB for 16 runs, which take over 240: the same tables as with all the memory there is."""
+    """With 180 MB for 16 runs, which need over 240, the tables are the same as without a limit."""
     plenty, little = tmp_path / "plenty", tmp_path / "little"
     said = []
     for root, megabytes in ((plenty, 4000), (little, 180)):
@@ -111,7 +111,7 @@ def test_a_batch_too_large_for_the_memory_is_trained_in_halves(tmp_path: Path) -
 
 
 def test_errors_after_which_a_process_has_no_gpu() -> None:
-    """As torch words them, also where they led to another error; and no other error of a GPU."""
+    """In the words of torch, also as the cause of another error; but no other error of a GPU."""
     told = "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
     lost = RuntimeError(f"CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in the docs. {told}")
     assert loses_device(lost)
@@ -127,7 +127,7 @@ def test_errors_after_which_a_process_has_no_gpu() -> None:
 def test_a_process_without_its_gpu_leaves_the_halves_to_another(
     tmp_path: Path, device: str, runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A single run has failed, with what went wrong kept; on a CPU the words change nothing."""
+    """A single run has failed and its error is recorded; on a CPU the same words have no effect."""
 
     def asserts(task: Task, stopping: object) -> Iterator[Message]:
         yield Message(task.number, 5)
@@ -148,7 +148,7 @@ def test_a_process_without_its_gpu_leaves_the_halves_to_another(
 
 
 def test_errors_that_mean_too_little_memory() -> None:
-    """torch's own on a CPU, also where it led to another error; and no other error."""
+    """torch's own error on a CPU, also as the cause of another error; but no other error."""
     with pytest.raises(RuntimeError) as plain:
         torch.empty(2**55)
     assert is_out_of_memory(plain.value)
@@ -164,7 +164,7 @@ def test_errors_that_mean_too_little_memory() -> None:
 def test_a_new_worker_that_died_before_it_read_its_batch_is_a_false_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large batch does not fit into the pipe: sending it fails, and must not be tried for ever, deaf to signals."""
+    """Sending a batch larger than the pipe's buffer fails. It must not be tried for ever without reading signals."""
     made = itertools.count(1)
 
     class Dead(pool.Slot):
