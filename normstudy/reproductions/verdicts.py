@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from normstudy.analysis.grid import interval_text
 from normstudy.analysis.pairs import paired_t_interval
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -69,12 +70,12 @@ class Finding:
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             return f"{self.value:.3g}"
         if abs(self.value) >= 1e4:
-            return f"{self.value:.2g} [{self.low:.2g}, {self.high:.2g}]"
+            return interval_text(self.value, self.low, self.high, ".2g")
         half = (self.high - self.low) / 2
         digits = min(3, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
         # Rounding first and adding 0.0 avoids -0.000.
-        value, low, high = (format(round(x, digits) + 0.0, f".{digits}f") for x in (self.value, self.low, self.high))
-        return f"{value} [{low}, {high}]"
+        value, low, high = (round(x, digits) + 0.0 for x in (self.value, self.low, self.high))
+        return interval_text(value, low, high, f".{digits}f")
 
 
 # ---- from the table to arrays -----------------------------------------------------------------------------

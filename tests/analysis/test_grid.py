@@ -29,9 +29,13 @@ def test_a_value_reads_as_people_type_it() -> None:
     ]  # fmt: skip
 
 
-def test_three_digits_drop_none_before_the_point() -> None:
-    values = (0.021349, 1.049, 98.24, 999.4, 999.6, 1530.2)
-    assert [three_digits(v) for v in values] == ["0.0213", "1.05", "98.2", "999", "1000", "1530"]
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.02134, "0.0213"), (1.0501, "1.05"), (98.24, "98.2"), (0.6, "0.6"), (999.4, "999"), (999.5, "1000"),
+     (1530.4, "1530"), (123456.0, "123456"), (-0.5, "-0.5"), (3.0, "3"), (4.06e-6, "4.06e-06")],
+)  # fmt: skip
+def test_three_digits_drop_none_before_the_point(value: float, text: str) -> None:
+    assert three_digits(value) == text
     assert three_digits(12_345.6, ",") == "12,346"
 
 
