@@ -22,10 +22,7 @@ def typed_number(value: float) -> str:
     """A number as people type it on a command line: 6, 0.98, 3e-3."""
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
-    if 0.1 <= abs(value) < 1e4:
-        return f"{value:.6g}"
-    mantissa, _, exponent = short_float(value).partition("e")
-    return f"{mantissa}e{int(exponent)}"
+    return f"{value:.6g}" if 0.1 <= abs(value) < 1e4 else short_float(value)
 
 
 def three_digits(value: float, thousands: str = "") -> str:
