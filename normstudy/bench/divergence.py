@@ -23,7 +23,7 @@ from normstudy.bench.subjects import D32_L4, D64_L6, NORMSTUDY, WARM_UP, Case, r
 from normstudy.config import ProbeConfig, RunConfig
 
 if TYPE_CHECKING:
-    from normstudy.training.batch import End, Record
+    from normstudy.training.batch import End, Event, Record
     from normstudy.training.probes import Array
 
 RUNS = 8  # of a batch; half of them diverge
@@ -126,13 +126,14 @@ def watch(batch: list[RunConfig]) -> Watched:
     return seen
 
 
-def next_record(records: Iterator[Record | End]) -> tuple[Record, list[End], float]:
+def next_record(records: Iterator[Event]) -> tuple[Record, list[End], float]:
     """The next step's record, the ends that came before it, and the CPU time of all that in ms."""
-    from normstudy.training.batch import Record
+    from normstudy.training.batch import End, Record
 
-    ends = []
+    ends: list[End] = []
     before = time.process_time()
     while not isinstance(item := next(records), Record):
+        assert isinstance(item, End)
         ends.append(item)
     return item, ends, 1e3 * (time.process_time() - before)
 

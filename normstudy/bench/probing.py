@@ -17,7 +17,7 @@ from normstudy.bench.subjects import D32_L4, D64_L6, WARM_UP, Case, cpu_seconds,
 from normstudy.config import ProbeConfig, RunConfig
 
 if TYPE_CHECKING:
-    from normstudy.training.batch import End, Record
+    from normstudy.training.batch import Event
 
 OFF, EVERY_STEP, DEFAULT = "all probes off", "all probes on, every step", "all probes on, default density"
 CASES = (D32_L4, D64_L6)
@@ -34,7 +34,7 @@ def measure(scope: Scope) -> Iterator[Sample]:
         yield from in_worker(measure_case, (case, runs_per_batch(run_config(case)), rounds))
 
 
-def subjects(case: Case, runs: int) -> dict[str, Iterator[Record | End]]:
+def subjects(case: Case, runs: int) -> dict[str, Iterator[Event]]:
     """The same runs three times: nothing measured, all at every step, all at the default density."""
     from normstudy.data import texts
     from normstudy.training import batch as train

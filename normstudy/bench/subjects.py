@@ -78,14 +78,14 @@ def start_normstudy(job: tuple[list[RunConfig], Path]) -> Work[float]:
     text = texts.load(configs[0].data)
     records = batch.train_batch(configs, text)
     modules = probes.modules_of([name for name, _ in transformer.build(configs[0], text.vocab_size).named_parameters()])
-    series = [recording.Series(f"run-{r}") for r in range(len(configs))]
+    series = [recording.SeriesBuffer(f"run-{r}") for r in range(len(configs))]
     window = schema.window_size(WINDOW_OF)
     tables.prepare(folder)
 
     def step() -> None:
         record = next(records)
-        if isinstance(record, batch.End):
-            raise AssertionError(f"run {record.run} ended at step {record.nonfinite_step}: the work is not constant")
+        if not isinstance(record, batch.Record):
+            raise AssertionError(f"the work is not constant: {record}")
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
         if (record.step + 1) % window == 0:

@@ -31,7 +31,7 @@ def tokens_of(text: texts.Text, config: RunConfig, step: int) -> blocks.Ints:
 
 
 @dataclass(frozen=True)
-class Runs:
+class StackedRuns:
     """A batch of runs on its device: one model, and (runs, width) each of parameters, gradients and optimizer slots."""
 
     model: Transformer
@@ -53,12 +53,12 @@ class Runs:
         )
         return both
 
-    def select(self, index: Tensor) -> Runs:
+    def select(self, index: Tensor) -> StackedRuns:
         """Only the runs of an index."""
         params, grads, *slots = (t.index_select(0, index) for t in (self.params, self.grads, *self.state.values()))
         return replace(self, params=params, grads=grads, state=dict(zip(self.state, slots, strict=True)))
 
-    def join(self, others: Runs) -> Runs:
+    def join(self, others: StackedRuns) -> StackedRuns:
         """These runs and then the others, of the same batch."""
         mine, theirs = ([r.params, r.grads, *r.state.values()] for r in (self, others))
         params, grads, *slots = (torch.cat([a.detach(), b.detach()]) for a, b in zip(mine, theirs, strict=True))
@@ -90,7 +90,7 @@ class Inputs:
     limits: Tensor | None
 
 
-def evaluate(runs: Runs, windows: Tensor) -> Array:
+def evaluate(runs: StackedRuns, windows: Tensor) -> Array:
     """Validation loss of each run on the same windows (W, T + 1)."""
     values = runs.layout.tensors(runs.params)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def inputs_of(steps: range, configs: list[RunConfig], text: texts.Text, like: Te
     return [Inputs(*one, limits) for one in zip(lr, tokens, coefficients, strict=True)]
 
 
-def stepper(runs: Runs, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
+def stepper(runs: StackedRuns, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
     """The function (inputs, probed) that takes steps of these runs; on a GPU one CUDA graph, which probes each step.
 
     A user's own block may do what a graph cannot hold, such as to make a tensor of Python numbers: it stays eager.
@@ -133,7 +133,7 @@ def stepper(runs: Runs, like: Inputs, *, probing: bool) -> Callable[[Inputs, boo
     return lambda inputs, _: Measured(*replay(*tensors(inputs)))
 
 
-def step_(runs: Runs, inputs: Inputs, *, probing: bool, probed: bool) -> Measured:
+def step_(runs: StackedRuns, inputs: Inputs, *, probing: bool, probed: bool) -> Measured:
     """Take one step: losses and gradients, their norms, the update. It needs nothing of the host."""
     layout = runs.layout
     leaves = [p.requires_grad_() for p in layout.tensors(runs.params)]

@@ -30,7 +30,7 @@ from normstudy.config import NUMERICS
 from normstudy.study import files
 from normstudy.study.checkpoints import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata
 from normstudy.study.schema import SCHEMAS, SERIES, Rows
-from normstudy.training.batch import Start
+from normstudy.training.batch import ResumePoint
 from normstudy.training.layout import Layout
 
 
@@ -45,7 +45,7 @@ class Checkpoint:
     wall_time_s: what the run has taken so far.
     """
 
-    start: Start
+    start: ResumePoint
     rows: Rows
     train_loss: float
     wall_time_s: float
@@ -138,7 +138,7 @@ def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
     tensors = load(body)
     state = {name.removeprefix("slot."): t for name, t in tensors.items() if name.startswith("slot.")}
     rows = {table: _bytes_to_rows(tensors[f"rows.{table}"].numpy().tobytes()) for table in SERIES}
-    start = Start(int(told["step"]), tensors["params"], state)
+    start = ResumePoint(int(told["step"]), tensors["params"], state)
     return Checkpoint(start, rows, float.fromhex(told["train_loss"]), float.fromhex(told["wall_time_s"]))
 
 

@@ -16,7 +16,7 @@ from normstudy.config import ExecutionConfig, RunConfig
 from normstudy.data.texts import Text
 from normstudy.study import checkpoints, tables
 from normstudy.training import batch
-from normstudy.training.step import Inputs, Measured, Runs, step_
+from normstudy.training.step import Inputs, Measured, StackedRuns, step_
 from normstudy.workers import recording, worker
 from normstudy.workers.task import Task
 
@@ -153,7 +153,7 @@ class Killed(BaseException):
 def dies_after(n: int):  # type: ignore[no-untyped-def]
     steps = iter(range(n))
 
-    def step(runs: Runs, inputs: Inputs, **how: bool) -> Measured:
+    def step(runs: StackedRuns, inputs: Inputs, **how: bool) -> Measured:
         if next(steps, None) is None:
             raise Killed
         return step_(runs, inputs, **how)

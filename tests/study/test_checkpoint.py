@@ -96,7 +96,7 @@ def test_steps_are_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     taken: list[int] = []
     step_ = step.step_
 
-    def counted(runs: step.Runs, *args: object, **kwargs: object) -> step.Measured:
+    def counted(runs: step.StackedRuns, *args: object, **kwargs: object) -> step.Measured:
         taken.append(len(runs.params))
         return step_(runs, *args, **kwargs)  # type: ignore[arg-type]
 
@@ -113,7 +113,7 @@ def test_the_parameters_of_a_checkpoint_are_let_go(tmp_path: Path) -> None:
     held: list[int] = []
 
     def look() -> bool:
-        held.append(sum(type(o) is batch.Start for o in gc.get_objects()))
+        held.append(sum(type(o) is batch.ResumePoint for o in gc.get_objects()))
         return False
 
     assert sum(m.resumed for m in train_on(configs, look)) == 4 + 6
@@ -171,7 +171,7 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_line(tmp_path: Path, damage: s
     expected = "run_id" if damage == "of another run" else "its checkpoint is damaged"
     assert line.startswith(f"{path.name}: ")
     assert expected in line
-    assert line.endswith("; it starts from zero")
+    assert line.endswith("; the run starts again from step 0")
     assert (tmp_path / "damaged" / "tiny" / checkpoints.SET_ASIDE / path.name).exists()
     assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "damaged" / "tiny")
     assert sum(m.resumed for m in messages) == 0
@@ -190,7 +190,7 @@ def test_a_checkpoint_from_elsewhere_is_not_gone_on_from(
     (line,) = notes(train_on([config]))
     assert f"{column} another, here it is {machine('cpu')[column]}" in line
     assert line.startswith(path.name)
-    assert line.endswith("; it starts from zero")
+    assert line.endswith("; the run starts again from step 0")
     assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "here" / "tiny")
 
 
@@ -202,7 +202,7 @@ def test_a_checkpoint_without_its_windows_is_not_gone_on_from(tmp_path: Path, mo
     (lost,) = (tmp_path / "here" / "tiny" / "tables" / "residual").glob("*-000.parquet")
     lost.unlink()
     (line,) = notes(train_on([config]))
-    assert "its checkpoint is at step 6, and residual lacks its window 0; it starts from zero" in line
+    assert "its checkpoint is at step 6, and residual lacks its window 0; the run starts again from step 0" in line
     assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "here" / "tiny")
 
 
@@ -220,8 +220,8 @@ def test_a_changed_config_is_a_new_run(tmp_path: Path) -> None:
 
 def a_checkpoint() -> tuple[Checkpoint, dict[str, str]]:
     layout = layout_of({"embed.weight": torch.zeros(4, 3), "unembed.weight": torch.zeros(4, 3)})
-    start = batch.Start(7, torch.arange(float(layout.width)), {"m": torch.ones(layout.width) / 3})
-    rows: dict[str, dict[str, list[object]]] = recording._no_rows()
+    start = batch.ResumePoint(7, torch.arange(float(layout.width)), {"m": torch.ones(layout.width) / 3})
+    rows: dict[str, dict[str, list[object]]] = recording.no_rows()
     values: dict[str, list[object]] = {
         "step": [5, 6], "train_loss": [1.5, 0.1], "val_loss": [2.5, None], "lr": [1e-3, 1e-3],
         "grad_norm": [1.0, 2.0], "param_norm": [1.0, 2.0], "update_norm": [0.5, 0.25],

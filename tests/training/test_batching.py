@@ -110,10 +110,10 @@ def small(seed: int, peak_lr: float = 1e-3) -> RunConfig:
     )
 
 
-def numbers(configs: list[RunConfig], look_every: int | None = None) -> dict[int, list[np.ndarray]]:
+def numbers(configs: list[RunConfig], sync_every: int | None = None) -> dict[int, list[np.ndarray]]:
     """All that each run gave, by its seed."""
     out: dict[int, list[np.ndarray]] = {c.seed: [] for c in configs}
-    for item in batch.train_batch(configs, TEXT, look_every=look_every):
+    for item in batch.train_batch(configs, TEXT, sync_every=sync_every):
         if isinstance(item, batch.End):
             ends = (item.final_val_loss, item.nonfinite_step)
             out[configs[item.run].seed].append(np.array([np.nan if x is None else x for x in ends]))
@@ -142,11 +142,11 @@ def test_every_number_of_runs_per_batch_gives_the_same_bits() -> None:
         assert same(numbers([small(s) for s in seeds])[0], alone), n
 
 
-@pytest.mark.parametrize("look_every", [1, 2, 7])
-def test_runs_that_diverge_leave_the_others_their_bits(look_every: int) -> None:
+@pytest.mark.parametrize("sync_every", [1, 2, 7])
+def test_runs_that_diverge_leave_the_others_their_bits(sync_every: int) -> None:
     """Also where the host looks only now and then, as on a GPU: no number depends on when it does."""
     runs = [small(s, peak_lr=1e30 if s in (1, 3, 4) else 1e-3) for s in range(6)]
-    together = numbers(runs, look_every)
+    together = numbers(runs, sync_every)
     for run in runs:
         assert same(together[run.seed], numbers([run])[run.seed]), run.seed
     assert together[1][-1][1] < 3 <= len(together[0])  # it ended at a step, and the others went on

@@ -1,4 +1,4 @@
-"""Runs that crash: alone, with what went wrong kept, tried again, and given up after so many tries."""
+"""StackedRuns that crash: alone, with what went wrong kept, tried again, and given up after so many tries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from studies import REQUEST, after, never, reproduced_runs, series_bytes, task_o
 from normstudy.config import RunConfig
 from normstudy.study import records, tables
 from normstudy.sweep import execute, planning, run
-from normstudy.training.step import Inputs, Measured, Runs, step_
+from normstudy.training.step import Inputs, Measured, StackedRuns, step_
 from normstudy.workers import worker
 
 BAD = 5
@@ -28,7 +28,7 @@ def crash_when(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """A step of a batch with the bad run raises, as a user's block may."""
     seen = {"steps": 0}
 
-    def crashes(runs: Runs, inputs: Inputs, **how: bool) -> Measured:
+    def crashes(runs: StackedRuns, inputs: Inputs, **how: bool) -> Measured:
         if 0.5 in inputs.lr:
             seen["steps"] += 1
             if seen["steps"] > step:
