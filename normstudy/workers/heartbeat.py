@@ -19,7 +19,7 @@ from typing import NamedTuple
 from normstudy.study import files
 
 SUFFIX = ".heartbeat"
-STALE_SECONDS = 60.0  # an older file is of a killed process, or of one whose steps take longer than its checkpoints
+STALE_SECONDS = 120.0  # after which a heartbeat no longer counts: its process was killed, or a step takes minutes
 
 
 class Heartbeat(NamedTuple):
@@ -31,6 +31,7 @@ class Heartbeat(NamedTuple):
 
     @property
     def is_stale(self) -> bool:
+        """Whether the process has probably been killed."""
         return time.time() - self.now > STALE_SECONDS
 
 

@@ -29,11 +29,11 @@ from studies import REQUEST, after, never, task_of, tiny
 
 from normstudy.cli import main
 from normstudy.config import ConfigError, RunConfig
-from normstudy.study import checkpoints, holder, locks, records, schema, swap, tables
-from normstudy.upkeep import marks, status, status_text
+from normstudy.study import checkpoints, files, holder, locks, records, schema, swap, tables
+from normstudy.upkeep import positions, status, status_text
 from normstudy.upkeep.compact import compact_study
-from normstudy.upkeep.marks import Mark, Place, Run
-from normstudy.workers import progress, recording
+from normstudy.upkeep.positions import Group, Position, RunRow
+from normstudy.workers import heartbeat, progress, recording
 from normstudy.workers import worker as workers
 from normstudy.workers.task import Task
 
@@ -128,14 +128,14 @@ def test_an_interrupted_study(stopped: Path) -> None:
     told = status.look(stopped)
     first = min(tables.finished_ids(stopped))
     assert (told.planned, told.finished, told.running, told.interrupted, told.not_begun) == (2, 0, 0, 2, 0)
-    assert told.saved_at == (Place(first, 2, 5, N),)
+    assert told.saved_at == (Group(first, 2, 5, N),)
     assert (told.steps_done, told.steps_planned, told.over) == (10, 24, False)
     assert status_text.render(told).splitlines() == [
         f"{stopped}: 2 runs, 2 interrupted",
         "run-steps: 10 of 24, 41 %",
         "interrupted, saved at:",
         f"  step 5 of 12: {first} and 1 more",
-        f"nobody trains them now; the same command goes on: {COMMAND}",
+        f"no process is training them; rerun the same command to resume: {COMMAND}",
     ]
 
 
@@ -146,7 +146,7 @@ def test_what_the_same_command_goes_on_with_is_told_once_all_of_it_is_in_the_las
     record(other)
     told = status.look(mine)
     assert (told.interrupted, told.not_begun, told.command) == (2, 1, None)
-    assert "the same command goes on\n" in status_text.render(told) + "\n"
+    assert "rerun the same command to resume\n" in status_text.render(told) + "\n"
 
 
 def test_a_checkpoint_is_gone_and_windows_are_left(mine: Path) -> None:
@@ -205,11 +205,11 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
     assert told.failures == (status.Failure(task.run_ids[0], 2, reason),)
     assert (told.failed, told.interrupted, told.over) == (1, 2, False)
     tail = ["failed:", f"  {task.run_ids[0]}, tried 2 times: {reason}"]
-    again = f"tracebacks: {mine}/state/logs; mend the cause, and the same command tries them again"
+    again = f"tracebacks: {mine}/state/logs; fix the cause and rerun the same command to try them again"
     assert status_text.render(told).splitlines()[-3:] == [*tail, again]
     list(workers.train_halving(task, never))
     assert status_text.render(status.look(mine)).endswith(
-        f"{again}, with execution.max_tries=4 for those that were tried 3 times"
+        f"{again}; add execution.max_tries=4 for runs that failed 3 times"
     )
 
 
@@ -222,7 +222,7 @@ def test_only_ten_failed_runs_are_listed(tmp_path: Path) -> None:
     told = status.look(tmp_path)
     assert (told.failed, len(told.failures), told.over) == (12, 10, True)
     lines = status_text.render(told).splitlines()
-    assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: its traceback is gone"
+    assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: its traceback is missing"
     assert lines[-3:-1] == ["  run-09, tried 1 time: ValueError: [31mred", "  and 2 more"]
     with held(tmp_path):  # who holds it may try them again
         assert not status.look(tmp_path).over
@@ -250,7 +250,7 @@ def test_a_holder_elsewhere_is_believed(mine: Path) -> None:
     assert (told.running, told.interrupted, told.verified) == (2, 0, False)
     assert told.holder is not None
     assert told.holder.endswith(" on elsewhere since 2020-01-01T00:00:00+00:00 (cannot be verified from here)")
-    assert " here), its last file " in status_text.render(told)
+    assert " here), last sign of training " in status_text.render(told)
 
 
 def test_a_lock_of_which_nothing_is_written_yet(mine: Path) -> None:
@@ -280,7 +280,7 @@ def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Pa
         record(task_of([tiny(tmp_path, seed=s) for s in range(2)]), ids[:1])
         told = status.look(mine)
         assert (told.running_at[0].run_id, told.saved_at[0].run_id) == (ids[0], ids[1])
-        assert "nobody" not in status_text.render(told)
+        assert "no process" not in status_text.render(told)
     with held(mine, shared=True, since="2020-01-01T00:00:00+00:00"):  # single runs, each with a record of its own
         assert (status.look(mine).running, status.look(mine).interrupted) == (2, 0)
 
@@ -289,11 +289,10 @@ def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Pa
 
 
 def test_what_is_read_of_checkpoints_is_what_is_written(stopped: Path) -> None:
-    running = dict.fromkeys(tables.finished_ids(stopped), Run("running", N, N, 0, math.nan, math.nan))
-    for run_id, mark in marks.marks_of(stopped, running).items():
+    running = dict.fromkeys(tables.finished_ids(stopped), RunRow("running", N, math.nan))
+    for run_id, position in positions.positions_of(stopped, running, []).items():
         written = (stopped / checkpoints.FOLDER / run_id).stat().st_mtime
-        assert (mark.step, mark.at, mark.saved, mark.saved_at) == (5, written, 5, written)
-        assert 0 < mark.seconds < 60
+        assert position == Position(5, 5, written)
 
 
 @pytest.mark.parametrize("length", [0, 10, 30, 36, 60, 300])
@@ -307,10 +306,10 @@ def test_a_window_tells_how_far_a_run_is(tmp_path: Path) -> None:
     study = tmp_path / "handmade"
     run_id = write_handmade_run(study, handmade_config(tmp_path, n_steps=900), "running")  # 450: windows 0, 1, 2
     with held(study):
-        assert status.look(study).running_at == (Place(run_id, 1, 600, 900),)
+        assert status.look(study).running_at == (Group(run_id, 1, 600, 900),)
     tables.write_window(study, run_id, 4, recording.no_rows())
     with held(study):
-        assert status.look(study).running_at == (Place(run_id, 1, 900, 900),)
+        assert status.look(study).running_at == (Group(run_id, 1, 900, 900),)
 
 
 def test_the_greater_one_of_checkpoint_and_window_counts(tmp_path: Path) -> None:
@@ -323,90 +322,109 @@ def test_the_greater_one_of_checkpoint_and_window_counts(tmp_path: Path) -> None
 
 def test_what_counts_of_rows(finished: Path) -> None:
     frame = tables.read(finished, "runs")
-    for row, run in zip(frame.itertuples(), marks.runs_of(frame), strict=True):
-        taken = N if math.isnan(row.nonfinite_step) else row.nonfinite_step + 1
-        times = row.started_at.timestamp(), row.finished_at.timestamp(), row.wall_time_s
-        assert run == Run("done", N, taken, *map(pytest.approx, times))
-    assert min(run.taken for run in marks.runs_of(frame)) < N
-    assert math.isnan(
-        next(marks.runs_of(frame.assign(finished_at=None).astype({"finished_at": frame.started_at.dtype}))).finished
-    )
+    for row, run in zip(frame.itertuples(), positions.rows_of(frame), strict=True):
+        assert run == RunRow("done", N, pytest.approx(row.finished_at.timestamp()))
+    unfinished = frame.assign(finished_at=None).astype({"finished_at": frame.started_at.dtype})
+    assert math.isnan(next(positions.rows_of(unfinished)).finished)
 
 
-def test_places_are_grouped_and_the_most_advanced_come_first() -> None:
-    rows = {f"r{i:02d}": Run("running", 100, 100, 0, 0, 0) for i in range(14)}
+def test_runs_are_grouped_by_step_and_the_most_advanced_come_first() -> None:
+    rows = {f"r{i:02d}": RunRow("running", 100, math.nan) for i in range(14)}
     steps = {run_id: 7 if i < 3 else i for i, run_id in enumerate(rows)}
-    places = marks.places_of(rows, steps, rows)
-    assert places[0] == Place("r13", 1, 13, 100)
-    assert places[6] == Place("r00", 4, 7, 100)
-    assert len(places) == 11
-    assert list(status_text._places(places))[6:] == [
+    groups = positions.groups_of(rows, steps, rows)
+    assert groups[0] == Group("r13", 1, 13, 100)
+    assert groups[6] == Group("r00", 4, 7, 100)
+    assert len(groups) == 11
+    assert list(status_text._groups(groups))[6:] == [
         "  step 7 of 100: r00 and 3 more", "  step 6 of 100: r06", "  step 5 of 100: r05", "  step 4 of 100: r04",
         "  and 1 more",
     ]  # fmt: skip
 
 
-def test_steps_of_the_last_sweep() -> None:
-    """Runs of 100 steps; the sweep began at 1000."""
-    done = [
-        Run("done", 100, 100, 500, 900, 400),  # before it
-        Run("done", 100, 100, 1010, 1050, 40),
-        Run("done", 100, 30, 1010, 1020, 10),  # diverged
-        Run("done", 100, 100, 500, 1040, 160),  # took 40 of its 160 seconds in it
-    ]
-    assert marks.taken_since(1000, done, []) == (100 + 30 + 25, 1000, 1050)
-    running = [
-        (Run("running", 100, 100, 1010, math.nan, math.nan), Mark(60, 1080, 60, 1080, 50)),
-        (Run("running", 100, 100, 500, math.nan, math.nan), Mark(60, 1090, 50, 1060, 300)),  # 60 of 300 seconds
-        (Run("running", 100, 100, 500, math.nan, math.nan), Mark(50, 990, 50, 990, 300)),  # waits for its turn
-        (Run("running", 100, 100, 1010, math.nan, math.nan), Mark()),
-    ]
-    assert marks.taken_since(1000, [], running) == (60 + 10, 1000, 1080)
-    assert marks.taken_since(1000, done[1:3], running[:1]) == (190, 1010, 1080)  # workers took 10 s to start
-    assert marks.taken_since(1000, [], running[2:]) == (0, math.inf, -math.inf)
+# ---- heartbeats ---------------------------------------------------------------------------------------
 
 
-def test_time_left() -> None:
-    assert marks.time_left([(100, 40), (100, 0)], 2.0, 5.0) == 75.0
-    assert marks.time_left([(100, 40)], 2.0, -5.0) == 30.0  # a clock that is behind
-    assert marks.time_left([(100, 40)], 2.0, 31.0) is None
-    assert marks.time_left([(100, 40)], None, 0.0) is None
-    assert marks.time_left([(None, 0)], 2.0, 0.0) is None
-    assert marks.time_left([], 2.0, 0.0) is None
+def put_heartbeat(study: Path, name: str, *content: object) -> None:
+    (study / "state" / f"{name}{heartbeat.SUFFIX}").write_text(json.dumps(content))
 
 
-def test_the_rate_of_a_sweep_is_told_while_somebody_trains(tmp_path: Path) -> None:
-    """Hand-made runs take 2 s from the start of 2025."""
-    study = tmp_path / "handmade"
-    ids = [write_handmade_run(study, handmade_config(tmp_path, seed=s)) for s in range(3)]
-    waiting = handmade_config(tmp_path, seed=3)
-    planned = {**dict.fromkeys(ids, waiting), "waiting": waiting}
-    records.record_request(study, REQUEST, [[*planned]], planned, {})
-    (record_file,) = (study / "sweeps").iterdir()
-    record_file.rename(study / "sweeps" / "20250101T000000.000000.parquet")
-    with held(study, since="2025-01-01T00:00:00+00:00"):
-        told = status.look(study)
-    assert (told.rate, told.left) == (3 * 60 / 2, None)  # a year without a word: nothing can be said
-    assert told.silent is not None
-    assert "last file" not in status_text.render(told)  # it is seen that somebody trains
-    assert status_text.render(told).splitlines()[1] == "run-steps: 180 of 240, 75 %, about 90 per second"
-    assert status.look(study).rate is None
+def test_a_worker_reports_its_steps_until_its_batch_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written after the first step, then with each message; run by run, from the step at which the process began."""
+    monkeypatch.setattr(recording, "MESSAGE_SECONDS", 0.0)
+    configs = [tiny(tmp_path, seed=s) for s in range(2)]
+    list(workers.train_halving(task_of(configs[:1]), after(3)))
+    task, seen = task_of(configs), list[list[tuple[int, int]]]()
+    for _ in workers.train_halving(task, never):
+        seen += [[beat.steps[i] for i in task.run_ids] for beat in heartbeat.read_all(task.study_dir)]
+    assert seen[0] == [(3, 3), (0, 1)]
+    assert [(3, 12), (0, 12)] in seen
+    assert seen == sorted(seen)
+    assert [path.name for path in (task.study_dir / "state").iterdir() if "." in path.name] == []
+
+
+def test_a_crash_leaves_no_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "save", lambda *_: 1 / 0)
+    task = task_of([tiny(tmp_path)], seconds=0.0)
+    list(workers.train_halving(task, never))
+    assert set(tables.finished_ids(task.study_dir).values()) == {"failed"}
+    assert heartbeat.read_all(task.study_dir) == []
+
+
+def test_training_continues_where_no_heartbeat_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = task_of([tiny(tmp_path)])
+    monkeypatch.setattr(heartbeat, "_path", lambda study: study / "nowhere" / "a.heartbeat")
+    list(workers.train_halving(task, never))
+    assert set(tables.finished_ids(task.study_dir).values()) == {"done"}
+
+
+def test_a_sweep_removes_the_heartbeats_of_killed_processes(mine: Path) -> None:
+    put_heartbeat(mine, "elsewhere-1", 0.0, time.time(), {"r": [0, 5]})
+    files.remove_parts(mine)
+    assert heartbeat.read_all(mine) == []
+
+
+def test_the_rate_of_all_processes() -> None:
+    """Run-steps per second of a process, times their number: one that has just begun counts too."""
+    one = heartbeat.Heartbeat(1000.0, 1010.0, {"a": (0, 30), "b": (50, 80)})
+    other = heartbeat.Heartbeat(1000.0, 1020.0, {"c": (0, 30)})
+    begun = heartbeat.Heartbeat(1000.0, 1000.0, {"d": (7, 7)})
+    assert heartbeat.rate_of([one]) == 6.0
+    assert heartbeat.rate_of([one, other]) == 2 * 90 / 30
+    assert heartbeat.rate_of([one, other, begun]) == 3 * 90 / 30
+    assert heartbeat.rate_of([begun]) is None
+    assert heartbeat.rate_of([]) is None
+    assert (heartbeat.seconds_left(120, 2.0), heartbeat.seconds_left(120, None)) == (60.0, None)
+
+
+def test_status_reads_heartbeats_of_runs_that_are_trained(mine: Path, tmp_path: Path) -> None:
+    """The newest of a run counts; one that is old or damaged does not, nor any where no process trains."""
+    now = time.time()
+    first, second = sorted(tables.finished_ids(mine))
+    put_heartbeat(mine, "killed-1", now - 30, now - 20, {first: [0, 11]})
+    put_heartbeat(mine, "here-2", now - 4, now, {first: [5, 7], second: [5, 7]})
+    put_heartbeat(mine, "long-ago-3", 0.0, now - 2 * heartbeat.STALE_SECONDS, {second: [0, 12]})
+    for name, text in (("a", ""), ("b", "[1]"), ("c", "[1, 2, 3]"), ("d", '[1, 2, {"r": 5}]')):
+        (mine / "state" / f"{name}{heartbeat.SUFFIX}").write_text(text)
+    assert [group.step for group in status.look(mine).saved_at] == [5]
+    assert (status.look(mine).rate, status.look(mine).left) == (None, None)
+    (mine / "state" / f"killed-1{heartbeat.SUFFIX}").unlink()
+    with held(mine, since="2020-01-01T00:00:00+00:00"):
+        told = status.look(mine)
+        assert told.running_at == (Group(first, 2, 7, N),)
+        assert told.rate == pytest.approx(1.0, rel=1e-3)
+        assert told.left == pytest.approx(10.0, rel=1e-3)
+        assert told.silent is not None
+        assert told.silent < 60
+        assert (
+            status_text.render(told).splitlines()[1] == "run-steps: 14 of 24, 58 %, about 1 per second, about 10 s left"
+        )
+        record(task_of([tiny(tmp_path, seed=s) for s in range(3)]))  # one more is to be trained
+        assert status.look(mine).left == pytest.approx(22.0, rel=1e-3)
+        for path in (mine / "state").glob(f"*{heartbeat.SUFFIX}"):
+            path.unlink()
+        assert (status.look(mine).rate, status.look(mine).left) == (None, None)
     told = replace(told, rate=1234.5, left=750.0)
-    assert status_text.render(told).splitlines()[1].endswith("75 %, about 1,234 per second, about 12:30 left")
-
-
-def test_looks_that_are_far_apart_tell_the_rate_between_them(tmp_path: Path) -> None:
-    looker = status.Looker(tmp_path)
-
-    def rate(at: float, step: int) -> float | None:
-        return looker._rate(1000, {"r": (Run("running", 10**6, 10**6, 1000, math.nan, math.nan), Mark(step, at))})
-
-    assert rate(1100, 1000) == 10.0
-    assert rate(1130, 2500) == 2500 / 130  # too near
-    assert rate(1160, 4000) == 50.0
-    assert rate(1710, 9000) == 6500 / 580  # the first is more than ten minutes ago
-    assert rate(1770, 500) == 500 / 770  # it started from zero: nothing to subtract from
-    assert rate(1000, 500) is None
+    assert status_text.render(told).splitlines()[1].endswith("58 %, about 1,234 per second, about 12:30 left")
 
 
 # ---- one look after another ---------------------------------------------------------------------------
@@ -600,7 +618,7 @@ def test_after_ctrl_c_it_says_where_every_run_goes_on(live: Live) -> None:
     assert told.interrupted == 2 - told.not_begun - told.finished > 0
     assert told.steps_done >= before.steps_done
     assert sum(place.runs * place.step for place in told.saved_at) == told.steps_done - 600 * told.finished
-    assert f"goes on: normstudy {LIVE[0]} {LIVE[1]}" in status_text.render(told)
+    assert f"resume: normstudy {LIVE[0]} {LIVE[1]}" in status_text.render(told)
 
 
 def test_watching_in_a_pipe_ends_with_the_sweep(live: Live) -> None:
