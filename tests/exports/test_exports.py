@@ -33,7 +33,6 @@ from processes import start, wait_for
 from normstudy import config
 from normstudy.cli import main
 from normstudy.config import ConfigError
-from normstudy.exports import export as exports
 from normstudy.exports.export import FORMATS, export_study
 from normstudy.exports.source import by_run, choose
 from normstudy.study import schema, tables
