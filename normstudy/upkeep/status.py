@@ -25,7 +25,7 @@ from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
 from normstudy.study import records, schema, swap, tables
 from normstudy.study.holder import Holder, holder_of
-from normstudy.upkeep.positions import Group, RunRow, groups_of, positions_of, rows_of
+from normstudy.upkeep.positions import Group, RunRow, groups_of, heads_of, rows_of
 from normstudy.workers import heartbeat
 
 # Attempts, and seconds between them: a file that disappears during a read means that a compaction swaps the tables.
@@ -159,6 +159,8 @@ class Looker:
 
     def _look(self) -> Status:
         before, jobs = holder_of(self.study), self.jobs()
+        # Both disappear when a run ends, so they are read before the rows, which then say that the run is done.
+        heartbeats, heads = heartbeat.read_all(self.study), heads_of(self.study)
         frame, compacted = self._read_rows()
         rows = dict(zip(frame["run_id"], rows_of(frame), strict=True))
         self._read_records()
@@ -167,9 +169,6 @@ class Looker:
         if jobs is not None and holder is not None and not holder.verified:
             holder = None  # the note of a job elsewhere, which may be over: Slurm knows
         unfinished = {i: run for i, run in rows.items() if run.status != "done"}
-        heartbeats = heartbeat.read_all(self.study)
-        live = [beat for beat in heartbeats if not beat.is_stale]
-        positions = positions_of(self.study, unfinished, live)
         self._find_outcomes(frame[frame["status"] == "done"])
         self._done.update((i, run) for i, run in rows.items() if run.status == "done")
         self._compacted = compacted  # only now: after an error above, the next try reads these files again
@@ -180,9 +179,11 @@ class Looker:
         failed = sorted(unfinished.keys() - running)
         trained = self._trained(holder, running) | self._submitted(jobs)
         interrupted, running = running - trained, running & trained
-        # A run that no process trains resumes from its checkpoint, even if windows beyond it exist.
-        steps = {i: at.step if i in running else at.saved for i, at in positions.items()}
-        times = [run.finished for run in self._done.values()] + [at.seen for at in positions.values()]
+        saved = {i: heads[i].step if i in heads else 0 for i in unfinished}
+        live = [beat for beat in heartbeats if beat.expires > time.time()]
+        reached = {i: step for beat in live for i, (_, step) in beat.steps.items() if i in running}
+        steps = {i: max(step, reached.get(i, 0)) for i, step in saved.items()}
+        times = [run.finished for run in self._done.values()] + [head.written for head in heads.values()]
         seen = max((t for t in [*times, *(beat.now for beat in heartbeats)] if t > 0), default=None)
         rate = heartbeat.rate_of(live) if running else None
         rest = [(lengths[i], steps.get(i, 0)) for i in trained - self._done.keys() - set(failed)]
@@ -200,8 +201,8 @@ class Looker:
             steps_done=sum(run.n_steps for run in self._done.values()) + sum(steps.values()),
             steps_planned=sum(known) if len(known) == len(lengths) else None,
             outcomes=outcome_counts(self._outcomes.values()),
-            running_at=groups_of(running, steps, unfinished),
-            saved_at=groups_of(interrupted, steps, unfinished),
+            running_at=groups_of(steps, unfinished, running),
+            saved_at=groups_of(steps, unfinished, interrupted),
             failures=tuple(failures_of(self.study, failed[:MOST_LINES])),
             holder=None if holder is None else holder.text,
             verified=holder is not None and holder.verified,

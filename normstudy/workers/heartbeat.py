@@ -1,8 +1,7 @@
 """Heartbeats: how far the runs of a batch are, and how fast they train.
 
-A worker process writes one small file, state/<host>-<pid>.heartbeat, when a batch begins and then about once a second.
-It removes the file when the batch ends. `normstudy status` reads the files. They are not made durable, and nothing else
-depends on them.
+While a worker process trains a batch, it keeps one small file, state/<host>-<pid>.heartbeat, up to date. Only
+`normstudy status` reads these files. They are not made durable, and a lost file does no harm.
 """
 
 from __future__ import annotations
@@ -12,67 +11,65 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from normstudy.study import files
 
 SUFFIX = ".heartbeat"
-STALE_SECONDS = 120.0  # after which a heartbeat no longer counts: its process was killed, or a step takes minutes
+LIFETIME = 60.0  # seconds; a heartbeat expires later if it was written more than LIFETIME / 4 after the previous one
 
 
 class Heartbeat(NamedTuple):
-    """The runs of one batch. Times in seconds since 1970; steps: run_id -> (its step at `began`, its step at `now`)."""
+    """How far a batch is. Times are in seconds since 1970; after `expires` the process counts as killed.
+
+    steps: run_id -> the step at which the process began the run, and the run's next step.
+    """
 
     began: float
     now: float
+    expires: float
     steps: dict[str, tuple[int, int]]
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether the process has probably been killed."""
-        return time.time() - self.now > STALE_SECONDS
 
-
-def write(study_dir: Path, began: float, steps: Mapping[str, tuple[int, int]]) -> None:
-    """Replace the heartbeat of this process. Training continues if the file cannot be written."""
+def write(study_dir: Path, began: float, previous: float, steps: Mapping[str, tuple[int, int]]) -> float:
+    """Replace this process's heartbeat, last written at `previous`; returns the time. Training continues on errors."""
+    now = time.time()
+    content = Heartbeat(began, now, now + max(LIFETIME, 4 * (now - previous)), dict(steps))
     path = _path(study_dir)
-    part = path.with_suffix(".part")
     with contextlib.suppress(OSError):
-        files.write_bytes(part, json.dumps(Heartbeat(began, time.time(), dict(steps))).encode())
-        os.replace(part, path)
+        files.write_bytes(path.with_suffix(".part"), json.dumps(content).encode())
+        os.replace(path.with_suffix(".part"), path)
+    return now
 
 
 def remove(study_dir: Path) -> None:
-    """Remove the heartbeat of this process."""
+    """Remove this process's heartbeat."""
     with contextlib.suppress(OSError):
         os.unlink(_path(study_dir))
 
 
 def read_all(study_dir: Path) -> list[Heartbeat]:
-    """The heartbeats of a study, the oldest first."""
+    """The heartbeats of a study, including expired ones, the oldest first."""
     found = []
     for path in (study_dir / "state").glob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            began, now, steps = json.loads(path.read_bytes())
-            found.append(Heartbeat(began, now, {run_id: (first, step) for run_id, (first, step) in steps.items()}))
+            began, now, expires, steps = json.loads(path.read_bytes())
+            both = {run_id: (int(first), int(step)) for run_id, (first, step) in steps.items()}
+            found.append(Heartbeat(float(began), float(now), float(expires), both))
     return sorted(found, key=lambda heartbeat: heartbeat.now)
 
 
-def rate_of(heartbeats: Iterable[Heartbeat]) -> float | None:
-    """Run-steps per second of all processes together, None before the first step.
-
-    A process that has just begun counts with the mean speed of the others.
-    """
-    beats = list(heartbeats)
-    taken = sum(step - first for beat in beats for first, step in beat.steps.values())
-    seconds = sum(beat.now - beat.began for beat in beats)
-    return len(beats) * taken / seconds if taken > 0 and seconds > 0 else None
+def rate_of(heartbeats: Sequence[Heartbeat]) -> float | None:
+    """Run-steps per second of all processes: their mean rate times their number. None before the first step."""
+    taken = sum(step - first for heartbeat in heartbeats for first, step in heartbeat.steps.values())
+    seconds = sum(heartbeat.now - heartbeat.began for heartbeat in heartbeats)
+    return len(heartbeats) * taken / seconds if taken > 0 and seconds > 0 else None
 
 
 def seconds_left(run_steps: int, rate: float | None) -> float | None:
-    """The time that so many run-steps take at this rate; None without a rate."""
+    """How long so many run-steps take; None without a rate."""
     return run_steps / rate if rate else None
 
 

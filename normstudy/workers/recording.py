@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,15 +21,11 @@ from normstudy.data import texts
 from normstudy.model import processor, transformer
 from normstudy.study import files, parquet, schema, tables
 from normstudy.training import batch, probes
+from normstudy.training.batch import End, Event, Record, ResumePoint, Snapshot
 from normstudy.training.layout import Layout, layout_of
 from normstudy.workers import checkpoint, heartbeat
 from normstudy.workers.checkpoint import Checkpoint
 from normstudy.workers.task import Message, Task
-
-if TYPE_CHECKING:
-    from normstudy.data.texts import Text
-    from normstudy.training.batch import End, Event, Record, ResumePoint, Snapshot
-    from normstudy.training.probes import Modules
 
 COMPUTED_BY = ("torch", "cpu_capability", "blas", "device")  # columns of `runs`: bits may change if one of them changes
 Row = dict[str, object]
@@ -89,7 +84,7 @@ def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
 def record(
     task: Task,
     runs: list[Running],
-    modules: Modules,
+    modules: probes.Modules,
     events: Iterator[Record | list[End] | Snapshot],
     stopping: Callable[[], bool],
     clock: float,
@@ -97,9 +92,10 @@ def record(
     """Write what the events of a batch bring. clock: time.monotonic() when this process began the batch."""
     n_steps = task.configs[0].schedule.n_steps
     size = schema.window_size(n_steps)
-    began, saved, sent, pending = time.time(), time.monotonic(), -math.inf, 0
+    began = beat = time.time()
+    saved, sent, pending = time.monotonic(), -math.inf, 0
     for event in events:
-        if isinstance(event, batch.Snapshot):
+        if isinstance(event, Snapshot):
             stop = stopping()
             if task.device == "cpu" and (stop or time.monotonic() - saved >= task.checkpoint_seconds):
                 save(task.study_dir, event, runs, time.monotonic() - clock)
@@ -121,7 +117,7 @@ def record(
             pending += len(event.runs)
             if time.monotonic() - sent > MESSAGE_SECONDS:
                 steps = {run.series.run_id: (run.first, run.series.step + 1) for run in runs}
-                heartbeat.write(task.study_dir, began, steps)
+                beat = heartbeat.write(task.study_dir, began, beat, steps)
                 yield Message(task.number, pending)
                 pending, sent = 0, time.monotonic()
 
@@ -146,8 +142,8 @@ def finish(study_dir: Path, ends: list[End], ended: list[Running], window_size: 
 
 
 def begin_all(
-    task: Task, text: Text, rows: Mapping[str, Row | None]
-) -> tuple[list[Running], list[ResumePoint | None], Modules]:
+    task: Task, text: texts.Text, rows: Mapping[str, Row | None]
+) -> tuple[list[Running], list[ResumePoint | None], probes.Modules]:
     """Prepare each run of a batch and find the point from which it resumes. rows: the rows in the table `runs`."""
     parameters = dict(transformer.build(task.configs[0], text.vocab_size).named_parameters())
     layout, modules = layout_of(parameters), probes.modules_of(list(parameters))
@@ -226,7 +222,7 @@ def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
     ends: list[End] = []
     try:
         for event in events:
-            if isinstance(event, batch.End):
+            if isinstance(event, End):
                 ends.append(event)
                 continue
             if ends:
@@ -254,7 +250,7 @@ class SeriesBuffer:
         self.step, self.train_loss = found.start.step - 1, found.train_loss
         self.rows = {table: {name: [*values] for name, values in rows.items()} for table, rows in found.rows.items()}
 
-    def add(self, record: Record, place: int, modules: Modules) -> None:
+    def add(self, record: Record, place: int, modules: probes.Modules) -> None:
         """Add the rows of one step. place: the position of the run in the record."""
         self.step, self.train_loss = record.step, float(record.train_loss[place])
         self._extend(
@@ -297,7 +293,7 @@ def machine(device: str) -> dict[str, object]:
     }
 
 
-def text_columns(text: Text) -> dict[str, object]:
+def text_columns(text: texts.Text) -> dict[str, object]:
     """The columns of `runs` that describe the text."""
     return {
         "resolved_vocab_size": text.vocab_size,

@@ -23,16 +23,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from handmade import handmade_config, write_handmade_run
+from handmade import handmade_config
 from processes import CLI, SWEEP, start, wait_for
 from studies import REQUEST, after, never, task_of, tiny
 
 from normstudy.cli import main
 from normstudy.config import ConfigError, RunConfig
-from normstudy.study import checkpoints, files, holder, locks, records, schema, swap, tables
+from normstudy.study import checkpoints, files, holder, locks, records, swap, tables
 from normstudy.upkeep import positions, status, status_text
 from normstudy.upkeep.compact import compact_study
-from normstudy.upkeep.positions import Group, Position, RunRow
+from normstudy.upkeep.positions import Group, RunRow
 from normstudy.workers import heartbeat, progress, recording
 from normstudy.workers import worker as workers
 from normstudy.workers.task import Task
@@ -149,16 +149,10 @@ def test_what_the_same_command_goes_on_with_is_told_once_all_of_it_is_in_the_las
     assert "rerun the same command to resume\n" in status_text.render(told) + "\n"
 
 
-def test_a_checkpoint_is_gone_and_windows_are_left(mine: Path) -> None:
-    """A run that nobody trains starts from zero then, one that is trained has taken those steps."""
+def test_a_run_without_a_checkpoint_is_at_step_0(mine: Path) -> None:
+    """Whatever windows there are: the run would start again."""
     shutil.rmtree(mine / checkpoints.FOLDER)
-    for run_id in tables.finished_ids(mine):
-        shutil.copy(mine / "tables/steps" / schema.SCHEMA_FILE, mine / "tables/steps" / schema.window_name(run_id, 0))
-    told = status.look(mine)
-    assert (told.saved_at[0].step, told.steps_done) == (0, 0)
-    with held(mine, since="2020-01-01T00:00:00+00:00"):
-        told = status.look(mine)
-    assert (told.running_at[0].step, told.steps_done) == (N, 2 * N)
+    assert (status.look(mine).saved_at[0].step, status.look(mine).steps_done) == (0, 0)
 
 
 def test_a_new_study_has_nothing(tmp_path: Path) -> None:
@@ -289,10 +283,10 @@ def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Pa
 
 
 def test_what_is_read_of_checkpoints_is_what_is_written(stopped: Path) -> None:
-    running = dict.fromkeys(tables.finished_ids(stopped), RunRow("running", N, math.nan))
-    for run_id, position in positions.positions_of(stopped, running, []).items():
-        written = (stopped / checkpoints.FOLDER / run_id).stat().st_mtime
-        assert position == Position(5, 5, written)
+    heads = positions.heads_of(stopped)
+    assert heads.keys() == tables.finished_ids(stopped).keys()
+    for run_id, head in heads.items():
+        assert (head.step, head.written) == (5, (stopped / checkpoints.FOLDER / run_id).stat().st_mtime)
 
 
 @pytest.mark.parametrize("length", [0, 10, 30, 36, 60, 300])
@@ -300,24 +294,6 @@ def test_half_a_checkpoint_tells_nothing(mine: Path, length: int) -> None:
     for run_id in tables.finished_ids(mine):
         os.truncate(mine / checkpoints.FOLDER / run_id, length)
     assert status.look(mine).steps_done == 0
-
-
-def test_a_window_tells_how_far_a_run_is(tmp_path: Path) -> None:
-    study = tmp_path / "handmade"
-    run_id = write_handmade_run(study, handmade_config(tmp_path, n_steps=900), "running")  # 450: windows 0, 1, 2
-    with held(study):
-        assert status.look(study).running_at == (Group(run_id, 1, 600, 900),)
-    tables.write_window(study, run_id, 4, recording.no_rows())
-    with held(study):
-        assert status.look(study).running_at == (Group(run_id, 1, 900, 900),)
-
-
-def test_the_greater_one_of_checkpoint_and_window_counts(tmp_path: Path) -> None:
-    study = train([tiny(tmp_path, n_steps=260)], steps=230)
-    with held(study, since="2020-01-01T00:00:00+00:00"):
-        assert status.look(study).running_at[0].step == 230
-        shutil.rmtree(study / checkpoints.FOLDER)
-        assert status.look(study).running_at[0].step == 200
 
 
 def test_what_counts_of_rows(finished: Path) -> None:
@@ -331,7 +307,7 @@ def test_what_counts_of_rows(finished: Path) -> None:
 def test_runs_are_grouped_by_step_and_the_most_advanced_come_first() -> None:
     rows = {f"r{i:02d}": RunRow("running", 100, math.nan) for i in range(14)}
     steps = {run_id: 7 if i < 3 else i for i, run_id in enumerate(rows)}
-    groups = positions.groups_of(rows, steps, rows)
+    groups = positions.groups_of(steps, rows, rows)
     assert groups[0] == Group("r13", 1, 13, 100)
     assert groups[6] == Group("r00", 4, 7, 100)
     assert len(groups) == 11
@@ -344,8 +320,8 @@ def test_runs_are_grouped_by_step_and_the_most_advanced_come_first() -> None:
 # ---- heartbeats ---------------------------------------------------------------------------------------
 
 
-def put_heartbeat(study: Path, name: str, *content: object) -> None:
-    (study / "state" / f"{name}{heartbeat.SUFFIX}").write_text(json.dumps(content))
+def put_heartbeat(study: Path, name: str, began: float, now: float, steps: dict[str, list[int]]) -> None:
+    (study / "state" / f"{name}{heartbeat.SUFFIX}").write_text(json.dumps([began, now, now + 60, steps]))
 
 
 def test_a_worker_reports_its_steps_until_its_batch_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,6 +336,14 @@ def test_a_worker_reports_its_steps_until_its_batch_ends(tmp_path: Path, monkeyp
     assert [(3, 12), (0, 12)] in seen
     assert seen == sorted(seen)
     assert [path.name for path in (task.study_dir / "state").iterdir() if "." in path.name] == []
+
+
+def test_a_heartbeat_expires_later_where_steps_take_long(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    for interval, lifetime in ((1.0, 60.0), (100.0, 400.0)):
+        heartbeat.write(tmp_path, 0.0, time.time() - interval, {})
+        (found,) = heartbeat.read_all(tmp_path)
+        assert found.expires - found.now == pytest.approx(lifetime, abs=1)
 
 
 def test_a_crash_leaves_no_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,9 +369,9 @@ def test_a_sweep_removes_the_heartbeats_of_killed_processes(mine: Path) -> None:
 
 def test_the_rate_of_all_processes() -> None:
     """Run-steps per second of a process, times their number: one that has just begun counts too."""
-    one = heartbeat.Heartbeat(1000.0, 1010.0, {"a": (0, 30), "b": (50, 80)})
-    other = heartbeat.Heartbeat(1000.0, 1020.0, {"c": (0, 30)})
-    begun = heartbeat.Heartbeat(1000.0, 1000.0, {"d": (7, 7)})
+    one = heartbeat.Heartbeat(1000.0, 1010.0, 1070.0, {"a": (0, 30), "b": (50, 80)})
+    other = heartbeat.Heartbeat(1000.0, 1020.0, 1080.0, {"c": (0, 30)})
+    begun = heartbeat.Heartbeat(1000.0, 1000.0, 1060.0, {"d": (7, 7)})
     assert heartbeat.rate_of([one]) == 6.0
     assert heartbeat.rate_of([one, other]) == 2 * 90 / 30
     assert heartbeat.rate_of([one, other, begun]) == 3 * 90 / 30
@@ -397,13 +381,13 @@ def test_the_rate_of_all_processes() -> None:
 
 
 def test_status_reads_heartbeats_of_runs_that_are_trained(mine: Path, tmp_path: Path) -> None:
-    """The newest of a run counts; one that is old or damaged does not, nor any where no process trains."""
+    """The newest heartbeat of a run counts, unless it has expired; none counts while no process trains."""
     now = time.time()
     first, second = sorted(tables.finished_ids(mine))
     put_heartbeat(mine, "killed-1", now - 30, now - 20, {first: [0, 11]})
     put_heartbeat(mine, "here-2", now - 4, now, {first: [5, 7], second: [5, 7]})
-    put_heartbeat(mine, "long-ago-3", 0.0, now - 2 * heartbeat.STALE_SECONDS, {second: [0, 12]})
-    for name, text in (("a", ""), ("b", "[1]"), ("c", "[1, 2, 3]"), ("d", '[1, 2, {"r": 5}]')):
+    put_heartbeat(mine, "long-ago-3", 0.0, now - 100, {second: [0, 12]})
+    for name, text in (("a", ""), ("b", "[1]"), ("c", "[1, 2, 3, 4]"), ("d", '[1, 2, 3, {"r": 5}]')):
         (mine / "state" / f"{name}{heartbeat.SUFFIX}").write_text(text)
     assert [group.step for group in status.look(mine).saved_at] == [5]
     assert (status.look(mine).rate, status.look(mine).left) == (None, None)
