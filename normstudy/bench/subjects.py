@@ -78,7 +78,7 @@ def start_normstudy(job: tuple[list[RunConfig], Path]) -> Work[float]:
     text = texts.load(configs[0].data)
     records = batch.train_batch(configs, text)
     modules = probes.modules_of([name for name, _ in transformer.build(configs[0], text.vocab_size).named_parameters()])
-    series = [recording.SeriesBuffer(f"run-{r}") for r in range(len(configs))]
+    series = [recording.Running(f"run-{r}", {}) for r in range(len(configs))]
     window = schema.window_size(WINDOW_OF)
     tables.prepare(folder)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -127,13 +126,13 @@ def train_batch(
     del starts  # as large as the batch, which now holds a copy
     (step, alive, runs), take = levels.pop(0), None
     while True:
-        if levels and levels[0].step == step:
+        if levels and levels[0][0] == step:
             _, others, theirs = levels.pop(0)
             runs, alive, take = runs.join(theirs), [*alive, *others], None
         if step == n_steps:
             break
         val_loss = evaluate(runs, windows) if step % eval_every == 0 else None
-        next_level = levels[0].step if levels else n_steps
+        next_level = levels[0][0] if levels else n_steps
         steps = range(step, min(step + sync_every, step + eval_every - step % eval_every, next_level))
         probed = [probes.is_probed(t, n_steps, first.probe) for t in steps]
         inputs = inputs_of(steps, [configs[r] for r in alive], text, runs.params)
@@ -157,16 +156,8 @@ def train_batch(
         yield End(r, float(value), None) if np.isfinite(value) else End(r, None, n_steps)
 
 
-class Level(NamedTuple):
-    """Runs of a batch, by their indices, whose next step is `step`."""
-
-    step: int
-    indices: list[int]
-    runs: StackedRuns
-
-
-def levels_of(runs: StackedRuns, starts: Sequence[ResumePoint | None]) -> list[Level]:
-    """Group the runs of a batch by their starting step, the least advanced first; overwrites runs that resume."""
+def levels_of(runs: StackedRuns, starts: Sequence[ResumePoint | None]) -> list[tuple[int, list[int], StackedRuns]]:
+    """Load the starts into the batch, and group its runs by step: (step, indices, runs), the least advanced first."""
     indices: dict[int, list[int]] = {}
     for r, start in enumerate(starts):
         indices.setdefault(0 if start is None else start.step, []).append(r)
@@ -175,11 +166,9 @@ def levels_of(runs: StackedRuns, starts: Sequence[ResumePoint | None]) -> list[L
             for slot, values in start.state.items():
                 runs.state[slot][r] = values
     if len(indices) == 1:
-        return [Level(step, group, runs) for step, group in indices.items()]
+        return [(step, group, runs) for step, group in indices.items()]
     device = runs.params.device
-    return [
-        Level(step, group, runs.select(torch.tensor(group, device=device))) for step, group in sorted(indices.items())
-    ]
+    return [(step, group, runs.select(torch.tensor(group, device=device))) for step, group in sorted(indices.items())]
 
 
 def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRuns:

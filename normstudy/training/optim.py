@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -100,8 +101,11 @@ def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficie
         OPTIMIZERS[name].update_(params[:, part], grads[:, part], slots, c)
 
 
-def _adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
-    """Adam (Kingma & Ba, arXiv:1412.6980) and AdamW (arXiv:1711.05101), bias-corrected."""
+def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
+    """Bias-corrected Adam (arXiv:1412.6980), whose weight decay is added to the gradient.
+
+    decoupled: AdamW (arXiv:1711.05101), whose weight decay acts on the parameters.
+    """
     m, v = state["m"], state["v"]
     if "decay" in c and not decoupled:
         g.add_(p * c["decay"])
@@ -112,16 +116,6 @@ def _adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bo
     if "decay" in c and decoupled:
         g.add_(p * c["decay"])
     p.sub_(g)
-
-
-def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
-    """torch.optim.Adam: weight decay is added to the gradient."""
-    _adam_(p, g, state, c, decoupled=False)
-
-
-def adamw_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
-    """torch.optim.AdamW: weight decay acts on the parameters."""
-    _adam_(p, g, state, c, decoupled=True)
 
 
 def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
@@ -142,7 +136,7 @@ class Optimizer:
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "adam": Optimizer(("m", "v"), adam_),
-    "adamw": Optimizer(("m", "v"), adamw_),
+    "adam": Optimizer(("m", "v"), partial(adam_, decoupled=False)),
+    "adamw": Optimizer(("m", "v"), partial(adam_, decoupled=True)),
     "sgd": Optimizer(("velocity",), sgd_),
 }

@@ -29,9 +29,11 @@ from safetensors.torch import load, save
 from normstudy.config import NUMERICS
 from normstudy.study import files
 from normstudy.study.checkpoints import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata
-from normstudy.study.schema import SCHEMAS, SERIES, Rows
+from normstudy.study.schema import SCHEMAS, SERIES
 from normstudy.training.batch import ResumePoint
 from normstudy.training.layout import Layout
+
+Buffered = dict[str, dict[str, list[object]]]  # table -> column -> values
 
 
 class Refused(Exception):
@@ -46,7 +48,7 @@ class Checkpoint:
     """
 
     start: ResumePoint
-    rows: Rows
+    rows: Buffered
     train_loss: float
     wall_time_s: float
 

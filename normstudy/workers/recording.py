@@ -12,7 +12,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from normstudy.training import batch, probes
 from normstudy.training.batch import End, Event, Record, ResumePoint, Snapshot
 from normstudy.training.layout import Layout, layout_of
 from normstudy.workers import checkpoint, heartbeat
-from normstudy.workers.checkpoint import Checkpoint
+from normstudy.workers.checkpoint import Buffered, Checkpoint
 from normstudy.workers.task import Message, Task
 
 COMPUTED_BY = ("torch", "cpu_capability", "blas", "device")  # columns of `runs`: bits may change if one of them changes
@@ -32,20 +32,47 @@ Row = dict[str, object]
 MESSAGE_SECONDS = 0.5  # between two messages to the parent; a heartbeat accompanies each
 
 
+def no_rows() -> Buffered:
+    """Empty columns of every series table."""
+    return {t: {f.name: [] for f in schema.SCHEMAS[t] if f.name != "run_id"} for t in schema.SERIES}
+
+
 @dataclass
 class Running:
     """A run of a batch.
 
-    row: its row of `runs`; has_row: whether the table holds that row already; first: the step at which this process
-    starts the run; seconds: its training time before; note: why the run does not resume, None if it does or is new.
+    row: its row of `runs`; has_row: whether the table holds that row already. step, train_loss: of its last step;
+    rows: of its series, since its last window. first: the step at which this process starts the run; seconds: its
+    training time before; note: why the run does not resume, None if it does or is new.
     """
 
+    run_id: str
     row: Row
-    series: SeriesBuffer
     has_row: bool = False
+    step: int = -1
+    train_loss: float = 0.0
+    rows: Buffered = field(default_factory=no_rows)
     first: int = 0
     seconds: float = 0.0
     note: str | None = None
+
+    def add(self, record: Record, place: int, modules: probes.Modules) -> None:
+        """Add the rows of one step. place: the position of the run in the record."""
+        self.step, self.train_loss = record.step, float(record.train_loss[place])
+        self._extend(
+            "steps", [record.step], [self.train_loss], [None if record.val_loss is None else record.val_loss[place]],
+            [record.lr[place]], [record.grad_norm[place]], [record.param_norm[place]], [record.update_norm[place]],
+        )  # fmt: skip
+        if (probe := record.probe) is not None:
+            n = len(modules.name)
+            norms = (x[:, place] for x in (probe.grad, probe.param, probe.update))
+            self._extend("modules", [record.step] * n, modules.layer, modules.name, *norms)
+            n = len(probe.rms)
+            self._extend("residual", [record.step] * n, range(n), probe.rms[:, place], probe.residual_grad[:, place])
+
+    def _extend(self, table: str, *columns: Iterable[object]) -> None:
+        for column, values in zip(self.rows[table].values(), columns, strict=True):
+            column.extend(values)
 
 
 def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
@@ -106,17 +133,17 @@ def record(
         elif isinstance(event, list):
             ended = [runs[end.run] for end in event]
             finish(task.study_dir, event, ended, size, clock)
-            pending += sum(n_steps - 1 - run.series.step for run in ended)  # skipped steps count: the bar reaches 100 %
-            yield Message(task.number, pending, ended=tuple(run.series.run_id for run in ended))
+            pending += sum(n_steps - 1 - run.step for run in ended)  # skipped steps count: the bar reaches 100 %
+            yield Message(task.number, pending, ended=tuple(run.run_id for run in ended))
             pending = 0
         else:
             for place, r in enumerate(event.runs):
-                runs[r].series.add(event, place, modules)
+                runs[r].add(event, place, modules)
             if (event.step + 1) % size == 0:
-                flush(task.study_dir, [runs[r].series for r in event.runs], size)
+                flush(task.study_dir, [runs[r] for r in event.runs], size)
             pending += len(event.runs)
             if time.monotonic() - sent > MESSAGE_SECONDS:
-                steps = {run.series.run_id: (run.first, run.series.step + 1) for run in runs}
+                steps = {run.run_id: (run.first, run.step + 1) for run in runs}
                 beat = heartbeat.write(task.study_dir, began, beat, steps)
                 yield Message(task.number, pending)
                 pending, sent = 0, time.monotonic()
@@ -124,21 +151,17 @@ def record(
 
 def finish(study_dir: Path, ends: list[End], ended: list[Running], window_size: int, clock: float) -> None:
     """Write the last files of runs that have ended, and remove their checkpoints."""
-    flush(study_dir, [run.series for run in ended], window_size)
-    rows = [
-        run.row
-        | {
-            "final_val_loss": end.final_val_loss,
-            "final_train_loss": run.series.train_loss if end.nonfinite_step is None else None,
-            "nonfinite_step": end.nonfinite_step,
-            "wall_time_s": run.seconds + time.monotonic() - clock,
-            "finished_at": tables.now(),
-            "status": "done",
-        }
-        for end, run in zip(ends, ended, strict=True)
-    ]
+    flush(study_dir, ended, window_size)
+    rows = []
+    for end, run in zip(ends, ended, strict=True):
+        train_loss = run.train_loss if end.nonfinite_step is None else None
+        seconds = run.seconds + time.monotonic() - clock
+        rows.append(run.row | {
+            "final_val_loss": end.final_val_loss, "final_train_loss": train_loss, "nonfinite_step": end.nonfinite_step,
+            "wall_time_s": seconds, "finished_at": tables.now(), "status": "done",
+        })  # fmt: skip
     tables.write_runs(study_dir, rows)
-    checkpoint.remove(study_dir, [run.series.run_id for run in ended])
+    checkpoint.remove(study_dir, [run.run_id for run in ended])
 
 
 def begin_all(
@@ -170,7 +193,7 @@ def begin(
     of runs in a batch may select other kernels.
     """
     run_id = str(row["run_id"])
-    run = Running(row, SeriesBuffer(run_id))
+    run = Running(run_id, row)
     if before is not None:
         other = next((key for key in COMPUTED_BY if before.get(key) != row[key]), None)
         if other is not None and before.get(other) is not None:
@@ -190,8 +213,8 @@ def begin(
         run.note += "; the run starts again from step 0"
     if found is None:
         return run, None
-    run.first, run.seconds = found.start.step, found.wall_time_s
-    run.series.restore(found)
+    run.first, run.step, run.seconds = found.start.step, found.start.step - 1, found.wall_time_s
+    run.train_loss, run.rows = found.train_loss, found.rows
     if before is not None:
         run.row = row | {"started_at": before["started_at"]}
         run.has_row = before["status"] == "running"
@@ -208,9 +231,7 @@ def check_windows(study_dir: Path, run_id: str, step: int, size: int) -> None:
 def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: float) -> None:
     """Write the checkpoints of the runs of a snapshot. seconds: training time in this process."""
     made = {
-        runs[r].series.run_id: Checkpoint(
-            snapshot.of(place), runs[r].series.rows, runs[r].series.train_loss, runs[r].seconds + seconds
-        )
+        runs[r].run_id: Checkpoint(snapshot.of(place), runs[r].rows, runs[r].train_loss, runs[r].seconds + seconds)
         for place, r in enumerate(snapshot.runs)
     }
     computed_by = {key: runs[0].row[key] for key in COMPUTED_BY}
@@ -237,70 +258,25 @@ def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
         yield ends
 
 
-class SeriesBuffer:
-    """The rows of one run that no window holds yet."""
-
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-        self.step, self.train_loss = -1, 0.0
-        self.rows = no_rows()
-
-    def restore(self, found: Checkpoint) -> None:
-        """Take over the rows of a checkpoint."""
-        self.step, self.train_loss = found.start.step - 1, found.train_loss
-        self.rows = {table: {name: [*values] for name, values in rows.items()} for table, rows in found.rows.items()}
-
-    def add(self, record: Record, place: int, modules: probes.Modules) -> None:
-        """Add the rows of one step. place: the position of the run in the record."""
-        self.step, self.train_loss = record.step, float(record.train_loss[place])
-        self._extend(
-            "steps", [record.step], [self.train_loss], [None if record.val_loss is None else record.val_loss[place]],
-            [record.lr[place]], [record.grad_norm[place]], [record.param_norm[place]], [record.update_norm[place]],
-        )  # fmt: skip
-        if (probe := record.probe) is not None:
-            n = len(modules.name)
-            norms = (x[:, place] for x in (probe.grad, probe.param, probe.update))
-            self._extend("modules", [record.step] * n, modules.layer, modules.name, *norms)
-            n = len(probe.rms)
-            self._extend("residual", [record.step] * n, range(n), probe.rms[:, place], probe.residual_grad[:, place])
-
-    def _extend(self, table: str, *columns: Iterable[object]) -> None:
-        for column, values in zip(self.rows[table].values(), columns, strict=True):
-            column.extend(values)
-
-
-def flush(study_dir: Path, series: Iterable[SeriesBuffer], window_size: int) -> None:
-    """Write the buffered rows of each run as its next window."""
-    filled = [s for s in series if s.rows["steps"]["step"]]
-    tables.write_windows(study_dir, ((s.run_id, s.step // window_size, s.rows) for s in filled))
-    for s in filled:
-        s.rows = no_rows()
-
-
-def no_rows() -> dict[str, dict[str, list[object]]]:
-    """Empty columns of every series table."""
-    return {t: {f.name: [] for f in schema.SCHEMAS[t] if f.name != "run_id"} for t in schema.SERIES}
+def flush(study_dir: Path, runs: Iterable[Running], window_size: int) -> None:
+    """Write the next window of each run that has rows for it."""
+    filled = [run for run in runs if run.rows["steps"]["step"]]
+    tables.write_windows(study_dir, ((run.run_id, run.step // window_size, run.rows) for run in filled))
+    for run in filled:
+        run.rows = no_rows()
 
 
 def machine(device: str) -> dict[str, object]:
     """The columns of `runs` that describe the machine and its software, without its host name."""
     return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        "python": platform.python_version(), "torch": torch.__version__, "blas": processor.libraries(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "blas": processor.libraries(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-    }
+    }  # fmt: skip
 
 
 def text_columns(text: texts.Text) -> dict[str, object]:
     """The columns of `runs` that describe the text."""
-    return {
-        "resolved_vocab_size": text.vocab_size,
-        "data_sha256": text.sha256,
-        "bytes_per_token": text.bytes_per_token,
-        "ln_vocab": text.ln_vocab,
-        "unigram_entropy": text.unigram_entropy,
-        "bigram_entropy": text.bigram_entropy,
-        "source_entropy": text.source_entropy,
-    }
+    same_names = ("bytes_per_token", "ln_vocab", "unigram_entropy", "bigram_entropy", "source_entropy")
+    columns = {name: getattr(text, name) for name in same_names}
+    return {"resolved_vocab_size": text.vocab_size, "data_sha256": text.sha256, **columns}
