@@ -89,12 +89,12 @@ def print_line(line: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12:30` or `3:05:00`."""
+    """Format a duration: `45 s`, `12:30` or `3:05:00`."""
     return f"{seconds:.0f} s" if seconds < 90 else str(datetime.timedelta(seconds=round(seconds))).removeprefix("0:")
 
 
 def counted(outcomes: Counter[str]) -> str:
-    """`2 learned 1 stuck`."""
+    """Format counts of outcomes: `2 learned 1 stuck`."""
     return " ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items()))
 
 

@@ -67,7 +67,7 @@ HELD_BY = {
     "A checkpoint that is damaged, or that comes from another version of torch, CPU or BLAS, is set aside with one "
     "line, and its run starts from step 0.": (
         "test_checkpoint.py::test_a_damaged_checkpoint_is_set_aside_with_a_line",
-        "test_checkpoint.py::test_a_checkpoint_from_elsewhere_is_not_gone_on_from",
+        "test_checkpoint.py::test_a_checkpoint_from_elsewhere_is_refused",
     ),
     "A damaged table also gives one line in every command that reads it, "
     "and `normstudy check` says how to repair it.": (

@@ -1,4 +1,4 @@
-"""`normstudy status`: what it says of real sweeps that train, are stopped, fail and end."""
+"""`normstudy status` on real sweeps: while they train, after they are stopped, fail or end."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ N = 12  # steps of the tiny runs
 
 
 def record(task: Task, trains: Sequence[str] | None = None) -> None:
-    """What a sweep writes before it trains. trains: the runs that it has to train, if not all."""
+    """Write the record of a sweep. trains: the runs that it has to train, by default all."""
     planned = dict(zip(task.run_ids, task.configs, strict=True))
     batch = task.run_ids if trains is None else trains
     records.record_request(task.study_dir, {**REQUEST, "command": COMMAND}, [batch], planned, {"workers": "1"})
 
 
 def train(configs: Sequence[RunConfig], steps: int | None = None) -> Path:
-    """Train runs as one batch, without processes; steps: stop after so many."""
+    """Train runs as one batch in this process. steps: stop after so many."""
     task = task_of(configs)
     record(task)
     list(workers.train_halving(task, never if steps is None else after(steps)))
@@ -60,7 +60,7 @@ def train(configs: Sequence[RunConfig], steps: int | None = None) -> Path:
 
 @contextlib.contextmanager
 def held(study: Path, *, shared: bool = False, **told: object) -> Iterator[None]:
-    """Hold the study's lock; told: other than what the lock says of its holder."""
+    """Hold the study's lock. told: replaces fields of the lock's note about its holder."""
     with locks.hold(study, COMMAND, shared=shared):
         path = study / locks.LOCK
         path.write_text(json.dumps({**json.loads(path.read_text()), **told}))
@@ -97,7 +97,7 @@ def test_a_finished_study(finished: Path) -> None:
     assert told.outcomes == dict(status.outcome_counts(progress.outcomes_of(finished, list(runs)).values()))
     counts = (told.planned, told.finished, told.running, told.interrupted, told.failed, told.not_begun)
     assert counts == (3, 3, 0, 0, 0, 0)
-    # the steps that a run will never take count as taken
+    # steps that a diverged run skips count as done
     assert (told.steps_done, told.steps_planned) == (3 * N, 3 * N)
     assert (told.holder, told.rate, told.left, told.over) == (None, None, None, True)
     outcomes = " ".join(f"{n} {outcome}" for outcome, n in told.outcomes.items())
@@ -121,7 +121,7 @@ def test_a_shipped_study_has_no_record_of_its_sweep(capfd: Capture) -> None:
     told = outcomes.removeprefix("outcomes: ").split()
     counts = dict(zip(told[1::2], map(int, told[::2]), strict=True))
     assert sum(counts.values()) == 40
-    assert (counts["learned"], counts["stuck"]) == (34, 5)  # the last one is at an edge, where rounding decides
+    assert (counts["learned"], counts["stuck"]) == (34, 5)  # the outcome of the last run depends on rounding
 
 
 def test_an_interrupted_study(stopped: Path) -> None:
@@ -139,7 +139,7 @@ def test_an_interrupted_study(stopped: Path) -> None:
     ]
 
 
-def test_what_the_same_command_goes_on_with_is_told_once_all_of_it_is_in_the_last_sweep(
+def test_the_command_is_printed_only_if_the_last_sweep_includes_all_interrupted_runs(
     mine: Path, tmp_path: Path
 ) -> None:
     other = task_of([tiny(tmp_path, seed=7)])
@@ -150,7 +150,7 @@ def test_what_the_same_command_goes_on_with_is_told_once_all_of_it_is_in_the_las
 
 
 def test_a_run_without_a_checkpoint_is_at_step_0(mine: Path) -> None:
-    """Whatever windows there are: the run would start again."""
+    """The run would start again, whatever windows it has."""
     shutil.rmtree(mine / checkpoints.FOLDER)
     assert (status.look(mine).saved_at[0].step, status.look(mine).steps_done) == (0, 0)
 
@@ -181,7 +181,7 @@ def test_records_of_older_versions_tell_no_length(tmp_path: Path) -> None:
     study = task.study_dir
     newest = max((study / "sweeps").iterdir())
     pq.write_table(pq.read_table(newest).drop_columns("n_steps"), newest)
-    (study / "sweeps" / "optimization_results.yaml").touch()  # another's sweeper may write there
+    (study / "sweeps" / "optimization_results.yaml").touch()  # Hydra's other sweepers may write files here
     told = status.look(study)
     assert (told.planned, told.steps_planned) == (2, None)
     assert status_text.render(told).splitlines()[1] == "run-steps: 0"
@@ -218,7 +218,7 @@ def test_only_ten_failed_runs_are_listed(tmp_path: Path) -> None:
     lines = status_text.render(told).splitlines()
     assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: its traceback is missing"
     assert lines[-3:-1] == ["  run-09, tried 1 time: ValueError: [31mred", "  and 2 more"]
-    with held(tmp_path):  # who holds it may try them again
+    with held(tmp_path):  # the holder may try them again
         assert not status.look(tmp_path).over
 
 
@@ -228,7 +228,7 @@ def test_only_ten_failed_runs_are_listed(tmp_path: Path) -> None:
 def test_who_holds_a_study_is_told_without_a_lock(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert holder.holder_of(mine) is None
     with locks.hold(mine, "normstudy compact x"), monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", lambda *_: pytest.fail("a look took a lock"))
+        patch.setattr(fcntl, "flock", lambda *_: pytest.fail("status took a lock"))
         found = holder.holder_of(mine)
     assert found is not None
     assert found.text.startswith(f"`normstudy compact x`, pid {os.getpid()} on {socket.gethostname()} since 20")
@@ -239,7 +239,7 @@ def test_who_holds_a_study_is_told_without_a_lock(mine: Path, monkeypatch: pytes
 
 def test_a_holder_elsewhere_is_believed(mine: Path) -> None:
     with held(mine, host="elsewhere", since="2020-01-01T00:00:00+00:00"):
-        pass  # it is free here, and its file stays
+        pass  # the lock is released, but its file stays
     told = status.look(mine)
     assert (told.running, told.interrupted, told.verified) == (2, 0, False)
     assert told.holder is not None
@@ -267,7 +267,7 @@ def test_a_system_that_does_not_list_its_locks(mine: Path, monkeypatch: pytest.M
 
 def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Path) -> None:
     ids = sorted(tables.finished_ids(mine))
-    with held(mine, since="2100-01-01T00:00:00+00:00"):  # a compaction has no record of its own
+    with held(mine, since="2100-01-01T00:00:00+00:00"):  # a compaction writes no record
         assert (status.look(mine).running, status.look(mine).interrupted) == (0, 2)
     with held(mine, since="2020-01-01T00:00:00+00:00"):
         assert (status.look(mine).running, status.look(mine).interrupted) == (2, 0)
@@ -275,7 +275,7 @@ def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Pa
         told = status.look(mine)
         assert (told.running_at[0].run_id, told.saved_at[0].run_id) == (ids[0], ids[1])
         assert "no process" not in status_text.render(told)
-    with held(mine, shared=True, since="2020-01-01T00:00:00+00:00"):  # single runs, each with a record of its own
+    with held(mine, shared=True, since="2020-01-01T00:00:00+00:00"):  # single runs, each of which writes a record
         assert (status.look(mine).running, status.look(mine).interrupted) == (2, 0)
 
 
@@ -325,7 +325,7 @@ def put_heartbeat(study: Path, name: str, began: float, now: float, steps: dict[
 
 
 def test_a_worker_reports_its_steps_until_its_batch_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written after the first step, then with each message; run by run, from the step at which the process began."""
+    """It writes after the first step and with each message: per run, the step at which it began and the next step."""
     monkeypatch.setattr(recording, "MESSAGE_SECONDS", 0.0)
     configs = [tiny(tmp_path, seed=s) for s in range(2)]
     list(workers.train_halving(task_of(configs[:1]), after(3)))
@@ -368,7 +368,7 @@ def test_a_sweep_removes_the_heartbeats_of_killed_processes(mine: Path) -> None:
 
 
 def test_the_rate_of_all_processes() -> None:
-    """Run-steps per second of a process, times their number: one that has just begun counts too."""
+    """The mean rate times the number of processes, including one that has just begun."""
     one = heartbeat.Heartbeat(1000.0, 1010.0, 1070.0, {"a": (0, 30), "b": (50, 80)})
     other = heartbeat.Heartbeat(1000.0, 1020.0, 1080.0, {"c": (0, 30)})
     begun = heartbeat.Heartbeat(1000.0, 1000.0, 1060.0, {"d": (7, 7)})
@@ -402,7 +402,7 @@ def test_status_reads_heartbeats_of_runs_that_are_trained(mine: Path, tmp_path: 
         assert (
             status_text.render(told).splitlines()[1] == "run-steps: 14 of 24, 58 %, about 1 per second, about 10 s left"
         )
-        record(task_of([tiny(tmp_path, seed=s) for s in range(3)]))  # one more is to be trained
+        record(task_of([tiny(tmp_path, seed=s) for s in range(3)]))  # one more run to train
         assert status.look(mine).left == pytest.approx(22.0, rel=1e-3)
         for path in (mine / "state").glob(f"*{heartbeat.SUFFIX}"):
             path.unlink()
@@ -411,7 +411,7 @@ def test_status_reads_heartbeats_of_runs_that_are_trained(mine: Path, tmp_path: 
     assert status_text.render(told).splitlines()[1].endswith("58 %, about 1,234 per second, about 12:30 left")
 
 
-# ---- one look after another ---------------------------------------------------------------------------
+# ---- repeated reads -----------------------------------------------------------------------------------
 
 
 def test_of_a_finished_run_nothing_is_read_twice(finished: Path, tmp_path: Path) -> None:
@@ -531,7 +531,7 @@ def test_a_terminal_is_redrawn_in_place_until_ctrl_c(stopped: Path) -> None:
         assert watching.wait(timeout=20) == 130
     finally:
         watching.kill()
-    with contextlib.suppress(OSError):  # a terminal whose other end is closed
+    with contextlib.suppress(OSError):  # the other end of the terminal is closed
         while more := os.read(ours, 10_000):
             told += more
     os.close(ours)
@@ -551,7 +551,7 @@ LIVE = [
 
 @dataclasses.dataclass(frozen=True)
 class Live:
-    """A sweep that was looked at until Ctrl-C, and after it."""
+    """The status of a sweep, read repeatedly until Ctrl-C, and once after it."""
 
     cwd: Path
     looks: list[status.Status]
@@ -594,7 +594,7 @@ def test_while_a_sweep_trains_no_number_goes_back(live: Live) -> None:
     assert last.left is None or last.left > 0
 
 
-def test_after_ctrl_c_it_says_where_every_run_goes_on(live: Live) -> None:
+def test_after_ctrl_c_it_says_where_every_run_resumes(live: Live) -> None:
     assert live.code == 130
     assert "with the same command the others go on" in live.error
     told, before = live.after, live.looks[-1]
@@ -609,7 +609,7 @@ def test_watching_in_a_pipe_ends_with_the_sweep(live: Live) -> None:
     running = start(LIVE, live.cwd)
     watching = start(["status", "results/long", "--watch", "--every", "0.4"], live.cwd)
     out, err = watching.communicate(timeout=60)
-    running.kill()  # the tables are there, figures are not wanted
+    running.kill()  # the tables are complete; the test needs no figures
     running.communicate()
     assert (watching.returncode, err) == (0, "")
     assert {c for c in out if not c.isprintable()} == {"\n"}
