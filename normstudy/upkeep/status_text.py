@@ -77,7 +77,7 @@ def _of_jobs(s: Status) -> str:
     assert s.jobs is not None
     array, counts = s.jobs.array, s.jobs.counts
     if counts is None:
-        return f"{array}, submitted on {array.host} at {array.since}: Slurm cannot be asked from here ({s.jobs.why})"
+        return f"{array}, submitted on {array.host} at {array.since}: cannot be asked from here ({s.jobs.why})"
     return f"{array}: {counts}" + (f"; logs: {s.study}/{arrays.FOLDER}" if not counts.alive else "")
 
 
