@@ -1,8 +1,8 @@
 """Train a batch of runs as one program.
 
 The loss of ONE run is written once. vmap adds the run axis, and ordinary autograd differentiates the sum of the losses
-outside the vmap. Runs do not interact, so the gradient of the sum is the gradient of each run. dLoss/dx_l needs no
-hook: the forward pass returns the residual stream, and `autograd.grad` differentiates by the stream too.
+outside the vmap. Runs do not interact, so the gradient of the sum holds the gradient of each run. dLoss/dx_l needs no
+hook: the forward pass returns the residual stream, and `autograd.grad` also differentiates by the stream.
 
 `train_batch` is a generator of events. It writes no files.
 
@@ -24,7 +24,7 @@ from normstudy.model.init import init_params
 from normstudy.model.own import move
 from normstudy.model.transformer import Transformer, build
 from normstudy.training import admin, optim, probes
-from normstudy.training.layout import Layout, layout_of
+from normstudy.training.layout import layout_of
 from normstudy.training.probes import Array, Probe
 from normstudy.training.step import Inputs, Measured, StackedRuns, evaluate, inputs_of, stepper, to_numpy, tokens_of
 
@@ -70,18 +70,16 @@ class ResumePoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The runs that train together, before `step`. params and slots: (runs, width), changed in place by that step."""
+    """The runs that train together, by their indices, before `step`. That step changes `stacked` in place."""
 
     step: int
     runs: list[int]
-    layout: Layout
-    params: Tensor
-    state: optim.State
+    stacked: StackedRuns
 
     def of(self, place: int) -> ResumePoint:
         """Copy one run; place: its position in `runs`."""
-        state = {slot: values[place].cpu().clone() for slot, values in self.state.items()}
-        return ResumePoint(self.step, self.params[place].detach().cpu().clone(), state)
+        state = {slot: values[place].cpu().clone() for slot, values in self.stacked.state.items()}
+        return ResumePoint(self.step, self.stacked.params[place].detach().cpu().clone(), state)
 
 
 Event = Record | End | Snapshot
@@ -114,7 +112,7 @@ def train_batch(
 
     starts: where each run resumes, None for step 0. The least advanced runs train first, until they reach the others.
     snapshots: also yield a Snapshot after each transfer of results. Close the generator to stop early.
-    probing: False computes no norms, which are then NaN; `normstudy bench` measures the cost of the norms so.
+    probing: False sets all norms to NaN; `normstudy bench` uses it to measure the cost of the norms.
     sync_every: steps between two transfers of results to the host; by default 1 on a CPU, SYNC_EVERY on a GPU, where
     each transfer waits for the device. No number depends on it, but a diverged run leaves only at a transfer.
     """
@@ -150,7 +148,7 @@ def train_batch(
             runs, alive, take = runs.select(torch.from_numpy(finite).to(device)), [alive[i] for i in finite], None
         step = steps.stop
         if snapshots:
-            yield Snapshot(step, alive, runs.layout, runs.params, runs.state)
+            yield Snapshot(step, alive, runs)
 
     for r, value in zip(alive, evaluate(runs, windows), strict=True):
         yield End(r, float(value), None) if np.isfinite(value) else End(r, None, n_steps)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from normstudy.training.probes import Modules, modules_of
 
-ALIGN = 16  # floats in a cache line; every module begins at a multiple
+ALIGN = 16  # floats in a cache line; every module begins at a multiple of ALIGN
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Layout:
     width: int
 
     def flatten(self, stacked: Mapping[str, Tensor]) -> Tensor:
-        """A new matrix (runs, width) from name -> (runs, *shape). Columns between modules are 0."""
+        """Copy tensors, name -> (runs, *shape), into a new matrix (runs, width). Columns between modules are 0."""
         first = stacked[self.names[0]]
         flat = first.new_zeros(len(first), self.width)
         for name, view in zip(self.names, self.tensors(flat), strict=True):

@@ -1,4 +1,4 @@
-"""One step of a batch of runs: losses, gradients, norms and update. Also the validation loss."""
+"""One step of a batch of runs (losses, gradients, norms, update), and the validation losses."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Inputs:
 
 
 def evaluate(runs: StackedRuns, windows: Tensor) -> Array:
-    """The validation loss of each run on windows (W, T + 1), (runs,)."""
+    """The validation losses (runs,) on windows (W, T + 1)."""
     values = runs.layout.tensors(runs.params)
     with torch.no_grad():
         sums = [

@@ -1,7 +1,7 @@
 """`normstudy status`: how far the runs of a study are, read from the files in its folder.
 
-It takes no lock and changes nothing. If the study has Slurm jobs, it also asks Slurm about them. A Looker that looks
-repeatedly keeps what it knows of finished runs, which never changes.
+It takes no lock and changes nothing. If the study has Slurm jobs, it also asks Slurm about the jobs. Repeated reads keep
+what is known of finished runs, which never changes.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from normstudy.workers import heartbeat
 
 # Attempts, and seconds between them: a file that disappears during a read means that a compaction swaps the tables.
 TRIES, WAIT = 4, 0.2
-AT_ONCE = 4_000_000  # run-steps whose outcomes are computed together, in some hundred megabytes of memory
-MOST_LINES = 10  # of a list
+AT_ONCE = 4_000_000  # run-steps whose outcomes are computed together; they take some hundred megabytes
+MOST_LINES = 10  # that are shown of a list
 COLUMNS = ("run_id", "status", "finished_at", *RUN_COLUMNS)
 
 
@@ -46,7 +46,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Jobs:
-    """The Slurm jobs of a study. counts: None if Slurm does not answer; why: the reason for that."""
+    """The Slurm jobs of a study. counts: None if Slurm does not answer; why: the reason why not."""
 
     array: Array
     counts: ask.Counts | None
@@ -159,15 +159,15 @@ class Looker:
 
     def _look(self) -> Status:
         before, jobs = holder_of(self.study), self.jobs()
-        # Both disappear when a run ends, so they are read before the rows, which then say that the run is done.
+        # When a run ends, its row is written before these files are removed. So these files are read before the rows.
         heartbeats, heads = heartbeat.read_all(self.study), heads_of(self.study)
         frame, compacted = self._read_rows()
         rows = dict(zip(frame["run_id"], rows_of(frame), strict=True))
         self._read_records()
-        # Of a sweep that ends or begins meanwhile, one of the two reads finds the holder.
+        # If a sweep begins or ends during this read, one of the two calls of holder_of finds it.
         holder = holder_of(self.study) or before
         if jobs is not None and holder is not None and not holder.verified:
-            holder = None  # the note of a job elsewhere, which may be over: Slurm knows
+            holder = None  # a job on another machine that may be over; Slurm knows
         unfinished = {i: run for i, run in rows.items() if run.status != "done"}
         self._find_outcomes(frame[frame["status"] == "done"])
         self._done.update((i, run) for i, run in rows.items() if run.status == "done")

@@ -79,9 +79,9 @@ def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch: write each window when it is full, and each `runs` row when its run starts and ends.
 
     Runs that another process has finished meanwhile are only reported. Every other run resumes from its checkpoint; an
-    unusable checkpoint is set aside and reported. Checkpoints are written every task.checkpoint_seconds, and
-    when stopping() returns True, which ends the training. On a GPU there are none: a run that resumed in a batch of
-    another size could get other bits.
+    unusable checkpoint is set aside and reported. Checkpoints are written every task.checkpoint_seconds, and when
+    stopping() returns True, which ends the training. On a GPU no checkpoints are written: a run that resumed in a batch
+    of another size could get other bits.
     """
     n_steps = task.configs[0].schedule.n_steps
     rows = {run_id: parquet.read_row(task.study_dir, run_id) for run_id in task.run_ids}
@@ -116,7 +116,7 @@ def record(
     stopping: Callable[[], bool],
     clock: float,
 ) -> Iterator[Message]:
-    """Write what the events of a batch bring. clock: time.monotonic() when this process began the batch."""
+    """Write the results of a batch. clock: the value of time.monotonic() when this process began the batch."""
     n_steps = task.configs[0].schedule.n_steps
     size = schema.window_size(n_steps)
     began = beat = time.time()
@@ -235,7 +235,7 @@ def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: floa
         for place, r in enumerate(snapshot.runs)
     }
     computed_by = {key: runs[0].row[key] for key in COMPUTED_BY}
-    checkpoint.write(study_dir, made, snapshot.layout, computed_by)
+    checkpoint.write(study_dir, made, snapshot.stacked.layout, computed_by)
 
 
 def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
