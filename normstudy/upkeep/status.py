@@ -1,7 +1,7 @@
 """`normstudy status`: how far the runs of a study are, read from the files in its folder.
 
-It takes no lock and changes nothing. If the study has Slurm jobs, it also asks Slurm about the jobs. Repeated reads keep
-what is known of finished runs, which never changes.
+It takes no lock and changes nothing. If the study has Slurm jobs, it also asks Slurm about the jobs. A Looker reads the
+files of each finished run once, because they never change.
 """
 
 from __future__ import annotations
