@@ -131,8 +131,9 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
     def step() -> None:
         record = next(records)
-        if not isinstance(record, batch.Record):
-            raise AssertionError(f"the work is not constant: {record}")
+        if isinstance(record, batch.End):
+            raise AssertionError(f"run {record.run} ended at step {record.nonfinite_step}: the work is not constant")
+        assert isinstance(record, batch.Record)
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
         if (record.step + 1) % window == 0:
