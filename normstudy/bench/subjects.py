@@ -131,7 +131,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
     text = texts.load(configs[0].data)
     records = batch.train_batch(configs, text)
     modules = probes.modules_of([name for name, _ in transformer.build(configs[0], text.vocab_size).named_parameters()])
-    series = [recording.Series(f"run-{r}") for r in range(len(configs))]
+    series = [recording.Running(f"run-{r}", {}) for r in range(len(configs))]
     window = schema.window_size(600)  # as of a run of 600 steps
     tables.prepare(folder)
 
@@ -139,6 +139,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
         record = next(records)
         if isinstance(record, batch.End):
             raise AssertionError(f"run {record.run} ended at step {record.nonfinite_step}: the work is not constant")
+        assert isinstance(record, batch.Record)
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
         if (record.step + 1) % window == 0:

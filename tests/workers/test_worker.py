@@ -22,7 +22,7 @@ from normstudy.study import records
 from normstudy.sweep import execute, planning
 from normstudy.training.batch import End, Record
 from normstudy.workers import pool, recording
-from normstudy.workers.recording import together
+from normstudy.workers.recording import grouped
 from normstudy.workers.task import Message, Task
 from normstudy.workers.worker import DeviceLost, is_out_of_memory, loses_device, train_halving
 
@@ -35,9 +35,9 @@ def record(step: int) -> Record:
 def test_ends_of_one_step_come_together_and_nothing_changes_its_place() -> None:
     a, b, c = record(0), record(1), record(2)
     ends = [End(run, 1.0, None) for run in range(4)]
-    assert list(together(iter([a, ends[0], b, c, *ends[1:]]))) == [a, [ends[0]], b, c, ends[1:]]
-    assert list(together(iter([a, *ends[:2], b]))) == [a, ends[:2], b]
-    assert list(together(iter([]))) == []
+    assert list(grouped(iter([a, ends[0], b, c, *ends[1:]]))) == [a, [ends[0]], b, c, ends[1:]]
+    assert list(grouped(iter([a, *ends[:2], b]))) == [a, ends[:2], b]
+    assert list(grouped(iter([]))) == []
 
 
 def test_a_crash_takes_nothing_from_the_runs_that_ended_before() -> None:
@@ -50,8 +50,8 @@ def test_a_crash_takes_nothing_from_the_runs_that_ended_before() -> None:
 
     seen: list[object] = []
     with pytest.raises(ValueError, match="out of memory"):
-        seen.extend(together(crashes()))
-    events = together(crashes())
+        seen.extend(grouped(crashes()))
+    events = grouped(crashes())
     assert [next(events), next(events)] == [a, [end]]
     with pytest.raises(ValueError, match="out of memory"):
         next(events)
