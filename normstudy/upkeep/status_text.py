@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from normstudy.analysis.grid import count_text, three_digits
 from normstudy.config import ExecutionConfig
 from normstudy.slurm import arrays
 from normstudy.study import records
@@ -50,13 +51,14 @@ def render(status: Status) -> str:
     }  # fmt: skip
     text = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n) or "none planned yet"
     text = f"all {s.planned:,} finished" if s.planned and s.finished == s.planned else text
-    lines = [f"{s.study}: {_counted(s.planned, 'run')}, {text}{', sealed' if s.sealed else ''}"]
+    lines = [f"{s.study}: {count_text(s.planned, 'run')}, {text}{', sealed' if s.sealed else ''}"]
     if s.planned:
         of = f" of {s.steps_planned:,}, {100 * s.steps_done // s.steps_planned} %" if s.steps_planned else ""
         lines.append(f"run-steps: {s.steps_done:,}{of}")
     if s.rate:
-        rate = f"{s.rate:,.0f}" if s.rate >= 100 else f"{s.rate:.3g}"
-        lines[-1] += f", about {rate} per second" + (f", about {duration(s.left)} left" if s.left else "")
+        lines[-1] += f", about {three_digits(s.rate, ',')} per second" + (
+            f", about {duration(s.left)} left" if s.left else ""
+        )
     if s.outcomes:
         lines.append("outcomes: " + " ".join(f"{n:,} {outcome}" for outcome, n in s.outcomes.items()))
     if s.jobs:
@@ -81,10 +83,6 @@ def _of_jobs(s: Status) -> str:
     return f"{array}: {counts}" + (f"; logs: {s.study}/{arrays.FOLDER}" if not counts.alive else "")
 
 
-def _counted(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
 def _groups(groups: tuple[Group, ...]) -> Iterator[str]:
     for group in groups[:MOST_LINES]:
         more = f" and {group.runs - 1:,} more" if group.runs > 1 else ""
@@ -98,7 +96,7 @@ def _failures(s: Status) -> Iterator[str]:
         return
     yield "failed:"
     for one in s.failures:
-        yield f"  {one.run_id}, tried {_counted(one.tries, 'time')}: {one.reason[:MOST_REASON]}"
+        yield f"  {one.run_id}, tried {count_text(one.tries, 'time')}: {one.reason[:MOST_REASON]}"
     if rest := s.failed - len(s.failures):
         yield f"  and {rest:,} more"
     most, limit = max(one.tries for one in s.failures), ExecutionConfig().max_tries
