@@ -1,4 +1,4 @@
-"""How a progress bar fits where it is shown."""
+"""How a progress bar is shown."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Fit(TypedDict):
 
 
 def fit() -> Fit:
-    """A bar on a terminal, nothing in a pipe."""
+    """Show a progress bar on a terminal, and none in a pipe."""
     terminal = sys.stderr.isatty()
-    # A pseudo-terminal may say that it has no columns or no lines; tqdm would then print nothing at all.
+    # A pseudo-terminal may report 0 columns or 0 lines; tqdm would then print nothing.
     unsized = terminal and 0 in os.get_terminal_size(sys.stderr.fileno())
     width, height = (80, 24) if unsized else (None, None)
     return {"ncols": width, "nrows": height, "dynamic_ncols": not unsized, "disable": not terminal}

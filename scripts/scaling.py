@@ -34,9 +34,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from normstudy.analysis.grid import markdown_table, three_digits
 from normstudy.bench import commands, generated, tables
 from normstudy.bench.rows import Sample
-from normstudy.bench.summary import machine_lines, number
+from normstudy.bench.summary import machine_lines
 from normstudy.config import ExecutionConfig, RunConfig, one_of, run_id
 from normstudy.slurm import submit
 from normstudy.slurm.ask import MOST_JOBS
@@ -279,20 +280,18 @@ def render(stored: pd.DataFrame) -> str:
     stored = stored[stored["unit"] != "s"]
     median = stored.groupby(["subject", "unit", "case"], sort=False)["value"].median()
     sizes = sorted({int(case) for case in stored["case"]})
-    lines = [
-        "| what | unit | " + " | ".join(f"{n:,}" for n in sizes) + " | slope |",
-        "|---|---|" + "---:|" * (len(sizes) + 1),
-    ]
+    header, rows = ["what", "unit", *(f"{n:,}" for n in sizes), "slope"], list[list[str]]()
     for subject, unit in dict.fromkeys(zip(stored["subject"], stored["unit"], strict=True)):
         found = {n: float(median[subject, unit, str(n)]) for n in sizes if (subject, unit, str(n)) in median.index}
-        cells = [number(found[n]) if n in found else "" for n in sizes]
+        cells = [three_digits(found[n]) if n in found else "" for n in sizes]
         slope = ""
         if len(found) > 1:
             (n1, y1), (n2, y2) = list(found.items())[-2:]
             if sizes[-1] not in found and y2 > y1:
-                cells[-1] = "~" + number(y2 + (y2 - y1) / (n2 - n1) * (sizes[-1] - n2))
+                cells[-1] = "~" + three_digits(y2 + (y2 - y1) / (n2 - n1) * (sizes[-1] - n2))
             slope = f"{math.log(y2 / y1) / math.log(n2 / n1):.2f}" if min(y1, y2) > 0 else ""
-        lines.append(f"| {subject} | {unit} | " + " | ".join(cells) + f" | {slope} |")
+        rows.append([subject, unit, *cells, slope])
+    lines = markdown_table(header, rows, range(2, len(header)), compact=True)
     return "\n".join([*lines, "", *machine_lines(stored)])
 
 
@@ -325,7 +324,7 @@ def main() -> None:
         began, taken = store.now(), []
         with tempfile.TemporaryDirectory(prefix="normstudy-scaling-") as folder:
             for sample in PARTS[part](QUICK if args.quick else FULL, Path(folder)):
-                print(f"{sample.case} {sample.subject}: {number(sample.value)} {sample.unit}", flush=True)
+                print(f"{sample.case} {sample.subject}: {three_digits(sample.value)} {sample.unit}", flush=True)
                 taken.append(sample)
         tables.write(args.out, part, taken, made_by, "quick" if args.quick else "full", began)
 

@@ -1,4 +1,4 @@
-"""Whether a figure drawn here is the committed one."""
+"""Compare a figure drawn here with the committed one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
-# Another version of matplotlib lays text out otherwise, and panels move by some pixels. So images are averaged over
-# squares of 32 pixels first; root mean square over the rest, of 255. Between 3.11.2 and 3.9.0 or 3.10.7: at most 10.5.
+# Another version of matplotlib places text differently and moves panels by some pixels. So images are averaged over
+# squares of SQUARE pixels, and their root mean square difference, of 255, is bounded. Between matplotlib 3.11.2 and
+# 3.9.0 or 3.10.7 it is at most 10.5.
 SQUARE, MAX_RMS = 32, 12
-# The same version draws the same bytes on one CPU, but NumPy's logarithm rounds otherwise with AVX-512 than with AVX2,
-# which moves the grey of pixels at the edge of a line: of 95 at most, by at most 2 of 255, were seen.
+# The same version draws the same bytes on one CPU. NumPy's logarithm rounds differently with AVX-512 and with AVX2,
+# which was seen to change at most 95 pixels at the edges of lines, by at most 2 of 255.
 MAX_PIXELS, MAX_GREY = 1_000, 4
 
 
 def assert_committed(committed: Path, drawn: Path) -> None:
-    """Pixel for pixel but for rounding under the matplotlib that drew it (each PNG names it), else within MAX_RMS."""
+    """Assert equal pixels, up to rounding, if both were drawn by one version of matplotlib; else assert MAX_RMS.
+
+    Each PNG names the version that drew it.
+    """
     with Image.open(committed) as image:
         same_version = image.info["Software"] == f"Matplotlib {mpl.__version__}"
     if same_version:
@@ -35,7 +39,7 @@ def assert_same_pixels(committed: Path, drawn: Path) -> None:
 
 
 def pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Height x width x 3, of 255; averaged down to `size` (width, height) if given."""
+    """Height x width x 3, from 0 to 255; averaged to `size` (width, height) if given."""
     with Image.open(path) as image:
         shown = image.convert("RGB")
         return np.asarray(shown.resize(size, Image.Resampling.BOX) if size else shown, float)

@@ -1,7 +1,8 @@
-"""Real sweeps in processes of their own: start them, find their workers, wait for what they do."""
+"""Helpers for tests of real commands: start them, find their workers, and wait for conditions."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ SWEEP = [
 def start(
     words: Sequence[str], cwd: Path, prefix: Sequence[str] = (), stderr: int | IO[str] = subprocess.PIPE
 ) -> subprocess.Popen[str]:
-    """The real command in a process group of its own."""
+    """Start the real command in its own process group."""
     return subprocess.Popen(
         [*prefix, *CLI, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True,
         preexec_fn=_hear_hangups,
@@ -30,28 +31,37 @@ def start(
 
 
 def _hear_hangups() -> None:
-    """Whoever runs the tests under nohup ignores SIGHUP, and so would what they start."""
+    """Under nohup the tests ignore SIGHUP, and their children would inherit that."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def finish(words: Sequence[str], cwd: Path, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """The same, to its end."""
+    """Run the command to its end."""
     running = start(words, cwd, prefix)
     out, err = running.communicate(timeout=300)
     return subprocess.CompletedProcess(running.args, running.returncode, out, err)
 
 
 def workers_of(pid: int) -> list[int]:
-    """The live worker processes of a sweep (not the resource tracker)."""
+    """The live children that a process has started, or had forked by its template, without the template."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                command = (entry / "cmdline").read_text()
-            except OSError:
-                continue
-            if int(fields[1]) == pid and fields[0] != "Z" and "spawn_main" in command:
+    for child in children_of(pid):
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{child}/cmdline").read_text()
+            if "_serve_forks" in command:
+                found += children_of(child)
+            elif "normstudy.processes" in command:
+                found.append(child)
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    """The live children of a process."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
                 found.append(int(entry.name))
     return found
 

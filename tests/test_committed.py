@@ -1,4 +1,4 @@
-"""The committed studies: whole, sealed, small, read alike by every reader, and the source of the committed figures."""
+"""The committed studies are complete, sealed and small; all readers agree on them; their figures are current."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_it_is_whole_sealed_and_small(study: str) -> None:
 
 @pytest.mark.parametrize("table", schema.TABLES)
 def test_pandas_polars_and_duckdb_read_the_same(table: str) -> None:
-    """One call each; run_id as text, nullable ints as floats."""
+    """Each library reads the folder in one call; `plain` removes their differences in types."""
     folder = RESULTS / "warmup" / "tables" / table
     frames = (
         pd.read_parquet(folder),
@@ -83,11 +83,11 @@ def test_plot_without_torch_gives_the_committed_figures(study: str, tmp_path: Pa
     (tmp_path / "torch.py").write_text("raise ImportError('no figure needs it')\n")
     code = (
         "import sys; from normstudy.cli.main import main\n"
-        "sys.exit(main(sys.argv[1:]) or 'matplotlib.pyplot' in sys.modules)"  # which would cost time and pick a display
+        "sys.exit(main(sys.argv[1:]) or 'matplotlib.pyplot' in sys.modules)"  # pyplot is slow to import
     )
     words = ["plot", str(RESULTS / study), "--out", str(tmp_path / "figures")]
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": paths}  # of the process that helps to draw, too
+    environment = {**os.environ, "PYTHONPATH": paths}  # the second drawing process inherits it
     subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, env=environment)
     committed = sorted(p.name for p in (RESULTS / study / "figures").iterdir())
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == committed
@@ -96,7 +96,7 @@ def test_plot_without_torch_gives_the_committed_figures(study: str, tmp_path: Pa
 
 
 def test_the_bound_on_another_matplotlib_tells_figures_apart() -> None:
-    """It would not pass a figure of another study for this one."""
+    """The figure of another study lies beyond the bound."""
     for name in ("headline.png", "gradient_profile.png", "residual_path.png"):
         assert rms(RESULTS / "warmup" / "figures" / name, RESULTS / "rmsnorm" / "figures" / name) > MAX_RMS
 
@@ -114,7 +114,7 @@ def test_the_bound_on_another_cpu_refuses_a_figure_that_moved_by_a_pixel(tmp_pat
 
 
 def test_what_the_headline_study_shows() -> None:
-    """Post-norm at 3e-3 is stuck without warmup, and mostly learns with it; its gradient vanishes after updates."""
+    """Post-norm at 3e-3 is stuck without warmup and mostly learns with it; its gradient vanishes early."""
     tables = normstudy.load(RESULTS / "warmup", join=True)
     outcomes = tables.runs.groupby(["placement", "peak_lr", "warmup_steps"])["outcome"].agg(list)
     assert outcomes["post", 3e-3, 0] == ["stuck"] * 5
@@ -132,13 +132,13 @@ def test_what_the_headline_study_shows() -> None:
 
 @pytest.mark.parametrize(("warmup", "column"), [("0", 1), ("100", 2)])
 def test_the_order_on_the_page_of_placements_is_that_of_the_tables(warmup: str, column: int) -> None:
-    """Each difference to pre-norm at 12 layers, with its interval, as `compare` gives it."""
+    """Each row holds the difference from pre-norm at 12 layers and its interval, as `compare` computes them."""
     page = (RESULTS.parent / "experiments" / "placements.md").read_text()
     lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.count(" | ") == 2]
-    told = {cells[0].split(" (")[0]: cells[column] for cells in lines if len(cells) == 3}
+    on_page = {cells[0].split(" (")[0]: cells[column] for cells in lines if len(cells) == 3}
     where = {"n_layers": "12", "warmup_steps": warmup}
     found = compare_study(RESULTS / "placements", by="placement", baseline="pre", where=where)
     for row in found.to_dict("records"):
         interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-        assert told[row["arm"]] == interval
+        assert on_page[row["arm"]] == interval
     assert len(found) == 13

@@ -1,4 +1,4 @@
-"""The four tables of a study as DataFrames, with what is derived from them."""
+"""The four tables of a study as DataFrames, with the columns derived from them."""
 
 from __future__ import annotations
 
@@ -27,21 +27,24 @@ class Tables(NamedTuple):
 
 
 def load(study_dir: Path | str, *, join: bool = False) -> Tables:
-    """Read a study; a sweep may be writing it meanwhile.
+    """Read a study, which a sweep may be writing at the same time.
 
-    Derived in `runs`: outcome (null for a run that is not finished), gap_closed (fraction of unigram minus bigram
-    entropy), bits_per_byte (of the final validation loss). Derived in `modules`: update_ratio, update_norm /
-    param_norm, null where param_norm is 0.
-    join: the series carry the config columns that vary in this study, the five of ALWAYS_JOINED, and outcome.
-    Raises ConfigError for a folder that is no study.
+    Derived columns of `runs`: outcome (null unless the run is finished), gap_closed (as a fraction of unigram minus
+    bigram entropy), bits_per_byte (of the final validation loss). Derived column of `modules`: update_ratio,
+    update_norm / param_norm, null where param_norm is 0.
+    join: add to each series the config columns that vary in this study, those of ALWAYS_JOINED, and outcome.
+    Raises ConfigError for a folder that is not a study.
     """
-    runs = tell_sources_apart(tables.read(study_dir, "runs"))  # first: a run that is done here has all its series
+    runs = tell_sources_apart(tables.read(study_dir, "runs"))  # read first: a run that is done has all its series
     steps, modules, residual = (tables.read(study_dir, table) for table in schema.SERIES)
     runs = derive(runs, steps)
     ratio = modules["update_norm"] / modules["param_norm"].where(modules["param_norm"] != 0)
     modules = modules.assign(update_ratio=ratio)
     if join:
-        steps, modules, residual = (frame.join(joined(runs), on="run_id") for frame in (steps, modules, residual))
+        asked = list(cfg.asked_types())
+        wanted = {*ALWAYS_JOINED, *varying(runs, asked)}
+        columns = runs.set_index("run_id")[[*(c for c in asked if c in wanted), "outcome"]]
+        steps, modules, residual = (frame.join(columns, on="run_id") for frame in (steps, modules, residual))
     return Tables(runs, steps, modules, residual)
 
 
@@ -53,11 +56,3 @@ def derive(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         gap_closed=gap_closed(runs["final_val_loss"], runs["unigram_entropy"], runs["bigram_entropy"]),
         bits_per_byte=runs["final_val_loss"] / math.log(2) / runs["bytes_per_token"],
     )
-
-
-def joined(runs: pd.DataFrame) -> pd.DataFrame:
-    """What a series gets from its run, indexed by run_id."""
-    asked = list(cfg.asked_types())
-    wanted = {*ALWAYS_JOINED, *varying(runs, asked)}
-    columns = [c for c in asked if c in wanted]
-    return runs.set_index("run_id")[[*columns, "outcome"]]

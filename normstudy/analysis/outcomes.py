@@ -1,4 +1,4 @@
-"""The outcome of a run, recomputed from its stored series and never stored.
+"""The outcome of a run, computed from its stored series; no table holds it.
 
 Losses and entropies are in nats per token. H1 and H2 are the unigram and the bigram cross-entropy of the text.
 """
@@ -20,13 +20,13 @@ Loss = TypeVar("Loss", float, "pd.Series[float]")
 
 OUTCOMES = ("learned", "partial", "stuck", "collapsed", "spiked", "diverged", "unfinished")
 
-STUCK_GAP = 0.4  # fraction of H1 - H2 closed, below which a run is stuck (measured stuck runs: at most 0.34)
-LEARNED_GAP = 0.75  # fraction of H1 - H2 closed, from which a run has learned (measured: 0.84 and more)
-COLLAPSE_RISE = 0.4  # nats, of the mean training loss at the end over its minimum
-SPIKE_RISE = 0.4  # nats, of the mean training loss over its running minimum (clean runs: at most 0.23)
-STILL_FALLING = 0.05  # nats of validation loss in the last quarter of a run (stuck runs: at most 0.014)
-WINDOW_TOKENS = 10_240  # training tokens that the mean training loss covers, but
-WINDOW_PARTS = 4  # never more steps than one such part of the run
+STUCK_GAP = 0.4  # fraction of H1 - H2; a run that closes less is stuck (stuck runs measured: at most 0.34)
+LEARNED_GAP = 0.75  # fraction of H1 - H2; a run that closes this much has learned (measured: 0.84 and more)
+COLLAPSE_RISE = 0.4  # nats by which the mean training loss ends above its minimum
+SPIKE_RISE = 0.4  # nats by which the mean training loss exceeds its running minimum (clean runs: at most 0.23)
+STILL_FALLING = 0.05  # nats by which the validation loss falls in the last quarter (stuck runs: at most 0.014)
+WINDOW_TOKENS = 10_240  # training tokens that the mean training loss covers
+WINDOW_PARTS = 4  # the mean covers at most a quarter of the steps of a run
 
 RUN_COLUMNS = (
     "n_steps", "batch_size", "seq_len", "ln_vocab", "unigram_entropy", "bigram_entropy", "final_val_loss",
@@ -40,12 +40,12 @@ def gap_closed(final_val_loss: Loss, unigram_entropy: Loss, bigram_entropy: Loss
 
 
 def mean_window(n_steps: int, batch_size: int, seq_len: int) -> int:
-    """Steps that the mean training loss covers, at least 1."""
+    """The number of steps that the mean training loss covers, at least 1."""
     return max(1, min(n_steps // WINDOW_PARTS, round(WINDOW_TOKENS / (batch_size * seq_len))))
 
 
 def trailing_mean(values: Floats, window: int) -> Floats:
-    """The mean over each `window` values side by side; empty where there are fewer values than that."""
+    """The mean over every `window` consecutive values; empty where there are fewer values."""
     if len(values) < window:
         return np.empty(0)
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
@@ -65,12 +65,11 @@ def outcome(
     bigram_entropy: float,
     nonfinite: bool = False,
 ) -> str:
-    """The first of the seven outcomes that holds for one finished run.
+    """The outcome of one finished run: the first of the rules below that holds.
 
-    train_loss: of every step, in order. val_steps, val_loss: the evaluations before the last update, in order;
-    the value at step t belongs to the parameters before update t. final_val_loss: after the last update, NaN
-    where there is none. window: steps of the mean training loss (`mean_window`). nonfinite: a loss or gradient
-    norm was not finite. Losses and entropies in nats per token.
+    train_loss: of every step, in order. val_steps, val_loss: the evaluations before the last update, in order; the
+    value at step t belongs to the parameters before update t. final_val_loss: after the last update, or NaN.
+    window: number of steps that the mean training loss covers. nonfinite: a loss or gradient norm was not finite.
     """
     losses = np.concatenate([train_loss, val_loss, [final_val_loss]])
     if nonfinite or not np.isfinite(losses).all():
@@ -96,8 +95,8 @@ def outcome(
 def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     """run_id -> outcome of every run with status `done`, in the order of `runs`.
 
-    runs, steps: the tables; of `steps` only run_id, step, train_loss and val_loss are read. Raises ConfigError
-    for a finished run without a row in `steps`: something took its files away.
+    steps: needs the columns run_id, step, train_loss and val_loss only. Raises ConfigError for a finished run
+    without a row in `steps`, whose files were removed.
     """
     done = runs[runs["status"] == "done"]
     codes, names = pd.factorize(steps["run_id"])
@@ -110,10 +109,12 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     found: dict[str, str] = {}
     for name, numbers in zip(done["run_id"], done[list(RUN_COLUMNS)].to_numpy(np.float64), strict=True):
         if name not in rows:
-            raise ConfigError(f"run {name} is done but has no row in steps: restore its files in tables/steps")
+            raise ConfigError(
+                f"run {name} is done but has no row in the table steps: restore its files in tables/steps"
+            )
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, final, nonfinite = numbers
         mine = rows[name]
-        evaluated = mine[~np.isnan(val_loss[mine])]  # null and NaN look alike; nonfinite_step tells them apart
+        evaluated = mine[~np.isnan(val_loss[mine])]  # drops NaN losses with the nulls; nonfinite_step records them
         found[name] = outcome(
             train_loss[mine],
             step[evaluated],
@@ -130,11 +131,11 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
 
 
 def outcome_counts(found: Iterable[str]) -> dict[str, int]:
-    """Outcome -> number of runs, those that occur, in the order of OUTCOMES."""
+    """Outcome -> number of runs, for each outcome that occurs, in the order of OUTCOMES."""
     counts = Counter(found)
     return {name: counts[name] for name in OUTCOMES if counts[name]}
 
 
 def counts_text(found: Iterable[str]) -> str:
-    """Compact text of the counts: "4 learned 1 partial"."""
+    """The counts as text: "4 learned 1 partial"."""
     return " ".join(f"{n} {name}" for name, n in outcome_counts(found).items())

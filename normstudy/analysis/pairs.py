@@ -1,4 +1,4 @@
-"""The paired comparison: runs that share everything but one column, seed by seed.
+"""The paired comparison: each pair is two runs of the same seeds that differ in one column.
 
 Losses and differences are final validation losses in nats per token.
 """
@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 
 from normstudy import config as cfg
+from normstudy.analysis.grid import Value
 from normstudy.analysis.outcomes import Floats, counts_text, outcomes
-from normstudy.analysis.select import Value, check_column, native, parse_value, values_of, values_text
+from normstudy.analysis.select import check_column, native, parse_value, values_of, values_text
 from normstudy.errors import ConfigError, nearest
 
 CONFIDENCE = 0.95
-MIN_PAIRS = 5  # below it no verdict: few seeds say little about their spread
+MIN_PAIRS = 5  # fewer pairs give no verdict: few seeds say little about their spread
 
-PAIRED = ["seed", "data_seed"]  # what the two runs of a pair share beside their cell
-NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # what is not a treatment, and the pair's own columns
+PAIRED = ["seed", "data_seed"]  # equal in the two runs of a pair, like the columns of their cell
+NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # asked columns that are not treatments
 RESULTS = (
     "by", "arm", "baseline", "outcomes", "baseline_outcomes", "loss", "baseline_loss", "difference", "ci_low",
     "ci_high", "pairs", "unpaired", "failed", "verdict",
@@ -27,10 +28,10 @@ RESULTS = (
 
 
 def cell_columns(by: str) -> list[str]:
-    """The columns that both runs of a pair agree in, seeds aside.
+    """The columns in which both runs of a pair agree, besides their seeds.
 
-    They are all asked columns except `by` and the probe and eval settings (what a run measures is not what it
-    is), and the text's sha256: no pair mixes texts.
+    These are all asked columns except `by` and the probe and eval settings, which decide what is measured and not
+    how a run trains; and the sha256 of the text, so that no pair mixes texts.
     """
     measuring = tuple(f"{section}_" for section in cfg.PREFIXED)
     asked = [c for c in cfg.asked_types() if c not in NOT_IN_CELL and not c.startswith(measuring)]
@@ -38,24 +39,24 @@ def cell_columns(by: str) -> list[str]:
 
 
 def comparable_columns() -> list[str]:
-    """The columns that a comparison can be by."""
+    """The columns by which runs can be compared."""
     return [c for c in cfg.asked_types() if c not in NOT_IN_CELL]
 
 
 def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % t interval (mean, low, high); no interval (NaN) below two pairs."""
+    """(mean, low, high) of paired differences: 95 % t interval; low and high are NaN for fewer than two pairs."""
     n = len(differences)
     mean = float(np.mean(differences)) if n else np.nan
     if n < 2:
         return mean, np.nan, np.nan
-    from scipy.special import stdtrit  # not above: a quarter of a second that most figures need not wait
+    from scipy.special import stdtrit  # imported here: it takes a quarter of a second, and most figures do not need it
 
     half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * np.std(differences, ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 
 
 def verdict(pairs: int, low: float, high: float) -> str:
-    """What an interval of `arm - baseline` shows."""
+    """The verdict on an interval of `arm - baseline`."""
     if pairs == 0:
         return "no pairs"
     if pairs < MIN_PAIRS:
@@ -66,9 +67,9 @@ def verdict(pairs: int, low: float, high: float) -> str:
 
 
 def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
-    """The final validation loss of each run; one that is not finite counts as the loss at step 0.
+    """The final validation loss of each run, replaced by the loss at step 0 where it is not finite.
 
-    Where even that is not finite, it counts as ln(vocab), the loss of a uniform guess.
+    Where neither is finite the loss counts as ln(vocab), that of uniform prediction.
     """
     at_init = steps[steps["step"] == 0].set_index("run_id")["val_loss"]
     loss = runs["final_val_loss"].to_numpy(np.float64)
@@ -78,60 +79,59 @@ def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
 
 
 def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: str | None = None) -> pd.DataFrame:
-    """One row for every cell and every value of `by` but the baseline; RESULTS after the cell's columns.
+    """One row for every cell and every value of `by` except the baseline.
 
-    A cell is what `cell_columns` names; the result has those that vary. The baseline is null where that occurs,
-    else the smallest number or the first text in the alphabet; `baseline` chooses another. difference = arm -
-    baseline, over the pairs: finished runs of one cell that share both seeds. loss and baseline_loss are means
-    over the pairs, outcomes those of all finished runs; unpaired counts finished runs of the two arms without a
-    partner, failed those that ended in an error. A run repeated with other probe or eval settings counts once:
-    the pair with equal eval_windows is taken, then the one with more of them.
+    The columns are those of `cell_columns` that vary, then RESULTS. The baseline is null where the column has it,
+    else the smallest number or the first text in alphabetical order; `baseline` overrides this. A pair is two
+    finished runs of one cell with equal seeds. difference = arm - baseline, and loss and baseline_loss are means over
+    the pairs; outcomes are those of all finished runs. unpaired counts the finished runs of both arms without a
+    partner, failed the runs that ended in an error. Where runs were repeated with other probe or eval settings, one
+    pair counts: with equal eval_windows if there is one, and with the most windows.
 
-    Raises ConfigError where `by` is no such column or does not vary, where no text occurs with two of its values,
-    and where `baseline` is not among them.
+    Raises ConfigError where `by` is not a comparable column or does not vary, where no text occurs with two of its
+    values, and where `baseline` is not one of its values.
     """
     check_column(by, comparable_columns(), "--by")
     runs = runs[runs["status"].isin(["done", "failed"])].copy()
     values = values_of(runs, by)
     if len(values) < 2:
-        raise ConfigError(f"--by {by} does not vary: it is {values_text(values)} in every run")
+        raise ConfigError(f"--by {by} does not vary: {by} is {values_text(values)} in every run")
     if runs.groupby("data_sha256")[by].nunique(dropna=False).max() < 2:
         raise ConfigError(
-            f"--by {by} would compare losses on different texts, which says nothing: choose one with --where"
+            f"--by {by} would compare losses on different texts, which have no common scale: choose one with --where"
         )
     base = values[0] if baseline is None else _chosen(runs, by, baseline, values)
     runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)), loss=counted_loss(runs, steps))
     runs = runs.sort_values(["eval_windows", "run_id"], ascending=[False, True], kind="stable", ignore_index=True)
     cells = varying(runs, cell_columns(by))
-    seen, having = _seen(runs), [native(by, v) for v in runs[by]]
+    every_run, value_of = _as_runs(runs), [native(by, v) for v in runs[by]]
     rows = []
-    for _, cell in _groups(runs[cells], cells):
+    for cell in _split(runs[cells], cells):
         found: dict[Value, list[_Run]] = {}
         for i in cell.index:
-            found.setdefault(having[i], []).append(seen[i])
+            found.setdefault(value_of[i], []).append(every_run[i])
         arms = [v for v in values if v != base]
         for arm in [v for v in arms if v in found] or arms:
             row = _compare(found.get(arm, []), found.get(base, []))
             place = {c: native(c, cell[c].iloc[0]) for c in cells}
             rows.append({**place, "by": by, "arm": arm, "baseline": base, **row})
     result = pd.DataFrame(rows, columns=[*cells, *RESULTS])
-    # A null stays None and an int an int, whatever pandas would make of a column that has both.
+    # Object columns: pandas would turn None into NaN and the ints beside it into floats.
     return result.assign(**{c: pd.Series([r[c] for r in rows], dtype=object) for c in ("arm", "baseline")})
 
 
 def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Those of the columns that have two values or more; data_sha256 only where no other one tells texts apart."""
+    """The columns that vary; data_sha256 only where the other varying columns do not distinguish the texts."""
     found = [c for c in columns if len(values_of(runs, c)) > 1]
     if "data_sha256" in found:
         rest = [c for c in found if c != "data_sha256"]
         if not rest or runs.groupby(rest, dropna=False)["data_sha256"].nunique().max() < 2:
-            return rest if rest else found
+            return rest or found
     return found
 
 
-def _groups(runs: pd.DataFrame, cells: list[str]) -> list[tuple[object, pd.DataFrame]]:
-    # Not list(): it asks for the length, which fails for null keys under pandas 2.
-    return [(key, part) for key, part in runs.groupby(cells, dropna=False, sort=True)] if cells else [(None, runs)]
+def _split(runs: pd.DataFrame, cells: list[str]) -> list[pd.DataFrame]:
+    return [part for _, part in runs.groupby(cells, dropna=False, sort=True)] if cells else [runs]
 
 
 def _chosen(runs: pd.DataFrame, by: str, baseline: str, values: list[Value]) -> Value:
@@ -142,11 +142,11 @@ def _chosen(runs: pd.DataFrame, by: str, baseline: str, values: list[Value]) -> 
     return values[values.index(value)]
 
 
-Seeds = tuple[Value, ...]  # of PAIRED
+Seeds = tuple[Value, ...]  # the values of the columns PAIRED
 
 
 class _Run(NamedTuple):
-    """What a comparison needs of a run: a cell has few, and Python goes through few rows faster than pandas."""
+    """The values of a run that a comparison needs. Python loops over the few runs of a cell faster than pandas does."""
 
     seeds: Seeds
     run_id: str
@@ -156,15 +156,15 @@ class _Run(NamedTuple):
     loss: float
 
 
-def _seen(runs: pd.DataFrame) -> list[_Run]:
+def _as_runs(runs: pd.DataFrame) -> list[_Run]:
     seeds = zip(*([native(c, v) for v in runs[c]] for c in PAIRED), strict=True)
     columns = (runs[c] for c in ("run_id", "status", "eval_windows", "outcome", "loss"))
     return [_Run(*found) for found in zip(seeds, *columns, strict=True)]
 
 
 def _compare(arm: list[_Run], base: list[_Run]) -> dict[str, object]:
-    """One row of the result; the runs of an arm that share their seeds are in the order of preference."""
-    arms, bases = _done_by_seeds(arm), _done_by_seeds(base)
+    """The RESULTS of one arm against the baseline; among runs with equal seeds the first is preferred."""
+    arms, bases = _finished_by_seeds(arm), _finished_by_seeds(base)
     candidates = [(a, b) for seeds, runs in arms.items() for a in runs for b in bases.get(seeds, [])]
     pairs: dict[Seeds, tuple[_Run, _Run]] = {}
     for a, b in sorted(candidates, key=_preference):
@@ -188,7 +188,7 @@ def _compare(arm: list[_Run], base: list[_Run]) -> dict[str, object]:
     }
 
 
-def _done_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:
+def _finished_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:
     found: dict[Seeds, list[_Run]] = {}
     for run in runs:
         if run.status == "done":
@@ -197,6 +197,6 @@ def _done_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:
 
 
 def _preference(pair: tuple[_Run, _Run]) -> tuple[bool, int, int, str, str]:
-    """Equal eval_windows first, then more of them; the names so that the order is always the same."""
+    """Equal eval_windows first, then more windows, then by run_id, so that the order is fixed."""
     a, b = pair
     return a.windows != b.windows, -a.windows, -b.windows, a.run_id, b.run_id

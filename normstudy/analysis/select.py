@@ -1,6 +1,6 @@
-"""Choosing runs by the values of their columns, as `--where column=value` says it.
+"""Selecting runs by the values of their columns, as `--where column=value` asks.
 
-A value is compared by the type of its column: 3e-3 equals 0.003, `null` is an unset value.
+Values are compared by the type of their column: 3e-3 equals 0.003, and `null` means an unset value.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from normstudy import config as cfg
+from normstudy.analysis.grid import Value, value_text
 from normstudy.errors import ConfigError, nearest
 
-NULL = "null"
 KINDS = cfg.asked_types()
-
-Value = str | int | float | bool | None
 
 
 def native(column: str, value: object) -> Value:
@@ -28,28 +26,19 @@ def native(column: str, value: object) -> Value:
         return bool(value)
     if pd.api.types.is_number(value):
         number = float(value)  # type: ignore[arg-type]
-        whole = KINDS.get(column) is int or pd.api.types.is_integer(value)  # a nullable int is a float in pandas
+        whole = KINDS.get(column) is int or pd.api.types.is_integer(value)  # pandas holds a nullable int as a float
         return int(number) if whole else number
     return str(value)
 
 
-def value_text(value: Value) -> str:
-    """A value as people type it: 0.003, 100, true, null."""
-    if value is None:
-        return NULL
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
-
-
 def values_of(runs: pd.DataFrame, column: str) -> list[Value]:
-    """The distinct values of a column: null first, then numbers in their order or text in the alphabet's."""
+    """The distinct values of a column: null first, then numbers by size or text in alphabetical order."""
     values = {native(column, v) for v in runs[column].unique()}
     return sorted(values, key=lambda v: (v is not None, v if isinstance(v, int | float) else 0, str(v)))
 
 
 def values_text(values: Iterable[Value]) -> str:
-    """The values, by commas."""
+    """The values, separated by commas."""
     return ", ".join(value_text(v) for v in values)
 
 
@@ -57,16 +46,17 @@ def check_column(column: str, columns: Iterable[str], flag: str) -> None:
     """Raise a ConfigError that names the nearest column unless `column` is one of `columns`."""
     columns = list(columns)
     if column not in columns:
-        hint = nearest(column, columns) or f" There are {', '.join(columns)}."
-        raise ConfigError(f"{flag} {column!r} is no column to choose by.{hint}")
+        hint = nearest(column, columns) or f" Available: {', '.join(columns)}."
+        raise ConfigError(f"{flag} {column!r} is not an available column.{hint}")
 
 
 def parse_value(runs: pd.DataFrame, column: str, text: str, flag: str) -> Value:
     """`text` as a value of a column, by the column's type.
 
-    Raises ConfigError for a word where a number belongs; `flag` is the option that the message names.
+    Raises ConfigError where the column holds numbers or truth values and `text` is neither. flag: the option that
+    the error names.
     """
-    if text == NULL:
+    if text == value_text(None):
         return None
     kind = KINDS.get(column)
     if kind is bool or pd.api.types.is_bool_dtype(runs[column]):
@@ -82,22 +72,23 @@ def parse_value(runs: pd.DataFrame, column: str, text: str, flag: str) -> Value:
 
 
 def has_value(runs: pd.DataFrame, column: str, value: Value) -> pd.Series[bool]:
-    """Row by row, whether a column has a value; None stands for null."""
+    """For each row, whether the column has this value; None stands for null."""
     return pd.Series([native(column, v) == value for v in runs[column]], index=runs.index, dtype=bool)
 
 
 def select(runs: pd.DataFrame, where: Mapping[str, str] | None) -> pd.DataFrame:
-    """The runs that have all of the values; `where` is column -> value as text.
+    """The runs that have every value of `where`, which maps columns to values as text.
 
-    Raises ConfigError for an unknown column, a value of the wrong type, and one that selects nothing.
+    Raises ConfigError for an unknown column, a value of the wrong type, and a value that no run has.
     """
     for column, text in (where or {}).items():
         check_column(column, runs.columns, "--where")
         value = parse_value(runs, column, text, "--where")
         keep = has_value(runs, column, value)
         if not keep.any():
-            there = values_text(values_of(runs, column)) or "nowhere: there is no run"
-            raise ConfigError(f"--where {column}={text} selects no run: here {column} is {there}")
+            found = values_text(values_of(runs, column))
+            reason = f"; available values: {found}" if found else ": the study has no runs"
+            raise ConfigError(f"--where {column}={text} selects no run{reason}")
         runs = runs[keep]
     return runs
 
@@ -106,9 +97,9 @@ SOURCES = {"placement": "placement_sha256", "norm": "norm_sha256", "resolved_nor
 
 
 def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
-    """`runs` in which an own block of several sources is several values, such as my_block:f@1a2b3c4d.
+    """`runs` with the source's hash appended to each user-defined block of several sources: my_block:f@1a2b3c4d.
 
-    Its runs before and after a change are two treatments under one name.
+    Runs before and after a change to a block are two treatments, though both have its name.
     """
     named = {}
     for column, sha256 in SOURCES.items():

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
+from normstudy.analysis.grid import three_digits
 from normstudy.bench import summary
 from normstudy.bench.rows import THEORY
 from normstudy.bench.summary import Result
@@ -107,7 +108,7 @@ def _bar(result: Result, whole: float) -> Bar:
     goal = result.goal
     text = f"{goal.row}  {'' if goal.title.startswith(goal.case) else f'{goal.case}: '}{goal.title}"
     if result.unit:
-        text += f" ({summary.number(result.median)} of {summary.number(whole)} {result.unit})"
+        text += f" ({three_digits(result.median)} of {three_digits(whole)} {result.unit})"
     name = "\n".join(textwrap.wrap(text, NAME_WIDTH, break_on_hyphens=False))
     return Bar(name, tuple(v / whole for v in result.numbers), goal.limit and goal.limit / whole, result)
 

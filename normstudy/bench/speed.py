@@ -36,7 +36,7 @@ from normstudy.config import ProbeConfig
 from normstudy.sweep import batching
 
 if TYPE_CHECKING:
-    from normstudy.training.batch import End, Record
+    from normstudy.training.batch import Event
 
 PRODUCT_MS = 10  # for which each way of making a product is repeated
 ALL_THREADS, PER_CORE = "plain, all threads, one run after the other", "plain, one process per core"
@@ -117,7 +117,7 @@ def probing(scope: Scope) -> Iterator[Sample]:
         yield from in_worker(probe_case, (case, runs, rounds))
 
 
-def probed(case: Case, runs: int) -> dict[str, Iterator[Record | End]]:
+def probed(case: Case, runs: int) -> dict[str, Iterator[Event]]:
     """The same runs three times: nothing measured, all at every step, all at the default density."""
     from normstudy.data import texts
     from normstudy.training import batch

@@ -4,45 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import multiprocessing
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 from normstudy import config as cfg
 from normstudy.bench.rows import Sample, Scope
 from normstudy.config import RunConfig
+from normstudy.processes import WORKER_ENVIRONMENT, Child, environment_with
 from normstudy.study import schema
 from normstudy.sweep import batching
 
 Job = TypeVar("Job")
 Work = Callable[[int], object]  # does so much of its work, and returns what came out
-Crew = list[ProcessPoolExecutor]
-_work: list[Work] = []  # of a child process, its own
+Crew = list[Child]
 
 
-def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> ProcessPoolExecutor:
-    """A process that prepares its work once, as `start(job)`, and does as much of it as `together` then asks for."""
-    from normstudy.processes import environment
+def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> Child:
+    """A process that prepares its work once, as `start(job)`, and does as much of it as `together` then asks for.
 
-    made = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _settle, (like_worker, threads, start, job))
-    with environment() if like_worker else contextlib.nullcontext():
-        made.submit(int)  # with its first task its process starts
-    return made
+    It has the environment of a sweep's worker, or none of the variables that such a worker has.
+    """
+    variables = WORKER_ENVIRONMENT if like_worker else dict.fromkeys(WORKER_ENVIRONMENT)
+    return Child(_serve, like_worker, threads, start, job, environment=environment_with(variables))
 
 
-def _settle(like_worker: bool, threads: int, start: Callable[[Job], Work], job: Job) -> None:
-    """Set a child process up: as a sweep's worker, or without any variable that such a worker has."""
-    from normstudy.processes import WORKER_ENVIRONMENT, die_with_parent, set_environment
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
-    threading.Thread(target=die_with_parent, daemon=True).start()
-    if not like_worker:
-        set_environment(dict.fromkeys(WORKER_ENVIRONMENT))
+def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[Job], Work], job: Job) -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -50,28 +39,45 @@ def _settle(like_worker: bool, threads: int, start: Callable[[Job], Work], job: 
     # torch's threads do not count for NumPy's BLAS, which would take every core and keep it busy after each product.
     threadpool_limits(threads, "blas")
     if like_worker:
-        gc.freeze()  # as worker.serve does
-    _work.append(start(job))
+        gc.freeze()  # as worker.prepare does
+    work = start(job)
+    while True:
+        try:
+            amount: int = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = work(amount)
+        except Exception as error:
+            answer = error
+        pipe.send(answer)
 
 
-def _do(amount: int) -> object:
-    return _work[0](amount)
+def together(children: Sequence[Child], amount: int) -> tuple[float, list[object]]:
+    """Have all work at once; the seconds from the common start to the last finish, and the answers.
 
-
-def together(children: Sequence[ProcessPoolExecutor], amount: int) -> tuple[float, list[object]]:
-    """Have all work at once; the seconds from the common start to the last finish, and what they answer.
-
-    Raises what a child raised at its work, and BrokenProcessPool where one was killed or could not prepare.
+    Raises an error of a child's work, and RuntimeError when a child was killed or could not prepare.
     """
     started = time.perf_counter()
-    asked = [one.submit(_do, amount) for one in children]
-    answers = [one.result() for one in asked]
+    for one in children:
+        one.pipe.send(amount)
+    answers = [_answer(one) for one in children]
     return time.perf_counter() - started, answers
+
+
+def _answer(one: Child) -> object:
+    try:
+        answer: object = one.pipe.recv()
+    except (EOFError, ConnectionResetError):
+        raise RuntimeError(f"a measuring process {one.how_it_ended()}") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def in_worker(function: Callable[[Job], Iterator[Sample]], job: Job) -> Iterator[Sample]:
     """The samples of function(job), taken in a process like a sweep's workers: one thread, their environment."""
-    with child(_next_sample, (function, job), like_worker=True) as process:
+    with contextlib.closing(child(_next_sample, (function, job), like_worker=True)) as process:
         while isinstance(sample := together([process], 1)[1][0], Sample):
             yield sample
 
@@ -125,7 +131,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
     text = texts.load(configs[0].data)
     records = batch.train_batch(configs, text)
     modules = probes.modules_of([name for name, _ in transformer.build(configs[0], text.vocab_size).named_parameters()])
-    series = [recording.Series(f"run-{r}") for r in range(len(configs))]
+    series = [recording.Running(f"run-{r}", {}) for r in range(len(configs))]
     window = schema.window_size(600)  # as of a run of 600 steps
     tables.prepare(folder)
 
@@ -133,6 +139,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
         record = next(records)
         if isinstance(record, batch.End):
             raise AssertionError(f"run {record.run} ended at step {record.nonfinite_step}: the work is not constant")
+        assert isinstance(record, batch.Record)
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
         if (record.step + 1) % window == 0:
@@ -178,7 +185,7 @@ class Race:
     def crew(self, start: Callable[[Job], Work], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1) -> Crew:
         """A process for each job."""
         made = (child(start, job, like_worker=like_worker, threads=threads) for job in jobs)
-        return [self.stack.enter_context(process) for process in made]
+        return [self.stack.enter_context(contextlib.closing(process)) for process in made]
 
     def add(self, subject: str, crew: Crew, period: int = 1) -> None:
         """Add a subject, and choose the steps of its spans: whole periods."""

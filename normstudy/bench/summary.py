@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from normstudy.analysis.grid import markdown_table, plain_table, three_digits
 from normstudy.bench.rows import THEORY, Goal, load
 from normstudy.config import one_of
 
@@ -75,11 +75,6 @@ def _by_round(part: pd.DataFrame, goal: Goal, subject: str) -> tuple[pd.Series, 
     return of.set_index("round")["value"].sort_index(), units[0] if units else ""
 
 
-def number(value: float) -> str:
-    """Three digits, or all those before the point: 0.0213, 1.05, 98.2, 1530."""
-    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
-
-
 def machine_lines(stored: pd.DataFrame) -> list[str]:
     """How, where, by what and when the rows were measured: a line for all of them, or one for each group alike."""
     alike: dict[str, list[str]] = {}
@@ -98,11 +93,11 @@ def machine_lines(stored: pd.DataFrame) -> list[str]:
 
 def cells(result: Result) -> tuple[str, ...]:
     """A line of the table; its value as `2.31 [2.2, 2.45]`, its goal as `at least 2.4`, `theory 2` or `none`."""
-    goal, low, high = result.goal, number(min(result.numbers)), number(max(result.numbers))
-    value = number(result.median) + (f" [{low}, {high}]" if len(result.numbers) > 1 else "")
-    asked = "none" if result.theory is None else f"theory {number(result.theory)}"
+    goal, low, high = result.goal, three_digits(min(result.numbers)), three_digits(max(result.numbers))
+    value = three_digits(result.median) + (f" [{low}, {high}]" if len(result.numbers) > 1 else "")
+    asked = "none" if result.theory is None else f"theory {three_digits(result.theory)}"
     if goal.limit is not None:
-        asked = f"{goal.sense} {number(goal.limit)} {result.unit}".rstrip()
+        asked = f"{goal.sense} {three_digits(goal.limit)} {result.unit}".rstrip()
     rounds = str(len(result.numbers))
     return goal.row, goal.case, goal.title, f"{value} {result.unit}".rstrip(), rounds, asked, result.verdict
 
@@ -113,8 +108,7 @@ def render(stored: pd.DataFrame, fmt: str = "table") -> str:
     lines = [cells(r) for r in results(stored) if r.goal.subject != THEORY]  # it stands beside what was measured
     notes = [LEGEND, *machine_lines(stored)]
     if fmt == "markdown":
-        shown = [[text.replace("|", r"\|") for text in line] for line in (HEADER, ["---"] * len(HEADER), *lines)]
-        return "\n".join([*("| " + " | ".join(line) + " |" for line in shown), "", *notes])
+        return "\n".join([*markdown_table(HEADER, lines), "", *notes])
     cases = set(zip(stored["row"], stored["case"], strict=True))
     left_out = [f"{g.row} {g.case}{f': {g.title}' if (g.row, g.case) in cases else ''}" for g in missing(stored)]
     if left_out:
@@ -124,13 +118,11 @@ def render(stored: pd.DataFrame, fmt: str = "table") -> str:
 
 def _table(lines: Sequence[tuple[str, ...]]) -> list[str]:
     """The lines of a plain table; what is the same as in the line above is left blank, long texts are broken."""
-    out: list[str] = []
     shown: list[tuple[str, ...]] = [HEADER]
     for (row, case, *rest), above in zip(lines, [HEADER, *lines], strict=False):
         shown.append(("" if row == above[0] else row, "" if (row, case) == above[:2] else case, *rest))
     widths = [min(most, max(map(len, column))) for most, *column in zip(MOST_WIDTH, *shown, strict=True)]
-    for line in shown:
-        wrapped = [textwrap.wrap(text, w, break_on_hyphens=False) for text, w in zip(line, widths, strict=True)]
-        for parts in itertools.zip_longest(*wrapped, fillvalue=""):
-            out.append("  ".join(part.ljust(w) for part, w in zip(parts, widths, strict=True)).rstrip())
-    return out
+    header, *rows = [
+        [textwrap.fill(text, w, break_on_hyphens=False) for text, w in zip(line, widths, strict=True)] for line in shown
+    ]
+    return plain_table(header, rows)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from normstudy.bench.rows import ROWS, Sample
 from normstudy.errors import ConfigError
 from normstudy.model.processor import cpu_info
+from normstudy.processes import WORKER_ENVIRONMENT, environment_with
 from normstudy.study import files
 from normstudy.study.records import git_commit
 
@@ -46,10 +47,8 @@ print(json.dumps([recording.machine("cpu"), torch.cuda.get_device_name() if torc
 @functools.cache
 def machine(device: str) -> Machine:
     """This machine, as another process tells: this one imports no torch. Raises ConfigError without that device."""
-    from normstudy.processes import environment
-
-    with environment():
-        done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
+    variables = environment_with(WORKER_ENVIRONMENT)
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True, env=variables)
     columns, gpu = json.loads(done.stdout)
     if device == "cuda" and gpu is None:
         raise ConfigError("--device cuda: torch finds no GPU here, give --device cpu")

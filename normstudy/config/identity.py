@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
 import typing
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -134,14 +133,15 @@ def run_id(config: RunConfig, data_sha256: str) -> str:
     """A readable part and the identity's digest: post-L6-lr3e-3-wu100-s0-0123456789."""
     m, s = config.model, config.schedule
     digits = digest(identity(config, data_sha256))
-    rate = re.sub(r"e([+-])0*(\d)", lambda k: "e" + k[1].replace("+", "") + k[2], short_float(s.peak_lr))
-    return f"{m.placement.rpartition(':')[2]}-L{m.n_layers}-lr{rate}-wu{s.warmup_steps}-s{config.seed}-{digits}"
+    placement, rate = m.placement.rpartition(":")[2], short_float(s.peak_lr)
+    return f"{placement}-L{m.n_layers}-lr{rate}-wu{s.warmup_steps}-s{config.seed}-{digits}"
 
 
 def short_float(value: float) -> str:
-    """The shortest scientific notation that parses to the same float: 3e-03, 1.25e-04."""
+    """The shortest scientific notation that parses to the same float: 3e-3, 1.25e-4."""
     for digits in range(18):
         text = f"{value:.{digits}e}"
         if float(text) == value:
-            return text
+            mantissa, exponent = text.split("e")
+            return f"{mantissa}e{int(exponent)}"
     raise AssertionError(value)

@@ -1,4 +1,4 @@
-"""The figures of a study, drawn from its Parquet tables alone: never imports torch, same bytes every time."""
+"""The registry of figures, and `plot_study`, which draws them from the tables: the same tables give the same bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from normstudy.errors import ConfigError, nearest
+from normstudy.config import ConfigError, one_of
 from normstudy.figures import style
 from normstudy.figures.final_grid import final_grid
 from normstudy.figures.gradient_profile import gradient_profile
@@ -36,13 +36,13 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 
 @dataclass
 class PlotResult:
-    """What became of each figure: the file that was written, or why the study cannot give it."""
+    """What `plot_study` drew. found: figure -> its file, or the reason why the study cannot give this figure."""
 
     found: dict[str, Path | str] = field(default_factory=dict)
 
     @property
     def paths(self) -> list[Path]:
-        """The files that were written."""
+        """The files written."""
         return [what for what in self.found.values() if isinstance(what, Path)]
 
     @property
@@ -58,27 +58,21 @@ def plot_study(
     fmt: str = "png",
     out: Path | None = None,
     only: list[str] | None = None,
-    claim: Callable[[], bool] | None = None,
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default its own folder `figures`.
 
-    where: column -> value, as on the command line; it draws by default into a folder of its own inside `figures`, so
-    that figures of some runs never take the place of those of all. only: names of FIGURES.
-    claim: asked before each figure; where it says no, the others are left to another process.
-    Raises ConfigError for a folder that is no study or has no finished run, and for an unknown name.
+    where: column -> value, as on the command line. By default the figures of these runs go into a subfolder of
+    `figures`, so that they do not replace the figures of all runs. only: names of FIGURES.
+    Raises ConfigError for a folder that is not a study or has no finished run, and for an unknown name.
     """
-    if fmt not in style.FORMATS:
-        raise ConfigError(f"format {fmt!r} is not one of {', '.join(style.FORMATS)}.{nearest(fmt, style.FORMATS)}")
+    one_of("format", fmt, style.FORMATS)
     for name in only or []:
-        if name not in FIGURES:
-            raise ConfigError(f"figure {name!r} is not one of {', '.join(FIGURES)}.{nearest(name, FIGURES)}")
+        one_of("figure", name, tuple(FIGURES))
     study = load(Path(study_dir), where)
     folder = Path(study_dir, "figures", _folder_name(where or {})) if out is None else Path(out)
     result = PlotResult()
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         for name in only or FIGURES:
-            if claim is not None and not claim():
-                break
             try:
                 fig = FIGURES[name](study)
             except Lacks as lack:
@@ -95,6 +89,6 @@ def plot_study(
 
 
 def _folder_name(where: dict[str, str]) -> str:
-    """`peak_lr=3e-3,placement=post`; nothing for all runs."""
+    """`peak_lr=3e-3,placement=post`; empty for all runs."""
     name = ",".join(f"{column}={value}" for column, value in sorted(where.items()))
     return "".join(c if c.isalnum() or c in "_.=+-," else "_" for c in name)

@@ -1,4 +1,4 @@
-"""Where every run of a study ended: final validation loss and outcome over what was swept."""
+"""Final validation loss and outcome of every run of a study, over what was swept."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normstudy import config as cfg
+from normstudy.analysis.grid import Value
 from normstudy.analysis.select import native
-from normstudy.figures import layout, style
-from normstudy.figures.study import MAX_HUES, Lacks, Look, Study, swept, values
+from normstudy.figures import axes as on_axes
+from normstudy.figures import layout, series, style
+from normstudy.figures.look import MAX_HUES, Look, swept, values
+from normstudy.figures.study import Lacks, Study
 
 MAX_PANELS = 6
 DODGE = 0.5  # the share of the gap between two x values over which the arms are spread
@@ -21,27 +24,26 @@ DODGE = 0.5  # the share of the gap between two x values over which the arms are
 
 @dataclass(frozen=True)
 class XAxis:
-    """The swept column on the x axis: a place for each of its values."""
+    """The swept column on the x axis, with a position for each of its values."""
 
     column: str
-    places: dict[object, float]
-    scale: str  # "linear", "log" or "even": how the places follow the values
+    places: dict[Value, float]
+    scale: str  # how positions follow values: "linear", "log" or "even" (equal gaps)
 
     @property
     def gap(self) -> float:
-        """The smallest distance between two places."""
+        """The smallest distance between two positions."""
         found = sorted(self.places.values())
         return min(np.diff(found), default=1.0)
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """The numeric column with most values that is neither color nor line style, else any swept column."""
+    """The numeric column with most values that is not `taken` by color or line style, else any swept column."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
-    varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
     kinds = cfg.asked_types()
-    numeric = [c for c in varying if kinds.get(c) in (int, float) and c not in taken]
-    if not numeric:
-        numeric = [c for c in varying if kinds.get(c) in (int, float)]
+    varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
+    numeric = [c for c in varying if kinds.get(c) in (int, float)]
+    numeric = [c for c in numeric if c not in taken] or numeric
     if numeric:
         rank = {c: i for i, c in enumerate(preferred)}
         column = min(numeric, key=lambda c: (-runs[c].nunique(dropna=False), rank.get(c, len(rank))))
@@ -49,18 +51,17 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
         column = varying[0] if varying else "placement"
     found = values(runs, column)
     sizes = [float(v) for v in found if isinstance(v, int | float)]
+    even = XAxis(column, {v: float(i) for i, v in enumerate(found)}, "even")
     if len(sizes) < len(found) or len(found) < 2:
-        return XAxis(column, {v: float(i) for i, v in enumerate(found)}, "even")
+        return even
     if min(sizes) > 0 and (column == "peak_lr" or max(sizes) / min(sizes) > 10):
         return XAxis(column, {v: float(np.log10(s)) for v, s in zip(found, sizes, strict=True)}, "log")
     gaps = np.diff(sizes)
-    if gaps.max() > 8 * gaps.min():
-        return XAxis(column, {v: float(i) for i, v in enumerate(found)}, "even")
-    return XAxis(column, dict(zip(found, sizes, strict=True)), "linear")
+    return even if gaps.max() > 8 * gaps.min() else XAxis(column, dict(zip(found, sizes, strict=True)), "linear")
 
 
-def apart_from(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """The look and the runs with the line style's field as color, where the x axis already tells depths apart."""
+def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
+    """The look and the runs, colored by the field of the line style where the x axis shows that of the color."""
     if look.facet is None or look.hue != x.column:
         return look, runs
     colors = dict(zip(look.dashes, style.shades(len(look.dashes), style.ARMS), strict=True))
@@ -70,7 +71,7 @@ def apart_from(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataF
 
 
 def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
-    """hue, dash, run_id, outcome, place, value: where each run stands; a diverged run has no value."""
+    """hue, dash, run_id, outcome, place, value: the position of each run; a diverged run has no value."""
     value = runs["final_val_loss"].astype(float).where(runs["outcome"] != "diverged")
     return runs[["hue", "dash", "run_id", "outcome"]].assign(
         place=[x.places[native(x.column, v)] for v in runs[x.column]], value=value
@@ -80,10 +81,10 @@ def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
 def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) -> None:
     """A marker per run, its shape the outcome, and a line through the means over seeds.
 
-    Diverged runs stand at the height `edge`. A mean exists only where no seed diverged: a mean of the
-    survivors would hide them. Arms and seeds stand side by side, since stuck runs end at the same loss.
+    Diverged runs stand at the height `edge`. Where a seed diverged there is no mean, since a mean of the other seeds
+    would hide it. Arms and seeds stand side by side: stuck runs end at equal losses.
     """
-    # what the x axis tells apart needs neither its own line nor its own room
+    # a field on the x axis needs no lines and no places of its own
     hues = [h for h in look.colors if (table["hue"] == h).any()]
     dashes = [d for d in look.dashes if (table["dash"] == d).any()]
     by_hue, by_dash = look.hue != x.column, look.dash != x.column
@@ -100,7 +101,7 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
                 spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (len(runs) > 1)
                 _draw_runs(ax, runs.assign(place=spots), look.colors[hue], edge)
                 mean = float(runs["value"].mean(skipna=False))
-                apart = [str(place)] if x.column == look.facet else []  # names have no order to draw a line along
+                apart = [str(place)] if x.column == look.facet else []  # names have no order, so no line joins them
                 lines.setdefault((hue, dash if by_dash else "", *apart), []).append((center, mean))
     for (hue, dash, *_), points in lines.items():
         places, means = zip(*sorted(points), strict=True)
@@ -121,7 +122,7 @@ def _draw_runs(ax: Axes, runs: pd.DataFrame, color: str, edge: float) -> None:
 
 
 def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
-    """Of the loss axis: every finite end and the nearest reference, and room for diverged runs above."""
+    """The limits of the loss axis: every final loss, the reference nearest to them, room for diverged runs on top."""
     low, high = min(ended, default=min(references)), max(ended, default=max(references))
     nearest = min(references, key=lambda r: max(low - r, r - high, 0.0))
     low, high = min(low, nearest), max(high, nearest)
@@ -132,42 +133,35 @@ def limits(ended: Sequence[float], references: Sequence[float], *, diverged: boo
 def final_grid(study: Study) -> Figure:
     """Final validation loss and outcome of every run over the swept columns."""
     if not swept(study.runs):
-        raise Lacks("nothing was swept but the seed")
+        raise Lacks("only the seed varies")
     x = x_axis(study.runs, (study.look.hue, study.look.dash))
-    look, runs = apart_from(x, study.look, study.runs)
-    settings, notes = study.settings(runs, MAX_PANELS, skip=(x.column,))
-    shown = pd.concat([s.runs for s in settings])
-    tables = [grid_table(s.runs, x) for s in settings]
-    references = [v for s in settings for _, v in layout.entropies(s.runs)]
+    look, runs = color_by_dash(x, study.look, study.runs)
+    panels, notes = study.panels(runs, MAX_PANELS, skip=(x.column,))
+    shown = pd.concat([p.runs for p in panels])
+    tables = [grid_table(p.runs, x) for p in panels]
+    references = [v for p in panels for _, v in series.entropies(p.runs)]
     ended = [float(v) for t in tables for v in t["value"].dropna()]
     low, high = limits(ended, references, diverged=bool((shown["outcome"] == "diverged").any()))
 
-    crowded = shown["hue"].nunique() > 4 or len(x.places) > MAX_HUES  # many side by side need room
+    crowded = shown["hue"].nunique() > 4 or len(x.places) > MAX_HUES
     width = style.TWO_COLUMNS if crowded else None
-    fig, axes = layout.panels(len(settings), height=2.2, width=width)
-    one_text = layout.same_text(settings)
+    fig, axes = layout.subplots(len(panels), height=2.2, width=width)
+    one_text = series.same_text(panels)
     outer = layout.last_column(axes)
-    for ax, setting, table in zip(axes, settings, tables, strict=True):
-        lines = [r for r in layout.entropies(setting.runs) if low <= r[1] <= high]
-        layout.reference_lines(ax, lines, labelled=ax in outer or not one_text)
+    for ax, panel, table in zip(axes, panels, tables, strict=True):
+        lines = [r for r in series.entropies(panel.runs) if low <= r[1] <= high]
+        on_axes.draw_references(ax, lines, labelled=ax in outer or not one_text)
         draw_grid(ax, table, look, x, edge=high - 0.04 * (high - low))
-        layout.panel_title(ax, setting.title)
+        layout.panel_title(ax, panel.title)
         ax.set_ylim(low, high)
         ax.set_xlim(min(x.places.values()) - 0.5 * x.gap, max(x.places.values()) + 0.5 * x.gap)
         ax.set_xticks(list(x.places.values()), [study.text(x.column, v) for v in x.places])
         if x.column == look.facet:
             ax.tick_params(axis="x", rotation=35)
     x_label = x.column + (" (log axis)" if x.scale == "log" else "")
-    y_label = "final validation loss,\nnats per token"
-    layout.label_axes(fig, axes, x_label, y_label, once=look.facet is not None)
-    layout.title(
-        fig,
-        study,
-        f"Final validation loss and outcome against {x.column}; marker: one run, line: mean over seeds"
-        + (f"; a panel per {look.facet}" if len(settings) > 1 and look.facet else ""),
-        study.runs[study.runs["run_id"].isin(shown["run_id"])],
-        notes,
-    )
-    found = [o for o in style.OUTCOME_MARKERS if (shown["outcome"] == o).any()]
-    layout.legend(fig, look, shown, [layout.outcome_handle(o) for o in found], dashes=look.dash != x.column)
+    layout.label_axes(fig, axes, x_label, "final validation loss,\nnats per token", once=look.facet is not None)
+    what = f"Final validation loss and outcome against {x.column}; marker: one run, line: mean over seeds"
+    what += f"; a panel per {look.facet}" if len(panels) > 1 and look.facet else ""
+    layout.title(fig, study, what, study.runs[study.runs["run_id"].isin(shown["run_id"])], notes)
+    layout.legend(fig, look, shown, layout.outcome_handles(shown), dashes=look.dash != x.column)
     return fig

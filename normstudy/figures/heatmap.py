@@ -1,4 +1,4 @@
-"""Layer x step heat map of the gradient norm: when it vanishes, and where first."""
+"""Heat map of the gradient norm over layers and steps: when the gradient vanishes, and in which layer first."""
 
 from __future__ import annotations
 
@@ -9,70 +9,72 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from normstudy.figures import layout, style
+from normstudy.analysis.grid import count_text
+from normstudy.figures import axes as on_axes
+from normstudy.figures import layout, series, style
 from normstudy.figures.gradient_profile import needs_layers, one_arm
-from normstudy.figures.study import MODULE, Lacks, Setting, Study, arms, at_most_one, folded, geometric, held, zeros
+from normstudy.figures.look import folded
+from normstudy.figures.study import MODULE, Lacks, Panel, Study, arms, at_most_one, held
 
 MAX_PANELS = 15
 LONG = 34  # characters that fit above a panel in a row of three
-LINE = 48  # characters above a panel in a row of two
+LINE = 48  # characters that fit above a panel in a row of two
 
 
 def map_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Rows layers, columns recorded steps: the seeds' geometric mean of grad_norm, NaN where none."""
-    mean = geometric(modules[modules["run_id"].isin(runs["run_id"])], ["layer", "step"])
+    """The geometric mean of grad_norm over seeds: a row per layer, a column per recorded step, NaN where none is."""
+    mean = series.geometric(modules[modules["run_id"].isin(runs["run_id"])], ["layer", "step"])
     return mean.pivot_table(index="layer", columns="step", values="mid")
 
 
 def draw_map(ax: Axes, table: pd.DataFrame, norm: LogNorm) -> QuadMesh:
-    """Draw one map; the cell of a recorded step reaches to the next recorded one."""
+    """Draw one map; the cell of a recorded step reaches to the next recorded step."""
     steps = table.columns.to_numpy(float)
     layers = table.index.to_numpy(float)
     x = np.append(steps, steps[-1] + 1)
     y = np.append(layers, layers[-1] + 1) - 0.5
-    # one image inside an SVG or PDF: thousands of small paths would make it slow and show hairlines
+    # rasterized: as thousands of small paths an SVG or PDF would be slow and show hairlines
     return ax.pcolormesh(
         x, y, np.ma.masked_invalid(table.to_numpy(float)), cmap=style.SEQUENTIAL, norm=norm, rasterized=True
     )
 
 
 def heatmap(study: Study) -> Figure:
-    """A map per color and line style, at the headline's depth and rate, on one logarithmic scale."""
+    """A map per color and line style, at the headline depth and learning rate, all on one logarithmic scale."""
     needs_layers(study)
     facet = study.look.facet
     parts, notes = one_arm(study) if facet else _arms(study)
-    maps = [(s, map_table(study.modules, s.runs)) for s in parts]
-    maps = [m for m in maps if m[1].size]
+    maps = [(p, map_table(study.modules, p.runs)) for p in parts]
+    maps = [(p, table) for p, table in maps if table.size]
     if 0 < len(maps) < len(parts):
         notes.append(f"{len(parts) - len(maps)} panels without a gradient above zero are not shown")
     if not maps:
         raise Lacks("no recorded gradient norm is finite and above zero")
-    low = min(np.nanmin(m[1].to_numpy()) for m in maps)
-    high = max(np.nanmax(m[1].to_numpy()) for m in maps)
+    low = min(np.nanmin(table.to_numpy()) for _, table in maps)
+    high = max(np.nanmax(table.to_numpy()) for _, table in maps)
     norm = LogNorm(low, high if high > low else 2 * low)
 
-    across = len({s.runs["dash"].iloc[0] for s, _ in maps})  # a row per color where that fits
+    across = len({p.runs["dash"].iloc[0] for p, _ in maps})  # a row per color where that fits
     columns = 4 if facet else next((c for c in (across, 3, 4, 2) if 1 < c <= 4 and len(maps) % c == 0), 3)
-    fig, axes = layout.panels(len(maps), columns=columns, height=layout.LOW if facet else 1.55)
-    shown = pd.concat([s.runs for s, _ in maps])
-    last = layout.last_step(shown)
-    one_line = all(len(s.title) <= LINE for s, _ in maps)
+    fig, axes = layout.subplots(len(maps), columns=columns, height=layout.LOW if facet else 1.55)
+    shown = pd.concat([p.runs for p, _ in maps])
+    last = series.last_step(shown)
+    one_line = all(len(p.title) <= LINE for p, _ in maps)
     mesh = None
-    for ax, (setting, table) in zip(axes, maps, strict=True):
-        part = setting.runs
+    for ax, (panel, table) in zip(axes, maps, strict=True):
         mesh = draw_map(ax, table, norm)
-        ax.set_title(setting.title.replace("\n", " ") if columns == 2 and one_line else setting.title, loc="left")
-        layout.step_axis(ax, last, log=True)
+        ax.set_title(panel.title.replace("\n", " ") if columns == 2 and one_line else panel.title, loc="left")
+        on_axes.step_axis(ax, last, log=True)
         ax.set_xlim(0, last + 1)
-        layout.layer_axis(ax, "y", int(part["n_layers"].max()) - 1)
-        warmup = {int(w) for w in part["warmup_steps"]}
+        on_axes.layer_axis(ax, "y", int(panel.runs["n_layers"].max()) - 1)
+        warmup = {int(w) for w in panel.runs["warmup_steps"]}
         if len(warmup) == 1 and (end := warmup.pop()) > 0:
             ax.axvline(end, color="white", lw=1, ls=(0, (2, 1.5)), gid=f"warmup:{end}")
-    layout.label_axes(fig, axes, "step, log of step + 1", "layer", once=facet is not None)
+    layout.label_axes(fig, axes, on_axes.LOG_STEP, "layer", once=facet is not None)
     assert mesh is not None
     bar = fig.colorbar(mesh, ax=axes, label=f"{MODULE} grad_norm", aspect=30, pad=0.02)
-    layout.norm_ticks(bar.ax.yaxis)
-    notes += zeros(study, study.modules[study.modules["run_id"].isin(shown["run_id"])])
+    on_axes.norm_ticks(bar.ax.yaxis)
+    notes += series.zeros(study, study.modules[study.modules["run_id"].isin(shown["run_id"])])
     if (shown["outcome"] == "diverged").any():
         notes.append("a diverged run counts until it ends")
     if (shown["warmup_steps"] > 0).any():
@@ -82,16 +84,16 @@ def heatmap(study: Study) -> Figure:
     return fig
 
 
-def _arms(study: Study) -> tuple[list[Setting], list[str]]:
+def _arms(study: Study) -> tuple[list[Panel], list[str]]:
     """A panel per color and line style, and notes on what is held or left out."""
     runs = at_most_one(study, study.at_headline())
     parts = arms(runs, study)
-    settings = []
+    panels = []
     for hue, dash, part in parts[:MAX_PANELS]:
         words = [f"{study.look.dash}={dash}"] if study.look.dash else []
-        words.append(f"{len(part)} seed{'s' if len(part) > 1 else ''}")
+        words.append(count_text(len(part), "seed"))
         name = f"{study.look.hue}={hue}"
         first = name if len(name) < LONG else folded(hue, LONG)
-        settings.append(Setting(f"{first},\n{', '.join(words)}", part))
+        panels.append(Panel(f"{first},\n{', '.join(words)}", part))
     dropped = [f"{MAX_PANELS} of {len(parts)} panels shown"] if len(parts) > MAX_PANELS else []
-    return settings, held(study, runs) + dropped
+    return panels, held(study, runs) + dropped

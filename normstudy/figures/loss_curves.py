@@ -9,15 +9,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from normstudy.figures import layout, style
-from normstudy.figures.study import Look, Study, arms, of_runs
+from normstudy.figures import axes as on_axes
+from normstudy.figures import layout, series, style
+from normstudy.figures.study import Panel, Study
 
 MAX_PANELS = 6
 
 
 def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """hue, dash, run_id, step, value: every evaluation, the one after the last update at step n_steps."""
-    early = of_runs(study.val_losses, runs, ["hue", "dash"])
+    """hue, dash, run_id, step, value: every evaluation; the one after the last update is at step n_steps."""
+    early = series.of_runs(study.val_losses, runs, ["hue", "dash"])
     final = runs.assign(step=runs["n_steps"], value=runs["final_val_loss"].astype(float))[early.columns]
     rows: pd.DataFrame = pd.concat([early, final[np.isfinite(final["value"])]])
     return rows.sort_values(["run_id", "step"], ignore_index=True)
@@ -25,7 +26,7 @@ def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 def training_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
     """hue, dash, run_id, step, value: the training loss of every step, as recorded."""
-    return of_runs(study.train_losses, runs, ["hue", "dash"])
+    return series.of_runs(study.train_losses, runs, ["hue", "dash"])
 
 
 def ends_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
@@ -36,34 +37,30 @@ def ends_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_losses(
-    ax: Axes,
-    table: pd.DataFrame,
-    ends: pd.DataFrame,
-    sizes: dict[tuple[str, str], int],
-    look: Look,
-    references: Sequence[tuple[str, float]],
-    *,
-    labelled: bool,
-    top: float,
-    smooth: bool = False,
+    ax: Axes, study: Study, panel: Panel, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw curves (`layout.draw_seed_lines`), diverged runs and reference losses on one panel.
+    """Draw the curves of `table`, the diverged runs and the reference losses of one panel.
 
-    A diverged run's marker sits at its last finite training loss, or at the upper edge where that is higher.
+    The marker of a diverged run stands at its last finite training loss, but not above `top`.
     """
-    layout.reference_lines(ax, references, labelled=labelled)
-    layout.draw_seed_lines(ax, table, sizes, look, log=False, smooth=smooth)
+    look = study.look
+    on_axes.draw_references(ax, series.entropies(panel.runs), labelled=labelled)
+    on_axes.draw_seed_lines(ax, table, series.sizes(panel.runs, study), look, log=False, smooth=smooth)
+    ends = ends_table(study, panel.runs)
     ends = ends.assign(value=ends["value"].clip(upper=top))
     for run_id, hue, step, value in zip(ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True):
         last = table[(table["run_id"] == run_id) & (table["step"] < step)].tail(1)
-        if len(last):  # from the last evaluation to the marker
+        if len(last):  # a dotted line from the last evaluation to the marker
             way = [[last["step"].iloc[0], step], [last["value"].iloc[0], value]]
             ax.plot(*way, color=look.colors[hue], lw=style.THIN, ls=(0, (1, 1)), gid=f"way:{run_id}")
-    layout.draw_ends(ax, ends, look)
+    on_axes.draw_ends(ax, ends, look)
 
 
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
-    """Of the loss axis: the lowest loss or reference, and just above uniform prediction or the first loss."""
+    """The limits of the loss axis: from the lowest loss or reference to uniform prediction or the first loss.
+
+    A first loss of twice uniform prediction or more does not stretch the axis.
+    """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)])
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]
     uniform = max(v for _, v in references)
@@ -72,53 +69,35 @@ def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float
 
 
 def loss_curves(study: Study) -> Figure:
-    """Validation loss against step, a panel per setting that is neither color nor line style."""
+    """Validation loss against step."""
     return _figure(study, train=False)
 
 
 def training_loss(study: Study) -> Figure:
-    """Training loss against step (log axis: the first updates decide), panels as `loss_curves`."""
+    """Training loss against step, on a log axis since the first updates decide."""
     return _figure(study, train=True)
 
 
 def _figure(study: Study, *, train: bool) -> Figure:
-    settings, notes = study.settings(study.runs, MAX_PANELS)
-    last = layout.last_step(study.runs)
+    panels, notes = study.panels(study.runs, MAX_PANELS)
+    last = series.last_step(study.runs)
     table_of = training_table if train else validation_table
-    tables = [table_of(study, s.runs) for s in settings]
-    references = [r for s in settings for r in layout.entropies(s.runs)]
-    low, high = limits(tables, references)
+    tables = [table_of(study, p.runs) for p in panels]
+    low, high = limits(tables, [r for p in panels for r in series.entropies(p.runs)])
 
-    fig, axes = layout.panels(len(settings))
-    one_text = layout.same_text(settings)
+    fig, axes = layout.subplots(len(panels))
+    one_text = series.same_text(panels)
     edge = layout.last_column(axes)
-    for ax, setting, table in zip(axes, settings, tables, strict=True):
-        part = arms(setting.runs, study)
-        draw_losses(
-            ax,
-            table,
-            ends_table(study, setting.runs),
-            layout.sizes(part),
-            study.look,
-            layout.entropies(setting.runs),
-            labelled=ax in edge or not one_text,
-            top=high,
-            smooth=train,
-        )
-        layout.panel_title(ax, setting.title)
+    for ax, panel, table in zip(axes, panels, tables, strict=True):
+        draw_losses(ax, study, panel, table, labelled=ax in edge or not one_text, top=high, smooth=train)
+        layout.panel_title(ax, panel.title)
         ax.set_ylim(low, high)
-        layout.step_axis(ax, last + (not train), log=train)
-    layout.label_axes(
-        fig,
-        axes,
-        "step, log of step + 1" if train else "step",
-        "loss, nats per token",
-        once=study.look.facet is not None,
-    )
+        on_axes.step_axis(ax, last + (not train), log=train)
+    x_label = on_axes.LOG_STEP if train else on_axes.STEP
+    layout.label_axes(fig, axes, x_label, "loss, nats per token", once=study.look.facet is not None)
     what = "Training loss" if train else "Validation loss"
     bold = "their mean (of steps 0.9 t to t)" if train else "their mean"
-    shown = pd.concat([s.runs for s in settings])
+    shown = pd.concat([p.runs for p in panels])
     layout.title(fig, study, f"{what} by {study.look.by}; thin: seeds, bold: {bold}", shown, notes)
-    extra = [layout.outcome_handle("diverged")] if (shown["outcome"] == "diverged").any() else []
-    layout.legend(fig, study.look, shown, extra)
+    layout.legend(fig, study.look, shown, layout.outcome_handles(shown, ["diverged"]))
     return fig

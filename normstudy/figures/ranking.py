@@ -1,4 +1,4 @@
-"""All values of a text field, such as the placements, ranked by where their runs ended: one row each."""
+"""The values of a text field, such as the placements, ranked by the final loss of their runs: one row each."""
 
 from __future__ import annotations
 
@@ -15,35 +15,24 @@ from matplotlib.figure import Figure
 
 from normstudy.analysis.pairs import MIN_PAIRS, counted_loss, paired_t_interval
 from normstudy.analysis.select import has_value, native
-from normstudy.figures import layout, style
-from normstudy.figures.study import (  # fmt: skip
-    MAX_HUES,
-    Lacks,
-    Look,
-    Study,
-    chosen,
-    folded,
-    spread,
-    swept,
-    text_fields,
-    values,
-    widest,
-)
+from normstudy.figures import layout, series, style
+from normstudy.figures.look import MAX_HUES, Look, chosen, folded, spread_labels, swept, text_fields, values
+from normstudy.figures.study import Lacks, Study, widest
 
-MIN_VALUES = 3  # of the ranked field; two values are compared, not ranked
+MIN_VALUES = 3  # values of the ranked field; two values are compared, not ranked
 MAX_COLUMNS = 3
-ROW, ARM, AROUND = 0.25, 0.13, 1.5  # inches: a row and an arm of it at least, and all above and below the rows
-COUNT_WIDTH = 20  # points, of a column of counts on the right
-BEYOND = 0.25  # of the range of losses: how far the axis follows an interval
+ROW, ARM, AROUND = 0.25, 0.13, 1.5  # inches: least height of a row and of an arm, and the room around the rows
+COUNT_WIDTH = 20  # points of a column of counts on the right
+BEYOND = 0.25  # of the range of losses: how far beyond it the axis follows an interval
 STRIPE = "#F3F3F3"
 FEW_SEEDS = "*"
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Rows by rank, the best first, and what the columns and arms are.
+    """The rows by rank, best first, the columns and the arms, all as text.
 
-    runs: with columns row, column and arm, as text; colors: one an arm; rule: what the rank is by.
+    runs: has the text columns row, column and arm. colors: one per arm. rule: the note on how rows are ranked.
     """
 
     field: str
@@ -57,7 +46,7 @@ class Ranking:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """What each row, column and arm that has runs comes to, in order."""
+        """A Cell for each row, column and arm that has runs, in order."""
         out = []
         parts = dict(iter(self.runs.groupby(["row", "column", "arm"])))
         for key in [k for k in itertools.product(self.rows, self.columns, self.colors) if k in parts]:
@@ -71,9 +60,9 @@ class Ranking:
 
 
 class Cell(NamedTuple):
-    """One arm of one row at one depth: runs, outcomes, and the mean final loss with its 95 % t interval over seeds.
+    """One arm of one row at one depth: number of runs, of two outcomes, mean final loss and its 95 % t interval.
 
-    The three are NaN where a run diverged: a mean of the survivors would hide it.
+    Mean and interval are NaN where a run diverged: a mean of the other runs would hide it.
     """
 
     row: str
@@ -88,9 +77,9 @@ class Cell(NamedTuple):
 
 
 def ranked_field(study: Study) -> str:
-    """The field whose values are ranked: that of the panels, else the text field with most values.
+    """The field whose values are ranked: the facet, else the text field with most values.
 
-    Raises Lacks where no text field has three.
+    Raises Lacks where no text field has MIN_VALUES values.
     """
     if study.look.facet is not None:
         return study.look.facet
@@ -105,8 +94,8 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
     """Rank a field's values by the mean final loss of the hardest arm: the deepest runs with the least warmup.
 
     A loss that is not finite counts as the loss at step 0, as in `compare`. Equal means keep the order of the
-    configuration, and so do the values without a run there, which come last. Columns are depths; fields that are
-    neither rows, columns nor arms are held at one value. deepest: only the runs of the largest depth.
+    configuration; values without a run in that arm come last. Columns are depths; fields that are neither rows,
+    columns nor arms are held at one value. deepest: rank only the runs of the largest depth.
     """
     runs, notes = study.finished, list[str]()
     field = ranked_field(study)
@@ -117,15 +106,11 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
     for column in [c for c in swept(runs) if c not in (field, arm_field, "n_layers")]:
         keep = chosen(widest(runs, column, field), column)
         runs = runs[has_value(runs, column, keep)]
-        if column != "peak_lr":  # the title has it
+        if column != "peak_lr":  # the title names the learning rate
             notes.append(f"{column}={study.text(column, keep)}")
 
     def shown(column: str, limit: int) -> list[str]:
-        found = values(runs, column)
-        picked = spread(found, limit, column)
-        if len(picked) < len(found):
-            notes.append(f"{len(picked)} of {len(found)} values of {column} shown")
-        return [study.text(column, v) for v in picked]
+        return spread_labels(runs, column, limit, study.names, notes)
 
     def texts(column: str) -> list[str]:
         return [study.text(column, native(column, v)) for v in runs[column]]
@@ -144,7 +129,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
         field=field,
         arm_field=arm_field,
         runs=runs,
-        rows=sorted(everyone, key=lambda row: float(mean.get(row, np.inf))),  # stable: ties keep their order
+        rows=sorted(everyone, key=lambda row: float(mean.get(row, np.inf))),  # stable: equal means keep their order
         columns=columns,
         colors=dict(zip(arms, style.shades(len(arms), style.ARMS), strict=True)),
         rule="ranked by the mean" + (f" at {', '.join(where)}" if where else ""),
@@ -153,7 +138,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
 
 
 def places(ranking: Ranking) -> dict[tuple[str, str], float]:
-    """(row, arm) -> height: the rows at 0, 1, 2, ... from the top, the arms of a row one below another."""
+    """(row, arm) -> height: rows at 0, 1, 2, ... from the top, and the arms of a row below each other."""
     arms = list(ranking.colors)
     gap = 0.92 / len(arms)
     return {
@@ -164,7 +149,7 @@ def places(ranking: Ranking) -> dict[tuple[str, str], float]:
 
 
 def stripe_rows(ax: Axes, ranking: Ranking) -> None:
-    """A row for each value, the best on top, every other one on grey so that the eye keeps to it."""
+    """Name the rows, the best on top, with grey behind every second row to guide the eye."""
     for i in range(0, len(ranking.rows), 2):
         ax.axhspan(i - 0.5, i + 0.5, color=STRIPE, lw=0, zorder=0)
     ax.set_ylim(len(ranking.rows) - 0.5, -0.5)
@@ -173,19 +158,19 @@ def stripe_rows(ax: Axes, ranking: Ranking) -> None:
 
 
 def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
-    """Draw one depth: a marker per run, its shape the outcome; mean and interval; the counts on the right.
+    """Draw the rows at one depth: a marker per run, its shape the outcome; mean and interval; counts on the right.
 
-    Diverged runs stand side by side around `edge`, beyond every loss. An arrow says that an interval goes on.
+    Diverged runs stand side by side around `edge`, beyond every loss. An arrow marks an interval that ends outside.
     """
+    stripe_rows(ax, ranking)
     at = places(ranking)
     left, right = ax.get_xlim()
     here = ranking.runs[ranking.runs["column"] == column]
     for (row, arm), y in at.items():
         runs, color = here[(here["row"] == row) & (here["arm"] == arm)], ranking.colors[arm]
         gone = (runs["outcome"] == "diverged").to_numpy()
-        spots = edge + 0.02 * (right - left) * (np.arange(gone.sum()) - (gone.sum() - 1) / 2)
         losses = runs["final_val_loss"].to_numpy(np.float64, copy=True)
-        losses[gone] = spots
+        losses[gone] = edge + 0.02 * (right - left) * (np.arange(gone.sum()) - (gone.sum() - 1) / 2)
         for run_id, outcome, loss in zip(runs["run_id"], runs["outcome"], losses, strict=True):
             ax.plot(
                 [loss], [y], ls="none", marker=style.OUTCOME_MARKERS[outcome], color=color, mec="white", mew=0.3,
@@ -202,6 +187,7 @@ def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
         _count(ax, y, 0, f"{cell.learned}/{cell.n}{few}", color, f"learned:{name}")
         if cell.diverged:
             _count(ax, y, 1, f"{cell.diverged}", color, f"diverged:{name}")
+    _name_counts(ax, ranking, column)
 
 
 def _count(ax: Axes, y: float, place: int, text: str, color: str, gid: str) -> None:
@@ -211,8 +197,8 @@ def _count(ax: Axes, y: float, place: int, text: str, color: str, gid: str) -> N
     )  # fmt: skip
 
 
-def head(ax: Axes, ranking: Ranking, column: str) -> None:
-    """The names of the counts on the right, above them."""
+def _name_counts(ax: Axes, ranking: Ranking, column: str) -> None:
+    """Write the names of the counts above their columns."""
     diverged = any(cell.diverged for cell in ranking.cells if cell.column == column)
     for place, name in enumerate(["learned", "diverged"] if diverged else ["learned"]):
         ax.annotate(
@@ -222,7 +208,7 @@ def head(ax: Axes, ranking: Ranking, column: str) -> None:
 
 
 def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
-    """Vertical lines at known losses, named above the panel."""
+    """Draw vertical lines at known losses, named above the panel."""
     left, right = ax.get_xlim()
     for name, value in references:
         ax.axvline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
@@ -234,12 +220,12 @@ def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
 
 
 def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
-    """Give the panels one loss axis with every end and both entropies; return where diverged runs stand."""
-    references = [r for r in layout.entropies(ranking.runs) if r[0] != "ln(vocab)"]
+    """Set the limits of the loss axis to hold every final loss and both entropies; return where diverged runs stand."""
+    references = [r for r in series.entropies(ranking.runs) if r[0] != "ln(vocab)"]
     diverged = ranking.runs["outcome"] == "diverged"
     ended = [float(v) for v in ranking.runs.loc[~diverged, "final_val_loss"]] + [v for _, v in references]
     low, high = min(ended), max(ended)
-    # an interval may reach far beyond the losses that it is of: below two seeds' it has no end
+    # the axis follows intervals only so far: with few seeds they are much wider than the losses
     reach = [v for cell in ranking.cells for v in (cell.low, cell.high) if math.isfinite(v)]
     room = BEYOND * (high - low)
     low, high = max(low - room, min([low, *reach])), min(high + room, max([high, *reach]))
@@ -253,7 +239,7 @@ def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
 
 
 def rank_notes(ranking: Ranking) -> list[str]:
-    """The rule, what is held or left out, and what the marks mean that these runs have."""
+    """Notes on the ranking rule, what is held or left out, and the meaning of the marks that occur."""
     notes = [ranking.rule, *ranking.notes]
     if (ranking.runs["outcome"] == "diverged").any():
         notes.append("right edge: diverged, and no mean; a loss that is not finite ranks as the loss at step 0")
@@ -263,19 +249,19 @@ def rank_notes(ranking: Ranking) -> list[str]:
 
 
 def rank_legend(fig: Figure, ranking: Ranking) -> None:
-    """The arms and the outcomes that occur."""
+    """Name the arms and the outcomes that occur."""
     look = Look(ranking.arm_field or "", None, ranking.colors if ranking.arm_field else {}, {"": "-"})
-    found = [o for o in style.OUTCOME_MARKERS if (ranking.runs["outcome"] == o).any()]
-    layout.legend(fig, look, ranking.runs.assign(hue=ranking.runs["arm"]), [layout.outcome_handle(o) for o in found])
+    runs = ranking.runs.assign(hue=ranking.runs["arm"])
+    layout.legend(fig, look, runs, layout.outcome_handles(runs))
 
 
 def height(ranking: Ranking) -> float:
-    """Inches of a figure with these rows."""
+    """The height of the figure in inches."""
     return max(ROW, ARM * len(ranking.colors)) * len(ranking.rows) + AROUND
 
 
 def ranking(study: Study) -> Figure:
-    """A row per value of the field with most values, a panel per depth, an interval per warmup."""
+    """A row per value of the ranked field, a panel per depth, an interval per warmup."""
     order = rank(study)
     n = len(order.columns)
     width = style.TWO_COLUMNS if n > 1 else style.TWO_COLUMNS * 0.62
@@ -283,9 +269,7 @@ def ranking(study: Study) -> Figure:
     axes: list[Axes] = list(fig.subplots(1, n, sharex=True, sharey=True, squeeze=False).ravel())
     edge = loss_axis(axes, order)
     for ax, column in zip(axes, order.columns, strict=True):
-        stripe_rows(ax, order)
         draw_ranking(ax, order, column, edge)
-        head(ax, order, column)
         if n > 1:
             ax.set_title(f"n_layers={column}", loc="left", pad=14)
     what = f"Final validation loss by {order.field}, the best on top; markers: seeds, bars: mean and 95 % t interval"

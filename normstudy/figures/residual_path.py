@@ -1,4 +1,4 @@
-"""The gradient path itself: dLoss/dx_l along the residual stream."""
+"""The gradient along the residual stream, dLoss/dx_l."""
 
 from __future__ import annotations
 
@@ -9,16 +9,9 @@ from normstudy.figures.study import Lacks, Study
 
 
 def residual_path(study: Study) -> Figure:
-    """Norm of dLoss/dx_l against l, from the embedding's output (0) to the last block's (n_layers)."""
-    rows = study.residual
-    runs = study.at_headline()
+    """Norm of dLoss/dx_l against l, from the embedding's output (0) to the output of the last block (n_layers)."""
+    rows, runs = study.residual, study.at_headline()
     if not rows["run_id"].isin(runs["run_id"]).any():
-        raise Lacks("no run of it recorded the residual stream")
-    return snapshot_figure(
-        study,
-        rows,
-        "Gradient along the residual stream",
-        "l (0: embedding)",
-        "norm of dLoss/dx_l",
-        int(runs["n_layers"].max()),
-    )
+        raise Lacks("no run recorded the residual stream")
+    what, top = "Gradient along the residual stream", int(runs["n_layers"].max())
+    return snapshot_figure(study, rows, what, "l (0: embedding)", "norm of dLoss/dx_l", top)

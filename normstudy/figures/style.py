@@ -1,4 +1,4 @@
-"""How a figure looks, as plain data: the caller applies `rc()` with `matplotlib.rc_context`."""
+"""Sizes, colors, markers and matplotlib settings of every figure."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-# Widths in inches of one and two columns of a paper; every size below is meant at that width.
+# Inches: the widths of one and two columns of a paper. All other sizes are chosen for these widths.
 ONE_COLUMN = 3.4
 TWO_COLUMNS = 7.0
 FORMATS = ("png", "svg", "pdf")
 
-# A dash pattern as matplotlib takes it: an offset and lengths on and off in units of the line width.
+# A dash pattern of matplotlib: an offset, then lengths drawn and left out, in units of the line width.
 LineStyle = tuple[float, tuple[float, ...]] | str
 
-# Fixed colors, so that a placement looks the same in every figure of every study. All colors were chosen farthest
-# first in OKLab, under normal vision and simulated deuteranopia, protanopia and tritanopia, from those with a
-# contrast of at least 2.3 against white. Fourteen cannot all lie far apart: which placement has which was chosen so
-# that relatives (post, deepnorm, admin, b2t, residual; pre, peri, sub, reordered, lns, hybrid; the two without a norm
-# beside pre and post) do, since they are what people compare.
+# A placement has the same color in every figure of every study. The colors have a contrast of at least 2.3 against
+# white. They were selected one by one, each the farthest in OKLab from the colors before it, under normal vision and
+# simulated deuteranopia, protanopia and tritanopia. Fourteen colors cannot all be far apart, so placements that people
+# compare got distant colors: post, deepnorm, admin, b2t, residual; pre, peri, sub, reordered, lns, hybrid; and rezero
+# and none against pre and post.
 PLACEMENT_COLORS = {
     "pre": "#0072B2", "post": "#D55E00", "peri": "#333300", "reordered": "#5500DD", "sub": "#883366",
     "deepnorm": "#DD9922", "admin": "#AA55FF", "lns": "#66BB88", "mix": "#996666", "b2t": "#5599AA",
     "residual": "#551155", "hybrid": "#BB99FF", "rezero": "#111199", "none": "#665500",
 }  # fmt: skip
-OWN_COLORS = ("#000000", "#BB2299", "#AA8866", "#771133", "#9988DD", "#BB1133")  # for what is not shipped
+OWN_COLORS = ("#000000", "#BB2299", "#AA8866", "#771133", "#9988DD", "#BB1133")  # for user-defined names
 OTHER_COLORS = (
     "#333300", "#BB99FF", "#66BB88", "#111199", "#883366", "#AA55FF",
     "#5500DD", "#551155", "#665500", "#DD9922", "#996666", "#5599AA",
@@ -42,7 +42,7 @@ DASHES: tuple[LineStyle, ...] = (
     (0, (8, 1.5)),
 )
 
-# One shape per outcome; the size keeps the area of the shapes alike.
+# One shape per outcome.
 OUTCOME_MARKERS = {
     "learned": "o",
     "partial": "s",
@@ -53,18 +53,18 @@ OUTCOME_MARKERS = {
     "diverged": "X",
 }
 
-SEQUENTIAL = "cividis"  # monotone in lightness, made for color-blind readers
-ORDERED, ARMS = "viridis", "plasma"  # of a few ordered values: depths and steps; the arms of a ranking
+SEQUENTIAL = "cividis"  # monotone in lightness, designed for color-blind readers
+ORDERED, ARMS = "viridis", "plasma"  # colormaps of a few ordered values: depths and steps; arms of a ranking
 GREY = "#666666"
 THIN, BOLD = 0.5, 1.6  # line widths of one seed and of the mean over seeds
 
 
 def shades(n: int, colormap: str) -> list[str]:
-    """`n` colors from dark to pale; the palest part of a colormap is hard to see on white."""
+    """`n` colors from dark to pale, without the palest part of the colormap, which is hard to see on white."""
     return [to_hex(matplotlib.colormaps[colormap](x)) for x in np.linspace(0, 0.7, n)]
 
 
-# rc settings that say where a program runs, not how a figure looks; setting some has side effects.
+# rc settings about the machine rather than the figure; setting some of them has side effects.
 _MACHINE = (
     "backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "savefig.directory", "docstring",
     "macosx",
@@ -72,7 +72,7 @@ _MACHINE = (
 
 
 def rc() -> dict[str, object]:
-    """The rc settings of every figure, on matplotlib's defaults: a user's own rc file changes nothing."""
+    """The rc settings of every figure: matplotlib's defaults and ours, so that a user's rc file has no effect."""
     base: dict[str, object] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_MACHINE)}
     return base | {
         "figure.dpi": 100,
@@ -96,16 +96,16 @@ def rc() -> dict[str, object]:
         "ytick.minor.width": 0.4,
         "lines.markersize": 4,
         "lines.scale_dashes": True,
-        "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+        "pdf.fonttype": 42,  # TrueType: journals reject Type 3 fonts
         "svg.fonttype": "path",
-        "svg.hashsalt": "normstudy",  # else the ids in an SVG are random
+        "svg.hashsalt": "normstudy",  # makes the ids in an SVG reproducible
     }
 
 
 def save(fig: Figure, path: Path, fmt: str) -> None:
-    """Write a figure; the same figure gives the same bytes under one version of matplotlib.
+    """Write a figure; one version of matplotlib always gives the same bytes.
 
-    A PNG's `Software` text says which version drew it, so that bytes are compared under that version only.
+    The `Software` text of a PNG names that version, so that a test can tell whether bytes are comparable.
     """
     metadata: dict[str, dict[str, str | None]] = {
         "png": {"Software": f"Matplotlib {matplotlib.__version__}"},

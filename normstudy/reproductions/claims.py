@@ -1,7 +1,7 @@
-"""The starting text's claims about pre-norm and post-norm, held against the committed studies.
+"""The claims about pre-norm and post-norm in docs/claims.md, held against the committed studies.
 
-Each finding is one number with its 95 % t interval over seeds, computed from the tables alone. `markdown` renders
-them as the table of docs/claims.md; a test holds the two equal.
+Each claim has numbers with 95 % t intervals over seeds, computed from the tables alone. `markdown` prints the table of
+docs/claims.md, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from normstudy.analysis.grid import interval_text, markdown_table
 from normstudy.analysis.load import Tables, load
 from normstudy.analysis.pairs import paired_t_interval
 from normstudy.errors import ConfigError
@@ -21,7 +22,7 @@ from normstudy.errors import ConfigError
 HEADLINE_LR = 3e-3
 SHALLOW, DEEP = 6, 12  # layers
 
-# What the findings compare: of each study every combination of these must have been trained.
+# The runs that the claims compare: of each study, at least two of every combination of these values.
 CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
     "warmup": {"placement": ("pre", "post"), "peak_lr": (HEADLINE_LR,), "warmup_steps": (0, 100)},
     "depth": {"placement": ("pre", "post"), "n_layers": (2, 4, DEEP), "warmup_steps": (0, 100)},
@@ -31,8 +32,8 @@ CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A number of a claim. low, high: 95 % t interval over seeds, NaN where a count has none."""
+class Evidence:
+    """A number for or against a claim. low, high: 95 % t interval over seeds, NaN for a count, which has none."""
 
     claim: str
     quantity: str
@@ -43,10 +44,10 @@ class Finding:
     seeds: int
 
 
-def findings(results: Path) -> list[Finding]:
-    """All findings, from the studies warmup, depth, peak_lr and rmsnorm under `results`.
+def findings(results: Path) -> list[Evidence]:
+    """All numbers, from the studies warmup, depth, peak_lr and rmsnorm under `results`.
 
-    Raises ConfigError where one of them is missing or holds less than two runs of what is compared.
+    Raises ConfigError where a study is missing or has less than two runs of a combination that is compared.
     """
     warmup, depth, peak_lr, rmsnorm = (_whole(results, study) for study in CELLS)
     return [
@@ -65,9 +66,9 @@ def _whole(results: Path, study: str) -> Tables:
         cell = dict(zip(CELLS[study], values, strict=True))
         n_runs = sum(all(run[name] == value for name, value in cell.items()) for run in runs)
         if n_runs < 2:
-            told = " ".join(f"{name}={value}" for name, value in cell.items())
+            words = " ".join(f"{name}={value}" for name, value in cell.items())
             raise ConfigError(
-                f"{results / study} has {n_runs} runs with {told}, and the claims need 2 at least. Train it whole: "
+                f"{results / study} has {n_runs} runs with {words}, and the claims need 2 at least. Train it whole: "
                 f"normstudy sweep experiment={study} results_dir={results}"
             )
     return tables
@@ -77,9 +78,9 @@ def _whole(results: Path, study: str) -> Tables:
 
 
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Ratio of the first to the last layer's mlp_out gradient norm at a step, one a run, in order of run_id.
+    """Ratio of the first to the last layer's mlp_out gradient norm at a step, one per run, in order of run_id.
 
-    NaN where a run has no such step.
+    NaN for a run that has no such step.
     """
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
@@ -87,7 +88,7 @@ def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np
     return (wide.iloc[:, 0] / wide.iloc[:, -1]).to_numpy(np.float64)
 
 
-def _vanishing(warmup: Tables, depth: Tables) -> list[Finding]:
+def _vanishing(warmup: Tables, depth: Tables) -> list[Evidence]:
     post = warmup.modules.query("placement == 'post' and peak_lr == @HEADLINE_LR")
     deep = depth.modules.query("placement == 'post' and n_layers == @DEEP and warmup_steps == 0")
     last = int(post["step"].max())
@@ -103,7 +104,7 @@ def _vanishing(warmup: Tables, depth: Tables) -> list[Finding]:
     return out
 
 
-def _clean_path(depth: Tables) -> list[Finding]:
+def _clean_path(depth: Tables) -> list[Evidence]:
     pre = depth.modules.query("placement == 'pre' and n_layers == @DEEP and warmup_steps == 0 and module == 'mlp_out'")
     last = int(pre["step"].max())
     out = [
@@ -120,10 +121,10 @@ def _clean_path(depth: Tables) -> list[Finding]:
     ]
 
 
-# ---- C3: warmup, and who ends better --------------------------------------------------------------------
+# ---- C3: warmup, and the better loss --------------------------------------------------------------------
 
 
-def _needs_warmup(warmup: Tables, depth: Tables, peak_lr: Tables) -> list[Finding]:
+def _needs_warmup(warmup: Tables, depth: Tables, peak_lr: Tables) -> list[Evidence]:
     out = []
     for placement, rate, study, tables in (
         ("post", HEADLINE_LR, "warmup", warmup),
@@ -140,11 +141,11 @@ def _needs_warmup(warmup: Tables, depth: Tables, peak_lr: Tables) -> list[Findin
             runs = depth.runs.query("placement == @placement and n_layers == @DEEP and warmup_steps == @steps")
             name = f"share of runs stuck, {placement}, {DEEP} layers, 0.001, warmup {steps}"
             share = float((runs["outcome"] == "stuck").mean())
-            out.append(Finding("C3a", name, "depth", share, math.nan, math.nan, len(runs)))
+            out.append(Evidence("C3a", name, "depth", share, math.nan, math.nan, len(runs)))
     return out
 
 
-def _post_can_win(depth: Tables, peak_lr: Tables) -> list[Finding]:
+def _post_can_win(depth: Tables, peak_lr: Tables) -> list[Evidence]:
     out = []
     for n_layers in (2, 4):
         runs = depth.runs.query("n_layers == @n_layers and warmup_steps == 0")
@@ -155,7 +156,7 @@ def _post_can_win(depth: Tables, peak_lr: Tables) -> list[Finding]:
     for placement in ("pre", "post"):
         runs = peak_lr.runs.query("placement == @placement")
         loss = runs.pivot_table(index="seed", columns=["peak_lr", "warmup_steps"], values="final_val_loss")
-        whole = loss.dropna(axis=1)  # a cell in which a seed diverged is not its best
+        whole = loss.dropna(axis=1)  # without combinations in which a seed diverged
         rates, warmups = (whole.columns.get_level_values(k) for k in ("peak_lr", "warmup_steps"))
         at = int(whole.mean().to_numpy().argmin())
         rate, steps = float(rates[at]), int(warmups[at])
@@ -168,7 +169,7 @@ def _post_can_win(depth: Tables, peak_lr: Tables) -> list[Finding]:
 # ---- C4: RMSNorm and LayerNorm --------------------------------------------------------------------------
 
 
-def _same_profile(rmsnorm: Tables) -> list[Finding]:
+def _same_profile(rmsnorm: Tables) -> list[Evidence]:
     rows = rmsnorm.modules.query("step == 0 and module == 'mlp_out'")
     profile = rows.pivot_table(index=["seed", "layer"], columns="norm", values="grad_norm")
     relative = (profile["rmsnorm"] / profile["layernorm"] - 1).abs().groupby("seed").max()
@@ -184,22 +185,22 @@ def _same_profile(rmsnorm: Tables) -> list[Finding]:
 # ---- intervals and the table ----------------------------------------------------------------------------
 
 
-def _mean(claim: str, quantity: str, study: str, values: object) -> Finding:
+def _mean(claim: str, quantity: str, study: str, values: object) -> Evidence:
     found = np.asarray(values, float)
-    return Finding(claim, quantity, study, *paired_t_interval(found), len(found))
+    return Evidence(claim, quantity, study, *paired_t_interval(found), len(found))
 
 
-def _geometric(claim: str, quantity: str, study: str, values: object) -> Finding:
-    """Geometric mean over seeds, its interval from the logarithms."""
+def _geometric(claim: str, quantity: str, study: str, values: object) -> Evidence:
+    """The geometric mean over seeds, with the interval of the logarithms."""
     logs = np.log(np.asarray(values, float))
     mean, low, high = paired_t_interval(logs)
-    return Finding(claim, quantity, study, math.exp(mean), math.exp(low), math.exp(high), len(logs))
+    return Evidence(claim, quantity, study, math.exp(mean), math.exp(low), math.exp(high), len(logs))
 
 
-def markdown(found: list[Finding]) -> str:
-    """The findings as a Markdown table."""
-    lines = ["| claim | quantity | value [95 % interval] | seeds | study |", "|---|---|---|---|---|"]
-    for f in found:
-        interval = "" if math.isnan(f.low) else f" [{f.low:.3g}, {f.high:.3g}]"
-        lines.append(f"| {f.claim} | {f.quantity} | {f.value:.3g}{interval} | {f.seeds} | `{f.study}` |")
-    return "\n".join(lines) + "\n"
+def markdown(found: list[Evidence]) -> str:
+    """The numbers as a Markdown table."""
+    rows = [
+        (f.claim, f.quantity, interval_text(f.value, f.low, f.high, ".3g"), str(f.seeds), f"`{f.study}`") for f in found
+    ]
+    header = ("claim", "quantity", "value [95 % interval]", "seeds", "study")
+    return "\n".join(markdown_table(header, rows, compact=True)) + "\n"

@@ -1,7 +1,7 @@
-"""What a reproduction is made of: the setting, the models and measurements it needs, and the entry itself.
+"""The parts of a reproduction: sizes, the models and measurements it needs, and the entry itself.
 
-A reproduction has two stages that share nothing but a table. The first measures, with torch (measure.py); the second
-judges and draws, from the table alone (verdicts.py, draw.py). Nothing here needs torch.
+A reproduction has two stages that share only a table. The first measures with torch (measure.py); the second judges and
+draws from the table alone (verdicts.py, plots.py). Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ MEASUREMENT = 1  # raised when a change of measure.py gives the same need other 
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all reproductions of tier 0 share: sizes, depths, and how many seeds."""
+class Sizes:
+    """The sizes, depths and numbers of seeds that all reproductions of tier 0 share."""
 
     d_model: int = 128
     n_heads: int = 4
@@ -30,7 +30,7 @@ class Setting:
     vocab_size: int = 256
     depths: tuple[int, ...] = (8, 16, 32, 64)
     seeds: int = 5
-    many_seeds: int = 20  # where five leave an interval about as wide as the band
+    many_seeds: int = 20  # for entries where five leave an interval about as wide as the band
 
     @property
     def deepest(self) -> int:
@@ -40,7 +40,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Variant:
-    """A model up to its depth and seed. What is not named here is the setting's, without biases."""
+    """A model except for its depth and seed. It has the sizes of `Sizes`, and no biases."""
 
     placement: str
     norm: str = "auto"
@@ -76,42 +76,32 @@ class Need:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """One prediction of a paper: what it needs measured, what follows from the table, and its figure.
+    """One prediction of a paper: the measurements it needs, its findings from their table, and its figure.
 
-    prediction: one line. The module's docstring says what is computed, the expected band, the rule of the verdict,
-    and why, where the reason of a failure is known.
+    prediction: one line. The docstring of the entry's module has the source, what is computed, the expected band, the
+    rule of the verdict, and the reason of a failure where it is known.
     """
 
     tier: int
     source: str
     prediction: str
-    needs: Callable[[Setting], list[Need]]
+    needs: Callable[[Sizes], list[Need]]
     findings: Callable[[pd.DataFrame], list[Finding]]
     draw: Callable[[pd.DataFrame, list[Finding]], Figure]
 
 
-def model_config(variant: Variant, depth: int, setting: Setting) -> ModelConfig:
-    """The configuration of a model: no biases, unit embeddings, an output matrix of variance 1/d_model."""
+def model_config(variant: Variant, depth: int, sizes: Sizes) -> ModelConfig:
+    """The configuration of a model: no biases, an output matrix of variance 1/d_model."""
+    simplified = variant.simplified
     return ModelConfig(
-        placement=variant.placement,
-        norm=variant.norm,
-        init=variant.init,
-        embed_init=variant.embed_init,
-        qk_norm=variant.qk_norm,
-        n_layers=depth,
-        d_model=setting.d_model,
-        n_heads=1 if variant.simplified else setting.n_heads,
-        d_ff=setting.d_model if variant.simplified else None,
-        activation="relu" if variant.simplified else "gelu",
-        biases=False,
-        unembed_std=setting.d_model**-0.5,
-    )
+        placement=variant.placement, norm=variant.norm, init=variant.init, embed_init=variant.embed_init,
+        qk_norm=variant.qk_norm, n_layers=depth, d_model=sizes.d_model, n_heads=1 if simplified else sizes.n_heads,
+        d_ff=sizes.d_model if simplified else None, activation="relu" if simplified else "gelu", biases=False,
+        unembed_std=sizes.d_model**-0.5,
+    )  # fmt: skip
 
 
-pass
-
-
-Row = tuple[str, int | None, int, float]  # quantity, layer, seed, value
+Reading = tuple[str, int | None, int, float]  # quantity, layer, seed, value
 
 
 @dataclass(frozen=True)
@@ -122,4 +112,4 @@ class Job:
     variant: Variant
     depth: int
     seeds: tuple[int, ...]
-    setting: Setting
+    sizes: Sizes

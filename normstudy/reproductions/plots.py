@@ -1,17 +1,17 @@
-"""Pieces that the figures of the reproductions share. Needs no torch.
+"""Parts that the figures of the reproductions share. Needs no torch.
 
-Thin lines and small points are single seeds, bold ones the mean over seeds, colored fans a fit with its 95 % t interval
-over seeds, grey areas the source's prediction.
+Thin lines and small points are single seeds; bold lines and large points are means over seeds; a colored fan is a fit
+with its 95 % t interval over seeds; a grey area is the source's prediction.
 """
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,30 +21,26 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocat
 
 from normstudy.analysis.pairs import paired_t_interval
 from normstudy.figures import style
-from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, log
+from normstudy.reproductions.entry import Variant
+from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, first_to_last, log
 
 WIDTH = 4.4  # inches, of a figure of one panel
 BAND_COLOR = "#D9D9D9"
 SEED_SIZE = 4.5  # points
-PALE = {
-    "pre": "#56B4E9",
-    "post": "#E8A87C",
-    "deepnorm": "#665500",
-    "reordered": "#BB88DD",
-}  # a placement's second model
-TICKS = (  # of a logarithmic axis whose ends differ by more than a factor
+# The second color of a placement.
+PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
+TICKS = (  # of a logarithmic axis whose ends differ by more than the first number of a line
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),
     (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
     (0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
 )
-LAST_GRADIENT = "gradient norm of the last\nblock's second MLP matrix"
 BLOCK_GRADIENT = "gradient norm of the\nsecond MLP matrix"
 MEAN_SQUARE = "mean square of the stream"
 
 
 def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, each with axes of its own; height: inches of a panel."""
+    """A figure of panels side by side, without shared axes; height: inches of a panel."""
     width = WIDTH if panels == 1 else style.TWO_COLUMNS
     fig = Figure(figsize=(width, height), layout="constrained")
     axes: list[Axes] = fig.subplots(1, panels, squeeze=False).ravel().tolist()
@@ -52,7 +48,7 @@ def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]
 
 
 def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: Sequence[Artist]) -> Figure:
-    """Put the prediction and what was found above the panels, and a legend below; the figure grows by their lines."""
+    """Put the prediction and the findings above the panels, and a legend below; the figure grows by their lines."""
     width = int(fig.get_figwidth() * 18.4)
     lines = textwrap.wrap(prediction, width)
     for f in findings:
@@ -74,14 +70,14 @@ def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: S
 
 
 def typeset(text: str) -> str:
-    """Plain text with the signs of print: minus, root, square, at most."""
+    """Plain text with typographic signs: minus, root, square, at most."""
     text = re.sub(r"(?<![\w)])-(?=[\d.])", "−", text).replace(" - ", " − ")
     text = re.sub(r"sqrt\((\w)\)", r"√\1", text)
     return text.replace("sqrt(", "√(").replace("^2", "²").replace("<=", "≤").replace("e+", "e")
 
 
 def color(placement: str) -> str:
-    """The color that a placement has in every figure."""
+    """A placement's color, which is the same in every figure."""
     return style.PLACEMENT_COLORS.get(placement, style.GREY)
 
 
@@ -132,7 +128,7 @@ def depth_axis(ax: Axes, depths: Floats, *, logarithmic: bool = True) -> None:
 
 
 def block_axis(ax: Axes, blocks: Floats) -> None:
-    """Blocks on a linear axis: both ends and every eighth, or about that."""
+    """Blocks on a linear axis, with a tick at both ends and about eight in all."""
     every = max(1, round(len(blocks) / 8))
     ax.xaxis.set_major_locator(
         FixedLocator(sorted({blocks[0], *(b for b in blocks if b % every == 0 and b - blocks[0] > every / 2)}))
@@ -150,7 +146,7 @@ def log_x(ax: Axes, last: float) -> None:
 
 
 def log_y(ax: Axes) -> None:
-    """A logarithmic axis; below two decades its ticks are plain numbers."""
+    """A logarithmic axis; its ticks are plain numbers when it spans less than two decades."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     if high < 100 * low:
@@ -164,14 +160,14 @@ def log_y(ax: Axes) -> None:
 
 
 def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str = "o") -> None:
-    """A small point a seed, a large one for their geometric mean; y: (n, seeds)."""
+    """A small point for each seed, a large one for their geometric mean; y: (n, seeds)."""
     for column in y.T:
         ax.plot(x, column, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
     ax.plot(x, np.exp(log(y).mean(1)), ls="none", marker=marker, ms=5, color=color, mec="white", mew=0.6, zorder=4)
 
 
 def lines(ax: Axes, x: Floats, y: Floats, color: str, ls: style.LineStyle = "-", *, geometric: bool) -> None:
-    """A thin line a seed, a bold one for their mean; y: (n, seeds)."""
+    """A thin line for each seed, a bold one for their mean; y: (n, seeds)."""
     for column in y.T:
         ax.plot(x, column, lw=style.THIN, color=color, alpha=0.5, ls=ls, zorder=2)
     mean = np.exp(log(y).mean(1)) if geometric else y.mean(1)
@@ -179,7 +175,7 @@ def lines(ax: Axes, x: Floats, y: Floats, color: str, ls: style.LineStyle = "-",
 
 
 def means(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """A small point a seed, a large one for their mean with its 95 % t interval; y: (n, seeds)."""
+    """A small point for each seed, a large one for their mean with its 95 % t interval; y: (n, seeds)."""
     for column in y.T:
         ax.plot(x, column, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.4, mew=0, zorder=2)
     for place, row in zip(x, y, strict=True):
@@ -195,7 +191,7 @@ def interval(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """The power law through the seeds' geometric mean, its exponent's interval as a fan; y: (n, seeds)."""
+    """The power law through the seeds' geometric mean, with the interval of its exponent as a fan; y: (n, seeds)."""
     mean, low, high = paired_t_interval(exponent(x, y))
     grid, through = _fan(x, y, "center")
     ax.fill_between(grid, through(low), through(high), color=color, alpha=0.25, lw=0, zorder=1.5)
@@ -219,35 +215,42 @@ def _fan(x: Floats, y: Floats, anchor: str) -> tuple[Floats, Callable[[float], F
     return grid, lambda power: np.asarray(np.exp(y0 + power * (np.log(grid) - x0)))
 
 
-# ---- a whole figure ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Series:
-    """One quantity over depth: depths (n,), values (n, seeds), and the predicted exponents, where there are any."""
-
-    label: str
-    color: str
-    depths: Floats
-    values: Floats
-    band: Band | None = None
-    marker: str = "o"
-
-
-def scaling(prediction: str, found: Sequence[Finding], series: Sequence[Series], ylabel: str) -> Figure:
-    """Quantities against depth, log-log: seeds, means, fitted powers, and the fans of the predicted exponents."""
-    fig, (ax,) = figure()
-    for place, s in enumerate(series):
-        if s.band is not None:
-            power_band(ax, s.depths, s.values, s.band)
-        power_fit(ax, s.depths, s.values, s.color)
-        beside = np.exp(0.03 * (place - (len(series) - 1) / 2))  # so that points of one depth do not hide one another
-        points(ax, s.depths * beside, s.values, s.color, s.marker)
-    depth_axis(ax, series[0].depths)
+def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str]]) -> None:
+    """The first over the last block's gradient of models against depth, log-log; looks: color and marker of each."""
+    depths: Floats = np.array([])
+    for variant, (color, marker) in looks.items():
+        depths, y = first_to_last(table, variant.name)
+        ax.plot(depths, np.exp(log(y).mean(1)), color=color, lw=1.0)
+        points(ax, depths, y, color, marker)
+    ax.axhline(1.0, color=style.GREY, lw=0.6, ls=style.DASHES[2])
+    depth_axis(ax, depths)
     log_y(ax)
-    ax.set_ylabel(ylabel)
-    handles: list[Artist] = [line_handle(s.label, s.color, s.marker) for s in series]
-    handles += [seed_point_handle(), interval_handle("fit")]
-    if any(s.band is not None for s in series):
-        handles.append(band_handle("predicted"))
+    ax.set_ylabel("first/last block's gradient")
+
+
+# ---- whole figures ----------------------------------------------------------------------------------------
+
+
+def finish_lines(
+    fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
+) -> Figure:
+    """`finish` with a legend for `lines` (label -> color), the interval of what is called `interval`, and the band."""
+    one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
+    handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
+    handles += [seed_line_handle(), interval_handle(interval, one), band_handle("predicted")]
     return finish(fig, prediction, found, handles)
+
+
+def growth(
+    prediction: str, found: Sequence[Finding], label: str, squares: Floats, start: float, band: Band, ylabel: str
+) -> Figure:
+    """The stream's mean square (layers, seeds) against the block, and the band of what a block adds from `start` on."""
+    fig, (ax,) = figure()
+    layers, c = np.arange(len(squares), dtype=np.float64), color(label.split(",")[0])
+    ax.fill_between(layers, start + band.low * layers, start + band.high * layers, color=BAND_COLOR, lw=0, zorder=0)
+    interval(ax, layers, squares, c)
+    lines(ax, layers, squares, c, geometric=False)
+    block_axis(ax, layers)
+    ax.set_xlabel("block l (0: embeddings)")
+    ax.set_ylabel(ylabel)
+    return finish_lines(fig, prediction, found, {label: c}, "mean")

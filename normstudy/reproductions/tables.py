@@ -1,7 +1,7 @@
-"""The tables of the reproductions: DIR/tables/NAME.parquet, one a reproduction, and the only code that touches them.
+"""The tables of the reproductions, DIR/tables/NAME.parquet; no other code reads or writes them.
 
-A table is known by its definition, a hash of everything that its values depend on but the machine: the version of the
-measurement, the setting, the models, depths and seeds. `results/README.md` says what each column means.
+The definition of a table is a hash of everything that its values depend on, except the machine: the version of the
+measurement, the sizes, models, depths and seeds. `results/README.md` describes each column.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from normstudy import config as cfg
 from normstudy.config import ConfigError
-from normstudy.reproductions.entry import MEASUREMENT, Need, Setting, model_config
+from normstudy.reproductions.entry import MEASUREMENT, Need, Sizes, model_config
 from normstudy.study import files
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
@@ -35,19 +35,19 @@ SORT = ["quantity", "variant", "depth", "layer", "seed"]
 KEY = b"definition"
 
 
-def definition(setting: Setting, needs: Sequence[Need]) -> str:
-    """sha256 of what the values of a table depend on, the machine excepted."""
-    shared = {k: v for k, v in dataclasses.asdict(setting).items() if k in ("batch_size", "seq_len", "vocab_size")}
+def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
+    """sha256 of everything that the values of a table depend on, except the machine."""
+    shared = {k: v for k, v in dataclasses.asdict(sizes).items() if k in ("batch_size", "seq_len", "vocab_size")}
     needed = []
     for need in needs:
-        models = [_model(dataclasses.asdict(model_config(need.variant, depth, setting))) for depth in need.depths]
+        models = [_model(dataclasses.asdict(model_config(need.variant, depth, sizes))) for depth in need.depths]
         needed.append([need.kind, need.variant.simplified, models, need.seeds])
     content = {"measurement": MEASUREMENT, "numerics": cfg.NUMERICS, **shared, "needs": needed}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _model(values: dict[str, object]) -> dict[str, object]:
-    """Without the fields that have the value of before they were added, so that a new field leaves tables valid."""
+    """Leave out a field that was added later and has the value implied before, so that old tables stay valid."""
     return {k: v for k, v in values.items() if k not in cfg.ABSENT or v != cfg.ABSENT[k]}
 
 
@@ -57,7 +57,7 @@ def path(out: Path, name: str) -> Path:
 
 
 def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
-    """Write a table whole, and then move it to its place. rows: the columns of SCHEMA."""
+    """Write a table to a file elsewhere, then move the file to its place. rows: the columns of SCHEMA."""
     ordered = rows.sort_values(SORT, kind="stable", ignore_index=True)
     content = pa.table({f.name: pa.array(ordered[f.name], from_pandas=True).cast(f.type) for f in SCHEMA})
     made = {"python": platform.python_version(), "torch": version("torch"), "normstudy": version("normstudy")}
@@ -72,12 +72,12 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
         files.place(out, f"tables/{name}.parquet", bytes(sink.getvalue()))
     except OSError as error:
         raise ConfigError(f"{path(out, name)} cannot be written: {error.strerror}. Give another --out") from None
-    with contextlib.suppress(OSError):  # another command's files are in it
+    with contextlib.suppress(OSError):  # not empty: another command has files in it
         (out / "state").rmdir()
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
-    """A table, sorted, its names as plain text; layer is a float, NaN for what belongs to no layer."""
+    """A table, sorted, its names as plain text; layer is a float, NaN for a value of the whole model."""
     frame: pd.DataFrame = pq.ParquetFile(path(out, name)).read().to_pandas()
     for column in ("quantity", "variant", "placement"):
         frame[column] = frame[column].astype(object).astype(str)
@@ -85,7 +85,7 @@ def read(out: Path, name: str) -> pd.DataFrame:
 
 
 def stored_definition(out: Path, name: str) -> str | None:
-    """The definition of the table that is there; None where there is none that can be read."""
+    """The definition of the stored table; None where there is no readable table."""
     try:
         metadata = pq.ParquetFile(path(out, name)).schema_arrow.metadata or {}
     except (OSError, pa.ArrowInvalid):

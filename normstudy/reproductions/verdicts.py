@@ -1,9 +1,9 @@
-"""From a table to a verdict: estimates per seed, their 95 % t interval, and where it lies in the source's band.
+"""From a table to a verdict: an estimate per seed, their 95 % t interval, and its place relative to the source's band.
 
-A table is long: quantity, variant, placement, depth, layer, seed, value (results/README.md). Needs no torch.
+A table has the columns quantity, variant, placement, depth, layer, seed, value (results/README.md). Needs no torch.
 
 The rule: `supported` when the whole interval lies in the band, `not supported` when it lies wholly outside,
-`inconclusive` otherwise. Where the source gives no number a quantity is `measured`, without a verdict.
+`inconclusive` otherwise. A quantity for which the source gives no number is `measured`, without a verdict.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from normstudy.analysis.grid import interval_text
 from normstudy.analysis.pairs import paired_t_interval
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -41,10 +42,10 @@ def around(value: float, by: float) -> Band:
 
 @dataclass(frozen=True)
 class Finding:
-    """A quantity, its mean over seeds and 95 % t interval (NaN where there is none), and what it shows.
+    """A quantity, its mean over seeds, the 95 % t interval (NaN where there is none), and the verdict.
 
-    band: what the source predicts; None where it gives no number. exact: value is the largest relative deviation
-    from numbers that the source gives exactly, and band its tolerance.
+    band: what the source predicts, None where the source gives no number. exact: the source gives numbers without a
+    band; then value is the largest relative deviation from them, and band the tolerance.
     """
 
     quantity: str
@@ -69,12 +70,12 @@ class Finding:
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             return f"{self.value:.3g}"
         if abs(self.value) >= 1e4:
-            return f"{self.value:.2g} [{self.low:.2g}, {self.high:.2g}]"
+            return interval_text(self.value, self.low, self.high, ".2g")
         half = (self.high - self.low) / 2
         digits = min(3, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
-        # Rounded first, and plus 0.0, so that none of them is shown as -0.000.
-        value, low, high = (format(round(x, digits) + 0.0, f".{digits}f") for x in (self.value, self.low, self.high))
-        return f"{value} [{low}, {high}]"
+        # Rounding first and adding 0.0 avoids -0.000.
+        value, low, high = (round(x, digits) + 0.0 for x in (self.value, self.low, self.high))
+        return interval_text(value, low, high, f".{digits}f")
 
 
 # ---- from the table to arrays -----------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def by_layer(table: pd.DataFrame, quantity: str, variant: str, depth: int) -> tu
 
 
 def by_depth(table: pd.DataFrame, quantity: str, variant: str, layer: str | None = None) -> tuple[Floats, Floats]:
-    """The depths (n,) of a quantity of the model, or of its `first` or `last` block, and its values (n, seeds)."""
+    """The depths (n,) and values (n, seeds) of a quantity of the model, or of its `first` or `last` block."""
     rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
     if layer is not None:
         rows = rows[rows["layer"] == (0 if layer == "first" else rows["depth"] - 1)]
@@ -101,17 +102,22 @@ def deepest(table: pd.DataFrame, variant: str) -> int:
     return int(table.loc[table["variant"] == variant, "depth"].max())
 
 
+def in_deepest(table: pd.DataFrame, quantity: str, variant: str) -> tuple[Floats, Floats]:
+    """`by_layer` at the largest depth at which the variant was measured."""
+    return by_layer(table, quantity, variant, deepest(table, variant))
+
+
 def first_to_last(table: pd.DataFrame, variant: str) -> tuple[Floats, Floats]:
-    """The depths (n,), and the first over the last block's gradient (n, seeds)."""
+    """The depths (n,), and the first block's gradient over the last block's (n, seeds)."""
     depths, first = by_depth(table, "mlp_out_grad", variant, "first")
     return depths, first / by_depth(table, "mlp_out_grad", variant, "last")[1]
 
 
-# ---- estimates, one a seed --------------------------------------------------------------------------------
+# ---- estimates, one per seed ------------------------------------------------------------------------------
 
 
 def log(x: Floats) -> Floats:
-    """Natural logarithm; not finite, without a warning, where x is not positive."""
+    """Natural logarithm, without a warning where x is not positive."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.log(x))
 
@@ -120,12 +126,12 @@ def slope(x: Floats, y: Floats) -> Floats:
     """Least-squares slope of each column of y (n, seeds) against x (n,); (seeds,)."""
     centered = x - x.mean()
     with np.errstate(invalid="ignore"):
-        # Not by a matrix product: its last bits depend on how many threads it has.
+        # Not by a matrix product, whose last bits depend on the number of threads.
         return np.asarray((centered[:, None] * y).sum(0) / (centered**2).sum())
 
 
 def exponent(x: Floats, y: Floats) -> Floats:
-    """The power of x by which each column of y goes: its slope in log-log."""
+    """The power of x that each column of y follows: its slope in log-log."""
     return slope(log(x), log(y))
 
 
@@ -133,9 +139,9 @@ def exponent(x: Floats, y: Floats) -> Floats:
 
 
 def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = False) -> Finding:
-    """The finding of estimates, one a seed; logs: they are logarithms, and mean and interval are shown exponentiated.
+    """The finding of estimates, one per seed. logs: the estimates are logarithms; mean and interval are exponentiated.
 
-    The band is in the units shown. Where one of them is not finite there is neither mean nor interval.
+    The band is in the units shown. When an estimate is not finite, there is neither mean nor interval.
     """
     found = np.asarray(estimates)
     mean, low, high = paired_t_interval(found) if np.isfinite(found).all() else (math.nan,) * 3
@@ -145,7 +151,7 @@ def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = F
 
 
 def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
-    """Where an interval lies; a mean that is not finite is in no band, and one seed shows nothing."""
+    """The verdict by the rule of this module. A mean that is not finite lies in no band; one seed decides nothing."""
     if band is None:
         return MEASURED
     if not math.isfinite(mean):
@@ -158,12 +164,12 @@ def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
 
 
 def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: Band) -> Finding:
-    """The finding of a prediction for all places (n,), from estimates (n, seeds): that of the worst place.
+    """The finding of a prediction about all places (n,): that of the worst place; estimates: (n, seeds).
 
     Supported when the interval lies in the band at every place, not supported when it lies wholly outside at one or
-    more, inconclusive otherwise. The intervals are those of each place for itself. That is right for `supported`: if
-    the prediction fails at one place, its interval alone must err. `not supported` is easier to reach by chance than
-    at one place.
+    more places, inconclusive otherwise. Each place has its own 95 % interval. That suffices for `supported`: if the
+    prediction is false at one place, the interval of this one place must be wrong. By chance, `not supported` comes
+    out more often than it would for a single place.
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED]
@@ -171,7 +177,7 @@ def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: B
 
 
 def _excess(finding: Finding, band: Band) -> float:
-    """By how much an interval leaves a band, or, negative, how far it stays inside."""
+    """How far an interval reaches outside a band; negative: how far it stays inside."""
     if not math.isfinite(finding.value):
         return math.inf
     if math.isnan(finding.low):
@@ -180,7 +186,7 @@ def _excess(finding: Finding, band: Band) -> float:
 
 
 def judge_exact(quantity: str, found: Floats, expected: Floats, tolerance: float, seeds: int) -> Finding:
-    """The finding of numbers that the source gives exactly: the largest relative deviation, which must be rounding."""
+    """The finding of numbers without a band: their largest relative deviation, which must not exceed the tolerance."""
     worst = float(np.max(np.abs(found / expected - 1))) if len(found) else math.nan
     passes = worst <= tolerance
     band = Band(high=tolerance)

@@ -130,5 +130,6 @@ def damage(error: Exception) -> str:
 
 def remove_parts(study_dir: Path) -> None:
     """Remove what killed commands were writing. Needs the lock, alone."""
-    for part in (study_dir / "state").glob("*.part"):
-        part.unlink(missing_ok=True)
+    for pattern in ("*.part", "*.heartbeat"):
+        for path in (study_dir / "state").glob(pattern):
+            path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Admin's profiling pass: the omegas that balance a post-norm stack, measured on one batch at initialization.
+"""Admin's profiling pass: set the omegas of a post-norm stack from one batch at initialization.
 
-omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)), where x_i is what sublayer i reads and f_i what it
-gives, with the omegas before it already set, the variance over all elements (Liu et al., arXiv:2004.08249, section 4;
-Transformer-Clinic). Each omega is a vector of D equal numbers, learned from there on.
+omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)). x_i and f_i are the input and the output of sublayer i
+once the omegas before it are set; the variance is over all elements (Liu et al., arXiv:2004.08249, section 4;
+Transformer-Clinic). Each omega is a vector of D equal numbers, which training then changes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from normstudy.model.transformer import Transformer
 
 
 def set_omegas_(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -> None:
-    """Profile each of a batch of runs: params name -> (runs, *shape), changed in place; tokens (runs, B, T)."""
+    """Profile each run of a batch. params: name -> (runs, *shape), changed in place; tokens: (runs, B, T)."""
     for r in range(len(tokens)):
         for name, omega in profile(model, {n: p[r] for n, p in params.items()}, tokens[r]).items():
             params[name][r] = omega
@@ -23,7 +23,7 @@ def set_omegas_(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -
 def profile(model: Transformer, params: dict[str, Tensor], tokens_BT: Tensor) -> dict[str, Tensor]:
     """The omegas of one run, name -> (D,), from its other parameters and one batch.
 
-    One run at a time, so that its numbers do not depend on what it trains with.
+    Runs are profiled one by one, so that a run's omegas do not depend on the other runs of its batch.
     """
     omegas: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -34,14 +34,14 @@ def profile(model: Transformer, params: dict[str, Tensor], tokens_BT: Tensor) ->
             own = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
             for half, sublayer in (("omega1", "attn"), ("omega2", "mlp")):
                 own[half] = omegas[prefix + half] = torch.full_like(own[half], omega)
-                read, gave, x_next = _watch(block, sublayer, own, x)
+                read, gave, x_next = _observe(block, sublayer, own, x)
                 omega = float(torch.sqrt(omega**2 * read.var(correction=0) + gave.var(correction=0)))
             x = x_next
     return omegas
 
 
-def _watch(block: nn.Module, sublayer: str, params: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a sublayer of a block reads and gives, and the block's output."""
+def _observe(block: nn.Module, sublayer: str, params: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The input and the output of a sublayer, and the output of its block."""
     seen: list[tuple[Tensor, Tensor]] = []
     handle = block.get_submodule(sublayer).register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
     try:

@@ -1,19 +1,18 @@
 """Train a batch of runs as one program.
 
-The loss of ONE run is written once; vmap puts the run axis in front of it, and ordinary autograd differentiates the
-sum of the losses outside the vmap. Runs do not interact, so that gradient is each run's own. dLoss/dx_l needs no
-hook: the residual stream is an output of the forward, and one more input of `autograd.grad`.
+The loss of ONE run is written once. vmap adds the run axis, and ordinary autograd differentiates the sum of the losses
+outside the vmap. Runs do not interact, so the gradient of the sum holds the gradient of each run. dLoss/dx_l needs no
+hook: the forward pass returns the residual stream, and `autograd.grad` also differentiates by the stream.
 
-`train_batch` is a generator of records: it writes nothing and knows no file.
+`train_batch` is a generator of events. It writes no files.
 
 B batch, T sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,17 +24,17 @@ from normstudy.model.init import init_params
 from normstudy.model.own import move
 from normstudy.model.transformer import Transformer, build
 from normstudy.training import admin, optim, probes
-from normstudy.training.layout import Layout, layout_of
+from normstudy.training.layout import layout_of
 from normstudy.training.probes import Array, Probe
-from normstudy.training.step import Measured, Runs, evaluate, inputs_of, stepper, to_numpy, tokens_of
+from normstudy.training.step import Inputs, Measured, StackedRuns, evaluate, inputs_of, stepper, to_numpy, tokens_of
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-LOOK_EVERY = 50  # steps on a GPU between two looks of the host, each of which waits for all that is queued
+SYNC_EVERY = 50  # steps on a GPU between two transfers of results; each transfer waits for all queued steps
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one step gave. Arrays are (runs,) over `runs`, the indices of the runs still alive at this step."""
+    """Results of one step. Each array has one entry per run in `runs`, the indices of the runs that took the step."""
 
     step: int
     runs: list[int]
@@ -50,9 +49,9 @@ class Record:
 
 @dataclass(frozen=True)
 class End:
-    """How a run ended: after its last update, or at its first non-finite number.
+    """The end of a run: after its last update, or at its first non-finite number.
 
-    nonfinite_step: the step of that number; n_steps where it is the validation loss after the last update.
+    nonfinite_step: the step of that number; n_steps if the number is the validation loss after the last update.
     """
 
     run: int
@@ -61,8 +60,8 @@ class End:
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a run goes on. step: the next to take; params (width,) and the optimizer's slots (width,) before it."""
+class ResumePoint:
+    """One run before `step`: its parameters (width,) and its optimizer slots (width,)."""
 
     step: int
     params: Tensor
@@ -71,22 +70,23 @@ class Start:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Some runs of a batch before a step. params and slots are (runs, width), and change with the next step."""
+    """The runs that train together, by their indices, before `step`. That step changes `stacked` in place."""
 
     step: int
     runs: list[int]
-    layout: Layout
-    params: Tensor
-    state: optim.State
+    stacked: StackedRuns
 
-    def of(self, place: int) -> Start:
-        """The start of one of the runs, a copy."""
-        state = {slot: values[place].cpu().clone() for slot, values in self.state.items()}
-        return Start(self.step, self.params[place].detach().cpu().clone(), state)
+    def of(self, place: int) -> ResumePoint:
+        """Copy one run; place: its position in `runs`."""
+        state = {slot: values[place].cpu().clone() for slot, values in self.stacked.state.items()}
+        return ResumePoint(self.step, self.stacked.params[place].detach().cpu().clone(), state)
+
+
+Event = Record | End | Snapshot
 
 
 def start(model: Transformer, configs: list[RunConfig], text: texts.Text) -> dict[str, Tensor]:
-    """The parameters of runs of one model before the first update, name -> (runs, *shape), on the CPU."""
+    """The parameters of runs of one model before the first update: name -> (runs, *shape), on the CPU."""
     stacked = init_params(model, [c.model for c in configs], [c.seed for c in configs])
     if row_of(configs[0].model.placement).profiled:
         tokens = torch.from_numpy(np.stack([tokens_of(text, c, step=0) for c in configs]))
@@ -99,84 +99,63 @@ def train_batch(
     text: texts.Text,
     device: str = "cpu",
     *,
-    starts: Sequence[Start | None] | None = None,
-    between: Callable[[Snapshot], bool] | None = None,
+    starts: Sequence[ResumePoint | None] | None = None,
+    snapshots: bool = False,
     probing: bool = True,
-    look_every: int | None = None,
-) -> Iterator[Record | End]:
-    """Train runs of one shape together; yields a Record a step and an End a run.
+    sync_every: int | None = None,
+) -> Iterator[Event]:
+    """Train runs of one shape together; yields a Record per step and an End per run.
 
-    A run ends at its first non-finite loss or gradient norm: that Record is its last, and it leaves the batch.
-    Whatever a run is batched with, its numbers are the same bits (on one kind of CPU, version of torch and
-    libraries of matrix products: blas.py).
+    A run ends at its first non-finite loss or gradient norm: that Record is its last, and the run leaves the batch.
+    A run has bitwise the same numbers in every batch (on one kind of CPU, one version of torch and one library of
+    matrix products: model/processor.py).
 
-    starts: of each run, where it goes on, None for the beginning. The least advanced take their steps first, until
-    they are level with the next. between: called after each step with the runs that train on; True ends the training.
-
-    probing: False leaves the norms out, for `normstudy bench` to tell what they cost; they are NaN then.
-    look_every: steps between two looks of the host at what they gave. No number depends on it; a run that diverged
-    leaves at the next look. A look waits for the device, so on a GPU the default is LOOK_EVERY, on a CPU 1.
+    starts: where each run resumes, None for step 0. The least advanced runs train first, until they reach the others.
+    snapshots: also yield a Snapshot after each transfer of results. Close the generator to stop early.
+    probing: False sets all norms to NaN; `normstudy bench` uses it to measure the cost of the norms.
+    sync_every: steps between two transfers of results to the host; by default 1 on a CPU, SYNC_EVERY on a GPU, where
+    each transfer waits for the device. No number depends on it, but a diverged run leaves only at a transfer.
     """
     first = configs[0]
     n_steps, eval_every = first.schedule.n_steps, first.eval.every
-    look_every = look_every or (1 if device == "cpu" else LOOK_EVERY)
+    sync_every = sync_every or (1 if device == "cpu" else SYNC_EVERY)
     windows = torch.from_numpy(batches.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)
     levels = levels_of(begin(configs, text, device), starts or [None] * len(configs))
-    del starts  # as large as the batch, and copied into it
+    del starts  # as large as the batch, which now holds a copy
     (step, alive, runs), take = levels.pop(0), None
     while True:
-        if levels and levels[0].step == step:
+        if levels and levels[0][0] == step:
             _, others, theirs = levels.pop(0)
             runs, alive, take = runs.join(theirs), [*alive, *others], None
         if step == n_steps:
             break
-        running = [configs[r] for r in alive]
         val_loss = evaluate(runs, windows) if step % eval_every == 0 else None
-        next_level = levels[0].step if levels else n_steps
-        steps = range(step, min(step + look_every, step + eval_every - step % eval_every, next_level))
+        next_level = levels[0][0] if levels else n_steps
+        steps = range(step, min(step + sync_every, step + eval_every - step % eval_every, next_level))
         probed = [probes.is_probed(t, n_steps, first.probe) for t in steps]
-        inputs = inputs_of(steps, running, text, runs.params)
+        inputs = inputs_of(steps, [configs[r] for r in alive], text, runs.params)
         if take is None:
             take = stepper(runs, inputs[0], probing=probing)
-        gave = [take(one, p) for one, p in zip(inputs, probed, strict=True)]
-        here = np.arange(len(alive))  # places in the batch of the runs that have been finite so far
-        for t, p, one, measured in zip(steps, probed, inputs, gave, strict=True):
-            lr = [one.lr[i] for i in here]
-            record = _record(t, [alive[i] for i in here], lr, measured, here, probed=p)
-            if t == step and val_loss is not None:
-                record = replace(record, val_loss=val_loss)
-            yield record
-            finite = _finite(record, probing=probing)
-            for r in np.array(record.runs)[~finite]:
-                yield End(int(r), None, t)
-            here = here[finite]
-            if not len(here):
-                break
-        if not len(here):
+        measured = [take(one, p) for one, p in zip(inputs, probed, strict=True)]
+        results = zip(steps, probed, inputs, measured, strict=True)
+        finite = yield from _events(results, alive, val_loss, probing=probing)
+        if not len(finite):
             if not levels:
                 return
             (step, alive, runs), take = levels.pop(0), None
             continue
-        if len(here) < len(alive):
-            runs, alive, take = runs.select(torch.from_numpy(here).to(device)), [alive[i] for i in here], None
+        if len(finite) < len(alive):
+            runs, alive, take = runs.select(torch.from_numpy(finite).to(device)), [alive[i] for i in finite], None
         step = steps.stop
-        if between is not None and between(Snapshot(step, alive, runs.layout, runs.params, runs.state)):
-            return
+        if snapshots:
+            yield Snapshot(step, alive, runs)
 
     for r, value in zip(alive, evaluate(runs, windows), strict=True):
         yield End(r, float(value), None) if np.isfinite(value) else End(r, None, n_steps)
 
 
-class Level(NamedTuple):
-    """Runs of a batch, by their indices in it, that take `step` next."""
-
-    step: int
-    indices: list[int]
-    runs: Runs
-
-
-def levels_of(runs: Runs, starts: Sequence[Start | None]) -> list[Level]:
-    """The runs of a batch where they start, the least advanced first."""
+def levels_of(runs: StackedRuns, starts: Sequence[ResumePoint | None]) -> list[tuple[int, list[int], StackedRuns]]:
+    """Load the starts into the batch, and group its runs by step: (step, indices, runs), the least advanced first."""
     indices: dict[int, list[int]] = {}
     for r, start in enumerate(starts):
         indices.setdefault(0 if start is None else start.step, []).append(r)
@@ -185,14 +164,12 @@ def levels_of(runs: Runs, starts: Sequence[Start | None]) -> list[Level]:
             for slot, values in start.state.items():
                 runs.state[slot][r] = values
     if len(indices) == 1:
-        return [Level(step, those, runs) for step, those in indices.items()]
+        return [(step, group, runs) for step, group in indices.items()]
     device = runs.params.device
-    return [
-        Level(step, those, runs.select(torch.tensor(those, device=device))) for step, those in sorted(indices.items())
-    ]
+    return [(step, group, runs.select(torch.tensor(group, device=device))) for step, group in sorted(indices.items())]
 
 
-def begin(configs: list[RunConfig], text: texts.Text, device: str) -> Runs:
+def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRuns:
     """A batch of runs before the first update."""
     model = build(configs[0], text.vocab_size)
     layout = layout_of(dict(model.named_parameters()))
@@ -200,29 +177,51 @@ def begin(configs: list[RunConfig], text: texts.Text, device: str) -> Runs:
     move(model, device)
     name, asked = configs[0].optimizer.name, configs[0].model
     has_own_parts = sources.is_own(asked.placement) or sources.is_own(asked.norm)
-    return Runs(model, layout, name, params, torch.zeros_like(params), optim.new_state(name, params), has_own_parts)
+    state = optim.new_state(name, params)
+    return StackedRuns(model, layout, name, params, torch.zeros_like(params), state, has_own_parts)
+
+
+def _events(
+    results: Iterable[tuple[int, bool, Inputs, Measured]], alive: list[int], val_loss: Array | None, *, probing: bool
+) -> Generator[Record | End, None, blocks.Ints]:
+    """The events of consecutive steps, (step, probed, inputs, measured) each; val_loss: before the first of them.
+
+    Returns the positions in `alive` of the runs that are finite after the last step.
+    """
+    finite = np.arange(len(alive))
+    for step, probed, inputs, measured in results:
+        if not len(finite):
+            break
+        record, val_loss = _record(step, alive, finite, inputs.lr, measured, val_loss, probed=probed), None
+        yield record
+        is_finite = _is_finite(record, probing=probing)
+        for r in np.array(record.runs)[~is_finite]:
+            yield End(int(r), None, step)
+        finite = finite[is_finite]
+    return finite
 
 
 def _record(
-    step: int, runs: list[int], lr: list[float], measured: Measured, here: blocks.Ints, *, probed: bool
-) -> Record:
-    """What a step gave to the runs at some places of the batch; norms that were not measured are NaN."""
+    step: int, alive: list[int], places: blocks.Ints, lr: list[float], measured: Measured, val_loss: Array | None,
+    *, probed: bool,
+) -> Record:  # fmt: skip
+    """The record of the runs at some positions of `alive`; norms that were not computed are NaN."""
 
     def norms(x: Tensor | None) -> Array:
-        return np.full((1, len(runs)), np.nan) if x is None else to_numpy(x)[:, here]
+        return np.full((1, len(places)), np.nan) if x is None else to_numpy(x)[:, places]
 
     grad, param, update, rms, stream = (norms(x) for x in measured[1:])
     probe = Probe(grad, param, update, rms, stream) if probed and measured.rms is not None else None
-    grad_norm, param_norm, update_norm = (probes.global_norm(x) for x in (grad, param, update))
-    loss = to_numpy(measured.loss)[here]
-    return Record(step, runs, loss, None, lr, grad_norm, param_norm, update_norm, probe)
+    loss, norm_of = to_numpy(measured.loss)[places], probes.global_norm
+    runs, rates = [alive[i] for i in places], [lr[i] for i in places]
+    return Record(step, runs, loss, val_loss, rates, norm_of(grad), norm_of(param), norm_of(update), probe)
 
 
-def _finite(record: Record, *, probing: bool) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which runs of a record go on: those whose losses and, where it was measured, gradient norm are finite."""
+def _is_finite(record: Record, *, probing: bool) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which runs of a record have finite losses and, if it was computed, a finite gradient norm."""
     finite = np.isfinite(record.train_loss)
     if probing:
-        finite &= record.grad_norm <= FLOAT32_MAX  # beyond it the table would hold inf
+        finite &= record.grad_norm <= FLOAT32_MAX  # the table stores float32, where a larger norm is inf
     if record.val_loss is not None:
         finite &= np.isfinite(record.val_loss)
     return finite

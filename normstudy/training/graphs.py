@@ -1,5 +1,8 @@
-"""What only a GPU needs: a step as a CUDA graph. A small model's step is some thousand kernels of a few microseconds
-each, and launching them one by one takes longer than running them; a graph is launched at once."""
+"""Capture a step as a CUDA graph.
+
+A step of a small model is about a thousand kernels of a few microseconds each. Launching the kernels one by one takes
+longer than running them; a graph is launched as a whole.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-WARMUP = 3  # steps before the capture, in which libraries choose their kernels and allocate what they keep
+WARMUP = 3  # steps before the capture, in which libraries select kernels and allocate their workspaces
 
 Step = Callable[..., Sequence[Tensor]]
 
 
 def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> Step:
-    """`step` as a function of tensors like `inputs`, replayed as one CUDA graph; gives new tensors each time.
+    """Capture `step`, a function of tensors like `inputs`; returns a function that replays it and returns new tensors.
 
-    changed: the tensors that a step changes in place. They are what they were once the graph is captured.
+    changed: the tensors that a step changes in place. After the capture they have their former values.
     """
     before = [t.clone() for t in changed]
     static = [t.clone() for t in inputs]
@@ -31,7 +34,7 @@ def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) ->
     try:
         with torch.cuda.graph(graph):
             outputs = step(*static)
-    finally:  # a capture that fails may leave its own stream the current one
+    finally:  # a failed capture may leave its own stream as the current one
         torch.cuda.set_stream(current)
     for now, old in zip(changed, before, strict=True):
         now.copy_(old)

@@ -1,6 +1,6 @@
-"""All parameters of a batch of runs as one matrix (runs, width): an update is then few operations on it.
+"""All parameters of a batch of runs as one matrix (runs, width), so that an update takes few operations.
 
-A run is a row. The tensors of a module lie side by side, so a module's norm is one operation on a span of columns.
+Each run is a row. The tensors of a module are adjacent, so the norm of a module is one operation on a span of columns.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from normstudy.training.probes import Modules, modules_of
 
-ALIGN = 16  # floats in a cache line, at which every module begins
+ALIGN = 16  # floats in a cache line; every module begins at a multiple of ALIGN
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each tensor lies in a row. starts: the column of each tensor; spans: of each module, [first, end)."""
+    """Where each tensor lies in a row. starts: its first column; spans: the columns [first, end) of each module."""
 
     names: list[str]
     shapes: list[torch.Size]
@@ -29,7 +29,7 @@ class Layout:
     width: int
 
     def flatten(self, stacked: Mapping[str, Tensor]) -> Tensor:
-        """name -> (runs, *shape) as one new matrix (runs, width); what belongs to no tensor is 0."""
+        """Copy tensors, name -> (runs, *shape), into a new matrix (runs, width). Columns between modules are 0."""
         first = stacked[self.names[0]]
         flat = first.new_zeros(len(first), self.width)
         for name, view in zip(self.names, self.tensors(flat), strict=True):
@@ -37,7 +37,7 @@ class Layout:
         return flat
 
     def tensors(self, flat: Tensor) -> list[Tensor]:
-        """The tensors (runs, *shape) in a matrix, as views, in the order of the names."""
+        """Views of a matrix (runs, width) as tensors (runs, *shape), in the order of `names`."""
         return [
             flat[:, start : start + math.prod(shape)].view(len(flat), *shape)
             for start, shape in zip(self.starts, self.shapes, strict=True)

@@ -1,9 +1,9 @@
 """The learning rate schedule, and optimizers that update a batch of runs in place.
 
-All parameters of a batch are one matrix (runs, width), flat.py. Every setting that differs only in value rides on the
-run axis: a step's `coefficients` are numbers (runs, 1), computed before the step, so that the step itself needs
-nothing of the host. An update leaves in the gradients' matrix all that it subtracted from the parameters, decoupled
-weight decay too, and equals torch.optim of the same name.
+All parameters of a batch are one matrix (runs, width): layout.py. Settings that differ only in value have a run axis:
+the `coefficients` of a step are numbers (runs, 1), computed on the host before the step. An update replaces the
+gradients by what it subtracts from the parameters, including decoupled weight decay, and equals the update of
+torch.optim of the same name.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from normstudy.config import OptimizerConfig, ScheduleConfig
 
-Configs = Sequence[OptimizerConfig]  # one a run
+Configs = Sequence[OptimizerConfig]  # one per run
 State = dict[str, Tensor]  # slot -> (runs, width)
 Coefficients = dict[str, Tensor]  # name -> (runs, 1)
 
-# Elements of a matrix that are updated at once: with those of the state they stay in a core's cache.
-AT_ONCE = 2**17
+AT_ONCE = 2**17  # elements of a matrix updated at once: with the optimizer state they fit into the cache of a core
 
 
 def lr_at(step: int, schedule: ScheduleConfig) -> float:
     """The learning rate of a 0-based step.
 
-    lr = peak (step + 1) / warmup_steps for step < warmup_steps, so that the last warmup step has the peak and
-    warmup_steps = 0 means none. Afterwards constant; inverse_sqrt: peak sqrt(w / (step + 1)), w = max(1, warmup_steps)
-    (Vaswani et al. 2017); linear and cosine: from the peak towards 0 at n_steps.
+    For step < warmup_steps, lr = peak (step + 1) / warmup_steps: the last warmup step has the peak, and
+    warmup_steps = 0 means no warmup. Afterwards, constant: peak; inverse_sqrt: peak sqrt(w / (step + 1)) with
+    w = max(1, warmup_steps) (Vaswani et al. 2017); linear and cosine: from the peak towards 0 at n_steps.
     """
     peak, warmup, n = schedule.peak_lr, schedule.warmup_steps, schedule.n_steps
     if step < warmup:
@@ -51,9 +51,9 @@ def lr_at(step: int, schedule: ScheduleConfig) -> float:
 def coefficients(
     name: str, steps: Sequence[int], lr: Sequence[Sequence[float]], configs: Configs, like: Tensor
 ) -> list[Coefficients]:
-    """What the updates of some steps multiply by, brought to the device of `like` in one transfer.
+    """The coefficients of several updates, moved to the device of `like` in one transfer.
 
-    lr: (steps, runs). There is a decay only where a run of the batch has one.
+    lr: (steps, runs). There is a decay coefficient only if a run of the batch has weight decay.
     """
     numbers = [_numbers(name, step, rates, configs) for step, rates in zip(steps, lr, strict=True)]
     table = torch.tensor([list(of_step.values()) for of_step in numbers], dtype=torch.float64).to(like)
@@ -61,7 +61,7 @@ def coefficients(
 
 
 def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dict[str, list[float]]:
-    """In Python floats, powers too: a vectorized pow may round a run's last bit by its place in the batch."""
+    """The coefficients of one update, in Python floats: a vectorized pow may round by a run's position in the batch."""
     pairs = list(zip(lr, configs, strict=True))
     if name == "sgd":
         out = {"rate": list(lr), "momentum": [c.momentum for c in configs]}
@@ -92,7 +92,7 @@ def norm_by_run(x: Tensor) -> Tensor:
 
 
 def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficients) -> None:
-    """Update params and state, (runs, width) each, in place; grads becomes what was subtracted from params."""
+    """Update params and state, (runs, width) each, in place; grads becomes the amount subtracted from params."""
     width = params.shape[1]
     columns = max(1, AT_ONCE // len(params)) if params.device.type == "cpu" else width
     for low in range(0, width, columns):
@@ -101,8 +101,11 @@ def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficie
         OPTIMIZERS[name].update_(params[:, part], grads[:, part], slots, c)
 
 
-def _adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
-    """Adam (Kingma & Ba, arXiv:1412.6980) and AdamW (arXiv:1711.05101), bias-corrected."""
+def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
+    """Bias-corrected Adam (arXiv:1412.6980), whose weight decay is added to the gradient.
+
+    decoupled: AdamW (arXiv:1711.05101), whose weight decay acts on the parameters.
+    """
     m, v = state["m"], state["v"]
     if "decay" in c and not decoupled:
         g.add_(p * c["decay"])
@@ -113,16 +116,6 @@ def _adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bo
     if "decay" in c and decoupled:
         g.add_(p * c["decay"])
     p.sub_(g)
-
-
-def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
-    """torch.optim.Adam: weight decay is added to the gradient."""
-    _adam_(p, g, state, c, decoupled=False)
-
-
-def adamw_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
-    """torch.optim.AdamW: weight decay acts on the parameters."""
-    _adam_(p, g, state, c, decoupled=True)
 
 
 def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
@@ -136,14 +129,14 @@ def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Its state's slots, and its update of some columns (runs, columns) of everything."""
+    """An optimizer. slots: of its state; update_: changes some columns, (runs, columns), of all matrices."""
 
     slots: tuple[str, ...]
     update_: Callable[[Tensor, Tensor, State, Coefficients], None]
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "adam": Optimizer(("m", "v"), adam_),
-    "adamw": Optimizer(("m", "v"), adamw_),
+    "adam": Optimizer(("m", "v"), partial(adam_, decoupled=False)),
+    "adamw": Optimizer(("m", "v"), partial(adam_, decoupled=True)),
     "sgd": Optimizer(("velocity",), sgd_),
 }

@@ -1,7 +1,7 @@
-"""What a step measures: the norms of every module's gradient, parameters and update, and of the residual stream.
+"""The norms that a step measures: of each module's gradient, parameters and update, and of the residual stream.
 
-A module's norm is over all its tensors, so the squares of all modules' norms add up to the square of the global norm.
-Norms come one a module as (modules, runs) float32 and are combined in float64.
+A module's norm is over all its tensors, so the squares of all module norms add up to the square of the global norm.
+Module norms are (modules, runs), float32, and are combined in float64.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from normstudy.config import ProbeConfig
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
-# The module that a part of a block belongs to, where it is not its own name. Q, K, V and their biases are one module.
+# The module of each part of a block whose module has another name. Q, K, V and their biases are one module.
 _IN_BLOCK = {
     "attn.q": "attn_in", "attn.k": "attn_in", "attn.v": "attn_in", "attn.out": "attn_out",
     "attn.q_norm": "qkv_norm", "attn.k_norm": "qkv_norm", "q_norm": "qkv_norm", "k_norm": "qkv_norm",
@@ -38,9 +38,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class Modules:
-    """The rows that `modules` has at a probed step, and which tensors belong to each.
+    """The rows of the table `modules` at a probed step, and the row of each tensor.
 
-    layer: one a row, None outside the blocks; name: one a row; row_of_tensor: (tensors,) int.
+    layer: one per row, None outside the blocks; name: one per row; row_of_tensor: one per tensor.
     """
 
     layer: list[int | None]
@@ -49,7 +49,7 @@ class Modules:
 
 
 def module_of(parameter: str) -> tuple[int | None, str]:
-    """(layer or None, module) of a parameter's name: 'blocks.3.attn.q.weight' -> (3, 'attn_in')."""
+    """The layer and the module of a parameter: 'blocks.3.attn.q.weight' -> (3, 'attn_in'). The layer may be None."""
     first, *rest = parameter.split(".")
     if first != "blocks":
         return None, first
@@ -59,19 +59,19 @@ def module_of(parameter: str) -> tuple[int | None, str]:
 
 
 def modules_of(parameters: list[str]) -> Modules:
-    """The modules of a model, blocks first in order, then those outside them."""
+    """The modules of a model: first the blocks in order, then the modules outside of blocks."""
     keys = [module_of(p) for p in parameters]
     rows = sorted(set(keys), key=lambda k: (k[0] is None, k[0] if k[0] is not None else 0, keys.index(k)))
     return Modules([layer for layer, _ in rows], [name for _, name in rows], [rows.index(k) for k in keys])
 
 
 def is_probed(step: int, n_steps: int, probe: ProbeConfig) -> bool:
-    """Whether `modules` and `residual` have rows at a step: densely at first, then every so often, and the last."""
+    """Whether a step is probed: each of the first dense_steps, every probe.every-th after them, and the last."""
     return step < probe.dense_steps or step % probe.every == 0 or step == n_steps - 1
 
 
 def sum_by_run(values: Array) -> Array:
-    """(n, runs) -> (runs,), in an order that does not depend on the number of runs, as numpy's sum(0) does."""
+    """Sum over the first axis: (n, runs) -> (runs,). The order of additions does not depend on the number of runs."""
     return np.asarray(np.ascontiguousarray(values.T).sum(1))
 
 

@@ -1,4 +1,4 @@
-"""One step of a batch of runs: losses and gradients, their norms, the update; and the validation loss."""
+"""One step of a batch of runs (losses, gradients, norms, update), and the validation losses."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from normstudy.training.probes import Array
 
 
 def loss_of_run(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Mean cross-entropy of one run on windows (B, T + 1), nats per token, and its residual stream."""
+    """One run on windows (B, T + 1): mean cross-entropy in nats per token, and the residual stream."""
     logits, residual = torch.func.functional_call(model, params, (tokens[:, :-1],))
     return kernels.cross_entropy(logits, tokens[:, 1:]), residual
 
 
 def tokens_of(text: texts.Text, config: RunConfig, step: int) -> blocks.Ints:
+    """The windows (B, T + 1) that a run trains on at a step."""
     return batches.batch(text, int(config.data_seed or 0), step, config.data.batch_size, config.data.seq_len)
 
 
 @dataclass(frozen=True)
-class Runs:
-    """A batch of runs on its device: one model, and (runs, width) each of parameters, gradients and optimizer slots."""
+class StackedRuns:
+    """A batch of runs on a device: one model; parameters, gradients and optimizer slots are (runs, width) each."""
 
     model: Transformer
     layout: Layout
@@ -40,10 +41,13 @@ class Runs:
     params: Tensor
     grads: Tensor
     state: optim.State
-    has_own_parts: bool  # a user's block or norm
+    has_own_parts: bool  # whether the user supplied the block or the norm
 
     def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
-        """Losses (runs,) and residual streams (runs, B, T, D), with tokens (runs, B, T + 1) or (B, T + 1) for all."""
+        """Losses (runs,) and residual streams (runs, B, T, D).
+
+        tokens: (runs, B, T + 1), or (B, T + 1) if all runs take the same tokens.
+        """
 
         def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
             return loss_of_run(self.model, dict(zip(self.layout.names, values, strict=True)), tokens)
@@ -53,21 +57,24 @@ class Runs:
         )
         return both
 
-    def select(self, index: Tensor) -> Runs:
-        """Only the runs of an index."""
+    def select(self, index: Tensor) -> StackedRuns:
+        """The runs at these positions, as copies."""
         params, grads, *slots = (t.index_select(0, index) for t in (self.params, self.grads, *self.state.values()))
         return replace(self, params=params, grads=grads, state=dict(zip(self.state, slots, strict=True)))
 
-    def join(self, others: Runs) -> Runs:
-        """These runs and then the others, of the same batch."""
+    def join(self, others: StackedRuns) -> StackedRuns:
+        """These runs followed by other runs of the same batch, as copies."""
         mine, theirs = ([r.params, r.grads, *r.state.values()] for r in (self, others))
         params, grads, *slots = (torch.cat([a.detach(), b.detach()]) for a, b in zip(mine, theirs, strict=True))
         return replace(self, params=params, grads=grads, state=dict(zip(self.state, slots, strict=True)))
 
 
 class Measured(NamedTuple):
-    """What a step gave, on its device. loss (runs,); grad, param, update (modules, runs), None where nothing is
-    probed; rms, residual_grad (n_layers + 1, runs), None except at a probed step."""
+    """Results of a step, on its device.
+
+    loss: (runs,). grad, param, update: norms (modules, runs), None if no norms are computed. rms, residual_grad:
+    (n_layers + 1, runs), None except at a probed step.
+    """
 
     loss: Tensor
     grad: Tensor | None = None
@@ -79,9 +86,10 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a step needs. tokens (runs, B, T + 1); limits (runs,) of the gradient norm, None where no run has one.
+    """Inputs of a step.
 
-    lr: of each run, on the host, for the record.
+    lr: of each run, on the host, for the record; tokens: (runs, B, T + 1); limits: of the gradient norm, (runs,), None
+    if no run has one.
     """
 
     lr: list[float]
@@ -90,8 +98,8 @@ class Inputs:
     limits: Tensor | None
 
 
-def evaluate(runs: Runs, windows: Tensor) -> Array:
-    """Validation loss of each run on the same windows (W, T + 1)."""
+def evaluate(runs: StackedRuns, windows: Tensor) -> Array:
+    """The validation losses (runs,) on windows (W, T + 1)."""
     values = runs.layout.tensors(runs.params)
     with torch.no_grad():
         sums = [
@@ -101,7 +109,7 @@ def evaluate(runs: Runs, windows: Tensor) -> Array:
 
 
 def inputs_of(steps: range, configs: list[RunConfig], text: texts.Text, like: Tensor) -> list[Inputs]:
-    """The inputs of some steps, brought to the device of `like` in one transfer of each kind."""
+    """The inputs of several steps, moved to the device of `like` in one transfer per kind of input."""
     optimizers = [c.optimizer for c in configs]
     tokens = torch.from_numpy(np.stack([[tokens_of(text, c, step) for c in configs] for step in steps])).to(like.device)
     lr = [[optim.lr_at(step, c.schedule) for c in configs] for step in steps]
@@ -113,10 +121,11 @@ def inputs_of(steps: range, configs: list[RunConfig], text: texts.Text, like: Te
     return [Inputs(*one, limits) for one in zip(lr, tokens, coefficients, strict=True)]
 
 
-def stepper(runs: Runs, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
-    """The function (inputs, probed) that takes steps of these runs; on a GPU one CUDA graph, which probes each step.
+def stepper(runs: StackedRuns, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
+    """The function (inputs, probed) that takes steps of these runs.
 
-    A user's own block may do what a graph cannot hold, such as to make a tensor of Python numbers: it stays eager.
+    On a GPU it replays a CUDA graph, which probes every step. A user's own block or norm runs without a graph, because
+    it may do what a graph cannot capture, such as building a tensor from Python numbers.
     """
     if runs.params.device.type != "cuda" or runs.has_own_parts:
         return lambda inputs, probed: step_(runs, inputs, probing=probing, probed=probed and probing)
@@ -133,8 +142,8 @@ def stepper(runs: Runs, like: Inputs, *, probing: bool) -> Callable[[Inputs, boo
     return lambda inputs, _: Measured(*replay(*tensors(inputs)))
 
 
-def step_(runs: Runs, inputs: Inputs, *, probing: bool, probed: bool) -> Measured:
-    """Take one step: losses and gradients, their norms, the update. It needs nothing of the host."""
+def step_(runs: StackedRuns, inputs: Inputs, *, probing: bool, probed: bool) -> Measured:
+    """Take one step, without a transfer between host and device: losses and gradients, their norms, the update."""
     layout = runs.layout
     leaves = [p.requires_grad_() for p in layout.tensors(runs.params)]
     losses, residual = runs.losses(leaves, inputs.tokens, same_tokens=False)
@@ -156,15 +165,16 @@ def step_(runs: Runs, inputs: Inputs, *, probing: bool, probed: bool) -> Measure
 
 
 def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:
-    """What scales each run's gradients to its limit, as torch.nn.utils.clip_grad_norm_ does, (runs,) float64.
+    """The factors (runs,), float64, that clip each run's gradients as torch.nn.utils.clip_grad_norm_ does.
 
-    norms: (modules, runs); limits: (runs,), inf for a run without one, whose factor is exactly 1.
+    norms: (modules, runs); limits: (runs,), inf for a run without a limit, whose factor is exactly 1.
     """
-    # Summed along the last axis of a contiguous matrix: in an order that does not depend on the number of runs.
+    # A sum over the last axis of a contiguous matrix adds in an order that does not depend on the number of runs.
     norm = norms.double().square().T.contiguous().sum(1).sqrt()
-    # Where a norm is not finite, limits / norm would be NaN for a run without a limit too.
+    # For a run without a limit, limits / norm would be NaN if its norm is infinite.
     return torch.where(limits.isinf(), 1.0, (limits / (norm + 1e-6)).clamp(max=1))
 
 
 def to_numpy(x: Tensor) -> Array:
+    """A tensor as float64 on the host."""
     return x.detach().to("cpu", torch.float64).numpy()

@@ -1,7 +1,7 @@
-"""`normstudy status`: how far the sweep of a study is, from the files of its folder alone.
+"""`normstudy status`: how far the runs of a study are, read from the files in its folder.
 
-It takes no lock and changes nothing. Only where jobs were submitted it also asks Slurm for them. What is known of
-finished runs is kept between two looks, as it never changes.
+It takes no lock and changes nothing. If the study has Slurm jobs, it also asks Slurm about the jobs. A Looker reads the
+files of each finished run once, because they never change.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import datetime
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,18 +25,19 @@ from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
 from normstudy.study import records, schema, swap, tables
 from normstudy.study.holder import Holder, holder_of
-from normstudy.upkeep.marks import Mark, Place, Run, marks_of, places_of, runs_of, taken_since, time_left
+from normstudy.upkeep.positions import Group, RunRow, groups_of, heads_of, rows_of
+from normstudy.workers import heartbeat
 
-TRIES, WAIT = 4, 0.2  # a file that vanishes under a look is of a compaction's swap, over in a moment; seconds
-AT_ONCE = 4_000_000  # run-steps whose outcomes are found in one go: some hundred megabytes
-RECENT = 60.0, 600.0  # seconds between two looks that tell a rate, at least and at most
-MOST_LINES = 10  # of a list
-COLUMNS = ("run_id", "status", "started_at", "finished_at", "wall_time_s", *RUN_COLUMNS)
+# Attempts, and seconds between them: a file that disappears during a read means that a compaction swaps the tables.
+TRIES, WAIT = 4, 0.2
+AT_ONCE = 4_000_000  # run-steps whose outcomes are computed together; they take some hundred megabytes
+MOST_LINES = 10  # that are shown of a list
+COLUMNS = ("run_id", "status", "finished_at", *RUN_COLUMNS)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that crashed, how often, and the last line of its newest traceback."""
+    """A run that failed. tries: how often; reason: the last line of its newest traceback."""
 
     run_id: str
     tries: int
@@ -45,33 +46,34 @@ class Failure:
 
 @dataclass(frozen=True)
 class Jobs:
-    """What is submitted for a study, and how much of it is left; counts: None where Slurm cannot be asked, for why."""
+    """The Slurm jobs of a study. counts: None if Slurm does not answer; why: the reason why not."""
 
     array: Array
     counts: ask.Counts | None
     why: str = ""
-    looks: int = 0  # at the jobs, one after the other, that found none left
+    looks: int = 0  # consecutive answers of Slurm by which no job is left
 
     @property
     def over(self) -> bool:
-        """Whether none is left, as far as that is known."""
+        """Whether no job is left, by the last answer."""
         return self.looks > 0
 
     @property
     def surely_over(self) -> bool:
-        """The same, and that a second look said so: see arrays.AGAIN_SECONDS."""
+        """Whether no job is left, by two answers in a row: see arrays.AGAIN_SECONDS."""
         return self.looks > 1
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a study is. Each planned run is one of finished, running, interrupted, failed, not_begun.
+    """How far a study is. Each planned run is counted once: finished, running, interrupted, failed or not_begun.
 
-    steps_planned: None where a run is not begun and an older version did not record its length. running_at, saved_at:
-    how far the running runs are, and the interrupted ones, the most advanced first. failures: of the first MOST_LINES.
-    holder: who holds the study; verified: whether that is seen and not only written; silent: seconds since the last
-    file that tells of steps. command: of the last sweep, where it goes on with all that is interrupted. rate: run-steps
-    per second; left: seconds. jobs: of Slurm, until the next command finds them over.
+    steps_planned: None if an older version did not record the length of a run that has not begun.
+    running_at, saved_at: the steps of running runs and of the checkpoints of interrupted runs, most advanced first.
+    failures: at most MOST_LINES. holder: the command that holds the study's lock; verified: whether this machine sees
+    the lock, or only a file that names a holder elsewhere. silent: seconds since the last sign of training.
+    command: the last sweep, if it includes every interrupted run. rate: run-steps per second; left: seconds; both None
+    if no process reports its progress. jobs: the Slurm jobs, until the next command finds that none is left.
     """
 
     study: str
@@ -85,8 +87,8 @@ class Status:
     steps_done: int
     steps_planned: int | None
     outcomes: dict[str, int]
-    running_at: tuple[Place, ...]
-    saved_at: tuple[Place, ...]
+    running_at: tuple[Group, ...]
+    saved_at: tuple[Group, ...]
     failures: tuple[Failure, ...]
     holder: str | None
     verified: bool
@@ -98,7 +100,7 @@ class Status:
 
     @property
     def over(self) -> bool:
-        """Whether nobody is there who trains, and every planned run is finished or failed, or its jobs are over."""
+        """Whether nothing is left to watch: no process trains, and every run has ended or no job is left."""
         if self.holder and self.verified:
             return False
         if self.jobs is not None and self.jobs.counts is not None:
@@ -107,12 +109,12 @@ class Status:
 
 
 def look(study: Path) -> Status:
-    """How far a study is now. Raises ConfigError where that cannot be read."""
+    """How far a study is now. Raises ConfigError if its files cannot be read."""
     return Looker(study).look()
 
 
-class Plan(NamedTuple):
-    """The newest record of a sweep: when it began, its command, and the runs that it had to train."""
+class SweepRecord(NamedTuple):
+    """A record in sweeps/. began: seconds since 1970; trains: the runs that the sweep had to train."""
 
     began: float
     command: str
@@ -120,27 +122,21 @@ class Plan(NamedTuple):
 
 
 class Looker:
-    """Looks at a study again and again, and reads nothing of a finished run twice."""
+    """Reads the status of a study repeatedly, and the files of each finished run once."""
 
     def __init__(self, study: Path) -> None:
         self.study = study
-        self._records: set[str] = set()  # files of sweeps/ that are read
+        self._read: set[str] = set()  # names of the files in sweeps/ that were read
         self._planned: dict[str, int | None] = {}  # run_id -> n_steps
-        self._plans: list[Plan] = []  # in the order of their times
+        self._sweeps: list[SweepRecord] = []  # the oldest first
         self._jobs: Jobs | None = None
         self._asked = -math.inf
-        self._done: dict[str, Run] = {}
+        self._done: dict[str, RunRow] = {}
         self._outcomes: dict[str, str] = {}
         self._compacted: tuple[int, int] | None = None
-        self._history: list[tuple[float, int]] = []  # times, and run-steps taken until then
-
-    @property
-    def _plan(self) -> Plan | None:
-        """The newest one."""
-        return self._plans[-1] if self._plans else None
 
     def look(self) -> Status:
-        """How far the study is now. Raises ConfigError where that cannot be read."""
+        """How far the study is now. Raises ConfigError if its files cannot be read."""
         error: Exception | None = None
         for attempt in range(TRIES):
             if attempt:
@@ -158,41 +154,40 @@ class Looker:
                 error = why
         if isinstance(error, ConfigError):
             raise error
-        told = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{self.study} cannot be read ({told}): normstudy check {self.study} names the file")
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"{self.study} cannot be read ({reason}): normstudy check {self.study} names the file")
 
     def _look(self) -> Status:
         before, jobs = holder_of(self.study), self.jobs()
+        # When a run ends, its row is written before these files are removed. So these files are read before the rows.
+        heartbeats, heads = heartbeat.read_all(self.study), heads_of(self.study)
         frame, compacted = self._read_rows()
-        rows = dict(zip(frame["run_id"], runs_of(frame), strict=True))
+        rows = dict(zip(frame["run_id"], rows_of(frame), strict=True))
         self._read_records()
-        # A sweep that ends or begins during this look leaves nothing interrupted.
+        # If a sweep begins or ends during this read, one of the two calls of holder_of finds it.
         holder = holder_of(self.study) or before
         if jobs is not None and holder is not None and not holder.verified:
-            holder = None  # one of the jobs, there or gone: Slurm knows better
+            holder = None  # a job on another machine that may be over; Slurm knows
         unfinished = {i: run for i, run in rows.items() if run.status != "done"}
-        marks = marks_of(self.study, unfinished)
         self._find_outcomes(frame[frame["status"] == "done"])
         self._done.update((i, run) for i, run in rows.items() if run.status == "done")
-        self._compacted = compacted  # last: what was not read to the end is read again
+        self._compacted = compacted  # only now: after an error above, the next try reads these files again
 
-        now, plan = time.time(), self._plan
+        newest = self._sweeps[-1] if self._sweeps else None
         lengths = self._planned | {i: run.n_steps for i, run in (self._done | unfinished).items()}
         running = {i for i, run in unfinished.items() if run.status == "running"}
         failed = sorted(unfinished.keys() - running)
         trained = self._trained(holder, running) | self._submitted(jobs)
         interrupted, running = running - trained, running & trained
-        # A run that nobody trains goes on at its checkpoint, whatever windows lie beyond.
-        steps = {i: mark.step if i in running else mark.saved for i, mark in marks.items()}
-        times = [run.finished for run in self._done.values()] + [mark.at for mark in marks.values()]
-        heard = max((t for t in times if t > 0), default=None)
-        rate = left = None
-        trains = holder is not None and plan is not None and _is_of(plan, holder)
-        trains = trains or (jobs is not None and (jobs.counts is None or jobs.counts.running > 0))
-        if trains and plan is not None and heard is not None:
-            rate = self._rate(plan.began, {i: (unfinished[i], marks[i]) for i in running})
-            rest = [(lengths[i], steps.get(i, 0)) for i in trained - self._done.keys() - set(failed)]
-            left = time_left(rest, rate, now - heard)
+        saved = {i: heads[i].step if i in heads else 0 for i in unfinished}
+        live = [beat for beat in heartbeats if beat.expires > time.time()]
+        reached = {i: step for beat in live for i, (_, step) in beat.steps.items() if i in running}
+        steps = {i: max(step, reached.get(i, 0)) for i, step in saved.items()}
+        times = [run.finished for run in self._done.values()] + [head.written for head in heads.values()]
+        seen = max((t for t in [*times, *(beat.now for beat in heartbeats)] if t > 0), default=None)
+        rate = heartbeat.rate_of(live) if running else None
+        rest = [(lengths[i], steps.get(i, 0)) for i in trained - self._done.keys() - set(failed)]
+        steps_left = [n_steps - step for n_steps, step in rest if n_steps is not None]
         known = [n for n in lengths.values() if n is not None]
         return Status(
             study=str(self.study),
@@ -206,20 +201,20 @@ class Looker:
             steps_done=sum(run.n_steps for run in self._done.values()) + sum(steps.values()),
             steps_planned=sum(known) if len(known) == len(lengths) else None,
             outcomes=outcome_counts(self._outcomes.values()),
-            running_at=places_of(running, steps, unfinished),
-            saved_at=places_of(interrupted, steps, unfinished),
+            running_at=groups_of(steps, unfinished, running),
+            saved_at=groups_of(steps, unfinished, interrupted),
             failures=tuple(failures_of(self.study, failed[:MOST_LINES])),
             holder=None if holder is None else holder.text,
             verified=holder is not None and holder.verified,
-            silent=None if heard is None else max(0.0, now - heard),
-            command=plan.command if plan is not None and plan.command and interrupted <= plan.trains else None,
+            silent=None if seen is None else max(0.0, time.time() - seen),
+            command=newest.command if newest is not None and newest.command and interrupted <= newest.trains else None,
             rate=rate,
-            left=left,
+            left=heartbeat.seconds_left(sum(steps_left), rate) if len(steps_left) == len(rest) else None,
             jobs=jobs,
         )
 
     def jobs(self) -> Jobs | None:
-        """What is submitted; Slurm is asked anew where its last answer is not quite recent."""
+        """The Slurm jobs of the study. Asks Slurm again if its last answer is older than arrays.AGAIN_SECONDS."""
         array = arrays.read(self.study)
         if array is None:
             self._jobs = None
@@ -234,7 +229,7 @@ class Looker:
         return self._jobs
 
     def _read_rows(self) -> tuple[pd.DataFrame, tuple[int, int] | None]:
-        """The rows of runs that are not known to be finished, and which compacted file there is."""
+        """The rows of runs that are not known to be finished, and the identity of the compacted file."""
         folder = self.study / "tables" / "runs"
         try:
             there = (folder / schema.COMPACTED_FILE).stat()
@@ -242,7 +237,7 @@ class Looker:
         except FileNotFoundError:
             compacted = None
         ids = None
-        if compacted == self._compacted:  # another one may hold runs whose own files were never seen
+        if compacted == self._compacted:  # a new compacted file may hold runs whose own files were never read
             files = [name for name in os.listdir(folder) if name.endswith(".parquet")]
             ids = [i for i in (schema.run_of("runs", name) for name in files) if i not in self._done]
         return tables.read(self.study, "runs", list(COLUMNS), ids), compacted
@@ -250,7 +245,7 @@ class Looker:
     def _read_records(self) -> None:
         folder = self.study / "sweeps"
         for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
-            if name in self._records or (began := began_of(name)) is None:
+            if name in self._read or (began := began_of(name)) is None:
                 continue
             table = pq.ParquetFile(folder / name).read()
             ids = table["run_id"].to_pylist()
@@ -260,51 +255,37 @@ class Looker:
                     self._planned[run_id] = n_steps
             trains = frozenset(i for i, batch in zip(ids, table["batch"].to_pylist(), strict=True) if batch is not None)
             command = (table.schema.metadata or {}).get(b"command", b"").decode()
-            self._plans.append(Plan(began, command, trains))
-            self._records.add(name)
+            self._sweeps.append(SweepRecord(began, command, trains))
+            self._read.add(name)
 
     def _trained(self, holder: Holder | None, running: set[str]) -> set[str]:
-        """The runs that the holder trains, or will. running: those whose rows say that they are."""
+        """The runs that the holder trains now or later. running: the runs whose rows have this status."""
         if holder is None:
             return set()
-        if not holder.alone or self._plan is None or math.isnan(holder.since):
+        if not holder.alone or not self._sweeps or math.isnan(holder.since):
             return running
-        # A sweep writes its record after it has the lock. Before that, and in a compaction, nothing is trained.
-        return set(self._plan.trains) if _is_of(self._plan, holder) else set()
+        # A sweep writes its record after it has taken the lock. A holder without a record trains nothing: it is a
+        # compaction, or a sweep that is just beginning.
+        newest = self._sweeps[-1]
+        return set(newest.trains) if newest.began >= holder.since else set()
 
     def _submitted(self, jobs: Jobs | None) -> set[str]:
-        """The runs that jobs train, or will."""
+        """The runs that Slurm jobs train now or later."""
         if jobs is None or jobs.over:
             return set()
-        return {run_id for plan in self._plans if plan.began >= jobs.array.began for run_id in plan.trains}
+        return {run_id for sweep in self._sweeps if sweep.began >= jobs.array.began for run_id in sweep.trains}
 
     def _find_outcomes(self, done: pd.DataFrame) -> None:
-        """Find the outcomes of runs that have none yet, a few at a time."""
+        """Compute the outcomes of newly finished runs, AT_ONCE run-steps at a time."""
         new = done[~done["run_id"].isin(self._outcomes)]
         for _, part in new.groupby(new["n_steps"].cumsum() // AT_ONCE):
             columns = ["run_id", "step", "train_loss", "val_loss"]
             steps = tables.read(self.study, "steps", columns, list(part["run_id"]), text=False)
             self._outcomes.update((str(i), outcome) for i, outcome in outcomes(part, steps).items())
 
-    def _rate(self, began: float, running: Mapping[str, tuple[Run, Mark]]) -> float | None:
-        """Run-steps per second: between two looks that are far enough apart, else over the last sweep."""
-        taken, first, last = taken_since(began, self._done.values(), running.values())
-        if not (last > first and taken > 0):
-            return None
-        total = sum(run.taken for run in self._done.values()) + sum(mark.step for _, mark in running.values())
-        self._history = [(t, n) for t, n in self._history if n < total and last - RECENT[1] <= t < last]
-        self._history.append((last, total))
-        since, before = self._history[0]
-        return (total - before) / (last - since) if last - since >= RECENT[0] else taken / (last - first)
-
-
-def _is_of(plan: Plan, holder: Holder) -> bool:
-    """Whether a record may be of the command that holds the study; single runs do not tell when the first began."""
-    return not holder.alone or plan.began >= holder.since
-
 
 def began_of(name: str) -> float | None:
-    """When the sweep of a record began, in seconds; None for a file that is none."""
+    """When a sweep began, by the name of its record, in seconds since 1970; None for any other file."""
     try:
         stamp = datetime.datetime.strptime(name, "%Y%m%dT%H%M%S.%f.parquet")
     except ValueError:
@@ -313,7 +294,7 @@ def began_of(name: str) -> float | None:
 
 
 def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
-    """Why runs failed, from the ends of their newest tracebacks."""
+    """Why runs failed, from the last line of each newest traceback."""
     tries = records.tries_of(study)
     for run_id in run_ids:
         try:
@@ -323,4 +304,4 @@ def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
         except FileNotFoundError:
             text = ""
         lines = ("".join(filter(str.isprintable, line)).strip() for line in reversed(text.splitlines()))
-        yield Failure(run_id, tries[run_id], next((line for line in lines if line), "its traceback is gone"))
+        yield Failure(run_id, tries[run_id], next((line for line in lines if line), "its traceback is missing"))

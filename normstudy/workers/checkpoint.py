@@ -4,9 +4,9 @@
     1c291ca3                    crc32 of all that follows
     safetensors                 parameters, the optimizer's slots, the rows since the run's last window
 
-safetensors runs no code and loads a flipped bit without a word: hence the checksum. Rows are kept as the bytes of the
-Parquet file that their window would be. A checkpoint belongs to one layout of the parameters, one version of the
-numerics, and what computed it: any other would go on in other bits, and is refused.
+safetensors executes no code when it loads a file, but it does not notice a flipped bit; so the file has a checksum.
+Rows are stored as the bytes of a Parquet file. A checkpoint is valid for one layout of the parameters, one version of
+the numerics and one kind of machine: elsewhere the run would get other bits, so the checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -29,37 +29,39 @@ from safetensors.torch import load, save
 from normstudy.config import NUMERICS
 from normstudy.study import files
 from normstudy.study.checkpoints import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata
-from normstudy.study.schema import SCHEMAS, SERIES, Rows
-from normstudy.training.batch import Start
+from normstudy.study.schema import SCHEMAS, SERIES
+from normstudy.training.batch import ResumePoint
 from normstudy.training.layout import Layout
+
+Buffered = dict[str, dict[str, list[object]]]  # table -> column -> values
 
 
 class Refused(Exception):
-    """A checkpoint from which a run cannot go on; the text says why, as in `its checkpoint is damaged`."""
+    """A run cannot resume from its checkpoint; the text says why, as in `its checkpoint is damaged`."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run between two steps. rows: of its tables, since its last window; train_loss: of the last step.
+    """A run between two steps.
 
-    wall_time_s: what the run has taken so far.
+    rows: of its tables, since its last window; train_loss: of the last step; wall_time_s: its training time so far.
     """
 
-    start: Start
-    rows: Rows
+    start: ResumePoint
+    rows: Buffered
     train_loss: float
     wall_time_s: float
 
 
 def path(study_dir: Path, run_id: str) -> Path:
-    """Where the checkpoint of a run lies, if there is one."""
+    """The path of a run's checkpoint."""
     return study_dir / FOLDER / run_id
 
 
 def write(
     study_dir: Path, checkpoints: Mapping[str, Checkpoint], layout: Layout, computed_by: Mapping[str, object]
 ) -> None:
-    """Write the checkpoints of several runs, run_id -> checkpoint, each in the place of the one before."""
+    """Write checkpoints, run_id -> checkpoint, and replace the former ones."""
     stamps = {run_id: stamp(run_id, layout, computed_by) for run_id in checkpoints}
     with files.storing(study_dir):
         (study_dir / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,7 @@ def write(
 
 
 def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> Checkpoint | None:
-    """The checkpoint of a run, None where there is none. Raises Refused."""
+    """The checkpoint of a run, None if there is none. Raises Refused."""
     try:
         data = path(study_dir, run_id).read_bytes()
     except FileNotFoundError:
@@ -82,7 +84,7 @@ def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str,
 
 
 def set_aside(study_dir: Path, run_id: str) -> None:
-    """Move a checkpoint that was refused to where nobody looks for one."""
+    """Move a refused checkpoint to SET_ASIDE, from which no run resumes."""
     with files.storing(study_dir):
         (study_dir / SET_ASIDE).mkdir(parents=True, exist_ok=True)
         os.replace(path(study_dir, run_id), study_dir / SET_ASIDE / run_id)
@@ -96,7 +98,7 @@ def remove(study_dir: Path, run_ids: list[str]) -> None:
 
 
 def stamp(run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> dict[str, str]:
-    """What a checkpoint and the run that goes on from it must agree in."""
+    """The metadata in which a checkpoint and the run that resumes from it must agree."""
     places = repr((layout.names, [tuple(s) for s in layout.shapes], layout.starts, layout.width))
     return {
         "run_id": run_id,
@@ -114,7 +116,7 @@ def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
     start = checkpoint.start
     tensors = {"params": start.params, **{f"slot.{name}": values for name, values in start.state.items()}}
     for table, rows in checkpoint.rows.items():
-        # safetensors holds tensors only; a copy, as torch would warn of bytes that cannot be written to
+        # safetensors stores tensors only. The copy is writable; torch warns about read-only memory.
         tensors[f"rows.{table}"] = torch.from_numpy(np.frombuffer(_rows_to_bytes(table, rows), np.uint8).copy())
     told = {
         **stamped, "step": str(start.step), "train_loss": checkpoint.train_loss.hex(),
@@ -125,7 +127,7 @@ def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
 
 
 def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
-    """The checkpoint that a file's bytes hold. Raises Refused where they are not what was written, or of another."""
+    """The checkpoint in the bytes of a file. Raises Refused if the bytes are damaged, or if the metadata differ."""
     if not data.startswith(FORMAT):
         raise Refused("its checkpoint is damaged, or of another version of normstudy")
     crc, body = data[len(FORMAT) : len(FORMAT) + CRC_BYTES], data[len(FORMAT) + CRC_BYTES :]
@@ -138,7 +140,7 @@ def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
     tensors = load(body)
     state = {name.removeprefix("slot."): t for name, t in tensors.items() if name.startswith("slot.")}
     rows = {table: _bytes_to_rows(tensors[f"rows.{table}"].numpy().tobytes()) for table in SERIES}
-    start = Start(int(told["step"]), tensors["params"], state)
+    start = ResumePoint(int(told["step"]), tensors["params"], state)
     return Checkpoint(start, rows, float.fromhex(told["train_loss"]), float.fromhex(told["wall_time_s"]))
 
 

@@ -1,73 +1,45 @@
-"""A small pool of spawned worker processes, one pipe each.
+"""A small pool of worker processes, one pipe each.
 
-A library's pool loses every future when one worker is killed; this one loses that worker's batch and goes on with a
-new process. Never imports torch: the workers' environment must be set before they do.
+A library's pool loses every task when one worker is killed; this one loses what that worker's batch did since its
+checkpoint, and trains the batch again in a new worker. It never imports torch.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 from collections import deque
-from collections.abc import Generator, Sequence
-from multiprocessing import reduction, resource_tracker
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
-from typing import Protocol
 
 from normstudy.errors import ConfigError, StorageError
-from normstudy.processes import environment
+from normstudy.processes import WORKER_ENVIRONMENT, Child, environment_with
 from normstudy.study import checkpoints, records, tables
 from normstudy.workers import worker
 from normstudy.workers.signals import SIGNALS, WARNING, Stop
 from normstudy.workers.task import Message, Task
 
-# Workers that may be killed one after the other before any has begun with its batch: then the batch is not to blame.
+# How many workers in a row may be killed before they begin a batch. After one more the batch counts as the cause.
 FALSE_STARTS = 10
 
 
-class Inherited:
-    """A file descriptor that a spawned process gets too, as it is pickled among its arguments."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _keep, (reduction.DupFd(self.fd),)
-
-
-class _Duplicate(Protocol):
-    def detach(self) -> int: ...
-
-
-def _keep(duplicate: _Duplicate) -> int:
-    return duplicate.detach()
-
-
 class Slot:
-    """One worker process, its pipe, the task it has, which of its runs have ended, and the run-steps it has told of."""
+    """One worker process, its pipe, its task, which runs of the task have ended, and its count of run-steps.
 
-    def __init__(self, inherited: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        arguments = (theirs, Inherited(inherited))
-        self.process: SpawnProcess = context.Process(target=worker.serve, args=arguments, daemon=True)
-        # Both inherit the mask. Slurm warns each process of a job, and this one decides.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
-        try:
-            resource_tracker.ensure_running()
-            # A signal to the whole group must not end a worker before it has said what to do about signals.
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            with environment():
-                self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+    lock: the descriptor of the study's lock; forked: fork the worker from a process that has imported torch.
+    """
+
+    def __init__(self, lock: int, *, forked: bool) -> None:
+        # The signals stay blocked until the worker has set its handlers: a signal to the whole group must not end it
+        # before. Slurm sends its warning to each process of a job, but only this process reacts to the warning.
+        self.process = Child(
+            worker.serve, environment=environment_with(WORKER_ENVIRONMENT), keep=[lock], blocked=(*SIGNALS, WARNING),
+            prepare=worker.prepare if forked else None,
+        )  # fmt: skip
+        self.pipe = self.process.pipe
         self.give(None)
 
     def give(self, task: Task | None) -> bool:
-        """Send the next task, if there is one; False where the process is gone."""
+        """Send the next task, if there is one; False when the process has ended."""
         self.task = task
         self.begun = False
         self.ended: set[str] = set()
@@ -80,169 +52,174 @@ class Slot:
             return False
         return True
 
-    def note(self, message: Message) -> None:
-        """Keep count of what the worker says."""
+    def receive(self) -> Message | None:
+        """The worker's next message, whose steps are counted; None when the process ended, even within a message."""
+        try:
+            message: Message = self.pipe.recv()
+        except (EOFError, OSError):
+            return None
         self.begun = True
         self.taken += message.run_steps
         self.resumed += message.resumed
         self.ended.update(message.ended, message.failed)
+        return message
 
     @property
     def lost_steps(self) -> int:
-        """Run-steps told of that belong to runs which have not ended."""
+        """The reported run-steps of runs that have not ended."""
         return self.taken - (len(self.ended) * self.task.configs[0].schedule.n_steps if self.task else 0)
 
     def left(self) -> list[str]:
         """The runs of the task that have not ended."""
         return [i for i in self.task.run_ids if i not in self.ended] if self.task else []
 
-    def has_got_further(self) -> bool:
-        """Whether the task has a run more, or a later checkpoint, than when the worker took it."""
+    def has_progressed(self) -> bool:
+        """Whether a run of the task has ended, or has a later checkpoint, since the worker got the task."""
         if self.task is None:
             return False
         now = _saved(self.task, self.left())
         return bool(self.ended) or any(step > self.saved[run_id] for run_id, step in now.items())
 
     def ask_to_stop(self) -> None:
-        """Have the worker finish its step, save its runs and say so; one that cannot hear yet just ends."""
-        if self.process.pid is not None and self.process.is_alive():
-            os.kill(self.process.pid, signal.SIGTERM)
+        """Have the worker finish its step, save its runs and report; a worker that waits for a task just ends."""
+        self.process.process.send_signal(signal.SIGTERM)
 
-    def end(self, *, kill: bool) -> None:
-        """Tell the process to end: at once, or by closing its pipe."""
-        if kill:
-            self.process.kill()
-        self.pipe.close()
 
-    def close(self, *, kill: bool) -> None:
-        """End the process and wait for it."""
-        self.end(kill=kill)
-        self.process.join()
+class _Pool:
+    """The state of `run`; lock is the descriptor of the study's lock."""
+
+    def __init__(self, tasks: Sequence[Task], workers: int, lock: int, max_tries: int) -> None:
+        self.queue, self.slots = deque(tasks), list[Slot]()
+        self.workers, self.lock, self.max_tries = workers, lock, max_tries
+        self.forked = all(task.device == "cpu" for task in tasks)  # with CUDA each worker is a process of its own
+        self.fatal: str | None = None
+        self.false_starts = 0
+        self.stopping = False
+
+    def fill(self) -> None:
+        """Give the next tasks to idle workers, and to new workers while there are fewer than asked for."""
+        while self.queue:
+            slot = next((slot for slot in self.slots if slot.task is None), None)
+            is_new = slot is None
+            if slot is None:
+                if len(self.slots) >= self.workers:
+                    return
+                slot = Slot(self.lock, forked=self.forked)
+                self.slots.append(slot)
+            if slot.give(self.queue[0]) or is_new:  # a new worker that has ended is found as a false start
+                self.queue.popleft()
+            else:
+                self.slots.remove(slot)  # killed between two batches: it has lost nothing
+                slot.process.close()
+
+    def stop(self, fatal: str | None = None) -> None:
+        """Give no more tasks, and ask every worker to save its runs. fatal: why nothing can be trained any more."""
+        self.fatal = self.fatal or fatal
+        if not self.stopping:
+            self.stopping = True
+            self.queue.clear()
+            for slot in self.slots:
+                slot.ask_to_stop()
+
+    def hear(self, slot: Slot) -> Iterator[Message]:
+        """Take a worker's next message, or its end."""
+        message = slot.receive()
+        if message is not None:
+            yield message
+            if message.fatal is not None:
+                self.stop(message.fatal)
+            if message.over:
+                slot.give(None)
+        if message is None:
+            yield from self.replace(slot, kill=False)
+        elif message.stopped and not message.over and not self.stopping:  # another process asked this worker to stop
+            yield from self.replace(slot, kill=True)
+
+    def replace(self, slot: Slot, *, kill: bool) -> Iterator[Message]:
+        """Put what a worker left of its task back into the queue. kill: the worker has not ended yet."""
+        self.slots.remove(slot)
+        slot.process.close(kill=kill)
+        self.false_starts = 0 if slot.begun else self.false_starts + 1
+        if 0 < self.false_starts <= FALSE_STARTS and slot.task is not None and not self.stopping:
+            self.queue.appendleft(slot.task)
+            return
+        try:
+            message, again = _after_death(slot, self.max_tries, stopping=self.stopping)
+        except ConfigError as error:  # nothing can be written, or a row cannot be read
+            self.stop(str(error))
+            return
+        self.queue.extendleft(reversed(again))
+        yield message
 
 
 def run(
     tasks: Sequence[Task], workers: int, *, inherited: int, stop: Stop, max_tries: int
 ) -> Generator[Message, None, None]:
-    """Give the tasks, in order, to as many workers; yields what they say. Ends when every task is over.
+    """Train the tasks, in order, on as many workers, and yield the workers' messages. Ends when every task is over.
 
-    A worker that is killed costs what its batch did since its checkpoint. Where it had begun and nothing of the batch
-    had been saved, it may have been too large: its runs go on as two batches, and a single one is tried again until it
-    has crashed max_tries times. Else it was killed for another reason, and the batch goes on as it was. One that
-    somebody else asks to stop counts as killed. Once this process is asked to stop, no task is given any more and the
-    workers save what they have. inherited: the descriptor of the study's lock, which the workers hold with their
-    parent.
+    A worker that is killed costs what its batch did since its checkpoint. When the batch had begun and none of it had
+    been saved, it may have been too large: its runs are trained as two batches, and a single run is tried again until
+    it has crashed max_tries times. Otherwise the batch is trained again as it was. A worker that another process asks
+    to stop counts as killed. Once this process is asked to stop, it gives out no more tasks and the workers save their
+    runs. inherited: the descriptor of the study's lock, which the workers hold together with this process.
 
-    Raises StorageError when the results can no longer be written or read, after the workers are through.
+    Raises StorageError, after the workers have ended, when results could no longer be written or read.
     """
-    queue, slots = deque(tasks), list[Slot]()
-    fatal: str | None = None
-    false_starts = 0
-    stopping = finished = False
-
-    def stop_all() -> None:
-        nonlocal stopping
-        stopping = True
-        queue.clear()
-        for slot in slots:
-            slot.ask_to_stop()
-
+    pool = _Pool(tasks, workers, inherited, max_tries)
+    finished = False
     try:
-        _fill(slots, queue, workers, inherited)
-        while busy := [s for s in slots if s.task is not None]:
-            ready = wait([*(s.pipe for s in busy), stop.reader])
+        pool.fill()
+        while busy := [slot for slot in pool.slots if slot.task is not None]:
+            ready = wait([*(slot.pipe for slot in busy), stop.reader])
             if stop.reader in ready:
-                stop_all()
                 stop.acknowledge()
+                pool.stop()
             for slot in busy:
-                if slot.pipe not in ready:
-                    continue
-                try:
-                    message: Message | None = slot.pipe.recv()
-                except (EOFError, OSError):  # a pipe ends with its process, perhaps within a message
-                    message = None
-                if message is not None:
-                    slot.note(message)
-                    yield message
-                    if message.fatal is not None:
-                        fatal = fatal or message.fatal
-                        if not stopping:
-                            stop_all()
-                    if message.over:
-                        slot.give(None)
-                if message is None or (message.stopped and not stopping and not message.over):
-                    slots.remove(slot)
-                    slot.close(kill=message is not None)  # which somebody else asked to stop: another one goes on
-                    false_starts = 0 if slot.begun else false_starts + 1
-                    if 0 < false_starts <= FALSE_STARTS and slot.task is not None and not stopping:
-                        queue.appendleft(slot.task)
-                        continue
-                    try:
-                        told, again = _after_death(slot, max_tries, stopping=stopping)
-                    except ConfigError as error:  # nothing can be written, or a row cannot be read
-                        fatal = fatal or str(error)
-                        stop_all()
-                        continue
-                    queue.extendleft(reversed(again))
-                    yield told
-            _fill(slots, queue, workers, inherited)
-        if fatal is not None:
-            raise StorageError(fatal)
+                if slot.pipe in ready:
+                    yield from pool.hear(slot)
+            pool.fill()
+        if pool.fatal is not None:
+            raise StorageError(pool.fatal)
         finished = True
     finally:
-        for slot in slots:
-            slot.end(kill=not finished)
-        for slot in slots:  # ended all first: they end at the same time
-            slot.process.join()
-
-
-def _fill(slots: list[Slot], queue: deque[Task], workers: int, inherited: int) -> None:
-    """Give the next tasks to workers that have none, and to new ones while there are fewer than `workers`."""
-    while queue:
-        idle = next((slot for slot in slots if slot.task is None), None)
-        is_new = idle is None
-        if idle is None:
-            if len(slots) >= workers:
-                return
-            idle = Slot(inherited)
-            slots.append(idle)
-        if idle.give(queue[0]) or is_new:  # a new one that is gone already is found as a false start
-            queue.popleft()
-        else:
-            slots.remove(idle)  # killed between two batches: this one has lost nothing
-            idle.close(kill=True)
+        for slot in pool.slots:  # end all before waiting for any, so that they end at the same time
+            if not finished:
+                slot.process.process.send_signal(signal.SIGKILL)
+            slot.pipe.close()
+        for slot in pool.slots:
+            slot.process.wait()
 
 
 def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message, list[Task]]:
-    """What to say of a worker that was killed, or crashed below Python, and which tasks take the place of its own.
+    """The message about a worker that ended within its task, and the tasks that replace the task.
 
-    stopping: it was asked to stop; then there are none. Raises ConfigError where the results cannot be read or written.
+    stopping: this process asked the worker to stop, so nothing replaces the task. Raises ConfigError when the results
+    cannot be read or written.
     """
-    task, code = slot.task, slot.process.exitcode
+    task, code, how = slot.task, slot.process.wait(), slot.process.how_it_ended()
     assert task is not None
-    how = f"killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-    left = [i for i in slot.left() if not tables.is_done(task.study_dir, i)]  # it may have died before it said so
+    left = [i for i in slot.left() if not tables.is_done(task.study_dir, i)]  # it may have ended before it reported
     gone = tuple(i for i in slot.left() if i not in left)
     n_steps = task.configs[0].schedule.n_steps
     lost = len(gone) * n_steps - slot.lost_steps
     if not left:
         return Message(task.number, lost, -slot.resumed, ended=gone), []
+    runs = "its run resumes" if len(left) == 1 else f"its {len(left)} runs resume"
     if stopping:
-        runs = "its run goes" if len(left) == 1 else f"its {len(left)} runs go"
-        note = f"a worker process was {how} before it had saved: {runs} on from what was saved before"
-        unsaved = code != 0 and task.device == "cpu"  # one that ends well had not begun, and a GPU saves nothing
+        note = f"a worker process {how} before it had saved: {runs} from the checkpoints before"
+        unsaved = code != 0 and task.device == "cpu"  # with code 0 it had not begun; on a GPU nothing is saved
         return Message(task.number, lost, -slot.resumed, ended=gone, notes=(note,) if unsaved else ()), []
-    further = bool(gone) or slot.has_got_further()
-    if len(left) > 1 or further:
-        parts = [task.only(left)] if further else task.halves(left)
-        goes_on = "the run goes on" if len(left) == 1 else f"its {len(left)} runs go on"
-        note = f"a worker process was {how}: {goes_on}{' as two batches' if not further else ''}"
+    has_progressed = bool(gone) or slot.has_progressed()
+    if len(left) > 1 or has_progressed:
+        parts = [task.only(left)] if has_progressed else task.halves(left)
+        note = f"a worker process {how}: {runs}{'' if has_progressed else ' as two batches'}"
         return Message(task.number, lost, -slot.resumed, ended=gone, notes=(note,)), parts
-    details = f"the worker process was {how}\n"
+    details = f"the worker process {how}\n"
     tried = records.record_failure(task.study_dir, left[0], task.only(left).configs[0], details)
     if tried < max_tries:
-        note = f"the worker process of {left[0]} was {how}: it is tried again"
+        note = f"the worker process of {left[0]} {how}: trying the run again"
         return Message(task.number, lost, -slot.resumed, ended=gone, notes=(note,)), [task.only(left)]
-    error = f"the worker process was {how}"
+    error = f"the worker process {how}"
     return Message(task.number, lost + n_steps, -slot.resumed, ended=gone, failed=(left[0],), error=error), []
 
 

@@ -1,6 +1,6 @@
-"""How a sweep is stopped: Ctrl-C, SIGTERM and SIGHUP once ask for it, a second one ends everything at once.
+"""Signals that stop a sweep: the first Ctrl-C, SIGTERM or SIGHUP asks it to stop, the second ends it at once.
 
-A job of a cluster is also warned of its time limit, and what tells it to end may say so several times.
+A job of a cluster also gets a warning before its time limit, and may get the request to end several times.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-WARNING = signal.SIGUSR2  # Slurm's, some time before the limit of a job: to each of its processes
+WARNING = signal.SIGUSR2  # Slurm sends it to each process of a job, some time before the time limit
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
 
 class Interrupted(KeyboardInterrupt):
-    """A sweep was stopped by a signal, and what it had is kept. code: the exit code of the command."""
+    """A signal stopped a sweep after its runs were saved. code: the exit code of the command."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -27,15 +27,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """While it is entered, the first of the signals makes `reader` readable; the second ends this process.
+    """A context in which the first of the signals makes `reader` readable, and the second ends this process.
 
-    Workers end with their parent. One that is ignored, as SIGHUP is under nohup, stays so. Only the main thread of a
-    process can be told of signals: elsewhere nothing is changed. patient: the second one is not heard.
+    When this process ends, its workers end too. A signal that is ignored, like SIGHUP under nohup, stays ignored. Only
+    the main thread can set handlers; in another thread the context changes nothing. patient: ignore the second signal.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = SIGNALS, *, patient: bool = False) -> None:
         self.signals, self.patient = signals, patient
-        self.number: int | None = None  # the signal that asked
+        self.number: int | None = None  # the first signal
         self.reader, self._writer = os.pipe()
         self._before: dict[int, Handler] = {}
 
@@ -61,25 +61,25 @@ class Stop:
         os.write(self._writer, b"x")
 
     def acknowledge(self) -> None:
-        """Say what happens now, and make `reader` wait again."""
+        """Print that the sweep stops, and make `reader` unreadable again."""
         os.read(self.reader, 1)
-        if self.number == signal.SIGHUP:  # the terminal is gone: to write there would be an error
+        if self.number == signal.SIGHUP:  # the terminal has gone: printing would be an error
             say_no_more()
-        again = "" if self.patient else ". Once more ends it at once"
+        again = "" if self.patient else "; a second signal ends the sweep at once"
         print_error(f"\nstopping: every run finishes its step and is saved{again}")
 
 
 @contextlib.contextmanager
 def later() -> Iterator[None]:
-    """Signals of a stop wait until this is left, and processes that are started in it never hear of them.
+    """A context during which the signals wait; processes that are started inside ignore the signals for good.
 
-    Ctrl-C reaches those too. A child that only had them blocked would die as soon as it lets them in.
+    Blocking alone is not enough: Ctrl-C reaches the child processes too, and would end a child that unblocks it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}  # blocked ones still wait here
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}  # they stay pending
     try:
         yield
     finally:
@@ -89,7 +89,7 @@ def later() -> Iterator[None]:
 
 
 def print_error(line: str) -> None:
-    """Say something on standard error, if anybody still reads it: what is to be saved must not depend on that."""
+    """Print to standard error. A closed standard error is no failure: the runs must be saved all the same."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -97,7 +97,7 @@ def print_error(line: str) -> None:
 
 
 def say_no_more() -> None:
-    """What is printed from here on goes nowhere."""
+    """From now on discard standard output and standard error."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):
         os.dup2(nowhere, stream)

@@ -1,4 +1,4 @@
-"""What the parent of a sweep sends to a worker process, and what the worker answers."""
+"""Task: what a sweep sends to a worker process. Message: what the worker answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from normstudy.config import RunConfig
 
 @dataclass(frozen=True)
 class Task:
-    """One batch of runs of one shape on one text. number: of the planned batch that it is, or is a part of."""
+    """A batch of runs of one shape on one text. number: the number of the planned batch to which the runs belong."""
 
     number: int
     study_dir: Path
@@ -22,24 +22,24 @@ class Task:
     checkpoint_seconds: float = 60.0
 
     def only(self, run_ids: list[str]) -> Task:
-        """The same for some of its runs."""
+        """The task with only some of its runs."""
         config_of = dict(zip(self.run_ids, self.configs, strict=True))
         return replace(self, run_ids=run_ids, configs=[config_of[i] for i in run_ids])
 
     def halves(self, run_ids: list[str]) -> list[Task]:
-        """Some of its runs in two parts, a single one as it is."""
+        """Some of its runs as two tasks; a single run as one task."""
         half = (len(run_ids) + 1) // 2
         return [self.only(part) for part in (run_ids[:half], run_ids[half:]) if part]
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a worker says of a task, or the pool of a worker.
+    """The news of a worker about its task, or of the pool about a worker.
 
-    run_steps: done since the last message, negative for some that are lost; resumed: as many of them were taken before,
-    by another process; ended, failed: runs; error: why they failed, in a line; smaller: the runs of a batch from now
-    on, where the memory did not suffice; notes: lines for the user. over: the task is; stopped: it was asked to stop,
-    and is saved; fatal: why nothing can go on.
+    run_steps: steps taken since the last message, negative if steps were lost; resumed: how many of run_steps an
+    earlier process took; ended, failed: run ids; error: why the runs failed, in one line; smaller: the new number of
+    runs per batch after an out-of-memory error; notes: lines for the user; over: the task has ended; stopped: the task
+    was stopped on request, and its runs are saved; fatal: why the whole sweep must stop.
     """
 
     number: int

@@ -86,7 +86,7 @@ def test_join_adds_the_varying_columns_the_usual_ones_and_the_outcome(
 ) -> None:
     frame = getattr(joined, table)
     added = [c for c in frame if c not in getattr(plain, table)]
-    # n_layers and peak_lr do not vary in this study; norm does not either and is not joined
+    # n_layers and peak_lr do not vary in this study but are always joined; norm does not vary and is not joined
     assert added == ["seed", "data_seed", "placement", "n_layers", "peak_lr", "warmup_steps", "outcome"]
     pd.testing.assert_frame_equal(frame[list(getattr(plain, table))], getattr(plain, table))
     runs = plain.runs.set_index("run_id")

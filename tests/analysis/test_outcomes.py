@@ -1,7 +1,7 @@
 """The outcome rules on hand-made series: one per class, one per boundary.
 
-H1 = 2 and H2 = 1, so g = 2 - final validation loss; ln(vocab) = 4. Losses are dyadic where a boundary must be met
-exactly, and just beside it where the threshold is not.
+H1 = 2 and H2 = 1, so g = 2 - final validation loss; ln(vocab) = 4. A threshold that is a binary fraction is met
+exactly; elsewhere losses lie just beside the threshold.
 """
 
 from __future__ import annotations
@@ -99,16 +99,16 @@ def test_diverged_needs_more_than_both_ln_vocab_and_the_loss_at_step_0() -> None
 
 
 def test_boundary_of_collapsed() -> None:
-    # 0.4 above a minimum of 0 after zeros: exactly at the threshold, no rounding
+    # ends 0.4 above a minimum of 0: exactly at the threshold, without rounding
     assert of([0, 0, 0, 0, 0, 0, 0, 0.4], 1.9, FLAT) == "collapsed"
     assert of([3, 2, 0, 0, 0, 0, 0, 0.4 - EPS], 1.9, FLAT) == "stuck"
-    # g = 2 - 1.6 is not below 0.4: the same series is no collapse
+    # with g = 2 - 1.6, which is not below 0.4, the same series has not collapsed
     assert of([3, 2, 0, 0, 0, 0, 0, 0.4 + EPS], 1.6 - EPS, FLAT) == "unfinished"
     assert of([3, 2, 0, 0, 0, 0, 0, 0.4 + EPS], 1.6 - EPS, {0: 3.0, 6: 1.6}) == "partial"
 
 
 def test_collapse_looks_at_the_end_and_at_the_mean() -> None:
-    assert of([3, 1, 1, 2, 2, 1, 1, 1], 1.9, FLAT) == "stuck"  # rose on the way, came back
+    assert of([3, 1, 1, 2, 2, 1, 1, 1], 1.9, FLAT) == "stuck"  # rose midway and fell again
     spike = [3, 1, 1, 1, 1, 1, 1, 1.7]
     assert of(spike, 1.9, FLAT, window=1) == "collapsed"
     assert of(spike, 1.9, FLAT, window=2) == "stuck"  # the mean of two rose by 0.35
@@ -126,7 +126,7 @@ def test_unfinished_reads_the_last_evaluation_at_or_before_three_quarters() -> N
     assert of(down(1.9), 1.9, {0: 3.0, 5: 1.9, 6: 2.2}) == "unfinished"  # step 6 of 8 is three quarters
     assert of(down(1.9), 1.9, {0: 3.0, 6: 1.9, 7: 2.2}) == "stuck"  # step 7 is past it
     assert of(down(1.9), 1.9, {0: 3.0, 5: 2.2, 6: 1.9}) == "stuck"  # an earlier one does not count
-    assert of(down(1.9), 1.9, {0: 1.9, 7: 2.2}) == "stuck"  # step 0 stands in where there is no other
+    assert of(down(1.9), 1.9, {0: 1.9, 7: 2.2}) == "stuck"  # the evaluation at step 0 counts where there is no other
 
 
 def test_boundary_of_stuck_and_of_partial() -> None:

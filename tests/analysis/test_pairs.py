@@ -146,7 +146,7 @@ def test_baseline_is_the_smallest_number_or_the_first_text_or_what_is_asked(stud
 
 
 def tables(root: Path, *runs: tuple[RunConfig, str, float | None]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`runs` and `steps` of a study of these runs: config, fate, final validation loss."""
+    """The tables `runs` and `steps` of a study with these runs; a run is its config, fate and final validation loss."""
     for config, fate, loss in runs:
         write_handmade_run(root / "handmade", config, fate, loss)
     return store.read(root / "handmade", "runs"), store.read(root / "handmade", "steps")
@@ -158,9 +158,9 @@ def test_unpaired_seeds(tmp_path: Path) -> None:
     row = compare_pairs(*tables(tmp_path, *made), "warmup_steps").iloc[0]
     assert (row["pairs"], row["unpaired"]) == (2, 3)
     assert row["difference"] == pytest.approx(-0.4)
-    assert row["loss"] == pytest.approx(1.75)  # the runs without a partner are in no mean
+    assert row["loss"] == pytest.approx(1.75)  # runs without a partner are in neither mean
     assert row["baseline_loss"] == pytest.approx(2.15)
-    assert row["outcomes"] == "2 learned 2 diverged"  # but their outcomes are told
+    assert row["outcomes"] == "2 learned 2 diverged"  # but their outcomes are listed
 
 
 def test_pairs_share_the_data_seed_too(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_no_pair_mixes_texts(tmp_path: Path) -> None:
     runs, steps = tables(tmp_path, *made)
     runs.loc[(runs["warmup_steps"] == 20) & (runs["seed"] == 1), "data_sha256"] = "6" * 64
     comparison = compare_pairs(runs, steps, "warmup_steps")
-    assert comparison.columns[0] == "data_sha256"  # nothing else tells the two texts apart
+    assert comparison.columns[0] == "data_sha256"  # no other column distinguishes the two texts
     assert comparison["pairs"].tolist() == [1, 0]
     assert comparison["unpaired"].tolist() == [1, 1]
     assert "5" * 10 in render(comparison, "table")

@@ -1,4 +1,4 @@
-"""Choosing runs by `--where`: by the type of the column, with every bad request told in one line."""
+"""Selecting runs by `--where`: values by the type of their column, and one line for every bad request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from handmade import handmade_config, write_handmade_run
 
 from normstudy.analysis.load import load
-from normstudy.analysis.select import native, select, value_text, values_of
+from normstudy.analysis.select import native, select, values_of
 from normstudy.config import ConfigError
 from normstudy.study import tables
 
@@ -80,8 +80,8 @@ def test_the_chosen_runs_have_the_values(runs: pd.DataFrame) -> None:
         ({"max_grad_norm": "2"}, ["max_grad_norm=2", "null, 1"]),
         ({"n_layers": "two"}, ["--where", "n_layers", "'two' is not a number"]),
         ({"resolved_final_norm": "1"}, ["'1' is neither true nor false"]),
-        # the second value is one that the study has, but not together with the first
-        ({"seed": "7", "placement": "post"}, ["placement=post", "placement is pre"]),
+        # the study has the second value, but in no run with the first
+        ({"seed": "7", "placement": "post"}, ["placement=post", "available values: pre"]),
         ({"placement": "null"}, ["placement=null", "post, pre"]),
     ],
 )
@@ -95,7 +95,7 @@ def test_bad_requests_are_one_line(runs: pd.DataFrame, where: dict[str, str], wo
 
 def test_a_study_without_runs(tmp_path: Path) -> None:
     tables.prepare(tmp_path)
-    with pytest.raises(ConfigError, match="there is no run"):
+    with pytest.raises(ConfigError, match="the study has no runs"):
         select(tables.read(tmp_path, "runs"), {"placement": "pre"})
 
 
@@ -116,8 +116,3 @@ def test_native_values() -> None:
     assert native("started_at", pd.NaT) is None
     assert native("resolved_final_norm", np.True_) is True
     assert native("started_at", pd.Timestamp("2025-01-01", tz="UTC")) == "2025-01-01 00:00:00+00:00"
-
-
-def test_value_text() -> None:
-    values = (None, True, 6, 0.003, 1e-5, 1.0, "pre")
-    assert [value_text(v) for v in values] == ["null", "true", "6", "0.003", "1e-05", "1", "pre"]

@@ -110,15 +110,6 @@ def test_a_theory_stands_beside_what_was_measured(tmp_path: Path, monkeypatch: p
 # ---- words ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.02134, "0.0213"), (1.0501, "1.05"), (98.24, "98.2"), (0.6, "0.6"), (999.4, "999"), (999.5, "1000"),
-     (1530.4, "1530"), (123456.0, "123456"), (-0.5, "-0.5"), (3.0, "3"), (4.06e-6, "4.06e-06")],
-)  # fmt: skip
-def test_numbers(value: float, text: str) -> None:
-    assert summary.number(value) == text
-
-
 TABLE = """\
 row  case   what                       median [smallest, largest]  rounds  goal              verdict
 a    10000  sorted, against reversed   2 [1, 3]                    3       at least 1e-06    met

@@ -13,13 +13,13 @@ import normstudy
 from normstudy import config
 from normstudy.bench import summary, tables
 from normstudy.cli import main, manual
-from normstudy.reproductions.claims import Finding, findings
+from normstudy.reproductions.claims import Evidence, findings
 
 PACKAGE = ROOT / "normstudy"
 
 
 @pytest.fixture(scope="module")
-def claims() -> dict[str, Finding]:
+def claims() -> dict[str, Evidence]:
     """The findings of the committed studies by quantity."""
     return {finding.quantity: finding for finding in findings(ROOT / "results")}
 
@@ -42,7 +42,7 @@ def test_ci_finds_its_two_commands() -> None:
     assert lines.count('pip install -e ".[dev]" && pytest') == 1
 
 
-def test_the_answer_about_warmup_has_the_numbers_of_the_tables(claims: dict[str, Finding]) -> None:
+def test_the_answer_about_warmup_has_the_numbers_of_the_tables(claims: dict[str, Evidence]) -> None:
     post = claims["loss with warmup 100 minus without, post, 6 layers, 0.003"]
     pre = claims["loss with warmup 100 minus without, pre, 6 layers, 0.003"]
     assert post.seeds == pre.seeds == 5
@@ -54,7 +54,7 @@ def test_the_answer_about_warmup_has_the_numbers_of_the_tables(claims: dict[str,
     assert missing(README, phrases) == []
 
 
-def test_the_claims_in_words_have_the_numbers_of_the_tables(claims: dict[str, Finding]) -> None:
+def test_the_claims_in_words_have_the_numbers_of_the_tables(claims: dict[str, Evidence]) -> None:
     def value(quantity: str) -> str:
         return f"{abs(claims[quantity].value):.3g}"
 

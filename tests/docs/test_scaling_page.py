@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from pages import missing
 
+from normstudy.analysis.grid import three_digits
 from normstudy.bench import generated, tables
 from normstudy.bench.rows import Sample
-from normstudy.bench.summary import number
 from normstudy.study import schema
 from normstudy.study import tables as store
 from normstudy.upkeep.check import check_study
@@ -56,7 +56,7 @@ def test_its_words_have_the_numbers_of_the_tables(scaling: ModuleType) -> None:
     ]
     phrases = [
         "opening a file takes about two milliseconds",
-        f"{number(status)} s and {number(compared)} s at 200 steps per run",
+        f"{three_digits(status)} s and {three_digits(compared)} s at 200 steps per run",
         f"A run has about {_rows_of_a_run(200, 2):,} rows here and about {_rows_of_a_run(2000, 12):,} with",
         f"{int(min(sizes))} to {int(max(sizes))} kB each",
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pages import ROOT, block, missing, page
 
+from normstudy.analysis.grid import three_digits
 from normstudy.bench import summary, tables
 
 PAGE = page("docs/speed.md")
@@ -36,7 +37,7 @@ def line_of(folder: Path) -> str:
     def span(title: str) -> str:
         medians = [r.median for r in found if r.goal.title.startswith(title)]
         assert len(medians) == 5
-        return f"{summary.number(min(medians))} to {summary.number(max(medians))}"
+        return f"{three_digits(min(medians))} to {three_digits(max(medians))}"
 
     (share,) = (r for r in found if r.goal.title.startswith("a3 share of the machine's matrix-product limit"))
     goals = [r.verdict for r in found if r.verdict != "no goal"]
@@ -44,7 +45,7 @@ def line_of(folder: Path) -> str:
         cpu(folder),
         span("a1 run-steps against"),
         span("a2 run-steps against"),
-        summary.number(share.median),
+        three_digits(share.median),
         f"{goals.count('not met')} of {len(goals)}",
         f"`{folder.relative_to(ROOT)}`",
     ]
@@ -67,7 +68,7 @@ def lines_of_missed_goals() -> list[str]:
         unit = f" {first.unit}".rstrip()
         cells = []
         for folder in FOLDERS:
-            text = summary.number(found[folder][key].median) + unit
+            text = three_digits(found[folder][key].median) + unit
             cells.append(f"**{text}**" if found[folder][key].verdict == "not met" else text)
         lines.append(f"| {row} | {what} | {first.goal.sense} {first.goal.limit:g}{unit} | {' | '.join(cells)} |")
     return lines
@@ -83,7 +84,7 @@ def test_how_cost_grows_is_what_row_e_measured() -> None:
     def told(case: str, start: str) -> str:
         (r,) = (r for (of, title), r in found.items() if of == case and title.startswith(start))
         low, high = min(r.numbers), max(r.numbers)
-        return f"{summary.number(r.median)} [{summary.number(low)}, {summary.number(high)}]"
+        return f"{three_digits(r.median)} [{three_digits(low)}, {three_digits(high)}]"
 
     length, _, interval = told("attention = projections", "seq_len at which attention costs").partition(" ")
     phrases = [

@@ -16,7 +16,7 @@ from normstudy.config import ExecutionConfig, RunConfig
 from normstudy.data.texts import Text
 from normstudy.study import checkpoints, tables
 from normstudy.training import batch
-from normstudy.training.step import Inputs, Measured, Runs, step_
+from normstudy.training.step import Inputs, Measured, StackedRuns, step_
 from normstudy.workers import recording, worker
 from normstudy.workers.task import Task
 
@@ -67,7 +67,7 @@ HELD_BY = {
     "A checkpoint that is damaged, or that comes from another version of torch, CPU or BLAS, is set aside with one "
     "line, and its run starts from step 0.": (
         "test_checkpoint.py::test_a_damaged_checkpoint_is_set_aside_with_a_line",
-        "test_checkpoint.py::test_a_checkpoint_from_elsewhere_is_not_gone_on_from",
+        "test_checkpoint.py::test_a_checkpoint_from_elsewhere_is_refused",
     ),
     "A damaged table also gives one line in every command that reads it, "
     "and `normstudy check` says how to repair it.": (
@@ -153,7 +153,7 @@ class Killed(BaseException):
 def dies_after(n: int):  # type: ignore[no-untyped-def]
     steps = iter(range(n))
 
-    def step(runs: Runs, inputs: Inputs, **how: bool) -> Measured:
+    def step(runs: StackedRuns, inputs: Inputs, **how: bool) -> Measured:
         if next(steps, None) is None:
             raise Killed
         return step_(runs, inputs, **how)

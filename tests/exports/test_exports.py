@@ -468,7 +468,7 @@ def test_where_chooses_runs_as_plot_does(study: Path, tmp_path: Path) -> None:
         assert set(frame["run_id"]) == {name}
         expected = tables.read(study, table)
         assert len(frame) == (expected["run_id"] == name).sum()
-    with pytest.raises(ConfigError, match=r"^--where seed=77 selects no run: here seed is 0, 1, 2, 3$"):
+    with pytest.raises(ConfigError, match=r"^--where seed=77 selects no run; available values: 0, 1, 2, 3$"):
         export(study, "csv", tmp_path / "none", seed="77")
     export(study, "duckdb", tmp_path / "db", placement="pre", warmup_steps="20")
     with duckdb.connect(str(tmp_path / "db"), read_only=True) as database:

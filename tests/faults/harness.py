@@ -121,10 +121,10 @@ def checkpoint_before_window() -> None:
 
     def later(study_dir: Path, series: Any, size: int) -> None:
         for s in series:
-            copy = recording.Series(s.run_id)
+            copy = recording.Running(s.run_id, {})
             copy.step, copy.rows = s.step, s.rows
             held.append((study_dir, copy, size))
-            s.rows = recording._no_rows()
+            s.rows = recording.no_rows()
 
     def save_first(*args: Any) -> None:
         save(*args)

@@ -112,7 +112,7 @@ def main() -> int:
         f"{statuses.count('done')} of {len(statuses)} runs done; parent {frame['parent_mb'].median():.0f} MB "
         f"({mb:+.1f}), {frame['parent_handles'].median():.0f} handles ({handles:+.0f})\n{report.text}"
     )
-    good = code == 0 and statuses == ["done"] * RUNS and report.sound and "starts from zero" not in said
+    good = code == 0 and statuses == ["done"] * RUNS and report.sound and "starts again from step 0" not in said
     return 0 if good and mb < FLAT_MB and handles < FLAT_HANDLES else 1
 
 

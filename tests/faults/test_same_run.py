@@ -53,5 +53,5 @@ def test_a_run_whose_process_is_killed_goes_on_in_the_one_that_waits(undisturbed
     said = second.communicate(timeout=100)
     first.communicate()
     assert second.returncode == 0, said
-    assert "starts from zero" not in said[1]
+    assert "starts again from step 0" not in said[1]
     assert_same_tables(undisturbed, tmp_path / "results" / "long")

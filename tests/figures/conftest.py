@@ -1,4 +1,4 @@
-"""Figures made in a test look as `plot_study` makes them."""
+"""Draw every figure of these tests with the settings that `plot_study` uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading what stands on the axes of a figure."""
+"""Helpers that read a figure back: its panels, lines, points and words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def titles(fig: Figure) -> list[str]:
 
 
 def drawn(ax: Axes, prefix: str) -> dict[str, Line2D]:
-    """The lines of a panel whose id begins so, by the rest of the id."""
+    """Rest of the id -> line, for the lines of a panel whose id begins with `prefix`."""
     return {
         str(line.get_gid())[len(prefix) :]: line for line in ax.get_lines() if str(line.get_gid()).startswith(prefix)
     }
@@ -40,7 +40,7 @@ def points(line: Line2D) -> list[tuple[float, float]]:
 
 
 def same(line: Line2D, x: Iterable[object], y: Iterable[object]) -> None:
-    """Assert that a line goes through these points; the tables hold float32."""
+    """Assert that a line goes through these points, to the precision of float32, in which tables are stored."""
     np.testing.assert_allclose(points(line), list(zip(x, y, strict=True)), rtol=1e-6)
 
 
@@ -49,7 +49,7 @@ def words(fig: Figure) -> str:
 
 
 def runs_of(folder: Path, **values: object) -> pd.DataFrame:
-    """The finished runs with these values, straight from the table."""
+    """The finished runs with these values, read from the table `runs`."""
     runs = tables.read(folder, "runs")
     return having(runs[runs["status"] == "done"], **values)
 

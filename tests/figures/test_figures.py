@@ -1,9 +1,10 @@
-"""Every figure, drawn from hand-made tables: what stands on the axes is what stands in the tables."""
+"""Every figure, drawn from hand-made tables: the axes show the numbers of the tables."""
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -20,13 +21,13 @@ from PIL import Image
 
 from normstudy.analysis.outcomes import OUTCOMES
 from normstudy.config import PLACEMENT_NAMES, ConfigError
-from normstudy.figures import layout, style
-from normstudy.figures import study as studies
+from normstudy.figures import layout, series, style
+from normstudy.figures import look as looks
 from normstudy.figures.draw import FIGURES, plot_study
 from normstudy.figures.final_grid import limits, x_axis
 from normstudy.figures.gradient_profile import profile_table
 from normstudy.figures.loss_curves import draw_losses
-from normstudy.figures.study import Study, load
+from normstudy.figures.study import Panel, Study, load
 from normstudy.study import tables
 
 N_STEPS = 60
@@ -35,7 +36,7 @@ NO_RANKING = "ranking: no text field, such as placement, has 3 values or more"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pre and post, 2 and 4 layers, 1e-3 and 3e-3, warmup 0 and 20, 3 seeds; in one cell one diverged, one stuck."""
+    """pre, post, 2 and 4 layers, 1e-3 and 3e-3, warmup 0 and 20, 3 seeds; one cell has a diverged and a stuck run."""
     return handmade_study(tmp_path_factory.mktemp("grid"))
 
 
@@ -64,7 +65,7 @@ def bad_run(folder: Path, *, diverged: bool) -> str:
     return str(cell.loc[cell["nonfinite_step"].notna() == diverged, "run_id"].iloc[0])
 
 
-# ---- what a study is made of --------------------------------------------------------------------------
+# ---- fields, colors, titles -----------------------------------------------------------------------------
 
 
 def test_every_figure_is_written_and_only_a_ranking_of_two_is_skipped(folder: Path, tmp_path: Path) -> None:
@@ -84,12 +85,12 @@ def test_color_is_placement_and_line_style_is_warmup(study: Study) -> None:
     assert study.panel_fields == ("n_layers", "peak_lr")
 
 
-def test_a_study_of_norms_is_colored_by_norm(norms: Path, tmp_path: Path) -> None:
+def test_a_study_of_norms_is_colored_by_norm(norms: Path) -> None:
     study = load(norms)
     assert (study.look.hue, study.look.dash) == ("norm", None)
     assert len({*study.look.colors.values(), style.PLACEMENT_COLORS["pre"], style.PLACEMENT_COLORS["post"]}) == 4
-    assert plot_study(norms, out=tmp_path).skipped == [NO_RANKING]
-    assert set(drawn(panel(FIGURES["gradient_profile"](study), "step 5"), "mean:")) == {"layernorm:", "rmsnorm:"}
+    figures = {name: make(study) for name, make in FIGURES.items() if name != "ranking"}
+    assert set(drawn(panel(figures["gradient_profile"], "step 5"), "mean:")) == {"layernorm:", "rmsnorm:"}
 
 
 def test_a_placement_keeps_its_color_alone(folder: Path) -> None:
@@ -99,12 +100,12 @@ def test_a_placement_keeps_its_color_alone(folder: Path) -> None:
 
 def test_runs_on_different_texts_are_never_in_one_panel(folder: Path) -> None:
     runs = tables.read(folder, "runs")
-    assert "data_sha256" not in studies.swept(runs)
+    assert "data_sha256" not in looks.swept(runs)
     runs.loc[runs["seed"] == 0, "data_sha256"] = "7" * 64
-    assert "data_sha256" in studies.swept(runs)
-    runs["data"] = np.where(runs["seed"] == 0, "stdlib", "pydoc")  # now the names tell the texts apart
-    assert "data" in studies.swept(runs)
-    assert "data_sha256" not in studies.swept(runs)
+    assert "data_sha256" in looks.swept(runs)
+    runs["data"] = np.where(runs["seed"] == 0, "stdlib", "pydoc")  # now the names distinguish the texts
+    assert "data" in looks.swept(runs)
+    assert "data_sha256" not in looks.swept(runs)
 
 
 def test_figures_of_some_runs_never_replace_those_of_all(tmp_path: Path) -> None:
@@ -135,20 +136,13 @@ def test_titles_say_what_is_shown_and_how_many_seeds(study: Study) -> None:
         assert ("1 of 47 runs diverged" in text) or ("1 of 11 runs diverged" in text), name
 
 
-def test_a_value_is_written_as_people_type_it() -> None:
-    values = [3e-3, 1e-2, 0.98, 100, 1e-4, 1.0, None, True, "rmsnorm", 20_000]
-    assert [studies.label(v) for v in values] == [
-        "3e-3", "1e-2", "0.98", "100", "1e-4", "1", "null", "true", "rmsnorm", "20000",
-    ]  # fmt: skip
-
-
 def test_of_many_values_both_ends_and_the_headline_are_shown() -> None:
     rates = [1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 1e-2]
-    few = studies.spread(rates, 4, "peak_lr")
+    few = looks.spread(rates, 4, "peak_lr")
     assert (few[0], few[-1], len(few)) == (1e-4, 1e-2, 4)
     assert 3e-3 in few
-    assert studies.chosen([1e-4, 2.5e-3, 1e-2], "peak_lr") == 2.5e-3
-    assert studies.chosen([2, 6, 12], "n_layers") == 12
+    assert looks.chosen([1e-4, 2.5e-3, 1e-2], "peak_lr") == 2.5e-3
+    assert looks.chosen([2, 6, 12], "n_layers") == 12
 
 
 def test_at_most_six_panels_and_the_title_says_so(tmp_path: Path) -> None:
@@ -191,7 +185,7 @@ def test_the_mean_is_over_all_seeds_and_ends_with_the_first_of_them(folder: Path
     assert set(means) == {"pre:0", "pre:20", "post:0", "post:20"}
     whole = runs_of(folder, **(BAD | {"placement": "pre"}))
     assert points(means["pre:0"])[-1] == pytest.approx((N_STEPS, whole["final_val_loss"].mean()))
-    # the diverged seed was last evaluated at step 20: a mean of the survivor alone would hide it
+    # the diverged seed was last evaluated at step 20: a mean of the other seed alone would hide it
     assert [x for x, _ in points(means["post:0"])] == [0, 20]
     assert drawn(ax, f"seed:{bad_run(folder, diverged=False)}")[""].get_xdata()[-1] == N_STEPS  # type: ignore[index]
 
@@ -200,7 +194,7 @@ def test_a_diverged_run_is_marked_at_its_last_finite_loss(folder: Path, study: S
     run = bad_run(folder, diverged=True)
     mine = tables.read(folder, "steps", run_ids=[run])
     last = mine[np.isfinite(mine["train_loss"])].iloc[-1]
-    assert last["step"] == N_STEPS // 2 - 2  # the row after it holds the infinite loss
+    assert last["step"] == N_STEPS // 2 - 2  # the next row holds the infinite loss
     for name in ("loss_curves", "training_loss"):
         fig = FIGURES[name](study)
         marks = {ax.get_title(loc="left"): drawn(ax, "diverged:") for ax in fig.axes}
@@ -214,9 +208,10 @@ def test_a_diverged_run_is_marked_at_its_last_finite_loss(folder: Path, study: S
 
 def test_an_exploding_run_is_marked_at_the_upper_edge(study: Study) -> None:
     ax = Figure().subplots()
+    run = study.runs[:1].assign(hue="post", dash="0", run_id="a", outcome="diverged")
+    steps = pd.DataFrame({"run_id": ["a"], "step": [9], "train_loss": [1e30], "val_loss": [np.nan]})
     table = pd.DataFrame({"hue": "post", "dash": "0", "run_id": "a", "step": [0], "value": [5.7]})
-    ends = pd.DataFrame({"hue": ["post"], "dash": ["0"], "run_id": ["a"], "step": [9], "value": [1e30]})
-    draw_losses(ax, table, ends, {("post", "0"): 1}, study.look, [], labelled=False, top=6.0)
+    draw_losses(ax, replace(study, steps=steps), Panel("", run), table, labelled=False, top=6.0)
     assert points(drawn(ax, "diverged:")["a"]) == [(9, 6.0)]
     assert points(drawn(ax, "way:")["a"]) == [(0, 5.7), (9, 6.0)]
 
@@ -246,8 +241,8 @@ def test_training_loss_is_drawn_as_recorded(folder: Path, study: Study) -> None:
 
 def test_the_bold_training_loss_is_a_mean_over_the_last_tenth() -> None:
     value = np.arange(40.0) ** 2
-    smooth = layout.last_tenth(pd.DataFrame({"step": range(40), "value": value}))["value"].to_numpy()
-    assert smooth[:10] == pytest.approx(value[:10])  # a tenth of fewer than ten steps is the step itself
+    smooth = series.last_tenth(pd.DataFrame({"step": range(40), "value": value}))["value"].to_numpy()
+    assert smooth[:10] == pytest.approx(value[:10])  # below ten steps the last tenth is the step itself
     assert smooth[10] == pytest.approx(value[9:11].mean())
     assert smooth[39] == pytest.approx(value[36:40].mean())
 
@@ -286,17 +281,17 @@ def test_a_snapshot_is_the_recorded_step_at_or_below() -> None:
     steps = [0, 4, 7, 18, 80, 119]
     rows = pd.DataFrame({"run_id": "a", "step": steps, "layer": 0, "grad_norm": 1.0})
     short = pd.DataFrame({"run_id": "b", "step": [0, 4], "layer": 0, "grad_norm": [1.0, math.nan]})
-    found = studies.snapshots(pd.concat([rows, short]), 120)
+    found = series.snapshots(pd.concat([rows, short]), 120)
     assert [title for title, _ in found] == [
         "step 0 (init)", "step 4", "step 18", "step 80", "step 0–119 (end)",
     ]  # fmt: skip
-    # b ended at step 4, before 5: it has an init and an end, its last finite row, and nothing between
+    # b ended at step 4: it is shown at init and at the end, there at its last finite row, and not in between
     assert [sorted(at["run_id"]) for _, at in found] == [["a", "b"], ["a"], ["a"], ["a"], ["a", "b"]]
 
 
 def test_zero_and_non_finite_norms_stay_off_the_log_axis() -> None:
     rows = pd.DataFrame({"layer": [0, 0, 0, 0, 1], "grad_norm": [0.0, math.inf, 2.0, 8.0, 0.0]})
-    out = studies.geometric(rows, ["layer"])
+    out = series.geometric(rows, ["layer"])
     assert out.to_dict("records") == [{"layer": 0, "low": 2.0, "high": 8.0, "n": 2, "mid": pytest.approx(4.0)}]
 
 
@@ -324,7 +319,7 @@ def test_ratio_is_first_over_last_layer_of_each_seed(folder: Path, study: Study)
         ratio = mine.loc[mine["layer"] == 0, "grad_norm"] / mine.loc[mine["layer"] == 3, "grad_norm"]
         same(line, ratio.index, ratio)
     stuck = points(lines[bad_run(folder, diverged=False)])
-    assert stuck[0][1] == pytest.approx(2.0)  # layer^-0.5 at the start, by the hand-made rule
+    assert stuck[0][1] == pytest.approx(2.0)  # the hand-made gradients start as (layer + 1)^-0.5
     assert stuck[-1][1] < 2e-3
     assert set(drawn(ax, "diverged:")) == {bad_run(folder, diverged=True)}
     assert drawn(ax, "warmup:")["20"].get_xdata() == [20, 20]
@@ -371,7 +366,7 @@ def test_the_legend_names_what_is_drawn_and_takes_no_room_from_the_panels(study:
     handles = {str(h.get_label()): h for h in fig.legends[0].legend_handles if isinstance(h, Line2D)}
     assert to_hex(handles["placement=post"].get_color()) == style.PLACEMENT_COLORS["post"].lower()
     colors = dict(zip([f"own{i}" for i in range(14)], style.OTHER_COLORS * 2, strict=False))
-    many = studies.Look("placement", None, colors, {"": "-"})
+    many = looks.Look("placement", None, colors, {"": "-"})
     heights = []
     for hues in (["own0", "own1"], list(colors)):
         fig = Figure(figsize=(7, 3), layout="constrained")
@@ -450,12 +445,12 @@ def test_x_axis_is_the_number_with_most_values_on_a_fitting_scale(study: Study) 
 def test_final_axis_holds_every_end_and_the_nearest_reference() -> None:
     low, high = limits([2.0, 2.1], [LN_VOCAB, H1, H2], diverged=False)
     assert low < 2.0
-    assert H2 < high < H1  # two norms that differ by little are not squeezed by a far line
+    assert H2 < high < H1  # a far reference must not squeeze a small difference
     low, high = limits([2.0, 4.0], [LN_VOCAB, H1, H2], diverged=True)
     assert (low, high) == pytest.approx((2.0 - 0.14, 4.0 + 0.42))
 
 
-# ---- what a study lacks -------------------------------------------------------------------------------
+# ---- figures that cannot be drawn -------------------------------------------------------------------------------
 
 
 def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
@@ -472,7 +467,7 @@ def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
 def test_one_run_gives_all_but_the_grid(tmp_path: Path) -> None:
     write_handmade_run(tmp_path / STUDY, handmade_config(tmp_path))
     result = plot_study(tmp_path / STUDY)
-    assert result.skipped == ["final_grid: nothing was swept but the seed", NO_RANKING]
+    assert result.skipped == ["final_grid: only the seed varies", NO_RANKING]
     assert {p.parent for p in result.paths} == {tmp_path / STUDY / "figures"}
     assert len(result.paths) == len(FIGURES) - 2
 
@@ -498,7 +493,7 @@ def test_a_study_where_every_run_diverged_is_drawn(tmp_path: Path) -> None:
 def test_running_and_failed_runs_alone_are_one_clear_line(tmp_path: Path) -> None:
     write_handmade_run(tmp_path / STUDY, handmade_config(tmp_path), "running")
     write_handmade_run(tmp_path / STUDY, handmade_config(tmp_path, seed=1), "failed")
-    with pytest.raises(ConfigError, match=r"holds no finished run \(1 failed, 1 running\)") as error:
+    with pytest.raises(ConfigError, match=r"has no finished run to draw \(1 failed, 1 running\)") as error:
         plot_study(tmp_path / STUDY)
     assert "\n" not in str(error.value)
     assert not (tmp_path / STUDY / "figures").exists()
@@ -524,7 +519,7 @@ def test_the_same_bytes_every_time(folder: Path, tmp_path: Path, fmt: str, monke
     only = ["gradient_profile", "heatmap"]
     first = plot_study(folder, fmt=fmt, out=tmp_path / "a", only=only)
     if fmt == "pdf":
-        time.sleep(1.1)  # its dates have whole seconds
+        time.sleep(1.1)  # a PDF would hold dates, in whole seconds
     monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "yellow")  # a user's own rc file
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 20)
     monkeypatch.setitem(matplotlib.rcParams, "svg.hashsalt", None)
@@ -556,7 +551,7 @@ VISION = {
 
 
 def oklab(color: str, vision: str) -> np.ndarray:
-    """Coordinates in OKLab (Ottosson 2020), where distance is nearly what an eye sees."""
+    """Coordinates in OKLab (Ottosson 2020), where distances are close to perceived differences."""
     rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     linear = np.clip(VISION[vision] @ linear, 0, 1)
@@ -586,7 +581,7 @@ RELATIVES = (
 @pytest.mark.parametrize("vision", VISION)
 def test_colors_stay_apart_for_every_eye(vision: str) -> None:
     colors = dict(style.PLACEMENT_COLORS)
-    assert set(colors) <= set(PLACEMENT_NAMES)  # one without a color of its own gets a free one
+    assert set(colors) <= set(PLACEMENT_NAMES)  # a placement without a color of its own gets a free one
     assert set(style.OTHER_COLORS) < set(colors.values())
     colors |= {f"own{i}": c for i, c in enumerate(style.OWN_COLORS)}
     assert len(set(colors.values())) == 20
@@ -595,7 +590,7 @@ def test_colors_stay_apart_for_every_eye(vision: str) -> None:
     assert apart["pre", "post"] > 0.2
     assert min(d for pair, d in apart.items() if set(pair) <= set(PLACEMENT_NAMES)) > 0.08
     assert min(apart.values()) > 0.06
-    for family in RELATIVES:  # what people compare lies farther apart than any two do
+    for family in RELATIVES:  # relatives, which people compare, are farther apart
         assert min(d for pair, d in apart.items() if set(pair) <= set(family)) > 0.1
 
 
@@ -606,9 +601,9 @@ def test_every_outcome_has_its_own_marker() -> None:
 
 def test_own_names_get_free_colors() -> None:
     names = ["my.block:a", "post", "my.block:b"]
-    colors = studies._colors("placement", names)
+    colors = looks.colors_of("placement", names)
     assert colors["post"] == style.PLACEMENT_COLORS["post"]
     assert len(set(colors.values())) == 3
     assert not {colors["my.block:a"], colors["my.block:b"]} & set(style.PLACEMENT_COLORS.values())
-    many = studies._colors("init", [f"x{i}" for i in range(14)])
+    many = looks.colors_of("init", [f"x{i}" for i in range(14)])
     assert len(set(many.values())) == 14

@@ -1,4 +1,4 @@
-"""A field with more values than an axes can hold colors makes panels: all fourteen placements at a glance."""
+"""A field with more values than an axes has colors makes panels: a figure of all fourteen placements."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from normstudy.config import asked_types
-from normstudy.figures import layout, style
-from normstudy.figures import study as studies
+from normstudy.figures import look as looks
+from normstudy.figures import series, style
 from normstudy.figures.draw import FIGURES, plot_study
 from normstudy.figures.final_grid import x_axis
-from normstudy.figures.study import MAX_FACETS, Study, load
+from normstudy.figures.study import MAX_FACETS, Study, load, widest
 from normstudy.study import tables
 
 SMALL_MULTIPLES = (
@@ -32,13 +32,13 @@ SMALL_MULTIPLES = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `handmade_placements` says."""
+    """The study of `handmade_placements`."""
     return handmade_placements(tmp_path_factory.mktemp("placements"))
 
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> pd.DataFrame:
-    """The finished runs, straight from the table."""
+    """The finished runs, read from the table `runs`."""
     return runs_of(folder)
 
 
@@ -80,25 +80,22 @@ def test_every_placement_has_a_panel_of_at_most_six_lines_and_colors(name: str, 
         ax = panel(fig, title)
         lines = {k: to_hex(v.get_color()) for k, v in drawn(ax, "mean:").items()}
         assert len(lines) <= 6
-        assert len(set(lines.values())) <= studies.MAX_HUES
+        assert len(set(lines.values())) <= looks.MAX_HUES
         assert len(lines) >= 2 or name == "heatmap"
     across = [ax.get_subplotspec().get_gridspec().ncols for ax in fig.axes if ax.get_subplotspec() is not None]  # type: ignore[union-attr]
     assert set(across[: len(FOURTEEN)]) == {4}
     assert " per placement" in words(fig)
 
 
-def test_figures_are_written_with_the_same_bytes_every_time(
+def test_a_ranking_is_written_with_the_same_bytes_every_time(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    only = ["headline", "ranking"]
-    first = plot_study(folder, out=tmp_path / "a", only=only)
+    (first,) = plot_study(folder, out=tmp_path / "a", only=["ranking"]).paths
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 20)  # a user's own rc file
-    second = plot_study(folder, out=tmp_path / "b", only=only)
-    assert (first.skipped, len(first.paths)) == ([], 2)
-    for a, b in zip(first.paths, second.paths, strict=True):
-        assert a.read_bytes() == b.read_bytes(), a.name
-        with Image.open(a) as image:
-            assert image.width == style.TWO_COLUMNS * 220
+    (second,) = plot_study(folder, out=tmp_path / "b", only=["ranking"]).paths
+    assert first.read_bytes() == second.read_bytes()
+    with Image.open(first) as image:
+        assert image.width == style.TWO_COLUMNS * 220
 
 
 def test_text_stays_inside_the_figure_and_apart(figures: dict[str, Figure]) -> None:
@@ -123,46 +120,46 @@ def test_text_stays_inside_the_figure_and_apart(figures: dict[str, Figure]) -> N
 
 def test_six_values_are_colors_and_seven_are_panels(study: Study) -> None:
     six = study.finished[study.finished["placement"].isin(FOURTEEN[:6])]
-    look = studies.look(six)
+    look = looks.choose_look(six)
     assert (look.facet, look.hue) == (None, "placement")
     assert look.colors == {name: style.PLACEMENT_COLORS[name] for name in FOURTEEN[:6]}
     seven = study.finished[study.finished["placement"].isin(FOURTEEN[:7])]
-    assert (studies.look(seven).facet, studies.look(seven).hue) == ("placement", "n_layers")
+    assert (looks.choose_look(seven).facet, looks.choose_look(seven).hue) == ("placement", "n_layers")
 
 
 def test_another_text_field_is_the_color_and_all_else_is_held(study: Study) -> None:
-    """Placements by norm, depth, warmup and rate: fourteen panels at one depth and rate."""
+    """Placements, norms, depths, warmups and learning rates vary: fourteen panels at one depth and one rate."""
     parts = [study.finished.assign(norm=n, peak_lr=r) for n in ("layernorm", "rmsnorm") for r in (1e-3, 3e-3)]
     runs = pd.concat(parts, ignore_index=True)
-    look = studies.look(runs)
+    look = looks.choose_look(runs)
     assert (look.facet, look.hue, look.dash) == ("placement", "norm", "warmup_steps")
     more = replace(study, runs=runs, look=look, panel_fields=("placement", "n_layers", "peak_lr", "d_model"))
     runs["d_model"] = np.where(runs["seed"] == 0, 32, 64)
-    settings, notes = more.settings(runs, 6)
-    assert [s.title for s in settings] == list(FOURTEEN)
-    for setting in settings:
-        assert set(setting.runs["n_layers"]) == {5}
-        assert set(setting.runs["peak_lr"]) == {3e-3}
-        assert set(setting.runs["norm"]) == {"layernorm", "rmsnorm"}
-    assert notes == ["d_model=64"]  # depth and rate stand in the title
+    panels, notes = more.panels(runs, 6)
+    assert [p.title for p in panels] == list(FOURTEEN)
+    for shown in panels:
+        assert set(shown.runs["n_layers"]) == {5}
+        assert set(shown.runs["peak_lr"]) == {3e-3}
+        assert set(shown.runs["norm"]) == {"layernorm", "rmsnorm"}
+    assert notes == ["d_model=64"]  # the title names depth and rate
 
 
 def test_a_held_field_keeps_the_value_that_most_placements_have(study: Study) -> None:
-    few = study.finished[study.finished["placement"].isin(["pre", "post"])]  # norm=auto, the last in its order
+    few = study.finished[study.finished["placement"].isin(["pre", "post"])]  # norm=auto, the last value in order
     runs = pd.concat([study.finished.assign(norm="rmsnorm"), few], ignore_index=True)
-    assert studies.widest(runs, "norm", "placement") == ["rmsnorm"]
+    assert widest(runs, "norm", "placement") == ["rmsnorm"]
     more = replace(study, runs=runs, panel_fields=("placement", "norm"))
-    settings, notes = more.settings(runs, 6)
-    assert [s.title for s in settings] == list(FOURTEEN)
+    panels, notes = more.panels(runs, 6)
+    assert [p.title for p in panels] == list(FOURTEEN)
     assert notes == ["norm=rmsnorm"]
 
 
 def test_more_values_than_panels_are_spread_and_the_note_says_so(study: Study) -> None:
     names = [f"place{i:02d}" for i in range(30)]
     runs = pd.concat([study.finished[:1].assign(placement=n, run_id=n) for n in names], ignore_index=True)
-    settings, notes = replace(study, runs=runs).settings(runs, 6)
-    assert len(settings) == MAX_FACETS
-    assert (settings[0].title, settings[-1].title) == ("place00", "place29")
+    panels, notes = replace(study, runs=runs).panels(runs, 6)
+    assert len(panels) == MAX_FACETS
+    assert (panels[0].title, panels[-1].title) == ("place00", "place29")
     assert notes == [f"{MAX_FACETS} of 30 panels shown"]
 
 
@@ -218,7 +215,7 @@ def test_a_gradient_of_zero_is_left_out_and_named(folder: Path, runs: pd.DataFra
 def test_zeros_are_named_where_placements_are_colors(folder: Path) -> None:
     study = load(folder, {"n_layers": "5", "warmup_steps": "0"})
     runs = study.finished[study.finished["placement"].isin(["pre", "rezero"])]
-    study = replace(study, runs=runs.assign(hue=runs["placement"]), look=studies.look(runs), panel_fields=())
+    study = replace(study, runs=runs.assign(hue=runs["placement"]), look=looks.choose_look(runs), panel_fields=())
     for name in ("headline", "gradient_ratio", "gradient_profile", "heatmap"):
         assert "not drawn (rezero: step 0)" in words(FIGURES[name](study)), name
 
@@ -259,7 +256,7 @@ def test_maps_are_of_the_deepest_un_warmed_runs(folder: Path, runs: pd.DataFrame
     mean = np.exp(np.log(rows["grad_norm"]).groupby([rows["layer"], rows["step"]]).mean()).unstack()  # noqa: PD010
     assert values["mix"] == pytest.approx(mean.to_numpy())
     (mesh,) = [c for c in panel(fig, "rezero").collections if isinstance(c, QuadMesh)]
-    assert mesh.get_coordinates()[0, 0, 0] == 1  # nothing stands at step 0
+    assert mesh.get_coordinates()[0, 0, 0] == 1  # nothing is drawn at step 0
     assert np.isfinite(values["rezero"]).all()
 
 
@@ -288,6 +285,7 @@ def test_the_final_grid_joins_depths_and_colors_warmups(runs: pd.DataFrame, figu
 
 def test_the_headline_is_a_row_per_placement(runs: pd.DataFrame, figures: dict[str, Figure]) -> None:
     left, right = figures["headline"].axes
+    assert figures["headline"].get_figwidth() == style.TWO_COLUMNS
     rows = [t.get_text() for t in left.get_yticklabels()]
     assert sorted(rows) == sorted(FOURTEEN)
     assert [t.get_text() for t in figures["ranking"].axes[0].get_yticklabels()] == rows
@@ -306,7 +304,7 @@ def test_the_headline_is_a_row_per_placement(runs: pd.DataFrame, figures: dict[s
     assert len(drawn(right, "span:")) == 2 * len(FOURTEEN)
 
 
-# ---- a user's own blocks ------------------------------------------------------------------------------
+# ---- user-defined blocks ------------------------------------------------------------------------------
 
 
 OWN = {"my_pkg.my_module:my_block": "my_block", "lab.blocks:post": "lab.blocks:post", "a.b:twin": "a.b:twin",
@@ -315,7 +313,7 @@ OWN = {"my_pkg.my_module:my_block": "my_block", "lab.blocks:post": "lab.blocks:p
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """post and four own blocks: a plain one, one named as a shipped one, two of one name."""
+    """post and four user-defined blocks: one with a clear name, one named as a shipped one, two with one name."""
     root = tmp_path_factory.mktemp("own")
     for name in ("post", *OWN):
         for seed in (0, 1):
@@ -326,13 +324,13 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_own_block_is_named_by_its_function_where_that_is_clear(own: Path) -> None:
     runs = tables.read(own, "runs")
-    assert studies.short_names(runs) == {"my_pkg.my_module:my_block": "my_block"}
+    assert looks.short_names(runs) == {"my_pkg.my_module:my_block": "my_block"}
     study = load(own)
     assert set(study.look.colors) == {"post", *OWN.values()}
     assert len(set(study.look.colors.values())) == 5
     assert not {study.look.colors[n] for n in OWN.values()} & set(style.PLACEMENT_COLORS.values())
     alone = load(own, {"placement": "lab.blocks:post"})
-    assert list(alone.look.colors) == ["lab.blocks:post"]  # not taken for the shipped one
+    assert list(alone.look.colors) == ["lab.blocks:post"]  # does not get the color of the shipped block
 
 
 def test_every_figure_draws_own_blocks_as_shipped_ones(own: Path) -> None:
@@ -348,23 +346,23 @@ def test_every_figure_draws_own_blocks_as_shipped_ones(own: Path) -> None:
 
 
 def test_a_long_name_takes_two_lines() -> None:
-    assert studies.folded("deepnorm") == "deepnorm"
-    assert studies.folded("my_laboratory.blocks:norm_after") == "my_laboratory.blocks:\nnorm_after"
-    assert studies.folded("x" * 60) == "x" * 24 + "\n…" + "x" * 23
+    assert looks.folded("deepnorm") == "deepnorm"
+    assert looks.folded("my_laboratory.blocks:norm_after") == "my_laboratory.blocks:\nnorm_after"
+    assert looks.folded("x" * 60) == "x" * 24 + "\n…" + "x" * 23
 
 
 def test_own_norms_are_colored_apart() -> None:
-    colors = studies._colors("norm", ["layernorm", "rmsnorm", "auto", "my_norm"])
+    colors = looks.colors_of("norm", ["layernorm", "rmsnorm", "auto", "my_norm"])
     assert len(set(colors.values())) == 4
     assert colors["layernorm"] == style.OTHER_COLORS[0]
-    assert studies._colors("norm", ["layernorm"]) == {"layernorm": style.OTHER_COLORS[0]}
+    assert looks.colors_of("norm", ["layernorm"]) == {"layernorm": style.OTHER_COLORS[0]}
 
 
 # ---- columns ------------------------------------------------------------------------------------------
 
 
 def test_a_table_without_a_column_gives_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A column of the configuration that a study's table lacks is no field that it could vary."""
+    """A config column that the table lacks, as in a study of an older version, does not vary."""
     folder = handmade_study(tmp_path, n_layers=(2,), placements=("pre", "post", "sub"), peak_lrs=(3e-3,), seeds=(0,))
     only = ["headline", "final_grid", "ranking"]
     before = plot_study(folder, out=tmp_path / "a", only=only)
@@ -388,11 +386,11 @@ def test_losses_in_other_tokens_are_never_in_one_panel(study: Study) -> None:
     runs = study.finished[study.finished["placement"] == "pre"].copy()
     runs["tokenizer"] = np.where(runs["seed"] == 0, "byte", "char")
     runs["ln_vocab"] = np.where(runs["seed"] == 0, 5.55, 4.6)
-    look = studies.look(runs)
+    look = looks.choose_look(runs)
     assert (look.hue, look.dash) == ("placement", "warmup_steps")
-    assert studies.text_fields(runs) == {}
+    assert looks.text_fields(runs) == {}
     only = runs[(runs["n_layers"] == 5) & (runs["warmup_steps"] == 0)]
     assert x_axis(only, (None, None)).column == "placement"
-    settings, _ = replace(study, runs=runs, look=look, panel_fields=("tokenizer", "n_layers")).settings(runs, 6)
-    assert {len(set(s.runs["tokenizer"])) for s in settings} == {1}
-    assert not layout.same_text(settings)
+    panels, _ = replace(study, runs=runs, look=look, panel_fields=("tokenizer", "n_layers")).panels(runs, 6)
+    assert {len(set(p.runs["tokenizer"])) for p in panels} == {1}
+    assert not series.same_text(panels)

@@ -1,4 +1,4 @@
-"""The ranking: who ends lowest, how sure that is, and that no run is left out."""
+"""The ranking: order of the rows, means and intervals, and a marker for every run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HALF = 2.7764451052 * 0.1 * math.sqrt(2.5) / math.sqrt(5)
 
 
 def write(root: Path, losses: Mapping[str, Sequence[float | None]], **settings: object) -> Path:
-    """A run per placement and loss, seeds in order; None is a diverged run."""
+    """Write a run per placement and loss, with seeds 0, 1, 2, ...; None stands for a diverged run."""
     for placement, ends in losses.items():
         for seed, loss in enumerate(ends):
             config = handmade_config(root, placement=placement, seed=seed, n_steps=4, **settings)  # type: ignore[arg-type]
@@ -41,13 +41,13 @@ def rows(ax: Axes) -> list[str]:
 
 
 def texts(ax: Axes, prefix: str) -> dict[str, str]:
-    """Texts beside a panel by the rest of their id."""
+    """Rest of the id -> text, for the texts beside a panel whose id begins with `prefix`."""
     return {str(t.get_gid())[len(prefix) :]: t.get_text() for t in ax.texts if str(t.get_gid()).startswith(prefix)}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four placements at 2 and 4 layers, warmup 0 and 2; the order of the columns and of the arms differs."""
+    """Four placements at 2 and 4 layers, warmup 0 and 2; each depth and warmup ranks the placements differently."""
     root = tmp_path_factory.mktemp("ranking")
     deep = {"pre": around(2.3), "post": [3.2, None, 3.3, 2.4, None], "peri": around(2.2), "sub": [2.0, 2.1]}
     write(root, deep, n_layers=4, warmup_steps=0)
@@ -77,9 +77,9 @@ def test_mean_and_interval_are_those_over_seeds(fig: Figure) -> None:
         same(bars[name], [mean], [y[name]])
         same(intervals[name], [mean - HALF, mean + HALF], [y[name]] * 2)
     same(bars["sub:0"], [2.05], [-0.23])
-    half = 12.7062047362 * 0.05  # two seeds: t of one degree, and half their distance
+    half = 12.7062047362 * 0.05  # two seeds: the t quantile of one degree, times half their distance
     same(intervals["sub:0"], [2.05 - half, 2.05 + half], [-0.23] * 2)
-    assert "sub:2" not in bars  # it has no run there
+    assert "sub:2" not in bars  # sub has no run with warmup 2
     assert len(bars) == 7
 
 
@@ -162,7 +162,7 @@ def test_equal_means_keep_the_order_of_the_configuration_and_one_without_runs_is
 def test_a_loss_that_is_not_finite_ranks_as_the_one_at_step_0(tmp_path: Path) -> None:
     losses: dict[str, list[float | None]] = {"pre": [None, 2.0], "post": [3.9, 3.9], "peri": [3.8, 3.8]}
     order = rank(load(write(tmp_path, losses)))
-    assert order.rows == ["peri", "pre", "post"]  # (5.71 + 2.0) / 2 = 3.86 lies between
+    assert order.rows == ["peri", "pre", "post"]  # pre: (5.71 + 2.0) / 2 = 3.86
     assert order.rule == "ranked by the mean"
 
 

@@ -1,4 +1,4 @@
-"""`plot` of a large study by two processes: the same files as by one, whatever becomes of the second."""
+"""`plot` of a large study by two processes writes the same files as one process, even when the second is killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 from processes import finish, is_gone, start, workers_of
 
 from normstudy.errors import ConfigError
-from normstudy.figures import together
+from normstudy.figures import draw, together
 from normstudy.figures.draw import FIGURES, PlotResult
 
 STUDY = Path(__file__).parents[2] / "results" / "rmsnorm"
@@ -27,7 +26,7 @@ needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="t
 ALONE = (
     "import os, sys; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
     "from normstudy.cli import main as cli; from normstudy.figures import together\n"
-    "together.Helper = None; sys.exit(cli.main(sys.argv[1:]))"
+    "together.Child = None; sys.exit(cli.main(sys.argv[1:]))"
 )
 
 
@@ -56,66 +55,61 @@ def test_two_processes_say_and_write_what_one_does(tmp_path: Path) -> None:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What this process draws, call by call. It claims nothing until the second process has ended."""
+    """What this process draws, call by call."""
     calls: list[list[str]] = []
-    draw, claim = together._draw, together.Helper.claim
+    plot_study = draw.plot_study
 
-    def recorded(study_dir: Path, names: list[str], *rest: Any) -> PlotResult:
-        result = draw(study_dir, names, *rest)
-        calls.append(list(result.found))
-        return result
+    def recorded(*args: Any, **options: Any) -> PlotResult:
+        calls.append(options["only"])
+        return plot_study(*args, **options)
 
-    def patient(helper: together.Helper) -> bool:
-        helper.process.join()
-        return claim(helper)
-
-    monkeypatch.setattr(together, "_draw", recorded)
-    monkeypatch.setattr(together.Helper, "claim", patient)
+    monkeypatch.setattr(draw, "plot_study", recorded)
     return calls
 
 
 @needs_two_cores
-def test_what_the_second_process_drew_is_not_drawn_again(tmp_path: Path, drawn: list[list[str]]) -> None:
+def test_each_process_draws_its_half(tmp_path: Path, drawn: list[list[str]]) -> None:
     result = together.plot(STUDY, out=tmp_path, only=FEW)
     assert [path.stem for path in result.paths] == FEW
-    assert drawn == [[]]
+    assert drawn == [["final_grid", "headline"]]
     assert sorted(files(tmp_path)) == sorted(f"{name}.png" for name in FEW)
 
 
-def takes_one_and_is_killed(pipe: Connection, left: Connection, *rest: object) -> None:
-    os.read(left.fileno(), 1)
+def is_killed(pipe: Connection, *rest: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @needs_two_cores
-def test_what_a_killed_process_had_begun_is_drawn(
+def test_the_half_of_a_killed_process_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[list[str]]
 ) -> None:
-    monkeypatch.setattr(together, "_help", takes_one_and_is_killed)
+    monkeypatch.setattr(together, "_draw", is_killed)
     result = together.plot(STUDY, out=tmp_path, only=FEW)
     assert [path.stem for path in result.paths] == FEW
     assert drawn == [["final_grid", "headline"], ["heatmap"]]
 
 
 @needs_two_cores
-def test_an_error_of_the_second_process_is_told(tmp_path: Path, drawn: list[list[str]]) -> None:
+def test_an_error_of_the_second_process_is_reported(tmp_path: Path) -> None:
     (tmp_path / "heatmap.png").mkdir()
     with pytest.raises(ConfigError, match=r"heatmap\.png cannot be written"):
         together.plot(STUDY, out=tmp_path, only=FEW)
-    assert drawn == [["final_grid", "headline"]]
 
 
 @needs_two_cores
-def test_without_room_for_a_second_process_one_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(process: object) -> None:
+def test_without_room_for_a_second_process_one_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[list[str]]
+) -> None:
+    def full(*args: object, **options: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(SpawnProcess, "start", full)
+    monkeypatch.setattr(subprocess, "Popen", full)
     assert [path.stem for path in together.plot(STUDY, out=tmp_path, only=FEW).paths] == FEW
+    assert drawn == [["final_grid", "headline", "heatmap"]]
 
 
 def plotting(folder: Path, study: str, after: float | None, *words: str) -> tuple[subprocess.Popen[str], int]:
-    """A running command and its second process, seconds after that began, or when there is a figure."""
+    """A running command and its second process, `after` seconds from that one's start; None: when a figure exists."""
     running = start(["plot", str(STUDY.parent / study), "--out", "figures", *words], folder)
     while not (found := workers_of(running.pid)) or (after is None and not list(folder.glob("*/*"))):
         assert running.poll() is None
@@ -130,7 +124,7 @@ MOMENTS = pytest.mark.parametrize("after", [0.0, 0.03, 0.06, None])
 @needs_two_cores
 @MOMENTS
 def test_the_second_process_leaves_a_ctrl_c_to_the_first(tmp_path: Path, after: float | None) -> None:
-    """Both get it; one traceback is not two."""
+    """Ctrl-C reaches both processes, and only the first reacts."""
     running, helper = plotting(tmp_path, "rmsnorm", after, "--only", ",".join(FEW))
     os.kill(helper, signal.SIGINT)
     out, err = running.communicate(timeout=120)

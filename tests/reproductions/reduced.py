@@ -1,4 +1,4 @@
-"""All reproductions measured once in a reduced setting, in this process, and the committed ones."""
+"""All reproductions measured once at reduced sizes, in this process, and the committed ones."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from pathlib import Path
 import pandas as pd
 
 from normstudy.reproductions import run, tables
-from normstudy.reproductions.entry import Row, Setting
+from normstudy.reproductions.entry import Reading, Sizes
 from normstudy.reproductions.measure import measure
 from normstudy.reproductions.registry import REPRODUCTIONS
 
 STORED = Path(__file__).parents[2] / "results" / "reproductions"
-REDUCED = Setting(
-    d_model=16, n_heads=2, batch_size=2, seq_len=8, vocab_size=32, depths=(4, 5, 7), seeds=3, many_seeds=4
-)
+REDUCED = Sizes(d_model=16, n_heads=2, batch_size=2, seq_len=8, vocab_size=32, depths=(4, 5, 7), seeds=3, many_seeds=4)
 
 
 @functools.cache
 def measured() -> dict[str, pd.DataFrame]:
     """name -> table, measured in REDUCED."""
     needs = {name: entry.needs(REDUCED) for name, entry in REPRODUCTIONS.items()}
-    rows: dict[run.Unit, list[Row]] = {}
+    rows: dict[run.Unit, list[Reading]] = {}
     for job in run.jobs(run.units(itertools.chain.from_iterable(needs.values())), REDUCED):
         found = measure(job)
         for seed in job.seeds:

@@ -1,4 +1,4 @@
-"""The claims need their four studies whole; docs/test_claims_page.py holds what they find."""
+"""The claims need four complete studies; docs/test_claims_page.py tests their numbers."""
 
 from __future__ import annotations
 

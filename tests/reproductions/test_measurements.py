@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from normstudy.model import init
 from normstudy.model.transformer import Transformer
-from normstudy.reproductions.entry import PRE, Job, Row, Setting, Variant, model_config
+from normstudy.reproductions.entry import PRE, Job, Reading, Sizes, Variant, model_config
 from normstudy.reproductions.measure import MEASUREMENTS, NOISE_SEED, measure, random_tokens, start
 from normstudy.training import admin
 
@@ -31,15 +31,15 @@ def values(kind: str, variant: Variant, seeds: tuple[int, ...] = (1,)) -> dict[t
     return found
 
 
-def plain(variant: Variant, seed: int, setting: Setting = REDUCED) -> nn.Module:
+def plain(variant: Variant, seed: int, sizes: Sizes = REDUCED) -> nn.Module:
     """The same model as an ordinary module, float64."""
-    config = model_config(variant, DEPTH, setting)
-    model = Transformer(config, setting.vocab_size, setting.seq_len)
+    config = model_config(variant, DEPTH, sizes)
+    model = Transformer(config, sizes.vocab_size, sizes.seq_len)
     drawn = {name: init.draw(name, p.shape, config, seed) for name, p in model.named_parameters()}
     if variant.simplified:
         drawn |= {n: torch.zeros_like(p) for n, p in drawn.items() if n.endswith(("attn.q.weight", "attn.k.weight"))}
     if variant.placement == "admin":
-        drawn |= admin.profile(model, drawn, random_tokens(setting, seed)[:, :-1])
+        drawn |= admin.profile(model, drawn, random_tokens(sizes, seed)[:, :-1])
     model.load_state_dict(drawn)
     return model.double()
 
@@ -67,7 +67,7 @@ def test_gradients_and_the_stream(variant: Variant) -> None:
 
 
 def test_what_the_last_norm_reads() -> None:
-    """Of the simplified post-norm block, written out: attention is the mean of the values up to a place."""
+    """Against the simplified post-norm block written out: attention is the mean of the values up to each place."""
     variant = Variant("post", simplified=True)
     found = values("before_norm2", variant)
     model, tokens = plain(variant, 1), random_tokens(REDUCED, 1)
@@ -137,10 +137,10 @@ def test_the_constants_are_those_of_the_model() -> None:
 
 @pytest.mark.parametrize("kind", MEASUREMENTS)
 def test_a_seed_does_not_depend_on_its_company(kind: str) -> None:
-    """The same bits alone, in a batch and in another order."""
+    """A seed gives the same bits alone, in a batch, and in another order."""
     variant = Variant("deepnorm")
 
-    def of(seeds: tuple[int, ...]) -> list[Row]:
+    def of(seeds: tuple[int, ...]) -> list[Reading]:
         return sorted(measure(Job(kind, variant, DEPTH, seeds, REDUCED)), key=str)
 
     together = of((0, 1, 2))
@@ -149,27 +149,27 @@ def test_a_seed_does_not_depend_on_its_company(kind: str) -> None:
 
 
 def test_random_tokens() -> None:
-    setting = Setting()
-    tokens = random_tokens(setting, 0)
+    sizes = Sizes()
+    tokens = random_tokens(sizes, 0)
     assert tokens.shape == (4, 65)
-    assert torch.equal(tokens, random_tokens(setting, 0))
-    assert not torch.equal(tokens, random_tokens(setting, 1))
-    many = torch.cat([random_tokens(setting, seed).flatten() for seed in range(200)])
+    assert torch.equal(tokens, random_tokens(sizes, 0))
+    assert not torch.equal(tokens, random_tokens(sizes, 1))
+    many = torch.cat([random_tokens(sizes, seed).flatten() for seed in range(200)])
     counts = torch.bincount(many, minlength=256).double()
     assert counts.numel() == 256
     assert ((counts / counts.mean() - 1).abs() < 0.35).all()  # 203 expected, standard deviation 14
 
 
 def test_the_setting_is_that_of_the_theory() -> None:
-    config = model_config(Variant("post", simplified=True), 8, Setting())
+    config = model_config(Variant("post", simplified=True), 8, Sizes())
     assert (config.n_heads, config.d_ff, config.activation, config.biases) == (1, 128, "relu", False)
-    runs = start(Setting(), Variant("post", simplified=True), 1, (0,))
+    runs = start(Sizes(), Variant("post", simplified=True), 1, (0,))
     assert not runs.params["blocks.0.attn.q.weight"].any()
     assert not runs.params["blocks.0.attn.k.weight"].any()
     assert runs.params["blocks.0.attn.v.weight"].any()
-    real = model_config(Variant("post"), 8, Setting())
+    real = model_config(Variant("post"), 8, Sizes())
     assert (real.n_heads, real.d_ff, real.activation, real.biases, real.norm) == (4, None, "gelu", False, "auto")
-    params = start(Setting(), PRE, 1, (0,)).params
+    params = start(Sizes(), PRE, 1, (0,)).params
     assert params["blocks.0.mlp.w1.weight"].shape == (1, 512, 128)
     assert params["unembed.weight"].std().item() == pytest.approx(128**-0.5, rel=0.02)
     assert not any("bias" in name for name in params)

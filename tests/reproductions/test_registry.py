@@ -1,4 +1,4 @@
-"""What holds for every reproduction, also for one that is added later."""
+"""Tests that every reproduction must pass, including those added later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from reduced import REDUCED, measured
 
 from normstudy.figures import style
-from normstudy.reproductions.entry import Setting, model_config
+from normstudy.reproductions.entry import Sizes, model_config
 from normstudy.reproductions.measure import MEASUREMENTS
 from normstudy.reproductions.registry import REPRODUCTIONS
 from normstudy.reproductions.verdicts import INCONCLUSIVE, MEASURED, NOT_SUPPORTED, SUPPORTED
@@ -51,15 +51,15 @@ def test_its_file_says_what_a_reader_needs(name: str) -> None:
 
 @every
 def test_its_needs_can_be_measured(name: str) -> None:
-    for setting in (Setting(), REDUCED):
-        for need in REPRODUCTIONS[name].needs(setting):
+    for sizes in (Sizes(), REDUCED):
+        for need in REPRODUCTIONS[name].needs(sizes):
             assert need.kind in MEASUREMENTS
             assert need.seeds >= 1
-            assert set(need.depths) <= set(setting.depths)
+            assert set(need.depths) <= set(sizes.depths)
             for depth in need.depths:
-                config = model_config(need.variant, depth, setting)
+                config = model_config(need.variant, depth, sizes)
                 assert not config.biases
-                assert config.unembed_std == pytest.approx(setting.d_model**-0.5)
+                assert config.unembed_std == pytest.approx(sizes.d_model**-0.5)
 
 
 @every

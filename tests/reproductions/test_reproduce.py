@@ -1,10 +1,9 @@
-"""The command: what is measured again and what is not, on how many processes, and every bad request in one line."""
+"""The command: which tables it measures again, on how many processes, and one line for every bad request."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import multiprocessing
 import os
 import pty
 import re
@@ -14,15 +13,15 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from processes import wait_for, workers_of
 from reduced import REDUCED, STORED, measured
 
 from normstudy.cli import main
 from normstudy.reproductions import run, tables, workers
-from normstudy.reproductions.entry import MEASUREMENT, PRE, Job, Need, Setting, Variant
+from normstudy.reproductions.entry import MEASUREMENT, PRE, Job, Need, Sizes, Variant
 from normstudy.reproductions.registry import REPRODUCTIONS
 
 Capture = pytest.CaptureFixture[str]
@@ -36,7 +35,7 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("once")
-    report = run.reproduce(NAMES, out, processes=1, setting=REDUCED)
+    report = run.reproduce(NAMES, out, processes=1, sizes=REDUCED)
     assert report.measured == NAMES
     return out
 
@@ -45,7 +44,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_same_bytes_on_two_workers_and_in_this_process(once: Path, tmp_path: Path) -> None:
-    run.reproduce(NAMES, tmp_path / "two", processes=2, setting=REDUCED)
+    run.reproduce(NAMES, tmp_path / "two", processes=2, sizes=REDUCED)
     assert content(tmp_path / "two") == content(once)
     assert sorted(content(once)) == sorted(
         [*(f"tables/{n}.parquet" for n in NAMES), *(f"figures/{n}.png" for n in NAMES)]
@@ -65,10 +64,10 @@ def test_what_is_stored_is_not_measured_again(once: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(workers, "run", nothing)
     before = content(once)
-    report = run.reproduce(NAMES, once, setting=REDUCED)
+    report = run.reproduce(NAMES, once, sizes=REDUCED)
     assert (report.measured, asked) == ([], [])
     assert "measured 0 now, 3 stored, same definition (--again measures anew)" in run.summary(report, once)
-    again = run.reproduce(NAMES[:1], once, again=True, setting=REDUCED)
+    again = run.reproduce(NAMES[:1], once, again=True, sizes=REDUCED)
     assert (again.measured, asked) == (NAMES[:1], [{PRE}])
     assert content(once) == before
 
@@ -82,7 +81,7 @@ def test_another_definition_is_measured(once: Path, monkeypatch: pytest.MonkeyPa
         tables.definition(REDUCED, [Need(n.kind, n.variant, n.depths[1:], n.seeds) for n in needs]),
         tables.definition(REDUCED, [Need(n.kind, Variant("post"), n.depths, n.seeds) for n in needs]),
         tables.definition(REDUCED, [Need("stream", n.variant, n.depths, n.seeds) for n in needs]),
-        tables.definition(Setting(), REPRODUCTIONS[NAMES[0]].needs(Setting())),
+        tables.definition(Sizes(), REPRODUCTIONS[NAMES[0]].needs(Sizes())),
     ]
     monkeypatch.setattr(tables, "MEASUREMENT", MEASUREMENT + 1)
     others.append(tables.definition(REDUCED, needs))
@@ -94,10 +93,10 @@ def test_another_definition_is_measured(once: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_reproductions_share_is_measured_once() -> None:
-    setting = Setting()
-    needs = [need for name in run.names_of(0) for need in REPRODUCTIONS[name].needs(setting)]
+    sizes = Sizes()
+    needs = [need for name in run.names_of(0) for need in REPRODUCTIONS[name].needs(sizes)]
     wanted = run.units(needs)
-    queue = run.jobs(wanted, setting)
+    queue = run.jobs(wanted, sizes)
     handed_out = [(job.kind, job.variant, job.depth, seed) for job in queue for seed in job.seeds]
     assert sorted(map(str, handed_out)) == sorted(map(str, wanted))
     assert len(set(wanted)) == len(wanted) < sum(len(n.depths) * n.seeds for n in needs)
@@ -109,20 +108,19 @@ def test_an_error_in_a_worker_names_the_measurement() -> None:
     bad = Job("no_such_kind", PRE, 2, (0,), REDUCED)
     with pytest.raises(workers.MeasuringFailed, match=r"(?s)no_such_kind of pre at depth 2 failed:.*KeyError"):
         list(workers.run([bad], 1))
-    assert multiprocessing.active_children() == []
+    assert workers_of(os.getpid()) == []
 
 
 def test_a_killed_worker_is_one_line_and_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
     real = run.reproduce
-    monkeypatch.setattr(run, "reproduce", lambda *a, **k: real(*a, **k, setting=REDUCED))
+    monkeypatch.setattr(run, "reproduce", lambda *a, **k: real(*a, **k, sizes=REDUCED))
 
     def kill() -> None:
-        while not (children := multiprocessing.active_children()):
-            time.sleep(0.01)
-        for child in children:
-            os.kill(child.pid or 0, signal.SIGKILL)
+        wait_for(lambda: workers_of(os.getpid()))
+        for child in workers_of(os.getpid()):
+            os.kill(child, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -130,50 +128,6 @@ def test_a_killed_worker_is_one_line_and_exit_code_1(
     killer.join()
     assert capfd.readouterr() == ("", "error: a measuring process was killed by signal 9\n")
     assert content(tmp_path) == {}
-
-
-PARENT = """
-import multiprocessing, sys, time
-from multiprocessing.connection import Connection
-from normstudy.reproductions import workers
-if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=workers.serve, args=(Connection(int(sys.argv[1])),), daemon=True)
-    process.start()
-    print(process.pid, flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
-    """Though its pipe stays open: the other end is held here, so that no end of file tells it."""
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    ours, theirs = multiprocessing.Pipe()
-    fd = theirs.fileno()
-    parent = subprocess.Popen([sys.executable, script, str(fd)], pass_fds=[fd], stdout=subprocess.PIPE, text=True)
-    theirs.close()
-    assert parent.stdout is not None
-    worker = parent.stdout.readline().strip()
-    bad = Job("no_such_kind", PRE, 2, (0,), REDUCED)
-    ours.send(bad)
-    assert ours.recv()[0] == bad  # it is up and waits for the next job
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    deadline = time.monotonic() + 30
-    while "spawn_main" in _command(worker):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    ours.close()
-
-
-def _command(pid: str) -> str:
-    """The command line of a process; empty where it is gone, or dead and not yet waited for."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 @pytest.mark.parametrize(("lines", "columns"), [(0, 0), (30, 110)])
@@ -240,10 +194,10 @@ def test_the_script_is_the_same_command(capfd: Capture) -> None:
         ("--tier one", ["--tier", "'one'", "--help"]),
         ("--tier", ["--tier", "--help"]),
         ("--tier 0 peri-variance", ["--tier 0 and names"]),
-        ("peri", ["'peri' is no reproduction", "--list"]),
+        ("peri", ["'peri' is not a reproduction", "--list"]),
         ("xiong-lema2-pre", ["'xiong-lema2-pre'", "Did you mean xiong-lemma2-pre?"]),
         ("peri-variance peri-varianze", ["'peri-varianze'", "Did you mean peri-variance?"]),
-        ("nonsense --list", ["'nonsense' is no reproduction"]),
+        ("nonsense --list", ["'nonsense' is not a reproduction"]),
         ("peri-variance --workers 0", ["--workers 0 is below 1"]),
         ("peri-variance --workers two", ["--workers", "'two'"]),
         ("peri-variance --format csv", ["--format", "'csv'", "table"]),

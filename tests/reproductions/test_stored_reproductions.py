@@ -1,4 +1,4 @@
-"""The committed reproductions: whole, small, of the present definition, and the source of verdicts and figures."""
+"""The committed reproductions: complete, small, of the present definition; verdicts and figures follow from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pictures import assert_committed
 from reduced import STORED, stored
 
 from normstudy.reproductions import run, tables
-from normstudy.reproductions.entry import Setting
+from normstudy.reproductions.entry import Sizes
 from normstudy.reproductions.registry import REPRODUCTIONS
 from normstudy.reproductions.verdicts import MEASURED, NOT_SUPPORTED, SUPPORTED
 
@@ -68,14 +68,14 @@ def test_they_are_whole_and_small() -> None:
 
 @pytest.mark.parametrize("name", REPRODUCTIONS)
 def test_they_are_of_the_present_definition(name: str) -> None:
-    """A change of what is measured, or of how, asks for `normstudy reproduce` and a new commit of the table."""
-    setting = Setting()
-    assert tables.stored_definition(STORED, name) == tables.definition(setting, REPRODUCTIONS[name].needs(setting))
+    """After a change of what is measured, or how, run `normstudy reproduce` and commit the new table."""
+    sizes = Sizes()
+    assert tables.stored_definition(STORED, name) == tables.definition(sizes, REPRODUCTIONS[name].needs(sizes))
     content = pq.ParquetFile(tables.path(STORED, name)).read()
     assert content.schema.equals(tables.SCHEMA)
     assert set(content.schema.metadata) == {b"definition", b"python", b"torch", b"normstudy"}
     table = stored(name)
-    wanted = run.units(REPRODUCTIONS[name].needs(setting))
+    wanted = run.units(REPRODUCTIONS[name].needs(sizes))
     assert {(variant.name, depth, seed) for _, variant, depth, seed in wanted} == set(
         table[["variant", "depth", "seed"]].itertuples(index=False, name=None)
     )

@@ -1,4 +1,4 @@
-"""The rule of the verdict, the estimates and the printed numbers, against values worked out by hand."""
+"""The rule of the verdict, the estimates and the printed numbers, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_slopes_per_seed() -> None:
 
 
 def test_for_all_places() -> None:
-    """Supported where every place is, not supported where one is wholly outside, else inconclusive."""
+    """Supported when every place is, not supported when one place is wholly outside, else inconclusive."""
     tight = np.array([-0.01, 0.0, 0.01])
     places = np.array([1.0, 2.0, 3.0])
 

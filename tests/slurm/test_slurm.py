@@ -203,7 +203,7 @@ def test_detach_status_cancel_and_the_same_command(
     told = said("status", str(STUDY))
     assert "4 runs, 4 not begun" in told
     assert re.search(r"^Slurm array \d+: 2 pending \(JobHeldUser\)$", told, re.M)
-    assert "nobody trains" not in told
+    assert "no process" not in told
     for words in (WORDS, detached):
         line = said(*words, code=2)
         assert re.fullmatch(r"error: results/long is trained by Slurm array .*2 pending.*--watch.*cancel.*\n", line)
@@ -212,7 +212,7 @@ def test_detach_status_cancel_and_the_same_command(
     wait_for(lambda: windows(tmp_path))
     told = said("status", str(STUDY))
     assert re.search(r"^Slurm array \d+: [12] running", told, re.M)
-    assert not re.search("interrupted|nobody", told)
+    assert not re.search("interrupted|no process", told)
     told = said("cancel", str(STUDY))
     assert re.search(r"^Slurm array \d+ is cancelled: \d of 4 runs are finished; to resume: norm", told)
     assert jobs(tmp_path, "running,pending,completing") == []

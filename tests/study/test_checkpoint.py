@@ -1,4 +1,4 @@
-"""Runs that are stopped and go on: the same bits as without a stop, and nothing of a checkpoint that is not theirs."""
+"""Runs that are stopped and resumed get the same bits as without a stop, and use no checkpoint but their own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def notes(messages: Sequence[Message]) -> list[str]:
     ("placement", "optimizer"), [("pre", "sgd"), ("post", "adam"), ("mix", "adamw"), ("admin", "adam")]
 )
 def test_a_stop_at_any_step_changes_no_bit(tmp_path: Path, placement: str, optimizer: str) -> None:
-    """admin's omegas come from a look at the data before the first step: they must not be looked for again."""
+    """admin's omegas are measured before the first step; a resumed run must not measure them again."""
 
     def configs(root: Path) -> list[RunConfig]:
         return [tiny(root, placement=placement, optimizer=optimizer, n_layers=4, seed=s, n_steps=8) for s in range(2)]
@@ -47,7 +47,7 @@ def test_a_stop_at_any_step_changes_no_bit(tmp_path: Path, placement: str, optim
         train_on(configs(tmp_path / str(stop)), after(stop))
         study = tmp_path / str(stop) / "tiny"
         assert set(tables.finished_ids(study).values()) == {"running"}
-        assert len(tables.read(study, "steps")) == 0  # rows since the last window are in the checkpoint
+        assert len(tables.read(study, "steps")) == 0  # the rows are in the checkpoint until their window is full
         assert notes(train_on(configs(tmp_path / str(stop)))) == []
         assert_same_tables(tmp_path / "whole" / "tiny", study)
         assert list((study / checkpoints.FOLDER).iterdir()) == []
@@ -67,8 +67,8 @@ def test_a_stop_beyond_a_window_keeps_it(tmp_path: Path, monkeypatch: pytest.Mon
         assert_same_tables(tmp_path / "whole" / "tiny", study)
 
 
-def test_runs_of_one_batch_go_on_from_different_steps(tmp_path: Path) -> None:
-    """The least advanced first, until all are level; one diverges, one has not begun, one is at the last step."""
+def test_runs_of_one_batch_resume_from_different_steps(tmp_path: Path) -> None:
+    """The least advanced train first. One run diverges, one has not begun, one is at the last step."""
     stops = [3, 7, None, 3, 12, 1]
 
     def configs(root: Path) -> list[RunConfig]:
@@ -85,18 +85,18 @@ def test_runs_of_one_batch_go_on_from_different_steps(tmp_path: Path) -> None:
     assert sum(m.run_steps for m in messages) == 12 * len(stops)
     assert sum(m.resumed for m in messages) == sum(
         m.run_steps for m in messages if m.resumed
-    )  # told apart, so that the time left is not too short
+    )  # resumed steps are counted apart, or the estimated time would be too short
 
 
 def test_steps_are_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What levels out in a batch is not trained again by those ahead."""
+    """While the run behind catches up, the run ahead takes no step."""
     ahead, behind = tiny(tmp_path, seed=0), tiny(tmp_path, seed=1)
     train_on([ahead], after(9))
     train_on([behind], after(4))
     taken: list[int] = []
     step_ = step.step_
 
-    def counted(runs: step.Runs, *args: object, **kwargs: object) -> step.Measured:
+    def counted(runs: step.StackedRuns, *args: object, **kwargs: object) -> step.Measured:
         taken.append(len(runs.params))
         return step_(runs, *args, **kwargs)  # type: ignore[arg-type]
 
@@ -106,14 +106,14 @@ def test_steps_are_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_parameters_of_a_checkpoint_are_let_go(tmp_path: Path) -> None:
-    """Once they are in the batch: they are as large as it."""
+    """They are as large as the batch, which holds a copy."""
     configs = [tiny(tmp_path, seed=s) for s in range(2)]
     for config, steps in zip(configs, (4, 6), strict=True):
         train_on([config], after(steps))
     held: list[int] = []
 
     def look() -> bool:
-        held.append(sum(type(o) is batch.Start for o in gc.get_objects()))
+        held.append(sum(type(o) is batch.ResumePoint for o in gc.get_objects()))
         return False
 
     assert sum(m.resumed for m in train_on(configs, look)) == 4 + 6
@@ -146,7 +146,7 @@ def test_the_wall_time_of_a_run_is_that_of_all_its_parts(tmp_path: Path, monkeyp
 
 
 def a_stopped_run(root: Path) -> tuple[RunConfig, Path]:
-    """A run with a checkpoint at step 6, and the file of that."""
+    """A run with a checkpoint at step 6, and the file of the checkpoint."""
     config = tiny(root)
     train_on([config], after(6))
     (path,) = (root / "tiny" / checkpoints.FOLDER).iterdir()
@@ -171,17 +171,15 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_line(tmp_path: Path, damage: s
     expected = "run_id" if damage == "of another run" else "its checkpoint is damaged"
     assert line.startswith(f"{path.name}: ")
     assert expected in line
-    assert line.endswith("; it starts from zero")
+    assert line.endswith("; the run starts again from step 0")
     assert (tmp_path / "damaged" / "tiny" / checkpoints.SET_ASIDE / path.name).exists()
     assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "damaged" / "tiny")
     assert sum(m.resumed for m in messages) == 0
 
 
 @pytest.mark.parametrize("column", recording.COMPUTED_BY)
-def test_a_checkpoint_from_elsewhere_is_not_gone_on_from(
-    tmp_path: Path, column: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another torch, another kind of CPU, another BLAS: said, and the run starts from zero."""
+def test_a_checkpoint_from_elsewhere_is_refused(tmp_path: Path, column: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another torch, CPU or BLAS, a line says so and the run starts again from step 0."""
     train_on([tiny(tmp_path / "whole")])
     machine = recording.machine
     monkeypatch.setattr(recording, "machine", lambda device: machine(device) | {column: "another"})
@@ -190,19 +188,19 @@ def test_a_checkpoint_from_elsewhere_is_not_gone_on_from(
     (line,) = notes(train_on([config]))
     assert f"{column} another, here it is {machine('cpu')[column]}" in line
     assert line.startswith(path.name)
-    assert line.endswith("; it starts from zero")
+    assert line.endswith("; the run starts again from step 0")
     assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "here" / "tiny")
 
 
-def test_a_checkpoint_without_its_windows_is_not_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user removed a file of the tables: the rows are in no other place."""
+def test_a_checkpoint_without_its_windows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user removed a file of the tables, whose rows are nowhere else."""
     monkeypatch.setattr(schema, "window_size", lambda n_steps: 5)
     train_on([tiny(tmp_path / "whole")])
     config, _ = a_stopped_run(tmp_path / "here")
     (lost,) = (tmp_path / "here" / "tiny" / "tables" / "residual").glob("*-000.parquet")
     lost.unlink()
     (line,) = notes(train_on([config]))
-    assert "its checkpoint is at step 6, and residual lacks its window 0; it starts from zero" in line
+    assert "its checkpoint is at step 6, and residual lacks its window 0; the run starts again from step 0" in line
     assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "here" / "tiny")
 
 
@@ -220,8 +218,8 @@ def test_a_changed_config_is_a_new_run(tmp_path: Path) -> None:
 
 def a_checkpoint() -> tuple[Checkpoint, dict[str, str]]:
     layout = layout_of({"embed.weight": torch.zeros(4, 3), "unembed.weight": torch.zeros(4, 3)})
-    start = batch.Start(7, torch.arange(float(layout.width)), {"m": torch.ones(layout.width) / 3})
-    rows: dict[str, dict[str, list[object]]] = recording._no_rows()
+    start = batch.ResumePoint(7, torch.arange(float(layout.width)), {"m": torch.ones(layout.width) / 3})
+    rows: dict[str, dict[str, list[object]]] = recording.no_rows()
     values: dict[str, list[object]] = {
         "step": [5, 6], "train_loss": [1.5, 0.1], "val_loss": [2.5, None], "lr": [1e-3, 1e-3],
         "grad_norm": [1.0, 2.0], "param_norm": [1.0, 2.0], "update_norm": [0.5, 0.25],
@@ -242,7 +240,7 @@ def test_a_checkpoint_is_read_as_it_was_written() -> None:
 
 
 def test_every_flipped_bit_is_seen() -> None:
-    """safetensors itself loads most of them without a word."""
+    """safetensors itself loads most damaged files without an error."""
     one, stamp = a_checkpoint()
     data = checkpoint.encode(one, stamp)
     for place in range(0, len(data), 37):
@@ -256,7 +254,7 @@ def test_every_flipped_bit_is_seen() -> None:
 
 
 def test_another_layout_is_refused() -> None:
-    """As many numbers, in another order."""
+    """A layout of the same size, with its tensors in another order."""
     one, stamp = a_checkpoint()
     data = checkpoint.encode(one, stamp)
     other = layout_of({"unembed.weight": torch.zeros(4, 3), "embed.weight": torch.zeros(4, 3)})

@@ -23,7 +23,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from numerics import NUMERICS_ENV
-from processes import CLI, start, wait_for, workers_of
+from processes import CLI, is_gone, start, wait_for, workers_of
 from studies import REQUEST, assert_same_tables, reproduced_runs, tiny
 
 from normstudy.analysis.outcomes import outcomes
@@ -257,7 +257,7 @@ def test_a_worker_killed_between_two_batches_loses_nothing(tmp_path: Path) -> No
             if message.over and message.number == 0:  # its worker now waits for the next task
                 (child,) = workers_of(os.getpid())
                 os.kill(child, signal.SIGKILL)
-                os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # all its threads, so its pipe is closed too
+                wait_for(lambda pid=child: is_gone(pid) and len(list(Path(f"/proc/{pid}/task").glob("*"))) < 2)
             assert message.error is None
     assert set(tables.finished_ids(planned.study_dir).values()) == {"done"}
     assert len(tables.finished_ids(planned.study_dir)) == 3

@@ -1,4 +1,4 @@
-"""How many runs train together: chosen from the shape and the memory, and never a matter of a result's bits."""
+"""The number of runs per batch: it depends on the shape and the memory, and no bit of a result depends on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from normstudy.config import (
     ScheduleConfig,
 )
 from normstudy.data import texts
-from normstudy.processes import environment
+from normstudy.processes import WORKER_ENVIRONMENT, environment_with
 from normstudy.sweep import batching
 from normstudy.sweep.batching import CPU_RUNS, bytes_of_run, runs_per_batch
 from normstudy.training import batch, step
@@ -39,10 +39,13 @@ def shape(d_model: int, n_layers: int, batch_size: int, seq_len: int) -> RunConf
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (shape(32, 4, 8, 32), 32),  # 8,192 numbers in a run's residual stream: 64 would fit, at most 32 gain
-        (shape(64, 6, 8, 64), 16),  # 32,768: 16 to 2^19
-        (shape(128, 6, 16, 64), 4),  # 131,072: 4
-        (shape(512, 2, 16, 64), 4),  # fewer lose to a plain loop
+        (
+            shape(32, 4, 8, 32),
+            32,
+        ),  # 8,192 numbers in the residual stream of a run; 64 runs fit, more than 32 are no faster
+        (shape(64, 6, 8, 64), 16),  # 32,768 numbers: 16 runs make 2^19
+        (shape(128, 6, 16, 64), 4),  # 131,072 numbers: 4 runs make 2^19
+        (shape(512, 2, 16, 64), 4),  # fewer runs would be slower than a plain loop
     ],
 )
 def test_on_a_cpu_the_shape_decides(config: RunConfig, expected: int) -> None:
@@ -76,19 +79,15 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 @pytest.mark.bench
 @pytest.mark.parametrize("sizes", [(64, 6, 8, 64), (32, 1, 1, 500)], ids=["training", "evaluation"])
 def test_the_estimate_of_a_runs_memory(sizes: tuple[int, int, int, int]) -> None:
-    """Against what the process really takes: the growth from 2 to 6 runs, within a factor of 1.7.
+    """The estimate is within a factor of 1.7 of the growth of a process from 2 to 6 runs.
 
-    Of one long sequence a step, evaluation takes most, and in it attention's weights.
+    With one long sequence per step, evaluation takes the most memory, for the attention weights.
     """
 
     def kilobytes(n_runs: int) -> int:
-        with environment():
-            out = subprocess.run(
-                [sys.executable, "-c", MEMORY, str(n_runs), *map(str, sizes)],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
+        words = [sys.executable, "-c", MEMORY, str(n_runs), *map(str, sizes)]
+        variables = environment_with(WORKER_ENVIRONMENT)
+        out = subprocess.run(words, capture_output=True, text=True, check=True, env=variables)
         return int(out.stdout)
 
     measured = (kilobytes(6) - kilobytes(2)) * 1024 / 4
@@ -99,7 +98,7 @@ TEXT = texts.load(DataConfig(name="synthetic"))
 
 
 def small(seed: int, peak_lr: float = 1e-3) -> RunConfig:
-    """The wide half of its MLP is multiplied and gets its biases 8 runs at a time, all else at once."""
+    """A run whose wide MLP layer is computed 8 runs at a time; all other layers compute all runs at once."""
     return RunConfig(
         seed=seed,
         data_seed=seed,
@@ -111,10 +110,10 @@ def small(seed: int, peak_lr: float = 1e-3) -> RunConfig:
     )
 
 
-def numbers(configs: list[RunConfig], look_every: int | None = None) -> dict[int, list[np.ndarray]]:
-    """All that each run gave, by its seed."""
+def numbers(configs: list[RunConfig], sync_every: int | None = None) -> dict[int, list[np.ndarray]]:
+    """seed -> all numbers of the run, one array per event."""
     out: dict[int, list[np.ndarray]] = {c.seed: [] for c in configs}
-    for item in batch.train_batch(configs, TEXT, look_every=look_every):
+    for item in batch.train_batch(configs, TEXT, sync_every=sync_every):
         if isinstance(item, batch.End):
             ends = (item.final_val_loss, item.nonfinite_step)
             out[configs[item.run].seed].append(np.array([np.nan if x is None else x for x in ends]))
@@ -134,7 +133,7 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
 
 
 def test_every_number_of_runs_per_batch_gives_the_same_bits() -> None:
-    """From 1 to the most that is chosen: each batch holds run 0, at every place of a batch in turn."""
+    """From 1 run to the largest batch. Each batch holds run 0, at another position each time."""
     alone = numbers([small(0)])[0]
     assert np.isfinite(alone[0]).all()
     for n in range(2, CPU_RUNS[1] + 1):
@@ -143,18 +142,18 @@ def test_every_number_of_runs_per_batch_gives_the_same_bits() -> None:
         assert same(numbers([small(s) for s in seeds])[0], alone), n
 
 
-@pytest.mark.parametrize("look_every", [1, 2, 7])
-def test_runs_that_diverge_leave_the_others_their_bits(look_every: int) -> None:
-    """Also where the host looks only now and then, as on a GPU: no number depends on when it does."""
+@pytest.mark.parametrize("sync_every", [1, 2, 7])
+def test_runs_that_diverge_leave_the_others_their_bits(sync_every: int) -> None:
+    """Also if results reach the host only every few steps, as on a GPU."""
     runs = [small(s, peak_lr=1e30 if s in (1, 3, 4) else 1e-3) for s in range(6)]
-    together = numbers(runs, look_every)
+    together = numbers(runs, sync_every)
     for run in runs:
         assert same(together[run.seed], numbers([run])[run.seed]), run.seed
-    assert together[1][-1][1] < 3 <= len(together[0])  # it ended at a step, and the others went on
+    assert together[1][-1][1] < 3 <= len(together[0])  # run 1 ended early, and run 0 continued
 
 
 def test_a_limit_of_another_run_does_not_reach_a_run_that_diverges() -> None:
-    """inf / inf is not a number: a run without a limit must not be scaled by it at its last step."""
+    """inf / inf is NaN: the last gradients of a run without a limit must not be scaled by it."""
     free = small(1, peak_lr=1e30)
     limited = replace(small(0), optimizer=OptimizerConfig(max_grad_norm=0.5))
     assert same(numbers([limited, free])[1], numbers([free])[1])
@@ -163,7 +162,7 @@ def test_a_limit_of_another_run_does_not_reach_a_run_that_diverges() -> None:
 
 
 def test_a_step_needs_nothing_of_the_host() -> None:
-    """On the meta device there are shapes and no values: whatever reads one, as a wait for a GPU would, raises."""
+    """Tensors on the meta device have no values. Reading a value, which on a GPU would wait for the device, raises."""
     configs = [small(0), small(1)]
     runs = batch.begin(configs, TEXT, "cpu")
     params, grads = runs.params.to("meta"), runs.grads.to("meta")

@@ -1,4 +1,4 @@
-"""What runs on a GPU only. Where torch finds none, each test says so."""
+"""Training on a GPU. Every test is skipped if torch finds no GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def records(configs: list[RunConfig], device: str) -> list[batch.Record]:
 
 @pytest.mark.parametrize("limit", [None, 0.5])
 def test_numbers_are_those_of_the_cpu(limit: float | None) -> None:
-    """To the rounding of other kernels: losses, norms, validation losses, probes of every step."""
+    """Losses, norms, validation losses and probes of every step agree to the rounding of other kernels."""
     configs = [config(s, limit=limit if s else None) for s in range(3)]
     for here, there in zip(records(configs, "cpu"), records(configs, "cuda"), strict=True):
         assert here.runs == there.runs
@@ -64,7 +64,7 @@ def test_a_diverged_run_ends_at_its_step_and_leaves_the_others() -> None:
 
 
 def test_steps_never_wait_for_the_device() -> None:
-    """The graph is captured before; replays and the copies of their inputs and outputs only queue work."""
+    """After the capture, replays and the copies of inputs and outputs only queue work on the device."""
     configs = [config(0), config(1)]
     runs = batch.begin(configs, TEXT, "cuda")
     inputs = inputs_of(range(5), configs, TEXT, runs.params)
@@ -80,7 +80,7 @@ def test_steps_never_wait_for_the_device() -> None:
 
 
 def test_a_captured_step_starts_from_what_was_there() -> None:
-    """The warmup before the capture and the capture itself leave no trace."""
+    """The warmup and the capture change no value."""
     x = torch.zeros(3, device="cuda")
 
     def step(add: torch.Tensor) -> list[torch.Tensor]:
@@ -97,7 +97,7 @@ def test_a_captured_step_starts_from_what_was_there() -> None:
 
 
 def test_the_estimate_of_a_runs_memory() -> None:
-    """Within a factor of 2 of what 64 runs take more than 32."""
+    """The estimate is within a factor of 2 of the growth from 32 to 64 runs."""
 
     def peak(n: int) -> int:
         torch.cuda.empty_cache()

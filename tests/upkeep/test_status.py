@@ -1,4 +1,4 @@
-"""`normstudy status`: what it says of real sweeps that train, are stopped, fail and end."""
+"""`normstudy status` on real sweeps: while they train, after they are stopped, fail or end."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from handmade import handmade_config, write_handmade_run
+from handmade import handmade_config
 from processes import CLI, SWEEP, start, wait_for
 from studies import REQUEST, after, never, task_of, tiny
 
 from normstudy.cli import main
 from normstudy.config import ConfigError, RunConfig
-from normstudy.study import checkpoints, holder, locks, records, schema, swap, tables
-from normstudy.upkeep import marks, status, status_text
+from normstudy.study import checkpoints, files, holder, locks, records, swap, tables
+from normstudy.upkeep import positions, status, status_text
 from normstudy.upkeep.compact import compact_study
-from normstudy.upkeep.marks import Mark, Place, Run
-from normstudy.workers import progress, recording
+from normstudy.upkeep.positions import Group, RunRow
+from normstudy.workers import heartbeat, progress, recording
 from normstudy.workers import worker as workers
 from normstudy.workers.task import Task
 
@@ -44,14 +44,14 @@ N = 12  # steps of the tiny runs
 
 
 def record(task: Task, trains: Sequence[str] | None = None) -> None:
-    """What a sweep writes before it trains. trains: the runs that it has to train, if not all."""
+    """Write the record of a sweep. trains: the runs that it has to train, by default all."""
     planned = dict(zip(task.run_ids, task.configs, strict=True))
     batch = task.run_ids if trains is None else trains
     records.record_request(task.study_dir, {**REQUEST, "command": COMMAND}, [batch], planned, {"workers": "1"})
 
 
 def train(configs: Sequence[RunConfig], steps: int | None = None) -> Path:
-    """Train runs as one batch, without processes; steps: stop after so many."""
+    """Train runs as one batch in this process. steps: stop after so many."""
     task = task_of(configs)
     record(task)
     list(workers.train_halving(task, never if steps is None else after(steps)))
@@ -60,7 +60,7 @@ def train(configs: Sequence[RunConfig], steps: int | None = None) -> Path:
 
 @contextlib.contextmanager
 def held(study: Path, *, shared: bool = False, **told: object) -> Iterator[None]:
-    """Hold the study's lock; told: other than what the lock says of its holder."""
+    """Hold the study's lock. told: replaces fields of the lock's note about its holder."""
     with locks.hold(study, COMMAND, shared=shared):
         path = study / locks.LOCK
         path.write_text(json.dumps({**json.loads(path.read_text()), **told}))
@@ -97,7 +97,7 @@ def test_a_finished_study(finished: Path) -> None:
     assert told.outcomes == dict(status.outcome_counts(progress.outcomes_of(finished, list(runs)).values()))
     counts = (told.planned, told.finished, told.running, told.interrupted, told.failed, told.not_begun)
     assert counts == (3, 3, 0, 0, 0, 0)
-    # the steps that a run will never take count as taken
+    # steps that a diverged run skips count as done
     assert (told.steps_done, told.steps_planned) == (3 * N, 3 * N)
     assert (told.holder, told.rate, told.left, told.over) == (None, None, None, True)
     outcomes = " ".join(f"{n} {outcome}" for outcome, n in told.outcomes.items())
@@ -121,44 +121,38 @@ def test_a_shipped_study_has_no_record_of_its_sweep(capfd: Capture) -> None:
     told = outcomes.removeprefix("outcomes: ").split()
     counts = dict(zip(told[1::2], map(int, told[::2]), strict=True))
     assert sum(counts.values()) == 40
-    assert (counts["learned"], counts["stuck"]) == (34, 5)  # the last one is at an edge, where rounding decides
+    assert (counts["learned"], counts["stuck"]) == (34, 5)  # the outcome of the last run depends on rounding
 
 
 def test_an_interrupted_study(stopped: Path) -> None:
     told = status.look(stopped)
     first = min(tables.finished_ids(stopped))
     assert (told.planned, told.finished, told.running, told.interrupted, told.not_begun) == (2, 0, 0, 2, 0)
-    assert told.saved_at == (Place(first, 2, 5, N),)
+    assert told.saved_at == (Group(first, 2, 5, N),)
     assert (told.steps_done, told.steps_planned, told.over) == (10, 24, False)
     assert status_text.render(told).splitlines() == [
         f"{stopped}: 2 runs, 2 interrupted",
         "run-steps: 10 of 24, 41 %",
         "interrupted, saved at:",
         f"  step 5 of 12: {first} and 1 more",
-        f"nobody trains them now; the same command goes on: {COMMAND}",
+        f"no process is training them; rerun the same command to resume: {COMMAND}",
     ]
 
 
-def test_what_the_same_command_goes_on_with_is_told_once_all_of_it_is_in_the_last_sweep(
+def test_the_command_is_printed_only_if_the_last_sweep_includes_all_interrupted_runs(
     mine: Path, tmp_path: Path
 ) -> None:
     other = task_of([tiny(tmp_path, seed=7)])
     record(other)
     told = status.look(mine)
     assert (told.interrupted, told.not_begun, told.command) == (2, 1, None)
-    assert "the same command goes on\n" in status_text.render(told) + "\n"
+    assert "rerun the same command to resume\n" in status_text.render(told) + "\n"
 
 
-def test_a_checkpoint_is_gone_and_windows_are_left(mine: Path) -> None:
-    """A run that nobody trains starts from zero then, one that is trained has taken those steps."""
+def test_a_run_without_a_checkpoint_is_at_step_0(mine: Path) -> None:
+    """The run would start again, whatever windows it has."""
     shutil.rmtree(mine / checkpoints.FOLDER)
-    for run_id in tables.finished_ids(mine):
-        shutil.copy(mine / "tables/steps" / schema.SCHEMA_FILE, mine / "tables/steps" / schema.window_name(run_id, 0))
-    told = status.look(mine)
-    assert (told.saved_at[0].step, told.steps_done) == (0, 0)
-    with held(mine, since="2020-01-01T00:00:00+00:00"):
-        told = status.look(mine)
-    assert (told.running_at[0].step, told.steps_done) == (N, 2 * N)
+    assert (status.look(mine).saved_at[0].step, status.look(mine).steps_done) == (0, 0)
 
 
 def test_a_new_study_has_nothing(tmp_path: Path) -> None:
@@ -187,7 +181,7 @@ def test_records_of_older_versions_tell_no_length(tmp_path: Path) -> None:
     study = task.study_dir
     newest = max((study / "sweeps").iterdir())
     pq.write_table(pq.read_table(newest).drop_columns("n_steps"), newest)
-    (study / "sweeps" / "optimization_results.yaml").touch()  # another's sweeper may write there
+    (study / "sweeps" / "optimization_results.yaml").touch()  # Hydra's other sweepers may write files here
     told = status.look(study)
     assert (told.planned, told.steps_planned) == (2, None)
     assert status_text.render(told).splitlines()[1] == "run-steps: 0"
@@ -205,11 +199,11 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
     assert told.failures == (status.Failure(task.run_ids[0], 2, reason),)
     assert (told.failed, told.interrupted, told.over) == (1, 2, False)
     tail = ["failed:", f"  {task.run_ids[0]}, tried 2 times: {reason}"]
-    again = f"tracebacks: {mine}/state/logs; mend the cause, and the same command tries them again"
+    again = f"tracebacks: {mine}/state/logs; fix the cause and rerun the same command to try them again"
     assert status_text.render(told).splitlines()[-3:] == [*tail, again]
     list(workers.train_halving(task, never))
     assert status_text.render(status.look(mine)).endswith(
-        f"{again}, with execution.max_tries=4 for those that were tried 3 times"
+        f"{again}; add execution.max_tries=4 for runs that failed 3 times"
     )
 
 
@@ -222,9 +216,9 @@ def test_only_ten_failed_runs_are_listed(tmp_path: Path) -> None:
     told = status.look(tmp_path)
     assert (told.failed, len(told.failures), told.over) == (12, 10, True)
     lines = status_text.render(told).splitlines()
-    assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: its traceback is gone"
+    assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: its traceback is missing"
     assert lines[-3:-1] == ["  run-09, tried 1 time: ValueError: [31mred", "  and 2 more"]
-    with held(tmp_path):  # who holds it may try them again
+    with held(tmp_path):  # the holder may try them again
         assert not status.look(tmp_path).over
 
 
@@ -234,7 +228,7 @@ def test_only_ten_failed_runs_are_listed(tmp_path: Path) -> None:
 def test_who_holds_a_study_is_told_without_a_lock(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert holder.holder_of(mine) is None
     with locks.hold(mine, "normstudy compact x"), monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", lambda *_: pytest.fail("a look took a lock"))
+        patch.setattr(fcntl, "flock", lambda *_: pytest.fail("status took a lock"))
         found = holder.holder_of(mine)
     assert found is not None
     assert found.text.startswith(f"`normstudy compact x`, pid {os.getpid()} on {socket.gethostname()} since 20")
@@ -245,12 +239,12 @@ def test_who_holds_a_study_is_told_without_a_lock(mine: Path, monkeypatch: pytes
 
 def test_a_holder_elsewhere_is_believed(mine: Path) -> None:
     with held(mine, host="elsewhere", since="2020-01-01T00:00:00+00:00"):
-        pass  # it is free here, and its file stays
+        pass  # the lock is released, but its file stays
     told = status.look(mine)
     assert (told.running, told.interrupted, told.verified) == (2, 0, False)
     assert told.holder is not None
     assert told.holder.endswith(" on elsewhere since 2020-01-01T00:00:00+00:00 (cannot be verified from here)")
-    assert " here), its last file " in status_text.render(told)
+    assert " here), last sign of training " in status_text.render(told)
 
 
 def test_a_lock_of_which_nothing_is_written_yet(mine: Path) -> None:
@@ -273,15 +267,15 @@ def test_a_system_that_does_not_list_its_locks(mine: Path, monkeypatch: pytest.M
 
 def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Path) -> None:
     ids = sorted(tables.finished_ids(mine))
-    with held(mine, since="2100-01-01T00:00:00+00:00"):  # a compaction has no record of its own
+    with held(mine, since="2100-01-01T00:00:00+00:00"):  # a compaction writes no record
         assert (status.look(mine).running, status.look(mine).interrupted) == (0, 2)
     with held(mine, since="2020-01-01T00:00:00+00:00"):
         assert (status.look(mine).running, status.look(mine).interrupted) == (2, 0)
         record(task_of([tiny(tmp_path, seed=s) for s in range(2)]), ids[:1])
         told = status.look(mine)
         assert (told.running_at[0].run_id, told.saved_at[0].run_id) == (ids[0], ids[1])
-        assert "nobody" not in status_text.render(told)
-    with held(mine, shared=True, since="2020-01-01T00:00:00+00:00"):  # single runs, each with a record of its own
+        assert "no process" not in status_text.render(told)
+    with held(mine, shared=True, since="2020-01-01T00:00:00+00:00"):  # single runs, each of which writes a record
         assert (status.look(mine).running, status.look(mine).interrupted) == (2, 0)
 
 
@@ -289,11 +283,10 @@ def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Pa
 
 
 def test_what_is_read_of_checkpoints_is_what_is_written(stopped: Path) -> None:
-    running = dict.fromkeys(tables.finished_ids(stopped), Run("running", N, N, 0, math.nan, math.nan))
-    for run_id, mark in marks.marks_of(stopped, running).items():
-        written = (stopped / checkpoints.FOLDER / run_id).stat().st_mtime
-        assert (mark.step, mark.at, mark.saved, mark.saved_at) == (5, written, 5, written)
-        assert 0 < mark.seconds < 60
+    heads = positions.heads_of(stopped)
+    assert heads.keys() == tables.finished_ids(stopped).keys()
+    for run_id, head in heads.items():
+        assert (head.step, head.written) == (5, (stopped / checkpoints.FOLDER / run_id).stat().st_mtime)
 
 
 @pytest.mark.parametrize("length", [0, 10, 30, 36, 60, 300])
@@ -303,113 +296,122 @@ def test_half_a_checkpoint_tells_nothing(mine: Path, length: int) -> None:
     assert status.look(mine).steps_done == 0
 
 
-def test_a_window_tells_how_far_a_run_is(tmp_path: Path) -> None:
-    study = tmp_path / "handmade"
-    run_id = write_handmade_run(study, handmade_config(tmp_path, n_steps=900), "running")  # 450: windows 0, 1, 2
-    with held(study):
-        assert status.look(study).running_at == (Place(run_id, 1, 600, 900),)
-    tables.write_window(study, run_id, 4, recording._no_rows())
-    with held(study):
-        assert status.look(study).running_at == (Place(run_id, 1, 900, 900),)
-
-
-def test_the_greater_one_of_checkpoint_and_window_counts(tmp_path: Path) -> None:
-    study = train([tiny(tmp_path, n_steps=260)], steps=230)
-    with held(study, since="2020-01-01T00:00:00+00:00"):
-        assert status.look(study).running_at[0].step == 230
-        shutil.rmtree(study / checkpoints.FOLDER)
-        assert status.look(study).running_at[0].step == 200
-
-
 def test_what_counts_of_rows(finished: Path) -> None:
     frame = tables.read(finished, "runs")
-    for row, run in zip(frame.itertuples(), marks.runs_of(frame), strict=True):
-        taken = N if math.isnan(row.nonfinite_step) else row.nonfinite_step + 1
-        times = row.started_at.timestamp(), row.finished_at.timestamp(), row.wall_time_s
-        assert run == Run("done", N, taken, *map(pytest.approx, times))
-    assert min(run.taken for run in marks.runs_of(frame)) < N
-    assert math.isnan(
-        next(marks.runs_of(frame.assign(finished_at=None).astype({"finished_at": frame.started_at.dtype}))).finished
-    )
+    for row, run in zip(frame.itertuples(), positions.rows_of(frame), strict=True):
+        assert run == RunRow("done", N, pytest.approx(row.finished_at.timestamp()))
+    unfinished = frame.assign(finished_at=None).astype({"finished_at": frame.started_at.dtype})
+    assert math.isnan(next(positions.rows_of(unfinished)).finished)
 
 
-def test_places_are_grouped_and_the_most_advanced_come_first() -> None:
-    rows = {f"r{i:02d}": Run("running", 100, 100, 0, 0, 0) for i in range(14)}
+def test_runs_are_grouped_by_step_and_the_most_advanced_come_first() -> None:
+    rows = {f"r{i:02d}": RunRow("running", 100, math.nan) for i in range(14)}
     steps = {run_id: 7 if i < 3 else i for i, run_id in enumerate(rows)}
-    places = marks.places_of(rows, steps, rows)
-    assert places[0] == Place("r13", 1, 13, 100)
-    assert places[6] == Place("r00", 4, 7, 100)
-    assert len(places) == 11
-    assert list(status_text._places(places))[6:] == [
+    groups = positions.groups_of(steps, rows, rows)
+    assert groups[0] == Group("r13", 1, 13, 100)
+    assert groups[6] == Group("r00", 4, 7, 100)
+    assert len(groups) == 11
+    assert list(status_text._groups(groups))[6:] == [
         "  step 7 of 100: r00 and 3 more", "  step 6 of 100: r06", "  step 5 of 100: r05", "  step 4 of 100: r04",
         "  and 1 more",
     ]  # fmt: skip
 
 
-def test_steps_of_the_last_sweep() -> None:
-    """Runs of 100 steps; the sweep began at 1000."""
-    done = [
-        Run("done", 100, 100, 500, 900, 400),  # before it
-        Run("done", 100, 100, 1010, 1050, 40),
-        Run("done", 100, 30, 1010, 1020, 10),  # diverged
-        Run("done", 100, 100, 500, 1040, 160),  # took 40 of its 160 seconds in it
-    ]
-    assert marks.taken_since(1000, done, []) == (100 + 30 + 25, 1000, 1050)
-    running = [
-        (Run("running", 100, 100, 1010, math.nan, math.nan), Mark(60, 1080, 60, 1080, 50)),
-        (Run("running", 100, 100, 500, math.nan, math.nan), Mark(60, 1090, 50, 1060, 300)),  # 60 of 300 seconds
-        (Run("running", 100, 100, 500, math.nan, math.nan), Mark(50, 990, 50, 990, 300)),  # waits for its turn
-        (Run("running", 100, 100, 1010, math.nan, math.nan), Mark()),
-    ]
-    assert marks.taken_since(1000, [], running) == (60 + 10, 1000, 1080)
-    assert marks.taken_since(1000, done[1:3], running[:1]) == (190, 1010, 1080)  # workers took 10 s to start
-    assert marks.taken_since(1000, [], running[2:]) == (0, math.inf, -math.inf)
+# ---- heartbeats ---------------------------------------------------------------------------------------
 
 
-def test_time_left() -> None:
-    assert marks.time_left([(100, 40), (100, 0)], 2.0, 5.0) == 75.0
-    assert marks.time_left([(100, 40)], 2.0, -5.0) == 30.0  # a clock that is behind
-    assert marks.time_left([(100, 40)], 2.0, 31.0) is None
-    assert marks.time_left([(100, 40)], None, 0.0) is None
-    assert marks.time_left([(None, 0)], 2.0, 0.0) is None
-    assert marks.time_left([], 2.0, 0.0) is None
+def put_heartbeat(study: Path, name: str, began: float, now: float, steps: dict[str, list[int]]) -> None:
+    (study / "state" / f"{name}{heartbeat.SUFFIX}").write_text(json.dumps([began, now, now + 60, steps]))
 
 
-def test_the_rate_of_a_sweep_is_told_while_somebody_trains(tmp_path: Path) -> None:
-    """Hand-made runs take 2 s from the start of 2025."""
-    study = tmp_path / "handmade"
-    ids = [write_handmade_run(study, handmade_config(tmp_path, seed=s)) for s in range(3)]
-    waiting = handmade_config(tmp_path, seed=3)
-    planned = {**dict.fromkeys(ids, waiting), "waiting": waiting}
-    records.record_request(study, REQUEST, [[*planned]], planned, {})
-    (record_file,) = (study / "sweeps").iterdir()
-    record_file.rename(study / "sweeps" / "20250101T000000.000000.parquet")
-    with held(study, since="2025-01-01T00:00:00+00:00"):
-        told = status.look(study)
-    assert (told.rate, told.left) == (3 * 60 / 2, None)  # a year without a word: nothing can be said
-    assert told.silent is not None
-    assert "last file" not in status_text.render(told)  # it is seen that somebody trains
-    assert status_text.render(told).splitlines()[1] == "run-steps: 180 of 240, 75 %, about 90 per second"
-    assert status.look(study).rate is None
+def test_a_worker_reports_its_steps_until_its_batch_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes after the first step and with each message: per run, the step at which it began and the next step."""
+    monkeypatch.setattr(recording, "MESSAGE_SECONDS", 0.0)
+    configs = [tiny(tmp_path, seed=s) for s in range(2)]
+    list(workers.train_halving(task_of(configs[:1]), after(3)))
+    task, seen = task_of(configs), list[list[tuple[int, int]]]()
+    for _ in workers.train_halving(task, never):
+        seen += [[beat.steps[i] for i in task.run_ids] for beat in heartbeat.read_all(task.study_dir)]
+    assert seen[0] == [(3, 3), (0, 1)]
+    assert [(3, 12), (0, 12)] in seen
+    assert seen == sorted(seen)
+    assert [path.name for path in (task.study_dir / "state").iterdir() if "." in path.name] == []
+
+
+def test_a_heartbeat_expires_later_where_steps_take_long(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    for interval, lifetime in ((1.0, 60.0), (100.0, 400.0)):
+        heartbeat.write(tmp_path, 0.0, time.time() - interval, {})
+        (found,) = heartbeat.read_all(tmp_path)
+        assert found.expires - found.now == pytest.approx(lifetime, abs=1)
+
+
+def test_a_crash_leaves_no_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "save", lambda *_: 1 / 0)
+    task = task_of([tiny(tmp_path)], seconds=0.0)
+    list(workers.train_halving(task, never))
+    assert set(tables.finished_ids(task.study_dir).values()) == {"failed"}
+    assert heartbeat.read_all(task.study_dir) == []
+
+
+def test_training_continues_where_no_heartbeat_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = task_of([tiny(tmp_path)])
+    monkeypatch.setattr(heartbeat, "_path", lambda study: study / "nowhere" / "a.heartbeat")
+    list(workers.train_halving(task, never))
+    assert set(tables.finished_ids(task.study_dir).values()) == {"done"}
+
+
+def test_a_sweep_removes_the_heartbeats_of_killed_processes(mine: Path) -> None:
+    put_heartbeat(mine, "elsewhere-1", 0.0, time.time(), {"r": [0, 5]})
+    files.remove_parts(mine)
+    assert heartbeat.read_all(mine) == []
+
+
+def test_the_rate_of_all_processes() -> None:
+    """The mean rate times the number of processes, including one that has just begun."""
+    one = heartbeat.Heartbeat(1000.0, 1010.0, 1070.0, {"a": (0, 30), "b": (50, 80)})
+    other = heartbeat.Heartbeat(1000.0, 1020.0, 1080.0, {"c": (0, 30)})
+    begun = heartbeat.Heartbeat(1000.0, 1000.0, 1060.0, {"d": (7, 7)})
+    assert heartbeat.rate_of([one]) == 6.0
+    assert heartbeat.rate_of([one, other]) == 2 * 90 / 30
+    assert heartbeat.rate_of([one, other, begun]) == 3 * 90 / 30
+    assert heartbeat.rate_of([begun]) is None
+    assert heartbeat.rate_of([]) is None
+    assert (heartbeat.seconds_left(120, 2.0), heartbeat.seconds_left(120, None)) == (60.0, None)
+
+
+def test_status_reads_heartbeats_of_runs_that_are_trained(mine: Path, tmp_path: Path) -> None:
+    """The newest heartbeat of a run counts, unless it has expired; none counts while no process trains."""
+    now = time.time()
+    first, second = sorted(tables.finished_ids(mine))
+    put_heartbeat(mine, "killed-1", now - 30, now - 20, {first: [0, 11]})
+    put_heartbeat(mine, "here-2", now - 4, now, {first: [5, 7], second: [5, 7]})
+    put_heartbeat(mine, "long-ago-3", 0.0, now - 100, {second: [0, 12]})
+    for name, text in (("a", ""), ("b", "[1]"), ("c", "[1, 2, 3, 4]"), ("d", '[1, 2, 3, {"r": 5}]')):
+        (mine / "state" / f"{name}{heartbeat.SUFFIX}").write_text(text)
+    assert [group.step for group in status.look(mine).saved_at] == [5]
+    assert (status.look(mine).rate, status.look(mine).left) == (None, None)
+    (mine / "state" / f"killed-1{heartbeat.SUFFIX}").unlink()
+    with held(mine, since="2020-01-01T00:00:00+00:00"):
+        told = status.look(mine)
+        assert told.running_at == (Group(first, 2, 7, N),)
+        assert told.rate == pytest.approx(1.0, rel=1e-3)
+        assert told.left == pytest.approx(10.0, rel=1e-3)
+        assert told.silent is not None
+        assert told.silent < 60
+        assert (
+            status_text.render(told).splitlines()[1] == "run-steps: 14 of 24, 58 %, about 1 per second, about 10 s left"
+        )
+        record(task_of([tiny(tmp_path, seed=s) for s in range(3)]))  # one more run to train
+        assert status.look(mine).left == pytest.approx(22.0, rel=1e-3)
+        for path in (mine / "state").glob(f"*{heartbeat.SUFFIX}"):
+            path.unlink()
+        assert (status.look(mine).rate, status.look(mine).left) == (None, None)
     told = replace(told, rate=1234.5, left=750.0)
-    assert status_text.render(told).splitlines()[1].endswith("75 %, about 1,234 per second, about 12:30 left")
+    assert status_text.render(told).splitlines()[1].endswith("58 %, about 1,234 per second, about 12:30 left")
 
 
-def test_looks_that_are_far_apart_tell_the_rate_between_them(tmp_path: Path) -> None:
-    looker = status.Looker(tmp_path)
-
-    def rate(at: float, step: int) -> float | None:
-        return looker._rate(1000, {"r": (Run("running", 10**6, 10**6, 1000, math.nan, math.nan), Mark(step, at))})
-
-    assert rate(1100, 1000) == 10.0
-    assert rate(1130, 2500) == 2500 / 130  # too near
-    assert rate(1160, 4000) == 50.0
-    assert rate(1710, 9000) == 6500 / 580  # the first is more than ten minutes ago
-    assert rate(1770, 500) == 500 / 770  # it started from zero: nothing to subtract from
-    assert rate(1000, 500) is None
-
-
-# ---- one look after another ---------------------------------------------------------------------------
+# ---- repeated reads -----------------------------------------------------------------------------------
 
 
 def test_of_a_finished_run_nothing_is_read_twice(finished: Path, tmp_path: Path) -> None:
@@ -529,7 +531,7 @@ def test_a_terminal_is_redrawn_in_place_until_ctrl_c(stopped: Path) -> None:
         assert watching.wait(timeout=20) == 130
     finally:
         watching.kill()
-    with contextlib.suppress(OSError):  # a terminal whose other end is closed
+    with contextlib.suppress(OSError):  # the other end of the terminal is closed
         while more := os.read(ours, 10_000):
             told += more
     os.close(ours)
@@ -549,7 +551,7 @@ LIVE = [
 
 @dataclasses.dataclass(frozen=True)
 class Live:
-    """A sweep that was looked at until Ctrl-C, and after it."""
+    """The status of a sweep, read repeatedly until Ctrl-C, and once after it."""
 
     cwd: Path
     looks: list[status.Status]
@@ -592,7 +594,7 @@ def test_while_a_sweep_trains_no_number_goes_back(live: Live) -> None:
     assert last.left is None or last.left > 0
 
 
-def test_after_ctrl_c_it_says_where_every_run_goes_on(live: Live) -> None:
+def test_after_ctrl_c_it_says_where_every_run_resumes(live: Live) -> None:
     assert live.code == 130
     assert "with the same command the others resume" in live.error
     told, before = live.after, live.looks[-1]
@@ -600,14 +602,14 @@ def test_after_ctrl_c_it_says_where_every_run_goes_on(live: Live) -> None:
     assert told.interrupted == 2 - told.not_begun - told.finished > 0
     assert told.steps_done >= before.steps_done
     assert sum(place.runs * place.step for place in told.saved_at) == told.steps_done - 600 * told.finished
-    assert f"goes on: normstudy {LIVE[0]} {LIVE[1]}" in status_text.render(told)
+    assert f"resume: normstudy {LIVE[0]} {LIVE[1]}" in status_text.render(told)
 
 
 def test_watching_in_a_pipe_ends_with_the_sweep(live: Live) -> None:
     running = start(LIVE, live.cwd)
     watching = start(["status", "results/long", "--watch", "--every", "0.4"], live.cwd)
     out, err = watching.communicate(timeout=60)
-    running.kill()  # the tables are there, figures are not wanted
+    running.kill()  # the tables are complete; the test needs no figures
     running.communicate()
     assert (watching.returncode, err) == (0, "")
     assert {c for c in out if not c.isprintable()} == {"\n"}

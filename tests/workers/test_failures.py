@@ -1,4 +1,4 @@
-"""Runs that crash: alone, with what went wrong kept, tried again, and given up after so many tries."""
+"""A run that crashes fails alone, keeps its traceback, is tried again, and is given up after max_tries tries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from studies import REQUEST, after, never, reproduced_runs, series_bytes, task_o
 from normstudy.config import RunConfig
 from normstudy.study import records, tables
 from normstudy.sweep import execute, planning, run
-from normstudy.training.step import Inputs, Measured, Runs, step_
+from normstudy.training.step import Inputs, Measured, StackedRuns, step_
 from normstudy.workers import worker
 
 BAD = 5
@@ -25,10 +25,10 @@ def eight(root: Path) -> list[RunConfig]:
 
 
 def crash_when(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """A step of a batch with the bad run raises, as a user's block may."""
+    """After `step` steps, a step of a batch that holds the bad run raises, as a user's block may."""
     seen = {"steps": 0}
 
-    def crashes(runs: Runs, inputs: Inputs, **how: bool) -> Measured:
+    def crashes(runs: StackedRuns, inputs: Inputs, **how: bool) -> Measured:
         if 0.5 in inputs.lr:
             seen["steps"] += 1
             if seen["steps"] > step:
@@ -49,7 +49,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_error_in_one_run_stops_no_other(
     undisturbed: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batched with it, and already saved: only the bad run is failed, the others have an undisturbed batch's bits."""
+    """Only the bad run fails. The other runs of its batch get the same bits as in an undisturbed batch."""
     crash_when(monkeypatch, step)
     messages = list(worker.train_halving(task_of(eight(tmp_path), seconds=0.0), never))
     study = tmp_path / "tiny"
@@ -57,7 +57,7 @@ def test_an_error_in_one_run_stops_no_other(
     (failed,) = (run_id for run_id, status in statuses.items() if status == "failed")
     assert list(statuses.values()).count("done") == 7
     assert [(m.failed, m.error) for m in messages if m.failed] == [((failed,), "ValueError: bad luck")]
-    assert sum(m.run_steps for m in messages) == 8 * 12  # for the bar: the failed one counts as through
+    assert sum(m.run_steps for m in messages) == 8 * 12  # the failed run counts as complete in the progress bar
     log = study / records.LOGS / f"{failed}-1.txt"
     assert log.read_text().startswith("Traceback")
     assert "bad luck\nin two lines" in log.read_text()
@@ -67,13 +67,13 @@ def test_an_error_in_one_run_stops_no_other(
     assert runs[0].equals(runs[1])
 
 
-def test_what_crashed_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crashed_run_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(tmp_path, peak_lr=0.5)
     list(worker.train_halving(task_of([config]), after(4)))
     with monkeypatch.context() as patch:
         crash_when(patch, 2)
         messages = list(worker.train_halving(task_of([config]), never))
-    assert [m.resumed for m in messages if m.resumed] == [4, -4]  # given back, as its steps are
+    assert [m.resumed for m in messages if m.resumed] == [4, -4]  # its steps are subtracted again
     assert list(tables.finished_ids(tmp_path / "tiny").values()) == ["failed"]
     messages = list(worker.train_halving(task_of([config]), never))
     assert sum(m.resumed for m in messages) == 4
@@ -103,13 +103,13 @@ def asked(config: RunConfig, **execution: object) -> Sequence[RunConfig]:
 
 
 def test_a_run_is_tried_so_often_and_then_left(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Its text is another for the worker than for the plan; the same words succeed once that is mended."""
+    """The worker reads another text than the plan did. Once the text is restored, the same sweep succeeds."""
     text, words = tmp_path / "text.txt", ["dog", "cat"]
     good, bad = (f"the quick brown fox jumps over the lazy {word}. " * 500 for word in words)
 
     def write(content: str) -> None:
         text.write_text(content)
-        os.utime(text, ns=(1, 1))  # the same time and size: only the worker reads it again
+        os.utime(text, ns=(1, 1))  # with the same time and size, only the worker reads it again
 
     config = tiny(tmp_path, data="file", path=str(text))
     write(good)
@@ -132,10 +132,10 @@ def test_a_run_is_tried_so_often_and_then_left(tmp_path: Path, capfd: pytest.Cap
 
 
 DEADLY = """
-import ctypes, multiprocessing
+import ctypes, sys
 
 def block(x, attn, mlp, norm1, norm2):
-    if multiprocessing.parent_process() is not None:  # a worker, not the planner that tries it out
+    if sys.argv[0] == "-c":  # in a worker, not in the planner, which tries the block once
         ctypes.string_at(0)
     x = x + attn(norm1(x))
     return x + mlp(norm2(x))
@@ -144,13 +144,13 @@ def block(x, attn, mlp, norm1, norm2):
 
 @pytest.mark.faults
 def test_a_run_whose_process_always_dies_is_failed_after_its_tries(tmp_path: Path) -> None:
-    """A segfault in one process after another: the batch is split, and each single run is tried so often."""
+    """Every process segfaults: the batch is split, and each single run is tried max_tries times."""
     (tmp_path / "deadly.py").write_text(DEADLY)
     words = [*SWEEP, "model.placement=deadly:block", "seed=0,1", "schedule.n_steps=5", "execution.workers=1"]
     done = finish([*words, "execution.max_tries=2"], tmp_path)
     assert done.returncode == 1, done.stderr
-    assert "its 2 runs go on as two batches" in done.stderr
-    assert done.stderr.count("it is tried again") == 2
+    assert "its 2 runs resume as two batches" in done.stderr
+    assert done.stderr.count("trying the run again") == 2
     assert "2 of 2 runs failed (the worker process was killed by signal 11)" in done.stderr.splitlines()[-1]
     study = tmp_path / "results" / "long"
     assert sorted(records.tries_of(study).values()) == [2, 2]

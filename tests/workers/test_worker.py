@@ -1,13 +1,13 @@
-"""What a worker does around the training: runs that end at one step are written together, one batch that is too large
-for the memory becomes two, and a process that has lost its GPU ends."""
+"""The worker around the training: it writes runs that end at one step together, splits a batch that is too large for
+the memory, and ends when its GPU is lost."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from studies import assert_same_tables, never, task_of, tiny
+from studies import REQUEST, assert_same_tables, never, task_of, tiny
 
 from normstudy.config import RunConfig
 from normstudy.study import records
+from normstudy.sweep import execute, planning
 from normstudy.training.batch import End, Record
 from normstudy.workers import pool, recording
-from normstudy.workers.recording import together
+from normstudy.workers.recording import grouped
 from normstudy.workers.task import Message, Task
 from normstudy.workers.worker import DeviceLost, is_out_of_memory, loses_device, train_halving
 
@@ -34,9 +35,9 @@ def record(step: int) -> Record:
 def test_ends_of_one_step_come_together_and_nothing_changes_its_place() -> None:
     a, b, c = record(0), record(1), record(2)
     ends = [End(run, 1.0, None) for run in range(4)]
-    assert list(together(iter([a, ends[0], b, c, *ends[1:]]))) == [a, [ends[0]], b, c, ends[1:]]
-    assert list(together(iter([a, *ends[:2], b]))) == [a, ends[:2], b]
-    assert list(together(iter([]))) == []
+    assert list(grouped(iter([a, ends[0], b, c, *ends[1:]]))) == [a, [ends[0]], b, c, ends[1:]]
+    assert list(grouped(iter([a, *ends[:2], b]))) == [a, ends[:2], b]
+    assert list(grouped(iter([]))) == []
 
 
 def test_a_crash_takes_nothing_from_the_runs_that_ended_before() -> None:
@@ -49,8 +50,8 @@ def test_a_crash_takes_nothing_from_the_runs_that_ended_before() -> None:
 
     seen: list[object] = []
     with pytest.raises(ValueError, match="out of memory"):
-        seen.extend(together(crashes()))
-    events = together(crashes())
+        seen.extend(grouped(crashes()))
+    events = grouped(crashes())
     assert [next(events), next(events)] == [a, [end]]
     with pytest.raises(ValueError, match="out of memory"):
         next(events)
@@ -88,7 +89,7 @@ def wide(root: Path, seed: int) -> RunConfig:
 
 
 def child(root: Path, megabytes: int) -> subprocess.CompletedProcess[str]:
-    """CHILD with so much memory beyond what it begins with; a thread's stack counts, so they are small."""
+    """Run CHILD with a limit on the memory it adds. Thread stacks count, so they are made small."""
     words = ["bash", "-c", 'ulimit -s 512; exec "$@"', "bash", sys.executable, "-c", CHILD, str(root), str(megabytes)]
     # Without the workers' allocator settings, which reserve memory in large pieces, and without a heap for each thread.
     variables = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | {"MALLOC_ARENA_MAX": "1"}
@@ -96,7 +97,7 @@ def child(root: Path, megabytes: int) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_batch_too_large_for_the_memory_is_trained_in_halves(tmp_path: Path) -> None:
-    """With 180 MB for 16 runs, which take over 240: the same tables as with all the memory there is."""
+    """With 180 MB for 16 runs, which need over 240, the tables are the same as without a limit."""
     plenty, little = tmp_path / "plenty", tmp_path / "little"
     said = []
     for root, megabytes in ((plenty, 4000), (little, 180)):
@@ -110,7 +111,7 @@ def test_a_batch_too_large_for_the_memory_is_trained_in_halves(tmp_path: Path) -
 
 
 def test_errors_after_which_a_process_has_no_gpu() -> None:
-    """As torch words them, also where they led to another error; and no other error of a GPU."""
+    """In the words of torch, also as the cause of another error; but no other error of a GPU."""
     told = "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
     lost = RuntimeError(f"CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in the docs. {told}")
     assert loses_device(lost)
@@ -126,7 +127,7 @@ def test_errors_after_which_a_process_has_no_gpu() -> None:
 def test_a_process_without_its_gpu_leaves_the_halves_to_another(
     tmp_path: Path, device: str, runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A single run has failed, with what went wrong kept; on a CPU the words change nothing."""
+    """A single run has failed and its error is recorded; on a CPU the same words have no effect."""
 
     def asserts(task: Task, stopping: object) -> Iterator[Message]:
         yield Message(task.number, 5)
@@ -147,7 +148,7 @@ def test_a_process_without_its_gpu_leaves_the_halves_to_another(
 
 
 def test_errors_that_mean_too_little_memory() -> None:
-    """torch's own on a CPU, also where it led to another error; and no other error."""
+    """torch's own error on a CPU, also as the cause of another error; but no other error."""
     with pytest.raises(RuntimeError) as plain:
         torch.empty(2**55)
     assert is_out_of_memory(plain.value)
@@ -163,22 +164,32 @@ def test_errors_that_mean_too_little_memory() -> None:
 def test_a_new_worker_that_died_before_it_read_its_batch_is_a_false_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large batch does not fit into the pipe: sending it fails, and must not be tried for ever, deaf to signals."""
+    """Sending a batch larger than the pipe's buffer fails. It must not be tried for ever without reading signals."""
     made = itertools.count(1)
 
     class Dead(pool.Slot):
-        def __init__(self, inherited: int) -> None:
-            super().__init__(inherited)
+        def __init__(self, lock: int, *, forked: bool) -> None:
+            super().__init__(lock, forked=forked)
             assert next(made) < 3, "one after the other is started"
-            self.process.kill()
-            self.process.join()
+            self.process.process.send_signal(signal.SIGKILL)
+            self.process.wait()
 
     monkeypatch.setattr(pool, "Slot", Dead)
     task = task_of([tiny(tmp_path)])
     many = replace(task, run_ids=task.run_ids * 2000, configs=task.configs * 2000)
-    slots: list[pool.Slot] = []
     with open(tmp_path / "lock", "w") as lock:
-        pool._fill(slots, queue := deque([many]), 1, lock.fileno())
-    assert [slot.task for slot in slots] == [many]
-    assert not queue
-    slots[0].close(kill=True)
+        one = pool._Pool([many], 1, lock.fileno(), 3)
+        one.fill()
+    assert [slot.task for slot in one.slots] == [many]
+    assert not one.queue
+    one.slots[0].process.close()
+
+
+def test_a_forked_worker_gives_the_bits_of_this_process(tmp_path: Path) -> None:
+    """Runs of two shapes, trained together by workers and one by one here."""
+    for n, sizes in enumerate(({}, {"d_model": 32, "n_heads": 4, "seq_len": 31, "batch_size": 3})):
+        forked, here = tmp_path / f"forked-{n}", tmp_path / f"here-{n}"
+        execute.execute(planning.plan([tiny(forked, seed=s, **sizes) for s in range(3)]), REQUEST)
+        for seed in range(3):
+            list(train_halving(task_of([tiny(here, seed=seed, **sizes)]), never))
+        assert_same_tables(forked / "tiny", here / "tiny")

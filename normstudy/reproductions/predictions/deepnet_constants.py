@@ -1,16 +1,16 @@
 """DeepNet's constants for a decoder: alpha, beta, and the matrices that beta scales.
 
 Source: Wang et al., arXiv:2203.00555, table 2, decoder only: x <- norm(alpha x + f(x)) with alpha = (2L)^(1/4), and
-xavier initialization with gain beta = (8L)^(-1/4) on the MLP's matrices, the values and the output projection, with
-gain 1 on queries and keys.
+xavier initialization with gain beta = (8L)^(-1/4) for the MLP's matrices, the values and the output projection, and
+gain 1 for queries and keys.
 
-Computed: from a model that is built and drawn as for training, at each depth and in every block. alpha is the root of
-what a block without its norms and with all parameters zero makes of 1; a gain is the norm of a tensor's draw over that
-of the same draw under `xavier`. The embeddings, positions and the output matrix, of which the paper says nothing, have
-gain 1.
+Computed: from a model built and initialized as for training, at each depth and in every block. alpha is the square root
+of the output for an input of ones, of a block without norms whose parameters are all zero. A gain is the norm of a
+tensor as drawn, over its norm under `xavier`. The paper does not mention the embeddings, positions and the output
+matrix; they have gain 1.
 
 Band: exact. Verdict: supported when every number equals the paper's within the rounding of float32 (a relative
-deviation of at most 1e-6), not supported otherwise; there is no interval.
+deviation of at most 1e-6), not supported otherwise. There is no interval.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from normstudy.figures import style
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
+from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Finding, Floats, by_depth, judge_exact
 
 PREDICTION = "Decoder only: alpha = (2L)^(1/4), beta = (8L)^(-1/4), and beta scales V, O and the MLP's matrices."
@@ -31,8 +31,8 @@ SCALED = ("v", "out", "w1", "w2")
 UNSCALED = ("q", "k", "embed", "pos", "unembed")
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("constants", DEEPNORM, setting.depths, 1)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("constants", DEEPNORM, sizes.depths, 1)]
 
 
 def alpha(depth: Floats) -> Floats:

@@ -1,15 +1,15 @@
-"""LayerNorm scaling slows the growth of the residual stream's variance to less than a small power.
+"""With LayerNorm scaling the residual stream's variance grows more slowly than a small power of the block's index.
 
-Source: Sun et al., arXiv:2502.05795, section 4: dividing what a norm gives by sqrt(l) in block l tames the growth of
-the variance with depth, which is at least linear in pre-norm. At initialization block l adds about 1/l: a logarithm in
-all.
+Source: Sun et al., arXiv:2502.05795, section 4: dividing the output of the norms in block l by sqrt(l) slows the growth
+of the variance with depth, which is at least linear in pre-norm. At initialization block l adds about 1/l; the sum of
+these is a logarithm.
 
 Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed the least-squares slope of its
-logarithm against ln l, l from 1. Pre-norm's is the contrast, without a verdict.
+logarithm against ln l, l from 1. Pre-norm's slope is the contrast, without a verdict.
 
-Band: at most 0.35. Over 64 blocks a growth as 1 + c ln l has an exponent of 0.23 to 0.36 for c from 0.5 to 1.5, and
-linear growth one of about 1. Verdict: supported when the whole 95 % t interval over seeds lies in the band, not
-supported when it lies wholly outside, inconclusive otherwise.
+Band: at most 0.35. Over 64 blocks a growth as 1 + c ln l has an exponent of 0.23 to 0.36 for c from 0.5 to 1.5; linear
+growth has one of about 1. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when
+it lies outside, inconclusive otherwise.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import PRE, Need, Reproduction, Setting, Variant
-from normstudy.reproductions.verdicts import Band, Finding, Floats, by_layer, deepest, exponent, judge
+from normstudy.reproductions.entry import PRE, Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, in_deepest, judge
 
 PREDICTION = "LayerNorm scaling: the stream's variance grows no faster than l^0.35."
 LNS = Variant("lns")
 BAND = Band(high=0.35)
 
 
-def needs(setting: Setting) -> list[Need]:
+def needs(sizes: Sizes) -> list[Need]:
     return [
-        Need("stream", LNS, (setting.deepest,), setting.seeds),
-        Need("gradients", PRE, (setting.deepest,), setting.seeds),  # has the stream too, and is needed elsewhere
+        Need("stream", LNS, (sizes.deepest,), sizes.seeds),
+        Need("gradients", PRE, (sizes.deepest,), sizes.seeds),  # includes the stream; other entries need it too
     ]
 
 
 def stream(table: pd.DataFrame, variant: Variant) -> tuple[Floats, Floats]:
-    """Blocks from 1 (n,), and the mean square after each (n, seeds)."""
-    layers, squares = by_layer(table, "mean_square", variant.name, deepest(table, variant.name))
+    """The blocks from 1 on (n,), and the mean square after each block (n, seeds)."""
+    layers, squares = in_deepest(table, "mean_square", variant.name)
     return layers[1:], squares[1:]
 
 
@@ -57,14 +57,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     plots.log_y(ax)
     ax.set_xlabel("block l")
     ax.set_ylabel(plots.MEAN_SQUARE)
-    handles = [
-        plots.line_handle("lns", plots.color("lns"), ""),
-        plots.line_handle("pre", plots.color("pre"), ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("fit"),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
+    return plots.finish_lines(fig, PREDICTION, found, {name: plots.color(name) for name in ("lns", "pre")}, "fit")
 
 
 ENTRY = Reproduction(

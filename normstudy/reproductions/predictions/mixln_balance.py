@@ -1,19 +1,19 @@
-"""Mix-LN should balance the gradients of the first and the last block; at initialization nothing shows that it does.
+"""Mix-LN should balance the gradients of the first and the last block; at initialization it does not.
 
-Source: Li et al., arXiv:2412.13795, section 3: post-norm in the first quarter of the blocks and pre-norm in the rest
-gives gradients that are more alike over the depth than pre-norm's.
+Source: Li et al., arXiv:2412.13795, section 3: with post-norm in the first quarter of the blocks and pre-norm in the
+rest, the gradients of the blocks are more alike than in pre-norm.
 
-Computed: the L2 norm of the gradient of the first block's second MLP matrix over that of the last block's, at each
-depth; per seed |ln ratio| of mix minus |ln ratio| of pre, negative where mix's ratio is the nearer to 1 on the log
-scale, and its mean over the depths. The figure shows each depth.
+Computed: the ratio of two L2 norms of the gradient, of the first block's second MLP matrix to the last block's, at each
+depth. Per seed |ln ratio| of mix minus |ln ratio| of pre, averaged over the depths; it is negative when mix's ratio is
+nearer to 1 on the log scale. The figure shows each depth.
 
-Band: at most 0. Verdict: supported when the whole 95 % t interval over seeds lies in the band, not supported when it
-lies wholly outside, inconclusive otherwise. Twenty seeds, since five leave a half-width of 0.13.
+Band: at most 0. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
+outside, inconclusive otherwise. Twenty seeds, because five leave a half-width of 0.13.
 
-Why it does not come out here: the paper shows gradients in training. At initialization the gradient is flat over the
-post-norm blocks in front. They give the pre-norm blocks a stream of unit variance, as the embeddings do, so behind them
-the gradient falls as in pre-norm of three quarters of the depth, from a higher start: the ratio of first to last stays
-what it was, or grows a little.
+Why it is not supported: the paper shows gradients during training. At initialization the gradient is flat over the
+post-norm blocks in front. They pass a stream of unit variance to the pre-norm blocks, as embeddings do. Behind them the
+gradient therefore falls as in a pre-norm model of three quarters of the depth, but from a higher start: the ratio of
+first to last block stays the same or grows a little.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from normstudy.figures import style
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import PRE, Need, Reproduction, Setting, Variant
+from normstudy.reproductions.entry import PRE, Need, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Band, Finding, Floats, first_to_last, judge, log
 
 PREDICTION = "Mix-LN: the first and the last block's gradient are more alike than in pre-norm."
@@ -32,8 +31,8 @@ MIX = Variant("mix")
 BAND = Band(high=0.0)
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("gradients", variant, setting.depths, setting.many_seeds) for variant in (MIX, PRE)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("gradients", variant, sizes.depths, sizes.many_seeds) for variant in (MIX, PRE)]
 
 
 def imbalance(table: pd.DataFrame) -> tuple[Floats, Floats]:
@@ -49,16 +48,7 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     fig, (left, right) = plots.figure(2, height=2.2)
-    for variant, marker in ((MIX, "o"), (PRE, "s")):
-        depths, ratios = first_to_last(table, variant.name)
-        color = plots.color(variant.placement)
-        left.plot(depths, np.exp(log(ratios).mean(1)), color=color, lw=1.0)
-        plots.points(left, depths, ratios, color, marker)
-    left.axhline(1.0, color=style.GREY, lw=0.6, ls=style.DASHES[2])
-    plots.depth_axis(left, depths)
-    plots.log_y(left)
-    left.set_ylabel("first/last block's gradient")
-
+    plots.ratios(left, table, {MIX: (plots.color("mix"), "o"), PRE: (plots.color("pre"), "s")})
     depths, difference = imbalance(table)
     plots.means(right, depths, difference, "black")
     low = min(-0.2, right.get_ylim()[0])

@@ -1,14 +1,14 @@
 """Peri-norm adds a variance of 2 per block to the residual stream.
 
-Source: Kim et al., arXiv:2502.02732, section 3: a norm after each sublayer gives what is added unit variance whatever
-the weights, so the variance of the residual stream grows linearly with depth: by 1 a sublayer, 2 a block.
+Source: Kim et al., arXiv:2502.02732, section 3: a norm after each sublayer gives the sublayer's output unit variance
+whatever the weights, so the variance of the residual stream grows linearly with depth: by 1 per sublayer, 2 per block.
 
-Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed the difference between its last
-and its first value over the number of blocks. (Shallower models are the first blocks of the deepest.)
+Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed its last value minus its first,
+divided by the number of blocks. (A shallower model is the first blocks of the deepest.)
 
-Band: 2 +- 0.15. Verdict: supported when the whole 95 % t interval over seeds lies in the band, not supported when it
-lies wholly outside, inconclusive otherwise. Seeds scatter, since the 2L added vectors are not orthogonal in d = 128
-dimensions and the tokens of a seed share the directions.
+Band: 2 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
+outside, inconclusive otherwise. Seeds scatter, because the 2L added vectors are not orthogonal in d = 128 dimensions
+and the tokens of a seed share the directions.
 """
 
 from __future__ import annotations
@@ -17,44 +17,27 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
-from normstudy.reproductions.verdicts import Finding, around, by_layer, deepest, judge
+from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.verdicts import Finding, around, in_deepest, judge
 
 PREDICTION = "Peri-norm: each block adds a variance of 2 to the residual stream."
 PERI = Variant("peri")
 BAND = around(2.0, 0.15)
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("stream", PERI, (setting.deepest,), setting.seeds)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("stream", PERI, (sizes.deepest,), sizes.seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    depth = deepest(table, PERI.name)
-    _, squares = by_layer(table, "mean_square", PERI.name, depth)
+    _, squares = in_deepest(table, "mean_square", PERI.name)
+    depth = len(squares) - 1
     return [judge(f"variance added per block, L = {depth}", (squares[-1] - squares[0]) / depth, BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, squares = by_layer(table, "mean_square", PERI.name, deepest(table, PERI.name))
-    fig, (ax,) = plots.figure()
-    color = plots.color("peri")
-    start = squares[0].mean()
-    ax.fill_between(
-        layers, start + BAND.low * layers, start + BAND.high * layers, color=plots.BAND_COLOR, lw=0, zorder=0
-    )
-    plots.interval(ax, layers, squares, color)
-    plots.lines(ax, layers, squares, color, geometric=False)
-    plots.block_axis(ax, layers)
-    ax.set_xlabel("block l (0: embeddings)")
-    ax.set_ylabel(plots.MEAN_SQUARE)
-    handles = [
-        plots.line_handle("peri", color, ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("mean", color),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
+    _, squares = in_deepest(table, "mean_square", PERI.name)
+    return plots.growth(PREDICTION, found, "peri", squares, squares[0].mean(), BAND, plots.MEAN_SQUARE)
 
 
 ENTRY = Reproduction(0, "Kim et al., Peri-LN, arXiv:2502.02732, section 3", PREDICTION, needs, findings, draw)

@@ -1,26 +1,24 @@
 """OLMo 2's reordered norm needs QK-norm, or a small initialization.
 
 Source: OLMo 2, arXiv:2501.00656, section 3, which adopts the norm after the sublayer together with QK-norm and gives no
-number. The sublayers read the stream as it is, so that queries and keys grow with it: the attention scores grow as its
-variance, softmax saturates, and its gradient explodes over depth. QK-norm takes the growth out; with a small
-initialization the scores stay small in the first place.
+number. The sublayers read the stream without a norm, so queries and keys grow with it. The attention scores then grow
+as the variance of the stream, softmax saturates, and the gradient explodes over depth. QK-norm removes this growth;
+with a small initialization the scores stay small from the start.
 
-Computed: the L2 norm of the gradient of the first block's second MLP matrix over that of the last block's, at each
-depth: without QK-norm and with xavier initialization; with QK-norm; without it and with init `normal` (standard
-deviation 0.02). Geometric mean over seeds at the deepest L, its interval from the logarithms.
+Computed: the ratio of two L2 norms of the gradient, of the first block's second MLP matrix to the last block's, at each
+depth: with xavier initialization and no QK-norm, with QK-norm, and with init `normal` (standard deviation 0.02) and no
+QK-norm. Shown is the geometric mean over seeds at the deepest L, with the interval of the logarithms.
 
 Band: none; the numbers are measured, without a verdict.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from normstudy.figures import style
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
+from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Finding, first_to_last, judge, log
 
 PREDICTION = "Reordered norm: without QK-norm or a small init the gradient explodes."
@@ -30,8 +28,8 @@ NORMAL = Variant("reordered", init="normal", qk_norm="none")
 LABELS = {NEITHER: "neither", QK_NORM: "QK-norm", NORMAL: "init normal"}
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("gradients", variant, setting.depths, setting.seeds) for variant in LABELS]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("gradients", variant, sizes.depths, sizes.seeds) for variant in LABELS]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
@@ -46,14 +44,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     fig, (ax,) = plots.figure()
     color, pale = plots.color("reordered"), plots.PALE["reordered"]
     looks = {NEITHER: ("black", "o"), QK_NORM: (color, "s"), NORMAL: (pale, "D")}
-    for variant, (c, marker) in looks.items():
-        depths, ratios = first_to_last(table, variant.name)
-        ax.plot(depths, np.exp(log(ratios).mean(1)), color=c, lw=1.0)
-        plots.points(ax, depths, ratios, c, marker)
-    ax.axhline(1.0, color=style.GREY, lw=0.6, ls=style.DASHES[2])
-    plots.depth_axis(ax, depths)
-    plots.log_y(ax)
-    ax.set_ylabel("first/last block's gradient")
+    plots.ratios(ax, table, looks)
     handles = [plots.line_handle(LABELS[v], c, marker) for v, (c, marker) in looks.items()]
     return plots.finish(fig, PREDICTION, found, [*handles, plots.seed_point_handle()])
 

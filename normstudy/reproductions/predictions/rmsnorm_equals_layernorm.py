@@ -1,18 +1,18 @@
 """RMSNorm and LayerNorm give pre-norm the same gradients at initialization.
 
-Source: Zhang & Sennrich, arXiv:1910.07467, section 4: what matters in LayerNorm is the rescaling, and the re-centering
-can be left out. At initialization the mean of x over its d dimensions is of the order sqrt(Var(x)/d), so the two norms
-differ by about 1/d = 1 % in what they divide by; the project's claim C4 is that pre-norm's gradients agree within 5 %.
+Source: Zhang & Sennrich, arXiv:1910.07467, section 4: LayerNorm works by re-scaling, and re-centering can be left out.
+At initialization the mean of x over its d dimensions is of the order sqrt(Var(x)/d), so the divisors of the two norms
+differ by about 1/d = 1 %. The project's claim C4 is that pre-norm's gradients agree within 5 %.
 
 Computed: for each block of pre-norm at the second depth, L = 16, the L2 norm of the gradient of the second MLP matrix
-under RMSNorm over that under LayerNorm, the same seed, minus 1; then the mean over seeds. The same is reported for
-post-norm, there and at the deepest L.
+under RMSNorm over that under LayerNorm with the same seed, minus 1; then the mean over seeds. The same numbers are
+reported for post-norm at L = 16 and at the deepest L.
 
 Band: -5 % to 5 % in every block. Verdict: supported when in every block the 95 % t interval over seeds lies in the
-band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. Shown is the block where
-the interval comes closest to leaving the band, or leaves it farthest. Post-norm is measured, without a verdict: shown
-is the block whose mean is farthest from 0. It differs much more, since a small change of the stream does not die out
-there; the largest of many scattered means is no stable number.
+band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. Shown is the block whose
+interval leaves the band farthest, or comes closest to its edge. Post-norm is measured, without a verdict: shown is the
+block whose mean is farthest from 0. Its differences are much larger, because a small change of the stream does not die
+out in post-norm; the largest of many scattered means is not a stable number.
 
 Why twenty seeds: single seeds differ by up to 8 % in some block, in either direction. Five leave a half-width of about
 5 % around means of 1 or 2 %.
@@ -22,11 +22,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import POST, PRE, Need, Reproduction, Setting, Variant
+from normstudy.reproductions.entry import POST, PRE, Need, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Band, Finding, Floats, by_layer, deepest, judge, judge_all
 
 PREDICTION = "Pre-norm: gradients under RMSNorm and LayerNorm differ by at most 5 % in every block."
@@ -34,16 +33,16 @@ PRE_RMS, POST_RMS = Variant("pre", norm="rmsnorm"), Variant("post", norm="rmsnor
 BAND = Band(-5.0, 5.0)  # %
 
 
-def needs(setting: Setting) -> list[Need]:
-    near, both = (setting.depths[1],), (setting.depths[1], setting.deepest)
+def needs(sizes: Sizes) -> list[Need]:
+    near, both = (sizes.depths[1],), (sizes.depths[1], sizes.deepest)
     return [
-        *(Need("gradients", variant, near, setting.many_seeds) for variant in (PRE, PRE_RMS)),
-        *(Need("gradients", variant, both, setting.many_seeds) for variant in (POST, POST_RMS)),
+        *(Need("gradients", variant, near, sizes.many_seeds) for variant in (PRE, PRE_RMS)),
+        *(Need("gradients", variant, both, sizes.many_seeds) for variant in (POST, POST_RMS)),
     ]
 
 
 def difference(table: pd.DataFrame, variant: Variant, other: Variant, depth: int) -> tuple[Floats, Floats]:
-    """Blocks from 1 (n,), and by how many % the gradient under `other` exceeds that under `variant` (n, seeds)."""
+    """Blocks from 1 on (n,), and by how many % the gradient under `other` exceeds `variant`'s (n, seeds)."""
     layers, base = by_layer(table, "mlp_out_grad", variant.name, depth)
     return layers + 1, 100 * (by_layer(table, "mlp_out_grad", other.name, depth)[1] / base - 1)
 
@@ -61,29 +60,17 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     near, far = deepest(table, PRE.name), deepest(table, POST.name)
     fig, axes = plots.figure(3, height=2.2)
-    for ax, base, other, depth in zip(
-        axes, (PRE, POST, POST), (PRE_RMS, POST_RMS, POST_RMS), (near, near, far), strict=True
-    ):
-        _panel(ax, table, base, other, depth)
+    panels = ((PRE, PRE_RMS, near), (POST, POST_RMS, near), (POST, POST_RMS, far))
+    for ax, (base, other, depth) in zip(axes, panels, strict=True):
+        blocks, percents = difference(table, base, other, depth)
+        color = plots.color(base.placement)
+        plots.interval(ax, blocks, percents, color)
+        plots.lines(ax, blocks, percents, color, geometric=False)
+        plots.block_axis(ax, blocks)
+        ax.set_title(f"{base.placement}, L = {depth}")
     axes[0].axhspan(BAND.low, BAND.high, color=plots.BAND_COLOR, lw=0, zorder=0)
     axes[0].set_ylabel("gradient under RMSNorm relative\nto LayerNorm, difference in %")
-    handles = [
-        plots.line_handle("pre", plots.color("pre"), ""),
-        plots.line_handle("post", plots.color("post"), ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("mean"),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
-
-
-def _panel(ax: Axes, table: pd.DataFrame, base: Variant, other: Variant, depth: int) -> None:
-    blocks, percents = difference(table, base, other, depth)
-    color = plots.color(base.placement)
-    plots.interval(ax, blocks, percents, color)
-    plots.lines(ax, blocks, percents, color, geometric=False)
-    plots.block_axis(ax, blocks)
-    ax.set_title(f"{base.placement}, L = {depth}")
+    return plots.finish_lines(fig, PREDICTION, found, {name: plots.color(name) for name in ("pre", "post")}, "mean")
 
 
 ENTRY = Reproduction(

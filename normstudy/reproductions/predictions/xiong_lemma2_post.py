@@ -1,14 +1,14 @@
-"""What post-norm's last norm reads has a mean square of 3/2.
+"""The input of post-norm's last norm in a block has a mean square of 3/2.
 
 Source: Xiong et al., arXiv:2002.04745, lemma 2: in a post-norm transformer of their simplified block (one head, Q = K =
-0, all matrices d x d, ReLU), E|x_l|^2 = 3d/2 before the last norm of every block. The norm before it gives unit
-variance, and a random ReLU layer adds one half.
+0, all matrices d x d, ReLU), E|x_l|^2 = 3d/2 before the last norm of every block. The norm before gives unit variance,
+and a random ReLU layer adds one half.
 
-Computed: the mean of x^2 over tokens and dimensions at that place, in every block of the deepest model; per seed its
-mean over the blocks. (Shallower models are the first blocks of the deepest: the draws do not depend on depth.)
+Computed: the mean of x^2 over tokens and dimensions before the last norm, in every block of the deepest model; per seed
+its mean over the blocks. (A shallower model is the first blocks of the deepest: the draws do not depend on depth.)
 
-Band: 1.5 +- 0.05. Verdict: supported when the whole 95 % t interval over seeds lies in the band, not supported when it
-lies wholly outside, inconclusive otherwise.
+Band: 1.5 +- 0.05. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
+outside, inconclusive otherwise.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
-from normstudy.reproductions.verdicts import Finding, around, by_layer, deepest, judge
+from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.verdicts import Finding, around, in_deepest, judge
 
 PREDICTION = "Post-norm, simplified block: E|x|^2/d is 3/2 before a block's last norm."
 SIMPLIFIED = Variant("post", simplified=True)
 BAND = around(1.5, 0.05)
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("before_norm2", SIMPLIFIED, (setting.deepest,), setting.seeds)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("before_norm2", SIMPLIFIED, (sizes.deepest,), sizes.seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    _, squares = by_layer(table, "before_norm2", SIMPLIFIED.name, deepest(table, SIMPLIFIED.name))
+    _, squares = in_deepest(table, "before_norm2", SIMPLIFIED.name)
     return [judge("E|x|^2/d before the last norm, mean over blocks", squares.mean(0), BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, squares = by_layer(table, "before_norm2", SIMPLIFIED.name, deepest(table, SIMPLIFIED.name))
+    layers, squares = in_deepest(table, "before_norm2", SIMPLIFIED.name)
     fig, (ax,) = plots.figure()
     color = plots.color("post")
     ax.axhspan(BAND.low, BAND.high, color=plots.BAND_COLOR, lw=0, zorder=0)
@@ -43,13 +43,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     ax.axhspan(found[0].low, found[0].high, color=color, alpha=0.25, lw=0, zorder=1.5)
     plots.block_axis(ax, layers + 1)
     ax.set_ylabel("E|x|²/d before the last norm")
-    handles = [
-        plots.line_handle("post, simplified block", color, ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("mean", color),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
+    return plots.finish_lines(fig, PREDICTION, found, {"post, simplified block": color}, "mean")
 
 
 ENTRY = Reproduction(0, "Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)

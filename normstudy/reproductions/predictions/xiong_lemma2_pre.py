@@ -1,20 +1,20 @@
 """Pre-norm's residual stream grows linearly with depth.
 
 Source: Xiong et al., arXiv:2002.04745, lemma 2: in a pre-norm transformer of their simplified block (one head, Q = K =
-0, all matrices d x d, ReLU), (1 + l/2) d <= E|x_l|^2 <= (1 + 3l/2) d for all l >= 1. A block's MLP adds one half, its
-attention between 0 and 1: an average over tokens that are unlike cancels, over tokens that are alike it does not.
+0, all matrices d x d, ReLU), (1 + l/2) d <= E|x_l|^2 <= (1 + 3l/2) d for all l >= 1. The MLP of a block adds one half.
+Its attention adds between 0 (it averages over unlike tokens, which cancel) and 1 (it averages over equal tokens).
 
 Computed: the mean of x_l^2 over tokens and dimensions in the deepest model, per seed; from it the variance added per
 block, (E|x_l|^2/d - 1)/l, which the lemma puts between 1/2 and 3/2 at every l.
 
-Band: 1/2 to 3/2, for every l >= 1. The lemma speaks of the mean over initializations: single seeds may leave the band.
+Band: 1/2 to 3/2, for every l >= 1. The lemma is about the mean over initializations: single seeds may leave the band.
 Verdict: supported when at every l the 95 % t interval over seeds lies in the band, not supported when it lies wholly
-outside at one l or more, inconclusive otherwise. Shown is the l where the interval comes closest to leaving the band,
-or leaves it farthest.
+outside at one l or more, inconclusive otherwise. Shown is the l whose interval leaves the band farthest, or comes
+closest to its edge.
 
-Why twenty seeds: the deeper the stream, the more the tokens of a seed share one direction, and its
-length then depends on few random numbers. At the last blocks five seeds leave a half-width of about 0.25, and the mean
-lies about 0.1 below the upper edge, which is where the lemma puts tokens that are all alike.
+Why twenty seeds: in a deep stream the tokens of a seed share one direction more and more, so its length depends on few
+random numbers. At the last blocks five seeds leave a half-width of about 0.25, and the mean is about 0.1 below the
+upper edge, the lemma's value for equal tokens.
 """
 
 from __future__ import annotations
@@ -23,41 +23,27 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Setting, Variant
-from normstudy.reproductions.verdicts import Band, Finding, by_layer, deepest, judge_all
+from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.verdicts import Band, Finding, in_deepest, judge_all
 
 PREDICTION = "Pre-norm, simplified block: 1 + l/2 <= E|x_l|^2/d <= 1 + 3l/2 for all l."
 SIMPLIFIED = Variant("pre", simplified=True)
 BAND = Band(0.5, 1.5)
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("stream", SIMPLIFIED, (setting.deepest,), setting.many_seeds)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("stream", SIMPLIFIED, (sizes.deepest,), sizes.many_seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    layers, squares = by_layer(table, "mean_square", SIMPLIFIED.name, deepest(table, SIMPLIFIED.name))
+    layers, squares = in_deepest(table, "mean_square", SIMPLIFIED.name)
     growth = (squares[1:] - 1) / layers[1:, None]
     return [judge_all("(E|x_l|^2/d - 1)/l for all l", "l =", layers[1:], growth, BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, squares = by_layer(table, "mean_square", SIMPLIFIED.name, deepest(table, SIMPLIFIED.name))
-    fig, (ax,) = plots.figure()
-    color = plots.color("pre")
-    ax.fill_between(layers, 1 + BAND.low * layers, 1 + BAND.high * layers, color=plots.BAND_COLOR, lw=0, zorder=0)
-    plots.interval(ax, layers, squares, color)
-    plots.lines(ax, layers, squares, color, geometric=False)
-    plots.block_axis(ax, layers)
-    ax.set_xlabel("block l (0: embeddings)")
-    ax.set_ylabel("E|x$_l$|²/d")
-    handles = [
-        plots.line_handle("pre, simplified block", color, ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("mean", color),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
+    _, squares = in_deepest(table, "mean_square", SIMPLIFIED.name)
+    return plots.growth(PREDICTION, found, "pre, simplified block", squares, 1.0, BAND, "E|x$_l$|²/d")
 
 
 ENTRY = Reproduction(0, "Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)

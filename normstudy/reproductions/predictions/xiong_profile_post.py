@@ -1,20 +1,19 @@
-"""Post-norm's gradient should shrink by a constant factor per block, and at initialization does not.
+"""Post-norm's gradient should shrink by a constant factor per block; at initialization it does not.
 
-Source: Xiong et al., arXiv:2002.04745, section 3.3, "Extended theory to other layers/parameters": going down from the
-last block, each norm multiplies the gradient by the norm of its Jacobian, sqrt(2/3) where it reads a variance of 3/2
-(lemmas 2 and 3), so that the gradient of block l is smaller than the last one's by (2/3)^((L - l)/2).
+Source: Xiong et al., arXiv:2002.04745, section 3.3, "Extended theory to other layers/parameters": on the way down from
+the last block each norm multiplies the gradient by the norm of its Jacobian, sqrt(2/3) for an input of variance 3/2
+(lemmas 2 and 3). The gradient of block l is then smaller than the last one's by (2/3)^((L - l)/2).
 
-Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model; per seed exp(-s), with s
-the least-squares slope of its logarithm against the block's index: the factor per block on the way down.
+Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model; per seed exp(-s), where s
+is the least-squares slope of its logarithm against the block's index: the factor per block on the way down.
 
-Band: (2/3)^(1/2) +- 0.03, that is 0.816 +- 0.03. Verdict: supported when the whole 95 % t interval over seeds lies in
-the band, not supported when it lies wholly outside, inconclusive otherwise.
+Band: (2/3)^(1/2) +- 0.03, that is 0.816 +- 0.03. Verdict: supported when the 95 % t interval over seeds lies in the
+band, not supported when it lies outside, inconclusive otherwise.
 
-Why it does not come out: the argument counts the Jacobian of the norm and leaves out that of what it is applied to. The
-gradient arrives at x + f(x), of which f is an independent random map with half the variance of x: its Jacobian
-multiplies the mean square of the gradient by 3/2 as it does that of the stream. The two factors, sqrt(2/3) and
-sqrt(3/2), cancel, and the profile is flat. The vanishing of post-norm's gradient comes with the first updates, not
-before them.
+Why it is not supported: the argument counts the Jacobian of the norm but not that of the map x + f(x) before it. f is
+an independent random map whose output has half the variance of x, so x + f(x) multiplies the mean square of the
+gradient by 3/2, as it does that of the stream. The factors sqrt(2/3) and sqrt(3/2) cancel, and the profile is flat.
+Vanishing gradients appear in post-norm with the first updates, not before.
 """
 
 from __future__ import annotations
@@ -24,30 +23,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import POST, Need, Reproduction, Setting
-from normstudy.reproductions.verdicts import Band, Finding, Floats, by_layer, deepest, judge, log, slope
+from normstudy.reproductions.entry import POST, Need, Reproduction, Sizes
+from normstudy.reproductions.verdicts import Band, Finding, in_deepest, judge, log, slope
 
 PREDICTION = "Post-norm: going down, the gradient shrinks by sqrt(2/3) = 0.816 a block."
 BAND = Band(0.786, 0.846)
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("gradients", POST, (setting.deepest,), setting.seeds)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("gradients", POST, (sizes.deepest,), sizes.seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    depth = deepest(table, POST.name)
-    factor = np.exp(-slope(*_logs(table, depth)))
-    return [judge(f"factor per block going down, L = {depth}", factor, BAND)]
-
-
-def _logs(table: pd.DataFrame, depth: int) -> tuple[Floats, Floats]:
-    layers, grads = by_layer(table, "mlp_out_grad", POST.name, depth)
-    return layers, log(grads)
+    layers, grads = in_deepest(table, "mlp_out_grad", POST.name)
+    return [judge(f"factor per block going down, L = {len(layers)}", np.exp(-slope(layers, log(grads))), BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, grads = by_layer(table, "mlp_out_grad", POST.name, deepest(table, POST.name))
+    layers, grads = in_deepest(table, "mlp_out_grad", POST.name)
     fig, (ax,) = plots.figure()
     color = plots.color("post")
     last = float(np.exp(log(grads[-1]).mean()))
@@ -61,13 +54,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     plots.log_y(ax)
     plots.block_axis(ax, layers + 1)
     ax.set_ylabel(plots.BLOCK_GRADIENT)
-    handles = [
-        plots.line_handle("post", color, ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("fit", color),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
+    return plots.finish_lines(fig, PREDICTION, found, {"post": color}, "fit")
 
 
 ENTRY = Reproduction(

@@ -1,14 +1,14 @@
 """Pre-norm's gradient falls with the block's index as a power, not exponentially.
 
 Source: Xiong et al., arXiv:2002.04745, section 3.3, "Extended theory to other layers/parameters": in a pre-norm
-transformer the stream's variance grows linearly with l, so the norm in front of block l divides the gradient of the
-block's matrices by a number that grows as sqrt(l), and nothing on the residual path multiplies it.
+transformer the stream's variance grows linearly with l, so the norm before block l divides the gradient of the block's
+matrices by a number that grows as sqrt(l). Nothing on the residual path multiplies the gradient.
 
 Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model; per seed the least-squares
 slope of its logarithm against ln l, l from 1.
 
-Band: -0.5 +- 0.1. Verdict: supported when the whole 95 % t interval over seeds lies in the band, not supported when it
-lies wholly outside, inconclusive otherwise.
+Band: -0.5 +- 0.1. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
+outside, inconclusive otherwise.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import PRE, Need, Reproduction, Setting
-from normstudy.reproductions.verdicts import Finding, around, by_layer, deepest, exponent, judge
+from normstudy.reproductions.entry import PRE, Need, Reproduction, Sizes
+from normstudy.reproductions.verdicts import Finding, around, exponent, in_deepest, judge
 
 PREDICTION = "Pre-norm: the gradient of block l falls as 1/sqrt(l)."
 BAND = around(-0.5, 0.1)
 
 
-def needs(setting: Setting) -> list[Need]:
-    return [Need("gradients", PRE, (setting.deepest,), setting.seeds)]
+def needs(sizes: Sizes) -> list[Need]:
+    return [Need("gradients", PRE, (sizes.deepest,), sizes.seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    depth = deepest(table, PRE.name)
-    layers, grads = by_layer(table, "mlp_out_grad", PRE.name, depth)
-    return [judge(f"exponent in l of the gradient, L = {depth}", exponent(layers + 1, grads), BAND)]
+    layers, grads = in_deepest(table, "mlp_out_grad", PRE.name)
+    return [judge(f"exponent in l of the gradient, L = {len(layers)}", exponent(layers + 1, grads), BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, grads = by_layer(table, "mlp_out_grad", PRE.name, deepest(table, PRE.name))
+    layers, grads = in_deepest(table, "mlp_out_grad", PRE.name)
     fig, (ax,) = plots.figure()
     color = plots.color("pre")
     plots.power_band(ax, layers + 1, grads, BAND)
@@ -45,13 +44,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     plots.log_y(ax)
     ax.set_xlabel("block l")
     ax.set_ylabel(plots.BLOCK_GRADIENT)
-    handles = [
-        plots.line_handle("pre", color, ""),
-        plots.seed_line_handle(),
-        plots.interval_handle("fit", color),
-        plots.band_handle("predicted"),
-    ]
-    return plots.finish(fig, PREDICTION, found, handles)
+    return plots.finish_lines(fig, PREDICTION, found, {"pre": color}, "fit")
 
 
 ENTRY = Reproduction(

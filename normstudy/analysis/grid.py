@@ -1,0 +1,84 @@
+"""How the package prints values, numbers and tables."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Sequence
+
+from normstudy.config import short_float
+
+GAP = "  "  # between the columns of a plain table
+
+Value = str | int | float | bool | None  # a cell of a stored table
+
+
+def plain_number(value: float) -> str:
+    """Up to twelve significant digits: 6, 0.003, 1e-05."""
+    return str(value) if isinstance(value, int) else f"{value:.12g}"
+
+
+def typed_number(value: float) -> str:
+    """A number as people type it on a command line: 6, 0.98, 3e-3."""
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.6g}" if 0.1 <= abs(value) < 1e4 else short_float(value)
+
+
+def three_digits(value: float, thousands: str = "") -> str:
+    """Three significant digits, and never fewer than all digits before the point: 0.0213, 1.05, 98.2, 1530.
+
+    thousands: the separator of thousands, "," or none.
+    """
+    return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+def value_text(value: Value, number: Callable[[float], str] = plain_number) -> str:
+    """A value as it is written in YAML: null, true, pre, or a number in the given form."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return number(value) if isinstance(value, int | float) else value
+
+
+def interval_text(mean: float, low: float, high: float, form: str) -> str:
+    """`-0.542 [-0.568, -0.515]`. Where the bounds are NaN only the mean is printed; a NaN mean gives an empty text."""
+    texts = ["" if math.isnan(value) else format(value, form) for value in (mean, low, high)]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]" if texts[1] else texts[0]
+
+
+def count_text(n: int, noun: str) -> str:
+    """`1 run`, `1,200 runs`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """The lines of a table in aligned columns.
+
+    A cell of several lines takes as many lines of the table. right: the columns that are aligned to the right.
+    """
+    table = [[cell.split("\n") for cell in row] for row in (header, *rows)]
+    widths = [max(len(line) for cell in column for line in cell) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        for parts in itertools.zip_longest(*row, fillvalue=""):
+            cells = [
+                part.rjust(width) if i in right else part.ljust(width)
+                for i, (part, width) in enumerate(zip(parts, widths, strict=True))
+            ]
+            lines.append(GAP.join(cells).rstrip())
+    return lines
+
+
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = (), *, compact: bool = False
+) -> list[str]:
+    """The lines of a Markdown table.
+
+    right: the columns that are aligned to the right. compact: no spaces in the line below the header.
+    """
+    rule = ["---:" if i in right else "---" for i in range(len(header))]
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in (header, rule, *escaped)]
+    return [lines[0], lines[1].replace(" ", ""), *lines[2:]] if compact else lines

@@ -1,0 +1,122 @@
+"""Scales and ticks of an axes, and what several figures draw on it: lines over seeds, reference losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from normstudy.figures import style
+from normstudy.figures.layout import FEW, place_of
+from normstudy.figures.look import Look
+from normstudy.figures.series import Sizes, curves, last_tenth, seed_mean
+
+STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the two step axes
+
+
+def step_axis(ax: Axes, last: int, *, log: bool) -> None:
+    """A step axis from 0 to `last`; `log` stretches the first updates (log of step + 1) and labels the last step."""
+    narrow = place_of(ax).get_gridspec().ncols > 3
+    if not log:
+        ax.set_xlim(-0.02 * last, 1.02 * last)  # room for the markers at both ends
+        ax.xaxis.set_major_locator(MaxNLocator(4 if narrow else 5, integer=True, steps=[1, 2, 5, 10]))
+        return
+    ax.set_xscale("function", functions=(_log1p, np.expm1))
+    ax.set_xlim(0, max(last, 1))
+    ax.xaxis.set_major_locator(FixedLocator(log_ticks(last, 3 if narrow else 2.2)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
+
+
+def _log1p(x: np.ndarray) -> np.ndarray:
+    return np.asarray(np.log1p(np.maximum(x, -0.999)))
+
+
+def log_ticks(last: int, apart: float) -> list[int]:
+    """0, 5, 20, 100, 500, ... and the last step; from tick to tick step + 1 grows at least by the factor `apart`."""
+    ticks = [0]
+    for step in (1, 5, 20, 100, 500, 2000, 10_000, 50_000, 200_000):
+        if step + 1 >= apart * (ticks[-1] + 1) and apart * (step + 1) < last + 1:
+            ticks.append(step)
+    return [*ticks, last]
+
+
+def norm_axis(ax: Axes) -> None:
+    """A logarithmic y axis."""
+    ax.set_yscale("log")
+    norm_ticks(ax.yaxis)
+
+
+def norm_ticks(axis: Axis) -> None:
+    """Set the ticks of a logarithmic axis or color bar, since matplotlib's own choice depends on its version.
+
+    Below two decades the labels are plain numbers: 2 × 10⁰ is hard to read.
+    """
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(lambda v, _: f"{v:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def layer_axis(ax: Axes, axis: str, top: int) -> None:
+    """About eight integer ticks for layers 0 to `top`, both ends among them."""
+    every = max(1, -(-top // 7))
+    ticks = [t for t in range(0, top + 1, every) if t == 0 or top - t >= every * 0.6] + [top]
+    (ax.set_xticks if axis == "x" else ax.set_yticks)(sorted(set(ticks)))
+
+
+def draw_seed_lines(
+    ax: Axes, table: pd.DataFrame, sizes: Sizes, look: Look, *, log: bool, smooth: bool = False
+) -> None:
+    """A thin line per seed, and a bold line for the mean over seeds.
+
+    table: columns hue, dash, run_id, step, value. sizes: number of seeds. log: the mean is geometric. smooth: the
+    mean is also taken over the last tenth of the steps.
+    """
+    mean = seed_mean(table, sizes, log=log)
+    alpha = 0.4 if look.facet is None else 0.25  # in a small panel noisy seeds would hide their mean
+    seeds = dict(iter(table.groupby(["hue", "dash"], sort=False)))
+    for hue, dash in sizes:
+        color, pattern, name = look.colors[hue], look.dashes[dash], f"{hue}:{dash}"
+        for run_id, steps, values in curves(seeds.get((hue, dash), table[:0])):
+            # not ax.plot, which checks units and limits again for each of a thousand lines
+            thin = Line2D(steps, values, color=color, ls=pattern, lw=style.THIN, alpha=alpha, gid=f"seed:{run_id}")
+            ax.add_line(thin)
+        bold = mean[(mean["hue"] == hue) & (mean["dash"] == dash)].sort_values("step")
+        if smooth:
+            bold = last_tenth(bold)
+        # a white edge keeps the gaps of dashed lines open where other lines lie behind them
+        ax.plot(bold["step"], bold["value"], color="white", lw=style.BOLD + 1, alpha=0.7, zorder=2.5)
+        few = "." if 0 < len(bold) <= 16 else ""  # points that are sparse get markers
+        ax.plot(
+            bold["step"], bold["value"], color=color, ls=pattern, lw=style.BOLD, marker=few, ms=5, zorder=3,
+            gid=f"mean:{name}",
+        )  # fmt: skip
+
+
+def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
+    """A marker at the last finite point of each diverged run; ends: columns hue, run_id, step, value."""
+    for run_id, hue, step, value in zip(ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True):
+        ax.plot(
+            [step], [value], marker=style.OUTCOME_MARKERS["diverged"], ms=6, ls="none", zorder=5,
+            color=look.colors[hue], mec="white", mew=0.6, clip_on=False, gid=f"diverged:{run_id}",
+        )  # fmt: skip
+
+
+def draw_references(ax: Axes, references: Sequence[tuple[str, float]], *, labelled: bool) -> None:
+    """Horizontal lines at known losses; `labelled` writes their names beyond the right edge."""
+    grid = place_of(ax).get_gridspec()
+    gap = " " if grid.nrows * grid.ncols > FEW else "\n"  # in a low panel names of two lines would overlap
+    for name, value in references:
+        ax.axhline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
+        if labelled:
+            ax.annotate(
+                f"{name}{gap}{value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                textcoords="offset points", va="center", fontsize=6, color=style.GREY, annotation_clip=False,
+            )  # fmt: skip

@@ -1,0 +1,195 @@
+"""How a study's runs are distinguished in its figures: which fields are color, line style and panels.
+
+One text field is drawn as color (`hue`), one field as line style (`dash`); the other fields make panels. A text field
+with too many values for the colors of one axes (`facet`) also makes panels, one per value; the color is then n_layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from normstudy import config as cfg
+from normstudy.analysis.grid import Value, typed_number, value_text
+from normstudy.analysis.select import values_of
+from normstudy.figures import style
+
+HEADLINE_LR = 3e-3  # a figure with room for one learning rate shows the one nearest to this
+MAX_HUES = 6  # colors in one axes
+NAME_WIDTH = 24  # characters above a panel in a row of four
+
+# Config columns that are never drawn as a field: seeds, the study's name, a path, a permission, settings of recording.
+_NOT_SWEPT = ("study", "seed", "data_seed", "data_path", "force_init")
+_NOT_SWEPT_PREFIXES = ("probe_", "eval_")
+_NAMES = {
+    "placement": cfg.PLACEMENT_NAMES,
+    "norm": (*cfg.NORM_NAMES, "auto"),
+    "init": ("auto", *cfg.INIT_NAMES),
+    "optimizer": cfg.OPTIMIZER_NAMES,
+    "schedule": cfg.SCHEDULE_NAMES,
+}
+
+
+def label(value: Value) -> str:
+    """A config value as text of a figure: 3e-3, null, true, pre."""
+    return value_text(value, typed_number)
+
+
+def folded(name: str, width: int = NAME_WIDTH) -> str:
+    """A long name, such as that of a user-defined block, in at most two lines of at most `width` characters."""
+    if len(name) <= width:
+        return name
+    ends = [i + 1 for i, c in enumerate(name[:width]) if c in ":._- "]
+    cut = ends[-1] if ends else width
+    rest = name[cut:].strip()
+    return f"{name[:cut].strip()}\n{rest if len(rest) <= width else '…' + rest[1 - width :]}"
+
+
+def values(runs: pd.DataFrame, column: str) -> list[Value]:
+    """The values of a column as `values_of` gives them, but shipped names first, in the order of the configuration."""
+    order = {name: i for i, name in enumerate(_NAMES.get(column, ()))}
+    return sorted(values_of(runs, column), key=lambda v: -1 if v is None else order.get(str(v), len(order)))
+
+
+def varies(runs: pd.DataFrame, column: str) -> bool:
+    """Whether a column has two or more values, counting null as one."""
+    return len(runs[column].unique()) > 1
+
+
+def swept(runs: pd.DataFrame) -> list[str]:
+    """The config columns that vary, in the order of the configuration.
+
+    `data_sha256` is added where `data` and its seed do not distinguish the texts: no axes mixes losses on different
+    texts or in different tokens, which have no common scale.
+    """
+    asked = [c for c in cfg.asked_types() if c not in _NOT_SWEPT and not c.startswith(_NOT_SWEPT_PREFIXES)]
+    found = [c for c in asked if c in runs and varies(runs, c)]
+    named = [c for c in cfg.TEXT_COLUMNS if c in found]
+    parts = [part for _, part in runs.groupby(named, dropna=False)] if named else [runs]
+    return [*found, "data_sha256"] if any(varies(part, "data_sha256") for part in parts) else found
+
+
+def text_fields(runs: pd.DataFrame) -> dict[str, int]:
+    """Field -> number of values, for each text field that varies, in the order of the configuration."""
+    kinds = cfg.asked_types()
+    return {c: len(values(runs, c)) for c in swept(runs) if kinds.get(c) is str and c not in cfg.TEXT_COLUMNS}
+
+
+def short_names(runs: pd.DataFrame) -> dict[str, str]:
+    """Value -> label of each user-defined placement and norm (`package.module:function`): the function's name.
+
+    A block whose function has the name of another block or of a shipped one keeps its full name.
+    """
+    out: dict[str, str] = {}
+    for column in ("placement", "norm"):
+        found = [str(v) for v in values(runs, column)] if column in runs else []
+        tails = [v.rpartition(":")[2] for v in found]
+        taken = {*_NAMES[column], *(t for t in tails if tails.count(t) > 1)}
+        out |= {v: t for v, t in zip(found, tails, strict=True) if ":" in v and t not in taken}
+    return out
+
+
+def chosen(found: Sequence[Value], column: str) -> Value:
+    """The one value to show: the learning rate nearest to HEADLINE_LR, else the last (the deepest, the widest)."""
+    if column != "peak_lr":
+        return found[-1]
+    rates = [(abs(math.log(v / HEADLINE_LR)), i) for i, v in enumerate(found) if isinstance(v, int | float)]
+    return found[min(rates)[1]]
+
+
+def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
+    """At most `limit` of the ordered values: both ends, the `chosen` learning rate, and others evenly between them."""
+    if len(found) <= limit:
+        return list(found)
+    if limit == 1:
+        return [chosen(found, column)]
+    picked = [round(i * (len(found) - 1) / (limit - 1)) for i in range(limit)]
+    if column == "peak_lr" and limit > 2:
+        best = found.index(chosen(found, column))
+        if best not in picked:
+            inner = min(range(1, limit - 1), key=lambda i: abs(picked[i] - best))
+            picked[inner] = best
+    return [found[i] for i in sorted(picked)]
+
+
+def spread_labels(runs: pd.DataFrame, column: str, limit: int, names: Mapping[str, str], notes: list[str]) -> list[str]:
+    """The labels of at most `limit` values of a column; where values are left out, a note is added to `notes`."""
+    found = values(runs, column)
+    picked = spread(found, limit, column)
+    if len(picked) < len(found):
+        notes.append(f"{len(picked)} of {len(found)} values of {column} shown")
+    return [names.get(label(v), label(v)) for v in picked]
+
+
+@dataclass(frozen=True)
+class Look:
+    """The fields drawn as color, line style and panels, with the color and line style of each value.
+
+    hue: empty where every run has the same color. facet: a text field with more than MAX_HUES values, or None.
+    """
+
+    hue: str
+    dash: str | None
+    colors: dict[str, str]
+    dashes: dict[str, style.LineStyle]
+    notes: tuple[str, ...] = ()
+    facet: str | None = None
+
+    @property
+    def by(self) -> str:
+        """The fields that distinguish lines and panels, for titles: `placement and warmup_steps`."""
+        fields = [self.hue] if self.dash is None else [self.hue, self.dash]
+        if self.facet is None:
+            return " and ".join(fields)
+        if len(self.colors) == 1:
+            fields.remove(self.hue)
+        return " per ".join([" and ".join(fields)] * bool(fields) + [self.facet])
+
+
+def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
+    """Color for the placement, else for another text field that varies; line style for the warmup.
+
+    A text field with more than MAX_HUES values makes panels instead: the placement, else the one with most values.
+    Where no text field is left for the color, the color is n_layers. names: labels, as `short_names` gives them.
+    """
+    text = text_fields(runs)
+    many = {c: n for c, n in text.items() if n > MAX_HUES}
+    facet = "placement" if "placement" in many else max(many, key=lambda c: many[c], default=None)
+    few = [c for c in text if c not in many]
+    hue = "placement" if "placement" in few or not few else few[0]
+    if facet is not None and not few:
+        hue = "n_layers"
+    rest = [c for c in few if c != hue]
+    dash = "warmup_steps" if "warmup_steps" in swept(runs) else (rest[0] if rest else None)
+
+    notes = list[str]()
+    hues = spread_labels(runs, hue, MAX_HUES, names or {}, notes)
+    dashes = [] if dash is None else spread_labels(runs, dash, len(style.DASHES), names or {}, notes)
+    return Look(
+        hue=hue,
+        dash=dash,
+        colors=colors_of(hue, hues),
+        dashes=dict(zip(dashes, style.DASHES, strict=False)) if dash else {"": "-"},
+        notes=tuple(notes),
+        facet=facet,
+    )
+
+
+def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
+    """A color per value. A shipped name keeps its color whatever else a study holds; other names get free colors.
+
+    Depths get shades, the deepest the darkest.
+    """
+    if hue == "n_layers":
+        return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
+    fixed = style.PLACEMENT_COLORS if hue == "placement" else {}
+    shipped = [n for n in _NAMES.get(hue, ()) if n not in fixed]
+    colors = fixed | dict(zip(shipped, style.OTHER_COLORS, strict=False))
+    used = {colors[n] for n in names if n in colors}
+    pool = dict.fromkeys((*style.OTHER_COLORS, *style.OWN_COLORS, *style.PLACEMENT_COLORS.values()))
+    free = [c for c in pool if c not in used]
+    free.sort(key=lambda c: c in colors.values())  # colors of shipped names last
+    return {n: colors[n] if n in colors else free.pop(0) for n in names}

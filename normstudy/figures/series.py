@@ -1,0 +1,139 @@
+"""Tables of a study's series for drawing: rows of some runs, means over seeds, snapshots of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from normstudy.figures.look import values
+from normstudy.figures.study import Panel, Study, arms
+
+SNAPSHOTS = (0, 5, 20, 100)  # steps; the last step is added
+
+Sizes = Mapping[tuple[str, str], int]  # (hue, dash) -> number of runs
+
+
+def sizes(runs: pd.DataFrame, study: Study) -> Sizes:
+    """(hue, dash) -> number of runs, for each color and line style that has runs."""
+    return {(hue, dash): len(part) for hue, dash, part in arms(runs, study)}
+
+
+def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The rows of a series that belong to `runs`, in their order, with some columns of `runs`.
+
+    This is an inner merge on `run_id`, but looks up each run once instead of each row.
+    """
+    codes, names = pd.factorize(rows["run_id"])
+    place = pd.Index(runs["run_id"]).get_indexer(names)[codes]
+    mine = place >= 0
+    found = {c: runs[c].array[place[mine]] for c in columns}
+    out: pd.DataFrame = rows[mine].assign(**found)
+    return out.reset_index(drop=True)
+
+
+def geometric(rows: pd.DataFrame, keys: list[str], column: str = "grad_norm") -> pd.DataFrame:
+    """Geometric mean over runs (`mid`), `low`, `high` and `n`, for each combination of `keys`.
+
+    Zeros and values that are not finite have no place on a log axis and are left out.
+    """
+    good = rows[np.isfinite(rows[column]) & (rows[column] > 0)]
+    logs = good.assign(log=np.log(good[column])).groupby(keys, sort=True)
+    out: pd.DataFrame = logs.agg(log=("log", "mean"), low=(column, "min"), high=(column, "max"), n=(column, "size"))
+    return out.assign(mid=np.exp(out["log"])).drop(columns="log").reset_index()
+
+
+def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
+    """A note that names the runs and steps with a gradient of exactly 0, which has no place on a log axis."""
+    gone = rows[rows["grad_norm"] == 0]
+    if gone.empty:
+        return []
+    column = study.look.facet or study.look.hue
+    runs = study.runs[study.runs["run_id"].isin(gone["run_id"])]
+    names = [study.text(column, v) for v in values(runs, column)]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return [f"a gradient of exactly 0 is not drawn ({', '.join(names[:4])}{more}: step {_span(gone['step'])})"]
+
+
+def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]]:
+    """(title, rows) at init, after 5, 20 and 100 updates, and at the end.
+
+    A run is shown at its last recorded step up to the snapshot's. A run that ended before a snapshot is left out of
+    it; at the end every run is shown at its last finite row.
+    """
+    ends = last_of_run(rows)
+    out: list[tuple[str, pd.DataFrame]] = []
+    for wanted in [s for s in SNAPSHOTS if s < n_steps - 1]:
+        below = rows[(rows["step"] <= wanted) & (ends >= wanted)]
+        at = below[below["step"] == last_of_run(below)]
+        if len(at) and not (out and set(at["step"]) == set(out[-1][1]["step"])):
+            out.append((f"step {_span(at['step'])}" + (" (init)" if wanted == 0 else ""), at))
+    finite = rows[np.isfinite(rows["grad_norm"])]
+    last = finite[finite["step"] == last_of_run(finite)]
+    if len(last):
+        out.append((f"step {_span(last['step'])} (end)", last))
+    return out
+
+
+def last_of_run(rows: pd.DataFrame) -> pd.Series[int]:
+    """For each row, the last step of its run among the rows."""
+    return rows.groupby("run_id", observed=True)["step"].transform("max")
+
+
+def _span(steps: pd.Series[int]) -> str:
+    low, high = int(steps.min()), int(steps.max())
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def seed_mean(table: pd.DataFrame, sizes: Sizes, *, log: bool) -> pd.DataFrame:
+    """Mean of `value` over the seeds of each (hue, dash), geometric with `log`.
+
+    The mean ends where the first seed ends: a mean of the remaining seeds would hide the runs that ended.
+    """
+    rows = table.assign(value=np.log(table["value"])) if log else table
+    mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index("step")
+    whole = pd.Series(sizes).reindex(mean.index)
+    mean = mean[(mean["size"] == whole).to_numpy()].rename(columns={"mean": "value"}).reset_index()
+    return mean.assign(value=np.exp(mean["value"])) if log else mean
+
+
+def last_tenth(mean: pd.DataFrame) -> pd.DataFrame:
+    """`value` at each step t replaced by its mean over the steps from 0.9 t to t, which are equally wide on a log axis.
+
+    The steps are 0, 1, 2, ...
+    """
+    sums = np.concatenate([[0.0], np.cumsum(mean["value"])])
+    ends = np.arange(1, len(mean) + 1)
+    width = 1 + (ends - 1) // 10
+    return mean.assign(value=(sums[ends] - sums[ends - width]) / width)
+
+
+def curves(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(run_id, steps, values) of each run, sorted by run_id; the rows of each run must be in order."""
+    codes, names = pd.factorize(table["run_id"], sort=True)
+    rows = np.argsort(codes, kind="stable")
+    steps, values = table["step"].to_numpy()[rows], table["value"].to_numpy()[rows]
+    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+    for name, start, end in zip(names, [0, *ends], ends, strict=False):
+        yield str(name), steps[start:end], values[start:end]
+
+
+def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
+    """The losses of uniform, unigram and bigram prediction of the runs' text, in nats per token."""
+    first = runs.iloc[0]
+    return [
+        ("ln(vocab)", float(first["ln_vocab"])),
+        ("unigram", float(first["unigram_entropy"])),
+        ("bigram", float(first["bigram_entropy"])),
+    ]
+
+
+def same_text(panels: Sequence[Panel]) -> bool:
+    """Whether all panels have the same reference losses: the same text in the same tokens."""
+    return len({tuple(key) for p in panels for key in p.runs[["data_sha256", "ln_vocab"]].to_numpy()}) == 1
+
+
+def last_step(runs: pd.DataFrame) -> int:
+    """The last step of the longest run."""
+    return int(runs["n_steps"].max()) - 1
