@@ -19,7 +19,7 @@ from normstudy.bench.rows import ROWS
 from normstudy.bench.samples import Sample, Scope
 from normstudy.config import one_of
 from normstudy.errors import ConfigError
-from normstudy.study import parquet
+from normstudy.study import paths
 from normstudy.study import tables as store
 from normstudy.workers.progress import duration
 
@@ -38,7 +38,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
     """
     one_of("--device", device, tuple(SKIPPED))
     chosen = [*ROWS] if asked is None else rows.check_rows(asked)
-    parquet.check_out(out)
+    paths.check_out(out)
     made_by = tables.machine(device)
     for row in chosen:
         if ROWS[row].device != device and (asked is not None or ROWS[row].device == "cuda"):

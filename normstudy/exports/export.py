@@ -1,11 +1,12 @@
-"""`normstudy export`: the tables of a study as files of another tool.
+"""`normstudy export`: write the tables of a study as files of another tool.
 
-Everything is written beside its place and moved there at the end: under the name asked for there is never half of it.
+The result is written beside its final place and moved there at the end, so that a partial result never has its name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import socket
@@ -20,22 +21,28 @@ from normstudy.study import files, paths, tables
 
 
 class Format(NamedTuple):
-    """write(source, target, scratch) makes the file or folder `target`; scratch is an empty folder for anything else.
+    """write(source, target, scratch) makes the file or folder `target`; scratch is an empty folder for other files.
 
-    opens(out): the command that opens it. needs: what pip installs for it, None where normstudy itself needs it.
+    opens(out) is the command that opens the result.
     """
 
     write: Callable[[Source, Path, Path], None]
     opens: Callable[[Path], str]
-    needs: str | None = None
+
+
+# The module of each format, and the library that it needs beyond those of normstudy.
+FORMATS = {
+    "csv": ("to_csv", ""), "tensorboard": ("to_tensorboard", "tensorboard"), "wandb-offline": ("to_wandb", "wandb"),
+    "duckdb": ("to_duckdb", "duckdb"),
+}  # fmt: skip
 
 
 def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str]) -> str:
-    """Write the runs of a study as `to`; returns what was written where, and the command that opens it.
+    """Write the runs of a study in the format `to`; returns what was written, and the command that opens it.
 
-    out: what is made, by default STUDY/export/TO; where: column -> value, the runs that take part. Raises ConfigError
-    for an unknown format, one whose library is not installed, a place that is taken or cannot be written, a folder
-    that is no study, and what `where` does not allow.
+    out: the file or folder to create, by default STUDY/export/TO; where: column -> value that a run must have. Raises
+    ConfigError for an unknown format, a missing library, an `out` that exists or cannot be written, a folder that is
+    not a study, and a `where` that selects no run.
     """
     cfg.one_of("--to", to, tuple(FORMATS), {"wandb": "wandb-offline"})
     tables.check_is_study(study)
@@ -47,66 +54,34 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
     with placed(out) as (target, scratch):
         form.write(source, target, scratch)
     runs = f"{source.n_runs} run{'s' if source.n_runs > 1 else ''}"
-    return f"{runs} of {study} in {out}. Open it with\n{form.opens(out)}"
-
-
-# ---- formats ------------------------------------------------------------------------------------------
-
-
-def _csv() -> Format:
-    from normstudy.exports import to_csv
-
-    return Format(to_csv.write, to_csv.opens)
-
-
-def _duckdb() -> Format:
-    from normstudy.exports import to_duckdb
-
-    return Format(to_duckdb.write, to_duckdb.opens)
-
-
-def _tensorboard() -> Format:
-    from normstudy.exports import to_tensorboard
-
-    return Format(to_tensorboard.write, to_tensorboard.opens)
-
-
-def _wandb() -> Format:
-    from normstudy.exports import to_wandb
-
-    return Format(to_wandb.write, to_wandb.opens)
-
-
-# Each is imported when it is asked for: the libraries are optional, and slow to start.
-FORMATS = {"csv": _csv, "tensorboard": _tensorboard, "wandb-offline": _wandb, "duckdb": _duckdb}
-NEEDS = {"tensorboard": "tensorboard", "wandb-offline": "wandb", "duckdb": "duckdb"}
+    return f"{runs} of {study} written to {out}. Open with\n{form.opens(out)}"
 
 
 def _format(to: str) -> Format:
+    """Import the module of a format; only that one, because the libraries are optional and slow to import."""
+    module_name, library = FORMATS[to]
     try:
-        return FORMATS[to]()
+        module = importlib.import_module(f"normstudy.exports.{module_name}")
     except ImportError as error:
-        if to not in NEEDS:
+        if not library:
             raise
         raise ConfigError(
-            f"--to {to} needs a library that cannot be used ({error}): pip install {NEEDS[to]}"
+            f"--to {to} needs a library that cannot be imported ({error}): pip install {library}"
         ) from error
-
-
-# ---- places -------------------------------------------------------------------------------------------
+    return Format(module.write, module.opens)
 
 
 def check_free(out: Path) -> None:
-    """Raise a ConfigError where something is at `out`."""
+    """Raise a ConfigError if `out` exists."""
     if os.path.lexists(out):
         raise ConfigError(f"{out} exists: give another --out, or remove it")
 
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Two paths beside `out`: what is made at the first is moved to `out`, the second is a folder for scratch.
+    """Yield two paths beside `out`: the first is moved to `out` at the end, the second is an empty folder for scratch.
 
-    Where that fails, nothing is left; raises ConfigError for a disk that does not take it.
+    After an error nothing is left. Raises ConfigError if `out` cannot be written.
     """
     part = out.with_name(f"{out.name}.{socket.gethostname()}-{os.getpid()}.part")
     above = [folder for folder in out.parents if not folder.exists()]
@@ -114,7 +89,7 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
         (part / "scratch").mkdir(parents=True)
         yield part / "new", part / "scratch"
         _make_durable(part / "new")
-        check_free(out)  # somebody may have made it meanwhile, and a rename would replace it
+        check_free(out)  # another process may have created it meanwhile, and the rename would replace it
         os.rename(part / "new", out)
         files.fsync(out.parent)
         shutil.rmtree(part, ignore_errors=True)
@@ -124,10 +99,9 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         if isinstance(error, OSError):
-            told = os.strerror(error.errno) if error.errno else error
-            raise ConfigError(
-                f"{out} cannot be written: {told}. Nothing of it is left; {files.remedy(error)}, or give another --out"
-            ) from error
+            why = os.strerror(error.errno) if error.errno else error
+            do = f"{files.remedy(error)}, or give another --out"
+            raise ConfigError(f"{out} cannot be written: {why}. No partial result is left; {do}") from error
         raise
 
 

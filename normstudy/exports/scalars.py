@@ -1,4 +1,4 @@
-"""What tools that follow runs step by step are given: each run's numbers by step, under names that such tools group.
+"""Each run's numbers step by step, for tools that follow runs, under names that these tools group by their slashes.
 
 train_loss val_loss lr grad_norm param_norm update_norm      of `steps`
 grad_norm/layer 0/attn_in   grad_norm/embed                   of `modules`, also param_norm and update_norm
@@ -22,30 +22,29 @@ STEP_NUMBERS = ("train_loss", "val_loss", "lr", "grad_norm", "param_norm", "upda
 MODULE_NUMBERS = ("grad_norm", "param_norm", "update_norm")
 RESIDUAL_NUMBERS = {"rms": "residual_rms", "grad_norm": "residual_grad_norm"}
 
-Row = Mapping[str, object]
 Scalars = dict[str, float]  # by name
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run as it is exported. row: of `runs`; steps: step -> the numbers recorded there, in order; no null among them.
+class ExportedRun:
+    """A run to export. row: its row of `runs`; steps: step -> the numbers recorded at this step, without nulls.
 
-    A step without numbers is none: a run that failed before its first has no steps.
+    Only steps with numbers are listed, in order; a run that failed before its first step has none.
     """
 
-    row: Row
+    row: Mapping[str, object]
     steps: dict[int, Scalars]
 
     @property
     def run_id(self) -> str:
-        """Its name."""
+        """The run_id."""
         return str(self.row["run_id"])
 
     def time(self, step: int) -> float:
-        """A time for a step, in seconds since 1970: none was recorded.
+        """A made-up time of a step in seconds since 1970, because no time is recorded for each step.
 
-        The steps are spread evenly from the start of the run to its end. Where either is unknown, as while it runs,
-        they are in order, a second apart.
+        The steps are spread evenly between the start and the end of the run. If either is unknown, as for a running
+        run, consecutive steps are one second apart.
         """
         start, end = (self.row[name] for name in ("started_at", "finished_at"))
         if not isinstance(start, datetime.datetime):
@@ -56,18 +55,18 @@ class Run:
         return start.timestamp() + each * (step + 1)
 
 
-def runs_of(source: Source, what: str) -> Iterator[Run]:
-    """The runs one after the other, with a bar on a terminal that says `what` and the time left."""
+def runs_of(source: Source, what: str) -> Iterator[ExportedRun]:
+    """Yields the runs one by one; on a terminal a progress bar shows `what` and the time left."""
     series = zip(*(source.rows(table) for table in schema.SERIES), strict=True)
     rows = (row for batch in source.runs.to_batches(1) for row in batch.to_pylist())
     with tqdm(total=source.n_runs, unit="run", desc=what, **terminal.fit()) as bar:
         for row, (steps, modules, residual) in zip(rows, series, strict=True):
-            yield Run(row, by_step(steps, modules, residual))
+            yield ExportedRun(row, by_step(steps, modules, residual))
             bar.update()
 
 
 def by_step(steps: pa.Table, modules: pa.Table, residual: pa.Table) -> dict[int, Scalars]:
-    """step -> name -> number, in the order of steps, from the rows of one run."""
+    """step -> name -> number, sorted by step, from the rows of one run."""
     found: dict[int, Scalars] = {}
 
     def add(rows: pa.Table, names: Mapping[str, str], places: list[str]) -> None:
@@ -84,7 +83,7 @@ def by_step(steps: pa.Table, modules: pa.Table, residual: pa.Table) -> dict[int,
 
 
 def places_of(rows: pa.Table) -> list[str]:
-    """`/layer 0/attn_in` of each row: what it has of a layer and of a module."""
+    """The layer and module of each row as `/layer 0/attn_in`; a row without a layer or module omits that part."""
     layers = ["" if layer is None else f"/layer {layer}" for layer in rows["layer"].to_pylist()]
     if "module" not in rows.column_names:
         return layers

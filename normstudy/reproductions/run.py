@@ -25,7 +25,7 @@ from normstudy.reproductions import tables, workers
 from normstudy.reproductions.entry import Job, Need, Reproduction, Row, Setting, Variant
 from normstudy.reproductions.registry import REPRODUCTIONS
 from normstudy.reproductions.verdicts import Finding
-from normstudy.study import parquet
+from normstudy.study import paths
 
 OUT = Path("results/reproductions")
 FORMATS = ("table", "markdown")
@@ -76,7 +76,7 @@ def reproduce(
     names = check_names(names)
     if processes is not None and processes < 1:
         raise ConfigError(f"--workers {processes} is below 1")
-    parquet.check_out(out)
+    paths.check_out(out)
     setting = setting or Setting()
     needs = {name: REPRODUCTIONS[name].needs(setting) for name in names}
     keys = {name: tables.definition(setting, needs[name]) for name in names}

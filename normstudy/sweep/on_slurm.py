@@ -16,7 +16,7 @@ from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
 from normstudy.study import files, locks, records, tables
-from normstudy.study.holder import holder_of
+from normstudy.study.locks import holder_of
 from normstudy.study.records import Request
 from normstudy.sweep.execute import RunsFailed, begin, command_of, end
 from normstudy.sweep.planning import Plan
@@ -151,7 +151,10 @@ def cancel(study_dir: Path) -> str:
     except ask.Unavailable as why:
         raise ConfigError(f"{array} of {study_dir} cannot be cancelled from here: {why}") from None
     if not counts.alive:
-        with contextlib.suppress(ConfigError), locks.hold(study_dir, f"normstudy cancel {study_dir}", patience=5.0):
+        with (
+            contextlib.suppress(ConfigError),
+            locks.hold_study(study_dir, f"normstudy cancel {study_dir}", patience=5.0),
+        ):
             arrays.remove(study_dir, array)
     seen = status.look(study_dir)
     gone = "is cancelled" if not counts.alive else f"is being cancelled ({counts})"
@@ -168,7 +171,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
     over = arrays.refuse_while_alive(study_dir)
     if planned.batches:
         submit.check(planned.execution)
-    with locks.hold(study_dir, command), Stop() as stop:
+    with locks.hold_study(study_dir, command), Stop() as stop:
         arrays.remove(study_dir, over)
         files.remove_parts(study_dir)
         since, tasks = tables.now(), begin(planned, request)
@@ -187,7 +190,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
     with contextlib.ExitStack() as stack:
         held = None
         with contextlib.suppress(ConfigError):  # somebody else uses the study, and the next command does this
-            held = stack.enter_context(locks.hold(study_dir, command, patience=on_slurm.PATIENCE_SECONDS))
+            held = stack.enter_context(locks.hold_study(study_dir, command, patience=on_slurm.PATIENCE_SECONDS))
             statuses = tables.finished_ids(study_dir)  # another command may have begun a run since
             arrays.remove(study_dir, array)
         errors, lost = on_slurm.errors_of(study_dir, tasks, statuses)

@@ -33,7 +33,6 @@ from processes import start, wait_for
 from normstudy import config
 from normstudy.cli import main
 from normstudy.config import ConfigError
-from normstudy.exports import export as exports
 from normstudy.exports.export import FORMATS, export_study
 from normstudy.exports.source import by_run, choose
 from normstudy.study import schema, tables
@@ -137,7 +136,7 @@ def test_a_file_that_a_compaction_takes_away_meanwhile_is_told_of(study: Path, t
     rows = by_run(copy, "steps", names)
     next(rows)
     compact_study(copy)
-    with pytest.raises(ConfigError, match="went away while it was read: give the same command again"):
+    with pytest.raises(ConfigError, match="was moved while it was read: give the same command again"):
         list(rows)
 
 
@@ -463,7 +462,7 @@ def test_the_offline_runs_name_nothing_of_this_machine(study: Path, offline: Pat
 def test_where_chooses_runs_as_plot_does(study: Path, tmp_path: Path) -> None:
     told = export(study, "csv", tmp_path / "out", placement="pre", warmup_steps="20")
     (name,) = [name for name in run_ids(study) if "wu20" in name]
-    assert told.startswith(f"1 run of {study} in {tmp_path / 'out'}. Open it with\n")
+    assert told.startswith(f"1 run of {study} written to {tmp_path / 'out'}. Open with\n")
     for table in schema.TABLES:
         frame = pd.read_csv(tmp_path / "out" / f"{table}.csv")
         assert set(frame["run_id"]) == {name}
@@ -480,7 +479,7 @@ def test_where_chooses_runs_as_plot_does(study: Path, tmp_path: Path) -> None:
 
 def test_a_study_that_is_still_without_a_run_is_told_of(tmp_path: Path) -> None:
     tables.prepare(tmp_path / "new")
-    with pytest.raises(ConfigError, match="has no run to export: start its sweep"):
+    with pytest.raises(ConfigError, match="has no runs to export: start its sweep"):
         export(tmp_path / "new", "csv", tmp_path / "out")
     with pytest.raises(ConfigError, match="exists: give another --out"):  # before anything is read
         export(tmp_path / "new", "csv", tmp_path)
@@ -517,7 +516,7 @@ def test_nothing_is_written_among_the_files_of_a_study(study: Path, tmp_path: Pa
     (copy / "link").symlink_to("tables")
     before = contents(copy)
     for source in (study, copy):
-        with pytest.raises(ConfigError, match=r"holds the study's own files and no others: give another --out$"):
+        with pytest.raises(ConfigError, match=r"is reserved for the study's own files: give another --out$"):
             export(source, "csv", copy / place)
     assert contents(copy) == before
 
@@ -552,14 +551,16 @@ def test_a_disk_that_does_not_take_it_leaves_nothing(study: Path, tmp_path: Path
             export(study, to, tmp_path / "new" / "folders" / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert str(told.value).startswith(f"{tmp_path}/new/folders/out cannot be written: File too large. Nothing of it is")
-    assert str(told.value).endswith("left; raise ulimit -f, or give another --out")
+    assert str(told.value).startswith(f"{tmp_path}/new/folders/out cannot be written: File too large. No partial")
+    assert str(told.value).endswith("result is left; raise ulimit -f, or give another --out")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_place_where_no_folder_can_be_made_is_told_of(study: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match=r"/file/sub/out cannot be written: Not a directory\. Nothing of it is left"):
+    with pytest.raises(
+        ConfigError, match=r"/file/sub/out cannot be written: Not a directory\. No partial result is left"
+    ):
         export(study, "csv", tmp_path / "file" / "sub" / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -591,7 +592,7 @@ def test_the_command_writes_into_the_study_by_default(
     copy = shutil.copytree(study, tmp_path / "copy")
     assert main.main(["export", str(copy), "--to", "csv", "--where", "placement=pre"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"2 runs of {copy} in {copy}/export/csv. Open it with"
+    assert told[0] == f"2 runs of {copy} written to {copy}/export/csv. Open with"
     assert told[1].startswith("python -c ")
     assert [p.name for p in (copy / "export").iterdir()] == ["csv"]
     assert main.main(["export", str(copy), "--to", "csv"]) == 2

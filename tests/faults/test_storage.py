@@ -111,7 +111,9 @@ def test_a_crash_that_cannot_be_written_down_stops_the_sweep_in_order(tmp_path: 
     (tmp_path / "now").touch()
     _, err = running.communicate(timeout=60)
     assert running.returncode == 2, err
-    assert err.splitlines()[-1] == (f"error: results/long cannot be written: File exists. {LINE.format('mend that')}")
+    assert err.splitlines()[-1] == (
+        f"error: results/long cannot be written: File exists. {LINE.format('remove the cause')}"
+    )
     assert "Traceback" not in err
     (checkpoint,) = (study / checkpoints.FOLDER).iterdir()
     assert checkpoint.name.startswith("pre-")

@@ -143,7 +143,7 @@ def test_a_job_waits_for_the_lock_of_whoever_submits_it(tmp_path: Path) -> None:
     task = task_of([tiny(tmp_path)])
     list(workers.train_halving(task, never))
     share = Share(task.study_dir, [task], 1, 3, "a test", {})
-    with locks.hold(task.study_dir, "a sweep"):
+    with locks.hold_study(task.study_dir, "a sweep"):
         job = threading.Thread(target=share)  # all is through: it takes the lock and says so
         job.start()
         job.join(1.5)  # longer than a single run waits

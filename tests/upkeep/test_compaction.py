@@ -98,7 +98,7 @@ def test_one_file_per_table_and_the_unfinished_ones_beside_it(study: Path) -> No
     assert set(after) == kept | own
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
     assert "11 finished runs" in told
-    assert "2 unfinished or failed kept" in told
+    assert "2 unfinished or failed runs keep" in told
     assert "\n" not in told
 
 
@@ -208,7 +208,7 @@ def test_bad_requests_write_nothing(tmp_path: Path) -> None:
 def test_a_study_in_use_is_left(study: Path) -> None:
     before = tables(study)
     with (
-        locks.hold(study, "normstudy sweep experiment=warmup"),
+        locks.hold_study(study, "normstudy sweep experiment=warmup"),
         pytest.raises(ConfigError, match="normstudy sweep experiment=warmup"),
     ):
         compact_study(study)
@@ -261,7 +261,7 @@ def test_a_killed_compaction_loses_nothing(study: Path, point: str) -> None:
         os.rename(copy / "tables", study / swap.NEW_TABLES)
     if point == "tables swapped":
         os.rename(study / swap.NEW_TABLES, study / "tables")
-    with locks.hold(study, "normstudy sweep"):  # whatever command comes next
+    with locks.hold_study(study, "normstudy sweep"):  # whatever command comes next
         assert_same(before, frames(study))
         assert [p.name for p in (study / "state").iterdir()] == ["lock"]
     compact_study(study)
@@ -286,21 +286,21 @@ def test_between_the_renames_nobody_takes_the_study_for_an_empty_one(between: Pa
     for ask in (store.finished_ids, store.check_is_study, normstudy.load):
         with pytest.raises(ConfigError, match="middle of a compaction"):
             ask(between)
-    with pytest.raises(ConfigError, match="middle of a compaction"), locks.hold(between, "run", shared=True):
+    with pytest.raises(ConfigError, match="middle of a compaction"), locks.hold_study(between, "run", shared=True):
         pass
     assert (between / swap.OLD_TABLES).is_dir()
 
 
 def test_rowless_files_made_between_the_renames_hide_nothing(made: Path, between: Path) -> None:
     store.prepare(between)
-    with locks.hold(between, "normstudy sweep"):
+    with locks.hold_study(between, "normstudy sweep"):
         assert_same(frames(made), frames(between))
 
 
 def test_runs_written_between_the_renames_stop_everything(between: Path) -> None:
     write_handmade_run(between, handmade_config(between.parent, seed=9))
     before = contents(between)
-    with pytest.raises(ConfigError, match="move one of the two away"), locks.hold(between, "normstudy sweep"):
+    with pytest.raises(ConfigError, match="move one of the two away"), locks.hold_study(between, "normstudy sweep"):
         pass
     assert {k: v for k, v in contents(between).items() if k != locks.LOCK} == before
 
@@ -308,7 +308,7 @@ def test_runs_written_between_the_renames_stop_everything(between: Path) -> None
 def test_old_tables_alone_come_back(study: Path) -> None:
     before = tables(study)
     os.rename(study / "tables", study / swap.OLD_TABLES)
-    with locks.hold(study, "normstudy sweep"):
+    with locks.hold_study(study, "normstudy sweep"):
         assert tables(study) == before
 
 
