@@ -77,6 +77,7 @@ def plain(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     return pd.DataFrame(columns).sort_values(schema.SORT[table], kind="stable", ignore_index=True)
 
 
+@pytest.mark.committed
 @pytest.mark.parametrize("study", STUDIES)
 def test_plot_without_torch_gives_the_committed_figures(study: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no figure needs it')\n")

@@ -396,7 +396,7 @@ def test_our_sweep_leaves_no_trace_but_its_study(ours: tuple[Path, str, dict[str
     [
         ["hydra/sweeper=basic"],
         ["hydra/sweeper=basic", "hydra/launcher=basic"],
-        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], marks=pytest.mark.packages),
     ],
     ids=" ".join,
 )
@@ -415,7 +415,7 @@ def test_other_launchers_and_sweepers_run_an_experiment_to_the_same_tables(
         pd.testing.assert_frame_equal(theirs[name], table, check_exact=True)
 
 
-@pytest.mark.faults
+@pytest.mark.packages
 def test_a_stopped_sweep_of_joblib_goes_on_with_our_launcher(tmp_path: Path) -> None:
     """And ends in the tables of one that nobody stopped, launched by joblib alone."""
     words = [*SWEEP, "seed=0,1", "schedule.n_steps=900", "execution.workers=1", "execution.checkpoint_seconds=1000"]

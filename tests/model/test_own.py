@@ -893,6 +893,7 @@ def normstudy(words: list[str], cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.packages
 def test_the_workers_of_another_launcher_find_the_block(here: Path) -> None:
     put({"my_pkg/blocks.py": "from my_pkg.helper import f\n", "my_pkg/helper.py": PRE})
     words = ["model.placement=pre,my_pkg.blocks:f", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]

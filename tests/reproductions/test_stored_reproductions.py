@@ -88,6 +88,7 @@ def test_verdicts() -> None:
     assert found == VERDICTS
 
 
+@pytest.mark.committed
 def test_judged_and_drawn_without_torch(drawn: tuple[Path, str]) -> None:
     out, printed = drawn
     findings = {name: entry.findings(stored(name)) for name, entry in REPRODUCTIONS.items()}

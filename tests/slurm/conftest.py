@@ -21,7 +21,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _alone(slurm: None) -> Iterator[None]:
-    """No job of one test is there in the next."""
+def _alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Cancel every job after a test that needs Slurm, so that none is left for the next test."""
+    if request.node.get_closest_marker("slurm") is None:
+        yield
+        return
+    request.getfixturevalue("slurm")
     yield
     two_nodes.cancel_all(dict(os.environ))

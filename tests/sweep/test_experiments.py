@@ -40,7 +40,7 @@ def test_it_plans_what_its_pages_say(
     assert re.search(rf"\| \[{study}\]\({study}\.md\) \| .* \| {RUNS[study]} \|", table)
 
 
-@pytest.mark.parametrize("study", ["placements", "depth", "rmsnorm"])
+@pytest.mark.parametrize("study", ["placements", "depth"])
 def test_it_trains_a_few_steps(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every axis but the seeds, shrunk; all its runs end and its figures are drawn.
 

@@ -73,6 +73,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("sizes", [(64, 6, 8, 64), (32, 1, 1, 500)], ids=["training", "evaluation"])
 def test_the_estimate_of_a_runs_memory(sizes: tuple[int, int, int, int]) -> None:
     """Against what the process really takes: the growth from 2 to 6 runs, within a factor of 1.7.
