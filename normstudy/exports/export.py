@@ -10,27 +10,17 @@ import importlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
 
 from normstudy import config as cfg
 from normstudy.config import ConfigError
-from normstudy.exports.source import Source, choose
+from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
 
-
-class Format(NamedTuple):
-    """write(source, target, scratch) makes the file or folder `target`; scratch is an empty folder for other files.
-
-    opens(out) is the command that opens the result.
-    """
-
-    write: Callable[[Source, Path, Path], None]
-    opens: Callable[[Path], str]
-
-
-# The module of each format, and the library that it needs beyond those of normstudy.
+# The module of each format, and the library that it needs beyond those of normstudy. write(source, target, scratch)
+# makes the file or folder `target`, with an empty folder for other files; opens(out) is the command that shows it.
 FORMATS = {
     "csv": ("to_csv", ""), "tensorboard": ("to_tensorboard", "tensorboard"), "wandb-offline": ("to_wandb", "wandb"),
     "duckdb": ("to_duckdb", "duckdb"),
@@ -49,26 +39,25 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
     out = study / "export" / to if out is None else out
     check_free(out)
     paths.check_outside_of_studies(out, "another --out")
-    form = _format(to)
+    module = _module(to)
     source = choose(study, where)
     with placed(out) as (target, scratch):
-        form.write(source, target, scratch)
+        module.write(source, target, scratch)
     runs = f"{source.n_runs} run{'s' if source.n_runs > 1 else ''}"
-    return f"{runs} of {study} written to {out}. Open with\n{form.opens(out)}"
+    return f"{runs} of {study} written to {out}. Open with\n{module.opens(out)}"
 
 
-def _format(to: str) -> Format:
+def _module(to: str) -> ModuleType:
     """Import the module of a format; only that one, because the libraries are optional and slow to import."""
     module_name, library = FORMATS[to]
     try:
-        module = importlib.import_module(f"normstudy.exports.{module_name}")
+        return importlib.import_module(f"normstudy.exports.{module_name}")
     except ImportError as error:
         if not library:
             raise
         raise ConfigError(
             f"--to {to} needs a library that cannot be imported ({error}): pip install {library}"
         ) from error
-    return Format(module.write, module.opens)
 
 
 def check_free(out: Path) -> None:

@@ -121,4 +121,4 @@ def _present(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise ConfigError(f"{path} was moved while it was read: give the same command again") from None
+        raise ConfigError(f"{path} was moved while it was read: rerun the same command") from None

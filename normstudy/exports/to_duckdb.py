@@ -56,7 +56,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         for number in files.REMEDIES:  # DuckDB's error ends with the system's message, but has no errno
             if line.endswith(os.strerror(number)):
                 raise OSError(number, os.strerror(number)) from error
-        raise ConfigError(f"duckdb cannot make the database: {line}") from error
+        raise ConfigError(f"duckdb cannot write the database: {line}") from error
 
 
 def opens(out: Path) -> str:

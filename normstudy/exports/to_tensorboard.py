@@ -1,7 +1,7 @@
 """TensorBoard: one folder per run, named by its run_id, with one file of events.
 
 The scalars are those of scalars.py; the text `run` is the row of `runs`; the hyperparameters are the asked columns. The
-wall time of an event is made up, see ExportedRun.time. The same study gives the same bytes.
+wall time of an event is estimated, see ExportedRun.time. The same study gives the same bytes.
 """
 
 from __future__ import annotations

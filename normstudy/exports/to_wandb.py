@@ -2,7 +2,7 @@
 
 A run's id and name are its run_id, and its project is the study. Config: the asked columns except data_path, which is a
 path on this machine. History: the scalars of scalars.py. Summary: how the run ended. The tag is the status; a failed
-run has exit code 1. The `_timestamp` of a step is made up, see ExportedRun.time.
+run has exit code 1. The `_timestamp` of a step is estimated, see ExportedRun.time.
 
 wandb runs in a separate process (wandb_child.py) without the user's WANDB_ variables, settings files and caches, so it
 does not log in, and ignores settings such as WANDB_MODE=online. About the machine, a run's file names only the
@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from normstudy import config as cfg
 from normstudy.config import ConfigError
@@ -35,18 +35,6 @@ SUMMARY = ("status", "final_val_loss", "final_train_loss", "nonfinite_step", "wa
 SECONDS_TO_END = 30.0  # after the end of its input, before the process is killed
 
 
-class OfflineRun(NamedTuple):
-    """A run as it is sent to the process: plain values, so that the process imports no module of normstudy."""
-
-    run_id: str
-    project: str
-    tag: str
-    exit_code: int
-    config: dict[str, object]
-    summary: dict[str, object]
-    history: list[tuple[int, dict[str, float]]]  # (step, name -> number)
-
-
 def write(source: Source, target: Path, scratch: Path) -> None:
     """Write the folder of offline runs. Raises ConfigError if wandb fails, OSError if the disk fails."""
     target.mkdir()
@@ -56,18 +44,16 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         stdin.write(b"null\n")
 
 
-def offline_run(run: ExportedRun) -> OfflineRun:
-    """A run as wandb stores it."""
-    status = str(run.row["status"])
-    return OfflineRun(
-        run_id=run.run_id,
-        project=str(run.row["study"]),
-        tag=status,
-        exit_code=int(status == "failed"),
-        config={name: run.row[name] for name in cfg.asked_types() if name != "data_path"},
-        summary={name: run.row[name] for name in SUMMARY if run.row[name] is not None},
-        history=[(step, {**scalars, "_timestamp": run.time(step)}) for step, scalars in run.steps.items()],
-    )
+def offline_run(run: ExportedRun) -> dict[str, object]:
+    """A run as plain values, so that the process imports no module of normstudy. init: arguments of wandb.init."""
+    config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}
+    init = {"id": run.run_id, "name": run.run_id, "project": run.row["study"], "tags": [run.row["status"]]}
+    return {
+        "init": {**init, "config": config},
+        "history": [(step, {**scalars, "_timestamp": run.time(step)}) for step, scalars in run.steps.items()],
+        "summary": {name: run.row[name] for name in SUMMARY if run.row[name] is not None},
+        "exit_code": int(run.row["status"] == "failed"),
+    }
 
 
 @contextlib.contextmanager
@@ -100,7 +86,7 @@ def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
         number, _, text = output.partition(" ")
         if number.isdecimal() and int(number):
             raise OSError(int(number), os.strerror(int(number)))
-        raise ConfigError(f"wandb cannot make the runs: {text or f'its process ended with code {code}'}")
+        raise ConfigError(f"wandb cannot write the runs: {text or f'its process ended with code {code}'}")
 
 
 def opens(out: Path) -> str:

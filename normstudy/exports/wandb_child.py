@@ -44,18 +44,14 @@ def main(folder: Path) -> None:
         x_disable_machine_info=True,
     )
     made: dict[Path, int] = {}  # a run's file -> the number of steps that it must hold
-    while (line := json.loads(sys.stdin.buffer.readline())) is not None:
-        run_id, project, tag, exit_code, config, summary, history = line
-        run = wandb.init(
-            mode="offline", dir=str(folder), project=project, id=run_id, name=run_id, tags=[tag], config=config,
-            settings=settings,
-        )  # fmt: skip
+    while (sent := json.loads(sys.stdin.buffer.readline())) is not None:
+        run = wandb.init(mode="offline", dir=str(folder), settings=settings, **sent["init"])
         place = Path(run.dir).parent
-        for step, values in history:
+        for step, values in sent["history"]:
             run.log(values, step=step)
-        run.summary.update(summary)
-        run.finish(exit_code=exit_code)
-        made[place / f"run-{run_id}.wandb"] = len(history)
+        run.summary.update(sent["summary"])
+        run.finish(exit_code=sent["exit_code"])
+        made[place / f"run-{run.id}.wandb"] = len(sent["history"])
     wandb.teardown()  # waits until the last records are written
     for path, n_history in made.items():
         check(path, n_history)

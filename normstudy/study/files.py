@@ -102,8 +102,8 @@ def storing(study_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"{study_dir} cannot be written: {error.strerror}. What was finished is intact; "
-            f"{remedy(error)} and give the same command again"
+            f"{study_dir} cannot be written: {error.strerror}. Everything written so far is intact; "
+            f"{remedy(error)} and rerun the same command"
         ) from error
 
 
@@ -118,10 +118,8 @@ def reading(path: Path, study_dir: Path) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (
-            None,
-            errno.EIO,
-        ):  # pyarrow raises OSError without errno for damaged bytes
+        # For damaged bytes pyarrow raises OSError without errno, which is no error of the operating system.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
             raise
         raise ConfigError(f"{path} cannot be read ({damage(error)}): run normstudy check {study_dir}") from error
 

@@ -43,7 +43,7 @@ def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[
     what = "; ".join(parts) or "the study was trained by another version of the numerics"
     count = f"{len(strangers)} of the requested runs are" if len(strangers) > 1 else "the requested run is"
     safe = "".join(c if c.isalnum() or c in "_.=+-" else "_" for c in name)[:80]
-    return f"{study_dir} is sealed and {count} not in it: {what}. Train it as a study of its own: study={safe}"
+    return f"{study_dir} is sealed and {count} not in it: {what}. Train in a new study: study={safe}"
 
 
 def _as_resolved(row: Columns) -> Columns:

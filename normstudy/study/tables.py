@@ -24,18 +24,7 @@ import pyarrow as pa
 from normstudy.config import ConfigError
 from normstudy.study import files
 from normstudy.study.parquet import encode, join, open_file, read_file, read_row
-from normstudy.study.schema import (
-    COMPACTED_FILE,
-    NAME_TYPE,
-    SCHEMA_FILE,
-    SCHEMAS,
-    SERIES,
-    SORT,
-    TABLES,
-    Rows,
-    run_of,
-    window_name,
-)
+from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES, SORT, TABLES, Rows, run_of, window_name
 from normstudy.study.swap import check_not_swapping
 
 FILES_AT_ONCE = 64  # files of a table that one thread reads and joins; a study that is not compacted has thousands
@@ -66,11 +55,6 @@ def prepare(study_dir: Path) -> None:
             files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, empty))
 
 
-def write_window(study_dir: Path, run_id: str, window: int, rows: Rows) -> None:
-    """Write one window of a run's series, except for files that exist."""
-    write_windows(study_dir, [(run_id, window, rows)])
-
-
 def write_windows(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> None:
     """Write windows of several runs' series, except for files that exist. windows: (run_id, window, rows).
 
@@ -94,13 +78,11 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
             yield relative, encode(table, content)
 
 
-def write_run(study_dir: Path, row: Mapping[str, object]) -> None:
-    """Write the `runs` row of one run; missing columns are null. Only a `done` row may replace a `done` row."""
-    write_runs(study_dir, [row])
-
-
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write the `runs` rows of several runs; see write_run. Raises StorageError."""
+    """Write the `runs` rows of several runs; missing columns are null. Only a `done` row may replace a `done` row.
+
+    Raises StorageError.
+    """
     kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
     schema = SCHEMAS["runs"]
     unknown = {name for row in kept for name in row} - set(schema.names)
@@ -125,9 +107,8 @@ def remove_windows(study_dir: Path, run_id: str) -> None:
             for path in (study_dir / "tables" / table).glob(f"{run_id}-*.parquet"):
                 if run_of(table, path.name) == run_id:
                     path.unlink(missing_ok=True)
-            files.fsync(
-                study_dir / "tables" / table
-            )  # before a row of `runs` claims that this process computed the windows
+            # Durable before a row of `runs` claims that the windows come from this process.
+            files.fsync(study_dir / "tables" / table)
 
 
 def now() -> datetime.datetime:
@@ -165,7 +146,7 @@ def read(
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
     schema = pa.schema([f for f in SCHEMAS[table] if f.name in wanted])
     frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), schema, run_ids, module).to_pandas()
-    names = [f.name for f in SCHEMAS[table] if f.type == NAME_TYPE and f.name in frame]
+    names = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
     for name in names:
         frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
     frame = frame.sort_values(SORT[table], kind="stable", ignore_index=True)

@@ -15,6 +15,7 @@ from normstudy.config import ConfigError
 from normstudy.slurm import arrays
 from normstudy.study import files, locks, parquet, swap, tables
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SEALED, SORT, TABLES, plain_schema, run_of
+from normstudy.upkeep.check_rows import counted
 
 # Floats take nearly all the space: level 15 saves a tenth over the default level, level 19 nothing more.
 ZSTD_LEVEL = 15
@@ -47,7 +48,7 @@ def _compact(study_dir: Path, seal: bool) -> str:
     counts = Counter(status.values())
     if seal and len(done) < len(status):
         raise ConfigError(
-            f"{study_dir} cannot be sealed: {counts['running']} runs are unfinished, {counts['failed']} failed. "
+            f"{study_dir} cannot be sealed: {counted(counts['running'], 'run')} unfinished, {counts['failed']} failed. "
             "Rerun its sweep, or compact without --seal"
         )
     before = _size(study_dir / "tables")

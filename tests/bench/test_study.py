@@ -65,12 +65,12 @@ def test_a_run_as_swept_is_what_the_store_writes_of_the_same_rows(studies: dict[
     for name in [*gone, runs["run_id"].iloc[1], runs["run_id"].iloc[-1]]:
         row = parquet.read_row(studies[SWEPT], name)
         assert row is not None
-        store.write_run(tmp_path, row)
+        store.write_runs(tmp_path, [row])
         for window in range(2 if name in gone else 3):
             parts = {t: studies[SWEPT] / "tables" / t / f"{name}-{window:03d}.parquet" for t in schema.SERIES}
             rows = {t: pq.ParquetFile(path).read().drop_columns(["run_id"]).to_pydict() for t, path in parts.items()}
             assert set(rows["steps"]["step"]) <= set(range(window * 200, window * 200 + 200))
-            store.write_window(tmp_path, name, window, rows)
+            store.write_windows(tmp_path, [(name, window, rows)])
     written, generated = files(tmp_path), files(studies[SWEPT])
     assert len(written) == len(schema.TABLES) + 3 + 3 * (2 + 3 + 3)
     assert {path: generated[path] for path in written} == written

@@ -22,7 +22,7 @@ WORDS = [
     *SWEEP, f"seed=range(0,{SEEDS})", "schedule.n_steps=250", "execution.workers=2", "execution.runs_per_batch=1",
     "execution.checkpoint_seconds=0.05",
 ]  # fmt: skip
-LINE = "What was finished is intact; {} and give the same command again"
+LINE = "Everything written so far is intact; {} and rerun the same command"
 
 pytestmark = pytest.mark.faults
 

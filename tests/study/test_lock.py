@@ -1,4 +1,4 @@
-"""The study's lock: one holder, told to others, freed at once when it dies, kept while an heir lives."""
+"""The study's lock has one holder, names the holder to others, and is free once the holder and its children end."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ study, alone = Path(sys.argv[1]), Path(sys.argv[1]) / "alone"
 for _ in range(500):
     try:
         with locks.hold_study(study, "normstudy compact --seal"):
-            os.close(os.open(alone, os.O_CREAT | os.O_EXCL))  # fails where another process is inside
+            os.close(os.open(alone, os.O_CREAT | os.O_EXCL))  # fails if another process is inside
             alone.unlink()
             (study / locks.LOCK).unlink()
     except ConfigError as e:

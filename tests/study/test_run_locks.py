@@ -1,4 +1,4 @@
-"""One process trains a run, however many are asked to."""
+"""Only one process trains a run, even if several are asked to."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_runs_of_another_process_are_left_to_it_until_it_is_gone(tmp_path: Path)
     one, two = hold(tmp_path, IDS[:3]), hold(tmp_path, IDS[3:5])
     with locks.hold_runs(tmp_path, IDS) as mine:
         assert mine == IDS[5:]
-    one.communicate()  # it ends well
+    one.communicate()  # ends normally
     with locks.hold_runs(tmp_path, IDS) as mine:
         assert mine == [*IDS[:3], *IDS[5:]]
         two.kill()
@@ -56,7 +56,7 @@ def test_runs_of_another_process_are_left_to_it_until_it_is_gone(tmp_path: Path)
 
 
 def test_a_batch_waits_for_the_runs_of_another_process_after_its_own(tmp_path: Path) -> None:
-    """One of the two that it waits for is finished by then, and is not trained again."""
+    """One of the two awaited runs is finished by then, and is not trained again."""
     configs = [tiny(tmp_path, seed=s) for s in range(3)]
     task = task_of(configs)
     mine, taken, done = task.run_ids
@@ -68,12 +68,12 @@ def test_a_batch_waits_for_the_runs_of_another_process_after_its_own(tmp_path: P
             told = len(messages)
             assert message.notes == ("waiting for another process, which is training 2 runs",)
             assert tables.finished_ids(task.study_dir) == {mine: "done"}
-            tables.write_run(task.study_dir, {"run_id": done, "status": "done"})
+            tables.write_runs(task.study_dir, [{"run_id": done, "status": "done"}])
             holder.communicate()
     assert [m.ended for m in messages[:told] if m.ended] == [(mine,)]
     assert [m.ended for m in messages[told:] if m.ended] == [(done,), (taken,)]
     assert sum(m.run_steps for m in messages) == 3 * 12
-    assert sum(m.resumed for m in messages) == 12  # of another process
+    assert sum(m.resumed for m in messages) == 12  # trained by another process
     assert set(tables.read(task.study_dir, "steps")["run_id"]) == {mine, taken}
 
 
@@ -104,4 +104,4 @@ def test_a_lock_costs_little(tmp_path: Path) -> None:
     for _ in range(10):
         with locks.hold_runs(tmp_path, IDS) as mine:
             assert len(mine) == 40
-    assert (time.monotonic() - began) / 400 < 1e-3  # seconds a run; some microseconds
+    assert (time.monotonic() - began) / 400 < 1e-3  # seconds per run; microseconds are typical

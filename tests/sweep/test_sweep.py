@@ -288,11 +288,11 @@ def test_what_an_unfinished_run_left_on_another_machine_is_not_continued(
     study_dir = tmp_path / "tiny"
     tables.prepare(study_dir)
     wrong = {t: {f.name: [] for f in schema.SCHEMAS[t] if f.name != "run_id"} for t in schema.SERIES}
-    tables.write_window(study_dir, planned.ids[0], 0, wrong)
+    tables.write_windows(study_dir, [(planned.ids[0], 0, wrong)])
     row = {"run_id": planned.ids[0], "status": "running", **schema.config_columns(config)}
     here = {key: tables.read(whole, "runs").iloc[0][key] for key in ("torch", "cpu_capability", "blas", "device")}
     assert here["device"] == "cpu"
-    tables.write_run(study_dir, row | here | {column: "another"})
+    tables.write_runs(study_dir, [row | here | {column: "another"}])
     execute.execute(planned, REQUEST)
     theirs = tables.read(whole, "steps", run_ids=planned.ids)
     assert len(theirs) == 12

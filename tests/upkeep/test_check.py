@@ -1,4 +1,4 @@
-"""`normstudy check`: what is sound, and the command."""
+"""`normstudy check` on sound studies, and the command."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_who_uses_a_study_is_told_and_only_while_it_runs(handmade: Path) -> None
         "note: 1 unfinished run: rerun the same sweep to resume",
         "note: a killed command left 1 file state/*.part: the next sweep removes such leftovers",
     ]
-    shutil.copytree(handmade / "tables", handmade / swap.OLD_TABLES)  # killed after the swap
+    shutil.copytree(handmade / "tables", handmade / swap.OLD_TABLES)  # as if killed after the swap
     left = "1 file state/*.part and state/tables.old"
     assert notes(handmade)[1] == f"note: a killed command left {left}: the next sweep removes such leftovers"
 

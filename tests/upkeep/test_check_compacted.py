@@ -21,7 +21,7 @@ from normstudy.upkeep.compact import compact_study
 @pytest.mark.parametrize("table", schema.TABLES)
 @pytest.mark.parametrize("damage", ["truncated", "first byte", "page"])
 def test_a_damaged_compacted_file_is_one_finding(table: str, damage: str, compacted: Path) -> None:
-    """Not one more for each of its runs."""
+    """The file is one finding, with no further finding for each of its runs."""
     path = compacted / "tables" / table / schema.COMPACTED_FILE
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-20])

@@ -1,4 +1,4 @@
-"""`normstudy check` on files of tables: each damage made really, told with what to do, and mended by doing that."""
+"""`normstudy check` on damaged files of tables: it reports each one, and the remedy that it names repairs the study."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_damaged_file_is_told_and_mended_by_what_is_said(
 
 
 def mended(line: str, study: Path, made: Path) -> None:
-    """Do what a line says; the study is then what it was."""
+    """Follow the remedy in the line, and compare the study with the original."""
     command = line[line.index(": rm ") + 2 : line.index(", then rerun")]
     subprocess.run(command, shell=True, check=True)
     assert notes(study) == []
@@ -54,7 +54,7 @@ def mended(line: str, study: Path, made: Path) -> None:
 
 
 def test_no_flipped_bit_is_read_as_other_rows(handmade: Path) -> None:
-    """Told, or in a place that is no row's: and never an error of its own."""
+    """Each flipped bit is reported or changes no row; the check itself never fails."""
     path = sorted((handmade / "tables/modules").glob("*-000.parquet"))[0]
     whole, good = path.read_bytes(), pq.ParquetFile(path).read()
     rng, told = np.random.default_rng(0), 0

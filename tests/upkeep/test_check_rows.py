@@ -133,7 +133,7 @@ def test_a_row_file_without_its_row(study: Path) -> None:
 
 
 def test_steps_at_which_rows_must_be() -> None:
-    """The same rule as the one by which they are recorded."""
+    """The rule of the check equals the rule of the recording."""
     for n_steps, dense, every in itertools.product((1, 2, 7, 41), (0, 1, 5, 60), (1, 2, 3, 20, 100)):
         probe = ProbeConfig(dense_steps=dense, every=every)
         for end in (None, 0, n_steps // 2, n_steps - 1, n_steps):
@@ -163,7 +163,7 @@ def test_the_digest_of_a_row_is_that_of_its_run_id(config: RunConfig, tmp_path: 
     name = run_id(config, "5" * 64)
     store.prepare(tmp_path)
     row = {"run_id": name, "status": "running", **schema.config_columns(config), "data_sha256": "5" * 64}
-    store.write_run(tmp_path, row)
+    store.write_runs(tmp_path, [row])
     stored = parquet.read_row(tmp_path, name)
     assert stored is not None
     assert f"-{check_rows.digest_of(stored)}" == name[-11:]

@@ -31,7 +31,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     do = "the next sweep sets it aside and restarts the run from step 0"
     expected = [f"state/checkpoints/{p.name}: {w}: {do}" for p, w in zip(paths, [*whats, *whats[:2]], strict=True)]
     assert lines(study) == [*expected, unfinished]
-    list(worker.train_halving(task_of(runs), after(2)))  # what was said
+    list(worker.train_halving(task_of(runs), after(2)))  # follows the remedy
     aside = f"note: 5 checkpoints set aside in {study}/state/set_aside: no command reads them"
     assert notes(study) == [unfinished, aside]
     swap(paths[0], paths[1])

@@ -1,4 +1,4 @@
-"""Compaction and seal: the same tables before and after, the same bytes twice, and nothing lost on the way."""
+"""Compaction and seal change no rows, give the same bytes twice, and lose nothing when killed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def assert_same(one: dict[str, pd.DataFrame], two: dict[str, pd.DataFrame]) -> N
 
 
 def by_readers(study: Path, table: str) -> list[pa.Table]:
-    """A table by pandas, polars and duckdb in its order, names as text."""
+    """A table read by pandas, polars and DuckDB, sorted, with names as text."""
     folder = study / "tables" / table
     order = ", ".join(SORT[table])
     read = [
@@ -178,7 +178,7 @@ def test_a_sealed_study_stays_sealed_and_the_same(complete: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fates", "words"),
-    [(["running"], ["1 runs are unfinished, 0 failed"]), (["failed", "running"], ["1 runs are unfinished, 1 failed"])],
+    [(["running"], ["1 run unfinished, 0 failed"]), (["failed", "running"], ["1 run unfinished, 1 failed"])],
 )
 def test_no_seal_on_unfinished_or_failed_runs(complete: Path, fates: list[str], words: list[str]) -> None:
     for i, fate in enumerate(fates):
@@ -236,7 +236,7 @@ def test_tables_of_a_newer_version_are_left(study: Path) -> None:
     with pytest.raises(ConfigError, match="d_state"):
         compact_study(study)
     assert tables(study) == before
-    # and the next compaction is not hindered by what this one began
+    # the leftovers of the failed compaction do not hinder the next one
     pq.write_table(content, path, store_schema=False)
     assert "11 finished runs" in compact_study(study)
 
@@ -261,7 +261,7 @@ def test_a_killed_compaction_loses_nothing(study: Path, point: str) -> None:
         os.rename(copy / "tables", study / swap.NEW_TABLES)
     if point == "tables swapped":
         os.rename(study / swap.NEW_TABLES, study / "tables")
-    with locks.hold_study(study, "normstudy sweep"):  # whatever command comes next
+    with locks.hold_study(study, "normstudy sweep"):  # as any next command does
         assert_same(before, frames(study))
         assert [p.name for p in (study / "state").iterdir()] == ["lock"]
     compact_study(study)
@@ -270,7 +270,7 @@ def test_a_killed_compaction_loses_nothing(study: Path, point: str) -> None:
 
 @pytest.fixture
 def between(study: Path) -> Path:
-    """The study as a kill between the two renames leaves it."""
+    """The study after a kill between the two renames."""
     (study / swap.NEW_TABLES).parent.mkdir(exist_ok=True)
     shutil.copytree(study / "tables", study / swap.NEW_TABLES)
     os.rename(study / "tables", study / swap.OLD_TABLES)

@@ -308,7 +308,7 @@ def test_a_window_tells_how_far_a_run_is(tmp_path: Path) -> None:
     run_id = write_handmade_run(study, handmade_config(tmp_path, n_steps=900), "running")  # 450: windows 0, 1, 2
     with held(study):
         assert status.look(study).running_at == (Place(run_id, 1, 600, 900),)
-    tables.write_window(study, run_id, 4, recording._no_rows())
+    tables.write_windows(study, [(run_id, 4, recording._no_rows())])
     with held(study):
         assert status.look(study).running_at == (Place(run_id, 1, 900, 900),)
 
