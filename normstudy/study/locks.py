@@ -109,7 +109,7 @@ def _take(study_dir: Path, command: str, kind: int, patience: float) -> int:
                 os.close(fd)
                 raise
             # Two sweeps at once would train the same runs twice, and write the same bytes.
-            print(f"{path}: this file system has no locks; start no second sweep on this study", file=sys.stderr)
+            print(f"{path}: this file system has no locks; do not start a second sweep on this study", file=sys.stderr)
         if _is_at(fd, path):
             break
         os.close(fd)  # sealing removed the file between open and flock, so the lock guards nothing

@@ -105,7 +105,9 @@ def conform(table: str, content: pa.Table) -> pa.Table:
         return content
     unknown = sorted(set(content.schema.names) - set(schema.names))
     if unknown:
-        raise ConfigError(f"{table} has columns unknown to normstudy {version('normstudy')}: {unknown}. Update it")
+        raise ConfigError(
+            f"{table} has columns unknown to normstudy {version('normstudy')}: {unknown}. Update normstudy"
+        )
     known: dict[str, object] = {**cfg.ABSENT, "resolved_qk_norm": "none"} if table == "runs" else {}
     for f in schema:
         if f.name in content.schema.names:

@@ -47,7 +47,7 @@ def prepare(study_dir: Path) -> None:
                 there = open_file(folder / SCHEMA_FILE).schema_arrow.names
             if there != SCHEMAS[table].names:
                 raise ConfigError(
-                    f"{study_dir} was written by another version of normstudy ({table} has {len(there)} columns, here "
+                    f"{study_dir} was written by another version of normstudy ({table} has {len(there)} columns, not "
                     f"{len(SCHEMAS[table].names)}): run normstudy compact {study_dir} first, or give another study"
                 )
         else:

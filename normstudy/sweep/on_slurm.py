@@ -16,7 +16,6 @@ from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
 from normstudy.study import files, locks, records, tables
-from normstudy.study.locks import holder_of
 from normstudy.study.records import Request
 from normstudy.sweep.execute import RunsFailed, begin, command_of, end
 from normstudy.sweep.planning import Plan
@@ -132,7 +131,7 @@ def cancel(study_dir: Path) -> str:
     """
     array = arrays.read(study_dir)
     if array is None:
-        holder = holder_of(study_dir)
+        holder = locks.holder_of(study_dir)
         if holder is not None and holder.verified:
             raise ConfigError(f"{study_dir} has no jobs; it is held by {holder.text}: end that by Ctrl-C or kill -TERM")
         raise ConfigError(f"{study_dir} has no jobs to cancel: see normstudy status {study_dir}")

@@ -11,9 +11,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from normstudy.study import checkpoints, parquet, records, schema, swap
+from normstudy.study import checkpoints, locks, parquet, records, schema, swap
 from normstudy.study.files import damage
-from normstudy.study.locks import holder_of
 from normstudy.upkeep.check_rows import counted
 
 
@@ -55,9 +54,9 @@ def notes(study: Path, statuses: Mapping[str, int]) -> list[str]:
 
     statuses: status -> number of runs.
     """
-    holder, lines = holder_of(study), []
+    holder, lines = locks.holder_of(study), []
     if holder is not None:
-        lines.append(f"in use by {holder.text}: files that it has yet to write are no findings")
+        lines.append(f"in use by {holder.text}: files that it has not written yet are not reported")
     elif n := statuses.get("running"):
         lines.append(f"{counted(n, 'unfinished run')}: rerun the same sweep to resume")
     if n := statuses.get("failed"):

@@ -58,11 +58,11 @@ def _compact(study_dir: Path, seal: bool) -> str:
     swap.swap(study_dir)
     after = _size(study_dir / "tables")
     if seal:
-        files.place(study_dir, SEALED, seal_text(study_dir, len(done)))
+        files.place(study_dir, SEALED, _seal_text(study_dir, len(done)))
         shutil.rmtree(study_dir / "state", ignore_errors=True)  # the next command may already have its lock there
     sealed = ", sealed" if seal else ""
     rest = len(status) - len(done)
-    kept = f"; {rest} unfinished or failed runs keep their own files" if rest else ""
+    kept = f"; {counted(rest, 'unfinished or failed run')} kept in separate files" if rest else ""
     return f"{study_dir}: {len(done)} finished runs in one file per table{sealed} ({before} -> {after}){kept}"
 
 
@@ -73,7 +73,7 @@ def _finished(study_dir: Path) -> set[str]:
     return done
 
 
-def seal_text(study_dir: Path, n_runs: int) -> bytes:
+def _seal_text(study_dir: Path, n_runs: int) -> bytes:
     """The content of SEALED: the version of normstudy, the number of runs, and the sha256 of each compacted file."""
     names = [f"tables/{table}/{COMPACTED_FILE}" for table in TABLES]
     sha256 = {name: hashlib.sha256((study_dir / name).read_bytes()).hexdigest() for name in names}

@@ -80,7 +80,7 @@ def test_who_uses_a_study_is_told_and_only_while_it_runs(handmade: Path) -> None
         (handmade / "state/steps-x.parquet.host-1.part").write_bytes(b"half")
         (told,) = notes(handmade)
     assert told.startswith(f"note: in use by `normstudy sweep x`, pid {os.getpid()} on ")
-    assert told.endswith(": files that it has yet to write are no findings")
+    assert told.endswith(": files that it has not written yet are not reported")
     assert notes(handmade) == [
         "note: 1 unfinished run: rerun the same sweep to resume",
         "note: a killed command left 1 file state/*.part: the next sweep removes such leftovers",
