@@ -18,14 +18,14 @@ from normstudy import terminal
 from normstudy.exports.source import Source
 from normstudy.study import schema
 
-# The columns of `steps`, `modules` and `residual` that are exported, and the names under which they are.
+# Columns of `steps`, `modules` and `residual` to export -> their names in the export.
 NAMES = (
     {n: n for n in ("train_loss", "val_loss", "lr", "grad_norm", "param_norm", "update_norm")},
     {n: n for n in ("grad_norm", "param_norm", "update_norm")},
     {"rms": "residual_rms", "grad_norm": "residual_grad_norm"},
 )
 
-Scalars = dict[str, float]  # by name
+Scalars = dict[str, float]  # name -> number
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from normstudy.study.schema import TABLES, plain_schema
 
 BUFFER = 1024 * 1024  # bytes between two writes
 
-# A spreadsheet runs text with such a beginning as a formula, some after removing the character (OWASP, CSV injection).
+# Spreadsheets run text that begins with one of these characters as a formula; see OWASP on CSV injection.
 FORMULA = r"^([=+\-@\t\r\n\x00])"
 
 

@@ -19,7 +19,7 @@ from normstudy.exports.source import Source
 from normstudy.study import files, schema
 
 MEMORY = "500MB"  # for DuckDB alone; by default it takes most of the machine's memory
-STORAGE = "v0.10.2"  # any DuckDB from this version on can read the file; only version 2 reads the default of version 2
+STORAGE = "v0.10.2"  # DuckDB from this version on can read the file; by default, DuckDB 2 writes a newer format
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:

@@ -26,7 +26,7 @@ from normstudy.study import files, swap, tables
 LOCK = "state/lock"
 RUN_LOCKS = "state/run_locks"
 KERNEL_LOCKS = Path("/proc/locks")
-PATIENCE_SECONDS = 1.0  # for a single run: another run may be removing state/, which takes a moment
+PATIENCE_SECONDS = 1.0  # of a single run, while another run may be removing state/
 
 
 class Holder(NamedTuple):
@@ -75,7 +75,7 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
             raise ConfigError(swap.SWAPPING.format(study_dir))
         yield fd
     finally:
-        os.close(fd)  # no LOCK_UN, which would also free the lock for workers that are still alive
+        os.close(fd)  # not LOCK_UN, which would free the lock while workers that inherited it are alive
 
 
 def make_exclusive(fd: int) -> bool:

@@ -27,7 +27,7 @@ def bytes_of(content: pa.Table, **options: object) -> bytes:
 
 
 def write_options(table: str) -> dict[str, object]:
-    """The options that keep `runs` cheap as many files of one row, and the series small."""
+    """The write options of a table: fast for the many one-row files of `runs`, compact for the series."""
     if table == "runs":
         return {
             "compression": "none", "use_dictionary": False, "write_statistics": False,
@@ -65,7 +65,7 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
 
 
 def open_table(path: Path) -> pq.ParquetFile:
-    """A file of a study's table. Every file but the compacted one is small, and faster to read in one call."""
+    """A file of a study's table. Small files are read whole, which is faster; the compacted file may be large."""
     return open_file(path if path.name == COMPACTED_FILE else path.read_bytes())
 
 

@@ -56,7 +56,7 @@ def record_request(
 ) -> None:
     """Write a sweep's request to sweeps/: a Parquet file with one row per planned run and the request as metadata.
 
-    batches: the run_ids of each batch; runs: all planned runs, including finished ones; how: execution settings.
+    batches: the run_ids of each batch; runs: all planned runs, finished or not; how: execution settings.
     """
     batch_of = {run_id: n for n, batch in enumerate(batches) for run_id in batch}
     overrides = request.get("overrides", [])

@@ -1,4 +1,4 @@
-"""The four tables of a study: their columns and types, the names of their files, and the steps in a file."""
+"""The four tables of a study: their columns and types, the names of their files, and the steps in each file."""
 
 from __future__ import annotations
 
