@@ -44,7 +44,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
     with placed(out) as (target, scratch):
         module.write(source, target, scratch)
     runs = f"{source.n_runs} run{'s' if source.n_runs > 1 else ''}"
-    return f"{runs} of {study} written to {out}. Open with\n{module.opens(out)}"
+    return f"{runs} of {study} in {out}. Open it with\n{module.opens(out)}"
 
 
 def _module(to: str) -> ModuleType:
