@@ -27,22 +27,11 @@ def main(folder: Path) -> None:
     import wandb
 
     settings = wandb.Settings(
-        console="off",
-        silent=True,
-        symlink=False,
-        root_dir=str(folder),
-        program="normstudy export",
-        disable_git=True,
-        disable_code=True,
-        save_code=False,
-        x_save_requirements=False,
+        console="off", silent=True, symlink=False, root_dir=str(folder), program="normstudy export", disable_git=True,
+        disable_code=True, save_code=False, x_save_requirements=False,
         # Record nothing about the machine: host name, user, hardware or load.
-        host="normstudy",
-        username="",
-        x_disable_meta=True,
-        x_disable_stats=True,
-        x_disable_machine_info=True,
-    )
+        host="normstudy", username="", x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
+    )  # fmt: skip
     made: dict[Path, int] = {}  # a run's file -> the number of steps that it must hold
     while (sent := json.loads(sys.stdin.buffer.readline())) is not None:
         run = wandb.init(mode="offline", dir=str(folder), settings=settings, **sent["init"])
