@@ -34,8 +34,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from normstudy.bench import generated, study, tables
-from normstudy.bench.samples import Sample
+from normstudy.bench import commands, generated, tables
+from normstudy.bench.rows import Sample
 from normstudy.bench.summary import machine_lines, number
 from normstudy.config import ExecutionConfig, RunConfig, one_of, run_id
 from normstudy.slurm import submit
@@ -87,7 +87,7 @@ QUICK = Sizes((100, 200), (50, 100), 500, 1)
 def timed(words: Sequence[str]) -> dict[str, float]:
     """Seconds, seconds of CPU and largest memory in 10^6 bytes of a process. Raises where it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds, gigabytes = study.timed([sys.executable, *words])
+    seconds, gigabytes = commands.peak([sys.executable, *words])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"s": seconds, "s of CPU": cpu, "MB": 1e3 * gigabytes}
@@ -154,7 +154,7 @@ def swept(sizes: Sizes, folder: Path) -> Iterator[Sample]:
     """Commands and readers before and after a compaction, and the folder of `runs` of the largest size."""
     for runs in sizes.swept:
         place = folder / f"swept{runs}"
-        generated.write_study(place, generated.Size(runs // generated.CELLS, N_STEPS, N_LAYERS), "as swept")
+        generated.write_study(place, generated.Size(runs // generated.CELLS, N_STEPS, N_LAYERS))
         yield from _looked_at(runs, place, "as swept")
         if runs == sizes.swept[0]:
             _record(place, runs_of(place, sizes.most))

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from normstudy.bench import tables
-from normstudy.bench.rows import Row
-from normstudy.bench.samples import Goal, Sample, Scope
+from normstudy.bench.rows import Goal, Row, Sample, Scope
 from normstudy.bench.tables import Machine
 
-ROW = Row("measured", "sorting", "cpu", (1, 2))  # for monkeypatch.setitem(ROWS, "a", ROW)
+ROW = Row("measured", "measure", "sorting")  # for monkeypatch.setitem(ROWS, "a", ROW)
 SIZES = (1_000, 10_000)
 ROUNDS = {"quick": 2, "full": 5}
 GOALS = [
@@ -35,7 +34,10 @@ def measure(scope: Scope) -> Iterator[Sample]:
                 yield Sample("a", str(size), subject, "per_s", "1/s", number, 1 / seconds)
 
 
-MACHINE = Machine("3.11.7", "2.13.0+cpu", "AMD EPYC", 2, "AVX2", "openblas 0.3.31 Haswell", "cpu", "0123456789abcdef")
+MACHINE = {
+    "python": "3.11.7", "torch": "2.13.0+cpu", "cpu": "AMD EPYC", "n_cores": 2, "cpu_capability": "AVX2",
+    "blas": "openblas 0.3.31 Haswell", "device": "cpu", "git_commit": "0123456789abcdef",
+}  # fmt: skip
 AT = datetime.datetime(2026, 11, 24, 12, 30, tzinfo=datetime.UTC)
 
 

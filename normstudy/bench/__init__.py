@@ -1,1 +1,1 @@
-"""`normstudy bench`: what the machine allows and how close the package is, measured side by side."""
+"""`normstudy bench`: what the machine allows, and how close the package is, measured side by side in one run."""

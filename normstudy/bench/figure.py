@@ -10,8 +10,8 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
 from normstudy.bench import summary
-from normstudy.bench.samples import THEORY
+from normstudy.bench.rows import THEORY
 from normstudy.bench.summary import Result
 from normstudy.errors import ConfigError
 from normstudy.figures import style
@@ -47,8 +47,7 @@ CROSSING_DASH: style.LineStyle = (0, (1, 1.2))
 PART_COLORS = ("#0072B2", "#D55E00", "#DD9922", "#883366", "#66BB88", "#5500DD")
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """A line of a panel: its name, a number a round, and the goal on the same scale (None: none)."""
 
     name: str
@@ -72,8 +71,8 @@ def draw(stored: pd.DataFrame, out: Path) -> Path:
 def figure(stored: pd.DataFrame) -> Figure:
     """The figure of stored samples (columns of bench.tables.SCHEMA)."""
     found = [r for r in summary.results(stored) if min(r.numbers) > 0]  # a logarithmic axis has no place for 0
-    ratios = [_ratio(r) for r in found if not r.unit and r.theory is None and r.goal.subject != THEORY]
-    shares = [_share(r) for r in found if r.unit and r.goal.limit]  # a limit of 0 has no parts
+    ratios = [_bar(r, 1.0) for r in found if not r.unit and r.theory is None and r.goal.subject != THEORY]
+    shares = [_bar(r, r.goal.limit) for r in found if r.unit and r.goal.limit]  # a limit of 0 has no parts
     costs = _costs(stored)
     notes = [
         part for line in summary.machine_lines(stored) for part in textwrap.wrap(line, 118, break_on_hyphens=False)
@@ -81,18 +80,16 @@ def figure(stored: pd.DataFrame) -> Figure:
     head = LINE * (len(notes) + 1.6)
     bars = [b for b in (ratios, shares) if b]
     heights = [sum(map(_height, bars)) + 2 * LINE] if bars else []
-    heights += [sum(map(_row_height, _rows(costs))) + 3 * LINE] if costs else []
+    heights += [sum(LOW + LINE * max(map(len, row)) for row in _rows(costs)) + 3 * LINE] if costs else []
     fig = Figure(figsize=(style.TWO_COLUMNS, head + sum(heights)), layout="constrained")
     fig.suptitle("\n".join(["normstudy bench", *notes]), x=0.01, ha="left", linespacing=1.35)
     parts = fig.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).ravel().tolist() if heights else []
     if bars:
         _draw_bars(parts.pop(0), ratios, shares)
     if costs:
-        _draw_costs(parts.pop(0), costs, _crossings(found))
+        crossings = [r for r in found if r.goal.metric.startswith("crossover_") and r.goal.subject != THEORY]
+        _draw_costs(parts.pop(0), costs, crossings)
     return fig
-
-
-# ---- ratios and values ----------------------------------------------------------------------------------
 
 
 def _draw_bars(fig: SubFigure, ratios: Sequence[Bar], shares: Sequence[Bar]) -> None:
@@ -105,22 +102,14 @@ def _draw_bars(fig: SubFigure, ratios: Sequence[Bar], shares: Sequence[Bar]) -> 
     fig.legend(handles=_handles([*ratios, *shares]), loc="outside lower center", ncols=6)
 
 
-def _ratio(result: Result) -> Bar:
+def _bar(result: Result, whole: float) -> Bar:
+    """A ratio as it is, or a value with a unit as a part of `whole`, its goal."""
     goal = result.goal
-    return Bar(_name(result, ""), result.numbers, goal.limit, result)
-
-
-def _share(result: Result) -> Bar:
-    limit = result.goal.limit
-    assert limit
-    text = f" ({summary.number(result.median)} of {summary.number(limit)} {result.unit})"
-    return Bar(_name(result, text), tuple(v / limit for v in result.numbers), 1.0, result)
-
-
-def _name(result: Result, more: str) -> str:
-    goal = result.goal
-    case = "" if goal.title.startswith(goal.case) else f"{goal.case}: "
-    return "\n".join(textwrap.wrap(f"{goal.row}  {case}{goal.title}{more}", NAME_WIDTH, break_on_hyphens=False))
+    text = f"{goal.row}  {'' if goal.title.startswith(goal.case) else f'{goal.case}: '}{goal.title}"
+    if result.unit:
+        text += f" ({summary.number(result.median)} of {summary.number(whole)} {result.unit})"
+    name = "\n".join(textwrap.wrap(text, NAME_WIDTH, break_on_hyphens=False))
+    return Bar(name, tuple(v / whole for v in result.numbers), goal.limit and goal.limit / whole, result)
 
 
 def _height(bars: Sequence[Bar]) -> float:
@@ -170,26 +159,23 @@ def _ticks(axis: Axis, decades: float = 1000.0) -> None:
 
 def _handles(bars: Sequence[Bar]) -> list[Artist]:
     """The legend: what the bars are, and the verdicts and goals that there are."""
-    verdicts = [v for v in COLORS if any(bar.result.verdict == v for bar in bars)]
+    verdicts, senses = ({bar.result.verdict for bar in bars}, {bar.result.goal.sense for bar in bars})
     found: list[Artist] = [
-        Line2D([], [], ls="none", marker="o", color=COLORS[v], mec="white", mew=0.5, label=f"median, {v}")
-        for v in verdicts
+        Line2D([], [], ls="none", marker="o", color=color, mec="white", mew=0.5, label=f"median, {verdict}")
+        for verdict, color in COLORS.items()
+        if verdict in verdicts
     ]
-    for sense, marker in MARKERS.items():
-        if any(bar.result.goal.sense == sense for bar in bars):
-            found.append(
-                Line2D([], [], ls="none", marker=marker, color="black", mfc="none", mew=0.8, label=f"goal: {sense}")
-            )
+    found += [
+        Line2D([], [], ls="none", marker=marker, color="black", mfc="none", mew=0.8, label=f"goal: {sense}")
+        for sense, marker in MARKERS.items()
+        if sense in senses
+    ]
     found.append(Line2D([], [], color=style.GREY, lw=style.BOLD + 1.4, alpha=0.45, label="quartiles of rounds"))
     found.append(Line2D([], [], color=style.GREY, lw=style.THIN + 0.3, label="all rounds"))
     return found
 
 
-# ---- cost against size ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """What a part costs along one axis: sizes (n,), in rising order, and milliseconds (rounds, n); both slopes."""
 
     part: str
@@ -216,29 +202,18 @@ def _costs(stored: pd.DataFrame) -> list[Cost]:
     return [cost for cost in out if len(cost.sizes) > 1 and math.isfinite(cost.slope + cost.theory)]
 
 
-def _crossings(found: Sequence[Result]) -> list[Result]:
-    """Where one part costs as much as another."""
-    return [r for r in found if r.goal.metric.startswith("crossover_") and r.goal.subject != THEORY]
-
-
 def _rows(costs: Sequence[Cost]) -> list[list[list[Cost]]]:
     """Rows of panels of costs: whole run-steps, then the parts of a block together; a panel an axis."""
-    rows = []
-    for of in ([c for c in costs if c.part == WHOLE], [c for c in costs if c.part != WHOLE]):
-        if of:
-            rows.append([[c for c in of if c.axis == axis] for axis in dict.fromkeys(c.axis for c in of)])
-    return rows
-
-
-def _row_height(row: Sequence[Sequence[Cost]]) -> float:
-    return LOW + LINE * max(map(len, row))
+    parts = [c for c in costs if c.part == WHOLE], [c for c in costs if c.part != WHOLE]
+    return [[[c for c in of if c.axis == axis] for axis in dict.fromkeys(c.axis for c in of)] for of in parts if of]
 
 
 def _draw_costs(fig: SubFigure, costs: Sequence[Cost], crossings: Sequence[Result]) -> None:
     names = list(dict.fromkeys(cost.part for cost in costs if cost.part != WHOLE))
     colors = dict(zip(names, itertools.cycle(PART_COLORS), strict=False)) | {WHOLE: "black"}
     rows = _rows(costs)
-    places = fig.subfigures(len(rows), 1, squeeze=False, height_ratios=[*map(_row_height, rows)]).ravel()
+    heights = [LOW + LINE * max(map(len, row)) for row in rows]
+    places = fig.subfigures(len(rows), 1, squeeze=False, height_ratios=heights).ravel()
     for place, row in zip(places, rows, strict=True):
         axes: list[Axes] = place.subplots(1, len(row), sharey=True, squeeze=False).ravel().tolist()
         for ax, together in zip(axes, row, strict=True):

@@ -1,120 +1,80 @@
 """Row e: what a run-step costs against depth, width, sequence length, batch and runs per batch, beside the theory.
 
-Two kinds of measurement, both by CPU time in a process like a sweep's workers:
-
-- whole run-steps, all probes on at every step, one size changed at a time and all sizes stepped in turn. The theory's
-  slope is that of the flops of the step's own matrix products, at the same sizes.
-- the parts of a block alone, forward and backward, with the package's own functions and the run axis in front: a norm
-  O(n d), the projections q, k, v and out O(n d^2), these with the MLP's two matrices O(n d^2), attention without its
-  projections O(n^2 d), n being seq_len and d d_model. Attention has as many flops as its projections at n = 2 d, and
-  as all six matrices of a block at n = 6 d.
-
-`slope` is the least-squares one of log cost against log size over all sizes, where what a call costs at any size tells
-at the small end; `slope_at_end` that between the two largest. Each round has its own. A crossover is the seq_len at
-which attention costs as much as these matrices, by interpolation between the measured lengths around it.
+By CPU time in a process like a sweep's workers: whole run-steps, all probes on at every step, one size changed at a
+time, whose theory is the flops of the step's own matrix products; and the parts of a block alone, forward and backward,
+with the package's own functions. With n seq_len and d d_model, a norm is O(n d), the projections q, k, v and out are
+O(n d^2), as with the MLP's two matrices, and attention without its projections is O(n^2 d): as many flops as its
+projections at n = 2 d, and as all six matrices of a block at n = 6 d.
+A crossover is the seq_len at which attention costs as much as these matrices. Each round has its own.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from normstudy.bench.children import in_worker
 from normstudy.bench.products import pieces, typical_seconds
-from normstudy.bench.samples import THEORY, Goal, Sample, Scope
-from normstudy.bench.subjects import D_HEAD, NORMSTUDY, WARM_UP, Case, cpu_seconds, run_config
-from normstudy.config import ProbeConfig, RunConfig
+from normstudy.bench.rows import THEORY, Goal, Sample, Scope
+from normstudy.bench.subjects import D64_L6, D_HEAD, NORMSTUDY, Case, cpu_seconds, in_worker, run_config
+from normstudy.config import ProbeConfig
 
 NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"
 # part -> the powers of n and d by which it goes
 POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}
 CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # maps -> n / d at which attention has as many flops
-AXES = ("n_layers", "d_model", "seq_len", "batch_size", "runs_per_batch")
 
 
-@dataclass(frozen=True)
-class Sizes:
+AXES = {
+    "n_layers": (2, 4, 6, 12), "d_model": (32, 64, 128, 256), "seq_len": (32, 64, 128, 256),
+    "batch_size": (4, 8, 16, 32), "runs_per_batch": (1, 2, 4, 8, 16, 32),
+}  # fmt: skip
+
+
+class Sizes(NamedTuple):
     """What to measure: the shape in the middle and its runs, the values of each axis, the parts' n, d and batch."""
 
-    base: Case
-    runs: int
-    axes: dict[str, tuple[int, ...]]
-    n: tuple[int, ...]
-    d: tuple[int, ...]
-    batch_size: int
-    rounds: int
+    base: Case = D64_L6
+    runs: int = 4
+    axes: dict[str, tuple[int, ...]] = AXES
+    n: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
+    d: tuple[int, ...] = (32, 64, 128, 256)
+    batch_size: int = 4
+    rounds: int = 9
 
 
-FULL = Sizes(
-    base=Case(d_model=64, n_layers=6, batch_size=8, seq_len=64),
-    runs=4,
-    axes={
-        "n_layers": (2, 4, 6, 12),
-        "d_model": (32, 64, 128, 256),
-        "seq_len": (32, 64, 128, 256),
-        "batch_size": (4, 8, 16, 32),
-        "runs_per_batch": (1, 2, 4, 8, 16, 32),
-    },
-    n=(16, 32, 64, 128, 256, 512, 1024),
-    d=(32, 64, 128, 256),
-    batch_size=4,
-    rounds=9,
-)
-QUICK = Sizes(
-    base=Case(d_model=32, n_layers=2, batch_size=4, seq_len=32),
-    runs=2,
-    axes={
-        "n_layers": (2, 4, 8),
-        "d_model": (16, 32, 64),
-        "seq_len": (32, 64, 128),
-        "batch_size": (4, 8, 16),
-        "runs_per_batch": (1, 2, 4),
-    },
-    n=(16, 32, 64, 128, 256, 512),
-    d=(32, 64, 128),
-    batch_size=2,
-    rounds=3,
-)
-
-
-def shown() -> Iterator[Goal]:
-    """Every slope, and the crossovers; the theory's stands beside them, and none is a goal."""
-    for name, axes in (("run-step", AXES), *((part, ("seq_len", "d_model")) for part in POWERS)):
-        subject = NORMSTUDY if name == "run-step" else name
-        for axis in axes:
-            case = f"{name} vs {axis}"
-            yield Goal("e", case, f"slope of the cost of {name} against {axis}", "slope", subject)
-            yield Goal("e", case, "the same between the two largest", "slope_at_end", subject)
-    for maps, ratio in CROSSOVERS.items():
-        case = f"attention = {maps}"
-        yield Goal("e", case, f"seq_len at which attention costs as much as {maps}; in theory {ratio} d_model",
-                   "crossover_seq_len", ATTENTION)  # fmt: skip
-
-
-GOALS = list(shown())
+FULL = Sizes()
+QUICK = Sizes(axes={k: v[:3] for k, v in AXES.items()}, n=FULL.n[:6], d=FULL.d[:3], batch_size=2, rounds=3)
+SLOPES = {"slope": "slope of the cost of {} against {}", "slope_at_end": "the same between the two largest"}
+GOALS = [
+    *(
+        Goal("e", f"{name} vs {axis}", title.format(name, axis), metric, NORMSTUDY if name == "run-step" else name)
+        for name, axes in (("run-step", AXES), *((part, ("seq_len", "d_model")) for part in POWERS))
+        for axis in axes
+        for metric, title in SLOPES.items()
+    ),
+    *(
+        Goal("e", f"attention = {maps}", f"seq_len at which attention costs as much as {maps}; in theory {n} d_model",
+             "crossover_seq_len", ATTENTION)
+        for maps, n in CROSSOVERS.items()
+    ),
+]  # fmt: skip
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
-    """Row e, on the CPU whatever the scope's device."""
-    sizes = QUICK if scope.quick else FULL
-    yield from in_worker(whole_steps, sizes)
-    yield from in_worker(parts, sizes)
-
-
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """The power of x by which y goes: the least-squares slope of log y against log x."""
-    return statistics.linear_regression([math.log(v) for v in x], [math.log(v) for v in y]).slope
+    """Row e."""
+    for kind in (whole_steps, parts):
+        yield from in_worker(kind, QUICK if scope.quick else FULL)
 
 
 def slopes(case: str, subject: str, number: int, x: Sequence[float], y: Sequence[float]) -> Iterator[Sample]:
-    """The slope over all sizes, in rising order, and at their end."""
-    yield Sample("e", case, subject, "slope", "1", number, slope(x, y))
-    yield Sample("e", case, subject, "slope_at_end", "1", number, slope(x[-2:], y[-2:]))
+    """The power of x by which y grows, over all sizes and between the two largest: slopes of log y against log x."""
+    for metric, first in (("slope", 0), ("slope_at_end", -2)):
+        logs = [[math.log(v) for v in values[first:]] for values in (x, y)]
+        yield Sample("e", case, subject, metric, "1", number, statistics.linear_regression(*logs).slope)
 
 
 def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -127,55 +87,30 @@ def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float 
     return None
 
 
-# ---- whole run-steps ----------------------------------------------------------------------------------
-
-
-def shapes(sizes: Sizes) -> dict[str, list[tuple[int, Case, int]]]:
-    """axis -> (value, shape, runs) for each of its values."""
-    return {
-        axis: [
-            (v, sizes.base, v) if axis == "runs_per_batch" else
-            (v, dataclasses.replace(sizes.base, **{axis: v}), sizes.runs)
-            for v in values
-        ]
-        for axis, values in sizes.axes.items()
-    }  # fmt: skip
-
-
 def whole_steps(sizes: Sizes) -> Iterator[Sample]:
     """The cost of run-steps along every axis, in this process."""
     from normstudy.data import texts
     from normstudy.training import batch
 
     text = texts.load(run_config(sizes.base).data)
-
-    def configs(case: Case, runs: int) -> list[RunConfig]:
-        return [run_config(case, r, probe=ProbeConfig(every=1)) for r in range(runs)]
-
-    along = shapes(sizes)
-    distinct = {(case, runs) for points in along.values() for _, case, runs in points}
-    batches = {point: batch.train_batch(configs(*point), text) for point in sorted(distinct, key=str)}
-    flops = {
-        case: float(sum(p.flops for p in pieces(run_config(case), text.vocab_size))) for case in {c for c, _ in batches}
-    }
+    middle = sizes.base._asdict() | {"runs_per_batch": sizes.runs}
+    along = {axis: [tuple((middle | {axis: v}).values()) for v in values] for axis, values in sizes.axes.items()}
+    batches, flops = {}, {}
+    for point in sorted(set().union(*along.values())):
+        *shape, runs = point
+        configs = [run_config(Case(*shape), r, probe=ProbeConfig(every=1)) for r in range(runs)]
+        batches[point] = batch.train_batch(configs, text)
+        flops[point] = float(sum(p.flops for p in pieces(configs[0], text.vocab_size)))
     for records in batches.values():
-        for _ in range(WARM_UP):
-            next(records)
+        cpu_seconds(records.__next__, 3)  # before anything is timed
     for number in range(sizes.rounds):
-        cost = {
-            (case, runs): 1e3 * cpu_seconds(lambda r=records: next(r), 2) / (2 * runs)  # type: ignore[misc]
-            for (case, runs), records in batches.items()
-        }
+        cost = {point: 1e3 * cpu_seconds(records.__next__, 2) / (2 * point[-1]) for point, records in batches.items()}
         for axis, points in along.items():
-            values = [v for v, _, _ in points]
-            costs = [cost[case, runs] for _, case, runs in points]
-            for value, ms in zip(values, costs, strict=True):
-                yield Sample("e", f"{axis}={value}", NORMSTUDY, "ms_per_run_step", "ms", number, ms)
-            yield from slopes(f"run-step vs {axis}", NORMSTUDY, number, values, costs)
-            yield from slopes(f"run-step vs {axis}", THEORY, number, values, [flops[case] for _, case, _ in points])
-
-
-# ---- parts --------------------------------------------------------------------------------------------
+            values = sizes.axes[axis]
+            for value, point in zip(values, points, strict=True):
+                yield Sample("e", f"{axis}={value}", NORMSTUDY, "ms_per_run_step", "ms", number, cost[point])
+            for subject, of in ((NORMSTUDY, cost), (THEORY, flops)):
+                yield from slopes(f"run-step vs {axis}", subject, number, values, [of[point] for point in points])
 
 
 def part_call(part: str, sizes: Sizes, n: int, d: int) -> Callable[[], object]:
@@ -203,35 +138,30 @@ def part_call(part: str, sizes: Sizes, n: int, d: int) -> Callable[[], object]:
 
     params = [torch.randn(sizes.runs, *shape).mul_(d**-0.5).requires_grad_() for shape in shapes]
     x = torch.randn(sizes.runs, sizes.batch_size, n, d).requires_grad_()
-    gradient = torch.randn_like(x)
-    over_runs = torch.func.vmap(of_run)
-
-    def call() -> object:
-        outputs = over_runs(x, params)
-        return torch.autograd.grad(outputs, [x, *params], [gradient] * len(outputs))
-
-    return call
+    gradient, over_runs = torch.randn_like(x), torch.func.vmap(of_run)
+    n_outputs = len(over_runs(x, params))
+    return lambda: torch.autograd.grad(over_runs(x, params), [x, *params], [gradient] * n_outputs)
 
 
 def parts(sizes: Sizes) -> Iterator[Sample]:
     """The cost of a block's parts alone against n and d, in this process."""
-    middle_n, middle_d = sizes.base.seq_len, sizes.base.d_model
-    along = {"seq_len": [(n, middle_d) for n in sizes.n], "d_model": [(middle_n, d) for d in sizes.d]}
+    base = sizes.base
+    along = {"seq_len": [(n, base.d_model) for n in sizes.n], "d_model": [(base.seq_len, d) for d in sizes.d]}
     points = sorted({point for axis in along.values() for point in axis})
     calls = {(part, point): part_call(part, sizes, *point) for part in POWERS for point in points}
     for number in range(sizes.rounds):
         seconds = {key: typical_seconds(call, 0.005, time.process_time) for key, call in calls.items()}
         for part, powers in POWERS.items():
             for (axis, at), power in zip(along.items(), powers, strict=True):
-                values = [point[0] if axis == "seq_len" else point[1] for point in at]
+                values = sizes.n if axis == "seq_len" else sizes.d
                 costs = [1e3 * seconds[part, point] / sizes.runs for point in at]
                 for value, ms in zip(values, costs, strict=True):
                     yield Sample("e", f"{part}, {axis}={value}", part, "ms_per_part", "ms", number, ms)
                 yield from slopes(f"{part} vs {axis}", part, number, values, costs)
-                yield from slopes(f"{part} vs {axis}", THEORY, number, values, [float(v**power) for v in values])
+                yield from slopes(f"{part} vs {axis}", THEORY, number, values, [float(v) ** power for v in values])
         for maps, ratio in CROSSOVERS.items():
+            case = f"attention = {maps}"
             ours, theirs = ([seconds[part, point] for point in along["seq_len"]] for part in (ATTENTION, maps))
-            n = crossing(sizes.n, ours, theirs)
-            if n is not None:
-                yield Sample("e", f"attention = {maps}", ATTENTION, "crossover_seq_len", "tokens", number, n)
-            yield Sample("e", f"attention = {maps}", THEORY, "crossover_seq_len", "tokens", number, ratio * middle_d)
+            if (n := crossing(sizes.n, ours, theirs)) is not None:
+                yield Sample("e", case, ATTENTION, "crossover_seq_len", "tokens", number, n)
+            yield Sample("e", case, THEORY, "crossover_seq_len", "tokens", number, ratio * base.d_model)

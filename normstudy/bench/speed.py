@@ -1,227 +1,177 @@
-"""Row a: run-steps per second on all cores, against the two habits of people who sweep and the machine's limit.
+"""Rows a, b, g and i: how fast steps are taken, and what it costs to record them.
 
-a1, a2: normstudy trains on one single-threaded worker per core, in the workers' environment, batches of as many runs as
-a sweep of many runs puts in one (`runs_per_batch`; a small sweep has less of the gain), all norms at every step, probes
-at the default density, and the tables written in the windows of a run of 600 steps. Its opponents train the loop of
-plain.py, which measures nothing: in one process with all cores as its threads, one run after the other (what
-`hydra -m` does), and in one single-threaded process per core (what a joblib launcher does). Nobody evaluates.
+a: one single-threaded worker per core trains as many runs in a batch as a large sweep has, with all norms at every step
+and probes at the default density, and writes its tables. Its opponents train the loop of plain.py, which measures
+nothing: a1 in one process with all cores as its threads, run after run (what `hydra -m` does), a2 in a single-threaded
+process per core (what a joblib launcher does). a3: the time that the matrix products of a run-step need, each in its
+fastest way (products.py), over that of a run-step.
 
-Each subject's processes wait while the others are timed. In every round each subject has all cores for itself, for a
-fixed number of steps that takes about as long for all; its time is the wall's, from the common start until its last
-process is through. normstudy's spans are whole periods of its probes, and it begins beyond the dense first steps.
-`busy_cores`, their CPU time over that time, tells whether they had the machine: anything below all cores is another's.
+i: both record everything at every step. The plain loop, one process per core, also takes what normstudy records
+(plain.Recorder) and keeps it in memory; normstudy writes its tables. Beside it stands the plain loop with a hook per
+parameter as wandb.watch has, which records histograms of the gradients alone. The goal is this project's own: whoever
+records everything should lose no speed by normstudy at any shape, so at least 1.
 
-a3: the time that the matrix products of a run-step need at the best rate that this machine reaches at just these
-shapes (products.py), over the time that a run-step takes. On AMD OpenBLAS and oneDNN are up to twice as fast as the
-MKL behind torch.bmm, so the share of torch.bmm's own rate stands beside a3, without a goal.
+b: a step with all probes, at every step or at the default density (the norms that they are made of are taken at every
+step either way), against one that gives the losses alone: the same runs in one process like a sweep's workers, step by
+step in turn, by its CPU time. A round is one period of the default density.
 
-Limits, of a loop that would do nothing but: the products, each in its fastest way; all operations of the step, each
-alone with its numbers in a cache; all operations as they run in the step, without the Python around them
-(operations.py). Each is measured in every round, on all cores at once, like the subjects.
+g: 256 runs as one program on a GPU, against the plain loop on it, run after run, in turns. A span ends when the device
+has finished it. `megabytes_per_run` is the most that was allocated for tensors, over the runs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
-from normstudy import config as cfg
-from normstudy.bench.children import Answer, Child, Job, Work, together
-from normstudy.bench.products import BMM, fastest, pieces, start_products
-from normstudy.bench.samples import Goal, Sample, Scope
-from normstudy.bench.subjects import (  # fmt: skip
-    D32_L4,
-    D64_L6,
-    NORMSTUDY,
-    WARM_UP,
-    Case,
-    cores,
-    run_config,
-    runs_per_batch,
-    start_normstudy,
-    start_plain,
-)
-from normstudy.config import RunConfig
+from normstudy.bench.products import start_products
+from normstudy.bench.rows import Goal, Sample, Scope
+from normstudy.bench.subjects import D32_L4, D64_L6, NORMSTUDY, Case, Race, cpu_seconds, in_worker, run_config, together
+from normstudy.config import ProbeConfig
+from normstudy.sweep import batching
 
 if TYPE_CHECKING:
-    from normstudy.bench.operations import Seconds
+    from normstudy.training.batch import End, Record
 
-ALL_THREADS = "plain, all threads, one run after the other"
-PER_CORE = "plain, one process per core"
-PAUSE_SECONDS = 0.3  # between two spans: threads of a pool spin for up to 0.2 s after their last work
-BEST, ALONE, IN_STEP = "best products", "operations alone", "operations in the step"
-
-# Case, and the goals of a1 and a2.
-GOALS_OF_CASES = [
-    (D32_L4, 4.5, 2.2),
-    (Case(64, 2, 8, 64), 2.5, 1.4),
-    (D64_L6, 2.4, 1.2),
-    (Case(64, 12, 8, 64), 2.0, 1.15),
-    (Case(128, 6, 16, 64), 1.3, 1.0),
-]
-LIMITS = [
-    ("a1", ALL_THREADS, IN_STEP, "the step's operations without its Python"),
-    ("a1", ALL_THREADS, ALONE, "the step's operations, each alone in a cache"),
-    ("a2", PER_CORE, IN_STEP, "the step's operations without its Python"),
-    ("a2", PER_CORE, ALONE, "the step's operations, each alone in a cache"),
-    ("a2", PER_CORE, BEST, "the matrix products, each at this machine's best rate"),
-]
+PRODUCT_MS = 10  # for which each way of making a product is repeated
+ALL_THREADS, PER_CORE = "plain, all threads, one run after the other", "plain, one process per core"
+EQUAL, HOOKS = "plain, equal information", "plain, hooks as wandb.watch has"
+TITLES = {
+    ALL_THREADS: ("a", "a1 run-steps against the plain loop with all threads, one run after the other"),
+    PER_CORE: ("a", "a2 run-steps against one plain single-thread process per core"),
+    EQUAL: ("i", "run-steps against one plain process per core that records the same numbers"),
+    HOOKS: ("i", "run-steps against one plain process per core with a hook per parameter, as wandb.watch has"),
+}
+CASES = {  # and the goals of each line of TITLES
+    D32_L4: (4.5, 2.2, 1.0, None), Case(64, 2, 8, 64): (2.5, 1.4, 1.0, None), D64_L6: (2.4, 1.2, 1.0, None),
+    Case(64, 12, 8, 64): (2.0, 1.15, 1.0, None), Case(128, 6, 16, 64): (1.3, 1.0, 1.0, None),
+}  # fmt: skip
+OFF, EVERY_STEP, DEFAULT = "all probes off", "all probes on, every step", "all probes on, default density"
+PLAIN, ON_GPU = "plain eager loop", f"256 runs of {D64_L6.name}"
+GPU_RUNS, GPU_STEPS = 256, 100  # whole periods of the probes
 GOALS = [
     *(
-        Goal("a", case.name, "a1 run-steps against the plain loop with all threads, one run after the other",
-             "run_steps_per_s", NORMSTUDY, ALL_THREADS, "at least", least)
-        for case, least, _ in GOALS_OF_CASES
+        Goal(row, case.name, title, "run_steps_per_s", NORMSTUDY, opponent, "at least" if goals[i] else None, goals[i])
+        for i, (opponent, (row, title)) in enumerate(TITLES.items())
+        for case, goals in CASES.items()
     ),
+    Goal("a", D64_L6.name, "a3 share of the machine's matrix-product limit at the same shapes", "share_of_limit",
+         NORMSTUDY, None, "at least", 0.6),
     *(
-        Goal("a", case.name, "a2 run-steps against one plain single-thread process per core",
-             "run_steps_per_s", NORMSTUDY, PER_CORE, "at least", least)
-        for case, _, least in GOALS_OF_CASES
+        Goal("b", case.name, f"{on.replace(',', ' at')} against all off", "ms_per_run_step", on, OFF, "at most", 1.05)
+        for case in (D32_L4, D64_L6)
+        for on in (EVERY_STEP, DEFAULT)
     ),
-    *(
-        Goal("a", case.name, f"{part} limit: {what}", "run_steps_per_s", subject, opponent)
-        for part, opponent, subject, what in LIMITS
-        for case, _, _ in GOALS_OF_CASES
-    ),
-    Goal("a", D64_L6.name, "a3 share of the machine's matrix-product limit at the same shapes",
-         "share_of_limit", NORMSTUDY, None, "at least", 0.6),
-    Goal("a", D64_L6.name, "a3 limit: that share for the step's operations without its Python",
-         "share_of_limit", IN_STEP),
-    Goal("a", D64_L6.name, "a3 limit: that share for the step's operations, each alone in a cache",
-         "share_of_limit", ALONE),
-    Goal("a", D64_L6.name, "a3 share of torch.bmm's rate at the same shapes", "share_of_torch_bmm", NORMSTUDY),
+    Goal("g", ON_GPU, "run-steps against the plain eager loop on the same GPU", "run_steps_per_s", NORMSTUDY, PLAIN,
+         "at least", 50.0),
+    Goal("g", ON_GPU, "memory per run (MB)", "megabytes_per_run", NORMSTUDY),
 ]  # fmt: skip
 
 
-# ---- the row ------------------------------------------------------------------------------------------
+def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: Scope) -> Iterator[Sample]:
+    """A race at each shape, on all cores."""
+    for case in (D32_L4, D64_L6) if scope.quick else CASES:
+        with contextlib.ExitStack() as stack:
+            race = Race(row, case, len(os.sched_getaffinity(0)), scope, stack)
+            yield from measure(race, 2 if scope.quick else 5)
 
 
-@dataclass(frozen=True)
-class Amount:
-    """How long to measure: rounds, seconds of a subject's span in each, milliseconds of each product and operation.
-
-    operation_ms: None leaves the operations out.
-
-    most_runs: of a batch, as a span of normstudy's is a whole period of its probes for all of them.
-    """
-
-    rounds: int
-    seconds: float
-    product_ms: int
-    operation_ms: int | None = None
-    most_runs: int = cfg.INT_MAX
-
-
-def measure(scope: Scope) -> Iterator[Sample]:
-    """Row a, on the CPU whatever the scope's device."""
-    if scope.quick:
-        cases, amount = [D32_L4, D64_L6], Amount(rounds=2, seconds=1, product_ms=3, most_runs=16)
-    else:
-        cases, amount = (
-            [case for case, _, _ in GOALS_OF_CASES],
-            Amount(rounds=5, seconds=3, product_ms=15, operation_ms=3),
-        )
-    for case in cases:
-        with_products = not scope.quick or case == D64_L6
-        yield from measure_case(case, amount, cores(), scope.folder / case.name, with_products=with_products)
+def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
+    """Row a at one shape."""
+    race.add_normstudy(ProbeConfig(dense_steps=0))
+    race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
+    race.add_plain(PER_CORE, "train", race.n)
+    jobs = [(run_config(race.case), race.runs)] * race.n
+    # Some products are faster in a worker's environment, some outside it.
+    makers = [race.crew(start_products, jobs, like_worker=w) for w in (True, False) if race.case == D64_L6]
+    for number in range(rounds):
+        rates = yield from race.round(number)
+        if makers:
+            by_core = [cast(list[list[float]], together(crew, PRODUCT_MS)[1]) for crew in makers]
+            means = [[statistics.fmean(s) for s in zip(*cores, strict=True)] for cores in by_core]
+            share = sum(map(min, *means)) * rates[NORMSTUDY] / race.n
+            yield Sample("a", race.case.name, NORMSTUDY, "share_of_limit", "1", number, share)
 
 
-def measure_case(case: Case, amount: Amount, n: int, folder: Path, *, with_products: bool) -> Iterator[Sample]:
-    """All subjects at one shape, in rounds, on n cores; normstudy's tables go to a folder."""
-    config = run_config(case)
-    runs = min(runs_per_batch(config), amount.most_runs)
-    with contextlib.ExitStack() as stack:
-
-        def crew(
-            start: Callable[[Job], Work[Answer]], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1
-        ) -> list[Child[Answer]]:
-            children = [Child(start, job, like_worker=like_worker, threads=threads) for job in jobs]
-            for child in children:
-                stack.callback(child.close)
-            return children
-
-        batches = [
-            ([run_config(case, seed=core * runs + r) for r in range(runs)], folder / str(core)) for core in range(n)
-        ]
-        singles = [run_config(case, seed=core) for core in range(n)]
-        crews = {
-            NORMSTUDY: crew(start_normstudy, batches, like_worker=True),
-            ALL_THREADS: crew(start_plain, singles[:1], like_worker=False, threads=n),
-            PER_CORE: crew(start_plain, singles, like_worker=False),
-        }
-        makers = [
-            crew(start_products, [(config, runs)] * n, like_worker=like_worker)
-            for like_worker in (True, False)
-            if with_products
-        ]
-        operators: list[Child[Seconds]] = []
-        if amount.operation_ms is not None:
-            operators = crew(start_operations, [(c, f / "operations") for c, f in batches], like_worker=True)
-
-        for children in crews.values():
-            together(children, WARM_UP)
-        for products_of in makers:
-            together(products_of, 1)
-        if operators:
-            together(operators, 1)
-        steps = {subject: steps_of_span(children, amount.seconds) for subject, children in crews.items()}
-        steps[NORMSTUDY] = config.probe.every * max(1, round(steps[NORMSTUDY] / config.probe.every))
-        run_steps = {NORMSTUDY: runs * n, ALL_THREADS: 1, PER_CORE: n}  # of a step of the whole crew
-        for number in range(amount.rounds):
-            yield Sample("a", case.name, NORMSTUDY, "runs_per_batch", "1", number, runs)
-            spans = {}
-            for subject in crews if number % 2 == 0 else reversed(crews):
-                time.sleep(PAUSE_SECONDS)
-                spans[subject], cpu = together(crews[subject], steps[subject])
-                rate = steps[subject] * run_steps[subject] / spans[subject]
-                yield Sample("a", case.name, subject, "run_steps_per_s", "1/s", number, rate)
-                yield Sample("a", case.name, subject, "busy_cores", "1", number, sum(cpu) / spans[subject])
-            run_step = spans[NORMSTUDY] / (steps[NORMSTUDY] * runs)  # seconds of one core
-            best = None
-            if makers:
-                timed = [mean_over_cores(together(children, amount.product_ms)[1]) for children in makers]
-                best, bmm = fastest(timed)
-                yield Sample("a", case.name, BEST, "run_steps_per_s", "1/s", number, n / best)
-                yield from shares(config, case.name, number, run_step, best, bmm)
-            if amount.operation_ms is not None:
-                seconds = together(operators, amount.operation_ms)[1]
-                in_step, alone = (statistics.fmean(of) for of in zip(*seconds, strict=True))
-                yield Sample("a", case.name, IN_STEP, "run_steps_per_s", "1/s", number, n / in_step)
-                yield Sample("a", case.name, ALONE, "run_steps_per_s", "1/s", number, n / alone)
-                if best is not None:
-                    yield Sample("a", case.name, IN_STEP, "share_of_limit", "1", number, best / in_step)
-                    yield Sample("a", case.name, ALONE, "share_of_limit", "1", number, best / alone)
+def equal_information(race: Race, rounds: int) -> Iterator[Sample]:
+    """Row i at one shape."""
+    race.add_normstudy(ProbeConfig(every=1))
+    race.add_plain(EQUAL, "train_recorded", race.n)
+    race.add_plain(HOOKS, "train_watched", race.n)
+    for number in range(rounds):
+        yield from race.round(number)
 
 
-def start_operations(job: tuple[list[RunConfig], Path]) -> Work[Seconds]:
-    """operations.start, which the parent does not import: it imports torch."""
-    from normstudy.bench import operations
-
-    return operations.start(job)
+plain_loops, recording_loops = partial(of_cases, against_plain, "a"), partial(of_cases, equal_information, "i")
 
 
-def steps_of_span(children: Sequence[Child[Answer]], seconds: float) -> int:
-    """How many steps take about so long."""
-    time.sleep(PAUSE_SECONDS)
-    taken, _ = together(children, WARM_UP)
-    return max(1, round(seconds * WARM_UP / taken))
+def probing(scope: Scope) -> Iterator[Sample]:
+    """Row b."""
+    for case, rounds in ((D32_L4, 2),) if scope.quick else ((D32_L4, 9), (D64_L6, 7)):
+        runs = batching.runs_per_batch(run_config(case), "cpu", len(os.sched_getaffinity(0)))
+        yield from in_worker(probe_case, (case, runs, rounds))
 
 
-def mean_over_cores(timed: Sequence[Mapping[tuple[str, str], float]]) -> dict[tuple[str, str], float]:
-    """Of what each core took while all were at it."""
-    return {key: statistics.fmean(seconds[key] for seconds in timed) for key in timed[0]}
-
-
-def shares(config: RunConfig, case: str, number: int, run_step: float, best: float, bmm: float) -> Iterator[Sample]:
-    """Rates and shares of a round, from the seconds of a run-step and of its products."""
+def probed(case: Case, runs: int) -> dict[str, Iterator[Record | End]]:
+    """The same runs three times: nothing measured, all at every step, all at the default density."""
     from normstudy.data import texts
+    from normstudy.training import batch
 
-    flops = sum(piece.flops for piece in pieces(config, texts.load(config.data).vocab_size))
-    for subject, seconds in ((NORMSTUDY, run_step), (BEST, best), (BMM, bmm)):
-        yield Sample("a", case, subject, "product_gflop_per_s_core", "GFLOP/s", number, flops / seconds / 1e9)
-    yield Sample("a", case, NORMSTUDY, "share_of_limit", "1", number, best / run_step)
-    yield Sample("a", case, NORMSTUDY, "share_of_torch_bmm", "1", number, bmm / run_step)
+    text = texts.load(run_config(case).data)
+    every, default = (
+        [run_config(case, r, probe=probe) for r in range(runs)]
+        for probe in (ProbeConfig(every=1), ProbeConfig(dense_steps=0))
+    )
+    off = batch.train_batch(default, text, probing=False)
+    return {OFF: off, EVERY_STEP: batch.train_batch(every, text), DEFAULT: batch.train_batch(default, text)}
+
+
+def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
+    """(shape, runs, rounds), in this process."""
+    case, runs, rounds = job
+    batches, period = probed(case, runs), ProbeConfig().every
+    for records in batches.values():
+        cpu_seconds(records.__next__, 3)  # before anything is timed
+    for number in range(rounds):
+        spent = dict.fromkeys(batches, 0.0)
+        for step in range(period):
+            for name in batches if step % 2 == 0 else reversed(batches):
+                spent[name] += cpu_seconds(batches[name].__next__, 1)
+        for name, seconds in spent.items():
+            yield Sample("b", case.name, name, "ms_per_run_step", "ms", number, 1e3 * seconds / (period * runs))
+
+
+def on_gpu(scope: Scope) -> Iterator[Sample]:
+    """Row g, in this process."""
+    import torch
+
+    from normstudy.bench import plain
+    from normstudy.data import texts
+    from normstudy.training import batch
+
+    configs = [run_config(D64_L6, seed) for seed in range(GPU_RUNS)]
+    text = texts.load(configs[0].data)
+    records = batch.train_batch(configs, text, "cuda")
+    losses = plain.train(configs[0], torch.from_numpy(text.train.tokens).long(), text.vocab_size, "cuda")
+
+    def rate(step: Callable[[], object], runs: int) -> float:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(GPU_STEPS):
+            step()
+        torch.cuda.synchronize()
+        return GPU_STEPS * runs / (time.perf_counter() - started)
+
+    subjects = {NORMSTUDY: (records.__next__, GPU_RUNS), PLAIN: (losses.__next__, 1)}
+    for subject in subjects.values():
+        rate(*subject)  # kernels are chosen, the graph is captured
+    for number in range(2 if scope.quick else 10):
+        for name, subject in subjects.items():
+            yield Sample("g", ON_GPU, name, "run_steps_per_s", "1/s", number, rate(*subject))
+    megabytes = torch.cuda.max_memory_allocated() / GPU_RUNS / 1e6
+    yield Sample("g", ON_GPU, NORMSTUDY, "megabytes_per_run", "MB", 0, megabytes)

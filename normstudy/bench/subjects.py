@@ -1,31 +1,94 @@
-"""What the rows about speed train: batches as a sweep's workers train them, and the plain loop of plain.py.
-
-A subject is started in a child process (children.py), and from then on takes as many steps as it is asked for.
-"""
+"""Child processes that rows start once and ask often: they train batches as workers do, or a loop of plain.py."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import gc
+import multiprocessing
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple, TypeVar, cast
 
 from normstudy import config as cfg
-from normstudy.bench.children import Work
+from normstudy.bench.rows import Sample, Scope
 from normstudy.config import RunConfig
 from normstudy.study import schema
+from normstudy.sweep import batching
+
+Job = TypeVar("Job")
+Work = Callable[[int], object]  # does so much of its work, and returns what came out
+Crew = list[ProcessPoolExecutor]
+_work: list[Work] = []  # of a child process, its own
+
+
+def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> ProcessPoolExecutor:
+    """A process that prepares its work once, as `start(job)`, and does as much of it as `together` then asks for."""
+    from normstudy.processes import environment
+
+    made = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _settle, (like_worker, threads, start, job))
+    with environment() if like_worker else contextlib.nullcontext():
+        made.submit(int)  # with its first task its process starts
+    return made
+
+
+def _settle(like_worker: bool, threads: int, start: Callable[[Job], Work], job: Job) -> None:
+    """Set a child process up: as a sweep's worker, or without any variable that such a worker has."""
+    from normstudy.processes import WORKER_ENVIRONMENT, die_with_parent, set_environment
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    if not like_worker:
+        set_environment(dict.fromkeys(WORKER_ENVIRONMENT))
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(threads)
+    # torch's threads do not count for NumPy's BLAS, which would take every core and keep it busy after each product.
+    threadpool_limits(threads, "blas")
+    if like_worker:
+        gc.freeze()  # as worker.serve does
+    _work.append(start(job))
+
+
+def _do(amount: int) -> object:
+    return _work[0](amount)
+
+
+def together(children: Sequence[ProcessPoolExecutor], amount: int) -> tuple[float, list[object]]:
+    """Have all work at once; the seconds from the common start to the last finish, and what they answer.
+
+    Raises what a child raised at its work, and BrokenProcessPool where one was killed or could not prepare.
+    """
+    started = time.perf_counter()
+    asked = [one.submit(_do, amount) for one in children]
+    answers = [one.result() for one in asked]
+    return time.perf_counter() - started, answers
+
+
+def in_worker(function: Callable[[Job], Iterator[Sample]], job: Job) -> Iterator[Sample]:
+    """The samples of function(job), taken in a process like a sweep's workers: one thread, their environment."""
+    with child(_next_sample, (function, job), like_worker=True) as process:
+        while isinstance(sample := together([process], 1)[1][0], Sample):
+            yield sample
+
+
+def _next_sample(job: tuple[Callable[[Job], Iterator[Sample]], Job]) -> Work:
+    samples = job[0](job[1])
+    return lambda _: next(samples, None)
+
 
 NORMSTUDY = "normstudy"
-
 D_HEAD = 16  # at every width, the d_head of the default model: so 2, 4 and 8 heads at d_model 32, 64, 128
 WARM_UP = 3  # steps before anything is timed
-WINDOW_OF = 600  # n_steps of a run whose windows are those in which the tables are written
+PAUSE_SECONDS = 0.3  # between two spans: threads of a pool spin for up to 0.2 s after their last work
 
 
-@dataclass(frozen=True)
-class Case:
-    """A shape of run."""
+class Case(NamedTuple):
+    """A shape of run; its name in the table is d64 L6."""
 
     d_model: int
     n_layers: int
@@ -34,40 +97,24 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As in the table: d64 L6."""
         return f"d{self.d_model} L{self.n_layers}"
 
 
 D32_L4, D64_L6 = Case(32, 4, 8, 32), Case(64, 6, 8, 64)
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def runs_per_batch(config: RunConfig) -> int:
-    """As many runs as a sweep on all cores trains as one program on each."""
-    from normstudy.sweep import batching
-
-    return batching.runs_per_batch(config, "cpu", cores())
-
-
 def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = None) -> RunConfig:
-    """A run of the default model that goes on for ever, beyond its dense first steps from the start, not evaluated."""
+    """A run of the default model that never ends and is not evaluated, by default without dense first steps."""
     return RunConfig(
-        study="speed",
-        seed=seed,
+        study="speed", seed=seed, schedule=cfg.ScheduleConfig(n_steps=cfg.INT_MAX),
         model=cfg.ModelConfig(n_layers=case.n_layers, d_model=case.d_model, n_heads=case.d_model // D_HEAD),
         data=cfg.DataConfig(name="pydoc", seq_len=case.seq_len, batch_size=case.batch_size),
-        schedule=cfg.ScheduleConfig(n_steps=cfg.INT_MAX),
-        probe=probe or cfg.ProbeConfig(dense_steps=0),
-        eval=cfg.EvalConfig(every=cfg.INT_MAX, windows=1),
-    )
+        probe=probe or cfg.ProbeConfig(dense_steps=0), eval=cfg.EvalConfig(every=cfg.INT_MAX, windows=1),
+    )  # fmt: skip
 
 
-def start_normstudy(job: tuple[list[RunConfig], Path]) -> Work[float]:
-    """A batch of runs, in steps, whose tables are written to a folder as a worker does; their CPU seconds."""
+def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
+    """Train a batch of runs, and write their tables to a folder as a worker does."""
     from normstudy.data import texts
     from normstudy.model import transformer
     from normstudy.study import tables
@@ -79,7 +126,7 @@ def start_normstudy(job: tuple[list[RunConfig], Path]) -> Work[float]:
     records = batch.train_batch(configs, text)
     modules = probes.modules_of([name for name, _ in transformer.build(configs[0], text.vocab_size).named_parameters()])
     series = [recording.Series(f"run-{r}") for r in range(len(configs))]
-    window = schema.window_size(WINDOW_OF)
+    window = schema.window_size(600)  # as of a run of 600 steps
     tables.prepare(folder)
 
     def step() -> None:
@@ -94,16 +141,16 @@ def start_normstudy(job: tuple[list[RunConfig], Path]) -> Work[float]:
     return lambda n_steps: cpu_seconds(step, n_steps)
 
 
-def start_plain(config: RunConfig) -> Work[float]:
-    """A run of the plain loop, in steps; their CPU seconds."""
+def start_loop(job: tuple[str, RunConfig]) -> Work:
+    """Train one run by a loop of plain.py, given by its name."""
     import torch
 
     from normstudy.bench import plain
-    from normstudy.data import texts as data
+    from normstudy.data import texts
 
-    text = data.load(config.data)
-    losses = plain.train(config, torch.from_numpy(text.train.tokens).long(), text.vocab_size)
-    return lambda n_steps: cpu_seconds(lambda: next(losses), n_steps)
+    text = texts.load(job[1].data)
+    steps = getattr(plain, job[0])(job[1], torch.from_numpy(text.train.tokens).long(), text.vocab_size)
+    return lambda n_steps: cpu_seconds(steps.__next__, n_steps)
 
 
 def cpu_seconds(step: Callable[[], object], times: int) -> float:
@@ -112,3 +159,54 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
     for _ in range(times):
         step()
     return time.process_time() - before
+
+
+class Race:
+    """Subjects at one shape, of which each in its turn has all n cores. Their processes end with the stack.
+
+    In every round each subject takes a fixed number of steps, which is about as long for all, and whole periods of
+    normstudy's probes; the others wait. Its time is the wall's, from the common start until its last process has
+    finished. `busy_cores` is the processes' CPU time over that: below n, something else used the machine.
+    """
+
+    def __init__(self, row: str, case: Case, n: int, scope: Scope, stack: contextlib.ExitStack) -> None:
+        self.row, self.case, self.n, self.scope, self.stack = row, case, n, scope, stack
+        runs = batching.runs_per_batch(run_config(case), "cpu", n)  # of a batch of normstudy's
+        self.runs, self.seconds = (min(runs, 16), 1.0) if scope.quick else (runs, 3.0)
+        self.subjects: dict[str, tuple[Crew, int]] = {}  # processes, and the steps of a span
+
+    def crew(self, start: Callable[[Job], Work], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1) -> Crew:
+        """A process for each job."""
+        made = (child(start, job, like_worker=like_worker, threads=threads) for job in jobs)
+        return [self.stack.enter_context(process) for process in made]
+
+    def add(self, subject: str, crew: Crew, period: int = 1) -> None:
+        """Add a subject, and choose the steps of its spans: whole periods."""
+        together(crew, WARM_UP)
+        taken, _ = together(crew, WARM_UP)
+        self.subjects[subject] = crew, period * max(1, round(self.seconds * WARM_UP / taken / period))
+
+    def add_normstudy(self, probe: cfg.ProbeConfig) -> None:
+        """Add normstudy with a batch per core, whose tables go to the scope's folder."""
+        seeds = [range(core * self.runs, (core + 1) * self.runs) for core in range(self.n)]
+        batches = [[run_config(self.case, seed, probe=probe) for seed in of] for of in seeds]
+        jobs = [(batch, self.scope.folder / self.case.name / str(core)) for core, batch in enumerate(batches)]
+        self.add(NORMSTUDY, self.crew(start_batch, jobs, like_worker=True), probe.every)
+
+    def add_plain(self, subject: str, loop: str, processes: int, threads: int = 1) -> None:
+        """Add a loop of plain.py in so many processes."""
+        jobs = [(loop, run_config(self.case, seed)) for seed in range(processes)]
+        self.add(subject, self.crew(start_loop, jobs, like_worker=False, threads=threads))
+
+    def round(self, number: int) -> Generator[Sample, None, dict[str, float]]:
+        """Time every subject once, in every second round in the other order; run-steps per second of each."""
+        rates = {}
+        for subject in self.subjects if number % 2 == 0 else reversed(self.subjects):
+            crew, steps = self.subjects[subject]
+            time.sleep(PAUSE_SECONDS)
+            span, cpu = together(crew, steps)
+            busy = sum(cast(list[float], cpu)) / span
+            rates[subject] = steps * len(crew) * (self.runs if subject == NORMSTUDY else 1) / span
+            yield Sample(self.row, self.case.name, subject, "run_steps_per_s", "1/s", number, rates[subject])
+            yield Sample(self.row, self.case.name, subject, "busy_cores", "1", number, busy)
+        return rates

@@ -180,7 +180,7 @@ Rows:
   a  run-steps per second against plain loops         e  cost against depth, width, length, batch and runs
   b  cost of the probes                               f  figures and tables of a large study
   c  time and memory outside training                 g  run-steps per second on one GPU
-  d  time to start                                    h  runs that diverged leave their batch
+  d  time to start                                    i  the same against loops that record as much
 
 A ratio is taken round by round, between subjects that were measured one after the other; goals are held against its
 median over rounds.

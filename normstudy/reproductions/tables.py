@@ -6,7 +6,6 @@ measurement, the setting, the models, depths and seeds. `results/README.md` says
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +18,6 @@ import pandas as pd
 import pyarrow as pa
 
 from normstudy import config as cfg
-from normstudy.config import ConfigError
 from normstudy.reproductions.entry import MEASUREMENT, Need, Setting, model_config
 from normstudy.study import files, parquet
 
@@ -61,13 +59,7 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
     content = pa.table({f.name: pa.array(ordered[f.name], from_pandas=True).cast(f.type) for f in SCHEMA})
     made = {"python": platform.python_version(), "torch": version("torch"), "normstudy": version("normstudy")}
     content = content.replace_schema_metadata({KEY.decode(): key, **made})
-    try:
-        path(out, name).parent.mkdir(parents=True, exist_ok=True)
-        files.place(out, f"tables/{name}.parquet", parquet.encode_values(content))
-    except OSError as error:
-        raise ConfigError(f"{path(out, name)} cannot be written: {error.strerror}. Give another --out") from None
-    with contextlib.suppress(OSError):  # another command's files are in it
-        (out / "state").rmdir()
+    files.place_output(out, f"tables/{name}.parquet", parquet.encode_values(content))
 
 
 def read(out: Path, name: str) -> pd.DataFrame:

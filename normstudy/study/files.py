@@ -49,6 +49,17 @@ def place(study_dir: Path, relative: str, data: bytes) -> None:
     place_all(study_dir, [(relative, data)])
 
 
+def place_output(out: Path, relative: str, data: bytes) -> None:
+    """Write one file to `out / relative`, where `out` is the folder given as --out. Raises ConfigError."""
+    try:
+        (out / relative).parent.mkdir(parents=True, exist_ok=True)
+        place(out, relative, data)
+    except OSError as error:
+        raise ConfigError(f"{out / relative} cannot be written: {error.strerror}. Give another --out") from None
+    with contextlib.suppress(OSError):  # fails if another command has files there
+        (out / "state").rmdir()
+
+
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
     """Write several files atomically: all are durable before the first one is moved. files: (relative path, bytes).
 

@@ -20,8 +20,7 @@ from measured import by_hand, write
 from PIL import Image
 
 from normstudy.bench import figure, tables
-from normstudy.bench.rows import ROWS, Row
-from normstudy.bench.samples import Goal, Sample
+from normstudy.bench.rows import ROWS, Goal, Row, Sample
 from normstudy.figures import style
 
 HERE = Path(__file__).parents[1]  # where measured.py is
@@ -135,8 +134,8 @@ def costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
         Goal("e", "attention = norm", "seq_len of equal cost", "crossover_seq_len", "attention"),
         Goal("e", "attention = norm", "by the theory", "crossover_seq_len", "theory"),
     ]
-    monkeypatch.setitem(sys.modules, "handmade_row_e", types.SimpleNamespace(GOALS=goals))  # type: ignore[arg-type]
-    monkeypatch.setitem(ROWS, "e", Row("handmade_row_e", "by hand", "cpu", (1, 1)))
+    monkeypatch.setitem(sys.modules, "handmade_row_e", types.SimpleNamespace(GOALS=goals, measure=None))  # type: ignore[arg-type]
+    monkeypatch.setitem(ROWS, "e", Row("handmade_row_e", "measure", "by hand"))
     return drawn(tmp_path, cost_samples())
 
 

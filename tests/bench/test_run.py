@@ -21,8 +21,7 @@ import pytest
 from measured import MACHINE, by_hand, content, write
 
 from normstudy.bench import rows, run, tables
-from normstudy.bench.rows import ROWS, Row
-from normstudy.bench.samples import Sample, Scope
+from normstudy.bench.rows import ROWS, Row, Sample, Scope
 from normstudy.cli import main, manual
 
 Capture = pytest.CaptureFixture[str]
@@ -46,7 +45,7 @@ def row_c(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
     module = types.SimpleNamespace(GOALS=[replace(measured.GOALS[3], row="c", case="")], measure=measure)
     monkeypatch.setitem(sys.modules, "handmade_row_c", module)  # type: ignore[arg-type]
-    monkeypatch.setitem(ROWS, "c", Row("handmade_row_c", "by hand", "cpu", (1, 1)))
+    monkeypatch.setitem(ROWS, "c", Row("handmade_row_c", "measure", "by hand"))
     return module
 
 
@@ -154,17 +153,6 @@ def test_a_terminated_command_leaves_no_folder_behind() -> None:
     assert content(Path()) == {}
 
 
-def test_a_row_that_measures_twice_is_stopped_at_once(row_c: types.SimpleNamespace) -> None:
-    def measure(scope: Scope) -> Iterator[Sample]:
-        for _ in range(2):
-            yield Sample("c", "", "reversed", "seconds", "s", 0, 1.0)
-        raise AssertionError("it went on")
-
-    row_c.measure = measure
-    with pytest.raises(ValueError, match="row c measured a sample twice"):
-        main.main(["bench", "--rows", "c", "--out", "x"])
-
-
 def test_the_row_of_a_gpu_is_skipped_without_one(row_c: types.SimpleNamespace, capfd: Capture) -> None:
     line = "row g skipped: it measures a GPU, give --device cuda where there is one\n"
     assert ask(capfd, "--rows", "g", "--out", "x") == ("", line)
@@ -193,8 +181,8 @@ def test_a_terminal_sees_a_bar_with_the_row_and_the_time_left() -> None:
                 seen += part
         os.close(master)
     assert running.returncode == 0
-    assert re.search(r"measuring: +0%\|.*elapsed, .* left, row a", seen.decode())
-    assert re.search(r"measuring: 100%\|.*\| 00:0\d elapsed, 00:00 left, row a, 10000, round 1", seen.decode())
+    assert re.search(r" 0%\|.*\| 0/1 .*row a", seen.decode())
+    assert re.search(r"100%\|.*\| 1/1 .*row a, 10000, round 1", seen.decode())
     assert "numbers in" not in seen.decode()  # the line of a pipe
 
 
@@ -212,7 +200,7 @@ def shown(row_c: types.SimpleNamespace) -> Path:
     row_c.measure = measure
     folder = Path("results/bench")
     write(folder, by_hand({"sorted": [0.5], "reversed": [2.0]}))
-    write(folder, by_hand({"reversed": [1.0]}, row="c", case=""), replace(MACHINE, python="3.12.1"))
+    write(folder, by_hand({"reversed": [1.0]}, row="c", case=""), MACHINE | {"python": "3.12.1"})
     return folder
 
 
@@ -255,7 +243,7 @@ def test_show_of_a_damaged_table_is_one_line(shown: Path, capfd: Capture) -> Non
     ("request_", "held"),
     [
         ("--quick --full", ["--full", "not allowed with", "--quick", "--help"]),
-        ("--rows z", ["'z'", "a, b, c, d, e, f, g, h"]),
+        ("--rows z", ["'z'", "a, b, c, d, e, f, g, i"]),
         ("--rows a1", ["'a1'", "a, b, c"]),
         ("--rows a,,b", ["'a,,b'", "empty name"]),
         ("--rows", ["--rows", "--help"]),
@@ -301,17 +289,15 @@ def test_cuda_where_there_is_none_is_one_line_and_writes_nothing() -> None:
 
 def test_the_help_tells_every_row_and_where_things_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert list(ROWS) == list("abcdefgh")
+    assert list(ROWS) == list("abcdefgi")
     for letter, row in ROWS.items():
         assert f"  {letter}  {row.title}" in manual.BENCH_HELP
         assert row.module.startswith("normstudy.bench.")
-        assert row.seconds[0] <= row.seconds[1]
     assert [letter for letter, row in ROWS.items() if row.device == "cuda"] == ["g"]
     assert {row.device for row in ROWS.values()} == set(run.SKIPPED)
     for folder in run.OUT.values():
         assert str(folder) in manual.BENCH_HELP
-    assert sum(row.seconds[0] for row in ROWS.values() if row.device == "cpu") < 180  # as the help says of --quick
 
 
 def test_rows_come_in_the_order_of_the_registry() -> None:
-    assert rows.check_rows(["h", "a", "c", "a"]) == ["a", "c", "h"]
+    assert rows.check_rows(["i", "a", "c", "a"]) == ["a", "c", "i"]

@@ -1,7 +1,8 @@
-"""Row a: that its subjects are what it says, that products are counted right, and that a child's end is told."""
+"""Rows a, b, g and i: their subjects are what they say, products are counted right, and a child's end is reported."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -9,67 +10,117 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_info
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from normstudy.bench import children, plain, products, speed, subjects
-from normstudy.bench.children import Child
-from normstudy.bench.samples import Sample
-from normstudy.bench.speed import Amount
-from normstudy.bench.subjects import Case, run_config
+from normstudy.bench import plain, products, speed, subjects
+from normstudy.bench.rows import Sample, Scope
+from normstudy.bench.speed import ALL_THREADS, DEFAULT, EQUAL, EVERY_STEP, HOOKS, OFF, PER_CORE
+from normstudy.bench.subjects import D64_L6, NORMSTUDY, Case, Race, child, run_config, together
+from normstudy.config import ProbeConfig
+from normstudy.data import texts
 from normstudy.processes import WORKER_ENVIRONMENT
+from normstudy.training import batch as train
 
 TINY = Case(d_model=16, n_layers=1, batch_size=2, seq_len=8)
-ROWS = ("speed", "probing", "scaling", "divergence")
 
 
-def test_importing_a_row_imports_neither_torch_nor_pandas_nor_hydra() -> None:
-    modules = ", ".join(f"normstudy.bench.{row}" for row in ROWS)
-    code = f"import sys, {modules}; print([m for m in ('torch', 'pandas', 'hydra') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-def test_the_goals_are_of_the_cases_and_of_what_is_measured(tmp_path: Path) -> None:
-    amount = Amount(rounds=2, seconds=0.1, product_ms=1, operation_ms=0)
-    samples = list(speed.measure_case(TINY, amount, 1, tmp_path, with_products=True))
-    measured = {(s.subject, s.metric) for s in samples}
-    for goal in speed.GOALS:
-        assert goal.case in [case.name for case, _, _ in speed.GOALS_OF_CASES]
-        assert (goal.subject, goal.metric) in measured
-        assert goal.opponent is None or (goal.opponent, goal.metric) in measured
+@pytest.mark.bench
+@pytest.mark.parametrize(("row", "measure", "opponents"), [
+    ("a", speed.against_plain, {ALL_THREADS, PER_CORE}),
+    ("i", speed.equal_information, {EQUAL, HOOKS}),
+])  # fmt: skip
+def test_a_race_measures_what_its_goals_name(
+    row: str, measure: Callable[[Race, int], Iterator[Sample]], opponents: set[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """At a tiny shape, with the products of a3 too."""
+    monkeypatch.setattr(speed, "D64_L6", TINY)
+    with contextlib.ExitStack() as stack:
+        race = Race(row, TINY, 1, Scope(quick=True, device="cpu", folder=tmp_path), stack)
+        race.seconds = 0.1
+        samples = list(measure(race, 2))
     values = {(s.subject, s.metric, s.round): s.value for s in samples}
+    measured = {(subject, metric) for subject, metric, _ in values}
     assert len(values) == len(samples) == 2 * len(measured)
     assert min(values.values()) > 0
-    flops = sum(p.flops for p in products.pieces(run_config(TINY), 256))
-    for number in range(2):
-        rate = values[subjects.NORMSTUDY, "run_steps_per_s", number]
-        rated = (subjects.NORMSTUDY, speed.BEST, products.BMM)
-        gflops = {s: values[s, "product_gflop_per_s_core", number] for s in rated}
-        assert gflops[subjects.NORMSTUDY] == pytest.approx(rate * flops / 1e9)
-        assert gflops[speed.BEST] >= gflops[products.BMM]
-        share, of_bmm = (values[subjects.NORMSTUDY, f"share_of_{of}", number] for of in ("limit", "torch_bmm"))
-        assert share == pytest.approx(gflops[subjects.NORMSTUDY] / gflops[speed.BEST])
-        assert of_bmm == pytest.approx(gflops[subjects.NORMSTUDY] / gflops[products.BMM])
-        for subject in (subjects.NORMSTUDY, speed.ALL_THREADS, speed.PER_CORE):
-            assert values[subject, "busy_cores", number] < 1.1
+    for goal in speed.GOALS:
+        if goal.row == row:
+            assert (goal.subject, goal.metric) in measured
+            assert goal.opponent is None or (goal.opponent, goal.metric) in measured
+    for subject, number in itertools.product((NORMSTUDY, *opponents), range(2)):
+        assert 0 < values[subject, "busy_cores", number] < 1.1
+
+
+def test_the_goals_of_every_shape() -> None:
+    """Ten of row a and the share of products; five of row i, and what its hooks cost without a goal."""
+    found = [(g.row, g.case, g.opponent, g.limit) for g in speed.GOALS if g.metric == "run_steps_per_s"]
+    for case, (a1, a2, equal, hooks) in speed.CASES.items():
+        assert [f for f in found if f[1] == case.name] == [
+            ("a", case.name, ALL_THREADS, a1), ("a", case.name, PER_CORE, a2), ("i", case.name, EQUAL, equal),
+            ("i", case.name, HOOKS, hooks),
+        ]  # fmt: skip
+        assert (equal, hooks) == (1.0, None)
+    (share,) = [g for g in speed.GOALS if g.metric == "share_of_limit"]
+    assert (share.case, share.sense, share.limit) == (D64_L6.name, "at least", 0.6)
+    assert len([g for g in speed.GOALS if g.row == "b" and (g.sense, g.limit) == ("at most", 1.05)]) == 4
 
 
 def test_a_span_of_normstudy_is_whole_periods_of_its_probes() -> None:
     """Each span has as many probed steps as another, wherever it begins."""
-    from normstudy.data import texts
-    from normstudy.training import batch
-
     config = run_config(TINY)
     period = config.probe.every
-    records = batch.train_batch([config], texts.load(config.data))
-    probed = [isinstance(r, batch.Record) and r.probe is not None for r in itertools.islice(records, 3 * period)]
+    records = train.train_batch([config], texts.load(config.data))
+    probed = [isinstance(r, train.Record) and r.probe is not None for r in itertools.islice(records, 3 * period)]
     assert all(sum(probed[i : i + period]) == 1 for i in range(2 * period))
+
+
+def test_writing_the_tables_is_part_of_what_is_timed(tmp_path: Path) -> None:
+    work = subjects.start_batch(([run_config(TINY, 0), run_config(TINY, 1)], tmp_path))
+    work(399)
+    files = sorted(f.name for f in (tmp_path / "tables" / "residual").iterdir())
+    assert files == ["0-schema.parquet", "run-0-000.parquet", "run-1-000.parquet"]
+
+
+def test_a_run_that_ends_is_no_constant_work(tmp_path: Path) -> None:
+    config = run_config(TINY)
+    work = subjects.start_batch(([replace(config, schedule=replace(config.schedule, n_steps=2))], tmp_path))
+    work(2)
+    with pytest.raises(AssertionError, match="run 0 ended"):
+        work(1)
+
+
+# ---- probes -------------------------------------------------------------------------------------------
+
+
+def test_the_subjects_of_row_b_are_the_same_runs_and_differ_in_what_they_measure() -> None:
+    period = ProbeConfig().every
+    records = {name: list(itertools.islice(r, 2 * period)) for name, r in speed.probed(TINY, runs=2).items()}
+    probed, losses = {}, {}
+    for name, steps in records.items():
+        assert all(isinstance(r, train.Record) for r in steps)
+        probed[name] = sum(r.probe is not None for r in steps if isinstance(r, train.Record))
+        losses[name] = np.stack([r.train_loss for r in steps if isinstance(r, train.Record)])
+    assert probed == {OFF: 0, EVERY_STEP: 2 * period, DEFAULT: 2}
+    assert np.array_equal(losses[OFF], losses[EVERY_STEP])
+    assert np.array_equal(losses[OFF], losses[DEFAULT])
+
+
+def test_every_subject_of_row_b_is_measured_in_every_round() -> None:
+    samples = list(speed.probe_case((TINY, 2, 2)))
+    assert {(s.case, s.metric, s.unit) for s in samples} == {("d16 L1", "ms_per_run_step", "ms")}
+    assert sorted((s.subject, s.round) for s in samples) == sorted(
+        itertools.product((OFF, EVERY_STEP, DEFAULT), range(2))
+    )
+    assert min(s.value for s in samples) > 0
 
 
 # ---- products -----------------------------------------------------------------------------------------
@@ -82,7 +133,7 @@ def test_the_products_have_the_flops_that_torch_counts(case: Case) -> None:
     model = plain.Decoder(config.model, 256, case.seq_len)
     x = torch.zeros(case.batch_size, case.seq_len, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        plain.loss_of(model, x, x).backward()
+        model(x, x)[0].backward()
     assert sum(p.flops for p in products.pieces(config, 256)) == counter.get_total_flops()
 
 
@@ -91,12 +142,12 @@ def test_every_way_makes_the_same_product() -> None:
     for piece in products.pieces(run_config(TINY), 256):
         torch.manual_seed(0)
         made = {way: make() for way, make in products.ways(piece, run_config(TINY), runs=3).items()}
-        wholes = made.pop(products.BMM)
+        wholes = made.pop("torch.bmm")
         assert isinstance(wholes, list)
-        for product, whole in zip(piece.products, wholes, strict=True):
-            layouts.add(product.layout)
-            assert whole.shape == (3 * product.batch, product.m, product.n)
-        for by_numpy, whole in zip(made.pop(products.NUMPY), wholes, strict=True):  # type: ignore[call-overload]
+        for (batch, m, _, n, layout), whole in zip(piece.products, wholes, strict=True):
+            layouts.add(layout)
+            assert whole.shape == (3 * batch, m, n)
+        for by_numpy, whole in zip(made.pop("NumPy"), wholes, strict=True):  # type: ignore[call-overload]
             torch.testing.assert_close(torch.from_numpy(by_numpy), whole, rtol=1e-4, atol=1e-4)
         if "attention" in piece.name:
             assert made.keys() == {"fused"}
@@ -108,36 +159,26 @@ def test_every_way_makes_the_same_product() -> None:
     assert layouts == {"nn", "nt", "tn"}
 
 
-def test_the_fastest_way_of_each_product_counts() -> None:
-    timed = [
-        {("a", products.BMM): 3.0, ("a", "oneDNN"): 1.0, ("b", products.BMM): 2.0, ("b", "oneDNN"): 5.0},
-        {("a", products.BMM): 2.5, ("a", "oneDNN"): 1.5, ("b", products.BMM): 4.0, ("b", "oneDNN"): 1.75},
-    ]
-    assert products.fastest(timed) == (1.0 + 1.75, 2.5 + 2.0)
-    assert speed.mean_over_cores(timed)["b", "oneDNN"] == 3.375
-
-
-def test_shares_are_of_the_time_of_a_run_step() -> None:
-    flops = sum(p.flops for p in products.pieces(run_config(TINY), 256))
-    samples = list(speed.shares(run_config(TINY), "c", 3, run_step=4e-3, best=1e-3, bmm=2e-3))
-    assert {(s.row, s.case, s.round) for s in samples} == {("a", "c", 3)}
-    values = {(s.subject, s.metric): s.value for s in samples}
-    assert values[subjects.NORMSTUDY, "share_of_limit"] == 0.25
-    assert values[subjects.NORMSTUDY, "share_of_torch_bmm"] == 0.5
-    assert values[speed.BEST, "product_gflop_per_s_core"] == pytest.approx(flops / 1e6)
+def test_the_fastest_way_of_each_product_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 ms of a call for two runs, of which a run-step has six: 9 ms."""
+    pieces = [products.Piece("a", ((1, 2, 2, 2, "nn"),), 6)]
+    seconds = {"slow": 5e-3, "fast": 3e-3}
+    monkeypatch.setattr(products, "pieces", lambda *_: pieces)
+    monkeypatch.setattr(products, "ways", lambda *_: {way: lambda way=way: way for way in seconds})
+    monkeypatch.setattr(products, "typical_seconds", lambda make, _: seconds[make()])
+    assert products.start_products((run_config(TINY), 2))(1) == [pytest.approx(9e-3)]
 
 
 # ---- children -----------------------------------------------------------------------------------------
 
 
-Settings = tuple[set[int], int, list[str | None]]
 TELL, FAIL, DIE = 0, 1, 2
 
 
-def start_anything(names: list[str]) -> Callable[[int], Settings]:
+def start_anything(names: list[str]) -> Callable[[int], object]:
     """A child that tells its settings (torch's and BLAS's threads), fails at its work, or is killed at it."""
 
-    def work(what: int) -> Settings:
+    def work(what: int) -> object:
         if what == DIE:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == FAIL:
@@ -148,44 +189,25 @@ def start_anything(names: list[str]) -> Callable[[int], Settings]:
     return work
 
 
-def test_children_have_their_environment_and_their_end_is_told() -> None:
+def test_children_have_their_environment_and_their_end_is_reported() -> None:
     names = list(WORKER_ENVIRONMENT)
     before = dict(os.environ)
     assert before["OMP_NUM_THREADS"] == "1"  # conftest.py's: it must not reach the plain loop's processes
-    like_worker = Child(start_anything, names, like_worker=True)
-    plain_one = Child(start_anything, names, like_worker=False, threads=3)
-    assert dict(os.environ) == before
-    try:
-        seconds, ((threads, frozen, environment), (plain_threads, plain_frozen, plain_environment)) = children.together(
-            [like_worker, plain_one], TELL
-        )
-        with pytest.raises(children.ChildFailed, match="ValueError: out of luck"):
-            children.together([like_worker], FAIL)
-        with pytest.raises(children.ChildFailed, match="exit code -9"):
-            children.together([like_worker], DIE)
-    finally:
-        like_worker.close()
-        plain_one.close()
+    with (
+        child(start_anything, names, like_worker=True) as like_worker,
+        child(start_anything, names, like_worker=False, threads=3) as plain_one,
+    ):
+        assert dict(os.environ) == before
+        seconds, answers = together([like_worker, plain_one], TELL)
+        with pytest.raises(ValueError, match="out of luck"):
+            together([like_worker], FAIL)
+        with pytest.raises(BrokenProcessPool):
+            together([like_worker], DIE)
+    (threads, frozen, environment), (plain_threads, plain_frozen, plain_environment) = answers  # type: ignore[misc]
     assert seconds > 0
     assert (threads, environment) == ({1}, list(WORKER_ENVIRONMENT.values()))
     assert (plain_threads, plain_environment) == ({3}, [None] * len(names))
-    assert frozen > 10_000 > plain_frozen
-    assert plain_one.process.exitcode == -signal.SIGKILL
-
-
-def test_writing_the_tables_is_part_of_what_is_timed(tmp_path: Path) -> None:
-    work = subjects.start_normstudy(([run_config(TINY, 0), run_config(TINY, 1)], tmp_path))
-    work(399)
-    files = sorted(f.name for f in (tmp_path / "tables" / "residual").iterdir())
-    assert files == ["0-schema.parquet", "run-0-000.parquet", "run-1-000.parquet"]
-
-
-def test_a_run_that_ends_is_no_constant_work(tmp_path: Path) -> None:
-    config = run_config(TINY)
-    work = subjects.start_normstudy(([replace(config, schedule=replace(config.schedule, n_steps=2))], tmp_path))
-    assert work(2) > 0
-    with pytest.raises(AssertionError, match="run 0 ended"):
-        work(1)
+    assert frozen > 10_000 > plain_frozen  # type: ignore[has-type]
 
 
 def stream(case: str) -> Iterator[Sample]:
@@ -196,5 +218,11 @@ def stream(case: str) -> Iterator[Sample]:
 
 def test_samples_of_a_worker_come_in_order() -> None:
     pad = WORKER_ENVIRONMENT["MALLOC_TOP_PAD_"]
-    expected = [Sample("a", "c", pad, "threads", "1", i, 1.0) for i in range(2)]
-    assert list(children.in_worker(stream, "c")) == expected
+    expected = [Sample("a", "c", str(pad), "threads", "1", i, 1.0) for i in range(2)]
+    assert list(subjects.in_worker(stream, "c")) == expected
+
+
+def test_importing_the_rows_imports_neither_torch_nor_pandas_nor_hydra() -> None:
+    code = "import sys; from normstudy.bench import commands, scaling, speed\n"
+    code += "print([m for m in ('torch', 'pandas', 'hydra') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

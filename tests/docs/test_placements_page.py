@@ -56,5 +56,5 @@ def test_what_learned_is_what_the_tables_say() -> None:
     assert len(learned[0]) == 9
     assert learned[100] - learned[0] == {"admin", "b2t", "mix"}
     assert stuck == {"post", "hybrid"}
-    assert "nine of the fourteen learn in all five seeds" in words(PAGE)
-    assert "`admin`, `b2t` and `mix` learn with a warmup of 100 steps; `post` and `hybrid` are stuck" in words(PAGE)
+    assert "nine of the fourteen learn for all five seeds" in words(PAGE)
+    assert "`admin`, `b2t` and `mix` learn with a warmup of 100 steps; `post` and `hybrid` stay stuck" in words(PAGE)

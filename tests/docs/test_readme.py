@@ -49,7 +49,7 @@ def test_the_answer_about_warmup_has_the_numbers_of_the_tables(claims: dict[str,
     assert outcomes("warmup", placement="post", peak_lr=3e-3, warmup_steps=0) == {"stuck": 5}
     phrases = [
         f"lower the final validation loss by {-post.value:.3g} nats [{-post.high:.3g}, {-post.low:.3g}]",
-        f"changes the loss by {pre.value:.3g} nats [{pre.low:.3g}, {pre.high:.3g}]",
+        f"raise the loss by {pre.value:.3g} nats [{pre.low:.3g}, {pre.high:.3g}]",
     ]
     assert missing(README, phrases) == []
 
@@ -80,7 +80,7 @@ def test_the_claims_in_words_have_the_numbers_of_the_tables(claims: dict[str, Fi
         f"the loss of pre-norm too, by {value(f'{gain}0.01')} and {value(f'{gain}0.03')} nats",
         f"by {value(f'{behind}2 layers, 0.001, no warmup')} nats with 2 layers and by "
         f"{value(f'{behind}4 layers, 0.001, no warmup')} with 4",
-        f"it is behind by {value(best)}",
+        f"trails by {value(best)}",
         f"losses differ by {value('loss of rmsnorm minus layernorm, pre, 6 layers, 0.003')} nats",
         f"differ by {100 * norms.value:.2g} % in the layer where they differ most",
     ]

@@ -13,7 +13,7 @@ import pytest
 from pages import missing
 
 from normstudy.bench import generated, tables
-from normstudy.bench.samples import Sample
+from normstudy.bench.rows import Sample
 from normstudy.bench.summary import number
 from normstudy.study import schema
 from normstudy.study import tables as store

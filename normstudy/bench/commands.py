@@ -1,0 +1,226 @@
+"""Rows c, d and f: what commands take that train little or nothing, each in a process of its own, as a user types it.
+
+c: what sweeps of runs as small as they can be cost, so that training is little of it. Planning: `sweep --dry-run` less
+that of two runs; of 10,000 runs with the start-up. To finished tables: from the command to the last write into tables/,
+with start-up, planning, the import of torch and the training of 3 steps a run; the whole command draws and compares
+too. Memory: what that of the parent, without the processes that it starts, grows by a run from a sweep of 100 to one of
+1,000, when the tables are finished; and its peak. Of larger runs: the time that a dry run estimates, over that of the
+whole command.
+
+d: commands that train nothing, in turn, with the files in the page cache.
+
+f: the figures of a large study, its comparison, and one column of `steps`. The study is generated as its sweep would
+leave it, and a copy is compacted. Peak memory is the sum of the peaks of all processes of a command: `plot` has two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from normstudy.bench.generated import Size, write_study
+from normstudy.bench.rows import Goal, Sample, Scope
+
+NORMSTUDY = (sys.executable, "-m", "normstudy")
+ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1)}  # and with --quick
+LOOK_SECONDS = 0.02  # between two readings of a command's memory
+Looks = list[tuple[float, dict[int, tuple[int, int]]]]  # seconds since its start, pid -> (memory, its peak) in kB
+SMALL = ("data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=8", "model.n_heads=2",
+         "eval.windows=4", "execution.device=cpu")  # fmt: skip
+TINY = (*SMALL, "model.n_layers=1", "schedule.n_steps=3")
+DEFAULT = ("data=pydoc", "schedule.n_steps=300", "seed=range(0,16)", "execution.device=cpu")
+FEW, MANY, MOST = 100, 1000, 10_000  # runs
+CHOICES = ("model=default,tiny", "optimizer=adam,adamw,sgd", "schedule=constant,inverse_sqrt,linear,cosine")
+ONE_GROUP, MANY_GROUPS = "1,000 runs, one choice of groups", "1,000 runs, 24 choices of groups"
+ESTIMATED, ESTIMATE, TAKEN = "16 runs of the default model, 300 steps", "dry run's estimate", "sweep"
+RATIO = "time that a dry run estimates, over the time that the sweep takes"
+# The study that `compare` and `plot` read in row d.
+STUDY = (*SMALL, "model.n_layers=2", "schedule.n_steps=20", "model.placement=pre,post", "schedule.warmup_steps=0,10")
+STARTS = {  # the words of a command, {0} being a folder, its exit code, and the most seconds that it may take
+    "help": ("--help", 0, 0.1),
+    "help of run": ("run --help", 0, 0.1),
+    "unknown command": ("trian", 2, 0.1),
+    "run --cfg job": ("run --cfg job", 0, 0.5),
+    "bad override": ("run model.n_layer=3", 2, 0.6),
+    "compare": ("compare {0}/start --by warmup_steps", 0, 1.0),
+    "first figure of plot": ("plot {0}/start --only headline --out {0}/figures", 0, 1.5),
+}
+
+LARGE, QUICK = Size(seeds=20, n_steps=2000, n_layers=12), Size(seeds=1, n_steps=400, n_layers=6)
+FORMS = ("one file a table", "as swept")
+LOOKS = {"plot": (), "compare": ("--by", "warmup_steps")}
+# One column of every step, in one call of a reader that is already imported; {0} is the folder of `steps`.
+READERS = {
+    "pandas": "pandas.read_parquet('{0}', columns=['train_loss'])",
+    "polars": "polars.read_parquet('{0}', columns=['train_loss'])",
+    "duckdb": "duckdb.sql(\"select train_loss from '{0}/*.parquet'\").fetchnumpy()",
+}
+LINES = [  # of row f: subject, title, metric, goal
+    ("plot", "all figures", "seconds", 20.0),
+    ("plot", "all figures, peak memory", "gigabytes", 1.5),
+    ("compare", "compare", "seconds", 3.0),
+    ("compare", "compare, peak memory", "gigabytes", None),
+    *((reader, f"one column of steps, {reader}", "seconds", 1.0) for reader in READERS),
+]
+GOALS = [
+    Goal("c", ONE_GROUP, "planning, a run", "planning", "normstudy", None, "at most", 2.0),
+    Goal("c", MANY_GROUPS, "planning, a run", "planning", "normstudy", None, "at most", 2.0),
+    Goal("c", "10,000 runs", "planning, start-up too", "dry_run", "normstudy", None, "at most", 20.0),
+    Goal("c", "1,000 runs", "to finished tables, a run", "to_tables", "normstudy", None, "at most", 20.0),
+    Goal("c", "1,000 runs", "whole command, a run", "whole", "normstudy"),
+    Goal("c", "1,000 runs", "parent's memory, a run", "memory", "normstudy", None, "at most", 5.0),
+    Goal("c", "1,000 runs", "its peak, figures too, a run", "peak_memory", "normstudy"),
+    Goal("c", ESTIMATED, RATIO, "seconds", ESTIMATE, TAKEN, "at least", 0.7),
+    Goal("c", ESTIMATED, RATIO, "seconds", ESTIMATE, TAKEN, "at most", 1.3),
+    *(Goal("d", case, case, "seconds", "normstudy", None, "at most", most) for case, (_, _, most) in STARTS.items()),
+    *(  # only the large study has goals: a smaller one would meet them by its size
+        Goal("f", f"{size}, {form}", title, metric, subject, None, *(("at most", g) if size == LARGE and g else ()))
+        for size in (LARGE, QUICK)
+        for form in FORMS
+        for subject, title, metric, g in LINES
+    ),
+]
+
+
+def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
+    """Seconds of a process from start to end, and what it printed. Raises where its exit code is another."""
+    began = time.perf_counter()
+    ended = subprocess.run(command, capture_output=True, text=True)
+    took, said = time.perf_counter() - began, ended.stdout + ended.stderr
+    if ended.returncode != code:  # a crash must not be taken for a fast answer
+        raise RuntimeError(f"{shlex.join(command[1:])} ended with {ended.returncode}, not {code}\n{said[-2000:]}")
+    return took, said
+
+
+def peak(command: Sequence[str]) -> tuple[float, float]:
+    """Seconds of a command, and 10^9 bytes: the sum of the peaks of its processes, which need not have come at once."""
+    _, seconds, looks = watched(command)
+    peaks = {pid: most for _, found in looks for pid, (_, most) in found.items()}  # the last: they never fall
+    return seconds, sum(peaks.values()) * 1024 / 1e9
+
+
+def watched(command: Sequence[str]) -> tuple[int, float, Looks]:
+    """Run a command: its process id, its seconds, and the memory of all its processes. Raises where it fails."""
+    looks: Looks = []
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while process.returncode is None:
+            looks.append((time.perf_counter() - began, family(process.pid)))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_SECONDS)
+        took = time.perf_counter() - began
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return process.pid, took, looks
+
+
+def family(pid: int) -> dict[int, tuple[int, int]]:
+    """pid -> memory and its peak of a process and of all that it and they have started."""
+    try:
+        said = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        found = {pid: (int(said["VmRSS"].split()[0]), int(said["VmHWM"].split()[0]))}
+        tasks = [*Path(f"/proc/{pid}/task").iterdir()]
+    except (OSError, KeyError):  # it has just ended
+        return {}
+    for task in tasks:
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            for child in (task / "children").read_text().split():
+                found |= family(int(child))
+    return found
+
+
+def sweeps(scope: Scope) -> Iterator[Sample]:
+    """Row c."""
+    for r in range(ROUNDS["c"][scope.quick]):
+        for case, metric, unit, value in tiny_sweeps(scope.folder, quick=scope.quick):
+            yield Sample("c", case, "normstudy", metric, unit, r, value)
+        if not scope.quick:
+            command = [*NORMSTUDY, "sweep", *DEFAULT, f"results_dir={scope.folder}", "study=estimated"]
+            yield Sample("c", ESTIMATED, ESTIMATE, "seconds", "s", r, estimated(timed([*command, "--dry-run"])[1]))
+            yield Sample("c", ESTIMATED, TAKEN, "seconds", "s", r, timed(command)[0])
+            shutil.rmtree(scope.folder / "estimated")
+
+
+def tiny_sweeps(folder: Path, *, quick: bool) -> Iterator[tuple[str, str, str, float]]:
+    """Case, metric, unit and value of each number about tiny runs."""
+    start, seeds = dry_run(folder, "seed=range(0,2)"), MANY // 24 + 1
+    yield ONE_GROUP, "planning", "ms", 1e3 * (dry_run(folder, f"seed=range(0,{MANY})") - start) / MANY
+    groups = dry_run(folder, *CHOICES, f"seed=range(0,{seeds})")
+    yield MANY_GROUPS, "planning", "ms", 1e3 * (groups - start) / (24 * seeds)
+    if quick:
+        return
+    yield "10,000 runs", "dry_run", "s", dry_run(folder, f"seed=range(0,{MOST})")
+    (to_tables, whole, memory, most), (_, _, less, least) = sweep(folder, MANY), sweep(folder, FEW)
+    yield "1,000 runs", "to_tables", "ms", 1e3 * to_tables / MANY
+    yield "1,000 runs", "whole", "ms", 1e3 * whole / MANY
+    yield "1,000 runs", "memory", "kB", (memory - less) / (MANY - FEW)
+    yield "1,000 runs", "peak_memory", "kB", (most - least) / (MANY - FEW)
+
+
+def dry_run(folder: Path, *words: str) -> float:
+    """Seconds of planning a sweep of tiny runs by the command, start-up included."""
+    return timed([*NORMSTUDY, "sweep", *TINY, f"results_dir={folder}", *words, "--dry-run"])[0]
+
+
+def estimated(said: str) -> float:
+    """Seconds of `about 45 s`, `about 12:30` or `about 3:05:00` in what a dry run prints."""
+    parts = re.findall(r", about ([\d:]+)", said)[0].split(":")
+    return functools.reduce(lambda total, part: 60 * total + float(part), parts, 0.0)
+
+
+def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
+    """Train as many tiny runs by the command, in a study that is removed again.
+
+    Seconds to the last write into tables/ and to the end, the parent's memory at that write and its peak in kB.
+    """
+    study, began = folder / "overhead", time.time()  # the clock of the files' times
+    words = [f"results_dir={folder}", f"seed=range(0,{runs})", "study=overhead"]
+    pid, whole, looks = watched([*NORMSTUDY, "sweep", *TINY, *words])
+    to_tables = max(path.stat().st_mtime for path in (study / "tables").glob("*/*.parquet")) - began
+    shutil.rmtree(study)
+    own = [(at, *sizes[pid]) for at, sizes in looks if pid in sizes]  # seconds, resident memory, its peak
+    return to_tables, whole, max(look for look in own if look[0] <= to_tables)[1], own[-1][2]
+
+
+def starts(scope: Scope) -> Iterator[Sample]:
+    """Row d."""
+    timed([*NORMSTUDY, "sweep", *STUDY, f"results_dir={scope.folder}", "study=start", "seed=range(0,6)"])
+    commands = {case: (words.format(scope.folder).split(), code) for case, (words, code, _) in STARTS.items()}
+    for words, code in commands.values():
+        timed([*NORMSTUDY, *words], code)  # which warms the file cache
+    for r in range(ROUNDS["d"][scope.quick]):
+        for case, (words, code) in commands.items():
+            yield Sample("d", case, "normstudy", "seconds", "s", r, timed([*NORMSTUDY, *words], code)[0])
+
+
+def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
+    """Row f: seconds and peak memory (10^9 bytes) of commands, and seconds of each reader that is installed."""
+    size = size or (QUICK if scope.quick else LARGE)
+    compacted, swept = studies = [scope.folder / form.replace(" ", "-") for form in FORMS]
+    write_study(swept, size)
+    timed([*NORMSTUDY, "compact", str(shutil.copytree(swept, compacted))])
+    for n in range(ROUNDS["f"][scope.quick]):
+        for form, study in zip(FORMS, studies, strict=True):
+            case = f"{size}, {form}"
+            for name, words in LOOKS.items():
+                seconds, gigabytes = peak([*NORMSTUDY, name, str(study), *words])
+                yield Sample("f", case, name, "seconds", "s", n, seconds)
+                yield Sample("f", case, name, "gigabytes", "GB", n, gigabytes)
+            for reader in filter(find_spec, READERS):
+                call = READERS[reader].format(study / "tables" / "steps")
+                code = f"import time, {reader}; start = time.perf_counter(); {call}; print(time.perf_counter() - start)"
+                said = timed([sys.executable, "-c", code])[1]
+                yield Sample("f", case, reader, "seconds", "s", n, float(said.split()[0]))
