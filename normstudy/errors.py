@@ -1,4 +1,4 @@
-"""The error of a request that cannot be run, and what may have been meant."""
+"""Errors that the user sees as one line, and the hint at what a misspelled word may mean."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import typing
 
 
 class ConfigError(Exception):
-    """A request that cannot be run; its text is the one line that the user sees."""
+    """A request that cannot be run. Its text is the one line that the user sees."""
 
 
 class StorageError(ConfigError):
-    """Results cannot be written: a full disk, a read-only folder, too many open files. What is written stays whole."""
+    """Results cannot be written: full disk, read-only folder, too many open files. Files already written stay whole."""
 
 
 def nearest(word: str, names: typing.Iterable[str], aliases: typing.Mapping[str, str] | None = None) -> str:
     """`" Did you mean X?"` for the name closest to `word`, or the empty string.
 
-    aliases: other words for a name, which are understood here only.
+    aliases: other word -> the name it stands for; an alias is understood in this hint only.
     """
     folded = {n.lower(): n for n in names} | (dict(aliases) if aliases else {})
     close = difflib.get_close_matches(word.strip().lower(), list(folded), n=1, cutoff=0.6)

@@ -1,26 +1,26 @@
-"""Where the norms of a transformer block sit: one small function per placement, one table of their names.
+"""Where the norms of a transformer block sit: one small function per placement, and one table of all placements.
 
-A placement is a plain function. Its argument names declare what it gets:
+A placement is a plain function. The names of its arguments declare what it receives:
 
     x                   (B, T, D) the residual stream
-    r                   (B, T, D) a second stream, which starts as x_0: a function that takes it returns (x, r), and the
-                        final norm makes x + norm(r) of the two
+    r                   (B, T, D) a second stream, equal to x_0 before the first block; a function that takes r returns
+                        (x, r), and the model's output is x + final_norm(r)
     attn                attn(x) -> (B, T, D); attn(x, inner=norm) normalizes before the output projection,
-                        attn(x, qkv=(norm, norm, norm)) queries, keys and values, head by head
+                        attn(x, qkv=(norm, norm, norm)) normalizes queries, keys and values of each head
     mlp                 mlp(x) -> (B, T, D); mlp(x, inner=norm) normalizes before the output matrix
-    norm1, norm2        norms of width D, each with parameters of its own: of the attention half, of the MLP half
-    norm1_out, norm2_out            two more of width D
-    norm1_inner, norm2_inner        norms of width D and d_ff, to be given as `inner`
-    q_norm, k_norm, v_norm          norms of width d_head, to be given as `qkv`
+    norm1, norm2        norms of width D with separate parameters: for the attention half, for the MLP half
+    norm1_out, norm2_out            two more norms of width D
+    norm1_inner, norm2_inner        norms of width D and d_ff, for `inner`
+    q_norm, k_norm, v_norm          norms of width d_head, for `qkv`
     omega1, omega2      (D,) learned, starting at 1
     scale               () learned, starting at 0
     alpha               (2 n_layers)^(1/4), float
-    layer, n_layers     0-based index of the block, number of blocks, int
+    layer, n_layers     index of the block from 0, number of blocks, int
 
-It returns the new x. What a formula cannot say is in its row of the table. Nothing here needs torch: the functions
-only add, multiply and call, so that a planner can read the table in no time.
+It returns the new x. The table holds what a formula cannot say. Nothing here needs torch: the functions only add,
+multiply and call, so a planner reads the table without importing torch.
 
-B batch, T sequence, D d_model. n, n1, n2, ... in a formula are norms, f a sublayer.
+B batch, T sequence, D d_model.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -32,20 +32,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Placement:
-    """What a formula cannot say about a placement: one row of the table."""
+    """One row of the table: what the formula of a placement cannot say."""
 
     block: Callable[..., object]
     source: str
     final_norm: bool = True  # whether a norm follows the last block (model.final_norm=auto)
-    init: str = "xavier"  # the init that belongs to it (model.init=auto)
-    inits: tuple[str, ...] | None = None  # the inits its source allows; None: any. model.force_init=true overrides
-    norms: tuple[str, ...] | None = None  # the norms it admits, the first being model.norm=auto; None: any
+    init: str = "xavier"  # model.init=auto
+    inits: tuple[str, ...] | None = None  # the inits that the source allows; None: any. model.force_init=true overrides
+    norms: tuple[str, ...] | None = None  # the norms it allows; None: any. The first is model.norm=auto
     qk_norm: str = "none"  # model.qk_norm=auto
-    own_qk_norm: bool = False  # the formula itself normalizes q and k: model.qk_norm is not to be chosen
+    formula_has_qk_norm: bool = False  # the formula itself normalizes q and k: model.qk_norm must stay auto
     star_block: Callable[..., object] | None = None  # block 0 under model.first_block=star
     min_layers: int = 1
-    profiled: bool = False  # omega1 and omega2 start from a profiling pass: profiling.py
-    aliases: tuple[str, ...] = ()  # what papers call it: for hints only
+    profiled: bool = False  # a profiling pass sets the first values of omega1 and omega2: training/admin.py
+    aliases: tuple[str, ...] = ()  # names in papers, understood in hints only
 
 
 def pre(x, attn, mlp, norm1, norm2):
@@ -145,7 +145,7 @@ PLACEMENTS: dict[str, Placement] = {
     "b2t": Placement(b2t, "Takase et al., arXiv:2206.00330", final_norm=False, aliases=("bottom-to-top",)),
     "residual": Placement(residual, "Xie et al., ResiDual, arXiv:2304.14802", aliases=("dual",)),
     "hybrid": Placement(
-        hybrid, "Zhuo et al., HybridNorm, arXiv:2503.04598", qk_norm="per_head", own_qk_norm=True,
+        hybrid, "Zhuo et al., HybridNorm, arXiv:2503.04598", qk_norm="per_head", formula_has_qk_norm=True,
         star_block=hybrid_star, aliases=("hybridnorm",),
     ),
     "rezero": Placement(rezero, "Bachlechner et al., arXiv:2003.04887", final_norm=False, norms=("none",)),

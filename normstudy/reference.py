@@ -1,8 +1,8 @@
 """The oracle: norms, blocks, attention, MLP and a whole decoder in plain NumPy, each line beside its formula.
 
-Slow on purpose. Nothing here shares code with placements.py, norms.py, model.py, init.py or profiling.py, which the
-tests hold equal to it. Works in the precision of its input (float64, float32). Parameters carry the names that a
-Transformer gives them.
+It is written to be read beside the papers, not to be fast, and computes in the precision of its input (float64,
+float32). It shares no code with placements.py, model/ or training/, which the tests hold equal to it. Parameters have
+the names of a Transformer's parameters.
 
 B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab, L n_layers.
 """
@@ -24,7 +24,7 @@ Sublayer = Callable[[Array], Array]
 Norm = Callable[[str, Array], Array]  # the name of what is normalized ("q", "k", "v"), and its values
 
 
-# ---- the starting text's functions --------------------------------------------------------------------
+# ---- layer norm and two blocks by themselves ----------------------------------------------------------
 
 
 def layer_norm(x: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> Array:
@@ -77,7 +77,7 @@ def relu(x: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """x * Phi(x), Phi the normal distribution function: x / 2 * (1 + erf(x / sqrt 2)) (arXiv:1606.08415)."""
+    """x * Phi(x) with the normal distribution function Phi: x / 2 * (1 + erf(x / sqrt 2)) (arXiv:1606.08415)."""
     phi = [0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x.ravel().tolist()]
     return x * np.array(phi, x.dtype).reshape(x.shape)
 
@@ -92,7 +92,7 @@ def swish(x: Array) -> Array:
 
 
 def sinusoids(n_positions: int, d_model: int) -> Array:
-    """(T, D): sin(t / 10000^(2i/D)) in column 2i, the cosine of the same in column 2i + 1 (arXiv:1706.03762, 3.5)."""
+    """(T, D): sin(t / 10000^(2i/D)) in column 2i, its cosine in column 2i + 1 (arXiv:1706.03762, 3.5)."""
     table = np.empty((n_positions, d_model))
     for t in range(n_positions):
         for i in range(d_model // 2):
@@ -102,8 +102,8 @@ def sinusoids(n_positions: int, d_model: int) -> Array:
 
 
 def rotary(x_TK: Array) -> Array:
-    """RoPE on one head: the pair (x_i, x_{i + K/2}) at position t, read as a complex number, is multiplied by
-    exp(i t theta) with theta = 10000^(-2i/K) (arXiv:2104.09864, section 3.2).
+    """RoPE on one head: the complex number of the pair (x_i, x_{i + K/2}) at position t is multiplied by
+    exp(j t theta_i), where j^2 = -1 and theta_i = 10000^(-2i/K) (arXiv:2104.09864, section 3.2).
     """
     n_positions, d_head = x_TK.shape
     out = np.empty_like(x_TK)
@@ -111,8 +111,8 @@ def rotary(x_TK: Array) -> Array:
         for i in range(d_head // 2):
             j = i + d_head // 2
             theta = 10_000 ** (-2 * i / d_head)
-            turned = complex(x_TK[t, i], x_TK[t, j]) * complex(math.cos(t * theta), math.sin(t * theta))
-            out[t, i], out[t, j] = turned.real, turned.imag
+            rotated = complex(x_TK[t, i], x_TK[t, j]) * complex(math.cos(t * theta), math.sin(t * theta))
+            out[t, i], out[t, j] = rotated.real, rotated.imag
     return out
 
 
@@ -120,12 +120,12 @@ def rotary(x_TK: Array) -> Array:
 
 
 def keep(which: str, x: Array) -> Array:
-    """x itself, where no norm stands."""
+    """No norm: return x unchanged."""
     return x
 
 
 def linear(x: Array, params: Params, name: str) -> Array:
-    """W x + b, or W x where there is no b. `name`.weight is written (out, in)."""
+    """W x + b, or W x if there is no b. `name`.weight has shape (out, in)."""
     y = x @ params[f"{name}.weight"].T
     return y + params[f"{name}.bias"] if f"{name}.bias" in params else y
 
@@ -142,9 +142,9 @@ def causal_attention(
 ) -> Array:
     """Multi-head self-attention in which position t reads the positions 0 ... t.
 
-    x: (..., T, D). params: {q,k,v,out}.weight (D, D), written (out, in), and {q,k,v,out}.bias (D,) if any.
-    full normalizes "q", "k", "v" (T, D) before the heads part, per_head those (T, K) of each head, both before RoPE;
-    inner what the heads give together (T, D), before the output projection.
+    x: (..., T, D). params: {q,k,v,out}.weight (D, D), the axes being (out, in), and {q,k,v,out}.bias (D,) if any.
+    full: normalizes "q", "k", "v" (T, D) before the split into heads. per_head: normalizes "q", "k", "v" (T, K) of each
+    head. Both come before RoPE. inner: normalizes the joined heads (T, D) before the output projection.
     """
     *_, n_positions, d_model = x.shape
     if d_model % n_heads:
@@ -155,13 +155,13 @@ def causal_attention(
         wide = {m: full(m, linear(x[sequence], params, m)) for m in "qkv"}
         mixed_TD = np.empty_like(x[sequence])
         for head in range(n_heads):
-            own = slice(head * d_head, (head + 1) * d_head)
-            q_TK, k_TK, v_TK = (per_head(m, wide[m][:, own]) for m in "qkv")
+            columns = slice(head * d_head, (head + 1) * d_head)
+            q_TK, k_TK, v_TK = (per_head(m, wide[m][:, columns]) for m in "qkv")
             if rope:
                 q_TK, k_TK = rotary(q_TK), rotary(k_TK)
             for t in range(n_positions):
                 scores = k_TK[: t + 1] @ q_TK[t] / math.sqrt(d_head)
-                mixed_TD[t, own] = softmax(scores) @ v_TK[: t + 1]
+                mixed_TD[t, columns] = softmax(scores) @ v_TK[: t + 1]
         out[sequence] = linear(mixed_TD if inner is None else inner(mixed_TD), params, "out")
     return out
 
@@ -170,10 +170,10 @@ ACTIVATIONS: dict[str, Sublayer] = {"relu": relu, "gelu": gelu, "swiglu": swish,
 
 
 def mlp(x: Array, params: Params, activation: str = "gelu", inner: Sublayer | None = None) -> Array:
-    """W2 act(W1 x + b1) + b2, and W2 (act(W x + b) * (W1 x + b1)) + b2 for a GLU (arXiv:2002.05202, eq. 6).
+    """W2 act(W1 x + b1) + b2, or for a GLU W2 (act(W x + b) * (W1 x + b1)) + b2 (arXiv:2002.05202, eq. 6).
 
-    x: (..., D). params: w1.weight (F, D), w2.weight (D, F), of a GLU gate.weight (F, D) for W; w1.bias, ... if any.
-    inner normalizes what W2 gets.
+    x: (..., D). params: w1.weight (F, D), w2.weight (D, F), for a GLU gate.weight (F, D), which is W; biases if any.
+    inner: normalizes the input of W2.
     """
     act, hidden = ACTIVATIONS[activation], linear(x, params, "w1")
     hidden = act(linear(x, params, "gate")) * hidden if activation.endswith("glu") else act(hidden)
@@ -184,18 +184,18 @@ def mlp(x: Array, params: Params, activation: str = "gelu", inner: Sublayer | No
 
 
 def norm_of(model: ModelConfig) -> str:
-    """The norm behind `auto`: layernorm, but where the placement has no norm at all."""
+    """The norm that `auto` stands for: layernorm, or none in a placement without norms."""
     without = model.placement in ("rezero", "none")
     return model.norm if model.norm != "auto" else "none" if without else "layernorm"
 
 
 def qk_norm_of(model: ModelConfig) -> str:
-    """The QK-norm behind `auto`: over the full width in OLMo 2's placement, else none."""
+    """The QK-norm that `auto` stands for: over the full width in OLMo 2's placement, else none."""
     return model.qk_norm if model.qk_norm != "auto" else "full" if model.placement == "reordered" else "none"
 
 
 def normalize(x: Array, name: str, params: Params, norm: str) -> Array:
-    """The norm called `name`, with parameters of its own: `name.gamma`, `name.beta`, `name.a`."""
+    """The norm called `name`, whose parameters are `name.gamma`, `name.beta`, `name.a`."""
     if norm == "layernorm":
         return layer_norm(x, params[f"{name}.gamma"], params[f"{name}.beta"])
     if norm == "rmsnorm":
@@ -208,15 +208,15 @@ def normalize(x: Array, name: str, params: Params, norm: str) -> Array:
 
 
 def part(params: Params, prefix: str) -> dict[str, Array]:
-    """The parameters whose name begins with `prefix`, without it."""
+    """The parameters whose names begin with `prefix`, which is removed from the names."""
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)
 class Block:
-    """What a placement's formula is made of: the sublayers and norms of one block.
+    """The sublayers and norms of one block, from which a placement's formula is built.
 
-    params are the block's own: attn.q.weight, mlp.w1.weight, norm1.gamma, ...; layer is 1 ... L, as papers count.
+    params: of this block, as attn.q.weight, mlp.w1.weight, norm1.gamma. layer: 1 ... L, as papers count.
     """
 
     params: Params
@@ -224,11 +224,11 @@ class Block:
     layer: int
 
     def norm(self, name: str, x: Array) -> Array:
-        """The norm called `name`, with the block's parameters."""
+        """The norm called `name` of this block."""
         return normalize(x, name, self.params, norm_of(self.model))
 
     def attn(self, x: Array, *, per_head: Norm | None = None, inner: Sublayer | None = None) -> Array:
-        """Attention, with the model's QK-norm where no other is given."""
+        """Attention. per_head replaces the model's QK-norm."""
 
         def qk_norm(which: str, h: Array) -> Array:
             return h if which == "v" else self.norm(f"attn.{which}_norm", h)
@@ -250,7 +250,7 @@ class Block:
 
 
 # ---- placements ---------------------------------------------------------------------------------------
-# n1, n2, ... in a formula are norms, each with a gain of its own; x is the block's input, y after its attention half.
+# In a formula n1, n2, ... are norms with separate gains, x is the block's input, y the value after the attention half.
 
 
 def pre(x: Array, block: Block) -> Array:
@@ -278,8 +278,8 @@ def reordered(x: Array, block: Block) -> Array:
 
 
 def sub(x: Array, block: Block) -> Array:
-    """y = x + O n1'(heads(n1(x))); y + W2 n2'(act(W1 n2(y))): pre-norm, and a second norm before each output
-    projection, of width d_ff in the MLP (Magneto, arXiv:2210.06423).
+    """y = x + O n1'(heads(n1(x))); y + W2 n2'(act(W1 n2(y))): pre-norm with a second norm before each output
+    projection, whose width in the MLP is d_ff (Magneto, arXiv:2210.06423).
     """
     y = x + block.attn(block.norm("norm1", x), inner=lambda h: block.norm("norm1_inner", h))
     return y + block.ffn(block.norm("norm2", y), inner=lambda h: block.norm("norm2_inner", h))
@@ -310,7 +310,7 @@ def mix(x: Array, block: Block) -> Array:
 
 
 def b2t(x: Array, block: Block) -> Array:
-    """y = n1(x + attn(x)); n2(x + y + ffn(y)): the block's input comes back at its end (arXiv:2206.00330)."""
+    """y = n1(x + attn(x)); n2(x + y + ffn(y)): the block's input is added again at its end (arXiv:2206.00330)."""
     y = block.norm("norm1", x + block.attn(x))
     return block.norm("norm2", x + y + block.ffn(y))
 
@@ -328,9 +328,9 @@ def residual(streams: Array, block: Block) -> Array:
 
 
 def hybrid(x: Array, block: Block) -> Array:
-    """y = x + O heads(nq(q), nk(k), nv(v)), head by head, q, k, v from x itself; z = n2(y); z + ffn(z).
+    """y = x + O heads(nq(q), nk(k), nv(v)) with q, k, v from x; z = n2(y); z + ffn(z) (arXiv:2503.04598).
 
-    HybridNorm, arXiv:2503.04598.
+    The norms nq, nk, nv apply to each head.
     """
     y = x + block.attn(x, per_head=lambda m, h: block.norm(f"{m}_norm", h))
     z = block.norm("norm2", y)
@@ -344,7 +344,7 @@ def hybrid_star(x: Array, block: Block) -> Array:
 
 
 def rezero(x: Array, block: Block) -> Array:
-    """y = x + a attn(x); y + a ffn(y), a one learned number a layer, no norms (arXiv:2003.04887)."""
+    """y = x + a attn(x); y + a ffn(y), where a is one learned number per layer; no norms (arXiv:2003.04887)."""
     y = x + block.params["scale"] * block.attn(x)
     return y + block.params["scale"] * block.ffn(y)
 
@@ -356,44 +356,20 @@ def none(x: Array, block: Block) -> Array:
 
 
 BLOCKS: dict[str, Callable[[Array, Block], Array]] = {
-    "pre": pre,
-    "post": post,
-    "peri": peri,
-    "reordered": reordered,
-    "sub": sub,
-    "deepnorm": deepnorm,
-    "admin": admin,
-    "lns": lns,
-    "mix": mix,
-    "b2t": b2t,
-    "residual": residual,
-    "hybrid": hybrid,
-    "rezero": rezero,
-    "none": none,
-}
+    "pre": pre, "post": post, "peri": peri, "reordered": reordered, "sub": sub, "deepnorm": deepnorm, "admin": admin,
+    "lns": lns, "mix": mix, "b2t": b2t, "residual": residual, "hybrid": hybrid, "rezero": rezero, "none": none,
+}  # fmt: skip
 FINAL_NORM = {
-    "pre": True,
-    "post": False,
-    "peri": True,
-    "reordered": True,
-    "sub": True,
-    "deepnorm": False,
-    "admin": False,
-    "lns": True,
-    "mix": True,
-    "b2t": False,
-    "residual": True,  # of r
-    "hybrid": True,
-    "rezero": False,
-    "none": False,
-}
+    "pre": True, "post": False, "peri": True, "reordered": True, "sub": True, "deepnorm": False, "admin": False,
+    "lns": True, "mix": True, "b2t": False, "residual": True, "hybrid": True, "rezero": False, "none": False,
+}  # fmt: skip
 
 
 # ---- a whole model ------------------------------------------------------------------------------------
 
 
 def embedding(params: Params, tokens: Tokens, model: ModelConfig) -> Array:
-    """x_0 (B, T, D) of tokens (B, T): their rows of the table, times sqrt(D) if `scaled`, and the positions."""
+    """x_0 (B, T, D) of tokens (B, T): their rows of the table, times sqrt(D) if `scaled`, plus the positions."""
     x = params["embed"][tokens]
     if model.embed_init == "scaled":
         x = x * math.sqrt(model.d_model)
@@ -405,14 +381,14 @@ def embedding(params: Params, tokens: Tokens, model: ModelConfig) -> Array:
 
 
 def run_block(x: Array, params: Params, model: ModelConfig, layer: int) -> Array:
-    """Block `layer` (1 ... L) of a model on x (B, T, D), for `residual` on x and r (2, B, T, D)."""
+    """Block `layer` (1 ... L) of a model applied to x (B, T, D); for `residual` to x and r, stacked (2, B, T, D)."""
     block = Block(part(params, f"blocks.{layer - 1}."), model, layer)
     star = model.first_block == "star" and layer == 1
     return hybrid_star(x, block) if star else BLOCKS[model.placement](x, block)
 
 
 def unembedding(x: Array, params: Params, model: ModelConfig) -> Array:
-    """Logits (B, T, V) of what the last block gives: x, its norm, or x + n(r) for `residual`."""
+    """Logits (B, T, V) of the last block's output: of x, of its norm, or of x + n(r) for `residual`."""
     has_final_norm = FINAL_NORM[model.placement] if model.final_norm == "auto" else model.final_norm == "true"
 
     def final_norm(h: Array) -> Array:
@@ -425,7 +401,8 @@ def unembedding(x: Array, params: Params, model: ModelConfig) -> Array:
 def decoder(params: Params, tokens: Tokens, model: ModelConfig) -> tuple[Array, list[Array]]:
     """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D), of tokens (B, T).
 
-    x_0 is the embeddings' sum and x_l what block l returns, of two streams the first; a final norm comes after x_L.
+    x_0 is the sum of the embeddings. x_l is the output of block l, for `residual` its first stream. A final norm comes
+    after x_L.
     """
     x = embedding(params, tokens, model)
     stream = [x]
@@ -441,7 +418,7 @@ def cross_entropy(logits: Array, targets: Tokens) -> float:
     """Mean of ln sum_j exp(l_j) - l_target, nats per token. logits: (..., V); targets: (...)."""
     losses: list[float] = []
     for place in np.ndindex(targets.shape):
-        row = (logits[place] - logits[place].max()).tolist()  # a common offset changes nothing but overflow
+        row = (logits[place] - logits[place].max()).tolist()  # subtracting the maximum prevents overflow
         losses.append(math.log(sum(math.exp(value) for value in row)) - row[targets[place]])
     return sum(losses) / len(losses)
 
@@ -450,10 +427,10 @@ def cross_entropy(logits: Array, targets: Tokens) -> float:
 
 
 def admin_omegas(params: Params, tokens: Tokens, model: ModelConfig) -> list[float]:
-    """omega_1 ... omega_2L of tokens (B, T): attention and MLP of the first block, of the second, ...
+    """omega_1 ... omega_2L from tokens (B, T): attention and MLP of the first block, of the second, ...
 
-    omega_1 = 1, omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)), x_i being what sublayer i reads and f_i what it
-    gives in a model whose earlier omegas are set; the variance is over all elements (arXiv:2004.08249).
+    omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)), where x_i is the input of sublayer i and f_i its
+    output in a model whose earlier omegas are set. The variance is over all elements (arXiv:2004.08249).
     """
     x, omega = embedding(params, tokens, model), 1.0
     omegas = []

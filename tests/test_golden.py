@@ -1,14 +1,14 @@
-"""A golden table: tiny runs, pinned to 1e-4.
+"""A golden table: the numbers of tiny runs, to a relative tolerance of 1e-4.
 
-Every number of a run belongs to its run_id. When a change of the code moves this table, the same config gives
-other numbers than the results that people have on disk under the same id: raise `config.NUMERICS` in the same
-commit (tests/test_config.py's golden ids then move as well) and renew the table. A change that moves bits but
-stays within 1e-4, such as another order of summation, does not fail here and needs NUMERICS raised all the same.
+A run_id stands for the numbers of its run. If a change of the code changes this table, the same config gives other
+numbers than the results that users have under the same id. Then raise `config.NUMERICS` in the same commit, which also
+changes the golden ids of tests/config/test_config.py, and renew the table. A change of bits within 1e-4, such as
+another order of summation, does not fail here, but needs NUMERICS raised too.
 
-The tolerance is for other kinds of CPU and versions of torch, which round otherwise: on one machine with other
-instruction sets the numbers moved by less than 1e-6. Between them the first two runs use pre- and post-norm, LayerNorm
-and RMSNorm, an Adam with warmup and a limit that binds, an SGD with momentum, weight decay and a decaying rate; the
-others what an id of a later version may hold: profiled omegas, two streams, DyT, QK-norm, RoPE, gates, inits.
+The tolerance allows for other CPUs and versions of torch, which round differently: other instruction sets on one
+machine changed the numbers by less than 1e-6. The first two runs cover pre- and post-norm, LayerNorm and RMSNorm, Adam
+with warmup and effective clipping, SGD with momentum, weight decay and a decaying rate. The others cover features added
+later: profiled omegas, two streams, DyT, QK-norm, RoPE, gates, inits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RUNS = {
         model=ModelConfig(placement="pre", **SHAPE),
         data=DATA,
         eval=EVAL,
-        # eps above the rounding noise in the key biases' gradient, which is zero in exact arithmetic
+        # eps is larger than the rounding noise in the gradient of key biases, which is zero in exact arithmetic
         optimizer=OptimizerConfig(eps=1e-5, max_grad_norm=1.0),
         schedule=ScheduleConfig(peak_lr=3e-3, warmup_steps=8, n_steps=20),
     ),

@@ -155,7 +155,7 @@ class Base:
                 elif field.name in self.anew or field.name in self.changed:
                     value = self.config[field.name]
                     setattr(config, field.name, OmegaConf.to_object(value) if OmegaConf.is_config(value) else value)
-            config.__post_init__()
+            config.validate()
         self.last = config
         self.changed.clear()
         return config

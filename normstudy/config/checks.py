@@ -1,4 +1,4 @@
-"""Checks of single values: each raises a ConfigError that names the value, what is allowed and what to do."""
+"""Checks of single values: each raises a ConfigError that names the value, the allowed values and the remedy."""
 
 from __future__ import annotations
 
@@ -8,37 +8,9 @@ import typing
 
 from normstudy.errors import ConfigError, nearest
 
+INT_MAX = 2**31 - 1  # the tables store integers as int32
 STUDY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,79}")
-INT_MAX = SEED_MAX = 2**31 - 1
-
-
-def one_of(key: str, value: str, names: tuple[str, ...], aliases: typing.Mapping[str, str] | None = None) -> None:
-    """Raise a ConfigError unless `value` is exactly one of `names`."""
-    if value not in names:
-        raise ConfigError(f"{key} {value!r} is not one of {', '.join(names)}.{nearest(value, names, aliases)}")
-
-
-def at_least(key: str, value: int, low: int) -> None:
-    if value < low:
-        raise ConfigError(f"{key} {value} is below {low}: give an integer of at least {low}")
-    if value > INT_MAX:
-        raise ConfigError(f"{key} {value} exceeds {INT_MAX}, the largest that the tables hold: give a smaller one")
-
-
-def finite(key: str, value: float, low: float, *, strict: bool, below: float = math.inf) -> None:
-    ok = math.isfinite(value) and (value > low if strict else value >= low) and value < below
-    if not ok:
-        bound = f"{'above' if strict else 'at least'} {low:g}"
-        top = f" and below {below:g}" if below < math.inf else ""
-        raise ConfigError(f"{key} {value} is out of range: give a finite number {bound}{top}")
-
-
-def check_seed(key: str, value: int) -> None:
-    if not 0 <= value <= SEED_MAX:
-        raise ConfigError(f"{key} {value} is out of range: give an integer from 0 to {SEED_MAX}")
-
-
-# Folders of results/ that are no studies, or of a study, and what other systems take for a device.
+# No study may have the name of another folder of results/, of a folder inside a study, or of a Windows device.
 RESERVED = (
     "bench", "reproductions", "robustness", "scaling", "tables", "state", "sweeps", "figures", "export",
     "con", "prn", "aux", "nul",
@@ -46,12 +18,40 @@ RESERVED = (
 )  # fmt: skip
 
 
+def one_of(key: str, value: str, names: tuple[str, ...], aliases: typing.Mapping[str, str] | None = None) -> None:
+    """Refuse a value that is not exactly one of `names`; aliases: see `nearest`."""
+    if value not in names:
+        raise ConfigError(f"{key} {value!r} is not one of {', '.join(names)}.{nearest(value, names, aliases)}")
+
+
+def at_least(key: str, value: int | None, low: int) -> None:
+    """Refuse an integer below `low` or above INT_MAX. Null is accepted."""
+    if value is not None and value < low:
+        raise ConfigError(f"{key} {value} is below {low}: give an integer of at least {low}")
+    if value is not None and value > INT_MAX:
+        raise ConfigError(f"{key} {value} exceeds {INT_MAX}, the largest integer that the tables store: reduce it")
+
+
+def finite(key: str, value: float | None, low: float, *, strict: bool, below: float = math.inf) -> None:
+    """Refuse a number that is not finite or outside [low, below), or (low, below) if strict. Null is accepted."""
+    if value is not None and not (math.isfinite(value) and (value > low if strict else value >= low) and value < below):
+        bound = f"{'above' if strict else 'at least'} {low:g}"
+        top = f" and below {below:g}" if below < math.inf else ""
+        raise ConfigError(f"{key} {value} is out of range: give a finite number {bound}{top}")
+
+
+def check_seed(key: str, value: int) -> None:
+    """Refuse a seed that is negative or above INT_MAX."""
+    if not 0 <= value <= INT_MAX:
+        raise ConfigError(f"{key} {value} is out of range: give an integer from 0 to {INT_MAX}")
+
+
 def check_study_name(study: str) -> None:
-    """Raise a ConfigError unless `study` is a plain folder name."""
+    """Refuse a study name that is not a plain folder name, or is reserved."""
     if not STUDY_PATTERN.fullmatch(study) or ".." in study or study.endswith("."):
         raise ConfigError(
             f"study {study!r} is not a study name: use 1 to 80 letters, digits and _ . = + -, "
             "beginning with a letter or digit, without '..' or a dot at the end"
         )
     if study.partition(".")[0].lower() in RESERVED:
-        raise ConfigError(f"study {study!r} is a reserved name ({', '.join(RESERVED[:3])}, and devices): give another")
+        raise ConfigError(f"study {study!r} is a reserved name, of a folder of normstudy or of a device: give another")

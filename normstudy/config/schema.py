@@ -1,7 +1,6 @@
-"""The configuration of one run: typed, validated, and hashed into the run's identity.
+"""The configuration of one run, typed and validated; with the text, it determines the run.
 
-`RunConfig` is all that a run depends on, with the text. Hydra's DictConfig ends here. Every error is a
-`ConfigError`: one line that names the value, what is allowed and what to do.
+Hydra's DictConfig is converted to these classes and not used beyond them. An illegal value raises a ConfigError.
 """
 
 from __future__ import annotations
@@ -12,26 +11,27 @@ from dataclasses import dataclass, field
 from normstudy.config.checks import at_least, check_seed, check_study_name, finite, one_of
 from normstudy.config.execution import ExecutionConfig
 from normstudy.config.sources import is_own
-from normstudy.errors import ConfigError as ConfigError
+from normstudy.errors import ConfigError
 from normstudy.placements import PLACEMENTS, Placement
 
-# Names, as tuples, so that nothing here imports torch. A test holds them equal to the registries' keys.
+# The legal names, as tuples, so that this module need not import torch. A test holds them equal to the keys of the
+# dicts that implement them.
 PLACEMENT_NAMES = tuple(PLACEMENTS)
 NORM_NAMES = ("layernorm", "rmsnorm", "dyt", "none")
 QK_NORM_NAMES = ("none", "per_head", "full")
 INIT_NAMES = ("xavier", "normal", "gpt2", "deepnorm", "sub", "tfixup")
 EMBED_INIT_NAMES = ("unit", "std", "scaled")
 ACTIVATION_NAMES = ("relu", "gelu", "swiglu", "geglu")
-GATED = ("swiglu", "geglu")  # activations with a third matrix
+GATED = ("swiglu", "geglu")  # activations with a gate, which is a third matrix of the MLP
 POSITION_NAMES = ("learned", "sinusoidal", "rope", "none")
 FIRST_BLOCK_NAMES = ("same", "star")
 OPTIMIZER_NAMES = ("adam", "adamw", "sgd")
 SCHEDULE_NAMES = ("constant", "inverse_sqrt", "linear", "cosine")
-DOWNLOADED = ("tiny_shakespeare", "enwik8", "text8")  # texts that pooch fetches once
+DOWNLOADED = ("tiny_shakespeare", "enwik8", "text8")  # texts that are downloaded once
 DATA_NAMES = ("stdlib", "pydoc", "synthetic", "file", *DOWNLOADED)
 TOKENIZER_NAMES = ("byte", "char", "bpe")
 
-VOCAB_MAX = 2**16  # tokens are kept as uint16
+VOCAB_MAX = 2**16  # tokens are stored as uint16
 BPE_VOCAB = 512  # data.vocab_size=null
 EMBED_STD = 0.02  # model.embed_init=std (GPT-2)
 
@@ -40,27 +40,31 @@ _ALIASES = {alias: name for name, row in PLACEMENTS.items() for alias in row.ali
 
 @dataclass
 class ModelConfig:
-    placement: str = "pre"  # where the norms sit: placements.py, or your own as module:function
-    norm: str = "auto"  # the norm function: norms.py, or your own; auto: layernorm, none where no other is admitted
-    qk_norm: str = "auto"  # of queries and keys: none | per_head | full (before the heads part); auto: the placement's
-    init: str = "auto"  # init.py; auto: the placement's own, else xavier
-    force_init: bool = False  # accept an init that the placement's source excludes
+    placement: str = "pre"  # where the norms sit: a name of placements.py, or your own function as module:function
+    norm: str = "auto"  # a norm of model/norms.py, or your own; auto: layernorm, none if the placement allows no norm
+    qk_norm: str = "auto"  # norm of queries and keys: none | per_head | full (over d_model); auto: the placement's
+    init: str = "auto"  # a name of model/init.py; auto: the placement's, xavier for most
+    force_init: bool = False  # accepts an init that the placement's source excludes
     embed_init: str = "unit"  # unit: x_0 has unit variance | std | scaled: tokens times sqrt(d_model)
-    embed_std: float | None = None  # std, scaled: of the tables; null: 0.02 for std, d_model^-1/2 for scaled
-    unembed_std: float | None = None  # of the output matrix; null: the init's
+    embed_std: float | None = None  # std of the embedding tables; null: 0.02 for std, d_model^-1/2 for scaled
+    unembed_std: float | None = None  # std of the output matrix; null: the init's
     embed_norm: bool = False  # a norm of x_0 (optional in Peri-LN)
     n_layers: int = 6  # blocks
     d_model: int = 64  # width of the residual stream
     n_heads: int = 4  # divides d_model
-    d_ff: int | None = None  # width inside the MLP; null: 4 d_model, 8/3 d_model where a gate is a third matrix
+    d_ff: int | None = None  # width inside the MLP; null: 4 d_model, or 8/3 d_model for a gated activation
     activation: str = "gelu"  # relu | gelu (exact) | swiglu | geglu
     positions: str = "learned"  # learned | sinusoidal | rope | none
-    biases: bool = True  # of the linear layers, not of the norms; the output matrix has none
-    tied: bool = False  # the output matrix is the token table; untied, since tying merges two gradient paths
+    biases: bool = True  # biases of the linear layers except the output matrix; norms always have theirs
+    tied: bool = False  # the token table is the output matrix too; false keeps their gradients apart
     first_block: str = "same"  # star: block 0 of hybrid as in HybridNorm*
-    final_norm: str = "auto"  # auto | true | false: a norm after the last block; auto: the placement's own
+    final_norm: str = "auto"  # auto | true | false: a norm after the last block; auto: the placement's
 
     def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise a ConfigError for an illegal value or combination of values."""
         if str(self.final_norm) in ("True", "False"):  # YAML and Hydra turn an unquoted true into a bool
             self.final_norm = str(self.final_norm).lower()
         if not is_own(self.placement):
@@ -74,25 +78,22 @@ class ModelConfig:
         one_of("model.positions", self.positions, POSITION_NAMES)
         one_of("model.first_block", self.first_block, FIRST_BLOCK_NAMES)
         one_of("model.final_norm", self.final_norm, ("auto", "true", "false"))
-        for key in ("n_layers", "d_model", "n_heads"):
+        for key in ("n_layers", "d_model", "n_heads", "d_ff"):
             at_least(f"model.{key}", getattr(self, key), 1)
         if self.d_model % self.n_heads:
             raise ConfigError(
                 f"model.d_model {self.d_model} is not divisible by model.n_heads {self.n_heads}: change one of the two"
             )
-        if self.d_ff is not None:
-            at_least("model.d_ff", self.d_ff, 1)
-        for key in ("embed_std", "unembed_std"):
-            if getattr(self, key) is not None:
-                finite(f"model.{key}", getattr(self, key), 0, strict=True)
+        finite("model.embed_std", self.embed_std, 0, strict=True)
+        finite("model.unembed_std", self.unembed_std, 0, strict=True)
         if self.embed_std is not None and self.embed_init == "unit":
             raise ConfigError(
-                f"model.embed_std {self.embed_std:g} is not read by model.embed_init=unit: add model.embed_init=std"
+                f"model.embed_std {self.embed_std:g} has no effect with model.embed_init=unit: add model.embed_init=std"
             )
         if self.tied and self.unembed_std is not None:
             raise ConfigError(
-                f"model.unembed_std {self.unembed_std:g} has no output matrix to draw: model.tied=true uses the token "
-                "table; leave one of the two"
+                f"model.unembed_std {self.unembed_std:g} has no effect with model.tied=true, where the token table is "
+                "the output matrix: leave one of the two out"
             )
         _check_positions(self)
         _check_placement(self)
@@ -101,51 +102,54 @@ class ModelConfig:
 def _check_positions(model: ModelConfig) -> None:
     if model.positions == "rope" and model.d_model // model.n_heads % 2:
         raise ConfigError(
-            f"model.positions=rope turns pairs, and a head has {model.d_model // model.n_heads} dimensions "
+            f"model.positions=rope rotates pairs of dimensions, and a head has {model.d_model // model.n_heads} "
             f"(d_model {model.d_model}, n_heads {model.n_heads}): make it even"
         )
     if model.positions == "sinusoidal" and model.d_model % 2:
-        raise ConfigError(f"model.positions=sinusoidal needs an even model.d_model, not {model.d_model}")
+        raise ConfigError(f"model.positions=sinusoidal needs an even model.d_model, not {model.d_model}: change it")
 
 
 def _check_placement(model: ModelConfig) -> None:
-    """Raise a ConfigError for a treatment that the placement's source excludes, or that would silently do nothing."""
+    """Refuse a value that the placement's source excludes, or that would have no effect."""
     row, name = row_of(model.placement), model.placement
     if model.n_layers < row.min_layers:
         raise ConfigError(
             f"model.placement={name} needs model.n_layers of at least {row.min_layers}, not {model.n_layers}: with "
-            "fewer no layer is post-norm"
+            "fewer, no layer is post-norm"
         )
     if row.norms is not None and model.norm not in ("auto", *row.norms):
         raise ConfigError(
-            f"model.placement={name} has no norm, model.norm={model.norm} would do nothing: leave model.norm=auto"
+            f"model.placement={name} has no norm, so model.norm={model.norm} would have no effect: leave "
+            "model.norm=auto"
         )
     if row.inits is not None and model.init not in ("auto", *row.inits) and not model.force_init:
         raise ConfigError(
-            f"model.init={model.init} is not an init of model.placement={name} ({row.source}), which goes with "
-            f"{' or '.join(row.inits)}: leave model.init=auto, or say model.force_init=true"
+            f"model.init={model.init} does not belong to model.placement={name} ({row.source}), which uses "
+            f"{' or '.join(row.inits)}: leave model.init=auto, or add model.force_init=true"
         )
     if model.first_block == "star" and row.star_block is None:
-        raise ConfigError(f"model.first_block=star is a form of model.placement=hybrid, not of {name}")
-    if row.own_qk_norm and model.qk_norm != "auto":
+        raise ConfigError(
+            f"model.first_block=star is for model.placement=hybrid, not {name}: leave model.first_block=same"
+        )
+    if row.formula_has_qk_norm and model.qk_norm != "auto":
         raise ConfigError(f"model.placement={name} normalizes q, k and v itself: leave model.qk_norm=auto")
     without = resolve(model).norm == "none"
     for key, value in (("qk_norm", model.qk_norm), ("final_norm", model.final_norm), ("embed_norm", model.embed_norm)):
         if without and value in ("per_head", "full", "true", True):
             raise ConfigError(
-                f"model.{key}={str(value).lower()} needs a norm, and model.norm is none here: it would do nothing"
+                f"model.{key}={str(value).lower()} needs a norm, and model.norm is none here: leave it out"
             )
 
 
 @dataclass
 class DataConfig:
-    name: str = "stdlib"  # data.py
-    path: str | None = None  # a text, a folder or a glob of texts, read by data=file
-    tokenizer: str = "byte"  # byte: 256 symbols; char: the characters that occur; bpe: trained on the training blocks
-    vocab_size: int | None = None  # bpe only: tokens to train, at least 257; null: 512
-    seq_len: int = 64  # tokens a window predicts
-    batch_size: int = 8  # windows a step
-    source_seed: int = 0  # synthetic only: draws the Markov source and its text
+    name: str = "stdlib"  # the text: data/texts.py
+    path: str | None = None  # data=file only: a text, a folder of texts or a glob
+    tokenizer: str = "byte"  # byte: 256 symbols | char: the text's characters | bpe: trained on the training blocks
+    vocab_size: int | None = None  # bpe only: number of tokens, at least 257; null: 512
+    seq_len: int = 64  # tokens per window
+    batch_size: int = 8  # windows per step
+    source_seed: int = 0  # synthetic only: seed of the Markov source and its text
 
     def __post_init__(self) -> None:
         one_of("data.name", self.name, DATA_NAMES)
@@ -156,35 +160,35 @@ class DataConfig:
         if self.name == "file" and not self.path:
             raise ConfigError("data=file needs a text: give data.path=FILE")
         if self.path is not None and "\0" in self.path:
-            raise ConfigError(f"data.path {self.path!r} holds a NUL byte: give a readable text file")
+            raise ConfigError(f"data.path {self.path!r} contains a NUL byte: give a readable text file")
         if self.name != "file" and self.path is not None:
-            raise ConfigError(f"data.path {self.path!r} is read by data=file only, not by data={self.name}")
+            raise ConfigError(f"data.path {self.path!r} is not read by data={self.name}: add data=file or leave it out")
         if self.name == "synthetic" and self.tokenizer != "byte":
             raise ConfigError(
-                f"data=synthetic has symbols of its own, and data.tokenizer {self.tokenizer} needs a text: "
-                "leave the tokenizer or choose another text"
+                f"data=synthetic consists of tokens, and data.tokenizer={self.tokenizer} needs bytes: "
+                "leave out the tokenizer or choose another text"
             )
         if self.vocab_size is not None and self.tokenizer != "bpe":
             raise ConfigError(
-                f"data.vocab_size {self.vocab_size} is trained by data.tokenizer=bpe only, "
-                f"not by data.tokenizer={self.tokenizer}"
+                f"data.vocab_size {self.vocab_size} has no effect with data.tokenizer={self.tokenizer}: "
+                "add data.tokenizer=bpe, or leave it out"
             )
         if self.vocab_size is not None and not 257 <= self.vocab_size <= VOCAB_MAX:
             raise ConfigError(
-                f"data.vocab_size {self.vocab_size} is out of range: give an integer from 257 (one more than the "
-                f"bytes) to {VOCAB_MAX}"
+                f"data.vocab_size {self.vocab_size} is out of range: give an integer from 257 (256 bytes and one "
+                f"merge) to {VOCAB_MAX}"
             )
 
 
 @dataclass
 class OptimizerConfig:
-    name: str = "adam"  # optim.py
+    name: str = "adam"  # adam | adamw | sgd
     beta1: float = 0.9  # adam, adamw: decay of the first moment
     beta2: float = 0.98  # adam, adamw: decay of the second moment (Vaswani et al.)
-    eps: float = 1e-8  # adam, adamw: added to the root of the second moment
+    eps: float = 1e-8  # adam, adamw: added to the square root of the second moment
     momentum: float = 0.0  # sgd: decay of the velocity
     weight_decay: float = 0.0  # adam, sgd: added to the gradient; adamw: decoupled
-    max_grad_norm: float | None = None  # global clipping; null: off, since clipping hides the effect
+    max_grad_norm: float | None = None  # clips the global norm; null: no clipping, which would hide the effect
 
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, OPTIMIZER_NAMES)
@@ -192,15 +196,14 @@ class OptimizerConfig:
             finite(f"optimizer.{key}", getattr(self, key), 0, strict=False, below=1)
         finite("optimizer.eps", self.eps, 0, strict=False)
         finite("optimizer.weight_decay", self.weight_decay, 0, strict=False)
-        if self.max_grad_norm is not None:
-            finite("optimizer.max_grad_norm", self.max_grad_norm, 0, strict=True)
+        finite("optimizer.max_grad_norm", self.max_grad_norm, 0, strict=True)
 
 
 @dataclass
 class ScheduleConfig:
-    name: str = "constant"  # optim.lr_at: what follows the warmup
-    peak_lr: float = 1e-3  # the rate at the end of the warmup
-    warmup_steps: int = 0  # linear from peak_lr / warmup_steps; 0: none
+    name: str = "constant"  # after the warmup: constant | inverse_sqrt | linear | cosine
+    peak_lr: float = 1e-3  # the learning rate at the end of the warmup
+    warmup_steps: int = 0  # the rate rises linearly from peak_lr / warmup_steps; 0: no warmup
     n_steps: int = 600  # updates
 
     def __post_init__(self) -> None:
@@ -217,8 +220,8 @@ class ScheduleConfig:
 
 @dataclass
 class ProbeConfig:
-    dense_steps: int = 50  # modules and residual have every step below this,
-    every: int = 20  # then every such step, and the last
+    dense_steps: int = 50  # `modules` and `residual` are recorded at every step below this,
+    every: int = 20  # then at every multiple of this, and at the last step
 
     def __post_init__(self) -> None:
         at_least("probe.dense_steps", self.dense_steps, 0)
@@ -227,7 +230,7 @@ class ProbeConfig:
 
 @dataclass
 class EvalConfig:
-    every: int = 100  # validation loss at step 0, at every such step, and after the last update
+    every: int = 100  # validation loss at step 0, at every multiple of this, and after the last update
     windows: int = 64  # evenly spaced validation windows, the same for all seeds
 
     def __post_init__(self) -> None:
@@ -236,7 +239,7 @@ class EvalConfig:
 
 
 def row_of(placement: str) -> Placement:
-    """The row of a placement; a user's own has a final norm, xavier init, and takes any norm."""
+    """The row of a placement. A user's own placement has the defaults: a final norm, xavier init, any norm."""
     return Placement(lambda x: x, "your own") if is_own(placement) else PLACEMENTS[placement]
 
 
@@ -244,8 +247,8 @@ def row_of(placement: str) -> Placement:
 class RunConfig:
     study: str = "scratch"  # the folder under results_dir
     results_dir: str = "results"
-    seed: int = 0  # feeds the initialization
-    data_seed: int | None = None  # feeds the batches; null: the seed
+    seed: int = 0  # seeds the initialization
+    data_seed: int | None = None  # seeds the batches; null: same as seed
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -255,6 +258,10 @@ class RunConfig:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Set a null data_seed to the seed; raise a ConfigError for an illegal value."""
         if self.data_seed is None:
             self.data_seed = self.seed
         check_seed("seed", self.seed)
@@ -264,14 +271,11 @@ class RunConfig:
             raise ConfigError("results_dir is empty: give a folder")
 
 
-# ---- columns ------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Resolved:
-    """What the `auto` and null values of a model come to.
+    """The values that `auto` and null stand for in a model.
 
-    embed_std: of the token table; None for embed_init=unit, where it is what makes x_0 of unit variance.
+    embed_std: standard deviation of the token table; None for embed_init=unit, which model/init.py computes.
     """
 
     d_ff: int
@@ -283,13 +287,13 @@ class Resolved:
 
 
 def resolve(model: ModelConfig) -> Resolved:
-    """The values behind `auto` and null: the placement's own, and those that follow from the shape."""
+    """Replace `auto` and null by the placement's values and by those that follow from the shape."""
     row = row_of(model.placement)
     norm = (row.norms or ("layernorm",))[0] if model.norm == "auto" else model.norm
     qk_norm = row.qk_norm if model.qk_norm == "auto" else model.qk_norm
     final_norm = row.final_norm if model.final_norm == "auto" else model.final_norm == "true"
     stds = {"unit": None, "std": EMBED_STD, "scaled": model.d_model**-0.5}
-    gated = 8 * math.ceil(model.d_model / 3)  # 8/3 d_model, as many parameters as 4 d_model without a gate
+    gated = 8 * math.ceil(model.d_model / 3)  # 8/3 d_model: as many parameters as 4 d_model without a gate
     return Resolved(
         d_ff=model.d_ff or (gated if model.activation in GATED else 4 * model.d_model),
         init=row.init if model.init == "auto" else model.init,
@@ -298,6 +302,3 @@ def resolve(model: ModelConfig) -> Resolved:
         qk_norm="none" if norm == "none" else qk_norm,
         embed_std=stds[model.embed_init] if model.embed_std is None else model.embed_std,
     )
-
-
-# ---- identity -----------------------------------------------------------------------------------------

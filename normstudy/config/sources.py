@@ -1,8 +1,8 @@
-"""A user's own placement or norm, named as module:function: where it is found, and what identifies it.
+"""A user's own placement or norm, written module:function: its files and the hash that identifies it.
 
-It is found from the working directory. Its identity is the sha256 of its source: of the module's file, together with
-every file of the user's that it imports, so that a changed helper is another run. The files are found by reading
-`import` statements, not by importing. Nothing here needs torch: a planner of finished runs imports neither.
+The module is looked up in the working directory first. It is identified by the sha256 of its file and of every file of
+the user's that it imports: changing a helper makes another run. The files are found by reading `import` statements, so
+nothing is imported here, torch included.
 """
 
 from __future__ import annotations
@@ -23,10 +23,7 @@ from pathlib import Path
 
 from normstudy.errors import ConfigError, nearest
 
-if typing.TYPE_CHECKING:
-    pass
-
-# What a block may ask for by the names of its arguments; placements.py says what each is.
+# The arguments that a block may take; placements.py describes each.
 STREAMS = ("x", "r")
 SUBLAYERS = ("attn", "mlp")
 NORMS = (
@@ -35,20 +32,20 @@ NORMS = (
 LEARNED = ("omega1", "omega2", "scale")
 NUMBERS = ("alpha", "layer", "n_layers")
 BLOCK_ARGUMENTS = (*STREAMS, *SUBLAYERS, *NORMS, *LEARNED, *NUMBERS)
-NORM_ARGUMENTS = ("x", "gamma", "beta")  # of a norm that is a function
+NORM_ARGUMENTS = ("x", "gamma", "beta")  # the arguments that a norm function may take
 
 PATTERN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 INSTALLED = {"site-packages", "dist-packages"}
-HERE = Path(__file__).parent.parent  # the package's own folder
+HERE = Path(__file__).parent.parent  # the folder of the package
 
 
 def is_own(name: str) -> bool:
-    """Whether a placement or norm is meant as module:function: no name of ours has such a sign."""
+    """Whether a placement or norm is meant as module:function: no shipped name contains one of these signs."""
     return any(sign in name for sign in ":./\\")
 
 
 def split(spec: str) -> tuple[str, str]:
-    """(module, name) of module:name; a ConfigError with the likely spelling for anything else."""
+    """Split module:name into (module, name); for anything else, raise a ConfigError with the likely spelling."""
     module, _, name = spec.partition(":")
     if PATTERN.fullmatch(spec) and not module.endswith(".py"):
         return module, name
@@ -59,23 +56,23 @@ def split(spec: str) -> tuple[str, str]:
 
 
 def parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    """The arguments by which a function, or the forward of a module or its class, says what it gets."""
+    """Name -> argument of a function, or of the forward method of a module or module class."""
     called = getattr(function, "forward", function)
     found = list(inspect.signature(called).parameters.items())
-    bound = getattr(called, "keywords", {})  # of a functools.partial
+    bound = getattr(called, "keywords", {})  # arguments that a functools.partial has set
     return {name: p for name, p in (found[1:] if isinstance(function, type) else found) if name not in bound}
 
 
 def arguments(function: Callable[..., object]) -> list[str]:
-    """The names of those arguments."""
+    """The names of the arguments that `parameters` returns."""
     return list(parameters(function))
 
 
-# ---- where it is ----------------------------------------------------------------------------------------
+# ---- finding and hashing its files ----------------------------------------------------------------------
 
 
 def source_sha256(spec: str) -> str:
-    """What identifies an own block: the sha256 of its file, or of all its files' list as sha256sum prints it."""
+    """The sha256 that identifies an own block: of its file, or of the list that sha256sum prints for several files."""
     root, files = sources_of(spec)
     if len(files) == 1:
         return _read(spec, *files.values()).sha256
@@ -85,18 +82,18 @@ def source_sha256(spec: str) -> str:
 
 
 def files_of(spec: str) -> list[str]:
-    """The files whose sha256 identifies an own block."""
+    """The files that `source_sha256` hashes."""
     return [str(path) for path in sources_of(spec)[1].values()]
 
 
 def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
-    """The folder in which an own block's module was found; the file of the module and of all it imports from there."""
+    """The folder where an own block's module lies, and module -> file for it and all that it imports from there."""
     module, _ = split(spec)
     root = _root_of(spec, module)
     main = _file_of(root, module)
     assert main is not None
     if not is_users(main, root):
-        return root, {module: main}  # of an installed package: its version is another matter
+        return root, {module: main}  # an installed package: its other files are not followed
     files: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -126,14 +123,14 @@ def _nearest_module(folder: Path, module: str) -> str:
     if not folder.is_dir():
         return ""
     if (folder / wanted).is_dir():
-        return f" {wanted} is a folder without a file of that name: name a module in it, as in {module}.my_module"
+        return f" {wanted} is a folder: name a module in it, as in {module}.my_module"
     names = [p.stem for p in folder.iterdir() if p.suffix == ".py" or p.is_dir()]
     hint = nearest(wanted, names)
     return hint.replace("mean ", f"mean {package}.") if package else hint
 
 
 def _file_of(root: Path, module: str) -> Path | None:
-    """The file of a module or package below a folder; None where there is none, or only a folder."""
+    """The file of a module or package below `root`; None if there is none, or only a folder without __init__.py."""
     path = root.joinpath(*module.split("."))
     for candidate in (path / "__init__.py", path.parent / f"{path.name}.py"):
         if candidate.is_file():
@@ -142,20 +139,23 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def is_users(path: Path, root: Path) -> bool:
-    """Whether a file is the user's own: not installed (a virtual environment may lie below), not Python's, not ours."""
+    """Whether a file is the user's own: not part of Python, of normstudy or of an installed package.
+
+    A virtual environment may lie below the user's folder, so the file's whole path is checked.
+    """
     library = Path(sysconfig.get_path("stdlib"))
     return not (INSTALLED & set(path.parts) or HERE in path.parents or library in (root, *root.parents))
 
 
 def with_packages(module: str) -> list[str]:
-    """a.b.c -> a, a.b, a.b.c: importing one runs all of them."""
+    """a.b.c -> a, a.b, a.b.c: importing a module imports the packages around it."""
     parts = module.split(".")
     return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
 
 class _Source(typing.NamedTuple):
     sha256: str
-    imports: tuple[tuple[int, str], ...]  # (dots in front, name)
+    imports: tuple[tuple[int, str], ...]  # (number of leading dots, name)
 
 
 def _read(spec: str, path: Path) -> _Source:
@@ -172,7 +172,7 @@ def _read(spec: str, path: Path) -> _Source:
 def _parse(path: str, mtime_ns: int, size: int) -> _Source:
     raw = Path(path).read_bytes()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the import itself says them again
+        warnings.simplefilter("ignore")  # importing the module repeats the warnings
         tree = ast.parse(raw, path)
     imports: list[tuple[int, str]] = []
     for node in ast.walk(tree):
@@ -180,12 +180,12 @@ def _parse(path: str, mtime_ns: int, size: int) -> _Source:
             imports += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = f"{node.module}." if node.module else ""
-            imports += [(node.level, start + alias.name) for alias in node.names]  # a name may be a module
+            imports += [(node.level, start + alias.name) for alias in node.names]  # the name may be a module
     return _Source(hashlib.sha256(raw).hexdigest(), tuple(imports))
 
 
 def _imported_by(module: str, path: Path, imports: Iterable[tuple[int, str]]) -> list[str]:
-    """The full names of what a module imports, without Python's own modules."""
+    """The full names of the modules that a module imports, without those of Python."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     names = []
     for dots, name in imports:
@@ -194,18 +194,18 @@ def _imported_by(module: str, path: Path, imports: Iterable[tuple[int, str]]) ->
     return [name for name in names if name.partition(".")[0] not in sys.stdlib_module_names]
 
 
-# ---- importing it ---------------------------------------------------------------------------------------
+# ---- errors in it ---------------------------------------------------------------------------------------
 
 
 def describe(error: BaseException, files: Iterable[str]) -> str:
-    """File, line, kind and text of an error that was raised in, or because of, one of these files."""
+    """One line with file, line number, kind and text of an error that one of these files caused."""
     text = error.msg if isinstance(error, SyntaxError) else next(iter(str(error).splitlines()), "").strip()
     place = place_of(error, files) or shown(Path(min(files)))
     return f"{place}: {type(error).__name__}{': ' if text else ''}{text}"
 
 
 def place_of(error: BaseException, files: Iterable[str]) -> str | None:
-    """file:line of the innermost line of an error's traceback that lies in one of these files; None for none."""
+    """file:line of the innermost traceback entry that lies in one of these files; None if there is none."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{shown(Path(error.filename))}:{error.lineno}"
     theirs = [line for line in traceback.extract_tb(error.__traceback__) if line.filename in files]
@@ -215,6 +215,3 @@ def place_of(error: BaseException, files: Iterable[str]) -> str | None:
 def shown(path: Path) -> str:
     """A path as the user would type it."""
     return os.path.relpath(path) if Path(os.getcwd()) in path.parents else str(path)
-
-
-# ---- modules --------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""From a text to tokens, blocks and batches, and the entropies of the text."""
+"""From a text to tokens, blocks and batches, and the text's entropies."""

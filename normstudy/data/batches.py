@@ -1,4 +1,7 @@
-"""Windows of a text: training batches drawn by seed and step, and evenly spaced validation windows."""
+"""Windows of a text: training batches drawn from data seed and step, and evenly spaced validation windows.
+
+A window is seq_len + 1 adjacent tokens of one block. B batch, T sequence.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import functools
 
 import numpy as np
 
-from normstudy.config import ConfigError, DataConfig
+from normstudy.config import DataConfig
 from normstudy.data.blocks import Blocks, Ints
 from normstudy.data.texts import Text
+from normstudy.errors import ConfigError
 
 
 def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
-    """Raise a ConfigError unless windows of seq_len + 1 tokens fit the blocks."""
+    """Raise a ConfigError if no block holds a window, or validation has too few windows."""
     longest = int(text.train.lengths.max())
     if config.seq_len >= longest:
         n_tokens = len(text.train.tokens) + len(text.validation.tokens)
@@ -26,25 +30,27 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
         )
     available = int(places(text.validation, config.seq_len)[-1])
     if eval_windows > available:
-        raise ConfigError(f"eval.windows {eval_windows} exceeds the {available} validation windows of data={text.name}")
+        raise ConfigError(
+            f"eval.windows {eval_windows} exceeds the {available} validation windows of data={text.name}: reduce it"
+        )
 
 
 @functools.lru_cache(maxsize=32)
 def places(blocks: Blocks, seq_len: int) -> Ints:
-    """The places where a window of seq_len + 1 tokens can begin, up to the end of each block, (blocks,)."""
+    """Cumulative number of possible window starts up to the end of each block, (blocks,)."""
     return (blocks.lengths - seq_len).clip(min=0).cumsum()
 
 
 def windows_at(blocks: Blocks, starts: Ints, seq_len: int) -> Ints:
-    """(len(starts), T + 1) tokens; a start counts the places where a window fits, block after block."""
+    """The windows (len(starts), T + 1) at `starts`, which are indices into the window starts of all blocks in order."""
     ends = places(blocks, seq_len)
     block = np.searchsorted(ends, starts, side="right")
-    begin = blocks.edges[block + 1] - seq_len - (ends[block] - starts)  # counted back from the block's end
+    begin = blocks.edges[block + 1] - seq_len - (ends[block] - starts)  # counts back from the block's end
     return blocks.tokens[begin[:, None] + np.arange(seq_len + 1)].astype(np.int64)
 
 
 def batch(text: Text, data_seed: int, step: int, batch_size: int, seq_len: int) -> Ints:
-    """The training windows of one step, (B, T + 1) int64: a function of its arguments, without a position."""
+    """The training windows of one step, (B, T + 1) int64. They depend on the arguments only, not on earlier calls."""
     rng = np.random.Generator(np.random.Philox(key=[data_seed, 0], counter=[0, 0, 0, step]))
     n_places = int(places(text.train, seq_len)[-1])
     return windows_at(text.train, rng.integers(0, n_places, batch_size), seq_len)

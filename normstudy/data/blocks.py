@@ -1,4 +1,9 @@
-"""A text as blocks of tokens: the split into training and validation, and blocks of unequal length."""
+"""A text as blocks of tokens: the split into training and validation, and blocks of equal or unequal length.
+
+A text is cut into blocks of 4 KiB (a shorter text: into tenths). Every tenth block is for validation, the others are
+for training, since the end of a text may differ from the rest: the standard library ends with encoding tables. What
+remains after the last whole block is not used.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normstudy.config import ConfigError
 from normstudy.data.tokenizer import Tokens
+from normstudy.errors import ConfigError
 
-BLOCK = 4096  # bytes; tokens of the synthetic source
+BLOCK = 4096  # bytes, or tokens of the synthetic text
 VALIDATION_EVERY = 10
 Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -19,7 +24,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Blocks of tokens, one after the other: block i is tokens[edges[i] : edges[i + 1]].
+    """Adjacent blocks of tokens: block i is tokens[edges[i] : edges[i + 1]].
 
     tokens: flat, uint8 for a vocabulary of at most 256, else uint16. edges: (blocks + 1,).
     """
@@ -37,20 +42,20 @@ class Blocks:
 
 
 def split(symbols: Array) -> tuple[Array, Array]:
-    """Training and validation blocks, each (blocks, block size). A ConfigError for a text too short to cut."""
+    """Training and validation blocks, each (blocks, block size). Raises a ConfigError if the text is too short."""
     size = BLOCK if len(symbols) >= VALIDATION_EVERY * BLOCK else len(symbols) // VALIDATION_EVERY
     if size < 2:
-        raise ConfigError(f"the text has {len(symbols)} bytes, and at least {2 * VALIDATION_EVERY} are needed")
+        raise ConfigError(f"the text has {len(symbols)} bytes, below {2 * VALIDATION_EVERY}: use a longer text")
     blocks = symbols[: len(symbols) // size * size].reshape(-1, size)
     is_validation = np.arange(len(blocks)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
     return blocks[~is_validation], blocks[is_validation]
 
 
 def even_blocks(blocks: Array) -> Blocks:
-    """Blocks of one size, from an array (blocks, block size) whose symbols are the tokens."""
+    """Blocks of equal length from an array of tokens (blocks, block size)."""
     return Blocks(blocks.ravel(), np.arange(len(blocks) + 1, dtype=np.int64) * blocks.shape[1])
 
 
 def ragged_blocks(blocks: Sequence[Tokens]) -> Blocks:
-    """Blocks from the tokens of each."""
+    """Blocks of unequal length from the tokens of each."""
     return Blocks(np.concatenate(blocks), np.cumsum([0, *(len(block) for block in blocks)], dtype=np.int64))

@@ -13,10 +13,10 @@ SYNTHETIC_LENGTH = 2**18
 
 
 def markov_matrix(seed: int, symbols: int = SYNTHETIC_SYMBOLS) -> Floats:
-    """Transition matrix (V, V) of the synthetic source: sparse rows over a skewed set of favorites.
+    """Transition matrix (V, V) of the synthetic source.
 
-    Each symbol's row is a Dirichlet draw around a Zipf-like base, so that the stationary distribution is far
-    from uniform and the next symbol depends strongly on the last.
+    Each row is a Dirichlet draw around a Zipf-like base. Few entries of a row are large, so the next symbol depends
+    strongly on the last, and the stationary distribution is far from uniform.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
     base = 1 / np.arange(1, symbols + 1)
@@ -39,7 +39,7 @@ def entropy_rate(matrix: Floats) -> float:
 
 def synthetic_tokens(seed: int) -> Array:
     """A text of SYNTHETIC_LENGTH tokens from the Markov source of `seed`."""
-    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # without the last edge, which rounding may put below 1
+    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # the last edge is left out: rounding may put it below 1
     uniform = np.random.Generator(np.random.Philox(key=[seed, 2])).random(SYNTHETIC_LENGTH)
     symbol, out = 0, bytearray()
     for u in uniform.tolist():

@@ -1,15 +1,4 @@
-"""Texts, their split into training and validation blocks, their entropies, and counter-based batches.
-
-A text is cut into blocks of 4 KiB (of a tenth, where it has under ten). Block i with i % 10 == 9 is validation,
-the rest training, and no window crosses a block's edge: the tail of a text is no fair sample of it (the tail of
-the standard library is encoding tables). A remainder shorter than a block is in neither part. The cuts are the
-same for every tokenizer, since they are made in the bytes; blocks then have different numbers of tokens, and one
-with fewer than a window needs has no place for it.
-
-Batches are a function of (data_seed, step) alone. Needs no torch.
-
-B batch, T sequence, V vocab.
-"""
+"""Texts: read, split into training and validation blocks, tokenized, and measured by their entropies."""
 
 from __future__ import annotations
 
@@ -20,23 +9,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normstudy.config import BPE_VOCAB, ConfigError, DataConfig
+from normstudy.config import BPE_VOCAB, DataConfig
 from normstudy.data import corpora, tokenizer
 from normstudy.data.blocks import Blocks, Ints, even_blocks, ragged_blocks, split
 from normstudy.data.entropy import entropies
 from normstudy.data.synthetic import SYNTHETIC_SYMBOLS, entropy_rate, markov_matrix, synthetic_tokens
 from normstudy.data.tokenizer import Pieces, Tokens
+from normstudy.errors import ConfigError
 
-MIN_ENTROPY_GAP = 0.2  # nats between unigram and bigram; below it outcomes cannot be told apart
+MIN_ENTROPY_GAP = 0.2  # smallest gap in nats from bigram to unigram entropy: outcomes are defined between them
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A text cut into blocks of tokens, with what is known about it.
+    """A text as blocks of tokens, with its vocabulary and entropies.
 
-    pieces: the bytes of each token of the vocabulary. bytes_per_token: over the validation blocks. Entropies in
-    nats per token, on the validation blocks with training counts; source_entropy is the exact entropy rate of a
-    synthetic source, else None.
+    pieces: the bytes of each token of the vocabulary. bytes_per_token: mean over the validation blocks.
+    unigram_entropy, bigram_entropy: see `entropies`. source_entropy: exact entropy rate of the synthetic source in
+    nats per token; None for any other text.
     """
 
     name: str
@@ -52,7 +42,6 @@ class Text:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens in the vocabulary."""
         return len(self.pieces)
 
     @property
@@ -65,17 +54,8 @@ class Text:
         return b"".join([self.pieces[t] for t in tokens.tolist()])
 
 
-# ---- the synthetic source -----------------------------------------------------------------------------
-
-
-# ---- split and entropies ------------------------------------------------------------------------------
-
-
-# ---- loading ------------------------------------------------------------------------------------------
-
-
 def load(config: DataConfig) -> Text:
-    """The text of a data config, read once per process. A ConfigError says why a text cannot be used."""
+    """The text of a data config. A process reads it once, and again if its files change."""
     version = corpora.version(config.path) if config.path is not None else None
     vocab_size = (config.vocab_size or BPE_VOCAB) if config.tokenizer == "bpe" else None
     source_seed = config.source_seed if config.name == "synthetic" else 0
@@ -112,29 +92,27 @@ def _load(
         train, validation = ragged_blocks(blocks[:n]), ragged_blocks(blocks[n:])
         sha256 = tokens_sha256(train, validation, pieces)
     longest = min(int(train.lengths.max()), int(validation.lengths.max()))
-    if longest < 2:  # not one pair, and no window
+    if longest < 2:  # neither a pair nor a window exists
         raise ConfigError(
-            f"the text of data={name} is one token a block of {train_symbols.shape[1]} bytes with "
-            f"data.tokenizer={tokenizer_name}: use a longer text or a smaller vocabulary"
+            f"the text of data={name} has one token per block of {train_symbols.shape[1]} bytes with "
+            f"data.tokenizer={tokenizer_name}, and needs two: use a longer text or a smaller vocabulary"
         )
     h1, h2 = entropies(train, validation, len(pieces))
     if h1 - h2 < MIN_ENTROPY_GAP:
         smaller = " or a smaller data.vocab_size" if tokenizer_name == "bpe" else ""
         raise ConfigError(
             f"the text of data={name} has a unigram entropy of {h1:.3f} and a bigram entropy of {h2:.3f} nats, "
-            f"less than {MIN_ENTROPY_GAP} apart, outcomes could not be told apart. Use a text with more structure"
+            f"less than {MIN_ENTROPY_GAP} apart, too close to tell outcomes apart: use a text with more structure"
             f"{smaller}"
         )
     bytes_per_token = validation_symbols.size / len(validation.tokens)
-    return Text(
-        name, tokenizer_name, train, validation, pieces, bytes_per_token, sha256, h1, h2, source_entropy
-    )  # fmt: skip
+    return Text(name, tokenizer_name, train, validation, pieces, bytes_per_token, sha256, h1, h2, source_entropy)
 
 
 def tokens_sha256(train: Blocks, validation: Blocks, pieces: Pieces) -> str:
-    """What identifies a text in tokens: the tokens, where their blocks begin, and the bytes that each stands for.
+    """The hash that identifies a tokenized text: of its tokens, the edges of its blocks and the bytes of each token.
 
-    So another tokenizer, or a version of its library that splits otherwise, makes another text.
+    Another tokenizer thus makes another text, as does a version of the tokenizers library that splits differently.
     """
     digest = hashlib.sha256()
     for blocks in (train, validation):
@@ -144,6 +122,3 @@ def tokens_sha256(train: Blocks, validation: Blocks, pieces: Pieces) -> str:
     for piece in pieces:
         digest.update(len(piece).to_bytes(4, "little") + piece)
     return digest.hexdigest()
-
-
-# ---- batches ------------------------------------------------------------------------------------------

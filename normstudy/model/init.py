@@ -1,23 +1,23 @@
 """Initialization: the distribution of every tensor, and its draw.
 
-Init is a treatment, so it is recorded and never silent. Weights are normal with mean 0; biases and norm biases
-start at 0, norm gains and admin's omegas at 1 (admin's are then profiled), dyt's a at 0.5, rezero's scale at 0. A user's
-own module keeps what its constructor draws.
+Weights are normal with mean 0. Biases and norm biases start at 0, norm gains at 1, dyt's a at 0.5, rezero's scale at 0;
+admin's omegas start at 1 until a profiling pass sets them. A user's own module keeps the values that its constructor
+draws. The init is part of an experiment, so it is a column of `runs`.
 
 | init     | standard deviation of a weight matrix (out, in)                                                      |
 |----------|------------------------------------------------------------------------------------------------------|
-| xavier   | sqrt(2 / (in + out)) (Glorot & Bengio 2010), Q, K and V being three matrices of their own             |
+| xavier   | sqrt(2 / (in + out)) (Glorot & Bengio 2010), Q, K and V being three separate matrices                 |
 | normal   | 0.02                                                                                                 |
 | gpt2     | 0.02, and 0.02 / sqrt(2 L) for the output projections of attention and MLP (GPT-2)                    |
 | deepnorm | xavier; V, O and the MLP's matrices times (8 L)^(-1/4) (arXiv:2203.00555, table 2, decoder only)      |
 | sub      | xavier; V, O and the MLP's matrices times sqrt(ln 2 L) (arXiv:2210.06423, decoder only)               |
-| tfixup   | xavier; V, O and the MLP's matrices times 0.67 L^(-1/4) (Huang et al. 2020: their encoder's form, the paper has none for a decoder alone) |
+| tfixup   | xavier; V, O and the MLP's matrices times 0.67 L^(-1/4) (Huang et al. 2020: their form for an encoder; they give none for a decoder alone) |
 
-The output matrix follows the table, or has model.unembed_std. The token table and the learned positions:
+The output matrix follows the table unless model.unembed_std is set. The token table and the learned positions:
 
 | embed_init | standard deviation of the tables                                                                   |
 |------------|----------------------------------------------------------------------------------------------------|
-| unit       | sqrt(1/2) each, 1 where no positions are added: x_0 has unit variance                               |
+| unit       | sqrt(1/2) each, or 1 if no positions are added: x_0 has unit variance                               |
 | std        | model.embed_std, 0.02 unless given                                                                 |
 | scaled     | model.embed_std, d_model^(-1/2) unless given; the model multiplies tokens by sqrt(d_model)          |
 """  # noqa: E501
@@ -39,44 +39,27 @@ OUTPUT_PROJECTIONS = ("attn.out.weight", "mlp.w2.weight")
 VALUE_PATH = ("attn.v.weight", "attn.out.weight", "mlp.w1.weight", "mlp.gate.weight", "mlp.w2.weight")
 
 
-def _xavier(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return math.sqrt(2 / (shape[0] + shape[1]))
+def _weight_std(init: str, name: str, shape: torch.Size, n_layers: int) -> float:
+    """The standard deviation of a weight matrix (out, in), as in the table above."""
+    if init == "normal":
+        return NORMAL_STD
+    if init == "gpt2":
+        return NORMAL_STD / math.sqrt(2 * n_layers) if name.endswith(OUTPUT_PROJECTIONS) else NORMAL_STD
+    gains = {
+        "xavier": 1.0,
+        "deepnorm": (8 * n_layers) ** -0.25,
+        "sub": math.sqrt(math.log(2 * n_layers)),
+        "tfixup": 0.67 * n_layers**-0.25,
+    }
+    return math.sqrt(2 / (shape[0] + shape[1])) * (gains[init] if name.endswith(VALUE_PATH) else 1.0)
 
 
-def _normal(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return NORMAL_STD
-
-
-def _gpt2(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return NORMAL_STD / math.sqrt(2 * config.n_layers) if name.endswith(OUTPUT_PROJECTIONS) else NORMAL_STD
-
-
-def _on_the_value_path(gain: float, name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return _xavier(name, shape, config) * (gain if name.endswith(VALUE_PATH) else 1.0)
-
-
-def _deepnorm(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return _on_the_value_path((8 * config.n_layers) ** -0.25, name, shape, config)
-
-
-def _sub(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return _on_the_value_path(math.sqrt(math.log(2 * config.n_layers)), name, shape, config)
-
-
-def _tfixup(name: str, shape: torch.Size, config: ModelConfig) -> float:
-    return _on_the_value_path(0.67 * config.n_layers**-0.25, name, shape, config)
-
-
-INITS = {
-    "xavier": _xavier, "normal": _normal, "gpt2": _gpt2, "deepnorm": _deepnorm, "sub": _sub, "tfixup": _tfixup,
-}  # fmt: skip
-
-# Tensors that start at one value, by the last part of their name.
+# Tensors that start at a constant, by the last part of their name.
 CONSTANTS = {"gamma": 1.0, "beta": 0.0, "bias": 0.0, "a": 0.5, "omega1": 1.0, "omega2": 1.0, "scale": 0.0}
 
 
 def distribution(name: str, shape: torch.Size, config: ModelConfig) -> tuple[float, float]:
-    """(mean, standard deviation) of the tensor `name` of a Transformer at its initialization."""
+    """(mean, standard deviation) of the initial values of the tensor `name` of a Transformer."""
     leaf = name.rpartition(".")[2]
     if leaf in ("embed", "pos"):
         adds = config.positions in ("learned", "sinusoidal")  # the sinusoids' mean square is 1/2
@@ -85,7 +68,7 @@ def distribution(name: str, shape: torch.Size, config: ModelConfig) -> tuple[flo
         return CONSTANTS[leaf], 0.0
     if name == "unembed.weight" and config.unembed_std is not None:
         return 0.0, config.unembed_std
-    return 0.0, INITS[resolve(config).init](name, shape, config)
+    return 0.0, _weight_std(resolve(config).init, name, shape, config.n_layers)
 
 
 def _key(name: str, seed: int) -> int:
@@ -93,10 +76,10 @@ def _key(name: str, seed: int) -> int:
 
 
 def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
-    """The tensor `name` at its initialization, float32.
+    """The initial values of the tensor `name`, float32.
 
-    Each tensor has a stream of its own, keyed by (seed, name): adding a tensor never moves another's draw,
-    and torch's global generator is never used.
+    Each tensor has a separate random stream, keyed by (seed, name), so adding a tensor does not change the draws of
+    others. torch's global generator is not used.
     """
     mean, std = distribution(name, shape, config)
     if std == 0:
@@ -106,7 +89,7 @@ def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor
 
 
 def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """What the constructors of a user's own modules draw, under a seed of each module's name; nothing else moves."""
+    """The values that the constructors of the user's own modules draw, each with a seed from the module's name."""
     out: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         make = made_by(module)
@@ -117,7 +100,7 @@ def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
 
 
 def init_params(model: nn.Module, configs: list[ModelConfig], seeds: list[int]) -> dict[str, Tensor]:
-    """Every tensor of a batch of runs of one model, stacked on a leading run axis: name -> (runs, *shape)."""
+    """The initial tensors of a batch of runs, stacked on a leading run axis: name -> (runs, *shape)."""
     drawn = [draw_own(model, seed) for seed in seeds]
     return {
         name: torch.stack(

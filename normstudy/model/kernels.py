@@ -1,16 +1,17 @@
-"""What most of a step's time goes into, for many runs at once: linear maps, layer norm, attention and the loss.
+"""The operations that take most of a step's time, for many runs at once: linear maps, layer norm, attention, the loss.
 
-The model is written for one run and vmapped. Here the run axis comes back into sight, because how the runs' products
-are laid out decides the speed (`normstudy bench --rows a` measures it), and because a run's bits must not depend on
-what it is batched with: each product is of one run's matrices, by a rule that looks at one run's shape only.
+The model is written for one run and vmapped. The functions here handle the run axis themselves, for two reasons. The
+layout of the runs' products decides the speed (`normstudy bench --rows a` measures it). And a run's bits must not
+depend on the other runs of its batch: each product takes the matrices of one run, in a way that depends on their shape
+only.
 
-On a CPU that is not Intel's their products are NumPy's. OpenBLAS, in the wheels of PyPI, uses all of a CPU's width,
-takes 1 us a call, and writes where it is told. torch.bmm is MKL, which on an AMD uses half of AVX-512: 90 GFLOP/s a
-core instead of 180 for (256, 32) times (32, 128), 105 instead of 210 for (512, 64) times (64, 256). oneDNN is as fast
-for the latter only, as a call takes 10 us and cannot write into what is there. On an Intel linear maps are torch.bmm's
-(blas.py), and on other devices all products.
+On a CPU, NumPy computes the products, except for linear maps on Intel (processor.py). NumPy's OpenBLAS uses the full
+vector width, takes 1 us per call, and writes into a given array. torch.bmm calls MKL, which on AMD uses half of
+AVX-512: per core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), 105 instead of 210 for (512, 64) times
+(64, 256). oneDNN is as fast for the second shape only: a call takes 10 us and cannot write into a given array. On other
+devices torch computes all products.
 
-R runs, N positions of all of a run's sequences, B batch, T sequence, H heads, K d_head; I in, O out; V symbols.
+R runs, N positions of all sequences of a run, B batch, T sequence, H heads, K d_head; I in, O out; V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from torch.nn import functional as F
 
 from normstudy.model import processor
 
-# Numbers of the runs that are worked on at once where several operations follow on the same ones: they stay in a cache.
+# Numbers per slice of runs. Consecutive operations process one slice at a time, so that its numbers stay in cache.
 AT_ONCE = 2**19
 
 Outputs = Sequence[Tensor]
 
 
 def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outputs:
-    """`function` of inputs stacked over runs, (R, ...), called from the forward of one run, vmapped or not.
+    """Call `function` with inputs stacked over runs, (R, ...), from inside the forward of one run, vmapped or not.
 
-    It does what an autograd Function with a vmap rule does, which costs 110 us a call, a twentieth of a small
-    model's step, where this costs 20.
+    An autograd Function with a vmap rule does the same, but takes 110 us per call, a twentieth of a small model's step.
+    This takes 20 us.
     """
     if _functorch.peek_interpreter_stack() is None:
         return [y[0] for y in function(*(None if x is None else x[None] for x in inputs))]
@@ -55,20 +56,20 @@ def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outpu
 
 
 def _slices(like: Tensor) -> Iterator[slice]:
-    """Spans of the leading run axis that hold at most AT_ONCE numbers each, or one run."""
+    """Slices of the leading run axis with at most AT_ONCE numbers each, but at least one run."""
     runs = max(1, AT_ONCE // max(1, like[0].numel()))
     return (slice(low, low + runs) for low in range(0, len(like), runs))
 
 
 def _by_rows(x: Tensor) -> Tensor:
-    """x (..., N, I) with rows of adjacent numbers, none overlapping: NumPy multiplies anything else without BLAS."""
+    """x (..., N, I) with contiguous rows that do not overlap: NumPy multiplies anything else without BLAS."""
     return x if x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1] else x.clone(memory_format=torch.contiguous_format)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> None:
-    """out = a b on a CPU, matrix by matrix, the leading axes being the same. MKL wants three axes and rows in order."""
+    """out = a b on a CPU, matrix by matrix over equal leading axes. MKL needs three axes and contiguous rows."""
     if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"a product of {a.dtype} and {b.dtype}: both must be torch.float32")
+        raise TypeError(f"cannot multiply {a.dtype} by {b.dtype}: both must be torch.float32")
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
     if by_mkl:
         torch.bmm(a, b, out=out)
@@ -77,7 +78,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> Non
 
 
 def _by_numpy(a: Tensor, b: Tensor, out: Tensor) -> None:
-    with np.errstate(all="ignore"):  # a run that diverges is a result
+    with np.errstate(all="ignore"):  # divergence is a result of a run, not an error
         np.matmul(a.numpy(), b.numpy(), out=out.numpy())
 
 
@@ -99,9 +100,9 @@ def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 class _Linears(Function):
-    """Linear maps of one input as one: q, k and v of attention, or a gate beside what it gates.
+    """Several linear maps of one input as one product: q, k and v of attention, or a gate and what it multiplies.
 
-    Inputs: x (R, N, I), then all weights (R, O, I), then all biases (R, O), if there are any.
+    Inputs: x (R, N, I), then all weights (R, O, I), then all biases (R, O) or none.
     """
 
     @staticmethod
@@ -118,7 +119,7 @@ class _Linears(Function):
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors  # type: ignore[attr-defined]
         sizes: list[int] = ctx.sizes  # type: ignore[attr-defined]
-        # Laid out otherwise, a sum over positions would be in an order that depends on the number of runs.
+        # In another layout the order of the sum over positions would depend on the number of runs.
         g = gradients[0].contiguous() if len(sizes) == 1 else torch.cat(gradients, 2)
         of_weights = torch.split(product(g.mT, x), sizes, 1)
         of_biases = torch.split(g.sum(1), sizes, 1) if ctx.biased else ()  # type: ignore[attr-defined]
@@ -126,7 +127,7 @@ class _Linears(Function):
 
 
 def linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """x W^T + b for each of several W (O, I) and b (O,) of one run's x (..., I); all biases are there or none is."""
+    """x W^T + b for several W (O, I) and b (O,) and one run's x (..., I); either all biases are None or none is."""
 
     def stacked(x: Tensor, *parameters: Tensor) -> Outputs:
         flat = _by_rows(x.reshape(len(x), -1, x.shape[-1]))
@@ -142,7 +143,7 @@ def linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None
 class _LayerNorm(Function):
     """gamma * (x - mean) / sqrt(var + eps) + beta of x (R, N, I), gamma (R, I) and beta (R, I).
 
-    By torch's own kernel, which knows one gamma and one beta: run by run, whose numbers a cache holds.
+    torch's kernel takes one gamma and one beta, so it is called run by run. The numbers of one run fit a cache.
     """
 
     @staticmethod
@@ -160,7 +161,7 @@ class _LayerNorm(Function):
         g, back, width = gradients[0].contiguous(), torch.ops.aten.native_layer_norm_backward.default, x.shape[2:]
         mean, rstd = moments[: len(x)], moments[len(x) :]
         runs = [
-            back(g_r, x_r, width, mean_r, rstd_r, gamma_r, gamma_r, [True, True, True])  # beta lends its shape only
+            back(g_r, x_r, width, mean_r, rstd_r, gamma_r, gamma_r, [True, True, True])  # beta's values are not read
             for g_r, x_r, mean_r, rstd_r, gamma_r in zip(g, x, mean, rstd, gamma, strict=True)
         ]
         return *map(torch.stack, zip(*runs, strict=True)), None
@@ -185,8 +186,8 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
 class _CausalAttention(Function):
     """softmax(q k^T / sqrt(K) + causal mask) v and its gradients, for q, k, v (R, B, T, H, K) on a CPU.
 
-    At a context of 32 to 64 it is 1.5 to 1.8 times as fast as torch's fused attention, which asks MKL for each product.
-    Where it does not hide the future is in numbers that are not finite: such a run has diverged anyway.
+    With sequences of 32 to 64 tokens it is 1.5 to 1.8 times as fast as torch's fused attention, which calls MKL for
+    each product. An inf or NaN reaches earlier positions too, since 0 times inf is NaN; such a run has diverged anyway.
     """
 
     @staticmethod
@@ -225,13 +226,13 @@ class _CausalAttention(Function):
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K) + causal mask) v, head by head: (B, T, H, K) each -> (B, T, H, K)."""
+    """softmax(q k^T / sqrt(K) + causal mask) v of one run, head by head: (B, T, H, K) each -> (B, T, H, K)."""
 
     def stacked(q: Tensor, k: Tensor, v: Tensor) -> Outputs:
         if q.device.type == "cpu":
             mixed: Tensor = _CausalAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
             return [mixed]
-        # torch's fused attention has no rule for a run axis: to it, runs are more sequences.
+        # torch's fused attention has no run axis: pass the runs as more sequences.
         R, B = q.shape[:2]
         q, k, v = (y.reshape(R * B, *y.shape[2:]).transpose(1, 2) for y in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
@@ -246,8 +247,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class _CrossEntropy(Function):
     """Mean cross-entropy (R,) of logits (R, N, V) and targets (R, N) on a CPU.
 
-    The bits are those of torch's own. Its gradient first writes a matrix of zeros as large as the logits, and copies it
-    to put a number into each row; here the zeros of a few runs do for all and stay in a cache.
+    The bits are those of torch's function. The gradient in torch allocates zeros as large as the logits and copies
+    them to set one number per row; here the zeros of one slice of runs serve all slices and stay in cache.
     """
 
     @staticmethod

@@ -1,7 +1,4 @@
-"""Norm functions and their modules: each normalizes over the last axis and has parameters of its own.
-
-D width.
-"""
+"""Norm functions, and a module for each. All normalize over the last axis, whose length is the width D."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from normstudy.model import kernels
 from normstudy.model.own import construct
 
 EPS = 1e-5
-DYT_A = 0.5  # where dyt's a starts (arXiv:2503.10622)
+DYT_A = 0.5  # initial value of dyt's a (arXiv:2503.10622)
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -58,7 +55,7 @@ class RMSNorm(nn.Module):
 
 
 class DynamicTanh(nn.Module):
-    """dynamic_tanh with a gain (D,) starting at 1, a bias (D,) starting at 0, and one a () starting at 0.5."""
+    """dynamic_tanh with a gain (D,) starting at 1, a bias (D,) starting at 0, and a number `a` () starting at 0.5."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -71,7 +68,7 @@ class DynamicTanh(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """x itself."""
+    """Returns x unchanged."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -96,7 +93,7 @@ class FunctionNorm(nn.Module):
 
 
 def own_norm(found: Callable[..., object], width: int) -> nn.Module:
-    """A user's own norm of a width: a function, or a module whose constructor takes the width."""
+    """A module for a user's own norm, which is a function or a class whose constructor takes the width."""
     if isinstance(found, type):
         return construct(functools.partial(found, width), seed=0)
     return FunctionNorm(found, width)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A user's own placement or norm: imported from where it was found, and made into modules of a run."""
+"""A user's own placement or norm: imported from its file, and made into the modules of a run."""
 
 from __future__ import annotations
 
@@ -14,28 +14,36 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
+import torch
+from torch import nn
+
+from normstudy.config import ModelConfig, resolve
 from normstudy.config.sources import HERE, describe, is_users, shown, source_sha256, sources_of, split, with_packages
 from normstudy.errors import ConfigError, nearest
 
-if typing.TYPE_CHECKING:
-    from torch import nn
+MADE_BY = "_normstudy_made_by"
 
-    from normstudy.config import ModelConfig
+
+# ---- importing ------------------------------------------------------------------------------------------
 
 
 class _SourceOnly(SourceFileLoader):
-    """Reads and writes no bytecode: that of a file changed within a second would be stale, and is written nowhere."""
+    """A loader that neither reads nor writes bytecode.
+
+    Python's bytecode would be stale if the file changed twice within a second, and __pycache__ would litter the user's
+    folder.
+    """
 
     def path_stats(self, path: str | os.PathLike[str]) -> typing.NoReturn:
         raise OSError
 
 
 class _Finder(MetaPathFinder):
-    """Finds users' own modules below their folders, before other modules of that name but never Python's."""
+    """Finds modules below users' folders before installed modules of the same name, but after Python's own."""
 
     def __init__(self) -> None:
         self.roots: list[Path] = []
-        self.appended: Path | None = None  # to sys.path
+        self.appended: Path | None = None  # the folder that add() put on sys.path
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -60,9 +68,9 @@ class _Finder(MetaPathFinder):
         return any(root in Path(path).parents and is_users(Path(path), root) for root in self.roots)
 
     def add(self, root: Path) -> None:
-        """Look below a folder first, and let spawned processes know it, which get the parent's sys.path."""
+        """Search below `root` first, and add `root` to sys.path, which spawned processes copy from their parent."""
         if str(root) not in sys.path:
-            if self.appended is not None:  # a working directory that was left
+            if self.appended is not None:  # an earlier working directory
                 sys.path.remove(str(self.appended))
                 self.roots.remove(self.appended)
             sys.path.append(str(root))
@@ -73,13 +81,13 @@ class _Finder(MetaPathFinder):
 
 
 _finder = _Finder()
-_loaded: dict[str, tuple[Path, str]] = {}  # module -> where it was found and its sha256 when it was imported
+_loaded: dict[str, tuple[Path, str]] = {}  # module -> its folder, and its sha256 when it was imported
 
 
 def load(spec: str, planned: str | None = None) -> Callable[..., object]:
-    """The function or class that `spec` names.
+    """The function or class that `spec` names. Its module is imported again if a file of its source has changed.
 
-    planned: the sha256 that it must have: a ConfigError where the source has changed since.
+    planned: the sha256 that the source must have; any other raises a ConfigError.
     """
     module, name = split(spec)
     root, files = sources_of(spec)
@@ -98,12 +106,12 @@ def load(spec: str, planned: str | None = None) -> Callable[..., object]:
         only = f", only {', '.join(names[:6])}" if names else ""
         raise ConfigError(f"{spec}: {shown(files[module])} has no {name}{only}.{nearest(name, names)}")
     if not callable(found):
-        raise ConfigError(f"{spec}: {name} is {_a(type(found).__name__)}: give a function or a class of nn.Module")
+        raise ConfigError(f"{spec}: {name} is of type {type(found).__name__}: give a function or a class of nn.Module")
     return typing.cast(Callable[..., object], found)
 
 
 def _changed(spec: str) -> str:
-    return f"{spec}: its source changed after the sweep was planned: the same command plans it anew"
+    return f"{spec}: its source changed after the sweep was planned: rerun the same command to plan it again"
 
 
 def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
@@ -119,7 +127,7 @@ def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
         importlib.import_module(module)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a user's module may raise anything, or exit
+    except BaseException as error:  # a user's module may raise anything, SystemExit included
         raise ConfigError(f"{spec}: {describe(error, [str(p) for p in files.values()])}") from error
     for name, path in files.items():
         theirs = getattr(sys.modules.get(name), "__file__", path)
@@ -128,25 +136,22 @@ def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
     for name in sorted(set(sys.modules) - before - set(files)):
         if _is_users_import(sys.modules[name]) and getattr(sys.modules[name], "__file__", None):
             raise ConfigError(
-                f"{spec}: it imports {name} without an import statement, so that a change there would go unseen: "
+                f"{spec}: it imports {name} without an import statement, so a change of {name} would go unnoticed: "
                 f"write import {name}"
             )
 
 
 def _is_users_import(module: ModuleType | None) -> bool:
-    """Whether a module is a user's that was imported here, or a plain folder of such."""
+    """Whether a module was imported by `_SourceOnly`, or is a folder without __init__.py."""
     spec = getattr(module, "__spec__", None)
     return spec is not None and (isinstance(spec.loader, _SourceOnly) or spec.origin is None)
 
 
-def _a(word: str) -> str:
-    return f"an {word}" if word[0] in "aeiouAEIOU" else f"a {word}"
+# ---- modules of a run -----------------------------------------------------------------------------------
 
 
 def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
-    """The arguments of a block's constructor by their names: layer and the fields of ModelConfig, as resolved."""
-    from normstudy.config import resolve
-
+    """The arguments that a block's constructor names: layer, and fields of ModelConfig with their resolved values."""
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
     values = {"layer": layer, **fields, **dataclasses.asdict(resolve(model))}
     asked = {}
@@ -155,21 +160,19 @@ def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
             asked[name] = values[name]
         elif parameter.default is inspect.Parameter.empty:
             raise ConfigError(
-                f"{cls.__module__}:{cls.__name__}: its constructor asks for {name}, and may ask for "
+                f"{cls.__module__}:{cls.__name__}: unknown argument {name} of its constructor; available: "
                 f"{', '.join(values)}.{nearest(name, values)}"
             )
     return asked
 
 
 def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The module that `make` gives, on the CPU whatever the model is built on, its draws under a seed.
+    """Call `make` with torch's generator seeded, on the CPU whatever device the model is built on.
 
-    torch's generator is left as it was. The module remembers `make`, for the draws of other runs.
+    The state of torch's generator is restored. The module keeps `make`, so that other runs can draw their values.
     """
-    import torch
-
     before = torch.random.get_rng_state()
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's as well
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's generator too
     try:
         with torch.device("cpu"):
             module = make()
@@ -179,17 +182,14 @@ def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     return module
 
 
-MADE_BY = "_normstudy_made_by"
-
-
 def made_by(module: nn.Module) -> Callable[[], nn.Module] | None:
-    """What makes a user's own module again; None for any other module."""
+    """The function that constructed a user's own module; None for any other module."""
     make: Callable[[], nn.Module] | None = getattr(module, MADE_BY, None)
     return make
 
 
 def move(model: nn.Module, device: str) -> None:
-    """Move what a user's own modules hold to a device: their buffers, which no run trains."""
+    """Move the buffers of users' own modules to a device. Parameters of all modules are moved stacked over runs."""
     for module in model.modules():
         if made_by(module) is not None:
             module.to(device)

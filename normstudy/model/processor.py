@@ -1,8 +1,8 @@
-"""Which library makes the matrix products of runs on this CPU: a rule by its maker, so that bits do not depend on more.
+"""Which library computes the matrix products of runs on this CPU. The choice depends on the CPU's vendor alone.
 
-PyPI's wheels of NumPy bring OpenBLAS, those of torch bring MKL. On an AMD, MKL uses half of AVX-512 (kernels.py has the
-rates); on an Intel it is the faster one: a Xeon with AVX-512 trained d32 L4, d64 L2, d64 L6 and d128 L6 1.08 to 1.11
-times as fast with it (medians of seven rounds in turns, by hand, two cores).
+The wheels on PyPI bring OpenBLAS with NumPy and MKL with torch. On AMD, MKL uses half of AVX-512 (kernels.py has the
+rates). On Intel, MKL is faster: on a Xeon with AVX-512 and two cores, training d32 L4, d64 L2, d64 L6 and d128 L6 was
+1.08 to 1.11 times as fast with MKL (medians of seven alternating rounds).
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from threadpoolctl import threadpool_info
 
 @functools.cache
 def by_mkl() -> bool:
-    """Whether MKL makes the products of linear maps; NumPy makes attention's, whose matrices lie between others."""
-    import torch  # here: bench reads cpu_info without torch  # here: bench reads cpu_info without torch
+    """Whether MKL computes the products of linear maps. NumPy always computes those of attention, which are strided."""
+    import torch  # here: bench reads cpu_info without torch
 
     return torch.backends.mkl.is_available() and cpu_info("vendor_id") == "GenuineIntel"  # type: ignore[no-untyped-call]
 
 
 def libraries() -> str:
-    """The column `blas`: what makes a run's products, its version, and the CPU that NumPy's took this one for.
+    """The column `blas`: the libraries that compute a run's products, and the CPU architecture that OpenBLAS detected.
 
     'openblas 0.3.31 SkylakeX', or 'mkl 2024.2, openblas 0.3.31 SkylakeX'.
     """
-    return f"{_torchs()}, {_numpys()}" if by_mkl() else _numpys()
+    return f"{_mkl()}, {_numpy_blas()}" if by_mkl() else _numpy_blas()
 
 
-def _torchs() -> str:
+def _mkl() -> str:
     import torch
 
     found = re.search(r"Math Kernel Library Version (\d+(?:\.\d+)*)", torch.__config__.show())
     return f"mkl {found[1]}" if found else f"mkl of torch {torch.__version__}"
 
 
-def _numpys() -> str:
+def _numpy_blas() -> str:
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    # SciPy brings one of its own. Where NumPy was built with a system's, that is the only one.
+    # SciPy brings another BLAS. A NumPy that was built with the system's BLAS has no folder of libraries.
     numpys = [one for one in found if Path(one["filepath"]).parent.name in ("numpy.libs", ".dylibs")] or found
     if len(numpys) != 1:
         return f"of numpy {np.__version__}"
@@ -51,10 +51,7 @@ INFO = Path("/proc/cpuinfo")
 
 
 def cpu_info(field: str) -> str | None:
-    """The value of the first line of that name: `model name`, `vendor_id`. None where there is no such line or file."""
+    """The first value of a field of /proc/cpuinfo, such as `vendor_id`; None if the field or the file is missing."""
     lines = INFO.read_text().splitlines() if INFO.exists() else []
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() == field:
-            return value.strip()
-    return None
+    parts = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in parts if name.strip() == field), None)

@@ -1,7 +1,7 @@
-"""A decoder-only transformer for ONE run, written as an ordinary nn.Module.
+"""A decoder-only transformer for one run, written as an ordinary nn.Module.
 
-train.py calls it through torch.func: vmap puts the run axis in front. Its forward gives the logits and the
-residual stream x_0 ... x_L, x_l being what block l returns and x_0 the embeddings' sum.
+training/step.py calls it through torch.func.vmap, which adds the run axis. Its forward returns the logits and the
+residual stream x_0 ... x_L: x_0 is the sum of the embeddings, x_l the output of block l.
 
 B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab.
 """
@@ -22,11 +22,11 @@ from normstudy.model import kernels
 from normstudy.model.norms import NORMS, own_norm
 from normstudy.model.own import asked_of, construct, load
 
-ROPE_BASE = 10_000.0  # Su et al., arXiv:2104.09864; the same number as in Vaswani et al.'s sinusoids
+ROPE_BASE = 10_000.0  # Su et al., arXiv:2104.09864; the base of Vaswani et al.'s sinusoids too
 
 
 class Linear(nn.Module):
-    """x W^T + b with weight (out, in) and bias (out,); init.py fills both."""
+    """x W^T + b with weight (out, in) and bias (out,); init.py draws both."""
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool = True) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class Linear(nn.Module):
 
 
 def together(x: Tensor, *maps: Linear) -> list[Tensor]:
-    """Several linear maps of one input, faster than one after the other."""
+    """Several linear maps of one input, computed together, which is faster than one by one."""
     return kernels.linears(x, [m.weight for m in maps], [m.bias for m in maps])
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
-    """A norm of the model's kind."""
+    """A norm module of the kind that the model uses."""
     name = resolve(config).norm
     if sources.is_own(name):
         return own_norm(load(name, own_sources(config)["norm_sha256"]), width)
@@ -51,7 +51,7 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
 
 
 def norm_width(config: ModelConfig, name: str) -> int:
-    """The width of a norm that a block may ask for."""
+    """The width of a norm that a block may take as an argument."""
     if name in ("q_norm", "k_norm", "v_norm"):
         return config.d_model // config.n_heads
     return resolve(config).d_ff if name == "norm2_inner" else config.d_model
@@ -76,7 +76,7 @@ def sinusoids(n_positions: int, d_model: int, like: Tensor) -> Tensor:
 
 
 def rotate(x_BTHK: Tensor) -> Tensor:
-    """RoPE: dimensions i and i + K/2 of a head are turned by position / base^(2 i / K) (arXiv:2104.09864, eq. 34)."""
+    """RoPE: rotate dimensions i and i + K/2 of a head by position / base^(2 i / K) (arXiv:2104.09864, eq. 34)."""
     n_positions, d_head = x_BTHK.shape[1], x_BTHK.shape[3]
     cos, sin = (a[:, None] for a in _angles(n_positions, d_head, (x_BTHK.dtype, x_BTHK.device)))  # (T, 1, K/2)
     a, b = x_BTHK[..., : d_head // 2], x_BTHK[..., d_head // 2 :]
@@ -89,9 +89,9 @@ def rotate(x_BTHK: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Causal multi-head attention.
 
-    inner: a norm of the mixed values, before the output projection. qkv: norms of queries, keys and values head by
-    head; they come before RoPE. The model's own qk_norm is per head with one gain for all heads, or over the
-    full width before the heads part.
+    inner: a norm before the output projection. qkv: norms of the queries, keys and values of each head, before RoPE.
+    model.qk_norm normalizes queries and keys per head with one gain for all heads, or over d_model before the split
+    into heads.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -103,7 +103,7 @@ class Attention(nn.Module):
         self.k = Linear(d_model, d_model, bias=bias)
         self.v = Linear(d_model, d_model, bias=bias)
         self.out = Linear(d_model, d_model, bias=bias)
-        self.qk_norm = "none" if row_of(config.placement).own_qk_norm else resolve(config).qk_norm
+        self.qk_norm = "none" if row_of(config.placement).formula_has_qk_norm else resolve(config).qk_norm
         if self.qk_norm != "none":
             width = d_model if self.qk_norm == "full" else d_model // config.n_heads
             self.q_norm, self.k_norm = make_norm(config, width), make_norm(config, width)
@@ -129,8 +129,10 @@ class Attention(nn.Module):
 
 
 def silu(x: Tensor) -> Tensor:
-    """x / (1 + exp(-x)), written so that neither it nor its gradient overflows, and that a run's bits do not
-    depend on its batch: torch computes the tail of a tensor's own silu by another formula."""
+    """x / (1 + exp(-x)), written so that neither the value nor its gradient overflows.
+
+    torch's silu computes the last numbers of a tensor by another formula, so a run's bits would depend on its batch.
+    """
     return 0.5 * x * (1 + torch.tanh(0.5 * x))
 
 
@@ -142,7 +144,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class MLP(nn.Module):
     """W2 act(W1 x + b1) + b2; with a gate, W2 (act(W x + b) * (W1 x + b1)) + b2 (Shazeer, arXiv:2002.05202).
 
-    inner: a norm of what W2 gets.
+    inner: a norm before the output matrix W2.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -167,9 +169,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One block: the sublayers, norms and scales that its placement's function names as arguments.
+    """One block: the placement's function, and the sublayers, norms and scales that the function takes.
 
-    own: that function; where it is a user's module, its parameters are the block's under this name.
+    own: the function. If it is a module of the user's class, its parameters are named own.* in the block.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -192,18 +194,18 @@ class Block(nn.Module):
                 self.scale = nn.Parameter(torch.zeros(()))
 
     def call(self, x_BTD: Tensor, r_BTD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """What the placement's function returns."""
+        """The return value of the placement's function."""
         given = {"x": x_BTD, "r": r_BTD, **self.numbers}
         return self.own(**{name: given[name] if name in given else getattr(self, name) for name in self.wanted})
 
     def forward(self, x_BTD: Tensor, r_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """The streams after the block; a function that knows no second one leaves r."""
+        """Both streams after the block; r is unchanged if the function does not take it."""
         out = self.call(x_BTD, r_BTD)
         return (out, r_BTD) if isinstance(out, Tensor) else out
 
 
 def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
-    """The placement's function for a layer; of a user's class, a module made of the values its constructor names."""
+    """The placement's function for a layer. A user's class is constructed with the arguments that it names."""
     if sources.is_own(config.placement):
         found = load(config.placement, own_sources(config)["placement_sha256"])
         if isinstance(found, type):
@@ -215,11 +217,11 @@ def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tu
 
 
 class Transformer(nn.Module):
-    """Embeddings, blocks, a final norm where the placement has one, an output matrix without bias."""
+    """Embeddings, blocks, a final norm unless the placement has none, and an output matrix without bias."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
-        config.__post_init__()  # checks its names again: one set in place must not mean another model
+        config.validate()  # a field may have been set in place since
         d_model = config.d_model
         self.positions = config.positions
         self.multiplier = math.sqrt(d_model) if config.embed_init == "scaled" else None
@@ -246,7 +248,7 @@ class Transformer(nn.Module):
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D); T <= seq_len.
 
-        Of two streams the one listed is x, and the final norm makes x + norm(r) of them.
+        With two streams the list holds x, and the output is x + final_norm(r).
         """
         x_BTD = r_BTD = self.embedding(tokens_BT)
         residual = [x_BTD]
@@ -260,10 +262,7 @@ class Transformer(nn.Module):
         return h_BTD @ self.embed.mT if self.unembed is None else self.unembed(h_BTD), residual
 
 
-pass
-
-
 def build(config: RunConfig, vocab_size: int) -> Transformer:
-    """The model of one run, without memory for its parameters: they are kept stacked over runs."""
+    """The model of one run on the meta device: its parameters take no memory, since they exist stacked over runs."""
     with torch.device("meta"):
         return Transformer(config.model, vocab_size, config.data.seq_len)

@@ -35,8 +35,8 @@ SHA = "0123456789abcdef" * 4
 
 # ---- identity -----------------------------------------------------------------------------------------
 
-# An id that moves here loses every result that anyone has: the way to change numbers is NUMERICS, the way to add a
-# field is ABSENT.
+# If an id here changes, users lose the results that they have. Changed numbers need NUMERICS raised; a new field needs
+# an entry in ABSENT.
 GOLDEN_IDS = [
     (RunConfig(), "pre-L6-lr1e-3-wu0-s0-7d32ccb155"),
     (RunConfig(seed=3), "pre-L6-lr1e-3-wu0-s3-7803135356"),
@@ -109,7 +109,7 @@ def test_versions_and_the_text_are_part_of_the_identity(monkeypatch: pytest.Monk
     assert len(ids) == 4
 
 
-# One other legal value for every field. Base is BASE, in which each is legal on its own.
+# Another legal value for every field. Each is legal when it alone changes in BASE.
 BASE = RunConfig(seed=1, data_seed=2, data=DataConfig(name="file", path="a.txt"))
 OTHER: dict[str, dict[str, object]] = {
     "": {"study": "other", "results_dir": "elsewhere", "seed": 5, "data_seed": 6},
@@ -167,7 +167,7 @@ NOT_PART_OF_A_RUN = {("", "study"), ("", "results_dir"), ("data", "path"), ("mod
 
 
 def test_every_single_field_is_in_the_identity_or_excepted_by_name() -> None:
-    """Which catches a field that someone adds and forgets here as well as one forgotten in the identity."""
+    """A new field fails this test until it is added here, and until it changes the run_id or is excepted."""
     sections = {f.name for f in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(getattr(BASE, f.name))}
     assert set(OTHER) == sections | {""}
     seen = {run_id(BASE, SHA)}
@@ -186,14 +186,14 @@ def test_every_single_field_is_in_the_identity_or_excepted_by_name() -> None:
 
 
 def test_a_changed_default_is_another_run() -> None:
-    """All fields are hashed as they are, so what an id means does not depend on the defaults of the day."""
+    """All fields are hashed, so the meaning of an id does not depend on the current defaults."""
     hashed = identity(RunConfig(), SHA)
     for column in ("beta2", "eps", "eval_windows", "probe_every", "seq_len", "weight_decay", "max_grad_norm"):
         assert column in hashed
 
 
 def test_an_id_is_of_the_resolved_values() -> None:
-    """`auto` and what it stands for are one run; so are 1 and 1.0 for a rate."""
+    """`auto` and the value it stands for are the same run, as are the rates 1 and 1.0."""
     auto = RunConfig(model=ModelConfig(d_model=64))
     spelled_out = RunConfig(model=ModelConfig(d_model=64, init="xavier", d_ff=256, final_norm="true"))
     assert run_id(auto, SHA) == run_id(spelled_out, SHA)
@@ -235,7 +235,7 @@ def test_a_null_vocabulary_is_512_tokens_of_bpe() -> None:
 
 
 def test_fields_that_older_runs_lack_are_absent_at_their_defaults() -> None:
-    """So the ids of runs from before they existed stay valid; a default that moves must not move ABSENT."""
+    """The ids of runs made before these fields existed stay valid. ABSENT must not follow a changed default."""
     hashed = identity(RunConfig(), SHA)
     added = {
         "qk_norm": "none", "force_init": False, "embed_init": "unit", "embed_std": None, "unembed_std": None,
@@ -248,7 +248,7 @@ def test_fields_that_older_runs_lack_are_absent_at_their_defaults() -> None:
 
 
 def test_a_field_added_later_leaves_old_ids_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it equals its value for runs made before it existed; any other value is another run."""
+    """The field is left out while it equals its ABSENT value. Any other value is another run."""
     with_field = identity(RunConfig(), SHA)
     monkeypatch.setitem(config.ABSENT, "eps", 1e-8)
     without = identity(RunConfig(), SHA)
@@ -348,7 +348,6 @@ def test_data_seed_follows_the_seed() -> None:
 
 
 def test_names_are_the_registries_keys() -> None:
-    from normstudy.model.init import INITS
     from normstudy.model.norms import NORMS
     from normstudy.model.transformer import ACTIVATIONS
     from normstudy.reference import ACTIVATIONS as REFERENCE_ACTIVATIONS
@@ -356,13 +355,12 @@ def test_names_are_the_registries_keys() -> None:
     from normstudy.training.optim import OPTIMIZERS
 
     assert set(config.NORM_NAMES) == set(NORMS)
-    assert set(config.INIT_NAMES) == set(INITS)
     assert set(config.ACTIVATION_NAMES) == set(ACTIVATIONS) == set(REFERENCE_ACTIVATIONS)
     assert set(config.GATED) == {name for name in ACTIVATIONS if name.endswith("glu")}
     assert set(config.OPTIMIZER_NAMES) == set(OPTIMIZERS)
     assert set(config.PLACEMENT_NAMES) == set(PLACEMENTS) == set(BLOCKS) == set(FINAL_NORM)
     for row in PLACEMENTS.values():
-        assert {row.init, *(row.inits or ())} <= set(INITS)
+        assert {row.init, *(row.inits or ())} <= set(config.INIT_NAMES)
         assert set(row.norms or ()) <= set(NORMS)
         assert row.qk_norm in config.QK_NORM_NAMES
         assert not set(row.aliases) & set(PLACEMENTS)
@@ -378,7 +376,7 @@ def test_columns_are_unique_and_typed() -> None:
         len(dataclasses.fields(c))
         for c in (ModelConfig, DataConfig, OptimizerConfig, ScheduleConfig, ProbeConfig, EvalConfig)
     )
-    assert len(kinds) == leaves + 3  # none lost to another of the same name; study, seed and data_seed
+    assert len(kinds) == leaves + 3  # no two fields share a column; 3: study, seed and data_seed
     for column, kind in kinds.items():
         assert kind in (int, float, str, bool), column
         if values[column] is not None:
@@ -427,7 +425,7 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (ModelConfig, {"d_ff": 0}, "model.d_ff 0 is below 1"),
     (ModelConfig, {"d_model": 65, "n_heads": 4}, "model.d_model 65 is not divisible by model.n_heads 4"),
     *[
-        (ModelConfig, {"placement": "lns", "init": i}, f"model.init={i} is not an init of model.placement=lns (")
+        (ModelConfig, {"placement": "lns", "init": i}, f"model.init={i} does not belong to model.placement=lns (")
         for i in ("gpt2", "deepnorm", "sub", "tfixup")
     ],
     *[
@@ -437,19 +435,19 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (
         ModelConfig,
         {"placement": "deepnorm", "init": "xavier"},
-        "which goes with deepnorm: leave model.init=auto, or say model.force_init=true",
+        "which uses deepnorm: leave model.init=auto, or add model.force_init=true",
     ),
     *[
         (ModelConfig, {"placement": "mix", "n_layers": n}, f"mix needs model.n_layers of at least 4, not {n}: with")
         for n in (1, 2, 3)
     ],
     *[
-        (ModelConfig, {"placement": p, "norm": n}, f"model.placement={p} has no norm, model.norm={n} would do nothing")
+        (ModelConfig, {"placement": p, "norm": n}, f"={p} has no norm, so model.norm={n} would have no effect")
         for p in ("rezero", "none")
         for n in ("layernorm", "rmsnorm", "dyt", "my_package.norms:norm")
     ],
     *[
-        (ModelConfig, {"placement": p, "first_block": "star"}, f"is a form of model.placement=hybrid, not of {p}")
+        (ModelConfig, {"placement": p, "first_block": "star"}, f"star is for model.placement=hybrid, not {p}:")
         for p in config.PLACEMENT_NAMES
         if p != "hybrid"
     ],
@@ -465,18 +463,18 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (
         ModelConfig,
         {"positions": "rope", "d_model": 60, "n_heads": 4},
-        "rope turns pairs, and a head has 15 dimensions (d_model 60, n_heads 4): make it even",
+        "rope rotates pairs of dimensions, and a head has 15 (d_model 60, n_heads 4): make it even",
     ),
     (ModelConfig, {"positions": "sinusoidal", "d_model": 5, "n_heads": 1}, "needs an even model.d_model, not 5"),
-    (ModelConfig, {"tied": True, "unembed_std": 0.5}, "unembed_std 0.5 has no output matrix to draw: model.tied=true"),
-    (ModelConfig, {"embed_std": 0.5}, "0.5 is not read by model.embed_init=unit: add model.embed_init=std"),
+    (ModelConfig, {"tied": True, "unembed_std": 0.5}, "unembed_std 0.5 has no effect with model.tied=true"),
+    (ModelConfig, {"embed_std": 0.5}, "0.5 has no effect with model.embed_init=unit: add model.embed_init=std"),
     *[
         (ModelConfig, {"embed_init": "std", "embed_std": v}, f"model.embed_std {v} is out of range")
         for v in (0.0, -1.0, NAN, INF)
     ],
     *[(ModelConfig, {"unembed_std": v}, f"model.unembed_std {v} is out of range") for v in (0.0, -1.0, NAN, INF)],
     *[
-        (DataConfig, {"tokenizer": t, "vocab_size": 512}, "vocab_size 512 is trained by data.tokenizer=bpe only, not")
+        (DataConfig, {"tokenizer": t, "vocab_size": 512}, f"vocab_size 512 has no effect with data.tokenizer={t}: add")
         for t in ("byte", "char")
     ],
     *[
@@ -484,7 +482,7 @@ BAD: list[tuple[type, dict[str, object], str]] = [
         for v in (0, 256, 65537)
     ],
     *[
-        (DataConfig, {"name": "synthetic", "tokenizer": t}, f"symbols of its own, and data.tokenizer {t} needs a text")
+        (DataConfig, {"name": "synthetic", "tokenizer": t}, f"consists of tokens, and data.tokenizer={t} needs bytes")
         for t in ("char", "bpe")
     ],
     (
@@ -497,7 +495,7 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (DataConfig, {"source_seed": -1}, "data.source_seed -1 is out of range"),
     (DataConfig, {"name": "file"}, "data=file needs a text: give data.path=FILE"),
     (DataConfig, {"name": "file", "path": ""}, "data=file needs a text"),
-    (DataConfig, {"path": "a.txt"}, "data.path 'a.txt' is read by data=file only, not by data=stdlib"),
+    (DataConfig, {"path": "a.txt"}, "data.path 'a.txt' is not read by data=stdlib: add data=file"),
     (OptimizerConfig, {"name": "adamv"}, "optimizer.name 'adamv' is not one of adam, adamw, sgd. Did you mean adam"),
     (OptimizerConfig, {"beta1": 1.0}, "beta1 1.0 is out of range: give a finite number at least 0 and below 1"),
     (OptimizerConfig, {"beta2": -0.1}, "optimizer.beta2 -0.1 is out of range"),
@@ -545,7 +543,7 @@ def test_a_bad_value_is_one_line_with_what_is_allowed(cls: type, values: dict[st
     assert "\n" not in str(error.value)
 
 
-# Every field that holds a name, and the names it may have; a placement and a norm may also be a user's own.
+# Every field that holds a name, and its legal names. A placement or norm may also be a user's own.
 NAMES: dict[tuple[type, str], tuple[str, ...]] = {
     (ModelConfig, "placement"): config.PLACEMENT_NAMES,
     (ModelConfig, "norm"): ("auto", *config.NORM_NAMES),
@@ -579,7 +577,7 @@ def test_no_field_that_holds_a_name_is_forgotten_here() -> None:
 
 @pytest.mark.parametrize(("cls", "field"), NAMES, ids=[f"{c.__name__}-{f}" for c, f in NAMES])
 def test_a_misspelled_name_never_means_another_value(cls: type, field: str) -> None:
-    """Near misses of every legal name are errors that list the names, and most say which was meant."""
+    """Misspellings of every legal name are errors that list the names; most suggest the right one."""
     names, hints, tried = NAMES[cls, field], 0, 0
     for name in names:
         for wrong in misspelled(name) - set(names) - ({"True", "False"} if field == "final_norm" else set()):
@@ -630,7 +628,7 @@ def test_an_init_that_the_source_excludes_can_be_forced() -> None:
 
 
 def test_an_unknown_name_that_was_set_in_place_has_no_row() -> None:
-    """Only a user's own placement, which carries a colon, is one without a row of the table."""
+    """Only a placement with a colon, a user's own, may lack a row in the table."""
     for wrong in ("Pre", "psot", "", "sandwich"):
         with pytest.raises(KeyError):
             config.row_of(wrong)

@@ -20,17 +20,17 @@ from normstudy.data.texts import Text
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained vocabularies go there, and not to the user's own."""
+    """A cache folder for trained vocabularies, instead of the user's."""
     monkeypatch.setenv("NORMSTUDY_DATA_DIR", str(tmp_path / "cache"))
 
 
 def text_of(train: Blocks, validation: Blocks, tokenizer: str = "byte") -> Text:
-    """A text of which only the blocks matter."""
+    """A text with these blocks; its other fields do not matter."""
     return Text("numbered", tokenizer, train, validation, (), 1.0, "", 0.0, 0.0, None)
 
 
 def numbered_text(n_tokens: int) -> Text:
-    """A text whose tokens are their own places, so that a window tells where it was cut."""
+    """A text whose tokens are their positions, so that a window shows where it was cut."""
     return text_of(*map(even_blocks, split(np.arange(n_tokens))))
 
 
@@ -54,7 +54,7 @@ def each(blocks: Blocks) -> list[np.ndarray]:
         (40959, 4095),  # under ten: blocks of a tenth
         (100_000, 4096),
         (230, 23),
-        (239, 23),  # a remainder is in neither part
+        (239, 23),  # what remains after the last whole block is in neither part
         (20, 2),
     ],
 )
@@ -71,7 +71,7 @@ def test_every_tenth_block_is_validation(n_tokens: int, size: int) -> None:
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 19])
 def test_a_text_too_short_to_cut_is_refused(n_tokens: int) -> None:
-    with pytest.raises(ConfigError, match=f"the text has {n_tokens} bytes, and at least 20 are needed"):
+    with pytest.raises(ConfigError, match=f"the text has {n_tokens} bytes, below 20: use"):
         split(np.zeros(n_tokens, np.uint8))
 
 
@@ -79,7 +79,7 @@ def test_a_text_too_short_to_cut_is_refused(n_tokens: int) -> None:
 
 
 def check_windows(windows: np.ndarray, seq_len: int, size: int, *, validation: bool) -> None:
-    """Each is seq_len + 1 consecutive tokens of one block of the right part."""
+    """Assert that each window is seq_len + 1 adjacent tokens of one block of the right part."""
     assert windows.dtype == np.int64
     assert windows.shape[1] == seq_len + 1
     assert (np.diff(windows, axis=1) == 1).all()
@@ -90,13 +90,13 @@ def check_windows(windows: np.ndarray, seq_len: int, size: int, *, validation: b
 
 @pytest.mark.parametrize("seq_len", [1, 8, 21, 22])
 def test_no_window_crosses_an_edge_and_every_place_is_drawn(seq_len: int) -> None:
-    """Blocks of 23 tokens, 9 of 10 for training: 9 (23 - T) places; T = 22 leaves one place a block."""
+    """Blocks of 23 tokens, 9 of 10 for training: 9 (23 - T) window starts; T = 22 leaves one start per block."""
     text = numbered_text(230)
     drawn = np.concatenate([batches.batch(text, 1, step, 32, seq_len) for step in range(150)])
     check_windows(drawn, seq_len, 23, validation=False)
     places = [b * 23 + offset for b in range(9) for offset in range(23 - seq_len)]
     assert sorted(set(drawn[:, 0].tolist())) == places
-    # Uniform over the places: 4800 draws, within 6 standard errors of their mean.
+    # Uniform over the window starts: 4800 draws, within 6 standard errors of their mean.
     counts = np.bincount(drawn[:, 0], minlength=230)[places]
     mean = len(drawn) / len(places)
     assert np.abs(counts - mean).max() < 6 * math.sqrt(mean)
@@ -108,9 +108,9 @@ def test_no_window_crosses_an_edge_and_every_place_is_drawn(seq_len: int) -> Non
 
 
 def test_validation_windows_are_evenly_spaced_by_hand() -> None:
-    """One validation block of 23 tokens, T = 8: 15 places. Five windows sit in the middle of five fifths."""
+    """One validation block of 23 tokens, T = 8: 15 starts. Each of five windows starts in the middle of a fifth."""
     assert batches.validation_windows(numbered_text(230), 5, 8)[:, 0].tolist() == [207 + k for k in (1, 4, 7, 10, 13)]
-    # 30 blocks: 3 x 15 places, three windows in the middle of each third, which is the middle of a block.
+    # 30 blocks: 3 x 15 starts. Each of three windows starts in the middle of a third, the middle of a block.
     three = batches.validation_windows(numbered_text(40960 * 3), 3, 96)
     assert three[:, 0].tolist() == [4096 * b + 2000 for b in (9, 19, 29)]
 
@@ -124,19 +124,19 @@ def test_validation_windows_spread_over_any_text() -> None:
     assert len(inside) == 62
 
 
-LENGTHS = (5, 3, 2, 9, 4, 1, 4)  # for T = 3: 2, 0, 0, 6, 1, 0 and 1 places
+LENGTHS = (5, 3, 2, 9, 4, 1, 4)  # for T = 3: 2, 0, 0, 6, 1, 0 and 1 window starts
 PLACES = [0, 1, 3000, 3001, 3002, 3003, 3004, 3005, 4000, 6000]
 
 
 def test_every_place_of_ragged_blocks_is_drawn_and_short_blocks_have_none() -> None:
-    """Blocks that begin, end or lie between with no room for a window; the last place ends at the block's end."""
+    """Some blocks have no room for a window. A window may end with the last token of a block."""
     text = text_of(numbered_blocks(*LENGTHS), numbered_blocks(2, *LENGTHS, 3))
     drawn = np.concatenate([batches.batch(text, 1, step, 32, 3) for step in range(100)])
     assert drawn.dtype == np.int64
     np.testing.assert_array_equal(drawn - drawn[:, :1], np.tile(np.arange(4), (3200, 1)))
     starts, counts = np.unique(drawn[:, 0], return_counts=True)
     assert starts.tolist() == PLACES
-    assert np.abs(counts - 320).max() < 6 * math.sqrt(320)  # uniform over the places
+    assert np.abs(counts - 320).max() < 6 * math.sqrt(320)  # uniform over the window starts
     fixed = batches.validation_windows(text, 10, 3)
     assert fixed[:, 0].tolist() == [1000 + p for p in PLACES]
     assert batches.validation_windows(text, 5, 3)[:, 0].tolist() == [1001, 4001, 4003, 4005, 7000]
@@ -151,7 +151,7 @@ def test_blocks_of_one_length_do_not_care_how_they_were_made() -> None:
 
 
 def test_batches_are_a_function_of_data_seed_and_step() -> None:
-    """In any order, any number of times; another seed or step gives another batch."""
+    """Batches can be drawn in any order and repeatedly. Another seed or step gives another batch."""
     text = numbered_text(40960)
     forward = [batches.batch(text, 3, step, 4, 8) for step in range(10)]
     backward = [batches.batch(text, 3, step, 4, 8) for step in reversed(range(10))][::-1]
@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_what_does_not_fit_ragged_blocks_is_refused() -> None:
-    """The longest training block limits the window; the validation blocks that are long enough count."""
+    """The longest training block limits seq_len. Validation blocks that are too short have no windows."""
     text = text_of(numbered_blocks(5, 9, 2), numbered_blocks(4, 12, 3), "bpe")
     batches.check_fits(text, DataConfig(seq_len=8), 4)
     with pytest.raises(
@@ -202,17 +202,17 @@ def test_what_does_not_fit_ragged_blocks_is_refused() -> None:
 
 @pytest.mark.parametrize("vocab_size", [3, 300])
 def test_entropies_by_hand(vocab_size: int) -> None:
-    """Three symbols of a vocabulary that is counted densely or sparsely, blocks of two and three tokens.
+    """Three symbols of a vocabulary, counted by either method. The blocks have two and three tokens.
 
-    train 0 1 | 0 0: counts 3, 1, 0, smoothed 3.01, 1.01, 0.01; pairs 01, 00, and never 10, which would cross an
-    edge, so that nothing is known of what follows 1 or 2.
-    validation 0 1 1 | 2 0 2 | 1: pairs 01, 11, 20, 02, and never 12 or 21.
+    train 0 1 | 0 0: counts 3, 1, 0, smoothed 3.01, 1.01, 0.01; pairs 01, 00, and no 10, which would cross an
+    edge. Nothing is known about what follows 1 or 2.
+    validation 0 1 1 | 2 0 2 | 1: pairs 01, 11, 20, 02, and no 12 or 21, which would cross an edge.
     """
     mass = 4 + 0.01 * vocab_size
     p = [3.01 / mass, 1.01 / mass, 0.01 / mass]
     h1 = -sum(math.log(p[s]) for s in (0, 1, 1, 2, 0, 2, 1)) / 7
     after_0_comes_1 = 0.9 * (1 / 2) + 0.1 * p[1]
-    after_1_comes_1 = p[1]  # no training pair begins with 1: the unigram alone
+    after_1_comes_1 = p[1]  # no training pair begins with 1, so the unigram alone counts
     after_2_comes_0 = p[0]
     after_0_comes_2 = 0.9 * 0 + 0.1 * p[2]
     h2 = -sum(math.log(x) for x in (after_0_comes_1, after_1_comes_1, after_2_comes_0, after_0_comes_2)) / 4
@@ -233,7 +233,7 @@ def test_entropies_of_a_cycle_and_of_noise() -> None:
 
 
 def test_entropies_of_the_largest_vocabulary() -> None:
-    """Counts of all pairs would take 32 GiB. The last token's number is the largest that uint16 holds."""
+    """An array of all pairs would take 32 GiB. The last token is the largest number of a uint16."""
     v = 2**16
     train = ragged_blocks([np.array([v - 1, v - 2] * 2000, np.uint16)])
     h1, h2 = entropies(train, train, v)
@@ -256,7 +256,7 @@ def test_entropies_do_not_depend_on_how_many_tokens_are_counted_at_once(
 
 
 def test_golden_entropies() -> None:
-    """H1 and H2 decide outcomes and are columns of the committed tables: another way to count gives the same."""
+    """H1 and H2 define outcomes and are columns of the committed tables, so both ways to count must agree."""
     text = data.load(DataConfig(name="synthetic"))
     assert (text.unigram_entropy, text.bigram_entropy) == pytest.approx(GOLDEN_ENTROPIES, rel=1e-12)
 
@@ -268,7 +268,7 @@ GOLDEN_ENTROPIES = (3.2315826807777044, 2.1132654823890316)
 
 
 def test_entropy_rate_by_hand() -> None:
-    """Leaving 0 with 0.1 and 1 with 0.4: in balance 0.8 and 0.2 of the time are spent in each."""
+    """State 0 is left with probability 0.1, state 1 with 0.4, so the stationary distribution is 0.8 and 0.2."""
     matrix = np.array([[0.9, 0.1], [0.4, 0.6]])
     np.testing.assert_allclose(synthetic.stationary(matrix), [0.8, 0.2], rtol=1e-12)
     h0 = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
@@ -316,7 +316,7 @@ def test_synthetic_text_separates_outcomes(seed: int) -> None:
     followers = tokens[1:][tokens[:-1] == top]
     np.testing.assert_allclose(np.bincount(followers, minlength=64) / len(followers), matrix[top], atol=0.01)
 
-    # No bigram model beats the source; ours comes near, since the source has no longer memory.
+    # No model beats the entropy rate. A bigram model comes near, since the source depends on one symbol only.
     assert text.source_entropy == synthetic.entropy_rate(matrix)
     assert 0 < text.bigram_entropy - text.source_entropy < 0.1
 
@@ -351,7 +351,7 @@ def test_pydoc_text_has_the_hash_of_its_bytes() -> None:
     text = data.load(DataConfig(name="pydoc"))
     assert text.sha256 == hashlib.sha256(corpora.pydoc_bytes()).hexdigest()
     assert text.unigram_entropy - text.bigram_entropy > 0.5
-    assert data.load(DataConfig(name="pydoc", source_seed=9)) is text  # read once; the seed is not its own
+    assert data.load(DataConfig(name="pydoc", source_seed=9)) is text  # source_seed does not matter
 
 
 # ---- a file of one's own ------------------------------------------------------------------------------
@@ -377,18 +377,18 @@ def test_unusable_texts_are_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "letters").write_bytes(b"ab" * 20)
     cases = {
         ("missing", "byte"): "missing.*cannot be read .No such file",
-        ("short", "byte"): "10 bytes, and at least 20",
-        ("short", "bpe"): "10 bytes, and at least 20",
+        ("short", "byte"): "10 bytes, below 20",
+        ("short", "bpe"): "10 bytes, below 20",
         ("noise", "byte"): "less than 0.2 apart.*more structure$",
         ("noise", "bpe"): "less than 0.2 apart.*more structure or a smaller data.vocab_size$",
-        ("letters", "bpe"): "one token a block of 4 bytes with data.tokenizer=bpe",
+        ("letters", "bpe"): "one token per block of 4 bytes with data.tokenizer=bpe",
     }
     for (name, tokens), expected in cases.items():
         path, vocab_size = str(tmp_path / name), 258 if tokens == "bpe" else None
         with pytest.raises(ConfigError, match=expected) as error:
             data.load(DataConfig(name="file", path=path, tokenizer=tokens, vocab_size=vocab_size))
         assert "\n" not in str(error.value)
-    with pytest.raises(ConfigError, match="holds a NUL byte"):
+    with pytest.raises(ConfigError, match="contains a NUL byte"):
         DataConfig(name="file", path="a\0b")
 
 
@@ -402,7 +402,7 @@ def test_a_file_that_changes_is_another_text(tmp_path: Path) -> None:
 
 # ---- a text in other tokens ---------------------------------------------------------------------------
 
-# Characters of one to four bytes, some of which block edges cut, and bytes that are no UTF-8.
+# Characters of one to four bytes, some cut by block edges, and bytes that are not UTF-8.
 MIXED = (
     corpora.pydoc_bytes()[:100_000].replace(b" the ", " thé 日本 🎉 ".encode()).replace(b".\n", b".\xff\xc3\x80 \r\n")
 )
@@ -410,7 +410,7 @@ MIXED = (
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> dict[str, Text]:
-    """One text by every tokenizer."""
+    """The same text with every tokenizer."""
     (tmp_path / "text").write_bytes(MIXED)
     return {
         name: data.load(DataConfig(name="file", path=str(tmp_path / "text"), tokenizer=name))
@@ -426,7 +426,7 @@ def test_every_tokenizer_has_the_same_bytes_in_the_same_blocks(mixed: dict[str, 
 
 
 def test_bytes_per_token_are_those_of_the_validation_blocks(mixed: dict[str, Text]) -> None:
-    """So that a loss in nats per token becomes bits per byte of the same bytes."""
+    """They convert a loss in nats per token to bits per byte, which compare between tokenizers."""
     validation = b"".join([MIXED[i : i + 4096] for i in range(0, len(MIXED) // 4096 * 4096, 4096)][9::10])
     for name, text in mixed.items():
         assert text.bytes_per_token == len(validation) / len(text.validation.tokens), name
@@ -466,7 +466,7 @@ def test_another_tokenizer_or_vocabulary_is_another_text(mixed: dict[str, Text],
     assert len({t.sha256 for t in texts}) == 4
     assert mixed["byte"].sha256 == hashlib.sha256(MIXED).hexdigest()
     asked = data.load(DataConfig(name="file", path=str(tmp_path / "text"), tokenizer="bpe", vocab_size=512))
-    assert asked is mixed["bpe"]  # the default, by its value
+    assert asked is mixed["bpe"]  # the default, given explicitly
 
 
 def test_the_hash_of_tokens_covers_tokens_edges_and_spellings() -> None:
@@ -494,7 +494,7 @@ GOLDEN_TOKENS = "0c46f5a3adfc7b1f"
 
 
 def test_byte_pairs_are_learned_from_the_training_blocks(tmp_path: Path) -> None:
-    """zq would be among the most frequent pairs of the text, but all of it is in the validation blocks."""
+    """zq would be among the most frequent pairs of the text, but occurs in validation blocks only."""
     raw = bytearray(corpora.pydoc_bytes()[:81920])
     for start in (36864, 77824):
         raw[start : start + 256] = b"zq" * 128

@@ -20,7 +20,7 @@ from normstudy.data import corpora, tokenizer
 TEXT = corpora.pydoc_bytes()[:60_000]
 BLOCKS = [TEXT[i : i + 4096] for i in range(0, len(TEXT), 4096)]
 RNG = np.random.Generator(np.random.Philox(key=3))
-# Nothing, every byte, lines, UTF-8 whole and cut, surrogates in UTF-8, and noise of many lengths.
+# Empty, every byte, lines, whole and cut UTF-8, surrogates in UTF-8, and noise of many lengths.
 ANY_BYTES = [
     b"",
     bytes(range(256)),
@@ -54,7 +54,7 @@ def joined(tokens: np.ndarray, pieces: tokenizer.Pieces) -> bytes:
 
 
 def test_characters_by_hand() -> None:
-    """Sorted by code point; a byte that is no UTF-8 comes as U+DC00 plus its value, before U+1F389.
+    """Sorted by code point. A byte that is not UTF-8 counts as U+DC00 plus its value, before U+1F389.
 
     The second and third block share an é that the edge cut in two: its halves are tokens of one byte each.
     """
@@ -69,7 +69,7 @@ def test_characters_of_any_bytes_give_them_back() -> None:
     assert [joined(b, pieces) for b in blocks] == ANY_BYTES
     assert len(set(pieces)) == len(pieces)
     used = set(np.concatenate(blocks).tolist())
-    assert used == set(range(len(pieces)))  # no token that does not occur
+    assert used == set(range(len(pieces)))  # every token occurs
     for block in ANY_BYTES[1:]:
         (alone,), own = tokenizer.characters([block])
         assert joined(alone, own) == block
@@ -111,7 +111,7 @@ def test_merges_stay_within_words_numbers_signs_and_space() -> None:
 def test_byte_pairs_by_hand() -> None:
     """ab | ab | _ab | _abc: ab occurs 4 times, then _ab (of 32 and the new 256) twice, then _abc once.
 
-    No pair is left for a 260th token. The blocks' own edge is no pair.
+    No pair is left for a 260th token, since pairs do not cross the edges of blocks.
     """
     train = [b"ab", b"ab ab abc"]
     merges = tokenizer.train_merges(train, 259)
@@ -131,7 +131,7 @@ def pairs(tokens: list[int]) -> Counter[tuple[int, int]]:
 
 
 def merged(tokens: list[int], pair: tuple[int, int], new: int) -> list[int]:
-    """Every occurrence of the pair replaced, from the left."""
+    """Replace every occurrence of a pair, from the left."""
     out: list[int] = []
     for token in tokens:
         if out and (out[-1], token) == pair:
@@ -142,7 +142,7 @@ def merged(tokens: list[int], pair: tuple[int, int], new: int) -> list[int]:
 
 
 def test_each_merge_is_a_most_frequent_pair_and_the_encoder_applies_them_in_order() -> None:
-    """A slow trainer and encoder in one, word by word; the words of another text have their own tokens."""
+    """Compare with a slow trainer and encoder that works word by word, on this text and another."""
     merges = tokenizer.train_merges(BLOCKS, 400)
     token_of = {piece: i for i, piece in enumerate(tokenizer.pieces_of(merges))}
     learned = Counter(word for block in BLOCKS for word in words(block))
@@ -163,7 +163,7 @@ def test_each_merge_is_a_most_frequent_pair_and_the_encoder_applies_them_in_orde
 
 @pytest.mark.parametrize("vocab_size", [257, 300, 2000])
 def test_byte_pairs_of_any_bytes_give_them_back(vocab_size: int, cache: Path) -> None:
-    """Learned from English, with noise to encode."""
+    """The merges are learned from English, and noise is encoded."""
     blocks, pieces = tokenizer.byte_pairs(ANY_BYTES, BLOCKS, vocab_size, "0" * 64)
     assert len(pieces) == len(set(pieces)) == vocab_size
     assert [joined(b, pieces) for b in blocks] == ANY_BYTES
@@ -180,7 +180,7 @@ def test_merges_are_learned_from_the_training_blocks_only(cache: Path) -> None:
 
 
 def test_the_same_text_gives_the_same_tokens_in_every_process(tmp_path: Path) -> None:
-    """Whatever its hash seed and its threads, of which it has one unless asked; nothing is printed or shared."""
+    """The hash seed and the number of threads do not matter. The default is one thread, and nothing is printed."""
     (tmp_path / "text").write_bytes(TEXT)
     code = (
         "import os; from normstudy.data import texts; from normstudy.config import DataConfig\n"
@@ -203,14 +203,14 @@ def test_the_same_text_gives_the_same_tokens_in_every_process(tmp_path: Path) ->
 
 
 def test_a_missing_library_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tokenizers", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "tokenizers", None)  # makes `import tokenizers` fail
     with pytest.raises(ConfigError, match=r"not installed: pip install tokenizers$"):
         tokenizer.byte_pairs(BLOCKS, BLOCKS, 300, "0" * 64)
 
 
 # ---- byte pairs: what is kept -------------------------------------------------------------------------
 
-OTHER = [(ord("q"), b) for b in range(44)]  # merges that no text would give, to 300 tokens
+OTHER = [(ord("q"), b) for b in range(44)]  # merges to 300 tokens that no text would give
 
 
 def kept_file(cache: Path) -> Path:
@@ -225,7 +225,7 @@ def test_merges_are_kept_by_text_size_and_version(cache: Path) -> None:
     path = kept_file(cache)
     assert path.name == f"bpe-{'ab' * 32}-300-{tokenizers.__version__}-1.json"
     tokenizer.write_merges(path, OTHER)
-    assert tokenizer.byte_pairs(BLOCKS, BLOCKS, 300, "ab" * 32)[1] == tokenizer.pieces_of(OTHER)  # not trained again
+    assert tokenizer.byte_pairs(BLOCKS, BLOCKS, 300, "ab" * 32)[1] == tokenizer.pieces_of(OTHER)  # read from the cache
     assert tokenizer.byte_pairs(BLOCKS, BLOCKS, 300, "cd" * 32)[1] == learned
     assert len(tokenizer.byte_pairs(BLOCKS, BLOCKS, 301, "ab" * 32)[1]) == 301
     assert len(list(cache.iterdir())) == 3
@@ -251,7 +251,7 @@ def test_a_damaged_file_is_trained_again(cache: Path) -> None:
         json.dumps({**kept, "sha256": "0" * 64}).encode(),
         json.dumps({**kept, "merges": 5}).encode(),
     ]
-    for bad_merges in ([[97]], [["a", "b"]], [[97, 98]], [[97, 100_000]], ["ab"], [None]):  # whole, but not these
+    for bad_merges in ([[97]], [["a", "b"]], [[97, 98]], [[97, 100_000]], ["ab"], [None]):  # valid files, other merges
         tokenizer.write_merges(path, bad_merges)  # type: ignore[arg-type]
         others.append(path.read_bytes())
     for damaged in others:
@@ -260,16 +260,16 @@ def test_a_damaged_file_is_trained_again(cache: Path) -> None:
         assert spelled == pieces, damaged
         np.testing.assert_array_equal(np.concatenate(again), np.concatenate(blocks))
         assert path.read_bytes() == good
-        assert kept_file(cache) == path  # nothing half written beside it
+        assert kept_file(cache) == path  # no partial file beside it
 
 
 def test_without_a_cache_the_tokens_are_the_same(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = tokenizer.byte_pairs(BLOCKS, BLOCKS, 300, "0" * 64)[1]
     path = kept_file(cache)
     path.unlink()
-    path.mkdir()  # in the place of the file
+    path.mkdir()  # a folder where the file should be
     assert tokenizer.byte_pairs(BLOCKS, BLOCKS, 300, "0" * 64)[1] == expected
     assert list(cache.iterdir()) == [path]
     (tmp_path / "file").touch()
-    monkeypatch.setenv("NORMSTUDY_DATA_DIR", str(tmp_path / "file" / "cache"))  # cannot be made
+    monkeypatch.setenv("NORMSTUDY_DATA_DIR", str(tmp_path / "file" / "cache"))  # the cache folder cannot be created
     assert tokenizer.byte_pairs(BLOCKS, BLOCKS, 300, "0" * 64)[1] == expected

@@ -1,4 +1,4 @@
-"""Linear maps, norms, attention and the loss of many runs against torch's own of one, however their inputs lie."""
+"""Linear maps, norms, attention and the loss of many runs against torch's for one run, for any memory layout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TARGETS = torch.randint(D, (B, T), generator=torch.Generator().manual_seed(1))
 
 @pytest.fixture(params=[False, True], ids=["NumPy", "MKL"], autouse=True)
 def _both_libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test here holds for the products of either, on any CPU."""
+    """Run every test with the products of NumPy and of MKL, on any CPU."""
     monkeypatch.setattr(processor, "by_mkl", lambda: request.param)
 
 
@@ -61,13 +61,13 @@ CASES: dict[str, tuple[Call, Call, list[tuple[int, ...]]]] = {
 
 
 def inputs(shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    """One of each shape for R runs, in float64."""
+    """A random float64 tensor of each shape, stacked over R runs."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(R, *shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
 
 
 def laid_out(x: Tensor, how: str) -> Tensor:
-    """The same numbers, lying otherwise in memory."""
+    """The same numbers in another memory layout."""
     if how == "last axis first":
         return x.movedim(-1, 0).contiguous().movedim(0, -1)
     if how == "every second":
@@ -76,9 +76,9 @@ def laid_out(x: Tensor, how: str) -> Tensor:
 
 
 def outputs_and_gradients(function: Call, given: list[Tensor]) -> list[Tensor]:
-    """What a vmapped function gives, and the gradients of a sum that weighs every output differently."""
+    """The outputs of a vmapped function, and the gradients of a weighted sum of all outputs."""
     outputs = torch.func.vmap(function)(*given)
-    # The first output's gradient is one number everywhere: an expanded tensor, whose rows overlap in memory.
+    # The gradient of the first output is an expanded tensor, whose rows overlap in memory.
     total = outputs[0].sum() + sum((y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum() for y in outputs)
     return [
         *outputs,
@@ -110,7 +110,7 @@ def test_one_run_outside_vmap(case: str) -> None:
 
 @pytest.mark.parametrize("how", ["last axis first", "every second"])
 def test_what_blas_cannot_read_is_copied(how: str) -> None:
-    """NumPy would multiply it number by number, at a hundredth of the speed."""
+    """NumPy would multiply such a layout number by number, at a hundredth of the speed."""
     x = inputs([(T, D)])[0].detach()
     assert kernels._by_rows(x) is x
     part = x[..., 2:5]
@@ -138,7 +138,7 @@ def test_runs_worked_on_one_by_one_or_together_have_the_same_bits(case: str, mon
 
 @pytest.mark.parametrize("case", ["a linear map without a bias", "two linear maps of one input", "layer norm"])
 def test_gradients_with_the_runs_inside_give_each_run_its_bits(case: str) -> None:
-    """As F.embedding's, in an own block: torch sums such a tensor in an order that depends on the number of runs."""
+    """F.embedding in a user's block gives such gradients, which torch sums in an order that depends on their number."""
     ours, _, _ = CASES[case]
     width, positions = 48, 50
     shapes = {"layer norm": [(width,), (width,)], "a linear map without a bias": [(width, width)]}

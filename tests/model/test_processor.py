@@ -1,4 +1,4 @@
-"""Which library makes the products, by the CPU's maker, and what the column `blas` says of it."""
+"""Which library computes the products on which CPU, and what the column `blas` says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_library_of_numpy(found: list[dict[str, object]], expected: str, mon
     mkl, numpys = processor.libraries().split(", ")
     assert numpys == expected
     assert mkl.startswith("mkl ")
-    assert mkl[4].isdigit() or not torch.backends.mkl.is_available()  # a torch without it has no version of it
+    assert mkl[4].isdigit() or not torch.backends.mkl.is_available()  # torch without MKL reports no version
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_library_of_numpy(found: list[dict[str, object]], expected: str, mon
     ],
 )
 def test_mkl_is_for_intel(info: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None: a system that has no such file."""
+    """info None: a system without /proc/cpuinfo."""
     monkeypatch.setattr(processor, "INFO", tmp_path / "cpuinfo")
     if info is not None:
         processor.INFO.write_text(info)
@@ -58,7 +58,7 @@ def test_here() -> None:
 
 
 def test_the_named_library_makes_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an Intel those of linear maps never come to NumPy, elsewhere they all do."""
+    """On Intel NumPy computes no product of linear maps; elsewhere it computes all."""
     numpys: list[int] = []
     monkeypatch.setattr(kernels, "_by_numpy", lambda a, b, out: numpys.append(a.dim()))
     x = torch.ones(2, 3, 3)

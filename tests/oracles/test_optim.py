@@ -22,7 +22,7 @@ N_STEPS = 50
 
 
 def configs(name: str, *, decay: bool) -> list[OptimizerConfig]:
-    """Three runs that differ in every setting that may ride on the run axis."""
+    """Three runs that differ in every setting that may differ within a batch."""
     decays = (0.1, 0.0, 0.3) if decay else (0.0, 0.0, 0.0)
     return [
         OptimizerConfig(name=name, beta1=b1, beta2=b2, eps=eps, momentum=momentum, weight_decay=wd)
@@ -51,7 +51,7 @@ def torch_optimizer(c: OptimizerConfig, params: list[Tensor], lr: float) -> torc
 
 
 def gradient(p: Tensor, step: int) -> Tensor:
-    """Of a moving, badly conditioned bowl: it changes in size and sign, and depends on the parameters."""
+    """Gradient of a moving, badly conditioned quadratic: it changes in size and sign."""
     curvature = torch.linspace(0.01, 5, p.numel(), dtype=p.dtype).view(p.shape)
     return curvature * (p - math.sin(0.7 * step))
 
@@ -59,7 +59,7 @@ def gradient(p: Tensor, step: int) -> Tensor:
 @pytest.mark.parametrize("decay", [False, True])
 @pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
 def test_optimizer_equals_torch_over_50_steps(name: str, decay: bool) -> None:
-    """Parameters of every run after every step, with a rate that changes; and every update."""
+    """The parameters of every run after every step, and every update, under a changing rate."""
     rng = np.random.Generator(np.random.Philox(key=1))
     starts = [torch.from_numpy(rng.standard_normal((3, *shape))) for shape in SHAPES]
     runs = configs(name, decay=decay)
@@ -113,7 +113,7 @@ def test_optimizer_changes_in_place_and_gives_the_update(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
 def test_a_matrix_wider_than_what_is_updated_at_once(name: str) -> None:
-    """Columns are updated in parts of AT_ONCE / runs: the same bits as each run's alone, whose parts are others."""
+    """Columns are updated in parts of AT_ONCE / runs. A run alone has other parts and the same bits."""
     width = optim.AT_ONCE // 2 + 17
     start, gradient = torch.randn(3, width), torch.randn(3, width)
     c = OptimizerConfig(name=name, weight_decay=0.01, momentum=0.5)
@@ -153,7 +153,7 @@ def test_sgd_with_momentum_by_hand() -> None:
 
 SCHEDULES = [
     # name, warmup_steps, n_steps, rate at each step for a peak of 8
-    # Without warmup the first step has the whole rate.
+    # Without warmup the first step has the full rate.
     ("constant", 0, 4, [8, 8, 8, 8]),
     # Warmup of 4: (step + 1) / 4 of the peak, so step 0 is not idle and step 3, the last, has the peak.
     ("constant", 4, 6, [2, 4, 6, 8, 8, 8]),
@@ -163,7 +163,7 @@ SCHEDULES = [
     ("linear", 4, 4, [2, 4, 6, 8]),
     ("cosine", 4, 4, [2, 4, 6, 8]),
     ("inverse_sqrt", 4, 4, [2, 4, 6, 8]),
-    # linear: the peak again at step = warmup_steps, then down by equal parts; it would be 0 at step n_steps.
+    # linear: the peak again at step = warmup_steps, then decreasing evenly; it would be 0 at step n_steps.
     ("linear", 0, 4, [8, 6, 4, 2]),
     ("linear", 2, 6, [4, 8, 8, 6, 4, 2]),
     # cosine: peak (1 + cos(pi k / 4)) / 2 for k = 0 ... 3 steps after the warmup.
@@ -189,7 +189,7 @@ def test_the_table_covers_every_schedule() -> None:
 
 
 def test_the_default_schedule_does_not_depend_on_warmup_after_it() -> None:
-    """A decay that moved with the warmup sweep would be a second treatment."""
+    """If the decay changed with the warmup, a sweep over warmup would vary two things."""
     assert ScheduleConfig().name == "constant"
     for warmup in (0, 1, 100, 300):
         schedule = ScheduleConfig(peak_lr=3e-3, warmup_steps=warmup, n_steps=600)
@@ -207,7 +207,7 @@ def test_a_rate_is_positive_and_never_above_the_peak(name: str) -> None:
 
 
 def test_clipping_equals_torch() -> None:
-    """Per run: one above its limit, one below, one without. The latter two keep their bits."""
+    """One run is above its limit, one below, one has none. The last two keep their bits."""
     rng = np.random.Generator(np.random.Philox(key=2))
     grads = [torch.from_numpy(rng.standard_normal((3, *shape)).astype(np.float32)) for shape in SHAPES]
     limits = (0.5, 100.0, math.inf)

@@ -1,4 +1,4 @@
-"""The oracle itself, against numbers worked out by hand and formulas written another way."""
+"""The oracle against numbers computed by hand and formulas written differently."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_signatures_are_the_starting_text_s(block: object) -> None:
 
 
 def test_pre_norm_block_by_hand() -> None:
-    """x = [1 3], attn doubles, ffn adds 1; a huge gain would show a norm out of place.
+    """x = [1 3], attn doubles, ffn adds 1; the large gain would reveal a misplaced norm.
 
     norm1 [-1 1] (eps negligible) * 2 + 1 = [-1 3]; attn [-2 6]; x = [-1 9].
     norm2: mean 4, deviation 5: [-1 1] * 10 + 0 = [-10 10]; ffn [-9 11]; x = [-10 20].
@@ -152,7 +152,7 @@ def test_table_of_blocks_agrees_with_the_starting_text(name: str, block: object)
 
 
 # A block on single numbers: norm1(h) = 2 h + 1, norm2(h) = 3 h + 1, norm1_out and norm1_inner 11 h + 1, norm2_out and
-# norm2_inner 13 h + 1, attn(h) = 5 h, ffn(h) = 7 h. The shifts tell n(f(x)) from f(n(x)).
+# norm2_inner 13 h + 1, attn(h) = 5 h, ffn(h) = 7 h. The shifts distinguish n(f(x)) from f(n(x)).
 FACTORS = {"norm1": 2, "norm2": 3, "norm1_out": 11, "norm1_inner": 11, "norm2_out": 13, "norm2_inner": 13}
 HEAD_SHIFTS = {"q": 1, "k": 2, "v": 4}  # attn with norms per head: the sum of q + 1, k + 2, v + 4, all three 5 h
 
@@ -252,8 +252,8 @@ def test_causal_attention_by_hand() -> None:
 @pytest.mark.parametrize("rope", [False, True])
 @pytest.mark.parametrize("form", ["full", "per_head"])
 def test_norms_and_rotations_inside_attention(form: str, rope: bool) -> None:
-    """Against whole matrices: norms first, over the full width with a gain (D,) or over a head's with a gain (K,) that
-    the heads share; then RoPE, as a matrix for each position; a norm of the heads' outputs together before `out`.
+    """Compare with whole matrices. The norms come first, over the full width with a gain (D,), or per head with a gain
+    (K,) that the heads share. Then comes RoPE, as one matrix per position. A norm of the joined heads precedes `out`.
     """
     g = rng()
     B, T, D, H, K = 2, 5, 12, 3, 4
@@ -292,7 +292,7 @@ def test_norms_and_rotations_inside_attention(form: str, rope: bool) -> None:
 
 
 def test_rotary_by_hand() -> None:
-    """Position 0 stays; at position 1 the pair (x_0, x_2) turns by 1 radian, (x_1, x_3) by 10000^(-1/2) = 0.01."""
+    """Position 0 stays; at position 1 the pair (x_0, x_2) rotates by 1 radian, (x_1, x_3) by 10000^(-1/2) = 0.01."""
     x = np.array([[3.0, 4.0, 5.0, 6.0], [1.0, 1.0, 0.0, 0.0]])
     expected = [[3, 4, 5, 6], [math.cos(1), math.cos(0.01), math.sin(1), math.sin(0.01)]]
     np.testing.assert_allclose(rotary(x), expected, rtol=1e-14)
@@ -335,7 +335,7 @@ def test_gelu_and_mlp_by_hand() -> None:
 
 
 def test_gated_mlps_and_their_activations_by_hand() -> None:
-    """swish(ln 3) = ln 3 / (1 + 1/3); the gate is activated, W1's half multiplies it, and no half is the other's."""
+    """swish(ln 3) = ln 3 / (1 + 1/3); the gate is activated and multiplied by W1 x; the two are not interchanged."""
     np.testing.assert_allclose(swish(np.array([math.log(3), 0.0])), [0.75 * math.log(3), 0], rtol=1e-14)
     np.testing.assert_array_equal(relu(np.array([-2.0, 0.0, 3.0])), [0, 0, 3])
     p = {
@@ -394,7 +394,7 @@ def test_decoder_is_the_blocks_in_order(placement: str, block: object) -> None:
 def test_decoder_obeys_an_explicit_final_norm() -> None:
     p = decoder_params(rng(), L=1, D=4, F=16, V=7, T=6)
     tokens = np.array([[3, 1, 4]])
-    for placement in ("pre", "post", "lns", "b2t", "deepnorm", "residual"):  # those that these parameters are for
+    for placement in ("pre", "post", "lns", "b2t", "deepnorm", "residual"):  # placements that fit these parameters
         shape = {"placement": placement, "n_layers": 1, "d_model": 4, "n_heads": 1}
         given = {f: decoder(p, tokens, ModelConfig(**shape, final_norm=f))[0] for f in ("auto", "true", "false")}
         assert not np.allclose(given["true"], given["false"])
@@ -426,7 +426,7 @@ def test_unknown_norm_is_an_error_not_the_identity() -> None:
 
 
 def test_embedding_and_unembedding_by_hand() -> None:
-    """D = 4: `scaled` doubles the tokens and not the positions; tied logits are products with the table's rows."""
+    """D = 4: `scaled` doubles the tokens but not the positions. Tied logits are products with the rows of the table."""
     p = {
         "embed": np.array([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]]),
         "pos": np.array([[0.5, 0.0, 0.0, 0.0], [0.0, 0.25, 0.0, 0.0]]),
@@ -464,7 +464,7 @@ def test_admin_omegas_by_hand() -> None:
     """One position, D = 2, x_0 = [4 0]: mean 2, variance 4. One head, so that attention is O(V x).
 
     omega_1 = 1. V doubles, O is 1: f_1 = [8 0], variance 16: omega_2 = sqrt(4 + 16).
-    n1([12 0]) = [1 -1] * 3 = [3 -3]. The MLP's ReLU keeps 3 of it, W2 makes [6 0] of that, variance 9, and
+    n1([12 0]) = [1 -1] * 3 = [3 -3]. The MLP's ReLU keeps the 3, and W2 gives [6 0], variance 9.
     omega_2 x has variance 20 * 9: omega_3 = sqrt(180 + 9).
     """
     identity, zeros = np.eye(2), np.zeros((2, 2))

@@ -1,8 +1,8 @@
 """train_batch against a plain loop over one run with torch.optim, and against itself in other batches.
 
-The plain loop shares the model, the draw of the parameters and the batches with train.py, all of which have oracles
-of their own; the forward over many runs, the gradients, the norms, the clipping, the updates and the moments at
-which anything is measured are written here a second time.
+The plain loop shares with train_batch the model, the draw of the parameters and the batches, which have other oracles.
+It implements again the forward over many runs, the gradients, the norms, the clipping, the updates and the schedule of
+measurements.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 
 TEXT = texts.load(DataConfig(name="synthetic"))
 KINDS = [(placement, norm) for placement in ("pre", "post") for norm in ("layernorm", "rmsnorm")]
-# Every placement, and between them every norm, QK-norm, activation, form of positions and switch.
+# Every placement; together they cover every norm, QK-norm, activation, kind of positions and switch.
 Fields = dict[str, object]  # of a ModelConfig
 ALL: list[Fields] = [
     {"placement": "pre", "norm": "dyt", "qk_norm": "per_head", "positions": "rope"},
@@ -76,8 +76,8 @@ def name_of(values: Fields) -> str:
     return "-".join(str(v) if isinstance(v, str) else f"{k}={v}" for k, v in values.items())
 
 
-# Above the rounding noise in the key biases' gradient, which is zero in exact arithmetic: with the usual 1e-8 Adam
-# turns that noise into whole updates, which no second program could reproduce.
+# Larger than the rounding noise in the gradient of key biases, which is zero in exact arithmetic. With the default 1e-8
+# Adam would scale that noise up to full updates, which no second program could reproduce.
 EPS = 1e-5
 
 
@@ -106,12 +106,12 @@ def config(
         optimizer=optimizer or OptimizerConfig(eps=EPS),
         schedule=ScheduleConfig(peak_lr=peak_lr, warmup_steps=warmup_steps, n_steps=n_steps),
         probe=probe or ProbeConfig(),
-        eval=EvalConfig(every=eval_every, windows=20),  # more than one chunk of 16, and an uneven one
+        eval=EvalConfig(every=eval_every, windows=20),  # more than one chunk of 16, the last one shorter
     )
 
 
 def trained(configs: list[RunConfig]) -> tuple[list[batch.Record], list[batch.End]]:
-    """All that train_batch gives; the ends in the order of the runs."""
+    """Everything that train_batch yields: the records, and the ends in the order of the runs."""
     items = list(batch.train_batch(configs, TEXT))
     records = [i for i in items if isinstance(i, batch.Record)]
     ends = sorted((i for i in items if isinstance(i, batch.End)), key=lambda e: e.run)
@@ -124,7 +124,7 @@ def trained(configs: list[RunConfig]) -> tuple[list[batch.Record], list[batch.En
 
 @dataclass
 class Plain:
-    """One step of the plain loop. grad, param, update: module -> norm; rms, residual_grad: one a layer."""
+    """One step of the plain loop. grad, param, update: module -> norm; rms, residual_grad: one number per layer."""
 
     loss: float
     val_loss: float
@@ -139,7 +139,7 @@ def norm_tensors(*norms: str) -> list[str]:
     return [f"{norm}.{leaf}" for norm in norms for leaf in ("gamma", "beta", "a")]
 
 
-# Which tensors make up a module, by hand, as far as a model has them.
+# The tensors of each module, by hand. A model may lack some of them.
 MODULES = {
     "attn_in": ["attn.q.weight", "attn.q.bias", "attn.k.weight", "attn.k.bias", "attn.v.weight", "attn.v.bias"],
     "attn_out": ["attn.out.weight", "attn.out.bias"],
@@ -170,7 +170,7 @@ def module_tensors(n_layers: int, names: list[str]) -> dict[tuple[int | None, st
 
 
 def plain_model(c: RunConfig) -> Transformer:
-    """As a run starts; admin's omegas are the oracle's, from the run's first batch."""
+    """The model at the start of a run. admin's omegas come from the oracle and the run's first batch."""
     model = Transformer(c.model, TEXT.vocab_size, c.data.seq_len)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -258,7 +258,7 @@ def root_sum_of_squares(norms: dict[tuple[int | None, str], float]) -> float:
 
 
 def assert_equals_plain(configs: list[RunConfig], rtol: float = 2e-5) -> None:
-    """Every number that train_batch gives for a batch is that of the plain loop over each run alone."""
+    """Assert that train_batch yields for each run of a batch the numbers of the plain loop over that run."""
     records, ends = trained(configs)
     assert [r.step for r in records] == list(range(configs[0].schedule.n_steps))
     with torch.device("meta"):
@@ -282,8 +282,8 @@ def assert_equals_plain(configs: list[RunConfig], rtol: float = 2e-5) -> None:
             update_norm = root_sum_of_squares(plain.update)
             assert record.update_norm[run] == pytest.approx(update_norm, rel=rtol * 5, abs=1e-6), where
             assert record.probe is not None
-            # Absolute tolerances are for what rounding leaves: in a small gradient of a large model, and in the
-            # plain loop's update, which is a difference of float32 parameters.
+            # Absolute tolerances allow for rounding: in a small gradient beside large ones, and in the plain
+            # loop's update, which is a difference of float32 parameters.
             largest = max(plain.grad.values())
             for row, key in enumerate(keys):
                 for got, expected, tolerance, atol in (
@@ -304,7 +304,7 @@ def assert_equals_plain(configs: list[RunConfig], rtol: float = 2e-5) -> None:
 def test_a_batch_equals_plain_adam_loops(placement: str, norm: str) -> None:
     """Losses, validation losses before the update of their step and after the last one, and every norm.
 
-    Row 0 is therefore the initialization, and dLoss/dx_l what `torch.autograd.grad` gives for a plain forward.
+    Row 0 is thus the initialization, and dLoss/dx_l the result of `torch.autograd.grad` for a plain forward.
     """
     assert_equals_plain(
         [
@@ -317,7 +317,7 @@ def test_a_batch_equals_plain_adam_loops(placement: str, norm: str) -> None:
 
 @pytest.mark.parametrize("values", ALL, ids=name_of)
 def test_a_batch_of_any_model_equals_plain_loops(values: Fields) -> None:
-    """Two optimizers, two seeds: what vmap makes of every placement, norm, activation and form of positions."""
+    """vmap computes every placement, norm, activation and kind of positions correctly: two optimizers, two seeds."""
     sgd = OptimizerConfig(name="sgd", momentum=0.5, max_grad_norm=0.5)
     for optimizer in (None, sgd):
         runs = [config(seed=s, n_steps=4, optimizer=optimizer, model=values) for s in (0, 1)]
@@ -329,7 +329,7 @@ def test_a_batch_of_any_model_equals_plain_loops(values: Fields) -> None:
 def test_optimizers_and_clipping_equal_plain_loops(name: str, placement: str) -> None:
     """A limit that binds, one that does not, and none, with weight decay and momentum.
 
-    eps: at 1e-5 the noise in the key biases, which decay pulls on, moves an update by 2e-3 from that in float64.
+    eps is larger: at 1e-5 the noise in the key biases, which decay, changes an update by 2e-3 from that in float64.
     """
     assert_equals_plain(
         [
@@ -347,7 +347,7 @@ def test_optimizers_and_clipping_equal_plain_loops(name: str, placement: str) ->
 
 
 def test_gradient_norm_is_recorded_before_clipping() -> None:
-    """Recorded as if there were no limit, while the update, lr times the clipped gradient, obeys it."""
+    """The recorded norm ignores the limit; the update, lr times the clipped gradient, obeys it."""
     free = config(n_steps=1, optimizer=OptimizerConfig(name="sgd"))
     clipped = config(n_steps=1, optimizer=OptimizerConfig(name="sgd", max_grad_norm=0.05))
     (record,), _ = trained([free, clipped])
@@ -411,7 +411,7 @@ def test_evaluation_schedule() -> None:
 
 
 def test_recording_changes_nothing() -> None:
-    """Probing and evaluating more often leave every other number as it is, to the bit."""
+    """Probing and evaluating more often changes no other number, to the bit."""
     sparse, _ = trained([config(probe=ProbeConfig(0, 100), eval_every=100)])
     dense, _ = trained([config(probe=ProbeConfig(100, 1), eval_every=1)])
     for a, b in zip(sparse, dense, strict=True):
@@ -425,7 +425,7 @@ def test_recording_changes_nothing() -> None:
 
 BASIC = ["attn_in", "attn_out", "mlp_in", "mlp_out"]
 BOTH = [*BASIC, "norm1", "norm2"]
-# The rows of a block and of what is outside the blocks beside embed, pos and unembed.
+# The rows of a block, and the rows outside the blocks besides embed, pos and unembed.
 ROWS: list[tuple[Fields, list[str], list[str]]] = [
     ({"placement": "pre"}, BOTH, ["final_norm"]),
     ({"placement": "post", "norm": "rmsnorm"}, BOTH, []),
@@ -453,7 +453,7 @@ ROWS: list[tuple[Fields, list[str], list[str]]] = [
 
 @pytest.mark.parametrize(("values", "block", "outside"), ROWS, ids=lambda v: name_of(v) if isinstance(v, dict) else "")
 def test_rows_of_modules_by_hand(values: Fields, block: list[str], outside: list[str]) -> None:
-    """Every parameter belongs to one module, and a module that has none has no row."""
+    """Every parameter belongs to one module, and a module without parameters has no row."""
     with torch.device("meta"):
         model = Transformer(config(model=values).model, 5, 3)
     names = [n for n, _ in model.named_parameters()]
@@ -471,7 +471,7 @@ def test_rows_of_modules_by_hand(values: Fields, block: list[str], outside: list
 
 
 def test_rows_of_modules_where_things_are_missing_or_only_first() -> None:
-    """HybridNorm*'s norm1 is in block 0 alone; a tied matrix counts as embed; RoPE has no pos."""
+    """HybridNorm* has norm1 in block 0 only, a tied matrix counts as embed, and RoPE has no pos."""
     with torch.device("meta"):
         star = Transformer(config(model={"placement": "hybrid", "first_block": "star"}).model, 5, 3)
         tied = Transformer(config(model={"tied": True, "positions": "rope"}).model, 5, 3)
@@ -497,7 +497,7 @@ def test_modules_of_any_model_recombine(values: Fields) -> None:
 
 
 def test_rezero_starts_as_the_identity() -> None:
-    """At step 0 the sublayers have no gradient at all, their scales do, and every x_l is x_0."""
+    """At step 0 every x_l equals x_0, and the scales have a gradient but the sublayers have none."""
     (record, later, *_), _ = trained([config(model={"placement": "rezero"})])
     with torch.device("meta"):
         model = Transformer(config(model={"placement": "rezero"}).model, TEXT.vocab_size, 8)
@@ -516,7 +516,7 @@ def test_rezero_starts_as_the_identity() -> None:
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "dyt", "none"])
 def test_profiling_equals_the_reference(norm: str) -> None:
-    """In float64 to 1e-10, on a model in which nothing else is at a special value."""
+    """In float64 to 1e-10, on a model without special values."""
     features = {"activation": "swiglu", "positions": "rope"} if norm == "rmsnorm" else {}
     c = config(norm=norm, model={"placement": "admin", "n_layers": 3, **features})
     rng = np.random.Generator(np.random.Philox(key=4))
@@ -535,12 +535,12 @@ def test_profiling_equals_the_reference(norm: str) -> None:
         assert omega.shape == (16,)
         assert len(set(omega.tolist())) == 1
         assert omega[0].item() == pytest.approx(expected[name], rel=1e-10), name
-    assert len({round(v, 6) for v in expected.values()}) == 6  # no two alike: an order or a layer mistaken would show
+    assert len({round(v, 6) for v in expected.values()}) == 6  # all differ, so a wrong order or layer would show
     assert all(torch.equal(p, before[n]) for n, p in params.items())
 
 
 def test_a_run_of_admin_starts_from_its_own_first_batch() -> None:
-    """Each run's omegas are the oracle's on the batch of its own step 0, whatever it is batched with."""
+    """Each run's omegas equal the oracle's on that run's batch at step 0, whatever the other runs of the batch."""
     runs = [
         config(seed=s, data_seed=d, model={"placement": "admin", "n_layers": 3}) for s, d in ((0, 0), (0, 5), (7, 0))
     ]
@@ -561,10 +561,10 @@ def test_a_run_of_admin_starts_from_its_own_first_batch() -> None:
 
 
 def test_after_profiling_every_sublayer_is_balanced() -> None:
-    """In the whole model as it starts: omega_{i+1}^2 = omega_i^2 Var(x_i) + Var(f_i), x_i and f_i seen by hooks.
+    """In the initial model omega_{i+1}^2 = omega_i^2 Var(x_i) + Var(f_i), where hooks observe x_i and f_i.
 
-    So the variance of omega_i x_i + f_i is about omega_{i+1}^2, which is 1 and the sum of what the sublayers gave, the
-    norms making every x_i of variance 1; and a later sublayer has a smaller share in the stream.
+    The variance of omega_i x_i + f_i is thus about omega_{i+1}^2. Norms give every x_i variance 1, so omega_{i+1}^2 is
+    1 plus the sum of the variances of all earlier f. A later sublayer has a smaller share in the stream.
     """
     c = config(model={"placement": "admin", "n_layers": 6}, shape=(6, 32, 4, 8, 32))
     model = Transformer(c.model, TEXT.vocab_size, c.data.seq_len)
@@ -596,8 +596,8 @@ def test_after_profiling_every_sublayer_is_balanced() -> None:
 
 
 def test_both_arms_of_a_comparison_see_the_same_batches() -> None:
-    """With a rate too small to move a float32 weight, the loss at a step is that of the initial parameters on
-    data.batch(data_seed, step): for both placements, warmups and seeds, and whatever the runs were batched with.
+    """The rate is too small to change a float32 weight, so the loss at each step is that of the initial parameters on
+    the batch of (data_seed, step): for both placements, warmups and seeds, whatever the runs were batched with.
     """
     still = {"peak_lr": 1e-30, "optimizer": OptimizerConfig(name="sgd"), "n_steps": 4}
     arms = [
@@ -614,11 +614,11 @@ def test_both_arms_of_a_comparison_see_the_same_batches() -> None:
                 for step in range(4)
             ]
             assert [r.train_loss[run] for r in records] == pytest.approx(expected, rel=1e-6)
-            assert len({round(x, 4) for x in expected}) == 4  # the batches of the steps differ
+            assert len({round(x, 4) for x in expected}) == 4  # each step has another batch
 
 
 def test_validation_loss_is_that_of_the_fixed_windows() -> None:
-    """At step 0 it is the initial parameters' on the windows that all seeds share."""
+    """At step 0 it is the loss of the initial parameters on the windows that all seeds share."""
     configs = [config("pre", seed=s) for s in range(3)]
     records, _ = trained(configs)
     windows = torch.from_numpy(batches.validation_windows(TEXT, 20, 8))
@@ -633,7 +633,7 @@ def test_validation_loss_is_that_of_the_fixed_windows() -> None:
 
 
 def bits(configs: list[RunConfig], order: list[int]) -> dict[int, list[bytes]]:
-    """Run -> the bytes of all its numbers, a row a step and one for its end, when trained in this order."""
+    """Run -> the bytes of all its numbers, one row per step and one for its end, when trained in this order."""
     records, ends = trained([configs[i] for i in order])
     out: dict[int, list[bytes]] = {i: [] for i in order}
     for r in records:
@@ -668,8 +668,8 @@ def test_a_run_s_bits_do_not_depend_on_its_batch(
 ) -> None:
     """Eight runs together, against one alone, three in another order, and the others in pairs.
 
-    The runs differ in all that rides on the run axis. The shapes are those at which the products of a batch
-    take another path than those of a run alone, unless the environment and contiguous factors forbid it.
+    The runs differ in everything that may differ within a batch. At these shapes libraries compute the products of a
+    batch differently from those of one run, unless the environment and contiguous factors prevent it.
     """
     configs = [
         config(
@@ -699,7 +699,7 @@ def test_a_run_s_bits_do_not_depend_on_its_batch(
 FIFTY = [
     *[(values, (2, 16, 2, 2, 8)) for values in ALL],
     *[
-        (values | {"d_ff": 37}, (2, 24, 3, 3, 31))  # odd numbers of elements: vectorized loops have tails
+        (values | {"d_ff": 37}, (2, 24, 3, 3, 31))  # odd numbers of elements, so that vectorized loops have remainders
         for values in ALL
         if values.get("activation") in ("swiglu", "geglu") or values["placement"] in ("hybrid", "admin", "residual")
     ],
@@ -731,7 +731,7 @@ BAD = {"optimizer": OptimizerConfig(name="sgd", max_grad_norm=None), "n_steps": 
 
 
 def test_a_diverging_run_ends_at_its_first_non_finite_number() -> None:
-    """Its row there is kept, later ones do not exist, and the other runs are bitwise what they are without it."""
+    """The row of that step is kept, later rows do not exist, and the other runs keep their bits."""
     configs = [config(seed=0, **BAD), config(seed=1, peak_lr=1e20, **BAD), config(seed=2, **BAD)]
     records, ends = trained(configs)
     end = ends[1]
@@ -763,7 +763,7 @@ def test_a_batch_in_which_all_runs_diverge_just_ends() -> None:
 
 
 def test_a_run_that_breaks_in_its_last_update_says_so() -> None:
-    """Every training loss was finite; only the evaluation after the last update is not."""
+    """Every training loss is finite, but the evaluation after the last update is not."""
     bad = config(n_steps=1, peak_lr=1e38, optimizer=OptimizerConfig(name="sgd"))
     records, ends = trained([bad, replace(bad, schedule=replace(bad.schedule, peak_lr=1e-3))])
     assert np.isfinite(records[0].train_loss).all()

@@ -1,1 +1,1 @@
-"""The contract of a user's own block or norm, tried before anything trains."""
+"""The rules that a user's own block or norm must keep, checked before anything trains."""

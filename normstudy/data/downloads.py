@@ -1,0 +1,216 @@
+"""Texts to download: fetched once into a cache folder and checked by sha256.
+
+The cache folder is NORMSTUDY_DATA_DIR, or the system's folder for caches. A download that breaks off leaves a `.part`
+file there, which the next attempt continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import http.client
+import os
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from normstudy import terminal
+from normstudy.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text to download.
+
+    sha256: of the file at `url`. n_bytes: length of the text. source: a page that describes the text.
+    member: the text's name in a zip archive; None if the file itself is the text.
+    """
+
+    url: str
+    sha256: str
+    n_bytes: int
+    source: str
+    member: str | None = None
+
+
+# The hashes are of the files as downloaded. They agree with independent public records: that of enwik8 with the
+# dataset_infos.json of Hugging Face's `enwik8`, all three with hashes pinned in unrelated repositories. The archives'
+# members have sha256 2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8 (enwik8, whose page gives the
+# sha1 57b8363b814821dc9d47aa4d41f58733519076b2) and 6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7
+# (text8).
+CORPORA = {
+    "tiny_shakespeare": Corpus(
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        n_bytes=1_115_394,
+        source="https://github.com/karpathy/char-rnn",
+    ),
+    "enwik8": Corpus(
+        url="http://mattmahoney.net/dc/enwik8.zip",
+        sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+        n_bytes=100_000_000,
+        source="http://mattmahoney.net/dc/textdata.html",
+        member="enwik8",
+    ),
+    "text8": Corpus(
+        url="http://mattmahoney.net/dc/text8.zip",
+        sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+        n_bytes=100_000_000,
+        source="http://mattmahoney.net/dc/textdata.html",
+        member="text8",
+    ),
+}
+
+TIMEOUT = 30  # seconds without a byte
+CHUNK = 2**16  # bytes
+OWN_COPY = "give a copy of your own with data=file data.path=FILE"
+
+
+def cache_dir() -> Path:
+    """The folder of downloads and of trained vocabularies."""
+    chosen = os.environ.get("NORMSTUDY_DATA_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("normstudy"))
+
+
+def downloaded_bytes(name: str, corpus: Corpus) -> bytes:
+    """The bytes of a text, downloaded if the cache lacks it."""
+    path = fetch(name, corpus)
+    if corpus.member is None:
+        raw = path.read_bytes()
+    else:
+        with zipfile.ZipFile(path) as archive:  # unpacked anew each time, which saves 100 MB of disk
+            raw = archive.read(corpus.member)
+    if len(raw) != corpus.n_bytes:
+        raise ConfigError(f"{corpus.url} holds {len(raw)} bytes of text instead of {corpus.n_bytes}: {OWN_COPY}")
+    return raw
+
+
+def fetch(name: str, corpus: Corpus) -> Path:
+    """The checked file of a text in the cache; a missing or damaged one is downloaded."""
+    folder = cache_dir()
+    path = folder / f"{name}{PurePosixPath(corpus.url).suffix}"
+    part = folder / f"{path.name}.part"
+    try:
+        if path.is_file() and _sha256(path) == corpus.sha256:
+            return path
+        import pooch
+
+        pooch.get_logger().setLevel("WARNING")  # its three lines would repeat the progress bar
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f".{path.name}.lock"):
+            downloader = functools.partial(_download, name, corpus, part)
+            return Path(pooch.retrieve(corpus.url, f"sha256:{corpus.sha256}", path.name, folder, downloader=downloader))
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}, the cache folder for data={name}, cannot be read or written ({error.strerror}): "
+            "set NORMSTUDY_DATA_DIR to another folder"
+        ) from None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a flock on `path`, so that of two processes one downloads and the other waits for the file."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(name: str, corpus: Corpus, part: Path, url: str, output_file: str, _: object) -> None:
+    """Download `url` to `part`, check it, and rename it to `output_file`; pooch calls this."""
+    continued = _receive(name, url, part)
+    if continued and _sha256(part) != corpus.sha256:
+        part.unlink()  # the kept bytes were of another file
+        _receive(name, url, part)
+    found = _sha256(part)
+    if found != corpus.sha256:
+        part.unlink()
+        raise ConfigError(
+            f"{url} has sha256 {found} instead of {corpus.sha256} for data={name}: it changed at its source or on the "
+            f"way (see {corpus.source}). Try again later, or {OWN_COPY}"
+        )
+    os.replace(part, output_file)
+
+
+def _receive(name: str, url: str, part: Path) -> bool:
+    """Append the missing bytes of `url` to `part`, or write all of them; returns whether the bytes in `part` were kept.
+
+    A server that ignores the Range header sends the whole file with status 200.
+    """
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+            return True  # no bytes are missing
+        raise _unreachable(name, url, error) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _unreachable(name, url, error) from None
+    with response:
+        continued = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        start = have if continued else 0
+        length = response.headers["Content-Length"]
+        total = start + int(length) if length else None
+        with part.open("ab" if continued else "wb") as file, _bar(name, url, start, total) as bar:
+            for chunk in _chunks(url, response, start, total):
+                file.write(chunk)
+                bar.update(len(chunk))
+    return continued
+
+
+def _chunks(url: str, response: http.client.HTTPResponse, done: int, total: int | None) -> Iterator[bytes]:
+    """Yield the bytes of a response; a ConfigError if it ends early. done: bytes that `part` has already."""
+    reason = "the connection was closed"
+    try:
+        while chunk := response.read1(CHUNK):
+            done += len(chunk)
+            yield chunk
+    except (OSError, http.client.HTTPException) as error:
+        reason = _reason(error)
+    else:
+        if total is None or done >= total:
+            return
+    raise ConfigError(
+        f"the download of {url} broke off at {done}{f' of {total}' if total else ''} bytes ({reason}): "
+        f"rerun the same command to continue it, or {OWN_COPY}"
+    )
+
+
+def _unreachable(name: str, url: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"data={name} is not on this machine yet, and {url} cannot be downloaded ({_reason(error)}): "
+        f"connect to the network once, or {OWN_COPY}"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The text of a network error, in one line."""
+    inner = getattr(error, "reason", error)
+    text = f"{error.code} {inner}" if isinstance(error, urllib.error.HTTPError) else str(inner)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _bar(name: str, url: str, start: int, total: int | None) -> tqdm[NoReturn]:
+    """A progress bar on a terminal; elsewhere one printed line that names the URL."""
+    if not sys.stderr.isatty():
+        print(f"downloading {url}", file=sys.stderr, flush=True)
+    return tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True, **terminal.fit())

@@ -1,0 +1,124 @@
+"""What is checked before a user's own block or norm is called: its arguments, and the construction of its module."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from normstudy.config import ModelConfig, sources
+from normstudy.errors import ConfigError, nearest
+from normstudy.model.contract.rules import FINITE, OUTSIDE, RANDOM, SEQUENCES, USED, blaming, broken
+from normstudy.model.own import asked_of, construct
+
+Maker = Callable[[], nn.Module]
+
+
+def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
+    """Check the arguments of a block. Returns the maker of layer 0's module, or None for a function."""
+    cls = _module_class(spec, found)
+    names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
+    for sublayer in sources.SUBLAYERS:
+        if sublayer not in names:
+            raise broken(
+                spec, USED, f"it has no argument {sublayer}, and every block has both sublayers",
+                f"take {sublayer} and use it",
+            )  # fmt: skip
+    return None if cls is None else functools.partial(cls, **asked_of(cls, 0, model))
+
+
+def norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
+    """Check the arguments of a norm. Returns the maker of a module of width d_model, or None for a function."""
+    cls = _module_class(spec, found)
+    if cls is None:
+        _check_names(spec, found, sources.NORM_ARGUMENTS)
+        return None
+    for what, called, given in (
+        ("constructor is called with the width", cls, ["width"]),
+        ("forward is called with x", cls.forward, ["self", "x"]),
+    ):
+        try:
+            inspect.signature(called).bind(*given)
+        except TypeError as error:
+            raise ConfigError(f"{spec}: its {what} alone: {error}") from None
+    return functools.partial(cls, model.d_model)
+
+
+def _module_class(spec: str, found: object) -> type[nn.Module] | None:
+    """A class of nn.Module as it is; None for a function; a ConfigError for anything else."""
+    if isinstance(found, nn.Module):
+        raise broken(
+            spec, OUTSIDE, f"it is a {type(found).__name__} object, whose parameters all runs would share",
+            "give its class, from which each run makes a module",
+        )  # fmt: skip
+    if not isinstance(found, type):
+        return None
+    if not issubclass(found, nn.Module):
+        raise ConfigError(f"{spec}: it is a class, but not of nn.Module: give a function or such a class")
+    if found.forward is nn.Module.forward:
+        raise ConfigError(f"{spec}: it has no forward: write one that takes x and returns the new x")
+    return found
+
+
+def _check_names(spec: str, found: Callable[..., object], allowed: tuple[str, ...]) -> list[str]:
+    """The names of the arguments, each of which must be in `allowed`."""
+    try:
+        parameters = sources.parameters(found)
+    except (TypeError, ValueError):  # a function that is not written in Python
+        raise ConfigError(f"{spec}: the names of its arguments cannot be read: wrap it in a def") from None
+    for name, parameter in parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ConfigError(f"{spec}: argument {parameter} has no fixed name: name each argument, as in x, attn")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise ConfigError(f"{spec}: argument {name} cannot be given by name: leave out the slash")
+        if name not in allowed:
+            raise ConfigError(
+                f"{spec}: unknown argument {name}; available: {', '.join(allowed)}.{nearest(name, allowed)}"
+            )
+    if "x" not in parameters:
+        raise ConfigError(f"{spec}: it has no argument x, the residual stream: add it")
+    return list(parameters)
+
+
+def check_constructor(spec: str, make: Maker) -> None:
+    """Construct a module three times, twice with the same seed, and compare its parameters and buffers."""
+    with blaming(spec, [spec]), _uninitialized_is_nan():
+        first, again, other = (construct(make, seed) for seed in (0, 0, 1))
+    for module in first.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise broken(
+                spec, SEQUENCES, f"it has a batch norm ({type(module).__name__})", "use a norm over the last axis"
+            )
+    for name, p in first.named_parameters():
+        if nn.parameter.is_lazy(p):
+            raise ConfigError(f"{spec}: parameter {name} has no shape yet: give its width to the constructor")
+        if not p.requires_grad:
+            raise ConfigError(f"{spec}: parameter {name} has requires_grad=False: make it a buffer, which is fixed")
+        if not torch.isfinite(p).all():
+            raise broken(spec, FINITE, f"parameter {name} is inf, NaN or never set (torch.empty)", "set it")
+        if not torch.equal(p, again.get_parameter(name)):
+            raise broken(
+                spec, RANDOM, f"parameter {name} does not follow torch's seed (numpy and Python's random do not)",
+                "draw it with torch",
+            )  # fmt: skip
+    for name, buffer in first.named_buffers():
+        if not torch.equal(buffer, other.get_buffer(name)):
+            raise broken(
+                spec, RANDOM, f"buffer {name} is drawn, and all runs of a batch share it",
+                "make it a parameter, or draw it from a torch.Generator with a fixed seed",
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _uninitialized_is_nan() -> Iterator[None]:
+    """Make torch.empty return NaN instead of arbitrary memory."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,299 @@
+"""The trial of one block or norm: called several times as in training, its results compared."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from normstudy.config import ModelConfig, resolve, sources
+from normstudy.errors import ConfigError
+from normstudy.model.contract import rules
+from normstudy.model.norms import FunctionNorm
+from normstudy.model.own import made_by
+from normstudy.model.transformer import Block, Transformer, norm_width
+
+# Largest difference, relative to the largest value, that counts as rounding. Batches of different sizes differ by
+# float32 rounding, some 1e-7; a causal convolution by FFT differs by little more. A mean over a block of 4096 tokens
+# moves by 1e-4 when its last token changes by three standard deviations.
+TOLERANCE = 1e-5
+
+
+# ---- what is called -------------------------------------------------------------------------------------
+
+
+class _Method(nn.Module):
+    """A method of a module as a module, for torch.func.functional_call; its parameters are `of.<name>`."""
+
+    def __init__(self, of: nn.Module, method: str) -> None:
+        super().__init__()
+        self.of = of
+        self.method = method
+
+    def forward(self, *inputs: Tensor) -> object:
+        return getattr(self.of, self.method)(*inputs)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A block of a layer, or a norm of a width, with the parameters of two runs.
+
+    who: the beginning of an error. specs: the user's own blocks and norms that a call runs.
+    params: name in the module -> (runs, *shape). streams: number of streams that a call must return.
+    parts: the arguments that a call must use. widths: the axes of an input after the axis of tokens.
+    """
+
+    who: str
+    specs: list[str]
+    module: nn.Module
+    method: str
+    params: dict[str, Tensor]
+    streams: int
+    parts: tuple[str, ...]
+    widths: tuple[int, ...]
+
+    def broken(self, rule: str, what: str, do: str) -> ConfigError:
+        """The error of a broken rule: what is wrong, and what to do."""
+        return rules.broken(self.who, rule, what, do)
+
+    def call(self, params: dict[str, Tensor], inputs: list[Tensor], how: str = "") -> list[Tensor]:
+        """The returned streams, (runs, B, T, ...), after checks of their number, shape and dtype."""
+        module = _Method(self.module, self.method)
+
+        def of_one_run(params: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
+            named = {f"of.{name}": p for name, p in params.items()}
+            return self._streams(torch.func.functional_call(module, named, tuple(inputs)), inputs[0])
+
+        try:
+            return list(torch.func.vmap(of_one_run)(params, inputs))
+        except ConfigError:
+            raise
+        except (Exception, SystemExit) as error:
+            with rules.blaming(
+                self.who, self.specs, how
+            ):  # an error of the user's code reads best without the run axis
+                of_one_run({name: p[0] for name, p in params.items()}, [t[0] for t in inputs])
+            raise rules.torch_says(self.who, self.specs, error) from error
+
+    def _streams(self, out: object, x: Tensor) -> tuple[Tensor, ...]:
+        streams = out if isinstance(out, tuple) and self.streams == 2 else (out,)
+        if len(streams) != self.streams or not all(isinstance(s, Tensor) for s in streams):
+            what = f"a {type(out).__name__}" + (f" of {len(out)}" if isinstance(out, tuple) else "")
+            what = f"it returns {'None' if out is None else what} instead of"
+            if self.streams == 1:
+                raise self.broken(rules.RETURN, f"{what} one tensor", "return x")
+            raise self.broken(rules.RETURN, f"{what} two tensors, since it takes r", "return x, r")
+        for s in streams:
+            if s.shape != x.shape:
+                what = f"it returns {tuple(s.shape)} for {tuple(x.shape)} (sequences, tokens, width)"
+                raise self.broken(rules.SHAPE, what, "return the shape of x")
+            if s.dtype != x.dtype:
+                raise self.broken(rules.DTYPE, f"it returns {s.dtype} for {x.dtype}", "give constants the dtype of x")
+        return streams
+
+
+def block(of: Block, layer: int, stacked: dict[str, Tensor], model: ModelConfig) -> Subject:
+    """The block of a layer."""
+    return Subject(
+        who=f"{model.placement}, layer {layer}",
+        specs=[spec for spec in (model.placement, resolve(model).norm) if sources.is_own(spec)],
+        module=of,
+        method="call",
+        params=_below(stacked, f"blocks.{layer}."),
+        streams=2 if "r" in of.wanted else 1,
+        parts=tuple(name for name in of.wanted if name not in sources.NUMBERS),
+        widths=(model.d_model,),
+    )
+
+
+def norms(transformer: Transformer, stacked: dict[str, Tensor], model: ModelConfig) -> list[Subject]:
+    """One norm of each input shape that occurs in the model."""
+    spec, found = resolve(model).norm, {}
+    for path, module in transformer.named_modules():
+        name = path.rpartition(".")[2]
+        if name == "own" or not (isinstance(module, FunctionNorm) or made_by(module)):
+            continue
+        full = ".attn." in path and resolve(model).qk_norm == "full"
+        width = model.d_model if full else norm_width(model, name)
+        per_head = name in ("q_norm", "k_norm", "v_norm") and not full
+        widths = (model.n_heads, width) if per_head else (width,)
+        found[widths] = Subject(
+            who=f"{spec}, width {width}",
+            specs=[spec],
+            module=module,
+            method="forward",
+            params=_below(stacked, f"{path}."),
+            streams=1,
+            parts=("x",),
+            widths=widths,
+        )
+    return list(found.values())
+
+
+def _below(stacked: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): p for name, p in stacked.items() if name.startswith(prefix)}
+
+
+def embedded(transformer: Transformer, stacked: dict[str, Tensor], vocab_size: int, seq_len: int) -> list[Tensor]:
+    """x_0 for both streams, (runs, sequences, tokens, width). They are two tensors, to detect changes in place."""
+    rng = np.random.Generator(np.random.Philox(key=0))
+    tokens = torch.from_numpy(rng.integers(0, vocab_size, (2, 2, seq_len))).to(next(iter(stacked.values())).device)
+    method = _Method(transformer, "embedding")
+
+    def of_one_run(params: dict[str, Tensor], tokens: Tensor) -> Tensor:
+        named = {f"of.{name}": p for name, p in params.items()}
+        x: Tensor = torch.func.functional_call(method, named, (tokens,))
+        return x
+
+    x = torch.func.vmap(of_one_run)(stacked, tokens)
+    return [x, x.clone()]
+
+
+def normal(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Standard normal numbers, float32."""
+    return torch.from_numpy(np.random.Generator(np.random.Philox(key=seed)).standard_normal(shape, np.float32))
+
+
+def generators() -> tuple[object, ...]:
+    """The states of the global random generators of torch, numpy and Python."""
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # the generator that a user's code may draw from
+    return torch.get_rng_state().numpy().tobytes(), str(numpy), random.getstate()
+
+
+# ---- the calls ------------------------------------------------------------------------------------------
+
+
+def check_calls(subject: Subject, inputs: list[Tensor]) -> list[Tensor]:
+    """Call a subject on inputs (runs, sequences, tokens, ...), check every rule, and return the streams after it."""
+    with torch.no_grad():
+        out, called = _check_once(subject, inputs)
+        _check_repeats(subject, inputs, out)
+    _check_backward(subject, inputs, called)
+    return [*out, *inputs[len(out) :]]
+
+
+def _check_once(subject: Subject, inputs: list[Tensor]) -> tuple[list[Tensor], set[str]]:
+    """The returned streams, and the names of the modules that were called."""
+    watched = {
+        "x": inputs[:1],
+        "r": inputs[1:],
+        "a parameter": list(subject.params.values()),
+        "a buffer": list(subject.module.buffers()),
+    }
+    before = {what: [t.clone() for t in tensors] for what, tensors in watched.items()}
+    states = generators()
+    called: set[str] = set()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: called.add(name))
+        for name, module in subject.module.named_children()
+    ]
+    try:
+        out = subject.call(subject.params, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    after = {**watched, "a buffer": list(subject.module.buffers())}
+    for what, tensors in after.items():
+        if not all(torch.equal(a, b) for a, b in zip(tensors, before[what], strict=True)):
+            raise subject.broken(rules.IN_PLACE, f"it changes {what}", "compute a new tensor, as in x = x + y")
+    if generators() != states:
+        raise subject.broken(rules.RANDOM, "it draws from numpy's or Python's generator", "leave out random numbers")
+    if not all(torch.isfinite(o).all() for o in out):
+        raise subject.broken(rules.FINITE, "it returns inf or NaN", "guard logarithms, roots and divisions against 0")
+    return out, called
+
+
+def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) -> None:
+    p = subject.params
+
+    def same(now: list[Tensor], before: list[Tensor], rule: str, what: str, do: str) -> None:
+        if (by := _difference(now, before)) is not None:
+            raise subject.broken(rule, f"{what} ({by})", do)
+
+    same(
+        subject.call(p, inputs), out, rules.STATE, "called again on the same numbers, it returns different ones",
+        "leave out what changes between calls: counters, clocks, random numbers",
+    )  # fmt: skip
+    others = [_replaced(t, (slice(None), 1), seed) for seed, t in enumerate(inputs, start=1)]
+    same(
+        [o[:, :1] for o in subject.call(p, others)], [o[:, :1] for o in out], rules.SEQUENCES,
+        "another second sequence changes the first", "compute over the last axis, within one position",
+    )  # fmt: skip
+    same(
+        subject.call(p, [t[:, 1:] for t in inputs], "with one sequence instead of two"), [o[:, 1:] for o in out],
+        rules.SEQUENCES, "a sequence gives another result when it is alone", "compute each sequence separately",
+    )  # fmt: skip
+    last = inputs[0].shape[2] - 1
+    for cut in (last, (last + 1) // 2, 1):
+        what = "another last token changes" if cut == last else "other later tokens change"
+        others = [_replaced(t, (slice(None), slice(None), slice(cut, None)), seed) for seed, t in enumerate(inputs, 3)]
+        same(
+            [o[:, :, :cut] for o in subject.call(p, others)], [o[:, :, :cut] for o in out], rules.LATER,
+            f"{what} the positions before it", "read the same and earlier positions only; attn reads earlier positions",
+        )  # fmt: skip
+    one = subject.call({n: t[:1] for n, t in p.items()}, [t[:1] for t in inputs], "with one run instead of two")
+    same(
+        one, [o[:1] for o in out], rules.RUNS, "a run gives another result when it is alone",
+        "keep no tensor between calls",
+    )  # fmt: skip
+
+
+def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
+    """A copy with other numbers at `where`, three times as large and of another mean."""
+    out = t.clone()
+    size = t.square().mean().sqrt()
+    out[where] = size * (1 + 3 * normal(tuple(out[where].shape), seed).to(t.device))
+    return out
+
+
+def _difference(some: list[Tensor], others: list[Tensor]) -> str | None:
+    """The difference of two results in words; None if it is rounding."""
+    for a, b in zip(some, others, strict=True):
+        if a.numel() and (largest := float((a - b).abs().max())) > TOLERANCE * float(b.abs().max()):
+            return f"by {largest:.2g}, the largest value being {float(b.abs().max()):.2g}"
+        if a.numel() and not torch.isfinite(a).all():
+            return "to inf or NaN"
+    return None
+
+
+def _check_backward(subject: Subject, inputs: list[Tensor], called: set[str]) -> None:
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in subject.params.items()}
+    streams = [t.detach().clone().requires_grad_() for t in inputs]
+    out = subject.call(leaves, streams, "with gradients")
+    if not all(o.requires_grad for o in out):
+        raise subject.broken(rules.USED, "its result has no gradient", "leave out detach() and no_grad()")
+    loss = torch.stack([(o * normal(tuple(o.shape), seed).to(o.device)).sum() for seed, o in enumerate(out)]).sum()
+    known = {id(t) for t in (*leaves.values(), *streams)}
+    strangers = [t for t in _leaves_of(loss) if id(t) not in known]
+    if strangers:
+        what = f"it uses a parameter of shape {tuple(strangers[0].shape)} that no run trains"
+        raise subject.broken(rules.OUTSIDE, what, "write an nn.Module class that holds it")
+    try:
+        grads = torch.autograd.grad(loss, [*streams, *leaves.values()], allow_unused=True)
+    except RuntimeError as error:
+        raise rules.torch_says(subject.who, subject.specs, error) from error
+    by_name = dict(zip([*sources.STREAMS[: len(streams)], *leaves], grads, strict=True))
+    for part in (*subject.parts, *subject.params):
+        theirs = [g for name, g in by_name.items() if name == part or name.startswith(f"{part}.")]
+        if any(g is None for g in theirs) or (part in sources.NORMS + sources.SUBLAYERS and part not in called):
+            do = "use it" if part in (*sources.SUBLAYERS, "x") else "use it, or leave it out"
+            raise subject.broken(rules.USED, f"{part} does not affect its result", do)
+    if not all(torch.isfinite(g).all() for g in grads if g is not None):
+        raise subject.broken(rules.FINITE, "its gradient is inf or NaN", "guard roots, norms and divisions against 0")
+
+
+def _leaves_of(loss: Tensor) -> list[Tensor]:
+    """The tensors in which a backward pass would accumulate a gradient."""
+    found, seen, waiting = [], set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [after for after, _ in node.next_functions]
+    return found
