@@ -154,36 +154,34 @@ def write_handmade_run(
     size = schema.window_size(config.schedule.n_steps)
     for window in range(math.ceil(len(rows["steps"]["step"]) / size)):
         inside = range(window * size, (window + 1) * size)
-        tables.write_window(study_dir, name, window, _only(rows, inside))
+        tables.write_windows(study_dir, [(name, window, _only(rows, inside))])
     done = fate in ("learned", "stuck", "diverged")
-    tables.write_run(
-        study_dir,
-        {
-            "run_id": name,
-            "status": "done" if done else fate,
-            **schema.config_columns(config),
-            **(columns or {}),
-            "resolved_vocab_size": 256,
-            "n_params": 10_000 * config.model.n_layers,
-            "data_sha256": SHA256,
-            "bytes_per_token": 1.0,
-            "ln_vocab": LN_VOCAB,
-            "unigram_entropy": H1,
-            "bigram_entropy": H2,
-            "final_val_loss": val if done else None,
-            "final_train_loss": train if done and fate != "diverged" else None,
-            "nonfinite_step": len(rows["steps"]["step"]) - 1 if fate == "diverged" else None,
-            "wall_time_s": 1.5 if done else None,
-            "started_at": START,
-            "finished_at": START + datetime.timedelta(seconds=2) if done else None,
-            "git_commit": "0" * 40,
-            "python": "3.11.7",
-            "torch": "2.13.0",
-            "cpu_capability": "AVX2",
-            "blas": "openblas 0.3.31 Haswell",
-            "device": "cpu",
-        },
-    )
+    row = {
+        "run_id": name,
+        "status": "done" if done else fate,
+        **schema.config_columns(config),
+        **(columns or {}),
+        "resolved_vocab_size": 256,
+        "n_params": 10_000 * config.model.n_layers,
+        "data_sha256": SHA256,
+        "bytes_per_token": 1.0,
+        "ln_vocab": LN_VOCAB,
+        "unigram_entropy": H1,
+        "bigram_entropy": H2,
+        "final_val_loss": val if done else None,
+        "final_train_loss": train if done and fate != "diverged" else None,
+        "nonfinite_step": len(rows["steps"]["step"]) - 1 if fate == "diverged" else None,
+        "wall_time_s": 1.5 if done else None,
+        "started_at": START,
+        "finished_at": START + datetime.timedelta(seconds=2) if done else None,
+        "git_commit": "0" * 40,
+        "python": "3.11.7",
+        "torch": "2.13.0",
+        "cpu_capability": "AVX2",
+        "blas": "openblas 0.3.31 Haswell",
+        "device": "cpu",
+    }
+    tables.write_runs(study_dir, [row])
     return name
 
 

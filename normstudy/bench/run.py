@@ -16,7 +16,7 @@ from normstudy import terminal
 from normstudy.bench import figure, summary, tables
 from normstudy.bench.rows import ROWS, Sample, Scope, check_rows, load
 from normstudy.errors import ConfigError
-from normstudy.study import parquet
+from normstudy.study import paths
 from normstudy.study import tables as store
 from normstudy.workers.progress import duration
 
@@ -33,7 +33,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
     mode: quick or full. Raises ConfigError for a wrong request, before anything is measured or written.
     """
     chosen = [*ROWS] if asked is None else check_rows(asked)
-    parquet.check_out(out)
+    paths.check_out(out)
     made_by = tables.machine(device)
     for row in chosen:
         if ROWS[row].device != device and (asked is not None or ROWS[row].device == "cuda"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import functools
 import json
@@ -17,13 +16,12 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from normstudy.bench.rows import ROWS, Sample
 from normstudy.errors import ConfigError
 from normstudy.model.processor import cpu_info
 from normstudy.processes import WORKER_ENVIRONMENT, environment_with
-from normstudy.study import files
+from normstudy.study import files, parquet
 from normstudy.study.records import git_commit
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
@@ -71,18 +69,7 @@ def write(
         raise ValueError(f"row {row} measured nothing, a sample twice, one of another row, or one that is not finite")
     shared = {**made_by, "mode": mode, "started_at": started_at}
     content = pa.Table.from_pylist([asdict(sample) | shared for sample in samples], schema=SCHEMA)
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        content, sink, compression="zstd", use_dictionary=[n for n in SCHEMA.names if n != "value"],
-        column_encoding={"value": "BYTE_STREAM_SPLIT"}, write_page_checksum=True,
-    )  # fmt: skip
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        files.place(out, path(out, row).name, bytes(sink.getvalue()))
-    except OSError as error:
-        raise ConfigError(f"{path(out, row)} cannot be written: {error.strerror}. Give another --out") from None
-    with contextlib.suppress(OSError):  # another command's files are in it
-        (out / "state").rmdir()
+    files.place_output(out, path(out, row).name, parquet.encode_values(content))
 
 
 def stored_rows(out: Path) -> list[str]:
@@ -96,7 +83,7 @@ def read(out: Path, rows: Sequence[str]) -> pd.DataFrame:
     for file in (path(out, row) for row in rows):
         again = f"measure it again: normstudy bench --rows {file.stem}"
         try:
-            parts.append(pq.ParquetFile(file, page_checksum_verification=True).read())
+            parts.append(parquet.read(file))
         except (OSError, pa.ArrowInvalid):
             raise ConfigError(f"{file} cannot be read; {again}") from None
         if parts[-1].schema.names != SCHEMA.names:

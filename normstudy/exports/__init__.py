@@ -1,1 +1,1 @@
-"""`normstudy export`: the tables of a study as files of other tools."""
+"""`normstudy export`: write the tables of a study as files of other tools."""

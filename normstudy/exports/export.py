@@ -1,112 +1,76 @@
-"""`normstudy export`: the tables of a study as files of another tool.
+"""`normstudy export`: write the tables of a study as files of another tool.
 
-Everything is written beside its place and moved there at the end: under the name asked for there is never half of it.
+The result is written beside its final place and moved there at the end, so that a partial result never has its name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
 
 from normstudy import config as cfg
 from normstudy.config import ConfigError
-from normstudy.exports.source import Source, choose
+from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
 
-
-class Format(NamedTuple):
-    """write(source, target, scratch) makes the file or folder `target`; scratch is an empty folder for anything else.
-
-    opens(out): the command that opens it. needs: what pip installs for it, None where normstudy itself needs it.
-    """
-
-    write: Callable[[Source, Path, Path], None]
-    opens: Callable[[Path], str]
-    needs: str | None = None
+# The module of each format, and the library that it needs beyond those of normstudy. write(source, target, scratch)
+# makes the file or folder `target`, with an empty folder for other files; opens(out) is the command that shows it.
+FORMATS = {
+    "csv": ("to_csv", ""), "tensorboard": ("to_tensorboard", "tensorboard"), "wandb-offline": ("to_wandb", "wandb"),
+    "duckdb": ("to_duckdb", "duckdb"),
+}  # fmt: skip
 
 
 def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str]) -> str:
-    """Write the runs of a study as `to`; returns what was written where, and the command that opens it.
+    """Write the runs of a study in the format `to`; returns what was written, and the command that opens it.
 
-    out: what is made, by default STUDY/export/TO; where: column -> value, the runs that take part. Raises ConfigError
-    for an unknown format, one whose library is not installed, a place that is taken or cannot be written, a folder
-    that is no study, and what `where` does not allow.
+    out: the file or folder to create, by default STUDY/export/TO; where: column -> value that a run must have. Raises
+    ConfigError for an unknown format, a missing library, an `out` that exists or cannot be written, a folder that is
+    not a study, and a `where` that selects no run.
     """
     cfg.one_of("--to", to, tuple(FORMATS), {"wandb": "wandb-offline"})
     tables.check_is_study(study)
     out = study / "export" / to if out is None else out
     check_free(out)
     paths.check_outside_of_studies(out, "another --out")
-    form = _format(to)
+    module = _module(to)
     source = choose(study, where)
     with placed(out) as (target, scratch):
-        form.write(source, target, scratch)
+        module.write(source, target, scratch)
     runs = f"{source.n_runs} run{'s' if source.n_runs > 1 else ''}"
-    return f"{runs} of {study} in {out}. Open it with\n{form.opens(out)}"
+    return f"{runs} of {study} in {out}. Open it with\n{module.opens(out)}"
 
 
-# ---- formats ------------------------------------------------------------------------------------------
-
-
-def _csv() -> Format:
-    from normstudy.exports import to_csv
-
-    return Format(to_csv.write, to_csv.opens)
-
-
-def _duckdb() -> Format:
-    from normstudy.exports import to_duckdb
-
-    return Format(to_duckdb.write, to_duckdb.opens)
-
-
-def _tensorboard() -> Format:
-    from normstudy.exports import to_tensorboard
-
-    return Format(to_tensorboard.write, to_tensorboard.opens)
-
-
-def _wandb() -> Format:
-    from normstudy.exports import to_wandb
-
-    return Format(to_wandb.write, to_wandb.opens)
-
-
-# Each is imported when it is asked for: the libraries are optional, and slow to start.
-FORMATS = {"csv": _csv, "tensorboard": _tensorboard, "wandb-offline": _wandb, "duckdb": _duckdb}
-NEEDS = {"tensorboard": "tensorboard", "wandb-offline": "wandb", "duckdb": "duckdb"}
-
-
-def _format(to: str) -> Format:
+def _module(to: str) -> ModuleType:
+    """Import the module of a format; only that one, because the libraries are optional and slow to import."""
+    module_name, library = FORMATS[to]
     try:
-        return FORMATS[to]()
+        return importlib.import_module(f"normstudy.exports.{module_name}")
     except ImportError as error:
-        if to not in NEEDS:
+        if not library:
             raise
         raise ConfigError(
-            f"--to {to} needs a library that cannot be used ({error}): pip install {NEEDS[to]}"
+            f"--to {to} needs a library that cannot be imported ({error}): pip install {library}"
         ) from error
 
 
-# ---- places -------------------------------------------------------------------------------------------
-
-
 def check_free(out: Path) -> None:
-    """Raise a ConfigError where something is at `out`."""
+    """Raise a ConfigError if `out` exists."""
     if os.path.lexists(out):
         raise ConfigError(f"{out} exists: give another --out, or remove it")
 
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Two paths beside `out`: what is made at the first is moved to `out`, the second is a folder for scratch.
+    """Yield two paths beside `out`: the first is moved to `out` at the end, the second is an empty folder for scratch.
 
-    Where that fails, nothing is left; raises ConfigError for a disk that does not take it.
+    After an error nothing is left. Raises ConfigError if `out` cannot be written.
     """
     part = out.with_name(f"{out.name}.{socket.gethostname()}-{os.getpid()}.part")
     above = [folder for folder in out.parents if not folder.exists()]
@@ -114,7 +78,7 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
         (part / "scratch").mkdir(parents=True)
         yield part / "new", part / "scratch"
         _make_durable(part / "new")
-        check_free(out)  # somebody may have made it meanwhile, and a rename would replace it
+        check_free(out)  # another process may have created it meanwhile, and the rename would replace it
         os.rename(part / "new", out)
         files.fsync(out.parent)
         shutil.rmtree(part, ignore_errors=True)
@@ -124,10 +88,9 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         if isinstance(error, OSError):
-            told = os.strerror(error.errno) if error.errno else error
-            raise ConfigError(
-                f"{out} cannot be written: {told}. Nothing of it is left; {files.remedy(error)}, or give another --out"
-            ) from error
+            why = os.strerror(error.errno) if error.errno else error
+            do = f"{files.remedy(error)}, or give another --out"
+            raise ConfigError(f"{out} cannot be written: {why}. No partial result is left; {do}") from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""What tools that follow runs step by step are given: each run's numbers by step, under names that such tools group.
+"""Each run's numbers step by step, for tools that follow runs, under names that these tools group by their slashes.
 
 train_loss val_loss lr grad_norm param_norm update_norm      of `steps`
 grad_norm/layer 0/attn_in   grad_norm/embed                   of `modules`, also param_norm and update_norm
@@ -18,34 +18,36 @@ from normstudy import terminal
 from normstudy.exports.source import Source
 from normstudy.study import schema
 
-STEP_NUMBERS = ("train_loss", "val_loss", "lr", "grad_norm", "param_norm", "update_norm")
-MODULE_NUMBERS = ("grad_norm", "param_norm", "update_norm")
-RESIDUAL_NUMBERS = {"rms": "residual_rms", "grad_norm": "residual_grad_norm"}
+# Columns of `steps`, `modules` and `residual` to export -> their names in the export.
+NAMES = (
+    {n: n for n in ("train_loss", "val_loss", "lr", "grad_norm", "param_norm", "update_norm")},
+    {n: n for n in ("grad_norm", "param_norm", "update_norm")},
+    {"rms": "residual_rms", "grad_norm": "residual_grad_norm"},
+)
 
-Row = Mapping[str, object]
-Scalars = dict[str, float]  # by name
+Scalars = dict[str, float]  # name -> number
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run as it is exported. row: of `runs`; steps: step -> the numbers recorded there, in order; no null among them.
+class ExportedRun:
+    """A run to export. row: its row of `runs`; steps: step -> the numbers recorded at this step, without nulls.
 
-    A step without numbers is none: a run that failed before its first has no steps.
+    Only steps with numbers are listed, in order; a run that failed before its first step has none.
     """
 
-    row: Row
+    row: Mapping[str, object]
     steps: dict[int, Scalars]
 
     @property
     def run_id(self) -> str:
-        """Its name."""
+        """The run_id."""
         return str(self.row["run_id"])
 
     def time(self, step: int) -> float:
-        """A time for a step, in seconds since 1970: none was recorded.
+        """An estimated time of a step in seconds since 1970; no time is recorded per step.
 
-        The steps are spread evenly from the start of the run to its end. Where either is unknown, as while it runs,
-        they are in order, a second apart.
+        The steps are spread evenly between the start and the end of the run. If either is unknown, as for a running
+        run, consecutive steps are one second apart.
         """
         start, end = (self.row[name] for name in ("started_at", "finished_at"))
         if not isinstance(start, datetime.datetime):
@@ -56,36 +58,33 @@ class Run:
         return start.timestamp() + each * (step + 1)
 
 
-def runs_of(source: Source, what: str) -> Iterator[Run]:
-    """The runs one after the other, with a bar on a terminal that says `what` and the time left."""
+def runs_of(source: Source, what: str) -> Iterator[ExportedRun]:
+    """Yields the runs one by one; on a terminal a progress bar shows `what` and the time left."""
     series = zip(*(source.rows(table) for table in schema.SERIES), strict=True)
     rows = (row for batch in source.runs.to_batches(1) for row in batch.to_pylist())
     with tqdm(total=source.n_runs, unit="run", desc=what, **terminal.fit()) as bar:
-        for row, (steps, modules, residual) in zip(rows, series, strict=True):
-            yield Run(row, by_step(steps, modules, residual))
+        for row, of_run in zip(rows, series, strict=True):
+            yield ExportedRun(row, by_step(*of_run))
             bar.update()
 
 
-def by_step(steps: pa.Table, modules: pa.Table, residual: pa.Table) -> dict[int, Scalars]:
-    """step -> name -> number, in the order of steps, from the rows of one run."""
+def by_step(*tables: pa.Table) -> dict[int, Scalars]:
+    """step -> name -> number, sorted by step, from the rows of one run in `steps`, `modules` and `residual`."""
     found: dict[int, Scalars] = {}
-
-    def add(rows: pa.Table, names: Mapping[str, str], places: list[str]) -> None:
-        at = rows["step"].to_pylist()
+    for rows, names in zip(tables, NAMES, strict=True):
+        steps, places = rows["step"].to_pylist(), places_of(rows)
         for column, name in names.items():
-            for step, place, value in zip(at, places, rows[column].to_pylist(), strict=True):
+            for step, place, value in zip(steps, places, rows[column].to_pylist(), strict=True):
                 if value is not None:
                     found.setdefault(step, {})[name + place] = value
-
-    add(steps, {name: name for name in STEP_NUMBERS}, [""] * steps.num_rows)
-    add(modules, {name: name for name in MODULE_NUMBERS}, places_of(modules))
-    add(residual, RESIDUAL_NUMBERS, places_of(residual))
     return dict(sorted(found.items()))
 
 
 def places_of(rows: pa.Table) -> list[str]:
-    """`/layer 0/attn_in` of each row: what it has of a layer and of a module."""
-    layers = ["" if layer is None else f"/layer {layer}" for layer in rows["layer"].to_pylist()]
-    if "module" not in rows.column_names:
-        return layers
-    return [f"{layer}/{module}" for layer, module in zip(layers, rows["module"].to_pylist(), strict=True)]
+    """The layer and module of each row as `/layer 0/attn_in`; a row without a layer or module omits that part."""
+    places = [""] * rows.num_rows
+    for column, prefix in (("layer", "/layer "), ("module", "/")):
+        if column in rows.column_names:
+            values = rows[column].to_pylist()
+            places = [p if v is None else f"{p}{prefix}{v}" for p, v in zip(places, values, strict=True)]
+    return places

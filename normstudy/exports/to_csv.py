@@ -1,4 +1,4 @@
-"""CSV: one file a table. Floats have all digits that their type needs, a null is an empty cell, NaN and inf say so."""
+"""CSV: one file per table. Floats have all digits of their type, nulls are empty cells, NaN and inf are words."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.csv import CSVWriter
 
-from normstudy.exports.source import Source, plain_schema
-from normstudy.study.schema import TABLES
+from normstudy.exports.source import Source
+from normstudy.study.schema import TABLES, plain_schema
 
 BUFFER = 1024 * 1024  # bytes between two writes
 
-# A spreadsheet takes text that begins so for a formula, or removes the character and then does (OWASP, CSV injection).
+# Spreadsheets run text that begins with one of these characters as a formula; see OWASP on CSV injection.
 FORMULA = r"^([=+\-@\t\r\n\x00])"
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
-    """Make the folder of the four files."""
+    """Write the four files into the folder `target`."""
     target.mkdir()
     for table in TABLES:
         schema = plain_schema(table)
@@ -29,7 +29,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def harmless(rows: pa.Table) -> pa.Table:
-    """The rows with a single quote before each text that a spreadsheet would take for a formula."""
+    """Put a single quote before each text that a spreadsheet would run as a formula."""
     for i, f in enumerate(rows.schema):
         if pa.types.is_string(f.type):
             rows = rows.set_column(i, f, pc.replace_substring_regex(rows.column(i), FORMULA, r"'\1"))
@@ -37,5 +37,5 @@ def harmless(rows: pa.Table) -> pa.Table:
 
 
 def opens(out: Path) -> str:
-    """The command that shows one of them."""
+    """The command that shows `runs`."""
     return "python -c " + shlex.quote(f"import pandas; print(pandas.read_csv({str(out / 'runs.csv')!r}))")

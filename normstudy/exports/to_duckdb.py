@@ -1,7 +1,7 @@
 """DuckDB: one database file with the four tables, types as in Parquet, `run_id` and `module` as VARCHAR.
 
-DuckDB could read the files itself, in half the time, but it ignores the checksums of their pages: a flipped bit would
-become a number. It is handed the rows instead, whose checksums were verified.
+DuckDB could read the Parquet files itself in half the time, but it ignores the checksums, so that a flipped bit would
+become a wrong number. So normstudy reads the files, verifies the checksums and passes the rows to DuckDB.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import duckdb
 import pyarrow as pa
 
 from normstudy.config import ConfigError
-from normstudy.exports.source import Source, plain_schema
+from normstudy.exports.source import Source
 from normstudy.study import files, schema
 
-MEMORY = "500MB"  # of DuckDB's own; its default is most of the machine's
-STORAGE = "v0.10.2"  # every DuckDB from this version on reads the file; version 2 alone reads its own default
+MEMORY = "500MB"  # for DuckDB alone; by default it takes most of the machine's memory
+STORAGE = "v0.10.2"  # DuckDB from this version on can read the file; by default, DuckDB 2 writes a newer format
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
-    """Make the database file. Raises ConfigError where DuckDB fails, OSError for a disk that does not take it."""
+    """Write the database file. Raises ConfigError if DuckDB fails, OSError if the disk fails."""
     settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": MEMORY,
         "storage_compatibility_version": STORAGE,
@@ -34,17 +34,17 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         try:
             for rows in [source.runs] if table == "runs" else source.rows(table):
                 yield from rows.to_batches()
-        except BaseException as error:  # DuckDB would make an error of its own of it
+        except BaseException as error:  # DuckDB would replace the error by its own
             failed.append(error)
             raise
 
     try:
-        # Absolute, as `s3://` at the beginning of a relative path would be taken for a server's.
+        # An absolute path, because DuckDB takes a relative path that begins with `s3://` for a server.
         with duckdb.connect(str(target.absolute()), config=settings) as database:
             database.execute("set temp_directory = $folder", {"folder": str(scratch.absolute())})
             for table in schema.TABLES:
-                # One statement a table: pieces that are inserted one by one take nearly twice the space.
-                reader = pa.RecordBatchReader.from_batches(plain_schema(table), batches(table))
+                # One statement per table, because inserting run by run takes nearly twice the space.
+                reader = pa.RecordBatchReader.from_batches(schema.plain_schema(table), batches(table))
                 database.register("rows", reader)
                 database.execute(f"create table {table} as from rows")
     except Exception as error:
@@ -53,13 +53,13 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         if not isinstance(error, duckdb.Error):
             raise
         line = str(error).partition("\n")[0]
-        for number in files.REMEDIES:  # DuckDB has the system's words for what is wrong with a disk, and no number
+        for number in files.REMEDIES:  # DuckDB's error ends with the system's message, but has no errno
             if line.endswith(os.strerror(number)):
                 raise OSError(number, os.strerror(number)) from error
-        raise ConfigError(f"duckdb cannot make the database: {line}") from error
+        raise ConfigError(f"duckdb cannot write the database: {line}") from error
 
 
 def opens(out: Path) -> str:
-    """The command that shows one of its tables."""
+    """The command that shows `runs`."""
     program = f"import duckdb; study = duckdb.connect({str(out)!r}, read_only=True); print(study.sql('from runs'))"
     return "python -c " + shlex.quote(program)

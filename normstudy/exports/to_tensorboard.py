@@ -1,12 +1,13 @@
-"""TensorBoard: a folder a run, named run_id, with one file of events.
+"""TensorBoard: one folder per run, named by its run_id, with one file of events.
 
-Its scalars are those of scalars.py. Its text `run` has the row of `runs`, its hyperparameters are the asked columns.
-The wall time of an event is no measurement, see Run.time. The same study gives the same bytes.
+The scalars are those of scalars.py; the text `run` is the row of `runs`; the hyperparameters are the asked columns. The
+wall time of an event is estimated, see ExportedRun.time. The same study gives the same bytes.
 """
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -15,19 +16,19 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from normstudy import config as cfg
-from normstudy.exports.scalars import Row, Run, runs_of
+from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 
 BUFFER = 1024 * 1024  # bytes between two writes
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
-    """Make the folder of runs."""
+    """Write a folder of events for each run."""
     for run in runs_of(source, "tensorboard"):
         folder = target / run.run_id
         folder.mkdir(parents=True)
-        # TensorBoard's own EventFileWriter names its files by host and process, and writes in a thread, whose error at
-        # a full disk is printed and not raised.
+        # TensorBoard's EventFileWriter puts the host and process into the file's name, and writes in a thread that
+        # prints the error of a full disk instead of raising it.
         begin = run.time(-1)
         with open(folder / f"events.out.tfevents.{begin:.0f}.normstudy", "wb", BUFFER) as file:
             writer = RecordWriter(file)
@@ -35,10 +36,10 @@ def write(source: Source, target: Path, scratch: Path) -> None:
                 writer.write(event.SerializeToString())
 
 
-def events(run: Run, begin: float) -> list[Event]:
-    """What is said of a run: the version, its row, its hyperparameters, and an event a step."""
+def events(run: ExportedRun, begin: float) -> list[Event]:
+    """The events of a run: the version, its row, its hyperparameters, then one event per step."""
     asked = {name: run.row[name] for name in cfg.asked_types() if run.row[name] is not None}
-    told = [
+    found = [
         Event(wall_time=begin, file_version="brain.Event:2"),
         Event(wall_time=begin, summary=text_pb("run", as_markdown(run.row))),
         Event(wall_time=begin, summary=hparams_pb(asked, trial_id=run.run_id, start_time_secs=begin)),
@@ -47,12 +48,12 @@ def events(run: Run, begin: float) -> list[Event]:
         event = Event(wall_time=run.time(step), step=step)
         for tag, value in scalars.items():
             event.summary.value.add(tag=tag, simple_value=value)
-        told.append(event)
-    return told
+        found.append(event)
+    return found
 
 
-def as_markdown(row: Row) -> str:
-    """A row of `runs` as a table of two columns, without nulls; text stands between backquotes, as it is."""
+def as_markdown(row: Mapping[str, object]) -> str:
+    """A row of `runs` as a Markdown table of two columns, without nulls; backquotes show the values literally."""
     lines = ["| column | value |", "|---|---|"]
     for name, value in row.items():
         if value is not None:
@@ -62,5 +63,5 @@ def as_markdown(row: Row) -> str:
 
 
 def opens(out: Path) -> str:
-    """The command that shows them."""
+    """The command that shows the runs."""
     return f"tensorboard --logdir {shlex.quote(str(out))}"

@@ -26,7 +26,7 @@ from normstudy.reproductions import tables, workers
 from normstudy.reproductions.entry import Job, Need, Reading, Reproduction, Sizes, Variant
 from normstudy.reproductions.registry import REPRODUCTIONS
 from normstudy.reproductions.verdicts import Finding
-from normstudy.study import parquet
+from normstudy.study import paths
 
 OUT = Path("results/reproductions")
 FORMATS = ("table", "markdown")
@@ -77,7 +77,7 @@ def reproduce(
     names = check_names(names)
     if processes is not None and processes < 1:
         raise ConfigError(f"--workers {processes} is below 1")
-    parquet.check_out(out)
+    paths.check_out(out)
     sizes = sizes or Sizes()
     needs = {name: REPRODUCTIONS[name].needs(sizes) for name in names}
     keys = {name: tables.definition(sizes, needs[name]) for name in names}

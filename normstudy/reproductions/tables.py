@@ -6,7 +6,6 @@ measurement, the sizes, models, depths and seeds. `results/README.md` describes 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,12 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from normstudy import config as cfg
-from normstudy.config import ConfigError
 from normstudy.reproductions.entry import MEASUREMENT, Need, Sizes, model_config
-from normstudy.study import files
+from normstudy.study import files, parquet
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -62,23 +59,12 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
     content = pa.table({f.name: pa.array(ordered[f.name], from_pandas=True).cast(f.type) for f in SCHEMA})
     made = {"python": platform.python_version(), "torch": version("torch"), "normstudy": version("normstudy")}
     content = content.replace_schema_metadata({KEY.decode(): key, **made})
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        content, sink, compression="zstd", use_dictionary=[n for n in SCHEMA.names if n != "value"],
-        column_encoding={"value": "BYTE_STREAM_SPLIT"}, write_page_checksum=True,
-    )  # fmt: skip
-    try:
-        path(out, name).parent.mkdir(parents=True, exist_ok=True)
-        files.place(out, f"tables/{name}.parquet", bytes(sink.getvalue()))
-    except OSError as error:
-        raise ConfigError(f"{path(out, name)} cannot be written: {error.strerror}. Give another --out") from None
-    with contextlib.suppress(OSError):  # not empty: another command has files in it
-        (out / "state").rmdir()
+    files.place_output(out, f"tables/{name}.parquet", parquet.encode_values(content))
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
-    """A table, sorted, its names as plain text; layer is a float, NaN for a value of the whole model."""
-    frame: pd.DataFrame = pq.ParquetFile(path(out, name)).read().to_pandas()
+    """A table, sorted, its names as plain text; layer is a float, NaN for what belongs to no layer."""
+    frame: pd.DataFrame = parquet.read(path(out, name)).to_pandas()
     for column in ("quantity", "variant", "placement"):
         frame[column] = frame[column].astype(object).astype(str)
     return frame
@@ -87,7 +73,7 @@ def read(out: Path, name: str) -> pd.DataFrame:
 def stored_definition(out: Path, name: str) -> str | None:
     """The definition of the stored table; None where there is no readable table."""
     try:
-        metadata = pq.ParquetFile(path(out, name)).schema_arrow.metadata or {}
+        metadata = parquet.open_file(path(out, name)).schema_arrow.metadata or {}
     except (OSError, pa.ArrowInvalid):
         return None
     key = metadata.get(KEY)

@@ -42,7 +42,7 @@ class Share:
         tasks: list[Task] = []
         with Stop((*SIGNALS, WARNING), patient=True) as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})  # __main__.py blocked it
-            with locks.hold(self.study_dir, self.command, shared=True, patience=PATIENCE_SECONDS) as held:
+            with locks.hold_study(self.study_dir, self.command, shared=True, patience=PATIENCE_SECONDS) as held:
                 tasks = self.left()
                 if tasks and stop.number is None:
                     self.train(tasks, held, stop)

@@ -1,23 +1,25 @@
-"""Where checkpoints lie and what their heads tell, without torch; checkpoint.py has the rest."""
+"""Where checkpoints lie, and how to read their heads without torch. `workers.checkpoint` reads and writes the rest."""
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 FOLDER = "state/checkpoints"
-SET_ASIDE = "state/set_aside"  # what could not be read, for whoever wants to know why
+SET_ASIDE = "state/set_aside"  # unusable checkpoints, kept for inspection
 FORMAT = b"normstudy checkpoint 1\n"
 CRC_BYTES = 9  # eight hexadecimal digits and a newline
-MOST_HEADER = 1 << 20  # bytes; a longer one is no header of a checkpoint
+BLOCK = 1 << 20  # bytes held in memory while the checksum is computed
+MAX_HEADER = 1 << 20  # bytes; a longer header is damaged
 
 
 class Head(NamedTuple):
-    """What the head of a checkpoint tells. step: the next of the run; written: when, in seconds since 1970.
+    """The head of a checkpoint. step: the run's next step; written: the file's time, in seconds since 1970.
 
-    seconds: that the run had taken.
+    seconds: the training time of the run until then.
     """
 
     step: int
@@ -25,22 +27,31 @@ class Head(NamedTuple):
     seconds: float
 
 
-def metadata(body: bytes) -> dict[str, str]:
-    """What is told beside the tensors, in the bytes of a safetensors file."""
-    told: dict[str, str] = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
-    return told
+def wrong_in(file: BinaryIO) -> str:
+    """What is wrong with the bytes of a checkpoint, as a phrase: `is damaged (wrong checksum)`; empty if nothing is."""
+    head, crc = file.read(len(FORMAT) + CRC_BYTES), 0
+    while block := file.read(BLOCK):
+        crc = zlib.crc32(block, crc)
+    if not head.startswith(FORMAT):
+        return "is damaged, or was written by another version of normstudy"
+    return "" if head[len(FORMAT) :] == f"{crc:08x}\n".encode() else "is damaged (wrong checksum)"
+
+
+def metadata_of(file: BinaryIO) -> dict[str, str]:
+    """The metadata of a checkpoint. The checksum is not verified: damage may raise any error of parsing."""
+    file.seek(len(FORMAT) + CRC_BYTES)
+    size = int.from_bytes(file.read(8), "little")
+    found: dict[str, str] = json.loads(file.read(min(MAX_HEADER, size)))["__metadata__"]
+    return found
 
 
 def head_of(study_dir: Path, run_id: str) -> Head | None:
-    """The head of a run's checkpoint, its checksum not looked at; None where there is none that can be read."""
+    """The head of a run's checkpoint, without verifying the checksum; None if it is missing or unreadable."""
     try:
         with open(study_dir / FOLDER / run_id, "rb") as file:
             if file.read(len(FORMAT)) != FORMAT:
                 return None
-            file.seek(CRC_BYTES, os.SEEK_CUR)
-            size = file.read(8)
-            told = metadata(size + file.read(min(MOST_HEADER, int.from_bytes(size, "little"))))
-            written = os.fstat(file.fileno()).st_mtime
-        return Head(int(told["step"]), written, float.fromhex(told["wall_time_s"]))
+            found, written = metadata_of(file), os.fstat(file.fileno()).st_mtime
+        return Head(int(found["step"]), written, float.fromhex(found["wall_time_s"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""Where the files of a study may lie: in its own folder below results_dir, and not among another study's own files."""
+"""Where files may lie: those of a study in its own folder below results_dir, other output outside of every study."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from normstudy.errors import ConfigError
 
-OWN_FOLDERS = ("tables", "state", "sweeps")  # whose content is the study's alone
+OWN_FOLDERS = ("tables", "state", "sweeps")  # only the study itself writes here
 
 
 def check_study(results_dir: str, study: str) -> None:
-    """Raise a ConfigError where the folder of a study would lie elsewhere than its name says.
+    """Raise a ConfigError if the study's folder is not where results_dir and the name say, or lies in another study.
 
     study: a name that config.check_study_name accepts.
     """
@@ -19,29 +19,35 @@ def check_study(results_dir: str, study: str) -> None:
         raise ConfigError(f"results_dir {results_dir!r} holds a control character: give a plain path")
     folder = Path(results_dir, study)
     if folder.is_symlink():
-        raise ConfigError(_told(folder) + ": give the folder itself, by its results_dir and study, or another study")
+        raise ConfigError(_link(folder) + ": give the folder itself, by its results_dir and study, or another study")
     check_own_folders(folder)
     check_outside_of_studies(folder, "another results_dir")
 
 
 def check_own_folders(study_dir: Path) -> None:
-    """Raise a ConfigError where what is written into a study would land elsewhere."""
+    """Raise a ConfigError if one of the study's own folders is a symbolic link to another place."""
     tables = study_dir / "tables"
     for folder in (*(study_dir / name for name in OWN_FOLDERS), *(tables.iterdir() if tables.is_dir() else ())):
         if folder.is_symlink():
-            raise ConfigError(_told(folder) + ", and a study's own files lie in its own folder: move them there")
+            raise ConfigError(_link(folder) + ", but a study's own files must lie in its own folder: move them there")
 
 
 def check_outside_of_studies(path: Path, other: str) -> None:
-    """Raise a ConfigError where a path lies among the files that a study is read from, or that it removes itself.
-
-    other: what to give instead.
-    """
-    place = Path(os.path.realpath(path))  # which no loop of links troubles
+    """Raise a ConfigError if a path lies in one of a study's own folders. other: what the user can give instead."""
+    place = Path(os.path.realpath(path))  # resolve() would fail on a loop of links
     for folder in (place, *place.parents):
         if folder.name in OWN_FOLDERS and (folder.parent / "tables" / "runs").is_dir():
-            raise ConfigError(f"{path} lies in {folder}, which holds the study's own files and no others: give {other}")
+            raise ConfigError(f"{path} lies in {folder}, which is reserved for the study's own files: give {other}")
 
 
-def _told(link: Path) -> str:
+def check_out(out: Path) -> None:
+    """Raise a ConfigError if the folder given as --out cannot be created or written."""
+    there = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--out {out}: {there} is a file, give a folder")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"--out {out}: {there} cannot be written, give another folder")
+
+
+def _link(link: Path) -> str:
     return f"{link} is a symbolic link to {os.readlink(link)}"

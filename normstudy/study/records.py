@@ -1,7 +1,7 @@
-"""Records of a study beside its tables: runs that crashed, and what was asked of each sweep.
+"""What a study records beside its tables: why runs crashed, and what each sweep requested.
 
-A run that crashed has the status `failed` and the traceback of its n-th try in state/logs/<run_id>-<n>.txt. Each sweep
-leaves its command line, overrides, versions and plan in sweeps/.
+A run that crashed has the status `failed`; the traceback of its n-th try is state/logs/<run_id>-<n>.txt. Each sweep
+writes its command line, overrides, versions and plan to sweeps/.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from normstudy.config import RunConfig
 from normstudy.study import files, parquet, schema, tables
@@ -24,7 +23,7 @@ LOGS = "state/logs"
 
 
 def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str) -> int:
-    """Give an unfinished run the status `failed` and keep what went wrong; returns how often it has been tried.
+    """Set the status of an unfinished run to `failed` and store `details`; returns the number of tries so far.
 
     Raises StorageError.
     """
@@ -41,7 +40,7 @@ def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str
 
 
 def tries_of(study_dir: Path) -> Counter[str]:
-    """run_id -> how often it has crashed."""
+    """run_id -> number of crashes."""
     return Counter(path.stem.rpartition("-")[0] for path in (study_dir / LOGS).glob("*.txt"))
 
 
@@ -55,9 +54,9 @@ def record_request(
     runs: Mapping[str, RunConfig],
     how: dict[str, str],
 ) -> None:
-    """Keep what was asked under sweeps/: one Parquet file, a row a planned run, the request in its metadata.
+    """Write a sweep's request to sweeps/: a Parquet file with one row per planned run and the request as metadata.
 
-    batches: the run ids of each; runs: all planned, finished ones too; how: execution settings.
+    batches: the run_ids of each batch; runs: all planned runs, finished or not; how: execution settings.
     """
     batch_of = {run_id: n for n, batch in enumerate(batches) for run_id in batch}
     overrides = request.get("overrides", [])
@@ -79,23 +78,21 @@ def record_request(
     stamp = tables.now().strftime("%Y%m%dT%H%M%S.%f")
     folder = study_dir / "sweeps"
     folder.mkdir(exist_ok=True)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    files.place(study_dir, f"sweeps/{stamp}.parquet", bytes(sink.getvalue()))
+    files.place(study_dir, f"sweeps/{stamp}.parquet", parquet.bytes_of(table))
 
 
 def git_commit() -> str | None:
-    """The commit of this package's checkout, with -dirty where it has changes; None outside a checkout."""
-    here = Path(__file__).parents[1] / "__init__.py"
+    """The commit of this package's checkout, with -dirty if a file of the package changed; None outside a checkout."""
+    package = Path(__file__).parents[1]
 
     def git(*words: str) -> str | None:
         try:
-            out = subprocess.run(["git", "-C", str(here.parent), *words], capture_output=True, text=True, check=False)
+            out = subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, check=False)
         except OSError:
             return None
         return out.stdout.strip() if out.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", here.name) is None:
-        return None  # installed: a checkout around site-packages is another project's
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None  # normstudy is installed, and a checkout around site-packages belongs to another project
     commit = git("rev-parse", "HEAD")
-    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", str(here.parent)) else commit
+    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", str(package)) else commit

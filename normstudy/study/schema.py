@@ -1,4 +1,4 @@
-"""The four tables of a study: their columns and types, the names of their files, and the steps a file holds."""
+"""The four tables of a study: their columns and types, the names of their files, and the steps in each file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normstudy.config import RunConfig
 
 SERIES = ("steps", "modules", "residual")
 TABLES = ("runs", *SERIES)
-Rows = Mapping[str, Mapping[str, Sequence[object]]]  # of a window: rows[table][column], run_id excepted
+Rows = Mapping[str, Mapping[str, Sequence[object]]]  # the rows of a window: rows[table][column], without run_id
 SCHEMA_FILE = "0-schema.parquet"
 COMPACTED_FILE = "1-compacted.parquet"
 SEALED = "SEALED"
@@ -22,75 +22,47 @@ MODULES = (
     "norm2_out", "norm1_inner", "norm2_inner", "qkv_norm", "scale", "own", "final_norm", "unembed",
 )  # fmt: skip
 
-# Columns of `runs` that two executions of the same run may differ in (DESIGN: outside the promise of equal bits).
+# Columns of `runs` that may differ between two executions of the same run; all other columns have the same bits.
 NOT_REPRODUCED = (
     "wall_time_s", "started_at", "finished_at", "git_commit", "data_path", "python", "torch", "cpu_capability",
     "blas", "device",
 )  # fmt: skip
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
+_TIME = pa.timestamp("us", tz="UTC")
 NAME_TYPE = pa.dictionary(pa.int32(), pa.string())
+FLOAT_TYPE = pa.float32()
 
 
 def _runs_schema() -> pa.Schema:
     asked = [(column, _ARROW[kind]) for column, kind in cfg.asked_types().items()]
     return pa.schema(
         [
-            ("run_id", pa.string()),
-            ("status", pa.string()),
-            *asked,
-            ("resolved_init", pa.string()),
-            ("resolved_d_ff", pa.int64()),
-            ("resolved_final_norm", pa.bool_()),
-            ("resolved_norm", pa.string()),
-            ("resolved_qk_norm", pa.string()),
-            ("resolved_embed_std", pa.float64()),
-            ("placement_sha256", pa.string()),
-            ("norm_sha256", pa.string()),
-            ("resolved_vocab_size", pa.int64()),
-            ("n_params", pa.int64()),
-            ("data_sha256", pa.string()),
-            ("bytes_per_token", pa.float64()),
-            ("ln_vocab", pa.float64()),
-            ("unigram_entropy", pa.float64()),
-            ("bigram_entropy", pa.float64()),
-            ("source_entropy", pa.float64()),
-            ("final_val_loss", pa.float64()),
-            ("final_train_loss", pa.float64()),
-            ("nonfinite_step", pa.int64()),
-            ("identity_version", pa.int64()),
-            ("numerics", pa.int64()),
-            ("wall_time_s", pa.float64()),
-            ("started_at", pa.timestamp("us", tz="UTC")),
-            ("finished_at", pa.timestamp("us", tz="UTC")),
-            ("git_commit", pa.string()),
-            ("python", pa.string()),
-            ("torch", pa.string()),
-            ("cpu_capability", pa.string()),
-            ("blas", pa.string()),
+            ("run_id", pa.string()), ("status", pa.string()), *asked,
+            ("resolved_init", pa.string()), ("resolved_d_ff", pa.int64()), ("resolved_final_norm", pa.bool_()),
+            ("resolved_norm", pa.string()), ("resolved_qk_norm", pa.string()), ("resolved_embed_std", pa.float64()),
+            ("placement_sha256", pa.string()), ("norm_sha256", pa.string()), ("resolved_vocab_size", pa.int64()),
+            ("n_params", pa.int64()), ("data_sha256", pa.string()), ("bytes_per_token", pa.float64()),
+            ("ln_vocab", pa.float64()), ("unigram_entropy", pa.float64()), ("bigram_entropy", pa.float64()),
+            ("source_entropy", pa.float64()), ("final_val_loss", pa.float64()), ("final_train_loss", pa.float64()),
+            ("nonfinite_step", pa.int64()), ("identity_version", pa.int64()), ("numerics", pa.int64()),
+            ("wall_time_s", pa.float64()), ("started_at", _TIME), ("finished_at", _TIME), ("git_commit", pa.string()),
+            ("python", pa.string()), ("torch", pa.string()), ("cpu_capability", pa.string()), ("blas", pa.string()),
             ("device", pa.string()),
         ]
-    )
+    )  # fmt: skip
 
 
-_F = pa.float32()
+def _series_schema(keys: Sequence[tuple[str, pa.DataType]], values: Sequence[str]) -> pa.Schema:
+    return pa.schema([("run_id", NAME_TYPE), ("step", pa.int32()), *keys, *((name, FLOAT_TYPE) for name in values)])
+
+
+_NORMS = ("grad_norm", "param_norm", "update_norm")
 SCHEMAS: dict[str, pa.Schema] = {
     "runs": _runs_schema(),
-    "steps": pa.schema(
-        [
-            ("run_id", NAME_TYPE), ("step", pa.int32()), ("train_loss", _F), ("val_loss", _F), ("lr", _F),
-            ("grad_norm", _F), ("param_norm", _F), ("update_norm", _F),
-        ]
-    ),
-    "modules": pa.schema(
-        [
-            ("run_id", NAME_TYPE), ("step", pa.int32()), ("layer", pa.int32()), ("module", NAME_TYPE),
-            ("grad_norm", _F), ("param_norm", _F), ("update_norm", _F),
-        ]
-    ),
-    "residual": pa.schema(
-        [("run_id", NAME_TYPE), ("step", pa.int32()), ("layer", pa.int32()), ("rms", _F), ("grad_norm", _F)]
-    ),
-}  # fmt: skip
+    "steps": _series_schema([], ("train_loss", "val_loss", "lr", *_NORMS)),
+    "modules": _series_schema([("layer", pa.int32()), ("module", NAME_TYPE)], _NORMS),
+    "residual": _series_schema([("layer", pa.int32())], ("rms", "grad_norm")),
+}
 SORT = {
     "runs": ["run_id"],
     "steps": ["run_id", "step"],
@@ -99,18 +71,23 @@ SORT = {
 }
 
 
+def plain_schema(table: str) -> pa.Schema:
+    """The schema of a table with plain text in place of dictionaries."""
+    return pa.schema([(f.name, pa.string() if f.type == NAME_TYPE else f.type) for f in SCHEMAS[table]])
+
+
 def window_size(n_steps: int) -> int:
-    """Steps in one window of a run of `n_steps`."""
+    """The number of steps in one window of a run of `n_steps` steps."""
     return max(200, math.ceil(n_steps / 10))
 
 
 def window_name(run_id: str, window: int) -> str:
-    """The name of a window's file."""
+    """The file name of a window."""
     return f"{run_id}-{window:03d}.parquet"
 
 
 def config_columns(config: RunConfig) -> dict[str, object]:
-    """The asked and resolved config columns of a `runs` row."""
+    """The config columns of a row of `runs`, asked and resolved."""
     resolved = cfg.resolve(config.model)
     return {
         **cfg.asked(config),
@@ -122,5 +99,6 @@ def config_columns(config: RunConfig) -> dict[str, object]:
 
 
 def run_of(table: str, file_name: str) -> str:
+    """The run_id in the name of a run's own file."""
     stem = file_name.removesuffix(".parquet")
     return stem if table == "runs" else stem.rpartition("-")[0]

@@ -1,4 +1,4 @@
-"""What a sealed study says to runs that it does not hold."""
+"""The error for runs that a sealed study does not hold."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import pandas as pd
 from normstudy.config import Resolved, RunConfig
 from normstudy.study import schema, tables
 
-Row = TypeVar("Row", pd.DataFrame, dict[str, object])
+Columns = TypeVar("Columns", pd.DataFrame, dict[str, object])
 
-# Columns that say nothing of their own where another of the same row differs already.
+# Columns whose difference is not reported if the column that implies them differs too.
 IMPLIED_BY = {"data_seed": "seed", "data_sha256": "data"}
 
 
 def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[str, str]) -> str:
-    """The line that says what of these runs is not in the study, and the study name to use instead.
+    """The line that says how these runs differ from those of the study, and proposes a name for a new study.
 
-    texts: run_id -> sha256 of its text.
+    texts: run_id -> sha256 of the run's text.
     """
     held = _as_resolved(tables.read(study_dir, "runs"))
-    found: dict[str, list[object]] = {}  # column -> the strangers' values that no near run of the study has
+    found: dict[str, list[object]] = {}  # column -> values of the strangers that the study lacks
     for run_id, config in strangers.items():
         row = _as_resolved({**schema.config_columns(config), "data_sha256": texts[run_id]})
         for key in _differences(held, row):
@@ -34,20 +34,20 @@ def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[
     parts, name = [], study_dir.name
     for key, values in found.items():
         if key == "data_sha256":
-            parts.append("the text is another (its sha256 differs: another version of Python, or of the file)")
+            parts.append("the text differs (another sha256: the file or the version of Python has changed)")
             name += "-text"
         else:
             theirs = sorted(held[key].dropna().unique().tolist())
             parts.append(f"{key} {_list(values)} (the study holds {_list(theirs) or 'null'})")
             name += f"-{key}{_plain(values[0])}" if len(values) == 1 else f"-{key}"
-    what = "; ".join(parts) or "it was trained by another version of the numerics"
+    what = "; ".join(parts) or "the study was trained by another version of the numerics"
     count = f"{len(strangers)} of the requested runs are" if len(strangers) > 1 else "the requested run is"
     safe = "".join(c if c.isalnum() or c in "_.=+-" else "_" for c in name)[:80]
-    return f"{study_dir} is sealed and {count} not in it: {what}. Train it as a study of its own: study={safe}"
+    return f"{study_dir} is sealed and {count} not in it: {what}. Train in a new study: study={safe}"
 
 
-def _as_resolved(row: Row) -> Row:
-    """The asked columns, those with a resolved value having it: auto differs in nothing from what it stands for."""
+def _as_resolved(row: Columns) -> Columns:
+    """The asked columns with resolved values, so that `auto` does not differ from the value that it stands for."""
     out = row.copy()
     for field in dataclasses.fields(Resolved):
         out[field.name] = row[f"resolved_{field.name}"]
@@ -56,7 +56,7 @@ def _as_resolved(row: Row) -> Row:
 
 
 def _differences(held: pd.DataFrame, row: Mapping[str, object]) -> list[str]:
-    """The columns in which a run differs from the nearest run of the study."""
+    """The columns in which a run differs from the most similar run of the study."""
     keys = [k for k in row if k not in ("study", "data_path") and k in held]
     same = pd.DataFrame({k: held[k].isna() if row[k] is None else held[k] == row[k] for k in keys})
     nearest = same.iloc[int(same.sum(axis=1).to_numpy().argmax())]

@@ -1,4 +1,4 @@
-"""Replace the tables folder of a study: two renames. The next command completes an interrupted replacement."""
+"""Replace the tables folder of a study by two renames. The next command completes an interrupted replacement."""
 
 from __future__ import annotations
 
@@ -6,38 +6,36 @@ import os
 import shutil
 from pathlib import Path
 
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 from normstudy.study import files, schema
 
 SWAPPING = "{0} was left in the middle of a compaction: run normstudy compact {0}"
+NEW_TABLES = "state/tables.new"  # written by a compaction before the swap
+OLD_TABLES = "state/tables.old"  # the old tables during the swap
 
 
 def check_not_swapping(study_dir: Path) -> None:
-    """Raise a ConfigError where tables are away: a compaction is at its swap, or was killed there."""
+    """Raise a ConfigError if tables/ is missing because a compaction is swapping it, or was killed while doing so."""
     if (study_dir / OLD_TABLES).exists() and not (study_dir / "tables").exists():
         raise ConfigError(SWAPPING.format(study_dir))
 
 
-NEW_TABLES = "state/tables.new"  # what a compaction writes, before it is swapped in
-OLD_TABLES = "state/tables.old"  # where a compaction moves the old tables during the swap
-
-
 def swap_interrupted(study_dir: Path) -> bool:
-    """Whether a compaction was killed after the old tables were moved away and before the new ones came."""
+    """Whether a compaction was killed between its two renames: the old tables moved away, the new ones not in place."""
     old, new, now = (study_dir / name for name in (OLD_TABLES, NEW_TABLES, "tables"))
     return old.is_dir() and (new.is_dir() or not now.exists())
 
 
 def swap(study_dir: Path) -> None:
-    """Put the new tables in the place of the old ones. Needs the lock."""
+    """Replace the tables by the new ones. The caller must hold the study's lock."""
     os.rename(study_dir / "tables", study_dir / OLD_TABLES)
     finish_swap(study_dir)
 
 
 def finish_swap(study_dir: Path) -> None:
-    """Bring tables back where a swap was interrupted, and remove what a compaction left. Needs the lock.
+    """Complete an interrupted swap, and remove what a compaction left. The caller must hold the study's lock.
 
-    Raises ConfigError where something was written into tables since: then nothing is touched.
+    Raises ConfigError if files were written into tables/ since the interruption; then nothing is changed.
     """
     old, new, now = (study_dir / name for name in (OLD_TABLES, NEW_TABLES, "tables"))
     if swap_interrupted(study_dir):
@@ -46,7 +44,7 @@ def finish_swap(study_dir: Path) -> None:
                 f"{old} holds the tables of an interrupted compaction, and {now} has files of its own: "
                 "move one of the two away"
             )
-        shutil.rmtree(now, ignore_errors=True)  # no more than the rowless files of a study that looked empty
+        shutil.rmtree(now, ignore_errors=True)  # at most the empty schema files of a study that looked new
         os.rename(new if new.is_dir() else old, now)
         files.fsync(study_dir)
     for leftover in (new, old):

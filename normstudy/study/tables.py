@@ -1,13 +1,13 @@
-"""The Parquet tables of a study: their schemas, and the only code that writes or reads them.
+"""Write and read the four tables of a study.
 
-    results/<study>/tables/runs/<run_id>.parquet                        one row a run
+    results/<study>/tables/runs/<run_id>.parquet                        one row per run
     results/<study>/tables/{steps,modules,residual}/<run_id>-<window>.parquet
-    results/<study>/state/                                              files being written, logs, the lock
+    results/<study>/state/                                              partial files, logs, locks, checkpoints
 
-A window is a fixed range of steps, part of the format. Its file is written whole in state/ and moved in once;
-one that exists is left. So a table folder holds finished files only, and no series file is ever changed.
-Every folder holds `0-schema.parquet`, which has no rows, so that readers see the columns from the first moment.
-`results/README.md` says what each column means.
+A window is a fixed range of steps and part of the format. Its file is written in state/, moved to its table once, and
+never changed; an existing file is not written again. So a table's folder holds complete files only. It also holds
+`0-schema.parquet` without rows, so that any reader sees the columns before the first run. `results/README.md`
+documents every column.
 """
 
 from __future__ import annotations
@@ -20,46 +20,34 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from normstudy.config import ConfigError
 from normstudy.study import files
-from normstudy.study.parquet import encode, read_file, read_row
-from normstudy.study.schema import (
-    COMPACTED_FILE,
-    NAME_TYPE,
-    SCHEMA_FILE,
-    SCHEMAS,
-    SERIES,
-    SORT,
-    TABLES,
-    Rows,
-    run_of,
-    window_name,
-)
+from normstudy.study.parquet import encode, join, open_file, read_file, read_row
+from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES, SORT, TABLES, Rows, run_of, window_name
 from normstudy.study.swap import check_not_swapping
 
-FILES_AT_ONCE = 64  # of a table, read by one thread: a study that has just been swept has thousands
+FILES_AT_ONCE = 64  # files of a table that one thread reads and joins; a study that is not compacted has thousands
 
 
 # ---- writing ------------------------------------------------------------------------------------------
 
 
 def prepare(study_dir: Path) -> None:
-    """Make the folders of a study and the zero-row file of each table.
+    """Create the folders of a study and the schema file of each table.
 
-    Raises ConfigError for a study of another schema, as its files and new ones could not be read together, and where
-    one of these files is damaged.
+    Raises ConfigError for a study of another schema, because readers could not join its files with new ones, and for a
+    damaged schema file.
     """
     for table in TABLES:
         folder = study_dir / "tables" / table
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / SCHEMA_FILE).exists():
             with files.reading(folder / SCHEMA_FILE, study_dir):
-                there = pq.ParquetFile(folder / SCHEMA_FILE).schema_arrow.names
+                there = open_file(folder / SCHEMA_FILE).schema_arrow.names
             if there != SCHEMAS[table].names:
                 raise ConfigError(
-                    f"{study_dir} was written by another version of normstudy ({table} has {len(there)} columns, now "
+                    f"{study_dir} was written by another version of normstudy ({table} has {len(there)} columns, not "
                     f"{len(SCHEMAS[table].names)}): run normstudy compact {study_dir} first, or give another study"
                 )
         else:
@@ -67,15 +55,10 @@ def prepare(study_dir: Path) -> None:
             files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, empty))
 
 
-def write_window(study_dir: Path, run_id: str, window: int, rows: Rows) -> None:
-    """Write one window of a run's series. An existing file is left."""
-    write_windows(study_dir, [(run_id, window, rows)])
-
-
 def write_windows(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> None:
-    """Write windows of several runs' series, (run_id, window, rows) each. An existing file is left.
+    """Write windows of several runs' series, except for files that exist. windows: (run_id, window, rows).
 
-    Raises StorageError where the disk does not take them.
+    Raises StorageError.
     """
     with files.storing(study_dir):
         files.place_all(study_dir, _window_files(study_dir, windows))
@@ -95,15 +78,10 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
             yield relative, encode(table, content)
 
 
-def write_run(study_dir: Path, row: Mapping[str, object]) -> None:
-    """Write the `runs` row of one run; missing columns are null. A `done` row is never taken back."""
-    write_runs(study_dir, [row])
-
-
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write the `runs` rows of several runs; missing columns are null. A `done` row is never taken back.
+    """Write the `runs` rows of several runs; missing columns are null. Only a `done` row may replace a `done` row.
 
-    Raises StorageError where the disk does not take them.
+    Raises StorageError.
     """
     kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
     schema = SCHEMAS["runs"]
@@ -117,23 +95,24 @@ def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def is_done(study_dir: Path, run_id: str) -> bool:
-    """Whether a run of its own file is finished."""
+    """Whether the row in a run's own file has the status `done`."""
     row = read_row(study_dir, run_id)
     return row is not None and row["status"] == "done"
 
 
 def remove_windows(study_dir: Path, run_id: str) -> None:
-    """Remove every window of a run, which is to start from zero in other bits."""
+    """Remove every window of a run that restarts from step 0 and will record other bits."""
     with files.storing(study_dir):
         for table in SERIES:
             for path in (study_dir / "tables" / table).glob(f"{run_id}-*.parquet"):
                 if run_of(table, path.name) == run_id:
                     path.unlink(missing_ok=True)
-            files.fsync(study_dir / "tables" / table)  # before any row says that what is there was computed here
+            # Durable before a row of `runs` claims that the windows come from this process.
+            files.fsync(study_dir / "tables" / table)
 
 
 def now() -> datetime.datetime:
-    """The time now, in UTC."""
+    """The current time in UTC."""
     return datetime.datetime.now(datetime.UTC)
 
 
@@ -141,7 +120,7 @@ def now() -> datetime.datetime:
 
 
 def check_is_study(study_dir: Path) -> None:
-    """Raise a ConfigError unless the folder is one of a study."""
+    """Raise a ConfigError unless the folder is a study."""
     check_not_swapping(study_dir)
     if not (study_dir / "tables" / "runs").is_dir():
         what = "is not a study: it has no tables/runs" if study_dir.is_dir() else "does not exist"
@@ -157,17 +136,17 @@ def read(
     *,
     text: bool = True,
 ) -> pd.DataFrame:
-    """One table of a study, sorted, as a DataFrame; `run_id` and `module` as plain text.
+    """One table of a study, sorted, as a DataFrame.
 
-    columns: only these; run_ids: only the rows of these runs; module: of `modules`, only the rows of this one.
-    text=False leaves the names of a series as categories, in the alphabet's order: a million rows then cost no
-    million texts. Raises ConfigError for a folder that is no study, and for a damaged file.
+    columns, run_ids, module: read only these. text: return `run_id` and `module` as text; False returns categories in
+    alphabetical order, which need far less memory. Raises ConfigError for a folder that is not a study, and for a
+    damaged file.
     """
     check_is_study(Path(study_dir))
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
     schema = pa.schema([f for f in SCHEMAS[table] if f.name in wanted])
     frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), schema, run_ids, module).to_pandas()
-    names = [f.name for f in SCHEMAS[table] if f.type == NAME_TYPE and f.name in frame]
+    names = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
     for name in names:
         frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
     frame = frame.sort_values(SORT[table], kind="stable", ignore_index=True)
@@ -177,7 +156,7 @@ def read(
 
 
 def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module: str | None) -> pa.Table:
-    """The rows of a table's folder as `read` chooses them, in no order; one dictionary a column of names."""
+    """The rows that `read` chooses from a table's folder, in any order, with one dictionary per column of names."""
     table = folder.name
     names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet"))
     chosen = None if run_ids is None else sorted(run_ids)
@@ -192,19 +171,18 @@ def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module
         parts = [part for path in bundle for part in read_file(path, schema, chosen, module)]
         if bundle is large or not parts:
             return parts
-        # One array a column: of each file's own, a row of `runs` takes a hundred times its bytes.
-        with files.reading(folder, folder.parents[1]):  # a name's place beyond its dictionary, say
-            return [pa.concat_tables(parts).unify_dictionaries().combine_chunks()]
+        with files.reading(folder, folder.parents[1]):  # joining finds damage such as an index beyond its dictionary
+            return [join(parts)]
 
     with ThreadPoolExecutor(min(len(bundles), len(os.sched_getaffinity(0)))) as threads:
         parts = [part for bundle in threads.map(read_all, bundles) for part in bundle]
     with files.reading(folder, folder.parents[1]):
-        # No file yet: another command is about to place the first, the one without rows.
+        # Without any file, another command is just about to write the schema file.
         return pa.concat_tables(parts or [schema.empty_table()]).unify_dictionaries()
 
 
 def finished_ids(study_dir: Path) -> dict[str, str]:
-    """run_id -> status of every run of a study (empty where there is none yet)."""
+    """run_id -> status of every run of a study; empty before the first run."""
     check_not_swapping(study_dir)
     if not (study_dir / "tables" / "runs").is_dir():
         return {}

@@ -9,7 +9,6 @@ from pathlib import Path
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
 from normstudy.study import locks
-from normstudy.study.holder import holder_of
 from normstudy.upkeep import status
 
 POLL_SECONDS = 1.0
@@ -23,7 +22,7 @@ def cancel(study_dir: Path) -> str:
     """
     array = arrays.read(study_dir)
     if array is None:
-        holder = holder_of(study_dir)
+        holder = locks.holder_of(study_dir)
         if holder is not None and holder.verified:
             raise ConfigError(f"{study_dir} has no jobs; it is held by {holder.text}: end that by Ctrl-C or kill -TERM")
         raise ConfigError(f"{study_dir} has no jobs to cancel: see normstudy status {study_dir}")
@@ -42,7 +41,8 @@ def cancel(study_dir: Path) -> str:
     except ask.Unavailable as why:
         raise ConfigError(f"{array} of {study_dir} cannot be cancelled from here: {why}") from None
     if not counts.alive:
-        with contextlib.suppress(ConfigError), locks.hold(study_dir, f"normstudy cancel {study_dir}", patience=5.0):
+        command = f"normstudy cancel {study_dir}"
+        with contextlib.suppress(ConfigError), locks.hold_study(study_dir, command, patience=5.0):
             arrays.remove(study_dir, array)
     seen = status.look(study_dir)
     gone = "is cancelled" if not counts.alive else f"is being cancelled ({counts})"

@@ -27,7 +27,7 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
     """
     study_dir = planned.study_dir
     over = None if shared else arrays.refuse_while_alive(study_dir)
-    with locks.hold(study_dir, command_of(request), shared=shared) as held, Stop() as stop:
+    with locks.hold_study(study_dir, command_of(request), shared=shared) as held, Stop() as stop:
         if not shared:
             arrays.remove(study_dir, over)
             files.remove_parts(study_dir)
@@ -83,7 +83,7 @@ def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: i
     if errors or planned.given_up:
         raise RunsFailed(_failures_line(planned, errors, statuses))
     submitted = (planned.study_dir / arrays.RECORD).exists()  # its jobs may still start
-    if set(statuses.values()) == {"done"} and not submitted and held is not None and locks.alone(held):
+    if set(statuses.values()) == {"done"} and not submitted and held is not None and locks.make_exclusive(held):
         # Errors are ignored: a command that starts now may already hold a lock file in the folder.
         shutil.rmtree(planned.study_dir / "state", ignore_errors=True)
 

@@ -32,7 +32,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
     over = arrays.refuse_while_alive(study_dir)
     if planned.batches:
         submit.check(planned.execution)
-    with locks.hold(study_dir, command), Stop() as stop:
+    with locks.hold_study(study_dir, command), Stop() as stop:
         arrays.remove(study_dir, over)
         files.remove_parts(study_dir)
         since, tasks = tables.now(), begin(planned, request)
@@ -51,7 +51,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
     with contextlib.ExitStack() as stack:
         held = None
         with contextlib.suppress(ConfigError):  # another command uses the study: the next sweep removes the record
-            held = stack.enter_context(locks.hold(study_dir, command, patience=PATIENCE_SECONDS))
+            held = stack.enter_context(locks.hold_study(study_dir, command, patience=PATIENCE_SECONDS))
             statuses = tables.finished_ids(study_dir)  # another command may have started a run in the meantime
             arrays.remove(study_dir, array)
         errors, lost = errors_of(study_dir, tasks, statuses)

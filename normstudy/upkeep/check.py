@@ -1,7 +1,7 @@
-"""`normstudy check`: whether every file of a study is whole, and what to do where one is not.
+"""`normstudy check`: verify every file of a study, and say what to do about each damaged or missing file.
 
-Nothing is changed and no lock is taken, so a sweep may be writing meanwhile. That is why `runs` is read before the
-series: the windows of a run are there before its row says that it is done.
+The check changes nothing and takes no lock, so a sweep may be writing at the same time. It therefore reads `runs`
+before the series: a sweep writes all windows of a run before the row with status `done`.
 """
 
 from __future__ import annotations
@@ -17,39 +17,36 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from normstudy.study import parquet, schema, swap
-from normstudy.study import tables as store
+from normstudy.study import parquet, schema, swap, tables
 from normstudy.study.files import damage
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES
 from normstudy.upkeep import check_rows, check_state
-from normstudy.upkeep.check_rows import Rows, Run
-from normstudy.upkeep.check_state import counted
+from normstudy.upkeep.check_rows import Expected, Keys, counted
 
 RUN_ID = r".+-[0-9a-f]{10}"
 FILES = {table: re.compile(rf"{RUN_ID}{'' if table == 'runs' else '-[0-9]{3,}'}\.parquet") for table in schema.TABLES}
 
 
 @dataclass(frozen=True)
-class Report:
-    """What is printed, and whether nothing is wrong."""
+class CheckResult:
+    """The text to print, and whether the study is sound."""
 
     text: str
     sound: bool
 
 
 class Wrong(Exception):
-    """What is wrong with a file, as in `is damaged (...)`."""
+    """What is wrong with a file, as a phrase that follows its name: `is damaged (...)`."""
 
 
 @dataclass
 class Found:
-    """What a look at a study has found so far.
+    """The findings of a check so far.
 
-    names: every run; compacted: those in the compacted tables; rows, windows: those with files of their own in `runs`
-    and in the series. lines: findings about files; of_runs: run_id -> what is wrong with it; others: (table, columns
-    unknown here) of each file of another schema; damaged: tables whose compacted file cannot be read.
+    names: all run_ids; compacted: the run_ids in the compacted tables; rows, windows: the run_ids with their own files
+    in `runs` and in the series. lines: findings about files; of_runs: run_id -> findings about the run; others: (table,
+    unknown columns) for each file of another schema; damaged: tables whose compacted file cannot be read.
     """
 
     study: Path
@@ -64,61 +61,63 @@ class Found:
     damaged: set[str] = field(default_factory=set)
 
     def wrong(self, run_id: str, *whats: str) -> None:
-        """Add what is wrong with a run; empty for nothing."""
+        """Add findings about a run; an empty string is no finding."""
         if found := [what for what in whats if what]:
             self.of_runs.setdefault(run_id, []).extend(found)
 
     def unknown(self, table: str) -> bool:
-        """Whether a file of a table has columns that this version does not know: its rows are not counted then."""
+        """Whether a file of the table has columns unknown to this version, so that its rows cannot be counted."""
         return any(name == table and columns for name, columns in self.others)
 
     @property
     def restore(self) -> str:
         """What to do about a file that holds many runs."""
-        return f"restore it from a copy, or move {self.study} away and give its sweep again"
+        return f"restore it from a copy, or move {self.study} away and rerun its sweep"
 
     def remedy(self, run_id: str) -> str:
-        """What to do about a run: away with its own files, if it has any."""
-        tables, name = shlex.quote(str(self.study / "tables")), shlex.quote(run_id)
-        files = [f"{tables}/runs/{name}.parquet"] if run_id in self.rows else []
-        files += [f"{tables}/*/{name}-[0-9]*.parquet"] if run_id in self.windows else []
+        """What to do about a run: remove its own files; if it has none, restore the compacted ones."""
+        folder, name = shlex.quote(str(self.study / "tables")), shlex.quote(run_id)
+        files = [f"{folder}/runs/{name}.parquet"] if run_id in self.rows else []
+        files += [f"{folder}/*/{name}-[0-9]*.parquet"] if run_id in self.windows else []
         if not files:
             return self.restore
-        again = "" if run_id in self.compacted else " and the same sweep trains it again"
+        again = "" if run_id in self.compacted else ", then rerun its sweep to train the run again"
         return f"rm {' '.join(files)}{again}"
 
     def findings(self) -> list[str]:
-        """All that is wrong, a line each."""
+        """All findings, one line each."""
         out = list(self.lines)
         for (table, unknown), n in sorted(Counter(self.others).items()):
-            do = f"update normstudy, which does not know {unknown}" if unknown else f"normstudy compact {self.study}"
-            out.append(f"tables/{table}: {counted(n, 'file')} of another version of normstudy: {do}")
+            compact = f"run normstudy compact {self.study}"
+            do = f"update normstudy; this version does not know {unknown}" if unknown else compact
+            out.append(f"tables/{table}: {counted(n, 'file')} written by another version of normstudy: {do}")
         for run_id, (what, *more) in sorted(self.of_runs.items()):
             out.append(f"{run_id}: {what}{f' (and {len(more)} more)' if more else ''}: {self.remedy(run_id)}")
         return out
 
 
-def check_study(study: Path) -> Report:
-    """Verify every file of a study. Raises ConfigError for a folder that is no study."""
+def check_study(study: Path) -> CheckResult:
+    """Verify every file of a study. Raises ConfigError for a folder that is not a study."""
     while True:
         if swap.swap_interrupted(study):
-            return Report(f"{study}: 1 finding\n{swap.SWAPPING.format(study)}", False)
-        store.check_is_study(study)
+            return CheckResult(f"{study}: 1 finding\n{swap.SWAPPING.format(study)}", False)
+        tables.check_is_study(study)
         before = _inode(study / "tables")
-        report = _look(study)
-        if _inode(study / "tables") == before:  # else a compaction put others in their place: look at those
-            return report
+        result = _check(study)
+        if _inode(study / "tables") == before:  # else a compaction has replaced the tables: check the new ones
+            return result
 
 
 def _inode(path: Path) -> int | None:
     return path.stat().st_ino if path.exists() else None
 
 
-def _look(study: Path) -> Report:
+def _check(study: Path) -> CheckResult:
     found = Found(study)
     for path in sorted((study / "tables").iterdir()):
         if path.name not in schema.TABLES:
-            found.lines.append(f"tables/{path.name}: is no table, and a compaction would remove it: move it away")
+            what = "is not a table, and normstudy compact would delete it"
+            found.lines.append(f"tables/{path.name}: {what}: move it away")
     runs = _check_runs(found, _files(found, "runs"))
     files = {table: _files(found, table) for table in SERIES}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
@@ -131,91 +130,87 @@ def _look(study: Path) -> Report:
     findings = found.findings()
     verdict = counted(len(findings), "finding") if findings else "sound"
     head = f"{study}: {counted(len(found.names), 'run')}, {counted(found.n_files, 'file')}, {verdict}"
-    notes = check_state.told(study, Counter(run.status for run in runs.values()))
-    return Report("\n".join([head, *findings, *(f"note: {note}" for note in notes)]), not findings)
+    notes = check_state.notes(study, Counter(run.status for run in runs.values()))
+    return CheckResult("\n".join([head, *findings, *(f"note: {note}" for note in notes)]), not findings)
 
 
 # ---- files --------------------------------------------------------------------------------------------
 
 
 def _files(found: Found, table: str) -> list[str]:
-    """The names of a table's files in order, the one without rows apart, which is looked at here."""
+    """Check the names of a table's files and its schema file; returns the names of the other files, sorted."""
     folder, names = found.study / "tables" / table, []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_dir() or not (path.name in (SCHEMA_FILE, COMPACTED_FILE) or FILES[table].fullmatch(path.name)):
-            what = "is no file of this table, and other readers fail on it"
+            what = "does not belong to this table, and other readers fail on it"
             found.lines.append(f"tables/{table}/{path.name}: {what}: move it away")
         else:
             names.append(path.name)
     found.n_files += len(names)
-    do = f"the next sweep makes it, and so does normstudy compact {found.study}"
+    do = f"rerun the sweep or run normstudy compact {found.study}"
     if SCHEMA_FILE not in names:
-        if names or found.names:  # else a sweep has just begun, and is about to make it
+        if names or found.names:  # else a sweep has just started, and is about to write the file
             found.lines.append(f"tables/{table}/{SCHEMA_FILE}: is missing: {do}")
         return names
     try:
         if n := sum(part.num_rows for part in _parts(found, table, SCHEMA_FILE)):
-            raise Wrong(f"has {counted(n, 'row')}, not 0")
+            raise Wrong(f"has {counted(n, 'row')} instead of 0")
     except Wrong as why:
-        found.lines.append(f"tables/{table}/{SCHEMA_FILE}: {why}: rm {shlex.quote(str(folder / SCHEMA_FILE))}, {do}")
+        remove = f"rm {shlex.quote(str(folder / SCHEMA_FILE))}"
+        found.lines.append(f"tables/{table}/{SCHEMA_FILE}: {why}: {remove}, then {do}")
     return [name for name in names if name != SCHEMA_FILE]
 
 
 def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
-    """The row groups of a file in the schema of this version, checksums verified. Raises Wrong.
+    """The row groups of a file in the schema of this version, with verified checksums. Raises Wrong.
 
-    Nothing of a file that went meanwhile, or that has columns unknown to this version.
+    Yields nothing for a file that was removed meanwhile, or that has columns unknown to this version.
     """
     path = found.study / "tables" / table / name
     try:
         with open(path, "rb") as f:
             if f.read(4) != b"PAR1":
-                raise Wrong("is damaged (it does not begin as Parquet)")
-            f.seek(0)
-            # A window is small, and one read of it faster than one for each column.
-            source = path if name == COMPACTED_FILE else pa.BufferReader(f.read())
-        file = pq.ParquetFile(source, page_checksum_verification=True)
-        names = file.schema_arrow.names
-        same = file.schema_arrow.equals(SCHEMAS[table])
-        if not same:
-            if other := [t for t in schema.TABLES if t != table and names == SCHEMAS[t].names]:
-                raise Wrong(f"is a file of {other[0]}")
-            unknown = sorted(set(names) - set(SCHEMAS[table].names))
+                raise Wrong("is damaged (the first four bytes are not PAR1)")
+        file = parquet.open_table(path)
+        if not file.schema_arrow.equals(SCHEMAS[table]):
+            columns = file.schema_arrow.names
+            if other := [t for t in schema.TABLES if t != table and columns == SCHEMAS[t].names]:
+                raise Wrong(f"is a file of the table {other[0]}")
+            unknown = sorted(set(columns) - set(SCHEMAS[table].names))
             found.others.append((table, ", ".join(unknown)))
             if unknown:
                 return
-        for i in range(file.num_row_groups):
-            part = file.read_row_group(i, use_threads=False)
-            part.validate(full=True)  # a name's place beyond its dictionary, say
-            yield part if same else parquet.conform(table, part)
+        for part in parquet.row_groups(file):
+            part.validate(full=True)  # finds damage that checksums miss, such as an index beyond its dictionary
+            yield parquet.conform(table, part)
     except FileNotFoundError:
         return
-    except (Wrong, PermissionError):  # the latter says nothing of the file
+    except (Wrong, PermissionError):  # a PermissionError says nothing about the file's content
         raise
-    except Exception as error:  # damaged bytes raise whatever they lead to
+    except Exception as error:  # damaged bytes may cause any error
         raise Wrong(f"is damaged ({damage(error)})") from None
 
 
 # ---- runs ---------------------------------------------------------------------------------------------
 
 
-def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Run]:
-    """run_id -> run, of every run whose row can be relied on."""
-    runs: dict[str, Run] = {}
+def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Expected]:
+    """run_id -> what its series must hold, for every run whose row is sound."""
+    runs: dict[str, Expected] = {}
     for name in names:
         if name == COMPACTED_FILE:
             _check_compacted_runs(found, runs)
             continue
         run_id = name.removesuffix(".parquet")
         if run_id in found.names:
-            found.wrong(run_id, f"it has a row in {COMPACTED_FILE} and one of its own")
+            found.wrong(run_id, f"runs has its row in {COMPACTED_FILE} and also in a file of its own")
         found.names.add(run_id)
         found.rows.add(run_id)
         try:
             rows = [row for part in _parts(found, "runs", name) for row in part.to_pylist()]
             held = [str(row["run_id"]) for row in rows]
             if held != [run_id] and not found.unknown("runs"):
-                raise Wrong(f"holds the row of {', '.join(held) or 'no run'}")
+                raise Wrong(f"holds the row of {', '.join(held)}" if held else "holds no row")
             _add_runs(found, runs, rows)
         except Wrong as why:
             found.wrong(run_id, f"tables/runs/{name} {why}")
@@ -224,12 +219,12 @@ def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Run]:
     return runs
 
 
-def _check_compacted_runs(found: Found, runs: dict[str, Run]) -> None:
+def _check_compacted_runs(found: Found, runs: dict[str, Expected]) -> None:
     try:
         for part in _parts(found, "runs", COMPACTED_FILE):
             rows = part.to_pylist()
             for run_id in (str(row["run_id"]) for row in rows):
-                found.wrong(run_id, "it has two rows in runs" if run_id in found.names else "")
+                found.wrong(run_id, "runs has two rows of this run" if run_id in found.names else "")
                 found.names.add(run_id)
                 found.compacted.add(run_id)
             _add_runs(found, runs, rows)
@@ -238,9 +233,9 @@ def _check_compacted_runs(found: Found, runs: dict[str, Run]) -> None:
         found.lines.append(f"tables/runs/{COMPACTED_FILE}: {why}: {found.restore}")
 
 
-def _add_runs(found: Found, runs: dict[str, Run], rows: Sequence[Mapping[str, object]]) -> None:
+def _add_runs(found: Found, runs: dict[str, Expected], rows: Sequence[Mapping[str, object]]) -> None:
     for row in rows:
-        run = check_rows.run_of(row)
+        run = check_rows.expected_of(row)
         what = check_rows.wrong_in_row(row)
         found.wrong(run.name, what)
         if not what:
@@ -251,7 +246,7 @@ def _add_runs(found: Found, runs: dict[str, Run], rows: Sequence[Mapping[str, ob
 
 
 def _check_series(
-    found: Found, table: str, names: Sequence[str], runs: Mapping[str, Run], threads: ThreadPoolExecutor
+    found: Found, table: str, names: Sequence[str], runs: Mapping[str, Expected], threads: ThreadPoolExecutor
 ) -> None:
     windows: dict[str, list[str]] = {}
     for name in names:
@@ -262,11 +257,11 @@ def _check_series(
     for run_id, of_run in sorted(windows.items()):
         n = counted(len(of_run), "window")
         if run_id in compacted:
-            found.wrong(run_id, f"tables/{table} has it in {COMPACTED_FILE} and in {n} of its own")
+            found.wrong(run_id, f"tables/{table} has its rows in {COMPACTED_FILE} and also in {n} of its own")
         elif run_id in found.names or run_id in found.of_runs or "runs" in found.damaged:
             continue
-        elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():  # else it has begun just now
-            found.wrong(run_id, f"tables/{table} has {n} of it, and runs no row")
+        elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():  # else the run has just started
+            found.wrong(run_id, f"tables/{table} has {n} of this run, but runs has no row")
     unread = found.compacted if table in found.damaged else set()
     left = [run for run in runs.values() if run.name not in compacted | unread]
     whats = threads.map(lambda run: _wrong_in_windows(found, table, run, windows.get(run.name, [])), left)
@@ -274,31 +269,31 @@ def _check_series(
         found.wrong(run.name, *what)
 
 
-def _check_compacted(found: Found, table: str, runs: Mapping[str, Run]) -> set[str]:
-    """Check the compacted file of a series table; returns the runs that it holds."""
+def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> set[str]:
+    """Check the compacted file of a series; returns its run_ids."""
     held: set[str] = set()
     where = f"tables/{table}/{COMPACTED_FILE}"
     try:
         for run_id, rows in check_rows.runs_of(_parts(found, table, COMPACTED_FILE)):
             if run_id in held:
-                raise Wrong(f"has the rows of {run_id} in two places")
+                raise Wrong(f"has the rows of {run_id} in two separate places")
             held.add(run_id)
             if run_id in runs:
                 steps, at_each, twice = check_rows.count(rows)
                 if twice:
-                    found.wrong(run_id, f"{where} has {counted(twice, 'row')} of it twice")
+                    found.wrong(run_id, f"{where} has {counted(twice, 'duplicate row')} of this run")
                 elif runs[run_id].status == "done":
                     found.wrong(run_id, check_rows.lacking(table, runs[run_id], steps, at_each))
             elif run_id not in found.names and "runs" not in found.damaged:
-                found.wrong(run_id, f"{where} has rows of it, and runs no row")
+                found.wrong(run_id, f"{where} has rows of this run, but runs has no row")
     except Wrong as why:
         found.damaged.add(table)
         found.lines.append(f"{where}: {why}: {found.restore}")
     return held
 
 
-def _wrong_in_windows(found: Found, table: str, run: Run, names: Sequence[str]) -> list[str]:
-    """What is wrong with the windows of a run in one table."""
+def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[str]) -> list[str]:
+    """The findings about a run's windows in one table."""
     whats: list[str] = []
     steps, at_each = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for name in names:
@@ -306,7 +301,7 @@ def _wrong_in_windows(found: Found, table: str, run: Run, names: Sequence[str]) 
             for run_id, rows in check_rows.runs_of(_parts(found, table, name)):
                 of_window = check_rows.count(_of_window(run, name, run_id, rows))
                 if of_window.twice:
-                    raise Wrong(f"has {counted(of_window.twice, 'row')} twice")
+                    raise Wrong(f"has {counted(of_window.twice, 'duplicate row')}")
                 steps.append(of_window.steps.ravel())
                 at_each.append(of_window.rows.ravel())
         except Wrong as why:
@@ -316,13 +311,13 @@ def _wrong_in_windows(found: Found, table: str, run: Run, names: Sequence[str]) 
     return [check_rows.lacking(table, run, np.concatenate(steps), np.concatenate(at_each))]
 
 
-def _of_window(run: Run, name: str, run_id: str, rows: Rows) -> Rows:
-    """The rows, if they belong into a window's file; else raises Wrong."""
+def _of_window(run: Expected, name: str, run_id: str, rows: Keys) -> Keys:
+    """Return the rows if they belong to the window of the file; otherwise raise Wrong."""
     if run_id != run.name:
         raise Wrong(f"holds rows of {run_id}")
     size = schema.window_size(run.n_steps)
     low = int(name.removesuffix(".parquet").rpartition("-")[2]) * size
     first, last = rows.step.min(), rows.step.max()
     if first < low or last >= low + size:
-        raise Wrong(f"holds steps {first} to {last}, not of {low} to {low + size - 1}")
+        raise Wrong(f"holds steps {first} to {last}, but its window is {low} to {low + size - 1}")
     return rows

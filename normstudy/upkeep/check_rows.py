@@ -1,4 +1,4 @@
-"""What `normstudy check` asks of rows: those of `runs` by themselves, those of a series by the run's own row."""
+"""The rules of `normstudy check` for rows: a row of `runs` by itself, the rows of a series given the run's row."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 STATUSES = ("running", "done", "failed")
 
 
-class Run(NamedTuple):
-    """What a row of `runs` says of its series. nonfinite_step: where it ended, None where at its last step."""
+class Expected(NamedTuple):
+    """What a row of `runs` says about the run's series. nonfinite_step: the step at which a diverged run ended."""
 
     name: str
     status: str
@@ -30,8 +30,8 @@ class Run(NamedTuple):
     nonfinite_step: int | None
 
 
-class Rows(NamedTuple):
-    """The keys of rows of one run; layer -1 for null, module as a code, both 0 where the table has none."""
+class Keys(NamedTuple):
+    """The keys of one run's rows. layer: -1 for null; module: a number; both are 0 in a table without that column."""
 
     step: Ints
     layer: Ints
@@ -39,41 +39,46 @@ class Rows(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """Rows by step: steps in order, the rows at each, and how many are there twice."""
+    """The sorted steps, the number of rows at each step, and the number of duplicate rows."""
 
     steps: Ints
     rows: Ints
     twice: int
 
 
+def counted(n: int, word: str) -> str:
+    """`1 run`, `1,000 runs`."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
 # ---- runs ---------------------------------------------------------------------------------------------
 
 
-def run_of(row: Mapping[str, object]) -> Run:
-    """The run of a row of `runs`."""
+def expected_of(row: Mapping[str, object]) -> Expected:
+    """What a row of `runs` says about the run's series."""
     keys = ("run_id", "status", "n_steps", "n_layers", "probe_dense_steps", "probe_every", "nonfinite_step")
-    return Run(*(row[key] for key in keys))  # type: ignore[arg-type]
+    return Expected(*(row[key] for key in keys))  # type: ignore[arg-type]
 
 
 def wrong_in_row(row: Mapping[str, object]) -> str:
-    """What is wrong with a row of `runs`, empty for nothing."""
+    """What is wrong with a row of `runs`; empty if nothing is."""
     if row["status"] not in STATUSES:
-        return f"its status {row['status']} is none of {', '.join(STATUSES)}"
+        return f"its status {row['status']} is not one of {', '.join(STATUSES)}"
     if row["identity_version"] != cfg.IDENTITY_VERSION:
-        return f"its identity_version {row['identity_version']} is not {cfg.IDENTITY_VERSION}, the one known here"
+        return f"its identity_version is {row['identity_version']}, but this version knows only {cfg.IDENTITY_VERSION}"
     digest = digest_of(row)
-    has_text = row["data_sha256"] is not None or row["status"] == "done"  # a run may fail before it has read it
+    has_text = row["data_sha256"] is not None or row["status"] == "done"  # a run may fail before it reads its text
     if has_text and digest != str(row["run_id"]).rpartition("-")[2]:
-        return f"its row has other values than its run_id stands for, which would end in {digest}"
+        return f"the values in its row do not match its run_id, which would have to end in {digest}"
     loss = row["final_val_loss"]
     must_end = row["status"] == "done" and row["nonfinite_step"] is None
     if must_end and not (isinstance(loss, float) and math.isfinite(loss)):
-        return f"it is done with final_val_loss {'null' if loss is None else loss} and nonfinite_step null"
+        return f"its status is done, but final_val_loss is {'null' if loss is None else loss}, nonfinite_step is null"
     return ""
 
 
 def digest_of(row: Mapping[str, object]) -> str:
-    """The hexadecimal digits that end the run_id of a row of `runs`, as `config.run_id` computes them."""
+    """The hexadecimal digits at the end of the run_id, computed from a row of `runs` as `config.run_id` does."""
     values = {c: row[c] for c in (*cfg.asked_types(), "placement_sha256", "norm_sha256")}
     values |= {f.name: row[f"resolved_{f.name}"] for f in dataclasses.fields(cfg.Resolved)}
     return cfg.digest(cfg.identity_of(values, {c: row[c] for c in ("identity_version", "numerics", "data_sha256")}))
@@ -82,37 +87,38 @@ def digest_of(row: Mapping[str, object]) -> str:
 # ---- series -------------------------------------------------------------------------------------------
 
 
-def steps_of(table: str, run: Run) -> Ints:
-    """The steps at which a finished run has rows in a series table (`probes.is_probed`, without torch)."""
+def steps_of(table: str, run: Expected) -> Ints:
+    """The steps at which a finished run must have rows: the rule of `probes.is_probed`, without importing torch."""
     last = run.n_steps - 1 if run.nonfinite_step is None else min(run.nonfinite_step, run.n_steps - 1)
     t = np.arange(last + 1)
     return t if table == "steps" else t[(t < run.dense_steps) | (t % run.every == 0) | (t == run.n_steps - 1)]
 
 
-def lacking(table: str, run: Run, steps: Ints, rows: Ints) -> str:
-    """What the rows of a finished run lack, or have too many of, empty for nothing. rows: at each of its steps."""
+def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
+    """Which rows of a finished run are missing or too many; empty if none. rows: the number of rows at each step."""
     wanted = steps_of(table, run)
     missing, strange = np.setdiff1d(wanted, steps), np.setdiff1d(steps, wanted)
     if len(missing):
-        return f"it is done, and tables/{table} lacks {len(missing)} of its {len(wanted)} steps, from {missing[0]} on"
+        lacks = f"lacks {len(missing)} of its {len(wanted)} steps (first: step {missing[0]})"
+        return f"its status is done, but tables/{table} {lacks}"
     if len(strange):
-        return f"tables/{table} has steps that it should not have: {len(strange)}, from {strange[0]} on"
+        return f"tables/{table} has {counted(len(strange), 'step')} too many (first: step {strange[0]})"
     at_each = {"steps": 1, "residual": run.n_layers + 1}.get(table, int(rows.max(initial=0)))
     uneven = np.flatnonzero(rows != at_each)
     return f"tables/{table} has {rows[uneven[0]]} of {at_each} rows at step {steps[uneven[0]]}" if len(uneven) else ""
 
 
-def count(rows: Rows) -> Counted:
-    """Count the rows, at least one, of one run."""
+def count(rows: Keys) -> Counted:
+    """Count the rows of one run; there must be at least one."""
     keys = (rows.step * (rows.layer.max() + 2) + rows.layer + 1) * (rows.module.max() + 1) + rows.module
     steps, at_each = np.unique(rows.step, return_counts=True)
     return Counted(steps, at_each, len(keys) - len(np.unique(keys)))
 
 
-def runs_of(parts: Iterable[pa.Table]) -> Iterator[tuple[str, Rows]]:
-    """(run_id, rows) of each run of a series table sorted by run, given in parts, of which memory holds one."""
-    codes: dict[str, int] = {}  # of modules: each part may have a dictionary of its own
-    name, held = "", list[Rows]()
+def runs_of(parts: Iterable[pa.Table]) -> Iterator[tuple[str, Keys]]:
+    """(run_id, keys) of each run of a series. parts: row groups sorted by run; one is held in memory at a time."""
+    codes: dict[str, int] = {}  # module -> number, as each part may have its own dictionary
+    name, held = "", list[Keys]()
     for part in parts:
         run_ids, run = _names(part, "run_id")
         module = np.zeros(len(run), np.int64)
@@ -122,29 +128,29 @@ def runs_of(parts: Iterable[pa.Table]) -> Iterator[tuple[str, Rows]]:
         step, layer = _numbers(part, "step"), _numbers(part, "layer")
         for low, high in itertools.pairwise([0, *(np.flatnonzero(np.diff(run)) + 1), len(run)]):
             if low == high:
-                continue  # a part without rows
+                continue  # the part has no rows
             if held and run_ids[run[low]] != name:
                 yield name, _joined(held)
                 held = []
             name = run_ids[run[low]]
-            held.append(Rows(step[low:high], layer[low:high], module[low:high]))
+            held.append(Keys(step[low:high], layer[low:high], module[low:high]))
     if held:
         yield name, _joined(held)
 
 
-def _joined(held: list[Rows]) -> Rows:
-    return held[0] if len(held) == 1 else Rows(*(np.concatenate(columns) for columns in zip(*held, strict=True)))
+def _joined(held: list[Keys]) -> Keys:
+    return held[0] if len(held) == 1 else Keys(*(np.concatenate(columns) for columns in zip(*held, strict=True)))
 
 
 def _numbers(part: pa.Table, column: str) -> Ints:
-    """A column of integers, -1 for null; 0 everywhere where the table has none of that name."""
+    """A column of integers with -1 for null; all 0 if the table has no such column."""
     if column not in part.schema.names:
         return np.zeros(part.num_rows, np.int64)
     return np.asarray(part[column].fill_null(-1).to_numpy(), np.int64)
 
 
 def _names(part: pa.Table, column: str) -> tuple[list[str], Ints]:
-    """The names in a column, the last for null, and each row's place among them."""
+    """The names in a column followed by one for null, and the index of each row's name."""
     values = part[column].unify_dictionaries()
     names = values.chunk(0).dictionary.to_pylist() if values.num_chunks else []
     places = [chunk.indices.fill_null(len(names)).to_numpy() for chunk in values.chunks]

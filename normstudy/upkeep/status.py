@@ -17,14 +17,13 @@ from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from normstudy.analysis.outcomes import RUN_COLUMNS, outcome_counts, outcomes
 from normstudy.config import ConfigError
 from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
-from normstudy.study import records, schema, swap, tables
-from normstudy.study.holder import Holder, holder_of
+from normstudy.study import parquet, records, schema, swap, tables
+from normstudy.study.locks import Holder, holder_of
 from normstudy.upkeep.positions import Group, RunRow, groups_of, heads_of, rows_of
 from normstudy.workers import heartbeat
 
@@ -247,7 +246,7 @@ class Looker:
         for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
             if name in self._read or (began := began_of(name)) is None:
                 continue
-            table = pq.ParquetFile(folder / name).read()
+            table = parquet.read(folder / name)
             ids = table["run_id"].to_pylist()
             lengths = table["n_steps"].to_pylist() if "n_steps" in table.column_names else [None] * len(ids)
             for run_id, n_steps in zip(ids, lengths, strict=True):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import zlib
 from collections.abc import Mapping
@@ -22,13 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save
 
 from normstudy.config import NUMERICS
-from normstudy.study import files
-from normstudy.study.checkpoints import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata
+from normstudy.study import files, parquet
+from normstudy.study.checkpoints import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata_of, wrong_in
 from normstudy.study.schema import SCHEMAS, SERIES
 from normstudy.training.batch import ResumePoint
 from normstudy.training.layout import Layout
@@ -128,12 +128,10 @@ def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
 
 def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
     """The checkpoint in the bytes of a file. Raises Refused if the bytes are damaged, or if the metadata differ."""
-    if not data.startswith(FORMAT):
-        raise Refused("its checkpoint is damaged, or of another version of normstudy")
-    crc, body = data[len(FORMAT) : len(FORMAT) + CRC_BYTES], data[len(FORMAT) + CRC_BYTES :]
-    if crc != f"{zlib.crc32(body):08x}\n".encode():
-        raise Refused("its checkpoint is damaged")
-    told = metadata(body)
+    file = io.BytesIO(data)
+    if what := wrong_in(file):
+        raise Refused(f"its checkpoint {what}")
+    told, body = metadata_of(file), data[len(FORMAT) + CRC_BYTES :]
     for key, value in stamped.items():
         if told.get(key) != value:
             raise Refused(f"its checkpoint is of {key} {told.get(key)}, here it is {value}")
@@ -147,10 +145,8 @@ def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
 def _rows_to_bytes(table: str, rows: Mapping[str, object]) -> bytes:
     schema = pa.schema([f for f in SCHEMAS[table] if f.name != "run_id"])
     content = pa.table([pa.array(rows[f.name], f.type) for f in schema], schema=schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(content, sink, compression="zstd")
-    return bytes(sink.getvalue())
+    return parquet.bytes_of(content, compression="zstd")
 
 
 def _bytes_to_rows(data: bytes) -> dict[str, list[object]]:
-    return {str(name): values for name, values in pq.ParquetFile(pa.BufferReader(data)).read().to_pydict().items()}
+    return {str(name): values for name, values in parquet.read(data).to_pydict().items()}

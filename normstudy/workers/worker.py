@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 
 from normstudy.errors import ConfigError, StorageError
 from normstudy.processes import leave
-from normstudy.study import records, run_locks
+from normstudy.study import locks, records
 from normstudy.workers.signals import SIGNALS
 from normstudy.workers.task import Message, Task
 
@@ -90,7 +90,7 @@ def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """
     left, is_reported = task.run_ids, False
     while left:
-        with run_locks.held(task.study_dir, left) as mine:
+        with locks.hold_runs(task.study_dir, left) as mine:
             if mine:
                 yield from train_halving(task.only(mine), stopping)
         left = [run_id for run_id in left if run_id not in mine]

@@ -62,7 +62,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / "astray" / "tables").symlink_to("../held/tables")
     for link, target in {"linked": "held", "dangling": "nowhere", "loop": "loop"}.items():
         (root / link).symlink_to(target)
-    with locks.hold(root / "held", "normstudy sweep experiment=depth"):
+    with locks.hold_study(root / "held", "normstudy sweep experiment=depth"):
         yield root
 
 

@@ -47,12 +47,12 @@ def test_a_run_is_what_the_store_writes_of_the_same_rows(study: Path, tmp_path: 
     for name in (names.iloc[0], names.iloc[-1]):
         row = parquet.read_row(study, name)
         assert row is not None
-        store.write_run(tmp_path, row)
+        store.write_runs(tmp_path, [row])
         for window in range(3):
             parts = {t: study / "tables" / t / f"{name}-{window:03d}.parquet" for t in schema.SERIES}
             rows = {t: pq.ParquetFile(path).read().drop_columns(["run_id"]).to_pydict() for t, path in parts.items()}
             assert set(rows["steps"]["step"]) <= set(range(window * 200, window * 200 + 200))
-            store.write_window(tmp_path, name, window, rows)
+            store.write_windows(tmp_path, [(name, window, rows)])
     written, found = files(tmp_path), files(study)
     assert len(written) == len(schema.TABLES) + 2 * (1 + 3 * len(schema.SERIES))
     assert {path: found[path] for path in written} == written

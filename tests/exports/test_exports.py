@@ -1,4 +1,4 @@
-"""What `normstudy export` writes, opened by the readers that it is for, against the tables of the study."""
+"""What `normstudy export` writes, opened by the tools it is for, equals the tables of the study."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ODD = Path("my studies", "a=1 [b] *? s3:")
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six runs: of each status, one that diverged, one with text like a formula; some compacted, some not."""
+    """Six runs of every status, one of them diverged, one with text like a formula; two are compacted."""
     root = tmp_path_factory.mktemp("exports")
     folder = root / ODD
 
@@ -136,7 +136,7 @@ def test_a_file_that_a_compaction_takes_away_meanwhile_is_told_of(study: Path, t
     rows = by_run(copy, "steps", names)
     next(rows)
     compact_study(copy)
-    with pytest.raises(ConfigError, match="went away while it was read: give the same command again"):
+    with pytest.raises(ConfigError, match="was moved while it was read: rerun the same command"):
         list(rows)
 
 
@@ -161,7 +161,7 @@ def test_csv_gives_pandas_the_same_frame(study: Path, csv_files: Path, table: st
         cells = frame[name].astype(object).mask(frame[name] == "", None)
         if pd.api.types.is_bool_dtype(kind):
             cells = cells == "true"
-        elif pd.api.types.is_float_dtype(kind):  # not by the reader, which may round otherwise
+        elif pd.api.types.is_float_dtype(kind):  # by float(), as pandas' reader may round differently
             cells = pd.Series([math.nan if cell is None else float(cell) for cell in cells])
         frame[name] = cells.astype(kind)
     pd.testing.assert_frame_equal(frame, expected, check_exact=True)
@@ -232,7 +232,7 @@ def test_duckdb_has_the_four_tables_with_the_types_of_parquet(study: Path, tmp_p
 
 
 def scalars_of(study: Path, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    """tag -> (step, value) as the export promises them, from the tables."""
+    """tag -> [(step, value)] that the export must have, computed from the tables."""
     found: dict[str, list[tuple[int, float]]] = {}
     kinds = {"steps": "", "modules": "", "residual": "residual_"}
     for table, prefix in kinds.items():
@@ -298,7 +298,7 @@ def test_the_time_of_a_step_lies_between_start_and_end(study: Path, event_folder
         assert runs["started_at"][run_id] == START
         seconds = [e.wall_time - START.timestamp() for e in events]
         n = len(events)
-        each = 2 / n if status == "done" else 1.0  # a run without an end: a second a step
+        each = 2 / n if status == "done" else 1.0  # a run without an end has one second per step
         assert seconds == pytest.approx([each * (step + 1) for step in range(n)], abs=1e-6)
 
 
@@ -316,7 +316,7 @@ def test_a_run_that_failed_before_its_first_step_has_its_row(study: Path, tmp_pa
     name = config.run_id(config_, SHA256)
     end = START + datetime.timedelta(days=1)
     row = {"run_id": name, "status": "failed", "finished_at": end, **schema.config_columns(config_)}
-    tables.write_run(copy, row)
+    tables.write_runs(copy, [row])
     export(copy, "tensorboard", tmp_path / "out", seed="8")
     found = accumulated(tmp_path / "out" / name)
     assert found.Tags()["scalars"] == []
@@ -327,11 +327,11 @@ def test_a_run_that_failed_before_its_first_step_has_its_row(study: Path, tmp_pa
 
 
 class Server:
-    """As much of a W&B server as `wandb sync` asks for, on this machine alone; keeps what it is sent."""
+    """The part of a W&B server that `wandb sync` needs, on this machine; keeps everything that it receives."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []  # variables of each request that makes or changes a run
-        self.sent: list[dict[str, Any]] = []  # of its stream of files
+        self.asked: list[dict[str, Any]] = []  # variables of each request that creates or changes a run
+        self.sent: list[dict[str, Any]] = []  # requests to the file stream
         self.n_requests = 0
         outer = self
 
@@ -380,7 +380,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def offline(study: Path, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The offline runs, made while the user's variables ask for an online run at a server that listens."""
+    """The offline runs, written while the user's variables ask for an online run and a server listens."""
     pytest.importorskip("wandb", reason="pip install wandb")
     out = tmp_path_factory.mktemp("wandb") / "my runs"
     with pytest.MonkeyPatch.context() as patch:
@@ -396,9 +396,9 @@ def offline(study: Path, server: Server, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def synced(offline: Path, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """What `wandb sync` sends of them."""
+    """The server after `wandb sync` has sent the offline runs."""
     home = tmp_path_factory.mktemp("home")
-    copy = shutil.copytree(offline, home / "copy")  # it marks what it has sent
+    copy = shutil.copytree(offline, home / "copy")  # wandb marks what it has sent
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     env |= {f"WANDB_{kind}_DIR": str(home) for kind in ("CACHE", "CONFIG", "DATA")} | {"HOME": str(home)}
     env |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0123456789" * 4, "WANDB_ERROR_REPORTING": "false"}
@@ -449,7 +449,7 @@ def test_the_offline_runs_name_nothing_of_this_machine(study: Path, offline: Pat
     assert [p.name for p in offline.iterdir()] == ["wandb"]
     assert all(p.name.startswith("offline-run-") for p in (offline / "wandb").iterdir())
     private = [socket.gethostname(), str(Path.home()), str(offline), str(study), sys.executable, os.getcwd()]
-    private = [text for text in private if len(text) > 3]  # a host called vm is in other words
+    private = [text for text in private if len(text) > 3]  # a short name such as vm is part of other words
     private += [f'"{getpass.getuser()}"', FORMULA, PRIVATE]
     assert {one["host"] for one in synced.asked} - {None} == {"normstudy"}
     said = [*files.values(), *(json.dumps(one).encode() for one in (*synced.asked, *synced.sent))]
@@ -479,7 +479,7 @@ def test_where_chooses_runs_as_plot_does(study: Path, tmp_path: Path) -> None:
 
 def test_a_study_that_is_still_without_a_run_is_told_of(tmp_path: Path) -> None:
     tables.prepare(tmp_path / "new")
-    with pytest.raises(ConfigError, match="has no run to export: start its sweep"):
+    with pytest.raises(ConfigError, match="has no runs to export: start its sweep"):
         export(tmp_path / "new", "csv", tmp_path / "out")
     with pytest.raises(ConfigError, match="exists: give another --out"):  # before anything is read
         export(tmp_path / "new", "csv", tmp_path)
@@ -516,7 +516,7 @@ def test_nothing_is_written_among_the_files_of_a_study(study: Path, tmp_path: Pa
     (copy / "link").symlink_to("tables")
     before = contents(copy)
     for source in (study, copy):
-        with pytest.raises(ConfigError, match=r"holds the study's own files and no others: give another --out$"):
+        with pytest.raises(ConfigError, match=r"is reserved for the study's own files: give another --out$"):
             export(source, "csv", copy / place)
     assert contents(copy) == before
 
@@ -551,14 +551,16 @@ def test_a_disk_that_does_not_take_it_leaves_nothing(study: Path, tmp_path: Path
             export(study, to, tmp_path / "new" / "folders" / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert str(told.value).startswith(f"{tmp_path}/new/folders/out cannot be written: File too large. Nothing of it is")
-    assert str(told.value).endswith("left; raise ulimit -f, or give another --out")
+    assert str(told.value).startswith(f"{tmp_path}/new/folders/out cannot be written: File too large. No partial")
+    assert str(told.value).endswith("result is left; raise ulimit -f, or give another --out")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_place_where_no_folder_can_be_made_is_told_of(study: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match=r"/file/sub/out cannot be written: Not a directory\. Nothing of it is left"):
+    with pytest.raises(
+        ConfigError, match=r"/file/sub/out cannot be written: Not a directory\. No partial result is left"
+    ):
         export(study, "csv", tmp_path / "file" / "sub" / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -22,7 +22,7 @@ WORDS = [
     *SWEEP, f"seed=range(0,{SEEDS})", "schedule.n_steps=250", "execution.workers=2", "execution.runs_per_batch=1",
     "execution.checkpoint_seconds=0.05",
 ]  # fmt: skip
-LINE = "What was finished is intact; {} and give the same command again"
+LINE = "Everything written so far is intact; {} and rerun the same command"
 
 pytestmark = pytest.mark.faults
 
@@ -111,7 +111,9 @@ def test_a_crash_that_cannot_be_written_down_stops_the_sweep_in_order(tmp_path: 
     (tmp_path / "now").touch()
     _, err = running.communicate(timeout=60)
     assert running.returncode == 2, err
-    assert err.splitlines()[-1] == (f"error: results/long cannot be written: File exists. {LINE.format('mend that')}")
+    assert err.splitlines()[-1] == (
+        f"error: results/long cannot be written: File exists. {LINE.format('remove the cause')}"
+    )
     assert "Traceback" not in err
     (checkpoint,) = (study / checkpoints.FOLDER).iterdir()
     assert checkpoint.name.startswith("pre-")

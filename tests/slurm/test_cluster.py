@@ -143,7 +143,7 @@ def test_a_job_waits_for_the_lock_of_whoever_submits_it(tmp_path: Path) -> None:
     task = task_of([tiny(tmp_path)])
     list(workers.train_halving(task, never))
     share = Share(task.study_dir, [task], 1, 3, "a test", {})
-    with locks.hold(task.study_dir, "a sweep"):
+    with locks.hold_study(task.study_dir, "a sweep"):
         job = threading.Thread(target=share)  # all is through: it takes the lock and says so
         job.start()
         job.join(1.5)  # longer than a single run waits
@@ -178,7 +178,7 @@ def test_a_job_that_an_older_version_submitted_ends_with_one_line(
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     task = task_of([tiny(tmp_path)])
     tables.prepare(task.study_dir)
-    with locks.hold(task.study_dir, "a sweep"):
+    with locks.hold_study(task.study_dir, "a sweep"):
         submit.submit(task.study_dir, [task], on_slurm(tiny(tmp_path)).execution, "a sweep", SINCE)
     (script,) = (task.study_dir / arrays.FOLDER).glob("17_submission.sh")
     before = {path: path.read_bytes() for path in task.study_dir.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Files that are written in groups: the same bytes as one by one, and none moved before all are durable."""
+"""Files written in a group have the same bytes as files written singly; none is moved before all are durable."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ RUNS = 5
 
 
 def files_of(study_dir: Path) -> dict[str, bytes]:
-    """Every file of the tables."""
+    """relative path -> bytes of every file of the tables."""
     tables = study_dir / "tables"
     return {str(p.relative_to(tables)): p.read_bytes() for p in sorted(tables.rglob("*.parquet"))}
 
 
 def rows_of(config: RunConfig) -> list[dict[str, object]]:
-    """Rows that differ in every kind of column, one of them in a null."""
+    """Rows that differ in columns of every type; one row has a null."""
     return [
         {
             **schema.config_columns(config), "run_id": f"run{i}", "status": "done" if i % 2 else "running", "seed": i,
@@ -43,8 +43,8 @@ def test_a_group_gives_the_bytes_of_one_by_one(tmp_path: Path) -> None:
     for study_dir in (one, group):
         store.prepare(study_dir)
     for i, row in enumerate(rows):
-        store.write_window(one, f"run{i}", 0, series)
-        store.write_run(one, row)
+        store.write_windows(one, [(f"run{i}", 0, series)])
+        store.write_runs(one, [row])
     store.write_windows(group, [(f"run{i}", 0, series) for i in range(RUNS)])
     store.write_runs(group, rows)
     assert len(files_of(one)) == 4 + 4 * RUNS
@@ -56,8 +56,8 @@ def test_a_group_leaves_windows_and_rows_that_are_there(tmp_path: Path) -> None:
     config = handmade_config(tmp_path)
     series = handmade_rows(config)[0]
     store.prepare(tmp_path)
-    store.write_window(tmp_path, "run1", 0, series)
-    store.write_run(tmp_path, {**schema.config_columns(config), "run_id": "run1", "status": "done"})
+    store.write_windows(tmp_path, [("run1", 0, series)])
+    store.write_runs(tmp_path, [{**schema.config_columns(config), "run_id": "run1", "status": "done"}])
     before = {p: p.stat().st_ino for p in (tmp_path / "tables").rglob("run1*")}
     store.write_windows(tmp_path, [("run0", 0, series), ("run1", 0, series)])
     store.write_runs(tmp_path, [row | {"status": "running"} for row in rows_of(config)])
@@ -90,7 +90,7 @@ def test_nothing_is_moved_before_all_is_written(tmp_path: Path) -> None:
 def test_every_file_is_durable_before_any_is_moved_and_its_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real calls, in the order in which they happen: the promise of DESIGN's Store section."""
+    """Record the real calls of fsync and replace, in order."""
     store.prepare(tmp_path)
     calls: list[tuple[str, int]] = []
     fsync, replace = os.fsync, os.replace

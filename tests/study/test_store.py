@@ -1,4 +1,4 @@
-"""The store: frozen schemas, files written once, and three readers that agree on a folder of mixed files."""
+"""The tables have frozen schemas, are written once, and read the same by pandas, polars and DuckDB."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ RUNS_TYPES = {
 
 
 def three(study: Path, table: str) -> list[pd.DataFrame]:
-    """A table by pandas, polars and duckdb, each in one call, brought to one form: run_id as text, sorted."""
+    """A table read by pandas, polars and DuckDB, each in one call, in the form of plain_form."""
     folder = study / "tables" / table
     frames = [
         pd.read_parquet(folder),
@@ -116,7 +116,7 @@ def test_preparing_twice_changes_nothing(tmp_path: Path) -> None:
 
 
 def shifted(rows: Rows) -> Rows:
-    """The same rows with other losses."""
+    """Rows with other losses."""
     steps = rows["steps"] | {"train_loss": [9.0 for _ in rows["steps"]["train_loss"]]}
     return rows | {"steps": steps}
 
@@ -125,18 +125,18 @@ def test_a_window_that_exists_is_left(tmp_path: Path) -> None:
     tables.prepare(tmp_path)
     config = handmade_config(tmp_path)
     rows, _, _ = handmade_rows(config)
-    tables.write_window(tmp_path, "a", 0, rows)
+    tables.write_windows(tmp_path, [("a", 0, rows)])
     before = {p: (p.read_bytes(), p.stat().st_ino) for p in tmp_path.rglob("a-*.parquet")}
     assert len(before) == 3
-    tables.write_window(tmp_path, "a", 0, shifted(rows))
+    tables.write_windows(tmp_path, [("a", 0, shifted(rows))])
     assert {p: (p.read_bytes(), p.stat().st_ino) for p in tmp_path.rglob("a-*.parquet")} == before
 
 
 def test_the_name_of_a_window_that_exists_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever moved it in may have ended between that and the fsync of the folder."""
+    """The process that moved the file may have died before its fsync of the folder."""
     tables.prepare(tmp_path)
     rows, _, _ = handmade_rows(handmade_config(tmp_path))
-    tables.write_window(tmp_path, "a", 0, rows)
+    tables.write_windows(tmp_path, [("a", 0, rows)])
     synced: list[Path] = []
     fsync = files.fsync
 
@@ -145,17 +145,17 @@ def test_the_name_of_a_window_that_exists_is_made_durable(tmp_path: Path, monkey
         fsync(path)
 
     monkeypatch.setattr(files, "fsync", kept)
-    tables.write_window(tmp_path, "a", 0, rows)
+    tables.write_windows(tmp_path, [("a", 0, rows)])
     assert sorted(synced) == sorted(tmp_path / "tables" / table for table in schema.SERIES)
 
 
 def test_a_window_that_was_written_in_part_is_completed(tmp_path: Path) -> None:
     tables.prepare(tmp_path)
     rows, _, _ = handmade_rows(handmade_config(tmp_path))
-    tables.write_window(tmp_path, "a", 0, rows)
+    tables.write_windows(tmp_path, [("a", 0, rows)])
     whole = {p: p.read_bytes() for p in tmp_path.rglob("a-*.parquet")}
     (tmp_path / "tables" / "residual" / "a-000.parquet").unlink()
-    tables.write_window(tmp_path, "a", 0, rows)
+    tables.write_windows(tmp_path, [("a", 0, rows)])
     assert {p: p.read_bytes() for p in tmp_path.rglob("a-*.parquet")} == whole
 
 
@@ -163,7 +163,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     files = []
     for place in ("one", "two"):
         tables.prepare(tmp_path / place)
-        tables.write_window(tmp_path / place, "a", 0, handmade_rows(handmade_config(tmp_path))[0])
+        tables.write_windows(tmp_path / place, [("a", 0, handmade_rows(handmade_config(tmp_path))[0])])
         files.append({p.relative_to(tmp_path / place): p.read_bytes() for p in (tmp_path / place).rglob("*.parquet")})
     assert files[0] == files[1]
 
@@ -172,7 +172,7 @@ def test_done_never_goes_back(tmp_path: Path) -> None:
     config = handmade_config(tmp_path)
     name = write_handmade_run(tmp_path, config)
     for status in ("running", "failed"):
-        tables.write_run(tmp_path, {"run_id": name, "status": status, **schema.config_columns(config)})
+        tables.write_runs(tmp_path, [{"run_id": name, "status": status, **schema.config_columns(config)}])
         assert tables.finished_ids(tmp_path) == {name: "done"}
     assert tables.read(tmp_path, "runs")["final_val_loss"].notna().all()
 
@@ -187,7 +187,7 @@ def test_a_failed_run_may_be_done_later(tmp_path: Path) -> None:
 def test_an_unknown_column_is_refused(tmp_path: Path) -> None:
     tables.prepare(tmp_path)
     with pytest.raises(KeyError, match="perplexity"):
-        tables.write_run(tmp_path, {"run_id": "a", "status": "done", "perplexity": 1.0})
+        tables.write_runs(tmp_path, [{"run_id": "a", "status": "done", "perplexity": 1.0}])
     assert tables.finished_ids(tmp_path) == {}
 
 
@@ -196,12 +196,12 @@ def test_nothing_but_whole_parquet_files_lies_in_a_table(tmp_path: Path) -> None
     for table in schema.TABLES:
         for path in (study / "tables" / table).iterdir():
             assert pq.ParquetFile(path).schema_arrow.equals(schema.SCHEMAS[table])
-    assert list((study / "state").iterdir()) == []  # every file being written was moved in
+    assert list((study / "state").iterdir()) == []  # no partial files are left
 
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     tables.prepare(tmp_path)
-    tables.write_window(tmp_path, "a", 0, handmade_rows(handmade_config(tmp_path))[0])
+    tables.write_windows(tmp_path, [("a", 0, handmade_rows(handmade_config(tmp_path))[0])])
     path = tmp_path / "tables" / "steps" / "a-000.parquet"
     column = pq.ParquetFile(path).metadata.row_group(0).column(2)
     data = bytearray(path.read_bytes())
@@ -212,7 +212,7 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
 
 
 def test_three_readers_agree(tmp_path: Path) -> None:
-    """On a folder with the rowless file, many one-run files, and nulls in every kind of column."""
+    """The folder has the schema file, many files of one run, and nulls in columns of every type."""
     assert_readers_agree(handmade_study(tmp_path, n_layers=(2, 3), peak_lrs=(3e-3,)))
 
 
@@ -233,7 +233,7 @@ def test_columns_and_runs_can_be_chosen(tmp_path: Path) -> None:
     study = handmade_study(tmp_path, n_layers=(2,), peak_lrs=(3e-3,))
     whole = tables.read(study, "modules")
     ids = sorted(set(whole["run_id"]))[2:5]
-    for _ in range(2):  # as one file a run, then compacted
+    for _ in range(2):  # first one file per run, then compacted
         part = tables.read(study, "modules", ["run_id", "grad_norm"], ids)
         expected = whole.loc[whole["run_id"].isin(ids), ["run_id", "grad_norm"]].reset_index(drop=True)
         pd.testing.assert_frame_equal(part, expected)
@@ -256,7 +256,7 @@ def test_windows(n_steps: int, size: int) -> None:
 
 
 def test_a_folder_that_has_no_file_yet_is_an_empty_table(tmp_path: Path) -> None:
-    """What a second command may see while the first makes the study's folders."""
+    """A second command may see this while the first one creates the study's folders."""
     for table in schema.TABLES:
         (tmp_path / "tables" / table).mkdir(parents=True)
         assert list(tables.read(tmp_path, table)) == schema.SCHEMAS[table].names

@@ -1,4 +1,4 @@
-"""Studies to check, their damage, and what is said of it."""
+"""Helpers for the tests of `normstudy check`: studies to check, ways to damage them, and the expected lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBED = [t for t in range(N_STEPS) if t < 4 or t % 3 == 0 or t == N_STEPS - 1]
 
 
 def configs(root: Path) -> list[RunConfig]:
-    """Two runs of three windows, and one that diverges in its first."""
+    """Two runs of three windows, and one that diverges in its first window."""
     whole = [tiny(root, d_model=8, seq_len=4, seed=s) for s in range(2)]
     return [*whole, tiny(root, d_model=8, seq_len=4, optimizer="sgd", peak_lr=1e9)]
 
@@ -37,7 +37,7 @@ def ids(study: Path) -> list[str]:
 
 
 def lines(study: Path) -> list[str]:
-    """What is printed below the summary, of a study that is not sound."""
+    """The lines below the summary of a study that is not sound."""
     report = check_study(study)
     head, *rest = report.text.splitlines()
     n = sum(not line.startswith("note: ") for line in rest)
@@ -47,7 +47,7 @@ def lines(study: Path) -> list[str]:
 
 
 def notes(study: Path) -> list[str]:
-    """The same of one that is."""
+    """The lines below the summary of a sound study."""
     report = check_study(study)
     head, *rest = report.text.splitlines()
     assert report.sound, report.text
@@ -61,11 +61,11 @@ def remove(study: Path, run: str) -> str:
 
 
 def again(study: Path, run: str) -> str:
-    return f"{remove(study, run)} and the same sweep trains it again"
+    return f"{remove(study, run)}, then rerun its sweep to train the run again"
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Put other rows into a file, written as the store does."""
+    """Replace the rows of a file."""
     content = change(pq.ParquetFile(path).read())
     path.write_bytes(parquet.encode(path.parent.name, content.cast(schema.SCHEMAS[path.parent.name])))
 
@@ -79,7 +79,7 @@ def set_column(name: str, value: object) -> Callable[[pa.Table], pa.Table]:
 
 
 def flip(path: Path, place: float) -> None:
-    """Another bit in a byte that far into a file."""
+    """Flip one bit; place: from 0.0, the start of the file, to 1.0."""
     data = bytearray(path.read_bytes())
     data[int(len(data) * place)] ^= 8
     path.write_bytes(data)
@@ -94,5 +94,9 @@ def first_rows_again(content: pa.Table) -> pa.Table:
     return pa.concat_tables([content, content.slice(0, 3)])
 
 
+def lacks(table: str, n: int, of: int, first: int) -> str:
+    return f"its status is done, but tables/{table} lacks {n} of its {of} steps (first: step {first})"
+
+
 def restore(study: Path) -> str:
-    return f"restore it from a copy, or move {study} away and give its sweep again"
+    return f"restore it from a copy, or move {study} away and rerun its sweep"

@@ -1,4 +1,4 @@
-"""`normstudy check`: what is sound, and the command."""
+"""`normstudy check` on sound studies, and the command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from normstudy.config import run_id
 from normstudy.study import locks, records, swap, tables
 from normstudy.upkeep import check
 from normstudy.upkeep.check import check_study
-from normstudy.upkeep.check_rows import Run
+from normstudy.upkeep.check_rows import Expected
 from normstudy.upkeep.compact import compact_study
 from normstudy.workers import worker
 
@@ -33,7 +33,7 @@ def contents(study: Path) -> dict[str, tuple[bytes, int]]:
 def test_a_trained_study_is_sound_and_left_as_it_is(study: Path) -> None:
     """3 x 3 windows of each whole run, 3 of the diverged one, 3 rows, 4 files without rows."""
     before = contents(study)
-    assert check_study(study) == check.Report(f"{study}: 3 runs, 28 files, sound", True)
+    assert check_study(study) == check.CheckResult(f"{study}: 3 runs, 28 files, sound", True)
     assert contents(study) == before
 
 
@@ -67,8 +67,8 @@ def test_unfinished_and_failed_runs_are_told_and_sound(study: Path) -> None:
     records.record_failure(study, run_id(crashed, "5" * 64), crashed, "Traceback")
     logs = study / "state/logs"
     assert notes(study) == [
-        "note: 1 run unfinished: the same sweep goes on with what is there",
-        f"note: 1 run failed: tracebacks are in {logs}, and the same sweep tries them again",
+        "note: 1 unfinished run: rerun the same sweep to resume",
+        f"note: 1 failed run: the tracebacks are in {logs}; rerun the same sweep to retry",
     ]
     compact_study(study)
     assert len(notes(study)) == 2
@@ -76,18 +76,18 @@ def test_unfinished_and_failed_runs_are_told_and_sound(study: Path) -> None:
 
 def test_who_uses_a_study_is_told_and_only_while_it_runs(handmade: Path) -> None:
     write_handmade_run(handmade, handmade_config(handmade.parent, seed=3), "running")
-    with locks.hold(handmade, "normstudy sweep x"):
+    with locks.hold_study(handmade, "normstudy sweep x"):
         (handmade / "state/steps-x.parquet.host-1.part").write_bytes(b"half")
         (told,) = notes(handmade)
     assert told.startswith(f"note: in use by `normstudy sweep x`, pid {os.getpid()} on ")
-    assert told.endswith(": what it has yet to write is no finding")
+    assert told.endswith(": files that it has not written yet are not reported")
     assert notes(handmade) == [
-        "note: 1 run unfinished: the same sweep goes on with what is there",
-        "note: a killed command left 1 file state/*.part: the next sweep removes that",
+        "note: 1 unfinished run: rerun the same sweep to resume",
+        "note: a killed command left 1 file state/*.part: the next sweep removes such leftovers",
     ]
-    shutil.copytree(handmade / "tables", handmade / swap.OLD_TABLES)  # killed after the swap
+    shutil.copytree(handmade / "tables", handmade / swap.OLD_TABLES)  # as if killed after the swap
     left = "1 file state/*.part and state/tables.old"
-    assert notes(handmade)[1] == f"note: a killed command left {left}: the next sweep removes that"
+    assert notes(handmade)[1] == f"note: a killed command left {left}: the next sweep removes such leftovers"
 
 
 def test_a_study_that_has_just_begun_is_sound(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_study_that_has_just_begun_is_sound(tmp_path: Path) -> None:
 def test_a_run_that_began_since_runs_was_read_is_no_finding(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = check._check_runs
 
-    def then_another_begins(found: check.Found, names: list[str]) -> dict[str, Run]:
+    def then_another_begins(found: check.Found, names: list[str]) -> dict[str, Expected]:
         runs = real(found, names)
         write_handmade_run(study, handmade_config(study.parent), "running")
         return runs
@@ -112,7 +112,7 @@ def test_a_run_that_began_since_runs_was_read_is_no_finding(study: Path, monkeyp
 def test_a_study_compacted_meanwhile_is_looked_at_again(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, times = check._check_runs, []
 
-    def then_compacted(found: check.Found, names: list[str]) -> dict[str, Run]:
+    def then_compacted(found: check.Found, names: list[str]) -> dict[str, Expected]:
         runs = real(found, names)
         if not times:
             compact_study(study)
@@ -140,7 +140,7 @@ def test_a_path_with_a_space_is_quoted(handmade: Path) -> None:
     flip(study / "tables/steps" / f"{run}-000.parquet", 0.0)
     (line,) = lines(study)
     assert f"rm '{study}/tables'/runs/{run}.parquet '{study}/tables'/*/{run}-[0-9]*.parquet" in line
-    subprocess.run(line[line.index(": rm ") + 2 : line.index(" and the same")], shell=True, check=True)
+    subprocess.run(line[line.index(": rm ") + 2 : line.index(", then rerun")], shell=True, check=True)
     assert check_study(study).text == f"{study}: 1 run, 8 files, sound"
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from checked import first_rows_again, flip, lines, notes, remove, restore, rewrite
+from checked import first_rows_again, flip, lacks, lines, notes, remove, restore, rewrite
 from handmade import handmade_config, write_handmade_run
 
 from normstudy.study import schema, tables
@@ -21,7 +21,7 @@ from normstudy.upkeep.compact import compact_study
 @pytest.mark.parametrize("table", schema.TABLES)
 @pytest.mark.parametrize("damage", ["truncated", "first byte", "page"])
 def test_a_damaged_compacted_file_is_one_finding(table: str, damage: str, compacted: Path) -> None:
-    """Not one more for each of its runs."""
+    """The file is one finding, with no further finding for each of its runs."""
     path = compacted / "tables" / table / schema.COMPACTED_FILE
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-20])
@@ -34,7 +34,7 @@ def test_a_damaged_compacted_file_is_one_finding(table: str, damage: str, compac
 
 def test_a_compacted_file_that_is_gone(compacted: Path) -> None:
     (compacted / "tables/steps" / schema.COMPACTED_FILE).unlink()
-    what = f"it is done, and tables/steps lacks 60 of its 60 steps, from 0 on: {restore(compacted)}"
+    what = f"{lacks('steps', 60, 60, 0)}: {restore(compacted)}"
     assert lines(compacted) == sorted(f"{run}: {what}" for run in tables.finished_ids(compacted))
 
 
@@ -44,8 +44,8 @@ def test_runs_that_are_there_twice(handmade: Path) -> None:
     one, two = tables.finished_ids(copy)
     shutil.copytree(copy / "tables", handmade / "tables", dirs_exist_ok=True)
     (handmade / "tables/runs" / f"{two}.parquet").unlink()
-    row = "it has a row in 1-compacted.parquet and one of its own (and 3 more)"
-    windows = "tables/steps has it in 1-compacted.parquet and in 1 window of its own (and 2 more)"
+    row = "runs has its row in 1-compacted.parquet and also in a file of its own (and 3 more)"
+    windows = "tables/steps has its rows in 1-compacted.parquet and also in 1 window of its own (and 2 more)"
     command = f"rm {handmade}/tables/*/{two}-[0-9]*.parquet"
     assert lines(handmade) == sorted([f"{one}: {row}: {remove(handmade, one)}", f"{two}: {windows}: {command}"])
     for run in (remove(handmade, one), command):
@@ -56,13 +56,14 @@ def test_runs_that_are_there_twice(handmade: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "change", "what"),
     [
-        ("runs", first_rows_again, "it has two rows in runs"),
-        ("runs", lambda t: t.slice(1), "tables/steps/1-compacted.parquet has rows of it, and runs no row (and 2 more)"),
-        ("steps", lambda t: pa.concat_tables([t.slice(0, 2), t]), "tables/steps/1-compacted.parquet has 2 rows of it "
-         "twice"),
-        ("steps", lambda t: t.slice(2), "it is done, and tables/steps lacks 2 of its 60 steps, from 0 on"),
+        ("runs", first_rows_again, "runs has two rows of this run"),
+        ("runs", lambda t: t.slice(1), "tables/steps/1-compacted.parquet has rows of this run, but runs "
+         "has no row (and 2 more)"),
+        ("steps", lambda t: pa.concat_tables([t.slice(0, 2), t]), "tables/steps/1-compacted.parquet has "
+         "2 duplicate rows of this run"),
+        ("steps", lambda t: t.slice(2), lacks("steps", 2, 60, 0)),
         ("modules", lambda t: t.slice(2), "tables/modules has 14 of 16 rows at step 0"),
-        ("steps", lambda t: t.slice(60), "it is done, and tables/steps lacks 60 of its 60 steps, from 0 on"),
+        ("steps", lambda t: t.slice(60), lacks("steps", 60, 60, 0)),
         ("residual", lambda t: t.slice(1), "tables/residual has 2 of 3 rows at step 0"),
     ],
 )  # fmt: skip
@@ -89,7 +90,7 @@ def test_without_runs_nothing_is_said_of_the_rows_of_others(compacted: Path) -> 
     content = pq.ParquetFile(path).read()
     pq.write_table(content.append_column("d_state", pa.nulls(content.num_rows, pa.int64())), path)
     (line,) = lines(compacted)
-    assert line.startswith("tables/runs: 1 file of another version of normstudy: ")
+    assert line.startswith("tables/runs: 1 file written by another version of normstudy: ")
     path.write_bytes(path.read_bytes()[:-1])
     (line,) = lines(compacted)
     assert line.startswith("tables/runs/1-compacted.parquet: is damaged (")
@@ -100,7 +101,7 @@ def test_a_compacted_file_must_have_each_run_in_one_piece(compacted: Path) -> No
     rewrite(compacted / "tables/steps" / schema.COMPACTED_FILE, lambda t: pa.concat_tables([t.slice(5), t.slice(0, 5)]))
     told = [line for line in lines(compacted) if line.startswith("tables/")]
     where = "tables/steps/1-compacted.parquet"
-    assert told == [f"{where}: has the rows of {one} in two places: {restore(compacted)}"]
+    assert told == [f"{where}: has the rows of {one} in two separate places: {restore(compacted)}"]
 
 
 @pytest.mark.parametrize("rows", [7, 60, 100])

@@ -1,4 +1,4 @@
-"""`normstudy check` on files of tables: each damage made really, told with what to do, and mended by doing that."""
+"""`normstudy check` on damaged files of tables: it reports each one, and the remedy that it names repairs the study."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_a_damaged_file_is_told_and_mended_by_what_is_said(
 
 
 def mended(line: str, study: Path, made: Path) -> None:
-    """Do what a line says; the study is then what it was."""
-    command = line[line.index(": rm ") + 2 : line.index(" and the same sweep")]
+    """Follow the remedy in the line, and compare the study with the original."""
+    command = line[line.index(": rm ") + 2 : line.index(", then rerun")]
     subprocess.run(command, shell=True, check=True)
     assert notes(study) == []
     train(study.parent)
@@ -54,7 +54,7 @@ def mended(line: str, study: Path, made: Path) -> None:
 
 
 def test_no_flipped_bit_is_read_as_other_rows(handmade: Path) -> None:
-    """Told, or in a place that is no row's: and never an error of its own."""
+    """Each flipped bit is reported or changes no row; the check itself never fails."""
     path = sorted((handmade / "tables/modules").glob("*-000.parquet"))[0]
     whole, good = path.read_bytes(), pq.ParquetFile(path).read()
     rng, told = np.random.default_rng(0), 0
@@ -79,9 +79,9 @@ def test_foreign_files_and_folders_are_to_be_moved_away(study: Path) -> None:
     (tables / "mine").mkdir()
     (tables / "modules" / folder).mkdir()
     window = next((tables / "runs").glob("*-001.parquet")).name
-    what = "is no file of this table, and other readers fail on it: move it away"
+    what = "does not belong to this table, and other readers fail on it: move it away"
     assert lines(study) == [
-        "tables/mine: is no table, and a compaction would remove it: move it away",
+        "tables/mine: is not a table, and normstudy compact would delete it: move it away",
         *sorted(f"tables/runs/{name}: {what}" for name in (window, "old")),
         f"tables/steps/copy.parquet: {what}",
         f"tables/steps/notes.txt: {what}",
@@ -90,7 +90,7 @@ def test_foreign_files_and_folders_are_to_be_moved_away(study: Path) -> None:
 
 
 def test_the_file_without_rows_is_asked_for(study: Path) -> None:
-    makes = f"the next sweep makes it, and so does normstudy compact {study}"
+    makes = f"rerun the sweep or run normstudy compact {study}"
     for table in schema.SERIES:
         path = study / "tables" / table / schema.SCHEMA_FILE
         if table == "steps":
@@ -103,7 +103,7 @@ def test_the_file_without_rows_is_asked_for(study: Path) -> None:
     steps, modules, residual = lines(study)
     assert steps == f"tables/steps/0-schema.parquet: is missing: {makes}"
     path = study / "tables/modules/0-schema.parquet"
-    assert modules == f"tables/modules/0-schema.parquet: has {n} rows, not 0: rm {path}, {makes}"
+    assert modules == f"tables/modules/0-schema.parquet: has {n} rows instead of 0: rm {path}, then {makes}"
     assert residual.startswith("tables/residual/0-schema.parquet: is damaged (")
     for table in ("modules", "residual"):
         (study / "tables" / table / schema.SCHEMA_FILE).unlink()
@@ -121,7 +121,9 @@ def test_a_table_that_is_gone_is_said_of_every_run(study: Path) -> None:
 def test_an_older_schema_is_for_compact(study: Path) -> None:
     for path in (study / "tables/runs").iterdir():
         pq.write_table(pq.ParquetFile(path).read().drop_columns(["first_block", "git_commit"]), path)
-    assert lines(study) == [f"tables/runs: 4 files of another version of normstudy: normstudy compact {study}"]
+    assert lines(study) == [
+        f"tables/runs: 4 files written by another version of normstudy: run normstudy compact {study}"
+    ]
     compact_study(study)
     assert notes(study) == []
 
@@ -132,7 +134,7 @@ def test_a_newer_schema_asks_for_an_update(study: Path) -> None:
         path = study / "tables" / table / name
         content = pq.ParquetFile(path).read()
         pq.write_table(content.append_column("d_state", pa.nulls(content.num_rows, pa.int64())), path)
-    do = "of another version of normstudy: update normstudy, which does not know d_state"
+    do = "written by another version of normstudy: update normstudy; this version does not know d_state"
     assert lines(study) == [f"tables/runs: 1 file {do}", f"tables/steps: 1 file {do}"]
 
 
@@ -144,6 +146,6 @@ def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
 def test_a_compaction_ended_between_its_renames(study: Path) -> None:
     os.rename(study / "tables", study / swap.OLD_TABLES)
     told = f"{study} was left in the middle of a compaction: run normstudy compact {study}"
-    assert check_study(study) == check.Report(f"{study}: 1 finding\n{told}", False)
+    assert check_study(study) == check.CheckResult(f"{study}: 1 finding\n{told}", False)
     compact_study(study)
     assert notes(study) == []

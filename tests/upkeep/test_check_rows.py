@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from checked import N_STEPS, PROBED, WINDOW, again, first_rows_again, ids, lines, rewrite, set_column, swap
+from checked import N_STEPS, PROBED, WINDOW, again, first_rows_again, ids, lacks, lines, rewrite, set_column, swap
 
 from normstudy.config import DataConfig, ModelConfig, OptimizerConfig, ProbeConfig, RunConfig, run_id
 from normstudy.study import parquet, schema
 from normstudy.study import tables as store
 from normstudy.training import probes
 from normstudy.upkeep import check_rows
-from normstudy.upkeep.check_rows import Run
+from normstudy.upkeep.check_rows import Expected
 
 
 @pytest.mark.parametrize("table", schema.SERIES)
@@ -28,7 +28,7 @@ def test_a_window_that_is_gone(table: str, window: int, study: Path) -> None:
     (study / "tables" / table / f"{run}-{window:03d}.parquet").unlink()
     wanted = list(range(N_STEPS)) if table == "steps" else PROBED
     gone = [t for t in wanted if WINDOW * window <= t < WINDOW * (window + 1)]
-    what = f"it is done, and tables/{table} lacks {len(gone)} of its {len(wanted)} steps, from {gone[0]} on"
+    what = lacks(table, len(gone), len(wanted), gone[0])
     assert lines(study) == [f"{run}: {what}: {again(study, run)}"]
 
 
@@ -37,13 +37,13 @@ def test_a_run_without_windows_and_windows_without_a_run(study: Path) -> None:
     for path in (study / "tables").glob(f"*/{one}-*.parquet"):
         path.unlink()
     (study / "tables/runs" / f"{two}.parquet").unlink()
-    lacks = "it is done, and tables/steps lacks 12 of its 12 steps, from 0 on (and 2 more)"
-    orphans = "tables/steps has 3 windows of it, and runs no row"
-    tables, same = f"{study}/tables", "and the same sweep trains it again"
+    missing = lacks("steps", 12, 12, 0) + " (and 2 more)"
+    orphans = "tables/steps has 3 windows of this run, but runs has no row"
+    tables, same = f"{study}/tables", ", then rerun its sweep to train the run again"
     assert lines(study) == sorted(
         [
-            f"{one}: {lacks}: rm {tables}/runs/{one}.parquet {same}",
-            f"{two}: {orphans}: rm {tables}/*/{two}-[0-9]*.parquet {same}",
+            f"{one}: {missing}: rm {tables}/runs/{one}.parquet{same}",
+            f"{two}: {orphans}: rm {tables}/*/{two}-[0-9]*.parquet{same}",
         ]
     )
 
@@ -67,9 +67,9 @@ def test_files_that_have_the_name_of_another_window_or_table(study: Path) -> Non
     shutil.copy(tables / f"modules/{diverged}-000.parquet", tables / f"modules/{diverged}-001.parquet")
     last = pq.ParquetFile(tables / f"modules/{diverged}-001.parquet").read()["step"].to_pylist()[-1]
     whats = {
-        one: f"tables/steps/{one}-000.parquet holds steps 5 to 9, not of 0 to 4 (and 1 more)",
-        two: f"tables/steps/{two}-001.parquet is a file of residual (and 1 more)",
-        diverged: f"tables/modules/{diverged}-001.parquet holds steps 0 to {last}, not of 5 to 9",
+        one: f"tables/steps/{one}-000.parquet holds steps 5 to 9, but its window is 0 to 4 (and 1 more)",
+        two: f"tables/steps/{two}-001.parquet is a file of the table residual (and 1 more)",
+        diverged: f"tables/modules/{diverged}-001.parquet holds steps 0 to {last}, but its window is 5 to 9",
     }
     assert lines(study) == sorted(f"{run}: {what}: {again(study, run)}" for run, what in whats.items())
 
@@ -77,22 +77,20 @@ def test_files_that_have_the_name_of_another_window_or_table(study: Path) -> Non
 @pytest.mark.parametrize(
     ("table", "change", "what"),
     [
-        ("steps", first_rows_again, "{file} has 3 rows twice"),
-        ("modules", first_rows_again, "{file} has 3 rows twice"),
-        ("residual", first_rows_again, "{file} has 3 rows twice"),
-        ("steps", lambda t: t.filter(pc.not_equal(t["step"], 7)), "it is done, and tables/{table} lacks 1 of its "
-         "12 steps, from 7 on"),
-        ("modules", lambda t: t.filter(pc.not_equal(t["step"], 6)), "it is done, and tables/{table} lacks 1 of its "
-         "7 steps, from 6 on"),
+        ("steps", first_rows_again, "{file} has 3 duplicate rows"),
+        ("modules", first_rows_again, "{file} has 3 duplicate rows"),
+        ("residual", first_rows_again, "{file} has 3 duplicate rows"),
+        ("steps", lambda t: t.filter(pc.not_equal(t["step"], 7)), lacks("{table}", 1, 12, 7)),
+        ("modules", lambda t: t.filter(pc.not_equal(t["step"], 6)), lacks("{table}", 1, 7, 6)),
         ("modules", lambda t: t.slice(1), "tables/{table} has 9 of 10 rows at step 6"),
         ("residual", lambda t: t.slice(1), "tables/{table} has 1 of 2 rows at step 6"),
         ("residual", lambda t: t.filter(pc.equal(t["layer"], 0)), "tables/{table} has 1 of 2 rows at step 6"),
         ("residual", lambda t: pa.concat_tables([t, set_column("step", 7)(t.slice(0, 1))]), "tables/{table} has "
-         "steps that it should not have: 1, from 7 on"),
+         "1 step too many (first: step 7)"),
         ("steps", lambda t: pa.concat_tables([t, set_column("step", None)(t.slice(0, 1))]), "{file} holds steps -1 to "
-         "9, not of 5 to 9"),
+         "9, but its window is 5 to 9"),
         ("steps", lambda t: pa.concat_tables([t, set_column("step", 10)(t.slice(0, 1))]), "{file} holds steps 5 to 10, "
-         "not of 5 to 9"),
+         "but its window is 5 to 9"),
         ("steps", set_column("run_id", None), "{file} holds rows of null"),
     ],
 )  # fmt: skip
@@ -107,11 +105,11 @@ def test_rows_of_a_window(table: str, change: Callable[[pa.Table], pa.Table], wh
 @pytest.mark.parametrize(
     ("column", "value", "what"),
     [
-        ("status", "stopped", "its status stopped is none of running, done, failed"),
-        ("identity_version", 2, "its identity_version 2 is not 1, the one known here"),
-        ("final_val_loss", None, "it is done with final_val_loss null and nonfinite_step null"),
-        ("final_val_loss", float("inf"), "it is done with final_val_loss inf and nonfinite_step null"),
-        ("nonfinite_step", 9, "tables/steps has steps that it should not have: 2, from 10 on (and 2 more)"),
+        ("status", "stopped", "its status stopped is not one of running, done, failed"),
+        ("identity_version", 2, "its identity_version is 2, but this version knows only 1"),
+        ("final_val_loss", None, "its status is done, but final_val_loss is null, nonfinite_step is null"),
+        ("final_val_loss", float("inf"), "its status is done, but final_val_loss is inf, nonfinite_step is null"),
+        ("nonfinite_step", 9, "tables/steps has 2 steps too many (first: step 10) (and 2 more)"),
     ],
 )
 def test_rows_of_runs(column: str, value: object, what: str, study: Path) -> None:
@@ -125,21 +123,21 @@ def test_a_row_whose_values_were_changed(column: str, value: object, study: Path
     run = ids(study)[0]
     rewrite(study / "tables/runs" / f"{run}.parquet", set_column(column, value))
     (line,) = lines(study)
-    assert line.startswith(f"{run}: its row has other values than its run_id stands for, which would end in ")
+    assert line.startswith(f"{run}: the values in its row do not match its run_id, which would have to end in ")
 
 
 def test_a_row_file_without_its_row(study: Path) -> None:
     run = ids(study)[0]
     rewrite(study / "tables/runs" / f"{run}.parquet", lambda t: t.slice(1))
-    assert lines(study) == [f"{run}: tables/runs/{run}.parquet holds the row of no run: {again(study, run)}"]
+    assert lines(study) == [f"{run}: tables/runs/{run}.parquet holds no row: {again(study, run)}"]
 
 
 def test_steps_at_which_rows_must_be() -> None:
-    """The same rule as the one by which they are recorded."""
+    """The rule of the check equals the rule of the recording."""
     for n_steps, dense, every in itertools.product((1, 2, 7, 41), (0, 1, 5, 60), (1, 2, 3, 20, 100)):
         probe = ProbeConfig(dense_steps=dense, every=every)
         for end in (None, 0, n_steps // 2, n_steps - 1, n_steps):
-            run = Run("x", "done", n_steps, 1, dense, every, end)
+            run = Expected("x", "done", n_steps, 1, dense, every, end)
             taken = range(n_steps if end is None else min(end + 1, n_steps))
             assert check_rows.steps_of("steps", run).tolist() == list(taken)
             at = [t for t in taken if probes.is_probed(t, n_steps, probe)]
@@ -165,7 +163,7 @@ def test_the_digest_of_a_row_is_that_of_its_run_id(config: RunConfig, tmp_path: 
     name = run_id(config, "5" * 64)
     store.prepare(tmp_path)
     row = {"run_id": name, "status": "running", **schema.config_columns(config), "data_sha256": "5" * 64}
-    store.write_run(tmp_path, row)
+    store.write_runs(tmp_path, [row])
     stored = parquet.read_row(tmp_path, name)
     assert stored is not None
     assert f"-{check_rows.digest_of(stored)}" == name[-11:]

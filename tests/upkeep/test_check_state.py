@@ -10,8 +10,7 @@ from checked import flip, lines, notes, rewrite, set_column, swap
 from handmade import handmade_config, write_handmade_run
 from studies import after, task_of, tiny
 
-from normstudy.study import schema
-from normstudy.upkeep import check_state
+from normstudy.study import checkpoints, schema
 from normstudy.upkeep.compact import compact_study
 from normstudy.workers import worker
 
@@ -21,30 +20,30 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     list(worker.train_halving(task_of(runs), after(6)))
     study = tmp_path / "tiny"
     paths = [next((study / "state/checkpoints").glob(f"*-s{s}-*")) for s in range(5)]
-    unfinished = "note: 5 runs unfinished: the same sweep goes on with what is there"
+    unfinished = "note: 5 unfinished runs: rerun the same sweep to resume"
     assert notes(study) == [unfinished]
     paths[0].write_bytes(b"")
     paths[1].write_bytes(paths[1].read_bytes()[:-1])
     flip(paths[2], 0.5)
     flip(paths[3], 0.0)
     paths[4].write_bytes(paths[4].read_bytes() + b"x")
-    whats = ["is damaged, or of another version of normstudy", *["is damaged (its checksum is another)"] * 2]
-    do = "the same sweep sets it aside and starts the run from zero"
+    whats = ["is damaged, or was written by another version of normstudy", *["is damaged (wrong checksum)"] * 2]
+    do = "the next sweep sets it aside and restarts the run from step 0"
     expected = [f"state/checkpoints/{p.name}: {w}: {do}" for p, w in zip(paths, [*whats, *whats[:2]], strict=True)]
     assert lines(study) == [*expected, unfinished]
-    list(worker.train_halving(task_of(runs), after(2)))  # what was said
-    aside = f"note: 5 checkpoints set aside in {study}/state/set_aside: nothing reads them"
+    list(worker.train_halving(task_of(runs), after(2)))  # follows the remedy
+    aside = f"note: 5 checkpoints set aside in {study}/state/set_aside: no command reads them"
     assert notes(study) == [unfinished, aside]
     swap(paths[0], paths[1])
     assert lines(study)[:2] == [
-        f"state/checkpoints/{a.name}: is of another run, {b.name}: {do}" for a, b in (paths[:2], paths[1::-1])
+        f"state/checkpoints/{a.name}: belongs to another run, {b.name}: {do}" for a, b in (paths[:2], paths[1::-1])
     ]
 
 
 def test_checkpoints_larger_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     list(worker.train_halving(task_of([tiny(tmp_path)]), after(6)))
     (path,) = (tmp_path / "tiny/state/checkpoints").iterdir()
-    monkeypatch.setattr(check_state, "BLOCK", path.stat().st_size // 3)
+    monkeypatch.setattr(checkpoints, "BLOCK", path.stat().st_size // 3)
     assert len(notes(tmp_path / "tiny")) == 1
     flip(path, 0.9)
     assert len(lines(tmp_path / "tiny")) == 2
@@ -62,7 +61,7 @@ def reseal(study: Path) -> str:
 
 def test_a_broken_seal(sealed: Path) -> None:
     rewrite(sealed / "tables/steps" / schema.COMPACTED_FILE, set_column("grad_norm", 1.0))
-    what = "is not the file that was sealed"
+    what = "differs from the file that was sealed"
     assert lines(sealed) == [f"tables/steps/1-compacted.parquet: {what}: {reseal(sealed)}"]
     (sealed / schema.SEALED).unlink()
     compact_study(sealed, seal=True)
@@ -78,7 +77,7 @@ def test_a_damaged_seal(text: str, sealed: Path) -> None:
 def test_a_seal_of_other_runs(sealed: Path) -> None:
     seal = json.loads((sealed / schema.SEALED).read_text())
     (sealed / schema.SEALED).write_text(json.dumps(seal | {"runs": 3}))
-    assert lines(sealed) == [f"SEALED: names 3 runs, and the tables have 2: {reseal(sealed)}"]
+    assert lines(sealed) == [f"SEALED: records 3 runs, but the tables have 2: {reseal(sealed)}"]
 
 
 def test_a_sealed_file_that_is_damaged_too(sealed: Path) -> None:
@@ -86,19 +85,19 @@ def test_a_sealed_file_that_is_damaged_too(sealed: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     damaged, seal = lines(sealed)
     assert damaged.startswith("tables/runs/1-compacted.parquet: is damaged (")
-    assert seal.startswith("tables/runs/1-compacted.parquet: is not the file that was sealed: ")
+    assert seal.startswith("tables/runs/1-compacted.parquet: differs from the file that was sealed: ")
 
 
 def test_a_sealed_file_that_is_gone(sealed: Path) -> None:
     (sealed / "tables/residual" / schema.COMPACTED_FILE).unlink()
-    what = "is missing, and the study is sealed: restore it from a copy"
+    what = "is missing, although the study is sealed: restore it from a copy"
     assert lines(sealed)[0] == f"tables/residual/1-compacted.parquet: {what}"
 
 
 def test_further_files_in_a_sealed_study(sealed: Path) -> None:
     write_handmade_run(sealed, handmade_config(sealed.parent, seed=3))
-    what = "the study is sealed, and has files of 1 run beside the sealed ones"
-    do = f"move them away, or normstudy compact {sealed} seals them too"
+    what = "the study is sealed, but also has files of 1 run beside the sealed ones"
+    do = f"move them away, or run normstudy compact {sealed} to seal them too"
     assert lines(sealed) == [f"SEALED: {what}: {do}"]
     compact_study(sealed)
     assert notes(sealed) == []

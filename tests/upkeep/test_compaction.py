@@ -1,4 +1,4 @@
-"""Compaction and seal: the same tables before and after, the same bytes twice, and nothing lost on the way."""
+"""Compaction and seal change no rows, give the same bytes twice, and lose nothing when killed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def assert_same(one: dict[str, pd.DataFrame], two: dict[str, pd.DataFrame]) -> N
 
 
 def by_readers(study: Path, table: str) -> list[pa.Table]:
-    """A table by pandas, polars and duckdb in its order, names as text."""
+    """A table read by pandas, polars and DuckDB, sorted, with names as text."""
     folder = study / "tables" / table
     order = ", ".join(SORT[table])
     read = [
@@ -98,7 +98,7 @@ def test_one_file_per_table_and_the_unfinished_ones_beside_it(study: Path) -> No
     assert set(after) == kept | own
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
     assert "11 finished runs" in told
-    assert "2 unfinished or failed kept" in told
+    assert "2 unfinished or failed runs kept in separate files" in told
     assert "\n" not in told
 
 
@@ -178,7 +178,7 @@ def test_a_sealed_study_stays_sealed_and_the_same(complete: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fates", "words"),
-    [(["running"], ["1 runs are unfinished, 0 failed"]), (["failed", "running"], ["1 runs are unfinished, 1 failed"])],
+    [(["running"], ["1 run unfinished, 0 failed"]), (["failed", "running"], ["1 run unfinished, 1 failed"])],
 )
 def test_no_seal_on_unfinished_or_failed_runs(complete: Path, fates: list[str], words: list[str]) -> None:
     for i, fate in enumerate(fates):
@@ -208,7 +208,7 @@ def test_bad_requests_write_nothing(tmp_path: Path) -> None:
 def test_a_study_in_use_is_left(study: Path) -> None:
     before = tables(study)
     with (
-        locks.hold(study, "normstudy sweep experiment=warmup"),
+        locks.hold_study(study, "normstudy sweep experiment=warmup"),
         pytest.raises(ConfigError, match="normstudy sweep experiment=warmup"),
     ):
         compact_study(study)
@@ -236,7 +236,7 @@ def test_tables_of_a_newer_version_are_left(study: Path) -> None:
     with pytest.raises(ConfigError, match="d_state"):
         compact_study(study)
     assert tables(study) == before
-    # and the next compaction is not hindered by what this one began
+    # the leftovers of the failed compaction do not hinder the next one
     pq.write_table(content, path, store_schema=False)
     assert "11 finished runs" in compact_study(study)
 
@@ -261,7 +261,7 @@ def test_a_killed_compaction_loses_nothing(study: Path, point: str) -> None:
         os.rename(copy / "tables", study / swap.NEW_TABLES)
     if point == "tables swapped":
         os.rename(study / swap.NEW_TABLES, study / "tables")
-    with locks.hold(study, "normstudy sweep"):  # whatever command comes next
+    with locks.hold_study(study, "normstudy sweep"):  # as any next command does
         assert_same(before, frames(study))
         assert [p.name for p in (study / "state").iterdir()] == ["lock"]
     compact_study(study)
@@ -270,7 +270,7 @@ def test_a_killed_compaction_loses_nothing(study: Path, point: str) -> None:
 
 @pytest.fixture
 def between(study: Path) -> Path:
-    """The study as a kill between the two renames leaves it."""
+    """The study after a kill between the two renames."""
     (study / swap.NEW_TABLES).parent.mkdir(exist_ok=True)
     shutil.copytree(study / "tables", study / swap.NEW_TABLES)
     os.rename(study / "tables", study / swap.OLD_TABLES)
@@ -286,21 +286,21 @@ def test_between_the_renames_nobody_takes_the_study_for_an_empty_one(between: Pa
     for ask in (store.finished_ids, store.check_is_study, normstudy.load):
         with pytest.raises(ConfigError, match="middle of a compaction"):
             ask(between)
-    with pytest.raises(ConfigError, match="middle of a compaction"), locks.hold(between, "run", shared=True):
+    with pytest.raises(ConfigError, match="middle of a compaction"), locks.hold_study(between, "run", shared=True):
         pass
     assert (between / swap.OLD_TABLES).is_dir()
 
 
 def test_rowless_files_made_between_the_renames_hide_nothing(made: Path, between: Path) -> None:
     store.prepare(between)
-    with locks.hold(between, "normstudy sweep"):
+    with locks.hold_study(between, "normstudy sweep"):
         assert_same(frames(made), frames(between))
 
 
 def test_runs_written_between_the_renames_stop_everything(between: Path) -> None:
     write_handmade_run(between, handmade_config(between.parent, seed=9))
     before = contents(between)
-    with pytest.raises(ConfigError, match="move one of the two away"), locks.hold(between, "normstudy sweep"):
+    with pytest.raises(ConfigError, match="move one of the two away"), locks.hold_study(between, "normstudy sweep"):
         pass
     assert {k: v for k, v in contents(between).items() if k != locks.LOCK} == before
 
@@ -308,7 +308,7 @@ def test_runs_written_between_the_renames_stop_everything(between: Path) -> None
 def test_old_tables_alone_come_back(study: Path) -> None:
     before = tables(study)
     os.rename(study / "tables", study / swap.OLD_TABLES)
-    with locks.hold(study, "normstudy sweep"):
+    with locks.hold_study(study, "normstudy sweep"):
         assert tables(study) == before
 
 

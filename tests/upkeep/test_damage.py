@@ -1,4 +1,4 @@
-"""Damaged files of a study: every command that reads them says in one line which one, and what names the remedy."""
+"""Every command that reads a damaged file names the file and the command that names the remedy, in one line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def study(made: Path, tmp_path: Path) -> Path:
 
 
 def flip(path: Path) -> None:
-    """Another bit in the last page of a column that every reader needs."""
+    """Flip one bit in the last page of a column that every reader needs."""
     group = pq.ParquetFile(path).metadata.row_group(0)
     columns = (group.column(i) for i in range(group.num_columns))
     (column,) = (c for c in columns if c.path_in_schema == READ_BY_ALL[path.parent.name])
@@ -119,7 +119,7 @@ def test_a_sweep_trains_nothing_beside_a_damaged_file(
     ]
     code = main.main(words)
     out, err = capsys.readouterr()
-    assert out.count("\n") == (place == "schema")  # the plan, which needs no more than runs
+    assert out.count("\n") == (place == "schema")  # the plan is printed, as it needs only `runs`
     check_line(code, ("", err), path, study)
     assert sorted(study.rglob("*.parquet")) == before
 
@@ -127,7 +127,7 @@ def test_a_sweep_trains_nothing_beside_a_damaged_file(
 def test_a_damaged_record_of_a_sweep_is_found_by_check(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is what status sends a user to."""
+    """`normstudy status` refers the user to `normstudy check`."""
     monkeypatch.setattr(status, "WAIT", 0.0)
     path = study / "sweeps" / "20250101T000000.000000.parquet"
     path.parent.mkdir()
@@ -139,7 +139,7 @@ def test_a_damaged_record_of_a_sweep_is_found_by_check(
     assert main.main(["check", str(study)]) == 1
     (line,) = capsys.readouterr().out.splitlines()[1:]
     assert line.startswith(f"sweeps/{path.name}: is damaged (")
-    subprocess.run(line[line.index(": rm ") + 2 : line.index(", and")], shell=True, check=True)
+    subprocess.run(line[line.index(": rm ") + 2 : line.index("; normstudy")], shell=True, check=True)
     assert main.main(["check", str(study)]) == 0
 
 
@@ -151,7 +151,7 @@ def rows_or_line(study: Path) -> pd.DataFrame | str:
 
 
 def test_no_flipped_bit_is_read_as_other_rows(study: Path) -> None:
-    """It is one line, or in a place that is no row's."""
+    """Each flipped bit is reported in one line, or changes no row."""
     path = sorted((study / "tables/steps").iterdir())[1]
     whole, good = path.read_bytes(), tables.read(study, "steps")
     rng, told = np.random.default_rng(0), 0
@@ -161,7 +161,7 @@ def test_no_flipped_bit_is_read_as_other_rows(study: Path) -> None:
         path.write_bytes(data)
         read = rows_or_line(study)
         if isinstance(read, str):
-            assert str(path) in read or "unknown to normstudy" in read  # a name of a column
+            assert str(path) in read or "unknown to normstudy" in read  # the bit changed a column's name
             told += 1
         else:
             assert read.equals(good)

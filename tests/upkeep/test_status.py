@@ -29,7 +29,7 @@ from studies import REQUEST, after, never, task_of, tiny
 
 from normstudy.cli import main
 from normstudy.config import ConfigError, RunConfig
-from normstudy.study import checkpoints, files, holder, locks, records, swap, tables
+from normstudy.study import checkpoints, files, locks, records, swap, tables
 from normstudy.upkeep import positions, status, status_text
 from normstudy.upkeep.compact import compact_study
 from normstudy.upkeep.positions import Group, RunRow
@@ -61,7 +61,7 @@ def train(configs: Sequence[RunConfig], steps: int | None = None) -> Path:
 @contextlib.contextmanager
 def held(study: Path, *, shared: bool = False, **told: object) -> Iterator[None]:
     """Hold the study's lock. told: replaces fields of the lock's note about its holder."""
-    with locks.hold(study, COMMAND, shared=shared):
+    with locks.hold_study(study, COMMAND, shared=shared):
         path = study / locks.LOCK
         path.write_text(json.dumps({**json.loads(path.read_text()), **told}))
         yield
@@ -226,15 +226,15 @@ def test_only_ten_failed_runs_are_listed(tmp_path: Path) -> None:
 
 
 def test_who_holds_a_study_is_told_without_a_lock(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert holder.holder_of(mine) is None
-    with locks.hold(mine, "normstudy compact x"), monkeypatch.context() as patch:
+    assert locks.holder_of(mine) is None
+    with locks.hold_study(mine, "normstudy compact x"), monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", lambda *_: pytest.fail("status took a lock"))
-        found = holder.holder_of(mine)
+        found = locks.holder_of(mine)
     assert found is not None
     assert found.text.startswith(f"`normstudy compact x`, pid {os.getpid()} on {socket.gethostname()} since 20")
     assert (found.alone, found.verified) == (True, True)
     assert abs(found.since - time.time()) < 60
-    assert holder.holder_of(mine) is None
+    assert locks.holder_of(mine) is None
 
 
 def test_a_holder_elsewhere_is_believed(mine: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_holder_elsewhere_is_believed(mine: Path) -> None:
 
 
 def test_a_lock_of_which_nothing_is_written_yet(mine: Path) -> None:
-    with locks.hold(mine, COMMAND):
+    with locks.hold_study(mine, COMMAND):
         (mine / locks.LOCK).write_text("")
         told = status.look(mine)
     assert (told.holder, told.running, told.rate) == ("another command", 2, None)
@@ -257,10 +257,10 @@ def test_a_lock_of_which_nothing_is_written_yet(mine: Path) -> None:
 
 
 def test_a_system_that_does_not_list_its_locks(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holder, "LOCKS", mine / "none")
+    monkeypatch.setattr(locks, "KERNEL_LOCKS", mine / "none")
     with held(mine):
         pass
-    found = holder.holder_of(mine)
+    found = locks.holder_of(mine)
     assert found is not None
     assert found.text.endswith(" (cannot be verified from here)")
 
