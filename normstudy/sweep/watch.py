@@ -36,9 +36,8 @@ def _advice(study_dir: Path) -> str:
 def wait(study_dir: Path, array: Array) -> ask.Counts:
     """Show the jobs' progress until none is left; returns how they ended. Raises Interrupted: the jobs continue."""
     looker, pause, asked = status.Looker(study_dir), PAUSE_SECONDS[0], ""
-    seen, began = _look(looker), time.monotonic()
-    first, said = seen.steps_done if seen else 0, began
-    total = seen.steps_planned if seen else None
+    seen, said = _look(looker), time.monotonic()
+    first, total = (seen.steps_done, seen.steps_planned) if seen else (0, None)
     with Stop() as stop, tqdm(total=total, initial=first, unit="step", unit_scale=True, **terminal.fit()) as bar:
         while True:
             jobs = looker.jobs()
@@ -55,7 +54,7 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
                 bar.set_postfix_str("; ".join(filter(None, [state, counted(Counter(seen.outcomes))])))
                 if bar.disable and time.monotonic() - said > PIPE_LINE_SECONDS:
                     said = time.monotonic()
-                    print_error(f"{_progress_line(seen, first, said - began)}; jobs: {state}")
+                    print_error(f"{_progress_line(seen)}; jobs: {state}")
             if select.select([stop.reader], [], [], PAUSE_SECONDS[0] if jobs.over else pause)[0]:
                 print_error(f"\n{array} continues. {_advice(study_dir)}")
                 assert stop.number is not None
@@ -71,12 +70,9 @@ def _look(looker: status.Looker) -> status.Status | None:
         return None
 
 
-def _progress_line(seen: status.Status, first: int, seconds: float) -> str:
-    """`3/40 runs, 12 % of the steps, about 5:00 left`. first: the steps that were done `seconds` ago."""
+def _progress_line(seen: status.Status) -> str:
+    """`3/40 runs, 12 % of the steps, about 5:00 left`."""
     line = f"{seen.finished}/{seen.planned} runs"
     if seen.steps_planned:
         line += f", {100 * seen.steps_done // seen.steps_planned} % of the steps"
-        if seen.steps_done > first:
-            left = seconds * (seen.steps_planned - seen.steps_done) / (seen.steps_done - first)
-            line += f", about {duration(left)} left"
-    return line
+    return line + (f", about {duration(seen.left)} left" if seen.left else "")
