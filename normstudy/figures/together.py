@@ -14,12 +14,12 @@ from normstudy.processes import Child
 if TYPE_CHECKING:
     from normstudy.figures.draw import PlotResult
 
-# The first half needs no table of modules: each process reads little of what the other one reads.
+# The figures of the first half need no table of modules, so the two processes read mostly different tables.
 ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
     "heatmap", "gradient_ratio",
 )  # fmt: skip
-# As many figures, or tables of as many bytes, are drawn before a second process has imported what it needs.
+# One process draws so few figures, or tables of so few bytes, before a second one has finished its imports.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
@@ -31,10 +31,10 @@ def plot(
     out: Path | None = None,
     only: list[str] | None = None,
 ) -> PlotResult:
-    """`draw.plot_study`, with half of the figures drawn by a second process where a core is free and much is to draw.
+    """`draw.plot_study`, but a second process draws half of the figures when there are two cores and much to draw.
 
-    The two processes may see different moments of a study that is being trained. Raises ConfigError, as
-    `draw.plot_study` does.
+    The processes may read a study that is being trained at different moments. Raises ConfigError, as `draw.plot_study`
+    does.
     """
     names = sorted(dict.fromkeys(only or ORDER), key=lambda name: ORDER.index(name) if name in ORDER else -1)
     mine, child = names, None
@@ -73,7 +73,7 @@ def _is_large(study_dir: Path) -> bool:
 def _draw(
     pipe: Connection, study_dir: Path, names: list[str], where: dict[str, str] | None, fmt: str, out: Path | None
 ) -> None:
-    """Draw, and send the result; nothing after an error, which the parent meets when it draws these figures itself."""
+    """Draw and send the result. After an error send nothing: the parent draws these figures itself and reports it."""
     gc.disable()  # as the commands do
     with contextlib.suppress(Exception):
         from normstudy.figures.draw import plot_study

@@ -216,7 +216,7 @@ def _fan(x: Floats, y: Floats, anchor: str) -> tuple[Floats, Callable[[float], F
 
 
 def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str]]) -> None:
-    """The first over the last block's gradient of models against depth, log-log; looks: color and marker of each."""
+    """The ratio of the first to the last block's gradient against depth, log-log; looks: model -> color and marker."""
     depths: Floats = np.array([])
     for variant, (color, marker) in looks.items():
         depths, y = first_to_last(table, variant.name)
@@ -234,7 +234,7 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
 def finish_lines(
     fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
 ) -> Figure:
-    """`finish` with a legend for `lines` (label -> color), the interval of what is called `interval`, and the band."""
+    """`finish` with a legend: the lines (label -> color), the fan or area named `interval`, and the prediction."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles += [seed_line_handle(), interval_handle(interval, one), band_handle("predicted")]
@@ -244,7 +244,7 @@ def finish_lines(
 def growth(
     prediction: str, found: Sequence[Finding], label: str, squares: Floats, start: float, band: Band, ylabel: str
 ) -> Figure:
-    """The stream's mean square (layers, seeds) against the block, and the band of what a block adds from `start` on."""
+    """The stream's mean square (layers, seeds) against the block. Each block should add a value in `band`."""
     fig, (ax,) = figure()
     layers, c = np.arange(len(squares), dtype=np.float64), color(label.split(",")[0])
     ax.fill_between(layers, start + band.low * layers, start + band.high * layers, color=BAND_COLOR, lw=0, zorder=0)

@@ -12,7 +12,7 @@ from normstudy.workers.worker import prepare
 
 
 class MeasuringFailed(Exception):
-    """A worker raised an error or was killed; the text says which."""
+    """A worker raised an error or was killed; the message describes it."""
 
 
 def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Reading]]]:

@@ -28,7 +28,7 @@ RETRY_SECONDS = 0.5  # between two attempts to lock runs that another process tr
 
 
 class DeviceLost(Exception):
-    """This process can no longer use its device; the text says why."""
+    """This process can no longer use its device; the message has the error that caused it."""
 
 
 def prepare() -> None:
