@@ -1,5 +1,6 @@
-"""The norms that a step measures: of each module's gradient, parameters and update, and of the residual stream.
+"""What a step measures, and when: modules, probed steps, and how module norms combine.
 
+`step.step_` takes the norms of gradients, parameters and updates by `Layout.norms` (layout.py).
 A module's norm is over all its tensors, so the squares of all module norms add up to the square of the global norm.
 Module norms are (modules, runs), float32, and are combined in float64.
 """

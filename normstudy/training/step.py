@@ -157,7 +157,7 @@ def step_(runs: StackedRuns, inputs: Inputs, *, probing: bool, probed: bool) -> 
         optim.update_(runs.optimizer, runs.params, runs.grads, runs.state, inputs.coefficients)
         if not probing:
             return Measured(losses.detach())
-        update = layout.norms(runs.grads)
+        update = layout.norms(runs.grads)  # update_ has replaced the gradients by the update
         if not probed:
             return Measured(losses.detach(), grad, param, update)
         rms, stream = ([probes.rms_by_run(x) for x in residual], [optim.norm_by_run(g) for g in given[len(leaves) :]])

@@ -11,6 +11,7 @@ from pages import README, ROOT, fenced, missing, page, words
 
 import normstudy
 from normstudy import config
+from normstudy.analysis.grid import three_digits
 from normstudy.bench import summary, tables
 from normstudy.cli import main, manual
 from normstudy.reproductions.claims import Evidence, findings
@@ -103,7 +104,7 @@ def test_its_words_on_cost_and_speed_have_the_numbers_of_the_benchmark() -> None
     attention, norm = "attention vs seq_len", "norm vs seq_len"
     threads, cores = medians("a", "a1 run-steps against"), medians("a", "a2 run-steps against")
     (slowdown,) = {round(100 * (median - 1)) for median in medians("b", "all probes on at every step")}
-    number = summary.number
+    number = three_digits
     phrases = [
         f"grows as n^{number(*medians('e', last, attention))} and a norm's as n^{number(*medians('e', last, norm))}",
         f"exponents are {number(*medians('e', slope, attention))} and {number(*medians('e', slope, norm))}",

@@ -152,5 +152,5 @@ def test_the_second_process_ends_when_the_first_is_killed(tmp_path: Path, after:
     drawn = len(list(tmp_path.glob("*/*")))
     running.kill()
     running.communicate(timeout=60)  # until the last process that has its pipes has ended
-    assert is_gone(helper)
+    wait_for(lambda: is_gone(helper), 5)
     assert len(list(tmp_path.glob("*/*"))) <= drawn + 1

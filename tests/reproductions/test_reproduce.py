@@ -188,8 +188,8 @@ def test_the_script_is_the_same_command(capfd: Capture) -> None:
 @pytest.mark.parametrize(
     ("request_", "held"),
     [
-        ("", ["nothing is asked for", "--tier 0", "--list"]),
-        ("--again", ["nothing is asked for"]),
+        ("", ["no prediction is named", "--tier 0", "--list"]),
+        ("--again", ["no prediction is named"]),
         ("--tier 1", ["--tier 1: there is no such tier", "give 0"]),
         ("--tier one", ["--tier", "'one'", "--help"]),
         ("--tier", ["--tier", "--help"]),

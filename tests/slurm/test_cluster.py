@@ -33,6 +33,7 @@ SINCE = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide a Slurm that this machine may have."""
     monkeypatch.setenv("PATH", "/nowhere")
+    ask.cluster.cache_clear()  # a test with a fake Slurm may have been asked before
 
 
 # ---- options ------------------------------------------------------------------------------------------
