@@ -40,7 +40,7 @@ class Placement:
     init: str = "xavier"  # model.init=auto
     inits: tuple[str, ...] | None = None  # the inits that the source allows; None: any. model.force_init=true overrides
     norms: tuple[str, ...] | None = None  # the norms it allows; None: any. The first is model.norm=auto
-    qk_norm: str = "none"  # model.qk_norm=auto
+    qk_norm: str = "none"  # what model.qk_norm=auto resolves to
     formula_has_qk_norm: bool = False  # the formula itself normalizes q and k: model.qk_norm must stay auto
     star_block: Callable[..., object] | None = None  # block 0 under model.first_block=star
     min_layers: int = 1

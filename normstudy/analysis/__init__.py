@@ -1,1 +1,1 @@
-"""From the tables of a study to small tables: outcomes, pairs, comparisons, selections."""
+"""Summarize a study's tables as small ones: outcomes, pairs, comparisons, selections."""

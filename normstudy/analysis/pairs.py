@@ -197,6 +197,6 @@ def _finished_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:
 
 
 def _preference(pair: tuple[_Run, _Run]) -> tuple[bool, int, int, str, str]:
-    """Equal eval_windows first, then more windows, then by run_id, so that the order is fixed."""
+    """Sort key: equal eval_windows first, then more windows, then run_id, so that the order is deterministic."""
     a, b = pair
     return a.windows != b.windows, -a.windows, -b.windows, a.run_id, b.run_id

@@ -1,4 +1,4 @@
-"""One line for every error of Hydra, OmegaConf or YAML about the words and files of a user."""
+"""Turn an error of Hydra, OmegaConf or YAML about the user's command line or files into one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _nearest_key(key: str) -> str:
 
 
 def _allowed(key: str) -> str:
-    """The values that a dotted key may have, by the type of its field: `an integer`, `a number or null`."""
+    """Describe the values that a dotted key accepts, from the type of its field: `an integer`, `a number or null`."""
     kind: object = RunConfig
     for part in key.split("."):
         kind = typing.get_type_hints(kind).get(part)

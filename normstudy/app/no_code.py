@@ -57,7 +57,7 @@ def check(config: DictConfig) -> None:
             if part == "job_logging" and value == LOG_FILE and key not in LOGGING_CALLS:
                 continue
             if not (LOGGING_CLASS.fullmatch(value) if key in LOGGING_CALLS else value in STREAMS):
-                raise ConfigError(f"hydra.{part} names code, {value}: use hydra/{part}=none")
+                raise ConfigError(f"hydra.{part} would load code, {value}: use hydra/{part}=none")
 
 
 def _leaves(value: object, key: str = "") -> Iterator[tuple[str, str]]:

@@ -84,7 +84,7 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
         if key in CHOICES or key.startswith("hydra/"):
             _check_choice(override)
         if key == "hydra.launcher.n_jobs" and override.value() == 0:
-            raise ConfigError(f"{line}: no job would train anything: give 1 or more, or -1 for one per core")
+            raise ConfigError(f"{line}: this leaves no job to train the runs: give 1 or more, or -1 for one per core")
         if override.is_hydra_override():
             continue
         if override.type is not OverrideType.CHANGE:

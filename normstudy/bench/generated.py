@@ -30,7 +30,7 @@ SHA256 = "5" * 64  # of the text that nobody trained on
 
 @dataclass(frozen=True)
 class Size:
-    """Of a generated study: `seeds` runs in each of CELLS cells, all of one length and depth."""
+    """The size of a generated study: `seeds` runs in each of CELLS cells, all of one length and depth."""
 
     seeds: int
     n_steps: int

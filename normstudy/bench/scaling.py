@@ -102,7 +102,7 @@ def whole_steps(sizes: Sizes) -> Iterator[Sample]:
         batches[point] = batch.train_batch(configs, text)
         flops[point] = float(sum(p.flops for p in pieces(configs[0], text.vocab_size)))
     for records in batches.values():
-        cpu_seconds(records.__next__, 3)  # before anything is timed
+        cpu_seconds(records.__next__, 3)  # warm up; the time is not used
     for number in range(sizes.rounds):
         cost = {point: 1e3 * cpu_seconds(records.__next__, 2) / (2 * point[-1]) for point, records in batches.items()}
         for axis, points in along.items():

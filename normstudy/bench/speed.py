@@ -136,7 +136,7 @@ def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
     case, runs, rounds = job
     batches, period = probed(case, runs), ProbeConfig().every
     for records in batches.values():
-        cpu_seconds(records.__next__, 3)  # before anything is timed
+        cpu_seconds(records.__next__, 3)  # warm up; the time is not used
     for number in range(rounds):
         spent = dict.fromkeys(batches, 0.0)
         for step in range(period):

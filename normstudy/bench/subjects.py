@@ -36,7 +36,7 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(threads)
-    # torch's threads do not count for NumPy's BLAS, which would take every core and keep it busy after each product.
+    # torch's thread limit does not hold for NumPy's BLAS, which would keep every core busy after each product.
     threadpool_limits(threads, "blas")
     if like_worker:
         gc.freeze()  # as worker.prepare does

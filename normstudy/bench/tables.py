@@ -73,7 +73,7 @@ def write(
 
 
 def stored_rows(out: Path) -> list[str]:
-    """The rows whose table is there, in their order."""
+    """The rows whose table exists, in the order of ROWS."""
     return [row for row in ROWS if path(out, row).exists()]
 
 

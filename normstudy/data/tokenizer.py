@@ -147,7 +147,7 @@ def encode(blocks: Sequence[bytes], merges: Merges) -> list[Tokens]:
 
 
 def _splitting(library: ModuleType, model: object) -> tokenizers.Tokenizer:
-    """A tokenizer of the library that splits by PATTERN, then applies `model`."""
+    """An object of the library `tokenizers` that splits text by PATTERN, then applies `model`."""
     tokenizer: tokenizers.Tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(PATTERN), "isolated")
     return tokenizer

@@ -55,7 +55,7 @@ def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
     for name in source.run_ids:
         if not is_name(name):
             raise ConfigError(
-                f"{study_dir} has a run_id that is not a file name, {name!r}: run normstudy check {study_dir}"
+                f"{study_dir} has a run_id that cannot be a file name, {name!r}: run normstudy check {study_dir}"
             )
     return source
 

@@ -25,7 +25,7 @@ def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """hue, dash, run_id, step, value: the training loss of every step, as recorded."""
+    """The training loss of every step, as recorded, with columns hue, dash, run_id, step, value."""
     return series.of_runs(study.train_losses, runs, ["hue", "dash"])
 
 

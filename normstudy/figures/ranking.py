@@ -22,7 +22,7 @@ from normstudy.figures.study import Lacks, Study, widest
 MIN_VALUES = 3  # values of the ranked field; two values are compared, not ranked
 MAX_COLUMNS = 3
 ROW, ARM, AROUND = 0.25, 0.13, 1.5  # inches: least height of a row and of an arm, and the room around the rows
-COUNT_WIDTH = 20  # points of a column of counts on the right
+COUNT_WIDTH = 20  # width in points of the column of counts on the right
 BEYOND = 0.25  # of the range of losses: how far beyond it the axis follows an interval
 STRIPE = "#F3F3F3"
 FEW_SEEDS = "*"

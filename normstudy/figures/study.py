@@ -28,7 +28,7 @@ from normstudy.figures.look import (
 )
 from normstudy.study import tables
 
-MAX_FACETS = 24  # panels of a field that has more values than that
+MAX_FACETS = 24  # panels at most: further values of a field are not drawn
 MODULE = "mlp_out"  # the FFN output matrix: the theory's quantity (Xiong et al. 2002.04745, Theorem 1)
 
 # The columns of `runs` that figures read, besides the fields that vary. Rows are selected hundreds of times, which with

@@ -199,7 +199,7 @@ def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str = "center") -> None:
-    """The power laws whose exponents lie in a band, through the center of the means, or the first of them.
+    """Draw the power laws whose exponents lie in a band, through the center of the means or through the first mean.
 
     An open lower end is drawn from exponent 0.
     """

@@ -134,7 +134,7 @@ def measure(needs: dict[str, list[Need]], keys: dict[str, str], out: Path, sizes
 
 
 def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.DataFrame:
-    """The readings of some units in the columns of a table."""
+    """A table of the measurements, one row per reading."""
     rows = [
         (quantity, unit[1].name, unit[1].placement, unit[2], layer, seed, value)
         for unit in wanted

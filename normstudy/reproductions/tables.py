@@ -54,7 +54,7 @@ def path(out: Path, name: str) -> Path:
 
 
 def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
-    """Write a table to a file elsewhere, then move the file to its place. rows: the columns of SCHEMA."""
+    """Write a table to a file elsewhere, then move the file to its place. rows: a frame with the columns of SCHEMA."""
     ordered = rows.sort_values(SORT, kind="stable", ignore_index=True)
     content = pa.table({f.name: pa.array(ordered[f.name], from_pandas=True).cast(f.type) for f in SCHEMA})
     made = {"python": platform.python_version(), "torch": version("torch"), "normstudy": version("normstudy")}

@@ -36,7 +36,7 @@ class Band:
 
 
 def around(value: float, by: float) -> Band:
-    """value - by to value + by."""
+    """The interval from `value - by` to `value + by`."""
     return Band(round(value - by, 12), round(value + by, 12))
 
 

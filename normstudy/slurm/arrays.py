@@ -137,7 +137,7 @@ def refuse_while_alive(study_dir: Path) -> Array | None:
         left = counts_surely(study_dir, array)
     except ask.Unavailable as why:
         raise ConfigError(
-            f"{study_dir} has jobs ({array}, submitted on {array.host} at {array.since}), and Slurm does not answer "
+            f"{study_dir} has jobs ({array}, submitted on {array.host} at {array.since}), but Slurm does not answer "
             f"here ({why}): give the command on {array.host}; if the jobs have ended, remove {study_dir / RECORD}"
         ) from None
     if left.alive:

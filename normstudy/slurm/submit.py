@@ -36,7 +36,7 @@ def check(execution: ExecutionConfig) -> None:
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
             raise ConfigError(
-                f"execution=slurm: there is no {program} here: give the command on a machine that submits jobs"
+                f"execution=slurm: there is no {program} here: run the command on a machine that can submit jobs"
             )
     try:
         ask.try_out(options.of_sbatch(execution))

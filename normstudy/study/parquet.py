@@ -43,7 +43,7 @@ def write_options(table: str) -> dict[str, object]:
 
 
 def encode(table: str, content: pa.Table, **options: object) -> bytes:
-    """The bytes of one file of a study's table. options: replace those of write_options."""
+    """Encode one file of a study's table as bytes. options: override those of write_options."""
     return bytes_of(content, **(write_options(table) | options))
 
 

@@ -87,7 +87,7 @@ def window_name(run_id: str, window: int) -> str:
 
 
 def config_columns(config: RunConfig) -> dict[str, object]:
-    """The config columns of a row of `runs`, asked and resolved."""
+    """The config columns of a row of `runs`: values as requested, and as resolved."""
     resolved = cfg.resolve(config.model)
     return {
         **cfg.asked(config),

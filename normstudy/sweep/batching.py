@@ -19,7 +19,7 @@ CPU_STREAM = 2**19
 CPU_RUNS = (4, 32)  # fewest and most runs
 GPU_RUNS = 1024  # most runs: with more, the launches of a step no longer matter
 GPU_SEQUENCES = 65_535  # most sequences: fused attention puts them on a smaller axis of the grid, which has this limit
-MEMORY_SHARE = 0.5  # share of the free memory that all batches together may take: the estimate is rough
+MEMORY_SHARE = 0.5  # share of the free memory for all batches together; low, because estimates of memory are rough
 FLOAT = 4  # bytes
 
 

@@ -36,7 +36,7 @@ def _wrong_in_checkpoint(path: Path) -> str:
 
 
 def wrong_in_records(study: Path) -> list[str]:
-    """A line for each record of a sweep that cannot be read."""
+    """A line for each unreadable record of a sweep."""
     lines = []
     for path in sorted((study / "sweeps").glob("*.parquet")):
         try:

@@ -101,7 +101,7 @@ def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     if resumed or notes:
         yield Message(task.number, resumed, resumed=resumed, notes=notes)
     events = batch.train_batch(task.configs, text, task.device, starts=starts, snapshots=True)
-    del starts  # the batch copies them, and they are as large as the batch
+    del starts  # the batch holds a copy; these take as much memory as the batch
     try:
         yield from record(task, runs, modules, grouped(events), stopping, clock)
     finally:

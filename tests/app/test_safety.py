@@ -162,7 +162,7 @@ def test_a_run_id_out_of_a_table_leads_nowhere(name: str, tmp_path: Path) -> Non
     content = pq.read_table(path)
     column = pa.array([name], content.schema.field("run_id").type)
     path.write_bytes(parquet.encode("runs", content.set_column(0, content.schema.field("run_id"), column)))
-    with pytest.raises(ConfigError, match="has a run_id that is not a file name"):
+    with pytest.raises(ConfigError, match="has a run_id that cannot be a file name"):
         export_study(study, to="csv", out=tmp_path / "a" / "b" / "out", where={})
     assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["s"]
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import finish, is_gone, start, workers_of
+from processes import finish, is_gone, start, wait_for, workers_of
 
 from normstudy.errors import ConfigError
 from normstudy.figures import draw, together

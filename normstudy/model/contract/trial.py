@@ -1,4 +1,4 @@
-"""The trial of one block or norm: called several times as in training, its results compared."""
+"""Try one block or norm: call it several times, as in training, and compare the results."""
 
 from __future__ import annotations
 
