@@ -213,7 +213,7 @@ def part(params: Params, prefix: str) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockParts:
     """The sublayers and norms of one block, from which a placement's formula is built.
 
     params: of this block, as attn.q.weight, mlp.w1.weight, norm1.gamma. layer: 1 ... L, as papers count.
@@ -253,31 +253,31 @@ class Block:
 # In a formula n1, n2, ... are norms with separate gains, x is the block's input, y the value after the attention half.
 
 
-def pre(x: Array, block: Block) -> Array:
+def pre(x: Array, block: BlockParts) -> Array:
     """y = x + attn(n1(x)); y + ffn(n2(y)) (GPT-2; arXiv:2002.04745)."""
     y = x + block.attn(block.norm("norm1", x))
     return y + block.ffn(block.norm("norm2", y))
 
 
-def post(x: Array, block: Block) -> Array:
+def post(x: Array, block: BlockParts) -> Array:
     """y = n1(x + attn(x)); n2(y + ffn(y)) (arXiv:1706.03762)."""
     y = block.norm("norm1", x + block.attn(x))
     return block.norm("norm2", y + block.ffn(y))
 
 
-def peri(x: Array, block: Block) -> Array:
+def peri(x: Array, block: BlockParts) -> Array:
     """y = x + n1'(attn(n1(x))); y + n2'(ffn(n2(y))) (arXiv:2502.02732; Gemma 2)."""
     y = x + block.norm("norm1_out", block.attn(block.norm("norm1", x)))
     return y + block.norm("norm2_out", block.ffn(block.norm("norm2", y)))
 
 
-def reordered(x: Array, block: Block) -> Array:
+def reordered(x: Array, block: BlockParts) -> Array:
     """y = x + n1(attn(x)); y + n2(ffn(y)), with QK-norm in attn (OLMo 2, arXiv:2501.00656)."""
     y = x + block.norm("norm1", block.attn(x))
     return y + block.norm("norm2", block.ffn(y))
 
 
-def sub(x: Array, block: Block) -> Array:
+def sub(x: Array, block: BlockParts) -> Array:
     """y = x + O n1'(heads(n1(x))); y + W2 n2'(act(W1 n2(y))): pre-norm with a second norm before each output
     projection, whose width in the MLP is d_ff (Magneto, arXiv:2210.06423).
     """
@@ -285,37 +285,37 @@ def sub(x: Array, block: Block) -> Array:
     return y + block.ffn(block.norm("norm2", y), inner=lambda h: block.norm("norm2_inner", h))
 
 
-def deepnorm(x: Array, block: Block) -> Array:
+def deepnorm(x: Array, block: BlockParts) -> Array:
     """y = n1(alpha x + attn(x)); n2(alpha y + ffn(y)) with alpha = (2 L)^(1/4) (DeepNet, arXiv:2203.00555)."""
     alpha = (2 * block.model.n_layers) ** (1 / 4)
     y = block.norm("norm1", alpha * x + block.attn(x))
     return block.norm("norm2", alpha * y + block.ffn(y))
 
 
-def admin(x: Array, block: Block) -> Array:
+def admin(x: Array, block: BlockParts) -> Array:
     """y = n1(omega1 * x + attn(x)); n2(omega2 * y + ffn(y)), each omega a vector (D,) (arXiv:2004.08249)."""
     y = block.norm("norm1", x * block.params["omega1"] + block.attn(x))
     return block.norm("norm2", y * block.params["omega2"] + block.ffn(y))
 
 
-def lns(x: Array, block: Block) -> Array:
+def lns(x: Array, block: BlockParts) -> Array:
     """y = x + attn(n1(x) / sqrt(l)); y + ffn(n2(y) / sqrt(l)), l from 1 (arXiv:2502.05795)."""
     y = x + block.attn(block.norm("norm1", x) / math.sqrt(block.layer))
     return y + block.ffn(block.norm("norm2", y) / math.sqrt(block.layer))
 
 
-def mix(x: Array, block: Block) -> Array:
+def mix(x: Array, block: BlockParts) -> Array:
     """Post-norm in the first floor(L / 4) layers, pre-norm in the others (Mix-LN, arXiv:2412.13795)."""
     return post(x, block) if block.layer <= math.floor(0.25 * block.model.n_layers) else pre(x, block)
 
 
-def b2t(x: Array, block: Block) -> Array:
+def b2t(x: Array, block: BlockParts) -> Array:
     """y = n1(x + attn(x)); n2(x + y + ffn(y)): the block's input is added again at its end (arXiv:2206.00330)."""
     y = block.norm("norm1", x + block.attn(x))
     return block.norm("norm2", x + y + block.ffn(y))
 
 
-def residual(streams: Array, block: Block) -> Array:
+def residual(streams: Array, block: BlockParts) -> Array:
     """x' = n1(x + f), r' = r + f with f = attn(x); n2(x' + g), r' + g with g = ffn(x') (ResiDual, arXiv:2304.14802).
 
     streams: (2, B, T, D), x and r.
@@ -327,7 +327,7 @@ def residual(streams: Array, block: Block) -> Array:
     return np.stack([block.norm("norm2", x + g), r + g])
 
 
-def hybrid(x: Array, block: Block) -> Array:
+def hybrid(x: Array, block: BlockParts) -> Array:
     """y = x + O heads(nq(q), nk(k), nv(v)) with q, k, v from x; z = n2(y); z + ffn(z) (arXiv:2503.04598).
 
     The norms nq, nk, nv apply to each head.
@@ -337,25 +337,25 @@ def hybrid(x: Array, block: Block) -> Array:
     return z + block.ffn(z)
 
 
-def hybrid_star(x: Array, block: Block) -> Array:
+def hybrid_star(x: Array, block: BlockParts) -> Array:
     """y = x + O heads(nq(q), nk(k), nv(v)) with q, k, v from n1(x); y + ffn(n2(y)): block 1 of HybridNorm*."""
     y = x + block.attn(block.norm("norm1", x), per_head=lambda m, h: block.norm(f"{m}_norm", h))
     return y + block.ffn(block.norm("norm2", y))
 
 
-def rezero(x: Array, block: Block) -> Array:
+def rezero(x: Array, block: BlockParts) -> Array:
     """y = x + a attn(x); y + a ffn(y), where a is one learned number per layer; no norms (arXiv:2003.04887)."""
     y = x + block.params["scale"] * block.attn(x)
     return y + block.params["scale"] * block.ffn(y)
 
 
-def none(x: Array, block: Block) -> Array:
+def none(x: Array, block: BlockParts) -> Array:
     """y = x + attn(x); y + ffn(y)."""
     y = x + block.attn(x)
     return y + block.ffn(y)
 
 
-BLOCKS: dict[str, Callable[[Array, Block], Array]] = {
+BLOCKS: dict[str, Callable[[Array, BlockParts], Array]] = {
     "pre": pre, "post": post, "peri": peri, "reordered": reordered, "sub": sub, "deepnorm": deepnorm, "admin": admin,
     "lns": lns, "mix": mix, "b2t": b2t, "residual": residual, "hybrid": hybrid, "rezero": rezero, "none": none,
 }  # fmt: skip
@@ -382,7 +382,7 @@ def embedding(params: Params, tokens: Tokens, model: ModelConfig) -> Array:
 
 def run_block(x: Array, params: Params, model: ModelConfig, layer: int) -> Array:
     """Block `layer` (1 ... L) of a model applied to x (B, T, D); for `residual` to x and r, stacked (2, B, T, D)."""
-    block = Block(part(params, f"blocks.{layer - 1}."), model, layer)
+    block = BlockParts(part(params, f"blocks.{layer - 1}."), model, layer)
     star = model.first_block == "star" and layer == 1
     return hybrid_star(x, block) if star else BLOCKS[model.placement](x, block)
 
@@ -435,7 +435,7 @@ def admin_omegas(params: Params, tokens: Tokens, model: ModelConfig) -> list[flo
     x, omega = embedding(params, tokens, model), 1.0
     omegas = []
     for layer in range(1, model.n_layers + 1):
-        block = Block(part(params, f"blocks.{layer - 1}."), model, layer)
+        block = BlockParts(part(params, f"blocks.{layer - 1}."), model, layer)
         for sublayer, norm in ((block.attn, "norm1"), (block.ffn, "norm2")):
             f = sublayer(x)
             omegas.append(omega)

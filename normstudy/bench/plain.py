@@ -46,7 +46,7 @@ class SelfAttention(nn.Module):
         return y_BTD
 
 
-class Block(nn.Module):
+class PlainBlock(nn.Module):
     """x + attn(norm(x)), then x + mlp(norm(x)), the MLP being two linear maps with an exact GELU between them."""
 
     def __init__(self, d_model: int, n_heads: int) -> None:
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(vocab_size, config.d_model)
         self.pos = nn.Embedding(seq_len, config.d_model)
-        self.blocks = nn.ModuleList(Block(config.d_model, config.n_heads) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(PlainBlock(config.d_model, config.n_heads) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, vocab_size, bias=False)
 

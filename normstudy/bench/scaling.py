@@ -34,7 +34,7 @@ AXES = {
 }  # fmt: skip
 
 
-class Sizes(NamedTuple):
+class Ranges(NamedTuple):
     """What to measure: the shape in the middle and its runs, the values of each axis, the parts' n, d and batch."""
 
     base: Case = D64_L6
@@ -46,8 +46,8 @@ class Sizes(NamedTuple):
     rounds: int = 9
 
 
-FULL = Sizes()
-QUICK = Sizes(axes={k: v[:3] for k, v in AXES.items()}, n=FULL.n[:6], d=FULL.d[:3], batch_size=2, rounds=3)
+FULL = Ranges()
+QUICK = Ranges(axes={k: v[:3] for k, v in AXES.items()}, n=FULL.n[:6], d=FULL.d[:3], batch_size=2, rounds=3)
 SLOPES = {"slope": "slope of the cost of {} against {}", "slope_at_end": "the same between the two largest"}
 GOALS = [
     *(
@@ -87,7 +87,7 @@ def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float 
     return None
 
 
-def whole_steps(sizes: Sizes) -> Iterator[Sample]:
+def whole_steps(sizes: Ranges) -> Iterator[Sample]:
     """The cost of run-steps along every axis, in this process."""
     from normstudy.data import texts
     from normstudy.training import batch
@@ -113,7 +113,7 @@ def whole_steps(sizes: Sizes) -> Iterator[Sample]:
                 yield from slopes(f"run-step vs {axis}", subject, number, values, [of[point] for point in points])
 
 
-def part_call(part: str, sizes: Sizes, n: int, d: int) -> Callable[[], object]:
+def part_call(part: str, sizes: Ranges, n: int, d: int) -> Callable[[], object]:
     """A forward and backward of a part of the default model for a batch of runs; it gives the gradients."""
     import torch
     from torch import Tensor
@@ -143,7 +143,7 @@ def part_call(part: str, sizes: Sizes, n: int, d: int) -> Callable[[], object]:
     return lambda: torch.autograd.grad(over_runs(x, params), [x, *params], [gradient] * n_outputs)
 
 
-def parts(sizes: Sizes) -> Iterator[Sample]:
+def parts(sizes: Ranges) -> Iterator[Sample]:
     """The cost of a block's parts alone against n and d, in this process."""
     base = sizes.base
     along = {"seq_len": [(n, base.d_model) for n in sizes.n], "d_model": [(base.seq_len, d) for d in sizes.d]}

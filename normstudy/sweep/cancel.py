@@ -24,7 +24,9 @@ def cancel(study_dir: Path) -> str:
     if array is None:
         holder = locks.holder_of(study_dir)
         if holder is not None and holder.verified:
-            raise ConfigError(f"{study_dir} has no jobs; {holder.text} is using it: end that process by Ctrl-C or kill -TERM")
+            raise ConfigError(
+                f"{study_dir} has no jobs; {holder.text} is using it: end that process by Ctrl-C or kill -TERM"
+            )
         raise ConfigError(f"{study_dir} has no jobs to cancel: see normstudy status {study_dir}")
     end = time.monotonic() + CANCEL_SECONDS
     try:

@@ -10,12 +10,12 @@ import torch
 
 from normstudy.bench import scaling
 from normstudy.bench.rows import THEORY, Sample
-from normstudy.bench.scaling import ALL_MAPS, ATTENTION, NORM, PROJECTIONS, Sizes
+from normstudy.bench.scaling import ALL_MAPS, ATTENTION, NORM, PROJECTIONS, Ranges
 from normstudy.bench.subjects import NORMSTUDY, Case
 
 torch.set_num_threads(1)
 
-TINY = Sizes(
+TINY = Ranges(
     base=Case(d_model=16, n_layers=2, batch_size=1, seq_len=8),
     runs=2,
     axes={

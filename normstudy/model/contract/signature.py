@@ -97,7 +97,9 @@ def check_constructor(spec: str, make: Maker) -> None:
         if nn.parameter.is_lazy(p):
             raise ConfigError(f"{spec}: parameter {name} has no shape yet: give its width to the constructor")
         if not p.requires_grad:
-            raise ConfigError(f"{spec}: parameter {name} has requires_grad=False: make it a buffer, which training does not change")
+            raise ConfigError(
+                f"{spec}: parameter {name} has requires_grad=False: make it a buffer, which training does not change"
+            )
         if not torch.isfinite(p).all():
             raise broken(spec, FINITE, f"parameter {name} is inf, NaN or never set (torch.empty)", "set it")
         if not torch.equal(p, again.get_parameter(name)):
