@@ -107,7 +107,7 @@ def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLo
     for axis in axes:
         if isinstance(axis.value(), list):
             raise ConfigError(
-                f"hydra.sweeper.params.{axis.input_line}: write the axis as comma-separated text, such as 0,1, instead of a list"
+                f"hydra.sweeper.params.{axis.input_line}: write it as comma-separated text, as in 0,1, not a list"
             )
     values = {o.get_key_element(): _values(o.get_key_element(), o) for o in (*axes, *typed)}  # the last one wins
     n_runs = math.prod(map(len, values.values()))

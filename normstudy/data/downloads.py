@@ -150,7 +150,7 @@ def _download(name: str, corpus: Corpus, part: Path, url: str, output_file: str,
 
 
 def _receive(name: str, url: str, part: Path) -> bool:
-    """Append the missing bytes of `url` to `part`, or rewrite `part` from the start; returns whether the bytes in `part` were kept.
+    """Append the missing bytes of `url` to `part`, or rewrite `part`; returns whether the bytes in `part` were kept.
 
     A server that ignores the Range header sends the whole file with status 200.
     """

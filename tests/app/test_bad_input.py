@@ -149,7 +149,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("run --config-dir F experiment=no_such_group", ["data 'novel'", "stdlib"]),
     ("run --config-dir F experiment=no_such_value", ["nothing", "not found"]),
     ("run --config-dir F experiment=latin1", ["UTF-8"]),
-    ("sweep --config-dir F experiment=list_axis", ["hydra.sweeper.params.seed", "as one text"]),
+    ("sweep --config-dir F experiment=list_axis", ["hydra.sweeper.params.seed", "comma-separated text"]),
     ("sweep --config-dir F experiment=bad_axis", ["unknown key model.n_layer", "Did you mean model.n_layers?"]),
     ("sweep --config-dir F experiment=study_axis", ["study=a,b", "one study"]),
     # sweeps
