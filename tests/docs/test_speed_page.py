@@ -57,6 +57,15 @@ def test_the_speeds_on_each_cpu_are_those_of_its_tables(folder: Path) -> None:
     assert line_of(folder) in PAGE.splitlines()
 
 
+def test_loops_that_record_as_much_are_those_of_row_i() -> None:
+    found = [r for r in results(BENCH / "epyc-avx512") if r.goal.row == "i"]
+    equal, hooks = (
+        {r.goal.case: three_digits(r.median) for r in found if word in r.goal.title} for word in ("same", "hook")
+    )
+    assert len(equal) == 5
+    assert missing(PAGE, [f"| {case} | {ratio} | {hooks[case]} |" for case, ratio in equal.items()]) == []
+
+
 def lines_of_missed_goals() -> list[str]:
     """A line for each goal outside row a that some machine misses: what was measured on each, in bold where missed."""
     found = {folder: {(r.goal.row, r.goal.case, r.goal.title): r for r in results(folder)} for folder in FOLDERS}
