@@ -108,14 +108,15 @@ def test_how_cost_grows_is_what_row_e_measured() -> None:
 def test_a_committed_table_is_of_a_whole_benchmark_of_a_commit(folder: Path) -> None:
     """Every row but a GPU's, every goal of `--full`, measured by code that is in the history.
 
-    Row i was measured on one machine, and the dry run's estimate on none: both came after these measurements.
+    Row i and the dry run's estimate came later, and were measured on the EPYC with AVX-512 only.
     """
     stored = tables.read(folder, tables.stored_rows(folder))
     assert set("abcdef") <= set(stored["row"])
     assert set(stored["mode"]) == {"full"}
     assert stored["git_commit"].notna().all()
     assert not stored["git_commit"].str.contains("dirty").any()
-    later = {"i"} - set(stored["row"])
-    lacking = [g for g in summary.missing(stored) if g.limit is not None and g.row not in later]
-    assert [goal for goal in lacking if goal.subject != "dry run's estimate"] == []
+    lacking = [goal for goal in summary.missing(stored) if goal.limit is not None]
+    if folder.name == "epyc-avx512":
+        assert lacking == []
+    assert [goal for goal in lacking if goal.row != "i" and goal.subject != "dry run's estimate"] == []
     assert (folder / "bench.png").exists()
