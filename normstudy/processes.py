@@ -48,12 +48,8 @@ READ_AT_START = (
 )  # fmt: skip
 CHECK_SECONDS = 0.1  # between two checks that the parent is alive
 WAIT_SECONDS = 0.002  # between two checks whether a forked child has ended
-GROUP_SIGNALS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGUSR2,
-)  # may be sent to a whole process group or Slurm job
+# Signals that may be sent to a whole process group or Slurm job.
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 BOOT = (
     "import sys; from multiprocessing.connection import Connection; pipe = Connection(int(sys.argv[2])); "
     "sys.path[:] = pipe.recv(); from normstudy.processes import begin; begin(pipe, int(sys.argv[3]))"
