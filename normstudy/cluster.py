@@ -1,7 +1,7 @@
-"""`python -m normstudy.cluster`: the start of every Slurm job that an older version of normstudy submitted.
+"""`python -m normstudy.cluster`: the command that Slurm jobs submitted by an older version of normstudy run.
 
-Such a job holds classes of that version and cannot train. It ends here, without a crash recorded for any run; the
-sweep's command submits its runs again.
+Such a job contains pickled classes of that version and cannot train. This module ends it before a crash is recorded
+for any run; rerunning the sweep's command submits the job's runs again.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The error for runs that a sealed study does not hold."""
+"""Explain why a sealed study refuses runs: how the requested runs differ from the study's runs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from normstudy.study import schema, tables
 
 Columns = TypeVar("Columns", pd.DataFrame, dict[str, object])
 
-# Columns whose difference is not reported if the column that implies them differs too.
+# column -> a column that determines it; a difference in the first is not reported if the second differs too.
 IMPLIED_BY = {"data_seed": "seed", "data_sha256": "data"}
 
 
 def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[str, str]) -> str:
-    """The line that says how these runs differ from those of the study, and proposes a name for a new study.
+    """Return a line that says how the runs `strangers` differ from the study's runs, and suggests a new study's name.
 
     texts: run_id -> sha256 of the run's text.
     """
@@ -47,7 +47,7 @@ def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[
 
 
 def _as_resolved(row: Columns) -> Columns:
-    """The asked columns with resolved values, so that `auto` does not differ from the value that it stands for."""
+    """Replace requested values by resolved ones, so that `auto` equals the value to which it resolves."""
     out = row.copy()
     for field in dataclasses.fields(Resolved):
         out[field.name] = row[f"resolved_{field.name}"]
@@ -56,7 +56,7 @@ def _as_resolved(row: Columns) -> Columns:
 
 
 def _differences(held: pd.DataFrame, row: Mapping[str, object]) -> list[str]:
-    """The columns in which a run differs from the most similar run of the study."""
+    """Return the columns in which a run differs from the study's most similar run."""
     keys = [k for k in row if k not in ("study", "data_path") and k in held]
     same = pd.DataFrame({k: held[k].isna() if row[k] is None else held[k] == row[k] for k in keys})
     nearest = same.iloc[int(same.sum(axis=1).to_numpy().argmax())]
