@@ -48,12 +48,13 @@ READ_AT_START = (
 )  # fmt: skip
 CHECK_SECONDS = 0.1  # seconds between two checks whether the parent is alive
 WAIT_SECONDS = 0.002  # seconds between two checks whether a forked child has ended
+# Signals that may be sent to a whole process group or Slurm job.
 GROUP_SIGNALS = (
     signal.SIGINT,
     signal.SIGTERM,
     signal.SIGHUP,
     signal.SIGUSR2,
-)  # signals that may be sent to a whole process group or Slurm job
+)
 BOOT = (
     "import sys; from multiprocessing.connection import Connection; pipe = Connection(int(sys.argv[2])); "
     "sys.path[:] = pipe.recv(); from normstudy.processes import begin; begin(pipe, int(sys.argv[3]))"
@@ -135,26 +136,23 @@ def _start(
 
 
 def _standard_streams() -> list[int]:
-    """Return 1 and 2, without a standard stream that is closed or whose descriptor now belongs to another file."""
+    """Return the descriptors 1 and 2, except one that is closed or now belongs to another file."""
     return [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
 
 
 class _Request(NamedTuple):
-    """A request to fork a child. These descriptors are sent after it: working directory, streams, pipe, kept ones.
+    """A request to fork a child, sent before the descriptors of the working directory, streams, pipe and kept files."""
 
-    kept: the number of kept descriptors; streams: the numbers of the standard streams.
-    """
-
-    work: bytes
-    path: list[str]
+    work: bytes  # the pickled target and arguments
+    path: list[str]  # the requesting process's sys.path
     environment: dict[str, str]
-    blocked: frozenset[signal.Signals]
-    kept: int
-    streams: list[int]
+    blocked: frozenset[signal.Signals]  # signals that stay blocked until the target unblocks them
+    kept: int  # number of file descriptors that the child holds open until it ends
+    streams: list[int]  # descriptors of the standard streams to take over: 1, 2 or both
 
 
 class _Template:
-    """A child process that calls `prepare` once and then forks a grandchild on each request, within milliseconds.
+    """A child process that calls `prepare` once and then, on each request, forks another child within milliseconds.
 
     The template closes a request's descriptors right after forking, so that only the forked child holds its pipe and
     locks. A template lives as long as this process. Different READ_AT_START variables need separate templates.

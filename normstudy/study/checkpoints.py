@@ -17,11 +17,11 @@ MAX_HEADER = 1 << 20  # maximum bytes of safetensors' JSON header; a longer head
 
 
 class Head(NamedTuple):
-    """A checkpoint's next step, time of writing (seconds since 1970) and seconds of training so far."""
+    """The progress that a checkpoint records, which can be read without torch."""
 
-    step: int
-    written: float
-    seconds: float
+    step: int  # the run's next step
+    written: float  # when the file was written, in seconds since 1970
+    seconds: float  # the run's training time so far
 
 
 def wrong_in(file: BinaryIO) -> str:

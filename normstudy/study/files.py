@@ -64,7 +64,7 @@ def place_output(out: Path, relative: str, data: bytes) -> None:
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
     """Atomically write several files, given as (relative path, bytes): all are fsynced before the first is moved.
 
-    Bytes None: the file exists; only its folder is fsynced, as the process that moved the file may have died first.
+    If the bytes are None, the file exists and only its folder is fsynced: the process that moved it may have died.
     """
     state = study_dir / "state"
     writer = f"{socket.gethostname()}-{os.getpid()}"

@@ -30,25 +30,21 @@ PATIENCE_SECONDS = 1.0  # how long a single run waits for the lock by default: a
 
 
 class Holder(NamedTuple):
-    """The command that holds a study's lock. text: its description for users; since: seconds since 1970 or NaN.
+    """The command that holds a study's lock."""
 
-    alone: whether the lock is exclusive; single runs share it. verified: True if this machine's kernel lists the lock,
-    False if the only evidence is a lock file written by another machine.
-    """
-
-    text: str
-    since: float
-    alone: bool
-    verified: bool
+    text: str  # the holder's description for users
+    since: float  # when the holder took the lock, in seconds since 1970; NaN if unknown
+    alone: bool  # whether the lock is exclusive; single runs share it
+    verified: bool  # whether this machine's kernel lists the lock; otherwise another machine's lock file names the holder
 
 
 class _Note(NamedTuple):
-    """The content of the lock file, written by the holder. since: seconds since 1970; text: the holder, for users."""
+    """The lock file's content, written by the holder of the lock."""
 
     pid: object
     host: str
-    since: float
-    text: str
+    since: float  # when the holder took the lock, in seconds since 1970
+    text: str  # the holder's description for users
 
 
 # ---- the lock of a study ------------------------------------------------------------------------------
@@ -59,9 +55,9 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
     """Hold the study's lock; yields the lock's file descriptor, which workers inherit.
 
     Creates the study's folder, and completes a compaction that was killed between its two renames. command: shown to
-    users whose commands are refused; shared: let single runs, which write separate files, hold the lock together;
-    patience: seconds to wait for another command to end, by default PATIENCE_SECONDS if shared, else 0. Raises
-    ConfigError if another command holds the lock, or if the folder cannot be written.
+    users whose commands are refused; shared: whether other shared holders are admitted, as for single runs, which write
+    separate files; patience: seconds to wait for another command to end, by default PATIENCE_SECONDS if shared, else 0.
+    Raises ConfigError if another command holds the lock, or if the folder cannot be written.
     """
     if patience is None:
         patience = PATIENCE_SECONDS if shared else 0.0
@@ -140,7 +136,7 @@ def _note(content: bytes) -> _Note:
         return _Note(None, socket.gethostname(), math.nan, "another command")
 
 
-# ---- who holds it -------------------------------------------------------------------------------------
+# ---- the holder of a study's lock ---------------------------------------------------------------------
 
 
 def holder_of(study_dir: Path) -> Holder | None:

@@ -65,7 +65,7 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
 
 
 def open_table(path: Path) -> pq.ParquetFile:
-    """Open a file of a study's table. All but the compacted file are small and read at once, which is faster."""
+    """Open a file of a study's table. All but the compacted file are small and read whole, which is faster."""
     return open_file(path if path.name == COMPACTED_FILE else path.read_bytes())
 
 

@@ -37,7 +37,7 @@ def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str
 
 
 def tries_of(study_dir: Path) -> Counter[str]:
-    """Count each run's crashes: run_id -> number of logs."""
+    """Return run_id -> number of crashes, counted from the logs."""
     return Counter(path.stem.rpartition("-")[0] for path in (study_dir / LOGS).glob("*.txt"))
 
 

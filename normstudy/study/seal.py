@@ -24,7 +24,7 @@ def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[
     texts: run_id -> sha256 of the run's text.
     """
     held = _as_resolved(tables.read(study_dir, "runs"))
-    found: dict[str, list[object]] = {}  # column -> values of the strangers that the study lacks
+    found: dict[str, list[object]] = {}  # column -> values of the strangers that differ from the study's
     for run_id, config in strangers.items():
         row = _as_resolved({**schema.config_columns(config), "data_sha256": texts[run_id]})
         for key in _differences(held, row):

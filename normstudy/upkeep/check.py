@@ -42,23 +42,18 @@ class Wrong(Exception):
 
 @dataclass
 class Found:
-    """What a check has found so far.
-
-    names: all run_ids; compacted: run_ids in the compacted `runs` file; rows, windows: run_ids with their own files in
-    `runs` and in the series; lines: findings about files; of_runs: run_id -> findings about the run; others: (table,
-    unknown columns) of each file with another schema; damaged: tables from which not all runs could be read.
-    """
+    """What a check has found so far."""
 
     study: Path
     n_files: int = 0
-    names: set[str] = field(default_factory=set)
-    compacted: set[str] = field(default_factory=set)
-    rows: set[str] = field(default_factory=set)
-    windows: set[str] = field(default_factory=set)
-    lines: list[str] = field(default_factory=list)
-    of_runs: dict[str, list[str]] = field(default_factory=dict)
-    others: list[tuple[str, str]] = field(default_factory=list)
-    damaged: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)  # all run_ids in `runs`
+    compacted: set[str] = field(default_factory=set)  # run_ids in the compacted `runs` file
+    rows: set[str] = field(default_factory=set)  # run_ids with their own `runs` files
+    windows: set[str] = field(default_factory=set)  # run_ids with their own series files
+    lines: list[str] = field(default_factory=list)  # findings about files
+    of_runs: dict[str, list[str]] = field(default_factory=dict)  # run_id -> findings about the run
+    others: list[tuple[str, str]] = field(default_factory=list)  # (table, unknown columns) of files with another schema
+    damaged: set[str] = field(default_factory=set)  # tables from which not all runs could be read
 
     def wrong(self, run_id: str, *whats: str) -> None:
         """Add findings about a run, ignoring empty strings."""
@@ -187,7 +182,7 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
         return
     except (Wrong, PermissionError):  # a PermissionError does not mean that the file is damaged
         raise
-    except Exception as error:  # damaged bytes can raise any type of exception
+    except Exception as error:  # damaged bytes can cause any type of exception
         raise Wrong(f"is damaged ({damage(error)})") from None
 
 

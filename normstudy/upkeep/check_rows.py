@@ -19,34 +19,31 @@ STATUSES = ("running", "done", "failed")
 
 
 class Expected(NamedTuple):
-    """The `runs` columns that determine which series rows a run must have.
+    """The `runs` columns that determine which series rows a run must have."""
 
-    dense_steps, every: the run's probe_dense_steps and probe_every; nonfinite_step: where a diverged run ended.
-    """
-
-    name: str
+    name: str  # the run_id
     status: str
     n_steps: int
     n_layers: int
-    dense_steps: int
-    every: int
-    nonfinite_step: int | None
+    dense_steps: int  # the run's probe_dense_steps
+    every: int  # the run's probe_every
+    nonfinite_step: int | None  # the step at which a diverged run ended
 
 
 class Keys(NamedTuple):
-    """The key columns of one run's rows. layer: -1 for null; module: a code; 0 in a table without the column."""
+    """The key columns of one run's rows; a column that the table lacks is all 0."""
 
     step: Ints
-    layer: Ints
-    module: Ints
+    layer: Ints  # -1 for null
+    module: Ints  # a code for each module name
 
 
 class Counted(NamedTuple):
-    """The counts of one run's rows: its sorted steps, the rows at each step, and the number of duplicate rows."""
+    """The counts of one run's rows."""
 
-    steps: Ints
-    rows: Ints
-    twice: int
+    steps: Ints  # the distinct steps, sorted
+    rows: Ints  # the number of rows at each of the steps
+    twice: int  # the number of duplicate rows
 
 
 def counted(n: int, word: str) -> str:

@@ -43,7 +43,7 @@ def wrong_in_records(study: Path) -> list[str]:
             parquet.read(path)
         except (FileNotFoundError, PermissionError):
             continue
-        except Exception as error:  # damaged bytes can raise any type of exception
+        except Exception as error:  # damaged bytes can cause any type of exception
             do = f"rm {shlex.quote(str(path))}; normstudy status then no longer knows this sweep's request"
             lines.append(f"sweeps/{path.name}: is damaged ({damage(error)}): {do}")
     return lines

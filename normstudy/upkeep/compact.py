@@ -1,4 +1,4 @@
-"""`normstudy compact`: gather a study's finished runs in one file per table, and on request seal a complete study."""
+"""`normstudy compact`: gather a study's finished runs in one file per table, and optionally seal a complete study."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """Gather the study's finished runs in one sorted file per table; returns one line that says what was done.
 
     Other runs keep their own files. Columns missing from an older schema are added. Compacting twice gives the same
-    bytes. seal: also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError for a folder that
-    is not a study, a study in use or without a finished run, sealing with unfinished or failed runs, a damaged file,
-    and columns unknown to this version.
+    bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError for a
+    folder that is not a study, a study in use or without a finished run, sealing with unfinished or failed runs, a
+    damaged file, and columns unknown to this version.
     """
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)

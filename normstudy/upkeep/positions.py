@@ -15,20 +15,20 @@ from normstudy.study.checkpoints import FOLDER, Head, head_of
 
 @dataclass(frozen=True)
 class Group:
-    """A number of runs at the same step. run_id: the alphabetically first run; n_steps: the length of each run."""
+    """Runs of the same length that are at the same step."""
 
-    run_id: str
-    runs: int
+    run_id: str  # the alphabetically first run's id
+    runs: int  # the number of runs
     step: int
     n_steps: int
 
 
 class RunRow(NamedTuple):
-    """The `runs` columns that status needs. finished: seconds since 1970, NaN if the run has not ended."""
+    """The `runs` columns that `normstudy status` needs for every run."""
 
     status: str
     n_steps: int
-    finished: float
+    finished: float  # when the run ended, in seconds since 1970; NaN if it has not
 
 
 def rows_of(frame: pd.DataFrame) -> Iterator[RunRow]:

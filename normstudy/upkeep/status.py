@@ -36,20 +36,20 @@ COLUMNS = ("run_id", "status", "finished_at", *RUN_COLUMNS)
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed run. tries: how often it was tried; reason: the last line of its newest traceback."""
+    """A failed run."""
 
     run_id: str
-    tries: int
-    reason: str
+    tries: int  # how often the run was tried
+    reason: str  # the last line of the newest traceback
 
 
 @dataclass(frozen=True)
 class Jobs:
-    """The Slurm jobs of a study. counts: None if Slurm does not answer; why: the reason for the missing answer."""
+    """The Slurm jobs of a study."""
 
     array: Array
-    counts: ask.Counts | None
-    why: str = ""
+    counts: ask.Counts | None  # None if Slurm does not answer
+    why: str = ""  # why Slurm does not answer
     looks: int = 0  # number of latest consecutive answers from Slurm that no job is left
 
     @property
@@ -65,14 +65,7 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Status:
-    """The progress of a study. Each planned run is counted once: finished, running, interrupted, failed or not_begun.
-
-    steps_planned: None if an older version did not record the lengths of runs that have not begun; running_at: the
-    steps of running runs, most advanced first; saved_at: the same for the checkpoints of interrupted runs; failures: at
-    most MOST_LINES; holder: the command that holds the study's lock; verified: whether this machine's kernel lists the
-    lock; silent: seconds since the last sign of training; command: the last sweep, if it includes every interrupted
-    run; rate: run-steps per second; left: seconds; rate and left are None if no process reports progress.
-    """
+    """A study's progress. Each planned run is counted once: as finished, running, interrupted, failed or not_begun."""
 
     study: str
     sealed: bool
@@ -83,18 +76,18 @@ class Status:
     failed: int
     not_begun: int
     steps_done: int
-    steps_planned: int | None
-    outcomes: dict[str, int]
-    running_at: tuple[Group, ...]
-    saved_at: tuple[Group, ...]
-    failures: tuple[Failure, ...]
-    holder: str | None
-    verified: bool
-    silent: float | None
-    command: str | None
-    rate: float | None
-    left: float | None
-    jobs: Jobs | None = None
+    steps_planned: int | None  # None if an older version did not record the lengths of runs that have not begun
+    outcomes: dict[str, int]  # outcome -> number of finished runs
+    running_at: tuple[Group, ...]  # steps of the running runs, most advanced first
+    saved_at: tuple[Group, ...]  # steps of the interrupted runs' checkpoints, most advanced first
+    failures: tuple[Failure, ...]  # at most MOST_LINES
+    holder: str | None  # the command that holds the study's lock
+    verified: bool  # whether this machine's kernel lists the lock; otherwise another machine's lock file names the holder
+    silent: float | None  # seconds since the last sign of training
+    command: str | None  # the last sweep's command, if it trains every interrupted run
+    rate: float | None  # run-steps per second; None if no process reports its progress
+    left: float | None  # seconds until the training is finished; None if unknown
+    jobs: Jobs | None = None  # None without Slurm jobs
 
     @property
     def over(self) -> bool:
@@ -112,11 +105,11 @@ def look(study: Path) -> Status:
 
 
 class SweepRecord(NamedTuple):
-    """A sweep's record in sweeps/. began: seconds since 1970; trains: run_ids that the sweep had to train."""
+    """A sweep's record in sweeps/."""
 
-    began: float
+    began: float  # when the sweep began, in seconds since 1970
     command: str
-    trains: frozenset[str]
+    trains: frozenset[str]  # run_ids of the runs that the sweep had to train
 
 
 class Looker:
@@ -236,7 +229,7 @@ class Looker:
         except FileNotFoundError:
             compacted = None
         ids = None
-        if compacted == self._compacted:  # read all rows of a new compacted file: some runs may never have been read
+        if compacted == self._compacted:  # a new compacted file is read whole: it may hold runs never read before
             files = [name for name in os.listdir(folder) if name.endswith(".parquet")]
             ids = [i for i in (schema.run_of("runs", name) for name in files) if i not in self._done]
         return tables.read(self.study, "runs", list(COLUMNS), ids), compacted

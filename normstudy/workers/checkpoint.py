@@ -33,7 +33,7 @@ from normstudy.study.schema import SCHEMAS, SERIES
 from normstudy.training.batch import ResumePoint
 from normstudy.training.layout import Layout
 
-Buffered = dict[str, dict[str, list[object]]]  # table -> column -> values
+Buffered = dict[str, dict[str, list[object]]]  # rows not yet written: table -> column -> values
 
 
 class Refused(Exception):
@@ -42,12 +42,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One run between two steps. rows: series rows since its last window; wall_time_s: seconds of training so far."""
+    """The state of one run between two steps."""
 
     start: ResumePoint
-    rows: Buffered
-    train_loss: float
-    wall_time_s: float
+    rows: Buffered  # series rows recorded since the run's last window
+    train_loss: float  # the last step's training loss
+    wall_time_s: float  # the run's training time so far, in seconds
 
 
 def path(study_dir: Path, run_id: str) -> Path:

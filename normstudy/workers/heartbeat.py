@@ -22,15 +22,12 @@ LIFETIME = 60.0  # seconds until a heartbeat expires, or 4 times the seconds sin
 
 
 class Heartbeat(NamedTuple):
-    """The progress of a batch. Times are in seconds since 1970; after `expires` the process is presumed killed.
+    """The progress of a batch that a process is training. Times are in seconds since 1970."""
 
-    steps: run_id -> (the step at which this process started the run, the run's next step).
-    """
-
-    began: float
-    now: float
-    expires: float
-    steps: dict[str, tuple[int, int]]
+    began: float  # when the process began the batch
+    now: float  # when the heartbeat was written
+    expires: float  # after this time, the process is presumed killed
+    steps: dict[str, tuple[int, int]]  # run_id -> (step at which the process started the run, the run's next step)
 
 
 def write(study_dir: Path, began: float, previous: float, steps: Mapping[str, tuple[int, int]]) -> float:

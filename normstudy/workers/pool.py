@@ -18,7 +18,7 @@ from normstudy.workers import worker
 from normstudy.workers.signals import SIGNALS, WARNING, Stop
 from normstudy.workers.task import Message, Task
 
-# How many workers in a row may die before they begin their batch. The batch is blamed for the next such death.
+# How many consecutive workers may die before they begin their batch; after one more, the batch counts as the cause.
 FALSE_STARTS = 10
 
 
@@ -142,7 +142,7 @@ class _Pool:
             return
         try:
             message, again = _after_death(slot, self.max_tries, stopping=self.stopping)
-        except ConfigError as error:  # a failure cannot be written, or a row of `runs` cannot be read
+        except ConfigError as error:  # the failure cannot be recorded, or a `runs` row cannot be read
             self.stop(str(error))
             return
         self.queue.extendleft(reversed(again))

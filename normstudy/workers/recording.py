@@ -39,22 +39,17 @@ def no_rows() -> Buffered:
 
 @dataclass
 class Running:
-    """The state of one run in a batch.
-
-    row: the run's `runs` row; has_row: whether the table already has the row; step, train_loss: the last step and its
-    loss; rows: series rows recorded since the last window; first: the step at which this process starts the run;
-    seconds: training time in earlier processes; note: why the run cannot resume, None if it resumes or is new.
-    """
+    """The state of one run in a batch."""
 
     run_id: str
-    row: Row
-    has_row: bool = False
-    step: int = -1
-    train_loss: float = 0.0
-    rows: Buffered = field(default_factory=no_rows)
-    first: int = 0
-    seconds: float = 0.0
-    note: str | None = None
+    row: Row  # the run's `runs` row
+    has_row: bool = False  # whether the table `runs` already has the row
+    step: int = -1  # the last step taken; -1 before the first
+    train_loss: float = 0.0  # the last step's training loss
+    rows: Buffered = field(default_factory=no_rows)  # series rows recorded since the run's last window
+    first: int = 0  # the step at which this process starts the run
+    seconds: float = 0.0  # training time in earlier processes
+    note: str | None = None  # why the run cannot resume; None if the run resumes or is new
 
     def add(self, record: Record, place: int, modules: probes.Modules) -> None:
         """Add the rows of one step. place: the run's index in the arrays of `record`."""

@@ -10,9 +10,9 @@ from normstudy.config import RunConfig
 
 @dataclass(frozen=True)
 class Task:
-    """A batch of runs with one shape and one text. number: the index of the planned batch that the runs belong to."""
+    """A batch of runs with the same shape and text, to be trained together."""
 
-    number: int
+    number: int  # index of the planned batch that the runs belong to
     study_dir: Path
     run_ids: list[str]
     configs: list[RunConfig]
@@ -34,22 +34,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Message:
-    """A report from a worker about its task, or from the pool about a worker.
+    """A report from a worker about its task, or from the pool about a worker."""
 
-    run_steps: steps taken since the last message, negative if steps were lost; resumed: how many of run_steps an
-    earlier process took; ended, failed: run_ids; error: why the runs failed, in one line; smaller: the new number of
-    runs per batch after an out-of-memory error; notes: lines to show the user; over: the task has ended; stopped: the
-    task was stopped on request, after saving its runs; fatal: why the whole sweep must stop.
-    """
-
-    number: int
-    run_steps: int = 0
-    resumed: int = 0
-    ended: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
-    error: str | None = None
-    smaller: int | None = None
-    notes: tuple[str, ...] = ()
-    over: bool = False
-    stopped: bool = False
-    fatal: str | None = None
+    number: int  # the task's number
+    run_steps: int = 0  # steps of all runs since the last message; negative if steps were lost
+    resumed: int = 0  # how many of the run_steps were taken by earlier processes
+    ended: tuple[str, ...] = ()  # run_ids of finished runs
+    failed: tuple[str, ...] = ()  # run_ids of failed runs
+    error: str | None = None  # why the runs failed, in one line
+    smaller: int | None = None  # the new number of runs per batch after an out-of-memory error
+    notes: tuple[str, ...] = ()  # lines to show the user
+    over: bool = False  # whether the task has ended
+    stopped: bool = False  # whether the task was stopped on request, with its runs saved
+    fatal: str | None = None  # why the whole sweep must stop

@@ -16,7 +16,7 @@ from normstudy.study import locks, records
 from normstudy.workers.signals import SIGNALS
 from normstudy.workers.task import Message, Task
 
-# Out-of-memory messages of other exceptions than OutOfMemoryError: on a CPU, in a CUDA graph capture, in a library.
+# Messages of out-of-memory errors other than OutOfMemoryError: from a CPU, a CUDA graph capture, or a library.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STREAM_CAPTURE_INVALIDATED", "ALLOC_FAILED")
 # CUDA errors (cudaError in CUDA's runtime API) after which every further CUDA call of the process fails.
 DEVICE_LOST = (
