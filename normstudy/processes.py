@@ -73,10 +73,10 @@ def environment_with(changes: Mapping[str, str | None]) -> dict[str, str]:
 class Child:
     """A child process and the parent's end of its pipe. Raises OSError if the system cannot start another process.
 
-    The child ignores Ctrl-C, which reaches the whole process group: the parent reacts to it. environment: the child's
-    variables, by default this process's; keep: file descriptors that the child holds open until it ends; blocked:
-    signals that stay blocked until `target` unblocks them; prepare: if given, the child is forked from a template
-    process that has called this function, which does the slow imports.
+    The child ignores Ctrl-C, which reaches the whole process group, so the parent can handle it. environment: the
+    child's variables, by default this process's; keep: file descriptors that the child holds open until it ends;
+    blocked: signals that stay blocked until `target` unblocks them; prepare: a function that does the slow imports; if
+    given, the child is forked from a template process that has called this function once.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class _Template:
     """A child process that calls `prepare` once and then, on each request, forks another child within milliseconds.
 
     The template closes a request's descriptors right after forking, so that only the forked child holds its pipe and
-    locks. A template lives as long as this process. Different READ_AT_START variables need separate templates.
+    locks. A template lives as long as this process. Children with different READ_AT_START variables need separate ones.
     """
 
     known: ClassVar[dict[object, _Template]] = {}
@@ -215,7 +215,7 @@ class _Template:
     def noticing_its_end(self) -> Iterator[None]:
         """A context that admits one request at a time, and sets `is_gone` if the template has ended.
 
-        Any other error, such as a Ctrl-C, may leave part of an answer unread in the pipe, so it ends the template.
+        Any other error, such as a Ctrl-C, may leave part of an answer unread in the pipe; the template is then ended.
         """
         with self.lock:
             try:
@@ -331,7 +331,7 @@ def _exit_code(pid: int, parent: int) -> int:
 
 
 def _work_forked(request: _Request, descriptors: list[int], template: int) -> NoReturn:
-    """In a forked child, adopt the requester's folder, streams and environment, call the target, and end."""
+    """In a forked child, adopt the requester's working directory, streams and environment, call the target, and end."""
     code = 1
     try:
         _Watch(template)

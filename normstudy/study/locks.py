@@ -35,7 +35,7 @@ class Holder(NamedTuple):
     text: str  # the holder's description for users
     since: float  # when the holder took the lock, in seconds since 1970; NaN if unknown
     alone: bool  # whether the lock is exclusive; single runs share it
-    verified: bool  # whether this machine's kernel lists the lock; otherwise another machine's lock file names the holder
+    verified: bool  # whether this machine's kernel lists the lock; if not, the lock file names another machine
 
 
 class _Note(NamedTuple):

@@ -33,7 +33,7 @@ def check_own_folders(study_dir: Path) -> None:
 
 
 def check_outside_of_studies(path: Path, other: str) -> None:
-    """Raise ConfigError if a path is in one of a study's OWN_FOLDERS. other: what the message suggests to change."""
+    """Raise ConfigError if a path is in a study's OWN_FOLDERS. other: what to give instead, e.g. `another --out`."""
     place = Path(os.path.realpath(path))  # Path.resolve would fail on a loop of symbolic links
     for folder in (place, *place.parents):
         if folder.name in OWN_FOLDERS and (folder.parent / "tables" / "runs").is_dir():

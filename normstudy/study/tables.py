@@ -147,7 +147,7 @@ def read(
 
 
 def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module: str | None) -> pa.Table:
-    """Read the selected rows of a table's folder, unsorted, with one dictionary per dictionary column."""
+    """Read the selected rows of a table's folder, unsorted, with the dictionaries of each column unified."""
     table = folder.name
     names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet"))
     chosen = None if run_ids is None else sorted(run_ids)

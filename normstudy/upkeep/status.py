@@ -82,7 +82,7 @@ class Status:
     saved_at: tuple[Group, ...]  # steps of the interrupted runs' checkpoints, most advanced first
     failures: tuple[Failure, ...]  # at most MOST_LINES
     holder: str | None  # the command that holds the study's lock
-    verified: bool  # whether this machine's kernel lists the lock; otherwise another machine's lock file names the holder
+    verified: bool  # whether this machine's kernel lists the lock; if not, the lock file names another machine
     silent: float | None  # seconds since the last sign of training
     command: str | None  # the last sweep's command, if it trains every interrupted run
     rate: float | None  # run-steps per second; None if no process reports its progress

@@ -59,7 +59,7 @@ def read_all(study_dir: Path) -> list[Heartbeat]:
 
 
 def rate_of(heartbeats: Sequence[Heartbeat]) -> float | None:
-    """Return the run-steps per second of all processes: their mean rate times their number. None before any step."""
+    """Return the run-steps per second of all processes, as mean rate times their number; None if none took a step."""
     taken = sum(step - first for heartbeat in heartbeats for first, step in heartbeat.steps.values())
     seconds = sum(heartbeat.now - heartbeat.began for heartbeat in heartbeats)
     return len(heartbeats) * taken / seconds if taken > 0 and seconds > 0 else None

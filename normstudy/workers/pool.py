@@ -1,7 +1,7 @@
 """A small pool of worker processes, each connected to this process by a pipe.
 
 The standard library's pool loses every task when one worker is killed. This pool loses only the steps that the killed
-worker's batch took since its last checkpoint, and retrains the batch in a new worker. This module never imports torch.
+worker's batch took since its last checkpoint, and resumes the batch in a new worker. This module never imports torch.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
     if not no_device:
         free_cached_memory(task.device)
     n_steps = task.configs[0].schedule.n_steps
-    lost = len(ended) * n_steps - taken  # minus the steps of the unfinished runs, to set the progress bar back
+    lost = len(ended) * n_steps - taken  # negative: the unfinished runs' steps, subtracted from the bar
     if len(left) == 1:
         records.record_failure(task.study_dir, left[0], task.only(left).configs[0], details)
         yield Message(task.number, lost + n_steps, -resumed, failed=(left[0],), error=line)
