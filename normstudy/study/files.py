@@ -64,7 +64,7 @@ def place_output(out: Path, relative: str, data: bytes) -> None:
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
     """Atomically write several files, given as (relative path, bytes): all are fsynced before the first is moved.
 
-    If the bytes are None, the file exists and only its folder is fsynced: the process that moved it may have died.
+    If the bytes are None, the file exists and only its folder is fsynced, which a killed process may not have done.
     """
     state = study_dir / "state"
     writer = f"{socket.gethostname()}-{os.getpid()}"

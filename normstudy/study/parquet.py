@@ -130,7 +130,7 @@ def read_file(
 ) -> Iterator[pa.Table]:
     """Read the columns of `schema` from a table's file, one row group at a time.
 
-    chosen: sorted run_ids; only their rows are read from a compacted file. module: yield only this module's rows.
+    chosen: sorted run_ids; only their rows are read from a compacted file. module: the only module to yield.
     """
     with files.reading(path, path.parents[2]):
         chosen = chosen if path.name == COMPACTED_FILE else None

@@ -11,10 +11,7 @@ OWN_FOLDERS = ("tables", "state", "sweeps")  # folders reserved for the study's 
 
 
 def check_study(results_dir: str, study: str) -> None:
-    """Raise ConfigError if the folder results_dir/study is a symbolic link, has linked subfolders or is in a study.
-
-    study: a name that config.check_study_name accepts.
-    """
+    """Raise ConfigError if the folder of a valid study name is a symbolic link, has linked folders or is in a study."""
     if not results_dir.isprintable():
         raise ConfigError(f"results_dir {results_dir!r} holds a control character: give a plain path")
     folder = Path(results_dir, study)

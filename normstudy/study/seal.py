@@ -1,4 +1,4 @@
-"""Explain why a sealed study refuses runs: how the requested runs differ from the study's runs."""
+"""Explain how runs that a sealed study refuses differ from the study's runs, and suggest a name for a new study."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ IMPLIED_BY = {"data_seed": "seed", "data_sha256": "data"}
 
 
 def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[str, str]) -> str:
-    """Return a line that says how the runs `strangers` differ from the study's runs, and suggests a new study's name.
-
-    texts: run_id -> sha256 of the run's text.
-    """
+    """Return the error line for runs that a sealed study does not have. texts: run_id -> sha256 of the run's text."""
     held = _as_resolved(tables.read(study_dir, "runs"))
     found: dict[str, list[object]] = {}  # column -> values of the strangers that differ from the study's
     for run_id, config in strangers.items():

@@ -130,7 +130,7 @@ def read(
 ) -> pd.DataFrame:
     """Read one table of a study as a DataFrame, sorted by SORT[table].
 
-    columns, run_ids, module: read only these, by default all; text=False: return `run_id` and `module` as alphabetical
+    columns, run_ids, module: what to read, by default all; text: whether `run_id` and `module` are text or alphabetical
     categories, which need far less memory. Raises ConfigError for a damaged file or a folder that is not a study.
     """
     check_is_study(Path(study_dir))

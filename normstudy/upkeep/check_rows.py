@@ -34,7 +34,7 @@ class Keys(NamedTuple):
     """The key columns of one run's rows; a column that the table lacks is all 0."""
 
     step: Ints
-    layer: Ints  # -1 for null
+    layer: Ints  # layer numbers, -1 for null
     module: Ints  # a code for each module name
 
 

@@ -50,10 +50,7 @@ def wrong_in_records(study: Path) -> list[str]:
 
 
 def notes(study: Path, statuses: Mapping[str, int]) -> list[str]:
-    """Return notes about harmless facts: who uses the study, runs that are not done, leftovers of killed commands.
-
-    statuses: status -> number of runs.
-    """
+    """Return notes about harmless facts, such as unfinished runs or leftover files. statuses: status -> run count."""
     holder, lines = locks.holder_of(study), []
     if holder is not None:
         lines.append(f"in use by {holder.text}: files that it has not written yet are not reported")

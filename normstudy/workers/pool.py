@@ -23,7 +23,7 @@ FALSE_STARTS = 10
 
 
 class Slot:
-    """A worker process, its task and its reports. lock: descriptor of the study's lock; forked: whether to fork it."""
+    """A worker process, its task and its reports. lock: descriptor of the study's lock; forked: whether to use fork."""
 
     def __init__(self, lock: int, *, forked: bool) -> None:
         # The signals stay blocked until the worker has set its handlers, so that a signal to the whole process group
@@ -133,7 +133,7 @@ class _Pool:
             yield from self.replace(slot, kill=True)
 
     def replace(self, slot: Slot, *, kill: bool) -> Iterator[Message]:
-        """Drop a worker and put the unfinished part of its task back into the queue. kill: kill the worker first."""
+        """Drop a worker and requeue the unfinished part of its task. kill: whether to kill the worker first."""
         self.slots.remove(slot)
         slot.process.close(kill=kill)
         self.false_starts = 0 if slot.begun else self.false_starts + 1

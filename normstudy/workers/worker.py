@@ -85,8 +85,7 @@ def serve(pipe: Connection) -> None:
 def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch, but never a run that another process is training. Raises StorageError and DeviceLost.
 
-    The runs whose locks are free are trained first. The worker waits for the other runs only after releasing every
-    lock, so that two processes cannot wait for each other.
+    Runs with free locks are trained first. All locks are released before waiting for other runs, to avoid a deadlock.
     """
     left, is_reported = task.run_ids, False
     while left:
