@@ -1,4 +1,4 @@
-"""normstudy: what the placement of normalization does to gradients and training."""
+"""normstudy: study how the placement of normalization layers affects gradients and training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __version__ = "0.1.0"
 
 def load(study_dir: Path | str, *, join: bool = False) -> Tables:
     """Read the four tables of a study as DataFrames: see `normstudy.analysis.load.load`."""
-    from normstudy.analysis.load import load as load_tables  # not at the top: `import normstudy` stays instant
+    from normstudy.analysis.load import load as load_tables  # imported here to keep `import normstudy` fast
 
     return load_tables(study_dir, join=join)
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import `kernels` or `norms` at first use: a user's module may say `from normstudy import kernels, norms`."""
+    """Import `kernels` or `norms` on first use, so that a user's module can `from normstudy import kernels, norms`."""
     if name in ("kernels", "norms"):
         return import_module(f"normstudy.model.{name}")
     raise AttributeError(f"module 'normstudy' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`python -m normstudy` is the `normstudy` command."""
+"""Run the `normstudy` command as `python -m normstudy`."""
 
 import sys
 

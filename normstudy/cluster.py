@@ -1,7 +1,7 @@
-"""`python -m normstudy.cluster`: the start of every Slurm job that an older version of normstudy submitted.
+"""Slurm jobs that were submitted by an older version of normstudy run `python -m normstudy.cluster`.
 
-Such a job holds classes of that version and cannot train. It ends here, without a crash recorded for any run; the
-sweep's command submits its runs again.
+Such a job contains pickled classes of that version and cannot train. This module ends the job before a crash is
+recorded for any run; rerunning the sweep's command submits the job's runs again.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Child processes: how each one starts, what it gets from its parent, and that it ends with its parent.
+"""Start child processes, which end when their parent ends.
 
 A child runs `target(pipe, *arguments)` in a new interpreter, which imports neither the user's script nor modules from
-the working directory. Its pipe ends when the child ends, so a parent that waits for the pipe notices a death at once.
+the working directory. When the child ends, its pipe closes, so a parent that waits for the pipe notices at once.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import ClassVar, NamedTuple, NoReturn
 
-# The environment of a process that trains; None unsets a variable. MKL_CBWR: without it the products that torch makes
-# (a tied unembedding, a user's block) depend on the number of runs in a batch. OPENBLAS_*: the bits of a run depend on
-# its CPU, not on the user's shell. MALLOC_*: otherwise glibc returns large blocks to the system at every free, which
-# costs up to 40 % of a step.
+# Environment variables of a process that trains; None unsets a variable. MKL_CBWR: without it, the matrix products that
+# torch computes (a tied unembedding, a user's block) depend on the number of runs in a batch. OPENBLAS_*: unset so that
+# a run's bits depend on its CPU, not on the user's shell. MALLOC_*: by default, glibc returns large blocks to the
+# system at every free, which costs up to 40 % of a step's time.
 WORKER_ENVIRONMENT: dict[str, str | None] = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -41,15 +41,20 @@ WORKER_ENVIRONMENT: dict[str, str | None] = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**28),
 }
-# Prefixes of the variables that a library or the interpreter reads only once, when it is loaded.
+# Prefixes of environment variables that the interpreter or a library reads only when it is loaded.
 READ_AT_START = (
     "ATEN_", "BLIS_", "DNNL_", "GLIBC_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "NPY_", "OMP_", "ONEDNN_",
     "OPENBLAS_", "PYTHON", "PYTORCH_", "TORCH", "VECLIB_",
 )  # fmt: skip
-CHECK_SECONDS = 0.1  # between two checks that the parent is alive
-WAIT_SECONDS = 0.002  # between two checks whether a forked child has ended
+CHECK_SECONDS = 0.1  # seconds between two checks whether the parent is alive
+WAIT_SECONDS = 0.002  # seconds between two checks whether a forked child has ended
 # Signals that may be sent to a whole process group or Slurm job.
-GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+GROUP_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR2,
+)
 BOOT = (
     "import sys; from multiprocessing.connection import Connection; pipe = Connection(int(sys.argv[2])); "
     "sys.path[:] = pipe.recv(); from normstudy.processes import begin; begin(pipe, int(sys.argv[3]))"
@@ -57,7 +62,7 @@ BOOT = (
 
 
 def environment_with(changes: Mapping[str, str | None]) -> dict[str, str]:
-    """The environment of this process with some variables set, and those whose value is None unset."""
+    """Return this process's environment with `changes` applied; None unsets a variable."""
     merged = {**os.environ, **changes}
     return {key: value for key, value in merged.items() if value is not None}
 
@@ -66,12 +71,12 @@ def environment_with(changes: Mapping[str, str | None]) -> dict[str, str]:
 
 
 class Child:
-    """A child process and the parent's end of its pipe. Raises OSError when the system has no room for a process.
+    """A child process and the parent's end of its pipe. Raises OSError if the system cannot start another process.
 
-    The child ignores Ctrl-C, which reaches the whole process group: its parent reacts. environment: all variables of
-    the child, by default those of this process; keep: descriptors that the child holds open until it ends; blocked:
-    signals that wait until the target unblocks them; prepare: a function that does the slow imports. With `prepare`,
-    the child is forked from a template process that has called the function once.
+    The child ignores Ctrl-C, which reaches the whole process group, so the parent can handle it. environment: the
+    child's variables, by default this process's; keep: file descriptors that the child holds open until it ends;
+    blocked: signals that stay blocked until `target` unblocks them; prepare: a function that does the slow imports; if
+    given, the child is forked from a template process that has called this function once.
     """
 
     def __init__(
@@ -96,20 +101,20 @@ class Child:
                 return
             name = target.__qualname__
             self.process = _start(theirs.fileno(), name, variables, keep, {signal.SIGINT, *blocked})
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was killed: reading its pipe shows that
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # reading the pipe shows that the child died
             self.pipe.send(sys.path)
             self.pipe.send_bytes(work)
 
     def wait(self) -> int:
-        """Wait for the end of the process; its exit code, or minus the number of the signal that ended it."""
+        """Wait for the process to end; returns its exit code, or minus the number of the signal that killed it."""
         return self.process.wait()
 
     def how_it_ended(self) -> str:
-        """Wait for the end of the process, and describe it."""
+        """Wait for the process to end, and describe how it ended."""
         return f"ended with exit code {code}" if (code := self.wait()) >= 0 else f"was killed by signal {-code}"
 
     def close(self, *, kill: bool = True) -> None:
-        """End the process, at once or else by closing its pipe, and wait for its end."""
+        """Close the pipe, after killing the process if `kill`, and wait for the process to end."""
         if kill:
             self.process.send_signal(signal.SIGKILL)
         self.pipe.close()
@@ -119,7 +124,7 @@ class Child:
 def _start(
     pipe: int, name: str, environment: dict[str, str], keep: Sequence[int], blocked: Collection[signal.Signals]
 ) -> subprocess.Popen[bytes]:
-    # The child inherits the mask: a Ctrl-C while it imports must not end it with a traceback.
+    # The child inherits this signal mask, so that a Ctrl-C during its imports does not end it with a traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         return subprocess.Popen(
@@ -131,35 +136,35 @@ def _start(
 
 
 def _standard_streams() -> list[int]:
-    """The descriptors of standard output and error, except one that was closed and now belongs to another file."""
+    """Return the descriptors 1 and 2, except one that is closed or now belongs to another file."""
     return [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
 
 
 class _Request(NamedTuple):
-    """A child to fork. Its descriptors follow: the working directory, standard streams, its pipe, those to keep."""
+    """A request to fork a child, sent before the descriptors of the working directory, streams, pipe and kept files."""
 
-    work: bytes
-    path: list[str]
+    work: bytes  # the pickled target and arguments
+    path: list[str]  # the requesting process's sys.path
     environment: dict[str, str]
-    blocked: frozenset[signal.Signals]
-    kept: int
-    streams: list[int]
+    blocked: frozenset[signal.Signals]  # signals that stay blocked until the target unblocks them
+    kept: int  # number of file descriptors that the child holds open until it ends
+    streams: list[int]  # descriptors of the standard streams to take over: 1, 2 or both
 
 
 class _Template:
-    """A child that calls `prepare` once and then, on each request, forks a child of its own within milliseconds.
+    """A child process that calls `prepare` once and then, on each request, forks another child within milliseconds.
 
-    The template closes the descriptors of a request right after forking, so that only the forked child holds its pipe
-    and locks. A template lives as long as this process. Other values of the variables READ_AT_START need another one.
+    The template closes a request's descriptors right after forking, so that only the forked child holds its pipe and
+    locks. A template lives as long as this process. Children with different READ_AT_START variables need separate ones.
     """
 
     known: ClassVar[dict[object, _Template]] = {}
 
     @classmethod
     def of(cls, prepare: Callable[[], None], environment: dict[str, str]) -> _Template:
-        """The template for such children, started when there is none."""
+        """Return this process's template for `prepare` and the READ_AT_START variables, starting one if necessary."""
         read = {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
-        key = os.getpid(), prepare, frozenset(read.items())  # a template belongs to one process, not to its forks
+        key = os.getpid(), prepare, frozenset(read.items())  # os.getpid(): a fork must not use its parent's template
         if key not in cls.known or cls.known[key].is_gone:
             cls.known[key] = cls(prepare, environment)
         return cls.known[key]
@@ -167,18 +172,18 @@ class _Template:
     def __init__(self, prepare: Callable[[], None], environment: dict[str, str]) -> None:
         self.child = Child(_serve_forks, prepare, environment=environment, blocked=GROUP_SIGNALS)
         self.lock, self.owner, self.is_gone = threading.RLock(), os.getpid(), False
-        self.unread: deque[_Forked] = deque()  # children whose process ids have not been read
+        self.unread: deque[_Forked] = deque()  # requested children whose process ids have not been received
         atexit.register(self.end)
 
     def end(self) -> None:
-        """End the template, and with it its children."""
+        """End the template; its children notice and end too."""
         if os.getpid() == self.owner:
             self.child.close()
 
     def fork(self, request: _Request, descriptors: Sequence[int]) -> _Forked:
-        """Request a child. Its process id is read only when it is needed: the template may still be importing."""
+        """Request a child without waiting for its process id, because the template may still be importing."""
         child = _Forked(self)
-        folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, it works for a deleted folder
+        folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
         try:
             with self.noticing_its_end():
                 self.child.pipe.send(request)
@@ -190,14 +195,14 @@ class _Template:
         return child
 
     def read_pids(self) -> None:
-        """Read the process ids of all requested children."""
+        """Receive the process ids of all requested children."""
         with self.noticing_its_end():
             while self.unread:
                 self.unread[0].pid = self.child.pipe.recv()
                 self.unread.popleft()
 
     def wait(self, child: _Forked) -> None:
-        """Wait for the end of a child and set its code, which is 1 when the template was killed."""
+        """Wait for a child to end and set its exit code, which is 1 if the template was killed."""
         with self.noticing_its_end():
             self.read_pids()
             if child.pid is not None and not self.is_gone:
@@ -208,9 +213,9 @@ class _Template:
 
     @contextlib.contextmanager
     def noticing_its_end(self) -> Iterator[None]:
-        """A context for one request at a time. It sets `is_gone` when the template has ended.
+        """A context that admits one request at a time, and sets `is_gone` if the template has ended.
 
-        After another error, such as a Ctrl-C, the rest of an answer may be unread; then it ends the template.
+        Any other error, such as a Ctrl-C, may leave part of an answer unread in the pipe; the template is then ended.
         """
         with self.lock:
             try:
@@ -224,7 +229,7 @@ class _Template:
 
 
 class _Forked:
-    """A child of a template, with the methods of Popen that Child and its users call."""
+    """A child forked by a template, with the Popen methods that Child and its callers use."""
 
     def __init__(self, template: _Template) -> None:
         self.template = template
@@ -234,7 +239,7 @@ class _Forked:
     def send_signal(self, number: int) -> None:
         self.template.read_pids()
         if self.pid is not None and self.code is None and not self.template.is_gone:
-            os.kill(self.pid, number)  # the system does not reuse the id before `wait`
+            os.kill(self.pid, number)  # the system does not reuse the process id before `wait`
 
     def wait(self) -> int:
         if self.code is None:
@@ -269,15 +274,15 @@ def _end_without(parent: int) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Flush what was printed, and end this process at once: an orderly exit would spend half a second on torch."""
+    """Flush the standard streams and end this process at once; a normal exit would spend half a second on torch."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError):  # it is closed
+        with contextlib.suppress(AttributeError, OSError):  # the stream may be closed
             stream.flush()
     os._exit(code)
 
 
 def begin(pipe: Connection, parent: int) -> None:
-    """The first function of every child that is not forked: watch the parent, then do the work that it sends."""
+    """Watch the parent, and call the target that the parent sends; every child that is not forked starts here."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     watch = _Watch(parent)
@@ -288,7 +293,7 @@ def begin(pipe: Connection, parent: int) -> None:
 
 
 def _serve_forks(pipe: Connection, prepare: Callable[[], None], watch: _Watch) -> NoReturn:
-    """The work of a template. It forks without a second Python thread, whose locks would stay locked in the child."""
+    """Serve fork requests in a template, after stopping the watch thread, whose locks would stay locked in a fork."""
     prepare()
     watch.stop()
     with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended
@@ -301,7 +306,7 @@ def _serve_forks(pipe: Connection, prepare: Callable[[], None], watch: _Watch) -
 
 
 def _fork(pipe: Connection, request: _Request) -> int | None:
-    """Fork a child; its process id, or None when the system has no room for another process."""
+    """Fork a child; returns its process id, or None if the system cannot start another process."""
     count = 2 + len(request.streams) + request.kept
     descriptors = [reduction.recv_handle(pipe) for _ in range(count)]
     template, pid = os.getpid(), None
@@ -316,7 +321,7 @@ def _fork(pipe: Connection, request: _Request) -> int | None:
 
 
 def _exit_code(pid: int, parent: int) -> int:
-    """Wait for a child's end, as long as the parent lives."""
+    """Wait for a child to end and return its exit code; end this process if the parent ends first."""
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -326,7 +331,7 @@ def _exit_code(pid: int, parent: int) -> int:
 
 
 def _work_forked(request: _Request, descriptors: list[int], template: int) -> NoReturn:
-    """The work of a forked child: take over the parent's folder, streams and variables, call the target, and end."""
+    """In a forked child, adopt the requester's working directory, streams and environment, call the target, and end."""
     code = 1
     try:
         _Watch(template)

@@ -1,4 +1,4 @@
-"""How a progress bar is shown."""
+"""Decide whether and how wide progress bars are shown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypedDict
 
 
 class Fit(TypedDict):
-    """Arguments of tqdm."""
+    """The keyword arguments of tqdm that depend on the terminal."""
 
     ncols: int | None
     nrows: int | None
@@ -17,7 +17,7 @@ class Fit(TypedDict):
 
 
 def fit() -> Fit:
-    """Show a progress bar on a terminal, and none in a pipe."""
+    """Return tqdm arguments that show a progress bar on a terminal, and none otherwise."""
     terminal = sys.stderr.isatty()
     # A pseudo-terminal may report 0 columns or 0 lines; tqdm would then print nothing.
     unsized = terminal and 0 in os.get_terminal_size(sys.stderr.fileno())

@@ -1,1 +1,1 @@
-"""The folder of a study: its Parquet tables, files, locks and checkpoints."""
+"""Read and write a study's folder: its Parquet tables, other files, locks and checkpoints."""

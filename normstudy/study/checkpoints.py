@@ -1,4 +1,4 @@
-"""Where checkpoints lie, and how to read their heads without torch. `workers.checkpoint` reads and writes the rest."""
+"""Checkpoint paths, checksums and metadata, read without importing torch. `workers.checkpoint` handles the tensors."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 FOLDER = "state/checkpoints"
-SET_ASIDE = "state/set_aside"  # unusable checkpoints, kept for inspection
+SET_ASIDE = "state/set_aside"  # folder of unusable checkpoints, kept for inspection
 FORMAT = b"normstudy checkpoint 1\n"
-CRC_BYTES = 9  # eight hexadecimal digits and a newline
-BLOCK = 1 << 20  # bytes held in memory while the checksum is computed
-MAX_HEADER = 1 << 20  # bytes; a longer header is damaged
+CRC_BYTES = 9  # length of the checksum line: eight hexadecimal digits and a newline
+BLOCK = 1 << 20  # bytes read at a time while the checksum is computed
+MAX_HEADER = 1 << 20  # maximum bytes of safetensors' JSON header; a longer header means that the file is damaged
 
 
 class Head(NamedTuple):
-    """The head of a checkpoint. step: the run's next step; written: the file's time, in seconds since 1970.
+    """The progress that a checkpoint records, which can be read without torch."""
 
-    seconds: the training time of the run until then.
-    """
-
-    step: int
-    written: float
-    seconds: float
+    step: int  # the run's next step
+    written: float  # when the file was written, in seconds since 1970
+    seconds: float  # the run's training time so far
 
 
 def wrong_in(file: BinaryIO) -> str:
-    """What is wrong with the bytes of a checkpoint, as a phrase: `is damaged (wrong checksum)`; empty if nothing is."""
+    """Describe what is wrong with a checkpoint file, e.g. `is damaged (wrong checksum)`; empty if it is sound."""
     head, crc = file.read(len(FORMAT) + CRC_BYTES), 0
     while block := file.read(BLOCK):
         crc = zlib.crc32(block, crc)
@@ -38,7 +35,7 @@ def wrong_in(file: BinaryIO) -> str:
 
 
 def metadata_of(file: BinaryIO) -> dict[str, str]:
-    """The metadata of a checkpoint. The checksum is not verified: damage may raise any error of parsing."""
+    """Read a checkpoint's metadata without verifying the checksum; a damaged file may cause any parsing error."""
     file.seek(len(FORMAT) + CRC_BYTES)
     size = int.from_bytes(file.read(8), "little")
     found: dict[str, str] = json.loads(file.read(min(MAX_HEADER, size)))["__metadata__"]
@@ -46,7 +43,7 @@ def metadata_of(file: BinaryIO) -> dict[str, str]:
 
 
 def head_of(study_dir: Path, run_id: str) -> Head | None:
-    """The head of a run's checkpoint, without verifying the checksum; None if it is missing or unreadable."""
+    """Read the Head of a run's checkpoint without verifying the checksum; None if the file is missing or unreadable."""
     try:
         with open(study_dir / FOLDER / run_id, "rb") as file:
             if file.read(len(FORMAT)) != FORMAT:

@@ -1,7 +1,7 @@
-"""The locks of a study: which commands may write to its folder, and which process trains which run.
+"""The locks of a study: they decide which commands may write to its folder, and which process trains which run.
 
-A sweep or a compaction holds state/lock alone; single runs share it. A byte of state/run_locks stands for each run.
-The system frees a lock as soon as the last process that holds it ends, however that process ends.
+A sweep or a compaction holds state/lock exclusively; single runs share it. Each run that is being trained also has a
+locked byte in state/run_locks. The system frees a lock when the last process that holds it ends or crashes.
 """
 
 from __future__ import annotations
@@ -26,28 +26,25 @@ from normstudy.study import files, swap, tables
 LOCK = "state/lock"
 RUN_LOCKS = "state/run_locks"
 KERNEL_LOCKS = Path("/proc/locks")
-PATIENCE_SECONDS = 1.0  # of a single run, while another run may be removing state/
+PATIENCE_SECONDS = 1.0  # how long a single run waits for the lock by default: another run may be removing state/
 
 
 class Holder(NamedTuple):
-    """Who holds a study. since: seconds since 1970, NaN if unknown; alone: False for single runs, which share the lock.
+    """The command that holds a study's lock."""
 
-    verified: True if the kernel lists the lock; False if only the lock's file names a holder, on another machine.
-    """
-
-    text: str
-    since: float
-    alone: bool
-    verified: bool
+    text: str  # the holder's description for users
+    since: float  # when the holder took the lock, in seconds since 1970; NaN if unknown
+    alone: bool  # whether the lock is exclusive; single runs share it
+    verified: bool  # whether this machine's kernel lists the lock; if not, the lock file names another machine
 
 
 class _Note(NamedTuple):
-    """What a holder writes into the lock's file. text: the whole note for users, since: seconds since 1970."""
+    """The lock file's content, written by the holder of the lock."""
 
     pid: object
     host: str
-    since: float
-    text: str
+    since: float  # when the holder took the lock, in seconds since 1970
+    text: str  # the holder's description for users
 
 
 # ---- the lock of a study ------------------------------------------------------------------------------
@@ -55,11 +52,11 @@ class _Note(NamedTuple):
 
 @contextlib.contextmanager
 def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience: float | None = None) -> Iterator[int]:
-    """Hold the study's lock; yields its descriptor, for workers to inherit.
+    """Hold the study's lock; yields the lock's file descriptor, which workers inherit.
 
-    shared: admit other shared holders, as single runs are, which write separate files. command: shown to users whose
-    command is refused. patience: seconds to wait for another command to end; None waits PATIENCE_SECONDS if shared,
-    else not at all. Creates the study's folder, and completes a compaction that was killed between its two renames.
+    Creates the study's folder, and completes a compaction that was killed between its two renames. command: shown to
+    users whose commands are refused; shared: whether other shared holders are admitted, as for single runs, which write
+    separate files; patience: seconds to wait for another command to end, by default PATIENCE_SECONDS if shared, else 0.
     Raises ConfigError if another command holds the lock, or if the folder cannot be written.
     """
     if patience is None:
@@ -71,15 +68,15 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
     try:
         if not shared:
             swap.finish_swap(study_dir)
-        elif swap.swap_interrupted(study_dir):  # two shared holders must not both complete the swap
+        elif swap.swap_interrupted(study_dir):  # only an exclusive holder may complete the swap
             raise ConfigError(swap.SWAPPING.format(study_dir))
         yield fd
     finally:
-        os.close(fd)  # not LOCK_UN, which would free the lock while workers that inherited it are alive
+        os.close(fd)  # LOCK_UN would free the lock even while workers that inherited it are alive
 
 
 def make_exclusive(fd: int) -> bool:
-    """Try to make a lock exclusive; returns False if another process shares it."""
+    """Try to make a shared lock exclusive; returns False if another process also holds it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -108,11 +105,11 @@ def _take(study_dir: Path, command: str, kind: int, patience: float) -> int:
             if error.errno not in files.NO_LOCKS:
                 os.close(fd)
                 raise
-            # Two sweeps at once would train the same runs twice, and write the same bytes.
+            # Continue without a lock: two simultaneous sweeps would train each run twice, but write the same bytes.
             print(f"{path}: this file system has no locks; do not start a second sweep on this study", file=sys.stderr)
         if _is_at(fd, path):
             break
-        os.close(fd)  # sealing removed the file between open and flock, so the lock guards nothing
+        os.close(fd)  # sealing removed the file between open and flock, so this lock protects nothing: try again
     note_text = {
         "pid": os.getpid(), "host": socket.gethostname(), "command": command,
         "since": tables.now().isoformat(timespec="seconds"),
@@ -135,18 +132,18 @@ def _note(content: bytes) -> _Note:
         since = datetime.datetime.fromisoformat(held["since"]).timestamp()
         text = f"`{held['command']}`, pid {held['pid']} on {held['host']} since {held['since']}"
         return _Note(held["pid"], held["host"], since, text)
-    except (ValueError, KeyError, TypeError):  # the holder has just taken the lock and written nothing yet
+    except (ValueError, KeyError, TypeError):  # the holder has the lock, but has not written its note yet
         return _Note(None, socket.gethostname(), math.nan, "another command")
 
 
-# ---- who holds it -------------------------------------------------------------------------------------
+# ---- the holder of a study's lock ---------------------------------------------------------------------
 
 
 def holder_of(study_dir: Path) -> Holder | None:
-    """Who holds the study's lock; None if nobody does.
+    """Return the holder of the study's lock, None if the lock is free.
 
-    The function never takes the lock, as a sweep that starts at that moment would be refused. The lock's file outlives
-    its holder, so the kernel's list of locks decides. A holder on another machine is believed: no list shows its lock.
+    This function never takes the lock, because a sweep that starts at the same moment would be refused. A lock file
+    outlives its holder, so the kernel's list of locks decides, unless the file was written by another machine.
     """
     try:
         status, content = (study_dir / LOCK).stat(), (study_dir / LOCK).read_bytes()
@@ -162,19 +159,19 @@ def holder_of(study_dir: Path) -> Holder | None:
 
 
 def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
-    """READ or WRITE for each flock on a file that the kernel of this machine lists; None if there is no list."""
+    """Return READ or WRITE for each flock that this machine's kernel lists for a file; None if there is no list."""
     try:
         lines = KERNEL_LOCKS.read_text().splitlines()
     except OSError:
         return None
     device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
     kinds = set()
-    for line in lines:  # 1: FLOCK  ADVISORY  WRITE 13361 fe:00:2146926 0 EOF
+    for line in lines:  # such as `1: FLOCK  ADVISORY  WRITE 13361 fe:00:2146926 0 EOF`
         fields = line.split()
-        if len(fields) < 6 or fields[1] != "FLOCK":  # a process that waits for the lock has an arrow in this field
+        if len(fields) < 6 or fields[1] != "FLOCK":  # for a waiting process, fields[1] is an arrow
             continue
         listed_device, _, inode = fields[5].rpartition(":")
-        # Some file systems (btrfs) have one device number in the list and another in stat.
+        # Some file systems (btrfs) have one device number in the kernel's list and another in stat.
         if inode == str(lock.st_ino) and (listed_device == device or fields[4] == str(pid)):
             kinds.add(fields[3])
     return kinds
@@ -185,12 +182,11 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
 
 @contextlib.contextmanager
 def hold_runs(study_dir: Path, run_ids: Sequence[str]) -> Iterator[list[str]]:
-    """Hold the locks of those runs that no other process holds, without waiting; yields these runs.
+    """Lock the runs that no other process has locked, without waiting; yields their run_ids. Raises StorageError.
 
-    Two processes that train the same run would mix their windows. A run's lock is the byte at the number that ends its
-    run_id: one descriptor serves any number of runs. A process may call this once at a time, because closing any
-    descriptor of the file frees all locks of the process. On a file system without locks, all runs are yielded;
-    hold_study has already warned. Raises StorageError.
+    Two processes that train the same run would mix their windows. A run's lock is the byte of RUN_LOCKS at the position
+    given by the hexadecimal end of the run_id. Calls must not be nested, because closing any descriptor of the file
+    frees all of the process's locks. On a file system without locks, which hold_study reports, all runs are yielded.
     """
     with files.storing(study_dir):
         (study_dir / RUN_LOCKS).parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +200,7 @@ def hold_runs(study_dir: Path, run_ids: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _lock_byte(fd: int, position: int) -> bool:
-    """Lock one byte, which may lie beyond the end of the file; returns False if another process holds the lock."""
+    """Lock one byte, which may lie beyond the end of the file; returns False if another process has locked it."""
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
     except OSError as error:

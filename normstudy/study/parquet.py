@@ -1,4 +1,4 @@
-"""Parquet: the only code that turns rows into the bytes of a file, and files into rows."""
+"""Encode tables as Parquet files and read them back; all Parquet files of normstudy pass through this module."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, NAME_TYPE, SCHEMA
 
 
 def bytes_of(content: pa.Table, **options: object) -> bytes:
-    """The bytes of a Parquet file. options: as pyarrow's write_table takes them."""
+    """Encode a table as Parquet bytes. options: keyword arguments of pyarrow's write_table."""
     sink = pa.BufferOutputStream()
     pq.write_table(content, sink, **options)
     return bytes(sink.getvalue())
 
 
 def write_options(table: str) -> dict[str, object]:
-    """The write options of a table: fast for the many one-row files of `runs`, compact for the series."""
+    """Return a table's write options: fast ones for the many one-row files of `runs`, compact ones for the series."""
     if table == "runs":
         return {
             "compression": "none", "use_dictionary": False, "write_statistics": False,
@@ -43,12 +43,12 @@ def write_options(table: str) -> dict[str, object]:
 
 
 def encode(table: str, content: pa.Table, **options: object) -> bytes:
-    """Encode one file of a study's table as bytes. options: override those of write_options."""
+    """Encode one file of a study's table as Parquet bytes; `options` override those of write_options."""
     return bytes_of(content, **(write_options(table) | options))
 
 
 def encode_values(content: pa.Table) -> bytes:
-    """The bytes of a table of measurements: one column `value` of floats; all other columns repeat a few values."""
+    """Encode a table of measurements whose float column `value` varies and whose other columns repeat a few values."""
     return bytes_of(
         content, compression="zstd", use_dictionary=[name for name in content.column_names if name != "value"],
         column_encoding={"value": "BYTE_STREAM_SPLIT"}, write_page_checksum=True,
@@ -59,32 +59,32 @@ def encode_values(content: pa.Table) -> bytes:
 
 
 def open_file(source: Path | bytes) -> pq.ParquetFile:
-    """A Parquet file, given by its path or its bytes. Reading a page verifies the page's checksum."""
+    """Open a Parquet file from its path or its bytes. Reading a page then verifies the page's checksum."""
     opened = pa.BufferReader(source) if isinstance(source, bytes) else source
     return pq.ParquetFile(opened, page_checksum_verification=True)
 
 
 def open_table(path: Path) -> pq.ParquetFile:
-    """A file of a study's table. Small files are read whole, which is faster; the compacted file may be large."""
+    """Open a file of a study's table. All but the compacted file are small and read whole, which is faster."""
     return open_file(path if path.name == COMPACTED_FILE else path.read_bytes())
 
 
 def read(source: Path | bytes) -> pa.Table:
-    """All rows of a Parquet file."""
+    """Read all rows of a Parquet file."""
     return open_file(source).read()
 
 
 def row_groups(
     file: pq.ParquetFile, columns: list[str] | None = None, chosen: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """The row groups of a file, one in memory at a time. chosen: sorted run_ids; skip groups that hold none of them."""
+    """Yield a file's row groups one by one. chosen: sorted run_ids; groups without any of these runs are skipped."""
     for i in range(file.num_row_groups):
         if chosen is None or _may_hold(file.metadata.row_group(i), chosen):
             yield file.read_row_group(i, columns, use_threads=False)
 
 
 def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
-    """The row of `runs` in a run's own file; None if there is no such file. Raises ConfigError for a damaged file."""
+    """Read the `runs` row in a run's own file; None if the file does not exist. Raises ConfigError if it is damaged."""
     path = study_dir / "tables" / "runs" / f"{run_id}.parquet"
     try:
         with files.reading(path, study_dir):
@@ -95,10 +95,10 @@ def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
 
 
 def conform(table: str, content: pa.Table) -> pa.Table:
-    """`content` in the schema of this version; returned unchanged if it has that schema.
+    """Return `content` in this version's schema, unchanged if it already has that schema.
 
-    A missing config column gets the value that older runs stand for; any other missing column is null. Raises
-    ConfigError for a column that this version does not know.
+    Missing config columns are filled with the value that the older version implied; other missing columns are null.
+    Raises ConfigError for columns unknown to this version.
     """
     schema = SCHEMAS[table]
     if content.schema.equals(schema):
@@ -113,7 +113,7 @@ def conform(table: str, content: pa.Table) -> pa.Table:
         if f.name in content.schema.names:
             continue
         if f.name == "resolved_norm":
-            column = content["norm"]  # before this column was added, norm was never `auto`
+            column = content["norm"]  # in versions without the column resolved_norm, norm was never `auto`
         else:
             column = pa.array([known.get(f.name)] * content.num_rows, f.type)
         content = content.append_column(f, column)
@@ -121,23 +121,23 @@ def conform(table: str, content: pa.Table) -> pa.Table:
 
 
 def join(parts: Sequence[pa.Table]) -> pa.Table:
-    """Join tables into one array per column; one array per one-row file would take a hundred times the memory."""
+    """Join tables into one array per column, as one array per one-row file would take a hundred times the memory."""
     return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
 
 def read_file(
     path: Path, schema: pa.Schema, chosen: Sequence[str] | None = None, module: str | None = None
 ) -> Iterator[pa.Table]:
-    """The columns of `schema` from a table's file, one row group at a time.
+    """Read the columns of `schema` from a table's file, one row group at a time.
 
-    chosen: sorted run_ids; select the rows of these runs from the compacted file. module: only the rows of this module.
+    chosen: sorted run_ids; only their rows are read from a compacted file. module: the only module to yield.
     """
     with files.reading(path, path.parents[2]):
         chosen = chosen if path.name == COMPACTED_FILE else None
         file = open_table(path)
         same = pa.schema([f for f in file.schema_arrow if f.name in schema.names]).equals(schema)
         for part in row_groups(file, schema.names if same else None, chosen):
-            if not same:  # another version of normstudy wrote the file
+            if not same:  # the file was written by another version of normstudy
                 part = conform(path.parent.name, part).select(schema.names)
             if chosen is not None:
                 part = part.filter(pc.is_in(part["run_id"], pa.array(chosen, pa.string())))
@@ -145,8 +145,8 @@ def read_file(
 
 
 def _may_hold(group: pq.RowGroupMetaData, chosen: Sequence[str]) -> bool:
-    """Whether one of the runs lies between the first and the last run_id of a row group."""
-    statistics = group.column(0).statistics  # `runs` is written without statistics, as it is small
+    """Whether one of the sorted run_ids `chosen` lies between the first and the last run_id of a row group."""
+    statistics = group.column(0).statistics  # `runs` files have none, because they are small
     if statistics is None or not statistics.has_min_max:
         return True
     at = bisect.bisect_left(chosen, statistics.min)

@@ -1,4 +1,4 @@
-"""Where files may lie: those of a study in its own folder below results_dir, other output outside of every study."""
+"""Check output paths: a study's files must be inside its folder in results_dir, all other output outside of studies."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from pathlib import Path
 
 from normstudy.errors import ConfigError
 
-OWN_FOLDERS = ("tables", "state", "sweeps")  # only the study itself writes here
+OWN_FOLDERS = ("tables", "state", "sweeps")  # folders reserved for the study's own files
 
 
 def check_study(results_dir: str, study: str) -> None:
-    """Raise a ConfigError if the study's folder is not where results_dir and the name say, or lies in another study.
-
-    study: a name that config.check_study_name accepts.
-    """
+    """Raise ConfigError if the folder of a valid study name is a symbolic link, has linked folders or is in a study."""
     if not results_dir.isprintable():
         raise ConfigError(f"results_dir {results_dir!r} holds a control character: give a plain path")
     folder = Path(results_dir, study)
@@ -25,7 +22,7 @@ def check_study(results_dir: str, study: str) -> None:
 
 
 def check_own_folders(study_dir: Path) -> None:
-    """Raise a ConfigError if one of the study's own folders is a symbolic link to another place."""
+    """Raise ConfigError if one of OWN_FOLDERS, or a table's folder, is a symbolic link."""
     tables = study_dir / "tables"
     for folder in (*(study_dir / name for name in OWN_FOLDERS), *(tables.iterdir() if tables.is_dir() else ())):
         if folder.is_symlink():
@@ -33,15 +30,15 @@ def check_own_folders(study_dir: Path) -> None:
 
 
 def check_outside_of_studies(path: Path, other: str) -> None:
-    """Raise a ConfigError if a path lies in one of a study's own folders. other: what the user can give instead."""
-    place = Path(os.path.realpath(path))  # resolve() would fail on a loop of links
+    """Raise ConfigError if a path is in a study's OWN_FOLDERS. other: what to give instead, e.g. `another --out`."""
+    place = Path(os.path.realpath(path))  # Path.resolve would fail on a loop of symbolic links
     for folder in (place, *place.parents):
         if folder.name in OWN_FOLDERS and (folder.parent / "tables" / "runs").is_dir():
             raise ConfigError(f"{path} lies in {folder}, which is reserved for the study's own files: give {other}")
 
 
 def check_out(out: Path) -> None:
-    """Raise a ConfigError if the folder given as --out cannot be created or written."""
+    """Raise ConfigError if the folder given as --out cannot be created or written."""
     there = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not there.is_dir():
         raise ConfigError(f"--out {out}: {there} is a file, give a folder")

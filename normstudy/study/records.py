@@ -1,7 +1,7 @@
-"""What a study records beside its tables: why runs crashed, and what each sweep requested.
+"""The records of a study besides its tables: why runs crashed, and what each sweep requested.
 
-A run that crashed has the status `failed`; the traceback of its n-th try is state/logs/<run_id>-<n>.txt. Each sweep
-writes its command line, overrides, versions and plan to sweeps/.
+A crashed run has the status `failed`; the traceback of its n-th try is in state/logs/<run_id>-<n>.txt. Each sweep
+writes its command line, overrides, software versions and plan to sweeps/.
 """
 
 from __future__ import annotations
@@ -23,10 +23,7 @@ LOGS = "state/logs"
 
 
 def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str) -> int:
-    """Set the status of an unfinished run to `failed` and store `details`; returns the number of tries so far.
-
-    Raises StorageError.
-    """
+    """Set an unfinished run's status to `failed` and store `details`; returns its tries so far. Raises StorageError."""
     before = parquet.read_row(study_dir, run_id) or {}
     if before.get("status") == "done":
         return tries_of(study_dir)[run_id]
@@ -40,7 +37,7 @@ def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str
 
 
 def tries_of(study_dir: Path) -> Counter[str]:
-    """run_id -> number of crashes."""
+    """Return run_id -> number of crashes, counted from the logs."""
     return Counter(path.stem.rpartition("-")[0] for path in (study_dir / LOGS).glob("*.txt"))
 
 
@@ -54,9 +51,9 @@ def record_request(
     runs: Mapping[str, RunConfig],
     how: dict[str, str],
 ) -> None:
-    """Write a sweep's request to sweeps/: a Parquet file with one row per planned run and the request as metadata.
+    """Write a sweep's request to sweeps/ as a Parquet file with one row per planned run and the request as metadata.
 
-    batches: the run_ids of each batch; runs: all planned runs, finished or not; how: execution settings.
+    batches: the run_ids of each batch to train; runs: all planned runs, finished or not; how: execution settings.
     """
     batch_of = {run_id: n for n, batch in enumerate(batches) for run_id in batch}
     overrides = request.get("overrides", [])
@@ -82,7 +79,7 @@ def record_request(
 
 
 def git_commit() -> str | None:
-    """The commit of this package's checkout, with -dirty if a file of the package changed; None outside a checkout."""
+    """Return this package's git commit, with -dirty if a package file has changed; None if not in a git checkout."""
     package = Path(__file__).parents[1]
 
     def git(*words: str) -> str | None:
@@ -93,6 +90,6 @@ def git_commit() -> str | None:
         return out.stdout.strip() if out.returncode == 0 else None
 
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return None  # normstudy is installed, and a checkout around site-packages belongs to another project
+        return None  # normstudy is installed; a checkout that contains site-packages belongs to another project
     commit = git("rev-parse", "HEAD")
     return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", str(package)) else commit

@@ -1,4 +1,4 @@
-"""The four tables of a study: their columns and types, the names of their files, and the steps in each file."""
+"""The schemas of a study's four tables, the names of their files, and the range of steps in each file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normstudy.config import RunConfig
 
 SERIES = ("steps", "modules", "residual")
 TABLES = ("runs", *SERIES)
-Rows = Mapping[str, Mapping[str, Sequence[object]]]  # the rows of a window: rows[table][column], without run_id
+Rows = Mapping[str, Mapping[str, Sequence[object]]]  # one window's rows: rows[table][column], without the column run_id
 SCHEMA_FILE = "0-schema.parquet"
 COMPACTED_FILE = "1-compacted.parquet"
 SEALED = "SEALED"
@@ -22,7 +22,7 @@ MODULES = (
     "norm2_out", "norm1_inner", "norm2_inner", "qkv_norm", "scale", "own", "final_norm", "unembed",
 )  # fmt: skip
 
-# Columns of `runs` that may differ between two executions of the same run; all other columns have the same bits.
+# `runs` columns that may differ between two executions of the same run; all other columns are bitwise equal.
 NOT_REPRODUCED = (
     "wall_time_s", "started_at", "finished_at", "git_commit", "data_path", "python", "torch", "cpu_capability",
     "blas", "device",
@@ -72,22 +72,22 @@ SORT = {
 
 
 def plain_schema(table: str) -> pa.Schema:
-    """The schema of a table with plain text in place of dictionaries."""
+    """Return a table's schema with text columns in place of dictionary columns."""
     return pa.schema([(f.name, pa.string() if f.type == NAME_TYPE else f.type) for f in SCHEMAS[table]])
 
 
 def window_size(n_steps: int) -> int:
-    """The number of steps in one window of a run of `n_steps` steps."""
+    """Return the number of steps in each window of a run with `n_steps` steps."""
     return max(200, math.ceil(n_steps / 10))
 
 
 def window_name(run_id: str, window: int) -> str:
-    """The file name of a window."""
+    """Return the file name of a window. window: its index, from 0."""
     return f"{run_id}-{window:03d}.parquet"
 
 
 def config_columns(config: RunConfig) -> dict[str, object]:
-    """The config columns of a row of `runs`: values as requested, and as resolved."""
+    """Return the columns of a `runs` row that the config determines: the requested and the resolved values."""
     resolved = cfg.resolve(config.model)
     return {
         **cfg.asked(config),
@@ -99,6 +99,6 @@ def config_columns(config: RunConfig) -> dict[str, object]:
 
 
 def run_of(table: str, file_name: str) -> str:
-    """The run_id in the name of a run's own file."""
+    """Return the run_id in the name of a file that holds one run's rows."""
     stem = file_name.removesuffix(".parquet")
     return stem if table == "runs" else stem.rpartition("-")[0]

@@ -1,4 +1,4 @@
-"""The error for runs that a sealed study does not hold."""
+"""Explain how runs that a sealed study refuses differ from the study's runs, and suggest a name for a new study."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from normstudy.study import schema, tables
 
 Columns = TypeVar("Columns", pd.DataFrame, dict[str, object])
 
-# Columns whose difference is not reported if the column that implies them differs too.
+# column -> a column that determines it; a difference in the first is not reported if the second differs too.
 IMPLIED_BY = {"data_seed": "seed", "data_sha256": "data"}
 
 
 def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[str, str]) -> str:
-    """The line that says how these runs differ from those of the study, and proposes a name for a new study.
-
-    texts: run_id -> sha256 of the run's text.
-    """
+    """Return the error line for runs that a sealed study does not have. texts: run_id -> sha256 of the run's text."""
     held = _as_resolved(tables.read(study_dir, "runs"))
-    found: dict[str, list[object]] = {}  # column -> values of the strangers that the study lacks
+    found: dict[str, list[object]] = {}  # column -> values of the strangers that differ from the study's
     for run_id, config in strangers.items():
         row = _as_resolved({**schema.config_columns(config), "data_sha256": texts[run_id]})
         for key in _differences(held, row):
@@ -47,7 +44,7 @@ def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[
 
 
 def _as_resolved(row: Columns) -> Columns:
-    """The asked columns with resolved values, so that `auto` does not differ from the value that it stands for."""
+    """Replace requested values by resolved ones, so that `auto` equals the value to which it resolves."""
     out = row.copy()
     for field in dataclasses.fields(Resolved):
         out[field.name] = row[f"resolved_{field.name}"]
@@ -56,7 +53,7 @@ def _as_resolved(row: Columns) -> Columns:
 
 
 def _differences(held: pd.DataFrame, row: Mapping[str, object]) -> list[str]:
-    """The columns in which a run differs from the most similar run of the study."""
+    """Return the columns in which a run differs from the study's most similar run."""
     keys = [k for k in row if k not in ("study", "data_path") and k in held]
     same = pd.DataFrame({k: held[k].isna() if row[k] is None else held[k] == row[k] for k in keys})
     nearest = same.iloc[int(same.sum(axis=1).to_numpy().argmax())]

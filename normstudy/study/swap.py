@@ -1,4 +1,4 @@
-"""Replace the tables folder of a study by two renames. The next command completes an interrupted replacement."""
+"""Replace a study's tables/ folder by two renames. The next command completes an interrupted replacement."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from normstudy.errors import ConfigError
 from normstudy.study import files, schema
 
 SWAPPING = "{0} was left in the middle of a compaction: run normstudy compact {0}"
-NEW_TABLES = "state/tables.new"  # written by a compaction before the swap
-OLD_TABLES = "state/tables.old"  # the old tables during the swap
+NEW_TABLES = "state/tables.new"  # folder where a compaction writes the new tables before the swap
+OLD_TABLES = "state/tables.old"  # folder of the old tables during the swap
 
 
 def check_not_swapping(study_dir: Path) -> None:
-    """Raise a ConfigError if tables/ is missing because a compaction is swapping it, or was killed while doing so."""
+    """Raise ConfigError if tables/ is missing because a compaction is swapping it, or was killed while doing so."""
     if (study_dir / OLD_TABLES).exists() and not (study_dir / "tables").exists():
         raise ConfigError(SWAPPING.format(study_dir))
 
 
 def swap_interrupted(study_dir: Path) -> bool:
-    """Whether a compaction was killed between its two renames: the old tables moved away, the new ones not in place."""
+    """Whether a compaction was killed between its two renames: the old tables are moved away, the new not in place."""
     old, new, now = (study_dir / name for name in (OLD_TABLES, NEW_TABLES, "tables"))
     return old.is_dir() and (new.is_dir() or not now.exists())
 
 
 def swap(study_dir: Path) -> None:
-    """Replace the tables by the new ones. The caller must hold the study's lock."""
+    """Replace tables/ by NEW_TABLES. The caller must hold the study's lock."""
     os.rename(study_dir / "tables", study_dir / OLD_TABLES)
     finish_swap(study_dir)
 
 
 def finish_swap(study_dir: Path) -> None:
-    """Complete an interrupted swap, and remove what a compaction left. The caller must hold the study's lock.
+    """Complete an interrupted swap, and remove a compaction's leftovers. The caller must hold the study's lock.
 
-    Raises ConfigError if files were written into tables/ since the interruption; then nothing is changed.
+    Raises ConfigError and changes nothing if files were written to tables/ since the interruption.
     """
     old, new, now = (study_dir / name for name in (OLD_TABLES, NEW_TABLES, "tables"))
     if swap_interrupted(study_dir):
@@ -44,7 +44,8 @@ def finish_swap(study_dir: Path) -> None:
                 f"{old} holds the tables of an interrupted compaction, and {now} has files of its own: "
                 "move one of the two away"
             )
-        shutil.rmtree(now, ignore_errors=True)  # at most the empty schema files of a study that looked new
+        # tables/ holds at most schema files, created by a command that took the study without tables/ for a new one.
+        shutil.rmtree(now, ignore_errors=True)
         os.rename(new if new.is_dir() else old, now)
         files.fsync(study_dir)
     for leftover in (new, old):

@@ -4,10 +4,9 @@
     results/<study>/tables/{steps,modules,residual}/<run_id>-<window>.parquet
     results/<study>/state/                                              partial files, logs, locks, checkpoints
 
-A window is a fixed range of steps and part of the format. Its file is written in state/, moved to its table once, and
-never changed; an existing file is not written again. So a table's folder holds complete files only. It also holds
-`0-schema.parquet` without rows, so that any reader sees the columns before the first run. `results/README.md`
-documents every column.
+A window is a fixed range of steps. A window's file is written in state/, moved into its table's folder and never
+changed, so that folder holds only complete files. It also holds `0-schema.parquet`, which has no rows but shows readers
+the columns before the first run. `results/README.md` documents every column.
 """
 
 from __future__ import annotations
@@ -27,17 +26,16 @@ from normstudy.study.parquet import encode, join, open_file, read_file, read_row
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES, SORT, TABLES, Rows, run_of, window_name
 from normstudy.study.swap import check_not_swapping
 
-FILES_AT_ONCE = 64  # files of a table that one thread reads and joins; a study that is not compacted has thousands
+FILES_AT_ONCE = 64  # files that a thread reads and joins at a time; an uncompacted table has thousands of files
 
 
 # ---- writing ------------------------------------------------------------------------------------------
 
 
 def prepare(study_dir: Path) -> None:
-    """Create the folders of a study and the schema file of each table.
+    """Create the study's folder, and the folder and schema file of each table.
 
-    Raises ConfigError for a study of another schema, because readers could not join its files with new ones, and for a
-    damaged schema file.
+    Raises ConfigError for a damaged schema file, and for another version's schema, which new files would not match.
     """
     for table in TABLES:
         folder = study_dir / "tables" / table
@@ -56,10 +54,7 @@ def prepare(study_dir: Path) -> None:
 
 
 def write_windows(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> None:
-    """Write windows of several runs' series, except for files that exist. windows: (run_id, window, rows).
-
-    Raises StorageError.
-    """
+    """Write the window files, given as (run_id, window index, rows), that do not exist yet. Raises StorageError."""
     with files.storing(study_dir):
         files.place_all(study_dir, _window_files(study_dir, windows))
 
@@ -79,10 +74,7 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
 
 
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write the `runs` rows of several runs; missing columns are null. Only a `done` row may replace a `done` row.
-
-    Raises StorageError.
-    """
+    """Write `runs` rows, with null for missing columns; only `done` rows replace `done` rows. Raises StorageError."""
     kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
     schema = SCHEMAS["runs"]
     unknown = {name for row in kept for name in row} - set(schema.names)
@@ -95,24 +87,24 @@ def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def is_done(study_dir: Path, run_id: str) -> bool:
-    """Whether the row in a run's own file has the status `done`."""
+    """Whether a run has its own `runs` file and the status in the file is `done`."""
     row = read_row(study_dir, run_id)
     return row is not None and row["status"] == "done"
 
 
 def remove_windows(study_dir: Path, run_id: str) -> None:
-    """Remove every window of a run that restarts from step 0 and will record other bits."""
+    """Remove all windows of a run that restarts from step 0 and may record different bits."""
     with files.storing(study_dir):
         for table in SERIES:
             for path in (study_dir / "tables" / table).glob(f"{run_id}-*.parquet"):
                 if run_of(table, path.name) == run_id:
                     path.unlink(missing_ok=True)
-            # Durable before a row of `runs` claims that the windows come from this process.
+            # Fsync the removal before a new `runs` row claims that all windows come from this process.
             files.fsync(study_dir / "tables" / table)
 
 
 def now() -> datetime.datetime:
-    """The current time in UTC."""
+    """Return the current time in UTC."""
     return datetime.datetime.now(datetime.UTC)
 
 
@@ -120,7 +112,7 @@ def now() -> datetime.datetime:
 
 
 def check_is_study(study_dir: Path) -> None:
-    """Raise a ConfigError unless the folder is a study."""
+    """Raise ConfigError unless the folder is a study."""
     check_not_swapping(study_dir)
     if not (study_dir / "tables" / "runs").is_dir():
         what = "is not a study: it has no tables/runs" if study_dir.is_dir() else "does not exist"
@@ -136,11 +128,10 @@ def read(
     *,
     text: bool = True,
 ) -> pd.DataFrame:
-    """One table of a study, sorted, as a DataFrame.
+    """Read one table of a study as a DataFrame, sorted by SORT[table].
 
-    columns, run_ids, module: read only these. text: return `run_id` and `module` as text; False returns categories in
-    alphabetical order, which need far less memory. Raises ConfigError for a folder that is not a study, and for a
-    damaged file.
+    columns, run_ids, module: what to read, by default all; text: whether `run_id` and `module` are text or alphabetical
+    categories, which need far less memory. Raises ConfigError for a damaged file or a folder that is not a study.
     """
     check_is_study(Path(study_dir))
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
@@ -156,7 +147,7 @@ def read(
 
 
 def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module: str | None) -> pa.Table:
-    """The rows that `read` chooses from a table's folder, in any order, with one dictionary per column of names."""
+    """Read the selected rows of a table's folder, unsorted, with the dictionaries of each column unified."""
     table = folder.name
     names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet"))
     chosen = None if run_ids is None else sorted(run_ids)
@@ -171,18 +162,18 @@ def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module
         parts = [part for path in bundle for part in read_file(path, schema, chosen, module)]
         if bundle is large or not parts:
             return parts
-        with files.reading(folder, folder.parents[1]):  # joining finds damage such as an index beyond its dictionary
+        with files.reading(folder, folder.parents[1]):  # join detects damage such as an index beyond its dictionary
             return [join(parts)]
 
     with ThreadPoolExecutor(min(len(bundles), len(os.sched_getaffinity(0)))) as threads:
         parts = [part for bundle in threads.map(read_all, bundles) for part in bundle]
     with files.reading(folder, folder.parents[1]):
-        # Without any file, another command is just about to write the schema file.
+        # The folder has no files if another command has just created it and is about to write the schema file.
         return pa.concat_tables(parts or [schema.empty_table()]).unify_dictionaries()
 
 
 def finished_ids(study_dir: Path) -> dict[str, str]:
-    """run_id -> status of every run of a study; empty before the first run."""
+    """Return run_id -> status for every run of a study, whatever its status; empty before the first run."""
     check_not_swapping(study_dir)
     if not (study_dir / "tables" / "runs").is_dir():
         return {}

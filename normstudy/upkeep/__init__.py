@@ -1,1 +1,1 @@
-"""What one does with a study that exists: show its status, check its files, compact it."""
+"""Commands for an existing study: show its status, check its files, compact it."""

@@ -1,7 +1,7 @@
 """`normstudy check`: verify every file of a study, and say what to do about each damaged or missing file.
 
-The check changes nothing and takes no lock, so a sweep may be writing at the same time. It therefore reads `runs`
-before the series: a sweep writes all windows of a run before the row with status `done`.
+The check changes nothing and takes no lock, so a sweep may be writing at the same time. A sweep writes all windows of a
+run before the row with status `done`, so the check reads `runs` before the series.
 """
 
 from __future__ import annotations
@@ -30,52 +30,47 @@ FILES = {table: re.compile(rf"{RUN_ID}{'' if table == 'runs' else '-[0-9]{3,}'}\
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The text to print, and whether the study is sound."""
+    """The result of a check: the text to print, and whether the study is sound."""
 
     text: str
     sound: bool
 
 
 class Wrong(Exception):
-    """What is wrong with a file, as a phrase that follows its name: `is damaged (...)`."""
+    """Raised for a bad file; the message is a phrase that follows the file's name, e.g. `is damaged (...)`."""
 
 
 @dataclass
 class Found:
-    """The findings of a check so far.
-
-    names: all run_ids; compacted: the run_ids in the compacted tables; rows, windows: the run_ids with their own files
-    in `runs` and in the series. lines: findings about files; of_runs: run_id -> findings about the run; others: (table,
-    unknown columns) for each file of another schema; damaged: tables whose compacted file cannot be read.
-    """
+    """What a check has found so far."""
 
     study: Path
     n_files: int = 0
-    names: set[str] = field(default_factory=set)
-    compacted: set[str] = field(default_factory=set)
-    rows: set[str] = field(default_factory=set)
-    windows: set[str] = field(default_factory=set)
-    lines: list[str] = field(default_factory=list)
-    of_runs: dict[str, list[str]] = field(default_factory=dict)
-    others: list[tuple[str, str]] = field(default_factory=list)
-    damaged: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)  # all run_ids in `runs`
+    compacted: set[str] = field(default_factory=set)  # run_ids in the compacted `runs` file
+    rows: set[str] = field(default_factory=set)  # run_ids with their own `runs` files
+    windows: set[str] = field(default_factory=set)  # run_ids with their own series files
+    lines: list[str] = field(default_factory=list)  # findings about files
+    of_runs: dict[str, list[str]] = field(default_factory=dict)  # run_id -> findings about the run
+    others: list[tuple[str, str]] = field(default_factory=list)  # (table, unknown columns) of files with another schema
+    damaged: set[str] = field(default_factory=set)  # tables from which not all runs could be read
 
     def wrong(self, run_id: str, *whats: str) -> None:
-        """Add findings about a run; an empty string is no finding."""
+        """Add findings about a run, ignoring empty strings."""
         if found := [what for what in whats if what]:
             self.of_runs.setdefault(run_id, []).extend(found)
 
     def unknown(self, table: str) -> bool:
-        """Whether a file of the table has columns unknown to this version, so that its rows cannot be counted."""
+        """Whether a file of the table has columns unknown to this version, so that its rows were not read."""
         return any(name == table and columns for name, columns in self.others)
 
     @property
     def restore(self) -> str:
-        """What to do about a file that holds many runs."""
+        """The advice for a damaged file that holds many runs."""
         return f"restore it from a copy, or move {self.study} away and rerun its sweep"
 
     def remedy(self, run_id: str) -> str:
-        """What to do about a run: remove its own files; if it has none, restore the compacted ones."""
+        """Return the advice for a damaged run: remove its own files, or restore the compacted file if it has none."""
         folder, name = shlex.quote(str(self.study / "tables")), shlex.quote(run_id)
         files = [f"{folder}/runs/{name}.parquet"] if run_id in self.rows else []
         files += [f"{folder}/*/{name}-[0-9]*.parquet"] if run_id in self.windows else []
@@ -85,7 +80,7 @@ class Found:
         return f"rm {' '.join(files)}{again}"
 
     def findings(self) -> list[str]:
-        """All findings, one line each."""
+        """Return all findings, one line each."""
         out = list(self.lines)
         for (table, unknown), n in sorted(Counter(self.others).items()):
             compact = f"run normstudy compact {self.study}"
@@ -104,7 +99,7 @@ def check_study(study: Path) -> CheckResult:
         tables.check_is_study(study)
         before = _inode(study / "tables")
         result = _check(study)
-        if _inode(study / "tables") == before:  # else a compaction has replaced the tables: check the new ones
+        if _inode(study / "tables") == before:  # if not, a compaction has replaced the tables: check again
             return result
 
 
@@ -138,7 +133,7 @@ def _check(study: Path) -> CheckResult:
 
 
 def _files(found: Found, table: str) -> list[str]:
-    """Check the names of a table's files and its schema file; returns the names of the other files, sorted."""
+    """Check a table's file names and its schema file; returns the sorted names of the table's other files."""
     folder, names = found.study / "tables" / table, []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_dir() or not (path.name in (SCHEMA_FILE, COMPACTED_FILE) or FILES[table].fullmatch(path.name)):
@@ -149,7 +144,7 @@ def _files(found: Found, table: str) -> list[str]:
     found.n_files += len(names)
     do = f"rerun the sweep or run normstudy compact {found.study}"
     if SCHEMA_FILE not in names:
-        if names or found.names:  # else a sweep has just started, and is about to write the file
+        if names or found.names:  # in an empty study, a sweep may be about to write the schema file
             found.lines.append(f"tables/{table}/{SCHEMA_FILE}: is missing: {do}")
         return names
     try:
@@ -162,9 +157,9 @@ def _files(found: Found, table: str) -> list[str]:
 
 
 def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
-    """The row groups of a file in the schema of this version, with verified checksums. Raises Wrong.
+    """Yield a file's row groups, converted to this version's schema, after verifying checksums. Raises Wrong.
 
-    Yields nothing for a file that was removed meanwhile, or that has columns unknown to this version.
+    Yields nothing if the file has just been removed, or has columns unknown to this version.
     """
     path = found.study / "tables" / table / name
     try:
@@ -181,13 +176,13 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
             if unknown:
                 return
         for part in parquet.row_groups(file):
-            part.validate(full=True)  # finds damage that checksums miss, such as an index beyond its dictionary
+            part.validate(full=True)  # detects damage that checksums miss, such as an index beyond its dictionary
             yield parquet.conform(table, part)
     except FileNotFoundError:
         return
-    except (Wrong, PermissionError):  # a PermissionError says nothing about the file's content
+    except (Wrong, PermissionError):  # a PermissionError does not mean that the file is damaged
         raise
-    except Exception as error:  # damaged bytes may cause any error
+    except Exception as error:  # damaged bytes can cause any type of exception
         raise Wrong(f"is damaged ({damage(error)})") from None
 
 
@@ -195,7 +190,7 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
 
 
 def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Expected]:
-    """run_id -> what its series must hold, for every run whose row is sound."""
+    """Check `runs`; returns run_id -> what the run's series must contain, for every run with a sound row."""
     runs: dict[str, Expected] = {}
     for name in names:
         if name == COMPACTED_FILE:
@@ -260,7 +255,8 @@ def _check_series(
             found.wrong(run_id, f"tables/{table} has its rows in {COMPACTED_FILE} and also in {n} of its own")
         elif run_id in found.names or run_id in found.of_runs or "runs" in found.damaged:
             continue
-        elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():  # else the run has just started
+        elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():
+            # The run is not new: a run that started during this check would have a row by now.
             found.wrong(run_id, f"tables/{table} has {n} of this run, but runs has no row")
     unread = found.compacted if table in found.damaged else set()
     left = [run for run in runs.values() if run.name not in compacted | unread]
@@ -270,7 +266,7 @@ def _check_series(
 
 
 def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> set[str]:
-    """Check the compacted file of a series; returns its run_ids."""
+    """Check a series table's compacted file; returns the run_ids in the file."""
     held: set[str] = set()
     where = f"tables/{table}/{COMPACTED_FILE}"
     try:
@@ -293,7 +289,7 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
 
 
 def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[str]) -> list[str]:
-    """The findings about a run's windows in one table."""
+    """Check a run's windows in one table; returns the findings, including empty strings."""
     whats: list[str] = []
     steps, at_each = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for name in names:
@@ -312,7 +308,7 @@ def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[s
 
 
 def _of_window(run: Expected, name: str, run_id: str, rows: Keys) -> Keys:
-    """Return the rows if they belong to the window of the file; otherwise raise Wrong."""
+    """Return `rows` if their run and steps match the file's name; otherwise raise Wrong."""
     if run_id != run.name:
         raise Wrong(f"holds rows of {run_id}")
     size = schema.window_size(run.n_steps)

@@ -1,6 +1,6 @@
-"""The rules of `normstudy check` for everything but the tables: checkpoints, records of sweeps, state/ and the seal.
+"""The rules by which `normstudy check` verifies checkpoints, records of sweeps, state/ and the seal.
 
-Each function returns findings, `path: what is wrong: what to do`, or notes about what is harmless.
+Each function returns findings in the form `path: what is wrong: what to do`, or notes about harmless facts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from normstudy.upkeep.check_rows import counted
 
 
 def wrong_in_checkpoints(study: Path) -> list[str]:
-    """A line for each checkpoint from which no run can resume."""
+    """Return a finding for each checkpoint from which no run can resume."""
     do = "the next sweep sets it aside and restarts the run from step 0"
     found = [(path, _wrong_in_checkpoint(path)) for path in sorted((study / checkpoints.FOLDER).glob("*"))]
     return [f"{checkpoints.FOLDER}/{path.name}: {what}: {do}" for path, what in found if what]
 
 
 def _wrong_in_checkpoint(path: Path) -> str:
-    """What is wrong with a checkpoint; empty if nothing is, or if the file was removed meanwhile."""
+    """Describe what is wrong with a checkpoint; empty if it is sound or has just been removed."""
     try:
         with open(path, "rb") as file:
             if what := checkpoints.wrong_in(file):
@@ -36,24 +36,21 @@ def _wrong_in_checkpoint(path: Path) -> str:
 
 
 def wrong_in_records(study: Path) -> list[str]:
-    """A line for each unreadable record of a sweep."""
+    """Return a finding for each unreadable record of a sweep."""
     lines = []
     for path in sorted((study / "sweeps").glob("*.parquet")):
         try:
             parquet.read(path)
         except (FileNotFoundError, PermissionError):
             continue
-        except Exception as error:  # damaged bytes may cause any error
+        except Exception as error:  # damaged bytes can cause any type of exception
             do = f"rm {shlex.quote(str(path))}; normstudy status then no longer knows this sweep's request"
             lines.append(f"sweeps/{path.name}: is damaged ({damage(error)}): {do}")
     return lines
 
 
 def notes(study: Path, statuses: Mapping[str, int]) -> list[str]:
-    """Notes about what is harmless: who uses the study, runs that are not done, leftovers of killed commands.
-
-    statuses: status -> number of runs.
-    """
+    """Return notes about harmless facts, such as unfinished runs or leftover files. statuses: status -> run count."""
     holder, lines = locks.holder_of(study), []
     if holder is not None:
         lines.append(f"in use by {holder.text}: files that it has not written yet are not reported")
@@ -73,9 +70,9 @@ def notes(study: Path, statuses: Mapping[str, int]) -> list[str]:
 
 
 def wrong_with_seal(study: Path, n_runs: int | None, n_beside: int) -> list[str]:
-    """Where a sealed study differs from its seal.
+    """Return a finding for each difference between a sealed study and its seal.
 
-    n_runs: runs in the compacted tables, None if they cannot be counted; n_beside: runs with files of their own.
+    n_runs: number of runs in the compacted tables, None if unknown; n_beside: number of runs with their own files.
     """
     again = f"or rm {shlex.quote(str(study / schema.SEALED))} && normstudy compact {study} --seal"
     try:

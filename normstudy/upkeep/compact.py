@@ -1,4 +1,4 @@
-"""`normstudy compact`: gather the finished runs of a study in one file per table, and seal a complete study."""
+"""`normstudy compact`: gather a study's finished runs in one file per table, and optionally seal a complete study."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from normstudy.study import files, locks, parquet, swap, tables
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SEALED, SORT, TABLES, plain_schema, run_of
 from normstudy.upkeep.check_rows import counted
 
-# Floats take nearly all the space: level 15 saves a tenth over the default level, level 19 nothing more.
+# Most bytes are floats: level 15 makes files a tenth smaller than zstd's default level, and level 19 saves no more.
 ZSTD_LEVEL = 15
 
 
 def compact_study(study_dir: Path, *, seal: bool = False) -> str:
-    """Sort the finished runs of a study into one file per table; returns one line that says what was done.
+    """Gather the study's finished runs in one sorted file per table; returns one line that says what was done.
 
-    Other runs keep their own files. The new tables replace the old ones by rename, under the study's lock. Tables of an
-    older schema get the missing columns. Compacting twice gives the same bytes. seal: also write SEALED and remove
-    state/; a sealed study stays sealed. Raises ConfigError for a folder that is not a study, a study in use or without
-    a finished run, a seal on unfinished or failed runs, a damaged file, and columns unknown to this version.
+    Other runs keep their own files. Columns missing from an older schema are added. Compacting twice gives the same
+    bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError for a
+    folder that is not a study, a study in use or without a finished run, sealing with unfinished or failed runs, a
+    damaged file, and columns unknown to this version.
     """
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)
         _finished(study_dir)
     seal = seal or (study_dir / SEALED).exists()
     if seal:
-        arrays.refuse_while_alive(study_dir)  # a waiting job may have no row yet
+        arrays.refuse_while_alive(study_dir)  # a job still in Slurm's queue has no `runs` row yet
     with locks.hold_study(study_dir, f"normstudy compact {study_dir}"):
         try:
             return _compact(study_dir, seal)
@@ -59,7 +59,7 @@ def _compact(study_dir: Path, seal: bool) -> str:
     after = _size(study_dir / "tables")
     if seal:
         files.place(study_dir, SEALED, _seal_text(study_dir, len(done)))
-        shutil.rmtree(study_dir / "state", ignore_errors=True)  # the next command may already have its lock there
+        shutil.rmtree(study_dir / "state", ignore_errors=True)  # another command may have just locked it
     sealed = ", sealed" if seal else ""
     rest = len(status) - len(done)
     kept = f"; {counted(rest, 'unfinished or failed run')} kept in separate files" if rest else ""
@@ -74,7 +74,7 @@ def _finished(study_dir: Path) -> set[str]:
 
 
 def _seal_text(study_dir: Path, n_runs: int) -> bytes:
-    """The content of SEALED: the version of normstudy, the number of runs, and the sha256 of each compacted file."""
+    """Return the content of SEALED: normstudy's version, the number of runs and each compacted file's sha256."""
     names = [f"tables/{table}/{COMPACTED_FILE}" for table in TABLES]
     sha256 = {name: hashlib.sha256((study_dir / name).read_bytes()).hexdigest() for name in names}
     return (json.dumps({"normstudy": __version__, "runs": n_runs, "sha256": sha256}, indent=1) + "\n").encode()
@@ -105,7 +105,7 @@ def _write_table(study_dir: Path, table: str, done: set[str]) -> None:
 
 
 def ordered(table: str, content: pa.Table) -> pa.Table:
-    """Sort the rows by the table's keys, nulls last. A dictionary has its names in the order of first occurrence."""
+    """Sort rows by the table's keys, nulls last, and rebuild each dictionary in the order of first occurrence."""
     content = content.cast(plain_schema(table)).sort_by([(name, "ascending") for name in SORT[table]])
     return content.combine_chunks().cast(SCHEMAS[table])
 

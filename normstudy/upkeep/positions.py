@@ -1,4 +1,4 @@
-"""The runs of a study as `normstudy status` counts them: their rows, their checkpoints, and groups at the same step."""
+"""Read the `runs` rows and checkpoints that `normstudy status` needs, and group runs that are at the same step."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from normstudy.study.checkpoints import FOLDER, Head, head_of
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that are at the same step of n_steps. run_id: the first of them in the alphabet."""
+    """Runs of the same length that are at the same step."""
 
-    run_id: str
-    runs: int
+    run_id: str  # the alphabetically first run's id
+    runs: int  # the number of runs
     step: int
     n_steps: int
 
 
 class RunRow(NamedTuple):
-    """The part of a row of `runs` that status needs. finished: seconds since 1970, NaN if the run has not ended."""
+    """The `runs` columns that `normstudy status` needs for every run."""
 
     status: str
     n_steps: int
-    finished: float
+    finished: float  # when the run ended, in seconds since 1970; NaN if it has not
 
 
 def rows_of(frame: pd.DataFrame) -> Iterator[RunRow]:
-    """The rows of a table `runs`."""
+    """Convert a `runs` DataFrame to RunRows."""
     finished = (frame["finished_at"] - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
     for status, n_steps, at in zip(frame["status"], frame["n_steps"], finished, strict=True):
         yield RunRow(str(status), int(n_steps), float(at))
 
 
 def heads_of(study: Path) -> dict[str, Head]:
-    """run_id -> the head of each checkpoint that can be read."""
+    """Read run_id -> head for each readable checkpoint of a study."""
     run_ids = os.listdir(study / FOLDER) if (study / FOLDER).is_dir() else []
     heads = ((run_id, head_of(study, run_id)) for run_id in run_ids)
     return {run_id: head for run_id, head in heads if head is not None}
 
 
 def groups_of(steps: Mapping[str, int], rows: Mapping[str, RunRow], run_ids: Iterable[str]) -> tuple[Group, ...]:
-    """Some runs grouped by step, the most advanced first."""
+    """Group the runs `run_ids` by step and length, most advanced first. steps: run_id -> current step."""
     found: dict[tuple[int, int], list[str]] = {}
     for run_id in sorted(run_ids):
         found.setdefault((steps[run_id], rows[run_id].n_steps), []).append(run_id)

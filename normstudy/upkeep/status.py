@@ -1,7 +1,7 @@
-"""`normstudy status`: how far the runs of a study are, read from the files in its folder.
+"""`normstudy status`: read the progress of a study's runs from the files in its folder.
 
-It takes no lock and changes nothing. If the study has Slurm jobs, it also asks Slurm about the jobs. A Looker reads the
-files of each finished run once, because they never change.
+The command takes no lock and changes no file. If the study has Slurm jobs, the command also asks Slurm about the jobs.
+Since the files of finished runs never change, a Looker reads them only once.
 """
 
 from __future__ import annotations
@@ -27,53 +27,45 @@ from normstudy.study.locks import Holder, holder_of
 from normstudy.upkeep.positions import Group, RunRow, groups_of, heads_of, rows_of
 from normstudy.workers import heartbeat
 
-# Attempts, and seconds between them: a file that disappears during a read means that a compaction swaps the tables.
+# Attempts to read a study, and seconds between two attempts: an attempt fails while a compaction replaces the tables.
 TRIES, WAIT = 4, 0.2
-AT_ONCE = 4_000_000  # run-steps whose outcomes are computed together; they take some hundred megabytes
-MOST_LINES = 10  # that are shown of a list
+AT_ONCE = 4_000_000  # run-steps whose outcomes are computed together; this takes a few hundred megabytes of memory
+MOST_LINES = 10  # maximum number of lines shown per list
 COLUMNS = ("run_id", "status", "finished_at", *RUN_COLUMNS)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that failed. tries: how often; reason: the last line of its newest traceback."""
+    """A failed run."""
 
     run_id: str
-    tries: int
-    reason: str
+    tries: int  # how often the run was tried
+    reason: str  # the last line of the newest traceback
 
 
 @dataclass(frozen=True)
 class Jobs:
-    """The Slurm jobs of a study. counts: None if Slurm does not answer; why: the reason why not."""
+    """The Slurm jobs of a study."""
 
     array: Array
-    counts: ask.Counts | None
-    why: str = ""
-    looks: int = 0  # consecutive answers of Slurm by which no job is left
+    counts: ask.Counts | None  # None if Slurm does not answer
+    why: str = ""  # why Slurm does not answer
+    looks: int = 0  # number of latest consecutive answers from Slurm that no job is left
 
     @property
     def over(self) -> bool:
-        """Whether no job is left, by the last answer."""
+        """Whether no job is left, according to Slurm's last answer."""
         return self.looks > 0
 
     @property
     def surely_over(self) -> bool:
-        """Whether no job is left, by two answers in a row: see arrays.AGAIN_SECONDS."""
+        """Whether no job is left, according to Slurm's last two answers: arrays.AGAIN_SECONDS explains why two."""
         return self.looks > 1
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a study is. Each planned run is counted once: finished, running, interrupted, failed or not_begun.
-
-    steps_planned: None if an older version did not record the length of a run that has not begun.
-    running_at, saved_at: the steps of running runs and of the checkpoints of interrupted runs, most advanced first.
-    failures: at most MOST_LINES. holder: the command that holds the study's lock; verified: whether this machine sees
-    the lock, or only a file that names a holder elsewhere. silent: seconds since the last sign of training.
-    command: the last sweep, if it includes every interrupted run. rate: run-steps per second; left: seconds; both None
-    if no process reports its progress. jobs: the Slurm jobs, until the next command finds that none is left.
-    """
+    """A study's progress. Each planned run is counted once: as finished, running, interrupted, failed or not_begun."""
 
     study: str
     sealed: bool
@@ -84,22 +76,22 @@ class Status:
     failed: int
     not_begun: int
     steps_done: int
-    steps_planned: int | None
-    outcomes: dict[str, int]
-    running_at: tuple[Group, ...]
-    saved_at: tuple[Group, ...]
-    failures: tuple[Failure, ...]
-    holder: str | None
-    verified: bool
-    silent: float | None
-    command: str | None
-    rate: float | None
-    left: float | None
-    jobs: Jobs | None = None
+    steps_planned: int | None  # None if an older version did not record the lengths of runs that have not begun
+    outcomes: dict[str, int]  # outcome -> number of finished runs
+    running_at: tuple[Group, ...]  # steps of the running runs, most advanced first
+    saved_at: tuple[Group, ...]  # steps of the interrupted runs' checkpoints, most advanced first
+    failures: tuple[Failure, ...]  # at most MOST_LINES
+    holder: str | None  # the command that holds the study's lock
+    verified: bool  # whether this machine's kernel lists the lock; if not, the lock file names another machine
+    silent: float | None  # seconds since the last sign of training
+    command: str | None  # the last sweep's command, if it trains every interrupted run
+    rate: float | None  # run-steps per second; None if no process reports its progress
+    left: float | None  # seconds until the training is finished; None if unknown
+    jobs: Jobs | None = None  # None without Slurm jobs
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to watch: no process trains, and every run has ended or no job is left."""
+        """Whether there is nothing left to watch: no process trains, and no job is left or every run has ended."""
         if self.holder and self.verified:
             return False
         if self.jobs is not None and self.jobs.counts is not None:
@@ -108,26 +100,26 @@ class Status:
 
 
 def look(study: Path) -> Status:
-    """How far a study is now. Raises ConfigError if its files cannot be read."""
+    """Read a study's status once. Raises ConfigError if its files cannot be read."""
     return Looker(study).look()
 
 
 class SweepRecord(NamedTuple):
-    """A record in sweeps/. began: seconds since 1970; trains: the runs that the sweep had to train."""
+    """A sweep's record in sweeps/."""
 
-    began: float
+    began: float  # when the sweep began, in seconds since 1970
     command: str
-    trains: frozenset[str]
+    trains: frozenset[str]  # run_ids of the runs that the sweep had to train
 
 
 class Looker:
-    """Reads the status of a study repeatedly, and the files of each finished run once."""
+    """A reader of a study's status for repeated use, which reads each finished run's files only once."""
 
     def __init__(self, study: Path) -> None:
         self.study = study
-        self._read: set[str] = set()  # names of the files in sweeps/ that were read
+        self._read: set[str] = set()  # names of the files in sweeps/ that have been read
         self._planned: dict[str, int | None] = {}  # run_id -> n_steps
-        self._sweeps: list[SweepRecord] = []  # the oldest first
+        self._sweeps: list[SweepRecord] = []  # oldest first
         self._jobs: Jobs | None = None
         self._asked = -math.inf
         self._done: dict[str, RunRow] = {}
@@ -135,7 +127,7 @@ class Looker:
         self._compacted: tuple[int, int] | None = None
 
     def look(self) -> Status:
-        """How far the study is now. Raises ConfigError if its files cannot be read."""
+        """Read the study's current status. Raises ConfigError if its files cannot be read."""
         error: Exception | None = None
         for attempt in range(TRIES):
             if attempt:
@@ -158,19 +150,20 @@ class Looker:
 
     def _look(self) -> Status:
         before, jobs = holder_of(self.study), self.jobs()
-        # When a run ends, its row is written before these files are removed. So these files are read before the rows.
+        # When a run ends, its `runs` row is written before its checkpoint and heartbeat are removed. Reading them
+        # before the rows therefore misses no run.
         heartbeats, heads = heartbeat.read_all(self.study), heads_of(self.study)
         frame, compacted = self._read_rows()
         rows = dict(zip(frame["run_id"], rows_of(frame), strict=True))
         self._read_records()
-        # If a sweep begins or ends during this read, one of the two calls of holder_of finds it.
+        # If a sweep begins or ends while the files are read, one of the two holder_of calls finds it.
         holder = holder_of(self.study) or before
         if jobs is not None and holder is not None and not holder.verified:
-            holder = None  # a job on another machine that may be over; Slurm knows
+            holder = None  # a job on another machine: whether it is still running is known from Slurm
         unfinished = {i: run for i, run in rows.items() if run.status != "done"}
         self._find_outcomes(frame[frame["status"] == "done"])
         self._done.update((i, run) for i, run in rows.items() if run.status == "done")
-        self._compacted = compacted  # only now: after an error above, the next try reads these files again
+        self._compacted = compacted  # set last, so that after an error above the next attempt reads all rows again
 
         newest = self._sweeps[-1] if self._sweeps else None
         lengths = self._planned | {i: run.n_steps for i, run in (self._done | unfinished).items()}
@@ -213,7 +206,7 @@ class Looker:
         )
 
     def jobs(self) -> Jobs | None:
-        """The Slurm jobs of the study. Asks Slurm again if its last answer is older than arrays.AGAIN_SECONDS."""
+        """Return the study's Slurm jobs, asking Slurm if its last answer is older than arrays.AGAIN_SECONDS."""
         array = arrays.read(self.study)
         if array is None:
             self._jobs = None
@@ -228,7 +221,7 @@ class Looker:
         return self._jobs
 
     def _read_rows(self) -> tuple[pd.DataFrame, tuple[int, int] | None]:
-        """The rows of runs that are not known to be finished, and the identity of the compacted file."""
+        """Read the rows of runs not known to be finished, and the compacted file's identity (inode, mtime in ns)."""
         folder = self.study / "tables" / "runs"
         try:
             there = (folder / schema.COMPACTED_FILE).stat()
@@ -236,7 +229,7 @@ class Looker:
         except FileNotFoundError:
             compacted = None
         ids = None
-        if compacted == self._compacted:  # a new compacted file may hold runs whose own files were never read
+        if compacted == self._compacted:  # a new compacted file is read whole: it may hold runs never read before
             files = [name for name in os.listdir(folder) if name.endswith(".parquet")]
             ids = [i for i in (schema.run_of("runs", name) for name in files) if i not in self._done]
         return tables.read(self.study, "runs", list(COLUMNS), ids), compacted
@@ -258,18 +251,18 @@ class Looker:
             self._read.add(name)
 
     def _trained(self, holder: Holder | None, running: set[str]) -> set[str]:
-        """The runs that the holder trains now or later. running: the runs whose rows have this status."""
+        """Return the runs that the lock's holder is training or will train. running: runs with status `running`."""
         if holder is None:
             return set()
         if not holder.alone or not self._sweeps or math.isnan(holder.since):
             return running
-        # A sweep writes its record after it has taken the lock. A holder without a record trains nothing: it is a
-        # compaction, or a sweep that is just beginning.
+        # A sweep writes its record after taking the lock. A holder without a newer record trains nothing: it is a
+        # compaction, or a sweep that has just begun.
         newest = self._sweeps[-1]
         return set(newest.trains) if newest.began >= holder.since else set()
 
     def _submitted(self, jobs: Jobs | None) -> set[str]:
-        """The runs that Slurm jobs train now or later."""
+        """Return the runs that Slurm jobs are training or will train."""
         if jobs is None or jobs.over:
             return set()
         return {run_id for sweep in self._sweeps if sweep.began >= jobs.array.began for run_id in sweep.trains}
@@ -284,7 +277,7 @@ class Looker:
 
 
 def began_of(name: str) -> float | None:
-    """When a sweep began, by the name of its record, in seconds since 1970; None for any other file."""
+    """Parse when a sweep began, in seconds since 1970, from its record's file name; None for any other file name."""
     try:
         stamp = datetime.datetime.strptime(name, "%Y%m%dT%H%M%S.%f.parquet")
     except ValueError:
@@ -293,7 +286,7 @@ def began_of(name: str) -> float | None:
 
 
 def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
-    """Why runs failed, from the last line of each newest traceback."""
+    """Yield why each run failed, from the last line of its newest traceback."""
     tries = records.tries_of(study)
     for run_id in run_ids:
         try:

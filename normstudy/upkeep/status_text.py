@@ -16,7 +16,7 @@ from normstudy.upkeep.positions import Group
 from normstudy.upkeep.status import MOST_LINES, Looker, Status
 from normstudy.workers.progress import duration
 
-MOST_REASON = 200  # characters that are shown of a line of a traceback
+MOST_REASON = 200  # maximum characters shown of a traceback's last line
 
 
 def watch(study: Path, every: float) -> None:
@@ -30,20 +30,20 @@ def watch(study: Path, every: float) -> None:
         lines = render(status).splitlines()
         if redraws:
             width, height = shutil.get_terminal_size()
-            if not status.over:  # a wrapped line, or one beyond the screen, could not be erased
+            if not status.over:  # crop the text: a wrapped line, or a line beyond the screen, could not be erased
                 lines = [line[: width - 1] for line in lines[: height - 1]]
             back, drawn = f"\x1b[{drawn}A\r\x1b[J" if drawn else "", len(lines)
         elif not status.over:
             lines.append("")
         text = back + "".join(f"{line}\n" for line in lines)
-        print(text, end="", flush=True)  # in one write, which Ctrl-C does not split
+        print(text, end="", flush=True)  # a single print, which Ctrl-C does not split
         if status.over:
             return
         time.sleep(every)
 
 
 def render(status: Status) -> str:
-    """The lines that describe the status of a study."""
+    """Format a study's status as lines of text."""
     s = status
     counts = {
         "finished": s.finished, "running": s.running, "interrupted": s.interrupted, "failed": s.failed,

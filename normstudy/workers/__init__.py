@@ -1,1 +1,1 @@
-"""Runs trained in worker processes: the pool, the worker, recording and checkpoints."""
+"""Train runs in worker processes: the pool, the worker, the recording of results, and checkpoints."""

@@ -1,12 +1,12 @@
-"""Checkpoints of unfinished runs: state/checkpoints/<run_id>, one file a run.
+"""Write and read the checkpoints of unfinished runs: one file state/checkpoints/<run_id> per run.
 
     normstudy checkpoint 1      the format
-    1c291ca3                    crc32 of all that follows
-    safetensors                 parameters, the optimizer's slots, the rows since the run's last window
+    1c291ca3                    crc32 of the bytes below this line
+    safetensors                 parameters, optimizer slots, and the rows recorded since the run's last window
 
-safetensors executes no code when it loads a file, but it does not notice a flipped bit; so the file has a checksum.
-Rows are stored as the bytes of a Parquet file. A checkpoint is valid for one layout of the parameters, one version of
-the numerics and one kind of machine: elsewhere the run would get other bits, so the checkpoint is refused.
+safetensors executes no code when it loads a file, but does not detect a flipped bit, hence the checksum. The rows are
+stored as Parquet bytes. A checkpoint is valid only for the same parameter layout, the same version of the numerics and
+the same kind of machine. Otherwise the resumed run could get different bits, so the checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -33,35 +33,32 @@ from normstudy.study.schema import SCHEMAS, SERIES
 from normstudy.training.batch import ResumePoint
 from normstudy.training.layout import Layout
 
-Buffered = dict[str, dict[str, list[object]]]  # table -> column -> values
+Buffered = dict[str, dict[str, list[object]]]  # rows not yet written: table -> column -> values
 
 
 class Refused(Exception):
-    """A run cannot resume from its checkpoint; the text says why, as in `its checkpoint is damaged`."""
+    """Raised if a run cannot resume from its checkpoint; the message says why, e.g. `its checkpoint is damaged`."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run between two steps.
-
-    rows: of its tables, since its last window; train_loss: of the last step; wall_time_s: its training time so far.
-    """
+    """The state of one run between two steps."""
 
     start: ResumePoint
-    rows: Buffered
-    train_loss: float
-    wall_time_s: float
+    rows: Buffered  # series rows recorded since the run's last window
+    train_loss: float  # the last step's training loss
+    wall_time_s: float  # the run's training time so far, in seconds
 
 
 def path(study_dir: Path, run_id: str) -> Path:
-    """The path of a run's checkpoint."""
+    """Return the path of a run's checkpoint file."""
     return study_dir / FOLDER / run_id
 
 
 def write(
     study_dir: Path, checkpoints: Mapping[str, Checkpoint], layout: Layout, computed_by: Mapping[str, object]
 ) -> None:
-    """Write checkpoints, run_id -> checkpoint, and replace the former ones."""
+    """Write the checkpoint of each run_id, replacing the run's previous checkpoint."""
     stamps = {run_id: stamp(run_id, layout, computed_by) for run_id in checkpoints}
     with files.storing(study_dir):
         (study_dir / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -71,7 +68,7 @@ def write(
 
 
 def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> Checkpoint | None:
-    """The checkpoint of a run, None if there is none. Raises Refused."""
+    """Read a run's checkpoint; None if the file does not exist. Raises Refused."""
     try:
         data = path(study_dir, run_id).read_bytes()
     except FileNotFoundError:
@@ -84,21 +81,21 @@ def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str,
 
 
 def set_aside(study_dir: Path, run_id: str) -> None:
-    """Move a refused checkpoint to SET_ASIDE, from which no run resumes."""
+    """Move a refused checkpoint to the folder SET_ASIDE; no run resumes from the checkpoints in that folder."""
     with files.storing(study_dir):
         (study_dir / SET_ASIDE).mkdir(parents=True, exist_ok=True)
         os.replace(path(study_dir, run_id), study_dir / SET_ASIDE / run_id)
 
 
 def remove(study_dir: Path, run_ids: list[str]) -> None:
-    """Remove the checkpoints of runs that are finished."""
+    """Remove the checkpoints of finished runs."""
     for run_id in run_ids:
         with files.storing(study_dir), contextlib.suppress(FileNotFoundError):
             os.unlink(path(study_dir, run_id))
 
 
 def stamp(run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> dict[str, str]:
-    """The metadata in which a checkpoint and the run that resumes from it must agree."""
+    """Return the metadata that must be equal in a checkpoint and in the run that resumes from the checkpoint."""
     places = repr((layout.names, [tuple(s) for s in layout.shapes], layout.starts, layout.width))
     return {
         "run_id": run_id,
@@ -112,11 +109,11 @@ def stamp(run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> dic
 
 
 def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
-    """The bytes of a checkpoint's file."""
+    """Return the content of a checkpoint file."""
     start = checkpoint.start
     tensors = {"params": start.params, **{f"slot.{name}": values for name, values in start.state.items()}}
     for table, rows in checkpoint.rows.items():
-        # safetensors stores tensors only. The copy is writable; torch warns about read-only memory.
+        # safetensors stores only tensors. frombuffer returns read-only memory, for which torch would print a warning.
         tensors[f"rows.{table}"] = torch.from_numpy(np.frombuffer(_rows_to_bytes(table, rows), np.uint8).copy())
     told = {
         **stamped, "step": str(start.step), "train_loss": checkpoint.train_loss.hex(),
@@ -127,7 +124,7 @@ def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
 
 
 def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
-    """The checkpoint in the bytes of a file. Raises Refused if the bytes are damaged, or if the metadata differ."""
+    """Parse a checkpoint file's content. Raises Refused for damaged content, or metadata that differ from `stamped`."""
     file = io.BytesIO(data)
     if what := wrong_in(file):
         raise Refused(f"its checkpoint {what}")

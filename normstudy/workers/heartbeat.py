@@ -1,7 +1,7 @@
-"""Heartbeats: how far the runs of a batch are, and how fast they train.
+"""Heartbeat files: each records the current step of every run of a batch and how fast the batch trains.
 
 While a worker process trains a batch, it keeps one small file, state/<host>-<pid>.heartbeat, up to date. Only
-`normstudy status` reads these files. They are not made durable, and a lost file does no harm.
+`normstudy status` reads heartbeats. They are not fsynced, because losing one does no harm.
 """
 
 from __future__ import annotations
@@ -18,23 +18,20 @@ from typing import NamedTuple
 from normstudy.study import files
 
 SUFFIX = ".heartbeat"
-LIFETIME = 60.0  # seconds; a heartbeat expires later if it was written more than LIFETIME / 4 after the previous one
+LIFETIME = 60.0  # seconds until a heartbeat expires, or 4 times the seconds since the previous one if that is longer
 
 
 class Heartbeat(NamedTuple):
-    """How far a batch is. Times are in seconds since 1970; after `expires` the process counts as killed.
+    """The progress of a batch that a process is training. Times are in seconds since 1970."""
 
-    steps: run_id -> the step at which the process began the run, and the run's next step.
-    """
-
-    began: float
-    now: float
-    expires: float
-    steps: dict[str, tuple[int, int]]
+    began: float  # when the process began the batch
+    now: float  # when the heartbeat was written
+    expires: float  # after this time, the process is presumed killed
+    steps: dict[str, tuple[int, int]]  # run_id -> (step at which the process started the run, the run's next step)
 
 
 def write(study_dir: Path, began: float, previous: float, steps: Mapping[str, tuple[int, int]]) -> float:
-    """Replace this process's heartbeat, last written at `previous`; returns the time. Training continues on errors."""
+    """Write this process's heartbeat, ignoring disk errors; returns the time. previous: time of the last heartbeat."""
     now = time.time()
     content = Heartbeat(began, now, now + max(LIFETIME, 4 * (now - previous)), dict(steps))
     path = _path(study_dir)
@@ -51,7 +48,7 @@ def remove(study_dir: Path) -> None:
 
 
 def read_all(study_dir: Path) -> list[Heartbeat]:
-    """The heartbeats of a study, including expired ones, the oldest first."""
+    """Read all heartbeats of a study, including expired ones, oldest first."""
     found = []
     for path in (study_dir / "state").glob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
@@ -62,14 +59,14 @@ def read_all(study_dir: Path) -> list[Heartbeat]:
 
 
 def rate_of(heartbeats: Sequence[Heartbeat]) -> float | None:
-    """Run-steps per second of all processes: their mean rate times their number. None before the first step."""
+    """Return the run-steps per second of all processes, as mean rate times their number; None if none took a step."""
     taken = sum(step - first for heartbeat in heartbeats for first, step in heartbeat.steps.values())
     seconds = sum(heartbeat.now - heartbeat.began for heartbeat in heartbeats)
     return len(heartbeats) * taken / seconds if taken > 0 and seconds > 0 else None
 
 
 def seconds_left(run_steps: int, rate: float | None) -> float | None:
-    """How long so many run-steps take; None without a rate."""
+    """Return how many seconds `run_steps` run-steps take at `rate` run-steps per second; None without a rate."""
     return run_steps / rate if rate else None
 
 

@@ -1,7 +1,7 @@
-"""A small pool of worker processes, one pipe each.
+"""A small pool of worker processes, each connected to this process by a pipe.
 
-A library's pool loses every task when one worker is killed; this one loses what that worker's batch did since its
-checkpoint, and trains the batch again in a new worker. It never imports torch.
+The standard library's pool loses every task when one worker is killed. This pool loses only the steps that the killed
+worker's batch took since its last checkpoint, and resumes the batch in a new worker. This module never imports torch.
 """
 
 from __future__ import annotations
@@ -18,19 +18,16 @@ from normstudy.workers import worker
 from normstudy.workers.signals import SIGNALS, WARNING, Stop
 from normstudy.workers.task import Message, Task
 
-# How many workers in a row may be killed before they begin a batch. After one more the batch counts as the cause.
+# How many consecutive workers may die before they begin their batch; after one more, the batch counts as the cause.
 FALSE_STARTS = 10
 
 
 class Slot:
-    """One worker process, its pipe, its task, which runs of the task have ended, and its count of run-steps.
-
-    lock: the descriptor of the study's lock; forked: fork the worker from a process that has imported torch.
-    """
+    """A worker process, its task and its reports. lock: descriptor of the study's lock; forked: whether to use fork."""
 
     def __init__(self, lock: int, *, forked: bool) -> None:
-        # The signals stay blocked until the worker has set its handlers: a signal to the whole group must not end it
-        # before. Slurm sends its warning to each process of a job, but only this process reacts to the warning.
+        # The signals stay blocked until the worker has set its handlers, so that a signal to the whole process group
+        # cannot end the worker earlier. Slurm sends WARNING to every process of a job; only the parent reacts to it.
         self.process = Child(
             worker.serve, environment=environment_with(WORKER_ENVIRONMENT), keep=[lock], blocked=(*SIGNALS, WARNING),
             prepare=worker.prepare if forked else None,
@@ -39,7 +36,7 @@ class Slot:
         self.give(None)
 
     def give(self, task: Task | None) -> bool:
-        """Send the next task, if there is one; False when the process has ended."""
+        """Assign a task, None for no task, and send it to the worker; returns False if the worker has ended."""
         self.task = task
         self.begun = False
         self.ended: set[str] = set()
@@ -53,7 +50,7 @@ class Slot:
         return True
 
     def receive(self) -> Message | None:
-        """The worker's next message, whose steps are counted; None when the process ended, even within a message."""
+        """Receive the worker's next message and count its steps; None if the worker ended, even within a message."""
         try:
             message: Message = self.pipe.recv()
         except (EOFError, OSError):
@@ -66,38 +63,38 @@ class Slot:
 
     @property
     def lost_steps(self) -> int:
-        """The reported run-steps of runs that have not ended."""
+        """The number of reported run-steps that belong to runs that have not ended."""
         return self.taken - (len(self.ended) * self.task.configs[0].schedule.n_steps if self.task else 0)
 
     def left(self) -> list[str]:
-        """The runs of the task that have not ended."""
+        """Return the run_ids of the task's runs that have not ended."""
         return [i for i in self.task.run_ids if i not in self.ended] if self.task else []
 
     def has_progressed(self) -> bool:
-        """Whether a run of the task has ended, or has a later checkpoint, since the worker got the task."""
+        """Whether, since the worker got its task, a run of the task has ended or has saved a later checkpoint."""
         if self.task is None:
             return False
         now = _saved(self.task, self.left())
         return bool(self.ended) or any(step > self.saved[run_id] for run_id, step in now.items())
 
     def ask_to_stop(self) -> None:
-        """Have the worker finish its step, save its runs and report; a worker that waits for a task just ends."""
+        """Ask the worker to finish its step, save its runs and report; an idle worker ends at once."""
         self.process.process.send_signal(signal.SIGTERM)
 
 
 class _Pool:
-    """The state of `run`; lock is the descriptor of the study's lock."""
+    """The state of the function `run`. lock: the file descriptor of the study's lock."""
 
     def __init__(self, tasks: Sequence[Task], workers: int, lock: int, max_tries: int) -> None:
         self.queue, self.slots = deque(tasks), list[Slot]()
         self.workers, self.lock, self.max_tries = workers, lock, max_tries
-        self.forked = all(task.device == "cpu" for task in tasks)  # with CUDA each worker is a process of its own
+        self.forked = all(task.device == "cpu" for task in tasks)  # with CUDA, each worker starts as a new interpreter
         self.fatal: str | None = None
         self.false_starts = 0
         self.stopping = False
 
     def fill(self) -> None:
-        """Give the next tasks to idle workers, and to new workers while there are fewer than asked for."""
+        """Send the next tasks to idle workers, and start new workers for the rest, up to the requested number."""
         while self.queue:
             slot = next((slot for slot in self.slots if slot.task is None), None)
             is_new = slot is None
@@ -106,14 +103,14 @@ class _Pool:
                     return
                 slot = Slot(self.lock, forked=self.forked)
                 self.slots.append(slot)
-            if slot.give(self.queue[0]) or is_new:  # a new worker that has ended is found as a false start
+            if slot.give(self.queue[0]) or is_new:  # if a new worker has ended, `replace` counts a false start
                 self.queue.popleft()
             else:
-                self.slots.remove(slot)  # killed between two batches: it has lost nothing
+                self.slots.remove(slot)  # this worker was killed between two batches, so no work is lost
                 slot.process.close()
 
     def stop(self, fatal: str | None = None) -> None:
-        """Give no more tasks, and ask every worker to save its runs. fatal: why nothing can be trained any more."""
+        """Send no more tasks, and ask every worker to save its runs. fatal: the error that stops the sweep, if any."""
         self.fatal = self.fatal or fatal
         if not self.stopping:
             self.stopping = True
@@ -122,7 +119,7 @@ class _Pool:
                 slot.ask_to_stop()
 
     def hear(self, slot: Slot) -> Iterator[Message]:
-        """Take a worker's next message, or its end."""
+        """Receive a worker's next message, yield it and act on it; replace the worker if it has ended."""
         message = slot.receive()
         if message is not None:
             yield message
@@ -136,7 +133,7 @@ class _Pool:
             yield from self.replace(slot, kill=True)
 
     def replace(self, slot: Slot, *, kill: bool) -> Iterator[Message]:
-        """Put what a worker left of its task back into the queue. kill: the worker has not ended yet."""
+        """Drop a worker and requeue the unfinished part of its task. kill: whether to kill the worker first."""
         self.slots.remove(slot)
         slot.process.close(kill=kill)
         self.false_starts = 0 if slot.begun else self.false_starts + 1
@@ -145,7 +142,7 @@ class _Pool:
             return
         try:
             message, again = _after_death(slot, self.max_tries, stopping=self.stopping)
-        except ConfigError as error:  # nothing can be written, or a row cannot be read
+        except ConfigError as error:  # the failure cannot be recorded, or a `runs` row cannot be read
             self.stop(str(error))
             return
         self.queue.extendleft(reversed(again))
@@ -155,15 +152,14 @@ class _Pool:
 def run(
     tasks: Sequence[Task], workers: int, *, inherited: int, stop: Stop, max_tries: int
 ) -> Generator[Message, None, None]:
-    """Train the tasks, in order, on as many workers, and yield the workers' messages. Ends when every task is over.
+    """Train the tasks in order on up to `workers` worker processes; yields the workers' messages until all tasks end.
 
-    A worker that is killed costs what its batch did since its checkpoint. When the batch had begun and none of it had
-    been saved, it may have been too large: its runs are trained as two batches, and a single run is tried again until
-    it has crashed max_tries times. Otherwise the batch is trained again as it was. A worker that another process asks
-    to stop counts as killed. Once this process is asked to stop, it gives out no more tasks and the workers save their
-    runs. inherited: the descriptor of the study's lock, which the workers hold together with this process.
-
-    Raises StorageError, after the workers have ended, when results could no longer be written or read.
+    When a worker is killed, its batch resumes from its last checkpoint in a new worker. If the batch had begun but made
+    no saved progress, it may have been too large, so its runs are trained as two batches; a single run is retried until
+    it has crashed max_tries times. A worker that another process asks to stop counts as killed. When this process is
+    asked to stop, it sends no more tasks, and the workers save their runs. inherited: the file descriptor of the
+    study's lock, which the workers also hold. Raises StorageError, after the workers have ended, if results can no
+    longer be written or read.
     """
     pool = _Pool(tasks, workers, inherited, max_tries)
     finished = False
@@ -182,7 +178,7 @@ def run(
             raise StorageError(pool.fatal)
         finished = True
     finally:
-        for slot in pool.slots:  # end all before waiting for any, so that they end at the same time
+        for slot in pool.slots:  # end every worker before waiting for any, so that they end at the same time
             if not finished:
                 slot.process.process.send_signal(signal.SIGKILL)
             slot.pipe.close()
@@ -191,14 +187,13 @@ def run(
 
 
 def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message, list[Task]]:
-    """The message about a worker that ended within its task, and the tasks that replace the task.
+    """Return the message about a worker that ended during its task, and the tasks that replace the task.
 
-    stopping: this process asked the worker to stop, so nothing replaces the task. Raises ConfigError when the results
-    cannot be read or written.
+    stopping: whether the worker had been asked to stop; then no task replaces it. Raises ConfigError for disk errors.
     """
     task, code, how = slot.task, slot.process.wait(), slot.process.how_it_ended()
     assert task is not None
-    left = [i for i in slot.left() if not tables.is_done(task.study_dir, i)]  # it may have ended before it reported
+    left = [i for i in slot.left() if not tables.is_done(task.study_dir, i)]  # a run may have ended without a message
     gone = tuple(i for i in slot.left() if i not in left)
     n_steps = task.configs[0].schedule.n_steps
     lost = len(gone) * n_steps - slot.lost_steps
@@ -207,7 +202,7 @@ def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message
     runs = "its run resumes" if len(left) == 1 else f"its {len(left)} runs resume"
     if stopping:
         note = f"a worker process {how} before it had saved: {runs} from the checkpoints before"
-        unsaved = code != 0 and task.device == "cpu"  # with code 0 it had not begun; on a GPU nothing is saved
+        unsaved = code != 0 and task.device == "cpu"  # code 0: the batch had not begun; on a GPU nothing is ever saved
         return Message(task.number, lost, -slot.resumed, ended=gone, notes=(note,) if unsaved else ()), []
     has_progressed = bool(gone) or slot.has_progressed()
     if len(left) > 1 or has_progressed:
@@ -224,6 +219,6 @@ def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message
 
 
 def _saved(task: Task, run_ids: Sequence[str]) -> dict[str, int]:
-    """run_id -> the step of its checkpoint, 0 where there is none."""
+    """Return run_id -> step of the run's checkpoint, 0 without a checkpoint."""
     heads = {run_id: checkpoints.head_of(task.study_dir, run_id) for run_id in run_ids}
     return {run_id: 0 if head is None else head.step for run_id, head in heads.items()}

@@ -1,4 +1,4 @@
-"""The progress of a sweep: a bar on a terminal, one line every PIPE_LINE_SECONDS in a pipe."""
+"""Show a sweep's progress: a bar on a terminal, otherwise one line every PIPE_LINE_SECONDS."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from normstudy.workers.signals import print_error, say_no_more
 from normstudy.workers.task import Message
 
 PIPE_LINE_SECONDS = 30
-READING_SHARE = 0.05  # of the time that may be spent on reading the outcomes for the bar
-FIRST_ESTIMATE = 0.02  # share of the steps before the first line: earlier, the start of the processes distorts the rate
+READING_SHARE = 0.05  # maximum share of the sweep's time spent on reading the outcomes that the bar shows
+FIRST_ESTIMATE = 0.02  # share of all steps before the first line; until then, process start-up distorts the rate
 
 
 def follow(
     messages: Iterable[Message], study_dir: Path, batches: Sequence[Sequence[str]], run_steps: int
 ) -> dict[str, str]:
-    """Show run-steps, time left and outcomes until the messages end; returns run_id -> error of each failed run.
+    """Show run-steps, time left and outcomes until the messages end; returns run_id -> error for each failed run.
 
-    batches: the run ids of each batch; run_steps: the sum of n_steps over all runs to train.
+    batches: the run_ids of each batch; run_steps: the sum of n_steps over all runs to train.
     """
     n_runs = sum(len(batch) for batch in batches)
     outcomes: Counter[str] = Counter()
@@ -42,14 +42,14 @@ def follow(
             if ended:
                 try:
                     outcomes.update(outcomes_of(study_dir, ended).values())
-                except ConfigError as error:  # a damaged file is reported, and training continues
+                except ConfigError as error:  # a damaged file must not stop the training
                     print_line(str(error))
                 ended.clear()
                 bar.set_postfix_str(counted(outcomes))
 
         for message in messages:
             if not bar.disable:
-                bar.initial += message.resumed  # steps of earlier processes must not count in the rate
+                bar.initial += message.resumed  # excludes the steps taken by earlier processes from the bar's rate
             bar.update(message.run_steps)
             done += message.run_steps
             resumed += message.resumed
@@ -58,7 +58,7 @@ def follow(
                 ended += message.ended
             if (before := time.monotonic()) >= next_read:
                 show_outcomes()
-                # A read lists whole folders and takes long in a large study; meanwhile no worker gets a new batch.
+                # Reading outcomes lists whole folders, which is slow in a large study and delays idle workers.
                 next_read = time.monotonic() + (time.monotonic() - before) / READING_SHARE
             if n := message.smaller:
                 print_line(
@@ -81,7 +81,7 @@ def follow(
 
 
 def print_line(line: str) -> None:
-    """Print a line above the bar. A closed terminal does not stop the training."""
+    """Print a line above the bar. If the terminal is closed, discard all further output and continue."""
     try:
         tqdm.write(line, sys.stderr)
     except OSError:
@@ -89,17 +89,17 @@ def print_line(line: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration: `45 s`, `12:30` or `3:05:00`."""
+    """Format a duration, e.g. `45 s`, `12:30` or `3:05:00`."""
     return f"{seconds:.0f} s" if seconds < 90 else str(datetime.timedelta(seconds=round(seconds))).removeprefix("0:")
 
 
 def counted(outcomes: Counter[str]) -> str:
-    """Format counts of outcomes: `2 learned 1 stuck`."""
+    """Format the number of runs with each outcome, e.g. `2 learned 1 stuck`."""
     return " ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items()))
 
 
 def outcomes_of(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
-    """run_id -> outcome of each finished run among these, from the stored series."""
+    """Compute run_id -> outcome for the finished runs among `run_ids` from the study's tables."""
     from normstudy.analysis.outcomes import RUN_COLUMNS, outcomes
 
     runs = tables.read(study_dir, "runs", ["run_id", "status", *RUN_COLUMNS], run_ids)

@@ -1,8 +1,8 @@
 """Train a batch of runs and write their tables and checkpoints.
 
-A run's files never depend on how often it was stopped. A window is written once, when its rows are complete, before any
-checkpoint that omits them. When a run ends, its last window is written first, then its `runs` row, and then its
-checkpoint is removed.
+A run's files do not depend on how often the run was stopped. A window, the file for a fixed range of steps, is written
+once, when its rows are complete, and before any checkpoint that omits these rows. When a run ends, its last window is
+written first, then its `runs` row; then its checkpoint is removed.
 """
 
 from __future__ import annotations
@@ -27,37 +27,32 @@ from normstudy.workers import checkpoint, heartbeat
 from normstudy.workers.checkpoint import Buffered, Checkpoint
 from normstudy.workers.task import Message, Task
 
-COMPUTED_BY = ("torch", "cpu_capability", "blas", "device")  # columns of `runs`: bits may change if one of them changes
+COMPUTED_BY = ("torch", "cpu_capability", "blas", "device")  # `runs` columns: if one changes, results may change
 Row = dict[str, object]
-MESSAGE_SECONDS = 0.5  # between two messages to the parent; a heartbeat accompanies each
+MESSAGE_SECONDS = 0.5  # minimum seconds between two progress messages to the parent, each sent with a heartbeat
 
 
 def no_rows() -> Buffered:
-    """Empty columns of every series table."""
+    """Return empty columns for every series table."""
     return {t: {f.name: [] for f in schema.SCHEMAS[t] if f.name != "run_id"} for t in schema.SERIES}
 
 
 @dataclass
 class Running:
-    """A run of a batch.
-
-    row: its row of `runs`; has_row: whether the table holds that row already. step, train_loss: of its last step;
-    rows: of its series, since its last window. first: the step at which this process starts the run; seconds: its
-    training time before; note: why the run does not resume, None if it does or is new.
-    """
+    """The state of one run in a batch."""
 
     run_id: str
-    row: Row
-    has_row: bool = False
-    step: int = -1
-    train_loss: float = 0.0
-    rows: Buffered = field(default_factory=no_rows)
-    first: int = 0
-    seconds: float = 0.0
-    note: str | None = None
+    row: Row  # the run's `runs` row
+    has_row: bool = False  # whether the table `runs` already has the row
+    step: int = -1  # the last step taken; -1 before the first
+    train_loss: float = 0.0  # the last step's training loss
+    rows: Buffered = field(default_factory=no_rows)  # series rows recorded since the run's last window
+    first: int = 0  # the step at which this process starts the run
+    seconds: float = 0.0  # training time in earlier processes
+    note: str | None = None  # why the run cannot resume; None if the run resumes or is new
 
     def add(self, record: Record, place: int, modules: probes.Modules) -> None:
-        """Add the rows of one step. place: the position of the run in the record."""
+        """Add the rows of one step. place: the run's index in the arrays of `record`."""
         self.step, self.train_loss = record.step, float(record.train_loss[place])
         self._extend(
             "steps", [record.step], [self.train_loss], [None if record.val_loss is None else record.val_loss[place]],
@@ -78,10 +73,9 @@ class Running:
 def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch: write each window when it is full, and each `runs` row when its run starts and ends.
 
-    Runs that another process has finished meanwhile are only reported. Every other run resumes from its checkpoint; an
-    unusable checkpoint is set aside and reported. Checkpoints are written every task.checkpoint_seconds, and when
-    stopping() returns True, which ends the training. On a GPU no checkpoints are written: a run that resumed in a batch
-    of another size could get other bits.
+    Runs that another process has finished are only reported. Every other run resumes from its checkpoint, if usable.
+    Checkpoints are written every task.checkpoint_seconds, and when stopping() returns True, which ends the training. On
+    a GPU no checkpoints are written, because a run resumed in a batch of another size could get different bits.
     """
     n_steps = task.configs[0].schedule.n_steps
     rows = {run_id: parquet.read_row(task.study_dir, run_id) for run_id in task.run_ids}
@@ -101,7 +95,7 @@ def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     if resumed or notes:
         yield Message(task.number, resumed, resumed=resumed, notes=notes)
     events = batch.train_batch(task.configs, text, task.device, starts=starts, snapshots=True)
-    del starts  # the batch holds a copy; these take as much memory as the batch
+    del starts  # the batch has its own copy; keeping `starts` would double the memory for parameters and slots
     try:
         yield from record(task, runs, modules, grouped(events), stopping, clock)
     finally:
@@ -133,7 +127,8 @@ def record(
         elif isinstance(event, list):
             ended = [runs[end.run] for end in event]
             finish(task.study_dir, event, ended, size, clock)
-            pending += sum(n_steps - 1 - run.step for run in ended)  # skipped steps count: the bar reaches 100 %
+            # Count the steps that a diverged run skips, so that the progress bar reaches 100 %.
+            pending += sum(n_steps - 1 - run.step for run in ended)
             yield Message(task.number, pending, ended=tuple(run.run_id for run in ended))
             pending = 0
         else:
@@ -167,7 +162,7 @@ def finish(study_dir: Path, ends: list[End], ended: list[Running], window_size: 
 def begin_all(
     task: Task, text: texts.Text, rows: Mapping[str, Row | None]
 ) -> tuple[list[Running], list[ResumePoint | None], probes.Modules]:
-    """Prepare each run of a batch and find the point from which it resumes. rows: the rows in the table `runs`."""
+    """Prepare each run of a batch and find its resume point. rows: run_id -> the run's row in `runs`, if any."""
     parameters = dict(transformer.build(task.configs[0], text.vocab_size).named_parameters())
     layout, modules = layout_of(parameters), probes.modules_of(list(parameters))
     shared = machine(task.device) | text_columns(text) | {
@@ -186,11 +181,10 @@ def begin_all(
 def begin(
     study_dir: Path, row: Row, before: Row | None, layout: Layout, window_size: int
 ) -> tuple[Running, ResumePoint | None]:
-    """Prepare a run; returns the point from which it resumes, None for step 0.
+    """Prepare a run; returns the run and its resume point, None to start at step 0.
 
-    row: the row of `runs` if the run starts now; before: the row in the table, if any. The windows of an unfinished run
-    are removed if new windows could have other bits: if the run was computed elsewhere, or on a GPU, where the number
-    of runs in a batch may select other kernels.
+    row: the new `runs` row; before: the row in the table, if any. An unfinished run's windows are removed if new ones
+    could differ: if a COMPUTED_BY column changed, or on a GPU, where the batch size may select other kernels.
     """
     run_id = str(row["run_id"])
     run = Running(run_id, row)
@@ -222,14 +216,14 @@ def begin(
 
 
 def check_windows(study_dir: Path, run_id: str, step: int, size: int) -> None:
-    """Raise Refused if the tables lack a window whose rows a checkpoint at `step` omits."""
+    """Raise Refused if the tables lack a window that was complete before `step`, the step of the run's checkpoint."""
     for table, window in itertools.product(schema.SERIES, range(step // size)):
         if not (study_dir / "tables" / table / schema.window_name(run_id, window)).exists():
             raise checkpoint.Refused(f"its checkpoint is at step {step}, and {table} lacks its window {window}")
 
 
 def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: float) -> None:
-    """Write the checkpoints of the runs of a snapshot. seconds: training time in this process."""
+    """Write a checkpoint for each run in a snapshot. seconds: training time of the batch in this process."""
     made = {
         runs[r].run_id: Checkpoint(snapshot.of(place), runs[r].rows, runs[r].train_loss, runs[r].seconds + seconds)
         for place, r in enumerate(snapshot.runs)
@@ -239,7 +233,7 @@ def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: floa
 
 
 def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
-    """The events, with the ends at one step as one list, so that all files of those runs are made durable together."""
+    """Yield the events, with consecutive End events as one list, so that their runs' files are fsynced together."""
     ends: list[End] = []
     try:
         for event in events:
@@ -259,7 +253,7 @@ def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
 
 
 def flush(study_dir: Path, runs: Iterable[Running], window_size: int) -> None:
-    """Write the next window of each run that has rows for it."""
+    """Write the current window of each run that has unwritten rows."""
     filled = [run for run in runs if run.rows["steps"]["step"]]
     tables.write_windows(study_dir, ((run.run_id, run.step // window_size, run.rows) for run in filled))
     for run in filled:
@@ -267,7 +261,7 @@ def flush(study_dir: Path, runs: Iterable[Running], window_size: int) -> None:
 
 
 def machine(device: str) -> dict[str, object]:
-    """The columns of `runs` that describe the machine and its software, without its host name."""
+    """Return the `runs` columns that describe the machine and its software; the host name is not recorded."""
     return {
         "python": platform.python_version(), "torch": torch.__version__, "blas": processor.libraries(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -276,7 +270,7 @@ def machine(device: str) -> dict[str, object]:
 
 
 def text_columns(text: texts.Text) -> dict[str, object]:
-    """The columns of `runs` that describe the text."""
+    """Return the `runs` columns that describe the text."""
     same_names = ("bytes_per_token", "ln_vocab", "unigram_entropy", "bigram_entropy", "source_entropy")
     columns = {name: getattr(text, name) for name in same_names}
     return {"resolved_vocab_size": text.vocab_size, "data_sha256": text.sha256, **columns}

@@ -1,6 +1,6 @@
-"""Signals that stop a sweep: the first Ctrl-C, SIGTERM or SIGHUP asks it to stop, the second ends it at once.
+"""Handle the signals that stop a sweep: the first Ctrl-C, SIGTERM or SIGHUP asks it to stop, the second ends it.
 
-A job of a cluster also gets a warning before its time limit, and may get the request to end several times.
+A cluster job also receives a warning signal before its time limit, and may receive SIGTERM several times.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-WARNING = signal.SIGUSR2  # Slurm sends it to each process of a job, some time before the time limit
+WARNING = signal.SIGUSR2  # sent by Slurm to each process of a job some time before the job's time limit
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped a sweep after its runs were saved. code: the exit code of the command."""
+    """Raised when a signal has stopped a sweep and its runs are saved. code: the command's exit code."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -27,10 +27,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """A context in which the first of the signals makes `reader` readable, and the second ends this process.
+    """A context in which the first signal makes the descriptor `reader` readable, and the second ends this process.
 
-    When this process ends, its workers end too. A signal that is ignored, like SIGHUP under nohup, stays ignored. Only
-    the main thread can set handlers; in another thread the context changes nothing. patient: ignore the second signal.
+    When this process ends, its workers end too. Signals ignored before, such as SIGHUP under nohup, stay ignored.
+    Outside the main thread the context does nothing. patient: whether to ignore every signal after the first.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = SIGNALS, *, patient: bool = False) -> None:
@@ -61,9 +61,9 @@ class Stop:
         os.write(self._writer, b"x")
 
     def acknowledge(self) -> None:
-        """Print that the sweep stops, and make `reader` unreadable again."""
+        """Print that the sweep is stopping, and empty `reader`."""
         os.read(self.reader, 1)
-        if self.number == signal.SIGHUP:  # the terminal has gone: printing would be an error
+        if self.number == signal.SIGHUP:  # the terminal is closed, so printing would fail
             say_no_more()
         again = "" if self.patient else "; a second signal ends the sweep at once"
         print_error(f"\nstopping: every run finishes its step and is saved{again}")
@@ -71,15 +71,15 @@ class Stop:
 
 @contextlib.contextmanager
 def later() -> Iterator[None]:
-    """A context during which the signals wait; processes that are started inside ignore the signals for good.
+    """A context that delays SIGNALS until its end; processes started in the context ignore these signals permanently.
 
-    Blocking alone is not enough: Ctrl-C reaches the child processes too, and would end a child that unblocks it.
+    Blocking alone would not protect them: Ctrl-C also reaches child processes, and would end one that unblocks SIGINT.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}  # they stay pending
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}  # blocked signals stay pending
     try:
         yield
     finally:
@@ -89,7 +89,7 @@ def later() -> Iterator[None]:
 
 
 def print_error(line: str) -> None:
-    """Print to standard error. A closed standard error is no failure: the runs must be saved all the same."""
+    """Print to standard error. If it is closed, discard all further output, because the runs must still be saved."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -97,7 +97,7 @@ def print_error(line: str) -> None:
 
 
 def say_no_more() -> None:
-    """From now on discard standard output and standard error."""
+    """Redirect standard output and standard error to /dev/null."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):
         os.dup2(nowhere, stream)

@@ -1,4 +1,4 @@
-"""Task: what a sweep sends to a worker process. Message: what the worker answers."""
+"""The messages between a sweep and its workers: the sweep sends a Task, and the worker answers with Messages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from normstudy.config import RunConfig
 
 @dataclass(frozen=True)
 class Task:
-    """A batch of runs of one shape on one text. number: the number of the planned batch to which the runs belong."""
+    """A batch of runs with the same shape and text, to be trained together."""
 
-    number: int
+    number: int  # index of the planned batch that the runs belong to
     study_dir: Path
     run_ids: list[str]
     configs: list[RunConfig]
@@ -22,34 +22,28 @@ class Task:
     checkpoint_seconds: float = 60.0
 
     def only(self, run_ids: list[str]) -> Task:
-        """The task with only some of its runs."""
+        """Return a copy of the task with only the runs `run_ids`."""
         config_of = dict(zip(self.run_ids, self.configs, strict=True))
         return replace(self, run_ids=run_ids, configs=[config_of[i] for i in run_ids])
 
     def halves(self, run_ids: list[str]) -> list[Task]:
-        """Some of its runs as two tasks; a single run as one task."""
+        """Split the runs `run_ids` of the task into two tasks; a single run becomes one task."""
         half = (len(run_ids) + 1) // 2
         return [self.only(part) for part in (run_ids[:half], run_ids[half:]) if part]
 
 
 @dataclass(frozen=True)
 class Message:
-    """The news of a worker about its task, or of the pool about a worker.
+    """A report from a worker about its task, or from the pool about a worker."""
 
-    run_steps: steps taken since the last message, negative if steps were lost; resumed: how many of run_steps an
-    earlier process took; ended, failed: run ids; error: why the runs failed, in one line; smaller: the new number of
-    runs per batch after an out-of-memory error; notes: lines for the user; over: the task has ended; stopped: the task
-    was stopped on request, and its runs are saved; fatal: why the whole sweep must stop.
-    """
-
-    number: int
-    run_steps: int = 0
-    resumed: int = 0
-    ended: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
-    error: str | None = None
-    smaller: int | None = None
-    notes: tuple[str, ...] = ()
-    over: bool = False
-    stopped: bool = False
-    fatal: str | None = None
+    number: int  # the task's number
+    run_steps: int = 0  # steps of all runs since the last message; negative if steps were lost
+    resumed: int = 0  # how many of the run_steps were taken by earlier processes
+    ended: tuple[str, ...] = ()  # run_ids of finished runs
+    failed: tuple[str, ...] = ()  # run_ids of failed runs
+    error: str | None = None  # why the runs failed, in one line
+    smaller: int | None = None  # the new number of runs per batch after an out-of-memory error
+    notes: tuple[str, ...] = ()  # lines to show the user
+    over: bool = False  # whether the task has ended
+    stopped: bool = False  # whether the task was stopped on request, with its runs saved
+    fatal: str | None = None  # why the whole sweep must stop

@@ -1,4 +1,4 @@
-"""The worker process of a sweep: it trains one batch after the other, and survives a batch that crashes."""
+"""The worker process of a sweep: it trains one batch after another, and survives a batch that crashes."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from normstudy.study import locks, records
 from normstudy.workers.signals import SIGNALS
 from normstudy.workers.task import Message, Task
 
-# Texts of errors that mean too little memory but are no OutOfMemoryError: on a CPU, in a graph's capture, in a library.
+# Messages of out-of-memory errors other than OutOfMemoryError: from a CPU, a CUDA graph capture, or a library.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STREAM_CAPTURE_INVALIDATED", "ALLOC_FAILED")
-# After these errors every further CUDA call of the process fails (CUDA's runtime API, cudaError).
+# CUDA errors (cudaError in CUDA's runtime API) after which every further CUDA call of the process fails.
 DEVICE_LOST = (
     "an illegal memory access", "an illegal instruction", "device-side assert", "hardware stack error",
     "invalid program counter", "misaligned address", "operation not supported on global/shared address space",
     "the launch timed out", "uncorrectable ECC error", "unspecified launch failure",
 )  # fmt: skip
-RETRY_SECONDS = 0.5  # between two attempts to lock runs that another process trains
+RETRY_SECONDS = 0.5  # seconds between two attempts to lock runs that another process is training
 
 
 class DeviceLost(Exception):
-    """This process can no longer use its device; the message has the error that caused it."""
+    """Raised when this process can no longer use its GPU; the message contains the error that caused it."""
 
 
 def prepare() -> None:
-    """Import what training needs, once for all workers that are forked from the process that does it."""
+    """Import the modules that training needs; workers forked from this process inherit the imports."""
     import torch
 
     from normstudy.workers import recording  # noqa: F401
 
     torch.set_num_threads(1)
-    gc.freeze()  # the garbage collector then skips torch's objects: 3 % of a step
+    gc.freeze()  # the garbage collector then skips torch's objects, which saves 3 % of a step's time
 
 
 def serve(pipe: Connection) -> None:
-    """Train the tasks that come through the pipe, until the parent closes it.
+    """Train the tasks received through the pipe until the parent closes it.
 
-    SIGTERM asks the worker to finish its step, write checkpoints and stop. Other signals of a process group are
-    ignored: the parent decides.
+    SIGTERM asks the worker to finish its step, write checkpoints and stop. SIGINT and SIGHUP are left to the parent.
     """
-    asked = waiting = False  # plain names: the lock of an Event could be held by the code that a signal interrupts
+    # Plain variables, because a threading.Event has a lock, which the code that a signal interrupts might hold.
+    asked = waiting = False
 
     def ask(*_: object) -> None:
         nonlocal asked
@@ -55,9 +55,9 @@ def serve(pipe: Connection) -> None:
         if waiting:
             os._exit(0)
 
-    signal.signal(signal.SIGTERM, ask)  # first, while it is blocked: ignoring it would drop one that is pending
+    signal.signal(signal.SIGTERM, ask)  # before SIG_UNBLOCK, so that `ask` handles a SIGTERM that is already pending
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # pool.py blocked them until here
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # pool.py blocked SIGNALS before starting this process
     prepare()
     while not asked:
         waiting = True
@@ -67,14 +67,14 @@ def serve(pipe: Connection) -> None:
             leave(0)
         waiting = False
         try:
-            pipe.send(Message(task.number))  # the batch has begun: it may be the cause if this process dies
+            pipe.send(Message(task.number))  # tells the parent that the batch has begun and may cause a later crash
             for message in train_alone(task, lambda: asked):
                 pipe.send(message)
             over = Message(task.number, over=True)
         except DeviceLost as error:
             pipe.send(Message(task.number, notes=(str(error),)))
-            os._exit(1)  # the parent takes this for a crash, and gives the rest to a new worker
-        except ConfigError as error:  # a StorageError, or a row that cannot be read
+            os._exit(1)  # the parent treats this as a crash and sends the remaining runs to a new worker
+        except ConfigError as error:  # results cannot be written (StorageError), or a row of `runs` cannot be read
             over = Message(task.number, over=True, fatal=str(error))
         except BrokenPipeError:
             os._exit(1)  # the parent has ended
@@ -83,10 +83,9 @@ def serve(pipe: Connection) -> None:
 
 
 def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
-    """Train a batch, but never a run that another process is training.
+    """Train a batch, but never a run that another process is training. Raises StorageError and DeviceLost.
 
-    First train the runs whose locks are free. Wait for the others only after releasing every lock, so that two
-    processes cannot wait for each other. Raises StorageError and DeviceLost.
+    Runs with free locks are trained first. All locks are released before waiting for other runs, to avoid a deadlock.
     """
     left, is_reported = task.run_ids, False
     while left:
@@ -106,10 +105,10 @@ def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
 
 
 def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
-    """Train a batch. When it crashes, train its halves one after the other, and so on until a single run crashes.
+    """Train a batch. If it crashes, train its two halves in turn, and split again until a batch of one run crashes.
 
-    Only that run has failed. The other runs keep what they have written: on a CPU the number of runs in a batch changes
-    no result. Raises StorageError, and DeviceLost when another process must train the rest.
+    Only such a single run has failed. The other runs resume from what they have written, because on a CPU the batch
+    size changes no result. Raises StorageError, and DeviceLost if another process must train the remaining runs.
     """
     from normstudy.workers import recording
 
@@ -128,11 +127,11 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
         no_memory, details = is_out_of_memory(error), traceback.format_exc()
         no_device = task.device == "cuda" and loses_device(error)
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-    # After the handler, because its traceback keeps the memory of the batch allocated.
+    # Free memory only after the except block: inside it, the traceback keeps the batch's memory allocated.
     if not no_device:
         free_cached_memory(task.device)
     n_steps = task.configs[0].schedule.n_steps
-    lost = len(ended) * n_steps - taken  # negative: the progress bar takes back the steps of the runs left
+    lost = len(ended) * n_steps - taken  # negative: the unfinished runs' steps, subtracted from the bar
     if len(left) == 1:
         records.record_failure(task.study_dir, left[0], task.only(left).configs[0], details)
         yield Message(task.number, lost + n_steps, -resumed, failed=(left[0],), error=line)
@@ -150,7 +149,7 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error, or one of its causes, means too little memory of the device or the machine."""
+    """Whether an error, or one of its causes, means that the GPU or the machine is out of memory."""
     import torch
 
     return any(
@@ -160,7 +159,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def loses_device(error: Exception) -> bool:
-    """Whether after an error, or one of its causes, the process can no longer use its GPU."""
+    """Whether an error, or one of its causes, leaves this process unable to use its GPU."""
     return any(f"CUDA error: {words}" in str(one) for one in _with_causes(error) for words in DEVICE_LOST)
 
 
@@ -171,7 +170,7 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def free_cached_memory(device: str) -> None:
-    """Free the memory that torch keeps for reuse: its blocks may have the wrong sizes for a smaller batch."""
+    """Free the memory blocks that torch keeps for reuse, as their sizes may not fit a smaller batch."""
     import torch
 
     gc.collect()
