@@ -57,7 +57,7 @@ class Goal:
 
 
 class Row(NamedTuple):
-    """A benchmark row. module: holds GOALS and `function`, which yields samples. device: cpu or cuda, whichever it measures."""
+    """A benchmark row. module: holds GOALS and `function`, which yields samples. device: cpu or cuda."""
 
     module: str
     function: str
