@@ -38,7 +38,7 @@ class XAxis:
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """Choose the numeric column with the most values, preferably not in `taken` (color, line style), else any column."""
+    """Choose the numeric column with the most values, preferably not in `taken` (color, line style), else another."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
     kinds = cfg.asked_types()
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
@@ -122,7 +122,7 @@ def _draw_runs(ax: Axes, runs: pd.DataFrame, color: str, edge: float) -> None:
 
 
 def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
-    """Return loss axis limits that include every final loss, the nearest reference, and room above for diverged runs."""
+    """Return loss axis limits that include every final loss, the nearest reference, and room for diverged runs."""
     low, high = min(ended, default=min(references)), max(ended, default=max(references))
     nearest = min(references, key=lambda r: max(low - r, r - high, 0.0))
     low, high = min(low, nearest), max(high, nearest)

@@ -29,7 +29,7 @@ def needs_layers(study: Study) -> None:
 
 
 def profile_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return each layer's geometric mean (`mid`) and range (`low`, `high`) of grad_norm over n seeds, by hue and dash."""
+    """Return grad_norm's geometric mean `mid` and range `low` to `high` over `n` seeds, by hue, dash and layer."""
     return series.geometric(series.of_runs(rows, runs, ["hue", "dash"]), ["hue", "dash", "layer"])
 
 

@@ -57,9 +57,9 @@ def draw_losses(
 
 
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
-    """Return the loss axis limits: the lowest loss or reference, and the highest of the uniform and first losses.
+    """Return loss axis limits: from the lowest loss or reference to uniform prediction's loss or a higher first loss.
 
-    First losses of at least twice the uniform loss, that of uniform prediction, are ignored.
+    A first loss of at least twice uniform prediction's loss is ignored.
     """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)])
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]

@@ -160,7 +160,7 @@ def stripe_rows(ax: Axes, ranking: Ranking) -> None:
 def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
     """Draw one depth: a marker per run, shaped by outcome; means and intervals; counts on the right.
 
-    Diverged runs are side by side around x = `edge`, beyond every loss. An arrow marks an interval that leaves the axis.
+    Diverged runs are side by side around x = `edge`, beyond every loss. Arrows mark intervals that leave the axis.
     """
     stripe_rows(ax, ranking)
     at = places(ranking)

@@ -74,7 +74,7 @@ def _draw(
     pipe: Connection, study_dir: Path, names: list[str], where: dict[str, str] | None, fmt: str, out: Path | None
 ) -> None:
     """Draw figures and send `found`, or nothing after an error: the parent then draws them and reports the error."""
-    gc.disable()  # for speed, as normstudy's commands do
+    gc.disable()  # for speed: a short process has little garbage
     with contextlib.suppress(Exception):
         from normstudy.figures.draw import plot_study
 
