@@ -26,10 +26,7 @@ def typed_number(value: float) -> str:
 
 
 def three_digits(value: float, thousands: str = "") -> str:
-    """Format a number with three significant digits, but all digits before the point: 0.0213, 1.05, 98.2, 1530.
-
-    thousands: separator of thousands, "," or "".
-    """
+    """Format three significant digits, more if before the point: 0.0213, 98.2, 1530. thousands: the separator."""
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
@@ -54,10 +51,7 @@ def count_text(n: int, noun: str) -> str:
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """Return the lines of a plain table with aligned columns; cells may have several lines.
-
-    right: indices of right-aligned columns.
-    """
+    """Return a plain table's aligned lines; cells may have several lines. right: indices of right-aligned columns."""
     table = [[cell.split("\n") for cell in row] for row in (header, *rows)]
     widths = [max(len(line) for cell in column for line in cell) for column in zip(*table, strict=True)]
     lines = []

@@ -96,8 +96,7 @@ def outcome(
 def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     """Return run_id -> outcome for every run with status `done`, in the order of `runs`.
 
-    steps: must have the columns run_id, step, train_loss and val_loss. Raises ConfigError for a finished run without a
-    row in `steps`, whose files must have been removed.
+    steps: needs run_id, step, train_loss, val_loss. Raises ConfigError if a finished run has no rows in `steps`.
     """
     done = runs[runs["status"] == "done"]
     codes, names = pd.factorize(steps["run_id"])

@@ -1,7 +1,4 @@
-"""The paired comparison: each pair is two runs with the same seeds that differ in one column.
-
-Losses and differences are final validation losses in nats per token.
-"""
+"""Compare pairs of runs that differ in one column only, by final validation loss in nats per token."""
 
 from __future__ import annotations
 
@@ -30,8 +27,7 @@ RESULTS = (
 def cell_columns(by: str) -> list[str]:
     """Return the columns, besides seeds, that must be equal in both runs of a pair.
 
-    These are all config columns, except `by` and the probe and eval settings, which do not affect training; and the
-    text's sha256, so that no pair mixes texts.
+    These are the config columns that affect training, except `by`, and the text's sha256, so that no pair mixes texts.
     """
     measuring = tuple(f"{section}_" for section in cfg.PREFIXED)
     asked = [c for c in cfg.asked_types() if c not in NOT_IN_CELL and not c.startswith(measuring)]
@@ -67,10 +63,7 @@ def verdict(pairs: int, low: float, high: float) -> str:
 
 
 def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
-    """Return each run's final validation loss; if not finite, its loss at step 0.
-
-    If that is not finite either, return ln(vocab), the loss of uniform prediction.
-    """
+    """Return each run's final validation loss, else its loss at step 0, else ln(vocab): the first finite one."""
     at_init = steps[steps["step"] == 0].set_index("run_id")["val_loss"]
     loss = runs["final_val_loss"].to_numpy(np.float64)
     for stand_in in (runs["run_id"].map(at_init), runs["ln_vocab"]):

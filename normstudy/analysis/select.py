@@ -1,7 +1,4 @@
-"""Select runs by their columns' values, as in `--where column=value`.
-
-Values are compared by the column's type: 3e-3 equals 0.003, and `null` means an unset value.
-"""
+"""Select runs by columns' values, compared by type: 3e-3 equals 0.003, and `null` means an unset value."""
 
 from __future__ import annotations
 

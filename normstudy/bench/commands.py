@@ -183,8 +183,7 @@ def estimated(said: str) -> float:
 def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
     """Sweep tiny runs, then remove their study.
 
-    Returns seconds to the last write into tables/, seconds to the end, the parent's memory at that write (kB), and its
-    peak memory (kB).
+    Returns seconds to the last write into tables/, seconds to the end, the parent's kB at that write, its peak kB.
     """
     study, began = folder / "overhead", time.time()  # time.time() is comparable with the files' modification times
     words = [f"results_dir={folder}", f"seed=range(0,{runs})", "study=overhead"]

@@ -1,7 +1,4 @@
-"""Draw the benchmark figure from its tables, without torch: ratios, values relative to their goals, cost against size.
-
-A panel is drawn only if its rows are stored.
-"""
+"""Draw the benchmark figure from stored tables, without torch; panels without stored rows are left out."""
 
 from __future__ import annotations
 

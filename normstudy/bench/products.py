@@ -34,10 +34,7 @@ class Piece(NamedTuple):
 
 
 def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
-    """List the matrix products of one run-step of the default model; as in normstudy, one product makes q, k and v.
-
-    Attention's products are counted in full, including the half that the causal mask discards.
-    """
+    """List a default run-step's matrix products; attention's include the half that the causal mask discards."""
     m, d = config.model, config.data
     width, d_ff, T, K = m.d_model, cfg.resolve(m).d_ff, d.seq_len, m.d_model // m.n_heads
     rows, heads, L = d.batch_size * T, d.batch_size * m.n_heads, m.n_layers

@@ -120,10 +120,7 @@ def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = Non
 
 
 def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
-    """Return a function that trains a batch for some steps, writes tables as a worker does, and returns CPU seconds.
-
-    job: the configs of the batch, and the folder for the tables.
-    """
+    """Return a function that trains a batch, writes tables as a worker does, and returns CPU seconds."""
     from normstudy.data import texts
     from normstudy.model import transformer
     from normstudy.study import tables

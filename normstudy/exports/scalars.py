@@ -30,10 +30,7 @@ Scalars = dict[str, float]  # name -> number
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """A run to export. row: the run's row in `runs`. steps: step -> numbers without nulls, for recorded steps in order.
-
-    A run that failed before its first step has no steps.
-    """
+    """A run to export. row: the run's row in `runs`. steps: step -> numbers without nulls, in order of step."""
 
     row: Mapping[str, object]
     steps: dict[int, Scalars]

@@ -66,10 +66,7 @@ def is_name(run_id: str) -> bool:
 
 
 def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield the rows of each run in turn, with names as plain text. run_ids: must be sorted.
-
-    Memory holds one row group of the compacted file, and one run's rows.
-    """
+    """Yield each run's rows, names as plain text. run_ids: sorted. Memory holds one run and one row group."""
     own: dict[str, list[Path]] = {}
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
     for path in _files(study_dir, table):

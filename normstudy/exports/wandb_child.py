@@ -63,10 +63,7 @@ def check(path: Path, n_history: int) -> None:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """Yield the records in a run's file, a LevelDB log, up to the first wrong checksum or incomplete record.
-
-    normstudy has its own reader because wandb has no Python reader from version 0.31 on.
-    """
+    """Yield a LevelDB log's records up to the first damaged one; since 0.31, wandb has no Python reader."""
     at, record = HEAD, b""
     while at + HEAD <= len(data):
         left = BLOCK - at % BLOCK

@@ -53,10 +53,7 @@ def norm_axis(ax: Axes) -> None:
 
 
 def norm_ticks(axis: Axis) -> None:
-    """Set the ticks of a logarithmic axis or color bar, since matplotlib's own choice depends on its version.
-
-    Below two decades the labels are plain numbers, because 2 × 10⁰ is hard to read.
-    """
+    """Set logarithmic ticks, the same in all matplotlib versions, with plain numbers below two decades."""
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

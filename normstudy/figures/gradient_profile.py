@@ -1,7 +1,4 @@
-"""The figure gradient_profile: gradient norm against layer, at init, after a few updates and at the end.
-
-One snapshot would not do: post-norm's profile is flat at init, and without warmup collapses in the first updates.
-"""
+"""The figure gradient_profile: gradient norm against layer, at init, after a few updates, and at the end."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The figure gradient_ratio: the first layer's gradient norm divided by the last layer's, against step.
-
-This ratio shows in one number per step whether the gradient still reaches the first layer.
-"""
+"""The figure gradient_ratio: first layer's gradient norm / last layer's, which shows if the gradient vanishes."""
 
 from __future__ import annotations
 
@@ -20,10 +17,7 @@ MAX_PANELS = 6
 
 
 def ratio_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the ratio, first layer's grad_norm / last layer's, with columns run_id, step, hue, dash, value.
-
-    Leaves out ratios that are zero or not finite, which a log axis cannot show.
-    """
+    """Return finite, positive ratios of first to last layer's grad_norm: run_id, step, hue, dash, value."""
     rows = series.of_runs(modules, runs, ["hue", "dash", "n_layers"])
     first = rows.loc[rows["layer"] == 0, ["run_id", "step", "grad_norm"]]
     last = rows[(rows["layer"] == rows["n_layers"] - 1) & (rows["n_layers"] > 1)]

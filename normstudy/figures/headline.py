@@ -15,10 +15,7 @@ from normstudy.figures.study import MODULE, Lacks, Panel, Study, at_most_one, he
 
 
 def headline(study: Study) -> Figure:
-    """Draw validation loss beside the first/last-layer gradient ratio, with other fields held at one value.
-
-    With a facet, draw its values as the rows of a ranking instead.
-    """
+    """Draw validation loss beside the first/last-layer gradient ratio; with a facet, as rows of a ranking."""
     needs_layers(study)
     if study.look.facet is not None:
         return _ranked(study)

@@ -27,10 +27,7 @@ HANDLE = 6  # width of a legend handle, in characters
 def subplots(
     n: int, *, columns: int | None = None, height: float = 2.0, width: float | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """Make a figure with `n` panels that share both axes, in rows of at most `columns` panels.
-
-    By default a row has three panels; more than six panels are lower and in rows of four.
-    """
+    """Make a figure with `n` panels that share both axes; by default 3 per row, or 4 lower panels if n > FEW."""
     if columns is None and n > FEW:
         height = min(height, LOW)
     columns = columns or (3 if n <= FEW else 4)

@@ -1,7 +1,7 @@
-"""Choose how figures distinguish a study's runs: by color (`hue`), by line style (`dash`), and by panel.
+"""Choose how figures distinguish a study's runs: by color (`hue`), line style (`dash`) and panels.
 
-A text field, if any, is drawn as color, another field as line style; each value of the other fields gets a panel. A
-text field with more than MAX_HUES values (`facet`) gets panels; the color then shows a different field.
+A text field is drawn as color, the warmup or another text field as line style; the other fields make panels. A text
+field with more than MAX_HUES values (`facet`) also makes panels; if no other is left for color, color shows n_layers.
 """
 
 from __future__ import annotations
@@ -78,10 +78,7 @@ def text_fields(runs: pd.DataFrame) -> dict[str, int]:
 
 
 def short_names(runs: pd.DataFrame) -> dict[str, str]:
-    """Map each user-defined placement and norm (`package.module:function`) to its function's name, for labels.
-
-    A function that shares its name with another one, user-defined or built-in, is left out and keeps its full name.
-    """
+    """Map user-defined placements and norms (`package.module:function`) to the function's name, if it is unique."""
     out: dict[str, str] = {}
     for column in ("placement", "norm"):
         found = [str(v) for v in values(runs, column)] if column in runs else []
@@ -149,10 +146,10 @@ class Look:
 
 
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
-    """Choose color for the placement, else another varying text field, and line style for warmup, else a text field.
+    """Choose the look: color for the placement or a varying text field, line style for warmup or a text field.
 
-    The facet is the placement if it has more than MAX_HUES values, else the text field with the most, if more than
-    MAX_HUES. If this leaves no text field for color, color shows n_layers. names: labels from `short_names`.
+    A text field with more than MAX_HUES values is the facet: the placement, else the field with the most values. If no
+    text field is left for color, color shows n_layers. names: labels from `short_names`.
     """
     text = text_fields(runs)
     many = {c: n for c, n in text.items() if n > MAX_HUES}

@@ -39,10 +39,7 @@ def ends_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 def draw_losses(
     ax: Axes, study: Study, panel: Panel, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw one panel: the curves in `table`, the reference losses, and a marker for each diverged run.
-
-    The marker is at the run's last finite training loss, but not above `top`.
-    """
+    """Draw a panel: the curves, reference losses, and diverged runs' last finite losses, clipped at `top`."""
     look = study.look
     on_axes.draw_references(ax, series.entropies(panel.runs), labelled=labelled)
     on_axes.draw_seed_lines(ax, table, series.sizes(panel.runs, study), look, log=False, smooth=smooth)

@@ -77,10 +77,7 @@ class Cell(NamedTuple):
 
 
 def ranked_field(study: Study) -> str:
-    """Return the field to rank: the facet, else the text field with the most values.
-
-    Raises Lacks if no text field has MIN_VALUES values.
-    """
+    """Return the facet, else the text field with the most values. Raises Lacks if it has fewer than MIN_VALUES."""
     if study.look.facet is not None:
         return study.look.facet
     counts = text_fields(study.finished)

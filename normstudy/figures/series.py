@@ -21,10 +21,7 @@ def sizes(runs: pd.DataFrame, study: Study) -> Sizes:
 
 
 def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Return the rows that belong to `runs`, in the order of `rows`, with added columns of `runs`.
-
-    This is an inner merge on run_id, but faster: it looks up each run once instead of each row.
-    """
+    """Inner-join `rows` with columns of `runs` on run_id; faster than merge, as it looks up each run once."""
     codes, names = pd.factorize(rows["run_id"])
     place = pd.Index(runs["run_id"]).get_indexer(names)[codes]
     mine = place >= 0
@@ -34,10 +31,7 @@ def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.Da
 
 
 def geometric(rows: pd.DataFrame, keys: list[str], column: str = "grad_norm") -> pd.DataFrame:
-    """Return `mid` (geometric mean over runs), `low`, `high` and `n` for each combination of `keys`.
-
-    Leaves out zeros and values that are not finite, which a log axis cannot show.
-    """
+    """Return mid (geometric mean over runs), low, high and n per `keys`, without zeros and non-finite values."""
     good = rows[np.isfinite(rows[column]) & (rows[column] > 0)]
     logs = good.assign(log=np.log(good[column])).groupby(keys, sort=True)
     out: pd.DataFrame = logs.agg(log=("log", "mean"), low=(column, "min"), high=(column, "max"), n=(column, "size"))
@@ -99,10 +93,7 @@ def seed_mean(table: pd.DataFrame, sizes: Sizes, *, log: bool) -> pd.DataFrame:
 
 
 def last_tenth(mean: pd.DataFrame) -> pd.DataFrame:
-    """Replace `value` at each step t by its mean over steps 0.9 t to t, a constant width on a log axis.
-
-    Requires rows at the steps 0, 1, 2, ...
-    """
+    """Average `value` at steps t = 0, 1, 2, ... over the steps 0.9 t to t, a constant width on a log axis."""
     sums = np.concatenate([[0.0], np.cumsum(mean["value"])])
     ends = np.arange(1, len(mean) + 1)
     width = 1 + (ends - 1) // 10

@@ -177,10 +177,7 @@ def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> p
 
 
 def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) -> list[str]:
-    """Make notes such as `d_model=64` for fields held at one value (default: all panel fields).
-
-    Leaves out depth and learning rate, which the figure's title names.
-    """
+    """Make notes such as `d_model=64` for fields held at one value, except depth and learning rate."""
     fields = study.panel_fields if fields is None else fields
     fixed = [c for c in fields if c not in ("n_layers", "peak_lr")]
     return [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in fixed]

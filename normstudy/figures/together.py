@@ -31,10 +31,9 @@ def plot(
     out: Path | None = None,
     only: list[str] | None = None,
 ) -> PlotResult:
-    """Draw as `draw.plot_study` does, but a second process draws half if there are two cores and much to draw.
+    """Draw as `draw.plot_study` does, but with a second process if there are two cores and much to draw.
 
-    If the study is being trained, the two processes may read different states of it. Raises ConfigError as
-    `draw.plot_study` does.
+    If the study is being trained, the two processes may read different states. Raises ConfigError as `plot_study` does.
     """
     names = sorted(dict.fromkeys(only or ORDER), key=lambda name: ORDER.index(name) if name in ORDER else -1)
     mine, child = names, None
