@@ -26,7 +26,7 @@ def typed_number(value: float) -> str:
 
 
 def three_digits(value: float, thousands: str = "") -> str:
-    """Format three significant digits, more if before the point: 0.0213, 98.2, 1530. thousands: the separator."""
+    """Format three significant digits and all digits before the point: 0.0213, 1530. thousands: the separator."""
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
@@ -68,7 +68,7 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Col
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = (), *, compact: bool = False
 ) -> list[str]:
-    """Return a Markdown table's lines. right: indices of right-aligned columns. compact: no spaces below the header."""
+    """Return a Markdown table's lines. right: right-aligned columns. compact: no spaces in the line under the head."""
     rule = ["---:" if i in right else "---" for i in range(len(header))]
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in (header, rule, *escaped)]

@@ -23,9 +23,9 @@ OUTCOMES = ("learned", "partial", "stuck", "collapsed", "spiked", "diverged", "u
 # Thresholds, with measured values in parentheses. The mean training loss is a trailing mean over `mean_window` steps.
 STUCK_GAP = 0.4  # fraction of H1 - H2; a run that closes less is stuck (stuck runs: at most 0.34)
 LEARNED_GAP = 0.75  # fraction of H1 - H2; a run that closes this much has learned (learned runs: at least 0.84)
-COLLAPSE_RISE = 0.4  # nats from the mean training loss's minimum to its end, from which a run has collapsed
-SPIKE_RISE = 0.4  # nats of the mean training loss above its running minimum: a spike (clean runs: at most 0.23)
-STILL_FALLING = 0.05  # nats that validation loss falls in the last quarter: unfinished (stuck runs: at most 0.014)
+COLLAPSE_RISE = 0.4  # nats; rise of the mean training loss from its minimum to the run's end that counts as collapse
+SPIKE_RISE = 0.4  # nats; rise of the mean training loss above its running minimum that is a spike (clean runs: <= 0.23)
+STILL_FALLING = 0.05  # nats; fall of validation loss in the last quarter of an unfinished run (stuck runs: <= 0.014)
 WINDOW_TOKENS = 10_240  # training tokens in the window of the mean training loss
 WINDOW_PARTS = 4  # the window has at most a quarter of a run's steps
 
@@ -114,7 +114,7 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
             )
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, final, nonfinite = numbers
         mine = rows[name]
-        evaluated = mine[~np.isnan(val_loss[mine])]  # nulls, and NaN losses, which nonfinite_step records
+        evaluated = mine[~np.isnan(val_loss[mine])]  # drops nulls, and NaN losses, which nonfinite_step records
         found[name] = outcome(
             train_loss[mine],
             step[evaluated],

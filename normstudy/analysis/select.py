@@ -48,7 +48,7 @@ def check_column(column: str, columns: Iterable[str], flag: str) -> None:
 
 
 def parse_value(runs: pd.DataFrame, column: str, text: str, flag: str) -> Value:
-    """Parse `text` by the column's type. Raises a ConfigError that names the option `flag` if this is impossible."""
+    """Parse `text` by the column's type. Raises a ConfigError that names the option `flag` if this fails."""
     if text == value_text(None):
         return None
     kind = KINDS.get(column)
@@ -70,10 +70,7 @@ def has_value(runs: pd.DataFrame, column: str, value: Value) -> pd.Series[bool]:
 
 
 def select(runs: pd.DataFrame, where: Mapping[str, str] | None) -> pd.DataFrame:
-    """Select the runs that have every value in `where` (column -> value as text).
-
-    Raises ConfigError for an unknown column, a value of the wrong type, and a value that no run has.
-    """
+    """Select the runs with every value in `where`. Raises ConfigError for a wrong column or type, or if none match."""
     for column, text in (where or {}).items():
         check_column(column, runs.columns, "--where")
         value = parse_value(runs, column, text, "--where")

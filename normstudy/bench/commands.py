@@ -3,8 +3,9 @@
 c: sweeps of the smallest possible runs, so that training takes little of the time. Planning is the time of
 `sweep --dry-run` minus its time for two runs; for 10,000 runs start-up is included. "To finished tables" lasts until
 the last write into tables/, and includes start-up, planning, importing torch and 3 training steps per run; the whole
-command also draws and compares. Memory is the parent process's growth per run between sweeps of 100 and 1,000 runs.
-Default-size runs check the estimate: the time that a dry run estimates, divided by the time that the sweep takes.
+command also draws and compares. Memory, at finished tables and at its peak, is that of the parent process alone: its
+growth per run between sweeps of 100 and 1,000 runs. The estimate, for runs of the default model, is the time that a dry
+run estimates, divided by the time that the sweep takes.
 
 d: commands that train nothing, one after the other, with their files in the page cache.
 
@@ -37,7 +38,7 @@ SMALL = ("data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model
          "eval.windows=4", "execution.device=cpu")  # fmt: skip
 TINY = (*SMALL, "model.n_layers=1", "schedule.n_steps=3")
 DEFAULT = ("data=pydoc", "schedule.n_steps=300", "seed=range(0,16)", "execution.device=cpu")
-FEW, MANY, MOST = 100, 1000, 10_000  # runs
+FEW, MANY, MOST = 100, 1000, 10_000  # numbers of runs in the sweeps of row c
 CHOICES = ("model=default,tiny", "optimizer=adam,adamw,sgd", "schedule=constant,inverse_sqrt,linear,cosine")
 ONE_GROUP, MANY_GROUPS = "1,000 runs, one choice of groups", "1,000 runs, 24 choices of groups"
 ESTIMATED, ESTIMATE, TAKEN = "16 runs of the default model, 300 steps", "dry run's estimate", "sweep"
@@ -103,7 +104,8 @@ def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
 def peak(command: Sequence[str]) -> tuple[float, float]:
     """Run a command; return its seconds, and the sum of its processes' separate peaks of memory in 10^9 bytes."""
     _, seconds, looks = watched(command)
-    peaks = {pid: most for _, found in looks for pid, (_, most) in found.items()}  # keeps each last peak
+    # a later read of a process's peak is never lower, so each process's last read counts
+    peaks = {pid: most for _, found in looks for pid, (_, most) in found.items()}
     return seconds, sum(peaks.values()) * 1024 / 1e9
 
 
@@ -183,7 +185,8 @@ def estimated(said: str) -> float:
 def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
     """Sweep tiny runs, then remove their study.
 
-    Returns seconds to the last write into tables/, seconds to the end, the parent's kB at that write, its peak kB.
+    Returns the seconds to the last write into tables/, the seconds to the end, the parent process's memory (kB) at that
+    write, and its peak memory (kB).
     """
     study, began = folder / "overhead", time.time()  # time.time() is comparable with the files' modification times
     words = [f"results_dir={folder}", f"seed=range(0,{runs})", "study=overhead"]

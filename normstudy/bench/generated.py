@@ -1,4 +1,4 @@
-"""Generate a large study with made-up numbers, for row f and scripts/scaling.py: the files of a sweep."""
+"""Generate a large study, with a sweep's files but made-up numbers, for row f and scripts/scaling.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from normstudy.study import parquet, schema
 Array = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 Columns = dict[str, Array]  # the columns of a series table in order, without run_id
 
-PLACEMENTS = ("post", "pre")  # sorted as in run_ids, like the two tuples below
+PLACEMENTS = ("post", "pre")  # in the order in which run_ids sort, like the next two tuples
 PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough that a figure has a panel for each and draws every run
 WARMUPS = (0, 20, 50, 100, 200)
 CELLS = len(PLACEMENTS) * len(PEAK_LRS) * len(WARMUPS)

@@ -123,7 +123,7 @@ def train(
 
 
 class Recorder:
-    """Trains a plain run and measures at each step what normstudy records, with one _foreach_norm and one transfer."""
+    """A plain run's trainer that measures what normstudy records, with one _foreach_norm and one transfer per step."""
 
     def __init__(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer

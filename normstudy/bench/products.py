@@ -1,4 +1,4 @@
-"""Time the matrix products of a run-step alone, with every library here: the speed limit for row a's line a3.
+"""Time the matrix products of a run-step alone, with every available library: the speed limit in row a's line a3.
 
 A run-step is one training step of one run. NumPy and torch.bmm multiply for all runs of a batch in one call, torch.mm
 and oneDNN for one run at a time. For attention, torch's fused attention is timed too.
@@ -87,7 +87,7 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
 
 
 def start_products(job: tuple[RunConfig, int]) -> Work:
-    """Return a function of ms that times each piece: its seconds per run-step with the fastest library.
+    """Return a function of ms that measures each piece's seconds per run-step with the piece's fastest library.
 
     job: the config and the number of runs in a batch. ms: the milliseconds for which each library is timed.
     """

@@ -1,10 +1,11 @@
 """Row e: CPU time per run-step against depth, width, sequence length, batch and runs per batch, compared with theory.
 
 Whole run-steps, with probes at every step, are timed while one size changes; their theory is the flops of the step's
-matrix products. Parts of a block are timed alone, forward and backward, in the package's implementation. For n =
-seq_len and d = d_model, theory says that a norm costs O(n d); the projections q, k, v and out, with or without the two
-MLP matrices, O(n d^2); attention without projections O(n^2 d). Attention has as many flops as the projections at n =
-2 d, and as all six matrices at n = 6 d. Each round measures these crossovers: the seq_len at which the costs are equal.
+matrix products. Parts of a block are timed alone, forward and backward, in the package's implementation. Everything
+runs in a process like a sweep's worker. In theory, with n = seq_len and d = d_model, a norm costs O(n d); the
+projections q, k, v and out, with or without the two MLP matrices, O(n d^2); attention without projections O(n^2 d).
+Attention has as many flops as the projections at n = 2 d, and as all six matrices at n = 6 d. Each round measures these
+crossovers, at which the costs are equal.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from normstudy.config import ProbeConfig
 NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"
 # part -> the powers of n and d to which its cost is proportional in theory
 POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}
-CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # matrices -> the n / d at which attention has as many flops as they have
+CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # matrices -> n / d at which attention and these matrices have equal flops
 
 
 AXES = {
@@ -34,7 +35,7 @@ AXES = {
 
 
 class Ranges(NamedTuple):
-    """What to measure: whole run-steps change one of `axes` from `base` and `runs`; n, d, batch_size are for parts."""
+    """What to measure. Run-steps: at `base` and `runs` with one axis changed. Parts: at each n and d, `batch_size`."""
 
     base: Case = D64_L6
     runs: int = 4

@@ -1,10 +1,10 @@
 """Benchmark rows a, b, g and i: training speed, and the cost of recording.
 
-a: normstudy against plain training loops. normstudy has one single-threaded worker per core, batches as large as in a
-large sweep and default probing, and writes its tables. Its opponents run the loop in plain.py, which records nothing:
-a1 in one process with a thread per core, one run after the other (like `hydra -m`); a2 in a single-threaded process per
-core (like a joblib launcher). a3 is the time for a run-step's matrix products, each with the fastest library
-(products.py), divided by the time for the whole run-step.
+a: normstudy against plain training loops. normstudy has one single-threaded worker per core and batches as large as in
+a large sweep; it computes all norms at every step, probes at the default density, and writes its tables. Its opponents
+run the loop in plain.py, which records nothing: a1 in one process with a thread per core, one run after the other (like
+`hydra -m`); a2 in a single-threaded process per core (like a joblib launcher). a3 is the time for a run-step's matrix
+products, each with the fastest library (products.py), divided by the time for the whole run-step.
 
 i: like a2, but all loops record at every step. One plain loop takes normstudy's measurements (plain.Recorder) and keeps
 them in memory, while normstudy writes tables. The other plain loop has a hook per parameter, like wandb.watch, and

@@ -25,7 +25,7 @@ Crew = list[Child]
 def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> Child:
     """Start a process that calls `start(job)` once, then does the returned work each time `together` requests it.
 
-    like_worker: set a sweep worker's environment variables and garbage collection; otherwise unset those variables.
+    like_worker: whether the process has a sweep worker's environment variables and garbage collection, or neither.
     """
     variables = WORKER_ENVIRONMENT if like_worker else dict.fromkeys(WORKER_ENVIRONMENT)
     return Child(_serve, like_worker, threads, start, job, environment=environment_with(variables))
@@ -39,7 +39,7 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
     # torch's thread limit does not apply to NumPy's BLAS, whose threads would spin on every core after each product.
     threadpool_limits(threads, "blas")
     if like_worker:
-        gc.freeze()  # as a sweep's workers do
+        gc.freeze()  # as in a sweep's worker: the garbage collector then skips torch's objects
     work = start(job)
     while True:
         try:
@@ -120,7 +120,7 @@ def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = Non
 
 
 def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
-    """Return a function that trains a batch, writes tables as a worker does, and returns CPU seconds."""
+    """Return a function that trains a batch for some steps, writes tables like a worker, and returns CPU seconds."""
     from normstudy.data import texts
     from normstudy.model import transformer
     from normstudy.study import tables

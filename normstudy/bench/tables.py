@@ -78,7 +78,7 @@ def stored_rows(out: Path) -> list[str]:
 
 
 def read(out: Path, rows: Sequence[str]) -> pd.DataFrame:
-    """Concatenate the tables of some rows, with names as plain text. Raises ConfigError for a damaged or old table."""
+    """Concatenate the tables of some rows, names as plain text. Raises ConfigError for a damaged or outdated table."""
     parts = [SCHEMA.empty_table()]
     for file in (path(out, row) for row in rows):
         again = f"measure it again: normstudy bench --rows {file.stem}"

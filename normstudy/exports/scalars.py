@@ -41,10 +41,7 @@ class ExportedRun:
         return str(self.row["run_id"])
 
     def time(self, step: int) -> float:
-        """Estimate the time of a step, which is not recorded, in seconds since 1970.
-
-        The steps are spread evenly between the run's start and end; if either is unknown, they are one second apart.
-        """
+        """Estimate when a step ended, in seconds since 1970: evenly from run start to end, else one second apart."""
         start, end = (self.row[name] for name in ("started_at", "finished_at"))
         if not isinstance(start, datetime.datetime):
             return step + (end.timestamp() if isinstance(end, datetime.datetime) else 0.0)

@@ -41,10 +41,7 @@ class Source:
 
 
 def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
-    """Select a study's runs by `--where`, as plot and compare do.
-
-    Raises ConfigError for a study without runs, for a run_id that cannot be a file name, and as `select` does.
-    """
+    """Select runs as plot and compare do. Raises ConfigError if there are none or if a run_id cannot be a file name."""
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces])
     content = content.sort_by("run_id")

@@ -27,7 +27,7 @@ from normstudy.config import ConfigError
 from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 
-if getattr(find_spec("wandb"), "origin", None) is None:  # find_spec is fast; a folder ./wandb has no origin
+if getattr(find_spec("wandb"), "origin", None) is None:  # fast, imports nothing; a folder ./wandb has no origin
     raise ImportError("No module named 'wandb'")
 
 CHILD = Path(__file__).with_name("wandb_child.py")
@@ -45,7 +45,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def offline_run(run: ExportedRun) -> dict[str, object]:
-    """Convert a run to plain values, for a child process without normstudy. init: arguments of wandb.init."""
+    """Convert a run to plain values for wandb_child.py, which imports no normstudy. init: wandb.init's arguments."""
     config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}
     init = {"id": run.run_id, "name": run.run_id, "project": run.row["study"], "tags": [run.row["status"]]}
     return {

@@ -63,7 +63,7 @@ def check(path: Path, n_history: int) -> None:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """Yield a LevelDB log's records up to the first damaged one; since 0.31, wandb has no Python reader."""
+    """Yield a LevelDB log's records up to the first damaged one; wandb itself has no Python reader since 0.31."""
     at, record = HEAD, b""
     while at + HEAD <= len(data):
         left = BLOCK - at % BLOCK

@@ -44,7 +44,7 @@ class PlotResult:
 
     @property
     def paths(self) -> list[Path]:
-        """The files written."""
+        """The files of the figures that were drawn."""
         return [what for what in self.found.values() if isinstance(what, Path)]
 
     @property

@@ -61,7 +61,7 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 
 
 def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """Return `look` and `runs`; if a facet's x axis already shows the color's field, color shows line style's field."""
+    """With a facet, if the x axis shows the color's field, use color for the line style's field instead."""
     if look.facet is None or look.hue != x.column:
         return look, runs
     colors = dict(zip(look.dashes, style.shades(len(look.dashes), style.ARMS), strict=True))

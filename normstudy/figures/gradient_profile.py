@@ -97,7 +97,7 @@ def one_color(study: Study, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]
 
 
 def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
-    """Return a panel per value of the facet, with only the last color's and first line style's runs, and notes."""
+    """Return a panel per facet value, with runs of the last color and first line style only, and notes on both."""
     runs, notes = one_color(study, study.at_headline())
     dashes = [d for d in study.look.dashes if (runs["dash"] == d).any()]
     if len(dashes) > 1:

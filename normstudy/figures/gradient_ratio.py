@@ -1,4 +1,4 @@
-"""The figure gradient_ratio: first layer's gradient norm / last layer's, which shows if the gradient vanishes."""
+"""The figure gradient_ratio: the first layer's gradient norm divided by the last layer's, low if gradients vanish."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from normstudy.figures import style
 from normstudy.figures.look import Look, label, varies
 from normstudy.figures.study import Study
 
-FEW = 6  # up to 6 panels have full height; in a figure with more, each has the height LOW
-LOW = 1.3  # inches
+FEW = 6  # panels; in a figure with more panels, each panel is only LOW inches high
+LOW = 1.3  # inches: height of a panel in a figure with many panels
 CHARACTERS = 16.8  # characters per inch in a title
 HANDLE = 6  # width of a legend handle, in characters
 
@@ -40,7 +40,7 @@ def subplots(
     for spare in grid[n:]:
         spare.remove()
     axes: list[Axes] = grid[:n]
-    for ax in axes[max(0, n - across) :]:  # a panel above a removed one needs tick labels too
+    for ax in axes[max(0, n - across) :]:  # panels above an empty place need tick labels too
         ax.tick_params(labelbottom=True)
     return fig, axes
 
@@ -120,10 +120,7 @@ def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Seque
 
 
 def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] = (), *, dashes: bool = True) -> None:
-    """Draw one legend below the panels, with the colors and line styles that occur in `runs`, and `extra`.
-
-    Colors, line styles and `extra` share one row if all fit, else each starts a row, and the figure becomes higher.
-    """
+    """Draw one legend below the panels for the colors and line styles in `runs` and `extra`; enlarge the figure."""
     colors: list[Artist] = [
         Line2D([], [], color=c, lw=style.BOLD, label=f"{look.hue}={n}")
         for n, c in look.colors.items()

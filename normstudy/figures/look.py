@@ -1,7 +1,7 @@
 """Choose how figures distinguish a study's runs: by color (`hue`), line style (`dash`) and panels.
 
 A text field is drawn as color, the warmup or another text field as line style; the other fields make panels. A text
-field with more than MAX_HUES values (`facet`) also makes panels; if no other is left for color, color shows n_layers.
+field with more than MAX_HUES values (`facet`) makes panels too; color shows n_layers if no other text field is left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from normstudy.analysis.select import values_of
 from normstudy.figures import style
 
 HEADLINE_LR = 3e-3  # a figure with room for only one learning rate shows the learning rate nearest to 3e-3
-MAX_HUES = 6  # colors in one axes
+MAX_HUES = 6  # most colors in one panel
 NAME_WIDTH = 24  # characters that fit above a panel in a row of four panels
 
 # Config columns that figures never distinguish: seeds, the study's name, a path, a permission, recording settings.
@@ -34,7 +34,7 @@ _NAMES = {
 
 
 def label(value: Value) -> str:
-    """A config value as a figure's text: 3e-3, null, true, pre."""
+    """Format a config value for a figure: 3e-3, null, true, pre."""
     return value_text(value, typed_number)
 
 

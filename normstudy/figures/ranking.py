@@ -60,9 +60,9 @@ class Ranking:
 
 
 class Cell(NamedTuple):
-    """One arm in one row and column: numbers of runs in all, learned and diverged, and the final losses' summary.
+    """One arm in one row and column. n, learned, diverged: numbers of runs, in all and with these outcomes.
 
-    mean, low, high: the mean and its 95 % t interval; NaN if a run diverged, since other runs' mean would hide it.
+    mean, low, high: mean final loss and its 95 % t interval; NaN if a run diverged, since a mean would hide this.
     """
 
     row: str
