@@ -144,7 +144,7 @@ def family(pid: int) -> dict[int, tuple[int, int]]:
 
 
 def sweeps(scope: Scope) -> Iterator[Sample]:
-    """Measure row c."""
+    """Measure row c: the time and memory that sweeps need outside training, and the dry run's estimate."""
     for r in range(ROUNDS["c"][scope.quick]):
         for case, metric, unit, value in tiny_sweeps(scope.folder, quick=scope.quick):
             yield Sample("c", case, "normstudy", metric, unit, r, value)
@@ -198,7 +198,7 @@ def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
 
 
 def starts(scope: Scope) -> Iterator[Sample]:
-    """Measure row d."""
+    """Measure row d: the time of commands that train nothing."""
     timed([*NORMSTUDY, "sweep", *STUDY, f"results_dir={scope.folder}", "study=start", "seed=range(0,6)"])
     commands = {case: (words.format(scope.folder).split(), code) for case, (words, code, _) in STARTS.items()}
     for words, code in commands.values():

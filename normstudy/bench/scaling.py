@@ -65,7 +65,7 @@ GOALS = [
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
-    """Measure row e."""
+    """Measure row e: the cost of whole run-steps, then that of a block's parts alone."""
     for kind in (whole_steps, parts):
         yield from in_worker(kind, QUICK if scope.quick else FULL)
 
@@ -88,7 +88,7 @@ def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float 
 
 
 def whole_steps(sizes: Ranges) -> Iterator[Sample]:
-    """Measure whole run-steps along every axis, in this process."""
+    """Measure the cost of whole run-steps against each size in `axes`, in this process."""
     from normstudy.data import texts
     from normstudy.training import batch
 
@@ -144,7 +144,7 @@ def part_call(part: str, sizes: Ranges, n: int, d: int) -> Callable[[], object]:
 
 
 def parts(sizes: Ranges) -> Iterator[Sample]:
-    """Measure a block's parts alone against n and d, in this process."""
+    """Measure the cost of a block's parts alone against n (seq_len) and d (d_model), in this process."""
     base = sizes.base
     along = {"seq_len": [(n, base.d_model) for n in sizes.n], "d_model": [(base.seq_len, d) for d in sizes.d]}
     points = sorted({point for axis in along.values() for point in axis})

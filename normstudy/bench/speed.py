@@ -81,7 +81,7 @@ def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: 
 
 
 def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
-    """Measure row a at one model size."""
+    """Measure row a at one model size: normstudy's speed against plain loops that record nothing."""
     race.add_normstudy(ProbeConfig(dense_steps=0))
     race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
     race.add_plain(PER_CORE, "train", race.n)
@@ -98,7 +98,7 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
 
 
 def equal_information(race: Race, rounds: int) -> Iterator[Sample]:
-    """Measure row i at one model size."""
+    """Measure row i at one model size: normstudy's speed against plain loops that also record."""
     race.add_normstudy(ProbeConfig(every=1))
     race.add_plain(EQUAL, "train_recorded", race.n)
     race.add_plain(HOOKS, "train_watched", race.n)
@@ -110,7 +110,7 @@ plain_loops, recording_loops = partial(of_cases, against_plain, "a"), partial(of
 
 
 def probing(scope: Scope) -> Iterator[Sample]:
-    """Measure row b."""
+    """Measure row b, the cost of probes, at each model size."""
     for case, rounds in ((D32_L4, 2),) if scope.quick else ((D32_L4, 9), (D64_L6, 7)):
         runs = batching.runs_per_batch(run_config(case), "cpu", len(os.sched_getaffinity(0)))
         yield from in_worker(probe_case, (case, runs, rounds))
@@ -146,7 +146,7 @@ def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
 
 
 def on_gpu(scope: Scope) -> Iterator[Sample]:
-    """Measure row g, in this process."""
+    """Measure row g, the speed and memory of many runs on one GPU, in this process."""
     import torch
 
     from normstudy.bench import plain

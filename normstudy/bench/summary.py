@@ -105,7 +105,7 @@ def cells(result: Result) -> tuple[str, ...]:
 def render(stored: pd.DataFrame, fmt: str = "table") -> str:
     """Format the results of stored samples, without a final newline. fmt: table or markdown."""
     one_of("--format", fmt, ("table", "markdown"))
-    lines = [cells(r) for r in results(stored) if r.goal.subject != THEORY]  # theory is in the goal column
+    lines = [cells(r) for r in results(stored) if r.goal.subject != THEORY]  # theory's values go into column "goal"
     notes = [LEGEND, *machine_lines(stored)]
     if fmt == "markdown":
         return "\n".join([*markdown_table(HEADER, lines), "", *notes])

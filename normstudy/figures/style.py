@@ -42,7 +42,7 @@ DASHES: tuple[LineStyle, ...] = (
     (0, (8, 1.5)),
 )
 
-# One shape per outcome.
+# The marker shape for each outcome.
 OUTCOME_MARKERS = {
     "learned": "o",
     "partial": "s",
