@@ -1,1 +1,1 @@
-"""Summarize a study's tables as small ones: outcomes, pairs, comparisons, selections."""
+"""Analyze a study's tables: select runs, determine outcomes, and compare pairs of runs."""

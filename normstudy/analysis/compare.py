@@ -1,4 +1,4 @@
-"""`normstudy compare`: the paired comparison of a study, and its four printed forms."""
+"""`normstudy compare`: make a study's paired comparison, and print it in one of four formats."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from normstudy.config import ConfigError, one_of
 from normstudy.study import tables
 
 FORMATS = ("table", "csv", "json", "markdown")
-WIDTH = 100  # characters; a wider table gets its verdicts wrapped
-VERDICT_WIDTH = 13  # characters of the longest half of a verdict: "no difference"
-SHA_DIGITS = 10  # digits of a text's sha256 that are printed, enough to distinguish texts
+WIDTH = 100  # characters; in a wider table, verdicts are wrapped
+VERDICT_WIDTH = 13  # characters in a line of a wrapped verdict: the longest line is "no difference"
+SHA_DIGITS = 10  # printed digits of a text's sha256, enough to distinguish texts
 
 
 def compare_study(
     study_dir: Path | str, *, by: str, baseline: str | None = None, where: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """The paired comparison of a study by one column, as `pairs.compare_pairs` defines it.
+    """Compare a study's runs by the column `by`; returns the table that `pairs.compare_pairs` defines.
 
-    where: column -> value; only runs with these values take part. Raises ConfigError for a folder that is not a
-    study or has no finished run, and for what `select` and `compare_pairs` refuse.
+    where: column -> value; only runs with these values are compared. Raises ConfigError for a folder that is not a
+    study or has no finished run, and as `select` and `compare_pairs` do.
     """
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     done = runs.loc[runs["status"] == "done", "run_id"].tolist()
@@ -38,7 +38,7 @@ def compare_study(
 
 
 def render(comparison: pd.DataFrame, fmt: str) -> str:
-    """The comparison as text, without a newline at its end. fmt: table, csv, json or markdown."""
+    """Format a comparison as text, without a final newline. fmt: table, csv, json or markdown."""
     one_of("--format", fmt, FORMATS)
     if fmt == "csv":
         return _as_values(comparison).to_csv(index=False, lineterminator="\n").rstrip("\n")
@@ -48,7 +48,7 @@ def render(comparison: pd.DataFrame, fmt: str) -> str:
 
 
 def head(comparison: pd.DataFrame) -> str:
-    """The paragraph above the table: what is compared, the sign of the difference, and what the interval is."""
+    """Write the paragraph above the table: what is compared, and what the difference, its sign and interval mean."""
     by = comparison["by"].iloc[0]
     base = value_text(comparison["baseline"].iloc[0])
     text = (
@@ -62,12 +62,12 @@ def head(comparison: pd.DataFrame) -> str:
 
 
 def _as_values(comparison: pd.DataFrame) -> pd.DataFrame:
-    """The comparison with every cell a plain Python value: NaN as None, whole numbers of integer columns as int."""
+    """Convert every cell of a comparison to a plain Python value: NaN to None, integer columns' numbers to int."""
     return pd.DataFrame({c: pd.Series([native(c, v) for v in comparison[c]], dtype=object) for c in comparison.columns})
 
 
 def _cell_columns(comparison: pd.DataFrame) -> list[str]:
-    """The columns that name the cell of a comparison."""
+    """Return the columns that identify the cell to which a comparison's row belongs."""
     return [c for c in comparison.columns if c not in RESULTS]
 
 
@@ -105,7 +105,7 @@ def _markdown(comparison: pd.DataFrame) -> str:
 
 
 def _table(comparison: pd.DataFrame) -> str:
-    """Two rows per comparison: the baseline above the arm. Arms that share a baseline share its row."""
+    """Format the plain table: each baseline's line is above the lines of the arms that are compared with it."""
     cells = _cell_columns(comparison)
     by = comparison["by"].iloc[0]
     header = [*cells, by, "outcomes", "loss", "difference [95 %]", "pairs", "verdict"]
@@ -133,7 +133,7 @@ def _table(comparison: pd.DataFrame) -> str:
 
 
 def _arm(value: Value, outcomes: str, loss: float) -> list[str]:
-    """The value, the outcomes one per line, and the loss of one arm."""
+    """Format an arm's cells: its value, its outcomes (one per line), its loss."""
     words = outcomes.split()
     by_class = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
     return [value_text(value), "\n".join(by_class) or "none", _loss(loss)]
@@ -144,7 +144,7 @@ def _width(cells: tuple[str, ...]) -> int:
 
 
 def _title(name: str, width: int) -> str:
-    """A column's name in lines no wider than its cells, broken at spaces and after underscores."""
+    """Break a column's name at spaces and after underscores into lines no wider than the cells, if possible."""
     if not width:
         return name
     lines = textwrap.wrap(name.replace("_", "_ "), width + 1, break_long_words=False)

@@ -1,4 +1,4 @@
-"""How the package prints values, numbers and tables."""
+"""Format values, numbers and tables for printing."""
 
 from __future__ import annotations
 
@@ -8,33 +8,30 @@ from collections.abc import Callable, Collection, Sequence
 
 from normstudy.config import short_float
 
-GAP = "  "  # between the columns of a plain table
+GAP = "  "  # space between the columns of a plain table
 
-Value = str | int | float | bool | None  # a cell of a stored table
+Value = str | int | float | bool | None  # the value of a cell in a stored table
 
 
 def plain_number(value: float) -> str:
-    """Up to twelve significant digits: 6, 0.003, 1e-05."""
+    """Format a number with up to twelve significant digits: 6, 0.003, 1e-05."""
     return str(value) if isinstance(value, int) else f"{value:.12g}"
 
 
 def typed_number(value: float) -> str:
-    """A number as people type it on a command line: 6, 0.98, 3e-3."""
+    """Format a number as people type it on a command line: 6, 0.98, 3e-3."""
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.6g}" if 0.1 <= abs(value) < 1e4 else short_float(value)
 
 
 def three_digits(value: float, thousands: str = "") -> str:
-    """Three significant digits, and never fewer than all digits before the point: 0.0213, 1.05, 98.2, 1530.
-
-    thousands: the separator of thousands, "," or none.
-    """
+    """Format three significant digits and all digits before the point: 0.0213, 1530. thousands: the separator."""
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def value_text(value: Value, number: Callable[[float], str] = plain_number) -> str:
-    """A value as it is written in YAML: null, true, pre, or a number in the given form."""
+    """Format a value as in YAML: null, true, pre, or a number formatted by `number`."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -43,21 +40,18 @@ def value_text(value: Value, number: Callable[[float], str] = plain_number) -> s
 
 
 def interval_text(mean: float, low: float, high: float, form: str) -> str:
-    """`-0.542 [-0.568, -0.515]`. Where the bounds are NaN only the mean is printed; a NaN mean gives an empty text."""
+    """Format `-0.542 [-0.568, -0.515]`; only the mean if the bounds are NaN, and "" if the mean is NaN too."""
     texts = ["" if math.isnan(value) else format(value, form) for value in (mean, low, high)]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if texts[1] else texts[0]
 
 
 def count_text(n: int, noun: str) -> str:
-    """`1 run`, `1,200 runs`."""
+    """Format a count with its noun: `1 run`, `1,200 runs`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """The lines of a table in aligned columns.
-
-    A cell of several lines takes as many lines of the table. right: the columns that are aligned to the right.
-    """
+    """Return a plain table's aligned lines; cells may have several lines. right: indices of right-aligned columns."""
     table = [[cell.split("\n") for cell in row] for row in (header, *rows)]
     widths = [max(len(line) for cell in column for line in cell) for column in zip(*table, strict=True)]
     lines = []
@@ -74,10 +68,7 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Col
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = (), *, compact: bool = False
 ) -> list[str]:
-    """The lines of a Markdown table.
-
-    right: the columns that are aligned to the right. compact: no spaces in the line below the header.
-    """
+    """Return a Markdown table's lines. right: right-aligned columns. compact: no spaces in the line under the head."""
     rule = ["---:" if i in right else "---" for i in range(len(header))]
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in (header, rule, *escaped)]

@@ -1,4 +1,4 @@
-"""The four tables of a study as DataFrames, with the columns derived from them."""
+"""`normstudy.load`: read a study's four tables as DataFrames, and add derived columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALWAYS_JOINED = ("placement", "n_layers", "peak_lr", "warmup_steps", "seed")
 
 
 class Tables(NamedTuple):
-    """The tables of a study; results/README.md defines their columns."""
+    """A study's tables; results/README.md defines their columns."""
 
     runs: pd.DataFrame
     steps: pd.DataFrame
@@ -27,15 +27,13 @@ class Tables(NamedTuple):
 
 
 def load(study_dir: Path | str, *, join: bool = False) -> Tables:
-    """Read a study, which a sweep may be writing at the same time.
+    """Read a study, even while a sweep is writing it. Raises ConfigError for a folder that is not a study.
 
-    Derived columns of `runs`: outcome (null unless the run is finished), gap_closed (as a fraction of unigram minus
-    bigram entropy), bits_per_byte (of the final validation loss). Derived column of `modules`: update_ratio,
-    update_norm / param_norm, null where param_norm is 0.
-    join: add to each series the config columns that vary in this study, those of ALWAYS_JOINED, and outcome.
-    Raises ConfigError for a folder that is not a study.
+    Columns added to `runs`: outcome (null unless finished), gap_closed (see outcomes.py), and bits_per_byte (final
+    validation loss). Column added to `modules`: update_ratio, update_norm / param_norm, null if param_norm is 0.
+    join: add to each series the config columns that vary in this study, those in ALWAYS_JOINED, and outcome.
     """
-    runs = tell_sources_apart(tables.read(study_dir, "runs"))  # read first: a run that is done has all its series
+    runs = tell_sources_apart(tables.read(study_dir, "runs"))  # read first: a run is marked done after all its series
     steps, modules, residual = (tables.read(study_dir, table) for table in schema.SERIES)
     runs = derive(runs, steps)
     ratio = modules["update_norm"] / modules["param_norm"].where(modules["param_norm"] != 0)
@@ -49,7 +47,7 @@ def load(study_dir: Path | str, *, join: bool = False) -> Tables:
 
 
 def derive(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """`runs` with outcome, gap_closed and bits_per_byte."""
+    """Add the columns outcome, gap_closed and bits_per_byte to `runs`."""
     found = runs["run_id"].map(outcomes(runs, steps)).astype(object)
     return runs.assign(
         outcome=found.where(found.notna(), None),

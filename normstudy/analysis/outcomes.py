@@ -1,6 +1,6 @@
-"""The outcome of a run, computed from its stored series; no table holds it.
+"""Determine each run's outcome, such as `learned` or `stuck`, from its stored series; no table stores outcomes.
 
-Losses and entropies are in nats per token. H1 and H2 are the unigram and the bigram cross-entropy of the text.
+Losses and entropies are in nats per token. H1 and H2 are the text's unigram and bigram cross-entropy.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ Loss = TypeVar("Loss", float, "pd.Series[float]")
 
 OUTCOMES = ("learned", "partial", "stuck", "collapsed", "spiked", "diverged", "unfinished")
 
-STUCK_GAP = 0.4  # fraction of H1 - H2; a run that closes less is stuck (stuck runs measured: at most 0.34)
-LEARNED_GAP = 0.75  # fraction of H1 - H2; a run that closes this much has learned (measured: 0.84 and more)
-COLLAPSE_RISE = 0.4  # nats by which the mean training loss ends above its minimum
-SPIKE_RISE = 0.4  # nats by which the mean training loss exceeds its running minimum (clean runs: at most 0.23)
-STILL_FALLING = 0.05  # nats by which the validation loss falls in the last quarter (stuck runs: at most 0.014)
-WINDOW_TOKENS = 10_240  # training tokens that the mean training loss covers
-WINDOW_PARTS = 4  # the mean covers at most a quarter of the steps of a run
+# Thresholds, with measured values in parentheses. The mean training loss is a trailing mean over `mean_window` steps.
+STUCK_GAP = 0.4  # fraction of H1 - H2; a run that closes less is stuck (stuck runs: at most 0.34)
+LEARNED_GAP = 0.75  # fraction of H1 - H2; a run that closes this much has learned (learned runs: at least 0.84)
+COLLAPSE_RISE = 0.4  # nats; rise of the mean training loss from its minimum to the run's end that counts as collapse
+SPIKE_RISE = 0.4  # nats; rise of the mean training loss above its running minimum that is a spike (clean runs: <= 0.23)
+STILL_FALLING = 0.05  # nats; fall of validation loss in the last quarter of an unfinished run (stuck runs: <= 0.014)
+WINDOW_TOKENS = 10_240  # training tokens in the window of the mean training loss
+WINDOW_PARTS = 4  # the window has at most a quarter of a run's steps
 
 RUN_COLUMNS = (
     "n_steps", "batch_size", "seq_len", "ln_vocab", "unigram_entropy", "bigram_entropy", "final_val_loss",
@@ -35,17 +36,17 @@ RUN_COLUMNS = (
 
 
 def gap_closed(final_val_loss: Loss, unigram_entropy: Loss, bigram_entropy: Loss) -> Loss:
-    """g = (H1 - final validation loss) / (H1 - H2): 0 at the unigram entropy, 1 at the bigram entropy."""
+    """Return (H1 - final validation loss) / (H1 - H2): 0 at the unigram entropy, 1 at the bigram entropy."""
     return (unigram_entropy - final_val_loss) / (unigram_entropy - bigram_entropy)
 
 
 def mean_window(n_steps: int, batch_size: int, seq_len: int) -> int:
-    """The number of steps that the mean training loss covers, at least 1."""
+    """Return the number of steps in the window of the mean training loss, at least 1."""
     return max(1, min(n_steps // WINDOW_PARTS, round(WINDOW_TOKENS / (batch_size * seq_len))))
 
 
 def trailing_mean(values: Floats, window: int) -> Floats:
-    """The mean over every `window` consecutive values; empty where there are fewer values."""
+    """Return the mean of every `window` consecutive values; empty if there are fewer values."""
     if len(values) < window:
         return np.empty(0)
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
@@ -65,11 +66,11 @@ def outcome(
     bigram_entropy: float,
     nonfinite: bool = False,
 ) -> str:
-    """The outcome of one finished run: the first of the rules below that holds.
+    """Return a finished run's outcome, by the first rule below that applies.
 
-    train_loss: of every step, in order. val_steps, val_loss: the evaluations before the last update, in order; the
-    value at step t belongs to the parameters before update t. final_val_loss: after the last update, or NaN.
-    window: number of steps that the mean training loss covers. nonfinite: a loss or gradient norm was not finite.
+    train_loss: one loss per step. val_steps, val_loss: evaluations in order, without the final one; the loss at step t
+    is from before update t. final_val_loss: the loss after the last update, or NaN. window: number of steps in the mean
+    training loss. nonfinite: whether any loss or gradient norm was not finite.
     """
     losses = np.concatenate([train_loss, val_loss, [final_val_loss]])
     if nonfinite or not np.isfinite(losses).all():
@@ -93,10 +94,9 @@ def outcome(
 
 
 def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
-    """run_id -> outcome of every run with status `done`, in the order of `runs`.
+    """Return run_id -> outcome for every run with status `done`, in the order of `runs`.
 
-    steps: needs the columns run_id, step, train_loss and val_loss only. Raises ConfigError for a finished run
-    without a row in `steps`, whose files were removed.
+    steps: needs run_id, step, train_loss, val_loss. Raises ConfigError if a finished run has no rows in `steps`.
     """
     done = runs[runs["status"] == "done"]
     codes, names = pd.factorize(steps["run_id"])
@@ -114,7 +114,7 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
             )
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, final, nonfinite = numbers
         mine = rows[name]
-        evaluated = mine[~np.isnan(val_loss[mine])]  # drops NaN losses with the nulls; nonfinite_step records them
+        evaluated = mine[~np.isnan(val_loss[mine])]  # drops nulls, and NaN losses, which nonfinite_step records
         found[name] = outcome(
             train_loss[mine],
             step[evaluated],
@@ -131,11 +131,11 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
 
 
 def outcome_counts(found: Iterable[str]) -> dict[str, int]:
-    """Outcome -> number of runs, for each outcome that occurs, in the order of OUTCOMES."""
+    """Return outcome -> number of runs for each outcome that occurs, in the order of OUTCOMES."""
     counts = Counter(found)
     return {name: counts[name] for name in OUTCOMES if counts[name]}
 
 
 def counts_text(found: Iterable[str]) -> str:
-    """The counts as text: "4 learned 1 partial"."""
+    """Format the counts of outcomes as text: "4 learned 1 partial"."""
     return " ".join(f"{n} {name}" for name, n in outcome_counts(found).items())

@@ -1,7 +1,4 @@
-"""The paired comparison: each pair is two runs of the same seeds that differ in one column.
-
-Losses and differences are final validation losses in nats per token.
-"""
+"""Compare pairs of runs that differ in one column only, by final validation loss in nats per token."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ from normstudy.analysis.select import check_column, native, parse_value, values_
 from normstudy.errors import ConfigError, nearest
 
 CONFIDENCE = 0.95
-MIN_PAIRS = 5  # fewer pairs give no verdict: few seeds say little about their spread
+MIN_PAIRS = 5  # fewer pairs get no verdict, because few seeds say little about their spread
 
-PAIRED = ["seed", "data_seed"]  # equal in the two runs of a pair, like the columns of their cell
-NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # asked columns that are not treatments
+PAIRED = ["seed", "data_seed"]  # columns equal in both runs of a pair, like the cell's columns
+NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # config columns that are not treatments
 RESULTS = (
     "by", "arm", "baseline", "outcomes", "baseline_outcomes", "loss", "baseline_loss", "difference", "ci_low",
     "ci_high", "pairs", "unpaired", "failed", "verdict",
@@ -28,10 +25,9 @@ RESULTS = (
 
 
 def cell_columns(by: str) -> list[str]:
-    """The columns in which both runs of a pair agree, besides their seeds.
+    """Return the columns, besides seeds, that must be equal in both runs of a pair.
 
-    These are all asked columns except `by` and the probe and eval settings, which decide what is measured and not
-    how a run trains; and the sha256 of the text, so that no pair mixes texts.
+    These are the config columns that affect training, except `by`, and the text's sha256, so that no pair mixes texts.
     """
     measuring = tuple(f"{section}_" for section in cfg.PREFIXED)
     asked = [c for c in cfg.asked_types() if c not in NOT_IN_CELL and not c.startswith(measuring)]
@@ -39,24 +35,24 @@ def cell_columns(by: str) -> list[str]:
 
 
 def comparable_columns() -> list[str]:
-    """The columns by which runs can be compared."""
+    """Return the columns by which runs can be compared."""
     return [c for c in cfg.asked_types() if c not in NOT_IN_CELL]
 
 
 def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
-    """(mean, low, high) of paired differences: 95 % t interval; low and high are NaN for fewer than two pairs."""
+    """Return mean, low and high of the differences' 95 % t interval; low and high are NaN for fewer than two pairs."""
     n = len(differences)
     mean = float(np.mean(differences)) if n else np.nan
     if n < 2:
         return mean, np.nan, np.nan
-    from scipy.special import stdtrit  # imported here: it takes a quarter of a second, and most figures do not need it
+    from scipy.special import stdtrit  # imported only if needed: this takes 0.25 s, and most figures do not need it
 
     half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * np.std(differences, ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 
 
 def verdict(pairs: int, low: float, high: float) -> str:
-    """The verdict on an interval of `arm - baseline`."""
+    """Return the verdict for an interval of arm - baseline from `low` to `high`."""
     if pairs == 0:
         return "no pairs"
     if pairs < MIN_PAIRS:
@@ -67,10 +63,7 @@ def verdict(pairs: int, low: float, high: float) -> str:
 
 
 def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
-    """The final validation loss of each run, replaced by the loss at step 0 where it is not finite.
-
-    Where neither is finite the loss counts as ln(vocab), that of uniform prediction.
-    """
+    """Return each run's final validation loss, else its loss at step 0, else ln(vocab): the first finite one."""
     at_init = steps[steps["step"] == 0].set_index("run_id")["val_loss"]
     loss = runs["final_val_loss"].to_numpy(np.float64)
     for stand_in in (runs["run_id"].map(at_init), runs["ln_vocab"]):
@@ -79,17 +72,17 @@ def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
 
 
 def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: str | None = None) -> pd.DataFrame:
-    """One row for every cell and every value of `by` except the baseline.
+    """Compare each value of `by` (arm) with the baseline, in each cell; returns one row per cell and arm.
 
-    The columns are those of `cell_columns` that vary, then RESULTS. The baseline is null where the column has it,
-    else the smallest number or the first text in alphabetical order; `baseline` overrides this. A pair is two
-    finished runs of one cell with equal seeds. difference = arm - baseline, and loss and baseline_loss are means over
-    the pairs; outcomes are those of all finished runs. unpaired counts the finished runs of both arms without a
-    partner, failed the runs that ended in an error. Where runs were repeated with other probe or eval settings, one
-    pair counts: with equal eval_windows if there is one, and with the most windows.
+    A cell is a combination of values of the `cell_columns` that vary; these columns come first, then RESULTS. A pair is
+    two finished runs in one cell with equal seeds. The default baseline is null if it occurs, else the smallest number
+    or alphabetically first text. difference is arm - baseline. difference, loss and baseline_loss are means over pairs,
+    outcomes count all finished runs, unpaired counts finished runs of both arms without a partner, and failed counts
+    runs that ended in an error. If runs were repeated with other probe or eval settings, one pair counts: preferably
+    one with equal eval_windows, then the one with the most windows.
 
-    Raises ConfigError where `by` is not a comparable column or does not vary, where no text occurs with two of its
-    values, and where `baseline` is not one of its values.
+    Raises ConfigError if `by` is not a comparable column or does not vary, if no text occurs with two of its values,
+    and if `baseline` is not one of its values.
     """
     check_column(by, comparable_columns(), "--by")
     runs = runs[runs["status"].isin(["done", "failed"])].copy()
@@ -116,12 +109,12 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
             place = {c: native(c, cell[c].iloc[0]) for c in cells}
             rows.append({**place, "by": by, "arm": arm, "baseline": base, **row})
     result = pd.DataFrame(rows, columns=[*cells, *RESULTS])
-    # Object columns: pandas would turn None into NaN and the ints beside it into floats.
+    # Object columns, because pandas would otherwise turn None into NaN, and ints in the same column into floats.
     return result.assign(**{c: pd.Series([r[c] for r in rows], dtype=object) for c in ("arm", "baseline")})
 
 
 def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
-    """The columns that vary; data_sha256 only where the other varying columns do not distinguish the texts."""
+    """Return the columns that vary; data_sha256 only if the other varying columns cannot tell the texts apart."""
     found = [c for c in columns if len(values_of(runs, c)) > 1]
     if "data_sha256" in found:
         rest = [c for c in found if c != "data_sha256"]
@@ -146,7 +139,7 @@ Seeds = tuple[Value, ...]  # the values of the columns PAIRED
 
 
 class _Run(NamedTuple):
-    """The values of a run that a comparison needs. Python loops over the few runs of a cell faster than pandas does."""
+    """A run's values that a comparison needs; for a cell's few runs, Python loops are faster than pandas."""
 
     seeds: Seeds
     run_id: str
@@ -163,7 +156,7 @@ def _as_runs(runs: pd.DataFrame) -> list[_Run]:
 
 
 def _compare(arm: list[_Run], base: list[_Run]) -> dict[str, object]:
-    """The RESULTS of one arm against the baseline; among runs with equal seeds the first is preferred."""
+    """Compare an arm with the baseline in one cell, with one pair per combination of seeds; returns RESULTS values."""
     arms, bases = _finished_by_seeds(arm), _finished_by_seeds(base)
     candidates = [(a, b) for seeds, runs in arms.items() for a in runs for b in bases.get(seeds, [])]
     pairs: dict[Seeds, tuple[_Run, _Run]] = {}
@@ -197,6 +190,6 @@ def _finished_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:
 
 
 def _preference(pair: tuple[_Run, _Run]) -> tuple[bool, int, int, str, str]:
-    """Sort key: equal eval_windows first, then more windows, then run_id, so that the order is deterministic."""
+    """Return a sort key: equal eval_windows first, then more windows, then run_id, for a deterministic order."""
     a, b = pair
     return a.windows != b.windows, -a.windows, -b.windows, a.run_id, b.run_id

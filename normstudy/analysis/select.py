@@ -1,7 +1,4 @@
-"""Selecting runs by the values of their columns, as `--where column=value` asks.
-
-Values are compared by the type of their column: 3e-3 equals 0.003, and `null` means an unset value.
-"""
+"""Select runs by columns' values, compared by type: 3e-3 equals 0.003, and `null` means an unset value."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ KINDS = cfg.asked_types()
 
 
 def native(column: str, value: object) -> Value:
-    """A cell of the `runs` table as a plain Python value: NaN and NaT as None, a nullable int as int."""
+    """Convert a cell of the table `runs` to a plain Python value: NaN and NaT to None, a nullable int to int."""
     if pd.isna(value):  # type: ignore[call-overload]
         return None
     if isinstance(value, str):
@@ -32,13 +29,13 @@ def native(column: str, value: object) -> Value:
 
 
 def values_of(runs: pd.DataFrame, column: str) -> list[Value]:
-    """The distinct values of a column: null first, then numbers by size or text in alphabetical order."""
+    """Return a column's distinct values: null first, then numbers by size or text in alphabetical order."""
     values = {native(column, v) for v in runs[column].unique()}
     return sorted(values, key=lambda v: (v is not None, v if isinstance(v, int | float) else 0, str(v)))
 
 
 def values_text(values: Iterable[Value]) -> str:
-    """The values, separated by commas."""
+    """Join values with commas."""
     return ", ".join(value_text(v) for v in values)
 
 
@@ -51,11 +48,7 @@ def check_column(column: str, columns: Iterable[str], flag: str) -> None:
 
 
 def parse_value(runs: pd.DataFrame, column: str, text: str, flag: str) -> Value:
-    """`text` as a value of a column, by the column's type.
-
-    Raises ConfigError where the column holds numbers or truth values and `text` is neither. flag: the option that
-    the error names.
-    """
+    """Parse `text` by the column's type. Raises a ConfigError that names the option `flag` if this fails."""
     if text == value_text(None):
         return None
     kind = KINDS.get(column)
@@ -72,15 +65,12 @@ def parse_value(runs: pd.DataFrame, column: str, text: str, flag: str) -> Value:
 
 
 def has_value(runs: pd.DataFrame, column: str, value: Value) -> pd.Series[bool]:
-    """For each row, whether the column has this value; None stands for null."""
+    """For each row, whether the column equals `value`; None matches null."""
     return pd.Series([native(column, v) == value for v in runs[column]], index=runs.index, dtype=bool)
 
 
 def select(runs: pd.DataFrame, where: Mapping[str, str] | None) -> pd.DataFrame:
-    """The runs that have every value of `where`, which maps columns to values as text.
-
-    Raises ConfigError for an unknown column, a value of the wrong type, and a value that no run has.
-    """
+    """Select the runs with every value in `where`. Raises ConfigError for a wrong column or type, or if none match."""
     for column, text in (where or {}).items():
         check_column(column, runs.columns, "--where")
         value = parse_value(runs, column, text, "--where")
@@ -97,9 +87,9 @@ SOURCES = {"placement": "placement_sha256", "norm": "norm_sha256", "resolved_nor
 
 
 def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
-    """`runs` with the source's hash appended to each user-defined block of several sources: my_block:f@1a2b3c4d.
+    """Append the source code's hash to each user-defined block or norm with several versions: my_block:f@1a2b3c4d.
 
-    Runs before and after a change to a block are two treatments, though both have its name.
+    Runs before and after a change to a block are different treatments, although the block's name is the same.
     """
     named = {}
     for column, sha256 in SOURCES.items():

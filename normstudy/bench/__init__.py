@@ -1,1 +1,1 @@
-"""`normstudy bench`: what the machine allows, and how close the package is, measured side by side in one run."""
+"""`normstudy bench`: measure normstudy's speed beside reference loops and the machine's limits, in the same session."""

@@ -1,16 +1,16 @@
-"""Rows c, d and f: what commands take that train little or nothing, each in a process of its own, as a user types it.
+"""Benchmark rows c, d and f: time and memory of commands that train little or nothing, run as a user would run them.
 
-c: what sweeps of runs as small as they can be cost, so that training is little of it. Planning: `sweep --dry-run` less
-that of two runs; of 10,000 runs with the start-up. To finished tables: from the command to the last write into tables/,
-with start-up, planning, the import of torch and the training of 3 steps a run; the whole command draws and compares
-too. Memory: what that of the parent, without the processes that it starts, grows by a run from a sweep of 100 to one of
-1,000, when the tables are finished; and its peak. Of larger runs: the time that a dry run estimates, over that of the
-whole command.
+c: sweeps of the smallest possible runs, so that training takes little of the time. Planning is the time of
+`sweep --dry-run` minus its time for two runs; for 10,000 runs start-up is included. "To finished tables" lasts until
+the last write into tables/, and includes start-up, planning, importing torch and 3 training steps per run; the whole
+command also draws and compares. Memory, at finished tables and at its peak, is that of the parent process alone: its
+growth per run between sweeps of 100 and 1,000 runs. The estimate, for runs of the default model, is the time that a dry
+run estimates, divided by the time that the sweep takes.
 
-d: commands that train nothing, in turn, with the files in the page cache.
+d: commands that train nothing, one after the other, with their files in the page cache.
 
-f: the figures of a large study, its comparison, and one column of `steps`. The study is generated as its sweep would
-leave it, and a copy is compacted. Peak memory is the sum of the peaks of all processes of a command: `plot` has two.
+f: drawing, comparing, and reading one column of `steps` of a large generated study, as swept and as compacted. Peak
+memory is the sum of the peaks of a command's processes; `plot` has two.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from normstudy.bench.generated import Size, write_study
 from normstudy.bench.rows import Goal, Sample, Scope
 
 NORMSTUDY = (sys.executable, "-m", "normstudy")
-ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1)}  # and with --quick
-LOOK_SECONDS = 0.02  # between two readings of a command's memory
-Looks = list[tuple[float, dict[int, tuple[int, int]]]]  # seconds since its start, pid -> (memory, its peak) in kB
+ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1)}  # row -> rounds without and with --quick
+LOOK_SECONDS = 0.02  # between two reads of a command's memory
+Looks = list[tuple[float, dict[int, tuple[int, int]]]]  # (seconds since the start, pid -> (memory, peak memory) in kB)
 SMALL = ("data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=8", "model.n_heads=2",
          "eval.windows=4", "execution.device=cpu")  # fmt: skip
 TINY = (*SMALL, "model.n_layers=1", "schedule.n_steps=3")
 DEFAULT = ("data=pydoc", "schedule.n_steps=300", "seed=range(0,16)", "execution.device=cpu")
-FEW, MANY, MOST = 100, 1000, 10_000  # runs
+FEW, MANY, MOST = 100, 1000, 10_000  # numbers of runs in the sweeps of row c
 CHOICES = ("model=default,tiny", "optimizer=adam,adamw,sgd", "schedule=constant,inverse_sqrt,linear,cosine")
 ONE_GROUP, MANY_GROUPS = "1,000 runs, one choice of groups", "1,000 runs, 24 choices of groups"
 ESTIMATED, ESTIMATE, TAKEN = "16 runs of the default model, 300 steps", "dry run's estimate", "sweep"
 RATIO = "time that a dry run estimates, over the time that the sweep takes"
 # The study that `compare` and `plot` read in row d.
 STUDY = (*SMALL, "model.n_layers=2", "schedule.n_steps=20", "model.placement=pre,post", "schedule.warmup_steps=0,10")
-STARTS = {  # the words of a command, {0} being a folder, its exit code, and the most seconds that it may take
+STARTS = {  # case -> (arguments of the command, expected exit code, goal in seconds); {0} is the benchmark's folder
     "help": ("--help", 0, 0.1),
     "help of run": ("run --help", 0, 0.1),
     "unknown command": ("trian", 2, 0.1),
@@ -58,13 +58,13 @@ STARTS = {  # the words of a command, {0} being a folder, its exit code, and the
 LARGE, QUICK = Size(seeds=20, n_steps=2000, n_layers=12), Size(seeds=1, n_steps=400, n_layers=6)
 FORMS = ("one file a table", "as swept")
 LOOKS = {"plot": (), "compare": ("--by", "warmup_steps")}
-# One column of every step, in one call of a reader that is already imported; {0} is the folder of `steps`.
+# Reader -> a call that reads one column of all steps; {0} is the folder of `steps`. Importing the reader is not timed.
 READERS = {
     "pandas": "pandas.read_parquet('{0}', columns=['train_loss'])",
     "polars": "polars.read_parquet('{0}', columns=['train_loss'])",
     "duckdb": "duckdb.sql(\"select train_loss from '{0}/*.parquet'\").fetchnumpy()",
 }
-LINES = [  # of row f: subject, title, metric, goal
+LINES = [  # row f's table lines: (subject, title, metric, goal)
     ("plot", "all figures", "seconds", 20.0),
     ("plot", "all figures, peak memory", "gigabytes", 1.5),
     ("compare", "compare", "seconds", 3.0),
@@ -82,7 +82,7 @@ GOALS = [
     Goal("c", ESTIMATED, RATIO, "seconds", ESTIMATE, TAKEN, "at least", 0.7),
     Goal("c", ESTIMATED, RATIO, "seconds", ESTIMATE, TAKEN, "at most", 1.3),
     *(Goal("d", case, case, "seconds", "normstudy", None, "at most", most) for case, (_, _, most) in STARTS.items()),
-    *(  # only the large study has goals: a smaller one would meet them by its size
+    *(  # only the large study has goals: a small study would meet them easily
         Goal("f", f"{size}, {form}", title, metric, subject, None, *(("at most", g) if size == LARGE and g else ()))
         for size in (LARGE, QUICK)
         for form in FORMS
@@ -92,24 +92,25 @@ GOALS = [
 
 
 def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
-    """Seconds of a process from start to end, and what it printed. Raises where its exit code is another."""
+    """Run a command; return its seconds and its output. Raises RuntimeError if the exit code is not `code`."""
     began = time.perf_counter()
     ended = subprocess.run(command, capture_output=True, text=True)
     took, said = time.perf_counter() - began, ended.stdout + ended.stderr
-    if ended.returncode != code:  # a crash must not be taken for a fast answer
+    if ended.returncode != code:  # a crash must not count as a fast command
         raise RuntimeError(f"{shlex.join(command[1:])} ended with {ended.returncode}, not {code}\n{said[-2000:]}")
     return took, said
 
 
 def peak(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds of a command, and 10^9 bytes: the sum of the peaks of its processes, which need not have come at once."""
+    """Run a command; return its seconds, and the sum of its processes' separate peaks of memory in 10^9 bytes."""
     _, seconds, looks = watched(command)
-    peaks = {pid: most for _, found in looks for pid, (_, most) in found.items()}  # the last: they never fall
+    # a later read of a process's peak is never lower, so each process's last read counts
+    peaks = {pid: most for _, found in looks for pid, (_, most) in found.items()}
     return seconds, sum(peaks.values()) * 1024 / 1e9
 
 
 def watched(command: Sequence[str]) -> tuple[int, float, Looks]:
-    """Run a command: its process id, its seconds, and the memory of all its processes. Raises where it fails."""
+    """Run a command; return its process id, its seconds and its processes' memory. Raises CalledProcessError."""
     looks: Looks = []
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -128,22 +129,22 @@ def watched(command: Sequence[str]) -> tuple[int, float, Looks]:
 
 
 def family(pid: int) -> dict[int, tuple[int, int]]:
-    """pid -> memory and its peak of a process and of all that it and they have started."""
+    """Return pid -> (memory, peak memory) in kB for a process and all its descendants."""
     try:
         said = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         found = {pid: (int(said["VmRSS"].split()[0]), int(said["VmHWM"].split()[0]))}
         tasks = [*Path(f"/proc/{pid}/task").iterdir()]
-    except (OSError, KeyError):  # it has just ended
+    except (OSError, KeyError):  # the process has just ended
         return {}
     for task in tasks:
-        with contextlib.suppress(OSError):  # a thread that has just ended
+        with contextlib.suppress(OSError):  # the thread may have just ended
             for child in (task / "children").read_text().split():
                 found |= family(int(child))
     return found
 
 
 def sweeps(scope: Scope) -> Iterator[Sample]:
-    """Row c."""
+    """Measure row c: the time and memory that sweeps need outside training, and the dry run's estimate."""
     for r in range(ROUNDS["c"][scope.quick]):
         for case, metric, unit, value in tiny_sweeps(scope.folder, quick=scope.quick):
             yield Sample("c", case, "normstudy", metric, unit, r, value)
@@ -155,7 +156,7 @@ def sweeps(scope: Scope) -> Iterator[Sample]:
 
 
 def tiny_sweeps(folder: Path, *, quick: bool) -> Iterator[tuple[str, str, str, float]]:
-    """Case, metric, unit and value of each number about tiny runs."""
+    """Yield (case, metric, unit, value) for each of row c's numbers on sweeps of tiny runs."""
     start, seeds = dry_run(folder, "seed=range(0,2)"), MANY // 24 + 1
     yield ONE_GROUP, "planning", "ms", 1e3 * (dry_run(folder, f"seed=range(0,{MANY})") - start) / MANY
     groups = dry_run(folder, *CHOICES, f"seed=range(0,{seeds})")
@@ -171,43 +172,44 @@ def tiny_sweeps(folder: Path, *, quick: bool) -> Iterator[tuple[str, str, str, f
 
 
 def dry_run(folder: Path, *words: str) -> float:
-    """Seconds of planning a sweep of tiny runs by the command, start-up included."""
+    """Return the seconds that `sweep --dry-run` takes for tiny runs, start-up included. words: its other arguments."""
     return timed([*NORMSTUDY, "sweep", *TINY, f"results_dir={folder}", *words, "--dry-run"])[0]
 
 
 def estimated(said: str) -> float:
-    """Seconds of `about 45 s`, `about 12:30` or `about 3:05:00` in what a dry run prints."""
+    """Parse the estimated time in a dry run's output (`about 45 s`, `about 12:30` or `about 3:05:00`) as seconds."""
     parts = re.findall(r", about ([\d:]+)", said)[0].split(":")
     return functools.reduce(lambda total, part: 60 * total + float(part), parts, 0.0)
 
 
 def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
-    """Train as many tiny runs by the command, in a study that is removed again.
+    """Sweep tiny runs, then remove their study.
 
-    Seconds to the last write into tables/ and to the end, the parent's memory at that write and its peak in kB.
+    Returns the seconds to the last write into tables/, the seconds to the end, the parent process's memory (kB) at that
+    write, and its peak memory (kB).
     """
-    study, began = folder / "overhead", time.time()  # the clock of the files' times
+    study, began = folder / "overhead", time.time()  # time.time() is comparable with the files' modification times
     words = [f"results_dir={folder}", f"seed=range(0,{runs})", "study=overhead"]
     pid, whole, looks = watched([*NORMSTUDY, "sweep", *TINY, *words])
     to_tables = max(path.stat().st_mtime for path in (study / "tables").glob("*/*.parquet")) - began
     shutil.rmtree(study)
-    own = [(at, *sizes[pid]) for at, sizes in looks if pid in sizes]  # seconds, resident memory, its peak
+    own = [(at, *sizes[pid]) for at, sizes in looks if pid in sizes]  # (seconds, memory, peak memory) of the parent
     return to_tables, whole, max(look for look in own if look[0] <= to_tables)[1], own[-1][2]
 
 
 def starts(scope: Scope) -> Iterator[Sample]:
-    """Row d."""
+    """Measure row d: the time of commands that train nothing."""
     timed([*NORMSTUDY, "sweep", *STUDY, f"results_dir={scope.folder}", "study=start", "seed=range(0,6)"])
     commands = {case: (words.format(scope.folder).split(), code) for case, (words, code, _) in STARTS.items()}
     for words, code in commands.values():
-        timed([*NORMSTUDY, *words], code)  # which warms the file cache
+        timed([*NORMSTUDY, *words], code)  # untimed: this loads the files into the page cache
     for r in range(ROUNDS["d"][scope.quick]):
         for case, (words, code) in commands.items():
             yield Sample("d", case, "normstudy", "seconds", "s", r, timed([*NORMSTUDY, *words], code)[0])
 
 
 def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
-    """Row f: seconds and peak memory (10^9 bytes) of commands, and seconds of each reader that is installed."""
+    """Measure row f: each command's seconds and peak memory (10^9 bytes), and each installed reader's seconds."""
     size = size or (QUICK if scope.quick else LARGE)
     compacted, swept = studies = [scope.folder / form.replace(" ", "-") for form in FORMS]
     write_study(swept, size)

@@ -1,7 +1,4 @@
-"""The figure of the benchmark: ratios beside their goals, values against their limits, cost against each size.
-
-Drawn from the tables alone, without torch; a panel exists where its rows are stored.
-"""
+"""Draw the benchmark figure from stored tables, without torch; panels without stored rows are left out."""
 
 from __future__ import annotations
 
@@ -34,22 +31,22 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 NAME = "bench.png"
 COLORS = {"met": "#0072B2", "not met": "#D55E00", "no goal": style.GREY}
-MARKERS = {"at least": ">", "at most": "<"}  # of a goal: it points to the side that meets it
-LINE = 0.12  # inches, of a line of text beside a panel
-AROUND = 0.75  # inches, of a panel's title, ticks and label
-LOW = 1.55  # inches, of a row of panels of costs
-SPACING = 1.2  # from a line of text to the next, between names
-NAME_WIDTH = 74  # characters of a line beside a panel
-NARROW = 4.0  # the least factor between the ends of a logarithmic axis
-SIZE = re.compile(r"(?:(?P<part>.+), )?(?P<axis>\w+)=(?P<size>\d+)")  # a case of row e that is one size
-WHOLE = "run-step"  # what a cost is of where the case names no part
+MARKERS = {"at least": ">", "at most": "<"}  # goal markers, which point to the side that meets the goal
+LINE = 0.12  # inches: height of a line of text beside a panel
+AROUND = 0.75  # inches: height of a panel's title, ticks and axis label together
+LOW = 1.55  # inches: height of a row of cost panels
+SPACING = 1.2  # distance between two names, in lines of text
+NAME_WIDTH = 74  # characters in a line of text beside a panel
+NARROW = 4.0  # least ratio between the ends of a logarithmic axis
+SIZE = re.compile(r"(?:(?P<part>.+), )?(?P<axis>\w+)=(?P<size>\d+)")  # row e's cases that measure one size
+WHOLE = "run-step"  # the part to which a cost belongs if its case names no part
 THEORY_DASH: style.LineStyle = (0, (3.5, 1.5))
 CROSSING_DASH: style.LineStyle = (0, (1, 1.2))
 PART_COLORS = ("#0072B2", "#D55E00", "#DD9922", "#883366", "#66BB88", "#5500DD")
 
 
 class Bar(NamedTuple):
-    """A line of a panel: its name, a number a round, and the goal on the same scale (None: none)."""
+    """One line of a bar panel. numbers: one per round; goal: on the same scale as `numbers`, or None."""
 
     name: str
     numbers: tuple[float, ...]
@@ -58,7 +55,7 @@ class Bar(NamedTuple):
 
 
 def draw(stored: pd.DataFrame, out: Path) -> Path:
-    """Draw what the tables hold into `out`: the same bytes every time under one version of matplotlib."""
+    """Draw the figure into the folder `out`; one version of matplotlib always writes the same bytes."""
     path = out / NAME
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         fig = figure(stored)
@@ -70,10 +67,10 @@ def draw(stored: pd.DataFrame, out: Path) -> Path:
 
 
 def figure(stored: pd.DataFrame) -> Figure:
-    """The figure of stored samples (columns of bench.tables.SCHEMA)."""
-    found = [r for r in summary.results(stored) if min(r.numbers) > 0]  # a logarithmic axis has no place for 0
+    """Draw the figure of stored samples (columns of bench.tables.SCHEMA)."""
+    found = [r for r in summary.results(stored) if min(r.numbers) > 0]  # a logarithmic axis cannot show 0
     ratios = [_bar(r, 1.0) for r in found if not r.unit and r.theory is None and r.goal.subject != THEORY]
-    shares = [_bar(r, r.goal.limit) for r in found if r.unit and r.goal.limit]  # a limit of 0 has no parts
+    shares = [_bar(r, r.goal.limit) for r in found if r.unit and r.goal.limit]  # nothing is divided by a limit of 0
     costs = _costs(stored)
     notes = [
         part for line in summary.machine_lines(stored) for part in textwrap.wrap(line, 118, break_on_hyphens=False)
@@ -104,7 +101,7 @@ def _draw_bars(fig: SubFigure, ratios: Sequence[Bar], shares: Sequence[Bar]) -> 
 
 
 def _bar(result: Result, whole: float) -> Bar:
-    """A ratio as it is, or a value with a unit as a part of `whole`, its goal."""
+    """Make a result's Bar, with all numbers divided by `whole`: 1 for a ratio, the goal for a value with a unit."""
     goal = result.goal
     text = f"{goal.row}  {'' if goal.title.startswith(goal.case) else f'{goal.case}: '}{goal.title}"
     if result.unit:
@@ -118,7 +115,7 @@ def _height(bars: Sequence[Bar]) -> float:
 
 
 def _panel(ax: Axes, bars: Sequence[Bar], title: str, xlabel: str) -> None:
-    """A bar below the other, each as high as its name."""
+    """Draw bars below each other, each as high as its name."""
     ends = np.cumsum([bar.name.count("\n") + SPACING for bar in bars])
     places = [float(end - (bar.name.count("\n") + SPACING) / 2) for end, bar in zip(ends, bars, strict=True)]
     ax.axvline(1, color=style.GREY, lw=0.6, zorder=1)
@@ -143,14 +140,14 @@ def _panel(ax: Axes, bars: Sequence[Bar], title: str, xlabel: str) -> None:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """The ends of a logarithmic axis around these values, at least NARROW apart."""
+    """Return the limits of a logarithmic axis for these values, at least a factor of NARROW apart."""
     low, high = min(values), max(values)
     more = max(1.15, math.sqrt(NARROW * low / high))
     return low / more, high * more
 
 
 def _ticks(axis: Axis, decades: float = 1000.0) -> None:
-    """Plain numbers; only powers of ten where the axis spans more than the factor `decades`."""
+    """Label a logarithmic axis with plain numbers, only powers of ten if it spans more than a factor of `decades`."""
     low, high = axis.get_view_interval()
     subs = (1.0,) if high > decades * low else (1.0, 2.0, 5.0) if high > 12 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     axis.set_major_locator(LogLocator(subs=subs))
@@ -159,7 +156,7 @@ def _ticks(axis: Axis, decades: float = 1000.0) -> None:
 
 
 def _handles(bars: Sequence[Bar]) -> list[Artist]:
-    """The legend: what the bars are, and the verdicts and goals that there are."""
+    """Make the legend's handles: for the verdicts and goals that occur, and for the two kinds of lines in a bar."""
     verdicts, senses = ({bar.result.verdict for bar in bars}, {bar.result.goal.sense for bar in bars})
     found: list[Artist] = [
         Line2D([], [], ls="none", marker="o", color=color, mec="white", mew=0.5, label=f"median, {verdict}")
@@ -177,7 +174,7 @@ def _handles(bars: Sequence[Bar]) -> list[Artist]:
 
 
 class Cost(NamedTuple):
-    """What a part costs along one axis: sizes (n,), in rising order, and milliseconds (rounds, n); both slopes."""
+    """A part's cost along one axis. sizes: (n,), rising. ms: (rounds, n). slope and theory: log-log slopes."""
 
     part: str
     axis: str
@@ -188,7 +185,7 @@ class Cost(NamedTuple):
 
 
 def _costs(stored: pd.DataFrame) -> list[Cost]:
-    """The costs of row e's samples whose slopes are stored beside them."""
+    """Collect the costs that row e measured at two or more sizes and whose slopes are stored."""
     rows = stored[stored["row"] == "e"]
     named = rows["case"].str.extract(rf"^{SIZE.pattern}$")
     rows = rows.assign(part=named["part"].fillna(WHOLE), axis=named["axis"], size=pd.to_numeric(named["size"]))
@@ -204,7 +201,7 @@ def _costs(stored: pd.DataFrame) -> list[Cost]:
 
 
 def _rows(costs: Sequence[Cost]) -> list[list[list[Cost]]]:
-    """Rows of panels of costs: whole run-steps, then the parts of a block together; a panel an axis."""
+    """Arrange costs in rows of panels, a panel per axis: first whole run-steps, then all parts of a block together."""
     parts = [c for c in costs if c.part == WHOLE], [c for c in costs if c.part != WHOLE]
     return [[[c for c in of if c.axis == axis] for axis in dict.fromkeys(c.axis for c in of)] for of in parts if of]
 
@@ -238,7 +235,7 @@ def _draw_costs(fig: SubFigure, costs: Sequence[Cost], crossings: Sequence[Resul
 
 
 def _draw_cost(ax: Axes, cost: Cost, color: str) -> None:
-    """The median of each size with its range over rounds, the fitted power and the theory's."""
+    """Draw each size's median and range over rounds, and lines with the fitted slope and the theoretical slope."""
     middle = np.median(cost.ms, axis=0)
     for size, column in zip(cost.sizes, cost.ms.T, strict=True):
         ax.plot([size, size], [column.min(), column.max()], color=color, lw=style.THIN + 0.3, zorder=3)
@@ -253,7 +250,7 @@ def _draw_cost(ax: Axes, cost: Cost, color: str) -> None:
 
 
 def _cost_axes(ax: Axes, together: Sequence[Cost]) -> None:
-    """Log-log; every size has its tick; the slopes are told above."""
+    """Make both axes logarithmic, with a tick for every size and the slopes as the title."""
     sizes = sorted({float(size) for cost in together for size in cost.sizes})
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -268,6 +265,6 @@ def _cost_axes(ax: Axes, together: Sequence[Cost]) -> None:
 
 
 def _draw_crossing(ax: Axes, crossing: Result) -> None:
-    """A line where two parts cost the same."""
+    """Draw a vertical line at the size where two parts cost the same."""
     line = ax.axvline(crossing.median, color=style.GREY, lw=0.8, ls=CROSSING_DASH, zorder=1)
     line.set_gid(f"crossing:{crossing.goal.case}")

@@ -1,4 +1,4 @@
-"""A large study that nobody trained, for row f and the scaling page: the files that its sweep would leave."""
+"""Generate a large study, with a sweep's files but made-up numbers, for row f and scripts/scaling.py."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from normstudy.config import ModelConfig, RunConfig, ScheduleConfig, run_id
 from normstudy.study import parquet, schema
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
-Columns = dict[str, Array]  # of a series table, run_id excepted, in their order
+Columns = dict[str, Array]  # the columns of a series table in order, without run_id
 
-PLACEMENTS = ("post", "pre")  # in the order of run ids, as everything below
-PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough that each has a panel and every run is drawn
+PLACEMENTS = ("post", "pre")  # in the order in which run_ids sort, like the next two tuples
+PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough that a figure has a panel for each and draws every run
 WARMUPS = (0, 20, 50, 100, 200)
 CELLS = len(PLACEMENTS) * len(PEAK_LRS) * len(WARMUPS)
-IN_BLOCK = ("attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2")  # as training records them
+IN_BLOCK = ("attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2")  # module names that training records
 OUTSIDE = {"post": ("embed", "pos", "unembed"), "pre": ("embed", "pos", "final_norm", "unembed")}
-LN_VOCAB, H1, H2 = math.log(256), 3.26, 2.46  # nats per token, as of a text of bytes
+LN_VOCAB, H1, H2 = math.log(256), 3.26, 2.46  # nats per token: uniform, unigram and bigram entropy of a text in bytes
 START = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
-SHA256 = "5" * 64  # of the text that nobody trained on
+SHA256 = "5" * 64  # made-up hash of the training text
 
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a generated study: `seeds` runs in each of CELLS cells, all of one length and depth."""
+    """The size of a generated study: `seeds` runs in each of CELLS cells, all with the same n_steps and n_layers."""
 
     seeds: int
     n_steps: int
@@ -41,7 +41,7 @@ class Size:
 
 
 def configs(study: Path, size: Size) -> list[RunConfig]:
-    """The runs of a study: `size.seeds` of each placement, rate and warmup, all else as by default."""
+    """Return the configs: `size.seeds` runs for each placement, learning rate and warmup, with defaults elsewhere."""
     return [
         RunConfig(
             study=study.name, results_dir=str(study.parent), seed=seed,
@@ -53,8 +53,7 @@ def configs(study: Path, size: Size) -> list[RunConfig]:
 
 
 def write_study(study: Path, size: Size, seed: int = 0) -> None:
-    """Write a study of finished runs, a file for each run and for each window; a seed gives the same bytes."""
-
+    """Write a study of finished runs, with a file per run and window of steps; equal seeds give equal bytes."""
     runs = dict(sorted((run_id(config, SHA256), config) for config in configs(study, size)))
     for table in schema.TABLES:
         folder = study / "tables" / table
@@ -76,8 +75,7 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
 
 
 def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[dict[str, object], dict[str, Columns]]:
-    """The `runs` row of one run, and its series: curves with noise. Post-norm at large rates may be stuck."""
-
+    """Make one run's row of `runs` and noisy curves; post-norm with a high learning rate and short warmup is stuck."""
     m, s, p = config.model, config.schedule, config.probe
     stuck = m.placement == "post" and s.peak_lr >= 3e-3 and s.warmup_steps <= 20
     t, depth = np.arange(s.n_steps), np.arange(m.n_layers + 1)

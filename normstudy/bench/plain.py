@@ -1,15 +1,16 @@
-"""The plain training loop that normstudy is measured against: a decoder and a loop in the form people write them.
+"""The plain training loop that normstudy is measured against: a decoder and a loop as people usually write them.
 
-The model is the one of `normstudy run` at its defaults (pre-norm, GELU, learned positions, an output matrix of its own
-without bias), with as many parameters: a test holds the counts equal, and with copied weights the losses.
+The model is the default model of `normstudy run` (pre-norm, GELU, learned positions, an untied output matrix without
+bias); a test checks that both have equal parameter counts and, with copied weights, equal losses.
 
-It has the shape of nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention, a
-fused Adam, batches of random windows stacked, the loss read every tenth step (each reading makes a GPU wait). What
-costs nanoGPT time is left out: gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a learning rate set
-anew at each step, weight decay in groups, a text in a memory map. So is torch.compile, which nanoGPT's README switches
-off on a CPU: it takes half a minute for each shape of model, and a sweep has many.
+The loop follows nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention, fused
+Adam, stacked random windows as batches, the loss read every tenth step (each read makes a GPU wait). Left out is what
+costs nanoGPT extra time: gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a learning rate set at
+each step, weight decay groups, a memory-mapped text. torch.compile is left out too, as nanoGPT's README advises for
+CPUs: it takes half a minute for each model size, and a sweep has many.
 
-Needs torch: only the processes that train import it. B batch, T sequence, D d_model, H heads, K d_head, V vocab.
+Only processes that train import this module, since it imports torch. Suffixes of tensor names are their dimensions:
+B batch, T sequence, D d_model, H heads, K d_head, V vocab.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from torch.nn import functional as F
 
 from normstudy.config import ModelConfig, RunConfig
 
-LOG_EVERY = 10  # steps between two readings of the loss
-BINS = 64  # of a histogram, as in wandb
-Histograms = list[tuple[list[float], list[float]]]  # counts and edges of each
+LOG_EVERY = 10  # steps between two reads of the loss
+BINS = 64  # bins in a gradient histogram, as in wandb
+Histograms = list[tuple[list[float], list[float]]]  # (counts, bin edges) of each gradient
 
 
 class SelfAttention(nn.Module):
@@ -47,7 +48,7 @@ class SelfAttention(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """x + attn(norm(x)), then x + mlp(norm(x)), the MLP being two linear maps with an exact GELU between them."""
+    """A pre-norm block: x + attn(norm(x)), then x + mlp(norm(x)); the MLP is two linear maps around an exact GELU."""
 
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class PlainBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token and position tables, pre-norm blocks, a final norm, an output matrix without bias."""
+    """A decoder: token and position embeddings, pre-norm blocks, a final norm, an output matrix without bias."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.d_model, vocab_size, bias=False)
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Mean cross-entropy, nats per token; the embedding's output and x after each block."""
+        """Return the mean cross-entropy (nats per token), and a list: the embedding's output and x after each block."""
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         stream = [self.embed(tokens_BT) + self.pos(positions_T)]
         for block in self.blocks:
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
 
 
 def draw_batch(tokens: Tensor, batch_size: int, seq_len: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Random windows (B, T) of a flat text, and the tokens that follow each of theirs."""
+    """Draw random windows (B, T) of a flat text, and the same windows shifted by one token, the targets."""
     starts = torch.randint(len(tokens) - seq_len, (batch_size,)).tolist()
     x = torch.stack([tokens[i : i + seq_len] for i in starts])
     y = torch.stack([tokens[i + 1 : i + 1 + seq_len] for i in starts])
@@ -95,7 +96,7 @@ def draw_batch(tokens: Tensor, batch_size: int, seq_len: int, device: str = "cpu
 
 
 def make(config: RunConfig, vocab_size: int, device: str = "cpu") -> tuple[Decoder, torch.optim.Adam]:
-    """The model and the optimizer of one run, whose seed goes to torch's global generator."""
+    """Make the model and the optimizer of one run, after seeding torch's global generator with the run's seed."""
     torch.manual_seed(config.seed)
     model, o = Decoder(config.model, vocab_size, config.data.seq_len).to(device), config.optimizer
     lr, betas = config.schedule.peak_lr, (o.beta1, o.beta2)
@@ -106,7 +107,7 @@ def train(
     config: RunConfig, tokens: Tensor, vocab_size: int, device: str = "cpu",
     hook: Callable[[Tensor], None] | None = None,
 ) -> Iterator[float | None]:  # fmt: skip
-    """Train one run without end, a step a `next`; yields the loss where it is read (every LOG_EVERY steps), else None.
+    """Train one run endlessly, yielding after each step: the loss at every LOG_EVERY-th step, otherwise None.
 
     tokens: (n,) int64, on the CPU. hook: called with each parameter's gradient.
     """
@@ -122,7 +123,7 @@ def train(
 
 
 class Recorder:
-    """Takes steps of a plain run, and all that normstudy records of each: by one _foreach_norm, and in one transfer."""
+    """A plain run's trainer that measures what normstudy records, with one _foreach_norm and one transfer per step."""
 
     def __init__(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
@@ -130,14 +131,15 @@ class Recorder:
         self.before = [torch.empty_like(p) for p in self.params]
         module_of = [name.rpartition(".")[0] for name, _ in model.named_parameters()]
         self.modules = list(dict.fromkeys(module_of))
-        belongs = [[float(m == module) for m in self.modules] + [1.0] for module in module_of]  # and to the model
+        # per parameter: 1 in its module's column, and 1 in the last column, which stands for the whole model
+        belongs = [[float(m == module) for m in self.modules] + [1.0] for module in module_of]
         self.of_module = torch.tensor(belongs, dtype=torch.float64)
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Take a step on a batch; its loss, (3, modules + 1) and (2, n_layers + 1), in float64.
+        """Take one training step; return its loss, module norms and residual-stream norms, in float64.
 
-        The first are the norms of gradient, parameters and update of each module, and last of the whole model; the
-        second the root mean square of each x_l and the norm of dLoss/dx_l.
+        Module norms (3, modules + 1): norms of gradient, parameters and update for each module, and last for the whole
+        model. Residual-stream norms (2, n_layers + 1): the root mean square of each x_l, the norm of each dLoss/dx_l.
         """
         loss, stream = self.model(tokens_BT, targets_BT)
         for x in stream:
@@ -158,7 +160,7 @@ class Recorder:
 
 
 def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """Train one run on the CPU without end, a step a `next`, and keep what is recorded of every step."""
+    """Train one run endlessly on the CPU, yielding after each step what `Recorder.step` returns; keep all in memory."""
     recorder, kept = Recorder(*make(config, vocab_size)), []
     while True:
         kept.append(recorder.step(*draw_batch(tokens, config.data.batch_size, config.data.seq_len)))
@@ -166,12 +168,12 @@ def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterat
 
 
 def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[Histograms]:
-    """Train one run on the CPU without end, a step a `next`, with the hooks of wandb.watch(model, log="gradients").
+    """Train one run endlessly on the CPU with hooks like those of wandb.watch(model, log="gradients").
 
-    wandb's default records every 1,000th step (log_freq); this records every step, as the others of row i do. Each hook
-    does what wandb's does with a gradient: a copy, two checks for numbers that are not finite, its least and largest
-    number read one by one, a histogram between them, and the counts and edges as lists. What wandb does with these
-    afterwards (its own process, files, network) is left out.
+    Yields each step's histograms. wandb by default records every 1,000th step (log_freq); this loop records every step,
+    like row i's other loops. As in wandb, each hook copies the gradient, checks twice for numbers that are not finite,
+    reads the minimum and the maximum separately, makes a histogram between them, and turns its counts and edges into
+    lists. wandb's later work on the histograms (process, files, network) is left out.
     """
     histograms: Histograms = []
 

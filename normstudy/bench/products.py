@@ -1,6 +1,7 @@
-"""The matrix products of a run-step, each made alone in every way that this machine has: the limit of a3.
+"""Time the matrix products of a run-step alone, with every available library: the speed limit in row a's line a3.
 
-Over the runs by NumPy and torch.bmm, run by run by torch.mm and oneDNN, attention's by torch's fused attention too.
+A run-step is one training step of one run. NumPy and torch.bmm multiply for all runs of a batch in one call, torch.mm
+and oneDNN for one run at a time. For attention, torch's fused attention is timed too.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from normstudy.bench.subjects import Work
 from normstudy.config import RunConfig
 
 ATTENTION, ATTENTION_BACKWARD = "attention", "attention backward"
-Product = tuple[int, int, int, int, str]  # so many (m, k) x (k, n); of which a factor is a transpose: nn, nt or tn
+# (count, m, k, n, layout) of (m, k) x (k, n); t in the layout (nn, nt or tn) marks a factor stored transposed
+Product = tuple[int, int, int, int, str]
 
 
 class Piece(NamedTuple):
-    """Products of one run, made one after the other, so many `times` a run-step."""
+    """Consecutive matrix products of one run, which occur `times` times in a run-step."""
 
     name: str
     products: tuple[Product, ...]
@@ -27,15 +29,12 @@ class Piece(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of one run-step."""
+        """The floating-point operations of these products in one run-step."""
         return self.times * sum(2 * batch * m * k * n for batch, m, k, n, _ in self.products)
 
 
 def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
-    """Every matrix product of one run-step of the default model, as normstudy makes them: q, k and v at once.
-
-    Attention's are counted whole, with the half that the causal mask discards.
-    """
+    """List a default run-step's matrix products; attention's include the half that the causal mask discards."""
     m, d = config.model, config.data
     width, d_ff, T, K = m.d_model, cfg.resolve(m).d_ff, d.seq_len, m.d_model // m.n_heads
     rows, heads, L = d.batch_size * T, d.batch_size * m.n_heads, m.n_layers
@@ -47,12 +46,12 @@ def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
         found.append(Piece(f"{name}, gradient of x", ((1, rows, n_out, n_in, "nn"),), count))
         found.append(Piece(f"{name}, gradient of W", ((1, n_out, rows, n_in, "tn"),), count))
     scores, mixed, transposed = (heads, T, K, T, "nt"), (heads, T, T, K, "nn"), (heads, T, T, K, "tn")
-    backward = scores, mixed, transposed, transposed  # the gradients of the weights, and then of q, k and v
+    backward = scores, mixed, transposed, transposed  # for the gradients of the attention weights, q, k and v
     return [*found, Piece(ATTENTION, (scores, mixed), L), Piece(ATTENTION_BACKWARD, backward, L)]
 
 
 def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], object]]:
-    """The ways to make the products of a piece for a batch of runs; oneDNN where this torch has it."""
+    """Return library -> a function that computes a piece's products for a batch of runs; oneDNN if torch has it."""
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -69,7 +68,7 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
         "torch.bmm": lambda: [torch.bmm(a, b) for a, b in factors],
         "NumPy": lambda: [np.matmul(a, b, out=ab) for a, b, ab in arrays],
     }
-    if piece.name in (ATTENTION, ATTENTION_BACKWARD):  # fused, softmax included: it may be faster than bare products
+    if piece.name in (ATTENTION, ATTENTION_BACKWARD):  # fused attention can beat the bare products, even with softmax
         H, K = config.model.n_heads, config.model.d_model // config.model.n_heads
         shape = runs * config.data.batch_size, config.data.seq_len, H, K
         q, k, v = (torch.randn(shape).transpose(1, 2).requires_grad_(piece.name == ATTENTION_BACKWARD) for _ in "qkv")
@@ -81,16 +80,16 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
     pairs = [(x, y) for a, b in factors for x, y in zip(a, b, strict=True)]
     out["torch.mm"] = lambda: [x @ y for x, y in pairs]
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        linear = torch.ops.mkldnn._linear_pointwise  # (x, w, ...): x W^T
+        linear = torch.ops.mkldnn._linear_pointwise  # linear(x, W, ...) computes x W^T
         out["oneDNN"] = lambda: [linear(x, y.mT, None, "none", [], "") for x, y in pairs]
         out["oneDNN, transposed"] = lambda: [linear(y.mT, x, None, "none", [], "") for x, y in pairs]
     return out
 
 
 def start_products(job: tuple[RunConfig, int]) -> Work:
-    """(config, runs of a batch) -> for each piece the seconds that it takes in a run-step, in its fastest way.
+    """Return a function of ms that measures each piece's seconds per run-step with the piece's fastest library.
 
-    Its work is given in milliseconds: for so long each way is repeated.
+    job: the config and the number of runs in a batch. ms: the milliseconds for which each library is timed.
     """
     from normstudy.data import texts
 
@@ -100,7 +99,7 @@ def start_products(job: tuple[RunConfig, int]) -> Work:
 
 
 def typical_seconds(make: Callable[[], object], least: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The median time of a call, of at least three calls that take so many seconds together."""
+    """Return the median seconds per call, over at least three calls that together take at least `least` seconds."""
     make()
     taken: list[float] = []
     while sum(taken) < least or len(taken) < 3:

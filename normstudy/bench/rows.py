@@ -1,8 +1,8 @@
-"""The rows of the benchmark, and what one measures: samples, taken in rounds, so that noise hits all subjects alike.
+"""The registry of benchmark rows, and the data classes that they share.
 
-A row is one line of ROWS, its lines of the table are in GOALS of its module, and a function there yields its samples.
-Subjects that are compared are measured one after the other within each round. Their ratio is taken round by round, and
-the table shows its median over rounds with its range. Importing a row's module imports no torch.
+To add a row, add a line to ROWS, table lines to GOALS in the row's module, and a function there that yields samples.
+Compared subjects are measured one after the other in each round, so that noise affects them equally. The table shows
+the median and the range over rounds of each round's ratio. Importing a row's module must not import torch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from normstudy.config import one_of
 
-THEORY = "theory"  # the subject of what a formula gives for a case and metric: shown beside what was measured of them
+THEORY = "theory"  # the subject of samples that a formula predicts; the table shows them beside the measured values
 
 
 class Scope(NamedTuple):
-    """How much to measure. folder: an empty one for whatever a row has to write; it is removed afterwards."""
+    """How much to measure and on which device. folder: an empty folder for the row's files, removed afterwards."""
 
     quick: bool
     device: str
@@ -28,7 +28,7 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One number. (case, subject, metric, round) is its name within the row: each is measured once."""
+    """One measured number, identified within its row by (case, subject, metric, round)."""
 
     row: str
     case: str
@@ -41,9 +41,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Goal:
-    """A line of the table: the median over rounds of a metric, of `subject` or of its ratio to `opponent`.
+    """A table line: the median over rounds of a metric of `subject`, or of its ratio to `opponent`.
 
-    sense: 'at least' or 'at most', and limit; None for a number that is shown without a goal.
+    The goal is `sense` ('at least' or 'at most') `limit`; both are None for a number without a goal.
     """
 
     row: str
@@ -57,7 +57,7 @@ class Goal:
 
 
 class Row(NamedTuple):
-    """module and function: where GOALS are, and what measures; device: what it measures, cpu or cuda."""
+    """A benchmark row. module: holds GOALS and `function`, which yields samples. device: cpu or cuda."""
 
     module: str
     function: str
@@ -78,13 +78,13 @@ ROWS: dict[str, Row] = {
 
 
 def load(row: str) -> tuple[list[Goal], Callable[[Scope], Iterator[Sample]]]:
-    """The lines of a row's table, and the function that measures it."""
+    """Import a row's module; return the row's table lines and the function that measures the row."""
     module = importlib.import_module(ROWS[row].module)
     return [goal for goal in module.GOALS if goal.row == row], getattr(module, ROWS[row].function)
 
 
 def check_rows(given: Sequence[str]) -> list[str]:
-    """The rows that were asked for, each once, in the order of ROWS. Raises ConfigError for an unknown one."""
+    """Return the given rows without duplicates, in the order of ROWS. Raises ConfigError for an unknown row."""
     for row in given:
         one_of("--rows", row, tuple(ROWS))
     return [row for row in ROWS if row in given]

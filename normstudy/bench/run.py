@@ -1,4 +1,4 @@
-"""`normstudy bench`: measure rows one after the other, then draw and print what their tables hold."""
+"""`normstudy bench`: measure benchmark rows one after the other, then draw a figure and print a table of results."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SKIPPED = {
 
 
 def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt: str) -> str:
-    """Measure rows (None: all) into `out`, draw the figure, and return the table, empty where every row is skipped.
+    """Measure rows (None: all) into `out`, draw the figure, and return the table, or "" if every row is skipped.
 
-    mode: quick or full. Raises ConfigError for a wrong request, before anything is measured or written.
+    mode: quick or full. Raises ConfigError for invalid arguments, before anything is measured or written.
     """
     chosen = [*ROWS] if asked is None else check_rows(asked)
     paths.check_out(out)
@@ -42,7 +42,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
     if not chosen:
         return ""
     with contextlib.ExitStack() as stack, tqdm(chosen, unit="row", **terminal.fit()) as bar:
-        # As Ctrl-C: child processes end, and a folder that may be large is removed.
+        # SIGTERM acts like Ctrl-C, so that child processes end and the temporary folder, perhaps large, is removed.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         for row in bar:
             bar.set_postfix_str(f"row {row}")
@@ -51,7 +51,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
                 for sample in load(row)[1](Scope(mode == "quick", device, Path(folder))):
                     samples.append(sample)
                     bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}")
-            tables.write(out, row, samples, made_by, mode, started_at)  # not before the row is whole
+            tables.write(out, row, samples, made_by, mode, started_at)  # only complete rows are written
             if bar.disable:
                 took = duration(time.monotonic() - began)
                 print(f"row {row}, {ROWS[row].title}: {len(samples)} numbers in {took}", file=sys.stderr, flush=True)
@@ -59,7 +59,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
 
 
 def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
-    """Draw the figure of all tables in `out`, and return the table of some rows (None: all). Raises ConfigError."""
+    """Draw the figure of `out`; return the table of some rows (None: all). Raises ConfigError for a row not stored."""
     stored = tables.stored_rows(out)
     if not stored:
         raise ConfigError(f"{out} has no table of a benchmark: run normstudy bench first, or give another --out")

@@ -1,11 +1,11 @@
-"""Row e: what a run-step costs against depth, width, sequence length, batch and runs per batch, beside the theory.
+"""Row e: CPU time per run-step against depth, width, sequence length, batch and runs per batch, compared with theory.
 
-By CPU time in a process like a sweep's workers: whole run-steps, all probes on at every step, one size changed at a
-time, whose theory is the flops of the step's own matrix products; and the parts of a block alone, forward and backward,
-with the package's own functions. With n seq_len and d d_model, a norm is O(n d), the projections q, k, v and out are
-O(n d^2), as with the MLP's two matrices, and attention without its projections is O(n^2 d): as many flops as its
-projections at n = 2 d, and as all six matrices of a block at n = 6 d.
-A crossover is the seq_len at which attention costs as much as these matrices. Each round has its own.
+Whole run-steps, with probes at every step, are timed while one size changes; their theory is the flops of the step's
+matrix products. Parts of a block are timed alone, forward and backward, in the package's implementation. Everything
+runs in a process like a sweep's worker. In theory, with n = seq_len and d = d_model, a norm costs O(n d); the
+projections q, k, v and out, with or without the two MLP matrices, O(n d^2); attention without projections O(n^2 d).
+Attention has as many flops as the projections at n = 2 d, and as all six matrices at n = 6 d. Each round measures these
+crossovers, at which the costs are equal.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from normstudy.bench.subjects import D64_L6, D_HEAD, NORMSTUDY, Case, cpu_second
 from normstudy.config import ProbeConfig
 
 NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"
-# part -> the powers of n and d by which it goes
+# part -> the powers of n and d to which its cost is proportional in theory
 POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}
-CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # maps -> n / d at which attention has as many flops
+CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # matrices -> n / d at which attention and these matrices have equal flops
 
 
 AXES = {
@@ -35,7 +35,7 @@ AXES = {
 
 
 class Ranges(NamedTuple):
-    """What to measure: the shape in the middle and its runs, the values of each axis, the parts' n, d and batch."""
+    """What to measure. Run-steps: at `base` and `runs` with one axis changed. Parts: at each n and d, `batch_size`."""
 
     base: Case = D64_L6
     runs: int = 4
@@ -65,20 +65,20 @@ GOALS = [
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
-    """Row e."""
+    """Measure row e: the cost of whole run-steps, then that of a block's parts alone."""
     for kind in (whole_steps, parts):
         yield from in_worker(kind, QUICK if scope.quick else FULL)
 
 
 def slopes(case: str, subject: str, number: int, x: Sequence[float], y: Sequence[float]) -> Iterator[Sample]:
-    """The power of x by which y grows, over all sizes and between the two largest: slopes of log y against log x."""
+    """Yield the slope of log y against log x, fitted over all sizes, and then between the two largest sizes."""
     for metric, first in (("slope", 0), ("slope_at_end", -2)):
         logs = [[math.log(v) for v in values[first:]] for values in (x, y)]
         yield Sample("e", case, subject, metric, "1", number, statistics.linear_regression(*logs).slope)
 
 
 def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float | None:
-    """The first n at which a reaches b, straight in log-log between the measured ones; None where it does not."""
+    """The least n at which a reaches b, interpolated linearly in log-log; None if a does not reach b."""
     over = [math.log(x / y) for x, y in zip(a, b, strict=True)]
     for i, j in itertools.pairwise(range(len(n))):
         if over[i] < 0 <= over[j]:
@@ -88,7 +88,7 @@ def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float 
 
 
 def whole_steps(sizes: Ranges) -> Iterator[Sample]:
-    """The cost of run-steps along every axis, in this process."""
+    """Measure the cost of whole run-steps against each size in `axes`, in this process."""
     from normstudy.data import texts
     from normstudy.training import batch
 
@@ -102,7 +102,7 @@ def whole_steps(sizes: Ranges) -> Iterator[Sample]:
         batches[point] = batch.train_batch(configs, text)
         flops[point] = float(sum(p.flops for p in pieces(configs[0], text.vocab_size)))
     for records in batches.values():
-        cpu_seconds(records.__next__, 3)  # warm up; the time is not used
+        cpu_seconds(records.__next__, 3)  # untimed warm-up
     for number in range(sizes.rounds):
         cost = {point: 1e3 * cpu_seconds(records.__next__, 2) / (2 * point[-1]) for point, records in batches.items()}
         for axis, points in along.items():
@@ -114,13 +114,13 @@ def whole_steps(sizes: Ranges) -> Iterator[Sample]:
 
 
 def part_call(part: str, sizes: Ranges, n: int, d: int) -> Callable[[], object]:
-    """A forward and backward of a part of the default model for a batch of runs; it gives the gradients."""
+    """Return a function that computes the gradients of one part of the default model for a batch of runs."""
     import torch
     from torch import Tensor
 
     from normstudy.model import kernels, norms
 
-    # (out, in) of the matrices; the first three read the same x, as q, k and v do.
+    # Matrix shapes (n_out, n_in); the first three matrices multiply the same x, to make q, k and v.
     maps = {PROJECTIONS: [(d, d)] * 4, ALL_MAPS: [(d, d)] * 4 + [(4 * d, d), (d, 4 * d)]}.get(part, [])
     shapes = [(d,), (d,)] if part == NORM else [*maps, *((out,) for out, _ in maps)]
 
@@ -144,7 +144,7 @@ def part_call(part: str, sizes: Ranges, n: int, d: int) -> Callable[[], object]:
 
 
 def parts(sizes: Ranges) -> Iterator[Sample]:
-    """The cost of a block's parts alone against n and d, in this process."""
+    """Measure the cost of a block's parts alone against n (seq_len) and d (d_model), in this process."""
     base = sizes.base
     along = {"seq_len": [(n, base.d_model) for n in sizes.n], "d_model": [(base.seq_len, d) for d in sizes.d]}
     points = sorted({point for axis in along.values() for point in axis})

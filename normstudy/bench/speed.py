@@ -1,22 +1,21 @@
-"""Rows a, b, g and i: how fast steps are taken, and what it costs to record them.
+"""Benchmark rows a, b, g and i: training speed, and the cost of recording.
 
-a: one single-threaded worker per core trains as many runs in a batch as a large sweep has, with all norms at every step
-and probes at the default density, and writes its tables. Its opponents train the loop of plain.py, which measures
-nothing: a1 in one process with all cores as its threads, run after run (what `hydra -m` does), a2 in a single-threaded
-process per core (what a joblib launcher does). a3: the time that the matrix products of a run-step need, each in its
-fastest way (products.py), over that of a run-step.
+a: normstudy against plain training loops. normstudy has one single-threaded worker per core and batches as large as in
+a large sweep; it computes all norms at every step, probes at the default density, and writes its tables. Its opponents
+run the loop in plain.py, which records nothing: a1 in one process with a thread per core, one run after the other (like
+`hydra -m`); a2 in a single-threaded process per core (like a joblib launcher). a3 is the time for a run-step's matrix
+products, each with the fastest library (products.py), divided by the time for the whole run-step.
 
-i: both record everything at every step. The plain loop, one process per core, also takes what normstudy records
-(plain.Recorder) and keeps it in memory; normstudy writes its tables. Beside it stands the plain loop with a hook per
-parameter as wandb.watch has, which records histograms of the gradients alone. The goal is this project's own: whoever
-records everything should lose no speed by normstudy at any shape, so at least 1.
+i: like a2, but all loops record at every step. One plain loop takes normstudy's measurements (plain.Recorder) and keeps
+them in memory, while normstudy writes tables. The other plain loop has a hook per parameter, like wandb.watch, and
+records gradient histograms only. The goal is a ratio of at least 1: recording with normstudy should cost no speed.
 
-b: a step with all probes, at every step or at the default density (the norms that they are made of are taken at every
-step either way), against one that gives the losses alone: the same runs in one process like a sweep's workers, step by
-step in turn, by its CPU time. A round is one period of the default density.
+b: the CPU time of steps with all probes, at every step or at the default density, against steps that compute losses
+only. (The norms behind the probes are computed at every step in both probed cases.) The same runs are trained three
+times in one process like a sweep's worker, taking turns step by step. A round is one period of the default density.
 
-g: 256 runs as one program on a GPU, against the plain loop on it, run after run, in turns. A span ends when the device
-has finished it. `megabytes_per_run` is the most that was allocated for tensors, over the runs.
+g: 256 runs in one batch on a GPU, against the plain loop on the same GPU, one run after the other. A timed span ends
+when the GPU has finished. `megabytes_per_run` is the peak memory allocated for tensors, divided by the number of runs.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from normstudy.sweep import batching
 if TYPE_CHECKING:
     from normstudy.training.batch import Event
 
-PRODUCT_MS = 10  # for which each way of making a product is repeated
+PRODUCT_MS = 10  # milliseconds for which each matrix product is timed with each library
 ALL_THREADS, PER_CORE = "plain, all threads, one run after the other", "plain, one process per core"
 EQUAL, HOOKS = "plain, equal information", "plain, hooks as wandb.watch has"
 TITLES = {
@@ -47,13 +46,13 @@ TITLES = {
     EQUAL: ("i", "run-steps against one plain process per core that records the same numbers"),
     HOOKS: ("i", "run-steps against one plain process per core with a hook per parameter, as wandb.watch has"),
 }
-CASES = {  # and the goals of each line of TITLES
+CASES = {  # shape -> the least ratio that is the goal of each line in TITLES, None for no goal
     D32_L4: (4.5, 2.2, 1.0, None), Case(64, 2, 8, 64): (2.5, 1.4, 1.0, None), D64_L6: (2.4, 1.2, 1.0, None),
     Case(64, 12, 8, 64): (2.0, 1.15, 1.0, None), Case(128, 6, 16, 64): (1.3, 1.0, 1.0, None),
 }  # fmt: skip
 OFF, EVERY_STEP, DEFAULT = "all probes off", "all probes on, every step", "all probes on, default density"
 PLAIN, ON_GPU = "plain eager loop", f"256 runs of {D64_L6.name}"
-GPU_RUNS, GPU_STEPS = 256, 100  # whole periods of the probes
+GPU_RUNS, GPU_STEPS = 256, 100  # 100 steps are a whole number of probe periods
 GOALS = [
     *(
         Goal(row, case.name, title, "run_steps_per_s", NORMSTUDY, opponent, "at least" if goals[i] else None, goals[i])
@@ -74,7 +73,7 @@ GOALS = [
 
 
 def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: Scope) -> Iterator[Sample]:
-    """A race at each shape, on all cores."""
+    """Yield the samples of `measure` at each model size, on all cores."""
     for case in (D32_L4, D64_L6) if scope.quick else CASES:
         with contextlib.ExitStack() as stack:
             race = Race(row, case, len(os.sched_getaffinity(0)), scope, stack)
@@ -82,12 +81,12 @@ def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: 
 
 
 def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
-    """Row a at one shape."""
+    """Measure row a at one model size: normstudy's speed against plain loops that record nothing."""
     race.add_normstudy(ProbeConfig(dense_steps=0))
     race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
     race.add_plain(PER_CORE, "train", race.n)
     jobs = [(run_config(race.case), race.runs)] * race.n
-    # Some products are faster in a worker's environment, some outside it.
+    # Time the products in both environments: some are faster with a worker's environment variables, some without.
     makers = [race.crew(start_products, jobs, like_worker=w) for w in (True, False) if race.case == D64_L6]
     for number in range(rounds):
         rates = yield from race.round(number)
@@ -99,7 +98,7 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
 
 
 def equal_information(race: Race, rounds: int) -> Iterator[Sample]:
-    """Row i at one shape."""
+    """Measure row i at one model size: normstudy's speed against plain loops that also record."""
     race.add_normstudy(ProbeConfig(every=1))
     race.add_plain(EQUAL, "train_recorded", race.n)
     race.add_plain(HOOKS, "train_watched", race.n)
@@ -111,14 +110,14 @@ plain_loops, recording_loops = partial(of_cases, against_plain, "a"), partial(of
 
 
 def probing(scope: Scope) -> Iterator[Sample]:
-    """Row b."""
+    """Measure row b, the cost of probes, at each model size."""
     for case, rounds in ((D32_L4, 2),) if scope.quick else ((D32_L4, 9), (D64_L6, 7)):
         runs = batching.runs_per_batch(run_config(case), "cpu", len(os.sched_getaffinity(0)))
         yield from in_worker(probe_case, (case, runs, rounds))
 
 
 def probed(case: Case, runs: int) -> dict[str, Iterator[Event]]:
-    """The same runs three times: nothing measured, all at every step, all at the default density."""
+    """Train the same runs three times: without probes, with probes at every step, and with the default density."""
     from normstudy.data import texts
     from normstudy.training import batch
 
@@ -132,11 +131,11 @@ def probed(case: Case, runs: int) -> dict[str, Iterator[Event]]:
 
 
 def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
-    """(shape, runs, rounds), in this process."""
+    """Measure row b at one model size, in this process. job: the size, the number of runs, the number of rounds."""
     case, runs, rounds = job
     batches, period = probed(case, runs), ProbeConfig().every
     for records in batches.values():
-        cpu_seconds(records.__next__, 3)  # warm up; the time is not used
+        cpu_seconds(records.__next__, 3)  # untimed warm-up
     for number in range(rounds):
         spent = dict.fromkeys(batches, 0.0)
         for step in range(period):
@@ -147,7 +146,7 @@ def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
 
 
 def on_gpu(scope: Scope) -> Iterator[Sample]:
-    """Row g, in this process."""
+    """Measure row g, the speed and memory of many runs on one GPU, in this process."""
     import torch
 
     from normstudy.bench import plain
@@ -169,7 +168,7 @@ def on_gpu(scope: Scope) -> Iterator[Sample]:
 
     subjects = {NORMSTUDY: (records.__next__, GPU_RUNS), PLAIN: (losses.__next__, 1)}
     for subject in subjects.values():
-        rate(*subject)  # kernels are chosen, the graph is captured
+        rate(*subject)  # untimed warm-up: torch chooses kernels and captures the CUDA graph
     for number in range(2 if scope.quick else 10):
         for name, subject in subjects.items():
             yield Sample("g", ON_GPU, name, "run_steps_per_s", "1/s", number, rate(*subject))

@@ -1,4 +1,4 @@
-"""Child processes that rows start once and ask often: they train batches as workers do, or a loop of plain.py."""
+"""Child processes that benchmark rows start once and time repeatedly: they train normstudy batches or plain loops."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from normstudy.study import schema
 from normstudy.sweep import batching
 
 Job = TypeVar("Job")
-Work = Callable[[int], object]  # does so much of its work, and returns what came out
+Work = Callable[[int], object]  # does an amount of work, such as a number of steps, and returns a measurement
 Crew = list[Child]
 
 
 def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> Child:
-    """A process that prepares its work once, as `start(job)`, and does as much of it as `together` then asks for.
+    """Start a process that calls `start(job)` once, then does the returned work each time `together` requests it.
 
-    It has the environment of a sweep's worker, or none of the variables that such a worker has.
+    like_worker: whether the process has a sweep worker's environment variables and garbage collection, or neither.
     """
     variables = WORKER_ENVIRONMENT if like_worker else dict.fromkeys(WORKER_ENVIRONMENT)
     return Child(_serve, like_worker, threads, start, job, environment=environment_with(variables))
@@ -36,10 +36,10 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(threads)
-    # torch's thread limit does not hold for NumPy's BLAS, which would keep every core busy after each product.
+    # torch's thread limit does not apply to NumPy's BLAS, whose threads would spin on every core after each product.
     threadpool_limits(threads, "blas")
     if like_worker:
-        gc.freeze()  # as worker.prepare does
+        gc.freeze()  # as in a sweep's worker: the garbage collector then skips torch's objects
     work = start(job)
     while True:
         try:
@@ -54,9 +54,9 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
 
 
 def together(children: Sequence[Child], amount: int) -> tuple[float, list[object]]:
-    """Have all work at once; the seconds from the common start to the last finish, and the answers.
+    """Make all children work at once; return the seconds until the last one finishes, and their results.
 
-    Raises an error of a child's work, and RuntimeError when a child was killed or could not prepare.
+    Raises the error that a child's work raised, and RuntimeError if a child was killed or failed to start.
     """
     started = time.perf_counter()
     for one in children:
@@ -76,7 +76,7 @@ def _answer(one: Child) -> object:
 
 
 def in_worker(function: Callable[[Job], Iterator[Sample]], job: Job) -> Iterator[Sample]:
-    """The samples of function(job), taken in a process like a sweep's workers: one thread, their environment."""
+    """Yield the samples of function(job), run in a process with one thread and a sweep worker's environment."""
     with contextlib.closing(child(_next_sample, (function, job), like_worker=True)) as process:
         while isinstance(sample := together([process], 1)[1][0], Sample):
             yield sample
@@ -88,13 +88,13 @@ def _next_sample(job: tuple[Callable[[Job], Iterator[Sample]], Job]) -> Work:
 
 
 NORMSTUDY = "normstudy"
-D_HEAD = 16  # at every width, the d_head of the default model: so 2, 4 and 8 heads at d_model 32, 64, 128
-WARM_UP = 3  # steps before anything is timed
-PAUSE_SECONDS = 0.3  # between two spans: threads of a pool spin for up to 0.2 s after their last work
+D_HEAD = 16  # dimensions per head at every d_model, as in the default model: d_model 32, 64, 128 have 2, 4, 8 heads
+WARM_UP = 3  # untimed steps at the start
+PAUSE_SECONDS = 0.3  # between two timed spans, because pool threads spin for up to 0.2 s after their last work
 
 
 class Case(NamedTuple):
-    """A shape of run; its name in the table is d64 L6."""
+    """The size of a run's model and batch; `name` is its name in the table, such as d64 L6."""
 
     d_model: int
     n_layers: int
@@ -110,7 +110,7 @@ D32_L4, D64_L6 = Case(32, 4, 8, 32), Case(64, 6, 8, 64)
 
 
 def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = None) -> RunConfig:
-    """A run of the default model that never ends and is not evaluated, by default without dense first steps."""
+    """Configure a run of the default model without end or evaluation; by default no first steps are probed densely."""
     return RunConfig(
         study="speed", seed=seed, schedule=cfg.ScheduleConfig(n_steps=cfg.INT_MAX),
         model=cfg.ModelConfig(n_layers=case.n_layers, d_model=case.d_model, n_heads=case.d_model // D_HEAD),
@@ -120,7 +120,7 @@ def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = Non
 
 
 def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
-    """Train a batch of runs, and write their tables to a folder as a worker does."""
+    """Return a function that trains a batch for some steps, writes tables like a worker, and returns CPU seconds."""
     from normstudy.data import texts
     from normstudy.model import transformer
     from normstudy.study import tables
@@ -132,7 +132,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
     records = batch.train_batch(configs, text)
     modules = probes.modules_of([name for name, _ in transformer.build(configs[0], text.vocab_size).named_parameters()])
     series = [recording.Running(f"run-{r}", {}) for r in range(len(configs))]
-    window = schema.window_size(600)  # as of a run of 600 steps
+    window = schema.window_size(600)  # steps per file, as in a run of 600 steps
     tables.prepare(folder)
 
     def step() -> None:
@@ -149,7 +149,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
 
 def start_loop(job: tuple[str, RunConfig]) -> Work:
-    """Train one run by a loop of plain.py, given by its name."""
+    """Return a function that trains one run for some steps and returns CPU seconds. job: a plain.py loop, a config."""
     import torch
 
     from normstudy.bench import plain
@@ -161,7 +161,7 @@ def start_loop(job: tuple[str, RunConfig]) -> Work:
 
 
 def cpu_seconds(step: Callable[[], object], times: int) -> float:
-    """CPU time of this process, all its threads, for a number of calls."""
+    """Return the CPU seconds that all threads of this process spend on `times` calls of `step`."""
     before = time.process_time()
     for _ in range(times):
         step()
@@ -169,44 +169,45 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
 
 
 class Race:
-    """Subjects at one shape, of which each in its turn has all n cores. Their processes end with the stack.
+    """Subjects (normstudy or plain loops) timed in turn at one model size; each has all `n` cores while others wait.
 
-    In every round each subject takes a fixed number of steps, which is about as long for all, and whole periods of
-    normstudy's probes; the others wait. Its time is the wall's, from the common start until its last process has
-    finished. `busy_cores` is the processes' CPU time over that: below n, something else used the machine.
+    In each round every subject takes a fixed number of steps, chosen so that all subjects take about equally long and
+    normstudy completes whole probe periods. A subject's time is wall time from the common start until its last process
+    finishes. `busy_cores` is CPU time / wall time: below `n`, another program used the machine. Closing `stack` ends
+    the processes.
     """
 
     def __init__(self, row: str, case: Case, n: int, scope: Scope, stack: contextlib.ExitStack) -> None:
         self.row, self.case, self.n, self.scope, self.stack = row, case, n, scope, stack
-        runs = batching.runs_per_batch(run_config(case), "cpu", n)  # of a batch of normstudy's
+        runs = batching.runs_per_batch(run_config(case), "cpu", n)  # runs in a normstudy batch
         self.runs, self.seconds = (min(runs, 16), 1.0) if scope.quick else (runs, 3.0)
-        self.subjects: dict[str, tuple[Crew, int]] = {}  # processes, and the steps of a span
+        self.subjects: dict[str, tuple[Crew, int]] = {}  # subject -> its processes, and the steps of a timed span
 
     def crew(self, start: Callable[[Job], Work], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1) -> Crew:
-        """A process for each job."""
+        """Start a process for each job."""
         made = (child(start, job, like_worker=like_worker, threads=threads) for job in jobs)
         return [self.stack.enter_context(contextlib.closing(process)) for process in made]
 
     def add(self, subject: str, crew: Crew, period: int = 1) -> None:
-        """Add a subject, and choose the steps of its spans: whole periods."""
+        """Add a subject, and choose the number of steps in its timed span, a multiple of `period`."""
         together(crew, WARM_UP)
         taken, _ = together(crew, WARM_UP)
         self.subjects[subject] = crew, period * max(1, round(self.seconds * WARM_UP / taken / period))
 
     def add_normstudy(self, probe: cfg.ProbeConfig) -> None:
-        """Add normstudy with a batch per core, whose tables go to the scope's folder."""
+        """Add normstudy with one batch per core; it writes tables into the scope's folder."""
         seeds = [range(core * self.runs, (core + 1) * self.runs) for core in range(self.n)]
         batches = [[run_config(self.case, seed, probe=probe) for seed in of] for of in seeds]
         jobs = [(batch, self.scope.folder / self.case.name / str(core)) for core, batch in enumerate(batches)]
         self.add(NORMSTUDY, self.crew(start_batch, jobs, like_worker=True), probe.every)
 
     def add_plain(self, subject: str, loop: str, processes: int, threads: int = 1) -> None:
-        """Add a loop of plain.py in so many processes."""
+        """Add the function `loop` of plain.py, run in `processes` processes."""
         jobs = [(loop, run_config(self.case, seed)) for seed in range(processes)]
         self.add(subject, self.crew(start_loop, jobs, like_worker=False, threads=threads))
 
     def round(self, number: int) -> Generator[Sample, None, dict[str, float]]:
-        """Time every subject once, in every second round in the other order; run-steps per second of each."""
+        """Time every subject once, in reverse order in odd rounds; return each subject's run-steps per second."""
         rates = {}
         for subject in self.subjects if number % 2 == 0 else reversed(self.subjects):
             crew, steps = self.subjects[subject]

@@ -1,4 +1,4 @@
-"""What stored samples say: each goal's median over rounds with its range, met or not; as text and as Markdown."""
+"""Summarize stored samples in a table, plain or Markdown: each goal's median and range over rounds, and its verdict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from normstudy.bench.rows import THEORY, Goal, load
 from normstudy.config import one_of
 
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
-WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # characters of a note, and at most of each column
+WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # greatest width in characters of a note, and of each column
 LEGEND = (
     "A ratio is taken round by round, between subjects that were measured one after the other; shown is its median "
     "over rounds with the smallest and the largest, and the goal is held against the median."
@@ -22,7 +22,7 @@ LEGEND = (
 
 
 class Result(NamedTuple):
-    """What was measured of a goal, a number a round. unit: empty for a ratio; theory: what a formula gives, if any."""
+    """A goal's measured value in each round. unit: empty for a ratio. theory: the value that a formula predicts."""
 
     goal: Goal
     unit: str
@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
 
 def results(stored: pd.DataFrame) -> list[Result]:
-    """The goals of which `stored` (columns of tables.SCHEMA) has samples, in the order of rows and their goals."""
+    """Return a Result for each goal with samples in `stored` (columns of tables.SCHEMA), ordered by row, then goal."""
     found = []
     for row, part in stored.groupby("row", sort=False):
         for goal in load(str(row))[0]:
@@ -61,13 +61,13 @@ def results(stored: pd.DataFrame) -> list[Result]:
 
 
 def missing(stored: pd.DataFrame) -> list[Goal]:
-    """The goals of the stored rows of which there is no sample."""
+    """The stored rows' goals that have no samples."""
     measured = [result.goal for result in results(stored)]
     return [goal for row in stored["row"].unique() for goal in load(str(row))[0] if goal not in measured]
 
 
 def _by_round(part: pd.DataFrame, goal: Goal, subject: str) -> tuple[pd.Series, str]:
-    """A subject's value of each round, indexed by round, and their unit."""
+    """Return a subject's values, indexed by round, and their unit."""
     of = part[(part["case"] == goal.case) & (part["metric"] == goal.metric) & (part["subject"] == subject)]
     units = sorted(of["unit"].unique())
     if len(units) > 1:
@@ -76,7 +76,7 @@ def _by_round(part: pd.DataFrame, goal: Goal, subject: str) -> tuple[pd.Series, 
 
 
 def machine_lines(stored: pd.DataFrame) -> list[str]:
-    """How, where, by what and when the rows were measured: a line for all of them, or one for each group alike."""
+    """Describe the mode, machine, versions and date of the measurements, with one line for rows that share them all."""
     alike: dict[str, list[str]] = {}
     for row, part in stored.groupby("row", sort=False):
         at = part.iloc[0]
@@ -92,7 +92,7 @@ def machine_lines(stored: pd.DataFrame) -> list[str]:
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """A line of the table; its value as `2.31 [2.2, 2.45]`, its goal as `at least 2.4`, `theory 2` or `none`."""
+    """Format a table line: the value as `2.31 [2.2, 2.45]`, the goal as `at least 2.4`, `theory 2` or `none`."""
     goal, low, high = result.goal, three_digits(min(result.numbers)), three_digits(max(result.numbers))
     value = three_digits(result.median) + (f" [{low}, {high}]" if len(result.numbers) > 1 else "")
     asked = "none" if result.theory is None else f"theory {three_digits(result.theory)}"
@@ -103,9 +103,9 @@ def cells(result: Result) -> tuple[str, ...]:
 
 
 def render(stored: pd.DataFrame, fmt: str = "table") -> str:
-    """The results of stored samples as text, without a newline at its end. fmt: table or markdown."""
+    """Format the results of stored samples, without a final newline. fmt: table or markdown."""
     one_of("--format", fmt, ("table", "markdown"))
-    lines = [cells(r) for r in results(stored) if r.goal.subject != THEORY]  # it stands beside what was measured
+    lines = [cells(r) for r in results(stored) if r.goal.subject != THEORY]  # theory's values go into column "goal"
     notes = [LEGEND, *machine_lines(stored)]
     if fmt == "markdown":
         return "\n".join([*markdown_table(HEADER, lines), "", *notes])
@@ -117,7 +117,7 @@ def render(stored: pd.DataFrame, fmt: str = "table") -> str:
 
 
 def _table(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """The lines of a plain table; what is the same as in the line above is left blank, long texts are broken."""
+    """Lay out a plain table: row and case are blank where they repeat the line above, and long texts are wrapped."""
     shown: list[tuple[str, ...]] = [HEADER]
     for (row, case, *rest), above in zip(lines, [HEADER, *lines], strict=False):
         shown.append(("" if row == above[0] else row, "" if (row, case) == above[:2] else case, *rest))

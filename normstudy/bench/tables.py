@@ -1,4 +1,4 @@
-"""The tables of the benchmark: DIR/ROW.parquet, one a row. results/README.md says what each column means."""
+"""Write and read the benchmark's tables: DIR/ROW.parquet for each row. results/README.md defines the columns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
     ]
 )  # fmt: skip
 MODES = ("quick", "full")
-Machine = Mapping[str, object]  # the columns that say where and by what a row was measured: never the name of the host
+Machine = Mapping[str, object]  # columns on the hardware and software of a measurement; the host name is never stored
 ASK = """
 import json, torch
 from normstudy.workers import recording
@@ -44,7 +44,7 @@ print(json.dumps([recording.machine("cpu"), torch.cuda.get_device_name() if torc
 
 @functools.cache
 def machine(device: str) -> Machine:
-    """This machine, as another process tells: this one imports no torch. Raises ConfigError without that device."""
+    """Describe this machine, using a child process to import torch. Raises ConfigError if the device is missing."""
     variables = environment_with(WORKER_ENVIRONMENT)
     done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True, env=variables)
     columns, gpu = json.loads(done.stdout)
@@ -56,14 +56,14 @@ def machine(device: str) -> Machine:
 
 
 def path(out: Path, row: str) -> Path:
-    """The file of a row's table."""
+    """The path of a row's table."""
     return out / f"{row}.parquet"
 
 
 def write(
     out: Path, row: str, samples: Sequence[Sample], made_by: Machine, mode: str, started_at: datetime.datetime
 ) -> None:
-    """Write the samples of one row, in the order in which they were taken, in place of those that were there."""
+    """Write one row's table, replacing an earlier one, with the samples in the order in which they were measured."""
     names = {(s.case, s.subject, s.metric, s.round) for s in samples if s.row == row and math.isfinite(s.value)}
     if not 0 < len(names) == len(samples):
         raise ValueError(f"row {row} measured nothing, a sample twice, one of another row, or one that is not finite")
@@ -78,7 +78,7 @@ def stored_rows(out: Path) -> list[str]:
 
 
 def read(out: Path, rows: Sequence[str]) -> pd.DataFrame:
-    """The tables of some rows, one after the other, names as plain text. Raises ConfigError for one that is damaged."""
+    """Concatenate the tables of some rows, names as plain text. Raises ConfigError for a damaged or outdated table."""
     parts = [SCHEMA.empty_table()]
     for file in (path(out, row) for row in rows):
         again = f"measure it again: normstudy bench --rows {file.stem}"

@@ -1,1 +1,1 @@
-"""`normstudy export`: write the tables of a study as files of other tools."""
+"""`normstudy export`: write a study's tables in other tools' formats."""

@@ -1,6 +1,6 @@
-"""`normstudy export`: write the tables of a study as files of another tool.
+"""`normstudy export`: write a study's tables in another tool's format.
 
-The result is written beside its final place and moved there at the end, so that a partial result never has its name.
+The result is written under a temporary name and renamed at the end, so that a partial result never has the final name.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from normstudy.config import ConfigError
 from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
 
-# The module of each format, and the library that it needs beyond those of normstudy. write(source, target, scratch)
-# makes the file or folder `target`, with an empty folder for other files; opens(out) is the command that shows it.
+# Format -> its module, and the library that it needs in addition to normstudy's ("" for none). The module's function
+# write(source, target, scratch) creates the file or folder `target`, and may use the empty folder `scratch` for other
+# files; opens(out) returns the command that shows the result.
 FORMATS = {
     "csv": ("to_csv", ""), "tensorboard": ("to_tensorboard", "tensorboard"), "wandb-offline": ("to_wandb", "wandb"),
     "duckdb": ("to_duckdb", "duckdb"),
@@ -28,9 +29,9 @@ FORMATS = {
 
 
 def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str]) -> str:
-    """Write the runs of a study in the format `to`; returns what was written, and the command that opens it.
+    """Write a study's runs in the format `to`; returns text on what was written, and the command that opens the result.
 
-    out: the file or folder to create, by default STUDY/export/TO; where: column -> value that a run must have. Raises
+    out: the file or folder to create, by default STUDY/export/TO. where: column -> value, to select runs. Raises
     ConfigError for an unknown format, a missing library, an `out` that exists or cannot be written, a folder that is
     not a study, and a `where` that selects no run.
     """
@@ -48,7 +49,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
 
 
 def _module(to: str) -> ModuleType:
-    """Import the module of a format; only that one, because the libraries are optional and slow to import."""
+    """Import only the given format's module, because the formats' libraries are optional and slow to import."""
     module_name, library = FORMATS[to]
     try:
         return importlib.import_module(f"normstudy.exports.{module_name}")
@@ -68,9 +69,9 @@ def check_free(out: Path) -> None:
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield two paths beside `out`: the first is moved to `out` at the end, the second is an empty folder for scratch.
+    """Yield two paths beside `out`: one that is renamed to `out` at the end, and an empty folder for temporary files.
 
-    After an error nothing is left. Raises ConfigError if `out` cannot be written.
+    After an error, both are removed. Raises ConfigError if `out` cannot be written.
     """
     part = out.with_name(f"{out.name}.{socket.gethostname()}-{os.getpid()}.part")
     above = [folder for folder in out.parents if not folder.exists()]
@@ -78,7 +79,7 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
         (part / "scratch").mkdir(parents=True)
         yield part / "new", part / "scratch"
         _make_durable(part / "new")
-        check_free(out)  # another process may have created it meanwhile, and the rename would replace it
+        check_free(out)  # again, since the rename would replace an `out` created meanwhile by another process
         os.rename(part / "new", out)
         files.fsync(out.parent)
         shutil.rmtree(part, ignore_errors=True)

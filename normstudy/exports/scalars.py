@@ -1,8 +1,8 @@
-"""Each run's numbers step by step, for tools that follow runs, under names that these tools group by their slashes.
+"""Collect each run's numbers step by step, for experiment trackers, which group names by their slashes.
 
-train_loss val_loss lr grad_norm param_norm update_norm      of `steps`
-grad_norm/layer 0/attn_in   grad_norm/embed                   of `modules`, also param_norm and update_norm
-residual_rms/layer 0   residual_grad_norm/layer 0             of `residual`
+from `steps`     train_loss val_loss lr grad_norm param_norm update_norm
+from `modules`   grad_norm/layer 0/attn_in   grad_norm/embed   (also param_norm and update_norm)
+from `residual`  residual_rms/layer 0   residual_grad_norm/layer 0
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from normstudy import terminal
 from normstudy.exports.source import Source
 from normstudy.study import schema
 
-# Columns of `steps`, `modules` and `residual` to export -> their names in the export.
+# For `steps`, `modules` and `residual`: column to export -> its name in the export.
 NAMES = (
     {n: n for n in ("train_loss", "val_loss", "lr", "grad_norm", "param_norm", "update_norm")},
     {n: n for n in ("grad_norm", "param_norm", "update_norm")},
@@ -30,25 +30,18 @@ Scalars = dict[str, float]  # name -> number
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """A run to export. row: its row of `runs`; steps: step -> the numbers recorded at this step, without nulls.
-
-    Only steps with numbers are listed, in order; a run that failed before its first step has none.
-    """
+    """A run to export. row: the run's row in `runs`. steps: step -> numbers without nulls, in order of step."""
 
     row: Mapping[str, object]
     steps: dict[int, Scalars]
 
     @property
     def run_id(self) -> str:
-        """The run_id."""
+        """The run's run_id."""
         return str(self.row["run_id"])
 
     def time(self, step: int) -> float:
-        """An estimated time of a step in seconds since 1970; no time is recorded per step.
-
-        The steps are spread evenly between the start and the end of the run. If either is unknown, as for a running
-        run, consecutive steps are one second apart.
-        """
+        """Estimate when a step ended, in seconds since 1970: evenly from run start to end, else one second apart."""
         start, end = (self.row[name] for name in ("started_at", "finished_at"))
         if not isinstance(start, datetime.datetime):
             return step + (end.timestamp() if isinstance(end, datetime.datetime) else 0.0)
@@ -59,7 +52,7 @@ class ExportedRun:
 
 
 def runs_of(source: Source, what: str) -> Iterator[ExportedRun]:
-    """Yields the runs one by one; on a terminal a progress bar shows `what` and the time left."""
+    """Yield the runs one by one; on a terminal, a progress bar shows `what` and the time left."""
     series = zip(*(source.rows(table) for table in schema.SERIES), strict=True)
     rows = (row for batch in source.runs.to_batches(1) for row in batch.to_pylist())
     with tqdm(total=source.n_runs, unit="run", desc=what, **terminal.fit()) as bar:
@@ -69,7 +62,7 @@ def runs_of(source: Source, what: str) -> Iterator[ExportedRun]:
 
 
 def by_step(*tables: pa.Table) -> dict[int, Scalars]:
-    """step -> name -> number, sorted by step, from the rows of one run in `steps`, `modules` and `residual`."""
+    """Return step -> name -> number, sorted by step, from one run's rows in `steps`, `modules` and `residual`."""
     found: dict[int, Scalars] = {}
     for rows, names in zip(tables, NAMES, strict=True):
         steps, places = rows["step"].to_pylist(), places_of(rows)
@@ -81,7 +74,7 @@ def by_step(*tables: pa.Table) -> dict[int, Scalars]:
 
 
 def places_of(rows: pa.Table) -> list[str]:
-    """The layer and module of each row as `/layer 0/attn_in`; a row without a layer or module omits that part."""
+    """Return each row's layer and module as `/layer 0/attn_in`, without the part that is null."""
     places = [""] * rows.num_rows
     for column, prefix in (("layer", "/layer "), ("module", "/")):
         if column in rows.column_names:

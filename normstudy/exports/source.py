@@ -1,4 +1,4 @@
-"""The runs to export, and their rows run by run, so that memory never holds a whole series."""
+"""Select the runs to export, and read their rows run by run, so that memory never holds a whole series."""
 
 from __future__ import annotations
 
@@ -20,31 +20,28 @@ from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SORT, p
 
 @dataclass(frozen=True)
 class Source:
-    """The part of a study to export. runs: the chosen rows of `runs`, sorted by run_id."""
+    """The part of a study to export. runs: the selected rows of the table `runs`, sorted by run_id."""
 
     study_dir: Path
     runs: pa.Table
 
     @property
     def run_ids(self) -> list[str]:
-        """The chosen run_ids, sorted."""
+        """The selected run_ids, sorted."""
         return [str(name) for name in self.runs["run_id"].to_pylist()]
 
     @property
     def n_runs(self) -> int:
-        """The number of chosen runs."""
+        """The number of selected runs."""
         return int(self.runs.num_rows)
 
     def rows(self, table: str) -> Iterator[pa.Table]:
-        """The sorted rows of a series, one table per run; the table of a run without rows is empty."""
+        """Yield the sorted rows of a series, one table per run; the table is empty for a run without rows."""
         return by_run(self.study_dir, table, self.run_ids)
 
 
 def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
-    """The runs of a study that have the values of `--where`, as in plot and compare.
-
-    Raises ConfigError for a study without runs, for a run_id that is not a file name, and as select does.
-    """
+    """Select runs as plot and compare do. Raises ConfigError if there are none or if a run_id cannot be a file name."""
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces])
     content = content.sort_by("run_id")
@@ -61,15 +58,12 @@ def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
 
 
 def is_name(run_id: str) -> bool:
-    """Whether a run_id is a plain file name; other tools use it as one, and it must not lead to another folder."""
+    """Whether a run_id is a plain file name; a run_id with slashes could make a tool write into another folder."""
     return run_id.isprintable() and run_id not in ("", ".", "..") and not {"/", "\\"} & set(run_id)
 
 
 def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows of each run in turn, with names as plain text. run_ids: sorted.
-
-    Memory holds one row group of the compacted file and the rows of one run.
-    """
+    """Yield each run's rows, names as plain text. run_ids: sorted. Memory holds one run and one row group."""
     own: dict[str, list[Path]] = {}
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
     for path in _files(study_dir, table):
@@ -90,7 +84,7 @@ def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.T
 
 
 def _runs_of(table: str, path: Path) -> Iterator[tuple[str, pa.Table]]:
-    """(run_id, rows) for each run of a compacted file; a run that spans row groups is yielded once for each."""
+    """Yield (run_id, rows) for each run in a compacted file; a run in several row groups is yielded once for each."""
     before = ""
     for piece in _pieces(table, path):
         runs = pc.run_end_encode(piece["run_id"].cast(pa.string()).combine_chunks())
@@ -110,14 +104,14 @@ def _files(study_dir: Path, table: str) -> list[Path]:
 
 
 def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
-    """The row groups of a file, in the schema of this version."""
+    """Yield a file's row groups, converted to the schema of this normstudy version."""
     with _present(path):
         yield from parquet.read_file(path, SCHEMAS[table])
 
 
 @contextlib.contextmanager
 def _present(path: Path) -> Iterator[None]:
-    """Raise a ConfigError for a file that is gone, as after a compaction by another command."""
+    """Raise a ConfigError if a file is missing, for example because another command compacted the study."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""CSV: one file per table. Floats have all digits of their type, nulls are empty cells, NaN and inf are words."""
+"""Export to CSV, one file per table: floats with full precision, nulls as empty cells, NaN and inf as text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pyarrow.csv import CSVWriter
 from normstudy.exports.source import Source
 from normstudy.study.schema import TABLES, plain_schema
 
-BUFFER = 1024 * 1024  # bytes between two writes
+BUFFER = 1024 * 1024  # bytes buffered before each write
 
 # Spreadsheets run text that begins with one of these characters as a formula; see OWASP on CSV injection.
 FORMULA = r"^([=+\-@\t\r\n\x00])"
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
-    """Write the four files into the folder `target`."""
+    """Write the four tables as files into a new folder `target`."""
     target.mkdir()
     for table in TABLES:
         schema = plain_schema(table)
@@ -37,5 +37,5 @@ def harmless(rows: pa.Table) -> pa.Table:
 
 
 def opens(out: Path) -> str:
-    """The command that shows `runs`."""
+    """Return the command that shows the table `runs`."""
     return "python -c " + shlex.quote(f"import pandas; print(pandas.read_csv({str(out / 'runs.csv')!r}))")

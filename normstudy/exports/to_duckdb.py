@@ -1,7 +1,7 @@
-"""DuckDB: one database file with the four tables, types as in Parquet, `run_id` and `module` as VARCHAR.
+"""Export to DuckDB: one database file with the four tables, types as in Parquet, `run_id` and `module` as VARCHAR.
 
-DuckDB could read the Parquet files itself in half the time, but it ignores the checksums, so that a flipped bit would
-become a wrong number. So normstudy reads the files, verifies the checksums and passes the rows to DuckDB.
+DuckDB could read the Parquet files itself in half the time, but ignores their checksums, so that a flipped bit would
+become a wrong number. Therefore normstudy reads the files, verifies the checksums, and passes the rows to DuckDB.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from normstudy.config import ConfigError
 from normstudy.exports.source import Source
 from normstudy.study import files, schema
 
-MEMORY = "500MB"  # for DuckDB alone; by default it takes most of the machine's memory
-STORAGE = "v0.10.2"  # DuckDB from this version on can read the file; by default, DuckDB 2 writes a newer format
+MEMORY = "500MB"  # DuckDB's memory limit; by default, DuckDB takes most of the machine's memory
+STORAGE = "v0.10.2"  # oldest DuckDB version that can read the file; by default, DuckDB 2 writes a newer format
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
@@ -34,16 +34,16 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         try:
             for rows in [source.runs] if table == "runs" else source.rows(table):
                 yield from rows.to_batches()
-        except BaseException as error:  # DuckDB would replace the error by its own
+        except BaseException as error:  # kept, because DuckDB replaces the error by its own
             failed.append(error)
             raise
 
     try:
-        # An absolute path, because DuckDB takes a relative path that begins with `s3://` for a server.
+        # Absolute paths, because DuckDB would treat a relative path that begins with `s3://` as a remote address.
         with duckdb.connect(str(target.absolute()), config=settings) as database:
             database.execute("set temp_directory = $folder", {"folder": str(scratch.absolute())})
             for table in schema.TABLES:
-                # One statement per table, because inserting run by run takes nearly twice the space.
+                # One statement per table, because inserting run by run makes the file nearly twice as large.
                 reader = pa.RecordBatchReader.from_batches(schema.plain_schema(table), batches(table))
                 database.register("rows", reader)
                 database.execute(f"create table {table} as from rows")
@@ -60,6 +60,6 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def opens(out: Path) -> str:
-    """The command that shows `runs`."""
+    """Return the command that shows the table `runs`."""
     program = f"import duckdb; study = duckdb.connect({str(out)!r}, read_only=True); print(study.sql('from runs'))"
     return "python -c " + shlex.quote(program)

@@ -1,7 +1,7 @@
-"""TensorBoard: one folder per run, named by its run_id, with one file of events.
+"""Export to TensorBoard: one folder per run, named by its run_id, with one event file.
 
-The scalars are those of scalars.py; the text `run` is the row of `runs`; the hyperparameters are the asked columns. The
-wall time of an event is estimated, see ExportedRun.time. The same study gives the same bytes.
+The scalars are those of scalars.py, the text `run` is the run's row in `runs`, and the hyperparameters are the config
+columns. Event times are estimated, see ExportedRun.time. The same study gives the same bytes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from normstudy import config as cfg
 from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 
-BUFFER = 1024 * 1024  # bytes between two writes
+BUFFER = 1024 * 1024  # bytes buffered before each write
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
-    """Write a folder of events for each run."""
+    """Write a folder with an event file for each run."""
     for run in runs_of(source, "tensorboard"):
         folder = target / run.run_id
         folder.mkdir(parents=True)
-        # TensorBoard's EventFileWriter puts the host and process into the file's name, and writes in a thread that
-        # prints the error of a full disk instead of raising it.
+        # RecordWriter instead of EventFileWriter, which puts the host and process into the file's name, and whose
+        # thread prints the error for a full disk instead of raising it.
         begin = run.time(-1)
         with open(folder / f"events.out.tfevents.{begin:.0f}.normstudy", "wb", BUFFER) as file:
             writer = RecordWriter(file)
@@ -37,7 +37,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def events(run: ExportedRun, begin: float) -> list[Event]:
-    """The events of a run: the version, its row, its hyperparameters, then one event per step."""
+    """Return a run's events: format version, row of `runs`, hyperparameters, then one event per step."""
     asked = {name: run.row[name] for name in cfg.asked_types() if run.row[name] is not None}
     found = [
         Event(wall_time=begin, file_version="brain.Event:2"),
@@ -53,7 +53,7 @@ def events(run: ExportedRun, begin: float) -> list[Event]:
 
 
 def as_markdown(row: Mapping[str, object]) -> str:
-    """A row of `runs` as a Markdown table of two columns, without nulls; backquotes show the values literally."""
+    """Format a row of `runs` as a two-column Markdown table without nulls; backquotes show values literally."""
     lines = ["| column | value |", "|---|---|"]
     for name, value in row.items():
         if value is not None:
@@ -63,5 +63,5 @@ def as_markdown(row: Mapping[str, object]) -> str:
 
 
 def opens(out: Path) -> str:
-    """The command that shows the runs."""
+    """Return the command that shows the runs."""
     return f"tensorboard --logdir {shlex.quote(str(out))}"

@@ -1,12 +1,12 @@
-"""Weights & Biases: a folder of offline runs for `wandb sync`, written by the wandb library. Nothing is sent.
+"""Export to Weights & Biases: a folder of offline runs for `wandb sync`, written by the wandb library. Nothing is sent.
 
-A run's id and name are its run_id, and its project is the study. Config: the asked columns except data_path, which is a
-path on this machine. History: the scalars of scalars.py. Summary: how the run ended. The tag is the status; a failed
-run has exit code 1. The `_timestamp` of a step is estimated, see ExportedRun.time.
+A run's id and name are its run_id, its project is the study, its tag is the status, and a failed run has exit code 1.
+The config has the config columns except data_path, a path on this machine. The history has the scalars of scalars.py,
+with estimated times (see ExportedRun.time). The summary says how the run ended.
 
-wandb runs in a separate process (wandb_child.py) without the user's WANDB_ variables, settings files and caches, so it
-does not log in, and ignores settings such as WANDB_MODE=online. About the machine, a run's file names only the
-operating system, the kind of CPU, the versions of Python and wandb, and the time of the export.
+wandb runs in a separate process (wandb_child.py) without the user's WANDB_ variables, settings files and caches, so
+that wandb does not log in and ignores settings such as WANDB_MODE=online. A run's file says nothing about this machine
+but the operating system, the kind of CPU, the versions of Python and wandb, and the time of the export.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from normstudy.config import ConfigError
 from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 
-if getattr(find_spec("wandb"), "origin", None) is None:  # find_spec is fast; a mere folder ./wandb has no origin
+if getattr(find_spec("wandb"), "origin", None) is None:  # fast, imports nothing; a folder ./wandb has no origin
     raise ImportError("No module named 'wandb'")
 
 CHILD = Path(__file__).with_name("wandb_child.py")
 SUMMARY = ("status", "final_val_loss", "final_train_loss", "nonfinite_step", "wall_time_s")
-SECONDS_TO_END = 30.0  # after the end of its input, before the process is killed
+SECONDS_TO_END = 30.0  # the process is killed if it runs this long after the end of its input
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
@@ -45,7 +45,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def offline_run(run: ExportedRun) -> dict[str, object]:
-    """A run as plain values, so that the process imports no module of normstudy. init: arguments of wandb.init."""
+    """Convert a run to plain values for wandb_child.py, which imports no normstudy. init: wandb.init's arguments."""
     config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}
     init = {"id": run.run_id, "name": run.run_id, "project": run.row["study"], "tags": [run.row["status"]]}
     return {
@@ -58,9 +58,9 @@ def offline_run(run: ExportedRun) -> dict[str, object]:
 
 @contextlib.contextmanager
 def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
-    """Yields the input of the process that writes the runs; afterwards raises the error of that process, if any."""
+    """Yield the stdin of the process that writes the runs; at the end, raise the process's error, if any."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    # A new session: Ctrl-C reaches only this process, which then ends the other one. -P: import nothing from cwd.
+    # A new session, so that Ctrl-C reaches only this process, which then ends the child. -P: import nothing from cwd.
     process = subprocess.Popen(
         [sys.executable, "-P", str(CHILD), str(target.absolute())], env=env, cwd=scratch, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -68,7 +68,7 @@ def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        with contextlib.suppress(BrokenPipeError):  # the process has ended, and its output says why
+        with contextlib.suppress(BrokenPipeError):  # the process has ended; its output, read below, says why
             yield process.stdin
             process.stdin.flush()
         output = process.stdout.read().decode(errors="replace").strip()
@@ -90,5 +90,5 @@ def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
 
 
 def opens(out: Path) -> str:
-    """The command that sends the runs."""
+    """Return the command that uploads the runs."""
     return f"wandb sync {shlex.quote(str(out / 'wandb'))}/offline-run-*"

@@ -1,6 +1,6 @@
 """The process that writes offline runs with wandb: `python wandb_child.py FOLDER` reads one line of JSON per run.
 
-It prints nothing if it succeeds. Otherwise it prints one line about the error: an errno or 0, a space, the message.
+On success, the process prints nothing; on failure, one line: an errno or 0, a space, the error message.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-BLOCK = 32 * 1024  # bytes
-HEAD = 7  # bytes of the file's header, and of the header of each chunk
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # kinds of chunks: a whole record, or a part of one
+BLOCK = 32 * 1024  # bytes in a LevelDB block
+HEAD = 7  # bytes in the file's header, and in each chunk's header
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # kinds of chunks: a whole record, or the first, a middle or the last part
 
 
 def main(folder: Path) -> None:
-    """Write a run for each line of the input, until the line is `null`."""
+    """Write a run for each line of stdin, until the line `null`."""
     import wandb
 
     settings = wandb.Settings(
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
         # Record nothing about the machine: host name, user, hardware or load.
         host="normstudy", username="", x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
     )  # fmt: skip
-    made: dict[Path, int] = {}  # a run's file -> the number of steps that it must hold
+    made: dict[Path, int] = {}  # a run's file -> the number of steps that the file must hold
     while (sent := json.loads(sys.stdin.buffer.readline())) is not None:
         run = wandb.init(mode="offline", dir=str(folder), settings=settings, **sent["init"])
         place = Path(run.dir).parent
@@ -41,15 +41,15 @@ def main(folder: Path) -> None:
         run.summary.update(sent["summary"])
         run.finish(exit_code=sent["exit_code"])
         made[place / f"run-{run.id}.wandb"] = len(sent["history"])
-    wandb.teardown()  # waits until the last records are written
+    wandb.teardown()  # waits until all records are written
     for path, n_history in made.items():
         check(path, n_history)
-        for leftover in set(path.parent.iterdir()) - {path}:  # logs, empty folders
+        for leftover in set(path.parent.iterdir()) - {path}:  # wandb's logs and empty folders
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def check(path: Path, n_history: int) -> None:
-    """Raise an OSError if a run's file lacks a step or its end: on a full disk wandb drops records without an error."""
+    """Raise an OSError if a run's file is incomplete: on a full disk, wandb drops records without an error."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     kinds = [Record.FromString(data).WhichOneof("record_type") for data in records(path.read_bytes())]
@@ -63,10 +63,7 @@ def check(path: Path, n_history: int) -> None:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """The records of a run's file, a LevelDB log, up to the first wrong checksum or incomplete record.
-
-    wandb from 0.31 on has no reader in Python.
-    """
+    """Yield a LevelDB log's records up to the first damaged one; wandb itself has no Python reader since 0.31."""
     at, record = HEAD, b""
     while at + HEAD <= len(data):
         left = BLOCK - at % BLOCK
@@ -89,7 +86,7 @@ def _as_line(error: BaseException) -> str:
 
 
 def set_up(scratch: str) -> None:
-    """Keep wandb offline, and its other files in one folder. Must be called before wandb is imported."""
+    """Keep wandb offline and its other files in `scratch`. Must be called before wandb is imported."""
     os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
     os.environ |= {f"WANDB_{kind}_DIR": scratch for kind in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
@@ -97,7 +94,7 @@ def set_up(scratch: str) -> None:
 
 if __name__ == "__main__":
     output = ""
-    # In the system's temporary folder, because the path of wandb's socket must be short.
+    # The system's temporary folder, because the path of wandb's socket must be short.
     with tempfile.TemporaryDirectory(prefix="normstudy-", ignore_cleanup_errors=True) as scratch:
         try:
             set_up(scratch)

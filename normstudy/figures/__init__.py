@@ -1,1 +1,1 @@
-"""The figures of a study, drawn from its Parquet tables alone, without torch."""
+"""Draw a study's figures from its Parquet tables alone, without torch."""

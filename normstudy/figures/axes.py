@@ -1,4 +1,4 @@
-"""Scales and ticks of an axes, and what several figures draw on it: lines over seeds, reference losses."""
+"""Set scales and ticks, and draw what figures share: curves with their means, diverged runs, reference losses."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from normstudy.figures.layout import FEW, place_of
 from normstudy.figures.look import Look
 from normstudy.figures.series import Sizes, curves, last_tenth, seed_mean
 
-STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the two step axes
+STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the linear and the logarithmic step axis
 
 
 def step_axis(ax: Axes, last: int, *, log: bool) -> None:
-    """A step axis from 0 to `last`; `log` stretches the first updates (log of step + 1) and labels the last step."""
+    """Set a step axis from 0 to `last`; `log` stretches the first updates (log of step + 1) and labels `last`."""
     narrow = place_of(ax).get_gridspec().ncols > 3
     if not log:
         ax.set_xlim(-0.02 * last, 1.02 * last)  # room for the markers at both ends
@@ -38,7 +38,7 @@ def _log1p(x: np.ndarray) -> np.ndarray:
 
 
 def log_ticks(last: int, apart: float) -> list[int]:
-    """0, 5, 20, 100, 500, ... and the last step; from tick to tick step + 1 grows at least by the factor `apart`."""
+    """Choose ticks such as 0, 5, 20, 100 and the last step; step + 1 grows at least `apart`-fold from tick to tick."""
     ticks = [0]
     for step in (1, 5, 20, 100, 500, 2000, 10_000, 50_000, 200_000):
         if step + 1 >= apart * (ticks[-1] + 1) and apart * (step + 1) < last + 1:
@@ -47,16 +47,13 @@ def log_ticks(last: int, apart: float) -> list[int]:
 
 
 def norm_axis(ax: Axes) -> None:
-    """A logarithmic y axis."""
+    """Make the y axis logarithmic."""
     ax.set_yscale("log")
     norm_ticks(ax.yaxis)
 
 
 def norm_ticks(axis: Axis) -> None:
-    """Set the ticks of a logarithmic axis or color bar, since matplotlib's own choice depends on its version.
-
-    Below two decades the labels are plain numbers: 2 × 10⁰ is hard to read.
-    """
+    """Set logarithmic ticks, the same in all matplotlib versions, with plain numbers below two decades."""
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -65,7 +62,7 @@ def norm_ticks(axis: Axis) -> None:
 
 
 def layer_axis(ax: Axes, axis: str, top: int) -> None:
-    """About eight integer ticks for layers 0 to `top`, both ends among them."""
+    """Set about eight integer ticks for layers 0 to `top`, including both ends. axis: x or y."""
     every = max(1, -(-top // 7))
     ticks = [t for t in range(0, top + 1, every) if t == 0 or top - t >= every * 0.6] + [top]
     (ax.set_xticks if axis == "x" else ax.set_yticks)(sorted(set(ticks)))
@@ -74,18 +71,17 @@ def layer_axis(ax: Axes, axis: str, top: int) -> None:
 def draw_seed_lines(
     ax: Axes, table: pd.DataFrame, sizes: Sizes, look: Look, *, log: bool, smooth: bool = False
 ) -> None:
-    """A thin line per seed, and a bold line for the mean over seeds.
+    """Draw a thin line per seed, and a bold line for the mean over seeds, which is geometric with `log`.
 
-    table: columns hue, dash, run_id, step, value. sizes: number of seeds. log: the mean is geometric. smooth: the
-    mean is also taken over the last tenth of the steps.
+    table: columns hue, dash, run_id, step, value. smooth: also average the bold line as `last_tenth` does.
     """
     mean = seed_mean(table, sizes, log=log)
-    alpha = 0.4 if look.facet is None else 0.25  # in a small panel noisy seeds would hide their mean
+    alpha = 0.4 if look.facet is None else 0.25  # paler in small panels, where noisy seeds would hide their mean
     seeds = dict(iter(table.groupby(["hue", "dash"], sort=False)))
     for hue, dash in sizes:
         color, pattern, name = look.colors[hue], look.dashes[dash], f"{hue}:{dash}"
         for run_id, steps, values in curves(seeds.get((hue, dash), table[:0])):
-            # not ax.plot, which checks units and limits again for each of a thousand lines
+            # ax.plot would be slow: it checks units and limits again for each of up to a thousand lines
             thin = Line2D(steps, values, color=color, ls=pattern, lw=style.THIN, alpha=alpha, gid=f"seed:{run_id}")
             ax.add_line(thin)
         bold = mean[(mean["hue"] == hue) & (mean["dash"] == dash)].sort_values("step")
@@ -93,7 +89,7 @@ def draw_seed_lines(
             bold = last_tenth(bold)
         # a white edge keeps the gaps of dashed lines open where other lines lie behind them
         ax.plot(bold["step"], bold["value"], color="white", lw=style.BOLD + 1, alpha=0.7, zorder=2.5)
-        few = "." if 0 < len(bold) <= 16 else ""  # points that are sparse get markers
+        few = "." if 0 < len(bold) <= 16 else ""  # a line with few points gets markers
         ax.plot(
             bold["step"], bold["value"], color=color, ls=pattern, lw=style.BOLD, marker=few, ms=5, zorder=3,
             gid=f"mean:{name}",
@@ -101,7 +97,7 @@ def draw_seed_lines(
 
 
 def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
-    """A marker at the last finite point of each diverged run; ends: columns hue, run_id, step, value."""
+    """Mark the last finite point of each diverged run. ends: columns hue, run_id, step, value."""
     for run_id, hue, step, value in zip(ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True):
         ax.plot(
             [step], [value], marker=style.OUTCOME_MARKERS["diverged"], ms=6, ls="none", zorder=5,
@@ -110,9 +106,9 @@ def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
 
 
 def draw_references(ax: Axes, references: Sequence[tuple[str, float]], *, labelled: bool) -> None:
-    """Horizontal lines at known losses; `labelled` writes their names beyond the right edge."""
+    """Draw horizontal lines at known losses; `labelled` also writes their names beyond the right edge."""
     grid = place_of(ax).get_gridspec()
-    gap = " " if grid.nrows * grid.ncols > FEW else "\n"  # in a low panel names of two lines would overlap
+    gap = " " if grid.nrows * grid.ncols > FEW else "\n"  # in a low panel, two-line names would overlap
     for name, value in references:
         ax.axhline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
         if labelled:

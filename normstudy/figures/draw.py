@@ -1,4 +1,4 @@
-"""The registry of figures, and `plot_study`, which draws them from the tables: the same tables give the same bytes."""
+"""The registry of figures, and `plot_study`, which draws them from a study's tables; equal tables give equal bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from normstudy.figures.ranking import ranking
 from normstudy.figures.residual_path import residual_path
 from normstudy.figures.study import Lacks, Study, load
 
-# A new figure: a module beside this one with a function from Study to Figure that raises Lacks, and a line here.
+# To add a figure, write a module beside this one with a function from Study to Figure, which may raise Lacks, and add
+# the function to FIGURES.
 FIGURES: dict[str, Callable[[Study], Figure]] = {
     "headline": headline,
     "loss_curves": loss_curves,
@@ -37,18 +38,18 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 
 @dataclass
 class PlotResult:
-    """What `plot_study` drew. found: figure -> its file, or the reason why the study cannot give this figure."""
+    """What `plot_study` drew. found: figure -> the file written, or the reason why the figure cannot be drawn."""
 
     found: dict[str, Path | str] = field(default_factory=dict)
 
     @property
     def paths(self) -> list[Path]:
-        """The files written."""
+        """The files of the figures that were drawn."""
         return [what for what in self.found.values() if isinstance(what, Path)]
 
     @property
     def skipped(self) -> list[str]:
-        """A line for each figure that the study cannot give."""
+        """A line for each figure that could not be drawn."""
         return [f"{name}: {what}" for name, what in self.found.items() if isinstance(what, str)]
 
 
@@ -60,11 +61,11 @@ def plot_study(
     out: Path | None = None,
     only: list[str] | None = None,
 ) -> PlotResult:
-    """Draw a study's figures into `out`, by default its own folder `figures`.
+    """Draw a study's figures into `out`, by default the study's folder `figures`.
 
-    where: column -> value, as on the command line. By default the figures of these runs go into a subfolder of
-    `figures`, so that they do not replace the figures of all runs. only: names of FIGURES.
-    Raises ConfigError for a folder that is not a study or has no finished run, and for an unknown name.
+    where: column -> value, as on the command line; these figures go by default into a subfolder of `figures`, so that
+    they do not replace the figures of all runs. only: names of FIGURES. Raises ConfigError for a folder that is not a
+    study or has no finished run, for an unknown name, and if a file cannot be written.
     """
     one_of("format", fmt, style.FORMATS)
     for name in only or []:
@@ -90,6 +91,6 @@ def plot_study(
 
 
 def _folder_name(where: dict[str, str]) -> str:
-    """`peak_lr=3e-3,placement=post`; empty for all runs."""
+    """Name the folder for some runs' figures, such as `peak_lr=3e-3,placement=post`; "" for all runs."""
     name = ",".join(f"{column}={value}" for column, value in sorted(where.items()))
     return "".join(c if c.isalnum() or c in "_.=+-," else "_" for c in name)

@@ -1,4 +1,4 @@
-"""Final validation loss and outcome of every run of a study, over what was swept."""
+"""The figure final_grid: every run's final validation loss and outcome, against a swept field."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from normstudy.figures.look import MAX_HUES, Look, swept, values
 from normstudy.figures.study import Lacks, Study
 
 MAX_PANELS = 6
-DODGE = 0.5  # the share of the gap between two x values over which the arms are spread
+DODGE = 0.5  # arms are spread over this fraction of the gap between two x values
 
 
 @dataclass(frozen=True)
 class XAxis:
-    """The swept column on the x axis, with a position for each of its values."""
+    """The swept column on the x axis, and a position for each value of the column."""
 
     column: str
     places: dict[Value, float]
@@ -38,7 +38,7 @@ class XAxis:
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """The numeric column with most values that is not `taken` by color or line style, else any swept column."""
+    """Choose the numeric column with the most values, preferably not in `taken` (color, line style), else another."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
     kinds = cfg.asked_types()
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
@@ -61,7 +61,7 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 
 
 def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """The look and the runs, colored by the field of the line style where the x axis shows that of the color."""
+    """With a facet, if the x axis shows the color's field, use color for the line style's field instead."""
     if look.facet is None or look.hue != x.column:
         return look, runs
     colors = dict(zip(look.dashes, style.shades(len(look.dashes), style.ARMS), strict=True))
@@ -71,7 +71,7 @@ def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.Da
 
 
 def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
-    """hue, dash, run_id, outcome, place, value: the position of each run; a diverged run has no value."""
+    """Return each run's hue, dash, run_id, outcome, place (x) and value (y, NaN for a diverged run)."""
     value = runs["final_val_loss"].astype(float).where(runs["outcome"] != "diverged")
     return runs[["hue", "dash", "run_id", "outcome"]].assign(
         place=[x.places[native(x.column, v)] for v in runs[x.column]], value=value
@@ -79,12 +79,12 @@ def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
 
 
 def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) -> None:
-    """A marker per run, its shape the outcome, and a line through the means over seeds.
+    """Draw a marker per run, shaped by outcome, and lines through the means over seeds.
 
-    Diverged runs stand at the height `edge`. Where a seed diverged there is no mean, since a mean of the other seeds
-    would hide it. Arms and seeds stand side by side: stuck runs end at equal losses.
+    Diverged runs are drawn at height `edge`, and an arm with a diverged seed has no mean, since a mean of the other
+    seeds would hide it. Arms and seeds are drawn side by side, because stuck runs end at equal losses.
     """
-    # a field on the x axis needs no lines and no places of its own
+    # values of a field on the x axis are already apart, so they are not spread or joined by separate lines
     hues = [h for h in look.colors if (table["hue"] == h).any()]
     dashes = [d for d in look.dashes if (table["dash"] == d).any()]
     by_hue, by_dash = look.hue != x.column, look.dash != x.column
@@ -101,7 +101,7 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
                 spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (len(runs) > 1)
                 _draw_runs(ax, runs.assign(place=spots), look.colors[hue], edge)
                 mean = float(runs["value"].mean(skipna=False))
-                apart = [str(place)] if x.column == look.facet else []  # names have no order, so no line joins them
+                apart = [str(place)] if x.column == look.facet else []  # no line joins names, which have no order
                 lines.setdefault((hue, dash if by_dash else "", *apart), []).append((center, mean))
     for (hue, dash, *_), points in lines.items():
         places, means = zip(*sorted(points), strict=True)
@@ -122,7 +122,7 @@ def _draw_runs(ax: Axes, runs: pd.DataFrame, color: str, edge: float) -> None:
 
 
 def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
-    """The limits of the loss axis: every final loss, the reference nearest to them, room for diverged runs on top."""
+    """Return loss axis limits that include every final loss, the nearest reference, and room for diverged runs."""
     low, high = min(ended, default=min(references)), max(ended, default=max(references))
     nearest = min(references, key=lambda r: max(low - r, r - high, 0.0))
     low, high = min(low, nearest), max(high, nearest)
@@ -131,7 +131,7 @@ def limits(ended: Sequence[float], references: Sequence[float], *, diverged: boo
 
 
 def final_grid(study: Study) -> Figure:
-    """Final validation loss and outcome of every run over the swept columns."""
+    """Draw every run's final validation loss and outcome against a swept column."""
     if not swept(study.runs):
         raise Lacks("only the seed varies")
     x = x_axis(study.runs, (study.look.hue, study.look.dash))

@@ -1,8 +1,4 @@
-"""Gradient norm against layer, at init, after a few updates and at the end.
-
-Both ends of a run are needed: at init the profile of post-norm is flat, and it collapses in the first updates without
-warmup.
-"""
+"""The figure gradient_profile: gradient norm against layer, at init, after a few updates, and at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ MAX_ROWS = 3
 
 
 def needs_layers(study: Study) -> None:
-    """Raise Lacks unless the deepest runs have two layers and recorded `MODULE`."""
+    """Raise Lacks unless the deepest runs have two or more layers and the runs `at_headline` recorded `MODULE`."""
     if int(study.runs["n_layers"].max()) < 2:
         raise Lacks("every run has n_layers=1, and two layers are needed")
     if not study.modules["run_id"].isin(study.at_headline()["run_id"]).any():
@@ -30,12 +26,12 @@ def needs_layers(study: Study) -> None:
 
 
 def profile_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """hue, dash, layer, mid, low, high, n: geometric mean and range over seeds of each layer's grad_norm."""
+    """Return grad_norm's geometric mean `mid` and range `low` to `high` over `n` seeds, by hue, dash and layer."""
     return series.geometric(series.of_runs(rows, runs, ["hue", "dash"]), ["hue", "dash", "layer"])
 
 
 def draw_profile(ax: Axes, table: pd.DataFrame, look: Look) -> None:
-    """Per color and line style: a line through the geometric means, and a band over the range of the seeds."""
+    """Draw, per color and line style, a line through the geometric means and a band over the seeds' range."""
     for hue, color in look.colors.items():
         for dash, pattern in look.dashes.items():
             arm = table[(table["hue"] == hue) & (table["dash"] == dash)].sort_values("layer")
@@ -50,17 +46,17 @@ def draw_profile(ax: Axes, table: pd.DataFrame, look: Look) -> None:
 
 
 def gradient_profile(study: Study) -> Figure:
-    """Gradient norm of the FFN output matrix against layer, at snapshots of training."""
+    """Draw the FFN output matrix's gradient norm against layer, at snapshots of training."""
     needs_layers(study)
     what, top = f"Gradient norm of {MODULE} against layer", int(study.at_headline()["n_layers"].max()) - 1
     return snapshot_figure(study, study.modules, what, "layer", f"{MODULE} grad_norm", top)
 
 
 def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
-    """Gradient norms against layer: a column of panels per snapshot, a row per value of the fields that make panels.
+    """Draw gradient norms against layer, with a column of panels per snapshot and a row per value of the panel fields.
 
-    Depth and learning rate are held at their headline values. With a facet there is a panel for each of its values,
-    and the snapshots are colors. rows: run_id, step, layer, grad_norm. top: the last layer.
+    Depth and learning rate are held at their headline values. With a facet, each of its values gets one panel, and
+    colors show snapshots. rows: columns run_id, step, layer, grad_norm. top: the last layer.
     """
     if study.look.facet is not None:
         return _facets(study, rows, what, x_label, y_label, top)
@@ -94,14 +90,14 @@ def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y
 
 
 def one_color(study: Study, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The runs of the last color, and a note that names the color where there are others."""
+    """Return the runs of the last color, and a note that names this color's value if there are other colors."""
     hues = [h for h in study.look.colors if (runs["hue"] == h).any()]
     note = [f"{study.look.hue}={hues[-1]}"] if len(hues) > 1 else []
     return runs[runs["hue"] == hues[-1]], note
 
 
 def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
-    """A panel per value of the facet, with the runs of the last color and the first line style."""
+    """Return a panel per facet value, with runs of the last color and first line style only, and notes on both."""
     runs, notes = one_color(study, study.at_headline())
     dashes = [d for d in study.look.dashes if (runs["dash"] == d).any()]
     if len(dashes) > 1:
@@ -112,7 +108,7 @@ def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
 
 
 def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
-    """A panel per value of the facet, with a color for init, one for a few updates and one for the end."""
+    """Draw a panel per value of the facet, with three colors: for init, for a few updates, for the end."""
     runs, notes = one_color(study, study.at_headline())
     panels, more = study.panels(runs, MAX_ROWS)
     shown = pd.concat([p.runs for p in panels])
@@ -141,7 +137,7 @@ def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: 
 
 
 def ended(shots: Sequence[Sequence[tuple[str, pd.DataFrame]]], runs: pd.DataFrame) -> list[str]:
-    """A note where runs ended before a snapshot, whose mean is then over fewer seeds."""
+    """Make a note if runs ended before a snapshot, because the snapshot's mean is then over fewer seeds."""
     columns = range(max(len(s) for s in shots))
     least = min(len({r for s in shots if i < len(s) for r in s[i][1]["run_id"]}) for i in columns)
     if least == len(runs):

@@ -1,4 +1,4 @@
-"""First over last layer: one number per step that says whether the gradient still reaches the first layer."""
+"""The figure gradient_ratio: the first layer's gradient norm divided by the last layer's, low if gradients vanish."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ MAX_PANELS = 6
 
 
 def ratio_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """hue, dash, run_id, step, value: the grad_norm of the first layer divided by that of the last.
-
-    A ratio that is zero or not finite has no place on a log axis and is left out.
-    """
+    """Return finite, positive ratios of first to last layer's grad_norm: run_id, step, hue, dash, value."""
     rows = series.of_runs(modules, runs, ["hue", "dash", "n_layers"])
     first = rows.loc[rows["layer"] == 0, ["run_id", "step", "grad_norm"]]
     last = rows[(rows["layer"] == rows["n_layers"] - 1) & (rows["n_layers"] > 1)]
@@ -33,19 +30,19 @@ def ratio_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def without_ratio(study: Study, runs: pd.DataFrame) -> list[str]:
-    """A note where the gradient of the first or the last layer is exactly 0, so that there is no ratio to draw."""
+    """Make a note if the first or last layer's gradient is exactly 0, so that the ratio cannot be drawn."""
     rows = series.of_runs(study.modules, runs, ["n_layers"])
     return series.zeros(study, rows[(rows["layer"] == 0) | (rows["layer"] == rows["n_layers"] - 1)])
 
 
 def ratio_notes(study: Study, runs: pd.DataFrame) -> list[str]:
-    """Notes on ratios that are not drawn, and on the vertical lines."""
+    """Make notes on ratios that cannot be drawn, and on the meaning of vertical lines."""
     warmed = study.look.dash == "warmup_steps" and (runs["warmup_steps"] > 0).any()
     return without_ratio(study, runs) + ["vertical line: end of the warmup"] * bool(warmed)
 
 
 def draw_ratio(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, sizes: series.Sizes, look: Look) -> None:
-    """Draw the curves of the ratio, a line at 1, the ends of the warmups, and the diverged runs."""
+    """Draw the ratio's curves, a horizontal line at 1, vertical lines where warmups end, and diverged runs' markers."""
     ax.axhline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     if look.dash == "warmup_steps":
         for warmup in sorted({int(w) for w in runs["warmup_steps"] if w > 0}):
@@ -58,7 +55,7 @@ def draw_ratio(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, sizes: series.
 
 
 def gradient_ratio(study: Study) -> Figure:
-    """First/last-layer ratio of the FFN output matrix's gradient norm against step."""
+    """Draw the first/last-layer ratio of the FFN output matrix's gradient norm against step."""
     needs_layers(study)
     panels, notes = study.panels(study.runs[study.runs["n_layers"] > 1], MAX_PANELS)
     fig, axes = layout.subplots(len(panels))

@@ -1,4 +1,4 @@
-"""The study in one figure: the loss shows what happens, the gradient ratio why."""
+"""The figure headline, a summary of the study: the loss shows what happens, the gradient ratio why."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from normstudy.figures.study import MODULE, Lacks, Panel, Study, at_most_one, he
 
 
 def headline(study: Study) -> Figure:
-    """Validation loss beside the first/last-layer gradient ratio, every other field held at one value.
-
-    With a facet there is a row for each of its values.
-    """
+    """Draw validation loss beside the first/last-layer gradient ratio; with a facet, as rows of a ranking."""
     needs_layers(study)
     if study.look.facet is not None:
         return _ranked(study)
@@ -46,7 +43,7 @@ def headline(study: Study) -> Figure:
 
 
 def _ranked(study: Study) -> Figure:
-    """A row per value of the facet, ranked at the largest depth: final losses, and the range of the gradient ratio."""
+    """Draw final losses and gradient ratios' ranges, a row per value of the facet, ranked at the largest depth."""
     order = ranking.rank(study, deepest=True)
     fig = Figure(figsize=(style.TWO_COLUMNS, ranking.height(order)), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True)
@@ -69,7 +66,7 @@ def _ranked(study: Study) -> Figure:
 
 
 def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
-    """For each arm: a line over the range of the ratio's mean over seeds, with its first and last value marked."""
+    """Draw, for each arm, the range over steps of the mean ratio over seeds, and mark its first and last value."""
     ax.axvline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     runs = order.runs.assign(hue=order.runs["row"], dash=order.runs["arm"])
     sizes = {(row, arm): int(((runs["row"] == row) & (runs["arm"] == arm)).sum()) for row, arm in ranking.places(order)}

@@ -1,4 +1,4 @@
-"""Heat map of the gradient norm over layers and steps: when the gradient vanishes, and in which layer first."""
+"""The figure heatmap: gradient norm by layer and step, which shows when the gradient vanishes, and where first."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from normstudy.figures.look import folded
 from normstudy.figures.study import MODULE, Lacks, Panel, Study, arms, at_most_one, held
 
 MAX_PANELS = 15
-LONG = 34  # characters that fit above a panel in a row of three
-LINE = 48  # characters that fit above a panel in a row of two
+LONG = 34  # characters that fit above a panel in a row of three panels
+LINE = 48  # characters that fit above a panel in a row of two panels
 
 
 def map_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """The geometric mean of grad_norm over seeds: a row per layer, a column per recorded step, NaN where none is."""
+    """Return grad_norm's geometric mean over seeds: a row per layer, a column per recorded step, NaN for no value."""
     mean = series.geometric(modules[modules["run_id"].isin(runs["run_id"])], ["layer", "step"])
     return mean.pivot_table(index="layer", columns="step", values="mid")
 
 
 def draw_map(ax: Axes, table: pd.DataFrame, norm: LogNorm) -> QuadMesh:
-    """Draw one map; the cell of a recorded step reaches to the next recorded step."""
+    """Draw one map, in which a recorded step's cell extends to the next recorded step."""
     steps = table.columns.to_numpy(float)
     layers = table.index.to_numpy(float)
     x = np.append(steps, steps[-1] + 1)
     y = np.append(layers, layers[-1] + 1) - 0.5
-    # rasterized: as thousands of small paths an SVG or PDF would be slow and show hairlines
+    # rasterized, because thousands of small paths would make an SVG or PDF slow and show hairlines
     return ax.pcolormesh(
         x, y, np.ma.masked_invalid(table.to_numpy(float)), cmap=style.SEQUENTIAL, norm=norm, rasterized=True
     )
 
 
 def heatmap(study: Study) -> Figure:
-    """A map per color and line style, at the headline depth and learning rate, all on one logarithmic scale."""
+    """Draw a map per color and line style, at the headline depth and learning rate, on one logarithmic color scale."""
     needs_layers(study)
     facet = study.look.facet
     parts, notes = one_arm(study) if facet else _arms(study)
@@ -54,7 +54,7 @@ def heatmap(study: Study) -> Figure:
     high = max(np.nanmax(table.to_numpy()) for _, table in maps)
     norm = LogNorm(low, high if high > low else 2 * low)
 
-    across = len({p.runs["dash"].iloc[0] for p, _ in maps})  # a row per color where that fits
+    across = len({p.runs["dash"].iloc[0] for p, _ in maps})  # one row of maps per color, if it fits
     columns = 4 if facet else next((c for c in (across, 3, 4, 2) if 1 < c <= 4 and len(maps) % c == 0), 3)
     fig, axes = layout.subplots(len(maps), columns=columns, height=layout.LOW if facet else 1.55)
     shown = pd.concat([p.runs for p, _ in maps])
@@ -85,7 +85,7 @@ def heatmap(study: Study) -> Figure:
 
 
 def _arms(study: Study) -> tuple[list[Panel], list[str]]:
-    """A panel per color and line style, and notes on what is held or left out."""
+    """Return a panel per color and line style, and notes on fields held at one value and panels left out."""
     runs = at_most_one(study, study.at_headline())
     parts = arms(runs, study)
     panels = []

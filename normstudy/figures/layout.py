@@ -1,4 +1,4 @@
-"""The grid of panels of a figure, its title, labels and legend."""
+"""Lay out a figure: its grid of panels, titles, axis labels and legend."""
 
 from __future__ import annotations
 
@@ -18,19 +18,16 @@ from normstudy.figures import style
 from normstudy.figures.look import Look, label, varies
 from normstudy.figures.study import Study
 
-FEW = 6  # panels that have the full height; more panels are LOW
-LOW = 1.3  # inches of height of a panel
-CHARACTERS = 16.8  # characters of a title per inch
-HANDLE = 6  # width of a legend's handle in characters
+FEW = 6  # panels; in a figure with more panels, each panel is only LOW inches high
+LOW = 1.3  # inches: height of a panel in a figure with many panels
+CHARACTERS = 16.8  # characters per inch in a title
+HANDLE = 6  # width of a legend handle, in characters
 
 
 def subplots(
     n: int, *, columns: int | None = None, height: float = 2.0, width: float | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `n` panels that share both axes, in rows of at most `columns`.
-
-    By default rows of three panels; more than six panels stand in rows of four and are lower.
-    """
+    """Make a figure with `n` panels that share both axes; by default 3 per row, or 4 lower panels if n > FEW."""
     if columns is None and n > FEW:
         height = min(height, LOW)
     columns = columns or (3 if n <= FEW else 4)
@@ -43,20 +40,20 @@ def subplots(
     for spare in grid[n:]:
         spare.remove()
     axes: list[Axes] = grid[:n]
-    for ax in axes[max(0, n - across) :]:  # a panel above a removed one needs tick labels too
+    for ax in axes[max(0, n - across) :]:  # panels above an empty place need tick labels too
         ax.tick_params(labelbottom=True)
     return fig, axes
 
 
 def place_of(ax: Axes) -> SubplotSpec:
-    """The place of a panel in its figure's grid."""
+    """Return a panel's position in its figure's grid."""
     spec = ax.get_subplotspec()
     assert spec is not None
     return spec
 
 
 def last_column(axes: Sequence[Axes]) -> list[Axes]:
-    """The rightmost panel of each full row."""
+    """Return the rightmost panel of each full row."""
     return [ax for ax in axes if place_of(ax).is_last_col()]
 
 
@@ -74,7 +71,7 @@ def label_axes(fig: Figure, axes: Sequence[Axes], x: str, y: str, *, once: bool)
 
 
 def panel_title(ax: Axes, text: str) -> None:
-    """Set a panel's title, wrapped to the panel's width; `title` then makes room for the lines."""
+    """Set a panel's title, wrapped to the panel's width; `title` later makes the figure higher for the added lines."""
     fig = ax.figure
     assert isinstance(fig, Figure)
     width = int(fig.get_figwidth() * CHARACTERS / place_of(ax).get_gridspec().ncols)
@@ -84,7 +81,7 @@ def panel_title(ax: Axes, text: str) -> None:
 
 
 def _extra_title_lines(fig: Figure) -> int:
-    """The number of lines that panel titles need beyond one, summed over the rows of panels."""
+    """Count the lines that panel titles need beyond the first, summed over the rows of panels."""
     most: dict[int, int] = {}
     for ax in fig.axes:
         if (spec := ax.get_subplotspec()) is not None:
@@ -94,12 +91,12 @@ def _extra_title_lines(fig: Figure) -> int:
 
 
 def shared(runs: pd.DataFrame, columns: Sequence[str]) -> str:
-    """The columns that have one value in all runs, with that value: `n_layers=6, peak_lr=3e-3`."""
+    """Name the columns with the same value in all runs: `n_layers=6, peak_lr=3e-3`."""
     return ", ".join(f"{c}={label(native(c, runs[c].iloc[0]))}" for c in columns if not varies(runs, c))
 
 
 def seeds(runs: pd.DataFrame, study: Study) -> str:
-    """The number of seeds of each line: `5 seeds`, or `2 to 5 seeds`."""
+    """Say how many seeds each line has: `5 seeds`, or `2 to 5 seeds`."""
     keys = ["hue", "dash", *study.panel_fields]
     n = runs.groupby(keys, dropna=False).size()
     low, high = int(n.min()), int(n.max())
@@ -107,7 +104,7 @@ def seeds(runs: pd.DataFrame, study: Study) -> str:
 
 
 def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Sequence[str] = ()) -> None:
-    """Set the figure's title: what is drawn, the study, how many seeds and diverged runs it has, and the notes."""
+    """Set the figure's title: `what` it shows, the study's name, the numbers of seeds and diverged runs, `notes`."""
     name = study.folder.resolve().name
     context = [f"study {name}", shared(runs, ("n_layers", "peak_lr")), seeds(runs, study)]
     outcome = runs["outcome"].value_counts()
@@ -123,11 +120,7 @@ def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Seque
 
 
 def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] = (), *, dashes: bool = True) -> None:
-    """One legend below the panels, of the colors and line styles that `runs` have and of `extra`.
-
-    Colors, line styles and `extra` each have rows of their own, or share one row where all fit. The figure grows by
-    the rows.
-    """
+    """Draw one legend below the panels for the colors and line styles in `runs` and `extra`; enlarge the figure."""
     colors: list[Artist] = [
         Line2D([], [], color=c, lw=style.BOLD, label=f"{look.hue}={n}")
         for n, c in look.colors.items()
@@ -139,7 +132,7 @@ def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] 
         if dashes and look.dash is not None and (runs["dash"] == n).any()
     ]
     groups = [group for group in (colors, patterns, list(extra)) if group]
-    room = fig.get_figwidth() * 16  # characters
+    room = fig.get_figwidth() * 16  # characters that fit in a row
     widest = max(_characters([artist]) for group in groups for artist in group)
     per_row = max(2, int(room / widest))
     if sum(_characters(group) for group in groups) <= room:
@@ -150,7 +143,7 @@ def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] 
     columns = max(len(row) for row in rows)
     blank = Line2D([], [], ls="none", label=" ")
     grid = [row + [blank] * (columns - len(row)) for row in rows]
-    # matplotlib fills a legend column by column
+    # matplotlib fills a legend column by column, so the rows are transposed
     fig.legend(handles=[row[i] for i in range(columns) for row in grid], loc="outside lower center", ncols=columns)
 
 
@@ -159,7 +152,7 @@ def _characters(artists: Sequence[Artist]) -> int:
 
 
 def outcome_handles(runs: pd.DataFrame, outcomes: Iterable[str] = style.OUTCOME_MARKERS) -> list[Artist]:
-    """Legend entries for the markers of those outcomes that occur among the runs."""
+    """Make legend entries for the markers of the given outcomes that occur in `runs`."""
     return [
         Line2D([], [], ls="none", marker=style.OUTCOME_MARKERS[name], color=style.GREY, label=name)
         for name in outcomes

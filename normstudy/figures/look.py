@@ -1,7 +1,7 @@
-"""How a study's runs are distinguished in its figures: which fields are color, line style and panels.
+"""Choose how figures distinguish a study's runs: by color (`hue`), line style (`dash`) and panels.
 
-One text field is drawn as color (`hue`), one field as line style (`dash`); the other fields make panels. A text field
-with too many values for the colors of one axes (`facet`) also makes panels, one per value; the color is then n_layers.
+A text field is drawn as color, the warmup or another text field as line style; the other fields make panels. A text
+field with more than MAX_HUES values (`facet`) makes panels too; color shows n_layers if no other text field is left.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from normstudy.analysis.grid import Value, typed_number, value_text
 from normstudy.analysis.select import values_of
 from normstudy.figures import style
 
-HEADLINE_LR = 3e-3  # a figure with room for one learning rate shows the one nearest to this
-MAX_HUES = 6  # colors in one axes
-NAME_WIDTH = 24  # characters above a panel in a row of four
+HEADLINE_LR = 3e-3  # a figure with room for only one learning rate shows the learning rate nearest to 3e-3
+MAX_HUES = 6  # most colors in one panel
+NAME_WIDTH = 24  # characters that fit above a panel in a row of four panels
 
-# Config columns that are never drawn as a field: seeds, the study's name, a path, a permission, settings of recording.
+# Config columns that figures never distinguish: seeds, the study's name, a path, a permission, recording settings.
 _NOT_SWEPT = ("study", "seed", "data_seed", "data_path", "force_init")
 _NOT_SWEPT_PREFIXES = ("probe_", "eval_")
 _NAMES = {
@@ -34,12 +34,12 @@ _NAMES = {
 
 
 def label(value: Value) -> str:
-    """A config value as text of a figure: 3e-3, null, true, pre."""
+    """Format a config value for a figure: 3e-3, null, true, pre."""
     return value_text(value, typed_number)
 
 
 def folded(name: str, width: int = NAME_WIDTH) -> str:
-    """A long name, such as that of a user-defined block, in at most two lines of at most `width` characters."""
+    """Break a long name, such as a user-defined block's, into at most two lines of at most `width` characters."""
     if len(name) <= width:
         return name
     ends = [i + 1 for i, c in enumerate(name[:width]) if c in ":._- "]
@@ -49,7 +49,7 @@ def folded(name: str, width: int = NAME_WIDTH) -> str:
 
 
 def values(runs: pd.DataFrame, column: str) -> list[Value]:
-    """The values of a column as `values_of` gives them, but shipped names first, in the order of the configuration."""
+    """Return a column's distinct values, sorted as by `values_of`, but built-in names first in the config's order."""
     order = {name: i for i, name in enumerate(_NAMES.get(column, ()))}
     return sorted(values_of(runs, column), key=lambda v: -1 if v is None else order.get(str(v), len(order)))
 
@@ -60,10 +60,9 @@ def varies(runs: pd.DataFrame, column: str) -> bool:
 
 
 def swept(runs: pd.DataFrame) -> list[str]:
-    """The config columns that vary, in the order of the configuration.
+    """Return the config columns that vary, in the config's order, and `data_sha256` if those cannot tell texts apart.
 
-    `data_sha256` is added where `data` and its seed do not distinguish the texts: no axes mixes losses on different
-    texts or in different tokens, which have no common scale.
+    No axes may mix losses on different texts or tokenizations, which have no common scale.
     """
     asked = [c for c in cfg.asked_types() if c not in _NOT_SWEPT and not c.startswith(_NOT_SWEPT_PREFIXES)]
     found = [c for c in asked if c in runs and varies(runs, c)]
@@ -73,16 +72,13 @@ def swept(runs: pd.DataFrame) -> list[str]:
 
 
 def text_fields(runs: pd.DataFrame) -> dict[str, int]:
-    """Field -> number of values, for each text field that varies, in the order of the configuration."""
+    """Return field -> number of values for each text field that varies, in the config's order."""
     kinds = cfg.asked_types()
     return {c: len(values(runs, c)) for c in swept(runs) if kinds.get(c) is str and c not in cfg.TEXT_COLUMNS}
 
 
 def short_names(runs: pd.DataFrame) -> dict[str, str]:
-    """Value -> label of each user-defined placement and norm (`package.module:function`): the function's name.
-
-    A block whose function has the name of another block or of a shipped one keeps its full name.
-    """
+    """Map user-defined placements and norms (`package.module:function`) to the function's name, if it is unique."""
     out: dict[str, str] = {}
     for column in ("placement", "norm"):
         found = [str(v) for v in values(runs, column)] if column in runs else []
@@ -93,7 +89,7 @@ def short_names(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def chosen(found: Sequence[Value], column: str) -> Value:
-    """The one value to show: the learning rate nearest to HEADLINE_LR, else the last (the deepest, the widest)."""
+    """Choose the one value to show: the learning rate nearest to HEADLINE_LR; in other columns the last value."""
     if column != "peak_lr":
         return found[-1]
     rates = [(abs(math.log(v / HEADLINE_LR)), i) for i, v in enumerate(found) if isinstance(v, int | float)]
@@ -101,7 +97,7 @@ def chosen(found: Sequence[Value], column: str) -> Value:
 
 
 def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
-    """At most `limit` of the ordered values: both ends, the `chosen` learning rate, and others evenly between them."""
+    """Choose at most `limit` of the ordered values: both ends, the `chosen` learning rate, and evenly spaced others."""
     if len(found) <= limit:
         return list(found)
     if limit == 1:
@@ -116,7 +112,7 @@ def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
 
 
 def spread_labels(runs: pd.DataFrame, column: str, limit: int, names: Mapping[str, str], notes: list[str]) -> list[str]:
-    """The labels of at most `limit` values of a column; where values are left out, a note is added to `notes`."""
+    """Return labels for at most `limit` values of a column; if values are left out, append a note to `notes`."""
     found = values(runs, column)
     picked = spread(found, limit, column)
     if len(picked) < len(found):
@@ -126,9 +122,9 @@ def spread_labels(runs: pd.DataFrame, column: str, limit: int, names: Mapping[st
 
 @dataclass(frozen=True)
 class Look:
-    """The fields drawn as color, line style and panels, with the color and line style of each value.
+    """The fields drawn as color and line style, and each value's color and line style.
 
-    hue: empty where every run has the same color. facet: a text field with more than MAX_HUES values, or None.
+    hue: "" if all runs have the same color. facet: a text field with more than MAX_HUES values, each a panel; or None.
     """
 
     hue: str
@@ -140,7 +136,7 @@ class Look:
 
     @property
     def by(self) -> str:
-        """The fields that distinguish lines and panels, for titles: `placement and warmup_steps`."""
+        """Name the fields that distinguish lines and panels, for titles: `placement and warmup_steps`."""
         fields = [self.hue] if self.dash is None else [self.hue, self.dash]
         if self.facet is None:
             return " and ".join(fields)
@@ -150,10 +146,10 @@ class Look:
 
 
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
-    """Color for the placement, else for another text field that varies; line style for the warmup.
+    """Choose the look: color for the placement or a varying text field, line style for warmup or a text field.
 
-    A text field with more than MAX_HUES values makes panels instead: the placement, else the one with most values.
-    Where no text field is left for the color, the color is n_layers. names: labels, as `short_names` gives them.
+    A text field with more than MAX_HUES values is the facet: the placement, else the field with the most values. If no
+    text field is left for color, color shows n_layers. names: labels from `short_names`.
     """
     text = text_fields(runs)
     many = {c: n for c, n in text.items() if n > MAX_HUES}
@@ -179,10 +175,7 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
 
 
 def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
-    """A color per value. A shipped name keeps its color whatever else a study holds; other names get free colors.
-
-    Depths get shades, the deepest the darkest.
-    """
+    """Choose a color per value: fixed for built-in names, unused ones for others; deeper depths get darker shades."""
     if hue == "n_layers":
         return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     fixed = style.PLACEMENT_COLORS if hue == "placement" else {}
@@ -191,5 +184,5 @@ def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
     used = {colors[n] for n in names if n in colors}
     pool = dict.fromkeys((*style.OTHER_COLORS, *style.OWN_COLORS, *style.PLACEMENT_COLORS.values()))
     free = [c for c in pool if c not in used]
-    free.sort(key=lambda c: c in colors.values())  # colors of shipped names last
+    free.sort(key=lambda c: c in colors.values())  # built-in names' colors are used last
     return {n: colors[n] if n in colors else free.pop(0) for n in names}

@@ -1,4 +1,4 @@
-"""Loss against step: the validation loss, and the training loss with its early spikes."""
+"""The figures loss_curves and training_loss: validation loss, and training loss with its early spikes, against step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_PANELS = 6
 
 
 def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """hue, dash, run_id, step, value: every evaluation; the one after the last update is at step n_steps."""
+    """Return every validation loss, the final one at step n_steps, with columns run_id, step, value, hue, dash."""
     early = series.of_runs(study.val_losses, runs, ["hue", "dash"])
     final = runs.assign(step=runs["n_steps"], value=runs["final_val_loss"].astype(float))[early.columns]
     rows: pd.DataFrame = pd.concat([early, final[np.isfinite(final["value"])]])
@@ -25,12 +25,12 @@ def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """The training loss of every step, as recorded, with columns hue, dash, run_id, step, value."""
+    """Return every step's recorded training loss, with columns run_id, step, value, hue, dash."""
     return series.of_runs(study.train_losses, runs, ["hue", "dash"])
 
 
 def ends_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """hue, dash, run_id, step, value: the last finite training loss of each diverged run."""
+    """Return each diverged run's last finite training loss, with columns run_id, step, value, hue, dash."""
     diverged = runs[runs["outcome"] == "diverged"]
     last = training_table(study, diverged).groupby("run_id", observed=True).tail(1)
     return last.reset_index(drop=True)
@@ -39,10 +39,7 @@ def ends_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 def draw_losses(
     ax: Axes, study: Study, panel: Panel, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw the curves of `table`, the diverged runs and the reference losses of one panel.
-
-    The marker of a diverged run stands at its last finite training loss, but not above `top`.
-    """
+    """Draw a panel: the curves, reference losses, and diverged runs' last finite losses, clipped at `top`."""
     look = study.look
     on_axes.draw_references(ax, series.entropies(panel.runs), labelled=labelled)
     on_axes.draw_seed_lines(ax, table, series.sizes(panel.runs, study), look, log=False, smooth=smooth)
@@ -57,9 +54,9 @@ def draw_losses(
 
 
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
-    """The limits of the loss axis: from the lowest loss or reference to uniform prediction or the first loss.
+    """Return loss axis limits: from the lowest loss or reference to uniform prediction's loss or a higher first loss.
 
-    A first loss of twice uniform prediction or more does not stretch the axis.
+    A first loss of at least twice uniform prediction's loss is ignored.
     """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)])
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]
@@ -69,12 +66,12 @@ def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float
 
 
 def loss_curves(study: Study) -> Figure:
-    """Validation loss against step."""
+    """Draw validation loss against step."""
     return _figure(study, train=False)
 
 
 def training_loss(study: Study) -> Figure:
-    """Training loss against step, on a log axis since the first updates decide."""
+    """Draw training loss against step, with a logarithmic step axis because the first updates decide the outcome."""
     return _figure(study, train=True)
 
 

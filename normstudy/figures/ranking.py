@@ -1,4 +1,4 @@
-"""The values of a text field, such as the placements, ranked by the final loss of their runs: one row each."""
+"""The figure ranking: a text field's values, such as placements, as rows ranked by the runs' final loss."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from normstudy.figures import layout, series, style
 from normstudy.figures.look import MAX_HUES, Look, chosen, folded, spread_labels, swept, text_fields, values
 from normstudy.figures.study import Lacks, Study, widest
 
-MIN_VALUES = 3  # values of the ranked field; two values are compared, not ranked
+MIN_VALUES = 3  # least number of ranked values; two values are compared, not ranked
 MAX_COLUMNS = 3
-ROW, ARM, AROUND = 0.25, 0.13, 1.5  # inches: least height of a row and of an arm, and the room around the rows
-COUNT_WIDTH = 20  # width in points of the column of counts on the right
-BEYOND = 0.25  # of the range of losses: how far beyond it the axis follows an interval
+ROW, ARM, AROUND = 0.25, 0.13, 1.5  # heights in inches: least for a row, least for an arm, total around the rows
+COUNT_WIDTH = 20  # points: width of a column of counts to the right of a panel
+BEYOND = 0.25  # greatest extension of the loss axis on each side to show an interval, as a fraction of the loss range
 STRIPE = "#F3F3F3"
 FEW_SEEDS = "*"
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The rows by rank, best first, the columns and the arms, all as text.
+    """Rows (values of `field`, best first), columns (depths) and arms (values of `arm_field`), all as text.
 
-    runs: has the text columns row, column and arm. colors: one per arm. rule: the note on how rows are ranked.
+    runs: has text columns row, column, arm. colors: arm -> color. rule: the note that says how rows are ranked.
     """
 
     field: str
@@ -46,7 +46,7 @@ class Ranking:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """A Cell for each row, column and arm that has runs, in order."""
+        """A Cell for each combination of row, column and arm that has runs, in order."""
         out = []
         parts = dict(iter(self.runs.groupby(["row", "column", "arm"])))
         for key in [k for k in itertools.product(self.rows, self.columns, self.colors) if k in parts]:
@@ -60,9 +60,9 @@ class Ranking:
 
 
 class Cell(NamedTuple):
-    """One arm of one row at one depth: number of runs, of two outcomes, mean final loss and its 95 % t interval.
+    """One arm in one row and column. n, learned, diverged: numbers of runs, in all and with these outcomes.
 
-    Mean and interval are NaN where a run diverged: a mean of the other runs would hide it.
+    mean, low, high: mean final loss and its 95 % t interval; NaN if a run diverged, since a mean would hide this.
     """
 
     row: str
@@ -77,10 +77,7 @@ class Cell(NamedTuple):
 
 
 def ranked_field(study: Study) -> str:
-    """The field whose values are ranked: the facet, else the text field with most values.
-
-    Raises Lacks where no text field has MIN_VALUES values.
-    """
+    """Return the facet, else the text field with the most values. Raises Lacks if it has fewer than MIN_VALUES."""
     if study.look.facet is not None:
         return study.look.facet
     counts = text_fields(study.finished)
@@ -93,9 +90,9 @@ def ranked_field(study: Study) -> str:
 def rank(study: Study, *, deepest: bool = False) -> Ranking:
     """Rank a field's values by the mean final loss of the hardest arm: the deepest runs with the least warmup.
 
-    A loss that is not finite counts as the loss at step 0, as in `compare`. Equal means keep the order of the
-    configuration; values without a run in that arm come last. Columns are depths; fields that are neither rows,
-    columns nor arms are held at one value. deepest: rank only the runs of the largest depth.
+    A loss that is not finite counts as the loss at step 0, as in `compare`. Equal means keep the config's order, and
+    values without a run in the hardest arm come last. Fields other than the ranked one, the arms and the depth are held
+    at one value. deepest: use only runs with the largest depth.
     """
     runs, notes = study.finished, list[str]()
     field = ranked_field(study)
@@ -129,7 +126,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
         field=field,
         arm_field=arm_field,
         runs=runs,
-        rows=sorted(everyone, key=lambda row: float(mean.get(row, np.inf))),  # stable: equal means keep their order
+        rows=sorted(everyone, key=lambda row: float(mean.get(row, np.inf))),  # stable, so equal means keep their order
         columns=columns,
         colors=dict(zip(arms, style.shades(len(arms), style.ARMS), strict=True)),
         rule="ranked by the mean" + (f" at {', '.join(where)}" if where else ""),
@@ -138,7 +135,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
 
 
 def places(ranking: Ranking) -> dict[tuple[str, str], float]:
-    """(row, arm) -> height: rows at 0, 1, 2, ... from the top, and the arms of a row below each other."""
+    """Return (row, arm) -> y: rows are at 0, 1, 2, ... from the top, and a row's arms are below each other."""
     arms = list(ranking.colors)
     gap = 0.92 / len(arms)
     return {
@@ -149,7 +146,7 @@ def places(ranking: Ranking) -> dict[tuple[str, str], float]:
 
 
 def stripe_rows(ax: Axes, ranking: Ranking) -> None:
-    """Name the rows, the best on top, with grey behind every second row to guide the eye."""
+    """Name the rows, best on top, and shade every second row grey to guide the eye."""
     for i in range(0, len(ranking.rows), 2):
         ax.axhspan(i - 0.5, i + 0.5, color=STRIPE, lw=0, zorder=0)
     ax.set_ylim(len(ranking.rows) - 0.5, -0.5)
@@ -158,9 +155,9 @@ def stripe_rows(ax: Axes, ranking: Ranking) -> None:
 
 
 def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
-    """Draw the rows at one depth: a marker per run, its shape the outcome; mean and interval; counts on the right.
+    """Draw one depth: a marker per run, shaped by outcome; means and intervals; counts on the right.
 
-    Diverged runs stand side by side around `edge`, beyond every loss. An arrow marks an interval that ends outside.
+    Diverged runs are side by side around x = `edge`, beyond every loss. Arrows mark intervals that leave the axis.
     """
     stripe_rows(ax, ranking)
     at = places(ranking)
@@ -198,7 +195,7 @@ def _count(ax: Axes, y: float, place: int, text: str, color: str, gid: str) -> N
 
 
 def _name_counts(ax: Axes, ranking: Ranking, column: str) -> None:
-    """Write the names of the counts above their columns."""
+    """Write headings above the columns of counts."""
     diverged = any(cell.diverged for cell in ranking.cells if cell.column == column)
     for place, name in enumerate(["learned", "diverged"] if diverged else ["learned"]):
         ax.annotate(
@@ -208,7 +205,7 @@ def _name_counts(ax: Axes, ranking: Ranking, column: str) -> None:
 
 
 def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
-    """Draw vertical lines at known losses, named above the panel."""
+    """Draw vertical lines at known losses, with names above the panel."""
     left, right = ax.get_xlim()
     for name, value in references:
         ax.axvline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
@@ -220,12 +217,12 @@ def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
 
 
 def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
-    """Set the limits of the loss axis to hold every final loss and both entropies; return where diverged runs stand."""
+    """Set loss axis limits that include every final loss and both entropies; return the x of diverged runs."""
     references = [r for r in series.entropies(ranking.runs) if r[0] != "ln(vocab)"]
     diverged = ranking.runs["outcome"] == "diverged"
     ended = [float(v) for v in ranking.runs.loc[~diverged, "final_val_loss"]] + [v for _, v in references]
     low, high = min(ended), max(ended)
-    # the axis follows intervals only so far: with few seeds they are much wider than the losses
+    # the axis shows intervals only up to BEYOND: with few seeds, intervals are much wider than the losses' range
     reach = [v for cell in ranking.cells for v in (cell.low, cell.high) if math.isfinite(v)]
     room = BEYOND * (high - low)
     low, high = max(low - room, min([low, *reach])), min(high + room, max([high, *reach]))
@@ -239,7 +236,7 @@ def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
 
 
 def rank_notes(ranking: Ranking) -> list[str]:
-    """Notes on the ranking rule, what is held or left out, and the meaning of the marks that occur."""
+    """Make notes on the ranking rule, on fields held and values left out, and on the marks that occur."""
     notes = [ranking.rule, *ranking.notes]
     if (ranking.runs["outcome"] == "diverged").any():
         notes.append("right edge: diverged, and no mean; a loss that is not finite ranks as the loss at step 0")
@@ -249,19 +246,19 @@ def rank_notes(ranking: Ranking) -> list[str]:
 
 
 def rank_legend(fig: Figure, ranking: Ranking) -> None:
-    """Name the arms and the outcomes that occur."""
+    """Draw the legend of arms and of outcomes that occur."""
     look = Look(ranking.arm_field or "", None, ranking.colors if ranking.arm_field else {}, {"": "-"})
     runs = ranking.runs.assign(hue=ranking.runs["arm"])
     layout.legend(fig, look, runs, layout.outcome_handles(runs))
 
 
 def height(ranking: Ranking) -> float:
-    """The height of the figure in inches."""
+    """Return the figure's height in inches."""
     return max(ROW, ARM * len(ranking.colors)) * len(ranking.rows) + AROUND
 
 
 def ranking(study: Study) -> Figure:
-    """A row per value of the ranked field, a panel per depth, an interval per warmup."""
+    """Draw the ranking with a row per value of the ranked field, a panel per depth, and an interval per arm."""
     order = rank(study)
     n = len(order.columns)
     width = style.TWO_COLUMNS if n > 1 else style.TWO_COLUMNS * 0.62

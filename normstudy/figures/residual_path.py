@@ -1,4 +1,4 @@
-"""The gradient along the residual stream, dLoss/dx_l."""
+"""The figure residual_path: the gradient along the residual stream, dLoss/dx_l."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from normstudy.figures.study import Lacks, Study
 
 
 def residual_path(study: Study) -> Figure:
-    """Norm of dLoss/dx_l against l, from the embedding's output (0) to the output of the last block (n_layers)."""
+    """Draw the norm of dLoss/dx_l against l, from the embedding's output (0) to the last block's output (n_layers)."""
     rows, runs = study.residual, study.at_headline()
     if not rows["run_id"].isin(runs["run_id"]).any():
         raise Lacks("no run recorded the residual stream")

@@ -1,4 +1,4 @@
-"""Tables of a study's series for drawing: rows of some runs, means over seeds, snapshots of training."""
+"""Prepare a study's series for drawing: select runs, average over seeds, take snapshots of training."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ import pandas as pd
 from normstudy.figures.look import values
 from normstudy.figures.study import Panel, Study, arms
 
-SNAPSHOTS = (0, 5, 20, 100)  # steps; the last step is added
+SNAPSHOTS = (0, 5, 20, 100)  # steps; `snapshots` adds the last step
 
 Sizes = Mapping[tuple[str, str], int]  # (hue, dash) -> number of runs
 
 
 def sizes(runs: pd.DataFrame, study: Study) -> Sizes:
-    """(hue, dash) -> number of runs, for each color and line style that has runs."""
+    """Return (hue, dash) -> number of runs, for each color and line style that has runs."""
     return {(hue, dash): len(part) for hue, dash, part in arms(runs, study)}
 
 
 def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The rows of a series that belong to `runs`, in their order, with some columns of `runs`.
-
-    This is an inner merge on `run_id`, but looks up each run once instead of each row.
-    """
+    """Inner-join `rows` with columns of `runs` on run_id; faster than merge, as it looks up each run once."""
     codes, names = pd.factorize(rows["run_id"])
     place = pd.Index(runs["run_id"]).get_indexer(names)[codes]
     mine = place >= 0
@@ -34,10 +31,7 @@ def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.Da
 
 
 def geometric(rows: pd.DataFrame, keys: list[str], column: str = "grad_norm") -> pd.DataFrame:
-    """Geometric mean over runs (`mid`), `low`, `high` and `n`, for each combination of `keys`.
-
-    Zeros and values that are not finite have no place on a log axis and are left out.
-    """
+    """Return mid (geometric mean over runs), low, high and n per `keys`, without zeros and non-finite values."""
     good = rows[np.isfinite(rows[column]) & (rows[column] > 0)]
     logs = good.assign(log=np.log(good[column])).groupby(keys, sort=True)
     out: pd.DataFrame = logs.agg(log=("log", "mean"), low=(column, "min"), high=(column, "max"), n=(column, "size"))
@@ -45,7 +39,7 @@ def geometric(rows: pd.DataFrame, keys: list[str], column: str = "grad_norm") ->
 
 
 def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
-    """A note that names the runs and steps with a gradient of exactly 0, which has no place on a log axis."""
+    """Make a note that names the runs and steps with a gradient of exactly 0, which a log axis cannot show."""
     gone = rows[rows["grad_norm"] == 0]
     if gone.empty:
         return []
@@ -57,10 +51,10 @@ def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
 
 
 def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]]:
-    """(title, rows) at init, after 5, 20 and 100 updates, and at the end.
+    """Return (title, rows) for snapshots at init, after 5, 20 and 100 updates, and at the end.
 
-    A run is shown at its last recorded step up to the snapshot's. A run that ended before a snapshot is left out of
-    it; at the end every run is shown at its last finite row.
+    A snapshot has each run's last recorded step up to the snapshot's step, without runs that ended before. The snapshot
+    at the end has each run's last finite step.
     """
     ends = last_of_run(rows)
     out: list[tuple[str, pd.DataFrame]] = []
@@ -77,7 +71,7 @@ def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]
 
 
 def last_of_run(rows: pd.DataFrame) -> pd.Series[int]:
-    """For each row, the last step of its run among the rows."""
+    """Return, for each row, the last step of the row's run in `rows`."""
     return rows.groupby("run_id", observed=True)["step"].transform("max")
 
 
@@ -87,9 +81,9 @@ def _span(steps: pd.Series[int]) -> str:
 
 
 def seed_mean(table: pd.DataFrame, sizes: Sizes, *, log: bool) -> pd.DataFrame:
-    """Mean of `value` over the seeds of each (hue, dash), geometric with `log`.
+    """Average `value` over the seeds of each (hue, dash), geometrically with `log`.
 
-    The mean ends where the first seed ends: a mean of the remaining seeds would hide the runs that ended.
+    The mean ends where the first seed ends, because a mean of the remaining seeds would hide the runs that ended.
     """
     rows = table.assign(value=np.log(table["value"])) if log else table
     mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index("step")
@@ -99,10 +93,7 @@ def seed_mean(table: pd.DataFrame, sizes: Sizes, *, log: bool) -> pd.DataFrame:
 
 
 def last_tenth(mean: pd.DataFrame) -> pd.DataFrame:
-    """`value` at each step t replaced by its mean over the steps from 0.9 t to t, which are equally wide on a log axis.
-
-    The steps are 0, 1, 2, ...
-    """
+    """Average `value` at steps t = 0, 1, 2, ... over the steps 0.9 t to t, a constant width on a log axis."""
     sums = np.concatenate([[0.0], np.cumsum(mean["value"])])
     ends = np.arange(1, len(mean) + 1)
     width = 1 + (ends - 1) // 10
@@ -110,7 +101,7 @@ def last_tenth(mean: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(run_id, steps, values) of each run, sorted by run_id; the rows of each run must be in order."""
+    """Yield (run_id, steps, values) for each run, sorted by run_id; each run's rows must be in order of step."""
     codes, names = pd.factorize(table["run_id"], sort=True)
     rows = np.argsort(codes, kind="stable")
     steps, values = table["step"].to_numpy()[rows], table["value"].to_numpy()[rows]
@@ -120,7 +111,7 @@ def curves(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 
 
 def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
-    """The losses of uniform, unigram and bigram prediction of the runs' text, in nats per token."""
+    """Return the losses of uniform, unigram and bigram prediction on the runs' text, in nats per token."""
     first = runs.iloc[0]
     return [
         ("ln(vocab)", float(first["ln_vocab"])),
@@ -130,10 +121,10 @@ def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
 
 
 def same_text(panels: Sequence[Panel]) -> bool:
-    """Whether all panels have the same reference losses: the same text in the same tokens."""
+    """Whether all panels have the same reference losses, because they have the same text and tokenization."""
     return len({tuple(key) for p in panels for key in p.runs[["data_sha256", "ln_vocab"]].to_numpy()}) == 1
 
 
 def last_step(runs: pd.DataFrame) -> int:
-    """The last step of the longest run."""
+    """Return the last step of the longest run."""
     return int(runs["n_steps"].max()) - 1

@@ -1,4 +1,4 @@
-"""A study as its figures see it: the finished runs, their series, and the panels into which they are split."""
+"""Load a study for drawing: its finished runs, their series, and how runs are split into panels."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from normstudy.figures.look import (
 )
 from normstudy.study import tables
 
-MAX_FACETS = 24  # panels at most: further values of a field are not drawn
-MODULE = "mlp_out"  # the FFN output matrix: the theory's quantity (Xiong et al. 2002.04745, Theorem 1)
+MAX_FACETS = 24  # panels; further values of the facet are not drawn
+MODULE = "mlp_out"  # the FFN output matrix, whose gradient the theory describes (Xiong et al. 2002.04745, Theorem 1)
 
-# The columns of `runs` that figures read, besides the fields that vary. Rows are selected hundreds of times, which with
-# all ninety columns takes a quarter of the drawing time.
+# The columns of `runs` that figures read, besides the fields that vary. Figures select rows hundreds of times, which
+# with all ninety columns would take a quarter of the drawing time.
 _READ = (
     "run_id", "seed", "placement", "n_layers", "peak_lr", "warmup_steps", "n_steps", "final_val_loss", "outcome",
     "data_sha256", "ln_vocab", "unigram_entropy", "bigram_entropy",
@@ -40,12 +40,12 @@ _READ = (
 
 
 class Lacks(Exception):
-    """Raised by a figure that cannot be drawn from a study; the message says what the study lacks."""
+    """Raised if a figure cannot be drawn from a study; the message says what the study lacks."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The runs of one panel, and its title."""
+    """A panel's title and runs."""
 
     title: str
     runs: pd.DataFrame
@@ -53,10 +53,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Study:
-    """The finished runs of a study, with the columns `outcome`, `hue` and `dash`, and their series.
+    """A study's finished runs, with the columns `outcome`, `hue` and `dash`, and their series.
 
-    finished: all finished runs. runs: those whose values have a color and a line style. names: value -> label, as
-    `short_names` gives them.
+    finished: all finished runs. runs: the finished runs that have a color and a line style. unfinished: the number of
+    other runs. names: value -> label, from `short_names`.
     """
 
     folder: Path
@@ -69,18 +69,18 @@ class Study:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, column: str, value: Value) -> str:
-        """A value of a config column as it reads in a figure."""
+        """Format a config value for a figure."""
         text = label(value)
         return text[:8] if column == "data_sha256" else self.names.get(text, text)
 
     @cached_property
     def train_losses(self) -> pd.DataFrame:
-        """run_id, step, value: the finite training losses, by run and step."""
+        """The finite training losses by run and step, with columns run_id, step, value."""
         return self._finite("train_loss")
 
     @cached_property
     def val_losses(self) -> pd.DataFrame:
-        """run_id, step, value: the finite validation losses, by run and step."""
+        """The finite validation losses by run and step, with columns run_id, step, value."""
         return self._finite("val_loss")
 
     def _finite(self, column: str) -> pd.DataFrame:
@@ -89,12 +89,12 @@ class Study:
 
     @cached_property
     def modules(self) -> pd.DataFrame:
-        """run_id, step, layer, grad_norm: the gradient norms of `MODULE` in each layer."""
+        """The gradient norms of `MODULE` in each layer, with columns run_id, step, layer, grad_norm."""
         return self._gradients("modules", MODULE)
 
     @cached_property
     def residual(self) -> pd.DataFrame:
-        """run_id, step, layer, grad_norm: the norms of dLoss/dx_l."""
+        """The norms of dLoss/dx_l, with columns run_id, step, layer (l), grad_norm."""
         return self._gradients("residual", None)
 
     def _gradients(self, table: str, module: str | None) -> pd.DataFrame:
@@ -103,10 +103,10 @@ class Study:
         return rows.astype({"layer": int, "grad_norm": float})
 
     def panels(self, runs: pd.DataFrame, limit: int, skip: Iterable[str] = ()) -> tuple[list[Panel], list[str]]:
-        """Split runs into at most `limit` panels over the fields that are neither color nor line style.
+        """Split runs into at most `limit` panels by the fields that are neither color nor line style nor in `skip`.
 
-        With a facet there is a panel for each of its values, at most MAX_FACETS, and every other field is held at one
-        value. skip: fields that make no panels. Returns the panels, and notes on what is held or left out.
+        With a facet, each of its values gets a panel, up to MAX_FACETS, and every other field is held at one value.
+        Returns the panels, and notes on fields held at one value and panels left out.
         """
         fields = [c for c in self.panel_fields if c not in set(skip) and varies(runs, c)]
         if not fields:
@@ -125,14 +125,14 @@ class Study:
             notes.append(f"{len(picked)} of {total} panels shown")
 
         def title(key: tuple[Value, ...]) -> str:
-            if facet in fields:  # the field stands in the figure's title: a small panel has no room for it
+            if facet in fields:  # small panels show only the value; the figure's title names the field
                 return folded(self.text(fields[0], key[0]))
             return ", ".join(f"{c}={self.text(c, v)}" for c, v in zip(fields, key, strict=True))
 
         return [Panel(title(k), runs[keys == k]) for k in picked], notes
 
     def at_headline(self) -> pd.DataFrame:
-        """The runs at the largest depth and at the learning rate nearest to HEADLINE_LR."""
+        """Select the runs with the largest depth and the learning rate nearest to HEADLINE_LR."""
         runs = self.runs
         for column in ("n_layers", "peak_lr"):
             if column in (*self.panel_fields, self.look.hue):
@@ -143,9 +143,9 @@ class Study:
 def _combinations(
     found: set[tuple[Value, ...]], ordered: Mapping[str, Sequence[Value]], limit: int
 ) -> list[tuple[Value, ...]]:
-    """The combinations of values to show, in order; values are left out until at most `limit` combinations remain.
+    """Choose at most `limit` of the combinations in `found`, sorted, by leaving out values of the fields.
 
-    found: the combinations that have runs, with a value per field. ordered: field -> its values in order.
+    found: combinations that have runs, with a value per field. ordered: field -> the field's values in order.
     """
     kept = {c: list(v) for c, v in ordered.items()}
 
@@ -161,13 +161,13 @@ def _combinations(
 
 
 def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
-    """The values of a column that have runs with the most values of `field`."""
+    """Return the column's values whose runs cover the most values of `field`."""
     count = {v: len(values(runs[has_value(runs, column, v)], field)) for v in values(runs, column)}
     return [v for v, n in count.items() if n == max(count.values())]
 
 
 def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> pd.DataFrame:
-    """The runs at one value of each field that is neither color nor line style, except the fields in `skip`."""
+    """Select the runs at one value of each field that is neither color nor line style nor in `skip`."""
     facet = study.look.facet
     for column in [c for c in study.panel_fields if c not in set(skip)]:
         found = values(runs, column) if facet is None else widest(runs, column, facet)
@@ -177,17 +177,14 @@ def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> p
 
 
 def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) -> list[str]:
-    """Notes naming the value at which a figure holds each swept field, except depth and learning rate.
-
-    fields: by default every field that makes panels.
-    """
+    """Make notes such as `d_model=64` for fields held at one value, except depth and learning rate."""
     fields = study.panel_fields if fields is None else fields
     fixed = [c for c in fields if c not in ("n_layers", "peak_lr")]
     return [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in fixed]
 
 
 def arms(runs: pd.DataFrame, study: Study) -> list[tuple[str, str, pd.DataFrame]]:
-    """(hue, dash, runs) for each color and line style that has runs, in the order of the legend."""
+    """Return (hue, dash, runs) for each color and line style that has runs, in the order of the legend."""
     out = []
     for hue in study.look.colors:
         for dash in study.look.dashes:
@@ -198,7 +195,7 @@ def arms(runs: pd.DataFrame, study: Study) -> list[tuple[str, str, pd.DataFrame]
 
 
 def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
-    """Read a study; raises ConfigError where there is no study or no finished run."""
+    """Read a study. Raises ConfigError if there is no study or no finished run. where: see `select`."""
     runs = tell_sources_apart(tables.read(study_dir, "runs"))
     if where:
         runs = select(runs, where)

@@ -1,4 +1,4 @@
-"""Sizes, colors, markers and matplotlib settings of every figure."""
+"""Sizes, colors, markers and matplotlib settings for all figures."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-# Inches: the widths of one and two columns of a paper. All other sizes are chosen for these widths.
+# Inches: the widths of one and two columns in a paper. All other sizes are chosen for these widths.
 ONE_COLUMN = 3.4
 TWO_COLUMNS = 7.0
 FORMATS = ("png", "svg", "pdf")
 
-# A dash pattern of matplotlib: an offset, then lengths drawn and left out, in units of the line width.
+# A matplotlib dash pattern: an offset, then alternating lengths of dashes and gaps, in units of the line width.
 LineStyle = tuple[float, tuple[float, ...]] | str
 
-# A placement has the same color in every figure of every study. The colors have a contrast of at least 2.3 against
-# white. They were selected one by one, each the farthest in OKLab from the colors before it, under normal vision and
-# simulated deuteranopia, protanopia and tritanopia. Fourteen colors cannot all be far apart, so placements that people
-# compare got distant colors: post, deepnorm, admin, b2t, residual; pre, peri, sub, reordered, lns, hybrid; and rezero
-# and none against pre and post.
+# A placement has the same color in every figure of every study. Each color has a contrast of at least 2.3 against
+# white. Each was chosen to be farthest in OKLab from the colors chosen before, under normal vision and simulated
+# deuteranopia, protanopia and tritanopia. Fourteen colors cannot all be far apart, so distant colors went to placements
+# that people compare: post, deepnorm, admin, b2t, residual; pre, peri, sub, reordered, lns, hybrid; and rezero and none
+# against pre and post.
 PLACEMENT_COLORS = {
     "pre": "#0072B2", "post": "#D55E00", "peri": "#333300", "reordered": "#5500DD", "sub": "#883366",
     "deepnorm": "#DD9922", "admin": "#AA55FF", "lns": "#66BB88", "mix": "#996666", "b2t": "#5599AA",
@@ -42,7 +42,7 @@ DASHES: tuple[LineStyle, ...] = (
     (0, (8, 1.5)),
 )
 
-# One shape per outcome.
+# The marker shape for each outcome.
 OUTCOME_MARKERS = {
     "learned": "o",
     "partial": "s",
@@ -53,18 +53,18 @@ OUTCOME_MARKERS = {
     "diverged": "X",
 }
 
-SEQUENTIAL = "cividis"  # monotone in lightness, designed for color-blind readers
-ORDERED, ARMS = "viridis", "plasma"  # colormaps of a few ordered values: depths and steps; arms of a ranking
+SEQUENTIAL = "cividis"  # heat maps: monotone in lightness, designed for color-blind readers
+ORDERED, ARMS = "viridis", "plasma"  # colormaps for a few ordered values: ORDERED for depths and steps, ARMS for arms
 GREY = "#666666"
-THIN, BOLD = 0.5, 1.6  # line widths of one seed and of the mean over seeds
+THIN, BOLD = 0.5, 1.6  # line widths in points: THIN for one seed, BOLD for the mean over seeds
 
 
 def shades(n: int, colormap: str) -> list[str]:
-    """`n` colors from dark to pale, without the palest part of the colormap, which is hard to see on white."""
+    """Return `n` colors, dark to pale, without the palest part of the colormap, which is hard to see on white."""
     return [to_hex(matplotlib.colormaps[colormap](x)) for x in np.linspace(0, 0.7, n)]
 
 
-# rc settings about the machine rather than the figure; setting some of them has side effects.
+# Prefixes of rc settings that concern the machine, not the figure; setting some of these has side effects.
 _MACHINE = (
     "backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "savefig.directory", "docstring",
     "macosx",
@@ -72,7 +72,7 @@ _MACHINE = (
 
 
 def rc() -> dict[str, object]:
-    """The rc settings of every figure: matplotlib's defaults and ours, so that a user's rc file has no effect."""
+    """Return all figures' rc settings: matplotlib's defaults and ours, so that a user's rc file has no effect."""
     base: dict[str, object] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_MACHINE)}
     return base | {
         "figure.dpi": 100,
@@ -98,15 +98,12 @@ def rc() -> dict[str, object]:
         "lines.scale_dashes": True,
         "pdf.fonttype": 42,  # TrueType: journals reject Type 3 fonts
         "svg.fonttype": "path",
-        "svg.hashsalt": "normstudy",  # makes the ids in an SVG reproducible
+        "svg.hashsalt": "normstudy",  # makes the element ids in an SVG reproducible
     }
 
 
 def save(fig: Figure, path: Path, fmt: str) -> None:
-    """Write a figure; one version of matplotlib always gives the same bytes.
-
-    The `Software` text of a PNG names that version, so that a test can tell whether bytes are comparable.
-    """
+    """Write a figure; equal matplotlib versions write equal bytes. A PNG's `Software` text names the version."""
     metadata: dict[str, dict[str, str | None]] = {
         "png": {"Software": f"Matplotlib {matplotlib.__version__}"},
         "svg": {"Date": None, "Creator": None},

@@ -1,4 +1,4 @@
-"""A study's figures drawn by two processes: no figure depends on another, and matplotlib uses only one core."""
+"""Draw a study's figures in two processes: no figure depends on another, and matplotlib uses only one core."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from normstudy.processes import Child
 if TYPE_CHECKING:
     from normstudy.figures.draw import PlotResult
 
-# The figures of the first half need no table of modules, so the two processes read mostly different tables.
+# The first half of these figures does not need the table `modules`, so the processes read mostly different tables.
 ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
     "heatmap", "gradient_ratio",
 )  # fmt: skip
-# One process draws so few figures, or tables of so few bytes, before a second one has finished its imports.
+# Up to this many figures, or bytes of tables, one process is done before a second one would finish its imports.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
@@ -31,16 +31,15 @@ def plot(
     out: Path | None = None,
     only: list[str] | None = None,
 ) -> PlotResult:
-    """`draw.plot_study`, but a second process draws half of the figures when there are two cores and much to draw.
+    """Draw as `draw.plot_study` does, but with a second process if there are two cores and much to draw.
 
-    The processes may read a study that is being trained at different moments. Raises ConfigError, as `draw.plot_study`
-    does.
+    If the study is being trained, the two processes may read different states. Raises ConfigError as `plot_study` does.
     """
     names = sorted(dict.fromkeys(only or ORDER), key=lambda name: ORDER.index(name) if name in ORDER else -1)
     mine, child = names, None
     if len(names) > FEW_FIGURES and len(os.sched_getaffinity(0)) > 1 and _is_large(study_dir):
         half = (len(names) + 1) // 2
-        with contextlib.suppress(OSError):  # no room for another process: this one draws all
+        with contextlib.suppress(OSError):  # if a second process cannot start, this one draws all figures
             child = Child(_draw, study_dir, names[half:], where, fmt, out)
             mine = names[:half]
     try:
@@ -62,7 +61,7 @@ def plot(
 def _is_large(study_dir: Path) -> bool:
     """Whether a study's tables have more than FEW_BYTES."""
     size = 0
-    with contextlib.suppress(OSError):  # a file that a sweep or a compaction has just replaced
+    with contextlib.suppress(OSError):  # a sweep or a compaction may have just replaced a file
         for path in (study_dir / "tables").rglob("*.parquet"):
             size += path.stat().st_size
             if size > FEW_BYTES:
@@ -73,8 +72,8 @@ def _is_large(study_dir: Path) -> bool:
 def _draw(
     pipe: Connection, study_dir: Path, names: list[str], where: dict[str, str] | None, fmt: str, out: Path | None
 ) -> None:
-    """Draw and send the result. After an error send nothing: the parent draws these figures itself and reports it."""
-    gc.disable()  # as the commands do
+    """Draw figures and send `found`, or nothing after an error: the parent then draws them and reports the error."""
+    gc.disable()  # for speed: a short process has little garbage
     with contextlib.suppress(Exception):
         from normstudy.figures.draw import plot_study
 
