@@ -1,7 +1,8 @@
-"""The registry of predictions: one small file each, held against measurements.
+"""The registry of predictions, each of which has one small file.
 
-To add one, write a file in predictions/ that defines ENTRY and whose docstring gives the source, what is computed, the
-expected band and the rule, and name it here. tests/reproductions/test_registry.py then checks it like all others.
+To add a prediction, write a file in predictions/ that defines ENTRY and whose docstring states the source, what is
+computed, the expected band and the rule for the verdict. Then add its name to NAMES, so that
+tests/reproductions/test_registry.py checks the new prediction too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from importlib import import_module
 
 from normstudy.reproductions.entry import Reproduction
 
-# In the order in which they are listed and printed; a file has underscores in place of hyphens.
+# Predictions in the order in which they are listed and printed. File names have underscores in place of hyphens.
 NAMES = (
     "xiong-theorem1-pre", "xiong-theorem1-post", "gpt2-init-control", "xiong-lemma2-post", "xiong-lemma2-pre",
     "xiong-profile-pre", "xiong-profile-post", "rmsnorm-equals-layernorm", "admin-output-change", "deepnet-constants",

@@ -49,7 +49,7 @@ class Counts(NamedTuple):
 
 
 def counts(job_id: str, name: str) -> Counts:
-    """Count an array's jobs by state. name: the array's name, needed because Slurm reuses job ids. Raises Unavailable."""
+    """Count an array's jobs by state. name: the array's, needed because Slurm reuses job ids. Raises Unavailable."""
     try:
         answer = _call(
             "squeue", "--noheader", "--array", "--states=all", f"--jobs={job_id}", f"--name={name}", "--format=%T|%r"
