@@ -78,10 +78,7 @@ def launch(
 
 
 def _raise_failure(one: JobReturn) -> None:
-    """Raise the error of a failed job; do nothing if the job succeeded.
-
-    A bug is wrapped in a RuntimeError: Hydra raises it from its own code, where `one_line` sees a user's mistake.
-    """
+    """Raise the error of a failed job; do nothing if the job succeeded."""
     from normstudy.sweep.execute import RunsFailed
 
     try:
@@ -89,7 +86,7 @@ def _raise_failure(one: JobReturn) -> None:
             _ = one.return_value
     except (ConfigError, RunsFailed):
         raise
-    except Exception as error:
+    except Exception as error:  # raised by Hydra's own code, so `one_line` would take the bug for a user's mistake
         raise RuntimeError(f"a job failed: {' '.join(one.overrides or [])}") from error
 
 

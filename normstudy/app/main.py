@@ -1,8 +1,4 @@
-"""The Hydra application behind `normstudy run` and `normstudy sweep`.
-
-A user's mistake raises a one-line ConfigError before anything is written. This process imports no torch: only the
-worker processes of normstudy.sweep do.
-"""
+"""The Hydra application behind `normstudy run` and `normstudy sweep`. Only sweeps' worker processes import torch."""
 
 from __future__ import annotations
 
@@ -52,10 +48,7 @@ def main(command: str, argv: list[str]) -> int:
 
 
 def complete(query: str) -> None:
-    """Print the completions for `query=SHELL`, or the setup script for `install=SHELL`.
-
-    A query never fails: a command line that cannot be parsed yet has no completions.
-    """
+    """Print the setup script for `install=SHELL`, or the completions for `query=SHELL`, if Hydra finds any."""
     quiet = query.startswith("query=")
     try:
         with _full_errors(), redirect_stderr(io.StringIO() if quiet else sys.stderr):

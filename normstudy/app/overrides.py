@@ -122,8 +122,7 @@ def _options(group: str) -> str:
 def with_retries(words: list[str], flags: list[bool]) -> list[str]:
     """Append execution.retry_failed to the overrides if a flag sets it.
 
-    flags: one True per --retry-failed, one False per --no-retry-failed. Raises a ConfigError if the flags contradict
-    each other or the overrides.
+    flags: one True per --retry-failed, one False per --no-retry-failed. Raises a ConfigError for a contradiction.
     """
     if not flags:
         return words

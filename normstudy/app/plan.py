@@ -24,10 +24,7 @@ from normstudy.config import ConfigError, RunConfig
 
 
 def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
-    """Return one validated RunConfig per job, in order.
-
-    Raises a ConfigError that identifies the first illegal job by the overrides that not all jobs share.
-    """
+    """Return one validated RunConfig per job, in order. Raises a ConfigError that identifies the first illegal job."""
     parsed = _parse_once(jobs)
     shared = set(jobs[0]).intersection(*jobs[1:]) if jobs else set()
     is_group: dict[str, bool] = {}
@@ -59,10 +56,7 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
 
 
 class Composition:
-    """A composed configuration on which the plain values of one job after another are set.
-
-    For each job only the sections that changed since the previous job are rebuilt; runs share the other sections.
-    """
+    """A composed configuration on which jobs' plain values are set in turn. RunConfigs share unchanged sections."""
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
@@ -121,8 +115,7 @@ def _parse_once(jobs: Sequence[Sequence[str]]) -> dict[str, Override]:
 def _signature(override: Override, loader: ConfigLoader, is_group: dict[str, bool]) -> str:
     """Return the part of an override that two jobs must have in common to share a composition.
 
-    This is the key of a plain value, but the whole override of a config group or of a container, because setting one
-    container after another would merge them.
+    This is a plain value's key, but the whole override of a group or container: containers set in turn would merge.
     """
     key = override.key_or_group
     if key not in is_group:

@@ -1,7 +1,4 @@
-"""The help texts of the `normstudy` command, wrapped to the terminal's width when printed.
-
-This module imports only the standard library, so that help texts appear at once.
-"""
+"""The help texts of the `normstudy` command. Importing only the standard library makes help appear at once."""
 
 from __future__ import annotations
 

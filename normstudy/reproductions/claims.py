@@ -45,10 +45,7 @@ class Evidence:
 
 
 def findings(results: Path) -> list[Evidence]:
-    """Compute all numbers from the studies warmup, depth, peak_lr and rmsnorm under `results`.
-
-    Raises a ConfigError if a study is missing or has fewer than two runs of a combination in CELLS.
-    """
+    """Compute all numbers from the studies under `results`. Raises a ConfigError if runs in CELLS are missing."""
     warmup, depth, peak_lr, rmsnorm = (_whole(results, study) for study in CELLS)
     return [
         *_vanishing(warmup, depth),
@@ -78,10 +75,7 @@ def _whole(results: Path, study: str) -> Tables:
 
 
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return each run's ratio of the first to the last layer's mlp_out gradient norm at a step, in order of run_id.
-
-    The ratio is NaN for a run without that step.
-    """
+    """Return each run's ratio of first to last layer's mlp_out gradient norm, by run_id; NaN if `step` is missing."""
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
     wide = wide.reindex(sorted(modules["run_id"].unique()))

@@ -76,11 +76,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A paper's prediction: the measurements that it needs, its findings from their table, and its figure.
-
-    prediction: one line. The docstring of the entry's module states the source, what is computed, the expected band,
-    the rule for the verdict and, if it is known, why the prediction fails.
-    """
+    """A paper's prediction (one line), the measurements it needs, its findings from their table, and its figure."""
 
     tier: int
     source: str

@@ -111,7 +111,7 @@ def _mean_squares(quantity: str, seeds: tuple[int, ...], streams: list[Tensor]) 
 
 
 def gradients(models: Models) -> list[Reading]:
-    """Measure mlp_out_grad, the gradient norm (L2) of each block's second MLP matrix, and mean_square as in `stream`."""
+    """Measure mlp_out_grad, the L2 gradient norm of each block's second MLP matrix, and mean_square as in `stream`."""
     grads, residual = backward(models)
     rows = _mean_squares("mean_square", models.seeds, residual)
     for layer in range(models.config.n_layers):
@@ -149,10 +149,7 @@ def before_norm2(models: Models) -> list[Reading]:
 
 
 def noise(models: Models) -> list[Reading]:
-    """Measure output_change, the mean square by which the logits change when noise is added to every block matrix.
-
-    The noise's standard deviation is 1 % of the standard deviation with which the matrix was drawn.
-    """
+    """Measure output_change, the mean square by which noise in every block matrix changes the logits."""
     before, _ = forward(models, models.params)
     shapes = {name: p.shape for name, p in models.model.named_parameters()}
     noisy = dict(models.params)
@@ -187,9 +184,8 @@ def update(models: Models) -> list[Reading]:
 def constants(models: Models) -> list[Reading]:
     """Measure alpha and the initialization gains in built models whose sublayers are norm(alpha x + f(x)).
 
-    alpha: the square root of a block's output for an input of ones, without norms and with all parameters zero (each of
-    the two sublayers then multiplies by alpha). gain_q ... gain_w2, gain_embed, gain_pos, gain_unembed: the norm of a
-    tensor as drawn, divided by its norm under xavier.
+    alpha: square root of a block's output for an input of ones, without norms and with zero parameters (two sublayers
+    multiply by alpha). gain_q ... gain_unembed: a tensor's norm as drawn, divided by its norm under xavier.
     """
     plain = replace(models.config, init="xavier", force_init=True)
     xavier = init_params(models.model, [plain] * len(models.seeds), list(models.seeds))

@@ -29,7 +29,7 @@ BAND_COLOR = "#D9D9D9"
 SEED_SIZE = 4.5  # marker size of a single seed, in points
 # A placement's second color.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-TICKS = (  # (factor, tick digits): the first row whose factor is below a logarithmic axis's ratio of upper to lower end
+TICKS = (  # (factor, tick digits) of a logarithmic axis: the first row with factor < (upper end / lower end) applies
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),
     (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
@@ -48,7 +48,7 @@ def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]
 
 
 def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: Sequence[Artist]) -> Figure:
-    """Put the prediction and the findings above the panels and a legend below; the figure's height grows to fit them."""
+    """Put the prediction and the findings above the panels and a legend below; the figure grows to fit them."""
     width = int(fig.get_figwidth() * 18.4)
     lines = textwrap.wrap(prediction, width)
     for f in findings:
@@ -199,10 +199,7 @@ def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str = "center") -> None:
-    """Draw the power laws whose exponents lie in a band, as a fan through the means' center or through the first mean.
-
-    A band without a lower bound is drawn from exponent 0.
-    """
+    """Draw a fan of power laws with exponents in a band (from 0 if it has no lower bound) through the means' center."""
     low = band.low if np.isfinite(band.low) else 0.0
     grid, through = _fan(x, y, anchor)
     ax.fill_between(grid, through(low), through(band.high), color=BAND_COLOR, lw=0, zorder=1)
@@ -234,7 +231,7 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
 def finish_lines(
     fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
 ) -> Figure:
-    """Call `finish` with legend entries for the lines (label -> color), the fan or area `interval`, and the prediction."""
+    """Call `finish` with a legend of the lines (label -> color), the fan or area `interval`, and the prediction."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles += [seed_line_handle(), interval_handle(interval, one), band_handle("predicted")]

@@ -1,8 +1,7 @@
-"""The registry of predictions, each of which has one small file.
+"""The registry of predictions.
 
 To add a prediction, write a file in predictions/ that defines ENTRY and whose docstring states the source, what is
-computed, the expected band and the rule for the verdict. Then add its name to NAMES, so that
-tests/reproductions/test_registry.py checks the new prediction too.
+computed, the band, the rule for the verdict and, if known, why the prediction fails. Then add its name to NAMES.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Run `normstudy reproduce`: measure the missing tables, then judge and draw each reproduction from its table.
-
-A measurement of the same model, depth and seed that several reproductions need is made only once.
-"""
+"""Run `normstudy reproduce`: measure the missing tables, then judge and draw each reproduction from its table."""
 
 from __future__ import annotations
 
@@ -72,8 +69,7 @@ def reproduce(
 ) -> Reproduced:
     """Measure the tables that are missing in the folder `out`, then judge and draw each reproduction from its table.
 
-    again: whether to measure every table anew; processes: number of workers, by default one per core. Raises a
-    ConfigError for a bad request.
+    again: measure every table anew; processes: workers, by default one per core. Raises ConfigError for a bad request.
     """
     names = check_names(names)
     if processes is not None and processes < 1:
@@ -94,7 +90,7 @@ def reproduce(
 
 
 def units(needs: Iterable[Need]) -> list[Unit]:
-    """Return the units of all needs, in order and without repetitions."""
+    """Return the units of all needs in order. A unit that several reproductions need is measured only once."""
     found = ((n.kind, n.variant, depth, seed) for n in needs for depth in n.depths for seed in range(n.seeds))
     return list(dict.fromkeys(found))
 

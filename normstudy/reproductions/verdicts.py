@@ -1,7 +1,6 @@
 """Judge a table: compute one estimate per seed and compare their 95 % t interval with the source's predicted band.
 
-A table has the columns quantity, variant, placement, depth, layer, seed, value (results/README.md). This module needs
-no torch.
+results/README.md describes a table's columns. This module needs no torch.
 
 A prediction is `supported` if the whole interval lies in the band, `not supported` if the whole interval lies outside,
 and `inconclusive` otherwise. A quantity for which the source gives no number is `measured`, without a verdict.
@@ -140,11 +139,7 @@ def exponent(x: Floats, y: Floats) -> Floats:
 
 
 def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = False) -> Finding:
-    """Judge a quantity by its estimates, one per seed. If an estimate is not finite, mean and interval are NaN.
-
-    logs: whether the estimates are logarithms; mean and interval are then exponentiated before the comparison with the
-    band.
-    """
+    """Judge estimates, one per seed. logs: the estimates are logarithms, so mean and interval are exponentiated."""
     found = np.asarray(estimates)
     mean, low, high = paired_t_interval(found) if np.isfinite(found).all() else (math.nan,) * 3
     if logs:
@@ -169,9 +164,8 @@ def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: B
     """Judge a prediction about all places (n,) by estimates (n, seeds), and return the worst place's finding.
 
     The verdict is `supported` if the interval lies in the band at every place, `not supported` if it lies wholly
-    outside at any place, and `inconclusive` otherwise. A 95 % interval per place suffices for `supported`: if the
-    prediction is false at one place, this place's interval must be wrong. A chance `not supported` is more likely than
-    for a single place.
+    outside at any place, `inconclusive` otherwise. A 95 % interval per place suffices for `supported`: where the
+    prediction is false, the interval must be wrong. By chance, `not supported` is likelier than for a single place.
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED]

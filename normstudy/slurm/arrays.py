@@ -126,10 +126,7 @@ def counts_surely(study_dir: Path, array: Array) -> ask.Counts:
 
 
 def refuse_while_alive(study_dir: Path) -> Array | None:
-    """Return a study's ended array, None if the study has no array.
-
-    Raises a ConfigError if jobs are left or Slurm does not answer.
-    """
+    """Return a study's ended array or None. Raises a ConfigError if jobs are left or Slurm does not answer."""
     array = read(study_dir)
     if array is None:
         return None

@@ -108,10 +108,7 @@ def most_jobs() -> int:
 
 
 def try_out(options: Mapping[str, str]) -> None:
-    """Let sbatch check options without submitting a job. Raises Unavailable with the reason if sbatch refuses.
-
-    A refusal because no node fits at the moment is ignored, as nodes may come back later.
-    """
+    """Let sbatch check options. Raises Unavailable if sbatch refuses, except for a temporary lack of fitting nodes."""
     try:
         words = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
         with only(options):
@@ -123,10 +120,7 @@ def try_out(options: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def only(options: Iterable[str]) -> Iterator[None]:
-    """Temporarily unset the user's SBATCH_* variables, which would override the submitted script.
-
-    The variable of an option in LEFT_TO_USERS stays set unless `options` contains the option.
-    """
+    """Temporarily unset SBATCH_* variables, which override the script, except LEFT_TO_USERS not in `options`."""
     kept = {f"SBATCH_{name.upper()}" for name in LEFT_TO_USERS if name not in options}
     taken = {key: os.environ.pop(key) for key in [*os.environ] if key.startswith("SBATCH_") and key not in kept}
     try:
@@ -136,10 +130,7 @@ def only(options: Iterable[str]) -> Iterator[None]:
 
 
 def reason_of(errors: str) -> str:
-    """Extract the reason from a Slurm command's error output, such as `Invalid partition name specified`.
-
-    The reason is the last line that is not a hint, without the command's name.
-    """
+    """Return the reason in a Slurm command's errors: the last line that is not a hint, without the command's name."""
     lines = [line for line in map(str.strip, errors.splitlines()) if line and not line.startswith("Try ")]
     last = "".join(filter(str.isprintable, lines[-1])) if lines else ""
     return HEAD.sub("", last, count=1)

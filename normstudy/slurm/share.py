@@ -69,10 +69,7 @@ class Share:
         return DelayedSubmission(self)
 
     def left(self) -> list[Task]:
-        """Return the tasks without the runs that are finished or have crashed in this job, which tries no run twice.
-
-        No task is left if the study has been sealed in the meantime.
-        """
+        """Return the tasks without finished runs or runs that crashed in this job; none if the study is sealed."""
         if (self.study_dir / schema.SEALED).exists():
             return []
         statuses, tries = tables.finished_ids(self.study_dir), records.tries_of(self.study_dir)

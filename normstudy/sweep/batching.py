@@ -1,7 +1,4 @@
-"""Estimate a run's time and memory, and choose how many runs train as one program.
-
-On a CPU these numbers never change a bit of a result, and this module does not import torch.
-"""
+"""Estimate a run's time and memory, and choose how many runs train as one program. Neither changes a CPU result."""
 
 from __future__ import annotations
 
@@ -24,10 +21,7 @@ FLOAT = 4  # bytes per number
 
 
 def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | None = None) -> int:
-    """Return the most runs of a config's shape that fit into one batch when `workers` processes share the device.
-
-    free: the device's free memory in bytes; None to measure this machine's.
-    """
+    """Return the most runs of a config's shape per batch. free: the device's free bytes, None to measure them."""
     free = free_memory(device) if free is None else free
     fitting = max(1, int(MEMORY_SHARE * free / workers / bytes_of_run(config)))
     if device == "cuda":

@@ -16,10 +16,7 @@ CANCEL_SECONDS = 60.0  # longest wait for the jobs' end: Slurm kills a cancelled
 
 
 def cancel(study_dir: Path) -> str:
-    """End a study's jobs, wait until they are gone, and return one line about the study's runs.
-
-    Raises a ConfigError if there are no jobs or Slurm does not answer.
-    """
+    """End a study's jobs, wait until they are gone, return a status line. Raises a ConfigError if no job is left."""
     array = arrays.read(study_dir)
     if array is None:
         holder = locks.holder_of(study_dir)

@@ -1,7 +1,4 @@
-"""Plan a sweep: compute the run ids, find the runs that are already finished, and group the others into batches.
-
-Planning writes nothing. A run's result never depends on where the run is executed.
-"""
+"""Plan a sweep without writing anything: compute run ids, find the finished runs, group the others into batches."""
 
 from __future__ import annotations
 
@@ -169,8 +166,7 @@ def shape_key(config: RunConfig) -> tuple[tuple[str, object], ...]:
 def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
     """Group runs into batches of one shape and nearly equal size, and sort the batches by cost, largest first.
 
-    A batch has at most ceil(runs of its shape / workers) runs, and at most execution.runs_per_batch runs (null:
-    batching.py chooses this limit).
+    A batch has at most ceil(runs of its shape / workers) runs, and at most execution.runs_per_batch if this is set.
     """
     shapes: dict[tuple[tuple[str, object], ...], list[str]] = {}
     for run_id, config in runs.items():

@@ -18,9 +18,8 @@ def run_sweep(
 ) -> list[float | None]:
     """Train a sweep's missing runs, draw its figures and print the comparison.
 
-    Returns each config's final validation loss in order, None for a run that failed or became non-finite. Raises a
-    ConfigError before any training, or RunsFailed after all other runs are finished and reported. detach: return once
-    the jobs are submitted.
+    Returns each config's final validation loss in order, None if there is none. Raises a ConfigError before any training,
+    or RunsFailed after all other runs are finished and reported. detach: return once the jobs are submitted.
     """
     planned = planning.plan(configs)
     if detach and not planned.on_slurm:
@@ -50,10 +49,7 @@ def run_sweep(
 
 
 def run_one(config: RunConfig, *, request: Request) -> float | None:
-    """Train one run unless it is already finished, print its outcome, and return its final validation loss, if any.
-
-    Other commands may train other runs of the same study at the same time.
-    """
+    """Train one run unless it is already finished, print its outcome, and return its final validation loss, if any."""
     planned = planning.plan([config])
     planning.refuse_jobs(planned)
     if not planned.is_sealed:

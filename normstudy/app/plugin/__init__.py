@@ -1,7 +1,6 @@
 """The Hydra plugins `hydra/launcher=normstudy` and `hydra/sweeper=normstudy`.
 
-This file is installed as `hydra_plugins.normstudy`, where Hydra searches for plugins. An editable install copies the
-file, and the copy may become outdated, so all logic is in `normstudy.app.jobs`.
+Installed as `hydra_plugins.normstudy`. All logic is in `normstudy.app.jobs`, as an editable install copies this file.
 """
 
 # No `from __future__ import annotations` here: Hydra cannot resolve string annotations of a dataclass.
