@@ -91,7 +91,7 @@ def _raise_failure(one: JobReturn) -> None:
 
 
 def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader) -> list[list[str]]:
-    """List each job's overrides: the product of all keys' values. Typed values replace an experiment's axis."""
+    """List each job's overrides: the product of all keys' values. Typed values replace those of the experiment."""
     parser = OverridesParser.create(config_loader=loader)
     axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])
     typed = parser.parse_overrides(list(arguments))

@@ -1,4 +1,4 @@
-"""The Hydra application behind `normstudy run` and `normstudy sweep`. Only sweeps' worker processes import torch."""
+"""The Hydra application behind `normstudy run` and `normstudy sweep`. It does not import torch itself."""
 
 from __future__ import annotations
 

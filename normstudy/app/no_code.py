@@ -18,7 +18,7 @@ from normstudy.errors import ConfigError
 PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)\.[\w.]+")
 LOGGING_CLASS = re.compile(r"(logging|logging\.handlers|colorlog)\.[A-Z]\w+")
 LOGGING_CALLS = ("()", "class", "factory", "listener", "queue")  # keys whose values logging.config imports and calls
-LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"  # allowed: in Hydra's own job_logging, and only a path
+LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"  # Hydra's own interpolation, which yields only a path
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
 

@@ -30,7 +30,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return the exit code: 0 done, 1 a run crashed, 2 a bad request, 130 interrupted by Ctrl-C."""
+    """Run a command and return the exit code: 0 done, 1 a run crashed, 2 a bad request, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
     try:
         code = _dispatch(words)

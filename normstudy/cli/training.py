@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from normstudy.errors import ConfigError
 
-OUR_FLAGS = ("--dry-run", "--detach", "--retry-failed", "--no-retry-failed")  # Hydra's completion does not know them
+OUR_FLAGS = ("--dry-run", "--detach", "--retry-failed", "--no-retry-failed")  # unknown to Hydra's completion
 
 
 def run(argv: list[str]) -> int:
@@ -38,7 +38,7 @@ def complete(words: Sequence[str], commands: Sequence[str]) -> int:
             return 0
         if typed[0] not in ("run", "sweep"):
             return 0
-        many = ["--multirun"] if typed[0] == "sweep" else []  # without it Hydra rejects comma-separated values
+        many = ["--multirun"] if typed[0] == "sweep" else []  # otherwise Hydra rejects comma-separated values
         kept = [word for word in typed[1:] if word not in OUR_FLAGS]
         blank = " " if line.endswith(" ") else ""
         os.environ["COMP_LINE"] = " ".join([program, *many, *kept]) + blank

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from normstudy.config import ModelConfig
 from normstudy.reproductions.verdicts import Finding
 
-MEASUREMENT = 1  # raised when a change of measure.py changes measured values, so that tables are measured again
+MEASUREMENT = 1  # increased when a change of measure.py changes values, so that tables are measured again
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ POST = Variant("post")
 
 @dataclass(frozen=True)
 class Need:
-    """A measurement of one model at several depths, with seeds 0, 1, ... kind: a key of measure.MEASUREMENTS."""
+    """A measurement of one model at several depths with seeds from 0 on. kind: a key of measure.MEASUREMENTS."""
 
     kind: str
     variant: Variant

@@ -103,7 +103,7 @@ def _mean_square(x: Tensor) -> Tensor:
 
 
 def _mean_squares(quantity: str, seeds: tuple[int, ...], streams: list[Tensor]) -> list[Reading]:
-    """Return readings of the mean square of each layer's tensor (runs, B, T, D)."""
+    """Compute readings of each layer's mean square. streams: one tensor (runs, B, T, D) per layer."""
     return [row for layer, x in enumerate(streams) for row in _rows(quantity, layer, seeds, _mean_square(x))]
 
 
@@ -149,7 +149,7 @@ def before_norm2(models: Models) -> list[Reading]:
 
 
 def noise(models: Models) -> list[Reading]:
-    """Measure output_change, the mean square by which noise in every block matrix changes the logits."""
+    """Measure output_change, the mean square change of the logits when noise is added to every block matrix."""
     before, _ = forward(models, models.params)
     shapes = {name: p.shape for name, p in models.model.named_parameters()}
     noisy = dict(models.params)
@@ -162,7 +162,7 @@ def noise(models: Models) -> list[Reading]:
 
 
 def update(models: Models) -> list[Reading]:
-    """Measure the root mean square by which one SGD step of rate 0.01 on the measured batch changes the logits.
+    """Measure the root mean square change of the logits after one SGD step of rate 0.01 on the measured batch.
 
     update_trained: the step changes all parameters; update_frozen: the step changes all except the norms' parameters.
     """

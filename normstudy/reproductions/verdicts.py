@@ -64,7 +64,7 @@ class Finding:
 
     @property
     def value_text(self) -> str:
-        """The value and interval as text, `-0.542 [-0.568, -0.515]`, to two digits of the half-width or 3 decimals."""
+        """The value and its interval as text, such as `-0.542 [-0.568, -0.515]`, with at most three decimals."""
         if self.exact:
             return f"deviation {self.value:.0e}" if self.value else "deviation 0"
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
@@ -89,7 +89,7 @@ def by_layer(table: pd.DataFrame, quantity: str, variant: str, depth: int) -> tu
 
 
 def by_depth(table: pd.DataFrame, quantity: str, variant: str, layer: str | None = None) -> tuple[Floats, Floats]:
-    """Return the depths (n,) and values (n, seeds) of a quantity; layer: None, or `first` or `last` for one block's."""
+    """Return depths (n,) and values (n, seeds) of a quantity. layer: `first` or `last` block, None for the model."""
     rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
     if layer is not None:
         rows = rows[rows["layer"] == (0 if layer == "first" else rows["depth"] - 1)]

@@ -12,7 +12,7 @@ from normstudy.workers.signals import WARNING
 
 
 def main() -> None:
-    """Run the job in FOLDER as `submitit.core._submit` would, unless other users can use FOLDER."""
+    """Run the job in FOLDER as `submitit.core._submit` would, but refuse a FOLDER that other users can access."""
     # Slurm's time-limit warning would kill the job during the imports, so it is blocked until share.py handles it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
     from submitit.core.submission import submitit_main

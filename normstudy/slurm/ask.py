@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-SECONDS = 30  # longest wait for an answer: a Slurm command without a configuration searches for one for a minute
+SECONDS = 30  # longest wait for an answer: a Slurm command that finds no configuration searches for a minute
 OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
@@ -19,7 +19,7 @@ OVER = {
 WAITING = {"CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 HEAD = re.compile(r"(\w+: (error: |fatal: )?|\w+ error: )?(Batch job submission failed: |allocation failure: )?")
 MOST_JOBS = 1000  # most jobs in an array: Slurm's default limit
-# Options that a user's SBATCH_* variable may set if the configuration does not.
+# Options that a user's SBATCH_* variable, which overrides the script, may set if the configuration does not.
 LEFT_TO_USERS = ("account", "constraint", "partition", "qos", "reservation")
 
 
@@ -120,7 +120,7 @@ def try_out(options: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def only(options: Iterable[str]) -> Iterator[None]:
-    """Temporarily unset SBATCH_* variables, which override the script, except LEFT_TO_USERS not in `options`."""
+    """Temporarily unset the user's SBATCH_* variables, except those of LEFT_TO_USERS that `options` lacks."""
     kept = {f"SBATCH_{name.upper()}" for name in LEFT_TO_USERS if name not in options}
     taken = {key: os.environ.pop(key) for key in [*os.environ] if key.startswith("SBATCH_") and key not in kept}
     try:

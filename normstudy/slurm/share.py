@@ -41,7 +41,7 @@ class Share:
         requeue = signal.getsignal(WARNING)  # submitit's handler stores the result of `checkpoint` and requeues the job
         tasks: list[Task] = []
         with Stop((*SIGNALS, WARNING), patient=True) as stop:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})  # __main__.py blocked it
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})  # __main__.py blocked this signal
             with locks.hold_study(self.study_dir, self.command, shared=True, patience=PATIENCE_SECONDS) as held:
                 tasks = self.left()
                 if tasks and stop.number is None:
@@ -69,7 +69,7 @@ class Share:
         return DelayedSubmission(self)
 
     def left(self) -> list[Task]:
-        """Return the tasks without finished runs or runs that crashed in this job; none if the study is sealed."""
+        """Return the tasks minus runs that are finished or crashed in this job; none if the study is sealed."""
         if (self.study_dir / schema.SEALED).exists():
             return []
         statuses, tries = tables.finished_ids(self.study_dir), records.tries_of(self.study_dir)

@@ -1,4 +1,4 @@
-"""Estimate a run's time and memory, and choose how many runs train as one program. Neither changes a CPU result."""
+"""Estimate a run's time and memory, and choose the number of runs in a batch, on which CPU results do not depend."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from normstudy import config as cfg
 from normstudy.config import EVAL_CHUNK, RunConfig
 
 # On a CPU a larger batch spreads the overhead of each operation over more runs, but no longer fits into the caches.
-# CPU ms per run-step at 4, 8, 16, 32, 64 runs on two busy cores (AMD EPYC, Zen 5, torch 2.13, NumPy 2.4):
+# CPU ms per run-step at 4, 8, 16, 32, 64 runs by d_model and layers (two busy EPYC Zen 5 cores, torch 2.13, NumPy 2.4):
 #     d32 L4   -, 2.71, 2.23, 2.10, 2.05       d64 L2   -, 5.23, 5.26, 5.41, -
 #     d64 L6   13.9, 12.6, 13.1, 13.5, -       d128 L6  66.5, 70.3, -, -, -
-# A batch therefore has as many runs, within CPU_RUNS, as give its residual streams about CPU_STREAM numbers.
+# Therefore the residual streams of a batch hold about CPU_STREAM numbers, as far as CPU_RUNS allows.
 CPU_STREAM = 2**19
 CPU_RUNS = (4, 32)  # fewest and most runs per batch
 GPU_RUNS = 1024  # most runs per batch: with more, the time to launch a step's kernels no longer matters
@@ -21,7 +21,7 @@ FLOAT = 4  # bytes per number
 
 
 def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | None = None) -> int:
-    """Return the most runs of a config's shape per batch. free: the device's free bytes, None to measure them."""
+    """Return the most runs of a config's shape per batch. free: the device's free bytes, shared by `workers`."""
     free = free_memory(device) if free is None else free
     fitting = max(1, int(MEMORY_SHARE * free / workers / bytes_of_run(config)))
     if device == "cuda":

@@ -24,10 +24,7 @@ PATIENCE_SECONDS = 30.0  # longest wait for the study's lock: processes of the l
 
 
 def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
-    """Train a plan's missing runs in jobs. Return False if `detach` leaves the jobs running, else True.
-
-    Raises RunsFailed if runs crashed or their jobs were killed.
-    """
+    """Train a plan's runs in jobs; return False if `detach` leaves the jobs running. Raises RunsFailed if runs fail."""
     study_dir, command = planned.study_dir, command_of(request)
     over = arrays.refuse_while_alive(study_dir)
     if planned.batches:

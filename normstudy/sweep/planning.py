@@ -184,7 +184,7 @@ def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
 
 
 def _fitting(config: RunConfig, device: str, workers: int) -> int:
-    """Return the most runs of a config's shape that can train together. Each Slurm job has its own machine's memory."""
+    """Return the most runs of a config's shape that can train together. A Slurm job has its machine to itself."""
     execution = config.execution
     if execution.cluster == "local":
         return batching.runs_per_batch(config, device, workers)

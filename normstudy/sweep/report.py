@@ -51,7 +51,7 @@ def draw(study_dir: Path) -> None:
 def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
     """Return the column by which to compare a sweep: warmup_steps if it varies, else the first varying column or None.
 
-    Seed columns are excluded, and text columns too, because losses on different texts are not comparable.
+    Columns of seeds and of texts are excluded, the latter because losses on different texts are not comparable.
     """
     from normstudy.analysis.pairs import comparable_columns
 

@@ -18,7 +18,7 @@ def run_sweep(
 ) -> list[float | None]:
     """Train a sweep's missing runs, draw its figures and print the comparison.
 
-    Returns each config's final validation loss in order, None if there is none. Raises a ConfigError before any training,
+    Returns each config's final validation loss in order, None if there is none. Raises a ConfigError before training,
     or RunsFailed after all other runs are finished and reported. detach: return once the jobs are submitted.
     """
     planned = planning.plan(configs)

@@ -5,10 +5,10 @@ number. The sublayers read the stream without a norm, so queries and keys grow w
 then grow as the stream's variance, softmax saturates, and the gradient explodes over depth. QK-norm removes this
 growth; with a small initialization the scores are small from the start.
 
-Computed: at each depth the ratio of two gradients' L2 norms: that of the first block's second MLP matrix to that of the
-last block's. It is measured with xavier initialization and no QK-norm, with QK-norm, and with init `normal` (standard
-deviation 0.02) and no QK-norm. The findings are the geometric means over seeds at the deepest L, with the exponentiated
-intervals of the logarithms.
+Computed: at each depth the ratio of two L2 norms: of the gradient of the first block's second MLP matrix, and of the
+same gradient in the last block. The ratio is measured with xavier initialization and no QK-norm, with QK-norm, and with
+init `normal` (standard deviation 0.02) and no QK-norm. A finding is the geometric mean over seeds at the deepest L,
+with its 95 % interval.
 
 Band: none; the numbers are measured, without a verdict.
 """

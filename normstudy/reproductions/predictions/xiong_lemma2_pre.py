@@ -9,8 +9,8 @@ added per block, (E|x_l|^2/d - 1)/l, which the lemma puts between 1/2 and 3/2 at
 
 Band: 1/2 to 3/2, for every l >= 1. The lemma is about the mean over initializations: single seeds may leave the band.
 Verdict: supported when at every l the 95 % t interval over seeds lies in the band, not supported when it lies wholly
-outside at one l or more, inconclusive otherwise. The finding is that of the l whose interval leaves the band farthest,
-or comes closest to its edge.
+outside at one l or more, inconclusive otherwise. The finding shows the l whose interval is farthest outside the band
+or, if none is outside, closest to the band's edge.
 
 Why twenty seeds: deep in the model a seed's tokens increasingly share one direction, so the stream's length depends on
 few random numbers. At the last blocks five seeds leave the interval a half-width of about 0.25, while the mean is only
