@@ -1,7 +1,6 @@
 """Dispatch the `normstudy` command line, and turn errors into exit codes and one-line messages.
 
-At module level, `cli` imports only the standard library and `normstudy.errors`. Each command imports everything else
-when it is called, so that help texts and errors about misspelt commands appear at once.
+At module level, `cli` imports only the standard library and `normstudy.errors`, so that help texts appear at once.
 """
 
 from __future__ import annotations

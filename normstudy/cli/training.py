@@ -25,8 +25,7 @@ def sweep(argv: list[str]) -> int:
 def complete(words: Sequence[str], commands: Sequence[str]) -> int:
     """Print the completions for `normstudy -sc query=SHELL`, or the setup script for `-sc install=SHELL`.
 
-    Hydra's completion knows no subcommands, so `run` and `sweep` are removed from COMP_LINE. For the other commands
-    nothing is printed, and the shell completes file names.
+    Hydra knows no subcommands, so `run` and `sweep` are removed from COMP_LINE. For other commands nothing is printed.
     """
     if len(words) != 1 or words[0].split("=")[0] not in ("query", "install", "uninstall"):
         raise ConfigError("-sc takes one word: install=bash, uninstall=bash or query=bash (or zsh, fish)")

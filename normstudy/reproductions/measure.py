@@ -184,8 +184,8 @@ def update(models: Models) -> list[Reading]:
 def constants(models: Models) -> list[Reading]:
     """Measure alpha and the initialization gains in built models whose sublayers are norm(alpha x + f(x)).
 
-    alpha: square root of a block's output for an input of ones, without norms and with zero parameters (two sublayers
-    multiply by alpha). gain_q ... gain_unembed: a tensor's norm as drawn, divided by its norm under xavier.
+    alpha: square root of a block's output for an input of ones, without norms and with zero parameters (each of two
+    sublayers multiplies by alpha). gain_q ... gain_unembed: a tensor's norm as drawn, divided by its norm under xavier.
     """
     plain = replace(models.config, init="xavier", force_init=True)
     xavier = init_params(models.model, [plain] * len(models.seeds), list(models.seeds))

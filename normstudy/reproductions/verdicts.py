@@ -1,9 +1,8 @@
 """Judge a table: compute one estimate per seed and compare their 95 % t interval with the source's predicted band.
 
-results/README.md describes a table's columns. This module needs no torch.
-
 A prediction is `supported` if the whole interval lies in the band, `not supported` if the whole interval lies outside,
 and `inconclusive` otherwise. A quantity for which the source gives no number is `measured`, without a verdict.
+results/README.md describes a table's columns. This module needs no torch.
 """
 
 from __future__ import annotations
