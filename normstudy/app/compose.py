@@ -1,4 +1,4 @@
-"""The folder of the shipped YAML files, the schema of their keys, and the composed configuration as a RunConfig."""
+"""Find the shipped YAML files, register the schema of their keys, and convert composed configurations to RunConfigs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from normstudy.config import ConfigError, RunConfig
 from normstudy.study import paths
 
 SCHEMA = OmegaConf.structured(RunConfig)
-OmegaConf.set_struct(SCHEMA.execution.sbatch, False)  # its keys are any options of sbatch
+OmegaConf.set_struct(SCHEMA.execution.sbatch, False)  # accepts any sbatch option as a key
 ConfigStore.instance().store(name="normstudy_schema", node=SCHEMA, provider="normstudy")
 
 
 def conf_dir() -> Path:
-    """The folder of the shipped YAML files: inside the package (wheel) or beside it (checkout)."""
+    """Return the folder of the shipped YAML files: inside the package (wheel) or beside it (checkout)."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
@@ -25,7 +25,7 @@ def conf_dir() -> Path:
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
-    """The composed configuration as a validated RunConfig."""
+    """Convert the composed configuration to a validated RunConfig."""
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, RunConfig):
         raise ConfigError(

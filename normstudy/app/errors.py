@@ -1,4 +1,4 @@
-"""Turn an error of Hydra, OmegaConf or YAML about the user's command line or files into one line."""
+"""Describe in one line an error that Hydra, OmegaConf or YAML raises about the user's command line or config files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from normstudy.errors import nearest
 
 
 def known_keys() -> list[str]:
-    """Every dotted key that a command line may set, every group, and `experiment`."""
+    """List every dotted key that a command line may set, every config group, and `experiment`."""
     keys = ["experiment", *CONF_GROUPS]
     for top in dataclasses.fields(RunConfig):
         kind = typing.get_type_hints(RunConfig)[top.name]
@@ -29,14 +29,14 @@ def known_keys() -> list[str]:
 
 
 def _nearest_key(key: str) -> str:
-    """`" Did you mean model.n_layers?"` for a misspelt key or a key without its group; else the empty string."""
+    """Return `" Did you mean model.n_layers?"` for a misspelt key or a key without its group, else an empty string."""
     leaves = {k.rsplit(".", 1)[-1]: k for k in known_keys() if not k.endswith(".name")}
     last = key.rsplit(".", 1)[-1]
     return f" Did you mean {leaves[last]}?" if last in leaves else nearest(key, known_keys(), leaves)
 
 
 def _allowed(key: str) -> str:
-    """Describe the values that a dotted key accepts, from the type of its field: `an integer`, `a number or null`."""
+    """Describe the values that a dotted key accepts, such as `an integer` or `a number or null`."""
     kind: object = RunConfig
     for part in key.split("."):
         kind = typing.get_type_hints(kind).get(part)
@@ -46,7 +46,7 @@ def _allowed(key: str) -> str:
 
 
 def one_line(error: BaseException) -> str | None:
-    """The line of an error that the user can correct; None for an error of normstudy itself."""
+    """Describe in one line an error that the user can correct; return None for a bug in normstudy."""
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, ImportError) and _raised_in(error, "hydra_plugins") and "normstudy" in str(error):
@@ -72,7 +72,7 @@ def one_line(error: BaseException) -> str | None:
 
 
 def _raised_in(error: BaseException, *packages: str) -> bool:
-    """Whether the innermost frame of an error's traceback lies in one of the packages."""
+    """Return whether the innermost frame of an error's traceback lies in one of the packages."""
     tb = error.__traceback__
     while tb is not None and tb.tb_next is not None:
         tb = tb.tb_next
@@ -80,7 +80,7 @@ def _raised_in(error: BaseException, *packages: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text that is not blank, or the name of its type."""
+    """Return the first non-blank line of an error's text, or the name of the error's type if the text is blank."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -110,7 +110,7 @@ def _broken_yaml(error: yaml.YAMLError) -> str:
 
 
 def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:
-    """The line for a wrong key or value: the file (from Hydra's text `outer`), the key, the allowed values."""
+    """Describe a wrong key or value: the file (found in Hydra's message `outer`), the key, the allowed values."""
     file = re.match(r"In '([^']+)'", outer)
     where = f"in {file[1]}.yaml: " if file else ""
     typed = re.match(r"Error merging override ([^=]+)=(.*)", outer)

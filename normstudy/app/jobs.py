@@ -1,4 +1,4 @@
-"""The functions behind our Hydra plugin: expand the axes of a sweep into jobs, and train all jobs in one call."""
+"""The functions behind the Hydra plugin: expand a sweep's axes into jobs, and train all jobs in one call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from normstudy.app.overrides import NOT_SWEPT, not_swept
 from normstudy.app.plan import plan
 from normstudy.config import ConfigError
 
-MAX_RUNS = 100_000  # a larger sweep is a typing error, such as range(0,1e9)
+MAX_RUNS = 100_000  # a larger sweep is taken for a typing error, such as range(0,1e9)
 
 
 def sweep(
@@ -33,7 +33,7 @@ def sweep(
     params: Mapping[str, str],
     arguments: list[str],
 ) -> Sequence[JobReturn]:
-    """Expand the axes and launch all jobs in one call. Another launcher gets them after they are checked here."""
+    """Expand the axes and launch all jobs in one call; with a launcher other than normstudy's, check the jobs first."""
     jobs = expand(params, arguments, context.config_loader)
     ours = type(launcher).__module__ == "hydra_plugins.normstudy"
     if isinstance(task, main.Application) and not ours:
@@ -58,7 +58,7 @@ def sweep(
 def launch(
     context: HydraContext, task: TaskFunction, config: DictConfig, jobs: Sequence[Sequence[str]], first: int
 ) -> Sequence[JobReturn]:
-    """Train all jobs of one call as one list of runs. The jobs of another application run one by one."""
+    """Train all jobs as one sweep. The jobs of a Hydra application other than normstudy run one by one."""
     if not isinstance(task, main.Application):
         basic = BasicLauncher()
         basic.setup(hydra_context=context, task_function=task, config=config)
@@ -78,23 +78,20 @@ def launch(
 
 
 def _raise_failure(one: JobReturn) -> None:
-    """Raise the error of a failed job, which another launcher may have run in another process.
-
-    A bug becomes a RuntimeError: the traceback of the original error ends in Hydra, as that of a bad request does.
-    """
+    """Raise the error of a failed job; do nothing if the job succeeded."""
     from normstudy.sweep.execute import RunsFailed
 
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints the job's overrides before it raises
+        with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints the job's overrides before raising
             _ = one.return_value
     except (ConfigError, RunsFailed):
         raise
-    except Exception as error:
+    except Exception as error:  # raised by Hydra's own code, so `one_line` would take the bug for a user's mistake
         raise RuntimeError(f"a job failed: {' '.join(one.overrides or [])}") from error
 
 
 def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader) -> list[list[str]]:
-    """Every job's overrides: the product of the experiment's axes and the command line, which wins by key."""
+    """List each job's overrides: the product of all keys' values. Typed values replace those of the experiment."""
     parser = OverridesParser.create(config_loader=loader)
     axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])
     typed = parser.parse_overrides(list(arguments))
@@ -109,7 +106,7 @@ def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLo
             raise ConfigError(
                 f"hydra.sweeper.params.{axis.input_line}: write it as comma-separated text, as in 0,1, not a list"
             )
-    values = {o.get_key_element(): _values(o.get_key_element(), o) for o in (*axes, *typed)}  # the last one wins
+    values = {o.get_key_element(): _values(o.get_key_element(), o) for o in (*axes, *typed)}  # typed values win
     n_runs = math.prod(map(len, values.values()))
     if n_runs > MAX_RUNS:
         raise ConfigError(f"this sweep has {n_runs} runs or more, at most {MAX_RUNS} are allowed: give fewer values")
@@ -117,7 +114,7 @@ def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLo
 
 
 def _values(key: str, override: Override) -> list[str]:
-    """`key=value` for each value of an override."""
+    """Return `key=value` for each value of an override."""
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
     if key in NOT_SWEPT:

@@ -1,8 +1,4 @@
-"""`normstudy run` and `normstudy sweep` as one Hydra application.
-
-Every mistake of the user becomes a ConfigError of one line before anything is written. This process imports no torch:
-the workers of normstudy.sweep do.
-"""
+"""The Hydra application behind `normstudy run` and `normstudy sweep`. It does not import torch itself."""
 
 from __future__ import annotations
 
@@ -29,14 +25,11 @@ from normstudy.config import ConfigError
 
 
 def main(command: str, argv: list[str]) -> int:
-    """Run `normstudy run` or `normstudy sweep` (`command`) with `argv`; returns the exit code.
-
-    Raises a ConfigError for every mistake that the user can correct.
-    """
+    """Run `command` (run or sweep) with `argv` and return the exit code. Raises a ConfigError for a user's mistake."""
     typed = shlex.join(["normstudy", command, *argv])
     try:
         args = parser().parse_intermixed_args(argv)
-    except SystemExit as stop:  # --version
+    except SystemExit as stop:  # argparse exits after printing --version
         return int(stop.code or 0)
     check_flags(command, args)
     shows = args.cfg is not None or args.info is not None or args.hydra_help
@@ -55,10 +48,7 @@ def main(command: str, argv: list[str]) -> int:
 
 
 def complete(query: str) -> None:
-    """Answer `-sc query=SHELL`, or print the script of `-sc install=SHELL` (`query` is that word).
-
-    A query never fails: a line that cannot be completed yet has no completions.
-    """
+    """Print the setup script for `install=SHELL`, or the completions for `query=SHELL`, if Hydra finds any."""
     quiet = query.startswith("query=")
     try:
         with _full_errors(), redirect_stderr(io.StringIO() if quiet else sys.stderr):
@@ -70,17 +60,17 @@ def complete(query: str) -> None:
 
 @dataclass(frozen=True)
 class Application:
-    """The function that Hydra calls: once for `normstudy run`, and once per job with a launcher other than ours.
+    """The function that Hydra calls once for `normstudy run`, and once per job with a launcher other than normstudy's.
 
-    Our own launcher never calls it. That launcher takes the whole sweep and reads the fields.
+    normstudy's launcher never calls this object: it reads the fields and trains the whole sweep itself.
     """
 
-    command: str  # the command line, as recorded beside the results
+    command: str  # the command line, recorded with the results
     dry_run: bool = False
     detach: bool = False
 
     def request(self, overrides: object) -> dict[str, object]:
-        """What is recorded beside the results; `overrides` is Hydra's list, with interpolations as typed."""
+        """Return the command line and Hydra's overrides, as typed, to be recorded with the results."""
         return {"command": self.command, "overrides": OmegaConf.to_container(overrides, resolve=False)}
 
     def __call__(self, cfg: DictConfig) -> float:
@@ -94,7 +84,7 @@ class Application:
         except Exception as error:
             if alone or one_line(error) is not None:
                 raise PastHydra(error) from error
-            raise  # Hydra records the error, and the other jobs continue
+            raise  # Hydra records the error and continues with the other jobs
 
     def _train(self, cfg: DictConfig, request: dict[str, object], ignored: str) -> float:
         from normstudy.sweep import planning, run
@@ -104,13 +94,13 @@ class Application:
             run.run_sweep([config], dry_run=True, request=request)
             return math.nan
         if ignored:
-            planning.check([config])  # before the line below, so that an error is the only output
+            planning.check([config])  # before printing, so that a refused run prints only its error
             print(f"One run, at the base values; normstudy sweep trains the axes {ignored}.")
         return as_float(run.run_one(config, request=request))
 
 
 class PastHydra(BaseException):
-    """Carries the error of a run past Hydra, which would print several lines about an Exception."""
+    """A BaseException that carries a run's error through Hydra, which would print several lines for an Exception."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -118,13 +108,13 @@ class PastHydra(BaseException):
 
 
 def _allow_workers_inside_joblib() -> None:
-    """Replace the start method loky, which joblib sets, by spawn: our spawned workers do not know loky."""
+    """Replace loky, the start method that joblib sets, by spawn: normstudy's spawned workers do not know loky."""
     if multiprocessing.get_start_method(allow_none=True) == "loky":
         multiprocessing.set_start_method("spawn", force=True)
 
 
 def as_float(loss: float | None) -> float:
-    """The loss as a number, which Hydra's sweepers require: nan for a run without a final loss."""
+    """Convert the loss to the float that Hydra's sweepers require: nan for a run without a final loss."""
     return math.nan if loss is None else loss
 
 
@@ -135,7 +125,7 @@ def _ignored_axes(sweeper: object, overrides: object) -> str:
 
 
 def _fail(error: Exception, user_wants_traceback: bool) -> int:
-    """Exit code 1 for crashed runs, a ConfigError for a mistake of the user; any other error is raised unchanged."""
+    """Return exit code 1 for crashed runs; raise a ConfigError for a user's mistake, and any other error unchanged."""
     line = one_line(error)
     if line is not None and not isinstance(error, ConfigError) and not user_wants_traceback:
         raise ConfigError(line) from error
@@ -152,7 +142,7 @@ def _fail(error: Exception, user_wants_traceback: bool) -> int:
 def _call_hydra(application: Application, argv: list[str]) -> None:
     call = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(application)
     saved = sys.argv
-    sys.argv = [saved[0], *argv]  # the only place from which hydra.main reads its arguments
+    sys.argv = [saved[0], *argv]  # hydra.main reads its arguments only from sys.argv
     try:
         with no_code.forbidden():
             call()
@@ -162,7 +152,7 @@ def _call_hydra(application: Application, argv: list[str]) -> None:
 
 @contextmanager
 def _full_errors() -> Iterator[bool]:
-    """Make Hydra raise its errors instead of printing them; yields whether the user asked for tracebacks."""
+    """Make Hydra raise its errors instead of printing them; yield whether the user asked for tracebacks."""
     saved = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -1,7 +1,6 @@
-"""Refuse configurations that name code, which Hydra itself would import and call.
+"""Refuse configurations that name code for Hydra to import and call.
 
-A user's code enters only by model.placement and model.norm. Launchers and sweepers are installed plugins, which Hydra
-takes only from its package hydra_plugins.
+Only model.placement and model.norm may name a user's code. Launchers and sweepers must be installed Hydra plugins.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from normstudy.errors import ConfigError
 PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)\.[\w.]+")
 LOGGING_CLASS = re.compile(r"(logging|logging\.handlers|colorlog)\.[A-Z]\w+")
 LOGGING_CALLS = ("()", "class", "factory", "listener", "queue")  # keys whose values logging.config imports and calls
-LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"  # in Hydra's own job_logging; resolves to a path
+LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"  # Hydra's own interpolation, which yields only a path
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
 
 @contextlib.contextmanager
 def forbidden() -> Iterator[None]:
-    """Check each configuration when Hydra has composed it, before Hydra calls what the configuration names."""
+    """Check each configuration after Hydra composes it and before Hydra calls the code that it names."""
     compose = ConfigLoaderImpl.load_configuration
 
     @functools.wraps(compose)
@@ -42,7 +41,7 @@ def forbidden() -> Iterator[None]:
 
 
 def check(config: DictConfig) -> None:
-    """Raise a ConfigError where the section `hydra` of a composed configuration names code."""
+    """Raise a ConfigError if the `hydra` section of a composed configuration names code."""
     if callbacks := config.hydra.callbacks:
         raise ConfigError(
             f"hydra.callbacks.{next(iter(callbacks))} names code, which no configuration may do: leave it out"
@@ -61,7 +60,7 @@ def check(config: DictConfig) -> None:
 
 
 def _leaves(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, text) of every nested value that logging.config would import; interpolations stay unresolved."""
+    """Yield (key, text) of every nested value that logging.config may import, including unresolved interpolations."""
     if isinstance(value, Mapping):
         for name, one in value.items():
             yield from _leaves(one, str(name))

@@ -1,4 +1,4 @@
-"""The flags and overrides of `normstudy run` and `normstudy sweep`, checked before Hydra gets them."""
+"""Check the flags and overrides of `normstudy run` and `normstudy sweep` before Hydra reads them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from normstudy.app.compose import conf_dir
 from normstudy.config import CONF_GROUPS, ConfigError
 
 RETRY_KEY = "execution.retry_failed"  # also set by --retry-failed and --no-retry-failed
-CHOICES = ("experiment", *CONF_GROUPS)  # keys whose value is the name of a file
+CHOICES = ("experiment", *CONF_GROUPS)  # keys whose value is the name of a config file
 NOT_A_NAME = re.compile(r"(^|/)(\.\.)?(/|$)|[\\\0-\37]")  # an absolute path, `..`, or a control character
 NOT_SWEPT = ("experiment", "study", "results_dir")  # a sweep has one experiment and fills one study
 
@@ -29,9 +29,9 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Hydra's own parser with our flags; an error is one line."""
+    """Return Hydra's argument parser with normstudy's flags added; its errors are one-line ConfigErrors."""
     made = get_args_parser()
-    made.__class__ = FlagParser  # Hydra constructs the parser, so only the class can be exchanged
+    made.__class__ = FlagParser  # Hydra constructs the parser, so only its class can be replaced
     made.allow_abbrev = False
     made.add_argument("--dry-run", action="store_true")
     made.add_argument("--detach", action="store_true")
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check_flags(command: str, args: argparse.Namespace) -> None:
-    """Raise a ConfigError for flags of the other command and for flags that contradict each other."""
+    """Raise a ConfigError for flags that the command does not accept and for contradictory flags."""
     run, folder = command == "run", args.config_dir
     for wrong, line in (
         (args.multirun and run, "--multirun belongs to normstudy sweep: normstudy run trains one run"),
@@ -66,7 +66,7 @@ def check_flags(command: str, args: argparse.Namespace) -> None:
 
 
 def flags_of(args: argparse.Namespace) -> list[str]:
-    """The flags as Hydra's own parser requires them: after all overrides, in one order."""
+    """Rebuild Hydra's own flags in a fixed order; Hydra's parser requires them after all overrides."""
     flags = []
     for name in ("cfg", "info", "package", "config_dir", "config_name"):
         if getattr(args, name) is not None:
@@ -78,7 +78,7 @@ def flags_of(args: argparse.Namespace) -> list[str]:
 
 
 def check_overrides(command: str, words: list[str], shows: bool) -> None:
-    """Raise a ConfigError for overrides that the command does not accept. shows: --cfg or --info is given."""
+    """Raise a ConfigError for overrides that the command does not accept. shows: whether --cfg or --info is given."""
     for override in OverridesParser.create().parse_overrides(words):
         line, key = str(override.input_line), override.key_or_group
         if key in CHOICES or key.startswith("hydra/"):
@@ -101,7 +101,7 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
 
 
 def _check_choice(override: Override) -> None:
-    """Raise a ConfigError where a chosen file would lie outside the folder of its group."""
+    """Raise a ConfigError if a chosen config file would lie outside its group's folder."""
     value = override.value()
     given = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
     for one in given:
@@ -111,7 +111,7 @@ def _check_choice(override: Override) -> None:
 
 
 def not_swept(line: str) -> str:
-    """The line of the error for several values of experiment, study or results_dir."""
+    """Return the error line for several values of experiment, study or results_dir."""
     return f"{line}: one sweep fills one study; {', '.join(NOT_SWEPT)} take one value each: give one value"
 
 
@@ -120,10 +120,9 @@ def _options(group: str) -> str:
 
 
 def with_retries(words: list[str], flags: list[bool]) -> list[str]:
-    """The overrides, with execution.retry_failed as the flags ask.
+    """Append execution.retry_failed to the overrides if a flag sets it.
 
-    flags: True for each --retry-failed, False for each --no-retry-failed. Raises a ConfigError where the flags
-    contradict each other or the overrides.
+    flags: one True per --retry-failed, one False per --no-retry-failed. Raises a ConfigError for a contradiction.
     """
     if not flags:
         return words

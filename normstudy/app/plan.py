@@ -1,7 +1,7 @@
-"""The jobs of a Hydra sweep, each a list of overrides, as RunConfigs.
+"""Turn a Hydra sweep's jobs, each a list of overrides, into RunConfigs.
 
-A composition takes about 90 ms, and a sweep needs one per distinct choice of groups. Runs with the same choice differ
-in plain values only. These are set in place on one composition, which takes well below 1 ms per run.
+Composing a configuration takes about 90 ms, so each distinct choice of config groups is composed once. Jobs with the
+same groups differ only in plain values, which are set on the shared composition in well below 1 ms per run.
 """
 
 from __future__ import annotations
@@ -24,14 +24,11 @@ from normstudy.config import ConfigError, RunConfig
 
 
 def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
-    """One validated RunConfig per job, in order.
-
-    Raises a ConfigError that names the first illegal job by the overrides that distinguish it.
-    """
+    """Return one validated RunConfig per job, in order. Raises a ConfigError that identifies the first illegal job."""
     parsed = _parse_once(jobs)
     shared = set(jobs[0]).intersection(*jobs[1:]) if jobs else set()
     is_group: dict[str, bool] = {}
-    parts: dict[str, str] = {}  # word -> its part of the signature
+    parts: dict[str, str] = {}  # override -> its _signature
     compositions: dict[tuple[str, ...], Composition] = {}
     configs = []
     for number, job in enumerate(jobs, start=1):
@@ -45,7 +42,7 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
             if base is None:
                 base = compositions[signature] = Composition(_compose(loader, master, job))
             for override, part in zip(overrides, signature, strict=True):
-                if part == override.key_or_group:  # a plain value; all other overrides are composed already
+                if part == override.key_or_group:  # a plain value; all other overrides are already composed
                     base.set(override)
             configs.append(base.run_config())
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
@@ -59,14 +56,11 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
 
 
 class Composition:
-    """One composed configuration, on which the values of one job after another are set.
-
-    Only the sections that changed since the job before are built and checked again; runs share the other sections.
-    """
+    """A composed configuration on which jobs' plain values are set in turn. RunConfigs share unchanged sections."""
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
-        self.words: dict[str, str] = {}  # key -> the override that set it last
+        self.words: dict[str, str] = {}  # key -> the last override of this key
         self.last: RunConfig | None = None
         self.changed: set[str] = set()  # sections whose values differ from those of `last`
         plain = OmegaConf.to_container(config, resolve=False)
@@ -74,11 +68,12 @@ class Composition:
         # Rebuilt for every run: top-level values, such as data_seed, and sections with an interpolation, which may
         # refer to any value.
         self.rebuilt = {str(k) for k, v in plain.items() if not isinstance(v, dict) or _interpolates(v)}
-        # Resolving ${seed} takes a third of the time per run. RunConfig itself sets a missing data_seed to the seed.
+        # Resolving ${seed} would take a third of the time per run, so data_seed is left to RunConfig, which sets a
+        # missing data_seed to the seed.
         self.one_seed = plain.get("data_seed") == "${seed}"
 
     def set(self, override: Override) -> None:
-        """Set a plain value."""
+        """Set the plain value of an override."""
         key, line = override.key_or_group, str(override.input_line)
         if self.words.get(key) == line:
             return
@@ -91,7 +86,7 @@ class Composition:
             self.rebuilt.add(section)
 
     def run_config(self) -> RunConfig:
-        """The run at the present values, validated."""
+        """Return the validated RunConfig of the current values."""
         if self.last is None:
             config = compose.to_run_config(self.config)
         else:
@@ -118,9 +113,9 @@ def _parse_once(jobs: Sequence[Sequence[str]]) -> dict[str, Override]:
 
 
 def _signature(override: Override, loader: ConfigLoader, is_group: dict[str, bool]) -> str:
-    """The part of an override on which a composition depends: the whole line, or only the key of a plain value.
+    """Return the part of an override that two jobs must have in common to share a composition.
 
-    The whole line counts for a group, and for a container, because setting containers in turn would merge them.
+    This is a plain value's key, but the whole override of a group or container: containers set in turn would merge.
     """
     key = override.key_or_group
     if key not in is_group:

@@ -1,4 +1,4 @@
-"""Arguments that several commands have in common: STUDY, --where, lists of names, --out."""
+"""Arguments that several commands share: STUDY, --where, lists of names, --out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if typing.TYPE_CHECKING:
 
 
 def parser(command: str, *, study: bool = True) -> argparse.ArgumentParser:
-    """A parser of a command's arguments that raises a ConfigError; with `study`, STUDY is the first of them."""
+    """Return a command's argument parser, whose errors are ConfigErrors. study: whether STUDY is the first argument."""
     import argparse
 
     class CommandParser(argparse.ArgumentParser):
@@ -30,7 +30,7 @@ def add_where(parser: argparse.ArgumentParser) -> None:
 
 
 def where(given: list[str]) -> dict[str, str]:
-    """`["placement=pre,norm=rmsnorm"]` -> `{"placement": "pre", "norm": "rmsnorm"}`."""
+    """Parse the values of --where: `["placement=pre,norm=rmsnorm"]` -> `{"placement": "pre", "norm": "rmsnorm"}`."""
     values: dict[str, str] = {}
     for word in ",".join(given).split(",") if given else []:
         column, equals, value = (part.strip() for part in word.partition("="))
@@ -43,7 +43,7 @@ def where(given: list[str]) -> dict[str, str]:
 
 
 def names(flag: str, given: str | None) -> list[str] | None:
-    """`a,b` -> `["a", "b"]`; None where the flag is not given."""
+    """Split a flag's value, `a,b` -> `["a", "b"]`; return None if the flag is not given."""
     if given is None:
         return None
     found = [name.strip() for name in given.split(",")]
@@ -53,7 +53,7 @@ def names(flag: str, given: str | None) -> list[str] | None:
 
 
 def out(given: str) -> Path:
-    """The path of --out; a ConfigError where it is empty or lies among a study's own files."""
+    """Return the path of --out. Raises a ConfigError if the path is empty or lies among a study's own files."""
     from normstudy.study import paths
 
     if not given or not given.isprintable():
@@ -63,7 +63,7 @@ def out(given: str) -> Path:
 
 
 def study(given: str) -> Path:
-    """The folder of STUDY; a ConfigError where it does not exist."""
+    """Return the folder of STUDY. Raises a ConfigError if the folder does not exist."""
     folder = Path(given)
     if folder.is_dir():
         return folder

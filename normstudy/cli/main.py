@@ -1,7 +1,6 @@
-"""The `normstudy` command: which command is called, and the exit code and line of an error.
+"""Dispatch the `normstudy` command line, and turn errors into exit codes and one-line messages.
 
-At the top the modules of `cli` import only the standard library and `normstudy.errors`. A command imports its rooms
-when it is called, so that every help text and every misspelt command answers at once.
+At module level, `cli` imports only the standard library and `normstudy.errors`, so that help texts appear at once.
 """
 
 from __future__ import annotations
@@ -30,37 +29,37 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The console command; returns the exit code: 0 done, 1 a run crashed, 2 a bad request, 130 stopped."""
+    """Run a command and return the exit code: 0 done, 1 a run crashed, 2 a bad request, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
     try:
         code = _dispatch(words)
-        sys.stdout.flush()  # a closed pipe raises here instead of at exit
+        sys.stdout.flush()  # raises here, instead of at exit, if the pipe is closed
     except KeyboardInterrupt as stop:
         return int(getattr(stop, "code", 130))
     except BrokenPipeError:
         if _stdout_is_open():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # the exit code of a process that SIGPIPE ended
+        return 141  # the exit code of a process killed by SIGPIPE
     except Exception as error:
         line = _user_error(error)
         if line is None:
             raise
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # a file's name may hold a line break
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # a file name may contain a line break
         print(f"error: {shown}", file=sys.stderr)
         return 2
     return code
 
 
 def _stdout_is_open() -> bool:
-    """Whether standard output still has a reader; after `| head` it may have none."""
+    """Return whether standard output still has a reader; a pipe to `head` may have lost its reader."""
     poll = select.poll()
     poll.register(sys.stdout, select.POLLOUT)
     return not any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _user_error(error: Exception) -> str | None:
-    """The line of an error that the user can correct (a bad request, an unusable file or folder); None for a bug."""
+    """Describe in one line an error that the user can correct (a bad request, an unusable file); None for a bug."""
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -1,28 +1,25 @@
-"""The help texts of the `normstudy` command, wrapped at print time to the width of the terminal.
-
-This module imports only the standard library, so every help text is printed at once.
-"""
+"""The help texts of the `normstudy` command. Importing only the standard library makes help appear at once."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
 
-# A paragraph, a table of terms and their meanings, or commands to type, which are never broken. A paragraph that ends
-# with a colon introduces the block after it: no blank line separates the two.
+# A paragraph (str), a table of terms and their meanings (dict), or commands to type (tuple), which are never wrapped.
+# A paragraph that ends with a colon introduces the next block: no blank line separates the two.
 Block = str | dict[str, str] | tuple[str, ...]
 
-WIDTHS = 40, 120  # columns: the narrowest and the widest text, whatever the terminal says
+WIDTHS = 40, 120  # columns of the narrowest and the widest text, whatever the terminal's width
 
 
 def help_of(command: str | None) -> str:
-    """The help text of a command, or of `normstudy` itself (None), for the present terminal."""
+    """Return the help text of a command, or of `normstudy` itself (None), wrapped for the current terminal."""
     columns = shutil.get_terminal_size().columns
     return render(HELP if command is None else COMMAND_HELP[command], max(WIDTHS[0], min(WIDTHS[1], columns)))
 
 
 def render(blocks: tuple[Block, ...], width: int) -> str:
-    """The text of a help page, in lines of at most `width` columns."""
+    """Format a help page, with paragraphs and tables wrapped to `width` columns."""
     lines: list[str] = []
     for block in blocks:
         if lines and not lines[-1].endswith(":"):
@@ -43,7 +40,7 @@ def _wrap(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
 
 
 def _table(rows: dict[str, str], width: int) -> list[str]:
-    """Each term with its meaning beside it, or below it where the term is long."""
+    """Format a table: each term with its meaning beside it, or below it if the term is long."""
     column = min(4 + max(map(len, rows)), width // 2)
     lines = []
     for term, meaning in rows.items():

@@ -1,4 +1,4 @@
-"""The commands that measure without a study: `normstudy reproduce` and `normstudy bench`."""
+"""The commands that measure something and need no study: `normstudy reproduce` and `normstudy bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that look after a study: `normstudy status`, `cancel`, `check` and `compact`."""
+"""The commands that inspect or maintain a study: `normstudy status`, `cancel`, `check` and `compact`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`normstudy run` and `normstudy sweep`, whose arguments are Hydra's, and shell completion."""
+"""The commands `normstudy run` and `normstudy sweep`, which pass their arguments to Hydra, and shell completion."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ def sweep(argv: list[str]) -> int:
 
 
 def complete(words: Sequence[str], commands: Sequence[str]) -> int:
-    """Answer `normstudy -sc query=SHELL`, or print the script of `-sc install=SHELL`.
+    """Print the completions for `normstudy -sc query=SHELL`, or the setup script for `-sc install=SHELL`.
 
-    Hydra completes a command line without subcommands, so `run` and `sweep` are removed from COMP_LINE. For the other
-    commands nothing is printed, and the shell completes file names.
+    Hydra knows no subcommands, so `run` and `sweep` are removed from COMP_LINE. For other commands nothing is printed.
     """
     if len(words) != 1 or words[0].split("=")[0] not in ("query", "install", "uninstall"):
         raise ConfigError("-sc takes one word: install=bash, uninstall=bash or query=bash (or zsh, fish)")
@@ -38,7 +37,7 @@ def complete(words: Sequence[str], commands: Sequence[str]) -> int:
             return 0
         if typed[0] not in ("run", "sweep"):
             return 0
-        many = ["--multirun"] if typed[0] == "sweep" else []  # without this flag a comma list is an error
+        many = ["--multirun"] if typed[0] == "sweep" else []  # otherwise Hydra rejects comma-separated values
         kept = [word for word in typed[1:] if word not in OUR_FLAGS]
         blank = " " if line.endswith(" ") else ""
         os.environ["COMP_LINE"] = " ".join([program, *many, *kept]) + blank

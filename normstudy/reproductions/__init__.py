@@ -1,1 +1,1 @@
-"""Predictions of papers and claims of the starting text, held against measurements."""
+"""Compare predictions from papers, and claims from the project's starting text, with measurements."""

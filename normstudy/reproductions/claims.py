@@ -1,7 +1,7 @@
-"""The claims about pre-norm and post-norm in docs/claims.md, held against the committed studies.
+"""Compare the claims about pre-norm and post-norm in docs/claims.md with the committed studies.
 
-Each claim has numbers with 95 % t intervals over seeds, computed from the tables alone. `markdown` prints the table of
-docs/claims.md, and a test compares the two.
+Each claim has numbers with 95 % t intervals over seeds, computed from the studies' tables alone. `markdown` formats the
+numbers, and a test compares its output with the table in docs/claims.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from normstudy.errors import ConfigError
 HEADLINE_LR = 3e-3
 SHALLOW, DEEP = 6, 12  # layers
 
-# The runs that the claims compare: of each study, at least two of every combination of these values.
+# The column values that the claims compare in each study. Every combination of the values needs two runs or more.
 CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
     "warmup": {"placement": ("pre", "post"), "peak_lr": (HEADLINE_LR,), "warmup_steps": (0, 100)},
     "depth": {"placement": ("pre", "post"), "n_layers": (2, 4, DEEP), "warmup_steps": (0, 100)},
@@ -33,7 +33,7 @@ CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """A number for or against a claim. low, high: 95 % t interval over seeds, NaN for a count, which has none."""
+    """A number for or against a claim. low, high: 95 % t interval over seeds, NaN for a share of runs."""
 
     claim: str
     quantity: str
@@ -45,10 +45,7 @@ class Evidence:
 
 
 def findings(results: Path) -> list[Evidence]:
-    """All numbers, from the studies warmup, depth, peak_lr and rmsnorm under `results`.
-
-    Raises ConfigError where a study is missing or has less than two runs of a combination that is compared.
-    """
+    """Compute all numbers from the studies under `results`. Raises a ConfigError if runs in CELLS are missing."""
     warmup, depth, peak_lr, rmsnorm = (_whole(results, study) for study in CELLS)
     return [
         *_vanishing(warmup, depth),
@@ -78,10 +75,7 @@ def _whole(results: Path, study: str) -> Tables:
 
 
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Ratio of the first to the last layer's mlp_out gradient norm at a step, one per run, in order of run_id.
-
-    NaN for a run that has no such step.
-    """
+    """Return each run's ratio of first to last layer's mlp_out gradient norm, by run_id; NaN if `step` is missing."""
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
     wide = wide.reindex(sorted(modules["run_id"].unique()))
@@ -156,7 +150,7 @@ def _post_can_win(depth: Tables, peak_lr: Tables) -> list[Evidence]:
     for placement in ("pre", "post"):
         runs = peak_lr.runs.query("placement == @placement")
         loss = runs.pivot_table(index="seed", columns=["peak_lr", "warmup_steps"], values="final_val_loss")
-        whole = loss.dropna(axis=1)  # without combinations in which a seed diverged
+        whole = loss.dropna(axis=1)  # drop the combinations in which a seed diverged
         rates, warmups = (whole.columns.get_level_values(k) for k in ("peak_lr", "warmup_steps"))
         at = int(whole.mean().to_numpy().argmin())
         rate, steps = float(rates[at]), int(warmups[at])
@@ -191,14 +185,14 @@ def _mean(claim: str, quantity: str, study: str, values: object) -> Evidence:
 
 
 def _geometric(claim: str, quantity: str, study: str, values: object) -> Evidence:
-    """The geometric mean over seeds, with the interval of the logarithms."""
+    """Return the geometric mean over seeds, with the exponentiated 95 % t interval of the logarithms."""
     logs = np.log(np.asarray(values, float))
     mean, low, high = paired_t_interval(logs)
     return Evidence(claim, quantity, study, math.exp(mean), math.exp(low), math.exp(high), len(logs))
 
 
 def markdown(found: list[Evidence]) -> str:
-    """The numbers as a Markdown table."""
+    """Format the numbers as a Markdown table."""
     rows = [
         (f.claim, f.quantity, interval_text(f.value, f.low, f.high, ".3g"), str(f.seeds), f"`{f.study}`") for f in found
     ]

@@ -1,7 +1,7 @@
-"""The parts of a reproduction: sizes, the models and measurements it needs, and the entry itself.
+"""The parts of a reproduction: sizes, the models and measurements that it needs, and the entry itself.
 
-A reproduction has two stages that share only a table. The first measures with torch (measure.py); the second judges and
-draws from the table alone (verdicts.py, plots.py). Nothing here needs torch.
+A reproduction has two stages that share only a table. The first measures with torch (measure.py). The second judges the
+prediction and draws the figure from the table alone (verdicts.py, plots.py). This module needs no torch.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from matplotlib.figure import Figure
 from normstudy.config import ModelConfig
 from normstudy.reproductions.verdicts import Finding
 
-MEASUREMENT = 1  # raised when a change of measure.py gives the same need other values: tables are then measured again
+MEASUREMENT = 1  # increased when a change of measure.py changes values, so that tables are measured again
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes, depths and numbers of seeds that all reproductions of tier 0 share."""
+    """The model sizes, depths and numbers of seeds that all tier-0 reproductions share."""
 
     d_model: int = 128
     n_heads: int = 4
-    batch_size: int = 4  # sequences of random tokens, whose targets are the next random tokens
+    batch_size: int = 4  # sequences of random tokens; each token's target is the next token
     seq_len: int = 64
     vocab_size: int = 256
     depths: tuple[int, ...] = (8, 16, 32, 64)
     seeds: int = 5
-    many_seeds: int = 20  # for entries where five leave an interval about as wide as the band
+    many_seeds: int = 20  # for entries whose interval over five seeds is about as wide as the band
 
     @property
     def deepest(self) -> int:
-        """The last of the depths."""
+        """The last and largest depth."""
         return self.depths[-1]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model except for its depth and seed. It has the sizes of `Sizes`, and no biases."""
+    """All settings of a model except its depth, its seed and its `Sizes`. The model has no biases."""
 
     placement: str
     norm: str = "auto"
@@ -51,7 +51,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """`pre`, `pre init=gpt2 embed_init=std`, `post simplified`: the column `variant` of the tables."""
+        """The text in the tables' column `variant`, such as `pre init=gpt2 embed_init=std` or `post simplified`."""
         parts = [self.placement]
         for f in dataclasses.fields(self)[1:]:
             value = getattr(self, f.name)
@@ -66,7 +66,7 @@ POST = Variant("post")
 
 @dataclass(frozen=True)
 class Need:
-    """One measurement of one model over depths and seeds 0, 1, ...; kind: a key of measure.MEASUREMENTS."""
+    """A measurement of one model at several depths with seeds from 0 on. kind: a key of measure.MEASUREMENTS."""
 
     kind: str
     variant: Variant
@@ -76,11 +76,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """One prediction of a paper: the measurements it needs, its findings from their table, and its figure.
-
-    prediction: one line. The docstring of the entry's module has the source, what is computed, the expected band, the
-    rule of the verdict, and the reason of a failure where it is known.
-    """
+    """A paper's prediction (one line), the measurements it needs, its findings from their table, and its figure."""
 
     tier: int
     source: str
@@ -91,7 +87,7 @@ class Reproduction:
 
 
 def model_config(variant: Variant, depth: int, sizes: Sizes) -> ModelConfig:
-    """The configuration of a model: no biases, an output matrix of variance 1/d_model."""
+    """Return a model's configuration: no biases, output matrix elements of variance 1/d_model."""
     simplified = variant.simplified
     return ModelConfig(
         placement=variant.placement, norm=variant.norm, init=variant.init, embed_init=variant.embed_init,
@@ -106,7 +102,7 @@ Reading = tuple[str, int | None, int, float]  # quantity, layer, seed, value
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement of one model at one depth, for some seeds at once."""
+    """A measurement of one model at one depth, for one or more seeds at once."""
 
     kind: str
     variant: Variant

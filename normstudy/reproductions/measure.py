@@ -1,8 +1,8 @@
-"""The first stage: measurements of models at initialization, with torch.
+"""Measure models at initialization with torch: the first stage of a reproduction.
 
-Models, initialization, gradients and SGD are the code that trains. A measurement is a function of a batch of models
-that differ in the seed; it gives readings (quantity, layer or None, seed, value). It computes in float32, as training
-does, and keeps float64. B batch, T sequence, D d_model, V vocab.
+Models, initialization, gradients and SGD are the training code's own. A measurement is a function that takes a batch of
+models that differ only in the seed, and returns readings (quantity, layer or None, seed, value). It computes in
+float32, as training does, and returns float64. In shapes: B batch_size, T seq_len, D d_model, V vocab_size.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from normstudy.reproductions.entry import Job, Reading, Sizes, Variant, model_co
 from normstudy.training import admin, optim, probes, step
 from normstudy.training.layout import layout_of
 
-NOISE = 0.01  # relative to the standard deviation of a matrix
-NOISE_SEED = 2**30  # added to the seed: the noise is drawn like another initialization
+NOISE = 0.01  # the noise's standard deviation relative to that of the matrix
+NOISE_SEED = 2**30  # added to a model's seed to draw its noise, which is drawn like an initialization
 RATE = 1e-2  # learning rate of the one SGD step
 NORM_PARAMETERS = ("gamma", "beta")
 MATRICES = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.out": "out", "mlp.w1": "w1", "mlp.w2": "w2"}
@@ -30,7 +30,7 @@ MATRICES = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.out": "out", "mlp
 
 @dataclass(frozen=True)
 class Models:
-    """Models of one shape at initialization. params: name -> (runs, *shape); tokens: (runs, B, T + 1)."""
+    """A batch of models of one shape at initialization. params: name -> (runs, *shape); tokens: (runs, B, T + 1)."""
 
     sizes: Sizes
     config: ModelConfig
@@ -41,18 +41,18 @@ class Models:
 
 
 def measure(job: Job) -> list[Reading]:
-    """The readings of one job."""
+    """Make one job's measurement and return its readings."""
     return MEASUREMENTS[job.kind](start(job.sizes, job.variant, job.depth, job.seeds))
 
 
 def random_tokens(sizes: Sizes, seed: int) -> Tensor:
-    """Uniform random tokens (B, T + 1). The target at each place is the next token."""
+    """Draw uniform random tokens (B, T + 1). The target at each position is the next token."""
     rng = np.random.Generator(np.random.Philox(key=[seed, 3]))
     return torch.from_numpy(rng.integers(0, sizes.vocab_size, (sizes.batch_size, sizes.seq_len + 1)))
 
 
 def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> Models:
-    """Models at initialization; Admin's omegas are profiled on the batch that is measured."""
+    """Initialize one model per seed. Admin's omegas are profiled on the batch that is then measured."""
     config = model_config(variant, depth, sizes)
     with torch.device("meta"):
         model = Transformer(config, sizes.vocab_size, sizes.seq_len)
@@ -68,7 +68,7 @@ def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) ->
 
 
 def forward(models: Models, params: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Logits (runs, B, T, V) and the residual stream x_0 ... x_L, each (runs, B, T, D), without gradients."""
+    """Compute logits (runs, B, T, V) and the residual stream x_0 ... x_L, each (runs, B, T, D), without gradients."""
 
     def of_run(values: dict[str, Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         out: tuple[Tensor, list[Tensor]] = torch.func.functional_call(models.model, values, (tokens[:, :-1],))
@@ -80,7 +80,7 @@ def forward(models: Models, params: dict[str, Tensor]) -> tuple[Tensor, list[Ten
 
 
 def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Gradients of each model's own loss, name -> (runs, *shape), and the residual stream."""
+    """Compute the gradients of each model's own loss, name -> (runs, *shape), and the residual stream."""
     names = list(models.params)
 
     def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -93,17 +93,17 @@ def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
 
 
 def _rows(quantity: str, layer: int | None, seeds: tuple[int, ...], values: Tensor) -> list[Reading]:
-    """One reading per model, from values (runs,)."""
+    """Return one reading per model, from values (runs,)."""
     return [(quantity, layer, seed, value) for seed, value in zip(seeds, values.double().tolist(), strict=True)]
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    """(runs, ...) -> (runs,) float64."""
+    """Compute each model's mean square: (runs, ...) -> (runs,) float64."""
     return probes.rms_by_run(x).double().square()
 
 
 def _mean_squares(quantity: str, seeds: tuple[int, ...], streams: list[Tensor]) -> list[Reading]:
-    """The mean square of each layer's tensor (runs, B, T, D)."""
+    """Compute readings of each layer's mean square. streams: one tensor (runs, B, T, D) per layer."""
     return [row for layer, x in enumerate(streams) for row in _rows(quantity, layer, seeds, _mean_square(x))]
 
 
@@ -111,7 +111,7 @@ def _mean_squares(quantity: str, seeds: tuple[int, ...], streams: list[Tensor]) 
 
 
 def gradients(models: Models) -> list[Reading]:
-    """mlp_out_grad: L2 norm of the gradient of each block's second MLP matrix; mean_square as in `stream`."""
+    """Measure mlp_out_grad, the L2 gradient norm of each block's second MLP matrix, and mean_square as in `stream`."""
     grads, residual = backward(models)
     rows = _mean_squares("mean_square", models.seeds, residual)
     for layer in range(models.config.n_layers):
@@ -121,13 +121,13 @@ def gradients(models: Models) -> list[Reading]:
 
 
 def stream(models: Models) -> list[Reading]:
-    """mean_square: mean of x_l^2 over tokens and dimensions, the paper's E|x_l|^2/d; layer l from 0 to depth."""
+    """Measure mean_square, the mean of x_l^2 over tokens and dimensions (E|x_l|^2/d in papers), l from 0 to depth."""
     _, residual = forward(models, models.params)
     return _mean_squares("mean_square", models.seeds, residual)
 
 
 def before_norm2(models: Models) -> list[Reading]:
-    """before_norm2: mean square of the input of each block's norm2, for blocks that end with norm2."""
+    """Measure before_norm2, the mean square of the input of each block's norm2, for blocks that end with norm2."""
     read: list[Tensor] = []
 
     def of_run(values: dict[str, Tensor], tokens: Tensor) -> list[Tensor]:
@@ -149,10 +149,7 @@ def before_norm2(models: Models) -> list[Reading]:
 
 
 def noise(models: Models) -> list[Reading]:
-    """output_change: mean square of the change of the logits when noise is added to every matrix of the blocks.
-
-    The standard deviation of the noise is 1 % of the standard deviation that the matrix was drawn with.
-    """
+    """Measure output_change, the mean square change of the logits when noise is added to every block matrix."""
     before, _ = forward(models, models.params)
     shapes = {name: p.shape for name, p in models.model.named_parameters()}
     noisy = dict(models.params)
@@ -165,9 +162,9 @@ def noise(models: Models) -> list[Reading]:
 
 
 def update(models: Models) -> list[Reading]:
-    """Root mean square of the change of the logits after one SGD step of rate 0.01 on the measured batch.
+    """Measure the root mean square change of the logits after one SGD step of rate 0.01 on the measured batch.
 
-    update_trained: the step changes all parameters; update_frozen: all except the norms'.
+    update_trained: the step changes all parameters; update_frozen: the step changes all except the norms' parameters.
     """
     grads, _ = backward(models)
     before, _ = forward(models, models.params)
@@ -185,10 +182,10 @@ def update(models: Models) -> list[Reading]:
 
 
 def constants(models: Models) -> list[Reading]:
-    """alpha and the initialization gains of a placement whose blocks are norm(alpha x + f(x)), from a built model.
+    """Measure alpha and the initialization gains in built models whose sublayers are norm(alpha x + f(x)).
 
-    alpha: the square root of the output for an input of ones, of a block without norms whose parameters are all zero.
-    gain_q ... gain_w2, gain_embed, gain_pos, gain_unembed: norm of a tensor as drawn, over its norm under xavier.
+    alpha: square root of a block's output for an input of ones, without norms and with zero parameters (each of two
+    sublayers multiplies by alpha). gain_q ... gain_unembed: a tensor's norm as drawn, divided by its norm under xavier.
     """
     plain = replace(models.config, init="xavier", force_init=True)
     xavier = init_params(models.model, [plain] * len(models.seeds), list(models.seeds))

@@ -1,7 +1,7 @@
-"""Parts that the figures of the reproductions share. Needs no torch.
+"""Plotting functions that the reproductions' figures share. This module needs no torch.
 
-Thin lines and small points are single seeds; bold lines and large points are means over seeds; a colored fan is a fit
-with its 95 % t interval over seeds; a grey area is the source's prediction.
+Thin lines and small points show single seeds, bold lines and large points show means over seeds, a colored fan shows a
+fit with its 95 % t interval over seeds, and a grey area shows the source's prediction.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from normstudy.figures import style
 from normstudy.reproductions.entry import Variant
 from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, first_to_last, log
 
-WIDTH = 4.4  # inches, of a figure of one panel
+WIDTH = 4.4  # width in inches of a one-panel figure
 BAND_COLOR = "#D9D9D9"
-SEED_SIZE = 4.5  # points
-# The second color of a placement.
+SEED_SIZE = 4.5  # marker size of a single seed, in points
+# A placement's second color.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-TICKS = (  # of a logarithmic axis whose ends differ by more than the first number of a line
+TICKS = (  # (factor, tick digits) of a logarithmic axis: the first row with factor < (upper end / lower end) applies
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),
     (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
@@ -40,7 +40,7 @@ MEAN_SQUARE = "mean square of the stream"
 
 
 def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, without shared axes; height: inches of a panel."""
+    """Create a figure with panels side by side and no shared axes. height: a panel's height in inches."""
     width = WIDTH if panels == 1 else style.TWO_COLUMNS
     fig = Figure(figsize=(width, height), layout="constrained")
     axes: list[Axes] = fig.subplots(1, panels, squeeze=False).ravel().tolist()
@@ -48,7 +48,7 @@ def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]
 
 
 def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: Sequence[Artist]) -> Figure:
-    """Put the prediction and the findings above the panels, and a legend below; the figure grows by their lines."""
+    """Put the prediction and the findings above the panels and a legend below; the figure grows to fit them."""
     width = int(fig.get_figwidth() * 18.4)
     lines = textwrap.wrap(prediction, width)
     for f in findings:
@@ -61,7 +61,7 @@ def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: S
     columns = -(-len(handles) // rows)
     fig.set_figheight(fig.get_figheight() + 0.155 * len(lines) + 0.16 * rows)
     fig.suptitle(typeset("\n".join(lines)), x=0.01, ha="left", linespacing=1.35, fontsize=7.5)
-    # matplotlib fills a legend column by column
+    # matplotlib fills a legend column by column; padding and reordering the entries fills it row by row.
     blank = Line2D([], [], ls="none", label=" ")
     grid = [*handles, *[blank] * (rows * columns - len(handles))]
     ordered = [grid[row * columns + column] for column in range(columns) for row in range(rows)]
@@ -70,14 +70,14 @@ def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: S
 
 
 def typeset(text: str) -> str:
-    """Plain text with typographic signs: minus, root, square, at most."""
+    """Replace plain-text notation for minus, square root, square and at most by typographic signs."""
     text = re.sub(r"(?<![\w)])-(?=[\d.])", "−", text).replace(" - ", " − ")
     text = re.sub(r"sqrt\((\w)\)", r"√\1", text)
     return text.replace("sqrt(", "√(").replace("^2", "²").replace("<=", "≤").replace("e+", "e")
 
 
 def color(placement: str) -> str:
-    """A placement's color, which is the same in every figure."""
+    """Return a placement's color, which is the same in every figure."""
     return style.PLACEMENT_COLORS.get(placement, style.GREY)
 
 
@@ -85,32 +85,32 @@ def color(placement: str) -> str:
 
 
 def line_handle(label: str, color: str, marker: str = "o", ls: style.LineStyle = "-") -> Line2D:
-    """The legend entry of a mean over seeds."""
+    """Return the legend entry of a mean over seeds."""
     return Line2D([], [], color=color, lw=style.BOLD, marker=marker, ls=ls, label=label)
 
 
 def point_handle(label: str, color: str, marker: str) -> Line2D:
-    """The legend entry of points without a line."""
+    """Return the legend entry of points without a line."""
     return Line2D([], [], ls="none", color=color, marker=marker, ms=5, mec="white", mew=0.6, label=label)
 
 
 def band_handle(label: str) -> Patch:
-    """The legend entry of a prediction."""
+    """Return the legend entry of a prediction's grey area."""
     return Patch(facecolor=BAND_COLOR, lw=0, label=label)
 
 
 def seed_line_handle() -> Line2D:
-    """The legend entry of thin lines."""
+    """Return the legend entry of single seeds' thin lines."""
     return Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds")
 
 
 def seed_point_handle() -> Line2D:
-    """The legend entry of small points."""
+    """Return the legend entry of single seeds' small points."""
     return Line2D([], [], color=style.GREY, ls="none", marker=".", ms=SEED_SIZE, mew=0, label="single seeds")
 
 
 def interval_handle(what: str, color: str = style.GREY) -> Patch:
-    """The legend entry of a fan or an area that is a 95 % interval."""
+    """Return the legend entry of a fan or area that shows a 95 % interval."""
     return Patch(facecolor=color, alpha=0.4, lw=0, label=f"{what}, 95 % interval" if what else "95 % interval")
 
 
@@ -118,7 +118,7 @@ def interval_handle(what: str, color: str = style.GREY) -> Patch:
 
 
 def depth_axis(ax: Axes, depths: Floats, *, logarithmic: bool = True) -> None:
-    """Depths on a logarithmic axis, each with its tick."""
+    """Format the x axis as depths, with one tick per depth."""
     if logarithmic:
         ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator(depths.tolist()))
@@ -128,7 +128,7 @@ def depth_axis(ax: Axes, depths: Floats, *, logarithmic: bool = True) -> None:
 
 
 def block_axis(ax: Axes, blocks: Floats) -> None:
-    """Blocks on a linear axis, with a tick at both ends and about eight in all."""
+    """Format the x axis as block numbers, with about eight ticks, the first at the first block."""
     every = max(1, round(len(blocks) / 8))
     ax.xaxis.set_major_locator(
         FixedLocator(sorted({blocks[0], *(b for b in blocks if b % every == 0 and b - blocks[0] > every / 2)}))
@@ -138,7 +138,7 @@ def block_axis(ax: Axes, blocks: Floats) -> None:
 
 
 def log_x(ax: Axes, last: float) -> None:
-    """A logarithmic axis of layers 1, 2, 4, ... to the last."""
+    """Make the x axis logarithmic, with ticks at layers 1, 2, 4, ... up to `last`."""
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator([float(2**k) for k in range(int(np.log2(last)) + 1)]))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -146,7 +146,7 @@ def log_x(ax: Axes, last: float) -> None:
 
 
 def log_y(ax: Axes) -> None:
-    """A logarithmic axis; its ticks are plain numbers when it spans less than two decades."""
+    """Make the y axis logarithmic; its tick labels are plain numbers if it spans less than two decades."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     if high < 100 * low:
@@ -160,14 +160,14 @@ def log_y(ax: Axes) -> None:
 
 
 def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str = "o") -> None:
-    """A small point for each seed, a large one for their geometric mean; y: (n, seeds)."""
+    """Draw a small point per seed and a large point at the seeds' geometric mean; y: (n, seeds)."""
     for column in y.T:
         ax.plot(x, column, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
     ax.plot(x, np.exp(log(y).mean(1)), ls="none", marker=marker, ms=5, color=color, mec="white", mew=0.6, zorder=4)
 
 
 def lines(ax: Axes, x: Floats, y: Floats, color: str, ls: style.LineStyle = "-", *, geometric: bool) -> None:
-    """A thin line for each seed, a bold one for their mean; y: (n, seeds)."""
+    """Draw a thin line per seed and a bold line for the mean over seeds; y: (n, seeds)."""
     for column in y.T:
         ax.plot(x, column, lw=style.THIN, color=color, alpha=0.5, ls=ls, zorder=2)
     mean = np.exp(log(y).mean(1)) if geometric else y.mean(1)
@@ -175,7 +175,7 @@ def lines(ax: Axes, x: Floats, y: Floats, color: str, ls: style.LineStyle = "-",
 
 
 def means(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """A small point for each seed, a large one for their mean with its 95 % t interval; y: (n, seeds)."""
+    """Draw a small point per seed, and a large point with a 95 % t interval at the mean over seeds; y: (n, seeds)."""
     for column in y.T:
         ax.plot(x, column, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.4, mew=0, zorder=2)
     for place, row in zip(x, y, strict=True):
@@ -185,13 +185,13 @@ def means(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def interval(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """The 95 % t interval of the mean over seeds at each x, as an area; y: (n, seeds)."""
+    """Draw the 95 % t interval of the mean over seeds at each x as an area; y: (n, seeds)."""
     found = np.array([paired_t_interval(row) for row in y])
     ax.fill_between(x, found[:, 1], found[:, 2], color=color, alpha=0.25, lw=0, zorder=1.5)
 
 
 def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """The power law through the seeds' geometric mean, with the interval of its exponent as a fan; y: (n, seeds)."""
+    """Draw the power law through the seeds' geometric mean, with its exponent's interval as a fan; y: (n, seeds)."""
     mean, low, high = paired_t_interval(exponent(x, y))
     grid, through = _fan(x, y, "center")
     ax.fill_between(grid, through(low), through(high), color=color, alpha=0.25, lw=0, zorder=1.5)
@@ -199,10 +199,7 @@ def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str = "center") -> None:
-    """Draw the power laws whose exponents lie in a band, through the center of the means or through the first mean.
-
-    An open lower end is drawn from exponent 0.
-    """
+    """Draw a fan of power laws with exponents in a band (from 0 if it has no lower bound) through the means' center."""
     low = band.low if np.isfinite(band.low) else 0.0
     grid, through = _fan(x, y, anchor)
     ax.fill_between(grid, through(low), through(band.high), color=BAND_COLOR, lw=0, zorder=1)
@@ -216,7 +213,7 @@ def _fan(x: Floats, y: Floats, anchor: str) -> tuple[Floats, Callable[[float], F
 
 
 def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str]]) -> None:
-    """The ratio of the first to the last block's gradient against depth, log-log; looks: model -> color and marker."""
+    """Draw the ratio of first to last block's gradient against depth, log-log. looks: model -> (color, marker)."""
     depths: Floats = np.array([])
     for variant, (color, marker) in looks.items():
         depths, y = first_to_last(table, variant.name)
@@ -234,7 +231,7 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
 def finish_lines(
     fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
 ) -> Figure:
-    """`finish` with a legend: the lines (label -> color), the fan or area named `interval`, and the prediction."""
+    """Call `finish` with a legend of the lines (label -> color), the fan or area `interval`, and the prediction."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles += [seed_line_handle(), interval_handle(interval, one), band_handle("predicted")]
@@ -244,7 +241,7 @@ def finish_lines(
 def growth(
     prediction: str, found: Sequence[Finding], label: str, squares: Floats, start: float, band: Band, ylabel: str
 ) -> Figure:
-    """The stream's mean square (layers, seeds) against the block. Each block should add a value in `band`."""
+    """Draw the stream's mean square (layers, seeds) against the block. band: the predicted increase per block."""
     fig, (ax,) = figure()
     layers, c = np.arange(len(squares), dtype=np.float64), color(label.split(",")[0])
     ax.fill_between(layers, start + band.low * layers, start + band.high * layers, color=BAND_COLOR, lw=0, zorder=0)

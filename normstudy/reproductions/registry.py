@@ -1,7 +1,7 @@
-"""The registry of predictions: one small file each, held against measurements.
+"""The registry of predictions.
 
-To add one, write a file in predictions/ that defines ENTRY and whose docstring gives the source, what is computed, the
-expected band and the rule, and name it here. tests/reproductions/test_registry.py then checks it like all others.
+To add a prediction, write a file in predictions/ that defines ENTRY and whose docstring states the source, what is
+computed, the band, the rule for the verdict and, if known, why the prediction fails. Then add its name to NAMES.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from importlib import import_module
 
 from normstudy.reproductions.entry import Reproduction
 
-# In the order in which they are listed and printed; a file has underscores in place of hyphens.
+# Predictions in the order in which they are listed and printed. File names have underscores in place of hyphens.
 NAMES = (
     "xiong-theorem1-pre", "xiong-theorem1-post", "gpt2-init-control", "xiong-lemma2-post", "xiong-lemma2-pre",
     "xiong-profile-pre", "xiong-profile-post", "rmsnorm-equals-layernorm", "admin-output-change", "deepnet-constants",

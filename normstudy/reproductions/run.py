@@ -1,7 +1,4 @@
-"""`normstudy reproduce`: measure what is missing, judge and draw from the tables, print.
-
-When several reproductions need the same measurement of the same model, depth and seed, it is made once.
-"""
+"""Run `normstudy reproduce`: measure the missing tables, then judge and draw each reproduction from its table."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ from normstudy.study import paths
 
 OUT = Path("results/reproductions")
 FORMATS = ("table", "markdown")
-LAYERS_AT_ONCE = 128  # of all models of a job together: keeps a process below 2 GB
+LAYERS_AT_ONCE = 128  # most layers of a job, summed over its models: keeps a process below 2 GB
 COST = {"gradients": 3.0, "stream": 1.3, "before_norm2": 1.3, "noise": 3.0, "update": 6.5, "constants": 2.0}
 
 Unit = tuple[str, Variant, int, int]  # the smallest measurement: kind, model, depth, seed
@@ -38,14 +35,14 @@ Unit = tuple[str, Variant, int, int]  # the smallest measurement: kind, model, d
 
 @dataclass(frozen=True)
 class Reproduced:
-    """The findings of each reproduction, in order, and the names of those that were measured now."""
+    """Each reproduction's findings, in order, and the names of the reproductions that were measured in this call."""
 
     findings: dict[str, list[Finding]]
     measured: list[str]
 
 
 def names_of(tier: int) -> list[str]:
-    """The reproductions of a tier. Raises ConfigError for an unknown tier."""
+    """Return the names of a tier's reproductions. Raises a ConfigError for an unknown tier."""
     tiers = sorted({r.tier for r in REPRODUCTIONS.values()})
     if tier not in tiers:
         raise ConfigError(f"--tier {tier}: there is no such tier, give {' or '.join(map(str, tiers))}")
@@ -53,7 +50,7 @@ def names_of(tier: int) -> list[str]:
 
 
 def check_names(names: Sequence[str]) -> list[str]:
-    """The names, each once. Raises ConfigError for an unknown name."""
+    """Return the names without repetitions. Raises a ConfigError for an unknown name."""
     for name in names:
         if name not in REPRODUCTIONS:
             raise ConfigError(
@@ -70,9 +67,9 @@ def reproduce(
     processes: int | None = None,
     sizes: Sizes | None = None,
 ) -> Reproduced:
-    """Measure the tables that `out` lacks, then judge and draw from its tables.
+    """Measure the tables that are missing in the folder `out`, then judge and draw each reproduction from its table.
 
-    again: measure all; processes: workers, by default one per core. Raises ConfigError for a bad request.
+    again: measure every table anew; processes: workers, by default one per core. Raises ConfigError for a bad request.
     """
     names = check_names(names)
     if processes is not None and processes < 1:
@@ -93,13 +90,13 @@ def reproduce(
 
 
 def units(needs: Iterable[Need]) -> list[Unit]:
-    """The units of all needs, each once, in order."""
+    """Return the units of all needs in order. A unit that several reproductions need is measured only once."""
     found = ((n.kind, n.variant, depth, seed) for n in needs for depth in n.depths for seed in range(n.seeds))
     return list(dict.fromkeys(found))
 
 
 def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
-    """The units as jobs, longest first; a job has as many seeds of one model and depth as LAYERS_AT_ONCE allows."""
+    """Group units into jobs, longest first; a job has as many seeds of one model and depth as LAYERS_AT_ONCE allows."""
     groups: dict[tuple[str, Variant, int], list[int]] = {}
     for kind, variant, depth, seed in wanted:
         groups.setdefault((kind, variant, depth), []).append(seed)
@@ -112,7 +109,7 @@ def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
 
 
 def cost(job: Job) -> float:
-    """Rough time, in forward passes of one block of one model."""
+    """Estimate a job's time, in forward passes of one block of one model."""
     return COST.get(job.kind, 3.0) * job.depth * len(job.seeds)
 
 
@@ -134,7 +131,7 @@ def measure(needs: dict[str, list[Need]], keys: dict[str, str], out: Path, sizes
 
 
 def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.DataFrame:
-    """A table of the measurements, one row per reading."""
+    """Return the table of the wanted units, with one row per reading."""
     rows = [
         (quantity, unit[1].name, unit[1].placement, unit[2], layer, seed, value)
         for unit in wanted
@@ -153,7 +150,7 @@ def _bar(total: float) -> tqdm[typing.NoReturn]:
 
 
 def draw(name: str, out: Path, findings: list[Finding]) -> Path:
-    """Draw the figure of a reproduction from its table, with the same bytes every time."""
+    """Draw a reproduction's figure from its table and return the file's path. The bytes are the same every time."""
     target = out / "figures" / f"{name}.png"
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         figure = REPRODUCTIONS[name].draw(tables.read(out, name), findings)
@@ -169,7 +166,7 @@ HEADER = ("name", "quantity", "band", "value [95 % interval]", "seeds", "verdict
 
 
 def render(findings: dict[str, list[Finding]], fmt: str = "table") -> str:
-    """The findings as text without a newline at the end. fmt: table or markdown."""
+    """Format the findings as text without a newline at the end. fmt: table or markdown."""
     one_of("--format", fmt, FORMATS)
     named = [
         (name, i, (f.quantity, f.band_text, f.value_text, str(f.seeds), f.verdict))
@@ -182,7 +179,7 @@ def render(findings: dict[str, list[Finding]], fmt: str = "table") -> str:
 
 
 def listing(names: Iterable[str]) -> str:
-    """Each reproduction with its prediction and source, without a newline at the end."""
+    """List each reproduction with its prediction and source, without a newline at the end."""
     lines = []
     for name in names:
         entry: Reproduction = REPRODUCTIONS[name]
@@ -192,7 +189,7 @@ def listing(names: Iterable[str]) -> str:
 
 
 def summary(report: Reproduced, out: Path) -> str:
-    """How many reproductions were measured now and how many were stored, and the folder."""
+    """State how many reproductions were measured now, how many were already stored, and the folder."""
     stored = len(report.findings) - len(report.measured)
     now = f"measured {len(report.measured)} now"
     before = f"{stored} stored, same definition (--again measures anew)" if stored else ""

@@ -1,4 +1,4 @@
-"""Entries that predict a power of depth: the exponent of a quantity in the number of blocks, one per seed."""
+"""Build the entries that predict a power law in depth: a quantity's exponent in the number of blocks, per seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from normstudy.reproductions.verdicts import Band, Finding, Floats, by_depth, ex
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity of a model over depth. name: in the table of verdicts; label: in the legend; band: of the exponent."""
+    """A model's quantity over depth. name: text in the verdict table; label: legend text; band: predicted exponent."""
 
     name: str
     label: str
@@ -42,7 +42,7 @@ def entry(
     ylabel: str = "gradient norm of the last\nblock's second MLP matrix",
     many_seeds: bool = False,
 ) -> Reproduction:
-    """An entry of tier 0 about curves whose values a measurement of one kind gives, by default the last gradient."""
+    """Build a tier-0 entry whose curves come from one kind of measurement, by default the last block's gradient."""
 
     def needs(sizes: Sizes) -> list[Need]:
         seeds = sizes.many_seeds if many_seeds else sizes.seeds
@@ -55,14 +55,14 @@ def entry(
         return [judge(curve.name, exponent(*values(table, curve)), curve.band) for curve in curves]
 
     def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-        """Log-log: seeds, means, fitted powers, and the fans of the predicted exponents."""
+        """Draw seeds, means, fitted powers and the fans of the predicted exponents on log-log axes."""
         fig, (ax,) = plots.figure()
         for place, curve in enumerate(curves):
             depths, y = values(table, curve)
             if curve.band is not None:
                 plots.power_band(ax, depths, y, curve.band)
             plots.power_fit(ax, depths, y, curve.color)
-            beside = np.exp(0.03 * (place - (len(curves) - 1) / 2))  # so that no point hides another
+            beside = np.exp(0.03 * (place - (len(curves) - 1) / 2))  # horizontal shift so that no point hides another
             plots.points(ax, depths * beside, y, curve.color, curve.marker)
         plots.depth_axis(ax, values(table, curves[0])[0])
         plots.log_y(ax)

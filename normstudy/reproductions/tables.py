@@ -1,6 +1,6 @@
-"""The tables of the reproductions, DIR/tables/NAME.parquet; no other code reads or writes them.
+"""Read and write the reproductions' tables, DIR/tables/NAME.parquet. No other code does.
 
-The definition of a table is a hash of everything that its values depend on, except the machine: the version of the
+A table's definition is a hash of everything that its values depend on, except the machine: the version of the
 measurement, the sizes, models, depths and seeds. `results/README.md` describes each column.
 """
 
@@ -33,7 +33,7 @@ KEY = b"definition"
 
 
 def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
-    """sha256 of everything that the values of a table depend on, except the machine."""
+    """Return the sha256 of everything that a table's values depend on, except the machine."""
     shared = {k: v for k, v in dataclasses.asdict(sizes).items() if k in ("batch_size", "seq_len", "vocab_size")}
     needed = []
     for need in needs:
@@ -44,17 +44,17 @@ def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
 
 
 def _model(values: dict[str, object]) -> dict[str, object]:
-    """Leave out a field that was added later and has the value implied before, so that old tables stay valid."""
+    """Leave out fields added later that have the value implied before, so that old tables stay valid."""
     return {k: v for k, v in values.items() if k not in cfg.ABSENT or v != cfg.ABSENT[k]}
 
 
 def path(out: Path, name: str) -> Path:
-    """The file of a reproduction's table."""
+    """Return the path of a reproduction's table."""
     return out / "tables" / f"{name}.parquet"
 
 
 def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
-    """Write a table to a file elsewhere, then move the file to its place. rows: a frame with the columns of SCHEMA."""
+    """Write a table to a temporary file, then move the file into place. rows: SCHEMA's columns; key: the definition."""
     ordered = rows.sort_values(SORT, kind="stable", ignore_index=True)
     content = pa.table({f.name: pa.array(ordered[f.name], from_pandas=True).cast(f.type) for f in SCHEMA})
     made = {"python": platform.python_version(), "torch": version("torch"), "normstudy": version("normstudy")}
@@ -63,7 +63,7 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
-    """A table, sorted, its names as plain text; layer is a float, NaN for what belongs to no layer."""
+    """Read a table, sorted, with names as plain text. layer is a float, NaN for a quantity that belongs to no layer."""
     frame: pd.DataFrame = parquet.read(path(out, name)).to_pandas()
     for column in ("quantity", "variant", "placement"):
         frame[column] = frame[column].astype(object).astype(str)
@@ -71,7 +71,7 @@ def read(out: Path, name: str) -> pd.DataFrame:
 
 
 def stored_definition(out: Path, name: str) -> str | None:
-    """The definition of the stored table; None where there is no readable table."""
+    """Return the stored table's definition, None if there is no readable table."""
     try:
         metadata = parquet.open_file(path(out, name)).schema_arrow.metadata or {}
     except (OSError, pa.ArrowInvalid):

@@ -1,9 +1,8 @@
-"""From a table to a verdict: an estimate per seed, their 95 % t interval, and its place relative to the source's band.
+"""Judge a table: compute one estimate per seed and compare their 95 % t interval with the source's predicted band.
 
-A table has the columns quantity, variant, placement, depth, layer, seed, value (results/README.md). Needs no torch.
-
-The rule: `supported` when the whole interval lies in the band, `not supported` when it lies wholly outside,
-`inconclusive` otherwise. A quantity for which the source gives no number is `measured`, without a verdict.
+A prediction is `supported` if the whole interval lies in the band, `not supported` if the whole interval lies outside,
+and `inconclusive` otherwise. A quantity for which the source gives no number is `measured`, without a verdict.
+results/README.md describes a table's columns. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, MEASURED = "supported", "not supported",
 
 @dataclass(frozen=True)
 class Band:
-    """The values that a source predicts: low to high, both included."""
+    """The values that a source predicts, from low to high, both included."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -36,16 +35,16 @@ class Band:
 
 
 def around(value: float, by: float) -> Band:
-    """The interval from `value - by` to `value + by`."""
+    """Return the band from `value - by` to `value + by`."""
     return Band(round(value - by, 12), round(value + by, 12))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A quantity, its mean over seeds, the 95 % t interval (NaN where there is none), and the verdict.
+    """A quantity with its mean over seeds, its 95 % t interval (NaN if there is none) and its verdict.
 
-    band: what the source predicts, None where the source gives no number. exact: the source gives numbers without a
-    band; then value is the largest relative deviation from them, and band the tolerance.
+    band: the source's prediction, None if the source gives no number. exact: whether the source gives exact numbers;
+    value is then the largest relative deviation from these numbers, and band the tolerance.
     """
 
     quantity: str
@@ -59,12 +58,12 @@ class Finding:
 
     @property
     def band_text(self) -> str:
-        """`[-0.6, -0.4]`, `<= 0.6`, `exact`, or `none`."""
+        """The band as text: `[-0.6, -0.4]`, `<= 0.6`, `exact` or `none`."""
         return "exact" if self.exact else "none" if self.band is None else str(self.band)
 
     @property
     def value_text(self) -> str:
-        """`-0.542 [-0.568, -0.515]`: as many digits as two of the interval's half-width need, at most three."""
+        """The value and its interval as text, such as `-0.542 [-0.568, -0.515]`, with at most three decimals."""
         if self.exact:
             return f"deviation {self.value:.0e}" if self.value else "deviation 0"
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
@@ -82,14 +81,14 @@ class Finding:
 
 
 def by_layer(table: pd.DataFrame, quantity: str, variant: str, depth: int) -> tuple[Floats, Floats]:
-    """The layers (n,) of a quantity at one depth, and its values (n, seeds)."""
+    """Return the layers (n,) and values (n, seeds) of a quantity at one depth."""
     rows = table[(table["quantity"] == quantity) & (table["variant"] == variant) & (table["depth"] == depth)]
     wide = rows.pivot_table(index="layer", columns="seed", values="value", dropna=False)
     return wide.index.to_numpy(np.float64), wide.to_numpy(np.float64)
 
 
 def by_depth(table: pd.DataFrame, quantity: str, variant: str, layer: str | None = None) -> tuple[Floats, Floats]:
-    """The depths (n,) and values (n, seeds) of a quantity of the model, or of its `first` or `last` block."""
+    """Return depths (n,) and values (n, seeds) of a quantity. layer: `first` or `last` block, None for the model."""
     rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
     if layer is not None:
         rows = rows[rows["layer"] == (0 if layer == "first" else rows["depth"] - 1)]
@@ -98,17 +97,17 @@ def by_depth(table: pd.DataFrame, quantity: str, variant: str, layer: str | None
 
 
 def deepest(table: pd.DataFrame, variant: str) -> int:
-    """The largest depth at which a variant was measured."""
+    """Return the largest depth at which a variant was measured."""
     return int(table.loc[table["variant"] == variant, "depth"].max())
 
 
 def in_deepest(table: pd.DataFrame, quantity: str, variant: str) -> tuple[Floats, Floats]:
-    """`by_layer` at the largest depth at which the variant was measured."""
+    """Return `by_layer` at the largest depth at which the variant was measured."""
     return by_layer(table, quantity, variant, deepest(table, variant))
 
 
 def first_to_last(table: pd.DataFrame, variant: str) -> tuple[Floats, Floats]:
-    """The depths (n,), and the first block's gradient over the last block's (n, seeds)."""
+    """Return the depths (n,) and the ratios (n, seeds) of the first to the last block's gradient norm."""
     depths, first = by_depth(table, "mlp_out_grad", variant, "first")
     return depths, first / by_depth(table, "mlp_out_grad", variant, "last")[1]
 
@@ -117,21 +116,21 @@ def first_to_last(table: pd.DataFrame, variant: str) -> tuple[Floats, Floats]:
 
 
 def log(x: Floats) -> Floats:
-    """Natural logarithm, without a warning where x is not positive."""
+    """Compute the natural logarithm, without a warning where x is not positive."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.log(x))
 
 
 def slope(x: Floats, y: Floats) -> Floats:
-    """Least-squares slope of each column of y (n, seeds) against x (n,); (seeds,)."""
+    """Compute the least-squares slopes (seeds,) of the columns of y (n, seeds) against x (n,)."""
     centered = x - x.mean()
     with np.errstate(invalid="ignore"):
-        # Not by a matrix product, whose last bits depend on the number of threads.
+        # A matrix product is avoided, because its last bits depend on the number of threads.
         return np.asarray((centered[:, None] * y).sum(0) / (centered**2).sum())
 
 
 def exponent(x: Floats, y: Floats) -> Floats:
-    """The power of x that each column of y follows: its slope in log-log."""
+    """Compute the power of x that each column of y follows: the slope of ln y against ln x."""
     return slope(log(x), log(y))
 
 
@@ -139,10 +138,7 @@ def exponent(x: Floats, y: Floats) -> Floats:
 
 
 def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = False) -> Finding:
-    """The finding of estimates, one per seed. logs: the estimates are logarithms; mean and interval are exponentiated.
-
-    The band is in the units shown. When an estimate is not finite, there is neither mean nor interval.
-    """
+    """Judge estimates, one per seed. logs: the estimates are logarithms, so mean and interval are exponentiated."""
     found = np.asarray(estimates)
     mean, low, high = paired_t_interval(found) if np.isfinite(found).all() else (math.nan,) * 3
     if logs:
@@ -151,7 +147,7 @@ def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = F
 
 
 def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
-    """The verdict by the rule of this module. A mean that is not finite lies in no band; one seed decides nothing."""
+    """Return the verdict by this module's rule. A non-finite mean lies outside every band; one seed is inconclusive."""
     if band is None:
         return MEASURED
     if not math.isfinite(mean):
@@ -164,12 +160,11 @@ def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
 
 
 def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: Band) -> Finding:
-    """The finding of a prediction about all places (n,): that of the worst place; estimates: (n, seeds).
+    """Judge a prediction about all places (n,) by estimates (n, seeds), and return the worst place's finding.
 
-    Supported when the interval lies in the band at every place, not supported when it lies wholly outside at one or
-    more places, inconclusive otherwise. Each place has its own 95 % interval. That suffices for `supported`: if the
-    prediction is false at one place, the interval of this one place must be wrong. By chance, `not supported` comes
-    out more often than it would for a single place.
+    The verdict is `supported` if the interval lies in the band at every place, `not supported` if it lies wholly
+    outside at any place, `inconclusive` otherwise. A 95 % interval per place suffices for `supported`: where the
+    prediction is false, the interval must be wrong. By chance, `not supported` is likelier than for a single place.
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED]
@@ -177,7 +172,7 @@ def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: B
 
 
 def _excess(finding: Finding, band: Band) -> float:
-    """How far an interval reaches outside a band; negative: how far it stays inside."""
+    """Return how far a finding's interval reaches outside the band; negative if the whole interval lies inside."""
     if not math.isfinite(finding.value):
         return math.inf
     if math.isnan(finding.low):
@@ -186,7 +181,7 @@ def _excess(finding: Finding, band: Band) -> float:
 
 
 def judge_exact(quantity: str, found: Floats, expected: Floats, tolerance: float, seeds: int) -> Finding:
-    """The finding of numbers without a band: their largest relative deviation, which must not exceed the tolerance."""
+    """Judge numbers that the source predicts exactly: the largest relative deviation must not exceed the tolerance."""
     worst = float(np.max(np.abs(found / expected - 1))) if len(found) else math.nan
     passes = worst <= tolerance
     band = Band(high=tolerance)

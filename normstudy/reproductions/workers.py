@@ -1,4 +1,4 @@
-"""Measuring on several cores: single-threaded worker processes and the jobs they get. Never imports torch itself."""
+"""Measure on several cores, in single-threaded worker processes. Only these processes import torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from normstudy.workers.worker import prepare
 
 
 class MeasuringFailed(Exception):
-    """A worker raised an error or was killed; the message describes it."""
+    """The error raised if a worker fails or is killed; its message describes the cause."""
 
 
 def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Reading]]]:
-    """Measure the jobs, handed out in order; yields each job with its rows when it is done.
+    """Hand out the jobs to workers in order, and yield each job with its readings when it is done.
 
-    Raises MeasuringFailed at the first job that fails. No worker outlives this generator or its parent.
+    Raises MeasuringFailed at the first job that fails. No worker outlives this generator or the parent process.
     """
     queue = list(jobs)
     busy: dict[Connection, Child] = {}
@@ -45,7 +45,7 @@ def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Reading]]
 def _receive(child: Child) -> tuple[Job, list[Reading]]:
     try:
         job, rows, error = child.pipe.recv()
-    except (EOFError, ConnectionResetError):  # a pipe ends with its process
+    except (EOFError, ConnectionResetError):  # the pipe closes when its process ends
         raise MeasuringFailed(f"a measuring process {child.how_it_ended()}") from None
     if error is not None:
         raise MeasuringFailed(f"{job.kind} of {job.variant.name} at depth {job.depth} failed: {error}")
@@ -53,7 +53,7 @@ def _receive(child: Child) -> tuple[Job, list[Reading]]:
 
 
 def serve(pipe: Connection) -> None:
-    """Measure what comes through the pipe until it closes."""
+    """Measure the jobs that arrive through the pipe, until the pipe closes."""
     prepare()
     from normstudy.reproductions.measure import measure
 

@@ -1,1 +1,1 @@
-"""Sweeps as jobs of Slurm: questions to Slurm, the submission of jobs, and the share of a sweep that a job trains."""
+"""Run sweeps as Slurm jobs: query Slurm, submit the jobs, and train each job's share of a sweep."""

@@ -1,4 +1,4 @@
-"""The start of a job, in place of submitit's: `python -m normstudy.slurm -u -m submitit.core._submit FOLDER`."""
+"""The entry point of a job, replacing submitit's: `python -m normstudy.slurm -u -m submitit.core._submit FOLDER`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from normstudy.workers.signals import WARNING
 
 
 def main() -> None:
-    """Run the job of FOLDER as `submitit.core._submit` would."""
-    # Slurm's warning of the time limit would end the job during the imports: share.py unblocks the signal.
+    """Run the job in FOLDER as `submitit.core._submit` would, but refuse a FOLDER that other users can access."""
+    # Slurm's time-limit warning would kill the job during the imports, so it is blocked until share.py handles it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
     from submitit.core.submission import submitit_main
 

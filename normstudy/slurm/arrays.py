@@ -1,4 +1,4 @@
-"""The record of a study's jobs, state/jobs.json: written before the jobs are submitted, removed after their end."""
+"""The record of a study's Slurm jobs, state/jobs.json: written before submission, removed after the jobs end."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from normstudy.slurm import ask
 from normstudy.study import files
 
 RECORD = "state/jobs.json"
-FOLDER = "state/slurm"  # submitit's pickles and the logs of the jobs
+FOLDER = "state/slurm"  # holds submitit's pickles and the jobs' logs
 NAME = re.compile(r"normstudy-[\w.=+-]+")
-AGAIN_SECONDS = 2.5  # between two questions to Slurm: a job that is being requeued seems to have ended for a moment
-MODE = 0o700  # of FOLDER: a job runs whatever code a pickle there names
+AGAIN_SECONDS = 2.5  # between two queries: a job that is being requeued seems for a moment to have ended
+MODE = 0o700  # FOLDER's permissions: private, because a job runs whatever code a pickle in it names
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The jobs of a sweep, submitted as one array (a single job is submitted without an array)."""
+    """The record of a sweep's jobs, which are submitted as one Slurm array (a single job without an array)."""
 
-    name: str  # unique
-    command: str  # of the sweep
-    host: str  # that submitted the jobs
-    since: str  # ISO 8601, before the sweep was recorded
+    name: str  # unique job name
+    command: str  # the sweep's command line
+    host: str  # the machine that submitted the jobs
+    since: str  # a time in ISO 8601 shortly before the sweep was recorded
     jobs: int
-    cluster: str  # Slurm's name of it
-    id: str | None = None  # Slurm's number; None until the jobs are submitted
+    cluster: str  # the cluster's name in Slurm
+    id: str | None = None  # Slurm's job number; None until the jobs are submitted
 
     @property
     def began(self) -> float:
-        """`since` in seconds since 1970."""
+        """The time `since`, in seconds since 1970."""
         return datetime.datetime.fromisoformat(self.since).timestamp()
 
     def __str__(self) -> str:
@@ -46,13 +46,13 @@ class Array:
 
 
 def new(study_dir: Path, command: str, since: datetime.datetime, jobs: int, cluster: str) -> Array:
-    """The record of an array before its submission."""
+    """Create the record of an array that is about to be submitted."""
     name = f"normstudy-{study_dir.name[:40]}-{uuid.uuid4().hex[:8]}"
     return Array(name, command, socket.gethostname(), since.isoformat(timespec="seconds"), jobs, cluster)
 
 
 def write(study_dir: Path, array: Array) -> None:
-    """Write the record durably. Needs the study's lock. Raises a ConfigError where the folder is not the user's."""
+    """Write the record durably, with the study's lock held. Raises a ConfigError if FOLDER is not the user's."""
     folder = study_dir / FOLDER
     with files.storing(study_dir):
         folder.mkdir(mode=MODE, parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def write(study_dir: Path, array: Array) -> None:
 
 
 def check_own(folder: Path) -> None:
-    """Raise a ConfigError for a folder in which another user may have put a pickle."""
+    """Raise a ConfigError if another user may have put a pickle into a folder."""
     there = folder.lstat()
     if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
         raise ConfigError(
@@ -71,11 +71,11 @@ def check_own(folder: Path) -> None:
 
 
 def read(study_dir: Path) -> Array | None:
-    """The record of a study, None where there is none. Raises a ConfigError for a damaged record."""
+    """Read a study's record; return None if there is no record. Raises a ConfigError for a damaged record."""
     try:
         fields = json.loads((study_dir / RECORD).read_bytes())
         array = Array(**{f.name: fields[f.name] for f in dataclasses.fields(Array)})
-        # These fields become words of a command: with the id --user=me, scancel would end all jobs of the user.
+        # These fields become command-line arguments: with the id --user=me, scancel would end all of the user's jobs.
         if not (array.id is None or re.fullmatch("[0-9]+", array.id)) or not NAME.fullmatch(array.name):
             raise ValueError(array)
         if not isinstance(array.jobs, int) or not isinstance(array.cluster, str) or array.began < 0:
@@ -90,9 +90,9 @@ def read(study_dir: Path) -> Array | None:
 
 
 def remove(study_dir: Path, array: Array | None) -> None:
-    """Remove the record and the pickles of an array that has ended; its logs stay. Needs the study's exclusive lock.
+    """Remove an ended array's record and pickles, but not its logs. The caller must hold the study's exclusive lock.
 
-    array: the record as read before the lock was taken. Raises a ConfigError where the record is another one now.
+    array: the record as read before the lock was taken. Raises a ConfigError if the record has changed since then.
     """
     if read(study_dir) != array:
         raise ConfigError(f"{study_dir}: another command has just submitted jobs: see normstudy status {study_dir}")
@@ -106,9 +106,9 @@ def remove(study_dir: Path, array: Array | None) -> None:
 
 
 def counts(study_dir: Path, array: Array) -> ask.Counts:
-    """The running and pending jobs of an array. Raises Unavailable, also on a cluster that did not get the jobs.
+    """Count an array's running and pending jobs. Raises Unavailable, also on a cluster other than the array's.
 
-    An array without an id is found by its name: its submission is in progress, or was killed.
+    An array has no id if its submission is in progress or was killed; Slurm is then asked for the array's name.
     """
     if (here := ask.cluster()) != array.cluster:
         raise ask.Unavailable(f"this is the cluster {here}, the jobs are on {array.cluster}")
@@ -117,7 +117,7 @@ def counts(study_dir: Path, array: Array) -> ask.Counts:
 
 
 def counts_surely(study_dir: Path, array: Array) -> ask.Counts:
-    """`counts`, asked twice before an array counts as ended."""
+    """Count an array's jobs with `counts`, twice if the first count says that the array has ended."""
     first = counts(study_dir, array)
     if first.alive:
         return first
@@ -126,10 +126,7 @@ def counts_surely(study_dir: Path, array: Array) -> ask.Counts:
 
 
 def refuse_while_alive(study_dir: Path) -> Array | None:
-    """The ended array of a study, None where there is no array.
-
-    Raises a ConfigError while jobs are left, and where Slurm does not answer.
-    """
+    """Return a study's ended array or None. Raises a ConfigError if jobs are left or Slurm does not answer."""
     array = read(study_dir)
     if array is None:
         return None

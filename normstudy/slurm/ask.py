@@ -1,4 +1,4 @@
-"""Questions to Slurm, by its own commands. sacct is not used: without accounting it knows nothing."""
+"""Query Slurm through its own commands, but not sacct, which knows nothing on clusters without accounting."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-SECONDS = 30  # the longest wait for an answer: without a configuration a command searches for one for a minute
+SECONDS = 30  # longest wait for an answer: a Slurm command that finds no configuration searches for a minute
 OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
 WAITING = {"CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 HEAD = re.compile(r"(\w+: (error: |fatal: )?|\w+ error: )?(Batch job submission failed: |allocation failure: )?")
-MOST_JOBS = 1000  # jobs of an array: Slurm's default
-# Options whose SBATCH_* variable applies where the configuration gives no value.
+MOST_JOBS = 1000  # most jobs in an array: Slurm's default limit
+# Options that a user's SBATCH_* variable, which overrides the script, may set if the configuration does not.
 LEFT_TO_USERS = ("account", "constraint", "partition", "qos", "reservation")
 
 
 class Unavailable(Exception):
-    """Slurm does not answer or refuses; the text of the error says why, in one line."""
+    """The error raised if Slurm does not answer or refuses a request; its message is the reason, in one line."""
 
 
 class Counts(NamedTuple):
-    """The jobs of an array by their state."""
+    """The numbers of an array's jobs in each state."""
 
     running: int
     pending: int
-    reason: str = ""  # Slurm's most frequent reason of the pending jobs
+    reason: str = ""  # Slurm's most frequent reason why jobs are pending
     ended: int = 0  # jobs that ended without success, among those that Slurm still remembers
 
     @property
@@ -49,7 +49,7 @@ class Counts(NamedTuple):
 
 
 def counts(job_id: str, name: str) -> Counts:
-    """The states of an array's jobs. name: the array's, because Slurm reuses numbers. Raises Unavailable."""
+    """Count an array's jobs by state. name: the array's, needed because Slurm reuses job ids. Raises Unavailable."""
     try:
         answer = _call(
             "squeue", "--noheader", "--array", "--states=all", f"--jobs={job_id}", f"--name={name}", "--format=%T|%r"
@@ -68,7 +68,7 @@ def counts(job_id: str, name: str) -> Counts:
 
 
 def id_of(name: str) -> str | None:
-    """The id of the array (or single job) of this name, None where Slurm knows none. Raises Unavailable."""
+    """Return the id of the array or single job named `name`, None if Slurm knows no such job. Raises Unavailable."""
     ids = _call("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F").split()
     return ids[0] if ids else None
 
@@ -78,15 +78,14 @@ def cancel(job_id: str, name: str) -> None:
     try:
         _call("scancel", f"--name={name}", job_id)
     except Unavailable as why:
-        if "Invalid job id" not in str(why):  # scancel with a name says this about a job that has ended
+        if "Invalid job id" not in str(why):  # scancel with --name prints this for a job that has ended
             raise
 
 
 def is_preempted() -> bool:
-    """Whether the job of this process is being preempted and runs in its time of grace.
+    """Return whether this process's job is being preempted and is in its grace time; False if Slurm does not answer.
 
-    At the end of that time Slurm requeues the job, but not if the job has ended before. False where Slurm does not
-    answer.
+    Slurm requeues the job at the end of the grace time, unless the job has ended by then.
     """
     try:
         fields = dict(re.findall(r"(\w+)=(\S+)", _call("scontrol", "show", "job", os.environ["SLURM_JOB_ID"])))
@@ -97,22 +96,19 @@ def is_preempted() -> bool:
 
 @functools.cache
 def cluster() -> str:
-    """The name of the cluster that answers on this machine. Raises Unavailable."""
+    """Return the name of the cluster that answers on this machine. Raises Unavailable."""
     found = re.search(r"^ClusterName\s*=\s*(\S+)", _call("scontrol", "show", "config"), re.MULTILINE)
     return found[1] if found else ""
 
 
 def most_jobs() -> int:
-    """The most jobs that an array may have. Raises Unavailable."""
+    """Return the most jobs that an array may have. Raises Unavailable."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.MULTILINE)
     return max(1, min(MOST_JOBS, int(found[1]))) if found else MOST_JOBS  # MaxArraySize 0 forbids arrays
 
 
 def try_out(options: Mapping[str, str]) -> None:
-    """Have sbatch check options without a submission. Raises Unavailable with the reason of a refusal.
-
-    A refusal because no node fits at present is ignored: nodes come back.
-    """
+    """Let sbatch check options. Raises Unavailable if sbatch refuses, except for a temporary lack of fitting nodes."""
     try:
         words = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
         with only(options):
@@ -124,10 +120,7 @@ def try_out(options: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def only(options: Iterable[str]) -> Iterator[None]:
-    """Unset the user's SBATCH_* variables, which would override the script.
-
-    The variables of LEFT_TO_USERS stay, unless `options` has the option.
-    """
+    """Temporarily unset the user's SBATCH_* variables, except those of LEFT_TO_USERS that `options` lacks."""
     kept = {f"SBATCH_{name.upper()}" for name in LEFT_TO_USERS if name not in options}
     taken = {key: os.environ.pop(key) for key in [*os.environ] if key.startswith("SBATCH_") and key not in kept}
     try:
@@ -137,17 +130,14 @@ def only(options: Iterable[str]) -> Iterator[None]:
 
 
 def reason_of(errors: str) -> str:
-    """The reason in the errors that a command of Slurm printed: `Invalid partition name specified`.
-
-    This is the last line that is not a hint, without the command's name.
-    """
+    """Return the reason in a Slurm command's errors: the last line that is not a hint, without the command's name."""
     lines = [line for line in map(str.strip, errors.splitlines()) if line and not line.startswith("Try ")]
     last = "".join(filter(str.isprintable, lines[-1])) if lines else ""
     return HEAD.sub("", last, count=1)
 
 
 def _call(*words: str) -> str:
-    """The output of a command. Raises Unavailable where the command fails, is missing or does not answer."""
+    """Run a Slurm command and return its output. Raises Unavailable if it fails, is missing or does not answer."""
     # The user's SQUEUE_* and SCANCEL_* variables would change what squeue prints and what scancel ends.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SCANCEL_"))}
     try:

@@ -1,4 +1,4 @@
-"""The work of one job: a share of a sweep's batches, trained by worker processes of the job."""
+"""The work of one job: a share of a sweep's batches, trained by the job's worker processes."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from normstudy.workers.task import Task
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-PATIENCE_SECONDS = 3600.0  # for the study's lock: a sweep holds it while it submits jobs, a compaction for minutes
+PATIENCE_SECONDS = 3600.0  # longest wait for the study's lock, which a compaction holds for minutes
 
 
 @dataclass(frozen=True)
 class Share:
-    """The work of one job. submitit calls this object in the job, and again each time the job is requeued.
+    """The work of one job. submitit calls this object when the job starts, and again each time it is requeued.
 
-    On the warning of the time limit, and on SIGTERM when the job is preempted, it saves its runs and is requeued. On
-    any other SIGTERM it saves its runs and ends with an exit code.
+    On Slurm's time-limit warning, and on SIGTERM during preemption, the job saves its runs and is requeued. On any
+    other SIGTERM the job saves its runs and exits with a nonzero code.
     """
 
     study_dir: Path
     tasks: list[Task]
     workers: int
     max_tries: int
-    command: str  # of the sweep
-    tried: Mapping[str, int]  # run_id -> crashes before the job was submitted
+    command: str  # the sweep's command line
+    tried: Mapping[str, int]  # run_id -> number of crashes before the job was submitted
 
     def __call__(self) -> None:
-        requeue = signal.getsignal(WARNING)  # submitit's handler: stores the result of `checkpoint`, requeues the job
+        requeue = signal.getsignal(WARNING)  # submitit's handler stores the result of `checkpoint` and requeues the job
         tasks: list[Task] = []
         with Stop((*SIGNALS, WARNING), patient=True) as stop:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})  # __main__.py blocked it
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})  # __main__.py blocked this signal
             with locks.hold_study(self.study_dir, self.command, shared=True, patience=PATIENCE_SECONDS) as held:
                 tasks = self.left()
                 if tasks and stop.number is None:
@@ -63,16 +63,13 @@ class Share:
             sys.exit(128 + (stop.number or 0))
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit stores for the requeued job: this object unchanged, because all progress is in files."""
+        """Return what submitit stores for the requeued job: this object unchanged, because all progress is in files."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
     def left(self) -> list[Task]:
-        """The tasks without finished runs and without runs that crashed in this job, which tries no run twice.
-
-        In a study that was sealed in the meantime no task is left.
-        """
+        """Return the tasks minus runs that are finished or crashed in this job; none if the study is sealed."""
         if (self.study_dir / schema.SEALED).exists():
             return []
         statuses, tries = tables.finished_ids(self.study_dir), records.tries_of(self.study_dir)
@@ -85,7 +82,7 @@ class Share:
         return [replace(task.only(ids), number=n) for n, (task, ids) in enumerate(p for p in parts if p[1])]
 
     def train(self, tasks: list[Task], held: int, stop: Stop) -> None:
-        """Train tasks until they end or `stop` is signaled."""
+        """Train tasks until they end or `stop` receives a signal."""
         run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)
         messages = pool.run(tasks, self.workers, inherited=held, stop=stop, max_tries=self.max_tries)
         with contextlib.closing(messages):

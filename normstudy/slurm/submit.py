@@ -1,4 +1,4 @@
-"""Submit the tasks of a sweep as one array of jobs."""
+"""Submit a sweep's tasks as one Slurm array."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENTRY = "normstudy.slurm"  # the module that a job starts: slurm/__main__.py
 
 
 def check(execution: ExecutionConfig) -> None:
-    """Raise a ConfigError for options that Slurm refuses, or where Slurm or submitit is missing; writes nothing."""
+    """Raise a ConfigError if Slurm or submitit is missing, or if Slurm refuses the options. Writes nothing."""
     try:
         import submitit  # noqa: F401
     except ModuleNotFoundError:
@@ -49,7 +49,7 @@ def _refused(why: object) -> ConfigError:
 
 
 def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
-    """The tasks of each job, in order: one task per worker of the job, or more so that at most `most` jobs result."""
+    """Split tasks into jobs, in order: `workers` tasks per job, or more if this would need more than `most` jobs."""
     n = min(math.ceil(len(tasks) / workers), most)
     edges = [math.ceil(len(tasks) * i / n) for i in range(n + 1)]
     return [list(tasks[low:high]) for low, high in itertools.pairwise(edges)]
@@ -58,9 +58,9 @@ def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
 def submit(
     study_dir: Path, tasks: Sequence[Task], execution: ExecutionConfig, command: str, since: datetime.datetime
 ) -> Array:
-    """Submit the tasks, at least one. Needs the study's exclusive lock, for whose release the jobs wait.
+    """Submit one or more tasks. The caller must hold the study's exclusive lock, for whose release the jobs wait.
 
-    The record of the jobs is written before the submission. Where Slurm refuses the jobs, the record is removed and a
+    The record of the jobs is written before they are submitted. If Slurm refuses the jobs, the record is removed and a
     ConfigError raised. since: a time before the sweep was recorded.
     """
     import submitit
@@ -80,10 +80,10 @@ def submit(
     )
     executor.update_parameters(
         job_name=array.name,
-        time=execution.minutes,  # also submitit's own timeout
+        time=execution.minutes,  # minutes; also the timeout that submitit itself applies
         array_parallelism=execution.jobs,
         wckey=None,  # a cluster may refuse submitit's default
-        srun_args=[f"--cpus-per-task={workers}"],  # since Slurm 22.05 srun does not inherit it from the job
+        srun_args=[f"--cpus-per-task={workers}"],  # since Slurm 22.05 srun does not inherit this option from the job
         additional_parameters={k: True if v == "true" else v for k, v in asked.items()},
     )
     tried = records.tries_of(study_dir)
@@ -95,7 +95,7 @@ def submit(
         for part in parts
     ]  # fmt: skip
     try:
-        # submitit prints the errors of sbatch and raises them too.
+        # submitit prints sbatch's errors in addition to raising them.
         with later(), ask.only(asked), contextlib.redirect_stderr(io.StringIO()):
             submitted = executor.submit_array(jobs)
     except Exception as error:

@@ -1,1 +1,1 @@
-"""From configurations to a study: plan the runs, train what is missing, report."""
+"""Turn configurations into a study: plan the runs, train the missing ones, and report the results."""

@@ -1,7 +1,4 @@
-"""The estimated time and memory of a run, and how many runs train as one program.
-
-On a CPU no bit of a result depends on these numbers, and this module imports no torch there.
-"""
+"""Estimate a run's time and memory, and choose the number of runs in a batch, on which CPU results do not depend."""
 
 from __future__ import annotations
 
@@ -10,24 +7,21 @@ from pathlib import Path
 from normstudy import config as cfg
 from normstudy.config import EVAL_CHUNK, RunConfig
 
-# On a CPU a larger batch shares the cost of calling each operation among more runs, but no longer fits the caches.
-# CPU ms per run-step at 4, 8, 16, 32, 64 runs on two busy cores (AMD EPYC, Zen 5, torch 2.13, NumPy 2.4):
+# On a CPU a larger batch spreads the overhead of each operation over more runs, but no longer fits into the caches.
+# CPU ms per run-step at 4, 8, 16, 32, 64 runs by d_model and layers (two busy EPYC Zen 5 cores, torch 2.13, NumPy 2.4):
 #     d32 L4   -, 2.71, 2.23, 2.10, 2.05       d64 L2   -, 5.23, 5.26, 5.41, -
 #     d64 L6   13.9, 12.6, 13.1, 13.5, -       d128 L6  66.5, 70.3, -, -, -
-# Therefore the residual streams of a batch hold about CPU_STREAM numbers, within the bounds CPU_RUNS.
+# Therefore the residual streams of a batch hold about CPU_STREAM numbers, as far as CPU_RUNS allows.
 CPU_STREAM = 2**19
-CPU_RUNS = (4, 32)  # fewest and most runs
-GPU_RUNS = 1024  # most runs: with more, the launches of a step no longer matter
-GPU_SEQUENCES = 65_535  # most sequences: fused attention puts them on a smaller axis of the grid, which has this limit
-MEMORY_SHARE = 0.5  # share of the free memory for all batches together; low, because estimates of memory are rough
-FLOAT = 4  # bytes
+CPU_RUNS = (4, 32)  # fewest and most runs per batch
+GPU_RUNS = 1024  # most runs per batch: with more, the time to launch a step's kernels no longer matters
+GPU_SEQUENCES = 65_535  # most sequences per batch: fused attention puts them on a grid axis with this limit
+MEMORY_SHARE = 0.5  # share of the free memory for all batches together; low because memory estimates are rough
+FLOAT = 4  # bytes per number
 
 
 def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | None = None) -> int:
-    """The most runs of a config's shape in one batch, where `workers` processes share the device.
-
-    free: bytes of free memory of the device; None: ask this machine.
-    """
+    """Return the most runs of a config's shape per batch. free: the device's free bytes, shared by `workers`."""
     free = free_memory(device) if free is None else free
     fitting = max(1, int(MEMORY_SHARE * free / workers / bytes_of_run(config)))
     if device == "cuda":
@@ -38,21 +32,21 @@ def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | Non
 
 
 def bytes_of_run(config: RunConfig) -> int:
-    """Rough memory of a run in a batch: parameters, gradients twice, two moments, activations kept for backward."""
+    """Estimate a run's bytes: parameters, two copies of gradients, two moments, activations kept for backward."""
     m, d = config.model, config.data
     d_ff, vocab_size = cfg.resolve(m).d_ff, _vocab_size(config)
     # A block keeps its input, the outputs of two norms, q, k, v, the attention weights, the mixed values, the outputs
     # of both halves, and the input and output of the activation. The loss keeps the logits and their softmax.
     widths = 12 * m.d_model + (4 if m.activation in cfg.GATED else 2) * d_ff + m.n_heads * d.seq_len
     per_token = m.n_layers * widths + 3 * vocab_size
-    at_once = 8 * m.d_model + 2 * d_ff + m.n_heads * d.seq_len  # evaluation keeps one block at a time
+    at_once = 8 * m.d_model + 2 * d_ff + m.n_heads * d.seq_len  # evaluation keeps one block's activations at a time
     evaluated = EVAL_CHUNK * d.seq_len * (at_once + 3 * vocab_size)
     parameters = m.n_layers * _matrices(config) + 2 * vocab_size * m.d_model
     return FLOAT * (5 * parameters + max(d.batch_size * d.seq_len * per_token, evaluated))
 
 
 def seconds_of(config: RunConfig) -> float:
-    """Rough time of a run on a core: 6 flops per parameter and token at 100 GFLOP/s, 0.3 ms per layer and step."""
+    """Estimate a run's seconds on a core: 6 flops per parameter and token at 100 GFLOP/s, 0.3 ms per layer and step."""
     m, d = config.model, config.data
     per_token = m.n_layers * (_matrices(config) + 2 * d.seq_len * m.d_model) + _vocab_size(config) * m.d_model
     flops = 6 * d.batch_size * d.seq_len * per_token
@@ -60,19 +54,19 @@ def seconds_of(config: RunConfig) -> float:
 
 
 def _matrices(config: RunConfig) -> int:
-    """Number of elements in the matrices of a block."""
+    """Return the number of elements in one block's matrices."""
     m = config.model
     return 4 * m.d_model**2 + (3 if m.activation in cfg.GATED else 2) * m.d_model * cfg.resolve(m).d_ff
 
 
 def _vocab_size(config: RunConfig) -> int:
-    """The number of symbols, or its upper bound 256 where only the text of tokenizer=char would tell it."""
+    """Return the vocabulary size, or its upper bound 256 for tokenizer=char, whose size depends on the text."""
     d = config.data
     return d.vocab_size or cfg.BPE_VOCAB if d.tokenizer == "bpe" else 256
 
 
 def free_memory(device: str) -> int:
-    """Free bytes of the GPU, or of this machine for new processes."""
+    """Return the free bytes of the GPU's memory, or of the main memory that new processes may use."""
     if device == "cuda":
         import torch
 
@@ -81,6 +75,6 @@ def free_memory(device: str) -> int:
         fields = dict(line.split(":", 1) for line in f)
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and limit.read_text().strip() != "max":  # the limit of a container
+    if limit.exists() and limit.read_text().strip() != "max":  # a container's memory limit
         free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
     return free

@@ -1,4 +1,4 @@
-"""`normstudy cancel`: end the Slurm jobs of a sweep."""
+"""End the Slurm jobs of a sweep, for `normstudy cancel`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from normstudy.study import locks
 from normstudy.upkeep import status
 
 POLL_SECONDS = 1.0
-CANCEL_SECONDS = 60.0  # the longest wait until the jobs are gone: Slurm kills a job after half a minute
+CANCEL_SECONDS = 60.0  # longest wait for the jobs' end: Slurm kills a cancelled job after half a minute
 
 
 def cancel(study_dir: Path) -> str:
-    """End the jobs of a study and wait until they are gone; returns one line about its runs.
-
-    Raises a ConfigError where there are no jobs, or where Slurm does not answer.
-    """
+    """End a study's jobs, wait until they are gone, return a status line. Raises a ConfigError if no job is left."""
     array = arrays.read(study_dir)
     if array is None:
         holder = locks.holder_of(study_dir)
@@ -38,7 +35,7 @@ def cancel(study_dir: Path) -> str:
         ask.cancel(job_id, array.name)
         while (counts := arrays.counts_surely(study_dir, array)).alive and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
-            if counts.pending:  # a job that Slurm was requeueing during the first call
+            if counts.pending:  # Slurm was requeueing a job during the first call
                 ask.cancel(job_id, array.name)
     except ask.Unavailable as why:
         raise ConfigError(f"{array} of {study_dir} cannot be cancelled from here: {why}") from None

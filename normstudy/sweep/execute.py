@@ -1,4 +1,4 @@
-"""Train the missing runs of a plan on this machine, and remove what a complete study no longer needs."""
+"""Train a plan's missing runs on this machine, and remove the files that a complete study no longer needs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from normstudy.workers.task import Task
 
 
 class RunsFailed(Exception):
-    """Some runs crashed; the text of the error is one line."""
+    """The error of a sweep in which runs crashed; its message is one line."""
 
 
 def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
-    """Train the missing runs of a plan here. Raises RunsFailed when a run crashed, after all others are finished.
+    """Train a plan's missing runs on this machine. If a run crashed, raises RunsFailed after all others are finished.
 
-    shared: take a shared lock of the study, beside which other commands may train runs of their own.
+    shared: take a shared lock of the study, so that other commands may train other runs at the same time.
     """
     study_dir = planned.study_dir
     over = None if shared else arrays.refuse_while_alive(study_dir)
@@ -37,7 +37,7 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
         if tasks:
             max_tries = planned.execution.max_tries
             messages = pool.run(tasks, planned.workers, inherited=held, stop=stop, max_tries=max_tries)
-            with contextlib.closing(messages):  # closing ends the workers, also after an exception
+            with contextlib.closing(messages):  # closing the generator ends the workers, even after an exception
                 errors = progress.follow(messages, study_dir, [task.run_ids for task in tasks], run_steps)
         statuses = tables.finished_ids(study_dir)
         if stop.number is not None:
@@ -56,7 +56,7 @@ def command_of(request: Request) -> str:
 
 
 def begin(planned: Plan, request: Request) -> list[Task]:
-    """Prepare a study for its runs and record the request; returns the tasks. Needs the study's lock."""
+    """Prepare the study's folder, record the request and return the tasks. The caller must hold the study's lock."""
     study_dir = planned.study_dir
     batches = _still_missing(planned)
     try:
@@ -76,20 +76,20 @@ def begin(planned: Plan, request: Request) -> list[Task]:
 
 
 def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: int | None) -> None:
-    """Remove the state folder of a complete study. Raises RunsFailed where a run of the plan crashed.
+    """Remove a complete study's state folder. Raises RunsFailed if a planned run crashed.
 
-    errors: run_id -> reason of each run that failed now; held: the study's lock, None where another command holds it.
+    errors: run_id -> reason for each run that just crashed; held: the study's lock, None if another command holds it.
     """
     if errors or planned.given_up:
         raise RunsFailed(_failures_line(planned, errors, statuses))
-    submitted = (planned.study_dir / arrays.RECORD).exists()  # its jobs may still start
+    submitted = (planned.study_dir / arrays.RECORD).exists()  # the submitted jobs may still start
     if set(statuses.values()) == {"done"} and not submitted and held is not None and locks.make_exclusive(held):
-        # Errors are ignored: a command that starts now may already hold a lock file in the folder.
+        # Errors are ignored because another command may just have created a lock file in the folder.
         shutil.rmtree(planned.study_dir / "state", ignore_errors=True)
 
 
 def _failures_line(planned: Plan, errors: dict[str, str], statuses: dict[str, str]) -> str:
-    """The line about runs that crashed now, or that were left out because they crashed too often before."""
+    """Return the error line about runs that just crashed, or were left out because they crashed too often before."""
     n = sum(statuses.get(i) != "done" for i in planned.runs)
     logs = f"tracebacks: {planned.study_dir}/{records.LOGS}"
     if not errors:
@@ -100,7 +100,7 @@ def _failures_line(planned: Plan, errors: dict[str, str], statuses: dict[str, st
 
 
 def _still_missing(planned: Plan) -> list[list[str]]:
-    """The batches without the runs that another command finished after the plan was made. Needs the lock."""
+    """Return the batches without runs that another command finished since planning. The caller must hold the lock."""
     statuses = tables.finished_ids(planned.study_dir)
     batches = [[i for i in batch.run_ids if statuses.get(i) != "done"] for batch in planned.batches]
     missing = {i: planned.runs[i] for ids in batches for i in ids}

@@ -1,4 +1,4 @@
-"""Train the missing runs of a plan in Slurm jobs: submit them, wait for their end, report what became of the runs."""
+"""Train a plan's missing runs in Slurm jobs: submit the jobs, wait until they end, and find out which runs failed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,13 @@ from normstudy.upkeep import status
 from normstudy.workers.signals import Interrupted, Stop
 from normstudy.workers.task import Task
 
-POLL_SECONDS = 1.0  # between two looks for files that appear late
-LATE_SECONDS = 60.0  # the longest time for which NFS caches the list of a folder's files
-PATIENCE_SECONDS = 30.0  # for the study's lock: processes of the last jobs may still be ending
+POLL_SECONDS = 1.0  # between two checks for files that a network file system shows late
+LATE_SECONDS = 60.0  # longest time for which NFS caches a folder's list of files
+PATIENCE_SECONDS = 30.0  # longest wait for the study's lock: processes of the last jobs may still be ending
 
 
 def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
-    """Train the missing runs of a plan in jobs; False where `detach` leaves the jobs running.
-
-    Raises RunsFailed when runs crashed or their jobs were killed.
-    """
+    """Train a plan's runs in jobs; return False if `detach` leaves the jobs running. Raises RunsFailed if runs fail."""
     study_dir, command = planned.study_dir, command_of(request)
     over = arrays.refuse_while_alive(study_dir)
     if planned.batches:
@@ -50,7 +47,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
     statuses = statuses_of(study_dir, tasks, complete=not ended)
     with contextlib.ExitStack() as stack:
         held = None
-        with contextlib.suppress(ConfigError):  # another command uses the study: the next sweep removes the record
+        with contextlib.suppress(ConfigError):  # another command holds the lock: the next sweep removes the record
             held = stack.enter_context(locks.hold_study(study_dir, command, patience=PATIENCE_SECONDS))
             statuses = tables.finished_ids(study_dir)  # another command may have started a run in the meantime
             arrays.remove(study_dir, array)
@@ -62,9 +59,9 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
 
 
 def statuses_of(study_dir: Path, tasks: Sequence[Task], *, complete: bool) -> dict[str, str]:
-    """run_id -> status, once the jobs are over.
+    """Return run_id -> status after the jobs have ended.
 
-    complete: every job reported success, so all runs have ended; a network file system may show their files late.
+    complete: whether every job succeeded. Every run then has a result, so wait for files that appear late on NFS.
     """
     ids, end = [run_id for task in tasks for run_id in task.run_ids], time.monotonic() + LATE_SECONDS
     while True:
@@ -75,7 +72,7 @@ def statuses_of(study_dir: Path, tasks: Sequence[Task], *, complete: bool) -> di
 
 
 def errors_of(study_dir: Path, tasks: Sequence[Task], statuses: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """run_id -> reason of each run that crashed, and the runs that neither finished nor failed."""
+    """Return run_id -> reason for each crashed run, and the ids of the runs that neither finished nor failed."""
     ids = [run_id for task in tasks for run_id in task.run_ids]
     failed = [run_id for run_id in ids if statuses.get(run_id) == "failed"]
     lost = [run_id for run_id in ids if statuses.get(run_id) not in ("done", "failed")]
@@ -83,7 +80,7 @@ def errors_of(study_dir: Path, tasks: Sequence[Task], statuses: Mapping[str, str
 
 
 def lost_line(study_dir: Path, runs: int, lost: Sequence[str], errors: Mapping[str, str]) -> str:
-    """The line about runs whose jobs were killed, and about those that crashed."""
+    """Return the error line about runs whose jobs were killed and runs that crashed."""
     crashed = f", {len(errors)} failed (tracebacks: {study_dir / records.LOGS})" if errors else ""
     return (
         f"{len(lost)} of {runs} runs are not finished{crashed}: their jobs were killed, cancelled or crashed; logs: "

@@ -1,7 +1,4 @@
-"""Plan a sweep: the id of each run, which runs are finished already, and which runs form a batch.
-
-The plan is complete before anything is written. Where a run is executed never changes its result.
-"""
+"""Plan a sweep without writing anything: compute run ids, find the finished runs, group the others into batches."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ from normstudy.study import records, schema, seal, tables
 from normstudy.sweep import batching
 
 RETRY = "To try them again: execution.retry_failed=true execution.max_tries=N, with N above their number of tries"
-GPU_OF_A_JOB = 2**36  # bytes of memory; the machine that submits cannot ask the GPU of a job
+GPU_OF_A_JOB = 2**36  # assumed bytes of a job's GPU, which the submitting machine cannot query
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Runs of one shape that train as one program. seconds: estimated, on one core."""
+    """Runs of one shape that train as one program. seconds: estimated time on one core."""
 
     run_ids: list[str]
     seconds: float
@@ -37,25 +34,25 @@ class Plan:
     """The runs of a sweep and how they are executed."""
 
     study_dir: Path
-    ids: list[str]  # one per requested config, in order
-    runs: dict[str, RunConfig]  # every distinct run, in order
-    texts: dict[str, str]  # run_id -> sha256 of its text
-    missing: list[str]  # the runs without a finished result
+    ids: list[str]  # the run id of each requested config, in order
+    runs: dict[str, RunConfig]  # run_id -> config of each distinct run, in order
+    texts: dict[str, str]  # run_id -> sha256 of the run's text
+    missing: list[str]  # ids of the runs without a finished result
     batches: list[Batch]
-    workers: int  # processes that train at the same time, counted over all jobs
+    workers: int  # processes that train at the same time, summed over all jobs
     device: str
     is_sealed: bool
-    given_up: list[str]  # missing runs that crashed too often to be tried again
+    given_up: list[str]  # ids of missing runs that crashed too often to be tried again
     execution: ExecutionConfig
 
     @property
     def on_slurm(self) -> bool:
-        """Whether the sweep is submitted as jobs."""
+        """Whether the sweep runs in Slurm jobs."""
         return self.execution.cluster == "slurm"
 
     @property
     def seconds(self) -> float:
-        """Estimated time of the sweep when each batch goes to the worker that is free first."""
+        """The sweep's estimated seconds if each batch goes to the first free worker."""
         loads = [0.0] * self.workers
         for batch in self.batches:
             loads[loads.index(min(loads))] += batch.seconds
@@ -63,7 +60,7 @@ class Plan:
 
 
 def plan(configs: Sequence[RunConfig]) -> Plan:
-    """Plan the runs of one sweep. Raises a ConfigError for runs that cannot be trained; writes nothing."""
+    """Plan one sweep without writing anything. Raises a ConfigError for runs that cannot be trained."""
     if not configs:
         raise ConfigError("the sweep is empty: it has no runs")
     places = {(c.results_dir, c.study) for c in configs}
@@ -81,7 +78,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
         d = config.data
         key = (d.name, d.path, d.tokenizer, d.vocab_size, d.source_seed)
         if key not in loaded:
-            loaded[key] = data.load(d)  # once per text: loading reads the state of every file of a folder
+            loaded[key] = data.load(d)  # once per text: loading a folder stats each of its files
         text = loaded[key]
         if (window := (*key, d.seq_len, config.eval.windows)) not in fitting:
             check_fits(text, d, config.eval.windows)
@@ -105,7 +102,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
 
 
 def left_out(study_dir: Path, missing: list[str], statuses: dict[str, str], execution: ExecutionConfig) -> list[str]:
-    """The failed runs that this command does not try again."""
+    """Return the ids of the failed runs that this command does not try again."""
     tries = records.tries_of(study_dir)
     return [
         i
@@ -115,7 +112,7 @@ def left_out(study_dir: Path, missing: list[str], statuses: dict[str, str], exec
 
 
 def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict[str, str]) -> bool:
-    """Whether a study is sealed. Raises a ConfigError where it is sealed and lacks runs."""
+    """Return whether a study is sealed. Raises a ConfigError if a sealed study lacks any of the runs."""
     if not (study_dir / schema.SEALED).exists():
         return False
     if missing:
@@ -124,7 +121,7 @@ def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict
 
 
 def _check_own(configs: Iterable[RunConfig], device: str) -> None:
-    """Try every user's block and norm once per shape. On a CPU only such runs make the planner import torch."""
+    """Try each user-defined block and norm once per shape. On a CPU the planner imports torch only for such runs."""
     tried = set()
     for config in configs:
         model = config.model
@@ -139,7 +136,7 @@ def _check_own(configs: Iterable[RunConfig], device: str) -> None:
 
 
 def check(configs: Sequence[RunConfig]) -> None:
-    """Raise a ConfigError for runs that `plan` refuses or that ask for jobs: these runs are trained one by one."""
+    """Check runs that will be trained one by one. Raises a ConfigError if they are illegal or request Slurm jobs."""
     refuse_jobs(plan(configs))
 
 
@@ -151,7 +148,7 @@ def refuse_jobs(planned: Plan) -> None:
         )
 
 
-# Columns in which the runs of a batch may differ. All other columns are the shape of the batch.
+# Columns in which the runs of a batch may differ. The values of all other columns define the batch's shape.
 ON_THE_RUN_AXIS = {
     "seed", "data_seed", "init", "force_init", "unembed_std", "schedule", "peak_lr", "warmup_steps",
     "beta1", "beta2", "eps", "momentum", "weight_decay", "max_grad_norm",
@@ -159,17 +156,17 @@ ON_THE_RUN_AXIS = {
 
 
 def shape_key(config: RunConfig) -> tuple[tuple[str, object], ...]:
-    """The columns and values that runs must share to train as one program."""
+    """Return the (column, value) pairs that runs must share to train as one program."""
     values = cfg.asked(config) | dataclasses.asdict(cfg.resolve(config.model))
-    # A user's class may read any key of the model at construction, so the runs of its batch share all of these keys.
+    # A user-defined block may read any model key when constructed, so all runs of its batch must share every model key.
     of_own = {f.name for f in dataclasses.fields(config.model)} if sources.is_own(config.model.placement) else set()
     return tuple((k, v) for k, v in values.items() if k not in ON_THE_RUN_AXIS - of_own)
 
 
 def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
-    """Near-equal batches, each of one shape, largest cost first.
+    """Group runs into batches of one shape and nearly equal size, and sort the batches by cost, largest first.
 
-    A batch has at most ceil(runs / workers) runs, and at most execution.runs_per_batch (null: chosen by batching.py).
+    A batch has at most ceil(runs of its shape / workers) runs, and at most execution.runs_per_batch if this is set.
     """
     shapes: dict[tuple[tuple[str, object], ...], list[str]] = {}
     for run_id, config in runs.items():
@@ -187,18 +184,18 @@ def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
 
 
 def _fitting(config: RunConfig, device: str, workers: int) -> int:
-    """The most runs of a config's shape that train together. Each job has a machine of its own, with its memory."""
+    """Return the most runs of a config's shape that can train together. A Slurm job has its machine to itself."""
     execution = config.execution
     if execution.cluster == "local":
         return batching.runs_per_batch(config, device, workers)
     free = None if execution.memory_gb is None else int(execution.memory_gb * 2**30)
-    if device == "cuda":  # a batch that does not fit is halved in the job
+    if device == "cuda":  # the job halves a batch that does not fit its GPU
         free = GPU_OF_A_JOB
     return batching.runs_per_batch(config, device, options.workers_of(execution), free)
 
 
 def _device(asked: str) -> str:
-    """cpu or cuda. torch is imported only where a driver is installed or the user asks for cuda."""
+    """Choose cpu or cuda. torch is imported only if a driver is installed or the user asks for cuda."""
     if asked == "cpu" or (asked == "auto" and not os.path.exists("/proc/driver/nvidia/version")):
         return "cpu"
     import torch

@@ -1,4 +1,4 @@
-"""What a sweep shows before its training (the plan) and after it (figures, outcomes, comparison)."""
+"""Print a sweep's plan before training, and draw its figures and print outcomes and comparison afterwards."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def draw(study_dir: Path) -> None:
     try:
         for line in together.plot(study_dir).skipped:
             print(f"skipped {line}")
-    except ConfigError as error:  # the sweep itself was a good request: its exit code stays 0
+    except ConfigError as error:  # missing figures do not change the sweep's exit code
         print(f"no figures: {error}")
 
 
 def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
-    """The column by which a sweep is compared: warmup_steps where it varies, else the first column that varies.
+    """Return the column by which to compare a sweep: warmup_steps if it varies, else the first varying column or None.
 
-    Seeds are excluded, and so are the columns of the text, because losses on different texts are not comparable.
+    Columns of seeds and of texts are excluded, the latter because losses on different texts are not comparable.
     """
     from normstudy.analysis.pairs import comparable_columns
 

@@ -1,4 +1,4 @@
-"""The two entries to training: `run_sweep` for many runs and `run_one` for one."""
+"""The two functions that start training: `run_sweep` for many runs and `run_one` for a single run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from normstudy.workers import progress
 def run_sweep(
     configs: Sequence[RunConfig], *, dry_run: bool = False, detach: bool = False, request: Request
 ) -> list[float | None]:
-    """Train the missing runs of a sweep, draw its figures, print the comparison.
+    """Train a sweep's missing runs, draw its figures and print the comparison.
 
-    Returns the final validation loss of each config in order, None for a run that failed or became non-finite.
-    detach: return once the jobs are submitted. Raises a ConfigError before anything is trained, and RunsFailed after
-    the other runs are finished and shown.
+    Returns each config's final validation loss in order, None if there is none. Raises a ConfigError before training,
+    or RunsFailed after all other runs are finished and reported. detach: return once the jobs are submitted.
     """
     planned = planning.plan(configs)
     if detach and not planned.on_slurm:
@@ -50,10 +49,7 @@ def run_sweep(
 
 
 def run_one(config: RunConfig, *, request: Request) -> float | None:
-    """Train one run unless it is finished already, print its outcome, return its final validation loss.
-
-    Other commands may train other runs of the same study at the same time.
-    """
+    """Train one run unless it is already finished, print its outcome, and return its final validation loss, if any."""
     planned = planning.plan([config])
     planning.refuse_jobs(planned)
     if not planned.is_sealed:

@@ -1,4 +1,4 @@
-"""Wait for the Slurm jobs of a sweep and show their progress."""
+"""Wait for a sweep's Slurm jobs and show their progress."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from normstudy.upkeep import status
 from normstudy.workers.progress import PIPE_LINE_SECONDS, counted, duration, print_line
 from normstudy.workers.signals import Interrupted, Stop, print_error
 
-PAUSE_SECONDS = 2.5, 10.0  # between two polls: the first pause, and the longest
+PAUSE_SECONDS = 2.5, 10.0  # the first and the longest pause between two polls
 
 
 def submitted_line(study_dir: Path, array: Array) -> str:
-    """The line about jobs that were just submitted."""
+    """Return the line to print after jobs have been submitted."""
     jobs = "1 job" if array.jobs == 1 else f"{array.jobs:,} jobs"
     return f"{array}: {jobs} submitted, logs in {study_dir / arrays.FOLDER}. {_advice(study_dir)}"
 
@@ -34,14 +34,14 @@ def _advice(study_dir: Path) -> str:
 
 
 def wait(study_dir: Path, array: Array) -> ask.Counts:
-    """Show the jobs' progress until none is left; returns how they ended. Raises Interrupted: the jobs continue."""
+    """Show progress until all jobs have ended; return their counts. A stop signal raises Interrupted; jobs continue."""
     looker, pause, asked = status.Looker(study_dir), PAUSE_SECONDS[0], ""
     seen, said = _look(looker), time.monotonic()
     first, total = (seen.steps_done, seen.steps_planned) if seen else (0, None)
     with Stop() as stop, tqdm(total=total, initial=first, unit="step", unit_scale=True, **terminal.fit()) as bar:
         while True:
             jobs = looker.jobs()
-            if jobs is None or jobs.array != array:  # another command has removed the record
+            if jobs is None or jobs.array != array:  # another command has removed or replaced the record
                 return ask.Counts(0, 0, ended=1)
             if jobs.counts is None and jobs.why != asked:
                 print_line(f"Slurm does not answer ({jobs.why}); the jobs continue, and this command keeps waiting")
@@ -63,7 +63,7 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
 
 
 def _look(looker: status.Looker) -> status.Status | None:
-    """The status of the study, None where its files cannot be read at this moment."""
+    """Return the study's status, None if its files cannot be read at the moment."""
     try:
         return looker.look()
     except ConfigError:
@@ -71,7 +71,7 @@ def _look(looker: status.Looker) -> status.Status | None:
 
 
 def _progress_line(seen: status.Status) -> str:
-    """`3/40 runs, 12 % of the steps, about 5:00 left`."""
+    """Describe the progress, as in `3/40 runs, 12 % of the steps, about 5:00 left`."""
     line = f"{seen.finished}/{seen.planned} runs"
     if seen.steps_planned:
         line += f", {100 * seen.steps_done // seen.steps_planned} % of the steps"

@@ -1,7 +1,6 @@
-"""The Hydra plugin: `hydra/launcher=normstudy` and `hydra/sweeper=normstudy`.
+"""The Hydra plugins `hydra/launcher=normstudy` and `hydra/sweeper=normstudy`.
 
-This file is installed as `hydra_plugins.normstudy`, where Hydra searches for plugins. An editable install has a copy of
-the file, so all logic is in `normstudy.app.jobs`.
+Installed as `hydra_plugins.normstudy`. All logic is in `normstudy.app.jobs`, as an editable install copies this file.
 """
 
 # No `from __future__ import annotations` here: Hydra cannot resolve string annotations of a dataclass.
@@ -25,7 +24,7 @@ class LauncherConf:
 @dataclass
 class SweeperConf:
     _target_: str = "hydra_plugins.normstudy.NormstudySweeper"
-    params: dict[str, str] | None = None  # dotted key -> values as on the command line
+    params: dict[str, str] | None = None  # dotted key -> values in command-line syntax
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="normstudy", node=LauncherConf, provider="normstudy")

@@ -1,1 +1,1 @@
-"""One prediction of a paper per file."""
+"""The predictions of papers, one per file."""

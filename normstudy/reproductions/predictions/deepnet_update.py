@@ -1,19 +1,19 @@
-"""One update changes the output of a DeepNet by an amount that does not depend on its depth.
+"""The change of a DeepNet's output after one update does not depend on depth.
 
 Source: Wang et al., arXiv:2203.00555, section 4 and theorem 4.2: with the paper's alpha and beta, the change of the
-model's output after one SGD step is of the order of the rate, whatever the number of blocks.
+model's output after one SGD step is of the order of the learning rate, whatever the number of blocks.
 
-Computed: the root mean square of the change of the logits, on the batch that gave the gradient, after one SGD step of
-rate 0.01 on all parameters except the norms'; per seed the least-squares slope of its logarithm against ln L. The
-change with the norms trained too is measured as well, without a verdict.
+Computed: the root mean square change of the logits after one SGD step of rate 0.01 on all parameters except the norms',
+on the batch that gave the gradient; per seed the least-squares slope of the change's logarithm against ln L. The change
+after a step that trains the norms too is measured as well, without a verdict.
 
 Band: 0 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise.
 
-Why the norms matter: the theorem counts the matrices of the sublayers, and beta makes their gradients and effects
-small. Neither alpha nor beta touches the norms' gains and biases. The gradient of each norm has the same size at any
-depth, each norm moves the output by as much, all of them in the direction that lowers the loss, and there are 2L of
-them. With the norms trained, the change therefore grows nearly as L.
+Why the norms matter: the theorem counts only the sublayers' matrices, whose gradients and effects beta makes small.
+Neither alpha nor beta scales the gains and biases of the 2L norms. At any depth each norm has a gradient of the same
+size and moves the output by the same amount, always in the direction that lowers the loss. With the norms trained, the
+change therefore grows nearly as L.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """With LayerNorm scaling the residual stream's variance grows more slowly than a small power of the block's index.
 
 Source: Sun et al., arXiv:2502.05795, section 4: dividing the output of the norms in block l by sqrt(l) slows the growth
-of the variance with depth, which is at least linear in pre-norm. At initialization block l adds about 1/l; the sum of
-these is a logarithm.
+of the variance with depth, which is at least linear in pre-norm. At initialization block l adds a variance of about
+1/l, so the variance grows as a logarithm.
 
-Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed the least-squares slope of its
-logarithm against ln l, l from 1. Pre-norm's slope is the contrast, without a verdict.
+Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed the least-squares slope of the
+mean's logarithm against ln l, l from 1. Pre-norm's slope is measured for contrast, without a verdict.
 
-Band: at most 0.35. Over 64 blocks a growth as 1 + c ln l has an exponent of 0.23 to 0.36 for c from 0.5 to 1.5; linear
-growth has one of about 1. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when
-it lies outside, inconclusive otherwise.
+Band: at most 0.35. Over 64 blocks, growth as 1 + c ln l has an exponent of 0.23 to 0.36 for c from 0.5 to 1.5; linear
+growth has an exponent of about 1. Verdict: supported when the 95 % t interval over seeds lies in the band, not
+supported when it lies outside, inconclusive otherwise.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ BAND = Band(high=0.35)
 def needs(sizes: Sizes) -> list[Need]:
     return [
         Need("stream", LNS, (sizes.deepest,), sizes.seeds),
-        Need("gradients", PRE, (sizes.deepest,), sizes.seeds),  # includes the stream; other entries need it too
+        Need("gradients", PRE, (sizes.deepest,), sizes.seeds),  # includes the stream, and is shared with other entries
     ]
 
 
 def stream(table: pd.DataFrame, variant: Variant) -> tuple[Floats, Floats]:
-    """The blocks from 1 on (n,), and the mean square after each block (n, seeds)."""
+    """Return the block numbers from 1 (n,) and the stream's mean square after each block (n, seeds)."""
     layers, squares = in_deepest(table, "mean_square", variant.name)
     return layers[1:], squares[1:]
 

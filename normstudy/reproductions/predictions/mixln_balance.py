@@ -1,19 +1,19 @@
 """Mix-LN should balance the gradients of the first and the last block; at initialization it does not.
 
 Source: Li et al., arXiv:2412.13795, section 3: with post-norm in the first quarter of the blocks and pre-norm in the
-rest, the gradients of the blocks are more alike than in pre-norm.
+rest, the blocks' gradients are more alike than in pre-norm.
 
-Computed: the ratio of two L2 norms of the gradient, of the first block's second MLP matrix to the last block's, at each
-depth. Per seed |ln ratio| of mix minus |ln ratio| of pre, averaged over the depths; it is negative when mix's ratio is
-nearer to 1 on the log scale. The figure shows each depth.
+Computed: at each depth the ratio of two L2 norms: of the gradient of the first block's second MLP matrix, and of the
+same gradient in the last block. Per seed |ln ratio| of mix minus |ln ratio| of pre, averaged over the depths; this
+difference is negative if mix's ratio is nearer to 1 on the log scale. The figure shows each depth.
 
 Band: at most 0. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
-outside, inconclusive otherwise. Twenty seeds, because five leave a half-width of 0.13.
+outside, inconclusive otherwise. Twenty seeds are used because five leave the interval a half-width of 0.13.
 
 Why it is not supported: the paper shows gradients during training. At initialization the gradient is flat over the
-post-norm blocks in front. They pass a stream of unit variance to the pre-norm blocks, as embeddings do. Behind them the
-gradient therefore falls as in a pre-norm model of three quarters of the depth, but from a higher start: the ratio of
-first to last block stays the same or grows a little.
+post-norm blocks at the front, which pass a stream of unit variance to the pre-norm blocks, as embeddings do. Over the
+pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters of the depth, but from a higher
+start: the ratio of first to last block stays the same or grows a little.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def imbalance(table: pd.DataFrame) -> tuple[Floats, Floats]:
-    """Depths (n,), and |ln ratio| of mix minus that of pre (n, seeds)."""
+    """Return the depths (n,), and mix's |ln ratio| minus pre's |ln ratio| (n, seeds)."""
     depths, mix = first_to_last(table, MIX.name)
     return depths, np.abs(log(mix)) - np.abs(log(first_to_last(table, PRE.name)[1]))
 

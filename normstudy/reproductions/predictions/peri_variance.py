@@ -1,14 +1,14 @@
 """Peri-norm adds a variance of 2 per block to the residual stream.
 
 Source: Kim et al., arXiv:2502.02732, section 3: a norm after each sublayer gives the sublayer's output unit variance
-whatever the weights, so the variance of the residual stream grows linearly with depth: by 1 per sublayer, 2 per block.
+whatever the weights, so the residual stream's variance grows linearly with depth: by 1 per sublayer, 2 per block.
 
-Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed its last value minus its first,
-divided by the number of blocks. (A shallower model is the first blocks of the deepest.)
+Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed the mean's last value minus its
+first, divided by the number of blocks. (A shallower model equals the deepest model's first blocks.)
 
 Band: 2 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
-outside, inconclusive otherwise. Seeds scatter, because the 2L added vectors are not orthogonal in d = 128 dimensions
-and the tokens of a seed share the directions.
+outside, inconclusive otherwise. Seeds scatter because the 2L added vectors are not orthogonal in d = 128 dimensions,
+and the tokens of a seed share these vectors' directions.
 """
 
 from __future__ import annotations

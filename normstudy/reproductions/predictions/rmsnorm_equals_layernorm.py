@@ -4,18 +4,19 @@ Source: Zhang & Sennrich, arXiv:1910.07467, section 4: LayerNorm works by re-sca
 At initialization the mean of x over its d dimensions is of the order sqrt(Var(x)/d), so the divisors of the two norms
 differ by about 1/d = 1 %. The project's claim C4 is that pre-norm's gradients agree within 5 %.
 
-Computed: for each block of pre-norm at the second depth, L = 16, the L2 norm of the gradient of the second MLP matrix
-under RMSNorm over that under LayerNorm with the same seed, minus 1; then the mean over seeds. The same numbers are
-reported for post-norm at L = 16 and at the deepest L.
+Computed: for each pre-norm block at the second depth, L = 16, the L2 norm of the second MLP matrix's gradient under
+RMSNorm, divided by the same norm under LayerNorm with the same seed, minus 1; then the mean over seeds. The same
+numbers are reported for post-norm at L = 16 and at the deepest L.
 
 Band: -5 % to 5 % in every block. Verdict: supported when in every block the 95 % t interval over seeds lies in the
-band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. Shown is the block whose
-interval leaves the band farthest, or comes closest to its edge. Post-norm is measured, without a verdict: shown is the
-block whose mean is farthest from 0. Its differences are much larger, because a small change of the stream does not die
-out in post-norm; the largest of many scattered means is not a stable number.
+band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. The finding shows the
+block whose interval is farthest outside the band or, if none is outside, closest to the band's edge. Post-norm is
+measured without a verdict; its finding shows the block whose mean is farthest from 0. Post-norm's differences are much
+larger, because a small change of the stream does not die out; the largest of many scattered means is not a stable
+number.
 
-Why twenty seeds: single seeds differ by up to 8 % in some block, in either direction. Five leave a half-width of about
-5 % around means of 1 or 2 %.
+Why twenty seeds: single seeds differ by up to 8 % in some block, in either direction. Five seeds leave the interval a
+half-width of about 5 % around means of 1 or 2 %.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from normstudy.reproductions.verdicts import Band, Finding, Floats, by_layer, de
 
 PREDICTION = "Pre-norm: gradients under RMSNorm and LayerNorm differ by at most 5 % in every block."
 PRE_RMS, POST_RMS = Variant("pre", norm="rmsnorm"), Variant("post", norm="rmsnorm")
-BAND = Band(-5.0, 5.0)  # %
+BAND = Band(-5.0, 5.0)  # difference in %
 
 
 def needs(sizes: Sizes) -> list[Need]:
@@ -42,7 +43,7 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def difference(table: pd.DataFrame, variant: Variant, other: Variant, depth: int) -> tuple[Floats, Floats]:
-    """Blocks from 1 on (n,), and by how many % the gradient under `other` exceeds `variant`'s (n, seeds)."""
+    """Return the block numbers from 1 (n,), and the % by which `other`'s gradient exceeds `variant`'s (n, seeds)."""
     layers, base = by_layer(table, "mlp_out_grad", variant.name, depth)
     return layers + 1, 100 * (by_layer(table, "mlp_out_grad", other.name, depth)[1] / base - 1)
 

@@ -1,11 +1,11 @@
-"""The input of post-norm's last norm in a block has a mean square of 3/2.
+"""In post-norm the input of a block's last norm has a mean square of 3/2.
 
-Source: Xiong et al., arXiv:2002.04745, lemma 2: in a post-norm transformer of their simplified block (one head, Q = K =
-0, all matrices d x d, ReLU), E|x_l|^2 = 3d/2 before the last norm of every block. The norm before gives unit variance,
-and a random ReLU layer adds one half.
+Source: Xiong et al., arXiv:2002.04745, lemma 2: in a post-norm transformer of their simplified blocks (one head, Q = K
+= 0, all matrices d x d, ReLU), E|x_l|^2 = 3d/2 before the last norm of every block. The block's first norm gives unit
+variance, and a random ReLU layer adds one half.
 
 Computed: the mean of x^2 over tokens and dimensions before the last norm, in every block of the deepest model; per seed
-its mean over the blocks. (A shallower model is the first blocks of the deepest: the draws do not depend on depth.)
+the average over the blocks. (A shallower model equals the deepest model's first blocks: depth does not change draws.)
 
 Band: 1.5 +- 0.05. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise.

@@ -1,20 +1,20 @@
 """Pre-norm's residual stream grows linearly with depth.
 
-Source: Xiong et al., arXiv:2002.04745, lemma 2: in a pre-norm transformer of their simplified block (one head, Q = K =
-0, all matrices d x d, ReLU), (1 + l/2) d <= E|x_l|^2 <= (1 + 3l/2) d for all l >= 1. The MLP of a block adds one half.
-Its attention adds between 0 (it averages over unlike tokens, which cancel) and 1 (it averages over equal tokens).
+Source: Xiong et al., arXiv:2002.04745, lemma 2: in a pre-norm transformer of their simplified blocks (one head, Q = K =
+0, all matrices d x d, ReLU), (1 + l/2) d <= E|x_l|^2 <= (1 + 3l/2) d for all l >= 1. A block's MLP adds one half. A
+block's attention adds between 0 (averaging over unlike tokens, which cancel) and 1 (averaging over equal tokens).
 
-Computed: the mean of x_l^2 over tokens and dimensions in the deepest model, per seed; from it the variance added per
-block, (E|x_l|^2/d - 1)/l, which the lemma puts between 1/2 and 3/2 at every l.
+Computed: per seed the mean of x_l^2 over tokens and dimensions in the deepest model, and from this mean the variance
+added per block, (E|x_l|^2/d - 1)/l, which the lemma puts between 1/2 and 3/2 at every l.
 
 Band: 1/2 to 3/2, for every l >= 1. The lemma is about the mean over initializations: single seeds may leave the band.
 Verdict: supported when at every l the 95 % t interval over seeds lies in the band, not supported when it lies wholly
-outside at one l or more, inconclusive otherwise. Shown is the l whose interval leaves the band farthest, or comes
-closest to its edge.
+outside at one l or more, inconclusive otherwise. The finding shows the l whose interval is farthest outside the band
+or, if none is outside, closest to the band's edge.
 
-Why twenty seeds: in a deep stream the tokens of a seed share one direction more and more, so its length depends on few
-random numbers. At the last blocks five seeds leave a half-width of about 0.25, and the mean is about 0.1 below the
-upper edge, the lemma's value for equal tokens.
+Why twenty seeds: deep in the model a seed's tokens increasingly share one direction, so the stream's length depends on
+few random numbers. At the last blocks five seeds leave the interval a half-width of about 0.25, while the mean is only
+about 0.1 below the upper edge, the lemma's value for equal tokens.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Post-norm's last gradient does not fall with depth.
+"""The gradient of post-norm's last block does not fall with depth.
 
 Source: Xiong et al., arXiv:2002.04745, theorem 1: at initialization the gradient of the last block's second MLP matrix
-is at most of the order d sqrt(ln d) in a post-norm transformer, whatever the number L of blocks: the last norm brings
-the stream back to unit variance, whatever the blocks before it added.
+is at most of the order d sqrt(ln d) in a post-norm transformer, whatever the number L of blocks, because the last norm
+restores unit variance, whatever the earlier blocks added.
 
-Computed: the L2 norm of that gradient in the real block (4 heads, GELU) at each depth; per seed the least-squares slope
-of its logarithm against ln L, twenty seeds. The block of the theorem's proof (one head, Q = K = 0, all matrices d x d,
-ReLU) is measured too, without a verdict: it shows the effect of the simplification.
+Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; per seed the least-squares slope of
+the norm's logarithm against ln L. The simplified block of the theorem's proof (one head, Q = K = 0, all matrices d x d,
+ReLU) is measured too, without a verdict, to show the effect of the simplification.
 
 Band: 0 +- 0.1. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise.
 
-Why twenty seeds: the exponent is a few hundredths above 0, and five seeds leave a half-width of 0.07.
+Why twenty seeds: the exponent is a few hundredths above 0, and five seeds leave the interval a half-width of 0.07.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""Pre-norm's last gradient falls as the root of the depth.
+"""The gradient of pre-norm's last block falls as 1/sqrt(L) with the depth L.
 
 Source: Xiong et al., arXiv:2002.04745, theorem 1: at initialization the gradient of the last block's second MLP matrix
 is at most of the order d sqrt(ln d / L) in a pre-norm transformer of L blocks. Each block adds about the same variance
-to the residual stream, so the final norm divides the gradient that reaches the last block by a number that grows as
-sqrt(L).
+to the residual stream, so the final norm divides the last block's gradient by a number that grows as sqrt(L).
 
-Computed: the L2 norm of that gradient in the real block (4 heads, GELU) at each depth; per seed the least-squares slope
-of its logarithm against ln L. Twenty seeds, because five leave a half-width of 0.07 against a band of 0.1.
+Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; per seed the least-squares slope of
+the norm's logarithm against ln L. Twenty seeds are used because five leave a half-width of 0.07, nearly the band's.
 
-Band: -0.5 +- 0.1, the exponent of the bound taken for that of the gradient. Verdict: supported when the 95 % t interval
-over seeds lies in the band, not supported when it lies outside, inconclusive otherwise.
+Band: -0.5 +- 0.1, taking the bound's exponent for the gradient's. Verdict: supported when the 95 % t interval over
+seeds lies in the band, not supported when it lies outside, inconclusive otherwise.
 """
 
 from __future__ import annotations
