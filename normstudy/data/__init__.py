@@ -1,1 +1,1 @@
-"""From a text to tokens, blocks and batches, and the text's entropies."""
+"""Texts: reading and downloading, tokens, blocks, training batches, and entropies."""

@@ -1,1 +1,1 @@
-"""The rules that a user's own block or norm must keep, checked before anything trains."""
+"""Checks that a user's own block or norm keeps the rules of the contract, made before any run trains."""
