@@ -18,8 +18,8 @@ SLURM_KEYS = (
     "partition", "account", "gpus", "memory_gb", "minutes", "signal_seconds", "requeues", "jobs", "sbatch",
 )  # fmt: skip
 MAX_SIGNAL_SECONDS = 65_535  # the maximum that sbatch --signal accepts
-# sbatch options that execution.sbatch may not set: HAVE_KEYS (option -> the `execution` key that sets it) and FIXED,
-# which normstudy sets or which would break its jobs.
+# sbatch options that execution.sbatch may not set: those in HAVE_KEYS (option -> the `execution` key that sets it), and
+# those in FIXED, which are reserved for normstudy.
 HAVE_KEYS = {
     "account": "account", "array": "jobs", "cpus-per-task": "workers", "gpus": "gpus", "gpus-per-node": "gpus",
     "gpus-per-task": "gpus", "mem": "memory_gb", "partition": "partition", "signal": "signal_seconds",
@@ -36,9 +36,9 @@ VALUE = re.compile(r"""[^'"\\-][^'"\\]*""")
 
 @dataclass
 class ExecutionConfig:
-    """Settings for executing runs. They are not part of a run's identity, since they do not change results on one CPU.
+    """Settings for executing runs. They are not part of a run's identity: on one kind of CPU they change no result.
 
-    Another kind of CPU and a GPU round differently; the column `device` records where a run was trained.
+    Another kind of CPU or a GPU rounds differently; the column `device` records where a run was trained.
     """
 
     cluster: str = "local"  # local: processes on this machine | slurm: Slurm jobs

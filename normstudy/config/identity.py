@@ -15,7 +15,7 @@ from normstudy.config.sources import is_own, source_sha256
 
 IDENTITY_VERSION = 1  # increase when the computation of run ids changes
 NUMERICS = 4  # increase when a code change alters the bits of results (tests/test_golden.py detects such changes)
-EVAL_CHUNK = 16  # validation windows per forward pass, limited to save memory; another value would change bits
+EVAL_CHUNK = 16  # validation windows per forward pass, few enough to limit the memory that a batch needs
 
 # Fields added after version 0.1. A field with the value listed here is left out of the identity, so that older run ids
 # stay valid. Never change a listed value, even if the field's default changes.

@@ -56,7 +56,7 @@ class ModelConfig:
     activation: str = "gelu"  # relu | gelu (exact) | swiglu | geglu
     positions: str = "learned"  # learned | sinusoidal | rope | none
     biases: bool = True  # whether linear layers other than the output matrix have biases; norms are not affected
-    tied: bool = False  # whether token embedding and output matrix are one; if not, their gradients are separate
+    tied: bool = False  # whether the output matrix is the token embedding; if not, each has its own gradient
     first_block: str = "same"  # same | star: with placement hybrid, block 0 follows HybridNorm*
     final_norm: str = "auto"  # auto | true | false: a norm after the last block; auto: the placement's
 
@@ -188,7 +188,7 @@ class OptimizerConfig:
     eps: float = 1e-8  # adam, adamw: added to the square root of the second moment
     momentum: float = 0.0  # sgd: decay of the velocity
     weight_decay: float = 0.0  # adam, sgd: added to the gradient; adamw: decoupled
-    max_grad_norm: float | None = None  # global gradient norm to clip to; null: none, as clipping hides norm effects
+    max_grad_norm: float | None = None  # limit of the global gradient norm; null: no clipping, to keep its spikes
 
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, OPTIMIZER_NAMES)
@@ -239,7 +239,7 @@ class EvalConfig:
 
 
 def row_of(placement: str) -> Placement:
-    """The Placement of a name; a user's own placement has the defaults: a final norm, xavier init, any norm."""
+    """The row of PLACEMENTS for a name; for a user's own placement, the defaults: final norm, xavier init, any norm."""
     return Placement(lambda x: x, "your own") if is_own(placement) else PLACEMENTS[placement]
 
 
