@@ -214,10 +214,7 @@ def part(params: Params, prefix: str) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class BlockParts:
-    """The sublayers and norms of one block, from which a placement's formula is built.
-
-    params: the block's parameters, such as attn.q.weight or norm1.gamma. layer: 1 ... L, counted from 1 as in papers.
-    """
+    """The sublayers and norms of one block, from which a placement's formula is built. layer: 1 ... L, as in papers."""
 
     params: Params
     model: ModelConfig
@@ -250,7 +247,8 @@ class BlockParts:
 
 
 # ---- placements ---------------------------------------------------------------------------------------
-# In the formulas n1, n2, ... are norms with separate gains, x is the block's input and y the stream after attention.
+# In the formulas n1, n2, ... are norms with separate gains, nq, nk, nv are norms of each head, x is the block's input,
+# and y is the stream after the attention half. The last expression is the block's output.
 
 
 def pre(x: Array, block: BlockParts) -> Array:
@@ -278,9 +276,7 @@ def reordered(x: Array, block: BlockParts) -> Array:
 
 
 def sub(x: Array, block: BlockParts) -> Array:
-    """y = x + O n1'(heads(n1(x))); y + W2 n2'(act(W1 n2(y))): pre-norm with another norm before each output matrix;
-    the MLP's n2' has width d_ff (Magneto, arXiv:2210.06423).
-    """
+    """y = x + O n1'(heads(n1(x))); y + W2 n2'(act(W1 n2(y))), where n2' has width d_ff (Magneto, arXiv:2210.06423)."""
     y = x + block.attn(block.norm("norm1", x), inner=lambda h: block.norm("norm1_inner", h))
     return y + block.ffn(block.norm("norm2", y), inner=lambda h: block.norm("norm2_inner", h))
 
@@ -316,11 +312,8 @@ def b2t(x: Array, block: BlockParts) -> Array:
 
 
 def residual(streams: Array, block: BlockParts) -> Array:
-    """x' = n1(x + f), r' = r + f with f = attn(x); n2(x' + g), r' + g with g = ffn(x') (ResiDual, arXiv:2304.14802).
-
-    streams: x and r stacked, (2, B, T, D).
-    """
-    x, r = streams
+    """x' = n1(x + f), r' = r + f with f = attn(x); n2(x' + g), r' + g with g = ffn(x') (ResiDual, arXiv:2304.14802)."""
+    x, r = streams  # each (B, T, D)
     f = block.attn(x)
     x, r = block.norm("norm1", x + f), r + f
     g = block.ffn(x)
@@ -328,10 +321,7 @@ def residual(streams: Array, block: BlockParts) -> Array:
 
 
 def hybrid(x: Array, block: BlockParts) -> Array:
-    """y = x + O heads(nq(q), nk(k), nv(v)) with q, k, v from x; z = n2(y); z + ffn(z) (arXiv:2503.04598).
-
-    The norms nq, nk and nv apply to each head.
-    """
+    """y = x + O heads(nq(q), nk(k), nv(v)), q, k, v from x; z = n2(y); z + ffn(z) (HybridNorm, arXiv:2503.04598)."""
     y = x + block.attn(x, per_head=lambda m, h: block.norm(f"{m}_norm", h))
     z = block.norm("norm2", y)
     return z + block.ffn(z)
@@ -399,11 +389,7 @@ def unembedding(x: Array, params: Params, model: ModelConfig) -> Array:
 
 
 def decoder(params: Params, tokens: Tokens, model: ModelConfig) -> tuple[Array, list[Array]]:
-    """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D), for tokens (B, T).
-
-    x_0 is the sum of the embeddings; x_l is block l's output (its first stream for placement `residual`) and precedes
-    any final norm.
-    """
+    """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D); x_l is block l's output, without r."""
     x = embedding(params, tokens, model)
     stream = [x]
     if model.placement == "residual":

@@ -13,7 +13,7 @@ from normstudy.errors import ConfigError
 CLUSTER_NAMES = ("local", "slurm")
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 
-# The `execution` keys that apply only to Slurm.
+# Keys of `execution` that apply only to Slurm jobs.
 SLURM_KEYS = (
     "partition", "account", "gpus", "memory_gb", "minutes", "signal_seconds", "requeues", "jobs", "sbatch",
 )  # fmt: skip
@@ -53,7 +53,7 @@ class ExecutionConfig:
     account: str | None = None  # null: Slurm's default
     gpus: int = 0  # GPUs per job: 0 or 1
     memory_gb: float | None = None  # memory per job; null: Slurm's default
-    minutes: int = 60  # time limit per job, before which a job saves its unfinished runs and is requeued
+    minutes: int = 60  # time limit per job; a job near it saves its unfinished runs and is requeued
     signal_seconds: int = 120  # seconds before the time limit at which a job saves its runs
     requeues: int = 100  # maximum number of requeues per job
     jobs: int = 8  # maximum number of jobs running at once

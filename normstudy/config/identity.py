@@ -25,11 +25,8 @@ ABSENT: dict[str, object] = {
     "tied": False, "placement_sha256": None, "norm_sha256": None,
     "tokenizer": "byte", "vocab_size": None,
 }  # fmt: skip
-NOT_IDENTITY = (
-    "study",
-    "data_path",
-    "force_init",
-)  # where the run and its text lie, and a permission: none changes the run
+# Columns left out of the identity, since they do not change a run: where the run and its text lie, and a permission.
+NOT_IDENTITY = ("study", "data_path", "force_init")
 
 # Runs that differ in any of these columns read different texts, so their losses cannot be compared.
 TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
@@ -60,10 +57,7 @@ def _leaves() -> tuple[tuple[str, str, str], ...]:
 
 @functools.cache
 def asked_types() -> Mapping[str, type]:
-    """Column -> int, float, str or bool (of values other than null), for each config column of the table `runs`.
-
-    execution and results_dir do not define a run and have no column.
-    """
+    """Column -> type of its values other than null, for each config column of the table `runs`, in order."""
     top = typing.get_type_hints(RunConfig)
     hints = {section: typing.get_type_hints(top[section]) for section in (*GROUPS, *PREFIXED)}
     out: dict[str, type] = {"study": str, "seed": int, "data_seed": int}
@@ -77,7 +71,7 @@ def asked_types() -> Mapping[str, type]:
 
 
 def asked(config: RunConfig) -> dict[str, object]:
-    """Column -> configured value, `auto` and null not resolved, for each config column of the table `runs`."""
+    """Column -> value as configured, with `auto` and null unresolved, for each config column of the table `runs`."""
     out: dict[str, object] = {"study": config.study, "seed": config.seed, "data_seed": config.data_seed}
     return out | {column: getattr(getattr(config, section), leaf) for column, section, leaf in _leaves()}
 
@@ -86,10 +80,7 @@ def asked(config: RunConfig) -> dict[str, object]:
 
 
 def own_sources(model: ModelConfig) -> dict[str, str | None]:
-    """The sha256 of the source of the user's own placement and norm; None for a built-in placement or norm.
-
-    The hashes are stored in the config at the first call, so training processes receive them from the planner.
-    """
+    """Hashes of the user's own placement and norm, None if built in; `model` stores them for training processes."""
     kept: dict[str, str | None] | None = getattr(model, "_own_sources", None)
     if kept is None:
         kept = {

@@ -49,7 +49,7 @@ class ModelConfig:
     embed_std: float | None = None  # std of initial embeddings; null: 0.02 for std, d_model^-1/2 for scaled
     unembed_std: float | None = None  # std of the initial output matrix; null: as model.init determines
     embed_norm: bool = False  # whether to normalize x_0 (optional in Peri-LN)
-    n_layers: int = 6  # blocks
+    n_layers: int = 6  # number of blocks
     d_model: int = 64  # width of the residual stream
     n_heads: int = 4  # attention heads; must divide d_model
     d_ff: int | None = None  # width inside the MLP; null: 4 d_model, or 8/3 d_model for a gated activation
@@ -188,7 +188,7 @@ class OptimizerConfig:
     eps: float = 1e-8  # adam, adamw: added to the square root of the second moment
     momentum: float = 0.0  # sgd: decay of the velocity
     weight_decay: float = 0.0  # adam, sgd: added to the gradient; adamw: decoupled
-    max_grad_norm: float | None = None  # limit of the global gradient norm; null: no clipping, to keep its spikes
+    max_grad_norm: float | None = None  # limit on the global gradient norm; null: no clipping, so spikes stay visible
 
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, OPTIMIZER_NAMES)
@@ -220,7 +220,7 @@ class ScheduleConfig:
 
 @dataclass
 class ProbeConfig:
-    dense_steps: int = 50  # number of first steps at which the tables `modules` and `residual` are recorded
+    dense_steps: int = 50  # number of initial steps at which the tables `modules` and `residual` are recorded
     every: int = 20  # both are also recorded at each multiple of this step number, and at the last step
 
     def __post_init__(self) -> None:
@@ -273,10 +273,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A model's values after resolving `auto` and null.
-
-    embed_std: None if embed_init=unit, for which model/init.py computes the standard deviation.
-    """
+    """A model's values after resolving `auto` and null. embed_std: None if model/init.py computes it (for `unit`)."""
 
     d_ff: int
     init: str

@@ -40,7 +40,7 @@ HERE = Path(__file__).parent.parent  # the folder of the package normstudy
 
 
 def is_own(name: str) -> bool:
-    """Whether a placement or norm is written as module:function; built-in names contain none of these characters."""
+    """Whether a name is a user's module:function, or an attempt at one: built-in names contain none of `:./\\`."""
     return any(sign in name for sign in ":./\\")
 
 
@@ -72,7 +72,7 @@ def arguments(function: Callable[..., object]) -> list[str]:
 
 
 def source_sha256(spec: str) -> str:
-    """The sha256 of the only source file of `spec`, or of the list that sha256sum prints for its several files."""
+    """The sha256 of the source of `spec`: of its file, or of the list that sha256sum would print for several files."""
     root, files = sources_of(spec)
     if len(files) == 1:
         return _read(spec, *files.values()).sha256
@@ -87,7 +87,7 @@ def files_of(spec: str) -> list[str]:
 
 
 def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
-    """The folder from which the module of `spec` is imported, and module -> file for it and its imports in there."""
+    """The folder of the module of `spec`, and module -> file for the module and all that it imports from the folder."""
     module, _ = split(spec)
     root = _root_of(spec, module)
     main = _file_of(root, module)
@@ -139,10 +139,7 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def is_users(path: Path, root: Path) -> bool:
-    """Whether a file is the user's own: not part of Python, normstudy or an installed package.
-
-    The whole path is checked, since a virtual environment may lie inside the user's folder.
-    """
+    """Whether a file is the user's own: not Python's, normstudy's or an installed package's (a venv may be in `root`)."""
     library = Path(sysconfig.get_path("stdlib"))
     return not (INSTALLED & set(path.parts) or HERE in path.parents or library in (root, *root.parents))
 
@@ -180,7 +177,7 @@ def _parse(path: str, mtime_ns: int, size: int) -> _Source:
             imports += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = f"{node.module}." if node.module else ""
-            imports += [(node.level, start + alias.name) for alias in node.names]  # alias may be a module
+            imports += [(node.level, start + alias.name) for alias in node.names]  # the name may be a module
     return _Source(hashlib.sha256(raw).hexdigest(), tuple(imports))
 
 

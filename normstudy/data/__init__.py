@@ -1,1 +1,1 @@
-"""Texts: reading and downloading, tokens, blocks, training batches, and entropies."""
+"""Read and download texts, turn them into tokens, blocks and training batches, and compute their entropies."""

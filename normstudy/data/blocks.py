@@ -24,10 +24,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Adjacent blocks of tokens: block i is tokens[edges[i] : edges[i + 1]].
-
-    tokens: flat array, uint8 for a vocabulary of at most 256, else uint16. edges: (blocks + 1,).
-    """
+    """Adjacent blocks of tokens: block i is tokens[edges[i] : edges[i + 1]]. tokens: 1-D; edges: (blocks + 1,)."""
 
     tokens: Tokens
     edges: Ints

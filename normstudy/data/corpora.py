@@ -31,10 +31,7 @@ _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo
 
 
 def stdlib_bytes(root: Path | None = None) -> bytes:
-    """Join all .py files of the standard library (or below `root`) in the order of their relative paths.
-
-    Folders in _LEFT_OUT are excluded, and so is _sysconfigdata*, which differs between machines.
-    """
+    """Join the standard library's .py files in path order, without _LEFT_OUT and machine-specific _sysconfigdata*."""
     root = root or Path(sysconfig.get_path("stdlib"))
     files = sorted(
         (p.relative_to(root).as_posix(), p)

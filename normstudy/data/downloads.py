@@ -150,10 +150,7 @@ def _download(name: str, corpus: Corpus, part: Path, url: str, output_file: str,
 
 
 def _receive(name: str, url: str, part: Path) -> bool:
-    """Append the missing bytes of `url` to `part`, or rewrite `part` if the server ignores the Range header.
-
-    Returns whether the earlier bytes in `part` were kept.
-    """
+    """Download the rest of `url` to `part`, or all if the server ignores Range. Return whether old bytes were kept."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

@@ -17,7 +17,7 @@ from normstudy.data.synthetic import SYNTHETIC_SYMBOLS, entropy_rate, markov_mat
 from normstudy.data.tokenizer import Pieces, Tokens
 from normstudy.errors import ConfigError
 
-MIN_ENTROPY_GAP = 0.2  # minimum of unigram - bigram entropy, in nats: run outcomes are defined by both
+MIN_ENTROPY_GAP = 0.2  # nats by which unigram must exceed bigram entropy: outcomes compare losses with both
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +109,7 @@ def _load(
 
 
 def tokens_sha256(train: Blocks, validation: Blocks, pieces: Pieces) -> str:
-    """Hash a tokenized text: its tokens, the edges of its blocks and the bytes of each token.
-
-    The hash thus changes with the tokenizer, and with a version of the tokenizers library that splits differently.
-    """
+    """Hash a text's tokens, block edges and the bytes of each token, so that another tokenizer yields another hash."""
     digest = hashlib.sha256()
     for blocks in (train, validation):
         digest.update(np.array([len(blocks.tokens), len(blocks)], "<i8").data)

@@ -80,15 +80,15 @@ def _code_points(block: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32
 # number. In the pattern a letter is therefore an ASCII letter or any byte of a non-ASCII character.
 _SPACE, _LETTER = r" \t\n\r\x0b\x0c", r"A-Za-z\x80-\xff"
 PATTERN = rf" ?[{_LETTER}]+| ?[0-9]+| ?[^{_SPACE}0-9{_LETTER}]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
-CACHE_FORMAT = 1  # raised when PATTERN or the layout of the cache file changes
+CACHE_FORMAT = 1  # increase when PATTERN or the format of the cache file changes
 
 
 def byte_pairs(
     blocks: Sequence[bytes], train: Sequence[bytes], vocab_size: int, text_sha256: str
 ) -> tuple[list[Tokens], Pieces]:
-    """Tokenize by BPE with merges learned from `train`; return the tokens of each block, and the bytes of each token.
+    """Tokenize by BPE; return the tokens of each block, and the bytes of each token.
 
-    The merges are cached in a file whose name contains `text_sha256`.
+    The merges are learned from `train` and cached in a file whose name contains `text_sha256`.
     """
     library = _library()
     name = f"bpe-{text_sha256}-{vocab_size}-{library.__version__}-{CACHE_FORMAT}.json"

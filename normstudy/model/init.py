@@ -1,4 +1,4 @@
-"""Initialization: the distribution from which each tensor's initial values are drawn, and the drawing.
+"""Initialization: the distributions of the initial values of tensors, and the functions that draw these values.
 
 Weights are normal with mean 0. Biases (also those of norms) start at 0, norm gains at 1, dyt's a at 0.5, rezero's scale
 at 0, and admin's omegas at 1 until a profiling pass sets them. A user's own module keeps the values that its
@@ -13,7 +13,7 @@ constructor draws. The table `runs` has a column `init`, since the init is part 
 | sub      | xavier; V, O and the MLP's matrices times sqrt(ln 2 L) (arXiv:2210.06423, decoder only)               |
 | tfixup   | xavier; V, O and the MLP's matrices times 0.67 L^(-1/4) (Huang et al. 2020: the encoder form, since the paper has no decoder-only form) |
 
-The output matrix follows the table above unless model.unembed_std is set. The token and position embeddings follow:
+The output matrix follows the table above unless model.unembed_std is set. For embeddings, model.embed_init decides:
 
 | embed_init | standard deviation of token and learned position embeddings                                        |
 |------------|----------------------------------------------------------------------------------------------------|
@@ -76,10 +76,7 @@ def _key(name: str, seed: int) -> int:
 
 
 def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
-    """Draw the initial float32 values of the tensor `name`.
-
-    The random stream depends only on (seed, name), so adding another tensor to the model does not change the values.
-    """
+    """Draw a tensor's initial values (float32) from a random stream that depends only on the seed and its name."""
     mean, std = distribution(name, shape, config)
     if std == 0:
         return torch.full(shape, mean)

@@ -61,12 +61,12 @@ def _slices(like: Tensor) -> Iterator[slice]:
 
 
 def _by_rows(x: Tensor) -> Tensor:
-    """Return x (..., N, I), copied unless its rows are contiguous and disjoint: otherwise NumPy would not use BLAS."""
+    """Return x (..., N, I), copied if its rows overlap or are not contiguous: NumPy would multiply it without BLAS."""
     return x if x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1] else x.clone(memory_format=torch.contiguous_format)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> None:
-    """Write the matrix products a b into `out` on a CPU; leading axes are equal. MKL needs 3 axes, contiguous rows."""
+    """Write the matrix products a b to `out` on a CPU. Leading axes are equal. MKL needs 3 axes and contiguous rows."""
     if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"cannot multiply {a.dtype} by {b.dtype}: both must be torch.float32")
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
@@ -99,10 +99,7 @@ def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 class _Linears(Function):
-    """Several linear maps of one input computed as one product, such as attention's q, k and v.
-
-    Inputs: x (R, N, I), then all weights (R, O, I), then all biases (R, O) or no biases.
-    """
+    """Linear maps of one input as one product. Inputs: x (R, N, I), all weights (R, O, I), all or no biases (R, O)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, n_maps: int, x: Tensor, *parameters: Tensor) -> Outputs:

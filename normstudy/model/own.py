@@ -28,10 +28,7 @@ MADE_BY = "_normstudy_made_by"
 
 
 class _SourceOnly(SourceFileLoader):
-    """A loader that neither reads nor writes bytecode.
-
-    Bytecode would be stale if a file changed twice within a second, and __pycache__ would litter the user's folder.
-    """
+    """A loader without bytecode files, which go stale if a source changes twice in a second, and litter the folder."""
 
     def path_stats(self, path: str | os.PathLike[str]) -> typing.NoReturn:
         raise OSError
@@ -84,10 +81,7 @@ _loaded: dict[str, tuple[Path, str]] = {}  # module -> (its folder, sha256 of it
 
 
 def load(spec: str, planned: str | None = None) -> Callable[..., object]:
-    """Return the function or class that `spec` names, importing its module again if its source has changed.
-
-    Raises a ConfigError if `planned` is given and the source's sha256 differs from it.
-    """
+    """Import what `spec` names, or reimport it if its source changed. planned: the sha256 that the source must have."""
     module, name = split(spec)
     root, files = sources_of(spec)
     sha256 = source_sha256(spec)
@@ -150,7 +144,7 @@ def _is_users_import(module: ModuleType | None) -> bool:
 
 
 def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
-    """Values of the arguments that a block's constructor takes: layer, and fields of ModelConfig, resolved."""
+    """Name -> value for the arguments of a block's constructor: layer, and fields of ModelConfig, resolved."""
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
     values = {"layer": layer, **fields, **dataclasses.asdict(resolve(model))}
     asked = {}
@@ -166,10 +160,7 @@ def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
 
 
 def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Call `make` on the CPU with torch's generator seeded for the duration of the call.
-
-    The module stores `make`, which can then draw the parameters of other runs.
-    """
+    """Call `make` on the CPU with torch's generator seeded; store `make` in the module, to draw other runs' values."""
     before = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's generator too
     try:
@@ -188,7 +179,7 @@ def made_by(module: nn.Module) -> Callable[[], nn.Module] | None:
 
 
 def move(model: nn.Module, device: str) -> None:
-    """Move buffers of users' own modules to a device. (All parameters are moved elsewhere, stacked over runs.)"""
+    """Move the buffers of users' own modules to a device. Callers move all parameters, stacked over runs."""
     for module in model.modules():
         if made_by(module) is not None:
             module.to(device)

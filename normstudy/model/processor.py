@@ -24,7 +24,7 @@ def by_mkl() -> bool:
 
 
 def libraries() -> str:
-    """Value of the column `blas`: libraries, and CPU type as OpenBLAS detects it: 'mkl 2024.2, openblas 0.3.31 Zen'."""
+    """The value of the column `blas`: the matrix libraries, such as 'mkl 2024.2, openblas 0.3.31 SkylakeX'."""
     return f"{_mkl()}, {_numpy_blas()}" if by_mkl() else _numpy_blas()
 
 
@@ -37,7 +37,7 @@ def _mkl() -> str:
 
 def _numpy_blas() -> str:
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    # SciPy includes another BLAS. A NumPy built with the system's BLAS has no library folder of its own.
+    # SciPy includes another BLAS, which is ignored. A NumPy built with the system's BLAS has no library folder.
     numpys = [one for one in found if Path(one["filepath"]).parent.name in ("numpy.libs", ".dylibs")] or found
     if len(numpys) != 1:
         return f"of numpy {np.__version__}"

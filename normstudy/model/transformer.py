@@ -87,11 +87,10 @@ def rotate(x_BTHK: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention.
+    """Causal multi-head attention. placements.py describes the norms `inner` and `qkv`, which `forward` may take.
 
     model.qk_norm normalizes queries and keys per head, all heads sharing one gain, or over d_model before the split
-    into heads. The arguments of `forward` add norms: `inner` before the output projection, and `qkv` for the queries,
-    keys and values of each head before RoPE.
+    into heads. All norms of queries, keys and values come before RoPE.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -142,10 +141,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """W2 act(W1 x + b1) + b2; with a gate, W2 (act(W x + b) * (W1 x + b1)) + b2 (Shazeer, arXiv:2002.05202).
-
-    The argument `inner` of `forward` is a norm before the output matrix W2.
-    """
+    """W2 act(W1 x + b1) + b2, or with a gate W2 (act(W x + b) * (W1 x + b1)) + b2 (Shazeer, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -169,10 +165,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One block: the placement's function, and the sublayers, norms and scales that the function takes.
-
-    own: the placement's function. If it is a module of a user's class, the block names its parameters own.*.
-    """
+    """One block: the placement's function (`own`), and the sublayers, norms and scales that the function takes."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -205,7 +198,7 @@ class Block(nn.Module):
 
 
 def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
-    """The placement's function for a layer; a user's class is constructed, which yields a module to call instead."""
+    """The placement's function for a layer, or a module constructed from a user's class, to be called in its place."""
     if sources.is_own(config.placement):
         found = load(config.placement, own_sources(config)["placement_sha256"])
         if isinstance(found, type):
@@ -246,10 +239,7 @@ class Transformer(nn.Module):
         return x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D), where T <= seq_len.
-
-        With two streams, the list holds x, and the logits are computed from x + final_norm(r).
-        """
+        """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D), without the second stream r."""
         x_BTD = r_BTD = self.embedding(tokens_BT)
         residual = [x_BTD]
         for block in self.blocks:

@@ -21,7 +21,7 @@ def set_omegas_(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -
 
 
 def profile(model: Transformer, params: dict[str, Tensor], tokens_BT: Tensor) -> dict[str, Tensor]:
-    """Compute the omegas of one run, name -> (D,). Profiling single runs makes them independent of other runs."""
+    """Compute one run's omegas, name -> (D,). Runs are profiled one by one, so that a run does not depend on others."""
     omegas: dict[str, Tensor] = {}
     with torch.no_grad():
         x = torch.func.functional_call(model, params, (tokens_BT,))[1][0]  # x_0

@@ -84,7 +84,7 @@ Event = Record | End | Snapshot
 
 
 def start(model: Transformer, configs: list[RunConfig], text: texts.Text) -> dict[str, Tensor]:
-    """Initial parameters for runs of one model shape: name -> (runs, *shape), on the CPU."""
+    """Draw initial parameters for runs of one model shape: name -> (runs, *shape), on the CPU."""
     stacked = init_params(model, [c.model for c in configs], [c.seed for c in configs])
     if row_of(configs[0].model.placement).profiled:
         tokens = torch.from_numpy(np.stack([tokens_of(text, c, step=0) for c in configs]))
@@ -109,7 +109,7 @@ def train_batch(
 
     starts: where each run resumes, None for step 0; the least advanced runs train first, until they reach the others.
     snapshots: whether to yield a Snapshot after each transfer of results, at which the caller may close the generator.
-    probing: whether to compute norms; if False all are NaN, with which `normstudy bench` measures the cost of norms.
+    probing: whether to compute norms; if False, norms are NaN (`normstudy bench` measures the cost of norms this way).
     sync_every: steps between transfers of results to the host, by default 1 on a CPU and SYNC_EVERY on a GPU. The value
     does not change results, but a diverged run leaves the batch only at a transfer.
     """
@@ -167,7 +167,7 @@ def levels_of(runs: StackedRuns, starts: Sequence[ResumePoint | None]) -> list[t
 
 
 def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRuns:
-    """Make a batch of runs, initialized, on a device."""
+    """Initialize a batch of runs on a device."""
     model = build(configs[0], text.vocab_size)
     layout = layout_of(dict(model.named_parameters()))
     params = layout.flatten(start(model, configs, text)).to(device)

@@ -17,10 +17,7 @@ Step = Callable[..., Sequence[Tensor]]
 
 
 def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> Step:
-    """Capture `step`, called on tensors like `inputs`. Return a function that replays it and returns new tensors.
-
-    changed: the tensors that `step` changes in place. Capturing leaves their values as they were.
-    """
+    """Capture `step`; return a function that replays it. Capturing restores `changed`, tensors that `step` changes."""
     before = [t.clone() for t in changed]
     static = [t.clone() for t in inputs]
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

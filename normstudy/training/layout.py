@@ -1,4 +1,4 @@
-"""The layout of all parameters of a batch of runs in one matrix (runs, width), so that an update takes few operations.
+"""Lay out all parameters of a batch of runs in one matrix (runs, width), so that an update takes few operations.
 
 Each row is a run. A module's tensors are adjacent, so its norm is one operation on a span of columns.
 """

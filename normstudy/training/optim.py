@@ -51,10 +51,7 @@ def lr_at(step: int, schedule: ScheduleConfig) -> float:
 def coefficients(
     name: str, steps: Sequence[int], lr: Sequence[Sequence[float]], configs: Configs, like: Tensor
 ) -> list[Coefficients]:
-    """Compute the coefficients of several steps, and move them to the device of `like` in one transfer.
-
-    lr: (steps, runs). The coefficient `decay` exists only if a run in the batch has weight decay.
-    """
+    """Compute the coefficients of several steps, moved to the device of `like` in one transfer. lr: (steps, runs)."""
     numbers = [_numbers(name, step, rates, configs) for step, rates in zip(steps, lr, strict=True)]
     table = torch.tensor([list(of_step.values()) for of_step in numbers], dtype=torch.float64).to(like)
     return [dict(zip(numbers[0], of_step[..., None], strict=True)) for of_step in table]
@@ -102,10 +99,7 @@ def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficie
 
 
 def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
-    """Bias-corrected Adam (arXiv:1412.6980) or, if `decoupled`, AdamW (arXiv:1711.05101).
-
-    Weight decay is added to the gradient in Adam, and acts on the parameters directly in AdamW.
-    """
+    """Adam (arXiv:1412.6980), with weight decay added to the gradient, or AdamW (arXiv:1711.05101) if `decoupled`."""
     m, v = state["m"], state["v"]
     if "decay" in c and not decoupled:
         g.add_(p * c["decay"])

@@ -63,7 +63,7 @@ def modules_of(parameters: list[str]) -> Modules:
 
 
 def is_probed(step: int, n_steps: int, probe: ProbeConfig) -> bool:
-    """Whether a step is probed: the first dense_steps steps, multiples of probe.every, and the last step are."""
+    """Whether a step is one of the first dense_steps steps, a multiple of probe.every, or the last step."""
     return step < probe.dense_steps or step % probe.every == 0 or step == n_steps - 1
 
 

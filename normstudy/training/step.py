@@ -44,7 +44,7 @@ class StackedRuns:
     has_own_parts: bool  # whether the user supplied the block or the norm
 
     def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
-        """Losses (runs,) and residual streams (runs, B, T, D) on tokens (runs, B, T + 1), or (B, T + 1) if the same."""
+        """Losses (runs,) and residual streams (runs, B, T, D) on tokens (runs, B, T + 1); (B, T + 1) if same_tokens."""
 
         def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
             return loss_of_run(self.model, dict(zip(self.layout.names, values, strict=True)), tokens)
@@ -67,11 +67,7 @@ class StackedRuns:
 
 
 class Measured(NamedTuple):
-    """Results of a step, on the device that computed them.
-
-    loss: (runs,). grad, param, update: norms (modules, runs), None if no norms are computed.
-    rms, residual_grad: (n_layers + 1, runs), None except at a probed step.
-    """
+    """A step's loss (runs,), norms (modules, runs), rms and residual_grad (n_layers + 1, runs); None: not computed."""
 
     loss: Tensor
     grad: Tensor | None = None
@@ -83,11 +79,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a step.
-
-    lr: each run's learning rate, a host copy for the results; tokens: (runs, B, T + 1).
-    limits: each run's limit of the gradient norm, (runs,); None if no run has a limit.
-    """
+    """A step's inputs. lr: one per run, on the host; tokens: (runs, B, T + 1); limits: of gradient norms, (runs,)."""
 
     lr: list[float]
     tokens: Tensor

@@ -34,10 +34,7 @@ from normstudy.model.transformer import Block, build
 
 
 def check(config: RunConfig, vocab_size: int, device: str = "cpu") -> None:
-    """Raise a ConfigError if the config's own placement or norm, if any, breaks a rule.
-
-    Output and warnings of the user's code are discarded, so that the error is the only line shown.
-    """
+    """Raise a ConfigError if the user's own placement or norm breaks a rule; discard the output of the user's code."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),

@@ -1,4 +1,4 @@
-"""Checks made before a user's own block or norm is called: of its arguments, and of its constructor."""
+"""Check a user's own block or norm before calling it: the names of its arguments, and its constructor."""
 
 from __future__ import annotations
 

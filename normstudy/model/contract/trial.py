@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 
 
 class _Method(nn.Module):
-    """Wraps a module's method as a module, for torch.func.functional_call; parameters are named `of.<name>`."""
+    """A module whose forward is a method of module `of`, for torch.func.functional_call. Parameters: `of.<name>`."""
 
     def __init__(self, of: nn.Module, method: str) -> None:
         super().__init__()
@@ -72,9 +72,8 @@ class Subject:
         except ConfigError:
             raise
         except (Exception, SystemExit) as error:
-            with rules.blaming(
-                self.who, self.specs, how
-            ):  # an error of the user's code reads best without the run axis
+            # Rerun one run alone: an error in the user's code reads best without the run axis.
+            with rules.blaming(self.who, self.specs, how):
                 of_one_run({name: p[0] for name, p in params.items()}, [t[0] for t in inputs])
             raise rules.torch_says(self.who, self.specs, error) from error
 
