@@ -195,7 +195,7 @@ def qk_norm_of(model: ModelConfig) -> str:
 
 
 def normalize(x: Array, name: str, params: Params, norm: str) -> Array:
-    """Apply a norm of kind `norm` to x. Its parameters are params[`name`.gamma], [`name`.beta] and [`name`.a]."""
+    """Apply a norm of kind `norm` to x, with the parameters `name`.gamma, `name`.beta and `name`.a of `params`."""
     if norm == "layernorm":
         return layer_norm(x, params[f"{name}.gamma"], params[f"{name}.beta"])
     if norm == "rmsnorm":
@@ -295,7 +295,7 @@ def admin(x: Array, block: BlockParts) -> Array:
 
 
 def lns(x: Array, block: BlockParts) -> Array:
-    """y = x + attn(n1(x) / sqrt(l)); y + ffn(n2(y) / sqrt(l)), l from 1 (arXiv:2502.05795)."""
+    """y = x + attn(n1(x) / sqrt(l)); y + ffn(n2(y) / sqrt(l)), where l = 1 ... L is the layer (arXiv:2502.05795)."""
     y = x + block.attn(block.norm("norm1", x) / math.sqrt(block.layer))
     return y + block.ffn(block.norm("norm2", y) / math.sqrt(block.layer))
 

@@ -30,8 +30,8 @@ NOT_IDENTITY = ("study", "data_path", "force_init")
 
 # Runs that differ in any of these columns read different texts, so their losses cannot be compared.
 TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
-GROUPS = ("model", "data", "optimizer", "schedule")  # config sections whose columns have the name of the field
-PREFIXED = ("probe", "eval")  # config sections whose columns are prefixed: probe_every, eval_every
+GROUPS = ("model", "data", "optimizer", "schedule")  # config sections whose columns are named like their fields
+PREFIXED = ("probe", "eval")  # config sections whose columns begin with the section's name: probe_every
 CONF_GROUPS = (*GROUPS, "execution")  # folders in conf/, from each of which a command line may choose a file
 
 
@@ -71,7 +71,7 @@ def asked_types() -> Mapping[str, type]:
 
 
 def asked(config: RunConfig) -> dict[str, object]:
-    """Column -> value as configured, with `auto` and null unresolved, for each config column of the table `runs`."""
+    """Column -> configured value, with `auto` and null unresolved, for each config column of the table `runs`."""
     out: dict[str, object] = {"study": config.study, "seed": config.seed, "data_seed": config.data_seed}
     return out | {column: getattr(getattr(config, section), leaf) for column, section, leaf in _leaves()}
 

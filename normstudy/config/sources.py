@@ -139,7 +139,10 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def is_users(path: Path, root: Path) -> bool:
-    """Whether a file is the user's own: not Python's, normstudy's or an installed package's (a venv may be in `root`)."""
+    """Whether a file is the user's own: not part of Python, normstudy or an installed package.
+
+    The whole path is checked, since a virtual environment may lie inside the user's folder.
+    """
     library = Path(sysconfig.get_path("stdlib"))
     return not (INSTALLED & set(path.parts) or HERE in path.parents or library in (root, *root.parents))
 
@@ -202,7 +205,7 @@ def describe(error: BaseException, files: Iterable[str]) -> str:
 
 
 def place_of(error: BaseException, files: Iterable[str]) -> str | None:
-    """The file:line of the innermost traceback entry in one of the files; None if no entry is."""
+    """The file:line of the innermost traceback entry in one of the files; None if there is no such entry."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{shown(Path(error.filename))}:{error.lineno}"
     theirs = [line for line in traceback.extract_tb(error.__traceback__) if line.filename in files]

@@ -16,9 +16,9 @@ from normstudy.model.norms import FunctionNorm
 from normstudy.model.own import made_by
 from normstudy.model.transformer import Block, Transformer, norm_width
 
-# Differences up to this, relative to the largest value, count as rounding. Results in batches of different sizes differ
-# by some 1e-7 (float32), those of a causal convolution by FFT by little more. A real dependence is larger: a mean over
-# 4096 tokens moves by 1e-4 when its last token changes by three standard deviations.
+# Differences up to TOLERANCE, relative to the largest value, count as rounding. Rounding in float32 makes results in
+# batches of different sizes differ by some 1e-7, and by little more for a causal convolution by FFT. A real dependence
+# is larger: a mean over 4096 tokens moves by 1e-4 when its last token changes by three standard deviations.
 TOLERANCE = 1e-5
 
 
