@@ -11,7 +11,7 @@ class ConfigError(Exception):
 
 
 class StorageError(ConfigError):
-    """Results cannot be written (full disk, read-only folder, too many open files). Files already written stay whole."""
+    """Results cannot be written (full disk, read-only folder, too many open files). Written files stay whole."""
 
 
 def nearest(word: str, names: typing.Iterable[str], aliases: typing.Mapping[str, str] | None = None) -> str:
