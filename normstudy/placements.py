@@ -4,21 +4,21 @@ A placement is a plain function. The names of its arguments declare what it rece
 
     x                   (B, T, D) the residual stream
     r                   (B, T, D) a second stream, equal to x_0 before the first block; a function that takes r returns
-                        (x, r), and the model's output is x + final_norm(r)
+                        (x, r), and the model then outputs x + final_norm(r)
     attn                attn(x) -> (B, T, D); attn(x, inner=norm) normalizes before the output projection,
                         attn(x, qkv=(norm, norm, norm)) normalizes queries, keys and values of each head
     mlp                 mlp(x) -> (B, T, D); mlp(x, inner=norm) normalizes before the output matrix
-    norm1, norm2        norms of width D with separate parameters: for the attention half, for the MLP half
+    norm1, norm2        norms of width D with separate parameters, for the attention half and the MLP half
     norm1_out, norm2_out            two more norms of width D
-    norm1_inner, norm2_inner        norms of width D and d_ff, for `inner`
+    norm1_inner, norm2_inner        norms for `inner`, of width D (attention) and d_ff (MLP)
     q_norm, k_norm, v_norm          norms of width d_head, for `qkv`
     omega1, omega2      (D,) learned, starting at 1
     scale               () learned, starting at 0
     alpha               (2 n_layers)^(1/4), float
-    layer, n_layers     index of the block from 0, number of blocks, int
+    layer, n_layers     the block's index, counted from 0, and the number of blocks, int
 
-It returns the new x. The table holds what a formula cannot say. Nothing here needs torch: the functions only add,
-multiply and call, so a planner reads the table without importing torch.
+It returns the new x. PLACEMENTS holds what a formula cannot say. The functions only add, multiply and call, so reading
+the table does not require importing torch.
 
 B batch, T sequence, D d_model.
 """
@@ -32,20 +32,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Placement:
-    """One row of the table: what the formula of a placement cannot say."""
+    """One row of PLACEMENTS: the formula as a function, and what a formula cannot say."""
 
     block: Callable[..., object]
     source: str
-    final_norm: bool = True  # whether a norm follows the last block (model.final_norm=auto)
-    init: str = "xavier"  # model.init=auto
-    inits: tuple[str, ...] | None = None  # the inits that the source allows; None: any. model.force_init=true overrides
-    norms: tuple[str, ...] | None = None  # the norms it allows; None: any. The first is model.norm=auto
+    final_norm: bool = True  # whether a norm follows the last block when model.final_norm=auto
+    init: str = "xavier"  # what model.init=auto resolves to
+    inits: tuple[str, ...] | None = None  # inits allowed unless model.force_init=true; None: any
+    norms: tuple[str, ...] | None = None  # norms allowed, the first for model.norm=auto; None: any
     qk_norm: str = "none"  # what model.qk_norm=auto resolves to
     formula_has_qk_norm: bool = False  # the formula itself normalizes q and k: model.qk_norm must stay auto
-    star_block: Callable[..., object] | None = None  # block 0 under model.first_block=star
+    star_block: Callable[..., object] | None = None  # formula of block 0 when model.first_block=star
     min_layers: int = 1
-    profiled: bool = False  # a profiling pass sets the first values of omega1 and omega2: training/admin.py
-    aliases: tuple[str, ...] = ()  # names in papers, understood in hints only
+    profiled: bool = False  # whether a profiling pass (training/admin.py) sets the initial omega1 and omega2
+    aliases: tuple[str, ...] = ()  # names used in papers: error messages suggest the placement, no command accepts them
 
 
 def pre(x, attn, mlp, norm1, norm2):

@@ -1,8 +1,8 @@
-"""The oracle: norms, blocks, attention, MLP and a whole decoder in plain NumPy, each line beside its formula.
+"""A reference implementation in plain NumPy: norms, blocks, attention, MLP and a whole decoder, each with its formula.
 
-It is written to be read beside the papers, not to be fast, and computes in the precision of its input (float64,
-float32). It shares no code with placements.py, model/ or training/, which the tests hold equal to it. Parameters have
-the names of a Transformer's parameters.
+The tests require placements.py, model/ and training/ to agree with this module, which shares no code with them. It is
+written to be read beside the papers, not to be fast, and computes in its input's precision (float64 or float32).
+Parameters are named as in model/transformer.py.
 
 B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab, L n_layers.
 """
@@ -21,14 +21,14 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Tokens = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Params = Mapping[str, Array]
 Sublayer = Callable[[Array], Array]
-Norm = Callable[[str, Array], Array]  # the name of what is normalized ("q", "k", "v"), and its values
+Norm = Callable[[str, Array], Array]  # (which of "q", "k" and "v" to normalize, its values) -> normalized values
 
 
-# ---- layer norm and two blocks by themselves ----------------------------------------------------------
+# ---- layer norm and two standalone blocks -------------------------------------------------------------
 
 
 def layer_norm(x: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> Array:
-    """gamma * (x - mean) / sqrt(var + eps) + beta over the last axis, var biased (arXiv:1607.06450)."""
+    """gamma * (x - mean) / sqrt(var + eps) + beta over the last axis, with biased variance (arXiv:1607.06450)."""
     mean: Array = np.mean(x, axis=-1, keepdims=True)
     var: Array = np.mean((x - mean) ** 2, axis=-1, keepdims=True)
     return gamma * (x - mean) / np.sqrt(var + eps) + beta
@@ -37,7 +37,7 @@ def layer_norm(x: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> Array:
 def pre_norm_block(
     x: Array, attn_fn: Sublayer, ffn_fn: Sublayer, gamma1: Array, beta1: Array, gamma2: Array, beta2: Array
 ) -> Array:
-    """x <- x + attn(norm1(x)), then x <- x + ffn(norm2(x)), both norms being `layer_norm`."""
+    """x <- x + attn(norm1(x)), then x <- x + ffn(norm2(x)), where norm1 and norm2 are layer norms."""
     x = x + attn_fn(layer_norm(x, gamma1, beta1))
     return x + ffn_fn(layer_norm(x, gamma2, beta2))
 
@@ -45,7 +45,7 @@ def pre_norm_block(
 def post_norm_block(
     x: Array, attn_fn: Sublayer, ffn_fn: Sublayer, gamma1: Array, beta1: Array, gamma2: Array, beta2: Array
 ) -> Array:
-    """x <- norm1(x + attn(x)), then x <- norm2(x + ffn(x)), both norms being `layer_norm`."""
+    """x <- norm1(x + attn(x)), then x <- norm2(x + ffn(x)), where norm1 and norm2 are layer norms."""
     x = layer_norm(x + attn_fn(x), gamma1, beta1)
     return layer_norm(x + ffn_fn(x), gamma2, beta2)
 
@@ -60,12 +60,12 @@ def rms_norm(x: Array, gamma: Array, eps: float = 1e-5) -> Array:
 
 
 def dynamic_tanh(x: Array, a: Array, gamma: Array, beta: Array) -> Array:
-    """gamma * tanh(a x) + beta, a being one number (arXiv:2503.10622)."""
+    """gamma * tanh(a x) + beta, where a is a scalar (arXiv:2503.10622)."""
     return gamma * np.tanh(a * x) + beta
 
 
 def softmax(scores: Array) -> Array:
-    """exp(s_i) / sum_j exp(s_j) of a vector."""
+    """exp(s_i) / sum_j exp(s_j) for a vector s."""
     e: Array = np.exp(scores - np.max(scores))
     return e / np.sum(e)
 
@@ -77,7 +77,7 @@ def relu(x: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """x * Phi(x) with the normal distribution function Phi: x / 2 * (1 + erf(x / sqrt 2)) (arXiv:1606.08415)."""
+    """x * Phi(x) = x / 2 * (1 + erf(x / sqrt 2)), where Phi is the standard normal CDF (arXiv:1606.08415)."""
     phi = [0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x.ravel().tolist()]
     return x * np.array(phi, x.dtype).reshape(x.shape)
 
@@ -92,7 +92,7 @@ def swish(x: Array) -> Array:
 
 
 def sinusoids(n_positions: int, d_model: int) -> Array:
-    """(T, D): sin(t / 10000^(2i/D)) in column 2i, its cosine in column 2i + 1 (arXiv:1706.03762, 3.5)."""
+    """A table (T, D): column 2i is sin(t / 10000^(2i/D)), column 2i + 1 its cosine (arXiv:1706.03762, section 3.5)."""
     table = np.empty((n_positions, d_model))
     for t in range(n_positions):
         for i in range(d_model // 2):
@@ -102,8 +102,8 @@ def sinusoids(n_positions: int, d_model: int) -> Array:
 
 
 def rotary(x_TK: Array) -> Array:
-    """RoPE on one head: the complex number of the pair (x_i, x_{i + K/2}) at position t is multiplied by
-    exp(j t theta_i), where j^2 = -1 and theta_i = 10000^(-2i/K) (arXiv:2104.09864, section 3.2).
+    """Apply RoPE to one head: at position t, multiply the complex number x_i + j x_{i + K/2}, where j^2 = -1, by
+    exp(j t theta_i) with theta_i = 10000^(-2i/K) (arXiv:2104.09864, section 3.2).
     """
     n_positions, d_head = x_TK.shape
     out = np.empty_like(x_TK)
@@ -120,12 +120,12 @@ def rotary(x_TK: Array) -> Array:
 
 
 def keep(which: str, x: Array) -> Array:
-    """No norm: return x unchanged."""
+    """Return x unchanged: the `Norm` that does nothing."""
     return x
 
 
 def linear(x: Array, params: Params, name: str) -> Array:
-    """W x + b, or W x if there is no b. `name`.weight has shape (out, in)."""
+    """W x + b with W = params[`name`.weight], (out, in), and b = params[`name`.bias], or W x if there is no bias."""
     y = x @ params[f"{name}.weight"].T
     return y + params[f"{name}.bias"] if f"{name}.bias" in params else y
 
@@ -140,11 +140,11 @@ def causal_attention(
     inner: Sublayer | None = None,
     rope: bool = False,
 ) -> Array:
-    """Multi-head self-attention in which position t reads the positions 0 ... t.
+    """Multi-head self-attention on x (..., T, D) in which position t reads positions 0 ... t.
 
-    x: (..., T, D). params: {q,k,v,out}.weight (D, D), the axes being (out, in), and {q,k,v,out}.bias (D,) if any.
-    full: normalizes "q", "k", "v" (T, D) before the split into heads. per_head: normalizes "q", "k", "v" (T, K) of each
-    head. Both come before RoPE. inner: normalizes the joined heads (T, D) before the output projection.
+    params: {q,k,v,out}.weight (D, D) with axes (out, in), and optionally {q,k,v,out}.bias (D,). Before RoPE, `full`
+    normalizes q, k and v (T, D) before the split into heads, and `per_head` normalizes them (T, K) in each head.
+    `inner` normalizes the joined heads (T, D) before the output projection.
     """
     *_, n_positions, d_model = x.shape
     if d_model % n_heads:
@@ -172,8 +172,8 @@ ACTIVATIONS: dict[str, Sublayer] = {"relu": relu, "gelu": gelu, "swiglu": swish,
 def mlp(x: Array, params: Params, activation: str = "gelu", inner: Sublayer | None = None) -> Array:
     """W2 act(W1 x + b1) + b2, or for a GLU W2 (act(W x + b) * (W1 x + b1)) + b2 (arXiv:2002.05202, eq. 6).
 
-    x: (..., D). params: w1.weight (F, D), w2.weight (D, F), for a GLU gate.weight (F, D), which is W; biases if any.
-    inner: normalizes the input of W2.
+    x: (..., D). params: w1.weight W1 (F, D), w2.weight W2 (D, F), for a GLU gate.weight W (F, D); biases are optional.
+    inner: a norm applied to the input of W2.
     """
     act, hidden = ACTIVATIONS[activation], linear(x, params, "w1")
     hidden = act(linear(x, params, "gate")) * hidden if activation.endswith("glu") else act(hidden)
@@ -184,18 +184,18 @@ def mlp(x: Array, params: Params, activation: str = "gelu", inner: Sublayer | No
 
 
 def norm_of(model: ModelConfig) -> str:
-    """The norm that `auto` stands for: layernorm, or none in a placement without norms."""
+    """The model's norm, where `auto` means layernorm, or none if the placement has no norms."""
     without = model.placement in ("rezero", "none")
     return model.norm if model.norm != "auto" else "none" if without else "layernorm"
 
 
 def qk_norm_of(model: ModelConfig) -> str:
-    """The QK-norm that `auto` stands for: over the full width in OLMo 2's placement, else none."""
+    """The model's QK-norm, where `auto` means full (over d_model) for OLMo 2's placement, else none."""
     return model.qk_norm if model.qk_norm != "auto" else "full" if model.placement == "reordered" else "none"
 
 
 def normalize(x: Array, name: str, params: Params, norm: str) -> Array:
-    """The norm called `name`, whose parameters are `name.gamma`, `name.beta`, `name.a`."""
+    """Apply a norm of kind `norm` to x, with the parameters `name`.gamma, `name`.beta and `name`.a of `params`."""
     if norm == "layernorm":
         return layer_norm(x, params[f"{name}.gamma"], params[f"{name}.beta"])
     if norm == "rmsnorm":
@@ -214,21 +214,18 @@ def part(params: Params, prefix: str) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class BlockParts:
-    """The sublayers and norms of one block, from which a placement's formula is built.
-
-    params: of this block, as attn.q.weight, mlp.w1.weight, norm1.gamma. layer: 1 ... L, as papers count.
-    """
+    """The sublayers and norms of one block, from which a placement's formula is built. layer: 1 ... L, as in papers."""
 
     params: Params
     model: ModelConfig
     layer: int
 
     def norm(self, name: str, x: Array) -> Array:
-        """The norm called `name` of this block."""
+        """Apply the block's norm `name` to x."""
         return normalize(x, name, self.params, norm_of(self.model))
 
     def attn(self, x: Array, *, per_head: Norm | None = None, inner: Sublayer | None = None) -> Array:
-        """Attention. per_head replaces the model's QK-norm."""
+        """Apply attention to x. A given `per_head` replaces the model's per-head QK-norm."""
 
         def qk_norm(which: str, h: Array) -> Array:
             return h if which == "v" else self.norm(f"attn.{which}_norm", h)
@@ -245,12 +242,13 @@ class BlockParts:
         )
 
     def ffn(self, x: Array, *, inner: Sublayer | None = None) -> Array:
-        """The MLP."""
+        """Apply the MLP to x."""
         return mlp(x, part(self.params, "mlp."), self.model.activation, inner)
 
 
 # ---- placements ---------------------------------------------------------------------------------------
-# In a formula n1, n2, ... are norms with separate gains, x is the block's input, y the value after the attention half.
+# In the formulas n1, n2, ... are norms with separate gains, nq, nk, nv are norms of each head, x is the block's input,
+# and y is the stream after the attention half. The last expression is the block's output.
 
 
 def pre(x: Array, block: BlockParts) -> Array:
@@ -278,9 +276,7 @@ def reordered(x: Array, block: BlockParts) -> Array:
 
 
 def sub(x: Array, block: BlockParts) -> Array:
-    """y = x + O n1'(heads(n1(x))); y + W2 n2'(act(W1 n2(y))): pre-norm with a second norm before each output
-    projection, whose width in the MLP is d_ff (Magneto, arXiv:2210.06423).
-    """
+    """y = x + O n1'(heads(n1(x))); y + W2 n2'(act(W1 n2(y))), where n2' has width d_ff (Magneto, arXiv:2210.06423)."""
     y = x + block.attn(block.norm("norm1", x), inner=lambda h: block.norm("norm1_inner", h))
     return y + block.ffn(block.norm("norm2", y), inner=lambda h: block.norm("norm2_inner", h))
 
@@ -299,7 +295,7 @@ def admin(x: Array, block: BlockParts) -> Array:
 
 
 def lns(x: Array, block: BlockParts) -> Array:
-    """y = x + attn(n1(x) / sqrt(l)); y + ffn(n2(y) / sqrt(l)), l from 1 (arXiv:2502.05795)."""
+    """y = x + attn(n1(x) / sqrt(l)); y + ffn(n2(y) / sqrt(l)), where l = 1 ... L is the layer (arXiv:2502.05795)."""
     y = x + block.attn(block.norm("norm1", x) / math.sqrt(block.layer))
     return y + block.ffn(block.norm("norm2", y) / math.sqrt(block.layer))
 
@@ -316,11 +312,8 @@ def b2t(x: Array, block: BlockParts) -> Array:
 
 
 def residual(streams: Array, block: BlockParts) -> Array:
-    """x' = n1(x + f), r' = r + f with f = attn(x); n2(x' + g), r' + g with g = ffn(x') (ResiDual, arXiv:2304.14802).
-
-    streams: (2, B, T, D), x and r.
-    """
-    x, r = streams
+    """x' = n1(x + f), r' = r + f with f = attn(x); n2(x' + g), r' + g with g = ffn(x') (ResiDual, arXiv:2304.14802)."""
+    x, r = streams  # each (B, T, D)
     f = block.attn(x)
     x, r = block.norm("norm1", x + f), r + f
     g = block.ffn(x)
@@ -328,17 +321,14 @@ def residual(streams: Array, block: BlockParts) -> Array:
 
 
 def hybrid(x: Array, block: BlockParts) -> Array:
-    """y = x + O heads(nq(q), nk(k), nv(v)) with q, k, v from x; z = n2(y); z + ffn(z) (arXiv:2503.04598).
-
-    The norms nq, nk, nv apply to each head.
-    """
+    """y = x + O heads(nq(q), nk(k), nv(v)), q, k, v from x; z = n2(y); z + ffn(z) (HybridNorm, arXiv:2503.04598)."""
     y = x + block.attn(x, per_head=lambda m, h: block.norm(f"{m}_norm", h))
     z = block.norm("norm2", y)
     return z + block.ffn(z)
 
 
 def hybrid_star(x: Array, block: BlockParts) -> Array:
-    """y = x + O heads(nq(q), nk(k), nv(v)) with q, k, v from n1(x); y + ffn(n2(y)): block 1 of HybridNorm*."""
+    """y = x + O heads(nq(q), nk(k), nv(v)) with q, k, v from n1(x); y + ffn(n2(y)): the first block of HybridNorm*."""
     y = x + block.attn(block.norm("norm1", x), per_head=lambda m, h: block.norm(f"{m}_norm", h))
     return y + block.ffn(block.norm("norm2", y))
 
@@ -369,7 +359,7 @@ FINAL_NORM = {
 
 
 def embedding(params: Params, tokens: Tokens, model: ModelConfig) -> Array:
-    """x_0 (B, T, D) of tokens (B, T): their rows of the table, times sqrt(D) if `scaled`, plus the positions."""
+    """x_0 (B, T, D) for tokens (B, T): token embeddings, times sqrt(D) if embed_init=scaled, plus positions."""
     x = params["embed"][tokens]
     if model.embed_init == "scaled":
         x = x * math.sqrt(model.d_model)
@@ -381,14 +371,14 @@ def embedding(params: Params, tokens: Tokens, model: ModelConfig) -> Array:
 
 
 def run_block(x: Array, params: Params, model: ModelConfig, layer: int) -> Array:
-    """Block `layer` (1 ... L) of a model applied to x (B, T, D); for `residual` to x and r, stacked (2, B, T, D)."""
+    """Apply block `layer` (1 ... L) to x (B, T, D); for placement `residual`, to x and r stacked (2, B, T, D)."""
     block = BlockParts(part(params, f"blocks.{layer - 1}."), model, layer)
     star = model.first_block == "star" and layer == 1
     return hybrid_star(x, block) if star else BLOCKS[model.placement](x, block)
 
 
 def unembedding(x: Array, params: Params, model: ModelConfig) -> Array:
-    """Logits (B, T, V) of the last block's output: of x, of its norm, or of x + n(r) for `residual`."""
+    """Logits (B, T, V) computed from n(x), or from x + n(r) for placement `residual`; n: the final norm, if any."""
     has_final_norm = FINAL_NORM[model.placement] if model.final_norm == "auto" else model.final_norm == "true"
 
     def final_norm(h: Array) -> Array:
@@ -399,11 +389,7 @@ def unembedding(x: Array, params: Params, model: ModelConfig) -> Array:
 
 
 def decoder(params: Params, tokens: Tokens, model: ModelConfig) -> tuple[Array, list[Array]]:
-    """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D), of tokens (B, T).
-
-    x_0 is the sum of the embeddings. x_l is the output of block l, for `residual` its first stream. A final norm comes
-    after x_L.
-    """
+    """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D); x_l is block l's output, without r."""
     x = embedding(params, tokens, model)
     stream = [x]
     if model.placement == "residual":
@@ -415,7 +401,7 @@ def decoder(params: Params, tokens: Tokens, model: ModelConfig) -> tuple[Array, 
 
 
 def cross_entropy(logits: Array, targets: Tokens) -> float:
-    """Mean of ln sum_j exp(l_j) - l_target, nats per token. logits: (..., V); targets: (...)."""
+    """Mean of ln sum_j exp(l_j) - l_target over all tokens, in nats. l: logits (..., V); targets: (...)."""
     losses: list[float] = []
     for place in np.ndindex(targets.shape):
         row = (logits[place] - logits[place].max()).tolist()  # subtracting the maximum prevents overflow
@@ -427,10 +413,10 @@ def cross_entropy(logits: Array, targets: Tokens) -> float:
 
 
 def admin_omegas(params: Params, tokens: Tokens, model: ModelConfig) -> list[float]:
-    """omega_1 ... omega_2L from tokens (B, T): attention and MLP of the first block, of the second, ...
+    """Admin's omega_1 ... omega_2L for tokens (B, T): attention and MLP of block 1, then of block 2, and so on.
 
     omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)), where x_i is the input of sublayer i and f_i its
-    output in a model whose earlier omegas are set. The variance is over all elements (arXiv:2004.08249).
+    output once all earlier omegas are set. The variance is over all elements (arXiv:2004.08249).
     """
     x, omega = embedding(params, tokens, model), 1.0
     omegas = []

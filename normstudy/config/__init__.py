@@ -1,6 +1,6 @@
-"""What a run is: its configuration, the checks of its values, and the identity that its run_id hashes."""
+"""A run's configuration, the checks of its values, and the identity that its run_id hashes."""
 
-# ruff: noqa: I001  # several names a line
+# ruff: noqa: I001  # imports several names per line
 # fmt: off
 from normstudy.config.checks import INT_MAX, one_of
 from normstudy.config.execution import CLUSTER_NAMES, DEVICE_NAMES, ExecutionConfig

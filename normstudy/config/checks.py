@@ -1,4 +1,4 @@
-"""Checks of single values: each raises a ConfigError that names the value, the allowed values and the remedy."""
+"""Checks of single values. Each raises a ConfigError that states the value, the allowed values and what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from normstudy.errors import ConfigError, nearest
 
 INT_MAX = 2**31 - 1  # the tables store integers as int32
 STUDY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,79}")
-# No study may have the name of another folder of results/, of a folder inside a study, or of a Windows device.
+# Names that no study may have: other folders in results/, folders inside a study, and Windows devices.
 RESERVED = (
     "bench", "reproductions", "robustness", "scaling", "tables", "state", "sweeps", "figures", "export",
     "con", "prn", "aux", "nul",
@@ -19,7 +19,7 @@ RESERVED = (
 
 
 def one_of(key: str, value: str, names: tuple[str, ...], aliases: typing.Mapping[str, str] | None = None) -> None:
-    """Refuse a value that is not exactly one of `names`; aliases: see `nearest`."""
+    """Refuse a value that is not in `names`. aliases: other spelling -> name, used only to suggest the name."""
     if value not in names:
         raise ConfigError(f"{key} {value!r} is not one of {', '.join(names)}.{nearest(value, names, aliases)}")
 
@@ -33,7 +33,7 @@ def at_least(key: str, value: int | None, low: int) -> None:
 
 
 def finite(key: str, value: float | None, low: float, *, strict: bool, below: float = math.inf) -> None:
-    """Refuse a number that is not finite or outside [low, below), or (low, below) if strict. Null is accepted."""
+    """Refuse a number that is not finite or not in [low, below); if strict, low is refused too. Null is accepted."""
     if value is not None and not (math.isfinite(value) and (value > low if strict else value >= low) and value < below):
         bound = f"{'above' if strict else 'at least'} {low:g}"
         top = f" and below {below:g}" if below < math.inf else ""
@@ -47,7 +47,7 @@ def check_seed(key: str, value: int) -> None:
 
 
 def check_study_name(study: str) -> None:
-    """Refuse a study name that is not a plain folder name, or is reserved."""
+    """Refuse a study name that is not a plain folder name or that is reserved."""
     if not STUDY_PATTERN.fullmatch(study) or ".." in study or study.endswith("."):
         raise ConfigError(
             f"study {study!r} is not a study name: use 1 to 80 letters, digits and _ . = + -, "

@@ -1,4 +1,4 @@
-"""How runs are executed: on this machine or by Slurm, and the options of sbatch that follow from the configuration."""
+"""Settings for executing runs on this machine or by Slurm, and the sbatch options that follow from the settings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from normstudy.errors import ConfigError
 CLUSTER_NAMES = ("local", "slurm")
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 
-# Keys that only a sweep on Slurm reads.
+# Keys of `execution` that apply only to Slurm jobs.
 SLURM_KEYS = (
     "partition", "account", "gpus", "memory_gb", "minutes", "signal_seconds", "requeues", "jobs", "sbatch",
 )  # fmt: skip
-MAX_SIGNAL_SECONDS = 65_535  # sbatch --signal allows no more
-# Options that execution.sbatch may not set: a key of `execution` sets those of HAVE_KEYS, normstudy those of FIXED.
+MAX_SIGNAL_SECONDS = 65_535  # the maximum that sbatch --signal accepts
+# sbatch options that execution.sbatch may not set: those in HAVE_KEYS (option -> the `execution` key that sets it), and
+# those in FIXED, which are reserved for normstudy.
 HAVE_KEYS = {
     "account": "account", "array": "jobs", "cpus-per-task": "workers", "gpus": "gpus", "gpus-per-node": "gpus",
     "gpus-per-task": "gpus", "mem": "memory_gb", "partition": "partition", "signal": "signal_seconds",
@@ -35,24 +36,24 @@ VALUE = re.compile(r"""[^'"\\-][^'"\\]*""")
 
 @dataclass
 class ExecutionConfig:
-    """How runs are executed. Never part of a run's identity: on one kind of CPU no value here changes a result.
+    """Settings for executing runs. They are not part of a run's identity: on one kind of CPU they change no result.
 
-    A GPU rounds differently, as another kind of CPU does; the column `device` records which one trained the run.
-    Only cluster=slurm reads the keys from `partition` on.
+    Another kind of CPU or a GPU rounds differently; the column `device` records where a run was trained.
     """
 
     cluster: str = "local"  # local: processes on this machine | slurm: Slurm jobs
     device: str = "auto"  # auto | cpu | cuda; auto in a Slurm job: cuda if gpus is 1, else cpu
-    workers: int | None = None  # processes, one thread each; null: one per core, but one with a GPU or in a Slurm job
-    runs_per_batch: int | None = None  # runs trained as one program; null: chosen from the shape and the memory
+    workers: int | None = None  # processes, one thread each; null: one per core, but only one on a GPU or per Slurm job
+    runs_per_batch: int | None = None  # runs trained together as one program; null: chosen from model shape and memory
     checkpoint_seconds: float = 60.0  # time between two checkpoints of a batch
-    retry_failed: bool = True  # whether to try again the runs that crashed in an earlier call
-    max_tries: int = 3  # a run that crashed this often is not tried again
-    partition: str | None = None  # one name, or several as a,b; null: Slurm's default
+    retry_failed: bool = True  # whether to retry runs that crashed during an earlier command
+    max_tries: int = 3  # number of crashes after which a run is not retried
+    # The following keys are read only if cluster=slurm.
+    partition: str | None = None  # one partition, or several as a,b; null: Slurm's default
     account: str | None = None  # null: Slurm's default
     gpus: int = 0  # GPUs per job: 0 or 1
     memory_gb: float | None = None  # memory per job; null: Slurm's default
-    minutes: int = 60  # time limit per job: its unfinished runs are saved and the job is requeued
+    minutes: int = 60  # time limit per job; a job near it saves its unfinished runs and is requeued
     signal_seconds: int = 120  # seconds before the time limit at which a job saves its runs
     requeues: int = 100  # maximum number of requeues per job
     jobs: int = 8  # maximum number of jobs running at once
@@ -76,7 +77,7 @@ class ExecutionConfig:
 
 
 def _check_local(execution: ExecutionConfig) -> None:
-    """Refuse a key of Slurm that would have no effect on this machine."""
+    """Refuse values of Slurm keys, which would have no effect on this machine."""
     defaults = type(execution).__dataclass_fields__
     for key in SLURM_KEYS:
         value, default = getattr(execution, key), defaults[key].default
@@ -85,7 +86,7 @@ def _check_local(execution: ExecutionConfig) -> None:
 
 
 def _check_slurm(execution: ExecutionConfig) -> None:
-    """Refuse options that no job can have."""
+    """Refuse settings with which no Slurm job can run."""
     for key in ("partition", "account"):
         if (value := getattr(execution, key)) is not None:
             _check_value(f"execution.{key}", value)
@@ -130,17 +131,17 @@ def _check_value(key: str, value: object) -> None:
 
 
 def workers_of(execution: ExecutionConfig) -> int:
-    """Worker processes per job."""
+    """The number of worker processes per Slurm job."""
     return execution.workers or 1
 
 
 def device_of(execution: ExecutionConfig) -> str:
-    """The device of a job, cpu or cuda. The devices of the submitting machine do not matter."""
+    """The device on which a Slurm job trains, cpu or cuda, whatever the devices of the submitting machine."""
     return "cuda" if execution.gpus else "cpu"
 
 
 def of_sbatch(execution: ExecutionConfig) -> dict[str, str]:
-    """Long name -> value of every sbatch option of a job; the value `true` marks an option without a value."""
+    """The sbatch options of a job, long name -> value; the value `true` marks an option that takes no value."""
     asked = {
         "partition": execution.partition,
         "account": execution.account,

@@ -13,29 +13,26 @@ from types import MappingProxyType
 from normstudy.config.schema import BPE_VOCAB, ModelConfig, RunConfig, resolve
 from normstudy.config.sources import is_own, source_sha256
 
-IDENTITY_VERSION = 1  # raised when the way a run_id is computed changes
-NUMERICS = 4  # raised when a change makes the same config give other bits (tests/test_golden.py guards it)
-EVAL_CHUNK = 16  # validation windows per forward pass: bounds the memory of a batch of runs
+IDENTITY_VERSION = 1  # increase when the computation of run ids changes
+NUMERICS = 4  # increase when a code change alters the bits of results (tests/test_golden.py detects such changes)
+EVAL_CHUNK = 16  # validation windows per forward pass, few enough to limit the memory that a batch needs
 
-# Fields added after version 0.1. A field that equals its value here is left out of the identity, so that older
-# run ids stay valid. The values are frozen: they never follow a later change of a default.
+# Fields added after version 0.1. A field with the value listed here is left out of the identity, so that older run ids
+# stay valid. Never change a listed value, even if the field's default changes.
 ABSENT: dict[str, object] = {
     "qk_norm": "none", "force_init": False, "embed_init": "unit", "embed_std": None, "unembed_std": None,
     "embed_norm": False, "first_block": "same", "activation": "gelu", "positions": "learned", "biases": True,
     "tied": False, "placement_sha256": None, "norm_sha256": None,
     "tokenizer": "byte", "vocab_size": None,
 }  # fmt: skip
-NOT_IDENTITY = (
-    "study",
-    "data_path",
-    "force_init",
-)  # where the run and its text lie, and a permission: none changes the run
+# Columns left out of the identity, since they do not change a run: where the run and its text lie, and a permission.
+NOT_IDENTITY = ("study", "data_path", "force_init")
 
-# Runs that differ in one of these columns read different texts, so their losses cannot be compared.
+# Runs that differ in any of these columns read different texts, so their losses cannot be compared.
 TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
-GROUPS = ("model", "data", "optimizer", "schedule")  # sections whose columns are named after the field alone
-PREFIXED = ("probe", "eval")  # sections whose columns begin with the section: probe_every, eval_every
-CONF_GROUPS = (*GROUPS, "execution")  # folders of conf/ that a command line chooses from
+GROUPS = ("model", "data", "optimizer", "schedule")  # config sections whose columns are named like their fields
+PREFIXED = ("probe", "eval")  # config sections whose columns begin with the section's name: probe_every
+CONF_GROUPS = (*GROUPS, "execution")  # folders in conf/, from each of which a command line may choose a file
 
 
 # ---- columns ------------------------------------------------------------------------------------------
@@ -49,7 +46,7 @@ def _column(section: str, leaf: str) -> str:
 
 @functools.cache
 def _leaves() -> tuple[tuple[str, str, str], ...]:
-    """(column, section, field) of every field inside a section, in the order of the columns."""
+    """(column, section, field) for each config field in a section, in column order."""
     top = typing.get_type_hints(RunConfig)
     return tuple(
         (_column(section, f.name), section, f.name)
@@ -60,11 +57,7 @@ def _leaves() -> tuple[tuple[str, str, str], ...]:
 
 @functools.cache
 def asked_types() -> Mapping[str, type]:
-    """Column -> int, float, str or bool, for every config column of the `runs` table, in order.
-
-    execution and results_dir are no part of a run and have no column. A nullable field has the type of its other
-    values.
-    """
+    """Column -> type of its values other than null, for each config column of the table `runs`, in order."""
     top = typing.get_type_hints(RunConfig)
     hints = {section: typing.get_type_hints(top[section]) for section in (*GROUPS, *PREFIXED)}
     out: dict[str, type] = {"study": str, "seed": int, "data_seed": int}
@@ -78,7 +71,7 @@ def asked_types() -> Mapping[str, type]:
 
 
 def asked(config: RunConfig) -> dict[str, object]:
-    """Column -> value as the user asked for it, `auto` and null included, for every config column of `runs`."""
+    """Column -> configured value, with `auto` and null unresolved, for each config column of the table `runs`."""
     out: dict[str, object] = {"study": config.study, "seed": config.seed, "data_seed": config.data_seed}
     return out | {column: getattr(getattr(config, section), leaf) for column, section, leaf in _leaves()}
 
@@ -87,10 +80,7 @@ def asked(config: RunConfig) -> dict[str, object]:
 
 
 def own_sources(model: ModelConfig) -> dict[str, str | None]:
-    """sha256 of the source of the user's own placement and norm; None for shipped ones.
-
-    The planner reads the files once and keeps the hashes in the config, which it sends to the training process.
-    """
+    """Hashes of the user's own placement and norm, None if built in; `model` stores them for training processes."""
     kept: dict[str, str | None] | None = getattr(model, "_own_sources", None)
     if kept is None:
         kept = {
@@ -102,17 +92,17 @@ def own_sources(model: ModelConfig) -> dict[str, str | None]:
 
 
 def identity(config: RunConfig, data_sha256: str) -> dict[str, object]:
-    """Everything that the run_id hashes: the versions, every resolved value, the text's sha256."""
+    """The values that the run_id hashes: versions, all resolved config values, and the text's sha256."""
     values = asked(config) | dataclasses.asdict(resolve(config.model)) | own_sources(config.model)
     versions = {"identity_version": IDENTITY_VERSION, "numerics": NUMERICS, "data_sha256": data_sha256}
     return identity_of(values, versions)
 
 
 def identity_of(values: Mapping[str, object], versions: Mapping[str, object]) -> dict[str, object]:
-    """Compute an identity from columns of `runs`.
+    """Compute an identity from columns of the table `runs`.
 
-    values: the columns of `asked` and `own_sources`, with the fields of Resolved replacing the asked values.
-    versions: identity_version, numerics, data_sha256.
+    values: the columns of `asked`, overridden by the fields of Resolved, and the columns of `own_sources`.
+    versions: identity_version, numerics and data_sha256.
     """
     out = {k: v for k, v in values.items() if k not in NOT_IDENTITY}
     if out["tokenizer"] == "bpe":
@@ -120,17 +110,17 @@ def identity_of(values: Mapping[str, object], versions: Mapping[str, object]) ->
     kinds = asked_types()
     for column, value in out.items():
         if kinds.get(column) is float and value is not None:
-            out[column] = float(value)  # type: ignore[arg-type]  # 1 and 1.0 are the same rate
+            out[column] = float(value)  # type: ignore[arg-type]  # so that 1 and 1.0 have the same hash
     return {**versions, **{k: v for k, v in out.items() if k not in ABSENT or v != ABSENT[k]}}
 
 
 def digest(identity: Mapping[str, object]) -> str:
-    """The ten hex digits that end a run_id."""
+    """The ten hex digits at the end of a run_id."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:10]
 
 
 def run_id(config: RunConfig, data_sha256: str) -> str:
-    """A readable part and the identity's digest: post-L6-lr3e-3-wu100-s0-0123456789."""
+    """The run_id: a readable part and the identity's digest, as in post-L6-lr3e-3-wu100-s0-0123456789."""
     m, s = config.model, config.schedule
     digits = digest(identity(config, data_sha256))
     placement, rate = m.placement.rpartition(":")[2], short_float(s.peak_lr)
@@ -138,7 +128,7 @@ def run_id(config: RunConfig, data_sha256: str) -> str:
 
 
 def short_float(value: float) -> str:
-    """The shortest scientific notation that parses to the same float: 3e-3, 1.25e-4."""
+    """The shortest scientific notation that parses to the same float, such as 3e-3 or 1.25e-4."""
     for digits in range(18):
         text = f"{value:.{digits}e}"
         if float(text) == value:

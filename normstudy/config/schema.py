@@ -1,6 +1,6 @@
-"""The configuration of one run, typed and validated; with the text, it determines the run.
+"""The typed and validated configuration of one run; together with the text, it determines the run.
 
-Hydra's DictConfig is converted to these classes and not used beyond them. An illegal value raises a ConfigError.
+Hydra's DictConfig is converted to these classes at once. An illegal value raises a ConfigError.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from normstudy.config.sources import is_own
 from normstudy.errors import ConfigError
 from normstudy.placements import PLACEMENTS, Placement
 
-# The legal names, as tuples, so that this module need not import torch. A test holds them equal to the keys of the
-# dicts that implement them.
+# The legal names, listed here so that this module need not import torch. A test compares them with the keys of the
+# dicts of implementations.
 PLACEMENT_NAMES = tuple(PLACEMENTS)
 NORM_NAMES = ("layernorm", "rmsnorm", "dyt", "none")
 QK_NORM_NAMES = ("none", "per_head", "full")
 INIT_NAMES = ("xavier", "normal", "gpt2", "deepnorm", "sub", "tfixup")
 EMBED_INIT_NAMES = ("unit", "std", "scaled")
 ACTIVATION_NAMES = ("relu", "gelu", "swiglu", "geglu")
-GATED = ("swiglu", "geglu")  # activations with a gate, which is a third matrix of the MLP
+GATED = ("swiglu", "geglu")  # activations with a gate, which adds a third matrix to the MLP
 POSITION_NAMES = ("learned", "sinusoidal", "rope", "none")
 FIRST_BLOCK_NAMES = ("same", "star")
 OPTIMIZER_NAMES = ("adam", "adamw", "sgd")
@@ -32,8 +32,8 @@ DATA_NAMES = ("stdlib", "pydoc", "synthetic", "file", *DOWNLOADED)
 TOKENIZER_NAMES = ("byte", "char", "bpe")
 
 VOCAB_MAX = 2**16  # tokens are stored as uint16
-BPE_VOCAB = 512  # data.vocab_size=null
-EMBED_STD = 0.02  # model.embed_init=std (GPT-2)
+BPE_VOCAB = 512  # tokens for data.tokenizer=bpe with data.vocab_size=null
+EMBED_STD = 0.02  # standard deviation for model.embed_init=std with model.embed_std=null (GPT-2)
 
 _ALIASES = {alias: name for name, row in PLACEMENTS.items() for alias in row.aliases}
 
@@ -41,23 +41,23 @@ _ALIASES = {alias: name for name, row in PLACEMENTS.items() for alias in row.ali
 @dataclass
 class ModelConfig:
     placement: str = "pre"  # where the norms sit: a name of placements.py, or your own function as module:function
-    norm: str = "auto"  # a norm of model/norms.py, or your own; auto: layernorm, none if the placement allows no norm
+    norm: str = "auto"  # a name in model/norms.py, or your own; auto: layernorm, or none if the placement has no norms
     qk_norm: str = "auto"  # norm of queries and keys: none | per_head | full (over d_model); auto: the placement's
-    init: str = "auto"  # a name of model/init.py; auto: the placement's, xavier for most
-    force_init: bool = False  # accepts an init that the placement's source excludes
-    embed_init: str = "unit"  # unit: x_0 has unit variance | std | scaled: tokens times sqrt(d_model)
-    embed_std: float | None = None  # std of the embedding tables; null: 0.02 for std, d_model^-1/2 for scaled
-    unembed_std: float | None = None  # std of the output matrix; null: the init's
-    embed_norm: bool = False  # a norm of x_0 (optional in Peri-LN)
-    n_layers: int = 6  # blocks
+    init: str = "auto"  # a name in model/init.py; auto: the placement's, which is xavier for most
+    force_init: bool = False  # whether to accept an init that the placement's source excludes
+    embed_init: str = "unit"  # unit: x_0 has unit variance | std | scaled: token embeddings times sqrt(d_model)
+    embed_std: float | None = None  # std of initial embeddings; null: 0.02 for std, d_model^-1/2 for scaled
+    unembed_std: float | None = None  # std of the initial output matrix; null: as model.init determines
+    embed_norm: bool = False  # whether to normalize x_0 (optional in Peri-LN)
+    n_layers: int = 6  # number of blocks
     d_model: int = 64  # width of the residual stream
-    n_heads: int = 4  # divides d_model
+    n_heads: int = 4  # attention heads; must divide d_model
     d_ff: int | None = None  # width inside the MLP; null: 4 d_model, or 8/3 d_model for a gated activation
     activation: str = "gelu"  # relu | gelu (exact) | swiglu | geglu
     positions: str = "learned"  # learned | sinusoidal | rope | none
-    biases: bool = True  # biases of the linear layers except the output matrix; norms always have theirs
-    tied: bool = False  # the token table is the output matrix too; false keeps their gradients apart
-    first_block: str = "same"  # star: block 0 of hybrid as in HybridNorm*
+    biases: bool = True  # whether linear layers other than the output matrix have biases; norms are not affected
+    tied: bool = False  # whether the output matrix is the token embedding; if not, each has its own gradient
+    first_block: str = "same"  # same | star: with placement hybrid, block 0 follows HybridNorm*
     final_norm: str = "auto"  # auto | true | false: a norm after the last block; auto: the placement's
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ def _check_positions(model: ModelConfig) -> None:
 
 
 def _check_placement(model: ModelConfig) -> None:
-    """Refuse a value that the placement's source excludes, or that would have no effect."""
+    """Refuse a value that the placement's source excludes or that would have no effect."""
     row, name = row_of(model.placement), model.placement
     if model.n_layers < row.min_layers:
         raise ConfigError(
@@ -143,8 +143,8 @@ def _check_placement(model: ModelConfig) -> None:
 
 @dataclass
 class DataConfig:
-    name: str = "stdlib"  # the text: data/texts.py
-    path: str | None = None  # data=file only: a text, a folder of texts or a glob
+    name: str = "stdlib"  # the text: one of DATA_NAMES
+    path: str | None = None  # data=file only: a text file, a folder or a glob
     tokenizer: str = "byte"  # byte: 256 symbols | char: the text's characters | bpe: trained on the training blocks
     vocab_size: int | None = None  # bpe only: number of tokens, at least 257; null: 512
     seq_len: int = 64  # tokens per window
@@ -188,7 +188,7 @@ class OptimizerConfig:
     eps: float = 1e-8  # adam, adamw: added to the square root of the second moment
     momentum: float = 0.0  # sgd: decay of the velocity
     weight_decay: float = 0.0  # adam, sgd: added to the gradient; adamw: decoupled
-    max_grad_norm: float | None = None  # clips the global norm; null: no clipping, which would hide the effect
+    max_grad_norm: float | None = None  # limit on the global gradient norm; null: no clipping, so spikes stay visible
 
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, OPTIMIZER_NAMES)
@@ -203,8 +203,8 @@ class OptimizerConfig:
 class ScheduleConfig:
     name: str = "constant"  # after the warmup: constant | inverse_sqrt | linear | cosine
     peak_lr: float = 1e-3  # the learning rate at the end of the warmup
-    warmup_steps: int = 0  # the rate rises linearly from peak_lr / warmup_steps; 0: no warmup
-    n_steps: int = 600  # updates
+    warmup_steps: int = 0  # steps in which the rate rises linearly from peak_lr / warmup_steps; 0: no warmup
+    n_steps: int = 600  # updates of the parameters
 
     def __post_init__(self) -> None:
         one_of("schedule.name", self.name, SCHEDULE_NAMES)
@@ -220,8 +220,8 @@ class ScheduleConfig:
 
 @dataclass
 class ProbeConfig:
-    dense_steps: int = 50  # `modules` and `residual` are recorded at every step below this,
-    every: int = 20  # then at every multiple of this, and at the last step
+    dense_steps: int = 50  # number of initial steps at which the tables `modules` and `residual` are recorded
+    every: int = 20  # both are also recorded at each multiple of this step number, and at the last step
 
     def __post_init__(self) -> None:
         at_least("probe.dense_steps", self.dense_steps, 0)
@@ -230,7 +230,7 @@ class ProbeConfig:
 
 @dataclass
 class EvalConfig:
-    every: int = 100  # validation loss at step 0, at every multiple of this, and after the last update
+    every: int = 100  # the validation loss is computed at step 0, each multiple of this, and after the last update
     windows: int = 64  # evenly spaced validation windows, the same for all seeds
 
     def __post_init__(self) -> None:
@@ -239,13 +239,13 @@ class EvalConfig:
 
 
 def row_of(placement: str) -> Placement:
-    """The row of a placement. A user's own placement has the defaults: a final norm, xavier init, any norm."""
+    """The row of PLACEMENTS for a name; for a user's own placement, the defaults: final norm, xavier init, any norm."""
     return Placement(lambda x: x, "your own") if is_own(placement) else PLACEMENTS[placement]
 
 
 @dataclass
 class RunConfig:
-    study: str = "scratch"  # the folder under results_dir
+    study: str = "scratch"  # folder inside results_dir
     results_dir: str = "results"
     seed: int = 0  # seeds the initialization
     data_seed: int | None = None  # seeds the batches; null: same as seed
@@ -273,10 +273,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The values that `auto` and null stand for in a model.
-
-    embed_std: standard deviation of the token table; None for embed_init=unit, which model/init.py computes.
-    """
+    """A model's values after resolving `auto` and null. embed_std: None if model/init.py computes it (for `unit`)."""
 
     d_ff: int
     init: str
@@ -287,13 +284,13 @@ class Resolved:
 
 
 def resolve(model: ModelConfig) -> Resolved:
-    """Replace `auto` and null by the placement's values and by those that follow from the shape."""
+    """Replace `auto` by the placement's values, and null by values that follow from the model's shape."""
     row = row_of(model.placement)
     norm = (row.norms or ("layernorm",))[0] if model.norm == "auto" else model.norm
     qk_norm = row.qk_norm if model.qk_norm == "auto" else model.qk_norm
     final_norm = row.final_norm if model.final_norm == "auto" else model.final_norm == "true"
     stds = {"unit": None, "std": EMBED_STD, "scaled": model.d_model**-0.5}
-    gated = 8 * math.ceil(model.d_model / 3)  # 8/3 d_model: as many parameters as 4 d_model without a gate
+    gated = 8 * math.ceil(model.d_model / 3)  # 8/3 d_model with a gate has as many parameters as 4 d_model without
     return Resolved(
         d_ff=model.d_ff or (gated if model.activation in GATED else 4 * model.d_model),
         init=row.init if model.init == "auto" else model.init,

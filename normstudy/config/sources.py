@@ -1,8 +1,8 @@
-"""A user's own placement or norm, written module:function: its files and the hash that identifies it.
+"""Find the source files of a user's own placement or norm, written module:function, and hash them.
 
-The module is looked up in the working directory first. It is identified by the sha256 of its file and of every file of
-the user's that it imports: changing a helper makes another run. The files are found by reading `import` statements, so
-nothing is imported here, torch included.
+The module is searched for in the working directory first. The hash covers the module's file and all of the user's files
+that it imports, directly or indirectly, so changing any of these makes a different run. The files are found by parsing
+`import` statements: nothing is imported, not even torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from normstudy.errors import ConfigError, nearest
 
-# The arguments that a block may take; placements.py describes each.
+# The names of the arguments that a block may take, each described in placements.py.
 STREAMS = ("x", "r")
 SUBLAYERS = ("attn", "mlp")
 NORMS = (
@@ -32,20 +32,20 @@ NORMS = (
 LEARNED = ("omega1", "omega2", "scale")
 NUMBERS = ("alpha", "layer", "n_layers")
 BLOCK_ARGUMENTS = (*STREAMS, *SUBLAYERS, *NORMS, *LEARNED, *NUMBERS)
-NORM_ARGUMENTS = ("x", "gamma", "beta")  # the arguments that a norm function may take
+NORM_ARGUMENTS = ("x", "gamma", "beta")  # names of the arguments that a norm function may take
 
 PATTERN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 INSTALLED = {"site-packages", "dist-packages"}
-HERE = Path(__file__).parent.parent  # the folder of the package
+HERE = Path(__file__).parent.parent  # the folder of the package normstudy
 
 
 def is_own(name: str) -> bool:
-    """Whether a placement or norm is meant as module:function: no shipped name contains one of these signs."""
+    """Whether a name is a user's module:function, or an attempt at one: built-in names contain none of `:./\\`."""
     return any(sign in name for sign in ":./\\")
 
 
 def split(spec: str) -> tuple[str, str]:
-    """Split module:name into (module, name); for anything else, raise a ConfigError with the likely spelling."""
+    """Split module:name into (module, name). Raises a ConfigError with the likely spelling if `spec` is malformed."""
     module, _, name = spec.partition(":")
     if PATTERN.fullmatch(spec) and not module.endswith(".py"):
         return module, name
@@ -56,23 +56,23 @@ def split(spec: str) -> tuple[str, str]:
 
 
 def parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    """Name -> argument of a function, or of the forward method of a module or module class."""
+    """Name -> parameter of a function, or of the forward method of a module or module class."""
     called = getattr(function, "forward", function)
     found = list(inspect.signature(called).parameters.items())
-    bound = getattr(called, "keywords", {})  # arguments that a functools.partial has set
+    bound = getattr(called, "keywords", {})  # arguments already set if `called` is a functools.partial
     return {name: p for name, p in (found[1:] if isinstance(function, type) else found) if name not in bound}
 
 
 def arguments(function: Callable[..., object]) -> list[str]:
-    """The names of the arguments that `parameters` returns."""
+    """The names in `parameters(function)`."""
     return list(parameters(function))
 
 
-# ---- finding and hashing its files ----------------------------------------------------------------------
+# ---- finding and hashing source files -------------------------------------------------------------------
 
 
 def source_sha256(spec: str) -> str:
-    """The sha256 that identifies an own block: of its file, or of the list that sha256sum prints for several files."""
+    """The sha256 of the source of `spec`: of its file, or of the list that sha256sum would print for several files."""
     root, files = sources_of(spec)
     if len(files) == 1:
         return _read(spec, *files.values()).sha256
@@ -82,18 +82,18 @@ def source_sha256(spec: str) -> str:
 
 
 def files_of(spec: str) -> list[str]:
-    """The files that `source_sha256` hashes."""
+    """The paths of the files that `source_sha256` hashes."""
     return [str(path) for path in sources_of(spec)[1].values()]
 
 
 def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
-    """The folder where an own block's module lies, and module -> file for it and all that it imports from there."""
+    """The folder of the module of `spec`, and module -> file for the module and all that it imports from the folder."""
     module, _ = split(spec)
     root = _root_of(spec, module)
     main = _file_of(root, module)
     assert main is not None
     if not is_users(main, root):
-        return root, {module: main}  # an installed package: its other files are not followed
+        return root, {module: main}  # imports inside an installed package are not followed
     files: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -117,7 +117,7 @@ def _root_of(spec: str, module: str) -> Path:
 
 
 def _nearest_module(folder: Path, module: str) -> str:
-    """A hint at the file that may be meant, or the empty string."""
+    """A hint at the module in `folder` that the user may have meant, or the empty string."""
     package, _, wanted = module.rpartition(".")
     folder = folder.joinpath(*package.split("."))
     if not folder.is_dir():
@@ -130,7 +130,7 @@ def _nearest_module(folder: Path, module: str) -> str:
 
 
 def _file_of(root: Path, module: str) -> Path | None:
-    """The file of a module or package below `root`; None if there is none, or only a folder without __init__.py."""
+    """The file of a module or package below `root`; None if it does not exist or is a folder without __init__.py."""
     path = root.joinpath(*module.split("."))
     for candidate in (path / "__init__.py", path.parent / f"{path.name}.py"):
         if candidate.is_file():
@@ -139,16 +139,16 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def is_users(path: Path, root: Path) -> bool:
-    """Whether a file is the user's own: not part of Python, of normstudy or of an installed package.
+    """Whether a file is the user's own: not part of Python, normstudy or an installed package.
 
-    A virtual environment may lie below the user's folder, so the file's whole path is checked.
+    The whole path is checked, since a virtual environment may lie inside the user's folder.
     """
     library = Path(sysconfig.get_path("stdlib"))
     return not (INSTALLED & set(path.parts) or HERE in path.parents or library in (root, *root.parents))
 
 
 def with_packages(module: str) -> list[str]:
-    """a.b.c -> a, a.b, a.b.c: importing a module imports the packages around it."""
+    """Turn a.b.c into a, a.b and a.b.c, since importing a module also imports the packages that contain it."""
     parts = module.split(".")
     return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
@@ -172,7 +172,7 @@ def _read(spec: str, path: Path) -> _Source:
 def _parse(path: str, mtime_ns: int, size: int) -> _Source:
     raw = Path(path).read_bytes()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing the module repeats the warnings
+        warnings.simplefilter("ignore")  # importing the module will show the same warnings
         tree = ast.parse(raw, path)
     imports: list[tuple[int, str]] = []
     for node in ast.walk(tree):
@@ -185,7 +185,7 @@ def _parse(path: str, mtime_ns: int, size: int) -> _Source:
 
 
 def _imported_by(module: str, path: Path, imports: Iterable[tuple[int, str]]) -> list[str]:
-    """The full names of the modules that a module imports, without those of Python."""
+    """The full names of everything that a module imports, except from the standard library."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     names = []
     for dots, name in imports:
@@ -194,18 +194,18 @@ def _imported_by(module: str, path: Path, imports: Iterable[tuple[int, str]]) ->
     return [name for name in names if name.partition(".")[0] not in sys.stdlib_module_names]
 
 
-# ---- errors in it ---------------------------------------------------------------------------------------
+# ---- errors in a user's files ---------------------------------------------------------------------------
 
 
 def describe(error: BaseException, files: Iterable[str]) -> str:
-    """One line with file, line number, kind and text of an error that one of these files caused."""
+    """Describe an error that one of the files caused in one line: file, line number, exception type and message."""
     text = error.msg if isinstance(error, SyntaxError) else next(iter(str(error).splitlines()), "").strip()
     place = place_of(error, files) or shown(Path(min(files)))
     return f"{place}: {type(error).__name__}{': ' if text else ''}{text}"
 
 
 def place_of(error: BaseException, files: Iterable[str]) -> str | None:
-    """file:line of the innermost traceback entry that lies in one of these files; None if there is none."""
+    """The file:line of the innermost traceback entry in one of the files; None if there is no such entry."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{shown(Path(error.filename))}:{error.lineno}"
     theirs = [line for line in traceback.extract_tb(error.__traceback__) if line.filename in files]

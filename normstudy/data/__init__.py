@@ -1,1 +1,1 @@
-"""From a text to tokens, blocks and batches, and the text's entropies."""
+"""Read and download texts, turn them into tokens, blocks and training batches, and compute their entropies."""

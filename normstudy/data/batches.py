@@ -1,6 +1,6 @@
-"""Windows of a text: training batches drawn from data seed and step, and evenly spaced validation windows.
+"""Windows of a text: random training batches determined by data seed and step, and evenly spaced validation windows.
 
-A window is seq_len + 1 adjacent tokens of one block. B batch, T sequence.
+A window is seq_len + 1 adjacent tokens within one block. B batch, T sequence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from normstudy.errors import ConfigError
 
 
 def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
-    """Raise a ConfigError if no block holds a window, or validation has too few windows."""
+    """Raise a ConfigError if a window is longer than every block, or if the text has too few validation windows."""
     longest = int(text.train.lengths.max())
     if config.seq_len >= longest:
         n_tokens = len(text.train.tokens) + len(text.validation.tokens)
@@ -37,26 +37,26 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
 
 @functools.lru_cache(maxsize=32)
 def places(blocks: Blocks, seq_len: int) -> Ints:
-    """Cumulative number of possible window starts up to the end of each block, (blocks,)."""
+    """Number of possible window starts from the text's beginning to the end of each block, (blocks,)."""
     return (blocks.lengths - seq_len).clip(min=0).cumsum()
 
 
 def windows_at(blocks: Blocks, starts: Ints, seq_len: int) -> Ints:
-    """The windows (len(starts), T + 1) at `starts`, which are indices into the window starts of all blocks in order."""
+    """Windows (len(starts), T + 1), where `starts` are indices into the list of all possible window starts."""
     ends = places(blocks, seq_len)
     block = np.searchsorted(ends, starts, side="right")
-    begin = blocks.edges[block + 1] - seq_len - (ends[block] - starts)  # counts back from the block's end
+    begin = blocks.edges[block + 1] - seq_len - (ends[block] - starts)  # counted back from the block's end
     return blocks.tokens[begin[:, None] + np.arange(seq_len + 1)].astype(np.int64)
 
 
 def batch(text: Text, data_seed: int, step: int, batch_size: int, seq_len: int) -> Ints:
-    """The training windows of one step, (B, T + 1) int64. They depend on the arguments only, not on earlier calls."""
+    """Draw the training windows of one step, (B, T + 1) int64. Equal arguments always return equal windows."""
     rng = np.random.Generator(np.random.Philox(key=[data_seed, 0], counter=[0, 0, 0, step]))
     n_places = int(places(text.train, seq_len)[-1])
     return windows_at(text.train, rng.integers(0, n_places, batch_size), seq_len)
 
 
 def validation_windows(text: Text, windows: int, seq_len: int) -> Ints:
-    """Evenly spaced validation windows, (windows, T + 1) int64, the same for all seeds."""
+    """Evenly spaced validation windows, (windows, T + 1) int64. They do not depend on a seed."""
     n_places = int(places(text.validation, seq_len)[-1])
     return windows_at(text.validation, (2 * np.arange(windows) + 1) * n_places // (2 * windows), seq_len)

@@ -1,8 +1,8 @@
-"""A text as blocks of tokens: the split into training and validation, and blocks of equal or unequal length.
+"""A text as blocks of tokens, split into training and validation.
 
-A text is cut into blocks of 4 KiB (a shorter text: into tenths). Every tenth block is for validation, the others are
-for training, since the end of a text may differ from the rest: the standard library ends with encoding tables. What
-remains after the last whole block is not used.
+A text is cut into blocks of 4 KiB, or into tenths if it has fewer than ten such blocks. Every tenth block is for
+validation and the others are for training: taking only the end of a text would bias validation, since the end may
+differ from the rest (the standard library ends with encoding tables). An incomplete last block is not used.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Adjacent blocks of tokens: block i is tokens[edges[i] : edges[i + 1]].
-
-    tokens: flat, uint8 for a vocabulary of at most 256, else uint16. edges: (blocks + 1,).
-    """
+    """Adjacent blocks of tokens: block i is tokens[edges[i] : edges[i + 1]]. tokens: 1-D; edges: (blocks + 1,)."""
 
     tokens: Tokens
     edges: Ints
@@ -37,12 +34,12 @@ class Blocks:
 
     @property
     def lengths(self) -> Ints:
-        """Tokens in each block, (blocks,)."""
+        """Number of tokens in each block, (blocks,)."""
         return np.diff(self.edges)
 
 
 def split(symbols: Array) -> tuple[Array, Array]:
-    """Training and validation blocks, each (blocks, block size). Raises a ConfigError if the text is too short."""
+    """Split a text into training and validation blocks, each (blocks, block size); a ConfigError if it is too short."""
     size = BLOCK if len(symbols) >= VALIDATION_EVERY * BLOCK else len(symbols) // VALIDATION_EVERY
     if size < 2:
         raise ConfigError(f"the text has {len(symbols)} bytes, below {2 * VALIDATION_EVERY}: use a longer text")
@@ -52,10 +49,10 @@ def split(symbols: Array) -> tuple[Array, Array]:
 
 
 def even_blocks(blocks: Array) -> Blocks:
-    """Blocks of equal length from an array of tokens (blocks, block size)."""
+    """Make Blocks of equal length from an array of tokens (blocks, block size)."""
     return Blocks(blocks.ravel(), np.arange(len(blocks) + 1, dtype=np.int64) * blocks.shape[1])
 
 
 def ragged_blocks(blocks: Sequence[Tokens]) -> Blocks:
-    """Blocks of unequal length from the tokens of each."""
+    """Make Blocks of unequal length from one array of tokens per block."""
     return Blocks(np.concatenate(blocks), np.cumsum([0, *(len(block) for block in blocks)], dtype=np.int64))

@@ -1,4 +1,4 @@
-"""The bytes of every text: Python's standard library and documentation, the user's files, downloads."""
+"""Read the bytes of texts: Python's standard library and documentation, the user's files, and downloads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from normstudy.errors import ConfigError
 
 
 def raw_bytes(name: str, path: str | None = None) -> bytes:
-    """The bytes of the text `name`; path: data.path. Raises a ConfigError if they cannot be read."""
+    """Read the text `name`; path: the value of data.path. Raises a ConfigError if the text cannot be read."""
     if name == "stdlib":
         return stdlib_bytes()
     if name == "pydoc":
@@ -31,10 +31,7 @@ _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo
 
 
 def stdlib_bytes(root: Path | None = None) -> bytes:
-    """All .py files of the standard library (or below `root`), joined in the order of their relative paths.
-
-    Left out: the folders _LEFT_OUT, and _sysconfigdata*, which differs by machine.
-    """
+    """Join the standard library's .py files in path order, without _LEFT_OUT and machine-specific _sysconfigdata*."""
     root = root or Path(sysconfig.get_path("stdlib"))
     files = sorted(
         (p.relative_to(root).as_posix(), p)
@@ -45,7 +42,7 @@ def stdlib_bytes(root: Path | None = None) -> bytes:
 
 
 def pydoc_bytes() -> bytes:
-    """The documentation topics that come with Python (pydoc_data.topics): a small English text."""
+    """Read the documentation topics that come with Python (pydoc_data.topics), a small English text."""
     return (importlib.resources.files("pydoc_data") / "topics.py").read_bytes()
 
 
@@ -53,7 +50,7 @@ def pydoc_bytes() -> bytes:
 
 
 def file_bytes(path: str) -> bytes:
-    """The bytes of the files behind data.path, joined. Raises a ConfigError if a file is missing or unreadable."""
+    """Read and join the files that data.path denotes. Raises a ConfigError if a file is missing or unreadable."""
     parts = []
     for file in files_of(path):
         try:
@@ -71,12 +68,11 @@ def file_bytes(path: str) -> bytes:
 
 
 def files_of(path: str) -> list[Path]:
-    """The files behind data.path, in the order in which they are joined. Raises a ConfigError if there are none.
+    """List the files that data.path denotes, in the order of joining; a folder or glob without any is a ConfigError.
 
-    A folder stands for all regular files below it, sorted by relative path. Hidden files and folders are left out,
-    links to folders are not followed. A path that does not exist and contains `*`, `?` or `[` is a glob: `**` matches
-    folders at any depth, and the matching files are sorted by path. Pipes and devices are refused, since their content
-    is not fixed.
+    A folder denotes all regular files below it, sorted by relative path, except hidden ones and those in hidden or
+    linked folders. A path that does not exist and contains `*`, `?` or `[` is a glob, in which `**` matches folders at
+    any depth; its files are sorted by path. Pipes and devices are refused, since their content is not fixed.
     """
     if os.path.isdir(path):
         found = _files_below(path)
@@ -106,7 +102,7 @@ def _files_below(folder: str) -> list[Path]:
 
 
 def _regular(path: str, candidates: Iterable[Path]) -> Iterator[Path]:
-    """Yield the regular files and the links to regular files."""
+    """Yield the candidates that are regular files or links to regular files."""
     for candidate in candidates:
         try:
             if stat.S_ISREG(candidate.stat().st_mode):
@@ -126,7 +122,7 @@ Version = tuple[tuple[str, int, int], ...]
 
 
 def version(path: str) -> Version | None:
-    """Name, size and modification time of each file behind data.path; None if reading the text will fail."""
+    """Name, size and modification time of each file that data.path denotes; None if a file cannot be read."""
     try:
         found = [(file.as_posix(), file.stat()) for file in files_of(path)]
     except (OSError, ConfigError):

@@ -1,7 +1,7 @@
-"""Texts to download: fetched once into a cache folder and checked by sha256.
+"""Download texts once into a cache folder, and check their sha256.
 
-The cache folder is NORMSTUDY_DATA_DIR, or the system's folder for caches. A download that breaks off leaves a `.part`
-file there, which the next attempt continues.
+The cache folder is NORMSTUDY_DATA_DIR, by default a folder in the system's cache folder. An interrupted download leaves
+a `.part` file, which the next attempt continues.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from normstudy.errors import ConfigError
 class Corpus:
     """A text to download.
 
-    sha256: of the file at `url`. n_bytes: length of the text. source: a page that describes the text.
-    member: the text's name in a zip archive; None if the file itself is the text.
+    sha256: hash of the file at `url`. n_bytes: length of the text. source: address of a page that describes the text.
+    member: file name of the text in the downloaded zip archive; None if the downloaded file itself is the text.
     """
 
     url: str
@@ -42,10 +42,10 @@ class Corpus:
     member: str | None = None
 
 
-# The hashes are of the files as downloaded. They agree with independent public records: that of enwik8 with the
-# dataset_infos.json of Hugging Face's `enwik8`, all three with hashes pinned in unrelated repositories. The archives'
-# members have sha256 2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8 (enwik8, whose page gives the
-# sha1 57b8363b814821dc9d47aa4d41f58733519076b2) and 6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7
+# Each hash is that of the downloaded file. All three match hashes pinned in unrelated public repositories, and enwik8's
+# also matches the dataset_infos.json of Hugging Face's `enwik8`. The files inside the archives have sha256
+# 2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8 (enwik8, whose page states the sha1
+# 57b8363b814821dc9d47aa4d41f58733519076b2) and 6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7
 # (text8).
 CORPORA = {
     "tiny_shakespeare": Corpus(
@@ -70,13 +70,13 @@ CORPORA = {
     ),
 }
 
-TIMEOUT = 30  # seconds without a byte
-CHUNK = 2**16  # bytes
+TIMEOUT = 30  # seconds without data after which a download fails
+CHUNK = 2**16  # maximum number of bytes per read
 OWN_COPY = "give a copy of your own with data=file data.path=FILE"
 
 
 def cache_dir() -> Path:
-    """The folder of downloads and of trained vocabularies."""
+    """The folder that holds downloads and trained BPE merges."""
     chosen = os.environ.get("NORMSTUDY_DATA_DIR")
     if chosen:
         return Path(chosen).expanduser()
@@ -86,12 +86,12 @@ def cache_dir() -> Path:
 
 
 def downloaded_bytes(name: str, corpus: Corpus) -> bytes:
-    """The bytes of a text, downloaded if the cache lacks it."""
+    """Return a text's bytes, after downloading its file if the cache lacks it."""
     path = fetch(name, corpus)
     if corpus.member is None:
         raw = path.read_bytes()
     else:
-        with zipfile.ZipFile(path) as archive:  # unpacked anew each time, which saves 100 MB of disk
+        with zipfile.ZipFile(path) as archive:  # unpacked at each call, to save 100 MB of disk space
             raw = archive.read(corpus.member)
     if len(raw) != corpus.n_bytes:
         raise ConfigError(f"{corpus.url} holds {len(raw)} bytes of text instead of {corpus.n_bytes}: {OWN_COPY}")
@@ -99,7 +99,7 @@ def downloaded_bytes(name: str, corpus: Corpus) -> bytes:
 
 
 def fetch(name: str, corpus: Corpus) -> Path:
-    """The checked file of a text in the cache; a missing or damaged one is downloaded."""
+    """Return the path of a text's file in the cache, after downloading the file if it is missing or damaged."""
     folder = cache_dir()
     path = folder / f"{name}{PurePosixPath(corpus.url).suffix}"
     part = folder / f"{path.name}.part"
@@ -108,7 +108,7 @@ def fetch(name: str, corpus: Corpus) -> Path:
             return path
         import pooch
 
-        pooch.get_logger().setLevel("WARNING")  # its three lines would repeat the progress bar
+        pooch.get_logger().setLevel("WARNING")  # pooch's messages would repeat the progress bar's
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / f".{path.name}.lock"):
             downloader = functools.partial(_download, name, corpus, part)
@@ -122,7 +122,7 @@ def fetch(name: str, corpus: Corpus) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a flock on `path`, so that of two processes one downloads and the other waits for the file."""
+    """Hold a flock on `path`, so that only one process downloads a file while others wait."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -134,10 +134,10 @@ def _sha256(path: Path) -> str:
 
 
 def _download(name: str, corpus: Corpus, part: Path, url: str, output_file: str, _: object) -> None:
-    """Download `url` to `part`, check it, and rename it to `output_file`; pooch calls this."""
+    """Download `url` to `part`, check the hash, and rename `part` to `output_file`. pooch calls this function."""
     continued = _receive(name, url, part)
     if continued and _sha256(part) != corpus.sha256:
-        part.unlink()  # the kept bytes were of another file
+        part.unlink()  # the bytes from the earlier attempt belong to another version of the file
         _receive(name, url, part)
     found = _sha256(part)
     if found != corpus.sha256:
@@ -150,10 +150,7 @@ def _download(name: str, corpus: Corpus, part: Path, url: str, output_file: str,
 
 
 def _receive(name: str, url: str, part: Path) -> bool:
-    """Append the missing bytes of `url` to `part`, or rewrite `part`; returns whether the bytes in `part` were kept.
-
-    A server that ignores the Range header sends the whole file with status 200.
-    """
+    """Download the rest of `url` to `part`, or all if the server ignores Range. Return whether old bytes were kept."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -178,7 +175,7 @@ def _receive(name: str, url: str, part: Path) -> bool:
 
 
 def _chunks(url: str, response: http.client.HTTPResponse, done: int, total: int | None) -> Iterator[bytes]:
-    """Yield the bytes of a response; a ConfigError if it ends early. done: bytes that `part` has already."""
+    """Yield a response's bytes; raise a ConfigError if the response ends early. done: number of bytes in `part`."""
     reason = "the connection was closed"
     try:
         while chunk := response.read1(CHUNK):
@@ -203,14 +200,14 @@ def _unreachable(name: str, url: str, error: Exception) -> ConfigError:
 
 
 def _reason(error: Exception) -> str:
-    """The text of a network error, in one line."""
+    """A network error's message on one line."""
     inner = getattr(error, "reason", error)
     text = f"{error.code} {inner}" if isinstance(error, urllib.error.HTTPError) else str(inner)
     return " ".join(text.split()) or type(error).__name__
 
 
 def _bar(name: str, url: str, start: int, total: int | None) -> tqdm[NoReturn]:
-    """A progress bar on a terminal; elsewhere one printed line that names the URL."""
+    """Make a progress bar, which is shown on a terminal only; elsewhere, print a line with the URL instead."""
     if not sys.stderr.isatty():
         print(f"downloading {url}", file=sys.stderr, flush=True)
     return tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True, **terminal.fit())

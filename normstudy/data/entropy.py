@@ -1,4 +1,4 @@
-"""Unigram and bigram cross-entropies of the validation blocks, with counts from the training blocks."""
+"""Cross-entropies of the validation blocks under unigram and bigram models counted on the training blocks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from normstudy.data.blocks import Blocks, Floats, Ints
 from normstudy.data.tokenizer import Tokens
 
 UNIGRAM_SMOOTHING = 0.01  # added to the count of every token
-BIGRAM_WEIGHT = 0.9  # P = 0.9 bigram + 0.1 unigram
-DENSE_VOCAB = 256  # vocabularies up to this size count pairs in a V x V array
-COUNTED_AT_ONCE = 2**22  # tokens per pass: a pass takes 8 bytes of memory per token
+BIGRAM_WEIGHT = 0.9  # weight of the bigram estimate; the unigram estimate has weight 0.1
+DENSE_VOCAB = 256  # largest vocabulary whose pairs are counted in a V x V array
+COUNTED_AT_ONCE = 2**22  # tokens per slice, which takes 8 bytes of memory per token
 
 
 def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float, float]:
-    """Unigram and bigram cross-entropy of the validation blocks under training counts, nats per token.
+    """Unigram and bigram cross-entropy of the validation blocks, in nats per token, both finite for any text.
 
-    Unigram: counts + 0.01 for each token. Bigram: 0.9 bigram + 0.1 unigram, or the unigram alone after a token that
-    training does not contain. Both are finite on any text. Pairs lie within a block.
+    The unigram model adds 0.01 to each token's training count. The bigram model is 0.9 bigram + 0.1 unigram, or the
+    unigram alone after a token that training does not contain. No pair crosses the edge of a block.
     """
     counts = _bincount((train.tokens[i] for i in _slices(len(train.tokens))), vocab_size) + UNIGRAM_SMOOTHING
     p1 = counts / counts.sum()
@@ -29,7 +29,7 @@ def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float
 
 
 def _bigram_dense(train: Blocks, validation: Blocks, p1: Floats) -> float:
-    """The bigram cross-entropy from (V, V) arrays: faster, for a small vocabulary."""
+    """Compute the bigram cross-entropy from (V, V) arrays, which is faster for a small vocabulary."""
     v = len(p1)
 
     def pairs(blocks: Blocks) -> Floats:
@@ -44,7 +44,7 @@ def _bigram_dense(train: Blocks, validation: Blocks, p1: Floats) -> float:
 
 
 def _bigram_sparse(train: Blocks, validation: Blocks, p1: Floats) -> float:
-    """The bigram cross-entropy from the pairs that occur: a (V, V) array would take 32 GiB for 65,536 tokens."""
+    """Compute the bigram cross-entropy from only the pairs that occur: a (V, V) array takes 32 GiB at V = 65,536."""
     v = len(p1)
     codes, seen = _counted(train, v)
     total = np.bincount(codes // v, weights=seen, minlength=v)
@@ -59,7 +59,7 @@ def _bigram_sparse(train: Blocks, validation: Blocks, p1: Floats) -> float:
 
 
 def _counted(blocks: Blocks, vocab_size: int) -> tuple[Ints, Floats]:
-    """The codes of the pairs that occur, sorted, and the count of each."""
+    """The sorted codes (see `_pairs`) of the pairs that occur, and the count of each."""
     parts = [np.unique(codes, return_counts=True) for codes in _pairs(blocks, vocab_size)]
     codes, place = np.unique(np.concatenate([c for c, _ in parts]), return_inverse=True)
     counts = np.bincount(place, weights=np.concatenate([n for _, n in parts]))
@@ -67,9 +67,9 @@ def _counted(blocks: Blocks, vocab_size: int) -> tuple[Ints, Floats]:
 
 
 def _pairs(blocks: Blocks, vocab_size: int) -> Iterator[Ints]:
-    """Yield first * V + second for each pair of adjacent tokens within a block, COUNTED_AT_ONCE tokens at a time."""
+    """Yield arrays of pair codes, first * V + second, for adjacent tokens of a block, COUNTED_AT_ONCE at a time."""
     begins_pair = np.ones(len(blocks.tokens), bool)
-    begins_pair[blocks.edges[1:] - 1] = False  # a block's last token
+    begins_pair[blocks.edges[1:] - 1] = False  # a block's last token begins no pair
     for i in _slices(len(blocks.tokens) - 1):
         inside = begins_pair[:-1][i]
         yield blocks.tokens[:-1][i][inside].astype(np.int64) * vocab_size + blocks.tokens[1:][i][inside]

@@ -13,10 +13,10 @@ SYNTHETIC_LENGTH = 2**18
 
 
 def markov_matrix(seed: int, symbols: int = SYNTHETIC_SYMBOLS) -> Floats:
-    """Transition matrix (V, V) of the synthetic source.
+    """Draw the transition matrix (V, V) of the synthetic source.
 
     Each row is a Dirichlet draw around a Zipf-like base. Few entries of a row are large, so the next symbol depends
-    strongly on the last, and the stationary distribution is far from uniform.
+    strongly on the current one, and the stationary distribution is far from uniform.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
     base = 1 / np.arange(1, symbols + 1)
@@ -33,13 +33,13 @@ def stationary(matrix: Floats) -> Floats:
 
 
 def entropy_rate(matrix: Floats) -> float:
-    """Exact entropy rate of a Markov source, in nats per token."""
+    """The exact entropy rate of the Markov source with this transition matrix, in nats per token."""
     return float(-(stationary(matrix)[:, None] * matrix * np.log(matrix)).sum())
 
 
 def synthetic_tokens(seed: int) -> Array:
-    """A text of SYNTHETIC_LENGTH tokens from the Markov source of `seed`."""
-    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # the last edge is left out: rounding may put it below 1
+    """Draw a text of SYNTHETIC_LENGTH tokens from the Markov source that `seed` determines."""
+    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # without the last edge, which rounding may put below 1
     uniform = np.random.Generator(np.random.Philox(key=[seed, 2])).random(SYNTHETIC_LENGTH)
     symbol, out = 0, bytearray()
     for u in uniform.tolist():

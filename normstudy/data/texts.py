@@ -1,4 +1,4 @@
-"""Texts: read, split into training and validation blocks, tokenized, and measured by their entropies."""
+"""Load a text: read it, split it into training and validation blocks, tokenize it, and compute its entropies."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from normstudy.data.synthetic import SYNTHETIC_SYMBOLS, entropy_rate, markov_mat
 from normstudy.data.tokenizer import Pieces, Tokens
 from normstudy.errors import ConfigError
 
-MIN_ENTROPY_GAP = 0.2  # smallest gap in nats from bigram to unigram entropy: outcomes are defined between them
+MIN_ENTROPY_GAP = 0.2  # nats by which unigram must exceed bigram entropy: outcomes compare losses with both
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A text as blocks of tokens, with its vocabulary and entropies.
+    """A text as blocks of tokens, with its vocabulary and entropies in nats per token.
 
-    pieces: the bytes of each token of the vocabulary. bytes_per_token: mean over the validation blocks.
-    unigram_entropy, bigram_entropy: see `entropies`. source_entropy: exact entropy rate of the synthetic source in
-    nats per token; None for any other text.
+    pieces: the bytes of each token in the vocabulary. bytes_per_token: mean over the validation blocks.
+    source_entropy: the synthetic source's exact entropy rate; None for any other text.
     """
 
     name: str
@@ -50,12 +49,12 @@ class Text:
         return math.log(self.vocab_size)
 
     def decode(self, tokens: Tokens | Ints) -> bytes:
-        """The bytes that a flat array of tokens stands for."""
+        """Convert a flat array of tokens to bytes."""
         return b"".join([self.pieces[t] for t in tokens.tolist()])
 
 
 def load(config: DataConfig) -> Text:
-    """The text of a data config. A process reads it once, and again if its files change."""
+    """Load the text that a config selects. The last 16 texts are cached, and reloaded if their files change."""
     version = corpora.version(config.path) if config.path is not None else None
     vocab_size = (config.vocab_size or BPE_VOCAB) if config.tokenizer == "bpe" else None
     source_seed = config.source_seed if config.name == "synthetic" else 0
@@ -110,10 +109,7 @@ def _load(
 
 
 def tokens_sha256(train: Blocks, validation: Blocks, pieces: Pieces) -> str:
-    """The hash that identifies a tokenized text: of its tokens, the edges of its blocks and the bytes of each token.
-
-    Another tokenizer thus makes another text, as does a version of the tokenizers library that splits differently.
-    """
+    """Hash a text's tokens, block edges and the bytes of each token, so that another tokenizer yields another hash."""
     digest = hashlib.sha256()
     for blocks in (train, validation):
         digest.update(np.array([len(blocks.tokens), len(blocks)], "<i8").data)

@@ -1,8 +1,8 @@
-"""Tokenizers: how the blocks of a text, which are bytes, become tokens.
+"""Tokenizers, which convert a text's blocks of bytes to tokens.
 
-Every tokenizer encodes the same blocks of bytes, each block separately. Training and validation therefore hold the same
-bytes whatever the tokenizer, and bits per byte can be compared. Every tokenizer accepts any bytes, UTF-8 or not, and
-the bytes of a block's tokens, joined, are the block.
+Every tokenizer encodes the same blocks, each block separately. Training and validation therefore hold the same bytes
+under every tokenizer, and bits per byte can be compared. Every tokenizer accepts any bytes, UTF-8 or not, and joining
+the bytes of a block's tokens restores the block.
 
 byte: one token per byte, 256 in all.
 char: one token per character that occurs in the text.
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 Tokens = np.ndarray[tuple[int, ...], np.dtype[np.uint8 | np.uint16]]
 Pieces = tuple[bytes, ...]  # the bytes of each token
-Merges = list[tuple[int, int]]  # pairs of tokens, in the order in which they are merged
+Merges = list[tuple[int, int]]  # pairs of tokens to merge, in the order in which they were learned
 
 BYTES: Pieces = tuple(bytes([b]) for b in range(256))
-UNICODE = 0x110000  # number of code points
+UNICODE = 0x110000  # number of Unicode code points
 
 
 def dtype_of(vocab_size: int) -> type[np.uint8 | np.uint16]:
-    """The smallest integer type for the tokens of a vocabulary of at most VOCAB_MAX."""
+    """The smaller of uint8 and uint16 that can store the tokens of a vocabulary of at most VOCAB_MAX."""
     return np.uint8 if vocab_size <= 256 else np.uint16
 
 
@@ -48,11 +48,11 @@ def dtype_of(vocab_size: int) -> type[np.uint8 | np.uint16]:
 
 
 def characters(blocks: Sequence[bytes]) -> tuple[list[Tokens], Pieces]:
-    """The tokens of each block, and the bytes of each token.
+    """Tokenize by characters; return the tokens of each block, and the bytes of each token.
 
-    The vocabulary is the characters of all blocks, training and validation, sorted by code point: a character that
-    occurs in validation only needs a token too. A byte that is not part of a whole UTF-8 character is a token by
-    itself, for example where a block's edge cuts a character.
+    The vocabulary consists of the characters of all blocks, sorted by code point; it includes validation blocks, since
+    a character that occurs only there needs a token too. A byte that is not part of a whole UTF-8 character, for
+    example because a block's edge cuts the character, is a token by itself.
     """
     occurs = np.zeros(UNICODE, bool)
     for block in blocks:
@@ -69,26 +69,26 @@ def characters(blocks: Sequence[bytes]) -> tuple[list[Tokens], Pieces]:
 
 
 def _code_points(block: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32]]:
-    text = block.decode("utf-8", "surrogateescape")  # a byte b that is not UTF-8 becomes the code point 0xDC00 + b
+    text = block.decode("utf-8", "surrogateescape")  # a byte b outside UTF-8 becomes the code point 0xDC00 + b
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 # ---- byte pairs ---------------------------------------------------------------------------------------
 
-# As in GPT-2, a merge stays within a word, a number, a run of punctuation or of white space; a space belongs to the
-# word after it. The library works on characters, so each byte is passed as the Latin-1 character of the same number.
-# Letters are therefore ASCII letters and all bytes of non-ASCII characters.
+# As in GPT-2, a merge stays within a word, a number, a run of punctuation or a run of white space, and a space belongs
+# to the word after it. The library works on characters, so each byte is passed as the Latin-1 character of the same
+# number. In the pattern a letter is therefore an ASCII letter or any byte of a non-ASCII character.
 _SPACE, _LETTER = r" \t\n\r\x0b\x0c", r"A-Za-z\x80-\xff"
 PATTERN = rf" ?[{_LETTER}]+| ?[0-9]+| ?[^{_SPACE}0-9{_LETTER}]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
-CACHE_FORMAT = 1  # raised when PATTERN or the layout of the cache file changes
+CACHE_FORMAT = 1  # increase when PATTERN or the format of the cache file changes
 
 
 def byte_pairs(
     blocks: Sequence[bytes], train: Sequence[bytes], vocab_size: int, text_sha256: str
 ) -> tuple[list[Tokens], Pieces]:
-    """The tokens of each block, and the bytes of each token, as in `pieces_of`.
+    """Tokenize by BPE; return the tokens of each block, and the bytes of each token.
 
-    train: the blocks from which the merges are learned. text_sha256: names the cache file of the merges.
+    The merges are learned from `train` and cached in a file whose name contains `text_sha256`.
     """
     library = _library()
     name = f"bpe-{text_sha256}-{vocab_size}-{library.__version__}-{CACHE_FORMAT}.json"
@@ -101,7 +101,7 @@ def byte_pairs(
 
 
 def train_merges(train: Sequence[bytes], vocab_size: int) -> Merges:
-    """Learn merges from the training blocks. Raises a ConfigError if they give fewer than `vocab_size` tokens."""
+    """Learn merges from the training blocks. Raises a ConfigError if these yield fewer than `vocab_size` tokens."""
     library = _library()
     trained = _splitting(library, library.models.BPE())
     trainer = library.trainers.BpeTrainer(
@@ -122,10 +122,7 @@ def train_merges(train: Sequence[bytes], vocab_size: int) -> Merges:
 
 
 def pieces_of(merges: Merges) -> Pieces:
-    """The bytes of each token: the 256 bytes, then one token per merge.
-
-    No two merges give the same bytes: the encoder splits equal bytes equally.
-    """
+    """The bytes of each token: the 256 bytes, then one token per merge. All tokens have different bytes."""
     pieces = list(BYTES)
     for a, b in merges:
         pieces.append(pieces[a] + pieces[b])
@@ -133,28 +130,28 @@ def pieces_of(merges: Merges) -> Pieces:
 
 
 def encode(blocks: Sequence[bytes], merges: Merges) -> list[Tokens]:
-    """The tokens of each block, each block encoded separately."""
+    """Tokenize each block separately."""
     library = _library()
     spelled = [piece.decode("latin-1") for piece in pieces_of(merges)]
     model = library.models.BPE({s: i for i, s in enumerate(spelled)}, [(spelled[a], spelled[b]) for a, b in merges])
     encoder = _splitting(library, model)
     dtype = dtype_of(len(spelled))
     out: list[Tokens] = []
-    for i in range(0, len(blocks), 256):  # parts: the library's result takes far more memory than the tokens
+    for i in range(0, len(blocks), 256):  # 256 at a time, as the library's results take far more memory than tokens
         encoded = encoder.encode_batch_fast([block.decode("latin-1") for block in blocks[i : i + 256]])
         out += [np.array(e.ids, dtype) for e in encoded]
     return out
 
 
 def _splitting(library: ModuleType, model: object) -> tokenizers.Tokenizer:
-    """An object of the library `tokenizers` that splits text by PATTERN, then applies `model`."""
+    """Make a Tokenizer (an object of the library `tokenizers`) that splits text by PATTERN, then applies `model`."""
     tokenizer: tokenizers.Tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(PATTERN), "isolated")
     return tokenizer
 
 
 def _library() -> ModuleType:
-    # One thread: a sweep runs one process per core, and a process that forks while the library's threads run can hang.
+    # One thread, since a sweep runs one process per core, and forking while the library's threads run can hang.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers
@@ -166,7 +163,7 @@ def _library() -> ModuleType:
 
 
 def read_merges(path: Path, vocab_size: int) -> Merges | None:
-    """The merges in a cache file; None if the file is missing, damaged, or does not give `vocab_size` tokens."""
+    """Read merges from a cache file. Return None if it is missing, damaged, or not for `vocab_size` tokens."""
     try:
         kept = json.loads(path.read_bytes())
         if kept["sha256"] != _checksum(kept["merges"]):
@@ -178,7 +175,7 @@ def read_merges(path: Path, vocab_size: int) -> Merges | None:
 
 
 def write_merges(path: Path, merges: Merges) -> None:
-    """Write merges to a cache file, whole or not at all. A failure is ignored: the merges are learned again."""
+    """Write merges to a cache file atomically. A failure is ignored, since merges can be learned again."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

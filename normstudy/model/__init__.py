@@ -1,1 +1,1 @@
-"""The model of one run: a transformer as an ordinary nn.Module, its norms, initialization and kernels."""
+"""The model that one run trains: a transformer as an ordinary nn.Module, its norms, initialization and kernels."""

@@ -1,25 +1,25 @@
-"""Initialization: the distribution of every tensor, and its draw.
+"""Initialization: the distributions of the initial values of tensors, and the functions that draw these values.
 
-Weights are normal with mean 0. Biases and norm biases start at 0, norm gains at 1, dyt's a at 0.5, rezero's scale at 0;
-admin's omegas start at 1 until a profiling pass sets them. A user's own module keeps the values that its constructor
-draws. The init is part of an experiment, so it is a column of `runs`.
+Weights are normal with mean 0. Biases (also those of norms) start at 0, norm gains at 1, dyt's a at 0.5, rezero's scale
+at 0, and admin's omegas at 1 until a profiling pass sets them. A user's own module keeps the values that its
+constructor draws. The table `runs` has a column `init`, since the init is part of the experiment.
 
 | init     | standard deviation of a weight matrix (out, in)                                                      |
 |----------|------------------------------------------------------------------------------------------------------|
-| xavier   | sqrt(2 / (in + out)) (Glorot & Bengio 2010), Q, K and V being three separate matrices                 |
+| xavier   | sqrt(2 / (in + out)) (Glorot & Bengio 2010); Q, K and V count as three separate matrices              |
 | normal   | 0.02                                                                                                 |
 | gpt2     | 0.02, and 0.02 / sqrt(2 L) for the output projections of attention and MLP (GPT-2)                    |
 | deepnorm | xavier; V, O and the MLP's matrices times (8 L)^(-1/4) (arXiv:2203.00555, table 2, decoder only)      |
 | sub      | xavier; V, O and the MLP's matrices times sqrt(ln 2 L) (arXiv:2210.06423, decoder only)               |
-| tfixup   | xavier; V, O and the MLP's matrices times 0.67 L^(-1/4) (Huang et al. 2020: their form for an encoder; they give none for a decoder alone) |
+| tfixup   | xavier; V, O and the MLP's matrices times 0.67 L^(-1/4) (Huang et al. 2020: the encoder form, since the paper has no decoder-only form) |
 
-The output matrix follows the table unless model.unembed_std is set. The token table and the learned positions:
+The output matrix follows the table above unless model.unembed_std is set. For embeddings, model.embed_init decides:
 
-| embed_init | standard deviation of the tables                                                                   |
+| embed_init | standard deviation of token and learned position embeddings                                        |
 |------------|----------------------------------------------------------------------------------------------------|
-| unit       | sqrt(1/2) each, or 1 if no positions are added: x_0 has unit variance                               |
-| std        | model.embed_std, 0.02 unless given                                                                 |
-| scaled     | model.embed_std, d_model^(-1/2) unless given; the model multiplies tokens by sqrt(d_model)          |
+| unit       | sqrt(1/2) each, or 1 if no positions are added, so that x_0 has unit variance                       |
+| std        | model.embed_std; 0.02 if that is null                                                              |
+| scaled     | model.embed_std; d_model^(-1/2) if that is null. The model multiplies tokens by sqrt(d_model)       |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VALUE_PATH = ("attn.v.weight", "attn.out.weight", "mlp.w1.weight", "mlp.gate.wei
 
 
 def _weight_std(init: str, name: str, shape: torch.Size, n_layers: int) -> float:
-    """The standard deviation of a weight matrix (out, in), as in the table above."""
+    """The standard deviation for a weight matrix (out, in), from the first table in the module docstring."""
     if init == "normal":
         return NORMAL_STD
     if init == "gpt2":
@@ -54,15 +54,15 @@ def _weight_std(init: str, name: str, shape: torch.Size, n_layers: int) -> float
     return math.sqrt(2 / (shape[0] + shape[1])) * (gains[init] if name.endswith(VALUE_PATH) else 1.0)
 
 
-# Tensors that start at a constant, by the last part of their name.
+# The last part of a tensor's name -> the constant that all its elements start at.
 CONSTANTS = {"gamma": 1.0, "beta": 0.0, "bias": 0.0, "a": 0.5, "omega1": 1.0, "omega2": 1.0, "scale": 0.0}
 
 
 def distribution(name: str, shape: torch.Size, config: ModelConfig) -> tuple[float, float]:
-    """(mean, standard deviation) of the initial values of the tensor `name` of a Transformer."""
+    """Mean and standard deviation of the initial values of a Transformer's tensor `name`."""
     leaf = name.rpartition(".")[2]
     if leaf in ("embed", "pos"):
-        adds = config.positions in ("learned", "sinusoidal")  # the sinusoids' mean square is 1/2
+        adds = config.positions in ("learned", "sinusoidal")  # whether x_0 includes positions, of mean square 1/2
         return 0.0, resolve(config).embed_std or math.sqrt(0.5 if adds else 1.0)
     if leaf in CONSTANTS:
         return CONSTANTS[leaf], 0.0
@@ -76,11 +76,7 @@ def _key(name: str, seed: int) -> int:
 
 
 def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
-    """The initial values of the tensor `name`, float32.
-
-    Each tensor has a separate random stream, keyed by (seed, name), so adding a tensor does not change the draws of
-    others. torch's global generator is not used.
-    """
+    """Draw a tensor's initial values (float32) from a random stream that depends only on the seed and its name."""
     mean, std = distribution(name, shape, config)
     if std == 0:
         return torch.full(shape, mean)
@@ -89,7 +85,7 @@ def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor
 
 
 def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """The values that the constructors of the user's own modules draw, each with a seed from the module's name."""
+    """Parameter values drawn by the constructors of the user's own modules, each seeded by (seed, module name)."""
     out: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         make = made_by(module)
@@ -100,7 +96,7 @@ def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
 
 
 def init_params(model: nn.Module, configs: list[ModelConfig], seeds: list[int]) -> dict[str, Tensor]:
-    """The initial tensors of a batch of runs, stacked on a leading run axis: name -> (runs, *shape)."""
+    """Draw the initial parameters of a batch of runs, stacked over runs: name -> (runs, *shape)."""
     drawn = [draw_own(model, seed) for seed in seeds]
     return {
         name: torch.stack(

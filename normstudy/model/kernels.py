@@ -1,17 +1,17 @@
 """The operations that take most of a step's time, for many runs at once: linear maps, layer norm, attention, the loss.
 
-The model is written for one run and vmapped. The functions here handle the run axis themselves, for two reasons. The
-layout of the runs' products decides the speed (`normstudy bench --rows a` measures it). And a run's bits must not
-depend on the other runs of its batch: each product takes the matrices of one run, in a way that depends on their shape
-only.
+The model is written for one run and vmapped, but these functions handle the run axis themselves, for two reasons.
+First, the memory layout of the matrix products decides the speed (`normstudy bench --rows a` measures it). Second, a
+run's bits must not depend on the other runs in its batch: each product multiplies the matrices of one run, in a way
+that depends only on their shapes.
 
-On a CPU, NumPy computes the products, except for linear maps on Intel (processor.py). NumPy's OpenBLAS uses the full
-vector width, takes 1 us per call, and writes into a given array. torch.bmm calls MKL, which on AMD uses half of
-AVX-512: per core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), 105 instead of 210 for (512, 64) times
-(64, 256). oneDNN is as fast for the second shape only: a call takes 10 us and cannot write into a given array. On other
-devices torch computes all products.
+On a CPU, NumPy computes the products, except that MKL computes linear maps on Intel (processor.py). NumPy's OpenBLAS
+uses the full vector width, takes 1 us per call, and can write into an existing array. torch.bmm calls MKL, which on AMD
+uses half of AVX-512: per core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), and 105 instead of 210 for
+(512, 64) times (64, 256). oneDNN matches OpenBLAS only for the second shape, since a call takes 10 us and cannot write
+into an existing array. On other devices torch computes all products.
 
-R runs, N positions of all sequences of a run, B batch, T sequence, H heads, K d_head; I in, O out; V vocabulary.
+R runs; N positions, over all sequences of a run; B batch, T sequence, H heads, K d_head; I in, O out; V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ from torch.nn import functional as F
 
 from normstudy.model import processor
 
-# Numbers per slice of runs. Consecutive operations process one slice at a time, so that its numbers stay in cache.
+# Elements per slice of runs: consecutive operations process one slice at a time, so that the slice stays in cache.
 AT_ONCE = 2**19
 
 Outputs = Sequence[Tensor]
 
 
 def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outputs:
-    """Call `function` with inputs stacked over runs, (R, ...), from inside the forward of one run, vmapped or not.
+    """Call `function` on inputs stacked over runs, (R, ...), from inside one run's forward pass, vmapped or not.
 
-    An autograd Function with a vmap rule does the same, but takes 110 us per call, a twentieth of a small model's step.
-    This takes 20 us.
+    A call takes 20 us. An autograd Function with a vmap rule would take 110 us, a twentieth of a small model's step.
     """
     if _functorch.peek_interpreter_stack() is None:
         return [y[0] for y in function(*(None if x is None else x[None] for x in inputs))]
@@ -56,18 +55,18 @@ def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outpu
 
 
 def _slices(like: Tensor) -> Iterator[slice]:
-    """Slices of the leading run axis with at most AT_ONCE numbers each, but at least one run."""
+    """Slices of the leading run axis, each with at most AT_ONCE elements but at least one run."""
     runs = max(1, AT_ONCE // max(1, like[0].numel()))
     return (slice(low, low + runs) for low in range(0, len(like), runs))
 
 
 def _by_rows(x: Tensor) -> Tensor:
-    """x (..., N, I) with contiguous rows that do not overlap: NumPy multiplies anything else without BLAS."""
+    """Return x (..., N, I), copied if its rows overlap or are not contiguous: NumPy would multiply it without BLAS."""
     return x if x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1] else x.clone(memory_format=torch.contiguous_format)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> None:
-    """out = a b on a CPU, matrix by matrix over equal leading axes. MKL needs three axes and contiguous rows."""
+    """Write the matrix products a b to `out` on a CPU. Leading axes are equal. MKL needs 3 axes and contiguous rows."""
     if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"cannot multiply {a.dtype} by {b.dtype}: both must be torch.float32")
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
@@ -78,7 +77,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> Non
 
 
 def _by_numpy(a: Tensor, b: Tensor, out: Tensor) -> None:
-    with np.errstate(all="ignore"):  # divergence is a result of a run, not an error
+    with np.errstate(all="ignore"):  # a run that diverges is a valid result, so overflow must not warn
         np.matmul(a.numpy(), b.numpy(), out=out.numpy())
 
 
@@ -86,7 +85,7 @@ def _by_numpy(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 
 def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """x w + b, run by run: (R, N, I), (R, I, O), (R, O) -> (R, N, O)."""
+    """x w + b for each run: (R, N, I), (R, I, O), (R, O) -> (R, N, O)."""
     if x.device.type != "cpu":
         return torch.bmm(x, w) if b is None else torch.baddbmm(b[:, None], x, w)
     y = x.new_empty(*x.shape[:2], w.shape[2])
@@ -100,10 +99,7 @@ def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 class _Linears(Function):
-    """Several linear maps of one input as one product: q, k and v of attention, or a gate and what it multiplies.
-
-    Inputs: x (R, N, I), then all weights (R, O, I), then all biases (R, O) or none.
-    """
+    """Linear maps of one input as one product. Inputs: x (R, N, I), all weights (R, O, I), all or no biases (R, O)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, n_maps: int, x: Tensor, *parameters: Tensor) -> Outputs:
@@ -119,7 +115,7 @@ class _Linears(Function):
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors  # type: ignore[attr-defined]
         sizes: list[int] = ctx.sizes  # type: ignore[attr-defined]
-        # In another layout the order of the sum over positions would depend on the number of runs.
+        # If g were not contiguous, the summation order over positions would depend on the number of runs.
         g = gradients[0].contiguous() if len(sizes) == 1 else torch.cat(gradients, 2)
         of_weights = torch.split(product(g.mT, x), sizes, 1)
         of_biases = torch.split(g.sum(1), sizes, 1) if ctx.biased else ()  # type: ignore[attr-defined]
@@ -127,7 +123,7 @@ class _Linears(Function):
 
 
 def linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """x W^T + b for several W (O, I) and b (O,) and one run's x (..., I); either all biases are None or none is."""
+    """x W^T + b for one run's x (..., I) and several W (O, I) and b (O,); either all or none of the biases are None."""
 
     def stacked(x: Tensor, *parameters: Tensor) -> Outputs:
         flat = _by_rows(x.reshape(len(x), -1, x.shape[-1]))
@@ -141,9 +137,9 @@ def linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None
 
 
 class _LayerNorm(Function):
-    """gamma * (x - mean) / sqrt(var + eps) + beta of x (R, N, I), gamma (R, I) and beta (R, I).
+    """gamma * (x - mean) / sqrt(var + eps) + beta for x (R, N, I), gamma (R, I) and beta (R, I).
 
-    torch's kernel takes one gamma and one beta, so it is called run by run. The numbers of one run fit a cache.
+    torch's kernel takes one gamma and one beta, so it is called once per run. One run's elements fit in the cache.
     """
 
     @staticmethod
@@ -161,14 +157,14 @@ class _LayerNorm(Function):
         g, back, width = gradients[0].contiguous(), torch.ops.aten.native_layer_norm_backward.default, x.shape[2:]
         mean, rstd = moments[: len(x)], moments[len(x) :]
         runs = [
-            back(g_r, x_r, width, mean_r, rstd_r, gamma_r, gamma_r, [True, True, True])  # beta's values are not read
+            back(g_r, x_r, width, mean_r, rstd_r, gamma_r, gamma_r, [True, True, True])  # gamma in place of unused beta
             for g_r, x_r, mean_r, rstd_r, gamma_r in zip(g, x, mean, rstd, gamma, strict=True)
         ]
         return *map(torch.stack, zip(*runs, strict=True)), None
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-    """gamma * (x - mean) / sqrt(var + eps) + beta of one run's x (..., I), gamma (I,) and beta (I,), var biased."""
+    """gamma * (x - mean) / sqrt(var + eps) + beta, var biased, for one run's x (..., I), gamma (I,) and beta (I,)."""
 
     def stacked(x: Tensor, gamma: Tensor, beta: Tensor) -> Outputs:
         if x.device.type != "cpu":
@@ -186,8 +182,8 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
 class _CausalAttention(Function):
     """softmax(q k^T / sqrt(K) + causal mask) v and its gradients, for q, k, v (R, B, T, H, K) on a CPU.
 
-    With sequences of 32 to 64 tokens it is 1.5 to 1.8 times as fast as torch's fused attention, which calls MKL for
-    each product. An inf or NaN reaches earlier positions too, since 0 times inf is NaN; such a run has diverged anyway.
+    On sequences of 32 to 64 tokens this is 1.5 to 1.8 times as fast as torch's fused attention, which calls MKL for
+    each product. An inf or NaN spreads to earlier positions, since 0 times inf is NaN, but its run has diverged anyway.
     """
 
     @staticmethod
@@ -226,13 +222,13 @@ class _CausalAttention(Function):
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K) + causal mask) v of one run, head by head: (B, T, H, K) each -> (B, T, H, K)."""
+    """softmax(q k^T / sqrt(K) + causal mask) v for each head of one run; q, k, v and the result are (B, T, H, K)."""
 
     def stacked(q: Tensor, k: Tensor, v: Tensor) -> Outputs:
         if q.device.type == "cpu":
             mixed: Tensor = _CausalAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
             return [mixed]
-        # torch's fused attention has no run axis: pass the runs as more sequences.
+        # torch's fused attention has no run axis, so the sequences of all runs form one batch.
         R, B = q.shape[:2]
         q, k, v = (y.reshape(R * B, *y.shape[2:]).transpose(1, 2) for y in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
@@ -245,10 +241,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _CrossEntropy(Function):
-    """Mean cross-entropy (R,) of logits (R, N, V) and targets (R, N) on a CPU.
+    """Mean cross-entropy (R,) of logits (R, N, V) and targets (R, N) on a CPU, bitwise equal to torch's.
 
-    The bits are those of torch's function. The gradient in torch allocates zeros as large as the logits and copies
-    them to set one number per row; here the zeros of one slice of runs serve all slices and stay in cache.
+    torch's backward pass allocates zeros as large as the logits and copies them to set one number per row. Here one
+    slice's zeros, which stay in cache, are reused for every slice of runs.
     """
 
     @staticmethod
@@ -277,7 +273,7 @@ class _CrossEntropy(Function):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of one run's logits (..., V) and targets (...), nats per token."""
+    """Mean cross-entropy of one run's logits (..., V) and targets (...), in nats per token."""
 
     def stacked(logits: Tensor, targets: Tensor) -> Outputs:
         flat = logits.reshape(len(logits), -1, logits.shape[-1]).contiguous()

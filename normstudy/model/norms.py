@@ -17,7 +17,7 @@ DYT_A = 0.5  # initial value of dyt's a (arXiv:2503.10622)
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """gamma * (x - mean) / sqrt(var + 1e-5) + beta, var biased (Ba et al., arXiv:1607.06450)."""
+    """gamma * (x - mean) / sqrt(var + 1e-5) + beta with biased variance (Ba et al., arXiv:1607.06450)."""
     return kernels.layer_norm(x, gamma, beta, EPS)
 
 
@@ -32,7 +32,7 @@ def dynamic_tanh(x: Tensor, a: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 class LayerNorm(nn.Module):
-    """layer_norm with a gain (D,) starting at 1 and a bias (D,) starting at 0."""
+    """Layer norm with a gain (D,) starting at 1 and a bias (D,) starting at 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """rms_norm with a gain (D,) starting at 1."""
+    """RMS norm with a gain (D,) starting at 1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class RMSNorm(nn.Module):
 
 
 class DynamicTanh(nn.Module):
-    """dynamic_tanh with a gain (D,) starting at 1, a bias (D,) starting at 0, and a number `a` () starting at 0.5."""
+    """Dynamic tanh with a gain (D,) starting at 1, a bias (D,) starting at 0, and a scalar `a` starting at 0.5."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class DynamicTanh(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """Returns x unchanged."""
+    """The norm `none`: it returns x unchanged."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class NoNorm(nn.Module):
 
 
 class FunctionNorm(nn.Module):
-    """A user's norm(x), norm(x, gamma) or norm(x, gamma, beta): gain (D,) starting at 1, bias (D,) at 0."""
+    """A user's norm(x), norm(x, gamma) or norm(x, gamma, beta); gamma (D,) starts at 1, beta (D,) at 0."""
 
     def __init__(self, function: Callable[..., Tensor], width: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class FunctionNorm(nn.Module):
 
 
 def own_norm(found: Callable[..., object], width: int) -> nn.Module:
-    """A module for a user's own norm, which is a function or a class whose constructor takes the width."""
+    """Construct the module for a user's own norm: a function, or a class whose constructor takes the width."""
     if isinstance(found, type):
         return construct(functools.partial(found, width), seed=0)
     return FunctionNorm(found, width)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A user's own placement or norm: imported from its file, and made into the modules of a run."""
+"""Import a user's own placement or norm from its file, and construct modules from it."""
 
 from __future__ import annotations
 
@@ -28,22 +28,18 @@ MADE_BY = "_normstudy_made_by"
 
 
 class _SourceOnly(SourceFileLoader):
-    """A loader that neither reads nor writes bytecode.
-
-    Python's bytecode would be stale if the file changed twice within a second, and __pycache__ would litter the user's
-    folder.
-    """
+    """A loader without bytecode files, which go stale if a source changes twice in a second, and litter the folder."""
 
     def path_stats(self, path: str | os.PathLike[str]) -> typing.NoReturn:
         raise OSError
 
 
 class _Finder(MetaPathFinder):
-    """Finds modules below users' folders before installed modules of the same name, but after Python's own."""
+    """An import hook that prefers modules in users' folders to installed ones, but not to the standard library's."""
 
     def __init__(self) -> None:
         self.roots: list[Path] = []
-        self.appended: Path | None = None  # the folder that add() put on sys.path
+        self.appended: Path | None = None  # the folder that `add` appended to sys.path
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -70,7 +66,7 @@ class _Finder(MetaPathFinder):
     def add(self, root: Path) -> None:
         """Search below `root` first, and add `root` to sys.path, which spawned processes copy from their parent."""
         if str(root) not in sys.path:
-            if self.appended is not None:  # an earlier working directory
+            if self.appended is not None:  # the working directory has changed since
                 sys.path.remove(str(self.appended))
                 self.roots.remove(self.appended)
             sys.path.append(str(root))
@@ -81,14 +77,11 @@ class _Finder(MetaPathFinder):
 
 
 _finder = _Finder()
-_loaded: dict[str, tuple[Path, str]] = {}  # module -> its folder, and its sha256 when it was imported
+_loaded: dict[str, tuple[Path, str]] = {}  # module -> (its folder, sha256 of its source when imported)
 
 
 def load(spec: str, planned: str | None = None) -> Callable[..., object]:
-    """The function or class that `spec` names. Its module is imported again if a file of its source has changed.
-
-    planned: the sha256 that the source must have; any other raises a ConfigError.
-    """
+    """Import what `spec` names, or reimport it if its source changed. planned: the sha256 that the source must have."""
     module, name = split(spec)
     root, files = sources_of(spec)
     sha256 = source_sha256(spec)
@@ -151,7 +144,7 @@ def _is_users_import(module: ModuleType | None) -> bool:
 
 
 def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
-    """The arguments that a block's constructor names: layer, and fields of ModelConfig with their resolved values."""
+    """Name -> value for the arguments of a block's constructor: layer, and fields of ModelConfig, resolved."""
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
     values = {"layer": layer, **fields, **dataclasses.asdict(resolve(model))}
     asked = {}
@@ -167,10 +160,7 @@ def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
 
 
 def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Call `make` with torch's generator seeded, on the CPU whatever device the model is built on.
-
-    The state of torch's generator is restored. The module keeps `make`, so that other runs can draw their values.
-    """
+    """Call `make` on the CPU with torch's generator seeded; store `make` in the module, to draw other runs' values."""
     before = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's generator too
     try:
@@ -189,7 +179,7 @@ def made_by(module: nn.Module) -> Callable[[], nn.Module] | None:
 
 
 def move(model: nn.Module, device: str) -> None:
-    """Move the buffers of users' own modules to a device. Parameters of all modules are moved stacked over runs."""
+    """Move the buffers of users' own modules to a device. Callers move all parameters, stacked over runs."""
     for module in model.modules():
         if made_by(module) is not None:
             module.to(device)

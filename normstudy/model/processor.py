@@ -1,8 +1,8 @@
-"""Which library computes the matrix products of runs on this CPU. The choice depends on the CPU's vendor alone.
+"""The choice of the library that computes matrix products on this CPU. It depends only on the CPU's vendor.
 
-The wheels on PyPI bring OpenBLAS with NumPy and MKL with torch. On AMD, MKL uses half of AVX-512 (kernels.py has the
-rates). On Intel, MKL is faster: on a Xeon with AVX-512 and two cores, training d32 L4, d64 L2, d64 L6 and d128 L6 was
-1.08 to 1.11 times as fast with MKL (medians of seven alternating rounds).
+PyPI's wheels include OpenBLAS in NumPy and MKL in torch. On AMD, MKL uses half of AVX-512 (kernels.py lists rates). On
+Intel, MKL is faster: training models with d_model 32, 64, 64, 128 and 4, 2, 6, 6 layers was 1.08 to 1.11 times as fast
+with MKL on a two-core Xeon with AVX-512 (medians of seven alternating rounds).
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from threadpoolctl import threadpool_info
 
 @functools.cache
 def by_mkl() -> bool:
-    """Whether MKL computes the products of linear maps. NumPy always computes those of attention, which are strided."""
-    import torch  # here: bench reads cpu_info without torch
+    """Whether MKL computes linear maps. NumPy always computes attention's products, whose matrices are strided."""
+    import torch  # imported late, since bench reads cpu_info without torch
 
     return torch.backends.mkl.is_available() and cpu_info("vendor_id") == "GenuineIntel"  # type: ignore[no-untyped-call]
 
 
 def libraries() -> str:
-    """The column `blas`: the libraries that compute a run's products, and the CPU architecture that OpenBLAS detected.
-
-    'openblas 0.3.31 SkylakeX', or 'mkl 2024.2, openblas 0.3.31 SkylakeX'.
-    """
+    """The value of the column `blas`: the matrix libraries, such as 'mkl 2024.2, openblas 0.3.31 SkylakeX'."""
     return f"{_mkl()}, {_numpy_blas()}" if by_mkl() else _numpy_blas()
 
 
@@ -40,7 +37,7 @@ def _mkl() -> str:
 
 def _numpy_blas() -> str:
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    # SciPy brings another BLAS. A NumPy that was built with the system's BLAS has no folder of libraries.
+    # SciPy includes another BLAS, which is ignored. A NumPy built with the system's BLAS has no library folder.
     numpys = [one for one in found if Path(one["filepath"]).parent.name in ("numpy.libs", ".dylibs")] or found
     if len(numpys) != 1:
         return f"of numpy {np.__version__}"
@@ -51,7 +48,7 @@ INFO = Path("/proc/cpuinfo")
 
 
 def cpu_info(field: str) -> str | None:
-    """The first value of a field of /proc/cpuinfo, such as `vendor_id`; None if the field or the file is missing."""
+    """The first value of a /proc/cpuinfo field such as `vendor_id`; None if the field or the file is missing."""
     lines = INFO.read_text().splitlines() if INFO.exists() else []
     parts = (line.partition(":") for line in lines)
     return next((value.strip() for name, _, value in parts if name.strip() == field), None)

@@ -1,6 +1,6 @@
 """A decoder-only transformer for one run, written as an ordinary nn.Module.
 
-training/step.py calls it through torch.func.vmap, which adds the run axis. Its forward returns the logits and the
+training/step.py calls the model through torch.func.vmap, which adds the run axis. The model returns its logits and its
 residual stream x_0 ... x_L: x_0 is the sum of the embeddings, x_l the output of block l.
 
 B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab.
@@ -22,11 +22,11 @@ from normstudy.model import kernels
 from normstudy.model.norms import NORMS, own_norm
 from normstudy.model.own import asked_of, construct, load
 
-ROPE_BASE = 10_000.0  # Su et al., arXiv:2104.09864; the base of Vaswani et al.'s sinusoids too
+ROPE_BASE = 10_000.0  # the base in RoPE (Su et al., arXiv:2104.09864) and in Vaswani et al.'s sinusoids
 
 
 class Linear(nn.Module):
-    """x W^T + b with weight (out, in) and bias (out,); init.py draws both."""
+    """x W^T + b with weight W (out, in) and bias b (out,), both of which model/init.py sets."""
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool = True) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class Linear(nn.Module):
 
 
 def together(x: Tensor, *maps: Linear) -> list[Tensor]:
-    """Several linear maps of one input, computed together, which is faster than one by one."""
+    """Apply several linear maps to one input in one call, which is faster than one by one."""
     return kernels.linears(x, [m.weight for m in maps], [m.bias for m in maps])
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
-    """A norm module of the kind that the model uses."""
+    """Construct a norm module of the kind that the config selects."""
     name = resolve(config).norm
     if sources.is_own(name):
         return own_norm(load(name, own_sources(config)["norm_sha256"]), width)
@@ -51,7 +51,7 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
 
 
 def norm_width(config: ModelConfig, name: str) -> int:
-    """The width of a norm that a block may take as an argument."""
+    """The width of the block argument `name`, which is a norm."""
     if name in ("q_norm", "k_norm", "v_norm"):
         return config.d_model // config.n_heads
     return resolve(config).d_ff if name == "norm2_inner" else config.d_model
@@ -62,7 +62,7 @@ def norm_width(config: ModelConfig, name: str) -> int:
 
 @functools.lru_cache(maxsize=32)
 def _angles(n_positions: int, width: int, like: tuple[torch.dtype, torch.device]) -> tuple[Tensor, Tensor]:
-    """cos and sin of position / base^(2 i / width), each (T, width / 2)."""
+    """The cos and sin of position / base^(2 i / width), each (T, width / 2)."""
     rates = ROPE_BASE ** (-np.arange(0, width, 2) / width)
     angles = np.arange(n_positions)[:, None] * rates
     dtype, device = like
@@ -70,7 +70,7 @@ def _angles(n_positions: int, width: int, like: tuple[torch.dtype, torch.device]
 
 
 def sinusoids(n_positions: int, d_model: int, like: Tensor) -> Tensor:
-    """(T, D): sin in the even, cos in the odd columns; mean square 1/2 (Vaswani et al. 2017, section 3.5)."""
+    """A table (T, D) with sin in even and cos in odd columns; its mean square is 1/2 (arXiv:1706.03762, 3.5)."""
     cos, sin = _angles(n_positions, d_model, (like.dtype, like.device))
     return torch.stack([sin, cos], -1).flatten(1)
 
@@ -87,11 +87,10 @@ def rotate(x_BTHK: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention.
+    """Causal multi-head attention. placements.py describes the norms `inner` and `qkv`, which `forward` may take.
 
-    inner: a norm before the output projection. qkv: norms of the queries, keys and values of each head, before RoPE.
-    model.qk_norm normalizes queries and keys per head with one gain for all heads, or over d_model before the split
-    into heads.
+    model.qk_norm normalizes queries and keys per head, all heads sharing one gain, or over d_model before the split
+    into heads. All norms of queries, keys and values come before RoPE.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -131,7 +130,7 @@ class Attention(nn.Module):
 def silu(x: Tensor) -> Tensor:
     """x / (1 + exp(-x)), written so that neither the value nor its gradient overflows.
 
-    torch's silu computes the last numbers of a tensor by another formula, so a run's bits would depend on its batch.
+    torch's silu uses another formula for a tensor's last few elements, so a run's bits would depend on its batch.
     """
     return 0.5 * x * (1 + torch.tanh(0.5 * x))
 
@@ -142,10 +141,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """W2 act(W1 x + b1) + b2; with a gate, W2 (act(W x + b) * (W1 x + b1)) + b2 (Shazeer, arXiv:2002.05202).
-
-    inner: a norm before the output matrix W2.
-    """
+    """W2 act(W1 x + b1) + b2, or with a gate W2 (act(W x + b) * (W1 x + b1)) + b2 (Shazeer, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -169,10 +165,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One block: the placement's function, and the sublayers, norms and scales that the function takes.
-
-    own: the function. If it is a module of the user's class, its parameters are named own.* in the block.
-    """
+    """One block: the placement's function (`own`), and the sublayers, norms and scales that the function takes."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -183,7 +176,7 @@ class Block(nn.Module):
         self.numbers = {
             "layer": layer,
             "n_layers": config.n_layers,
-            "alpha": (2 * config.n_layers) ** 0.25,  # DeepNet's, decoder only: arXiv:2203.00555, table 2
+            "alpha": (2 * config.n_layers) ** 0.25,  # DeepNet's decoder-only alpha (arXiv:2203.00555, table 2)
         }
         for name in self.wanted:
             if name in sources.NORMS:
@@ -194,18 +187,18 @@ class Block(nn.Module):
                 self.scale = nn.Parameter(torch.zeros(()))
 
     def call(self, x_BTD: Tensor, r_BTD: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The return value of the placement's function."""
+        """Call the placement's function and return its value."""
         given = {"x": x_BTD, "r": r_BTD, **self.numbers}
         return self.own(**{name: given[name] if name in given else getattr(self, name) for name in self.wanted})
 
     def forward(self, x_BTD: Tensor, r_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Both streams after the block; r is unchanged if the function does not take it."""
+        """Both streams after the block; r is unchanged if the placement's function does not take r."""
         out = self.call(x_BTD, r_BTD)
         return (out, r_BTD) if isinstance(out, Tensor) else out
 
 
 def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
-    """The placement's function for a layer. A user's class is constructed with the arguments that it names."""
+    """The placement's function for a layer, or a module constructed from a user's class, to be called in its place."""
     if sources.is_own(config.placement):
         found = load(config.placement, own_sources(config)["placement_sha256"])
         if isinstance(found, type):
@@ -221,7 +214,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
-        config.validate()  # a field may have been set in place since
+        config.validate()  # a field may have been changed since the config was constructed
         d_model = config.d_model
         self.positions = config.positions
         self.multiplier = math.sqrt(d_model) if config.embed_init == "scaled" else None
@@ -235,7 +228,7 @@ class Transformer(nn.Module):
         self.unembed = None if config.tied else Linear(d_model, vocab_size, bias=False)
 
     def embedding(self, tokens_BT: Tensor) -> Tensor:
-        """x_0 (B, T, D) of tokens (B, T); T <= seq_len."""
+        """x_0 (B, T, D) for tokens (B, T), where T <= seq_len."""
         x_BTD = F.embedding(tokens_BT, self.embed)
         if self.multiplier is not None:
             x_BTD = x_BTD * self.multiplier
@@ -246,10 +239,7 @@ class Transformer(nn.Module):
         return x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D); T <= seq_len.
-
-        With two streams the list holds x, and the output is x + final_norm(r).
-        """
+        """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D), without the second stream r."""
         x_BTD = r_BTD = self.embedding(tokens_BT)
         residual = [x_BTD]
         for block in self.blocks:
@@ -263,6 +253,6 @@ class Transformer(nn.Module):
 
 
 def build(config: RunConfig, vocab_size: int) -> Transformer:
-    """The model of one run on the meta device: its parameters take no memory, since they exist stacked over runs."""
+    """Construct a run's model on the meta device, without memory for parameters, which are stacked over runs."""
     with torch.device("meta"):
         return Transformer(config.model, vocab_size, config.data.seq_len)

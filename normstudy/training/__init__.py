@@ -1,1 +1,1 @@
-"""Many runs trained as one program: batches of runs, one step, optimizers and probes."""
+"""Train many runs as one program: batches of runs, their steps, optimizers and probes."""

@@ -1,8 +1,8 @@
-"""Admin's profiling pass: set the omegas of a post-norm stack from one batch at initialization.
+"""Admin's profiling pass: set a model's initial omegas from one batch of data.
 
-omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)). x_i and f_i are the input and the output of sublayer i
-once the omegas before it are set; the variance is over all elements (Liu et al., arXiv:2004.08249, section 4;
-Transformer-Clinic). Each omega is a vector of D equal numbers, which training then changes.
+omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)), where x_i and f_i are the input and output of sublayer
+i once all earlier omegas are set. The variance is over all elements (Liu et al., arXiv:2004.08249, section 4; code in
+Transformer-Clinic). Each omega is a vector of D numbers, equal until training changes them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from normstudy.model.transformer import Transformer
 
 
 def set_omegas_(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -> None:
-    """Profile each run of a batch. params: name -> (runs, *shape), changed in place; tokens: (runs, B, T)."""
+    """Set the omegas of a batch of runs in place. params: name -> (runs, *shape); tokens: (runs, B, T)."""
     for r in range(len(tokens)):
         for name, omega in profile(model, {n: p[r] for n, p in params.items()}, tokens[r]).items():
             params[name][r] = omega
 
 
 def profile(model: Transformer, params: dict[str, Tensor], tokens_BT: Tensor) -> dict[str, Tensor]:
-    """The omegas of one run, name -> (D,), from its other parameters and one batch.
-
-    Runs are profiled one by one, so that a run's omegas do not depend on the other runs of its batch.
-    """
+    """Compute one run's omegas, name -> (D,). Runs are profiled one by one, so that a run does not depend on others."""
     omegas: dict[str, Tensor] = {}
     with torch.no_grad():
         x = torch.func.functional_call(model, params, (tokens_BT,))[1][0]  # x_0
@@ -41,7 +38,7 @@ def profile(model: Transformer, params: dict[str, Tensor], tokens_BT: Tensor) ->
 
 
 def _observe(block: nn.Module, sublayer: str, params: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The input and the output of a sublayer, and the output of its block."""
+    """The input and output of a sublayer, and its block's output, for block input x."""
     seen: list[tuple[Tensor, Tensor]] = []
     handle = block.get_submodule(sublayer).register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
     try:

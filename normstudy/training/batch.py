@@ -1,10 +1,8 @@
 """Train a batch of runs as one program.
 
-The loss of ONE run is written once. vmap adds the run axis, and ordinary autograd differentiates the sum of the losses
-outside the vmap. Runs do not interact, so the gradient of the sum holds the gradient of each run. dLoss/dx_l needs no
-hook: the forward pass returns the residual stream, and `autograd.grad` also differentiates by the stream.
-
-`train_batch` is a generator of events. It writes no files.
+The loss function is written for one run. vmap adds the run axis, and ordinary autograd differentiates the sum of the
+losses outside the vmap. Runs do not interact, so the gradient of the sum consists of each run's gradient. dLoss/dx_l
+needs no hook: the forward pass returns the residual stream, by which `autograd.grad` also differentiates.
 
 B batch, T sequence.
 """
@@ -29,12 +27,12 @@ from normstudy.training.probes import Array, Probe
 from normstudy.training.step import Inputs, Measured, StackedRuns, evaluate, inputs_of, stepper, to_numpy, tokens_of
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-SYNC_EVERY = 50  # steps on a GPU between two transfers of results; each transfer waits for all queued steps
+SYNC_EVERY = 50  # steps on a GPU between two transfers of results to the host, each of which waits for the GPU
 
 
 @dataclass(frozen=True)
 class Record:
-    """Results of one step. Each array has one entry per run in `runs`, the indices of the runs that took the step."""
+    """Results of one step. `runs` are the indices of the runs that took it; each array has one entry per run."""
 
     step: int
     runs: list[int]
@@ -49,9 +47,9 @@ class Record:
 
 @dataclass(frozen=True)
 class End:
-    """The end of a run: after its last update, or at its first non-finite number.
+    """The end of a run, after its last update or at its first non-finite number.
 
-    nonfinite_step: the step of that number; n_steps if the number is the validation loss after the last update.
+    nonfinite_step: step of the first non-finite number, n_steps for the final validation loss; None if all are finite.
     """
 
     run: int
@@ -61,7 +59,7 @@ class End:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """One run before `step`: its parameters (width,) and its optimizer slots (width,)."""
+    """The state of one run before `step`: parameters (width,), and name -> optimizer slot (width,)."""
 
     step: int
     params: Tensor
@@ -70,14 +68,14 @@ class ResumePoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The runs that train together, by their indices, before `step`. That step changes `stacked` in place."""
+    """The runs (by index) that train together, and their state before `step`. The next step overwrites `stacked`."""
 
     step: int
     runs: list[int]
     stacked: StackedRuns
 
     def of(self, place: int) -> ResumePoint:
-        """Copy one run; place: its position in `runs`."""
+        """Copy the state of the run at position `place` in `runs`."""
         state = {slot: values[place].cpu().clone() for slot, values in self.stacked.state.items()}
         return ResumePoint(self.step, self.stacked.params[place].detach().cpu().clone(), state)
 
@@ -86,7 +84,7 @@ Event = Record | End | Snapshot
 
 
 def start(model: Transformer, configs: list[RunConfig], text: texts.Text) -> dict[str, Tensor]:
-    """The parameters of runs of one model before the first update: name -> (runs, *shape), on the CPU."""
+    """Draw initial parameters for runs of one model shape: name -> (runs, *shape), on the CPU."""
     stacked = init_params(model, [c.model for c in configs], [c.seed for c in configs])
     if row_of(configs[0].model.placement).profiled:
         tokens = torch.from_numpy(np.stack([tokens_of(text, c, step=0) for c in configs]))
@@ -104,24 +102,23 @@ def train_batch(
     probing: bool = True,
     sync_every: int | None = None,
 ) -> Iterator[Event]:
-    """Train runs of one shape together; yields a Record per step and an End per run.
+    """Train runs of one shape together. Yields a Record per step and an End per run, and writes no files.
 
-    A run ends at its first non-finite loss or gradient norm: that Record is its last, and the run leaves the batch.
-    A run has bitwise the same numbers in every batch (on one kind of CPU, one version of torch and one library of
-    matrix products: model/processor.py).
+    A run leaves the batch after the step of its first non-finite loss or gradient norm. Its results are bitwise equal
+    in every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
 
-    starts: where each run resumes, None for step 0. The least advanced runs train first, until they reach the others.
-    snapshots: also yield a Snapshot after each transfer of results. Close the generator to stop early.
-    probing: False sets all norms to NaN; `normstudy bench` uses it to measure the cost of the norms.
-    sync_every: steps between two transfers of results to the host; by default 1 on a CPU, SYNC_EVERY on a GPU, where
-    each transfer waits for the device. No number depends on it, but a diverged run leaves only at a transfer.
+    starts: where each run resumes, None for step 0; the least advanced runs train first, until they reach the others.
+    snapshots: whether to yield a Snapshot after each transfer of results, at which the caller may close the generator.
+    probing: whether to compute norms; if False, norms are NaN (`normstudy bench` measures the cost of norms this way).
+    sync_every: steps between transfers of results to the host, by default 1 on a CPU and SYNC_EVERY on a GPU. The value
+    does not change results, but a diverged run leaves the batch only at a transfer.
     """
     first = configs[0]
     n_steps, eval_every = first.schedule.n_steps, first.eval.every
     sync_every = sync_every or (1 if device == "cpu" else SYNC_EVERY)
     windows = torch.from_numpy(batches.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)
     levels = levels_of(begin(configs, text, device), starts or [None] * len(configs))
-    del starts  # as large as the batch, which now holds a copy
+    del starts  # frees memory as large as the batch's, into which the starts were copied
     (step, alive, runs), take = levels.pop(0), None
     while True:
         if levels and levels[0][0] == step:
@@ -155,7 +152,7 @@ def train_batch(
 
 
 def levels_of(runs: StackedRuns, starts: Sequence[ResumePoint | None]) -> list[tuple[int, list[int], StackedRuns]]:
-    """Load the starts into the batch, and group its runs by step: (step, indices, runs), the least advanced first."""
+    """Load `starts` into `runs`; return groups of runs at the same step, (step, indices, runs), ordered by step."""
     indices: dict[int, list[int]] = {}
     for r, start in enumerate(starts):
         indices.setdefault(0 if start is None else start.step, []).append(r)
@@ -170,7 +167,7 @@ def levels_of(runs: StackedRuns, starts: Sequence[ResumePoint | None]) -> list[t
 
 
 def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRuns:
-    """A batch of runs before the first update."""
+    """Initialize a batch of runs on a device."""
     model = build(configs[0], text.vocab_size)
     layout = layout_of(dict(model.named_parameters()))
     params = layout.flatten(start(model, configs, text)).to(device)
@@ -184,9 +181,9 @@ def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRun
 def _events(
     results: Iterable[tuple[int, bool, Inputs, Measured]], alive: list[int], val_loss: Array | None, *, probing: bool
 ) -> Generator[Record | End, None, blocks.Ints]:
-    """The events of consecutive steps, (step, probed, inputs, measured) each; val_loss: before the first of them.
+    """Yield the events of consecutive steps; return the positions in `alive` of the runs that are finite after them.
 
-    Returns the positions in `alive` of the runs that are finite after the last step.
+    results: (step, probed, inputs, measured) per step. val_loss: the validation losses before the first step, if any.
     """
     finite = np.arange(len(alive))
     for step, probed, inputs, measured in results:
@@ -205,7 +202,7 @@ def _record(
     step: int, alive: list[int], places: blocks.Ints, lr: list[float], measured: Measured, val_loss: Array | None,
     *, probed: bool,
 ) -> Record:  # fmt: skip
-    """The record of the runs at some positions of `alive`; norms that were not computed are NaN."""
+    """The Record of the runs at positions `places` of `alive`; norms that were not computed are NaN."""
 
     def norms(x: Tensor | None) -> Array:
         return np.full((1, len(places)), np.nan) if x is None else to_numpy(x)[:, places]
@@ -218,10 +215,10 @@ def _record(
 
 
 def _is_finite(record: Record, *, probing: bool) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which runs of a record have finite losses and, if it was computed, a finite gradient norm."""
+    """Whether each run of a record has finite losses and, if probing, a finite gradient norm."""
     finite = np.isfinite(record.train_loss)
     if probing:
-        finite &= record.grad_norm <= FLOAT32_MAX  # the table stores float32, where a larger norm is inf
+        finite &= record.grad_norm <= FLOAT32_MAX  # larger norms become inf in the table's float32
     if record.val_loss is not None:
         finite &= np.isfinite(record.val_loss)
     return finite

@@ -1,7 +1,7 @@
 """Capture a step as a CUDA graph.
 
-A step of a small model is about a thousand kernels of a few microseconds each. Launching the kernels one by one takes
-longer than running them; a graph is launched as a whole.
+A step of a small model runs about a thousand kernels of a few microseconds each. Launching these kernels one by one
+takes longer than running them, whereas a graph is launched as a whole.
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-WARMUP = 3  # steps before the capture, in which libraries select kernels and allocate their workspaces
+WARMUP = 3  # steps before the capture, during which libraries select kernels and allocate workspaces
 
 Step = Callable[..., Sequence[Tensor]]
 
 
 def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> Step:
-    """Capture `step`, a function of tensors like `inputs`; returns a function that replays it and returns new tensors.
-
-    changed: the tensors that a step changes in place. After the capture they have their former values.
-    """
+    """Capture `step`; return a function that replays it. Capturing restores `changed`, tensors that `step` changes."""
     before = [t.clone() for t in changed]
     static = [t.clone() for t in inputs]
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -34,7 +31,7 @@ def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) ->
     try:
         with torch.cuda.graph(graph):
             outputs = step(*static)
-    finally:  # a failed capture may leave its own stream as the current one
+    finally:  # a failed capture may leave its own stream selected
         torch.cuda.set_stream(current)
     for now, old in zip(changed, before, strict=True):
         now.copy_(old)

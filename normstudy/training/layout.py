@@ -1,6 +1,6 @@
-"""All parameters of a batch of runs as one matrix (runs, width), so that an update takes few operations.
+"""Lay out all parameters of a batch of runs in one matrix (runs, width), so that an update takes few operations.
 
-Each run is a row. The tensors of a module are adjacent, so the norm of a module is one operation on a span of columns.
+Each row is a run. A module's tensors are adjacent, so its norm is one operation on a span of columns.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from normstudy.training.probes import Modules, modules_of
 
-ALIGN = 16  # floats in a cache line; every module begins at a multiple of ALIGN
+ALIGN = 16  # floats per cache line; each module begins at a column that is a multiple of ALIGN
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each tensor lies in a row. starts: its first column; spans: the columns [first, end) of each module."""
+    """Where tensors lie in a row. starts: each tensor's first column; spans: each module's columns [first, end)."""
 
     names: list[str]
     shapes: list[torch.Size]
@@ -29,7 +29,7 @@ class Layout:
     width: int
 
     def flatten(self, stacked: Mapping[str, Tensor]) -> Tensor:
-        """Copy tensors, name -> (runs, *shape), into a new matrix (runs, width). Columns between modules are 0."""
+        """Copy tensors, name -> (runs, *shape), into a new matrix (runs, width), whose unused columns are 0."""
         first = stacked[self.names[0]]
         flat = first.new_zeros(len(first), self.width)
         for name, view in zip(self.names, self.tensors(flat), strict=True):
@@ -37,7 +37,7 @@ class Layout:
         return flat
 
     def tensors(self, flat: Tensor) -> list[Tensor]:
-        """Views of a matrix (runs, width) as tensors (runs, *shape), in the order of `names`."""
+        """Views into a matrix (runs, width): one tensor (runs, *shape) for each of `names`."""
         return [
             flat[:, start : start + math.prod(shape)].view(len(flat), *shape)
             for start, shape in zip(self.starts, self.shapes, strict=True)
@@ -49,7 +49,7 @@ class Layout:
 
 
 def layout_of(parameters: Mapping[str, Tensor]) -> Layout:
-    """The layout of one run's parameters, name -> tensor."""
+    """Compute the layout for one run's parameters, name -> tensor."""
     names = list(parameters)
     modules = modules_of(names)
     starts, spans, column = [0] * len(names), [], 0

@@ -1,9 +1,9 @@
 """The learning rate schedule, and optimizers that update a batch of runs in place.
 
-All parameters of a batch are one matrix (runs, width): layout.py. Settings that differ only in value have a run axis:
-the `coefficients` of a step are numbers (runs, 1), computed on the host before the step. An update replaces the
-gradients by what it subtracts from the parameters, including decoupled weight decay, and equals the update of
-torch.optim of the same name.
+All parameters of a batch form one matrix (runs, width) (layout.py). Optimizer settings may differ between runs: the
+`coefficients` of a step are tensors (runs, 1), computed on the host before the step. An update equals that of the
+torch.optim optimizer of the same name. It replaces the gradients by the amounts subtracted from the parameters,
+decoupled weight decay included.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ Configs = Sequence[OptimizerConfig]  # one per run
 State = dict[str, Tensor]  # slot -> (runs, width)
 Coefficients = dict[str, Tensor]  # name -> (runs, 1)
 
-AT_ONCE = 2**17  # elements of a matrix updated at once: with the optimizer state they fit into the cache of a core
+AT_ONCE = 2**17  # parameters updated at once, few enough to fit, with their optimizer state, into one core's cache
 
 
 def lr_at(step: int, schedule: ScheduleConfig) -> float:
-    """The learning rate of a 0-based step.
+    """The learning rate at a step, counted from 0.
 
-    For step < warmup_steps, lr = peak (step + 1) / warmup_steps: the last warmup step has the peak, and
-    warmup_steps = 0 means no warmup. Afterwards, constant: peak; inverse_sqrt: peak sqrt(w / (step + 1)) with
-    w = max(1, warmup_steps) (Vaswani et al. 2017); linear and cosine: from the peak towards 0 at n_steps.
+    While step < warmup_steps = w, the rate is peak (step + 1) / w, reaching the peak at the last warmup step. After
+    that, constant: peak; inverse_sqrt: peak sqrt(max(1, w) / (step + 1)) (Vaswani et al. 2017); linear and cosine:
+    decay from the peak towards 0 at step n_steps, one step after the last.
     """
     peak, warmup, n = schedule.peak_lr, schedule.warmup_steps, schedule.n_steps
     if step < warmup:
         return peak * (step + 1) / warmup
-    left = (n - step) / (n - warmup)  # in (0, 1]; step >= warmup, so warmup < n here
+    left = (n - step) / (n - warmup)  # in (0, 1], since warmup <= step < n
     match schedule.name:
         case "constant":
             return peak
@@ -51,17 +51,14 @@ def lr_at(step: int, schedule: ScheduleConfig) -> float:
 def coefficients(
     name: str, steps: Sequence[int], lr: Sequence[Sequence[float]], configs: Configs, like: Tensor
 ) -> list[Coefficients]:
-    """The coefficients of several updates, moved to the device of `like` in one transfer.
-
-    lr: (steps, runs). There is a decay coefficient only if a run of the batch has weight decay.
-    """
+    """Compute the coefficients of several steps, moved to the device of `like` in one transfer. lr: (steps, runs)."""
     numbers = [_numbers(name, step, rates, configs) for step, rates in zip(steps, lr, strict=True)]
     table = torch.tensor([list(of_step.values()) for of_step in numbers], dtype=torch.float64).to(like)
     return [dict(zip(numbers[0], of_step[..., None], strict=True)) for of_step in table]
 
 
 def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dict[str, list[float]]:
-    """The coefficients of one update, in Python floats: a vectorized pow may round by a run's position in the batch."""
+    """Compute one step's coefficients as Python floats, since a vectorized pow may round by position in the batch."""
     pairs = list(zip(lr, configs, strict=True))
     if name == "sgd":
         out = {"rate": list(lr), "momentum": [c.momentum for c in configs]}
@@ -81,18 +78,18 @@ def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dic
 
 
 def new_state(name: str, params: Tensor) -> State:
-    """The state before the first update: all zeros."""
+    """Make the optimizer state before the first update, which is all zeros."""
     return {slot: torch.zeros_like(params) for slot in OPTIMIZERS[name].slots}
 
 
 def norm_by_run(x: Tensor) -> Tensor:
-    """L2 norm over all but the leading run axis: (runs, ...) -> (runs,)."""
+    """The L2 norm over all axes but the leading run axis: (runs, ...) -> (runs,)."""
     norms: Tensor = torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1)
     return norms
 
 
 def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficients) -> None:
-    """Update params and state, (runs, width) each, in place; grads becomes the amount subtracted from params."""
+    """Update params and state in place, and replace grads by the amounts subtracted from params; all (runs, width)."""
     width = params.shape[1]
     columns = max(1, AT_ONCE // len(params)) if params.device.type == "cpu" else width
     for low in range(0, width, columns):
@@ -102,10 +99,7 @@ def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficie
 
 
 def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
-    """Bias-corrected Adam (arXiv:1412.6980), whose weight decay is added to the gradient.
-
-    decoupled: AdamW (arXiv:1711.05101), whose weight decay acts on the parameters.
-    """
+    """Adam (arXiv:1412.6980), with weight decay added to the gradient, or AdamW (arXiv:1711.05101) if `decoupled`."""
     m, v = state["m"], state["v"]
     if "decay" in c and not decoupled:
         g.add_(p * c["decay"])
@@ -119,7 +113,7 @@ def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: boo
 
 
 def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
-    """torch.optim.SGD with momentum (no dampening): velocity = momentum velocity + g; p -= lr velocity."""
+    """SGD as in torch.optim.SGD, without dampening: velocity = momentum * velocity + g; p -= lr * velocity."""
     velocity = state["velocity"]
     if "decay" in c:
         g.add_(p * c["decay"])
@@ -129,7 +123,7 @@ def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer. slots: of its state; update_: changes some columns, (runs, columns), of all matrices."""
+    """An optimizer. slots: names of its state tensors; update_: updates a span of columns of all matrices in place."""
 
     slots: tuple[str, ...]
     update_: Callable[[Tensor, Tensor, State, Coefficients], None]

@@ -1,8 +1,7 @@
-"""What a step measures, and when: modules, probed steps, and how module norms combine.
+"""The modules whose norms are recorded, the steps at which they are recorded, and the global norm.
 
-`step.step_` takes the norms of gradients, parameters and updates by `Layout.norms` (layout.py).
 A module's norm is over all its tensors, so the squares of all module norms add up to the square of the global norm.
-Module norms are (modules, runs), float32, and are combined in float64.
+Module norms, (modules, runs), are computed in float32 (`Layout.norms`) and combined in float64.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from normstudy.config import ProbeConfig
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
-# The module of each part of a block whose module has another name. Q, K, V and their biases are one module.
+# Part of a block -> its module, where the names differ. Q, K, V and their biases are one module, attn_in.
 _IN_BLOCK = {
     "attn.q": "attn_in", "attn.k": "attn_in", "attn.v": "attn_in", "attn.out": "attn_out",
     "attn.q_norm": "qkv_norm", "attn.k_norm": "qkv_norm", "q_norm": "qkv_norm", "k_norm": "qkv_norm",
@@ -28,7 +27,7 @@ _IN_BLOCK = {
 
 @dataclass(frozen=True)
 class Probe:
-    """Norms at a probed step. grad, param, update: (modules, runs); rms, residual_grad: (n_layers + 1, runs)."""
+    """Norms at a probed step: grad, param, update (modules, runs), and rms, residual_grad (n_layers + 1, runs)."""
 
     grad: Array
     param: Array
@@ -39,10 +38,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Modules:
-    """The rows of the table `modules` at a probed step, and the row of each tensor.
-
-    layer: one per row, None outside the blocks; name: one per row; row_of_tensor: one per tensor.
-    """
+    """The rows of the table `modules` for one step: layer (None outside blocks) and name; and each tensor's row."""
 
     layer: list[int | None]
     name: list[str]
@@ -50,7 +46,7 @@ class Modules:
 
 
 def module_of(parameter: str) -> tuple[int | None, str]:
-    """The layer and the module of a parameter: 'blocks.3.attn.q.weight' -> (3, 'attn_in'). The layer may be None."""
+    """A parameter's layer (None outside blocks) and module: 'blocks.3.attn.q.weight' -> (3, 'attn_in')."""
     first, *rest = parameter.split(".")
     if first != "blocks":
         return None, first
@@ -60,29 +56,29 @@ def module_of(parameter: str) -> tuple[int | None, str]:
 
 
 def modules_of(parameters: list[str]) -> Modules:
-    """The modules of a model: first the blocks in order, then the modules outside of blocks."""
+    """The modules of a model with these parameters: first those in blocks, layer by layer, then those outside."""
     keys = [module_of(p) for p in parameters]
     rows = sorted(set(keys), key=lambda k: (k[0] is None, k[0] if k[0] is not None else 0, keys.index(k)))
     return Modules([layer for layer, _ in rows], [name for _, name in rows], [rows.index(k) for k in keys])
 
 
 def is_probed(step: int, n_steps: int, probe: ProbeConfig) -> bool:
-    """Whether a step is probed: each of the first dense_steps, every probe.every-th after them, and the last."""
+    """Whether a step is one of the first dense_steps steps, a multiple of probe.every, or the last step."""
     return step < probe.dense_steps or step % probe.every == 0 or step == n_steps - 1
 
 
 def sum_by_run(values: Array) -> Array:
-    """Sum over the first axis: (n, runs) -> (runs,). The order of additions does not depend on the number of runs."""
+    """Sum (n, runs) over its first axis -> (runs,), adding in an order that does not depend on the number of runs."""
     return np.asarray(np.ascontiguousarray(values.T).sum(1))
 
 
 def global_norm(norms: Array) -> Array:
-    """(modules, runs) -> (runs,): the L2 norm over all modules."""
+    """Combine module norms into global L2 norms: (modules, runs) -> (runs,)."""
     return np.asarray(np.sqrt(sum_by_run(norms**2)))
 
 
 def rms_by_run(x: Tensor) -> Tensor:
-    """Root mean square over all but the run axis: (runs, ...) -> (runs,)."""
+    """The root mean square over all axes but the leading run axis: (runs, ...) -> (runs,)."""
     flat = x.reshape(len(x), -1)
     rms: Tensor = torch.linalg.vector_norm(flat, dim=1) / flat.shape[1] ** 0.5
     return rms

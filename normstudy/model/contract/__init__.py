@@ -1,1 +1,1 @@
-"""The rules that a user's own block or norm must keep, checked before anything trains."""
+"""Check, before any run trains, that a user's own block or norm keeps the rules of the contract."""

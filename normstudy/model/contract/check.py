@@ -1,19 +1,19 @@
-"""The contract of a user's own block or norm, checked before anything trains.
+"""Check that a user's own block or norm keeps the rules of the contract, before any run trains.
 
 When torch batches a block over runs, it reports about half of the mistakes that would spoil the batch. To find the
-others too, each block, and each norm at each width, is called as in training: batched over two runs, with two sequences
+other half, each block, and each norm at each width, is called as in training: batched over two runs, with two sequences
 of the run's length and width, at initialization. The results of several calls are compared:
 
     call                                                detects
-    once                                                a wrong result, changes in place, numbers that are not finite
-    again                                               random numbers, a state that changes between calls
+    first                                               a wrong result, changes in place, inf or NaN
+    repeated                                            random numbers, a state that changes between calls
     with another second sequence; with one sequence     statistics across sequences
     with another last token; with other later tokens    access to later tokens
     with one run                                        access to other runs
     with gradients                                      unused or detached arguments, parameters from outside
 
-The constructor of a module is called twice with one seed and once with another. The first broken rule is reported in
-one line. Rules about the returned value are checked first, since the other checks need it.
+A module's constructor is called twice with one seed and once with another. The first broken rule is reported in one
+line. Rules about the returned value come first, since the other checks need a valid value.
 """
 
 from __future__ import annotations
@@ -34,10 +34,7 @@ from normstudy.model.transformer import Block, build
 
 
 def check(config: RunConfig, vocab_size: int, device: str = "cpu") -> None:
-    """Raise a ConfigError if the user's own placement or norm of a run breaks a rule.
-
-    The output and the warnings of the user's code are discarded, so that the error is the only line shown.
-    """
+    """Raise a ConfigError if the user's own placement or norm breaks a rule; discard the output of the user's code."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),

@@ -23,7 +23,7 @@ CONTROL = "let no control flow depend on data"
 USED = "use every argument"
 OUTSIDE = "use no parameters from outside"
 
-# A pattern in torch's error message -> the broken rule, what is wrong, what to do.
+# (regular expression found in torch's error message, broken rule, what is wrong, what to do)
 TORCH_SAYS = (
     ("called random operation", RANDOM, "it draws random numbers (dropout does)", "leave them out"),
     (
@@ -51,15 +51,15 @@ TORCH_SAYS = (
 
 
 def broken(who: str, rule: str, what: str, do: str) -> ConfigError:
-    """The error of a broken rule; who: the user's block or norm, what: what is wrong, do: what to do."""
+    """The error for a broken rule. who: the user's block or norm; what: what is wrong; do: what to do."""
     return ConfigError(f'{who} breaks the rule "{rule}": {what}: {do}')
 
 
 @contextlib.contextmanager
 def blaming(who: str, specs: Sequence[str], how: str = "") -> Iterator[None]:
-    """Turn an error raised in the user's code into one line. A ConfigError and an error of normstudy pass through.
+    """Turn an error raised in the user's code into a one-line ConfigError; let normstudy's own errors pass.
 
-    specs: the blocks and norms, as module:function, that run inside. how: a note on the call, added to the line.
+    specs: the user's blocks and norms that the `with` body runs, as module:function. how: a note to append to the line.
     """
     try:
         yield
@@ -73,7 +73,7 @@ def blaming(who: str, specs: Sequence[str], how: str = "") -> Iterator[None]:
 
 
 def torch_says(who: str, specs: Sequence[str], error: BaseException) -> ConfigError:
-    """The error for code that runs alone, but that torch refuses to batch over runs or to differentiate."""
+    """The error for user code that runs for one run, but that torch cannot batch over runs or differentiate."""
     files = _files(specs)
     place = sources.place_of(error, files)
     for says, rule, what, do in TORCH_SAYS:

@@ -1,4 +1,4 @@
-"""What is checked before a user's own block or norm is called: its arguments, and the construction of its module."""
+"""Check a user's own block or norm before calling it: the names of its arguments, and its constructor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Maker = Callable[[], nn.Module]
 
 
 def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check the arguments of a block. Returns the maker of layer 0's module, or None for a function."""
+    """Check a block's arguments. Return a function that constructs layer 0's module; None if `found` is no class."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
@@ -32,7 +32,7 @@ def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> 
 
 
 def norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check the arguments of a norm. Returns the maker of a module of width d_model, or None for a function."""
+    """Check a norm's arguments. Return a function that constructs one of width d_model; None if `found` is no class."""
     cls = _module_class(spec, found)
     if cls is None:
         _check_names(spec, found, sources.NORM_ARGUMENTS)
@@ -49,7 +49,7 @@ def norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> M
 
 
 def _module_class(spec: str, found: object) -> type[nn.Module] | None:
-    """A class of nn.Module as it is; None for a function; a ConfigError for anything else."""
+    """Return `found` if it is a subclass of nn.Module, None if it is a function; else raise a ConfigError."""
     if isinstance(found, nn.Module):
         raise broken(
             spec, OUTSIDE, f"it is a {type(found).__name__} object, whose parameters all runs would share",
@@ -65,7 +65,7 @@ def _module_class(spec: str, found: object) -> type[nn.Module] | None:
 
 
 def _check_names(spec: str, found: Callable[..., object], allowed: tuple[str, ...]) -> list[str]:
-    """The names of the arguments, each of which must be in `allowed`."""
+    """Return the names of a function's arguments; raise a ConfigError if one is not in `allowed` or x is missing."""
     try:
         parameters = sources.parameters(found)
     except (TypeError, ValueError):  # a function that is not written in Python
@@ -85,7 +85,7 @@ def _check_names(spec: str, found: Callable[..., object], allowed: tuple[str, ..
 
 
 def check_constructor(spec: str, make: Maker) -> None:
-    """Construct a module three times, twice with the same seed, and compare its parameters and buffers."""
+    """Construct a module three times, twice with the same seed, and compare parameters and buffers."""
     with blaming(spec, [spec]), _uninitialized_is_nan():
         first, again, other = (construct(make, seed) for seed in (0, 0, 1))
     for module in first.modules():

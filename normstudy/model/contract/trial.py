@@ -1,4 +1,4 @@
-"""Try one block or norm: call it several times, as in training, and compare the results."""
+"""Call one block or norm several times, as in training, and compare the results."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from normstudy.model.norms import FunctionNorm
 from normstudy.model.own import made_by
 from normstudy.model.transformer import Block, Transformer, norm_width
 
-# Largest difference, relative to the largest value, that counts as rounding. Batches of different sizes differ by
-# float32 rounding, some 1e-7; a causal convolution by FFT differs by little more. A mean over a block of 4096 tokens
-# moves by 1e-4 when its last token changes by three standard deviations.
+# Differences up to TOLERANCE, relative to the largest value, count as rounding. Rounding in float32 makes results in
+# batches of different sizes differ by some 1e-7, and by little more for a causal convolution by FFT. A real dependence
+# is larger: a mean over 4096 tokens moves by 1e-4 when its last token changes by three standard deviations.
 TOLERANCE = 1e-5
 
 
-# ---- what is called -------------------------------------------------------------------------------------
+# ---- blocks and norms to call ---------------------------------------------------------------------------
 
 
 class _Method(nn.Module):
-    """A method of a module as a module, for torch.func.functional_call; its parameters are `of.<name>`."""
+    """A module whose forward is a method of module `of`, for torch.func.functional_call. Parameters: `of.<name>`."""
 
     def __init__(self, of: nn.Module, method: str) -> None:
         super().__init__()
@@ -39,11 +39,11 @@ class _Method(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """A block of a layer, or a norm of a width, with the parameters of two runs.
+    """The block of one layer, or a norm of one width, with the parameters of two runs.
 
-    who: the beginning of an error. specs: the user's own blocks and norms that a call runs.
-    params: name in the module -> (runs, *shape). streams: number of streams that a call must return.
-    parts: the arguments that a call must use. widths: the axes of an input after the axis of tokens.
+    who: its name in error messages. specs: the user's own blocks and norms that a call runs.
+    params: name in the module -> (runs, *shape). streams: how many streams a call must return.
+    parts: arguments that a call must use. widths: lengths of an input's axes after the token axis.
     """
 
     who: str
@@ -56,11 +56,11 @@ class Subject:
     widths: tuple[int, ...]
 
     def broken(self, rule: str, what: str, do: str) -> ConfigError:
-        """The error of a broken rule: what is wrong, and what to do."""
+        """The error for a broken rule. what: what is wrong; do: what to do."""
         return rules.broken(self.who, rule, what, do)
 
     def call(self, params: dict[str, Tensor], inputs: list[Tensor], how: str = "") -> list[Tensor]:
-        """The returned streams, (runs, B, T, ...), after checks of their number, shape and dtype."""
+        """Call for all runs at once; check and return the streams (runs, B, T, ...). how: a note for error messages."""
         module = _Method(self.module, self.method)
 
         def of_one_run(params: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
@@ -72,9 +72,8 @@ class Subject:
         except ConfigError:
             raise
         except (Exception, SystemExit) as error:
-            with rules.blaming(
-                self.who, self.specs, how
-            ):  # an error of the user's code reads best without the run axis
+            # Rerun one run alone: an error in the user's code reads best without the run axis.
+            with rules.blaming(self.who, self.specs, how):
                 of_one_run({name: p[0] for name, p in params.items()}, [t[0] for t in inputs])
             raise rules.torch_says(self.who, self.specs, error) from error
 
@@ -96,7 +95,7 @@ class Subject:
 
 
 def block(of: Block, layer: int, stacked: dict[str, Tensor], model: ModelConfig) -> Subject:
-    """The block of a layer."""
+    """The Subject for the block of one layer."""
     return Subject(
         who=f"{model.placement}, layer {layer}",
         specs=[spec for spec in (model.placement, resolve(model).norm) if sources.is_own(spec)],
@@ -110,7 +109,7 @@ def block(of: Block, layer: int, stacked: dict[str, Tensor], model: ModelConfig)
 
 
 def norms(transformer: Transformer, stacked: dict[str, Tensor], model: ModelConfig) -> list[Subject]:
-    """One norm of each input shape that occurs in the model."""
+    """Subjects for the user's own norm: one for each input shape that occurs in the model."""
     spec, found = resolve(model).norm, {}
     for path, module in transformer.named_modules():
         name = path.rpartition(".")[2]
@@ -138,7 +137,7 @@ def _below(stacked: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def embedded(transformer: Transformer, stacked: dict[str, Tensor], vocab_size: int, seq_len: int) -> list[Tensor]:
-    """x_0 for both streams, (runs, sequences, tokens, width). They are two tensors, to detect changes in place."""
+    """x_0 of random tokens (runs, sequences, tokens, width), twice: for x, and as a separate tensor for r."""
     rng = np.random.Generator(np.random.Philox(key=0))
     tokens = torch.from_numpy(rng.integers(0, vocab_size, (2, 2, seq_len))).to(next(iter(stacked.values())).device)
     method = _Method(transformer, "embedding")
@@ -153,13 +152,13 @@ def embedded(transformer: Transformer, stacked: dict[str, Tensor], vocab_size: i
 
 
 def normal(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Standard normal numbers, float32."""
+    """Draw standard normal numbers in float32."""
     return torch.from_numpy(np.random.Generator(np.random.Philox(key=seed)).standard_normal(shape, np.float32))
 
 
 def generators() -> tuple[object, ...]:
     """The states of the global random generators of torch, numpy and Python."""
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # the generator that a user's code may draw from
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # the generator from which a user's code may draw
     return torch.get_rng_state().numpy().tobytes(), str(numpy), random.getstate()
 
 
@@ -167,7 +166,7 @@ def generators() -> tuple[object, ...]:
 
 
 def check_calls(subject: Subject, inputs: list[Tensor]) -> list[Tensor]:
-    """Call a subject on inputs (runs, sequences, tokens, ...), check every rule, and return the streams after it."""
+    """Check every rule on inputs (runs, sequences, tokens, ...), and return the streams after the block or norm."""
     with torch.no_grad():
         out, called = _check_once(subject, inputs)
         _check_repeats(subject, inputs, out)
@@ -176,7 +175,7 @@ def check_calls(subject: Subject, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def _check_once(subject: Subject, inputs: list[Tensor]) -> tuple[list[Tensor], set[str]]:
-    """The returned streams, and the names of the modules that were called."""
+    """Call once, check the result, and return the streams and the names of the submodules that were called."""
     watched = {
         "x": inputs[:1],
         "r": inputs[1:],
@@ -242,7 +241,7 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
 
 
 def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
-    """A copy with other numbers at `where`, three times as large and of another mean."""
+    """Return a copy with new random numbers at `where`, three times as large and with a shifted mean."""
     out = t.clone()
     size = t.square().mean().sqrt()
     out[where] = size * (1 + 3 * normal(tuple(out[where].shape), seed).to(t.device))
@@ -250,7 +249,7 @@ def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
 
 
 def _difference(some: list[Tensor], others: list[Tensor]) -> str | None:
-    """The difference of two results in words; None if it is rounding."""
+    """Describe the difference between two results; None if it is within rounding."""
     for a, b in zip(some, others, strict=True):
         if a.numel() and (largest := float((a - b).abs().max())) > TOLERANCE * float(b.abs().max()):
             return f"by {largest:.2g}, the largest value being {float(b.abs().max()):.2g}"
@@ -286,7 +285,7 @@ def _check_backward(subject: Subject, inputs: list[Tensor], called: set[str]) ->
 
 
 def _leaves_of(loss: Tensor) -> list[Tensor]:
-    """The tensors in which a backward pass would accumulate a gradient."""
+    """The leaf tensors of the autograd graph, in which a backward pass would accumulate gradients."""
     found, seen, waiting = [], set(), [loss.grad_fn]
     while waiting:
         node = waiting.pop()
