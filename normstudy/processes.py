@@ -49,12 +49,7 @@ READ_AT_START = (
 CHECK_SECONDS = 0.1  # seconds between two checks whether the parent is alive
 WAIT_SECONDS = 0.002  # seconds between two checks whether a forked child has ended
 # Signals that may be sent to a whole process group or Slurm job.
-GROUP_SIGNALS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGUSR2,
-)
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 BOOT = (
     "import sys; from multiprocessing.connection import Connection; pipe = Connection(int(sys.argv[2])); "
     "sys.path[:] = pipe.recv(); from normstudy.processes import begin; begin(pipe, int(sys.argv[3]))"

@@ -14,18 +14,7 @@ from normstudy.analysis.grid import Value
 from normstudy.analysis.outcomes import outcomes
 from normstudy.analysis.select import has_value, native, select, tell_sources_apart
 from normstudy.config import ConfigError
-from normstudy.figures.look import (
-    Look,
-    choose_look,
-    chosen,
-    folded,
-    label,
-    short_names,
-    spread,
-    swept,
-    values,
-    varies,
-)
+from normstudy.figures.look import Look, choose_look, chosen, folded, label, short_names, spread, swept, values, varies
 from normstudy.study import tables
 
 MAX_FACETS = 24  # panels; further values of the facet are not drawn

@@ -34,13 +34,7 @@ OTHER_COLORS = (
     "#5500DD", "#551155", "#665500", "#DD9922", "#996666", "#5599AA",
 )  # fmt: skip
 
-DASHES: tuple[LineStyle, ...] = (
-    "-",
-    (0, (3.5, 1.5)),
-    (0, (1, 1.2)),
-    (0, (5, 1.2, 1, 1.2)),
-    (0, (8, 1.5)),
-)
+DASHES: tuple[LineStyle, ...] = ("-", (0, (3.5, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 1.5)))
 
 # The marker shape for each outcome.
 OUTCOME_MARKERS = {

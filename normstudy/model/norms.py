@@ -99,9 +99,4 @@ def own_norm(found: Callable[..., object], width: int) -> nn.Module:
     return FunctionNorm(found, width)  # type: ignore[arg-type]
 
 
-NORMS: dict[str, type[nn.Module]] = {
-    "layernorm": LayerNorm,
-    "rmsnorm": RMSNorm,
-    "dyt": DynamicTanh,
-    "none": NoNorm,
-}
+NORMS: dict[str, type[nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm, "dyt": DynamicTanh, "none": NoNorm}

@@ -419,10 +419,7 @@ def test_our_sweep_leaves_no_trace_but_its_study(ours: tuple[Path, str, dict[str
     ids=" ".join,
 )
 def test_other_launchers_and_sweepers_run_an_experiment_to_the_same_tables(
-    words: list[str],
-    ours: tuple[Path, str, dict[str, pd.DataFrame]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    words: list[str], ours: tuple[Path, str, dict[str, pd.DataFrame]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     theirs = trained(*words)[1]

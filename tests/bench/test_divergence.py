@@ -32,9 +32,7 @@ def configs(runs: int, lr: float = 1e-3) -> list[RunConfig]:
     rates = [0.2 if r % 2 else lr for r in range(runs)]
     return [
         replace(
-            c,
-            model=replace(c.model, placement="none"),
-            schedule=replace(c.schedule, warmup_steps=40, peak_lr=rate),
+            c, model=replace(c.model, placement="none"), schedule=replace(c.schedule, warmup_steps=40, peak_lr=rate)
         )
         for c, rate in zip(base, rates, strict=True)
     ]

@@ -81,7 +81,7 @@ GOLDEN_IDS = [
     ),
     (
         RunConfig(
-            model=ModelConfig(placement="deepnorm", init="gpt2", force_init=True, unembed_std=0.1, embed_norm=True),
+            model=ModelConfig(placement="deepnorm", init="gpt2", force_init=True, unembed_std=0.1, embed_norm=True)
         ),
         "deepnorm-L6-lr1e-3-wu0-s0-613934b75b",
     ),
@@ -260,8 +260,7 @@ def test_a_field_added_later_leaves_old_ids_alone(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("peak_lr", "expected"),
-    [(3e-3, "3e-3"), (1.25e-4, "1.25e-4"), (1.0, "1e0"), (10, "1e1"), (1e-10, "1e-10")],
+    ("peak_lr", "expected"), [(3e-3, "3e-3"), (1.25e-4, "1.25e-4"), (1.0, "1e0"), (10, "1e1"), (1e-10, "1e-10")]
 )
 def test_the_readable_part_of_an_id(peak_lr: float, expected: str) -> None:
     c = RunConfig(

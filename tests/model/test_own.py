@@ -275,10 +275,7 @@ ARGUMENTS = [
         "    def forward(self, x, attn, mlp): return x\n",
         ["unknown argument dmodel of its constructor; available: layer", "Did you mean d_model?"],
     ),
-    (
-        "class f(nn.Module):\n    def forward(self, x, attn, mpl): return x\n",
-        ["argument mpl", "Did you mean mlp?"],
-    ),
+    ("class f(nn.Module):\n    def forward(self, x, attn, mpl): return x\n", ["argument mpl", "Did you mean mlp?"]),
 ]
 
 

@@ -40,13 +40,7 @@ def torch_optimizer(c: OptimizerConfig, params: list[Tensor], lr: float) -> torc
         return torch.optim.SGD(params, lr, momentum=c.momentum, weight_decay=c.weight_decay, foreach=False)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[c.name]
     return kind(
-        params,
-        lr,
-        betas=(c.beta1, c.beta2),
-        eps=c.eps,
-        weight_decay=c.weight_decay,
-        foreach=False,
-        fused=False,
+        params, lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay, foreach=False, fused=False
     )
 
 
