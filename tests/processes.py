@@ -55,6 +55,16 @@ def workers_of(pid: int) -> list[int]:
     return found
 
 
+def templates_of(pid: int) -> list[int]:
+    """The live templates of a process: children that import torch once and fork its workers."""
+    found = []
+    for child in children_of(pid):
+        with contextlib.suppress(OSError):
+            if "_serve_forks" in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(child)
+    return found
+
+
 def children_of(pid: int) -> list[int]:
     """The live children of a process."""
     found = []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from processes import SWEEP, finish, is_gone, start, wait_for, workers_of
+from processes import SWEEP, finish, is_gone, start, templates_of, wait_for, workers_of
 from studies import assert_same_tables
 
 from normstudy.study import checkpoints, schema, tables
@@ -136,13 +136,14 @@ def test_two_hundred_kills_change_no_bit(undisturbed: Path, tmp_path: Path) -> N
 
 @pytest.mark.faults
 def test_workers_killed_before_they_begin_cost_no_try(undisturbed: Path, tmp_path: Path) -> None:
-    """More often than a run is tried: nothing says that the batch is to blame."""
+    """Kill the template four times while it imports torch: its workers end before they begin, so no try is counted."""
     running = start([*WORDS, "execution.workers=1", "execution.max_tries=1"], tmp_path)
     for _ in range(4):
-        wait_for(lambda: workers_of(running.pid))
-        for pid in workers_of(running.pid):
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda pid=pid: is_gone(pid), 10)  # type: ignore[misc]
+        wait_for(lambda: templates_of(running.pid))
+        (template,) = templates_of(running.pid)
+        assert workers_of(running.pid) == []
+        os.kill(template, signal.SIGKILL)
+        wait_for(lambda template=template: is_gone(template), 10)  # type: ignore[misc]
     check_said(err := running.communicate(timeout=300)[1])
     assert "two batches" not in err
     assert running.returncode == 0
