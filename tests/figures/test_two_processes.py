@@ -109,7 +109,10 @@ def test_without_room_for_a_second_process_one_draws(
 
 
 def plotting(folder: Path, study: str, after: float | None, *words: str) -> tuple[subprocess.Popen[str], int]:
-    """A running command and its second process, `after` seconds from that one's start; None: when the first has drawn a figure."""
+    """A running command and its second process, `after` seconds from that one's start.
+
+    after None: once the first process has drawn a figure.
+    """
     running = start(["plot", str(STUDY.parent / study), "--out", "figures", *words], folder)
     while not (found := workers_of(running.pid)) or (after is None and not drawn_by_the_first(folder)):
         assert running.poll() is None
