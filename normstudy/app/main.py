@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import multiprocessing
 import os
 import shlex
 import sys
@@ -78,7 +77,6 @@ class Application:
         alone = job.mode == RunMode.RUN
         request = self.request(job.overrides.task)
         ignored = _ignored_axes(job.sweeper, request["overrides"]) if alone else ""
-        _allow_workers_inside_joblib()
         try:
             return self._train(cfg, request, ignored)
         except Exception as error:
@@ -105,12 +103,6 @@ class PastHydra(BaseException):
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
-
-
-def _allow_workers_inside_joblib() -> None:
-    """Replace loky, the start method that joblib sets, by spawn: normstudy's spawned workers do not know loky."""
-    if multiprocessing.get_start_method(allow_none=True) == "loky":
-        multiprocessing.set_start_method("spawn", force=True)
 
 
 def as_float(loss: float | None) -> float:

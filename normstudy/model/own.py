@@ -64,7 +64,7 @@ class _Finder(MetaPathFinder):
         return any(root in Path(path).parents and is_users(Path(path), root) for root in self.roots)
 
     def add(self, root: Path) -> None:
-        """Search below `root` first, and add `root` to sys.path, which spawned processes copy from their parent."""
+        """Search below `root` first, and add `root` to sys.path, which child processes get from their parent."""
         if str(root) not in sys.path:
             if self.appended is not None:  # the working directory has changed since
                 sys.path.remove(str(self.appended))

@@ -21,7 +21,6 @@ class Head(NamedTuple):
 
     step: int  # the run's next step
     written: float  # when the file was written, in seconds since 1970
-    seconds: float  # the run's training time so far
 
 
 def wrong_in(file: BinaryIO) -> str:
@@ -49,6 +48,6 @@ def head_of(study_dir: Path, run_id: str) -> Head | None:
             if file.read(len(FORMAT)) != FORMAT:
                 return None
             found, written = metadata_of(file), os.fstat(file.fileno()).st_mtime
-        return Head(int(found["step"]), written, float.fromhex(found["wall_time_s"]))
+        return Head(int(found["step"]), written)
     except (OSError, ValueError, KeyError, TypeError):
         return None
