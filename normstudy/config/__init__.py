@@ -1,6 +1,7 @@
-"""A run's configuration, the checks of its values, and the identity that its run_id hashes."""
+"""Define a run's configuration, check its values, and compute the identity that the run_id hashes."""
 
-# ruff: noqa: I001  # imports several names per line
+# mypy: implicit-reexport
+# ruff: noqa: F401, I001
 # fmt: off
 from normstudy.config.checks import INT_MAX, one_of
 from normstudy.config.execution import CLUSTER_NAMES, DEVICE_NAMES, ExecutionConfig
@@ -15,13 +16,3 @@ from normstudy.config.schema import (
     resolve, row_of,
 )
 from normstudy.errors import ConfigError
-
-__all__ = [
-    "ABSENT", "ACTIVATION_NAMES", "BPE_VOCAB", "CLUSTER_NAMES", "CONF_GROUPS", "DATA_NAMES", "DEVICE_NAMES",
-    "EMBED_INIT_NAMES", "EVAL_CHUNK", "FIRST_BLOCK_NAMES", "GATED", "IDENTITY_VERSION", "INIT_NAMES", "INT_MAX",
-    "NORM_NAMES", "NOT_IDENTITY", "NUMERICS", "OPTIMIZER_NAMES", "PLACEMENT_NAMES", "POSITION_NAMES", "PREFIXED",
-    "QK_NORM_NAMES", "SCHEDULE_NAMES", "TEXT_COLUMNS", "TOKENIZER_NAMES", "VOCAB_MAX", "ConfigError", "DataConfig",
-    "EvalConfig", "ExecutionConfig", "ModelConfig", "OptimizerConfig", "ProbeConfig", "Resolved", "RunConfig",
-    "ScheduleConfig", "asked", "asked_types", "digest", "identity_of", "one_of", "own_sources", "resolve", "row_of",
-    "run_id", "short_float",
-]

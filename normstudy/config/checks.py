@@ -1,4 +1,4 @@
-"""Checks of single values. Each raises a ConfigError that states the value, the allowed values and what to do."""
+"""Check single values. Each function raises a ConfigError that states the value, the limit and what to do."""
 
 from __future__ import annotations
 
@@ -27,31 +27,27 @@ def one_of(key: str, value: str, names: tuple[str, ...], aliases: typing.Mapping
 def at_least(key: str, value: int | None, low: int) -> None:
     """Refuse an integer below `low` or above INT_MAX. Null is accepted."""
     if value is not None and value < low:
-        raise ConfigError(f"{key} {value} is below {low}: give an integer of at least {low}")
+        raise ConfigError(f"{key} {value} is below {low}: set it to at least {low}")
     if value is not None and value > INT_MAX:
         raise ConfigError(f"{key} {value} exceeds {INT_MAX}, the largest integer that the tables store: reduce it")
 
 
 def finite(key: str, value: float | None, low: float, *, strict: bool, below: float = math.inf) -> None:
-    """Refuse a number that is not finite or not in [low, below); if strict, low is refused too. Null is accepted."""
+    """Refuse a number outside [low, below), infinity and nan; if strict, refuse `low` too. Null is accepted."""
     if value is not None and not (math.isfinite(value) and (value > low if strict else value >= low) and value < below):
-        bound = f"{'above' if strict else 'at least'} {low:g}"
+        bound = f"{'above' if strict else 'of at least'} {low:g}"
         top = f" and below {below:g}" if below < math.inf else ""
-        raise ConfigError(f"{key} {value} is out of range: give a finite number {bound}{top}")
-
-
-def check_seed(key: str, value: int) -> None:
-    """Refuse a seed that is negative or above INT_MAX."""
-    if not 0 <= value <= INT_MAX:
-        raise ConfigError(f"{key} {value} is out of range: give an integer from 0 to {INT_MAX}")
+        raise ConfigError(f"{key} {value} is out of range: set it to a finite number {bound}{top}")
 
 
 def check_study_name(study: str) -> None:
-    """Refuse a study name that is not a plain folder name or that is reserved."""
+    """Refuse a study name that is reserved, or that is not a plain folder name."""
     if not STUDY_PATTERN.fullmatch(study) or ".." in study or study.endswith("."):
         raise ConfigError(
-            f"study {study!r} is not a study name: use 1 to 80 letters, digits and _ . = + -, "
-            "beginning with a letter or digit, without '..' or a dot at the end"
+            f"study {study!r} is not a valid study name: use 1 to 80 letters, digits and _ . = + -, "
+            "beginning with a letter or digit, without '..' and without a dot at the end"
         )
     if study.partition(".")[0].lower() in RESERVED:
-        raise ConfigError(f"study {study!r} is a reserved name, of a folder of normstudy or of a device: give another")
+        raise ConfigError(
+            f"study {study!r} is a reserved name (a folder that normstudy uses, or a Windows device): choose another"
+        )

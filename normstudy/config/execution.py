@@ -1,9 +1,8 @@
-"""Settings for executing runs on this machine or by Slurm, and the sbatch options that follow from the settings."""
+"""Define and check the settings for executing runs, on this machine or by Slurm, and derive the options of sbatch."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass, field
 
@@ -18,8 +17,8 @@ SLURM_KEYS = (
     "partition", "account", "gpus", "memory_gb", "minutes", "signal_seconds", "requeues", "jobs", "sbatch",
 )  # fmt: skip
 MAX_SIGNAL_SECONDS = 65_535  # the maximum that sbatch --signal accepts
-# sbatch options that execution.sbatch may not set: those in HAVE_KEYS (option -> the `execution` key that sets it), and
-# those in FIXED, which are reserved for normstudy.
+# execution.sbatch may set neither the sbatch options in HAVE_KEYS (option -> the key of `execution` that sets it) nor
+# the sbatch options in FIXED, which are reserved for normstudy.
 HAVE_KEYS = {
     "account": "account", "array": "jobs", "cpus-per-task": "workers", "gpus": "gpus", "gpus-per-node": "gpus",
     "gpus-per-task": "gpus", "mem": "memory_gb", "partition": "partition", "signal": "signal_seconds",
@@ -36,9 +35,9 @@ VALUE = re.compile(r"""[^'"\\-][^'"\\]*""")
 
 @dataclass
 class ExecutionConfig:
-    """Settings for executing runs. They are not part of a run's identity: on one kind of CPU they change no result.
+    """Define how runs are executed. On one kind of CPU no setting changes a result, so run ids ignore them all.
 
-    Another kind of CPU or a GPU rounds differently; the column `device` records where a run was trained.
+    A GPU or another kind of CPU rounds differently; the column `device` records where a run was trained.
     """
 
     cluster: str = "local"  # local: processes on this machine | slurm: Slurm jobs
@@ -47,13 +46,13 @@ class ExecutionConfig:
     runs_per_batch: int | None = None  # runs trained together as one program; null: chosen from model shape and memory
     checkpoint_seconds: float = 60.0  # time between two checkpoints of a batch
     retry_failed: bool = True  # whether to retry runs that crashed during an earlier command
-    max_tries: int = 3  # number of crashes after which a run is not retried
+    max_tries: int = 3  # number of crashes after which a run is no longer retried
     # The following keys are read only if cluster=slurm.
     partition: str | None = None  # one partition, or several as a,b; null: Slurm's default
     account: str | None = None  # null: Slurm's default
     gpus: int = 0  # GPUs per job: 0 or 1
     memory_gb: float | None = None  # memory per job; null: Slurm's default
-    minutes: int = 60  # time limit per job; a job near it saves its unfinished runs and is requeued
+    minutes: int = 60  # time limit per job; shortly before it, a job saves its unfinished runs and is requeued
     signal_seconds: int = 120  # seconds before the time limit at which a job saves its runs
     requeues: int = 100  # maximum number of requeues per job
     jobs: int = 8  # maximum number of jobs running at once
@@ -65,10 +64,7 @@ class ExecutionConfig:
         for key in ("workers", "runs_per_batch", "max_tries", "minutes", "signal_seconds", "jobs"):
             at_least(f"execution.{key}", getattr(self, key), 1)
         at_least("execution.requeues", self.requeues, 0)
-        if not 0 <= self.checkpoint_seconds < math.inf:
-            raise ConfigError(
-                f"execution.checkpoint_seconds {self.checkpoint_seconds:g} is out of range: give seconds, 0 or more"
-            )
+        finite("execution.checkpoint_seconds", self.checkpoint_seconds, 0, strict=False)
         finite("execution.memory_gb", self.memory_gb, 0, strict=True)
         if self.cluster == "slurm":
             _check_slurm(self)
@@ -77,7 +73,7 @@ class ExecutionConfig:
 
 
 def _check_local(execution: ExecutionConfig) -> None:
-    """Refuse values of Slurm keys, which would have no effect on this machine."""
+    """Refuse a non-default value of a key that has an effect only in Slurm jobs."""
     defaults = type(execution).__dataclass_fields__
     for key in SLURM_KEYS:
         value, default = getattr(execution, key), defaults[key].default
@@ -86,7 +82,7 @@ def _check_local(execution: ExecutionConfig) -> None:
 
 
 def _check_slurm(execution: ExecutionConfig) -> None:
-    """Refuse settings with which no Slurm job can run."""
+    """Refuse settings with which no Slurm job can train."""
     for key in ("partition", "account"):
         if (value := getattr(execution, key)) is not None:
             _check_value(f"execution.{key}", value)
@@ -94,54 +90,53 @@ def _check_slurm(execution: ExecutionConfig) -> None:
         _check_option(option, value)
     if execution.gpus not in (0, 1):
         raise ConfigError(
-            f"execution.gpus {execution.gpus} is out of range: give 0 or 1, since a job trains on one GPU at most, and "
-            "execution.jobs for more GPUs"
+            f"execution.gpus {execution.gpus} is out of range: set it to 0 or 1, because a job trains on at most one "
+            "GPU, and raise execution.jobs to use more GPUs"
         )
     if execution.device == "cuda" and not execution.gpus:
-        raise ConfigError("execution.device=cuda needs a GPU, and the jobs have execution.gpus 0: add execution.gpus=1")
+        raise ConfigError("execution.device=cuda needs a GPU, but execution.gpus is 0: add execution.gpus=1")
     if execution.device == "cpu" and execution.gpus:
-        raise ConfigError(
-            "execution.device=cpu needs no GPU, and that of execution.gpus 1 would idle: leave one of the two out"
-        )
+        raise ConfigError("execution.device=cpu leaves the GPU of execution.gpus=1 idle: remove one of the two keys")
     signal = f"execution.signal_seconds {execution.signal_seconds}"
     if execution.signal_seconds > MAX_SIGNAL_SECONDS:
-        raise ConfigError(f"{signal} exceeds {MAX_SIGNAL_SECONDS}, the largest that sbatch accepts: reduce it")
+        raise ConfigError(f"{signal} exceeds {MAX_SIGNAL_SECONDS}, the maximum of sbatch --signal: reduce it")
     if execution.signal_seconds >= 60 * execution.minutes:
         raise ConfigError(
-            f"{signal} leaves no time of execution.minutes {execution.minutes} ({60 * execution.minutes} s): reduce it"
+            f"{signal} is not shorter than a job's time limit, execution.minutes {execution.minutes} "
+            f"({60 * execution.minutes} s): reduce the former or raise the latter"
         )
 
 
 def _check_option(option: str, value: object) -> None:
     if not OPTION.fullmatch(option):
-        raise ConfigError(f"execution.sbatch {option!r} is not an option: write its long name, as in {{qos: low}}")
+        raise ConfigError(f"execution.sbatch {option!r} is not the long name of an option: write it as in {{qos: low}}")
     if option in HAVE_KEYS:
-        raise ConfigError(f"execution.sbatch {option} is set by another key: give execution.{HAVE_KEYS[option]}")
+        raise ConfigError(f"execution.sbatch {option} cannot be set here: set execution.{HAVE_KEYS[option]} instead")
     if option in FIXED:
-        raise ConfigError(f"execution.sbatch {option} is set by normstudy: leave it out")
+        raise ConfigError(f"execution.sbatch {option} is reserved for normstudy: leave it out")
     _check_value(f"execution.sbatch {option}", value)
 
 
 def _check_value(key: str, value: object) -> None:
     if not (isinstance(value, str) and value.isprintable() and VALUE.fullmatch(value)):
         raise ConfigError(
-            f"{key} {value!r} is not a legal value: give a word without quotes, backslashes or line breaks that does "
-            "not begin with -"
+            f"{key} {value!r} is not allowed: use text without quotes, backslashes and line breaks that does not begin "
+            "with -"
         )
 
 
 def workers_of(execution: ExecutionConfig) -> int:
-    """The number of worker processes per Slurm job."""
+    """Return the number of worker processes per Slurm job."""
     return execution.workers or 1
 
 
 def device_of(execution: ExecutionConfig) -> str:
-    """The device on which a Slurm job trains, cpu or cuda, whatever the devices of the submitting machine."""
+    """Return the device on which a Slurm job trains, cpu or cuda. The submitting machine's devices do not matter."""
     return "cuda" if execution.gpus else "cpu"
 
 
 def of_sbatch(execution: ExecutionConfig) -> dict[str, str]:
-    """The sbatch options of a job, long name -> value; the value `true` marks an option that takes no value."""
+    """Return the sbatch options of a job: long name -> value, which is "true" for an option that takes no value."""
     asked = {
         "partition": execution.partition,
         "account": execution.account,

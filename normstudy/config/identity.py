@@ -1,4 +1,4 @@
-"""A run's columns in the `runs` table, its identity, and the run_id that hashes the identity."""
+"""Compute a run's columns in the table `runs`, its identity, and the run_id, which hashes the identity."""
 
 from __future__ import annotations
 
@@ -17,25 +17,22 @@ IDENTITY_VERSION = 1  # increase when the computation of run ids changes
 NUMERICS = 4  # increase when a code change alters the bits of results (tests/test_golden.py detects such changes)
 EVAL_CHUNK = 16  # validation windows per forward pass, few enough to limit the memory that a batch needs
 
-# Fields added after version 0.1. A field with the value listed here is left out of the identity, so that older run ids
-# stay valid. Never change a listed value, even if the field's default changes.
+# Fields added after version 0.1. A field that has the value listed here is left out of the identity, so that older
+# run ids stay valid. Never change a listed value, even if the field's default changes.
 ABSENT: dict[str, object] = {
     "qk_norm": "none", "force_init": False, "embed_init": "unit", "embed_std": None, "unembed_std": None,
     "embed_norm": False, "first_block": "same", "activation": "gelu", "positions": "learned", "biases": True,
     "tied": False, "placement_sha256": None, "norm_sha256": None,
     "tokenizer": "byte", "vocab_size": None,
 }  # fmt: skip
-# Columns left out of the identity, since they do not change a run: where the run and its text lie, and a permission.
+# Columns left out of the identity, because they do not change a run: two locations, and the permission force_init.
 NOT_IDENTITY = ("study", "data_path", "force_init")
 
 # Runs that differ in any of these columns read different texts, so their losses cannot be compared.
 TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
-GROUPS = ("model", "data", "optimizer", "schedule")  # config sections whose columns are named like their fields
-PREFIXED = ("probe", "eval")  # config sections whose columns begin with the section's name: probe_every
-CONF_GROUPS = (*GROUPS, "execution")  # folders in conf/, from each of which a command line may choose a file
-
-
-# ---- columns ------------------------------------------------------------------------------------------
+GROUPS = ("model", "data", "optimizer", "schedule")  # config sections whose columns have the same names as the fields
+PREFIXED = ("probe", "eval")  # config sections whose columns begin with the section's name, such as probe_every
+CONF_GROUPS = (*GROUPS, "execution")  # folders in conf/; a command line may choose one file of each
 
 
 def _column(section: str, leaf: str) -> str:
@@ -45,42 +42,31 @@ def _column(section: str, leaf: str) -> str:
 
 
 @functools.cache
-def _leaves() -> tuple[tuple[str, str, str], ...]:
-    """(column, section, field) for each config field in a section, in column order."""
-    top = typing.get_type_hints(RunConfig)
+def _leaves() -> tuple[tuple[str, str, str, type], ...]:
+    """Return (column, section, field, type other than null) for each field of a config section, in column order."""
+    sections = typing.get_type_hints(RunConfig)
     return tuple(
-        (_column(section, f.name), section, f.name)
+        (_column(section, leaf), section, leaf, (typing.get_args(hint) or (hint,))[0])
         for section in (*GROUPS, *PREFIXED)
-        for f in dataclasses.fields(top[section])
+        for leaf, hint in typing.get_type_hints(sections[section]).items()
     )
 
 
 @functools.cache
 def asked_types() -> Mapping[str, type]:
-    """Column -> type of its values other than null, for each config column of the table `runs`, in order."""
-    top = typing.get_type_hints(RunConfig)
-    hints = {section: typing.get_type_hints(top[section]) for section in (*GROUPS, *PREFIXED)}
+    """Return column -> type of its values other than null, for each config column of the table `runs`, in order."""
     out: dict[str, type] = {"study": str, "seed": int, "data_seed": int}
-    for column, section, leaf in _leaves():
-        hint = hints[section][leaf]
-        kinds = [t for t in (typing.get_args(hint) or (hint,)) if t is not type(None)]
-        if column in out:
-            raise AssertionError(f"two config fields share the column {column}")
-        out[column] = kinds[0]
-    return MappingProxyType(out)
+    return MappingProxyType(out | {column: kind for column, _, _, kind in _leaves()})
 
 
 def asked(config: RunConfig) -> dict[str, object]:
-    """Column -> configured value, with `auto` and null unresolved, for each config column of the table `runs`."""
+    """Return column -> configured value, which may be `auto` or null, for each config column of the table `runs`."""
     out: dict[str, object] = {"study": config.study, "seed": config.seed, "data_seed": config.data_seed}
-    return out | {column: getattr(getattr(config, section), leaf) for column, section, leaf in _leaves()}
-
-
-# ---- identity -----------------------------------------------------------------------------------------
+    return out | {column: getattr(getattr(config, section), leaf) for column, section, leaf, _ in _leaves()}
 
 
 def own_sources(model: ModelConfig) -> dict[str, str | None]:
-    """Hashes of the user's own placement and norm, None if built in; `model` stores them for training processes."""
+    """Return the hashes of the user's own placement and norm (None if built in), cached in `model` for the workers."""
     kept: dict[str, str | None] | None = getattr(model, "_own_sources", None)
     if kept is None:
         kept = {
@@ -92,7 +78,7 @@ def own_sources(model: ModelConfig) -> dict[str, str | None]:
 
 
 def identity(config: RunConfig, data_sha256: str) -> dict[str, object]:
-    """The values that the run_id hashes: versions, all resolved config values, and the text's sha256."""
+    """Return the values that the run_id hashes: versions, all resolved config values, and the text's sha256."""
     values = asked(config) | dataclasses.asdict(resolve(config.model)) | own_sources(config.model)
     versions = {"identity_version": IDENTITY_VERSION, "numerics": NUMERICS, "data_sha256": data_sha256}
     return identity_of(values, versions)
@@ -115,12 +101,12 @@ def identity_of(values: Mapping[str, object], versions: Mapping[str, object]) ->
 
 
 def digest(identity: Mapping[str, object]) -> str:
-    """The ten hex digits at the end of a run_id."""
+    """Return the ten hex digits at the end of a run_id."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:10]
 
 
 def run_id(config: RunConfig, data_sha256: str) -> str:
-    """The run_id: a readable part and the identity's digest, as in post-L6-lr3e-3-wu100-s0-0123456789."""
+    """Return the run_id, a readable part and the identity's digest, as in post-L6-lr3e-3-wu100-s0-0123456789."""
     m, s = config.model, config.schedule
     digits = digest(identity(config, data_sha256))
     placement, rate = m.placement.rpartition(":")[2], short_float(s.peak_lr)
@@ -128,7 +114,7 @@ def run_id(config: RunConfig, data_sha256: str) -> str:
 
 
 def short_float(value: float) -> str:
-    """The shortest scientific notation that parses to the same float, such as 3e-3 or 1.25e-4."""
+    """Return the shortest scientific notation that parses to the same float, such as 3e-3 or 1.25e-4."""
     for digits in range(18):
         text = f"{value:.{digits}e}"
         if float(text) == value:

@@ -1,4 +1,4 @@
-"""The typed and validated configuration of one run; together with the text, it determines the run.
+"""Define the configuration of one run as validated dataclasses. Configuration and text together determine the run.
 
 Hydra's DictConfig is converted to these classes at once. An illegal value raises a ConfigError.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from normstudy.config.checks import at_least, check_seed, check_study_name, finite, one_of
+from normstudy.config.checks import at_least, check_study_name, finite, one_of
 from normstudy.config.execution import ExecutionConfig
 from normstudy.config.sources import is_own
 from normstudy.errors import ConfigError
 from normstudy.placements import PLACEMENTS, Placement
 
-# The legal names, listed here so that this module need not import torch. A test compares them with the keys of the
-# dicts of implementations.
+# The legal names, listed here so that this module need not import torch. A test compares them with the implementations.
 PLACEMENT_NAMES = tuple(PLACEMENTS)
 NORM_NAMES = ("layernorm", "rmsnorm", "dyt", "none")
 QK_NORM_NAMES = ("none", "per_head", "full")
@@ -32,22 +31,22 @@ DATA_NAMES = ("stdlib", "pydoc", "synthetic", "file", *DOWNLOADED)
 TOKENIZER_NAMES = ("byte", "char", "bpe")
 
 VOCAB_MAX = 2**16  # tokens are stored as uint16
-BPE_VOCAB = 512  # tokens for data.tokenizer=bpe with data.vocab_size=null
-EMBED_STD = 0.02  # standard deviation for model.embed_init=std with model.embed_std=null (GPT-2)
+BPE_VOCAB = 512  # number of tokens if data.tokenizer=bpe and data.vocab_size=null
+EMBED_STD = 0.02  # standard deviation if model.embed_init=std and model.embed_std=null, as in GPT-2
 
 _ALIASES = {alias: name for name, row in PLACEMENTS.items() for alias in row.aliases}
 
 
 @dataclass
 class ModelConfig:
-    placement: str = "pre"  # where the norms sit: a name of placements.py, or your own function as module:function
+    placement: str = "pre"  # where the norms sit: a name in placements.py, or your own function as module:function
     norm: str = "auto"  # a name in model/norms.py, or your own; auto: layernorm, or none if the placement has no norms
-    qk_norm: str = "auto"  # norm of queries and keys: none | per_head | full (over d_model); auto: the placement's
-    init: str = "auto"  # a name in model/init.py; auto: the placement's, which is xavier for most
+    qk_norm: str = "auto"  # norm of q and k: none | per_head | full (over d_model); auto: the placement's choice
+    init: str = "auto"  # a name in model/init.py; auto: the placement's choice, mostly xavier
     force_init: bool = False  # whether to accept an init that the placement's source excludes
-    embed_init: str = "unit"  # unit: x_0 has unit variance | std | scaled: token embeddings times sqrt(d_model)
-    embed_std: float | None = None  # std of initial embeddings; null: 0.02 for std, d_model^-1/2 for scaled
-    unembed_std: float | None = None  # std of the initial output matrix; null: as model.init determines
+    embed_init: str = "unit"  # unit: x_0 has variance 1 | std: embed_std | scaled: token embeddings times sqrt(d_model)
+    embed_std: float | None = None  # std of the initial embeddings; null: 0.02 for std, d_model^-1/2 for scaled
+    unembed_std: float | None = None  # std of the initial output matrix; null: chosen by model.init
     embed_norm: bool = False  # whether to normalize x_0 (optional in Peri-LN)
     n_layers: int = 6  # number of blocks
     d_model: int = 64  # width of the residual stream
@@ -56,9 +55,9 @@ class ModelConfig:
     activation: str = "gelu"  # relu | gelu (exact) | swiglu | geglu
     positions: str = "learned"  # learned | sinusoidal | rope | none
     biases: bool = True  # whether linear layers other than the output matrix have biases; norms are not affected
-    tied: bool = False  # whether the output matrix is the token embedding; if not, each has its own gradient
+    tied: bool = False  # whether the output matrix is the token embedding; if false, each has its own gradient
     first_block: str = "same"  # same | star: with placement hybrid, block 0 follows HybridNorm*
-    final_norm: str = "auto"  # auto | true | false: a norm after the last block; auto: the placement's
+    final_norm: str = "auto"  # whether a norm follows the last block: true | false | auto: the placement's choice
 
     def __post_init__(self) -> None:
         self.validate()
@@ -92,8 +91,8 @@ class ModelConfig:
             )
         if self.tied and self.unembed_std is not None:
             raise ConfigError(
-                f"model.unembed_std {self.unembed_std:g} has no effect with model.tied=true, where the token table is "
-                "the output matrix: leave one of the two out"
+                f"model.unembed_std {self.unembed_std:g} has no effect with model.tied=true, which makes the token "
+                "table the output matrix: leave out one of the two"
             )
         _check_positions(self)
         _check_placement(self)
@@ -102,48 +101,47 @@ class ModelConfig:
 def _check_positions(model: ModelConfig) -> None:
     if model.positions == "rope" and model.d_model // model.n_heads % 2:
         raise ConfigError(
-            f"model.positions=rope rotates pairs of dimensions, and a head has {model.d_model // model.n_heads} "
-            f"(d_model {model.d_model}, n_heads {model.n_heads}): make it even"
+            f"model.positions=rope needs an even number of dimensions per head, not {model.d_model // model.n_heads} "
+            f"(d_model {model.d_model}, n_heads {model.n_heads}): change one of the two"
         )
     if model.positions == "sinusoidal" and model.d_model % 2:
         raise ConfigError(f"model.positions=sinusoidal needs an even model.d_model, not {model.d_model}: change it")
 
 
 def _check_placement(model: ModelConfig) -> None:
-    """Refuse a value that the placement's source excludes or that would have no effect."""
+    """Refuse values that the placement's source excludes, and values that would have no effect."""
     row, name = row_of(model.placement), model.placement
     if model.n_layers < row.min_layers:
         raise ConfigError(
-            f"model.placement={name} needs model.n_layers of at least {row.min_layers}, not {model.n_layers}: with "
-            "fewer, no layer is post-norm"
+            f"model.placement={name} needs model.n_layers of at least {row.min_layers}, not {model.n_layers}, because "
+            "otherwise no layer is post-norm: add layers"
         )
     if row.norms is not None and model.norm not in ("auto", *row.norms):
         raise ConfigError(
-            f"model.placement={name} has no norm, so model.norm={model.norm} would have no effect: leave "
-            "model.norm=auto"
+            f"model.placement={name} has no norm, so model.norm={model.norm} would have no effect: leave out model.norm"
         )
     if row.inits is not None and model.init not in ("auto", *row.inits) and not model.force_init:
         raise ConfigError(
             f"model.init={model.init} does not belong to model.placement={name} ({row.source}), which uses "
-            f"{' or '.join(row.inits)}: leave model.init=auto, or add model.force_init=true"
+            f"{' or '.join(row.inits)}: leave out model.init, or add model.force_init=true"
         )
     if model.first_block == "star" and row.star_block is None:
         raise ConfigError(
-            f"model.first_block=star is for model.placement=hybrid, not {name}: leave model.first_block=same"
+            f"model.first_block=star needs model.placement=hybrid, not {name}: leave out model.first_block"
         )
     if row.formula_has_qk_norm and model.qk_norm != "auto":
-        raise ConfigError(f"model.placement={name} normalizes q, k and v itself: leave model.qk_norm=auto")
+        raise ConfigError(f"model.placement={name} normalizes q, k and v itself: leave out model.qk_norm")
     without = resolve(model).norm == "none"
     for key, value in (("qk_norm", model.qk_norm), ("final_norm", model.final_norm), ("embed_norm", model.embed_norm)):
         if without and value in ("per_head", "full", "true", True):
             raise ConfigError(
-                f"model.{key}={str(value).lower()} needs a norm, and model.norm is none here: leave it out"
+                f"model.{key}={str(value).lower()} needs a norm, but this model has no norms: leave it out"
             )
 
 
 @dataclass
 class DataConfig:
-    name: str = "stdlib"  # the text: one of DATA_NAMES
+    name: str = "stdlib"  # the text: a name in DATA_NAMES
     path: str | None = None  # data=file only: a text file, a folder or a glob
     tokenizer: str = "byte"  # byte: 256 symbols | char: the text's characters | bpe: trained on the training blocks
     vocab_size: int | None = None  # bpe only: number of tokens, at least 257; null: 512
@@ -156,16 +154,16 @@ class DataConfig:
         one_of("data.tokenizer", self.tokenizer, TOKENIZER_NAMES)
         for key in ("seq_len", "batch_size"):
             at_least(f"data.{key}", getattr(self, key), 1)
-        check_seed("data.source_seed", self.source_seed)
+        at_least("data.source_seed", self.source_seed, 0)
         if self.name == "file" and not self.path:
-            raise ConfigError("data=file needs a text: give data.path=FILE")
+            raise ConfigError("data=file needs a text: add data.path=FILE")
         if self.path is not None and "\0" in self.path:
-            raise ConfigError(f"data.path {self.path!r} contains a NUL byte: give a readable text file")
+            raise ConfigError(f"data.path {self.path!r} contains a NUL byte: choose a readable text file")
         if self.name != "file" and self.path is not None:
-            raise ConfigError(f"data.path {self.path!r} is not read by data={self.name}: add data=file or leave it out")
+            raise ConfigError(f"data={self.name} ignores data.path {self.path!r}: add data=file or leave out data.path")
         if self.name == "synthetic" and self.tokenizer != "byte":
             raise ConfigError(
-                f"data=synthetic consists of tokens, and data.tokenizer={self.tokenizer} needs bytes: "
+                f"data=synthetic consists of tokens, but data.tokenizer={self.tokenizer} needs bytes: "
                 "leave out the tokenizer or choose another text"
             )
         if self.vocab_size is not None and self.tokenizer != "bpe":
@@ -175,8 +173,8 @@ class DataConfig:
             )
         if self.vocab_size is not None and not 257 <= self.vocab_size <= VOCAB_MAX:
             raise ConfigError(
-                f"data.vocab_size {self.vocab_size} is out of range: give an integer from 257 (256 bytes and one "
-                f"merge) to {VOCAB_MAX}"
+                f"data.vocab_size {self.vocab_size} is out of range: set it to an integer from 257 (256 bytes and "
+                f"one merge) to {VOCAB_MAX}"
             )
 
 
@@ -188,7 +186,7 @@ class OptimizerConfig:
     eps: float = 1e-8  # adam, adamw: added to the square root of the second moment
     momentum: float = 0.0  # sgd: decay of the velocity
     weight_decay: float = 0.0  # adam, sgd: added to the gradient; adamw: decoupled
-    max_grad_norm: float | None = None  # limit on the global gradient norm; null: no clipping, so spikes stay visible
+    max_grad_norm: float | None = None  # limit on the global gradient norm; null: no clipping, which would hide spikes
 
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, OPTIMIZER_NAMES)
@@ -203,7 +201,7 @@ class OptimizerConfig:
 class ScheduleConfig:
     name: str = "constant"  # after the warmup: constant | inverse_sqrt | linear | cosine
     peak_lr: float = 1e-3  # the learning rate at the end of the warmup
-    warmup_steps: int = 0  # steps in which the rate rises linearly from peak_lr / warmup_steps; 0: no warmup
+    warmup_steps: int = 0  # steps in which the rate rises linearly from peak_lr / warmup_steps to peak_lr; 0: none
     n_steps: int = 600  # updates of the parameters
 
     def __post_init__(self) -> None:
@@ -220,8 +218,8 @@ class ScheduleConfig:
 
 @dataclass
 class ProbeConfig:
-    dense_steps: int = 50  # number of initial steps at which the tables `modules` and `residual` are recorded
-    every: int = 20  # both are also recorded at each multiple of this step number, and at the last step
+    dense_steps: int = 50  # number of initial steps that are all recorded in the tables `modules` and `residual`
+    every: int = 20  # steps from dense_steps on are recorded if they are multiples of this number; so is the last step
 
     def __post_init__(self) -> None:
         at_least("probe.dense_steps", self.dense_steps, 0)
@@ -230,8 +228,8 @@ class ProbeConfig:
 
 @dataclass
 class EvalConfig:
-    every: int = 100  # the validation loss is computed at step 0, each multiple of this, and after the last update
-    windows: int = 64  # evenly spaced validation windows, the same for all seeds
+    every: int = 100  # steps between two validation losses; the first is at step 0, the last after the last update
+    windows: int = 64  # number of evenly spaced validation windows; all seeds use the same windows
 
     def __post_init__(self) -> None:
         at_least("eval.every", self.every, 1)
@@ -239,7 +237,7 @@ class EvalConfig:
 
 
 def row_of(placement: str) -> Placement:
-    """The row of PLACEMENTS for a name; for a user's own placement, the defaults: final norm, xavier init, any norm."""
+    """Return the row of PLACEMENTS for a name; for a user's own placement, a row of defaults."""
     return Placement(lambda x: x, "your own") if is_own(placement) else PLACEMENTS[placement]
 
 
@@ -264,16 +262,16 @@ class RunConfig:
         """Set a null data_seed to the seed; raise a ConfigError for an illegal value."""
         if self.data_seed is None:
             self.data_seed = self.seed
-        check_seed("seed", self.seed)
-        check_seed("data_seed", self.data_seed)
+        at_least("seed", self.seed, 0)
+        at_least("data_seed", self.data_seed, 0)
         check_study_name(self.study)
         if not self.results_dir.strip():
-            raise ConfigError("results_dir is empty: give a folder")
+            raise ConfigError("results_dir is empty: set it to a folder")
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A model's values after resolving `auto` and null. embed_std: None if model/init.py computes it (for `unit`)."""
+    """Hold a model's values without `auto` and null. For `unit`, embed_std is None: model/init.py computes it."""
 
     d_ff: int
     init: str
@@ -284,7 +282,7 @@ class Resolved:
 
 
 def resolve(model: ModelConfig) -> Resolved:
-    """Replace `auto` by the placement's values, and null by values that follow from the model's shape."""
+    """Replace `auto` by the placement's choice, and null by values that follow from other fields."""
     row = row_of(model.placement)
     norm = (row.norms or ("layernorm",))[0] if model.norm == "auto" else model.norm
     qk_norm = row.qk_norm if model.qk_norm == "auto" else model.qk_norm

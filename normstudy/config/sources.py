@@ -1,8 +1,8 @@
 """Find the source files of a user's own placement or norm, written module:function, and hash them.
 
 The module is searched for in the working directory first. The hash covers the module's file and all of the user's files
-that it imports, directly or indirectly, so changing any of these makes a different run. The files are found by parsing
-`import` statements: nothing is imported, not even torch.
+that it imports, directly or indirectly, so changing any of these files makes a different run. They are found by parsing
+`import` statements. Nothing is imported, not even torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from normstudy.errors import ConfigError, nearest
 
-# The names of the arguments that a block may take, each described in placements.py.
+# The names of the arguments that a block may take. placements.py describes each of them.
 STREAMS = ("x", "r")
 SUBLAYERS = ("attn", "mlp")
 NORMS = (
@@ -40,39 +40,31 @@ HERE = Path(__file__).parent.parent  # the folder of the package normstudy
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is a user's module:function, or an attempt at one: built-in names contain none of `:./\\`."""
+    """Return whether a name is meant as a user's module:function; built-in names contain none of `:./\\`."""
     return any(sign in name for sign in ":./\\")
 
 
 def split(spec: str) -> tuple[str, str]:
-    """Split module:name into (module, name). Raises a ConfigError with the likely spelling if `spec` is malformed."""
+    """Split module:name into (module, name). Raises a ConfigError that suggests a spelling if `spec` is malformed."""
     module, _, name = spec.partition(":")
     if PATTERN.fullmatch(spec) and not module.endswith(".py"):
         return module, name
     words = [word for word in re.split(r"[:./\\]+", re.sub(r"\.py(?=$|:)", "", spec)) if word]
     meant = f"{words[0]}:my_block" if len(words) == 1 else ".".join(words[:-1]) + ":" + "".join(words[-1:])
     likely = meant if PATTERN.fullmatch(meant) else "my_package.my_module:my_block"
-    raise ConfigError(f"{spec!r}: a block or norm of your own is written module:function, such as {likely}")
+    raise ConfigError(f"{spec!r} does not name a block or norm of your own: write module:function, such as {likely}")
 
 
 def parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    """Name -> parameter of a function, or of the forward method of a module or module class."""
+    """Return name -> parameter of a function, or of the forward method of a module or module class."""
     called = getattr(function, "forward", function)
     found = list(inspect.signature(called).parameters.items())
     bound = getattr(called, "keywords", {})  # arguments already set if `called` is a functools.partial
     return {name: p for name, p in (found[1:] if isinstance(function, type) else found) if name not in bound}
 
 
-def arguments(function: Callable[..., object]) -> list[str]:
-    """The names in `parameters(function)`."""
-    return list(parameters(function))
-
-
-# ---- finding and hashing source files -------------------------------------------------------------------
-
-
 def source_sha256(spec: str) -> str:
-    """The sha256 of the source of `spec`: of its file, or of the list that sha256sum would print for several files."""
+    """Return the sha256 of the file of `spec`, or, for several files, of the list that sha256sum would print."""
     root, files = sources_of(spec)
     if len(files) == 1:
         return _read(spec, *files.values()).sha256
@@ -82,12 +74,12 @@ def source_sha256(spec: str) -> str:
 
 
 def files_of(spec: str) -> list[str]:
-    """The paths of the files that `source_sha256` hashes."""
+    """Return the paths of the files that `source_sha256` hashes."""
     return [str(path) for path in sources_of(spec)[1].values()]
 
 
 def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
-    """The folder of the module of `spec`, and module -> file for the module and all that it imports from the folder."""
+    """Return the folder of the module in `spec`, and module -> file for this module and its imports from the folder."""
     module, _ = split(spec)
     root = _root_of(spec, module)
     main = _file_of(root, module)
@@ -109,28 +101,29 @@ def _root_of(spec: str, module: str) -> Path:
     top = module.partition(".")[0]
     places = [Path(os.getcwd()), *(Path(os.path.abspath(p)) for p in sys.path)]
     if top in sys.stdlib_module_names:
-        raise ConfigError(f"{spec}: {top} is a module of Python itself: give your file another name")
+        raise ConfigError(f"{spec}: {top} is a module of Python itself: use another name for your file")
     for place in places:
         if _file_of(place, module) is not None:
             return place
-    raise ConfigError(f"{spec}: there is no module {module} in {places[0]}.{_nearest_module(places[0], module)}")
+    hint = _nearest_module(places[0], module)
+    raise ConfigError(f"{spec}: there is no module {module} in {places[0]}: change to the folder of your file.{hint}")
 
 
 def _nearest_module(folder: Path, module: str) -> str:
-    """A hint at the module in `folder` that the user may have meant, or the empty string."""
+    """Return a hint at the module in `folder` that the user may have meant, or the empty string."""
     package, _, wanted = module.rpartition(".")
     folder = folder.joinpath(*package.split("."))
     if not folder.is_dir():
         return ""
     if (folder / wanted).is_dir():
-        return f" {wanted} is a folder: name a module in it, as in {module}.my_module"
+        return f" {wanted} is a folder: name a module inside it, as in {module}.my_module"
     names = [p.stem for p in folder.iterdir() if p.suffix == ".py" or p.is_dir()]
     hint = nearest(wanted, names)
     return hint.replace("mean ", f"mean {package}.") if package else hint
 
 
 def _file_of(root: Path, module: str) -> Path | None:
-    """The file of a module or package below `root`; None if it does not exist or is a folder without __init__.py."""
+    """Return the file of a module or package below `root`, or None for a folder without __init__.py or for nothing."""
     path = root.joinpath(*module.split("."))
     for candidate in (path / "__init__.py", path.parent / f"{path.name}.py"):
         if candidate.is_file():
@@ -139,16 +132,16 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def is_users(path: Path, root: Path) -> bool:
-    """Whether a file is the user's own: not part of Python, normstudy or an installed package.
+    """Return whether a file is the user's own: not part of Python, normstudy or an installed package.
 
-    The whole path is checked, since a virtual environment may lie inside the user's folder.
+    Every folder of the path is checked, because a virtual environment may lie inside the user's folder.
     """
     library = Path(sysconfig.get_path("stdlib"))
     return not (INSTALLED & set(path.parts) or HERE in path.parents or library in (root, *root.parents))
 
 
 def with_packages(module: str) -> list[str]:
-    """Turn a.b.c into a, a.b and a.b.c, since importing a module also imports the packages that contain it."""
+    """Turn a.b.c into a, a.b and a.b.c, because importing a module also imports the packages that contain it."""
     parts = module.split(".")
     return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
@@ -163,7 +156,7 @@ def _read(spec: str, path: Path) -> _Source:
         state = path.stat()
         return _parse(str(path), state.st_mtime_ns, state.st_size)
     except OSError as error:
-        raise ConfigError(f"{spec}: {shown(path)} cannot be read ({error.strerror})") from None
+        raise ConfigError(f"{spec}: {shown(path)} cannot be read ({error.strerror}): make it readable") from None
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f"{spec}: {describe(error, [str(path)])}") from None
 
@@ -172,7 +165,7 @@ def _read(spec: str, path: Path) -> _Source:
 def _parse(path: str, mtime_ns: int, size: int) -> _Source:
     raw = Path(path).read_bytes()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing the module will show the same warnings
+        warnings.simplefilter("ignore")  # importing the module later shows them
         tree = ast.parse(raw, path)
     imports: list[tuple[int, str]] = []
     for node in ast.walk(tree):
@@ -180,12 +173,12 @@ def _parse(path: str, mtime_ns: int, size: int) -> _Source:
             imports += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = f"{node.module}." if node.module else ""
-            imports += [(node.level, start + alias.name) for alias in node.names]  # the name may be a module
+            imports += [(node.level, start + alias.name) for alias in node.names]  # `alias` may be a module
     return _Source(hashlib.sha256(raw).hexdigest(), tuple(imports))
 
 
 def _imported_by(module: str, path: Path, imports: Iterable[tuple[int, str]]) -> list[str]:
-    """The full names of everything that a module imports, except from the standard library."""
+    """Return the full names of everything that a module imports, except from the standard library."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     names = []
     for dots, name in imports:
@@ -194,18 +187,15 @@ def _imported_by(module: str, path: Path, imports: Iterable[tuple[int, str]]) ->
     return [name for name in names if name.partition(".")[0] not in sys.stdlib_module_names]
 
 
-# ---- errors in a user's files ---------------------------------------------------------------------------
-
-
 def describe(error: BaseException, files: Iterable[str]) -> str:
-    """Describe an error that one of the files caused in one line: file, line number, exception type and message."""
+    """Describe in one line an error that one of the files caused: file, line number, exception type and message."""
     text = error.msg if isinstance(error, SyntaxError) else next(iter(str(error).splitlines()), "").strip()
     place = place_of(error, files) or shown(Path(min(files)))
     return f"{place}: {type(error).__name__}{': ' if text else ''}{text}"
 
 
 def place_of(error: BaseException, files: Iterable[str]) -> str | None:
-    """The file:line of the innermost traceback entry in one of the files; None if there is no such entry."""
+    """Return file:line of the innermost traceback entry that lies in one of the files, or None if none does."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{shown(Path(error.filename))}:{error.lineno}"
     theirs = [line for line in traceback.extract_tb(error.__traceback__) if line.filename in files]
@@ -213,5 +203,5 @@ def place_of(error: BaseException, files: Iterable[str]) -> str | None:
 
 
 def shown(path: Path) -> str:
-    """A path as the user would type it."""
+    """Return a path as the user would type it: relative if it lies in the working directory."""
     return os.path.relpath(path) if Path(os.getcwd()) in path.parents else str(path)

@@ -83,7 +83,7 @@ class FunctionNorm(nn.Module):
     def __init__(self, function: Callable[..., Tensor], width: int) -> None:
         super().__init__()
         self.function = function
-        wanted = sources.arguments(function)
+        wanted = sources.parameters(function)
         self.gamma = nn.Parameter(torch.ones(width)) if "gamma" in wanted else None
         self.beta = nn.Parameter(torch.zeros(width)) if "beta" in wanted else None
 

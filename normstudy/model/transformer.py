@@ -170,7 +170,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.own = block_function(config, layer)
-        self.wanted = sources.arguments(self.own)
+        self.wanted = list(sources.parameters(self.own))
         self.attn = Attention(config)
         self.mlp = MLP(config)
         self.numbers = {

@@ -434,10 +434,10 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (
         ModelConfig,
         {"placement": "deepnorm", "init": "xavier"},
-        "which uses deepnorm: leave model.init=auto, or add model.force_init=true",
+        "which uses deepnorm: leave out model.init, or add model.force_init=true",
     ),
     *[
-        (ModelConfig, {"placement": "mix", "n_layers": n}, f"mix needs model.n_layers of at least 4, not {n}: with")
+        (ModelConfig, {"placement": "mix", "n_layers": n}, f"mix needs model.n_layers of at least 4, not {n}, because")
         for n in (1, 2, 3)
     ],
     *[
@@ -446,23 +446,23 @@ BAD: list[tuple[type, dict[str, object], str]] = [
         for n in ("layernorm", "rmsnorm", "dyt", "my_package.norms:norm")
     ],
     *[
-        (ModelConfig, {"placement": p, "first_block": "star"}, f"star is for model.placement=hybrid, not {p}:")
+        (ModelConfig, {"placement": p, "first_block": "star"}, f"star needs model.placement=hybrid, not {p}:")
         for p in config.PLACEMENT_NAMES
         if p != "hybrid"
     ],
     *[
-        (ModelConfig, {"placement": "hybrid", "qk_norm": q}, "hybrid normalizes q, k and v itself: leave model.qk")
+        (ModelConfig, {"placement": "hybrid", "qk_norm": q}, "hybrid normalizes q, k and v itself: leave out model.qk")
         for q in config.QK_NORM_NAMES
     ],
     *[
-        (ModelConfig, without | {key: value}, f"model.{key}={str(value).lower()} needs a norm, and model.norm is none")
+        (ModelConfig, without | {key: value}, f"model.{key}={str(value).lower()} needs a norm, but this model has")
         for without in ({"norm": "none"}, {"placement": "rezero"}, {"placement": "none"})
         for key, value in (("qk_norm", "full"), ("qk_norm", "per_head"), ("final_norm", "true"), ("embed_norm", True))
     ],
     (
         ModelConfig,
         {"positions": "rope", "d_model": 60, "n_heads": 4},
-        "rope rotates pairs of dimensions, and a head has 15 (d_model 60, n_heads 4): make it even",
+        "rope needs an even number of dimensions per head, not 15 (d_model 60, n_heads 4): change one",
     ),
     (ModelConfig, {"positions": "sinusoidal", "d_model": 5, "n_heads": 1}, "needs an even model.d_model, not 5"),
     (ModelConfig, {"tied": True, "unembed_std": 0.5}, "unembed_std 0.5 has no effect with model.tied=true"),
@@ -477,11 +477,11 @@ BAD: list[tuple[type, dict[str, object], str]] = [
         for t in ("byte", "char")
     ],
     *[
-        (DataConfig, {"tokenizer": "bpe", "vocab_size": v}, f"data.vocab_size {v} is out of range: give an integer")
+        (DataConfig, {"tokenizer": "bpe", "vocab_size": v}, f"data.vocab_size {v} is out of range: set it to an")
         for v in (0, 256, 65537)
     ],
     *[
-        (DataConfig, {"name": "synthetic", "tokenizer": t}, f"consists of tokens, and data.tokenizer={t} needs bytes")
+        (DataConfig, {"name": "synthetic", "tokenizer": t}, f"consists of tokens, but data.tokenizer={t} needs bytes")
         for t in ("char", "bpe")
     ],
     (
@@ -491,20 +491,20 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     ),
     (DataConfig, {"seq_len": 0}, "data.seq_len 0 is below 1"),
     (DataConfig, {"batch_size": 0}, "data.batch_size 0 is below 1"),
-    (DataConfig, {"source_seed": -1}, "data.source_seed -1 is out of range"),
-    (DataConfig, {"name": "file"}, "data=file needs a text: give data.path=FILE"),
+    (DataConfig, {"source_seed": -1}, "data.source_seed -1 is below 0"),
+    (DataConfig, {"name": "file"}, "data=file needs a text: add data.path=FILE"),
     (DataConfig, {"name": "file", "path": ""}, "data=file needs a text"),
-    (DataConfig, {"path": "a.txt"}, "data.path 'a.txt' is not read by data=stdlib: add data=file"),
+    (DataConfig, {"path": "a.txt"}, "data=stdlib ignores data.path 'a.txt': add data=file"),
     (OptimizerConfig, {"name": "adamv"}, "optimizer.name 'adamv' is not one of adam, adamw, sgd. Did you mean adam"),
-    (OptimizerConfig, {"beta1": 1.0}, "beta1 1.0 is out of range: give a finite number at least 0 and below 1"),
+    (OptimizerConfig, {"beta1": 1.0}, "beta1 1.0 is out of range: set it to a finite number of at least 0 and below 1"),
     (OptimizerConfig, {"beta2": -0.1}, "optimizer.beta2 -0.1 is out of range"),
     (OptimizerConfig, {"momentum": NAN}, "optimizer.momentum nan is out of range"),
     (OptimizerConfig, {"eps": -1e-8}, "optimizer.eps -1e-08 is out of range"),
     (OptimizerConfig, {"weight_decay": INF}, "optimizer.weight_decay inf is out of range"),
-    (OptimizerConfig, {"max_grad_norm": 0.0}, "max_grad_norm 0.0 is out of range: give a finite number above 0"),
+    (OptimizerConfig, {"max_grad_norm": 0.0}, "max_grad_norm 0.0 is out of range: set it to a finite number above 0"),
     (OptimizerConfig, {"max_grad_norm": NAN}, "optimizer.max_grad_norm nan is out of range"),
     (ScheduleConfig, {"name": "cosin"}, "Did you mean cosine?"),
-    (ScheduleConfig, {"peak_lr": 0.0}, "schedule.peak_lr 0.0 is out of range: give a finite number above 0"),
+    (ScheduleConfig, {"peak_lr": 0.0}, "schedule.peak_lr 0.0 is out of range: set it to a finite number above 0"),
     (ScheduleConfig, {"peak_lr": -1e-3}, "schedule.peak_lr -0.001 is out of range"),
     (ScheduleConfig, {"peak_lr": NAN}, "schedule.peak_lr nan is out of range"),
     (ScheduleConfig, {"peak_lr": INF}, "schedule.peak_lr inf is out of range"),
@@ -523,12 +523,12 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (ExecutionConfig, {"device": "gpu"}, "execution.device 'gpu' is not one of auto, cpu, cuda"),
     (ExecutionConfig, {"workers": 0}, "execution.workers 0 is below 1"),
     (ExecutionConfig, {"runs_per_batch": 0}, "execution.runs_per_batch 0 is below 1"),
-    (RunConfig, {"seed": -1}, "seed -1 is out of range: give an integer from 0 to 2147483647"),
-    (RunConfig, {"seed": 2**31}, "seed 2147483648 is out of range"),
-    (RunConfig, {"data_seed": -1}, "data_seed -1 is out of range"),
-    (RunConfig, {"results_dir": " "}, "results_dir is empty: give a folder"),
+    (RunConfig, {"seed": -1}, "seed -1 is below 0: set it to at least 0"),
+    (RunConfig, {"seed": 2**31}, "seed 2147483648 exceeds 2147483647"),
+    (RunConfig, {"data_seed": -1}, "data_seed -1 is below 0"),
+    (RunConfig, {"results_dir": " "}, "results_dir is empty: set it to a folder"),
     *[
-        (RunConfig, {"study": study}, f"study {study!r} is not a study name")
+        (RunConfig, {"study": study}, f"study {study!r} is not a valid study name")
         for study in ("", ".", "..", "a/b", "../x", "a..b", ".hidden", "-x", "a b", "x" * 81, "a\n", "a.", "é")
     ],
 ]  # fmt: skip

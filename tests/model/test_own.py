@@ -306,7 +306,7 @@ def test_the_names_are_those_that_placements_documents_and_that_a_block_can_give
     documented = re.findall(r"^    ([a-z_0-9]+(?:, [a-z_0-9]+)*)  ", head, re.M)
     assert [name for line in documented for name in line.split(", ")] != []
     assert {name for line in documented for name in line.split(", ")} == set(sources.BLOCK_ARGUMENTS)
-    used = {name for row in placements.PLACEMENTS.values() for name in sources.arguments(row.block)}
+    used = {name for row in placements.PLACEMENTS.values() for name in sources.parameters(row.block)}
     assert used == set(sources.BLOCK_ARGUMENTS)
 
 
