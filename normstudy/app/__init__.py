@@ -1,1 +1,1 @@
-"""`normstudy run` and `normstudy sweep`: Hydra turns the command line into RunConfigs."""
+"""Run `normstudy run` and `normstudy sweep`, whose command lines Hydra turns into RunConfigs."""

@@ -12,8 +12,8 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from normstudy.config import CONF_GROUPS, ConfigError, RunConfig
-from normstudy.errors import nearest
+from normstudy.config import CONF_GROUPS, RunConfig
+from normstudy.errors import ConfigError, nearest
 
 
 def known_keys() -> list[str]:
@@ -29,14 +29,14 @@ def known_keys() -> list[str]:
 
 
 def _nearest_key(key: str) -> str:
-    """Return `" Did you mean model.n_layers?"` for a misspelt key or a key without its group, else an empty string."""
+    """Return " Did you mean model.n_layers?" for a misspelled key or a key without its group, else an empty string."""
     leaves = {k.rsplit(".", 1)[-1]: k for k in known_keys() if not k.endswith(".name")}
     last = key.rsplit(".", 1)[-1]
     return f" Did you mean {leaves[last]}?" if last in leaves else nearest(key, known_keys(), leaves)
 
 
 def _allowed(key: str) -> str:
-    """Describe the values that a dotted key accepts, such as `an integer` or `a number or null`."""
+    """Describe the values that a dotted key accepts, such as "an integer" or "a number or null"."""
     kind: object = RunConfig
     for part in key.split("."):
         kind = typing.get_type_hints(kind).get(part)
@@ -50,9 +50,11 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, ImportError) and _raised_in(error, "hydra_plugins") and "normstudy" in str(error):
-        return f"the installed hydra_plugins.normstudy is of another version ({error}); install again: pip install -e ."
+        return f"the installed hydra_plugins.normstudy has another version ({error}): run pip install -e . again"
     if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
+        if "=" not in error.override:
+            return f"{error.override!r} is not a setting: write key=value"
+        return f"""{error.override!r} cannot be read: quote a value with special characters, as in 'key="value"'"""
     if isinstance(error, MissingConfigException):
         return _missing(error)
     if isinstance(error, yaml.YAMLError):
@@ -65,7 +67,7 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         return _omegaconf(error, "")
     if isinstance(error, UnicodeDecodeError) and _raised_in(error, "codecs"):
-        return f"a config file is not UTF-8 text: {error}"
+        return f"a config file is not UTF-8 text ({error}): save it as UTF-8"
     if isinstance(error, ValueError | AssertionError) and _raised_in(error, "hydra", "omegaconf", "antlr4", "yaml"):
         return first_line(error)
     return None
@@ -85,17 +87,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _unreadable(word: str) -> str:
-    if "=" not in word:
-        return f"{word!r} is not key=value"
-    return f"""{word!r} cannot be read: quote a value that holds special characters, as in 'key="value"'"""
-
-
 def _missing(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     if not group or error.options is None:
         if error.missing_cfg_file:
-            return f"config {error.missing_cfg_file!r} not found: see --config-name and --config-dir"
+            return f"there is no config {error.missing_cfg_file!r}: correct --config-name or --config-dir"
         return first_line(error)
     if group.startswith("hydra/"):
         return f"{group}={name} is not installed: choose one of {', '.join(error.options)}"
@@ -110,7 +106,7 @@ def _broken_yaml(error: yaml.YAMLError) -> str:
 
 
 def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:
-    """Describe a wrong key or value: the file (found in Hydra's message `outer`), the key, the allowed values."""
+    """Describe a wrong key or value: its file (if Hydra's message `outer` names it), the key, the allowed values."""
     file = re.match(r"In '([^']+)'", outer)
     where = f"in {file[1]}.yaml: " if file else ""
     typed = re.match(r"Error merging override ([^=]+)=(.*)", outer)
@@ -123,8 +119,8 @@ def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:
     reason = first_line(error)
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         if key == "experiment" and file:
-            return f"{where}its keys must be at the top: begin the file with '# @package _global_'"
-        return f"{where}unknown key {key}.{_nearest_key(key) or ' See normstudy run --cfg job.'}"
+            return f"{where}the keys must be at the top level: begin the file with '# @package _global_'"
+        return f"{where}unknown key {key}.{_nearest_key(key) or ' List the keys with normstudy run --cfg job.'}"
     if key in known_keys() and isinstance(error, ValidationError):
         return f"{where}{key} {value!r} is not {_allowed(key)}{_as_integer(key, value)}"
     return f"{where}{key} {reason}" if key else f"{where}{reason}"

@@ -1,4 +1,4 @@
-"""The functions behind the Hydra plugin: expand a sweep's axes into jobs, and train all jobs in one call."""
+"""Expand a sweep's axes into jobs, and train all jobs in one call. The Hydra plugin calls these functions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from omegaconf import DictConfig
 from normstudy.app import main
 from normstudy.app.overrides import NOT_SWEPT, not_swept
 from normstudy.app.plan import plan
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 
-MAX_RUNS = 100_000  # a larger sweep is taken for a typing error, such as range(0,1e9)
+MAX_RUNS = 100_000  # a larger sweep is assumed to be a typing error, such as range(0,1e9)
 
 
 def sweep(
@@ -58,7 +58,7 @@ def sweep(
 def launch(
     context: HydraContext, task: TaskFunction, config: DictConfig, jobs: Sequence[Sequence[str]], first: int
 ) -> Sequence[JobReturn]:
-    """Train all jobs as one sweep. The jobs of a Hydra application other than normstudy run one by one."""
+    """Train all jobs as one sweep. Jobs of a Hydra application other than normstudy are run one by one."""
     if not isinstance(task, main.Application):
         basic = BasicLauncher()
         basic.setup(hydra_context=context, task_function=task, config=config)
@@ -82,34 +82,32 @@ def _raise_failure(one: JobReturn) -> None:
     from normstudy.sweep.execute import RunsFailed
 
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints the job's overrides before raising
+        with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints the job's overrides before it raises
             _ = one.return_value
     except (ConfigError, RunsFailed):
         raise
-    except Exception as error:  # raised by Hydra's own code, so `one_line` would take the bug for a user's mistake
+    except Exception as error:  # raised by Hydra's code: `one_line` would mistake the bug for a user's mistake
         raise RuntimeError(f"a job failed: {' '.join(one.overrides or [])}") from error
 
 
 def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader) -> list[list[str]]:
-    """List each job's overrides: the product of all keys' values. Typed values replace those of the experiment."""
+    """List each job's overrides: the product of all keys' values. Typed values replace the experiment's values."""
     parser = OverridesParser.create(config_loader=loader)
     axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])
     typed = parser.parse_overrides(list(arguments))
     if not axes and not any(override.is_sweep_override() for override in typed):
         words = " ".join(["normstudy run", *(str(override.input_line) for override in typed)])
         raise ConfigError(
-            "an empty sweep: no key has several values. Choose an experiment that has axes, or give values as in "
-            f"seed=0,1,2; {words} trains one run"
+            "an empty sweep, because no key has several values: choose an experiment that has axes, or write several "
+            f"values, as in seed=0,1,2 ({words} trains one run)"
         )
     for axis in axes:
         if isinstance(axis.value(), list):
-            raise ConfigError(
-                f"hydra.sweeper.params.{axis.input_line}: write it as comma-separated text, as in 0,1, not a list"
-            )
+            raise ConfigError(f"hydra.sweeper.params.{axis.input_line} is a list: use comma-separated text, as in 0,1")
     values = {o.get_key_element(): _values(o.get_key_element(), o) for o in (*axes, *typed)}  # typed values win
     n_runs = math.prod(map(len, values.values()))
     if n_runs > MAX_RUNS:
-        raise ConfigError(f"this sweep has {n_runs} runs or more, at most {MAX_RUNS} are allowed: give fewer values")
+        raise ConfigError(f"this sweep has at least {n_runs} runs, but {MAX_RUNS} is the limit: use fewer values")
     return [list(job) for job in itertools.product(*values.values())]
 
 
@@ -120,8 +118,8 @@ def _values(key: str, override: Override) -> list[str]:
     if key in NOT_SWEPT:
         raise ConfigError(not_swept(str(override.input_line)))
     if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: an interval has no list of values: use range() or choice()")
+        raise ConfigError(f"{override.input_line} is an interval, not a list of values: use range() or choice()")
     out = [f"{key}={v}" for v in itertools.islice(override.sweep_string_iterator(), MAX_RUNS + 1)]
     if not out:
-        raise ConfigError(f"an empty sweep: {override.input_line} gives no value")
+        raise ConfigError(f"an empty sweep: {override.input_line} has no values: write at least one")
     return out

@@ -1,4 +1,4 @@
-"""The Hydra application behind `normstudy run` and `normstudy sweep`. It does not import torch itself."""
+"""Run `normstudy run` and `normstudy sweep` as one Hydra application. This module itself does not import torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from normstudy.app import no_code
 from normstudy.app.compose import conf_dir, to_run_config
 from normstudy.app.errors import first_line, one_line
 from normstudy.app.overrides import check_flags, check_overrides, flags_of, parser, with_retries
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 
 
 def main(command: str, argv: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(command: str, argv: list[str]) -> int:
     typed = shlex.join(["normstudy", command, *argv])
     try:
         args = parser().parse_intermixed_args(argv)
-    except SystemExit as stop:  # argparse exits after printing --version
+    except SystemExit as stop:  # argparse exits once it has printed the version
         return int(stop.code or 0)
     check_flags(command, args)
     shows = args.cfg is not None or args.info is not None or args.hydra_help
@@ -36,7 +36,7 @@ def main(command: str, argv: list[str]) -> int:
     with _full_errors() as user_wants_traceback:
         try:
             check_overrides(command, args.overrides, shows)
-            words = with_retries(args.overrides, args.retry_failed or [])
+            words = with_retries(args.overrides, args.retry_failed)
             _call_hydra(Application(typed, args.dry_run, args.detach), [*words, *flags])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
@@ -59,17 +59,17 @@ def complete(query: str) -> None:
 
 @dataclass(frozen=True)
 class Application:
-    """The function that Hydra calls once for `normstudy run`, and once per job with a launcher other than normstudy's.
+    """Train one run: Hydra calls the object once for `normstudy run`, and once per job of a launcher of its own.
 
-    normstudy's launcher never calls this object: it reads the fields and trains the whole sweep itself.
+    normstudy's launcher never calls the object. It reads the fields and trains the entire sweep itself.
     """
 
-    command: str  # the command line, recorded with the results
+    command: str  # the command line, which is recorded with the results
     dry_run: bool = False
     detach: bool = False
 
     def request(self, overrides: object) -> dict[str, object]:
-        """Return the command line and Hydra's overrides, as typed, to be recorded with the results."""
+        """Return what is recorded with the results: the command line, and Hydra's overrides as typed."""
         return {"command": self.command, "overrides": OmegaConf.to_container(overrides, resolve=False)}
 
     def __call__(self, cfg: DictConfig) -> float:
@@ -92,13 +92,13 @@ class Application:
             run.run_sweep([config], dry_run=True, request=request)
             return math.nan
         if ignored:
-            planning.check([config])  # before printing, so that a refused run prints only its error
-            print(f"One run, at the base values; normstudy sweep trains the axes {ignored}.")
+            planning.check([config])  # before the line is printed, so that a refused run prints only its error
+            print(f"Training one run at the base values; normstudy sweep would train the axes {ignored}.")
         return as_float(run.run_one(config, request=request))
 
 
 class PastHydra(BaseException):
-    """A BaseException that carries a run's error through Hydra, which would print several lines for an Exception."""
+    """Carry a run's error through Hydra as a BaseException, because Hydra prints several lines for an Exception."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -106,7 +106,7 @@ class PastHydra(BaseException):
 
 
 def as_float(loss: float | None) -> float:
-    """Convert the loss to the float that Hydra's sweepers require: nan for a run without a final loss."""
+    """Convert a final loss to the float that Hydra's sweepers require: None, for a run without a final loss, to nan."""
     return math.nan if loss is None else loss
 
 

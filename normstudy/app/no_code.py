@@ -1,4 +1,4 @@
-"""Refuse configurations that name code for Hydra to import and call.
+"""Refuse configurations that name code which Hydra would import and call.
 
 Only model.placement and model.norm may name a user's code. Launchers and sweepers must be installed Hydra plugins.
 """
@@ -6,7 +6,6 @@ Only model.placement and model.norm may name a user's code. Launchers and sweepe
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -18,16 +17,15 @@ from normstudy.errors import ConfigError
 PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)\.[\w.]+")
 LOGGING_CLASS = re.compile(r"(logging|logging\.handlers|colorlog)\.[A-Z]\w+")
 LOGGING_CALLS = ("()", "class", "factory", "listener", "queue")  # keys whose values logging.config imports and calls
-LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"  # Hydra's own interpolation, which yields only a path
+LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"  # Hydra's own interpolation; it yields only a path
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
 
 @contextlib.contextmanager
 def forbidden() -> Iterator[None]:
-    """Check each configuration after Hydra composes it and before Hydra calls the code that it names."""
+    """Within the context, check each configuration that Hydra composes before Hydra calls any code that it names."""
     compose = ConfigLoaderImpl.load_configuration
 
-    @functools.wraps(compose)
     def checked(*args: object, **kwargs: object) -> DictConfig:
         config: DictConfig = compose(*args, **kwargs)  # type: ignore[arg-type]
         check(config)
@@ -43,24 +41,22 @@ def forbidden() -> Iterator[None]:
 def check(config: DictConfig) -> None:
     """Raise a ConfigError if the `hydra` section of a composed configuration names code."""
     if callbacks := config.hydra.callbacks:
-        raise ConfigError(
-            f"hydra.callbacks.{next(iter(callbacks))} names code, which no configuration may do: leave it out"
-        )
+        raise ConfigError(f"hydra.callbacks.{next(iter(callbacks))} names code, which is not allowed: leave it out")
     for part in ("launcher", "sweeper"):
         target = str((config.hydra[part] or {}).get("_target_"))
         if not PLUGIN.fullmatch(target):
-            raise ConfigError(f"hydra.{part}._target_ {target!r} is not a Hydra plugin: choose hydra/{part}=NAME")
+            raise ConfigError(f"hydra.{part}._target_ {target!r} is not a Hydra plugin: use hydra/{part}=NAME")
     for part in ("hydra_logging", "job_logging"):
         named = OmegaConf.to_container(config.hydra[part], resolve=False) if config.hydra[part] else {}
         for key, value in _leaves(named):
             if part == "job_logging" and value == LOG_FILE and key not in LOGGING_CALLS:
                 continue
             if not (LOGGING_CLASS.fullmatch(value) if key in LOGGING_CALLS else value in STREAMS):
-                raise ConfigError(f"hydra.{part} would load code, {value}: use hydra/{part}=none")
+                raise ConfigError(f"hydra.{part} would load the code {value}: use hydra/{part}=none")
 
 
 def _leaves(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (key, text) of every nested value that logging.config may import, including unresolved interpolations."""
+    """Yield (key, text) for each nested value that logging.config may import, including unresolved interpolations."""
     if isinstance(value, Mapping):
         for name, one in value.items():
             yield from _leaves(one, str(name))

@@ -12,15 +12,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, QuotedString
 
 from normstudy.app.compose import conf_dir
-from normstudy.config import CONF_GROUPS, ConfigError
+from normstudy.config import CONF_GROUPS
+from normstudy.errors import ConfigError
 
 RETRY_KEY = "execution.retry_failed"  # also set by --retry-failed and --no-retry-failed
 CHOICES = ("experiment", *CONF_GROUPS)  # keys whose value is the name of a config file
 NOT_A_NAME = re.compile(r"(^|/)(\.\.)?(/|$)|[\\\0-\37]")  # an absolute path, `..`, or a control character
 NOT_SWEPT = ("experiment", "study", "results_dir")  # a sweep has one experiment and fills one study
-
-
-# ---- flags --------------------------------------------------------------------------------------------
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -29,14 +27,13 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return Hydra's argument parser with normstudy's flags added; its errors are one-line ConfigErrors."""
-    made = get_args_parser()
-    made.__class__ = FlagParser  # Hydra constructs the parser, so only its class can be replaced
-    made.allow_abbrev = False
+    """Return an argument parser with Hydra's and normstudy's flags, whose errors are one-line ConfigErrors."""
+    made = FlagParser(parents=[get_args_parser()], add_help=False, allow_abbrev=False)
     made.add_argument("--dry-run", action="store_true")
     made.add_argument("--detach", action="store_true")
-    made.add_argument("--retry-failed", action="append_const", const=True, dest="retry_failed")
-    made.add_argument("--no-retry-failed", action="append_const", const=False, dest="retry_failed")
+    retry = made.add_mutually_exclusive_group()
+    retry.add_argument("--retry-failed", action="store_true", default=None)
+    retry.add_argument("--no-retry-failed", action="store_false", dest="retry_failed")
     return made
 
 
@@ -44,22 +41,16 @@ def check_flags(command: str, args: argparse.Namespace) -> None:
     """Raise a ConfigError for flags that the command does not accept and for contradictory flags."""
     run, folder = command == "run", args.config_dir
     for wrong, line in (
-        (args.multirun and run, "--multirun belongs to normstudy sweep: normstudy run trains one run"),
-        (args.run and not run, "--run belongs to normstudy run: normstudy sweep trains many runs"),
-        (args.dry_run and run, "--dry-run is a flag of normstudy sweep: normstudy run --cfg job shows a run's config"),
-        (args.detach and run, "--detach is a flag of normstudy sweep: normstudy run submits no jobs"),
-        (
-            args.experimental_rerun is not None,
-            "--experimental-rerun reads a pickle and is not supported: repeat the command",
-        ),
-        (
-            args.config_path is not None,
-            f"--config-path would replace normstudy's own conf/: use --config-dir {args.config_path}",
-        ),
-        (args.resolve and args.cfg is None, "--resolve belongs to --cfg: add --cfg job"),
-        (args.package is not None and args.cfg is None, "--package belongs to --cfg: add --cfg job"),
-        (args.cfg and args.info, "--cfg and --info exclude each other: give one"),
-        (folder is not None and not Path(folder).is_dir(), f"--config-dir {folder} is not a folder"),
+        (args.multirun and run, "normstudy run trains one run: use normstudy sweep instead of --multirun"),
+        (args.run and not run, "normstudy sweep trains many runs: use normstudy run instead of --run"),
+        (args.dry_run and run, "only normstudy sweep has --dry-run: normstudy run --cfg job shows a run's config"),
+        (args.detach and run, "normstudy run submits no jobs that --detach could leave: use normstudy sweep"),
+        (args.experimental_rerun is not None, "--experimental-rerun would read a pickle: repeat the original command"),
+        (args.config_path is not None, f"--config-path would replace conf/: use --config-dir {args.config_path}"),
+        (args.resolve and args.cfg is None, "--resolve needs --cfg: add --cfg job"),
+        (args.package is not None and args.cfg is None, "--package needs --cfg: add --cfg job"),
+        (args.cfg and args.info, "--cfg and --info exclude each other: choose one"),
+        (folder is not None and not Path(folder).is_dir(), f"--config-dir {folder} is not a folder: name another"),
     ):
         if wrong:
             raise ConfigError(line)
@@ -74,30 +65,27 @@ def flags_of(args: argparse.Namespace) -> list[str]:
     return flags + [f"--{n.replace('_', '-')}" for n in ("resolve", "hydra_help") if getattr(args, n)]
 
 
-# ---- overrides ----------------------------------------------------------------------------------------
-
-
 def check_overrides(command: str, words: list[str], shows: bool) -> None:
-    """Raise a ConfigError for overrides that the command does not accept. shows: whether --cfg or --info is given."""
+    """Raise a ConfigError for overrides that the command does not accept. shows: whether --cfg or --info is present."""
     for override in OverridesParser.create().parse_overrides(words):
         line, key = str(override.input_line), override.key_or_group
         if key in CHOICES or key.startswith("hydra/"):
             _check_choice(override)
         if key == "hydra.launcher.n_jobs" and override.value() == 0:
-            raise ConfigError(f"{line}: this leaves no job to train the runs: give 1 or more, or -1 for one per core")
+            raise ConfigError(f"{line} leaves no job to train the runs: set 1 or more, or -1 for one job per core")
         if override.is_hydra_override():
             continue
         if override.type is not OverrideType.CHANGE:
-            raise ConfigError(f"{line}: normstudy's keys are fixed, + and ~ are for hydra's: write key=value")
+            raise ConfigError(f"{line} adds or removes a key, but normstudy's keys are fixed: write key=value")
         if not override.is_sweep_override():
             if key in CONF_GROUPS and override.value() in (None, ""):
-                raise ConfigError(f"{line}: the group {key} cannot be empty: choose {_options(key)}")
+                raise ConfigError(f"{line}: the group {key} cannot be empty: choose one of {_options(key)}")
         elif key in NOT_SWEPT:
             raise ConfigError(not_swept(line))
         elif shows:
-            raise ConfigError(f"{line} is a sweep, and --cfg and --info show one config: give one value")
+            raise ConfigError(f"{line} has several values, but --cfg and --info show one config: choose one value")
         elif command == "run":
-            raise ConfigError(f"{line} is a sweep, and normstudy run trains one run: use normstudy sweep")
+            raise ConfigError(f"{line} has several values, but normstudy run trains one run: use normstudy sweep")
 
 
 def _check_choice(override: Override) -> None:
@@ -107,35 +95,33 @@ def _check_choice(override: Override) -> None:
     for one in given:
         name = one.text if isinstance(one, QuotedString) else one
         if isinstance(name, str) and name and NOT_A_NAME.search(name):
-            raise ConfigError(f"{override.key_or_group} {name!r} is a path: give the name of a file in its folder")
+            raise ConfigError(f"{override.key_or_group} {name!r} is a path: use the name of a file in its folder")
 
 
 def not_swept(line: str) -> str:
     """Return the error line for several values of experiment, study or results_dir."""
-    return f"{line}: one sweep fills one study; {', '.join(NOT_SWEPT)} take one value each: give one value"
+    return f"{line} has several values, but one sweep fills one study: choose one value"
 
 
 def _options(group: str) -> str:
     return ", ".join(sorted(p.stem for p in (conf_dir() / group).glob("*.yaml")))
 
 
-def with_retries(words: list[str], flags: list[bool]) -> list[str]:
-    """Append execution.retry_failed to the overrides if a flag sets it.
+def with_retries(words: list[str], flag: bool | None) -> list[str]:
+    """Append execution.retry_failed to the overrides. Raises a ConfigError if an override contradicts the flag.
 
-    flags: one True per --retry-failed, one False per --no-retry-failed. Raises a ConfigError for a contradiction.
+    flag: True for --retry-failed, False for --no-retry-failed, None for neither.
     """
-    if not flags:
+    if flag is None:
         return words
-    if len(set(flags)) > 1:
-        raise ConfigError("--retry-failed and --no-retry-failed exclude each other: give one")
     section, _, leaf = RETRY_KEY.partition(".")
-    given = "--retry-failed" if flags[0] else "--no-retry-failed"
+    given = "--retry-failed" if flag else "--no-retry-failed"
     for override in OverridesParser.create().parse_overrides(words):
         value = override.value()
         if override.key_or_group == section and isinstance(value, dict):
-            value = next((v for k, v in value.items() if str(k) == leaf), flags[0])
+            value = next((v for k, v in value.items() if str(k) == leaf), flag)
         elif override.key_or_group != RETRY_KEY:
             continue
-        if value is not flags[0]:
-            raise ConfigError(f"{given} and {override.input_line} contradict each other: give one")
-    return [*words, f"{RETRY_KEY}={str(flags[0]).lower()}"]
+        if value is not flag:
+            raise ConfigError(f"{given} and {override.input_line} contradict each other: remove one")
+    return [*words, f"{RETRY_KEY}={str(flag).lower()}"]

@@ -1,7 +1,7 @@
 """Turn a Hydra sweep's jobs, each a list of overrides, into RunConfigs.
 
-Composing a configuration takes about 90 ms, so each distinct choice of config groups is composed once. Jobs with the
-same groups differ only in plain values, which are set on the shared composition in well below 1 ms per run.
+Composing a configuration takes about 90 ms, so each distinct choice of config groups is composed only once. Jobs that
+choose the same groups differ in plain values only. Setting these on the shared composition takes below 1 ms per run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from normstudy.app import compose
 from normstudy.app.errors import one_line
-from normstudy.config import ConfigError, RunConfig
+from normstudy.config import RunConfig
+from normstudy.errors import ConfigError
 
 
 def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
     """Return one validated RunConfig per job, in order. Raises a ConfigError that identifies the first illegal job."""
-    parsed = _parse_once(jobs)
+    words = list(dict.fromkeys(itertools.chain.from_iterable(jobs)))
+    parsed = dict(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
     shared = set(jobs[0]).intersection(*jobs[1:]) if jobs else set()
     is_group: dict[str, bool] = {}
     parts: dict[str, str] = {}  # override -> its _signature
@@ -42,7 +44,7 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
             if base is None:
                 base = compositions[signature] = Composition(_compose(loader, master, job))
             for override, part in zip(overrides, signature, strict=True):
-                if part == override.key_or_group:  # a plain value; all other overrides are already composed
+                if part == override.key_or_group:  # a plain value; the composition already has all other overrides
                     base.set(override)
             configs.append(base.run_config())
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
@@ -51,12 +53,12 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
             raise ConfigError(f"{one_line(error)}{member}") from error
     places = sorted({f"{config.results_dir}/{config.study}" for config in configs})
     if len(places) > 1:
-        raise ConfigError(f"one sweep fills one study, this one would fill {', '.join(places)}: give one value")
+        raise ConfigError(f"one sweep fills one study, but this sweep would fill {', '.join(places)}: choose one")
     return configs
 
 
 class Composition:
-    """A composed configuration on which jobs' plain values are set in turn. RunConfigs share unchanged sections."""
+    """Hold a composed configuration and set each job's plain values on it. RunConfigs share unchanged sections."""
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
@@ -65,11 +67,10 @@ class Composition:
         self.changed: set[str] = set()  # sections whose values differ from those of `last`
         plain = OmegaConf.to_container(config, resolve=False)
         assert isinstance(plain, dict)
-        # Rebuilt for every run: top-level values, such as data_seed, and sections with an interpolation, which may
-        # refer to any value.
+        # These keys are rebuilt for every run: top-level values, such as data_seed, and sections that contain an
+        # interpolation, because it may refer to any value.
         self.rebuilt = {str(k) for k, v in plain.items() if not isinstance(v, dict) or _interpolates(v)}
-        # Resolving ${seed} would take a third of the time per run, so data_seed is left to RunConfig, which sets a
-        # missing data_seed to the seed.
+        # Resolving ${seed} would take a third of the time per run. RunConfig sets a missing data_seed to the seed.
         self.one_seed = plain.get("data_seed") == "${seed}"
 
     def set(self, override: Override) -> None:
@@ -77,7 +78,10 @@ class Composition:
         key, line = override.key_or_group, str(override.input_line)
         if self.words.get(key) == line:
             return
-        _set(self.config, override)
+        try:
+            OmegaConf.update(self.config, key, override.value(), merge=True)
+        except OmegaConfBaseException as error:
+            raise HydraException(f"Error merging override {line}") from error
         self.words[key] = line
         self.one_seed &= key != "data_seed"
         section = key.partition(".")[0]
@@ -107,15 +111,10 @@ def _interpolates(value: object) -> bool:
     return "${" in str(value)
 
 
-def _parse_once(jobs: Sequence[Sequence[str]]) -> dict[str, Override]:
-    words = list(dict.fromkeys(itertools.chain.from_iterable(jobs)))
-    return dict(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
-
-
 def _signature(override: Override, loader: ConfigLoader, is_group: dict[str, bool]) -> str:
     """Return the part of an override that two jobs must have in common to share a composition.
 
-    This is a plain value's key, but the whole override of a group or container: containers set in turn would merge.
+    For a plain value this is the key. For a group or container it is the full override, because containers would merge.
     """
     key = override.key_or_group
     if key not in is_group:
@@ -130,10 +129,3 @@ def _compose(loader: ConfigLoader, master: DictConfig, job: Sequence[str]) -> Di
     with open_dict(config):
         del config["hydra"]
     return config
-
-
-def _set(config: DictConfig, override: Override) -> None:
-    try:
-        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-    except OmegaConfBaseException as error:
-        raise HydraException(f"Error merging override {override.input_line}") from error

@@ -1,6 +1,6 @@
-"""The Hydra plugins `hydra/launcher=normstudy` and `hydra/sweeper=normstudy`.
+"""Define the Hydra plugins `hydra/launcher=normstudy` and `hydra/sweeper=normstudy`.
 
-Installed as `hydra_plugins.normstudy`. All logic is in `normstudy.app.jobs`, as an editable install copies this file.
+This file is installed as `hydra_plugins.normstudy`. It contains no logic, because an editable install copies the file.
 """
 
 # No `from __future__ import annotations` here: Hydra cannot resolve string annotations of a dataclass.
