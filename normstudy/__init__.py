@@ -1,4 +1,4 @@
-"""normstudy: study how the placement of normalization layers affects gradients and training."""
+"""Study how the placement of normalization layers affects the gradients and the training of a transformer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 
 def load(study_dir: Path | str, *, join: bool = False) -> Tables:
-    """Read the four tables of a study as DataFrames: see `normstudy.analysis.load.load`."""
+    """Read the four tables of a study as DataFrames. `normstudy.analysis.load.load` documents the arguments."""
     from normstudy.analysis.load import load as load_tables  # imported here to keep `import normstudy` fast
 
     return load_tables(study_dir, join=join)

@@ -1,4 +1,4 @@
-"""Errors that the user sees as one line, and the spelling hint that such a line may end with."""
+"""Define the errors that the user sees as one line, and the spelling hint at the end of some of these lines."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import typing
 
 
 class ConfigError(Exception):
-    """A request that cannot be carried out. The message is the one line that the user sees."""
+    """Raised for a request that cannot be carried out. The message is the one line that the user sees."""
 
 
 class StorageError(ConfigError):
-    """Results cannot be written (full disk, read-only folder, too many open files). Written files stay whole."""
+    """Raised if results cannot be written (full disk, read-only folder, too many open files). Written files stay whole."""
 
 
 def nearest(word: str, names: typing.Iterable[str], aliases: typing.Mapping[str, str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Decide whether and how wide progress bars are shown."""
+"""Decide whether progress bars are shown, and how wide they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypedDict
 
 
 class Fit(TypedDict):
-    """The keyword arguments of tqdm that depend on the terminal."""
+    """Type the keyword arguments of tqdm that depend on the terminal."""
 
     ncols: int | None
     nrows: int | None
@@ -17,9 +17,9 @@ class Fit(TypedDict):
 
 
 def fit() -> Fit:
-    """Return tqdm arguments that show a progress bar on a terminal, and none otherwise."""
+    """Return arguments for tqdm that show a progress bar on a terminal and no bar elsewhere."""
     terminal = sys.stderr.isatty()
-    # A pseudo-terminal may report 0 columns or 0 lines; tqdm would then print nothing.
+    # A pseudo-terminal may report 0 columns or 0 lines. tqdm would then print nothing.
     unsized = terminal and 0 in os.get_terminal_size(sys.stderr.fileno())
     width, height = (80, 24) if unsized else (None, None)
     return {"ncols": width, "nrows": height, "dynamic_ncols": not unsized, "disable": not terminal}

@@ -1,1 +1,1 @@
-"""The `normstudy` command: its arguments, help texts and dispatch."""
+"""Provide the `normstudy` command: its arguments, its help texts, and the choice of what to run."""

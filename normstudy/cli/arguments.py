@@ -1,4 +1,4 @@
-"""Arguments that several commands share: STUDY, --where, lists of names, --out."""
+"""Parse the arguments that several commands share: STUDY, --where, lists of names, --out."""
 
 from __future__ import annotations
 
@@ -21,12 +21,8 @@ def parser(command: str, *, study: bool = True) -> argparse.ArgumentParser:
 
     made = CommandParser(prog=f"normstudy {command}", add_help=False, allow_abbrev=False)
     if study:
-        made.add_argument("study", metavar="STUDY")
+        made.add_argument("study", metavar="STUDY", type=folder)
     return made
-
-
-def add_where(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE")
 
 
 def where(given: list[str]) -> dict[str, str]:
@@ -35,20 +31,18 @@ def where(given: list[str]) -> dict[str, str]:
     for word in ",".join(given).split(",") if given else []:
         column, equals, value = (part.strip() for part in word.partition("="))
         if not (column and equals and value):
-            raise ConfigError(f"--where {word!r} is not COLUMN=VALUE: write --where placement=pre,warmup_steps=0")
+            raise ConfigError(f"--where {word!r} is not COLUMN=VALUE: write, for example, --where placement=pre,seed=0")
         if column in values:
-            raise ConfigError(f"--where gives {column} twice, {values[column]} and {value}: give one value")
+            raise ConfigError(f"--where sets {column} twice, to {values[column]} and {value}: keep one value")
         values[column] = value
     return values
 
 
-def names(flag: str, given: str | None) -> list[str] | None:
-    """Split a flag's value, `a,b` -> `["a", "b"]`; return None if the flag is not given."""
-    if given is None:
-        return None
+def names(given: str) -> list[str]:
+    """Split a list of names: `a,b` -> `["a", "b"]`."""
     found = [name.strip() for name in given.split(",")]
     if not all(found):
-        raise ConfigError(f"{flag} {given!r} has an empty name: write {flag} NAME,NAME")
+        raise ConfigError(f"{given!r} contains an empty name: write NAME,NAME")
     return found
 
 
@@ -57,16 +51,15 @@ def out(given: str) -> Path:
     from normstudy.study import paths
 
     if not given or not given.isprintable():
-        raise ConfigError(f"--out {given!r} is not a path: give the path of the output")
+        raise ConfigError(f"--out {given!r} is not a path: name the file or folder to write")
     paths.check_outside_of_studies(Path(given), "another --out")
     return Path(given)
 
 
-def study(given: str) -> Path:
-    """Return the folder of STUDY. Raises a ConfigError if the folder does not exist."""
-    folder = Path(given)
-    if folder.is_dir():
-        return folder
+def folder(given: str) -> Path:
+    """Return the folder STUDY. Raises a ConfigError if the folder does not exist."""
+    if Path(given).is_dir():
+        return Path(given)
     under = Path("results") / given
-    hint = f" Did you mean {under}?" if under.is_dir() else " Give the folder of a study, such as results/warmup."
+    hint = f" Did you mean {under}?" if under.is_dir() else " Name the folder of a study, such as results/warmup."
     raise ConfigError(f"{given}: no such folder.{hint}")

@@ -5,6 +5,7 @@ At module level, `cli` imports only the standard library and `normstudy.errors`,
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import sys
@@ -14,8 +15,8 @@ from normstudy.cli import manual, measuring, reading, studies, training
 from normstudy.errors import ConfigError, nearest
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "run": training.run,
-    "sweep": training.sweep,
+    "run": functools.partial(training.train, "run"),
+    "sweep": functools.partial(training.train, "sweep"),
     "plot": reading.plot,
     "compare": reading.compare,
     "status": studies.status,
@@ -29,7 +30,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return the exit code: 0 done, 1 a run crashed, 2 a bad request, 130 interrupted."""
+    """Run a command and return the exit code: 0 success, 1 a run crashed, 2 a bad request, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
     try:
         code = _dispatch(words)
@@ -42,9 +43,12 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # the exit code of a process killed by SIGPIPE
     except Exception as error:
-        line = _user_error(error)
-        if line is None:
-            raise
+        if isinstance(error, ConfigError):
+            line = str(error)
+        elif isinstance(error, OSError) and error.strerror:
+            line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        else:
+            raise  # a bug
         shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # a file name may contain a line break
         print(f"error: {shown}", file=sys.stderr)
         return 2
@@ -52,19 +56,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _stdout_is_open() -> bool:
-    """Return whether standard output still has a reader; a pipe to `head` may have lost its reader."""
+    """Return whether standard output still has a reader. In a pipe to `head`, the reader may have ended."""
     poll = select.poll()
     poll.register(sys.stdout, select.POLLOUT)
     return not any(events & select.POLLERR for _, events in poll.poll(0))
-
-
-def _user_error(error: Exception) -> str | None:
-    """Describe in one line an error that the user can correct (a bad request, an unusable file); None for a bug."""
-    if isinstance(error, ConfigError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return None
 
 
 def _dispatch(words: list[str]) -> int:
@@ -81,7 +76,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         kind = "flag" if command.startswith("-") else "command"
-        raise ConfigError(f"unknown {kind} {command!r}: use {', '.join(COMMANDS)}.{nearest(command, COMMANDS)}")
+        raise ConfigError(f"unknown {kind} {command!r}: use one of {', '.join(COMMANDS)}.{nearest(command, COMMANDS)}")
     if "-h" in rest or "--help" in rest:
         print(manual.help_of(command), end="")
         return 0

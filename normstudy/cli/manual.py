@@ -1,15 +1,15 @@
-"""The help texts of the `normstudy` command. Importing only the standard library makes help appear at once."""
+"""Hold and format the help texts of `normstudy`. To appear at once, they need only the standard library."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
 
-# A paragraph (str), a table of terms and their meanings (dict), or commands to type (tuple), which are never wrapped.
-# A paragraph that ends with a colon introduces the next block: no blank line separates the two.
+# A block is a paragraph (str), a table of terms and their meanings (dict), or commands to type (tuple). Commands are
+# never wrapped. A paragraph that ends with a colon is followed by the next block without a blank line.
 Block = str | dict[str, str] | tuple[str, ...]
 
-WIDTHS = 40, 120  # columns of the narrowest and the widest text, whatever the terminal's width
+WIDTHS = 40, 120  # minimum and maximum width of a text in columns, for terminals of any width
 
 
 def help_of(command: str | None) -> str:
@@ -40,7 +40,7 @@ def _wrap(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
 
 
 def _table(rows: dict[str, str], width: int) -> list[str]:
-    """Format a table: each term with its meaning beside it, or below it if the term is long."""
+    """Format a table: each term, with its meaning beside it or, for a long term, below it."""
     column = min(4 + max(map(len, rows)), width // 2)
     lines = []
     for term, meaning in rows.items():
@@ -57,15 +57,15 @@ HELP: tuple[Block, ...] = (
         "normstudy run [KEY=VALUE ...]": "train one run",
         "normstudy sweep [KEY=V1,V2 ...]": "train every combination, draw the figures, print the comparison",
         "normstudy plot STUDY": "draw the figures of a study again",
-        "normstudy compare STUDY --by COLUMN": "print paired differences between the values of one column",
-        "normstudy status STUDY [--watch]": "print runs, outcomes, failures, rate and time left of a sweep",
-        "normstudy cancel STUDY": "end the Slurm jobs of a sweep; its runs are saved",
-        "normstudy check STUDY": "verify every file of a study; each finding says what to do",
+        "normstudy compare STUDY --by COLUMN": "compare the runs that differ in one column, seed by seed",
+        "normstudy status STUDY [--watch]": "print a sweep's progress: runs, outcomes, failures, rate, time left",
+        "normstudy cancel STUDY": "end the Slurm jobs of a sweep after they have saved its runs",
+        "normstudy check STUDY": "verify every file of a study, and say how to repair it",
         "normstudy compact STUDY [--seal]": "gather finished runs into one file per table",
         "normstudy export STUDY --to FORMAT": "write the tables as csv, tensorboard, wandb-offline or duckdb",
-        "normstudy reproduce --tier 0": "compare papers' predictions at initialization with measurements",
-        "normstudy bench [--full]": "measure how fast this machine trains, against plain loops and goals",
-        "normstudy COMMAND --help": "print what a command takes",
+        "normstudy reproduce --tier 0": "test what papers predict about a transformer at initialization",
+        "normstudy bench [--full]": "measure how fast this machine trains, compared with plain training loops",
+        "normstudy COMMAND --help": "print the arguments of a command",
         "normstudy --version": "print the version",
     },
     "First steps:",
@@ -74,195 +74,194 @@ HELP: tuple[Block, ...] = (
         "normstudy plot results/quickstart",
         "normstudy compare results/quickstart --by warmup_steps",
     ),
-    "Shell completion of commands, keys and values in bash (the word install=fish prints the script for fish):",
+    "Tab completion of commands, keys and values in bash (install=fish prints the script for fish):",
     ('eval "$(normstudy -sc install=bash)"',),
 )
 
 KEYS: dict[str, str] = {
-    "experiment=": "smoke, quickstart, warmup, depth, peak_lr, rmsnorm, placements, or your own in --config-dir",
-    "model=": "default, tiny, vaswani, gpt2, llama, olmo2, gemma2, deepnet: presets of the keys below",
+    "experiment=": "smoke, quickstart, warmup, depth, peak_lr, rmsnorm, placements, or your own (see --config-dir)",
+    "model=": "default, tiny, vaswani, gpt2, llama, olmo2, gemma2, deepnet: presets for the model.* keys",
     "model.placement=": "pre, post, peri, reordered, sub, deepnorm, admin, lns, mix, b2t, residual, hybrid, rezero, "
     "none, or your own as my_module:my_block",
     "model.norm=": "auto, layernorm, rmsnorm, dyt, none, or your own as my_module:my_norm",
     "model.qk_norm=": "auto, none, per_head, full",
-    "model.init=": "auto (the placement's own), xavier, normal, gpt2, deepnorm, sub, tfixup",
-    "model.embed_init=": "unit, std, scaled (std and scaled with model.embed_std=)",
+    "model.init=": "auto (chosen by the placement), xavier, normal, gpt2, deepnorm, sub, tfixup",
+    "model.embed_init=": "unit, std, scaled; with std and scaled, model.embed_std= sets the standard deviation",
     "model.activation=": "gelu, relu, swiglu, geglu",
     "model.positions=": "learned, sinusoidal, rope, none",
-    "schedule=": "what follows the warmup: constant, inverse_sqrt, linear, cosine",
+    "schedule=": "learning rate after the warmup: constant, inverse_sqrt, linear, cosine",
     "optimizer=": "adam, adamw, sgd",
-    "data=": "stdlib, pydoc, synthetic, tiny_shakespeare, enwik8, text8 (the last three are downloaded once), or file "
-    "(with data.path=FILE, a folder, or 'a/glob/*.txt')",
-    "data.tokenizer=": "byte, char, bpe (with data.vocab_size=)",
-    "seed=, data_seed=": "initialization and batches; data_seed is the seed unless given",
-    "results_dir=, study=": "results go to RESULTS_DIR/STUDY; default results/scratch",
+    "data=": "stdlib, pydoc, synthetic, or tiny_shakespeare, enwik8, text8 (downloaded once), or file with data.path= "
+    "set to a file, a folder or a glob such as 'a/glob/*.txt'",
+    "data.tokenizer=": "byte, char, bpe; with bpe, data.vocab_size= sets the number of tokens",
+    "seed=, data_seed=": "seeds of the initialization and of the batches; data_seed defaults to seed",
+    "results_dir=, study=": "results are written to RESULTS_DIR/STUDY; default: results/scratch",
 }
 NUMBERS = (
-    "Numbers and switches: model.n_layers=, model.d_model=, model.n_heads=, model.tied=, model.biases=, "
-    "schedule.peak_lr=, schedule.warmup_steps=, schedule.n_steps=, data.seq_len=, data.batch_size=."
+    "Keys with numbers: model.n_layers=, model.d_model=, model.n_heads=, schedule.peak_lr=, schedule.warmup_steps=, "
+    "schedule.n_steps=, data.seq_len=, data.batch_size=. Keys with true or false: model.tied=, model.biases=."
 )
 
 EXECUTION_KEYS: dict[str, str] = {
-    "execution=": "local, or slurm (the sweep as an array of Slurm jobs)",
-    "execution.workers=": "processes that train; default one per core, and one in a Slurm job",
-    "execution.runs_per_batch=": "most runs trained as one program; default chosen by the shape",
-    "execution.device=": "auto, cpu, cuda; recorded, since a GPU rounds differently from a CPU",
+    "execution=": "local (processes on this machine) or slurm (an array of Slurm jobs)",
+    "execution.workers=": "number of processes that train; default: one per core, or one per Slurm job",
+    "execution.runs_per_batch=": "maximum number of runs trained as one program; default: chosen by the model's shape",
+    "execution.device=": "auto, cpu, cuda; recorded for each run, because GPUs and CPUs round differently",
     "execution.checkpoint_seconds=": "seconds between two checkpoints, from which an interrupted sweep resumes; "
-    "default 60",
-    "execution.retry_failed=": "whether runs that crashed in an earlier command are tried again; default true",
-    "execution.max_tries=": "crashes after which a run is left failed; default 3",
+    "default: 60",
+    "execution.retry_failed=": "whether to retry runs that crashed during an earlier command; default: true",
+    "execution.max_tries=": "number of crashes after which a run is no longer retried; default: 3",
 }
 
 SLURM_KEYS: dict[str, str] = {
-    "execution.jobs=": "most jobs that run at the same time; default 8",
-    "execution.minutes=": "per job: time limit; a job that reaches it saves its runs, is requeued and resumes",
-    "execution.signal_seconds=": "per job: seconds before the time limit at which to save",
-    "execution.requeues=": "per job: maximum number of requeues",
-    "execution.gpus=": "per job: GPUs, 0 or 1",
-    "execution.memory_gb=": "per job: memory; default Slurm's",
-    "execution.partition=, execution.account=": "default Slurm's",
+    "execution.jobs=": "maximum number of jobs that run at the same time; default: 8",
+    "execution.minutes=": "time limit of a job, before which it saves its runs, is requeued and resumes; default: 60",
+    "execution.signal_seconds=": "seconds before the time limit at which a job saves its runs; default: 120",
+    "execution.requeues=": "maximum number of requeues of a job; default: 100",
+    "execution.gpus=": "number of GPUs per job, 0 or 1; default: 0",
+    "execution.memory_gb=": "memory per job; default: Slurm's",
+    "execution.partition=, execution.account=": "default: Slurm's",
     "execution.sbatch=": "further options of sbatch, as in {qos: low}",
 }
 
 FLAGS: dict[str, str] = {
-    "--cfg job|hydra|all": "print the configuration instead of training; --package KEY prints a part of it",
-    "--config-dir DIR": "a folder of your own YAML files, such as DIR/experiment/mine.yaml",
-    "--info, --hydra-help": "print what Hydra finds; print Hydra's own help",
-    "--retry-failed, --no-retry-failed": "set execution.retry_failed to true, to false",
+    "--cfg job|hydra|all": "print the configuration instead of training; --package KEY prints only that part",
+    "--config-dir DIR": "search DIR too for YAML files, such as your own DIR/experiment/mine.yaml",
+    "--info, --hydra-help": "print Hydra's plugins, search path and defaults; print Hydra's own help",
+    "--retry-failed, --no-retry-failed": "set execution.retry_failed to true or to false",
 }
 
 KEY_BLOCKS: tuple[Block, ...] = (
-    "Keys (normstudy run --cfg job prints all of them with their values):",
+    "Keys (normstudy run --cfg job prints all keys with their values):",
     KEYS,
     NUMBERS,
-    "Execution keys (on one kind of device they never change a result):",
+    "Execution keys (on one kind of device, they never change a result):",
     EXECUTION_KEYS,
-    "More execution keys with execution=slurm:",
+    "Execution keys that need execution=slurm:",
     SLURM_KEYS,
     "Flags:",
 )
 
-WHERE = {"--where COLUMN=VALUE[,COLUMN=VALUE]": "only these runs; may be repeated"}
+WHERE = {"--where COLUMN=VALUE[,COLUMN=VALUE]": "use only the runs that have these values; may be repeated"}
 
 COMMAND_HELP: dict[str, tuple[Block, ...]] = {
     "run": (
         "normstudy run [KEY=VALUE ...] [FLAGS]: train one run; normstudy plot draws its figures.",
         {
-            "normstudy run model.placement=post seed=3": "the defaults, but for these two keys",
-            "normstudy run experiment=warmup": "one run at an experiment's base values; its axes are ignored",
+            "normstudy run model.placement=post seed=3": "use the default of every key except these two",
+            "normstudy run experiment=warmup": "use an experiment's fixed values, and sweep none of its axes",
         },
         *KEY_BLOCKS,
         FLAGS,
     ),
     "sweep": (
-        "normstudy sweep [KEY=V1,V2 ...] [FLAGS]: train every combination; only what is missing is trained.",
+        "normstudy sweep [KEY=V1,V2 ...] [FLAGS]: train every combination of values; finished runs are not repeated.",
         {
-            "normstudy sweep experiment=quickstart": "the axes of an experiment",
+            "normstudy sweep experiment=quickstart": "sweep the axes of an experiment",
             "normstudy sweep experiment=depth --dry-run": "print runs, batches and the estimated time",
-            "normstudy sweep experiment=warmup seed=0,1": "a key on the command line replaces the experiment's",
-            "normstudy sweep 'seed=range(0,5)' study=mine": "range(), choice() and glob() work",
+            "normstudy sweep experiment=warmup seed=0,1": "replace the experiment's values of one key",
+            "normstudy sweep 'seed=range(0,5)' study=mine": "write values with range(), choice() or glob()",
         },
         *KEY_BLOCKS,
         {
             **FLAGS,
             "--dry-run": "print runs, finished runs, batches and the estimated time; train nothing",
-            "--detach": "with execution=slurm: return once the jobs are submitted",
+            "--detach": "with execution=slurm: return as soon as the jobs are submitted",
         },
-        "The axes of an experiment are under hydra.sweeper.params in its file. Other launchers and sweepers of Hydra "
-        "work where they are installed: hydra/launcher=joblib, hydra/sweeper=optuna.",
+        "The axes of an experiment (its keys with several values) are listed under hydra.sweeper.params in its file. "
+        "Other installed launchers and sweepers of Hydra work too: hydra/launcher=joblib, hydra/sweeper=optuna.",
     ),
     "plot": (
         "normstudy plot STUDY: draw the figures of a study (a folder such as results/warmup) from its tables alone.",
         {
             **WHERE,
-            "--only NAME[,NAME]": "only these figures",
-            "--format png|svg|pdf": "default png",
-            "--out DIR": "default STUDY/figures",
+            "--only NAME[,NAME]": "draw only these figures",
+            "--format png|svg|pdf": "default: png",
+            "--out DIR": "folder for the figures; default: STUDY/figures",
         },
         "Figures: headline, loss_curves, training_loss, gradient_ratio, gradient_profile, residual_path, heatmap, "
-        "final_grid, ranking. A figure for which the study lacks data is skipped, and a line says why. On two or more "
-        "cores, two processes draw.",
+        "final_grid, ranking. A figure for which the study lacks data is skipped, and a line says why.",
     ),
     "compare": (
-        "normstudy compare STUDY --by COLUMN: pair the runs of a study that differ in COLUMN only, seed by seed.",
+        "normstudy compare STUDY --by COLUMN: compare the runs of a study that differ only in COLUMN, seed by seed.",
         {
             "--by COLUMN": "any config column with several values, such as warmup_steps, placement or norm",
-            "--baseline VALUE": "the value to subtract; default the smallest or first",
+            "--baseline VALUE": "compare the other values with this one; default: the smallest or first",
             **WHERE,
-            "--format table|csv|json|markdown": "default table",
+            "--format table|csv|json|markdown": "default: table",
         },
-        "A difference is the final validation loss of a value minus that of the baseline, in nats, with the 95 % "
-        "paired t interval over seeds. Fewer than five pairs give no verdict.",
+        "A difference is the final validation loss of a value minus the loss of the baseline, in nats per token, with "
+        "its 95 % paired t interval over seeds. Fewer than five pairs give no verdict.",
     ),
     "status": (
-        "normstudy status STUDY: print how far a sweep is, from the files of its study alone, on any machine that can "
-        "read them.",
+        "normstudy status STUDY: print how far a sweep is. The command only reads the files of the study, so it works "
+        "on any machine that can read them.",
         {
             "--watch": "print the status again every few seconds until every planned run is finished or failed; "
-            "Ctrl-C ends it",
-            "--every S": "with --watch: seconds between two prints; default 5",
+            "Ctrl-C stops earlier",
+            "--every S": "with --watch: seconds between two prints; default: 5",
         },
         "The status lists the planned, finished, running, interrupted and failed runs, the outcomes, the rate and the "
-        "time left, the process that holds the study, and the last line of each failed run's traceback.",
+        "time left, the process that uses the study, and the last line of each failed run's traceback.",
     ),
     "cancel": (
-        "normstudy cancel STUDY: end the Slurm jobs of a sweep. Running jobs save their runs first; rerun the sweep's "
-        "command to resume.",
+        "normstudy cancel STUDY: end the Slurm jobs of a sweep. Running jobs save their runs first. To resume, rerun "
+        "the sweep's command.",
     ),
     "check": (
-        "normstudy check STUDY: verify every file of a study; nothing is changed.",
+        "normstudy check STUDY: verify every file of a study, and change nothing.",
         "The check covers the files of each table (checksums, schema, names), the steps of each run, the rows that a "
         "finished run must have, checkpoints, the records of sweeps, and the seal. Each finding says what to do. Lines "
-        "that begin with note: report harmless states: unfinished and failed runs, processes that use the study, "
-        "leftover files.",
-        "Exit code 0: sound; 1: something is wrong.",
+        'that begin with "note:" report harmless states, such as unfinished or failed runs, processes that use the '
+        "study, and leftover files.",
+        "The exit code is 0 if the study is sound and 1 if something is wrong.",
     ),
     "compact": (
         "normstudy compact STUDY: gather the finished runs of a study into one file per table.",
-        {"--seal": "also close the study: it then accepts only the runs that it already holds"},
+        {"--seal": "also seal the study, so that it accepts no new runs"},
     ),
     "export": (
         "normstudy export STUDY --to FORMAT: write the tables of a study for another tool.",
         {
             "--to csv": "one file per table: runs.csv, steps.csv, modules.csv, residual.csv",
-            "--to duckdb": "one database file (OUT) with the four tables",
-            "--to tensorboard": "event files, one folder per run; view with tensorboard --logdir OUT",
-            "--to wandb-offline": "offline runs; upload with wandb sync OUT/wandb/offline-run-*",
-            "--out PATH": "default STUDY/export/FORMAT; PATH must not exist yet",
+            "--to duckdb": "one database file, PATH, with the four tables",
+            "--to tensorboard": "event files, one folder per run; view with tensorboard --logdir PATH",
+            "--to wandb-offline": "offline runs; upload with wandb sync PATH/wandb/offline-run-*",
+            "--out PATH": "default: STUDY/export/FORMAT; PATH must not exist yet",
             **WHERE,
         },
     ),
     "reproduce": (
         "normstudy reproduce --tier 0: measure what papers predict about a transformer at initialization, and judge "
         "each prediction.",
-        "normstudy reproduce NAME [NAME...]: only these predictions.",
+        "normstudy reproduce NAME [NAME...]: measure and judge only these predictions.",
         {
-            "--list": "print the names, what each predicts and its source; measure nothing",
-            "--again": "measure again what is already stored",
-            "--out DIR": "folder of tables and figures; default results/reproductions",
-            "--workers N": "processes, one thread each; default one per core; never changes a number",
-            "--format table|markdown": "default table",
+            "--list": "print the name, content and source of each prediction; measure nothing",
+            "--again": "repeat measurements that are already stored",
+            "--out DIR": "folder for tables and figures; default: results/reproductions",
+            "--workers N": "number of processes, one thread each; default: one per core; changes no result",
+            "--format table|markdown": "default: table",
         },
         "A stored table is reused as long as its definition (models, depths, seeds, the version of the measurement) is "
         "the same. Verdicts and figures are always computed from the tables.",
         "Verdicts:",
         {
-            "supported": "the whole 95 % t interval over seeds lies in the band that the source predicts",
-            "not supported": "the whole interval lies outside the band",
-            "inconclusive": "the interval crosses the edge of the band",
-            "measured": "the source gives no number",
+            "supported": "the entire 95 % t interval over seeds lies in the band, the range that the source predicts",
+            "not supported": "the entire interval lies outside the band",
+            "inconclusive": "the interval crosses an edge of the band",
+            "measured": "the source predicts no number",
         },
     ),
     "bench": (
-        "normstudy bench [--full]: measure how fast normstudy is on this machine, taking turns with the tools that "
+        "normstudy bench [--full]: measure how fast normstudy is on this machine, alternating with the tools that "
         "people use instead.",
         {
-            "--quick": "a few rounds of the small cases, two to three minutes (the default)",
-            "--full": "every case, for the committed table",
-            "--device cpu|cuda": "default cpu; cuda measures row g",
-            "--rows ROW[,ROW]": "only these rows; the tables of other rows are kept",
-            "--out DIR": "folder of tables and figure; default results/bench/quick, with --full results/bench",
-            "--format table|markdown": "default table",
+            "--quick": "measure the small cases in a few rounds, for two to three minutes (the default)",
+            "--full": "measure every case, as for the committed table",
+            "--device cpu|cuda": "default: cpu; row g needs cuda",
+            "--rows ROW[,ROW]": "measure only these rows; the tables of other rows are kept",
+            "--out DIR": "folder for tables and figure; default: results/bench/quick, with --full results/bench",
+            "--format table|markdown": "default: table",
             "--show": "measure nothing: print the tables of results/bench (with --quick results/bench/quick) or of "
             "--out, and draw their figure again",
         },
@@ -277,7 +276,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "g": "run-steps per second on one GPU",
             "i": "the same against loops that record as much",
         },
-        "A ratio compares two subjects within one round, measured one after the other. Its goal applies to the median "
-        "over rounds.",
+        "A ratio compares two subjects that were measured one after the other in one round. Its goal applies to the "
+        "median over rounds.",
     ),
 }

@@ -1,4 +1,4 @@
-"""The commands that measure something and need no study: `normstudy reproduce` and `normstudy bench`."""
+"""Run the commands that measure something and need no study: `normstudy reproduce` and `normstudy bench`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def reproduce(argv: list[str]) -> int:
     parser.add_argument("--format", choices=("table", "markdown"), default="table")
     args = parser.parse_args(argv)
     if args.tier is not None and args.names:
-        raise ConfigError(f"--tier {args.tier} and names exclude each other: give one of the two")
+        raise ConfigError(f"--tier {args.tier} and names exclude each other: choose one of the two")
     if args.tier is None and not args.names and not args.list:
-        raise ConfigError("no prediction is named: give --tier 0, or names from normstudy reproduce --list")
+        raise ConfigError("no prediction is named: add --tier 0, or names that normstudy reproduce --list prints")
     from normstudy.reproductions import run, workers
     from normstudy.reproductions.registry import REPRODUCTIONS
 
@@ -49,22 +49,21 @@ def bench(argv: list[str]) -> int:
     size.add_argument("--quick", action="store_true")
     size.add_argument("--full", action="store_true")
     parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--rows")
+    parser.add_argument("--rows", type=arguments.names)
     parser.add_argument("--out", type=arguments.out)
     parser.add_argument("--format", choices=("table", "markdown"), default="table")
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args(argv)
     if args.show and args.device is not None:
         raise ConfigError(f"--show measures nothing: leave out --device {args.device}")
-    rows = arguments.names("--rows", args.rows)
     from normstudy.bench import run
 
     mode = "full" if args.full or (args.show and not args.quick) else "quick"
     out = run.OUT[mode] if args.out is None else args.out
     if args.show:
-        text = run.show(rows, out, args.format)
+        text = run.show(args.rows, out, args.format)
     else:
-        text = run.bench(rows, out, mode=mode, device=args.device or "cpu", fmt=args.format)
+        text = run.bench(args.rows, out, mode=mode, device=args.device or "cpu", fmt=args.format)
     if text:
         print(text)
     return 0

@@ -1,4 +1,4 @@
-"""The commands that inspect or maintain a study: `normstudy status`, `cancel`, `check` and `compact`."""
+"""Run the commands that inspect or maintain a study: `normstudy status`, `cancel`, `check` and `compact`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ def status(argv: list[str]) -> int:
     parser.add_argument("--every", type=float)
     args = parser.parse_args(argv)
     if args.every is not None and not args.watch:
-        raise ConfigError(f"--every {args.every:g} belongs to --watch: add --watch")
+        raise ConfigError(f"--every {args.every:g} needs --watch: add --watch")
     if args.every is not None and not 0.1 <= args.every <= 86_400:
-        raise ConfigError(f"--every {args.every:g} is out of range: give seconds from 0.1 to 86400")
-    study = arguments.study(args.study)
+        raise ConfigError(f"--every {args.every:g} is out of range: set it to 0.1 to 86400 seconds")
     from normstudy.upkeep import status, status_text
 
     if args.watch:
-        status_text.watch(study, 5.0 if args.every is None else args.every)
+        status_text.watch(args.study, 5.0 if args.every is None else args.every)
     else:
-        print(status_text.render(status.look(study)))
+        print(status_text.render(status.look(args.study)))
     return 0
 
 
 def cancel(argv: list[str]) -> int:
-    study = arguments.study(arguments.parser("cancel").parse_args(argv).study)
+    study = arguments.parser("cancel").parse_args(argv).study
     from normstudy.sweep.cancel import cancel
 
     print(cancel(study))
@@ -34,7 +33,7 @@ def cancel(argv: list[str]) -> int:
 
 
 def check(argv: list[str]) -> int:
-    study = arguments.study(arguments.parser("check").parse_args(argv).study)
+    study = arguments.parser("check").parse_args(argv).study
     from normstudy.upkeep.check import check_study
 
     report = check_study(study)
@@ -46,10 +45,9 @@ def compact(argv: list[str]) -> int:
     parser = arguments.parser("compact")
     parser.add_argument("--seal", action="store_true")
     args = parser.parse_args(argv)
-    study = arguments.study(args.study)
     from normstudy.study import paths
     from normstudy.upkeep.compact import compact_study
 
-    paths.check_own_folders(study)
-    print(compact_study(study, seal=args.seal))
+    paths.check_own_folders(args.study)
+    print(compact_study(args.study, seal=args.seal))
     return 0

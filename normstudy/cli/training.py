@@ -1,4 +1,4 @@
-"""The commands `normstudy run` and `normstudy sweep`, which pass their arguments to Hydra, and shell completion."""
+"""Run `normstudy run` and `normstudy sweep`, whose arguments Hydra reads, and the completion of the shell."""
 
 from __future__ import annotations
 
@@ -10,25 +10,19 @@ from normstudy.errors import ConfigError
 OUR_FLAGS = ("--dry-run", "--detach", "--retry-failed", "--no-retry-failed")  # unknown to Hydra's completion
 
 
-def run(argv: list[str]) -> int:
+def train(command: str, argv: list[str]) -> int:
     from normstudy.app import main
 
-    return main.main("run", argv)
-
-
-def sweep(argv: list[str]) -> int:
-    from normstudy.app import main
-
-    return main.main("sweep", argv)
+    return main.main(command, argv)
 
 
 def complete(words: Sequence[str], commands: Sequence[str]) -> int:
     """Print the completions for `normstudy -sc query=SHELL`, or the setup script for `-sc install=SHELL`.
 
-    Hydra knows no subcommands, so `run` and `sweep` are removed from COMP_LINE. For other commands nothing is printed.
+    Hydra has no subcommands, so `run` and `sweep` are removed from COMP_LINE. For other commands nothing is printed.
     """
     if len(words) != 1 or words[0].split("=")[0] not in ("query", "install", "uninstall"):
-        raise ConfigError("-sc takes one word: install=bash, uninstall=bash or query=bash (or zsh, fish)")
+        raise ConfigError("-sc needs one word: install=bash, uninstall=bash or query=bash (zsh and fish work too)")
     if words[0].startswith("query="):
         line = os.environ.get("COMP_LINE", "")
         program, *typed = line.split() or [""]

@@ -183,7 +183,7 @@ def test_a_job_that_an_older_version_submitted_ends_with_one_line(
     started = [word.replace(submit.ENTRY, "normstudy.cluster") for word in words[words.index(sys.executable) :]]
     assert "normstudy.cluster" in started
     done = subprocess.run(started, capture_output=True, text=True, check=False)
-    line = "this job was submitted by an older version of normstudy: give the sweep's command again"
+    line = "an older version of normstudy submitted this job: rerun the sweep's command"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
     assert {path: path.read_bytes() for path in task.study_dir.rglob("*") if path.is_file()} == before
     assert records.tries_of(task.study_dir) == {}
