@@ -11,7 +11,7 @@ class ConfigError(Exception):
 
 
 class StorageError(ConfigError):
-    """Raised if results cannot be written (full disk, read-only folder, too many open files). Written files stay whole."""
+    """Raised if results cannot be written, as to a full disk or a read-only folder. Written files stay complete."""
 
 
 def nearest(word: str, names: typing.Iterable[str], aliases: typing.Mapping[str, str] | None = None) -> str:
