@@ -8,7 +8,7 @@ from typing import TypedDict
 
 
 class Fit(TypedDict):
-    """Type the keyword arguments of tqdm that depend on the terminal."""
+    """Declare the types of the tqdm arguments that depend on the terminal."""
 
     ncols: int | None
     nrows: int | None

@@ -1,1 +1,1 @@
-"""Run `normstudy run` and `normstudy sweep`, whose command lines Hydra turns into RunConfigs."""
+"""Turn the command lines of `normstudy run` and `normstudy sweep` into RunConfigs, by Hydra, and train the runs."""

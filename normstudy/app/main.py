@@ -1,4 +1,4 @@
-"""Run `normstudy run` and `normstudy sweep` as one Hydra application. This module itself does not import torch."""
+"""Start the Hydra application of `normstudy run` and `normstudy sweep`. The module itself does not import torch."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def complete(query: str) -> None:
 
 @dataclass(frozen=True)
 class Application:
-    """Train one run: Hydra calls the object once for `normstudy run`, and once per job of a launcher of its own.
+    """Train one run. Hydra calls this object for `normstudy run`, and for each job of launchers other than normstudy's.
 
-    normstudy's launcher never calls the object. It reads the fields and trains the entire sweep itself.
+    normstudy's launcher never calls this object. The launcher reads the fields and trains the entire sweep itself.
     """
 
     command: str  # the command line, which is recorded with the results
@@ -106,7 +106,7 @@ class PastHydra(BaseException):
 
 
 def as_float(loss: float | None) -> float:
-    """Convert a final loss to the float that Hydra's sweepers require: None, for a run without a final loss, to nan."""
+    """Return the float that Hydra's sweepers require: the final loss, or nan for a run without a final loss."""
     return math.nan if loss is None else loss
 
 

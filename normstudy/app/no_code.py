@@ -23,7 +23,7 @@ STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
 @contextlib.contextmanager
 def forbidden() -> Iterator[None]:
-    """Within the context, check each configuration that Hydra composes before Hydra calls any code that it names."""
+    """Check each configuration that Hydra composes, before Hydra calls any code that the configuration names."""
     compose = ConfigLoaderImpl.load_configuration
 
     def checked(*args: object, **kwargs: object) -> DictConfig:

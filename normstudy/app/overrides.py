@@ -17,7 +17,7 @@ from normstudy.errors import ConfigError
 
 RETRY_KEY = "execution.retry_failed"  # also set by --retry-failed and --no-retry-failed
 CHOICES = ("experiment", *CONF_GROUPS)  # keys whose value is the name of a config file
-NOT_A_NAME = re.compile(r"(^|/)(\.\.)?(/|$)|[\\\0-\37]")  # an absolute path, `..`, or a control character
+NOT_A_NAME = re.compile(r"(^|/)(\.\.)?(/|$)|[\\\0-\37]")  # matches an absolute path, `..`, or a control character
 NOT_SWEPT = ("experiment", "study", "results_dir")  # a sweep has one experiment and fills one study
 
 

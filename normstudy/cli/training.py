@@ -1,4 +1,4 @@
-"""Run `normstudy run` and `normstudy sweep`, whose arguments Hydra reads, and the completion of the shell."""
+"""Pass the arguments of `normstudy run` and `normstudy sweep` to Hydra, and print completions for the shell."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ VALUE = re.compile(r"""[^'"\\-][^'"\\]*""")
 
 @dataclass
 class ExecutionConfig:
-    """Define how runs are executed. On one kind of CPU no setting changes a result, so run ids ignore them all.
+    """Define how runs are executed. On one kind of CPU no setting changes a result, so run ids ignore all settings.
 
     A GPU or another kind of CPU rounds differently; the column `device` records where a run was trained.
     """

@@ -32,7 +32,7 @@ NOT_IDENTITY = ("study", "data_path", "force_init")
 TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
 GROUPS = ("model", "data", "optimizer", "schedule")  # config sections whose columns have the same names as the fields
 PREFIXED = ("probe", "eval")  # config sections whose columns begin with the section's name, such as probe_every
-CONF_GROUPS = (*GROUPS, "execution")  # folders in conf/; a command line may choose one file of each
+CONF_GROUPS = (*GROUPS, "execution")  # folders in conf/; a command line may choose one file from each
 
 
 def _column(section: str, leaf: str) -> str:

@@ -271,7 +271,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Hold a model's values without `auto` and null. For `unit`, embed_std is None: model/init.py computes it."""
+    """Hold a model's values without `auto` and null. With embed_init=unit, embed_std is None: model/init.py sets it."""
 
     d_ff: int
     init: str

@@ -123,7 +123,7 @@ def _nearest_module(folder: Path, module: str) -> str:
 
 
 def _file_of(root: Path, module: str) -> Path | None:
-    """Return the file of a module or package below `root`, or None for a folder without __init__.py or for nothing."""
+    """Return the file of a module or package below `root`, or None if it has none, as a folder without __init__.py."""
     path = root.joinpath(*module.split("."))
     for candidate in (path / "__init__.py", path.parent / f"{path.name}.py"):
         if candidate.is_file():
@@ -165,7 +165,7 @@ def _read(spec: str, path: Path) -> _Source:
 def _parse(path: str, mtime_ns: int, size: int) -> _Source:
     raw = Path(path).read_bytes()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing the module later shows them
+        warnings.simplefilter("ignore")  # the import of the module shows the same warnings later
         tree = ast.parse(raw, path)
     imports: list[tuple[int, str]] = []
     for node in ast.walk(tree):
@@ -173,7 +173,7 @@ def _parse(path: str, mtime_ns: int, size: int) -> _Source:
             imports += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = f"{node.module}." if node.module else ""
-            imports += [(node.level, start + alias.name) for alias in node.names]  # `alias` may be a module
+            imports += [(node.level, start + alias.name) for alias in node.names]  # the imported name may be a module
     return _Source(hashlib.sha256(raw).hexdigest(), tuple(imports))
 
 
