@@ -148,8 +148,8 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
     "run": (
         "normstudy run [KEY=VALUE ...] [FLAGS]: train one run; normstudy plot draws its figures.",
         {
-            "normstudy run model.placement=post seed=3": "use the default of every key except these two",
-            "normstudy run experiment=warmup": "use an experiment's fixed values, and sweep none of its axes",
+            "normstudy run model.placement=post seed=3": "train one run with the defaults of all other keys",
+            "normstudy run experiment=warmup": "train one run of an experiment, without sweeping any key",
         },
         *KEY_BLOCKS,
         FLAGS,
