@@ -172,8 +172,8 @@ def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module
         return pa.concat_tables(parts or [schema.empty_table()]).unify_dictionaries()
 
 
-def finished_ids(study_dir: Path) -> dict[str, str]:
-    """Return run_id -> status for every run of a study, whatever its status; empty before the first run."""
+def statuses(study_dir: Path) -> dict[str, str]:
+    """Return run_id -> status for all runs of a study; empty before the first run."""
     check_not_swapping(study_dir)
     if not (study_dir / "tables" / "runs").is_dir():
         return {}

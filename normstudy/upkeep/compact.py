@@ -43,7 +43,7 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
 
 
 def _compact(study_dir: Path, seal: bool) -> str:
-    status = tables.finished_ids(study_dir)
+    status = tables.statuses(study_dir)
     done = _finished(study_dir)
     counts = Counter(status.values())
     if seal and len(done) < len(status):
@@ -67,7 +67,7 @@ def _compact(study_dir: Path, seal: bool) -> str:
 
 
 def _finished(study_dir: Path) -> set[str]:
-    done = {run for run, status in tables.finished_ids(study_dir).items() if status == "done"}
+    done = {run for run, status in tables.statuses(study_dir).items() if status == "done"}
     if not done:
         raise ConfigError(f"{study_dir} has no finished run to compact: start or resume its sweep")
     return done

@@ -247,7 +247,7 @@ def test_a_single_run_beside_jobs_leaves_their_record(submitted: Path, tmp_path:
     """The record stays although every run that has a row is finished."""
     list(workers.train_halving(task_of([tiny(tmp_path, seed=0)]), never))
     run.run_one(tiny(tmp_path, seed=1), request=REQUEST)
-    assert set(tables.finished_ids(submitted).values()) == {"done"}
+    assert set(tables.statuses(submitted).values()) == {"done"}
     assert arrays.read(submitted) is not None
 
 

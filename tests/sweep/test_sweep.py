@@ -259,8 +259,8 @@ def test_a_worker_killed_between_two_batches_loses_nothing(tmp_path: Path) -> No
                 os.kill(child, signal.SIGKILL)
                 wait_for(lambda pid=child: is_gone(pid) and len(list(Path(f"/proc/{pid}/task").glob("*"))) < 2)
             assert message.error is None
-    assert set(tables.finished_ids(planned.study_dir).values()) == {"done"}
-    assert len(tables.finished_ids(planned.study_dir)) == 3
+    assert set(tables.statuses(planned.study_dir).values()) == {"done"}
+    assert len(tables.statuses(planned.study_dir)) == 3
 
 
 def test_a_failed_sweep_still_shows_what_came_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

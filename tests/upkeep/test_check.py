@@ -136,7 +136,7 @@ def test_the_command_and_its_exit_codes(handmade: Path, capsys: pytest.CaptureFi
 
 def test_a_path_with_a_space_is_quoted(handmade: Path) -> None:
     study = handmade.rename(handmade.with_name("my study"))
-    run = next(iter(tables.finished_ids(study)))
+    run = next(iter(tables.statuses(study)))
     flip(study / "tables/steps" / f"{run}-000.parquet", 0.0)
     (line,) = lines(study)
     assert f"rm '{study}/tables'/runs/{run}.parquet '{study}/tables'/*/{run}-[0-9]*.parquet" in line
