@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -83,6 +84,14 @@ def row_groups(
             yield file.read_row_group(i, columns, use_threads=False)
 
 
+def runs_in(part: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (run_id, rows) for each run of a row group that is sorted by run; the run_id of null is `null`."""
+    runs = pc.run_end_encode(part["run_id"].cast(pa.string()).fill_null("null").combine_chunks())
+    ends = [0, *runs.run_ends.to_pylist()]
+    for run_id, (start, end) in zip(runs.values.to_pylist(), itertools.pairwise(ends), strict=True):
+        yield run_id, part.slice(start, end - start)
+
+
 def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
     """Read the `runs` row in a run's own file; None if the file does not exist. Raises ConfigError if it is damaged."""
     path = study_dir / "tables" / "runs" / f"{run_id}.parquet"
@@ -121,7 +130,7 @@ def conform(table: str, content: pa.Table) -> pa.Table:
 
 
 def join(parts: Sequence[pa.Table]) -> pa.Table:
-    """Join tables into one array per column, as one array per one-row file would take a hundred times the memory."""
+    """Join tables into one array per column, because one array per one-row file takes a hundred times the memory."""
     return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
 

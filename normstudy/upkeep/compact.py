@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from normstudy import __version__
+from normstudy.analysis.grid import count_text
 from normstudy.config import ConfigError
 from normstudy.slurm import arrays
 from normstudy.study import files, locks, parquet, swap, tables
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SEALED, SORT, TABLES, plain_schema, run_of
-from normstudy.upkeep.check_rows import counted
 
 # Most bytes are floats: level 15 makes files a tenth smaller than zstd's default level, and level 19 saves no more.
 ZSTD_LEVEL = 15
@@ -31,7 +31,7 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)
-        _finished(study_dir)
+        _statuses(study_dir)
     seal = seal or (study_dir / SEALED).exists()
     if seal:
         arrays.refuse_while_alive(study_dir)  # a job still in Slurm's queue has no `runs` row yet
@@ -43,14 +43,12 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
 
 
 def _compact(study_dir: Path, seal: bool) -> str:
-    status = tables.statuses(study_dir)
-    done = _finished(study_dir)
-    counts = Counter(status.values())
-    if seal and len(done) < len(status):
-        raise ConfigError(
-            f"{study_dir} cannot be sealed: {counted(counts['running'], 'run')} unfinished, {counts['failed']} failed. "
-            "Rerun its sweep, or compact without --seal"
-        )
+    statuses = _statuses(study_dir)
+    done = {run_id for run_id, status in statuses.items() if status == "done"}
+    counts = Counter(statuses.values())
+    if seal and len(done) < len(statuses):
+        left = f"{count_text(counts['running'], 'run')} unfinished, {counts['failed']} failed"
+        raise ConfigError(f"{study_dir} cannot be sealed: {left}. Rerun its sweep, or compact without --seal")
     before = _size(study_dir / "tables")
     for table in TABLES:
         _write_table(study_dir, table, done)
@@ -61,16 +59,17 @@ def _compact(study_dir: Path, seal: bool) -> str:
         files.place(study_dir, SEALED, _seal_text(study_dir, len(done)))
         shutil.rmtree(study_dir / "state", ignore_errors=True)  # another command may have just locked it
     sealed = ", sealed" if seal else ""
-    rest = len(status) - len(done)
-    kept = f"; {counted(rest, 'unfinished or failed run')} kept in separate files" if rest else ""
+    rest = len(statuses) - len(done)
+    kept = f"; {count_text(rest, 'unfinished or failed run')} kept in separate files" if rest else ""
     return f"{study_dir}: {len(done)} finished runs in one file per table{sealed} ({before} -> {after}){kept}"
 
 
-def _finished(study_dir: Path) -> set[str]:
-    done = {run for run, status in tables.statuses(study_dir).items() if status == "done"}
-    if not done:
+def _statuses(study_dir: Path) -> dict[str, str]:
+    """Return run_id -> status for all runs of a study. Raises ConfigError if no run is finished."""
+    statuses = tables.statuses(study_dir)
+    if "done" not in statuses.values():
         raise ConfigError(f"{study_dir} has no finished run to compact: start or resume its sweep")
-    return done
+    return statuses
 
 
 def _seal_text(study_dir: Path, n_runs: int) -> bytes:

@@ -80,14 +80,14 @@ def test_who_uses_a_study_is_told_and_only_while_it_runs(handmade: Path) -> None
         (handmade / "state/steps-x.parquet.host-1.part").write_bytes(b"half")
         (told,) = notes(handmade)
     assert told.startswith(f"note: in use by `normstudy sweep x`, pid {os.getpid()} on ")
-    assert told.endswith(": files that it has not written yet are not reported")
+    assert told.endswith(", so files that are not written yet are not reported")
     assert notes(handmade) == [
         "note: 1 unfinished run: rerun the same sweep to resume",
-        "note: a killed command left 1 file state/*.part: the next sweep removes such leftovers",
+        "note: a killed command left 1 file state/*.part, which the next sweep removes",
     ]
     shutil.copytree(handmade / "tables", handmade / swap.OLD_TABLES)  # as if killed after the swap
     left = "1 file state/*.part and state/tables.old"
-    assert notes(handmade)[1] == f"note: a killed command left {left}: the next sweep removes such leftovers"
+    assert notes(handmade)[1] == f"note: a killed command left {left}, which the next sweep removes"
 
 
 def test_a_study_that_has_just_begun_is_sound(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def test_runs_that_are_there_twice(handmade: Path) -> None:
     one, two = tables.statuses(copy)
     shutil.copytree(copy / "tables", handmade / "tables", dirs_exist_ok=True)
     (handmade / "tables/runs" / f"{two}.parquet").unlink()
-    row = "runs has its row in 1-compacted.parquet and also in a file of its own (and 3 more)"
-    windows = "tables/steps has its rows in 1-compacted.parquet and also in 1 window of its own (and 2 more)"
+    row = f"tables/runs has the run's row in 1-compacted.parquet and also in {one}.parquet (and 3 more)"
+    windows = "tables/steps has the run's rows in 1-compacted.parquet and also in 1 window (and 2 more)"
     command = f"rm {handmade}/tables/*/{two}-[0-9]*.parquet"
     assert lines(handmade) == sorted([f"{one}: {row}: {remove(handmade, one)}", f"{two}: {windows}: {command}"])
     for run in (remove(handmade, one), command):
@@ -56,9 +56,9 @@ def test_runs_that_are_there_twice(handmade: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "change", "what"),
     [
-        ("runs", first_rows_again, "runs has two rows of this run"),
-        ("runs", lambda t: t.slice(1), "tables/steps/1-compacted.parquet has rows of this run, but runs "
-         "has no row (and 2 more)"),
+        ("runs", first_rows_again, "tables/runs has two rows of this run"),
+        ("runs", lambda t: t.slice(1), "tables/steps/1-compacted.parquet has rows of this run, but "
+         "tables/runs has no row (and 2 more)"),
         ("steps", lambda t: pa.concat_tables([t.slice(0, 2), t]), "tables/steps/1-compacted.parquet has "
          "2 duplicate rows of this run"),
         ("steps", lambda t: t.slice(2), lacks("steps", 2, 60, 0)),
