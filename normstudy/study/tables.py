@@ -5,8 +5,8 @@
     results/<study>/state/                                              partial files, logs, locks, checkpoints
 
 A window is a fixed range of steps. A window's file is written in state/, moved into its table's folder and never
-changed, so that folder holds only complete files. It also holds `0-schema.parquet`, which has no rows but shows readers
-the columns before the first run. `results/README.md` documents every column.
+changed, so readers find only complete files. Each table also has a file `0-schema.parquet` without rows, which shows
+readers the columns before the first run. `results/README.md` documents every column.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES,
 from normstudy.study.swap import check_not_swapping
 
 FILES_AT_ONCE = 64  # files that a thread reads and joins at a time; an uncompacted table has thousands of files
-
-
-# ---- writing ------------------------------------------------------------------------------------------
 
 
 def prepare(study_dir: Path) -> None:
@@ -71,7 +68,7 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
 
 
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write `runs` rows, with null for missing columns; only `done` rows replace `done` rows. Raises StorageError."""
+    """Write `runs` rows, with null for missing columns. Only `done` rows replace `done` rows. Raises StorageError."""
     kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
     unknown = {name for row in kept for name in row} - set(SCHEMAS["runs"].names)
     if unknown:
@@ -83,7 +80,7 @@ def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def is_done(study_dir: Path, run_id: str) -> bool:
-    """Whether a run has its own `runs` file and the status in the file is `done`."""
+    """Whether a run has an uncompacted `runs` file in which the status is `done`."""
     row = read_row(study_dir, run_id)
     return row is not None and row["status"] == "done"
 
@@ -102,9 +99,6 @@ def remove_windows(study_dir: Path, run_id: str) -> None:
 def now() -> datetime.datetime:
     """Return the current time in UTC."""
     return datetime.datetime.now(datetime.UTC)
-
-
-# ---- reading ------------------------------------------------------------------------------------------
 
 
 def check_is_study(study_dir: Path) -> None:
@@ -126,8 +120,9 @@ def read(
 ) -> pd.DataFrame:
     """Read one table of a study as a DataFrame, sorted by SORT[table].
 
-    columns, run_ids, module: what to read, by default all; text: whether `run_id` and `module` are text or alphabetical
-    categories, which need far less memory. Raises ConfigError for a damaged file or a folder that is not a study.
+    columns, run_ids, module: what to read, by default all; text: whether to return `run_id` and `module` as text or as
+    alphabetical categories, which need far less memory. Raises ConfigError for a damaged file or a folder that is not a
+    study.
     """
     check_is_study(Path(study_dir))
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}

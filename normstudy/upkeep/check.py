@@ -127,9 +127,6 @@ def _check(study: Path) -> CheckResult:
     return CheckResult("\n".join([head, *findings, *(f"note: {note}" for note in notes)]), not findings)
 
 
-# ---- files --------------------------------------------------------------------------------------------
-
-
 def _files(found: Found, table: str) -> list[str]:
     """Check a table's file names and its schema file; returns the sorted names of the table's other files."""
     folder, names = found.study / "tables" / table, []
@@ -184,9 +181,6 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
         raise Wrong(f"is damaged ({damage(error)})") from None
 
 
-# ---- runs ---------------------------------------------------------------------------------------------
-
-
 def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Expected]:
     """Check `runs`; returns run_id -> what the run's series must contain, for every run with a sound row."""
     runs: dict[str, Expected] = {}
@@ -233,9 +227,6 @@ def _add_runs(found: Found, runs: dict[str, Expected], rows: Sequence[Mapping[st
         found.wrong(run.name, what)
         if not what:
             runs.setdefault(run.name, run)
-
-
-# ---- series -------------------------------------------------------------------------------------------
 
 
 def _check_series(

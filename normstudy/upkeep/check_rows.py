@@ -41,9 +41,6 @@ class Counted(NamedTuple):
     duplicates: int
 
 
-# ---- runs ---------------------------------------------------------------------------------------------
-
-
 def expected_of(row: Mapping[str, object]) -> Expected:
     """Return the columns of a `runs` row that determine the run's series rows."""
     keys = ("run_id", "status", "n_steps", "n_layers", "probe_dense_steps", "probe_every", "nonfinite_step")
@@ -72,9 +69,6 @@ def digest_of(row: Mapping[str, object]) -> str:
     values = {c: row[c] for c in (*cfg.asked_types(), "placement_sha256", "norm_sha256")}
     values |= {f.name: row[f"resolved_{f.name}"] for f in dataclasses.fields(cfg.Resolved)}
     return cfg.digest(cfg.identity_of(values, {c: row[c] for c in ("identity_version", "numerics", "data_sha256")}))
-
-
-# ---- series -------------------------------------------------------------------------------------------
 
 
 def steps_of(table: str, run: Expected) -> Ints:

@@ -1,4 +1,4 @@
-"""`normstudy compact`: gather a study's finished runs in one file per table, and optionally seal a complete study."""
+"""Implement `normstudy compact`: gather a study's finished runs in one file per table, and seal a complete study."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ ZSTD_LEVEL = 15
 def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """Gather the study's finished runs in one sorted file per table; returns one line that says what was done.
 
-    Other runs keep their own files. Columns missing from an older schema are added. Compacting twice gives the same
-    bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError for a
-    folder that is not a study, a study in use or without a finished run, sealing with unfinished or failed runs, a
-    damaged file, and columns unknown to this version.
+    Other runs keep separate files. Columns missing from an older schema are added. Compacting twice gives the same
+    bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError if the
+    folder is not a study, is in use, or has no finished run, a damaged file or unknown columns, and if a study to be
+    sealed has unfinished or failed runs.
     """
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)
         _statuses(study_dir)
     seal = seal or (study_dir / SEALED).exists()
     if seal:
-        arrays.refuse_while_alive(study_dir)  # a job still in Slurm's queue has no `runs` row yet
+        arrays.refuse_while_alive(study_dir)  # the runs of a job in Slurm's queue have no `runs` rows yet
     with locks.hold_study(study_dir, f"normstudy compact {study_dir}"):
         try:
             return _compact(study_dir, seal)
         except OSError as e:
-            raise ConfigError(f"{study_dir} cannot be compacted: {e.strerror}. Its tables are intact") from e
+            do = f"{files.remedy(e)} and rerun the same command"
+            raise ConfigError(f"{study_dir} cannot be compacted: {e.strerror}. Its tables are intact; {do}") from e
 
 
 def _compact(study_dir: Path, seal: bool) -> str:
@@ -57,7 +58,7 @@ def _compact(study_dir: Path, seal: bool) -> str:
     after = _size(study_dir / "tables")
     if seal:
         files.place(study_dir, SEALED, _seal_text(study_dir, len(done)))
-        shutil.rmtree(study_dir / "state", ignore_errors=True)  # another command may have just locked it
+        shutil.rmtree(study_dir / "state", ignore_errors=True)  # another command may have just put a lock file there
     sealed = ", sealed" if seal else ""
     rest = len(statuses) - len(done)
     kept = f"; {count_text(rest, 'unfinished or failed run')} kept in separate files" if rest else ""

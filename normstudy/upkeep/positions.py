@@ -1,4 +1,4 @@
-"""Read the `runs` rows and checkpoints that `normstudy status` needs, and group runs that are at the same step."""
+"""Read the `runs` rows and checkpoints that `normstudy status` needs, and group the runs that are at the same step."""
 
 from __future__ import annotations
 

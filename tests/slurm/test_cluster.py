@@ -217,7 +217,7 @@ def test_status_believes_the_jobs(submitted: Path) -> None:
     assert (told.running, told.interrupted, told.not_begun, told.over) == (1, 0, 1, False)
     lines = status_text.render(told).splitlines()
     where = f"Slurm array 17, submitted on login1 at {SINCE.isoformat()}"
-    assert f"{where}: cannot be asked from here (there is no scontrol here)" in lines
+    assert f"{where}: Slurm cannot be asked from here (there is no scontrol here)" in lines
     assert not any(line.startswith(("no process", "interrupted")) for line in lines)
 
 

@@ -135,7 +135,7 @@ def test_an_interrupted_study(stopped: Path) -> None:
         "run-steps: 10 of 24, 41 %",
         "interrupted, saved at:",
         f"  step 5 of 12: {first} and 1 more",
-        f"no process is training them; rerun the same command to resume: {COMMAND}",
+        f"no process is training the remaining runs; rerun the same command to resume: {COMMAND}",
     ]
 
 
@@ -199,7 +199,7 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
     assert told.failures == (status.Failure(task.run_ids[0], 2, reason),)
     assert (told.failed, told.interrupted, told.over) == (1, 2, False)
     tail = ["failed:", f"  {task.run_ids[0]}, tried 2 times: {reason}"]
-    again = f"tracebacks: {mine}/state/logs; fix the cause and rerun the same command to try them again"
+    again = f"tracebacks: {mine}/state/logs; fix the cause and rerun the same command to retry these runs"
     assert status_text.render(told).splitlines()[-3:] == [*tail, again]
     list(workers.train_halving(task, never))
     assert status_text.render(status.look(mine)).endswith(
@@ -216,7 +216,7 @@ def test_only_ten_failed_runs_are_listed(tmp_path: Path) -> None:
     told = status.look(tmp_path)
     assert (told.failed, len(told.failures), told.over) == (12, 10, True)
     lines = status_text.render(told).splitlines()
-    assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: its traceback is missing"
+    assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: the traceback is missing"
     assert lines[-3:-1] == ["  run-09, tried 1 time: ValueError: [31mred", "  and 2 more"]
     with held(tmp_path):  # the holder may try them again
         assert not status.look(tmp_path).over
