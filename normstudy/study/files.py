@@ -47,12 +47,12 @@ def place(study_dir: Path, relative: str, data: bytes) -> None:
 
 
 def place_output(out: Path, relative: str, data: bytes) -> None:
-    """Atomically write one file to `out / relative`, where `out` is the folder of --out. Raises ConfigError."""
+    """Atomically write one file below the folder `out`, which the user passed as --out. Raises ConfigError."""
     try:
         (out / relative).parent.mkdir(parents=True, exist_ok=True)
         place(out, relative, data)
     except OSError as error:
-        raise ConfigError(f"{out / relative} cannot be written: {error.strerror}. Give another --out") from None
+        raise ConfigError(f"{out / relative} cannot be written: {error.strerror}. Choose another --out") from None
     with contextlib.suppress(OSError):  # rmdir fails while another command has files in this folder
         (out / "state").rmdir()
 
@@ -60,7 +60,7 @@ def place_output(out: Path, relative: str, data: bytes) -> None:
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
     """Atomically write several files, given as (relative path, bytes). All are fsynced before the first is moved.
 
-    For a file that exists, give None instead of bytes: a killed process may not have fsynced the file's folder.
+    If the bytes are None, the file exists, and only its folder is fsynced: a killed process may have skipped this.
     """
     state = study_dir / "state"
     writer = f"{socket.gethostname()}-{os.getpid()}"
@@ -117,7 +117,7 @@ def storing(study_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path, study_dir: Path) -> Iterator[None]:
-    """In this context, turn EIO and the errors of damaged bytes into a ConfigError, but no other OSError."""
+    """In this context, turn EIO and the errors of damaged bytes into a ConfigError, but let other OSErrors pass."""
     try:
         yield
     except ConfigError:
@@ -135,7 +135,7 @@ def damage(error: Exception) -> str:
 
 
 def remove_parts(study_dir: Path) -> None:
-    """Remove what killed commands left: partial files and heartbeats. The caller must hold the study's lock alone."""
+    """Remove killed commands' partial files and heartbeats. The caller must hold the study's lock exclusively."""
     for pattern in ("*.part", "*.heartbeat"):
         for path in (study_dir / "state").glob(pattern):
             path.unlink(missing_ok=True)

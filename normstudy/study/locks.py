@@ -1,4 +1,4 @@
-"""Lock a study, so that one command at a time writes to it, and lock runs, so that one process at a time trains each.
+"""Lock a study, so that one command at a time writes to it, and lock runs, so that one process at a time trains a run.
 
 A sweep or a compaction holds the lock state/lock exclusively; single runs share this lock. While a run is trained, a
 byte of state/run_locks is locked too. The operating system frees a lock when the last process that holds it ends.
@@ -61,7 +61,7 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
     try:
         fd = _take(study_dir, command, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience)
     except OSError as e:
-        raise ConfigError(f"{study_dir} cannot be written: {e.strerror}. Give another results_dir") from None
+        raise ConfigError(f"{study_dir} cannot be written: {e.strerror}. Choose another results_dir") from None
     try:
         if not shared:
             swap.finish_swap(study_dir)

@@ -61,7 +61,7 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
 
 
 def open_table(path: Path) -> pq.ParquetFile:
-    """Open a file of a study's table. Files other than the compacted one are small: reading all at once is faster."""
+    """Open a file of a study's table. All but the compacted file are read at once, which is faster for small files."""
     return open_file(path if path.name == COMPACTED_FILE else path.read_bytes())
 
 
@@ -88,7 +88,7 @@ def runs_in(part: pa.Table) -> Iterator[tuple[str, pa.Table]]:
 
 
 def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
-    """Read the `runs` row in a run's own file; None if the file does not exist. Raises ConfigError if it is damaged."""
+    """Read the row in a run's uncompacted `runs` file; None without such a file. Raises ConfigError for a damaged file."""
     path = study_dir / "tables" / "runs" / f"{run_id}.parquet"
     try:
         with files.reading(path, study_dir):

@@ -13,10 +13,10 @@ OWN_FOLDERS = ("tables", "state", "sweeps")  # folders reserved for the study's 
 def check_study(results_dir: str, study: str) -> None:
     """Raise ConfigError if a study's folder is a symbolic link, contains linked folders or lies in another study."""
     if not results_dir.isprintable():
-        raise ConfigError(f"results_dir {results_dir!r} contains a control character: give a path without it")
+        raise ConfigError(f"results_dir {results_dir!r} contains a control character: choose a path without it")
     folder = Path(results_dir, study)
     if folder.is_symlink():
-        raise ConfigError(_link(folder) + ": give the results_dir and study of that folder, or another study")
+        raise ConfigError(_link(folder) + ": choose the results_dir and study of that folder, or another study")
     check_own_folders(folder)
     check_outside_of_studies(folder, "another results_dir")
 
@@ -30,20 +30,20 @@ def check_own_folders(study_dir: Path) -> None:
 
 
 def check_outside_of_studies(path: Path, other: str) -> None:
-    """Raise ConfigError if a path is in a study's OWN_FOLDERS. other: what to give instead, e.g. `another --out`."""
+    """Raise ConfigError if a path is in a study's OWN_FOLDERS. other: what to choose instead, e.g. `another --out`."""
     place = Path(os.path.realpath(path))  # Path.resolve would fail on a loop of symbolic links
     for folder in (place, *place.parents):
         if folder.name in OWN_FOLDERS and (folder.parent / "tables" / "runs").is_dir():
-            raise ConfigError(f"{path} lies in {folder}, which is reserved for the files of a study: give {other}")
+            raise ConfigError(f"{path} lies in {folder}, which is reserved for the study's own files: choose {other}")
 
 
 def check_out(out: Path) -> None:
     """Raise ConfigError if the folder given as --out cannot be created or written."""
     there = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not there.is_dir():
-        raise ConfigError(f"--out {out}: {there} is a file: give a folder")
+        raise ConfigError(f"--out {out}: {there} is a file: choose a folder")
     if not os.access(there, os.W_OK):
-        raise ConfigError(f"--out {out}: {there} cannot be written: give another folder")
+        raise ConfigError(f"--out {out}: {there} cannot be written: choose another folder")
 
 
 def _link(link: Path) -> str:

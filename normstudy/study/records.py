@@ -79,7 +79,7 @@ def record_request(
 
 
 def git_commit() -> str | None:
-    """Return this package's git commit, with -dirty if a package file has changed; None if not in a git checkout."""
+    """Return the package's git commit, with -dirty if a package file has changed; None outside of a git checkout."""
     package = Path(__file__).parents[1]
 
     def git(*words: str) -> str | None:

@@ -43,7 +43,7 @@ def prepare(study_dir: Path) -> None:
             if there != SCHEMAS[table].names:
                 raise ConfigError(
                     f"{study_dir} was written by another version of normstudy ({table} has {len(there)} columns, not "
-                    f"{len(SCHEMAS[table].names)}): run normstudy compact {study_dir} first, or give another study"
+                    f"{len(SCHEMAS[table].names)}): run normstudy compact {study_dir} first, or choose another study"
                 )
         else:
             empty = SCHEMAS[table].empty_table()
@@ -106,7 +106,7 @@ def check_is_study(study_dir: Path) -> None:
     check_not_swapping(study_dir)
     if not (study_dir / "tables" / "runs").is_dir():
         what = "is not a study: it has no tables/runs" if study_dir.is_dir() else "does not exist"
-        raise ConfigError(f"{study_dir} {what}. Give the folder of a sweep, such as results/warmup")
+        raise ConfigError(f"{study_dir} {what}. Choose the folder of a study, such as results/warmup")
 
 
 def read(

@@ -42,7 +42,7 @@ class Wrong(Exception):
 
 @dataclass
 class Found:
-    """The state of a check while it runs."""
+    """Collects the findings of a check."""
 
     study: Path
     n_files: int = 0
@@ -98,7 +98,7 @@ def check_study(study: Path) -> CheckResult:
         tables.check_is_study(study)
         before = _inode(study / "tables")
         result = _check(study)
-        if _inode(study / "tables") == before:  # if not, a compaction has replaced the tables: check again
+        if _inode(study / "tables") == before:  # otherwise a compaction has replaced the tables, so check again
             return result
 
 
@@ -182,7 +182,7 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
 
 
 def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Expected]:
-    """Check `runs`; returns run_id -> what the run's series must contain, for every run with a sound row."""
+    """Check the table `runs`; returns run_id -> Expected for every run whose row is sound."""
     runs: dict[str, Expected] = {}
     for name in names:
         if name == COMPACTED_FILE:
@@ -245,7 +245,7 @@ def _check_series(
         elif run_id in found.names or run_id in found.of_runs or "runs" in found.damaged:
             continue
         elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():
-            # The run is not new: a run that started during this check would have a row by now.
+            # The run did not start during this check: its row would exist by now.
             found.wrong(run_id, f"tables/{table} has {n} of this run, but tables/runs has no row")
     unread = found.compacted if table in found.damaged else set()
     left = [run for run in runs.values() if run.name not in compacted | unread]

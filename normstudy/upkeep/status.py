@@ -37,7 +37,7 @@ COLUMNS = ("run_id", "status", "finished_at", *RUN_COLUMNS)
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed run."""
+    """How often a failed run was tried, and why it failed."""
 
     run_id: str
     tries: int  # how often the run was tried
@@ -83,7 +83,7 @@ class Status:
     saved_at: tuple[Group, ...]  # steps of the interrupted runs' checkpoints, most advanced first
     failures: tuple[Failure, ...]  # at most MOST_LINES
     holder: str | None  # the command that holds the study's lock
-    verified: bool  # whether this machine's kernel lists the lock; if not, the lock file names another machine
+    verified: bool  # whether this machine's kernel lists the lock; False if only the lock file names the holder
     silent: float | None  # seconds since the last sign of training
     command: str | None  # the last sweep's command, if it trains every interrupted run
     rate: float | None  # run-steps per second; None if no process reports its progress
@@ -106,7 +106,7 @@ def look(study: Path) -> Status:
 
 
 class SweepRecord(NamedTuple):
-    """A sweep's record in sweeps/."""
+    """What a sweep recorded in sweeps/."""
 
     began: float  # when the sweep began, in seconds since 1970
     command: str
