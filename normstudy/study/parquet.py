@@ -88,7 +88,7 @@ def runs_in(part: pa.Table) -> Iterator[tuple[str, pa.Table]]:
 
 
 def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
-    """Read the row in a run's uncompacted `runs` file; None without such a file. Raises ConfigError for a damaged file."""
+    """Read a run's uncompacted `runs` file; None if it does not exist. Raises ConfigError if it is damaged."""
     path = study_dir / "tables" / "runs" / f"{run_id}.parquet"
     try:
         with files.reading(path, study_dir):
