@@ -58,7 +58,7 @@ COMMANDS = {
 }
 FIRST_LOOK = [*COMMANDS][:3]
 READS = {  # in a process of its own, imports too; {0} is the study
-    "which runs are finished": "from normstudy.study import tables; tables.finished_ids(Path('{0}'))",
+    "which runs are finished": "from normstudy.study import tables; tables.statuses(Path('{0}'))",
     "runs in pandas": "from normstudy.study import tables; tables.read('{0}', 'runs')",
     "runs, 20 of them in duckdb": (
         'import duckdb; duckdb.sql("select run_id, placement, peak_lr, final_val_loss from '

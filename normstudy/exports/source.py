@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from normstudy.analysis.select import select, tell_sources_apart
 from normstudy.config import ConfigError
@@ -87,13 +85,11 @@ def _runs_of(table: str, path: Path) -> Iterator[tuple[str, pa.Table]]:
     """Yield (run_id, rows) for each run in a compacted file; a run in several row groups is yielded once for each."""
     before = ""
     for piece in _pieces(table, path):
-        runs = pc.run_end_encode(piece["run_id"].cast(pa.string()).combine_chunks())
-        ends = [0, *runs.run_ends.to_pylist()]
-        for run_id, (start, end) in zip(runs.values.to_pylist(), itertools.pairwise(ends), strict=True):
+        for run_id, rows in parquet.runs_in(piece):
             if run_id < before:
                 raise ConfigError(f"{path} is not sorted: run normstudy check {path.parents[2]}")
             before = run_id
-            yield run_id, piece.slice(start, end - start)
+            yield run_id, rows
 
 
 def _files(study_dir: Path, table: str) -> list[Path]:

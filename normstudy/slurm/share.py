@@ -72,7 +72,7 @@ class Share:
         """Return the tasks minus runs that are finished or crashed in this job; none if the study is sealed."""
         if (self.study_dir / schema.SEALED).exists():
             return []
-        statuses, tries = tables.finished_ids(self.study_dir), records.tries_of(self.study_dir)
+        statuses, tries = tables.statuses(self.study_dir), records.tries_of(self.study_dir)
 
         def is_left(run_id: str) -> bool:
             crashed = statuses.get(run_id) == "failed" and tries[run_id] > self.tried.get(run_id, 0)

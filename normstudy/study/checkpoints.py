@@ -1,4 +1,4 @@
-"""Checkpoint paths, checksums and metadata, read without importing torch. `workers.checkpoint` handles the tensors."""
+"""Verify checkpoints and read their metadata without importing torch. `workers.checkpoint` reads their tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Head(NamedTuple):
 
 
 def wrong_in(file: BinaryIO) -> str:
-    """Describe what is wrong with a checkpoint file, e.g. `is damaged (wrong checksum)`; empty if it is sound."""
+    """Describe what is wrong with a checkpoint, e.g. `is damaged (wrong checksum)`; an empty string if it is sound."""
     head, crc = file.read(len(FORMAT) + CRC_BYTES), 0
     while block := file.read(BLOCK):
         crc = zlib.crc32(block, crc)

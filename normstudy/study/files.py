@@ -1,6 +1,6 @@
-"""Write files atomically: write each file in state/, fsync it, then move it to its final path.
+"""Write files atomically: write each file in state/, flush it to the disk (fsync), then move it to its final path.
 
-A process that is killed at any moment leaves the old file or the new file at that path, never a partial file.
+If the process is killed, the final path has the old file or the new file, but never a partial file.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from normstudy.errors import ConfigError, StorageError
 
-# Threads for fsync. To fsync 24 small files, one thread takes 160 ms on busy cores and 6.7 ms on idle cores; four
+# Threads for fsync. To flush 24 small files, one thread takes 160 ms on busy cores and 6.7 ms on idle cores; four
 # threads take 12 ms and 4.5 ms.
 FSYNCS_AT_ONCE = 4
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # errors of file systems without locks
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # raised by file systems without locks
 REMEDIES = {
     errno.ENOSPC: "make room on its disk", errno.EDQUOT: "make room in your quota", errno.EMFILE: "raise ulimit -n",
     errno.EFBIG: "raise ulimit -f", errno.EROFS: "mount it writable", errno.EACCES: "make it writable",
@@ -27,7 +27,7 @@ REMEDIES = {
 
 
 def fsync(path: Path) -> None:
-    """Flush a file's content, or a folder's list of names, to the disk."""
+    """Flush a file's content, or a folder's list of file names, to the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -35,12 +35,8 @@ def fsync(path: Path) -> None:
         os.close(fd)
 
 
-def _fsync_all(paths: Sequence[Path]) -> None:
-    """Fsync several files or folders in parallel, so that the waits for the disk overlap."""
-    if len(paths) < 2:
-        for path in paths:
-            fsync(path)
-        return
+def _fsync_all(paths: Iterable[Path]) -> None:
+    """Fsync files or folders in parallel, so that the waits for the disk overlap."""
     with ThreadPoolExecutor(FSYNCS_AT_ONCE) as threads:
         list(threads.map(fsync, paths))  # list() raises the first error that occurred in a thread
 
@@ -51,20 +47,20 @@ def place(study_dir: Path, relative: str, data: bytes) -> None:
 
 
 def place_output(out: Path, relative: str, data: bytes) -> None:
-    """Atomically write one file to `out / relative`, where `out` is the folder given as --out. Raises ConfigError."""
+    """Atomically write one file below the folder `out`, which the user passed as --out. Raises ConfigError."""
     try:
         (out / relative).parent.mkdir(parents=True, exist_ok=True)
         place(out, relative, data)
     except OSError as error:
-        raise ConfigError(f"{out / relative} cannot be written: {error.strerror}. Give another --out") from None
+        raise ConfigError(f"{out / relative} cannot be written: {error.strerror}. Choose another --out") from None
     with contextlib.suppress(OSError):  # rmdir fails while another command has files in this folder
         (out / "state").rmdir()
 
 
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
-    """Atomically write several files, given as (relative path, bytes): all are fsynced before the first is moved.
+    """Atomically write several files, given as (relative path, bytes). All are fsynced before the first is moved.
 
-    If the bytes are None, the file exists and only its folder is fsynced, which a killed process may not have done.
+    If the bytes are None, the file exists, and only its folder is fsynced: a killed process may have skipped this.
     """
     state = study_dir / "state"
     writer = f"{socket.gethostname()}-{os.getpid()}"
@@ -80,12 +76,12 @@ def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> Non
             part = state / f"{target.parent.name}-{target.name}.{writer}.part"
             targets[part] = target
             write_bytes(part, data)
-        _fsync_all(list(targets))
+        _fsync_all(targets)
         for part, target in targets.items():
             os.replace(part, target)
-        _fsync_all(list(folders))
+        _fsync_all(folders)
     except OSError:
-        for part in targets:  # a partial file is useless; free its space
+        for part in targets:  # a partial file is useless, so free its space
             with contextlib.suppress(OSError):
                 part.unlink()
         raise
@@ -109,7 +105,7 @@ def remedy(error: OSError) -> str:
 
 @contextlib.contextmanager
 def storing(study_dir: Path) -> Iterator[None]:
-    """A context that turns an OSError into a StorageError that tells the user what to do."""
+    """In this context, turn an OSError into a StorageError that says what the user can do."""
     try:
         yield
     except OSError as error:
@@ -121,13 +117,13 @@ def storing(study_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path, study_dir: Path) -> Iterator[None]:
-    """A context that turns errors from damaged bytes, and EIO, into a ConfigError; other OSErrors pass unchanged."""
+    """In this context, turn EIO and the errors of damaged bytes into a ConfigError, but let other OSErrors pass."""
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:
-        # For damaged bytes pyarrow raises OSError without an errno; operating system errors have an errno.
+        # An OSError of the operating system has an errno; pyarrow's OSError for damaged bytes has none.
         if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
             raise
         raise ConfigError(f"{path} cannot be read ({damage(error)}): run normstudy check {study_dir}") from error

@@ -1,7 +1,7 @@
-"""The locks of a study: they decide which commands may write to its folder, and which process trains which run.
+"""Lock a study, so that one command at a time writes to it, and lock runs, so that one process at a time trains a run.
 
-A sweep or a compaction holds state/lock exclusively; single runs share it. Each run that is being trained also has a
-locked byte in state/run_locks. The system frees a lock when the last process that holds it ends or crashes.
+A sweep or a compaction holds the lock state/lock exclusively; single runs share this lock. While a run is trained, a
+byte of state/run_locks is locked too. The operating system frees a lock when the last process that holds it ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from normstudy.study import files, swap, tables
 LOCK = "state/lock"
 RUN_LOCKS = "state/run_locks"
 KERNEL_LOCKS = Path("/proc/locks")
-PATIENCE_SECONDS = 1.0  # how long a single run waits for the lock by default: another run may be removing state/
+PATIENCE_SECONDS = 1.0  # default wait of a single run for the lock, because another run may be removing state/
 
 
 class Holder(NamedTuple):
@@ -35,11 +35,11 @@ class Holder(NamedTuple):
     text: str  # the holder's description for users
     since: float  # when the holder took the lock, in seconds since 1970; NaN if unknown
     alone: bool  # whether the lock is exclusive; single runs share it
-    verified: bool  # whether this machine's kernel lists the lock; if not, the lock file names another machine
+    verified: bool  # whether this machine's kernel lists the lock; False if only the lock file names the holder
 
 
 class _Note(NamedTuple):
-    """The lock file's content, written by the holder of the lock."""
+    """The content of the lock file, which the lock's holder writes."""
 
     pid: object
     host: str
@@ -47,24 +47,21 @@ class _Note(NamedTuple):
     text: str  # the holder's description for users
 
 
-# ---- the lock of a study ------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience: float | None = None) -> Iterator[int]:
     """Hold the study's lock; yields the lock's file descriptor, which workers inherit.
 
     Creates the study's folder, and completes a compaction that was killed between its two renames. command: shown to
-    users whose commands are refused; shared: whether other shared holders are admitted, as for single runs, which write
-    separate files; patience: seconds to wait for another command to end, by default PATIENCE_SECONDS if shared, else 0.
-    Raises ConfigError if another command holds the lock, or if the folder cannot be written.
+    users whose commands are refused; shared: whether to share the lock with other single runs, which write separate
+    files; patience: seconds to wait for another command to end, by default PATIENCE_SECONDS if shared, else 0. Raises
+    ConfigError if another command holds the lock, or if the folder cannot be written.
     """
     if patience is None:
         patience = PATIENCE_SECONDS if shared else 0.0
     try:
         fd = _take(study_dir, command, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience)
     except OSError as e:
-        raise ConfigError(f"{study_dir} cannot be written: {e.strerror}. Give another results_dir") from None
+        raise ConfigError(f"{study_dir} cannot be written: {e.strerror}. Choose another results_dir") from None
     try:
         if not shared:
             swap.finish_swap(study_dir)
@@ -72,11 +69,11 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
             raise ConfigError(swap.SWAPPING.format(study_dir))
         yield fd
     finally:
-        os.close(fd)  # LOCK_UN would free the lock even while workers that inherited it are alive
+        os.close(fd)  # LOCK_UN would free the lock although workers that inherited the descriptor may be alive
 
 
 def make_exclusive(fd: int) -> bool:
-    """Try to make a shared lock exclusive; returns False if another process also holds it."""
+    """Try to make a shared lock exclusive; returns False if another process shares the lock."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -91,14 +88,14 @@ def _take(study_dir: Path, command: str, kind: int, patience: float) -> int:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
-            continue  # a command that sealed the study has just removed the folder
+            continue  # another command has just sealed the study and removed the folder
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             note = _note(os.pread(fd, 10_000, 0))
             os.close(fd)
             if time.monotonic() >= end:
-                raise ConfigError(f"{study_dir} is in use by {note.text}: wait for it, or end it") from None
+                raise ConfigError(f"{study_dir} is in use by {note.text}: wait for it to end, or stop it") from None
             time.sleep(0.1)
             continue
         except OSError as error:
@@ -106,10 +103,10 @@ def _take(study_dir: Path, command: str, kind: int, patience: float) -> int:
                 os.close(fd)
                 raise
             # Continue without a lock: two simultaneous sweeps would train each run twice, but write the same bytes.
-            print(f"{path}: this file system has no locks; do not start a second sweep on this study", file=sys.stderr)
+            print(f"{path}: this file system has no locks, so start no second sweep of this study", file=sys.stderr)
         if _is_at(fd, path):
             break
-        os.close(fd)  # sealing removed the file between open and flock, so this lock protects nothing: try again
+        os.close(fd)  # another command has removed the file since it was opened, so the lock protects nothing
     note_text = {
         "pid": os.getpid(), "host": socket.gethostname(), "command": command,
         "since": tables.now().isoformat(timespec="seconds"),
@@ -136,11 +133,8 @@ def _note(content: bytes) -> _Note:
         return _Note(None, socket.gethostname(), math.nan, "another command")
 
 
-# ---- the holder of a study's lock ---------------------------------------------------------------------
-
-
 def holder_of(study_dir: Path) -> Holder | None:
-    """Return the holder of the study's lock, None if the lock is free.
+    """Return the holder of the study's lock; None if the lock is free.
 
     This function never takes the lock, because a sweep that starts at the same moment would be refused. A lock file
     outlives its holder, so the kernel's list of locks decides, unless the file was written by another machine.
@@ -159,7 +153,7 @@ def holder_of(study_dir: Path) -> Holder | None:
 
 
 def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
-    """Return READ or WRITE for each flock that this machine's kernel lists for a file; None if there is no list."""
+    """Return the kinds of locks (READ, WRITE) that this machine's kernel lists for a file; None without such a list."""
     try:
         lines = KERNEL_LOCKS.read_text().splitlines()
     except OSError:
@@ -177,16 +171,13 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
     return kinds
 
 
-# ---- the locks of runs --------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def hold_runs(study_dir: Path, run_ids: Sequence[str]) -> Iterator[list[str]]:
     """Lock the runs that no other process has locked, without waiting; yields their run_ids. Raises StorageError.
 
-    Two processes that train the same run would mix their windows. A run's lock is the byte of RUN_LOCKS at the position
-    given by the hexadecimal end of the run_id. Calls must not be nested, because closing any descriptor of the file
-    frees all of the process's locks. On a file system without locks, which hold_study reports, all runs are yielded.
+    Without these locks, two processes could train one run and each write some of its windows. A run's lock is the byte
+    of RUN_LOCKS whose position is the hexadecimal end of the run_id. Calls must not be nested, because closing any
+    descriptor of the file frees all locks of the process. On a file system without locks, all runs are yielded.
     """
     with files.storing(study_dir):
         (study_dir / RUN_LOCKS).parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""Encode tables as Parquet files and read them back; all Parquet files of normstudy pass through this module."""
+"""Encode tables as Parquet, and read Parquet files. normstudy writes and reads no Parquet file without this module."""
 
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +17,6 @@ from normstudy.config import ConfigError
 from normstudy.study import files
 from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, NAME_TYPE, SCHEMAS
 
-# ---- writing ------------------------------------------------------------------------------------------
-
 
 def bytes_of(content: pa.Table, **options: object) -> bytes:
     """Encode a table as Parquet bytes. options: keyword arguments of pyarrow's write_table."""
@@ -27,7 +26,7 @@ def bytes_of(content: pa.Table, **options: object) -> bytes:
 
 
 def write_options(table: str) -> dict[str, object]:
-    """Return a table's write options: fast ones for the many one-row files of `runs`, compact ones for the series."""
+    """Return a table's write options: for speed in the many one-row files of `runs`, for small files in the series."""
     if table == "runs":
         return {
             "compression": "none", "use_dictionary": False, "write_statistics": False,
@@ -55,9 +54,6 @@ def encode_values(content: pa.Table) -> bytes:
     )  # fmt: skip
 
 
-# ---- reading ------------------------------------------------------------------------------------------
-
-
 def open_file(source: Path | bytes) -> pq.ParquetFile:
     """Open a Parquet file from its path or its bytes. Reading a page then verifies the page's checksum."""
     opened = pa.BufferReader(source) if isinstance(source, bytes) else source
@@ -65,7 +61,7 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
 
 
 def open_table(path: Path) -> pq.ParquetFile:
-    """Open a file of a study's table. All but the compacted file are small and read whole, which is faster."""
+    """Open a file of a study's table. All but the compacted file are read at once, which is faster for small files."""
     return open_file(path if path.name == COMPACTED_FILE else path.read_bytes())
 
 
@@ -83,8 +79,16 @@ def row_groups(
             yield file.read_row_group(i, columns, use_threads=False)
 
 
+def runs_in(part: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """Yield (run_id, rows) for each run of a row group that is sorted by run. A null run_id is yielded as `null`."""
+    runs = pc.run_end_encode(part["run_id"].cast(pa.string()).fill_null("null").combine_chunks())
+    ends = [0, *runs.run_ends.to_pylist()]
+    for run_id, (start, end) in zip(runs.values.to_pylist(), itertools.pairwise(ends), strict=True):
+        yield run_id, part.slice(start, end - start)
+
+
 def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
-    """Read the `runs` row in a run's own file; None if the file does not exist. Raises ConfigError if it is damaged."""
+    """Read a run's uncompacted `runs` file; None if it does not exist. Raises ConfigError if it is damaged."""
     path = study_dir / "tables" / "runs" / f"{run_id}.parquet"
     try:
         with files.reading(path, study_dir):
@@ -121,7 +125,7 @@ def conform(table: str, content: pa.Table) -> pa.Table:
 
 
 def join(parts: Sequence[pa.Table]) -> pa.Table:
-    """Join tables into one array per column, as one array per one-row file would take a hundred times the memory."""
+    """Join tables into one array per column, because one array per one-row file takes a hundred times the memory."""
     return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
 
@@ -130,7 +134,7 @@ def read_file(
 ) -> Iterator[pa.Table]:
     """Read the columns of `schema` from a table's file, one row group at a time.
 
-    chosen: sorted run_ids; only their rows are read from a compacted file. module: the only module to yield.
+    chosen: sorted run_ids; only their rows are read from a compacted file. module: the only module whose rows are read.
     """
     with files.reading(path, path.parents[2]):
         chosen = chosen if path.name == COMPACTED_FILE else None
@@ -146,7 +150,7 @@ def read_file(
 
 def _may_hold(group: pq.RowGroupMetaData, chosen: Sequence[str]) -> bool:
     """Whether one of the sorted run_ids `chosen` lies between the first and the last run_id of a row group."""
-    statistics = group.column(0).statistics  # `runs` files have none, because they are small
+    statistics = group.column(0).statistics  # files of the table `runs` are written without statistics
     if statistics is None or not statistics.has_min_max:
         return True
     at = bisect.bisect_left(chosen, statistics.min)

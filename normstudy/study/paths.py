@@ -11,12 +11,12 @@ OWN_FOLDERS = ("tables", "state", "sweeps")  # folders reserved for the study's 
 
 
 def check_study(results_dir: str, study: str) -> None:
-    """Raise ConfigError if the folder of a valid study name is a symbolic link, has linked folders or is in a study."""
+    """Raise ConfigError if a study's folder is a symbolic link, contains linked folders or lies in another study."""
     if not results_dir.isprintable():
-        raise ConfigError(f"results_dir {results_dir!r} holds a control character: give a plain path")
+        raise ConfigError(f"results_dir {results_dir!r} contains a control character: choose a path without it")
     folder = Path(results_dir, study)
     if folder.is_symlink():
-        raise ConfigError(_link(folder) + ": give the folder itself, by its results_dir and study, or another study")
+        raise ConfigError(_link(folder) + ": choose the results_dir and study of that folder, or another study")
     check_own_folders(folder)
     check_outside_of_studies(folder, "another results_dir")
 
@@ -26,24 +26,24 @@ def check_own_folders(study_dir: Path) -> None:
     tables = study_dir / "tables"
     for folder in (*(study_dir / name for name in OWN_FOLDERS), *(tables.iterdir() if tables.is_dir() else ())):
         if folder.is_symlink():
-            raise ConfigError(_link(folder) + ", but a study's own files must lie in its own folder: move them there")
+            raise ConfigError(_link(folder) + ", but a study's files must lie in the study's folder: move them there")
 
 
 def check_outside_of_studies(path: Path, other: str) -> None:
-    """Raise ConfigError if a path is in a study's OWN_FOLDERS. other: what to give instead, e.g. `another --out`."""
+    """Raise ConfigError if a path is in a study's OWN_FOLDERS. other: what to choose instead, e.g. `another --out`."""
     place = Path(os.path.realpath(path))  # Path.resolve would fail on a loop of symbolic links
     for folder in (place, *place.parents):
         if folder.name in OWN_FOLDERS and (folder.parent / "tables" / "runs").is_dir():
-            raise ConfigError(f"{path} lies in {folder}, which is reserved for the study's own files: give {other}")
+            raise ConfigError(f"{path} lies in {folder}, which is reserved for the study's own files: choose {other}")
 
 
 def check_out(out: Path) -> None:
     """Raise ConfigError if the folder given as --out cannot be created or written."""
     there = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not there.is_dir():
-        raise ConfigError(f"--out {out}: {there} is a file, give a folder")
+        raise ConfigError(f"--out {out}: {there} is a file: choose a folder")
     if not os.access(there, os.W_OK):
-        raise ConfigError(f"--out {out}: {there} cannot be written, give another folder")
+        raise ConfigError(f"--out {out}: {there} cannot be written: choose another folder")
 
 
 def _link(link: Path) -> str:

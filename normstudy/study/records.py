@@ -1,4 +1,4 @@
-"""The records of a study besides its tables: why runs crashed, and what each sweep requested.
+"""Record why runs crashed and what each sweep requested, and find the git commit of this package.
 
 A crashed run has the status `failed`; the traceback of its n-th try is in state/logs/<run_id>-<n>.txt. Each sweep
 writes its command line, overrides, software versions and plan to sweeps/.
@@ -23,7 +23,7 @@ LOGS = "state/logs"
 
 
 def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str) -> int:
-    """Set an unfinished run's status to `failed` and store `details`; returns its tries so far. Raises StorageError."""
+    """Set an unfinished run's status to `failed` and store `details`; returns its crash count. Raises StorageError."""
     before = parquet.read_row(study_dir, run_id) or {}
     if before.get("status") == "done":
         return tries_of(study_dir)[run_id]
@@ -41,7 +41,7 @@ def tries_of(study_dir: Path) -> Counter[str]:
     return Counter(path.stem.rpartition("-")[0] for path in (study_dir / LOGS).glob("*.txt"))
 
 
-Request = dict[str, object]  # "command": the command line, "overrides": list[str]
+Request = dict[str, object]  # two keys: "command" (the command line, as text) and "overrides" (a list of texts)
 
 
 def record_request(
@@ -51,7 +51,7 @@ def record_request(
     runs: Mapping[str, RunConfig],
     how: dict[str, str],
 ) -> None:
-    """Write a sweep's request to sweeps/ as a Parquet file with one row per planned run and the request as metadata.
+    """Write a sweep's request to sweeps/: a Parquet file with one row per planned run, and the request as metadata.
 
     batches: the run_ids of each batch to train; runs: all planned runs, finished or not; how: execution settings.
     """
@@ -79,7 +79,7 @@ def record_request(
 
 
 def git_commit() -> str | None:
-    """Return this package's git commit, with -dirty if a package file has changed; None if not in a git checkout."""
+    """Return the package's git commit, with -dirty if a package file has changed; None outside of a git checkout."""
     package = Path(__file__).parents[1]
 
     def git(*words: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The schemas of a study's four tables, the names of their files, and the range of steps in each file."""
+"""Define the schemas of a study's four tables, the names of their files, and the range of steps in each file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replace a study's tables/ folder by two renames. The next command completes an interrupted replacement."""
+"""Replace a study's tables/ by a new folder in two renames. The next command completes an interrupted replacement."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def finish_swap(study_dir: Path) -> None:
     if swap_interrupted(study_dir):
         if any(p.is_file() and p.name != schema.SCHEMA_FILE for p in now.rglob("*")):
             raise ConfigError(
-                f"{old} holds the tables of an interrupted compaction, and {now} has files of its own: "
-                "move one of the two away"
+                f"{old} contains the tables that an interrupted compaction was replacing, but {now} has newer files: "
+                "move one of the two folders away"
             )
-        # tables/ holds at most schema files, created by a command that took the study without tables/ for a new one.
+        # tables/ has at most schema files, from a command that found no tables/ and took the study for a new one.
         shutil.rmtree(now, ignore_errors=True)
         os.rename(new if new.is_dir() else old, now)
         files.fsync(study_dir)

@@ -5,8 +5,8 @@
     results/<study>/state/                                              partial files, logs, locks, checkpoints
 
 A window is a fixed range of steps. A window's file is written in state/, moved into its table's folder and never
-changed, so that folder holds only complete files. It also holds `0-schema.parquet`, which has no rows but shows readers
-the columns before the first run. `results/README.md` documents every column.
+changed, so readers find only complete files. Each table also has a file `0-schema.parquet` without rows, which shows
+readers the columns before the first run. `results/README.md` documents every column.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ from normstudy.study.swap import check_not_swapping
 FILES_AT_ONCE = 64  # files that a thread reads and joins at a time; an uncompacted table has thousands of files
 
 
-# ---- writing ------------------------------------------------------------------------------------------
-
-
 def prepare(study_dir: Path) -> None:
     """Create the study's folder, and the folder and schema file of each table.
 
@@ -46,7 +43,7 @@ def prepare(study_dir: Path) -> None:
             if there != SCHEMAS[table].names:
                 raise ConfigError(
                     f"{study_dir} was written by another version of normstudy ({table} has {len(there)} columns, not "
-                    f"{len(SCHEMAS[table].names)}): run normstudy compact {study_dir} first, or give another study"
+                    f"{len(SCHEMAS[table].names)}): run normstudy compact {study_dir} first, or choose another study"
                 )
         else:
             empty = SCHEMAS[table].empty_table()
@@ -66,28 +63,24 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
             if (study_dir / relative).exists():
                 yield relative, None
                 continue
-            schema, columns = SCHEMAS[table], dict(rows[table])
-            n = len(next(iter(columns.values())))
-            columns["run_id"] = [run_id] * n
-            content = pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
-            yield relative, encode(table, content)
+            columns = {**rows[table], "run_id": [run_id] * len(rows[table]["step"])}
+            yield relative, encode(table, pa.Table.from_pydict(columns, SCHEMAS[table]))
 
 
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write `runs` rows, with null for missing columns; only `done` rows replace `done` rows. Raises StorageError."""
+    """Write `runs` rows, with null for missing columns. Only `done` rows replace `done` rows. Raises StorageError."""
     kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
-    schema = SCHEMAS["runs"]
-    unknown = {name for row in kept for name in row} - set(schema.names)
+    unknown = {name for row in kept for name in row} - set(SCHEMAS["runs"].names)
     if unknown:
         raise KeyError(f"no such columns in runs: {sorted(unknown)}")
-    content = pa.table([pa.array([row.get(f.name) for row in kept], f.type) for f in schema], schema=schema)
+    content = pa.Table.from_pylist(kept, SCHEMAS["runs"])
     names = [f"tables/runs/{row['run_id']}.parquet" for row in kept]
     with files.storing(study_dir):
         files.place_all(study_dir, ((name, encode("runs", content.slice(i, 1))) for i, name in enumerate(names)))
 
 
 def is_done(study_dir: Path, run_id: str) -> bool:
-    """Whether a run has its own `runs` file and the status in the file is `done`."""
+    """Whether a run has an uncompacted `runs` file in which the status is `done`."""
     row = read_row(study_dir, run_id)
     return row is not None and row["status"] == "done"
 
@@ -108,15 +101,12 @@ def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-# ---- reading ------------------------------------------------------------------------------------------
-
-
 def check_is_study(study_dir: Path) -> None:
     """Raise ConfigError unless the folder is a study."""
     check_not_swapping(study_dir)
     if not (study_dir / "tables" / "runs").is_dir():
         what = "is not a study: it has no tables/runs" if study_dir.is_dir() else "does not exist"
-        raise ConfigError(f"{study_dir} {what}. Give the folder of a sweep, such as results/warmup")
+        raise ConfigError(f"{study_dir} {what}. Choose the folder of a study, such as results/warmup")
 
 
 def read(
@@ -130,50 +120,49 @@ def read(
 ) -> pd.DataFrame:
     """Read one table of a study as a DataFrame, sorted by SORT[table].
 
-    columns, run_ids, module: what to read, by default all; text: whether `run_id` and `module` are text or alphabetical
-    categories, which need far less memory. Raises ConfigError for a damaged file or a folder that is not a study.
+    columns, run_ids, module: what to read, by default all; text: whether to return `run_id` and `module` as text or as
+    alphabetical categories, which need far less memory. Raises ConfigError for a damaged file or a folder that is not a
+    study.
     """
     check_is_study(Path(study_dir))
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
     schema = pa.schema([f for f in SCHEMAS[table] if f.name in wanted])
     frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), schema, run_ids, module).to_pandas()
-    names = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
-    for name in names:
+    categories = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
+    for name in categories:
         frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
     frame = frame.sort_values(SORT[table], kind="stable", ignore_index=True)
-    for name in names if text else []:
+    for name in categories if text else []:
         frame[name] = frame[name].astype(object).astype(str)
     return frame if columns is None else frame[columns]
 
 
 def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module: str | None) -> pa.Table:
-    """Read the selected rows of a table's folder, unsorted, with the dictionaries of each column unified."""
-    table = folder.name
+    """Read the selected rows of a table's folder, unsorted, with one dictionary for each column of names."""
     names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet"))
-    chosen = None if run_ids is None else sorted(run_ids)
-    if chosen is not None:
-        held = set(chosen)
-        names = [f for f in names if f in (SCHEMA_FILE, COMPACTED_FILE) or run_of(table, f) in held]
+    if run_ids is not None:
+        run_ids = sorted(run_ids)
+        own = set(run_ids)
+        names = [name for name in names if name in (SCHEMA_FILE, COMPACTED_FILE) or run_of(folder.name, name) in own]
     large = [folder / COMPACTED_FILE] if COMPACTED_FILE in names else []
     small = [folder / name for name in names if name != COMPACTED_FILE]
     bundles = [large, *(small[i : i + FILES_AT_ONCE] for i in range(0, len(small), FILES_AT_ONCE))]
 
     def read_all(bundle: Sequence[Path]) -> list[pa.Table]:
-        parts = [part for path in bundle for part in read_file(path, schema, chosen, module)]
-        if bundle is large or not parts:
-            return parts
-        with files.reading(folder, folder.parents[1]):  # join detects damage such as an index beyond its dictionary
-            return [join(parts)]
+        parts = [part for path in bundle for part in read_file(path, schema, run_ids, module)]
+        return parts if bundle is large or not parts else [join(parts)]
 
-    with ThreadPoolExecutor(min(len(bundles), len(os.sched_getaffinity(0)))) as threads:
+    with (
+        files.reading(folder, folder.parents[1]),  # joining detects damage such as an index beyond its dictionary
+        ThreadPoolExecutor(min(len(bundles), len(os.sched_getaffinity(0)))) as threads,
+    ):
         parts = [part for bundle in threads.map(read_all, bundles) for part in bundle]
-    with files.reading(folder, folder.parents[1]):
         # The folder has no files if another command has just created it and is about to write the schema file.
         return pa.concat_tables(parts or [schema.empty_table()]).unify_dictionaries()
 
 
-def finished_ids(study_dir: Path) -> dict[str, str]:
-    """Return run_id -> status for every run of a study, whatever its status; empty before the first run."""
+def statuses(study_dir: Path) -> dict[str, str]:
+    """Return run_id -> status for all runs of a study; empty before the first run."""
     check_not_swapping(study_dir)
     if not (study_dir / "tables" / "runs").is_dir():
         return {}

@@ -39,7 +39,7 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
             messages = pool.run(tasks, planned.workers, inherited=held, stop=stop, max_tries=max_tries)
             with contextlib.closing(messages):  # closing the generator ends the workers, even after an exception
                 errors = progress.follow(messages, study_dir, [task.run_ids for task in tasks], run_steps)
-        statuses = tables.finished_ids(study_dir)
+        statuses = tables.statuses(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)
             others = "resume" if planned.device == "cpu" else "start again (a GPU saves no checkpoints)"
@@ -101,7 +101,7 @@ def _failures_line(planned: Plan, errors: dict[str, str], statuses: dict[str, st
 
 def _still_missing(planned: Plan) -> list[list[str]]:
     """Return the batches without runs that another command finished since planning. The caller must hold the lock."""
-    statuses = tables.finished_ids(planned.study_dir)
+    statuses = tables.statuses(planned.study_dir)
     batches = [[i for i in batch.run_ids if statuses.get(i) != "done"] for batch in planned.batches]
     missing = {i: planned.runs[i] for ids in batches for i in ids}
     planning.refuse_if_sealed(planned.study_dir, missing, planned.texts)

@@ -49,7 +49,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
         held = None
         with contextlib.suppress(ConfigError):  # another command holds the lock: the next sweep removes the record
             held = stack.enter_context(locks.hold_study(study_dir, command, patience=PATIENCE_SECONDS))
-            statuses = tables.finished_ids(study_dir)  # another command may have started a run in the meantime
+            statuses = tables.statuses(study_dir)  # another command may have started a run in the meantime
             arrays.remove(study_dir, array)
         errors, lost = errors_of(study_dir, tasks, statuses)
         if lost:
@@ -65,7 +65,7 @@ def statuses_of(study_dir: Path, tasks: Sequence[Task], *, complete: bool) -> di
     """
     ids, end = [run_id for task in tasks for run_id in task.run_ids], time.monotonic() + LATE_SECONDS
     while True:
-        statuses = tables.finished_ids(study_dir)
+        statuses = tables.statuses(study_dir)
         if not complete or time.monotonic() > end or all(statuses.get(i) in ("done", "failed") for i in ids):
             return statuses
         time.sleep(POLL_SECONDS)

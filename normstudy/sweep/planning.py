@@ -86,7 +86,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
         ids.append(cfg.run_id(config, text.sha256))
         texts[ids[-1]] = text.sha256
     runs = dict(zip(ids, configs, strict=True))
-    statuses = tables.finished_ids(study_dir)
+    statuses = tables.statuses(study_dir)
     missing = [run_id for run_id in runs if statuses.get(run_id) != "done"]
     is_sealed = refuse_if_sealed(study_dir, {i: runs[i] for i in missing}, texts)
     if execution.cluster == "slurm":

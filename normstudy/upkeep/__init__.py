@@ -1,1 +1,1 @@
-"""Commands for an existing study: show its status, check its files, compact it."""
+"""Show the status of an existing study, check its files, and compact it."""

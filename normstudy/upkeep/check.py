@@ -1,7 +1,7 @@
-"""`normstudy check`: verify every file of a study, and say what to do about each damaged or missing file.
+"""Implement `normstudy check`: verify every file of a study, and say what to do about each damaged or missing file.
 
 The check changes nothing and takes no lock, so a sweep may be writing at the same time. A sweep writes all windows of a
-run before the row with status `done`, so the check reads `runs` before the series.
+run before the `runs` row with status `done`, so the check reads `runs` before the series.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
+from normstudy.analysis.grid import count_text
 from normstudy.study import parquet, schema, swap, tables
 from normstudy.study.files import damage
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES
 from normstudy.upkeep import check_rows, check_state
-from normstudy.upkeep.check_rows import Expected, Keys, counted
+from normstudy.upkeep.check_rows import Expected
 
 RUN_ID = r".+-[0-9a-f]{10}"
 FILES = {table: re.compile(rf"{RUN_ID}{'' if table == 'runs' else '-[0-9]{3,}'}\.parquet") for table in schema.TABLES}
@@ -37,55 +37,54 @@ class CheckResult:
 
 
 class Wrong(Exception):
-    """Raised for a bad file; the message is a phrase that follows the file's name, e.g. `is damaged (...)`."""
+    """The error for a bad file. The message is a phrase to follow the file's name, such as `is damaged (...)`."""
 
 
 @dataclass
 class Found:
-    """What a check has found so far."""
+    """Collects the findings of a check."""
 
     study: Path
     n_files: int = 0
     names: set[str] = field(default_factory=set)  # all run_ids in `runs`
     compacted: set[str] = field(default_factory=set)  # run_ids in the compacted `runs` file
-    rows: set[str] = field(default_factory=set)  # run_ids with their own `runs` files
-    windows: set[str] = field(default_factory=set)  # run_ids with their own series files
+    rows: set[str] = field(default_factory=set)  # run_ids with an uncompacted `runs` file
+    windows: set[str] = field(default_factory=set)  # run_ids with uncompacted series files
     lines: list[str] = field(default_factory=list)  # findings about files
     of_runs: dict[str, list[str]] = field(default_factory=dict)  # run_id -> findings about the run
-    others: list[tuple[str, str]] = field(default_factory=list)  # (table, unknown columns) of files with another schema
+    others: list[tuple[str, str]] = field(default_factory=list)  # (table, unknown columns) of files of another schema
     damaged: set[str] = field(default_factory=set)  # tables from which not all runs could be read
 
     def wrong(self, run_id: str, *whats: str) -> None:
-        """Add findings about a run, ignoring empty strings."""
+        """Add findings about a run. Empty strings are ignored."""
         if found := [what for what in whats if what]:
             self.of_runs.setdefault(run_id, []).extend(found)
 
     def unknown(self, table: str) -> bool:
-        """Whether a file of the table has columns unknown to this version, so that its rows were not read."""
+        """Whether a file of the table was not read because it has columns unknown to this version of normstudy."""
         return any(name == table and columns for name, columns in self.others)
 
     @property
     def restore(self) -> str:
-        """The advice for a damaged file that holds many runs."""
-        return f"restore it from a copy, or move {self.study} away and rerun its sweep"
+        """Return the advice for a damaged compacted file."""
+        return f"restore the compacted file from a copy, or move {self.study} away and rerun the sweep"
 
     def remedy(self, run_id: str) -> str:
-        """Return the advice for a damaged run: remove its own files, or restore the compacted file if it has none."""
+        """Return the advice for a damaged run: remove its uncompacted files, or restore the compacted file."""
         folder, name = shlex.quote(str(self.study / "tables")), shlex.quote(run_id)
         files = [f"{folder}/runs/{name}.parquet"] if run_id in self.rows else []
         files += [f"{folder}/*/{name}-[0-9]*.parquet"] if run_id in self.windows else []
         if not files:
             return self.restore
-        again = "" if run_id in self.compacted else ", then rerun its sweep to train the run again"
+        again = "" if run_id in self.compacted else ", then rerun the sweep to train the run again"
         return f"rm {' '.join(files)}{again}"
 
     def findings(self) -> list[str]:
         """Return all findings, one line each."""
         out = list(self.lines)
         for (table, unknown), n in sorted(Counter(self.others).items()):
-            compact = f"run normstudy compact {self.study}"
-            do = f"update normstudy; this version does not know {unknown}" if unknown else compact
-            out.append(f"tables/{table}: {counted(n, 'file')} written by another version of normstudy: {do}")
+            do = f"update normstudy to read the columns {unknown}" if unknown else f"run normstudy compact {self.study}"
+            out.append(f"tables/{table}: {count_text(n, 'file')} written by another version of normstudy: {do}")
         for run_id, (what, *more) in sorted(self.of_runs.items()):
             out.append(f"{run_id}: {what}{f' (and {len(more)} more)' if more else ''}: {self.remedy(run_id)}")
         return out
@@ -99,7 +98,7 @@ def check_study(study: Path) -> CheckResult:
         tables.check_is_study(study)
         before = _inode(study / "tables")
         result = _check(study)
-        if _inode(study / "tables") == before:  # if not, a compaction has replaced the tables: check again
+        if _inode(study / "tables") == before:  # otherwise a compaction has replaced the tables, so check again
             return result
 
 
@@ -111,8 +110,7 @@ def _check(study: Path) -> CheckResult:
     found = Found(study)
     for path in sorted((study / "tables").iterdir()):
         if path.name not in schema.TABLES:
-            what = "is not a table, and normstudy compact would delete it"
-            found.lines.append(f"tables/{path.name}: {what}: move it away")
+            found.lines.append(f"tables/{path.name}: would be deleted by normstudy compact: move it out of tables/")
     runs = _check_runs(found, _files(found, "runs"))
     files = {table: _files(found, table) for table in SERIES}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
@@ -123,13 +121,10 @@ def _check(study: Path) -> CheckResult:
         n_runs = None if found.damaged else len(found.compacted)
         found.lines += check_state.wrong_with_seal(study, n_runs, len(found.rows | found.windows))
     findings = found.findings()
-    verdict = counted(len(findings), "finding") if findings else "sound"
-    head = f"{study}: {counted(len(found.names), 'run')}, {counted(found.n_files, 'file')}, {verdict}"
+    verdict = count_text(len(findings), "finding") if findings else "sound"
+    head = f"{study}: {count_text(len(found.names), 'run')}, {count_text(found.n_files, 'file')}, {verdict}"
     notes = check_state.notes(study, Counter(run.status for run in runs.values()))
     return CheckResult("\n".join([head, *findings, *(f"note: {note}" for note in notes)]), not findings)
-
-
-# ---- files --------------------------------------------------------------------------------------------
 
 
 def _files(found: Found, table: str) -> list[str]:
@@ -137,8 +132,8 @@ def _files(found: Found, table: str) -> list[str]:
     folder, names = found.study / "tables" / table, []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_dir() or not (path.name in (SCHEMA_FILE, COMPACTED_FILE) or FILES[table].fullmatch(path.name)):
-            what = "does not belong to this table, and other readers fail on it"
-            found.lines.append(f"tables/{table}/{path.name}: {what}: move it away")
+            what = "does not belong to this table, which other tools therefore cannot read"
+            found.lines.append(f"tables/{table}/{path.name}: {what}: move it out of tables/")
         else:
             names.append(path.name)
     found.n_files += len(names)
@@ -149,7 +144,7 @@ def _files(found: Found, table: str) -> list[str]:
         return names
     try:
         if n := sum(part.num_rows for part in _parts(found, table, SCHEMA_FILE)):
-            raise Wrong(f"has {counted(n, 'row')} instead of 0")
+            raise Wrong(f"has {count_text(n, 'row')} instead of 0")
     except Wrong as why:
         remove = f"rm {shlex.quote(str(folder / SCHEMA_FILE))}"
         found.lines.append(f"tables/{table}/{SCHEMA_FILE}: {why}: {remove}, then {do}")
@@ -186,11 +181,8 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
         raise Wrong(f"is damaged ({damage(error)})") from None
 
 
-# ---- runs ---------------------------------------------------------------------------------------------
-
-
 def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Expected]:
-    """Check `runs`; returns run_id -> what the run's series must contain, for every run with a sound row."""
+    """Check the table `runs`; returns run_id -> Expected for every run whose row is sound."""
     runs: dict[str, Expected] = {}
     for name in names:
         if name == COMPACTED_FILE:
@@ -198,14 +190,14 @@ def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Expected]:
             continue
         run_id = name.removesuffix(".parquet")
         if run_id in found.names:
-            found.wrong(run_id, f"runs has its row in {COMPACTED_FILE} and also in a file of its own")
+            found.wrong(run_id, f"tables/runs has the run's row in {COMPACTED_FILE} and also in {name}")
         found.names.add(run_id)
         found.rows.add(run_id)
         try:
             rows = [row for part in _parts(found, "runs", name) for row in part.to_pylist()]
             held = [str(row["run_id"]) for row in rows]
             if held != [run_id] and not found.unknown("runs"):
-                raise Wrong(f"holds the row of {', '.join(held)}" if held else "holds no row")
+                raise Wrong(f"contains the row of {', '.join(held)}" if held else "contains no row")
             _add_runs(found, runs, rows)
         except Wrong as why:
             found.wrong(run_id, f"tables/runs/{name} {why}")
@@ -219,7 +211,7 @@ def _check_compacted_runs(found: Found, runs: dict[str, Expected]) -> None:
         for part in _parts(found, "runs", COMPACTED_FILE):
             rows = part.to_pylist()
             for run_id in (str(row["run_id"]) for row in rows):
-                found.wrong(run_id, "runs has two rows of this run" if run_id in found.names else "")
+                found.wrong(run_id, "tables/runs has two rows of this run" if run_id in found.names else "")
                 found.names.add(run_id)
                 found.compacted.add(run_id)
             _add_runs(found, runs, rows)
@@ -237,9 +229,6 @@ def _add_runs(found: Found, runs: dict[str, Expected], rows: Sequence[Mapping[st
             runs.setdefault(run.name, run)
 
 
-# ---- series -------------------------------------------------------------------------------------------
-
-
 def _check_series(
     found: Found, table: str, names: Sequence[str], runs: Mapping[str, Expected], threads: ThreadPoolExecutor
 ) -> None:
@@ -250,14 +239,14 @@ def _check_series(
     found.windows |= windows.keys()
     compacted = _check_compacted(found, table, runs) if COMPACTED_FILE in names else set()
     for run_id, of_run in sorted(windows.items()):
-        n = counted(len(of_run), "window")
+        n = count_text(len(of_run), "window")
         if run_id in compacted:
-            found.wrong(run_id, f"tables/{table} has its rows in {COMPACTED_FILE} and also in {n} of its own")
+            found.wrong(run_id, f"tables/{table} has the run's rows in {COMPACTED_FILE} and also in {n}")
         elif run_id in found.names or run_id in found.of_runs or "runs" in found.damaged:
             continue
         elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():
-            # The run is not new: a run that started during this check would have a row by now.
-            found.wrong(run_id, f"tables/{table} has {n} of this run, but runs has no row")
+            # The run did not start during this check: its row would exist by now.
+            found.wrong(run_id, f"tables/{table} has {n} of this run, but tables/runs has no row")
     unread = found.compacted if table in found.damaged else set()
     left = [run for run in runs.values() if run.name not in compacted | unread]
     whats = threads.map(lambda run: _wrong_in_windows(found, table, run, windows.get(run.name, [])), left)
@@ -275,13 +264,13 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
                 raise Wrong(f"has the rows of {run_id} in two separate places")
             held.add(run_id)
             if run_id in runs:
-                steps, at_each, twice = check_rows.count(rows)
-                if twice:
-                    found.wrong(run_id, f"{where} has {counted(twice, 'duplicate row')} of this run")
+                counts = check_rows.count(rows)
+                if counts.duplicates:
+                    found.wrong(run_id, f"{where} has {count_text(counts.duplicates, 'duplicate row')} of this run")
                 elif runs[run_id].status == "done":
-                    found.wrong(run_id, check_rows.lacking(table, runs[run_id], steps, at_each))
+                    found.wrong(run_id, check_rows.lacking(table, runs[run_id], counts))
             elif run_id not in found.names and "runs" not in found.damaged:
-                found.wrong(run_id, f"{where} has rows of this run, but runs has no row")
+                found.wrong(run_id, f"{where} has rows of this run, but tables/runs has no row")
     except Wrong as why:
         found.damaged.add(table)
         found.lines.append(f"{where}: {why}: {found.restore}")
@@ -291,29 +280,22 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
 def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[str]) -> list[str]:
     """Check a run's windows in one table; returns the findings, including empty strings."""
     whats: list[str] = []
-    steps, at_each = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    size, whole = schema.window_size(run.n_steps), [SCHEMAS[table].empty_table()]
     for name in names:
+        low = int(name.removesuffix(".parquet").rpartition("-")[2]) * size
         try:
             for run_id, rows in check_rows.runs_of(_parts(found, table, name)):
-                of_window = check_rows.count(_of_window(run, name, run_id, rows))
-                if of_window.twice:
-                    raise Wrong(f"has {counted(of_window.twice, 'duplicate row')}")
-                steps.append(of_window.steps.ravel())
-                at_each.append(of_window.rows.ravel())
+                counts = check_rows.count(rows)
+                whole.append(rows)
+                first, last = counts.steps[0], counts.steps[-1]
+                if run_id != run.name:
+                    raise Wrong(f"contains rows of {run_id}")
+                if first < low or last >= low + size:
+                    raise Wrong(f"contains steps {first} to {last} instead of {low} to {low + size - 1}")
+                if counts.duplicates:
+                    raise Wrong(f"has {count_text(counts.duplicates, 'duplicate row')}")
         except Wrong as why:
             whats.append(f"tables/{table}/{name} {why}")
     if whats or run.status != "done" or found.unknown(table):
         return whats
-    return [check_rows.lacking(table, run, np.concatenate(steps), np.concatenate(at_each))]
-
-
-def _of_window(run: Expected, name: str, run_id: str, rows: Keys) -> Keys:
-    """Return `rows` if their run and steps match the file's name; otherwise raise Wrong."""
-    if run_id != run.name:
-        raise Wrong(f"holds rows of {run_id}")
-    size = schema.window_size(run.n_steps)
-    low = int(name.removesuffix(".parquet").rpartition("-")[2]) * size
-    first, last = rows.step.min(), rows.step.max()
-    if first < low or last >= low + size:
-        raise Wrong(f"holds steps {first} to {last}, but its window is {low} to {low + size - 1}")
-    return rows
+    return [check_rows.lacking(table, run, check_rows.count(pa.concat_tables(whole)))]

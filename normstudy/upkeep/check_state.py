@@ -1,6 +1,6 @@
-"""The rules by which `normstudy check` verifies checkpoints, records of sweeps, state/ and the seal.
+"""Verify, for `normstudy check`, the checkpoints, the records of sweeps, the folder state/ and the seal.
 
-Each function returns findings in the form `path: what is wrong: what to do`, or notes about harmless facts.
+A finding has the form `path: what is wrong: what to do`. A note states a harmless fact.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from normstudy.analysis.grid import count_text
 from normstudy.study import checkpoints, locks, parquet, records, schema, swap
 from normstudy.study.files import damage
-from normstudy.upkeep.check_rows import counted
 
 
 def wrong_in_checkpoints(study: Path) -> list[str]:
     """Return a finding for each checkpoint from which no run can resume."""
-    do = "the next sweep sets it aside and restarts the run from step 0"
+    do = f"the next sweep moves the file to {checkpoints.SET_ASIDE} and restarts the run from step 0"
     found = [(path, _wrong_in_checkpoint(path)) for path in sorted((study / checkpoints.FOLDER).glob("*"))]
     return [f"{checkpoints.FOLDER}/{path.name}: {what}: {do}" for path, what in found if what]
 
 
 def _wrong_in_checkpoint(path: Path) -> str:
-    """Describe what is wrong with a checkpoint; empty if it is sound or has just been removed."""
+    """Describe what is wrong with a checkpoint, in a string that is empty for a sound or removed file."""
     try:
         with open(path, "rb") as file:
             if what := checkpoints.wrong_in(file):
@@ -32,11 +32,11 @@ def _wrong_in_checkpoint(path: Path) -> str:
             run_id = checkpoints.metadata_of(file)["run_id"]
     except FileNotFoundError:
         return ""
-    return "" if run_id == path.name else f"belongs to another run, {run_id}"
+    return "" if run_id == path.name else f"is the checkpoint of another run, {run_id}"
 
 
 def wrong_in_records(study: Path) -> list[str]:
-    """Return a finding for each unreadable record of a sweep."""
+    """Return a finding for each damaged file in sweeps/."""
     lines = []
     for path in sorted((study / "sweeps").glob("*.parquet")):
         try:
@@ -44,54 +44,55 @@ def wrong_in_records(study: Path) -> list[str]:
         except (FileNotFoundError, PermissionError):
             continue
         except Exception as error:  # damaged bytes can cause any type of exception
-            do = f"rm {shlex.quote(str(path))}; normstudy status then no longer knows this sweep's request"
+            do = f"rm {shlex.quote(str(path))}; normstudy status then no longer knows what this sweep requested"
             lines.append(f"sweeps/{path.name}: is damaged ({damage(error)}): {do}")
     return lines
 
 
 def notes(study: Path, statuses: Mapping[str, int]) -> list[str]:
-    """Return notes about harmless facts, such as unfinished runs or leftover files. statuses: status -> run count."""
+    """Return notes, such as how many runs are unfinished. statuses: status -> number of runs."""
     holder, lines = locks.holder_of(study), []
     if holder is not None:
-        lines.append(f"in use by {holder.text}: files that it has not written yet are not reported")
+        lines.append(f"in use by {holder.text}, so files that are not written yet are not reported")
     elif n := statuses.get("running"):
-        lines.append(f"{counted(n, 'unfinished run')}: rerun the same sweep to resume")
+        lines.append(f"{count_text(n, 'unfinished run')}: rerun the same sweep to resume")
     if n := statuses.get("failed"):
         logs = f"the tracebacks are in {study / records.LOGS}; rerun the same sweep to retry"
-        lines.append(f"{counted(n, 'failed run')}: {logs}")
+        lines.append(f"{count_text(n, 'failed run')}: {logs}")
     n_parts = len(list((study / "state").glob("*.part")))
-    left = [f"{counted(n_parts, 'file')} state/*.part"] if n_parts else []
+    left = [f"{count_text(n_parts, 'file')} state/*.part"] if n_parts else []
     left += [name for name in (swap.NEW_TABLES, swap.OLD_TABLES) if (study / name).exists()]
     if left and holder is None:
-        lines.append(f"a killed command left {' and '.join(left)}: the next sweep removes such leftovers")
+        lines.append(f"a killed command left {' and '.join(left)}, which the next sweep removes")
     if n := len(list((study / checkpoints.SET_ASIDE).glob("*"))):
-        lines.append(f"{counted(n, 'checkpoint')} set aside in {study / checkpoints.SET_ASIDE}: no command reads them")
+        lines.append(f"{count_text(n, 'unusable checkpoint')} kept in {study / checkpoints.SET_ASIDE} for inspection")
     return lines
 
 
 def wrong_with_seal(study: Path, n_runs: int | None, n_beside: int) -> list[str]:
-    """Return a finding for each difference between a sealed study and its seal.
+    """Return a finding for each difference between a sealed study and the file SEALED.
 
-    n_runs: number of runs in the compacted tables, None if unknown; n_beside: number of runs with their own files.
+    n_runs: number of runs in the compacted tables, None if unknown; n_beside: number of runs with uncompacted files.
     """
-    again = f"or rm {shlex.quote(str(study / schema.SEALED))} && normstudy compact {study} --seal"
+    path = study / schema.SEALED
+    do = f"restore the file from a copy, or rm {shlex.quote(str(path))} && normstudy compact {study} --seal"
     try:
-        seal = json.loads((study / schema.SEALED).read_bytes())
+        seal = json.loads(path.read_bytes())
         sealed, sha256 = int(seal["runs"]), dict(seal["sha256"])
     except (ValueError, KeyError, TypeError):
-        return [f"{schema.SEALED}: is damaged: restore it from a copy, {again}"]
+        return [f"{schema.SEALED}: is damaged: {do}"]
     lines = []
     for name in (f"tables/{table}/{schema.COMPACTED_FILE}" for table in schema.TABLES):
         if not (study / name).is_file():
-            lines.append(f"{name}: is missing, although the study is sealed: restore it from a copy")
+            lines.append(f"{name}: is missing, although the study is sealed: restore the file from a copy")
             continue
         with open(study / name, "rb") as f:
             if hashlib.file_digest(f, "sha256").hexdigest() != sha256.get(name):
-                lines.append(f"{name}: differs from the file that was sealed: restore it from a copy, {again}")
+                lines.append(f"{name}: differs from the file that was sealed: {do}")
     if n_beside:
-        what = f"the study is sealed, but also has files of {counted(n_beside, 'run')} beside the sealed ones"
-        lines.append(f"{schema.SEALED}: {what}: move them away, or run normstudy compact {study} to seal them too")
+        what = f"the study is sealed, but has uncompacted files of {count_text(n_beside, 'run')}"
+        lines.append(f"{schema.SEALED}: {what}: move these files away, or add them by normstudy compact {study}")
     if n_runs is not None and n_runs != sealed:
-        what = f"records {counted(sealed, 'run')}, but the tables have {n_runs}"
-        lines.append(f"{schema.SEALED}: {what}: restore it from a copy, {again}")
+        what = f"records {count_text(sealed, 'run')}, but the tables have {n_runs}"
+        lines.append(f"{schema.SEALED}: {what}: {do}")
     return lines

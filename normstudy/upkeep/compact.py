@@ -1,4 +1,4 @@
-"""`normstudy compact`: gather a study's finished runs in one file per table, and optionally seal a complete study."""
+"""Implement `normstudy compact`: gather a study's finished runs in one file per table, and seal a complete study."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from normstudy import __version__
+from normstudy.analysis.grid import count_text
 from normstudy.config import ConfigError
 from normstudy.slurm import arrays
 from normstudy.study import files, locks, parquet, swap, tables
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SEALED, SORT, TABLES, plain_schema, run_of
-from normstudy.upkeep.check_rows import counted
 
 # Most bytes are floats: level 15 makes files a tenth smaller than zstd's default level, and level 19 saves no more.
 ZSTD_LEVEL = 15
@@ -24,33 +24,32 @@ ZSTD_LEVEL = 15
 def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """Gather the study's finished runs in one sorted file per table; returns one line that says what was done.
 
-    Other runs keep their own files. Columns missing from an older schema are added. Compacting twice gives the same
-    bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError for a
-    folder that is not a study, a study in use or without a finished run, sealing with unfinished or failed runs, a
-    damaged file, and columns unknown to this version.
+    Other runs keep separate files. Columns missing from an older schema are added. Compacting twice gives the same
+    bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError if the
+    folder is not a study, is in use, or has no finished run, a damaged file or unknown columns, and if a study to be
+    sealed has unfinished or failed runs.
     """
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)
-        _finished(study_dir)
+        _statuses(study_dir)
     seal = seal or (study_dir / SEALED).exists()
     if seal:
-        arrays.refuse_while_alive(study_dir)  # a job still in Slurm's queue has no `runs` row yet
+        arrays.refuse_while_alive(study_dir)  # the runs of a job in Slurm's queue have no `runs` rows yet
     with locks.hold_study(study_dir, f"normstudy compact {study_dir}"):
         try:
             return _compact(study_dir, seal)
         except OSError as e:
-            raise ConfigError(f"{study_dir} cannot be compacted: {e.strerror}. Its tables are intact") from e
+            do = f"{files.remedy(e)} and rerun the same command"
+            raise ConfigError(f"{study_dir} cannot be compacted: {e.strerror}. Its tables are intact; {do}") from e
 
 
 def _compact(study_dir: Path, seal: bool) -> str:
-    status = tables.finished_ids(study_dir)
-    done = _finished(study_dir)
-    counts = Counter(status.values())
-    if seal and len(done) < len(status):
-        raise ConfigError(
-            f"{study_dir} cannot be sealed: {counted(counts['running'], 'run')} unfinished, {counts['failed']} failed. "
-            "Rerun its sweep, or compact without --seal"
-        )
+    statuses = _statuses(study_dir)
+    done = {run_id for run_id, status in statuses.items() if status == "done"}
+    counts = Counter(statuses.values())
+    if seal and len(done) < len(statuses):
+        left = f"{count_text(counts['running'], 'run')} unfinished, {counts['failed']} failed"
+        raise ConfigError(f"{study_dir} cannot be sealed: {left}. Rerun its sweep, or compact without --seal")
     before = _size(study_dir / "tables")
     for table in TABLES:
         _write_table(study_dir, table, done)
@@ -59,18 +58,19 @@ def _compact(study_dir: Path, seal: bool) -> str:
     after = _size(study_dir / "tables")
     if seal:
         files.place(study_dir, SEALED, _seal_text(study_dir, len(done)))
-        shutil.rmtree(study_dir / "state", ignore_errors=True)  # another command may have just locked it
+        shutil.rmtree(study_dir / "state", ignore_errors=True)  # another command may have just put a lock file there
     sealed = ", sealed" if seal else ""
-    rest = len(status) - len(done)
-    kept = f"; {counted(rest, 'unfinished or failed run')} kept in separate files" if rest else ""
+    rest = len(statuses) - len(done)
+    kept = f"; {count_text(rest, 'unfinished or failed run')} kept in separate files" if rest else ""
     return f"{study_dir}: {len(done)} finished runs in one file per table{sealed} ({before} -> {after}){kept}"
 
 
-def _finished(study_dir: Path) -> set[str]:
-    done = {run for run, status in tables.finished_ids(study_dir).items() if status == "done"}
-    if not done:
+def _statuses(study_dir: Path) -> dict[str, str]:
+    """Return run_id -> status for all runs of a study. Raises ConfigError if no run is finished."""
+    statuses = tables.statuses(study_dir)
+    if "done" not in statuses.values():
         raise ConfigError(f"{study_dir} has no finished run to compact: start or resume its sweep")
-    return done
+    return statuses
 
 
 def _seal_text(study_dir: Path, n_runs: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Read the `runs` rows and checkpoints that `normstudy status` needs, and group runs that are at the same step."""
+"""Read the `runs` rows and checkpoints that `normstudy status` needs, and group the runs that are at the same step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rows_of(frame: pd.DataFrame) -> Iterator[RunRow]:
 
 
 def heads_of(study: Path) -> dict[str, Head]:
-    """Read run_id -> head for each readable checkpoint of a study."""
+    """Return run_id -> Head of each readable checkpoint of a study."""
     run_ids = os.listdir(study / FOLDER) if (study / FOLDER).is_dir() else []
     heads = ((run_id, head_of(study, run_id)) for run_id in run_ids)
     return {run_id: head for run_id, head in heads if head is not None}

@@ -1,4 +1,4 @@
-"""`normstudy status`: read the progress of a study's runs from the files in its folder.
+"""Read the progress of a study's runs for `normstudy status`, from the files in the study's folder.
 
 The command takes no lock and changes no file. If the study has Slurm jobs, the command also asks Slurm about the jobs.
 Since the files of finished runs never change, a Looker reads them only once.
@@ -23,6 +23,7 @@ from normstudy.config import ConfigError
 from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
 from normstudy.study import parquet, records, schema, swap, tables
+from normstudy.study.files import damage
 from normstudy.study.locks import Holder, holder_of
 from normstudy.upkeep.positions import Group, RunRow, groups_of, heads_of, rows_of
 from normstudy.workers import heartbeat
@@ -36,7 +37,7 @@ COLUMNS = ("run_id", "status", "finished_at", *RUN_COLUMNS)
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed run."""
+    """How often a failed run was tried, and why it failed."""
 
     run_id: str
     tries: int  # how often the run was tried
@@ -50,7 +51,7 @@ class Jobs:
     array: Array
     counts: ask.Counts | None  # None if Slurm does not answer
     why: str = ""  # why Slurm does not answer
-    looks: int = 0  # number of latest consecutive answers from Slurm that no job is left
+    looks: int = 0  # how many of Slurm's latest answers in a row said that no job is left
 
     @property
     def over(self) -> bool:
@@ -82,7 +83,7 @@ class Status:
     saved_at: tuple[Group, ...]  # steps of the interrupted runs' checkpoints, most advanced first
     failures: tuple[Failure, ...]  # at most MOST_LINES
     holder: str | None  # the command that holds the study's lock
-    verified: bool  # whether this machine's kernel lists the lock; if not, the lock file names another machine
+    verified: bool  # whether this machine's kernel lists the lock; False if only the lock file names the holder
     silent: float | None  # seconds since the last sign of training
     command: str | None  # the last sweep's command, if it trains every interrupted run
     rate: float | None  # run-steps per second; None if no process reports its progress
@@ -105,7 +106,7 @@ def look(study: Path) -> Status:
 
 
 class SweepRecord(NamedTuple):
-    """A sweep's record in sweeps/."""
+    """What a sweep recorded in sweeps/."""
 
     began: float  # when the sweep began, in seconds since 1970
     command: str
@@ -113,7 +114,7 @@ class SweepRecord(NamedTuple):
 
 
 class Looker:
-    """A reader of a study's status for repeated use, which reads each finished run's files only once."""
+    """Reads the status of one study repeatedly, but the files of each finished run only once."""
 
     def __init__(self, study: Path) -> None:
         self.study = study
@@ -128,7 +129,7 @@ class Looker:
 
     def look(self) -> Status:
         """Read the study's current status. Raises ConfigError if its files cannot be read."""
-        error: Exception | None = None
+        error: Exception  # raised by the last attempt
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(WAIT)
@@ -145,21 +146,20 @@ class Looker:
                 error = why
         if isinstance(error, ConfigError):
             raise error
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{self.study} cannot be read ({reason}): normstudy check {self.study} names the file")
+        raise ConfigError(f"{self.study} cannot be read ({damage(error)}): run normstudy check {self.study}")
 
     def _look(self) -> Status:
         before, jobs = holder_of(self.study), self.jobs()
-        # When a run ends, its `runs` row is written before its checkpoint and heartbeat are removed. Reading them
-        # before the rows therefore misses no run.
+        # When a run ends, its `runs` row is written before its checkpoint and heartbeat are removed. Reading the rows
+        # last therefore misses no run.
         heartbeats, heads = heartbeat.read_all(self.study), heads_of(self.study)
         frame, compacted = self._read_rows()
         rows = dict(zip(frame["run_id"], rows_of(frame), strict=True))
         self._read_records()
-        # If a sweep begins or ends while the files are read, one of the two holder_of calls finds it.
+        # If a sweep begins or ends while the files are read, one of the two calls of holder_of finds the sweep.
         holder = holder_of(self.study) or before
         if jobs is not None and holder is not None and not holder.verified:
-            holder = None  # a job on another machine: whether it is still running is known from Slurm
+            holder = None  # the holder is a job on another machine, and Slurm knows whether the job is running
         unfinished = {i: run for i, run in rows.items() if run.status != "done"}
         self._find_outcomes(frame[frame["status"] == "done"])
         self._done.update((i, run) for i, run in rows.items() if run.status == "done")
@@ -229,7 +229,7 @@ class Looker:
         except FileNotFoundError:
             compacted = None
         ids = None
-        if compacted == self._compacted:  # a new compacted file is read whole: it may hold runs never read before
+        if compacted == self._compacted:  # a new compacted file may contain runs that were never read
             files = [name for name in os.listdir(folder) if name.endswith(".parquet")]
             ids = [i for i in (schema.run_of("runs", name) for name in files) if i not in self._done]
         return tables.read(self.study, "runs", list(COLUMNS), ids), compacted
@@ -296,4 +296,4 @@ def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
         except FileNotFoundError:
             text = ""
         lines = ("".join(filter(str.isprintable, line)).strip() for line in reversed(text.splitlines()))
-        yield Failure(run_id, tries[run_id], next((line for line in lines if line), "its traceback is missing"))
+        yield Failure(run_id, tries[run_id], next((line for line in lines if line), "the traceback is missing"))

@@ -1,4 +1,4 @@
-"""The text that `normstudy status` prints, once or repeatedly."""
+"""Print the status of a study for `normstudy status`, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -69,9 +69,8 @@ def render(status: Status) -> str:
     lines += ["running:", *_groups(s.running_at)] if s.running else []
     lines += ["interrupted, saved at:", *_groups(s.saved_at)] if s.interrupted else []
     if not s.holder and not (s.jobs and not s.jobs.over) and s.interrupted + s.not_begun:
-        lines.append(
-            "no process is training them; rerun the same command to resume" + (f": {s.command}" if s.command else "")
-        )
+        again = f": {s.command}" if s.command else ""
+        lines.append(f"no process is training the remaining runs; rerun the same command to resume{again}")
     return "\n".join([*lines, *_failures(s)])
 
 
@@ -79,7 +78,7 @@ def _of_jobs(s: Status) -> str:
     assert s.jobs is not None
     array, counts = s.jobs.array, s.jobs.counts
     if counts is None:
-        return f"{array}, submitted on {array.host} at {array.since}: cannot be asked from here ({s.jobs.why})"
+        return f"{array}, submitted on {array.host} at {array.since}: Slurm cannot be asked from here ({s.jobs.why})"
     return f"{array}: {counts}" + (f"; logs: {s.study}/{arrays.FOLDER}" if not counts.alive else "")
 
 
@@ -101,4 +100,4 @@ def _failures(s: Status) -> Iterator[str]:
         yield f"  and {rest:,} more"
     most, limit = max(one.tries for one in s.failures), ExecutionConfig().max_tries
     more = f"; add execution.max_tries={most + 1} for runs that failed {limit} times" if most >= limit else ""
-    yield f"tracebacks: {s.study}/{records.LOGS}; fix the cause and rerun the same command to try them again{more}"
+    yield f"tracebacks: {s.study}/{records.LOGS}; fix the cause and rerun the same command to retry these runs{more}"

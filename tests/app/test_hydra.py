@@ -444,7 +444,7 @@ def test_a_stopped_sweep_of_joblib_goes_on_with_our_launcher(tmp_path: Path) -> 
     os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
-    stopped = [run_id for run_id, status in store.finished_ids(study).items() if status != "done"]
+    stopped = [run_id for run_id, status in store.statuses(study).items() if status != "done"]
     assert stopped  # one of the two may have been through
     assert sorted(path.name for path in (study / checkpoints.FOLDER).iterdir()) == sorted(stopped)
     again = finish(words, tmp_path / "stopped")

@@ -118,7 +118,7 @@ def test_half_a_file_and_another_schema(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_moved_in_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.parquet" / "in the way").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"a\.parquet cannot be written: Is a directory\. Give another --out$"):
+    with pytest.raises(ConfigError, match=r"a\.parquet cannot be written: Is a directory\. Choose another --out$"):
         write(tmp_path, SAMPLES)
 
 

@@ -108,7 +108,7 @@ def test_only_the_text_between_markers_changes(scaling: ModuleType, tmp_path: Pa
 def test_the_generated_studies_are_what_commands_read(scaling: ModuleType, tmp_path: Path) -> None:
     """Finished runs by the store: a file a run, and `runs` and `steps` compacted, of which nothing is missing."""
     scaling._write_runs(tmp_path / "folder", 50)
-    assert [*store.finished_ids(tmp_path / "folder").values()] == ["done"] * 50
+    assert [*store.statuses(tmp_path / "folder").values()] == ["done"] * 50
     assert scaling.weighed(tmp_path / "folder")["files"] == 50 + len(schema.TABLES)
     scaling._write_compacted(tmp_path / "compacted", 50)
     found = check_study(tmp_path / "compacted").text.splitlines()

@@ -174,9 +174,9 @@ def test_on_a_gpu_an_unfinished_run_starts_again(tmp_path: Path, monkeypatch: py
     task = replace(task_of([tiny(tmp_path)], seconds=0.0), device="cuda")
     study = tmp_path / "tiny"
     list(worker.train_halving(task, after(6)))
-    assert set(tables.finished_ids(study).values()) == {"running"}
+    assert set(tables.statuses(study).values()) == {"running"}
     assert not (study / checkpoints.FOLDER).exists()
     messages = list(worker.train_halving(task, never))
     assert sum(message.resumed for message in messages) == 0
-    assert set(tables.finished_ids(study).values()) == {"done"}
+    assert set(tables.statuses(study).values()) == {"done"}
     assert len(tables.read(study, "steps")) == 12

@@ -516,7 +516,7 @@ def test_nothing_is_written_among_the_files_of_a_study(study: Path, tmp_path: Pa
     (copy / "link").symlink_to("tables")
     before = contents(copy)
     for source in (study, copy):
-        with pytest.raises(ConfigError, match=r"is reserved for the study's own files: give another --out$"):
+        with pytest.raises(ConfigError, match=r"is reserved for the study's own files: choose another --out$"):
             export(source, "csv", copy / place)
     assert contents(copy) == before
 

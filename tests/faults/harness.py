@@ -210,7 +210,7 @@ def check_readable(study: Path) -> set[str]:
         folder = study / "tables" / table
         if folder.exists() and any(folder.iterdir()):
             pd.read_parquet(folder)
-    return {run_id for run_id, status in tables.finished_ids(study).items() if status == "done"}
+    return {run_id for run_id, status in tables.statuses(study).items() if status == "done"}
 
 
 def trial(whole: Path, root: Path, point: int) -> str | None:

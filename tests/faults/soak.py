@@ -100,7 +100,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         frame, code, said = soak(Path(folder), args.seconds, args.seed)
         study = Path(folder) / "results" / "long"
-        statuses = list(tables.finished_ids(study).values())
+        statuses = list(tables.statuses(study).values())
         report = check_study(study)
     args.out.mkdir(parents=True, exist_ok=True)
     frame = frame.assign(seed=args.seed)

@@ -107,7 +107,7 @@ def kills(undisturbed: Path, tmp_path: Path, n_kills: int, seed: int) -> pd.Data
             if (study / "tables" / "residual" / schema.SCHEMA_FILE).exists():
                 for table in schema.TABLES:
                     pd.read_parquet(study / "tables" / table)
-                now = {i for i, status in tables.finished_ids(study).items() if status == "done"}
+                now = {i for i, status in tables.statuses(study).items() if status == "done"}
                 assert finished <= now, "finished runs were lost"
                 finished = now
             if killed is not None:

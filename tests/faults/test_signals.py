@@ -47,7 +47,7 @@ def test_once_saves_every_run_and_says_how_to_go_on(
     study = tmp_path / "results" / "long"
     assert all(is_gone(pid) for pid in workers)
     assert len(list((study / saved.FOLDER).iterdir())) == 4
-    assert set(tables.finished_ids(study).values()) == {"running"}
+    assert set(tables.statuses(study).values()) == {"running"}
     again = finish(WORDS, tmp_path)
     assert again.returncode == 0, again.stderr
     assert_same_tables(undisturbed, study)
@@ -79,7 +79,7 @@ def test_a_killed_parent_leaves_no_orphan_and_the_same_words_go_on(undisturbed: 
     wait_for(lambda: all(is_gone(pid) for pid in workers), 10)
     running.communicate()
     # They ended at once and silently, not at their next word to a parent that is gone.
-    assert "failed" not in tables.finished_ids(study).values()
+    assert "failed" not in tables.statuses(study).values()
     assert finish(WORDS, tmp_path).returncode == 0
     assert_same_tables(undisturbed, study)
 

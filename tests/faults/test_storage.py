@@ -44,7 +44,7 @@ def check_intact(study: Path) -> int:
     for table in schema.TABLES:
         pd.read_parquet(study / "tables" / table)
     assert list((study / "state").glob("*.part")) == []
-    return list(tables.finished_ids(study).values()).count("done")
+    return list(tables.statuses(study).values()).count("done")
 
 
 def test_a_full_disk_stops_the_sweep_and_room_lets_it_go_on(undisturbed: Path, small_disk: Path) -> None:
@@ -144,6 +144,6 @@ def test_whatever_the_disk_says_is_one_line(tmp_path: Path, number: int, monkeyp
             f"{root}/tiny cannot be written: {os.strerror(number)}. {LINE.format(files.REMEDIES[number])}"
         )
         assert check_intact(root / "tiny") == 0
-        assert "failed" not in tables.finished_ids(root / "tiny").values()
+        assert "failed" not in tables.statuses(root / "tiny").values()
         assert len(list(worker.train_halving(task_of([tiny(root), tiny(root, seed=1)]), never))) > 0
         assert check_intact(root / "tiny") == 2

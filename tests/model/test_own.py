@@ -803,7 +803,7 @@ def test_each_shape_is_tried_once_and_finished_runs_are_not(here: Path, monkeypa
     assert len(planned.runs) == 16
     assert tried == [("blocks:f", 1), ("blocks:f", 2)]
     tried.clear()
-    monkeypatch.setattr(tables, "finished_ids", lambda study_dir: dict.fromkeys(planned.ids, "done"))
+    monkeypatch.setattr(tables, "statuses", lambda study_dir: dict.fromkeys(planned.ids, "done"))
     planning.plan(configs)
     assert tried == []
 

@@ -217,7 +217,7 @@ def test_status_believes_the_jobs(submitted: Path) -> None:
     assert (told.running, told.interrupted, told.not_begun, told.over) == (1, 0, 1, False)
     lines = status_text.render(told).splitlines()
     where = f"Slurm array 17, submitted on login1 at {SINCE.isoformat()}"
-    assert f"{where}: cannot be asked from here (there is no scontrol here)" in lines
+    assert f"{where}: Slurm cannot be asked from here (there is no scontrol here)" in lines
     assert not any(line.startswith(("no process", "interrupted")) for line in lines)
 
 
@@ -247,7 +247,7 @@ def test_a_single_run_beside_jobs_leaves_their_record(submitted: Path, tmp_path:
     """The record stays although every run that has a row is finished."""
     list(workers.train_halving(task_of([tiny(tmp_path, seed=0)]), never))
     run.run_one(tiny(tmp_path, seed=1), request=REQUEST)
-    assert set(tables.finished_ids(submitted).values()) == {"done"}
+    assert set(tables.statuses(submitted).values()) == {"done"}
     assert arrays.read(submitted) is not None
 
 

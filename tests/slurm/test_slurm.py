@@ -281,7 +281,7 @@ def test_a_run_that_fails_in_a_job_is_told_as_here(tmp_path: Path) -> None:
     code, _, err = end(running, tmp_path)
     assert code == 1, err
     assert re.search(r"^error: 4 of 4 runs failed \(RuntimeError: the text changed.*same command tries them", err, re.M)
-    assert set(tables.finished_ids(tmp_path / STUDY).values()) == {"failed"}
+    assert set(tables.statuses(tmp_path / STUDY).values()) == {"failed"}
 
 
 @pytest.mark.parametrize(

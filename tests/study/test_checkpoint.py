@@ -46,7 +46,7 @@ def test_a_stop_at_any_step_changes_no_bit(tmp_path: Path, placement: str, optim
     for stop in range(1, 8):
         train_on(configs(tmp_path / str(stop)), after(stop))
         study = tmp_path / str(stop) / "tiny"
-        assert set(tables.finished_ids(study).values()) == {"running"}
+        assert set(tables.statuses(study).values()) == {"running"}
         assert len(tables.read(study, "steps")) == 0  # the rows are in the checkpoint until their window is full
         assert notes(train_on(configs(tmp_path / str(stop)))) == []
         assert_same_tables(tmp_path / "whole" / "tiny", study)
@@ -210,7 +210,7 @@ def test_a_changed_config_is_a_new_run(tmp_path: Path) -> None:
     messages = train_on([longer])
     assert sum(m.resumed for m in messages) == 0
     assert path.exists()
-    assert sorted(tables.finished_ids(tmp_path / "tiny").values()) == ["done", "running"]
+    assert sorted(tables.statuses(tmp_path / "tiny").values()) == ["done", "running"]
 
 
 # ---- the file -------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_a_group_leaves_windows_and_rows_that_are_there(tmp_path: Path) -> None:
     store.write_windows(tmp_path, [("run0", 0, series), ("run1", 0, series)])
     store.write_runs(tmp_path, [row | {"status": "running"} for row in rows_of(config)])
     assert {p: p.stat().st_ino for p in before} == before
-    assert store.finished_ids(tmp_path) == {f"run{i}": "done" if i == 1 else "running" for i in range(RUNS)}
+    assert store.statuses(tmp_path) == {f"run{i}": "done" if i == 1 else "running" for i in range(RUNS)}
 
 
 def test_an_unknown_column_in_a_group_writes_none_of_it(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_an_unknown_column_in_a_group_writes_none_of_it(tmp_path: Path) -> None:
     rows[-1]["perplexity"] = 1.0
     with pytest.raises(KeyError, match="perplexity"):
         store.write_runs(tmp_path, rows)
-    assert store.finished_ids(tmp_path) == {}
+    assert store.statuses(tmp_path) == {}
 
 
 def test_nothing_is_moved_before_all_is_written(tmp_path: Path) -> None:

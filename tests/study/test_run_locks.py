@@ -67,7 +67,7 @@ def test_a_batch_waits_for_the_runs_of_another_process_after_its_own(tmp_path: P
         if message.notes:
             told = len(messages)
             assert message.notes == ("waiting for another process, which is training 2 runs",)
-            assert tables.finished_ids(task.study_dir) == {mine: "done"}
+            assert tables.statuses(task.study_dir) == {mine: "done"}
             tables.write_runs(task.study_dir, [{"run_id": done, "status": "done"}])
             holder.communicate()
     assert [m.ended for m in messages[:told] if m.ended] == [(mine,)]
@@ -85,7 +85,7 @@ def test_a_stop_ends_the_waiting(tmp_path: Path) -> None:
     holder.communicate()
     assert [m.stopped for m in messages] == [False, True]
     assert messages[0].notes == (f"waiting for another process, which is training {task.run_ids[0]}",)
-    assert tables.finished_ids(task.study_dir) == {}
+    assert tables.statuses(task.study_dir) == {}
 
 
 def test_where_there_are_no_locks_a_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

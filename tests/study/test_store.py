@@ -105,7 +105,7 @@ def test_an_empty_study_has_its_columns_in_all_three_readers(tmp_path: Path) -> 
         for frame in three(tmp_path, table):
             assert len(frame) == 0
             assert list(frame) == schema.SCHEMAS[table].names
-    assert tables.finished_ids(tmp_path) == {}
+    assert tables.statuses(tmp_path) == {}
 
 
 def test_preparing_twice_changes_nothing(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_done_never_goes_back(tmp_path: Path) -> None:
     name = write_handmade_run(tmp_path, config)
     for status in ("running", "failed"):
         tables.write_runs(tmp_path, [{"run_id": name, "status": status, **schema.config_columns(config)}])
-        assert tables.finished_ids(tmp_path) == {name: "done"}
+        assert tables.statuses(tmp_path) == {name: "done"}
     assert tables.read(tmp_path, "runs")["final_val_loss"].notna().all()
 
 
@@ -181,14 +181,14 @@ def test_a_failed_run_may_be_done_later(tmp_path: Path) -> None:
     config = handmade_config(tmp_path)
     for fate, status in (("running", "running"), ("failed", "failed"), ("learned", "done")):
         name = write_handmade_run(tmp_path, config, fate)
-        assert tables.finished_ids(tmp_path) == {name: status}
+        assert tables.statuses(tmp_path) == {name: status}
 
 
 def test_an_unknown_column_is_refused(tmp_path: Path) -> None:
     tables.prepare(tmp_path)
     with pytest.raises(KeyError, match="perplexity"):
         tables.write_runs(tmp_path, [{"run_id": "a", "status": "done", "perplexity": 1.0}])
-    assert tables.finished_ids(tmp_path) == {}
+    assert tables.statuses(tmp_path) == {}
 
 
 def test_nothing_but_whole_parquet_files_lies_in_a_table(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_folder_that_has_no_file_yet_is_an_empty_table(tmp_path: Path) -> None
     for table in schema.TABLES:
         (tmp_path / "tables" / table).mkdir(parents=True)
         assert list(tables.read(tmp_path, table)) == schema.SCHEMAS[table].names
-    assert tables.finished_ids(tmp_path) == {}
+    assert tables.statuses(tmp_path) == {}
 
 
 def test_a_folder_that_is_no_study(tmp_path: Path) -> None:

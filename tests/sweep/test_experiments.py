@@ -48,7 +48,7 @@ def test_it_trains_a_few_steps(study: str, tmp_path: Path, monkeypatch: pytest.M
     """
     monkeypatch.chdir(tmp_path)
     assert main.main(["sweep", f"experiment={study}", *SHORT, *WARMUPS.get(study, []), *ONE_DEPTH.get(study, [])]) == 0
-    statuses = tables.finished_ids(tmp_path / "results" / study)
+    statuses = tables.statuses(tmp_path / "results" / study)
     depths = 2 if study in ONE_DEPTH else 1
     assert list(statuses.values()) == ["done"] * (RUNS[study] // 5 // depths)
     assert list((tmp_path / "results" / study / "figures").glob("*.png"))

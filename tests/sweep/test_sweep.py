@@ -199,11 +199,9 @@ def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.C
     losses = run.run_sweep(configs, request=REQUEST)
     assert all(loss is not None for loss in losses)
     assert "is sealed: all 4 runs are there. To train them again: study=again" in capfd.readouterr().out
-    with pytest.raises(ConfigError, match=r"sealed.*n_layers 2 \(the study holds 1\).*study=tiny-n_layers2$"):
+    with pytest.raises(ConfigError, match=r"sealed.*n_layers 2 \(the study has 1\).*study=tiny-n_layers2$"):
         run.run_sweep([tiny(tmp_path, seed=0, n_layers=2)], request=REQUEST)
-    with pytest.raises(
-        ConfigError, match=r"2 of .* not in it: seed 2, 3 \(the study holds 0, 1\)\. .*study=tiny-seed$"
-    ):
+    with pytest.raises(ConfigError, match=r"2 of .* not in it: seed 2, 3 \(the study has 0, 1\)\. .*study=tiny-seed$"):
         planning.check([tiny(tmp_path, seed=s) for s in (0, 2, 3)])
     line = seal.refusal(tmp_path / "tiny", {"x": configs[0]}, {"x": "the sha256 of another Python's library"})
     assert "the text differs" in line
@@ -259,8 +257,8 @@ def test_a_worker_killed_between_two_batches_loses_nothing(tmp_path: Path) -> No
                 os.kill(child, signal.SIGKILL)
                 wait_for(lambda pid=child: is_gone(pid) and len(list(Path(f"/proc/{pid}/task").glob("*"))) < 2)
             assert message.error is None
-    assert set(tables.finished_ids(planned.study_dir).values()) == {"done"}
-    assert len(tables.finished_ids(planned.study_dir)) == 3
+    assert set(tables.statuses(planned.study_dir).values()) == {"done"}
+    assert len(tables.statuses(planned.study_dir)) == 3
 
 
 def test_a_failed_sweep_still_shows_what_came_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def remove(study: Path, run: str) -> str:
 
 
 def again(study: Path, run: str) -> str:
-    return f"{remove(study, run)}, then rerun its sweep to train the run again"
+    return f"{remove(study, run)}, then rerun the sweep to train the run again"
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
@@ -95,8 +95,8 @@ def first_rows_again(content: pa.Table) -> pa.Table:
 
 
 def lacks(table: str, n: int, of: int, first: int) -> str:
-    return f"its status is done, but tables/{table} lacks {n} of its {of} steps (first: step {first})"
+    return f"status is done, but tables/{table} lacks {n} of the run's {of} steps (first: step {first})"
 
 
 def restore(study: Path) -> str:
-    return f"restore it from a copy, or move {study} away and rerun its sweep"
+    return f"restore the compacted file from a copy, or move {study} away and rerun the sweep"

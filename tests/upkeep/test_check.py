@@ -80,14 +80,14 @@ def test_who_uses_a_study_is_told_and_only_while_it_runs(handmade: Path) -> None
         (handmade / "state/steps-x.parquet.host-1.part").write_bytes(b"half")
         (told,) = notes(handmade)
     assert told.startswith(f"note: in use by `normstudy sweep x`, pid {os.getpid()} on ")
-    assert told.endswith(": files that it has not written yet are not reported")
+    assert told.endswith(", so files that are not written yet are not reported")
     assert notes(handmade) == [
         "note: 1 unfinished run: rerun the same sweep to resume",
-        "note: a killed command left 1 file state/*.part: the next sweep removes such leftovers",
+        "note: a killed command left 1 file state/*.part, which the next sweep removes",
     ]
     shutil.copytree(handmade / "tables", handmade / swap.OLD_TABLES)  # as if killed after the swap
     left = "1 file state/*.part and state/tables.old"
-    assert notes(handmade)[1] == f"note: a killed command left {left}: the next sweep removes such leftovers"
+    assert notes(handmade)[1] == f"note: a killed command left {left}, which the next sweep removes"
 
 
 def test_a_study_that_has_just_begun_is_sound(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_the_command_and_its_exit_codes(handmade: Path, capsys: pytest.CaptureFi
 
 def test_a_path_with_a_space_is_quoted(handmade: Path) -> None:
     study = handmade.rename(handmade.with_name("my study"))
-    run = next(iter(tables.finished_ids(study)))
+    run = next(iter(tables.statuses(study)))
     flip(study / "tables/steps" / f"{run}-000.parquet", 0.0)
     (line,) = lines(study)
     assert f"rm '{study}/tables'/runs/{run}.parquet '{study}/tables'/*/{run}-[0-9]*.parquet" in line

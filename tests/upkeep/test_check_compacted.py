@@ -35,17 +35,17 @@ def test_a_damaged_compacted_file_is_one_finding(table: str, damage: str, compac
 def test_a_compacted_file_that_is_gone(compacted: Path) -> None:
     (compacted / "tables/steps" / schema.COMPACTED_FILE).unlink()
     what = f"{lacks('steps', 60, 60, 0)}: {restore(compacted)}"
-    assert lines(compacted) == sorted(f"{run}: {what}" for run in tables.finished_ids(compacted))
+    assert lines(compacted) == sorted(f"{run}: {what}" for run in tables.statuses(compacted))
 
 
 def test_runs_that_are_there_twice(handmade: Path) -> None:
     copy = Path(shutil.copytree(handmade, handmade.with_name("copy")))
     compact_study(handmade)
-    one, two = tables.finished_ids(copy)
+    one, two = tables.statuses(copy)
     shutil.copytree(copy / "tables", handmade / "tables", dirs_exist_ok=True)
     (handmade / "tables/runs" / f"{two}.parquet").unlink()
-    row = "runs has its row in 1-compacted.parquet and also in a file of its own (and 3 more)"
-    windows = "tables/steps has its rows in 1-compacted.parquet and also in 1 window of its own (and 2 more)"
+    row = f"tables/runs has the run's row in 1-compacted.parquet and also in {one}.parquet (and 3 more)"
+    windows = "tables/steps has the run's rows in 1-compacted.parquet and also in 1 window (and 2 more)"
     command = f"rm {handmade}/tables/*/{two}-[0-9]*.parquet"
     assert lines(handmade) == sorted([f"{one}: {row}: {remove(handmade, one)}", f"{two}: {windows}: {command}"])
     for run in (remove(handmade, one), command):
@@ -56,9 +56,9 @@ def test_runs_that_are_there_twice(handmade: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "change", "what"),
     [
-        ("runs", first_rows_again, "runs has two rows of this run"),
-        ("runs", lambda t: t.slice(1), "tables/steps/1-compacted.parquet has rows of this run, but runs "
-         "has no row (and 2 more)"),
+        ("runs", first_rows_again, "tables/runs has two rows of this run"),
+        ("runs", lambda t: t.slice(1), "tables/steps/1-compacted.parquet has rows of this run, but "
+         "tables/runs has no row (and 2 more)"),
         ("steps", lambda t: pa.concat_tables([t.slice(0, 2), t]), "tables/steps/1-compacted.parquet has "
          "2 duplicate rows of this run"),
         ("steps", lambda t: t.slice(2), lacks("steps", 2, 60, 0)),
@@ -70,7 +70,7 @@ def test_runs_that_are_there_twice(handmade: Path) -> None:
 def test_rows_of_compacted_files(
     table: str, change: Callable[[pa.Table], pa.Table], what: str, compacted: Path
 ) -> None:
-    one, two = tables.finished_ids(compacted)
+    one, two = tables.statuses(compacted)
     rewrite(compacted / "tables" / table / schema.COMPACTED_FILE, change)
     runs = (one, two) if change is first_rows_again else (one,)
     assert lines(compacted) == [f"{run}: {what}: {restore(compacted)}" for run in runs]
@@ -79,7 +79,7 @@ def test_rows_of_compacted_files(
 def test_layers_that_lack_everywhere(compacted: Path) -> None:
     rewrite(compacted / "tables/residual" / schema.COMPACTED_FILE, lambda t: t.filter(pc.less(t["layer"], 2)))
     what = f"tables/residual has 2 of 3 rows at step 0: {restore(compacted)}"
-    assert lines(compacted) == [f"{run}: {what}" for run in tables.finished_ids(compacted)]
+    assert lines(compacted) == [f"{run}: {what}" for run in tables.statuses(compacted)]
 
 
 def test_without_runs_nothing_is_said_of_the_rows_of_others(compacted: Path) -> None:
@@ -97,7 +97,7 @@ def test_without_runs_nothing_is_said_of_the_rows_of_others(compacted: Path) -> 
 
 
 def test_a_compacted_file_must_have_each_run_in_one_piece(compacted: Path) -> None:
-    one, _ = tables.finished_ids(compacted)
+    one, _ = tables.statuses(compacted)
     rewrite(compacted / "tables/steps" / schema.COMPACTED_FILE, lambda t: pa.concat_tables([t.slice(5), t.slice(0, 5)]))
     told = [line for line in lines(compacted) if line.startswith("tables/")]
     where = "tables/steps/1-compacted.parquet"

@@ -79,9 +79,9 @@ def test_foreign_files_and_folders_are_to_be_moved_away(study: Path) -> None:
     (tables / "mine").mkdir()
     (tables / "modules" / folder).mkdir()
     window = next((tables / "runs").glob("*-001.parquet")).name
-    what = "does not belong to this table, and other readers fail on it: move it away"
+    what = "does not belong to this table, which other tools therefore cannot read: move it out of tables/"
     assert lines(study) == [
-        "tables/mine: is not a table, and normstudy compact would delete it: move it away",
+        "tables/mine: would be deleted by normstudy compact: move it out of tables/",
         *sorted(f"tables/runs/{name}: {what}" for name in (window, "old")),
         f"tables/steps/copy.parquet: {what}",
         f"tables/steps/notes.txt: {what}",
@@ -134,7 +134,7 @@ def test_a_newer_schema_asks_for_an_update(study: Path) -> None:
         path = study / "tables" / table / name
         content = pq.ParquetFile(path).read()
         pq.write_table(content.append_column("d_state", pa.nulls(content.num_rows, pa.int64())), path)
-    do = "written by another version of normstudy: update normstudy; this version does not know d_state"
+    do = "written by another version of normstudy: update normstudy to read the columns d_state"
     assert lines(study) == [f"tables/runs: 1 file {do}", f"tables/steps: 1 file {do}"]
 
 

@@ -38,8 +38,8 @@ def test_a_run_without_windows_and_windows_without_a_run(study: Path) -> None:
         path.unlink()
     (study / "tables/runs" / f"{two}.parquet").unlink()
     missing = lacks("steps", 12, 12, 0) + " (and 2 more)"
-    orphans = "tables/steps has 3 windows of this run, but runs has no row"
-    tables, same = f"{study}/tables", ", then rerun its sweep to train the run again"
+    orphans = "tables/steps has 3 windows of this run, but tables/runs has no row"
+    tables, same = f"{study}/tables", ", then rerun the sweep to train the run again"
     assert lines(study) == sorted(
         [
             f"{one}: {missing}: rm {tables}/runs/{one}.parquet{same}",
@@ -55,7 +55,7 @@ def test_two_runs_whose_files_have_each_others_name(table: str, study: Path) -> 
     folder = study / "tables" / table
     swap(folder / f"{one}{end}", folder / f"{two}{end}")
     assert lines(study) == sorted(
-        f"{a}: tables/{table}/{a}{end} holds {what} of {b}: {again(study, a)}" for a, b in ((one, two), (two, one))
+        f"{a}: tables/{table}/{a}{end} contains {what} of {b}: {again(study, a)}" for a, b in ((one, two), (two, one))
     )
 
 
@@ -67,9 +67,9 @@ def test_files_that_have_the_name_of_another_window_or_table(study: Path) -> Non
     shutil.copy(tables / f"modules/{diverged}-000.parquet", tables / f"modules/{diverged}-001.parquet")
     last = pq.ParquetFile(tables / f"modules/{diverged}-001.parquet").read()["step"].to_pylist()[-1]
     whats = {
-        one: f"tables/steps/{one}-000.parquet holds steps 5 to 9, but its window is 0 to 4 (and 1 more)",
+        one: f"tables/steps/{one}-000.parquet contains steps 5 to 9 instead of 0 to 4 (and 1 more)",
         two: f"tables/steps/{two}-001.parquet is a file of the table residual (and 1 more)",
-        diverged: f"tables/modules/{diverged}-001.parquet holds steps 0 to {last}, but its window is 5 to 9",
+        diverged: f"tables/modules/{diverged}-001.parquet contains steps 0 to {last} instead of 5 to 9",
     }
     assert lines(study) == sorted(f"{run}: {what}: {again(study, run)}" for run, what in whats.items())
 
@@ -87,11 +87,11 @@ def test_files_that_have_the_name_of_another_window_or_table(study: Path) -> Non
         ("residual", lambda t: t.filter(pc.equal(t["layer"], 0)), "tables/{table} has 1 of 2 rows at step 6"),
         ("residual", lambda t: pa.concat_tables([t, set_column("step", 7)(t.slice(0, 1))]), "tables/{table} has "
          "1 step too many (first: step 7)"),
-        ("steps", lambda t: pa.concat_tables([t, set_column("step", None)(t.slice(0, 1))]), "{file} holds steps -1 to "
-         "9, but its window is 5 to 9"),
-        ("steps", lambda t: pa.concat_tables([t, set_column("step", 10)(t.slice(0, 1))]), "{file} holds steps 5 to 10, "
-         "but its window is 5 to 9"),
-        ("steps", set_column("run_id", None), "{file} holds rows of null"),
+        ("steps", lambda t: pa.concat_tables([t, set_column("step", None)(t.slice(0, 1))]), "{file} contains steps -1 "
+         "to 9 instead of 5 to 9"),
+        ("steps", lambda t: pa.concat_tables([t, set_column("step", 10)(t.slice(0, 1))]), "{file} contains steps 5 to "
+         "10 instead of 5 to 9"),
+        ("steps", set_column("run_id", None), "{file} contains rows of null"),
     ],
 )  # fmt: skip
 def test_rows_of_a_window(table: str, change: Callable[[pa.Table], pa.Table], what: str, study: Path) -> None:
@@ -105,10 +105,10 @@ def test_rows_of_a_window(table: str, change: Callable[[pa.Table], pa.Table], wh
 @pytest.mark.parametrize(
     ("column", "value", "what"),
     [
-        ("status", "stopped", "its status stopped is not one of running, done, failed"),
-        ("identity_version", 2, "its identity_version is 2, but this version knows only 1"),
-        ("final_val_loss", None, "its status is done, but final_val_loss is null, nonfinite_step is null"),
-        ("final_val_loss", float("inf"), "its status is done, but final_val_loss is inf, nonfinite_step is null"),
+        ("status", "stopped", "status stopped is not one of running, done, failed"),
+        ("identity_version", 2, "identity_version is 2, but this normstudy knows only 1"),
+        ("final_val_loss", None, "status is done, but final_val_loss is null and nonfinite_step is null"),
+        ("final_val_loss", float("inf"), "status is done, but final_val_loss is inf and nonfinite_step is null"),
         ("nonfinite_step", 9, "tables/steps has 2 steps too many (first: step 10) (and 2 more)"),
     ],
 )
@@ -123,13 +123,13 @@ def test_a_row_whose_values_were_changed(column: str, value: object, study: Path
     run = ids(study)[0]
     rewrite(study / "tables/runs" / f"{run}.parquet", set_column(column, value))
     (line,) = lines(study)
-    assert line.startswith(f"{run}: the values in its row do not match its run_id, which would have to end in ")
+    assert line.startswith(f"{run}: the values in the run's row belong to a run_id that ends in ")
 
 
 def test_a_row_file_without_its_row(study: Path) -> None:
     run = ids(study)[0]
     rewrite(study / "tables/runs" / f"{run}.parquet", lambda t: t.slice(1))
-    assert lines(study) == [f"{run}: tables/runs/{run}.parquet holds no row: {again(study, run)}"]
+    assert lines(study) == [f"{run}: tables/runs/{run}.parquet contains no row: {again(study, run)}"]
 
 
 def test_steps_at_which_rows_must_be() -> None:

@@ -28,15 +28,16 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     flip(paths[3], 0.0)
     paths[4].write_bytes(paths[4].read_bytes() + b"x")
     whats = ["is damaged, or was written by another version of normstudy", *["is damaged (wrong checksum)"] * 2]
-    do = "the next sweep sets it aside and restarts the run from step 0"
+    do = "the next sweep moves the file to state/set_aside and restarts the run from step 0"
     expected = [f"state/checkpoints/{p.name}: {w}: {do}" for p, w in zip(paths, [*whats, *whats[:2]], strict=True)]
     assert lines(study) == [*expected, unfinished]
     list(worker.train_halving(task_of(runs), after(2)))  # follows the remedy
-    aside = f"note: 5 checkpoints set aside in {study}/state/set_aside: no command reads them"
+    aside = f"note: 5 unusable checkpoints kept in {study}/state/set_aside for inspection"
     assert notes(study) == [unfinished, aside]
     swap(paths[0], paths[1])
     assert lines(study)[:2] == [
-        f"state/checkpoints/{a.name}: belongs to another run, {b.name}: {do}" for a, b in (paths[:2], paths[1::-1])
+        f"state/checkpoints/{a.name}: is the checkpoint of another run, {b.name}: {do}"
+        for a, b in (paths[:2], paths[1::-1])
     ]
 
 
@@ -56,7 +57,7 @@ def sealed(compacted: Path) -> Path:
 
 
 def reseal(study: Path) -> str:
-    return f"restore it from a copy, or rm {study}/SEALED && normstudy compact {study} --seal"
+    return f"restore the file from a copy, or rm {study}/SEALED && normstudy compact {study} --seal"
 
 
 def test_a_broken_seal(sealed: Path) -> None:
@@ -90,14 +91,14 @@ def test_a_sealed_file_that_is_damaged_too(sealed: Path) -> None:
 
 def test_a_sealed_file_that_is_gone(sealed: Path) -> None:
     (sealed / "tables/residual" / schema.COMPACTED_FILE).unlink()
-    what = "is missing, although the study is sealed: restore it from a copy"
+    what = "is missing, although the study is sealed: restore the file from a copy"
     assert lines(sealed)[0] == f"tables/residual/1-compacted.parquet: {what}"
 
 
 def test_further_files_in_a_sealed_study(sealed: Path) -> None:
     write_handmade_run(sealed, handmade_config(sealed.parent, seed=3))
-    what = "the study is sealed, but also has files of 1 run beside the sealed ones"
-    do = f"move them away, or run normstudy compact {sealed} to seal them too"
+    what = "the study is sealed, but has uncompacted files of 1 run"
+    do = f"move these files away, or add them by normstudy compact {sealed}"
     assert lines(sealed) == [f"SEALED: {what}: {do}"]
     compact_study(sealed)
     assert notes(sealed) == []

@@ -89,7 +89,7 @@ def test_reading_gives_the_same_frames(study: Path) -> None:
 def test_one_file_per_table_and_the_unfinished_ones_beside_it(study: Path) -> None:
     running = write_handmade_run(study, handmade_config(study.parent, seed=9), "running")
     before = tables(study)
-    failed = next(run for run, status in store.finished_ids(study).items() if status == "failed")
+    failed = next(run for run, status in store.statuses(study).items() if status == "failed")
     told = compact_study(study)
     after = tables(study)
     kept = {f"tables/runs/{run}.parquet" for run in (running, failed)}
@@ -283,7 +283,7 @@ def test_compacting_goes_on_after_a_kill_between_the_renames(made: Path, between
 
 
 def test_between_the_renames_nobody_takes_the_study_for_an_empty_one(between: Path) -> None:
-    for ask in (store.finished_ids, store.check_is_study, normstudy.load):
+    for ask in (store.statuses, store.check_is_study, normstudy.load):
         with pytest.raises(ConfigError, match="middle of a compaction"):
             ask(between)
     with pytest.raises(ConfigError, match="middle of a compaction"), locks.hold_study(between, "run", shared=True):
@@ -300,7 +300,7 @@ def test_rowless_files_made_between_the_renames_hide_nothing(made: Path, between
 def test_runs_written_between_the_renames_stop_everything(between: Path) -> None:
     write_handmade_run(between, handmade_config(between.parent, seed=9))
     before = contents(between)
-    with pytest.raises(ConfigError, match="move one of the two away"), locks.hold_study(between, "normstudy sweep"):
+    with pytest.raises(ConfigError, match="two folders away"), locks.hold_study(between, "normstudy sweep"):
         pass
     assert {k: v for k, v in contents(between).items() if k != locks.LOCK} == before
 

@@ -135,7 +135,7 @@ def test_a_damaged_record_of_a_sweep_is_found_by_check(
     assert main.main(["check", str(study)]) == 0
     DAMAGES["truncated"](path)
     assert main.main(["status", str(study)]) == 2
-    assert f"normstudy check {study} names the file" in capsys.readouterr().err
+    assert f": run normstudy check {study}\n" in capsys.readouterr().err
     assert main.main(["check", str(study)]) == 1
     (line,) = capsys.readouterr().out.splitlines()[1:]
     assert line.startswith(f"sweeps/{path.name}: is damaged (")

@@ -92,7 +92,7 @@ def mine(stopped: Path, tmp_path: Path) -> Path:
 
 def test_a_finished_study(finished: Path) -> None:
     told = status.look(finished)
-    runs = tables.finished_ids(finished)
+    runs = tables.statuses(finished)
     assert told.outcomes["diverged"] == 1
     assert told.outcomes == dict(status.outcome_counts(progress.outcomes_of(finished, list(runs)).values()))
     counts = (told.planned, told.finished, told.running, told.interrupted, told.failed, told.not_begun)
@@ -126,7 +126,7 @@ def test_a_shipped_study_has_no_record_of_its_sweep(capfd: Capture) -> None:
 
 def test_an_interrupted_study(stopped: Path) -> None:
     told = status.look(stopped)
-    first = min(tables.finished_ids(stopped))
+    first = min(tables.statuses(stopped))
     assert (told.planned, told.finished, told.running, told.interrupted, told.not_begun) == (2, 0, 0, 2, 0)
     assert told.saved_at == (Group(first, 2, 5, N),)
     assert (told.steps_done, told.steps_planned, told.over) == (10, 24, False)
@@ -135,7 +135,7 @@ def test_an_interrupted_study(stopped: Path) -> None:
         "run-steps: 10 of 24, 41 %",
         "interrupted, saved at:",
         f"  step 5 of 12: {first} and 1 more",
-        f"no process is training them; rerun the same command to resume: {COMMAND}",
+        f"no process is training the remaining runs; rerun the same command to resume: {COMMAND}",
     ]
 
 
@@ -199,7 +199,7 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
     assert told.failures == (status.Failure(task.run_ids[0], 2, reason),)
     assert (told.failed, told.interrupted, told.over) == (1, 2, False)
     tail = ["failed:", f"  {task.run_ids[0]}, tried 2 times: {reason}"]
-    again = f"tracebacks: {mine}/state/logs; fix the cause and rerun the same command to try them again"
+    again = f"tracebacks: {mine}/state/logs; fix the cause and rerun the same command to retry these runs"
     assert status_text.render(told).splitlines()[-3:] == [*tail, again]
     list(workers.train_halving(task, never))
     assert status_text.render(status.look(mine)).endswith(
@@ -216,7 +216,7 @@ def test_only_ten_failed_runs_are_listed(tmp_path: Path) -> None:
     told = status.look(tmp_path)
     assert (told.failed, len(told.failures), told.over) == (12, 10, True)
     lines = status_text.render(told).splitlines()
-    assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: its traceback is missing"
+    assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: the traceback is missing"
     assert lines[-3:-1] == ["  run-09, tried 1 time: ValueError: [31mred", "  and 2 more"]
     with held(tmp_path):  # the holder may try them again
         assert not status.look(tmp_path).over
@@ -266,7 +266,7 @@ def test_a_system_that_does_not_list_its_locks(mine: Path, monkeypatch: pytest.M
 
 
 def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Path) -> None:
-    ids = sorted(tables.finished_ids(mine))
+    ids = sorted(tables.statuses(mine))
     with held(mine, since="2100-01-01T00:00:00+00:00"):  # a compaction writes no record
         assert (status.look(mine).running, status.look(mine).interrupted) == (0, 2)
     with held(mine, since="2020-01-01T00:00:00+00:00"):
@@ -284,14 +284,14 @@ def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Pa
 
 def test_what_is_read_of_checkpoints_is_what_is_written(stopped: Path) -> None:
     heads = positions.heads_of(stopped)
-    assert heads.keys() == tables.finished_ids(stopped).keys()
+    assert heads.keys() == tables.statuses(stopped).keys()
     for run_id, head in heads.items():
         assert (head.step, head.written) == (5, (stopped / checkpoints.FOLDER / run_id).stat().st_mtime)
 
 
 @pytest.mark.parametrize("length", [0, 10, 30, 36, 60, 300])
 def test_half_a_checkpoint_tells_nothing(mine: Path, length: int) -> None:
-    for run_id in tables.finished_ids(mine):
+    for run_id in tables.statuses(mine):
         os.truncate(mine / checkpoints.FOLDER / run_id, length)
     assert status.look(mine).steps_done == 0
 
@@ -350,7 +350,7 @@ def test_a_crash_leaves_no_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(recording, "save", lambda *_: 1 / 0)
     task = task_of([tiny(tmp_path)], seconds=0.0)
     list(workers.train_halving(task, never))
-    assert set(tables.finished_ids(task.study_dir).values()) == {"failed"}
+    assert set(tables.statuses(task.study_dir).values()) == {"failed"}
     assert heartbeat.read_all(task.study_dir) == []
 
 
@@ -358,7 +358,7 @@ def test_training_continues_where_no_heartbeat_can_be_written(tmp_path: Path, mo
     task = task_of([tiny(tmp_path)])
     monkeypatch.setattr(heartbeat, "_path", lambda study: study / "nowhere" / "a.heartbeat")
     list(workers.train_halving(task, never))
-    assert set(tables.finished_ids(task.study_dir).values()) == {"done"}
+    assert set(tables.statuses(task.study_dir).values()) == {"done"}
 
 
 def test_a_sweep_removes_the_heartbeats_of_killed_processes(mine: Path) -> None:
@@ -383,7 +383,7 @@ def test_the_rate_of_all_processes() -> None:
 def test_status_reads_heartbeats_of_runs_that_are_trained(mine: Path, tmp_path: Path) -> None:
     """The newest heartbeat of a run counts, unless it has expired; none counts while no process trains."""
     now = time.time()
-    first, second = sorted(tables.finished_ids(mine))
+    first, second = sorted(tables.statuses(mine))
     put_heartbeat(mine, "killed-1", now - 30, now - 20, {first: [0, 11]})
     put_heartbeat(mine, "here-2", now - 4, now, {first: [5, 7], second: [5, 7]})
     put_heartbeat(mine, "long-ago-3", 0.0, now - 100, {second: [0, 12]})

@@ -53,7 +53,7 @@ def test_an_error_in_one_run_stops_no_other(
     crash_when(monkeypatch, step)
     messages = list(worker.train_halving(task_of(eight(tmp_path), seconds=0.0), never))
     study = tmp_path / "tiny"
-    statuses = tables.finished_ids(study)
+    statuses = tables.statuses(study)
     (failed,) = (run_id for run_id, status in statuses.items() if status == "failed")
     assert list(statuses.values()).count("done") == 7
     assert [(m.failed, m.error) for m in messages if m.failed] == [((failed,), "ValueError: bad luck")]
@@ -74,17 +74,17 @@ def test_a_crashed_run_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: 
         crash_when(patch, 2)
         messages = list(worker.train_halving(task_of([config]), never))
     assert [m.resumed for m in messages if m.resumed] == [4, -4]  # its steps are subtracted again
-    assert list(tables.finished_ids(tmp_path / "tiny").values()) == ["failed"]
+    assert list(tables.statuses(tmp_path / "tiny").values()) == ["failed"]
     messages = list(worker.train_halving(task_of([config]), never))
     assert sum(m.resumed for m in messages) == 4
-    assert list(tables.finished_ids(tmp_path / "tiny").values()) == ["done"]
+    assert list(tables.statuses(tmp_path / "tiny").values()) == ["done"]
 
 
 def test_a_stop_between_two_halves_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crash_when(monkeypatch, 0)
     messages = list(worker.train_halving(task_of(eight(tmp_path)), after(2)))
     assert messages[-1].stopped
-    assert "done" not in tables.finished_ids(tmp_path / "tiny").values()
+    assert "done" not in tables.statuses(tmp_path / "tiny").values()
 
 
 def test_a_report_never_takes_a_finished_run_back(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_report_never_takes_a_finished_run_back(tmp_path: Path) -> None:
     task = task_of([config])
     list(worker.train_halving(task, never))
     records.record_failure(tmp_path / "tiny", task.run_ids[0], config, "too late")
-    assert list(tables.finished_ids(tmp_path / "tiny").values()) == ["done"]
+    assert list(tables.statuses(tmp_path / "tiny").values()) == ["done"]
 
 
 # ---- with real workers ----------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_a_run_is_tried_so_often_and_then_left(tmp_path: Path, capfd: pytest.Cap
     assert "1 runs failed before and are left out" in capfd.readouterr().out
     assert planning.plan(asked(config, retry_failed=False, max_tries=9)).given_up == [run_id]
     execute.execute(planning.plan(asked(config, max_tries=4)), REQUEST)
-    assert list(tables.finished_ids(tmp_path / "tiny").values()) == ["done"]
+    assert list(tables.statuses(tmp_path / "tiny").values()) == ["done"]
     assert not (tmp_path / "tiny" / "state").exists()
 
 
@@ -154,4 +154,4 @@ def test_a_run_whose_process_always_dies_is_failed_after_its_tries(tmp_path: Pat
     assert "2 of 2 runs failed (the worker process was killed by signal 11)" in done.stderr.splitlines()[-1]
     study = tmp_path / "results" / "long"
     assert sorted(records.tries_of(study).values()) == [2, 2]
-    assert set(tables.finished_ids(study).values()) == {"failed"}
+    assert set(tables.statuses(study).values()) == {"failed"}
