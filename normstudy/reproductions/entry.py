@@ -78,7 +78,6 @@ class Need:
 class Reproduction:
     """A paper's prediction (one line), the measurements it needs, its findings from their table, and its figure."""
 
-    tier: int
     source: str
     prediction: str
     needs: Callable[[Sizes], list[Need]]

@@ -94,14 +94,9 @@ def point_handle(label: str, color: str, marker: str) -> Line2D:
     return Line2D([], [], ls="none", color=color, marker=marker, ms=5, mec="white", mew=0.6, label=label)
 
 
-def band_handle(label: str) -> Patch:
+def band_handle() -> Patch:
     """Return the legend entry of a prediction's grey area."""
-    return Patch(facecolor=BAND_COLOR, lw=0, label=label)
-
-
-def seed_line_handle() -> Line2D:
-    """Return the legend entry of single seeds' thin lines."""
-    return Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds")
+    return Patch(facecolor=BAND_COLOR, lw=0, label="predicted")
 
 
 def seed_point_handle() -> Line2D:
@@ -111,20 +106,19 @@ def seed_point_handle() -> Line2D:
 
 def interval_handle(what: str, color: str = style.GREY) -> Patch:
     """Return the legend entry of a fan or area that shows a 95 % interval."""
-    return Patch(facecolor=color, alpha=0.4, lw=0, label=f"{what}, 95 % interval" if what else "95 % interval")
+    return Patch(facecolor=color, alpha=0.4, lw=0, label=f"{what}, 95 % interval")
 
 
 # ---- axes -------------------------------------------------------------------------------------------------
 
 
-def depth_axis(ax: Axes, depths: Floats, *, logarithmic: bool = True) -> None:
-    """Format the x axis as depths, with one tick per depth."""
-    if logarithmic:
-        ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator(depths.tolist()))
+def log_x(ax: Axes, ticks: Floats, label: str = "depth L") -> None:
+    """Make the x axis logarithmic, with these ticks and this label."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
-    ax.set_xlabel("depth L")
+    ax.set_xlabel(label)
 
 
 def block_axis(ax: Axes, blocks: Floats) -> None:
@@ -135,14 +129,6 @@ def block_axis(ax: Axes, blocks: Floats) -> None:
     )
     ax.set_xlim(blocks[0] - 0.02 * len(blocks), blocks[-1] + 0.02 * len(blocks))
     ax.set_xlabel("block")
-
-
-def log_x(ax: Axes, last: float) -> None:
-    """Make the x axis logarithmic, with ticks at layers 1, 2, 4, ... up to `last`."""
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator([float(2**k) for k in range(int(np.log2(last)) + 1)]))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
 
 
 def log_y(ax: Axes) -> None:
@@ -161,33 +147,29 @@ def log_y(ax: Axes) -> None:
 
 def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str = "o") -> None:
     """Draw a small point per seed and a large point at the seeds' geometric mean; y: (n, seeds)."""
-    for column in y.T:
-        ax.plot(x, column, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
+    ax.plot(x, y, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
     ax.plot(x, np.exp(log(y).mean(1)), ls="none", marker=marker, ms=5, color=color, mec="white", mew=0.6, zorder=4)
 
 
-def lines(ax: Axes, x: Floats, y: Floats, color: str, ls: style.LineStyle = "-", *, geometric: bool) -> None:
+def lines(ax: Axes, x: Floats, y: Floats, color: str, *, geometric: bool) -> None:
     """Draw a thin line per seed and a bold line for the mean over seeds; y: (n, seeds)."""
-    for column in y.T:
-        ax.plot(x, column, lw=style.THIN, color=color, alpha=0.5, ls=ls, zorder=2)
+    ax.plot(x, y, lw=style.THIN, color=color, alpha=0.5, zorder=2)
     mean = np.exp(log(y).mean(1)) if geometric else y.mean(1)
-    ax.plot(x, mean, lw=style.BOLD, color=color, ls=ls, zorder=4)
+    ax.plot(x, mean, lw=style.BOLD, color=color, zorder=4)
 
 
 def means(ax: Axes, x: Floats, y: Floats, color: str) -> None:
     """Draw a small point per seed, and a large point with a 95 % t interval at the mean over seeds; y: (n, seeds)."""
-    for column in y.T:
-        ax.plot(x, column, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.4, mew=0, zorder=2)
-    for place, row in zip(x, y, strict=True):
-        mean, low, high = paired_t_interval(row)
-        ax.plot([place, place], [low, high], color=color, lw=1.0, zorder=3)
-        ax.plot([place], [mean], marker="o", ms=5, color=color, mec="white", mew=0.6, zorder=4)
+    mean, low, high = np.transpose([paired_t_interval(row) for row in y])
+    ax.plot(x, y, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.4, mew=0, zorder=2)
+    ax.plot([x, x], [low, high], color=color, lw=1.0, zorder=3)
+    ax.plot(x, mean, ls="none", marker="o", ms=5, color=color, mec="white", mew=0.6, zorder=4)
 
 
 def interval(ax: Axes, x: Floats, y: Floats, color: str) -> None:
     """Draw the 95 % t interval of the mean over seeds at each x as an area; y: (n, seeds)."""
-    found = np.array([paired_t_interval(row) for row in y])
-    ax.fill_between(x, found[:, 1], found[:, 2], color=color, alpha=0.25, lw=0, zorder=1.5)
+    _, low, high = np.transpose([paired_t_interval(row) for row in y])
+    ax.fill_between(x, low, high, color=color, alpha=0.25, lw=0, zorder=1.5)
 
 
 def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
@@ -212,17 +194,20 @@ def _fan(x: Floats, y: Floats, anchor: str) -> tuple[Floats, Callable[[float], F
     return grid, lambda power: np.asarray(np.exp(y0 + power * (np.log(grid) - x0)))
 
 
-def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str]]) -> None:
-    """Draw the ratio of first to last block's gradient against depth, log-log. looks: model -> (color, marker)."""
-    depths: Floats = np.array([])
-    for variant, (color, marker) in looks.items():
+def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str, str]]) -> list[Artist]:
+    """Draw the ratio of first to last block's gradient against depth, log-log, and return the models' legend entries.
+
+    looks: model -> (label, color, marker).
+    """
+    for variant, (_, color, marker) in looks.items():
         depths, y = first_to_last(table, variant.name)
         ax.plot(depths, np.exp(log(y).mean(1)), color=color, lw=1.0)
         points(ax, depths, y, color, marker)
     ax.axhline(1.0, color=style.GREY, lw=0.6, ls=style.DASHES[2])
-    depth_axis(ax, depths)
+    log_x(ax, depths)
     log_y(ax)
     ax.set_ylabel("first/last block's gradient")
+    return [line_handle(*look) for look in looks.values()]
 
 
 # ---- whole figures ----------------------------------------------------------------------------------------
@@ -234,8 +219,8 @@ def finish_lines(
     """Call `finish` with a legend of the lines (label -> color), the fan or area `interval`, and the prediction."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
-    handles += [seed_line_handle(), interval_handle(interval, one), band_handle("predicted")]
-    return finish(fig, prediction, found, handles)
+    handles.append(Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds"))
+    return finish(fig, prediction, found, [*handles, interval_handle(interval, one), band_handle()])
 
 
 def growth(

@@ -16,17 +16,16 @@ from tqdm import tqdm
 
 from normstudy import terminal
 from normstudy.analysis.grid import markdown_table, plain_table
-from normstudy.config import ConfigError, one_of
-from normstudy.errors import nearest
+from normstudy.errors import ConfigError, nearest
 from normstudy.figures import style
 from normstudy.reproductions import tables, workers
-from normstudy.reproductions.entry import Job, Need, Reading, Reproduction, Sizes, Variant
+from normstudy.reproductions.entry import Job, Need, Reading, Sizes, Variant
 from normstudy.reproductions.registry import REPRODUCTIONS
 from normstudy.reproductions.verdicts import Finding
 from normstudy.study import paths
 
 OUT = Path("results/reproductions")
-FORMATS = ("table", "markdown")
+TIER = 0  # of all reproductions
 LAYERS_AT_ONCE = 128  # most layers of a job, summed over its models: keeps a process below 2 GB
 COST = {"gradients": 3.0, "stream": 1.3, "before_norm2": 1.3, "noise": 3.0, "update": 6.5, "constants": 2.0}
 
@@ -43,10 +42,9 @@ class Reproduced:
 
 def names_of(tier: int) -> list[str]:
     """Return the names of a tier's reproductions. Raises a ConfigError for an unknown tier."""
-    tiers = sorted({r.tier for r in REPRODUCTIONS.values()})
-    if tier not in tiers:
-        raise ConfigError(f"--tier {tier}: there is no such tier, give {' or '.join(map(str, tiers))}")
-    return [name for name, r in REPRODUCTIONS.items() if r.tier == tier]
+    if tier != TIER:
+        raise ConfigError(f"--tier {tier}: there is no such tier, give {TIER}")
+    return list(REPRODUCTIONS)
 
 
 def check_names(names: Sequence[str]) -> list[str]:
@@ -110,7 +108,7 @@ def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
 
 def cost(job: Job) -> float:
     """Estimate a job's time, in forward passes of one block of one model."""
-    return COST.get(job.kind, 3.0) * job.depth * len(job.seeds)
+    return COST[job.kind] * job.depth * len(job.seeds)
 
 
 def measure(needs: dict[str, list[Need]], keys: dict[str, str], out: Path, sizes: Sizes, processes: int | None) -> None:
@@ -137,8 +135,7 @@ def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.Dat
         for unit in wanted
         for quantity, layer, seed, value in readings[unit]
     ]
-    made = pd.DataFrame(rows, columns=tables.SCHEMA.names)
-    return made.assign(layer=made["layer"].astype("Int32"))
+    return pd.DataFrame(rows, columns=tables.SCHEMA.names)
 
 
 def _bar(total: float) -> tqdm[typing.NoReturn]:
@@ -149,8 +146,8 @@ def _bar(total: float) -> tqdm[typing.NoReturn]:
 # ---- drawing and printing ---------------------------------------------------------------------------------
 
 
-def draw(name: str, out: Path, findings: list[Finding]) -> Path:
-    """Draw a reproduction's figure from its table and return the file's path. The bytes are the same every time."""
+def draw(name: str, out: Path, findings: list[Finding]) -> None:
+    """Draw a reproduction's figure from its table. The bytes are the same every time."""
     target = out / "figures" / f"{name}.png"
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         figure = REPRODUCTIONS[name].draw(tables.read(out, name), findings)
@@ -158,8 +155,7 @@ def draw(name: str, out: Path, findings: list[Finding]) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             style.save(figure, target, "png")
         except OSError as error:
-            raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
-    return target
+            raise ConfigError(f"{target} cannot be written: {error.strerror}. Give another --out") from None
 
 
 HEADER = ("name", "quantity", "band", "value [95 % interval]", "seeds", "verdict")
@@ -167,7 +163,6 @@ HEADER = ("name", "quantity", "band", "value [95 % interval]", "seeds", "verdict
 
 def render(findings: dict[str, list[Finding]], fmt: str = "table") -> str:
     """Format the findings as text without a newline at the end. fmt: table or markdown."""
-    one_of("--format", fmt, FORMATS)
     named = [
         (name, i, (f.quantity, f.band_text, f.value_text, str(f.seeds), f.verdict))
         for name, found in findings.items()
@@ -182,8 +177,8 @@ def listing(names: Iterable[str]) -> str:
     """List each reproduction with its prediction and source, without a newline at the end."""
     lines = []
     for name in names:
-        entry: Reproduction = REPRODUCTIONS[name]
-        lines.append(f"{name} (tier {entry.tier})")
+        entry = REPRODUCTIONS[name]
+        lines.append(f"{name} (tier {TIER})")
         lines += textwrap.wrap(f"{entry.prediction} [{entry.source}]", 96, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(lines)
 
@@ -191,6 +186,5 @@ def listing(names: Iterable[str]) -> str:
 def summary(report: Reproduced, out: Path) -> str:
     """State how many reproductions were measured now, how many were already stored, and the folder."""
     stored = len(report.findings) - len(report.measured)
-    now = f"measured {len(report.measured)} now"
-    before = f"{stored} stored, same definition (--again measures anew)" if stored else ""
-    return f"{', '.join(part for part in (now, before) if part)}; tables and figures: {out}"
+    before = f", {stored} stored, same definition (--again measures anew)" if stored else ""
+    return f"measured {len(report.measured)} now{before}; tables and figures: {out}"

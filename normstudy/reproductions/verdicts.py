@@ -80,36 +80,34 @@ class Finding:
 # ---- from the table to arrays -----------------------------------------------------------------------------
 
 
-def by_layer(table: pd.DataFrame, quantity: str, variant: str, depth: int) -> tuple[Floats, Floats]:
-    """Return the layers (n,) and values (n, seeds) of a quantity at one depth."""
-    rows = table[(table["quantity"] == quantity) & (table["variant"] == variant) & (table["depth"] == depth)]
-    wide = rows.pivot_table(index="layer", columns="seed", values="value", dropna=False)
-    return wide.index.to_numpy(np.float64), wide.to_numpy(np.float64)
-
-
-def by_depth(table: pd.DataFrame, quantity: str, variant: str, layer: str | None = None) -> tuple[Floats, Floats]:
-    """Return depths (n,) and values (n, seeds) of a quantity. layer: `first` or `last` block, None for the model."""
-    rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
-    if layer is not None:
-        rows = rows[rows["layer"] == (0 if layer == "first" else rows["depth"] - 1)]
-    wide = rows.pivot_table(index="depth", columns="seed", values="value", dropna=False)
-    return wide.index.to_numpy(np.float64), wide.to_numpy(np.float64)
-
-
 def deepest(table: pd.DataFrame, variant: str) -> int:
     """Return the largest depth at which a variant was measured."""
     return int(table.loc[table["variant"] == variant, "depth"].max())
 
 
-def in_deepest(table: pd.DataFrame, quantity: str, variant: str) -> tuple[Floats, Floats]:
-    """Return `by_layer` at the largest depth at which the variant was measured."""
-    return by_layer(table, quantity, variant, deepest(table, variant))
+def by_block(table: pd.DataFrame, quantity: str, variant: str, depth: int | None = None) -> tuple[Floats, Floats]:
+    """Return a quantity's block numbers (n,) and values (n, seeds) at one depth, by default the variant's largest.
+
+    Blocks are numbered from 1; the stream's `mean_square` also has number 0, the embeddings.
+    """
+    depth = deepest(table, variant) if depth is None else depth
+    rows = table[(table["quantity"] == quantity) & (table["variant"] == variant) & (table["depth"] == depth)]
+    wide = rows.pivot_table(index="layer", columns="seed", values="value", dropna=False)
+    return wide.index.to_numpy(np.float64) + (quantity != "mean_square"), wide.to_numpy(np.float64)
+
+
+def by_depth(table: pd.DataFrame, quantity: str, variant: str, block: str = "last") -> tuple[Floats, Floats]:
+    """Return depths (n,) and values (n, seeds) of a quantity of the `first` or `last` block, or of the entire model."""
+    rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
+    rows = rows[rows["layer"].isna() | (rows["layer"] == (0 if block == "first" else rows["depth"] - 1))]
+    wide = rows.pivot_table(index="depth", columns="seed", values="value", dropna=False)
+    return wide.index.to_numpy(np.float64), wide.to_numpy(np.float64)
 
 
 def first_to_last(table: pd.DataFrame, variant: str) -> tuple[Floats, Floats]:
     """Return the depths (n,) and the ratios (n, seeds) of the first to the last block's gradient norm."""
     depths, first = by_depth(table, "mlp_out_grad", variant, "first")
-    return depths, first / by_depth(table, "mlp_out_grad", variant, "last")[1]
+    return depths, first / by_depth(table, "mlp_out_grad", variant)[1]
 
 
 # ---- estimates, one per seed ------------------------------------------------------------------------------

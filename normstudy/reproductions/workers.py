@@ -54,7 +54,6 @@ def _receive(child: Child) -> tuple[Job, list[Reading]]:
 
 def serve(pipe: Connection) -> None:
     """Measure the jobs that arrive through the pipe, until the pipe closes."""
-    prepare()
     from normstudy.reproductions.measure import measure
 
     while True:

@@ -23,7 +23,7 @@ from normstudy.reproductions.entry import POST, PRE, Variant
 from normstudy.reproductions.scaling import Curve
 from normstudy.reproductions.verdicts import Band
 
-CHANGE = "output_change"
+CHANGE = ("noise", "output_change")
 ENTRY = scaling.entry(
     "Liu et al., Admin, arXiv:2004.08249, section 4, theorem 2",
     "Squared output change under noise in the weights: as L in post, ln L in pre.",
@@ -32,8 +32,6 @@ ENTRY = scaling.entry(
         Curve("the same, pre", "pre", PRE, CHANGE, Band(high=0.6), "s"),
         Curve("the same, admin", "admin", Variant("admin"), CHANGE, marker="D"),
     ],
-    kind="noise",
-    layer=None,
     ylabel="mean squared change of the logits",
     many_seeds=True,
 )

@@ -60,15 +60,15 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    depths, _ = by_depth(table, "alpha", DEEPNORM.name, "first")
+    depths, _ = by_depth(table, "alpha", DEEPNORM.name)
     fig, (left, right) = plots.figure(2, height=2.2)
     grid = np.exp(np.linspace(np.log(depths[0]), np.log(depths[-1]), 51))
     color, other = plots.color("deepnorm"), plots.PALE["deepnorm"]
     for law, quantity, c, marker in ((alpha, "alpha", color, "o"), (beta, "gain_w2", other, "s")):
-        _, values = by_depth(table, quantity, DEEPNORM.name, "last")
+        _, values = by_depth(table, quantity, DEEPNORM.name)
         left.plot(grid, law(grid), color=style.GREY, lw=0.8, zorder=1)
         left.plot(depths, values[:, 0], ls="none", marker=marker, color=c, ms=5, mec="white", mew=0.6)
-    plots.depth_axis(left, depths)
+    plots.log_x(left, depths)
     plots.log_y(left)
     left.set_ylabel("alpha, beta")
 
@@ -93,4 +93,4 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     return plots.finish(fig, PREDICTION, found, handles)
 
 
-ENTRY = Reproduction(0, "Wang et al., DeepNet, arXiv:2203.00555, table 2", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Wang et al., DeepNet, arXiv:2203.00555, table 2", PREDICTION, needs, findings, draw)

@@ -29,14 +29,13 @@ ENTRY = scaling.entry(
     "Deepnorm: the output change after one SGD step does not depend on depth.",
     [
         Curve(
-            "exponent in L of the output change, norms frozen", "deepnorm, norms frozen", DEEPNORM, "update_frozen",
-            around(0.0, 0.15),
+            "exponent in L of the output change, norms frozen", "deepnorm, norms frozen", DEEPNORM,
+            ("update", "update_frozen"), around(0.0, 0.15),
         ),
         Curve(
-            "the same, norms trained", "deepnorm, norms trained", DEEPNORM, "update_trained", marker="D", pale=True,
+            "the same, norms trained", "deepnorm, norms trained", DEEPNORM,
+            ("update", "update_trained"), marker="D", pale=True,
         ),
     ],
-    kind="update",
-    layer=None,
     ylabel="change of the logits after one\nstep, root mean square",
 )  # fmt: skip

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Finding, around, in_deepest, judge
+from normstudy.reproductions.verdicts import Finding, around, by_block, judge
 
 PREDICTION = "Peri-norm: each block adds a variance of 2 to the residual stream."
 PERI = Variant("peri")
@@ -30,14 +30,14 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    _, squares = in_deepest(table, "mean_square", PERI.name)
+    _, squares = by_block(table, "mean_square", PERI.name)
     depth = len(squares) - 1
     return [judge(f"variance added per block, L = {depth}", (squares[-1] - squares[0]) / depth, BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    _, squares = in_deepest(table, "mean_square", PERI.name)
+    _, squares = by_block(table, "mean_square", PERI.name)
     return plots.growth(PREDICTION, found, "peri", squares, squares[0].mean(), BAND, plots.MEAN_SQUARE)
 
 
-ENTRY = Reproduction(0, "Kim et al., Peri-LN, arXiv:2502.02732, section 3", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Kim et al., Peri-LN, arXiv:2502.02732, section 3", PREDICTION, needs, findings, draw)

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import POST, PRE, Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Band, Finding, Floats, by_layer, deepest, judge, judge_all
+from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, deepest, judge, judge_all
 
 PREDICTION = "Pre-norm: gradients under RMSNorm and LayerNorm differ by at most 5 % in every block."
 PRE_RMS, POST_RMS = Variant("pre", norm="rmsnorm"), Variant("post", norm="rmsnorm")
@@ -44,8 +44,8 @@ def needs(sizes: Sizes) -> list[Need]:
 
 def difference(table: pd.DataFrame, variant: Variant, other: Variant, depth: int) -> tuple[Floats, Floats]:
     """Return the block numbers from 1 (n,), and the % by which `other`'s gradient exceeds `variant`'s (n, seeds)."""
-    layers, base = by_layer(table, "mlp_out_grad", variant.name, depth)
-    return layers + 1, 100 * (by_layer(table, "mlp_out_grad", other.name, depth)[1] / base - 1)
+    blocks, base = by_block(table, "mlp_out_grad", variant.name, depth)
+    return blocks, 100 * (by_block(table, "mlp_out_grad", other.name, depth)[1] / base - 1)
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
@@ -75,5 +75,5 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
 
 
 ENTRY = Reproduction(
-    0, "Zhang & Sennrich, arXiv:1910.07467, section 4; the project's claim C4", PREDICTION, needs, findings, draw
+    "Zhang & Sennrich, arXiv:1910.07467, section 4; the project's claim C4", PREDICTION, needs, findings, draw
 )

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Finding, around, in_deepest, judge
+from normstudy.reproductions.verdicts import Finding, around, by_block, judge
 
 PREDICTION = "Post-norm, simplified block: E|x|^2/d is 3/2 before a block's last norm."
 SIMPLIFIED = Variant("post", simplified=True)
@@ -30,20 +30,20 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    _, squares = in_deepest(table, "before_norm2", SIMPLIFIED.name)
+    _, squares = by_block(table, "before_norm2", SIMPLIFIED.name)
     return [judge("E|x|^2/d before the last norm, mean over blocks", squares.mean(0), BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, squares = in_deepest(table, "before_norm2", SIMPLIFIED.name)
+    blocks, squares = by_block(table, "before_norm2", SIMPLIFIED.name)
     fig, (ax,) = plots.figure()
     color = plots.color("post")
     ax.axhspan(BAND.low, BAND.high, color=plots.BAND_COLOR, lw=0, zorder=0)
-    plots.lines(ax, layers + 1, squares, color, geometric=False)
+    plots.lines(ax, blocks, squares, color, geometric=False)
     ax.axhspan(found[0].low, found[0].high, color=color, alpha=0.25, lw=0, zorder=1.5)
-    plots.block_axis(ax, layers + 1)
+    plots.block_axis(ax, blocks)
     ax.set_ylabel("E|x|²/d before the last norm")
     return plots.finish_lines(fig, PREDICTION, found, {"post, simplified block": color}, "mean")
 
 
-ENTRY = Reproduction(0, "Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)

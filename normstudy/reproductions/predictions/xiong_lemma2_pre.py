@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Band, Finding, in_deepest, judge_all
+from normstudy.reproductions.verdicts import Band, Finding, by_block, judge_all
 
 PREDICTION = "Pre-norm, simplified block: 1 + l/2 <= E|x_l|^2/d <= 1 + 3l/2 for all l."
 SIMPLIFIED = Variant("pre", simplified=True)
@@ -36,14 +36,14 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    layers, squares = in_deepest(table, "mean_square", SIMPLIFIED.name)
-    growth = (squares[1:] - 1) / layers[1:, None]
-    return [judge_all("(E|x_l|^2/d - 1)/l for all l", "l =", layers[1:], growth, BAND)]
+    blocks, squares = by_block(table, "mean_square", SIMPLIFIED.name)
+    growth = (squares[1:] - 1) / blocks[1:, None]
+    return [judge_all("(E|x_l|^2/d - 1)/l for all l", "l =", blocks[1:], growth, BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    _, squares = in_deepest(table, "mean_square", SIMPLIFIED.name)
+    _, squares = by_block(table, "mean_square", SIMPLIFIED.name)
     return plots.growth(PREDICTION, found, "pre, simplified block", squares, 1.0, BAND, "E|x$_l$|²/d")
 
 
-ENTRY = Reproduction(0, "Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)
