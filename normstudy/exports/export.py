@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from normstudy import config as cfg
+from normstudy.analysis.grid import count_text
 from normstudy.config import ConfigError
 from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
@@ -44,8 +45,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
     source = choose(study, where)
     with placed(out) as (target, scratch):
         module.write(source, target, scratch)
-    runs = f"{source.n_runs} run{'s' if source.n_runs > 1 else ''}"
-    return f"{runs} of {study} in {out}. Open it with\n{module.opens(out)}"
+    return f"{count_text(len(source.run_ids), 'run')} of {study} in {out}. Open it with\n{module.opens(out)}"
 
 
 def _module(to: str) -> ModuleType:
@@ -78,7 +78,9 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
     try:
         (part / "scratch").mkdir(parents=True)
         yield part / "new", part / "scratch"
-        _make_durable(part / "new")
+        for path in [part / "new", *(part / "new").rglob("*")]:
+            if not path.is_symlink():
+                files.fsync(path)
         check_free(out)  # again, since the rename would replace an `out` created meanwhile by another process
         os.rename(part / "new", out)
         files.fsync(out.parent)
@@ -93,9 +95,3 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
             do = f"{files.remedy(error)}, or give another --out"
             raise ConfigError(f"{out} cannot be written: {why}. No partial result is left; {do}") from error
         raise
-
-
-def _make_durable(new: Path) -> None:
-    for path in [new, *new.rglob("*")]:
-        if not path.is_symlink():
-            files.fsync(path)

@@ -32,13 +32,9 @@ Scalars = dict[str, float]  # name -> number
 class ExportedRun:
     """A run to export. row: the run's row in `runs`. steps: step -> numbers without nulls, in order of step."""
 
+    run_id: str
     row: Mapping[str, object]
     steps: dict[int, Scalars]
-
-    @property
-    def run_id(self) -> str:
-        """The run's run_id."""
-        return str(self.row["run_id"])
 
     def time(self, step: int) -> float:
         """Estimate when a step ended, in seconds since 1970: evenly from run start to end, else one second apart."""
@@ -55,10 +51,9 @@ def runs_of(source: Source, what: str) -> Iterator[ExportedRun]:
     """Yield the runs one by one; on a terminal, a progress bar shows `what` and the time left."""
     series = zip(*(source.rows(table) for table in schema.SERIES), strict=True)
     rows = (row for batch in source.runs.to_batches(1) for row in batch.to_pylist())
-    with tqdm(total=source.n_runs, unit="run", desc=what, **terminal.fit()) as bar:
-        for row, of_run in zip(rows, series, strict=True):
-            yield ExportedRun(row, by_step(*of_run))
-            bar.update()
+    runs = zip(source.run_ids, rows, series, strict=True)
+    for run_id, row, of_run in tqdm(runs, total=len(source.run_ids), unit="run", desc=what, **terminal.fit()):
+        yield ExportedRun(run_id, row, by_step(*of_run))
 
 
 def by_step(*tables: pa.Table) -> dict[int, Scalars]:

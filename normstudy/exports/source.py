@@ -30,14 +30,9 @@ class Source:
         """The selected run_ids, sorted."""
         return [str(name) for name in self.runs["run_id"].to_pylist()]
 
-    @property
-    def n_runs(self) -> int:
-        """The number of selected runs."""
-        return int(self.runs.num_rows)
-
     def rows(self, table: str) -> Iterator[pa.Table]:
-        """Yield the sorted rows of a series, one table per run; the table is empty for a run without rows."""
-        return by_run(self.study_dir, table, self.run_ids)
+        """Yield the selected rows of `runs`, or a series' sorted rows run by run, with names as plain text."""
+        return iter([self.runs]) if table == "runs" else by_run(self.study_dir, table, self.run_ids)
 
 
 def choose(study_dir: Path, where: Mapping[str, str]) -> Source:

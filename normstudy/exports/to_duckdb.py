@@ -32,7 +32,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
     def batches(table: str) -> Iterator[pa.RecordBatch]:
         try:
-            for rows in [source.runs] if table == "runs" else source.rows(table):
+            for rows in source.rows(table):
                 yield from rows.to_batches()
         except BaseException as error:  # kept, because DuckDB replaces the error by its own
             failed.append(error)

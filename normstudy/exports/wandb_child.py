@@ -80,11 +80,6 @@ def records(data: bytes) -> Iterator[bytes]:
             yield record
 
 
-def _as_line(error: BaseException) -> str:
-    number = error.errno if isinstance(error, OSError) and error.errno else 0
-    return f"{number} {type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def set_up(scratch: str) -> None:
     """Keep wandb offline and its other files in `scratch`. Must be called before wandb is imported."""
     os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
@@ -100,7 +95,8 @@ if __name__ == "__main__":
             set_up(scratch)
             main(Path(sys.argv[1]))
         except BaseException as error:
-            output = _as_line(error)
+            number = error.errno if isinstance(error, OSError) and error.errno else 0
+            output = f"{number} {type(error).__name__}: {' '.join(str(error).split())}"
     if output:
         with contextlib.suppress(OSError):  # the parent process may have ended
             sys.stdout.write(output)

@@ -82,7 +82,7 @@ def entry(
         plots.log_y(ax)
         ax.set_ylabel(ylabel)
         if over_blocks:
-            plots.log_x(ax, 2.0 ** np.arange(int(np.log2(x[-1])) + 1), "block l")
+            plots.log_x(ax, np.exp2(np.arange(int(np.log2(x[-1])) + 1)), "block l")
             return plots.finish_lines(fig, prediction, found, {curve.label: curve.color for curve in curves}, "fit")
         plots.log_x(ax, x)
         handles: list[Artist] = [plots.line_handle(c.label, c.color, c.marker) for c in curves]

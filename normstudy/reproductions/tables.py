@@ -29,7 +29,6 @@ SCHEMA = pa.schema(
     ]
 )  # fmt: skip
 SORT = ["quantity", "variant", "depth", "layer", "seed"]
-KEY = b"definition"
 
 
 def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
@@ -55,7 +54,7 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
     ordered = rows.sort_values(SORT, kind="stable", ignore_index=True)
     content = pa.Table.from_pandas(ordered, SCHEMA, preserve_index=False)
     made = {"python": platform.python_version(), "torch": version("torch"), "normstudy": version("normstudy")}
-    content = content.replace_schema_metadata({KEY.decode(): key, **made})
+    content = content.replace_schema_metadata({"definition": key, **made})
     files.place_output(out, f"tables/{name}.parquet", parquet.encode_values(content))
 
 
@@ -68,7 +67,7 @@ def read(out: Path, name: str) -> pd.DataFrame:
 def stored_definition(out: Path, name: str) -> str | None:
     """Return the stored table's definition, None if there is no readable table."""
     try:
-        metadata = parquet.open_file(path(out, name)).schema_arrow.metadata or {}
+        metadata: dict[bytes, bytes] = parquet.open_file(path(out, name)).schema_arrow.metadata or {}
     except (OSError, pa.ArrowInvalid):
         return None
-    return metadata.get(KEY, b"").decode()
+    return metadata.get(b"definition", b"").decode()
