@@ -20,13 +20,10 @@ from normstudy.config import ConfigError
 from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
 
-# Format -> its module, and the library that it needs in addition to normstudy's ("" for none). The module's function
+# Each format has a module named after its library: to_csv, to_tensorboard, to_wandb, to_duckdb. The module's function
 # write(source, target, scratch) creates the file or folder `target`, and may use the empty folder `scratch` for other
 # files; opens(out) returns the command that shows the result.
-FORMATS = {
-    "csv": ("to_csv", ""), "tensorboard": ("to_tensorboard", "tensorboard"), "wandb-offline": ("to_wandb", "wandb"),
-    "duckdb": ("to_duckdb", "duckdb"),
-}  # fmt: skip
+FORMATS = ("csv", "tensorboard", "wandb-offline", "duckdb")
 
 
 def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str]) -> str:
@@ -36,7 +33,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
     ConfigError for an unknown format, a missing library, an `out` that exists or cannot be written, a folder that is
     not a study, and a `where` that selects no run.
     """
-    cfg.one_of("--to", to, tuple(FORMATS), {"wandb": "wandb-offline"})
+    cfg.one_of("--to", to, FORMATS, {"wandb": "wandb-offline"})
     tables.check_is_study(study)
     out = study / "export" / to if out is None else out
     check_free(out)
@@ -50,12 +47,10 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
 
 def _module(to: str) -> ModuleType:
     """Import only the given format's module, because the formats' libraries are optional and slow to import."""
-    module_name, library = FORMATS[to]
+    library = to.removesuffix("-offline")
     try:
-        return importlib.import_module(f"normstudy.exports.{module_name}")
+        return importlib.import_module(f"normstudy.exports.to_{library}")
     except ImportError as error:
-        if not library:
-            raise
         raise ConfigError(
             f"--to {to} needs a library that cannot be imported ({error}): pip install {library}"
         ) from error

@@ -38,8 +38,7 @@ class Source:
 def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
     """Select runs as plot and compare do. Raises ConfigError if there are none or if a run_id cannot be a file name."""
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
-    content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces])
-    content = content.sort_by("run_id")
+    content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces]).sort_by("run_id")
     if not content.num_rows:
         raise ConfigError(f"{study_dir} has no runs to export: start its sweep")
     chosen = select(tell_sources_apart(content.to_pandas()), where)

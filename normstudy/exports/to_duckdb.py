@@ -18,16 +18,14 @@ from normstudy.config import ConfigError
 from normstudy.exports.source import Source
 from normstudy.study import files, schema
 
-MEMORY = "500MB"  # DuckDB's memory limit; by default, DuckDB takes most of the machine's memory
-STORAGE = "v0.10.2"  # oldest DuckDB version that can read the file; by default, DuckDB 2 writes a newer format
+SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "memory_limit": "500MB",  # by default, DuckDB takes most of the machine's memory
+    "storage_compatibility_version": "v0.10.2",  # oldest DuckDB version that can read the file; the default is newer
+}
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
     """Write the database file. Raises ConfigError if DuckDB fails, OSError if the disk fails."""
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": MEMORY,
-        "storage_compatibility_version": STORAGE,
-    }
     failed: list[BaseException] = []
 
     def batches(table: str) -> Iterator[pa.RecordBatch]:
@@ -40,7 +38,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
     try:
         # Absolute paths, because DuckDB would treat a relative path that begins with `s3://` as a remote address.
-        with duckdb.connect(str(target.absolute()), config=settings) as database:
+        with duckdb.connect(str(target.absolute()), config=SETTINGS) as database:
             database.execute("set temp_directory = $folder", {"folder": str(scratch.absolute())})
             for table in schema.TABLES:
                 # One statement per table, because inserting run by run makes the file nearly twice as large.

@@ -73,9 +73,6 @@ def _whole(results: Path, study: str) -> Tables:
     return tables
 
 
-# ---- C1, C2: the gradient through the layers ------------------------------------------------------------
-
-
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Return each run's ratio of first to last layer's mlp_out gradient norm, by run_id; NaN if `step` is missing."""
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
@@ -111,9 +108,6 @@ def _clean_path(depth: Tables) -> list[Evidence]:
         *_ratios("C2", f"pre, {DEEP} layers", "depth", pre, (0, int(pre["step"].max()))),
         _evidence("C2", f"exponent of the gradient in the layer's index, pre, {DEEP} layers, step 0", "depth", powers),
     ]
-
-
-# ---- C3: warmup, and the better loss --------------------------------------------------------------------
 
 
 def _needs_warmup(warmup: Tables, depth: Tables, peak_lr: Tables) -> list[Evidence]:
@@ -156,9 +150,6 @@ def _post_can_win(depth: Tables, peak_lr: Tables) -> list[Evidence]:
     return [*out, _evidence("C3b", name, "peak_lr", best["post"] - best["pre"])]
 
 
-# ---- C4: RMSNorm and LayerNorm --------------------------------------------------------------------------
-
-
 def _same_profile(rmsnorm: Tables) -> list[Evidence]:
     rows = rmsnorm.modules.query("step == 0 and module == 'mlp_out'")
     profile = rows.pivot_table(index=["seed", "layer"], columns="norm", values="grad_norm")
@@ -170,9 +161,6 @@ def _same_profile(rmsnorm: Tables) -> list[Evidence]:
         _evidence("C4", gradients, "rmsnorm", relative),
         _evidence("C4", losses, "rmsnorm", loss["rmsnorm"] - loss["layernorm"]),
     ]
-
-
-# ---- intervals and the table ----------------------------------------------------------------------------
 
 
 def _evidence(claim: str, quantity: str, study: str, values: ArrayLike, *, logs: bool = False) -> Evidence:

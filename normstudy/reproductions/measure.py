@@ -7,6 +7,7 @@ float32, as training does, and returns float64. In shapes: B batch_size, T seq_l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -69,27 +70,19 @@ def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) ->
 
 def forward(models: Models, params: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Compute logits (runs, B, T, V) and the residual stream x_0 ... x_L, each (runs, B, T, D), without gradients."""
-
-    def of_run(values: dict[str, Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        out: tuple[Tensor, list[Tensor]] = torch.func.functional_call(models.model, values, (tokens[:, :-1],))
-        return out
-
+    of_run = functools.partial(torch.func.functional_call, models.model)
     with torch.no_grad():
-        out: tuple[Tensor, list[Tensor]] = torch.func.vmap(of_run)(params, models.tokens)
+        out: tuple[Tensor, list[Tensor]] = torch.func.vmap(of_run)(params, (models.tokens[..., :-1],))
     return out
 
 
 def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Compute the gradients of each model's own loss, name -> (runs, *shape), and the residual stream."""
-    names = list(models.params)
-
-    def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return step.loss_of_run(models.model, dict(zip(names, values, strict=True)), tokens)
-
-    leaves = [p.detach().requires_grad_() for p in models.params.values()]
+    leaves = {name: p.detach().requires_grad_() for name, p in models.params.items()}
+    of_run = functools.partial(step.loss_of_run, models.model)
     losses, residual = torch.func.vmap(of_run)(leaves, models.tokens)
-    grads = torch.autograd.grad(losses.sum(), leaves)
-    return dict(zip(names, grads, strict=True)), [x.detach() for x in residual]
+    grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
+    return dict(zip(leaves, grads, strict=True)), [x.detach() for x in residual]
 
 
 def _rows(quantity: str, layer: int | None, seeds: tuple[int, ...], values: Tensor) -> list[Reading]:
@@ -103,11 +96,8 @@ def _mean_square(x: Tensor) -> Tensor:
 
 
 def _mean_squares(quantity: str, seeds: tuple[int, ...], streams: list[Tensor]) -> list[Reading]:
-    """Compute readings of each layer's mean square. streams: one tensor (runs, B, T, D) per layer."""
+    """Return readings of each layer's mean square. streams: one tensor (runs, B, T, D) per layer."""
     return [row for layer, x in enumerate(streams) for row in _rows(quantity, layer, seeds, _mean_square(x))]
-
-
-# ---- measurements -----------------------------------------------------------------------------------------
 
 
 def gradients(models: Models) -> list[Reading]:
@@ -170,7 +160,7 @@ def update(models: Models) -> list[Reading]:
     before, _ = forward(models, models.params)
     rows = []
     for quantity, frozen in (("update_frozen", NORM_PARAMETERS), ("update_trained", ())):
-        names = [name for name in models.params if not name.endswith(frozen)] if frozen else list(models.params)
+        names = [name for name in models.params if not name.endswith(frozen)]
         layout = layout_of({name: models.params[name][0] for name in names})
         stepped = layout.flatten(models.params)
         configs = [OptimizerConfig(name="sgd")] * len(models.seeds)

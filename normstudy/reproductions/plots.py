@@ -27,7 +27,8 @@ from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, fi
 WIDTH = 4.4  # width in inches of a one-panel figure
 BAND_COLOR = "#D9D9D9"
 SEED_SIZE = 4.5  # marker size of a single seed, in points
-# A placement's second color.
+COLORS = style.PLACEMENT_COLORS
+# Second colors of placements.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
 TICKS = (  # (factor, tick digits) of a logarithmic axis: the first row with factor < (upper end / lower end) applies
     (20, (1.0, 2.0, 5.0)),
@@ -74,11 +75,6 @@ def typeset(text: str) -> str:
     text = re.sub(r"(?<![\w)])-(?=[\d.])", "−", text).replace(" - ", " − ")
     text = re.sub(r"sqrt\((\w)\)", r"√\1", text)
     return text.replace("sqrt(", "√(").replace("^2", "²").replace("<=", "≤").replace("e+", "e")
-
-
-def color(placement: str) -> str:
-    """Return a placement's color, which is the same in every figure."""
-    return style.PLACEMENT_COLORS.get(placement, style.GREY)
 
 
 # ---- legend entries ---------------------------------------------------------------------------------------
@@ -228,7 +224,7 @@ def growth(
 ) -> Figure:
     """Draw the stream's mean square (layers, seeds) against the block. band: the predicted increase per block."""
     fig, (ax,) = figure()
-    layers, c = np.arange(len(squares), dtype=np.float64), color(label.split(",")[0])
+    layers, c = np.arange(len(squares), dtype=np.float64), COLORS[label.split(",")[0]]
     ax.fill_between(layers, start + band.low * layers, start + band.high * layers, color=BAND_COLOR, lw=0, zorder=0)
     interval(ax, layers, squares, c)
     lines(ax, layers, squares, c, geometric=False)

@@ -84,9 +84,6 @@ def reproduce(
     return report
 
 
-# ---- measuring --------------------------------------------------------------------------------------------
-
-
 def units(needs: Iterable[Need]) -> list[Unit]:
     """Return the units of all needs in order. A unit that several reproductions need is measured only once."""
     found = ((n.kind, n.variant, depth, seed) for n in needs for depth in n.depths for seed in range(n.seeds))
@@ -141,9 +138,6 @@ def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.Dat
 def _bar(total: float) -> tqdm[typing.NoReturn]:
     form = "{l_bar}{bar}| {elapsed} elapsed, {remaining} left"
     return tqdm(total=total, desc="measuring", bar_format=form, **terminal.fit())
-
-
-# ---- drawing and printing ---------------------------------------------------------------------------------
 
 
 def draw(name: str, out: Path, findings: list[Finding]) -> None:

@@ -32,7 +32,7 @@ class Curve:
 
     @property
     def color(self) -> str:
-        return plots.PALE[self.variant.placement] if self.pale else plots.color(self.variant.placement)
+        return plots.PALE[self.variant.placement] if self.pale else plots.COLORS[self.variant.placement]
 
 
 def entry(

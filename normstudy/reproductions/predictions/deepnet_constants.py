@@ -63,7 +63,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     depths, _ = by_depth(table, "alpha", DEEPNORM.name)
     fig, (left, right) = plots.figure(2, height=2.2)
     grid = np.exp(np.linspace(np.log(depths[0]), np.log(depths[-1]), 51))
-    color, other = plots.color("deepnorm"), plots.PALE["deepnorm"]
+    color, other = plots.COLORS["deepnorm"], plots.PALE["deepnorm"]
     for law, quantity, c, marker in ((alpha, "alpha", color, "o"), (beta, "gain_w2", other, "s")):
         _, values = by_depth(table, quantity, DEEPNORM.name)
         left.plot(grid, law(grid), color=style.GREY, lw=0.8, zorder=1)

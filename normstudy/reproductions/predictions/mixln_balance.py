@@ -48,7 +48,7 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     fig, (left, right) = plots.figure(2, height=2.2)
-    looks = {MIX: ("mix", plots.color("mix"), "o"), PRE: ("pre", plots.color("pre"), "s")}
+    looks = {MIX: ("mix", plots.COLORS["mix"], "o"), PRE: ("pre", plots.COLORS["pre"], "s")}
     handles = plots.ratios(left, table, looks)
     depths, difference = imbalance(table)
     plots.means(right, depths, difference, "black")

@@ -25,7 +25,7 @@ from normstudy.reproductions.verdicts import Finding, first_to_last, judge, log
 PREDICTION = "Reordered norm: without QK-norm or a small init the gradient explodes."
 LOOKS = {  # model -> label, color and marker in the figure
     Variant("reordered", qk_norm="none"): ("neither", "black", "o"),
-    Variant("reordered"): ("QK-norm", plots.color("reordered"), "s"),
+    Variant("reordered"): ("QK-norm", plots.COLORS["reordered"], "s"),
     Variant("reordered", init="normal", qk_norm="none"): ("init normal", plots.PALE["reordered"], "D"),
 }
 

@@ -64,14 +64,14 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     panels = ((PRE, PRE_RMS, near), (POST, POST_RMS, near), (POST, POST_RMS, far))
     for ax, (base, other, depth) in zip(axes, panels, strict=True):
         blocks, percents = difference(table, base, other, depth)
-        color = plots.color(base.placement)
+        color = plots.COLORS[base.placement]
         plots.interval(ax, blocks, percents, color)
         plots.lines(ax, blocks, percents, color, geometric=False)
         plots.block_axis(ax, blocks)
         ax.set_title(f"{base.placement}, L = {depth}")
     axes[0].axhspan(BAND.low, BAND.high, color=plots.BAND_COLOR, lw=0, zorder=0)
     axes[0].set_ylabel("gradient under RMSNorm relative\nto LayerNorm, difference in %")
-    return plots.finish_lines(fig, PREDICTION, found, {name: plots.color(name) for name in ("pre", "post")}, "mean")
+    return plots.finish_lines(fig, PREDICTION, found, {name: plots.COLORS[name] for name in ("pre", "post")}, "mean")
 
 
 ENTRY = Reproduction(

@@ -37,7 +37,7 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     blocks, squares = by_block(table, "before_norm2", SIMPLIFIED.name)
     fig, (ax,) = plots.figure()
-    color = plots.color("post")
+    color = plots.COLORS["post"]
     ax.axhspan(BAND.low, BAND.high, color=plots.BAND_COLOR, lw=0, zorder=0)
     plots.lines(ax, blocks, squares, color, geometric=False)
     ax.axhspan(found[0].low, found[0].high, color=color, alpha=0.25, lw=0, zorder=1.5)

@@ -42,7 +42,7 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     blocks, grads = by_block(table, "mlp_out_grad", POST.name)
     fig, (ax,) = plots.figure()
-    color = plots.color("post")
+    color = plots.COLORS["post"]
     last = float(np.exp(log(grads[-1]).mean()))
     below = blocks[-1] - blocks
     ax.fill_between(blocks, last * BAND.low**below, last * BAND.high**below, color=plots.BAND_COLOR, lw=0)
