@@ -1,4 +1,4 @@
-"""`normstudy export`: write a study's tables in another tool's format.
+"""Implement `normstudy export`: write the tables of a study in the format of another tool.
 
 The result is written under a temporary name and renamed at the end, so that a partial result never has the final name.
 """
@@ -27,7 +27,7 @@ FORMATS = ("csv", "tensorboard", "wandb-offline", "duckdb")
 
 
 def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str]) -> str:
-    """Write a study's runs in the format `to`; returns text on what was written, and the command that opens the result.
+    """Write runs of a study in the format `to`; returns a text that says what was written and how to open the result.
 
     out: the file or folder to create, by default STUDY/export/TO. where: column -> value, to select runs. Raises
     ConfigError for an unknown format, a missing library, an `out` that exists or cannot be written, a folder that is
@@ -42,11 +42,11 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
     source = choose(study, where)
     with placed(out) as (target, scratch):
         module.write(source, target, scratch)
-    return f"{count_text(len(source.run_ids), 'run')} of {study} in {out}. Open it with\n{module.opens(out)}"
+    return f"{count_text(len(source.run_ids), 'run')} of {study} in {out}. Open the result with\n{module.opens(out)}"
 
 
 def _module(to: str) -> ModuleType:
-    """Import only the given format's module, because the formats' libraries are optional and slow to import."""
+    """Import the module of one format only, because the libraries are optional and slow to import."""
     library = to.removesuffix("-offline")
     try:
         return importlib.import_module(f"normstudy.exports.to_{library}")
@@ -64,7 +64,7 @@ def check_free(out: Path) -> None:
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield two paths beside `out`: one that is renamed to `out` at the end, and an empty folder for temporary files.
+    """Yield two paths beside `out`: one to write, which is renamed to `out` at the end, and an empty scratch folder.
 
     After an error, both are removed. Raises ConfigError if `out` cannot be written.
     """
@@ -76,7 +76,7 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
         for path in [part / "new", *(part / "new").rglob("*")]:
             if not path.is_symlink():
                 files.fsync(path)
-        check_free(out)  # again, since the rename would replace an `out` created meanwhile by another process
+        check_free(out)  # the rename would replace an `out` that another process has created meanwhile
         os.rename(part / "new", out)
         files.fsync(out.parent)
         shutil.rmtree(part, ignore_errors=True)

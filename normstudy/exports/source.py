@@ -1,4 +1,4 @@
-"""Select the runs to export, and read their rows run by run, so that memory never holds a whole series."""
+"""Select the runs to export, and read their rows run by run, so that memory never holds an entire series."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Source:
 
     @property
     def run_ids(self) -> list[str]:
-        """The selected run_ids, sorted."""
+        """Return the selected run_ids in alphabetical order."""
         return [str(name) for name in self.runs["run_id"].to_pylist()]
 
     def rows(self, table: str) -> Iterator[pa.Table]:
@@ -36,7 +36,7 @@ class Source:
 
 
 def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
-    """Select runs as plot and compare do. Raises ConfigError if there are none or if a run_id cannot be a file name."""
+    """Select the runs to export. Raises ConfigError if there are none, or if a run_id cannot be a file name."""
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces]).sort_by("run_id")
     if not content.num_rows:
@@ -52,12 +52,12 @@ def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
 
 
 def is_name(run_id: str) -> bool:
-    """Whether a run_id is a plain file name; a run_id with slashes could make a tool write into another folder."""
+    """Return whether a run_id is a plain file name; slashes could make a tool write into another folder."""
     return run_id.isprintable() and run_id not in ("", ".", "..") and not {"/", "\\"} & set(run_id)
 
 
 def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield each run's rows, names as plain text. run_ids: sorted. Memory holds one run and one row group."""
+    """Yield the rows of a series run by run, with names as plain text and one row group in memory. run_ids: sorted."""
     own: dict[str, list[Path]] = {}
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
     for path in _files(study_dir, table):
@@ -78,14 +78,14 @@ def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.T
 
 
 def _runs_of(table: str, path: Path) -> Iterator[tuple[str, pa.Table]]:
-    """Yield (run_id, rows) for each run in a compacted file; a run in several row groups is yielded once for each."""
+    """Yield (run_id, rows) for each run in a compacted file, several times for a run in several row groups."""
     before = ""
     for piece in _pieces(table, path):
         runs = pc.run_end_encode(piece["run_id"].cast(pa.string()).combine_chunks())
         ends = [0, *runs.run_ends.to_pylist()]
         for run_id, (start, end) in zip(runs.values.to_pylist(), itertools.pairwise(ends), strict=True):
             if run_id < before:
-                raise ConfigError(f"{path} is not sorted: run normstudy check {path.parents[2]}")
+                raise ConfigError(f"{path} is not sorted by run_id: run normstudy check {path.parents[2]}")
             before = run_id
             yield run_id, piece.slice(start, end - start)
 
@@ -105,7 +105,7 @@ def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def _present(path: Path) -> Iterator[None]:
-    """Raise a ConfigError if a file is missing, for example because another command compacted the study."""
+    """A context that raises ConfigError if a file is missing, perhaps because another command compacted the study."""
     try:
         yield
     except FileNotFoundError:

@@ -29,7 +29,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def harmless(rows: pa.Table) -> pa.Table:
-    """Put a single quote before each text that a spreadsheet would run as a formula."""
+    """Return the rows with a single quote before each text that a spreadsheet would run as a formula."""
     for i, f in enumerate(rows.schema):
         if pa.types.is_string(f.type):
             rows = rows.set_column(i, f, pc.replace_substring_regex(rows.column(i), FORMULA, r"'\1"))
@@ -37,5 +37,5 @@ def harmless(rows: pa.Table) -> pa.Table:
 
 
 def opens(out: Path) -> str:
-    """Return the command that shows the table `runs`."""
+    """Return the command that prints the table `runs`."""
     return "python -c " + shlex.quote(f"import pandas; print(pandas.read_csv({str(out / 'runs.csv')!r}))")

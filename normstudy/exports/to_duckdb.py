@@ -32,7 +32,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         try:
             for rows in source.rows(table):
                 yield from rows.to_batches()
-        except BaseException as error:  # kept, because DuckDB replaces the error by its own
+        except BaseException as error:  # kept, because DuckDB raises an error of its own instead
             failed.append(error)
             raise
 
@@ -54,10 +54,10 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         for number in files.REMEDIES:  # DuckDB's error ends with the system's message, but has no errno
             if line.endswith(os.strerror(number)):
                 raise OSError(number, os.strerror(number)) from error
-        raise ConfigError(f"duckdb cannot write the database: {line}") from error
+        raise ConfigError(f"duckdb cannot write the database ({line}): give another --out, or another --to") from error
 
 
 def opens(out: Path) -> str:
-    """Return the command that shows the table `runs`."""
+    """Return the command that prints the table `runs`."""
     program = f"import duckdb; study = duckdb.connect({str(out)!r}, read_only=True); print(study.sql('from runs'))"
     return "python -c " + shlex.quote(program)

@@ -1,7 +1,7 @@
 """Export to TensorBoard: one folder per run, named by its run_id, with one event file.
 
-The scalars are those of scalars.py, the text `run` is the run's row in `runs`, and the hyperparameters are the config
-columns. Event times are estimated, see ExportedRun.time. The same study gives the same bytes.
+An event file has the scalars of scalars.py, the row of the table `runs` as the text `run`, and the config columns as
+hyperparameters. The times of events are estimated (see ExportedRun.time). The same study gives the same events.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def write(source: Source, target: Path, scratch: Path) -> None:
     for run in runs_of(source, "tensorboard"):
         folder = target / run.run_id
         folder.mkdir(parents=True)
-        # RecordWriter instead of EventFileWriter, which puts the host and process into the file's name, and whose
-        # thread prints the error for a full disk instead of raising it.
+        # EventFileWriter would put the names of host and process into the file's name, and its thread prints the error
+        # of a full disk instead of raising it.
         begin = run.time(-1)
         with open(folder / f"events.out.tfevents.{begin:.0f}.normstudy", "wb", BUFFER) as file:
             writer = RecordWriter(file)
@@ -41,7 +41,7 @@ def events(run: ExportedRun, begin: float) -> list[Event]:
     """Return a run's events: format version, row of `runs`, hyperparameters, then one event per step."""
     row = {name: value for name, value in run.row.items() if value is not None}
     asked = {name: row[name] for name in cfg.asked_types() if name in row}
-    # Backquotes keep a reader of Markdown from interpreting the values.
+    # Between backquotes, Markdown shows a value literally.
     cells = [(name, "`" + " ".join(str(value).split()).replace("`", "'") + "`") for name, value in row.items()]
     found = [
         Event(wall_time=begin, file_version="brain.Event:2"),
@@ -57,5 +57,5 @@ def events(run: ExportedRun, begin: float) -> list[Event]:
 
 
 def opens(out: Path) -> str:
-    """Return the command that shows the runs."""
+    """Return the command that shows the runs in a browser."""
     return f"tensorboard --logdir {shlex.quote(str(out))}"

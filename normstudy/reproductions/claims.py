@@ -1,7 +1,7 @@
 """Compare the claims about pre-norm and post-norm in docs/claims.md with the committed studies.
 
-Each claim has numbers with 95 % t intervals over seeds, computed from the studies' tables alone. `markdown` formats the
-numbers, and a test compares its output with the table in docs/claims.md.
+Each claim has numbers with 95 % t intervals over seeds, computed from the tables of the studies alone. `markdown`
+formats the numbers, and a test compares the output of `markdown` with the table in docs/claims.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from normstudy.reproductions.verdicts import exponent, judge
 HEADLINE_LR = 3e-3
 SHALLOW, DEEP = 6, 12  # layers
 
-# The column values that the claims compare in each study. Every combination of the values needs two runs or more.
+# The column values that the claims compare in each study. Every combination needs at least two runs.
 CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
     "warmup": {"placement": ("pre", "post"), "peak_lr": (HEADLINE_LR,), "warmup_steps": (0, 100)},
     "depth": {"placement": ("pre", "post"), "n_layers": (2, 4, DEEP), "warmup_steps": (0, 100)},
@@ -47,7 +47,7 @@ class Evidence:
 
 
 def findings(results: Path) -> list[Evidence]:
-    """Compute all numbers from the studies under `results`. Raises a ConfigError if runs in CELLS are missing."""
+    """Compute all numbers from the studies under `results`. Raises a ConfigError if runs are missing (see CELLS)."""
     warmup, depth, peak_lr, rmsnorm = (_whole(results, study) for study in CELLS)
     return [
         *_vanishing(warmup, depth),
@@ -67,14 +67,14 @@ def _whole(results: Path, study: str) -> Tables:
         if n_runs < 2:
             words = " ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
             raise ConfigError(
-                f"{results / study} has {n_runs} runs with {words}, and the claims need 2 at least. Train it whole: "
+                f"{results / study} has {n_runs} runs with {words}, but the claims need at least 2. Train it again: "
                 f"normstudy sweep experiment={study} results_dir={results}"
             )
     return tables
 
 
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return each run's ratio of first to last layer's mlp_out gradient norm, by run_id; NaN if `step` is missing."""
+    """Return the first layer's mlp_out gradient norm divided by the last layer's, per run; NaN if `step` is missing."""
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
     wide = wide.reindex(sorted(modules["run_id"].unique()))
@@ -142,7 +142,7 @@ def _post_can_win(depth: Tables, peak_lr: Tables) -> list[Evidence]:
     for placement in ("pre", "post"):
         runs = peak_lr.runs.query("placement == @placement")
         loss = runs.pivot_table(index="seed", columns=["peak_lr", "warmup_steps"], values="final_val_loss")
-        whole = loss.dropna(axis=1)  # drop the combinations in which a seed diverged
+        whole = loss.dropna(axis=1)  # without the combinations in which a seed diverged
         rate, steps = whole.columns.to_numpy()[whole.mean().argmin()]
         edge = ", the grid's edge" if rate in (runs["peak_lr"].min(), runs["peak_lr"].max()) else ""
         best[placement], names[placement] = whole[rate, steps], f"{placement} at {rate:g}, warmup {steps}{edge}"
@@ -164,7 +164,7 @@ def _same_profile(rmsnorm: Tables) -> list[Evidence]:
 
 
 def _evidence(claim: str, quantity: str, study: str, values: ArrayLike, *, logs: bool = False) -> Evidence:
-    """Return the mean over seeds with its 95 % t interval; both are exponentiated if `values` are logarithms."""
+    """Return the mean over seeds and its 95 % t interval. logs: the values are logarithms; exponentiate both."""
     found = judge(quantity, np.asarray(values, np.float64), None, logs=logs)
     return Evidence(claim, quantity, study, found.value, found.low, found.high, found.seeds)
 

@@ -1,4 +1,4 @@
-"""Plotting functions that the reproductions' figures share. This module needs no torch.
+"""Draw the parts that the figures of several reproductions share. This module needs no torch.
 
 Thin lines and small points show single seeds, bold lines and large points show means over seeds, a colored fan shows a
 fit with its 95 % t interval over seeds, and a grey area shows the source's prediction.
@@ -26,11 +26,11 @@ from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, fi
 
 WIDTH = 4.4  # width in inches of a one-panel figure
 BAND_COLOR = "#D9D9D9"
-SEED_SIZE = 4.5  # marker size of a single seed, in points
+SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
-# Second colors of placements.
+# Placement -> the color of its second curve.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-TICKS = (  # (factor, tick digits) of a logarithmic axis: the first row with factor < (upper end / lower end) applies
+TICKS = (  # (factor, leading digits of the ticks): the first row with factor < (upper / lower end of the axis) applies
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),
     (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
@@ -41,7 +41,7 @@ MEAN_SQUARE = "mean square of the stream"
 
 
 def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """Create a figure with panels side by side and no shared axes. height: a panel's height in inches."""
+    """Create a figure whose panels lie side by side and share no axis. height: the height of a panel in inches."""
     width = WIDTH if panels == 1 else style.TWO_COLUMNS
     fig = Figure(figsize=(width, height), layout="constrained")
     axes: list[Axes] = fig.subplots(1, panels, squeeze=False).ravel().tolist()
@@ -49,7 +49,7 @@ def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]
 
 
 def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: Sequence[Artist]) -> Figure:
-    """Put the prediction and the findings above the panels and a legend below; the figure grows to fit them."""
+    """Put the prediction and the findings above the panels, and a legend below. The figure grows to make room."""
     width = int(fig.get_figwidth() * 18.4)
     lines = textwrap.wrap(prediction, width)
     for f in findings:
@@ -62,7 +62,7 @@ def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: S
     columns = -(-len(handles) // rows)
     fig.set_figheight(fig.get_figheight() + 0.155 * len(lines) + 0.16 * rows)
     fig.suptitle(typeset("\n".join(lines)), x=0.01, ha="left", linespacing=1.35, fontsize=7.5)
-    # matplotlib fills a legend column by column; padding and reordering the entries fills it row by row.
+    # matplotlib fills a legend column by column. Padded and reordered, the entries fill the legend row by row.
     blank = Line2D([], [], ls="none", label=" ")
     grid = [*handles, *[blank] * (rows * columns - len(handles))]
     ordered = [grid[row * columns + column] for column in range(columns) for row in range(rows)]
@@ -71,7 +71,7 @@ def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: S
 
 
 def typeset(text: str) -> str:
-    """Replace plain-text notation for minus, square root, square and at most by typographic signs."""
+    """Replace `-`, `sqrt`, `^2` and `<=` by the typographic signs −, √, ² and ≤."""
     text = re.sub(r"(?<![\w)])-(?=[\d.])", "−", text).replace(" - ", " − ")
     text = re.sub(r"sqrt\((\w)\)", r"√\1", text)
     return text.replace("sqrt(", "√(").replace("^2", "²").replace("<=", "≤").replace("e+", "e")
@@ -80,7 +80,7 @@ def typeset(text: str) -> str:
 # ---- legend entries ---------------------------------------------------------------------------------------
 
 
-def line_handle(label: str, color: str, marker: str = "o", ls: style.LineStyle = "-") -> Line2D:
+def line_handle(label: str, color: str, marker: str, ls: style.LineStyle = "-") -> Line2D:
     """Return the legend entry of a mean over seeds."""
     return Line2D([], [], color=color, lw=style.BOLD, marker=marker, ls=ls, label=label)
 
@@ -109,7 +109,7 @@ def interval_handle(what: str, color: str = style.GREY) -> Patch:
 
 
 def log_x(ax: Axes, ticks: Floats, label: str = "depth L") -> None:
-    """Make the x axis logarithmic, with these ticks and this label."""
+    """Make the x axis logarithmic, and set its ticks and its label."""
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -118,7 +118,7 @@ def log_x(ax: Axes, ticks: Floats, label: str = "depth L") -> None:
 
 
 def block_axis(ax: Axes, blocks: Floats) -> None:
-    """Format the x axis as block numbers, with about eight ticks, the first at the first block."""
+    """Give the x axis about eight ticks at block numbers, the first tick at the first block."""
     every = max(1, round(len(blocks) / 8))
     ax.xaxis.set_major_locator(
         FixedLocator(sorted({blocks[0], *(b for b in blocks if b % every == 0 and b - blocks[0] > every / 2)}))
@@ -128,7 +128,7 @@ def block_axis(ax: Axes, blocks: Floats) -> None:
 
 
 def log_y(ax: Axes) -> None:
-    """Make the y axis logarithmic; its tick labels are plain numbers if it spans less than two decades."""
+    """Make the y axis logarithmic. An axis that spans less than two decades gets plain numbers as tick labels."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     if high < 100 * low:
@@ -141,7 +141,7 @@ def log_y(ax: Axes) -> None:
 # ---- data -------------------------------------------------------------------------------------------------
 
 
-def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str = "o") -> None:
+def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str) -> None:
     """Draw a small point per seed and a large point at the seeds' geometric mean; y: (n, seeds)."""
     ax.plot(x, y, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
     ax.plot(x, np.exp(log(y).mean(1)), ls="none", marker=marker, ms=5, color=color, mec="white", mew=0.6, zorder=4)
@@ -155,7 +155,7 @@ def lines(ax: Axes, x: Floats, y: Floats, color: str, *, geometric: bool) -> Non
 
 
 def means(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """Draw a small point per seed, and a large point with a 95 % t interval at the mean over seeds; y: (n, seeds)."""
+    """Draw a small point per seed, and the mean over seeds as a large point with its 95 % t interval; y: (n, seeds)."""
     mean, low, high = np.transpose([paired_t_interval(row) for row in y])
     ax.plot(x, y, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.4, mew=0, zorder=2)
     ax.plot([x, x], [low, high], color=color, lw=1.0, zorder=3)
@@ -163,21 +163,24 @@ def means(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def interval(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """Draw the 95 % t interval of the mean over seeds at each x as an area; y: (n, seeds)."""
+    """Draw the 95 % t intervals of the means over seeds as an area; y: (n, seeds)."""
     _, low, high = np.transpose([paired_t_interval(row) for row in y])
     ax.fill_between(x, low, high, color=color, alpha=0.25, lw=0, zorder=1.5)
 
 
 def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """Draw the power law through the seeds' geometric mean, with its exponent's interval as a fan; y: (n, seeds)."""
+    """Draw a fitted power law as a line, and the 95 % t interval of its exponent as a fan; y: (n, seeds)."""
     mean, low, high = paired_t_interval(exponent(x, y))
     grid, through = _fan(x, y, "center")
     ax.fill_between(grid, through(low), through(high), color=color, alpha=0.25, lw=0, zorder=1.5)
     ax.plot(grid, through(mean), color=color, lw=1.0, zorder=3)
 
 
-def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str = "center") -> None:
-    """Draw a fan of power laws with exponents in a band (from 0 if it has no lower bound) through the means' center."""
+def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str) -> None:
+    """Draw the power laws with exponents in a band (at least 0) as a fan.
+
+    anchor: where all of them meet, at the `first` of the geometric means over seeds or at the `center` of the means.
+    """
     low = band.low if np.isfinite(band.low) else 0.0
     grid, through = _fan(x, y, anchor)
     ax.fill_between(grid, through(low), through(band.high), color=BAND_COLOR, lw=0, zorder=1)
@@ -191,7 +194,7 @@ def _fan(x: Floats, y: Floats, anchor: str) -> tuple[Floats, Callable[[float], F
 
 
 def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str, str]]) -> list[Artist]:
-    """Draw the ratio of first to last block's gradient against depth, log-log, and return the models' legend entries.
+    """Draw the ratio of the first to the last block's gradient against depth, and return the legend entries.
 
     looks: model -> (label, color, marker).
     """
@@ -212,7 +215,7 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
 def finish_lines(
     fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
 ) -> Figure:
-    """Call `finish` with a legend of the lines (label -> color), the fan or area `interval`, and the prediction."""
+    """Call `finish` with the legend of a figure of lines. colors: label -> color; interval: what has an interval."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles.append(Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds"))
@@ -222,7 +225,7 @@ def finish_lines(
 def growth(
     prediction: str, found: Sequence[Finding], label: str, squares: Floats, start: float, band: Band, ylabel: str
 ) -> Figure:
-    """Draw the stream's mean square (layers, seeds) against the block. band: the predicted increase per block."""
+    """Draw the stream's mean squares (n_layers + 1, seeds) over the blocks. band: the predicted increase per block."""
     fig, (ax,) = figure()
     layers, c = np.arange(len(squares), dtype=np.float64), COLORS[label.split(",")[0]]
     ax.fill_between(layers, start + band.low * layers, start + band.high * layers, color=BAND_COLOR, lw=0, zorder=0)

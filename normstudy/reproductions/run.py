@@ -1,4 +1,4 @@
-"""Run `normstudy reproduce`: measure the missing tables, then judge and draw each reproduction from its table."""
+"""Implement `normstudy reproduce`: measure the missing tables, then judge each prediction and draw its figure."""
 
 from __future__ import annotations
 
@@ -25,25 +25,27 @@ from normstudy.reproductions.verdicts import Finding
 from normstudy.study import paths
 
 OUT = Path("results/reproductions")
-TIER = 0  # of all reproductions
-LAYERS_AT_ONCE = 128  # most layers of a job, summed over its models: keeps a process below 2 GB
+SIZES = Sizes()
+TIER = 0  # every reproduction belongs to this tier
+LAYERS_AT_ONCE = 128  # maximum number of layers per job, summed over its models; keeps a process below 2 GB
+# Kind of measurement -> time per block, in forward passes.
 COST = {"gradients": 3.0, "stream": 1.3, "before_norm2": 1.3, "noise": 3.0, "update": 6.5, "constants": 2.0}
 
-Unit = tuple[str, Variant, int, int]  # the smallest measurement: kind, model, depth, seed
+Unit = tuple[str, Variant, int, int]  # a measurement of one model: its kind, the model, the depth and the seed
 
 
 @dataclass(frozen=True)
 class Reproduced:
-    """Each reproduction's findings, in order, and the names of the reproductions that were measured in this call."""
+    """The result of `reproduce`: each reproduction's findings, and the names of the newly measured reproductions."""
 
     findings: dict[str, list[Finding]]
     measured: list[str]
 
 
 def names_of(tier: int) -> list[str]:
-    """Return the names of a tier's reproductions. Raises a ConfigError for an unknown tier."""
+    """Return the names of the reproductions in a tier. Raises a ConfigError for an unknown tier."""
     if tier != TIER:
-        raise ConfigError(f"--tier {tier}: there is no such tier, give {TIER}")
+        raise ConfigError(f"--tier {tier} does not exist: give --tier {TIER}")
     return list(REPRODUCTIONS)
 
 
@@ -52,28 +54,23 @@ def check_names(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in REPRODUCTIONS:
             raise ConfigError(
-                f"{name!r} is not a reproduction.{nearest(name, REPRODUCTIONS)} List all: normstudy reproduce --list"
+                f"{name!r} is not a reproduction.{nearest(name, REPRODUCTIONS)} For all, run normstudy reproduce --list"
             )
     return list(dict.fromkeys(names))
 
 
 def reproduce(
-    names: Sequence[str],
-    out: Path = OUT,
-    *,
-    again: bool = False,
-    processes: int | None = None,
-    sizes: Sizes | None = None,
+    names: Sequence[str], out: Path, *, again: bool = False, processes: int | None = None, sizes: Sizes = SIZES
 ) -> Reproduced:
-    """Measure the tables that are missing in the folder `out`, then judge and draw each reproduction from its table.
+    """Measure the tables that are missing in the folder `out`, then judge each table and draw its figure.
 
-    again: measure every table anew; processes: workers, by default one per core. Raises ConfigError for a bad request.
+    again: measure every table, even if it is stored; processes: how many worker processes, by default one per core.
+    Raises ConfigError for an unknown name, a number of processes below 1, and a folder that cannot be written.
     """
     names = check_names(names)
     if processes is not None and processes < 1:
-        raise ConfigError(f"--workers {processes} is below 1")
+        raise ConfigError(f"--workers {processes} is below 1: give at least 1")
     paths.check_out(out)
-    sizes = sizes or Sizes()
     needs = {name: REPRODUCTIONS[name].needs(sizes) for name in names}
     keys = {name: tables.definition(sizes, needs[name]) for name in names}
     missing = [name for name in names if again or tables.stored_definition(out, name) != keys[name]]
@@ -85,13 +82,13 @@ def reproduce(
 
 
 def units(needs: Iterable[Need]) -> list[Unit]:
-    """Return the units of all needs in order. A unit that several reproductions need is measured only once."""
+    """Return the units that the needs consist of, in order, without repetitions."""
     found = ((n.kind, n.variant, depth, seed) for n in needs for depth in n.depths for seed in range(n.seeds))
     return list(dict.fromkeys(found))
 
 
 def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
-    """Group units into jobs, longest first; a job has as many seeds of one model and depth as LAYERS_AT_ONCE allows."""
+    """Group units that differ only in the seed into jobs of at most LAYERS_AT_ONCE layers, the longest job first."""
     groups: dict[tuple[str, Variant, int], list[int]] = {}
     for kind, variant, depth, seed in wanted:
         groups.setdefault((kind, variant, depth), []).append(seed)
@@ -104,12 +101,12 @@ def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
 
 
 def cost(job: Job) -> float:
-    """Estimate a job's time, in forward passes of one block of one model."""
+    """Estimate a job's time, in forward passes through one block."""
     return COST[job.kind] * job.depth * len(job.seeds)
 
 
 def measure(needs: dict[str, list[Need]], keys: dict[str, str], out: Path, sizes: Sizes, processes: int | None) -> None:
-    """Make the measurements that the reproductions need, and write each table as soon as it is complete."""
+    """Make the measurements that reproductions need, and write each table as soon as its measurements are complete."""
     queue = jobs(units(itertools.chain.from_iterable(needs.values())), sizes)
     if not queue:
         return
@@ -126,7 +123,7 @@ def measure(needs: dict[str, list[Need]], keys: dict[str, str], out: Path, sizes
 
 
 def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.DataFrame:
-    """Return the table of the wanted units, with one row per reading."""
+    """Return a table that has one row for each reading of the wanted units."""
     rows = [
         (quantity, unit[1].name, unit[1].placement, unit[2], layer, seed, value)
         for unit in wanted
@@ -141,7 +138,7 @@ def _bar(total: float) -> tqdm[typing.NoReturn]:
 
 
 def draw(name: str, out: Path, findings: list[Finding]) -> None:
-    """Draw a reproduction's figure from its table. The bytes are the same every time."""
+    """Draw a reproduction's figure; the same table always gives the same bytes."""
     target = out / "figures" / f"{name}.png"
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         figure = REPRODUCTIONS[name].draw(tables.read(out, name), findings)
@@ -156,7 +153,7 @@ HEADER = ("name", "quantity", "band", "value [95 % interval]", "seeds", "verdict
 
 
 def render(findings: dict[str, list[Finding]], fmt: str = "table") -> str:
-    """Format the findings as text without a newline at the end. fmt: table or markdown."""
+    """Format the findings as a table, without a newline at the end. fmt: `table` (plain text) or `markdown`."""
     named = [
         (name, i, (f.quantity, f.band_text, f.value_text, str(f.seeds), f.verdict))
         for name, found in findings.items()
@@ -168,7 +165,7 @@ def render(findings: dict[str, list[Finding]], fmt: str = "table") -> str:
 
 
 def listing(names: Iterable[str]) -> str:
-    """List each reproduction with its prediction and source, without a newline at the end."""
+    """Return text that lists the names, predictions and sources, without a newline at the end."""
     lines = []
     for name in names:
         entry = REPRODUCTIONS[name]
@@ -178,7 +175,7 @@ def listing(names: Iterable[str]) -> str:
 
 
 def summary(report: Reproduced, out: Path) -> str:
-    """State how many reproductions were measured now, how many were already stored, and the folder."""
+    """Return a line that says how many tables were measured, how many were already stored, and where they are."""
     stored = len(report.findings) - len(report.measured)
-    before = f", {stored} stored, same definition (--again measures anew)" if stored else ""
-    return f"measured {len(report.measured)} now{before}; tables and figures: {out}"
+    before = f", {stored} already stored (--again measures all again)" if stored else ""
+    return f"measured {len(report.measured)} now{before}. Tables and figures: {out}"

@@ -1,4 +1,4 @@
-"""Build the entries that predict a power law: a quantity's exponent in the depth or in the block number, per seed."""
+"""Build the entries of predictions that a quantity grows or falls as a power of the depth or of the block number."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, by
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity of a model. band: predicted exponent; measured: kind of measurement (see Need) and its quantity.
+    """A quantity of a model. measured: a kind of measurement (see Need) and the quantity; band: predicted exponent.
 
-    name: text in the verdict table, in which {n} stands for the number of points; label: text in the legend.
+    name: text in the table of verdicts, in which {n} stands for the number of points; label: text in the legend.
     """
 
     name: str
@@ -45,9 +45,9 @@ def entry(
     anchor: str = "center",
     many_seeds: bool = False,
 ) -> Reproduction:
-    """Build an entry whose curves run over the depths or, if `over_blocks`, over the blocks of the deepest model.
+    """Build an entry whose curves run over the depths, or over the blocks of the deepest model if `over_blocks`.
 
-    Over depths, a quantity of a block is that of the last block. anchor: see `plots.power_band`.
+    A curve over the depths shows a block's quantity for the last block. anchor: see `plots.power_band`.
     """
 
     def needs(sizes: Sizes) -> list[Need]:
@@ -58,14 +58,14 @@ def entry(
 
     def values(table: pd.DataFrame, curve: Curve) -> tuple[Floats, Floats]:
         x, y = (by_block if over_blocks else by_depth)(table, curve.measured[1], curve.variant.name)
-        return x[x > 0], y[x > 0]  # leaves out the stream at the embeddings, block 0
+        return x[x > 0], y[x > 0]  # without the embeddings, block 0
 
     def findings(table: pd.DataFrame) -> list[Finding]:
         points = [(curve, *values(table, curve)) for curve in curves]
         return [judge(curve.name.format(n=len(x)), exponent(x, y), curve.band) for curve, x, y in points]
 
     def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-        """Draw seeds, means, fitted powers and the fans of the predicted exponents on log-log axes."""
+        """Draw seeds, means, fitted power laws and predicted exponents on logarithmic axes."""
         fig, (ax,) = plots.figure()
         for place, curve in enumerate(curves):
             x, y = values(table, curve)
@@ -75,10 +75,9 @@ def entry(
             if over_blocks:
                 plots.lines(ax, x, y, curve.color, geometric=True)
             else:
-                beside = np.exp(
-                    0.03 * (place - (len(curves) - 1) / 2)
-                )  # shift to the side, so that no point hides another
-                plots.points(ax, x * beside, y, curve.color, curve.marker)
+                # Curves are shifted sideways so that no point hides another.
+                shift = np.exp(0.03 * (place - (len(curves) - 1) / 2))
+                plots.points(ax, x * shift, y, curve.color, curve.marker)
         plots.log_y(ax)
         ax.set_ylabel(ylabel)
         if over_blocks:

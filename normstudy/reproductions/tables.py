@@ -1,7 +1,7 @@
-"""Read and write the reproductions' tables, DIR/tables/NAME.parquet. No other code does.
+"""Read and write the tables of the reproductions, DIR/tables/NAME.parquet.
 
 A table's definition is a hash of everything that its values depend on, except the machine: the version of the
-measurement, the sizes, models, depths and seeds. `results/README.md` describes each column.
+measurement, the sizes, models, depths and seeds. `results/reproductions/README.md` describes each column.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
     needed = []
     for need in needs:
         models = [dataclasses.asdict(model_config(need.variant, depth, sizes)) for depth in need.depths]
-        # Without fields added later that have the value implied before, so that old tables stay valid.
+        # A field added later is left out if it has the value that older code implied, so that old tables stay valid.
         kept = [{k: v for k, v in m.items() if k not in cfg.ABSENT or v != cfg.ABSENT[k]} for m in models]
         needed.append([need.kind, need.variant.simplified, kept, need.seeds])
     content = {"measurement": MEASUREMENT, "numerics": cfg.NUMERICS, **shared, "needs": needed}
@@ -50,7 +50,7 @@ def path(out: Path, name: str) -> Path:
 
 
 def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
-    """Write a table to a temporary file, then move the file into place. rows: SCHEMA's columns; key: the definition."""
+    """Write a table to a temporary file, then move it into place. rows: the columns of SCHEMA; key: the definition."""
     ordered = rows.sort_values(SORT, kind="stable", ignore_index=True)
     content = pa.Table.from_pandas(ordered, SCHEMA, preserve_index=False)
     made = {"python": platform.python_version(), "torch": version("torch"), "normstudy": version("normstudy")}
@@ -59,13 +59,13 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
-    """Read a table, sorted, with names as plain text. layer is a float, NaN for a quantity that belongs to no layer."""
+    """Read a table, sorted, with names as plain text. layer is NaN for a quantity of the entire model."""
     frame: pd.DataFrame = parquet.read(path(out, name)).to_pandas()
     return frame.astype(dict.fromkeys(("quantity", "variant", "placement"), str))
 
 
 def stored_definition(out: Path, name: str) -> str | None:
-    """Return the stored table's definition, None if there is no readable table."""
+    """Return the definition of a stored table, None if there is no readable table."""
     try:
         metadata: dict[bytes, bytes] = parquet.open_file(path(out, name)).schema_arrow.metadata or {}
     except (OSError, pa.ArrowInvalid):

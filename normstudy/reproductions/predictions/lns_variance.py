@@ -4,8 +4,8 @@ Source: Sun et al., arXiv:2502.05795, section 4: dividing the output of the norm
 of the variance with depth, which is at least linear in pre-norm. At initialization block l adds a variance of about
 1/l, so the variance grows as a logarithm.
 
-Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed the least-squares slope of the
-mean's logarithm against ln l, l from 1. Pre-norm's slope is measured for contrast, without a verdict.
+Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; for each seed, the least-squares slope of
+the mean's logarithm against ln l, l from 1. Pre-norm's slope is measured for contrast, without a verdict.
 
 Band: at most 0.35. Over 64 blocks, growth as 1 + c ln l has an exponent of 0.23 to 0.36 for c from 0.5 to 1.5; linear
 growth has an exponent of about 1. Verdict: supported when the 95 % t interval over seeds lies in the band, not

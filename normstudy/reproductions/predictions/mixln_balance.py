@@ -4,8 +4,8 @@ Source: Li et al., arXiv:2412.13795, section 3: with post-norm in the first quar
 rest, the blocks' gradients are more alike than in pre-norm.
 
 Computed: at each depth the ratio of two L2 norms: of the gradient of the first block's second MLP matrix, and of the
-same gradient in the last block. Per seed |ln ratio| of mix minus |ln ratio| of pre, averaged over the depths; this
-difference is negative if mix's ratio is nearer to 1 on the log scale. The figure shows each depth.
+same gradient in the last block. For each seed, |ln ratio| of mix minus |ln ratio| of pre, averaged over the depths;
+this difference is negative if mix's ratio is closer to 1 on a logarithmic scale. The figure shows each depth.
 
 Band: at most 0. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise. Twenty seeds are used because five leave the interval a half-width of 0.13.

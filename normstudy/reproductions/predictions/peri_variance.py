@@ -3,8 +3,9 @@
 Source: Kim et al., arXiv:2502.02732, section 3: a norm after each sublayer gives the sublayer's output unit variance
 whatever the weights, so the residual stream's variance grows linearly with depth: by 1 per sublayer, 2 per block.
 
-Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed the mean's last value minus its
-first, divided by the number of blocks. (A shallower model equals the deepest model's first blocks.)
+Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; for each seed, the mean after the last
+block minus the mean at the embeddings, divided by the number of blocks. (A shallower model equals the deepest model's
+first blocks.)
 
 Band: 2 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise. Seeds scatter because the 2L added vectors are not orthogonal in d = 128 dimensions,

@@ -1,9 +1,9 @@
 """OLMo 2's reordered norm needs QK-norm, or a small initialization.
 
 Source: OLMo 2, arXiv:2501.00656, section 3, which adopts the norm after the sublayer together with QK-norm and gives no
-number. The sublayers read the stream without a norm, so queries and keys grow with the stream. The attention scores
-then grow as the stream's variance, softmax saturates, and the gradient explodes over depth. QK-norm removes this
-growth; with a small initialization the scores are small from the start.
+number. The sublayers read the stream without a norm, so queries and keys grow with the stream, and attention scores
+with its variance. Then softmax saturates, and the gradient explodes over depth. QK-norm removes this growth; with a
+small initialization the scores are small from the start.
 
 Computed: at each depth the ratio of two L2 norms: of the gradient of the first block's second MLP matrix, and of the
 same gradient in the last block. The ratio is measured with xavier initialization and no QK-norm, with QK-norm, and with
