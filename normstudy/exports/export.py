@@ -42,7 +42,8 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
     source = choose(study, where)
     with placed(out) as (target, scratch):
         module.write(source, target, scratch)
-    return f"{count_text(len(source.run_ids), 'run')} of {study} in {out}. Open the result with\n{module.opens(out)}"
+    runs = count_text(len(source.run_ids), "run")
+    return f"Exported {runs} of {study} to {out}. Open the result with this command:\n{module.opens(out)}"
 
 
 def _module(to: str) -> ModuleType:
@@ -64,7 +65,7 @@ def check_free(out: Path) -> None:
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield two paths beside `out`: one to write, which is renamed to `out` at the end, and an empty scratch folder.
+    """Yield a path to write, which is renamed to `out` at the end, and an empty scratch folder, both beside `out`.
 
     After an error, both are removed. Raises ConfigError if `out` cannot be written.
     """

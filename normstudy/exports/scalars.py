@@ -37,7 +37,7 @@ class ExportedRun:
     steps: dict[int, Scalars]
 
     def time(self, step: int) -> float:
-        """Estimate when a step ended, in seconds since 1970, as if all steps took equally long (1 s if unknown)."""
+        """Estimate when a step ended, in seconds since 1970, as if every step took the same time, by default 1 s."""
         start, end = (self.row[name] for name in ("started_at", "finished_at"))
         if not isinstance(start, datetime.datetime):
             return step + (end.timestamp() if isinstance(end, datetime.datetime) else 0.0)
@@ -69,7 +69,7 @@ def by_step(*tables: pa.Table) -> dict[int, Scalars]:
 
 
 def places_of(rows: pa.Table) -> list[str]:
-    """Return each row's layer and module as `/layer 0/attn_in`, without a part that is null."""
+    """Return the layer and module of each row, unless they are null, as text such as `/layer 0/attn_in`."""
     places = [""] * rows.num_rows
     for column, prefix in (("layer", "/layer "), ("module", "/")):
         if column in rows.column_names:

@@ -31,7 +31,7 @@ class Source:
         return [str(name) for name in self.runs["run_id"].to_pylist()]
 
     def rows(self, table: str) -> Iterator[pa.Table]:
-        """Yield the selected rows of `runs`, or a series' sorted rows run by run, with names as plain text."""
+        """Yield the selected rows: the table `runs` as one table, a series as one sorted table per run."""
         return iter([self.runs]) if table == "runs" else by_run(self.study_dir, table, self.run_ids)
 
 
@@ -57,7 +57,7 @@ def is_name(run_id: str) -> bool:
 
 
 def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield the rows of a series run by run, with names as plain text and one row group in memory. run_ids: sorted."""
+    """Yield a series as one table per run in `run_ids` (sorted). Memory holds one run and one row group at a time."""
     own: dict[str, list[Path]] = {}
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
     for path in _files(study_dir, table):

@@ -32,7 +32,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         try:
             for rows in source.rows(table):
                 yield from rows.to_batches()
-        except BaseException as error:  # kept, because DuckDB raises an error of its own instead
+        except BaseException as error:  # DuckDB replaces this error by an error of its own
             failed.append(error)
             raise
 

@@ -89,7 +89,7 @@ def set_up(scratch: str) -> None:
 
 if __name__ == "__main__":
     output = ""
-    # The system's temporary folder, because the path of wandb's socket must be short.
+    # Use the system's temporary folder, because the path of wandb's socket must be short.
     with tempfile.TemporaryDirectory(prefix="normstudy-", ignore_cleanup_errors=True) as scratch:
         try:
             set_up(scratch)

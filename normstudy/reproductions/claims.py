@@ -67,7 +67,7 @@ def _whole(results: Path, study: str) -> Tables:
         if n_runs < 2:
             words = " ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
             raise ConfigError(
-                f"{results / study} has {n_runs} runs with {words}, but the claims need at least 2. Train it again: "
+                f"{results / study} has {n_runs} runs with {words}, but the claims need at least 2. Train the rest: "
                 f"normstudy sweep experiment={study} results_dir={results}"
             )
     return tables
@@ -142,7 +142,7 @@ def _post_can_win(depth: Tables, peak_lr: Tables) -> list[Evidence]:
     for placement in ("pre", "post"):
         runs = peak_lr.runs.query("placement == @placement")
         loss = runs.pivot_table(index="seed", columns=["peak_lr", "warmup_steps"], values="final_val_loss")
-        whole = loss.dropna(axis=1)  # without the combinations in which a seed diverged
+        whole = loss.dropna(axis=1)  # drop combinations in which a seed diverged
         rate, steps = whole.columns.to_numpy()[whole.mean().argmin()]
         edge = ", the grid's edge" if rate in (runs["peak_lr"].min(), runs["peak_lr"].max()) else ""
         best[placement], names[placement] = whole[rate, steps], f"{placement} at {rate:g}, warmup {steps}{edge}"

@@ -30,7 +30,8 @@ SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
 # Placement -> the color of its second curve.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-TICKS = (  # (factor, leading digits of the ticks): the first row with factor < (upper / lower end of the axis) applies
+# Ratio -> leading digits of a logarithmic axis' ticks. The first ratio below (upper end / lower end) applies.
+TICKS = (
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),
     (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
@@ -77,9 +78,6 @@ def typeset(text: str) -> str:
     return text.replace("sqrt(", "√(").replace("^2", "²").replace("<=", "≤").replace("e+", "e")
 
 
-# ---- legend entries ---------------------------------------------------------------------------------------
-
-
 def line_handle(label: str, color: str, marker: str, ls: style.LineStyle = "-") -> Line2D:
     """Return the legend entry of a mean over seeds."""
     return Line2D([], [], color=color, lw=style.BOLD, marker=marker, ls=ls, label=label)
@@ -103,9 +101,6 @@ def seed_point_handle() -> Line2D:
 def interval_handle(what: str, color: str = style.GREY) -> Patch:
     """Return the legend entry of a fan or area that shows a 95 % interval."""
     return Patch(facecolor=color, alpha=0.4, lw=0, label=f"{what}, 95 % interval")
-
-
-# ---- axes -------------------------------------------------------------------------------------------------
 
 
 def log_x(ax: Axes, ticks: Floats, label: str = "depth L") -> None:
@@ -136,9 +131,6 @@ def log_y(ax: Axes) -> None:
         ax.yaxis.set_major_locator(LogLocator(subs=subs))
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
-
-
-# ---- data -------------------------------------------------------------------------------------------------
 
 
 def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str) -> None:
@@ -177,9 +169,9 @@ def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str) -> None:
-    """Draw the power laws with exponents in a band (at least 0) as a fan.
+    """Draw the power laws whose exponents lie in a band as a fan. A band without a lower end starts at 0.
 
-    anchor: where all of them meet, at the `first` of the geometric means over seeds or at the `center` of the means.
+    anchor: where the power laws meet, at the `first` or at the `center` of the geometric means over seeds.
     """
     low = band.low if np.isfinite(band.low) else 0.0
     grid, through = _fan(x, y, anchor)
@@ -209,13 +201,10 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
     return [line_handle(*look) for look in looks.values()]
 
 
-# ---- whole figures ----------------------------------------------------------------------------------------
-
-
 def finish_lines(
     fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
 ) -> Figure:
-    """Call `finish` with the legend of a figure of lines. colors: label -> color; interval: what has an interval."""
+    """Call `finish` with a legend for lines. colors: label -> color; interval: what the drawn interval belongs to."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles.append(Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds"))

@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from normstudy import terminal
-from normstudy.analysis.grid import markdown_table, plain_table
+from normstudy.analysis.grid import count_text, markdown_table, plain_table
 from normstudy.errors import ConfigError, nearest
 from normstudy.figures import style
 from normstudy.reproductions import tables, workers
@@ -54,7 +54,8 @@ def check_names(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in REPRODUCTIONS:
             raise ConfigError(
-                f"{name!r} is not a reproduction.{nearest(name, REPRODUCTIONS)} For all, run normstudy reproduce --list"
+                f"{name!r} is not a reproduction.{nearest(name, REPRODUCTIONS)} "
+                "To see all names, run normstudy reproduce --list"
             )
     return list(dict.fromkeys(names))
 
@@ -82,13 +83,13 @@ def reproduce(
 
 
 def units(needs: Iterable[Need]) -> list[Unit]:
-    """Return the units that the needs consist of, in order, without repetitions."""
+    """Return the measurements of single models and seeds that the needs require, in order, without repetitions."""
     found = ((n.kind, n.variant, depth, seed) for n in needs for depth in n.depths for seed in range(n.seeds))
     return list(dict.fromkeys(found))
 
 
 def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
-    """Group units that differ only in the seed into jobs of at most LAYERS_AT_ONCE layers, the longest job first."""
+    """Group units that differ only in the seed into jobs of at most LAYERS_AT_ONCE layers. The longest job is first."""
     groups: dict[tuple[str, Variant, int], list[int]] = {}
     for kind, variant, depth, seed in wanted:
         groups.setdefault((kind, variant, depth), []).append(seed)
@@ -177,5 +178,5 @@ def listing(names: Iterable[str]) -> str:
 def summary(report: Reproduced, out: Path) -> str:
     """Return a line that says how many tables were measured, how many were already stored, and where they are."""
     stored = len(report.findings) - len(report.measured)
-    before = f", {stored} already stored (--again measures all again)" if stored else ""
-    return f"measured {len(report.measured)} now{before}. Tables and figures: {out}"
+    before = f"; {stored} were already stored (--again measures all)" if stored else ""
+    return f"measured {count_text(len(report.measured), 'prediction')}{before}. Tables and figures are in {out}"

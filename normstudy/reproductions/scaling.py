@@ -1,4 +1,4 @@
-"""Build the entries of predictions that a quantity grows or falls as a power of the depth or of the block number."""
+"""Build the entries of predictions that a quantity grows or falls as a power: of the depth, or of the block number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Curve:
     measured: tuple[str, str] = ("gradients", "mlp_out_grad")
     band: Band | None = None
     marker: str = "o"
-    pale: bool = False  # drawn in the placement's second color
+    pale: bool = False  # whether to draw the curve in the placement's second color
 
     @property
     def color(self) -> str:
@@ -47,7 +47,7 @@ def entry(
 ) -> Reproduction:
     """Build an entry whose curves run over the depths, or over the blocks of the deepest model if `over_blocks`.
 
-    A curve over the depths shows a block's quantity for the last block. anchor: see `plots.power_band`.
+    A curve over the depths shows the last block if its quantity belongs to a block. anchor: see `plots.power_band`.
     """
 
     def needs(sizes: Sizes) -> list[Need]:
@@ -58,7 +58,7 @@ def entry(
 
     def values(table: pd.DataFrame, curve: Curve) -> tuple[Floats, Floats]:
         x, y = (by_block if over_blocks else by_depth)(table, curve.measured[1], curve.variant.name)
-        return x[x > 0], y[x > 0]  # without the embeddings, block 0
+        return x[x > 0], y[x > 0]  # leave out block 0, the embeddings
 
     def findings(table: pd.DataFrame) -> list[Finding]:
         points = [(curve, *values(table, curve)) for curve in curves]

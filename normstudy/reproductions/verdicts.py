@@ -75,9 +75,6 @@ class Finding:
         return interval_text(value, low, high, f".{digits}f")
 
 
-# ---- from the table to arrays -----------------------------------------------------------------------------
-
-
 def deepest(table: pd.DataFrame, variant: str) -> int:
     """Return the largest depth at which a variant was measured."""
     return int(table.loc[table["variant"] == variant, "depth"].max())
@@ -108,9 +105,6 @@ def first_to_last(table: pd.DataFrame, variant: str) -> tuple[Floats, Floats]:
     return depths, first / by_depth(table, "mlp_out_grad", variant)[1]
 
 
-# ---- estimates, one per seed ------------------------------------------------------------------------------
-
-
 def log(x: Floats) -> Floats:
     """Compute the natural logarithm, without a warning where x is not positive."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -121,16 +115,13 @@ def slope(x: Floats, y: Floats) -> Floats:
     """Compute the least-squares slopes (seeds,) of the columns of y (n, seeds) against x (n,)."""
     centered = x - x.mean()
     with np.errstate(invalid="ignore"):
-        # No matrix product, because the last bits of its result depend on the number of threads.
+        # The last bits of a matrix product would depend on the number of threads.
         return np.asarray((centered[:, None] * y).sum(0) / (centered**2).sum())
 
 
 def exponent(x: Floats, y: Floats) -> Floats:
-    """Compute the exponents (seeds,) of the powers of x that fit the columns of y, the slopes of ln y against ln x."""
+    """Fit a power of x to each column of y; returns the exponents (seeds,), the slopes of ln y against ln x."""
     return slope(log(x), log(y))
-
-
-# ---- verdicts ---------------------------------------------------------------------------------------------
 
 
 def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = False) -> Finding:
@@ -155,11 +146,12 @@ def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
 
 
 def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: Band) -> Finding:
-    """Judge a prediction about all places (n,) by estimates (n, seeds), and return the worst place's finding.
+    """Judge a prediction about several places, such as blocks, and return the finding at the worst place.
 
     The verdict is `supported` if the interval lies in the band at every place, `not supported` if the interval lies
     wholly outside at any place, `inconclusive` otherwise. With many places, a wrong `supported` is no likelier than
-    with one place, but a wrong `not supported` is likelier. at: the text before the place's number.
+    with one place, but a wrong `not supported` is likelier. places: (n,); estimates:
+    (n, seeds); at: the text before a place's number in the finding.
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED]

@@ -67,7 +67,7 @@ def test_what_is_stored_is_not_measured_again(once: Path, monkeypatch: pytest.Mo
     before = content(once)
     report = run.reproduce(NAMES, once, sizes=REDUCED)
     assert (report.measured, asked) == ([], [])
-    assert "measured 0 now, 3 already stored (--again measures all again)" in run.summary(report, once)
+    assert "measured 0 predictions; 3 were already stored (--again measures all). Tables" in run.summary(report, once)
     again = run.reproduce(NAMES[:1], once, again=True, sizes=REDUCED)
     assert (again.measured, asked) == (NAMES[:1], [{PRE}])
     assert content(once) == before

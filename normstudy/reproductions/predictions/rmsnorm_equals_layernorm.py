@@ -43,7 +43,7 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def difference(table: pd.DataFrame, variant: Variant, other: Variant, depth: int) -> tuple[Floats, Floats]:
-    """Return the block numbers from 1 (n,), and the % by which `other`'s gradient exceeds `variant`'s (n, seeds)."""
+    """Return the block numbers (n,), and by how many percent `other`'s gradients exceed `variant`'s (n, seeds)."""
     blocks, base = by_block(table, "mlp_out_grad", variant.name, depth)
     return blocks, 100 * (by_block(table, "mlp_out_grad", other.name, depth)[1] / base - 1)
 
