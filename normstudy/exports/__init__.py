@@ -1,1 +1,1 @@
-"""`normstudy export`: write a study's tables in other tools' formats."""
+"""Write the tables of a study in the formats of other tools: `normstudy export`."""

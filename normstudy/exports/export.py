@@ -1,4 +1,4 @@
-"""`normstudy export`: write a study's tables in another tool's format.
+"""Implement `normstudy export`: write the tables of a study in the format of another tool.
 
 The result is written under a temporary name and renamed at the end, so that a partial result never has the final name.
 """
@@ -15,27 +15,25 @@ from pathlib import Path
 from types import ModuleType
 
 from normstudy import config as cfg
+from normstudy.analysis.grid import count_text
 from normstudy.config import ConfigError
 from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
 
-# Format -> its module, and the library that it needs in addition to normstudy's ("" for none). The module's function
+# Each format has a module named after its library: to_csv, to_tensorboard, to_wandb, to_duckdb. The module's function
 # write(source, target, scratch) creates the file or folder `target`, and may use the empty folder `scratch` for other
 # files; opens(out) returns the command that shows the result.
-FORMATS = {
-    "csv": ("to_csv", ""), "tensorboard": ("to_tensorboard", "tensorboard"), "wandb-offline": ("to_wandb", "wandb"),
-    "duckdb": ("to_duckdb", "duckdb"),
-}  # fmt: skip
+FORMATS = ("csv", "tensorboard", "wandb-offline", "duckdb")
 
 
 def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str]) -> str:
-    """Write a study's runs in the format `to`; returns text on what was written, and the command that opens the result.
+    """Write runs of a study in the format `to`; returns a text that says what was written and how to open the result.
 
     out: the file or folder to create, by default STUDY/export/TO. where: column -> value, to select runs. Raises
     ConfigError for an unknown format, a missing library, an `out` that exists or cannot be written, a folder that is
     not a study, and a `where` that selects no run.
     """
-    cfg.one_of("--to", to, tuple(FORMATS), {"wandb": "wandb-offline"})
+    cfg.one_of("--to", to, FORMATS, {"wandb": "wandb-offline"})
     tables.check_is_study(study)
     out = study / "export" / to if out is None else out
     check_free(out)
@@ -44,18 +42,16 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
     source = choose(study, where)
     with placed(out) as (target, scratch):
         module.write(source, target, scratch)
-    runs = f"{source.n_runs} run{'s' if source.n_runs > 1 else ''}"
-    return f"{runs} of {study} in {out}. Open it with\n{module.opens(out)}"
+    runs = count_text(len(source.run_ids), "run")
+    return f"Exported {runs} of {study} to {out}. Open the result with this command:\n{module.opens(out)}"
 
 
 def _module(to: str) -> ModuleType:
-    """Import only the given format's module, because the formats' libraries are optional and slow to import."""
-    module_name, library = FORMATS[to]
+    """Import the module of one format only, because the libraries are optional and slow to import."""
+    library = to.removesuffix("-offline")
     try:
-        return importlib.import_module(f"normstudy.exports.{module_name}")
+        return importlib.import_module(f"normstudy.exports.to_{library}")
     except ImportError as error:
-        if not library:
-            raise
         raise ConfigError(
             f"--to {to} needs a library that cannot be imported ({error}): pip install {library}"
         ) from error
@@ -69,7 +65,7 @@ def check_free(out: Path) -> None:
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield two paths beside `out`: one that is renamed to `out` at the end, and an empty folder for temporary files.
+    """Yield a path to write, which is renamed to `out` at the end, and an empty scratch folder, both beside `out`.
 
     After an error, both are removed. Raises ConfigError if `out` cannot be written.
     """
@@ -78,8 +74,10 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
     try:
         (part / "scratch").mkdir(parents=True)
         yield part / "new", part / "scratch"
-        _make_durable(part / "new")
-        check_free(out)  # again, since the rename would replace an `out` created meanwhile by another process
+        for path in [part / "new", *(part / "new").rglob("*")]:
+            if not path.is_symlink():
+                files.fsync(path)
+        check_free(out)  # the rename would replace an `out` that another process has created meanwhile
         os.rename(part / "new", out)
         files.fsync(out.parent)
         shutil.rmtree(part, ignore_errors=True)
@@ -93,9 +91,3 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
             do = f"{files.remedy(error)}, or give another --out"
             raise ConfigError(f"{out} cannot be written: {why}. No partial result is left; {do}") from error
         raise
-
-
-def _make_durable(new: Path) -> None:
-    for path in [new, *new.rglob("*")]:
-        if not path.is_symlink():
-            files.fsync(path)

@@ -32,16 +32,12 @@ Scalars = dict[str, float]  # name -> number
 class ExportedRun:
     """A run to export. row: the run's row in `runs`. steps: step -> numbers without nulls, in order of step."""
 
+    run_id: str
     row: Mapping[str, object]
     steps: dict[int, Scalars]
 
-    @property
-    def run_id(self) -> str:
-        """The run's run_id."""
-        return str(self.row["run_id"])
-
     def time(self, step: int) -> float:
-        """Estimate when a step ended, in seconds since 1970: evenly from run start to end, else one second apart."""
+        """Estimate when a step ended, in seconds since 1970, as if every step took the same time, by default 1 s."""
         start, end = (self.row[name] for name in ("started_at", "finished_at"))
         if not isinstance(start, datetime.datetime):
             return step + (end.timestamp() if isinstance(end, datetime.datetime) else 0.0)
@@ -55,10 +51,9 @@ def runs_of(source: Source, what: str) -> Iterator[ExportedRun]:
     """Yield the runs one by one; on a terminal, a progress bar shows `what` and the time left."""
     series = zip(*(source.rows(table) for table in schema.SERIES), strict=True)
     rows = (row for batch in source.runs.to_batches(1) for row in batch.to_pylist())
-    with tqdm(total=source.n_runs, unit="run", desc=what, **terminal.fit()) as bar:
-        for row, of_run in zip(rows, series, strict=True):
-            yield ExportedRun(row, by_step(*of_run))
-            bar.update()
+    runs = zip(source.run_ids, rows, series, strict=True)
+    for run_id, row, of_run in tqdm(runs, total=len(source.run_ids), unit="run", desc=what, **terminal.fit()):
+        yield ExportedRun(run_id, row, by_step(*of_run))
 
 
 def by_step(*tables: pa.Table) -> dict[int, Scalars]:
@@ -74,7 +69,7 @@ def by_step(*tables: pa.Table) -> dict[int, Scalars]:
 
 
 def places_of(rows: pa.Table) -> list[str]:
-    """Return each row's layer and module as `/layer 0/attn_in`, without the part that is null."""
+    """Return the layer and module of each row, unless they are null, as text such as `/layer 0/attn_in`."""
     places = [""] * rows.num_rows
     for column, prefix in (("layer", "/layer "), ("module", "/")):
         if column in rows.column_names:

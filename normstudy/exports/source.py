@@ -1,4 +1,4 @@
-"""Select the runs to export, and read their rows run by run, so that memory never holds a whole series."""
+"""Select the runs to export, and read their rows run by run, so that memory never holds an entire series."""
 
 from __future__ import annotations
 
@@ -25,24 +25,18 @@ class Source:
 
     @property
     def run_ids(self) -> list[str]:
-        """The selected run_ids, sorted."""
+        """Return the selected run_ids in alphabetical order."""
         return [str(name) for name in self.runs["run_id"].to_pylist()]
 
-    @property
-    def n_runs(self) -> int:
-        """The number of selected runs."""
-        return int(self.runs.num_rows)
-
     def rows(self, table: str) -> Iterator[pa.Table]:
-        """Yield the sorted rows of a series, one table per run; the table is empty for a run without rows."""
-        return by_run(self.study_dir, table, self.run_ids)
+        """Yield the selected rows: the table `runs` as one table, a series as one sorted table per run."""
+        return iter([self.runs]) if table == "runs" else by_run(self.study_dir, table, self.run_ids)
 
 
 def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
-    """Select runs as plot and compare do. Raises ConfigError if there are none or if a run_id cannot be a file name."""
+    """Select the runs to export. Raises ConfigError if there are none, or if a run_id cannot be a file name."""
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
-    content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces])
-    content = content.sort_by("run_id")
+    content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces]).sort_by("run_id")
     if not content.num_rows:
         raise ConfigError(f"{study_dir} has no runs to export: start its sweep")
     chosen = select(tell_sources_apart(content.to_pandas()), where)
@@ -56,12 +50,12 @@ def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
 
 
 def is_name(run_id: str) -> bool:
-    """Whether a run_id is a plain file name; a run_id with slashes could make a tool write into another folder."""
+    """Return whether a run_id is a plain file name; slashes could make a tool write into another folder."""
     return run_id.isprintable() and run_id not in ("", ".", "..") and not {"/", "\\"} & set(run_id)
 
 
 def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield each run's rows, names as plain text. run_ids: sorted. Memory holds one run and one row group."""
+    """Yield a series as one table per run in `run_ids` (sorted). Memory holds one run and one row group at a time."""
     own: dict[str, list[Path]] = {}
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
     for path in _files(study_dir, table):
@@ -82,12 +76,12 @@ def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.T
 
 
 def _runs_of(table: str, path: Path) -> Iterator[tuple[str, pa.Table]]:
-    """Yield (run_id, rows) for each run in a compacted file; a run in several row groups is yielded once for each."""
+    """Yield (run_id, rows) for each run in a compacted file, several times for a run in several row groups."""
     before = ""
     for piece in _pieces(table, path):
         for run_id, rows in parquet.runs_in(piece):
             if run_id < before:
-                raise ConfigError(f"{path} is not sorted: run normstudy check {path.parents[2]}")
+                raise ConfigError(f"{path} is not sorted by run_id: run normstudy check {path.parents[2]}")
             before = run_id
             yield run_id, rows
 
@@ -107,7 +101,7 @@ def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def _present(path: Path) -> Iterator[None]:
-    """Raise a ConfigError if a file is missing, for example because another command compacted the study."""
+    """A context that raises ConfigError if a file is missing, perhaps because another command compacted the study."""
     try:
         yield
     except FileNotFoundError:

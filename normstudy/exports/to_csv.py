@@ -24,12 +24,12 @@ def write(source: Source, target: Path, scratch: Path) -> None:
     for table in TABLES:
         schema = plain_schema(table)
         with open(target / f"{table}.csv", "wb", BUFFER) as file, CSVWriter(file, schema) as writer:
-            for rows in [source.runs] if table == "runs" else source.rows(table):
+            for rows in source.rows(table):
                 writer.write_table(harmless(rows))
 
 
 def harmless(rows: pa.Table) -> pa.Table:
-    """Put a single quote before each text that a spreadsheet would run as a formula."""
+    """Return the rows with a single quote before each text that a spreadsheet would run as a formula."""
     for i, f in enumerate(rows.schema):
         if pa.types.is_string(f.type):
             rows = rows.set_column(i, f, pc.replace_substring_regex(rows.column(i), FORMULA, r"'\1"))
@@ -37,5 +37,5 @@ def harmless(rows: pa.Table) -> pa.Table:
 
 
 def opens(out: Path) -> str:
-    """Return the command that shows the table `runs`."""
+    """Return the command that prints the table `runs`."""
     return "python -c " + shlex.quote(f"import pandas; print(pandas.read_csv({str(out / 'runs.csv')!r}))")

@@ -18,29 +18,27 @@ from normstudy.config import ConfigError
 from normstudy.exports.source import Source
 from normstudy.study import files, schema
 
-MEMORY = "500MB"  # DuckDB's memory limit; by default, DuckDB takes most of the machine's memory
-STORAGE = "v0.10.2"  # oldest DuckDB version that can read the file; by default, DuckDB 2 writes a newer format
+SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "memory_limit": "500MB",  # by default, DuckDB takes most of the machine's memory
+    "storage_compatibility_version": "v0.10.2",  # oldest DuckDB version that can read the file; the default is newer
+}
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
     """Write the database file. Raises ConfigError if DuckDB fails, OSError if the disk fails."""
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": MEMORY,
-        "storage_compatibility_version": STORAGE,
-    }
     failed: list[BaseException] = []
 
     def batches(table: str) -> Iterator[pa.RecordBatch]:
         try:
-            for rows in [source.runs] if table == "runs" else source.rows(table):
+            for rows in source.rows(table):
                 yield from rows.to_batches()
-        except BaseException as error:  # kept, because DuckDB replaces the error by its own
+        except BaseException as error:  # DuckDB replaces this error by an error of its own
             failed.append(error)
             raise
 
     try:
         # Absolute paths, because DuckDB would treat a relative path that begins with `s3://` as a remote address.
-        with duckdb.connect(str(target.absolute()), config=settings) as database:
+        with duckdb.connect(str(target.absolute()), config=SETTINGS) as database:
             database.execute("set temp_directory = $folder", {"folder": str(scratch.absolute())})
             for table in schema.TABLES:
                 # One statement per table, because inserting run by run makes the file nearly twice as large.
@@ -56,10 +54,10 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         for number in files.REMEDIES:  # DuckDB's error ends with the system's message, but has no errno
             if line.endswith(os.strerror(number)):
                 raise OSError(number, os.strerror(number)) from error
-        raise ConfigError(f"duckdb cannot write the database: {line}") from error
+        raise ConfigError(f"duckdb cannot write the database ({line}): give another --out, or another --to") from error
 
 
 def opens(out: Path) -> str:
-    """Return the command that shows the table `runs`."""
+    """Return the command that prints the table `runs`."""
     program = f"import duckdb; study = duckdb.connect({str(out)!r}, read_only=True); print(study.sql('from runs'))"
     return "python -c " + shlex.quote(program)

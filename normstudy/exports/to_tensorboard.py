@@ -1,13 +1,12 @@
 """Export to TensorBoard: one folder per run, named by its run_id, with one event file.
 
-The scalars are those of scalars.py, the text `run` is the run's row in `runs`, and the hyperparameters are the config
-columns. Event times are estimated, see ExportedRun.time. The same study gives the same bytes.
+An event file has the scalars of scalars.py, the row of the table `runs` as the text `run`, and the config columns as
+hyperparameters. The times of events are estimated (see ExportedRun.time). The same study gives the same events.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -16,10 +15,12 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from normstudy import config as cfg
+from normstudy.analysis.grid import markdown_table
 from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 
 BUFFER = 1024 * 1024  # bytes buffered before each write
+HEADER = ("column", "value")
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
@@ -27,8 +28,8 @@ def write(source: Source, target: Path, scratch: Path) -> None:
     for run in runs_of(source, "tensorboard"):
         folder = target / run.run_id
         folder.mkdir(parents=True)
-        # RecordWriter instead of EventFileWriter, which puts the host and process into the file's name, and whose
-        # thread prints the error for a full disk instead of raising it.
+        # EventFileWriter would put the names of host and process into the file's name, and its thread prints the error
+        # of a full disk instead of raising it.
         begin = run.time(-1)
         with open(folder / f"events.out.tfevents.{begin:.0f}.normstudy", "wb", BUFFER) as file:
             writer = RecordWriter(file)
@@ -38,10 +39,13 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 def events(run: ExportedRun, begin: float) -> list[Event]:
     """Return a run's events: format version, row of `runs`, hyperparameters, then one event per step."""
-    asked = {name: run.row[name] for name in cfg.asked_types() if run.row[name] is not None}
+    row = {name: value for name, value in run.row.items() if value is not None}
+    asked = {name: row[name] for name in cfg.asked_types() if name in row}
+    # Between backquotes, Markdown shows a value literally.
+    cells = [(name, "`" + " ".join(str(value).split()).replace("`", "'") + "`") for name, value in row.items()]
     found = [
         Event(wall_time=begin, file_version="brain.Event:2"),
-        Event(wall_time=begin, summary=text_pb("run", as_markdown(run.row))),
+        Event(wall_time=begin, summary=text_pb("run", "\n".join(markdown_table(HEADER, cells, compact=True)))),
         Event(wall_time=begin, summary=hparams_pb(asked, trial_id=run.run_id, start_time_secs=begin)),
     ]
     for step, scalars in run.steps.items():
@@ -52,16 +56,6 @@ def events(run: ExportedRun, begin: float) -> list[Event]:
     return found
 
 
-def as_markdown(row: Mapping[str, object]) -> str:
-    """Format a row of `runs` as a two-column Markdown table without nulls; backquotes show values literally."""
-    lines = ["| column | value |", "|---|---|"]
-    for name, value in row.items():
-        if value is not None:
-            cell = " ".join(str(value).split()).replace("|", r"\|").replace("`", "'")
-            lines.append(f"| {name} | `{cell}` |")
-    return "\n".join(lines)
-
-
 def opens(out: Path) -> str:
-    """Return the command that shows the runs."""
+    """Return the command that shows the runs in a browser."""
     return f"tensorboard --logdir {shlex.quote(str(out))}"

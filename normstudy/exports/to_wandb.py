@@ -27,7 +27,7 @@ from normstudy.config import ConfigError
 from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 
-if getattr(find_spec("wandb"), "origin", None) is None:  # fast, imports nothing; a folder ./wandb has no origin
+if getattr(find_spec("wandb"), "origin", None) is None:  # find_spec imports nothing; a mere folder has no origin
     raise ImportError("No module named 'wandb'")
 
 CHILD = Path(__file__).with_name("wandb_child.py")
@@ -45,7 +45,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def offline_run(run: ExportedRun) -> dict[str, object]:
-    """Convert a run to plain values for wandb_child.py, which imports no normstudy. init: wandb.init's arguments."""
+    """Convert a run to plain values, as wandb_child.py does not import normstudy. init: the arguments of wandb.init."""
     config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}
     init = {"id": run.run_id, "name": run.run_id, "project": run.row["study"], "tags": [run.row["status"]]}
     return {
@@ -60,7 +60,7 @@ def offline_run(run: ExportedRun) -> dict[str, object]:
 def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
     """Yield the stdin of the process that writes the runs; at the end, raise the process's error, if any."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    # A new session, so that Ctrl-C reaches only this process, which then ends the child. -P: import nothing from cwd.
+    # Ctrl-C does not reach a child in a session of its own, so this process ends it. -P: import nothing from cwd.
     process = subprocess.Popen(
         [sys.executable, "-P", str(CHILD), str(target.absolute())], env=env, cwd=scratch, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -86,7 +86,8 @@ def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
         number, _, text = output.partition(" ")
         if number.isdecimal() and int(number):
             raise OSError(int(number), os.strerror(int(number)))
-        raise ConfigError(f"wandb cannot write the runs: {text or f'its process ended with code {code}'}")
+        reason = text or f"its process ended with code {code}"
+        raise ConfigError(f"wandb cannot write the runs ({reason}): try again, or give another --to")
 
 
 def opens(out: Path) -> str:

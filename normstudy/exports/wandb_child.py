@@ -1,4 +1,4 @@
-"""The process that writes offline runs with wandb: `python wandb_child.py FOLDER` reads one line of JSON per run.
+"""Write offline runs with wandb: the program `python wandb_child.py FOLDER` reads one line of JSON per run.
 
 On success, the process prints nothing; on failure, one line: an errno or 0, a space, the error message.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 BLOCK = 32 * 1024  # bytes in a LevelDB block
 HEAD = 7  # bytes in the file's header, and in each chunk's header
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # kinds of chunks: a whole record, or the first, a middle or the last part
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # kinds of chunks: a complete record, or the first, a middle or the last part
 
 
 def main(folder: Path) -> None:
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
         # Record nothing about the machine: host name, user, hardware or load.
         host="normstudy", username="", x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
     )  # fmt: skip
-    made: dict[Path, int] = {}  # a run's file -> the number of steps that the file must hold
+    made: dict[Path, int] = {}  # a run's file -> the number of steps that it must contain
     while (sent := json.loads(sys.stdin.buffer.readline())) is not None:
         run = wandb.init(mode="offline", dir=str(folder), settings=settings, **sent["init"])
         place = Path(run.dir).parent
@@ -63,7 +63,7 @@ def check(path: Path, n_history: int) -> None:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """Yield a LevelDB log's records up to the first damaged one; wandb itself has no Python reader since 0.31."""
+    """Yield a LevelDB log's records up to the first damaged record; wandb has had no Python reader since 0.31."""
     at, record = HEAD, b""
     while at + HEAD <= len(data):
         left = BLOCK - at % BLOCK
@@ -80,13 +80,8 @@ def records(data: bytes) -> Iterator[bytes]:
             yield record
 
 
-def _as_line(error: BaseException) -> str:
-    number = error.errno if isinstance(error, OSError) and error.errno else 0
-    return f"{number} {type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def set_up(scratch: str) -> None:
-    """Keep wandb offline and its other files in `scratch`. Must be called before wandb is imported."""
+    """Put wandb into offline mode and its caches into `scratch`. Call this before wandb is imported."""
     os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
     os.environ |= {f"WANDB_{kind}_DIR": scratch for kind in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
@@ -94,13 +89,14 @@ def set_up(scratch: str) -> None:
 
 if __name__ == "__main__":
     output = ""
-    # The system's temporary folder, because the path of wandb's socket must be short.
+    # Use the system's temporary folder, because the path of wandb's socket must be short.
     with tempfile.TemporaryDirectory(prefix="normstudy-", ignore_cleanup_errors=True) as scratch:
         try:
             set_up(scratch)
             main(Path(sys.argv[1]))
         except BaseException as error:
-            output = _as_line(error)
+            number = error.errno if isinstance(error, OSError) and error.errno else 0
+            output = f"{number} {type(error).__name__}: {' '.join(str(error).split())}"
     if output:
         with contextlib.suppress(OSError):  # the parent process may have ended
             sys.stdout.write(output)

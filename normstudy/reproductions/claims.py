@@ -1,28 +1,30 @@
 """Compare the claims about pre-norm and post-norm in docs/claims.md with the committed studies.
 
-Each claim has numbers with 95 % t intervals over seeds, computed from the studies' tables alone. `markdown` formats the
-numbers, and a test compares its output with the table in docs/claims.md.
+Each claim has numbers with 95 % t intervals over seeds, computed from the tables of the studies alone. `markdown`
+formats the numbers, and a test compares the output of `markdown` with the table in docs/claims.md.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from normstudy.analysis.grid import interval_text, markdown_table
 from normstudy.analysis.load import Tables, load
-from normstudy.analysis.pairs import paired_t_interval
 from normstudy.errors import ConfigError
+from normstudy.reproductions.verdicts import exponent, judge
 
 HEADLINE_LR = 3e-3
 SHALLOW, DEEP = 6, 12  # layers
 
-# The column values that the claims compare in each study. Every combination of the values needs two runs or more.
+# The column values that the claims compare in each study. Every combination needs at least two runs.
 CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
     "warmup": {"placement": ("pre", "post"), "peak_lr": (HEADLINE_LR,), "warmup_steps": (0, 100)},
     "depth": {"placement": ("pre", "post"), "n_layers": (2, 4, DEEP), "warmup_steps": (0, 100)},
@@ -45,7 +47,7 @@ class Evidence:
 
 
 def findings(results: Path) -> list[Evidence]:
-    """Compute all numbers from the studies under `results`. Raises a ConfigError if runs in CELLS are missing."""
+    """Compute all numbers from the studies under `results`. Raises a ConfigError if runs are missing (see CELLS)."""
     warmup, depth, peak_lr, rmsnorm = (_whole(results, study) for study in CELLS)
     return [
         *_vanishing(warmup, depth),
@@ -58,64 +60,54 @@ def findings(results: Path) -> list[Evidence]:
 
 def _whole(results: Path, study: str) -> Tables:
     tables = load(results / study, join=True)
-    runs = tables.runs.to_dict("records")
+    names = list(CELLS[study])
+    counts = tables.runs.value_counts(names)
     for values in itertools.product(*CELLS[study].values()):
-        cell = dict(zip(CELLS[study], values, strict=True))
-        n_runs = sum(all(run[name] == value for name, value in cell.items()) for run in runs)
+        n_runs = counts.get(values, 0)
         if n_runs < 2:
-            words = " ".join(f"{name}={value}" for name, value in cell.items())
+            words = " ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
             raise ConfigError(
-                f"{results / study} has {n_runs} runs with {words}, and the claims need 2 at least. Train it whole: "
+                f"{results / study} has {n_runs} runs with {words}, but the claims need at least 2. Train the rest: "
                 f"normstudy sweep experiment={study} results_dir={results}"
             )
     return tables
 
 
-# ---- C1, C2: the gradient through the layers ------------------------------------------------------------
-
-
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return each run's ratio of first to last layer's mlp_out gradient norm, by run_id; NaN if `step` is missing."""
+    """Return the first layer's mlp_out gradient norm divided by the last layer's, per run; NaN if `step` is missing."""
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
     wide = wide.reindex(sorted(modules["run_id"].unique()))
     return (wide.iloc[:, 0] / wide.iloc[:, -1]).to_numpy(np.float64)
 
 
+def _ratios(claim: str, name: str, study: str, modules: pd.DataFrame, steps: Iterable[int]) -> list[Evidence]:
+    quantity = f"first/last-layer gradient, {name}, step"
+    return [
+        _evidence(claim, f"{quantity} {step}", study, np.log(first_to_last(modules, step)), logs=True) for step in steps
+    ]
+
+
 def _vanishing(warmup: Tables, depth: Tables) -> list[Evidence]:
     post = warmup.modules.query("placement == 'post' and peak_lr == @HEADLINE_LR")
     deep = depth.modules.query("placement == 'post' and n_layers == @DEEP and warmup_steps == 0")
+    without, with_warmup = post.query("warmup_steps == 0"), post.query("warmup_steps == 100")
     last = int(post["step"].max())
-    out = []
-    for name, rows, study, steps in (
-        (f"post, {SHALLOW} layers, no warmup", post.query("warmup_steps == 0"), "warmup", (0, 5, 100, last)),
-        (f"post, {SHALLOW} layers, warmup 100", post.query("warmup_steps == 100"), "warmup", (5, 20, last)),
-        (f"post, {DEEP} layers, no warmup", deep, "depth", (0, 5, 100, last)),
-    ):
-        for step in steps:
-            ratio = first_to_last(rows, step)
-            out.append(_geometric("C1", f"first/last-layer gradient, {name}, step {step}", study, ratio))
-    return out
+    return [
+        *_ratios("C1", f"post, {SHALLOW} layers, no warmup", "warmup", without, (0, 5, 100, last)),
+        *_ratios("C1", f"post, {SHALLOW} layers, warmup 100", "warmup", with_warmup, (5, 20, last)),
+        *_ratios("C1", f"post, {DEEP} layers, no warmup", "depth", deep, (0, 5, 100, last)),
+    ]
 
 
 def _clean_path(depth: Tables) -> list[Evidence]:
     pre = depth.modules.query("placement == 'pre' and n_layers == @DEEP and warmup_steps == 0 and module == 'mlp_out'")
-    last = int(pre["step"].max())
-    out = [
-        _geometric("C2", f"first/last-layer gradient, pre, {DEEP} layers, step {t}", "depth", first_to_last(pre, t))
-        for t in (0, last)
-    ]
-    slopes = []
-    for _, rows in pre.query("step == 0").groupby("run_id"):
-        slope, _ = np.polyfit(np.log(rows["layer"].to_numpy(float) + 1), np.log(rows["grad_norm"].to_numpy(float)), 1)
-        slopes.append(slope)
+    profile = pre.query("step == 0").pivot_table(index="layer", columns="seed", values="grad_norm")
+    powers = exponent(profile.index.to_numpy(np.float64) + 1, profile.to_numpy(np.float64))
     return [
-        *out,
-        _mean("C2", f"exponent of the gradient in the layer's index, pre, {DEEP} layers, step 0", "depth", slopes),
+        *_ratios("C2", f"pre, {DEEP} layers", "depth", pre, (0, int(pre["step"].max()))),
+        _evidence("C2", f"exponent of the gradient in the layer's index, pre, {DEEP} layers, step 0", "depth", powers),
     ]
-
-
-# ---- C3: warmup, and the better loss --------------------------------------------------------------------
 
 
 def _needs_warmup(warmup: Tables, depth: Tables, peak_lr: Tables) -> list[Evidence]:
@@ -129,7 +121,7 @@ def _needs_warmup(warmup: Tables, depth: Tables, peak_lr: Tables) -> list[Eviden
         runs = tables.runs.query("placement == @placement and peak_lr == @rate")
         loss = runs.pivot_table(index="seed", columns="warmup_steps", values="final_val_loss")
         name = f"loss with warmup 100 minus without, {placement}, {SHALLOW} layers, {rate:g}"
-        out.append(_mean("C3a", name, study, loss[100] - loss[0]))
+        out.append(_evidence("C3a", name, study, loss[100] - loss[0]))
     for placement in ("post", "pre"):
         for steps in (0, 100):
             runs = depth.runs.query("placement == @placement and n_layers == @DEEP and warmup_steps == @steps")
@@ -145,22 +137,17 @@ def _post_can_win(depth: Tables, peak_lr: Tables) -> list[Evidence]:
         runs = depth.runs.query("n_layers == @n_layers and warmup_steps == 0")
         loss = runs.pivot_table(index="seed", columns="placement", values="final_val_loss")
         name = f"loss of post minus pre at the same rate, {n_layers} layers, 0.001, no warmup"
-        out.append(_mean("C3b", name, "depth", loss["post"] - loss["pre"]))
+        out.append(_evidence("C3b", name, "depth", loss["post"] - loss["pre"]))
     best, names = {}, {}
     for placement in ("pre", "post"):
         runs = peak_lr.runs.query("placement == @placement")
         loss = runs.pivot_table(index="seed", columns=["peak_lr", "warmup_steps"], values="final_val_loss")
-        whole = loss.dropna(axis=1)  # drop the combinations in which a seed diverged
-        rates, warmups = (whole.columns.get_level_values(k) for k in ("peak_lr", "warmup_steps"))
-        at = int(whole.mean().to_numpy().argmin())
-        rate, steps = float(rates[at]), int(warmups[at])
+        whole = loss.dropna(axis=1)  # drop combinations in which a seed diverged
+        rate, steps = whole.columns.to_numpy()[whole.mean().argmin()]
         edge = ", the grid's edge" if rate in (runs["peak_lr"].min(), runs["peak_lr"].max()) else ""
-        best[placement], names[placement] = whole.iloc[:, at], f"{placement} at {rate:g}, warmup {steps}{edge}"
+        best[placement], names[placement] = whole[rate, steps], f"{placement} at {rate:g}, warmup {steps}{edge}"
     name = f"best of the grid, post minus pre, {SHALLOW} layers ({names['post']}; {names['pre']})"
-    return [*out, _mean("C3b", name, "peak_lr", best["post"] - best["pre"])]
-
-
-# ---- C4: RMSNorm and LayerNorm --------------------------------------------------------------------------
+    return [*out, _evidence("C3b", name, "peak_lr", best["post"] - best["pre"])]
 
 
 def _same_profile(rmsnorm: Tables) -> list[Evidence]:
@@ -171,24 +158,15 @@ def _same_profile(rmsnorm: Tables) -> list[Evidence]:
     gradients = "largest relative difference of the layers' gradients at step 0, pre, rmsnorm to layernorm"
     losses = f"loss of rmsnorm minus layernorm, pre, {SHALLOW} layers, {HEADLINE_LR:g}"
     return [
-        _mean("C4", gradients, "rmsnorm", relative),
-        _mean("C4", losses, "rmsnorm", loss["rmsnorm"] - loss["layernorm"]),
+        _evidence("C4", gradients, "rmsnorm", relative),
+        _evidence("C4", losses, "rmsnorm", loss["rmsnorm"] - loss["layernorm"]),
     ]
 
 
-# ---- intervals and the table ----------------------------------------------------------------------------
-
-
-def _mean(claim: str, quantity: str, study: str, values: object) -> Evidence:
-    found = np.asarray(values, float)
-    return Evidence(claim, quantity, study, *paired_t_interval(found), len(found))
-
-
-def _geometric(claim: str, quantity: str, study: str, values: object) -> Evidence:
-    """Return the geometric mean over seeds, with the exponentiated 95 % t interval of the logarithms."""
-    logs = np.log(np.asarray(values, float))
-    mean, low, high = paired_t_interval(logs)
-    return Evidence(claim, quantity, study, math.exp(mean), math.exp(low), math.exp(high), len(logs))
+def _evidence(claim: str, quantity: str, study: str, values: ArrayLike, *, logs: bool = False) -> Evidence:
+    """Return the mean over seeds and its 95 % t interval. logs: the values are logarithms; exponentiate both."""
+    found = judge(quantity, np.asarray(values, np.float64), None, logs=logs)
+    return Evidence(claim, quantity, study, found.value, found.low, found.high, found.seeds)
 
 
 def markdown(found: list[Evidence]) -> str:

@@ -1,4 +1,4 @@
-"""The parts of a reproduction: sizes, the models and measurements that it needs, and the entry itself.
+"""Define what a reproduction consists of: sizes, models, measurements, findings and a figure.
 
 A reproduction has two stages that share only a table. The first measures with torch (measure.py). The second judges the
 prediction and draws the figure from the table alone (verdicts.py, plots.py). This module needs no torch.
@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from normstudy.config import ModelConfig
 from normstudy.reproductions.verdicts import Finding
 
-MEASUREMENT = 1  # increased when a change of measure.py changes values, so that tables are measured again
+MEASUREMENT = 1  # increase it if a change to measure.py changes values; stored tables are then measured again
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The model sizes, depths and numbers of seeds that all tier-0 reproductions share."""
+    """The model sizes, depths and numbers of seeds that all reproductions share."""
 
     d_model: int = 128
     n_heads: int = 4
@@ -34,13 +34,13 @@ class Sizes:
 
     @property
     def deepest(self) -> int:
-        """The last and largest depth."""
+        """Return the largest depth, which is the last one listed."""
         return self.depths[-1]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """All settings of a model except its depth, its seed and its `Sizes`. The model has no biases."""
+    """The settings of a model, which has no biases, except its sizes, its depth and its seed."""
 
     placement: str
     norm: str = "auto"
@@ -51,7 +51,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The text in the tables' column `variant`, such as `pre init=gpt2 embed_init=std` or `post simplified`."""
+        """Return the text in the column `variant` of a table, such as `pre init=gpt2 embed_init=std`."""
         parts = [self.placement]
         for f in dataclasses.fields(self)[1:]:
             value = getattr(self, f.name)
@@ -66,7 +66,7 @@ POST = Variant("post")
 
 @dataclass(frozen=True)
 class Need:
-    """A measurement of one model at several depths with seeds from 0 on. kind: a key of measure.MEASUREMENTS."""
+    """A measurement of a model at several depths, with the seeds below `seeds`. kind: a key of measure.MEASUREMENTS."""
 
     kind: str
     variant: Variant
@@ -76,9 +76,8 @@ class Need:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A paper's prediction (one line), the measurements it needs, its findings from their table, and its figure."""
+    """A paper's prediction (one line) and the functions that list its measurements, judge their table and draw it."""
 
-    tier: int
     source: str
     prediction: str
     needs: Callable[[Sizes], list[Need]]
@@ -87,7 +86,7 @@ class Reproduction:
 
 
 def model_config(variant: Variant, depth: int, sizes: Sizes) -> ModelConfig:
-    """Return a model's configuration: no biases, output matrix elements of variance 1/d_model."""
+    """Return the configuration of a model; the elements of its output matrix have the variance 1/d_model."""
     simplified = variant.simplified
     return ModelConfig(
         placement=variant.placement, norm=variant.norm, init=variant.init, embed_init=variant.embed_init,
@@ -102,7 +101,7 @@ Reading = tuple[str, int | None, int, float]  # quantity, layer, seed, value
 
 @dataclass(frozen=True)
 class Job:
-    """A measurement of one model at one depth, for one or more seeds at once."""
+    """A measurement of a model at one depth, made for one or more seeds at once."""
 
     kind: str
     variant: Variant

@@ -1,12 +1,13 @@
 """Measure models at initialization with torch: the first stage of a reproduction.
 
-Models, initialization, gradients and SGD are the training code's own. A measurement is a function that takes a batch of
-models that differ only in the seed, and returns readings (quantity, layer or None, seed, value). It computes in
-float32, as training does, and returns float64. In shapes: B batch_size, T seq_len, D d_model, V vocab_size.
+The models, their initialization, the gradients and SGD come from the training code. A measurement is a function that
+takes a batch of models that differ only in the seed, and returns readings (quantity, layer or None, seed, value). It
+computes in float32, as training does, and returns float64. In shapes: B batch_size, T seq_len, D d_model, V vocab_size.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,8 +22,8 @@ from normstudy.reproductions.entry import Job, Reading, Sizes, Variant, model_co
 from normstudy.training import admin, optim, probes, step
 from normstudy.training.layout import layout_of
 
-NOISE = 0.01  # the noise's standard deviation relative to that of the matrix
-NOISE_SEED = 2**30  # added to a model's seed to draw its noise, which is drawn like an initialization
+NOISE = 0.01  # standard deviation of a matrix's noise, divided by the standard deviation of the matrix
+NOISE_SEED = 2**30  # the noise is drawn like an initialization with the model's seed plus this number
 RATE = 1e-2  # learning rate of the one SGD step
 NORM_PARAMETERS = ("gamma", "beta")
 MATRICES = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.out": "out", "mlp.w1": "w1", "mlp.w2": "w2"}
@@ -52,7 +53,7 @@ def random_tokens(sizes: Sizes, seed: int) -> Tensor:
 
 
 def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> Models:
-    """Initialize one model per seed. Admin's omegas are profiled on the batch that is then measured."""
+    """Initialize one model per seed. Admin profiles its omegas on the batch on which the model is then measured."""
     config = model_config(variant, depth, sizes)
     with torch.device("meta"):
         model = Transformer(config, sizes.vocab_size, sizes.seq_len)
@@ -69,27 +70,19 @@ def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) ->
 
 def forward(models: Models, params: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Compute logits (runs, B, T, V) and the residual stream x_0 ... x_L, each (runs, B, T, D), without gradients."""
-
-    def of_run(values: dict[str, Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        out: tuple[Tensor, list[Tensor]] = torch.func.functional_call(models.model, values, (tokens[:, :-1],))
-        return out
-
+    of_run = functools.partial(torch.func.functional_call, models.model)
     with torch.no_grad():
-        out: tuple[Tensor, list[Tensor]] = torch.func.vmap(of_run)(params, models.tokens)
+        out: tuple[Tensor, list[Tensor]] = torch.func.vmap(of_run)(params, (models.tokens[..., :-1],))
     return out
 
 
 def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Compute the gradients of each model's own loss, name -> (runs, *shape), and the residual stream."""
-    names = list(models.params)
-
-    def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return step.loss_of_run(models.model, dict(zip(names, values, strict=True)), tokens)
-
-    leaves = [p.detach().requires_grad_() for p in models.params.values()]
+    """Compute the gradients of each model's loss, name -> (runs, *shape), and the residual stream."""
+    leaves = {name: p.detach().requires_grad_() for name, p in models.params.items()}
+    of_run = functools.partial(step.loss_of_run, models.model)
     losses, residual = torch.func.vmap(of_run)(leaves, models.tokens)
-    grads = torch.autograd.grad(losses.sum(), leaves)
-    return dict(zip(names, grads, strict=True)), [x.detach() for x in residual]
+    grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
+    return dict(zip(leaves, grads, strict=True)), [x.detach() for x in residual]
 
 
 def _rows(quantity: str, layer: int | None, seeds: tuple[int, ...], values: Tensor) -> list[Reading]:
@@ -103,15 +96,12 @@ def _mean_square(x: Tensor) -> Tensor:
 
 
 def _mean_squares(quantity: str, seeds: tuple[int, ...], streams: list[Tensor]) -> list[Reading]:
-    """Compute readings of each layer's mean square. streams: one tensor (runs, B, T, D) per layer."""
+    """Return readings of each layer's mean square. streams: one tensor (runs, B, T, D) per layer."""
     return [row for layer, x in enumerate(streams) for row in _rows(quantity, layer, seeds, _mean_square(x))]
 
 
-# ---- measurements -----------------------------------------------------------------------------------------
-
-
 def gradients(models: Models) -> list[Reading]:
-    """Measure mlp_out_grad, the L2 gradient norm of each block's second MLP matrix, and mean_square as in `stream`."""
+    """Measure mlp_out_grad, the L2 gradient norm of each block's second MLP matrix, and mean_square (see `stream`)."""
     grads, residual = backward(models)
     rows = _mean_squares("mean_square", models.seeds, residual)
     for layer in range(models.config.n_layers):
@@ -151,11 +141,10 @@ def before_norm2(models: Models) -> list[Reading]:
 def noise(models: Models) -> list[Reading]:
     """Measure output_change, the mean square change of the logits when noise is added to every block matrix."""
     before, _ = forward(models, models.params)
-    shapes = {name: p.shape for name, p in models.model.named_parameters()}
     noisy = dict(models.params)
     for name, p in models.params.items():
         if name.startswith("blocks.") and name.endswith(".weight"):
-            drawn = [draw(name, shapes[name], models.config, seed + NOISE_SEED) for seed in models.seeds]
+            drawn = [draw(name, p.shape[1:], models.config, seed + NOISE_SEED) for seed in models.seeds]
             noisy[name] = p + NOISE * torch.stack(drawn)
     after, _ = forward(models, noisy)
     return _rows("output_change", None, models.seeds, _mean_square(after - before))
@@ -170,7 +159,7 @@ def update(models: Models) -> list[Reading]:
     before, _ = forward(models, models.params)
     rows = []
     for quantity, frozen in (("update_frozen", NORM_PARAMETERS), ("update_trained", ())):
-        names = [name for name in models.params if not name.endswith(frozen)] if frozen else list(models.params)
+        names = [name for name in models.params if not name.endswith(frozen)]
         layout = layout_of({name: models.params[name][0] for name in names})
         stepped = layout.flatten(models.params)
         configs = [OptimizerConfig(name="sgd")] * len(models.seeds)
@@ -182,10 +171,11 @@ def update(models: Models) -> list[Reading]:
 
 
 def constants(models: Models) -> list[Reading]:
-    """Measure alpha and the initialization gains in built models whose sublayers are norm(alpha x + f(x)).
+    """Measure alpha and the initialization gains of models whose sublayers are norm(alpha x + f(x)).
 
-    alpha: square root of a block's output for an input of ones, without norms and with zero parameters (each of two
-    sublayers multiplies by alpha). gain_q ... gain_unembed: a tensor's norm as drawn, divided by its norm under xavier.
+    alpha: square root of a block's output for an input of ones, without norms and with zero parameters (each of the two
+    sublayers multiplies its input by alpha). gain_q ... gain_unembed: the norm of a tensor's initial values, divided by
+    the norm of the values that xavier draws with the same seed.
     """
     plain = replace(models.config, init="xavier", force_init=True)
     xavier = init_params(models.model, [plain] * len(models.seeds), list(models.seeds))

@@ -1,4 +1,4 @@
-"""Plotting functions that the reproductions' figures share. This module needs no torch.
+"""Draw the parts that the figures of several reproductions share. This module needs no torch.
 
 Thin lines and small points show single seeds, bold lines and large points show means over seeds, a colored fan shows a
 fit with its 95 % t interval over seeds, and a grey area shows the source's prediction.
@@ -26,10 +26,12 @@ from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, fi
 
 WIDTH = 4.4  # width in inches of a one-panel figure
 BAND_COLOR = "#D9D9D9"
-SEED_SIZE = 4.5  # marker size of a single seed, in points
-# A placement's second color.
+SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
+COLORS = style.PLACEMENT_COLORS
+# Placement -> the color of its second curve.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-TICKS = (  # (factor, tick digits) of a logarithmic axis: the first row with factor < (upper end / lower end) applies
+# Ratio -> leading digits of a logarithmic axis' ticks. The first ratio below (upper end / lower end) applies.
+TICKS = (
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),
     (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
@@ -40,7 +42,7 @@ MEAN_SQUARE = "mean square of the stream"
 
 
 def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """Create a figure with panels side by side and no shared axes. height: a panel's height in inches."""
+    """Create a figure whose panels lie side by side and share no axis. height: the height of a panel in inches."""
     width = WIDTH if panels == 1 else style.TWO_COLUMNS
     fig = Figure(figsize=(width, height), layout="constrained")
     axes: list[Axes] = fig.subplots(1, panels, squeeze=False).ravel().tolist()
@@ -48,7 +50,7 @@ def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]
 
 
 def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: Sequence[Artist]) -> Figure:
-    """Put the prediction and the findings above the panels and a legend below; the figure grows to fit them."""
+    """Put the prediction and the findings above the panels, and a legend below. The figure grows to make room."""
     width = int(fig.get_figwidth() * 18.4)
     lines = textwrap.wrap(prediction, width)
     for f in findings:
@@ -61,7 +63,7 @@ def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: S
     columns = -(-len(handles) // rows)
     fig.set_figheight(fig.get_figheight() + 0.155 * len(lines) + 0.16 * rows)
     fig.suptitle(typeset("\n".join(lines)), x=0.01, ha="left", linespacing=1.35, fontsize=7.5)
-    # matplotlib fills a legend column by column; padding and reordering the entries fills it row by row.
+    # matplotlib fills a legend column by column. Padded and reordered, the entries fill the legend row by row.
     blank = Line2D([], [], ls="none", label=" ")
     grid = [*handles, *[blank] * (rows * columns - len(handles))]
     ordered = [grid[row * columns + column] for column in range(columns) for row in range(rows)]
@@ -70,21 +72,13 @@ def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: S
 
 
 def typeset(text: str) -> str:
-    """Replace plain-text notation for minus, square root, square and at most by typographic signs."""
+    """Replace `-`, `sqrt`, `^2` and `<=` by the typographic signs −, √, ² and ≤."""
     text = re.sub(r"(?<![\w)])-(?=[\d.])", "−", text).replace(" - ", " − ")
     text = re.sub(r"sqrt\((\w)\)", r"√\1", text)
     return text.replace("sqrt(", "√(").replace("^2", "²").replace("<=", "≤").replace("e+", "e")
 
 
-def color(placement: str) -> str:
-    """Return a placement's color, which is the same in every figure."""
-    return style.PLACEMENT_COLORS.get(placement, style.GREY)
-
-
-# ---- legend entries ---------------------------------------------------------------------------------------
-
-
-def line_handle(label: str, color: str, marker: str = "o", ls: style.LineStyle = "-") -> Line2D:
+def line_handle(label: str, color: str, marker: str, ls: style.LineStyle = "-") -> Line2D:
     """Return the legend entry of a mean over seeds."""
     return Line2D([], [], color=color, lw=style.BOLD, marker=marker, ls=ls, label=label)
 
@@ -94,14 +88,9 @@ def point_handle(label: str, color: str, marker: str) -> Line2D:
     return Line2D([], [], ls="none", color=color, marker=marker, ms=5, mec="white", mew=0.6, label=label)
 
 
-def band_handle(label: str) -> Patch:
+def band_handle() -> Patch:
     """Return the legend entry of a prediction's grey area."""
-    return Patch(facecolor=BAND_COLOR, lw=0, label=label)
-
-
-def seed_line_handle() -> Line2D:
-    """Return the legend entry of single seeds' thin lines."""
-    return Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds")
+    return Patch(facecolor=BAND_COLOR, lw=0, label="predicted")
 
 
 def seed_point_handle() -> Line2D:
@@ -111,24 +100,20 @@ def seed_point_handle() -> Line2D:
 
 def interval_handle(what: str, color: str = style.GREY) -> Patch:
     """Return the legend entry of a fan or area that shows a 95 % interval."""
-    return Patch(facecolor=color, alpha=0.4, lw=0, label=f"{what}, 95 % interval" if what else "95 % interval")
+    return Patch(facecolor=color, alpha=0.4, lw=0, label=f"{what}, 95 % interval")
 
 
-# ---- axes -------------------------------------------------------------------------------------------------
-
-
-def depth_axis(ax: Axes, depths: Floats, *, logarithmic: bool = True) -> None:
-    """Format the x axis as depths, with one tick per depth."""
-    if logarithmic:
-        ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator(depths.tolist()))
+def log_x(ax: Axes, ticks: Floats, label: str = "depth L") -> None:
+    """Make the x axis logarithmic, and set its ticks and its label."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
-    ax.set_xlabel("depth L")
+    ax.set_xlabel(label)
 
 
 def block_axis(ax: Axes, blocks: Floats) -> None:
-    """Format the x axis as block numbers, with about eight ticks, the first at the first block."""
+    """Give the x axis about eight ticks at block numbers, the first tick at the first block."""
     every = max(1, round(len(blocks) / 8))
     ax.xaxis.set_major_locator(
         FixedLocator(sorted({blocks[0], *(b for b in blocks if b % every == 0 and b - blocks[0] > every / 2)}))
@@ -137,16 +122,8 @@ def block_axis(ax: Axes, blocks: Floats) -> None:
     ax.set_xlabel("block")
 
 
-def log_x(ax: Axes, last: float) -> None:
-    """Make the x axis logarithmic, with ticks at layers 1, 2, 4, ... up to `last`."""
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator([float(2**k) for k in range(int(np.log2(last)) + 1)]))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
-
-
 def log_y(ax: Axes) -> None:
-    """Make the y axis logarithmic; its tick labels are plain numbers if it spans less than two decades."""
+    """Make the y axis logarithmic. An axis that spans less than two decades gets plain numbers as tick labels."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     if high < 100 * low:
@@ -156,50 +133,46 @@ def log_y(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-# ---- data -------------------------------------------------------------------------------------------------
-
-
-def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str = "o") -> None:
+def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str) -> None:
     """Draw a small point per seed and a large point at the seeds' geometric mean; y: (n, seeds)."""
-    for column in y.T:
-        ax.plot(x, column, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
+    ax.plot(x, y, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
     ax.plot(x, np.exp(log(y).mean(1)), ls="none", marker=marker, ms=5, color=color, mec="white", mew=0.6, zorder=4)
 
 
-def lines(ax: Axes, x: Floats, y: Floats, color: str, ls: style.LineStyle = "-", *, geometric: bool) -> None:
+def lines(ax: Axes, x: Floats, y: Floats, color: str, *, geometric: bool) -> None:
     """Draw a thin line per seed and a bold line for the mean over seeds; y: (n, seeds)."""
-    for column in y.T:
-        ax.plot(x, column, lw=style.THIN, color=color, alpha=0.5, ls=ls, zorder=2)
+    ax.plot(x, y, lw=style.THIN, color=color, alpha=0.5, zorder=2)
     mean = np.exp(log(y).mean(1)) if geometric else y.mean(1)
-    ax.plot(x, mean, lw=style.BOLD, color=color, ls=ls, zorder=4)
+    ax.plot(x, mean, lw=style.BOLD, color=color, zorder=4)
 
 
 def means(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """Draw a small point per seed, and a large point with a 95 % t interval at the mean over seeds; y: (n, seeds)."""
-    for column in y.T:
-        ax.plot(x, column, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.4, mew=0, zorder=2)
-    for place, row in zip(x, y, strict=True):
-        mean, low, high = paired_t_interval(row)
-        ax.plot([place, place], [low, high], color=color, lw=1.0, zorder=3)
-        ax.plot([place], [mean], marker="o", ms=5, color=color, mec="white", mew=0.6, zorder=4)
+    """Draw a small point per seed, and the mean over seeds as a large point with its 95 % t interval; y: (n, seeds)."""
+    mean, low, high = np.transpose([paired_t_interval(row) for row in y])
+    ax.plot(x, y, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.4, mew=0, zorder=2)
+    ax.plot([x, x], [low, high], color=color, lw=1.0, zorder=3)
+    ax.plot(x, mean, ls="none", marker="o", ms=5, color=color, mec="white", mew=0.6, zorder=4)
 
 
 def interval(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """Draw the 95 % t interval of the mean over seeds at each x as an area; y: (n, seeds)."""
-    found = np.array([paired_t_interval(row) for row in y])
-    ax.fill_between(x, found[:, 1], found[:, 2], color=color, alpha=0.25, lw=0, zorder=1.5)
+    """Draw the 95 % t intervals of the means over seeds as an area; y: (n, seeds)."""
+    _, low, high = np.transpose([paired_t_interval(row) for row in y])
+    ax.fill_between(x, low, high, color=color, alpha=0.25, lw=0, zorder=1.5)
 
 
 def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """Draw the power law through the seeds' geometric mean, with its exponent's interval as a fan; y: (n, seeds)."""
+    """Draw a fitted power law as a line, and the 95 % t interval of its exponent as a fan; y: (n, seeds)."""
     mean, low, high = paired_t_interval(exponent(x, y))
     grid, through = _fan(x, y, "center")
     ax.fill_between(grid, through(low), through(high), color=color, alpha=0.25, lw=0, zorder=1.5)
     ax.plot(grid, through(mean), color=color, lw=1.0, zorder=3)
 
 
-def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str = "center") -> None:
-    """Draw a fan of power laws with exponents in a band (from 0 if it has no lower bound) through the means' center."""
+def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str) -> None:
+    """Draw the power laws whose exponents lie in a band as a fan. A band without a lower end starts at 0.
+
+    anchor: where the power laws meet, at the `first` or at the `center` of the geometric means over seeds.
+    """
     low = band.low if np.isfinite(band.low) else 0.0
     grid, through = _fan(x, y, anchor)
     ax.fill_between(grid, through(low), through(band.high), color=BAND_COLOR, lw=0, zorder=1)
@@ -212,38 +185,38 @@ def _fan(x: Floats, y: Floats, anchor: str) -> tuple[Floats, Callable[[float], F
     return grid, lambda power: np.asarray(np.exp(y0 + power * (np.log(grid) - x0)))
 
 
-def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str]]) -> None:
-    """Draw the ratio of first to last block's gradient against depth, log-log. looks: model -> (color, marker)."""
-    depths: Floats = np.array([])
-    for variant, (color, marker) in looks.items():
+def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str, str]]) -> list[Artist]:
+    """Draw the ratio of the first to the last block's gradient against depth, and return the legend entries.
+
+    looks: model -> (label, color, marker).
+    """
+    for variant, (_, color, marker) in looks.items():
         depths, y = first_to_last(table, variant.name)
         ax.plot(depths, np.exp(log(y).mean(1)), color=color, lw=1.0)
         points(ax, depths, y, color, marker)
     ax.axhline(1.0, color=style.GREY, lw=0.6, ls=style.DASHES[2])
-    depth_axis(ax, depths)
+    log_x(ax, depths)
     log_y(ax)
     ax.set_ylabel("first/last block's gradient")
-
-
-# ---- whole figures ----------------------------------------------------------------------------------------
+    return [line_handle(*look) for look in looks.values()]
 
 
 def finish_lines(
     fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
 ) -> Figure:
-    """Call `finish` with a legend of the lines (label -> color), the fan or area `interval`, and the prediction."""
+    """Call `finish` with a legend for lines. colors: label -> color; interval: what the drawn interval belongs to."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
-    handles += [seed_line_handle(), interval_handle(interval, one), band_handle("predicted")]
-    return finish(fig, prediction, found, handles)
+    handles.append(Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds"))
+    return finish(fig, prediction, found, [*handles, interval_handle(interval, one), band_handle()])
 
 
 def growth(
     prediction: str, found: Sequence[Finding], label: str, squares: Floats, start: float, band: Band, ylabel: str
 ) -> Figure:
-    """Draw the stream's mean square (layers, seeds) against the block. band: the predicted increase per block."""
+    """Draw the stream's mean squares (n_layers + 1, seeds) over the blocks. band: the predicted increase per block."""
     fig, (ax,) = figure()
-    layers, c = np.arange(len(squares), dtype=np.float64), color(label.split(",")[0])
+    layers, c = np.arange(len(squares), dtype=np.float64), COLORS[label.split(",")[0]]
     ax.fill_between(layers, start + band.low * layers, start + band.high * layers, color=BAND_COLOR, lw=0, zorder=0)
     interval(ax, layers, squares, c)
     lines(ax, layers, squares, c, geometric=False)

@@ -1,4 +1,4 @@
-"""The registry of predictions.
+"""Register the predictions of papers.
 
 To add a prediction, write a file in predictions/ that defines ENTRY and whose docstring states the source, what is
 computed, the band, the rule for the verdict and, if known, why the prediction fails. Then add its name to NAMES.

@@ -1,4 +1,4 @@
-"""Run `normstudy reproduce`: measure the missing tables, then judge and draw each reproduction from its table."""
+"""Implement `normstudy reproduce`: measure the missing tables, then judge each prediction and draw its figure."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ import pandas as pd
 from tqdm import tqdm
 
 from normstudy import terminal
-from normstudy.analysis.grid import markdown_table, plain_table
-from normstudy.config import ConfigError, one_of
-from normstudy.errors import nearest
+from normstudy.analysis.grid import count_text, markdown_table, plain_table
+from normstudy.errors import ConfigError, nearest
 from normstudy.figures import style
 from normstudy.reproductions import tables, workers
-from normstudy.reproductions.entry import Job, Need, Reading, Reproduction, Sizes, Variant
+from normstudy.reproductions.entry import Job, Need, Reading, Sizes, Variant
 from normstudy.reproductions.registry import REPRODUCTIONS
 from normstudy.reproductions.verdicts import Finding
 from normstudy.study import paths
 
 OUT = Path("results/reproductions")
-FORMATS = ("table", "markdown")
-LAYERS_AT_ONCE = 128  # most layers of a job, summed over its models: keeps a process below 2 GB
+SIZES = Sizes()
+TIER = 0  # every reproduction belongs to this tier
+LAYERS_AT_ONCE = 128  # maximum number of layers per job, summed over its models; keeps a process below 2 GB
+# Kind of measurement -> time per block, in forward passes.
 COST = {"gradients": 3.0, "stream": 1.3, "before_norm2": 1.3, "noise": 3.0, "update": 6.5, "constants": 2.0}
 
-Unit = tuple[str, Variant, int, int]  # the smallest measurement: kind, model, depth, seed
+Unit = tuple[str, Variant, int, int]  # a measurement of one model: its kind, the model, the depth and the seed
 
 
 @dataclass(frozen=True)
 class Reproduced:
-    """Each reproduction's findings, in order, and the names of the reproductions that were measured in this call."""
+    """The result of `reproduce`: each reproduction's findings, and the names of the newly measured reproductions."""
 
     findings: dict[str, list[Finding]]
     measured: list[str]
 
 
 def names_of(tier: int) -> list[str]:
-    """Return the names of a tier's reproductions. Raises a ConfigError for an unknown tier."""
-    tiers = sorted({r.tier for r in REPRODUCTIONS.values()})
-    if tier not in tiers:
-        raise ConfigError(f"--tier {tier}: there is no such tier, give {' or '.join(map(str, tiers))}")
-    return [name for name, r in REPRODUCTIONS.items() if r.tier == tier]
+    """Return the names of the reproductions in a tier. Raises a ConfigError for an unknown tier."""
+    if tier != TIER:
+        raise ConfigError(f"--tier {tier} does not exist: give --tier {TIER}")
+    return list(REPRODUCTIONS)
 
 
 def check_names(names: Sequence[str]) -> list[str]:
@@ -54,28 +54,24 @@ def check_names(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in REPRODUCTIONS:
             raise ConfigError(
-                f"{name!r} is not a reproduction.{nearest(name, REPRODUCTIONS)} List all: normstudy reproduce --list"
+                f"{name!r} is not a reproduction.{nearest(name, REPRODUCTIONS)} "
+                "To see all names, run normstudy reproduce --list"
             )
     return list(dict.fromkeys(names))
 
 
 def reproduce(
-    names: Sequence[str],
-    out: Path = OUT,
-    *,
-    again: bool = False,
-    processes: int | None = None,
-    sizes: Sizes | None = None,
+    names: Sequence[str], out: Path, *, again: bool = False, processes: int | None = None, sizes: Sizes = SIZES
 ) -> Reproduced:
-    """Measure the tables that are missing in the folder `out`, then judge and draw each reproduction from its table.
+    """Measure the tables that are missing in the folder `out`, then judge each table and draw its figure.
 
-    again: measure every table anew; processes: workers, by default one per core. Raises ConfigError for a bad request.
+    again: measure every table, even if it is stored; processes: how many worker processes, by default one per core.
+    Raises ConfigError for an unknown name, a number of processes below 1, and a folder that cannot be written.
     """
     names = check_names(names)
     if processes is not None and processes < 1:
-        raise ConfigError(f"--workers {processes} is below 1")
+        raise ConfigError(f"--workers {processes} is below 1: give at least 1")
     paths.check_out(out)
-    sizes = sizes or Sizes()
     needs = {name: REPRODUCTIONS[name].needs(sizes) for name in names}
     keys = {name: tables.definition(sizes, needs[name]) for name in names}
     missing = [name for name in names if again or tables.stored_definition(out, name) != keys[name]]
@@ -86,17 +82,14 @@ def reproduce(
     return report
 
 
-# ---- measuring --------------------------------------------------------------------------------------------
-
-
 def units(needs: Iterable[Need]) -> list[Unit]:
-    """Return the units of all needs in order. A unit that several reproductions need is measured only once."""
+    """Return the measurements of single models and seeds that the needs require, in order, without repetitions."""
     found = ((n.kind, n.variant, depth, seed) for n in needs for depth in n.depths for seed in range(n.seeds))
     return list(dict.fromkeys(found))
 
 
 def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
-    """Group units into jobs, longest first; a job has as many seeds of one model and depth as LAYERS_AT_ONCE allows."""
+    """Group units that differ only in the seed into jobs of at most LAYERS_AT_ONCE layers. The longest job is first."""
     groups: dict[tuple[str, Variant, int], list[int]] = {}
     for kind, variant, depth, seed in wanted:
         groups.setdefault((kind, variant, depth), []).append(seed)
@@ -109,12 +102,12 @@ def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
 
 
 def cost(job: Job) -> float:
-    """Estimate a job's time, in forward passes of one block of one model."""
-    return COST.get(job.kind, 3.0) * job.depth * len(job.seeds)
+    """Estimate a job's time, in forward passes through one block."""
+    return COST[job.kind] * job.depth * len(job.seeds)
 
 
 def measure(needs: dict[str, list[Need]], keys: dict[str, str], out: Path, sizes: Sizes, processes: int | None) -> None:
-    """Make the measurements that the reproductions need, and write each table as soon as it is complete."""
+    """Make the measurements that reproductions need, and write each table as soon as its measurements are complete."""
     queue = jobs(units(itertools.chain.from_iterable(needs.values())), sizes)
     if not queue:
         return
@@ -131,14 +124,13 @@ def measure(needs: dict[str, list[Need]], keys: dict[str, str], out: Path, sizes
 
 
 def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.DataFrame:
-    """Return the table of the wanted units, with one row per reading."""
+    """Return a table that has one row for each reading of the wanted units."""
     rows = [
         (quantity, unit[1].name, unit[1].placement, unit[2], layer, seed, value)
         for unit in wanted
         for quantity, layer, seed, value in readings[unit]
     ]
-    made = pd.DataFrame(rows, columns=tables.SCHEMA.names)
-    return made.assign(layer=made["layer"].astype("Int32"))
+    return pd.DataFrame(rows, columns=tables.SCHEMA.names)
 
 
 def _bar(total: float) -> tqdm[typing.NoReturn]:
@@ -146,11 +138,8 @@ def _bar(total: float) -> tqdm[typing.NoReturn]:
     return tqdm(total=total, desc="measuring", bar_format=form, **terminal.fit())
 
 
-# ---- drawing and printing ---------------------------------------------------------------------------------
-
-
-def draw(name: str, out: Path, findings: list[Finding]) -> Path:
-    """Draw a reproduction's figure from its table and return the file's path. The bytes are the same every time."""
+def draw(name: str, out: Path, findings: list[Finding]) -> None:
+    """Draw a reproduction's figure; the same table always gives the same bytes."""
     target = out / "figures" / f"{name}.png"
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         figure = REPRODUCTIONS[name].draw(tables.read(out, name), findings)
@@ -158,16 +147,14 @@ def draw(name: str, out: Path, findings: list[Finding]) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             style.save(figure, target, "png")
         except OSError as error:
-            raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
-    return target
+            raise ConfigError(f"{target} cannot be written: {error.strerror}. Give another --out") from None
 
 
 HEADER = ("name", "quantity", "band", "value [95 % interval]", "seeds", "verdict")
 
 
 def render(findings: dict[str, list[Finding]], fmt: str = "table") -> str:
-    """Format the findings as text without a newline at the end. fmt: table or markdown."""
-    one_of("--format", fmt, FORMATS)
+    """Format the findings as a table, without a newline at the end. fmt: `table` (plain text) or `markdown`."""
     named = [
         (name, i, (f.quantity, f.band_text, f.value_text, str(f.seeds), f.verdict))
         for name, found in findings.items()
@@ -179,18 +166,17 @@ def render(findings: dict[str, list[Finding]], fmt: str = "table") -> str:
 
 
 def listing(names: Iterable[str]) -> str:
-    """List each reproduction with its prediction and source, without a newline at the end."""
+    """Return text that lists the names, predictions and sources, without a newline at the end."""
     lines = []
     for name in names:
-        entry: Reproduction = REPRODUCTIONS[name]
-        lines.append(f"{name} (tier {entry.tier})")
+        entry = REPRODUCTIONS[name]
+        lines.append(f"{name} (tier {TIER})")
         lines += textwrap.wrap(f"{entry.prediction} [{entry.source}]", 96, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(lines)
 
 
 def summary(report: Reproduced, out: Path) -> str:
-    """State how many reproductions were measured now, how many were already stored, and the folder."""
+    """Return a line that says how many tables were measured, how many were already stored, and where they are."""
     stored = len(report.findings) - len(report.measured)
-    now = f"measured {len(report.measured)} now"
-    before = f"{stored} stored, same definition (--again measures anew)" if stored else ""
-    return f"{', '.join(part for part in (now, before) if part)}; tables and figures: {out}"
+    before = f"; {stored} were already stored (--again measures all)" if stored else ""
+    return f"measured {count_text(len(report.measured), 'prediction')}{before}. Tables and figures are in {out}"

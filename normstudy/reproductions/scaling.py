@@ -1,4 +1,4 @@
-"""Build the entries that predict a power law in depth: a quantity's exponent in the number of blocks, per seed."""
+"""Build the entries of predictions that a quantity grows or falls as a power: of the depth, or of the block number."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Band, Finding, Floats, by_depth, exponent, judge
+from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, by_depth, exponent, judge
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A model's quantity over depth. name: text in the verdict table; label: legend text; band: predicted exponent."""
+    """A quantity of a model. measured: a kind of measurement (see Need) and the quantity; band: predicted exponent.
+
+    name: text in the table of verdicts, in which {n} stands for the number of points; label: text in the legend.
+    """
 
     name: str
     label: str
     variant: Variant
-    quantity: str = "mlp_out_grad"
+    measured: tuple[str, str] = ("gradients", "mlp_out_grad")
     band: Band | None = None
     marker: str = "o"
-    pale: bool = False  # drawn in the placement's second color
+    pale: bool = False  # whether to draw the curve in the placement's second color
 
     @property
     def color(self) -> str:
-        return plots.PALE[self.variant.placement] if self.pale else plots.color(self.variant.placement)
+        return plots.PALE[self.variant.placement] if self.pale else plots.COLORS[self.variant.placement]
 
 
 def entry(
@@ -37,40 +40,52 @@ def entry(
     prediction: str,
     curves: Sequence[Curve],
     *,
-    kind: str = "gradients",
-    layer: str | None = "last",
+    over_blocks: bool = False,
     ylabel: str = "gradient norm of the last\nblock's second MLP matrix",
+    anchor: str = "center",
     many_seeds: bool = False,
 ) -> Reproduction:
-    """Build a tier-0 entry whose curves come from one kind of measurement, by default the last block's gradient."""
+    """Build an entry whose curves run over the depths, or over the blocks of the deepest model if `over_blocks`.
+
+    A curve over the depths shows the last block if its quantity belongs to a block. anchor: see `plots.power_band`.
+    """
 
     def needs(sizes: Sizes) -> list[Need]:
+        depths = (sizes.deepest,) if over_blocks else sizes.depths
         seeds = sizes.many_seeds if many_seeds else sizes.seeds
-        return [Need(kind, v, sizes.depths, seeds) for v in dict.fromkeys(curve.variant for curve in curves)]
+        models = dict.fromkeys((curve.measured[0], curve.variant) for curve in curves)
+        return [Need(kind, variant, depths, seeds) for kind, variant in models]
 
     def values(table: pd.DataFrame, curve: Curve) -> tuple[Floats, Floats]:
-        return by_depth(table, curve.quantity, curve.variant.name, layer)
+        x, y = (by_block if over_blocks else by_depth)(table, curve.measured[1], curve.variant.name)
+        return x[x > 0], y[x > 0]  # leave out block 0, the embeddings
 
     def findings(table: pd.DataFrame) -> list[Finding]:
-        return [judge(curve.name, exponent(*values(table, curve)), curve.band) for curve in curves]
+        points = [(curve, *values(table, curve)) for curve in curves]
+        return [judge(curve.name.format(n=len(x)), exponent(x, y), curve.band) for curve, x, y in points]
 
     def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-        """Draw seeds, means, fitted powers and the fans of the predicted exponents on log-log axes."""
+        """Draw seeds, means, fitted power laws and predicted exponents on logarithmic axes."""
         fig, (ax,) = plots.figure()
         for place, curve in enumerate(curves):
-            depths, y = values(table, curve)
+            x, y = values(table, curve)
             if curve.band is not None:
-                plots.power_band(ax, depths, y, curve.band)
-            plots.power_fit(ax, depths, y, curve.color)
-            beside = np.exp(0.03 * (place - (len(curves) - 1) / 2))  # horizontal shift so that no point hides another
-            plots.points(ax, depths * beside, y, curve.color, curve.marker)
-        plots.depth_axis(ax, values(table, curves[0])[0])
+                plots.power_band(ax, x, y, curve.band, anchor)
+            plots.power_fit(ax, x, y, curve.color)
+            if over_blocks:
+                plots.lines(ax, x, y, curve.color, geometric=True)
+            else:
+                # Curves are shifted sideways so that no point hides another.
+                shift = np.exp(0.03 * (place - (len(curves) - 1) / 2))
+                plots.points(ax, x * shift, y, curve.color, curve.marker)
         plots.log_y(ax)
         ax.set_ylabel(ylabel)
+        if over_blocks:
+            plots.log_x(ax, np.exp2(np.arange(int(np.log2(x[-1])) + 1)), "block l")
+            return plots.finish_lines(fig, prediction, found, {curve.label: curve.color for curve in curves}, "fit")
+        plots.log_x(ax, x)
         handles: list[Artist] = [plots.line_handle(c.label, c.color, c.marker) for c in curves]
-        handles += [plots.seed_point_handle(), plots.interval_handle("fit")]
-        if any(curve.band is not None for curve in curves):
-            handles.append(plots.band_handle("predicted"))
+        handles += [plots.seed_point_handle(), plots.interval_handle("fit"), plots.band_handle()]
         return plots.finish(fig, prediction, found, handles)
 
-    return Reproduction(0, source, prediction, needs, findings, draw)
+    return Reproduction(source, prediction, needs, findings, draw)

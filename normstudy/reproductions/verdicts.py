@@ -2,7 +2,7 @@
 
 A prediction is `supported` if the whole interval lies in the band, `not supported` if the whole interval lies outside,
 and `inconclusive` otherwise. A quantity for which the source gives no number is `measured`, without a verdict.
-results/README.md describes a table's columns. This module needs no torch.
+results/reproductions/README.md describes the columns of a table. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, MEASURED = "supported", "not supported",
 
 @dataclass(frozen=True)
 class Band:
-    """The values that a source predicts, from low to high, both included."""
+    """The range of values that a source predicts. The ends, low and high, belong to the range."""
 
     low: float = -math.inf
     high: float = math.inf
 
     def __str__(self) -> str:
-        if math.isinf(self.low):
-            return f"<= {self.high:g}"
-        return f">= {self.low:g}" if math.isinf(self.high) else f"[{self.low:g}, {self.high:g}]"
+        return f"<= {self.high:g}" if math.isinf(self.low) else f"[{self.low:g}, {self.high:g}]"
 
 
 def around(value: float, by: float) -> Band:
@@ -41,10 +39,10 @@ def around(value: float, by: float) -> Band:
 
 @dataclass(frozen=True)
 class Finding:
-    """A quantity with its mean over seeds, its 95 % t interval (NaN if there is none) and its verdict.
+    """The verdict on a quantity. value: its mean over seeds; low, high: the mean's 95 % t interval, NaN without one.
 
     band: the source's prediction, None if the source gives no number. exact: whether the source gives exact numbers;
-    value is then the largest relative deviation from these numbers, and band the tolerance.
+    `value` is then the largest relative deviation from these numbers, and `band` is the tolerance.
     """
 
     quantity: str
@@ -58,12 +56,12 @@ class Finding:
 
     @property
     def band_text(self) -> str:
-        """The band as text: `[-0.6, -0.4]`, `<= 0.6`, `exact` or `none`."""
+        """Return the band as text: `[-0.6, -0.4]`, `<= 0.6`, `exact` or `none`."""
         return "exact" if self.exact else "none" if self.band is None else str(self.band)
 
     @property
     def value_text(self) -> str:
-        """The value and its interval as text, such as `-0.542 [-0.568, -0.515]`, with at most three decimals."""
+        """Return the value and its interval as text, such as `-0.542 [-0.568, -0.515]`, with at most three decimals."""
         if self.exact:
             return f"deviation {self.value:.0e}" if self.value else "deviation 0"
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
@@ -77,42 +75,34 @@ class Finding:
         return interval_text(value, low, high, f".{digits}f")
 
 
-# ---- from the table to arrays -----------------------------------------------------------------------------
-
-
-def by_layer(table: pd.DataFrame, quantity: str, variant: str, depth: int) -> tuple[Floats, Floats]:
-    """Return the layers (n,) and values (n, seeds) of a quantity at one depth."""
-    rows = table[(table["quantity"] == quantity) & (table["variant"] == variant) & (table["depth"] == depth)]
-    wide = rows.pivot_table(index="layer", columns="seed", values="value", dropna=False)
-    return wide.index.to_numpy(np.float64), wide.to_numpy(np.float64)
-
-
-def by_depth(table: pd.DataFrame, quantity: str, variant: str, layer: str | None = None) -> tuple[Floats, Floats]:
-    """Return depths (n,) and values (n, seeds) of a quantity. layer: `first` or `last` block, None for the model."""
-    rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
-    if layer is not None:
-        rows = rows[rows["layer"] == (0 if layer == "first" else rows["depth"] - 1)]
-    wide = rows.pivot_table(index="depth", columns="seed", values="value", dropna=False)
-    return wide.index.to_numpy(np.float64), wide.to_numpy(np.float64)
-
-
 def deepest(table: pd.DataFrame, variant: str) -> int:
     """Return the largest depth at which a variant was measured."""
     return int(table.loc[table["variant"] == variant, "depth"].max())
 
 
-def in_deepest(table: pd.DataFrame, quantity: str, variant: str) -> tuple[Floats, Floats]:
-    """Return `by_layer` at the largest depth at which the variant was measured."""
-    return by_layer(table, quantity, variant, deepest(table, variant))
+def by_block(table: pd.DataFrame, quantity: str, variant: str, depth: int | None = None) -> tuple[Floats, Floats]:
+    """Return the block numbers (n,) and a quantity's values (n, seeds) at one depth, by default the largest depth.
+
+    Blocks are numbered from 1. The quantity `mean_square` also has a value for number 0, the embeddings.
+    """
+    depth = deepest(table, variant) if depth is None else depth
+    rows = table[(table["quantity"] == quantity) & (table["variant"] == variant) & (table["depth"] == depth)]
+    wide = rows.pivot_table(index="layer", columns="seed", values="value", dropna=False)
+    return wide.index.to_numpy(np.float64) + (quantity != "mean_square"), wide.to_numpy(np.float64)
+
+
+def by_depth(table: pd.DataFrame, quantity: str, variant: str, block: str = "last") -> tuple[Floats, Floats]:
+    """Return the depths (n,) and values (n, seeds) of a quantity of the model, or of its `first` or `last` block."""
+    rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
+    rows = rows[rows["layer"].isna() | (rows["layer"] == (0 if block == "first" else rows["depth"] - 1))]
+    wide = rows.pivot_table(index="depth", columns="seed", values="value", dropna=False)
+    return wide.index.to_numpy(np.float64), wide.to_numpy(np.float64)
 
 
 def first_to_last(table: pd.DataFrame, variant: str) -> tuple[Floats, Floats]:
-    """Return the depths (n,) and the ratios (n, seeds) of the first to the last block's gradient norm."""
+    """Return the depths (n,) and the ratios (n, seeds) of the first block's gradient norm to the last block's."""
     depths, first = by_depth(table, "mlp_out_grad", variant, "first")
-    return depths, first / by_depth(table, "mlp_out_grad", variant, "last")[1]
-
-
-# ---- estimates, one per seed ------------------------------------------------------------------------------
+    return depths, first / by_depth(table, "mlp_out_grad", variant)[1]
 
 
 def log(x: Floats) -> Floats:
@@ -125,29 +115,25 @@ def slope(x: Floats, y: Floats) -> Floats:
     """Compute the least-squares slopes (seeds,) of the columns of y (n, seeds) against x (n,)."""
     centered = x - x.mean()
     with np.errstate(invalid="ignore"):
-        # A matrix product is avoided, because its last bits depend on the number of threads.
+        # The last bits of a matrix product would depend on the number of threads.
         return np.asarray((centered[:, None] * y).sum(0) / (centered**2).sum())
 
 
 def exponent(x: Floats, y: Floats) -> Floats:
-    """Compute the power of x that each column of y follows: the slope of ln y against ln x."""
+    """Fit a power of x to each column of y; returns the exponents (seeds,), the slopes of ln y against ln x."""
     return slope(log(x), log(y))
 
 
-# ---- verdicts ---------------------------------------------------------------------------------------------
-
-
 def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = False) -> Finding:
-    """Judge estimates, one per seed. logs: the estimates are logarithms, so mean and interval are exponentiated."""
-    found = np.asarray(estimates)
-    mean, low, high = paired_t_interval(found) if np.isfinite(found).all() else (math.nan,) * 3
+    """Judge a quantity by estimates, one per seed. logs: the estimates are logarithms; exponentiate the result."""
+    mean, low, high = paired_t_interval(estimates) if np.isfinite(estimates).all() else (math.nan,) * 3
     if logs:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
     return Finding(quantity, mean, low, high, len(estimates), band, verdict(band, mean, low, high))
 
 
 def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
-    """Return the verdict by this module's rule. A non-finite mean lies outside every band; one seed is inconclusive."""
+    """Return the verdict on a mean and its interval from low to high, which is NaN if there is only one seed."""
     if band is None:
         return MEASURED
     if not math.isfinite(mean):
@@ -160,11 +146,12 @@ def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
 
 
 def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: Band) -> Finding:
-    """Judge a prediction about all places (n,) by estimates (n, seeds), and return the worst place's finding.
+    """Judge a prediction about several places, such as blocks, and return the finding at the worst place.
 
-    The verdict is `supported` if the interval lies in the band at every place, `not supported` if it lies wholly
-    outside at any place, `inconclusive` otherwise. A 95 % interval per place suffices for `supported`: where the
-    prediction is false, the interval must be wrong. By chance, `not supported` is likelier than for a single place.
+    The verdict is `supported` if the interval lies in the band at every place, `not supported` if the interval lies
+    wholly outside at any place, `inconclusive` otherwise. With many places, a wrong `supported` is no likelier than
+    with one place, but a wrong `not supported` is likelier. places: (n,); estimates:
+    (n, seeds); at: the text before a place's number in the finding.
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED]
@@ -183,6 +170,5 @@ def _excess(finding: Finding, band: Band) -> float:
 def judge_exact(quantity: str, found: Floats, expected: Floats, tolerance: float, seeds: int) -> Finding:
     """Judge numbers that the source predicts exactly: the largest relative deviation must not exceed the tolerance."""
     worst = float(np.max(np.abs(found / expected - 1))) if len(found) else math.nan
-    passes = worst <= tolerance
-    band = Band(high=tolerance)
-    return Finding(quantity, worst, math.nan, math.nan, seeds, band, SUPPORTED if passes else NOT_SUPPORTED, exact=True)
+    verdict = SUPPORTED if worst <= tolerance else NOT_SUPPORTED
+    return Finding(quantity, worst, math.nan, math.nan, seeds, Band(high=tolerance), verdict, exact=True)

@@ -12,11 +12,11 @@ from normstudy.workers.worker import prepare
 
 
 class MeasuringFailed(Exception):
-    """The error raised if a worker fails or is killed; its message describes the cause."""
+    """The error raised if a worker process fails or is killed; the message says why."""
 
 
 def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Reading]]]:
-    """Hand out the jobs to workers in order, and yield each job with its readings when it is done.
+    """Send the jobs in order to worker processes, and yield each job with its readings when the job is done.
 
     Raises MeasuringFailed at the first job that fails. No worker outlives this generator or the parent process.
     """
@@ -45,8 +45,10 @@ def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Reading]]
 def _receive(child: Child) -> tuple[Job, list[Reading]]:
     try:
         job, rows, error = child.pipe.recv()
-    except (EOFError, ConnectionResetError):  # the pipe closes when its process ends
-        raise MeasuringFailed(f"a measuring process {child.how_it_ended()}") from None
+    except (EOFError, ConnectionResetError):  # the process has ended, which closes its pipe
+        raise MeasuringFailed(
+            f"a measuring process {child.how_it_ended()}: rerun the same command, or use fewer --workers"
+        ) from None
     if error is not None:
         raise MeasuringFailed(f"{job.kind} of {job.variant.name} at depth {job.depth} failed: {error}")
     return job, rows
@@ -54,7 +56,6 @@ def _receive(child: Child) -> tuple[Job, list[Reading]]:
 
 def serve(pipe: Connection) -> None:
     """Measure the jobs that arrive through the pipe, until the pipe closes."""
-    prepare()
     from normstudy.reproductions.measure import measure
 
     while True:

@@ -462,7 +462,7 @@ def test_the_offline_runs_name_nothing_of_this_machine(study: Path, offline: Pat
 def test_where_chooses_runs_as_plot_does(study: Path, tmp_path: Path) -> None:
     told = export(study, "csv", tmp_path / "out", placement="pre", warmup_steps="20")
     (name,) = [name for name in run_ids(study) if "wu20" in name]
-    assert told.startswith(f"1 run of {study} in {tmp_path / 'out'}. Open it with\n")
+    assert told.startswith(f"Exported 1 run of {study} to {tmp_path / 'out'}. Open the result with this command:\n")
     for table in schema.TABLES:
         frame = pd.read_csv(tmp_path / "out" / f"{table}.csv")
         assert set(frame["run_id"]) == {name}
@@ -592,7 +592,7 @@ def test_the_command_writes_into_the_study_by_default(
     copy = shutil.copytree(study, tmp_path / "copy")
     assert main.main(["export", str(copy), "--to", "csv", "--where", "placement=pre"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"2 runs of {copy} in {copy}/export/csv. Open it with"
+    assert told[0] == f"Exported 2 runs of {copy} to {copy}/export/csv. Open the result with this command:"
     assert told[1].startswith("python -c ")
     assert [p.name for p in (copy / "export").iterdir()] == ["csv"]
     assert main.main(["export", str(copy), "--to", "csv"]) == 2

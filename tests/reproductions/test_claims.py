@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_study_without_the_runs_that_are_compared_is_refused(tmp_path: Path) -> None:
     for study in CELLS:
         (tmp_path / study).symlink_to(ROOT / "results" / ("rmsnorm" if study == "depth" else study))
-    told = "depth has 0 runs with placement=pre n_layers=2 warmup_steps=0, and the claims need 2 at least"
+    told = "depth has 0 runs with placement=pre n_layers=2 warmup_steps=0, but the claims need at least 2"
     with pytest.raises(ConfigError, match=re.escape(told)):
         findings(tmp_path)
 

@@ -25,6 +25,7 @@ from normstudy.reproductions.entry import MEASUREMENT, PRE, Job, Need, Sizes, Va
 from normstudy.reproductions.registry import REPRODUCTIONS
 
 Capture = pytest.CaptureFixture[str]
+REMEDY = "rerun the same command, or use fewer --workers\n"
 NAMES = ["xiong-theorem1-pre", "admin-output-change", "mixln-balance"]
 
 
@@ -66,7 +67,7 @@ def test_what_is_stored_is_not_measured_again(once: Path, monkeypatch: pytest.Mo
     before = content(once)
     report = run.reproduce(NAMES, once, sizes=REDUCED)
     assert (report.measured, asked) == ([], [])
-    assert "measured 0 now, 3 stored, same definition (--again measures anew)" in run.summary(report, once)
+    assert "measured 0 predictions; 3 were already stored (--again measures all). Tables" in run.summary(report, once)
     again = run.reproduce(NAMES[:1], once, again=True, sizes=REDUCED)
     assert (again.measured, asked) == (NAMES[:1], [{PRE}])
     assert content(once) == before
@@ -126,7 +127,7 @@ def test_a_killed_worker_is_one_line_and_exit_code_1(
     killer.start()
     assert main.main(["reproduce", "peri-variance", "--out", str(tmp_path), "--workers", "1"]) == 1
     killer.join()
-    assert capfd.readouterr() == ("", "error: a measuring process was killed by signal 9\n")
+    assert capfd.readouterr() == ("", "error: a measuring process was killed by signal 9: " + REMEDY)
     assert content(tmp_path) == {}
 
 
@@ -190,7 +191,7 @@ def test_the_script_is_the_same_command(capfd: Capture) -> None:
     [
         ("", ["no prediction is named", "--tier 0", "--list"]),
         ("--again", ["no prediction is named"]),
-        ("--tier 1", ["--tier 1: there is no such tier", "give 0"]),
+        ("--tier 1", ["--tier 1 does not exist", "give --tier 0"]),
         ("--tier one", ["--tier", "'one'", "--help"]),
         ("--tier", ["--tier", "--help"]),
         ("--tier 0 peri-variance", ["--tier 0 and names"]),
@@ -198,7 +199,7 @@ def test_the_script_is_the_same_command(capfd: Capture) -> None:
         ("xiong-lema2-pre", ["'xiong-lema2-pre'", "Did you mean xiong-lemma2-pre?"]),
         ("peri-variance peri-varianze", ["'peri-varianze'", "Did you mean peri-variance?"]),
         ("nonsense --list", ["'nonsense' is not a reproduction"]),
-        ("peri-variance --workers 0", ["--workers 0 is below 1"]),
+        ("peri-variance --workers 0", ["--workers 0 is below 1: give at least 1"]),
         ("peri-variance --workers two", ["--workers", "'two'"]),
         ("peri-variance --format csv", ["--format", "'csv'", "table"]),
         ("peri-variance --out file", ["--out file", "is a file"]),

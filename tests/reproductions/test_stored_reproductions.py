@@ -93,7 +93,7 @@ def test_judged_and_drawn_without_torch(drawn: tuple[Path, str]) -> None:
     out, printed = drawn
     findings = {name: entry.findings(stored(name)) for name, entry in REPRODUCTIONS.items()}
     assert printed.startswith(run.render(findings))
-    assert "measured 0 now, 15 stored" in printed
+    assert "measured 0 predictions; 15 were already stored" in printed
     for name in REPRODUCTIONS:
         assert tables.path(out, name).read_bytes() == tables.path(STORED, name).read_bytes()
         assert_committed(*(folder / "figures" / f"{name}.png" for folder in (STORED, out)))

@@ -108,8 +108,8 @@ def test_printed_numbers(value: float, low: float, high: float, text: str) -> No
 
 
 def test_printed_bands() -> None:
-    assert [str(b) for b in (around(-0.5, 0.1), Band(high=0.6), Band(low=2), around(0.0, 0.05))] == [
-        "[-0.6, -0.4]", "<= 0.6", ">= 2", "[-0.05, 0.05]",
+    assert [str(b) for b in (around(-0.5, 0.1), Band(high=0.6), around(0.0, 0.05))] == [
+        "[-0.6, -0.4]", "<= 0.6", "[-0.05, 0.05]",
     ]  # fmt: skip
 
 
@@ -125,11 +125,15 @@ def test_arrays_come_from_the_rows_asked_for() -> None:
     columns = ["quantity", "variant", "placement", "depth", "layer", "seed", "value"]
     table = pd.DataFrame(rows, columns=columns).sample(frac=1, random_state=0)
     table["value"] += 1e6 * (table["variant"] == "post") + 1e7 * (table["quantity"] == "mean_square")
-    layers, values = verdicts.by_layer(table, "mlp_out_grad", "pre", 3)
-    assert layers.tolist() == [0, 1, 2]
+    blocks, values = verdicts.by_block(table, "mlp_out_grad", "pre")
+    assert blocks.tolist() == [1, 2, 3]
     assert values.tolist() == [[3000, 3001], [3010, 3011], [3020, 3021]]
-    depths, values = verdicts.by_depth(table, "mlp_out_grad", "pre", "last")
+    stream, _ = verdicts.by_block(table, "mean_square", "pre", 2)
+    assert stream.tolist() == [0, 1]
+    depths, values = verdicts.by_depth(table, "mlp_out_grad", "pre")
     assert depths.tolist() == [2, 3]
     assert values.tolist() == [[2010, 2011], [3020, 3021]]
+    whole = table[(table["layer"] == 0)].assign(layer=np.nan)
+    assert verdicts.by_depth(whole, "mlp_out_grad", "post")[1].tolist() == [[1002000, 1002001], [1003000, 1003001]]
     assert verdicts.first_to_last(table, "pre")[1].tolist() == [[2000 / 2010, 2001 / 2011], [3000 / 3020, 3001 / 3021]]
     assert verdicts.deepest(table, "pre") == 3

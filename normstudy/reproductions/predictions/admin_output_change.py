@@ -3,14 +3,14 @@
 Source: Liu et al., arXiv:2004.08249, section 4, theorem 2 and the text after it: if every weight is perturbed
 independently, the variance of the change in a transformer's output grows as L in post-norm and as ln L in pre-norm.
 
-Computed: the mean square change of the logits when every block matrix gets independent noise with a standard deviation
-of 1 % of the matrix's own; per seed the least-squares slope of the mean square's logarithm against ln L. Admin, with
-its profiled omegas, is measured too, without a verdict.
+Computed: the mean square change of the logits when independent noise is added to every block matrix; the noise has 1 %
+of the matrix's standard deviation. Then, for each seed, the least-squares slope of the mean square's logarithm against
+ln L. Admin, with its profiled omegas, is measured too, without a verdict.
 
-Band: 0.8 to 1.5 for post-norm, whose growth is a power, and at most 0.6 for pre-norm. Over these depths ln L itself has
-an exponent of 0.33. Four depths cannot distinguish ln L from a small power, so pre-norm's band says only that the
-growth is slow. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
-outside, inconclusive otherwise.
+Band: 0.8 to 1.5 for post-norm, whose growth is a power, and at most 0.6 for pre-norm. Over these depths ln L grows
+like L^0.33. Four depths cannot distinguish ln L from a small power, so pre-norm's band says only that the growth is
+slow. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies outside,
+inconclusive otherwise.
 
 Why twenty seeds: post-norm's slopes scatter from below 1 to 2, because some initializations amplify every change far
 more than others. Five seeds leave the interval a half-width of about 0.6, more than half the band's width.
@@ -23,7 +23,7 @@ from normstudy.reproductions.entry import POST, PRE, Variant
 from normstudy.reproductions.scaling import Curve
 from normstudy.reproductions.verdicts import Band
 
-CHANGE = "output_change"
+CHANGE = ("noise", "output_change")
 ENTRY = scaling.entry(
     "Liu et al., Admin, arXiv:2004.08249, section 4, theorem 2",
     "Squared output change under noise in the weights: as L in post, ln L in pre.",
@@ -32,8 +32,6 @@ ENTRY = scaling.entry(
         Curve("the same, pre", "pre", PRE, CHANGE, Band(high=0.6), "s"),
         Curve("the same, admin", "admin", Variant("admin"), CHANGE, marker="D"),
     ],
-    kind="noise",
-    layer=None,
     ylabel="mean squared change of the logits",
     many_seeds=True,
 )

@@ -1,4 +1,4 @@
-"""DeepNet's constants for a decoder are alpha and beta, and beta scales certain matrices.
+"""DeepNet weights the residual stream of a decoder by alpha, and scales certain initial matrices by beta.
 
 Source: Wang et al., arXiv:2203.00555, table 2, decoder only: x <- norm(alpha x + f(x)) with alpha = (2L)^(1/4), and
 xavier initialization with gain beta = (8L)^(-1/4) for the MLP's matrices, the values and the output projection, and
@@ -6,8 +6,8 @@ gain 1 for queries and keys.
 
 Computed: alpha and the gains of a model that is built and initialized as for training, at each depth and in every
 block. alpha is the square root of a block's output for an input of ones, without norms and with all parameters zero. A
-gain is the norm of a tensor as drawn, divided by its norm under `xavier`. The paper does not mention the embeddings,
-the positions and the output matrix; their gain is taken to be 1.
+gain is the norm of a tensor's initial values, divided by their norm under `xavier`. The paper does not mention the
+embeddings, the positions and the output matrix; their gain is taken to be 1.
 
 Band: exact. Verdict: supported when every number equals the paper's within the rounding of float32 (a relative
 deviation of at most 1e-6), not supported otherwise. There is no interval.
@@ -36,12 +36,12 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def alpha(depth: Floats) -> Floats:
-    """Return the paper's weight of the residual stream at each depth."""
+    """Return the weight of the residual stream that the paper states for each depth."""
     return np.asarray((2 * depth) ** 0.25)
 
 
 def beta(depth: Floats) -> Floats:
-    """Return the paper's gain of the scaled matrices at each depth."""
+    """Return the gain of the scaled matrices that the paper states for each depth."""
     return np.asarray((8 * depth) ** -0.25)
 
 
@@ -60,15 +60,15 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    depths, _ = by_depth(table, "alpha", DEEPNORM.name, "first")
+    depths, _ = by_depth(table, "alpha", DEEPNORM.name)
     fig, (left, right) = plots.figure(2, height=2.2)
     grid = np.exp(np.linspace(np.log(depths[0]), np.log(depths[-1]), 51))
-    color, other = plots.color("deepnorm"), plots.PALE["deepnorm"]
+    color, other = plots.COLORS["deepnorm"], plots.PALE["deepnorm"]
     for law, quantity, c, marker in ((alpha, "alpha", color, "o"), (beta, "gain_w2", other, "s")):
-        _, values = by_depth(table, quantity, DEEPNORM.name, "last")
+        _, values = by_depth(table, quantity, DEEPNORM.name)
         left.plot(grid, law(grid), color=style.GREY, lw=0.8, zorder=1)
         left.plot(depths, values[:, 0], ls="none", marker=marker, color=c, ms=5, mec="white", mew=0.6)
-    plots.depth_axis(left, depths)
+    plots.log_x(left, depths)
     plots.log_y(left)
     left.set_ylabel("alpha, beta")
 
@@ -93,4 +93,4 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     return plots.finish(fig, PREDICTION, found, handles)
 
 
-ENTRY = Reproduction(0, "Wang et al., DeepNet, arXiv:2203.00555, table 2", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Wang et al., DeepNet, arXiv:2203.00555, table 2", PREDICTION, needs, findings, draw)

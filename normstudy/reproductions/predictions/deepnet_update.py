@@ -4,13 +4,13 @@ Source: Wang et al., arXiv:2203.00555, section 4 and theorem 4.2: with the paper
 model's output after one SGD step is of the order of the learning rate, whatever the number of blocks.
 
 Computed: the root mean square change of the logits after one SGD step of rate 0.01 on all parameters except the norms',
-on the batch that gave the gradient; per seed the least-squares slope of the change's logarithm against ln L. The change
-after a step that trains the norms too is measured as well, without a verdict.
+on the batch that gave the gradient; for each seed, the least-squares slope of the change's logarithm against ln L. The
+change after a step that trains the norms too is measured as well, without a verdict.
 
 Band: 0 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise.
 
-Why the norms matter: the theorem counts only the sublayers' matrices, whose gradients and effects beta makes small.
+Why the norms matter: the theorem counts only the sublayers' matrices, and beta makes their gradients and effects small.
 Neither alpha nor beta scales the gains and biases of the 2L norms. At any depth each norm has a gradient of the same
 size and moves the output by the same amount, always in the direction that lowers the loss. With the norms trained, the
 change therefore grows nearly as L.
@@ -29,14 +29,13 @@ ENTRY = scaling.entry(
     "Deepnorm: the output change after one SGD step does not depend on depth.",
     [
         Curve(
-            "exponent in L of the output change, norms frozen", "deepnorm, norms frozen", DEEPNORM, "update_frozen",
-            around(0.0, 0.15),
+            "exponent in L of the output change, norms frozen", "deepnorm, norms frozen", DEEPNORM,
+            ("update", "update_frozen"), around(0.0, 0.15),
         ),
         Curve(
-            "the same, norms trained", "deepnorm, norms trained", DEEPNORM, "update_trained", marker="D", pale=True,
+            "the same, norms trained", "deepnorm, norms trained", DEEPNORM,
+            ("update", "update_trained"), marker="D", pale=True,
         ),
     ],
-    kind="update",
-    layer=None,
     ylabel="change of the logits after one\nstep, root mean square",
 )  # fmt: skip

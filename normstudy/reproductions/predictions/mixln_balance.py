@@ -4,8 +4,8 @@ Source: Li et al., arXiv:2412.13795, section 3: with post-norm in the first quar
 rest, the blocks' gradients are more alike than in pre-norm.
 
 Computed: at each depth the ratio of two L2 norms: of the gradient of the first block's second MLP matrix, and of the
-same gradient in the last block. Per seed |ln ratio| of mix minus |ln ratio| of pre, averaged over the depths; this
-difference is negative if mix's ratio is nearer to 1 on the log scale. The figure shows each depth.
+same gradient in the last block. For each seed, |ln ratio| of mix minus |ln ratio| of pre, averaged over the depths;
+this difference is negative if mix's ratio is closer to 1 on a logarithmic scale. The figure shows each depth.
 
 Band: at most 0. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise. Twenty seeds are used because five leave the interval a half-width of 0.13.
@@ -48,22 +48,18 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     fig, (left, right) = plots.figure(2, height=2.2)
-    plots.ratios(left, table, {MIX: (plots.color("mix"), "o"), PRE: (plots.color("pre"), "s")})
+    looks = {MIX: ("mix", plots.COLORS["mix"], "o"), PRE: ("pre", plots.COLORS["pre"], "s")}
+    handles = plots.ratios(left, table, looks)
     depths, difference = imbalance(table)
     plots.means(right, depths, difference, "black")
     low = min(-0.2, right.get_ylim()[0])
     right.axhspan(low, 0, color=plots.BAND_COLOR, lw=0, zorder=0)
     right.set_ylim(bottom=low)
-    plots.depth_axis(right, depths)
+    plots.log_x(right, depths)
     right.set_ylabel("|ln first/last|, mix − pre")
-    handles = [
-        plots.line_handle("mix", plots.color("mix"), "o"),
-        plots.line_handle("pre", plots.color("pre"), "s"),
-        plots.seed_point_handle(),
-        plots.point_handle("mix − pre, mean, 95 % interval", "black", "o"),
-        plots.band_handle("predicted"),
-    ]
+    difference_handle = plots.point_handle("mix − pre, mean, 95 % interval", "black", "o")
+    handles += [plots.seed_point_handle(), difference_handle, plots.band_handle()]
     return plots.finish(fig, PREDICTION, found, handles)
 
 
-ENTRY = Reproduction(0, "Li et al., Mix-LN, arXiv:2412.13795, section 3", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Li et al., Mix-LN, arXiv:2412.13795, section 3", PREDICTION, needs, findings, draw)

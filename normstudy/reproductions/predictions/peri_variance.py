@@ -3,8 +3,9 @@
 Source: Kim et al., arXiv:2502.02732, section 3: a norm after each sublayer gives the sublayer's output unit variance
 whatever the weights, so the residual stream's variance grows linearly with depth: by 1 per sublayer, 2 per block.
 
-Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; per seed the mean's last value minus its
-first, divided by the number of blocks. (A shallower model equals the deepest model's first blocks.)
+Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; for each seed, the mean after the last
+block minus the mean at the embeddings, divided by the number of blocks. (A shallower model equals the deepest model's
+first blocks.)
 
 Band: 2 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise. Seeds scatter because the 2L added vectors are not orthogonal in d = 128 dimensions,
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Finding, around, in_deepest, judge
+from normstudy.reproductions.verdicts import Finding, around, by_block, judge
 
 PREDICTION = "Peri-norm: each block adds a variance of 2 to the residual stream."
 PERI = Variant("peri")
@@ -30,14 +31,14 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    _, squares = in_deepest(table, "mean_square", PERI.name)
+    _, squares = by_block(table, "mean_square", PERI.name)
     depth = len(squares) - 1
     return [judge(f"variance added per block, L = {depth}", (squares[-1] - squares[0]) / depth, BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    _, squares = in_deepest(table, "mean_square", PERI.name)
+    _, squares = by_block(table, "mean_square", PERI.name)
     return plots.growth(PREDICTION, found, "peri", squares, squares[0].mean(), BAND, plots.MEAN_SQUARE)
 
 
-ENTRY = Reproduction(0, "Kim et al., Peri-LN, arXiv:2502.02732, section 3", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Kim et al., Peri-LN, arXiv:2502.02732, section 3", PREDICTION, needs, findings, draw)

@@ -1,9 +1,9 @@
 """OLMo 2's reordered norm needs QK-norm, or a small initialization.
 
 Source: OLMo 2, arXiv:2501.00656, section 3, which adopts the norm after the sublayer together with QK-norm and gives no
-number. The sublayers read the stream without a norm, so queries and keys grow with the stream. The attention scores
-then grow as the stream's variance, softmax saturates, and the gradient explodes over depth. QK-norm removes this
-growth; with a small initialization the scores are small from the start.
+number. The sublayers read the stream without a norm, so queries and keys grow with the stream, and attention scores
+with its variance. Then softmax saturates, and the gradient explodes over depth. QK-norm removes this growth; with a
+small initialization the scores are small from the start.
 
 Computed: at each depth the ratio of two L2 norms: of the gradient of the first block's second MLP matrix, and of the
 same gradient in the last block. The ratio is measured with xavier initialization and no QK-norm, with QK-norm, and with
@@ -23,19 +23,20 @@ from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Finding, first_to_last, judge, log
 
 PREDICTION = "Reordered norm: without QK-norm or a small init the gradient explodes."
-NEITHER = Variant("reordered", qk_norm="none")
-QK_NORM = Variant("reordered")
-NORMAL = Variant("reordered", init="normal", qk_norm="none")
-LABELS = {NEITHER: "neither", QK_NORM: "QK-norm", NORMAL: "init normal"}
+LOOKS = {  # model -> label, color and marker in the figure
+    Variant("reordered", qk_norm="none"): ("neither", "black", "o"),
+    Variant("reordered"): ("QK-norm", plots.COLORS["reordered"], "s"),
+    Variant("reordered", init="normal", qk_norm="none"): ("init normal", plots.PALE["reordered"], "D"),
+}
 
 
 def needs(sizes: Sizes) -> list[Need]:
-    return [Need("gradients", variant, sizes.depths, sizes.seeds) for variant in LABELS]
+    return [Need("gradients", variant, sizes.depths, sizes.seeds) for variant in LOOKS]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
     found = []
-    for variant, label in LABELS.items():
+    for variant, (label, _, _) in LOOKS.items():
         depths, ratios = first_to_last(table, variant.name)
         found.append(judge(f"first/last gradient, L = {depths[-1]:g}, {label}", log(ratios[-1]), None, logs=True))
     return found
@@ -43,11 +44,8 @@ def findings(table: pd.DataFrame) -> list[Finding]:
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     fig, (ax,) = plots.figure()
-    color, pale = plots.color("reordered"), plots.PALE["reordered"]
-    looks = {NEITHER: ("black", "o"), QK_NORM: (color, "s"), NORMAL: (pale, "D")}
-    plots.ratios(ax, table, looks)
-    handles = [plots.line_handle(LABELS[v], c, marker) for v, (c, marker) in looks.items()]
+    handles = plots.ratios(ax, table, LOOKS)
     return plots.finish(fig, PREDICTION, found, [*handles, plots.seed_point_handle()])
 
 
-ENTRY = Reproduction(0, "OLMo 2, arXiv:2501.00656, section 3", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("OLMo 2, arXiv:2501.00656, section 3", PREDICTION, needs, findings, draw)

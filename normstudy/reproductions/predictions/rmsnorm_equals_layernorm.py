@@ -5,8 +5,8 @@ At initialization the mean of x over its d dimensions is of the order sqrt(Var(x
 differ by about 1/d = 1 %. The project's claim C4 is that pre-norm's gradients agree within 5 %.
 
 Computed: for each pre-norm block at the second depth, L = 16, the L2 norm of the second MLP matrix's gradient under
-RMSNorm, divided by the same norm under LayerNorm with the same seed, minus 1; then the mean over seeds. The same
-numbers are reported for post-norm at L = 16 and at the deepest L.
+RMSNorm, divided by this norm under LayerNorm with the same seed, minus 1; then the mean over seeds. Post-norm is
+measured too, at L = 16 and at the deepest L.
 
 Band: -5 % to 5 % in every block. Verdict: supported when in every block the 95 % t interval over seeds lies in the
 band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. The finding shows the
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import POST, PRE, Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Band, Finding, Floats, by_layer, deepest, judge, judge_all
+from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, deepest, judge, judge_all
 
 PREDICTION = "Pre-norm: gradients under RMSNorm and LayerNorm differ by at most 5 % in every block."
 PRE_RMS, POST_RMS = Variant("pre", norm="rmsnorm"), Variant("post", norm="rmsnorm")
@@ -43,9 +43,9 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def difference(table: pd.DataFrame, variant: Variant, other: Variant, depth: int) -> tuple[Floats, Floats]:
-    """Return the block numbers from 1 (n,), and the % by which `other`'s gradient exceeds `variant`'s (n, seeds)."""
-    layers, base = by_layer(table, "mlp_out_grad", variant.name, depth)
-    return layers + 1, 100 * (by_layer(table, "mlp_out_grad", other.name, depth)[1] / base - 1)
+    """Return the block numbers (n,), and by how many percent `other`'s gradients exceed `variant`'s (n, seeds)."""
+    blocks, base = by_block(table, "mlp_out_grad", variant.name, depth)
+    return blocks, 100 * (by_block(table, "mlp_out_grad", other.name, depth)[1] / base - 1)
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
@@ -64,16 +64,16 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     panels = ((PRE, PRE_RMS, near), (POST, POST_RMS, near), (POST, POST_RMS, far))
     for ax, (base, other, depth) in zip(axes, panels, strict=True):
         blocks, percents = difference(table, base, other, depth)
-        color = plots.color(base.placement)
+        color = plots.COLORS[base.placement]
         plots.interval(ax, blocks, percents, color)
         plots.lines(ax, blocks, percents, color, geometric=False)
         plots.block_axis(ax, blocks)
         ax.set_title(f"{base.placement}, L = {depth}")
     axes[0].axhspan(BAND.low, BAND.high, color=plots.BAND_COLOR, lw=0, zorder=0)
     axes[0].set_ylabel("gradient under RMSNorm relative\nto LayerNorm, difference in %")
-    return plots.finish_lines(fig, PREDICTION, found, {name: plots.color(name) for name in ("pre", "post")}, "mean")
+    return plots.finish_lines(fig, PREDICTION, found, {name: plots.COLORS[name] for name in ("pre", "post")}, "mean")
 
 
 ENTRY = Reproduction(
-    0, "Zhang & Sennrich, arXiv:1910.07467, section 4; the project's claim C4", PREDICTION, needs, findings, draw
+    "Zhang & Sennrich, arXiv:1910.07467, section 4; the project's claim C4", PREDICTION, needs, findings, draw
 )

@@ -4,8 +4,8 @@ Source: Xiong et al., arXiv:2002.04745, lemma 2: in a post-norm transformer of t
 = 0, all matrices d x d, ReLU), E|x_l|^2 = 3d/2 before the last norm of every block. The block's first norm gives unit
 variance, and a random ReLU layer adds one half.
 
-Computed: the mean of x^2 over tokens and dimensions before the last norm, in every block of the deepest model; per seed
-the average over the blocks. (A shallower model equals the deepest model's first blocks: depth does not change draws.)
+Computed: the mean of x^2 over tokens and dimensions before the last norm, in every block of the deepest model; for each
+seed, the average over the blocks. (A shallower model equals the deepest model's first blocks.)
 
 Band: 1.5 +- 0.05. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise.
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Finding, around, in_deepest, judge
+from normstudy.reproductions.verdicts import Finding, around, by_block, judge
 
 PREDICTION = "Post-norm, simplified block: E|x|^2/d is 3/2 before a block's last norm."
 SIMPLIFIED = Variant("post", simplified=True)
@@ -30,20 +30,20 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    _, squares = in_deepest(table, "before_norm2", SIMPLIFIED.name)
+    _, squares = by_block(table, "before_norm2", SIMPLIFIED.name)
     return [judge("E|x|^2/d before the last norm, mean over blocks", squares.mean(0), BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, squares = in_deepest(table, "before_norm2", SIMPLIFIED.name)
+    blocks, squares = by_block(table, "before_norm2", SIMPLIFIED.name)
     fig, (ax,) = plots.figure()
-    color = plots.color("post")
+    color = plots.COLORS["post"]
     ax.axhspan(BAND.low, BAND.high, color=plots.BAND_COLOR, lw=0, zorder=0)
-    plots.lines(ax, layers + 1, squares, color, geometric=False)
+    plots.lines(ax, blocks, squares, color, geometric=False)
     ax.axhspan(found[0].low, found[0].high, color=color, alpha=0.25, lw=0, zorder=1.5)
-    plots.block_axis(ax, layers + 1)
+    plots.block_axis(ax, blocks)
     ax.set_ylabel("E|x|²/d before the last norm")
     return plots.finish_lines(fig, PREDICTION, found, {"post, simplified block": color}, "mean")
 
 
-ENTRY = Reproduction(0, "Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)

@@ -4,8 +4,8 @@ Source: Xiong et al., arXiv:2002.04745, lemma 2: in a pre-norm transformer of th
 0, all matrices d x d, ReLU), (1 + l/2) d <= E|x_l|^2 <= (1 + 3l/2) d for all l >= 1. A block's MLP adds one half. A
 block's attention adds between 0 (averaging over unlike tokens, which cancel) and 1 (averaging over equal tokens).
 
-Computed: per seed the mean of x_l^2 over tokens and dimensions in the deepest model, and from this mean the variance
-added per block, (E|x_l|^2/d - 1)/l, which the lemma puts between 1/2 and 3/2 at every l.
+Computed: for each seed, the mean of x_l^2 over tokens and dimensions in the deepest model, and from this mean the
+variance added per block, (E|x_l|^2/d - 1)/l, which the lemma puts between 1/2 and 3/2 at every l.
 
 Band: 1/2 to 3/2, for every l >= 1. The lemma is about the mean over initializations: single seeds may leave the band.
 Verdict: supported when at every l the 95 % t interval over seeds lies in the band, not supported when it lies wholly
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Band, Finding, in_deepest, judge_all
+from normstudy.reproductions.verdicts import Band, Finding, by_block, judge_all
 
 PREDICTION = "Pre-norm, simplified block: 1 + l/2 <= E|x_l|^2/d <= 1 + 3l/2 for all l."
 SIMPLIFIED = Variant("pre", simplified=True)
@@ -36,14 +36,14 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    layers, squares = in_deepest(table, "mean_square", SIMPLIFIED.name)
-    growth = (squares[1:] - 1) / layers[1:, None]
-    return [judge_all("(E|x_l|^2/d - 1)/l for all l", "l =", layers[1:], growth, BAND)]
+    blocks, squares = by_block(table, "mean_square", SIMPLIFIED.name)
+    growth = (squares[1:] - 1) / blocks[1:, None]
+    return [judge_all("(E|x_l|^2/d - 1)/l for all l", "l =", blocks[1:], growth, BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    _, squares = in_deepest(table, "mean_square", SIMPLIFIED.name)
+    _, squares = by_block(table, "mean_square", SIMPLIFIED.name)
     return plots.growth(PREDICTION, found, "pre, simplified block", squares, 1.0, BAND, "E|x$_l$|²/d")
 
 
-ENTRY = Reproduction(0, "Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)

@@ -4,16 +4,16 @@ Source: Xiong et al., arXiv:2002.04745, section 3.3, "Extended theory to other l
 the last block each norm multiplies the gradient by the norm of its Jacobian, sqrt(2/3) for an input of variance 3/2
 (lemmas 2 and 3). The gradient of block l is then the last block's gradient times (2/3)^((L - l)/2).
 
-Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model; per seed the factor per
-block on the way down, exp(-s), where s is the least-squares slope of the norm's logarithm against the block's index.
+Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model; for each seed, the factor
+per block on the way down, exp(-s), where s is the least-squares slope of the norm's logarithm against the block number.
 
 Band: (2/3)^(1/2) +- 0.03, that is 0.816 +- 0.03. Verdict: supported when the 95 % t interval over seeds lies in the
 band, not supported when it lies outside, inconclusive otherwise.
 
 Why it is not supported: the argument counts the norm's Jacobian but not the Jacobian of the map x + f(x) before the
 norm. f is an independent random map whose output has half the variance of x, so x + f(x) multiplies the mean squares of
-both the stream and the gradient by 3/2. The factors sqrt(2/3) and sqrt(3/2) cancel, and the profile is flat. In
-post-norm, gradients begin to vanish with the first updates, not before.
+both the stream and the gradient by 3/2. The factors sqrt(2/3) and sqrt(3/2) cancel, so the gradient is equally large in
+all blocks. In post-norm, gradients begin to vanish with the first updates, not before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import POST, Need, Reproduction, Sizes
-from normstudy.reproductions.verdicts import Band, Finding, in_deepest, judge, log, slope
+from normstudy.reproductions.verdicts import Band, Finding, by_block, judge, log, slope
 
 PREDICTION = "Post-norm: going down, the gradient shrinks by sqrt(2/3) = 0.816 a block."
 BAND = Band(0.786, 0.846)
@@ -35,28 +35,26 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    layers, grads = in_deepest(table, "mlp_out_grad", POST.name)
-    return [judge(f"factor per block going down, L = {len(layers)}", np.exp(-slope(layers, log(grads))), BAND)]
+    blocks, grads = by_block(table, "mlp_out_grad", POST.name)
+    return [judge(f"factor per block going down, L = {len(blocks)}", np.exp(-slope(blocks, log(grads))), BAND)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
-    layers, grads = in_deepest(table, "mlp_out_grad", POST.name)
+    blocks, grads = by_block(table, "mlp_out_grad", POST.name)
     fig, (ax,) = plots.figure()
-    color = plots.color("post")
+    color = plots.COLORS["post"]
     last = float(np.exp(log(grads[-1]).mean()))
-    below = layers[-1] - layers
-    ax.fill_between(layers + 1, last * BAND.low**below, last * BAND.high**below, color=plots.BAND_COLOR, lw=0)
+    below = blocks[-1] - blocks
+    ax.fill_between(blocks, last * BAND.low**below, last * BAND.high**below, color=plots.BAND_COLOR, lw=0)
     middle = np.exp(log(grads).mean())
     fit = [middle * f ** (below - below.mean()) for f in (found[0].low, found[0].value, found[0].high)]
-    ax.fill_between(layers + 1, fit[0], fit[2], color=color, alpha=0.25, lw=0, zorder=1.5)
-    ax.plot(layers + 1, fit[1], color=color, lw=1.0, zorder=3)
-    plots.lines(ax, layers + 1, grads, color, geometric=True)
+    ax.fill_between(blocks, fit[0], fit[2], color=color, alpha=0.25, lw=0, zorder=1.5)
+    ax.plot(blocks, fit[1], color=color, lw=1.0, zorder=3)
+    plots.lines(ax, blocks, grads, color, geometric=True)
     plots.log_y(ax)
-    plots.block_axis(ax, layers + 1)
+    plots.block_axis(ax, blocks)
     ax.set_ylabel(plots.BLOCK_GRADIENT)
     return plots.finish_lines(fig, PREDICTION, found, {"post": color}, "fit")
 
 
-ENTRY = Reproduction(
-    0, "Xiong et al., arXiv:2002.04745, section 3.3, extended theory", PREDICTION, needs, findings, draw
-)
+ENTRY = Reproduction("Xiong et al., arXiv:2002.04745, section 3.3, extended theory", PREDICTION, needs, findings, draw)

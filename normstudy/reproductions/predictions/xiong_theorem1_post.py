@@ -4,9 +4,9 @@ Source: Xiong et al., arXiv:2002.04745, theorem 1: at initialization the gradien
 is at most of the order d sqrt(ln d) in a post-norm transformer, whatever the number L of blocks, because the last norm
 restores unit variance, whatever the earlier blocks added.
 
-Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; per seed the least-squares slope of
-the norm's logarithm against ln L. The simplified block of the theorem's proof (one head, Q = K = 0, all matrices d x d,
-ReLU) is measured too, without a verdict, to show the effect of the simplification.
+Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; for each seed, the least-squares slope
+of the norm's logarithm against ln L. The simplified block of the theorem's proof (one head, Q = K = 0, all matrices
+d x d, ReLU) is measured too, without a verdict, to show the effect of the simplification.
 
 Band: 0 +- 0.1. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise.

@@ -4,8 +4,8 @@ Source: Xiong et al., arXiv:2002.04745, theorem 1: at initialization the gradien
 is at most of the order d sqrt(ln d / L) in a pre-norm transformer of L blocks. Each block adds about the same variance
 to the residual stream, so the final norm divides the last block's gradient by a number that grows as sqrt(L).
 
-Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; per seed the least-squares slope of
-the norm's logarithm against ln L. Twenty seeds are used because five leave a half-width of 0.07, nearly the band's.
+Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; for each seed, the least-squares slope
+of the norm's logarithm against ln L. Twenty seeds are used because five leave the interval a half-width of 0.07.
 
 Band: -0.5 +- 0.1, taking the bound's exponent for the gradient's. Verdict: supported when the 95 % t interval over
 seeds lies in the band, not supported when it lies outside, inconclusive otherwise.
