@@ -7,7 +7,6 @@ import signal
 import sys
 from pathlib import Path
 
-from normstudy.slurm import arrays
 from normstudy.workers.signals import WARNING
 
 
@@ -16,6 +15,8 @@ def main() -> None:
     # Slurm's time-limit warning would kill the job during the imports, so it is blocked until share.py handles it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
     from submitit.core.submission import submitit_main
+
+    from normstudy.slurm import arrays
 
     sys.argv[1:] = sys.argv[-1:]
     arrays.check_own(Path(sys.argv[1]))

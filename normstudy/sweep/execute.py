@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 
 from normstudy.config import ConfigError
@@ -11,7 +10,7 @@ from normstudy.study import files, locks, records, tables
 from normstudy.study.records import Request
 from normstudy.sweep import planning
 from normstudy.sweep.planning import Plan
-from normstudy.workers import pool, progress
+from normstudy.workers import progress
 from normstudy.workers.signals import Interrupted, Stop, print_error
 from normstudy.workers.task import Task
 
@@ -32,13 +31,10 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
             arrays.remove(study_dir, over)
             files.remove_parts(study_dir)
         tasks = begin(planned, request)
-        run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)
         errors: dict[str, str] = {}
         if tasks:
             max_tries = planned.execution.max_tries
-            messages = pool.run(tasks, planned.workers, inherited=held, stop=stop, max_tries=max_tries)
-            with contextlib.closing(messages):  # closing the generator ends the workers, even after an exception
-                errors = progress.follow(messages, study_dir, [task.run_ids for task in tasks], run_steps)
+            errors = progress.train(tasks, planned.workers, held=held, stop=stop, max_tries=max_tries)
         statuses = tables.finished_ids(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)

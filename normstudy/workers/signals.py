@@ -11,7 +11,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, TracebackType
+from types import FrameType
+
+from tqdm import tqdm
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WARNING = signal.SIGUSR2  # sent by Slurm to each process of a job some time before the job's time limit
@@ -46,7 +48,7 @@ class Stop:
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         os.close(self.reader)
@@ -66,7 +68,7 @@ class Stop:
         if self.number == signal.SIGHUP:  # the terminal is closed, so printing would fail
             say_no_more()
         again = "" if self.patient else "; a second signal ends the sweep at once"
-        print_error(f"\nstopping: every run finishes its step and is saved{again}")
+        print_error(f"stopping: every run finishes its step and is saved{again}")
 
 
 @contextlib.contextmanager
@@ -89,10 +91,10 @@ def later() -> Iterator[None]:
 
 
 def print_error(line: str) -> None:
-    """Print to standard error. If it is closed, discard all further output, because the runs must still be saved."""
+    """Print to standard error, above a progress bar. If standard error is closed, discard all further output."""
     try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:
+        tqdm.write(line, sys.stderr)
+    except OSError:  # the runs must still be saved
         say_no_more()
 
 

@@ -162,7 +162,7 @@ def test_late_files_are_waited_for_where_every_job_was_well(tmp_path: Path) -> N
     late.join()
 
 
-FAKES = {"sbatch": "echo Submitted batch job 17", "scontrol": "echo ClusterName = test", "squeue": ":"}
+FAKES = {"sbatch": "echo Submitted batch job 17", "scontrol": "echo ClusterName = test", "squeue": ":", "srun": ":"}
 
 
 def test_a_job_that_an_older_version_submitted_ends_with_one_line(
