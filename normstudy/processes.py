@@ -24,9 +24,9 @@ from multiprocessing.connection import Connection
 from typing import ClassVar, NamedTuple, NoReturn
 
 # Environment variables of a process that trains; None unsets a variable. Without MKL_CBWR, the matrix products that
-# torch computes (for a tied unembedding or a user's block) would depend on the number of runs in a batch. OPENBLAS_* is
-# unset because a run's bits may depend on its CPU, but not on the user's shell. MALLOC_* stops glibc from returning
-# large blocks to the system at every free, which costs up to 40 % of a step's time.
+# torch computes (for a tied unembedding or a user's block) would depend on the number of runs in a batch. Variables
+# that select OpenBLAS's algorithms are unset, so that the user's shell cannot change a run's bits. MALLOC_* stops glibc
+# from returning large blocks of memory to the system at every free, which costs up to 40 % of a step's time.
 WORKER_ENVIRONMENT: dict[str, str | None] = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -123,14 +123,14 @@ class Child:
 
 
 class _Request(NamedTuple):
-    """A request to a template to fork a child. The request's descriptors are sent after it, in the order of `fork`."""
+    """A message that asks a template to fork a child. File descriptors for the child follow in separate messages."""
 
     work: bytes  # the pickled target and arguments
     path: list[str]  # the requesting process's sys.path
     environment: dict[str, str]
     blocked: frozenset[signal.Signals]  # signals that stay blocked until the target unblocks them
     streams: list[int]  # which of the descriptors 1 and 2 the child takes over from the requesting process
-    sent: int  # number of descriptors sent after the request
+    sent: int  # number of descriptors that follow
 
 
 class _Template:
@@ -144,7 +144,7 @@ class _Template:
 
     @classmethod
     def of(cls, prepare: Callable[[], None], environment: dict[str, str]) -> _Template:
-        """Return this process's template for `prepare` and the READ_AT_START variables, starting one if necessary."""
+        """Return this process's template for `prepare` and the READ_AT_START variables; start it if necessary."""
         read = {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
         key = os.getpid(), prepare, frozenset(read.items())  # os.getpid(): a fork must not use its parent's template
         if key not in cls.known or cls.known[key].child.pipe.closed:  # closed when a template has ended
@@ -170,7 +170,7 @@ class _Template:
         descriptors: the child's end of its pipe, then the file descriptors that the child holds open until it ends.
         """
         child = _Forked(self)
-        # A closed stream's descriptor does not exist, or belongs to a file that Python has opened as not inheritable.
+        # If a stream is closed, its descriptor is free or belongs to another file, which Python opened not inheritable.
         streams = [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
         folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
         sent = [folder, *streams, *descriptors]
@@ -218,7 +218,7 @@ class _Template:
 
 
 class _Forked:
-    """A child forked by a template, with the Popen methods that Child and its callers use."""
+    """A child that a template has forked. It has those methods of Popen that Child and the users of Child call."""
 
     def __init__(self, template: _Template) -> None:
         self.template = template
@@ -228,7 +228,7 @@ class _Forked:
     def send_signal(self, number: int) -> None:
         self.template.read_pids()
         if self.pid is not None and self.code is None and not self.template.child.pipe.closed:
-            os.kill(self.pid, number)  # the system does not reuse the process id before `wait`
+            os.kill(self.pid, number)  # the system does not reuse the process id before `wait` returns
 
     def wait(self) -> int:
         if self.code is None:
@@ -240,7 +240,7 @@ class _Forked:
 
 
 class _Watch(threading.Thread):
-    """A thread that ends this process when its parent has ended."""
+    """A thread that ends this process when the parent process has ended."""
 
     def __init__(self, parent: int) -> None:
         super().__init__(daemon=True)

@@ -1,4 +1,4 @@
-"""The entry point of a job, replacing submitit's: `python -m normstudy.slurm -u -m submitit.core._submit FOLDER`."""
+"""Start a job: `python -m normstudy.slurm -u -m submitit.core._submit FOLDER` replaces submitit's own entry point."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main() -> None:
     sys.argv[1:] = sys.argv[-1:]
     arrays.check_own(Path(sys.argv[1]))
     if os.lstat(sys.argv[1]).st_mode & 0o077:
-        sys.exit(f"{sys.argv[1]} can be used by other users, who could replace a pickle: chmod 700 it")
+        sys.exit(f"{sys.argv[1]} is open to other users, who could replace the code of the job: run chmod 700 on it")
     submitit_main()
 
 

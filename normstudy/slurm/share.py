@@ -1,4 +1,4 @@
-"""The work of one job: a share of a sweep's batches, trained by the job's worker processes."""
+"""Train one Slurm job's share of a sweep's batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from normstudy.workers.task import Task
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-PATIENCE_SECONDS = 3600.0  # longest wait for the study's lock, which a compaction holds for minutes
+PATIENCE_SECONDS = 3600.0  # longest wait for the study's lock, which a compaction keeps for minutes
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Share:
             print_error("every run of this job has ended")
         elif stop.number == WARNING and left == tasks and tasks[0].device != "cpu":
             print_error(
-                "no run ended within the time limit of this job, and a GPU saves no checkpoints: give more "
-                "execution.minutes, or fewer execution.runs_per_batch"
+                "no run ended within the time limit of this job, and on a GPU no checkpoints are saved: increase "
+                "execution.minutes or decrease execution.runs_per_batch"
             )
             sys.exit(128 + WARNING)
         elif callable(requeue) and (stop.number == WARNING or (stop.number == signal.SIGTERM and ask.is_preempted())):

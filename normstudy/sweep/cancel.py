@@ -12,7 +12,7 @@ from normstudy.study import locks
 from normstudy.upkeep import status
 
 POLL_SECONDS = 1.0
-CANCEL_SECONDS = 60.0  # longest wait for the jobs' end: Slurm kills a cancelled job after half a minute
+CANCEL_SECONDS = 60.0  # longest wait for the jobs to end; Slurm kills a cancelled job after half a minute
 
 
 def cancel(study_dir: Path) -> str:
@@ -22,7 +22,7 @@ def cancel(study_dir: Path) -> str:
         holder = locks.holder_of(study_dir)
         if holder is not None and holder.verified:
             raise ConfigError(
-                f"{study_dir} has no jobs; {holder.text} is using it: end that process by Ctrl-C or kill -TERM"
+                f"{study_dir} has no jobs; {holder.text} is using it: end that process with Ctrl-C or kill -TERM"
             )
         raise ConfigError(f"{study_dir} has no jobs to cancel: see normstudy status {study_dir}")
     end = time.monotonic() + CANCEL_SECONDS

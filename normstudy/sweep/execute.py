@@ -16,7 +16,7 @@ from normstudy.workers.task import Task
 
 
 class RunsFailed(Exception):
-    """The error of a sweep in which runs crashed; its message is one line."""
+    """Raised after a sweep in which runs crashed; the message is one line."""
 
 
 def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
@@ -26,7 +26,7 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
     """
     study_dir = planned.study_dir
     over = None if shared else arrays.refuse_while_alive(study_dir)
-    with locks.hold_study(study_dir, command_of(request), shared=shared) as held, Stop() as stop:
+    with locks.hold_study(study_dir, str(request["command"]), shared=shared) as held, Stop() as stop:
         if not shared:
             arrays.remove(study_dir, over)
             files.remove_parts(study_dir)
@@ -47,10 +47,6 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
         end(planned, errors, statuses, held)
 
 
-def command_of(request: Request) -> str:
-    return str(request.get("command", "normstudy"))
-
-
 def begin(planned: Plan, request: Request) -> list[Task]:
     """Prepare the study's folder, record the request and return the tasks. The caller must hold the study's lock."""
     study_dir = planned.study_dir
@@ -60,7 +56,7 @@ def begin(planned: Plan, request: Request) -> list[Task]:
         how = {"workers": str(planned.workers), "device": planned.device, "cluster": planned.execution.cluster}
         records.record_request(study_dir, request, batches, planned.runs, how)
     except OSError as error:
-        raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): give another results_dir") from None
+        raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): choose another results_dir") from None
     commit = records.git_commit()
     return [
         Task(

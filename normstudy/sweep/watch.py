@@ -34,7 +34,7 @@ def _advice(study_dir: Path) -> str:
 
 
 def wait(study_dir: Path, array: Array) -> ask.Counts:
-    """Show progress until all jobs have ended; return their counts. A stop signal raises Interrupted; jobs continue."""
+    """Show progress until all jobs end; return their counts. A stop signal raises Interrupted but ends no job."""
     looker, pause, asked = status.Looker(study_dir), PAUSE_SECONDS[0], ""
     seen, said = _look(looker), time.monotonic()
     first, total = (seen.steps_done, seen.steps_planned) if seen else (0, None)

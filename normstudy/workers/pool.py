@@ -50,18 +50,6 @@ class Slot:
             return False
         return True
 
-    def receive(self) -> Message | None:
-        """Receive the worker's next message and count its steps; None if the worker ended, even within a message."""
-        try:
-            message: Message = self.pipe.recv()
-        except (EOFError, OSError):
-            return None
-        self.begun = True
-        self.taken += message.run_steps
-        self.resumed += message.resumed
-        self.ended.update(message.ended, message.failed)
-        return message
-
 
 class _Pool:
     """The state of the function `run`. lock: the file descriptor of the study's lock."""
@@ -101,10 +89,15 @@ class _Pool:
 
     def hear(self, slot: Slot) -> Iterator[Message]:
         """Receive a worker's next message, yield it and act on it, or replace the worker if it has ended."""
-        message = slot.receive()
-        if message is None:
+        try:
+            message: Message = slot.pipe.recv()
+        except (EOFError, OSError):  # the worker has ended, perhaps while it was sending a message
             yield from self.replace(slot, kill=False)
             return
+        slot.begun = True
+        slot.taken += message.run_steps
+        slot.resumed += message.resumed
+        slot.ended.update(message.ended, message.failed)
         yield message
         if message.fatal is not None:
             self.stop(message.fatal)

@@ -21,7 +21,7 @@ from normstudy.workers.task import Task
 
 PIPE_LINE_SECONDS = 30
 READING_SHARE = 0.05  # maximum share of the sweep's time spent on reading the outcomes that the bar shows
-FIRST_ESTIMATE = 0.02  # share of all steps before the first line; until then, process start-up distorts the rate
+FIRST_ESTIMATE = 0.02  # minimum share of all steps before the first line, because starting processes distorts the rate
 
 
 def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tries: int) -> dict[str, str]:
@@ -54,7 +54,7 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
 
         for message in messages:
             if not bar.disable:
-                bar.initial += message.resumed  # excludes the steps taken by earlier processes from the bar's rate
+                bar.initial += message.resumed  # the bar's rate then excludes steps of earlier processes
             bar.update(message.run_steps)
             done += message.run_steps
             resumed += message.resumed

@@ -1,4 +1,4 @@
-"""Handle the signals that stop a sweep: the first Ctrl-C, SIGTERM or SIGHUP asks it to stop, the second ends it.
+"""Handle the signals that stop a sweep: the first Ctrl-C, SIGTERM or SIGHUP asks the sweep to stop, the second ends it.
 
 A cluster job also receives a warning signal before its time limit, and may receive SIGTERM several times.
 """
@@ -37,7 +37,7 @@ class Stop:
 
     def __init__(self, signals: Sequence[signal.Signals] = SIGNALS, *, patient: bool = False) -> None:
         self.signals, self.patient = signals, patient
-        self.number: int | None = None  # the first signal
+        self.number: int | None = None  # the first signal received
         self.reader, self._writer = os.pipe()
         self._before: dict[int, Handler] = {}
 
@@ -73,9 +73,9 @@ class Stop:
 
 @contextlib.contextmanager
 def later() -> Iterator[None]:
-    """A context that delays SIGNALS until its end; processes started in the context ignore these signals permanently.
+    """A context that delays SIGNALS until the context ends; processes started inside ignore these signals permanently.
 
-    Blocking alone would not protect them: Ctrl-C also reaches child processes, and would end one that unblocks SIGINT.
+    Blocking alone would not protect the processes, because Ctrl-C also reaches them and ends any that unblocks SIGINT.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
