@@ -66,7 +66,7 @@ def environment_with(changes: Mapping[str, str | None]) -> dict[str, str]:
 
 
 class Child:
-    """A child process and the parent's end of its pipe. Raises OSError if the system cannot start another process.
+    """A child process, connected to this process by a pipe. Raises OSError if the system cannot start another process.
 
     The child ignores Ctrl-C, because the terminal also sends Ctrl-C to the parent. environment: the child's environment
     variables, by default this process's; keep: file descriptors that the child holds open until it ends; blocked:
@@ -130,7 +130,7 @@ class _Request(NamedTuple):
     environment: dict[str, str]
     blocked: frozenset[signal.Signals]  # signals that stay blocked until the target unblocks them
     streams: list[int]  # which of the descriptors 1 and 2 the child takes over from the requesting process
-    sent: int  # number of descriptors that follow
+    sent: int  # number of file descriptors that are sent after this message
 
 
 class _Template:
@@ -146,8 +146,8 @@ class _Template:
     def of(cls, prepare: Callable[[], None], environment: dict[str, str]) -> _Template:
         """Return this process's template for `prepare` and the READ_AT_START variables; start it if necessary."""
         read = {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
-        key = os.getpid(), prepare, frozenset(read.items())  # os.getpid(): a fork must not use its parent's template
-        if key not in cls.known or cls.known[key].child.pipe.closed:  # closed when a template has ended
+        key = os.getpid(), prepare, frozenset(read.items())  # a fork must not use its parent's template
+        if key not in cls.known or cls.known[key].child.pipe.closed:  # the template has ended
             cls.known[key] = cls(prepare, environment)
         return cls.known[key]
 
@@ -165,12 +165,12 @@ class _Template:
     def fork(
         self, work: bytes, environment: dict[str, str], blocked: frozenset[signal.Signals], descriptors: Sequence[int]
     ) -> _Forked:
-        """Request a child without waiting for its process id, because the template may still be importing.
+        """Ask for a child without waiting for its process id, because the template may still be importing modules.
 
         descriptors: the child's end of its pipe, then the file descriptors that the child holds open until it ends.
         """
         child = _Forked(self)
-        # If a stream is closed, its descriptor is free or belongs to another file, which Python opened not inheritable.
+        # If a stream is closed, its descriptor is free, or belongs to another file and is not inheritable.
         streams = [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
         folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
         sent = [folder, *streams, *descriptors]
@@ -211,7 +211,7 @@ class _Template:
             try:
                 yield
             except BaseException as error:
-                self.child.pipe.close()  # first, because a second Ctrl-C may interrupt the next line
+                self.child.pipe.close()  # before the next line, which a second Ctrl-C may interrupt
                 self.child.close()
                 if not isinstance(error, EOFError | OSError):
                     raise
@@ -258,7 +258,7 @@ def _end_without(parent: int) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Flush the standard streams and end this process at once; a normal exit would spend half a second on torch."""
+    """Flush the standard streams and end this process at once; with torch, a normal exit takes half a second longer."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError):  # the stream may be closed
             stream.flush()
@@ -277,7 +277,7 @@ def begin(pipe: Connection, parent: int) -> None:
 
 
 def _serve_forks(pipe: Connection, prepare: Callable[[], None], watch: _Watch) -> NoReturn:
-    """Serve fork requests in a template, after stopping the watch thread, whose locks would stay locked in a fork."""
+    """Serve fork requests in a template. Stop the watch thread first, because forks would copy its locks locked."""
     prepare()
     watch.over.set()
     watch.join()

@@ -12,7 +12,7 @@ from normstudy.workers.signals import WARNING
 
 def main() -> None:
     """Run the job in FOLDER as `submitit.core._submit` would, but refuse a FOLDER that other users can access."""
-    # Slurm's time-limit warning would kill the job during the imports, so it is blocked until share.py handles it.
+    # Block Slurm's time-limit warning, which would kill the job during the imports, until share.py handles it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
     from submitit.core.submission import submitit_main
 
@@ -21,7 +21,7 @@ def main() -> None:
     sys.argv[1:] = sys.argv[-1:]
     arrays.check_own(Path(sys.argv[1]))
     if os.lstat(sys.argv[1]).st_mode & 0o077:
-        sys.exit(f"{sys.argv[1]} is open to other users, who could replace the code of the job: run chmod 700 on it")
+        sys.exit(f"{sys.argv[1]} is open to other users, who could replace the job's code: run chmod 700 {sys.argv[1]}")
     submitit_main()
 
 

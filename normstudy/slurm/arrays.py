@@ -18,13 +18,13 @@ from normstudy.study import files
 RECORD = "state/jobs.json"
 FOLDER = "state/slurm"  # contains submitit's pickles and the jobs' logs
 NAME = re.compile(r"normstudy-[\w.=+-]+")
-AGAIN_SECONDS = 2.5  # between two queries, because a job that is being requeued briefly seems to have ended
-MODE = 0o700  # permissions of FOLDER: private, because a job executes the code that a pickle names
+AGAIN_SECONDS = 2.5  # seconds between two queries, because a job that is being requeued briefly seems to have ended
+MODE = 0o700  # permissions of FOLDER, which is private because jobs execute the code that its pickles name
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The record of a sweep's jobs, which Slurm gets as one array, or as a plain job if there is only one."""
+    """The record of a sweep's jobs, which are submitted as one Slurm array; a single job is submitted alone."""
 
     name: str  # unique job name
     command: str  # the sweep's command line
@@ -44,7 +44,7 @@ class Array:
 
 
 def write(study_dir: Path, array: Array) -> None:
-    """Write the record durably. The caller must hold the study's lock. Raises a ConfigError if others own FOLDER."""
+    """Write the record. The caller must hold the study's lock. Raises a ConfigError if another user owns FOLDER."""
     folder = study_dir / FOLDER
     with files.storing(study_dir):
         folder.mkdir(mode=MODE, parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def remove(study_dir: Path, array: Array | None) -> None:
     array: the record as read before the lock was taken. Raises a ConfigError if the record has changed since then.
     """
     if read(study_dir) != array:
-        raise ConfigError(f"another command has just submitted jobs of {study_dir}: see normstudy status {study_dir}")
+        raise ConfigError(f"another command has just submitted jobs for {study_dir}: see normstudy status {study_dir}")
     if array is None:
         return
     with files.storing(study_dir):
@@ -99,10 +99,10 @@ def remove(study_dir: Path, array: Array | None) -> None:
 def counts(study_dir: Path, array: Array) -> ask.Counts:
     """Count an array's running and pending jobs. Raises Unavailable, also on a cluster other than the array's.
 
-    An array has no id if its submission is in progress or was killed; Slurm is then asked for the array's name.
+    If the submission is in progress or was killed, the array has no id, and Slurm is queried by the array's name.
     """
     if (here := ask.cluster()) != array.cluster:
-        raise ask.Unavailable(f"this is the cluster {here}, the jobs are on {array.cluster}")
+        raise ask.Unavailable(f"this machine belongs to the cluster {here}, but the jobs are on {array.cluster}")
     job_id = array.id or ask.id_of(array.name)
     return ask.Counts(0, 0) if job_id is None else ask.counts(job_id, array.name)
 

@@ -18,7 +18,7 @@ from normstudy.workers.task import Task
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-PATIENCE_SECONDS = 3600.0  # longest wait for the study's lock, which a compaction keeps for minutes
+PATIENCE_SECONDS = 3600.0  # longest wait for the study's lock, which a compaction may hold for minutes
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def submit(
     """Submit one or more tasks. The caller must hold the study's exclusive lock; the jobs wait for its release.
 
     The record of the jobs is written before they are submitted. If Slurm refuses the jobs, the record is removed and a
-    ConfigError raised. since: a time before the sweep was recorded.
+    ConfigError is raised. since: a time before the sweep was recorded.
     """
     import submitit
 

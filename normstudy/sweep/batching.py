@@ -21,7 +21,7 @@ FLOAT = 4  # bytes per number
 
 
 def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | None = None) -> int:
-    """Return the most runs of a config's shape per batch. free: the device's free bytes, shared by `workers`."""
+    """Return the maximum number of runs of a config's shape per batch. free: the device's free bytes."""
     free = free_memory(device) if free is None else free
     fitting = max(1, int(MEMORY_SHARE * free / workers / bytes_of_run(config)))
     if device == "cuda":

@@ -16,7 +16,7 @@ CANCEL_SECONDS = 60.0  # longest wait for the jobs to end; Slurm kills a cancell
 
 
 def cancel(study_dir: Path) -> str:
-    """End a study's jobs, wait until they are gone, return a status line. Raises a ConfigError if no job is left."""
+    """End a study's jobs, wait for their end, and return a status line. Raises a ConfigError if no job is left."""
     array = arrays.read(study_dir)
     if array is None:
         holder = locks.holder_of(study_dir)
@@ -29,7 +29,7 @@ def cancel(study_dir: Path) -> str:
     try:
         counts = arrays.counts(study_dir, array)
         if not counts.alive:
-            raise ConfigError(f"{array} has ended, no job is left to cancel: rerun the sweep's command to resume")
+            raise ConfigError(f"{array} has ended, so no job is left to cancel: rerun the sweep's command to resume")
         job_id = array.id or ask.id_of(array.name)
         assert job_id is not None
         ask.cancel(job_id, array.name)

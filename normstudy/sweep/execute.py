@@ -22,7 +22,7 @@ class RunsFailed(Exception):
 def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
     """Train a plan's missing runs on this machine. If a run crashed, raises RunsFailed after all others are finished.
 
-    shared: take a shared lock of the study, so that other commands may train other runs at the same time.
+    shared: whether to take a shared lock of the study, so that other commands may train other runs at the same time.
     """
     study_dir = planned.study_dir
     over = None if shared else arrays.refuse_while_alive(study_dir)
@@ -76,7 +76,7 @@ def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: i
         raise RunsFailed(_failures_line(planned, errors, statuses))
     submitted = (planned.study_dir / arrays.RECORD).exists()  # the submitted jobs may still start
     if set(statuses.values()) == {"done"} and not submitted and held is not None and locks.make_exclusive(held):
-        # Errors are ignored because another command may just have created a lock file in the folder.
+        # Ignore errors, because another command may just have created a lock file in the folder.
         shutil.rmtree(planned.study_dir / "state", ignore_errors=True)
 
 

@@ -20,7 +20,7 @@ from normstudy.workers.task import Task
 
 POLL_SECONDS = 1.0  # between two checks for files that a network file system shows late
 LATE_SECONDS = 60.0  # longest time for which NFS caches a folder's list of files
-PATIENCE_SECONDS = 30.0  # longest wait for the study's lock: processes of the last jobs may still be ending
+PATIENCE_SECONDS = 30.0  # longest wait for the study's lock, because processes of the last jobs may still be ending
 
 
 def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:

@@ -80,7 +80,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
         d = config.data
         key = (d.name, d.path, d.tokenizer, d.vocab_size, d.source_seed)
         if key not in loaded:
-            loaded[key] = data.load(d)  # once per text: loading a folder stats each of its files
+            loaded[key] = data.load(d)  # once per text, because loading a folder stats each of its files
         text = loaded[key]
         if (window := (*key, d.seq_len, config.eval.windows)) not in fitting:
             check_fits(text, d, config.eval.windows)
@@ -178,18 +178,18 @@ def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
 
 
 def _fitting(config: RunConfig, device: str, workers: int) -> int:
-    """Return the most runs of a config's shape that can train together. A Slurm job has its machine to itself."""
+    """Return how many runs of a config's shape can train together. A Slurm job is assumed to use its machine alone."""
     execution = config.execution
     if execution.cluster == "local":
         return batching.runs_per_batch(config, device, workers)
     free = None if execution.memory_gb is None else int(execution.memory_gb * 2**30)
-    if device == "cuda":  # the job halves a batch that does not fit its GPU
+    if device == "cuda":  # a job halves batches that do not fit its GPU
         free = GPU_OF_A_JOB
     return batching.runs_per_batch(config, device, options.workers_of(execution), free)
 
 
 def _device(asked: str) -> str:
-    """Choose cpu or cuda. torch is imported only if a driver is installed or the user asks for cuda."""
+    """Choose cpu or cuda. Import torch only if a driver is installed or the user requests cuda."""
     if asked == "cpu" or (asked == "auto" and not os.path.exists("/proc/driver/nvidia/version")):
         return "cpu"
     import torch

@@ -1,4 +1,4 @@
-"""The two functions that start training: `run_sweep` for many runs and `run_one` for a single run."""
+"""Start training: `run_sweep` trains many runs, and `run_one` a single run."""
 
 from __future__ import annotations
 

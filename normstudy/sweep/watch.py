@@ -17,7 +17,7 @@ from normstudy.upkeep import status
 from normstudy.workers.progress import PIPE_LINE_SECONDS, counted, line_of
 from normstudy.workers.signals import Interrupted, Stop, print_error
 
-PAUSE_SECONDS = 2.5, 10.0  # the first and the longest pause between two polls
+PAUSE_SECONDS = 2.5, 10.0  # the first and the longest pause between two queries
 
 
 def submitted_line(study_dir: Path, array: Array) -> str:

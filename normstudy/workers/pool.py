@@ -27,8 +27,8 @@ class Slot:
     """A worker process and its task. lock: descriptor of the study's lock; forked: whether to fork from a template."""
 
     def __init__(self, lock: int, *, forked: bool) -> None:
-        # Blocked signals cannot end the worker before it has set its handlers. SIGUSR2 stays blocked: Slurm sends this
-        # signal to every process of a job, and only the parent reacts.
+        # Blocked signals cannot end the worker before it has set its handlers. SIGUSR2 stays blocked, because
+        # Slurm sends this signal to every process of a job, and only the parent reacts.
         self.process = Child(
             worker.serve, environment=environment_with(WORKER_ENVIRONMENT), keep=[lock], blocked=GROUP_SIGNALS,
             prepare=worker.prepare if forked else None,
@@ -37,7 +37,7 @@ class Slot:
         self.give(None)
 
     def give(self, task: Task | None) -> bool:
-        """Send the worker a task, or only forget its task if `task` is None; returns False if the worker has ended."""
+        """Send the worker a task, or mark it as idle if `task` is None; returns False if the worker has ended."""
         self.task = task
         self.begun = False
         self.ended: set[str] = set()
@@ -52,7 +52,7 @@ class Slot:
 
 
 class _Pool:
-    """The state of the function `run`. lock: the file descriptor of the study's lock."""
+    """The workers and the waiting tasks of one call of `run`. lock: the file descriptor of the study's lock."""
 
     def __init__(self, tasks: Sequence[Task], workers: int, lock: int, max_tries: int) -> None:
         self.queue, self.slots = deque(tasks), list[Slot]()
@@ -163,8 +163,7 @@ def run(
 def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message, list[Task]]:
     """Return the message about a worker that ended during its task, and the tasks that replace the worker's task.
 
-    stopping: whether the worker had been asked to stop, so that no task replaces its task. Raises ConfigError for disk
-    errors.
+    stopping: whether the worker had been asked to stop; if so, its task is dropped. Raises ConfigError on disk errors.
     """
     task, how = slot.task, slot.process.how_it_ended()
     assert task is not None

@@ -85,7 +85,7 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
 
 
 def line_of(ended: int, runs: int, steps_done: int, steps_planned: int | None, left: float | None) -> str:
-    """Describe the progress, as in `3/40 runs, 12 % of the steps, about 5:00 left`. left: seconds."""
+    """Describe the progress, as in `3/40 runs, 12 % of the steps, about 5:00 left`. left: in seconds."""
     steps = f", {100 * steps_done // steps_planned} % of the steps" if steps_planned else ""
     return f"{ended}/{runs} runs{steps}" + (f", about {duration(left)} left" if left else "")
 

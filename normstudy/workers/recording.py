@@ -233,7 +233,7 @@ def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: floa
 
 
 def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
-    """Yield the events, but consecutive End events as one list, so that the ended runs' files are fsynced together."""
+    """Yield the events, joining consecutive End events into a list, so that the runs' files are fsynced together."""
     ends: list[End] = []
     try:
         for event in events:

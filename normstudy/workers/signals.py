@@ -91,10 +91,10 @@ def later() -> Iterator[None]:
 
 
 def print_error(line: str) -> None:
-    """Print to standard error, above a progress bar. If standard error is closed, discard all further output."""
+    """Print a line to standard error, above any progress bar. If this stream is closed, discard all further output."""
     try:
         tqdm.write(line, sys.stderr)
-    except OSError:  # the runs must still be saved
+    except OSError:  # continue, because the runs must still be saved
         say_no_more()
 
 

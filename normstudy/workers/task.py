@@ -27,7 +27,7 @@ class Task:
         return replace(self, run_ids=run_ids, configs=[config_of[i] for i in run_ids])
 
     def halves(self, run_ids: list[str]) -> list[Task]:
-        """Split the runs `run_ids` of the task into two tasks; a single run becomes one task."""
+        """Return two tasks, each with half of the runs `run_ids`; a single run gives one task."""
         half = (len(run_ids) + 1) // 2
         return [self.only(part) for part in (run_ids[:half], run_ids[half:]) if part]
 

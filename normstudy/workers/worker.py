@@ -16,7 +16,7 @@ from normstudy.study import locks, records
 from normstudy.workers.signals import SIGNALS
 from normstudy.workers.task import Message, Task
 
-# Words in the messages of other out-of-memory errors than OutOfMemoryError: of a CPU, a CUDA graph, or a library.
+# Words in messages of out-of-memory errors that are not OutOfMemoryErrors: from a CPU, CUDA graph, or library.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STREAM_CAPTURE_INVALIDATED", "ALLOC_FAILED")
 # CUDA errors (cudaError in CUDA's runtime API) after which every further CUDA call of the process fails.
 DEVICE_LOST = (
@@ -85,7 +85,7 @@ def serve(pipe: Connection) -> None:
 def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch, but never a run that another process is training. Raises StorageError and DeviceLost.
 
-    Runs that are not locked are trained first. To avoid a deadlock, all locks are released before waiting for others.
+    Runs that are not locked are trained first. To avoid a deadlock, all locks are released before waiting for a lock.
     """
     left, is_reported = task.run_ids, False
     while left:
@@ -129,7 +129,7 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
         no_memory, details = is_out_of_memory(error), traceback.format_exc()
         no_device = task.device == "cuda" and loses_device(error)
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-    # Free memory only after the except block: inside it, the traceback keeps the batch's memory allocated.
+    # Free memory only after the except block, because inside it the traceback keeps the batch's memory allocated.
     if not no_device:
         gc.collect()
         if task.device == "cuda":
@@ -153,7 +153,7 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error, or one of its causes, means that the GPU or the machine is out of memory."""
+    """Return whether an error, or one of its causes, means that the GPU or the machine is out of memory."""
     import torch
 
     return any(
@@ -163,7 +163,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def loses_device(error: Exception) -> bool:
-    """Whether an error, or one of its causes, leaves this process unable to use its GPU."""
+    """Return whether an error, or one of its causes, leaves this process unable to use its GPU."""
     return any(f"CUDA error: {words}" in str(one) for one in _with_causes(error) for words in DEVICE_LOST)
 
 
