@@ -23,10 +23,10 @@ from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import ClassVar, NamedTuple, NoReturn
 
-# Environment variables of a process that trains; None unsets a variable. MKL_CBWR: without it, the matrix products that
-# torch computes (a tied unembedding, a user's block) depend on the number of runs in a batch. OPENBLAS_*: unset so that
-# a run's bits depend on its CPU, not on the user's shell. MALLOC_*: by default, glibc returns large blocks to the
-# system at every free, which costs up to 40 % of a step's time.
+# Environment variables of a process that trains; None unsets a variable. Without MKL_CBWR, the matrix products that
+# torch computes (for a tied unembedding or a user's block) would depend on the number of runs in a batch. Variables
+# that select OpenBLAS's algorithms are unset, so that the user's shell cannot change a run's bits. MALLOC_* stops glibc
+# from returning large blocks of memory to the system at every free, which costs up to 40 % of a step's time.
 WORKER_ENVIRONMENT: dict[str, str | None] = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -66,12 +66,12 @@ def environment_with(changes: Mapping[str, str | None]) -> dict[str, str]:
 
 
 class Child:
-    """A child process and the parent's end of its pipe. Raises OSError if the system cannot start another process.
+    """A child process, connected to this process by a pipe. Raises OSError if the system cannot start another process.
 
-    The child ignores Ctrl-C, which reaches the whole process group, so the parent can handle it. environment: the
-    child's variables, by default this process's; keep: file descriptors that the child holds open until it ends;
-    blocked: signals that stay blocked until `target` unblocks them; prepare: a function that does the slow imports; if
-    given, the child is forked from a template process that has called this function once.
+    The child ignores Ctrl-C, because the terminal also sends Ctrl-C to the parent. environment: the child's environment
+    variables, by default this process's; keep: file descriptors that the child holds open until it ends; blocked:
+    signals that stay blocked until `target` unblocks them; prepare: a function that does slow imports. With `prepare`,
+    a template process calls this function once, and the child is forked from the template.
     """
 
     def __init__(
@@ -91,11 +91,17 @@ class Child:
         with theirs:
             if prepare is not None:
                 template = _Template.of(prepare, variables)
-                request = _Request(work, sys.path, variables, frozenset(blocked), len(keep), _standard_streams())
-                self.process = template.fork(request, [theirs.fileno(), *keep])
+                self.process = template.fork(work, variables, frozenset(blocked), [theirs.fileno(), *keep])
                 return
-            name = target.__qualname__
-            self.process = _start(theirs.fileno(), name, variables, keep, {signal.SIGINT, *blocked})
+            # The child inherits this signal mask, so that a Ctrl-C during its imports does not end it with a traceback.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *blocked})
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", BOOT, target.__qualname__, str(theirs.fileno()), str(os.getpid())],
+                    stdin=subprocess.DEVNULL, env=variables, pass_fds=[theirs.fileno(), *keep],
+                )  # fmt: skip
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # reading the pipe shows that the child died
             self.pipe.send(sys.path)
             self.pipe.send_bytes(work)
@@ -116,73 +122,62 @@ class Child:
         self.wait()
 
 
-def _start(
-    pipe: int, name: str, environment: dict[str, str], keep: Sequence[int], blocked: Collection[signal.Signals]
-) -> subprocess.Popen[bytes]:
-    # The child inherits this signal mask, so that a Ctrl-C during its imports does not end it with a traceback.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-c", BOOT, name, str(pipe), str(os.getpid())],
-            stdin=subprocess.DEVNULL, env=environment, pass_fds=[pipe, *keep],
-        )  # fmt: skip
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _standard_streams() -> list[int]:
-    """Return the descriptors 1 and 2, except one that is closed or now belongs to another file."""
-    return [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
-
-
 class _Request(NamedTuple):
-    """A request to fork a child, sent before the descriptors of the working directory, streams, pipe and kept files."""
+    """A message that asks a template to fork a child. File descriptors for the child follow in separate messages."""
 
     work: bytes  # the pickled target and arguments
     path: list[str]  # the requesting process's sys.path
     environment: dict[str, str]
     blocked: frozenset[signal.Signals]  # signals that stay blocked until the target unblocks them
-    kept: int  # number of file descriptors that the child holds open until it ends
-    streams: list[int]  # descriptors of the standard streams to take over: 1, 2 or both
+    streams: list[int]  # which of the descriptors 1 and 2 the child takes over from the requesting process
+    sent: int  # number of file descriptors that are sent after this message
 
 
 class _Template:
     """A child process that calls `prepare` once and then, on each request, forks another child within milliseconds.
 
     The template closes a request's descriptors right after forking, so that only the forked child holds its pipe and
-    locks. A template lives as long as this process. Children with different READ_AT_START variables need separate ones.
+    locks. A template lives as long as this process. Each set of READ_AT_START variables needs its own template.
     """
 
     known: ClassVar[dict[object, _Template]] = {}
 
     @classmethod
     def of(cls, prepare: Callable[[], None], environment: dict[str, str]) -> _Template:
-        """Return this process's template for `prepare` and the READ_AT_START variables, starting one if necessary."""
+        """Return this process's template for `prepare` and the READ_AT_START variables; start it if necessary."""
         read = {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
-        key = os.getpid(), prepare, frozenset(read.items())  # os.getpid(): a fork must not use its parent's template
-        if key not in cls.known or cls.known[key].is_gone:
+        key = os.getpid(), prepare, frozenset(read.items())  # a fork must not use its parent's template
+        if key not in cls.known or cls.known[key].child.pipe.closed:  # the template has ended
             cls.known[key] = cls(prepare, environment)
         return cls.known[key]
 
     def __init__(self, prepare: Callable[[], None], environment: dict[str, str]) -> None:
         self.child = Child(_serve_forks, prepare, environment=environment, blocked=GROUP_SIGNALS)
-        self.lock, self.owner, self.is_gone = threading.RLock(), os.getpid(), False
+        self.lock, self.owner = threading.RLock(), os.getpid()
         self.unread: deque[_Forked] = deque()  # requested children whose process ids have not been received
         atexit.register(self.end)
 
     def end(self) -> None:
-        """End the template; its children notice and end too."""
-        if os.getpid() == self.owner:
+        """End the template, after which its children end too."""
+        if os.getpid() == self.owner:  # a fork of this process also calls this function when it exits
             self.child.close()
 
-    def fork(self, request: _Request, descriptors: Sequence[int]) -> _Forked:
-        """Request a child without waiting for its process id, because the template may still be importing."""
+    def fork(
+        self, work: bytes, environment: dict[str, str], blocked: frozenset[signal.Signals], descriptors: Sequence[int]
+    ) -> _Forked:
+        """Ask for a child without waiting for its process id, because the template may still be importing modules.
+
+        descriptors: the child's end of its pipe, then the file descriptors that the child holds open until it ends.
+        """
         child = _Forked(self)
+        # If a stream is closed, its descriptor is free, or belongs to another file and is not inheritable.
+        streams = [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
         folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
+        sent = [folder, *streams, *descriptors]
         try:
             with self.noticing_its_end():
-                self.child.pipe.send(request)
-                for descriptor in (folder, *request.streams, *descriptors):
+                self.child.pipe.send(_Request(work, sys.path, environment, blocked, streams, len(sent)))
+                for descriptor in sent:
                     reduction.send_handle(self.child.pipe, descriptor, self.child.process.pid)
                 self.unread.append(child)
         finally:
@@ -196,35 +191,34 @@ class _Template:
                 self.unread[0].pid = self.child.pipe.recv()
                 self.unread.popleft()
 
-    def wait(self, child: _Forked) -> None:
-        """Wait for a child to end and set its exit code, which is 1 if the template was killed."""
+    def exit_code_of(self, child: _Forked) -> int:
+        """Wait for a child to end; returns its exit code, or 1 if the template was killed."""
+        code = 1
         with self.noticing_its_end():
             self.read_pids()
-            if child.pid is not None and not self.is_gone:
+            if child.pid is not None:
                 self.child.pipe.send(child.pid)
-                child.code = self.child.pipe.recv()
-        if child.code is None:
-            child.code = 1
+                code = self.child.pipe.recv()
+        return code
 
     @contextlib.contextmanager
     def noticing_its_end(self) -> Iterator[None]:
-        """A context that admits one request at a time, and sets `is_gone` if the template has ended.
+        """A context that admits one request at a time, and closes the template's pipe if the template has ended.
 
-        Any other error, such as a Ctrl-C, may leave part of an answer unread in the pipe; the template is then ended.
+        Any other error, such as a Ctrl-C, also ends the template, because part of an answer may be left in the pipe.
         """
         with self.lock:
             try:
                 yield
             except BaseException as error:
-                self.is_gone = True
-                self.unread.clear()
+                self.child.pipe.close()  # before the next line, which a second Ctrl-C may interrupt
                 self.child.close()
                 if not isinstance(error, EOFError | OSError):
                     raise
 
 
 class _Forked:
-    """A child forked by a template, with the Popen methods that Child and its callers use."""
+    """A child that a template has forked. It has those methods of Popen that Child and the users of Child call."""
 
     def __init__(self, template: _Template) -> None:
         self.template = template
@@ -233,13 +227,12 @@ class _Forked:
 
     def send_signal(self, number: int) -> None:
         self.template.read_pids()
-        if self.pid is not None and self.code is None and not self.template.is_gone:
-            os.kill(self.pid, number)  # the system does not reuse the process id before `wait`
+        if self.pid is not None and self.code is None and not self.template.child.pipe.closed:
+            os.kill(self.pid, number)  # the system does not reuse the process id before `wait` returns
 
     def wait(self) -> int:
         if self.code is None:
-            self.template.wait(self)
-        assert self.code is not None
+            self.code = self.template.exit_code_of(self)
         return self.code
 
 
@@ -247,7 +240,7 @@ class _Forked:
 
 
 class _Watch(threading.Thread):
-    """A thread that ends this process when its parent has ended."""
+    """A thread that ends this process when the parent process has ended."""
 
     def __init__(self, parent: int) -> None:
         super().__init__(daemon=True)
@@ -258,10 +251,6 @@ class _Watch(threading.Thread):
         while not self.over.wait(CHECK_SECONDS):
             _end_without(self.parent)
 
-    def stop(self) -> None:
-        self.over.set()
-        self.join()
-
 
 def _end_without(parent: int) -> None:
     if os.getppid() != parent:
@@ -269,7 +258,7 @@ def _end_without(parent: int) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Flush the standard streams and end this process at once; a normal exit would spend half a second on torch."""
+    """Flush the standard streams and end this process at once; with torch, a normal exit takes half a second longer."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError):  # the stream may be closed
             stream.flush()
@@ -277,7 +266,7 @@ def leave(code: int) -> NoReturn:
 
 
 def begin(pipe: Connection, parent: int) -> None:
-    """Watch the parent, and call the target that the parent sends; every child that is not forked starts here."""
+    """Watch the parent, and call the target that the parent sends. Every child that is not forked starts here."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     watch = _Watch(parent)
@@ -288,9 +277,10 @@ def begin(pipe: Connection, parent: int) -> None:
 
 
 def _serve_forks(pipe: Connection, prepare: Callable[[], None], watch: _Watch) -> NoReturn:
-    """Serve fork requests in a template, after stopping the watch thread, whose locks would stay locked in a fork."""
+    """Serve fork requests in a template. Stop the watch thread first, because forks would copy its locks locked."""
     prepare()
-    watch.stop()
+    watch.over.set()
+    watch.join()
     with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended
         while True:
             while not pipe.poll(CHECK_SECONDS):
@@ -302,8 +292,7 @@ def _serve_forks(pipe: Connection, prepare: Callable[[], None], watch: _Watch) -
 
 def _fork(pipe: Connection, request: _Request) -> int | None:
     """Fork a child; returns its process id, or None if the system cannot start another process."""
-    count = 2 + len(request.streams) + request.kept
-    descriptors = [reduction.recv_handle(pipe) for _ in range(count)]
+    descriptors = [reduction.recv_handle(pipe) for _ in range(request.sent)]
     template, pid = os.getpid(), None
     with contextlib.suppress(OSError):
         pid = os.fork()
@@ -326,7 +315,7 @@ def _exit_code(pid: int, parent: int) -> int:
 
 
 def _work_forked(request: _Request, descriptors: list[int], template: int) -> NoReturn:
-    """In a forked child, adopt the requester's working directory, streams and environment, call the target, and end."""
+    """In a forked child, take over the requesting process's folder, streams and environment, and call the target."""
     code = 1
     try:
         _Watch(template)

@@ -88,7 +88,9 @@ def test_how_a_child_ended(way: Callable[[], None] | None, capfd: pytest.Capture
 
 
 def template() -> int:
-    found = [t.child.process.pid for (_, way, _), t in _Template.known.items() if way is prepare and not t.is_gone]
+    found = [
+        t.child.process.pid for (_, way, _), t in _Template.known.items() if way is prepare and not t.child.pipe.closed
+    ]
     assert len(found) == 1
     return found[0]
 

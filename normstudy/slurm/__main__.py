@@ -1,4 +1,4 @@
-"""The entry point of a job, replacing submitit's: `python -m normstudy.slurm -u -m submitit.core._submit FOLDER`."""
+"""Start a job: `python -m normstudy.slurm -u -m submitit.core._submit FOLDER` replaces submitit's own entry point."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import signal
 import sys
 from pathlib import Path
 
-from normstudy.slurm import arrays
 from normstudy.workers.signals import WARNING
 
 
 def main() -> None:
     """Run the job in FOLDER as `submitit.core._submit` would, but refuse a FOLDER that other users can access."""
-    # Slurm's time-limit warning would kill the job during the imports, so it is blocked until share.py handles it.
+    # Block Slurm's time-limit warning, which would kill the job during the imports, until share.py handles it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
     from submitit.core.submission import submitit_main
+
+    from normstudy.slurm import arrays
 
     sys.argv[1:] = sys.argv[-1:]
     arrays.check_own(Path(sys.argv[1]))
     if os.lstat(sys.argv[1]).st_mode & 0o077:
-        sys.exit(f"{sys.argv[1]} can be used by other users, who could replace a pickle: chmod 700 it")
+        sys.exit(f"{sys.argv[1]} is open to other users, who could replace the job's code: run chmod 700 {sys.argv[1]}")
     submitit_main()
 
 

@@ -1,4 +1,4 @@
-"""The record of a study's Slurm jobs, state/jobs.json: written before submission, removed after the jobs end."""
+"""Keep the record of a study's Slurm jobs, state/jobs.json, from before they are submitted until after they end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import datetime
 import json
 import os
 import re
-import socket
 import stat
 import time
-import uuid
 from pathlib import Path
 
 from normstudy.errors import ConfigError
@@ -18,20 +16,20 @@ from normstudy.slurm import ask
 from normstudy.study import files
 
 RECORD = "state/jobs.json"
-FOLDER = "state/slurm"  # holds submitit's pickles and the jobs' logs
+FOLDER = "state/slurm"  # contains submitit's pickles and the jobs' logs
 NAME = re.compile(r"normstudy-[\w.=+-]+")
-AGAIN_SECONDS = 2.5  # between two queries: a job that is being requeued seems for a moment to have ended
-MODE = 0o700  # FOLDER's permissions: private, because a job runs whatever code a pickle in it names
+AGAIN_SECONDS = 2.5  # seconds between two queries, because a job that is being requeued briefly seems to have ended
+MODE = 0o700  # permissions of FOLDER, which is private because jobs execute the code that its pickles name
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The record of a sweep's jobs, which are submitted as one Slurm array (a single job without an array)."""
+    """The record of a sweep's jobs, which are submitted as one Slurm array; a single job is submitted alone."""
 
     name: str  # unique job name
     command: str  # the sweep's command line
     host: str  # the machine that submitted the jobs
-    since: str  # a time in ISO 8601 shortly before the sweep was recorded
+    since: str  # a time shortly before the sweep was recorded, in ISO 8601
     jobs: int
     cluster: str  # the cluster's name in Slurm
     id: str | None = None  # Slurm's job number; None until the jobs are submitted
@@ -45,14 +43,8 @@ class Array:
         return f"Slurm {'job' if self.jobs == 1 else 'array'} {self.id or self.name}"
 
 
-def new(study_dir: Path, command: str, since: datetime.datetime, jobs: int, cluster: str) -> Array:
-    """Create the record of an array that is about to be submitted."""
-    name = f"normstudy-{study_dir.name[:40]}-{uuid.uuid4().hex[:8]}"
-    return Array(name, command, socket.gethostname(), since.isoformat(timespec="seconds"), jobs, cluster)
-
-
 def write(study_dir: Path, array: Array) -> None:
-    """Write the record durably, with the study's lock held. Raises a ConfigError if FOLDER is not the user's."""
+    """Write the record. The caller must hold the study's lock. Raises a ConfigError if another user owns FOLDER."""
     folder = study_dir / FOLDER
     with files.storing(study_dir):
         folder.mkdir(mode=MODE, parents=True, exist_ok=True)
@@ -66,7 +58,7 @@ def check_own(folder: Path) -> None:
     there = folder.lstat()
     if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
         raise ConfigError(
-            f"{folder} does not belong to you, and jobs run the code in it: remove it, or give another study"
+            f"{folder} does not belong to you, but jobs execute the code in it: remove it, or choose another study"
         )
 
 
@@ -75,10 +67,9 @@ def read(study_dir: Path) -> Array | None:
     try:
         fields = json.loads((study_dir / RECORD).read_bytes())
         array = Array(**{f.name: fields[f.name] for f in dataclasses.fields(Array)})
-        # These fields become command-line arguments: with the id --user=me, scancel would end all of the user's jobs.
-        if not (array.id is None or re.fullmatch("[0-9]+", array.id)) or not NAME.fullmatch(array.name):
-            raise ValueError(array)
-        if not isinstance(array.jobs, int) or not isinstance(array.cluster, str) or array.began < 0:
+        # These fields become command-line arguments. The id --user=me would make scancel end all of the user's jobs.
+        safe = NAME.fullmatch(array.name) and (array.id is None or re.fullmatch("[0-9]+", array.id))
+        if not safe or not isinstance(array.jobs, int) or not isinstance(array.cluster, str) or array.began < 0:
             raise ValueError(array)
         return array
     except FileNotFoundError:
@@ -95,7 +86,7 @@ def remove(study_dir: Path, array: Array | None) -> None:
     array: the record as read before the lock was taken. Raises a ConfigError if the record has changed since then.
     """
     if read(study_dir) != array:
-        raise ConfigError(f"{study_dir}: another command has just submitted jobs: see normstudy status {study_dir}")
+        raise ConfigError(f"another command has just submitted jobs for {study_dir}: see normstudy status {study_dir}")
     if array is None:
         return
     with files.storing(study_dir):
@@ -108,10 +99,10 @@ def remove(study_dir: Path, array: Array | None) -> None:
 def counts(study_dir: Path, array: Array) -> ask.Counts:
     """Count an array's running and pending jobs. Raises Unavailable, also on a cluster other than the array's.
 
-    An array has no id if its submission is in progress or was killed; Slurm is then asked for the array's name.
+    If the submission is in progress or was killed, the array has no id, and Slurm is queried by the array's name.
     """
     if (here := ask.cluster()) != array.cluster:
-        raise ask.Unavailable(f"this is the cluster {here}, the jobs are on {array.cluster}")
+        raise ask.Unavailable(f"this machine belongs to the cluster {here}, but the jobs are on {array.cluster}")
     job_id = array.id or ask.id_of(array.name)
     return ask.Counts(0, 0) if job_id is None else ask.counts(job_id, array.name)
 
@@ -126,7 +117,7 @@ def counts_surely(study_dir: Path, array: Array) -> ask.Counts:
 
 
 def refuse_while_alive(study_dir: Path) -> Array | None:
-    """Return a study's ended array or None. Raises a ConfigError if jobs are left or Slurm does not answer."""
+    """Return the record of a study's ended jobs, if any. Raises a ConfigError if jobs are left or cannot be counted."""
     array = read(study_dir)
     if array is None:
         return None
@@ -135,11 +126,11 @@ def refuse_while_alive(study_dir: Path) -> Array | None:
     except ask.Unavailable as why:
         raise ConfigError(
             f"{study_dir} has jobs ({array}, submitted on {array.host} at {array.since}), but Slurm does not answer "
-            f"here ({why}): give the command on {array.host}; if the jobs have ended, remove {study_dir / RECORD}"
+            f"here ({why}): run the command on {array.host}; if the jobs have ended, remove {study_dir / RECORD}"
         ) from None
     if left.alive:
         raise ConfigError(
-            f"{study_dir} is trained by {array} ({left}): normstudy status {study_dir} --watch follows it, "
-            f"normstudy cancel {study_dir} ends it"
+            f"{study_dir} is being trained by {array} ({left}): normstudy status {study_dir} --watch shows the "
+            f"progress, normstudy cancel {study_dir} ends the jobs"
         )
     return array

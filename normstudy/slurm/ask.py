@@ -1,4 +1,4 @@
-"""Query Slurm through its own commands, but not sacct, which knows nothing on clusters without accounting."""
+"""Query Slurm through its own commands, except sacct, which fails on clusters without accounting."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-SECONDS = 30  # longest wait for an answer: a Slurm command that finds no configuration searches for a minute
+SECONDS = 30  # longest wait for an answer; a Slurm command that finds no configuration takes a minute
 OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
 WAITING = {"CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 HEAD = re.compile(r"(\w+: (error: |fatal: )?|\w+ error: )?(Batch job submission failed: |allocation failure: )?")
-MOST_JOBS = 1000  # most jobs in an array: Slurm's default limit
-# Options that a user's SBATCH_* variable, which overrides the script, may set if the configuration does not.
+MOST_JOBS = 1000  # most jobs in an array, Slurm's default limit
+# Options that the user's SBATCH_* variables, which override the script, may set if the configuration does not.
 LEFT_TO_USERS = ("account", "constraint", "partition", "qos", "reservation")
 
 
@@ -28,7 +28,7 @@ class Unavailable(Exception):
 
 
 class Counts(NamedTuple):
-    """The numbers of an array's jobs in each state."""
+    """How many of an array's jobs are in each state."""
 
     running: int
     pending: int
@@ -49,7 +49,7 @@ class Counts(NamedTuple):
 
 
 def counts(job_id: str, name: str) -> Counts:
-    """Count an array's jobs by state. name: the array's, needed because Slurm reuses job ids. Raises Unavailable."""
+    """Count an array's jobs by state. Slurm reuses ids, so jobs with another name are ignored. Raises Unavailable."""
     try:
         answer = _call(
             "squeue", "--noheader", "--array", "--states=all", f"--jobs={job_id}", f"--name={name}", "--format=%T|%r"
@@ -102,13 +102,13 @@ def cluster() -> str:
 
 
 def most_jobs() -> int:
-    """Return the most jobs that an array may have. Raises Unavailable."""
+    """Return the maximum number of jobs in an array. Raises Unavailable."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.MULTILINE)
     return max(1, min(MOST_JOBS, int(found[1]))) if found else MOST_JOBS  # MaxArraySize 0 forbids arrays
 
 
 def try_out(options: Mapping[str, str]) -> None:
-    """Let sbatch check options. Raises Unavailable if sbatch refuses, except for a temporary lack of fitting nodes."""
+    """Let sbatch check options. Raises Unavailable if sbatch refuses, except for a temporary lack of nodes."""
     try:
         words = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
         with only(options):
@@ -137,7 +137,7 @@ def reason_of(errors: str) -> str:
 
 
 def _call(*words: str) -> str:
-    """Run a Slurm command and return its output. Raises Unavailable if it fails, is missing or does not answer."""
+    """Run a Slurm command and return its output. Raises Unavailable if the command fails, is missing or hangs."""
     # The user's SQUEUE_* and SCANCEL_* variables would change what squeue prints and what scancel ends.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SCANCEL_"))}
     try:

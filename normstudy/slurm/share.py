@@ -1,25 +1,24 @@
-"""The work of one job: a share of a sweep's batches, trained by the job's worker processes."""
+"""Train one Slurm job's share of a sweep's batches."""
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normstudy.slurm import ask
 from normstudy.study import locks, records, schema, tables
-from normstudy.workers import pool, progress
+from normstudy.workers import progress
 from normstudy.workers.signals import SIGNALS, WARNING, Stop, print_error
 from normstudy.workers.task import Task
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-PATIENCE_SECONDS = 3600.0  # longest wait for the study's lock, which a compaction holds for minutes
+PATIENCE_SECONDS = 3600.0  # longest wait for the study's lock, which a compaction may hold for minutes
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,14 @@ class Share:
             with locks.hold_study(self.study_dir, self.command, shared=True, patience=PATIENCE_SECONDS) as held:
                 tasks = self.left()
                 if tasks and stop.number is None:
-                    self.train(tasks, held, stop)
+                    progress.train(tasks, self.workers, held=held, stop=stop, max_tries=self.max_tries)
                 left = self.left()
         if not left:
             print_error("every run of this job has ended")
-        elif stop.number == WARNING and tasks and tasks[0].device != "cpu" and _runs(left) == _runs(tasks):
+        elif stop.number == WARNING and left == tasks and tasks[0].device != "cpu":
             print_error(
-                "no run ended within the time limit of this job, and a GPU saves no checkpoints: give more "
-                "execution.minutes, or fewer execution.runs_per_batch"
+                "no run ended within the time limit of this job, and on a GPU no checkpoints are saved: increase "
+                "execution.minutes or decrease execution.runs_per_batch"
             )
             sys.exit(128 + WARNING)
         elif callable(requeue) and (stop.number == WARNING or (stop.number == signal.SIGTERM and ask.is_preempted())):
@@ -80,14 +79,3 @@ class Share:
 
         parts = [(task, [i for i in task.run_ids if is_left(i)]) for task in self.tasks]
         return [replace(task.only(ids), number=n) for n, (task, ids) in enumerate(p for p in parts if p[1])]
-
-    def train(self, tasks: list[Task], held: int, stop: Stop) -> None:
-        """Train tasks until they end or `stop` receives a signal."""
-        run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)
-        messages = pool.run(tasks, self.workers, inherited=held, stop=stop, max_tries=self.max_tries)
-        with contextlib.closing(messages):
-            progress.follow(messages, self.study_dir, [task.run_ids for task in tasks], run_steps)
-
-
-def _runs(tasks: Sequence[Task]) -> int:
-    return sum(len(task.run_ids) for task in tasks)

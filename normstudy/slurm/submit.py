@@ -10,7 +10,9 @@ import itertools
 import math
 import shlex
 import shutil
+import socket
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,10 +60,10 @@ def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
 def submit(
     study_dir: Path, tasks: Sequence[Task], execution: ExecutionConfig, command: str, since: datetime.datetime
 ) -> Array:
-    """Submit one or more tasks. The caller must hold the study's exclusive lock, for whose release the jobs wait.
+    """Submit one or more tasks. The caller must hold the study's exclusive lock; the jobs wait for its release.
 
     The record of the jobs is written before they are submitted. If Slurm refuses the jobs, the record is removed and a
-    ConfigError raised. since: a time before the sweep was recorded.
+    ConfigError is raised. since: a time before the sweep was recorded.
     """
     import submitit
 
@@ -70,7 +72,8 @@ def submit(
         parts, cluster = shares(tasks, workers, ask.most_jobs()), ask.cluster()
     except ask.Unavailable as why:
         raise _refused(why) from None
-    array = arrays.new(study_dir, command, since, len(parts), cluster)
+    name = f"normstudy-{study_dir.name[:40]}-{uuid.uuid4().hex[:8]}"
+    array = Array(name, command, socket.gethostname(), since.isoformat(timespec="seconds"), len(parts), cluster)
     arrays.write(study_dir, array)
     asked = options.of_sbatch(execution)
     executor = submitit.SlurmExecutor(
@@ -82,7 +85,7 @@ def submit(
         job_name=array.name,
         time=execution.minutes,  # minutes; also the timeout that submitit itself applies
         array_parallelism=execution.jobs,
-        wckey=None,  # a cluster may refuse submitit's default
+        wckey=None,  # some clusters refuse submitit's default
         srun_args=[f"--cpus-per-task={workers}"],  # since Slurm 22.05 srun does not inherit this option from the job
         additional_parameters={k: True if v == "true" else v for k, v in asked.items()},
     )

@@ -11,17 +11,17 @@ from normstudy.config import EVAL_CHUNK, RunConfig
 # CPU ms per run-step at 4, 8, 16, 32, 64 runs by d_model and layers (two busy EPYC Zen 5 cores, torch 2.13, NumPy 2.4):
 #     d32 L4   -, 2.71, 2.23, 2.10, 2.05       d64 L2   -, 5.23, 5.26, 5.41, -
 #     d64 L6   13.9, 12.6, 13.1, 13.5, -       d128 L6  66.5, 70.3, -, -, -
-# Therefore the residual streams of a batch hold about CPU_STREAM numbers, as far as CPU_RUNS allows.
+# Therefore the residual streams of a batch contain about CPU_STREAM numbers, as far as CPU_RUNS allows.
 CPU_STREAM = 2**19
 CPU_RUNS = (4, 32)  # fewest and most runs per batch
-GPU_RUNS = 1024  # most runs per batch: with more, the time to launch a step's kernels no longer matters
-GPU_SEQUENCES = 65_535  # most sequences per batch: fused attention puts them on a grid axis with this limit
+GPU_RUNS = 1024  # most runs per batch, because with more the time to launch kernels no longer matters
+GPU_SEQUENCES = 65_535  # most sequences per batch, because fused attention maps them to a grid axis of this size
 MEMORY_SHARE = 0.5  # share of the free memory for all batches together; low because memory estimates are rough
 FLOAT = 4  # bytes per number
 
 
 def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | None = None) -> int:
-    """Return the most runs of a config's shape per batch. free: the device's free bytes, shared by `workers`."""
+    """Return the maximum number of runs of a config's shape per batch. free: the device's free bytes."""
     free = free_memory(device) if free is None else free
     fitting = max(1, int(MEMORY_SHARE * free / workers / bytes_of_run(config)))
     if device == "cuda":
@@ -32,7 +32,7 @@ def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | Non
 
 
 def bytes_of_run(config: RunConfig) -> int:
-    """Estimate a run's bytes: parameters, two copies of gradients, two moments, activations kept for backward."""
+    """Estimate a run's memory in bytes: parameters, two copies of gradients, two moments, and kept activations."""
     m, d = config.model, config.data
     d_ff, vocab_size = cfg.resolve(m).d_ff, _vocab_size(config)
     # A block keeps its input, the outputs of two norms, q, k, v, the attention weights, the mixed values, the outputs

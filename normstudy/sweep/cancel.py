@@ -12,24 +12,24 @@ from normstudy.study import locks
 from normstudy.upkeep import status
 
 POLL_SECONDS = 1.0
-CANCEL_SECONDS = 60.0  # longest wait for the jobs' end: Slurm kills a cancelled job after half a minute
+CANCEL_SECONDS = 60.0  # longest wait for the jobs to end; Slurm kills a cancelled job after half a minute
 
 
 def cancel(study_dir: Path) -> str:
-    """End a study's jobs, wait until they are gone, return a status line. Raises a ConfigError if no job is left."""
+    """End a study's jobs, wait for their end, and return a status line. Raises a ConfigError if no job is left."""
     array = arrays.read(study_dir)
     if array is None:
         holder = locks.holder_of(study_dir)
         if holder is not None and holder.verified:
             raise ConfigError(
-                f"{study_dir} has no jobs; {holder.text} is using it: end that process by Ctrl-C or kill -TERM"
+                f"{study_dir} has no jobs; {holder.text} is using it: end that process with Ctrl-C or kill -TERM"
             )
         raise ConfigError(f"{study_dir} has no jobs to cancel: see normstudy status {study_dir}")
     end = time.monotonic() + CANCEL_SECONDS
     try:
         counts = arrays.counts(study_dir, array)
         if not counts.alive:
-            raise ConfigError(f"{array} has ended, no job is left to cancel: rerun the sweep's command to resume")
+            raise ConfigError(f"{array} has ended, so no job is left to cancel: rerun the sweep's command to resume")
         job_id = array.id or ask.id_of(array.name)
         assert job_id is not None
         ask.cancel(job_id, array.name)

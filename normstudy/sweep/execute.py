@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 
 from normstudy.config import ConfigError
@@ -11,34 +10,31 @@ from normstudy.study import files, locks, records, tables
 from normstudy.study.records import Request
 from normstudy.sweep import planning
 from normstudy.sweep.planning import Plan
-from normstudy.workers import pool, progress
+from normstudy.workers import progress
 from normstudy.workers.signals import Interrupted, Stop, print_error
 from normstudy.workers.task import Task
 
 
 class RunsFailed(Exception):
-    """The error of a sweep in which runs crashed; its message is one line."""
+    """Raised after a sweep in which runs crashed; the message is one line."""
 
 
 def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
     """Train a plan's missing runs on this machine. If a run crashed, raises RunsFailed after all others are finished.
 
-    shared: take a shared lock of the study, so that other commands may train other runs at the same time.
+    shared: whether to take a shared lock of the study, so that other commands may train other runs at the same time.
     """
     study_dir = planned.study_dir
     over = None if shared else arrays.refuse_while_alive(study_dir)
-    with locks.hold_study(study_dir, command_of(request), shared=shared) as held, Stop() as stop:
+    with locks.hold_study(study_dir, str(request["command"]), shared=shared) as held, Stop() as stop:
         if not shared:
             arrays.remove(study_dir, over)
             files.remove_parts(study_dir)
         tasks = begin(planned, request)
-        run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)
         errors: dict[str, str] = {}
         if tasks:
             max_tries = planned.execution.max_tries
-            messages = pool.run(tasks, planned.workers, inherited=held, stop=stop, max_tries=max_tries)
-            with contextlib.closing(messages):  # closing the generator ends the workers, even after an exception
-                errors = progress.follow(messages, study_dir, [task.run_ids for task in tasks], run_steps)
+            errors = progress.train(tasks, planned.workers, held=held, stop=stop, max_tries=max_tries)
         statuses = tables.statuses(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)
@@ -51,10 +47,6 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
         end(planned, errors, statuses, held)
 
 
-def command_of(request: Request) -> str:
-    return str(request.get("command", "normstudy"))
-
-
 def begin(planned: Plan, request: Request) -> list[Task]:
     """Prepare the study's folder, record the request and return the tasks. The caller must hold the study's lock."""
     study_dir = planned.study_dir
@@ -64,7 +56,7 @@ def begin(planned: Plan, request: Request) -> list[Task]:
         how = {"workers": str(planned.workers), "device": planned.device, "cluster": planned.execution.cluster}
         records.record_request(study_dir, request, batches, planned.runs, how)
     except OSError as error:
-        raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): give another results_dir") from None
+        raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): choose another results_dir") from None
     commit = records.git_commit()
     return [
         Task(
@@ -84,7 +76,7 @@ def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: i
         raise RunsFailed(_failures_line(planned, errors, statuses))
     submitted = (planned.study_dir / arrays.RECORD).exists()  # the submitted jobs may still start
     if set(statuses.values()) == {"done"} and not submitted and held is not None and locks.make_exclusive(held):
-        # Errors are ignored because another command may just have created a lock file in the folder.
+        # Ignore errors, because another command may just have created a lock file in the folder.
         shutil.rmtree(planned.study_dir / "state", ignore_errors=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from normstudy.errors import ConfigError
@@ -12,7 +12,7 @@ from normstudy.slurm import arrays, submit
 from normstudy.study import files, locks, records, tables
 from normstudy.study.records import Request
 from normstudy.sweep import watch
-from normstudy.sweep.execute import RunsFailed, begin, command_of, end
+from normstudy.sweep.execute import RunsFailed, begin, end
 from normstudy.sweep.planning import Plan
 from normstudy.upkeep import status
 from normstudy.workers.signals import Interrupted, Stop
@@ -20,12 +20,12 @@ from normstudy.workers.task import Task
 
 POLL_SECONDS = 1.0  # between two checks for files that a network file system shows late
 LATE_SECONDS = 60.0  # longest time for which NFS caches a folder's list of files
-PATIENCE_SECONDS = 30.0  # longest wait for the study's lock: processes of the last jobs may still be ending
+PATIENCE_SECONDS = 30.0  # longest wait for the study's lock, because processes of the last jobs may still be ending
 
 
 def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
     """Train a plan's runs in jobs; return False if `detach` leaves the jobs running. Raises RunsFailed if runs fail."""
-    study_dir, command = planned.study_dir, command_of(request)
+    study_dir, command = planned.study_dir, str(request["command"])
     over = arrays.refuse_while_alive(study_dir)
     if planned.batches:
         submit.check(planned.execution)
@@ -47,13 +47,19 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
     statuses = statuses_of(study_dir, tasks, complete=not ended)
     with contextlib.ExitStack() as stack:
         held = None
-        with contextlib.suppress(ConfigError):  # another command holds the lock: the next sweep removes the record
+        with contextlib.suppress(ConfigError):  # if another command holds the lock, the next sweep removes the record
             held = stack.enter_context(locks.hold_study(study_dir, command, patience=PATIENCE_SECONDS))
             statuses = tables.statuses(study_dir)  # another command may have started a run in the meantime
             arrays.remove(study_dir, array)
-        errors, lost = errors_of(study_dir, tasks, statuses)
-        if lost:
-            raise RunsFailed(lost_line(study_dir, len(planned.runs), lost, errors))
+        ids = [run_id for task in tasks for run_id in task.run_ids]
+        failed = [run_id for run_id in ids if statuses.get(run_id) == "failed"]
+        errors = {one.run_id: one.reason for one in status.failures_of(study_dir, failed)}
+        if lost := [run_id for run_id in ids if statuses.get(run_id) not in ("done", "failed")]:
+            crashed = f", {len(errors)} failed (tracebacks: {study_dir / records.LOGS})" if errors else ""
+            raise RunsFailed(
+                f"{len(lost)} of {len(planned.runs)} runs are not finished{crashed}: their jobs were killed, cancelled "
+                f"or crashed; logs: {study_dir / arrays.FOLDER}. Rerun the same command to resume"
+            )
         end(planned, errors, statuses, held)
     return True
 
@@ -61,7 +67,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
 def statuses_of(study_dir: Path, tasks: Sequence[Task], *, complete: bool) -> dict[str, str]:
     """Return run_id -> status after the jobs have ended.
 
-    complete: whether every job succeeded. Every run then has a result, so wait for files that appear late on NFS.
+    complete: whether every job succeeded. If so, every run has a result, so wait for files that appear late on NFS.
     """
     ids, end = [run_id for task in tasks for run_id in task.run_ids], time.monotonic() + LATE_SECONDS
     while True:
@@ -69,20 +75,3 @@ def statuses_of(study_dir: Path, tasks: Sequence[Task], *, complete: bool) -> di
         if not complete or time.monotonic() > end or all(statuses.get(i) in ("done", "failed") for i in ids):
             return statuses
         time.sleep(POLL_SECONDS)
-
-
-def errors_of(study_dir: Path, tasks: Sequence[Task], statuses: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return run_id -> reason for each crashed run, and the ids of the runs that neither finished nor failed."""
-    ids = [run_id for task in tasks for run_id in task.run_ids]
-    failed = [run_id for run_id in ids if statuses.get(run_id) == "failed"]
-    lost = [run_id for run_id in ids if statuses.get(run_id) not in ("done", "failed")]
-    return {one.run_id: one.reason for one in status.failures_of(study_dir, failed)}, lost
-
-
-def lost_line(study_dir: Path, runs: int, lost: Sequence[str], errors: Mapping[str, str]) -> str:
-    """Return the error line about runs whose jobs were killed and runs that crashed."""
-    crashed = f", {len(errors)} failed (tracebacks: {study_dir / records.LOGS})" if errors else ""
-    return (
-        f"{len(lost)} of {runs} runs are not finished{crashed}: their jobs were killed, cancelled or crashed; logs: "
-        f"{study_dir / arrays.FOLDER}. Rerun the same command to resume"
-    )

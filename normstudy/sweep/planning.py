@@ -17,7 +17,7 @@ from normstudy.data.batches import check_fits
 from normstudy.study import records, schema, seal, tables
 from normstudy.sweep import batching
 
-RETRY = "To try them again: execution.retry_failed=true execution.max_tries=N, with N above their number of tries"
+RETRY = "To try them again, add execution.retry_failed=true execution.max_tries=N with N above the tries so far"
 GPU_OF_A_JOB = 2**36  # assumed bytes of a job's GPU, which the submitting machine cannot query
 
 
@@ -65,11 +65,13 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
         raise ConfigError("the sweep is empty: it has no runs")
     places = {(c.results_dir, c.study) for c in configs}
     if len(places) > 1:
-        raise ConfigError(f"a sweep fills one study, and these runs name {len(places)}: {sorted(places)}; give one")
+        raise ConfigError(f"a sweep fills one study, but these runs name {len(places)}: {sorted(places)}; choose one")
     execution = configs[0].execution
     clusters = sorted({c.execution.cluster for c in configs})
     if len(clusters) > 1:
-        raise ConfigError(f"a sweep has one execution.cluster, and these runs name {' and '.join(clusters)}: give one")
+        raise ConfigError(
+            f"a sweep has one execution.cluster, but these runs name {' and '.join(clusters)}: choose one"
+        )
     study_dir = Path(configs[0].results_dir) / configs[0].study
     ids, texts = [], {}
     loaded: dict[tuple[object, ...], data.Text] = {}
@@ -78,7 +80,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
         d = config.data
         key = (d.name, d.path, d.tokenizer, d.vocab_size, d.source_seed)
         if key not in loaded:
-            loaded[key] = data.load(d)  # once per text: loading a folder stats each of its files
+            loaded[key] = data.load(d)  # once per text, because loading a folder stats each of its files
         text = loaded[key]
         if (window := (*key, d.seq_len, config.eval.windows)) not in fitting:
             check_fits(text, d, config.eval.windows)
@@ -121,31 +123,23 @@ def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict
 
 
 def _check_own(configs: Iterable[RunConfig], device: str) -> None:
-    """Try each user-defined block and norm once per shape. On a CPU the planner imports torch only for such runs."""
-    tried = set()
-    for config in configs:
-        model = config.model
-        if not (sources.is_own(model.placement) or sources.is_own(model.norm)):
-            continue
-        shape = dataclasses.astuple(model), dataclasses.astuple(config.data)
-        if shape not in tried:
-            tried.add(shape)
-            from normstudy.model.contract import check as contract
+    """Test each user-defined block and norm once per shape. Only these tests make a plan for a CPU import torch."""
+    own = [config for config in configs if sources.is_own(config.model.placement) or sources.is_own(config.model.norm)]
+    for config in {(dataclasses.astuple(c.model), dataclasses.astuple(c.data)): c for c in own}.values():
+        from normstudy.model.contract import check as contract
 
-            contract.check(config, data.load(config.data).vocab_size, device)
+        contract.check(config, data.load(config.data).vocab_size, device)
 
 
-def check(configs: Sequence[RunConfig]) -> None:
-    """Check runs that will be trained one by one. Raises a ConfigError if they are illegal or request Slurm jobs."""
-    refuse_jobs(plan(configs))
-
-
-def refuse_jobs(planned: Plan) -> None:
+def check(configs: Sequence[RunConfig]) -> Plan:
+    """Plan runs that will be trained one by one. Raises a ConfigError if they are illegal or request Slurm jobs."""
+    planned = plan(configs)
     if planned.on_slurm:
         raise ConfigError(
-            "execution=slurm is for normstudy sweep with its own launcher: a single run and the runs of another "
-            "launcher train on the machine of the command; leave out execution=slurm"
+            "execution=slurm works only for normstudy sweep with normstudy's own launcher: leave it out to train on "
+            "this machine"
         )
+    return planned
 
 
 # Columns in which the runs of a batch may differ. The values of all other columns define the batch's shape.
@@ -184,18 +178,18 @@ def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
 
 
 def _fitting(config: RunConfig, device: str, workers: int) -> int:
-    """Return the most runs of a config's shape that can train together. A Slurm job has its machine to itself."""
+    """Return how many runs of a config's shape can train together. A Slurm job is assumed to use its machine alone."""
     execution = config.execution
     if execution.cluster == "local":
         return batching.runs_per_batch(config, device, workers)
     free = None if execution.memory_gb is None else int(execution.memory_gb * 2**30)
-    if device == "cuda":  # the job halves a batch that does not fit its GPU
+    if device == "cuda":  # a job halves batches that do not fit its GPU
         free = GPU_OF_A_JOB
     return batching.runs_per_batch(config, device, options.workers_of(execution), free)
 
 
 def _device(asked: str) -> str:
-    """Choose cpu or cuda. torch is imported only if a driver is installed or the user asks for cuda."""
+    """Choose cpu or cuda. Import torch only if a driver is installed or the user requests cuda."""
     if asked == "cpu" or (asked == "auto" and not os.path.exists("/proc/driver/nvidia/version")):
         return "cpu"
     import torch

@@ -26,10 +26,7 @@ def print_plan(planned: Plan, asked: int) -> None:
     if planned.given_up:
         print(f"{len(planned.given_up)} runs failed before and are left out. {RETRY}", flush=True)
     if asked > n:
-        print(
-            f"{asked - n} of the {asked} requested runs repeat another one; each distinct run is trained once",
-            flush=True,
-        )
+        print(f"{asked - n} of the {asked} requested runs repeat another run and are trained only once", flush=True)
 
 
 def losses_of(planned: Plan) -> list[float | None]:
@@ -67,7 +64,7 @@ def print_comparison(planned: Plan) -> None:
     counts = Counter(progress.outcomes_of(planned.study_dir, list(planned.runs)).values())
     print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")
     if counts["unfinished"]:
-        print("unfinished: the loss was still falling when the run ended; train longer to know more")
+        print("unfinished: the loss was still falling when the run ended; train longer to see the outcome")
     axis = comparison_axis(planned.runs.values())
     if axis is None:
         return

@@ -1,4 +1,4 @@
-"""The two functions that start training: `run_sweep` for many runs and `run_one` for a single run."""
+"""Start training: `run_sweep` trains many runs, and `run_one` a single run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def run_sweep(
     """
     planned = planning.plan(configs)
     if detach and not planned.on_slurm:
-        raise ConfigError("--detach needs Slurm jobs, and this sweep trains on this machine: add execution=slurm")
+        raise ConfigError("--detach needs Slurm jobs, but this sweep trains on this machine: add execution=slurm")
     print_plan(planned, len(configs))
     if dry_run:
         return [None] * len(configs)
     failure = None
     if planned.is_sealed:
         print(
-            f"{planned.study_dir} is sealed: all {len(planned.runs)} runs are there. To train them again: study=again"
+            f"{planned.study_dir} is sealed and has all {len(planned.runs)} runs. To train them again, add study=again"
         )
     else:
         try:
@@ -50,8 +50,7 @@ def run_sweep(
 
 def run_one(config: RunConfig, *, request: Request) -> float | None:
     """Train one run unless it is already finished, print its outcome, and return its final validation loss, if any."""
-    planned = planning.plan([config])
-    planning.refuse_jobs(planned)
+    planned = planning.check([config])
     if not planned.is_sealed:
         execute(planned, request, shared=True)
     (run_id,) = planned.runs

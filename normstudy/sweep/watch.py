@@ -14,10 +14,10 @@ from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
 from normstudy.upkeep import status
-from normstudy.workers.progress import PIPE_LINE_SECONDS, counted, duration, print_line
+from normstudy.workers.progress import PIPE_LINE_SECONDS, counted, line_of
 from normstudy.workers.signals import Interrupted, Stop, print_error
 
-PAUSE_SECONDS = 2.5, 10.0  # the first and the longest pause between two polls
+PAUSE_SECONDS = 2.5, 10.0  # the first and the longest pause between two queries
 
 
 def submitted_line(study_dir: Path, array: Array) -> str:
@@ -34,7 +34,7 @@ def _advice(study_dir: Path) -> str:
 
 
 def wait(study_dir: Path, array: Array) -> ask.Counts:
-    """Show progress until all jobs have ended; return their counts. A stop signal raises Interrupted; jobs continue."""
+    """Show progress until all jobs end; return their counts. A stop signal raises Interrupted but ends no job."""
     looker, pause, asked = status.Looker(study_dir), PAUSE_SECONDS[0], ""
     seen, said = _look(looker), time.monotonic()
     first, total = (seen.steps_done, seen.steps_planned) if seen else (0, None)
@@ -44,7 +44,7 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
             if jobs is None or jobs.array != array:  # another command has removed or replaced the record
                 return ask.Counts(0, 0, ended=1)
             if jobs.counts is None and jobs.why != asked:
-                print_line(f"Slurm does not answer ({jobs.why}); the jobs continue, and this command keeps waiting")
+                print_error(f"Slurm does not answer ({jobs.why}); the jobs continue, and this command keeps waiting")
             asked = jobs.why
             if jobs.counts is not None and jobs.surely_over:
                 return jobs.counts
@@ -54,9 +54,10 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
                 bar.set_postfix_str("; ".join(filter(None, [state, counted(Counter(seen.outcomes))])))
                 if bar.disable and time.monotonic() - said > PIPE_LINE_SECONDS:
                     said = time.monotonic()
-                    print_error(f"{_progress_line(seen)}; jobs: {state}")
+                    line = line_of(seen.finished, seen.planned, seen.steps_done, seen.steps_planned, seen.left)
+                    print_error(f"{line}; jobs: {state}")
             if select.select([stop.reader], [], [], PAUSE_SECONDS[0] if jobs.over else pause)[0]:
-                print_error(f"\n{array} continues. {_advice(study_dir)}")
+                print_error(f"{array} continues. {_advice(study_dir)}")
                 assert stop.number is not None
                 raise Interrupted(stop.number)
             pause = min(PAUSE_SECONDS[1], 1.1 * pause)
@@ -68,11 +69,3 @@ def _look(looker: status.Looker) -> status.Status | None:
         return looker.look()
     except ConfigError:
         return None
-
-
-def _progress_line(seen: status.Status) -> str:
-    """Describe the progress, as in `3/40 runs, 12 % of the steps, about 5:00 left`."""
-    line = f"{seen.finished}/{seen.planned} runs"
-    if seen.steps_planned:
-        line += f", {100 * seen.steps_done // seen.steps_planned} % of the steps"
-    return line + (f", about {duration(seen.left)} left" if seen.left else "")

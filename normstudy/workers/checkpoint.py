@@ -4,9 +4,9 @@
     1c291ca3                    crc32 of the bytes below this line
     safetensors                 parameters, optimizer slots, and the rows recorded since the run's last window
 
-safetensors executes no code when it loads a file, but does not detect a flipped bit, hence the checksum. The rows are
-stored as Parquet bytes. A checkpoint is valid only for the same parameter layout, the same version of the numerics and
-the same kind of machine. Otherwise the resumed run could get different bits, so the checkpoint is refused.
+safetensors executes no code when it loads a file, but does not detect a flipped bit, so a checksum is added. The rows
+are stored as Parquet bytes. A checkpoint is valid only for the same parameter layout, version of the numerics and kind
+of machine. Otherwise the resumed run could get different bits, so the checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -50,11 +50,6 @@ class Checkpoint:
     wall_time_s: float  # the run's training time so far, in seconds
 
 
-def path(study_dir: Path, run_id: str) -> Path:
-    """Return the path of a run's checkpoint file."""
-    return study_dir / FOLDER / run_id
-
-
 def write(
     study_dir: Path, checkpoints: Mapping[str, Checkpoint], layout: Layout, computed_by: Mapping[str, object]
 ) -> None:
@@ -70,7 +65,7 @@ def write(
 def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> Checkpoint | None:
     """Read a run's checkpoint; None if the file does not exist. Raises Refused."""
     try:
-        data = path(study_dir, run_id).read_bytes()
+        data = (study_dir / FOLDER / run_id).read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -84,14 +79,14 @@ def set_aside(study_dir: Path, run_id: str) -> None:
     """Move a refused checkpoint to the folder SET_ASIDE; no run resumes from the checkpoints in that folder."""
     with files.storing(study_dir):
         (study_dir / SET_ASIDE).mkdir(parents=True, exist_ok=True)
-        os.replace(path(study_dir, run_id), study_dir / SET_ASIDE / run_id)
+        os.replace(study_dir / FOLDER / run_id, study_dir / SET_ASIDE / run_id)
 
 
 def remove(study_dir: Path, run_ids: list[str]) -> None:
     """Remove the checkpoints of finished runs."""
     for run_id in run_ids:
         with files.storing(study_dir), contextlib.suppress(FileNotFoundError):
-            os.unlink(path(study_dir, run_id))
+            os.unlink(study_dir / FOLDER / run_id)
 
 
 def stamp(run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> dict[str, str]:
@@ -113,13 +108,15 @@ def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
     start = checkpoint.start
     tensors = {"params": start.params, **{f"slot.{name}": values for name, values in start.state.items()}}
     for table, rows in checkpoint.rows.items():
+        schema = pa.schema([f for f in SCHEMAS[table] if f.name != "run_id"])
+        packed = parquet.bytes_of(pa.table(rows, schema=schema), compression="zstd")
         # safetensors stores only tensors. frombuffer returns read-only memory, for which torch would print a warning.
-        tensors[f"rows.{table}"] = torch.from_numpy(np.frombuffer(_rows_to_bytes(table, rows), np.uint8).copy())
-    told = {
+        tensors[f"rows.{table}"] = torch.from_numpy(np.frombuffer(packed, np.uint8).copy())
+    metadata = {
         **stamped, "step": str(start.step), "train_loss": checkpoint.train_loss.hex(),
         "wall_time_s": checkpoint.wall_time_s.hex(),
     }  # fmt: skip
-    body = bytes(save({name: t.contiguous() for name, t in tensors.items()}, metadata=told))
+    body = bytes(save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata))
     return FORMAT + f"{zlib.crc32(body):08x}\n".encode() + body
 
 
@@ -128,22 +125,12 @@ def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
     file = io.BytesIO(data)
     if what := wrong_in(file):
         raise Refused(f"its checkpoint {what}")
-    told, body = metadata_of(file), data[len(FORMAT) + CRC_BYTES :]
+    metadata, body = metadata_of(file), data[len(FORMAT) + CRC_BYTES :]
     for key, value in stamped.items():
-        if told.get(key) != value:
-            raise Refused(f"its checkpoint is of {key} {told.get(key)}, here it is {value}")
+        if metadata.get(key) != value:
+            raise Refused(f"its checkpoint was written with {key} {metadata.get(key)}, but this process has {value}")
     tensors = load(body)
     state = {name.removeprefix("slot."): t for name, t in tensors.items() if name.startswith("slot.")}
-    rows = {table: _bytes_to_rows(tensors[f"rows.{table}"].numpy().tobytes()) for table in SERIES}
-    start = ResumePoint(int(told["step"]), tensors["params"], state)
-    return Checkpoint(start, rows, float.fromhex(told["train_loss"]), float.fromhex(told["wall_time_s"]))
-
-
-def _rows_to_bytes(table: str, rows: Mapping[str, object]) -> bytes:
-    schema = pa.schema([f for f in SCHEMAS[table] if f.name != "run_id"])
-    content = pa.table([pa.array(rows[f.name], f.type) for f in schema], schema=schema)
-    return parquet.bytes_of(content, compression="zstd")
-
-
-def _bytes_to_rows(data: bytes) -> dict[str, list[object]]:
-    return {str(name): values for name, values in parquet.read(data).to_pydict().items()}
+    rows = {table: parquet.read(tensors[f"rows.{table}"].numpy().tobytes()).to_pydict() for table in SERIES}
+    start = ResumePoint(int(metadata["step"]), tensors["params"], state)
+    return Checkpoint(start, rows, float.fromhex(metadata["train_loss"]), float.fromhex(metadata["wall_time_s"]))

@@ -1,7 +1,7 @@
-"""Heartbeat files: each records the current step of every run of a batch and how fast the batch trains.
+"""Write and read heartbeats: files that record the current step of every run of a batch and how fast the batch trains.
 
 While a worker process trains a batch, it keeps one small file, state/<host>-<pid>.heartbeat, up to date. Only
-`normstudy status` reads heartbeats. They are not fsynced, because losing one does no harm.
+`normstudy status` reads heartbeats. They are not fsynced, because losing a heartbeat does no harm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from normstudy.study import files
 
 SUFFIX = ".heartbeat"
-LIFETIME = 60.0  # seconds until a heartbeat expires, or 4 times the seconds since the previous one if that is longer
+LIFETIME = 60.0  # minimum number of seconds until a heartbeat expires
 
 
 class Heartbeat(NamedTuple):
@@ -31,7 +31,7 @@ class Heartbeat(NamedTuple):
 
 
 def write(study_dir: Path, began: float, previous: float, steps: Mapping[str, tuple[int, int]]) -> float:
-    """Write this process's heartbeat, ignoring disk errors; returns the time. previous: time of the last heartbeat."""
+    """Write this process's heartbeat, ignoring disk errors; returns the time. previous: when it was last written."""
     now = time.time()
     content = Heartbeat(began, now, now + max(LIFETIME, 4 * (now - previous)), dict(steps))
     path = _path(study_dir)
@@ -59,7 +59,7 @@ def read_all(study_dir: Path) -> list[Heartbeat]:
 
 
 def rate_of(heartbeats: Sequence[Heartbeat]) -> float | None:
-    """Return the run-steps per second of all processes, as mean rate times their number; None if none took a step."""
+    """Return the run-steps per second of all processes: their number times their mean rate; None before any step."""
     taken = sum(step - first for heartbeat in heartbeats for first, step in heartbeat.steps.values())
     seconds = sum(heartbeat.now - heartbeat.began for heartbeat in heartbeats)
     return len(heartbeats) * taken / seconds if taken > 0 and seconds > 0 else None

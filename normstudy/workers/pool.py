@@ -1,4 +1,4 @@
-"""A small pool of worker processes, each connected to this process by a pipe.
+"""Manage a pool of worker processes, each connected to this process by a pipe.
 
 The standard library's pool loses every task when one worker is killed. This pool loses only the steps that the killed
 worker's batch took since its last checkpoint, and resumes the batch in a new worker. This module never imports torch.
@@ -9,34 +9,35 @@ from __future__ import annotations
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 
 from normstudy.errors import ConfigError, StorageError
-from normstudy.processes import WORKER_ENVIRONMENT, Child, environment_with
+from normstudy.processes import GROUP_SIGNALS, WORKER_ENVIRONMENT, Child, environment_with
 from normstudy.study import checkpoints, records, tables
 from normstudy.workers import worker
-from normstudy.workers.signals import SIGNALS, WARNING, Stop
+from normstudy.workers.signals import Stop
 from normstudy.workers.task import Message, Task
 
-# How many consecutive workers may die before they begin their batch; after one more, the batch counts as the cause.
+# Number of consecutive workers that may die before they begin a batch. If one more dies, the batch counts as the cause.
 FALSE_STARTS = 10
 
 
 class Slot:
-    """A worker process, its task and its reports. lock: descriptor of the study's lock; forked: whether to use fork."""
+    """A worker process and its task. lock: descriptor of the study's lock; forked: whether to fork from a template."""
 
     def __init__(self, lock: int, *, forked: bool) -> None:
-        # The signals stay blocked until the worker has set its handlers, so that a signal to the whole process group
-        # cannot end the worker earlier. Slurm sends WARNING to every process of a job; only the parent reacts to it.
+        # Blocked signals cannot end the worker before it has set its handlers. SIGUSR2 stays blocked, because
+        # Slurm sends this signal to every process of a job, and only the parent reacts.
         self.process = Child(
-            worker.serve, environment=environment_with(WORKER_ENVIRONMENT), keep=[lock], blocked=(*SIGNALS, WARNING),
+            worker.serve, environment=environment_with(WORKER_ENVIRONMENT), keep=[lock], blocked=GROUP_SIGNALS,
             prepare=worker.prepare if forked else None,
         )  # fmt: skip
         self.pipe = self.process.pipe
         self.give(None)
 
     def give(self, task: Task | None) -> bool:
-        """Assign a task, None for no task, and send it to the worker; returns False if the worker has ended."""
+        """Send the worker a task, or mark it as idle if `task` is None; returns False if the worker has ended."""
         self.task = task
         self.begun = False
         self.ended: set[str] = set()
@@ -49,41 +50,9 @@ class Slot:
             return False
         return True
 
-    def receive(self) -> Message | None:
-        """Receive the worker's next message and count its steps; None if the worker ended, even within a message."""
-        try:
-            message: Message = self.pipe.recv()
-        except (EOFError, OSError):
-            return None
-        self.begun = True
-        self.taken += message.run_steps
-        self.resumed += message.resumed
-        self.ended.update(message.ended, message.failed)
-        return message
-
-    @property
-    def lost_steps(self) -> int:
-        """The number of reported run-steps that belong to runs that have not ended."""
-        return self.taken - (len(self.ended) * self.task.configs[0].schedule.n_steps if self.task else 0)
-
-    def left(self) -> list[str]:
-        """Return the run_ids of the task's runs that have not ended."""
-        return [i for i in self.task.run_ids if i not in self.ended] if self.task else []
-
-    def has_progressed(self) -> bool:
-        """Whether, since the worker got its task, a run of the task has ended or has saved a later checkpoint."""
-        if self.task is None:
-            return False
-        now = _saved(self.task, self.left())
-        return bool(self.ended) or any(step > self.saved[run_id] for run_id, step in now.items())
-
-    def ask_to_stop(self) -> None:
-        """Ask the worker to finish its step, save its runs and report; an idle worker ends at once."""
-        self.process.process.send_signal(signal.SIGTERM)
-
 
 class _Pool:
-    """The state of the function `run`. lock: the file descriptor of the study's lock."""
+    """The workers and the waiting tasks of one call of `run`. lock: the file descriptor of the study's lock."""
 
     def __init__(self, tasks: Sequence[Task], workers: int, lock: int, max_tries: int) -> None:
         self.queue, self.slots = deque(tasks), list[Slot]()
@@ -116,20 +85,25 @@ class _Pool:
             self.stopping = True
             self.queue.clear()
             for slot in self.slots:
-                slot.ask_to_stop()
+                slot.process.process.send_signal(signal.SIGTERM)
 
     def hear(self, slot: Slot) -> Iterator[Message]:
-        """Receive a worker's next message, yield it and act on it; replace the worker if it has ended."""
-        message = slot.receive()
-        if message is not None:
-            yield message
-            if message.fatal is not None:
-                self.stop(message.fatal)
-            if message.over:
-                slot.give(None)
-        if message is None:
+        """Receive a worker's next message, yield it and act on it, or replace the worker if it has ended."""
+        try:
+            message: Message = slot.pipe.recv()
+        except (EOFError, OSError):  # the worker has ended, perhaps while it was sending a message
             yield from self.replace(slot, kill=False)
-        elif message.stopped and not message.over and not self.stopping:  # another process asked this worker to stop
+            return
+        slot.begun = True
+        slot.taken += message.run_steps
+        slot.resumed += message.resumed
+        slot.ended.update(message.ended, message.failed)
+        yield message
+        if message.fatal is not None:
+            self.stop(message.fatal)
+        if message.over:
+            slot.give(None)
+        elif message.stopped and not self.stopping:  # another process asked this worker to stop
             yield from self.replace(slot, kill=True)
 
     def replace(self, slot: Slot, *, kill: bool) -> Iterator[Message]:
@@ -187,35 +161,38 @@ def run(
 
 
 def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message, list[Task]]:
-    """Return the message about a worker that ended during its task, and the tasks that replace the task.
+    """Return the message about a worker that ended during its task, and the tasks that replace the worker's task.
 
-    stopping: whether the worker had been asked to stop; then no task replaces it. Raises ConfigError for disk errors.
+    stopping: whether the worker had been asked to stop; if so, its task is dropped. Raises ConfigError on disk errors.
     """
-    task, code, how = slot.task, slot.process.wait(), slot.process.how_it_ended()
+    task, how = slot.task, slot.process.how_it_ended()
     assert task is not None
-    left = [i for i in slot.left() if not tables.is_done(task.study_dir, i)]  # a run may have ended without a message
-    gone = tuple(i for i in slot.left() if i not in left)
+    unended = [i for i in task.run_ids if i not in slot.ended]
+    left = [i for i in unended if not tables.is_done(task.study_dir, i)]
+    gone = tuple(i for i in unended if i not in left)  # the worker died before it reported that these runs had ended
     n_steps = task.configs[0].schedule.n_steps
-    lost = len(gone) * n_steps - slot.lost_steps
+    lost = (len(slot.ended) + len(gone)) * n_steps - slot.taken
+    report = Message(task.number, lost, -slot.resumed, ended=gone)
     if not left:
-        return Message(task.number, lost, -slot.resumed, ended=gone), []
+        return report, []
     runs = "its run resumes" if len(left) == 1 else f"its {len(left)} runs resume"
     if stopping:
-        note = f"a worker process {how} before it had saved: {runs} from the checkpoints before"
-        unsaved = code != 0 and task.device == "cpu"  # code 0: the batch had not begun; on a GPU nothing is ever saved
-        return Message(task.number, lost, -slot.resumed, ended=gone, notes=(note,) if unsaved else ()), []
-    has_progressed = bool(gone) or slot.has_progressed()
+        if slot.process.wait() == 0 or task.device != "cpu":  # the batch had not begun, or a GPU saves no checkpoints
+            return report, []
+        note = f"a worker process {how} before it could save: {runs} from older checkpoints"
+        return replace(report, notes=(note,)), []
+    saved = _saved(task, left)
+    has_progressed = bool(gone or slot.ended) or any(saved[i] > slot.saved[i] for i in left)
     if len(left) > 1 or has_progressed:
         parts = [task.only(left)] if has_progressed else task.halves(left)
         note = f"a worker process {how}: {runs}{'' if has_progressed else ' as two batches'}"
-        return Message(task.number, lost, -slot.resumed, ended=gone, notes=(note,)), parts
-    details = f"the worker process {how}\n"
-    tried = records.record_failure(task.study_dir, left[0], task.only(left).configs[0], details)
+        return replace(report, notes=(note,)), parts
+    error = f"the worker process {how}"
+    tried = records.record_failure(task.study_dir, left[0], task.only(left).configs[0], f"{error}\n")
     if tried < max_tries:
         note = f"the worker process of {left[0]} {how}: trying the run again"
-        return Message(task.number, lost, -slot.resumed, ended=gone, notes=(note,)), [task.only(left)]
-    error = f"the worker process {how}"
-    return Message(task.number, lost + n_steps, -slot.resumed, ended=gone, failed=(left[0],), error=error), []
+        return replace(report, notes=(note,)), [task.only(left)]
+    return replace(report, run_steps=lost + n_steps, failed=(left[0],), error=error), []
 
 
 def _saved(task: Task, run_ids: Sequence[str]) -> dict[str, int]:

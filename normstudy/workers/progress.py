@@ -1,12 +1,12 @@
-"""Show a sweep's progress: a bar on a terminal, otherwise one line every PIPE_LINE_SECONDS."""
+"""Train tasks and show the progress: a bar on a terminal, otherwise one line every PIPE_LINE_SECONDS."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,42 +14,47 @@ from tqdm import tqdm
 from normstudy import terminal
 from normstudy.errors import ConfigError
 from normstudy.study import tables
+from normstudy.workers import pool
 from normstudy.workers.heartbeat import seconds_left
-from normstudy.workers.signals import print_error, say_no_more
-from normstudy.workers.task import Message
+from normstudy.workers.signals import Stop, print_error
+from normstudy.workers.task import Task
 
 PIPE_LINE_SECONDS = 30
 READING_SHARE = 0.05  # maximum share of the sweep's time spent on reading the outcomes that the bar shows
-FIRST_ESTIMATE = 0.02  # share of all steps before the first line; until then, process start-up distorts the rate
+FIRST_ESTIMATE = 0.02  # minimum share of all steps before the first line, because starting processes distorts the rate
 
 
-def follow(
-    messages: Iterable[Message], study_dir: Path, batches: Sequence[Sequence[str]], run_steps: int
-) -> dict[str, str]:
-    """Show run-steps, time left and outcomes until the messages end; returns run_id -> error for each failed run.
+def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tries: int) -> dict[str, str]:
+    """Train one or more tasks with pool.run, and show run-steps, time left and outcomes on standard error.
 
-    batches: the run_ids of each batch; run_steps: the sum of n_steps over all runs to train.
+    Returns run_id -> error for each failed run. held: the file descriptor of the study's lock.
     """
-    n_runs = sum(len(batch) for batch in batches)
+    study_dir = tasks[0].study_dir
+    n_runs = sum(len(task.run_ids) for task in tasks)
+    run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)
     outcomes: Counter[str] = Counter()
     errors: dict[str, str] = {}
     ended: list[str] = []
     done, resumed, n_ended, printed, began = 0, 0, 0, time.monotonic(), time.monotonic()
     next_read = began
-    with tqdm(total=run_steps, unit="step", unit_scale=True, **terminal.fit()) as bar:
+    with (
+        # Closing the generator ends the workers, even after an exception.
+        contextlib.closing(pool.run(tasks, workers, inherited=held, stop=stop, max_tries=max_tries)) as messages,
+        tqdm(total=run_steps, unit="step", unit_scale=True, **terminal.fit()) as bar,
+    ):
 
         def show_outcomes() -> None:
             if ended:
                 try:
                     outcomes.update(outcomes_of(study_dir, ended).values())
                 except ConfigError as error:  # a damaged file must not stop the training
-                    print_line(str(error))
+                    print_error(str(error))
                 ended.clear()
                 bar.set_postfix_str(counted(outcomes))
 
         for message in messages:
             if not bar.disable:
-                bar.initial += message.resumed  # excludes the steps taken by earlier processes from the bar's rate
+                bar.initial += message.resumed  # the bar's rate then excludes steps of earlier processes
             bar.update(message.run_steps)
             done += message.run_steps
             resumed += message.resumed
@@ -61,31 +66,28 @@ def follow(
                 # Reading outcomes lists whole folders, which is slow in a large study and delays idle workers.
                 next_read = time.monotonic() + (time.monotonic() - before) / READING_SHARE
             if n := message.smaller:
-                print_line(
-                    f"out of memory with {len(batches[message.number])} runs per batch: retrying with {n} "
+                print_error(
+                    f"out of memory with {len(tasks[message.number].run_ids)} runs per batch: retrying with {n} "
                     f"(set execution.runs_per_batch={n} to start there)"
                 )
             for run_id in message.failed:
                 errors[run_id] = str(message.error)
-                print_line(f"{run_id} failed: {message.error}")
+                print_error(f"{run_id} failed: {message.error}")
             for note in message.notes:
-                print_line(note)
+                print_error(note)
             now = time.monotonic()
             if bar.disable and now - printed > PIPE_LINE_SECONDS and done - resumed > FIRST_ESTIMATE * run_steps:
                 printed = now
                 left = seconds_left(run_steps - done, (done - resumed) / (now - began))
-                line = f"{n_ended}/{n_runs} runs, {100 * done // run_steps} % of the steps"
-                print_error(f"{line}, about {duration(left or 0)} left")
+                print_error(line_of(n_ended, n_runs, done, run_steps, left))
         show_outcomes()
     return errors
 
 
-def print_line(line: str) -> None:
-    """Print a line above the bar. If the terminal is closed, discard all further output and continue."""
-    try:
-        tqdm.write(line, sys.stderr)
-    except OSError:
-        say_no_more()
+def line_of(ended: int, runs: int, steps_done: int, steps_planned: int | None, left: float | None) -> str:
+    """Describe the progress, as in `3/40 runs, 12 % of the steps, about 5:00 left`. left: in seconds."""
+    steps = f", {100 * steps_done // steps_planned} % of the steps" if steps_planned else ""
+    return f"{ended}/{runs} runs{steps}" + (f", about {duration(left)} left" if left else "")
 
 
 def duration(seconds: float) -> str:

@@ -27,7 +27,7 @@ from normstudy.workers import checkpoint, heartbeat
 from normstudy.workers.checkpoint import Buffered, Checkpoint
 from normstudy.workers.task import Message, Task
 
-COMPUTED_BY = ("torch", "cpu_capability", "blas", "device")  # `runs` columns: if one changes, results may change
+COMPUTED_BY = ("torch", "cpu_capability", "blas", "device")  # columns of `runs` on which a run's bits may depend
 Row = dict[str, object]
 MESSAGE_SECONDS = 0.5  # minimum seconds between two progress messages to the parent, each sent with a heartbeat
 
@@ -49,7 +49,7 @@ class Running:
     rows: Buffered = field(default_factory=no_rows)  # series rows recorded since the run's last window
     first: int = 0  # the step at which this process starts the run
     seconds: float = 0.0  # training time in earlier processes
-    note: str | None = None  # why the run cannot resume; None if the run resumes or is new
+    note: str | None = None  # why the run cannot resume; None if it resumes or is new
 
     def add(self, record: Record, place: int, modules: probes.Modules) -> None:
         """Add the rows of one step. place: the run's index in the arrays of `record`."""
@@ -71,9 +71,9 @@ class Running:
 
 
 def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
-    """Train a batch: write each window when it is full, and each `runs` row when its run starts and ends.
+    """Train a batch. Write each window when it is full, and each run's `runs` row when the run starts and ends.
 
-    Runs that another process has finished are only reported. Every other run resumes from its checkpoint, if usable.
+    Runs that another process has finished are only reported. Every other run resumes from its checkpoint if possible.
     Checkpoints are written every task.checkpoint_seconds, and when stopping() returns True, which ends the training. On
     a GPU no checkpoints are written, because a run resumed in a batch of another size could get different bits.
     """
@@ -86,7 +86,7 @@ def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
             return
     text = texts.load(task.configs[0].data)
     if text.sha256 != task.data_sha256:
-        raise RuntimeError("the text changed while the sweep was running")
+        raise RuntimeError("the text changed during the sweep: restore it, or start a sweep with the new text")
     clock = time.monotonic()
     runs, starts, modules = begin_all(task, text, rows)
     tables.write_runs(task.study_dir, [run.row | {"status": "running"} for run in runs if not run.has_row])
@@ -165,10 +165,10 @@ def begin_all(
     """Prepare each run of a batch and find its resume point. rows: run_id -> the run's row in `runs`, if any."""
     parameters = dict(transformer.build(task.configs[0], text.vocab_size).named_parameters())
     layout, modules = layout_of(parameters), probes.modules_of(list(parameters))
-    shared = machine(task.device) | text_columns(text) | {
-        "n_params": sum(p.numel() for p in parameters.values()),
-        "git_commit": task.git_commit,
-        "started_at": tables.now(),
+    same_names = ("bytes_per_token", "ln_vocab", "unigram_entropy", "bigram_entropy", "source_entropy")
+    shared = machine(task.device) | {name: getattr(text, name) for name in same_names} | {
+        "resolved_vocab_size": text.vocab_size, "data_sha256": text.sha256, "git_commit": task.git_commit,
+        "n_params": sum(p.numel() for p in parameters.values()), "started_at": tables.now(),
     }  # fmt: skip
     size = schema.window_size(task.configs[0].schedule.n_steps)
     begun = []
@@ -184,14 +184,14 @@ def begin(
     """Prepare a run; returns the run and its resume point, None to start at step 0.
 
     row: the new `runs` row; before: the row in the table, if any. An unfinished run's windows are removed if new ones
-    could differ: if a COMPUTED_BY column changed, or on a GPU, where the batch size may select other kernels.
+    could differ, because a COMPUTED_BY column changed, or because on a GPU the batch size may select other kernels.
     """
     run_id = str(row["run_id"])
     run = Running(run_id, row)
     if before is not None:
         other = next((key for key in COMPUTED_BY if before.get(key) != row[key]), None)
         if other is not None and before.get(other) is not None:
-            run.note = f"{run_id} was computed with {other} {before[other]}, here it is {row[other]}"
+            run.note = f"{run_id} was computed with {other} {before[other]}, but this process has {row[other]}"
         if other is not None or row["device"] != "cpu":
             tables.remove_windows(study_dir, run_id)
     try:
@@ -219,7 +219,7 @@ def check_windows(study_dir: Path, run_id: str, step: int, size: int) -> None:
     """Raise Refused if the tables lack a window that was complete before `step`, the step of the run's checkpoint."""
     for table, window in itertools.product(schema.SERIES, range(step // size)):
         if not (study_dir / "tables" / table / schema.window_name(run_id, window)).exists():
-            raise checkpoint.Refused(f"its checkpoint is at step {step}, and {table} lacks its window {window}")
+            raise checkpoint.Refused(f"its checkpoint is at step {step}, but the table {table} lacks window {window}")
 
 
 def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: float) -> None:
@@ -233,7 +233,7 @@ def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: floa
 
 
 def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
-    """Yield the events, with consecutive End events as one list, so that their runs' files are fsynced together."""
+    """Yield the events, joining consecutive End events into a list, so that the runs' files are fsynced together."""
     ends: list[End] = []
     try:
         for event in events:
@@ -267,10 +267,3 @@ def machine(device: str) -> dict[str, object]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }  # fmt: skip
-
-
-def text_columns(text: texts.Text) -> dict[str, object]:
-    """Return the `runs` columns that describe the text."""
-    same_names = ("bytes_per_token", "ln_vocab", "unigram_entropy", "bigram_entropy", "source_entropy")
-    columns = {name: getattr(text, name) for name in same_names}
-    return {"resolved_vocab_size": text.vocab_size, "data_sha256": text.sha256, **columns}

@@ -1,4 +1,4 @@
-"""Handle the signals that stop a sweep: the first Ctrl-C, SIGTERM or SIGHUP asks it to stop, the second ends it.
+"""Handle the signals that stop a sweep: the first Ctrl-C, SIGTERM or SIGHUP asks the sweep to stop, the second ends it.
 
 A cluster job also receives a warning signal before its time limit, and may receive SIGTERM several times.
 """
@@ -11,7 +11,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, TracebackType
+from types import FrameType
+
+from tqdm import tqdm
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WARNING = signal.SIGUSR2  # sent by Slurm to each process of a job some time before the job's time limit
@@ -35,7 +37,7 @@ class Stop:
 
     def __init__(self, signals: Sequence[signal.Signals] = SIGNALS, *, patient: bool = False) -> None:
         self.signals, self.patient = signals, patient
-        self.number: int | None = None  # the first signal
+        self.number: int | None = None  # the first signal received
         self.reader, self._writer = os.pipe()
         self._before: dict[int, Handler] = {}
 
@@ -46,7 +48,7 @@ class Stop:
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         os.close(self.reader)
@@ -66,14 +68,14 @@ class Stop:
         if self.number == signal.SIGHUP:  # the terminal is closed, so printing would fail
             say_no_more()
         again = "" if self.patient else "; a second signal ends the sweep at once"
-        print_error(f"\nstopping: every run finishes its step and is saved{again}")
+        print_error(f"stopping: every run finishes its step and is saved{again}")
 
 
 @contextlib.contextmanager
 def later() -> Iterator[None]:
-    """A context that delays SIGNALS until its end; processes started in the context ignore these signals permanently.
+    """A context that delays SIGNALS until the context ends; processes started inside ignore these signals permanently.
 
-    Blocking alone would not protect them: Ctrl-C also reaches child processes, and would end one that unblocks SIGINT.
+    Blocking alone would not protect the processes, because Ctrl-C also reaches them and ends any that unblocks SIGINT.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -89,10 +91,10 @@ def later() -> Iterator[None]:
 
 
 def print_error(line: str) -> None:
-    """Print to standard error. If it is closed, discard all further output, because the runs must still be saved."""
+    """Print a line to standard error, above any progress bar. If this stream is closed, discard all further output."""
     try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:
+        tqdm.write(line, sys.stderr)
+    except OSError:  # continue, because the runs must still be saved
         say_no_more()
 
 

@@ -1,4 +1,4 @@
-"""The messages between a sweep and its workers: the sweep sends a Task, and the worker answers with Messages."""
+"""Define what a sweep and its workers send each other: the sweep sends Tasks, and the workers answer with Messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Task:
         return replace(self, run_ids=run_ids, configs=[config_of[i] for i in run_ids])
 
     def halves(self, run_ids: list[str]) -> list[Task]:
-        """Split the runs `run_ids` of the task into two tasks; a single run becomes one task."""
+        """Return two tasks, each with half of the runs `run_ids`; a single run gives one task."""
         half = (len(run_ids) + 1) // 2
         return [self.only(part) for part in (run_ids[:half], run_ids[half:]) if part]
 
@@ -37,7 +37,7 @@ class Message:
     """A report from a worker about its task, or from the pool about a worker."""
 
     number: int  # the task's number
-    run_steps: int = 0  # steps of all runs since the last message; negative if steps were lost
+    run_steps: int = 0  # steps that all runs together took since the last message; negative if steps were lost
     resumed: int = 0  # how many of the run_steps were taken by earlier processes
     ended: tuple[str, ...] = ()  # run_ids of finished runs
     failed: tuple[str, ...] = ()  # run_ids of failed runs

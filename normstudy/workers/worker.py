@@ -1,4 +1,4 @@
-"""The worker process of a sweep: it trains one batch after another, and survives a batch that crashes."""
+"""Train one batch after another in a worker process of a sweep, and continue after a batch that crashes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from normstudy.study import locks, records
 from normstudy.workers.signals import SIGNALS
 from normstudy.workers.task import Message, Task
 
-# Messages of out-of-memory errors other than OutOfMemoryError: from a CPU, a CUDA graph capture, or a library.
+# Words in messages of out-of-memory errors that are not OutOfMemoryErrors: from a CPU, CUDA graph, or library.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STREAM_CAPTURE_INVALIDATED", "ALLOC_FAILED")
 # CUDA errors (cudaError in CUDA's runtime API) after which every further CUDA call of the process fails.
 DEVICE_LOST = (
@@ -28,7 +28,7 @@ RETRY_SECONDS = 0.5  # seconds between two attempts to lock runs that another pr
 
 
 class DeviceLost(Exception):
-    """Raised when this process can no longer use its GPU; the message contains the error that caused it."""
+    """Raised when this process can no longer use its GPU; the message contains the original error."""
 
 
 def prepare() -> None:
@@ -42,11 +42,11 @@ def prepare() -> None:
 
 
 def serve(pipe: Connection) -> None:
-    """Train the tasks received through the pipe until the parent closes it.
+    """Train the tasks received through the pipe until the parent closes the pipe.
 
     SIGTERM asks the worker to finish its step, write checkpoints and stop. SIGINT and SIGHUP are left to the parent.
     """
-    # Plain variables, because a threading.Event has a lock, which the code that a signal interrupts might hold.
+    # Plain variables, because threading.Event uses a lock, which may be locked when the signal handler is called.
     asked = waiting = False
 
     def ask(*_: object) -> None:
@@ -85,7 +85,7 @@ def serve(pipe: Connection) -> None:
 def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch, but never a run that another process is training. Raises StorageError and DeviceLost.
 
-    Runs with free locks are trained first. All locks are released before waiting for other runs, to avoid a deadlock.
+    Runs that are not locked are trained first. To avoid a deadlock, all locks are released before waiting for a lock.
     """
     left, is_reported = task.run_ids, False
     while left:
@@ -107,9 +107,11 @@ def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
 def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch. If it crashes, train its two halves in turn, and split again until a batch of one run crashes.
 
-    Only such a single run has failed. The other runs resume from what they have written, because on a CPU the batch
-    size changes no result. Raises StorageError, and DeviceLost if another process must train the remaining runs.
+    Only a run that crashes alone has failed. The other runs resume from their files, because on a CPU the batch size
+    changes no result. Raises StorageError, and DeviceLost if another process must train the remaining runs.
     """
+    import torch
+
     from normstudy.workers import recording
 
     taken, resumed, ended = 0, 0, set[str]()
@@ -127,11 +129,13 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
         no_memory, details = is_out_of_memory(error), traceback.format_exc()
         no_device = task.device == "cuda" and loses_device(error)
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-    # Free memory only after the except block: inside it, the traceback keeps the batch's memory allocated.
+    # Free memory only after the except block, because inside it the traceback keeps the batch's memory allocated.
     if not no_device:
-        free_cached_memory(task.device)
+        gc.collect()
+        if task.device == "cuda":
+            torch.cuda.empty_cache()  # the sizes of the cached blocks may not fit a smaller batch
     n_steps = task.configs[0].schedule.n_steps
-    lost = len(ended) * n_steps - taken  # negative: the unfinished runs' steps, subtracted from the bar
+    lost = len(ended) * n_steps - taken  # negative, to subtract the unfinished runs' steps from the bar
     if len(left) == 1:
         records.record_failure(task.study_dir, left[0], task.only(left).configs[0], details)
         yield Message(task.number, lost + n_steps, -resumed, failed=(left[0],), error=line)
@@ -149,7 +153,7 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error, or one of its causes, means that the GPU or the machine is out of memory."""
+    """Return whether an error, or one of its causes, means that the GPU or the machine is out of memory."""
     import torch
 
     return any(
@@ -159,7 +163,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def loses_device(error: Exception) -> bool:
-    """Whether an error, or one of its causes, leaves this process unable to use its GPU."""
+    """Return whether an error, or one of its causes, leaves this process unable to use its GPU."""
     return any(f"CUDA error: {words}" in str(one) for one in _with_causes(error) for words in DEVICE_LOST)
 
 
@@ -167,12 +171,3 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def free_cached_memory(device: str) -> None:
-    """Free the memory blocks that torch keeps for reuse, as their sizes may not fit a smaller batch."""
-    import torch
-
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()

@@ -269,7 +269,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("sweep seed=0,1 execution=slurm execution.minutes=1", ["signal_seconds 120", "execution.minutes 1"]),
     ("sweep seed=0,1 execution=slurm execution.sbatch={time:5}", ["sbatch time", "execution.minutes"]),
     ("sweep seed=0,1 execution=slurm execution.sbatch={wrap:x}", ["sbatch wrap", "leave it out"]),
-    ("sweep seed=0,1 execution.cluster=local,slurm", ["local and slurm", "give one"]),
+    ("sweep seed=0,1 execution.cluster=local,slurm", ["local and slurm", "choose one"]),
     ("cancel", ["STUDY"]),
     ("cancel F/bare", ["bare has no jobs"]),
     ("cancel nowhere", ["nowhere: no such folder"]),

@@ -62,7 +62,7 @@ def test_a_worker_killed_before_it_has_saved_is_told(undisturbed: Path, tmp_path
     os.kill(workers[0], signal.SIGKILL)
     _, err = running.communicate(timeout=20)
     assert running.returncode == 130
-    lost = "a worker process was killed by signal 9 before it had saved: its 2 runs resume from the checkpoints before"
+    lost = "a worker process was killed by signal 9 before it could save: its 2 runs resume from older checkpoints"
     assert lost in err.splitlines()
     assert finish(WORDS, tmp_path).returncode == 0
     assert_same_tables(undisturbed, tmp_path / "results" / "long")

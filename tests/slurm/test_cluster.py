@@ -99,7 +99,7 @@ def test_runs_are_grouped_for_the_workers_of_all_jobs(tmp_path: Path) -> None:
     assert len(planning.plan(small).batches) > len(
         planning.plan([on_slurm(c, jobs=1, memory_gb=8) for c in small]).batches
     )
-    with pytest.raises(ConfigError, match="these runs name local and slurm: give one"):
+    with pytest.raises(ConfigError, match="these runs name local and slurm: choose one"):
         planning.plan([configs[0], tiny(tmp_path, seed=1)])
     assert list(tmp_path.iterdir()) == []
 
@@ -162,7 +162,7 @@ def test_late_files_are_waited_for_where_every_job_was_well(tmp_path: Path) -> N
     late.join()
 
 
-FAKES = {"sbatch": "echo Submitted batch job 17", "scontrol": "echo ClusterName = test", "squeue": ":"}
+FAKES = {"sbatch": "echo Submitted batch job 17", "scontrol": "echo ClusterName = test", "squeue": ":", "srun": ":"}
 
 
 def test_a_job_that_an_older_version_submitted_ends_with_one_line(
@@ -226,7 +226,7 @@ def test_neither_a_sweep_nor_cancel_goes_on_without_an_answer(
 ) -> None:
     before = {path: path.read_bytes() for path in submitted.rglob("*") if path.is_file()}
     for config in (tiny(tmp_path), on_slurm(tiny(tmp_path))):
-        with pytest.raises(ConfigError, match=r"no scontrol here.*give the command on login1; .*remove .*/jobs.json"):
+        with pytest.raises(ConfigError, match=r"no scontrol here.*run the command on login1; .*remove .*/jobs.json"):
             run.run_sweep([config], request=REQUEST)
     assert main.main(["cancel", str(submitted)]) == 2
     assert "cannot be cancelled from here: there is no scontrol here" in capfd.readouterr().err
@@ -257,7 +257,7 @@ def test_nothing_is_written_where_nothing_can_be_submitted(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"--detach .*add execution=slurm"):
         run.run_sweep([tiny(tmp_path)], detach=True, request=REQUEST)
     for call in (planning.check, lambda configs: run.run_one(configs[0], request=REQUEST)):
-        with pytest.raises(ConfigError, match="execution=slurm is for normstudy sweep"):
+        with pytest.raises(ConfigError, match="execution=slurm works only for normstudy sweep"):
             call([on_slurm(tiny(tmp_path))])
     assert list(tmp_path.iterdir()) == []
 

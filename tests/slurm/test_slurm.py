@@ -206,7 +206,9 @@ def test_detach_status_cancel_and_the_same_command(
     assert "no process" not in told
     for words in (WORDS, detached):
         line = said(*words, code=2)
-        assert re.fullmatch(r"error: results/long is trained by Slurm array .*2 pending.*--watch.*cancel.*\n", line)
+        assert re.fullmatch(
+            r"error: results/long is being trained by Slurm array .*2 pending.*--watch.*cancel.*\n", line
+        )
     (array,) = {one.partition("_")[0] for one in jobs(tmp_path, "pending")}
     call("scontrol", "release", array)
     wait_for(lambda: windows(tmp_path))
@@ -242,7 +244,7 @@ def test_ctrl_c_leaves_the_jobs_and_the_lost_id_of_an_array_is_found_by_its_name
     record.write_text(json.dumps({**told, "id": None}))  # as if killed before it was written
     refused = finish(ON_SLURM, tmp_path)
     assert refused.returncode == 2
-    assert f"is trained by Slurm array {told['name']}" in refused.stderr
+    assert f"is being trained by Slurm array {told['name']}" in refused.stderr
     wait_for(lambda: not jobs(tmp_path, "running,pending,completing"))
     last = finish(ON_SLURM, tmp_path)
     assert last.returncode == 0, last.stderr

@@ -186,7 +186,7 @@ def test_a_checkpoint_from_elsewhere_is_refused(tmp_path: Path, column: str, mon
     config, path = a_stopped_run(tmp_path / "here")
     monkeypatch.undo()
     (line,) = notes(train_on([config]))
-    assert f"{column} another, here it is {machine('cpu')[column]}" in line
+    assert f"{column} another, but this process has {machine('cpu')[column]}" in line
     assert line.startswith(path.name)
     assert line.endswith("; the run starts again from step 0")
     assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "here" / "tiny")
@@ -200,7 +200,8 @@ def test_a_checkpoint_without_its_windows_is_refused(tmp_path: Path, monkeypatch
     (lost,) = (tmp_path / "here" / "tiny" / "tables" / "residual").glob("*-000.parquet")
     lost.unlink()
     (line,) = notes(train_on([config]))
-    assert "its checkpoint is at step 6, and residual lacks its window 0; the run starts again from step 0" in line
+    why = "its checkpoint is at step 6, but the table residual lacks window 0; the run starts again from step 0"
+    assert why in line
     assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "here" / "tiny")
 
 

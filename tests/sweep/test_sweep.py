@@ -130,7 +130,7 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFi
     assert losses[2] == losses[3] is not None
     out, err = capfd.readouterr()
     assert "3 runs, 2 finished, 1 batches" in out
-    assert "1 of the 4 requested runs repeat another one" in out
+    assert "1 of the 4 requested runs repeat another run" in out
     assert "\r" not in err  # no bar where there is no terminal
     assert run.run_sweep(two, request=REQUEST) == losses[:2]
     assert "2 runs, 2 finished, 0 batches" in capfd.readouterr().out
@@ -198,7 +198,7 @@ def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.C
     before = {p: p.read_bytes() for p in (tmp_path / "tiny").rglob("*") if p.is_file()}
     losses = run.run_sweep(configs, request=REQUEST)
     assert all(loss is not None for loss in losses)
-    assert "is sealed: all 4 runs are there. To train them again: study=again" in capfd.readouterr().out
+    assert "is sealed and has all 4 runs. To train them again, add study=again" in capfd.readouterr().out
     with pytest.raises(ConfigError, match=r"sealed.*n_layers 2 \(the study has 1\).*study=tiny-n_layers2$"):
         run.run_sweep([tiny(tmp_path, seed=0, n_layers=2)], request=REQUEST)
     with pytest.raises(ConfigError, match=r"2 of .* not in it: seed 2, 3 \(the study has 0, 1\)\. .*study=tiny-seed$"):
