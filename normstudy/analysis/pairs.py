@@ -27,11 +27,14 @@ RESULTS = (
 def cell_columns(by: str) -> list[str]:
     """Return the columns, besides seeds, that must be equal in both runs of a pair.
 
-    These are the config columns that affect training, except `by`, and the text's sha256, so that no pair mixes texts.
+    These are the treatments, except `by`, and the text's sha256, so that no pair mixes texts.
     """
-    measuring = tuple(f"{section}_" for section in cfg.PREFIXED)
-    asked = [c for c in cfg.asked_types() if c not in NOT_IN_CELL and not c.startswith(measuring)]
-    return [c for c in (*asked, "data_sha256") if c != by]
+    return [c for c in (*treatments(), "data_sha256") if c != by]
+
+
+def treatments() -> list[str]:
+    """Return the config columns, besides seeds, that affect training."""
+    return [c for c in comparable_columns() if not c.startswith(tuple(f"{section}_" for section in cfg.PREFIXED))]
 
 
 def comparable_columns() -> list[str]:
@@ -99,7 +102,8 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
     cells = varying(runs, cell_columns(by))
     every_run, value_of = _as_runs(runs), [native(by, v) for v in runs[by]]
     rows = []
-    for cell in _split(runs[cells], cells):
+    parts = [part for _, part in runs[cells].groupby(cells, dropna=False)] if cells else [runs]
+    for cell in parts:
         found: dict[Value, list[_Run]] = {}
         for i in cell.index:
             found.setdefault(value_of[i], []).append(every_run[i])
@@ -121,10 +125,6 @@ def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
         if not rest or runs.groupby(rest, dropna=False)["data_sha256"].nunique().max() < 2:
             return rest or found
     return found
-
-
-def _split(runs: pd.DataFrame, cells: list[str]) -> list[pd.DataFrame]:
-    return [part for _, part in runs.groupby(cells, dropna=False, sort=True)] if cells else [runs]
 
 
 def _chosen(runs: pd.DataFrame, by: str, baseline: str, values: list[Value]) -> Value:

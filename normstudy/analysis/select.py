@@ -17,8 +17,6 @@ def native(column: str, value: object) -> Value:
     """Convert a cell of the table `runs` to a plain Python value: NaN and NaT to None, a nullable int to int."""
     if pd.isna(value):  # type: ignore[call-overload]
         return None
-    if isinstance(value, str):
-        return value
     if pd.api.types.is_bool(value):
         return bool(value)
     if pd.api.types.is_number(value):

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatt
 from normstudy.figures import style
 from normstudy.figures.layout import FEW, place_of
 from normstudy.figures.look import Look
-from normstudy.figures.series import Sizes, curves, last_tenth, seed_mean
+from normstudy.figures.series import last_tenth, seed_mean
 
 STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the linear and the logarithmic step axis
 
@@ -26,15 +26,12 @@ def step_axis(ax: Axes, last: int, *, log: bool) -> None:
         ax.set_xlim(-0.02 * last, 1.02 * last)  # room for the markers at both ends
         ax.xaxis.set_major_locator(MaxNLocator(4 if narrow else 5, integer=True, steps=[1, 2, 5, 10]))
         return
-    ax.set_xscale("function", functions=(_log1p, np.expm1))
+    # an empty axis begins below step 0, and step -1 has no logarithm
+    ax.set_xscale("function", functions=(lambda x: np.log1p(np.maximum(x, -0.999)), np.expm1))
     ax.set_xlim(0, max(last, 1))
     ax.xaxis.set_major_locator(FixedLocator(log_ticks(last, 3 if narrow else 2.2)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
-
-
-def _log1p(x: np.ndarray) -> np.ndarray:
-    return np.asarray(np.log1p(np.maximum(x, -0.999)))
 
 
 def log_ticks(last: int, apart: float) -> list[int]:
@@ -69,21 +66,21 @@ def layer_axis(ax: Axes, axis: str, top: int) -> None:
 
 
 def draw_seed_lines(
-    ax: Axes, table: pd.DataFrame, sizes: Sizes, look: Look, *, log: bool, smooth: bool = False
+    ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look, *, log: bool, smooth: bool = False
 ) -> None:
     """Draw a thin line per seed, and a bold line for the mean over seeds, which is geometric with `log`.
 
     table: columns hue, dash, run_id, step, value. smooth: also average the bold line as `last_tenth` does.
     """
-    mean = seed_mean(table, sizes, log=log)
+    mean = seed_mean(table, runs, log=log)
     alpha = 0.4 if look.facet is None else 0.25  # paler in small panels, where noisy seeds would hide their mean
-    seeds = dict(iter(table.groupby(["hue", "dash"], sort=False)))
-    for hue, dash in sizes:
-        color, pattern, name = look.colors[hue], look.dashes[dash], f"{hue}:{dash}"
-        for run_id, steps, values in curves(seeds.get((hue, dash), table[:0])):
+    for hue, dash, seeds in look.arms(table):
+        color, pattern = look.colors[hue], look.dashes[dash]
+        for run_id, run in seeds.groupby("run_id", observed=True):
             # ax.plot would be slow: it checks units and limits again for each of up to a thousand lines
-            thin = Line2D(steps, values, color=color, ls=pattern, lw=style.THIN, alpha=alpha, gid=f"seed:{run_id}")
-            ax.add_line(thin)
+            line = Line2D(run["step"], run["value"], color=color, ls=pattern, lw=style.THIN, alpha=alpha)
+            line.set_gid(f"seed:{run_id}")
+            ax.add_line(line)
         bold = mean[(mean["hue"] == hue) & (mean["dash"] == dash)].sort_values("step")
         if smooth:
             bold = last_tenth(bold)
@@ -92,7 +89,7 @@ def draw_seed_lines(
         few = "." if 0 < len(bold) <= 16 else ""  # a line with few points gets markers
         ax.plot(
             bold["step"], bold["value"], color=color, ls=pattern, lw=style.BOLD, marker=few, ms=5, zorder=3,
-            gid=f"mean:{name}",
+            gid=f"mean:{hue}:{dash}",
         )  # fmt: skip
 
 

@@ -21,8 +21,6 @@ from normstudy.figures.ranking import ranking
 from normstudy.figures.residual_path import residual_path
 from normstudy.figures.study import Lacks, Study, load
 
-# To add a figure, write a module beside this one with a function from Study to Figure, which may raise Lacks, and add
-# the function to FIGURES.
 FIGURES: dict[str, Callable[[Study], Figure]] = {
     "headline": headline,
     "loss_curves": loss_curves,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,12 @@ from matplotlib.figure import Figure
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import Value
-from normstudy.analysis.select import native
+from normstudy.analysis.select import KINDS, native
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
 from normstudy.figures.look import MAX_HUES, Look, swept, values
 from normstudy.figures.study import Lacks, Study
 
-MAX_PANELS = 6
 DODGE = 0.5  # arms are spread over this fraction of the gap between two x values
 
 
@@ -33,20 +33,18 @@ class XAxis:
     @property
     def gap(self) -> float:
         """The smallest distance between two positions."""
-        found = sorted(self.places.values())
-        return min(np.diff(found), default=1.0)
+        return min(np.diff(list(self.places.values())), default=1.0)
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
     """Choose the numeric column with the most values, preferably not in `taken` (color, line style), else another."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
-    kinds = cfg.asked_types()
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
-    numeric = [c for c in varying if kinds.get(c) in (int, float)]
+    numeric = [c for c in varying if KINDS.get(c) in (int, float)]
     numeric = [c for c in numeric if c not in taken] or numeric
     if numeric:
-        rank = {c: i for i, c in enumerate(preferred)}
-        column = min(numeric, key=lambda c: (-runs[c].nunique(dropna=False), rank.get(c, len(rank))))
+        ordered = [*(c for c in preferred if c in numeric), *numeric]
+        column = max(ordered, key=lambda c: runs[c].nunique(dropna=False))
     else:
         column = varying[0] if varying else "placement"
     found = values(runs, column)
@@ -65,9 +63,8 @@ def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.Da
     if look.facet is None or look.hue != x.column:
         return look, runs
     colors = dict(zip(look.dashes, style.shades(len(look.dashes), style.ARMS), strict=True))
-    return Look(look.dash or "", None, colors, {"": "-"}, look.notes, look.facet), runs.assign(
-        hue=runs["dash"], dash=""
-    )
+    look = replace(look, hue=look.dash or "", dash=None, colors=colors, dashes={"": "-"})
+    return look, runs.assign(hue=runs["dash"], dash="")
 
 
 def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
@@ -88,21 +85,19 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
     hues = [h for h in look.colors if (table["hue"] == h).any()]
     dashes = [d for d in look.dashes if (table["dash"] == d).any()]
     by_hue, by_dash = look.hue != x.column, look.dash != x.column
-    slots = (len(hues) if by_hue else 1) * (len(dashes) if by_dash else 1)
-    width = DODGE * x.gap / slots
+    slots = list(itertools.product(hues if by_hue else [""], dashes if by_dash else [""]))
+    width = DODGE * x.gap / len(slots)
     lines: dict[tuple[str, ...], list[tuple[float, float]]] = {}
-    for i, hue in enumerate(hues):
-        for j, dash in enumerate(dashes):
-            slot = (i * by_hue) * (len(dashes) if by_dash else 1) + j * by_dash
-            shift = (slot - (slots - 1) / 2) * width
-            arm = table[(table["hue"] == hue) & (table["dash"] == dash)]
-            for place, runs in arm.groupby("place"):
-                center = float(str(place)) + shift
-                spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (len(runs) > 1)
-                _draw_runs(ax, runs.assign(place=spots), look.colors[hue], edge)
-                mean = float(runs["value"].mean(skipna=False))
-                apart = [str(place)] if x.column == look.facet else []  # no line joins names, which have no order
-                lines.setdefault((hue, dash if by_dash else "", *apart), []).append((center, mean))
+    for hue, dash, arm in look.arms(table):
+        slot = slots.index((hue if by_hue else "", dash if by_dash else ""))
+        shift = (slot - (len(slots) - 1) / 2) * width
+        for place, runs in arm.groupby("place"):
+            center = float(runs["place"].iloc[0]) + shift
+            spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (len(runs) > 1)
+            _draw_runs(ax, runs.assign(place=spots), look.colors[hue], edge)
+            mean = float(runs["value"].mean(skipna=False))
+            apart = [str(place)] if x.column == look.facet else []  # no line joins names, which have no order
+            lines.setdefault((hue, dash if by_dash else "", *apart), []).append((center, mean))
     for (hue, dash, *_), points in lines.items():
         places, means = zip(*sorted(points), strict=True)
         ax.plot(
@@ -136,7 +131,7 @@ def final_grid(study: Study) -> Figure:
         raise Lacks("only the seed varies")
     x = x_axis(study.runs, (study.look.hue, study.look.dash))
     look, runs = color_by_dash(x, study.look, study.runs)
-    panels, notes = study.panels(runs, MAX_PANELS, skip=(x.column,))
+    panels, notes = study.panels(runs, skip=(x.column,))
     shown = pd.concat([p.runs for p in panels])
     tables = [grid_table(p.runs, x) for p in panels]
     references = [v for p in panels for _, v in series.entropies(p.runs)]
@@ -147,10 +142,9 @@ def final_grid(study: Study) -> Figure:
     width = style.TWO_COLUMNS if crowded else None
     fig, axes = layout.subplots(len(panels), height=2.2, width=width)
     one_text = series.same_text(panels)
-    outer = layout.last_column(axes)
     for ax, panel, table in zip(axes, panels, tables, strict=True):
         lines = [r for r in series.entropies(panel.runs) if low <= r[1] <= high]
-        on_axes.draw_references(ax, lines, labelled=ax in outer or not one_text)
+        on_axes.draw_references(ax, lines, labelled=not one_text or layout.place_of(ax).is_last_col())
         draw_grid(ax, table, look, x, edge=high - 0.04 * (high - low))
         layout.panel_title(ax, panel.title)
         ax.set_ylim(low, high)

@@ -32,17 +32,14 @@ def profile_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 def draw_profile(ax: Axes, table: pd.DataFrame, look: Look) -> None:
     """Draw, per color and line style, a line through the geometric means and a band over the seeds' range."""
-    for hue, color in look.colors.items():
-        for dash, pattern in look.dashes.items():
-            arm = table[(table["hue"] == hue) & (table["dash"] == dash)].sort_values("layer")
-            if arm.empty:
-                continue
-            if len(arm) > 1:
-                ax.fill_between(arm["layer"], arm["low"], arm["high"], color=color, alpha=0.15, lw=0)
-            ax.plot(
-                arm["layer"], arm["mid"], color=color, ls=pattern, lw=1.2, ms=3.5,
-                marker="." if len(arm) <= 16 else "", gid=f"mean:{hue}:{dash}",
-            )  # fmt: skip
+    for hue, dash, arm in look.arms(table):
+        color = look.colors[hue]
+        if len(arm) > 1:
+            ax.fill_between(arm["layer"], arm["low"], arm["high"], color=color, alpha=0.15, lw=0)
+        ax.plot(
+            arm["layer"], arm["mid"], color=color, ls=look.dashes[dash], lw=1.2, ms=3.5,
+            marker="." if len(arm) <= 16 else "", gid=f"mean:{hue}:{dash}",
+        )  # fmt: skip
 
 
 def gradient_profile(study: Study) -> Figure:

@@ -13,8 +13,6 @@ from normstudy.figures.gradient_profile import needs_layers
 from normstudy.figures.look import Look
 from normstudy.figures.study import MODULE, Lacks, Study
 
-MAX_PANELS = 6
-
 
 def ratio_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Return finite, positive ratios of first to last layer's grad_norm: run_id, step, hue, dash, value."""
@@ -41,29 +39,28 @@ def ratio_notes(study: Study, runs: pd.DataFrame) -> list[str]:
     return without_ratio(study, runs) + ["vertical line: end of the warmup"] * bool(warmed)
 
 
-def draw_ratio(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, sizes: series.Sizes, look: Look) -> None:
+def draw_ratio(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> None:
     """Draw the ratio's curves, a horizontal line at 1, vertical lines where warmups end, and diverged runs' markers."""
     ax.axhline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     if look.dash == "warmup_steps":
         for warmup in sorted({int(w) for w in runs["warmup_steps"] if w > 0}):
             line = ax.axvline(warmup, color=style.GREY, lw=0.7, ls=look.dashes[str(warmup)], alpha=0.6, zorder=0)
             line.set_gid(f"warmup:{warmup}")
-    on_axes.draw_seed_lines(ax, table, sizes, look, log=True)
-    diverged = runs.loc[runs["outcome"] == "diverged", "run_id"]
-    on_axes.draw_ends(ax, table[table["run_id"].isin(diverged)].groupby("run_id", observed=True).tail(1), look)
+    on_axes.draw_seed_lines(ax, table, runs, look, log=True)
+    on_axes.draw_ends(ax, series.ends(table, runs), look)
     on_axes.norm_axis(ax)
 
 
 def gradient_ratio(study: Study) -> Figure:
     """Draw the first/last-layer ratio of the FFN output matrix's gradient norm against step."""
     needs_layers(study)
-    panels, notes = study.panels(study.runs[study.runs["n_layers"] > 1], MAX_PANELS)
+    panels, notes = study.panels(study.runs[study.runs["n_layers"] > 1])
     fig, axes = layout.subplots(len(panels))
     drawn = 0
     for ax, panel in zip(axes, panels, strict=True):
         table = ratio_table(study.modules, panel.runs)
         drawn += len(table)
-        draw_ratio(ax, table, panel.runs, series.sizes(panel.runs, study), study.look)
+        draw_ratio(ax, table, panel.runs, study.look)
         layout.panel_title(ax, panel.title)
         on_axes.step_axis(ax, series.last_step(study.runs), log=True)
     if not drawn:

@@ -14,7 +14,7 @@ from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
 from normstudy.figures.gradient_profile import needs_layers, one_arm
 from normstudy.figures.look import folded
-from normstudy.figures.study import MODULE, Lacks, Panel, Study, arms, at_most_one, held
+from normstudy.figures.study import MODULE, Lacks, Panel, Study, at_most_one, held
 
 MAX_PANELS = 15
 LONG = 34  # characters that fit above a panel in a row of three panels
@@ -60,7 +60,6 @@ def heatmap(study: Study) -> Figure:
     shown = pd.concat([p.runs for p, _ in maps])
     last = series.last_step(shown)
     one_line = all(len(p.title) <= LINE for p, _ in maps)
-    mesh = None
     for ax, (panel, table) in zip(axes, maps, strict=True):
         mesh = draw_map(ax, table, norm)
         ax.set_title(panel.title.replace("\n", " ") if columns == 2 and one_line else panel.title, loc="left")
@@ -71,7 +70,6 @@ def heatmap(study: Study) -> Figure:
         if len(warmup) == 1 and (end := warmup.pop()) > 0:
             ax.axvline(end, color="white", lw=1, ls=(0, (2, 1.5)), gid=f"warmup:{end}")
     layout.label_axes(fig, axes, on_axes.LOG_STEP, "layer", once=facet is not None)
-    assert mesh is not None
     bar = fig.colorbar(mesh, ax=axes, label=f"{MODULE} grad_norm", aspect=30, pad=0.02)
     on_axes.norm_ticks(bar.ax.yaxis)
     notes += series.zeros(study, study.modules[study.modules["run_id"].isin(shown["run_id"])])
@@ -87,7 +85,7 @@ def heatmap(study: Study) -> Figure:
 def _arms(study: Study) -> tuple[list[Panel], list[str]]:
     """Return a panel per color and line style, and notes on fields held at one value and panels left out."""
     runs = at_most_one(study, study.at_headline())
-    parts = arms(runs, study)
+    parts = study.look.arms(runs)
     panels = []
     for hue, dash, part in parts[:MAX_PANELS]:
         words = [f"{study.look.dash}={dash}"] if study.look.dash else []

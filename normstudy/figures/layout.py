@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from normstudy.analysis.grid import count_text
 from normstudy.analysis.select import native
 from normstudy.figures import style
-from normstudy.figures.look import Look, label, varies
+from normstudy.figures.look import Look, varies
 from normstudy.figures.study import Study
 
 FEW = 6  # panels; in a figure with more panels, each panel is only LOW inches high
@@ -52,11 +52,6 @@ def place_of(ax: Axes) -> SubplotSpec:
     return spec
 
 
-def last_column(axes: Sequence[Axes]) -> list[Axes]:
-    """Return the rightmost panel of each full row."""
-    return [ax for ax in axes if place_of(ax).is_last_col()]
-
-
 def label_axes(fig: Figure, axes: Sequence[Axes], x: str, y: str, *, once: bool) -> None:
     """Label the outer panels. With `once` and more than FEW panels: one y label, and x labels in the last row only."""
     if once and len(axes) > FEW:
@@ -90,23 +85,13 @@ def _extra_title_lines(fig: Figure) -> int:
     return sum(most.values())
 
 
-def shared(runs: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Name the columns with the same value in all runs: `n_layers=6, peak_lr=3e-3`."""
-    return ", ".join(f"{c}={label(native(c, runs[c].iloc[0]))}" for c in columns if not varies(runs, c))
-
-
-def seeds(runs: pd.DataFrame, study: Study) -> str:
-    """Say how many seeds each line has: `5 seeds`, or `2 to 5 seeds`."""
-    keys = ["hue", "dash", *study.panel_fields]
-    n = runs.groupby(keys, dropna=False).size()
-    low, high = int(n.min()), int(n.max())
-    return count_text(low, "seed") if low == high else f"{low} to {high} seeds"
-
-
 def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Sequence[str] = ()) -> None:
     """Set the figure's title: `what` it shows, the study's name, the numbers of seeds and diverged runs, `notes`."""
-    name = study.folder.resolve().name
-    context = [f"study {name}", shared(runs, ("n_layers", "peak_lr")), seeds(runs, study)]
+    same = [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in ("n_layers", "peak_lr") if not varies(runs, c)]
+    seeds = runs.groupby(["hue", "dash", *study.panel_fields], dropna=False).size()
+    low, high = seeds.min(), seeds.max()
+    count = count_text(low, "seed") if low == high else f"{low} to {high} seeds"
+    context = [f"study {study.folder.resolve().name}", ", ".join(same), count]
     outcome = runs["outcome"].value_counts()
     if outcome.get("diverged", 0):
         context.append(f"{outcome['diverged']} of {len(runs)} runs diverged")

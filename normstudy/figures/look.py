@@ -1,8 +1,4 @@
-"""Choose how figures distinguish a study's runs: by color (`hue`), line style (`dash`) and panels.
-
-A text field is drawn as color, the warmup or another text field as line style; the other fields make panels. A text
-field with more than MAX_HUES values (`facet`) makes panels too; color shows n_layers if no other text field is left.
-"""
+"""Choose how figures distinguish a study's runs: by color (`hue`), line style (`dash`) and panels."""
 
 from __future__ import annotations
 
@@ -14,16 +10,14 @@ import pandas as pd
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import Value, typed_number, value_text
-from normstudy.analysis.select import values_of
+from normstudy.analysis.pairs import treatments
+from normstudy.analysis.select import KINDS, values_of
 from normstudy.figures import style
 
 HEADLINE_LR = 3e-3  # a figure with room for only one learning rate shows the learning rate nearest to 3e-3
 MAX_HUES = 6  # most colors in one panel
 NAME_WIDTH = 24  # characters that fit above a panel in a row of four panels
 
-# Config columns that figures never distinguish: seeds, the study's name, a path, a permission, recording settings.
-_NOT_SWEPT = ("study", "seed", "data_seed", "data_path", "force_init")
-_NOT_SWEPT_PREFIXES = ("probe_", "eval_")
 _NAMES = {
     "placement": cfg.PLACEMENT_NAMES,
     "norm": (*cfg.NORM_NAMES, "auto"),
@@ -33,9 +27,10 @@ _NAMES = {
 }
 
 
-def label(value: Value) -> str:
-    """Format a config value for a figure: 3e-3, null, true, pre."""
-    return value_text(value, typed_number)
+def label(value: Value, names: Mapping[str, str]) -> str:
+    """Format a config value for a figure: 3e-3, null, true, pre. names: long name -> short name, from `short_names`."""
+    text = value_text(value, typed_number)
+    return names.get(text, text)
 
 
 def folded(name: str, width: int = NAME_WIDTH) -> str:
@@ -60,12 +55,11 @@ def varies(runs: pd.DataFrame, column: str) -> bool:
 
 
 def swept(runs: pd.DataFrame) -> list[str]:
-    """Return the config columns that vary, in the config's order, and `data_sha256` if those cannot tell texts apart.
+    """Return the treatments that vary, in the config's order, and `data_sha256` if they cannot tell the texts apart.
 
     No axes may mix losses on different texts or tokenizations, which have no common scale.
     """
-    asked = [c for c in cfg.asked_types() if c not in _NOT_SWEPT and not c.startswith(_NOT_SWEPT_PREFIXES)]
-    found = [c for c in asked if c in runs and varies(runs, c)]
+    found = [c for c in treatments() if c in runs and varies(runs, c)]
     named = [c for c in cfg.TEXT_COLUMNS if c in found]
     parts = [part for _, part in runs.groupby(named, dropna=False)] if named else [runs]
     return [*found, "data_sha256"] if any(varies(part, "data_sha256") for part in parts) else found
@@ -73,8 +67,7 @@ def swept(runs: pd.DataFrame) -> list[str]:
 
 def text_fields(runs: pd.DataFrame) -> dict[str, int]:
     """Return field -> number of values for each text field that varies, in the config's order."""
-    kinds = cfg.asked_types()
-    return {c: len(values(runs, c)) for c in swept(runs) if kinds.get(c) is str and c not in cfg.TEXT_COLUMNS}
+    return {c: len(values(runs, c)) for c in swept(runs) if KINDS.get(c) is str and c not in cfg.TEXT_COLUMNS}
 
 
 def short_names(runs: pd.DataFrame) -> dict[str, str]:
@@ -117,7 +110,7 @@ def spread_labels(runs: pd.DataFrame, column: str, limit: int, names: Mapping[st
     picked = spread(found, limit, column)
     if len(picked) < len(found):
         notes.append(f"{len(picked)} of {len(found)} values of {column} shown")
-    return [names.get(label(v), label(v)) for v in picked]
+    return [label(v, names) for v in picked]
 
 
 @dataclass(frozen=True)
@@ -143,6 +136,11 @@ class Look:
         if len(self.colors) == 1:
             fields.remove(self.hue)
         return " per ".join([" and ".join(fields)] * bool(fields) + [self.facet])
+
+    def arms(self, rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+        """Return (hue, dash, rows) for each color and line style that occurs in `rows`, in the order of the legend."""
+        parts = dict(iter(rows.groupby(["hue", "dash"], sort=False)))
+        return [(hue, dash, parts[hue, dash]) for hue in self.colors for dash in self.dashes if (hue, dash) in parts]
 
 
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from normstudy.figures.look import values
-from normstudy.figures.study import Panel, Study, arms
+from normstudy.figures.study import Panel, Study
 
 SNAPSHOTS = (0, 5, 20, 100)  # steps; `snapshots` adds the last step
-
-Sizes = Mapping[tuple[str, str], int]  # (hue, dash) -> number of runs
-
-
-def sizes(runs: pd.DataFrame, study: Study) -> Sizes:
-    """Return (hue, dash) -> number of runs, for each color and line style that has runs."""
-    return {(hue, dash): len(part) for hue, dash, part in arms(runs, study)}
 
 
 def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -30,11 +23,12 @@ def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.Da
     return out.reset_index(drop=True)
 
 
-def geometric(rows: pd.DataFrame, keys: list[str], column: str = "grad_norm") -> pd.DataFrame:
-    """Return mid (geometric mean over runs), low, high and n per `keys`, without zeros and non-finite values."""
-    good = rows[np.isfinite(rows[column]) & (rows[column] > 0)]
-    logs = good.assign(log=np.log(good[column])).groupby(keys, sort=True)
-    out: pd.DataFrame = logs.agg(log=("log", "mean"), low=(column, "min"), high=(column, "max"), n=(column, "size"))
+def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Return grad_norm's mid (geometric mean over runs), low, high and n per `keys`, without zeros, inf and NaN."""
+    norm = "grad_norm"
+    good = rows[np.isfinite(rows[norm]) & (rows[norm] > 0)]
+    logs = good.assign(log=np.log(good[norm])).groupby(keys)
+    out: pd.DataFrame = logs.agg(log=("log", "mean"), low=(norm, "min"), high=(norm, "max"), n=(norm, "size"))
     return out.assign(mid=np.exp(out["log"])).drop(columns="log").reset_index()
 
 
@@ -80,15 +74,15 @@ def _span(steps: pd.Series[int]) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def seed_mean(table: pd.DataFrame, sizes: Sizes, *, log: bool) -> pd.DataFrame:
-    """Average `value` over the seeds of each (hue, dash), geometrically with `log`.
+def seed_mean(table: pd.DataFrame, runs: pd.DataFrame, *, log: bool) -> pd.DataFrame:
+    """Average `value` over the seeds in `runs` of each (hue, dash), geometrically with `log`.
 
     The mean ends where the first seed ends, because a mean of the remaining seeds would hide the runs that ended.
     """
     rows = table.assign(value=np.log(table["value"])) if log else table
     mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index("step")
-    whole = pd.Series(sizes).reindex(mean.index)
-    mean = mean[(mean["size"] == whole).to_numpy()].rename(columns={"mean": "value"}).reset_index()
+    seeds = runs.groupby(["hue", "dash"]).size().reindex(mean.index)
+    mean = mean[(mean["size"] == seeds).to_numpy()].rename(columns={"mean": "value"}).reset_index()
     return mean.assign(value=np.exp(mean["value"])) if log else mean
 
 
@@ -100,14 +94,10 @@ def last_tenth(mean: pd.DataFrame) -> pd.DataFrame:
     return mean.assign(value=(sums[ends] - sums[ends - width]) / width)
 
 
-def curves(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield (run_id, steps, values) for each run, sorted by run_id; each run's rows must be in order of step."""
-    codes, names = pd.factorize(table["run_id"], sort=True)
-    rows = np.argsort(codes, kind="stable")
-    steps, values = table["step"].to_numpy()[rows], table["value"].to_numpy()[rows]
-    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
-    for name, start, end in zip(names, [0, *ends], ends, strict=False):
-        yield str(name), steps[start:end], values[start:end]
+def ends(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return each diverged run's last row in `table`."""
+    diverged = runs.loc[runs["outcome"] == "diverged", "run_id"]
+    return table[table["run_id"].isin(diverged)].groupby("run_id", observed=True).tail(1)
 
 
 def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:

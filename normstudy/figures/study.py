@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from normstudy.config import ConfigError
 from normstudy.figures.look import Look, choose_look, chosen, folded, label, short_names, spread, swept, values, varies
 from normstudy.study import tables
 
+MAX_PANELS = 6
 MAX_FACETS = 24  # panels; further values of the facet are not drawn
 MODULE = "mlp_out"  # the FFN output matrix, whose gradient the theory describes (Xiong et al. 2002.04745, Theorem 1)
 
@@ -53,28 +54,21 @@ class Study:
     steps: pd.DataFrame
     look: Look
     finished: pd.DataFrame
-    unfinished: int = 0
-    panel_fields: tuple[str, ...] = field(default=())
-    names: Mapping[str, str] = field(default_factory=dict)
+    unfinished: int
+    panel_fields: tuple[str, ...]
+    names: Mapping[str, str]
 
     def text(self, column: str, value: Value) -> str:
         """Format a config value for a figure."""
-        text = label(value)
-        return text[:8] if column == "data_sha256" else self.names.get(text, text)
+        text = label(value, self.names)
+        return text[:8] if column == "data_sha256" else text
 
     @cached_property
-    def train_losses(self) -> pd.DataFrame:
-        """The finite training losses by run and step, with columns run_id, step, value."""
-        return self._finite("train_loss")
-
-    @cached_property
-    def val_losses(self) -> pd.DataFrame:
-        """The finite validation losses by run and step, with columns run_id, step, value."""
-        return self._finite("val_loss")
-
-    def _finite(self, column: str) -> pd.DataFrame:
-        rows: pd.DataFrame = self.steps.loc[np.isfinite(self.steps[column]), ["run_id", "step", column]]
-        return rows.rename(columns={column: "value"})
+    def losses(self) -> dict[str, pd.DataFrame]:
+        """Map train_loss and val_loss to a table of the finite losses, with columns run_id, step, value."""
+        columns = ("train_loss", "val_loss")
+        tables = {c: self.steps[["run_id", "step"]].assign(value=self.steps[c]) for c in columns}
+        return {c: table[np.isfinite(table["value"])] for c, table in tables.items()}
 
     @cached_property
     def modules(self) -> pd.DataFrame:
@@ -91,7 +85,9 @@ class Study:
         rows = tables.read(self.folder, table, columns, list(self.runs["run_id"]), module, text=False)
         return rows.astype({"layer": int, "grad_norm": float})
 
-    def panels(self, runs: pd.DataFrame, limit: int, skip: Iterable[str] = ()) -> tuple[list[Panel], list[str]]:
+    def panels(
+        self, runs: pd.DataFrame, limit: int = MAX_PANELS, skip: Iterable[str] = ()
+    ) -> tuple[list[Panel], list[str]]:
         """Split runs into at most `limit` panels by the fields that are neither color nor line style nor in `skip`.
 
         With a facet, each of its values gets a panel, up to MAX_FACETS, and every other field is held at one value.
@@ -100,9 +96,8 @@ class Study:
         fields = [c for c in self.panel_fields if c not in set(skip) and varies(runs, c)]
         if not fields:
             return [Panel("", runs)], []
-        facet, notes, total = self.look.facet, list[str](), 0
+        facet, notes, every_run = self.look.facet, list[str](), runs
         if facet in fields:
-            total = len(values(runs, facet))
             runs = at_most_one(self, runs, skip=(facet, *skip))
             notes = held(self, runs, [c for c in fields if c != facet])
             fields, limit = [facet], MAX_FACETS
@@ -110,7 +105,7 @@ class Study:
         keys = pd.Series([tuple(map(native, fields, row)) for row in rows], runs.index)
         ordered = {c: values(runs, c) for c in fields}
         picked = _combinations(set(keys), ordered, limit)
-        if len(picked) < (total := max(total, len(set(keys)))):
+        if len(picked) < (total := len(every_run[fields].drop_duplicates())):
             notes.append(f"{len(picked)} of {total} panels shown")
 
         def title(key: tuple[Value, ...]) -> str:
@@ -160,8 +155,7 @@ def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> p
     facet = study.look.facet
     for column in [c for c in study.panel_fields if c not in set(skip)]:
         found = values(runs, column) if facet is None else widest(runs, column, facet)
-        if len(found) > 1 or facet is not None:
-            runs = runs[has_value(runs, column, chosen(found, column))]
+        runs = runs[has_value(runs, column, chosen(found, column))]
     return runs
 
 
@@ -172,22 +166,9 @@ def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) 
     return [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in fixed]
 
 
-def arms(runs: pd.DataFrame, study: Study) -> list[tuple[str, str, pd.DataFrame]]:
-    """Return (hue, dash, runs) for each color and line style that has runs, in the order of the legend."""
-    out = []
-    for hue in study.look.colors:
-        for dash in study.look.dashes:
-            part = runs[(runs["hue"] == hue) & (runs["dash"] == dash)]
-            if len(part):
-                out.append((hue, dash, part))
-    return out
-
-
 def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
     """Read a study. Raises ConfigError if there is no study or no finished run. where: see `select`."""
-    runs = tell_sources_apart(tables.read(study_dir, "runs"))
-    if where:
-        runs = select(runs, where)
+    runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     done = runs[runs["status"] == "done"].reset_index(drop=True)
     if done.empty:
         count = runs["status"].value_counts()
@@ -199,8 +180,7 @@ def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
     look = choose_look(done, names)
 
     def texts(column: str) -> list[str]:
-        found = [label(native(column, v)) for v in done[column]]
-        return [names.get(v, v) for v in found]
+        return [label(native(column, v), names) for v in done[column]]
 
     done["outcome"] = outcomes(done, steps).reindex(done["run_id"]).to_numpy()
     fields = swept(done)

@@ -10,9 +10,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-# Inches: the widths of one and two columns in a paper. All other sizes are chosen for these widths.
-ONE_COLUMN = 3.4
-TWO_COLUMNS = 7.0
+TWO_COLUMNS = 7.0  # inches: the width of two columns in a paper, for which all other sizes are chosen
 FORMATS = ("png", "svg", "pdf")
 
 # A matplotlib dash pattern: an offset, then alternating lengths of dashes and gaps, in units of the line width.
@@ -69,11 +67,9 @@ def rc() -> dict[str, object]:
     """Return all figures' rc settings: matplotlib's defaults and ours, so that a user's rc file has no effect."""
     base: dict[str, object] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_MACHINE)}
     return base | {
-        "figure.dpi": 100,
         "savefig.dpi": 220,
         "font.size": 7.5,
         "axes.titlesize": 7.5,
-        "axes.labelsize": 7.5,
         "figure.titlesize": 8,
         "xtick.labelsize": 6.5,
         "ytick.labelsize": 6.5,
@@ -89,9 +85,7 @@ def rc() -> dict[str, object]:
         "xtick.minor.width": 0.4,
         "ytick.minor.width": 0.4,
         "lines.markersize": 4,
-        "lines.scale_dashes": True,
         "pdf.fonttype": 42,  # TrueType: journals reject Type 3 fonts
-        "svg.fonttype": "path",
         "svg.hashsalt": "normstudy",  # makes the element ids in an SVG reproducible
     }
 

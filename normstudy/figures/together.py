@@ -60,12 +60,8 @@ def plot(
 
 def _is_large(study_dir: Path) -> bool:
     """Whether a study's tables have more than FEW_BYTES."""
-    size = 0
     with contextlib.suppress(OSError):  # a sweep or a compaction may have just replaced a file
-        for path in (study_dir / "tables").rglob("*.parquet"):
-            size += path.stat().st_size
-            if size > FEW_BYTES:
-                return True
+        return sum(path.stat().st_size for path in (study_dir / "tables").rglob("*.parquet")) > FEW_BYTES
     return False
 
 
