@@ -1,4 +1,4 @@
-"""`normstudy compare`: make a study's paired comparison, and print it in one of four formats."""
+"""Compare a study's runs in pairs for `normstudy compare`, and format the comparison in one of four formats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from normstudy.config import ConfigError, one_of
 from normstudy.study import tables
 
 FORMATS = ("table", "csv", "json", "markdown")
-WIDTH = 100  # characters; in a wider table, the longest verdict ("no difference shown") is wrapped
+WIDTH = 100  # characters; in a wider table, the verdict "no difference shown" takes two lines
 SHA_DIGITS = 10  # printed digits of a text's sha256, enough to distinguish texts
 
 
@@ -26,7 +26,7 @@ def compare_study(
     """Compare a study's runs by the column `by`; returns the table that `pairs.compare_pairs` defines.
 
     where: column -> value; only runs with these values are compared. Raises ConfigError for a folder that is not a
-    study or has no finished run, and as `select` and `compare_pairs` do.
+    study or has no finished run, and the errors of `select` and `compare_pairs`.
     """
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     done = runs.loc[runs["status"] == "done", "run_id"].tolist()
@@ -47,7 +47,7 @@ def render(comparison: pd.DataFrame, fmt: str) -> str:
 
 
 def head(comparison: pd.DataFrame) -> str:
-    """Write the paragraph above the table: what is compared, and what the difference, its sign and interval mean."""
+    """Return the paragraph above a comparison's table, which names the compared column and defines the difference."""
     by = comparison["by"].iloc[0]
     base = value_text(comparison["baseline"].iloc[0])
     text = (
@@ -61,12 +61,12 @@ def head(comparison: pd.DataFrame) -> str:
 
 
 def _as_values(comparison: pd.DataFrame) -> pd.DataFrame:
-    """Convert every cell of a comparison to a plain Python value: NaN to None, integer columns' numbers to int."""
+    """Convert every value of a comparison to a plain Python value, as `native` does."""
     return pd.DataFrame({c: pd.Series([native(c, v) for v in comparison[c]], dtype=object) for c in comparison.columns})
 
 
 def _cell_columns(comparison: pd.DataFrame) -> list[str]:
-    """Return the columns that identify the cell to which a comparison's row belongs."""
+    """Return a comparison's config columns, whose values identify the cell of each row."""
     return [c for c in comparison.columns if c not in RESULTS]
 
 
@@ -101,7 +101,7 @@ def _markdown(comparison: pd.DataFrame) -> str:
 
 
 def _table(comparison: pd.DataFrame) -> str:
-    """Format the plain table: each baseline's line is above the lines of the arms that are compared with it."""
+    """Format a comparison as a plain table in which the arms of a cell follow the cell's baseline."""
     cells = _cell_columns(comparison)
     by = comparison["by"].iloc[0]
     header = [*cells, by, "outcomes", "loss", "difference [95 %]", "pairs", "verdict"]
@@ -129,14 +129,14 @@ def _table(comparison: pd.DataFrame) -> str:
 
 
 def _arm(value: Value, outcomes: str, loss: float) -> list[str]:
-    """Format an arm's cells: its value, its outcomes (one per line), its loss."""
+    """Return the texts of an arm's value, outcomes (one per line) and loss."""
     words = outcomes.split()
     by_class = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
     return [value_text(value), "\n".join(by_class) or "none", _loss(loss)]
 
 
 def _title(name: str, cells: Iterable[str]) -> str:
-    """Break a column's name at spaces and after underscores into lines no wider than the cells, if possible."""
+    """Break a column's name at spaces and after underscores, so that no line is wider than the cells, if possible."""
     width = max(len(line) for cell in cells for line in cell.split("\n"))
     if not width:
         return name

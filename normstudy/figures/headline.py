@@ -1,4 +1,4 @@
-"""The figure headline, a summary of the study: the loss shows what happens, the gradient ratio why."""
+"""Draw the figure headline, a summary of a study: the loss shows what happens, and the gradient ratio shows why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from normstudy.figures.study import MODULE, Lacks, Study, at_most_one, held
 
 
 def headline(study: Study) -> Figure:
-    """Draw validation loss beside the first/last-layer gradient ratio; with a facet, as rows of a ranking."""
+    """Draw validation loss beside the first/last-layer gradient ratio; with a facet, draw both as rows of a ranking."""
     needs_layers(study)
     if study.look.facet is not None:
         return _ranked(study)
@@ -43,7 +43,7 @@ def headline(study: Study) -> Figure:
 
 
 def _ranked(study: Study) -> Figure:
-    """Draw final losses and gradient ratios' ranges, a row per value of the facet, ranked at the largest depth."""
+    """Draw final losses beside ranges of gradient ratios, at the largest depth: a row for each value of the facet."""
     order = ranking.rank(study, deepest=True)
     fig = Figure(figsize=(style.TWO_COLUMNS, ranking.height(order)), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True)
@@ -66,7 +66,7 @@ def _ranked(study: Study) -> Figure:
 
 
 def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
-    """Draw, for each arm, the range over steps of the mean ratio over seeds, and mark its first and last value."""
+    """Draw the range that each arm's mean ratio covers during training, and mark the first and the last ratio."""
     ax.axvline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     runs = order.runs.assign(hue=order.runs["row"], dash=order.runs["arm"])
     mean = series.seed_mean(ratio_table(study.modules, runs), runs, log=True)

@@ -1,4 +1,4 @@
-"""The figures loss_curves and training_loss: validation loss, and training loss with its early spikes, against step."""
+"""Draw the figures loss_curves and training_loss: validation loss and training loss against step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from normstudy.figures.study import Study
 
 
 def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return every validation loss, the final one at step n_steps, with columns run_id, step, value, hue, dash."""
+    """Return all validation losses, the final loss at step n_steps, with columns run_id, step, value, hue, dash."""
     early = series.of_runs(study.losses["val_loss"], runs, ["hue", "dash"])
     final = runs.assign(step=runs["n_steps"], value=runs["final_val_loss"].astype(float))[early.columns]
     rows: pd.DataFrame = pd.concat([early, final[np.isfinite(final["value"])]])
@@ -23,14 +23,14 @@ def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return every step's recorded training loss, with columns run_id, step, value, hue, dash."""
+    """Return all finite training losses, with columns run_id, step, value, hue, dash."""
     return series.of_runs(study.losses["train_loss"], runs, ["hue", "dash"])
 
 
 def draw_losses(
     ax: Axes, study: Study, runs: pd.DataFrame, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw a panel: the curves, reference losses, and diverged runs' last finite losses, clipped at `top`."""
+    """Draw a panel: loss curves, reference losses, and the last finite loss of each diverged run, clipped at `top`."""
     look = study.look
     on_axes.draw_references(ax, series.entropies(runs), labelled=labelled)
     on_axes.draw_seed_lines(ax, table, runs, look, log=False, smooth=smooth)
@@ -38,16 +38,16 @@ def draw_losses(
     ends = ends.assign(value=ends["value"].clip(upper=top))
     for run_id, hue, step, value in zip(ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True):
         last = table[(table["run_id"] == run_id) & (table["step"] < step)].tail(1)
-        if len(last):  # a dotted line from the last evaluation to the marker
+        if len(last):  # a dotted line leads from the last evaluation to the marker
             way = [[last["step"].iloc[0], step], [last["value"].iloc[0], value]]
             ax.plot(*way, color=look.colors[hue], lw=style.THIN, ls=(0, (1, 1)), gid=f"way:{run_id}")
     on_axes.draw_ends(ax, ends, look)
 
 
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
-    """Return loss axis limits: from the lowest loss or reference to uniform prediction's loss or a higher first loss.
+    """Return limits of the loss axis: from the lowest loss or reference to the highest first loss or reference.
 
-    A first loss of at least twice uniform prediction's loss is ignored.
+    A first loss of at least twice the highest reference, which is the loss of uniform prediction, is ignored.
     """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)])
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]

@@ -1,4 +1,4 @@
-"""Prepare a study's series for drawing: select runs, average over seeds, take snapshots of training."""
+"""Prepare a study's series for drawing: select runs, average over seeds, and take snapshots of training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pandas as pd
 from normstudy.figures.look import values
 from normstudy.figures.study import Panel, Study
 
-SNAPSHOTS = (0, 5, 20, 100)  # steps; `snapshots` adds the last step
+SNAPSHOTS = (0, 5, 20, 100)  # steps of snapshots, to which `snapshots` adds the last step
 
 
 def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Inner-join `rows` with columns of `runs` on run_id; faster than merge, as it looks up each run once."""
+    """Inner-join `rows` with columns of `runs` on run_id, faster than merge because each run is looked up once."""
     codes, names = pd.factorize(rows["run_id"])
     place = pd.Index(runs["run_id"]).get_indexer(names)[codes]
     mine = place >= 0
@@ -24,7 +24,7 @@ def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.Da
 
 
 def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Return grad_norm's mid (geometric mean over runs), low, high and n per `keys`, without zeros, inf and NaN."""
+    """Return geometric mean (mid), low, high and number (n) of finite, positive grad_norm for each value of `keys`."""
     norm = "grad_norm"
     good = rows[np.isfinite(rows[norm]) & (rows[norm] > 0)]
     logs = good.assign(log=np.log(good[norm])).groupby(keys)
@@ -33,7 +33,7 @@ def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
-    """Make a note that names the runs and steps with a gradient of exactly 0, which a log axis cannot show."""
+    """If gradients are exactly 0, return a note on their runs and steps, because a logarithmic axis cannot show 0."""
     gone = rows[rows["grad_norm"] == 0]
     if gone.empty:
         return []
@@ -47,8 +47,8 @@ def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
 def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]]:
     """Return (title, rows) for snapshots at init, after 5, 20 and 100 updates, and at the end.
 
-    A snapshot has each run's last recorded step up to the snapshot's step, without runs that ended before. The snapshot
-    at the end has each run's last finite step.
+    A snapshot has each run's last recorded step up to the snapshot's step, without runs that ended before that step.
+    The snapshot at the end has each run's last step with a finite norm.
     """
     ends = last_of_run(rows)
     out: list[tuple[str, pd.DataFrame]] = []
@@ -75,9 +75,9 @@ def _span(steps: pd.Series[int]) -> str:
 
 
 def seed_mean(table: pd.DataFrame, runs: pd.DataFrame, *, log: bool) -> pd.DataFrame:
-    """Average `value` over the seeds in `runs` of each (hue, dash), geometrically with `log`.
+    """Average `value` over the seeds of each (hue, dash), geometrically with `log`.
 
-    The mean ends where the first seed ends, because a mean of the remaining seeds would hide the runs that ended.
+    A step that lacks a value of one of `runs` has no mean, because a mean of the others would hide that the run ended.
     """
     rows = table.assign(value=np.log(table["value"])) if log else table
     mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index("step")
@@ -87,7 +87,7 @@ def seed_mean(table: pd.DataFrame, runs: pd.DataFrame, *, log: bool) -> pd.DataF
 
 
 def last_tenth(mean: pd.DataFrame) -> pd.DataFrame:
-    """Average `value` at steps t = 0, 1, 2, ... over the steps 0.9 t to t, a constant width on a log axis."""
+    """Replace `value` at step t by the mean over steps 0.9 t to t, a window of constant width on a logarithmic axis."""
     sums = np.concatenate([[0.0], np.cumsum(mean["value"])])
     ends = np.arange(1, len(mean) + 1)
     width = 1 + (ends - 1) // 10
@@ -101,7 +101,7 @@ def ends(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
-    """Return the losses of uniform, unigram and bigram prediction on the runs' text, in nats per token."""
+    """Return name and loss, in nats per token, of uniform, unigram and bigram prediction on the runs' text."""
     first = runs.iloc[0]
     return [
         ("ln(vocab)", float(first["ln_vocab"])),
@@ -111,7 +111,7 @@ def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
 
 
 def same_text(panels: Sequence[Panel]) -> bool:
-    """Whether all panels have the same reference losses, because they have the same text and tokenization."""
+    """Return whether all panels have the same text and tokenization, and so the same reference losses."""
     return len({tuple(key) for p in panels for key in p.runs[["data_sha256", "ln_vocab"]].to_numpy()}) == 1
 
 
