@@ -1,10 +1,10 @@
-"""`normstudy compare`: make a study's paired comparison, and print it in one of four formats."""
+"""Compare a study's runs in pairs for `normstudy compare`, and format the comparison in one of four formats."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +16,7 @@ from normstudy.config import ConfigError, one_of
 from normstudy.study import tables
 
 FORMATS = ("table", "csv", "json", "markdown")
-WIDTH = 100  # characters; in a wider table, verdicts are wrapped
-VERDICT_WIDTH = 13  # characters in a line of a wrapped verdict: the longest line is "no difference"
+WIDTH = 100  # characters; in a wider table, the verdict "no difference shown" takes two lines
 SHA_DIGITS = 10  # printed digits of a text's sha256, enough to distinguish texts
 
 
@@ -27,7 +26,7 @@ def compare_study(
     """Compare a study's runs by the column `by`; returns the table that `pairs.compare_pairs` defines.
 
     where: column -> value; only runs with these values are compared. Raises ConfigError for a folder that is not a
-    study or has no finished run, and as `select` and `compare_pairs` do.
+    study or has no finished run, and the errors of `select` and `compare_pairs`.
     """
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     done = runs.loc[runs["status"] == "done", "run_id"].tolist()
@@ -48,7 +47,7 @@ def render(comparison: pd.DataFrame, fmt: str) -> str:
 
 
 def head(comparison: pd.DataFrame) -> str:
-    """Write the paragraph above the table: what is compared, and what the difference, its sign and interval mean."""
+    """Return the paragraph above a comparison's table, which names the compared column and defines the difference."""
     by = comparison["by"].iloc[0]
     base = value_text(comparison["baseline"].iloc[0])
     text = (
@@ -62,26 +61,22 @@ def head(comparison: pd.DataFrame) -> str:
 
 
 def _as_values(comparison: pd.DataFrame) -> pd.DataFrame:
-    """Convert every cell of a comparison to a plain Python value: NaN to None, integer columns' numbers to int."""
+    """Convert every value of a comparison to a plain Python value, as `native` does."""
     return pd.DataFrame({c: pd.Series([native(c, v) for v in comparison[c]], dtype=object) for c in comparison.columns})
 
 
 def _cell_columns(comparison: pd.DataFrame) -> list[str]:
-    """Return the columns that identify the cell to which a comparison's row belongs."""
+    """Return a comparison's config columns, whose values identify the cell of each row."""
     return [c for c in comparison.columns if c not in RESULTS]
 
 
-def _cell_text(comparison: pd.DataFrame, column: str, row: int) -> str:
-    text = value_text(native(column, comparison[column].iloc[row]))
+def _cell_text(column: str, value: object) -> str:
+    text = value_text(native(column, value))
     return text[:SHA_DIGITS] if column == "data_sha256" else text
 
 
 def _loss(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3f}"
-
-
-def _difference(row: pd.Series) -> str:
-    return interval_text(row["difference"], row["ci_low"], row["ci_high"], "+.3f")
 
 
 def _markdown(comparison: pd.DataFrame) -> str:
@@ -92,64 +87,58 @@ def _markdown(comparison: pd.DataFrame) -> str:
     ]  # fmt: skip
     rows = [
         [
-            *(_cell_text(comparison, c, i) for c in cells),
+            *(_cell_text(c, row[c]) for c in cells),
             value_text(row["arm"]), value_text(row["baseline"]),
             row["outcomes"], row["baseline_outcomes"],
-            _loss(row["loss"]), _loss(row["baseline_loss"]), _difference(row),
+            _loss(row["loss"]), _loss(row["baseline_loss"]),
+            interval_text(row["difference"], row["ci_low"], row["ci_high"], "+.3f"),
             str(row["pairs"]), str(row["unpaired"]), str(row["failed"]), row["verdict"],
         ]
-        for i, row in enumerate(comparison.iloc[i] for i in range(len(comparison)))
+        for row in comparison.to_dict("records")
     ]  # fmt: skip
     numbers = range(len(header) - 7, len(header) - 1)
     return "\n".join([head(comparison), "", *markdown_table(header, rows, numbers)])
 
 
 def _table(comparison: pd.DataFrame) -> str:
-    """Format the plain table: each baseline's line is above the lines of the arms that are compared with it."""
+    """Format a comparison as a plain table in which the arms of a cell follow the cell's baseline."""
     cells = _cell_columns(comparison)
     by = comparison["by"].iloc[0]
     header = [*cells, by, "outcomes", "loss", "difference [95 %]", "pairs", "verdict"]
     rows: list[list[str]] = []
     above: list[str] = []
-    for i in range(len(comparison)):
-        row = comparison.iloc[i]
-        place = [_cell_text(comparison, c, i) for c in cells]
+    for row in comparison.to_dict("records"):
+        place = [_cell_text(c, row[c]) for c in cells]
         base = [*place, *_arm(row["baseline"], row["baseline_outcomes"], row["baseline_loss"])]
         if base != above:
             rows.append([*base, "", "", ""])
         above = base
         arm = _arm(row["arm"], row["outcomes"], row["loss"])
+        difference = interval_text(row["difference"], row["ci_low"], row["ci_high"], "+.3f")
         left_out = [f"{row[c]} {c}" for c in ("unpaired", "failed") if row[c]]
         verdict = "\n".join([row["verdict"], *left_out])
-        rows.append([*[""] * len(cells), *arm, _difference(row), str(row["pairs"]), verdict])
+        rows.append([*[""] * len(cells), *arm, difference, str(row["pairs"]), verdict])
     numeric = {c for c in (*cells, by) if KINDS.get(c) in (int, float)} | {"loss", "pairs"}
     right = {i for i, name in enumerate(header) if name in numeric}
-    titles = [_title(name, _width(column)) for name, column in zip(header, zip(*rows, strict=True), strict=True)]
+    titles = [_title(name, column) for name, column in zip(header, zip(*rows, strict=True), strict=True)]
     lines = plain_table(titles, rows, right)
     if max(map(len, lines)) > WIDTH:
-        rows = [[*row[:-1], _wrapped(row[-1])] for row in rows]
+        rows = [[*row[:-1], row[-1].replace("difference ", "difference\n")] for row in rows]
         lines = plain_table(titles, rows, right)
     return "\n".join([*textwrap.wrap(head(comparison), WIDTH), "", *lines])
 
 
 def _arm(value: Value, outcomes: str, loss: float) -> list[str]:
-    """Format an arm's cells: its value, its outcomes (one per line), its loss."""
+    """Return the texts of an arm's value, outcomes (one per line) and loss."""
     words = outcomes.split()
     by_class = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
     return [value_text(value), "\n".join(by_class) or "none", _loss(loss)]
 
 
-def _width(cells: tuple[str, ...]) -> int:
-    return max(len(line) for cell in cells for line in cell.split("\n"))
-
-
-def _title(name: str, width: int) -> str:
-    """Break a column's name at spaces and after underscores into lines no wider than the cells, if possible."""
+def _title(name: str, cells: Iterable[str]) -> str:
+    """Break a column's name at spaces and after underscores, so that no line is wider than the cells, if possible."""
+    width = max(len(line) for cell in cells for line in cell.split("\n"))
     if not width:
         return name
     lines = textwrap.wrap(name.replace("_", "_ "), width + 1, break_long_words=False)
     return "\n".join(lines).replace("_ ", "_")
-
-
-def _wrapped(verdict: str) -> str:
-    return "\n".join(line for part in verdict.split("\n") for line in textwrap.wrap(part, VERDICT_WIDTH))

@@ -8,8 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 
 from normstudy.config import short_float
 
-GAP = "  "  # space between the columns of a plain table
-
 Value = str | int | float | bool | None  # the value of a cell in a stored table
 
 
@@ -26,7 +24,7 @@ def typed_number(value: float) -> str:
 
 
 def three_digits(value: float, thousands: str = "") -> str:
-    """Format three significant digits and all digits before the point: 0.0213, 1530. thousands: the separator."""
+    """Format three significant digits, and any further digits before the point: 0.0213, 1530. thousands: separator."""
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
@@ -40,7 +38,7 @@ def value_text(value: Value, number: Callable[[float], str] = plain_number) -> s
 
 
 def interval_text(mean: float, low: float, high: float, form: str) -> str:
-    """Format `-0.542 [-0.568, -0.515]`; only the mean if the bounds are NaN, and "" if the mean is NaN too."""
+    """Format a mean with its interval: `-0.542 [-0.568, -0.515]`. NaN bounds are left out; a NaN mean gives ""."""
     texts = ["" if math.isnan(value) else format(value, form) for value in (mean, low, high)]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if texts[1] else texts[0]
 
@@ -51,7 +49,7 @@ def count_text(n: int, noun: str) -> str:
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """Return a plain table's aligned lines; cells may have several lines. right: indices of right-aligned columns."""
+    """Return the lines of a text table, whose cells may have several lines. right: indices of right-aligned columns."""
     table = [[cell.split("\n") for cell in row] for row in (header, *rows)]
     widths = [max(len(line) for cell in column for line in cell) for column in zip(*table, strict=True)]
     lines = []
@@ -61,14 +59,14 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Col
                 part.rjust(width) if i in right else part.ljust(width)
                 for i, (part, width) in enumerate(zip(parts, widths, strict=True))
             ]
-            lines.append(GAP.join(cells).rstrip())
+            lines.append("  ".join(cells).rstrip())
     return lines
 
 
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = (), *, compact: bool = False
 ) -> list[str]:
-    """Return a Markdown table's lines. right: right-aligned columns. compact: no spaces in the line under the head."""
+    """Return a Markdown table's lines. right: as in `plain_table`. compact: write the second line without spaces."""
     rule = ["---:" if i in right else "---" for i in range(len(header))]
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in (header, rule, *escaped)]

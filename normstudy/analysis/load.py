@@ -1,4 +1,4 @@
-"""`normstudy.load`: read a study's four tables as DataFrames, and add derived columns."""
+"""Read a study's four tables as DataFrames and add derived columns, for `normstudy.load`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class Tables(NamedTuple):
 def load(study_dir: Path | str, *, join: bool = False) -> Tables:
     """Read a study, even while a sweep is writing it. Raises ConfigError for a folder that is not a study.
 
-    Columns added to `runs`: outcome (null unless finished), gap_closed (see outcomes.py), and bits_per_byte (final
-    validation loss). Column added to `modules`: update_ratio, update_norm / param_norm, null if param_norm is 0.
-    join: add to each series the config columns that vary in this study, those in ALWAYS_JOINED, and outcome.
+    Columns added to `runs`: outcome (null for an unfinished run), gap_closed (see `outcomes.gap_closed`) and
+    bits_per_byte (the final validation loss in bits per byte). Column added to `modules`: update_ratio, which is
+    update_norm / param_norm, or null if param_norm is 0. join: whether to add to each series the config columns that
+    vary in this study, the columns ALWAYS_JOINED, and outcome.
     """
-    runs = tell_sources_apart(tables.read(study_dir, "runs"))  # read first: a run is marked done after all its series
+    runs = tell_sources_apart(tables.read(study_dir, "runs"))  # read before the series, which a done run has completed
     steps, modules, residual = (tables.read(study_dir, table) for table in schema.SERIES)
     runs = derive(runs, steps)
     ratio = modules["update_norm"] / modules["param_norm"].where(modules["param_norm"] != 0)

@@ -1,4 +1,4 @@
-"""Determine each run's outcome, such as `learned` or `stuck`, from its stored series; no table stores outcomes.
+"""Determine each run's outcome, such as `learned` or `stuck`, from the stored series, because no table stores outcomes.
 
 Losses and entropies are in nats per token. H1 and H2 are the text's unigram and bigram cross-entropy.
 """
@@ -20,12 +20,12 @@ Loss = TypeVar("Loss", float, "pd.Series[float]")
 
 OUTCOMES = ("learned", "partial", "stuck", "collapsed", "spiked", "diverged", "unfinished")
 
-# Thresholds, with measured values in parentheses. The mean training loss is a trailing mean over `mean_window` steps.
-STUCK_GAP = 0.4  # fraction of H1 - H2; a run that closes less is stuck (stuck runs: at most 0.34)
-LEARNED_GAP = 0.75  # fraction of H1 - H2; a run that closes this much has learned (learned runs: at least 0.84)
-COLLAPSE_RISE = 0.4  # nats; rise of the mean training loss from its minimum to the run's end that counts as collapse
-SPIKE_RISE = 0.4  # nats; rise of the mean training loss above its running minimum that is a spike (clean runs: <= 0.23)
-STILL_FALLING = 0.05  # nats; fall of validation loss in the last quarter of an unfinished run (stuck runs: <= 0.014)
+# Thresholds, with measured values in parentheses. The mean training loss is a mean over the last `mean_window` steps.
+STUCK_GAP = 0.4  # a run that closes less than this fraction of H1 - H2 is stuck (stuck runs: at most 0.34)
+LEARNED_GAP = 0.75  # a run that closes this fraction of H1 - H2 has learned (learned runs: at least 0.84)
+COLLAPSE_RISE = 0.4  # nats; a run collapsed if its mean training loss ends this far above the minimum
+SPIKE_RISE = 0.4  # nats; a run spiked if its mean training loss rose this far above an earlier minimum (else <= 0.23)
+STILL_FALLING = 0.05  # nats; validation loss of an unfinished run fell this far in the last quarter (stuck: <= 0.014)
 WINDOW_TOKENS = 10_240  # training tokens in the window of the mean training loss
 WINDOW_PARTS = 4  # the window has at most a quarter of a run's steps
 
@@ -41,12 +41,12 @@ def gap_closed(final_val_loss: Loss, unigram_entropy: Loss, bigram_entropy: Loss
 
 
 def mean_window(n_steps: int, batch_size: int, seq_len: int) -> int:
-    """Return the number of steps in the window of the mean training loss, at least 1."""
+    """Return the number of steps, at least 1, over which the mean training loss is computed."""
     return max(1, min(n_steps // WINDOW_PARTS, round(WINDOW_TOKENS / (batch_size * seq_len))))
 
 
 def trailing_mean(values: Floats, window: int) -> Floats:
-    """Return the mean of every `window` consecutive values; empty if there are fewer values."""
+    """Return the mean of every `window` consecutive values, or an empty array if there are fewer values."""
     if len(values) < window:
         return np.empty(0)
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
@@ -68,9 +68,9 @@ def outcome(
 ) -> str:
     """Return a finished run's outcome, by the first rule below that applies.
 
-    train_loss: one loss per step. val_steps, val_loss: evaluations in order, without the final one; the loss at step t
-    is from before update t. final_val_loss: the loss after the last update, or NaN. window: number of steps in the mean
-    training loss. nonfinite: whether any loss or gradient norm was not finite.
+    train_loss: one loss per step. val_steps, val_loss: steps and losses of all evaluations before the final one; an
+    evaluation at step t precedes update t. final_val_loss: the loss after the last update, or NaN. window: number of
+    steps in the mean training loss. nonfinite: whether any loss or gradient norm was not finite.
     """
     losses = np.concatenate([train_loss, val_loss, [final_val_loss]])
     if nonfinite or not np.isfinite(losses).all():
@@ -96,7 +96,7 @@ def outcome(
 def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     """Return run_id -> outcome for every run with status `done`, in the order of `runs`.
 
-    steps: needs run_id, step, train_loss, val_loss. Raises ConfigError if a finished run has no rows in `steps`.
+    steps: has columns run_id, step, train_loss, val_loss. Raises ConfigError if a finished run has no rows in `steps`.
     """
     done = runs[runs["status"] == "done"]
     codes, names = pd.factorize(steps["run_id"])
@@ -110,11 +110,11 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     for name, numbers in zip(done["run_id"], done[list(RUN_COLUMNS)].to_numpy(np.float64), strict=True):
         if name not in rows:
             raise ConfigError(
-                f"run {name} is done but has no row in the table steps: restore its files in tables/steps"
+                f"run {name} is done but has no row in the table steps: restore the run's files in tables/steps"
             )
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, final, nonfinite = numbers
         mine = rows[name]
-        evaluated = mine[~np.isnan(val_loss[mine])]  # drops nulls, and NaN losses, which nonfinite_step records
+        evaluated = mine[~np.isnan(val_loss[mine])]  # drops nulls, and NaN losses, which set nonfinite_step
         found[name] = outcome(
             train_loss[mine],
             step[evaluated],
@@ -137,5 +137,5 @@ def outcome_counts(found: Iterable[str]) -> dict[str, int]:
 
 
 def counts_text(found: Iterable[str]) -> str:
-    """Format the counts of outcomes as text: "4 learned 1 partial"."""
+    """Format the number of runs with each outcome: "4 learned 1 partial"."""
     return " ".join(f"{n} {name}" for name, n in outcome_counts(found).items())

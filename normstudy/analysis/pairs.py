@@ -14,10 +14,10 @@ from normstudy.analysis.select import check_column, native, parse_value, values_
 from normstudy.errors import ConfigError, nearest
 
 CONFIDENCE = 0.95
-MIN_PAIRS = 5  # fewer pairs get no verdict, because few seeds say little about their spread
+MIN_PAIRS = 5  # fewer pairs give no verdict, because few seeds say little about the spread of losses
 
-PAIRED = ["seed", "data_seed"]  # columns equal in both runs of a pair, like the cell's columns
-NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # config columns that are not treatments
+PAIRED = ["seed", "data_seed"]  # seed columns, whose values are equal in both runs of a pair
+NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # config columns by which runs cannot be compared
 RESULTS = (
     "by", "arm", "baseline", "outcomes", "baseline_outcomes", "loss", "baseline_loss", "difference", "ci_low",
     "ci_high", "pairs", "unpaired", "failed", "verdict",
@@ -25,13 +25,16 @@ RESULTS = (
 
 
 def cell_columns(by: str) -> list[str]:
-    """Return the columns, besides seeds, that must be equal in both runs of a pair.
+    """Return the columns, besides seeds, whose values must be equal in both runs of a pair.
 
-    These are the config columns that affect training, except `by`, and the text's sha256, so that no pair mixes texts.
+    These are the treatments, except `by`, and the sha256 of the text, so that no pair mixes texts.
     """
-    measuring = tuple(f"{section}_" for section in cfg.PREFIXED)
-    asked = [c for c in cfg.asked_types() if c not in NOT_IN_CELL and not c.startswith(measuring)]
-    return [c for c in (*asked, "data_sha256") if c != by]
+    return [c for c in (*treatments(), "data_sha256") if c != by]
+
+
+def treatments() -> list[str]:
+    """Return the config columns, besides seeds, that affect training."""
+    return [c for c in comparable_columns() if not c.startswith(tuple(f"{section}_" for section in cfg.PREFIXED))]
 
 
 def comparable_columns() -> list[str]:
@@ -40,19 +43,19 @@ def comparable_columns() -> list[str]:
 
 
 def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
-    """Return mean, low and high of the differences' 95 % t interval; low and high are NaN for fewer than two pairs."""
+    """Return the mean difference and the bounds of its 95 % t interval, which are NaN for fewer than two pairs."""
     n = len(differences)
     mean = float(np.mean(differences)) if n else np.nan
     if n < 2:
         return mean, np.nan, np.nan
-    from scipy.special import stdtrit  # imported only if needed: this takes 0.25 s, and most figures do not need it
+    from scipy.special import stdtrit  # this import takes 0.25 s, and most figures do not need it
 
     half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * np.std(differences, ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 
 
 def verdict(pairs: int, low: float, high: float) -> str:
-    """Return the verdict for an interval of arm - baseline from `low` to `high`."""
+    """Return the verdict on a difference arm - baseline whose interval is `low` to `high`."""
     if pairs == 0:
         return "no pairs"
     if pairs < MIN_PAIRS:
@@ -63,7 +66,7 @@ def verdict(pairs: int, low: float, high: float) -> str:
 
 
 def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
-    """Return each run's final validation loss, else its loss at step 0, else ln(vocab): the first finite one."""
+    """Return each run's first finite value of: final validation loss, validation loss at step 0, ln(vocab)."""
     at_init = steps[steps["step"] == 0].set_index("run_id")["val_loss"]
     loss = runs["final_val_loss"].to_numpy(np.float64)
     for stand_in in (runs["run_id"].map(at_init), runs["ln_vocab"]):
@@ -72,26 +75,26 @@ def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
 
 
 def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: str | None = None) -> pd.DataFrame:
-    """Compare each value of `by` (arm) with the baseline, in each cell; returns one row per cell and arm.
+    """Compare each value of `by` (an arm) with the baseline in each cell; returns a row for each cell and arm.
 
-    A cell is a combination of values of the `cell_columns` that vary; these columns come first, then RESULTS. A pair is
-    two finished runs in one cell with equal seeds. The default baseline is null if it occurs, else the smallest number
-    or alphabetically first text. difference is arm - baseline. difference, loss and baseline_loss are means over pairs,
-    outcomes count all finished runs, unpaired counts finished runs of both arms without a partner, and failed counts
-    runs that ended in an error. If runs were repeated with other probe or eval settings, one pair counts: preferably
-    one with equal eval_windows, then the one with the most windows.
+    A cell is a combination of values of those `cell_columns` that vary. The returned table has these columns, then
+    RESULTS. A pair is two finished runs in one cell with equal seeds: an arm's run and a baseline run. The default
+    baseline is null if it occurs, otherwise the smallest number or the alphabetically first text. difference (arm -
+    baseline), loss and baseline_loss are means over pairs. The outcomes are those of all finished runs, unpaired counts
+    both arms' finished runs without a partner, and failed counts runs that ended in an error. If runs were repeated
+    with other probe or eval settings, one pair counts: preferably with equal eval_windows, then with the most windows.
 
-    Raises ConfigError if `by` is not a comparable column or does not vary, if no text occurs with two of its values,
-    and if `baseline` is not one of its values.
+    Raises ConfigError if `by` is not a comparable column or does not vary, if runs on the same text do not differ in
+    `by`, and if `baseline` is not a value of `by`.
     """
     check_column(by, comparable_columns(), "--by")
     runs = runs[runs["status"].isin(["done", "failed"])].copy()
     values = values_of(runs, by)
     if len(values) < 2:
-        raise ConfigError(f"--by {by} does not vary: {by} is {values_text(values)} in every run")
+        raise ConfigError(f"--by {by} does not vary: every run has {values_text(values)}; choose a column that varies")
     if runs.groupby("data_sha256")[by].nunique(dropna=False).max() < 2:
         raise ConfigError(
-            f"--by {by} would compare losses on different texts, which have no common scale: choose one with --where"
+            f"--by {by} would compare losses on different texts, which have no common scale: select a text with --where"
         )
     base = values[0] if baseline is None else _chosen(runs, by, baseline, values)
     runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)), loss=counted_loss(runs, steps))
@@ -99,7 +102,8 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
     cells = varying(runs, cell_columns(by))
     every_run, value_of = _as_runs(runs), [native(by, v) for v in runs[by]]
     rows = []
-    for cell in _split(runs[cells], cells):
+    parts = [part for _, part in runs[cells].groupby(cells, dropna=False)] if cells else [runs]
+    for cell in parts:
         found: dict[Value, list[_Run]] = {}
         for i in cell.index:
             found.setdefault(value_of[i], []).append(every_run[i])
@@ -109,12 +113,12 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
             place = {c: native(c, cell[c].iloc[0]) for c in cells}
             rows.append({**place, "by": by, "arm": arm, "baseline": base, **row})
     result = pd.DataFrame(rows, columns=[*cells, *RESULTS])
-    # Object columns, because pandas would otherwise turn None into NaN, and ints in the same column into floats.
+    # These columns keep their values as objects because pandas would otherwise turn None into NaN and ints into floats.
     return result.assign(**{c: pd.Series([r[c] for r in rows], dtype=object) for c in ("arm", "baseline")})
 
 
 def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Return the columns that vary; data_sha256 only if the other varying columns cannot tell the texts apart."""
+    """Return the columns that vary, with data_sha256 only if the other varying columns cannot tell the texts apart."""
     found = [c for c in columns if len(values_of(runs, c)) > 1]
     if "data_sha256" in found:
         rest = [c for c in found if c != "data_sha256"]
@@ -123,23 +127,19 @@ def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
     return found
 
 
-def _split(runs: pd.DataFrame, cells: list[str]) -> list[pd.DataFrame]:
-    return [part for _, part in runs.groupby(cells, dropna=False, sort=True)] if cells else [runs]
-
-
 def _chosen(runs: pd.DataFrame, by: str, baseline: str, values: list[Value]) -> Value:
     value = parse_value(runs, by, baseline, "--baseline")
     if value not in values:
         hint = nearest(baseline, [str(v) for v in values])
-        raise ConfigError(f"--baseline {baseline} is not a value of {by}: give one of {values_text(values)}.{hint}")
+        raise ConfigError(f"--baseline {baseline} is not a value of {by}: choose one of {values_text(values)}.{hint}")
     return values[values.index(value)]
 
 
-Seeds = tuple[Value, ...]  # the values of the columns PAIRED
+Seeds = tuple[Value, ...]  # a run's values in the columns PAIRED
 
 
 class _Run(NamedTuple):
-    """A run's values that a comparison needs; for a cell's few runs, Python loops are faster than pandas."""
+    """The values of a run that a comparison needs. Python loops over a cell's few runs are faster than pandas."""
 
     seeds: Seeds
     run_id: str
@@ -156,7 +156,7 @@ def _as_runs(runs: pd.DataFrame) -> list[_Run]:
 
 
 def _compare(arm: list[_Run], base: list[_Run]) -> dict[str, object]:
-    """Compare an arm with the baseline in one cell, with one pair per combination of seeds; returns RESULTS values."""
+    """Compare an arm with the baseline in one cell; returns the columns of RESULTS from `outcomes` on."""
     arms, bases = _finished_by_seeds(arm), _finished_by_seeds(base)
     candidates = [(a, b) for seeds, runs in arms.items() for a in runs for b in bases.get(seeds, [])]
     pairs: dict[Seeds, tuple[_Run, _Run]] = {}
@@ -190,6 +190,6 @@ def _finished_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:
 
 
 def _preference(pair: tuple[_Run, _Run]) -> tuple[bool, int, int, str, str]:
-    """Return a sort key: equal eval_windows first, then more windows, then run_id, for a deterministic order."""
+    """Return a sort key for pairs: equal eval_windows first, then more windows; run_ids make the order unique."""
     a, b = pair
     return a.windows != b.windows, -a.windows, -b.windows, a.run_id, b.run_id

@@ -1,4 +1,4 @@
-"""Select runs by columns' values, compared by type: 3e-3 equals 0.003, and `null` means an unset value."""
+"""Select runs by the values of columns, which are compared by type: 3e-3 equals 0.003, and `null` is an unset value."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ def native(column: str, value: object) -> Value:
     """Convert a cell of the table `runs` to a plain Python value: NaN and NaT to None, a nullable int to int."""
     if pd.isna(value):  # type: ignore[call-overload]
         return None
-    if isinstance(value, str):
-        return value
     if pd.api.types.is_bool(value):
         return bool(value)
     if pd.api.types.is_number(value):
         number = float(value)  # type: ignore[arg-type]
-        whole = KINDS.get(column) is int or pd.api.types.is_integer(value)  # pandas holds a nullable int as a float
+        whole = KINDS.get(column) is int or pd.api.types.is_integer(value)  # pandas stores nullable ints as floats
         return int(number) if whole else number
     return str(value)
 
@@ -35,12 +33,12 @@ def values_of(runs: pd.DataFrame, column: str) -> list[Value]:
 
 
 def values_text(values: Iterable[Value]) -> str:
-    """Join values with commas."""
+    """Format values as in YAML and join them with commas."""
     return ", ".join(value_text(v) for v in values)
 
 
 def check_column(column: str, columns: Iterable[str], flag: str) -> None:
-    """Raise a ConfigError that names the nearest column unless `column` is one of `columns`."""
+    """Raise a ConfigError that suggests a similar column if `column` is not in `columns`. flag: the option to name."""
     columns = list(columns)
     if column not in columns:
         hint = nearest(column, columns) or f" Available: {', '.join(columns)}."
@@ -48,29 +46,29 @@ def check_column(column: str, columns: Iterable[str], flag: str) -> None:
 
 
 def parse_value(runs: pd.DataFrame, column: str, text: str, flag: str) -> Value:
-    """Parse `text` by the column's type. Raises a ConfigError that names the option `flag` if this fails."""
+    """Parse `text` by the column's type. Raises a ConfigError that names the option `flag` if parsing fails."""
     if text == value_text(None):
         return None
     kind = KINDS.get(column)
     if kind is bool or pd.api.types.is_bool_dtype(runs[column]):
         if text.lower() not in ("true", "false"):
-            raise ConfigError(f"{flag}: {column} {text!r} is neither true nor false")
+            raise ConfigError(f"{flag}: {column} must be true or false, not {text!r}")
         return text.lower() == "true"
     if kind in (int, float) or (kind is None and pd.api.types.is_numeric_dtype(runs[column])):
         try:
             return float(text)
         except ValueError:
-            raise ConfigError(f"{flag}: {column} {text!r} is not a number") from None
+            raise ConfigError(f"{flag}: {column} must be a number, not {text!r}") from None
     return text
 
 
 def has_value(runs: pd.DataFrame, column: str, value: Value) -> pd.Series[bool]:
-    """For each row, whether the column equals `value`; None matches null."""
+    """Return for each row whether the column equals `value`; None matches null."""
     return pd.Series([native(column, v) == value for v in runs[column]], index=runs.index, dtype=bool)
 
 
 def select(runs: pd.DataFrame, where: Mapping[str, str] | None) -> pd.DataFrame:
-    """Select the runs with every value in `where`. Raises ConfigError for a wrong column or type, or if none match."""
+    """Select the runs with the values in `where`. Raises ConfigError for a wrong column or value, and for no match."""
     for column, text in (where or {}).items():
         check_column(column, runs.columns, "--where")
         value = parse_value(runs, column, text, "--where")
@@ -87,7 +85,7 @@ SOURCES = {"placement": "placement_sha256", "norm": "norm_sha256", "resolved_nor
 
 
 def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
-    """Append the source code's hash to each user-defined block or norm with several versions: my_block:f@1a2b3c4d.
+    """Append the source code's hash, my_block:f@1a2b3c4d, to names of blocks or norms that occur in several versions.
 
     Runs before and after a change to a block are different treatments, although the block's name is the same.
     """

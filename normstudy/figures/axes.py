@@ -1,4 +1,4 @@
-"""Set scales and ticks, and draw what figures share: curves with their means, diverged runs, reference losses."""
+"""Set up axes, and draw what several figures share: curves of seeds with means, diverged runs, reference losses."""
 
 from __future__ import annotations
 
@@ -14,31 +14,28 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatt
 from normstudy.figures import style
 from normstudy.figures.layout import FEW, place_of
 from normstudy.figures.look import Look
-from normstudy.figures.series import Sizes, curves, last_tenth, seed_mean
+from normstudy.figures.series import last_tenth, seed_mean
 
 STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the linear and the logarithmic step axis
 
 
 def step_axis(ax: Axes, last: int, *, log: bool) -> None:
-    """Set a step axis from 0 to `last`; `log` stretches the first updates (log of step + 1) and labels `last`."""
+    """Make the x axis show steps 0 to `last`; `log` stretches the first updates (log of step + 1) and labels `last`."""
     narrow = place_of(ax).get_gridspec().ncols > 3
     if not log:
-        ax.set_xlim(-0.02 * last, 1.02 * last)  # room for the markers at both ends
+        ax.set_xlim(-0.02 * last, 1.02 * last)  # leaves room for the markers at both ends
         ax.xaxis.set_major_locator(MaxNLocator(4 if narrow else 5, integer=True, steps=[1, 2, 5, 10]))
         return
-    ax.set_xscale("function", functions=(_log1p, np.expm1))
+    # matplotlib also transforms positions left of the axis, and the logarithm is undefined from step -1 down
+    ax.set_xscale("function", functions=(lambda x: np.log1p(np.maximum(x, -0.999)), np.expm1))
     ax.set_xlim(0, max(last, 1))
     ax.xaxis.set_major_locator(FixedLocator(log_ticks(last, 3 if narrow else 2.2)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
 
 
-def _log1p(x: np.ndarray) -> np.ndarray:
-    return np.asarray(np.log1p(np.maximum(x, -0.999)))
-
-
 def log_ticks(last: int, apart: float) -> list[int]:
-    """Choose ticks such as 0, 5, 20, 100 and the last step; step + 1 grows at least `apart`-fold from tick to tick."""
+    """Choose ticks such as 0, 5, 20, 100 and `last`, so that step + 1 grows at least `apart`-fold from tick to tick."""
     ticks = [0]
     for step in (1, 5, 20, 100, 500, 2000, 10_000, 50_000, 200_000):
         if step + 1 >= apart * (ticks[-1] + 1) and apart * (step + 1) < last + 1:
@@ -47,13 +44,13 @@ def log_ticks(last: int, apart: float) -> list[int]:
 
 
 def norm_axis(ax: Axes) -> None:
-    """Make the y axis logarithmic."""
+    """Make the y axis logarithmic, with the ticks of `norm_ticks`."""
     ax.set_yscale("log")
     norm_ticks(ax.yaxis)
 
 
 def norm_ticks(axis: Axis) -> None:
-    """Set logarithmic ticks, the same in all matplotlib versions, with plain numbers below two decades."""
+    """Set the same logarithmic ticks in all matplotlib versions; an axis below two decades shows plain numbers."""
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -62,37 +59,37 @@ def norm_ticks(axis: Axis) -> None:
 
 
 def layer_axis(ax: Axes, axis: str, top: int) -> None:
-    """Set about eight integer ticks for layers 0 to `top`, including both ends. axis: x or y."""
+    """Set about eight ticks for layers 0 to `top`, always including both ends. axis: x or y."""
     every = max(1, -(-top // 7))
     ticks = [t for t in range(0, top + 1, every) if t == 0 or top - t >= every * 0.6] + [top]
     (ax.set_xticks if axis == "x" else ax.set_yticks)(sorted(set(ticks)))
 
 
 def draw_seed_lines(
-    ax: Axes, table: pd.DataFrame, sizes: Sizes, look: Look, *, log: bool, smooth: bool = False
+    ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look, *, log: bool, smooth: bool = False
 ) -> None:
-    """Draw a thin line per seed, and a bold line for the mean over seeds, which is geometric with `log`.
+    """Draw a thin line for each seed, and a bold line for the mean over seeds (the geometric mean with `log`).
 
-    table: columns hue, dash, run_id, step, value. smooth: also average the bold line as `last_tenth` does.
+    table: columns hue, dash, run_id, step, value. runs: see `seed_mean`. smooth: also apply `last_tenth` to the mean.
     """
-    mean = seed_mean(table, sizes, log=log)
-    alpha = 0.4 if look.facet is None else 0.25  # paler in small panels, where noisy seeds would hide their mean
-    seeds = dict(iter(table.groupby(["hue", "dash"], sort=False)))
-    for hue, dash in sizes:
-        color, pattern, name = look.colors[hue], look.dashes[dash], f"{hue}:{dash}"
-        for run_id, steps, values in curves(seeds.get((hue, dash), table[:0])):
-            # ax.plot would be slow: it checks units and limits again for each of up to a thousand lines
-            thin = Line2D(steps, values, color=color, ls=pattern, lw=style.THIN, alpha=alpha, gid=f"seed:{run_id}")
-            ax.add_line(thin)
+    mean = seed_mean(table, runs, log=log)
+    alpha = 0.4 if look.facet is None else 0.25  # pale seeds do not hide their mean in small panels
+    for hue, dash, seeds in look.arms(table):
+        color, pattern = look.colors[hue], look.dashes[dash]
+        for run_id, run in seeds.groupby("run_id", observed=True):
+            # ax.plot would be slow, because it checks units and limits for every line
+            line = Line2D(run["step"], run["value"], color=color, ls=pattern, lw=style.THIN, alpha=alpha)
+            line.set_gid(f"seed:{run_id}")
+            ax.add_line(line)
         bold = mean[(mean["hue"] == hue) & (mean["dash"] == dash)].sort_values("step")
         if smooth:
             bold = last_tenth(bold)
-        # a white edge keeps the gaps of dashed lines open where other lines lie behind them
+        # a white edge keeps the gaps of a dashed line visible in front of other lines
         ax.plot(bold["step"], bold["value"], color="white", lw=style.BOLD + 1, alpha=0.7, zorder=2.5)
-        few = "." if 0 < len(bold) <= 16 else ""  # a line with few points gets markers
+        few = "." if 0 < len(bold) <= 16 else ""  # short lines show their points
         ax.plot(
             bold["step"], bold["value"], color=color, ls=pattern, lw=style.BOLD, marker=few, ms=5, zorder=3,
-            gid=f"mean:{name}",
+            gid=f"mean:{hue}:{dash}",
         )  # fmt: skip
 
 
@@ -106,9 +103,9 @@ def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
 
 
 def draw_references(ax: Axes, references: Sequence[tuple[str, float]], *, labelled: bool) -> None:
-    """Draw horizontal lines at known losses; `labelled` also writes their names beyond the right edge."""
+    """Draw a horizontal line at each reference loss; `labelled` also writes the loss and its name on the right."""
     grid = place_of(ax).get_gridspec()
-    gap = " " if grid.nrows * grid.ncols > FEW else "\n"  # in a low panel, two-line names would overlap
+    gap = " " if grid.nrows * grid.ncols > FEW else "\n"  # names of two lines would overlap in low panels
     for name, value in references:
         ax.axhline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
         if labelled:

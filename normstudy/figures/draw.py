@@ -1,4 +1,4 @@
-"""The registry of figures, and `plot_study`, which draws them from a study's tables; equal tables give equal bytes."""
+"""Register all figures, and draw them from a study's tables; equal tables give files with equal bytes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from normstudy.figures.ranking import ranking
 from normstudy.figures.residual_path import residual_path
 from normstudy.figures.study import Lacks, Study, load
 
-# To add a figure, write a module beside this one with a function from Study to Figure, which may raise Lacks, and add
-# the function to FIGURES.
 FIGURES: dict[str, Callable[[Study], Figure]] = {
     "headline": headline,
     "loss_curves": loss_curves,
@@ -38,18 +36,18 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 
 @dataclass
 class PlotResult:
-    """What `plot_study` drew. found: figure -> the file written, or the reason why the figure cannot be drawn."""
+    """The result of `plot_study`. found: figure -> the file written, or the reason why the figure cannot be drawn."""
 
     found: dict[str, Path | str] = field(default_factory=dict)
 
     @property
     def paths(self) -> list[Path]:
-        """The files of the figures that were drawn."""
+        """Return the files that were written."""
         return [what for what in self.found.values() if isinstance(what, Path)]
 
     @property
     def skipped(self) -> list[str]:
-        """A line for each figure that could not be drawn."""
+        """Return a line with name and reason for each figure that cannot be drawn."""
         return [f"{name}: {what}" for name, what in self.found.items() if isinstance(what, str)]
 
 
@@ -63,9 +61,9 @@ def plot_study(
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default the study's folder `figures`.
 
-    where: column -> value, as on the command line; these figures go by default into a subfolder of `figures`, so that
-    they do not replace the figures of all runs. only: names of FIGURES. Raises ConfigError for a folder that is not a
-    study or has no finished run, for an unknown name, and if a file cannot be written.
+    where: column -> value, as on the command line; figures of these runs go by default into a subfolder of `figures`,
+    so that they do not replace the figures of all runs. only: names in FIGURES. Raises ConfigError for a folder that is
+    not a study or has no finished run, for an unknown figure or format, and if a file cannot be written.
     """
     one_of("format", fmt, style.FORMATS)
     for name in only or []:
@@ -85,12 +83,12 @@ def plot_study(
                 folder.mkdir(parents=True, exist_ok=True)
                 style.save(fig, path, fmt)
             except OSError as error:
-                raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+                raise ConfigError(f"{path} cannot be written: {error.strerror}. Choose another --out") from error
             result.found[name] = path
     return result
 
 
 def _folder_name(where: dict[str, str]) -> str:
-    """Name the folder for some runs' figures, such as `peak_lr=3e-3,placement=post`; "" for all runs."""
+    """Return the subfolder for figures of some runs, such as `peak_lr=3e-3,placement=post`, or "" for all runs."""
     name = ",".join(f"{column}={value}" for column, value in sorted(where.items()))
     return "".join(c if c.isalnum() or c in "_.=+-," else "_" for c in name)

@@ -1,9 +1,10 @@
-"""The figure final_grid: every run's final validation loss and outcome, against a swept field."""
+"""Draw the figure final_grid: every run's final validation loss and outcome against a swept column."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,41 +13,38 @@ from matplotlib.figure import Figure
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import Value
-from normstudy.analysis.select import native
+from normstudy.analysis.select import KINDS, native
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
 from normstudy.figures.look import MAX_HUES, Look, swept, values
 from normstudy.figures.study import Lacks, Study
 
-MAX_PANELS = 6
-DODGE = 0.5  # arms are spread over this fraction of the gap between two x values
+DODGE = 0.5  # fraction of the gap between two x values over which the arms at an x value are spread
 
 
 @dataclass(frozen=True)
 class XAxis:
-    """The swept column on the x axis, and a position for each value of the column."""
+    """The column on the x axis, and a position for each value of the column."""
 
     column: str
     places: dict[Value, float]
-    scale: str  # how positions follow values: "linear", "log" or "even" (equal gaps)
+    scale: str  # how positions depend on values: "linear", "log" or "even" (equal gaps)
 
     @property
     def gap(self) -> float:
-        """The smallest distance between two positions."""
-        found = sorted(self.places.values())
-        return min(np.diff(found), default=1.0)
+        """Return the smallest distance between two positions, or 1 if there is only one position."""
+        return min(np.diff(list(self.places.values())), default=1.0)
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """Choose the numeric column with the most values, preferably not in `taken` (color, line style), else another."""
+    """Choose the numeric column with the most values, if possible none in `taken` (color and line style)."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
-    kinds = cfg.asked_types()
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
-    numeric = [c for c in varying if kinds.get(c) in (int, float)]
+    numeric = [c for c in varying if KINDS.get(c) in (int, float)]
     numeric = [c for c in numeric if c not in taken] or numeric
     if numeric:
-        rank = {c: i for i, c in enumerate(preferred)}
-        column = min(numeric, key=lambda c: (-runs[c].nunique(dropna=False), rank.get(c, len(rank))))
+        ordered = [*(c for c in preferred if c in numeric), *numeric]
+        column = max(ordered, key=lambda c: runs[c].nunique(dropna=False))
     else:
         column = varying[0] if varying else "placement"
     found = values(runs, column)
@@ -61,17 +59,16 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 
 
 def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """With a facet, if the x axis shows the color's field, use color for the line style's field instead."""
+    """Make color show the line style's column if there is a facet and the x axis already shows the color's column."""
     if look.facet is None or look.hue != x.column:
         return look, runs
     colors = dict(zip(look.dashes, style.shades(len(look.dashes), style.ARMS), strict=True))
-    return Look(look.dash or "", None, colors, {"": "-"}, look.notes, look.facet), runs.assign(
-        hue=runs["dash"], dash=""
-    )
+    look = replace(look, hue=look.dash or "", dash=None, colors=colors, dashes={"": "-"})
+    return look, runs.assign(hue=runs["dash"], dash="")
 
 
 def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
-    """Return each run's hue, dash, run_id, outcome, place (x) and value (y, NaN for a diverged run)."""
+    """Return each run's hue, dash, run_id, outcome, place (x) and value (y, which is NaN for a diverged run)."""
     value = runs["final_val_loss"].astype(float).where(runs["outcome"] != "diverged")
     return runs[["hue", "dash", "run_id", "outcome"]].assign(
         place=[x.places[native(x.column, v)] for v in runs[x.column]], value=value
@@ -79,30 +76,28 @@ def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
 
 
 def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) -> None:
-    """Draw a marker per run, shaped by outcome, and lines through the means over seeds.
+    """Draw a marker for each run, whose shape shows the outcome, and lines through the means over seeds.
 
-    Diverged runs are drawn at height `edge`, and an arm with a diverged seed has no mean, since a mean of the other
-    seeds would hide it. Arms and seeds are drawn side by side, because stuck runs end at equal losses.
+    Diverged runs are drawn at height `edge`. An arm with a diverged seed has no mean, because a mean of the other seeds
+    would hide the divergence. Arms and seeds are side by side, because stuck runs with equal losses would overlap.
     """
-    # values of a field on the x axis are already apart, so they are not spread or joined by separate lines
+    # the x axis already separates the values of its own column, so only the other columns need slots
     hues = [h for h in look.colors if (table["hue"] == h).any()]
     dashes = [d for d in look.dashes if (table["dash"] == d).any()]
     by_hue, by_dash = look.hue != x.column, look.dash != x.column
-    slots = (len(hues) if by_hue else 1) * (len(dashes) if by_dash else 1)
-    width = DODGE * x.gap / slots
+    slots = list(itertools.product(hues if by_hue else [""], dashes if by_dash else [""]))
+    width = DODGE * x.gap / len(slots)
     lines: dict[tuple[str, ...], list[tuple[float, float]]] = {}
-    for i, hue in enumerate(hues):
-        for j, dash in enumerate(dashes):
-            slot = (i * by_hue) * (len(dashes) if by_dash else 1) + j * by_dash
-            shift = (slot - (slots - 1) / 2) * width
-            arm = table[(table["hue"] == hue) & (table["dash"] == dash)]
-            for place, runs in arm.groupby("place"):
-                center = float(str(place)) + shift
-                spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (len(runs) > 1)
-                _draw_runs(ax, runs.assign(place=spots), look.colors[hue], edge)
-                mean = float(runs["value"].mean(skipna=False))
-                apart = [str(place)] if x.column == look.facet else []  # no line joins names, which have no order
-                lines.setdefault((hue, dash if by_dash else "", *apart), []).append((center, mean))
+    for hue, dash, arm in look.arms(table):
+        slot = slots.index((hue if by_hue else "", dash if by_dash else ""))
+        shift = (slot - (len(slots) - 1) / 2) * width
+        for place, runs in arm.groupby("place"):
+            center = float(runs["place"].iloc[0]) + shift
+            spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (len(runs) > 1)
+            _draw_runs(ax, runs.assign(place=spots), look.colors[hue], edge)
+            mean = float(runs["value"].mean(skipna=False))
+            apart = [str(place)] if x.column == look.facet else []  # names have no order, so no line joins them
+            lines.setdefault((hue, dash if by_dash else "", *apart), []).append((center, mean))
     for (hue, dash, *_), points in lines.items():
         places, means = zip(*sorted(points), strict=True)
         ax.plot(
@@ -122,7 +117,7 @@ def _draw_runs(ax: Axes, runs: pd.DataFrame, color: str, edge: float) -> None:
 
 
 def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
-    """Return loss axis limits that include every final loss, the nearest reference, and room for diverged runs."""
+    """Return limits of the loss axis around all final losses and the nearest reference, with room for diverged runs."""
     low, high = min(ended, default=min(references)), max(ended, default=max(references))
     nearest = min(references, key=lambda r: max(low - r, r - high, 0.0))
     low, high = min(low, nearest), max(high, nearest)
@@ -136,7 +131,7 @@ def final_grid(study: Study) -> Figure:
         raise Lacks("only the seed varies")
     x = x_axis(study.runs, (study.look.hue, study.look.dash))
     look, runs = color_by_dash(x, study.look, study.runs)
-    panels, notes = study.panels(runs, MAX_PANELS, skip=(x.column,))
+    panels, notes = study.panels(runs, skip=(x.column,))
     shown = pd.concat([p.runs for p in panels])
     tables = [grid_table(p.runs, x) for p in panels]
     references = [v for p in panels for _, v in series.entropies(p.runs)]
@@ -144,13 +139,11 @@ def final_grid(study: Study) -> Figure:
     low, high = limits(ended, references, diverged=bool((shown["outcome"] == "diverged").any()))
 
     crowded = shown["hue"].nunique() > 4 or len(x.places) > MAX_HUES
-    width = style.TWO_COLUMNS if crowded else None
-    fig, axes = layout.subplots(len(panels), height=2.2, width=width)
+    fig, axes = layout.subplots(len(panels), height=2.2, width=style.TWO_COLUMNS if crowded else None)
     one_text = series.same_text(panels)
-    outer = layout.last_column(axes)
     for ax, panel, table in zip(axes, panels, tables, strict=True):
         lines = [r for r in series.entropies(panel.runs) if low <= r[1] <= high]
-        on_axes.draw_references(ax, lines, labelled=ax in outer or not one_text)
+        on_axes.draw_references(ax, lines, labelled=not one_text or layout.place_of(ax).is_last_col())
         draw_grid(ax, table, look, x, edge=high - 0.04 * (high - low))
         layout.panel_title(ax, panel.title)
         ax.set_ylim(low, high)

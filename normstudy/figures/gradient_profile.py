@@ -1,4 +1,4 @@
-"""The figure gradient_profile: gradient norm against layer, at init, after a few updates, and at the end."""
+"""Draw the figure gradient_profile: gradient norm against layer, at init, after a few updates, and at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_ROWS = 3
 
 
 def needs_layers(study: Study) -> None:
-    """Raise Lacks unless the deepest runs have two or more layers and the runs `at_headline` recorded `MODULE`."""
+    """Raise Lacks if no run has two layers, or if no run in `at_headline` recorded the module MODULE."""
     if int(study.runs["n_layers"].max()) < 2:
         raise Lacks("every run has n_layers=1, and two layers are needed")
     if not study.modules["run_id"].isin(study.at_headline()["run_id"]).any():
@@ -26,37 +26,34 @@ def needs_layers(study: Study) -> None:
 
 
 def profile_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return grad_norm's geometric mean `mid` and range `low` to `high` over `n` seeds, by hue, dash and layer."""
+    """Return geometric mean and range of grad_norm over seeds, for each hue, dash and layer, as `geometric` does."""
     return series.geometric(series.of_runs(rows, runs, ["hue", "dash"]), ["hue", "dash", "layer"])
 
 
 def draw_profile(ax: Axes, table: pd.DataFrame, look: Look) -> None:
-    """Draw, per color and line style, a line through the geometric means and a band over the seeds' range."""
-    for hue, color in look.colors.items():
-        for dash, pattern in look.dashes.items():
-            arm = table[(table["hue"] == hue) & (table["dash"] == dash)].sort_values("layer")
-            if arm.empty:
-                continue
-            if len(arm) > 1:
-                ax.fill_between(arm["layer"], arm["low"], arm["high"], color=color, alpha=0.15, lw=0)
-            ax.plot(
-                arm["layer"], arm["mid"], color=color, ls=pattern, lw=1.2, ms=3.5,
-                marker="." if len(arm) <= 16 else "", gid=f"mean:{hue}:{dash}",
-            )  # fmt: skip
+    """For each color and line style, draw a line through the geometric means and a band over the range of the seeds."""
+    for hue, dash, arm in look.arms(table):
+        color = look.colors[hue]
+        if len(arm) > 1:
+            ax.fill_between(arm["layer"], arm["low"], arm["high"], color=color, alpha=0.15, lw=0)
+        ax.plot(
+            arm["layer"], arm["mid"], color=color, ls=look.dashes[dash], lw=1.2, ms=3.5,
+            marker="." if len(arm) <= 16 else "", gid=f"mean:{hue}:{dash}",
+        )  # fmt: skip
 
 
 def gradient_profile(study: Study) -> Figure:
-    """Draw the FFN output matrix's gradient norm against layer, at snapshots of training."""
+    """Draw the gradient norm of the FFN output matrix against layer, at a few steps of training."""
     needs_layers(study)
     what, top = f"Gradient norm of {MODULE} against layer", int(study.at_headline()["n_layers"].max()) - 1
     return snapshot_figure(study, study.modules, what, "layer", f"{MODULE} grad_norm", top)
 
 
 def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
-    """Draw gradient norms against layer, with a column of panels per snapshot and a row per value of the panel fields.
+    """Draw gradient norms of the runs of `at_headline` against layer, in a column of panels for each snapshot.
 
-    Depth and learning rate are held at their headline values. With a facet, each of its values gets one panel, and
-    colors show snapshots. rows: columns run_id, step, layer, grad_norm. top: the last layer.
+    Each combination of the panel fields' values gets a row of panels. With a facet, each value of the facet gets one
+    panel, in which colors show snapshots. rows: columns run_id, step, layer, grad_norm. top: the last layer.
     """
     if study.look.facet is not None:
         return _facets(study, rows, what, x_label, y_label, top)
@@ -90,14 +87,14 @@ def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y
 
 
 def one_color(study: Study, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return the runs of the last color, and a note that names this color's value if there are other colors."""
+    """Return the runs of the last color, and a note that names the color's value if there are other colors."""
     hues = [h for h in study.look.colors if (runs["hue"] == h).any()]
     note = [f"{study.look.hue}={hues[-1]}"] if len(hues) > 1 else []
     return runs[runs["hue"] == hues[-1]], note
 
 
 def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
-    """Return a panel per facet value, with runs of the last color and first line style only, and notes on both."""
+    """Return a panel for each facet value, with runs of the last color and first line style, and notes that say so."""
     runs, notes = one_color(study, study.at_headline())
     dashes = [d for d in study.look.dashes if (runs["dash"] == d).any()]
     if len(dashes) > 1:
@@ -108,7 +105,7 @@ def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
 
 
 def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
-    """Draw a panel per value of the facet, with three colors: for init, for a few updates, for the end."""
+    """Draw a panel for each value of the facet; three colors show the first step, an early step and the last step."""
     runs, notes = one_color(study, study.at_headline())
     panels, more = study.panels(runs, MAX_ROWS)
     shown = pd.concat([p.runs for p in panels])
@@ -137,7 +134,7 @@ def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: 
 
 
 def ended(shots: Sequence[Sequence[tuple[str, pd.DataFrame]]], runs: pd.DataFrame) -> list[str]:
-    """Make a note if runs ended before a snapshot, because the snapshot's mean is then over fewer seeds."""
+    """Return a note if runs ended before a snapshot, because the snapshot's mean then includes fewer seeds."""
     columns = range(max(len(s) for s in shots))
     least = min(len({r for s in shots if i < len(s) for r in s[i][1]["run_id"]}) for i in columns)
     if least == len(runs):

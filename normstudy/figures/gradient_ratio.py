@@ -1,4 +1,4 @@
-"""The figure gradient_ratio: the first layer's gradient norm divided by the last layer's, low if gradients vanish."""
+"""Draw the figure gradient_ratio: the first layer's gradient norm divided by the last layer's, against step."""
 
 from __future__ import annotations
 
@@ -13,57 +13,53 @@ from normstudy.figures.gradient_profile import needs_layers
 from normstudy.figures.look import Look
 from normstudy.figures.study import MODULE, Lacks, Study
 
-MAX_PANELS = 6
-
 
 def ratio_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return finite, positive ratios of first to last layer's grad_norm: run_id, step, hue, dash, value."""
+    """Return the finite, positive ratios (column `value`) of the first layer's grad_norm to the last layer's."""
     rows = series.of_runs(modules, runs, ["hue", "dash", "n_layers"])
     first = rows.loc[rows["layer"] == 0, ["run_id", "step", "grad_norm"]]
     last = rows[(rows["layer"] == rows["n_layers"] - 1) & (rows["n_layers"] > 1)]
     ratio = last.merge(first, "left", on=["run_id", "step"], suffixes=("", "_first"))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = ratio.assign(value=ratio["grad_norm_first"] / ratio["grad_norm"])
-    columns = ["run_id", "step", "hue", "dash", "value"]
-    good: pd.DataFrame = ratio.loc[np.isfinite(ratio["value"]) & (ratio["value"] > 0), columns]
-    return good.reset_index(drop=True)
+    ratio = ratio.assign(value=ratio["grad_norm_first"] / ratio["grad_norm"])
+    good = np.isfinite(ratio["value"]) & (ratio["value"] > 0)
+    found: pd.DataFrame = ratio.loc[good, ["run_id", "step", "hue", "dash", "value"]]
+    return found
 
 
 def without_ratio(study: Study, runs: pd.DataFrame) -> list[str]:
-    """Make a note if the first or last layer's gradient is exactly 0, so that the ratio cannot be drawn."""
+    """Return a note if a first or last layer's gradient is exactly 0, because the ratio then cannot be drawn."""
     rows = series.of_runs(study.modules, runs, ["n_layers"])
     return series.zeros(study, rows[(rows["layer"] == 0) | (rows["layer"] == rows["n_layers"] - 1)])
 
 
 def ratio_notes(study: Study, runs: pd.DataFrame) -> list[str]:
-    """Make notes on ratios that cannot be drawn, and on the meaning of vertical lines."""
+    """Return notes on ratios that cannot be drawn, and on the meaning of vertical lines."""
     warmed = study.look.dash == "warmup_steps" and (runs["warmup_steps"] > 0).any()
     return without_ratio(study, runs) + ["vertical line: end of the warmup"] * bool(warmed)
 
 
-def draw_ratio(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, sizes: series.Sizes, look: Look) -> None:
-    """Draw the ratio's curves, a horizontal line at 1, vertical lines where warmups end, and diverged runs' markers."""
+def draw_ratio(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> None:
+    """Draw ratios against step, a horizontal line at 1, vertical lines where warmups end, and ends of diverged runs."""
     ax.axhline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     if look.dash == "warmup_steps":
         for warmup in sorted({int(w) for w in runs["warmup_steps"] if w > 0}):
             line = ax.axvline(warmup, color=style.GREY, lw=0.7, ls=look.dashes[str(warmup)], alpha=0.6, zorder=0)
             line.set_gid(f"warmup:{warmup}")
-    on_axes.draw_seed_lines(ax, table, sizes, look, log=True)
-    diverged = runs.loc[runs["outcome"] == "diverged", "run_id"]
-    on_axes.draw_ends(ax, table[table["run_id"].isin(diverged)].groupby("run_id", observed=True).tail(1), look)
+    on_axes.draw_seed_lines(ax, table, runs, look, log=True)
+    on_axes.draw_ends(ax, series.ends(table, runs), look)
     on_axes.norm_axis(ax)
 
 
 def gradient_ratio(study: Study) -> Figure:
-    """Draw the first/last-layer ratio of the FFN output matrix's gradient norm against step."""
+    """Draw the gradient norm of the first layer's FFN output matrix, divided by the last layer's, against step."""
     needs_layers(study)
-    panels, notes = study.panels(study.runs[study.runs["n_layers"] > 1], MAX_PANELS)
+    panels, notes = study.panels(study.runs[study.runs["n_layers"] > 1])
     fig, axes = layout.subplots(len(panels))
     drawn = 0
     for ax, panel in zip(axes, panels, strict=True):
         table = ratio_table(study.modules, panel.runs)
         drawn += len(table)
-        draw_ratio(ax, table, panel.runs, series.sizes(panel.runs, study), study.look)
+        draw_ratio(ax, table, panel.runs, study.look)
         layout.panel_title(ax, panel.title)
         on_axes.step_axis(ax, series.last_step(study.runs), log=True)
     if not drawn:

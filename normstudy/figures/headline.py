@@ -1,4 +1,4 @@
-"""The figure headline, a summary of the study: the loss shows what happens, the gradient ratio why."""
+"""Draw the figure headline, a summary of a study: the loss shows what happens, and the gradient ratio shows why."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from normstudy.figures import layout, ranking, series, style
 from normstudy.figures.gradient_profile import needs_layers
 from normstudy.figures.gradient_ratio import draw_ratio, ratio_notes, ratio_table, without_ratio
 from normstudy.figures.loss_curves import draw_losses, limits, validation_table
-from normstudy.figures.study import MODULE, Lacks, Panel, Study, at_most_one, held
+from normstudy.figures.study import MODULE, Lacks, Study, at_most_one, held
 
 
 def headline(study: Study) -> Figure:
-    """Draw validation loss beside the first/last-layer gradient ratio; with a facet, as rows of a ranking."""
+    """Draw validation loss beside the first/last-layer gradient ratio; with a facet, draw both as rows of a ranking."""
     needs_layers(study)
     if study.look.facet is not None:
         return _ranked(study)
@@ -26,13 +26,13 @@ def headline(study: Study) -> Figure:
 
     fig = Figure(figsize=(style.TWO_COLUMNS, 3.0), layout="constrained")
     left, right = fig.subplots(1, 2)
-    draw_losses(left, study, Panel("", runs), table, labelled=True, top=high)
+    draw_losses(left, study, runs, table, labelled=True, top=high)
     left.set_ylim(low, high)
     on_axes.step_axis(left, last + 1, log=False)
     left.set(xlabel=on_axes.STEP, ylabel="validation loss, nats per token")
     left.set_title("What happens: the loss", loc="left")
 
-    draw_ratio(right, ratio_table(study.modules, runs), runs, series.sizes(runs, study), study.look)
+    draw_ratio(right, ratio_table(study.modules, runs), runs, study.look)
     on_axes.step_axis(right, last, log=True)
     right.set(xlabel=on_axes.LOG_STEP, ylabel="ratio of grad_norm")
     right.set_title(f"Why: gradient norm of {MODULE}, first / last layer", loc="left")
@@ -43,7 +43,7 @@ def headline(study: Study) -> Figure:
 
 
 def _ranked(study: Study) -> Figure:
-    """Draw final losses and gradient ratios' ranges, a row per value of the facet, ranked at the largest depth."""
+    """Draw final losses beside ranges of gradient ratios, at the largest depth: a row for each value of the facet."""
     order = ranking.rank(study, deepest=True)
     fig = Figure(figsize=(style.TWO_COLUMNS, ranking.height(order)), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True)
@@ -66,11 +66,10 @@ def _ranked(study: Study) -> Figure:
 
 
 def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
-    """Draw, for each arm, the range over steps of the mean ratio over seeds, and mark its first and last value."""
+    """Draw the range that each arm's mean ratio covers during training, and mark the first and the last ratio."""
     ax.axvline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     runs = order.runs.assign(hue=order.runs["row"], dash=order.runs["arm"])
-    sizes = {(row, arm): int(((runs["row"] == row) & (runs["arm"] == arm)).sum()) for row, arm in ranking.places(order)}
-    mean = series.seed_mean(ratio_table(study.modules, runs), sizes, log=True)
+    mean = series.seed_mean(ratio_table(study.modules, runs), runs, log=True)
     if mean.empty:
         raise Lacks("no first/last-layer gradient ratio is finite and above zero in every seed")
     for (row, arm), y in ranking.places(order).items():

@@ -1,4 +1,4 @@
-"""The figure heatmap: gradient norm by layer and step, which shows when the gradient vanishes, and where first."""
+"""Draw the figure heatmap: gradient norm by layer and step, which shows when and in which layer gradients vanish."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
 from normstudy.figures.gradient_profile import needs_layers, one_arm
 from normstudy.figures.look import folded
-from normstudy.figures.study import MODULE, Lacks, Panel, Study, arms, at_most_one, held
+from normstudy.figures.study import MODULE, Lacks, Panel, Study, at_most_one, held
 
 MAX_PANELS = 15
-LONG = 34  # characters that fit above a panel in a row of three panels
-LINE = 48  # characters that fit above a panel in a row of two panels
+LONG = 34  # characters that fit above each of three panels in a row
+LINE = 48  # characters that fit above each of two panels in a row
 
 
 def map_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return grad_norm's geometric mean over seeds: a row per layer, a column per recorded step, NaN for no value."""
+    """Return grad_norm's geometric mean over seeds, with a row for each layer and a column for each recorded step."""
     mean = series.geometric(modules[modules["run_id"].isin(runs["run_id"])], ["layer", "step"])
     return mean.pivot_table(index="layer", columns="step", values="mid")
 
 
 def draw_map(ax: Axes, table: pd.DataFrame, norm: LogNorm) -> QuadMesh:
-    """Draw one map, in which a recorded step's cell extends to the next recorded step."""
+    """Draw one map; the cell of a recorded step extends to the next recorded step."""
     steps = table.columns.to_numpy(float)
     layers = table.index.to_numpy(float)
     x = np.append(steps, steps[-1] + 1)
     y = np.append(layers, layers[-1] + 1) - 0.5
-    # rasterized, because thousands of small paths would make an SVG or PDF slow and show hairlines
+    # the map is rasterized, because thousands of small paths would make an SVG or PDF slow and show hairlines
     return ax.pcolormesh(
         x, y, np.ma.masked_invalid(table.to_numpy(float)), cmap=style.SEQUENTIAL, norm=norm, rasterized=True
     )
 
 
 def heatmap(study: Study) -> Figure:
-    """Draw a map per color and line style, at the headline depth and learning rate, on one logarithmic color scale."""
+    """Draw a map for each color and line style, from the runs of `at_headline`, on one logarithmic color scale."""
     needs_layers(study)
     facet = study.look.facet
     parts, notes = one_arm(study) if facet else _arms(study)
@@ -54,13 +54,12 @@ def heatmap(study: Study) -> Figure:
     high = max(np.nanmax(table.to_numpy()) for _, table in maps)
     norm = LogNorm(low, high if high > low else 2 * low)
 
-    across = len({p.runs["dash"].iloc[0] for p, _ in maps})  # one row of maps per color, if it fits
+    across = len({p.runs["dash"].iloc[0] for p, _ in maps})  # if possible, each color gets a row of maps
     columns = 4 if facet else next((c for c in (across, 3, 4, 2) if 1 < c <= 4 and len(maps) % c == 0), 3)
     fig, axes = layout.subplots(len(maps), columns=columns, height=layout.LOW if facet else 1.55)
     shown = pd.concat([p.runs for p, _ in maps])
     last = series.last_step(shown)
     one_line = all(len(p.title) <= LINE for p, _ in maps)
-    mesh = None
     for ax, (panel, table) in zip(axes, maps, strict=True):
         mesh = draw_map(ax, table, norm)
         ax.set_title(panel.title.replace("\n", " ") if columns == 2 and one_line else panel.title, loc="left")
@@ -71,7 +70,6 @@ def heatmap(study: Study) -> Figure:
         if len(warmup) == 1 and (end := warmup.pop()) > 0:
             ax.axvline(end, color="white", lw=1, ls=(0, (2, 1.5)), gid=f"warmup:{end}")
     layout.label_axes(fig, axes, on_axes.LOG_STEP, "layer", once=facet is not None)
-    assert mesh is not None
     bar = fig.colorbar(mesh, ax=axes, label=f"{MODULE} grad_norm", aspect=30, pad=0.02)
     on_axes.norm_ticks(bar.ax.yaxis)
     notes += series.zeros(study, study.modules[study.modules["run_id"].isin(shown["run_id"])])
@@ -85,9 +83,9 @@ def heatmap(study: Study) -> Figure:
 
 
 def _arms(study: Study) -> tuple[list[Panel], list[str]]:
-    """Return a panel per color and line style, and notes on fields held at one value and panels left out."""
+    """Return a panel for each color and line style, and notes on fields fixed at one value and on panels left out."""
     runs = at_most_one(study, study.at_headline())
-    parts = arms(runs, study)
+    parts = study.look.arms(runs)
     panels = []
     for hue, dash, part in parts[:MAX_PANELS]:
         words = [f"{study.look.dash}={dash}"] if study.look.dash else []

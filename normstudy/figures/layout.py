@@ -1,4 +1,4 @@
-"""Lay out a figure: its grid of panels, titles, axis labels and legend."""
+"""Lay out a figure's panels, titles, axis labels and legend."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from matplotlib.lines import Line2D
 from normstudy.analysis.grid import count_text
 from normstudy.analysis.select import native
 from normstudy.figures import style
-from normstudy.figures.look import Look, label, varies
+from normstudy.figures.look import Look, varies
 from normstudy.figures.study import Study
 
-FEW = 6  # panels; in a figure with more panels, each panel is only LOW inches high
-LOW = 1.3  # inches: height of a panel in a figure with many panels
+FEW = 6  # largest number of panels of normal height; more panels are only LOW inches high
+LOW = 1.3  # inches: height of a panel if there are many
 CHARACTERS = 16.8  # characters per inch in a title
 HANDLE = 6  # width of a legend handle, in characters
 
@@ -27,7 +27,7 @@ HANDLE = 6  # width of a legend handle, in characters
 def subplots(
     n: int, *, columns: int | None = None, height: float = 2.0, width: float | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """Make a figure with `n` panels that share both axes; by default 3 per row, or 4 lower panels if n > FEW."""
+    """Make a figure of `n` panels with equal axes: by default 3 panels in a row, or 4 lower panels if n > FEW."""
     if columns is None and n > FEW:
         height = min(height, LOW)
     columns = columns or (3 if n <= FEW else 4)
@@ -40,25 +40,20 @@ def subplots(
     for spare in grid[n:]:
         spare.remove()
     axes: list[Axes] = grid[:n]
-    for ax in axes[max(0, n - across) :]:  # panels above an empty place need tick labels too
+    for ax in axes[max(0, n - across) :]:  # panels above an empty place also need tick labels
         ax.tick_params(labelbottom=True)
     return fig, axes
 
 
 def place_of(ax: Axes) -> SubplotSpec:
-    """Return a panel's position in its figure's grid."""
+    """Return a panel's position in the figure's grid of panels."""
     spec = ax.get_subplotspec()
     assert spec is not None
     return spec
 
 
-def last_column(axes: Sequence[Axes]) -> list[Axes]:
-    """Return the rightmost panel of each full row."""
-    return [ax for ax in axes if place_of(ax).is_last_col()]
-
-
 def label_axes(fig: Figure, axes: Sequence[Axes], x: str, y: str, *, once: bool) -> None:
-    """Label the outer panels. With `once` and more than FEW panels: one y label, and x labels in the last row only."""
+    """Label the outer panels. With `once` and more than FEW panels, label y once, and x in the last row only."""
     if once and len(axes) > FEW:
         fig.supylabel(y.replace("\n", " "), fontsize="medium")
         lowest = [ax for ax in axes if place_of(ax).is_last_row()]
@@ -71,7 +66,7 @@ def label_axes(fig: Figure, axes: Sequence[Axes], x: str, y: str, *, once: bool)
 
 
 def panel_title(ax: Axes, text: str) -> None:
-    """Set a panel's title, wrapped to the panel's width; `title` later makes the figure higher for the added lines."""
+    """Set a panel's title, wrapped to the panel's width. Call `title` afterwards: it makes room for the added lines."""
     fig = ax.figure
     assert isinstance(fig, Figure)
     width = int(fig.get_figwidth() * CHARACTERS / place_of(ax).get_gridspec().ncols)
@@ -81,7 +76,7 @@ def panel_title(ax: Axes, text: str) -> None:
 
 
 def _extra_title_lines(fig: Figure) -> int:
-    """Count the lines that panel titles need beyond the first, summed over the rows of panels."""
+    """Count the lines after the first in the longest panel title of each row, and return the sum over rows."""
     most: dict[int, int] = {}
     for ax in fig.axes:
         if (spec := ax.get_subplotspec()) is not None:
@@ -90,23 +85,13 @@ def _extra_title_lines(fig: Figure) -> int:
     return sum(most.values())
 
 
-def shared(runs: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Name the columns with the same value in all runs: `n_layers=6, peak_lr=3e-3`."""
-    return ", ".join(f"{c}={label(native(c, runs[c].iloc[0]))}" for c in columns if not varies(runs, c))
-
-
-def seeds(runs: pd.DataFrame, study: Study) -> str:
-    """Say how many seeds each line has: `5 seeds`, or `2 to 5 seeds`."""
-    keys = ["hue", "dash", *study.panel_fields]
-    n = runs.groupby(keys, dropna=False).size()
-    low, high = int(n.min()), int(n.max())
-    return count_text(low, "seed") if low == high else f"{low} to {high} seeds"
-
-
 def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Sequence[str] = ()) -> None:
-    """Set the figure's title: `what` it shows, the study's name, the numbers of seeds and diverged runs, `notes`."""
-    name = study.folder.resolve().name
-    context = [f"study {name}", shared(runs, ("n_layers", "peak_lr")), seeds(runs, study)]
+    """Set the figure's title from `what` it shows, the study's name, counts of seeds and diverged runs, and `notes`."""
+    same = [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in ("n_layers", "peak_lr") if not varies(runs, c)]
+    seeds = runs.groupby(["hue", "dash", *study.panel_fields], dropna=False).size()
+    low, high = seeds.min(), seeds.max()
+    count = count_text(low, "seed") if low == high else f"{low} to {high} seeds"
+    context = [f"study {study.folder.resolve().name}", ", ".join(same), count]
     outcome = runs["outcome"].value_counts()
     if outcome.get("diverged", 0):
         context.append(f"{outcome['diverged']} of {len(runs)} runs diverged")
@@ -120,7 +105,7 @@ def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Seque
 
 
 def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] = (), *, dashes: bool = True) -> None:
-    """Draw one legend below the panels for the colors and line styles in `runs` and `extra`; enlarge the figure."""
+    """Draw a legend of the colors and line styles in `runs`, and `extra`, below the panels; enlarge the figure."""
     colors: list[Artist] = [
         Line2D([], [], color=c, lw=style.BOLD, label=f"{look.hue}={n}")
         for n, c in look.colors.items()
@@ -152,7 +137,7 @@ def _characters(artists: Sequence[Artist]) -> int:
 
 
 def outcome_handles(runs: pd.DataFrame, outcomes: Iterable[str] = style.OUTCOME_MARKERS) -> list[Artist]:
-    """Make legend entries for the markers of the given outcomes that occur in `runs`."""
+    """Return legend entries with the markers of the given outcomes that occur in `runs`."""
     return [
         Line2D([], [], ls="none", marker=style.OUTCOME_MARKERS[name], color=style.GREY, label=name)
         for name in outcomes

@@ -1,8 +1,4 @@
-"""Choose how figures distinguish a study's runs: by color (`hue`), line style (`dash`) and panels.
-
-A text field is drawn as color, the warmup or another text field as line style; the other fields make panels. A text
-field with more than MAX_HUES values (`facet`) makes panels too; color shows n_layers if no other text field is left.
-"""
+"""Choose how figures distinguish a study's runs: by color (`hue`), line style (`dash`) and panels."""
 
 from __future__ import annotations
 
@@ -14,16 +10,14 @@ import pandas as pd
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import Value, typed_number, value_text
-from normstudy.analysis.select import values_of
+from normstudy.analysis.pairs import treatments
+from normstudy.analysis.select import KINDS, values_of
 from normstudy.figures import style
 
-HEADLINE_LR = 3e-3  # a figure with room for only one learning rate shows the learning rate nearest to 3e-3
-MAX_HUES = 6  # most colors in one panel
-NAME_WIDTH = 24  # characters that fit above a panel in a row of four panels
+HEADLINE_LR = 3e-3  # a figure of a single learning rate shows the learning rate nearest to this value
+MAX_HUES = 6  # largest number of colors in a panel
+NAME_WIDTH = 24  # characters that fit above each of four panels in a row
 
-# Config columns that figures never distinguish: seeds, the study's name, a path, a permission, recording settings.
-_NOT_SWEPT = ("study", "seed", "data_seed", "data_path", "force_init")
-_NOT_SWEPT_PREFIXES = ("probe_", "eval_")
 _NAMES = {
     "placement": cfg.PLACEMENT_NAMES,
     "norm": (*cfg.NORM_NAMES, "auto"),
@@ -33,9 +27,10 @@ _NAMES = {
 }
 
 
-def label(value: Value) -> str:
-    """Format a config value for a figure: 3e-3, null, true, pre."""
-    return value_text(value, typed_number)
+def label(value: Value, names: Mapping[str, str]) -> str:
+    """Format a config value for a figure: 3e-3, null, true, pre. names: long name -> short name, see `short_names`."""
+    text = value_text(value, typed_number)
+    return names.get(text, text)
 
 
 def folded(name: str, width: int = NAME_WIDTH) -> str:
@@ -49,36 +44,34 @@ def folded(name: str, width: int = NAME_WIDTH) -> str:
 
 
 def values(runs: pd.DataFrame, column: str) -> list[Value]:
-    """Return a column's distinct values, sorted as by `values_of`, but built-in names first in the config's order."""
+    """Return a column's distinct values as `values_of` does, but built-in names first, in the config's order."""
     order = {name: i for i, name in enumerate(_NAMES.get(column, ()))}
     return sorted(values_of(runs, column), key=lambda v: -1 if v is None else order.get(str(v), len(order)))
 
 
 def varies(runs: pd.DataFrame, column: str) -> bool:
-    """Whether a column has two or more values, counting null as one."""
+    """Return whether a column has two or more distinct values; null is a value too."""
     return len(runs[column].unique()) > 1
 
 
 def swept(runs: pd.DataFrame) -> list[str]:
-    """Return the config columns that vary, in the config's order, and `data_sha256` if those cannot tell texts apart.
+    """Return the varying config columns that affect training, and `data_sha256` if they cannot tell the texts apart.
 
-    No axes may mix losses on different texts or tokenizations, which have no common scale.
+    A panel must not mix losses on different texts or tokenizations, because these losses have no common scale.
     """
-    asked = [c for c in cfg.asked_types() if c not in _NOT_SWEPT and not c.startswith(_NOT_SWEPT_PREFIXES)]
-    found = [c for c in asked if c in runs and varies(runs, c)]
+    found = [c for c in treatments() if c in runs and varies(runs, c)]
     named = [c for c in cfg.TEXT_COLUMNS if c in found]
     parts = [part for _, part in runs.groupby(named, dropna=False)] if named else [runs]
     return [*found, "data_sha256"] if any(varies(part, "data_sha256") for part in parts) else found
 
 
 def text_fields(runs: pd.DataFrame) -> dict[str, int]:
-    """Return field -> number of values for each text field that varies, in the config's order."""
-    kinds = cfg.asked_types()
-    return {c: len(values(runs, c)) for c in swept(runs) if kinds.get(c) is str and c not in cfg.TEXT_COLUMNS}
+    """Map each varying text field, such as placement, to its number of values, in the config's order."""
+    return {c: len(values(runs, c)) for c in swept(runs) if KINDS.get(c) is str and c not in cfg.TEXT_COLUMNS}
 
 
 def short_names(runs: pd.DataFrame) -> dict[str, str]:
-    """Map user-defined placements and norms (`package.module:function`) to the function's name, if it is unique."""
+    """Map user-defined placements and norms, `package.module:function`, to their functions' names, if unique."""
     out: dict[str, str] = {}
     for column in ("placement", "norm"):
         found = [str(v) for v in values(runs, column)] if column in runs else []
@@ -89,7 +82,7 @@ def short_names(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def chosen(found: Sequence[Value], column: str) -> Value:
-    """Choose the one value to show: the learning rate nearest to HEADLINE_LR; in other columns the last value."""
+    """Choose a single value to show: the learning rate nearest to HEADLINE_LR, or the last value of another column."""
     if column != "peak_lr":
         return found[-1]
     rates = [(abs(math.log(v / HEADLINE_LR)), i) for i, v in enumerate(found) if isinstance(v, int | float)]
@@ -97,7 +90,7 @@ def chosen(found: Sequence[Value], column: str) -> Value:
 
 
 def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
-    """Choose at most `limit` of the ordered values: both ends, the `chosen` learning rate, and evenly spaced others."""
+    """Choose at most `limit` ordered values, evenly spaced, with both ends and the learning rate of `chosen`."""
     if len(found) <= limit:
         return list(found)
     if limit == 1:
@@ -117,14 +110,14 @@ def spread_labels(runs: pd.DataFrame, column: str, limit: int, names: Mapping[st
     picked = spread(found, limit, column)
     if len(picked) < len(found):
         notes.append(f"{len(picked)} of {len(found)} values of {column} shown")
-    return [names.get(label(v), label(v)) for v in picked]
+    return [label(v, names) for v in picked]
 
 
 @dataclass(frozen=True)
 class Look:
-    """The fields drawn as color and line style, and each value's color and line style.
+    """The fields that color (hue) and line style (dash) show, and the color or line style of each value.
 
-    hue: "" if all runs have the same color. facet: a text field with more than MAX_HUES values, each a panel; or None.
+    hue: "" if all runs have the same color. facet: a text field with more than MAX_HUES values, which get a panel each.
     """
 
     hue: str
@@ -136,7 +129,7 @@ class Look:
 
     @property
     def by(self) -> str:
-        """Name the fields that distinguish lines and panels, for titles: `placement and warmup_steps`."""
+        """Return the fields that distinguish lines and panels, as titles name them: `placement and warmup_steps`."""
         fields = [self.hue] if self.dash is None else [self.hue, self.dash]
         if self.facet is None:
             return " and ".join(fields)
@@ -144,12 +137,17 @@ class Look:
             fields.remove(self.hue)
         return " per ".join([" and ".join(fields)] * bool(fields) + [self.facet])
 
+    def arms(self, rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+        """Return (hue, dash, rows) for each color and line style that occurs in `rows`, in the order of the legend."""
+        parts = dict(iter(rows.groupby(["hue", "dash"], sort=False)))
+        return [(hue, dash, parts[hue, dash]) for hue in self.colors for dash in self.dashes if (hue, dash) in parts]
+
 
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
-    """Choose the look: color for the placement or a varying text field, line style for warmup or a text field.
+    """Choose what color shows (the placement or a text field) and what line style shows (warmup or a text field).
 
-    A text field with more than MAX_HUES values is the facet: the placement, else the field with the most values. If no
-    text field is left for color, color shows n_layers. names: labels from `short_names`.
+    If text fields have more than MAX_HUES values, the placement or the field with the most values becomes the facet. If
+    no text field is left for color, color shows n_layers. names: long name -> short name, see `short_names`.
     """
     text = text_fields(runs)
     many = {c: n for c, n in text.items() if n > MAX_HUES}
@@ -175,7 +173,7 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
 
 
 def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
-    """Choose a color per value: fixed for built-in names, unused ones for others; deeper depths get darker shades."""
+    """Choose a color for each value: fixed for built-in names, unused colors for others; deeper models are darker."""
     if hue == "n_layers":
         return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     fixed = style.PLACEMENT_COLORS if hue == "placement" else {}
@@ -184,5 +182,5 @@ def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
     used = {colors[n] for n in names if n in colors}
     pool = dict.fromkeys((*style.OTHER_COLORS, *style.OWN_COLORS, *style.PLACEMENT_COLORS.values()))
     free = [c for c in pool if c not in used]
-    free.sort(key=lambda c: c in colors.values())  # built-in names' colors are used last
+    free.sort(key=lambda c: c in colors.values())  # colors of built-in names are used last
     return {n: colors[n] if n in colors else free.pop(0) for n in names}

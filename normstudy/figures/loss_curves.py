@@ -1,4 +1,4 @@
-"""The figures loss_curves and training_loss: validation loss, and training loss with its early spikes, against step."""
+"""Draw the figures loss_curves and training_loss: validation loss and training loss against step."""
 
 from __future__ import annotations
 
@@ -11,52 +11,43 @@ from matplotlib.figure import Figure
 
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
-from normstudy.figures.study import Panel, Study
-
-MAX_PANELS = 6
+from normstudy.figures.study import Study
 
 
 def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return every validation loss, the final one at step n_steps, with columns run_id, step, value, hue, dash."""
-    early = series.of_runs(study.val_losses, runs, ["hue", "dash"])
+    """Return all validation losses, the final loss at step n_steps, with columns run_id, step, value, hue, dash."""
+    early = series.of_runs(study.losses["val_loss"], runs, ["hue", "dash"])
     final = runs.assign(step=runs["n_steps"], value=runs["final_val_loss"].astype(float))[early.columns]
     rows: pd.DataFrame = pd.concat([early, final[np.isfinite(final["value"])]])
     return rows.sort_values(["run_id", "step"], ignore_index=True)
 
 
 def training_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return every step's recorded training loss, with columns run_id, step, value, hue, dash."""
-    return series.of_runs(study.train_losses, runs, ["hue", "dash"])
-
-
-def ends_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return each diverged run's last finite training loss, with columns run_id, step, value, hue, dash."""
-    diverged = runs[runs["outcome"] == "diverged"]
-    last = training_table(study, diverged).groupby("run_id", observed=True).tail(1)
-    return last.reset_index(drop=True)
+    """Return all finite training losses, with columns run_id, step, value, hue, dash."""
+    return series.of_runs(study.losses["train_loss"], runs, ["hue", "dash"])
 
 
 def draw_losses(
-    ax: Axes, study: Study, panel: Panel, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
+    ax: Axes, study: Study, runs: pd.DataFrame, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw a panel: the curves, reference losses, and diverged runs' last finite losses, clipped at `top`."""
+    """Draw a panel: loss curves, reference losses, and the last finite loss of each diverged run, clipped at `top`."""
     look = study.look
-    on_axes.draw_references(ax, series.entropies(panel.runs), labelled=labelled)
-    on_axes.draw_seed_lines(ax, table, series.sizes(panel.runs, study), look, log=False, smooth=smooth)
-    ends = ends_table(study, panel.runs)
+    on_axes.draw_references(ax, series.entropies(runs), labelled=labelled)
+    on_axes.draw_seed_lines(ax, table, runs, look, log=False, smooth=smooth)
+    ends = series.ends(training_table(study, runs), runs)
     ends = ends.assign(value=ends["value"].clip(upper=top))
     for run_id, hue, step, value in zip(ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True):
         last = table[(table["run_id"] == run_id) & (table["step"] < step)].tail(1)
-        if len(last):  # a dotted line from the last evaluation to the marker
+        if len(last):  # a dotted line leads from the last evaluation to the marker
             way = [[last["step"].iloc[0], step], [last["value"].iloc[0], value]]
             ax.plot(*way, color=look.colors[hue], lw=style.THIN, ls=(0, (1, 1)), gid=f"way:{run_id}")
     on_axes.draw_ends(ax, ends, look)
 
 
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
-    """Return loss axis limits: from the lowest loss or reference to uniform prediction's loss or a higher first loss.
+    """Return limits of the loss axis: from the lowest loss or reference to the highest first loss or reference.
 
-    A first loss of at least twice uniform prediction's loss is ignored.
+    A first loss of at least twice the highest reference, which is the loss of uniform prediction, is ignored.
     """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)])
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]
@@ -76,7 +67,7 @@ def training_loss(study: Study) -> Figure:
 
 
 def _figure(study: Study, *, train: bool) -> Figure:
-    panels, notes = study.panels(study.runs, MAX_PANELS)
+    panels, notes = study.panels(study.runs)
     last = series.last_step(study.runs)
     table_of = training_table if train else validation_table
     tables = [table_of(study, p.runs) for p in panels]
@@ -84,9 +75,9 @@ def _figure(study: Study, *, train: bool) -> Figure:
 
     fig, axes = layout.subplots(len(panels))
     one_text = series.same_text(panels)
-    edge = layout.last_column(axes)
     for ax, panel, table in zip(axes, panels, tables, strict=True):
-        draw_losses(ax, study, panel, table, labelled=ax in edge or not one_text, top=high, smooth=train)
+        labelled = not one_text or layout.place_of(ax).is_last_col()
+        draw_losses(ax, study, panel.runs, table, labelled=labelled, top=high, smooth=train)
         layout.panel_title(ax, panel.title)
         ax.set_ylim(low, high)
         on_axes.step_axis(ax, last + (not train), log=train)

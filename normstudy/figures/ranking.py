@@ -1,4 +1,4 @@
-"""The figure ranking: a text field's values, such as placements, as rows ranked by the runs' final loss."""
+"""Draw the figure ranking: a row for each value of a text field, such as placements, ranked by final loss."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from normstudy.figures import layout, series, style
 from normstudy.figures.look import MAX_HUES, Look, chosen, folded, spread_labels, swept, text_fields, values
 from normstudy.figures.study import Lacks, Study, widest
 
-MIN_VALUES = 3  # least number of ranked values; two values are compared, not ranked
+MIN_VALUES = 3  # fewer values are not ranked, because two values need only be compared
 MAX_COLUMNS = 3
-ROW, ARM, AROUND = 0.25, 0.13, 1.5  # heights in inches: least for a row, least for an arm, total around the rows
-COUNT_WIDTH = 20  # points: width of a column of counts to the right of a panel
-BEYOND = 0.25  # greatest extension of the loss axis on each side to show an interval, as a fraction of the loss range
+ROW, ARM, AROUND = 0.25, 0.13, 1.5  # inches: least height of a row, of an arm, height around all rows
+COUNT_WIDTH = 20  # points: width of a column of counts on the right of a panel
+BEYOND = 0.25  # intervals extend the loss axis on each side by at most this fraction of the range of losses
 STRIPE = "#F3F3F3"
 FEW_SEEDS = "*"
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Rows (values of `field`, best first), columns (depths) and arms (values of `arm_field`), all as text.
+    """A ranking's rows (values of `field`, best first), columns (depths) and arms (values of `arm_field`), as text.
 
     runs: has text columns row, column, arm. colors: arm -> color. rule: the note that says how rows are ranked.
     """
@@ -46,7 +46,7 @@ class Ranking:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """A Cell for each combination of row, column and arm that has runs, in order."""
+        """Return a Cell for each combination of row, column and arm that has runs."""
         out = []
         parts = dict(iter(self.runs.groupby(["row", "column", "arm"])))
         for key in [k for k in itertools.product(self.rows, self.columns, self.colors) if k in parts]:
@@ -60,9 +60,9 @@ class Ranking:
 
 
 class Cell(NamedTuple):
-    """One arm in one row and column. n, learned, diverged: numbers of runs, in all and with these outcomes.
+    """One arm in one row and column. n: the number of runs; learned, diverged: numbers of runs with these outcomes.
 
-    mean, low, high: mean final loss and its 95 % t interval; NaN if a run diverged, since a mean would hide this.
+    mean, low, high: mean final loss and its 95 % t interval, or NaN if a run diverged, because a mean would hide that.
     """
 
     row: str
@@ -77,7 +77,7 @@ class Cell(NamedTuple):
 
 
 def ranked_field(study: Study) -> str:
-    """Return the facet, else the text field with the most values. Raises Lacks if it has fewer than MIN_VALUES."""
+    """Return the facet or else the text field with the most values. Raises Lacks if no field has MIN_VALUES values."""
     if study.look.facet is not None:
         return study.look.facet
     counts = text_fields(study.finished)
@@ -91,8 +91,8 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
     """Rank a field's values by the mean final loss of the hardest arm: the deepest runs with the least warmup.
 
     A loss that is not finite counts as the loss at step 0, as in `compare`. Equal means keep the config's order, and
-    values without a run in the hardest arm come last. Fields other than the ranked one, the arms and the depth are held
-    at one value. deepest: use only runs with the largest depth.
+    values without a run in the hardest arm come last. Fields other than the ranked field, the arms' field and the depth
+    are fixed at one value. deepest: use only runs with the largest depth.
     """
     runs, notes = study.finished, list[str]()
     field = ranked_field(study)
@@ -103,7 +103,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
     for column in [c for c in swept(runs) if c not in (field, arm_field, "n_layers")]:
         keep = chosen(widest(runs, column, field), column)
         runs = runs[has_value(runs, column, keep)]
-        if column != "peak_lr":  # the title names the learning rate
+        if column != "peak_lr":  # the title already names the learning rate
             notes.append(f"{column}={study.text(column, keep)}")
 
     def shown(column: str, limit: int) -> list[str]:
@@ -126,7 +126,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
         field=field,
         arm_field=arm_field,
         runs=runs,
-        rows=sorted(everyone, key=lambda row: float(mean.get(row, np.inf))),  # stable, so equal means keep their order
+        rows=sorted(everyone, key=lambda row: float(mean.get(row, np.inf))),
         columns=columns,
         colors=dict(zip(arms, style.shades(len(arms), style.ARMS), strict=True)),
         rule="ranked by the mean" + (f" at {', '.join(where)}" if where else ""),
@@ -135,7 +135,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
 
 
 def places(ranking: Ranking) -> dict[tuple[str, str], float]:
-    """Return (row, arm) -> y: rows are at 0, 1, 2, ... from the top, and a row's arms are below each other."""
+    """Map (row, arm) to y: rows are at 0, 1, 2, ... from the top, and the arms of a row lie below each other."""
     arms = list(ranking.colors)
     gap = 0.92 / len(arms)
     return {
@@ -146,7 +146,7 @@ def places(ranking: Ranking) -> dict[tuple[str, str], float]:
 
 
 def stripe_rows(ax: Axes, ranking: Ranking) -> None:
-    """Name the rows, best on top, and shade every second row grey to guide the eye."""
+    """Write the rows' names, the best on top, and shade every second row."""
     for i in range(0, len(ranking.rows), 2):
         ax.axhspan(i - 0.5, i + 0.5, color=STRIPE, lw=0, zorder=0)
     ax.set_ylim(len(ranking.rows) - 0.5, -0.5)
@@ -155,9 +155,9 @@ def stripe_rows(ax: Axes, ranking: Ranking) -> None:
 
 
 def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
-    """Draw one depth: a marker per run, shaped by outcome; means and intervals; counts on the right.
+    """Draw one depth: a marker for each run, whose shape shows the outcome, means with intervals, and counts.
 
-    Diverged runs are side by side around x = `edge`, beyond every loss. Arrows mark intervals that leave the axis.
+    Diverged runs lie side by side around x = `edge`, right of every loss. An arrow marks an interval cut by the axis.
     """
     stripe_rows(ax, ranking)
     at = places(ranking)
@@ -205,7 +205,7 @@ def _name_counts(ax: Axes, ranking: Ranking, column: str) -> None:
 
 
 def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
-    """Draw vertical lines at known losses, with names above the panel."""
+    """Draw a vertical line at each reference loss, with its name above the panel."""
     left, right = ax.get_xlim()
     for name, value in references:
         ax.axvline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
@@ -217,12 +217,12 @@ def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
 
 
 def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
-    """Set loss axis limits that include every final loss and both entropies; return the x of diverged runs."""
+    """Make the loss axes include every final loss and both entropies; return the x at which to draw diverged runs."""
     references = [r for r in series.entropies(ranking.runs) if r[0] != "ln(vocab)"]
     diverged = ranking.runs["outcome"] == "diverged"
     ended = [float(v) for v in ranking.runs.loc[~diverged, "final_val_loss"]] + [v for _, v in references]
     low, high = min(ended), max(ended)
-    # the axis shows intervals only up to BEYOND: with few seeds, intervals are much wider than the losses' range
+    # with few seeds, intervals are much wider than the range of losses, so they extend the axis only by BEYOND
     reach = [v for cell in ranking.cells for v in (cell.low, cell.high) if math.isfinite(v)]
     room = BEYOND * (high - low)
     low, high = max(low - room, min([low, *reach])), min(high + room, max([high, *reach]))
@@ -236,7 +236,7 @@ def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
 
 
 def rank_notes(ranking: Ranking) -> list[str]:
-    """Make notes on the ranking rule, on fields held and values left out, and on the marks that occur."""
+    """Return notes on the ranking rule, on fixed fields and values left out, and on special marks that occur."""
     notes = [ranking.rule, *ranking.notes]
     if (ranking.runs["outcome"] == "diverged").any():
         notes.append("right edge: diverged, and no mean; a loss that is not finite ranks as the loss at step 0")
@@ -246,7 +246,7 @@ def rank_notes(ranking: Ranking) -> list[str]:
 
 
 def rank_legend(fig: Figure, ranking: Ranking) -> None:
-    """Draw the legend of arms and of outcomes that occur."""
+    """Draw a legend of the arms and of the outcomes that occur."""
     look = Look(ranking.arm_field or "", None, ranking.colors if ranking.arm_field else {}, {"": "-"})
     runs = ranking.runs.assign(hue=ranking.runs["arm"])
     layout.legend(fig, look, runs, layout.outcome_handles(runs))
@@ -258,7 +258,7 @@ def height(ranking: Ranking) -> float:
 
 
 def ranking(study: Study) -> Figure:
-    """Draw the ranking with a row per value of the ranked field, a panel per depth, and an interval per arm."""
+    """Draw the ranking with a row for each value of the ranked field and a panel for each depth."""
     order = rank(study)
     n = len(order.columns)
     width = style.TWO_COLUMNS if n > 1 else style.TWO_COLUMNS * 0.62

@@ -1,4 +1,4 @@
-"""The figure residual_path: the gradient along the residual stream, dLoss/dx_l."""
+"""Draw the figure residual_path: the norm of dLoss/dx_l, the gradient along the residual stream."""
 
 from __future__ import annotations
 

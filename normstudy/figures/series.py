@@ -1,27 +1,20 @@
-"""Prepare a study's series for drawing: select runs, average over seeds, take snapshots of training."""
+"""Prepare a study's series for drawing: select runs, average over seeds, and take snapshots of training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from normstudy.figures.look import values
-from normstudy.figures.study import Panel, Study, arms
+from normstudy.figures.study import Panel, Study
 
-SNAPSHOTS = (0, 5, 20, 100)  # steps; `snapshots` adds the last step
-
-Sizes = Mapping[tuple[str, str], int]  # (hue, dash) -> number of runs
-
-
-def sizes(runs: pd.DataFrame, study: Study) -> Sizes:
-    """Return (hue, dash) -> number of runs, for each color and line style that has runs."""
-    return {(hue, dash): len(part) for hue, dash, part in arms(runs, study)}
+SNAPSHOTS = (0, 5, 20, 100)  # steps of snapshots, to which `snapshots` adds the last step
 
 
 def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Inner-join `rows` with columns of `runs` on run_id; faster than merge, as it looks up each run once."""
+    """Inner-join `rows` with columns of `runs` on run_id, faster than merge because each run is looked up once."""
     codes, names = pd.factorize(rows["run_id"])
     place = pd.Index(runs["run_id"]).get_indexer(names)[codes]
     mine = place >= 0
@@ -30,16 +23,17 @@ def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.Da
     return out.reset_index(drop=True)
 
 
-def geometric(rows: pd.DataFrame, keys: list[str], column: str = "grad_norm") -> pd.DataFrame:
-    """Return mid (geometric mean over runs), low, high and n per `keys`, without zeros and non-finite values."""
-    good = rows[np.isfinite(rows[column]) & (rows[column] > 0)]
-    logs = good.assign(log=np.log(good[column])).groupby(keys, sort=True)
-    out: pd.DataFrame = logs.agg(log=("log", "mean"), low=(column, "min"), high=(column, "max"), n=(column, "size"))
+def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Return geometric mean (mid), low, high and number (n) of finite, positive grad_norm for each value of `keys`."""
+    norm = "grad_norm"
+    good = rows[np.isfinite(rows[norm]) & (rows[norm] > 0)]
+    logs = good.assign(log=np.log(good[norm])).groupby(keys)
+    out: pd.DataFrame = logs.agg(log=("log", "mean"), low=(norm, "min"), high=(norm, "max"), n=(norm, "size"))
     return out.assign(mid=np.exp(out["log"])).drop(columns="log").reset_index()
 
 
 def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
-    """Make a note that names the runs and steps with a gradient of exactly 0, which a log axis cannot show."""
+    """If gradients are exactly 0, return a note on their runs and steps, because a logarithmic axis cannot show 0."""
     gone = rows[rows["grad_norm"] == 0]
     if gone.empty:
         return []
@@ -53,8 +47,8 @@ def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
 def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]]:
     """Return (title, rows) for snapshots at init, after 5, 20 and 100 updates, and at the end.
 
-    A snapshot has each run's last recorded step up to the snapshot's step, without runs that ended before. The snapshot
-    at the end has each run's last finite step.
+    A snapshot has each run's last recorded step up to the snapshot's step, without runs that ended before that step.
+    The snapshot at the end has each run's last step with a finite norm.
     """
     ends = last_of_run(rows)
     out: list[tuple[str, pd.DataFrame]] = []
@@ -80,38 +74,34 @@ def _span(steps: pd.Series[int]) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def seed_mean(table: pd.DataFrame, sizes: Sizes, *, log: bool) -> pd.DataFrame:
+def seed_mean(table: pd.DataFrame, runs: pd.DataFrame, *, log: bool) -> pd.DataFrame:
     """Average `value` over the seeds of each (hue, dash), geometrically with `log`.
 
-    The mean ends where the first seed ends, because a mean of the remaining seeds would hide the runs that ended.
+    A step that lacks a value of one of `runs` has no mean, because a mean of the others would hide that the run ended.
     """
     rows = table.assign(value=np.log(table["value"])) if log else table
     mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index("step")
-    whole = pd.Series(sizes).reindex(mean.index)
-    mean = mean[(mean["size"] == whole).to_numpy()].rename(columns={"mean": "value"}).reset_index()
+    seeds = runs.groupby(["hue", "dash"]).size().reindex(mean.index)
+    mean = mean[(mean["size"] == seeds).to_numpy()].rename(columns={"mean": "value"}).reset_index()
     return mean.assign(value=np.exp(mean["value"])) if log else mean
 
 
 def last_tenth(mean: pd.DataFrame) -> pd.DataFrame:
-    """Average `value` at steps t = 0, 1, 2, ... over the steps 0.9 t to t, a constant width on a log axis."""
+    """Replace `value` at step t by the mean over steps 0.9 t to t, a window of constant width on a logarithmic axis."""
     sums = np.concatenate([[0.0], np.cumsum(mean["value"])])
     ends = np.arange(1, len(mean) + 1)
     width = 1 + (ends - 1) // 10
     return mean.assign(value=(sums[ends] - sums[ends - width]) / width)
 
 
-def curves(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield (run_id, steps, values) for each run, sorted by run_id; each run's rows must be in order of step."""
-    codes, names = pd.factorize(table["run_id"], sort=True)
-    rows = np.argsort(codes, kind="stable")
-    steps, values = table["step"].to_numpy()[rows], table["value"].to_numpy()[rows]
-    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
-    for name, start, end in zip(names, [0, *ends], ends, strict=False):
-        yield str(name), steps[start:end], values[start:end]
+def ends(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return each diverged run's last row in `table`."""
+    diverged = runs.loc[runs["outcome"] == "diverged", "run_id"]
+    return table[table["run_id"].isin(diverged)].groupby("run_id", observed=True).tail(1)
 
 
 def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
-    """Return the losses of uniform, unigram and bigram prediction on the runs' text, in nats per token."""
+    """Return name and loss, in nats per token, of uniform, unigram and bigram prediction on the runs' text."""
     first = runs.iloc[0]
     return [
         ("ln(vocab)", float(first["ln_vocab"])),
@@ -121,7 +111,7 @@ def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
 
 
 def same_text(panels: Sequence[Panel]) -> bool:
-    """Whether all panels have the same reference losses, because they have the same text and tokenization."""
+    """Return whether all panels have the same text and tokenization, and so the same reference losses."""
     return len({tuple(key) for p in panels for key in p.runs[["data_sha256", "ln_vocab"]].to_numpy()}) == 1
 
 

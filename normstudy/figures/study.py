@@ -1,9 +1,9 @@
-"""Load a study for drawing: its finished runs, their series, and how runs are split into panels."""
+"""Load a study for drawing: the finished runs, their series, and how runs are split into panels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from normstudy.config import ConfigError
 from normstudy.figures.look import Look, choose_look, chosen, folded, label, short_names, spread, swept, values, varies
 from normstudy.study import tables
 
-MAX_FACETS = 24  # panels; further values of the facet are not drawn
+MAX_PANELS = 6  # largest number of panels without a facet
+MAX_FACETS = 24  # largest number of panels with a facet; other values of the facet are not drawn
 MODULE = "mlp_out"  # the FFN output matrix, whose gradient the theory describes (Xiong et al. 2002.04745, Theorem 1)
 
-# The columns of `runs` that figures read, besides the fields that vary. Figures select rows hundreds of times, which
-# with all ninety columns would take a quarter of the drawing time.
+# The columns of `runs` that figures read, besides the fields that vary. Figures select rows hundreds of times; with all
+# ninety columns, this would take a quarter of the drawing time.
 _READ = (
     "run_id", "seed", "placement", "n_layers", "peak_lr", "warmup_steps", "n_steps", "final_val_loss", "outcome",
     "data_sha256", "ln_vocab", "unigram_entropy", "bigram_entropy",
@@ -44,8 +45,8 @@ class Panel:
 class Study:
     """A study's finished runs, with the columns `outcome`, `hue` and `dash`, and their series.
 
-    finished: all finished runs. runs: the finished runs that have a color and a line style. unfinished: the number of
-    other runs. names: value -> label, from `short_names`.
+    finished: all finished runs. runs: the finished runs that have a color and a line style. unfinished: number of runs
+    that are not finished. panel_fields: varying fields that neither color nor line style shows. names: see `label`.
     """
 
     folder: Path
@@ -53,37 +54,30 @@ class Study:
     steps: pd.DataFrame
     look: Look
     finished: pd.DataFrame
-    unfinished: int = 0
-    panel_fields: tuple[str, ...] = field(default=())
-    names: Mapping[str, str] = field(default_factory=dict)
+    unfinished: int
+    panel_fields: tuple[str, ...]
+    names: Mapping[str, str]
 
     def text(self, column: str, value: Value) -> str:
         """Format a config value for a figure."""
-        text = label(value)
-        return text[:8] if column == "data_sha256" else self.names.get(text, text)
+        text = label(value, self.names)
+        return text[:8] if column == "data_sha256" else text
 
     @cached_property
-    def train_losses(self) -> pd.DataFrame:
-        """The finite training losses by run and step, with columns run_id, step, value."""
-        return self._finite("train_loss")
-
-    @cached_property
-    def val_losses(self) -> pd.DataFrame:
-        """The finite validation losses by run and step, with columns run_id, step, value."""
-        return self._finite("val_loss")
-
-    def _finite(self, column: str) -> pd.DataFrame:
-        rows: pd.DataFrame = self.steps.loc[np.isfinite(self.steps[column]), ["run_id", "step", column]]
-        return rows.rename(columns={column: "value"})
+    def losses(self) -> dict[str, pd.DataFrame]:
+        """Return a table of finite losses for train_loss and for val_loss, with columns run_id, step, value."""
+        rows = self.steps[["run_id", "step"]]
+        found = {c: rows.assign(value=self.steps[c]) for c in ("train_loss", "val_loss")}
+        return {c: table[np.isfinite(table["value"])] for c, table in found.items()}
 
     @cached_property
     def modules(self) -> pd.DataFrame:
-        """The gradient norms of `MODULE` in each layer, with columns run_id, step, layer, grad_norm."""
+        """Return the gradient norms of MODULE in each layer, with columns run_id, step, layer, grad_norm."""
         return self._gradients("modules", MODULE)
 
     @cached_property
     def residual(self) -> pd.DataFrame:
-        """The norms of dLoss/dx_l, with columns run_id, step, layer (l), grad_norm."""
+        """Return the norms of dLoss/dx_l, with columns run_id, step, layer (l), grad_norm."""
         return self._gradients("residual", None)
 
     def _gradients(self, table: str, module: str | None) -> pd.DataFrame:
@@ -91,18 +85,19 @@ class Study:
         rows = tables.read(self.folder, table, columns, list(self.runs["run_id"]), module, text=False)
         return rows.astype({"layer": int, "grad_norm": float})
 
-    def panels(self, runs: pd.DataFrame, limit: int, skip: Iterable[str] = ()) -> tuple[list[Panel], list[str]]:
+    def panels(
+        self, runs: pd.DataFrame, limit: int = MAX_PANELS, skip: Iterable[str] = ()
+    ) -> tuple[list[Panel], list[str]]:
         """Split runs into at most `limit` panels by the fields that are neither color nor line style nor in `skip`.
 
-        With a facet, each of its values gets a panel, up to MAX_FACETS, and every other field is held at one value.
-        Returns the panels, and notes on fields held at one value and panels left out.
+        With a facet, up to MAX_FACETS of the facet's values get a panel, and every other field is fixed at one value.
+        Returns the panels, and notes on fields fixed at one value and on panels left out.
         """
         fields = [c for c in self.panel_fields if c not in set(skip) and varies(runs, c)]
         if not fields:
             return [Panel("", runs)], []
-        facet, notes, total = self.look.facet, list[str](), 0
+        facet, notes, every_run = self.look.facet, list[str](), runs
         if facet in fields:
-            total = len(values(runs, facet))
             runs = at_most_one(self, runs, skip=(facet, *skip))
             notes = held(self, runs, [c for c in fields if c != facet])
             fields, limit = [facet], MAX_FACETS
@@ -110,7 +105,7 @@ class Study:
         keys = pd.Series([tuple(map(native, fields, row)) for row in rows], runs.index)
         ordered = {c: values(runs, c) for c in fields}
         picked = _combinations(set(keys), ordered, limit)
-        if len(picked) < (total := max(total, len(set(keys)))):
+        if len(picked) < (total := len(every_run[fields].drop_duplicates())):
             notes.append(f"{len(picked)} of {total} panels shown")
 
         def title(key: tuple[Value, ...]) -> str:
@@ -132,9 +127,9 @@ class Study:
 def _combinations(
     found: set[tuple[Value, ...]], ordered: Mapping[str, Sequence[Value]], limit: int
 ) -> list[tuple[Value, ...]]:
-    """Choose at most `limit` of the combinations in `found`, sorted, by leaving out values of the fields.
+    """Leave out values of fields until at most `limit` of the combinations in `found` remain; returns these, sorted.
 
-    found: combinations that have runs, with a value per field. ordered: field -> the field's values in order.
+    found: combinations that have runs, with a value for each field. ordered: field -> the field's values in order.
     """
     kept = {c: list(v) for c, v in ordered.items()}
 
@@ -150,44 +145,30 @@ def _combinations(
 
 
 def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
-    """Return the column's values whose runs cover the most values of `field`."""
+    """Return the values of `column` whose runs have the most distinct values of `field`."""
     count = {v: len(values(runs[has_value(runs, column, v)], field)) for v in values(runs, column)}
     return [v for v, n in count.items() if n == max(count.values())]
 
 
 def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> pd.DataFrame:
-    """Select the runs at one value of each field that is neither color nor line style nor in `skip`."""
+    """Fix each panel field that is not in `skip` at one value, and return the runs with these values."""
     facet = study.look.facet
     for column in [c for c in study.panel_fields if c not in set(skip)]:
         found = values(runs, column) if facet is None else widest(runs, column, facet)
-        if len(found) > 1 or facet is not None:
-            runs = runs[has_value(runs, column, chosen(found, column))]
+        runs = runs[has_value(runs, column, chosen(found, column))]
     return runs
 
 
 def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) -> list[str]:
-    """Make notes such as `d_model=64` for fields held at one value, except depth and learning rate."""
+    """Return notes such as `d_model=64` on fields fixed at one value, without the depth and learning rate of titles."""
     fields = study.panel_fields if fields is None else fields
     fixed = [c for c in fields if c not in ("n_layers", "peak_lr")]
     return [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in fixed]
 
 
-def arms(runs: pd.DataFrame, study: Study) -> list[tuple[str, str, pd.DataFrame]]:
-    """Return (hue, dash, runs) for each color and line style that has runs, in the order of the legend."""
-    out = []
-    for hue in study.look.colors:
-        for dash in study.look.dashes:
-            part = runs[(runs["hue"] == hue) & (runs["dash"] == dash)]
-            if len(part):
-                out.append((hue, dash, part))
-    return out
-
-
 def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
-    """Read a study. Raises ConfigError if there is no study or no finished run. where: see `select`."""
-    runs = tell_sources_apart(tables.read(study_dir, "runs"))
-    if where:
-        runs = select(runs, where)
+    """Read a study for drawing. Raises ConfigError if there is no study or no finished run. where: see `select`."""
+    runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     done = runs[runs["status"] == "done"].reset_index(drop=True)
     if done.empty:
         count = runs["status"].value_counts()
@@ -199,8 +180,7 @@ def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
     look = choose_look(done, names)
 
     def texts(column: str) -> list[str]:
-        found = [label(native(column, v)) for v in done[column]]
-        return [names.get(v, v) for v in found]
+        return [label(native(column, v), names) for v in done[column]]
 
     done["outcome"] = outcomes(done, steps).reindex(done["run_id"]).to_numpy()
     fields = swept(done)

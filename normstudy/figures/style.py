@@ -1,4 +1,4 @@
-"""Sizes, colors, markers and matplotlib settings for all figures."""
+"""Define the sizes, colors, markers and matplotlib settings of all figures."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-# Inches: the widths of one and two columns in a paper. All other sizes are chosen for these widths.
-ONE_COLUMN = 3.4
-TWO_COLUMNS = 7.0
+TWO_COLUMNS = 7.0  # inches: the width of two columns in a paper, for which all other sizes are chosen
 FORMATS = ("png", "svg", "pdf")
 
 # A matplotlib dash pattern: an offset, then alternating lengths of dashes and gaps, in units of the line width.
@@ -20,9 +18,9 @@ LineStyle = tuple[float, tuple[float, ...]] | str
 
 # A placement has the same color in every figure of every study. Each color has a contrast of at least 2.3 against
 # white. Each was chosen to be farthest in OKLab from the colors chosen before, under normal vision and simulated
-# deuteranopia, protanopia and tritanopia. Fourteen colors cannot all be far apart, so distant colors went to placements
-# that people compare: post, deepnorm, admin, b2t, residual; pre, peri, sub, reordered, lns, hybrid; and rezero and none
-# against pre and post.
+# deuteranopia, protanopia and tritanopia. Fourteen colors cannot all be far apart, so placements that people compare
+# got distant colors: post, deepnorm, admin, b2t, residual; pre, peri, sub, reordered, lns, hybrid; rezero and none are
+# far from pre and post.
 PLACEMENT_COLORS = {
     "pre": "#0072B2", "post": "#D55E00", "peri": "#333300", "reordered": "#5500DD", "sub": "#883366",
     "deepnorm": "#DD9922", "admin": "#AA55FF", "lns": "#66BB88", "mix": "#996666", "b2t": "#5599AA",
@@ -36,7 +34,6 @@ OTHER_COLORS = (
 
 DASHES: tuple[LineStyle, ...] = ("-", (0, (3.5, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 1.5)))
 
-# The marker shape for each outcome.
 OUTCOME_MARKERS = {
     "learned": "o",
     "partial": "s",
@@ -47,14 +44,14 @@ OUTCOME_MARKERS = {
     "diverged": "X",
 }
 
-SEQUENTIAL = "cividis"  # heat maps: monotone in lightness, designed for color-blind readers
+SEQUENTIAL = "cividis"  # colormap of heat maps, with increasing lightness, designed for color-blind readers
 ORDERED, ARMS = "viridis", "plasma"  # colormaps for a few ordered values: ORDERED for depths and steps, ARMS for arms
 GREY = "#666666"
 THIN, BOLD = 0.5, 1.6  # line widths in points: THIN for one seed, BOLD for the mean over seeds
 
 
 def shades(n: int, colormap: str) -> list[str]:
-    """Return `n` colors, dark to pale, without the palest part of the colormap, which is hard to see on white."""
+    """Return `n` colors, dark to pale, but none from the colormap's palest part, which is hard to see on white."""
     return [to_hex(matplotlib.colormaps[colormap](x)) for x in np.linspace(0, 0.7, n)]
 
 
@@ -66,14 +63,12 @@ _MACHINE = (
 
 
 def rc() -> dict[str, object]:
-    """Return all figures' rc settings: matplotlib's defaults and ours, so that a user's rc file has no effect."""
+    """Return matplotlib's default settings with the changes for our figures, so that a user's rc file has no effect."""
     base: dict[str, object] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_MACHINE)}
     return base | {
-        "figure.dpi": 100,
         "savefig.dpi": 220,
         "font.size": 7.5,
         "axes.titlesize": 7.5,
-        "axes.labelsize": 7.5,
         "figure.titlesize": 8,
         "xtick.labelsize": 6.5,
         "ytick.labelsize": 6.5,
@@ -89,15 +84,13 @@ def rc() -> dict[str, object]:
         "xtick.minor.width": 0.4,
         "ytick.minor.width": 0.4,
         "lines.markersize": 4,
-        "lines.scale_dashes": True,
-        "pdf.fonttype": 42,  # TrueType: journals reject Type 3 fonts
-        "svg.fonttype": "path",
+        "pdf.fonttype": 42,  # TrueType, because journals reject Type 3 fonts
         "svg.hashsalt": "normstudy",  # makes the element ids in an SVG reproducible
     }
 
 
 def save(fig: Figure, path: Path, fmt: str) -> None:
-    """Write a figure; equal matplotlib versions write equal bytes. A PNG's `Software` text names the version."""
+    """Write a figure; equal matplotlib versions write equal bytes. A PNG's metadata name the version."""
     metadata: dict[str, dict[str, str | None]] = {
         "png": {"Software": f"Matplotlib {matplotlib.__version__}"},
         "svg": {"Date": None, "Creator": None},

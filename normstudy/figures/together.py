@@ -1,4 +1,4 @@
-"""Draw a study's figures in two processes: no figure depends on another, and matplotlib uses only one core."""
+"""Draw a study's figures in two processes, because matplotlib uses only one core."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from normstudy.processes import Child
 if TYPE_CHECKING:
     from normstudy.figures.draw import PlotResult
 
-# The first half of these figures does not need the table `modules`, so the processes read mostly different tables.
+# Only the second half of these figures needs the table `modules`, so the processes read mostly different tables.
 ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
     "heatmap", "gradient_ratio",
 )  # fmt: skip
-# Up to this many figures, or bytes of tables, one process is done before a second one would finish its imports.
+# One process draws so few figures, or so few bytes of tables, before a second process has finished its imports.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
@@ -31,15 +31,15 @@ def plot(
     out: Path | None = None,
     only: list[str] | None = None,
 ) -> PlotResult:
-    """Draw as `draw.plot_study` does, but with a second process if there are two cores and much to draw.
+    """Do what `draw.plot_study` does, with a second process if there are two cores and much to draw.
 
-    If the study is being trained, the two processes may read different states. Raises ConfigError as `plot_study` does.
+    While a sweep writes the study, the processes may read different states of it. Raises the errors of `plot_study`.
     """
     names = sorted(dict.fromkeys(only or ORDER), key=lambda name: ORDER.index(name) if name in ORDER else -1)
     mine, child = names, None
     if len(names) > FEW_FIGURES and len(os.sched_getaffinity(0)) > 1 and _is_large(study_dir):
         half = (len(names) + 1) // 2
-        with contextlib.suppress(OSError):  # if a second process cannot start, this one draws all figures
+        with contextlib.suppress(OSError):  # if no second process can start, this process draws all
             child = Child(_draw, study_dir, names[half:], where, fmt, out)
             mine = names[:half]
     try:
@@ -59,21 +59,17 @@ def plot(
 
 
 def _is_large(study_dir: Path) -> bool:
-    """Whether a study's tables have more than FEW_BYTES."""
-    size = 0
+    """Return whether a study's tables have more than FEW_BYTES bytes."""
     with contextlib.suppress(OSError):  # a sweep or a compaction may have just replaced a file
-        for path in (study_dir / "tables").rglob("*.parquet"):
-            size += path.stat().st_size
-            if size > FEW_BYTES:
-                return True
+        return sum(path.stat().st_size for path in (study_dir / "tables").rglob("*.parquet")) > FEW_BYTES
     return False
 
 
 def _draw(
     pipe: Connection, study_dir: Path, names: list[str], where: dict[str, str] | None, fmt: str, out: Path | None
 ) -> None:
-    """Draw figures and send `found`, or nothing after an error: the parent then draws them and reports the error."""
-    gc.disable()  # for speed: a short process has little garbage
+    """Draw figures and send `found`. After an error, send nothing; the parent then draws them and reports it."""
+    gc.disable()  # saves time, and a short process has little garbage
     with contextlib.suppress(Exception):
         from normstudy.figures.draw import plot_study
 

@@ -280,7 +280,7 @@ def test_a_non_finite_loss_counts_as_the_loss_at_step_0(bad: float) -> None:
         (lambda d: compare_study(d, by="max_grad_norm"), ["does not vary", "null"]),
         (lambda d: compare_study(d, by="warmup_steps", where={"warmup_steps": "20"}), ["does not vary", "20"]),
         (lambda d: compare_study(d, by="peak_lr", baseline="1e-2"), ["--baseline 1e-2", "0.001, 0.003"]),
-        (lambda d: compare_study(d, by="peak_lr", baseline="x"), ["--baseline", "'x' is not a number"]),
+        (lambda d: compare_study(d, by="peak_lr", baseline="x"), ["--baseline", "must be a number, not 'x'"]),
         (lambda d: compare_study(d, by="placement", baseline="prre"), ["--baseline prre", "Did you mean pre?"]),
         (lambda d: compare_study(d, by="norm", where={"placement": "past"}), ["--where placement=past", "post, pre"]),
         (lambda d: render(compare_study(d, by="placement"), "tabel"), ["--format 'tabel'", "Did you mean table?"]),

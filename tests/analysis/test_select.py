@@ -78,8 +78,8 @@ def test_the_chosen_runs_have_the_values(runs: pd.DataFrame) -> None:
         ({"peak_lr": "1e-2"}, ["peak_lr=1e-2", "0.001, 0.003"]),
         ({"placement": "Pre"}, ["placement=Pre", "post, pre"]),
         ({"max_grad_norm": "2"}, ["max_grad_norm=2", "null, 1"]),
-        ({"n_layers": "two"}, ["--where", "n_layers", "'two' is not a number"]),
-        ({"resolved_final_norm": "1"}, ["'1' is neither true nor false"]),
+        ({"n_layers": "two"}, ["--where", "n_layers must be a number, not 'two'"]),
+        ({"resolved_final_norm": "1"}, ["resolved_final_norm must be true or false, not '1'"]),
         # the study has the second value, but in no run with the first
         ({"seed": "7", "placement": "post"}, ["placement=post", "available values: pre"]),
         ({"placement": "null"}, ["placement=null", "post, pre"]),
