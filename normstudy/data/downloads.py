@@ -31,7 +31,7 @@ from normstudy.errors import ConfigError
 class Corpus:
     """A text to download. sha256: the hash of the file at `url`. source: the address of a page about the text.
 
-    If the file is a zip archive, the file in it that has the name of the text is the text.
+    A zip archive must contain the text as a file with the text's name.
     """
 
     url: str
@@ -138,7 +138,7 @@ def _download(name: str, corpus: Corpus, part: Path, url: str, output_file: str,
 
 
 def _receive(name: str, url: str, part: Path) -> bool:
-    """Download what `part` lacks of `url`, or everything if the server cannot. Return whether `part` was continued."""
+    """Download what `part` lacks of `url`, or all if the server ignores Range. Return whether `part` was continued."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

@@ -2,7 +2,7 @@
 
 Weights are normal with mean 0. Biases (also those of norms) start at 0, norm gains at 1, dyt's a at 0.5, rezero's scale
 at 0, and admin's omegas at 1 until a profiling pass sets them. A user's own module keeps the values that its
-constructor draws. model.init decides on weight matrices:
+constructor draws. For weight matrices, model.init decides:
 
 | init     | standard deviation of a weight matrix (out, in)                                                      |
 |----------|------------------------------------------------------------------------------------------------------|
@@ -18,8 +18,8 @@ The table also applies to the output matrix, unless model.unembed_std is set. Fo
 | embed_init | standard deviation of token and learned position embeddings                                        |
 |------------|----------------------------------------------------------------------------------------------------|
 | unit       | sqrt(1/2) each, or 1 if no positions are added, so that x_0 has unit variance                       |
-| std        | model.embed_std; 0.02 if that is null                                                              |
-| scaled     | model.embed_std; d_model^(-1/2) if that is null. The model multiplies tokens by sqrt(d_model)       |
+| std        | model.embed_std, by default 0.02                                                                   |
+| scaled     | model.embed_std, by default d_model^(-1/2); the model multiplies token embeddings by sqrt(d_model)  |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def distribution(name: str, shape: torch.Size, config: ModelConfig) -> tuple[flo
     """Return the mean and standard deviation of the initial values of a Transformer's tensor `name`."""
     leaf = name.rpartition(".")[2]
     if leaf in ("embed", "pos"):
-        adds = config.positions in ("learned", "sinusoidal")  # positions have mean square 1/2
+        adds = config.positions in ("learned", "sinusoidal")  # whether x_0 includes positions of mean square 1/2
         return 0.0, resolve(config).embed_std or math.sqrt(0.5 if adds else 1.0)
     if leaf in CONSTANTS:
         return CONSTANTS[leaf], 0.0

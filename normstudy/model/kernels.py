@@ -37,7 +37,7 @@ Outputs = Sequence[Tensor]
 def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outputs:
     """From inside one run's forward pass, vmapped or not, call `function` on the inputs of all runs, each (R, ...).
 
-    This adds 20 us. An autograd Function with a vmap rule would add 110 us, a twentieth of a small model's step.
+    A call takes 20 us. An autograd Function with a vmap rule would take 110 us, a twentieth of a small model's step.
     """
     if _functorch.peek_interpreter_stack() is None:
         return [y[0] for y in function(*(None if x is None else x[None] for x in inputs))]
@@ -60,7 +60,7 @@ def _slices(like: Tensor) -> Iterator[slice]:
 
 
 def _by_rows(x: Tensor) -> Tensor:
-    """Return x (..., N, I), or a copy if its rows overlap or are not contiguous, since BLAS cannot multiply these."""
+    """Return x (..., N, I), or a copy if BLAS cannot multiply it, since its rows overlap or are not contiguous."""
     return x if x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1] else x.clone(memory_format=torch.contiguous_format)
 
 
@@ -95,7 +95,7 @@ def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 class _Linears(Function):
-    """Apply linear maps to x (R, N, I) in one product. Give all weights (R, O, I), then all biases (R, O) or none."""
+    """Apply linear maps to x (R, N, I) in one product. parameters: weights (R, O, I), then all or no biases (R, O)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, n_maps: int, x: Tensor, *parameters: Tensor) -> Outputs:
@@ -119,7 +119,7 @@ class _Linears(Function):
 
 
 def linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return x W^T + b for one run's x (..., I) and each W (O, I) and b (O,). All biases are None, or none is."""
+    """Return x W^T + b for one run's x (..., I) and each W (O, I) and b (O,). All or no maps have a bias."""
 
     def stacked(x: Tensor, *parameters: Tensor) -> Outputs:
         flat = _by_rows(x.reshape(len(x), -1, x.shape[-1]))
@@ -150,7 +150,7 @@ class _LayerNorm(Function):
         g, back, width = gradients[0].contiguous(), torch.ops.aten.native_layer_norm_backward.default, x.shape[2:]
         mean, rstd = moments[: len(x)], moments[len(x) :]
         runs = [
-            back(g_r, x_r, width, mean_r, rstd_r, gamma_r, gamma_r, [True, True, True])  # gamma for the unused beta
+            back(g_r, x_r, width, mean_r, rstd_r, gamma_r, gamma_r, [True, True, True])  # gamma replaces an unused beta
             for g_r, x_r, mean_r, rstd_r, gamma_r in zip(g, x, mean, rstd, gamma, strict=True)
         ]
         return *map(torch.stack, zip(*runs, strict=True)), None
@@ -172,7 +172,7 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
 class _CausalAttention(Function):
     """Compute softmax(q k^T / sqrt(K) + causal mask) v and its gradients for q, k, v (R, B, T, H, K) on a CPU.
 
-    On sequences of 32 to 64 tokens this is 1.5 to 1.8 times as fast as torch's fused attention, which calls MKL for
+    On sequences of 32 to 64 tokens it is 1.5 to 1.8 times as fast as torch's fused attention, which calls MKL for
     each product. An inf or NaN spreads to earlier positions, since 0 times inf is NaN, but such a run has diverged.
     """
 
@@ -212,7 +212,7 @@ class _CausalAttention(Function):
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(K) + causal mask) v for each head of one run, all of shape (B, T, H, K)."""
+    """Return softmax(q k^T / sqrt(K) + causal mask) v for each head of a run. Inputs and result are (B, T, H, K)."""
 
     def stacked(q: Tensor, k: Tensor, v: Tensor) -> Outputs:
         if q.device.type == "cpu":
@@ -228,7 +228,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _CrossEntropy(Function):
-    """Compute the mean cross-entropy (R,) of logits (R, N, V) and targets (R, N) on a CPU, with the bits of torch's.
+    """Compute the mean cross-entropy (R,) of logits (R, N, V), targets (R, N) on a CPU, bitwise equal to torch's.
 
     torch's backward pass allocates zeros as large as the logits and copies them to set one number per row. This class
     reuses the zeros of one slice of runs, which stay in the cache, for every slice.

@@ -32,7 +32,7 @@ def dynamic_tanh(x: Tensor, a: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 class FunctionNorm(nn.Module):
-    """Apply norm(x, ...) with the parameters that it takes: a, starting at 0.5; gamma (D,) at 1; beta (D,) at 0."""
+    """Call `function` with x and the parameters that it takes: a starts at 0.5, gamma (D,) at 1, beta (D,) at 0."""
 
     def __init__(self, function: Callable[..., Tensor], width: int) -> None:
         super().__init__()

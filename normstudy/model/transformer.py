@@ -153,7 +153,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A block: the placement's function `own`, and the modules and parameters that this function takes."""
+    """A block, made of the placement's function `own` and of the modules and parameters that this function takes."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Block(nn.Module):
 
 
 def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
-    """Return a layer's placement function, or the module constructed from a user's class that replaces it."""
+    """Return the placement's function for a layer, or the module of a user's class that is called in its place."""
     if sources.is_own(config.placement):
         found = load(config.placement, own_sources(config)["placement_sha256"])
         if isinstance(found, type):

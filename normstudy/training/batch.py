@@ -49,7 +49,7 @@ class Record:
 class End:
     """The end of a run, after its last update or at its first non-finite number.
 
-    nonfinite_step: the step of the first non-finite number, or n_steps for the final validation loss; else None.
+    nonfinite_step: the first non-finite number's step, n_steps for the final validation loss; None if all are finite.
     """
 
     run: int
@@ -68,7 +68,7 @@ class ResumePoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of the runs that train together before `step`. runs: their indices. The next step changes `stacked`."""
+    """The indices of the runs that train together, and their state before `step`, which the next step overwrites."""
 
     step: int
     runs: list[int]
@@ -108,7 +108,7 @@ def train_batch(
     every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
 
     starts: where each run resumes, None for step 0. The least advanced runs train first, until they reach the others.
-    snapshots: whether to yield a Snapshot after each transfer of results. The caller may close the generator then.
+    snapshots: whether to yield a Snapshot after each transfer of results. Then the caller may close the generator.
     probing: whether to compute norms. If False, norms are NaN (`normstudy bench` measures the cost of norms this way).
     sync_every: steps between transfers of results to the host, by default 1 on a CPU and SYNC_EVERY on a GPU. The value
     does not change results, but a diverged run leaves the batch only at a transfer.

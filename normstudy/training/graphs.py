@@ -17,7 +17,7 @@ Step = Callable[..., Sequence[Tensor]]
 
 
 def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> Step:
-    """Capture `step`, and return a function that replays it. changed: what `step` changes; capturing restores it."""
+    """Capture `step`, and return a function that replays it. changed: tensors that `step` changes, to restore."""
     before = [t.clone() for t in changed]
     static = [t.clone() for t in inputs]
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -57,7 +57,7 @@ def coefficients(
 
 
 def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dict[str, list[float]]:
-    """Compute one step's coefficients as Python floats: a vectorized pow may round differently at other positions."""
+    """Compute a step's coefficients as Python floats, since a vectorized pow may round differently in another batch."""
     pairs = list(zip(lr, configs, strict=True))
     if name == "sgd":
         out = {"rate": list(lr), "momentum": [c.momentum for c in configs]}
@@ -77,7 +77,7 @@ def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dic
 
 
 def new_state(name: str, params: Tensor) -> State:
-    """Make the optimizer state before the first update: zeros."""
+    """Make the optimizer state before the first update, which is zero."""
     return {slot: torch.zeros_like(params) for slot in OPTIMIZERS[name].slots}
 
 
@@ -88,7 +88,7 @@ def norm_by_run(x: Tensor) -> Tensor:
 
 
 def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficients) -> None:
-    """Update params and state in place, and replace grads by the amounts subtracted from params: all (runs, width)."""
+    """Update params and state in place, and replace grads by what is subtracted from params. All are (runs, width)."""
     width = params.shape[1]
     columns = max(1, AT_ONCE // len(params)) if params.device.type == "cpu" else width
     for low in range(0, width, columns):

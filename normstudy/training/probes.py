@@ -1,4 +1,4 @@
-"""Choose the modules whose norms are recorded and the steps at which this happens, and combine norms.
+"""Choose the modules and the steps whose norms are recorded, and combine norms.
 
 A module's norm is over all its tensors, so the squares of all module norms add up to the square of the global norm.
 `Layout.norms` computes module norms, (modules, runs), in float32. They are combined in float64.
@@ -38,7 +38,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Modules:
-    """The layer (None outside blocks) and name of each row that one step adds to the table `modules`."""
+    """The layer (None outside blocks) and name of each row that a step adds to the table `modules`."""
 
     layer: list[int | None]
     name: list[str]

@@ -44,7 +44,7 @@ class StackedRuns:
     has_own_parts: bool  # whether the user supplied the block or the norm
 
     def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
-        """Return losses (runs,) and streams (runs, B, T, D) on tokens (runs, B, T + 1), (B, T + 1) if same_tokens."""
+        """Return losses (runs,), streams (runs, B, T, D) on tokens (runs, B, T + 1), or (B, T + 1) if same_tokens."""
 
         def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
             return loss_of_run(self.model, dict(zip(self.layout.names, values, strict=True)), tokens)
@@ -146,7 +146,7 @@ def step_(runs: StackedRuns, inputs: Inputs, *, probing: bool, probed: bool) -> 
         optim.update_(runs.optimizer, runs.params, runs.grads, runs.state, inputs.coefficients)
         if not probing:
             return Measured(losses.detach())
-        update = layout.norms(runs.grads)  # update_ left in grads what it subtracted
+        update = layout.norms(runs.grads)  # grads now contains what update_ subtracted from params
         if not probed:
             return Measured(losses.detach(), grad, param, update)
         rms, stream = ([probes.rms_by_run(x) for x in residual], [optim.norm_by_run(g) for g in given[len(leaves) :]])
@@ -160,7 +160,7 @@ def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:
     """
     # A sum over the last axis of a contiguous matrix adds in an order that does not depend on the number of runs.
     norm = norms.double().square().T.contiguous().sum(1).sqrt()
-    # For a run without a limit, limits / norm would be NaN if its norm is inf.
+    # For a run without a limit whose norm is inf, limits / norm would be NaN.
     return torch.where(limits.isinf(), 1.0, (limits / (norm + 1e-6)).clamp(max=1))
 
 

@@ -302,7 +302,7 @@ def test_an_argument_of_a_norm_that_is_none_is_one_line(code: str, words: list[s
 
 
 def test_the_names_are_those_that_placements_documents_and_that_a_block_can_give() -> None:
-    head = str(placements.__doc__).partition("It returns the new x")[0]
+    head = str(placements.__doc__).partition("The function returns the new x")[0]
     documented = re.findall(r"^    ([a-z_0-9]+(?:, [a-z_0-9]+)*)  ", head, re.M)
     assert [name for line in documented for name in line.split(", ")] != []
     assert {name for line in documented for name in line.split(", ")} == set(sources.BLOCK_ARGUMENTS)

@@ -72,7 +72,7 @@ class Subject:
         except ConfigError:
             raise
         except (Exception, SystemExit) as error:
-            # Call it for one run alone, since an error in the user's code is clearer without the run axis.
+            # Call the user's code for one run alone, since its errors are clearer without the run axis.
             with rules.blaming(self.who, self.specs, how):
                 of_one_run({name: p[0] for name, p in params.items()}, [t[0] for t in inputs])
             raise rules.torch_says(self.who, self.specs, error) from error
@@ -204,7 +204,7 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
             raise subject.broken(rule, f"{what} ({by})", do)
 
     same(
-        subject.call(p, inputs), out, rules.STATE, "a second call on the same numbers returns others",
+        subject.call(p, inputs), out, rules.STATE, "a second call with the same inputs returns other values",
         "leave out counters, clocks, random numbers and anything else that changes between calls",
     )  # fmt: skip
     others = [_replaced(t, (slice(None), 1), seed) for seed, t in enumerate(inputs, start=1)]
@@ -222,7 +222,7 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
         others = [_replaced(t, (slice(None), slice(None), slice(cut, None)), seed) for seed, t in enumerate(inputs, 3)]
         same(
             [o[:, :, :cut] for o in subject.call(p, others)], [o[:, :, :cut] for o in out], rules.LATER,
-            f"{what} changes the results at earlier positions", "leave reading other positions to attn",
+            f"{what} changes the results at earlier positions", "use only the same and earlier positions",
         )  # fmt: skip
     one = subject.call({n: t[:1] for n, t in p.items()}, [t[:1] for t in inputs], "with one run instead of two")
     same(
@@ -243,7 +243,7 @@ def _difference(some: list[Tensor], others: list[Tensor]) -> str | None:
     """Describe how two results differ. Return None if they differ only by rounding."""
     for a, b in zip(some, others, strict=True):
         if a.numel() and (largest := float((a - b).abs().max())) > TOLERANCE * float(b.abs().max()):
-            return f"by {largest:.2g}; the largest value is {float(b.abs().max()):.2g}"
+            return f"a difference of {largest:.2g}; the largest value is {float(b.abs().max()):.2g}"
         if a.numel() and not torch.isfinite(a).all():
             return "inf or NaN"
     return None
