@@ -6,7 +6,6 @@ NORMSTUDY_DATA_DIR names the cache folder, by default a folder in the system's c
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import hashlib
@@ -40,10 +39,7 @@ class Corpus:
 
 
 # All three hashes match hashes pinned in unrelated public repositories, and enwik8's also matches dataset_infos.json of
-# Hugging Face's `enwik8`. The files inside the archives have sha256
-# 2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8 (enwik8, whose page states the sha1
-# 57b8363b814821dc9d47aa4d41f58733519076b2) and 6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7
-# (text8).
+# Hugging Face's `enwik8`.
 CORPORA = {
     "tiny_shakespeare": Corpus(
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -98,7 +94,8 @@ def fetch(name: str, corpus: Corpus) -> Path:
 
         pooch.get_logger().setLevel("WARNING")  # the progress bar shows what pooch would print
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f".{path.name}.lock"):
+        with (folder / f".{path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process downloads the file while the others wait
             downloader = functools.partial(_download, name, corpus, part)
             return Path(pooch.retrieve(corpus.url, f"sha256:{corpus.sha256}", path.name, folder, downloader=downloader))
     except OSError as error:
@@ -106,14 +103,6 @@ def fetch(name: str, corpus: Corpus) -> Path:
             f"{folder}, the cache folder for data={name}, cannot be read or written ({error.strerror}): "
             "set NORMSTUDY_DATA_DIR to another folder"
         ) from None
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock on the file `path`, so that one process downloads while the others wait."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _sha256(path: Path) -> str:

@@ -71,11 +71,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> Non
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
     if by_mkl:
         torch.bmm(a, b, out=out)
-    else:
-        _by_numpy(a, b, out)
-
-
-def _by_numpy(a: Tensor, b: Tensor, out: Tensor) -> None:
+        return
     with np.errstate(all="ignore"):  # a diverged run is a valid result, so overflow must not warn
         np.matmul(a.numpy(), b.numpy(), out=out.numpy())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 
 from normstudy.config import sources
 from normstudy.model import kernels
-from normstudy.model.own import construct
 
 EPS = 1e-5
 DYT_A = 0.5  # initial value of dyt's a (arXiv:2503.10622)
@@ -66,13 +64,6 @@ class DynamicTanh(FunctionNorm):
 
     def __init__(self, width: int) -> None:
         super().__init__(dynamic_tanh, width)
-
-
-def own_norm(found: Callable[..., object], width: int) -> nn.Module:
-    """Construct the module for a user's own norm: a function, or a class whose constructor takes the width."""
-    if isinstance(found, type):
-        return construct(functools.partial(found, width), seed=0)
-    return FunctionNorm(found, width)  # type: ignore[arg-type]
 
 
 # nn.Identity accepts the width and ignores it.

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from normstudy.config import GATED, ModelConfig, RunConfig, own_sources, resolve, row_of, sources
 from normstudy.model import kernels
-from normstudy.model.norms import NORMS, own_norm
+from normstudy.model.norms import NORMS, FunctionNorm
 from normstudy.model.own import asked_of, construct, load
 
 ROPE_BASE = 10_000.0  # the base in RoPE (arXiv:2104.09864) and in sinusoidal positions (arXiv:1706.03762)
@@ -43,11 +43,14 @@ def together(x: Tensor, *maps: Linear) -> list[Tensor]:
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
-    """Construct the norm that the config selects."""
+    """Construct the norm that the config selects. A user's own norm is a function, or a class that takes the width."""
     name = resolve(config).norm
-    if sources.is_own(name):
-        return own_norm(load(name, own_sources(config)["norm_sha256"]), width)
-    return NORMS[name](width)
+    if not sources.is_own(name):
+        return NORMS[name](width)
+    found = load(name, own_sources(config)["norm_sha256"])
+    if isinstance(found, type):
+        return construct(functools.partial(found, width), seed=0)
+    return FunctionNorm(found, width)  # type: ignore[arg-type]
 
 
 def norm_width(config: ModelConfig, name: str) -> int:
