@@ -90,7 +90,7 @@ class Subject:
                 what = f"it returns {tuple(s.shape)} for {tuple(x.shape)} (sequences, tokens, width)"
                 raise self.broken(rules.SHAPE, what, "return the shape of x")
             if s.dtype != x.dtype:
-                raise self.broken(rules.DTYPE, f"it returns {s.dtype} for {x.dtype}", "give constants x's dtype")
+                raise self.broken(rules.DTYPE, f"it returns {s.dtype} for {x.dtype}", "use x's dtype for constants")
         return streams
 
 
