@@ -72,7 +72,7 @@ def files_of(path: str) -> list[Path]:
     if os.path.isdir(path):
         found = _files_below(path)
         if not found:
-            raise ConfigError(f"data.path {path!r} contains no files except hidden ones: choose a folder with texts")
+            raise ConfigError(f"data.path {path!r} has no files (hidden ones do not count): choose a folder with texts")
         return found
     if glob.has_magic(path) and not os.path.lexists(path):
         found = sorted(_regular(path, map(Path, glob.glob(path, recursive=True))), key=Path.as_posix)

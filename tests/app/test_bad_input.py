@@ -302,7 +302,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("run data=file", ["data=file", "data.path=FILE"]),
     ("run data.path=F/short.txt", ["data.path", "data=file", "data=stdlib"]),
     ("run data=file data.path=F/nowhere.txt", ["nowhere.txt", "No such file"]),
-    ("run data=file data.path=F/bare", ["bare", "folder without files"]),
+    ("run data=file data.path=F/bare", ["bare", "has no files"]),
     ("run data=file data.path=F/*.nothing", ["*.nothing", "matches no file"]),
     ("run data=file data.path=/proc/self/mem", ["/proc/self/mem", "cannot be read"]),
     ("run data=file data.path=F/empty.txt", ["empty.txt", "0"]),

@@ -109,7 +109,7 @@ def test_unusable_paths_are_one_clear_line(tmp_path: Path) -> None:
         "x" * 300: r"cannot be read \(File name too long",
         "empty": "empty' is empty: choose a file",
         "empt*": "empt\\*' is empty: choose a file",
-        "bare": "bare' contains no files except hidden ones",
+        "bare": "bare' has no files",
         "pipe": "pipe' is a pipe or device",
         "*.md": r"\*.md' matches no file",
         "nowhere/**/*.md": "matches no file",
