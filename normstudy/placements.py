@@ -1,10 +1,10 @@
-"""Where the norms of a transformer block sit: one small function per placement, and one table of all placements.
+"""Define where the norms of a transformer block sit, by one small function for each placement.
 
-A placement is a plain function. The names of its arguments declare what it receives:
+The names of a function's arguments declare what it receives:
 
     x                   (B, T, D) the residual stream
     r                   (B, T, D) a second stream, equal to x_0 before the first block; a function that takes r returns
-                        (x, r), and the model then outputs x + final_norm(r)
+                        (x, r), and the logits are computed from x + final_norm(r)
     attn                attn(x) -> (B, T, D); attn(x, inner=norm) normalizes before the output projection,
                         attn(x, qkv=(norm, norm, norm)) normalizes queries, keys and values of each head
     mlp                 mlp(x) -> (B, T, D); mlp(x, inner=norm) normalizes before the output matrix
@@ -17,8 +17,8 @@ A placement is a plain function. The names of its arguments declare what it rece
     alpha               (2 n_layers)^(1/4), float
     layer, n_layers     the block's index, counted from 0, and the number of blocks, int
 
-It returns the new x. PLACEMENTS holds what a formula cannot say. The functions only add, multiply and call, so reading
-the table does not require importing torch.
+The function returns the new x. PLACEMENTS lists all placements. The functions only add, multiply and call, so this
+module does not import torch.
 
 B batch, T sequence, D d_model.
 """
@@ -32,20 +32,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Placement:
-    """One row of PLACEMENTS: the formula as a function, and what a formula cannot say."""
+    """A row of PLACEMENTS: the function, where it comes from, and what else the placement brings."""
 
     block: Callable[..., object]
     source: str
     final_norm: bool = True  # whether a norm follows the last block when model.final_norm=auto
     init: str = "xavier"  # what model.init=auto resolves to
-    inits: tuple[str, ...] | None = None  # inits allowed unless model.force_init=true; None: any
-    norms: tuple[str, ...] | None = None  # norms allowed, the first for model.norm=auto; None: any
+    inits: tuple[str, ...] | None = None  # allowed inits, unless model.force_init=true; None: any
+    norms: tuple[str, ...] | None = None  # allowed norms, the first for model.norm=auto; None: any
     qk_norm: str = "none"  # what model.qk_norm=auto resolves to
-    formula_has_qk_norm: bool = False  # the formula itself normalizes q and k: model.qk_norm must stay auto
-    star_block: Callable[..., object] | None = None  # formula of block 0 when model.first_block=star
+    formula_has_qk_norm: bool = False  # the function normalizes q and k, so model.qk_norm must be auto
+    star_block: Callable[..., object] | None = None  # the function for block 0 when model.first_block=star
     min_layers: int = 1
     profiled: bool = False  # whether a profiling pass (training/admin.py) sets the initial omega1 and omega2
-    aliases: tuple[str, ...] = ()  # names used in papers: error messages suggest the placement, no command accepts them
+    aliases: tuple[str, ...] = ()  # names in papers, for which error messages suggest this placement
 
 
 def pre(x, attn, mlp, norm1, norm2):

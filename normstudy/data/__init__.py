@@ -1,1 +1,1 @@
-"""Read and download texts, turn them into tokens, blocks and training batches, and compute their entropies."""
+"""Turn texts into tokens, blocks and training batches, and compute their entropies."""

@@ -1,6 +1,6 @@
-"""Windows of a text: random training batches determined by data seed and step, and evenly spaced validation windows.
+"""Draw the training windows of a step, and choose the validation windows.
 
-A window is seq_len + 1 adjacent tokens within one block. B batch, T sequence.
+A window consists of seq_len + 1 adjacent tokens of one block. B batch, T sequence.
 """
 
 from __future__ import annotations
@@ -19,14 +19,9 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
     """Raise a ConfigError if a window is longer than every block, or if the text has too few validation windows."""
     longest = int(text.train.lengths.max())
     if config.seq_len >= longest:
-        n_tokens = len(text.train.tokens) + len(text.validation.tokens)
-        limit = (
-            f"the block size {longest} of data={text.name}"
-            if text.tokenizer == "byte"
-            else f"the {longest} tokens of the longest block of data={text.name} data.tokenizer={text.tokenizer}"
-        )
         raise ConfigError(
-            f"data.seq_len {config.seq_len} is not below {limit} ({n_tokens} tokens): shorten it or use a longer text"
+            f"data.seq_len {config.seq_len} is not below the {longest} tokens of the longest block of data={text.name} "
+            f"with data.tokenizer={text.tokenizer}: reduce it or use a longer text"
         )
     available = int(places(text.validation, config.seq_len)[-1])
     if eval_windows > available:
@@ -37,12 +32,12 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
 
 @functools.lru_cache(maxsize=32)
 def places(blocks: Blocks, seq_len: int) -> Ints:
-    """Number of possible window starts from the text's beginning to the end of each block, (blocks,)."""
+    """Count the possible window starts from the text's beginning to the end of each block, (blocks,)."""
     return (blocks.lengths - seq_len).clip(min=0).cumsum()
 
 
 def windows_at(blocks: Blocks, starts: Ints, seq_len: int) -> Ints:
-    """Windows (len(starts), T + 1), where `starts` are indices into the list of all possible window starts."""
+    """Return windows (len(starts), T + 1), where `starts` are indices into the list of all possible window starts."""
     ends = places(blocks, seq_len)
     block = np.searchsorted(ends, starts, side="right")
     begin = blocks.edges[block + 1] - seq_len - (ends[block] - starts)  # counted back from the block's end
@@ -57,6 +52,6 @@ def batch(text: Text, data_seed: int, step: int, batch_size: int, seq_len: int) 
 
 
 def validation_windows(text: Text, windows: int, seq_len: int) -> Ints:
-    """Evenly spaced validation windows, (windows, T + 1) int64. They do not depend on a seed."""
+    """Return evenly spaced validation windows, (windows, T + 1) int64. They do not depend on a seed."""
     n_places = int(places(text.validation, seq_len)[-1])
     return windows_at(text.validation, (2 * np.arange(windows) + 1) * n_places // (2 * windows), seq_len)

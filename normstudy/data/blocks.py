@@ -1,8 +1,8 @@
-"""A text as blocks of tokens, split into training and validation.
+"""Split a text into blocks of tokens for training and for validation.
 
 A text is cut into blocks of 4 KiB, or into tenths if it has fewer than ten such blocks. Every tenth block is for
-validation and the others are for training: taking only the end of a text would bias validation, since the end may
-differ from the rest (the standard library ends with encoding tables). An incomplete last block is not used.
+validation and the others are for training. The end of the text alone would be a biased sample, since it may differ
+from the rest: the standard library ends with encoding tables. An incomplete last block is not used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Adjacent blocks of tokens: block i is tokens[edges[i] : edges[i + 1]]. tokens: 1-D; edges: (blocks + 1,)."""
+    """Adjacent blocks of tokens. Block i is tokens[edges[i] : edges[i + 1]]. tokens: 1-D. edges: (blocks + 1,)."""
 
     tokens: Tokens
     edges: Ints
@@ -34,15 +34,15 @@ class Blocks:
 
     @property
     def lengths(self) -> Ints:
-        """Number of tokens in each block, (blocks,)."""
+        """The number of tokens in each block, (blocks,)."""
         return np.diff(self.edges)
 
 
 def split(symbols: Array) -> tuple[Array, Array]:
-    """Split a text into training and validation blocks, each (blocks, block size); a ConfigError if it is too short."""
+    """Split a text into training and validation blocks, (blocks, size). Raise a ConfigError if it is too short."""
     size = BLOCK if len(symbols) >= VALIDATION_EVERY * BLOCK else len(symbols) // VALIDATION_EVERY
     if size < 2:
-        raise ConfigError(f"the text has {len(symbols)} bytes, below {2 * VALIDATION_EVERY}: use a longer text")
+        raise ConfigError(f"the text has {len(symbols)} bytes, fewer than {2 * VALIDATION_EVERY}: use a longer text")
     blocks = symbols[: len(symbols) // size * size].reshape(-1, size)
     is_validation = np.arange(len(blocks)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
     return blocks[~is_validation], blocks[is_validation]

@@ -1,4 +1,4 @@
-"""Read the bytes of texts: Python's standard library and documentation, the user's files, and downloads."""
+"""Read the bytes of texts, such as Python's standard library or the user's files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from normstudy.errors import ConfigError
 
 
 def raw_bytes(name: str, path: str | None = None) -> bytes:
-    """Read the text `name`; path: the value of data.path. Raises a ConfigError if the text cannot be read."""
+    """Read the text `name`, or raise a ConfigError if it cannot be read. path: the value of data.path."""
     if name == "stdlib":
         return stdlib_bytes()
     if name == "pydoc":
@@ -25,13 +25,11 @@ def raw_bytes(name: str, path: str | None = None) -> bytes:
     return downloads.downloaded_bytes(name, downloads.CORPORA[name])
 
 
-# ---- texts that come with Python ----------------------------------------------------------------------
-
 _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
 
 
 def stdlib_bytes(root: Path | None = None) -> bytes:
-    """Join the standard library's .py files in path order, without _LEFT_OUT and machine-specific _sysconfigdata*."""
+    """Join the standard library's .py files in path order, except _LEFT_OUT and the machine's own _sysconfigdata*."""
     root = root or Path(sysconfig.get_path("stdlib"))
     files = sorted(
         (p.relative_to(root).as_posix(), p)
@@ -46,11 +44,8 @@ def pydoc_bytes() -> bytes:
     return (importlib.resources.files("pydoc_data") / "topics.py").read_bytes()
 
 
-# ---- the user's files ---------------------------------------------------------------------------------
-
-
 def file_bytes(path: str) -> bytes:
-    """Read and join the files that data.path denotes. Raises a ConfigError if a file is missing or unreadable."""
+    """Read and join the files that data.path names. Raise a ConfigError if a file is missing or unreadable."""
     parts = []
     for file in files_of(path):
         try:
@@ -59,25 +54,25 @@ def file_bytes(path: str) -> bytes:
             raise _unreadable(path, file, error) from None
         except MemoryError:
             raise ConfigError(
-                f"data.path {path!r} does not fit the memory of this machine ({file.stat().st_size} bytes in "
-                f"{file.name}): give a smaller text"
+                f"data.path {path!r} does not fit into this machine's memory ({file.stat().st_size} bytes in "
+                f"{file.name}): use a smaller text"
             ) from None
     if not any(parts):
-        raise ConfigError(f"data.path {path!r} is empty: give a text file")
+        raise ConfigError(f"data.path {path!r} is empty: choose a file that contains text")
     return b"".join(parts)
 
 
 def files_of(path: str) -> list[Path]:
-    """List the files that data.path denotes, in the order of joining; a folder or glob without any is a ConfigError.
+    """List the files that data.path names, in the order of joining. Raise a ConfigError if a folder or glob has none.
 
-    A folder denotes all regular files below it, sorted by relative path, except hidden ones and those in hidden or
+    A folder stands for all regular files below it, sorted by relative path, except hidden files and files in hidden or
     linked folders. A path that does not exist and contains `*`, `?` or `[` is a glob, in which `**` matches folders at
-    any depth; its files are sorted by path. Pipes and devices are refused, since their content is not fixed.
+    any depth. Its files are sorted by path. Pipes and devices are refused, since their content is not fixed.
     """
     if os.path.isdir(path):
         found = _files_below(path)
         if not found:
-            raise ConfigError(f"data.path {path!r} is a folder without files (hidden ones do not count): give texts")
+            raise ConfigError(f"data.path {path!r} has no files (hidden ones do not count): choose a folder with texts")
         return found
     if glob.has_magic(path) and not os.path.lexists(path):
         found = sorted(_regular(path, map(Path, glob.glob(path, recursive=True))), key=Path.as_posix)
@@ -85,7 +80,7 @@ def files_of(path: str) -> list[Path]:
             raise ConfigError(f"data.path {path!r} matches no file: check the folder and the pattern")
         return found
     if os.path.exists(path) and not os.path.isfile(path):
-        raise ConfigError(f"data.path {path!r} is a pipe or device: give a readable text file")
+        raise ConfigError(f"data.path {path!r} is a pipe or device: choose a readable text file")
     return [Path(path)]
 
 
@@ -115,14 +110,14 @@ def _regular(path: str, candidates: Iterable[Path]) -> Iterator[Path]:
 
 def _unreadable(path: str, inside: Path, error: OSError) -> ConfigError:
     where = "" if inside == Path(path) else f" at {str(inside)!r}"
-    return ConfigError(f"data.path {path!r} cannot be read{where} ({error.strerror}): give a readable text file")
+    return ConfigError(f"data.path {path!r} cannot be read{where} ({error.strerror}): choose a readable text file")
 
 
 Version = tuple[tuple[str, int, int], ...]
 
 
 def version(path: str) -> Version | None:
-    """Name, size and modification time of each file that data.path denotes; None if a file cannot be read."""
+    """Return name, size and modification time of each file that data.path names; None if a file cannot be read."""
     try:
         found = [(file.as_posix(), file.stat()) for file in files_of(path)]
     except (OSError, ConfigError):

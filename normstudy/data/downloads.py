@@ -1,12 +1,11 @@
 """Download texts once into a cache folder, and check their sha256.
 
-The cache folder is NORMSTUDY_DATA_DIR, by default a folder in the system's cache folder. An interrupted download leaves
-a `.part` file, which the next attempt continues.
+NORMSTUDY_DATA_DIR names the cache folder, by default a folder in the system's cache. An interrupted download leaves a
+`.part` file, which the next attempt continues.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import hashlib
@@ -29,54 +28,43 @@ from normstudy.errors import ConfigError
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text to download.
+    """A text to download. sha256: the hash of the file at `url`. source: the address of a page about the text.
 
-    sha256: hash of the file at `url`. n_bytes: length of the text. source: address of a page that describes the text.
-    member: file name of the text in the downloaded zip archive; None if the downloaded file itself is the text.
+    A zip archive must contain the text as a file with the text's name.
     """
 
     url: str
     sha256: str
-    n_bytes: int
     source: str
-    member: str | None = None
 
 
-# Each hash is that of the downloaded file. All three match hashes pinned in unrelated public repositories, and enwik8's
-# also matches the dataset_infos.json of Hugging Face's `enwik8`. The files inside the archives have sha256
-# 2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8 (enwik8, whose page states the sha1
-# 57b8363b814821dc9d47aa4d41f58733519076b2) and 6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7
-# (text8).
+# All three hashes match hashes pinned in unrelated public repositories, and enwik8's also matches dataset_infos.json of
+# Hugging Face's `enwik8`.
 CORPORA = {
     "tiny_shakespeare": Corpus(
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        n_bytes=1_115_394,
         source="https://github.com/karpathy/char-rnn",
     ),
     "enwik8": Corpus(
         url="http://mattmahoney.net/dc/enwik8.zip",
         sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
-        n_bytes=100_000_000,
         source="http://mattmahoney.net/dc/textdata.html",
-        member="enwik8",
     ),
     "text8": Corpus(
         url="http://mattmahoney.net/dc/text8.zip",
         sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
-        n_bytes=100_000_000,
         source="http://mattmahoney.net/dc/textdata.html",
-        member="text8",
     ),
 }
 
 TIMEOUT = 30  # seconds without data after which a download fails
-CHUNK = 2**16  # maximum number of bytes per read
-OWN_COPY = "give a copy of your own with data=file data.path=FILE"
+CHUNK = 2**16  # largest number of bytes per read
+OWN_COPY = "use your own copy with data=file data.path=FILE"
 
 
 def cache_dir() -> Path:
-    """The folder that holds downloads and trained BPE merges."""
+    """Return the folder for downloads and learned BPE merges."""
     chosen = os.environ.get("NORMSTUDY_DATA_DIR")
     if chosen:
         return Path(chosen).expanduser()
@@ -86,20 +74,16 @@ def cache_dir() -> Path:
 
 
 def downloaded_bytes(name: str, corpus: Corpus) -> bytes:
-    """Return a text's bytes, after downloading its file if the cache lacks it."""
+    """Return a text's bytes. Download its file first if the cache lacks it."""
     path = fetch(name, corpus)
-    if corpus.member is None:
-        raw = path.read_bytes()
-    else:
-        with zipfile.ZipFile(path) as archive:  # unpacked at each call, to save 100 MB of disk space
-            raw = archive.read(corpus.member)
-    if len(raw) != corpus.n_bytes:
-        raise ConfigError(f"{corpus.url} holds {len(raw)} bytes of text instead of {corpus.n_bytes}: {OWN_COPY}")
-    return raw
+    if path.suffix != ".zip":
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:  # unpacked at each call, to save 100 MB of disk space
+        return archive.read(name)
 
 
 def fetch(name: str, corpus: Corpus) -> Path:
-    """Return the path of a text's file in the cache, after downloading the file if it is missing or damaged."""
+    """Return the path of a text's file in the cache. Download the file first if it is missing or damaged."""
     folder = cache_dir()
     path = folder / f"{name}{PurePosixPath(corpus.url).suffix}"
     part = folder / f"{path.name}.part"
@@ -108,9 +92,10 @@ def fetch(name: str, corpus: Corpus) -> Path:
             return path
         import pooch
 
-        pooch.get_logger().setLevel("WARNING")  # pooch's messages would repeat the progress bar's
+        pooch.get_logger().setLevel("WARNING")  # the progress bar shows what pooch would print
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f".{path.name}.lock"):
+        with (folder / f".{path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process downloads the file while the others wait
             downloader = functools.partial(_download, name, corpus, part)
             return Path(pooch.retrieve(corpus.url, f"sha256:{corpus.sha256}", path.name, folder, downloader=downloader))
     except OSError as error:
@@ -118,14 +103,6 @@ def fetch(name: str, corpus: Corpus) -> Path:
             f"{folder}, the cache folder for data={name}, cannot be read or written ({error.strerror}): "
             "set NORMSTUDY_DATA_DIR to another folder"
         ) from None
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a flock on `path`, so that only one process downloads a file while others wait."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _sha256(path: Path) -> str:
@@ -137,20 +114,20 @@ def _download(name: str, corpus: Corpus, part: Path, url: str, output_file: str,
     """Download `url` to `part`, check the hash, and rename `part` to `output_file`. pooch calls this function."""
     continued = _receive(name, url, part)
     if continued and _sha256(part) != corpus.sha256:
-        part.unlink()  # the bytes from the earlier attempt belong to another version of the file
+        part.unlink()  # an earlier attempt downloaded another version of the file
         _receive(name, url, part)
     found = _sha256(part)
     if found != corpus.sha256:
         part.unlink()
         raise ConfigError(
-            f"{url} has sha256 {found} instead of {corpus.sha256} for data={name}: it changed at its source or on the "
-            f"way (see {corpus.source}). Try again later, or {OWN_COPY}"
+            f"{url} has sha256 {found} instead of {corpus.sha256} for data={name}: it was changed at its source or "
+            f"damaged on the way (see {corpus.source}): try again later, or {OWN_COPY}"
         )
     os.replace(part, output_file)
 
 
 def _receive(name: str, url: str, part: Path) -> bool:
-    """Download the rest of `url` to `part`, or all if the server ignores Range. Return whether old bytes were kept."""
+    """Download what `part` lacks of `url`, or all if the server ignores Range. Return whether `part` was continued."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -175,7 +152,7 @@ def _receive(name: str, url: str, part: Path) -> bool:
 
 
 def _chunks(url: str, response: http.client.HTTPResponse, done: int, total: int | None) -> Iterator[bytes]:
-    """Yield a response's bytes; raise a ConfigError if the response ends early. done: number of bytes in `part`."""
+    """Yield a response's bytes. Raise a ConfigError if it ends early. done: the number of bytes received before."""
     reason = "the connection was closed"
     try:
         while chunk := response.read1(CHUNK):
@@ -187,27 +164,27 @@ def _chunks(url: str, response: http.client.HTTPResponse, done: int, total: int 
         if total is None or done >= total:
             return
     raise ConfigError(
-        f"the download of {url} broke off at {done}{f' of {total}' if total else ''} bytes ({reason}): "
-        f"rerun the same command to continue it, or {OWN_COPY}"
+        f"the download of {url} stopped after {done}{f' of {total}' if total else ''} bytes ({reason}): "
+        f"rerun the same command to continue, or {OWN_COPY}"
     )
 
 
 def _unreachable(name: str, url: str, error: Exception) -> ConfigError:
     return ConfigError(
         f"data={name} is not on this machine yet, and {url} cannot be downloaded ({_reason(error)}): "
-        f"connect to the network once, or {OWN_COPY}"
+        f"connect to the network, or {OWN_COPY}"
     )
 
 
 def _reason(error: Exception) -> str:
-    """A network error's message on one line."""
+    """Return a network error's message in one line."""
     inner = getattr(error, "reason", error)
     text = f"{error.code} {inner}" if isinstance(error, urllib.error.HTTPError) else str(inner)
     return " ".join(text.split()) or type(error).__name__
 
 
 def _bar(name: str, url: str, start: int, total: int | None) -> tqdm[NoReturn]:
-    """Make a progress bar, which is shown on a terminal only; elsewhere, print a line with the URL instead."""
+    """Make a progress bar, which appears only on a terminal. Elsewhere, print one line with the URL instead."""
     if not sys.stderr.isatty():
         print(f"downloading {url}", file=sys.stderr, flush=True)
     return tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True, **terminal.fit())

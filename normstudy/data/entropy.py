@@ -1,4 +1,4 @@
-"""Cross-entropies of the validation blocks under unigram and bigram models counted on the training blocks."""
+"""Compute the cross-entropies of the validation blocks under unigram and bigram models of the training blocks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from normstudy.data.blocks import Blocks, Floats, Ints
 from normstudy.data.tokenizer import Tokens
 
 UNIGRAM_SMOOTHING = 0.01  # added to the count of every token
-BIGRAM_WEIGHT = 0.9  # weight of the bigram estimate; the unigram estimate has weight 0.1
-DENSE_VOCAB = 256  # largest vocabulary whose pairs are counted in a V x V array
+BIGRAM_WEIGHT = 0.9  # weight of the bigram estimate; the unigram estimate has the rest
+DENSE_VOCAB = 256  # largest vocabulary whose pairs are counted in a (V, V) array
 COUNTED_AT_ONCE = 2**22  # tokens per slice, which takes 8 bytes of memory per token
 
 
 def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float, float]:
-    """Unigram and bigram cross-entropy of the validation blocks, in nats per token, both finite for any text.
+    """Return the unigram and bigram cross-entropy of the validation blocks, in nats per token. Both are finite.
 
-    The unigram model adds 0.01 to each token's training count. The bigram model is 0.9 bigram + 0.1 unigram, or the
-    unigram alone after a token that training does not contain. No pair crosses the edge of a block.
+    The unigram model adds 0.01 to each token's training count. The bigram model is 0.9 bigram + 0.1 unigram, or only
+    unigram after a token that the training blocks lack. No pair crosses the edge of a block.
     """
     counts = _bincount((train.tokens[i] for i in _slices(len(train.tokens))), vocab_size) + UNIGRAM_SMOOTHING
     p1 = counts / counts.sum()
@@ -36,30 +36,31 @@ def _bigram_dense(train: Blocks, validation: Blocks, p1: Floats) -> float:
         return _bincount(_pairs(blocks, v), v * v).reshape(v, v).astype(float)
 
     seen = pairs(train)
-    total = seen.sum(1, keepdims=True)
-    bigram = np.divide(seen, total, out=np.zeros_like(seen), where=total > 0)
-    p2 = np.where(total > 0, BIGRAM_WEIGHT * bigram + (1 - BIGRAM_WEIGHT) * p1, p1)
-    weight = pairs(validation)
-    return float(-(weight * np.log(p2)).sum() / weight.sum())
+    return _cross_entropy(pairs(validation), seen, seen.sum(1, keepdims=True), p1)
 
 
 def _bigram_sparse(train: Blocks, validation: Blocks, p1: Floats) -> float:
-    """Compute the bigram cross-entropy from only the pairs that occur: a (V, V) array takes 32 GiB at V = 65,536."""
+    """Compute the bigram cross-entropy from the pairs that occur, since a (V, V) array takes 32 GiB at V = 65,536."""
     v = len(p1)
     codes, seen = _counted(train, v)
-    total = np.bincount(codes // v, weights=seen, minlength=v)
+    total = np.asarray(np.bincount(codes // v, weights=seen, minlength=v), np.float64)
     asked, weight = _counted(validation, v)
     first, second = np.divmod(asked, v)
     at = np.searchsorted(codes, asked).clip(max=len(codes) - 1)
     found = np.where(codes[at] == asked, seen[at], 0.0)
-    known = total[first] > 0
-    bigram = np.divide(found, total[first], out=np.zeros_like(found), where=known)
-    p2 = np.where(known, BIGRAM_WEIGHT * bigram + (1 - BIGRAM_WEIGHT) * p1[second], p1[second])
+    return _cross_entropy(weight, found, total[first], p1[second])
+
+
+def _cross_entropy(weight: Floats, seen: Floats, total: Floats, p1: Floats) -> float:
+    """Average -ln p(second | first) over pairs by weight. seen, total: training counts of the pair and of `first`."""
+    known = total > 0
+    bigram = np.divide(seen, total, out=np.zeros_like(seen), where=known)
+    p2 = np.where(known, BIGRAM_WEIGHT * bigram + (1 - BIGRAM_WEIGHT) * p1, p1)
     return float(-(weight * np.log(p2)).sum() / weight.sum())
 
 
 def _counted(blocks: Blocks, vocab_size: int) -> tuple[Ints, Floats]:
-    """The sorted codes (see `_pairs`) of the pairs that occur, and the count of each."""
+    """Return the sorted codes (see `_pairs`) of the pairs that occur, and the count of each."""
     parts = [np.unique(codes, return_counts=True) for codes in _pairs(blocks, vocab_size)]
     codes, place = np.unique(np.concatenate([c for c, _ in parts]), return_inverse=True)
     counts = np.bincount(place, weights=np.concatenate([n for _, n in parts]))
@@ -76,10 +77,7 @@ def _pairs(blocks: Blocks, vocab_size: int) -> Iterator[Ints]:
 
 
 def _bincount(parts: Iterable[Tokens | Ints], size: int) -> Ints:
-    counts = np.zeros(size, np.int64)
-    for part in parts:
-        counts += np.bincount(part, minlength=size)
-    return counts
+    return sum((np.bincount(part, minlength=size) for part in parts), np.zeros(size, np.int64))
 
 
 def _slices(n: int) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""The synthetic text: a Markov source whose entropy rate is known exactly."""
+"""Generate the synthetic text from a Markov source, whose entropy rate is known exactly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def markov_matrix(seed: int, symbols: int = SYNTHETIC_SYMBOLS) -> Floats:
 
 
 def stationary(matrix: Floats) -> Floats:
-    """The stationary distribution (V,) of a transition matrix."""
+    """Compute the stationary distribution (V,) of a transition matrix."""
     n = len(matrix)
     system = np.vstack([matrix.T - np.eye(n), np.ones(n)])
     solution, *_ = np.linalg.lstsq(system, np.append(np.zeros(n), 1.0), rcond=None)
@@ -33,13 +33,13 @@ def stationary(matrix: Floats) -> Floats:
 
 
 def entropy_rate(matrix: Floats) -> float:
-    """The exact entropy rate of the Markov source with this transition matrix, in nats per token."""
+    """Compute the exact entropy rate of the Markov source with this transition matrix, in nats per token."""
     return float(-(stationary(matrix)[:, None] * matrix * np.log(matrix)).sum())
 
 
 def synthetic_tokens(seed: int) -> Array:
     """Draw a text of SYNTHETIC_LENGTH tokens from the Markov source that `seed` determines."""
-    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # without the last edge, which rounding may put below 1
+    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # rounding may put the last edge below 1
     uniform = np.random.Generator(np.random.Philox(key=[seed, 2])).random(SYNTHETIC_LENGTH)
     symbol, out = 0, bytearray()
     for u in uniform.tolist():

@@ -17,15 +17,15 @@ from normstudy.data.synthetic import SYNTHETIC_SYMBOLS, entropy_rate, markov_mat
 from normstudy.data.tokenizer import Pieces, Tokens
 from normstudy.errors import ConfigError
 
-MIN_ENTROPY_GAP = 0.2  # nats by which unigram must exceed bigram entropy: outcomes compare losses with both
+MIN_ENTROPY_GAP = 0.2  # nats by which the unigram entropy must exceed the bigram entropy, as outcomes depend on both
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
     """A text as blocks of tokens, with its vocabulary and entropies in nats per token.
 
-    pieces: the bytes of each token in the vocabulary. bytes_per_token: mean over the validation blocks.
-    source_entropy: the synthetic source's exact entropy rate; None for any other text.
+    pieces: the bytes of each token in the vocabulary. bytes_per_token: the mean over the validation blocks.
+    source_entropy: the exact entropy rate of the synthetic source; None for any other text.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Text:
 
 
 def load(config: DataConfig) -> Text:
-    """Load the text that a config selects. The last 16 texts are cached, and reloaded if their files change."""
+    """Load the text that a config selects. The last 16 texts stay in memory until their files change."""
     version = corpora.version(config.path) if config.path is not None else None
     vocab_size = (config.vocab_size or BPE_VOCAB) if config.tokenizer == "bpe" else None
     source_seed = config.source_seed if config.name == "synthetic" else 0
@@ -93,15 +93,15 @@ def _load(
     longest = min(int(train.lengths.max()), int(validation.lengths.max()))
     if longest < 2:  # neither a pair nor a window exists
         raise ConfigError(
-            f"the text of data={name} has one token per block of {train_symbols.shape[1]} bytes with "
-            f"data.tokenizer={tokenizer_name}, and needs two: use a longer text or a smaller vocabulary"
+            f"the text of data={name} has 1 token per block of {train_symbols.shape[1]} bytes with "
+            f"data.tokenizer={tokenizer_name}, fewer than 2: use a longer text or a smaller vocabulary"
         )
     h1, h2 = entropies(train, validation, len(pieces))
     if h1 - h2 < MIN_ENTROPY_GAP:
         smaller = " or a smaller data.vocab_size" if tokenizer_name == "bpe" else ""
         raise ConfigError(
             f"the text of data={name} has a unigram entropy of {h1:.3f} and a bigram entropy of {h2:.3f} nats, "
-            f"less than {MIN_ENTROPY_GAP} apart, too close to tell outcomes apart: use a text with more structure"
+            f"less than {MIN_ENTROPY_GAP} apart, so outcomes cannot be told apart: use a text with more structure"
             f"{smaller}"
         )
     bytes_per_token = validation_symbols.size / len(validation.tokens)
@@ -109,7 +109,7 @@ def _load(
 
 
 def tokens_sha256(train: Blocks, validation: Blocks, pieces: Pieces) -> str:
-    """Hash a text's tokens, block edges and the bytes of each token, so that another tokenizer yields another hash."""
+    """Hash a text's tokens, block edges and the bytes of each token, so that the hash depends on the tokenizer."""
     digest = hashlib.sha256()
     for blocks in (train, validation):
         digest.update(np.array([len(blocks.tokens), len(blocks)], "<i8").data)

@@ -1,13 +1,13 @@
-"""Tokenizers, which convert a text's blocks of bytes to tokens.
+"""Convert a text's blocks of bytes to tokens.
 
-Every tokenizer encodes the same blocks, each block separately. Training and validation therefore hold the same bytes
-under every tokenizer, and bits per byte can be compared. Every tokenizer accepts any bytes, UTF-8 or not, and joining
-the bytes of a block's tokens restores the block.
+Each block is tokenized separately. Training and validation therefore consist of the same bytes with every tokenizer,
+and bits per byte can be compared. Every tokenizer accepts any bytes, UTF-8 or not, and joining the bytes of a block's
+tokens restores the block.
 
-byte: one token per byte, 256 in all.
-char: one token per character that occurs in the text.
-bpe: byte-level byte pair encoding (Sennrich et al., arXiv:1508.07909; on bytes as in GPT-2), trained on the training
-blocks by the `tokenizers` library.
+byte: each of the 256 bytes is a token.
+char: each character that occurs in the text is a token.
+bpe: byte pair encoding (Sennrich et al., arXiv:1508.07909) of bytes, as in GPT-2, learned from the training blocks by
+the library `tokenizers`.
 """
 
 from __future__ import annotations
@@ -40,19 +40,16 @@ UNICODE = 0x110000  # number of Unicode code points
 
 
 def dtype_of(vocab_size: int) -> type[np.uint8 | np.uint16]:
-    """The smaller of uint8 and uint16 that can store the tokens of a vocabulary of at most VOCAB_MAX."""
+    """Return the smaller of uint8 and uint16 that can store the tokens of a vocabulary of at most VOCAB_MAX."""
     return np.uint8 if vocab_size <= 256 else np.uint16
 
 
-# ---- characters ---------------------------------------------------------------------------------------
-
-
 def characters(blocks: Sequence[bytes]) -> tuple[list[Tokens], Pieces]:
-    """Tokenize by characters; return the tokens of each block, and the bytes of each token.
+    """Tokenize by characters. Return the tokens of each block, and the bytes of each token.
 
-    The vocabulary consists of the characters of all blocks, sorted by code point; it includes validation blocks, since
-    a character that occurs only there needs a token too. A byte that is not part of a whole UTF-8 character, for
-    example because a block's edge cuts the character, is a token by itself.
+    The vocabulary consists of the characters of all blocks, sorted by code point. A character that occurs only in
+    validation blocks needs a token too. A byte that is not part of a complete UTF-8 character, for example because a
+    block's edge splits the character, is a token by itself.
     """
     occurs = np.zeros(UNICODE, bool)
     for block in blocks:
@@ -60,7 +57,7 @@ def characters(blocks: Sequence[bytes]) -> tuple[list[Tokens], Pieces]:
     points = np.flatnonzero(occurs)
     if len(points) > VOCAB_MAX:
         raise ConfigError(
-            f"the text has {len(points)} different characters, and data.tokenizer=char takes at most {VOCAB_MAX}: "
+            f"the text has {len(points)} different characters, and data.tokenizer=char allows {VOCAB_MAX}: "
             "use data.tokenizer=bpe or byte"
         )
     token: Tokens = (occurs.cumsum() - 1).astype(dtype_of(len(points)))
@@ -69,15 +66,13 @@ def characters(blocks: Sequence[bytes]) -> tuple[list[Tokens], Pieces]:
 
 
 def _code_points(block: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32]]:
-    text = block.decode("utf-8", "surrogateescape")  # a byte b outside UTF-8 becomes the code point 0xDC00 + b
+    text = block.decode("utf-8", "surrogateescape")  # a byte b that is not UTF-8 becomes code point 0xDC00 + b
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-# ---- byte pairs ---------------------------------------------------------------------------------------
-
-# As in GPT-2, a merge stays within a word, a number, a run of punctuation or a run of white space, and a space belongs
+# As in GPT-2, a merge stays within a word, a number, or a series of punctuation or white space, and a space belongs
 # to the word after it. The library works on characters, so each byte is passed as the Latin-1 character of the same
-# number. In the pattern a letter is therefore an ASCII letter or any byte of a non-ASCII character.
+# number. A letter in the pattern is therefore an ASCII letter or any byte of a non-ASCII character.
 _SPACE, _LETTER = r" \t\n\r\x0b\x0c", r"A-Za-z\x80-\xff"
 PATTERN = rf" ?[{_LETTER}]+| ?[0-9]+| ?[^{_SPACE}0-9{_LETTER}]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
 CACHE_FORMAT = 1  # increase when PATTERN or the format of the cache file changes
@@ -86,7 +81,7 @@ CACHE_FORMAT = 1  # increase when PATTERN or the format of the cache file change
 def byte_pairs(
     blocks: Sequence[bytes], train: Sequence[bytes], vocab_size: int, text_sha256: str
 ) -> tuple[list[Tokens], Pieces]:
-    """Tokenize by BPE; return the tokens of each block, and the bytes of each token.
+    """Tokenize by byte pair encoding. Return the tokens of each block, and the bytes of each token.
 
     The merges are learned from `train` and cached in a file whose name contains `text_sha256`.
     """
@@ -101,7 +96,7 @@ def byte_pairs(
 
 
 def train_merges(train: Sequence[bytes], vocab_size: int) -> Merges:
-    """Learn merges from the training blocks. Raises a ConfigError if these yield fewer than `vocab_size` tokens."""
+    """Learn merges from the training blocks. Raise a ConfigError if they yield fewer than `vocab_size` tokens."""
     library = _library()
     trained = _splitting(library, library.models.BPE())
     trainer = library.trainers.BpeTrainer(
@@ -115,14 +110,14 @@ def train_merges(train: Sequence[bytes], vocab_size: int) -> Merges:
         token[a + b] = len(token)
     if len(token) < vocab_size:
         raise ConfigError(
-            f"data.vocab_size {vocab_size} exceeds the {len(token)} tokens that the training blocks give with "
-            f"data.tokenizer=bpe: ask for at most {len(token)} or use a longer text"
+            f"data.vocab_size {vocab_size} exceeds the {len(token)} tokens that data.tokenizer=bpe can learn from the "
+            f"training blocks: set it to at most {len(token)} or use a longer text"
         )
     return merges
 
 
 def pieces_of(merges: Merges) -> Pieces:
-    """The bytes of each token: the 256 bytes, then one token per merge. All tokens have different bytes."""
+    """Return the bytes of each token: first the 256 single bytes, then one token per merge. All are different."""
     pieces = list(BYTES)
     for a, b in merges:
         pieces.append(pieces[a] + pieces[b])
@@ -137,33 +132,33 @@ def encode(blocks: Sequence[bytes], merges: Merges) -> list[Tokens]:
     encoder = _splitting(library, model)
     dtype = dtype_of(len(spelled))
     out: list[Tokens] = []
-    for i in range(0, len(blocks), 256):  # 256 at a time, as the library's results take far more memory than tokens
+    for i in range(0, len(blocks), 256):  # in parts, since the library's results take far more memory than tokens
         encoded = encoder.encode_batch_fast([block.decode("latin-1") for block in blocks[i : i + 256]])
         out += [np.array(e.ids, dtype) for e in encoded]
     return out
 
 
 def _splitting(library: ModuleType, model: object) -> tokenizers.Tokenizer:
-    """Make a Tokenizer (an object of the library `tokenizers`) that splits text by PATTERN, then applies `model`."""
+    """Make a Tokenizer of the library `tokenizers` that splits text by PATTERN, and then applies `model`."""
     tokenizer: tokenizers.Tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(PATTERN), "isolated")
     return tokenizer
 
 
 def _library() -> ModuleType:
-    # One thread, since a sweep runs one process per core, and forking while the library's threads run can hang.
+    # A sweep already runs one process per core, and forking a process while the library's threads run can hang.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers
     except ImportError:
         raise ConfigError(
-            "data.tokenizer=bpe needs the tokenizers library, which is not installed: pip install tokenizers"
+            "data.tokenizer=bpe needs the library tokenizers, which is not installed: pip install tokenizers"
         ) from None
     return tokenizers
 
 
 def read_merges(path: Path, vocab_size: int) -> Merges | None:
-    """Read merges from a cache file. Return None if it is missing, damaged, or not for `vocab_size` tokens."""
+    """Read merges from a cache file. Return None if the file is missing, damaged, or not for `vocab_size` tokens."""
     try:
         kept = json.loads(path.read_bytes())
         if kept["sha256"] != _checksum(kept["merges"]):

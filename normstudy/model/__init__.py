@@ -1,1 +1,1 @@
-"""The model that one run trains: a transformer as an ordinary nn.Module, its norms, initialization and kernels."""
+"""Define the model that a run trains: the transformer, its norms, its initialization and its matrix products."""

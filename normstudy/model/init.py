@@ -1,8 +1,8 @@
-"""Initialization: the distributions of the initial values of tensors, and the functions that draw these values.
+"""Draw the initial values of a model's tensors.
 
 Weights are normal with mean 0. Biases (also those of norms) start at 0, norm gains at 1, dyt's a at 0.5, rezero's scale
 at 0, and admin's omegas at 1 until a profiling pass sets them. A user's own module keeps the values that its
-constructor draws. The table `runs` has a column `init`, since the init is part of the experiment.
+constructor draws. For weight matrices, model.init decides:
 
 | init     | standard deviation of a weight matrix (out, in)                                                      |
 |----------|------------------------------------------------------------------------------------------------------|
@@ -11,15 +11,15 @@ constructor draws. The table `runs` has a column `init`, since the init is part 
 | gpt2     | 0.02, and 0.02 / sqrt(2 L) for the output projections of attention and MLP (GPT-2)                    |
 | deepnorm | xavier; V, O and the MLP's matrices times (8 L)^(-1/4) (arXiv:2203.00555, table 2, decoder only)      |
 | sub      | xavier; V, O and the MLP's matrices times sqrt(ln 2 L) (arXiv:2210.06423, decoder only)               |
-| tfixup   | xavier; V, O and the MLP's matrices times 0.67 L^(-1/4) (Huang et al. 2020: the encoder form, since the paper has no decoder-only form) |
+| tfixup   | xavier; V, O and the MLP's matrices times 0.67 L^(-1/4) (Huang et al. 2020, encoder; it has no decoder-only form) |
 
-The output matrix follows the table above unless model.unembed_std is set. For embeddings, model.embed_init decides:
+The table also applies to the output matrix, unless model.unembed_std is set. For embeddings, model.embed_init decides:
 
 | embed_init | standard deviation of token and learned position embeddings                                        |
 |------------|----------------------------------------------------------------------------------------------------|
 | unit       | sqrt(1/2) each, or 1 if no positions are added, so that x_0 has unit variance                       |
-| std        | model.embed_std; 0.02 if that is null                                                              |
-| scaled     | model.embed_std; d_model^(-1/2) if that is null. The model multiplies tokens by sqrt(d_model)       |
+| std        | model.embed_std, by default 0.02                                                                   |
+| scaled     | model.embed_std, by default d_model^(-1/2); the model multiplies token embeddings by sqrt(d_model)  |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VALUE_PATH = ("attn.v.weight", "attn.out.weight", "mlp.w1.weight", "mlp.gate.wei
 
 
 def _weight_std(init: str, name: str, shape: torch.Size, n_layers: int) -> float:
-    """The standard deviation for a weight matrix (out, in), from the first table in the module docstring."""
+    """Return the standard deviation of a weight matrix (out, in) by the first table in the module docstring."""
     if init == "normal":
         return NORMAL_STD
     if init == "gpt2":
@@ -54,15 +54,15 @@ def _weight_std(init: str, name: str, shape: torch.Size, n_layers: int) -> float
     return math.sqrt(2 / (shape[0] + shape[1])) * (gains[init] if name.endswith(VALUE_PATH) else 1.0)
 
 
-# The last part of a tensor's name -> the constant that all its elements start at.
+# The last part of a tensor's name -> the initial value of all its elements.
 CONSTANTS = {"gamma": 1.0, "beta": 0.0, "bias": 0.0, "a": 0.5, "omega1": 1.0, "omega2": 1.0, "scale": 0.0}
 
 
 def distribution(name: str, shape: torch.Size, config: ModelConfig) -> tuple[float, float]:
-    """Mean and standard deviation of the initial values of a Transformer's tensor `name`."""
+    """Return the mean and standard deviation of the initial values of a Transformer's tensor `name`."""
     leaf = name.rpartition(".")[2]
     if leaf in ("embed", "pos"):
-        adds = config.positions in ("learned", "sinusoidal")  # whether x_0 includes positions, of mean square 1/2
+        adds = config.positions in ("learned", "sinusoidal")  # whether x_0 includes positions of mean square 1/2
         return 0.0, resolve(config).embed_std or math.sqrt(0.5 if adds else 1.0)
     if leaf in CONSTANTS:
         return CONSTANTS[leaf], 0.0
@@ -76,7 +76,7 @@ def _key(name: str, seed: int) -> int:
 
 
 def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
-    """Draw a tensor's initial values (float32) from a random stream that depends only on the seed and its name."""
+    """Draw a tensor's initial values (float32) from a random stream that depends only on `seed` and `name`."""
     mean, std = distribution(name, shape, config)
     if std == 0:
         return torch.full(shape, mean)
@@ -85,7 +85,7 @@ def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor
 
 
 def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Parameter values drawn by the constructors of the user's own modules, each seeded by (seed, module name)."""
+    """Construct the user's own modules again, each seeded by `seed` and its name; return their parameters by name."""
     out: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         make = made_by(module)
@@ -96,7 +96,7 @@ def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
 
 
 def init_params(model: nn.Module, configs: list[ModelConfig], seeds: list[int]) -> dict[str, Tensor]:
-    """Draw the initial parameters of a batch of runs, stacked over runs: name -> (runs, *shape)."""
+    """Draw the initial parameters of a batch of runs, and stack them over runs: name -> (runs, *shape)."""
     drawn = [draw_own(model, seed) for seed in seeds]
     return {
         name: torch.stack(

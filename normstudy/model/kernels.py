@@ -1,15 +1,14 @@
-"""The operations that take most of a step's time, for many runs at once: linear maps, layer norm, attention, the loss.
+"""Compute the operations that take most of a step's time, for many runs at once.
 
-The model is written for one run and vmapped, but these functions handle the run axis themselves, for two reasons.
-First, the memory layout of the matrix products decides the speed (`normstudy bench --rows a` measures it). Second, a
-run's bits must not depend on the other runs in its batch: each product multiplies the matrices of one run, in a way
-that depends only on their shapes.
+torch.func.vmap adds the run axis to the rest of the model, but these functions handle that axis themselves, for two
+reasons. First, the memory layout of the matrix products decides the speed (`normstudy bench --rows a` measures it).
+Second, a run's bits must not depend on the other runs in its batch: each product multiplies the matrices of one run, in
+a way that depends only on their shapes.
 
 On a CPU, NumPy computes the products, except that MKL computes linear maps on Intel (processor.py). NumPy's OpenBLAS
 uses the full vector width, takes 1 us per call, and can write into an existing array. torch.bmm calls MKL, which on AMD
 uses half of AVX-512: per core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), and 105 instead of 210 for
-(512, 64) times (64, 256). oneDNN matches OpenBLAS only for the second shape, since a call takes 10 us and cannot write
-into an existing array. On other devices torch computes all products.
+(512, 64) times (64, 256). On other devices torch computes all products.
 
 R runs; N positions, over all sequences of a run; B batch, T sequence, H heads, K d_head; I in, O out; V vocabulary.
 """
@@ -29,14 +28,14 @@ from torch.nn import functional as F
 
 from normstudy.model import processor
 
-# Elements per slice of runs: consecutive operations process one slice at a time, so that the slice stays in cache.
+# Elements per slice of runs. Consecutive operations process one slice at a time, so that it stays in the cache.
 AT_ONCE = 2**19
 
 Outputs = Sequence[Tensor]
 
 
 def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outputs:
-    """Call `function` on inputs stacked over runs, (R, ...), from inside one run's forward pass, vmapped or not.
+    """From inside one run's forward pass, vmapped or not, call `function` on the inputs of all runs, each (R, ...).
 
     A call takes 20 us. An autograd Function with a vmap rule would take 110 us, a twentieth of a small model's step.
     """
@@ -55,37 +54,30 @@ def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outpu
 
 
 def _slices(like: Tensor) -> Iterator[slice]:
-    """Slices of the leading run axis, each with at most AT_ONCE elements but at least one run."""
+    """Yield slices of the leading run axis, each of at most AT_ONCE elements but at least one run."""
     runs = max(1, AT_ONCE // max(1, like[0].numel()))
     return (slice(low, low + runs) for low in range(0, len(like), runs))
 
 
 def _by_rows(x: Tensor) -> Tensor:
-    """Return x (..., N, I), copied if its rows overlap or are not contiguous: NumPy would multiply it without BLAS."""
+    """Return x (..., N, I), or a copy if BLAS cannot multiply it, since its rows overlap or are not contiguous."""
     return x if x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1] else x.clone(memory_format=torch.contiguous_format)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> None:
-    """Write the matrix products a b to `out` on a CPU. Leading axes are equal. MKL needs 3 axes and contiguous rows."""
+    """Write the products of the matrices in a and b to `out` on a CPU. MKL needs 3 axes and contiguous rows."""
     if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"cannot multiply {a.dtype} by {b.dtype}: both must be torch.float32")
+        raise TypeError(f"cannot multiply {a.dtype} by {b.dtype}: convert both to torch.float32")
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
     if by_mkl:
         torch.bmm(a, b, out=out)
-    else:
-        _by_numpy(a, b, out)
-
-
-def _by_numpy(a: Tensor, b: Tensor, out: Tensor) -> None:
-    with np.errstate(all="ignore"):  # a run that diverges is a valid result, so overflow must not warn
+        return
+    with np.errstate(all="ignore"):  # a diverged run is a valid result, so overflow must not warn
         np.matmul(a.numpy(), b.numpy(), out=out.numpy())
 
 
-# ---- linear maps --------------------------------------------------------------------------------------
-
-
 def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """x w + b for each run: (R, N, I), (R, I, O), (R, O) -> (R, N, O)."""
+    """Return x w + b for each run: (R, N, I), (R, I, O), (R, O) -> (R, N, O)."""
     if x.device.type != "cpu":
         return torch.bmm(x, w) if b is None else torch.baddbmm(b[:, None], x, w)
     y = x.new_empty(*x.shape[:2], w.shape[2])
@@ -99,7 +91,7 @@ def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 class _Linears(Function):
-    """Linear maps of one input as one product. Inputs: x (R, N, I), all weights (R, O, I), all or no biases (R, O)."""
+    """Apply linear maps to x (R, N, I) in one product. parameters: weights (R, O, I), then all or no biases (R, O)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, n_maps: int, x: Tensor, *parameters: Tensor) -> Outputs:
@@ -115,7 +107,7 @@ class _Linears(Function):
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors  # type: ignore[attr-defined]
         sizes: list[int] = ctx.sizes  # type: ignore[attr-defined]
-        # If g were not contiguous, the summation order over positions would depend on the number of runs.
+        # If g were not contiguous, the order of a sum over its positions would depend on the number of runs.
         g = gradients[0].contiguous() if len(sizes) == 1 else torch.cat(gradients, 2)
         of_weights = torch.split(product(g.mT, x), sizes, 1)
         of_biases = torch.split(g.sum(1), sizes, 1) if ctx.biased else ()  # type: ignore[attr-defined]
@@ -123,7 +115,7 @@ class _Linears(Function):
 
 
 def linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """x W^T + b for one run's x (..., I) and several W (O, I) and b (O,); either all or none of the biases are None."""
+    """Return x W^T + b for one run's x (..., I) and each W (O, I) and b (O,). All or no maps have a bias."""
 
     def stacked(x: Tensor, *parameters: Tensor) -> Outputs:
         flat = _by_rows(x.reshape(len(x), -1, x.shape[-1]))
@@ -133,13 +125,10 @@ def linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None
     return list(over_runs(stacked, x, *weights, *(b for b in biases if b is not None)))
 
 
-# ---- layer norm ---------------------------------------------------------------------------------------
-
-
 class _LayerNorm(Function):
-    """gamma * (x - mean) / sqrt(var + eps) + beta for x (R, N, I), gamma (R, I) and beta (R, I).
+    """Compute gamma * (x - mean) / sqrt(var + eps) + beta for x (R, N, I), gamma (R, I) and beta (R, I) on a CPU.
 
-    torch's kernel takes one gamma and one beta, so it is called once per run. One run's elements fit in the cache.
+    torch's kernel takes one gamma and one beta, so it is called once per run.
     """
 
     @staticmethod
@@ -157,14 +146,14 @@ class _LayerNorm(Function):
         g, back, width = gradients[0].contiguous(), torch.ops.aten.native_layer_norm_backward.default, x.shape[2:]
         mean, rstd = moments[: len(x)], moments[len(x) :]
         runs = [
-            back(g_r, x_r, width, mean_r, rstd_r, gamma_r, gamma_r, [True, True, True])  # gamma in place of unused beta
+            back(g_r, x_r, width, mean_r, rstd_r, gamma_r, gamma_r, [True, True, True])  # gamma replaces an unused beta
             for g_r, x_r, mean_r, rstd_r, gamma_r in zip(g, x, mean, rstd, gamma, strict=True)
         ]
         return *map(torch.stack, zip(*runs, strict=True)), None
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-    """gamma * (x - mean) / sqrt(var + eps) + beta, var biased, for one run's x (..., I), gamma (I,) and beta (I,)."""
+    """Return gamma * (x - mean) / sqrt(var + eps) + beta for one run's x (..., I), with biased variance."""
 
     def stacked(x: Tensor, gamma: Tensor, beta: Tensor) -> Outputs:
         if x.device.type != "cpu":
@@ -176,14 +165,11 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     return over_runs(stacked, x, gamma, beta)[0]
 
 
-# ---- attention ----------------------------------------------------------------------------------------
-
-
 class _CausalAttention(Function):
-    """softmax(q k^T / sqrt(K) + causal mask) v and its gradients, for q, k, v (R, B, T, H, K) on a CPU.
+    """Compute softmax(q k^T / sqrt(K) + causal mask) v and its gradients for q, k, v (R, B, T, H, K) on a CPU.
 
-    On sequences of 32 to 64 tokens this is 1.5 to 1.8 times as fast as torch's fused attention, which calls MKL for
-    each product. An inf or NaN spreads to earlier positions, since 0 times inf is NaN, but its run has diverged anyway.
+    On sequences of 32 to 64 tokens it is 1.5 to 1.8 times as fast as torch's fused attention, which calls MKL for
+    each product. An inf or NaN spreads to earlier positions, since 0 times inf is NaN, but such a run has diverged.
     """
 
     @staticmethod
@@ -222,7 +208,7 @@ class _CausalAttention(Function):
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K) + causal mask) v for each head of one run; q, k, v and the result are (B, T, H, K)."""
+    """Return softmax(q k^T / sqrt(K) + causal mask) v for each head of a run. Inputs and result are (B, T, H, K)."""
 
     def stacked(q: Tensor, k: Tensor, v: Tensor) -> Outputs:
         if q.device.type == "cpu":
@@ -237,14 +223,11 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return over_runs(stacked, q, k, v)[0]
 
 
-# ---- the loss -----------------------------------------------------------------------------------------
-
-
 class _CrossEntropy(Function):
-    """Mean cross-entropy (R,) of logits (R, N, V) and targets (R, N) on a CPU, bitwise equal to torch's.
+    """Compute the mean cross-entropy (R,) of logits (R, N, V), targets (R, N) on a CPU, bitwise equal to torch's.
 
-    torch's backward pass allocates zeros as large as the logits and copies them to set one number per row. Here one
-    slice's zeros, which stay in cache, are reused for every slice of runs.
+    torch's backward pass allocates zeros as large as the logits and copies them to set one number per row. This class
+    reuses the zeros of one slice of runs, which stay in the cache, for every slice.
     """
 
     @staticmethod
@@ -273,7 +256,7 @@ class _CrossEntropy(Function):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of one run's logits (..., V) and targets (...), in nats per token."""
+    """Return the mean cross-entropy of one run's logits (..., V) and targets (...), in nats per token."""
 
     def stacked(logits: Tensor, targets: Tensor) -> Outputs:
         flat = logits.reshape(len(logits), -1, logits.shape[-1]).contiguous()

@@ -1,4 +1,4 @@
-"""Import a user's own placement or norm from its file, and construct modules from it."""
+"""Import a user's own placement or norm from its file, and construct its modules."""
 
 from __future__ import annotations
 
@@ -24,18 +24,15 @@ from normstudy.errors import ConfigError, nearest
 MADE_BY = "_normstudy_made_by"
 
 
-# ---- importing ------------------------------------------------------------------------------------------
-
-
 class _SourceOnly(SourceFileLoader):
-    """A loader without bytecode files, which go stale if a source changes twice in a second, and litter the folder."""
+    """Load modules without writing bytecode files, which would be out of date if a source changes twice in a second."""
 
     def path_stats(self, path: str | os.PathLike[str]) -> typing.NoReturn:
         raise OSError
 
 
 class _Finder(MetaPathFinder):
-    """An import hook that prefers modules in users' folders to installed ones, but not to the standard library's."""
+    """Find modules in users' folders before installed ones, but after those of the standard library."""
 
     def __init__(self) -> None:
         self.roots: list[Path] = []
@@ -64,9 +61,9 @@ class _Finder(MetaPathFinder):
         return any(root in Path(path).parents and is_users(Path(path), root) for root in self.roots)
 
     def add(self, root: Path) -> None:
-        """Search below `root` first, and add `root` to sys.path, which child processes get from their parent."""
+        """Search `root` before all other folders, and append it to sys.path, which child processes inherit."""
         if str(root) not in sys.path:
-            if self.appended is not None:  # the working directory has changed since
+            if self.appended is not None:  # the working directory has changed
                 sys.path.remove(str(self.appended))
                 self.roots.remove(self.appended)
             sys.path.append(str(root))
@@ -77,11 +74,11 @@ class _Finder(MetaPathFinder):
 
 
 _finder = _Finder()
-_loaded: dict[str, tuple[Path, str]] = {}  # module -> (its folder, sha256 of its source when imported)
+_loaded: dict[str, tuple[Path, str]] = {}  # module -> (its folder, the sha256 of its source at the import)
 
 
 def load(spec: str, planned: str | None = None) -> Callable[..., object]:
-    """Import what `spec` names, or reimport it if its source changed. planned: the sha256 that the source must have."""
+    """Import what `spec` names, again if its source has changed. planned: the sha256 that the source must have."""
     module, name = split(spec)
     root, files = sources_of(spec)
     sha256 = source_sha256(spec)
@@ -99,12 +96,12 @@ def load(spec: str, planned: str | None = None) -> Callable[..., object]:
         only = f", only {', '.join(names[:6])}" if names else ""
         raise ConfigError(f"{spec}: {shown(files[module])} has no {name}{only}.{nearest(name, names)}")
     if not callable(found):
-        raise ConfigError(f"{spec}: {name} is of type {type(found).__name__}: give a function or a class of nn.Module")
+        raise ConfigError(f"{spec}: {name} is of type {type(found).__name__}: write a function or an nn.Module class")
     return typing.cast(Callable[..., object], found)
 
 
 def _changed(spec: str) -> str:
-    return f"{spec}: its source changed after the sweep was planned: rerun the same command to plan it again"
+    return f"{spec}: its source has changed since the sweep was planned: rerun the same command"
 
 
 def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
@@ -120,31 +117,28 @@ def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
         importlib.import_module(module)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a user's module may raise anything, SystemExit included
+    except BaseException as error:  # a user's module may raise anything
         raise ConfigError(f"{spec}: {describe(error, [str(p) for p in files.values()])}") from error
     for name, path in files.items():
         theirs = getattr(sys.modules.get(name), "__file__", path)
         if theirs is None or not os.path.exists(theirs) or not os.path.samefile(theirs, path):
-            raise ConfigError(f"{spec}: {name} is another module here, {theirs}: give {shown(path)} another name")
+            raise ConfigError(f"{spec}: importing {name} found {theirs}: give {shown(path)} another name")
     for name in sorted(set(sys.modules) - before - set(files)):
         if _is_users_import(sys.modules[name]) and getattr(sys.modules[name], "__file__", None):
             raise ConfigError(
-                f"{spec}: it imports {name} without an import statement, so a change of {name} would go unnoticed: "
+                f"{spec}: it imports {name} without an import statement, so changes in {name} would go unnoticed: "
                 f"write import {name}"
             )
 
 
 def _is_users_import(module: ModuleType | None) -> bool:
-    """Whether a module was imported by `_SourceOnly`, or is a folder without __init__.py."""
+    """Return whether a module was loaded by `_SourceOnly`, or is a folder without __init__.py."""
     spec = getattr(module, "__spec__", None)
     return spec is not None and (isinstance(spec.loader, _SourceOnly) or spec.origin is None)
 
 
-# ---- modules of a run -----------------------------------------------------------------------------------
-
-
 def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
-    """Name -> value for the arguments of a block's constructor: layer, and fields of ModelConfig, resolved."""
+    """Return the arguments of a block's constructor, name -> value: `layer`, and resolved fields of ModelConfig."""
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
     values = {"layer": layer, **fields, **dataclasses.asdict(resolve(model))}
     asked = {}
@@ -153,14 +147,14 @@ def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
             asked[name] = values[name]
         elif parameter.default is inspect.Parameter.empty:
             raise ConfigError(
-                f"{cls.__module__}:{cls.__name__}: unknown argument {name} of its constructor; available: "
+                f"{cls.__module__}:{cls.__name__}: its constructor has an unknown argument {name}; available: "
                 f"{', '.join(values)}.{nearest(name, values)}"
             )
     return asked
 
 
 def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Call `make` on the CPU with torch's generator seeded; store `make` in the module, to draw other runs' values."""
+    """Call `make` on the CPU with torch's generator seeded, and store `make` in the module for `made_by`."""
     before = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's generator too
     try:
@@ -173,13 +167,13 @@ def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def made_by(module: nn.Module) -> Callable[[], nn.Module] | None:
-    """The function that constructed a user's own module; None for any other module."""
+    """Return the function that constructed a user's own module; None for any other module."""
     make: Callable[[], nn.Module] | None = getattr(module, MADE_BY, None)
     return make
 
 
 def move(model: nn.Module, device: str) -> None:
-    """Move the buffers of users' own modules to a device. Callers move all parameters, stacked over runs."""
+    """Move the buffers of the user's own modules to a device. Callers move the parameters, stacked over runs."""
     for module in model.modules():
         if made_by(module) is not None:
             module.to(device)

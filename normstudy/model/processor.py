@@ -1,4 +1,4 @@
-"""The choice of the library that computes matrix products on this CPU. It depends only on the CPU's vendor.
+"""Choose the library that computes matrix products on this CPU, by the CPU's vendor alone.
 
 PyPI's wheels include OpenBLAS in NumPy and MKL in torch. On AMD, MKL uses half of AVX-512 (kernels.py lists rates). On
 Intel, MKL is faster: training models with d_model 32, 64, 64, 128 and 4, 2, 6, 6 layers was 1.08 to 1.11 times as fast
@@ -17,27 +17,25 @@ from threadpoolctl import threadpool_info
 
 @functools.cache
 def by_mkl() -> bool:
-    """Whether MKL computes linear maps. NumPy always computes attention's products, whose matrices are strided."""
-    import torch  # imported late, since bench reads cpu_info without torch
+    """Return whether MKL computes linear maps. NumPy always computes attention, whose matrices are strided."""
+    import torch  # imported late, since `normstudy bench` reads cpu_info without torch
 
     return torch.backends.mkl.is_available() and cpu_info("vendor_id") == "GenuineIntel"  # type: ignore[no-untyped-call]
 
 
 def libraries() -> str:
-    """The value of the column `blas`: the matrix libraries, such as 'mkl 2024.2, openblas 0.3.31 SkylakeX'."""
-    return f"{_mkl()}, {_numpy_blas()}" if by_mkl() else _numpy_blas()
-
-
-def _mkl() -> str:
+    """Return the value of the column `blas`, such as 'mkl 2024.2, openblas 0.3.31 SkylakeX'."""
+    if not by_mkl():
+        return _numpy_blas()
     import torch
 
     found = re.search(r"Math Kernel Library Version (\d+(?:\.\d+)*)", torch.__config__.show())
-    return f"mkl {found[1]}" if found else f"mkl of torch {torch.__version__}"
+    return f"mkl {found[1] if found else f'of torch {torch.__version__}'}, {_numpy_blas()}"
 
 
 def _numpy_blas() -> str:
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    # SciPy includes another BLAS, which is ignored. A NumPy built with the system's BLAS has no library folder.
+    # SciPy brings a BLAS of its own, which is ignored. A NumPy built with the system's BLAS has no library folder.
     numpys = [one for one in found if Path(one["filepath"]).parent.name in ("numpy.libs", ".dylibs")] or found
     if len(numpys) != 1:
         return f"of numpy {np.__version__}"
@@ -48,7 +46,7 @@ INFO = Path("/proc/cpuinfo")
 
 
 def cpu_info(field: str) -> str | None:
-    """The first value of a /proc/cpuinfo field such as `vendor_id`; None if the field or the file is missing."""
+    """Return the first value of a /proc/cpuinfo field, such as `vendor_id`; None if field or file is missing."""
     lines = INFO.read_text().splitlines() if INFO.exists() else []
     parts = (line.partition(":") for line in lines)
     return next((value.strip() for name, _, value in parts if name.strip() == field), None)

@@ -1,7 +1,7 @@
-"""A decoder-only transformer for one run, written as an ordinary nn.Module.
+"""Define a decoder-only transformer for one run, an ordinary nn.Module.
 
 training/step.py calls the model through torch.func.vmap, which adds the run axis. The model returns its logits and its
-residual stream x_0 ... x_L: x_0 is the sum of the embeddings, x_l the output of block l.
+residual stream x_0 ... x_L, where x_0 is the sum of the embeddings and x_l is the output of block l.
 
 B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab.
 """
@@ -19,14 +19,14 @@ from torch.nn import functional as F
 
 from normstudy.config import GATED, ModelConfig, RunConfig, own_sources, resolve, row_of, sources
 from normstudy.model import kernels
-from normstudy.model.norms import NORMS, own_norm
+from normstudy.model.norms import NORMS, FunctionNorm
 from normstudy.model.own import asked_of, construct, load
 
-ROPE_BASE = 10_000.0  # the base in RoPE (Su et al., arXiv:2104.09864) and in Vaswani et al.'s sinusoids
+ROPE_BASE = 10_000.0  # the base in RoPE (arXiv:2104.09864) and in sinusoidal positions (arXiv:1706.03762)
 
 
 class Linear(nn.Module):
-    """x W^T + b with weight W (out, in) and bias b (out,), both of which model/init.py sets."""
+    """A linear map x W^T + b with weight W (out, in) and bias b (out,), whose values model/init.py draws."""
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool = True) -> None:
         super().__init__()
@@ -38,31 +38,31 @@ class Linear(nn.Module):
 
 
 def together(x: Tensor, *maps: Linear) -> list[Tensor]:
-    """Apply several linear maps to one input in one call, which is faster than one by one."""
+    """Apply several linear maps to one input in one call, which is faster than one call for each map."""
     return kernels.linears(x, [m.weight for m in maps], [m.bias for m in maps])
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
-    """Construct a norm module of the kind that the config selects."""
+    """Construct the norm that the config selects. A user's own norm is a function, or a class that takes the width."""
     name = resolve(config).norm
-    if sources.is_own(name):
-        return own_norm(load(name, own_sources(config)["norm_sha256"]), width)
-    return NORMS[name](width)
+    if not sources.is_own(name):
+        return NORMS[name](width)
+    found = load(name, own_sources(config)["norm_sha256"])
+    if isinstance(found, type):
+        return construct(functools.partial(found, width), seed=0)
+    return FunctionNorm(found, width)  # type: ignore[arg-type]
 
 
 def norm_width(config: ModelConfig, name: str) -> int:
-    """The width of the block argument `name`, which is a norm."""
+    """Return the width of the norm that a block takes as argument `name`."""
     if name in ("q_norm", "k_norm", "v_norm"):
         return config.d_model // config.n_heads
     return resolve(config).d_ff if name == "norm2_inner" else config.d_model
 
 
-# ---- positions ----------------------------------------------------------------------------------------
-
-
 @functools.lru_cache(maxsize=32)
 def _angles(n_positions: int, width: int, like: tuple[torch.dtype, torch.device]) -> tuple[Tensor, Tensor]:
-    """The cos and sin of position / base^(2 i / width), each (T, width / 2)."""
+    """Return cos and sin of position / base^(2 i / width), each (T, width / 2)."""
     rates = ROPE_BASE ** (-np.arange(0, width, 2) / width)
     angles = np.arange(n_positions)[:, None] * rates
     dtype, device = like
@@ -70,27 +70,24 @@ def _angles(n_positions: int, width: int, like: tuple[torch.dtype, torch.device]
 
 
 def sinusoids(n_positions: int, d_model: int, like: Tensor) -> Tensor:
-    """A table (T, D) with sin in even and cos in odd columns; its mean square is 1/2 (arXiv:1706.03762, 3.5)."""
+    """Return sinusoidal positions (T, D): sin in even columns, cos in odd columns (arXiv:1706.03762, section 3.5)."""
     cos, sin = _angles(n_positions, d_model, (like.dtype, like.device))
     return torch.stack([sin, cos], -1).flatten(1)
 
 
 def rotate(x_BTHK: Tensor) -> Tensor:
-    """RoPE: rotate dimensions i and i + K/2 of a head by position / base^(2 i / K) (arXiv:2104.09864, eq. 34)."""
+    """Apply RoPE: rotate dimensions i and i + K/2 of a head by position / base^(2 i / K) (arXiv:2104.09864, eq. 34)."""
     n_positions, d_head = x_BTHK.shape[1], x_BTHK.shape[3]
     cos, sin = (a[:, None] for a in _angles(n_positions, d_head, (x_BTHK.dtype, x_BTHK.device)))  # (T, 1, K/2)
     a, b = x_BTHK[..., : d_head // 2], x_BTHK[..., d_head // 2 :]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
-# ---- sublayers ----------------------------------------------------------------------------------------
-
-
 class Attention(nn.Module):
-    """Causal multi-head attention. placements.py describes the norms `inner` and `qkv`, which `forward` may take.
+    """Causal multi-head attention. placements.py describes the norms `inner` and `qkv` that `forward` takes.
 
-    model.qk_norm normalizes queries and keys per head, all heads sharing one gain, or over d_model before the split
-    into heads. All norms of queries, keys and values come before RoPE.
+    With model.qk_norm=per_head, all heads share one norm for queries and another for keys. With qk_norm=full, both
+    norms are over d_model, before the split into heads. RoPE follows all norms of queries, keys and values.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -98,10 +95,7 @@ class Attention(nn.Module):
         d_model, bias = config.d_model, config.biases
         self.n_heads = config.n_heads
         self.rope = config.positions == "rope"
-        self.q = Linear(d_model, d_model, bias=bias)
-        self.k = Linear(d_model, d_model, bias=bias)
-        self.v = Linear(d_model, d_model, bias=bias)
-        self.out = Linear(d_model, d_model, bias=bias)
+        self.q, self.k, self.v, self.out = (Linear(d_model, d_model, bias=bias) for _ in range(4))
         self.qk_norm = "none" if row_of(config.placement).formula_has_qk_norm else resolve(config).qk_norm
         if self.qk_norm != "none":
             width = d_model if self.qk_norm == "full" else d_model // config.n_heads
@@ -128,9 +122,9 @@ class Attention(nn.Module):
 
 
 def silu(x: Tensor) -> Tensor:
-    """x / (1 + exp(-x)), written so that neither the value nor its gradient overflows.
+    """Return x / (1 + exp(-x)), computed so that neither the value nor its gradient overflows.
 
-    torch's silu uses another formula for a tensor's last few elements, so a run's bits would depend on its batch.
+    torch's silu computes a tensor's last few elements by another formula, so a run's bits would depend on its batch.
     """
     return 0.5 * x * (1 + torch.tanh(0.5 * x))
 
@@ -141,7 +135,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """W2 act(W1 x + b1) + b2, or with a gate W2 (act(W x + b) * (W1 x + b1)) + b2 (Shazeer, arXiv:2002.05202)."""
+    """The MLP W2 act(W1 x + b1) + b2; with a gate, W2 (act(W x + b) * (W1 x + b1)) + b2 (arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -161,11 +155,8 @@ class MLP(nn.Module):
         return y_BTD
 
 
-# ---- blocks -------------------------------------------------------------------------------------------
-
-
 class Block(nn.Module):
-    """One block: the placement's function (`own`), and the sublayers, norms and scales that the function takes."""
+    """A block, made of the placement's function `own` and of the modules and parameters that this function takes."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -192,13 +183,13 @@ class Block(nn.Module):
         return self.own(**{name: given[name] if name in given else getattr(self, name) for name in self.wanted})
 
     def forward(self, x_BTD: Tensor, r_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Both streams after the block; r is unchanged if the placement's function does not take r."""
+        """Return both streams after the block; r is unchanged if the placement's function does not take it."""
         out = self.call(x_BTD, r_BTD)
         return (out, r_BTD) if isinstance(out, Tensor) else out
 
 
 def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
-    """The placement's function for a layer, or a module constructed from a user's class, to be called in its place."""
+    """Return the placement's function for a layer, or the module of a user's class that is called in its place."""
     if sources.is_own(config.placement):
         found = load(config.placement, own_sources(config)["placement_sha256"])
         if isinstance(found, type):
@@ -210,7 +201,7 @@ def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tu
 
 
 class Transformer(nn.Module):
-    """Embeddings, blocks, a final norm unless the placement has none, and an output matrix without bias."""
+    """A model of embeddings, blocks, a final norm unless the placement has none, and an output matrix without bias."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
@@ -228,7 +219,7 @@ class Transformer(nn.Module):
         self.unembed = None if config.tied else Linear(d_model, vocab_size, bias=False)
 
     def embedding(self, tokens_BT: Tensor) -> Tensor:
-        """x_0 (B, T, D) for tokens (B, T), where T <= seq_len."""
+        """Return x_0 (B, T, D) for tokens (B, T), where T <= seq_len."""
         x_BTD = F.embedding(tokens_BT, self.embed)
         if self.multiplier is not None:
             x_BTD = x_BTD * self.multiplier
@@ -239,7 +230,7 @@ class Transformer(nn.Module):
         return x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D), without the second stream r."""
+        """Return logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D), but not the second stream."""
         x_BTD = r_BTD = self.embedding(tokens_BT)
         residual = [x_BTD]
         for block in self.blocks:
@@ -253,6 +244,6 @@ class Transformer(nn.Module):
 
 
 def build(config: RunConfig, vocab_size: int) -> Transformer:
-    """Construct a run's model on the meta device, without memory for parameters, which are stacked over runs."""
+    """Construct a run's model on the meta device, so that its parameters, stacked elsewhere, take no memory."""
     with torch.device("meta"):
         return Transformer(config.model, vocab_size, config.data.seq_len)

@@ -1,1 +1,1 @@
-"""Train many runs as one program: batches of runs, their steps, optimizers and probes."""
+"""Train many runs as one program."""

@@ -1,8 +1,8 @@
-"""Admin's profiling pass: set a model's initial omegas from one batch of data.
+"""Set the initial omegas of the placement `admin` from one batch of data, in a profiling pass.
 
 omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)), where x_i and f_i are the input and output of sublayer
 i once all earlier omegas are set. The variance is over all elements (Liu et al., arXiv:2004.08249, section 4; code in
-Transformer-Clinic). Each omega is a vector of D numbers, equal until training changes them.
+Transformer-Clinic). Each omega is a vector of D numbers, which are equal until training changes them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def set_omegas_(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -
 
 
 def profile(model: Transformer, params: dict[str, Tensor], tokens_BT: Tensor) -> dict[str, Tensor]:
-    """Compute one run's omegas, name -> (D,). Runs are profiled one by one, so that a run does not depend on others."""
+    """Compute one run's omegas, name -> (D,). Runs are profiled one by one, so that no run depends on another."""
     omegas: dict[str, Tensor] = {}
     with torch.no_grad():
         x = torch.func.functional_call(model, params, (tokens_BT,))[1][0]  # x_0
@@ -38,7 +38,7 @@ def profile(model: Transformer, params: dict[str, Tensor], tokens_BT: Tensor) ->
 
 
 def _observe(block: nn.Module, sublayer: str, params: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The input and output of a sublayer, and its block's output, for block input x."""
+    """Call a block on x. Return the input and the output of one sublayer, and the block's output."""
     seen: list[tuple[Tensor, Tensor]] = []
     handle = block.get_submodule(sublayer).register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
     try:

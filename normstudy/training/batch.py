@@ -1,8 +1,8 @@
 """Train a batch of runs as one program.
 
-The loss function is written for one run. vmap adds the run axis, and ordinary autograd differentiates the sum of the
-losses outside the vmap. Runs do not interact, so the gradient of the sum consists of each run's gradient. dLoss/dx_l
-needs no hook: the forward pass returns the residual stream, by which `autograd.grad` also differentiates.
+The loss function computes one run's loss. vmap adds the run axis, and ordinary autograd differentiates the sum of the
+losses outside the vmap. Runs do not interact, so the gradient of the sum consists of each run's gradient. The forward
+pass also returns the residual stream x_0 ... x_L, so `autograd.grad` can compute dLoss/dx_l without hooks.
 
 B batch, T sequence.
 """
@@ -27,12 +27,12 @@ from normstudy.training.probes import Array, Probe
 from normstudy.training.step import Inputs, Measured, StackedRuns, evaluate, inputs_of, stepper, to_numpy, tokens_of
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-SYNC_EVERY = 50  # steps on a GPU between two transfers of results to the host, each of which waits for the GPU
+SYNC_EVERY = 50  # steps on a GPU between transfers of results to the host, since a transfer waits for the GPU
 
 
 @dataclass(frozen=True)
 class Record:
-    """Results of one step. `runs` are the indices of the runs that took it; each array has one entry per run."""
+    """The results of one step. `runs` has the indices of the runs that took it; each array has one entry per run."""
 
     step: int
     runs: list[int]
@@ -49,7 +49,7 @@ class Record:
 class End:
     """The end of a run, after its last update or at its first non-finite number.
 
-    nonfinite_step: step of the first non-finite number, n_steps for the final validation loss; None if all are finite.
+    nonfinite_step: the first non-finite number's step, n_steps for the final validation loss; None if all are finite.
     """
 
     run: int
@@ -59,7 +59,7 @@ class End:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The state of one run before `step`: parameters (width,), and name -> optimizer slot (width,)."""
+    """The state of one run before `step`: its parameters (width,), and optimizer slot -> (width,)."""
 
     step: int
     params: Tensor
@@ -68,7 +68,7 @@ class ResumePoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The runs (by index) that train together, and their state before `step`. The next step overwrites `stacked`."""
+    """The indices of the runs that train together, and their state before `step`, which the next step overwrites."""
 
     step: int
     runs: list[int]
@@ -102,14 +102,14 @@ def train_batch(
     probing: bool = True,
     sync_every: int | None = None,
 ) -> Iterator[Event]:
-    """Train runs of one shape together. Yields a Record per step and an End per run, and writes no files.
+    """Train runs of one shape together. Yield a Record for each step and an End for each run.
 
-    A run leaves the batch after the step of its first non-finite loss or gradient norm. Its results are bitwise equal
-    in every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
+    A run leaves the batch after the step of its first non-finite loss or gradient norm. A run has the same bits in
+    every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
 
-    starts: where each run resumes, None for step 0; the least advanced runs train first, until they reach the others.
-    snapshots: whether to yield a Snapshot after each transfer of results, at which the caller may close the generator.
-    probing: whether to compute norms; if False, norms are NaN (`normstudy bench` measures the cost of norms this way).
+    starts: where each run resumes, None for step 0. The least advanced runs train first, until they reach the others.
+    snapshots: whether to yield a Snapshot after each transfer of results. Then the caller may close the generator.
+    probing: whether to compute norms. If False, norms are NaN (`normstudy bench` measures the cost of norms this way).
     sync_every: steps between transfers of results to the host, by default 1 on a CPU and SYNC_EVERY on a GPU. The value
     does not change results, but a diverged run leaves the batch only at a transfer.
     """
@@ -118,7 +118,7 @@ def train_batch(
     sync_every = sync_every or (1 if device == "cpu" else SYNC_EVERY)
     windows = torch.from_numpy(batches.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)
     levels = levels_of(begin(configs, text, device), starts or [None] * len(configs))
-    del starts  # frees memory as large as the batch's, into which the starts were copied
+    del starts  # to free memory: levels_of has copied the starts
     (step, alive, runs), take = levels.pop(0), None
     while True:
         if levels and levels[0][0] == step:
@@ -152,7 +152,7 @@ def train_batch(
 
 
 def levels_of(runs: StackedRuns, starts: Sequence[ResumePoint | None]) -> list[tuple[int, list[int], StackedRuns]]:
-    """Load `starts` into `runs`; return groups of runs at the same step, (step, indices, runs), ordered by step."""
+    """Load `starts` into `runs`. Return groups of runs at the same step, (step, indices, runs), ordered by step."""
     indices: dict[int, list[int]] = {}
     for r, start in enumerate(starts):
         indices.setdefault(0 if start is None else start.step, []).append(r)
@@ -181,7 +181,7 @@ def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRun
 def _events(
     results: Iterable[tuple[int, bool, Inputs, Measured]], alive: list[int], val_loss: Array | None, *, probing: bool
 ) -> Generator[Record | End, None, blocks.Ints]:
-    """Yield the events of consecutive steps; return the positions in `alive` of the runs that are finite after them.
+    """Yield the events of consecutive steps. Return the positions in `alive` of the runs that are still finite.
 
     results: (step, probed, inputs, measured) per step. val_loss: the validation losses before the first step, if any.
     """
@@ -202,7 +202,7 @@ def _record(
     step: int, alive: list[int], places: blocks.Ints, lr: list[float], measured: Measured, val_loss: Array | None,
     *, probed: bool,
 ) -> Record:  # fmt: skip
-    """The Record of the runs at positions `places` of `alive`; norms that were not computed are NaN."""
+    """Make the Record of the runs at positions `places` of `alive`. Norms that were not computed are NaN."""
 
     def norms(x: Tensor | None) -> Array:
         return np.full((1, len(places)), np.nan) if x is None else to_numpy(x)[:, places]
@@ -215,7 +215,7 @@ def _record(
 
 
 def _is_finite(record: Record, *, probing: bool) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Whether each run of a record has finite losses and, if probing, a finite gradient norm."""
+    """Return whether each run of a record has finite losses and, if probing, a finite gradient norm."""
     finite = np.isfinite(record.train_loss)
     if probing:
         finite &= record.grad_norm <= FLOAT32_MAX  # larger norms become inf in the table's float32

@@ -1,7 +1,7 @@
 """Capture a step as a CUDA graph.
 
-A step of a small model runs about a thousand kernels of a few microseconds each. Launching these kernels one by one
-takes longer than running them, whereas a graph is launched as a whole.
+A step of a small model runs about a thousand kernels of a few microseconds each. Launching the kernels one by one
+takes longer than running them. A graph launches them all at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Step = Callable[..., Sequence[Tensor]]
 
 
 def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> Step:
-    """Capture `step`; return a function that replays it. Capturing restores `changed`, tensors that `step` changes."""
+    """Capture `step`, and return a function that replays it. changed: tensors that `step` changes, to restore."""
     before = [t.clone() for t in changed]
     static = [t.clone() for t in inputs]
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -31,7 +31,7 @@ def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) ->
     try:
         with torch.cuda.graph(graph):
             outputs = step(*static)
-    finally:  # a failed capture may leave its own stream selected
+    finally:  # a failed capture may leave another stream selected
         torch.cuda.set_stream(current)
     for now, old in zip(changed, before, strict=True):
         now.copy_(old)

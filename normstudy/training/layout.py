@@ -1,6 +1,6 @@
 """Lay out all parameters of a batch of runs in one matrix (runs, width), so that an update takes few operations.
 
-Each row is a run. A module's tensors are adjacent, so its norm is one operation on a span of columns.
+Each row is a run. A module's tensors are adjacent, so one operation on a span of columns computes its norm.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from normstudy.training.probes import Modules, modules_of
 
-ALIGN = 16  # floats per cache line; each module begins at a column that is a multiple of ALIGN
+ALIGN = 16  # floats in a cache line; each module begins at a multiple of ALIGN
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where tensors lie in a row. starts: each tensor's first column; spans: each module's columns [first, end)."""
+    """The columns of tensors in a row. starts: each tensor's first column. spans: each module's columns [low, high)."""
 
     names: list[str]
     shapes: list[torch.Size]
@@ -37,14 +37,14 @@ class Layout:
         return flat
 
     def tensors(self, flat: Tensor) -> list[Tensor]:
-        """Views into a matrix (runs, width): one tensor (runs, *shape) for each of `names`."""
+        """Return views of a matrix (runs, width): one tensor (runs, *shape) for each of `names`."""
         return [
             flat[:, start : start + math.prod(shape)].view(len(flat), *shape)
             for start, shape in zip(self.starts, self.shapes, strict=True)
         ]
 
     def norms(self, flat: Tensor) -> Tensor:
-        """The L2 norm of each module: (runs, width) -> (modules, runs)."""
+        """Compute the L2 norm of each module: (runs, width) -> (modules, runs)."""
         return torch.stack([torch.linalg.vector_norm(flat[:, low:high], dim=1) for low, high in self.spans])
 
 

@@ -1,9 +1,8 @@
-"""The learning rate schedule, and optimizers that update a batch of runs in place.
+"""Compute learning rates, and update a batch of runs in place as the torch.optim optimizer of the same name does.
 
-All parameters of a batch form one matrix (runs, width) (layout.py). Optimizer settings may differ between runs: the
-`coefficients` of a step are tensors (runs, 1), computed on the host before the step. An update equals that of the
-torch.optim optimizer of the same name. It replaces the gradients by the amounts subtracted from the parameters,
-decoupled weight decay included.
+All parameters of a batch form one matrix (runs, width) (layout.py). Optimizer settings may differ between runs, so the
+`coefficients` of a step are tensors (runs, 1), which are computed on the host before the step. An update replaces the
+gradients by the amounts subtracted from the parameters, decoupled weight decay included.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ Configs = Sequence[OptimizerConfig]  # one per run
 State = dict[str, Tensor]  # slot -> (runs, width)
 Coefficients = dict[str, Tensor]  # name -> (runs, 1)
 
-AT_ONCE = 2**17  # parameters updated at once, few enough to fit, with their optimizer state, into one core's cache
+AT_ONCE = 2**17  # parameters per operation, so few that they and their optimizer state fit into one core's cache
 
 
 def lr_at(step: int, schedule: ScheduleConfig) -> float:
-    """The learning rate at a step, counted from 0.
+    """Return the learning rate at a step, counted from 0.
 
-    While step < warmup_steps = w, the rate is peak (step + 1) / w, reaching the peak at the last warmup step. After
-    that, constant: peak; inverse_sqrt: peak sqrt(max(1, w) / (step + 1)) (Vaswani et al. 2017); linear and cosine:
-    decay from the peak towards 0 at step n_steps, one step after the last.
+    While step < warmup_steps = w, the rate is peak (step + 1) / w, so it reaches the peak at the last warmup step.
+    Then `constant` keeps the peak, and `inverse_sqrt` is peak sqrt(max(1, w) / (step + 1)) (arXiv:1706.03762).
+    `linear` and `cosine` decay from the peak to 0 at step n_steps, one step after the last.
     """
     peak, warmup, n = schedule.peak_lr, schedule.warmup_steps, schedule.n_steps
     if step < warmup:
@@ -51,14 +50,14 @@ def lr_at(step: int, schedule: ScheduleConfig) -> float:
 def coefficients(
     name: str, steps: Sequence[int], lr: Sequence[Sequence[float]], configs: Configs, like: Tensor
 ) -> list[Coefficients]:
-    """Compute the coefficients of several steps, moved to the device of `like` in one transfer. lr: (steps, runs)."""
+    """Compute the coefficients of several steps, and move them to the device of `like` at once. lr: (steps, runs)."""
     numbers = [_numbers(name, step, rates, configs) for step, rates in zip(steps, lr, strict=True)]
     table = torch.tensor([list(of_step.values()) for of_step in numbers], dtype=torch.float64).to(like)
     return [dict(zip(numbers[0], of_step[..., None], strict=True)) for of_step in table]
 
 
 def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dict[str, list[float]]:
-    """Compute one step's coefficients as Python floats, since a vectorized pow may round by position in the batch."""
+    """Compute a step's coefficients as Python floats, since a vectorized pow may round differently in another batch."""
     pairs = list(zip(lr, configs, strict=True))
     if name == "sgd":
         out = {"rate": list(lr), "momentum": [c.momentum for c in configs]}
@@ -78,18 +77,18 @@ def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dic
 
 
 def new_state(name: str, params: Tensor) -> State:
-    """Make the optimizer state before the first update, which is all zeros."""
+    """Make the optimizer state before the first update, which is zero."""
     return {slot: torch.zeros_like(params) for slot in OPTIMIZERS[name].slots}
 
 
 def norm_by_run(x: Tensor) -> Tensor:
-    """The L2 norm over all axes but the leading run axis: (runs, ...) -> (runs,)."""
+    """Compute the L2 norm over all axes but the leading run axis: (runs, ...) -> (runs,)."""
     norms: Tensor = torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1)
     return norms
 
 
 def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficients) -> None:
-    """Update params and state in place, and replace grads by the amounts subtracted from params; all (runs, width)."""
+    """Update params and state in place, and replace grads by what is subtracted from params. All are (runs, width)."""
     width = params.shape[1]
     columns = max(1, AT_ONCE // len(params)) if params.device.type == "cpu" else width
     for low in range(0, width, columns):
@@ -99,7 +98,7 @@ def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficie
 
 
 def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
-    """Adam (arXiv:1412.6980), with weight decay added to the gradient, or AdamW (arXiv:1711.05101) if `decoupled`."""
+    """Update by AdamW (arXiv:1711.05101) if `decoupled`, else by Adam (arXiv:1412.6980) with decay in the gradient."""
     m, v = state["m"], state["v"]
     if "decay" in c and not decoupled:
         g.add_(p * c["decay"])
@@ -113,7 +112,7 @@ def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: boo
 
 
 def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
-    """SGD as in torch.optim.SGD, without dampening: velocity = momentum * velocity + g; p -= lr * velocity."""
+    """Update by SGD without dampening: velocity = momentum * velocity + g; p -= lr * velocity."""
     velocity = state["velocity"]
     if "decay" in c:
         g.add_(p * c["decay"])
@@ -123,7 +122,7 @@ def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer. slots: names of its state tensors; update_: updates a span of columns of all matrices in place."""
+    """An optimizer. slots: names of its state tensors. update_: updates a span of columns of all matrices in place."""
 
     slots: tuple[str, ...]
     update_: Callable[[Tensor, Tensor, State, Coefficients], None]

@@ -1,7 +1,7 @@
-"""The modules whose norms are recorded, the steps at which they are recorded, and the global norm.
+"""Choose the modules and the steps whose norms are recorded, and combine norms.
 
 A module's norm is over all its tensors, so the squares of all module norms add up to the square of the global norm.
-Module norms, (modules, runs), are computed in float32 (`Layout.norms`) and combined in float64.
+`Layout.norms` computes module norms, (modules, runs), in float32. They are combined in float64.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from normstudy.config import ProbeConfig
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
-# Part of a block -> its module, where the names differ. Q, K, V and their biases are one module, attn_in.
+# Part of a block -> the name of its module in the tables, where the two differ.
 _IN_BLOCK = {
     "attn.q": "attn_in", "attn.k": "attn_in", "attn.v": "attn_in", "attn.out": "attn_out",
     "attn.q_norm": "qkv_norm", "attn.k_norm": "qkv_norm", "q_norm": "qkv_norm", "k_norm": "qkv_norm",
@@ -27,7 +27,7 @@ _IN_BLOCK = {
 
 @dataclass(frozen=True)
 class Probe:
-    """Norms at a probed step: grad, param, update (modules, runs), and rms, residual_grad (n_layers + 1, runs)."""
+    """The norms at a probed step. grad, param, update: (modules, runs). rms, residual_grad: (n_layers + 1, runs)."""
 
     grad: Array
     param: Array
@@ -38,7 +38,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Modules:
-    """The rows of the table `modules` for one step: layer (None outside blocks) and name; and each tensor's row."""
+    """The layer (None outside blocks) and name of each row that a step adds to the table `modules`."""
 
     layer: list[int | None]
     name: list[str]
@@ -46,7 +46,7 @@ class Modules:
 
 
 def module_of(parameter: str) -> tuple[int | None, str]:
-    """A parameter's layer (None outside blocks) and module: 'blocks.3.attn.q.weight' -> (3, 'attn_in')."""
+    """Return a parameter's layer (None outside blocks) and module: 'blocks.3.attn.q.weight' -> (3, 'attn_in')."""
     first, *rest = parameter.split(".")
     if first != "blocks":
         return None, first
@@ -56,19 +56,19 @@ def module_of(parameter: str) -> tuple[int | None, str]:
 
 
 def modules_of(parameters: list[str]) -> Modules:
-    """The modules of a model with these parameters: first those in blocks, layer by layer, then those outside."""
+    """List the modules of a model with these parameters: layer by layer, then the modules outside the blocks."""
     keys = [module_of(p) for p in parameters]
     rows = sorted(set(keys), key=lambda k: (k[0] is None, k[0] if k[0] is not None else 0, keys.index(k)))
     return Modules([layer for layer, _ in rows], [name for _, name in rows], [rows.index(k) for k in keys])
 
 
 def is_probed(step: int, n_steps: int, probe: ProbeConfig) -> bool:
-    """Whether a step is one of the first dense_steps steps, a multiple of probe.every, or the last step."""
+    """Return whether a step is one of the first dense_steps steps, a multiple of probe.every, or the last step."""
     return step < probe.dense_steps or step % probe.every == 0 or step == n_steps - 1
 
 
 def sum_by_run(values: Array) -> Array:
-    """Sum (n, runs) over its first axis -> (runs,), adding in an order that does not depend on the number of runs."""
+    """Sum (n, runs) over the first axis -> (runs,), in an order that does not depend on the number of runs."""
     return np.asarray(np.ascontiguousarray(values.T).sum(1))
 
 
@@ -78,7 +78,7 @@ def global_norm(norms: Array) -> Array:
 
 
 def rms_by_run(x: Tensor) -> Tensor:
-    """The root mean square over all axes but the leading run axis: (runs, ...) -> (runs,)."""
+    """Compute the root mean square over all axes but the leading run axis: (runs, ...) -> (runs,)."""
     flat = x.reshape(len(x), -1)
     rms: Tensor = torch.linalg.vector_norm(flat, dim=1) / flat.shape[1] ** 0.5
     return rms

@@ -1,4 +1,4 @@
-"""Take one training step of a batch of runs (losses, gradients, norms, update), and compute validation losses."""
+"""Take one training step of a batch of runs, and compute validation losses."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from normstudy.training.probes import Array
 
 
 def loss_of_run(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """One run's mean cross-entropy on windows (B, T + 1), in nats per token, and its residual stream."""
+    """Return one run's mean cross-entropy on windows (B, T + 1), in nats per token, and its residual stream."""
     logits, residual = torch.func.functional_call(model, params, (tokens[:, :-1],))
     return kernels.cross_entropy(logits, tokens[:, 1:]), residual
 
 
 def tokens_of(text: texts.Text, config: RunConfig, step: int) -> blocks.Ints:
-    """The windows (B, T + 1) on which a run trains at a step."""
+    """Return the windows (B, T + 1) on which a run trains at a step."""
     return batches.batch(text, int(config.data_seed or 0), step, config.data.batch_size, config.data.seq_len)
 
 
 @dataclass(frozen=True)
 class StackedRuns:
-    """A batch of runs of one model on a device. Parameters, gradients and optimizer slots are (runs, width) each."""
+    """A batch of runs of one model on a device. Parameters, gradients and each optimizer slot are (runs, width)."""
 
     model: Transformer
     layout: Layout
@@ -44,7 +44,7 @@ class StackedRuns:
     has_own_parts: bool  # whether the user supplied the block or the norm
 
     def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
-        """Losses (runs,) and residual streams (runs, B, T, D) on tokens (runs, B, T + 1); (B, T + 1) if same_tokens."""
+        """Return losses (runs,), streams (runs, B, T, D) on tokens (runs, B, T + 1), or (B, T + 1) if same_tokens."""
 
         def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
             return loss_of_run(self.model, dict(zip(self.layout.names, values, strict=True)), tokens)
@@ -67,7 +67,7 @@ class StackedRuns:
 
 
 class Measured(NamedTuple):
-    """A step's loss (runs,), norms (modules, runs), rms and residual_grad (n_layers + 1, runs); None: not computed."""
+    """Results of a step: loss (runs,); grad, param, update (modules, runs); rms, residual_grad (n_layers + 1, runs)."""
 
     loss: Tensor
     grad: Tensor | None = None
@@ -79,7 +79,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-    """A step's inputs. lr: one per run, on the host; tokens: (runs, B, T + 1); limits: of gradient norms, (runs,)."""
+    """Inputs of a step. lr: each run's rate. tokens: (runs, B, T + 1). limits: each run's max_grad_norm, (runs,)."""
 
     lr: list[float]
     tokens: Tensor
@@ -88,7 +88,7 @@ class Inputs:
 
 
 def evaluate(runs: StackedRuns, windows: Tensor) -> Array:
-    """Compute the validation losses (runs,) on windows (W, T + 1)."""
+    """Compute each run's validation loss (runs,) on windows (W, T + 1)."""
     values = runs.layout.tensors(runs.params)
     with torch.no_grad():
         sums = [
@@ -98,7 +98,7 @@ def evaluate(runs: StackedRuns, windows: Tensor) -> Array:
 
 
 def inputs_of(steps: range, configs: list[RunConfig], text: texts.Text, like: Tensor) -> list[Inputs]:
-    """Make the inputs of several steps, and move them to the device of `like` in one transfer per kind of input."""
+    """Make the inputs of several steps, and move each kind of input to the device of `like` in one transfer."""
     optimizers = [c.optimizer for c in configs]
     tokens = torch.from_numpy(np.stack([[tokens_of(text, c, step) for c in configs] for step in steps])).to(like.device)
     lr = [[optim.lr_at(step, c.schedule) for c in configs] for step in steps]
@@ -113,8 +113,8 @@ def inputs_of(steps: range, configs: list[RunConfig], text: texts.Text, like: Te
 def stepper(runs: StackedRuns, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
     """Return a function (inputs, probed) -> results that takes one step of these runs.
 
-    On a GPU the function replays a CUDA graph, which probes every step. A user's own block or norm runs without one,
-    since it may do what a graph cannot capture, such as building a tensor from Python numbers.
+    On a GPU the function replays a CUDA graph, which probes every step. There is no graph for a user's own block or
+    norm, which may do what a graph cannot capture, such as building a tensor from Python numbers.
     """
     if runs.params.device.type != "cuda" or runs.has_own_parts:
         return lambda inputs, probed: step_(runs, inputs, probing=probing, probed=probed and probing)
@@ -132,7 +132,7 @@ def stepper(runs: StackedRuns, like: Inputs, *, probing: bool) -> Callable[[Inpu
 
 
 def step_(runs: StackedRuns, inputs: Inputs, *, probing: bool, probed: bool) -> Measured:
-    """Take one step without transfers between host and device: losses and gradients, their norms, and the update."""
+    """Compute losses, gradients and norms, and update the runs, without transfers between host and device."""
     layout = runs.layout
     leaves = [p.requires_grad_() for p in layout.tensors(runs.params)]
     losses, residual = runs.losses(leaves, inputs.tokens, same_tokens=False)
@@ -146,7 +146,7 @@ def step_(runs: StackedRuns, inputs: Inputs, *, probing: bool, probed: bool) -> 
         optim.update_(runs.optimizer, runs.params, runs.grads, runs.state, inputs.coefficients)
         if not probing:
             return Measured(losses.detach())
-        update = layout.norms(runs.grads)  # grads now holds what update_ subtracted from the parameters
+        update = layout.norms(runs.grads)  # grads now contains what update_ subtracted from params
         if not probed:
             return Measured(losses.detach(), grad, param, update)
         rms, stream = ([probes.rms_by_run(x) for x in residual], [optim.norm_by_run(g) for g in given[len(leaves) :]])
@@ -154,13 +154,13 @@ def step_(runs: StackedRuns, inputs: Inputs, *, probing: bool, probed: bool) -> 
 
 
 def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:
-    """Factors (runs,), float64, that clip each run's gradients as torch.nn.utils.clip_grad_norm_ does.
+    """Return factors (runs,), float64, that clip each run's gradients as torch.nn.utils.clip_grad_norm_ does.
 
     norms: (modules, runs). limits: (runs,); inf for a run without a limit, whose factor is exactly 1.
     """
-    # Summing a contiguous matrix over its last axis adds in an order that does not depend on the number of runs.
+    # A sum over the last axis of a contiguous matrix adds in an order that does not depend on the number of runs.
     norm = norms.double().square().T.contiguous().sum(1).sqrt()
-    # A run without a limit needs its own case: if its norm is inf, limits / norm is NaN.
+    # For a run without a limit whose norm is inf, limits / norm would be NaN.
     return torch.where(limits.isinf(), 1.0, (limits / (norm + 1e-6)).clamp(max=1))
 
 

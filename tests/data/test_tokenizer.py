@@ -86,7 +86,7 @@ def test_many_characters_take_two_bytes_a_token_and_too_many_are_refused() -> No
     assert few.dtype == np.uint16
     assert int(few[-1]) == 256
     with pytest.raises(
-        ConfigError, match=r"65537 different characters, .*at most 65536: use data.tokenizer=bpe or byte"
+        ConfigError, match=r"65537 different characters, .*allows 65536: use data.tokenizer=bpe or byte"
     ):
         tokenizer.characters(["".join(map(chr, points[: 2**16 + 1])).encode()])
 
@@ -122,7 +122,7 @@ def test_byte_pairs_by_hand() -> None:
     assert tokens.tolist() == [256, 258, 32, 99, 256, 257, 100]
     assert more.tolist() == [98]
     assert tokens.dtype == np.uint16
-    with pytest.raises(ConfigError, match=r"data.vocab_size 260 exceeds the 259 tokens .* ask for at most 259"):
+    with pytest.raises(ConfigError, match=r"data.vocab_size 260 exceeds the 259 tokens .* set it to at most 259"):
         tokenizer.train_merges(train, 260)
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from normstudy import placements, reference
 from normstudy.config import ConfigError, ModelConfig
-from normstudy.model.norms import DynamicTanh, LayerNorm, NoNorm, RMSNorm, dynamic_tanh, layer_norm, rms_norm
+from normstudy.model import norms
+from normstudy.model.norms import DynamicTanh, LayerNorm, RMSNorm, dynamic_tanh, layer_norm, rms_norm
 from normstudy.model.transformer import ACTIVATIONS, Transformer
 from normstudy.training.step import loss_of_run
 
@@ -192,7 +193,7 @@ def test_norms_equal_the_reference() -> None:
     assert relative_error(LayerNorm(12)(x_t), reference.layer_norm(x, ones, zeros)) < 1e-5
     assert relative_error(RMSNorm(12)(x_t), reference.rms_norm(x, ones)) < 1e-5
     assert relative_error(DynamicTanh(12)(x_t), reference.dynamic_tanh(x, half, ones, zeros)) < 1e-5
-    assert NoNorm(12)(x_t) is x_t
+    assert norms.NORMS["none"](12)(x_t) is x_t
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))

@@ -1,1 +1,1 @@
-"""Check, before any run trains, that a user's own block or norm keeps the rules of the contract."""
+"""Check, before any run trains, that a user's own block or norm keeps the rules in rules.py."""

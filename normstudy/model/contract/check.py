@@ -1,19 +1,19 @@
-"""Check that a user's own block or norm keeps the rules of the contract, before any run trains.
+"""Call a user's own block or norm before any run trains, and report the first rule (rules.py) that it breaks.
 
-When torch batches a block over runs, it reports about half of the mistakes that would spoil the batch. To find the
-other half, each block, and each norm at each width, is called as in training: batched over two runs, with two sequences
-of the run's length and width, at initialization. The results of several calls are compared:
+When torch batches a block over runs, it reports about half of the mistakes that would make runs of a batch affect each
+other. To find the other half, each block, and each norm at each width, is called as in training: batched over two runs,
+with two sequences of the run's length and width, at initialization. The results of several calls are compared:
 
     call                                                detects
     first                                               a wrong result, changes in place, inf or NaN
-    repeated                                            random numbers, a state that changes between calls
+    the same call again                                 random numbers, a state that changes between calls
     with another second sequence; with one sequence     statistics across sequences
     with another last token; with other later tokens    access to later tokens
     with one run                                        access to other runs
     with gradients                                      unused or detached arguments, parameters from outside
 
-A module's constructor is called twice with one seed and once with another. The first broken rule is reported in one
-line. Rules about the returned value come first, since the other checks need a valid value.
+A module's constructor is called twice with one seed and once with another. Rules about the returned value come first,
+since the other checks need a valid value.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from normstudy.model.transformer import Block, build
 
 
 def check(config: RunConfig, vocab_size: int, device: str = "cpu") -> None:
-    """Raise a ConfigError if the user's own placement or norm breaks a rule; discard the output of the user's code."""
+    """Raise a ConfigError if the user's own placement or norm breaks a rule. Discard what the user's code prints."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -52,7 +52,7 @@ def _check(config: RunConfig, vocab_size: int, device: str) -> None:
     import_draws = trial.generators() != generators
     if torch.get_default_dtype() != dtype:
         torch.set_default_dtype(dtype)
-        raise broken(who, DTYPE, "importing it changes torch's default dtype", f"leave it {dtype}")
+        raise broken(who, DTYPE, "importing it changes torch's default dtype", f"leave the default at {dtype}")
     for spec in specs:
         maker = block_maker if spec == model.placement else norm_maker
         make = maker(spec, found[spec], model)
@@ -74,6 +74,6 @@ def _check(config: RunConfig, vocab_size: int, device: str) -> None:
             streams = trial.check_calls(trial.block(block, layer, stacked, model), streams)
     if import_draws:
         raise broken(
-            who, RANDOM, "importing it draws random numbers, different ones in each process",
+            who, RANDOM, "importing it draws random numbers, which differ between processes",
             "draw from a separate generator, such as torch.Generator().manual_seed(0)",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Check a user's own block or norm before calling it: the names of its arguments, and its constructor."""
+"""Check the arguments and the constructor of a user's own block or norm, before calling it."""
 
 from __future__ import annotations
 
@@ -19,73 +19,73 @@ Maker = Callable[[], nn.Module]
 
 
 def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a block's arguments. Return a function that constructs layer 0's module; None if `found` is no class."""
+    """Check a block's arguments. Return a function that constructs layer 0's module, or None if `found` is no class."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
         if sublayer not in names:
             raise broken(
-                spec, USED, f"it has no argument {sublayer}, and every block has both sublayers",
+                spec, USED, f"it lacks the argument {sublayer}, one of a block's two sublayers",
                 f"take {sublayer} and use it",
             )  # fmt: skip
     return None if cls is None else functools.partial(cls, **asked_of(cls, 0, model))
 
 
 def norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a norm's arguments. Return a function that constructs one of width d_model; None if `found` is no class."""
+    """Check a norm's arguments. Return a function that constructs it for width d_model; None if `found` is no class."""
     cls = _module_class(spec, found)
     if cls is None:
         _check_names(spec, found, sources.NORM_ARGUMENTS)
         return None
     for what, called, given in (
-        ("constructor is called with the width", cls, ["width"]),
-        ("forward is called with x", cls.forward, ["self", "x"]),
+        ("constructor must take the width", cls, ["width"]),
+        ("forward must take x", cls.forward, ["self", "x"]),
     ):
         try:
             inspect.signature(called).bind(*given)
         except TypeError as error:
-            raise ConfigError(f"{spec}: its {what} alone: {error}") from None
+            raise ConfigError(f"{spec}: its {what} as the only argument: {error}") from None
     return functools.partial(cls, model.d_model)
 
 
 def _module_class(spec: str, found: object) -> type[nn.Module] | None:
-    """Return `found` if it is a subclass of nn.Module, None if it is a function; else raise a ConfigError."""
+    """Return `found` if it is a subclass of nn.Module, None if it is a function. Otherwise raise a ConfigError."""
     if isinstance(found, nn.Module):
         raise broken(
             spec, OUTSIDE, f"it is a {type(found).__name__} object, whose parameters all runs would share",
-            "give its class, from which each run makes a module",
+            "name its class instead, from which each run constructs a module",
         )  # fmt: skip
     if not isinstance(found, type):
         return None
     if not issubclass(found, nn.Module):
-        raise ConfigError(f"{spec}: it is a class, but not of nn.Module: give a function or such a class")
+        raise ConfigError(f"{spec}: this class is no subclass of nn.Module: write such a subclass or a function")
     if found.forward is nn.Module.forward:
-        raise ConfigError(f"{spec}: it has no forward: write one that takes x and returns the new x")
+        raise ConfigError(f"{spec}: it has no forward method: write one that takes x and returns the new x")
     return found
 
 
 def _check_names(spec: str, found: Callable[..., object], allowed: tuple[str, ...]) -> list[str]:
-    """Return the names of a function's arguments; raise a ConfigError if one is not in `allowed` or x is missing."""
+    """Return the names of a function's arguments; raise a ConfigError if a name is not in `allowed` or x is missing."""
     try:
         parameters = sources.parameters(found)
     except (TypeError, ValueError):  # a function that is not written in Python
-        raise ConfigError(f"{spec}: the names of its arguments cannot be read: wrap it in a def") from None
+        raise ConfigError(f"{spec}: its argument names cannot be read: call it from your own function") from None
     for name, parameter in parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ConfigError(f"{spec}: argument {parameter} has no fixed name: name each argument, as in x, attn")
+            raise ConfigError(f"{spec}: {parameter} accepts any argument: name each argument, as in x, attn")
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise ConfigError(f"{spec}: argument {name} cannot be given by name: leave out the slash")
+            raise ConfigError(f"{spec}: argument {name} cannot be passed by name: remove the slash from the def")
         if name not in allowed:
             raise ConfigError(
                 f"{spec}: unknown argument {name}; available: {', '.join(allowed)}.{nearest(name, allowed)}"
             )
     if "x" not in parameters:
-        raise ConfigError(f"{spec}: it has no argument x, the residual stream: add it")
+        raise ConfigError(f"{spec}: it lacks the argument x, the residual stream: add it")
     return list(parameters)
 
 
 def check_constructor(spec: str, make: Maker) -> None:
-    """Construct a module three times, twice with the same seed, and compare parameters and buffers."""
+    """Construct a module three times, twice with the same seed, and compare the parameters and buffers."""
     with blaming(spec, [spec]), _uninitialized_is_nan():
         first, again, other = (construct(make, seed) for seed in (0, 0, 1))
     for module in first.modules():
@@ -95,29 +95,29 @@ def check_constructor(spec: str, make: Maker) -> None:
             )
     for name, p in first.named_parameters():
         if nn.parameter.is_lazy(p):
-            raise ConfigError(f"{spec}: parameter {name} has no shape yet: give its width to the constructor")
+            raise ConfigError(f"{spec}: parameter {name} has no shape yet: set its shape in the constructor")
         if not p.requires_grad:
             raise ConfigError(
-                f"{spec}: parameter {name} has requires_grad=False: make it a buffer, which training does not change"
+                f"{spec}: parameter {name} has requires_grad=False: register it as a buffer, which is not trained"
             )
         if not torch.isfinite(p).all():
-            raise broken(spec, FINITE, f"parameter {name} is inf, NaN or never set (torch.empty)", "set it")
+            raise broken(spec, FINITE, f"parameter {name} is inf, NaN or uninitialized (torch.empty)", "initialize it")
         if not torch.equal(p, again.get_parameter(name)):
             raise broken(
-                spec, RANDOM, f"parameter {name} does not follow torch's seed (numpy and Python's random do not)",
-                "draw it with torch",
+                spec, RANDOM, f"parameter {name} differs between two constructions with the same torch seed",
+                "draw it with torch, not with numpy or random",
             )  # fmt: skip
     for name, buffer in first.named_buffers():
         if not torch.equal(buffer, other.get_buffer(name)):
             raise broken(
-                spec, RANDOM, f"buffer {name} is drawn, and all runs of a batch share it",
+                spec, RANDOM, f"buffer {name} is random, but all runs of a batch share it",
                 "make it a parameter, or draw it from a torch.Generator with a fixed seed",
             )  # fmt: skip
 
 
 @contextlib.contextmanager
 def _uninitialized_is_nan() -> Iterator[None]:
-    """Make torch.empty return NaN instead of arbitrary memory."""
+    """Make torch.empty return NaN instead of arbitrary values."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

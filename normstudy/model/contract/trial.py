@@ -1,4 +1,4 @@
-"""Call one block or norm several times, as in training, and compare the results."""
+"""Call a user's block or norm several times, as in training, and compare the results."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ from normstudy.model.norms import FunctionNorm
 from normstudy.model.own import made_by
 from normstudy.model.transformer import Block, Transformer, norm_width
 
-# Differences up to TOLERANCE, relative to the largest value, count as rounding. Rounding in float32 makes results in
-# batches of different sizes differ by some 1e-7, and by little more for a causal convolution by FFT. A real dependence
-# is larger: a mean over 4096 tokens moves by 1e-4 when its last token changes by three standard deviations.
+# Differences up to TOLERANCE, relative to the largest value, count as rounding. In float32, results in batches of
+# different sizes differ by about 1e-7, or slightly more for a causal convolution by FFT. A real dependence is larger: a
+# mean over 4096 tokens changes by 1e-4 when its last token changes by three standard deviations.
 TOLERANCE = 1e-5
 
 
-# ---- blocks and norms to call ---------------------------------------------------------------------------
-
-
 class _Method(nn.Module):
-    """A module whose forward is a method of module `of`, for torch.func.functional_call. Parameters: `of.<name>`."""
+    """A module whose forward calls a method of module `of`, since torch.func.functional_call only calls forward."""
 
     def __init__(self, of: nn.Module, method: str) -> None:
         super().__init__()
@@ -37,13 +34,19 @@ class _Method(nn.Module):
         return getattr(self.of, self.method)(*inputs)
 
 
+def _call(module: nn.Module, method: str, params: dict[str, Tensor], inputs: list[Tensor]) -> object:
+    """Call a method of a module with other parameters, name -> tensor."""
+    named = {f"of.{name}": p for name, p in params.items()}
+    return torch.func.functional_call(_Method(module, method), named, tuple(inputs))
+
+
 @dataclass(frozen=True)
 class Subject:
-    """The block of one layer, or a norm of one width, with the parameters of two runs.
+    """What is called: the block of one layer, or a norm of one width, with the parameters of two runs.
 
-    who: its name in error messages. specs: the user's own blocks and norms that a call runs.
+    who: how error messages name it. specs: the user's own blocks and norms that a call reaches.
     params: name in the module -> (runs, *shape). streams: how many streams a call must return.
-    parts: arguments that a call must use. widths: lengths of an input's axes after the token axis.
+    parts: the arguments that a call must use. widths: the lengths of an input's axes after the token axis.
     """
 
     who: str
@@ -56,23 +59,20 @@ class Subject:
     widths: tuple[int, ...]
 
     def broken(self, rule: str, what: str, do: str) -> ConfigError:
-        """The error for a broken rule. what: what is wrong; do: what to do."""
         return rules.broken(self.who, rule, what, do)
 
     def call(self, params: dict[str, Tensor], inputs: list[Tensor], how: str = "") -> list[Tensor]:
-        """Call for all runs at once; check and return the streams (runs, B, T, ...). how: a note for error messages."""
-        module = _Method(self.module, self.method)
+        """Call for all runs at once. Return the checked streams (runs, B, T, ...). how: a note for error messages."""
 
         def of_one_run(params: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
-            named = {f"of.{name}": p for name, p in params.items()}
-            return self._streams(torch.func.functional_call(module, named, tuple(inputs)), inputs[0])
+            return self._streams(_call(self.module, self.method, params, inputs), inputs[0])
 
         try:
             return list(torch.func.vmap(of_one_run)(params, inputs))
         except ConfigError:
             raise
         except (Exception, SystemExit) as error:
-            # Rerun one run alone: an error in the user's code reads best without the run axis.
+            # Call the user's code for one run alone, since its errors are clearer without the run axis.
             with rules.blaming(self.who, self.specs, how):
                 of_one_run({name: p[0] for name, p in params.items()}, [t[0] for t in inputs])
             raise rules.torch_says(self.who, self.specs, error) from error
@@ -84,18 +84,18 @@ class Subject:
             what = f"it returns {'None' if out is None else what} instead of"
             if self.streams == 1:
                 raise self.broken(rules.RETURN, f"{what} one tensor", "return x")
-            raise self.broken(rules.RETURN, f"{what} two tensors, since it takes r", "return x, r")
+            raise self.broken(rules.RETURN, f"{what} two tensors, although it takes r", "return x, r")
         for s in streams:
             if s.shape != x.shape:
                 what = f"it returns {tuple(s.shape)} for {tuple(x.shape)} (sequences, tokens, width)"
                 raise self.broken(rules.SHAPE, what, "return the shape of x")
             if s.dtype != x.dtype:
-                raise self.broken(rules.DTYPE, f"it returns {s.dtype} for {x.dtype}", "give constants the dtype of x")
+                raise self.broken(rules.DTYPE, f"it returns {s.dtype} for {x.dtype}", "use x's dtype for constants")
         return streams
 
 
 def block(of: Block, layer: int, stacked: dict[str, Tensor], model: ModelConfig) -> Subject:
-    """The Subject for the block of one layer."""
+    """Return the Subject for the block of one layer."""
     return Subject(
         who=f"{model.placement}, layer {layer}",
         specs=[spec for spec in (model.placement, resolve(model).norm) if sources.is_own(spec)],
@@ -109,11 +109,11 @@ def block(of: Block, layer: int, stacked: dict[str, Tensor], model: ModelConfig)
 
 
 def norms(transformer: Transformer, stacked: dict[str, Tensor], model: ModelConfig) -> list[Subject]:
-    """Subjects for the user's own norm: one for each input shape that occurs in the model."""
+    """Return a Subject of the user's own norm for each input shape that occurs in the model."""
     spec, found = resolve(model).norm, {}
     for path, module in transformer.named_modules():
         name = path.rpartition(".")[2]
-        if name == "own" or not (isinstance(module, FunctionNorm) or made_by(module)):
+        if name == "own" or not (type(module) is FunctionNorm or made_by(module)):
             continue
         full = ".attn." in path and resolve(model).qk_norm == "full"
         width = model.d_model if full else norm_width(model, name)
@@ -137,17 +137,11 @@ def _below(stacked: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def embedded(transformer: Transformer, stacked: dict[str, Tensor], vocab_size: int, seq_len: int) -> list[Tensor]:
-    """x_0 of random tokens (runs, sequences, tokens, width), twice: for x, and as a separate tensor for r."""
+    """Return x_0 of random tokens (runs, sequences, tokens, width), and a copy of it as the second stream r."""
     rng = np.random.Generator(np.random.Philox(key=0))
     tokens = torch.from_numpy(rng.integers(0, vocab_size, (2, 2, seq_len))).to(next(iter(stacked.values())).device)
-    method = _Method(transformer, "embedding")
-
-    def of_one_run(params: dict[str, Tensor], tokens: Tensor) -> Tensor:
-        named = {f"of.{name}": p for name, p in params.items()}
-        x: Tensor = torch.func.functional_call(method, named, (tokens,))
-        return x
-
-    x = torch.func.vmap(of_one_run)(stacked, tokens)
+    x = torch.func.vmap(lambda params, tokens: _call(transformer, "embedding", params, [tokens]))(stacked, tokens)
+    assert isinstance(x, Tensor)
     return [x, x.clone()]
 
 
@@ -157,16 +151,13 @@ def normal(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def generators() -> tuple[object, ...]:
-    """The states of the global random generators of torch, numpy and Python."""
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # the generator from which a user's code may draw
+    """Return the states of the global random generators of torch, numpy and Python."""
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # a user's code may draw from it
     return torch.get_rng_state().numpy().tobytes(), str(numpy), random.getstate()
 
 
-# ---- the calls ------------------------------------------------------------------------------------------
-
-
 def check_calls(subject: Subject, inputs: list[Tensor]) -> list[Tensor]:
-    """Check every rule on inputs (runs, sequences, tokens, ...), and return the streams after the block or norm."""
+    """Check every rule on inputs (runs, sequences, tokens, ...). Return the streams after the block or norm."""
     with torch.no_grad():
         out, called = _check_once(subject, inputs)
         _check_repeats(subject, inputs, out)
@@ -175,7 +166,7 @@ def check_calls(subject: Subject, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def _check_once(subject: Subject, inputs: list[Tensor]) -> tuple[list[Tensor], set[str]]:
-    """Call once, check the result, and return the streams and the names of the submodules that were called."""
+    """Call once and check the result. Return the streams, and the names of the submodules that were called."""
     watched = {
         "x": inputs[:1],
         "r": inputs[1:],
@@ -213,35 +204,35 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
             raise subject.broken(rule, f"{what} ({by})", do)
 
     same(
-        subject.call(p, inputs), out, rules.STATE, "called again on the same numbers, it returns different ones",
-        "leave out what changes between calls: counters, clocks, random numbers",
+        subject.call(p, inputs), out, rules.STATE, "a second call with the same inputs returns other values",
+        "leave out counters, clocks, random numbers and anything else that changes between calls",
     )  # fmt: skip
     others = [_replaced(t, (slice(None), 1), seed) for seed, t in enumerate(inputs, start=1)]
     same(
         [o[:, :1] for o in subject.call(p, others)], [o[:, :1] for o in out], rules.SEQUENCES,
-        "another second sequence changes the first", "compute over the last axis, within one position",
+        "changing the second sequence changes the result of the first", "compute over the last axis",
     )  # fmt: skip
     same(
         subject.call(p, [t[:, 1:] for t in inputs], "with one sequence instead of two"), [o[:, 1:] for o in out],
-        rules.SEQUENCES, "a sequence gives another result when it is alone", "compute each sequence separately",
+        rules.SEQUENCES, "a sequence has another result when it is alone", "compute each sequence separately",
     )  # fmt: skip
     last = inputs[0].shape[2] - 1
     for cut in (last, (last + 1) // 2, 1):
-        what = "another last token changes" if cut == last else "other later tokens change"
+        what = "changing the last token" if cut == last else "changing later tokens"
         others = [_replaced(t, (slice(None), slice(None), slice(cut, None)), seed) for seed, t in enumerate(inputs, 3)]
         same(
             [o[:, :, :cut] for o in subject.call(p, others)], [o[:, :, :cut] for o in out], rules.LATER,
-            f"{what} the positions before it", "read the same and earlier positions only; attn reads earlier positions",
+            f"{what} changes the results at earlier positions", "use only the same and earlier positions",
         )  # fmt: skip
     one = subject.call({n: t[:1] for n, t in p.items()}, [t[:1] for t in inputs], "with one run instead of two")
     same(
-        one, [o[:1] for o in out], rules.RUNS, "a run gives another result when it is alone",
-        "keep no tensor between calls",
+        one, [o[:1] for o in out], rules.RUNS, "a run has another result when it is alone",
+        "store no tensors between calls",
     )  # fmt: skip
 
 
 def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
-    """Return a copy with new random numbers at `where`, three times as large and with a shifted mean."""
+    """Return a copy with random numbers at `where` that are three times as large and have a mean other than 0."""
     out = t.clone()
     size = t.square().mean().sqrt()
     out[where] = size * (1 + 3 * normal(tuple(out[where].shape), seed).to(t.device))
@@ -249,12 +240,12 @@ def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
 
 
 def _difference(some: list[Tensor], others: list[Tensor]) -> str | None:
-    """Describe the difference between two results; None if it is within rounding."""
+    """Describe how two results differ. Return None if they differ only by rounding."""
     for a, b in zip(some, others, strict=True):
         if a.numel() and (largest := float((a - b).abs().max())) > TOLERANCE * float(b.abs().max()):
-            return f"by {largest:.2g}, the largest value being {float(b.abs().max()):.2g}"
+            return f"a difference of {largest:.2g}; the largest value is {float(b.abs().max()):.2g}"
         if a.numel() and not torch.isfinite(a).all():
-            return "to inf or NaN"
+            return "inf or NaN"
     return None
 
 
@@ -269,7 +260,7 @@ def _check_backward(subject: Subject, inputs: list[Tensor], called: set[str]) ->
     strangers = [t for t in _leaves_of(loss) if id(t) not in known]
     if strangers:
         what = f"it uses a parameter of shape {tuple(strangers[0].shape)} that no run trains"
-        raise subject.broken(rules.OUTSIDE, what, "write an nn.Module class that holds it")
+        raise subject.broken(rules.OUTSIDE, what, "write an nn.Module class that contains it")
     try:
         grads = torch.autograd.grad(loss, [*streams, *leaves.values()], allow_unused=True)
     except RuntimeError as error:
@@ -285,7 +276,7 @@ def _check_backward(subject: Subject, inputs: list[Tensor], called: set[str]) ->
 
 
 def _leaves_of(loss: Tensor) -> list[Tensor]:
-    """The leaf tensors of the autograd graph, in which a backward pass would accumulate gradients."""
+    """Return the leaf tensors of the autograd graph, for which a backward pass would compute gradients."""
     found, seen, waiting = [], set(), [loss.grad_fn]
     while waiting:
         node = waiting.pop()
