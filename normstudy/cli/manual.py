@@ -275,7 +275,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "e": "cost against depth, width, length, batch and runs",
             "f": "figures and tables of a large study",
             "g": "run-steps per second on one GPU",
-            "i": "the same against loops that record as much",
+            "i": "run-steps per second against plain loops that record too",
         },
         "A ratio compares two subjects within one round, measured one after the other. Its goal applies to the median "
         "over rounds.",
