@@ -21,10 +21,6 @@ from normstudy.study import tables as store
 from normstudy.workers.progress import duration
 
 OUT = {"quick": Path("results/bench/quick"), "full": Path("results/bench")}
-SKIPPED = {  # device of a row -> why the row is skipped on the other device
-    "cpu": "it measures the CPU: leave out --device cuda",
-    "cuda": "it measures a GPU: add --device cuda on a machine with a GPU",
-}
 
 
 def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt: str) -> str:
@@ -34,10 +30,10 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
     """
     chosen = [*ROWS] if asked is None else check_rows(asked)
     paths.check_out(out)
-    made_by = tables.machine(device)
+    machine = tables.machine(device)
     for row in chosen:
         if ROWS[row].device != device and (asked is not None or ROWS[row].device == "cuda"):
-            print(f"row {row} skipped: {SKIPPED[ROWS[row].device]}", file=sys.stderr)
+            print(f"row {row} skipped: add --device {ROWS[row].device} to measure it", file=sys.stderr)
     chosen = [row for row in chosen if ROWS[row].device == device]
     if not chosen:
         return ""
@@ -51,7 +47,8 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
                 for sample in load(row)[1](Scope(mode == "quick", Path(folder))):
                     samples.append(sample)
                     bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}")
-            tables.write(out, row, samples, made_by, mode, started_at)  # only complete rows are written
+            # Only complete rows are written.
+            tables.write(out, row, samples, {**machine, "mode": mode, "started_at": started_at})
             if bar.disable:
                 took = duration(time.monotonic() - began)
                 print(f"row {row}, {ROWS[row].title}: {len(samples)} numbers in {took}", file=sys.stderr, flush=True)

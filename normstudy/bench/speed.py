@@ -1,20 +1,17 @@
-"""Measure rows a, b, g and i: training speed, and what recording costs.
+"""Measure rows a, b, g and i: training speed, and what recording costs. docs/speed.md describes rows a and i.
 
-a: normstudy against plain training loops. normstudy has one single-threaded worker per core and batches as large as in
-a large sweep; it computes all norms at every step, probes at the default density, and writes its tables. The loops of
-plain.py record nothing. a1 runs one process with a thread per core, one run after the other (like `hydra -m`); a2 runs
-a single-threaded process per core (like a joblib launcher). a3 is the time for a run-step's matrix products, each with
-the fastest library (products.py), divided by the time for the run-step.
+a: normstudy has one single-threaded worker per core and batches as large as in a large sweep. It computes all norms at
+every step, probes at the default density, and writes its tables. a3 is the time for a run-step's matrix products, each
+with the fastest library (products.py), divided by the time for the run-step.
 
-i: as a2, but all loops record at every step. One plain loop takes normstudy's measurements (plain.Recorder) and keeps
-them in memory. The other has a hook per parameter, like wandb.watch, and records gradient histograms only.
+b: one process like a sweep's worker trains the same runs three times, taking turns step by step. A round is one period
+of the default density.
 
-b: the CPU time of steps with all probes, at every step or at the default density, against steps that compute losses
-only. One process like a sweep's worker trains the same runs three times, taking turns step by step. A round is one
-period of the default density.
+g: normstudy trains 256 runs in one batch, the plain loop one run after the other. A timed span ends when the GPU has
+finished. `megabytes_per_run` is the peak memory allocated for tensors, divided by the number of runs.
 
-g: 256 runs in one batch on a GPU, against the plain loop on the same GPU, one run after the other. A timed span ends
-when the GPU has finished. `megabytes_per_run` is the peak memory allocated for tensors, divided by the number of runs.
+i: all loops record at every step. normstudy writes tables; one plain loop keeps the same numbers in memory, the other
+discards its histograms.
 """
 
 from __future__ import annotations
