@@ -298,7 +298,7 @@ def render(stored: pd.DataFrame) -> str:
 def shown(page: str, out: Path) -> str:
     """The page with the tables of `out` between its markers. Raises ValueError where a part has none there."""
     for part in PARTS:
-        if tables.path(out, part).exists():
+        if (out / f"{part}.parquet").exists():
             before, begin, rest = page.partition(f"<!-- {part} -->\n")
             _, end, after = rest.partition(f"<!-- /{part} -->\n")
             if not end:

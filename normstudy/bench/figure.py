@@ -17,7 +17,6 @@ from normstudy.bench.summary import Result
 from normstudy.errors import ConfigError
 from normstudy.figures import style
 
-NAME = "bench.png"
 WIDTH, LINE, COSTS = 9.5, 0.15, 2.3  # inches: the figure's width, a line's height, the cost panels' height
 COLORS = {"met": style.PLACEMENT_COLORS["pre"], "not met": style.PLACEMENT_COLORS["post"]}
 # Matches row e's cases that measure a cost: `n_layers=4` (a whole run-step) or `norm, seq_len=64` (a part of a block).
@@ -25,16 +24,15 @@ COST = r"^(?:(?P<part>.+), )?(?P<axis>\w+)=(?P<size>\d+)$"
 WHOLE = "run-step"
 
 
-def draw(stored: pd.DataFrame, out: Path) -> Path:
+def draw(stored: pd.DataFrame, out: Path) -> None:
     """Draw the figure into the folder `out`; one version of matplotlib always writes the same bytes."""
-    path = out / NAME
+    path = out / "bench.png"
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         fig = figure(stored)
         try:
             style.save(fig, path, "png")
         except OSError as error:
             raise ConfigError(f"{path} cannot be written ({error.strerror}): give another --out") from None
-    return path
 
 
 def figure(stored: pd.DataFrame) -> Figure:

@@ -14,8 +14,7 @@ import pyarrow as pa
 from normstudy.config import ModelConfig, RunConfig, ScheduleConfig, run_id
 from normstudy.study import parquet, schema, tables
 
-Array = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
-Columns = dict[str, Array]  # the columns of a series table in order, without run_id
+Columns = dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]  # of a series table, in order, without run_id
 
 PLACEMENTS = ("post", "pre")  # sorted as in run ids, like the next two tuples
 PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough that a figure has a panel for each and draws every run
@@ -62,8 +61,7 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
         content = pa.Table.from_pylist([row], schema.SCHEMAS["runs"])
         (study / "tables" / "runs" / f"{name}.parquet").write_bytes(parquet.encode("runs", content))
         for table, columns in series.items():
-            null = {"val_loss": np.isnan, "layer": np.signbit}
-            arrays = [pa.array(v, mask=null[c](v) if c in null else None) for c, v in columns.items()]
+            arrays = [pa.array(values, from_pandas=True) for values in columns.values()]  # NaN becomes null
             content = pa.table([pa.repeat(name, len(arrays[0])), *arrays], schema.SCHEMAS[table].names)
             places = np.searchsorted(columns["step"], range(0, size.n_steps + window, window))
             for i, (first, end) in enumerate(itertools.pairwise(places)):
@@ -88,7 +86,7 @@ def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[di
         "lr": s.peak_lr * np.minimum(1.0, (t + 1) / max(1, s.warmup_steps)), **noise(len(t), *NORMS),
     }  # fmt: skip
     probed = t[(t < p.dense_steps) | (t % p.every == 0) | (t == s.n_steps - 1)]
-    layers = np.repeat([*range(m.n_layers), -1], [len(IN_BLOCK)] * m.n_layers + [len(OUTSIDE[m.placement])])
+    layers = np.repeat([*range(m.n_layers), np.nan], [len(IN_BLOCK)] * m.n_layers + [len(OUTSIDE[m.placement])])
     names = [*IN_BLOCK * m.n_layers, *OUTSIDE[m.placement]]
     modules = {
         "step": np.repeat(probed, len(names)), "layer": np.tile(layers, len(probed)),
@@ -106,6 +104,6 @@ def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[di
         "wall_time_s": 60.0, "started_at": START, "finished_at": START, "git_commit": "0" * 40, "python": "3.11.7",
         "torch": "2.13.0", "cpu_capability": "AVX2", "blas": "openblas 0.3.31 Haswell", "device": "cpu",
     }  # fmt: skip
-    types = {"step": np.int32, "layer": np.int32, "module": np.str_}
+    types = {"step": np.int32, "module": np.str_}
     series = {"steps": steps, "modules": modules, "residual": residual}
     return row, {t: {c: v.astype(types.get(c, np.float32)) for c, v in rows.items()} for t, rows in series.items()}

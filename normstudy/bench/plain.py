@@ -1,14 +1,12 @@
 """The plain training loops that normstudy is compared with: a decoder and a loop as people usually write them.
 
 The model is the default model of `normstudy run` (pre-norm, GELU, learned positions, an untied output matrix without
-bias). The loop follows nanoGPT's train.py and model.py: it has one fused matrix for Q, K and V, uses
-scaled_dot_product_attention and fused Adam, stacks random windows into batches, and reads the loss every tenth step
-(each read makes a GPU wait). It omits what costs nanoGPT extra time: gradient accumulation, autocast, DDP, evaluation,
-clipping, dropout, a learning rate set at each step, weight decay groups, a memory-mapped text. It also omits
-torch.compile, which takes half a minute for each model size on a CPU.
+bias). The loop follows nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention,
+fused Adam, stacked random windows as batches, the loss read every tenth step (each read makes a GPU wait). It omits
+what costs nanoGPT extra time: gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a learning rate set
+at each step, weight decay groups, a memory-mapped text. torch.compile would take half a minute for each model size.
 
-Only processes that train import this module, because it imports torch. Suffixes of tensor names are their dimensions:
-B batch, T sequence, D d_model, H heads, K d_head, V vocab.
+Suffixes of tensor names are their dimensions: B batch, T sequence, D d_model, H heads, K d_head, V vocab.
 """
 
 from __future__ import annotations
@@ -158,8 +156,7 @@ def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterato
 
     Yields each step's histograms; wandb by default makes them every 1,000th step (log_freq). As in wandb, each hook
     copies the gradient, checks twice for numbers that are not finite, reads the minimum and the maximum separately, and
-    turns a histogram's counts and edges into lists. What wandb then does with the histograms (send them to a process,
-    write them to files, upload them) is left out.
+    turns a histogram's counts and edges into lists. The histograms are not sent to a process, a file or a server.
     """
     histograms: Histograms = []
 

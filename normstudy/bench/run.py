@@ -47,8 +47,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
                 for sample in load(row)[1](Scope(mode == "quick", Path(folder))):
                     samples.append(sample)
                     bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}")
-            # Only complete rows are written.
-            tables.write(out, row, samples, {**machine, "mode": mode, "started_at": started_at})
+            tables.write(out, row, samples, {**machine, "mode": mode, "started_at": started_at})  # complete rows only
             if bar.disable:
                 took = duration(time.monotonic() - began)
                 print(f"row {row}, {ROWS[row].title}: {len(samples)} numbers in {took}", file=sys.stderr, flush=True)
@@ -65,5 +64,5 @@ def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
         if row not in stored:
             raise ConfigError(f"{out} has no table of row {row}, only of {', '.join(stored)}: measure row {row} first")
     text = summary.render(tables.read(out, chosen), fmt)
-    path = figure.draw(tables.read(out, stored), out)
-    return text if fmt == "markdown" else f"{text}\nTables and figure: {path.parent}"
+    figure.draw(tables.read(out, stored), out)
+    return text if fmt == "markdown" else f"{text}\nTables and figure: {out}"

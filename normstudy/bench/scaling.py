@@ -1,10 +1,9 @@
 """Measure row e: how a run-step's CPU time grows with depth, width, sequence length, batch size and runs per batch.
 
-Whole run-steps, with probes at every step, are timed while one size varies; theory counts the flops of a step's matrix
-products. The parts of a block (norm, projections, MLP, attention) are timed alone, forward and backward, as the package
-computes them. In theory, with n = seq_len and d = d_model, a norm costs O(n d); the projections q, k, v and out, with
-or without the two MLP matrices, O(n d^2); attention without its projections O(n^2 d). Attention has as many flops as
-the projections at n = 2 d, and as all six matrices at n = 6 d; each round measures at which n their costs are equal.
+Whole run-steps, with probes at every step, are timed while one size varies. In theory, their cost is the flops of their
+matrix products. The parts of a block are timed alone, forward and backward. In theory, with n = seq_len, d = d_model, a
+norm costs O(n d); the projections q, k, v and out, with or without the two MLP matrices, O(n d^2); attention without
+projections O(n^2 d), as many flops as the projections at n = 2 d, and as all six matrices at n = 6 d.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from normstudy.bench.subjects import D64_L6, D_HEAD, NORMSTUDY, Case, cpu_second
 from normstudy.config import ProbeConfig
 
 NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"
-# part -> the powers of n and d to which its cost is proportional in theory
-POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}
+POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}  # of n and d, in theory
 CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # matrices -> n / d at which attention and these matrices have equal flops
 AXES = {
     "n_layers": (2, 4, 6, 12), "d_model": (32, 64, 128, 256), "seq_len": (32, 64, 128, 256),

@@ -1,22 +1,16 @@
 """Measure rows a, b, g and i: training speed, and what recording costs. docs/speed.md describes rows a and i.
 
-a: normstudy has one single-threaded worker per core and batches as large as in a large sweep. It computes all norms at
-every step, probes at the default density, and writes its tables. a3 is the time for a run-step's matrix products, each
-with the fastest library (products.py), divided by the time for the run-step.
+In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
+writes its tables. Line a3 is the time for a run-step's matrix products, each with the fastest library (products.py),
+divided by the time for the run-step. In row i, one plain loop keeps in memory what it records; the other discards it.
 
-b: one process like a sweep's worker trains the same runs three times, taking turns step by step. A round is one period
-of the default density.
-
-g: normstudy trains 256 runs in one batch, the plain loop one run after the other. A timed span ends when the GPU has
-finished. `megabytes_per_run` is the peak memory allocated for tensors, divided by the number of runs.
-
-i: all loops record at every step. normstudy writes tables; one plain loop keeps the same numbers in memory, the other
-discards its histograms.
+In row b, one process like a sweep's worker trains the same runs three times, taking turns step by step. A round is one
+period of the default density. In row g, a timed span ends when the GPU has finished, and `megabytes_per_run` is the
+peak memory allocated for tensors, divided by the number of runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -68,8 +62,7 @@ GOALS = [
 def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: Scope) -> Iterator[Sample]:
     """Yield a row's samples, which `measure` makes at each model size, on all cores."""
     for case in (D32_L4, D64_L6) if scope.quick else CASES:
-        with contextlib.ExitStack() as stack:
-            race = Race(row, case, len(os.sched_getaffinity(0)), scope, stack)
+        with Race(row, case, len(os.sched_getaffinity(0)), scope) as race:
             yield from measure(race, 2 if scope.quick else 5)
 
 

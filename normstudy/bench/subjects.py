@@ -161,25 +161,25 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
     return time.process_time() - before
 
 
-class Race:
+class Race(contextlib.ExitStack):
     """Times subjects (normstudy and plain loops) in turn at one model size; each uses all `n` cores while others wait.
 
-    In each round every subject takes a fixed number of steps. The number is chosen so that all subjects take about
-    equally long and normstudy completes whole probe periods. A subject's time is the wall time until its last process
-    finishes. `busy_cores` is CPU time / wall time; if it is below `n`, other programs used the machine. Closing `stack`
-    ends the processes.
+    In each round every subject takes a fixed number of steps, so many that all subjects take about equally long and
+    normstudy completes whole probe periods. A subject's time ends when its last process finishes. `busy_cores` is CPU
+    time / wall time; below `n`, other programs used the machine. Leaving the context ends the processes.
     """
 
-    def __init__(self, row: str, case: Case, n: int, scope: Scope, stack: contextlib.ExitStack) -> None:
-        self.row, self.case, self.n, self.scope, self.stack = row, case, n, scope, stack
+    def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:
+        super().__init__()
+        self.row, self.case, self.n, self.scope = row, case, n, scope
         runs = batching.runs_per_batch(run_config(case), "cpu", n)  # runs in a normstudy batch
         self.runs, self.seconds = (min(runs, 16), 1.0) if scope.quick else (runs, 3.0)
         self.subjects: dict[str, tuple[Crew, int]] = {}  # subject -> its processes, and the steps of a timed span
 
     def crew(self, start: Callable[[Job], Work], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1) -> Crew:
-        """Start a process for each job, which closing `stack` ends."""
+        """Start a process for each job."""
         made = (child(start, job, like_worker=like_worker, threads=threads) for job in jobs)
-        return [self.stack.enter_context(contextlib.closing(process)) for process in made]
+        return [self.enter_context(contextlib.closing(process)) for process in made]
 
     def add(self, subject: str, crew: Crew, period: int = 1) -> None:
         """Add a subject, and choose the number of steps in its timed span, a multiple of `period`."""

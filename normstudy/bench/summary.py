@@ -11,7 +11,6 @@ import pandas as pd
 
 from normstudy.analysis.grid import markdown_table, plain_table, three_digits
 from normstudy.bench.rows import THEORY, Goal, load
-from normstudy.config import one_of
 
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
 WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # characters: the most in a note's line, and in each column
@@ -96,7 +95,6 @@ def cells(result: Result) -> tuple[str, ...]:
 
 def render(stored: pd.DataFrame, fmt: str = "table") -> str:
     """Format the results of stored samples, without a final newline. fmt: table or markdown."""
-    one_of("--format", fmt, ("table", "markdown"))
     lines = [cells(r) for r in results(stored)]
     notes = [LEGEND, *machine_lines(stored)]
     if fmt == "markdown":

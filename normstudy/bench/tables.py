@@ -33,28 +33,22 @@ SCHEMA = pa.schema(
     ]
 )  # fmt: skip
 ASK = """
-import json, torch
+import json, sys, torch
 from normstudy.workers import recording
-print(json.dumps([recording.machine("cpu"), torch.cuda.get_device_name() if torch.cuda.is_available() else None]))
+found = sys.argv[1] == "cpu" or torch.cuda.is_available()
+print(json.dumps(recording.machine(sys.argv[1]) if found else None))
 """
 
 
 @functools.cache
 def machine(device: str) -> Mapping[str, object]:
     """Return the columns on this machine's hardware and software. Raises ConfigError if torch finds no such device."""
-    variables = environment_with(WORKER_ENVIRONMENT)
-    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True, env=variables)
-    columns, gpu = json.loads(done.stdout)
-    if device == "cuda" and gpu is None:
+    command, variables = [sys.executable, "-c", ASK, device], environment_with(WORKER_ENVIRONMENT)
+    columns = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout)
+    if columns is None:
         raise ConfigError("--device cuda: torch finds no GPU here, give --device cpu")
     cpu, n_cores = cpu_info("model name") or platform.machine(), len(os.sched_getaffinity(0))
-    device = gpu if device == "cuda" else "cpu"
-    return {**columns, "device": device, "cpu": cpu, "n_cores": n_cores, "git_commit": git_commit()}
-
-
-def path(out: Path, row: str) -> Path:
-    """Return the path of a row's table."""
-    return out / f"{row}.parquet"
+    return {**columns, "cpu": cpu, "n_cores": n_cores, "git_commit": git_commit()}
 
 
 def write(out: Path, row: str, samples: Sequence[Sample], shared: Mapping[str, object]) -> None:
@@ -63,19 +57,19 @@ def write(out: Path, row: str, samples: Sequence[Sample], shared: Mapping[str, o
     if not 0 < len(names) == len(samples):
         raise ValueError(f"row {row} measured nothing, a sample twice, one of another row, or one that is not finite")
     content = pa.Table.from_pylist([{**asdict(sample), **shared} for sample in samples], schema=SCHEMA)
-    files.place_output(out, path(out, row).name, parquet.encode_values(content))
+    files.place_output(out, f"{row}.parquet", parquet.encode_values(content))
 
 
 def stored_rows(out: Path) -> list[str]:
     """Return the rows whose tables exist, in the order of ROWS."""
-    return [row for row in ROWS if path(out, row).exists()]
+    return [row for row in ROWS if (out / f"{row}.parquet").exists()]
 
 
 def read(out: Path, rows: Sequence[str]) -> pd.DataFrame:
     """Read the tables of some rows as one, with text columns. Raises ConfigError for a damaged or outdated table."""
     parts = [SCHEMA.empty_table()]
-    for file in (path(out, row) for row in rows):
-        again = f"run normstudy bench --rows {file.stem} again"
+    for row in rows:
+        file, again = out / f"{row}.parquet", f"run normstudy bench --rows {row} again"
         try:
             parts.append(parquet.read(file))
         except (OSError, pa.ArrowInvalid):
