@@ -298,7 +298,7 @@ def render(stored: pd.DataFrame) -> str:
 def shown(page: str, out: Path) -> str:
     """The page with the tables of `out` between its markers. Raises ValueError where a part has none there."""
     for part in PARTS:
-        if tables.path(out, part).exists():
+        if (out / f"{part}.parquet").exists():
             before, begin, rest = page.partition(f"<!-- {part} -->\n")
             _, end, after = rest.partition(f"<!-- /{part} -->\n")
             if not end:
@@ -318,7 +318,7 @@ def main() -> None:
     if args.show:
         PAGE.write_text(shown(PAGE.read_text(), args.out))
         return
-    made_by = tables.machine("cpu")
+    shared = {**tables.machine("cpu"), "mode": "quick" if args.quick else "full"}
     for part in args.parts.split(","):
         one_of("--parts", part, tuple(PARTS))
         began, taken = store.now(), []
@@ -326,7 +326,7 @@ def main() -> None:
             for sample in PARTS[part](QUICK if args.quick else FULL, Path(folder)):
                 print(f"{sample.case} {sample.subject}: {three_digits(sample.value)} {sample.unit}", flush=True)
                 taken.append(sample)
-        tables.write(args.out, part, taken, made_by, "quick" if args.quick else "full", began)
+        tables.write(args.out, part, taken, {**shared, "started_at": began})
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from normstudy.bench import tables
 from normstudy.bench.rows import Goal, Row, Sample, Scope
-from normstudy.bench.tables import Machine
 
 ROW = Row("measured", "measure", "sorting")  # for monkeypatch.setitem(ROWS, "a", ROW)
 SIZES = (1_000, 10_000)
@@ -48,9 +47,9 @@ def by_hand(
     return [Sample(row, case, s, metric, unit, i, v) for s, of in values.items() for i, v in enumerate(of)]
 
 
-def write(out: Path, samples: Sequence[Sample], machine: Machine = MACHINE, mode: str = "full") -> None:
+def write(out: Path, samples: Sequence[Sample], machine: Mapping[str, object] = MACHINE, mode: str = "full") -> None:
     """The table of the row that the samples belong to."""
-    tables.write(out, samples[0].row, samples, machine, mode, AT)
+    tables.write(out, samples[0].row, samples, {**machine, "mode": mode, "started_at": AT})
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -1,22 +1,19 @@
-"""Benchmark rows c, d and f: time and memory of commands that train little or nothing, run as a user would run them.
+"""Measure rows c, d and f: the time and memory of commands that train little or nothing, run as a user runs them.
 
-c: sweeps of the smallest possible runs, so that training takes little of the time. Planning is the time of
-`sweep --dry-run` minus its time for two runs; for 10,000 runs start-up is included. "To finished tables" lasts until
-the last write into tables/, and includes start-up, planning, importing torch and 3 training steps per run; the whole
-command also draws and compares. Memory, at finished tables and at its peak, is that of the parent process alone: its
-growth per run between sweeps of 100 and 1,000 runs. The estimate, for runs of the default model, is the time that a dry
-run estimates, divided by the time that the sweep takes.
+c: sweeps of the smallest possible runs. Planning is the time of `sweep --dry-run` minus its time for two runs; for
+10,000 runs, start-up is included. "To finished tables" ends with the last write into tables/ and includes start-up,
+planning, importing torch and 3 training steps per run; the whole command also draws and compares. Memory is the parent
+process's growth per run between sweeps of 100 and 1,000 runs, when the tables are finished and at its peak.
 
-d: commands that train nothing, one after the other, with their files in the page cache.
+d: commands that train nothing, with their files in the page cache.
 
-f: drawing, comparing, and reading one column of `steps` of a large generated study, as swept and as compacted. Peak
-memory is the sum of the peaks of a command's processes; `plot` has two.
+f: commands and readers of a large generated study, as swept and as compacted. Peak memory is the sum of the peaks of a
+command's processes; `plot` has two.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import shlex
 import shutil
@@ -32,8 +29,8 @@ from normstudy.bench.rows import Goal, Sample, Scope
 
 NORMSTUDY = (sys.executable, "-m", "normstudy")
 ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1)}  # row -> rounds without and with --quick
-LOOK_SECONDS = 0.02  # between two reads of a command's memory
-Looks = list[tuple[float, dict[int, tuple[int, int]]]]  # (seconds since the start, pid -> (memory, peak memory) in kB)
+READ_SECONDS = 0.02  # seconds between two reads of a command's memory
+Memory = dict[int, tuple[int, int]]  # process id -> (memory, peak memory) in kB
 SMALL = ("data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=8", "model.n_heads=2",
          "eval.windows=4", "execution.device=cpu")  # fmt: skip
 TINY = (*SMALL, "model.n_layers=1", "schedule.n_steps=3")
@@ -43,7 +40,7 @@ CHOICES = ("model=default,tiny", "optimizer=adam,adamw,sgd", "schedule=constant,
 ONE_GROUP, MANY_GROUPS = "1,000 runs, one choice of groups", "1,000 runs, 24 choices of groups"
 ESTIMATED, ESTIMATE, TAKEN = "16 runs of the default model, 300 steps", "dry run's estimate", "sweep"
 RATIO = "time that a dry run estimates, over the time that the sweep takes"
-# The study that `compare` and `plot` read in row d.
+# The study that `compare` and `plot` read in row d
 STUDY = (*SMALL, "model.n_layers=2", "schedule.n_steps=20", "model.placement=pre,post", "schedule.warmup_steps=0,10")
 STARTS = {  # case -> (arguments of the command, expected exit code, goal in seconds); {0} is the benchmark's folder
     "help": ("--help", 0, 0.1),
@@ -92,7 +89,7 @@ GOALS = [
 
 
 def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
-    """Run a command; return its seconds and its output. Raises RuntimeError if the exit code is not `code`."""
+    """Run a command; return its seconds and its output. Raises RuntimeError if its exit code is not `code`."""
     began = time.perf_counter()
     ended = subprocess.run(command, capture_output=True, text=True)
     took, said = time.perf_counter() - began, ended.stdout + ended.stderr
@@ -103,98 +100,90 @@ def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
 
 def peak(command: Sequence[str]) -> tuple[float, float]:
     """Run a command; return its seconds, and the sum of its processes' separate peaks of memory in 10^9 bytes."""
-    _, seconds, looks = watched(command)
-    # a later read of a process's peak is never lower, so each process's last read counts
-    peaks = {pid: most for _, found in looks for pid, (_, most) in found.items()}
+    _, seconds, reads = watched(command)
+    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # a process's last read is highest
     return seconds, sum(peaks.values()) * 1024 / 1e9
 
 
-def watched(command: Sequence[str]) -> tuple[int, float, Looks]:
-    """Run a command; return its process id, its seconds and its processes' memory. Raises CalledProcessError."""
-    looks: Looks = []
-    began = time.perf_counter()
+def watched(command: Sequence[str]) -> tuple[int, float, list[tuple[float, Memory]]]:
+    """Run a command; return its process id, its seconds, and (seconds since the start, memory) at many moments.
+
+    Raises CalledProcessError if the command fails.
+    """
+    reads, began = [], time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while process.returncode is None:
-            looks.append((time.perf_counter() - began, family(process.pid)))
+            reads.append((time.perf_counter() - began, memory_of(process.pid)))
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LOOK_SECONDS)
-        took = time.perf_counter() - began
+                process.wait(READ_SECONDS)
     finally:
         process.kill()
         process.wait()
+    took = time.perf_counter() - began
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return process.pid, took, looks
+    return process.pid, took, reads
 
 
-def family(pid: int) -> dict[int, tuple[int, int]]:
-    """Return pid -> (memory, peak memory) in kB for a process and all its descendants."""
-    try:
+def memory_of(pid: int) -> Memory:
+    """Return the memory of a process and of all its descendants."""
+    found: Memory = {}
+    with contextlib.suppress(OSError, KeyError):  # the process has just ended
         said = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        found = {pid: (int(said["VmRSS"].split()[0]), int(said["VmHWM"].split()[0]))}
-        tasks = [*Path(f"/proc/{pid}/task").iterdir()]
-    except (OSError, KeyError):  # the process has just ended
-        return {}
-    for task in tasks:
-        with contextlib.suppress(OSError):  # the thread may have just ended
-            for child in (task / "children").read_text().split():
-                found |= family(int(child))
+        found[pid] = int(said["VmRSS"].split()[0]), int(said["VmHWM"].split()[0])
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                found |= memory_of(int(child))
     return found
 
 
 def sweeps(scope: Scope) -> Iterator[Sample]:
-    """Measure row c: the time and memory that sweeps need outside training, and the dry run's estimate."""
+    """Measure row c: the time and memory that sweeps need outside training, and a dry run's estimate of a sweep."""
+    folder, seeds = scope.folder, MANY // 24 + 1
     for r in range(ROUNDS["c"][scope.quick]):
-        for case, metric, unit, value in tiny_sweeps(scope.folder, quick=scope.quick):
-            yield Sample("c", case, "normstudy", metric, unit, r, value)
-        if not scope.quick:
-            command = [*NORMSTUDY, "sweep", *DEFAULT, f"results_dir={scope.folder}", "study=estimated"]
-            yield Sample("c", ESTIMATED, ESTIMATE, "seconds", "s", r, estimated(timed([*command, "--dry-run"])[1]))
-            yield Sample("c", ESTIMATED, TAKEN, "seconds", "s", r, timed(command)[0])
-            shutil.rmtree(scope.folder / "estimated")
-
-
-def tiny_sweeps(folder: Path, *, quick: bool) -> Iterator[tuple[str, str, str, float]]:
-    """Yield (case, metric, unit, value) for each of row c's numbers on sweeps of tiny runs."""
-    start, seeds = dry_run(folder, "seed=range(0,2)"), MANY // 24 + 1
-    yield ONE_GROUP, "planning", "ms", 1e3 * (dry_run(folder, f"seed=range(0,{MANY})") - start) / MANY
-    groups = dry_run(folder, *CHOICES, f"seed=range(0,{seeds})")
-    yield MANY_GROUPS, "planning", "ms", 1e3 * (groups - start) / (24 * seeds)
-    if quick:
-        return
-    yield "10,000 runs", "dry_run", "s", dry_run(folder, f"seed=range(0,{MOST})")
-    (to_tables, whole, memory, most), (_, _, less, least) = sweep(folder, MANY), sweep(folder, FEW)
-    yield "1,000 runs", "to_tables", "ms", 1e3 * to_tables / MANY
-    yield "1,000 runs", "whole", "ms", 1e3 * whole / MANY
-    yield "1,000 runs", "memory", "kB", (memory - less) / (MANY - FEW)
-    yield "1,000 runs", "peak_memory", "kB", (most - least) / (MANY - FEW)
+        start = dry_run(folder, "seed=range(0,2)")
+        one = dry_run(folder, f"seed=range(0,{MANY})") - start
+        yield Sample("c", ONE_GROUP, "normstudy", "planning", "ms", r, 1e3 * one / MANY)
+        groups = dry_run(folder, *CHOICES, f"seed=range(0,{seeds})") - start
+        yield Sample("c", MANY_GROUPS, "normstudy", "planning", "ms", r, 1e3 * groups / (24 * seeds))
+        if scope.quick:
+            continue
+        yield Sample("c", "10,000 runs", "normstudy", "dry_run", "s", r, dry_run(folder, f"seed=range(0,{MOST})"))
+        (to_tables, whole, memory, most), (_, _, less, least) = sweep(folder, MANY), sweep(folder, FEW)
+        yield Sample("c", "1,000 runs", "normstudy", "to_tables", "ms", r, 1e3 * to_tables / MANY)
+        yield Sample("c", "1,000 runs", "normstudy", "whole", "ms", r, 1e3 * whole / MANY)
+        yield Sample("c", "1,000 runs", "normstudy", "memory", "kB", r, (memory - less) / (MANY - FEW))
+        yield Sample("c", "1,000 runs", "normstudy", "peak_memory", "kB", r, (most - least) / (MANY - FEW))
+        command = [*NORMSTUDY, "sweep", *DEFAULT, f"results_dir={folder}", "study=estimated"]
+        yield Sample("c", ESTIMATED, ESTIMATE, "seconds", "s", r, estimated(timed([*command, "--dry-run"])[1]))
+        yield Sample("c", ESTIMATED, TAKEN, "seconds", "s", r, timed(command)[0])
+        shutil.rmtree(folder / "estimated")
 
 
 def dry_run(folder: Path, *words: str) -> float:
-    """Return the seconds that `sweep --dry-run` takes for tiny runs, start-up included. words: its other arguments."""
+    """Return the seconds of `sweep --dry-run` for tiny runs, with start-up. words: the sweep's other arguments."""
     return timed([*NORMSTUDY, "sweep", *TINY, f"results_dir={folder}", *words, "--dry-run"])[0]
 
 
 def estimated(said: str) -> float:
-    """Parse the estimated time in a dry run's output (`about 45 s`, `about 12:30` or `about 3:05:00`) as seconds."""
+    """Return the seconds that a dry run's output estimates as `about 45 s`, `about 12:30` or `about 3:05:00`."""
     parts = re.findall(r", about ([\d:]+)", said)[0].split(":")
-    return functools.reduce(lambda total, part: 60 * total + float(part), parts, 0.0)
+    return sum(60.0**i * int(part) for i, part in enumerate(reversed(parts)))
 
 
 def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
-    """Sweep tiny runs, then remove their study.
+    """Sweep tiny runs; return the seconds to the last write into tables/, the seconds to the end, and two sizes in kB.
 
-    Returns the seconds to the last write into tables/, the seconds to the end, the parent process's memory (kB) at that
-    write, and its peak memory (kB).
+    The sizes are the parent process's memory at that write and its peak memory. The study is removed afterwards.
     """
     study, began = folder / "overhead", time.time()  # time.time() is comparable with the files' modification times
     words = [f"results_dir={folder}", f"seed=range(0,{runs})", "study=overhead"]
-    pid, whole, looks = watched([*NORMSTUDY, "sweep", *TINY, *words])
+    pid, whole, reads = watched([*NORMSTUDY, "sweep", *TINY, *words])
     to_tables = max(path.stat().st_mtime for path in (study / "tables").glob("*/*.parquet")) - began
     shutil.rmtree(study)
-    own = [(at, *sizes[pid]) for at, sizes in looks if pid in sizes]  # (seconds, memory, peak memory) of the parent
-    return to_tables, whole, max(look for look in own if look[0] <= to_tables)[1], own[-1][2]
+    own = [(at, *memory[pid]) for at, memory in reads if pid in memory]  # (seconds, memory, peak memory) of the parent
+    return to_tables, whole, max(read for read in own if read[0] <= to_tables)[1], own[-1][2]
 
 
 def starts(scope: Scope) -> Iterator[Sample]:
@@ -202,7 +191,7 @@ def starts(scope: Scope) -> Iterator[Sample]:
     timed([*NORMSTUDY, "sweep", *STUDY, f"results_dir={scope.folder}", "study=start", "seed=range(0,6)"])
     commands = {case: (words.format(scope.folder).split(), code) for case, (words, code, _) in STARTS.items()}
     for words, code in commands.values():
-        timed([*NORMSTUDY, *words], code)  # untimed: this loads the files into the page cache
+        timed([*NORMSTUDY, *words], code)  # loads the command's files into the page cache
     for r in range(ROUNDS["d"][scope.quick]):
         for case, (words, code) in commands.items():
             yield Sample("d", case, "normstudy", "seconds", "s", r, timed([*NORMSTUDY, *words], code)[0])

@@ -1,16 +1,12 @@
-"""The plain training loop that normstudy is measured against: a decoder and a loop as people usually write them.
+"""The plain training loops that normstudy is compared with: a decoder and a loop as people usually write them.
 
 The model is the default model of `normstudy run` (pre-norm, GELU, learned positions, an untied output matrix without
-bias); a test checks that both have equal parameter counts and, with copied weights, equal losses.
+bias). The loop follows nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention,
+fused Adam, stacked random windows as batches, the loss read every tenth step (each read makes a GPU wait). It omits
+what costs nanoGPT extra time: gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a learning rate set
+at each step, weight decay groups, a memory-mapped text. torch.compile would take half a minute for each model size.
 
-The loop follows nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention, fused
-Adam, stacked random windows as batches, the loss read every tenth step (each read makes a GPU wait). Left out is what
-costs nanoGPT extra time: gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a learning rate set at
-each step, weight decay groups, a memory-mapped text. torch.compile is left out too, as nanoGPT's README advises for
-CPUs: it takes half a minute for each model size, and a sweep has many.
-
-Only processes that train import this module, since it imports torch. Suffixes of tensor names are their dimensions:
-B batch, T sequence, D d_model, H heads, K d_head, V vocab.
+Suffixes of tensor names are their dimensions: B batch, T sequence, D d_model, H heads, K d_head, V vocab.
 """
 
 from __future__ import annotations
@@ -29,43 +25,31 @@ BINS = 64  # bins in a gradient histogram, as in wandb
 Histograms = list[tuple[list[float], list[float]]]  # (counts, bin edges) of each gradient
 
 
-class SelfAttention(nn.Module):
-    """Causal multi-head attention with one matrix for Q, K and V."""
+class PlainBlock(nn.Module):
+    """A pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)), whose MLP has an exact GELU."""
 
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()
         self.n_heads = n_heads
+        self.norm1 = nn.LayerNorm(d_model)
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.out = nn.Linear(d_model, d_model)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        B, T, D = x_BTD.shape
-        q, k, v = self.qkv(x_BTD).split(D, dim=2)
-        q, k, v = (y.view(B, T, self.n_heads, D // self.n_heads).transpose(1, 2) for y in (q, k, v))
-        mixed_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        y_BTD: Tensor = self.out(mixed_BHTK.transpose(1, 2).contiguous().view(B, T, D))
-        return y_BTD
-
-
-class PlainBlock(nn.Module):
-    """A pre-norm block: x + attn(norm(x)), then x + mlp(norm(x)); the MLP is two linear maps around an exact GELU."""
-
-    def __init__(self, d_model: int, n_heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(d_model)
-        self.attn = SelfAttention(d_model, n_heads)
         self.norm2 = nn.LayerNorm(d_model)
         self.up = nn.Linear(d_model, 4 * d_model)
         self.down = nn.Linear(4 * d_model, d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.attn(self.norm1(x_BTD))
+        B, T, D = x_BTD.shape
+        q, k, v = self.qkv(self.norm1(x_BTD)).split(D, dim=2)
+        q, k, v = (y.view(B, T, self.n_heads, D // self.n_heads).transpose(1, 2) for y in (q, k, v))
+        mixed_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x_BTD = x_BTD + self.out(mixed_BHTK.transpose(1, 2).contiguous().view(B, T, D))
         y_BTD: Tensor = x_BTD + self.down(F.gelu(self.up(self.norm2(x_BTD))))
         return y_BTD
 
 
 class Decoder(nn.Module):
-    """A decoder: token and position embeddings, pre-norm blocks, a final norm, an output matrix without bias."""
+    """A decoder of token and position embeddings, pre-norm blocks, a final norm and an output matrix without bias."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
@@ -76,7 +60,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.d_model, vocab_size, bias=False)
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the mean cross-entropy (nats per token), and a list: the embedding's output and x after each block."""
+        """Return the mean cross-entropy (nats per token), and a list of the embedding's and each block's output."""
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         stream = [self.embed(tokens_BT) + self.pos(positions_T)]
         for block in self.blocks:
@@ -86,7 +70,7 @@ class Decoder(nn.Module):
 
 
 def draw_batch(tokens: Tensor, batch_size: int, seq_len: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Draw random windows (B, T) of a flat text, and the same windows shifted by one token, the targets."""
+    """Draw random windows (B, T) of a flat text, and their targets: the windows shifted by one token."""
     starts = torch.randint(len(tokens) - seq_len, (batch_size,)).tolist()
     x = torch.stack([tokens[i : i + seq_len] for i in starts])
     y = torch.stack([tokens[i + 1 : i + 1 + seq_len] for i in starts])
@@ -96,7 +80,7 @@ def draw_batch(tokens: Tensor, batch_size: int, seq_len: int, device: str = "cpu
 
 
 def make(config: RunConfig, vocab_size: int, device: str = "cpu") -> tuple[Decoder, torch.optim.Adam]:
-    """Make the model and the optimizer of one run, after seeding torch's global generator with the run's seed."""
+    """Seed torch's global generator with a run's seed, then make the run's model and optimizer."""
     torch.manual_seed(config.seed)
     model, o = Decoder(config.model, vocab_size, config.data.seq_len).to(device), config.optimizer
     lr, betas = config.schedule.peak_lr, (o.beta1, o.beta2)
@@ -107,9 +91,9 @@ def train(
     config: RunConfig, tokens: Tensor, vocab_size: int, device: str = "cpu",
     hook: Callable[[Tensor], None] | None = None,
 ) -> Iterator[float | None]:  # fmt: skip
-    """Train one run endlessly, yielding after each step: the loss at every LOG_EVERY-th step, otherwise None.
+    """Train one run endlessly; after each step, yield the loss if LOG_EVERY divides the step, and None otherwise.
 
-    tokens: (n,) int64, on the CPU. hook: called with each parameter's gradient.
+    tokens: (n,) int64, on the CPU. hook: a function that is called with each parameter's gradient.
     """
     model, optimizer = make(config, vocab_size, device)
     for parameter in model.parameters() if hook is not None else ():
@@ -123,7 +107,7 @@ def train(
 
 
 class Recorder:
-    """A plain run's trainer that measures what normstudy records, with one _foreach_norm and one transfer per step."""
+    """Trains a plain run and measures what normstudy records, with one _foreach_norm and one transfer per step."""
 
     def __init__(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
@@ -131,14 +115,14 @@ class Recorder:
         self.before = [torch.empty_like(p) for p in self.params]
         module_of = [name.rpartition(".")[0] for name, _ in model.named_parameters()]
         self.modules = list(dict.fromkeys(module_of))
-        # per parameter: 1 in its module's column, and 1 in the last column, which stands for the whole model
+        # Each parameter has a row, with a 1 in the column of its module and a 1 in the last column, for the model.
         belongs = [[float(m == module) for m in self.modules] + [1.0] for module in module_of]
         self.of_module = torch.tensor(belongs, dtype=torch.float64)
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[float, Tensor, Tensor]:
         """Take one training step; return its loss, module norms and residual-stream norms, in float64.
 
-        Module norms (3, modules + 1): norms of gradient, parameters and update for each module, and last for the whole
+        Module norms (3, modules + 1): the norms of gradient, parameters and update, for each module and then for the
         model. Residual-stream norms (2, n_layers + 1): the root mean square of each x_l, the norm of each dLoss/dx_l.
         """
         loss, stream = self.model(tokens_BT, targets_BT)
@@ -153,14 +137,14 @@ class Recorder:
             grads = [t.grad for t in (*self.params, *stream) if t.grad is not None]
             norms = torch._foreach_norm([*grads, *self.before, *updates, *stream])
         n, depth = len(self.params), len(stream)
-        given = torch.stack([*norms, loss.detach()]).cpu().double()
-        grad, residual_grad, param, update, x, value = torch.split(given, [n, depth, n, n, depth, 1])
+        numbers = torch.stack([*norms, loss.detach()]).cpu().double()
+        grad, residual_grad, param, update, x, value = torch.split(numbers, [n, depth, n, n, depth, 1])
         modules = (torch.stack([grad, param, update]).square() @ self.of_module).sqrt()
         return value.item(), modules, torch.stack([x / stream[0].numel() ** 0.5, residual_grad])
 
 
 def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """Train one run endlessly on the CPU, yielding after each step what `Recorder.step` returns; keep all in memory."""
+    """Train one run endlessly on the CPU; yield what Recorder.step returns, and keep it all in memory."""
     recorder, kept = Recorder(*make(config, vocab_size)), []
     while True:
         kept.append(recorder.step(*draw_batch(tokens, config.data.batch_size, config.data.seq_len)))
@@ -170,10 +154,9 @@ def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterat
 def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[Histograms]:
     """Train one run endlessly on the CPU with hooks like those of wandb.watch(model, log="gradients").
 
-    Yields each step's histograms. wandb by default records every 1,000th step (log_freq); this loop records every step,
-    like row i's other loops. As in wandb, each hook copies the gradient, checks twice for numbers that are not finite,
-    reads the minimum and the maximum separately, makes a histogram between them, and turns its counts and edges into
-    lists. wandb's later work on the histograms (process, files, network) is left out.
+    Yields each step's histograms; wandb by default makes them every 1,000th step (log_freq). As in wandb, each hook
+    copies the gradient, checks twice for numbers that are not finite, reads the minimum and the maximum separately, and
+    turns a histogram's counts and edges into lists. The histograms are not sent to a process, a file or a server.
     """
     histograms: Histograms = []
 

@@ -1,8 +1,4 @@
-"""Time the matrix products of a run-step alone, with every available library: the speed limit in row a's line a3.
-
-A run-step is one training step of one run. NumPy and torch.bmm multiply for all runs of a batch in one call, torch.mm
-and oneDNN for one run at a time. For attention, torch's fused attention is timed too.
-"""
+"""Time a run-step's matrix products alone, with every available library: the speed limit in row a's line a3."""
 
 from __future__ import annotations
 
@@ -16,12 +12,12 @@ from normstudy.bench.subjects import Work
 from normstudy.config import RunConfig
 
 ATTENTION, ATTENTION_BACKWARD = "attention", "attention backward"
-# (count, m, k, n, layout) of (m, k) x (k, n); t in the layout (nn, nt or tn) marks a factor stored transposed
+# (count, m, k, n, layout) of products (m, k) x (k, n). In the layout nn, nt or tn, a t marks a transposed factor.
 Product = tuple[int, int, int, int, str]
 
 
 class Piece(NamedTuple):
-    """Consecutive matrix products of one run, which occur `times` times in a run-step."""
+    """Matrix products that a run computes one after the other, `times` times in a run-step."""
 
     name: str
     products: tuple[Product, ...]
@@ -29,12 +25,12 @@ class Piece(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """The floating-point operations of these products in one run-step."""
+        """The number of floating-point operations of these products in a run-step."""
         return self.times * sum(2 * batch * m * k * n for batch, m, k, n, _ in self.products)
 
 
 def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
-    """List a default run-step's matrix products; attention's include the half that the causal mask discards."""
+    """List the matrix products of the default model's run-step; the half that the causal mask discards counts too."""
     m, d = config.model, config.data
     width, d_ff, T, K = m.d_model, cfg.resolve(m).d_ff, d.seq_len, m.d_model // m.n_heads
     rows, heads, L = d.batch_size * T, d.batch_size * m.n_heads, m.n_layers
@@ -51,7 +47,7 @@ def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
 
 
 def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], object]]:
-    """Return library -> a function that computes a piece's products for a batch of runs; oneDNN if torch has it."""
+    """Return library -> a function that computes a piece's products for a batch of runs."""
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -87,9 +83,9 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
 
 
 def start_products(job: tuple[RunConfig, int]) -> Work:
-    """Return a function of ms that measures each piece's seconds per run-step with the piece's fastest library.
+    """Return a function that times each library for some ms, and returns each piece's least seconds per run-step.
 
-    job: the config and the number of runs in a batch. ms: the milliseconds for which each library is timed.
+    job: the config and the number of runs in a batch.
     """
     from normstudy.data import texts
 

@@ -1,9 +1,4 @@
-"""The registry of benchmark rows, and the data classes that they share.
-
-To add a row, add a line to ROWS, table lines to GOALS in the row's module, and a function there that yields samples.
-Compared subjects are measured one after the other in each round, so that noise affects them equally. The table shows
-the median and the range over rounds of each round's ratio. Importing a row's module must not import torch.
-"""
+"""List the benchmark's rows, and define the classes that they share. CONTRIBUTING.md says how to add a row."""
 
 from __future__ import annotations
 
@@ -15,20 +10,19 @@ from typing import NamedTuple
 
 from normstudy.config import one_of
 
-THEORY = "theory"  # the subject of samples that a formula predicts; the table shows them beside the measured values
+THEORY = "theory"  # the subject of samples that a formula predicts, which the table shows beside the measured values
 
 
 class Scope(NamedTuple):
-    """How much to measure and on which device. folder: an empty folder for the row's files, removed afterwards."""
+    """How much a row measures. folder: an empty folder for the row's files, which is removed afterwards."""
 
     quick: bool
-    device: str
     folder: Path
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured number, identified within its row by (case, subject, metric, round)."""
+    """A measured number, which its case, subject, metric and round identify within its row."""
 
     row: str
     case: str
@@ -41,9 +35,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Goal:
-    """A table line: the median over rounds of a metric of `subject`, or of its ratio to `opponent`.
+    """A line of the printed table: the median over rounds of a metric of `subject`, or of its ratio to `opponent`.
 
-    The goal is `sense` ('at least' or 'at most') `limit`; both are None for a number without a goal.
+    sense, limit: the goal, such as 'at least' 1.3 or 'at most' 1.05; both are None for a line without a goal.
     """
 
     row: str
@@ -57,12 +51,12 @@ class Goal:
 
 
 class Row(NamedTuple):
-    """A benchmark row. module: holds GOALS and `function`, which yields samples. device: cpu or cuda."""
+    """A row of the benchmark. `function` of `module` yields its samples, and GOALS has its lines of the table."""
 
     module: str
     function: str
     title: str
-    device: str = "cpu"
+    device: str = "cpu"  # or cuda
 
 
 ROWS: dict[str, Row] = {
@@ -73,18 +67,18 @@ ROWS: dict[str, Row] = {
     "e": Row("normstudy.bench.scaling", "measure", "cost against depth, width, length, batch and runs"),
     "f": Row("normstudy.bench.commands", "large_study", "figures and tables of a large study"),
     "g": Row("normstudy.bench.speed", "on_gpu", "run-steps per second on one GPU", "cuda"),
-    "i": Row("normstudy.bench.speed", "recording_loops", "the same against loops that record as much"),
+    "i": Row("normstudy.bench.speed", "recording_loops", "run-steps per second against plain loops that record too"),
 }
 
 
 def load(row: str) -> tuple[list[Goal], Callable[[Scope], Iterator[Sample]]]:
-    """Import a row's module; return the row's table lines and the function that measures the row."""
+    """Import a row's module; return the row's lines of the table and the function that measures the row."""
     module = importlib.import_module(ROWS[row].module)
     return [goal for goal in module.GOALS if goal.row == row], getattr(module, ROWS[row].function)
 
 
 def check_rows(given: Sequence[str]) -> list[str]:
-    """Return the given rows without duplicates, in the order of ROWS. Raises ConfigError for an unknown row."""
+    """Return the given rows once each, in the order of ROWS. Raises ConfigError for an unknown row."""
     for row in given:
         one_of("--rows", row, tuple(ROWS))
     return [row for row in ROWS if row in given]

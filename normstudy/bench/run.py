@@ -1,4 +1,4 @@
-"""`normstudy bench`: measure benchmark rows one after the other, then draw a figure and print a table of results."""
+"""Measure rows of the benchmark one after the other, draw their figure, and return the table that bench prints."""
 
 from __future__ import annotations
 
@@ -21,37 +21,33 @@ from normstudy.study import tables as store
 from normstudy.workers.progress import duration
 
 OUT = {"quick": Path("results/bench/quick"), "full": Path("results/bench")}
-SKIPPED = {
-    "cpu": "it measures the processor, leave out --device cuda",
-    "cuda": "it measures a GPU, give --device cuda where there is one",
-}
 
 
 def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt: str) -> str:
-    """Measure rows (None: all) into `out`, draw the figure, and return the table, or "" if every row is skipped.
+    """Measure rows (None: all), write them to `out`, draw the figure, and return the table; "" if all rows are skipped.
 
     mode: quick or full. Raises ConfigError for invalid arguments, before anything is measured or written.
     """
     chosen = [*ROWS] if asked is None else check_rows(asked)
     paths.check_out(out)
-    made_by = tables.machine(device)
+    machine = tables.machine(device)
     for row in chosen:
         if ROWS[row].device != device and (asked is not None or ROWS[row].device == "cuda"):
-            print(f"row {row} skipped: {SKIPPED[ROWS[row].device]}", file=sys.stderr)
+            print(f"row {row} skipped: add --device {ROWS[row].device} to measure it", file=sys.stderr)
     chosen = [row for row in chosen if ROWS[row].device == device]
     if not chosen:
         return ""
     with contextlib.ExitStack() as stack, tqdm(chosen, unit="row", **terminal.fit()) as bar:
-        # SIGTERM acts like Ctrl-C, so that child processes end and the temporary folder, perhaps large, is removed.
+        # SIGTERM must act like Ctrl-C, which ends child processes and removes the temporary folder.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         for row in bar:
             bar.set_postfix_str(f"row {row}")
             began, started_at, samples = time.monotonic(), store.now(), list[Sample]()
             with tempfile.TemporaryDirectory(prefix="normstudy-bench-") as folder:
-                for sample in load(row)[1](Scope(mode == "quick", device, Path(folder))):
+                for sample in load(row)[1](Scope(mode == "quick", Path(folder))):
                     samples.append(sample)
                     bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}")
-            tables.write(out, row, samples, made_by, mode, started_at)  # only complete rows are written
+            tables.write(out, row, samples, {**machine, "mode": mode, "started_at": started_at})  # complete rows only
             if bar.disable:
                 took = duration(time.monotonic() - began)
                 print(f"row {row}, {ROWS[row].title}: {len(samples)} numbers in {took}", file=sys.stderr, flush=True)
@@ -59,14 +55,14 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
 
 
 def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
-    """Draw the figure of `out`; return the table of some rows (None: all). Raises ConfigError for a row not stored."""
+    """Draw the figure of `out`; return the table of some rows (None: all). Raises ConfigError if `out` lacks a row."""
     stored = tables.stored_rows(out)
     if not stored:
         raise ConfigError(f"{out} has no table of a benchmark: run normstudy bench first, or give another --out")
     chosen = stored if asked is None else check_rows(asked)
     for row in chosen:
         if row not in stored:
-            raise ConfigError(f"{out} has no table of row {row}, only of {', '.join(stored)}")
+            raise ConfigError(f"{out} has no table of row {row}, only of {', '.join(stored)}: measure row {row} first")
     text = summary.render(tables.read(out, chosen), fmt)
-    path = figure.draw(tables.read(out, stored), out)
-    return text if fmt == "markdown" else f"{text}\nTables and figure: {path.parent}"
+    figure.draw(tables.read(out, stored), out)
+    return text if fmt == "markdown" else f"{text}\nTables and figure: {out}"

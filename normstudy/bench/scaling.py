@@ -1,21 +1,18 @@
-"""Row e: CPU time per run-step against depth, width, sequence length, batch and runs per batch, compared with theory.
+"""Measure row e: how a run-step's CPU time grows with depth, width, sequence length, batch size and runs per batch.
 
-Whole run-steps, with probes at every step, are timed while one size changes; their theory is the flops of the step's
-matrix products. Parts of a block are timed alone, forward and backward, in the package's implementation. Everything
-runs in a process like a sweep's worker. In theory, with n = seq_len and d = d_model, a norm costs O(n d); the
-projections q, k, v and out, with or without the two MLP matrices, O(n d^2); attention without projections O(n^2 d).
-Attention has as many flops as the projections at n = 2 d, and as all six matrices at n = 6 d. Each round measures these
-crossovers, at which the costs are equal.
+Whole run-steps, with probes at every step, are timed while one size varies. In theory, their cost is the flops of their
+matrix products. The parts of a block are timed alone, forward and backward. In theory, with n = seq_len, d = d_model, a
+norm costs O(n d); the projections q, k, v and out, with or without the two MLP matrices, O(n d^2); attention without
+projections O(n^2 d), as many flops as the projections at n = 2 d, and as all six matrices at n = 6 d.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from normstudy.bench.products import pieces, typical_seconds
 from normstudy.bench.rows import THEORY, Goal, Sample, Scope
@@ -23,11 +20,8 @@ from normstudy.bench.subjects import D64_L6, D_HEAD, NORMSTUDY, Case, cpu_second
 from normstudy.config import ProbeConfig
 
 NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"
-# part -> the powers of n and d to which its cost is proportional in theory
-POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}
+POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}  # of n and d, in theory
 CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # matrices -> n / d at which attention and these matrices have equal flops
-
-
 AXES = {
     "n_layers": (2, 4, 6, 12), "d_model": (32, 64, 128, 256), "seq_len": (32, 64, 128, 256),
     "batch_size": (4, 8, 16, 32), "runs_per_batch": (1, 2, 4, 8, 16, 32),
@@ -35,14 +29,14 @@ AXES = {
 
 
 class Ranges(NamedTuple):
-    """What to measure. Run-steps: at `base` and `runs` with one axis changed. Parts: at each n and d, `batch_size`."""
+    """What row e measures: run-steps at `base` and `runs` with one of `axes` changed, and parts at each n and d."""
 
     base: Case = D64_L6
     runs: int = 4
     axes: dict[str, tuple[int, ...]] = AXES
     n: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
     d: tuple[int, ...] = (32, 64, 128, 256)
-    batch_size: int = 4
+    batch_size: int = 4  # of the parts
     rounds: int = 9
 
 
@@ -65,7 +59,7 @@ GOALS = [
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
-    """Measure row e: the cost of whole run-steps, then that of a block's parts alone."""
+    """Measure row e: the cost of whole run-steps, then the cost of a block's parts."""
     for kind in (whole_steps, parts):
         yield from in_worker(kind, QUICK if scope.quick else FULL)
 
@@ -73,22 +67,21 @@ def measure(scope: Scope) -> Iterator[Sample]:
 def slopes(case: str, subject: str, number: int, x: Sequence[float], y: Sequence[float]) -> Iterator[Sample]:
     """Yield the slope of log y against log x, fitted over all sizes, and then between the two largest sizes."""
     for metric, first in (("slope", 0), ("slope_at_end", -2)):
-        logs = [[math.log(v) for v in values[first:]] for values in (x, y)]
-        yield Sample("e", case, subject, metric, "1", number, statistics.linear_regression(*logs).slope)
+        slope, _ = np.polyfit(np.log(x[first:]), np.log(y[first:]), 1)
+        yield Sample("e", case, subject, metric, "1", number, float(slope))
 
 
 def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float | None:
-    """The least n at which a reaches b, interpolated linearly in log-log; None if a does not reach b."""
-    over = [math.log(x / y) for x, y in zip(a, b, strict=True)]
-    for i, j in itertools.pairwise(range(len(n))):
-        if over[i] < 0 <= over[j]:
-            share = over[i] / (over[i] - over[j])
-            return math.exp((1 - share) * math.log(n[i]) + share * math.log(n[j]))
+    """Return the least n at which a reaches b, interpolated in log-log; None if a does not cross b from below."""
+    over = np.log(np.divide(a, b))
+    for i in range(len(n) - 1):
+        if over[i] < 0 <= over[i + 1]:
+            return float(np.exp(np.interp(0, over[i : i + 2], np.log(n[i : i + 2]))))
     return None
 
 
 def whole_steps(sizes: Ranges) -> Iterator[Sample]:
-    """Measure the cost of whole run-steps against each size in `axes`, in this process."""
+    """Measure, in this process, the cost of whole run-steps against each size in `axes`."""
     from normstudy.data import texts
     from normstudy.training import batch
 
@@ -114,13 +107,13 @@ def whole_steps(sizes: Ranges) -> Iterator[Sample]:
 
 
 def part_call(part: str, sizes: Ranges, n: int, d: int) -> Callable[[], object]:
-    """Return a function that computes the gradients of one part of the default model for a batch of runs."""
+    """Return a function that computes one part of the default model and its gradients for a batch of runs."""
     import torch
     from torch import Tensor
 
     from normstudy.model import kernels, norms
 
-    # Matrix shapes (n_out, n_in); the first three matrices multiply the same x, to make q, k and v.
+    # Shapes (n_out, n_in) of the matrices; the first three multiply the same x and make q, k and v.
     maps = {PROJECTIONS: [(d, d)] * 4, ALL_MAPS: [(d, d)] * 4 + [(4 * d, d), (d, 4 * d)]}.get(part, [])
     shapes = [(d,), (d,)] if part == NORM else [*maps, *((out,) for out, _ in maps)]
 
@@ -144,7 +137,7 @@ def part_call(part: str, sizes: Ranges, n: int, d: int) -> Callable[[], object]:
 
 
 def parts(sizes: Ranges) -> Iterator[Sample]:
-    """Measure the cost of a block's parts alone against n (seq_len) and d (d_model), in this process."""
+    """Measure, in this process, the cost of a block's parts against n (seq_len) and d (d_model)."""
     base = sizes.base
     along = {"seq_len": [(n, base.d_model) for n in sizes.n], "d_model": [(base.seq_len, d) for d in sizes.d]}
     points = sorted({point for axis in along.values() for point in axis})

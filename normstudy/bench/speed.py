@@ -1,41 +1,28 @@
-"""Benchmark rows a, b, g and i: training speed, and the cost of recording.
+"""Measure rows a, b, g and i: training speed, and what recording costs. docs/speed.md describes rows a and i.
 
-a: normstudy against plain training loops. normstudy has one single-threaded worker per core and batches as large as in
-a large sweep; it computes all norms at every step, probes at the default density, and writes its tables. Its opponents
-run the loop in plain.py, which records nothing: a1 in one process with a thread per core, one run after the other (like
-`hydra -m`); a2 in a single-threaded process per core (like a joblib launcher). a3 is the time for a run-step's matrix
-products, each with the fastest library (products.py), divided by the time for the whole run-step.
+In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
+writes its tables. Line a3 is the time for a run-step's matrix products, each with the fastest library (products.py),
+divided by the time for the run-step. In row i, one plain loop keeps in memory what it records; the other discards it.
 
-i: like a2, but all loops record at every step. One plain loop takes normstudy's measurements (plain.Recorder) and keeps
-them in memory, while normstudy writes tables. The other plain loop has a hook per parameter, like wandb.watch, and
-records gradient histograms only. The goal is a ratio of at least 1: recording with normstudy should cost no speed.
-
-b: the CPU time of steps with all probes, at every step or at the default density, against steps that compute losses
-only. (The norms behind the probes are computed at every step in both probed cases.) The same runs are trained three
-times in one process like a sweep's worker, taking turns step by step. A round is one period of the default density.
-
-g: 256 runs in one batch on a GPU, against the plain loop on the same GPU, one run after the other. A timed span ends
-when the GPU has finished. `megabytes_per_run` is the peak memory allocated for tensors, divided by the number of runs.
+In row b, one process like a sweep's worker trains the same runs three times, taking turns step by step. A round is one
+period of the default density. In row g, a timed span ends when the GPU has finished, and `megabytes_per_run` is the
+peak memory allocated for tensors, divided by the number of runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, cast
+
+import numpy as np
 
 from normstudy.bench.products import start_products
 from normstudy.bench.rows import Goal, Sample, Scope
 from normstudy.bench.subjects import D32_L4, D64_L6, NORMSTUDY, Case, Race, cpu_seconds, in_worker, run_config, together
 from normstudy.config import ProbeConfig
 from normstudy.sweep import batching
-
-if TYPE_CHECKING:
-    from normstudy.training.batch import Event
 
 PRODUCT_MS = 10  # milliseconds for which each matrix product is timed with each library
 ALL_THREADS, PER_CORE = "plain, all threads, one run after the other", "plain, one process per core"
@@ -46,13 +33,13 @@ TITLES = {
     EQUAL: ("i", "run-steps against one plain process per core that records the same numbers"),
     HOOKS: ("i", "run-steps against one plain process per core with a hook per parameter, as wandb.watch has"),
 }
-CASES = {  # shape -> the least ratio that is the goal of each line in TITLES, None for no goal
+CASES = {  # shape -> the goal of each line in TITLES, the least ratio; None for no goal
     D32_L4: (4.5, 2.2, 1.0, None), Case(64, 2, 8, 64): (2.5, 1.4, 1.0, None), D64_L6: (2.4, 1.2, 1.0, None),
     Case(64, 12, 8, 64): (2.0, 1.15, 1.0, None), Case(128, 6, 16, 64): (1.3, 1.0, 1.0, None),
 }  # fmt: skip
 OFF, EVERY_STEP, DEFAULT = "all probes off", "all probes on, every step", "all probes on, default density"
 PLAIN, ON_GPU = "plain eager loop", f"256 runs of {D64_L6.name}"
-GPU_RUNS, GPU_STEPS = 256, 100  # 100 steps are a whole number of probe periods
+GPU_RUNS, GPU_STEPS = 256, 100  # GPU_STEPS is a multiple of the probe period
 GOALS = [
     *(
         Goal(row, case.name, title, "run_steps_per_s", NORMSTUDY, opponent, "at least" if goals[i] else None, goals[i])
@@ -73,10 +60,9 @@ GOALS = [
 
 
 def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: Scope) -> Iterator[Sample]:
-    """Yield the samples of `measure` at each model size, on all cores."""
+    """Yield a row's samples, which `measure` makes at each model size, on all cores."""
     for case in (D32_L4, D64_L6) if scope.quick else CASES:
-        with contextlib.ExitStack() as stack:
-            race = Race(row, case, len(os.sched_getaffinity(0)), scope, stack)
+        with Race(row, case, len(os.sched_getaffinity(0)), scope) as race:
             yield from measure(race, 2 if scope.quick else 5)
 
 
@@ -86,19 +72,18 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
     race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
     race.add_plain(PER_CORE, "train", race.n)
     jobs = [(run_config(race.case), race.runs)] * race.n
-    # Time the products in both environments: some are faster with a worker's environment variables, some without.
+    # Some products are faster with a worker's environment variables, some without, so both are timed.
     makers = [race.crew(start_products, jobs, like_worker=w) for w in (True, False) if race.case == D64_L6]
     for number in range(rounds):
         rates = yield from race.round(number)
         if makers:
-            by_core = [cast(list[list[float]], together(crew, PRODUCT_MS)[1]) for crew in makers]
-            means = [[statistics.fmean(s) for s in zip(*cores, strict=True)] for cores in by_core]
-            share = sum(map(min, *means)) * rates[NORMSTUDY] / race.n
+            seconds = np.array([together(crew, PRODUCT_MS)[1] for crew in makers])  # (environments, cores, products)
+            share = float(seconds.mean(axis=1).min(axis=0).sum()) * rates[NORMSTUDY] / race.n
             yield Sample("a", race.case.name, NORMSTUDY, "share_of_limit", "1", number, share)
 
 
 def equal_information(race: Race, rounds: int) -> Iterator[Sample]:
-    """Measure row i at one model size: normstudy's speed against plain loops that also record."""
+    """Measure row i at one model size: normstudy's speed against plain loops that record."""
     race.add_normstudy(ProbeConfig(every=1))
     race.add_plain(EQUAL, "train_recorded", race.n)
     race.add_plain(HOOKS, "train_watched", race.n)
@@ -110,28 +95,26 @@ plain_loops, recording_loops = partial(of_cases, against_plain, "a"), partial(of
 
 
 def probing(scope: Scope) -> Iterator[Sample]:
-    """Measure row b, the cost of probes, at each model size."""
+    """Measure row b: the cost of probes at each model size."""
     for case, rounds in ((D32_L4, 2),) if scope.quick else ((D32_L4, 9), (D64_L6, 7)):
         runs = batching.runs_per_batch(run_config(case), "cpu", len(os.sched_getaffinity(0)))
         yield from in_worker(probe_case, (case, runs, rounds))
 
 
-def probed(case: Case, runs: int) -> dict[str, Iterator[Event]]:
-    """Train the same runs three times: without probes, with probes at every step, and with the default density."""
+def probed(case: Case, runs: int) -> dict[str, Iterator[object]]:
+    """Return three trainings of the same runs: without probes, with probes at every step, with the default density."""
     from normstudy.data import texts
     from normstudy.training import batch
 
     text = texts.load(run_config(case).data)
-    every, default = (
-        [run_config(case, r, probe=probe) for r in range(runs)]
-        for probe in (ProbeConfig(every=1), ProbeConfig(dense_steps=0))
-    )
+    every = [run_config(case, r, probe=ProbeConfig(every=1)) for r in range(runs)]
+    default = [run_config(case, r) for r in range(runs)]
     off = batch.train_batch(default, text, probing=False)
     return {OFF: off, EVERY_STEP: batch.train_batch(every, text), DEFAULT: batch.train_batch(default, text)}
 
 
 def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
-    """Measure row b at one model size, in this process. job: the size, the number of runs, the number of rounds."""
+    """Measure row b at one model size, in this process. job: the size, the numbers of runs and rounds."""
     case, runs, rounds = job
     batches, period = probed(case, runs), ProbeConfig().every
     for records in batches.values():
@@ -146,7 +129,7 @@ def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
 
 
 def on_gpu(scope: Scope) -> Iterator[Sample]:
-    """Measure row g, the speed and memory of many runs on one GPU, in this process."""
+    """Measure row g, in this process: the speed and memory of many runs on one GPU."""
     import torch
 
     from normstudy.bench import plain

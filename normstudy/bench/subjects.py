@@ -1,4 +1,4 @@
-"""Child processes that benchmark rows start once and time repeatedly: they train normstudy batches or plain loops."""
+"""Start child processes that train normstudy batches or plain loops, and time them repeatedly."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from normstudy.study import schema
 from normstudy.sweep import batching
 
 Job = TypeVar("Job")
-Work = Callable[[int], object]  # does an amount of work, such as a number of steps, and returns a measurement
+Work = Callable[[int], object]  # does an amount of work, such as a number of steps, and returns what it measured
 Crew = list[Child]
 
 
 def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> Child:
-    """Start a process that calls `start(job)` once, then does the returned work each time `together` requests it.
+    """Start a process that calls `start(job)` once, and then the function that it returned whenever `together` asks.
 
-    like_worker: whether the process has a sweep worker's environment variables and garbage collection, or neither.
+    like_worker: whether the process has the environment variables and the garbage collection of a sweep's worker.
     """
     variables = WORKER_ENVIRONMENT if like_worker else dict.fromkeys(WORKER_ENVIRONMENT)
     return Child(_serve, like_worker, threads, start, job, environment=environment_with(variables))
@@ -41,16 +41,14 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
     if like_worker:
         gc.freeze()  # as in a sweep's worker: the garbage collector then skips torch's objects
     work = start(job)
-    while True:
-        try:
+    with contextlib.suppress(EOFError):  # the parent has ended
+        while True:
             amount: int = pipe.recv()
-        except EOFError:
-            return
-        try:
-            answer = work(amount)
-        except Exception as error:
-            answer = error
-        pipe.send(answer)
+            try:
+                answer = work(amount)
+            except Exception as error:
+                answer = error
+            pipe.send(answer)
 
 
 def together(children: Sequence[Child], amount: int) -> tuple[float, list[object]]:
@@ -58,25 +56,22 @@ def together(children: Sequence[Child], amount: int) -> tuple[float, list[object
 
     Raises the error that a child's work raised, and RuntimeError if a child was killed or failed to start.
     """
-    started = time.perf_counter()
+    started, answers = time.perf_counter(), list[object]()
     for one in children:
         one.pipe.send(amount)
-    answers = [_answer(one) for one in children]
+    for one in children:
+        try:
+            answer = one.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise RuntimeError(f"a measuring process {one.how_it_ended()}") from None
+        if isinstance(answer, Exception):
+            raise answer
+        answers.append(answer)
     return time.perf_counter() - started, answers
 
 
-def _answer(one: Child) -> object:
-    try:
-        answer: object = one.pipe.recv()
-    except (EOFError, ConnectionResetError):
-        raise RuntimeError(f"a measuring process {one.how_it_ended()}") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
 def in_worker(function: Callable[[Job], Iterator[Sample]], job: Job) -> Iterator[Sample]:
-    """Yield the samples of function(job), run in a process with one thread and a sweep worker's environment."""
+    """Yield the samples of function(job), which a process like a sweep's worker calls."""
     with contextlib.closing(child(_next_sample, (function, job), like_worker=True)) as process:
         while isinstance(sample := together([process], 1)[1][0], Sample):
             yield sample
@@ -88,13 +83,13 @@ def _next_sample(job: tuple[Callable[[Job], Iterator[Sample]], Job]) -> Work:
 
 
 NORMSTUDY = "normstudy"
-D_HEAD = 16  # dimensions per head at every d_model, as in the default model: d_model 32, 64, 128 have 2, 4, 8 heads
+D_HEAD = 16  # dimensions per attention head, as in the default model
 WARM_UP = 3  # untimed steps at the start
-PAUSE_SECONDS = 0.3  # between two timed spans, because pool threads spin for up to 0.2 s after their last work
+PAUSE_SECONDS = 0.3  # between two timed spans, because idle threads spin for up to 0.2 s
 
 
 class Case(NamedTuple):
-    """The size of a run's model and batch; `name` is its name in the table, such as d64 L6."""
+    """The size of a run's model and batch. name: what the tables call it, such as d64 L6."""
 
     d_model: int
     n_layers: int
@@ -110,7 +105,7 @@ D32_L4, D64_L6 = Case(32, 4, 8, 32), Case(64, 6, 8, 64)
 
 
 def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = None) -> RunConfig:
-    """Configure a run of the default model without end or evaluation; by default no first steps are probed densely."""
+    """Configure an endless run of the default model, without evaluation. probe: the default density by default."""
     return RunConfig(
         study="speed", seed=seed, schedule=cfg.ScheduleConfig(n_steps=cfg.INT_MAX),
         model=cfg.ModelConfig(n_layers=case.n_layers, d_model=case.d_model, n_heads=case.d_model // D_HEAD),
@@ -120,7 +115,7 @@ def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = Non
 
 
 def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
-    """Return a function that trains a batch for some steps, writes tables like a worker, and returns CPU seconds."""
+    """Return a function that trains a batch for some steps, writes tables as a worker does, and returns CPU seconds."""
     from normstudy.data import texts
     from normstudy.model import transformer
     from normstudy.study import tables
@@ -137,9 +132,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
     def step() -> None:
         record = next(records)
-        if isinstance(record, batch.End):
-            raise AssertionError(f"run {record.run} ended at step {record.nonfinite_step}: the work is not constant")
-        assert isinstance(record, batch.Record)
+        assert isinstance(record, batch.Record), f"a run has ended, so later steps would do less work: {record}"
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
         if (record.step + 1) % window == 0:
@@ -149,7 +142,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
 
 def start_loop(job: tuple[str, RunConfig]) -> Work:
-    """Return a function that trains one run for some steps and returns CPU seconds. job: a plain.py loop, a config."""
+    """Return a function that trains for some steps and returns CPU seconds. job: a function of plain.py, a config."""
     import torch
 
     from normstudy.bench import plain
@@ -161,24 +154,24 @@ def start_loop(job: tuple[str, RunConfig]) -> Work:
 
 
 def cpu_seconds(step: Callable[[], object], times: int) -> float:
-    """Return the CPU seconds that all threads of this process spend on `times` calls of `step`."""
+    """Call `step` several times; return the CPU seconds of all threads of this process."""
     before = time.process_time()
     for _ in range(times):
         step()
     return time.process_time() - before
 
 
-class Race:
-    """Subjects (normstudy or plain loops) timed in turn at one model size; each has all `n` cores while others wait.
+class Race(contextlib.ExitStack):
+    """Times subjects (normstudy and plain loops) in turn at one model size; each uses all `n` cores while others wait.
 
-    In each round every subject takes a fixed number of steps, chosen so that all subjects take about equally long and
-    normstudy completes whole probe periods. A subject's time is wall time from the common start until its last process
-    finishes. `busy_cores` is CPU time / wall time: below `n`, another program used the machine. Closing `stack` ends
-    the processes.
+    In each round every subject takes a fixed number of steps, so many that all subjects take about equally long and
+    normstudy completes whole probe periods. A subject's time ends when its last process finishes. `busy_cores` is CPU
+    time / wall time; below `n`, other programs used the machine. Leaving the context ends the processes.
     """
 
-    def __init__(self, row: str, case: Case, n: int, scope: Scope, stack: contextlib.ExitStack) -> None:
-        self.row, self.case, self.n, self.scope, self.stack = row, case, n, scope, stack
+    def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:
+        super().__init__()
+        self.row, self.case, self.n, self.scope = row, case, n, scope
         runs = batching.runs_per_batch(run_config(case), "cpu", n)  # runs in a normstudy batch
         self.runs, self.seconds = (min(runs, 16), 1.0) if scope.quick else (runs, 3.0)
         self.subjects: dict[str, tuple[Crew, int]] = {}  # subject -> its processes, and the steps of a timed span
@@ -186,7 +179,7 @@ class Race:
     def crew(self, start: Callable[[Job], Work], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1) -> Crew:
         """Start a process for each job."""
         made = (child(start, job, like_worker=like_worker, threads=threads) for job in jobs)
-        return [self.stack.enter_context(contextlib.closing(process)) for process in made]
+        return [self.enter_context(contextlib.closing(process)) for process in made]
 
     def add(self, subject: str, crew: Crew, period: int = 1) -> None:
         """Add a subject, and choose the number of steps in its timed span, a multiple of `period`."""
@@ -195,14 +188,14 @@ class Race:
         self.subjects[subject] = crew, period * max(1, round(self.seconds * WARM_UP / taken / period))
 
     def add_normstudy(self, probe: cfg.ProbeConfig) -> None:
-        """Add normstudy with one batch per core; it writes tables into the scope's folder."""
+        """Add normstudy as a subject, with one batch per core, which writes its tables into the scope's folder."""
         seeds = [range(core * self.runs, (core + 1) * self.runs) for core in range(self.n)]
         batches = [[run_config(self.case, seed, probe=probe) for seed in of] for of in seeds]
         jobs = [(batch, self.scope.folder / self.case.name / str(core)) for core, batch in enumerate(batches)]
         self.add(NORMSTUDY, self.crew(start_batch, jobs, like_worker=True), probe.every)
 
     def add_plain(self, subject: str, loop: str, processes: int, threads: int = 1) -> None:
-        """Add the function `loop` of plain.py, run in `processes` processes."""
+        """Add a subject that runs the function `loop` of plain.py in `processes` processes."""
         jobs = [(loop, run_config(self.case, seed)) for seed in range(processes)]
         self.add(subject, self.crew(start_loop, jobs, like_worker=False, threads=threads))
 

@@ -1,4 +1,4 @@
-"""Summarize stored samples in a table, plain or Markdown: each goal's median and range over rounds, and its verdict."""
+"""Summarize stored samples in a plain or Markdown table: each goal's median and range over rounds, and its verdict."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pandas as pd
 
 from normstudy.analysis.grid import markdown_table, plain_table, three_digits
 from normstudy.bench.rows import THEORY, Goal, load
-from normstudy.config import one_of
 
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
-WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # greatest width in characters of a note, and of each column
+WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # characters: the most in a note's line, and in each column
 LEGEND = (
     "A ratio is taken round by round, between subjects that were measured one after the other; shown is its median "
     "over rounds with the smallest and the largest, and the goal is held against the median."
@@ -22,7 +21,7 @@ LEGEND = (
 
 
 class Result(NamedTuple):
-    """A goal's measured value in each round. unit: empty for a ratio. theory: the value that a formula predicts."""
+    """A goal's number in each round. unit: empty for a ratio. theory: the number that a formula predicts, or None."""
 
     goal: Goal
     unit: str
@@ -47,32 +46,24 @@ def results(stored: pd.DataFrame) -> list[Result]:
     found = []
     for row, part in stored.groupby("row", sort=False):
         for goal in load(str(row))[0]:
-            mine, unit = _by_round(part, goal, goal.subject)
-            if goal.opponent is not None:
-                theirs, other = _by_round(part, goal, goal.opponent)
-                if len(mine) and len(theirs) and unit != other:
-                    raise ValueError(f"a ratio of {unit!r} to {other!r}: {goal}")
-                mine, unit = (mine / theirs).dropna(), ""
-            theory, _ = _by_round(part, goal, THEORY)
-            beside = None if goal.subject == THEORY or theory.empty else float(theory.median())
-            if len(mine):
-                found.append(Result(goal, "" if unit == "1" else unit, tuple(map(float, mine)), beside))
+            samples = part[(part["case"] == goal.case) & (part["metric"] == goal.metric)]
+            units = sorted(samples["unit"].unique())
+            if len(units) > 1:
+                raise ValueError(f"the samples have several units, {', '.join(units)}: {goal}")
+            subjects = [name for name in (goal.subject, goal.opponent, THEORY) if name is not None]
+            wide = samples.pivot_table(index="round", columns="subject", values="value").reindex(columns=subjects)
+            numbers = wide[goal.subject] if goal.opponent is None else wide[goal.subject] / wide[goal.opponent]
+            if numbers.notna().any():
+                unit = "" if goal.opponent is not None or units == ["1"] else units[0]
+                theory = None if wide[THEORY].isna().all() else float(wide[THEORY].median())
+                found.append(Result(goal, unit, tuple(numbers.dropna()), theory))
     return found
 
 
 def missing(stored: pd.DataFrame) -> list[Goal]:
-    """The stored rows' goals that have no samples."""
+    """Return the stored rows' goals that have no samples."""
     measured = [result.goal for result in results(stored)]
     return [goal for row in stored["row"].unique() for goal in load(str(row))[0] if goal not in measured]
-
-
-def _by_round(part: pd.DataFrame, goal: Goal, subject: str) -> tuple[pd.Series, str]:
-    """Return a subject's values, indexed by round, and their unit."""
-    of = part[(part["case"] == goal.case) & (part["metric"] == goal.metric) & (part["subject"] == subject)]
-    units = sorted(of["unit"].unique())
-    if len(units) > 1:
-        raise ValueError(f"{subject} has several units, {', '.join(units)}: {goal}")
-    return of.set_index("round")["value"].sort_index(), units[0] if units else ""
 
 
 def machine_lines(stored: pd.DataFrame) -> list[str]:
@@ -104,8 +95,7 @@ def cells(result: Result) -> tuple[str, ...]:
 
 def render(stored: pd.DataFrame, fmt: str = "table") -> str:
     """Format the results of stored samples, without a final newline. fmt: table or markdown."""
-    one_of("--format", fmt, ("table", "markdown"))
-    lines = [cells(r) for r in results(stored) if r.goal.subject != THEORY]  # theory's values go into column "goal"
+    lines = [cells(r) for r in results(stored)]
     notes = [LEGEND, *machine_lines(stored)]
     if fmt == "markdown":
         return "\n".join([*markdown_table(HEADER, lines), "", *notes])

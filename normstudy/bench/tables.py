@@ -1,8 +1,7 @@
-"""Write and read the benchmark's tables: DIR/ROW.parquet for each row. results/README.md defines the columns."""
+"""Write and read the benchmark's tables, such as results/bench/a.parquet. results/README.md defines their columns."""
 
 from __future__ import annotations
 
-import datetime
 import functools
 import json
 import math
@@ -33,63 +32,52 @@ SCHEMA = pa.schema(
         ("git_commit", _NAME), ("started_at", pa.timestamp("us", tz="UTC")),
     ]
 )  # fmt: skip
-MODES = ("quick", "full")
-Machine = Mapping[str, object]  # columns on the hardware and software of a measurement; the host name is never stored
 ASK = """
-import json, torch
+import json, sys, torch
 from normstudy.workers import recording
-print(json.dumps([recording.machine("cpu"), torch.cuda.get_device_name() if torch.cuda.is_available() else None]))
+found = sys.argv[1] == "cpu" or torch.cuda.is_available()
+print(json.dumps(recording.machine(sys.argv[1]) if found else None))
 """
 
 
 @functools.cache
-def machine(device: str) -> Machine:
-    """Describe this machine, using a child process to import torch. Raises ConfigError if the device is missing."""
-    variables = environment_with(WORKER_ENVIRONMENT)
-    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True, env=variables)
-    columns, gpu = json.loads(done.stdout)
-    if device == "cuda" and gpu is None:
+def machine(device: str) -> Mapping[str, object]:
+    """Return the columns on this machine's hardware and software. Raises ConfigError if torch finds no such device."""
+    command, variables = [sys.executable, "-c", ASK, device], environment_with(WORKER_ENVIRONMENT)
+    columns = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout)
+    if columns is None:
         raise ConfigError("--device cuda: torch finds no GPU here, give --device cpu")
     cpu, n_cores = cpu_info("model name") or platform.machine(), len(os.sched_getaffinity(0))
-    used = {"device": gpu if device == "cuda" else "cpu", "cpu": cpu, "n_cores": n_cores, "git_commit": git_commit()}
-    return {**columns, **used}
+    return {**columns, "cpu": cpu, "n_cores": n_cores, "git_commit": git_commit()}
 
 
-def path(out: Path, row: str) -> Path:
-    """The path of a row's table."""
-    return out / f"{row}.parquet"
-
-
-def write(
-    out: Path, row: str, samples: Sequence[Sample], made_by: Machine, mode: str, started_at: datetime.datetime
-) -> None:
-    """Write one row's table, replacing an earlier one, with the samples in the order in which they were measured."""
+def write(out: Path, row: str, samples: Sequence[Sample], shared: Mapping[str, object]) -> None:
+    """Write the table of a row to `out`, replacing an earlier one. shared: values of the columns that Sample lacks."""
     names = {(s.case, s.subject, s.metric, s.round) for s in samples if s.row == row and math.isfinite(s.value)}
     if not 0 < len(names) == len(samples):
         raise ValueError(f"row {row} measured nothing, a sample twice, one of another row, or one that is not finite")
-    shared = {**made_by, "mode": mode, "started_at": started_at}
-    content = pa.Table.from_pylist([asdict(sample) | shared for sample in samples], schema=SCHEMA)
-    files.place_output(out, path(out, row).name, parquet.encode_values(content))
+    content = pa.Table.from_pylist([{**asdict(sample), **shared} for sample in samples], schema=SCHEMA)
+    files.place_output(out, f"{row}.parquet", parquet.encode_values(content))
 
 
 def stored_rows(out: Path) -> list[str]:
-    """The rows whose table exists, in the order of ROWS."""
-    return [row for row in ROWS if path(out, row).exists()]
+    """Return the rows whose tables exist, in the order of ROWS."""
+    return [row for row in ROWS if (out / f"{row}.parquet").exists()]
 
 
 def read(out: Path, rows: Sequence[str]) -> pd.DataFrame:
-    """Concatenate the tables of some rows, names as plain text. Raises ConfigError for a damaged or outdated table."""
+    """Read the tables of some rows as one, with text columns. Raises ConfigError for a damaged or outdated table."""
     parts = [SCHEMA.empty_table()]
-    for file in (path(out, row) for row in rows):
-        again = f"measure it again: normstudy bench --rows {file.stem}"
+    for row in rows:
+        file, again = out / f"{row}.parquet", f"run normstudy bench --rows {row} again"
         try:
             parts.append(parquet.read(file))
         except (OSError, pa.ArrowInvalid):
-            raise ConfigError(f"{file} cannot be read; {again}") from None
+            raise ConfigError(f"{file} cannot be read: {again}") from None
         if parts[-1].schema.names != SCHEMA.names:
             counts = f"{parts[-1].num_columns} columns, now {len(SCHEMA)}"
-            raise ConfigError(f"{file} was written by another version of normstudy ({counts}); {again}")
-    frame: pd.DataFrame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
-    for column in (f.name for f in SCHEMA if f.type == _NAME):
-        frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
+            raise ConfigError(f"{file} was written by another version of normstudy ({counts}): {again}")
+    frame: pd.DataFrame = parquet.join(parts).to_pandas()
+    names = [field.name for field in SCHEMA if field.type == _NAME]
+    frame[names] = frame[names].astype(object).where(frame[names].notna(), None)
     return frame

@@ -274,7 +274,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "e": "cost against depth, width, length, batch and runs",
             "f": "figures and tables of a large study",
             "g": "run-steps per second on one GPU",
-            "i": "the same against loops that record as much",
+            "i": "run-steps per second against plain loops that record too",
         },
         "A ratio compares two subjects that were measured one after the other in one round. Its goal applies to the "
         "median over rounds.",

@@ -37,7 +37,7 @@ def test_row_c_measures_what_its_goals_name(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(commands, name, value)
     monkeypatch.setattr(commands, "DEFAULT", (*commands.TINY, "seed=0,1"))
     monkeypatch.setitem(commands.ROUNDS, "c", (1, 1))
-    samples = list(commands.sweeps(Scope(False, "cpu", tmp_path)))
+    samples = list(commands.sweeps(Scope(False, tmp_path)))
     assert names(samples) == lines("c")
     value = {(s.case, s.subject, s.metric): s.value for s in samples}
     assert value["1,000 runs, 24 choices of groups", "normstudy", "planning"] > 0
@@ -79,7 +79,7 @@ def test_a_dry_run_prints_an_estimate(tmp_path: Path) -> None:
 @pytest.mark.bench
 def test_row_d_measures_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(commands.ROUNDS, "d", (1, 1))
-    samples = list(commands.starts(Scope(quick=True, device="cpu", folder=tmp_path)))
+    samples = list(commands.starts(Scope(quick=True, folder=tmp_path)))
     assert names(samples) == lines("d")
     assert all(s.value > 0 for s in samples)
     assert [p.name for p in (tmp_path / "figures").iterdir()] == ["headline.png"]
@@ -117,7 +117,7 @@ def test_a_command_that_ends_otherwise_than_it_must_is_not_timed(tmp_path: Path)
 @pytest.mark.bench
 def test_row_f_measures_what_its_goals_name(tmp_path: Path) -> None:
     size = Size(seeds=1, n_steps=200, n_layers=2)
-    samples = list(commands.large_study(Scope(quick=True, device="cpu", folder=tmp_path), size))
+    samples = list(commands.large_study(Scope(quick=True, folder=tmp_path), size))
     cases = {f"{size}, {form}": f"{commands.QUICK}, {form}" for form in commands.FORMS}
     found = {(s.row, cases[s.case], s.subject, s.metric) for s in samples}
     assert found == {name for name in lines("f") if name[1] in cases.values()}

@@ -29,15 +29,15 @@ def copied(params: dict[str, Tensor], model: plain.Decoder) -> None:
     outside = {"embed.weight": "embed", "pos.weight": "pos", "head.weight": "unembed.weight",
                "norm.weight": "final_norm.gamma", "norm.bias": "final_norm.beta"}  # fmt: skip
     inside = {"norm1.weight": "norm1.gamma", "norm1.bias": "norm1.beta",
-              "norm2.weight": "norm2.gamma", "norm2.bias": "norm2.beta", "attn.out.weight": "attn.out.weight",
-              "attn.out.bias": "attn.out.bias", "up.weight": "mlp.w1.weight", "up.bias": "mlp.w1.bias",
+              "norm2.weight": "norm2.gamma", "norm2.bias": "norm2.beta", "out.weight": "attn.out.weight",
+              "out.bias": "attn.out.bias", "up.weight": "mlp.w1.weight", "up.bias": "mlp.w1.bias",
               "down.weight": "mlp.w2.weight", "down.bias": "mlp.w2.bias"}  # fmt: skip
     state = {theirs: params[ours] for theirs, ours in outside.items()}
     for layer in range(len(model.blocks)):
         block = f"blocks.{layer}."
         state |= {block + theirs: params[block + ours] for theirs, ours in inside.items()}
         for kind in ("weight", "bias"):
-            state[f"{block}attn.qkv.{kind}"] = torch.cat([params[f"{block}attn.{p}.{kind}"] for p in "qkv"])
+            state[f"{block}qkv.{kind}"] = torch.cat([params[f"{block}attn.{p}.{kind}"] for p in "qkv"])
     model.load_state_dict(state)
 
 

@@ -77,7 +77,7 @@ def test_what_has_no_sample_is_missing_and_not_met_by_nothing(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("goal", "match"),
     [
-        (replace(PLAIN, opponent="other"), "a ratio of 's' to 'ms'"),
+        (replace(PLAIN, opponent="other"), "several units, ms, s"),
         (replace(PLAIN, subject="both"), "several units, ms, s"),
     ],
 )
@@ -92,14 +92,12 @@ def test_a_goal_that_cannot_be_judged_is_a_bug(
 
 
 def test_a_theory_stands_beside_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the place of a goal, whether or not the theory has a line of its own; it is never judged."""
+    """In the place of a goal; it is never judged."""
     slope = Goal("a", "1000", "slope", "slope", "sorted")
-    goals = [slope, replace(slope, title="by the theory", subject="theory"), replace(slope, metric="slope_at_end")]
-    monkeypatch.setattr(measured, "GOALS", goals)
+    monkeypatch.setattr(measured, "GOALS", [slope, replace(slope, metric="slope_at_end")])
     samples = by_hand({"sorted": [1.5, 1.7, 1.6], "theory": [2.0, 2.0, 2.0]}, metric="slope", unit="1")
     frame = stored(tmp_path, samples, by_hand({"sorted": [1.0]}, metric="slope_at_end", unit="1"))
-    measured_, theory, at_end = summary.results(frame)
-    assert (measured_.theory, theory.theory, at_end.theory) == (2.0, None, None)
+    assert [result.theory for result in summary.results(frame)] == [2.0, None]
     assert summary.render(frame, "markdown").splitlines()[2:5] == [
         "| a | 1000 | slope | 1.6 [1.5, 1.7] | 3 | theory 2 | no goal |",
         "| a | 1000 | slope | 1 | 1 | none | no goal |",

@@ -27,6 +27,7 @@ SAMPLES = [
     for number in range(3)
     for subject, value in (("normstudy", 98.25 + number), ("plain", 40.5))
 ]
+SHARED = {**MACHINE, "mode": "quick", "started_at": AT}
 FROZEN = {
     "row": "dictionary", "case": "dictionary", "subject": "dictionary", "metric": "dictionary", "unit": "dictionary",
     "round": "int32", "value": "double", "mode": "dictionary", "python": "dictionary", "torch": "dictionary",
@@ -99,7 +100,7 @@ def test_a_flipped_bit_is_seen(share: float, tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[meta.data_page_offset + int(share * meta.total_compressed_size)] ^= 4
     file.write_bytes(data)
-    with pytest.raises(ConfigError, match=r"a\.parquet cannot be read; measure it again: normstudy bench --rows a$"):
+    with pytest.raises(ConfigError, match=r"a\.parquet cannot be read: run normstudy bench --rows a again$"):
         tables.read(tmp_path, ["a"])
 
 
@@ -130,9 +131,9 @@ def test_a_row_that_measures_nonsense_is_a_bug(tmp_path: Path) -> None:
     ]  # fmt: skip
     for samples in ([], *([*SAMPLES, sample] for sample in wrong)):
         with pytest.raises(ValueError, match=r"row a measured nothing, a sample twice, .* another row, .* not finite"):
-            tables.write(tmp_path, "a", samples, MACHINE, "quick", AT)
+            tables.write(tmp_path, "a", samples, SHARED)
     assert content(tmp_path) == {}
-    tables.write(tmp_path, "a", [*SAMPLES, replace(first, round=9)], MACHINE, "quick", AT)
+    tables.write(tmp_path, "a", [*SAMPLES, replace(first, round=9)], SHARED)
 
 
 # ---- the machine --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from handmade import handmade_config, write_handmade_run
 
 import normstudy
 from normstudy.analysis.outcomes import OUTCOMES
-from normstudy.bench import tables
+from normstudy.bench import run, tables
 from normstudy.study import schema
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -71,7 +71,7 @@ def test_columns_outside_the_promise_of_equal_bits() -> None:
 
 
 def test_the_modes_of_the_benchmark() -> None:
-    for mode in tables.MODES:
+    for mode in run.OUT:
         assert f"`{mode}`" in SECTIONS["bench"]
 
 

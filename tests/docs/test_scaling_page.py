@@ -37,7 +37,7 @@ def scaling() -> ModuleType:
 def test_the_page_shows_the_tables(scaling: ModuleType) -> None:
     page = (ROOT / scaling.PAGE).read_text()
     assert scaling.shown(page, ROOT / scaling.OUT) == page
-    stored = [part for part in scaling.PARTS if tables.path(ROOT / scaling.OUT, part).exists()]
+    stored = [part for part in scaling.PARTS if (ROOT / scaling.OUT / f"{part}.parquet").exists()]
     assert stored == [*scaling.PARTS]
     measured_as = tables.read(ROOT / scaling.OUT, stored)
     assert set(measured_as["mode"]) == {"full"}
