@@ -12,7 +12,8 @@ import pandas as pd
 from normstudy.analysis.grid import Value, interval_text, markdown_table, plain_table, value_text
 from normstudy.analysis.pairs import MIN_PAIRS, RESULTS, compare_pairs
 from normstudy.analysis.select import KINDS, native, select, tell_sources_apart
-from normstudy.config import ConfigError, one_of
+from normstudy.config import one_of
+from normstudy.errors import ConfigError
 from normstudy.study import tables
 
 FORMATS = ("table", "csv", "json", "markdown")

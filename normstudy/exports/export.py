@@ -16,7 +16,7 @@ from types import ModuleType
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import count_text
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from normstudy.analysis.select import select, tell_sources_apart
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 from normstudy.study import parquet
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SORT, plain_schema, run_of
 

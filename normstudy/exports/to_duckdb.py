@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 from normstudy.exports.source import Source
 from normstudy.study import files, schema
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from normstudy import config as cfg
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from normstudy.config import ConfigError, one_of
+from normstudy.config import one_of
+from normstudy.errors import ConfigError
 from normstudy.figures import style
 from normstudy.figures.final_grid import final_grid
 from normstudy.figures.gradient_profile import gradient_profile

@@ -13,7 +13,7 @@ import pandas as pd
 from normstudy.analysis.grid import Value
 from normstudy.analysis.outcomes import outcomes
 from normstudy.analysis.select import has_value, native, select, tell_sources_apart
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 from normstudy.figures.look import Look, choose_look, chosen, folded, label, short_names, spread, swept, values, varies
 from normstudy.study import tables
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from normstudy import config as cfg
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 from normstudy.study import files
 from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, NAME_TYPE, SCHEMAS
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 from normstudy.study import files
 from normstudy.study.parquet import encode, join, open_file, read_file, read_row
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES, SORT, TABLES, Rows, run_of, window_name

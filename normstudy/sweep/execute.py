@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 from normstudy.slurm import arrays
 from normstudy.study import files, locks, records, tables
 from normstudy.study.records import Request

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from normstudy import config as cfg
-from normstudy.config import ConfigError, ExecutionConfig, RunConfig, sources
+from normstudy.config import ExecutionConfig, RunConfig, sources
 from normstudy.config import execution as options
 from normstudy.data import texts as data
 from normstudy.data.batches import check_fits
+from normstudy.errors import ConfigError
 from normstudy.study import records, schema, seal, tables
 from normstudy.sweep import batching
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from normstudy import config as cfg
-from normstudy.config import ConfigError, RunConfig
+from normstudy.config import RunConfig
+from normstudy.errors import ConfigError
 from normstudy.study import tables
 from normstudy.sweep.planning import RETRY, Plan
 from normstudy.workers import progress

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from normstudy.config import ConfigError, RunConfig
+from normstudy.config import RunConfig
+from normstudy.errors import ConfigError
 from normstudy.study.records import Request
 from normstudy.sweep import planning
 from normstudy.sweep.execute import RunsFailed, execute

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from normstudy import __version__
 from normstudy.analysis.grid import count_text
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 from normstudy.slurm import arrays
 from normstudy.study import files, locks, parquet, swap, tables
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SEALED, SORT, TABLES, plain_schema, run_of

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from normstudy.analysis.outcomes import RUN_COLUMNS, outcome_counts, outcomes
-from normstudy.config import ConfigError
+from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
 from normstudy.study import parquet, records, schema, swap, tables
