@@ -1,1 +1,1 @@
-"""`normstudy bench`: measure normstudy's speed beside reference loops and the machine's limits, in the same session."""
+"""Implement `normstudy bench`, which measures normstudy's speed beside plain loops and the machine's limits."""

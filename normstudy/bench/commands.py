@@ -1,14 +1,12 @@
 """Measure rows c, d and f: the time and memory of commands that train little or nothing, run as a user runs them.
 
-c: sweeps of the smallest possible runs. Planning is the time of `sweep --dry-run` minus its time for two runs; for
-10,000 runs, start-up is included. "To finished tables" ends with the last write into tables/ and includes start-up,
-planning, importing torch and 3 training steps per run; the whole command also draws and compares. Memory is the parent
-process's growth per run between sweeps of 100 and 1,000 runs, when the tables are finished and at its peak.
+In row c, sweeps train the smallest possible runs. Planning is the time of `sweep --dry-run` minus its time for two
+runs; for 10,000 runs it includes start-up. The time to finished tables ends with the last write into tables/; it
+includes start-up, planning, importing torch and 3 training steps per run. Memory is the parent process's growth per run
+between sweeps of 100 and 1,000 runs, once when the tables are finished and once at its peak.
 
-d: commands that train nothing, with their files in the page cache.
-
-f: commands and readers of a large generated study, as swept and as compacted. Peak memory is the sum of the peaks of a
-command's processes; `plot` has two.
+In row d, the files of the commands are in the page cache. In row f, commands and readers work on a large generated
+study, as swept and as compacted. Peak memory is the sum of the peaks of a command's processes; `plot` has two.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ CHOICES = ("model=default,tiny", "optimizer=adam,adamw,sgd", "schedule=constant,
 ONE_GROUP, MANY_GROUPS = "1,000 runs, one choice of groups", "1,000 runs, 24 choices of groups"
 ESTIMATED, ESTIMATE, TAKEN = "16 runs of the default model, 300 steps", "dry run's estimate", "sweep"
 RATIO = "time that a dry run estimates, over the time that the sweep takes"
-# The study that `compare` and `plot` read in row d
+# What `compare` and `plot` read in row d is a sweep of these values.
 STUDY = (*SMALL, "model.n_layers=2", "schedule.n_steps=20", "model.placement=pre,post", "schedule.warmup_steps=0,10")
 STARTS = {  # case -> (arguments of the command, expected exit code, goal in seconds); {0} is the benchmark's folder
     "help": ("--help", 0, 0.1),
@@ -61,7 +59,7 @@ READERS = {
     "polars": "polars.read_parquet('{0}', columns=['train_loss'])",
     "duckdb": "duckdb.sql(\"select train_loss from '{0}/*.parquet'\").fetchnumpy()",
 }
-LINES = [  # row f's table lines: (subject, title, metric, goal)
+LINES = [  # row f's lines of the printed table: (subject, title, metric, goal)
     ("plot", "all figures", "seconds", 20.0),
     ("plot", "all figures, peak memory", "gigabytes", 1.5),
     ("compare", "compare", "seconds", 3.0),
@@ -79,7 +77,7 @@ GOALS = [
     Goal("c", ESTIMATED, RATIO, "seconds", ESTIMATE, TAKEN, "at least", 0.7),
     Goal("c", ESTIMATED, RATIO, "seconds", ESTIMATE, TAKEN, "at most", 1.3),
     *(Goal("d", case, case, "seconds", "normstudy", None, "at most", most) for case, (_, _, most) in STARTS.items()),
-    *(  # only the large study has goals: a small study would meet them easily
+    *(  # only the large study has goals, since a small study would meet them easily
         Goal("f", f"{size}, {form}", title, metric, subject, None, *(("at most", g) if size == LARGE and g else ()))
         for size in (LARGE, QUICK)
         for form in FORMS
@@ -94,19 +92,19 @@ def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
     ended = subprocess.run(command, capture_output=True, text=True)
     took, said = time.perf_counter() - began, ended.stdout + ended.stderr
     if ended.returncode != code:  # a crash must not count as a fast command
-        raise RuntimeError(f"{shlex.join(command[1:])} ended with {ended.returncode}, not {code}\n{said[-2000:]}")
+        raise RuntimeError(f"{shlex.join(command[1:])} ended with code {ended.returncode}, not {code}\n{said[-2000:]}")
     return took, said
 
 
 def peak(command: Sequence[str]) -> tuple[float, float]:
-    """Run a command; return its seconds, and the sum of its processes' separate peaks of memory in 10^9 bytes."""
+    """Run a command; return its seconds, and the sum of the peaks of memory of its processes in 10^9 bytes."""
     _, seconds, reads = watched(command)
-    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # a process's last read is highest
+    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # the last read has the peak
     return seconds, sum(peaks.values()) * 1024 / 1e9
 
 
 def watched(command: Sequence[str]) -> tuple[int, float, list[tuple[float, Memory]]]:
-    """Run a command; return its process id, its seconds, and (seconds since the start, memory) at many moments.
+    """Run a command; return its process id, its seconds, and a list of (seconds since the start, memory).
 
     Raises CalledProcessError if the command fails.
     """
@@ -127,7 +125,7 @@ def watched(command: Sequence[str]) -> tuple[int, float, list[tuple[float, Memor
 
 
 def memory_of(pid: int) -> Memory:
-    """Return the memory of a process and of all its descendants."""
+    """Return the memory of a process and of each of its descendants."""
     found: Memory = {}
     with contextlib.suppress(OSError, KeyError):  # the process has just ended
         said = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
@@ -175,7 +173,7 @@ def estimated(said: str) -> float:
 def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
     """Sweep tiny runs; return the seconds to the last write into tables/, the seconds to the end, and two sizes in kB.
 
-    The sizes are the parent process's memory at that write and its peak memory. The study is removed afterwards.
+    The sizes are the memory of the parent process at the last write and its peak memory. The study is then removed.
     """
     study, began = folder / "overhead", time.time()  # time.time() is comparable with the files' modification times
     words = [f"results_dir={folder}", f"seed=range(0,{runs})", "study=overhead"]

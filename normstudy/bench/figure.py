@@ -32,12 +32,12 @@ def draw(stored: pd.DataFrame, out: Path) -> None:
         try:
             style.save(fig, path, "png")
         except OSError as error:
-            raise ConfigError(f"{path} cannot be written ({error.strerror}): give another --out") from None
+            raise ConfigError(f"{path} cannot be written ({error.strerror}): pass another --out") from None
 
 
 def figure(stored: pd.DataFrame) -> Figure:
-    """Draw the figure of stored samples (columns of bench.tables.SCHEMA), leaving out a part that has no numbers."""
-    goals = [r for r in summary.results(stored) if r.goal.limit and min(r.numbers) > 0]  # the axis is logarithmic
+    """Draw the figure of stored samples (columns of bench.tables.SCHEMA); a panel without numbers is left out."""
+    goals = [r for r in summary.results(stored) if r.goal.limit and min(r.numbers) > 0]  # log axis: no 0
     costs = stored.join(stored["case"].where(stored["row"] == "e").str.extract(COST)).dropna(subset="size")
     notes = summary.machine_lines(stored)
     heights = [LINE * (len(goals) + 5) if goals else 0.01, COSTS if len(costs) else 0.01]
@@ -52,7 +52,7 @@ def figure(stored: pd.DataFrame) -> Figure:
 
 
 def _draw_goals(fig: SubFigure, results: Sequence[Result]) -> None:
-    """Draw a line for each result: its median and range over rounds, divided by its goal."""
+    """Draw the median and range over rounds of each result, divided by the result's goal."""
     ax = fig.subplots()
     spans = [np.quantile(r.numbers, (0, 0.5, 1)) for r in results]
     frame = pd.DataFrame(spans, columns=["low", "median", "high"]).div([r.goal.limit for r in results], axis=0)
@@ -71,7 +71,7 @@ def _draw_goals(fig: SubFigure, results: Sequence[Result]) -> None:
     ax.set_xlim(min(0.5, frame["low"].min() / 1.1), max(2, frame["high"].max() * 1.1))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("{x:g}")
-    ax.set_xlabel("number / goal: median and range over rounds")
+    ax.set_xlabel("measured / goal (median and range over rounds)")
     fig.legend(loc="outside upper right", ncols=2)
 
 
@@ -96,5 +96,5 @@ def _draw_costs(fig: SubFigure, costs: pd.DataFrame, stored: pd.DataFrame) -> No
         ax.set_title("parts of a block" if is_part else "run-step")
     axes[0].set_ylabel("CPU ms per run")
     handles = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    title = "Cost: median and range over rounds; dashed: slope by the theory"
+    title = "Median and range over rounds. Dashed lines have the slope that theory predicts."
     fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), title=title)

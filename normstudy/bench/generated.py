@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from normstudy.config import ModelConfig, RunConfig, ScheduleConfig, run_id
-from normstudy.study import parquet, schema, tables
+from normstudy.study import parquet, schema
 
-Columns = dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]  # of a series table, in order, without run_id
+Columns = dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]  # columns of a series but run_id, in order
 
-PLACEMENTS = ("post", "pre")  # sorted as in run ids, like the next two tuples
-PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough that a figure has a panel for each and draws every run
+PLACEMENTS = ("post", "pre")  # in the order of sorted run ids, like the next two tuples
+PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough for a figure to draw a panel for each
 WARMUPS = (0, 20, 50, 100, 200)
 CELLS = len(PLACEMENTS) * len(PEAK_LRS) * len(WARMUPS)
 IN_BLOCK = ("attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2")  # names of modules that training records
@@ -29,7 +29,7 @@ SHA256 = "5" * 64  # made-up hash of the training text
 
 
 class Size(NamedTuple):
-    """The size of a generated study, which has `seeds` runs in each of CELLS cells."""
+    """Describe a generated study, which has `seeds` runs for each of CELLS combinations of the three keys above."""
 
     seeds: int
     n_steps: int
@@ -40,7 +40,7 @@ class Size(NamedTuple):
 
 
 def configs(study: Path, size: Size) -> list[RunConfig]:
-    """Return the configs: `size.seeds` runs for each placement, learning rate and warmup, at the defaults otherwise."""
+    """Return the configs of `size.seeds` runs for each placement, learning rate and warmup."""
     return [
         RunConfig(
             study=study.name, results_dir=str(study.parent), seed=seed,
@@ -53,6 +53,8 @@ def configs(study: Path, size: Size) -> list[RunConfig]:
 
 def write_study(study: Path, size: Size, seed: int = 0) -> None:
     """Write a study of finished runs, with a file per run and window of steps; equal seeds give equal bytes."""
+    from normstudy.study import tables  # imported late, because it imports pandas
+
     runs = dict(sorted((run_id(config, SHA256), config) for config in configs(study, size)))
     tables.prepare(study)
     window = schema.window_size(size.n_steps)
@@ -70,7 +72,7 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
 
 
 def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[dict[str, object], dict[str, Columns]]:
-    """Make one run's row of `runs` and noisy series; post-norm with a high learning rate and short warmup is stuck."""
+    """Make a run's row of `runs` and noisy series. Post-norm with a high learning rate and short warmup gets stuck."""
     m, s, p = config.model, config.schedule, config.probe
     stuck = m.placement == "post" and s.peak_lr >= 3e-3 and s.warmup_steps <= 20
     end = (H1 - 0.02 if stuck else 2.1 - 0.05 * math.log10(s.peak_lr / 1e-3)) + rng.normal(0, 0.013)

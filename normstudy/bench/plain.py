@@ -1,10 +1,10 @@
-"""The plain training loops that normstudy is compared with: a decoder and a loop as people usually write them.
+"""Train a decoder in plain loops, as people usually write them: the opponents of normstudy in rows a, g and i.
 
-The model is the default model of `normstudy run` (pre-norm, GELU, learned positions, an untied output matrix without
-bias). The loop follows nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention,
-fused Adam, stacked random windows as batches, the loss read every tenth step (each read makes a GPU wait). It omits
-what costs nanoGPT extra time: gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a learning rate set
-at each step, weight decay groups, a memory-mapped text. torch.compile would take half a minute for each model size.
+The model is the default model of `normstudy run`. The loop follows nanoGPT's train.py and model.py: one fused matrix
+for Q, K and V, scaled_dot_product_attention, fused Adam, stacked random windows as batches, the loss read every tenth
+step (each read makes a GPU wait). It omits what costs nanoGPT extra time: gradient accumulation, autocast, DDP,
+evaluation, clipping, dropout, a learning rate set at each step, weight decay groups, a memory-mapped text. It also
+omits torch.compile, which takes half a minute for each model size on a CPU.
 
 Suffixes of tensor names are their dimensions: B batch, T sequence, D d_model, H heads, K d_head, V vocab.
 """
@@ -26,7 +26,7 @@ Histograms = list[tuple[list[float], list[float]]]  # (counts, bin edges) of eac
 
 
 class PlainBlock(nn.Module):
-    """A pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)), whose MLP has an exact GELU."""
+    """Compute x + attention(norm(x)), then x + mlp(norm(x)): a pre-norm block whose MLP has an exact GELU."""
 
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class PlainBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder of token and position embeddings, pre-norm blocks, a final norm and an output matrix without bias."""
+    """Combine token and position embeddings, pre-norm blocks, a final norm, and an output matrix without bias."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.d_model, vocab_size, bias=False)
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the mean cross-entropy (nats per token), and a list of the embedding's and each block's output."""
+        """Return the mean cross-entropy (nats per token), and the list of outputs of embedding and blocks."""
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         stream = [self.embed(tokens_BT) + self.pos(positions_T)]
         for block in self.blocks:
@@ -91,7 +91,7 @@ def train(
     config: RunConfig, tokens: Tensor, vocab_size: int, device: str = "cpu",
     hook: Callable[[Tensor], None] | None = None,
 ) -> Iterator[float | None]:  # fmt: skip
-    """Train one run endlessly; after each step, yield the loss if LOG_EVERY divides the step, and None otherwise.
+    """Train one run endlessly; yield the loss after each LOG_EVERY-th step, and None after every other step.
 
     tokens: (n,) int64, on the CPU. hook: a function that is called with each parameter's gradient.
     """
@@ -107,7 +107,7 @@ def train(
 
 
 class Recorder:
-    """Trains a plain run and measures what normstudy records, with one _foreach_norm and one transfer per step."""
+    """Train a plain run and measure what normstudy records, with one _foreach_norm and one transfer per step."""
 
     def __init__(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
@@ -115,7 +115,7 @@ class Recorder:
         self.before = [torch.empty_like(p) for p in self.params]
         module_of = [name.rpartition(".")[0] for name, _ in model.named_parameters()]
         self.modules = list(dict.fromkeys(module_of))
-        # Each parameter has a row, with a 1 in the column of its module and a 1 in the last column, for the model.
+        # A parameter's row has a 1 in the column of its module, and a 1 in the last column, which stands for the model.
         belongs = [[float(m == module) for m in self.modules] + [1.0] for module in module_of]
         self.of_module = torch.tensor(belongs, dtype=torch.float64)
 
@@ -144,7 +144,7 @@ class Recorder:
 
 
 def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """Train one run endlessly on the CPU; yield what Recorder.step returns, and keep it all in memory."""
+    """Train one run endlessly on the CPU; yield what Recorder.step returns, and keep everything in memory."""
     recorder, kept = Recorder(*make(config, vocab_size)), []
     while True:
         kept.append(recorder.step(*draw_batch(tokens, config.data.batch_size, config.data.seq_len)))

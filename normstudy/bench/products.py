@@ -1,4 +1,4 @@
-"""Time a run-step's matrix products alone, with every available library: the speed limit in row a's line a3."""
+"""Time the matrix products of a run-step with every available library; line a3 compares normstudy with the fastest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Product = tuple[int, int, int, int, str]
 
 
 class Piece(NamedTuple):
-    """Matrix products that a run computes one after the other, `times` times in a run-step."""
+    """List matrix products that a run computes one after the other, `times` times in each run-step."""
 
     name: str
     products: tuple[Product, ...]
@@ -25,12 +25,12 @@ class Piece(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """The number of floating-point operations of these products in a run-step."""
+        """Return the number of floating-point operations of these products in a run-step."""
         return self.times * sum(2 * batch * m * k * n for batch, m, k, n, _ in self.products)
 
 
 def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
-    """List the matrix products of the default model's run-step; the half that the causal mask discards counts too."""
+    """List the matrix products of a run-step of the default model, including the part that the causal mask discards."""
     m, d = config.model, config.data
     width, d_ff, T, K = m.d_model, cfg.resolve(m).d_ff, d.seq_len, m.d_model // m.n_heads
     rows, heads, L = d.batch_size * T, d.batch_size * m.n_heads, m.n_layers
@@ -47,7 +47,7 @@ def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
 
 
 def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], object]]:
-    """Return library -> a function that computes a piece's products for a batch of runs."""
+    """Return, for each library, a function that computes a piece's products for a batch of runs."""
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -83,9 +83,9 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
 
 
 def start_products(job: tuple[RunConfig, int]) -> Work:
-    """Return a function that times each library for some ms, and returns each piece's least seconds per run-step.
+    """Return a function that times each library for some ms and returns the least seconds of each piece per run-step.
 
-    job: the config and the number of runs in a batch.
+    job: the config, and the number of runs in a batch.
     """
     from normstudy.data import texts
 

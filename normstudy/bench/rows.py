@@ -14,7 +14,7 @@ THEORY = "theory"  # the subject of samples that a formula predicts, which the t
 
 
 class Scope(NamedTuple):
-    """How much a row measures. folder: an empty folder for the row's files, which is removed afterwards."""
+    """Say how much a row measures. folder: an empty folder for the row's files, which is removed afterwards."""
 
     quick: bool
     folder: Path
@@ -22,7 +22,7 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """A measured number, which its case, subject, metric and round identify within its row."""
+    """Hold a measured number, which is identified within its row by case, subject, metric and round."""
 
     row: str
     case: str
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Goal:
-    """A line of the printed table: the median over rounds of a metric of `subject`, or of its ratio to `opponent`.
+    """Describe a line of the table: the median over rounds of a metric of `subject`, or of its ratio to `opponent`.
 
     sense, limit: the goal, such as 'at least' 1.3 or 'at most' 1.05; both are None for a line without a goal.
     """
@@ -51,7 +51,7 @@ class Goal:
 
 
 class Row(NamedTuple):
-    """A row of the benchmark. `function` of `module` yields its samples, and GOALS has its lines of the table."""
+    """Describe a row of the benchmark, whose `module` has its GOALS and the `function` that yields its samples."""
 
     module: str
     function: str

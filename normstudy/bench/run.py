@@ -47,7 +47,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
                 for sample in load(row)[1](Scope(mode == "quick", Path(folder))):
                     samples.append(sample)
                     bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}")
-            tables.write(out, row, samples, {**machine, "mode": mode, "started_at": started_at})  # complete rows only
+            tables.write(out, row, samples, {**machine, "mode": mode, "started_at": started_at})  # only complete rows
             if bar.disable:
                 took = duration(time.monotonic() - began)
                 print(f"row {row}, {ROWS[row].title}: {len(samples)} numbers in {took}", file=sys.stderr, flush=True)
@@ -58,7 +58,7 @@ def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
     """Draw the figure of `out`; return the table of some rows (None: all). Raises ConfigError if `out` lacks a row."""
     stored = tables.stored_rows(out)
     if not stored:
-        raise ConfigError(f"{out} has no table of a benchmark: run normstudy bench first, or give another --out")
+        raise ConfigError(f"{out} has no table of a benchmark: run normstudy bench first, or pass another --out")
     chosen = stored if asked is None else check_rows(asked)
     for row in chosen:
         if row not in stored:

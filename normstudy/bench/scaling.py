@@ -3,7 +3,7 @@
 Whole run-steps, with probes at every step, are timed while one size varies. In theory, their cost is the flops of their
 matrix products. The parts of a block are timed alone, forward and backward. In theory, with n = seq_len, d = d_model, a
 norm costs O(n d); the projections q, k, v and out, with or without the two MLP matrices, O(n d^2); attention without
-projections O(n^2 d), as many flops as the projections at n = 2 d, and as all six matrices at n = 6 d.
+projections O(n^2 d). Attention has as many flops as the projections at n = 2 d, and as all six matrices at n = 6 d.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from normstudy.bench.subjects import D64_L6, D_HEAD, NORMSTUDY, Case, cpu_second
 from normstudy.config import ProbeConfig
 
 NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"
-POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}  # of n and d, in theory
+POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}  # part -> exponents of n and d
 CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # matrices -> n / d at which attention and these matrices have equal flops
 AXES = {
     "n_layers": (2, 4, 6, 12), "d_model": (32, 64, 128, 256), "seq_len": (32, 64, 128, 256),
@@ -29,14 +29,14 @@ AXES = {
 
 
 class Ranges(NamedTuple):
-    """What row e measures: run-steps at `base` and `runs` with one of `axes` changed, and parts at each n and d."""
+    """Say what row e measures: run-steps at `base` and `runs` with one of `axes` changed, and parts at each n and d."""
 
     base: Case = D64_L6
     runs: int = 4
     axes: dict[str, tuple[int, ...]] = AXES
     n: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
     d: tuple[int, ...] = (32, 64, 128, 256)
-    batch_size: int = 4  # of the parts
+    batch_size: int = 4  # sequences in a batch of the parts
     rounds: int = 9
 
 

@@ -4,7 +4,7 @@ In rows a and i, normstudy has one single-threaded worker per core, trains batch
 writes its tables. Line a3 is the time for a run-step's matrix products, each with the fastest library (products.py),
 divided by the time for the run-step. In row i, one plain loop keeps in memory what it records; the other discards it.
 
-In row b, one process like a sweep's worker trains the same runs three times, taking turns step by step. A round is one
+In row b, one process like a sweep's worker trains the same runs three times, alternating at every step. A round is one
 period of the default density. In row g, a timed span ends when the GPU has finished, and `megabytes_per_run` is the
 peak memory allocated for tensors, divided by the number of runs.
 """
@@ -33,7 +33,7 @@ TITLES = {
     EQUAL: ("i", "run-steps against one plain process per core that records the same numbers"),
     HOOKS: ("i", "run-steps against one plain process per core with a hook per parameter, as wandb.watch has"),
 }
-CASES = {  # shape -> the goal of each line in TITLES, the least ratio; None for no goal
+CASES = {  # size -> the goals of the lines in TITLES, in order: the least ratio, or None for no goal
     D32_L4: (4.5, 2.2, 1.0, None), Case(64, 2, 8, 64): (2.5, 1.4, 1.0, None), D64_L6: (2.4, 1.2, 1.0, None),
     Case(64, 12, 8, 64): (2.0, 1.15, 1.0, None), Case(128, 6, 16, 64): (1.3, 1.0, 1.0, None),
 }  # fmt: skip
@@ -60,7 +60,7 @@ GOALS = [
 
 
 def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: Scope) -> Iterator[Sample]:
-    """Yield a row's samples, which `measure` makes at each model size, on all cores."""
+    """Yield the samples that `measure` makes for a row at each model size, on all cores."""
     for case in (D32_L4, D64_L6) if scope.quick else CASES:
         with Race(row, case, len(os.sched_getaffinity(0)), scope) as race:
             yield from measure(race, 2 if scope.quick else 5)
@@ -114,7 +114,7 @@ def probed(case: Case, runs: int) -> dict[str, Iterator[object]]:
 
 
 def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
-    """Measure row b at one model size, in this process. job: the size, the numbers of runs and rounds."""
+    """Measure row b at one model size, in this process. job: the size, the number of runs, the number of rounds."""
     case, runs, rounds = job
     batches, period = probed(case, runs), ProbeConfig().every
     for records in batches.values():

@@ -23,7 +23,7 @@ Crew = list[Child]
 
 
 def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> Child:
-    """Start a process that calls `start(job)` once, and then the function that it returned whenever `together` asks.
+    """Start a process that calls `start(job)` once, and calls the returned function at each request of `together`.
 
     like_worker: whether the process has the environment variables and the garbage collection of a sweep's worker.
     """
@@ -71,7 +71,7 @@ def together(children: Sequence[Child], amount: int) -> tuple[float, list[object
 
 
 def in_worker(function: Callable[[Job], Iterator[Sample]], job: Job) -> Iterator[Sample]:
-    """Yield the samples of function(job), which a process like a sweep's worker calls."""
+    """Call function(job) in a process like a sweep's worker, and yield its samples."""
     with contextlib.closing(child(_next_sample, (function, job), like_worker=True)) as process:
         while isinstance(sample := together([process], 1)[1][0], Sample):
             yield sample
@@ -89,7 +89,7 @@ PAUSE_SECONDS = 0.3  # between two timed spans, because idle threads spin for up
 
 
 class Case(NamedTuple):
-    """The size of a run's model and batch. name: what the tables call it, such as d64 L6."""
+    """Describe the size of a run's model and batch. name: what the tables call the size, such as d64 L6."""
 
     d_model: int
     n_layers: int
@@ -105,7 +105,7 @@ D32_L4, D64_L6 = Case(32, 4, 8, 32), Case(64, 6, 8, 64)
 
 
 def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = None) -> RunConfig:
-    """Configure an endless run of the default model, without evaluation. probe: the default density by default."""
+    """Configure an endless run of the default model, without evaluation. probe: by default, no dense steps."""
     return RunConfig(
         study="speed", seed=seed, schedule=cfg.ScheduleConfig(n_steps=cfg.INT_MAX),
         model=cfg.ModelConfig(n_layers=case.n_layers, d_model=case.d_model, n_heads=case.d_model // D_HEAD),
@@ -142,7 +142,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
 
 def start_loop(job: tuple[str, RunConfig]) -> Work:
-    """Return a function that trains for some steps and returns CPU seconds. job: a function of plain.py, a config."""
+    """Return a function that trains for some steps and returns CPU seconds. job: a function in plain.py, a config."""
     import torch
 
     from normstudy.bench import plain
@@ -162,11 +162,11 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
 
 
 class Race(contextlib.ExitStack):
-    """Times subjects (normstudy and plain loops) in turn at one model size; each uses all `n` cores while others wait.
+    """Time subjects (normstudy and plain loops) in turn at one model size; each uses all `n` cores while others wait.
 
-    In each round every subject takes a fixed number of steps, so many that all subjects take about equally long and
+    In each round every subject takes a fixed number of steps, chosen so that all subjects take about equally long and
     normstudy completes whole probe periods. A subject's time ends when its last process finishes. `busy_cores` is CPU
-    time / wall time; below `n`, other programs used the machine. Leaving the context ends the processes.
+    time / wall time; less than `n` means that other programs used the cores. Leaving the context ends the processes.
     """
 
     def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:
@@ -188,7 +188,7 @@ class Race(contextlib.ExitStack):
         self.subjects[subject] = crew, period * max(1, round(self.seconds * WARM_UP / taken / period))
 
     def add_normstudy(self, probe: cfg.ProbeConfig) -> None:
-        """Add normstudy as a subject, with one batch per core, which writes its tables into the scope's folder."""
+        """Add normstudy as a subject that trains one batch per core and writes tables into the scope's folder."""
         seeds = [range(core * self.runs, (core + 1) * self.runs) for core in range(self.n)]
         batches = [[run_config(self.case, seed, probe=probe) for seed in of] for of in seeds]
         jobs = [(batch, self.scope.folder / self.case.name / str(core)) for core, batch in enumerate(batches)]

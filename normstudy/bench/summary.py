@@ -13,7 +13,7 @@ from normstudy.analysis.grid import markdown_table, plain_table, three_digits
 from normstudy.bench.rows import THEORY, Goal, load
 
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
-WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # characters: the most in a note's line, and in each column
+WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # most characters in a line of a note, and in each column
 LEGEND = (
     "A ratio is taken round by round, between subjects that were measured one after the other; shown is its median "
     "over rounds with the smallest and the largest, and the goal is held against the median."
@@ -21,7 +21,7 @@ LEGEND = (
 
 
 class Result(NamedTuple):
-    """A goal's number in each round. unit: empty for a ratio. theory: the number that a formula predicts, or None."""
+    """Hold a goal's number in each round. unit: empty for a ratio. theory: a formula's prediction, or None."""
 
     goal: Goal
     unit: str
@@ -34,7 +34,7 @@ class Result(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """`met`, `not met`, or `no goal`."""
+        """Return `met`, `not met` or `no goal`."""
         sense, limit = self.goal.sense, self.goal.limit
         if limit is None:
             return "no goal"
@@ -67,7 +67,7 @@ def missing(stored: pd.DataFrame) -> list[Goal]:
 
 
 def machine_lines(stored: pd.DataFrame) -> list[str]:
-    """Describe the mode, machine, versions and date of the measurements, with one line for rows that share them all."""
+    """Describe mode, machine, versions and date of the measurements, in one line for all rows that share them."""
     alike: dict[str, list[str]] = {}
     for row, part in stored.groupby("row", sort=False):
         at = part.iloc[0]

@@ -42,11 +42,11 @@ print(json.dumps(recording.machine(sys.argv[1]) if found else None))
 
 @functools.cache
 def machine(device: str) -> Mapping[str, object]:
-    """Return the columns on this machine's hardware and software. Raises ConfigError if torch finds no such device."""
+    """Return the columns that describe this machine. Raises ConfigError if torch does not find the device."""
     command, variables = [sys.executable, "-c", ASK, device], environment_with(WORKER_ENVIRONMENT)
     columns = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout)
     if columns is None:
-        raise ConfigError("--device cuda: torch finds no GPU here, give --device cpu")
+        raise ConfigError("--device cuda: torch finds no GPU here, use --device cpu")
     cpu, n_cores = cpu_info("model name") or platform.machine(), len(os.sched_getaffinity(0))
     return {**columns, "cpu": cpu, "n_cores": n_cores, "git_commit": git_commit()}
 

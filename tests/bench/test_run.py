@@ -280,7 +280,7 @@ def test_cuda_where_there_is_none_is_one_line_and_writes_nothing() -> None:
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(words, env=hidden, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --device cuda: torch finds no GPU here, give --device cpu\n"
+    assert done.stderr == "error: --device cuda: torch finds no GPU here, use --device cpu\n"
     assert content(Path()) == {}
 
 

@@ -156,7 +156,7 @@ def test_a_gpu_that_is_not_there_is_one_line() -> None:
     code = "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''; from normstudy.bench import tables\n"
     code += "try: tables.machine('cuda')\nexcept Exception as e: print(type(e).__name__, e)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "ConfigError --device cuda: torch finds no GPU here, give --device cpu\n"
+    assert done.stdout == "ConfigError --device cuda: torch finds no GPU here, use --device cpu\n"
 
 
 def test_asking_for_the_machine_imports_no_torch() -> None:
