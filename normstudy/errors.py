@@ -11,7 +11,7 @@ class ConfigError(Exception):
 
 
 class StorageError(ConfigError):
-    """Raised if results cannot be written, as to a full disk or a read-only folder. Written files stay complete."""
+    """Raised if results cannot be written, for example to a full disk. Files already written stay complete."""
 
 
 def nearest(word: str, names: typing.Iterable[str], aliases: typing.Mapping[str, str] | None = None) -> str:

@@ -12,7 +12,7 @@ from normstudy.errors import ConfigError
 from normstudy.study import paths
 
 SCHEMA = OmegaConf.structured(RunConfig)
-OmegaConf.set_struct(SCHEMA.execution.sbatch, False)  # every sbatch option may be a key
+OmegaConf.set_struct(SCHEMA.execution.sbatch, False)  # accept every option of sbatch as a key
 ConfigStore.instance().store(name="normstudy_schema", node=SCHEMA, provider="normstudy")
 
 

@@ -50,7 +50,10 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, ImportError) and _raised_in(error, "hydra_plugins") and "normstudy" in str(error):
-        return f"the installed hydra_plugins.normstudy has another version ({error}): run pip install -e . again"
+        return (
+            f"the installed hydra_plugins.normstudy comes from another version of normstudy ({error}): "
+            "run pip install -e . again"
+        )
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
             return f"{error.override!r} is not a setting: write key=value"
@@ -74,7 +77,7 @@ def one_line(error: BaseException) -> str | None:
 
 
 def _raised_in(error: BaseException, *packages: str) -> bool:
-    """Return whether the innermost frame of an error's traceback lies in one of the packages."""
+    """Return whether the code that raised an error belongs to one of `packages`."""
     tb = error.__traceback__
     while tb is not None and tb.tb_next is not None:
         tb = tb.tb_next
@@ -106,7 +109,10 @@ def _broken_yaml(error: yaml.YAMLError) -> str:
 
 
 def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:
-    """Describe a wrong key or value: its file (if Hydra's message `outer` names it), the key, the allowed values."""
+    """Describe a wrong key or value in one line, with the allowed values, the nearest key or OmegaConf's reason.
+
+    outer: Hydra's message. If it names the config file, the line names that file too.
+    """
     file = re.match(r"In '([^']+)'", outer)
     where = f"in {file[1]}.yaml: " if file else ""
     typed = re.match(r"Error merging override ([^=]+)=(.*)", outer)

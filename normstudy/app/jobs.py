@@ -33,7 +33,10 @@ def sweep(
     params: Mapping[str, str],
     arguments: list[str],
 ) -> Sequence[JobReturn]:
-    """Expand the axes and launch all jobs in one call; with a launcher other than normstudy's, check the jobs first."""
+    """Expand the axes into jobs and launch all jobs in one call.
+
+    normstudy's own launcher checks all jobs before it trains. For other launchers, the jobs are checked here.
+    """
     jobs = expand(params, arguments, context.config_loader)
     ours = type(launcher).__module__ == "hydra_plugins.normstudy"
     if isinstance(task, main.Application) and not ours:
@@ -82,29 +85,33 @@ def _raise_failure(one: JobReturn) -> None:
     from normstudy.sweep.execute import RunsFailed
 
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints the job's overrides before it raises
+        with contextlib.redirect_stderr(io.StringIO()):  # hides the overrides that Hydra prints before it raises
             _ = one.return_value
     except (ConfigError, RunsFailed):
         raise
-    except Exception as error:  # raised by Hydra's code: `one_line` would mistake the bug for a user's mistake
-        raise RuntimeError(f"a job failed: {' '.join(one.overrides or [])}") from error
+    except Exception as error:  # a bug, which must not reach the user as a one-line message
+        raise RuntimeError(f"the job with the overrides {' '.join(one.overrides or [])} failed") from error
 
 
 def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader) -> list[list[str]]:
-    """List each job's overrides: the product of all keys' values. Typed values replace the experiment's values."""
+    """Combine the values of all keys into jobs, and return each job's overrides.
+
+    If a key is typed on the command line, the typed values replace the experiment's values of that key.
+    """
     parser = OverridesParser.create(config_loader=loader)
     axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])
     typed = parser.parse_overrides(list(arguments))
     if not axes and not any(override.is_sweep_override() for override in typed):
         words = " ".join(["normstudy run", *(str(override.input_line) for override in typed)])
         raise ConfigError(
-            "an empty sweep, because no key has several values: choose an experiment that has axes, or write several "
-            f"values, as in seed=0,1,2 ({words} trains one run)"
+            "this is an empty sweep, because no key has several values: choose an experiment that has axes, or write "
+            f"several values, as in seed=0,1,2. To train one run, use {words}"
         )
     for axis in axes:
         if isinstance(axis.value(), list):
             raise ConfigError(f"hydra.sweeper.params.{axis.input_line} is a list: use comma-separated text, as in 0,1")
-    values = {o.get_key_element(): _values(o.get_key_element(), o) for o in (*axes, *typed)}  # typed values win
+    # If the experiment and the command line set the same key, the typed values come last and replace the others.
+    values = {o.get_key_element(): _values(o.get_key_element(), o) for o in (*axes, *typed)}
     n_runs = math.prod(map(len, values.values()))
     if n_runs > MAX_RUNS:
         raise ConfigError(f"this sweep has at least {n_runs} runs, but {MAX_RUNS} is the limit: use fewer values")
@@ -121,5 +128,5 @@ def _values(key: str, override: Override) -> list[str]:
         raise ConfigError(f"{override.input_line} is an interval, not a list of values: use range() or choice()")
     out = [f"{key}={v}" for v in itertools.islice(override.sweep_string_iterator(), MAX_RUNS + 1)]
     if not out:
-        raise ConfigError(f"an empty sweep: {override.input_line} has no values: write at least one")
+        raise ConfigError(f"this is an empty sweep, as {override.input_line} has no values: write at least one value")
     return out

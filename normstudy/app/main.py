@@ -40,7 +40,8 @@ def main(command: str, argv: list[str]) -> int:
             _call_hydra(Application(typed, args.dry_run, args.detach), [*words, *flags])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
-            return 2 if shows and code == 1 else code  # Hydra exits with 1 for an unknown --package
+            # An unknown --package is a bad request, for which Hydra exits with 1.
+            return 2 if shows and code == 1 else code
         except (PastHydra, Exception) as error:
             return _fail(error.error if isinstance(error, PastHydra) else error, user_wants_traceback)
     return 0
@@ -61,7 +62,7 @@ def complete(query: str) -> None:
 class Application:
     """Train one run. Hydra calls this object for `normstudy run`, and for each job of launchers other than normstudy's.
 
-    normstudy's launcher never calls this object. The launcher reads the fields and trains the entire sweep itself.
+    normstudy's launcher never calls this object: the launcher reads the object's fields and trains the sweep itself.
     """
 
     command: str  # the command line, which is recorded with the results
@@ -93,7 +94,7 @@ class Application:
             return math.nan
         if ignored:
             planning.check([config])  # before the line is printed, so that a refused run prints only its error
-            print(f"Training one run at the base values; normstudy sweep would train the axes {ignored}.")
+            print(f"Training one run at the experiment's base values. To train all of {ignored}, use normstudy sweep.")
         return as_float(run.run_one(config, request=request))
 
 

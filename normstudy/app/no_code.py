@@ -56,7 +56,10 @@ def check(config: DictConfig) -> None:
 
 
 def _leaves(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (key, text) for each nested value that logging.config may import, including unresolved interpolations."""
+    """Yield (key, text) for each nested value that may make logging.config import code.
+
+    A text with an unresolved interpolation is yielded too, because it may resolve to such a value.
+    """
     if isinstance(value, Mapping):
         for name, one in value.items():
             yield from _leaves(one, str(name))

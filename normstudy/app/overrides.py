@@ -44,20 +44,23 @@ def check_flags(command: str, args: argparse.Namespace) -> None:
         (args.multirun and run, "normstudy run trains one run: use normstudy sweep instead of --multirun"),
         (args.run and not run, "normstudy sweep trains many runs: use normstudy run instead of --run"),
         (args.dry_run and run, "only normstudy sweep has --dry-run: normstudy run --cfg job shows a run's config"),
-        (args.detach and run, "normstudy run submits no jobs that --detach could leave: use normstudy sweep"),
-        (args.experimental_rerun is not None, "--experimental-rerun would read a pickle: repeat the original command"),
+        (args.detach and run, "normstudy run submits no Slurm jobs, which --detach needs: use normstudy sweep"),
+        (
+            args.experimental_rerun is not None,
+            "--experimental-rerun would load a pickle, which can run any code: repeat the original command instead",
+        ),
         (args.config_path is not None, f"--config-path would replace conf/: use --config-dir {args.config_path}"),
         (args.resolve and args.cfg is None, "--resolve needs --cfg: add --cfg job"),
         (args.package is not None and args.cfg is None, "--package needs --cfg: add --cfg job"),
         (args.cfg and args.info, "--cfg and --info exclude each other: choose one"),
-        (folder is not None and not Path(folder).is_dir(), f"--config-dir {folder} is not a folder: name another"),
+        (folder is not None and not Path(folder).is_dir(), f"--config-dir {folder} is not a folder: correct the path"),
     ):
         if wrong:
             raise ConfigError(line)
 
 
 def flags_of(args: argparse.Namespace) -> list[str]:
-    """Rebuild Hydra's own flags in a fixed order; Hydra's parser requires them after all overrides."""
+    """Return Hydra's own flags as words, in a fixed order, so that they can follow the overrides as Hydra requires."""
     flags = []
     for name in ("cfg", "info", "package", "config_dir", "config_name"):
         if getattr(args, name) is not None:
@@ -66,7 +69,10 @@ def flags_of(args: argparse.Namespace) -> list[str]:
 
 
 def check_overrides(command: str, words: list[str], shows: bool) -> None:
-    """Raise a ConfigError for overrides that the command does not accept. shows: whether --cfg or --info is present."""
+    """Raise a ConfigError for overrides that the command does not accept.
+
+    shows: whether a flag such as --cfg asks to print a config instead of training.
+    """
     for override in OverridesParser.create().parse_overrides(words):
         line, key = str(override.input_line), override.key_or_group
         if key in CHOICES or key.startswith("hydra/"):
@@ -79,7 +85,9 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
             raise ConfigError(f"{line} adds or removes a key, but normstudy's keys are fixed: write key=value")
         if not override.is_sweep_override():
             if key in CONF_GROUPS and override.value() in (None, ""):
-                raise ConfigError(f"{line}: the group {key} cannot be empty: choose one of {_options(key)}")
+                raise ConfigError(
+                    f"{line} is not allowed, because {key} cannot be empty: choose one of {_options(key)}"
+                )
         elif key in NOT_SWEPT:
             raise ConfigError(not_swept(line))
         elif shows:
@@ -95,7 +103,7 @@ def _check_choice(override: Override) -> None:
     for one in given:
         name = one.text if isinstance(one, QuotedString) else one
         if isinstance(name, str) and name and NOT_A_NAME.search(name):
-            raise ConfigError(f"{override.key_or_group} {name!r} is a path: use the name of a file in its folder")
+            raise ConfigError(f"{override.key_or_group} {name!r} is a path: use the name of a file without its folder")
 
 
 def not_swept(line: str) -> str:
@@ -123,5 +131,5 @@ def with_retries(words: list[str], flag: bool | None) -> list[str]:
         elif override.key_or_group != RETRY_KEY:
             continue
         if value is not flag:
-            raise ConfigError(f"{given} and {override.input_line} contradict each other: remove one")
+            raise ConfigError(f"{given} and {override.input_line} contradict each other: remove one of the two")
     return [*words, f"{RETRY_KEY}={str(flag).lower()}"]

@@ -1,7 +1,7 @@
 """Turn a Hydra sweep's jobs, each a list of overrides, into RunConfigs.
 
 Composing a configuration takes about 90 ms, so each distinct choice of config groups is composed only once. Jobs that
-choose the same groups differ in plain values only. Setting these on the shared composition takes below 1 ms per run.
+choose the same groups differ in plain values only. To set plain values on a composition takes below 1 ms per run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
             if base is None:
                 base = compositions[signature] = Composition(_compose(loader, master, job))
             for override, part in zip(overrides, signature, strict=True):
-                if part == override.key_or_group:  # a plain value; the composition already has all other overrides
+                if part == override.key_or_group:  # a plain value; all else is already composed
                     base.set(override)
             configs.append(base.run_config())
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
@@ -53,7 +53,7 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
             raise ConfigError(f"{one_line(error)}{member}") from error
     places = sorted({f"{config.results_dir}/{config.study}" for config in configs})
     if len(places) > 1:
-        raise ConfigError(f"one sweep fills one study, but this sweep would fill {', '.join(places)}: choose one")
+        raise ConfigError(f"one sweep fills one study, but this sweep would fill {', '.join(places)}: choose one study")
     return configs
 
 
@@ -64,13 +64,14 @@ class Composition:
         self.config = config
         self.words: dict[str, str] = {}  # key -> the last override of this key
         self.last: RunConfig | None = None
-        self.changed: set[str] = set()  # sections whose values differ from those of `last`
+        self.changed: set[str] = set()  # sections set since `last` was built
         plain = OmegaConf.to_container(config, resolve=False)
         assert isinstance(plain, dict)
         # These keys are rebuilt for every run: top-level values, such as data_seed, and sections that contain an
         # interpolation, because it may refer to any value.
         self.rebuilt = {str(k) for k, v in plain.items() if not isinstance(v, dict) or _interpolates(v)}
-        # Resolving ${seed} would take a third of the time per run. RunConfig sets a missing data_seed to the seed.
+        # Resolving ${seed} would take a third of the time per run. If data_seed is ${seed}, it is therefore left out,
+        # and RunConfig sets it to the seed.
         self.one_seed = plain.get("data_seed") == "${seed}"
 
     def set(self, override: Override) -> None:
@@ -114,7 +115,8 @@ def _interpolates(value: object) -> bool:
 def _signature(override: Override, loader: ConfigLoader, is_group: dict[str, bool]) -> str:
     """Return the part of an override that two jobs must have in common to share a composition.
 
-    For a plain value this is the key. For a group or container it is the full override, because containers would merge.
+    For a plain value this part is the key, because another value can be set later. For a group, dictionary or list
+    it is the full override: a dictionary, for example, would be merged with the earlier one instead of replacing it.
     """
     key = override.key_or_group
     if key not in is_group:

@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
             line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         else:
             raise  # a bug
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # a file name may contain a line break
+        # The message must be one line, although a file name may contain a line break.
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
         print(f"error: {shown}", file=sys.stderr)
         return 2
     return code

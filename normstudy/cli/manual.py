@@ -1,4 +1,4 @@
-"""Hold and format the help texts of `normstudy`. To appear at once, they need only the standard library."""
+"""Hold and format the help texts of `normstudy`. They appear at once, because only the standard library is imported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _wrap(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
 
 
 def _table(rows: dict[str, str], width: int) -> list[str]:
-    """Format a table: each term, with its meaning beside it or, for a long term, below it."""
+    """Format a table. The meaning of a term is printed beside the term, or below a term that is too long."""
     column = min(4 + max(map(len, rows)), width // 2)
     lines = []
     for term, meaning in rows.items():
@@ -59,7 +59,7 @@ HELP: tuple[Block, ...] = (
         "normstudy plot STUDY": "draw the figures of a study again",
         "normstudy compare STUDY --by COLUMN": "compare the runs that differ in one column, seed by seed",
         "normstudy status STUDY [--watch]": "print a sweep's progress: runs, outcomes, failures, rate, time left",
-        "normstudy cancel STUDY": "end the Slurm jobs of a sweep after they have saved its runs",
+        "normstudy cancel STUDY": "let the Slurm jobs of a sweep save their runs, then end the jobs",
         "normstudy check STUDY": "verify every file of a study, and say how to repair it",
         "normstudy compact STUDY [--seal]": "gather finished runs into one file per table",
         "normstudy export STUDY --to FORMAT": "write the tables as csv, tensorboard, wandb-offline or duckdb",
@@ -105,7 +105,7 @@ NUMBERS = (
 EXECUTION_KEYS: dict[str, str] = {
     "execution=": "local (processes on this machine) or slurm (an array of Slurm jobs)",
     "execution.workers=": "number of processes that train; default: one per core, or one per Slurm job",
-    "execution.runs_per_batch=": "maximum number of runs trained as one program; default: chosen by the model's shape",
+    "execution.runs_per_batch=": "maximum number of runs trained as one program; default: depends on the model",
     "execution.device=": "auto, cpu, cuda; recorded for each run, because GPUs and CPUs round differently",
     "execution.checkpoint_seconds=": "seconds between two checkpoints, from which an interrupted sweep resumes; "
     "default: 60",
@@ -115,11 +115,12 @@ EXECUTION_KEYS: dict[str, str] = {
 
 SLURM_KEYS: dict[str, str] = {
     "execution.jobs=": "maximum number of jobs that run at the same time; default: 8",
-    "execution.minutes=": "time limit of a job, before which it saves its runs, is requeued and resumes; default: 60",
+    "execution.minutes=": "time limit of a job in minutes; shortly before it, a job saves its runs and is requeued; "
+    "default: 60",
     "execution.signal_seconds=": "seconds before the time limit at which a job saves its runs; default: 120",
     "execution.requeues=": "maximum number of requeues of a job; default: 100",
     "execution.gpus=": "number of GPUs per job, 0 or 1; default: 0",
-    "execution.memory_gb=": "memory per job; default: Slurm's",
+    "execution.memory_gb=": "memory per job in GB; default: Slurm's",
     "execution.partition=, execution.account=": "default: Slurm's",
     "execution.sbatch=": "further options of sbatch, as in {qos: low}",
 }
@@ -148,7 +149,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
     "run": (
         "normstudy run [KEY=VALUE ...] [FLAGS]: train one run; normstudy plot draws its figures.",
         {
-            "normstudy run model.placement=post seed=3": "train one run with the defaults of all other keys",
+            "normstudy run model.placement=post seed=3": "train one run; all other keys keep their defaults",
             "normstudy run experiment=warmup": "train one run of an experiment, without sweeping any key",
         },
         *KEY_BLOCKS,
@@ -186,7 +187,8 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         "normstudy compare STUDY --by COLUMN: compare the runs of a study that differ only in COLUMN, seed by seed.",
         {
             "--by COLUMN": "any config column with several values, such as warmup_steps, placement or norm",
-            "--baseline VALUE": "compare the other values with this one; default: the smallest or first",
+            "--baseline VALUE": "value with which each other value is compared; default: null if it occurs, otherwise "
+            "the smallest number or the alphabetically first text",
             **WHERE,
             "--format table|csv|json|markdown": "default: table",
         },
@@ -242,8 +244,8 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "--workers N": "number of processes, one thread each; default: one per core; changes no result",
             "--format table|markdown": "default: table",
         },
-        "A stored table is reused as long as its definition (models, depths, seeds, the version of the measurement) is "
-        "the same. Verdicts and figures are always computed from the tables.",
+        "A stored table is reused if its definition (models, depths, seeds, version of the measurement) has not "
+        "changed. Verdicts and figures are always computed from the tables.",
         "Verdicts:",
         {
             "supported": "the entire 95 % t interval over seeds lies in the band, the range that the source predicts",
@@ -253,8 +255,8 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         },
     ),
     "bench": (
-        "normstudy bench [--full]: measure how fast normstudy is on this machine, alternating with the tools that "
-        "people use instead.",
+        "normstudy bench [--full]: measure how fast normstudy is on this machine. Measurements of normstudy alternate "
+        "with measurements of the tools that people use instead, such as a plain training loop.",
         {
             "--quick": "measure the small cases in a few rounds, for two to three minutes (the default)",
             "--full": "measure every case, as for the committed table",
@@ -265,7 +267,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "--show": "measure nothing: print the tables of results/bench (with --quick results/bench/quick) or of "
             "--out, and draw their figure again",
         },
-        "Rows:",
+        "Rows (a run-step is one step of one run):",
         {
             "a": "run-steps per second against plain loops",
             "b": "cost of the probes",
@@ -276,7 +278,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "g": "run-steps per second on one GPU",
             "i": "run-steps per second against plain loops that record too",
         },
-        "A ratio compares two subjects that were measured one after the other in one round. Its goal applies to the "
-        "median over rounds.",
+        "A ratio divides two measurements that were made one after the other in one round. A goal for a ratio applies "
+        "to the median over rounds.",
     ),
 }

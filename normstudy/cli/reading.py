@@ -11,7 +11,7 @@ from normstudy.cli import arguments
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Pause garbage collection: it takes an eighth of the drawing time and frees little memory in a short process."""
+    """Pause garbage collection, which takes an eighth of the drawing time and frees little memory."""
     gc.disable()
     try:
         yield

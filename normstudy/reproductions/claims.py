@@ -35,7 +35,7 @@ CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """A number for or against a claim. low, high: 95 % t interval over seeds, NaN for a share of runs."""
+    """Hold a number for or against a claim. low, high: its 95 % t interval over seeds, NaN for a share of runs."""
 
     claim: str
     quantity: str
@@ -164,7 +164,7 @@ def _same_profile(rmsnorm: Tables) -> list[Evidence]:
 
 
 def _evidence(claim: str, quantity: str, study: str, values: ArrayLike, *, logs: bool = False) -> Evidence:
-    """Return the mean over seeds and its 95 % t interval. logs: the values are logarithms; exponentiate both."""
+    """Return the mean over seeds and its 95 % t interval, exponentiated if the values are logarithms (`logs`)."""
     found = judge(quantity, np.asarray(values, np.float64), None, logs=logs)
     return Evidence(claim, quantity, study, found.value, found.low, found.high, found.seeds)
 

@@ -1,7 +1,7 @@
 """Define what a reproduction consists of: sizes, models, measurements, findings and a figure.
 
-A reproduction has two stages that share only a table. The first measures with torch (measure.py). The second judges the
-prediction and draws the figure from the table alone (verdicts.py, plots.py). This module needs no torch.
+A reproduction has two stages. The first stage (measure.py) measures with torch and writes a table. The second stage
+(verdicts.py, plots.py) judges the prediction and draws the figure from that table alone. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MEASUREMENT = 1  # increase it if a change to measure.py changes values; stored 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The model sizes, depths and numbers of seeds that all reproductions share."""
+    """Set the model sizes, depths and numbers of seeds that all reproductions share."""
 
     d_model: int = 128
     n_heads: int = 4
@@ -30,7 +30,7 @@ class Sizes:
     vocab_size: int = 256
     depths: tuple[int, ...] = (8, 16, 32, 64)
     seeds: int = 5
-    many_seeds: int = 20  # for entries whose interval over five seeds is about as wide as the band
+    many_seeds: int = 20  # for predictions whose interval over five seeds is about as wide as the band
 
     @property
     def deepest(self) -> int:
@@ -40,7 +40,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Variant:
-    """The settings of a model, which has no biases, except its sizes, its depth and its seed."""
+    """Describe a model by all settings other than its sizes, depth and seed. No model has biases."""
 
     placement: str
     norm: str = "auto"
@@ -66,7 +66,10 @@ POST = Variant("post")
 
 @dataclass(frozen=True)
 class Need:
-    """A measurement of a model at several depths, with the seeds below `seeds`. kind: a key of measure.MEASUREMENTS."""
+    """Request a measurement of a model at several depths, for the seeds 0 to `seeds` - 1.
+
+    kind: the name of the measurement, a key of measure.MEASUREMENTS.
+    """
 
     kind: str
     variant: Variant
@@ -76,7 +79,10 @@ class Need:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A paper's prediction (one line) and the functions that list its measurements, judge their table and draw it."""
+    """Join a paper's prediction with the functions that test it.
+
+    prediction: one line; needs: lists the measurements; findings: judges the table of measurements; draw: draws it.
+    """
 
     source: str
     prediction: str
@@ -101,7 +107,7 @@ Reading = tuple[str, int | None, int, float]  # quantity, layer, seed, value
 
 @dataclass(frozen=True)
 class Job:
-    """A measurement of a model at one depth, made for one or more seeds at once."""
+    """Request a measurement of a model at one depth, for one or more seeds at once."""
 
     kind: str
     variant: Variant

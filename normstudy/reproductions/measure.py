@@ -1,8 +1,9 @@
 """Measure models at initialization with torch: the first stage of a reproduction.
 
 The models, their initialization, the gradients and SGD come from the training code. A measurement is a function that
-takes a batch of models that differ only in the seed, and returns readings (quantity, layer or None, seed, value). It
-computes in float32, as training does, and returns float64. In shapes: B batch_size, T seq_len, D d_model, V vocab_size.
+takes a batch of models that differ only in the seed, and returns readings (quantity, layer or None, seed, value). A
+measurement computes in float32, as training does, and returns float64. In shapes: B batch_size, T seq_len, D d_model,
+V vocab_size.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MATRICES = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.out": "out", "mlp
 
 @dataclass(frozen=True)
 class Models:
-    """A batch of models of one shape at initialization. params: name -> (runs, *shape); tokens: (runs, B, T + 1)."""
+    """Hold models of one shape at initialization. params: name -> (runs, *shape); tokens: (runs, B, T + 1)."""
 
     sizes: Sizes
     config: ModelConfig
@@ -53,7 +54,7 @@ def random_tokens(sizes: Sizes, seed: int) -> Tensor:
 
 
 def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> Models:
-    """Initialize one model per seed. Admin profiles its omegas on the batch on which the model is then measured."""
+    """Initialize one model and draw one batch of tokens per seed. Admin's omegas are set by profiling on that batch."""
     config = model_config(variant, depth, sizes)
     with torch.device("meta"):
         model = Transformer(config, sizes.vocab_size, sizes.seq_len)
@@ -86,7 +87,7 @@ def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
 
 
 def _rows(quantity: str, layer: int | None, seeds: tuple[int, ...], values: Tensor) -> list[Reading]:
-    """Return one reading per model, from values (runs,)."""
+    """Return one reading per model. values: one number per model, shape (runs,)."""
     return [(quantity, layer, seed, value) for seed, value in zip(seeds, values.double().tolist(), strict=True)]
 
 

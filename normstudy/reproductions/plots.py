@@ -30,7 +30,8 @@ SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
 # Placement -> the color of its second curve.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-# Ratio -> leading digits of a logarithmic axis' ticks. The first ratio below (upper end / lower end) applies.
+# Ratio -> leading digits of the ticks on a logarithmic axis. The first ratio that is smaller than the axis' upper end
+# divided by the axis' lower end applies.
 TICKS = (
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),
@@ -186,7 +187,7 @@ def _fan(x: Floats, y: Floats, anchor: str) -> tuple[Floats, Callable[[float], F
 
 
 def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str, str]]) -> list[Artist]:
-    """Draw the ratio of the first to the last block's gradient against depth, and return the legend entries.
+    """Draw the first block's gradient norm divided by the last block's, against depth, and return the legend entries.
 
     looks: model -> (label, color, marker).
     """
@@ -204,7 +205,7 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
 def finish_lines(
     fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
 ) -> Figure:
-    """Call `finish` with a legend for lines. colors: label -> color; interval: what the drawn interval belongs to."""
+    """Call `finish` with a legend for lines. colors: label -> color; interval: what it shows, as in `mean`."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles.append(Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds"))

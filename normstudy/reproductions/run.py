@@ -36,7 +36,7 @@ Unit = tuple[str, Variant, int, int]  # a measurement of one model: its kind, th
 
 @dataclass(frozen=True)
 class Reproduced:
-    """The result of `reproduce`: each reproduction's findings, and the names of the newly measured reproductions."""
+    """Hold the result of `reproduce`: the findings of each reproduction, and the names of those newly measured."""
 
     findings: dict[str, list[Finding]]
     measured: list[str]
@@ -83,13 +83,13 @@ def reproduce(
 
 
 def units(needs: Iterable[Need]) -> list[Unit]:
-    """Return the measurements of single models and seeds that the needs require, in order, without repetitions."""
+    """List each measurement that `needs` request, for one depth and one seed at a time, without repetitions."""
     found = ((n.kind, n.variant, depth, seed) for n in needs for depth in n.depths for seed in range(n.seeds))
     return list(dict.fromkeys(found))
 
 
 def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
-    """Group units that differ only in the seed into jobs of at most LAYERS_AT_ONCE layers. The longest job is first."""
+    """Group measurements that differ only in the seed into jobs of at most LAYERS_AT_ONCE layers, longest job first."""
     groups: dict[tuple[str, Variant, int], list[int]] = {}
     for kind, variant, depth, seed in wanted:
         groups.setdefault((kind, variant, depth), []).append(seed)
@@ -124,7 +124,7 @@ def measure(needs: dict[str, list[Need]], keys: dict[str, str], out: Path, sizes
 
 
 def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.DataFrame:
-    """Return a table that has one row for each reading of the wanted units."""
+    """Return a table with one row for each reading of the wanted measurements."""
     rows = [
         (quantity, unit[1].name, unit[1].placement, unit[2], layer, seed, value)
         for unit in wanted
@@ -176,7 +176,7 @@ def listing(names: Iterable[str]) -> str:
 
 
 def summary(report: Reproduced, out: Path) -> str:
-    """Return a line that says how many tables were measured, how many were already stored, and where they are."""
+    """Return a line that says how many tables were measured, how many were already stored, and their folder."""
     stored = len(report.findings) - len(report.measured)
     before = f"; {stored} were already stored (--again measures all)" if stored else ""
     return f"measured {count_text(len(report.measured), 'prediction')}{before}. Tables and figures are in {out}"

@@ -1,4 +1,4 @@
-"""Build the entries of predictions that a quantity grows or falls as a power: of the depth, or of the block number."""
+"""Build reproductions for predictions that a quantity is a power of the depth or of the block number."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, by
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity of a model. measured: a kind of measurement (see Need) and the quantity; band: predicted exponent.
+    """Describe a curve that shows one quantity of one model.
 
-    name: text in the table of verdicts, in which {n} stands for the number of points; label: text in the legend.
+    name: text in the table of verdicts, in which {n} stands for the number of points; label: text in the legend;
+    measured: the kind of measurement (see Need) and the quantity; band: the predicted exponent.
     """
 
     name: str
@@ -45,9 +46,10 @@ def entry(
     anchor: str = "center",
     many_seeds: bool = False,
 ) -> Reproduction:
-    """Build an entry whose curves run over the depths, or over the blocks of the deepest model if `over_blocks`.
+    """Build a reproduction with curves over the depths, or over the blocks of the deepest model if `over_blocks`.
 
-    A curve over the depths shows the last block if its quantity belongs to a block. anchor: see `plots.power_band`.
+    If every block has a value of the quantity, a curve over the depths shows the last block's value.
+    anchor: see `plots.power_band`.
     """
 
     def needs(sizes: Sizes) -> list[Need]:

@@ -59,13 +59,13 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
-    """Read a table, sorted, with names as plain text. layer is NaN for a quantity of the entire model."""
+    """Read a sorted table. Names become plain text; layer is NaN for a quantity of the entire model."""
     frame: pd.DataFrame = parquet.read(path(out, name)).to_pandas()
     return frame.astype(dict.fromkeys(("quantity", "variant", "placement"), str))
 
 
 def stored_definition(out: Path, name: str) -> str | None:
-    """Return the definition of a stored table, None if there is no readable table."""
+    """Return the definition of a stored table, or None if no table can be read."""
     try:
         metadata: dict[bytes, bytes] = parquet.open_file(path(out, name)).schema_arrow.metadata or {}
     except (OSError, pa.ArrowInvalid):

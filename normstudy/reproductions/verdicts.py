@@ -23,7 +23,7 @@ SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, MEASURED = "supported", "not supported",
 
 @dataclass(frozen=True)
 class Band:
-    """The range of values that a source predicts. The ends, low and high, belong to the range."""
+    """Hold the range of values that a source predicts. The ends, low and high, belong to the range."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -39,8 +39,9 @@ def around(value: float, by: float) -> Band:
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict on a quantity. value: its mean over seeds; low, high: the mean's 95 % t interval, NaN without one.
+    """Hold the verdict on a quantity.
 
+    value: the quantity's mean over seeds; low, high: the mean's 95 % t interval, or NaN if there is no interval.
     band: the source's prediction, None if the source gives no number. exact: whether the source gives exact numbers;
     `value` is then the largest relative deviation from these numbers, and `band` is the tolerance.
     """
@@ -115,7 +116,7 @@ def slope(x: Floats, y: Floats) -> Floats:
     """Compute the least-squares slopes (seeds,) of the columns of y (n, seeds) against x (n,)."""
     centered = x - x.mean()
     with np.errstate(invalid="ignore"):
-        # The last bits of a matrix product would depend on the number of threads.
+        # A sum, because the last bits of a matrix product would depend on the number of threads.
         return np.asarray((centered[:, None] * y).sum(0) / (centered**2).sum())
 
 
@@ -125,7 +126,7 @@ def exponent(x: Floats, y: Floats) -> Floats:
 
 
 def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = False) -> Finding:
-    """Judge a quantity by estimates, one per seed. logs: the estimates are logarithms; exponentiate the result."""
+    """Judge a quantity from one estimate per seed. logs: the estimates are logarithms; the result is exponentiated."""
     mean, low, high = paired_t_interval(estimates) if np.isfinite(estimates).all() else (math.nan,) * 3
     if logs:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
@@ -150,8 +151,9 @@ def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: B
 
     The verdict is `supported` if the interval lies in the band at every place, `not supported` if the interval lies
     wholly outside at any place, `inconclusive` otherwise. With many places, a wrong `supported` is no likelier than
-    with one place, but a wrong `not supported` is likelier. places: (n,); estimates:
-    (n, seeds); at: the text before a place's number in the finding.
+    with one place, but a wrong `not supported` is likelier.
+
+    places: (n,); estimates: (n, seeds); at: the text before a place's number in the finding.
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED]

@@ -12,7 +12,7 @@ from normstudy.workers.worker import prepare
 
 
 class MeasuringFailed(Exception):
-    """The error raised if a worker process fails or is killed; the message says why."""
+    """Raised if a worker process fails or is killed; the message says why."""
 
 
 def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Reading]]]:
@@ -50,7 +50,7 @@ def _receive(child: Child) -> tuple[Job, list[Reading]]:
             f"a measuring process {child.how_it_ended()}: rerun the same command, or use fewer --workers"
         ) from None
     if error is not None:
-        raise MeasuringFailed(f"{job.kind} of {job.variant.name} at depth {job.depth} failed: {error}")
+        raise MeasuringFailed(f"measuring {job.kind} of model {job.variant.name} at depth {job.depth} failed: {error}")
     return job, rows
 
 

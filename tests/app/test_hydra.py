@@ -352,8 +352,8 @@ def test_an_installed_plugin_of_another_version_is_one_line(tmp_path: Path) -> N
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == (
-        "error: the installed hydra_plugins.normstudy has another version (No module named 'normstudy.launchers'): "
-        "run pip install -e . again\n"
+        "error: the installed hydra_plugins.normstudy comes from another version of normstudy "
+        "(No module named 'normstudy.launchers'): run pip install -e . again\n"
     )
 
 

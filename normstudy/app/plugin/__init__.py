@@ -1,6 +1,7 @@
 """Define the Hydra plugins `hydra/launcher=normstudy` and `hydra/sweeper=normstudy`.
 
-This file is installed as `hydra_plugins.normstudy`. It contains no logic, because an editable install copies the file.
+This file is installed as `hydra_plugins.normstudy`. An editable install copies the file, and the copy does not follow
+later changes. All logic is therefore in `normstudy.app.jobs`.
 """
 
 # No `from __future__ import annotations` here: Hydra cannot resolve string annotations of a dataclass.

@@ -1,1 +1,1 @@
-"""The predictions of papers, one per file."""
+"""Define the predictions of papers, one per file."""

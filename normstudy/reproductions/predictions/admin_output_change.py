@@ -13,7 +13,7 @@ slow. Verdict: supported when the 95 % t interval over seeds lies in the band, n
 inconclusive otherwise.
 
 Why twenty seeds: post-norm's slopes scatter from below 1 to 2, because some initializations amplify every change far
-more than others. Five seeds leave the interval a half-width of about 0.6, more than half the band's width.
+more than others. With five seeds the interval's half-width is about 0.6, more than half the band's width.
 """
 
 from __future__ import annotations

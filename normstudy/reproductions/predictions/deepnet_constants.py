@@ -1,4 +1,4 @@
-"""DeepNet weights the residual stream of a decoder by alpha, and scales certain initial matrices by beta.
+"""DeepNet multiplies the residual stream of a decoder by alpha, and scales certain initial matrices by beta.
 
 Source: Wang et al., arXiv:2203.00555, table 2, decoder only: x <- norm(alpha x + f(x)) with alpha = (2L)^(1/4), and
 xavier initialization with gain beta = (8L)^(-1/4) for the MLP's matrices, the values and the output projection, and

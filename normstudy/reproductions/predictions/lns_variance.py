@@ -5,7 +5,7 @@ of the variance with depth, which is at least linear in pre-norm. At initializat
 1/l, so the variance grows as a logarithm.
 
 Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; for each seed, the least-squares slope of
-the mean's logarithm against ln l, l from 1. Pre-norm's slope is measured for contrast, without a verdict.
+the mean's logarithm against ln l, for l >= 1. Pre-norm's slope is measured for contrast, without a verdict.
 
 Band: at most 0.35. Over 64 blocks, growth as 1 + c ln l has an exponent of 0.23 to 0.36 for c from 0.5 to 1.5; linear
 growth has an exponent of about 1. Verdict: supported when the 95 % t interval over seeds lies in the band, not
@@ -20,7 +20,7 @@ from normstudy.reproductions.scaling import Curve
 from normstudy.reproductions.verdicts import Band
 
 STREAM = ("stream", "mean_square")
-GRADIENTS = ("gradients", "mean_square")  # measures the stream too, and is shared with other entries
+GRADIENTS = ("gradients", "mean_square")  # kind and quantity; other predictions measure this kind too
 ENTRY = scaling.entry(
     "Sun et al., The Curse of Depth, arXiv:2502.05795, section 4",
     "LayerNorm scaling: the stream's variance grows no faster than l^0.35.",

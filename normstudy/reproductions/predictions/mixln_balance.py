@@ -3,17 +3,17 @@
 Source: Li et al., arXiv:2412.13795, section 3: with post-norm in the first quarter of the blocks and pre-norm in the
 rest, the blocks' gradients are more alike than in pre-norm.
 
-Computed: at each depth the ratio of two L2 norms: of the gradient of the first block's second MLP matrix, and of the
-same gradient in the last block. For each seed, |ln ratio| of mix minus |ln ratio| of pre, averaged over the depths;
-this difference is negative if mix's ratio is closer to 1 on a logarithmic scale. The figure shows each depth.
+Computed: at each depth, the L2 norm of the gradient of the first block's second MLP matrix, divided by the same norm in
+the last block. For each seed, |ln ratio| of mix minus |ln ratio| of pre, averaged over the depths. This difference is
+negative if mix's ratio is closer to 1 on a logarithmic scale. The figure shows each depth.
 
 Band: at most 0. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
-outside, inconclusive otherwise. Twenty seeds are used because five leave the interval a half-width of 0.13.
+outside, inconclusive otherwise. Twenty seeds are used because with five the interval's half-width is 0.13.
 
 Why it is not supported: the paper shows gradients during training. At initialization the gradient is flat over the
 post-norm blocks at the front, which pass a stream of unit variance to the pre-norm blocks, as embeddings do. Over the
 pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters of the depth, but from a higher
-start: the ratio of first to last block stays the same or grows a little.
+start. The ratio of the first to the last block's gradient therefore stays the same or grows a little.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ number. The sublayers read the stream without a norm, so queries and keys grow w
 with its variance. Then softmax saturates, and the gradient explodes over depth. QK-norm removes this growth; with a
 small initialization the scores are small from the start.
 
-Computed: at each depth the ratio of two L2 norms: of the gradient of the first block's second MLP matrix, and of the
-same gradient in the last block. The ratio is measured with xavier initialization and no QK-norm, with QK-norm, and with
-init `normal` (standard deviation 0.02) and no QK-norm. A finding is the geometric mean over seeds at the deepest L,
-with its 95 % interval.
+Computed: at each depth, the L2 norm of the gradient of the first block's second MLP matrix, divided by the same norm in
+the last block. The ratio is measured with xavier initialization and no QK-norm, with QK-norm, and with init `normal`
+(standard deviation 0.02) and no QK-norm. A finding is the ratio's geometric mean over seeds at the deepest L, with its
+95 % interval.
 
 Band: none; the numbers are measured, without a verdict.
 """

@@ -13,8 +13,8 @@ outside at one l or more, inconclusive otherwise. The finding shows the l whose 
 or, if none is outside, closest to the band's edge.
 
 Why twenty seeds: deep in the model a seed's tokens increasingly share one direction, so the stream's length depends on
-few random numbers. At the last blocks five seeds leave the interval a half-width of about 0.25, while the mean is only
-about 0.1 below the upper edge, the lemma's value for equal tokens.
+few random numbers. At the last blocks, the interval over five seeds has a half-width of about 0.25, while the mean is
+only about 0.1 below the upper edge, the lemma's value for equal tokens.
 """
 
 from __future__ import annotations

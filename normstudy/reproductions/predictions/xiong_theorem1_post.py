@@ -1,8 +1,8 @@
 """The gradient of post-norm's last block does not fall with depth.
 
 Source: Xiong et al., arXiv:2002.04745, theorem 1: at initialization the gradient of the last block's second MLP matrix
-is at most of the order d sqrt(ln d) in a post-norm transformer, whatever the number L of blocks, because the last norm
-restores unit variance, whatever the earlier blocks added.
+is at most of the order d sqrt(ln d) in a post-norm transformer. The number L of blocks does not matter, because the
+last norm restores unit variance.
 
 Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; for each seed, the least-squares slope
 of the norm's logarithm against ln L. The simplified block of the theorem's proof (one head, Q = K = 0, all matrices
@@ -11,7 +11,7 @@ d x d, ReLU) is measured too, without a verdict, to show the effect of the simpl
 Band: 0 +- 0.1. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise.
 
-Why twenty seeds: the exponent is a few hundredths above 0, and five seeds leave the interval a half-width of 0.07.
+Why twenty seeds: the exponent is a few hundredths above 0, and with five seeds the interval's half-width is 0.07.
 """
 
 from __future__ import annotations

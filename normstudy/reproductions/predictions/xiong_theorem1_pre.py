@@ -5,10 +5,11 @@ is at most of the order d sqrt(ln d / L) in a pre-norm transformer of L blocks. 
 to the residual stream, so the final norm divides the last block's gradient by a number that grows as sqrt(L).
 
 Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; for each seed, the least-squares slope
-of the norm's logarithm against ln L. Twenty seeds are used because five leave the interval a half-width of 0.07.
+of the norm's logarithm against ln L. Twenty seeds are used because with five the interval's half-width is 0.07.
 
-Band: -0.5 +- 0.1, taking the bound's exponent for the gradient's. Verdict: supported when the 95 % t interval over
-seeds lies in the band, not supported when it lies outside, inconclusive otherwise.
+Band: -0.5 +- 0.1. The theorem bounds the gradient only from above; the band assumes that the gradient has the bound's
+exponent. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies outside,
+inconclusive otherwise.
 """
 
 from __future__ import annotations
