@@ -48,7 +48,7 @@ READ_AT_START = (
 )  # fmt: skip
 CHECK_SECONDS = 0.1  # seconds between two checks whether the parent is alive
 WAIT_SECONDS = 0.002  # seconds between two checks whether a forked child has ended
-# Signals that may be sent to a whole process group or Slurm job.
+# Signals that a terminal or Slurm may send to a parent and its children at once. The parent decides what to do.
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 BOOT = (
     "import sys; from multiprocessing.connection import Connection; pipe = Connection(int(sys.argv[2])); "
@@ -68,10 +68,12 @@ def environment_with(changes: Mapping[str, str | None]) -> dict[str, str]:
 class Child:
     """A child process, connected to this process by a pipe. Raises OSError if the system cannot start another process.
 
-    The child ignores Ctrl-C, because the terminal also sends Ctrl-C to the parent. environment: the child's environment
-    variables, by default this process's; keep: file descriptors that the child holds open until it ends; blocked:
-    signals that stay blocked until `target` unblocks them; prepare: a function that does slow imports. With `prepare`,
-    a template process calls this function once, and the child is forked from the template.
+    The child ignores Ctrl-C, because the terminal also sends Ctrl-C to the parent.
+
+    environment: the child's environment variables (default: the variables of this process).
+    keep: file descriptors that the child holds open until it ends.
+    blocked: signals that stay blocked until `target` unblocks them.
+    prepare: a function that does slow imports. A template process calls it once, and forks each child after that.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class Child:
                 )  # fmt: skip
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # reading the pipe shows that the child died
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a dead child is noticed on reading the pipe
             self.pipe.send(sys.path)
             self.pipe.send_bytes(work)
 
@@ -115,7 +117,7 @@ class Child:
         return f"ended with exit code {code}" if (code := self.wait()) >= 0 else f"was killed by signal {-code}"
 
     def close(self, *, kill: bool = True) -> None:
-        """Close the pipe, after killing the process if `kill`, and wait for the process to end."""
+        """Kill the process if `kill` is true, close the pipe, and wait for the process to end."""
         if kill:
             self.process.send_signal(signal.SIGKILL)
         self.pipe.close()
@@ -136,8 +138,9 @@ class _Request(NamedTuple):
 class _Template:
     """A child process that calls `prepare` once and then, on each request, forks another child within milliseconds.
 
-    The template closes a request's descriptors right after forking, so that only the forked child holds its pipe and
-    locks. A template lives as long as this process. Each set of READ_AT_START variables needs its own template.
+    The template closes the descriptors that a request contains right after forking. Otherwise the pipe and the locks of
+    the child would stay open after its end. A template lives as long as this process. Children whose READ_AT_START
+    variables differ need different templates.
     """
 
     known: ClassVar[dict[object, _Template]] = {}
@@ -146,7 +149,11 @@ class _Template:
     def of(cls, prepare: Callable[[], None], environment: dict[str, str]) -> _Template:
         """Return this process's template for `prepare` and the READ_AT_START variables; start it if necessary."""
         read = {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
-        key = os.getpid(), prepare, frozenset(read.items())  # a fork must not use its parent's template
+        key = (
+            os.getpid(),
+            prepare,
+            frozenset(read.items()),
+        )  # with the process id, because a fork needs its own template
         if key not in cls.known or cls.known[key].child.pipe.closed:  # the template has ended
             cls.known[key] = cls(prepare, environment)
         return cls.known[key]
@@ -158,7 +165,7 @@ class _Template:
         atexit.register(self.end)
 
     def end(self) -> None:
-        """End the template, after which its children end too."""
+        """Kill the template. Every child that it forked notices this within CHECK_SECONDS and ends."""
         if os.getpid() == self.owner:  # a fork of this process also calls this function when it exits
             self.child.close()
 
@@ -170,7 +177,7 @@ class _Template:
         descriptors: the child's end of its pipe, then the file descriptors that the child holds open until it ends.
         """
         child = _Forked(self)
-        # If a stream is closed, its descriptor is free, or belongs to another file and is not inheritable.
+        # Send only open streams. The number of a closed stream may belong to another file, which is not inheritable.
         streams = [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
         folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
         sent = [folder, *streams, *descriptors]
@@ -203,22 +210,23 @@ class _Template:
 
     @contextlib.contextmanager
     def noticing_its_end(self) -> Iterator[None]:
-        """A context that admits one request at a time, and closes the template's pipe if the template has ended.
+        """A context for one exchange of messages with the template; other threads wait until the exchange is over.
 
-        Any other error, such as a Ctrl-C, also ends the template, because part of an answer may be left in the pipe.
+        If the template has ended, the context closes the template's pipe and raises nothing. Any exception inside the
+        context, such as a Ctrl-C, ends the template, because half a message may be left in the pipe.
         """
         with self.lock:
             try:
                 yield
             except BaseException as error:
-                self.child.pipe.close()  # before the next line, which a second Ctrl-C may interrupt
+                self.child.pipe.close()  # first, because a second Ctrl-C may interrupt the next line
                 self.child.close()
                 if not isinstance(error, EOFError | OSError):
                     raise
 
 
 class _Forked:
-    """A child that a template has forked. It has those methods of Popen that Child and the users of Child call."""
+    """A child that a template has forked, with the methods `send_signal` and `wait` of subprocess.Popen."""
 
     def __init__(self, template: _Template) -> None:
         self.template = template
@@ -258,7 +266,7 @@ def _end_without(parent: int) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Flush the standard streams and end this process at once; with torch, a normal exit takes half a second longer."""
+    """Flush standard streams and end this process. With torch imported, a normal exit takes half a second longer."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError):  # the stream may be closed
             stream.flush()
@@ -277,7 +285,7 @@ def begin(pipe: Connection, parent: int) -> None:
 
 
 def _serve_forks(pipe: Connection, prepare: Callable[[], None], watch: _Watch) -> NoReturn:
-    """Serve fork requests in a template. Stop the watch thread first, because forks would copy its locks locked."""
+    """Serve fork requests in a template. First end the thread `watch`, whose locks would stay locked in every fork."""
     prepare()
     watch.over.set()
     watch.join()

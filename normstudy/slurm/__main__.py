@@ -1,4 +1,7 @@
-"""Start a job: `python -m normstudy.slurm -u -m submitit.core._submit FOLDER` replaces submitit's own entry point."""
+"""Start a Slurm job, in place of submitit's own program.
+
+The job's command is `python -u -m normstudy.slurm -u -m submitit.core._submit FOLDER`, and only FOLDER is read.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from normstudy.workers.signals import WARNING
 
 def main() -> None:
     """Run the job in FOLDER as `submitit.core._submit` would, but refuse a FOLDER that other users can access."""
-    # Block Slurm's time-limit warning, which would kill the job during the imports, until share.py handles it.
+    # Slurm's time-limit warning would kill the job during the imports. Block this signal; share.py unblocks it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
     from submitit.core.submission import submitit_main
 

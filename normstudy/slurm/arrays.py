@@ -29,14 +29,14 @@ class Array:
     name: str  # unique job name
     command: str  # the sweep's command line
     host: str  # the machine that submitted the jobs
-    since: str  # a time shortly before the sweep was recorded, in ISO 8601
+    since: str  # when the sweep began, in ISO 8601
     jobs: int
     cluster: str  # the cluster's name in Slurm
     id: str | None = None  # Slurm's job number; None until the jobs are submitted
 
     @property
     def began(self) -> float:
-        """The time `since`, in seconds since 1970."""
+        """Convert the field `since` from ISO 8601 to seconds since 1970."""
         return datetime.datetime.fromisoformat(self.since).timestamp()
 
     def __str__(self) -> str:
@@ -54,11 +54,12 @@ def write(study_dir: Path, array: Array) -> None:
 
 
 def check_own(folder: Path) -> None:
-    """Raise a ConfigError if another user may have put a pickle into a folder."""
+    """Raise a ConfigError if another user owns a folder of pickles, because jobs execute the code in pickles."""
     there = folder.lstat()
     if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
         raise ConfigError(
-            f"{folder} does not belong to you, but jobs execute the code in it: remove it, or choose another study"
+            f"{folder} is not a folder of your own, so another user could replace the code that the jobs execute: "
+            "remove this path, or choose another study"
         )
 
 
@@ -97,9 +98,10 @@ def remove(study_dir: Path, array: Array | None) -> None:
 
 
 def counts(study_dir: Path, array: Array) -> ask.Counts:
-    """Count an array's running and pending jobs. Raises Unavailable, also on a cluster other than the array's.
+    """Count an array's running and pending jobs.
 
     If the submission is in progress or was killed, the array has no id, and Slurm is queried by the array's name.
+    Raises Unavailable if Slurm does not answer, or if this machine belongs to another cluster than the array.
     """
     if (here := ask.cluster()) != array.cluster:
         raise ask.Unavailable(f"this machine belongs to the cluster {here}, but the jobs are on {array.cluster}")
@@ -108,7 +110,7 @@ def counts(study_dir: Path, array: Array) -> ask.Counts:
 
 
 def counts_surely(study_dir: Path, array: Array) -> ask.Counts:
-    """Count an array's jobs with `counts`, twice if the first count says that the array has ended."""
+    """Count an array's jobs. If none is left, count again, because a job being requeued briefly seems to have ended."""
     first = counts(study_dir, array)
     if first.alive:
         return first

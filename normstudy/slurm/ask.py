@@ -19,7 +19,7 @@ OVER = {
 WAITING = {"CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 HEAD = re.compile(r"(\w+: (error: |fatal: )?|\w+ error: )?(Batch job submission failed: |allocation failure: )?")
 MOST_JOBS = 1000  # most jobs in an array, Slurm's default limit
-# Options that the user's SBATCH_* variables, which override the script, may set if the configuration does not.
+# If the configuration lacks one of these options, the user may set it by an environment variable, e.g. SBATCH_QOS.
 LEFT_TO_USERS = ("account", "constraint", "partition", "qos", "reservation")
 
 
@@ -68,7 +68,7 @@ def counts(job_id: str, name: str) -> Counts:
 
 
 def id_of(name: str) -> str | None:
-    """Return the id of the array or single job named `name`, None if Slurm knows no such job. Raises Unavailable."""
+    """Return the id of the array or single job `name`, or None if Slurm does not know the name. Raises Unavailable."""
     ids = _call("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F").split()
     return ids[0] if ids else None
 
@@ -104,7 +104,7 @@ def cluster() -> str:
 def most_jobs() -> int:
     """Return the maximum number of jobs in an array. Raises Unavailable."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.MULTILINE)
-    return max(1, min(MOST_JOBS, int(found[1]))) if found else MOST_JOBS  # MaxArraySize 0 forbids arrays
+    return max(1, min(MOST_JOBS, int(found[1]))) if found else MOST_JOBS  # MaxArraySize 0 allows only single jobs
 
 
 def try_out(options: Mapping[str, str]) -> None:
@@ -120,7 +120,10 @@ def try_out(options: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def only(options: Iterable[str]) -> Iterator[None]:
-    """Temporarily unset the user's SBATCH_* variables, except those of LEFT_TO_USERS that `options` lacks."""
+    """A context without the user's SBATCH_* variables, because sbatch would prefer them to the sweep's options.
+
+    The variables for LEFT_TO_USERS stay set, unless `options` contains the option.
+    """
     kept = {f"SBATCH_{name.upper()}" for name in LEFT_TO_USERS if name not in options}
     taken = {key: os.environ.pop(key) for key in [*os.environ] if key.startswith("SBATCH_") and key not in kept}
     try:
@@ -146,7 +149,7 @@ def _call(*words: str) -> str:
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except FileNotFoundError:
-        raise Unavailable(f"there is no {words[0]} here") from None
+        raise Unavailable(f"the command {words[0]} is not found on this machine") from None
     except subprocess.TimeoutExpired:
         raise Unavailable(f"{words[0]} does not answer") from None
     except OSError as error:

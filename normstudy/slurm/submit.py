@@ -38,7 +38,8 @@ def check(execution: ExecutionConfig) -> None:
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
             raise ConfigError(
-                f"execution=slurm: there is no {program} here: run the command on a machine that can submit jobs"
+                f"execution=slurm needs the command {program}, which is not found on this machine: run normstudy on a "
+                "machine that can submit jobs"
             )
     try:
         ask.try_out(options.of_sbatch(execution))
@@ -51,7 +52,7 @@ def _refused(why: object) -> ConfigError:
 
 
 def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
-    """Split tasks into jobs, in order: `workers` tasks per job, or more if this would need more than `most` jobs."""
+    """Split tasks, in order, into jobs of `workers` tasks, or into `most` larger jobs if there would be more jobs."""
     n = min(math.ceil(len(tasks) / workers), most)
     edges = [math.ceil(len(tasks) * i / n) for i in range(n + 1)]
     return [list(tasks[low:high]) for low, high in itertools.pairwise(edges)]
@@ -63,7 +64,7 @@ def submit(
     """Submit one or more tasks. The caller must hold the study's exclusive lock; the jobs wait for its release.
 
     The record of the jobs is written before they are submitted. If Slurm refuses the jobs, the record is removed and a
-    ConfigError is raised. since: a time before the sweep was recorded.
+    ConfigError is raised. since: when the sweep began, which is stored in the record.
     """
     import submitit
 
@@ -98,7 +99,7 @@ def submit(
         for part in parts
     ]  # fmt: skip
     try:
-        # submitit prints sbatch's errors in addition to raising them.
+        # submitit both prints and raises sbatch's errors. Discard the print, because the ConfigError has the reason.
         with later(), ask.only(asked), contextlib.redirect_stderr(io.StringIO()):
             submitted = executor.submit_array(jobs)
     except Exception as error:

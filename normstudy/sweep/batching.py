@@ -1,4 +1,4 @@
-"""Estimate a run's time and memory, and choose the number of runs in a batch, on which CPU results do not depend."""
+"""Estimate a run's time and memory, and choose the number of runs in a batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from normstudy.config import EVAL_CHUNK, RunConfig
 # CPU ms per run-step at 4, 8, 16, 32, 64 runs by d_model and layers (two busy EPYC Zen 5 cores, torch 2.13, NumPy 2.4):
 #     d32 L4   -, 2.71, 2.23, 2.10, 2.05       d64 L2   -, 5.23, 5.26, 5.41, -
 #     d64 L6   13.9, 12.6, 13.1, 13.5, -       d128 L6  66.5, 70.3, -, -, -
-# Therefore the residual streams of a batch contain about CPU_STREAM numbers, as far as CPU_RUNS allows.
+# Therefore a batch has about as many runs as together have CPU_STREAM numbers in their residual streams, but at least 4
+# and at most 32 runs.
 CPU_STREAM = 2**19
 CPU_RUNS = (4, 32)  # fewest and most runs per batch
-GPU_RUNS = 1024  # most runs per batch, because with more the time to launch kernels no longer matters
+GPU_RUNS = 1024  # most runs per batch; a larger batch would not train faster
 GPU_SEQUENCES = 65_535  # most sequences per batch, because fused attention maps them to a grid axis of this size
 MEMORY_SHARE = 0.5  # share of the free memory for all batches together; low because memory estimates are rough
 FLOAT = 4  # bytes per number
@@ -32,7 +33,7 @@ def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | Non
 
 
 def bytes_of_run(config: RunConfig) -> int:
-    """Estimate a run's memory in bytes: parameters, two copies of gradients, two moments, and kept activations."""
+    """Estimate a run's bytes of memory: parameters, two copies of gradients, two optimizer slots, and activations."""
     m, d = config.model, config.data
     d_ff, vocab_size = cfg.resolve(m).d_ff, _vocab_size(config)
     # A block keeps its input, the outputs of two norms, q, k, v, the attention weights, the mixed values, the outputs
@@ -66,7 +67,7 @@ def _vocab_size(config: RunConfig) -> int:
 
 
 def free_memory(device: str) -> int:
-    """Return the free bytes of the GPU's memory, or of the main memory that new processes may use."""
+    """Return how many bytes of memory are free: on the GPU if `device` is cuda, else in this machine or container."""
     if device == "cuda":
         import torch
 

@@ -44,5 +44,5 @@ def cancel(study_dir: Path) -> str:
         with contextlib.suppress(ConfigError), locks.hold_study(study_dir, command, patience=5.0):
             arrays.remove(study_dir, array)
     seen = status.look(study_dir)
-    gone = "is cancelled" if not counts.alive else f"is being cancelled ({counts})"
-    return f"{array} {gone}: {seen.finished} of {seen.planned} runs are finished; to resume: {array.command}"
+    state = "is cancelled" if not counts.alive else f"is being cancelled ({counts})"
+    return f"{array} {state}: {seen.finished} of {seen.planned} runs are finished; to resume: {array.command}"

@@ -38,10 +38,11 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
         statuses = tables.statuses(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)
-            others = "resume" if planned.device == "cpu" else "start again (a GPU saves no checkpoints)"
+            then = "resumes the other runs"
+            if planned.device != "cpu":
+                then = "starts the other runs from step 0, because runs on a GPU save no checkpoints"
             print_error(
-                f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished; "
-                f"with the same command the others {others}"
+                f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished; the same command {then}"
             )
             raise Interrupted(stop.number)
         end(planned, errors, statuses, held)
@@ -74,7 +75,8 @@ def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: i
     """
     if errors or planned.given_up:
         raise RunsFailed(_failures_line(planned, errors, statuses))
-    submitted = (planned.study_dir / arrays.RECORD).exists()  # the submitted jobs may still start
+    # Jobs that have been submitted may still start, and then need the state folder.
+    submitted = (planned.study_dir / arrays.RECORD).exists()
     if set(statuses.values()) == {"done"} and not submitted and held is not None and locks.make_exclusive(held):
         # Ignore errors, because another command may just have created a lock file in the folder.
         shutil.rmtree(planned.study_dir / "state", ignore_errors=True)
@@ -87,12 +89,12 @@ def _failures_line(planned: Plan, errors: dict[str, str], statuses: dict[str, st
     if not errors:
         return f"{n} of {len(planned.runs)} runs failed before and were left out; {logs}. {planning.RETRY}"
     left_out = planning.left_out(planned.study_dir, list(planned.runs), statuses, planned.execution)
-    again = planning.RETRY if left_out else "The same command tries them again"
+    again = planning.RETRY if left_out else "The same command tries the failed runs again"
     return f"{n} of {len(planned.runs)} runs failed ({next(iter(errors.values()))}); {logs}. {again}"
 
 
 def _still_missing(planned: Plan) -> list[list[str]]:
-    """Return the batches without runs that another command finished since planning. The caller must hold the lock."""
+    """Return the run ids by batch, except runs finished since planning. The caller must hold the study's lock."""
     statuses = tables.statuses(planned.study_dir)
     batches = [[i for i in batch.run_ids if statuses.get(i) != "done"] for batch in planned.batches]
     missing = {i: planned.runs[i] for ids in batches for i in ids}

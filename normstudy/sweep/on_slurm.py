@@ -18,8 +18,8 @@ from normstudy.upkeep import status
 from normstudy.workers.signals import Interrupted, Stop
 from normstudy.workers.task import Task
 
-POLL_SECONDS = 1.0  # between two checks for files that a network file system shows late
-LATE_SECONDS = 60.0  # longest time for which NFS caches a folder's list of files
+POLL_SECONDS = 1.0  # seconds between two checks for files that a network file system shows late
+LATE_SECONDS = 60.0  # seconds for which a network file system (NFS) may show an outdated list of a folder's files
 PATIENCE_SECONDS = 30.0  # longest wait for the study's lock, because processes of the last jobs may still be ending
 
 
@@ -55,10 +55,11 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
         failed = [run_id for run_id in ids if statuses.get(run_id) == "failed"]
         errors = {one.run_id: one.reason for one in status.failures_of(study_dir, failed)}
         if lost := [run_id for run_id in ids if statuses.get(run_id) not in ("done", "failed")]:
-            crashed = f", {len(errors)} failed (tracebacks: {study_dir / records.LOGS})" if errors else ""
+            logs = study_dir / records.LOGS
+            others_failed = f"; {len(errors)} other runs failed (tracebacks: {logs})" if errors else ""
             raise RunsFailed(
-                f"{len(lost)} of {len(planned.runs)} runs are not finished{crashed}: their jobs were killed, cancelled "
-                f"or crashed; logs: {study_dir / arrays.FOLDER}. Rerun the same command to resume"
+                f"{len(lost)} of {len(planned.runs)} runs are not finished, because their jobs crashed, or were killed "
+                f"or cancelled (logs: {study_dir / arrays.FOLDER}){others_failed}. Rerun the same command to resume"
             )
         end(planned, errors, statuses, held)
     return True
@@ -67,7 +68,8 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
 def statuses_of(study_dir: Path, tasks: Sequence[Task], *, complete: bool) -> dict[str, str]:
     """Return run_id -> status after the jobs have ended.
 
-    complete: whether every job succeeded. If so, every run has a result, so wait for files that appear late on NFS.
+    complete: whether every job succeeded. After success every run has a result, but on a network file system the files
+    may become visible late. Therefore wait for these files, for at most LATE_SECONDS.
     """
     ids, end = [run_id for task in tasks for run_id in task.run_ids], time.monotonic() + LATE_SECONDS
     while True:

@@ -18,7 +18,10 @@ from normstudy.errors import ConfigError
 from normstudy.study import records, schema, seal, tables
 from normstudy.sweep import batching
 
-RETRY = "To try them again, add execution.retry_failed=true execution.max_tries=N with N above the tries so far"
+RETRY = (
+    "To try failed runs again, add execution.retry_failed=true execution.max_tries=N with N greater than the number "
+    "of times that they have failed"
+)
 GPU_OF_A_JOB = 2**36  # assumed bytes of a job's GPU, which the submitting machine cannot query
 
 
@@ -48,12 +51,12 @@ class Plan:
 
     @property
     def on_slurm(self) -> bool:
-        """Whether the sweep runs in Slurm jobs."""
+        """Return whether the sweep runs in Slurm jobs."""
         return self.execution.cluster == "slurm"
 
     @property
     def seconds(self) -> float:
-        """The sweep's estimated seconds if each batch goes to the first free worker."""
+        """Estimate the seconds that the sweep takes if each batch goes to the first free worker."""
         loads = [0.0] * self.workers
         for batch in self.batches:
             loads[loads.index(min(loads))] += batch.seconds
@@ -63,10 +66,12 @@ class Plan:
 def plan(configs: Sequence[RunConfig]) -> Plan:
     """Plan one sweep without writing anything. Raises a ConfigError for runs that cannot be trained."""
     if not configs:
-        raise ConfigError("the sweep is empty: it has no runs")
+        raise ConfigError("the sweep has no runs: give every key at least one value")
     places = {(c.results_dir, c.study) for c in configs}
     if len(places) > 1:
-        raise ConfigError(f"a sweep fills one study, but these runs name {len(places)}: {sorted(places)}; choose one")
+        raise ConfigError(
+            f"a sweep fills one study, but these runs name {len(places)} studies: {sorted(places)}; choose one study"
+        )
     execution = configs[0].execution
     clusters = sorted({c.execution.cluster for c in configs})
     if len(clusters) > 1:
@@ -124,7 +129,7 @@ def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict
 
 
 def _check_own(configs: Iterable[RunConfig], device: str) -> None:
-    """Test each user-defined block and norm once per shape. Only these tests make a plan for a CPU import torch."""
+    """Test each user-defined block and norm once per shape. If there is none, planning for a CPU imports no torch."""
     own = [config for config in configs if sources.is_own(config.model.placement) or sources.is_own(config.model.norm)]
     for config in {(dataclasses.astuple(c.model), dataclasses.astuple(c.data)): c for c in own}.values():
         from normstudy.model.contract import check as contract
@@ -137,8 +142,8 @@ def check(configs: Sequence[RunConfig]) -> Plan:
     planned = plan(configs)
     if planned.on_slurm:
         raise ConfigError(
-            "execution=slurm works only for normstudy sweep with normstudy's own launcher: leave it out to train on "
-            "this machine"
+            "execution=slurm works only for normstudy sweep with normstudy's own launcher: leave execution=slurm out "
+            "to train on this machine"
         )
     return planned
 

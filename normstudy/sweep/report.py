@@ -49,7 +49,8 @@ def draw(study_dir: Path) -> None:
 def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
     """Return the column by which to compare a sweep: warmup_steps if it varies, else the first varying column or None.
 
-    Columns of seeds and of texts are excluded, the latter because losses on different texts are not comparable.
+    Seeds are excluded, because a comparison pairs runs with equal seeds. Columns that describe the text are excluded,
+    because losses on different texts are not comparable.
     """
     from normstudy.analysis.pairs import comparable_columns
 

@@ -19,8 +19,9 @@ def run_sweep(
 ) -> list[float | None]:
     """Train a sweep's missing runs, draw its figures and print the comparison.
 
-    Returns each config's final validation loss in order, None if there is none. Raises a ConfigError before training,
-    or RunsFailed after all other runs are finished and reported. detach: return once the jobs are submitted.
+    Returns the final validation loss of each config, in order, and None for a config whose run has no such loss. Raises
+    a ConfigError before training. If runs fail, raises RunsFailed after all other runs are finished and reported.
+    detach: whether to return as soon as the jobs are submitted.
     """
     planned = planning.plan(configs)
     if detach and not planned.on_slurm:

@@ -17,7 +17,7 @@ from normstudy.upkeep import status
 from normstudy.workers.progress import PIPE_LINE_SECONDS, counted, line_of
 from normstudy.workers.signals import Interrupted, Stop, print_error
 
-PAUSE_SECONDS = 2.5, 10.0  # the first and the longest pause between two queries
+PAUSE_SECONDS = 2.5, 10.0  # seconds between two queries: at first, and at most
 
 
 def submitted_line(study_dir: Path, array: Array) -> str:
@@ -36,7 +36,7 @@ def _advice(study_dir: Path) -> str:
 def wait(study_dir: Path, array: Array) -> ask.Counts:
     """Show progress until all jobs end; return their counts. A stop signal raises Interrupted but ends no job."""
     looker, pause, asked = status.Looker(study_dir), PAUSE_SECONDS[0], ""
-    seen, said = _look(looker), time.monotonic()
+    seen, said = _status_of(looker), time.monotonic()
     first, total = (seen.steps_done, seen.steps_planned) if seen else (0, None)
     with Stop() as stop, tqdm(total=total, initial=first, unit="step", unit_scale=True, **terminal.fit()) as bar:
         while True:
@@ -48,7 +48,7 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
             asked = jobs.why
             if jobs.counts is not None and jobs.surely_over:
                 return jobs.counts
-            if seen := _look(looker):
+            if seen := _status_of(looker):
                 state = str(jobs.counts or "unknown")
                 bar.total, bar.n = seen.steps_planned, seen.steps_done
                 bar.set_postfix_str("; ".join(filter(None, [state, counted(Counter(seen.outcomes))])))
@@ -63,8 +63,8 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
             pause = min(PAUSE_SECONDS[1], 1.1 * pause)
 
 
-def _look(looker: status.Looker) -> status.Status | None:
-    """Return the study's status, None if its files cannot be read at the moment."""
+def _status_of(looker: status.Looker) -> status.Status | None:
+    """Return the study's status, or None if the study's files cannot be read at the moment."""
     try:
         return looker.look()
     except ConfigError:

@@ -2,7 +2,7 @@
 
     normstudy checkpoint 1      the format
     1c291ca3                    crc32 of the bytes below this line
-    safetensors                 parameters, optimizer slots, and the rows recorded since the run's last window
+    safetensors                 parameters, optimizer slots, and the rows that are not in the tables yet
 
 safetensors executes no code when it loads a file, but does not detect a flipped bit, so a checksum is added. The rows
 are stored as Parquet bytes. A checkpoint is valid only for the same parameter layout, version of the numerics and kind
@@ -37,7 +37,7 @@ Buffered = dict[str, dict[str, list[object]]]  # rows not yet written: table -> 
 
 
 class Refused(Exception):
-    """Raised if a run cannot resume from its checkpoint; the message says why, e.g. `its checkpoint is damaged`."""
+    """Raised if a run cannot resume from its checkpoint; the message says why, e.g. `the checkpoint is damaged`."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Checkpoint:
     """The state of one run between two steps."""
 
     start: ResumePoint
-    rows: Buffered  # series rows recorded since the run's last window
+    rows: Buffered  # rows that have been recorded but are not in the tables yet
     train_loss: float  # the last step's training loss
     wall_time_s: float  # the run's training time so far, in seconds
 
@@ -71,7 +71,7 @@ def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str,
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        raise Refused("its checkpoint cannot be read from the disk") from None
+        raise Refused("the checkpoint cannot be read from the disk") from None
     return decode(data, stamp(run_id, layout, computed_by))
 
 
@@ -110,7 +110,8 @@ def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
     for table, rows in checkpoint.rows.items():
         schema = pa.schema([f for f in SCHEMAS[table] if f.name != "run_id"])
         packed = parquet.bytes_of(pa.table(rows, schema=schema), compression="zstd")
-        # safetensors stores only tensors. frombuffer returns read-only memory, for which torch would print a warning.
+        # Turn the bytes into a tensor, because safetensors stores only tensors. Copy them, because torch would print a
+        # warning for the read-only memory that frombuffer returns.
         tensors[f"rows.{table}"] = torch.from_numpy(np.frombuffer(packed, np.uint8).copy())
     metadata = {
         **stamped, "step": str(start.step), "train_loss": checkpoint.train_loss.hex(),
@@ -124,11 +125,11 @@ def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
     """Parse a checkpoint file's content. Raises Refused for damaged content, or metadata that differ from `stamped`."""
     file = io.BytesIO(data)
     if what := wrong_in(file):
-        raise Refused(f"its checkpoint {what}")
+        raise Refused(f"the checkpoint {what}")
     metadata, body = metadata_of(file), data[len(FORMAT) + CRC_BYTES :]
     for key, value in stamped.items():
         if metadata.get(key) != value:
-            raise Refused(f"its checkpoint was written with {key} {metadata.get(key)}, but this process has {value}")
+            raise Refused(f"the checkpoint was written with {key} {metadata.get(key)}, but this process has {value}")
     tensors = load(body)
     state = {name.removeprefix("slot."): t for name, t in tensors.items() if name.startswith("slot.")}
     rows = {table: parquet.read(tensors[f"rows.{table}"].numpy().tobytes()).to_pydict() for table in SERIES}

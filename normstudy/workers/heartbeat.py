@@ -31,7 +31,7 @@ class Heartbeat(NamedTuple):
 
 
 def write(study_dir: Path, began: float, previous: float, steps: Mapping[str, tuple[int, int]]) -> float:
-    """Write this process's heartbeat, ignoring disk errors; returns the time. previous: when it was last written."""
+    """Write this process's heartbeat and return the time; ignore disk errors. previous: time of the last heartbeat."""
     now = time.time()
     content = Heartbeat(began, now, now + max(LIFETIME, 4 * (now - previous)), dict(steps))
     path = _path(study_dir)
@@ -59,14 +59,14 @@ def read_all(study_dir: Path) -> list[Heartbeat]:
 
 
 def rate_of(heartbeats: Sequence[Heartbeat]) -> float | None:
-    """Return the run-steps per second of all processes: their number times their mean rate; None before any step."""
+    """Return the steps per second of all processes together (mean rate x processes), or None before the first step."""
     taken = sum(step - first for heartbeat in heartbeats for first, step in heartbeat.steps.values())
     seconds = sum(heartbeat.now - heartbeat.began for heartbeat in heartbeats)
     return len(heartbeats) * taken / seconds if taken > 0 and seconds > 0 else None
 
 
 def seconds_left(run_steps: int, rate: float | None) -> float | None:
-    """Return how many seconds `run_steps` run-steps take at `rate` run-steps per second; None without a rate."""
+    """Return how many seconds the remaining steps of all runs take at `rate` steps per second; None without a rate."""
     return run_steps / rate if rate else None
 
 

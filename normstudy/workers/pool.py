@@ -57,7 +57,7 @@ class _Pool:
     def __init__(self, tasks: Sequence[Task], workers: int, lock: int, max_tries: int) -> None:
         self.queue, self.slots = deque(tasks), list[Slot]()
         self.workers, self.lock, self.max_tries = workers, lock, max_tries
-        self.forked = all(task.device == "cpu" for task in tasks)  # with CUDA, each worker starts as a new interpreter
+        self.forked = all(task.device == "cpu" for task in tasks)  # CUDA does not work in a forked process
         self.fatal: str | None = None
         self.false_starts = 0
         self.stopping = False
@@ -72,7 +72,8 @@ class _Pool:
                     return
                 slot = Slot(self.lock, forked=self.forked)
                 self.slots.append(slot)
-            if slot.give(self.queue[0]) or is_new:  # if a new worker has ended, `replace` counts a false start
+            # If a new worker has already died, `replace` later requeues its task and counts the death.
+            if slot.give(self.queue[0]) or is_new:
                 self.queue.popleft()
             else:
                 self.slots.remove(slot)  # this worker was killed between two batches, so no work is lost
@@ -165,7 +166,7 @@ def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message
 
     stopping: whether the worker had been asked to stop; if so, its task is dropped. Raises ConfigError on disk errors.
     """
-    task, how = slot.task, slot.process.how_it_ended()
+    task, ended = slot.task, slot.process.how_it_ended()
     assert task is not None
     unended = [i for i in task.run_ids if i not in slot.ended]
     left = [i for i in unended if not tables.is_done(task.study_dir, i)]
@@ -175,22 +176,24 @@ def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message
     report = Message(task.number, lost, -slot.resumed, ended=gone)
     if not left:
         return report, []
-    runs = "its run resumes" if len(left) == 1 else f"its {len(left)} runs resume"
+    runs = "run" if len(left) == 1 else f"{len(left)} runs"
     if stopping:
-        if slot.process.wait() == 0 or task.device != "cpu":  # the batch had not begun, or a GPU saves no checkpoints
+        # Print no note if the batch had not begun, or if it ran on a GPU, where no checkpoint is ever saved.
+        if slot.process.wait() == 0 or task.device != "cpu":
             return report, []
-        note = f"a worker process {how} before it could save: {runs} from older checkpoints"
+        note = f"a worker process {ended} before saving its {runs}: rerun the command to resume from old checkpoints"
         return replace(report, notes=(note,)), []
     saved = _saved(task, left)
     has_progressed = bool(gone or slot.ended) or any(saved[i] > slot.saved[i] for i in left)
     if len(left) > 1 or has_progressed:
         parts = [task.only(left)] if has_progressed else task.halves(left)
-        note = f"a worker process {how}: {runs}{'' if has_progressed else ' as two batches'}"
+        in_two_batches = "" if has_progressed else " in two batches"
+        note = f"a worker process {ended}: resuming its {runs}{in_two_batches}"
         return replace(report, notes=(note,)), parts
-    error = f"the worker process {how}"
+    error = f"the worker process {ended}"
     tried = records.record_failure(task.study_dir, left[0], task.only(left).configs[0], f"{error}\n")
     if tried < max_tries:
-        note = f"the worker process of {left[0]} {how}: trying the run again"
+        note = f"the worker process of {left[0]} {ended}: trying the run again"
         return replace(report, notes=(note,)), [task.only(left)]
     return replace(report, run_steps=lost + n_steps, failed=(left[0],), error=error), []
 

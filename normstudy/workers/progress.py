@@ -68,7 +68,7 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
             if n := message.smaller:
                 print_error(
                     f"out of memory with {len(tasks[message.number].run_ids)} runs per batch: retrying with {n} "
-                    f"(set execution.runs_per_batch={n} to start there)"
+                    f"(set execution.runs_per_batch={n} to start with {n})"
                 )
             for run_id in message.failed:
                 errors[run_id] = str(message.error)

@@ -1,8 +1,9 @@
 """Train a batch of runs and write their tables and checkpoints.
 
-A run's files do not depend on how often the run was stopped. A window, the file for a fixed range of steps, is written
-once, when its rows are complete, and before any checkpoint that omits these rows. When a run ends, its last window is
-written first, then its `runs` row; then its checkpoint is removed.
+A run's files do not depend on how often the run was stopped. The rows of a run's steps are split into files, called
+windows, each for a fixed range of steps. A window is written once, after its last step. Until then, checkpoints contain
+the window's rows. When a run ends, its last window is written first, then its row in `runs`, and then its checkpoint is
+removed.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ class Running:
     has_row: bool = False  # whether the table `runs` already has the row
     step: int = -1  # the last step taken; -1 before the first
     train_loss: float = 0.0  # the last step's training loss
-    rows: Buffered = field(default_factory=no_rows)  # series rows recorded since the run's last window
+    rows: Buffered = field(default_factory=no_rows)  # rows that have been recorded but are not in the tables yet
     first: int = 0  # the step at which this process starts the run
     seconds: float = 0.0  # training time in earlier processes
     note: str | None = None  # why the run cannot resume; None if it resumes or is new
 
     def add(self, record: Record, place: int, modules: probes.Modules) -> None:
-        """Add the rows of one step. place: the run's index in the arrays of `record`."""
+        """Add the rows of one step. `record` has the values of all runs; place: the index of this run's values."""
         self.step, self.train_loss = record.step, float(record.train_loss[place])
         self._extend(
             "steps", [record.step], [self.train_loss], [None if record.val_loss is None else record.val_loss[place]],
@@ -189,10 +190,10 @@ def begin(
     run_id = str(row["run_id"])
     run = Running(run_id, row)
     if before is not None:
-        other = next((key for key in COMPUTED_BY if before.get(key) != row[key]), None)
-        if other is not None and before.get(other) is not None:
-            run.note = f"{run_id} was computed with {other} {before[other]}, but this process has {row[other]}"
-        if other is not None or row["device"] != "cpu":
+        key = next((key for key in COMPUTED_BY if before.get(key) != row[key]), None)
+        if key is not None and before.get(key) is not None:
+            run.note = f"{run_id} was computed with {key} {before[key]}, but this process has {row[key]}"
+        if key is not None or row["device"] != "cpu":
             tables.remove_windows(study_dir, run_id)
     try:
         with files.storing(study_dir):
@@ -218,8 +219,9 @@ def begin(
 def check_windows(study_dir: Path, run_id: str, step: int, size: int) -> None:
     """Raise Refused if the tables lack a window that was complete before `step`, the step of the run's checkpoint."""
     for table, window in itertools.product(schema.SERIES, range(step // size)):
-        if not (study_dir / "tables" / table / schema.window_name(run_id, window)).exists():
-            raise checkpoint.Refused(f"its checkpoint is at step {step}, but the table {table} lacks window {window}")
+        path = f"tables/{table}/{schema.window_name(run_id, window)}"
+        if not (study_dir / path).exists():
+            raise checkpoint.Refused(f"the checkpoint is at step {step}, but the file {path} is missing")
 
 
 def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: float) -> None:

@@ -75,13 +75,14 @@ class Stop:
 def later() -> Iterator[None]:
     """A context that delays SIGNALS until the context ends; processes started inside ignore these signals permanently.
 
-    Blocking alone would not protect the processes, because Ctrl-C also reaches them and ends any that unblocks SIGINT.
+    Blocking alone is not enough. Ctrl-C also reaches the processes, and would end a process that unblocks SIGINT.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}  # blocked signals stay pending
+    # New processes inherit SIG_IGN. In this process, SIGNALS are blocked too, so they wait until the context ends.
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         yield
     finally:

@@ -16,7 +16,8 @@ from normstudy.study import locks, records
 from normstudy.workers.signals import SIGNALS
 from normstudy.workers.task import Message, Task
 
-# Words in messages of out-of-memory errors that are not OutOfMemoryErrors: from a CPU, CUDA graph, or library.
+# An error whose message contains one of these is an out-of-memory error, even if it is not an OutOfMemoryError. The
+# CPU's allocator, CUDA graphs and CUDA libraries raise such errors.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STREAM_CAPTURE_INVALIDATED", "ALLOC_FAILED")
 # CUDA errors (cudaError in CUDA's runtime API) after which every further CUDA call of the process fails.
 DEVICE_LOST = (

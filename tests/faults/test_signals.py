@@ -43,7 +43,7 @@ def test_once_saves_every_run_and_says_how_to_go_on(
     assert "Traceback" not in err
     if number != signal.SIGHUP:  # then there is no terminal to say it on
         assert "stopping: every run finishes its step and is saved" in err
-        assert "interrupted: 0 of 4 runs of results/long are finished; with the same command the others" in err
+        assert "interrupted: 0 of 4 runs of results/long are finished; the same command " in err
     study = tmp_path / "results" / "long"
     assert all(is_gone(pid) for pid in workers)
     assert len(list((study / saved.FOLDER).iterdir())) == 4
@@ -62,8 +62,8 @@ def test_a_worker_killed_before_it_has_saved_is_told(undisturbed: Path, tmp_path
     os.kill(workers[0], signal.SIGKILL)
     _, err = running.communicate(timeout=20)
     assert running.returncode == 130
-    lost = "a worker process was killed by signal 9 before it could save: its 2 runs resume from older checkpoints"
-    assert lost in err.splitlines()
+    lost = "a worker process was killed by signal 9 before saving its 2 runs: rerun the command to resume from old "
+    assert f"{lost}checkpoints" in err.splitlines()
     assert finish(WORDS, tmp_path).returncode == 0
     assert_same_tables(undisturbed, tmp_path / "results" / "long")
 

@@ -217,7 +217,7 @@ def test_status_believes_the_jobs(submitted: Path) -> None:
     assert (told.running, told.interrupted, told.not_begun, told.over) == (1, 0, 1, False)
     lines = status_text.render(told).splitlines()
     where = f"Slurm array 17, submitted on login1 at {SINCE.isoformat()}"
-    assert f"{where}: Slurm cannot be asked from here (there is no scontrol here)" in lines
+    assert f"{where}: Slurm cannot be asked from here (the command scontrol is not found on this machine)" in lines
     assert not any(line.startswith(("no process", "interrupted")) for line in lines)
 
 
@@ -226,10 +226,12 @@ def test_neither_a_sweep_nor_cancel_goes_on_without_an_answer(
 ) -> None:
     before = {path: path.read_bytes() for path in submitted.rglob("*") if path.is_file()}
     for config in (tiny(tmp_path), on_slurm(tiny(tmp_path))):
-        with pytest.raises(ConfigError, match=r"no scontrol here.*run the command on login1; .*remove .*/jobs.json"):
+        with pytest.raises(
+            ConfigError, match=r"scontrol is not found.*run the command on login1; .*remove .*/jobs.json"
+        ):
             run.run_sweep([config], request=REQUEST)
     assert main.main(["cancel", str(submitted)]) == 2
-    assert "cannot be cancelled from here: there is no scontrol here" in capfd.readouterr().err
+    assert "cannot be cancelled from here: the command scontrol is not found on this machine" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in submitted.rglob("*") if path.is_file()} == before
     (submitted / arrays.RECORD).write_text("{")
     with pytest.raises(ConfigError, match="is damaged: check with squeue"):
@@ -238,7 +240,7 @@ def test_neither_a_sweep_nor_cancel_goes_on_without_an_answer(
 
 def test_no_seal_while_a_job_may_yet_begin_its_runs(submitted: Path, tmp_path: Path) -> None:
     run.run_one(tiny(tmp_path, seed=0), request=REQUEST)  # the other has no row yet
-    with pytest.raises(ConfigError, match="no scontrol here"):
+    with pytest.raises(ConfigError, match="scontrol is not found"):
         compact_study(submitted, seal=True)
     assert not (submitted / schema.SEALED).exists()
 
@@ -252,7 +254,7 @@ def test_a_single_run_beside_jobs_leaves_their_record(submitted: Path, tmp_path:
 
 
 def test_nothing_is_written_where_nothing_can_be_submitted(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no sbatch here"):
+    with pytest.raises(ConfigError, match="needs the command sbatch"):
         run.run_sweep([on_slurm(tiny(tmp_path))], request=REQUEST)
     with pytest.raises(ConfigError, match=r"--detach .*add execution=slurm"):
         run.run_sweep([tiny(tmp_path)], detach=True, request=REQUEST)

@@ -168,7 +168,7 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_line(tmp_path: Path, damage: s
     path.write_bytes(b"x" * (damage == "header") + data[:cut])
     messages = train_on([config])
     (line,) = notes(messages)
-    expected = "run_id" if damage == "of another run" else "its checkpoint is damaged"
+    expected = "run_id" if damage == "of another run" else "the checkpoint is damaged"
     assert line.startswith(f"{path.name}: ")
     assert expected in line
     assert line.endswith("; the run starts again from step 0")
@@ -200,7 +200,7 @@ def test_a_checkpoint_without_its_windows_is_refused(tmp_path: Path, monkeypatch
     (lost,) = (tmp_path / "here" / "tiny" / "tables" / "residual").glob("*-000.parquet")
     lost.unlink()
     (line,) = notes(train_on([config]))
-    why = "its checkpoint is at step 6, but the table residual lacks window 0; the run starts again from step 0"
+    why = f"the checkpoint is at step 6, but the file tables/residual/{lost.name} is missing; the run starts again from"
     assert why in line
     assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "here" / "tiny")
 

@@ -149,7 +149,7 @@ def test_a_run_whose_process_always_dies_is_failed_after_its_tries(tmp_path: Pat
     words = [*SWEEP, "model.placement=deadly:block", "seed=0,1", "schedule.n_steps=5", "execution.workers=1"]
     done = finish([*words, "execution.max_tries=2"], tmp_path)
     assert done.returncode == 1, done.stderr
-    assert "its 2 runs resume as two batches" in done.stderr
+    assert "resuming its 2 runs in two batches" in done.stderr
     assert done.stderr.count("trying the run again") == 2
     assert "2 of 2 runs failed (the worker process was killed by signal 11)" in done.stderr.splitlines()[-1]
     study = tmp_path / "results" / "long"
