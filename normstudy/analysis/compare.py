@@ -17,17 +17,17 @@ from normstudy.errors import ConfigError
 from normstudy.study import tables
 
 FORMATS = ("table", "csv", "json", "markdown")
-WIDTH = 100  # characters; in a wider table, the verdict "no difference shown" takes two lines
+WIDTH = 100  # characters; a wider table is narrowed by breaking the verdict "no difference shown" into two lines
 SHA_DIGITS = 10  # printed digits of a text's sha256, enough to distinguish texts
 
 
 def compare_study(
     study_dir: Path | str, *, by: str, baseline: str | None = None, where: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """Compare a study's runs by the column `by`; returns the table that `pairs.compare_pairs` defines.
+    """Compare a study's runs by the column `by`, and return the table that `pairs.compare_pairs` describes.
 
-    where: column -> value; only runs with these values are compared. Raises ConfigError for a folder that is not a
-    study or has no finished run, and the errors of `select` and `compare_pairs`.
+    where: column -> value; only runs with these values are compared. Raises ConfigError if the folder is not a study
+    or has no finished run, and also in the cases that `select` and `compare_pairs` list.
     """
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     done = runs.loc[runs["status"] == "done", "run_id"].tolist()
@@ -48,7 +48,7 @@ def render(comparison: pd.DataFrame, fmt: str) -> str:
 
 
 def head(comparison: pd.DataFrame) -> str:
-    """Return the paragraph above a comparison's table, which names the compared column and defines the difference."""
+    """Return a paragraph to print above the table. The text names the compared column and defines the difference."""
     by = comparison["by"].iloc[0]
     base = value_text(comparison["baseline"].iloc[0])
     text = (
@@ -62,12 +62,12 @@ def head(comparison: pd.DataFrame) -> str:
 
 
 def _as_values(comparison: pd.DataFrame) -> pd.DataFrame:
-    """Convert every value of a comparison to a plain Python value, as `native` does."""
+    """Use `native` to convert every value in a comparison's table to a plain Python value."""
     return pd.DataFrame({c: pd.Series([native(c, v) for v in comparison[c]], dtype=object) for c in comparison.columns})
 
 
 def _cell_columns(comparison: pd.DataFrame) -> list[str]:
-    """Return a comparison's config columns, whose values identify the cell of each row."""
+    """Return the config columns of a comparison's table. Rows with equal values in these columns form a cell."""
     return [c for c in comparison.columns if c not in RESULTS]
 
 
@@ -102,7 +102,7 @@ def _markdown(comparison: pd.DataFrame) -> str:
 
 
 def _table(comparison: pd.DataFrame) -> str:
-    """Format a comparison as a plain table in which the arms of a cell follow the cell's baseline."""
+    """Format a comparison as a text table. A baseline's row is above the rows that are compared with the baseline."""
     cells = _cell_columns(comparison)
     by = comparison["by"].iloc[0]
     header = [*cells, by, "outcomes", "loss", "difference [95 %]", "pairs", "verdict"]
@@ -130,14 +130,14 @@ def _table(comparison: pd.DataFrame) -> str:
 
 
 def _arm(value: Value, outcomes: str, loss: float) -> list[str]:
-    """Return the texts of an arm's value, outcomes (one per line) and loss."""
+    """Format the entries of a table row: the value of the compared column, the outcomes (one per line) and the loss."""
     words = outcomes.split()
     by_class = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
     return [value_text(value), "\n".join(by_class) or "none", _loss(loss)]
 
 
 def _title(name: str, cells: Iterable[str]) -> str:
-    """Break a column's name at spaces and after underscores, so that no line is wider than the cells, if possible."""
+    """Break a column's name at spaces and underscores, if possible into lines no wider than the column's cells."""
     width = max(len(line) for cell in cells for line in cell.split("\n"))
     if not width:
         return name

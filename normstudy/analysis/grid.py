@@ -24,12 +24,12 @@ def typed_number(value: float) -> str:
 
 
 def three_digits(value: float, thousands: str = "") -> str:
-    """Format three significant digits, and any further digits before the point: 0.0213, 1530. thousands: separator."""
+    """Format a number to three significant digits, or as an integer from 1,000: 0.0213, 1530. thousands: "" or ","."""
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def value_text(value: Value, number: Callable[[float], str] = plain_number) -> str:
-    """Format a value as in YAML: null, true, pre, or a number formatted by `number`."""
+    """Format a value as in YAML: null, true, pre. If the value is a number, call the function `number` to format it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -38,7 +38,7 @@ def value_text(value: Value, number: Callable[[float], str] = plain_number) -> s
 
 
 def interval_text(mean: float, low: float, high: float, form: str) -> str:
-    """Format a mean with its interval: `-0.542 [-0.568, -0.515]`. NaN bounds are left out; a NaN mean gives ""."""
+    """Format a mean and its interval: `-0.542 [-0.568, -0.515]`. Omit an interval of NaN; return "" for a NaN mean."""
     texts = ["" if math.isnan(value) else format(value, form) for value in (mean, low, high)]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if texts[1] else texts[0]
 
@@ -66,7 +66,7 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Col
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = (), *, compact: bool = False
 ) -> list[str]:
-    """Return a Markdown table's lines. right: as in `plain_table`. compact: write the second line without spaces."""
+    """Return a Markdown table's lines. right: see `plain_table`. compact: no spaces in the line below the header."""
     rule = ["---:" if i in right else "---" for i in range(len(header))]
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in (header, rule, *escaped)]

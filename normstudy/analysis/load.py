@@ -18,7 +18,7 @@ ALWAYS_JOINED = ("placement", "n_layers", "peak_lr", "warmup_steps", "seed")
 
 
 class Tables(NamedTuple):
-    """A study's tables; results/README.md defines their columns."""
+    """Hold the four tables of a study. The file results/README.md defines every column."""
 
     runs: pd.DataFrame
     steps: pd.DataFrame
@@ -29,12 +29,13 @@ class Tables(NamedTuple):
 def load(study_dir: Path | str, *, join: bool = False) -> Tables:
     """Read a study, even while a sweep is writing it. Raises ConfigError for a folder that is not a study.
 
-    Columns added to `runs`: outcome (null for an unfinished run), gap_closed (see `outcomes.gap_closed`) and
-    bits_per_byte (the final validation loss in bits per byte). Column added to `modules`: update_ratio, which is
-    update_norm / param_norm, or null if param_norm is 0. join: whether to add to each series the config columns that
-    vary in this study, the columns ALWAYS_JOINED, and outcome.
+    Adds to the table `runs` the columns outcome (null for an unfinished run), gap_closed (see `outcomes.gap_closed`)
+    and bits_per_byte (the final validation loss in bits per byte). Adds to `modules` the column update_ratio, which is
+    update_norm / param_norm, or null if param_norm is 0. join: also copy columns of `runs` to the other three tables:
+    outcome, the columns ALWAYS_JOINED, and every config column that varies in the study.
     """
-    runs = tell_sources_apart(tables.read(study_dir, "runs"))  # read before the series, which a done run has completed
+    # `runs` is read first, because a sweep saves a run's rows in the other tables before it marks the run as done.
+    runs = tell_sources_apart(tables.read(study_dir, "runs"))
     steps, modules, residual = (tables.read(study_dir, table) for table in schema.SERIES)
     runs = derive(runs, steps)
     ratio = modules["update_norm"] / modules["param_norm"].where(modules["param_norm"] != 0)

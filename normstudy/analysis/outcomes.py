@@ -1,4 +1,4 @@
-"""Determine each run's outcome, such as `learned` or `stuck`, from the stored series, because no table stores outcomes.
+"""Determine each run's outcome, such as `learned` or `stuck`, from the run's losses. No table stores outcomes.
 
 Losses and entropies are in nats per token. H1 and H2 are the text's unigram and bigram cross-entropy.
 """
@@ -20,12 +20,13 @@ Loss = TypeVar("Loss", float, "pd.Series[float]")
 
 OUTCOMES = ("learned", "partial", "stuck", "collapsed", "spiked", "diverged", "unfinished")
 
-# Thresholds, with measured values in parentheses. The mean training loss is a mean over the last `mean_window` steps.
+# These thresholds separate the outcomes. Values that were measured are in parentheses. The mean training loss at a
+# step is the mean over the last `mean_window` steps.
 STUCK_GAP = 0.4  # a run that closes less than this fraction of H1 - H2 is stuck (stuck runs: at most 0.34)
 LEARNED_GAP = 0.75  # a run that closes this fraction of H1 - H2 has learned (learned runs: at least 0.84)
 COLLAPSE_RISE = 0.4  # nats; a run collapsed if its mean training loss ends this far above the minimum
-SPIKE_RISE = 0.4  # nats; a run spiked if its mean training loss rose this far above an earlier minimum (else <= 0.23)
-STILL_FALLING = 0.05  # nats; validation loss of an unfinished run fell this far in the last quarter (stuck: <= 0.014)
+SPIKE_RISE = 0.4  # nats; a run spiked if its mean training loss rose this far above an earlier value (others: <= 0.23)
+STILL_FALLING = 0.05  # nats; minimum fall of an unfinished run's loss in the last quarter (stuck runs: <= 0.014)
 WINDOW_TOKENS = 10_240  # training tokens in the window of the mean training loss
 WINDOW_PARTS = 4  # the window has at most a quarter of a run's steps
 
@@ -114,7 +115,8 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
             )
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, final, nonfinite = numbers
         mine = rows[name]
-        evaluated = mine[~np.isnan(val_loss[mine])]  # drops nulls, and NaN losses, which set nonfinite_step
+        # val_loss is null at steps without an evaluation. A NaN loss is dropped too, because nonfinite_step records it.
+        evaluated = mine[~np.isnan(val_loss[mine])]
         found[name] = outcome(
             train_loss[mine],
             step[evaluated],

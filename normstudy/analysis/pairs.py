@@ -1,4 +1,4 @@
-"""Compare pairs of runs that differ in one column only, by final validation loss in nats per token."""
+"""Compare the final validation losses, in nats per token, of pairs of runs that differ in one column only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RESULTS = (
 def cell_columns(by: str) -> list[str]:
     """Return the columns, besides seeds, whose values must be equal in both runs of a pair.
 
-    These are the treatments, except `by`, and the sha256 of the text, so that no pair mixes texts.
+    These are all `treatments` except `by`, and the text's sha256, because losses on different texts cannot be compared.
     """
     return [c for c in (*treatments(), "data_sha256") if c != by]
 
@@ -38,7 +38,7 @@ def treatments() -> list[str]:
 
 
 def comparable_columns() -> list[str]:
-    """Return the columns by which runs can be compared."""
+    """Return the columns that `--by` accepts: all config columns that identify a run, except its seeds."""
     return [c for c in cfg.asked_types() if c not in NOT_IN_CELL]
 
 
@@ -55,7 +55,7 @@ def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
 
 
 def verdict(pairs: int, low: float, high: float) -> str:
-    """Return the verdict on a difference arm - baseline whose interval is `low` to `high`."""
+    """Return a verdict, such as "lower", from the number of pairs and the ends of the difference's interval."""
     if pairs == 0:
         return "no pairs"
     if pairs < MIN_PAIRS:
@@ -66,7 +66,7 @@ def verdict(pairs: int, low: float, high: float) -> str:
 
 
 def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
-    """Return each run's first finite value of: final validation loss, validation loss at step 0, ln(vocab)."""
+    """Return each run's final validation loss. If it is not finite, return the loss at step 0, or else ln(vocab)."""
     at_init = steps[steps["step"] == 0].set_index("run_id")["val_loss"]
     loss = runs["final_val_loss"].to_numpy(np.float64)
     for stand_in in (runs["run_id"].map(at_init), runs["ln_vocab"]):
@@ -75,14 +75,16 @@ def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
 
 
 def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: str | None = None) -> pd.DataFrame:
-    """Compare each value of `by` (an arm) with the baseline in each cell; returns a row for each cell and arm.
+    """Compare each value of `by` (an arm) with one value, the baseline. Return a row for each cell and arm.
 
-    A cell is a combination of values of those `cell_columns` that vary. The returned table has these columns, then
-    RESULTS. A pair is two finished runs in one cell with equal seeds: an arm's run and a baseline run. The default
-    baseline is null if it occurs, otherwise the smallest number or the alphabetically first text. difference (arm -
-    baseline), loss and baseline_loss are means over pairs. The outcomes are those of all finished runs, unpaired counts
-    both arms' finished runs without a partner, and failed counts runs that ended in an error. If runs were repeated
-    with other probe or eval settings, one pair counts: preferably with equal eval_windows, then with the most windows.
+    A cell is a combination of values of those `cell_columns` that vary. The returned table has these columns, then the
+    columns RESULTS. The default baseline is null if it occurs, otherwise the smallest number or the alphabetically
+    first text. A pair is two finished runs of a cell with equal seeds: one of the arm and one of the baseline.
+
+    loss, baseline_loss and difference (loss - baseline_loss) are means over pairs. outcomes counts all finished runs,
+    unpaired counts finished runs without a partner, and failed counts runs that ended in an error. If runs were
+    repeated with other probe or eval settings, only one pair counts for each seed: a pair with equal eval_windows if
+    there is one, and among several the pair with the most windows.
 
     Raises ConfigError if `by` is not a comparable column or does not vary, if runs on the same text do not differ in
     `by`, and if `baseline` is not a value of `by`.
@@ -94,7 +96,8 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
         raise ConfigError(f"--by {by} does not vary: every run has {values_text(values)}; choose a column that varies")
     if runs.groupby("data_sha256")[by].nunique(dropna=False).max() < 2:
         raise ConfigError(
-            f"--by {by} would compare losses on different texts, which have no common scale: select a text with --where"
+            f"--by {by} would compare losses on different texts, which have no common scale: choose a column "
+            "that varies among runs on the same text"
         )
     base = values[0] if baseline is None else _chosen(runs, by, baseline, values)
     runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)), loss=counted_loss(runs, steps))
@@ -113,12 +116,12 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
             place = {c: native(c, cell[c].iloc[0]) for c in cells}
             rows.append({**place, "by": by, "arm": arm, "baseline": base, **row})
     result = pd.DataFrame(rows, columns=[*cells, *RESULTS])
-    # These columns keep their values as objects because pandas would otherwise turn None into NaN and ints into floats.
+    # The columns arm and baseline hold objects because pandas would otherwise turn None into NaN and ints into floats.
     return result.assign(**{c: pd.Series([r[c] for r in rows], dtype=object) for c in ("arm", "baseline")})
 
 
 def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Return the columns that vary, with data_sha256 only if the other varying columns cannot tell the texts apart."""
+    """Return the columns that vary. Leave out data_sha256 if the other varying columns tell the texts apart."""
     found = [c for c in columns if len(values_of(runs, c)) > 1]
     if "data_sha256" in found:
         rest = [c for c in found if c != "data_sha256"]
@@ -139,7 +142,7 @@ Seeds = tuple[Value, ...]  # a run's values in the columns PAIRED
 
 
 class _Run(NamedTuple):
-    """The values of a run that a comparison needs. Python loops over a cell's few runs are faster than pandas."""
+    """Hold what a comparison needs of a run, in a tuple because pandas is slow for the few runs of a cell."""
 
     seeds: Seeds
     run_id: str
@@ -156,7 +159,7 @@ def _as_runs(runs: pd.DataFrame) -> list[_Run]:
 
 
 def _compare(arm: list[_Run], base: list[_Run]) -> dict[str, object]:
-    """Compare an arm with the baseline in one cell; returns the columns of RESULTS from `outcomes` on."""
+    """Compare an arm with the baseline in one cell. Return the columns `outcomes` to `verdict` of RESULTS."""
     arms, bases = _finished_by_seeds(arm), _finished_by_seeds(base)
     candidates = [(a, b) for seeds, runs in arms.items() for a in runs for b in bases.get(seeds, [])]
     pairs: dict[Seeds, tuple[_Run, _Run]] = {}
@@ -190,6 +193,6 @@ def _finished_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:
 
 
 def _preference(pair: tuple[_Run, _Run]) -> tuple[bool, int, int, str, str]:
-    """Return a sort key for pairs: equal eval_windows first, then more windows; run_ids make the order unique."""
+    """Return a key that sorts pairs with equal eval_windows first, then pairs with more windows, then by run_id."""
     a, b = pair
     return a.windows != b.windows, -a.windows, -b.windows, a.run_id, b.run_id

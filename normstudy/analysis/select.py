@@ -1,4 +1,4 @@
-"""Select runs by the values of columns, which are compared by type: 3e-3 equals 0.003, and `null` is an unset value."""
+"""Select runs by values of columns. Values are compared by their column's type: 3e-3 is 0.003, and `null` is unset."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def values_text(values: Iterable[Value]) -> str:
 
 
 def check_column(column: str, columns: Iterable[str], flag: str) -> None:
-    """Raise a ConfigError that suggests a similar column if `column` is not in `columns`. flag: the option to name."""
+    """Raise a ConfigError that names the option `flag` and suggests a similar column if `column` is not available."""
     columns = list(columns)
     if column not in columns:
         hint = nearest(column, columns) or f" Available: {', '.join(columns)}."
@@ -68,7 +68,7 @@ def has_value(runs: pd.DataFrame, column: str, value: Value) -> pd.Series[bool]:
 
 
 def select(runs: pd.DataFrame, where: Mapping[str, str] | None) -> pd.DataFrame:
-    """Select the runs with the values in `where`. Raises ConfigError for a wrong column or value, and for no match."""
+    """Select runs with the values in `where`. Raises ConfigError if a column or value is wrong or no run matches."""
     for column, text in (where or {}).items():
         check_column(column, runs.columns, "--where")
         value = parse_value(runs, column, text, "--where")
@@ -85,9 +85,9 @@ SOURCES = {"placement": "placement_sha256", "norm": "norm_sha256", "resolved_nor
 
 
 def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
-    """Append the source code's hash, my_block:f@1a2b3c4d, to names of blocks or norms that occur in several versions.
+    """Append a hash of the source code to names of blocks and norms that occur in several versions.
 
-    Runs before and after a change to a block are different treatments, although the block's name is the same.
+    Example: my_block:f@1a2b3c4d. Without the hash, runs before and after a change to a block would be mixed.
     """
     named = {}
     for column, sha256 in SOURCES.items():

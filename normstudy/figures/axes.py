@@ -1,4 +1,4 @@
-"""Set up axes, and draw what several figures share: curves of seeds with means, diverged runs, reference losses."""
+"""Set up axes, and draw what figures share: lines of seeds, mean lines, ends of diverged runs, reference losses."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the linear and the
 
 
 def step_axis(ax: Axes, last: int, *, log: bool) -> None:
-    """Make the x axis show steps 0 to `last`; `log` stretches the first updates (log of step + 1) and labels `last`."""
+    """Make the x axis show steps 0 to `last`. log: use a logarithmic scale of step + 1, with a tick at `last`."""
     narrow = place_of(ax).get_gridspec().ncols > 3
     if not log:
         ax.set_xlim(-0.02 * last, 1.02 * last)  # leaves room for the markers at both ends
         ax.xaxis.set_major_locator(MaxNLocator(4 if narrow else 5, integer=True, steps=[1, 2, 5, 10]))
         return
-    # matplotlib also transforms positions left of the axis, and the logarithm is undefined from step -1 down
+    # matplotlib also transforms steps left of the axis, and log(step + 1) is undefined at step -1 and below
     ax.set_xscale("function", functions=(lambda x: np.log1p(np.maximum(x, -0.999)), np.expm1))
     ax.set_xlim(0, max(last, 1))
     ax.xaxis.set_major_locator(FixedLocator(log_ticks(last, 3 if narrow else 2.2)))
@@ -50,7 +50,7 @@ def norm_axis(ax: Axes) -> None:
 
 
 def norm_ticks(axis: Axis) -> None:
-    """Set the same logarithmic ticks in all matplotlib versions; an axis below two decades shows plain numbers."""
+    """Set logarithmic ticks that all matplotlib versions draw alike, and plain numbers on an axis such as 1 to 50."""
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -68,12 +68,13 @@ def layer_axis(ax: Axes, axis: str, top: int) -> None:
 def draw_seed_lines(
     ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look, *, log: bool, smooth: bool = False
 ) -> None:
-    """Draw a thin line for each seed, and a bold line for the mean over seeds (the geometric mean with `log`).
+    """Draw a thin line for each seed, and a bold line for the mean over seeds.
 
-    table: columns hue, dash, run_id, step, value. runs: see `seed_mean`. smooth: also apply `last_tenth` to the mean.
+    table: columns hue, dash, run_id, step, value. runs: see `seed_mean`. log: draw the geometric mean. smooth: apply
+    `last_tenth` to the mean.
     """
     mean = seed_mean(table, runs, log=log)
-    alpha = 0.4 if look.facet is None else 0.25  # pale seeds do not hide their mean in small panels
+    alpha = 0.4 if look.facet is None else 0.25  # paler in small panels, where seeds would hide their mean
     for hue, dash, seeds in look.arms(table):
         color, pattern = look.colors[hue], look.dashes[dash]
         for run_id, run in seeds.groupby("run_id", observed=True):
@@ -86,7 +87,7 @@ def draw_seed_lines(
             bold = last_tenth(bold)
         # a white edge keeps the gaps of a dashed line visible in front of other lines
         ax.plot(bold["step"], bold["value"], color="white", lw=style.BOLD + 1, alpha=0.7, zorder=2.5)
-        few = "." if 0 < len(bold) <= 16 else ""  # short lines show their points
+        few = "." if 0 < len(bold) <= 16 else ""  # a line with few points also shows the points
         ax.plot(
             bold["step"], bold["value"], color=color, ls=pattern, lw=style.BOLD, marker=few, ms=5, zorder=3,
             gid=f"mean:{hue}:{dash}",
@@ -103,9 +104,9 @@ def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
 
 
 def draw_references(ax: Axes, references: Sequence[tuple[str, float]], *, labelled: bool) -> None:
-    """Draw a horizontal line at each reference loss; `labelled` also writes the loss and its name on the right."""
+    """Draw a horizontal line at each reference loss. labelled: also write its name and value right of the panel."""
     grid = place_of(ax).get_gridspec()
-    gap = " " if grid.nrows * grid.ncols > FEW else "\n"  # names of two lines would overlap in low panels
+    gap = " " if grid.nrows * grid.ncols > FEW else "\n"  # in low panels, labels of two lines would overlap
     for name, value in references:
         ax.axhline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
         if labelled:

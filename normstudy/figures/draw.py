@@ -1,4 +1,4 @@
-"""Register all figures, and draw them from a study's tables; equal tables give files with equal bytes."""
+"""List all figures, and draw them from a study's tables. Equal tables give files with equal bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 
 @dataclass
 class PlotResult:
-    """The result of `plot_study`. found: figure -> the file written, or the reason why the figure cannot be drawn."""
+    """Hold what `plot_study` did. found: figure -> the file written, or the reason why the figure cannot be drawn."""
 
     found: dict[str, Path | str] = field(default_factory=dict)
 
@@ -62,9 +62,10 @@ def plot_study(
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default the study's folder `figures`.
 
-    where: column -> value, as on the command line; figures of these runs go by default into a subfolder of `figures`,
-    so that they do not replace the figures of all runs. only: names in FIGURES. Raises ConfigError for a folder that is
-    not a study or has no finished run, for an unknown figure or format, and if a file cannot be written.
+    where: column -> value, as on the command line. Only runs with these values are drawn, by default into a subfolder
+    of `figures`, so that they do not replace the figures of all runs. only: names of figures; by default, all. Raises
+    ConfigError for a folder that is not a study or has no finished run, for an unknown figure or format, and if a file
+    cannot be written.
     """
     one_of("format", fmt, style.FORMATS)
     for name in only or []:

@@ -19,12 +19,12 @@ from normstudy.figures import layout, series, style
 from normstudy.figures.look import MAX_HUES, Look, swept, values
 from normstudy.figures.study import Lacks, Study
 
-DODGE = 0.5  # fraction of the gap between two x values over which the arms at an x value are spread
+DODGE = 0.5  # the markers of an x value are spread sideways, over this fraction of the gap to the next x value
 
 
 @dataclass(frozen=True)
 class XAxis:
-    """The column on the x axis, and a position for each value of the column."""
+    """Hold the column that the x axis shows, and the x position of each value in this column."""
 
     column: str
     places: dict[Value, float]
@@ -37,7 +37,7 @@ class XAxis:
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """Choose the numeric column with the most values, if possible none in `taken` (color and line style)."""
+    """Choose the numeric column with the most values, if possible one not shown by color or line style (`taken`)."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
     numeric = [c for c in varying if KINDS.get(c) in (int, float)]
@@ -59,7 +59,10 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 
 
 def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """Make color show the line style's column if there is a facet and the x axis already shows the color's column."""
+    """Make color, not line style, show the column `look.dash` if the x axis already shows the column `look.hue`.
+
+    Without a facet (a text field whose values get a panel each), nothing changes. Returns the look and the runs.
+    """
     if look.facet is None or look.hue != x.column:
         return look, runs
     colors = dict(zip(look.dashes, style.shades(len(look.dashes), style.ARMS), strict=True))
@@ -68,7 +71,7 @@ def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.Da
 
 
 def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
-    """Return each run's hue, dash, run_id, outcome, place (x) and value (y, which is NaN for a diverged run)."""
+    """Return each run's hue, dash, run_id, outcome, place (the x position) and value (the loss; NaN if diverged)."""
     value = runs["final_val_loss"].astype(float).where(runs["outcome"] != "diverged")
     return runs[["hue", "dash", "run_id", "outcome"]].assign(
         place=[x.places[native(x.column, v)] for v in runs[x.column]], value=value
@@ -78,10 +81,11 @@ def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
 def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) -> None:
     """Draw a marker for each run, whose shape shows the outcome, and lines through the means over seeds.
 
-    Diverged runs are drawn at height `edge`. An arm with a diverged seed has no mean, because a mean of the other seeds
-    would hide the divergence. Arms and seeds are side by side, because stuck runs with equal losses would overlap.
+    Diverged runs are drawn at y = `edge`. If a seed diverged, no mean is drawn for its color and line style, because a
+    mean over the other seeds would hide the divergence. Markers of the same x value are drawn side by side, because
+    stuck runs with equal losses would otherwise overlap.
     """
-    # the x axis already separates the values of its own column, so only the other columns need slots
+    # each color and line style gets its own slot beside an x value, unless the x axis shows the same column
     hues = [h for h in look.colors if (table["hue"] == h).any()]
     dashes = [d for d in look.dashes if (table["dash"] == d).any()]
     by_hue, by_dash = look.hue != x.column, look.dash != x.column
@@ -96,7 +100,7 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
             spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (len(runs) > 1)
             _draw_runs(ax, runs.assign(place=spots), look.colors[hue], edge)
             mean = float(runs["value"].mean(skipna=False))
-            apart = [str(place)] if x.column == look.facet else []  # names have no order, so no line joins them
+            apart = [str(place)] if x.column == look.facet else []  # names have no order, so no line joins their means
             lines.setdefault((hue, dash if by_dash else "", *apart), []).append((center, mean))
     for (hue, dash, *_), points in lines.items():
         places, means = zip(*sorted(points), strict=True)
@@ -117,7 +121,10 @@ def _draw_runs(ax: Axes, runs: pd.DataFrame, color: str, edge: float) -> None:
 
 
 def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
-    """Return limits of the loss axis around all final losses and the nearest reference, with room for diverged runs."""
+    """Return limits of the loss axis that include all final losses and the reference loss nearest to them.
+
+    ended: final losses. diverged: leave room at the top for markers of diverged runs.
+    """
     low, high = min(ended, default=min(references)), max(ended, default=max(references))
     nearest = min(references, key=lambda r: max(low - r, r - high, 0.0))
     low, high = min(low, nearest), max(high, nearest)

@@ -18,7 +18,7 @@ MAX_ROWS = 3
 
 
 def needs_layers(study: Study) -> None:
-    """Raise Lacks if no run has two layers, or if no run in `at_headline` recorded the module MODULE."""
+    """Raise Lacks if all runs have one layer, or if no run of `Study.at_headline` recorded gradients of MODULE."""
     if int(study.runs["n_layers"].max()) < 2:
         raise Lacks("every run has n_layers=1, and two layers are needed")
     if not study.modules["run_id"].isin(study.at_headline()["run_id"]).any():
@@ -26,12 +26,12 @@ def needs_layers(study: Study) -> None:
 
 
 def profile_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return geometric mean and range of grad_norm over seeds, for each hue, dash and layer, as `geometric` does."""
+    """Return the geometric mean and the range of grad_norm over seeds, for each hue, dash and layer."""
     return series.geometric(series.of_runs(rows, runs, ["hue", "dash"]), ["hue", "dash", "layer"])
 
 
 def draw_profile(ax: Axes, table: pd.DataFrame, look: Look) -> None:
-    """For each color and line style, draw a line through the geometric means and a band over the range of the seeds."""
+    """For each color and line style, draw a line through the geometric means and a band from lowest to highest seed."""
     for hue, dash, arm in look.arms(table):
         color = look.colors[hue]
         if len(arm) > 1:
@@ -50,10 +50,11 @@ def gradient_profile(study: Study) -> Figure:
 
 
 def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
-    """Draw gradient norms of the runs of `at_headline` against layer, in a column of panels for each snapshot.
+    """Draw gradient norms against layer, with a column of panels for each snapshot of training.
 
-    Each combination of the panel fields' values gets a row of panels. With a facet, each value of the facet gets one
-    panel, in which colors show snapshots. rows: columns run_id, step, layer, grad_norm. top: the last layer.
+    The runs of `Study.at_headline` are drawn. Each combination of values of `study.panel_fields` gets a row of panels.
+    With a facet, each value of the facet gets a single panel instead, in which colors show the snapshots. rows: columns
+    run_id, step, layer, grad_norm. top: the last layer.
     """
     if study.look.facet is not None:
         return _facets(study, rows, what, x_label, y_label, top)
@@ -87,14 +88,17 @@ def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y
 
 
 def one_color(study: Study, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return the runs of the last color, and a note that names the color's value if there are other colors."""
+    """Return the runs of the legend's last color, and a note that names this color's value if other colors exist."""
     hues = [h for h in study.look.colors if (runs["hue"] == h).any()]
     note = [f"{study.look.hue}={hues[-1]}"] if len(hues) > 1 else []
     return runs[runs["hue"] == hues[-1]], note
 
 
 def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
-    """Return a panel for each facet value, with runs of the last color and first line style, and notes that say so."""
+    """Return a panel for each value of the facet, and notes on fields fixed at one value and on panels left out.
+
+    The panels have only runs of one color (the last in the legend) and one line style (the first).
+    """
     runs, notes = one_color(study, study.at_headline())
     dashes = [d for d in study.look.dashes if (runs["dash"] == d).any()]
     if len(dashes) > 1:
@@ -105,7 +109,7 @@ def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
 
 
 def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
-    """Draw a panel for each value of the facet; three colors show the first step, an early step and the last step."""
+    """Draw a panel for each value of the facet. Three colors show the first step, an early step and the last step."""
     runs, notes = one_color(study, study.at_headline())
     panels, more = study.panels(runs, MAX_ROWS)
     shown = pd.concat([p.runs for p in panels])

@@ -39,7 +39,7 @@ def ratio_notes(study: Study, runs: pd.DataFrame) -> list[str]:
 
 
 def draw_ratio(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> None:
-    """Draw ratios against step, a horizontal line at 1, vertical lines where warmups end, and ends of diverged runs."""
+    """Draw ratios against step, a horizontal line at 1, vertical lines where warmups end, and marks of divergence."""
     ax.axhline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     if look.dash == "warmup_steps":
         for warmup in sorted({int(w) for w in runs["warmup_steps"] if w > 0}):

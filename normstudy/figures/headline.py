@@ -15,7 +15,10 @@ from normstudy.figures.study import MODULE, Lacks, Study, at_most_one, held
 
 
 def headline(study: Study) -> Figure:
-    """Draw validation loss beside the first/last-layer gradient ratio; with a facet, draw both as rows of a ranking."""
+    """Draw validation loss against step on the left, and the first/last-layer gradient ratio on the right.
+
+    With a facet, draw final losses and ranges of ratios, in a row for each value of the facet.
+    """
     needs_layers(study)
     if study.look.facet is not None:
         return _ranked(study)
@@ -43,7 +46,7 @@ def headline(study: Study) -> Figure:
 
 
 def _ranked(study: Study) -> Figure:
-    """Draw final losses beside ranges of gradient ratios, at the largest depth: a row for each value of the facet."""
+    """For each value of the facet, draw a row with final losses and ranges of gradient ratios at the largest depth."""
     order = ranking.rank(study, deepest=True)
     fig = Figure(figsize=(style.TWO_COLUMNS, ranking.height(order)), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True)
@@ -66,7 +69,7 @@ def _ranked(study: Study) -> Figure:
 
 
 def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
-    """Draw the range that each arm's mean ratio covers during training, and mark the first and the last ratio."""
+    """In each row and color, draw a line from the lowest to the highest mean ratio. Mark the first and last ratio."""
     ax.axvline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     runs = order.runs.assign(hue=order.runs["row"], dash=order.runs["arm"])
     mean = series.seed_mean(ratio_table(study.modules, runs), runs, log=True)

@@ -28,7 +28,7 @@ def map_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_map(ax: Axes, table: pd.DataFrame, norm: LogNorm) -> QuadMesh:
-    """Draw one map; the cell of a recorded step extends to the next recorded step."""
+    """Draw one map of gradient norms. The color at a recorded step extends to the next recorded step."""
     steps = table.columns.to_numpy(float)
     layers = table.index.to_numpy(float)
     x = np.append(steps, steps[-1] + 1)
@@ -40,7 +40,7 @@ def draw_map(ax: Axes, table: pd.DataFrame, norm: LogNorm) -> QuadMesh:
 
 
 def heatmap(study: Study) -> Figure:
-    """Draw a map for each color and line style, from the runs of `at_headline`, on one logarithmic color scale."""
+    """Draw a map for each color and line style of other figures, from the runs that `Study.at_headline` selects."""
     needs_layers(study)
     facet = study.look.facet
     parts, notes = one_arm(study) if facet else _arms(study)
@@ -83,7 +83,7 @@ def heatmap(study: Study) -> Figure:
 
 
 def _arms(study: Study) -> tuple[list[Panel], list[str]]:
-    """Return a panel for each color and line style, and notes on fields fixed at one value and on panels left out."""
+    """Return a panel for each color and line style of other figures, and notes on what is fixed or left out."""
     runs = at_most_one(study, study.at_headline())
     parts = study.look.arms(runs)
     panels = []

@@ -18,8 +18,8 @@ from normstudy.figures import style
 from normstudy.figures.look import Look, varies
 from normstudy.figures.study import Study
 
-FEW = 6  # largest number of panels of normal height; more panels are only LOW inches high
-LOW = 1.3  # inches: height of a panel if there are many
+FEW = 6  # a figure with more panels than this has low panels
+LOW = 1.3  # inches: height of a low panel
 CHARACTERS = 16.8  # characters per inch in a title
 HANDLE = 6  # width of a legend handle, in characters
 
@@ -27,7 +27,7 @@ HANDLE = 6  # width of a legend handle, in characters
 def subplots(
     n: int, *, columns: int | None = None, height: float = 2.0, width: float | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """Make a figure of `n` panels with equal axes: by default 3 panels in a row, or 4 lower panels if n > FEW."""
+    """Make a figure of `n` panels with the same axes. By default, 3 panels make a row, or 4 low panels if n > FEW."""
     if columns is None and n > FEW:
         height = min(height, LOW)
     columns = columns or (3 if n <= FEW else 4)
@@ -40,7 +40,7 @@ def subplots(
     for spare in grid[n:]:
         spare.remove()
     axes: list[Axes] = grid[:n]
-    for ax in axes[max(0, n - across) :]:  # panels above an empty place also need tick labels
+    for ax in axes[max(0, n - across) :]:  # panels with no panel below also need tick labels
         ax.tick_params(labelbottom=True)
     return fig, axes
 
@@ -53,7 +53,7 @@ def place_of(ax: Axes) -> SubplotSpec:
 
 
 def label_axes(fig: Figure, axes: Sequence[Axes], x: str, y: str, *, once: bool) -> None:
-    """Label the outer panels. With `once` and more than FEW panels, label y once, and x in the last row only."""
+    """Label the outer panels' axes. once: if there are more than FEW panels, write one y label for the whole figure."""
     if once and len(axes) > FEW:
         fig.supylabel(y.replace("\n", " "), fontsize="medium")
         lowest = [ax for ax in axes if place_of(ax).is_last_row()]
@@ -66,7 +66,7 @@ def label_axes(fig: Figure, axes: Sequence[Axes], x: str, y: str, *, once: bool)
 
 
 def panel_title(ax: Axes, text: str) -> None:
-    """Set a panel's title, wrapped to the panel's width. Call `title` afterwards: it makes room for the added lines."""
+    """Set a panel's title, wrapped to the panel's width. Call `title` afterwards to make room for wrapped lines."""
     fig = ax.figure
     assert isinstance(fig, Figure)
     width = int(fig.get_figwidth() * CHARACTERS / place_of(ax).get_gridspec().ncols)
@@ -76,7 +76,7 @@ def panel_title(ax: Axes, text: str) -> None:
 
 
 def _extra_title_lines(fig: Figure) -> int:
-    """Count the lines after the first in the longest panel title of each row, and return the sum over rows."""
+    """Count the extra lines of panel titles: for each row of panels, the lines after the longest title's first line."""
     most: dict[int, int] = {}
     for ax in fig.axes:
         if (spec := ax.get_subplotspec()) is not None:
@@ -86,7 +86,7 @@ def _extra_title_lines(fig: Figure) -> int:
 
 
 def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Sequence[str] = ()) -> None:
-    """Set the figure's title from `what` it shows, the study's name, counts of seeds and diverged runs, and `notes`."""
+    """Write the figure's title: the text `what`, the study's name, numbers of seeds and diverged runs, and `notes`."""
     same = [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in ("n_layers", "peak_lr") if not varies(runs, c)]
     seeds = runs.groupby(["hue", "dash", *study.panel_fields], dropna=False).size()
     low, high = seeds.min(), seeds.max()
@@ -105,7 +105,7 @@ def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Seque
 
 
 def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] = (), *, dashes: bool = True) -> None:
-    """Draw a legend of the colors and line styles in `runs`, and `extra`, below the panels; enlarge the figure."""
+    """Draw a legend below the panels, and make room for it: the colors and line styles in `runs`, then `extra`."""
     colors: list[Artist] = [
         Line2D([], [], color=c, lw=style.BOLD, label=f"{look.hue}={n}")
         for n, c in look.colors.items()

@@ -55,7 +55,7 @@ def varies(runs: pd.DataFrame, column: str) -> bool:
 
 
 def swept(runs: pd.DataFrame) -> list[str]:
-    """Return the varying config columns that affect training, and `data_sha256` if they cannot tell the texts apart.
+    """Return the varying config columns that affect training. Add `data_sha256` if these do not identify the text.
 
     A panel must not mix losses on different texts or tokenizations, because these losses have no common scale.
     """
@@ -71,7 +71,7 @@ def text_fields(runs: pd.DataFrame) -> dict[str, int]:
 
 
 def short_names(runs: pd.DataFrame) -> dict[str, str]:
-    """Map user-defined placements and norms, `package.module:function`, to their functions' names, if unique."""
+    """Map each user-defined placement or norm, `package.module:function`, to `function` if no other has this name."""
     out: dict[str, str] = {}
     for column in ("placement", "norm"):
         found = [str(v) for v in values(runs, column)] if column in runs else []
@@ -82,7 +82,7 @@ def short_names(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def chosen(found: Sequence[Value], column: str) -> Value:
-    """Choose a single value to show: the learning rate nearest to HEADLINE_LR, or the last value of another column."""
+    """Choose one value of a column to show: for peak_lr the value nearest to HEADLINE_LR, otherwise the last value."""
     if column != "peak_lr":
         return found[-1]
     rates = [(abs(math.log(v / HEADLINE_LR)), i) for i, v in enumerate(found) if isinstance(v, int | float)]
@@ -90,7 +90,10 @@ def chosen(found: Sequence[Value], column: str) -> Value:
 
 
 def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
-    """Choose at most `limit` ordered values, evenly spaced, with both ends and the learning rate of `chosen`."""
+    """Choose at most `limit` of the values, evenly spaced from the first to the last.
+
+    The learning rate that `chosen` returns is kept too, unless limit=2 leaves room only for the two ends.
+    """
     if len(found) <= limit:
         return list(found)
     if limit == 1:
@@ -115,9 +118,9 @@ def spread_labels(runs: pd.DataFrame, column: str, limit: int, names: Mapping[st
 
 @dataclass(frozen=True)
 class Look:
-    """The fields that color (hue) and line style (dash) show, and the color or line style of each value.
+    """Hold which field is shown by color (hue), which by line style (dash), and the color or line style of each value.
 
-    hue: "" if all runs have the same color. facet: a text field with more than MAX_HUES values, which get a panel each.
+    hue: "" if all runs have the same color. facet: a text field with so many values that each value gets a panel.
     """
 
     hue: str
@@ -129,7 +132,7 @@ class Look:
 
     @property
     def by(self) -> str:
-        """Return the fields that distinguish lines and panels, as titles name them: `placement and warmup_steps`."""
+        """Return the fields that distinguish lines and panels, as text for a title: `placement and warmup_steps`."""
         fields = [self.hue] if self.dash is None else [self.hue, self.dash]
         if self.facet is None:
             return " and ".join(fields)
@@ -144,10 +147,11 @@ class Look:
 
 
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
-    """Choose what color shows (the placement or a text field) and what line style shows (warmup or a text field).
+    """Choose the fields that color, line style and the facet show.
 
-    If text fields have more than MAX_HUES values, the placement or the field with the most values becomes the facet. If
-    no text field is left for color, color shows n_layers. names: long name -> short name, see `short_names`.
+    A text field with more than MAX_HUES values becomes the facet: placement, or else the field with the most values.
+    Color shows placement or another text field; if the facet leaves none, color shows n_layers. Line style shows
+    warmup_steps if it varies, otherwise the next text field. names: long name -> short name, see `short_names`.
     """
     text = text_fields(runs)
     many = {c: n for c, n in text.items() if n > MAX_HUES}
@@ -173,7 +177,7 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
 
 
 def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
-    """Choose a color for each value: fixed for built-in names, unused colors for others; deeper models are darker."""
+    """Choose a color for each value: fixed for a built-in name, unused so far for another. Deeper models are darker."""
     if hue == "n_layers":
         return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     fixed = style.PLACEMENT_COLORS if hue == "placement" else {}

@@ -15,7 +15,7 @@ from normstudy.figures.study import Study
 
 
 def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return all validation losses, the final loss at step n_steps, with columns run_id, step, value, hue, dash."""
+    """Return all validation losses, with columns run_id, step, value, hue, dash. The final loss has step n_steps."""
     early = series.of_runs(study.losses["val_loss"], runs, ["hue", "dash"])
     final = runs.assign(step=runs["n_steps"], value=runs["final_val_loss"].astype(float))[early.columns]
     rows: pd.DataFrame = pd.concat([early, final[np.isfinite(final["value"])]])
@@ -30,7 +30,10 @@ def training_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 def draw_losses(
     ax: Axes, study: Study, runs: pd.DataFrame, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw a panel: loss curves, reference losses, and the last finite loss of each diverged run, clipped at `top`."""
+    """Draw a panel: loss curves, reference losses, and a marker at the last finite loss of each diverged run.
+
+    A marker is drawn at `top` if the loss is higher than `top`.
+    """
     look = study.look
     on_axes.draw_references(ax, series.entropies(runs), labelled=labelled)
     on_axes.draw_seed_lines(ax, table, runs, look, log=False, smooth=smooth)
@@ -45,9 +48,9 @@ def draw_losses(
 
 
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
-    """Return limits of the loss axis: from the lowest loss or reference to the highest first loss or reference.
+    """Return limits of the loss axis that include all references, the lowest loss and the highest loss at the start.
 
-    A first loss of at least twice the highest reference, which is the loss of uniform prediction, is ignored.
+    The highest reference is the loss of uniform prediction. A loss at the start of at least twice this loss is ignored.
     """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)])
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]

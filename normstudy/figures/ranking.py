@@ -1,4 +1,4 @@
-"""Draw the figure ranking: a row for each value of a text field, such as placements, ranked by final loss."""
+"""Draw the figure ranking: a row for each value of a text field, such as placement, ranked by final loss."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from normstudy.figures import layout, series, style
 from normstudy.figures.look import MAX_HUES, Look, chosen, folded, spread_labels, swept, text_fields, values
 from normstudy.figures.study import Lacks, Study, widest
 
-MIN_VALUES = 3  # fewer values are not ranked, because two values need only be compared
+MIN_VALUES = 3  # fewer values are not ranked, because a ranking of two says no more than a comparison
 MAX_COLUMNS = 3
-ROW, ARM, AROUND = 0.25, 0.13, 1.5  # inches: least height of a row, of an arm, height around all rows
+ROW, ARM, AROUND = 0.25, 0.13, 1.5  # inches: minimum height of a row; height of an arm; height of titles and axes
 COUNT_WIDTH = 20  # points: width of a column of counts on the right of a panel
 BEYOND = 0.25  # intervals extend the loss axis on each side by at most this fraction of the range of losses
 STRIPE = "#F3F3F3"
@@ -30,9 +30,10 @@ FEW_SEEDS = "*"
 
 @dataclass(frozen=True)
 class Ranking:
-    """A ranking's rows (values of `field`, best first), columns (depths) and arms (values of `arm_field`), as text.
+    """Hold a ranking: rows are values of `field`, best first; columns are depths; arms are values of `arm_field`.
 
-    runs: has text columns row, column, arm. colors: arm -> color. rule: the note that says how rows are ranked.
+    All these values are texts. runs: has columns row, column, arm. colors: arm -> color. rule: the note that says how
+    rows are ranked.
     """
 
     field: str
@@ -46,7 +47,7 @@ class Ranking:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """Return a Cell for each combination of row, column and arm that has runs."""
+        """Return the results of each combination of row, column and arm that has runs."""
         out = []
         parts = dict(iter(self.runs.groupby(["row", "column", "arm"])))
         for key in [k for k in itertools.product(self.rows, self.columns, self.colors) if k in parts]:
@@ -60,9 +61,10 @@ class Ranking:
 
 
 class Cell(NamedTuple):
-    """One arm in one row and column. n: the number of runs; learned, diverged: numbers of runs with these outcomes.
+    """Hold the results of one row, column and arm of a ranking.
 
-    mean, low, high: mean final loss and its 95 % t interval, or NaN if a run diverged, because a mean would hide that.
+    n: number of runs. learned, diverged: numbers of runs with these outcomes. mean, low, high: mean final loss and its
+    95 % t interval, or NaN if a run diverged, because a mean over the other runs would hide the divergence.
     """
 
     row: str
@@ -77,7 +79,10 @@ class Cell(NamedTuple):
 
 
 def ranked_field(study: Study) -> str:
-    """Return the facet or else the text field with the most values. Raises Lacks if no field has MIN_VALUES values."""
+    """Return the field to rank: the facet, or without a facet the text field with the most values.
+
+    Raises Lacks if no text field has at least MIN_VALUES values.
+    """
     if study.look.facet is not None:
         return study.look.facet
     counts = text_fields(study.finished)
@@ -88,11 +93,11 @@ def ranked_field(study: Study) -> str:
 
 
 def rank(study: Study, *, deepest: bool = False) -> Ranking:
-    """Rank a field's values by the mean final loss of the hardest arm: the deepest runs with the least warmup.
+    """Rank a field's values by mean final loss in the hardest setting: the largest depth with the least warmup.
 
-    A loss that is not finite counts as the loss at step 0, as in `compare`. Equal means keep the config's order, and
-    values without a run in the hardest arm come last. Fields other than the ranked field, the arms' field and the depth
-    are fixed at one value. deepest: use only runs with the largest depth.
+    A loss that is not finite counts as the loss at step 0, as in `normstudy compare`. Values with equal means keep the
+    config's order, and values without a run in the hardest setting come last. All varying fields are fixed at one
+    value, except the ranked field, the depth and the field that the arms show. deepest: use only the largest depth.
     """
     runs, notes = study.finished, list[str]()
     field = ranked_field(study)
@@ -116,7 +121,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
     arms = [""] if arm_field is None else shown(arm_field, MAX_HUES - 1)
     everyone = shown(field, len(study.finished))
     if (left := len(values(study.finished, field)) - len(everyone)) > 0:
-        notes.append(f"{left} without runs there are not shown")
+        notes.append(f"not shown: {left} values of {field} without a run at the fixed settings")
     runs = runs.assign(row=texts(field), column=texts("n_layers"), arm="" if arm_field is None else texts(arm_field))
     runs = runs[runs["column"].isin(columns) & runs["arm"].isin(arms)].reset_index(drop=True)
     hardest = runs[(runs["column"] == columns[-1]) & (runs["arm"] == arms[0])]
@@ -135,7 +140,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
 
 
 def places(ranking: Ranking) -> dict[tuple[str, str], float]:
-    """Map (row, arm) to y: rows are at 0, 1, 2, ... from the top, and the arms of a row lie below each other."""
+    """Map (row, arm) to a y position. Rows are at 0, 1, 2, ... from the top. The arms of a row are spread around it."""
     arms = list(ranking.colors)
     gap = 0.92 / len(arms)
     return {
@@ -155,9 +160,10 @@ def stripe_rows(ax: Axes, ranking: Ranking) -> None:
 
 
 def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
-    """Draw one depth: a marker for each run, whose shape shows the outcome, means with intervals, and counts.
+    """Draw one depth's panel: a marker for each run, whose shape shows the outcome, means with intervals, and counts.
 
-    Diverged runs lie side by side around x = `edge`, right of every loss. An arrow marks an interval cut by the axis.
+    Diverged runs lie side by side around x = `edge`, right of every loss. An arrow marks an interval that extends
+    beyond the axis.
     """
     stripe_rows(ax, ranking)
     at = places(ranking)
@@ -217,7 +223,7 @@ def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
 
 
 def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
-    """Make the loss axes include every final loss and both entropies; return the x at which to draw diverged runs."""
+    """Make the loss axes include all final losses and both entropies. Return the x position for diverged runs."""
     references = [r for r in series.entropies(ranking.runs) if r[0] != "ln(vocab)"]
     diverged = ranking.runs["outcome"] == "diverged"
     ended = [float(v) for v in ranking.runs.loc[~diverged, "final_val_loss"]] + [v for _, v in references]
@@ -236,7 +242,7 @@ def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
 
 
 def rank_notes(ranking: Ranking) -> list[str]:
-    """Return notes on the ranking rule, on fixed fields and values left out, and on special marks that occur."""
+    """Return notes on how rows are ranked, what is fixed or left out, and what special marks in the figure mean."""
     notes = [ranking.rule, *ranking.notes]
     if (ranking.runs["outcome"] == "diverged").any():
         notes.append("right edge: diverged, and no mean; a loss that is not finite ranks as the loss at step 0")
@@ -246,7 +252,7 @@ def rank_notes(ranking: Ranking) -> list[str]:
 
 
 def rank_legend(fig: Figure, ranking: Ranking) -> None:
-    """Draw a legend of the arms and of the outcomes that occur."""
+    """Draw a legend of the arms' colors and of the outcomes' markers that occur."""
     look = Look(ranking.arm_field or "", None, ranking.colors if ranking.arm_field else {}, {"": "-"})
     runs = ranking.runs.assign(hue=ranking.runs["arm"])
     layout.legend(fig, look, runs, layout.outcome_handles(runs))

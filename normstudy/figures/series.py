@@ -14,7 +14,7 @@ SNAPSHOTS = (0, 5, 20, 100)  # steps of snapshots, to which `snapshots` adds the
 
 
 def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Inner-join `rows` with columns of `runs` on run_id, faster than merge because each run is looked up once."""
+    """Inner-join `rows` with columns of `runs` on run_id. DataFrame.merge is slower, because it looks up every row."""
     codes, names = pd.factorize(rows["run_id"])
     place = pd.Index(runs["run_id"]).get_indexer(names)[codes]
     mine = place >= 0
@@ -24,7 +24,10 @@ def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.Da
 
 
 def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Return geometric mean (mid), low, high and number (n) of finite, positive grad_norm for each value of `keys`."""
+    """Summarize the finite, positive values of grad_norm for each combination of values of the columns `keys`.
+
+    Returns columns `keys`, mid (geometric mean), low (minimum), high (maximum) and n (number of values).
+    """
     norm = "grad_norm"
     good = rows[np.isfinite(rows[norm]) & (rows[norm] > 0)]
     logs = good.assign(log=np.log(good[norm])).groupby(keys)
@@ -45,10 +48,10 @@ def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
 
 
 def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]]:
-    """Return (title, rows) for snapshots at init, after 5, 20 and 100 updates, and at the end.
+    """Return (title, rows) for each snapshot: at initialization, after 5, 20 and 100 updates, and at the end.
 
-    A snapshot has each run's last recorded step up to the snapshot's step, without runs that ended before that step.
-    The snapshot at the end has each run's last step with a finite norm.
+    A snapshot at step s shows each run at its last recorded step that is not after s. Runs that ended before s are left
+    out. The snapshot at the end shows each run at its last step with a finite norm.
     """
     ends = last_of_run(rows)
     out: list[tuple[str, pd.DataFrame]] = []
@@ -75,9 +78,10 @@ def _span(steps: pd.Series[int]) -> str:
 
 
 def seed_mean(table: pd.DataFrame, runs: pd.DataFrame, *, log: bool) -> pd.DataFrame:
-    """Average `value` over the seeds of each (hue, dash), geometrically with `log`.
+    """Average `value` over the seeds, for each hue, dash and step. log: take the geometric mean.
 
-    A step that lacks a value of one of `runs` has no mean, because a mean of the others would hide that the run ended.
+    A step at which one of `runs` has no value gets no mean, because a mean of the other runs would hide that a run
+    ended.
     """
     rows = table.assign(value=np.log(table["value"])) if log else table
     mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index("step")
@@ -101,7 +105,7 @@ def ends(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
-    """Return name and loss, in nats per token, of uniform, unigram and bigram prediction on the runs' text."""
+    """Return (name, loss) for uniform, unigram and bigram prediction of the runs' text, in nats per token."""
     first = runs.iloc[0]
     return [
         ("ln(vocab)", float(first["ln_vocab"])),

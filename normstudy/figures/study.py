@@ -21,8 +21,8 @@ MAX_PANELS = 6  # largest number of panels without a facet
 MAX_FACETS = 24  # largest number of panels with a facet; other values of the facet are not drawn
 MODULE = "mlp_out"  # the FFN output matrix, whose gradient the theory describes (Xiong et al. 2002.04745, Theorem 1)
 
-# The columns of `runs` that figures read, besides the fields that vary. Figures select rows hundreds of times; with all
-# ninety columns, this would take a quarter of the drawing time.
+# Figures read these columns of `runs` and the fields that vary. All other columns are dropped, because figures select
+# rows hundreds of times, and with ninety columns the selections would take a quarter of the drawing time.
 _READ = (
     "run_id", "seed", "placement", "n_layers", "peak_lr", "warmup_steps", "n_steps", "final_val_loss", "outcome",
     "data_sha256", "ln_vocab", "unigram_entropy", "bigram_entropy",
@@ -35,7 +35,7 @@ class Lacks(Exception):
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel's title and runs."""
+    """Hold a panel's title and the runs that the panel shows."""
 
     title: str
     runs: pd.DataFrame
@@ -43,10 +43,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Study:
-    """A study's finished runs, with the columns `outcome`, `hue` and `dash`, and their series.
+    """Hold what figures need of a study: its finished runs and their steps.
 
-    finished: all finished runs. runs: the finished runs that have a color and a line style. unfinished: number of runs
-    that are not finished. panel_fields: varying fields that neither color nor line style shows. names: see `label`.
+    finished: all finished runs, with the columns outcome, hue and dash. runs: the finished runs that have a color and a
+    line style. unfinished: number of runs that are not finished. panel_fields: varying fields that neither color nor
+    line style shows. names: see `label`.
     """
 
     folder: Path
@@ -65,7 +66,7 @@ class Study:
 
     @cached_property
     def losses(self) -> dict[str, pd.DataFrame]:
-        """Return a table of finite losses for train_loss and for val_loss, with columns run_id, step, value."""
+        """Map "train_loss" and "val_loss" to a table of the finite losses, with columns run_id, step, value."""
         rows = self.steps[["run_id", "step"]]
         found = {c: rows.assign(value=self.steps[c]) for c in ("train_loss", "val_loss")}
         return {c: table[np.isfinite(table["value"])] for c, table in found.items()}
@@ -88,10 +89,10 @@ class Study:
     def panels(
         self, runs: pd.DataFrame, limit: int = MAX_PANELS, skip: Iterable[str] = ()
     ) -> tuple[list[Panel], list[str]]:
-        """Split runs into at most `limit` panels by the fields that are neither color nor line style nor in `skip`.
+        """Split runs into at most `limit` panels, one for each combination of values of `panel_fields` not in `skip`.
 
         With a facet, up to MAX_FACETS of the facet's values get a panel, and every other field is fixed at one value.
-        Returns the panels, and notes on fields fixed at one value and on panels left out.
+        Returns the panels, and notes that say which fields are fixed and how many panels are left out.
         """
         fields = [c for c in self.panel_fields if c not in set(skip) and varies(runs, c)]
         if not fields:
@@ -127,9 +128,10 @@ class Study:
 def _combinations(
     found: set[tuple[Value, ...]], ordered: Mapping[str, Sequence[Value]], limit: int
 ) -> list[tuple[Value, ...]]:
-    """Leave out values of fields until at most `limit` of the combinations in `found` remain; returns these, sorted.
+    """Choose at most `limit` of the combinations in `found`, and return them sorted.
 
-    found: combinations that have runs, with a value for each field. ordered: field -> the field's values in order.
+    Values are left out one at a time, always of the field with the most values. found: combinations that have runs,
+    with a value for each field. ordered: field -> the field's values in order.
     """
     kept = {c: list(v) for c, v in ordered.items()}
 
@@ -160,7 +162,7 @@ def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> p
 
 
 def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) -> list[str]:
-    """Return notes such as `d_model=64` on fields fixed at one value, without the depth and learning rate of titles."""
+    """Return a note such as `d_model=64` for each fixed field, except depth and learning rate, which titles show."""
     fields = study.panel_fields if fields is None else fields
     fixed = [c for c in fields if c not in ("n_layers", "peak_lr")]
     return [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in fixed]

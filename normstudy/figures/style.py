@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 TWO_COLUMNS = 7.0  # inches: the width of two columns in a paper, for which all other sizes are chosen
 FORMATS = ("png", "svg", "pdf")
 
-# A matplotlib dash pattern: an offset, then alternating lengths of dashes and gaps, in units of the line width.
+# A line style is a name such as "-", or an offset and a tuple of alternating lengths of dashes and gaps. The unit of
+# all lengths is the line width.
 LineStyle = tuple[float, tuple[float, ...]] | str
 
 # A placement has the same color in every figure of every study. Each color has a contrast of at least 2.3 against
 # white. Each was chosen to be farthest in OKLab from the colors chosen before, under normal vision and simulated
-# deuteranopia, protanopia and tritanopia. Fourteen colors cannot all be far apart, so placements that people compare
-# got distant colors: post, deepnorm, admin, b2t, residual; pre, peri, sub, reordered, lns, hybrid; rezero and none are
-# far from pre and post.
+# deuteranopia, protanopia and tritanopia. Fourteen colors cannot all be far apart. People mostly compare placements
+# within two groups, so the colors within each group are far apart: (post, deepnorm, admin, b2t, residual) and (pre,
+# peri, sub, reordered, lns, hybrid). The colors of rezero and none are far from the colors of pre and post.
 PLACEMENT_COLORS = {
     "pre": "#0072B2", "post": "#D55E00", "peri": "#333300", "reordered": "#5500DD", "sub": "#883366",
     "deepnorm": "#DD9922", "admin": "#AA55FF", "lns": "#66BB88", "mix": "#996666", "b2t": "#5599AA",
@@ -45,17 +46,17 @@ OUTCOME_MARKERS = {
 }
 
 SEQUENTIAL = "cividis"  # colormap of heat maps, with increasing lightness, designed for color-blind readers
-ORDERED, ARMS = "viridis", "plasma"  # colormaps for a few ordered values: ORDERED for depths and steps, ARMS for arms
+ORDERED, ARMS = "viridis", "plasma"  # colormaps of ordered values: ORDERED for depths and steps, ARMS for warmups
 GREY = "#666666"
 THIN, BOLD = 0.5, 1.6  # line widths in points: THIN for one seed, BOLD for the mean over seeds
 
 
 def shades(n: int, colormap: str) -> list[str]:
-    """Return `n` colors, dark to pale, but none from the colormap's palest part, which is hard to see on white."""
+    """Return `n` colors from dark to pale. Leave out the colormap's palest part, which is hard to see on white."""
     return [to_hex(matplotlib.colormaps[colormap](x)) for x in np.linspace(0, 0.7, n)]
 
 
-# Prefixes of rc settings that concern the machine, not the figure; setting some of these has side effects.
+# `rc` leaves out settings with these prefixes. They concern the machine, not the figure, and some have side effects.
 _MACHINE = (
     "backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "savefig.directory", "docstring",
     "macosx",
@@ -90,7 +91,7 @@ def rc() -> dict[str, object]:
 
 
 def save(fig: Figure, path: Path, fmt: str) -> None:
-    """Write a figure; equal matplotlib versions write equal bytes. A PNG's metadata name the version."""
+    """Write a figure, with equal bytes for equal matplotlib versions. A PNG's metadata contain this version."""
     metadata: dict[str, dict[str, str | None]] = {
         "png": {"Software": f"Matplotlib {matplotlib.__version__}"},
         "svg": {"Date": None, "Creator": None},

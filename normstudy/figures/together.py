@@ -14,12 +14,13 @@ from normstudy.processes import Child
 if TYPE_CHECKING:
     from normstudy.figures.draw import PlotResult
 
-# Only the second half of these figures needs the table `modules`, so the processes read mostly different tables.
+# Each process draws one half of these figures. Only the first half needs the table `residual`, and only the second
+# half needs `modules`, so no process reads both.
 ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
     "heatmap", "gradient_ratio",
 )  # fmt: skip
-# One process draws so few figures, or so few bytes of tables, before a second process has finished its imports.
+# Up to these limits, one process finishes drawing before a second process would have finished its imports.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
@@ -33,7 +34,7 @@ def plot(
 ) -> PlotResult:
     """Do what `draw.plot_study` does, with a second process if there are two cores and much to draw.
 
-    While a sweep writes the study, the processes may read different states of it. Raises the errors of `plot_study`.
+    If a sweep is writing the study, the processes may read different states of the study. Raises plot_study's errors.
     """
     names = sorted(dict.fromkeys(only or ORDER), key=lambda name: ORDER.index(name) if name in ORDER else -1)
     mine, child = names, None
@@ -68,7 +69,7 @@ def _is_large(study_dir: Path) -> bool:
 def _draw(
     pipe: Connection, study_dir: Path, names: list[str], where: dict[str, str] | None, fmt: str, out: Path | None
 ) -> None:
-    """Draw figures and send `found`. After an error, send nothing; the parent then draws them and reports it."""
+    """Draw figures and send `found` to the parent. After an error send nothing; the parent then draws the figures."""
     gc.disable()  # saves time, and a short process has little garbage
     with contextlib.suppress(Exception):
         from normstudy.figures.draw import plot_study
