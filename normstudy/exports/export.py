@@ -89,5 +89,5 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
         if isinstance(error, OSError):
             why = os.strerror(error.errno) if error.errno else error
             do = f"{files.remedy(error)}, or give another --out"
-            raise ConfigError(f"{out} cannot be written: {why}. No partial result is left; {do}") from error
+            raise ConfigError(f"{out} cannot be written: {why}. No partial result is left. What to do: {do}") from error
         raise

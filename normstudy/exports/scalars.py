@@ -1,4 +1,4 @@
-"""Collect each run's numbers step by step, for experiment trackers, which group names by their slashes.
+"""Collect the numbers of each run and step. Experiment trackers group the numbers by the slashes in the names below.
 
 from `steps`     train_loss val_loss lr grad_norm param_norm update_norm
 from `modules`   grad_norm/layer 0/attn_in   grad_norm/embed   (also param_norm and update_norm)
@@ -30,14 +30,14 @@ Scalars = dict[str, float]  # name -> number
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """A run to export. row: the run's row in `runs`. steps: step -> numbers without nulls, in order of step."""
+    """A run to export. row: the run's row in `runs`. steps: each step, in ascending order -> its non-null numbers."""
 
     run_id: str
     row: Mapping[str, object]
     steps: dict[int, Scalars]
 
     def time(self, step: int) -> float:
-        """Estimate when a step ended, in seconds since 1970, as if every step took the same time, by default 1 s."""
+        """Estimate when a step ended, in seconds since 1970, as if all steps took the same time (if unknown, 1 s)."""
         start, end = (self.row[name] for name in ("started_at", "finished_at"))
         if not isinstance(start, datetime.datetime):
             return step + (end.timestamp() if isinstance(end, datetime.datetime) else 0.0)
@@ -69,7 +69,7 @@ def by_step(*tables: pa.Table) -> dict[int, Scalars]:
 
 
 def places_of(rows: pa.Table) -> list[str]:
-    """Return the layer and module of each row, unless they are null, as text such as `/layer 0/attn_in`."""
+    """Return each row's layer and module as text such as `/layer 0/attn_in`. Null values are left out of the text."""
     places = [""] * rows.num_rows
     for column, prefix in (("layer", "/layer "), ("module", "/")):
         if column in rows.column_names:

@@ -1,4 +1,4 @@
-"""Select the runs to export, and read their rows run by run, so that memory never holds an entire series."""
+"""Select the runs to export, and read their rows, run by run except for the table `runs`, to save memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Source:
         return [str(name) for name in self.runs["run_id"].to_pylist()]
 
     def rows(self, table: str) -> Iterator[pa.Table]:
-        """Yield the selected rows: the table `runs` as one table, a series as one sorted table per run."""
+        """Yield a table's selected rows: all rows of `runs` at once, but the sorted rows of other tables run by run."""
         return iter([self.runs]) if table == "runs" else by_run(self.study_dir, table, self.run_ids)
 
 
@@ -55,7 +55,7 @@ def is_name(run_id: str) -> bool:
 
 
 def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield a series as one table per run in `run_ids` (sorted). Memory holds one run and one row group at a time."""
+    """Yield each run's rows of a table, for sorted `run_ids`. Memory holds one run and one row group at a time."""
     own: dict[str, list[Path]] = {}
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
     for path in _files(study_dir, table):
@@ -76,7 +76,7 @@ def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.T
 
 
 def _runs_of(table: str, path: Path) -> Iterator[tuple[str, pa.Table]]:
-    """Yield (run_id, rows) for each run in a compacted file, several times for a run in several row groups."""
+    """Yield (run_id, rows) for each run in a compacted file. A run in several row groups is yielded several times."""
     before = ""
     for piece in _pieces(table, path):
         for run_id, rows in parquet.runs_in(piece):
@@ -101,7 +101,7 @@ def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def _present(path: Path) -> Iterator[None]:
-    """A context that raises ConfigError if a file is missing, perhaps because another command compacted the study."""
+    """In this context, turn a FileNotFoundError into a ConfigError. The usual cause is a simultaneous compaction."""
     try:
         yield
     except FileNotFoundError:

@@ -32,7 +32,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         try:
             for rows in source.rows(table):
                 yield from rows.to_batches()
-        except BaseException as error:  # DuckDB replaces this error by an error of its own
+        except BaseException as error:  # keep the error, because DuckDB will raise another one instead
             failed.append(error)
             raise
 
@@ -51,10 +51,11 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         if not isinstance(error, duckdb.Error):
             raise
         line = str(error).partition("\n")[0]
-        for number in files.REMEDIES:  # DuckDB's error ends with the system's message, but has no errno
+        # DuckDB's error has no errno, so find the errno by the system's message, with which the error ends.
+        for number in files.REMEDIES:
             if line.endswith(os.strerror(number)):
                 raise OSError(number, os.strerror(number)) from error
-        raise ConfigError(f"duckdb cannot write the database ({line}): give another --out, or another --to") from error
+        raise ConfigError(f"duckdb cannot write the database ({line}): choose another --out or --to") from error
 
 
 def opens(out: Path) -> str:

@@ -27,7 +27,8 @@ from normstudy.errors import ConfigError
 from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 
-if getattr(find_spec("wandb"), "origin", None) is None:  # find_spec imports nothing; a mere folder has no origin
+# Find wandb without importing it. A folder that is only named wandb has no origin.
+if getattr(find_spec("wandb"), "origin", None) is None:
     raise ImportError("No module named 'wandb'")
 
 CHILD = Path(__file__).with_name("wandb_child.py")
@@ -45,7 +46,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def offline_run(run: ExportedRun) -> dict[str, object]:
-    """Convert a run to plain values, as wandb_child.py does not import normstudy. init: the arguments of wandb.init."""
+    """Convert a run to plain values for wandb_child.py, which does not import normstudy. init: for wandb.init."""
     config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}
     init = {"id": run.run_id, "name": run.run_id, "project": run.row["study"], "tags": [run.row["status"]]}
     return {
@@ -60,7 +61,8 @@ def offline_run(run: ExportedRun) -> dict[str, object]:
 def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
     """Yield the stdin of the process that writes the runs; at the end, raise the process's error, if any."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    # Ctrl-C does not reach a child in a session of its own, so this process ends it. -P: import nothing from cwd.
+    # In its own session, the child does not receive Ctrl-C. Instead, this process ends the child. The flag -P keeps the
+    # child from importing modules that lie in the current folder.
     process = subprocess.Popen(
         [sys.executable, "-P", str(CHILD), str(target.absolute())], env=env, cwd=scratch, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -86,8 +88,8 @@ def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
         number, _, text = output.partition(" ")
         if number.isdecimal() and int(number):
             raise OSError(int(number), os.strerror(int(number)))
-        reason = text or f"its process ended with code {code}"
-        raise ConfigError(f"wandb cannot write the runs ({reason}): try again, or give another --to")
+        reason = text or f"the wandb process ended with code {code}"
+        raise ConfigError(f"wandb cannot write the runs ({reason}): try again, or choose another format")
 
 
 def opens(out: Path) -> str:

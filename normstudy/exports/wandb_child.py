@@ -1,6 +1,7 @@
 """Write offline runs with wandb: the program `python wandb_child.py FOLDER` reads one line of JSON per run.
 
-On success, the process prints nothing; on failure, one line: an errno or 0, a space, the error message.
+On success, the process prints nothing. On failure, the process prints one line: the errno (0 if the error has none), a
+space, and the error message.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main(folder: Path) -> None:
 
 
 def check(path: Path, n_history: int) -> None:
-    """Raise an OSError if a run's file is incomplete: on a full disk, wandb drops records without an error."""
+    """Raise an OSError if a run's file is incomplete, because wandb drops records without an error on a full disk."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     kinds = [Record.FromString(data).WhichOneof("record_type") for data in records(path.read_bytes())]
@@ -63,7 +64,7 @@ def check(path: Path, n_history: int) -> None:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """Yield a LevelDB log's records up to the first damaged record; wandb has had no Python reader since 0.31."""
+    """Yield a LevelDB log's records up to the first damaged one. wandb itself has had no reader since 0.31."""
     at, record = HEAD, b""
     while at + HEAD <= len(data):
         left = BLOCK - at % BLOCK

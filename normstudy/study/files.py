@@ -20,9 +20,9 @@ from normstudy.errors import ConfigError, StorageError
 FSYNCS_AT_ONCE = 4
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # raised by file systems without locks
 REMEDIES = {
-    errno.ENOSPC: "make room on its disk", errno.EDQUOT: "make room in your quota", errno.EMFILE: "raise ulimit -n",
-    errno.EFBIG: "raise ulimit -f", errno.EROFS: "mount it writable", errno.EACCES: "make it writable",
-    errno.EIO: "check its disk",
+    errno.ENOSPC: "free space on the disk", errno.EDQUOT: "free space in your quota", errno.EMFILE: "raise ulimit -n",
+    errno.EFBIG: "raise ulimit -f", errno.EROFS: "mount the disk writable", errno.EACCES: "make the folder writable",
+    errno.EIO: "check the disk",
 }  # fmt: skip
 
 
@@ -60,7 +60,8 @@ def place_output(out: Path, relative: str, data: bytes) -> None:
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
     """Atomically write several files, given as (relative path, bytes). All are fsynced before the first is moved.
 
-    If the bytes are None, the file exists, and only its folder is fsynced: a killed process may have skipped this.
+    If the bytes are None, the file already exists, and only the file's folder is fsynced. The process that wrote the
+    file may have been killed before it fsynced the folder.
     """
     state = study_dir / "state"
     writer = f"{socket.gethostname()}-{os.getpid()}"
@@ -99,7 +100,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def remedy(error: OSError) -> str:
-    """Return what the user can do about a disk error, e.g. `make room on its disk`."""
+    """Return what the user can do about a disk error, e.g. `free space on the disk`."""
     return REMEDIES.get(error.errno or 0, "remove the cause")
 
 
@@ -117,7 +118,7 @@ def storing(study_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path, study_dir: Path) -> Iterator[None]:
-    """In this context, turn EIO and the errors of damaged bytes into a ConfigError, but let other OSErrors pass."""
+    """In this context, turn disk failures (EIO) and errors caused by damaged bytes into a ConfigError; raise others."""
     try:
         yield
     except ConfigError:
@@ -135,7 +136,7 @@ def damage(error: Exception) -> str:
 
 
 def remove_parts(study_dir: Path) -> None:
-    """Remove killed commands' partial files and heartbeats. The caller must hold the study's lock exclusively."""
+    """Remove killed commands' partial and progress (heartbeat) files. The caller must hold the lock exclusively."""
     for pattern in ("*.part", "*.heartbeat"):
         for path in (study_dir / "state").glob(pattern):
             path.unlink(missing_ok=True)

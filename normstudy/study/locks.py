@@ -1,7 +1,8 @@
 """Lock a study, so that one command at a time writes to it, and lock runs, so that one process at a time trains a run.
 
-A sweep or a compaction holds the lock state/lock exclusively; single runs share this lock. While a run is trained, a
-byte of state/run_locks is locked too. The operating system frees a lock when the last process that holds it ends.
+A sweep or a compaction holds the lock state/lock exclusively. Several `normstudy run` commands can share this lock. To
+train a run, a process also locks one byte of state/run_locks. The operating system frees a lock when the last process
+that holds it ends.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from normstudy.study import files, swap, tables
 LOCK = "state/lock"
 RUN_LOCKS = "state/run_locks"
 KERNEL_LOCKS = Path("/proc/locks")
-PATIENCE_SECONDS = 1.0  # default wait of a single run for the lock, because another run may be removing state/
+# How long a single run waits for the lock by default. A finished run holds the lock while it removes state/.
+PATIENCE_SECONDS = 1.0
 
 
 class Holder(NamedTuple):
@@ -103,7 +105,8 @@ def _take(study_dir: Path, command: str, kind: int, patience: float) -> int:
                 os.close(fd)
                 raise
             # Continue without a lock: two simultaneous sweeps would train each run twice, but write the same bytes.
-            print(f"{path}: this file system has no locks, so start no second sweep of this study", file=sys.stderr)
+            what = "this file system has no locks, so start no other sweep of this study until this command ends"
+            print(f"{path}: {what}", file=sys.stderr)
         if _is_at(fd, path):
             break
         os.close(fd)  # another command has removed the file since it was opened, so the lock protects nothing
@@ -137,7 +140,8 @@ def holder_of(study_dir: Path) -> Holder | None:
     """Return the holder of the study's lock; None if the lock is free.
 
     This function never takes the lock, because a sweep that starts at the same moment would be refused. A lock file
-    outlives its holder, so the kernel's list of locks decides, unless the file was written by another machine.
+    outlives its holder, so the kernel's list of locks decides. If another machine wrote the
+    file, the holder named in the file is returned as not verified.
     """
     try:
         status, content = (study_dir / LOCK).stat(), (study_dir / LOCK).read_bytes()
@@ -153,19 +157,19 @@ def holder_of(study_dir: Path) -> Holder | None:
 
 
 def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
-    """Return the kinds of locks (READ, WRITE) that this machine's kernel lists for a file; None without such a list."""
+    """Return the kinds of locks (READ, WRITE) in the kernel's list of locks for a file; None if there is no list."""
     try:
         lines = KERNEL_LOCKS.read_text().splitlines()
     except OSError:
         return None
     device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
     kinds = set()
-    for line in lines:  # such as `1: FLOCK  ADVISORY  WRITE 13361 fe:00:2146926 0 EOF`
+    for line in lines:  # for example `1: FLOCK  ADVISORY  WRITE 13361 fe:00:2146926 0 EOF`
         fields = line.split()
         if len(fields) < 6 or fields[1] != "FLOCK":  # for a waiting process, fields[1] is an arrow
             continue
         listed_device, _, inode = fields[5].rpartition(":")
-        # Some file systems (btrfs) have one device number in the kernel's list and another in stat.
+        # On some file systems (btrfs), the kernel's list and stat disagree on the device, so the pid is accepted too.
         if inode == str(lock.st_ino) and (listed_device == device or fields[4] == str(pid)):
             kinds.add(fields[3])
     return kinds
@@ -175,9 +179,10 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
 def hold_runs(study_dir: Path, run_ids: Sequence[str]) -> Iterator[list[str]]:
     """Lock the runs that no other process has locked, without waiting; yields their run_ids. Raises StorageError.
 
-    Without these locks, two processes could train one run and each write some of its windows. A run's lock is the byte
-    of RUN_LOCKS whose position is the hexadecimal end of the run_id. Calls must not be nested, because closing any
-    descriptor of the file frees all locks of the process. On a file system without locks, all runs are yielded.
+    Without these locks, two processes could train one run, and each could write some of the run's files. A run's lock
+    is the byte of RUN_LOCKS whose position is the hexadecimal end of the run_id. Calls must not be nested, because
+    closing any descriptor of the file frees all locks of the process. On a file system without locks, all runs are
+    yielded.
     """
     with files.storing(study_dir):
         (study_dir / RUN_LOCKS).parent.mkdir(parents=True, exist_ok=True)

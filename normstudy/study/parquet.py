@@ -26,7 +26,10 @@ def bytes_of(content: pa.Table, **options: object) -> bytes:
 
 
 def write_options(table: str) -> dict[str, object]:
-    """Return a table's write options: for speed in the many one-row files of `runs`, for small files in the series."""
+    """Return a table's write options.
+
+    The options make the many one-row files of `runs` fast to write, and the files of the other tables small.
+    """
     if table == "runs":
         return {
             "compression": "none", "use_dictionary": False, "write_statistics": False,
@@ -61,7 +64,7 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
 
 
 def open_table(path: Path) -> pq.ParquetFile:
-    """Open a file of a study's table. All but the compacted file are read at once, which is faster for small files."""
+    """Open a file of a study's table. An uncompacted file is small, so reading it whole at the start saves time."""
     return open_file(path if path.name == COMPACTED_FILE else path.read_bytes())
 
 
@@ -117,7 +120,8 @@ def conform(table: str, content: pa.Table) -> pa.Table:
         if f.name in content.schema.names:
             continue
         if f.name == "resolved_norm":
-            column = content["norm"]  # in versions without the column resolved_norm, norm was never `auto`
+            # Versions without this column had no `auto`, so the requested norm was also the resolved norm.
+            column = content["norm"]
         else:
             column = pa.array([known.get(f.name)] * content.num_rows, f.type)
         content = content.append_column(f, column)
@@ -150,7 +154,7 @@ def read_file(
 
 def _may_hold(group: pq.RowGroupMetaData, chosen: Sequence[str]) -> bool:
     """Whether one of the sorted run_ids `chosen` lies between the first and the last run_id of a row group."""
-    statistics = group.column(0).statistics  # files of the table `runs` are written without statistics
+    statistics = group.column(0).statistics  # files of the table `runs` have none, so any run may be in them
     if statistics is None or not statistics.has_min_max:
         return True
     at = bisect.bisect_left(chosen, statistics.min)

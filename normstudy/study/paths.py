@@ -16,7 +16,7 @@ def check_study(results_dir: str, study: str) -> None:
         raise ConfigError(f"results_dir {results_dir!r} contains a control character: choose a path without it")
     folder = Path(results_dir, study)
     if folder.is_symlink():
-        raise ConfigError(_link(folder) + ": choose the results_dir and study of that folder, or another study")
+        raise ConfigError(_link(folder) + ", but a study's folder must not be a link: choose another study")
     check_own_folders(folder)
     check_outside_of_studies(folder, "another results_dir")
 
@@ -41,9 +41,9 @@ def check_out(out: Path) -> None:
     """Raise ConfigError if the folder given as --out cannot be created or written."""
     there = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not there.is_dir():
-        raise ConfigError(f"--out {out}: {there} is a file: choose a folder")
+        raise ConfigError(f"--out {out} cannot be a folder because {there} is a file: choose another --out")
     if not os.access(there, os.W_OK):
-        raise ConfigError(f"--out {out}: {there} cannot be written: choose another folder")
+        raise ConfigError(f"--out {out} cannot be written because {there} is not writable: choose another --out")
 
 
 def _link(link: Path) -> str:

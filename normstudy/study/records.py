@@ -90,6 +90,6 @@ def git_commit() -> str | None:
         return out.stdout.strip() if out.returncode == 0 else None
 
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return None  # normstudy is installed; a checkout that contains site-packages belongs to another project
+        return None  # an installed package is in no checkout, even if its folder lies in another project's checkout
     commit = git("rev-parse", "HEAD")
     return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", str(package)) else commit

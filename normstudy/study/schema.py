@@ -77,12 +77,12 @@ def plain_schema(table: str) -> pa.Schema:
 
 
 def window_size(n_steps: int) -> int:
-    """Return the number of steps in each window of a run with `n_steps` steps."""
+    """Return how many steps of a run with `n_steps` steps are in each window (the range of steps in one file)."""
     return max(200, math.ceil(n_steps / 10))
 
 
 def window_name(run_id: str, window: int) -> str:
-    """Return the file name of a window. window: its index, from 0."""
+    """Return the name of the file that holds one window of a run. window: the window's index, from 0."""
     return f"{run_id}-{window:03d}.parquet"
 
 

@@ -26,22 +26,24 @@ def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[
     for column, values in found.items():
         key = column.removeprefix("resolved_")
         if key == "data_sha256":
-            parts.append("the text differs (its sha256 has changed with the file or with the version of Python)")
+            parts.append("the training text differs (another file, or another version of Python)")
             name += "-text"
         else:
             theirs = sorted(held[column].dropna().unique().tolist())
             parts.append(f"{key} {_list(values)} (the study has {_list(theirs) or 'null'})")
             name += f"-{key}{_list(values)}" if len(values) == 1 else f"-{key}"
-    what = "; ".join(parts) or "the study's runs come from a normstudy version that computes other bits"
-    count = f"{len(strangers)} of the requested runs are" if len(strangers) > 1 else "the requested run is"
+    what = "; ".join(parts) or "the normstudy version that trained the study computes different bits"
+    n = len(strangers)
+    lacks = f"lacks {n} of the requested runs" if n > 1 else "lacks the requested run"
     safe = "".join(c if c.isalnum() or c in "_.=+-" else "_" for c in name)[:80]
-    return f"{study_dir} is sealed and {count} not in it: {what}. Train in a new study: study={safe}"
+    return f"{study_dir} is sealed and {lacks}: {what}. Train in a new study: study={safe}"
 
 
 def _differences(held: pd.DataFrame, row: Mapping[str, object]) -> list[str]:
     """Return the columns in which a run differs from the study's most similar run.
 
-    A resolved column is compared instead of the requested one, so that `auto` equals the value it resolves to.
+    For a key with a resolved value, the resolved values are compared, so that `auto` equals the value to which it
+    resolves.
     """
     keys = [k for k in row if k in held and k not in ("study", "data_path") and f"resolved_{k}" not in row]
     same = pd.DataFrame({k: held[k].isna() if row[k] is None else held[k] == row[k] for k in keys})

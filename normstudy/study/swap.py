@@ -21,7 +21,7 @@ def check_not_swapping(study_dir: Path) -> None:
 
 
 def swap_interrupted(study_dir: Path) -> bool:
-    """Whether a compaction was killed between its two renames: the old tables are moved away, the new not in place."""
+    """Whether a compaction was killed after moving the old tables away and before moving the new tables into place."""
     old, new, now = (study_dir / name for name in (OLD_TABLES, NEW_TABLES, "tables"))
     return old.is_dir() and (new.is_dir() or not now.exists())
 
@@ -44,7 +44,7 @@ def finish_swap(study_dir: Path) -> None:
                 f"{old} contains the tables that an interrupted compaction was replacing, but {now} has newer files: "
                 "move one of the two folders away"
             )
-        # tables/ has at most schema files, from a command that found no tables/ and took the study for a new one.
+        # tables/ has at most schema files. A command created them because it found no tables/ after the interruption.
         shutil.rmtree(now, ignore_errors=True)
         os.rename(new if new.is_dir() else old, now)
         files.fsync(study_dir)

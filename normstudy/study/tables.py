@@ -68,11 +68,14 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
 
 
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write `runs` rows, with null for missing columns. Only `done` rows replace `done` rows. Raises StorageError."""
+    """Write `runs` rows, with null for missing columns. Raises StorageError.
+
+    A row with status `done` is never replaced by a row with another status.
+    """
     kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
     unknown = {name for row in kept for name in row} - set(SCHEMAS["runs"].names)
     if unknown:
-        raise KeyError(f"no such columns in runs: {sorted(unknown)}")
+        raise KeyError(f"the table runs has no columns named {sorted(unknown)}")
     content = pa.Table.from_pylist(kept, SCHEMAS["runs"])
     names = [f"tables/runs/{row['run_id']}.parquet" for row in kept]
     with files.storing(study_dir):
@@ -138,7 +141,7 @@ def read(
 
 
 def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module: str | None) -> pa.Table:
-    """Read the selected rows of a table's folder, unsorted, with one dictionary for each column of names."""
+    """Read the selected rows of a table's folder, unsorted. All rows share one dictionary per dictionary column."""
     names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet"))
     if run_ids is not None:
         run_ids = sorted(run_ids)
@@ -153,7 +156,8 @@ def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module
         return parts if bundle is large or not parts else [join(parts)]
 
     with (
-        files.reading(folder, folder.parents[1]),  # joining detects damage such as an index beyond its dictionary
+        # Joining can also detect damage, such as an index beyond its dictionary, so it happens in this context.
+        files.reading(folder, folder.parents[1]),
         ThreadPoolExecutor(min(len(bundles), len(os.sched_getaffinity(0)))) as threads,
     ):
         parts = [part for bundle in threads.map(read_all, bundles) for part in bundle]

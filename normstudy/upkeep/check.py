@@ -1,7 +1,7 @@
 """Implement `normstudy check`: verify every file of a study, and say what to do about each damaged or missing file.
 
-The check changes nothing and takes no lock, so a sweep may be writing at the same time. A sweep writes all windows of a
-run before the `runs` row with status `done`, so the check reads `runs` before the series.
+The check changes nothing and takes no lock, so a sweep may be writing at the same time. A sweep writes the
+`runs` row of a finished run after the run's rows in the other tables. Therefore the check reads `runs` first.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class Found:
     names: set[str] = field(default_factory=set)  # all run_ids in `runs`
     compacted: set[str] = field(default_factory=set)  # run_ids in the compacted `runs` file
     rows: set[str] = field(default_factory=set)  # run_ids with an uncompacted `runs` file
-    windows: set[str] = field(default_factory=set)  # run_ids with uncompacted series files
+    windows: set[str] = field(default_factory=set)  # run_ids with uncompacted files in the other tables
     lines: list[str] = field(default_factory=list)  # findings about files
     of_runs: dict[str, list[str]] = field(default_factory=dict)  # run_id -> findings about the run
-    others: list[tuple[str, str]] = field(default_factory=list)  # (table, unknown columns) of files of another schema
+    # (table, unknown columns) of each file that another version of normstudy wrote
+    others: list[tuple[str, str]] = field(default_factory=list)
     damaged: set[str] = field(default_factory=set)  # tables from which not all runs could be read
 
     def wrong(self, run_id: str, *whats: str) -> None:
@@ -84,7 +85,7 @@ class Found:
         out = list(self.lines)
         for (table, unknown), n in sorted(Counter(self.others).items()):
             do = f"update normstudy to read the columns {unknown}" if unknown else f"run normstudy compact {self.study}"
-            out.append(f"tables/{table}: {count_text(n, 'file')} written by another version of normstudy: {do}")
+            out.append(f"tables/{table}: another version of normstudy wrote {count_text(n, 'file')}: {do}")
         for run_id, (what, *more) in sorted(self.of_runs.items()):
             out.append(f"{run_id}: {what}{f' (and {len(more)} more)' if more else ''}: {self.remedy(run_id)}")
         return out
@@ -110,7 +111,8 @@ def _check(study: Path) -> CheckResult:
     found = Found(study)
     for path in sorted((study / "tables").iterdir()):
         if path.name not in schema.TABLES:
-            found.lines.append(f"tables/{path.name}: would be deleted by normstudy compact: move it out of tables/")
+            what = "is not a table, so normstudy compact would delete it"
+            found.lines.append(f"tables/{path.name}: {what}: move it out of tables/")
     runs = _check_runs(found, _files(found, "runs"))
     files = {table: _files(found, table) for table in SERIES}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
@@ -132,14 +134,14 @@ def _files(found: Found, table: str) -> list[str]:
     folder, names = found.study / "tables" / table, []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_dir() or not (path.name in (SCHEMA_FILE, COMPACTED_FILE) or FILES[table].fullmatch(path.name)):
-            what = "does not belong to this table, which other tools therefore cannot read"
+            what = "does not belong to this table and can prevent other tools from reading the table"
             found.lines.append(f"tables/{table}/{path.name}: {what}: move it out of tables/")
         else:
             names.append(path.name)
     found.n_files += len(names)
     do = f"rerun the sweep or run normstudy compact {found.study}"
     if SCHEMA_FILE not in names:
-        if names or found.names:  # in an empty study, a sweep may be about to write the schema file
+        if names or found.names:  # without runs, a starting sweep may be about to write the file
             found.lines.append(f"tables/{table}/{SCHEMA_FILE}: is missing: {do}")
         return names
     try:
@@ -175,7 +177,7 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
             yield parquet.conform(table, part)
     except FileNotFoundError:
         return
-    except (Wrong, PermissionError):  # a PermissionError does not mean that the file is damaged
+    except (Wrong, PermissionError):  # a file without read permission need not be damaged
         raise
     except Exception as error:  # damaged bytes can cause any type of exception
         raise Wrong(f"is damaged ({damage(error)})") from None
@@ -245,8 +247,8 @@ def _check_series(
         elif run_id in found.names or run_id in found.of_runs or "runs" in found.damaged:
             continue
         elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():
-            # The run did not start during this check: its row would exist by now.
-            found.wrong(run_id, f"tables/{table} has {n} of this run, but tables/runs has no row")
+            # If the run had started during this check, its row would exist by now.
+            found.wrong(run_id, f"tables/{table} has {n} of this run, but tables/runs lacks the run's row")
     unread = found.compacted if table in found.damaged else set()
     left = [run for run in runs.values() if run.name not in compacted | unread]
     whats = threads.map(lambda run: _wrong_in_windows(found, table, run, windows.get(run.name, [])), left)
@@ -255,13 +257,13 @@ def _check_series(
 
 
 def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> set[str]:
-    """Check a series table's compacted file; returns the run_ids in the file."""
+    """Check the compacted file of a table other than `runs`; returns the run_ids in the file."""
     held: set[str] = set()
     where = f"tables/{table}/{COMPACTED_FILE}"
     try:
         for run_id, rows in check_rows.runs_of(_parts(found, table, COMPACTED_FILE)):
             if run_id in held:
-                raise Wrong(f"has the rows of {run_id} in two separate places")
+                raise Wrong(f"has rows of other runs between the rows of {run_id}")
             held.add(run_id)
             if run_id in runs:
                 counts = check_rows.count(rows)
@@ -270,7 +272,7 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
                 elif runs[run_id].status == "done":
                     found.wrong(run_id, check_rows.lacking(table, runs[run_id], counts))
             elif run_id not in found.names and "runs" not in found.damaged:
-                found.wrong(run_id, f"{where} has rows of this run, but tables/runs has no row")
+                found.wrong(run_id, f"{where} has rows of this run, but tables/runs lacks the run's row")
     except Wrong as why:
         found.damaged.add(table)
         found.lines.append(f"{where}: {why}: {found.restore}")
@@ -278,7 +280,7 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
 
 
 def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[str]) -> list[str]:
-    """Check a run's windows in one table; returns the findings, including empty strings."""
+    """Check a run's windows in one table; returns the findings. Empty strings are no findings."""
     whats: list[str] = []
     size, whole = schema.window_size(run.n_steps), [SCHEMAS[table].empty_table()]
     for name in names:

@@ -1,4 +1,4 @@
-"""Verify, for `normstudy check`, the rows of the table `runs`, and the series rows that a `runs` row implies."""
+"""Verify, for `normstudy check`, the rows of `runs`, and whether each run has the right rows in the other tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATUSES = ("running", "done", "failed")
 
 
 class Expected(NamedTuple):
-    """The columns of a `runs` row that determine which series rows the run must have."""
+    """The columns of a `runs` row that determine which rows the run must have in the other tables."""
 
     name: str  # the run_id
     status: str
@@ -34,7 +34,7 @@ class Expected(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """The counts of one run's rows in one series."""
+    """The counts of one run's rows in one table other than `runs`."""
 
     steps: Ints  # the distinct steps, sorted; -1 stands for null
     rows: Ints  # the number of rows at each step of `steps`
@@ -42,7 +42,7 @@ class Counted(NamedTuple):
 
 
 def expected_of(row: Mapping[str, object]) -> Expected:
-    """Return the columns of a `runs` row that determine the run's series rows."""
+    """Return the columns of a `runs` row that determine which rows the run must have in the other tables."""
     keys = ("run_id", "status", "n_steps", "n_layers", "probe_dense_steps", "probe_every", "nonfinite_step")
     return Expected(*(row[key] for key in keys))  # type: ignore[arg-type]
 
@@ -51,8 +51,8 @@ def wrong_in_row(row: Mapping[str, object]) -> str:
     """Describe what is wrong with a `runs` row, in a string that is empty if the row is sound."""
     if row["status"] not in STATUSES:
         return f"status {row['status']} is not one of {', '.join(STATUSES)}"
-    if row["identity_version"] != cfg.IDENTITY_VERSION:
-        return f"identity_version is {row['identity_version']}, but this normstudy knows only {cfg.IDENTITY_VERSION}"
+    if (found := row["identity_version"]) != cfg.IDENTITY_VERSION:
+        return f"identity_version is {found}, but this version of normstudy knows only {cfg.IDENTITY_VERSION}"
     digest = digest_of(row)
     has_text = row["data_sha256"] is not None or row["status"] == "done"  # a run can fail before its text is known
     if has_text and digest != str(row["run_id"]).rpartition("-")[2]:
@@ -72,7 +72,10 @@ def digest_of(row: Mapping[str, object]) -> str:
 
 
 def steps_of(table: str, run: Expected) -> Ints:
-    """Return the steps at which a finished run must have rows, by the rule of `probes.is_probed`, but without torch."""
+    """Return the steps at which a finished run must have rows.
+
+    The rule is that of `probes.is_probed`, which cannot be called here because its module imports torch.
+    """
     last = run.n_steps - 1 if run.nonfinite_step is None else min(run.nonfinite_step, run.n_steps - 1)
     t = np.arange(last + 1)
     return t if table == "steps" else t[(t < run.dense_steps) | (t % run.every == 0) | (t == run.n_steps - 1)]
@@ -84,17 +87,17 @@ def lacking(table: str, run: Expected, counts: Counted) -> str:
     wanted = steps_of(table, run)
     missing, strange = np.setdiff1d(wanted, steps), np.setdiff1d(steps, wanted)
     if len(missing):
-        lacks = f"lacks {len(missing)} of the run's {len(wanted)} steps (first: step {missing[0]})"
+        lacks = f"lacks {len(missing)} of the run's {len(wanted)} steps (the first is step {missing[0]})"
         return f"status is done, but tables/{table} {lacks}"
     if len(strange):
-        return f"tables/{table} has {count_text(len(strange), 'step')} too many (first: step {strange[0]})"
+        return f"tables/{table} has {count_text(len(strange), 'step')} too many (the first is step {strange[0]})"
     at_each = {"steps": 1, "residual": run.n_layers + 1}.get(table, int(rows.max(initial=0)))
     uneven = np.flatnonzero(rows != at_each)
     return f"tables/{table} has {rows[uneven[0]]} of {at_each} rows at step {steps[uneven[0]]}" if len(uneven) else ""
 
 
 def count(rows: pa.Table) -> Counted:
-    """Count one run's rows in one series."""
+    """Count one run's rows in one table other than `runs`."""
     columns = [_codes(rows[name]) for name in ("step", "layer", "module") if name in rows.schema.names]
     keys = columns[0]
     for codes in columns[1:]:
@@ -104,14 +107,14 @@ def count(rows: pa.Table) -> Counted:
 
 
 def _codes(column: pa.ChunkedArray) -> Ints:
-    """Return a column's integers, or a number for each name in a column of names; -1 for null."""
+    """Return a column as integers: a number stays the same, each name gets an integer, and null becomes -1."""
     if pa.types.is_dictionary(column.type):
         column = column.unify_dictionaries().combine_chunks().indices
     return np.asarray(column.fill_null(-1).to_numpy(), np.int64)
 
 
 def runs_of(parts: Iterable[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
-    """Yield (run_id, rows) for each run of a series. parts: the series' row groups, sorted by run."""
+    """Yield (run_id, rows) for each run of a table. parts: the table's row groups, sorted by run."""
     pieces = (piece for part in parts for piece in parquet.runs_in(part))
     for run_id, same in itertools.groupby(pieces, key=operator.itemgetter(0)):
         yield run_id, pa.concat_tables([rows for _, rows in same])

@@ -44,7 +44,7 @@ def wrong_in_records(study: Path) -> list[str]:
         except (FileNotFoundError, PermissionError):
             continue
         except Exception as error:  # damaged bytes can cause any type of exception
-            do = f"rm {shlex.quote(str(path))}; normstudy status then no longer knows what this sweep requested"
+            do = f"rm {shlex.quote(str(path))} (then normstudy status no longer knows what this sweep requested)"
             lines.append(f"sweeps/{path.name}: is damaged ({damage(error)}): {do}")
     return lines
 
@@ -53,19 +53,20 @@ def notes(study: Path, statuses: Mapping[str, int]) -> list[str]:
     """Return notes, such as how many runs are unfinished. statuses: status -> number of runs."""
     holder, lines = locks.holder_of(study), []
     if holder is not None:
-        lines.append(f"in use by {holder.text}, so files that are not written yet are not reported")
+        lines.append(f"the study is in use by {holder.text}, so files not written yet are not reported as missing")
     elif n := statuses.get("running"):
-        lines.append(f"{count_text(n, 'unfinished run')}: rerun the same sweep to resume")
+        lines.append(f"the study has {count_text(n, 'unfinished run')}: rerun the same sweep to resume")
     if n := statuses.get("failed"):
         logs = f"the tracebacks are in {study / records.LOGS}; rerun the same sweep to retry"
-        lines.append(f"{count_text(n, 'failed run')}: {logs}")
+        lines.append(f"the study has {count_text(n, 'failed run')}: {logs}")
     n_parts = len(list((study / "state").glob("*.part")))
     left = [f"{count_text(n_parts, 'file')} state/*.part"] if n_parts else []
     left += [name for name in (swap.NEW_TABLES, swap.OLD_TABLES) if (study / name).exists()]
     if left and holder is None:
         lines.append(f"a killed command left {' and '.join(left)}, which the next sweep removes")
     if n := len(list((study / checkpoints.SET_ASIDE).glob("*"))):
-        lines.append(f"{count_text(n, 'unusable checkpoint')} kept in {study / checkpoints.SET_ASIDE} for inspection")
+        kept = f"{study / checkpoints.SET_ASIDE} contains {count_text(n, 'unusable checkpoint')}"
+        lines.append(f"{kept}, which no command needs: inspect or delete them")
     return lines
 
 
@@ -75,7 +76,8 @@ def wrong_with_seal(study: Path, n_runs: int | None, n_beside: int) -> list[str]
     n_runs: number of runs in the compacted tables, None if unknown; n_beside: number of runs with uncompacted files.
     """
     path = study / schema.SEALED
-    do = f"restore the file from a copy, or rm {shlex.quote(str(path))} && normstudy compact {study} --seal"
+    again = f"rm {shlex.quote(str(path))} && normstudy compact {study} --seal"
+    do = f"restore the file from a copy, or seal the study again with {again}"
     try:
         seal = json.loads(path.read_bytes())
         sealed, sha256 = int(seal["runs"]), dict(seal["sha256"])
@@ -88,10 +90,10 @@ def wrong_with_seal(study: Path, n_runs: int | None, n_beside: int) -> list[str]
             continue
         with open(study / name, "rb") as f:
             if hashlib.file_digest(f, "sha256").hexdigest() != sha256.get(name):
-                lines.append(f"{name}: differs from the file that was sealed: {do}")
+                lines.append(f"{name}: has changed since the study was sealed: {do}")
     if n_beside:
         what = f"the study is sealed, but has uncompacted files of {count_text(n_beside, 'run')}"
-        lines.append(f"{schema.SEALED}: {what}: move these files away, or add them by normstudy compact {study}")
+        lines.append(f"{schema.SEALED}: {what}: move these files away, or add them with normstudy compact {study}")
     if n_runs is not None and n_runs != sealed:
         what = f"records {count_text(sealed, 'run')}, but the tables have {n_runs}"
         lines.append(f"{schema.SEALED}: {what}: {do}")

@@ -17,7 +17,8 @@ from normstudy.slurm import arrays
 from normstudy.study import files, locks, parquet, swap, tables
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SEALED, SORT, TABLES, plain_schema, run_of
 
-# Most bytes are floats: level 15 makes files a tenth smaller than zstd's default level, and level 19 saves no more.
+# Most bytes in the files are floats. With level 15, the files are a tenth smaller than with zstd's default level. Level
+# 19 saves no more.
 ZSTD_LEVEL = 15
 
 
@@ -34,7 +35,8 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
         _statuses(study_dir)
     seal = seal or (study_dir / SEALED).exists()
     if seal:
-        arrays.refuse_while_alive(study_dir)  # the runs of a job in Slurm's queue have no `runs` rows yet
+        # A queued Slurm job's runs have no `runs` rows yet, so the tables alone would make the study look complete.
+        arrays.refuse_while_alive(study_dir)
     with locks.hold_study(study_dir, f"normstudy compact {study_dir}"):
         try:
             return _compact(study_dir, seal)
@@ -59,10 +61,11 @@ def _compact(study_dir: Path, seal: bool) -> str:
     if seal:
         files.place(study_dir, SEALED, _seal_text(study_dir, len(done)))
         shutil.rmtree(study_dir / "state", ignore_errors=True)  # another command may have just put a lock file there
-    sealed = ", sealed" if seal else ""
+    sealed = " and sealed the study" if seal else ""
     rest = len(statuses) - len(done)
-    kept = f"; {count_text(rest, 'unfinished or failed run')} kept in separate files" if rest else ""
-    return f"{study_dir}: {len(done)} finished runs in one file per table{sealed} ({before} -> {after}){kept}"
+    kept = f"; the files of {count_text(rest, 'unfinished or failed run')} stay separate" if rest else ""
+    what = f"gathered {count_text(len(done), 'finished run')} in one file per table{sealed}"
+    return f"{study_dir}: {what} ({before} before, {after} now){kept}"
 
 
 def _statuses(study_dir: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from normstudy.study.checkpoints import FOLDER, Head, head_of
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of the same length that are at the same step."""
+    """Runs that are at the same step and have the same n_steps."""
 
     run_id: str  # the alphabetically first run's id
     runs: int  # the number of runs
@@ -46,7 +46,7 @@ def heads_of(study: Path) -> dict[str, Head]:
 
 
 def groups_of(steps: Mapping[str, int], rows: Mapping[str, RunRow], run_ids: Iterable[str]) -> tuple[Group, ...]:
-    """Group the runs `run_ids` by step and length, most advanced first. steps: run_id -> current step."""
+    """Group the runs `run_ids` by current step and n_steps, most advanced first. steps: run_id -> current step."""
     found: dict[tuple[int, int], list[str]] = {}
     for run_id in sorted(run_ids):
         found.setdefault((steps[run_id], rows[run_id].n_steps), []).append(run_id)

@@ -30,7 +30,7 @@ from normstudy.workers import heartbeat
 
 # Attempts to read a study, and seconds between two attempts: an attempt fails while a compaction replaces the tables.
 TRIES, WAIT = 4, 0.2
-AT_ONCE = 4_000_000  # run-steps whose outcomes are computed together; this takes a few hundred megabytes of memory
+AT_ONCE = 4_000_000  # steps, summed over runs, to read at a time for the outcomes; takes a few hundred megabytes
 MOST_LINES = 10  # maximum number of lines shown per list
 COLUMNS = ("run_id", "status", "finished_at", *RUN_COLUMNS)
 
@@ -55,12 +55,12 @@ class Jobs:
 
     @property
     def over(self) -> bool:
-        """Whether no job is left, according to Slurm's last answer."""
+        """Whether Slurm's last answer said that no job is left."""
         return self.looks > 0
 
     @property
     def surely_over(self) -> bool:
-        """Whether no job is left, according to Slurm's last two answers: arrays.AGAIN_SECONDS explains why two."""
+        """Whether Slurm's last two answers said that no job is left. One answer can err while a job is requeued."""
         return self.looks > 1
 
 
@@ -86,13 +86,17 @@ class Status:
     verified: bool  # whether this machine's kernel lists the lock; False if only the lock file names the holder
     silent: float | None  # seconds since the last sign of training
     command: str | None  # the last sweep's command, if it trains every interrupted run
-    rate: float | None  # run-steps per second; None if no process reports its progress
+    rate: float | None  # steps per second, summed over runs; None if no process reports its progress
     left: float | None  # seconds until the training is finished; None if unknown
     jobs: Jobs | None = None  # None without Slurm jobs
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing left to watch: no process trains, and no job is left or every run has ended."""
+        """Whether there is nothing left to watch.
+
+        While a process on this machine holds the study's lock, the answer is no. Otherwise Slurm's last answer decides.
+        Without Slurm jobs, or if Slurm does not answer, every planned run must have finished or failed.
+        """
         if self.holder and self.verified:
             return False
         if self.jobs is not None and self.jobs.counts is not None:
@@ -129,7 +133,7 @@ class Looker:
 
     def look(self) -> Status:
         """Read the study's current status. Raises ConfigError if its files cannot be read."""
-        error: Exception  # raised by the last attempt
+        error: Exception  # the error of the last attempt
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(WAIT)
@@ -206,7 +210,7 @@ class Looker:
         )
 
     def jobs(self) -> Jobs | None:
-        """Return the study's Slurm jobs, asking Slurm if its last answer is older than arrays.AGAIN_SECONDS."""
+        """Return the study's Slurm jobs. Slurm's answer about a job array is reused for arrays.AGAIN_SECONDS."""
         array = arrays.read(self.study)
         if array is None:
             self._jobs = None
@@ -221,7 +225,10 @@ class Looker:
         return self._jobs
 
     def _read_rows(self) -> tuple[pd.DataFrame, tuple[int, int] | None]:
-        """Read the rows of runs not known to be finished, and the compacted file's identity (inode, mtime in ns)."""
+        """Read the `runs` rows of all runs that are not yet known to be finished.
+
+        Also returns the compacted file's inode and modification time, which change when the file is replaced.
+        """
         folder = self.study / "tables" / "runs"
         try:
             there = (folder / schema.COMPACTED_FILE).stat()
@@ -229,7 +236,8 @@ class Looker:
         except FileNotFoundError:
             compacted = None
         ids = None
-        if compacted == self._compacted:  # a new compacted file may contain runs that were never read
+        # A replaced compacted file may contain runs that were never read; then all rows are read (ids is None).
+        if compacted == self._compacted:
             files = [name for name in os.listdir(folder) if name.endswith(".parquet")]
             ids = [i for i in (schema.run_of("runs", name) for name in files) if i not in self._done]
         return tables.read(self.study, "runs", list(COLUMNS), ids), compacted
@@ -268,7 +276,7 @@ class Looker:
         return {run_id for sweep in self._sweeps if sweep.began >= jobs.array.began for run_id in sweep.trains}
 
     def _find_outcomes(self, done: pd.DataFrame) -> None:
-        """Compute the outcomes of newly finished runs, AT_ONCE run-steps at a time."""
+        """Compute the outcomes of newly finished runs, in groups of runs with about AT_ONCE steps in total."""
         new = done[~done["run_id"].isin(self._outcomes)]
         for _, part in new.groupby(new["n_steps"].cumsum() // AT_ONCE):
             columns = ["run_id", "step", "train_loss", "val_loss"]
@@ -286,7 +294,7 @@ def began_of(name: str) -> float | None:
 
 
 def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
-    """Yield why each run failed, from the last line of its newest traceback."""
+    """Yield each failed run's number of tries and the reason, which is the last line of the newest traceback."""
     tries = records.tries_of(study)
     for run_id in run_ids:
         try:

@@ -99,5 +99,6 @@ def _failures(s: Status) -> Iterator[str]:
     if rest := s.failed - len(s.failures):
         yield f"  and {rest:,} more"
     most, limit = max(one.tries for one in s.failures), ExecutionConfig().max_tries
-    more = f"; add execution.max_tries={most + 1} for runs that failed {limit} times" if most >= limit else ""
-    yield f"tracebacks: {s.study}/{records.LOGS}; fix the cause and rerun the same command to retry these runs{more}"
+    more = f", with execution.max_tries={most + 1} for runs that failed {limit} times" if most >= limit else ""
+    logs = f"the tracebacks are in {s.study}/{records.LOGS}"
+    yield f"{logs}. To retry these runs, fix the cause, then rerun the same command{more}"

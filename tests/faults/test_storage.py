@@ -51,7 +51,7 @@ def test_a_full_disk_stops_the_sweep_and_room_lets_it_go_on(undisturbed: Path, s
     done = finish([*WORDS, "results_dir=results"], small_disk)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == (
-        f"error: results/long cannot be written: No space left on device. {LINE.format('make room on its disk')}"
+        f"error: results/long cannot be written: No space left on device. {LINE.format('free space on the disk')}"
     )
     assert "Traceback" not in done.stderr
     assert 0 < check_intact(small_disk / "results" / "long") < SEEDS

@@ -201,10 +201,10 @@ def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.C
     assert "is sealed and has all 4 runs. To train them again, add study=again" in capfd.readouterr().out
     with pytest.raises(ConfigError, match=r"sealed.*n_layers 2 \(the study has 1\).*study=tiny-n_layers2$"):
         run.run_sweep([tiny(tmp_path, seed=0, n_layers=2)], request=REQUEST)
-    with pytest.raises(ConfigError, match=r"2 of .* not in it: seed 2, 3 \(the study has 0, 1\)\. .*study=tiny-seed$"):
+    with pytest.raises(ConfigError, match=r"lacks 2 of .*: seed 2, 3 \(the study has 0, 1\)\. .*study=tiny-seed$"):
         planning.check([tiny(tmp_path, seed=s) for s in (0, 2, 3)])
     line = seal.refusal(tmp_path / "tiny", {"x": configs[0]}, {"x": "the sha256 of another Python's library"})
-    assert "the text differs" in line
+    assert "the training text differs" in line
     assert line.endswith("study=tiny-text")
     assert {p: p.read_bytes() for p in (tmp_path / "tiny").rglob("*") if p.is_file()} == before
 

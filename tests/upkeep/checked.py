@@ -95,7 +95,7 @@ def first_rows_again(content: pa.Table) -> pa.Table:
 
 
 def lacks(table: str, n: int, of: int, first: int) -> str:
-    return f"status is done, but tables/{table} lacks {n} of the run's {of} steps (first: step {first})"
+    return f"status is done, but tables/{table} lacks {n} of the run's {of} steps (the first is step {first})"
 
 
 def restore(study: Path) -> str:

@@ -67,8 +67,8 @@ def test_unfinished_and_failed_runs_are_told_and_sound(study: Path) -> None:
     records.record_failure(study, run_id(crashed, "5" * 64), crashed, "Traceback")
     logs = study / "state/logs"
     assert notes(study) == [
-        "note: 1 unfinished run: rerun the same sweep to resume",
-        f"note: 1 failed run: the tracebacks are in {logs}; rerun the same sweep to retry",
+        "note: the study has 1 unfinished run: rerun the same sweep to resume",
+        f"note: the study has 1 failed run: the tracebacks are in {logs}; rerun the same sweep to retry",
     ]
     compact_study(study)
     assert len(notes(study)) == 2
@@ -79,10 +79,10 @@ def test_who_uses_a_study_is_told_and_only_while_it_runs(handmade: Path) -> None
     with locks.hold_study(handmade, "normstudy sweep x"):
         (handmade / "state/steps-x.parquet.host-1.part").write_bytes(b"half")
         (told,) = notes(handmade)
-    assert told.startswith(f"note: in use by `normstudy sweep x`, pid {os.getpid()} on ")
-    assert told.endswith(", so files that are not written yet are not reported")
+    assert told.startswith(f"note: the study is in use by `normstudy sweep x`, pid {os.getpid()} on ")
+    assert told.endswith(", so files not written yet are not reported as missing")
     assert notes(handmade) == [
-        "note: 1 unfinished run: rerun the same sweep to resume",
+        "note: the study has 1 unfinished run: rerun the same sweep to resume",
         "note: a killed command left 1 file state/*.part, which the next sweep removes",
     ]
     shutil.copytree(handmade / "tables", handmade / swap.OLD_TABLES)  # as if killed after the swap

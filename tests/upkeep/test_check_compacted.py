@@ -58,7 +58,7 @@ def test_runs_that_are_there_twice(handmade: Path) -> None:
     [
         ("runs", first_rows_again, "tables/runs has two rows of this run"),
         ("runs", lambda t: t.slice(1), "tables/steps/1-compacted.parquet has rows of this run, but "
-         "tables/runs has no row (and 2 more)"),
+         "tables/runs lacks the run's row (and 2 more)"),
         ("steps", lambda t: pa.concat_tables([t.slice(0, 2), t]), "tables/steps/1-compacted.parquet has "
          "2 duplicate rows of this run"),
         ("steps", lambda t: t.slice(2), lacks("steps", 2, 60, 0)),
@@ -90,7 +90,7 @@ def test_without_runs_nothing_is_said_of_the_rows_of_others(compacted: Path) -> 
     content = pq.ParquetFile(path).read()
     pq.write_table(content.append_column("d_state", pa.nulls(content.num_rows, pa.int64())), path)
     (line,) = lines(compacted)
-    assert line.startswith("tables/runs: 1 file written by another version of normstudy: ")
+    assert line.startswith("tables/runs: another version of normstudy wrote 1 file: ")
     path.write_bytes(path.read_bytes()[:-1])
     (line,) = lines(compacted)
     assert line.startswith("tables/runs/1-compacted.parquet: is damaged (")
@@ -101,7 +101,7 @@ def test_a_compacted_file_must_have_each_run_in_one_piece(compacted: Path) -> No
     rewrite(compacted / "tables/steps" / schema.COMPACTED_FILE, lambda t: pa.concat_tables([t.slice(5), t.slice(0, 5)]))
     told = [line for line in lines(compacted) if line.startswith("tables/")]
     where = "tables/steps/1-compacted.parquet"
-    assert told == [f"{where}: has the rows of {one} in two separate places: {restore(compacted)}"]
+    assert told == [f"{where}: has rows of other runs between the rows of {one}: {restore(compacted)}"]
 
 
 @pytest.mark.parametrize("rows", [7, 60, 100])

@@ -79,9 +79,9 @@ def test_foreign_files_and_folders_are_to_be_moved_away(study: Path) -> None:
     (tables / "mine").mkdir()
     (tables / "modules" / folder).mkdir()
     window = next((tables / "runs").glob("*-001.parquet")).name
-    what = "does not belong to this table, which other tools therefore cannot read: move it out of tables/"
+    what = "does not belong to this table and can prevent other tools from reading the table: move it out of tables/"
     assert lines(study) == [
-        "tables/mine: would be deleted by normstudy compact: move it out of tables/",
+        "tables/mine: is not a table, so normstudy compact would delete it: move it out of tables/",
         *sorted(f"tables/runs/{name}: {what}" for name in (window, "old")),
         f"tables/steps/copy.parquet: {what}",
         f"tables/steps/notes.txt: {what}",
@@ -121,9 +121,7 @@ def test_a_table_that_is_gone_is_said_of_every_run(study: Path) -> None:
 def test_an_older_schema_is_for_compact(study: Path) -> None:
     for path in (study / "tables/runs").iterdir():
         pq.write_table(pq.ParquetFile(path).read().drop_columns(["first_block", "git_commit"]), path)
-    assert lines(study) == [
-        f"tables/runs: 4 files written by another version of normstudy: run normstudy compact {study}"
-    ]
+    assert lines(study) == [f"tables/runs: another version of normstudy wrote 4 files: run normstudy compact {study}"]
     compact_study(study)
     assert notes(study) == []
 
@@ -134,8 +132,8 @@ def test_a_newer_schema_asks_for_an_update(study: Path) -> None:
         path = study / "tables" / table / name
         content = pq.ParquetFile(path).read()
         pq.write_table(content.append_column("d_state", pa.nulls(content.num_rows, pa.int64())), path)
-    do = "written by another version of normstudy: update normstudy to read the columns d_state"
-    assert lines(study) == [f"tables/runs: 1 file {do}", f"tables/steps: 1 file {do}"]
+    what = "another version of normstudy wrote 1 file: update normstudy to read the columns d_state"
+    assert lines(study) == [f"tables/runs: {what}", f"tables/steps: {what}"]
 
 
 def test_a_folder_that_is_no_study(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_run_without_windows_and_windows_without_a_run(study: Path) -> None:
         path.unlink()
     (study / "tables/runs" / f"{two}.parquet").unlink()
     missing = lacks("steps", 12, 12, 0) + " (and 2 more)"
-    orphans = "tables/steps has 3 windows of this run, but tables/runs has no row"
+    orphans = "tables/steps has 3 windows of this run, but tables/runs lacks the run's row"
     tables, same = f"{study}/tables", ", then rerun the sweep to train the run again"
     assert lines(study) == sorted(
         [
@@ -86,7 +86,7 @@ def test_files_that_have_the_name_of_another_window_or_table(study: Path) -> Non
         ("residual", lambda t: t.slice(1), "tables/{table} has 1 of 2 rows at step 6"),
         ("residual", lambda t: t.filter(pc.equal(t["layer"], 0)), "tables/{table} has 1 of 2 rows at step 6"),
         ("residual", lambda t: pa.concat_tables([t, set_column("step", 7)(t.slice(0, 1))]), "tables/{table} has "
-         "1 step too many (first: step 7)"),
+         "1 step too many (the first is step 7)"),
         ("steps", lambda t: pa.concat_tables([t, set_column("step", None)(t.slice(0, 1))]), "{file} contains steps -1 "
          "to 9 instead of 5 to 9"),
         ("steps", lambda t: pa.concat_tables([t, set_column("step", 10)(t.slice(0, 1))]), "{file} contains steps 5 to "
@@ -106,10 +106,10 @@ def test_rows_of_a_window(table: str, change: Callable[[pa.Table], pa.Table], wh
     ("column", "value", "what"),
     [
         ("status", "stopped", "status stopped is not one of running, done, failed"),
-        ("identity_version", 2, "identity_version is 2, but this normstudy knows only 1"),
+        ("identity_version", 2, "identity_version is 2, but this version of normstudy knows only 1"),
         ("final_val_loss", None, "status is done, but final_val_loss is null and nonfinite_step is null"),
         ("final_val_loss", float("inf"), "status is done, but final_val_loss is inf and nonfinite_step is null"),
-        ("nonfinite_step", 9, "tables/steps has 2 steps too many (first: step 10) (and 2 more)"),
+        ("nonfinite_step", 9, "tables/steps has 2 steps too many (the first is step 10) (and 2 more)"),
     ],
 )
 def test_rows_of_runs(column: str, value: object, what: str, study: Path) -> None:

@@ -20,7 +20,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     list(worker.train_halving(task_of(runs), after(6)))
     study = tmp_path / "tiny"
     paths = [next((study / "state/checkpoints").glob(f"*-s{s}-*")) for s in range(5)]
-    unfinished = "note: 5 unfinished runs: rerun the same sweep to resume"
+    unfinished = "note: the study has 5 unfinished runs: rerun the same sweep to resume"
     assert notes(study) == [unfinished]
     paths[0].write_bytes(b"")
     paths[1].write_bytes(paths[1].read_bytes()[:-1])
@@ -32,7 +32,8 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     expected = [f"state/checkpoints/{p.name}: {w}: {do}" for p, w in zip(paths, [*whats, *whats[:2]], strict=True)]
     assert lines(study) == [*expected, unfinished]
     list(worker.train_halving(task_of(runs), after(2)))  # follows the remedy
-    aside = f"note: 5 unusable checkpoints kept in {study}/state/set_aside for inspection"
+    what = "contains 5 unusable checkpoints, which no command needs: inspect or delete them"
+    aside = f"note: {study}/state/set_aside {what}"
     assert notes(study) == [unfinished, aside]
     swap(paths[0], paths[1])
     assert lines(study)[:2] == [
@@ -57,12 +58,13 @@ def sealed(compacted: Path) -> Path:
 
 
 def reseal(study: Path) -> str:
-    return f"restore the file from a copy, or rm {study}/SEALED && normstudy compact {study} --seal"
+    again = f"rm {study}/SEALED && normstudy compact {study} --seal"
+    return f"restore the file from a copy, or seal the study again with {again}"
 
 
 def test_a_broken_seal(sealed: Path) -> None:
     rewrite(sealed / "tables/steps" / schema.COMPACTED_FILE, set_column("grad_norm", 1.0))
-    what = "differs from the file that was sealed"
+    what = "has changed since the study was sealed"
     assert lines(sealed) == [f"tables/steps/1-compacted.parquet: {what}: {reseal(sealed)}"]
     (sealed / schema.SEALED).unlink()
     compact_study(sealed, seal=True)
@@ -86,7 +88,7 @@ def test_a_sealed_file_that_is_damaged_too(sealed: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     damaged, seal = lines(sealed)
     assert damaged.startswith("tables/runs/1-compacted.parquet: is damaged (")
-    assert seal.startswith("tables/runs/1-compacted.parquet: differs from the file that was sealed: ")
+    assert seal.startswith("tables/runs/1-compacted.parquet: has changed since the study was sealed: ")
 
 
 def test_a_sealed_file_that_is_gone(sealed: Path) -> None:
@@ -98,7 +100,7 @@ def test_a_sealed_file_that_is_gone(sealed: Path) -> None:
 def test_further_files_in_a_sealed_study(sealed: Path) -> None:
     write_handmade_run(sealed, handmade_config(sealed.parent, seed=3))
     what = "the study is sealed, but has uncompacted files of 1 run"
-    do = f"move these files away, or add them by normstudy compact {sealed}"
+    do = f"move these files away, or add them with normstudy compact {sealed}"
     assert lines(sealed) == [f"SEALED: {what}: {do}"]
     compact_study(sealed)
     assert notes(sealed) == []

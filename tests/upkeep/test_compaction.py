@@ -98,7 +98,7 @@ def test_one_file_per_table_and_the_unfinished_ones_beside_it(study: Path) -> No
     assert set(after) == kept | own
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
     assert "11 finished runs" in told
-    assert "2 unfinished or failed runs kept in separate files" in told
+    assert "the files of 2 unfinished or failed runs stay separate" in told
     assert "\n" not in told
 
 

@@ -199,11 +199,11 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
     assert told.failures == (status.Failure(task.run_ids[0], 2, reason),)
     assert (told.failed, told.interrupted, told.over) == (1, 2, False)
     tail = ["failed:", f"  {task.run_ids[0]}, tried 2 times: {reason}"]
-    again = f"tracebacks: {mine}/state/logs; fix the cause and rerun the same command to retry these runs"
+    again = f"the tracebacks are in {mine}/state/logs. To retry these runs, fix the cause, then rerun the same command"
     assert status_text.render(told).splitlines()[-3:] == [*tail, again]
     list(workers.train_halving(task, never))
     assert status_text.render(status.look(mine)).endswith(
-        f"{again}; add execution.max_tries=4 for runs that failed 3 times"
+        f"{again}, with execution.max_tries=4 for runs that failed 3 times"
     )
 
 
