@@ -82,9 +82,7 @@ def torch_says(who: str, specs: Sequence[str], error: BaseException) -> ConfigEr
     for says, rule, what, do in TORCH_SAYS:
         if re.search(says, str(error)):
             return broken(f"{who}{f' ({place})' if place else ''}", rule, what, do)
-    return ConfigError(
-        f"{who}: torch cannot batch this code over runs or differentiate it: {sources.describe(error, files)}"
-    )
+    return ConfigError(f"{who}: torch cannot batch or differentiate this code: {sources.describe(error, files)}")
 
 
 def _files(specs: Sequence[str]) -> list[str]:

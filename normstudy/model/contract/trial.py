@@ -221,7 +221,7 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
         "changing the second sequence changes the result of the first", "compute over the last axis",
     )  # fmt: skip
     same(
-        subject.call(p, [t[:, 1:] for t in inputs], "in a call with one sequence instead of two"),
+        subject.call(p, [t[:, 1:] for t in inputs], "in a call with a single sequence"),
         [o[:, 1:] for o in out], rules.SEQUENCES, "removing the first sequence changes the result of the second",
         "compute each sequence separately",
     )  # fmt: skip
@@ -233,9 +233,7 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
             [o[:, :, :cut] for o in subject.call(p, others)], [o[:, :, :cut] for o in out], rules.LATER,
             f"{what} changes the results at earlier positions", "use only the same and earlier positions",
         )  # fmt: skip
-    one = subject.call(
-        {n: t[:1] for n, t in p.items()}, [t[:1] for t in inputs], "in a call with one run instead of two"
-    )
+    one = subject.call({n: t[:1] for n, t in p.items()}, [t[:1] for t in inputs], "in a call with a single run")
     same(
         one, [o[:1] for o in out], rules.RUNS, "removing the second run changes the result of the first",
         "store no tensors between calls",
