@@ -109,7 +109,7 @@ def rotary(x_TK: Array) -> Array:
 
 
 def keep(which: str, x: Array) -> Array:
-    """Return x unchanged, whatever `which` is."""
+    """Return x unchanged. As the argument `full` or `per_head` of causal_attention, it means no norm."""
     return x
 
 
@@ -137,7 +137,7 @@ def causal_attention(
     """
     *_, n_positions, d_model = x.shape
     if d_model % n_heads:
-        raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}: change one of the two")
     d_head = d_model // n_heads
     out = np.empty_like(x)
     for sequence in np.ndindex(x.shape[:-2]):
@@ -190,7 +190,7 @@ def normalize(x: Array, name: str, params: Params, norm: str) -> Array:
         return dynamic_tanh(x, params[f"{name}.a"], params[f"{name}.gamma"], params[f"{name}.beta"])
     if norm == "none":
         return x
-    raise ValueError(f"norm {norm!r} has no definition here")
+    raise ValueError(f"reference.py does not define the norm {norm!r}: add it to normalize")
 
 
 def part(params: Params, prefix: str) -> dict[str, Array]:

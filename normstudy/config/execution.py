@@ -103,13 +103,16 @@ def _check_slurm(execution: ExecutionConfig) -> None:
     if execution.signal_seconds >= 60 * execution.minutes:
         raise ConfigError(
             f"{signal} is not shorter than a job's time limit, execution.minutes {execution.minutes} "
-            f"({60 * execution.minutes} s): reduce the former or raise the latter"
+            f"({60 * execution.minutes} s): reduce execution.signal_seconds or raise execution.minutes"
         )
 
 
 def _check_option(option: str, value: object) -> None:
     if not OPTION.fullmatch(option):
-        raise ConfigError(f"execution.sbatch {option!r} is not the long name of an option: write it as in {{qos: low}}")
+        raise ConfigError(
+            f"execution.sbatch {option!r} is not the long name of an option of sbatch: "
+            "write the long name without dashes in front, as in {qos: low}"
+        )
     if option in HAVE_KEYS:
         raise ConfigError(f"execution.sbatch {option} cannot be set here: set execution.{HAVE_KEYS[option]} instead")
     if option in FIXED:
@@ -120,8 +123,8 @@ def _check_option(option: str, value: object) -> None:
 def _check_value(key: str, value: object) -> None:
     if not (isinstance(value, str) and value.isprintable() and VALUE.fullmatch(value)):
         raise ConfigError(
-            f"{key} {value!r} is not allowed: use text without quotes, backslashes and line breaks that does not begin "
-            "with -"
+            f"{key} {value!r} is not allowed: use text that has no quotes, backslashes or line breaks and does not "
+            "begin with -"
         )
 
 

@@ -25,7 +25,7 @@ ABSENT: dict[str, object] = {
     "tied": False, "placement_sha256": None, "norm_sha256": None,
     "tokenizer": "byte", "vocab_size": None,
 }  # fmt: skip
-# Columns left out of the identity, because they do not change a run: two locations, and the permission force_init.
+# The identity leaves out these columns, because none of them changes what a run computes.
 NOT_IDENTITY = ("study", "data_path", "force_init")
 
 # Runs that differ in any of these columns read different texts, so their losses cannot be compared.
@@ -43,7 +43,10 @@ def _column(section: str, leaf: str) -> str:
 
 @functools.cache
 def _leaves() -> tuple[tuple[str, str, str, type], ...]:
-    """Return (column, section, field, type other than null) for each field of a config section, in column order."""
+    """Return (column, section, field, type) for each field of a config section, in column order.
+
+    The type of a field that may also be null is its other type, such as int for `int | None`.
+    """
     sections = typing.get_type_hints(RunConfig)
     return tuple(
         (_column(section, leaf), section, leaf, (typing.get_args(hint) or (hint,))[0])
@@ -54,7 +57,7 @@ def _leaves() -> tuple[tuple[str, str, str, type], ...]:
 
 @functools.cache
 def asked_types() -> Mapping[str, type]:
-    """Return column -> type of its values other than null, for each config column of the table `runs`, in order."""
+    """Return column -> type for each config column of the table `runs`, in order. The type of `int | None` is int."""
     out: dict[str, type] = {"study": str, "seed": int, "data_seed": int}
     return MappingProxyType(out | {column: kind for column, _, _, kind in _leaves()})
 
@@ -66,7 +69,10 @@ def asked(config: RunConfig) -> dict[str, object]:
 
 
 def own_sources(model: ModelConfig) -> dict[str, str | None]:
-    """Return the hashes of the user's own placement and norm (None if built in), cached in `model` for the workers."""
+    """Return the source hashes of the placement and of the norm. The hash of a built-in placement or norm is None.
+
+    The hashes are stored in `model`, so that a worker process receives the hashes that the sweep was planned with.
+    """
     kept: dict[str, str | None] | None = getattr(model, "_own_sources", None)
     if kept is None:
         kept = {

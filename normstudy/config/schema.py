@@ -271,7 +271,10 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Hold a model's values without `auto` and null. With embed_init=unit, embed_std is None: model/init.py sets it."""
+    """Hold a model's values after `resolve` has replaced `auto` and null.
+
+    embed_std is None if embed_init is unit, because model/init.py then chooses the standard deviation.
+    """
 
     d_ff: int
     init: str

@@ -40,7 +40,7 @@ HERE = Path(__file__).parent.parent  # the folder of the package normstudy
 
 
 def is_own(name: str) -> bool:
-    """Return whether a name is meant as a user's module:function; built-in names contain none of `:./\\`."""
+    """Return whether a name means the user's own code: it contains one of `:./\\`, which no built-in name contains."""
     return any(sign in name for sign in ":./\\")
 
 
@@ -64,7 +64,10 @@ def parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 
 def source_sha256(spec: str) -> str:
-    """Return the sha256 of the file of `spec`, or, for several files, of the list that sha256sum would print."""
+    """Return the sha256 of the source files of `spec`.
+
+    A single file is hashed as it is. Several files are hashed as the list that the command sha256sum prints for them.
+    """
     root, files = sources_of(spec)
     if len(files) == 1:
         return _read(spec, *files.values()).sha256
@@ -79,7 +82,10 @@ def files_of(spec: str) -> list[str]:
 
 
 def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
-    """Return the folder of the module in `spec`, and module -> file for this module and its imports from the folder."""
+    """Return the folder from which the module in `spec` is imported, and the module's source files, module -> file.
+
+    If the module is the user's own, the files include those of all modules that it imports from the same folder.
+    """
     module, _ = split(spec)
     root = _root_of(spec, module)
     main = _file_of(root, module)
@@ -123,7 +129,7 @@ def _nearest_module(folder: Path, module: str) -> str:
 
 
 def _file_of(root: Path, module: str) -> Path | None:
-    """Return the file of a module or package below `root`, or None if it has none, as a folder without __init__.py."""
+    """Return the file of a module or package below `root`. Return None if neither module.py nor __init__.py exists."""
     path = root.joinpath(*module.split("."))
     for candidate in (path / "__init__.py", path.parent / f"{path.name}.py"):
         if candidate.is_file():
@@ -173,7 +179,8 @@ def _parse(path: str, mtime_ns: int, size: int) -> _Source:
             imports += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = f"{node.module}." if node.module else ""
-            imports += [(node.level, start + alias.name) for alias in node.names]  # the imported name may be a module
+            # Keep a.b for `from a import b`, because b may be a module.
+            imports += [(node.level, start + alias.name) for alias in node.names]
     return _Source(hashlib.sha256(raw).hexdigest(), tuple(imports))
 
 

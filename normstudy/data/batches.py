@@ -20,8 +20,8 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
     longest = int(text.train.lengths.max())
     if config.seq_len >= longest:
         raise ConfigError(
-            f"data.seq_len {config.seq_len} is not below the {longest} tokens of the longest block of data={text.name} "
-            f"with data.tokenizer={text.tokenizer}: reduce it or use a longer text"
+            f"data.seq_len {config.seq_len} is not below {longest}, the number of tokens in the longest block "
+            f"(data={text.name}, data.tokenizer={text.tokenizer}): reduce data.seq_len or use a longer text"
         )
     available = int(places(text.validation, config.seq_len)[-1])
     if eval_windows > available:

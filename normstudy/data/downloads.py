@@ -120,14 +120,14 @@ def _download(name: str, corpus: Corpus, part: Path, url: str, output_file: str,
     if found != corpus.sha256:
         part.unlink()
         raise ConfigError(
-            f"{url} has sha256 {found} instead of {corpus.sha256} for data={name}: it was changed at its source or "
-            f"damaged on the way (see {corpus.source}): try again later, or {OWN_COPY}"
+            f"{url} has sha256 {found} instead of {corpus.sha256}, so the file for data={name} was changed by its "
+            f"publisher (see {corpus.source}) or damaged during the download: try again later, or {OWN_COPY}"
         )
     os.replace(part, output_file)
 
 
 def _receive(name: str, url: str, part: Path) -> bool:
-    """Download what `part` lacks of `url`, or all if the server ignores Range. Return whether `part` was continued."""
+    """Append the rest of `url` to `part`, or rewrite `part` if the server sends all. Return whether it appended."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -152,7 +152,7 @@ def _receive(name: str, url: str, part: Path) -> bool:
 
 
 def _chunks(url: str, response: http.client.HTTPResponse, done: int, total: int | None) -> Iterator[bytes]:
-    """Yield a response's bytes. Raise a ConfigError if it ends early. done: the number of bytes received before."""
+    """Yield a response's bytes. Raise a ConfigError if it ends early. done: the bytes received in earlier attempts."""
     reason = "the connection was closed"
     try:
         while chunk := response.read1(CHUNK):

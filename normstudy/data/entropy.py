@@ -52,7 +52,11 @@ def _bigram_sparse(train: Blocks, validation: Blocks, p1: Floats) -> float:
 
 
 def _cross_entropy(weight: Floats, seen: Floats, total: Floats, p1: Floats) -> float:
-    """Average -ln p(second | first) over pairs by weight. seen, total: training counts of the pair and of `first`."""
+    """Average -ln p(second | first) over pairs of tokens, each weighted by its entry in `weight`.
+
+    seen: the pair's training count. total: the training count of pairs with the same first token. p1: the second
+    token's probability under the unigram model.
+    """
     known = total > 0
     bigram = np.divide(seen, total, out=np.zeros_like(seen), where=known)
     p2 = np.where(known, BIGRAM_WEIGHT * bigram + (1 - BIGRAM_WEIGHT) * p1, p1)

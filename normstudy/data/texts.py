@@ -91,18 +91,18 @@ def _load(
         train, validation = ragged_blocks(blocks[:n]), ragged_blocks(blocks[n:])
         sha256 = tokens_sha256(train, validation, pieces)
     longest = min(int(train.lengths.max()), int(validation.lengths.max()))
-    if longest < 2:  # neither a pair nor a window exists
+    if longest < 2:  # no block contains a pair of adjacent tokens or a window
         raise ConfigError(
             f"the text of data={name} has 1 token per block of {train_symbols.shape[1]} bytes with "
-            f"data.tokenizer={tokenizer_name}, fewer than 2: use a longer text or a smaller vocabulary"
+            f"data.tokenizer={tokenizer_name}, but training needs at least 2: use a longer text or a smaller vocabulary"
         )
     h1, h2 = entropies(train, validation, len(pieces))
     if h1 - h2 < MIN_ENTROPY_GAP:
         smaller = " or a smaller data.vocab_size" if tokenizer_name == "bpe" else ""
         raise ConfigError(
             f"the text of data={name} has a unigram entropy of {h1:.3f} and a bigram entropy of {h2:.3f} nats, "
-            f"less than {MIN_ENTROPY_GAP} apart, so outcomes cannot be told apart: use a text with more structure"
-            f"{smaller}"
+            f"less than {MIN_ENTROPY_GAP} apart, so stuck runs could not be distinguished from those that learned: "
+            f"use a text with more structure{smaller}"
         )
     bytes_per_token = validation_symbols.size / len(validation.tokens)
     return Text(name, tokenizer_name, train, validation, pieces, bytes_per_token, sha256, h1, h2, source_entropy)

@@ -146,7 +146,8 @@ def _splitting(library: ModuleType, model: object) -> tokenizers.Tokenizer:
 
 
 def _library() -> ModuleType:
-    # A sweep already runs one process per core, and forking a process while the library's threads run can hang.
+    # Turn off the library's threads, because a sweep already runs one process per core, and because forking a process
+    # while these threads run can hang.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers

@@ -30,7 +30,10 @@ def dynamic_tanh(x: Tensor, a: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 class FunctionNorm(nn.Module):
-    """Call `function` with x and the parameters that it takes: a starts at 0.5, gamma (D,) at 1, beta (D,) at 0."""
+    """Call `function` with x and with the parameters that are named as its other arguments.
+
+    The scalar `a` is initially 0.5, gamma (D,) is 1, and beta (D,) is 0.
+    """
 
     def __init__(self, function: Callable[..., Tensor], width: int) -> None:
         super().__init__()
@@ -66,7 +69,7 @@ class DynamicTanh(FunctionNorm):
         super().__init__(dynamic_tanh, width)
 
 
-# nn.Identity accepts the width and ignores it.
+# nn.Identity fits into this table, because its constructor accepts the width and ignores it.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layernorm": LayerNorm, "rmsnorm": RMSNorm, "dyt": DynamicTanh, "none": nn.Identity,
 }  # fmt: skip

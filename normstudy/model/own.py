@@ -78,7 +78,10 @@ _loaded: dict[str, tuple[Path, str]] = {}  # module -> (its folder, the sha256 o
 
 
 def load(spec: str, planned: str | None = None) -> Callable[..., object]:
-    """Import what `spec` names, again if its source has changed. planned: the sha256 that the source must have."""
+    """Return the function or class that `spec` names. Import its module first if it is new or its source has changed.
+
+    planned: the sha256 that the source had when the sweep was planned. Raise a ConfigError if it has another one now.
+    """
     module, name = split(spec)
     root, files = sources_of(spec)
     sha256 = source_sha256(spec)
@@ -122,12 +125,12 @@ def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
     for name, path in files.items():
         theirs = getattr(sys.modules.get(name), "__file__", path)
         if theirs is None or not os.path.exists(theirs) or not os.path.samefile(theirs, path):
-            raise ConfigError(f"{spec}: importing {name} found {theirs}: give {shown(path)} another name")
+            raise ConfigError(f"{spec}: import {name} loads {theirs} instead of your {shown(path)}: rename your file")
     for name in sorted(set(sys.modules) - before - set(files)):
         if _is_users_import(sys.modules[name]) and getattr(sys.modules[name], "__file__", None):
             raise ConfigError(
-                f"{spec}: it imports {name} without an import statement, so changes in {name} would go unnoticed: "
-                f"write import {name}"
+                f"{spec}: the module imports {name} without an import statement, so changes in {name} would go "
+                f"unnoticed: write import {name}"
             )
 
 

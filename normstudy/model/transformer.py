@@ -189,7 +189,7 @@ class Block(nn.Module):
 
 
 def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
-    """Return the placement's function for a layer, or the module of a user's class that is called in its place."""
+    """Return what a layer calls: the placement's function, or a module if the user's own placement is a class."""
     if sources.is_own(config.placement):
         found = load(config.placement, own_sources(config)["placement_sha256"])
         if isinstance(found, type):
@@ -201,7 +201,7 @@ def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tu
 
 
 class Transformer(nn.Module):
-    """A model of embeddings, blocks, a final norm unless the placement has none, and an output matrix without bias."""
+    """A model with embeddings, blocks, possibly a final norm, and an output matrix without bias."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
@@ -244,6 +244,6 @@ class Transformer(nn.Module):
 
 
 def build(config: RunConfig, vocab_size: int) -> Transformer:
-    """Construct a run's model on the meta device, so that its parameters, stacked elsewhere, take no memory."""
+    """Construct a run's model on the meta device, where it needs no memory. Callers store all parameters."""
     with torch.device("meta"):
         return Transformer(config.model, vocab_size, config.data.seq_len)

@@ -49,7 +49,8 @@ class Record:
 class End:
     """The end of a run, after its last update or at its first non-finite number.
 
-    nonfinite_step: the first non-finite number's step, n_steps for the final validation loss; None if all are finite.
+    nonfinite_step: the step of the first non-finite number. It is n_steps if only the final validation loss is not
+    finite, and None if all numbers are finite.
     """
 
     run: int
@@ -68,7 +69,10 @@ class ResumePoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The indices of the runs that train together, and their state before `step`, which the next step overwrites."""
+    """The indices of the runs that train together, and the state of these runs before `step`.
+
+    The next step overwrites this state, so copy it (see `of`) to keep it.
+    """
 
     step: int
     runs: list[int]
@@ -108,7 +112,8 @@ def train_batch(
     every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
 
     starts: where each run resumes, None for step 0. The least advanced runs train first, until they reach the others.
-    snapshots: whether to yield a Snapshot after each transfer of results. Then the caller may close the generator.
+    snapshots: whether to yield a Snapshot after each transfer of results. The caller may close the generator
+    when it has received a Snapshot.
     probing: whether to compute norms. If False, norms are NaN (`normstudy bench` measures the cost of norms this way).
     sync_every: steps between transfers of results to the host, by default 1 on a CPU and SYNC_EVERY on a GPU. The value
     does not change results, but a diverged run leaves the batch only at a transfer.
@@ -181,7 +186,9 @@ def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRun
 def _events(
     results: Iterable[tuple[int, bool, Inputs, Measured]], alive: list[int], val_loss: Array | None, *, probing: bool
 ) -> Generator[Record | End, None, blocks.Ints]:
-    """Yield the events of consecutive steps. Return the positions in `alive` of the runs that are still finite.
+    """Yield a Record for each of several steps, and an End for each run that becomes non-finite.
+
+    Return the positions in `alive` of the runs that are still finite.
 
     results: (step, probed, inputs, measured) per step. val_loss: the validation losses before the first step, if any.
     """

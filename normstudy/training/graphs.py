@@ -17,7 +17,10 @@ Step = Callable[..., Sequence[Tensor]]
 
 
 def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> Step:
-    """Capture `step`, and return a function that replays it. changed: tensors that `step` changes, to restore."""
+    """Capture `step` as a CUDA graph, and return a function that replays the graph.
+
+    changed: the tensors that `step` changes. After the capture they have the same values as before it.
+    """
     before = [t.clone() for t in changed]
     static = [t.clone() for t in inputs]
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -31,7 +34,7 @@ def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) ->
     try:
         with torch.cuda.graph(graph):
             outputs = step(*static)
-    finally:  # a failed capture may leave another stream selected
+    finally:  # a failed capture may leave another CUDA stream selected
         torch.cuda.set_stream(current)
     for now, old in zip(changed, before, strict=True):
         now.copy_(old)

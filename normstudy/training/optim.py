@@ -77,7 +77,7 @@ def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dic
 
 
 def new_state(name: str, params: Tensor) -> State:
-    """Make the optimizer state before the first update, which is zero."""
+    """Make an optimizer's initial state, whose tensors are all zero."""
     return {slot: torch.zeros_like(params) for slot in OPTIMIZERS[name].slots}
 
 

@@ -44,7 +44,10 @@ class StackedRuns:
     has_own_parts: bool  # whether the user supplied the block or the norm
 
     def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
-        """Return losses (runs,), streams (runs, B, T, D) on tokens (runs, B, T + 1), or (B, T + 1) if same_tokens."""
+        """Return the losses (runs,) and the residual stream, a list of (runs, B, T, D), on tokens (runs, B, T + 1).
+
+        If same_tokens, the tokens are (B, T + 1) and all runs read the same ones.
+        """
 
         def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
             return loss_of_run(self.model, dict(zip(self.layout.names, values, strict=True)), tokens)

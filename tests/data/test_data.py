@@ -175,7 +175,9 @@ GOLDEN_OTHER_SEED = [11703, 0, 26015, 15723]
 def test_what_does_not_fit_is_refused() -> None:
     text = numbered_text(230)
     batches.check_fits(text, DataConfig(seq_len=22), 1)
-    with pytest.raises(ConfigError, match=r"seq_len 23 is not below the 23 tokens of the longest block .*=byte"):
+    with pytest.raises(
+        ConfigError, match=r"seq_len 23 is not below 23, the number of tokens in the longest block .*=byte"
+    ):
         batches.check_fits(text, DataConfig(seq_len=23), 1)
     batches.check_fits(text, DataConfig(seq_len=8), 15)
     with pytest.raises(ConfigError, match=r"eval\.windows 16 exceeds the 15 validation windows"):
@@ -187,7 +189,7 @@ def test_what_does_not_fit_ragged_blocks_is_refused() -> None:
     text = text_of(numbered_blocks(5, 9, 2), numbered_blocks(4, 12, 3), "bpe")
     batches.check_fits(text, DataConfig(seq_len=8), 4)
     with pytest.raises(
-        ConfigError, match=r"seq_len 9 is not below the 9 tokens of the longest block of .*tokenizer=bpe"
+        ConfigError, match=r"seq_len 9 is not below 9, the number of tokens in the longest block .*tokenizer=bpe"
     ):
         batches.check_fits(text, DataConfig(seq_len=9), 1)
     batches.check_fits(text, DataConfig(seq_len=3), 1 + 9)

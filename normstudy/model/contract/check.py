@@ -52,7 +52,7 @@ def _check(config: RunConfig, vocab_size: int, device: str) -> None:
     import_draws = trial.generators() != generators
     if torch.get_default_dtype() != dtype:
         torch.set_default_dtype(dtype)
-        raise broken(who, DTYPE, "importing it changes torch's default dtype", f"leave the default at {dtype}")
+        raise broken(who, DTYPE, "importing the module changes torch's default dtype", f"leave the default at {dtype}")
     for spec in specs:
         maker = block_maker if spec == model.placement else norm_maker
         make = maker(spec, found[spec], model)
@@ -74,6 +74,6 @@ def _check(config: RunConfig, vocab_size: int, device: str) -> None:
             streams = trial.check_calls(trial.block(block, layer, stacked, model), streams)
     if import_draws:
         raise broken(
-            who, RANDOM, "importing it draws random numbers, which differ between processes",
+            who, RANDOM, "importing the module draws random numbers, which differ between processes",
             "draw from a separate generator, such as torch.Generator().manual_seed(0)",
         )  # fmt: skip

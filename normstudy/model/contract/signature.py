@@ -19,32 +19,32 @@ Maker = Callable[[], nn.Module]
 
 
 def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a block's arguments. Return a function that constructs layer 0's module, or None if `found` is no class."""
+    """Check a block's arguments. Return a function that constructs layer 0's module; None if `found` is a function."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
         if sublayer not in names:
             raise broken(
-                spec, USED, f"it lacks the argument {sublayer}, one of a block's two sublayers",
+                spec, USED, f"the block lacks the argument {sublayer}, one of its two sublayers",
                 f"take {sublayer} and use it",
             )  # fmt: skip
     return None if cls is None else functools.partial(cls, **asked_of(cls, 0, model))
 
 
 def norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a norm's arguments. Return a function that constructs it for width d_model; None if `found` is no class."""
+    """Check a norm's arguments. Return a constructor of the norm for width d_model; None if `found` is a function."""
     cls = _module_class(spec, found)
     if cls is None:
         _check_names(spec, found, sources.NORM_ARGUMENTS)
         return None
     for what, called, given in (
-        ("constructor must take the width", cls, ["width"]),
-        ("forward must take x", cls.forward, ["self", "x"]),
+        ("the constructor must take the width as the only argument", cls, ["width"]),
+        ("the forward method must take x as the only argument", cls.forward, ["self", "x"]),
     ):
         try:
             inspect.signature(called).bind(*given)
         except TypeError as error:
-            raise ConfigError(f"{spec}: its {what} as the only argument: {error}") from None
+            raise ConfigError(f"{spec}: {what}: {error}") from None
     return functools.partial(cls, model.d_model)
 
 
@@ -52,15 +52,15 @@ def _module_class(spec: str, found: object) -> type[nn.Module] | None:
     """Return `found` if it is a subclass of nn.Module, None if it is a function. Otherwise raise a ConfigError."""
     if isinstance(found, nn.Module):
         raise broken(
-            spec, OUTSIDE, f"it is a {type(found).__name__} object, whose parameters all runs would share",
-            "name its class instead, from which each run constructs a module",
+            spec, OUTSIDE, f"this is a {type(found).__name__} object, whose parameters all runs would share",
+            "give the name of the class instead, so that each run constructs a module of its own",
         )  # fmt: skip
     if not isinstance(found, type):
         return None
     if not issubclass(found, nn.Module):
         raise ConfigError(f"{spec}: this class is no subclass of nn.Module: write such a subclass or a function")
     if found.forward is nn.Module.forward:
-        raise ConfigError(f"{spec}: it has no forward method: write one that takes x and returns the new x")
+        raise ConfigError(f"{spec}: this class has no forward method: add one that takes x and returns the new x")
     return found
 
 
@@ -68,8 +68,10 @@ def _check_names(spec: str, found: Callable[..., object], allowed: tuple[str, ..
     """Return the names of a function's arguments; raise a ConfigError if a name is not in `allowed` or x is missing."""
     try:
         parameters = sources.parameters(found)
-    except (TypeError, ValueError):  # a function that is not written in Python
-        raise ConfigError(f"{spec}: its argument names cannot be read: call it from your own function") from None
+    except (TypeError, ValueError):  # functions written in C may have no signature
+        raise ConfigError(
+            f"{spec}: this function's argument names cannot be read: write your own function that calls it"
+        ) from None
     for name, parameter in parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ConfigError(f"{spec}: {parameter} accepts any argument: name each argument, as in x, attn")
@@ -80,7 +82,7 @@ def _check_names(spec: str, found: Callable[..., object], allowed: tuple[str, ..
                 f"{spec}: unknown argument {name}; available: {', '.join(allowed)}.{nearest(name, allowed)}"
             )
     if "x" not in parameters:
-        raise ConfigError(f"{spec}: it lacks the argument x, the residual stream: add it")
+        raise ConfigError(f"{spec}: the argument x, the residual stream, is missing: add it")
     return list(parameters)
 
 
@@ -91,8 +93,9 @@ def check_constructor(spec: str, make: Maker) -> None:
     for module in first.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise broken(
-                spec, SEQUENCES, f"it has a batch norm ({type(module).__name__})", "use a norm over the last axis"
-            )
+                spec, SEQUENCES, f"the module has a batch norm ({type(module).__name__})",
+                "use a norm over the last axis",
+            )  # fmt: skip
     for name, p in first.named_parameters():
         if nn.parameter.is_lazy(p):
             raise ConfigError(f"{spec}: parameter {name} has no shape yet: set its shape in the constructor")
@@ -117,7 +120,7 @@ def check_constructor(spec: str, make: Maker) -> None:
 
 @contextlib.contextmanager
 def _uninitialized_is_nan() -> Iterator[None]:
-    """Make torch.empty return NaN instead of arbitrary values."""
+    """Make torch.empty return NaN instead of arbitrary values, so that uninitialized parameters are detected."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

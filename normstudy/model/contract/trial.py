@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 
 
 class _Method(nn.Module):
-    """A module whose forward calls a method of module `of`, since torch.func.functional_call only calls forward."""
+    """Make a method of module `of` a forward method, because torch.func.functional_call can call no other method."""
 
     def __init__(self, of: nn.Module, method: str) -> None:
         super().__init__()
@@ -35,16 +35,16 @@ class _Method(nn.Module):
 
 
 def _call(module: nn.Module, method: str, params: dict[str, Tensor], inputs: list[Tensor]) -> object:
-    """Call a method of a module with other parameters, name -> tensor."""
+    """Call a method of a module with `params`, name -> tensor, in place of its own parameters."""
     named = {f"of.{name}": p for name, p in params.items()}
     return torch.func.functional_call(_Method(module, method), named, tuple(inputs))
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is called: the block of one layer, or a norm of one width, with the parameters of two runs.
+    """Hold what the trial calls: the block of one layer, or a norm of one width, with the parameters of two runs.
 
-    who: how error messages name it. specs: the user's own blocks and norms that a call reaches.
+    who: its name in error messages. specs: the user's own blocks and norms that a call reaches.
     params: name in the module -> (runs, *shape). streams: how many streams a call must return.
     parts: the arguments that a call must use. widths: the lengths of an input's axes after the token axis.
     """
@@ -62,7 +62,7 @@ class Subject:
         return rules.broken(self.who, rule, what, do)
 
     def call(self, params: dict[str, Tensor], inputs: list[Tensor], how: str = "") -> list[Tensor]:
-        """Call for all runs at once. Return the checked streams (runs, B, T, ...). how: a note for error messages."""
+        """Call the block or norm for all runs at once. Return its streams (runs, B, T, ...). how: a note for errors."""
 
         def of_one_run(params: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
             return self._streams(_call(self.module, self.method, params, inputs), inputs[0])
@@ -81,16 +81,20 @@ class Subject:
         streams = out if isinstance(out, tuple) and self.streams == 2 else (out,)
         if len(streams) != self.streams or not all(isinstance(s, Tensor) for s in streams):
             what = f"a {type(out).__name__}" + (f" of {len(out)}" if isinstance(out, tuple) else "")
-            what = f"it returns {'None' if out is None else what} instead of"
+            what = f"the result is {'None' if out is None else what} instead of"
             if self.streams == 1:
                 raise self.broken(rules.RETURN, f"{what} one tensor", "return x")
-            raise self.broken(rules.RETURN, f"{what} two tensors, although it takes r", "return x, r")
+            raise self.broken(
+                rules.RETURN, f"{what} two tensors, which a block with the argument r returns", "return x, r"
+            )
         for s in streams:
             if s.shape != x.shape:
-                what = f"it returns {tuple(s.shape)} for {tuple(x.shape)} (sequences, tokens, width)"
-                raise self.broken(rules.SHAPE, what, "return the shape of x")
+                what = f"the result has shape {tuple(s.shape)}, but x has {tuple(x.shape)} (sequences, tokens, width)"
+                raise self.broken(rules.SHAPE, what, "return a tensor of the shape of x")
             if s.dtype != x.dtype:
-                raise self.broken(rules.DTYPE, f"it returns {s.dtype} for {x.dtype}", "use x's dtype for constants")
+                raise self.broken(
+                    rules.DTYPE, f"the result is {s.dtype}, but x is {x.dtype}", "use x's dtype for constants"
+                )
         return streams
 
 
@@ -166,7 +170,7 @@ def check_calls(subject: Subject, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def _check_once(subject: Subject, inputs: list[Tensor]) -> tuple[list[Tensor], set[str]]:
-    """Call once and check the result. Return the streams, and the names of the submodules that were called."""
+    """Call the block or norm once and check the result. Return the streams, and the names of the submodules called."""
     watched = {
         "x": inputs[:1],
         "r": inputs[1:],
@@ -188,11 +192,15 @@ def _check_once(subject: Subject, inputs: list[Tensor]) -> tuple[list[Tensor], s
     after = {**watched, "a buffer": list(subject.module.buffers())}
     for what, tensors in after.items():
         if not all(torch.equal(a, b) for a, b in zip(tensors, before[what], strict=True)):
-            raise subject.broken(rules.IN_PLACE, f"it changes {what}", "compute a new tensor, as in x = x + y")
+            raise subject.broken(rules.IN_PLACE, f"the code changes {what}", "compute a new tensor, as in x = x + y")
     if generators() != states:
-        raise subject.broken(rules.RANDOM, "it draws from numpy's or Python's generator", "leave out random numbers")
+        raise subject.broken(
+            rules.RANDOM, "the code draws random numbers with numpy or Python", "leave out random numbers"
+        )
     if not all(torch.isfinite(o).all() for o in out):
-        raise subject.broken(rules.FINITE, "it returns inf or NaN", "guard logarithms, roots and divisions against 0")
+        raise subject.broken(
+            rules.FINITE, "the result contains inf or NaN", "guard logarithms, roots and divisions against 0"
+        )
     return out, called
 
 
@@ -213,8 +221,9 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
         "changing the second sequence changes the result of the first", "compute over the last axis",
     )  # fmt: skip
     same(
-        subject.call(p, [t[:, 1:] for t in inputs], "with one sequence instead of two"), [o[:, 1:] for o in out],
-        rules.SEQUENCES, "a sequence has another result when it is alone", "compute each sequence separately",
+        subject.call(p, [t[:, 1:] for t in inputs], "in a call with a single sequence"),
+        [o[:, 1:] for o in out], rules.SEQUENCES, "removing the first sequence changes the result of the second",
+        "compute each sequence separately",
     )  # fmt: skip
     last = inputs[0].shape[2] - 1
     for cut in (last, (last + 1) // 2, 1):
@@ -224,15 +233,15 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
             [o[:, :, :cut] for o in subject.call(p, others)], [o[:, :, :cut] for o in out], rules.LATER,
             f"{what} changes the results at earlier positions", "use only the same and earlier positions",
         )  # fmt: skip
-    one = subject.call({n: t[:1] for n, t in p.items()}, [t[:1] for t in inputs], "with one run instead of two")
+    one = subject.call({n: t[:1] for n, t in p.items()}, [t[:1] for t in inputs], "in a call with a single run")
     same(
-        one, [o[:1] for o in out], rules.RUNS, "a run has another result when it is alone",
+        one, [o[:1] for o in out], rules.RUNS, "removing the second run changes the result of the first",
         "store no tensors between calls",
     )  # fmt: skip
 
 
 def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
-    """Return a copy with random numbers at `where` that are three times as large and have a mean other than 0."""
+    """Return a copy of t with random numbers at `where`. Their mean is t's RMS, and their std is 3 times the RMS."""
     out = t.clone()
     size = t.square().mean().sqrt()
     out[where] = size * (1 + 3 * normal(tuple(out[where].shape), seed).to(t.device))
@@ -243,7 +252,7 @@ def _difference(some: list[Tensor], others: list[Tensor]) -> str | None:
     """Describe how two results differ. Return None if they differ only by rounding."""
     for a, b in zip(some, others, strict=True):
         if a.numel() and (largest := float((a - b).abs().max())) > TOLERANCE * float(b.abs().max()):
-            return f"a difference of {largest:.2g}; the largest value is {float(b.abs().max()):.2g}"
+            return f"largest difference {largest:.2g}, largest value {float(b.abs().max()):.2g}"
         if a.numel() and not torch.isfinite(a).all():
             return "inf or NaN"
     return None
@@ -252,15 +261,15 @@ def _difference(some: list[Tensor], others: list[Tensor]) -> str | None:
 def _check_backward(subject: Subject, inputs: list[Tensor], called: set[str]) -> None:
     leaves = {name: p.detach().clone().requires_grad_() for name, p in subject.params.items()}
     streams = [t.detach().clone().requires_grad_() for t in inputs]
-    out = subject.call(leaves, streams, "with gradients")
+    out = subject.call(leaves, streams, "in a call with gradients")
     if not all(o.requires_grad for o in out):
-        raise subject.broken(rules.USED, "its result has no gradient", "leave out detach() and no_grad()")
+        raise subject.broken(rules.USED, "the result has no gradient", "leave out detach() and no_grad()")
     loss = torch.stack([(o * normal(tuple(o.shape), seed).to(o.device)).sum() for seed, o in enumerate(out)]).sum()
     known = {id(t) for t in (*leaves.values(), *streams)}
     strangers = [t for t in _leaves_of(loss) if id(t) not in known]
     if strangers:
-        what = f"it uses a parameter of shape {tuple(strangers[0].shape)} that no run trains"
-        raise subject.broken(rules.OUTSIDE, what, "write an nn.Module class that contains it")
+        what = f"the code uses a parameter of shape {tuple(strangers[0].shape)} that no run trains"
+        raise subject.broken(rules.OUTSIDE, what, "write an nn.Module class that contains this parameter")
     try:
         grads = torch.autograd.grad(loss, [*streams, *leaves.values()], allow_unused=True)
     except RuntimeError as error:
@@ -269,14 +278,16 @@ def _check_backward(subject: Subject, inputs: list[Tensor], called: set[str]) ->
     for part in (*subject.parts, *subject.params):
         theirs = [g for name, g in by_name.items() if name == part or name.startswith(f"{part}.")]
         if any(g is None for g in theirs) or (part in sources.NORMS + sources.SUBLAYERS and part not in called):
-            do = "use it" if part in (*sources.SUBLAYERS, "x") else "use it, or leave it out"
-            raise subject.broken(rules.USED, f"{part} does not affect its result", do)
+            do = f"use {part}" if part in (*sources.SUBLAYERS, "x") else f"use {part}, or leave it out"
+            raise subject.broken(rules.USED, f"{part} does not affect the result", do)
     if not all(torch.isfinite(g).all() for g in grads if g is not None):
-        raise subject.broken(rules.FINITE, "its gradient is inf or NaN", "guard roots, norms and divisions against 0")
+        raise subject.broken(
+            rules.FINITE, "the gradient contains inf or NaN", "guard roots, norms and divisions against 0"
+        )
 
 
 def _leaves_of(loss: Tensor) -> list[Tensor]:
-    """Return the leaf tensors of the autograd graph, for which a backward pass would compute gradients."""
+    """Return the tensors for which a backward pass from `loss` would compute gradients (the leaves of its graph)."""
     found, seen, waiting = [], set(), [loss.grad_fn]
     while waiting:
         node = waiting.pop()
