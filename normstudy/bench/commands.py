@@ -1,12 +1,13 @@
-"""Measure rows c, d and f: the time and memory of commands that train little or nothing, run as a user runs them.
+"""Measure rows c, d and f: the time and memory of commands that train little or nothing.
 
-In row c, sweeps train the smallest possible runs. Planning is the time of `sweep --dry-run` minus its time for two
-runs; for 10,000 runs it includes start-up. The time to finished tables ends with the last write into tables/; it
-includes start-up, planning, importing torch and 3 training steps per run. Memory is the parent process's growth per run
-between sweeps of 100 and 1,000 runs, once when the tables are finished and once at its peak.
+Row c sweeps the smallest possible runs. Its planning time is the time of `sweep --dry-run` minus the time of a dry run
+of two runs; for 10,000 runs nothing is subtracted. The tables are finished at the last write into tables/. The time
+until then starts with the command, and includes three training steps per run. The memory per run is how much
+more memory the parent process takes in a sweep of 1,000 runs than in a sweep of 100 runs, divided by 900.
 
-In row d, the files of the commands are in the page cache. In row f, commands and readers work on a large generated
-study, as swept and as compacted. Peak memory is the sum of the peaks of a command's processes; `plot` has two.
+Row d runs every command once before it times the command, so that the command's files are in the page cache.
+Row f generates a large study, and times commands and libraries that read it, with one file per table (as compacted) and
+with many files (as swept). A command's peak memory is the sum of its processes' peaks; `plot` has two processes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from normstudy.bench.generated import Size, write_study
 from normstudy.bench.rows import Goal, Sample, Scope
 
 NORMSTUDY = (sys.executable, "-m", "normstudy")
-ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1)}  # row -> rounds without and with --quick
+ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1)}  # row -> number of rounds with --full, and with --quick
 READ_SECONDS = 0.02  # seconds between two reads of a command's memory
 Memory = dict[int, tuple[int, int]]  # process id -> (memory, peak memory) in kB
 SMALL = ("data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=8", "model.n_heads=2",
@@ -37,8 +38,8 @@ FEW, MANY, MOST = 100, 1000, 10_000  # numbers of runs in the sweeps of row c
 CHOICES = ("model=default,tiny", "optimizer=adam,adamw,sgd", "schedule=constant,inverse_sqrt,linear,cosine")
 ONE_GROUP, MANY_GROUPS = "1,000 runs, one choice of groups", "1,000 runs, 24 choices of groups"
 ESTIMATED, ESTIMATE, TAKEN = "16 runs of the default model, 300 steps", "dry run's estimate", "sweep"
-RATIO = "time that a dry run estimates, over the time that the sweep takes"
-# What `compare` and `plot` read in row d is a sweep of these values.
+RATIO = "time that a dry run estimates / time that the sweep takes"
+# Row d first sweeps these values, so that its commands `compare` and `plot` have a study to read.
 STUDY = (*SMALL, "model.n_layers=2", "schedule.n_steps=20", "model.placement=pre,post", "schedule.warmup_steps=0,10")
 STARTS = {  # case -> (arguments of the command, expected exit code, goal in seconds); {0} is the benchmark's folder
     "help": ("--help", 0, 0.1),
@@ -53,27 +54,27 @@ STARTS = {  # case -> (arguments of the command, expected exit code, goal in sec
 LARGE, QUICK = Size(seeds=20, n_steps=2000, n_layers=12), Size(seeds=1, n_steps=400, n_layers=6)
 FORMS = ("one file a table", "as swept")
 LOOKS = {"plot": (), "compare": ("--by", "warmup_steps")}
-# Reader -> a call that reads one column of all steps; {0} is the folder of `steps`. Importing the reader is not timed.
+# Library -> a call that reads one column of the table `steps` from the folder {0}. The import is not timed.
 READERS = {
     "pandas": "pandas.read_parquet('{0}', columns=['train_loss'])",
     "polars": "polars.read_parquet('{0}', columns=['train_loss'])",
     "duckdb": "duckdb.sql(\"select train_loss from '{0}/*.parquet'\").fetchnumpy()",
 }
 LINES = [  # row f's lines of the printed table: (subject, title, metric, goal)
-    ("plot", "all figures", "seconds", 20.0),
-    ("plot", "all figures, peak memory", "gigabytes", 1.5),
-    ("compare", "compare", "seconds", 3.0),
-    ("compare", "compare, peak memory", "gigabytes", None),
-    *((reader, f"one column of steps, {reader}", "seconds", 1.0) for reader in READERS),
+    ("plot", "time of plot, all figures", "seconds", 20.0),
+    ("plot", "peak memory of plot, all figures", "gigabytes", 1.5),
+    ("compare", "time of compare", "seconds", 3.0),
+    ("compare", "peak memory of compare", "gigabytes", None),
+    *((reader, f"time to read a column of `steps` with {reader}", "seconds", 1.0) for reader in READERS),
 ]
 GOALS = [
-    Goal("c", ONE_GROUP, "planning, a run", "planning", "normstudy", None, "at most", 2.0),
-    Goal("c", MANY_GROUPS, "planning, a run", "planning", "normstudy", None, "at most", 2.0),
-    Goal("c", "10,000 runs", "planning, start-up too", "dry_run", "normstudy", None, "at most", 20.0),
-    Goal("c", "1,000 runs", "to finished tables, a run", "to_tables", "normstudy", None, "at most", 20.0),
-    Goal("c", "1,000 runs", "whole command, a run", "whole", "normstudy"),
-    Goal("c", "1,000 runs", "parent's memory, a run", "memory", "normstudy", None, "at most", 5.0),
-    Goal("c", "1,000 runs", "its peak, figures too, a run", "peak_memory", "normstudy"),
+    Goal("c", ONE_GROUP, "planning time per run", "planning", "normstudy", None, "at most", 2.0),
+    Goal("c", MANY_GROUPS, "planning time per run", "planning", "normstudy", None, "at most", 2.0),
+    Goal("c", "10,000 runs", "planning time, including start-up", "dry_run", "normstudy", None, "at most", 20.0),
+    Goal("c", "1,000 runs", "time per run until tables are finished", "to_tables", "normstudy", None, "at most", 20.0),
+    Goal("c", "1,000 runs", "time per run until the command ends", "whole", "normstudy"),
+    Goal("c", "1,000 runs", "parent process's memory per run, no figures", "memory", "normstudy", None, "at most", 5.0),
+    Goal("c", "1,000 runs", "parent process's peak memory per run, with figures", "peak_memory", "normstudy"),
     Goal("c", ESTIMATED, RATIO, "seconds", ESTIMATE, TAKEN, "at least", 0.7),
     Goal("c", ESTIMATED, RATIO, "seconds", ESTIMATE, TAKEN, "at most", 1.3),
     *(Goal("d", case, case, "seconds", "normstudy", None, "at most", most) for case, (_, _, most) in STARTS.items()),
@@ -91,22 +92,22 @@ def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
     began = time.perf_counter()
     ended = subprocess.run(command, capture_output=True, text=True)
     took, said = time.perf_counter() - began, ended.stdout + ended.stderr
-    if ended.returncode != code:  # a crash must not count as a fast command
-        raise RuntimeError(f"{shlex.join(command[1:])} ended with code {ended.returncode}, not {code}\n{said[-2000:]}")
+    if ended.returncode != code:  # otherwise a crash would count as a fast command
+        raise RuntimeError(f"exit code {ended.returncode} instead of {code}: {shlex.join(command[1:])}\n{said[-2000:]}")
     return took, said
 
 
 def peak(command: Sequence[str]) -> tuple[float, float]:
-    """Run a command; return its seconds, and the sum of the peaks of memory of its processes in 10^9 bytes."""
+    """Run a command; return its seconds, and its peak memory in 10^9 bytes, summed over its processes."""
     _, seconds, reads = watched(command)
-    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # the last read has the peak
+    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # the last is the highest peak
     return seconds, sum(peaks.values()) * 1024 / 1e9
 
 
 def watched(command: Sequence[str]) -> tuple[int, float, list[tuple[float, Memory]]]:
-    """Run a command; return its process id, its seconds, and a list of (seconds since the start, memory).
+    """Run a command, and read the memory of its processes again and again until it ends.
 
-    Raises CalledProcessError if the command fails.
+    Returns its process id, its seconds, and (seconds, memory) of each reading. Raises CalledProcessError if it fails.
     """
     reads, began = [], time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -125,9 +126,9 @@ def watched(command: Sequence[str]) -> tuple[int, float, list[tuple[float, Memor
 
 
 def memory_of(pid: int) -> Memory:
-    """Return the memory of a process and of each of its descendants."""
+    """Return the memory and peak memory (kB) of a process and of each of its descendants, by process id."""
     found: Memory = {}
-    with contextlib.suppress(OSError, KeyError):  # the process has just ended
+    with contextlib.suppress(OSError, KeyError):  # a process that has just ended is left out
         said = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         found[pid] = int(said["VmRSS"].split()[0]), int(said["VmHWM"].split()[0])
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -137,7 +138,7 @@ def memory_of(pid: int) -> Memory:
 
 
 def sweeps(scope: Scope) -> Iterator[Sample]:
-    """Measure row c: the time and memory that sweeps need outside training, and a dry run's estimate of a sweep."""
+    """Measure row c: the time and memory that sweeps need outside training, and how well a dry run estimates time."""
     folder, seeds = scope.folder, MANY // 24 + 1
     for r in range(ROUNDS["c"][scope.quick]):
         start = dry_run(folder, "seed=range(0,2)")
@@ -160,20 +161,21 @@ def sweeps(scope: Scope) -> Iterator[Sample]:
 
 
 def dry_run(folder: Path, *words: str) -> float:
-    """Return the seconds of `sweep --dry-run` for tiny runs, with start-up. words: the sweep's other arguments."""
+    """Return the seconds that `sweep --dry-run` of tiny runs takes. words: other arguments, such as the seeds."""
     return timed([*NORMSTUDY, "sweep", *TINY, f"results_dir={folder}", *words, "--dry-run"])[0]
 
 
 def estimated(said: str) -> float:
-    """Return the seconds that a dry run's output estimates as `about 45 s`, `about 12:30` or `about 3:05:00`."""
+    """Return the seconds that a dry run estimates. Its output says `about 45 s`, `about 12:30` or `about 3:05:00`."""
     parts = re.findall(r", about ([\d:]+)", said)[0].split(":")
     return sum(60.0**i * int(part) for i, part in enumerate(reversed(parts)))
 
 
 def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
-    """Sweep tiny runs; return the seconds to the last write into tables/, the seconds to the end, and two sizes in kB.
+    """Sweep tiny runs, then remove their study. Returns two times in seconds and two sizes in kB.
 
-    The sizes are the memory of the parent process at the last write and its peak memory. The study is then removed.
+    The times are those from the start to the last write into tables/, and from the start to the end. The sizes are the
+    parent process's memory at the last write into tables/, and its peak memory.
     """
     study, began = folder / "overhead", time.time()  # time.time() is comparable with the files' modification times
     words = [f"results_dir={folder}", f"seed=range(0,{runs})", "study=overhead"]
@@ -189,14 +191,14 @@ def starts(scope: Scope) -> Iterator[Sample]:
     timed([*NORMSTUDY, "sweep", *STUDY, f"results_dir={scope.folder}", "study=start", "seed=range(0,6)"])
     commands = {case: (words.format(scope.folder).split(), code) for case, (words, code, _) in STARTS.items()}
     for words, code in commands.values():
-        timed([*NORMSTUDY, *words], code)  # loads the command's files into the page cache
+        timed([*NORMSTUDY, *words], code)  # only to load the command's files into the page cache
     for r in range(ROUNDS["d"][scope.quick]):
         for case, (words, code) in commands.items():
             yield Sample("d", case, "normstudy", "seconds", "s", r, timed([*NORMSTUDY, *words], code)[0])
 
 
 def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
-    """Measure row f: each command's seconds and peak memory (10^9 bytes), and each installed reader's seconds."""
+    """Measure row f: the seconds and peak memory of `plot` and `compare`, and the seconds of each installed reader."""
     size = size or (QUICK if scope.quick else LARGE)
     compacted, swept = studies = [scope.folder / form.replace(" ", "-") for form in FORMS]
     write_study(swept, size)

@@ -1,4 +1,4 @@
-"""Draw the benchmark figure from stored tables, without torch: each number beside its goal, and the costs of row e."""
+"""Draw the benchmark's figure from its stored tables: the numbers that have goals, and how cost grows with size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHOLE = "run-step"
 
 
 def draw(stored: pd.DataFrame, out: Path) -> None:
-    """Draw the figure into the folder `out`; one version of matplotlib always writes the same bytes."""
+    """Draw the figure into the folder `out`. The same version of matplotlib always writes the same bytes."""
     path = out / "bench.png"
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         fig = figure(stored)
@@ -36,8 +36,8 @@ def draw(stored: pd.DataFrame, out: Path) -> None:
 
 
 def figure(stored: pd.DataFrame) -> Figure:
-    """Draw the figure of stored samples (columns of bench.tables.SCHEMA); a panel without numbers is left out."""
-    goals = [r for r in summary.results(stored) if r.goal.limit and min(r.numbers) > 0]  # log axis: no 0
+    """Draw the figure of stored samples (columns of bench.tables.SCHEMA). Panels without numbers are left out."""
+    goals = [r for r in summary.results(stored) if r.goal.limit and min(r.numbers) > 0]  # a log axis cannot show 0
     costs = stored.join(stored["case"].where(stored["row"] == "e").str.extract(COST)).dropna(subset="size")
     notes = summary.machine_lines(stored)
     heights = [LINE * (len(goals) + 5) if goals else 0.01, COSTS if len(costs) else 0.01]
@@ -52,7 +52,7 @@ def figure(stored: pd.DataFrame) -> Figure:
 
 
 def _draw_goals(fig: SubFigure, results: Sequence[Result]) -> None:
-    """Draw the median and range over rounds of each result, divided by the result's goal."""
+    """Draw each result's median and range over rounds, divided by the result's goal."""
     ax = fig.subplots()
     spans = [np.quantile(r.numbers, (0, 0.5, 1)) for r in results]
     frame = pd.DataFrame(spans, columns=["low", "median", "high"]).div([r.goal.limit for r in results], axis=0)
@@ -76,7 +76,7 @@ def _draw_goals(fig: SubFigure, results: Sequence[Result]) -> None:
 
 
 def _draw_costs(fig: SubFigure, costs: pd.DataFrame, stored: pd.DataFrame) -> None:
-    """Draw the costs of whole run-steps and of a block's parts, with a panel for each size that varies."""
+    """Draw the CPU time of run-steps and of a block's parts: a panel for each size that varies, such as n_layers."""
     panels = costs.groupby([costs["part"] != WHOLE, "axis"], sort=False)
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     theory = stored[(stored["subject"] == THEORY) & (stored["metric"] == "slope")].groupby("case")["value"].median()

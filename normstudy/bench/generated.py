@@ -1,4 +1,4 @@
-"""Generate a large study that has the files of a sweep and made-up numbers, for row f and scripts/scaling.py."""
+"""Generate a large study of made-up numbers, in files like those of a sweep. Row f and scripts/scaling.py use it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import pyarrow as pa
 from normstudy.config import ModelConfig, RunConfig, ScheduleConfig, run_id
 from normstudy.study import parquet, schema
 
-Columns = dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]  # columns of a series but run_id, in order
+Columns = dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]  # column of a table -> its values; without run_id
 
-PLACEMENTS = ("post", "pre")  # in the order of sorted run ids, like the next two tuples
+PLACEMENTS = ("post", "pre")
 PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough for a figure to draw a panel for each
 WARMUPS = (0, 20, 50, 100, 200)
 CELLS = len(PLACEMENTS) * len(PEAK_LRS) * len(WARMUPS)
 IN_BLOCK = ("attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2")  # names of modules that training records
 OUTSIDE = {"post": ("embed", "pos", "unembed"), "pre": ("embed", "pos", "final_norm", "unembed")}
 NORMS = ("grad_norm", "param_norm", "update_norm")
-LN_VOCAB, H1, H2 = math.log(256), 3.26, 2.46  # nats per token: uniform, unigram and bigram entropy of a text in bytes
+LN_VOCAB, H1, H2 = math.log(256), 3.26, 2.46  # nats per byte: uniform, unigram and bigram entropy of a text
 START = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
 SHA256 = "5" * 64  # made-up hash of the training text
 
 
 class Size(NamedTuple):
-    """Describe a generated study, which has `seeds` runs for each of CELLS combinations of the three keys above."""
+    """Describe a generated study. It has `seeds` runs for each combination of PLACEMENTS, PEAK_LRS and WARMUPS."""
 
     seeds: int
     n_steps: int
@@ -52,8 +52,8 @@ def configs(study: Path, size: Size) -> list[RunConfig]:
 
 
 def write_study(study: Path, size: Size, seed: int = 0) -> None:
-    """Write a study of finished runs, with a file per run and window of steps; equal seeds give equal bytes."""
-    from normstudy.study import tables  # imported late, because it imports pandas
+    """Write a study of finished runs, as files like those of a sweep. Equal seeds give equal bytes."""
+    from normstudy.study import tables  # imported late, because it imports pandas, which is slow
 
     runs = dict(sorted((run_id(config, SHA256), config) for config in configs(study, size)))
     tables.prepare(study)
@@ -72,7 +72,7 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
 
 
 def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[dict[str, object], dict[str, Columns]]:
-    """Make a run's row of `runs` and noisy series. Post-norm with a high learning rate and short warmup gets stuck."""
+    """Make up a run's row of `runs`, and the columns of its other three tables. Some post-norm runs get stuck."""
     m, s, p = config.model, config.schedule, config.probe
     stuck = m.placement == "post" and s.peak_lr >= 3e-3 and s.warmup_steps <= 20
     end = (H1 - 0.02 if stuck else 2.1 - 0.05 * math.log10(s.peak_lr / 1e-3)) + rng.normal(0, 0.013)

@@ -1,10 +1,10 @@
-"""Train a decoder in plain loops, as people usually write them: the opponents of normstudy in rows a, g and i.
+"""Train a decoder in plain loops, as people usually write them. Rows a, g and i compare normstudy with these loops.
 
 The model is the default model of `normstudy run`. The loop follows nanoGPT's train.py and model.py: one fused matrix
-for Q, K and V, scaled_dot_product_attention, fused Adam, stacked random windows as batches, the loss read every tenth
-step (each read makes a GPU wait). It omits what costs nanoGPT extra time: gradient accumulation, autocast, DDP,
-evaluation, clipping, dropout, a learning rate set at each step, weight decay groups, a memory-mapped text. It also
-omits torch.compile, which takes half a minute for each model size on a CPU.
+for Q, K and V, scaled_dot_product_attention, fused Adam, and batches of stacked random windows. It reads the loss only
+every tenth step, because the program must wait for a GPU at each reading. It omits what would make nanoGPT slower:
+gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a new learning rate at each step, groups of weight
+decay, and a memory-mapped text. It also omits torch.compile, which takes half a minute for each model size on a CPU.
 
 Suffixes of tensor names are their dimensions: B batch, T sequence, D d_model, H heads, K d_head, V vocab.
 """
@@ -26,7 +26,7 @@ Histograms = list[tuple[list[float], list[float]]]  # (counts, bin edges) of eac
 
 
 class PlainBlock(nn.Module):
-    """Compute x + attention(norm(x)), then x + mlp(norm(x)): a pre-norm block whose MLP has an exact GELU."""
+    """Compute one pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)). The MLP uses the exact GELU."""
 
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.d_model, vocab_size, bias=False)
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the mean cross-entropy (nats per token), and the list of outputs of embedding and blocks."""
+        """Return the mean cross-entropy (nats per token), and a list of the outputs of the embedding and all blocks."""
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         stream = [self.embed(tokens_BT) + self.pos(positions_T)]
         for block in self.blocks:
@@ -91,7 +91,7 @@ def train(
     config: RunConfig, tokens: Tensor, vocab_size: int, device: str = "cpu",
     hook: Callable[[Tensor], None] | None = None,
 ) -> Iterator[float | None]:  # fmt: skip
-    """Train one run endlessly; yield the loss after each LOG_EVERY-th step, and None after every other step.
+    """Train one run without end; yield the loss at every LOG_EVERY-th step, and None at all other steps.
 
     tokens: (n,) int64, on the CPU. hook: a function that is called with each parameter's gradient.
     """
@@ -107,7 +107,7 @@ def train(
 
 
 class Recorder:
-    """Train a plain run and measure what normstudy records, with one _foreach_norm and one transfer per step."""
+    """Train a plain run, and measure what normstudy records. One call per step computes the norms of all tensors."""
 
     def __init__(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
@@ -115,15 +115,16 @@ class Recorder:
         self.before = [torch.empty_like(p) for p in self.params]
         module_of = [name.rpartition(".")[0] for name, _ in model.named_parameters()]
         self.modules = list(dict.fromkeys(module_of))
-        # A parameter's row has a 1 in the column of its module, and a 1 in the last column, which stands for the model.
+        # One row per parameter: 1 in the column of its module and in the last column (the whole model), 0 elsewhere.
         belongs = [[float(m == module) for m in self.modules] + [1.0] for module in module_of]
         self.of_module = torch.tensor(belongs, dtype=torch.float64)
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[float, Tensor, Tensor]:
         """Take one training step; return its loss, module norms and residual-stream norms, in float64.
 
-        Module norms (3, modules + 1): the norms of gradient, parameters and update, for each module and then for the
-        model. Residual-stream norms (2, n_layers + 1): the root mean square of each x_l, the norm of each dLoss/dx_l.
+        Module norms (3, modules + 1): rows for gradients, parameters and updates; a column for each module, and one for
+        the whole model. Residual-stream norms (2, n_layers + 1): the root mean square of x_l, the residual stream after
+        l blocks, and the norm of dLoss/dx_l.
         """
         loss, stream = self.model(tokens_BT, targets_BT)
         for x in stream:
@@ -144,7 +145,7 @@ class Recorder:
 
 
 def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """Train one run endlessly on the CPU; yield what Recorder.step returns, and keep everything in memory."""
+    """Train one run without end on the CPU; yield each result of Recorder.step, and keep all results in memory."""
     recorder, kept = Recorder(*make(config, vocab_size)), []
     while True:
         kept.append(recorder.step(*draw_batch(tokens, config.data.batch_size, config.data.seq_len)))
@@ -152,11 +153,11 @@ def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterat
 
 
 def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[Histograms]:
-    """Train one run endlessly on the CPU with hooks like those of wandb.watch(model, log="gradients").
+    """Train one run without end on the CPU, with hooks like those of wandb.watch(model, log="gradients").
 
-    Yields each step's histograms; wandb by default makes them every 1,000th step (log_freq). As in wandb, each hook
+    Yields histograms at each step, although wandb by default makes them at every 1,000th step. As in wandb, each hook
     copies the gradient, checks twice for numbers that are not finite, reads the minimum and the maximum separately, and
-    turns a histogram's counts and edges into lists. The histograms are not sent to a process, a file or a server.
+    turns a histogram's counts and edges into lists. The histograms are not sent to another process, a file or a server.
     """
     histograms: Histograms = []
 

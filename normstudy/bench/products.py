@@ -1,4 +1,4 @@
-"""Time the matrix products of a run-step with every available library; line a3 compares normstudy with the fastest."""
+"""Time the matrix products of a run-step with every available library, to learn how fast this machine can be."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from normstudy.bench.subjects import Work
 from normstudy.config import RunConfig
 
 ATTENTION, ATTENTION_BACKWARD = "attention", "attention backward"
-# (count, m, k, n, layout) of products (m, k) x (k, n). In the layout nn, nt or tn, a t marks a transposed factor.
+# (count, m, k, n, layout): `count` products of (m, k) by (k, n). layout: nn; or tn, nt if one factor is transposed.
 Product = tuple[int, int, int, int, str]
 
 
 class Piece(NamedTuple):
-    """List matrix products that a run computes one after the other, `times` times in each run-step."""
+    """Hold a sequence of matrix products, such as those of attention, which a run-step computes `times` times."""
 
     name: str
     products: tuple[Product, ...]
@@ -25,12 +25,12 @@ class Piece(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Return the number of floating-point operations of these products in a run-step."""
+        """Return how many floating-point operations a run-step needs for all of these products."""
         return self.times * sum(2 * batch * m * k * n for batch, m, k, n, _ in self.products)
 
 
 def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
-    """List the matrix products of a run-step of the default model, including the part that the causal mask discards."""
+    """List the matrix products of a run-step of the default model. Attention is counted as if it had no causal mask."""
     m, d = config.model, config.data
     width, d_ff, T, K = m.d_model, cfg.resolve(m).d_ff, d.seq_len, m.d_model // m.n_heads
     rows, heads, L = d.batch_size * T, d.batch_size * m.n_heads, m.n_layers
@@ -42,12 +42,12 @@ def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
         found.append(Piece(f"{name}, gradient of x", ((1, rows, n_out, n_in, "nn"),), count))
         found.append(Piece(f"{name}, gradient of W", ((1, n_out, rows, n_in, "tn"),), count))
     scores, mixed, transposed = (heads, T, K, T, "nt"), (heads, T, T, K, "nn"), (heads, T, T, K, "tn")
-    backward = scores, mixed, transposed, transposed  # for the gradients of the attention weights, q, k and v
+    backward = scores, mixed, transposed, transposed  # gradients of the attention weights, q, k and v, in order
     return [*found, Piece(ATTENTION, (scores, mixed), L), Piece(ATTENTION_BACKWARD, backward, L)]
 
 
 def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], object]]:
-    """Return, for each library, a function that computes a piece's products for a batch of runs."""
+    """Return, by the name of a library, a function that computes a piece's products for a batch of runs."""
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -64,7 +64,7 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
         "torch.bmm": lambda: [torch.bmm(a, b) for a, b in factors],
         "NumPy": lambda: [np.matmul(a, b, out=ab) for a, b, ab in arrays],
     }
-    if piece.name in (ATTENTION, ATTENTION_BACKWARD):  # fused attention can beat the bare products, even with softmax
+    if piece.name in (ATTENTION, ATTENTION_BACKWARD):  # fused attention can be faster, although it includes a softmax
         H, K = config.model.n_heads, config.model.d_model // config.model.n_heads
         shape = runs * config.data.batch_size, config.data.seq_len, H, K
         q, k, v = (torch.randn(shape).transpose(1, 2).requires_grad_(piece.name == ATTENTION_BACKWARD) for _ in "qkv")
@@ -83,9 +83,9 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
 
 
 def start_products(job: tuple[RunConfig, int]) -> Work:
-    """Return a function that times each library for some ms and returns the least seconds of each piece per run-step.
+    """Return a function of ms. It times every piece with every library, for at least ms milliseconds.
 
-    job: the config, and the number of runs in a batch.
+    It returns each piece's seconds per run-step with the fastest library. job: (config, number of runs in a batch).
     """
     from normstudy.data import texts
 

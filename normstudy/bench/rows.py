@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from normstudy.config import one_of
 
-THEORY = "theory"  # the subject of samples that a formula predicts, which the table shows beside the measured values
+THEORY = "theory"  # subject of the samples that a formula predicts; the table shows them in the column `goal`
 
 
 class Scope(NamedTuple):
-    """Say how much a row measures. folder: an empty folder for the row's files, which is removed afterwards."""
+    """Tell a row whether to measure only a few cases (`quick`), and in which temporary folder it can write files."""
 
     quick: bool
     folder: Path
@@ -22,7 +22,7 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold a measured number, which is identified within its row by case, subject, metric and round."""
+    """Hold a measured number. No two numbers of a row have the same case, subject, metric and round."""
 
     row: str
     case: str
@@ -35,9 +35,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Goal:
-    """Describe a line of the table: the median over rounds of a metric of `subject`, or of its ratio to `opponent`.
+    """Describe a line of the table. It shows the median over rounds of a metric of `subject`.
 
-    sense, limit: the goal, such as 'at least' 1.3 or 'at most' 1.05; both are None for a line without a goal.
+    opponent: if not None, the subject's number is divided by the opponent's in each round. sense, limit: the goal, such
+    as 'at least' 1.3 or 'at most' 1.05; both are None for a line without a goal.
     """
 
     row: str
@@ -51,7 +52,7 @@ class Goal:
 
 
 class Row(NamedTuple):
-    """Describe a row of the benchmark, whose `module` has its GOALS and the `function` that yields its samples."""
+    """Describe a row of the benchmark. `module` defines the row's GOALS, and the `function` that yields its samples."""
 
     module: str
     function: str
@@ -72,7 +73,7 @@ ROWS: dict[str, Row] = {
 
 
 def load(row: str) -> tuple[list[Goal], Callable[[Scope], Iterator[Sample]]]:
-    """Import a row's module; return the row's lines of the table and the function that measures the row."""
+    """Import a row's module; return the row's goals, and the function that measures the row."""
     module = importlib.import_module(ROWS[row].module)
     return [goal for goal in module.GOALS if goal.row == row], getattr(module, ROWS[row].function)
 

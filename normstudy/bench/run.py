@@ -47,7 +47,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
                 for sample in load(row)[1](Scope(mode == "quick", Path(folder))):
                     samples.append(sample)
                     bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}")
-            tables.write(out, row, samples, {**machine, "mode": mode, "started_at": started_at})  # only complete rows
+            tables.write(out, row, samples, {**machine, "mode": mode, "started_at": started_at})  # only a whole row
             if bar.disable:
                 took = duration(time.monotonic() - began)
                 print(f"row {row}, {ROWS[row].title}: {len(samples)} numbers in {took}", file=sys.stderr, flush=True)

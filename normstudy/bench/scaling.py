@@ -1,9 +1,11 @@
 """Measure row e: how a run-step's CPU time grows with depth, width, sequence length, batch size and runs per batch.
 
-Whole run-steps, with probes at every step, are timed while one size varies. In theory, their cost is the flops of their
-matrix products. The parts of a block are timed alone, forward and backward. In theory, with n = seq_len, d = d_model, a
-norm costs O(n d); the projections q, k, v and out, with or without the two MLP matrices, O(n d^2); attention without
-projections O(n^2 d). Attention has as many flops as the projections at n = 2 d, and as all six matrices at n = 6 d.
+Whole run-steps, with probes at every step, are timed while one of these sizes varies. In theory, their time is
+proportional to the number of floating-point operations in their matrix products.
+The parts of a block are timed alone, forward and backward, while n = seq_len or d = d_model varies. In theory, the time
+of a norm grows as n d. The time of the projections (q, k, v and out) grows as n d^2, with or without the two matrices
+of the MLP. The time of attention without projections grows as n^2 d. Attention needs as many operations as the four
+projections at n = 2 d, and as many as all six matrices at n = 6 d.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from normstudy.config import ProbeConfig
 
 NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"
 POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}  # part -> exponents of n and d
-CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # matrices -> n / d at which attention and these matrices have equal flops
+CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # part -> n / d at which attention needs as many operations as the part
 AXES = {
     "n_layers": (2, 4, 6, 12), "d_model": (32, 64, 128, 256), "seq_len": (32, 64, 128, 256),
     "batch_size": (4, 8, 16, 32), "runs_per_batch": (1, 2, 4, 8, 16, 32),
@@ -29,50 +31,51 @@ AXES = {
 
 
 class Ranges(NamedTuple):
-    """Say what row e measures: run-steps at `base` and `runs` with one of `axes` changed, and parts at each n and d."""
+    """Say what row e measures. One size varies at a time; all others stay as in `base` and `runs`."""
 
     base: Case = D64_L6
     runs: int = 4
-    axes: dict[str, tuple[int, ...]] = AXES
-    n: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
-    d: tuple[int, ...] = (32, 64, 128, 256)
-    batch_size: int = 4  # sequences in a batch of the parts
+    axes: dict[str, tuple[int, ...]] = AXES  # sizes that vary for run-steps
+    n: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)  # values of seq_len for the parts of a block
+    d: tuple[int, ...] = (32, 64, 128, 256)  # values of d_model for the parts of a block
+    batch_size: int = 4  # sequences in a batch, for the parts of a block
     rounds: int = 9
 
 
 FULL = Ranges()
 QUICK = Ranges(axes={k: v[:3] for k, v in AXES.items()}, n=FULL.n[:6], d=FULL.d[:3], batch_size=2, rounds=3)
-SLOPES = {"slope": "slope of the cost of {} against {}", "slope_at_end": "the same between the two largest"}
+SLOPES = {"slope": "over all sizes", "slope_at_end": "between the two largest sizes"}
 GOALS = [
     *(
-        Goal("e", f"{name} vs {axis}", title.format(name, axis), metric, NORMSTUDY if name == "run-step" else name)
+        Goal("e", f"{name} vs {axis}", f"exponent of {axis} in the CPU time of {name}, {where}", metric,
+             NORMSTUDY if name == "run-step" else name)
         for name, axes in (("run-step", AXES), *((part, ("seq_len", "d_model")) for part in POWERS))
         for axis in axes
-        for metric, title in SLOPES.items()
+        for metric, where in SLOPES.items()
     ),
     *(
-        Goal("e", f"attention = {maps}", f"seq_len at which attention costs as much as {maps}; in theory {n} d_model",
+        Goal("e", f"attention = {part}", f"seq_len at which attention takes as long as {part} (in theory {n} d_model)",
              "crossover_seq_len", ATTENTION)
-        for maps, n in CROSSOVERS.items()
+        for part, n in CROSSOVERS.items()
     ),
 ]  # fmt: skip
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
-    """Measure row e: the cost of whole run-steps, then the cost of a block's parts."""
+    """Measure row e: the CPU time of whole run-steps, then the CPU time of a block's parts."""
     for kind in (whole_steps, parts):
         yield from in_worker(kind, QUICK if scope.quick else FULL)
 
 
 def slopes(case: str, subject: str, number: int, x: Sequence[float], y: Sequence[float]) -> Iterator[Sample]:
-    """Yield the slope of log y against log x, fitted over all sizes, and then between the two largest sizes."""
+    """Yield two slopes of log y against log x: one over all sizes, and one between the two largest sizes."""
     for metric, first in (("slope", 0), ("slope_at_end", -2)):
         slope, _ = np.polyfit(np.log(x[first:]), np.log(y[first:]), 1)
         yield Sample("e", case, subject, metric, "1", number, float(slope))
 
 
 def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Return the least n at which a reaches b, interpolated in log-log; None if a does not cross b from below."""
+    """Return the n at which cost `a` first rises to cost `b`, interpolated on log axes; None if there is no such n."""
     over = np.log(np.divide(a, b))
     for i in range(len(n) - 1):
         if over[i] < 0 <= over[i + 1]:
@@ -81,7 +84,7 @@ def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float 
 
 
 def whole_steps(sizes: Ranges) -> Iterator[Sample]:
-    """Measure, in this process, the cost of whole run-steps against each size in `axes`."""
+    """Measure, in this process, the CPU time of whole run-steps while each of `axes` varies in turn."""
     from normstudy.data import texts
     from normstudy.training import batch
 
@@ -113,7 +116,7 @@ def part_call(part: str, sizes: Ranges, n: int, d: int) -> Callable[[], object]:
 
     from normstudy.model import kernels, norms
 
-    # Shapes (n_out, n_in) of the matrices; the first three multiply the same x and make q, k and v.
+    # Shapes (n_out, n_in) of the matrices. The first three compute q, k and v from x.
     maps = {PROJECTIONS: [(d, d)] * 4, ALL_MAPS: [(d, d)] * 4 + [(4 * d, d), (d, 4 * d)]}.get(part, [])
     shapes = [(d,), (d,)] if part == NORM else [*maps, *((out,) for out, _ in maps)]
 
@@ -137,7 +140,7 @@ def part_call(part: str, sizes: Ranges, n: int, d: int) -> Callable[[], object]:
 
 
 def parts(sizes: Ranges) -> Iterator[Sample]:
-    """Measure, in this process, the cost of a block's parts against n (seq_len) and d (d_model)."""
+    """Measure, in this process, the CPU time of a block's parts while n (seq_len) or d (d_model) varies."""
     base = sizes.base
     along = {"seq_len": [(n, base.d_model) for n in sizes.n], "d_model": [(base.seq_len, d) for d in sizes.d]}
     points = sorted({point for axis in along.values() for point in axis})

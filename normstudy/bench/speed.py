@@ -1,12 +1,14 @@
 """Measure rows a, b, g and i: training speed, and what recording costs. docs/speed.md describes rows a and i.
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
-writes its tables. Line a3 is the time for a run-step's matrix products, each with the fastest library (products.py),
-divided by the time for the run-step. In row i, one plain loop keeps in memory what it records; the other discards it.
+writes its tables. The plain loops of row i write no files: one keeps its numbers in memory, and the other discards its
+histograms. Line a3 of row a is the time that the matrix products of a run-step take alone, each with its fastest
+library (products.py), divided by the time of the run-step.
 
-In row b, one process like a sweep's worker trains the same runs three times, alternating at every step. A round is one
-period of the default density. In row g, a timed span ends when the GPU has finished, and `megabytes_per_run` is the
-peak memory allocated for tensors, divided by the number of runs.
+In row b, one process trains three copies of the same runs: with no probes, with probes at every step, and with probes
+at every 20th step. It takes one step of each copy in turn, and 20 steps of each copy in a round.
+In row g, a timed span ends when the GPU has finished its work. `megabytes_per_run` is the peak of the GPU memory that
+torch allocates, divided by the number of runs.
 """
 
 from __future__ import annotations
@@ -24,43 +26,44 @@ from normstudy.bench.subjects import D32_L4, D64_L6, NORMSTUDY, Case, Race, cpu_
 from normstudy.config import ProbeConfig
 from normstudy.sweep import batching
 
-PRODUCT_MS = 10  # milliseconds for which each matrix product is timed with each library
+PRODUCT_MS = 10  # milliseconds for which each library repeats each matrix product
 ALL_THREADS, PER_CORE = "plain, all threads, one run after the other", "plain, one process per core"
 EQUAL, HOOKS = "plain, equal information", "plain, hooks as wandb.watch has"
 TITLES = {
-    ALL_THREADS: ("a", "a1 run-steps against the plain loop with all threads, one run after the other"),
-    PER_CORE: ("a", "a2 run-steps against one plain single-thread process per core"),
-    EQUAL: ("i", "run-steps against one plain process per core that records the same numbers"),
-    HOOKS: ("i", "run-steps against one plain process per core with a hook per parameter, as wandb.watch has"),
+    ALL_THREADS: ("a", "a1 run-steps per second, relative to one plain loop on all threads"),
+    PER_CORE: ("a", "a2 run-steps per second, relative to one plain loop per core"),
+    EQUAL: ("i", "run-steps per second, relative to one plain loop per core that records the same numbers"),
+    HOOKS: ("i", "run-steps per second, relative to one plain loop per core with the hooks of wandb.watch"),
 }
-CASES = {  # size -> the goals of the lines in TITLES, in order: the least ratio, or None for no goal
+CASES = {  # model size -> for each line in TITLES, the least ratio that meets the goal, or None for no goal
     D32_L4: (4.5, 2.2, 1.0, None), Case(64, 2, 8, 64): (2.5, 1.4, 1.0, None), D64_L6: (2.4, 1.2, 1.0, None),
     Case(64, 12, 8, 64): (2.0, 1.15, 1.0, None), Case(128, 6, 16, 64): (1.3, 1.0, 1.0, None),
 }  # fmt: skip
 OFF, EVERY_STEP, DEFAULT = "all probes off", "all probes on, every step", "all probes on, default density"
 PLAIN, ON_GPU = "plain eager loop", f"256 runs of {D64_L6.name}"
-GPU_RUNS, GPU_STEPS = 256, 100  # GPU_STEPS is a multiple of the probe period
+GPU_RUNS, GPU_STEPS = 256, 100  # runs in a batch; steps in a timed span, a multiple of the probe period
 GOALS = [
     *(
         Goal(row, case.name, title, "run_steps_per_s", NORMSTUDY, opponent, "at least" if goals[i] else None, goals[i])
         for i, (opponent, (row, title)) in enumerate(TITLES.items())
         for case, goals in CASES.items()
     ),
-    Goal("a", D64_L6.name, "a3 share of the machine's matrix-product limit at the same shapes", "share_of_limit",
+    Goal("a", D64_L6.name, "a3 time of a run-step's matrix products alone / time of the run-step", "share_of_limit",
          NORMSTUDY, None, "at least", 0.6),
     *(
-        Goal("b", case.name, f"{on.replace(',', ' at')} against all off", "ms_per_run_step", on, OFF, "at most", 1.05)
+        Goal("b", case.name, f"CPU time with {on.replace(',', ' at')} / with {OFF}", "ms_per_run_step", on, OFF,
+             "at most", 1.05)
         for case in (D32_L4, D64_L6)
         for on in (EVERY_STEP, DEFAULT)
     ),
-    Goal("g", ON_GPU, "run-steps against the plain eager loop on the same GPU", "run_steps_per_s", NORMSTUDY, PLAIN,
-         "at least", 50.0),
+    Goal("g", ON_GPU, "run-steps per second, relative to one plain loop on the same GPU", "run_steps_per_s", NORMSTUDY,
+         PLAIN, "at least", 50.0),
     Goal("g", ON_GPU, "memory per run (MB)", "megabytes_per_run", NORMSTUDY),
 ]  # fmt: skip
 
 
 def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: Scope) -> Iterator[Sample]:
-    """Yield the samples that `measure` makes for a row at each model size, on all cores."""
+    """Measure a row at each model size, on all cores. measure: a function that yields the samples of one size."""
     for case in (D32_L4, D64_L6) if scope.quick else CASES:
         with Race(row, case, len(os.sched_getaffinity(0)), scope) as race:
             yield from measure(race, 2 if scope.quick else 5)
@@ -72,12 +75,12 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
     race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
     race.add_plain(PER_CORE, "train", race.n)
     jobs = [(run_config(race.case), race.runs)] * race.n
-    # Some products are faster with a worker's environment variables, some without, so both are timed.
+    # The products are timed with and without a worker's environment variables, because neither is always faster.
     makers = [race.crew(start_products, jobs, like_worker=w) for w in (True, False) if race.case == D64_L6]
     for number in range(rounds):
         rates = yield from race.round(number)
         if makers:
-            seconds = np.array([together(crew, PRODUCT_MS)[1] for crew in makers])  # (environments, cores, products)
+            seconds = np.array([together(crew, PRODUCT_MS)[1] for crew in makers])  # axes: environment, core, product
             share = float(seconds.mean(axis=1).min(axis=0).sum()) * rates[NORMSTUDY] / race.n
             yield Sample("a", race.case.name, NORMSTUDY, "share_of_limit", "1", number, share)
 
@@ -102,7 +105,7 @@ def probing(scope: Scope) -> Iterator[Sample]:
 
 
 def probed(case: Case, runs: int) -> dict[str, Iterator[object]]:
-    """Return three trainings of the same runs: without probes, with probes at every step, with the default density."""
+    """Return three trainings of the same runs: with no probes, with probes at every step, and at every 20th step."""
     from normstudy.data import texts
     from normstudy.training import batch
 
@@ -114,7 +117,7 @@ def probed(case: Case, runs: int) -> dict[str, Iterator[object]]:
 
 
 def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
-    """Measure row b at one model size, in this process. job: the size, the number of runs, the number of rounds."""
+    """Measure row b at one model size, in this process. job: (model size, number of runs, rounds)."""
     case, runs, rounds = job
     batches, period = probed(case, runs), ProbeConfig().every
     for records in batches.values():

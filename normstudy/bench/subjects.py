@@ -18,12 +18,12 @@ from normstudy.study import schema
 from normstudy.sweep import batching
 
 Job = TypeVar("Job")
-Work = Callable[[int], object]  # does an amount of work, such as a number of steps, and returns what it measured
+Work = Callable[[int], object]  # amount of work, such as a number of steps -> what was measured during the work
 Crew = list[Child]
 
 
 def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> Child:
-    """Start a process that calls `start(job)` once, and calls the returned function at each request of `together`.
+    """Start a process that calls `start(job)` once. Then `together` makes it call the function that `start` returned.
 
     like_worker: whether the process has the environment variables and the garbage collection of a sweep's worker.
     """
@@ -41,7 +41,7 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
     if like_worker:
         gc.freeze()  # as in a sweep's worker: the garbage collector then skips torch's objects
     work = start(job)
-    with contextlib.suppress(EOFError):  # the parent has ended
+    with contextlib.suppress(EOFError):  # the parent has closed the pipe, so this process ends too
         while True:
             amount: int = pipe.recv()
             try:
@@ -71,7 +71,7 @@ def together(children: Sequence[Child], amount: int) -> tuple[float, list[object
 
 
 def in_worker(function: Callable[[Job], Iterator[Sample]], job: Job) -> Iterator[Sample]:
-    """Call function(job) in a process like a sweep's worker, and yield its samples."""
+    """Call function(job) in a child process that is set up like a sweep's worker; yield the function's samples."""
     with contextlib.closing(child(_next_sample, (function, job), like_worker=True)) as process:
         while isinstance(sample := together([process], 1)[1][0], Sample):
             yield sample
@@ -84,12 +84,12 @@ def _next_sample(job: tuple[Callable[[Job], Iterator[Sample]], Job]) -> Work:
 
 NORMSTUDY = "normstudy"
 D_HEAD = 16  # dimensions per attention head, as in the default model
-WARM_UP = 3  # untimed steps at the start
+WARM_UP = 3  # steps that each subject takes before it is timed
 PAUSE_SECONDS = 0.3  # between two timed spans, because idle threads spin for up to 0.2 s
 
 
 class Case(NamedTuple):
-    """Describe the size of a run's model and batch. name: what the tables call the size, such as d64 L6."""
+    """Describe the size of a run's model and batch. name: such as d64 L6, for d_model 64 and 6 layers."""
 
     d_model: int
     n_layers: int
@@ -105,7 +105,7 @@ D32_L4, D64_L6 = Case(32, 4, 8, 32), Case(64, 6, 8, 64)
 
 
 def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = None) -> RunConfig:
-    """Configure an endless run of the default model, without evaluation. probe: by default, no dense steps."""
+    """Configure a run of the default model that never ends. probe: None for probes at every 20th step."""
     return RunConfig(
         study="speed", seed=seed, schedule=cfg.ScheduleConfig(n_steps=cfg.INT_MAX),
         model=cfg.ModelConfig(n_layers=case.n_layers, d_model=case.d_model, n_heads=case.d_model // D_HEAD),
@@ -115,7 +115,7 @@ def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = Non
 
 
 def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
-    """Return a function that trains a batch for some steps, writes tables as a worker does, and returns CPU seconds."""
+    """Return a function that trains a batch for n steps, writes tables like a worker, and returns its CPU seconds."""
     from normstudy.data import texts
     from normstudy.model import transformer
     from normstudy.study import tables
@@ -132,7 +132,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
     def step() -> None:
         record = next(records)
-        assert isinstance(record, batch.Record), f"a run has ended, so later steps would do less work: {record}"
+        assert isinstance(record, batch.Record), f"a run has ended, so the batch would seem too fast: {record}"
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
         if (record.step + 1) % window == 0:
@@ -142,7 +142,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
 
 def start_loop(job: tuple[str, RunConfig]) -> Work:
-    """Return a function that trains for some steps and returns CPU seconds. job: a function in plain.py, a config."""
+    """Return a function that trains for n steps and returns its CPU seconds. job: (function in plain.py, config)."""
     import torch
 
     from normstudy.bench import plain
@@ -154,7 +154,7 @@ def start_loop(job: tuple[str, RunConfig]) -> Work:
 
 
 def cpu_seconds(step: Callable[[], object], times: int) -> float:
-    """Call `step` several times; return the CPU seconds of all threads of this process."""
+    """Call `step` `times` times; return the CPU seconds that all threads of this process spent."""
     before = time.process_time()
     for _ in range(times):
         step()
@@ -162,11 +162,11 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
 
 
 class Race(contextlib.ExitStack):
-    """Time subjects (normstudy and plain loops) in turn at one model size; each uses all `n` cores while others wait.
+    """Time subjects (normstudy and plain loops) in turn at one model size. Each may use all `n` cores; the others wait.
 
-    In each round every subject takes a fixed number of steps, chosen so that all subjects take about equally long and
+    Each subject takes a fixed number of steps in every round, chosen so that all subjects take about equally long and
     normstudy completes whole probe periods. A subject's time ends when its last process finishes. `busy_cores` is CPU
-    time / wall time; less than `n` means that other programs used the cores. Leaving the context ends the processes.
+    time / wall time; below `n`, other programs used the cores too. Leaving the context ends the processes.
     """
 
     def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:
@@ -177,30 +177,30 @@ class Race(contextlib.ExitStack):
         self.subjects: dict[str, tuple[Crew, int]] = {}  # subject -> its processes, and the steps of a timed span
 
     def crew(self, start: Callable[[Job], Work], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1) -> Crew:
-        """Start a process for each job."""
+        """Start a child process for each job. Leaving the context ends the processes."""
         made = (child(start, job, like_worker=like_worker, threads=threads) for job in jobs)
         return [self.enter_context(contextlib.closing(process)) for process in made]
 
     def add(self, subject: str, crew: Crew, period: int = 1) -> None:
-        """Add a subject, and choose the number of steps in its timed span, a multiple of `period`."""
+        """Add a subject, and choose how many steps it takes in each round: a multiple of `period`."""
         together(crew, WARM_UP)
         taken, _ = together(crew, WARM_UP)
         self.subjects[subject] = crew, period * max(1, round(self.seconds * WARM_UP / taken / period))
 
     def add_normstudy(self, probe: cfg.ProbeConfig) -> None:
-        """Add normstudy as a subject that trains one batch per core and writes tables into the scope's folder."""
+        """Add normstudy as a subject: it trains one batch per core and writes tables into a temporary folder."""
         seeds = [range(core * self.runs, (core + 1) * self.runs) for core in range(self.n)]
         batches = [[run_config(self.case, seed, probe=probe) for seed in of] for of in seeds]
         jobs = [(batch, self.scope.folder / self.case.name / str(core)) for core, batch in enumerate(batches)]
         self.add(NORMSTUDY, self.crew(start_batch, jobs, like_worker=True), probe.every)
 
     def add_plain(self, subject: str, loop: str, processes: int, threads: int = 1) -> None:
-        """Add a subject that runs the function `loop` of plain.py in `processes` processes."""
+        """Add a plain loop as a subject, in one or more processes. loop: the name of its function in plain.py."""
         jobs = [(loop, run_config(self.case, seed)) for seed in range(processes)]
         self.add(subject, self.crew(start_loop, jobs, like_worker=False, threads=threads))
 
     def round(self, number: int) -> Generator[Sample, None, dict[str, float]]:
-        """Time every subject once, in reverse order in odd rounds; return each subject's run-steps per second."""
+        """Time every subject once; return each subject's run-steps per second. Odd rounds reverse the order."""
         rates = {}
         for subject in self.subjects if number % 2 == 0 else reversed(self.subjects):
             crew, steps = self.subjects[subject]

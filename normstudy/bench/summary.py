@@ -15,13 +15,13 @@ from normstudy.bench.rows import THEORY, Goal, load
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
 WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # most characters in a line of a note, and in each column
 LEGEND = (
-    "A ratio is taken round by round, between subjects that were measured one after the other; shown is its median "
-    "over rounds with the smallest and the largest, and the goal is held against the median."
+    "A ratio compares two subjects that were measured one after the other in one round. The table shows the median "
+    "over rounds, with the smallest and the largest in brackets. A goal is met if the median meets it."
 )
 
 
 class Result(NamedTuple):
-    """Hold a goal's number in each round. unit: empty for a ratio. theory: a formula's prediction, or None."""
+    """Hold the numbers measured for a goal, one per round. unit: empty for a ratio. theory: what a formula predicts."""
 
     goal: Goal
     unit: str
@@ -49,7 +49,7 @@ def results(stored: pd.DataFrame) -> list[Result]:
             samples = part[(part["case"] == goal.case) & (part["metric"] == goal.metric)]
             units = sorted(samples["unit"].unique())
             if len(units) > 1:
-                raise ValueError(f"the samples have several units, {', '.join(units)}: {goal}")
+                raise ValueError(f"samples of one goal have several units, {', '.join(units)}; use one: {goal}")
             subjects = [name for name in (goal.subject, goal.opponent, THEORY) if name is not None]
             wide = samples.pivot_table(index="round", columns="subject", values="value").reindex(columns=subjects)
             numbers = wide[goal.subject] if goal.opponent is None else wide[goal.subject] / wide[goal.opponent]
@@ -61,7 +61,7 @@ def results(stored: pd.DataFrame) -> list[Result]:
 
 
 def missing(stored: pd.DataFrame) -> list[Goal]:
-    """Return the stored rows' goals that have no samples."""
+    """Return the goals that have no samples, although the table of their row is stored."""
     measured = [result.goal for result in results(stored)]
     return [goal for row in stored["row"].unique() for goal in load(str(row))[0] if goal not in measured]
 
@@ -83,7 +83,7 @@ def machine_lines(stored: pd.DataFrame) -> list[str]:
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """Format a table line: the value as `2.31 [2.2, 2.45]`, the goal as `at least 2.4`, `theory 2` or `none`."""
+    """Format the cells of a table line, such as `2.31 [2.2, 2.45]` for the value and `at least 2.4` for the goal."""
     goal, low, high = result.goal, three_digits(min(result.numbers)), three_digits(max(result.numbers))
     value = three_digits(result.median) + (f" [{low}, {high}]" if len(result.numbers) > 1 else "")
     asked = "none" if result.theory is None else f"theory {three_digits(result.theory)}"
@@ -107,7 +107,7 @@ def render(stored: pd.DataFrame, fmt: str = "table") -> str:
 
 
 def _table(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lay out a plain table: row and case are blank where they repeat the line above, and long texts are wrapped."""
+    """Lay out a plain table. A row or case that equals the one above is left blank, and long texts are wrapped."""
     shown: list[tuple[str, ...]] = [HEADER]
     for (row, case, *rest), above in zip(lines, [HEADER, *lines], strict=False):
         shown.append(("" if row == above[0] else row, "" if (row, case) == above[:2] else case, *rest))

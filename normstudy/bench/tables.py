@@ -52,10 +52,10 @@ def machine(device: str) -> Mapping[str, object]:
 
 
 def write(out: Path, row: str, samples: Sequence[Sample], shared: Mapping[str, object]) -> None:
-    """Write the table of a row to `out`, replacing an earlier one. shared: values of the columns that Sample lacks."""
+    """Write the table of a row to `out`, replacing an earlier one. shared: columns that are equal for all samples."""
     names = {(s.case, s.subject, s.metric, s.round) for s in samples if s.row == row and math.isfinite(s.value)}
     if not 0 < len(names) == len(samples):
-        raise ValueError(f"row {row} measured nothing, a sample twice, one of another row, or one that is not finite")
+        raise ValueError(f"only {len(names)} of {len(samples)} samples are finite, different and of row {row}")
     content = pa.Table.from_pylist([{**asdict(sample), **shared} for sample in samples], schema=SCHEMA)
     files.place_output(out, f"{row}.parquet", parquet.encode_values(content))
 
@@ -66,7 +66,7 @@ def stored_rows(out: Path) -> list[str]:
 
 
 def read(out: Path, rows: Sequence[str]) -> pd.DataFrame:
-    """Read the tables of some rows as one, with text columns. Raises ConfigError for a damaged or outdated table."""
+    """Read the tables of some rows into one DataFrame. Raises ConfigError for a damaged or outdated table."""
     parts = [SCHEMA.empty_table()]
     for row in rows:
         file, again = out / f"{row}.parquet", f"run normstudy bench --rows {row} again"
@@ -75,7 +75,7 @@ def read(out: Path, rows: Sequence[str]) -> pd.DataFrame:
         except (OSError, pa.ArrowInvalid):
             raise ConfigError(f"{file} cannot be read: {again}") from None
         if parts[-1].schema.names != SCHEMA.names:
-            counts = f"{parts[-1].num_columns} columns, now {len(SCHEMA)}"
+            counts = f"{parts[-1].num_columns} columns instead of {len(SCHEMA)}"
             raise ConfigError(f"{file} was written by another version of normstudy ({counts}): {again}")
     frame: pd.DataFrame = parquet.join(parts).to_pandas()
     names = [field.name for field in SCHEMA if field.type == _NAME]

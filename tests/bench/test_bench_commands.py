@@ -105,7 +105,7 @@ def test_an_import_of_torch_would_be_found(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_command_that_ends_otherwise_than_it_must_is_not_timed(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)ended with code 2, not 0.*no such folder"):
+    with pytest.raises(RuntimeError, match=r"(?s)exit code 2 instead of 0: .*no such folder"):
         commands.timed([*commands.NORMSTUDY, "compare", str(tmp_path / "none"), "--by", "seed"])
     with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
         commands.watched([sys.executable, "-c", "raise SystemExit(3)"])

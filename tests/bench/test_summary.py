@@ -189,5 +189,5 @@ def test_summing_up_needs_no_torch_and_every_row_that_is_there_is_light(tmp_path
 
 
 def test_the_legend_says_how_the_numbers_came_about() -> None:
-    for word in ("round by round", "median", "smallest", "largest"):
+    for word in ("in one round", "median", "smallest", "largest"):
         assert re.search(word, summary.LEGEND)

@@ -113,7 +113,7 @@ def test_half_a_file_and_another_schema(tmp_path: Path) -> None:
         tables.read(tmp_path, ["a"])
     file.write_bytes(whole)
     pq.write_table(pq.read_table(file).drop_columns("device"), file)
-    with pytest.raises(ConfigError, match=r"another version of normstudy \(16 columns, now 17\)"):
+    with pytest.raises(ConfigError, match=r"another version of normstudy \(16 columns instead of 17\)"):
         tables.read(tmp_path, ["a"])
 
 
@@ -130,7 +130,7 @@ def test_a_row_that_measures_nonsense_is_a_bug(tmp_path: Path) -> None:
         replace(first, value=float("inf"), round=9),
     ]  # fmt: skip
     for samples in ([], *([*SAMPLES, sample] for sample in wrong)):
-        with pytest.raises(ValueError, match=r"row a measured nothing, a sample twice, .* another row, .* not finite"):
+        with pytest.raises(ValueError, match=r"only \d of \d samples are finite, different and of row a$"):
             tables.write(tmp_path, "a", samples, SHARED)
     assert content(tmp_path) == {}
     tables.write(tmp_path, "a", [*SAMPLES, replace(first, round=9)], SHARED)

@@ -98,13 +98,13 @@ def test_its_words_on_cost_and_speed_have_the_numbers_of_the_benchmark() -> None
     stored = tables.read(bench / "epyc-avx512", ["a", "i"])  # the machine on which row i was measured
     found = summary.results(stored) + summary.results(tables.read(bench, ["e"]))
 
-    def medians(row: str, start: str, case: str = "") -> list[float]:
-        return [r.median for r in found if r.goal.row == row and r.goal.title.startswith(start) and case in r.goal.case]
+    def medians(row: str, part: str, case: str = "") -> list[float]:
+        return [r.median for r in found if r.goal.row == row and part in r.goal.title and case in r.goal.case]
 
-    slope, last = "slope of the cost of ", "the same between the two largest"
+    slope, last = "over all sizes", "between the two largest"
     attention, norm = "attention vs seq_len", "norm vs seq_len"
-    threads, cores = medians("a", "a1 run-steps against"), medians("a", "a2 run-steps against")
-    equal = medians("i", "run-steps against one plain process per core that records the same")
+    threads, cores = medians("a", "a1 run-steps"), medians("a", "a2 run-steps")
+    equal = medians("i", "one plain loop per core that records the same")
     number = three_digits
     phrases = [
         f"grows as n^{number(*medians('e', last, attention))} and a norm's as n^{number(*medians('e', last, norm))}",
