@@ -52,12 +52,12 @@ def head(comparison: pd.DataFrame) -> str:
     by = comparison["by"].iloc[0]
     base = value_text(comparison["baseline"].iloc[0])
     text = (
-        f"Final validation loss (nats per token) by {by}, baseline {base}. difference = loss - baseline's loss over "
-        f"pairs of runs that differ in {by} only (negative: lower than the baseline), with its 95 % paired t "
-        f"interval over seeds. Fewer than {MIN_PAIRS} pairs give no verdict."
+        f"Final validation loss (nats per token) by {by}; the baseline is {base}. The two runs of a pair differ only "
+        f"in {by}. The difference is a run's loss minus the baseline's, averaged over pairs (negative: lower than the "
+        f"baseline). Brackets are 95 % paired t intervals over seeds. Fewer than {MIN_PAIRS} pairs give no verdict."
     )
     if not comparison[["unpaired", "failed"]].to_numpy().any():
-        text += " No run is unpaired, none failed."
+        text += " Every run is in a pair, and none failed."
     return text
 
 

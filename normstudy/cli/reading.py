@@ -34,7 +34,7 @@ def plot(argv: list[str]) -> int:
     for path in result.paths:
         print(path)
     for line in result.skipped:
-        print(f"skipped {line}")
+        print(f"figure not drawn: {line}")
     return 0
 
 

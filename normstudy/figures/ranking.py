@@ -88,7 +88,7 @@ def ranked_field(study: Study) -> str:
     counts = text_fields(study.finished)
     best = max(counts, key=lambda c: (counts[c], c == "placement"), default="")
     if counts.get(best, 0) < MIN_VALUES:
-        raise Lacks(f"no text field, such as placement, has {MIN_VALUES} values or more")
+        raise Lacks(f"it needs a text field, such as placement, with at least {MIN_VALUES} values")
     return best
 
 

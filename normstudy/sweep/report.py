@@ -41,7 +41,7 @@ def draw(study_dir: Path) -> None:
 
     try:
         for line in together.plot(study_dir).skipped:
-            print(f"skipped {line}")
+            print(f"figure not drawn: {line}")
     except ConfigError as error:  # missing figures do not change the sweep's exit code
         print(f"no figures: {error}")
 

@@ -316,12 +316,12 @@ def test_the_table_fits_and_says_what_it_shows(study: Path, by: str) -> None:
     text = render(comparison, "table")
     assert max(map(len, text.splitlines())) <= WIDTH
     flat = " ".join(text.split())
-    for words in (f"by {by}", "difference = loss - baseline's loss", "95 % paired t interval over seeds"):
+    for words in (f"by {by}", "a run's loss minus the baseline's", "95 % paired t intervals over seeds"):
         assert words in flat
     assert text.count("few seeds") == (comparison["verdict"] == "few seeds").sum()
     assert "1 failed" in text
     assert "1 unpaired" in text
-    assert "No run is unpaired" not in flat
+    assert "Every run is in a pair" not in flat
 
 
 def test_the_table_in_full(study: Path) -> None:
@@ -344,7 +344,7 @@ pre              0  5 learned   2.041
 
 def test_a_complete_study_says_so(study: Path) -> None:
     text = render(compare_study(study, by="warmup_steps", where={"placement": "pre"}), "table")
-    assert "No run is unpaired, none failed." in " ".join(text.split())
+    assert "Every run is in a pair, and none failed." in " ".join(text.split())
 
 
 def test_the_four_formats_hold_the_same_numbers(study: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from normstudy.figures.study import Study, load
 from normstudy.study import tables
 
 N_STEPS = 60
-NO_RANKING = "ranking: no text field, such as placement, has 3 values or more"
+NO_RANKING = "ranking: it needs a text field, such as placement, with at least 3 values"
 
 
 @pytest.fixture(scope="module")
