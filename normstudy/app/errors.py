@@ -111,7 +111,7 @@ def _broken_yaml(error: yaml.YAMLError) -> str:
 def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:
     """Describe a wrong key or value in one line, with the allowed values, the nearest key or OmegaConf's reason.
 
-    outer: Hydra's message. If it names the config file, the line names that file too.
+    outer: Hydra's message. If this message names a config file, the description names the file too.
     """
     file = re.match(r"In '([^']+)'", outer)
     where = f"in {file[1]}.yaml: " if file else ""

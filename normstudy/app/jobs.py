@@ -90,7 +90,9 @@ def _raise_failure(one: JobReturn) -> None:
     except (ConfigError, RunsFailed):
         raise
     except Exception as error:  # a bug, which must not reach the user as a one-line message
-        raise RuntimeError(f"the job with the overrides {' '.join(one.overrides or [])} failed") from error
+        raise RuntimeError(
+            f"the job with the overrides {' '.join(one.overrides or [])} failed: see the first error above"
+        ) from error
 
 
 def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader) -> list[list[str]]:
@@ -110,7 +112,7 @@ def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLo
     for axis in axes:
         if isinstance(axis.value(), list):
             raise ConfigError(f"hydra.sweeper.params.{axis.input_line} is a list: use comma-separated text, as in 0,1")
-    # If the experiment and the command line set the same key, the typed values come last and replace the others.
+    # Typed values come last, so they replace the experiment's values of the same key.
     values = {o.get_key_element(): _values(o.get_key_element(), o) for o in (*axes, *typed)}
     n_runs = math.prod(map(len, values.values()))
     if n_runs > MAX_RUNS:
@@ -128,5 +130,5 @@ def _values(key: str, override: Override) -> list[str]:
         raise ConfigError(f"{override.input_line} is an interval, not a list of values: use range() or choice()")
     out = [f"{key}={v}" for v in itertools.islice(override.sweep_string_iterator(), MAX_RUNS + 1)]
     if not out:
-        raise ConfigError(f"this is an empty sweep, as {override.input_line} has no values: write at least one value")
+        raise ConfigError(f"this is an empty sweep, because {override.input_line} has no values: write some")
     return out

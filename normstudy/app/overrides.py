@@ -43,7 +43,7 @@ def check_flags(command: str, args: argparse.Namespace) -> None:
     for wrong, line in (
         (args.multirun and run, "normstudy run trains one run: use normstudy sweep instead of --multirun"),
         (args.run and not run, "normstudy sweep trains many runs: use normstudy run instead of --run"),
-        (args.dry_run and run, "only normstudy sweep has --dry-run: normstudy run --cfg job shows a run's config"),
+        (args.dry_run and run, "--dry-run needs normstudy sweep: to print a run's config, use normstudy run --cfg job"),
         (args.detach and run, "normstudy run submits no Slurm jobs, which --detach needs: use normstudy sweep"),
         (
             args.experimental_rerun is not None,
@@ -60,7 +60,7 @@ def check_flags(command: str, args: argparse.Namespace) -> None:
 
 
 def flags_of(args: argparse.Namespace) -> list[str]:
-    """Return Hydra's own flags as words, in a fixed order, so that they can follow the overrides as Hydra requires."""
+    """Return the flags that Hydra itself understands, as words. Hydra requires that they follow the overrides."""
     flags = []
     for name in ("cfg", "info", "package", "config_dir", "config_name"):
         if getattr(args, name) is not None:

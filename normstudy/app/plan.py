@@ -1,7 +1,7 @@
 """Turn a Hydra sweep's jobs, each a list of overrides, into RunConfigs.
 
 Composing a configuration takes about 90 ms, so each distinct choice of config groups is composed only once. Jobs that
-choose the same groups differ in plain values only. To set plain values on a composition takes below 1 ms per run.
+choose the same groups differ in plain values only. Setting plain values takes less than 1 ms per run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
             if base is None:
                 base = compositions[signature] = Composition(_compose(loader, master, job))
             for override, part in zip(overrides, signature, strict=True):
-                if part == override.key_or_group:  # a plain value; all else is already composed
+                if part == override.key_or_group:  # a plain value; the composition contains all other overrides
                     base.set(override)
             configs.append(base.run_config())
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
@@ -58,24 +58,27 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
 
 
 class Composition:
-    """Hold a composed configuration and set each job's plain values on it. RunConfigs share unchanged sections."""
+    """Hold a composed configuration and set each job's plain values on it.
+
+    A section in which no value changes is one object, shared by this RunConfig and the previous one.
+    """
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
         self.words: dict[str, str] = {}  # key -> the last override of this key
         self.last: RunConfig | None = None
-        self.changed: set[str] = set()  # sections set since `last` was built
+        self.changed: set[str] = set()  # sections in which a value was set after `last` was built
         plain = OmegaConf.to_container(config, resolve=False)
         assert isinstance(plain, dict)
         # These keys are rebuilt for every run: top-level values, such as data_seed, and sections that contain an
-        # interpolation, because it may refer to any value.
+        # interpolation. An interpolation may refer to any value, so its result may change with every run.
         self.rebuilt = {str(k) for k, v in plain.items() if not isinstance(v, dict) or _interpolates(v)}
-        # Resolving ${seed} would take a third of the time per run. If data_seed is ${seed}, it is therefore left out,
-        # and RunConfig sets it to the seed.
+        # Resolving ${seed} would take a third of the time per run. A data_seed of ${seed} is therefore replaced by
+        # None, for which RunConfig uses the seed.
         self.one_seed = plain.get("data_seed") == "${seed}"
 
     def set(self, override: Override) -> None:
-        """Set the plain value of an override."""
+        """Set a key of the composed configuration to the plain value of an override."""
         key, line = override.key_or_group, str(override.input_line)
         if self.words.get(key) == line:
             return
@@ -115,8 +118,9 @@ def _interpolates(value: object) -> bool:
 def _signature(override: Override, loader: ConfigLoader, is_group: dict[str, bool]) -> str:
     """Return the part of an override that two jobs must have in common to share a composition.
 
-    For a plain value this part is the key, because another value can be set later. For a group, dictionary or list
-    it is the full override: a dictionary, for example, would be merged with the earlier one instead of replacing it.
+    For a plain value this part is the key, because each job sets its own value on the shared composition. For a group,
+    dictionary or list this part is the full override, because no later value can replace it: setting a second
+    dictionary, for example, would merge both dictionaries.
     """
     key = override.key_or_group
     if key not in is_group:

@@ -85,7 +85,7 @@ KEYS: dict[str, str] = {
     "none, or your own as my_module:my_block",
     "model.norm=": "auto, layernorm, rmsnorm, dyt, none, or your own as my_module:my_norm",
     "model.qk_norm=": "auto, none, per_head, full",
-    "model.init=": "auto (chosen by the placement), xavier, normal, gpt2, deepnorm, sub, tfixup",
+    "model.init=": "auto (depends on the placement), xavier, normal, gpt2, deepnorm, sub, tfixup",
     "model.embed_init=": "unit, std, scaled; with std and scaled, model.embed_std= sets the standard deviation",
     "model.activation=": "gelu, relu, swiglu, geglu",
     "model.positions=": "learned, sinusoidal, rope, none",
@@ -120,15 +120,16 @@ SLURM_KEYS: dict[str, str] = {
     "execution.signal_seconds=": "seconds before the time limit at which a job saves its runs; default: 120",
     "execution.requeues=": "maximum number of requeues of a job; default: 100",
     "execution.gpus=": "number of GPUs per job, 0 or 1; default: 0",
-    "execution.memory_gb=": "memory per job in GB; default: Slurm's",
-    "execution.partition=, execution.account=": "default: Slurm's",
+    "execution.memory_gb=": "memory per job in GB; default: that of the Slurm cluster",
+    "execution.partition=, execution.account=": "Slurm partition and account; default: those of the Slurm cluster",
     "execution.sbatch=": "further options of sbatch, as in {qos: low}",
 }
 
 FLAGS: dict[str, str] = {
     "--cfg job|hydra|all": "print the configuration instead of training; --package KEY prints only that part",
     "--config-dir DIR": "search DIR too for YAML files, such as your own DIR/experiment/mine.yaml",
-    "--info, --hydra-help": "print Hydra's plugins, search path and defaults; print Hydra's own help",
+    "--info": "print Hydra's plugins, search path and defaults",
+    "--hydra-help": "print Hydra's own help",
     "--retry-failed, --no-retry-failed": "set execution.retry_failed to true or to false",
 }
 
@@ -143,7 +144,9 @@ KEY_BLOCKS: tuple[Block, ...] = (
     "Flags:",
 )
 
-WHERE = {"--where COLUMN=VALUE[,COLUMN=VALUE]": "use only the runs that have these values; may be repeated"}
+WHERE = {
+    "--where COLUMN=VALUE[,COLUMN=VALUE]": "use only the runs whose columns have the given values; may be repeated"
+}
 
 COMMAND_HELP: dict[str, tuple[Block, ...]] = {
     "run": (
@@ -192,12 +195,12 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             **WHERE,
             "--format table|csv|json|markdown": "default: table",
         },
-        "A difference is the final validation loss of a value minus the loss of the baseline, in nats per token, with "
-        "its 95 % paired t interval over seeds. Fewer than five pairs give no verdict.",
+        "A difference is the mean over pairs of the final validation loss minus the baseline's loss, in nats per "
+        "token, with its 95 % paired t interval over seeds. Fewer than five pairs give no verdict.",
     ),
     "status": (
-        "normstudy status STUDY: print how far a sweep is. The command only reads the files of the study, so it works "
-        "on any machine that can read them.",
+        "normstudy status STUDY: print how far a sweep has come. The command only reads the files of the study, so it "
+        "works on any machine that can read them.",
         {
             "--watch": "print the status again every few seconds until every planned run is finished or failed; "
             "Ctrl-C stops earlier",
@@ -260,12 +263,12 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         {
             "--quick": "measure the small cases in a few rounds, for two to three minutes (the default)",
             "--full": "measure every case, as for the committed table",
-            "--device cpu|cuda": "default: cpu; row g needs cuda",
+            "--device cpu|cuda": "default: cpu; row g measures a GPU and needs cuda",
             "--rows ROW[,ROW]": "measure only these rows; the tables of other rows are kept",
             "--out DIR": "folder for tables and figure; default: results/bench/quick, with --full results/bench",
             "--format table|markdown": "default: table",
-            "--show": "measure nothing: print the tables of results/bench (with --quick results/bench/quick) or of "
-            "--out, and draw their figure again",
+            "--show": "print the stored tables of --out and draw their figure again, without measuring; default of "
+            "--out: results/bench, with --quick results/bench/quick",
         },
         "Rows (a run-step is one step of one run):",
         {

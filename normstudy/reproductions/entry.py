@@ -81,7 +81,8 @@ class Need:
 class Reproduction:
     """Join a paper's prediction with the functions that test it.
 
-    prediction: one line; needs: lists the measurements; findings: judges the table of measurements; draw: draws it.
+    prediction: one line; needs: returns the measurements to make; findings: judges the prediction from the table of
+    measurements; draw: returns the figure of this table.
     """
 
     source: str
@@ -92,7 +93,7 @@ class Reproduction:
 
 
 def model_config(variant: Variant, depth: int, sizes: Sizes) -> ModelConfig:
-    """Return the configuration of a model; the elements of its output matrix have the variance 1/d_model."""
+    """Return the configuration of a model whose output matrix starts with elements of variance 1/d_model."""
     simplified = variant.simplified
     return ModelConfig(
         placement=variant.placement, norm=variant.norm, init=variant.init, embed_init=variant.embed_init,

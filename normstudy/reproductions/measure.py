@@ -54,7 +54,7 @@ def random_tokens(sizes: Sizes, seed: int) -> Tensor:
 
 
 def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> Models:
-    """Initialize one model and draw one batch of tokens per seed. Admin's omegas are set by profiling on that batch."""
+    """Initialize one model and draw one batch of tokens per seed. Admin's omegas are profiled on the model's batch."""
     config = model_config(variant, depth, sizes)
     with torch.device("meta"):
         model = Transformer(config, sizes.vocab_size, sizes.seq_len)
@@ -112,13 +112,13 @@ def gradients(models: Models) -> list[Reading]:
 
 
 def stream(models: Models) -> list[Reading]:
-    """Measure mean_square, the mean of x_l^2 over tokens and dimensions (E|x_l|^2/d in papers), l from 0 to depth."""
+    """Measure mean_square for each l from 0 to depth: the mean of x_l^2 over tokens and dimensions, E|x_l|^2/d."""
     _, residual = forward(models, models.params)
     return _mean_squares("mean_square", models.seeds, residual)
 
 
 def before_norm2(models: Models) -> list[Reading]:
-    """Measure before_norm2, the mean square of the input of each block's norm2, for blocks that end with norm2."""
+    """Measure before_norm2, the mean square of norm2's input in each block. Meant for blocks that end with norm2."""
     read: list[Tensor] = []
 
     def of_run(values: dict[str, Tensor], tokens: Tensor) -> list[Tensor]:
@@ -174,9 +174,10 @@ def update(models: Models) -> list[Reading]:
 def constants(models: Models) -> list[Reading]:
     """Measure alpha and the initialization gains of models whose sublayers are norm(alpha x + f(x)).
 
-    alpha: square root of a block's output for an input of ones, without norms and with zero parameters (each of the two
-    sublayers multiplies its input by alpha). gain_q ... gain_unembed: the norm of a tensor's initial values, divided by
-    the norm of the values that xavier draws with the same seed.
+    alpha: the square root of a block's output, when the input is ones, the parameters are zero and norms are left out.
+    Each of the block's two sublayers then only multiplies its input by alpha.
+    gain_q ... gain_unembed: the L2 norm of a tensor's initial values, divided by the L2 norm of the values that init
+    `xavier` draws with the same seed.
     """
     plain = replace(models.config, init="xavier", force_init=True)
     xavier = init_params(models.model, [plain] * len(models.seeds), list(models.seeds))

@@ -30,8 +30,8 @@ SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
 # Placement -> the color of its second curve.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-# Ratio -> leading digits of the ticks on a logarithmic axis. The first ratio that is smaller than the axis' upper end
-# divided by the axis' lower end applies.
+# Ratio -> leading digits of the ticks on a logarithmic axis. An axis divides its upper end by its lower end, and uses
+# the first ratio below the result.
 TICKS = (
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),
@@ -170,9 +170,10 @@ def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str) -> None:
-    """Draw the power laws whose exponents lie in a band as a fan. A band without a lower end starts at 0.
+    """Draw a fan of all power laws whose exponents lie in a band. A band without a lower end starts at 0.
 
-    anchor: where the power laws meet, at the `first` or at the `center` of the geometric means over seeds.
+    y: (n, seeds); anchor: where all power laws meet, either at the `first` of the n geometric means over seeds or at
+    the `center` of all n means.
     """
     low = band.low if np.isfinite(band.low) else 0.0
     grid, through = _fan(x, y, anchor)
@@ -205,7 +206,10 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
 def finish_lines(
     fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
 ) -> Figure:
-    """Call `finish` with a legend for lines. colors: label -> color; interval: what it shows, as in `mean`."""
+    """Call `finish` with a legend for lines.
+
+    colors: label -> color; interval: the quantity, such as `mean`, whose 95 % interval the figure shows.
+    """
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles.append(Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds"))
@@ -215,7 +219,10 @@ def finish_lines(
 def growth(
     prediction: str, found: Sequence[Finding], label: str, squares: Floats, start: float, band: Band, ylabel: str
 ) -> Figure:
-    """Draw the stream's mean squares (n_layers + 1, seeds) over the blocks. band: the predicted increase per block."""
+    """Draw how the stream's mean square grows from block to block.
+
+    squares: (n_layers + 1, seeds); start: the predicted value at block 0; band: the predicted increase per block.
+    """
     fig, (ax,) = figure()
     layers, c = np.arange(len(squares), dtype=np.float64), COLORS[label.split(",")[0]]
     ax.fill_between(layers, start + band.low * layers, start + band.high * layers, color=BAND_COLOR, lw=0, zorder=0)

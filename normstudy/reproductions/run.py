@@ -36,7 +36,7 @@ Unit = tuple[str, Variant, int, int]  # a measurement of one model: its kind, th
 
 @dataclass(frozen=True)
 class Reproduced:
-    """Hold the result of `reproduce`: the findings of each reproduction, and the names of those newly measured."""
+    """Hold the result of `reproduce`: each reproduction's findings, and the names of newly measured reproductions."""
 
     findings: dict[str, list[Finding]]
     measured: list[str]
@@ -83,7 +83,7 @@ def reproduce(
 
 
 def units(needs: Iterable[Need]) -> list[Unit]:
-    """List each measurement that `needs` request, for one depth and one seed at a time, without repetitions."""
+    """List every measurement that `needs` request, one for each depth and seed, without repetitions."""
     found = ((n.kind, n.variant, depth, seed) for n in needs for depth in n.depths for seed in range(n.seeds))
     return list(dict.fromkeys(found))
 
@@ -124,7 +124,7 @@ def measure(needs: dict[str, list[Need]], keys: dict[str, str], out: Path, sizes
 
 
 def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.DataFrame:
-    """Return a table with one row for each reading of the wanted measurements."""
+    """Return a reproduction's table: one row for each reading of the measurements in `wanted`."""
     rows = [
         (quantity, unit[1].name, unit[1].placement, unit[2], layer, seed, value)
         for unit in wanted

@@ -37,7 +37,8 @@ def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
     needed = []
     for need in needs:
         models = [dataclasses.asdict(model_config(need.variant, depth, sizes)) for depth in need.depths]
-        # A field added later is left out if it has the value that older code implied, so that old tables stay valid.
+        # A field that was added later does not enter the hash if its value is what older code implied. Old tables
+        # therefore stay valid.
         kept = [{k: v for k, v in m.items() if k not in cfg.ABSENT or v != cfg.ABSENT[k]} for m in models]
         needed.append([need.kind, need.variant.simplified, kept, need.seeds])
     content = {"measurement": MEASUREMENT, "numerics": cfg.NUMERICS, **shared, "needs": needed}
@@ -59,7 +60,7 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
-    """Read a sorted table. Names become plain text; layer is NaN for a quantity of the entire model."""
+    """Read a table. Columns of names have the type str, and layer is NaN for a quantity of the entire model."""
     frame: pd.DataFrame = parquet.read(path(out, name)).to_pandas()
     return frame.astype(dict.fromkeys(("quantity", "variant", "placement"), str))
 

@@ -71,7 +71,7 @@ class Finding:
             return interval_text(self.value, self.low, self.high, ".2g")
         half = (self.high - self.low) / 2
         digits = min(3, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
-        # Rounding first and adding 0.0 avoids -0.000.
+        # Without rounding here and adding 0.0, a small negative value would be printed as -0.000.
         value, low, high = (round(x, digits) + 0.0 for x in (self.value, self.low, self.high))
         return interval_text(value, low, high, f".{digits}f")
 
@@ -93,7 +93,10 @@ def by_block(table: pd.DataFrame, quantity: str, variant: str, depth: int | None
 
 
 def by_depth(table: pd.DataFrame, quantity: str, variant: str, block: str = "last") -> tuple[Floats, Floats]:
-    """Return the depths (n,) and values (n, seeds) of a quantity of the model, or of its `first` or `last` block."""
+    """Return the depths (n,) and a quantity's values (n, seeds).
+
+    block: `first` or `last`, the block whose value is returned if every block has a value.
+    """
     rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
     rows = rows[rows["layer"].isna() | (rows["layer"] == (0 if block == "first" else rows["depth"] - 1))]
     wide = rows.pivot_table(index="depth", columns="seed", values="value", dropna=False)
@@ -116,7 +119,7 @@ def slope(x: Floats, y: Floats) -> Floats:
     """Compute the least-squares slopes (seeds,) of the columns of y (n, seeds) against x (n,)."""
     centered = x - x.mean()
     with np.errstate(invalid="ignore"):
-        # A sum, because the last bits of a matrix product would depend on the number of threads.
+        # No matrix product is used here, because its last bits would depend on the number of threads.
         return np.asarray((centered[:, None] * y).sum(0) / (centered**2).sum())
 
 
@@ -126,7 +129,7 @@ def exponent(x: Floats, y: Floats) -> Floats:
 
 
 def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = False) -> Finding:
-    """Judge a quantity from one estimate per seed. logs: the estimates are logarithms; the result is exponentiated."""
+    """Judge a quantity from one estimate per seed. logs: whether the estimates are the quantity's logarithms."""
     mean, low, high = paired_t_interval(estimates) if np.isfinite(estimates).all() else (math.nan,) * 3
     if logs:
         mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
@@ -134,7 +137,7 @@ def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = F
 
 
 def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
-    """Return the verdict on a mean and its interval from low to high, which is NaN if there is only one seed."""
+    """Return the verdict on a mean and its interval. low, high: the interval's ends, NaN if there is only one seed."""
     if band is None:
         return MEASURED
     if not math.isfinite(mean):

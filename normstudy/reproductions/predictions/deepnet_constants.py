@@ -36,12 +36,12 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def alpha(depth: Floats) -> Floats:
-    """Return the weight of the residual stream that the paper states for each depth."""
+    """Return the factor by which the paper multiplies the residual stream, for each depth."""
     return np.asarray((2 * depth) ** 0.25)
 
 
 def beta(depth: Floats) -> Floats:
-    """Return the gain of the scaled matrices that the paper states for each depth."""
+    """Return the paper's initialization gain of the matrices in SCALED, for each depth."""
     return np.asarray((8 * depth) ** -0.25)
 
 

@@ -1,8 +1,8 @@
 """With LayerNorm scaling the residual stream's variance grows more slowly than a small power of the block's index.
 
-Source: Sun et al., arXiv:2502.05795, section 4: dividing the output of the norms in block l by sqrt(l) slows the growth
-of the variance with depth, which is at least linear in pre-norm. At initialization block l adds a variance of about
-1/l, so the variance grows as a logarithm.
+Source: Sun et al., arXiv:2502.05795, section 4: in pre-norm the variance grows at least linearly with depth. Dividing
+the output of the norms in block l by sqrt(l) slows this growth. At initialization block l adds a variance of about 1/l,
+so the variance grows as a logarithm.
 
 Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; for each seed, the least-squares slope of
 the mean's logarithm against ln l, for l >= 1. Pre-norm's slope is measured for contrast, without a verdict.
@@ -20,7 +20,8 @@ from normstudy.reproductions.scaling import Curve
 from normstudy.reproductions.verdicts import Band
 
 STREAM = ("stream", "mean_square")
-GRADIENTS = ("gradients", "mean_square")  # kind and quantity; other predictions measure this kind too
+# Kind and quantity. The kind `stream` would suffice, but other predictions need `gradients` of the same models anyway.
+GRADIENTS = ("gradients", "mean_square")
 ENTRY = scaling.entry(
     "Sun et al., The Curse of Depth, arXiv:2502.05795, section 4",
     "LayerNorm scaling: the stream's variance grows no faster than l^0.35.",

@@ -1,9 +1,9 @@
 """OLMo 2's reordered norm needs QK-norm, or a small initialization.
 
-Source: OLMo 2, arXiv:2501.00656, section 3, which adopts the norm after the sublayer together with QK-norm and gives no
-number. The sublayers read the stream without a norm, so queries and keys grow with the stream, and attention scores
-with its variance. Then softmax saturates, and the gradient explodes over depth. QK-norm removes this growth; with a
-small initialization the scores are small from the start.
+Source: OLMo 2, arXiv:2501.00656, section 3. OLMo 2 places the norm after the sublayer and adds QK-norm; the paper
+predicts no number. The sublayers read the stream without a norm. Queries and keys therefore grow with the stream, and
+attention scores grow with the stream's variance. Then softmax saturates, and the gradient explodes over depth. QK-norm
+removes this growth. With a small initialization the scores are small from the start.
 
 Computed: at each depth, the L2 norm of the gradient of the first block's second MLP matrix, divided by the same norm in
 the last block. The ratio is measured with xavier initialization and no QK-norm, with QK-norm, and with init `normal`

@@ -12,8 +12,8 @@ Band: -5 % to 5 % in every block. Verdict: supported when in every block the 95 
 band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. The finding shows the
 block whose interval is farthest outside the band or, if none is outside, closest to the band's edge. Post-norm is
 measured without a verdict; its finding shows the block whose mean is farthest from 0. Post-norm's differences are much
-larger, because a small change of the stream persists in all later blocks. This finding is not a stable number, because
-it is the largest of many scattered means.
+larger, because a small change of the stream persists in all later blocks. Post-norm's finding varies much between sets
+of seeds, because it is the largest of many scattered means.
 
 Why twenty seeds: single seeds differ by up to 8 % in some block, in either direction. With five seeds the interval's
 half-width is about 5 % around means of 1 or 2 %.

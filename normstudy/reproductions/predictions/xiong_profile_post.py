@@ -1,8 +1,9 @@
 """Post-norm's gradient should shrink by a constant factor per block; at initialization it does not.
 
 Source: Xiong et al., arXiv:2002.04745, section 3.3, "Extended theory to other layers/parameters": on the way down from
-the last block each norm multiplies the gradient by the norm of its Jacobian, sqrt(2/3) for an input of variance 3/2
-(lemmas 2 and 3). The gradient of block l is then the last block's gradient times (2/3)^((L - l)/2).
+the last block each norm multiplies the gradient by the size of its Jacobian. This size is sqrt(2/3) if the norm's input
+has a variance of 3/2 (lemmas 2 and 3). The gradient of block l is then the last block's gradient times
+(2/3)^((L - l)/2).
 
 Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model; for each seed, the factor
 per block on the way down, exp(-s), where s is the least-squares slope of the norm's logarithm against the block number.
