@@ -1,6 +1,7 @@
 """Start a Slurm job, in place of submitit's own program.
 
-The job's command is `python -u -m normstudy.slurm -u -m submitit.core._submit FOLDER`, and only FOLDER is read.
+The job's command is `python -u -m normstudy.slurm -u -m submitit.core._submit FOLDER`. submitit adds everything after
+`normstudy.slurm`. This module reads only FOLDER.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from normstudy.study import files
 RECORD = "state/jobs.json"
 FOLDER = "state/slurm"  # contains submitit's pickles and the jobs' logs
 NAME = re.compile(r"normstudy-[\w.=+-]+")
-AGAIN_SECONDS = 2.5  # seconds between two queries, because a job that is being requeued briefly seems to have ended
+AGAIN_SECONDS = 2.5  # wait before a second count, because a job seems to have ended while Slurm is requeueing it
 MODE = 0o700  # permissions of FOLDER, which is private because jobs execute the code that its pickles name
 
 
@@ -68,7 +68,8 @@ def read(study_dir: Path) -> Array | None:
     try:
         fields = json.loads((study_dir / RECORD).read_bytes())
         array = Array(**{f.name: fields[f.name] for f in dataclasses.fields(Array)})
-        # These fields become command-line arguments. The id --user=me would make scancel end all of the user's jobs.
+        # Check the name and the id, because they become command-line arguments. With a forged id such as --user=me,
+        # scancel would end all of the user's jobs.
         safe = NAME.fullmatch(array.name) and (array.id is None or re.fullmatch("[0-9]+", array.id))
         if not safe or not isinstance(array.jobs, int) or not isinstance(array.cluster, str) or array.began < 0:
             raise ValueError(array)
@@ -104,13 +105,18 @@ def counts(study_dir: Path, array: Array) -> ask.Counts:
     Raises Unavailable if Slurm does not answer, or if this machine belongs to another cluster than the array.
     """
     if (here := ask.cluster()) != array.cluster:
-        raise ask.Unavailable(f"this machine belongs to the cluster {here}, but the jobs are on {array.cluster}")
+        raise ask.Unavailable(
+            f"this machine belongs to the cluster {here}, but the jobs are on the cluster {array.cluster}"
+        )
     job_id = array.id or ask.id_of(array.name)
     return ask.Counts(0, 0) if job_id is None else ask.counts(job_id, array.name)
 
 
 def counts_surely(study_dir: Path, array: Array) -> ask.Counts:
-    """Count an array's jobs. If none is left, count again, because a job being requeued briefly seems to have ended."""
+    """Count an array's jobs. If none is left, wait AGAIN_SECONDS and count once more.
+
+    The second count is needed because a job seems to have ended while Slurm is requeueing it.
+    """
     first = counts(study_dir, array)
     if first.alive:
         return first

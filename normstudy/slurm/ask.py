@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-SECONDS = 30  # longest wait for an answer; a Slurm command that finds no configuration takes a minute
+SECONDS = 30  # longest wait for an answer, because a Slurm command without a configuration gives up only after a minute
 OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
@@ -108,7 +108,10 @@ def most_jobs() -> int:
 
 
 def try_out(options: Mapping[str, str]) -> None:
-    """Let sbatch check options. Raises Unavailable if sbatch refuses, except for a temporary lack of nodes."""
+    """Let sbatch check options, without submitting a job. Raises Unavailable if sbatch refuses the options.
+
+    If sbatch complains that the requested nodes are not available, nothing is raised, because nodes may become free.
+    """
     try:
         words = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
         with only(options):
@@ -122,7 +125,7 @@ def try_out(options: Mapping[str, str]) -> None:
 def only(options: Iterable[str]) -> Iterator[None]:
     """A context without the user's SBATCH_* variables, because sbatch would prefer them to the sweep's options.
 
-    The variables for LEFT_TO_USERS stay set, unless `options` contains the option.
+    For each option in LEFT_TO_USERS, the user's variable stays set unless `options` sets the option too.
     """
     kept = {f"SBATCH_{name.upper()}" for name in LEFT_TO_USERS if name not in options}
     taken = {key: os.environ.pop(key) for key in [*os.environ] if key.startswith("SBATCH_") and key not in kept}

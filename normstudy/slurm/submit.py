@@ -48,11 +48,14 @@ def check(execution: ExecutionConfig) -> None:
 
 
 def _refused(why: object) -> ConfigError:
-    return ConfigError(f"Slurm refuses the jobs ({why}): change the execution keys")
+    return ConfigError(f"Slurm refuses the jobs ({why}): change the execution.* keys")
 
 
 def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
-    """Split tasks, in order, into jobs of `workers` tasks, or into `most` larger jobs if there would be more jobs."""
+    """Split tasks, in order, into jobs of `workers` tasks each.
+
+    If this would give more than `most` jobs, split the tasks into `most` larger jobs instead.
+    """
     n = min(math.ceil(len(tasks) / workers), most)
     edges = [math.ceil(len(tasks) * i / n) for i in range(n + 1)]
     return [list(tasks[low:high]) for low, high in itertools.pairwise(edges)]
@@ -61,7 +64,7 @@ def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
 def submit(
     study_dir: Path, tasks: Sequence[Task], execution: ExecutionConfig, command: str, since: datetime.datetime
 ) -> Array:
-    """Submit one or more tasks. The caller must hold the study's exclusive lock; the jobs wait for its release.
+    """Submit one or more tasks. The caller must hold the study's exclusive lock; the jobs wait until it is released.
 
     The record of the jobs is written before they are submitted. If Slurm refuses the jobs, the record is removed and a
     ConfigError is raised. since: when the sweep began, which is stored in the record.

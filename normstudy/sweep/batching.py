@@ -8,21 +8,22 @@ from normstudy import config as cfg
 from normstudy.config import EVAL_CHUNK, RunConfig
 
 # On a CPU a larger batch spreads the overhead of each operation over more runs, but no longer fits into the caches.
-# CPU ms per run-step at 4, 8, 16, 32, 64 runs by d_model and layers (two busy EPYC Zen 5 cores, torch 2.13, NumPy 2.4):
+# This table has the CPU time of one step of one run in ms, with 4, 8, 16, 32 and 64 runs per batch (- is not measured).
+# d32 L4 is a model with d_model 32 and 4 layers. Two cores of an EPYC Zen 5 were busy (torch 2.13, NumPy 2.4).
 #     d32 L4   -, 2.71, 2.23, 2.10, 2.05       d64 L2   -, 5.23, 5.26, 5.41, -
 #     d64 L6   13.9, 12.6, 13.1, 13.5, -       d128 L6  66.5, 70.3, -, -, -
-# Therefore a batch has about as many runs as together have CPU_STREAM numbers in their residual streams, but at least 4
-# and at most 32 runs.
+# Therefore runs are added to a batch until their residual streams together have about CPU_STREAM numbers. A batch has
+# at least 4 and at most 32 runs.
 CPU_STREAM = 2**19
 CPU_RUNS = (4, 32)  # fewest and most runs per batch
 GPU_RUNS = 1024  # most runs per batch; a larger batch would not train faster
 GPU_SEQUENCES = 65_535  # most sequences per batch, because fused attention maps them to a grid axis of this size
-MEMORY_SHARE = 0.5  # share of the free memory for all batches together; low because memory estimates are rough
+MEMORY_SHARE = 0.5  # all batches together may use this share of the free memory; low because estimates are rough
 FLOAT = 4  # bytes per number
 
 
 def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | None = None) -> int:
-    """Return the maximum number of runs of a config's shape per batch. free: the device's free bytes."""
+    """Return how many runs with the shape of `config` a batch may have. free: the device's free memory in bytes."""
     free = free_memory(device) if free is None else free
     fitting = max(1, int(MEMORY_SHARE * free / workers / bytes_of_run(config)))
     if device == "cuda":
@@ -36,8 +37,9 @@ def bytes_of_run(config: RunConfig) -> int:
     """Estimate a run's bytes of memory: parameters, two copies of gradients, two optimizer slots, and activations."""
     m, d = config.model, config.data
     d_ff, vocab_size = cfg.resolve(m).d_ff, _vocab_size(config)
-    # A block keeps its input, the outputs of two norms, q, k, v, the attention weights, the mixed values, the outputs
-    # of both halves, and the input and output of the activation. The loss keeps the logits and their softmax.
+    # For the backward pass, a block keeps its input, the outputs of two norms, q, k, v, the attention weights, the
+    # values that they average, the outputs of attention and MLP, and the input and output of the activation. The loss
+    # keeps the logits and their softmax.
     widths = 12 * m.d_model + (4 if m.activation in cfg.GATED else 2) * d_ff + m.n_heads * d.seq_len
     per_token = m.n_layers * widths + 3 * vocab_size
     at_once = 8 * m.d_model + 2 * d_ff + m.n_heads * d.seq_len  # evaluation keeps one block's activations at a time
@@ -47,7 +49,10 @@ def bytes_of_run(config: RunConfig) -> int:
 
 
 def seconds_of(config: RunConfig) -> float:
-    """Estimate a run's seconds on a core: 6 flops per parameter and token at 100 GFLOP/s, 0.3 ms per layer and step."""
+    """Estimate how many seconds a run takes on one core.
+
+    The estimate is 6 flops per parameter and token, at 100 GFLOP/s, plus 0.3 ms per layer and step.
+    """
     m, d = config.model, config.data
     per_token = m.n_layers * (_matrices(config) + 2 * d.seq_len * m.d_model) + _vocab_size(config) * m.d_model
     flops = 6 * d.batch_size * d.seq_len * per_token

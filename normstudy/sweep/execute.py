@@ -38,12 +38,12 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
         statuses = tables.statuses(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)
-            then = "resumes the other runs"
+            then = "rerun the same command to resume the other runs"
             if planned.device != "cpu":
-                then = "starts the other runs from step 0, because runs on a GPU save no checkpoints"
-            print_error(
-                f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished; the same command {then}"
-            )
+                then = (
+                    "rerun the same command to train the others from step 0, because runs on a GPU save no checkpoints"
+                )
+            print_error(f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished; {then}")
             raise Interrupted(stop.number)
         end(planned, errors, statuses, held)
 
@@ -89,7 +89,7 @@ def _failures_line(planned: Plan, errors: dict[str, str], statuses: dict[str, st
     if not errors:
         return f"{n} of {len(planned.runs)} runs failed before and were left out; {logs}. {planning.RETRY}"
     left_out = planning.left_out(planned.study_dir, list(planned.runs), statuses, planned.execution)
-    again = planning.RETRY if left_out else "The same command tries the failed runs again"
+    again = planning.RETRY if left_out else "Rerun the same command to try the failed runs again"
     return f"{n} of {len(planned.runs)} runs failed ({next(iter(errors.values()))}); {logs}. {again}"
 
 

@@ -22,7 +22,7 @@ RETRY = (
     "To try failed runs again, add execution.retry_failed=true execution.max_tries=N with N greater than the number "
     "of times that they have failed"
 )
-GPU_OF_A_JOB = 2**36  # assumed bytes of a job's GPU, which the submitting machine cannot query
+GPU_OF_A_JOB = 2**36  # assumed memory of a job's GPU in bytes, because the submitting machine cannot query this GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,10 @@ def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict
 
 
 def _check_own(configs: Iterable[RunConfig], device: str) -> None:
-    """Test each user-defined block and norm once per shape. If there is none, planning for a CPU imports no torch."""
+    """Test each user-defined block and norm once per shape.
+
+    If all blocks and norms are built in, nothing is tested, and planning for a CPU does not import torch.
+    """
     own = [config for config in configs if sources.is_own(config.model.placement) or sources.is_own(config.model.norm)]
     for config in {(dataclasses.astuple(c.model), dataclasses.astuple(c.data)): c for c in own}.values():
         from normstudy.model.contract import check as contract
@@ -203,5 +206,5 @@ def _device(asked: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     if asked == "cuda":
-        raise ConfigError("execution.device cuda: torch finds no CUDA device here; use cpu or auto")
+        raise ConfigError("execution.device is cuda, but torch finds no CUDA device here: use cpu or auto")
     return "cpu"

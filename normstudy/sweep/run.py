@@ -20,8 +20,9 @@ def run_sweep(
     """Train a sweep's missing runs, draw its figures and print the comparison.
 
     Returns the final validation loss of each config, in order, and None for a config whose run has no such loss. Raises
-    a ConfigError before training. If runs fail, raises RunsFailed after all other runs are finished and reported.
-    detach: whether to return as soon as the jobs are submitted.
+    a ConfigError before training starts if a run cannot be trained as requested, or if another command is training
+    the study. If runs fail, raises RunsFailed after all other runs are finished and reported.
+    detach: whether to return as soon as the sweep's Slurm jobs are submitted.
     """
     planned = planning.plan(configs)
     if detach and not planned.on_slurm:
@@ -32,7 +33,8 @@ def run_sweep(
     failure = None
     if planned.is_sealed:
         print(
-            f"{planned.study_dir} is sealed and has all {len(planned.runs)} runs. To train them again, add study=again"
+            f"{planned.study_dir} is sealed and has all {len(planned.runs)} runs. "
+            "To train them again, add study= with a new name"
         )
     else:
         try:
@@ -59,5 +61,5 @@ def run_one(config: RunConfig, *, request: Request) -> float | None:
     (loss,) = losses_of(planned)
     final = "no final validation loss" if loss is None else f"final validation loss {loss:.4f} nats per token"
     print(f"{run_id}: {progress.outcomes_of(planned.study_dir, [run_id])[run_id]}, {final}")
-    print(f"tables: {planned.study_dir}/tables    figures: normstudy plot {planned.study_dir}")
+    print(f"tables: {planned.study_dir}/tables    to draw figures: normstudy plot {planned.study_dir}")
     return loss

@@ -24,7 +24,11 @@ FALSE_STARTS = 10
 
 
 class Slot:
-    """A worker process and its task. lock: descriptor of the study's lock; forked: whether to fork from a template."""
+    """A worker process and its task.
+
+    lock: the file descriptor of the study's lock.
+    forked: whether to fork the worker from a process that has already imported torch.
+    """
 
     def __init__(self, lock: int, *, forked: bool) -> None:
         # Blocked signals cannot end the worker before it has set its handlers. SIGUSR2 stays blocked, because
@@ -129,12 +133,13 @@ def run(
 ) -> Generator[Message, None, None]:
     """Train the tasks in order on up to `workers` worker processes; yields the workers' messages until all tasks end.
 
-    When a worker is killed, its batch resumes from its last checkpoint in a new worker. If the batch had begun but made
-    no saved progress, it may have been too large, so its runs are trained as two batches; a single run is retried until
-    it has crashed max_tries times. A worker that another process asks to stop counts as killed. When this process is
-    asked to stop, it sends no more tasks, and the workers save their runs. inherited: the file descriptor of the
-    study's lock, which the workers also hold. Raises StorageError, after the workers have ended, if results can no
-    longer be written or read.
+    When a worker is killed, its batch resumes from its last checkpoint in a new worker. If the killed worker had begun
+    the batch but saved no progress, the batch may have been too large, so its runs are trained as two batches. A single
+    run is retried until it has crashed max_tries times. A worker that another process asks to stop counts as killed.
+
+    When this process is asked to stop, it sends no more tasks, and the workers save their runs. Raises StorageError,
+    after the workers have ended, if results can no longer be written or read.
+    inherited: the file descriptor of the study's lock, which the workers also hold.
     """
     pool = _Pool(tasks, workers, inherited, max_tries)
     finished = False
@@ -181,7 +186,9 @@ def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message
         # Print no note if the batch had not begun, or if it ran on a GPU, where no checkpoint is ever saved.
         if slot.process.wait() == 0 or task.device != "cpu":
             return report, []
-        note = f"a worker process {ended} before saving its {runs}: rerun the command to resume from old checkpoints"
+        note = (
+            f"a worker process {ended} before saving its {runs}: rerun the command to resume from the last checkpoint"
+        )
         return replace(report, notes=(note,)), []
     saved = _saved(task, left)
     has_progressed = bool(gone or slot.ended) or any(saved[i] > slot.saved[i] for i in left)

@@ -21,7 +21,7 @@ from normstudy.workers.task import Task
 
 PIPE_LINE_SECONDS = 30
 READING_SHARE = 0.05  # maximum share of the sweep's time spent on reading the outcomes that the bar shows
-FIRST_ESTIMATE = 0.02  # minimum share of all steps before the first line, because starting processes distorts the rate
+FIRST_ESTIMATE = 0.02  # print no line before this share of the steps, because starting processes distorts the rate
 
 
 def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tries: int) -> dict[str, str]:
@@ -63,7 +63,7 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
                 ended += message.ended
             if (before := time.monotonic()) >= next_read:
                 show_outcomes()
-                # Reading outcomes lists whole folders, which is slow in a large study and delays idle workers.
+                # Do not read often: reading outcomes is slow in a large study, and idle workers wait meanwhile.
                 next_read = time.monotonic() + (time.monotonic() - before) / READING_SHARE
             if n := message.smaller:
                 print_error(
@@ -101,7 +101,7 @@ def counted(outcomes: Counter[str]) -> str:
 
 
 def outcomes_of(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
-    """Compute run_id -> outcome for the finished runs among `run_ids` from the study's tables."""
+    """Read the study's tables and return run_id -> outcome for each finished run in `run_ids`."""
     from normstudy.analysis.outcomes import RUN_COLUMNS, outcomes
 
     runs = tables.read(study_dir, "runs", ["run_id", "status", *RUN_COLUMNS], run_ids)

@@ -184,8 +184,9 @@ def begin(
 ) -> tuple[Running, ResumePoint | None]:
     """Prepare a run; returns the run and its resume point, None to start at step 0.
 
-    row: the new `runs` row; before: the row in the table, if any. An unfinished run's windows are removed if new ones
-    could differ, because a COMPUTED_BY column changed, or because on a GPU the batch size may select other kernels.
+    row: the new `runs` row; before: the row in the table, if any. If a COMPUTED_BY column has changed, the run could
+    get different bits now, so its old windows are removed. On a GPU the old windows are always removed, because the
+    batch size may select other kernels.
     """
     run_id = str(row["run_id"])
     run = Running(run_id, row)

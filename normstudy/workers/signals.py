@@ -31,8 +31,9 @@ class Interrupted(KeyboardInterrupt):
 class Stop:
     """A context in which the first signal makes the descriptor `reader` readable, and the second ends this process.
 
-    When this process ends, its workers end too. Signals ignored before, such as SIGHUP under nohup, stay ignored.
-    Outside the main thread the context does nothing. patient: whether to ignore every signal after the first.
+    When this process ends, its workers end too. A signal that this process already ignores, such as SIGHUP under nohup,
+    stays ignored. Outside the main thread the context does nothing.
+    patient: whether to ignore every signal after the first.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = SIGNALS, *, patient: bool = False) -> None:
@@ -75,7 +76,7 @@ class Stop:
 def later() -> Iterator[None]:
     """A context that delays SIGNALS until the context ends; processes started inside ignore these signals permanently.
 
-    Blocking alone is not enough. Ctrl-C also reaches the processes, and would end a process that unblocks SIGINT.
+    Blocking the signals is not enough. Ctrl-C also reaches the new processes, and would end one that unblocks SIGINT.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

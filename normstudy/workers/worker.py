@@ -16,8 +16,8 @@ from normstudy.study import locks, records
 from normstudy.workers.signals import SIGNALS
 from normstudy.workers.task import Message, Task
 
-# An error whose message contains one of these is an out-of-memory error, even if it is not an OutOfMemoryError. The
-# CPU's allocator, CUDA graphs and CUDA libraries raise such errors.
+# An error whose message contains one of these texts is an out-of-memory error, even if its class is not
+# OutOfMemoryError. The CPU's allocator, CUDA graphs and CUDA libraries raise errors of other classes.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "STREAM_CAPTURE_INVALIDATED", "ALLOC_FAILED")
 # CUDA errors (cudaError in CUDA's runtime API) after which every further CUDA call of the process fails.
 DEVICE_LOST = (
@@ -47,7 +47,8 @@ def serve(pipe: Connection) -> None:
 
     SIGTERM asks the worker to finish its step, write checkpoints and stop. SIGINT and SIGHUP are left to the parent.
     """
-    # Plain variables, because threading.Event uses a lock, which may be locked when the signal handler is called.
+    # Use plain variables, because a signal handler that sets a threading.Event may wait forever for the event's lock:
+    # the code that the signal interrupts may hold this lock.
     asked = waiting = False
 
     def ask(*_: object) -> None:
@@ -108,8 +109,8 @@ def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
 def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch. If it crashes, train its two halves in turn, and split again until a batch of one run crashes.
 
-    Only a run that crashes alone has failed. The other runs resume from their files, because on a CPU the batch size
-    changes no result. Raises StorageError, and DeviceLost if another process must train the remaining runs.
+    Only a run that crashes alone has failed. After a crash, the other runs resume from their checkpoints on a CPU, and
+    start from step 0 on a GPU. Raises StorageError, and DeviceLost if another process must train the remaining runs.
     """
     import torch
 
@@ -134,7 +135,7 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
     if not no_device:
         gc.collect()
         if task.device == "cuda":
-            torch.cuda.empty_cache()  # the sizes of the cached blocks may not fit a smaller batch
+            torch.cuda.empty_cache()  # a smaller batch may be unable to reuse the memory that torch has cached
     n_steps = task.configs[0].schedule.n_steps
     lost = len(ended) * n_steps - taken  # negative, to subtract the unfinished runs' steps from the bar
     if len(left) == 1:

@@ -43,7 +43,7 @@ def test_once_saves_every_run_and_says_how_to_go_on(
     assert "Traceback" not in err
     if number != signal.SIGHUP:  # then there is no terminal to say it on
         assert "stopping: every run finishes its step and is saved" in err
-        assert "interrupted: 0 of 4 runs of results/long are finished; the same command " in err
+        assert "interrupted: 0 of 4 runs of results/long are finished; rerun the same command to " in err
     study = tmp_path / "results" / "long"
     assert all(is_gone(pid) for pid in workers)
     assert len(list((study / saved.FOLDER).iterdir())) == 4

@@ -198,7 +198,7 @@ def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.C
     before = {p: p.read_bytes() for p in (tmp_path / "tiny").rglob("*") if p.is_file()}
     losses = run.run_sweep(configs, request=REQUEST)
     assert all(loss is not None for loss in losses)
-    assert "is sealed and has all 4 runs. To train them again, add study=again" in capfd.readouterr().out
+    assert "is sealed and has all 4 runs. To train them again, add study= with a new name" in capfd.readouterr().out
     with pytest.raises(ConfigError, match=r"sealed.*n_layers 2 \(the study has 1\).*study=tiny-n_layers2$"):
         run.run_sweep([tiny(tmp_path, seed=0, n_layers=2)], request=REQUEST)
     with pytest.raises(ConfigError, match=r"lacks 2 of .*: seed 2, 3 \(the study has 0, 1\)\. .*study=tiny-seed$"):

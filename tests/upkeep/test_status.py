@@ -596,7 +596,7 @@ def test_while_a_sweep_trains_no_number_goes_back(live: Live) -> None:
 
 def test_after_ctrl_c_it_says_where_every_run_resumes(live: Live) -> None:
     assert live.code == 130
-    assert "the same command resumes the other runs" in live.error
+    assert "rerun the same command to resume the other runs" in live.error
     told, before = live.after, live.looks[-1]
     assert (told.running, told.holder, told.rate, told.left) == (0, None, None, None)
     assert told.interrupted == 2 - told.not_begun - told.finished > 0
