@@ -77,7 +77,7 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
         for path in [part / "new", *(part / "new").rglob("*")]:
             if not path.is_symlink():
                 files.fsync(path)
-        check_free(out)  # the rename would replace an `out` that another process has created meanwhile
+        check_free(out)  # again, because os.rename would replace an `out` that another process has just created
         os.rename(part / "new", out)
         files.fsync(out.parent)
         shutil.rmtree(part, ignore_errors=True)

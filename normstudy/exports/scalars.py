@@ -30,14 +30,17 @@ Scalars = dict[str, float]  # name -> number
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """A run to export. row: the run's row in `runs`. steps: each step, in ascending order -> its non-null numbers."""
+    """A run to export. row: the run's row in `runs`. steps: step -> name -> number, sorted, without nulls."""
 
     run_id: str
     row: Mapping[str, object]
     steps: dict[int, Scalars]
 
     def time(self, step: int) -> float:
-        """Estimate when a step ended, in seconds since 1970, as if all steps took the same time (if unknown, 1 s)."""
+        """Estimate when a step ended, in seconds since 1970.
+
+        The estimate assumes that each step takes the same time, 1 s if the start or the end of the run is unknown.
+        """
         start, end = (self.row[name] for name in ("started_at", "finished_at"))
         if not isinstance(start, datetime.datetime):
             return step + (end.timestamp() if isinstance(end, datetime.datetime) else 0.0)

@@ -1,4 +1,4 @@
-"""Select the runs to export, and read their rows, run by run except for the table `runs`, to save memory."""
+"""Select the runs to export, and read their rows. To save memory, the large tables are read run by run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Source:
         return [str(name) for name in self.runs["run_id"].to_pylist()]
 
     def rows(self, table: str) -> Iterator[pa.Table]:
-        """Yield a table's selected rows: all rows of `runs` at once, but the sorted rows of other tables run by run."""
+        """Yield a table's selected rows, sorted by run_id. `runs` is yielded as a whole, other tables run by run."""
         return iter([self.runs]) if table == "runs" else by_run(self.study_dir, table, self.run_ids)
 
 
@@ -101,7 +101,7 @@ def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def _present(path: Path) -> Iterator[None]:
-    """In this context, turn a FileNotFoundError into a ConfigError. The usual cause is a simultaneous compaction."""
+    """In the caller's `with` block, raise a ConfigError if a file is missing. Usually a compaction moved it."""
     try:
         yield
     except FileNotFoundError:

@@ -27,7 +27,7 @@ from normstudy.errors import ConfigError
 from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 
-# Find wandb without importing it. A folder that is only named wandb has no origin.
+# Check that wandb is installed, without importing it. If there is only a folder named wandb, the origin is None.
 if getattr(find_spec("wandb"), "origin", None) is None:
     raise ImportError("No module named 'wandb'")
 
@@ -46,7 +46,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def offline_run(run: ExportedRun) -> dict[str, object]:
-    """Convert a run to plain values for wandb_child.py, which does not import normstudy. init: for wandb.init."""
+    """Convert a run to plain values for wandb_child.py, which does not import normstudy."""
     config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}
     init = {"id": run.run_id, "name": run.run_id, "project": run.row["study"], "tags": [run.row["status"]]}
     return {

@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     settings = wandb.Settings(
         console="off", silent=True, symlink=False, root_dir=str(folder), program="normstudy export", disable_git=True,
         disable_code=True, save_code=False, x_save_requirements=False,
-        # Record nothing about the machine: host name, user, hardware or load.
+        # Record neither the host's and the user's name nor the machine's hardware and load.
         host="normstudy", username="", x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
     )  # fmt: skip
     made: dict[Path, int] = {}  # a run's file -> the number of steps that it must contain
@@ -58,13 +58,13 @@ def check(path: Path, n_history: int) -> None:
         log = path.parent / "logs" / "debug-internal.log"
         said = log.read_text(errors="replace") if log.exists() else ""
         others = (errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
-        # wandb's log names the reason, unless the disk rejected the log too; then a full disk is the likeliest reason.
+        # Search wandb's log for the reason. If the log has none, assume a full disk, which may have cut off the log.
         number = next((n for n in others if os.strerror(n).lower() in said), errno.ENOSPC)
         raise OSError(number, os.strerror(number))
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """Yield a LevelDB log's records up to the first damaged one. wandb itself has had no reader since 0.31."""
+    """Yield a LevelDB log's records up to the first damaged record. wandb 0.31 and later cannot read the log."""
     at, record = HEAD, b""
     while at + HEAD <= len(data):
         left = BLOCK - at % BLOCK
@@ -82,7 +82,7 @@ def records(data: bytes) -> Iterator[bytes]:
 
 
 def set_up(scratch: str) -> None:
-    """Put wandb into offline mode and its caches into `scratch`. Call this before wandb is imported."""
+    """Make wandb work offline and keep its caches in the folder `scratch`. Call this before wandb is imported."""
     os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
     os.environ |= {f"WANDB_{kind}_DIR": scratch for kind in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
     os.environ["TMPDIR"] = tempfile.tempdir = scratch

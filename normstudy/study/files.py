@@ -15,8 +15,8 @@ from pathlib import Path
 
 from normstudy.errors import ConfigError, StorageError
 
-# Threads for fsync. To flush 24 small files, one thread takes 160 ms on busy cores and 6.7 ms on idle cores; four
-# threads take 12 ms and 4.5 ms.
+# Number of threads that fsync files. To flush 24 small files, one thread takes 160 ms on busy cores and 6.7 ms on
+# idle cores; four threads take 12 ms and 4.5 ms.
 FSYNCS_AT_ONCE = 4
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # raised by file systems without locks
 REMEDIES = {
@@ -47,7 +47,7 @@ def place(study_dir: Path, relative: str, data: bytes) -> None:
 
 
 def place_output(out: Path, relative: str, data: bytes) -> None:
-    """Atomically write one file below the folder `out`, which the user passed as --out. Raises ConfigError."""
+    """Atomically write one file below the folder `out`, given as --out. Raises ConfigError if writing fails."""
     try:
         (out / relative).parent.mkdir(parents=True, exist_ok=True)
         place(out, relative, data)
@@ -58,10 +58,10 @@ def place_output(out: Path, relative: str, data: bytes) -> None:
 
 
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
-    """Atomically write several files, given as (relative path, bytes). All are fsynced before the first is moved.
+    """Atomically write several files, given as (relative path, bytes). All files are fsynced before any is moved.
 
-    If the bytes are None, the file already exists, and only the file's folder is fsynced. The process that wrote the
-    file may have been killed before it fsynced the folder.
+    If the bytes are None, the file already exists. Then only the file's folder is fsynced, because the process that
+    wrote the file may have been killed before it fsynced the folder.
     """
     state = study_dir / "state"
     writer = f"{socket.gethostname()}-{os.getpid()}"
@@ -89,7 +89,7 @@ def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> Non
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write all of `data` to a new or emptied file, without fsync. Raises OSError."""
+    """Write all of `data` to a new or emptied file, without fsync. Raises OSError, for example on a full disk."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         left = memoryview(data)
@@ -106,7 +106,7 @@ def remedy(error: OSError) -> str:
 
 @contextlib.contextmanager
 def storing(study_dir: Path) -> Iterator[None]:
-    """In this context, turn an OSError into a StorageError that says what the user can do."""
+    """In the caller's `with` block, turn an OSError into a StorageError that says what the user can do."""
     try:
         yield
     except OSError as error:
@@ -118,7 +118,7 @@ def storing(study_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path, study_dir: Path) -> Iterator[None]:
-    """In this context, turn disk failures (EIO) and errors caused by damaged bytes into a ConfigError; raise others."""
+    """In the caller's `with` block, turn a disk failure (EIO) or an error from damaged bytes into a ConfigError."""
     try:
         yield
     except ConfigError:
@@ -136,7 +136,7 @@ def damage(error: Exception) -> str:
 
 
 def remove_parts(study_dir: Path) -> None:
-    """Remove killed commands' partial and progress (heartbeat) files. The caller must hold the lock exclusively."""
+    """Remove the partial files and heartbeats of killed commands. The caller must hold the study's lock exclusively."""
     for pattern in ("*.part", "*.heartbeat"):
         for path in (study_dir / "state").glob(pattern):
             path.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from normstudy.study import files, swap, tables
 LOCK = "state/lock"
 RUN_LOCKS = "state/run_locks"
 KERNEL_LOCKS = Path("/proc/locks")
-# How long a single run waits for the lock by default. A finished run holds the lock while it removes state/.
+# How long a single run waits for the lock by default, since a run that has just ended may still be removing state/.
 PATIENCE_SECONDS = 1.0
 
 
@@ -53,10 +53,11 @@ class _Note(NamedTuple):
 def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience: float | None = None) -> Iterator[int]:
     """Hold the study's lock; yields the lock's file descriptor, which workers inherit.
 
-    Creates the study's folder, and completes a compaction that was killed between its two renames. command: shown to
-    users whose commands are refused; shared: whether to share the lock with other single runs, which write separate
-    files; patience: seconds to wait for another command to end, by default PATIENCE_SECONDS if shared, else 0. Raises
-    ConfigError if another command holds the lock, or if the folder cannot be written.
+    Creates the study's folder. An exclusive holder also completes a compaction that was killed between its two renames.
+    command: this command as text, for the error of a command that finds the lock taken; shared: whether to share the
+    lock with other single runs, which write separate files; patience: seconds to wait for another command to end, by
+    default PATIENCE_SECONDS if shared, else 0. Raises ConfigError if another command holds the lock, if the folder
+    cannot be written, or if `shared` is true and a killed compaction must be completed first.
     """
     if patience is None:
         patience = PATIENCE_SECONDS if shared else 0.0
@@ -140,8 +141,8 @@ def holder_of(study_dir: Path) -> Holder | None:
     """Return the holder of the study's lock; None if the lock is free.
 
     This function never takes the lock, because a sweep that starts at the same moment would be refused. A lock file
-    outlives its holder, so the kernel's list of locks decides. If another machine wrote the
-    file, the holder named in the file is returned as not verified.
+    outlives its holder, so the kernel's list of locks decides. If another machine wrote the file, the holder named
+    in the file is returned as not verified.
     """
     try:
         status, content = (study_dir / LOCK).stat(), (study_dir / LOCK).read_bytes()
@@ -169,7 +170,7 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
         if len(fields) < 6 or fields[1] != "FLOCK":  # for a waiting process, fields[1] is an arrow
             continue
         listed_device, _, inode = fields[5].rpartition(":")
-        # On some file systems (btrfs), the kernel's list and stat disagree on the device, so the pid is accepted too.
+        # On some file systems (btrfs), the kernel's list and stat name different devices, so an equal pid suffices.
         if inode == str(lock.st_ino) and (listed_device == device or fields[4] == str(pid)):
             kinds.add(fields[3])
     return kinds
@@ -177,12 +178,12 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
 
 @contextlib.contextmanager
 def hold_runs(study_dir: Path, run_ids: Sequence[str]) -> Iterator[list[str]]:
-    """Lock the runs that no other process has locked, without waiting; yields their run_ids. Raises StorageError.
+    """Lock the runs that no other process has locked, without waiting; yields the locked runs' run_ids.
 
     Without these locks, two processes could train one run, and each could write some of the run's files. A run's lock
     is the byte of RUN_LOCKS whose position is the hexadecimal end of the run_id. Calls must not be nested, because
-    closing any descriptor of the file frees all locks of the process. On a file system without locks, all runs are
-    yielded.
+    closing any descriptor of the file frees all locks of the process. On a file system without locks, all run_ids are
+    yielded. Raises StorageError if RUN_LOCKS cannot be opened or locked.
     """
     with files.storing(study_dir):
         (study_dir / RUN_LOCKS).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Check output paths: a study's files must be inside its folder in results_dir, all other output outside of studies."""
+"""Check output paths: a study's files stay in the study's folder, and only they go into tables/, state/ and sweeps/."""
 
 from __future__ import annotations
 

@@ -23,7 +23,10 @@ LOGS = "state/logs"
 
 
 def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str) -> int:
-    """Set an unfinished run's status to `failed` and store `details`; returns its crash count. Raises StorageError."""
+    """Set an unfinished run's status to `failed` and store the traceback `details`; returns how often the run crashed.
+
+    Raises StorageError if a file cannot be written.
+    """
     before = parquet.read_row(study_dir, run_id) or {}
     if before.get("status") == "done":
         return tries_of(study_dir)[run_id]

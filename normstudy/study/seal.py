@@ -10,14 +10,14 @@ import pandas as pd
 from normstudy.config import RunConfig
 from normstudy.study import schema, tables
 
-# column -> another column that determines it. If both columns differ, only the other column is reported.
+# column -> the column that determines it. If a run differs in both, the error names only the determining column.
 IMPLIED_BY = {"data_seed": "seed", "data_sha256": "data"}
 
 
 def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[str, str]) -> str:
     """Return the error line for runs that a sealed study does not have. texts: run_id -> sha256 of the run's text."""
     held = tables.read(study_dir, "runs")
-    found: dict[str, dict[object, None]] = {}  # column -> the distinct values of `strangers` that the study lacks
+    found: dict[str, dict[object, None]] = {}  # column -> values of requested runs that differ from the study
     for run_id, config in strangers.items():
         row = {**schema.config_columns(config), "data_sha256": texts[run_id]}
         for column in _differences(held, row):

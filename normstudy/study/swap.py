@@ -42,7 +42,7 @@ def finish_swap(study_dir: Path) -> None:
         if any(p.is_file() and p.name != schema.SCHEMA_FILE for p in now.rglob("*")):
             raise ConfigError(
                 f"{old} contains the tables that an interrupted compaction was replacing, but {now} has newer files: "
-                "move one of the two folders away"
+                f"to keep the old tables, move {now} away; to keep the newer files, move {old} away"
             )
         # tables/ has at most schema files. A command created them because it found no tables/ after the interruption.
         shutil.rmtree(now, ignore_errors=True)

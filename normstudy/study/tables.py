@@ -51,7 +51,10 @@ def prepare(study_dir: Path) -> None:
 
 
 def write_windows(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> None:
-    """Write the window files, given as (run_id, window index, rows), that do not exist yet. Raises StorageError."""
+    """Write windows, given as (run_id, window index, rows), to new files. Raises StorageError if a write fails.
+
+    A file that already exists is left unchanged.
+    """
     with files.storing(study_dir):
         files.place_all(study_dir, _window_files(study_dir, windows))
 
@@ -68,7 +71,7 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
 
 
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write `runs` rows, with null for missing columns. Raises StorageError.
+    """Write `runs` rows, with null for missing columns. Raises StorageError if a write fails.
 
     A row with status `done` is never replaced by a row with another status.
     """
@@ -89,13 +92,13 @@ def is_done(study_dir: Path, run_id: str) -> bool:
 
 
 def remove_windows(study_dir: Path, run_id: str) -> None:
-    """Remove all windows of a run that restarts from step 0 and may record different bits."""
+    """Remove all windows of an unfinished run, because training it again may record different bits."""
     with files.storing(study_dir):
         for table in SERIES:
             for path in (study_dir / "tables" / table).glob(f"{run_id}-*.parquet"):
                 if run_of(table, path.name) == run_id:
                     path.unlink(missing_ok=True)
-            # Fsync the removal before a new `runs` row claims that all windows come from this process.
+            # Fsync, because after a power failure old windows must not lie beside a new row of another machine.
             files.fsync(study_dir / "tables" / table)
 
 
@@ -141,7 +144,7 @@ def read(
 
 
 def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module: str | None) -> pa.Table:
-    """Read the selected rows of a table's folder, unsorted. All rows share one dictionary per dictionary column."""
+    """Read the selected rows of a table's folder, unsorted. Each dictionary column has one dictionary for all rows."""
     names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet"))
     if run_ids is not None:
         run_ids = sorted(run_ids)
@@ -156,7 +159,7 @@ def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module
         return parts if bundle is large or not parts else [join(parts)]
 
     with (
-        # Joining can also detect damage, such as an index beyond its dictionary, so it happens in this context.
+        # The tables are joined inside files.reading, because joining can detect damage that reading has not detected.
         files.reading(folder, folder.parents[1]),
         ThreadPoolExecutor(min(len(bundles), len(os.sched_getaffinity(0)))) as threads,
     ):

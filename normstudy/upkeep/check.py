@@ -141,7 +141,7 @@ def _files(found: Found, table: str) -> list[str]:
     found.n_files += len(names)
     do = f"rerun the sweep or run normstudy compact {found.study}"
     if SCHEMA_FILE not in names:
-        if names or found.names:  # without runs, a starting sweep may be about to write the file
+        if names or found.names:  # in a study without runs, a starting sweep may be about to write the schema file
             found.lines.append(f"tables/{table}/{SCHEMA_FILE}: is missing: {do}")
         return names
     try:
@@ -154,9 +154,10 @@ def _files(found: Found, table: str) -> list[str]:
 
 
 def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
-    """Yield a file's row groups, converted to this version's schema, after verifying checksums. Raises Wrong.
+    """Yield a file's row groups, converted to this version's schema, after verifying checksums.
 
-    Yields nothing if the file has just been removed, or has columns unknown to this version.
+    Yields nothing if the file has just been removed, or has columns unknown to this version. Raises Wrong if the file
+    is damaged or belongs to another table.
     """
     path = found.study / "tables" / table / name
     try:
@@ -199,7 +200,9 @@ def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Expected]:
             rows = [row for part in _parts(found, "runs", name) for row in part.to_pylist()]
             held = [str(row["run_id"]) for row in rows]
             if held != [run_id] and not found.unknown("runs"):
-                raise Wrong(f"contains the row of {', '.join(held)}" if held else "contains no row")
+                raise Wrong(
+                    f"contains rows of {', '.join(held)} instead of one row of {run_id}" if held else "contains no row"
+                )
             _add_runs(found, runs, rows)
         except Wrong as why:
             found.wrong(run_id, f"tables/runs/{name} {why}")
@@ -247,7 +250,7 @@ def _check_series(
         elif run_id in found.names or run_id in found.of_runs or "runs" in found.damaged:
             continue
         elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():
-            # If the run had started during this check, its row would exist by now.
+            # The row is missing even now, so the run has not merely started after the check read tables/runs.
             found.wrong(run_id, f"tables/{table} has {n} of this run, but tables/runs lacks the run's row")
     unread = found.compacted if table in found.damaged else set()
     left = [run for run in runs.values() if run.name not in compacted | unread]
@@ -280,7 +283,7 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
 
 
 def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[str]) -> list[str]:
-    """Check a run's windows in one table; returns the findings. Empty strings are no findings."""
+    """Check a run's windows in one table; returns the findings. An empty string means that nothing is wrong."""
     whats: list[str] = []
     size, whole = schema.window_size(run.n_steps), [SCHEMAS[table].empty_table()]
     for name in names:

@@ -56,7 +56,7 @@ def wrong_in_row(row: Mapping[str, object]) -> str:
     digest = digest_of(row)
     has_text = row["data_sha256"] is not None or row["status"] == "done"  # a run can fail before its text is known
     if has_text and digest != str(row["run_id"]).rpartition("-")[2]:
-        return f"the values in the run's row belong to a run_id that ends in {digest}"
+        return f"with the values in the run's row, the run_id would end in {digest}"
     loss = row["final_val_loss"]
     must_end = row["status"] == "done" and row["nonfinite_step"] is None
     if must_end and not (isinstance(loss, float) and math.isfinite(loss)):

@@ -65,8 +65,8 @@ def notes(study: Path, statuses: Mapping[str, int]) -> list[str]:
     if left and holder is None:
         lines.append(f"a killed command left {' and '.join(left)}, which the next sweep removes")
     if n := len(list((study / checkpoints.SET_ASIDE).glob("*"))):
-        kept = f"{study / checkpoints.SET_ASIDE} contains {count_text(n, 'unusable checkpoint')}"
-        lines.append(f"{kept}, which no command needs: inspect or delete them")
+        folder, unusable = study / checkpoints.SET_ASIDE, count_text(n, "unusable checkpoint")
+        lines.append(f"{folder} contains {unusable}, which no command needs: inspect or delete them")
     return lines
 
 

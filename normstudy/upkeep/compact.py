@@ -27,8 +27,8 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
 
     Other runs keep separate files. Columns missing from an older schema are added. Compacting twice gives the same
     bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError if the
-    folder is not a study, is in use, or has no finished run, a damaged file or unknown columns, and if a study to be
-    sealed has unfinished or failed runs.
+    folder is not a study, is in use, has no finished run, or has a damaged file or unknown columns. Also raises
+    ConfigError if a run of a study to be sealed is unfinished or failed.
     """
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)

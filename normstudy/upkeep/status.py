@@ -28,7 +28,7 @@ from normstudy.study.locks import Holder, holder_of
 from normstudy.upkeep.positions import Group, RunRow, groups_of, heads_of, rows_of
 from normstudy.workers import heartbeat
 
-# Attempts to read a study, and seconds between two attempts: an attempt fails while a compaction replaces the tables.
+# How often to try to read a study, and seconds between two tries. A try fails while a compaction replaces the tables.
 TRIES, WAIT = 4, 0.2
 AT_ONCE = 4_000_000  # steps, summed over runs, to read at a time for the outcomes; takes a few hundred megabytes
 MOST_LINES = 10  # maximum number of lines shown per list
@@ -85,10 +85,10 @@ class Status:
     holder: str | None  # the command that holds the study's lock
     verified: bool  # whether this machine's kernel lists the lock; False if only the lock file names the holder
     silent: float | None  # seconds since the last sign of training
-    command: str | None  # the last sweep's command, if it trains every interrupted run
+    command: str | None  # the last sweep's command, if it trains every interrupted run; otherwise None
     rate: float | None  # steps per second, summed over runs; None if no process reports its progress
     left: float | None  # seconds until the training is finished; None if unknown
-    jobs: Jobs | None = None  # None without Slurm jobs
+    jobs: Jobs | None = None  # None if the study has no Slurm jobs
 
     @property
     def over(self) -> bool:
@@ -236,7 +236,7 @@ class Looker:
         except FileNotFoundError:
             compacted = None
         ids = None
-        # A replaced compacted file may contain runs that were never read; then all rows are read (ids is None).
+        # If the compacted file was replaced, read all rows (ids is None), because the new file may have new runs.
         if compacted == self._compacted:
             files = [name for name in os.listdir(folder) if name.endswith(".parquet")]
             ids = [i for i in (schema.run_of("runs", name) for name in files) if i not in self._done]

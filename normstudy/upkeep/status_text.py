@@ -30,7 +30,7 @@ def watch(study: Path, every: float) -> None:
         lines = render(status).splitlines()
         if redraws:
             width, height = shutil.get_terminal_size()
-            if not status.over:  # crop the text: a wrapped line, or a line beyond the screen, could not be erased
+            if not status.over:  # crop the text, because lines that wrap or leave the screen cannot be erased
                 lines = [line[: width - 1] for line in lines[: height - 1]]
             back, drawn = f"\x1b[{drawn}A\r\x1b[J" if drawn else "", len(lines)
         elif not status.over:
@@ -78,7 +78,7 @@ def _of_jobs(s: Status) -> str:
     assert s.jobs is not None
     array, counts = s.jobs.array, s.jobs.counts
     if counts is None:
-        return f"{array}, submitted on {array.host} at {array.since}: Slurm cannot be asked from here ({s.jobs.why})"
+        return f"{array}, submitted on {array.host} at {array.since}: no answer from Slurm ({s.jobs.why})"
     return f"{array}: {counts}" + (f"; logs: {s.study}/{arrays.FOLDER}" if not counts.alive else "")
 
 
@@ -99,6 +99,6 @@ def _failures(s: Status) -> Iterator[str]:
     if rest := s.failed - len(s.failures):
         yield f"  and {rest:,} more"
     most, limit = max(one.tries for one in s.failures), ExecutionConfig().max_tries
-    more = f", with execution.max_tries={most + 1} for runs that failed {limit} times" if most >= limit else ""
+    more = f"; a run that failed {limit} times also needs execution.max_tries={most + 1}" if most >= limit else ""
     logs = f"the tracebacks are in {s.study}/{records.LOGS}"
     yield f"{logs}. To retry these runs, fix the cause, then rerun the same command{more}"

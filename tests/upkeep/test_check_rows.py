@@ -51,11 +51,12 @@ def test_a_run_without_windows_and_windows_without_a_run(study: Path) -> None:
 @pytest.mark.parametrize("table", schema.TABLES)
 def test_two_runs_whose_files_have_each_others_name(table: str, study: Path) -> None:
     one, two, _ = ids(study)
-    end, what = (".parquet", "the row") if table == "runs" else ("-001.parquet", "rows")
+    end, instead = (".parquet", " instead of one row of {}") if table == "runs" else ("-001.parquet", "")
     folder = study / "tables" / table
     swap(folder / f"{one}{end}", folder / f"{two}{end}")
     assert lines(study) == sorted(
-        f"{a}: tables/{table}/{a}{end} contains {what} of {b}: {again(study, a)}" for a, b in ((one, two), (two, one))
+        f"{a}: tables/{table}/{a}{end} contains rows of {b}{instead.format(a)}: {again(study, a)}"
+        for a, b in ((one, two), (two, one))
     )
 
 
@@ -123,7 +124,7 @@ def test_a_row_whose_values_were_changed(column: str, value: object, study: Path
     run = ids(study)[0]
     rewrite(study / "tables/runs" / f"{run}.parquet", set_column(column, value))
     (line,) = lines(study)
-    assert line.startswith(f"{run}: the values in the run's row belong to a run_id that ends in ")
+    assert line.startswith(f"{run}: with the values in the run's row, the run_id would end in ")
 
 
 def test_a_row_file_without_its_row(study: Path) -> None:

@@ -203,7 +203,7 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
     assert status_text.render(told).splitlines()[-3:] == [*tail, again]
     list(workers.train_halving(task, never))
     assert status_text.render(status.look(mine)).endswith(
-        f"{again}, with execution.max_tries=4 for runs that failed 3 times"
+        f"{again}; a run that failed 3 times also needs execution.max_tries=4"
     )
 
 
