@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Placement:
-    """A row of PLACEMENTS: the function, where it comes from, and what else the placement brings."""
+    """A row of PLACEMENTS: a placement's function, its source, and the model settings that it chooses or allows."""
 
     block: Callable[..., object]
     source: str

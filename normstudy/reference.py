@@ -194,7 +194,7 @@ def normalize(x: Array, name: str, params: Params, norm: str) -> Array:
 
 
 def part(params: Params, prefix: str) -> dict[str, Array]:
-    """Select the parameters whose names begin with `prefix`, and remove it from the names."""
+    """Return the parameters whose names begin with `prefix`. Remove the prefix from the names."""
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 

@@ -33,7 +33,7 @@ def at_least(key: str, value: int | None, low: int) -> None:
 
 
 def finite(key: str, value: float | None, low: float, *, strict: bool, below: float = math.inf) -> None:
-    """Refuse a number outside [low, below), infinity and nan; if strict, refuse `low` too. Null is accepted."""
+    """Refuse infinity, nan, and numbers outside [low, below). If strict, refuse `low` too. Null is accepted."""
     if value is not None and not (math.isfinite(value) and (value > low if strict else value >= low) and value < below):
         bound = f"{'above' if strict else 'of at least'} {low:g}"
         top = f" and below {below:g}" if below < math.inf else ""

@@ -53,7 +53,7 @@ class ExecutionConfig:
     gpus: int = 0  # GPUs per job: 0 or 1
     memory_gb: float | None = None  # memory per job; null: Slurm's default
     minutes: int = 60  # time limit per job; shortly before it, a job saves its unfinished runs and is requeued
-    signal_seconds: int = 120  # seconds before the time limit at which a job saves its runs
+    signal_seconds: int = 120  # a job saves its runs this many seconds before its time limit
     requeues: int = 100  # maximum number of requeues per job
     jobs: int = 8  # maximum number of jobs running at once
     sbatch: dict[str, str] = field(default_factory=dict)  # further options: {qos: low, constraint: zen4}
@@ -90,8 +90,8 @@ def _check_slurm(execution: ExecutionConfig) -> None:
         _check_option(option, value)
     if execution.gpus not in (0, 1):
         raise ConfigError(
-            f"execution.gpus {execution.gpus} is out of range: set it to 0 or 1, because a job trains on at most one "
-            "GPU, and raise execution.jobs to use more GPUs"
+            f"execution.gpus {execution.gpus} is out of range, because a job trains on at most one GPU: set it to 0 "
+            "or 1 (to use more GPUs, raise execution.jobs)"
         )
     if execution.device == "cuda" and not execution.gpus:
         raise ConfigError("execution.device=cuda needs a GPU, but execution.gpus is 0: add execution.gpus=1")

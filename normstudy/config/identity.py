@@ -1,4 +1,8 @@
-"""Compute a run's columns in the table `runs`, its identity, and the run_id, which hashes the identity."""
+"""Compute a run's config columns in the table `runs`, its identity, and its run_id.
+
+The identity consists of all config values, hashes and versions that decide a run's results. The run_id ends with a hash
+of the identity.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +75,8 @@ def asked(config: RunConfig) -> dict[str, object]:
 def own_sources(model: ModelConfig) -> dict[str, str | None]:
     """Return the source hashes of the placement and of the norm. The hash of a built-in placement or norm is None.
 
-    The hashes are stored in `model`, so that a worker process receives the hashes that the sweep was planned with.
+    The first call stores the hashes in `model`. A worker process that receives `model` therefore uses the hashes with
+    which the sweep was planned.
     """
     kept: dict[str, str | None] | None = getattr(model, "_own_sources", None)
     if kept is None:
@@ -93,7 +98,7 @@ def identity(config: RunConfig, data_sha256: str) -> dict[str, object]:
 def identity_of(values: Mapping[str, object], versions: Mapping[str, object]) -> dict[str, object]:
     """Compute an identity from columns of the table `runs`.
 
-    values: the columns of `asked`, overridden by the fields of Resolved, and the columns of `own_sources`.
+    values: config columns, in which the fields of Resolved have their resolved values; the columns of `own_sources`.
     versions: identity_version, numerics and data_sha256.
     """
     out = {k: v for k, v in values.items() if k not in NOT_IDENTITY}

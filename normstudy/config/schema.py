@@ -55,7 +55,7 @@ class ModelConfig:
     activation: str = "gelu"  # relu | gelu (exact) | swiglu | geglu
     positions: str = "learned"  # learned | sinusoidal | rope | none
     biases: bool = True  # whether linear layers other than the output matrix have biases; norms are not affected
-    tied: bool = False  # whether the output matrix is the token embedding; if false, each has its own gradient
+    tied: bool = False  # whether the token embedding is also the output matrix; if false, the two are separate
     first_block: str = "same"  # same | star: with placement hybrid, block 0 follows HybridNorm*
     final_norm: str = "auto"  # whether a norm follows the last block: true | false | auto: the placement's choice
 
@@ -109,7 +109,7 @@ def _check_positions(model: ModelConfig) -> None:
 
 
 def _check_placement(model: ModelConfig) -> None:
-    """Refuse values that the placement's source excludes, and values that would have no effect."""
+    """Refuse values that the placement's paper excludes, and values that would have no effect."""
     row, name = row_of(model.placement), model.placement
     if model.n_layers < row.min_layers:
         raise ConfigError(
@@ -135,7 +135,7 @@ def _check_placement(model: ModelConfig) -> None:
     for key, value in (("qk_norm", model.qk_norm), ("final_norm", model.final_norm), ("embed_norm", model.embed_norm)):
         if without and value in ("per_head", "full", "true", True):
             raise ConfigError(
-                f"model.{key}={str(value).lower()} needs a norm, but this model has no norms: leave it out"
+                f"model.{key}={str(value).lower()} needs a norm, but this model has no norms: leave out model.{key}"
             )
 
 
@@ -169,7 +169,7 @@ class DataConfig:
         if self.vocab_size is not None and self.tokenizer != "bpe":
             raise ConfigError(
                 f"data.vocab_size {self.vocab_size} has no effect with data.tokenizer={self.tokenizer}: "
-                "add data.tokenizer=bpe, or leave it out"
+                "add data.tokenizer=bpe, or leave out data.vocab_size"
             )
         if self.vocab_size is not None and not 257 <= self.vocab_size <= VOCAB_MAX:
             raise ConfigError(
@@ -186,7 +186,7 @@ class OptimizerConfig:
     eps: float = 1e-8  # adam, adamw: added to the square root of the second moment
     momentum: float = 0.0  # sgd: decay of the velocity
     weight_decay: float = 0.0  # adam, sgd: added to the gradient; adamw: decoupled
-    max_grad_norm: float | None = None  # limit on the global gradient norm; null: no clipping, which would hide spikes
+    max_grad_norm: float | None = None  # limit on the global gradient norm; null: none, as clipping would hide spikes
 
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, OPTIMIZER_NAMES)

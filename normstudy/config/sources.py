@@ -1,8 +1,8 @@
 """Find the source files of a user's own placement or norm, written module:function, and hash them.
 
 The module is searched for in the working directory first. The hash covers the module's file and all of the user's files
-that it imports, directly or indirectly, so changing any of these files makes a different run. They are found by parsing
-`import` statements. Nothing is imported, not even torch.
+that it imports, directly or indirectly, so changing any of these files makes a different run. The files are found by
+parsing `import` statements. Nothing is imported, not even torch.
 """
 
 from __future__ import annotations
@@ -82,9 +82,10 @@ def files_of(spec: str) -> list[str]:
 
 
 def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
-    """Return the folder from which the module in `spec` is imported, and the module's source files, module -> file.
+    """Return the folder from which the module in `spec` is imported, and the source files to hash, module -> file.
 
-    If the module is the user's own, the files include those of all modules that it imports from the same folder.
+    An installed module has one file. A user's own module has its file, and every file of the user that the module
+    imports from the same folder, directly or indirectly.
     """
     module, _ = split(spec)
     root = _root_of(spec, module)

@@ -1,8 +1,8 @@
 """Split a text into blocks of tokens for training and for validation.
 
 A text is cut into blocks of 4 KiB, or into tenths if it has fewer than ten such blocks. Every tenth block is for
-validation and the others are for training. The end of the text alone would be a biased sample, since it may differ
-from the rest: the standard library ends with encoding tables. An incomplete last block is not used.
+validation and the others are for training. Validation blocks from only the end of the text would be biased, since the
+end may differ from the rest: the standard library ends with encoding tables. An incomplete last block is not used.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def split(symbols: Array) -> tuple[Array, Array]:
     """Split a text into training and validation blocks, (blocks, size). Raise a ConfigError if it is too short."""
     size = BLOCK if len(symbols) >= VALIDATION_EVERY * BLOCK else len(symbols) // VALIDATION_EVERY
     if size < 2:
-        raise ConfigError(f"the text has {len(symbols)} bytes, fewer than {2 * VALIDATION_EVERY}: use a longer text")
+        raise ConfigError(
+            f"the text has {len(symbols)} bytes, fewer than {2 * VALIDATION_EVERY} (2 for each of {VALIDATION_EVERY} "
+            "blocks): use a longer text"
+        )
     blocks = symbols[: len(symbols) // size * size].reshape(-1, size)
     is_validation = np.arange(len(blocks)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
     return blocks[~is_validation], blocks[is_validation]

@@ -29,7 +29,10 @@ _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo
 
 
 def stdlib_bytes(root: Path | None = None) -> bytes:
-    """Join the standard library's .py files in path order, except _LEFT_OUT and the machine's own _sysconfigdata*."""
+    """Join the standard library's .py files in path order.
+
+    Files in the folders _LEFT_OUT, and _sysconfigdata*, are left out, because they can differ between machines.
+    """
     root = root or Path(sysconfig.get_path("stdlib"))
     files = sorted(
         (p.relative_to(root).as_posix(), p)
@@ -72,7 +75,9 @@ def files_of(path: str) -> list[Path]:
     if os.path.isdir(path):
         found = _files_below(path)
         if not found:
-            raise ConfigError(f"data.path {path!r} has no files (hidden ones do not count): choose a folder with texts")
+            raise ConfigError(
+                f"data.path {path!r} has no files (hidden files do not count): choose a folder with texts"
+            )
         return found
     if glob.has_magic(path) and not os.path.lexists(path):
         found = sorted(_regular(path, map(Path, glob.glob(path, recursive=True))), key=Path.as_posix)

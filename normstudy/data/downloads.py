@@ -127,7 +127,10 @@ def _download(name: str, corpus: Corpus, part: Path, url: str, output_file: str,
 
 
 def _receive(name: str, url: str, part: Path) -> bool:
-    """Append the rest of `url` to `part`, or rewrite `part` if the server sends all. Return whether it appended."""
+    """Append the missing bytes of `url` to `part`, and return True.
+
+    If the server sends the whole file instead, overwrite `part`, and return False.
+    """
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -152,7 +155,7 @@ def _receive(name: str, url: str, part: Path) -> bool:
 
 
 def _chunks(url: str, response: http.client.HTTPResponse, done: int, total: int | None) -> Iterator[bytes]:
-    """Yield a response's bytes. Raise a ConfigError if it ends early. done: the bytes received in earlier attempts."""
+    """Yield a response's bytes. Raise a ConfigError if some are missing. done: number of bytes received before."""
     reason = "the connection was closed"
     try:
         while chunk := response.read1(CHUNK):

@@ -39,7 +39,7 @@ def entropy_rate(matrix: Floats) -> float:
 
 def synthetic_tokens(seed: int) -> Array:
     """Draw a text of SYNTHETIC_LENGTH tokens from the Markov source that `seed` determines."""
-    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # without the last edge, which rounding may put below 1
+    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # without the last sum, which rounding may put below 1
     uniform = np.random.Generator(np.random.Philox(key=[seed, 2])).random(SYNTHETIC_LENGTH)
     symbol, out = 0, bytearray()
     for u in uniform.tolist():

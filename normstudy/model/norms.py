@@ -30,7 +30,7 @@ def dynamic_tanh(x: Tensor, a: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 class FunctionNorm(nn.Module):
-    """Call `function` with x and with the parameters that are named as its other arguments.
+    """Call `function` with x and with each of the learned parameters a, gamma and beta that `function` takes.
 
     The scalar `a` is initially 0.5, gamma (D,) is 1, and beta (D,) is 0.
     """

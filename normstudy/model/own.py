@@ -80,7 +80,7 @@ _loaded: dict[str, tuple[Path, str]] = {}  # module -> (its folder, the sha256 o
 def load(spec: str, planned: str | None = None) -> Callable[..., object]:
     """Return the function or class that `spec` names. Import its module first if it is new or its source has changed.
 
-    planned: the sha256 that the source had when the sweep was planned. Raise a ConfigError if it has another one now.
+    planned: the sha256 that the source had when the sweep was planned. Raise a ConfigError if the source has changed.
     """
     module, name = split(spec)
     root, files = sources_of(spec)
@@ -157,7 +157,7 @@ def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
 
 
 def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Call `make` on the CPU with torch's generator seeded, and store `make` in the module for `made_by`."""
+    """Seed torch's generator, call `make` on the CPU, and store `make` in the module, where `made_by` finds it."""
     before = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's generator too
     try:

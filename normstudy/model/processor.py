@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info
 
 @functools.cache
 def by_mkl() -> bool:
-    """Return whether MKL computes linear maps. NumPy always computes attention, because its matrices have gaps."""
+    """Return whether MKL computes linear maps. NumPy always computes attention, since MKL needs contiguous rows."""
     import torch  # imported late, since `normstudy bench` reads cpu_info without torch
 
     return torch.backends.mkl.is_available() and cpu_info("vendor_id") == "GenuineIntel"  # type: ignore[no-untyped-call]

@@ -230,7 +230,7 @@ class Transformer(nn.Module):
         return x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D), but not the second stream."""
+        """Return logits (B, T, V) and the residual stream [x_0 ... x_L], each (B, T, D). The stream r is left out."""
         x_BTD = r_BTD = self.embedding(tokens_BT)
         residual = [x_BTD]
         for block in self.blocks:

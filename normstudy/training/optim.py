@@ -98,7 +98,7 @@ def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficie
 
 
 def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
-    """Update by AdamW (arXiv:1711.05101) if `decoupled`, else by Adam (arXiv:1412.6980) with decay in the gradient."""
+    """Update by AdamW (arXiv:1711.05101) if `decoupled`, else by Adam (arXiv:1412.6980), which adds decay to g."""
     m, v = state["m"], state["v"]
     if "decay" in c and not decoupled:
         g.add_(p * c["decay"])

@@ -46,7 +46,7 @@ class StackedRuns:
     def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
         """Return the losses (runs,) and the residual stream, a list of (runs, B, T, D), on tokens (runs, B, T + 1).
 
-        If same_tokens, the tokens are (B, T + 1) and all runs read the same ones.
+        If same_tokens, all runs read the same tokens, (B, T + 1).
         """
 
         def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -163,7 +163,7 @@ def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:
     """
     # A sum over the last axis of a contiguous matrix adds in an order that does not depend on the number of runs.
     norm = norms.double().square().T.contiguous().sum(1).sqrt()
-    # For a run without a limit whose norm is inf, limits / norm would be NaN.
+    # A run without a limit has the limit inf. If its norm is inf too, limits / norm would be NaN.
     return torch.where(limits.isinf(), 1.0, (limits / (norm + 1e-6)).clamp(max=1))
 
 

@@ -71,7 +71,7 @@ def test_every_tenth_block_is_validation(n_tokens: int, size: int) -> None:
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 19])
 def test_a_text_too_short_to_cut_is_refused(n_tokens: int) -> None:
-    with pytest.raises(ConfigError, match=f"the text has {n_tokens} bytes, fewer than 20: use"):
+    with pytest.raises(ConfigError, match=f"the text has {n_tokens} bytes, fewer than 20 .2 for each of 10 blocks"):
         split(np.zeros(n_tokens, np.uint8))
 
 

@@ -7,13 +7,13 @@ with two sequences of the run's length and width, at initialization. The results
     call                                                detects
     first                                               a wrong result, changes in place, inf or NaN
     the same call again                                 random numbers, a state that changes between calls
-    with another second sequence; with one sequence     statistics across sequences
-    with another last token; with other later tokens    access to later tokens
-    with one run                                        access to other runs
+    second sequence replaced; first sequence removed    statistics across sequences
+    last token replaced; several later tokens replaced  access to later tokens
+    second run removed                                  access to other runs
     with gradients                                      unused or detached arguments, parameters from outside
 
-A module's constructor is called twice with one seed and once with another. Rules about the returned value come first,
-since the other checks need a valid value.
+A module's constructor is called twice with one seed and once with another, to compare the parameters. Rules about the
+returned value are checked first, since the other checks need a valid value.
 """
 
 from __future__ import annotations

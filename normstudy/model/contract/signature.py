@@ -19,7 +19,7 @@ Maker = Callable[[], nn.Module]
 
 
 def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a block's arguments. Return a function that constructs layer 0's module; None if `found` is a function."""
+    """Check a block's arguments. If `found` is a class, return a function that constructs layer 0's module."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
@@ -32,7 +32,7 @@ def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> 
 
 
 def norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a norm's arguments. Return a constructor of the norm for width d_model; None if `found` is a function."""
+    """Check a norm's arguments. If `found` is a class, return a function that constructs it for width d_model."""
     cls = _module_class(spec, found)
     if cls is None:
         _check_names(spec, found, sources.NORM_ARGUMENTS)
@@ -58,7 +58,7 @@ def _module_class(spec: str, found: object) -> type[nn.Module] | None:
     if not isinstance(found, type):
         return None
     if not issubclass(found, nn.Module):
-        raise ConfigError(f"{spec}: this class is no subclass of nn.Module: write such a subclass or a function")
+        raise ConfigError(f"{spec}: this class is no subclass of nn.Module: make it a subclass, or write a function")
     if found.forward is nn.Module.forward:
         raise ConfigError(f"{spec}: this class has no forward method: add one that takes x and returns the new x")
     return found

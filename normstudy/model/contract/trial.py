@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 
 
 class _Method(nn.Module):
-    """Make a method of module `of` a forward method, because torch.func.functional_call can call no other method."""
+    """Call a chosen method of the module `of` in `forward`, because torch.func.functional_call calls only `forward`."""
 
     def __init__(self, of: nn.Module, method: str) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ def _call(module: nn.Module, method: str, params: dict[str, Tensor], inputs: lis
 
 @dataclass(frozen=True)
 class Subject:
-    """Hold what the trial calls: the block of one layer, or a norm of one width, with the parameters of two runs.
+    """The block of one layer, or a norm of one width, that is called on trial, with the parameters of two runs.
 
-    who: its name in error messages. specs: the user's own blocks and norms that a call reaches.
+    who: the block or norm, as error messages name it. specs: the user's own blocks and norms that a call reaches.
     params: name in the module -> (runs, *shape). streams: how many streams a call must return.
     parts: the arguments that a call must use. widths: the lengths of an input's axes after the token axis.
     """
@@ -62,7 +62,7 @@ class Subject:
         return rules.broken(self.who, rule, what, do)
 
     def call(self, params: dict[str, Tensor], inputs: list[Tensor], how: str = "") -> list[Tensor]:
-        """Call the block or norm for all runs at once. Return its streams (runs, B, T, ...). how: a note for errors."""
+        """Call the block or norm for all runs at once. Return (runs, B, T, ...) per stream. how: a note in errors."""
 
         def of_one_run(params: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
             return self._streams(_call(self.module, self.method, params, inputs), inputs[0])
@@ -85,7 +85,7 @@ class Subject:
             if self.streams == 1:
                 raise self.broken(rules.RETURN, f"{what} one tensor", "return x")
             raise self.broken(
-                rules.RETURN, f"{what} two tensors, which a block with the argument r returns", "return x, r"
+                rules.RETURN, f"{what} two tensors (a block with the argument r returns x and r)", "return x, r"
             )
         for s in streams:
             if s.shape != x.shape:
@@ -241,7 +241,10 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
 
 
 def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
-    """Return a copy of t with random numbers at `where`. Their mean is t's RMS, and their std is 3 times the RMS."""
+    """Return a copy of t with random numbers at `where`, so large that a dependence on them shows in the result.
+
+    The mean of the random numbers is t's RMS, and their standard deviation is 3 times t's RMS.
+    """
     out = t.clone()
     size = t.square().mean().sqrt()
     out[where] = size * (1 + 3 * normal(tuple(out[where].shape), seed).to(t.device))
