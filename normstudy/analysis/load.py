@@ -29,10 +29,10 @@ class Tables(NamedTuple):
 def load(study_dir: Path | str, *, join: bool = False) -> Tables:
     """Read a study, even while a sweep is writing it. Raises ConfigError for a folder that is not a study.
 
-    Adds to the table `runs` the columns outcome (null for an unfinished run), gap_closed (see `outcomes.gap_closed`)
-    and bits_per_byte (the final validation loss in bits per byte). Adds to `modules` the column update_ratio, which is
-    update_norm / param_norm, or null if param_norm is 0. join: also copy columns of `runs` to the other three tables:
-    outcome, the columns ALWAYS_JOINED, and every config column that varies in the study.
+    The table `runs` gets the columns outcome (null for an unfinished run), gap_closed (see `outcomes.gap_closed`) and
+    bits_per_byte (the final validation loss in bits per byte). The table `modules` gets the column update_ratio, which
+    is update_norm / param_norm, or null if param_norm is 0. join: also add columns of `runs` to steps, modules and
+    residual, namely outcome, the columns ALWAYS_JOINED, and every config column that varies in the study.
     """
     # `runs` is read first, because a sweep saves a run's rows in the other tables before it marks the run as done.
     runs = tell_sources_apart(tables.read(study_dir, "runs"))

@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 MIN_PAIRS = 5  # fewer pairs give no verdict, because few seeds say little about the spread of losses
 
 PAIRED = ["seed", "data_seed"]  # seed columns, whose values are equal in both runs of a pair
-NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # config columns by which runs cannot be compared
+NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # `--by` refuses seeds, and columns that do not identify a run
 RESULTS = (
     "by", "arm", "baseline", "outcomes", "baseline_outcomes", "loss", "baseline_loss", "difference", "ci_low",
     "ci_high", "pairs", "unpaired", "failed", "verdict",
@@ -27,7 +27,7 @@ RESULTS = (
 def cell_columns(by: str) -> list[str]:
     """Return the columns, besides seeds, whose values must be equal in both runs of a pair.
 
-    These are all `treatments` except `by`, and the text's sha256, because losses on different texts cannot be compared.
+    These are the text's sha256, because losses on different texts cannot be compared, and all `treatments` except `by`.
     """
     return [c for c in (*treatments(), "data_sha256") if c != by]
 
@@ -66,7 +66,10 @@ def verdict(pairs: int, low: float, high: float) -> str:
 
 
 def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
-    """Return each run's final validation loss. If it is not finite, return the loss at step 0, or else ln(vocab)."""
+    """Return each run's final validation loss. Replace a loss that is not finite by the run's loss at step 0.
+
+    If the loss at step 0 is missing or not finite too, use ln(vocab), the loss of uniform prediction.
+    """
     at_init = steps[steps["step"] == 0].set_index("run_id")["val_loss"]
     loss = runs["final_val_loss"].to_numpy(np.float64)
     for stand_in in (runs["run_id"].map(at_init), runs["ln_vocab"]):
@@ -77,14 +80,15 @@ def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
 def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: str | None = None) -> pd.DataFrame:
     """Compare each value of `by` (an arm) with one value, the baseline. Return a row for each cell and arm.
 
-    A cell is a combination of values of those `cell_columns` that vary. The returned table has these columns, then the
-    columns RESULTS. The default baseline is null if it occurs, otherwise the smallest number or the alphabetically
-    first text. A pair is two finished runs of a cell with equal seeds: one of the arm and one of the baseline.
+    A cell is a combination of values of those `cell_columns` that vary. The returned table has a column for each of
+    these `cell_columns`, then the columns RESULTS. The default baseline is null if it occurs, otherwise the smallest
+    number or the alphabetically first text. A pair is two finished runs of a cell with equal seeds: one of the arm and
+    one of the baseline.
 
     loss, baseline_loss and difference (loss - baseline_loss) are means over pairs. outcomes counts all finished runs,
     unpaired counts finished runs without a partner, and failed counts runs that ended in an error. If runs were
-    repeated with other probe or eval settings, only one pair counts for each seed: a pair with equal eval_windows if
-    there is one, and among several the pair with the most windows.
+    repeated with other probe or eval settings, each seed still gives one pair. Pairs whose runs have equal eval_windows
+    are preferred, then pairs with more windows.
 
     Raises ConfigError if `by` is not a comparable column or does not vary, if runs on the same text do not differ in
     `by`, and if `baseline` is not a value of `by`.
@@ -142,7 +146,7 @@ Seeds = tuple[Value, ...]  # a run's values in the columns PAIRED
 
 
 class _Run(NamedTuple):
-    """Hold what a comparison needs of a run, in a tuple because pandas is slow for the few runs of a cell."""
+    """Hold the values of a run that a comparison needs. For the few runs of a cell, tuples are faster than pandas."""
 
     seeds: Seeds
     run_id: str

@@ -1,4 +1,4 @@
-"""Select runs by values of columns. Values are compared by their column's type: 3e-3 is 0.003, and `null` is unset."""
+"""Select runs by values of columns. How a value is read depends on the column's type: as a number, 3e-3 is 0.003."""
 
 from __future__ import annotations
 

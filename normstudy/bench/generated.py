@@ -1,4 +1,4 @@
-"""Generate a large study of made-up numbers, in files like those of a sweep. Row f and scripts/scaling.py use it."""
+"""Generate a large study of made-up numbers, in files like a sweep's, for row f and scripts/scaling.py."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
 
 
 def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[dict[str, object], dict[str, Columns]]:
-    """Make up a run's row of `runs`, and the columns of its other three tables. Some post-norm runs get stuck."""
+    """Make up a run's row of `runs`, and the run's columns of the other three tables. Some post-norm runs get stuck."""
     m, s, p = config.model, config.schedule, config.probe
     stuck = m.placement == "post" and s.peak_lr >= 3e-3 and s.warmup_steps <= 20
     end = (H1 - 0.02 if stuck else 2.1 - 0.05 * math.log10(s.peak_lr / 1e-3)) + rng.normal(0, 0.013)

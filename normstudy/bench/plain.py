@@ -107,7 +107,7 @@ def train(
 
 
 class Recorder:
-    """Train a plain run, and measure what normstudy records. One call per step computes the norms of all tensors."""
+    """Train a plain run, and measure what normstudy records. In each step, one call of torch computes all norms."""
 
     def __init__(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer

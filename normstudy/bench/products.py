@@ -12,12 +12,12 @@ from normstudy.bench.subjects import Work
 from normstudy.config import RunConfig
 
 ATTENTION, ATTENTION_BACKWARD = "attention", "attention backward"
-# (count, m, k, n, layout): `count` products of (m, k) by (k, n). layout: nn; or tn, nt if one factor is transposed.
+# (count, m, k, n, layout): `count` products of (m, k) by (k, n). layout: per factor, t if transposed, otherwise n.
 Product = tuple[int, int, int, int, str]
 
 
 class Piece(NamedTuple):
-    """Hold a sequence of matrix products, such as those of attention, which a run-step computes `times` times."""
+    """Hold a sequence of matrix products, such as attention's. A run-step computes the whole sequence `times` times."""
 
     name: str
     products: tuple[Product, ...]
@@ -25,7 +25,7 @@ class Piece(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Return how many floating-point operations a run-step needs for all of these products."""
+        """Return how many floating-point operations a run-step needs to compute the sequence `times` times."""
         return self.times * sum(2 * batch * m * k * n for batch, m, k, n, _ in self.products)
 
 
@@ -47,7 +47,7 @@ def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
 
 
 def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], object]]:
-    """Return, by the name of a library, a function that computes a piece's products for a batch of runs."""
+    """Return library -> a function that uses this library to compute a piece's products for a batch of runs."""
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -83,9 +83,9 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
 
 
 def start_products(job: tuple[RunConfig, int]) -> Work:
-    """Return a function of ms. It times every piece with every library, for at least ms milliseconds.
+    """Return a function that times every piece with every library, for at least `ms` milliseconds each.
 
-    It returns each piece's seconds per run-step with the fastest library. job: (config, number of runs in a batch).
+    The function returns each piece's seconds per run-step with the fastest library. job: (config, number of runs).
     """
     from normstudy.data import texts
 

@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Goal:
-    """Describe a line of the table. It shows the median over rounds of a metric of `subject`.
+    """Describe a line of the printed table. The line shows the median over rounds of `metric`, measured for `subject`.
 
     opponent: if not None, the subject's number is divided by the opponent's in each round. sense, limit: the goal, such
     as 'at least' 1.3 or 'at most' 1.05; both are None for a line without a goal.

@@ -26,7 +26,7 @@ OUT = {"quick": Path("results/bench/quick"), "full": Path("results/bench")}
 def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt: str) -> str:
     """Measure rows (None: all), write them to `out`, draw the figure, and return the table; "" if all rows are skipped.
 
-    mode: quick or full. Raises ConfigError for invalid arguments, before anything is measured or written.
+    mode: quick or full. An interrupted row is not written. Raises ConfigError for invalid arguments before measuring.
     """
     chosen = [*ROWS] if asked is None else check_rows(asked)
     paths.check_out(out)
@@ -47,7 +47,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
                 for sample in load(row)[1](Scope(mode == "quick", Path(folder))):
                     samples.append(sample)
                     bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}")
-            tables.write(out, row, samples, {**machine, "mode": mode, "started_at": started_at})  # only a whole row
+            tables.write(out, row, samples, {**machine, "mode": mode, "started_at": started_at})
             if bar.disable:
                 took = duration(time.monotonic() - began)
                 print(f"row {row}, {ROWS[row].title}: {len(samples)} numbers in {took}", file=sys.stderr, flush=True)
@@ -55,7 +55,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
 
 
 def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
-    """Draw the figure of `out`; return the table of some rows (None: all). Raises ConfigError if `out` lacks a row."""
+    """Draw the figure of `out`'s rows; return the table of the asked rows. Raises ConfigError if a row is missing."""
     stored = tables.stored_rows(out)
     if not stored:
         raise ConfigError(f"{out} has no table of a benchmark: run normstudy bench first, or pass another --out")

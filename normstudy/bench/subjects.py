@@ -23,7 +23,7 @@ Crew = list[Child]
 
 
 def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> Child:
-    """Start a process that calls `start(job)` once. Then `together` makes it call the function that `start` returned.
+    """Start a process that calls `start(job)` to get a function, and calls this function when `together` asks for it.
 
     like_worker: whether the process has the environment variables and the garbage collection of a sweep's worker.
     """
@@ -105,7 +105,7 @@ D32_L4, D64_L6 = Case(32, 4, 8, 32), Case(64, 6, 8, 64)
 
 
 def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = None) -> RunConfig:
-    """Configure a run of the default model that never ends. probe: None for probes at every 20th step."""
+    """Configure a run of the default model that never ends. If `probe` is None, every 20th step is probed."""
     return RunConfig(
         study="speed", seed=seed, schedule=cfg.ScheduleConfig(n_steps=cfg.INT_MAX),
         model=cfg.ModelConfig(n_layers=case.n_layers, d_model=case.d_model, n_heads=case.d_model // D_HEAD),
@@ -115,7 +115,7 @@ def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = Non
 
 
 def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
-    """Return a function that trains a batch for n steps, writes tables like a worker, and returns its CPU seconds."""
+    """Return a function that trains a batch for n steps, writes tables like a worker, and returns the CPU seconds."""
     from normstudy.data import texts
     from normstudy.model import transformer
     from normstudy.study import tables
@@ -132,7 +132,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
     def step() -> None:
         record = next(records)
-        assert isinstance(record, batch.Record), f"a run has ended, so the batch would seem too fast: {record}"
+        assert isinstance(record, batch.Record), f"a run ended, so the batch's speed would be overestimated: {record}"
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
         if (record.step + 1) % window == 0:
@@ -142,7 +142,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
 
 def start_loop(job: tuple[str, RunConfig]) -> Work:
-    """Return a function that trains for n steps and returns its CPU seconds. job: (function in plain.py, config)."""
+    """Return a function that trains for n steps and returns the CPU seconds. job: (function in plain.py, config)."""
     import torch
 
     from normstudy.bench import plain
@@ -166,7 +166,7 @@ class Race(contextlib.ExitStack):
 
     Each subject takes a fixed number of steps in every round, chosen so that all subjects take about equally long and
     normstudy completes whole probe periods. A subject's time ends when its last process finishes. `busy_cores` is CPU
-    time / wall time; below `n`, other programs used the cores too. Leaving the context ends the processes.
+    time / wall time; a value below `n` suggests that other programs ran too. Leaving the context ends the processes.
     """
 
     def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:

@@ -13,7 +13,7 @@ from normstudy.analysis.grid import markdown_table, plain_table, three_digits
 from normstudy.bench.rows import THEORY, Goal, load
 
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
-WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # most characters in a line of a note, and in each column
+WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # largest widths, in characters: of a note, of each column
 LEGEND = (
     "A ratio compares two subjects that were measured one after the other in one round. The table shows the median "
     "over rounds, with the smallest and the largest in brackets. A goal is met if the median meets it."
@@ -49,7 +49,7 @@ def results(stored: pd.DataFrame) -> list[Result]:
             samples = part[(part["case"] == goal.case) & (part["metric"] == goal.metric)]
             units = sorted(samples["unit"].unique())
             if len(units) > 1:
-                raise ValueError(f"samples of one goal have several units, {', '.join(units)}; use one: {goal}")
+                raise ValueError(f"samples have several units ({', '.join(units)}): use one unit for {goal}")
             subjects = [name for name in (goal.subject, goal.opponent, THEORY) if name is not None]
             wide = samples.pivot_table(index="round", columns="subject", values="value").reindex(columns=subjects)
             numbers = wide[goal.subject] if goal.opponent is None else wide[goal.subject] / wide[goal.opponent]
@@ -67,7 +67,7 @@ def missing(stored: pd.DataFrame) -> list[Goal]:
 
 
 def machine_lines(stored: pd.DataFrame) -> list[str]:
-    """Describe mode, machine, versions and date of the measurements, in one line for all rows that share them."""
+    """Describe mode, machine, versions and date of the measurements. Rows with equal descriptions share one line."""
     alike: dict[str, list[str]] = {}
     for row, part in stored.groupby("row", sort=False):
         at = part.iloc[0]

@@ -52,10 +52,10 @@ def machine(device: str) -> Mapping[str, object]:
 
 
 def write(out: Path, row: str, samples: Sequence[Sample], shared: Mapping[str, object]) -> None:
-    """Write the table of a row to `out`, replacing an earlier one. shared: columns that are equal for all samples."""
+    """Write a row's table to `out`, in place of an earlier table of the row. shared: columns equal for all samples."""
     names = {(s.case, s.subject, s.metric, s.round) for s in samples if s.row == row and math.isfinite(s.value)}
     if not 0 < len(names) == len(samples):
-        raise ValueError(f"only {len(names)} of {len(samples)} samples are finite, different and of row {row}")
+        raise ValueError(f"make all samples finite, distinct and of row {row}: only {len(names)} of {len(samples)} are")
     content = pa.Table.from_pylist([{**asdict(sample), **shared} for sample in samples], schema=SCHEMA)
     files.place_output(out, f"{row}.parquet", parquet.encode_values(content))
 

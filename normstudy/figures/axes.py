@@ -50,7 +50,10 @@ def norm_axis(ax: Axes) -> None:
 
 
 def norm_ticks(axis: Axis) -> None:
-    """Set logarithmic ticks that all matplotlib versions draw alike, and plain numbers on an axis such as 1 to 50."""
+    """Choose the ticks of a logarithmic axis so that all matplotlib versions draw it alike.
+
+    An axis that spans less than a factor of 100 gets plain numbers (1, 2, 5, 10, ...) instead of powers of ten.
+    """
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

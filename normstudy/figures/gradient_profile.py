@@ -109,7 +109,7 @@ def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
 
 
 def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
-    """Draw a panel for each value of the facet. Three colors show the first step, an early step and the last step."""
+    """Draw a panel for each value of the facet. Colors show three snapshots of training: first, second and last."""
     runs, notes = one_color(study, study.at_headline())
     panels, more = study.panels(runs, MAX_ROWS)
     shown = pd.concat([p.runs for p in panels])

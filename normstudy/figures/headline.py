@@ -17,7 +17,8 @@ from normstudy.figures.study import MODULE, Lacks, Study, at_most_one, held
 def headline(study: Study) -> Figure:
     """Draw validation loss against step on the left, and the first/last-layer gradient ratio on the right.
 
-    With a facet, draw final losses and ranges of ratios, in a row for each value of the facet.
+    If the study has a facet (a text field with too many values for colors), draw a row for each value of the facet
+    instead: final losses on the left, and the range of ratios on the right.
     """
     needs_layers(study)
     if study.look.facet is not None:
@@ -46,7 +47,7 @@ def headline(study: Study) -> Figure:
 
 
 def _ranked(study: Study) -> Figure:
-    """For each value of the facet, draw a row with final losses and ranges of gradient ratios at the largest depth."""
+    """Draw a headline with a row for each value of the facet, from the runs with the largest depth."""
     order = ranking.rank(study, deepest=True)
     fig = Figure(figsize=(style.TWO_COLUMNS, ranking.height(order)), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True)

@@ -177,7 +177,10 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
 
 
 def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
-    """Choose a color for each value: fixed for a built-in name, unused so far for another. Deeper models are darker."""
+    """Choose a color for each value of the field `hue`. If `hue` is n_layers, deeper models get darker colors.
+
+    Otherwise a built-in name has a fixed color, and each user-defined name gets a color that no other value has.
+    """
     if hue == "n_layers":
         return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     fixed = style.PLACEMENT_COLORS if hue == "placement" else {}

@@ -79,7 +79,7 @@ class Cell(NamedTuple):
 
 
 def ranked_field(study: Study) -> str:
-    """Return the field to rank: the facet, or without a facet the text field with the most values.
+    """Return the field to rank: the study's facet if it has one, otherwise the text field with the most values.
 
     Raises Lacks if no text field has at least MIN_VALUES values.
     """

@@ -91,7 +91,7 @@ def rc() -> dict[str, object]:
 
 
 def save(fig: Figure, path: Path, fmt: str) -> None:
-    """Write a figure, with equal bytes for equal matplotlib versions. A PNG's metadata contain this version."""
+    """Write a figure without dates, so that the same version of matplotlib always writes the same bytes."""
     metadata: dict[str, dict[str, str | None]] = {
         "png": {"Software": f"Matplotlib {matplotlib.__version__}"},
         "svg": {"Date": None, "Creator": None},

@@ -20,7 +20,8 @@ ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
     "heatmap", "gradient_ratio",
 )  # fmt: skip
-# Up to these limits, one process finishes drawing before a second process would have finished its imports.
+# One process draws this many figures, or a study with tables of this many bytes, before a second process would have
+# finished its imports.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
@@ -40,7 +41,7 @@ def plot(
     mine, child = names, None
     if len(names) > FEW_FIGURES and len(os.sched_getaffinity(0)) > 1 and _is_large(study_dir):
         half = (len(names) + 1) // 2
-        with contextlib.suppress(OSError):  # if no second process can start, this process draws all
+        with contextlib.suppress(OSError):  # if no second process can start, this process draws all figures
             child = Child(_draw, study_dir, names[half:], where, fmt, out)
             mine = names[:half]
     try:
@@ -69,7 +70,10 @@ def _is_large(study_dir: Path) -> bool:
 def _draw(
     pipe: Connection, study_dir: Path, names: list[str], where: dict[str, str] | None, fmt: str, out: Path | None
 ) -> None:
-    """Draw figures and send `found` to the parent. After an error send nothing; the parent then draws the figures."""
+    """Draw figures and send the result's `found` to the parent process.
+
+    After an error send nothing. The parent process then draws these figures itself.
+    """
     gc.disable()  # saves time, and a short process has little garbage
     with contextlib.suppress(Exception):
         from normstudy.figures.draw import plot_study
