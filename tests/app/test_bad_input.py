@@ -306,8 +306,8 @@ BAD: list[tuple[str, list[str]]] = [
     ("run data=file data.path=F/*.nothing", ["*.nothing", "matches no file"]),
     ("run data=file data.path=/proc/self/mem", ["/proc/self/mem", "cannot be read"]),
     ("run data=file data.path=F/empty.txt", ["empty.txt", "0"]),
-    ("run data=synthetic data.seq_len=4096", ["data.seq_len 4096", "the 4096 tokens of the longest block"]),
-    ("sweep data=synthetic data.seq_len=64,5000", ["data.seq_len 5000", "the 4096 tokens of the longest block"]),
+    ("run data=synthetic data.seq_len=4096", ["data.seq_len 4096 is not below 4096", "longest block"]),
+    ("sweep data=synthetic data.seq_len=64,5000", ["data.seq_len 5000 is not below 4096", "longest block"]),
     # commands
     ("swep", ["'swep'", "run, sweep, plot, compare, status, cancel, check, compact", "Did you mean sweep?"]),
     ("--fast", ["'--fast'"]),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
+import hydra
+from hydra import initialize_config_dir
+from studies import REQUEST
 
 from normstudy.app import compose
-from normstudy.cli import main as cli
 from normstudy.study import tables
+from normstudy.sweep import execute, planning
 
 PRESETS = sorted(p.stem for p in (compose.conf_dir() / "model").glob("*.yaml"))
 
@@ -42,15 +44,20 @@ def test_each_is_a_few_lines_with_a_source() -> None:
         assert "arXiv" in lines[0] or "released code" in lines[0], name
 
 
-def test_they_train_in_one_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_train_in_one_sweep(tmp_path: Path) -> None:
     """One sweep over all presets, at width 16, where d_model^-1/2 is 1/4."""
-    monkeypatch.chdir(tmp_path)
     words = [
         "data=synthetic", "data.seq_len=16", "data.batch_size=2", "eval.windows=4", "schedule.n_steps=4",
-        "model.d_model=16", "model.n_heads=2", "model.n_layers=1,2", "execution.device=cpu", "study=presets",
-        "execution.workers=1",
+        "model.d_model=16", "model.n_heads=2", "execution.device=cpu", "study=presets", "execution.workers=1",
+        f"results_dir={tmp_path / 'results'}",
     ]  # fmt: skip
-    assert cli.main(["sweep", f"model={','.join(PRESETS)}", *words]) == 0
+    with initialize_config_dir(str(compose.conf_dir()), version_base="1.3"):
+        composed = [
+            hydra.compose("config", [f"model={preset}", f"model.n_layers={depth}", *words])
+            for preset in PRESETS
+            for depth in (1, 2)
+        ]
+    execute.execute(planning.plan([compose.to_run_config(c) for c in composed]), REQUEST)
     runs = tables.read(tmp_path / "results" / "presets", "runs")
     found = {tuple(None if v != v else v for v in row) for row in runs[COLUMNS].itertuples(index=False)}
     assert found == set(EXPECTED.values())

@@ -552,7 +552,7 @@ def test_a_disk_that_does_not_take_it_leaves_nothing(study: Path, tmp_path: Path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(told.value).startswith(f"{tmp_path}/new/folders/out cannot be written: File too large. No partial")
-    assert str(told.value).endswith("result is left; raise ulimit -f, or give another --out")
+    assert str(told.value).endswith("result is left. What to do: raise ulimit -f, or give another --out")
     assert not list(tmp_path.iterdir())
 
 

@@ -126,7 +126,7 @@ def drawn_by_the_first(folder: Path) -> list[Path]:
     return [path for name in ("training_loss", "final_grid") for path in folder.glob(f"*/{name}.*")]
 
 
-MOMENTS = pytest.mark.parametrize("after", [0.0, 0.03, 0.06, None])
+MOMENTS = pytest.mark.parametrize("after", [0.0, 0.05, None])
 
 
 @needs_two_cores

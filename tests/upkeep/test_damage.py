@@ -139,7 +139,7 @@ def test_a_damaged_record_of_a_sweep_is_found_by_check(
     assert main.main(["check", str(study)]) == 1
     (line,) = capsys.readouterr().out.splitlines()[1:]
     assert line.startswith(f"sweeps/{path.name}: is damaged (")
-    subprocess.run(line[line.index(": rm ") + 2 : line.index("; normstudy")], shell=True, check=True)
+    subprocess.run(line[line.index(": rm ") + 2 : line.index(" (then normstudy")], shell=True, check=True)
     assert main.main(["check", str(study)]) == 0
 
 
