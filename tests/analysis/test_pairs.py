@@ -339,7 +339,7 @@ post             0  2 learned   3.464
 pre              0  5 learned   2.041
                 20  5 learned   2.041  +0.000 [+0.000, +0.000]      5  no difference shown
 """
-    assert lines[4:] == expected.strip("\n").splitlines()
+    assert lines[lines.index("") + 1 :] == expected.strip("\n").splitlines()
 
 
 def test_a_complete_study_says_so(study: Path) -> None:
