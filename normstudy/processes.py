@@ -226,7 +226,7 @@ class _Template:
 
 
 class _Forked:
-    """A child that a template has forked, with the methods `send_signal` and `wait` of subprocess.Popen."""
+    """A child process forked by a template process. It has the methods `send_signal` and `wait` of subprocess.Popen."""
 
     def __init__(self, template: _Template) -> None:
         self.template = template

@@ -257,7 +257,10 @@ def reordered(x: Array, block: BlockParts) -> Array:
 
 
 def sub(x: Array, block: BlockParts) -> Array:
-    """Return y + ffn(norm2(y)) with y = x + attn(norm1(x)), and a norm before each output matrix (arXiv:2210.06423)."""
+    """Return y + ffn(norm2(y)) with y = x + attn(norm1(x)). In attn and ffn, another norm precedes the output matrix.
+
+    Source: arXiv:2210.06423.
+    """
     y = x + block.attn(block.norm("norm1", x), inner=lambda h: block.norm("norm1_inner", h))
     return y + block.ffn(block.norm("norm2", y), inner=lambda h: block.norm("norm2_inner", h))
 

@@ -52,9 +52,10 @@ def head(comparison: pd.DataFrame) -> str:
     by = comparison["by"].iloc[0]
     base = value_text(comparison["baseline"].iloc[0])
     text = (
-        f"Final validation loss (nats per token) by {by}; the baseline is {base}. The two runs of a pair differ only "
-        f"in {by}. The difference is a run's loss minus the baseline's, averaged over pairs (negative: lower than the "
-        f"baseline). Brackets are 95 % paired t intervals over seeds. Fewer than {MIN_PAIRS} pairs give no verdict."
+        f"Final validation loss (nats per token) by {by}, compared with the baseline {by}={base}. The two runs of a "
+        f"pair differ only in {by}. The difference is a run's loss minus the baseline's, averaged over pairs "
+        "(negative: lower than the baseline). Brackets are 95 % paired t intervals over seeds. Fewer than "
+        f"{MIN_PAIRS} pairs give no verdict."
     )
     if not comparison[["unpaired", "failed"]].to_numpy().any():
         text += " Every run is in a pair, and none failed."

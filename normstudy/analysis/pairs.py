@@ -146,7 +146,7 @@ Seeds = tuple[Value, ...]  # a run's values in the columns PAIRED
 
 
 class _Run(NamedTuple):
-    """Hold the values of a run that a comparison needs. For the few runs of a cell, tuples are faster than pandas."""
+    """Hold one run's values for a comparison. Each group has few runs, for which tuples are faster than pandas."""
 
     seeds: Seeds
     run_id: str

@@ -58,9 +58,9 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
 
 
 class Composition:
-    """Hold a composed configuration and set each job's plain values on it.
+    """Hold a composed configuration, and set a job's values on it to make the job's RunConfig.
 
-    A section in which no value changes is one object, shared by this RunConfig and the previous one.
+    Two consecutive RunConfigs share the object of a section, such as `model`, in which no value differs.
     """
 
     def __init__(self, config: DictConfig) -> None:

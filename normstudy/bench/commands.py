@@ -166,8 +166,8 @@ def dry_run(folder: Path, *words: str) -> float:
 
 
 def estimated(said: str) -> float:
-    """Return the seconds that a dry run estimates. Its output says `about 45 s`, `about 12:30` or `about 3:05:00`."""
-    parts = re.findall(r", about ([\d:]+)", said)[0].split(":")
+    """Return the seconds that a dry run estimates. It prints, for example, `estimated time 45 s` or `12:30`."""
+    parts = re.findall(r", estimated time ([\d:]+)", said)[0].split(":")
     return sum(60.0**i * int(part) for i, part in enumerate(reversed(parts)))
 
 

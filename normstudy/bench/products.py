@@ -17,7 +17,7 @@ Product = tuple[int, int, int, int, str]
 
 
 class Piece(NamedTuple):
-    """Hold a sequence of matrix products, such as attention's. A run-step computes the whole sequence `times` times."""
+    """Hold a sequence of matrix products, such as attention's. One step of one run repeats it `times` times."""
 
     name: str
     products: tuple[Product, ...]

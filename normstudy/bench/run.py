@@ -62,7 +62,7 @@ def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
     chosen = stored if asked is None else check_rows(asked)
     for row in chosen:
         if row not in stored:
-            raise ConfigError(f"{out} has no table of row {row}, only of {', '.join(stored)}: measure row {row} first")
+            raise ConfigError(f"{out} lacks row {row}, and has only {', '.join(stored)}: measure row {row} first")
     text = summary.render(tables.read(out, chosen), fmt)
     figure.draw(tables.read(out, stored), out)
     return text if fmt == "markdown" else f"{text}\nTables and figure: {out}"

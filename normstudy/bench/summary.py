@@ -21,7 +21,7 @@ LEGEND = (
 
 
 class Result(NamedTuple):
-    """Hold the numbers measured for a goal, one per round. unit: empty for a ratio. theory: what a formula predicts."""
+    """Hold a goal's measured numbers, one per round. A ratio has an empty unit. theory: what a formula predicts."""
 
     goal: Goal
     unit: str

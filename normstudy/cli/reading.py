@@ -34,7 +34,7 @@ def plot(argv: list[str]) -> int:
     for path in result.paths:
         print(path)
     for line in result.skipped:
-        print(f"figure not drawn: {line}")
+        print(line)
     return 0
 
 

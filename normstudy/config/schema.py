@@ -45,7 +45,7 @@ class ModelConfig:
     init: str = "auto"  # a name in model/init.py; auto: the placement's choice, mostly xavier
     force_init: bool = False  # whether to accept an init that the placement's source excludes
     embed_init: str = "unit"  # unit: x_0 has variance 1 | std: embed_std | scaled: token embeddings times sqrt(d_model)
-    embed_std: float | None = None  # std of the initial embeddings; null: 0.02 for std, d_model^-1/2 for scaled
+    embed_std: float | None = None  # of the initial embeddings; null: 0.02 if embed_init is std, d_model^-1/2 if scaled
     unembed_std: float | None = None  # std of the initial output matrix; null: chosen by model.init
     embed_norm: bool = False  # whether to normalize x_0 (optional in Peri-LN)
     n_layers: int = 6  # number of blocks

@@ -51,7 +51,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         if not isinstance(error, duckdb.Error):
             raise
         line = str(error).partition("\n")[0]
-        # DuckDB's error has no errno, but ends with the system's message, which tells the errno.
+        # DuckDB's error has no attribute errno, but its text ends with the system's message for an errno.
         for number in files.REMEDIES:
             if line.endswith(os.strerror(number)):
                 raise OSError(number, os.strerror(number)) from error

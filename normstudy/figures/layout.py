@@ -76,7 +76,7 @@ def panel_title(ax: Axes, text: str) -> None:
 
 
 def _extra_title_lines(fig: Figure) -> int:
-    """Count the extra lines of panel titles: for each row of panels, the lines after the longest title's first line."""
+    """Add up, over the rows of panels, the lines of the row's tallest title after its first line."""
     most: dict[int, int] = {}
     for ax in fig.axes:
         if (spec := ax.get_subplotspec()) is not None:

@@ -78,7 +78,7 @@ def forward(models: Models, params: dict[str, Tensor]) -> tuple[Tensor, list[Ten
 
 
 def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Compute the gradients of each model's loss, name -> (runs, *shape), and the residual stream."""
+    """Return the gradients of each model's loss, name -> (runs, *shape), and, separately, the residual stream."""
     leaves = {name: p.detach().requires_grad_() for name, p in models.params.items()}
     of_run = functools.partial(step.loss_of_run, models.model)
     losses, residual = torch.func.vmap(of_run)(leaves, models.tokens)

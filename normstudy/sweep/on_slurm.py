@@ -20,7 +20,7 @@ from normstudy.workers.task import Task
 
 POLL_SECONDS = 1.0  # seconds between two checks for files that a network file system shows late
 LATE_SECONDS = 60.0  # seconds for which a network file system (NFS) may show an outdated list of a folder's files
-PATIENCE_SECONDS = 30.0  # longest wait for the study's lock, because processes of the last jobs may still be ending
+PATIENCE_SECONDS = 30.0  # longest wait for the study's lock, which jobs that are ending may still hold
 
 
 def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:

@@ -17,12 +17,12 @@ from normstudy.workers import progress
 
 def print_plan(planned: Plan, asked: int) -> None:
     n, finished = len(planned.runs), len(planned.runs) - len(planned.missing)
-    line = f"{planned.study_dir.name}: {n} runs, {finished} finished, {len(planned.batches)} batches"
+    line = f"{planned.study_dir.name}: {n} runs, {finished} already finished, {len(planned.batches)} batches"
     if planned.batches:
         sizes = sorted({len(batch.run_ids) for batch in planned.batches})
         together = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
         line += f" of {together} on {planned.workers} workers ({planned.device})"
-        line += f", about {progress.duration(planned.seconds)}"
+        line += f", estimated time {progress.duration(planned.seconds)}"
     print(line, flush=True)
     if planned.given_up:
         print(f"{len(planned.given_up)} runs failed before and are left out. {RETRY}", flush=True)
@@ -41,7 +41,7 @@ def draw(study_dir: Path) -> None:
 
     try:
         for line in together.plot(study_dir).skipped:
-            print(f"figure not drawn: {line}")
+            print(line)
     except ConfigError as error:  # missing figures do not change the sweep's exit code
         print(f"no figures: {error}")
 

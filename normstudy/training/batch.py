@@ -209,7 +209,7 @@ def _record(
     step: int, alive: list[int], places: blocks.Ints, lr: list[float], measured: Measured, val_loss: Array | None,
     *, probed: bool,
 ) -> Record:  # fmt: skip
-    """Make the Record of the runs at positions `places` of `alive`. Norms that were not computed are NaN."""
+    """Make the Record of the runs `alive[i]` for each i in `places`. Norms that were not computed are NaN."""
 
     def norms(x: Tensor | None) -> Array:
         return np.full((1, len(places)), np.nan) if x is None else to_numpy(x)[:, places]

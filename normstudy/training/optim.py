@@ -1,4 +1,4 @@
-"""Compute learning rates, and update a batch of runs in place as the torch.optim optimizer of the same name does.
+"""Compute learning rates, and update a batch of runs in place. Each optimizer makes the updates of torch.optim's.
 
 All parameters of a batch form one matrix (runs, width) (layout.py). Optimizer settings may differ between runs, so the
 `coefficients` of a step are tensors (runs, 1), which are computed on the host before the step. An update replaces the

@@ -56,7 +56,7 @@ def module_of(parameter: str) -> tuple[int | None, str]:
 
 
 def modules_of(parameters: list[str]) -> Modules:
-    """List the modules of a model with these parameters: layer by layer, then the modules outside the blocks."""
+    """List the modules that own `parameters`: first the modules inside blocks, layer by layer, then the others."""
     keys = [module_of(p) for p in parameters]
     rows = sorted(set(keys), key=lambda k: (k[0] is None, k[0] if k[0] is not None else 0, keys.index(k)))
     return Modules([layer for layer, _ in rows], [name for _, name in rows], [rows.index(k) for k in keys])

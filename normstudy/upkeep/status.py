@@ -28,7 +28,8 @@ from normstudy.study.locks import Holder, holder_of
 from normstudy.upkeep.positions import Group, RunRow, groups_of, heads_of, rows_of
 from normstudy.workers import heartbeat
 
-# How often to try to read a study, and seconds between two tries. A try fails while a compaction replaces the tables.
+# The maximum number of attempts to read a study, and the seconds between attempts. An attempt fails while a
+# compaction replaces the tables.
 TRIES, WAIT = 4, 0.2
 AT_ONCE = 4_000_000  # steps, summed over runs, to read at a time for the outcomes; takes a few hundred megabytes
 MOST_LINES = 10  # maximum number of lines shown per list

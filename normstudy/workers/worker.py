@@ -137,7 +137,7 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
         if task.device == "cuda":
             torch.cuda.empty_cache()  # a smaller batch may be unable to reuse the memory that torch has cached
     n_steps = task.configs[0].schedule.n_steps
-    lost = len(ended) * n_steps - taken  # negative, to subtract the unfinished runs' steps from the bar
+    lost = len(ended) * n_steps - taken  # minus the unfinished runs' steps, which the progress bar counted
     if len(left) == 1:
         records.record_failure(task.study_dir, left[0], task.only(left).configs[0], details)
         yield Message(task.number, lost + n_steps, -resumed, failed=(left[0],), error=line)

@@ -149,7 +149,7 @@ def test_a_users_own_folder_works_like_ours(tmp_path: Path, monkeypatch: pytest.
     assert isinstance(base["model"], dict)
     assert base["model"]["d_model"] == 96
     assert cli.main(["sweep", "experiment=mine", "--config-dir", "own", "--dry-run", "model=tiny"]) == 0
-    assert capfd.readouterr().out.startswith("mine: 6 runs, 0 finished")
+    assert capfd.readouterr().out.startswith("mine: 6 runs, 0 already finished")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
 
 
@@ -471,7 +471,7 @@ def test_dry_run_writes_nothing_with_any_launcher(
     for launcher in ("normstudy", "joblib"):
         words = ["sweep", "--dry-run", *TINY, "seed=0,1", f"hydra/launcher={launcher}"]
         assert cli.main(words) == 0
-        assert "2 runs, 0 finished" in capfd.readouterr().out
+        assert "2 runs, 0 already finished" in capfd.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -481,7 +481,7 @@ def test_dry_run_trains_nothing_where_nothing_is_ours(
     monkeypatch.chdir(tmp_path)
     foreign = ["hydra/launcher=basic", "hydra/sweeper=basic"]
     assert cli.main(["sweep", "--dry-run", *TINY, "seed=0,1", *foreign]) == 0
-    assert capfd.readouterr().out.count("1 runs, 0 finished") == 2
+    assert capfd.readouterr().out.count("1 runs, 0 already finished") == 2
     assert not (tmp_path / "results/scratch/tables").exists()
 
 

@@ -257,7 +257,7 @@ def test_show_of_a_damaged_table_is_one_line(shown: Path, capfd: Capture) -> Non
         ("--show --quick", ["results/bench/quick has no table"]),
         ("--show --out nowhere", ["nowhere has no table"]),
         ("--show --device cpu", ["measures nothing", "--device cpu"]),
-        ("--show --out one --rows a,c", ["one has no table of row c, only of a"]),
+        ("--show --out one --rows a,c", ["one lacks row c, and has only a"]),
         ("--show --out one --rows z", ["'z'"]),
     ],
 )

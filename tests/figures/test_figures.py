@@ -31,7 +31,7 @@ from normstudy.figures.study import Study, load
 from normstudy.study import tables
 
 N_STEPS = 60
-NO_RANKING = "ranking: it needs a text field, such as placement, with at least 3 values"
+NO_RANKING = "figure ranking not drawn: it needs a text field, such as placement, with at least 3 values"
 
 
 @pytest.fixture(scope="module")
@@ -458,7 +458,7 @@ def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
     result = plot_study(folder, out=tmp_path / "out")
     lacking = "every run has n_layers=1, and two layers are needed"
     assert result.skipped == [
-        *(f"{name}: {lacking}" for name in ("headline", "gradient_ratio", "gradient_profile", "heatmap")), NO_RANKING,
+        *(f"figure {name} not drawn: {lacking}" for name in ("headline", "gradient_ratio", "gradient_profile", "heatmap")), NO_RANKING,
     ]  # fmt: skip
     assert [p.stem for p in result.paths] == ["loss_curves", "training_loss", "residual_path", "final_grid"]
     assert all(p.is_file() for p in result.paths)
@@ -467,7 +467,7 @@ def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
 def test_one_run_gives_all_but_the_grid(tmp_path: Path) -> None:
     write_handmade_run(tmp_path / STUDY, handmade_config(tmp_path))
     result = plot_study(tmp_path / STUDY)
-    assert result.skipped == ["final_grid: only the seed varies", NO_RANKING]
+    assert result.skipped == ["figure final_grid not drawn: only the seed varies", NO_RANKING]
     assert {p.parent for p in result.paths} == {tmp_path / STUDY / "figures"}
     assert len(result.paths) == len(FIGURES) - 2
 

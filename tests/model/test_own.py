@@ -956,7 +956,7 @@ def test_the_text_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
 
     (tmp_path / "my_block.py").write_text(code + "# changed\n")
     again = normstudy([*sweeping, *SHORT], tmp_path)
-    assert f"{len(before)} runs, {len(before) - len(own_runs)} finished" in again
+    assert f"{len(before)} runs, {len(before) - len(own_runs)} already finished" in again
     after = tables.read(study, "runs")
     assert len(after) == len(before) + len(own_runs)
     assert set(before["run_id"]) < set(after["run_id"])

@@ -108,7 +108,7 @@ def test_both_nodes_train_what_one_machine_trains(here: Path, tmp_path: Path) ->
     out, err = running.communicate()
     assert running.returncode == 0, err
     assert used == set(NODES)
-    assert re.search(r"long: 4 runs, 0 finished, 4 batches of 1 on 4 workers \(cpu\)", out)
+    assert re.search(r"long: 4 runs, 0 already finished, 4 batches of 1 on 4 workers \(cpu\)", out)
     assert re.search(r"Slurm array \d+: 2 jobs submitted", out)
     assert "outcomes: 4 " in out
     assert "difference" in out  # the comparison, as here
@@ -129,7 +129,7 @@ def test_a_killed_job_takes_its_runs_only_and_the_same_command_goes_on(here: Pat
     assert main.main(["check", str(tmp_path / STUDY)]) == 0
     done = finish(ON_SLURM, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "4 runs, 2 finished" in done.stdout
+    assert "4 runs, 2 already finished" in done.stdout
     assert_same_tables(here, tmp_path / STUDY)
 
 

@@ -31,7 +31,7 @@ def test_it_plans_what_its_pages_say(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main.main(["sweep", f"experiment={study}", "--dry-run"]) == 0
-    assert f"{study}: {RUNS[study]} runs, 0 finished" in capfd.readouterr().out
+    assert f"{study}: {RUNS[study]} runs, 0 already finished" in capfd.readouterr().out
     assert list(tmp_path.iterdir()) == []
     page = (ROOT / "experiments" / f"{study}.md").read_text()
     for heading in ("**Question.**", "**Prediction", "**Command.**", "**Finding.**"):

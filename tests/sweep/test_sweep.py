@@ -129,18 +129,18 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFi
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert losses[2] == losses[3] is not None
     out, err = capfd.readouterr()
-    assert "3 runs, 2 finished, 1 batches" in out
+    assert "3 runs, 2 already finished, 1 batches" in out
     assert "1 of the 4 requested runs repeat another run" in out
     assert "\r" not in err  # no bar where there is no terminal
     assert run.run_sweep(two, request=REQUEST) == losses[:2]
-    assert "2 runs, 2 finished, 0 batches" in capfd.readouterr().out
+    assert "2 runs, 2 already finished, 0 batches" in capfd.readouterr().out
     assert not (tmp_path / "tiny" / "state").exists()
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run.run_sweep([tiny(tmp_path, seed=s) for s in (0, 1)], dry_run=True, request=REQUEST)
     assert list(tmp_path.iterdir()) == []
-    assert "2 runs, 0 finished, 1 batches of 2 on 1 workers (cpu), about" in capfd.readouterr().out
+    assert "2 runs, 0 already finished, 1 batches of 2 on 1 workers (cpu), estimated time" in capfd.readouterr().out
 
 
 def test_batches_are_near_equal_and_the_largest_cost_comes_first(
