@@ -30,7 +30,7 @@ from normstudy.errors import ConfigError
 class Corpus:
     """A text to download. sha256: the hash of the file at `url`. source: the address of a page about the text.
 
-    A zip archive must contain the text as a file with the text's name.
+    If the download is a zip archive, the text is the file in the archive that has the corpus's name.
     """
 
     url: str

@@ -49,7 +49,7 @@ class PlotResult:
     @property
     def skipped(self) -> list[str]:
         """Return a line with name and reason for each figure that cannot be drawn."""
-        return [f"figure {name} not drawn: {what}" for name, what in self.found.items() if isinstance(what, str)]
+        return [f"figure {name!r} not drawn: {what}" for name, what in self.found.items() if isinstance(what, str)]
 
 
 def plot_study(

@@ -79,7 +79,7 @@ def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
 
 
 def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) -> None:
-    """Draw a marker for each run, whose shape shows the outcome, and lines through the means over seeds.
+    """Draw a marker for each run and lines through the means over seeds. A marker's shape shows the outcome.
 
     Diverged runs are drawn at y = `edge`. If a seed diverged, no mean is drawn for its color and line style, because a
     mean over the other seeds would hide the divergence. Markers of the same x value are drawn side by side, because

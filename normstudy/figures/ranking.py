@@ -88,7 +88,7 @@ def ranked_field(study: Study) -> str:
     counts = text_fields(study.finished)
     best = max(counts, key=lambda c: (counts[c], c == "placement"), default="")
     if counts.get(best, 0) < MIN_VALUES:
-        raise Lacks(f"it needs a text field, such as placement, with at least {MIN_VALUES} values")
+        raise Lacks(f"it needs a key with text values, such as placement, and {MIN_VALUES} of its values")
     return best
 
 
@@ -160,7 +160,7 @@ def stripe_rows(ax: Axes, ranking: Ranking) -> None:
 
 
 def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
-    """Draw one depth's panel: a marker for each run, whose shape shows the outcome, means with intervals, and counts.
+    """Draw one depth's panel: markers for runs, shaped by outcome, then means with intervals, and counts.
 
     Diverged runs lie side by side around x = `edge`, right of every loss. An arrow marks an interval that extends
     beyond the axis.

@@ -156,7 +156,7 @@ def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: B
     wholly outside at any place, `inconclusive` otherwise. With many places, a wrong `supported` is no likelier than
     with one place, but a wrong `not supported` is likelier.
 
-    places: (n,); estimates: (n, seeds); at: the text before a place's number in the finding.
+    places: (n,); estimates: (n, seeds); at: the words before a place's index, as in `at block 3`.
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED]

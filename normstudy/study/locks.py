@@ -36,7 +36,7 @@ class Holder(NamedTuple):
 
     text: str  # the holder's description for users
     since: float  # when the holder took the lock, in seconds since 1970; NaN if unknown
-    alone: bool  # whether the lock is exclusive; single runs share it
+    alone: bool  # True for an exclusive lock, False for a lock that several `normstudy run` share
     verified: bool  # whether this machine's kernel lists the lock; False if only the lock file names the holder
 
 

@@ -164,7 +164,7 @@ class Looker:
         # If a sweep begins or ends while the files are read, one of the two calls of holder_of finds the sweep.
         holder = holder_of(self.study) or before
         if jobs is not None and holder is not None and not holder.verified:
-            holder = None  # the holder is a job on another machine, and Slurm knows whether the job is running
+            holder = None  # ignore a job on another machine, because Slurm knows whether the job is running
         unfinished = {i: run for i, run in rows.items() if run.status != "done"}
         self._find_outcomes(frame[frame["status"] == "done"])
         self._done.update((i, run) for i, run in rows.items() if run.status == "done")

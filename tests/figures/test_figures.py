@@ -31,7 +31,7 @@ from normstudy.figures.study import Study, load
 from normstudy.study import tables
 
 N_STEPS = 60
-NO_RANKING = "figure ranking not drawn: it needs a text field, such as placement, with at least 3 values"
+NO_RANKING = "figure 'ranking' not drawn: it needs a key with text values, such as placement, and 3 of its values"
 
 
 @pytest.fixture(scope="module")
@@ -457,8 +457,9 @@ def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
     folder = handmade_study(tmp_path, n_layers=(1,), seeds=(0,), peak_lrs=(3e-3,))
     result = plot_study(folder, out=tmp_path / "out")
     lacking = "every run has n_layers=1, and two layers are needed"
+    lacks = ("headline", "gradient_ratio", "gradient_profile", "heatmap")
     assert result.skipped == [
-        *(f"figure {name} not drawn: {lacking}" for name in ("headline", "gradient_ratio", "gradient_profile", "heatmap")), NO_RANKING,
+        *(f"figure {name!r} not drawn: {lacking}" for name in lacks), NO_RANKING,
     ]  # fmt: skip
     assert [p.stem for p in result.paths] == ["loss_curves", "training_loss", "residual_path", "final_grid"]
     assert all(p.is_file() for p in result.paths)
@@ -467,7 +468,7 @@ def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
 def test_one_run_gives_all_but_the_grid(tmp_path: Path) -> None:
     write_handmade_run(tmp_path / STUDY, handmade_config(tmp_path))
     result = plot_study(tmp_path / STUDY)
-    assert result.skipped == ["figure final_grid not drawn: only the seed varies", NO_RANKING]
+    assert result.skipped == ["figure 'final_grid' not drawn: only the seed varies", NO_RANKING]
     assert {p.parent for p in result.paths} == {tmp_path / STUDY / "figures"}
     assert len(result.paths) == len(FIGURES) - 2
 
