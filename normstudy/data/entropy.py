@@ -72,7 +72,7 @@ def _counted(blocks: Blocks, vocab_size: int) -> tuple[Ints, Floats]:
 
 
 def _pairs(blocks: Blocks, vocab_size: int) -> Iterator[Ints]:
-    """Yield arrays of codes, `first * V + second` for two adjacent tokens. An array has at most COUNTED_AT_ONCE codes."""
+    """Yield arrays of codes, `first * V + second` for two adjacent tokens. An array has at most COUNTED_AT_ONCE."""
     begins_pair = np.ones(len(blocks.tokens), bool)
     begins_pair[blocks.edges[1:] - 1] = False  # a block's last token begins no pair
     for i in _slices(len(blocks.tokens) - 1):

@@ -83,7 +83,7 @@ def heatmap(study: Study) -> Figure:
 
 
 def _arms(study: Study) -> tuple[list[Panel], list[str]]:
-    """Return a panel for each group of runs that other figures draw as one line, and notes on runs that are left out."""
+    """Return a panel for each group of runs that other figures draw as one line, and notes on omitted runs."""
     runs = at_most_one(study, study.at_headline())
     parts = study.look.arms(runs)
     panels = []
