@@ -44,7 +44,7 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
             if base is None:
                 base = compositions[signature] = Composition(_compose(loader, master, job))
             for override, part in zip(overrides, signature, strict=True):
-                if part == override.key_or_group:  # a plain value; the composition contains all other overrides
+                if part == override.key_or_group:  # a plain value; `base` may hold another job's value
                     base.set(override)
             configs.append(base.run_config())
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
@@ -60,7 +60,8 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
 class Composition:
     """Hold a composed configuration, and set a job's values on it to make the job's RunConfig.
 
-    Two consecutive RunConfigs share the object of a section, such as `model`, in which no value differs.
+    If two consecutive jobs have the same values in a section, such as `model`, their RunConfigs share one object for
+    that section.
     """
 
     def __init__(self, config: DictConfig) -> None:

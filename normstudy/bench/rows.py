@@ -62,11 +62,11 @@ class Row(NamedTuple):
 
 ROWS: dict[str, Row] = {
     "a": Row("normstudy.bench.speed", "plain_loops", "run-steps per second against plain loops"),
-    "b": Row("normstudy.bench.speed", "probing", "cost of the probes"),
+    "b": Row("normstudy.bench.speed", "probing", "how much recording gradient norms slows training"),
     "c": Row("normstudy.bench.commands", "sweeps", "time and memory outside training"),
     "d": Row("normstudy.bench.commands", "starts", "time to start"),
-    "e": Row("normstudy.bench.scaling", "measure", "cost against depth, width, length, batch and runs"),
-    "f": Row("normstudy.bench.commands", "large_study", "figures and tables of a large study"),
+    "e": Row("normstudy.bench.scaling", "measure", "time of a run-step at different model, sequence and batch sizes"),
+    "f": Row("normstudy.bench.commands", "large_study", "time and memory to plot, compare and read a large study"),
     "g": Row("normstudy.bench.speed", "on_gpu", "run-steps per second on one GPU", "cuda"),
     "i": Row("normstudy.bench.speed", "recording_loops", "run-steps per second against plain loops that record too"),
 }

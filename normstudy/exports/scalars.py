@@ -30,7 +30,10 @@ Scalars = dict[str, float]  # name -> number
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """A run to export. row: the run's row in `runs`. steps: step -> name -> number, sorted, without nulls."""
+    """Hold a run to export.
+
+    row: the run's row in the table `runs`. steps: step -> its numbers by name, sorted by step, without nulls.
+    """
 
     run_id: str
     row: Mapping[str, object]

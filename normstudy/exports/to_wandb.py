@@ -5,8 +5,8 @@ The config has the config columns except data_path, a path on this machine. The 
 with estimated times (see ExportedRun.time). The summary says how the run ended.
 
 wandb runs in a separate process (wandb_child.py) without the user's WANDB_ variables, settings files and caches, so
-that wandb does not log in and ignores settings such as WANDB_MODE=online. A run's file says nothing about this machine
-but the operating system, the kind of CPU, the versions of Python and wandb, and the time of the export.
+that wandb does not log in and ignores settings such as WANDB_MODE=online. The only facts about this machine in
+a run's file are the operating system, the kind of CPU, the versions of Python and wandb, and the time of the export.
 """
 
 from __future__ import annotations

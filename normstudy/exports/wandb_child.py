@@ -64,7 +64,10 @@ def check(path: Path, n_history: int) -> None:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """Yield a LevelDB log's records up to the first damaged record. wandb 0.31 and later cannot read the log."""
+    """Yield the records of wandb's file, a LevelDB log, up to the first damaged record.
+
+    normstudy reads the log itself, because wandb 0.31 and later have no function that does so.
+    """
     at, record = HEAD, b""
     while at + HEAD <= len(data):
         left = BLOCK - at % BLOCK

@@ -35,7 +35,10 @@ CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """Hold a number for or against a claim. low, high: its 95 % t interval over seeds, NaN for a share of runs."""
+    """Hold a number for or against a claim.
+
+    low, high: the number's 95 % t interval over seeds; NaN if the number is the share of runs that are stuck.
+    """
 
     claim: str
     quantity: str

@@ -24,7 +24,7 @@ from normstudy.training import admin, optim, probes, step
 from normstudy.training.layout import layout_of
 
 NOISE = 0.01  # standard deviation of a matrix's noise, divided by the standard deviation of the matrix
-NOISE_SEED = 2**30  # the noise is drawn like an initialization with the model's seed plus this number
+NOISE_SEED = 2**30  # added to the model's seed to get the noise's seed, so that noise and weights differ
 RATE = 1e-2  # learning rate of the one SGD step
 NORM_PARAMETERS = ("gamma", "beta")
 MATRICES = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.out": "out", "mlp.w1": "w1", "mlp.w2": "w2"}

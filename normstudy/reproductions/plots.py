@@ -30,8 +30,8 @@ SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
 # Placement -> the color of its second curve.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-# Ratio -> leading digits of the ticks on a logarithmic axis. An axis divides its upper end by its lower end, and uses
-# the first ratio below the result.
+# (factor, leading digits of the ticks on a logarithmic axis). The first pair applies whose factor is less than the
+# axis's upper end divided by its lower end, so a short axis has more ticks per decade.
 TICKS = (
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),
@@ -172,8 +172,8 @@ def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str) -> None:
     """Draw a fan of all power laws whose exponents lie in a band. A band without a lower end starts at 0.
 
-    y: (n, seeds); anchor: where all power laws meet, either at the `first` of the n geometric means over seeds or at
-    the `center` of all n means.
+    y: (n, seeds); anchor: the point where all power laws meet. `first` is the geometric mean over seeds at the first
+    x; `center` is the point whose coordinates are the geometric means of all x and of all y.
     """
     low = band.low if np.isfinite(band.low) else 0.0
     grid, through = _fan(x, y, anchor)

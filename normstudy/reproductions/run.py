@@ -83,7 +83,7 @@ def reproduce(
 
 
 def units(needs: Iterable[Need]) -> list[Unit]:
-    """List every measurement that `needs` request, one for each depth and seed, without repetitions."""
+    """List the measurements requested in `needs`, one for each depth and seed, without repetitions."""
     found = ((n.kind, n.variant, depth, seed) for n in needs for depth in n.depths for seed in range(n.seeds))
     return list(dict.fromkeys(found))
 

@@ -37,8 +37,8 @@ def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
     needed = []
     for need in needs:
         models = [dataclasses.asdict(model_config(need.variant, depth, sizes)) for depth in need.depths]
-        # A field that was added later does not enter the hash if its value is what older code implied. Old tables
-        # therefore stay valid.
+        # Some settings of a model did not exist in older versions. Such a setting is left out of the hash if its value
+        # gives the model that older versions built, so that tables measured by those versions stay valid.
         kept = [{k: v for k, v in m.items() if k not in cfg.ABSENT or v != cfg.ABSENT[k]} for m in models]
         needed.append([need.kind, need.variant.simplified, kept, need.seeds])
     content = {"measurement": MEASUREMENT, "numerics": cfg.NUMERICS, **shared, "needs": needed}
@@ -60,7 +60,7 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
-    """Read a table. Columns of names have the type str, and layer is NaN for a quantity of the entire model."""
+    """Read a table. The columns of text have the type str; `layer` is NaN for a quantity of the entire model."""
     frame: pd.DataFrame = parquet.read(path(out, name)).to_pandas()
     return frame.astype(dict.fromkeys(("quantity", "variant", "placement"), str))
 

@@ -7,7 +7,7 @@ Computed: the mean square change of the logits when independent noise is added t
 of the matrix's standard deviation. Then, for each seed, the least-squares slope of the mean square's logarithm against
 ln L. Admin, with its profiled omegas, is measured too, without a verdict.
 
-Band: 0.8 to 1.5 for post-norm, whose growth is a power, and at most 0.6 for pre-norm. Over these depths ln L grows
+Band: 0.8 to 1.5 for post-norm, which should grow as L^1, and at most 0.6 for pre-norm. Over these depths ln L grows
 like L^0.33. Four depths cannot distinguish ln L from a small power, so pre-norm's band says only that the growth is
 slow. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies outside,
 inconclusive otherwise.

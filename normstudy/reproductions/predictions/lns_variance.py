@@ -20,7 +20,8 @@ from normstudy.reproductions.scaling import Curve
 from normstudy.reproductions.verdicts import Band
 
 STREAM = ("stream", "mean_square")
-# Kind and quantity. The kind `stream` would suffice, but other predictions need `gradients` of the same models anyway.
+# The measurement `stream` would suffice here, but other predictions need `gradients` of the same models anyway, and
+# that measurement returns mean_square too.
 GRADIENTS = ("gradients", "mean_square")
 ENTRY = scaling.entry(
     "Sun et al., The Curse of Depth, arXiv:2502.05795, section 4",
