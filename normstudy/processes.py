@@ -104,7 +104,7 @@ class Child:
                 )  # fmt: skip
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a dead child is noticed on reading the pipe
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # reading the pipe reports a dead child
             self.pipe.send(sys.path)
             self.pipe.send_bytes(work)
 
@@ -150,11 +150,11 @@ class _Template:
         """Return this process's template for `prepare` and the READ_AT_START variables; start it if necessary."""
         read = {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
         key = (
-            os.getpid(),
+            os.getpid(),  # because a fork of this process needs its own template
             prepare,
             frozenset(read.items()),
-        )  # with the process id, because a fork needs its own template
-        if key not in cls.known or cls.known[key].child.pipe.closed:  # the template has ended
+        )
+        if key not in cls.known or cls.known[key].child.pipe.closed:  # closed: the template has ended
             cls.known[key] = cls(prepare, environment)
         return cls.known[key]
 
@@ -177,7 +177,8 @@ class _Template:
         descriptors: the child's end of its pipe, then the file descriptors that the child holds open until it ends.
         """
         child = _Forked(self)
-        # Send only open streams. The number of a closed stream may belong to another file, which is not inheritable.
+        # Send only open streams. If a stream is closed, another file may have the stream's number. The check of
+        # inheritability excludes this file, because Python opens files as not inheritable.
         streams = [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
         folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
         sent = [folder, *streams, *descriptors]

@@ -57,7 +57,7 @@ def counts(job_id: str, name: str) -> Counts:
     except Unavailable as why:
         if "Invalid job id" not in str(why):
             raise
-        return Counts(0, 0)  # Slurm forgets a job a few minutes after its end
+        return Counts(0, 0)  # Slurm forgets a job a few minutes after its end, so these jobs have ended
     jobs = [line.strip().split("|", 1) for line in answer.splitlines() if "|" in line]
     alive = [(state, reason) for state, reason in jobs if state not in OVER]
     reasons = Counter(reason for state, reason in alive if state in WAITING and reason != "None")
@@ -123,7 +123,7 @@ def try_out(options: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def only(options: Iterable[str]) -> Iterator[None]:
-    """A context without the user's SBATCH_* variables, because sbatch would prefer them to the sweep's options.
+    """In the caller's `with` block, unset the user's SBATCH_* variables, which would override the sweep's options.
 
     For each option in LEFT_TO_USERS, the user's variable stays set unless `options` sets the option too.
     """

@@ -56,7 +56,7 @@ class Share:
             sys.exit(128 + WARNING)
         elif callable(requeue) and (stop.number == WARNING or (stop.number == signal.SIGTERM and ask.is_preempted())):
             why = "this job reached its time limit" if stop.number == WARNING else "this job is preempted"
-            print_error(f"{why}: Slurm requeues the job, which then resumes its remaining runs")
+            print_error(f"{why}, so Slurm requeues the job, which then resumes its remaining runs")
             requeue(WARNING, None)
         else:
             sys.exit(128 + (stop.number or 0))
@@ -68,7 +68,7 @@ class Share:
         return DelayedSubmission(self)
 
     def left(self) -> list[Task]:
-        """Return the tasks without the runs that are finished or crashed in this job; [] if the study is sealed."""
+        """Return the tasks without finished runs or runs that crashed in this job; [] if the study is sealed."""
         if (self.study_dir / schema.SEALED).exists():
             return []
         statuses, tries = tables.statuses(self.study_dir), records.tries_of(self.study_dir)

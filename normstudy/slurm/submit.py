@@ -64,10 +64,10 @@ def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
 def submit(
     study_dir: Path, tasks: Sequence[Task], execution: ExecutionConfig, command: str, since: datetime.datetime
 ) -> Array:
-    """Submit one or more tasks. The caller must hold the study's exclusive lock; the jobs wait until it is released.
+    """Submit one or more tasks. The caller must hold the study's exclusive lock; the jobs wait for its release.
 
     The record of the jobs is written before they are submitted. If Slurm refuses the jobs, the record is removed and a
-    ConfigError is raised. since: when the sweep began, which is stored in the record.
+    ConfigError is raised. since: the time when the sweep began.
     """
     import submitit
 

@@ -42,7 +42,7 @@ def metadata_of(file: BinaryIO) -> dict[str, str]:
 
 
 def head_of(study_dir: Path, run_id: str) -> Head | None:
-    """Read the Head of a run's checkpoint without verifying the checksum; None if the file is missing or unreadable."""
+    """Read a run's progress from its checkpoint, without verifying the checksum; None if the file cannot be read."""
     try:
         with open(study_dir / FOLDER / run_id, "rb") as file:
             if file.read(len(FORMAT)) != FORMAT:

@@ -54,10 +54,13 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
     """Hold the study's lock; yields the lock's file descriptor, which workers inherit.
 
     Creates the study's folder. An exclusive holder also completes a compaction that was killed between its two renames.
-    command: this command as text, for the error of a command that finds the lock taken; shared: whether to share the
-    lock with other single runs, which write separate files; patience: seconds to wait for another command to end, by
-    default PATIENCE_SECONDS if shared, else 0. Raises ConfigError if another command holds the lock, if the folder
-    cannot be written, or if `shared` is true and a killed compaction must be completed first.
+
+    command: this command as text; a command that finds the lock taken shows this text in its error.
+    shared: whether to share the lock with other single runs, which write separate files.
+    patience: seconds to wait for another command to end (default: PATIENCE_SECONDS if shared, else 0).
+
+    Raises ConfigError if another command holds the lock, if the folder cannot be written, or if `shared` is true and a
+    killed compaction must be completed first.
     """
     if patience is None:
         patience = PATIENCE_SECONDS if shared else 0.0
@@ -170,7 +173,7 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
         if len(fields) < 6 or fields[1] != "FLOCK":  # for a waiting process, fields[1] is an arrow
             continue
         listed_device, _, inode = fields[5].rpartition(":")
-        # On some file systems (btrfs), the kernel's list and stat name different devices, so an equal pid suffices.
+        # On some file systems (btrfs), the kernel's list and stat name different devices, so accept an equal pid.
         if inode == str(lock.st_ino) and (listed_device == device or fields[4] == str(pid)):
             kinds.add(fields[3])
     return kinds
@@ -181,9 +184,9 @@ def hold_runs(study_dir: Path, run_ids: Sequence[str]) -> Iterator[list[str]]:
     """Lock the runs that no other process has locked, without waiting; yields the locked runs' run_ids.
 
     Without these locks, two processes could train one run, and each could write some of the run's files. A run's lock
-    is the byte of RUN_LOCKS whose position is the hexadecimal end of the run_id. Calls must not be nested, because
-    closing any descriptor of the file frees all locks of the process. On a file system without locks, all run_ids are
-    yielded. Raises StorageError if RUN_LOCKS cannot be opened or locked.
+    is one byte of RUN_LOCKS; the hexadecimal number at the end of the run_id is the byte's position. Calls must not be
+    nested, because closing any descriptor of the file frees all locks of the process. On a file system without locks,
+    all run_ids are yielded. Raises StorageError if RUN_LOCKS cannot be opened or locked.
     """
     with files.storing(study_dir):
         (study_dir / RUN_LOCKS).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Encode tables as Parquet, and read Parquet files. normstudy writes and reads no Parquet file without this module."""
+"""Encode tables as Parquet, and read Parquet files. All Parquet files of normstudy pass through this module."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def encode_values(content: pa.Table) -> bytes:
 
 
 def open_file(source: Path | bytes) -> pq.ParquetFile:
-    """Open a Parquet file from its path or its bytes. Reading a page then verifies the page's checksum."""
+    """Open a Parquet file, given its path or its bytes. Each page's checksum is verified when the page is read."""
     opened = pa.BufferReader(source) if isinstance(source, bytes) else source
     return pq.ParquetFile(opened, page_checksum_verification=True)
 

@@ -93,6 +93,6 @@ def git_commit() -> str | None:
         return out.stdout.strip() if out.returncode == 0 else None
 
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return None  # an installed package is in no checkout, even if its folder lies in another project's checkout
+        return None  # git does not track the package, although its folder may lie in another project's checkout
     commit = git("rev-parse", "HEAD")
     return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", str(package)) else commit

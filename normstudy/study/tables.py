@@ -5,8 +5,8 @@
     results/<study>/state/                                              partial files, logs, locks, checkpoints
 
 A window is a fixed range of steps. A window's file is written in state/, moved into its table's folder and never
-changed, so readers find only complete files. Each table also has a file `0-schema.parquet` without rows, which shows
-readers the columns before the first run. `results/README.md` documents every column.
+changed, so readers find only complete files. Each table also has a file `0-schema.parquet` without rows, so that
+readers find the columns even if no run has begun. `results/README.md` documents every column.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def remove_windows(study_dir: Path, run_id: str) -> None:
             for path in (study_dir / "tables" / table).glob(f"{run_id}-*.parquet"):
                 if run_of(table, path.name) == run_id:
                     path.unlink(missing_ok=True)
-            # Fsync, because after a power failure old windows must not lie beside a new row of another machine.
+            # Without this fsync, a power failure could undo the removal, and old windows would mix with new ones.
             files.fsync(study_dir / "tables" / table)
 
 
@@ -126,9 +126,9 @@ def read(
 ) -> pd.DataFrame:
     """Read one table of a study as a DataFrame, sorted by SORT[table].
 
-    columns, run_ids, module: what to read, by default all; text: whether to return `run_id` and `module` as text or as
-    alphabetical categories, which need far less memory. Raises ConfigError for a damaged file or a folder that is not a
-    study.
+    columns, run_ids, module: what to read (default: everything).
+    text: whether to return `run_id` and `module` as text; if False, they are pandas categories in alphabetical order,
+    which need far less memory. Raises ConfigError for a damaged file or a folder that is not a study.
     """
     check_is_study(Path(study_dir))
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}

@@ -18,7 +18,7 @@ CPU_STREAM = 2**19
 CPU_RUNS = (4, 32)  # fewest and most runs per batch
 GPU_RUNS = 1024  # most runs per batch; a larger batch would not train faster
 GPU_SEQUENCES = 65_535  # most sequences per batch, because fused attention maps them to a grid axis of this size
-MEMORY_SHARE = 0.5  # all batches together may use this share of the free memory; low because estimates are rough
+MEMORY_SHARE = 0.5  # fraction of the free memory that all batches together may use; low, as estimates are rough
 FLOAT = 4  # bytes per number
 
 

@@ -20,7 +20,7 @@ class RunsFailed(Exception):
 
 
 def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
-    """Train a plan's missing runs on this machine. If a run crashed, raises RunsFailed after all others are finished.
+    """Train a plan's missing runs on this machine. If a run crashes, raises RunsFailed after the other runs end.
 
     shared: whether to take a shared lock of the study, so that other commands may train other runs at the same time.
     """
@@ -41,7 +41,8 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
             then = "rerun the same command to resume the other runs"
             if planned.device != "cpu":
                 then = (
-                    "rerun the same command to train the others from step 0, because runs on a GPU save no checkpoints"
+                    "rerun the same command to train the other runs from step 0, because runs on a GPU save no "
+                    "checkpoints"
                 )
             print_error(f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished; {then}")
             raise Interrupted(stop.number)

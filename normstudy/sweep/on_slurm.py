@@ -49,7 +49,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
         held = None
         with contextlib.suppress(ConfigError):  # if another command holds the lock, the next sweep removes the record
             held = stack.enter_context(locks.hold_study(study_dir, command, patience=PATIENCE_SECONDS))
-            statuses = tables.statuses(study_dir)  # another command may have started a run in the meantime
+            statuses = tables.statuses(study_dir)  # read again, because another command may have changed a status
             arrays.remove(study_dir, array)
         ids = [run_id for task in tasks for run_id in task.run_ids]
         failed = [run_id for run_id in ids if statuses.get(run_id) == "failed"]

@@ -86,7 +86,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
         d = config.data
         key = (d.name, d.path, d.tokenizer, d.vocab_size, d.source_seed)
         if key not in loaded:
-            loaded[key] = data.load(d)  # once per text, because loading a folder stats each of its files
+            loaded[key] = data.load(d)  # once per text, because loading a folder with many files is slow
         text = loaded[key]
         if (window := (*key, d.seq_len, config.eval.windows)) not in fitting:
             check_fits(text, d, config.eval.windows)
@@ -141,7 +141,7 @@ def _check_own(configs: Iterable[RunConfig], device: str) -> None:
 
 
 def check(configs: Sequence[RunConfig]) -> Plan:
-    """Plan runs that will be trained one by one. Raises a ConfigError if they are illegal or request Slurm jobs."""
+    """Plan runs that will be trained one by one. Raises a ConfigError if a run cannot be trained or requests Slurm."""
     planned = plan(configs)
     if planned.on_slurm:
         raise ConfigError(
@@ -192,7 +192,7 @@ def _fitting(config: RunConfig, device: str, workers: int) -> int:
     if execution.cluster == "local":
         return batching.runs_per_batch(config, device, workers)
     free = None if execution.memory_gb is None else int(execution.memory_gb * 2**30)
-    if device == "cuda":  # a job halves batches that do not fit its GPU
+    if device == "cuda":  # only an assumption: if a batch does not fit the GPU, the job halves the batch
         free = GPU_OF_A_JOB
     return batching.runs_per_batch(config, device, options.workers_of(execution), free)
 

@@ -28,8 +28,8 @@ def submitted_line(study_dir: Path, array: Array) -> str:
 
 def _advice(study_dir: Path) -> str:
     return (
-        f"normstudy status {study_dir} --watch follows the jobs, normstudy cancel {study_dir} ends them, and the same "
-        "command draws the figures once they have ended"
+        f"normstudy status {study_dir} --watch follows the jobs, normstudy cancel {study_dir} ends them, and "
+        "rerunning the sweep's command after the jobs have ended draws the figures"
     )
 
 

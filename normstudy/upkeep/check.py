@@ -37,7 +37,7 @@ class CheckResult:
 
 
 class Wrong(Exception):
-    """The error for a bad file. The message is a phrase to follow the file's name, such as `is damaged (...)`."""
+    """The error for a bad file. The message, such as `is damaged (...)`, is printed after the file's name."""
 
 
 @dataclass
@@ -250,7 +250,7 @@ def _check_series(
         elif run_id in found.names or run_id in found.of_runs or "runs" in found.damaged:
             continue
         elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():
-            # The row is missing even now, so the run has not merely started after the check read tables/runs.
+            # The condition looks for the row again, because the run may have started after the check read tables/runs.
             found.wrong(run_id, f"tables/{table} has {n} of this run, but tables/runs lacks the run's row")
     unread = found.compacted if table in found.damaged else set()
     left = [run for run in runs.values() if run.name not in compacted | unread]

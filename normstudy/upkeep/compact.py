@@ -25,9 +25,9 @@ ZSTD_LEVEL = 15
 def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """Gather the study's finished runs in one sorted file per table; returns one line that says what was done.
 
-    Other runs keep separate files. Columns missing from an older schema are added. Compacting twice gives the same
-    bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError if the
-    folder is not a study, is in use, has no finished run, or has a damaged file or unknown columns. Also raises
+    Other runs keep separate files. Columns that an older version did not write are added. Compacting twice gives the
+    same bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError if
+    the folder is not a study, is in use, has no finished run, or has a damaged file or unknown columns. Also raises
     ConfigError if a run of a study to be sealed is unfinished or failed.
     """
     if not swap.swap_interrupted(study_dir):
@@ -108,7 +108,7 @@ def _write_table(study_dir: Path, table: str, done: set[str]) -> None:
 
 
 def ordered(table: str, content: pa.Table) -> pa.Table:
-    """Sort rows by the table's keys, nulls last, and rebuild each dictionary in the order of first occurrence."""
+    """Sort rows by the table's keys, nulls last, and number each dictionary column's values by first occurrence."""
     content = content.cast(plain_schema(table)).sort_by([(name, "ascending") for name in SORT[table]])
     return content.combine_chunks().cast(SCHEMAS[table])
 

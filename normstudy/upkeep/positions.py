@@ -17,7 +17,7 @@ from normstudy.study.checkpoints import FOLDER, Head, head_of
 class Group:
     """Runs that are at the same step and have the same n_steps."""
 
-    run_id: str  # the alphabetically first run's id
+    run_id: str  # the run_id that is first in alphabetical order
     runs: int  # the number of runs
     step: int
     n_steps: int

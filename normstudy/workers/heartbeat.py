@@ -31,7 +31,7 @@ class Heartbeat(NamedTuple):
 
 
 def write(study_dir: Path, began: float, previous: float, steps: Mapping[str, tuple[int, int]]) -> float:
-    """Write this process's heartbeat and return the time; ignore disk errors. previous: time of the last heartbeat."""
+    """Write this process's heartbeat, ignoring disk errors; returns its time. previous: time of the last heartbeat."""
     now = time.time()
     content = Heartbeat(began, now, now + max(LIFETIME, 4 * (now - previous)), dict(steps))
     path = _path(study_dir)

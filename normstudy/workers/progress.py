@@ -20,8 +20,8 @@ from normstudy.workers.signals import Stop, print_error
 from normstudy.workers.task import Task
 
 PIPE_LINE_SECONDS = 30
-READING_SHARE = 0.05  # maximum share of the sweep's time spent on reading the outcomes that the bar shows
-FIRST_ESTIMATE = 0.02  # print no line before this share of the steps, because starting processes distorts the rate
+READING_SHARE = 0.05  # maximum fraction of the sweep's time spent on reading the outcomes that the bar shows
+FIRST_ESTIMATE = 0.02  # print no line until this fraction of the steps is done, because at first the rate is distorted
 
 
 def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tries: int) -> dict[str, str]:
@@ -85,7 +85,7 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
 
 
 def line_of(ended: int, runs: int, steps_done: int, steps_planned: int | None, left: float | None) -> str:
-    """Describe the progress, as in `3/40 runs, 12 % of the steps, about 5:00 left`. left: in seconds."""
+    """Describe the progress, as in `3/40 runs, 12 % of the steps, about 5:00 left`. left: seconds until the end."""
     steps = f", {100 * steps_done // steps_planned} % of the steps" if steps_planned else ""
     return f"{ended}/{runs} runs{steps}" + (f", about {duration(left)} left" if left else "")
 

@@ -248,7 +248,7 @@ def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
                 ends = []
             yield event
     except Exception:
-        if ends:  # keep the runs that ended before the batch crashed
+        if ends:  # report the runs that ended before the batch crashed, so that their results are kept
             yield ends
         raise
     if ends:

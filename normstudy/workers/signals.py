@@ -76,7 +76,7 @@ class Stop:
 def later() -> Iterator[None]:
     """A context that delays SIGNALS until the context ends; processes started inside ignore these signals permanently.
 
-    Blocking the signals is not enough. Ctrl-C also reaches the new processes, and would end one that unblocks SIGINT.
+    Blocking the signals is not enough, because Ctrl-C would end a new process as soon as the process unblocks SIGINT.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

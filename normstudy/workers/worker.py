@@ -107,7 +107,7 @@ def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
 
 
 def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
-    """Train a batch. If it crashes, train its two halves in turn, and split again until a batch of one run crashes.
+    """Train a batch. If a batch of several runs crashes, split it into two halves and train each half the same way.
 
     Only a run that crashes alone has failed. After a crash, the other runs resume from their checkpoints on a CPU, and
     start from step 0 on a GPU. Raises StorageError, and DeviceLost if another process must train the remaining runs.
@@ -137,7 +137,7 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
         if task.device == "cuda":
             torch.cuda.empty_cache()  # a smaller batch may be unable to reuse the memory that torch has cached
     n_steps = task.configs[0].schedule.n_steps
-    lost = len(ended) * n_steps - taken  # minus the unfinished runs' steps, which the progress bar counted
+    lost = len(ended) * n_steps - taken  # negative: subtracts unfinished runs' steps from the progress bar
     if len(left) == 1:
         records.record_failure(task.study_dir, left[0], task.only(left).configs[0], details)
         yield Message(task.number, lost + n_steps, -resumed, failed=(left[0],), error=line)
