@@ -21,7 +21,7 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Tokens = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Params = Mapping[str, Array]
 Sublayer = Callable[[Array], Array]
-Norm = Callable[[str, Array], Array]  # (which of "q", "k" and "v" to normalize, its values) -> normalized values
+Norm = Callable[[str, Array], Array]  # ("q", "k" or "v", the array of this name) -> the normalized array
 
 
 def layer_norm(x: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> Array:
@@ -109,7 +109,7 @@ def rotary(x_TK: Array) -> Array:
 
 
 def keep(which: str, x: Array) -> Array:
-    """Return x unchanged. As the argument `full` or `per_head` of causal_attention, it means no norm."""
+    """Return x unchanged. Passed to causal_attention as `full` or `per_head`, `keep` applies no norm."""
     return x
 
 
@@ -190,7 +190,7 @@ def normalize(x: Array, name: str, params: Params, norm: str) -> Array:
         return dynamic_tanh(x, params[f"{name}.a"], params[f"{name}.gamma"], params[f"{name}.beta"])
     if norm == "none":
         return x
-    raise ValueError(f"reference.py does not define the norm {norm!r}: add it to normalize")
+    raise ValueError(f"reference.py does not define the norm {norm!r}: add the norm to the function normalize")
 
 
 def part(params: Params, prefix: str) -> dict[str, Array]:

@@ -19,7 +19,7 @@ RESERVED = (
 
 
 def one_of(key: str, value: str, names: tuple[str, ...], aliases: typing.Mapping[str, str] | None = None) -> None:
-    """Refuse a value that is not in `names`. aliases: other spelling -> name, used only to suggest the name."""
+    """Refuse a value that is not in `names`. aliases: other spelling -> name to suggest."""
     if value not in names:
         raise ConfigError(f"{key} {value!r} is not one of {', '.join(names)}.{nearest(value, names, aliases)}")
 

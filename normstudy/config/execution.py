@@ -42,7 +42,7 @@ class ExecutionConfig:
 
     cluster: str = "local"  # local: processes on this machine | slurm: Slurm jobs
     device: str = "auto"  # auto | cpu | cuda; auto in a Slurm job: cuda if gpus is 1, else cpu
-    workers: int | None = None  # processes, one thread each; null: one per core, but only one on a GPU or per Slurm job
+    workers: int | None = None  # processes, one thread each; null: 1 on a GPU or in a Slurm job, else 1 per core
     runs_per_batch: int | None = None  # runs trained together as one program; null: chosen from model shape and memory
     checkpoint_seconds: float = 60.0  # time between two checkpoints of a batch
     retry_failed: bool = True  # whether to retry runs that crashed during an earlier command

@@ -49,7 +49,7 @@ def _column(section: str, leaf: str) -> str:
 def _leaves() -> tuple[tuple[str, str, str, type], ...]:
     """Return (column, section, field, type) for each field of a config section, in column order.
 
-    The type of a field that may also be null is its other type, such as int for `int | None`.
+    The type leaves out None: it is int for a field declared as `int | None`.
     """
     sections = typing.get_type_hints(RunConfig)
     return tuple(
@@ -98,7 +98,7 @@ def identity(config: RunConfig, data_sha256: str) -> dict[str, object]:
 def identity_of(values: Mapping[str, object], versions: Mapping[str, object]) -> dict[str, object]:
     """Compute an identity from columns of the table `runs`.
 
-    values: config columns, in which the fields of Resolved have their resolved values; the columns of `own_sources`.
+    values: the config columns and the columns of `own_sources`. The fields of Resolved must have resolved values.
     versions: identity_version, numerics and data_sha256.
     """
     out = {k: v for k, v in values.items() if k not in NOT_IDENTITY}

@@ -45,7 +45,7 @@ class ModelConfig:
     init: str = "auto"  # a name in model/init.py; auto: the placement's choice, mostly xavier
     force_init: bool = False  # whether to accept an init that the placement's source excludes
     embed_init: str = "unit"  # unit: x_0 has variance 1 | std: embed_std | scaled: token embeddings times sqrt(d_model)
-    embed_std: float | None = None  # of the initial embeddings; null: 0.02 if embed_init is std, d_model^-1/2 if scaled
+    embed_std: float | None = None  # std of initial embeddings; null: 0.02 if embed_init is std, d_model^-1/2 if scaled
     unembed_std: float | None = None  # std of the initial output matrix; null: chosen by model.init
     embed_norm: bool = False  # whether to normalize x_0 (optional in Peri-LN)
     n_layers: int = 6  # number of blocks
@@ -185,7 +185,7 @@ class OptimizerConfig:
     beta2: float = 0.98  # adam, adamw: decay of the second moment (Vaswani et al.)
     eps: float = 1e-8  # adam, adamw: added to the square root of the second moment
     momentum: float = 0.0  # sgd: decay of the velocity
-    weight_decay: float = 0.0  # adam, sgd: added to the gradient; adamw: decoupled
+    weight_decay: float = 0.0  # adam, sgd: weight_decay * parameter is added to the gradient; adamw: decoupled
     max_grad_norm: float | None = None  # limit on the global gradient norm; null: none, as clipping would hide spikes
 
     def __post_init__(self) -> None:
@@ -219,7 +219,7 @@ class ScheduleConfig:
 @dataclass
 class ProbeConfig:
     dense_steps: int = 50  # number of initial steps that are all recorded in the tables `modules` and `residual`
-    every: int = 20  # steps from dense_steps on are recorded if they are multiples of this number; so is the last step
+    every: int = 20  # from step dense_steps on, multiples of this number and the last step are recorded
 
     def __post_init__(self) -> None:
         at_least("probe.dense_steps", self.dense_steps, 0)

@@ -84,8 +84,8 @@ def files_of(spec: str) -> list[str]:
 def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
     """Return the folder from which the module in `spec` is imported, and the source files to hash, module -> file.
 
-    An installed module has one file. A user's own module has its file, and every file of the user that the module
-    imports from the same folder, directly or indirectly.
+    For an installed module, only the module's own file is hashed. For a user's module, the files that it imports from
+    the same folder, directly or indirectly, are hashed too.
     """
     module, _ = split(spec)
     root = _root_of(spec, module)

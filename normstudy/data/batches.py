@@ -32,7 +32,7 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
 
 @functools.lru_cache(maxsize=32)
 def places(blocks: Blocks, seq_len: int) -> Ints:
-    """Count the possible window starts from the text's beginning to the end of each block, (blocks,)."""
+    """Return, for each block, the number of possible window starts in this and all earlier blocks, (blocks,)."""
     return (blocks.lengths - seq_len).clip(min=0).cumsum()
 
 

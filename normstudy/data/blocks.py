@@ -15,7 +15,7 @@ import numpy as np
 from normstudy.data.tokenizer import Tokens
 from normstudy.errors import ConfigError
 
-BLOCK = 4096  # bytes, or tokens of the synthetic text
+BLOCK = 4096  # bytes per block; for the synthetic text, tokens per block
 VALIDATION_EVERY = 10
 Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]

@@ -18,8 +18,9 @@ COUNTED_AT_ONCE = 2**22  # tokens per slice, which takes 8 bytes of memory per t
 def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float, float]:
     """Return the unigram and bigram cross-entropy of the validation blocks, in nats per token. Both are finite.
 
-    The unigram model adds 0.01 to each token's training count. The bigram model is 0.9 bigram + 0.1 unigram, or only
-    unigram after a token that the training blocks lack. No pair crosses the edge of a block.
+    The unigram model adds 0.01 to each token's training count. The bigram model mixes the pair's training frequency
+    (weight 0.9) with the unigram model (weight 0.1). If no training pair begins with the same token, the bigram model
+    equals the unigram model. No pair crosses the edge of a block.
     """
     counts = _bincount((train.tokens[i] for i in _slices(len(train.tokens))), vocab_size) + UNIGRAM_SMOOTHING
     p1 = counts / counts.sum()

@@ -40,7 +40,7 @@ UNICODE = 0x110000  # number of Unicode code points
 
 
 def dtype_of(vocab_size: int) -> type[np.uint8 | np.uint16]:
-    """Return the smaller of uint8 and uint16 that can store the tokens of a vocabulary of at most VOCAB_MAX."""
+    """Return the dtype in which tokens are stored: uint8 if it can hold all tokens of the vocabulary, else uint16."""
     return np.uint8 if vocab_size <= 256 else np.uint16
 
 

@@ -1,8 +1,9 @@
 """Choose the library that computes matrix products on this CPU, by the CPU's vendor alone.
 
 PyPI's wheels include OpenBLAS in NumPy and MKL in torch. On AMD, MKL uses half of AVX-512 (kernels.py lists rates). On
-Intel, MKL is faster: training models with d_model 32, 64, 64, 128 and 4, 2, 6, 6 layers was 1.08 to 1.11 times as fast
-with MKL on a two-core Xeon with AVX-512 (medians of seven alternating rounds).
+Intel, MKL is faster: on a two-core Xeon with AVX-512, four models trained 1.08 to 1.11 times as fast with MKL as with
+OpenBLAS (medians of seven alternating rounds). The models had d_model 32 with 4 layers, 64 with 2, 64 with 6, and 128
+with 6.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ SYNC_EVERY = 50  # steps on a GPU between transfers of results to the host, sinc
 
 @dataclass(frozen=True)
 class Record:
-    """The results of one step. `runs` has the indices of the runs that took it; each array has one entry per run."""
+    """The results of one step. runs: the indices of the runs that took this step. Arrays have an entry for each run."""
 
     step: int
     runs: list[int]
@@ -60,7 +60,7 @@ class End:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The state of one run before `step`: its parameters (width,), and optimizer slot -> (width,)."""
+    """The state of one run before `step`: its parameters (width,), and its optimizer state, slot -> (width,)."""
 
     step: int
     params: Tensor

@@ -1,4 +1,4 @@
-"""Compute learning rates, and update a batch of runs in place. Each optimizer makes the updates of torch.optim's.
+"""Compute learning rates, and update a batch of runs in place. Optimizers make the same updates as in torch.optim.
 
 All parameters of a batch form one matrix (runs, width) (layout.py). Optimizer settings may differ between runs, so the
 `coefficients` of a step are tensors (runs, 1), which are computed on the host before the step. An update replaces the
@@ -122,7 +122,10 @@ def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer. slots: names of its state tensors. update_: updates a span of columns of all matrices in place."""
+    """An optimizer. slots: names of its state tensors. update_: the function that computes an update.
+
+    It is called with the same columns of the parameters, gradients and state, and changes all three in place.
+    """
 
     slots: tuple[str, ...]
     update_: Callable[[Tensor, Tensor, State, Coefficients], None]

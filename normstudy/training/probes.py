@@ -16,7 +16,7 @@ from normstudy.config import ProbeConfig
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
-# Part of a block -> the name of its module in the tables, where the two differ.
+# Name of a module or parameter in a block -> the module's name in the tables. Names not listed stay the same.
 _IN_BLOCK = {
     "attn.q": "attn_in", "attn.k": "attn_in", "attn.v": "attn_in", "attn.out": "attn_out",
     "attn.q_norm": "qkv_norm", "attn.k_norm": "qkv_norm", "q_norm": "qkv_norm", "k_norm": "qkv_norm",
@@ -38,7 +38,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Modules:
-    """The layer (None outside blocks) and name of each row that a step adds to the table `modules`."""
+    """The layer (None outside blocks) and the module's name for each row that a step adds to the table `modules`."""
 
     layer: list[int | None]
     name: list[str]
@@ -63,7 +63,7 @@ def modules_of(parameters: list[str]) -> Modules:
 
 
 def is_probed(step: int, n_steps: int, probe: ProbeConfig) -> bool:
-    """Return whether a step is one of the first dense_steps steps, a multiple of probe.every, or the last step."""
+    """Return whether a step is among the first probe.dense_steps steps, a multiple of probe.every, or the last step."""
     return step < probe.dense_steps or step % probe.every == 0 or step == n_steps - 1
 
 

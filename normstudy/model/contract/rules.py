@@ -28,7 +28,7 @@ TORCH_SAYS = (
     ("called random operation", RANDOM, "the code draws random numbers, as dropout does", "leave them out"),
     (
         "data-dependent control flow|torch.allclose|aten::equal", CONTROL,
-        "a tensor decides which code runs (if, while, assert, max)", "compute both branches and use torch.where",
+        "the code branches on a tensor's values (if, while, assert, max)", "compute both branches and use torch.where",
     ),
     ("calling .item", CONTROL, ".item(), float() or int() turns a tensor into a number", "use the tensor itself"),
     ("doesn't have storage", CONTROL, "numpy or .tolist() turns a tensor into numbers", "use the tensor itself"),

@@ -19,7 +19,7 @@ Maker = Callable[[], nn.Module]
 
 
 def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a block's arguments. If `found` is a class, return a function that constructs layer 0's module."""
+    """Check a block's arguments. Return a function that constructs layer 0's module, or None if `found` is no class."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
@@ -32,7 +32,7 @@ def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> 
 
 
 def norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a norm's arguments. If `found` is a class, return a function that constructs it for width d_model."""
+    """Check a norm's arguments. Return a function that makes a module of width d_model; None if `found` is no class."""
     cls = _module_class(spec, found)
     if cls is None:
         _check_names(spec, found, sources.NORM_ARGUMENTS)

@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 
 
 class _Method(nn.Module):
-    """Call a chosen method of the module `of` in `forward`, because torch.func.functional_call calls only `forward`."""
+    """A module whose `forward` calls another method, because torch.func.functional_call can call only `forward`."""
 
     def __init__(self, of: nn.Module, method: str) -> None:
         super().__init__()
@@ -35,16 +35,16 @@ class _Method(nn.Module):
 
 
 def _call(module: nn.Module, method: str, params: dict[str, Tensor], inputs: list[Tensor]) -> object:
-    """Call a method of a module with `params`, name -> tensor, in place of its own parameters."""
+    """Call a method of a module with `params`, name -> tensor, instead of the module's own parameters."""
     named = {f"of.{name}": p for name, p in params.items()}
     return torch.func.functional_call(_Method(module, method), named, tuple(inputs))
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The block of one layer, or a norm of one width, that is called on trial, with the parameters of two runs.
+    """What is tested: the block of one layer, or a norm of one width, with the parameters of two runs.
 
-    who: the block or norm, as error messages name it. specs: the user's own blocks and norms that a call reaches.
+    who: the block or norm, as error messages name it. specs: the user's own blocks and norms that a call executes.
     params: name in the module -> (runs, *shape). streams: how many streams a call must return.
     parts: the arguments that a call must use. widths: the lengths of an input's axes after the token axis.
     """
@@ -141,7 +141,7 @@ def _below(stacked: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def embedded(transformer: Transformer, stacked: dict[str, Tensor], vocab_size: int, seq_len: int) -> list[Tensor]:
-    """Return x_0 of random tokens (runs, sequences, tokens, width), and a copy of it as the second stream r."""
+    """Return x_0 for random tokens, and a copy of x_0 as the second stream r: each (runs, sequences, tokens, width)."""
     rng = np.random.Generator(np.random.Philox(key=0))
     tokens = torch.from_numpy(rng.integers(0, vocab_size, (2, 2, seq_len))).to(next(iter(stacked.values())).device)
     x = torch.func.vmap(lambda params, tokens: _call(transformer, "embedding", params, [tokens]))(stacked, tokens)
