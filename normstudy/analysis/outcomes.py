@@ -47,7 +47,7 @@ def mean_window(n_steps: int, batch_size: int, seq_len: int) -> int:
 
 
 def trailing_mean(values: Floats, window: int) -> Floats:
-    """Return the mean of every `window` consecutive values, or an empty array if there are fewer values."""
+    """Return the mean of every `window` consecutive values. With fewer values than `window`, return an empty array."""
     if len(values) < window:
         return np.empty(0)
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])

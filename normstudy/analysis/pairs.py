@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 MIN_PAIRS = 5  # fewer pairs give no verdict, because few seeds say little about the spread of losses
 
 PAIRED = ["seed", "data_seed"]  # seed columns, whose values are equal in both runs of a pair
-NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # `--by` refuses seeds, and columns that do not identify a run
+NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # columns that do not define a cell, and that `--by` refuses
 RESULTS = (
     "by", "arm", "baseline", "outcomes", "baseline_outcomes", "loss", "baseline_loss", "difference", "ci_low",
     "ci_high", "pairs", "unpaired", "failed", "verdict",
@@ -146,7 +146,7 @@ Seeds = tuple[Value, ...]  # a run's values in the columns PAIRED
 
 
 class _Run(NamedTuple):
-    """Hold one run's values for a comparison. Each group has few runs, for which tuples are faster than pandas."""
+    """Hold one run's values. Runs are compared in small groups, for which tuples are faster than pandas."""
 
     seeds: Seeds
     run_id: str

@@ -1,4 +1,4 @@
-"""Select runs by values of columns. How a value is read depends on the column's type: as a number, 3e-3 is 0.003."""
+"""Select runs by values of columns. The column's type decides how text is read: in a numeric column, 3e-3 is 0.003."""
 
 from __future__ import annotations
 

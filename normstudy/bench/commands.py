@@ -1,9 +1,9 @@
-"""Measure rows c, d and f: the time and memory of commands that train little or nothing.
+"""Measure rows c, d and f of the benchmark: the time and memory of commands that train little or nothing.
 
-Row c sweeps the smallest possible runs. Its planning time is the time of `sweep --dry-run` minus the time of a dry run
-of two runs; only the planning time of 10,000 runs includes the start-up. The time until the tables are finished is
-measured from the start of the command to the last write into tables/. It includes three training steps per run. The
-memory per run is how much more memory the parent process takes for 1,000 runs than for 100 runs, divided by 900.
+Row c sweeps the smallest possible runs. The planning time of 10,000 runs is the whole time of `sweep --dry-run`.
+For 1,000 runs, the time of a dry run of two runs is subtracted, to leave out the start-up. The time until the tables
+are finished ends at the last write into tables/, and includes three training steps per run. The memory per run is how
+much more memory the parent process takes for 1,000 runs than for 100 runs, divided by 900.
 
 Row d runs every command once before it times the command, so that the command's files are in the page cache.
 Row f generates a large study, and times commands and libraries that read it, with one file per table (as compacted) and
@@ -100,7 +100,7 @@ def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
 def peak(command: Sequence[str]) -> tuple[float, float]:
     """Run a command; return its seconds, and its peak memory in 10^9 bytes, summed over its processes."""
     _, seconds, reads = watched(command)
-    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # a peak never falls: keep the last
+    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # the last peak is the highest
     return seconds, sum(peaks.values()) * 1024 / 1e9
 
 

@@ -1,4 +1,4 @@
-"""Generate a large study of made-up numbers, in files like a sweep's, for row f and scripts/scaling.py."""
+"""Generate a large study of made-up numbers, in files like a sweep's, for the benchmark and scripts/scaling.py."""
 
 from __future__ import annotations
 

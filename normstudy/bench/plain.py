@@ -1,4 +1,4 @@
-"""Train a decoder in plain loops, as people usually write them. Rows a, g and i compare normstudy with these loops.
+"""Train a decoder in the usual plain loops. The benchmark's rows a, g and i compare normstudy with these loops.
 
 The model is the default model of `normstudy run`. The loop follows nanoGPT's train.py and model.py: one fused matrix
 for Q, K and V, scaled_dot_product_attention, fused Adam, and batches of stacked random windows. It reads the loss only

@@ -14,7 +14,7 @@ THEORY = "theory"  # subject of the samples that a formula predicts; the table s
 
 
 class Scope(NamedTuple):
-    """Tell a row whether to measure only a few cases (`quick`), and in which temporary folder it can write files."""
+    """Hold whether a row's function measures only a few cases (`quick`), and the temporary folder for its files."""
 
     quick: bool
     folder: Path

@@ -1,4 +1,4 @@
-"""Measure rows a, b, g and i: training speed, and what recording costs. docs/speed.md describes rows a and i.
+"""Measure rows a, b, g and i of the benchmark: the speed of training, and the cost of recording (see docs/speed.md).
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
 writes its tables. The plain loops of row i write no files: one keeps its numbers in memory, and the other discards its

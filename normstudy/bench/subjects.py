@@ -36,7 +36,7 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(threads)
-    # torch's thread limit does not apply to NumPy's BLAS, whose threads would spin on every core after each product.
+    # NumPy's BLAS needs its own limit, because its threads would otherwise spin on every core after each product.
     threadpool_limits(threads, "blas")
     if like_worker:
         gc.freeze()  # as in a sweep's worker: the garbage collector then skips torch's objects
@@ -132,7 +132,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
     def step() -> None:
         record = next(records)
-        assert isinstance(record, batch.Record), f"a run ended, so the batch's speed would be overestimated: {record}"
+        assert isinstance(record, batch.Record), f"a run ended, but its batch must be timed with all runs: {record}"
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
         if (record.step + 1) % window == 0:

@@ -37,7 +37,7 @@ class XAxis:
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """Choose the numeric column with the most values, if possible one not shown by color or line style (`taken`)."""
+    """Choose the numeric column with the most values, if possible none that color or line style (`taken`) shows."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
     numeric = [c for c in varying if KINDS.get(c) in (int, float)]
@@ -59,9 +59,9 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 
 
 def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """Make color, not line style, show the column `look.dash` if the x axis already shows the column `look.hue`.
+    """If the x axis already shows the column of the colors, let the colors show the column of the line styles.
 
-    Without a facet (a text field whose values get a panel each), nothing changes. Returns the look and the runs.
+    A look without a facet (a text field whose values get a panel each) stays as it is. Returns the look and the runs.
     """
     if look.facet is None or look.hue != x.column:
         return look, runs
@@ -85,7 +85,8 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
     mean over the other seeds would hide the divergence. Markers of the same x value are drawn side by side, because
     stuck runs with equal losses would otherwise overlap.
     """
-    # each color and line style gets its own slot beside an x value, unless the x axis shows the same column
+    # runs of different colors or line styles get separate slots at an x value, but a color or line style that only
+    # repeats the x value needs no slot of its own
     hues = [h for h in look.colors if (table["hue"] == h).any()]
     dashes = [d for d in look.dashes if (table["dash"] == d).any()]
     by_hue, by_dash = look.hue != x.column, look.dash != x.column

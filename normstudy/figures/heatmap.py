@@ -40,7 +40,7 @@ def draw_map(ax: Axes, table: pd.DataFrame, norm: LogNorm) -> QuadMesh:
 
 
 def heatmap(study: Study) -> Figure:
-    """Draw a map for each color and line style of other figures, from the runs that `Study.at_headline` selects."""
+    """Draw a map for each group of runs that other figures draw as one line. `Study.at_headline` selects the runs."""
     needs_layers(study)
     facet = study.look.facet
     parts, notes = one_arm(study) if facet else _arms(study)

@@ -27,7 +27,10 @@ HANDLE = 6  # width of a legend handle, in characters
 def subplots(
     n: int, *, columns: int | None = None, height: float = 2.0, width: float | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """Make a figure of `n` panels with the same axes. By default, 3 panels make a row, or 4 low panels if n > FEW."""
+    """Make a figure of `n` panels with the same axes.
+
+    By default, a row has 3 panels. If n > FEW, a row has 4 panels, and their height is at most LOW inches.
+    """
     if columns is None and n > FEW:
         height = min(height, LOW)
     columns = columns or (3 if n <= FEW else 4)
@@ -76,7 +79,7 @@ def panel_title(ax: Axes, text: str) -> None:
 
 
 def _extra_title_lines(fig: Figure) -> int:
-    """Add up, over the rows of panels, the lines of the row's tallest title after its first line."""
+    """Return how many lines wrapped titles add to the figure. A row adds one line less than its tallest title has."""
     most: dict[int, int] = {}
     for ax in fig.axes:
         if (spec := ax.get_subplotspec()) is not None:

@@ -153,7 +153,7 @@ def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
 
 
 def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> pd.DataFrame:
-    """Fix each panel field that is not in `skip` at one value, and return the runs with these values."""
+    """Choose one value of each panel field, except those in `skip`, and return the runs with these values."""
     facet = study.look.facet
     for column in [c for c in study.panel_fields if c not in set(skip)]:
         found = values(runs, column) if facet is None else widest(runs, column, facet)

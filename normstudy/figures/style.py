@@ -21,7 +21,7 @@ LineStyle = tuple[float, tuple[float, ...]] | str
 # white. Each was chosen to be farthest in OKLab from the colors chosen before, under normal vision and simulated
 # deuteranopia, protanopia and tritanopia. Fourteen colors cannot all be far apart. People mostly compare placements
 # within two groups, so the colors within each group are far apart: (post, deepnorm, admin, b2t, residual) and (pre,
-# peri, sub, reordered, lns, hybrid). The colors of rezero and none are far from the colors of pre and post.
+# peri, sub, reordered, lns, hybrid). The placements `rezero` and `none` are far in color from `pre` and `post`.
 PLACEMENT_COLORS = {
     "pre": "#0072B2", "post": "#D55E00", "peri": "#333300", "reordered": "#5500DD", "sub": "#883366",
     "deepnorm": "#DD9922", "admin": "#AA55FF", "lns": "#66BB88", "mix": "#996666", "b2t": "#5599AA",

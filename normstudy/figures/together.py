@@ -20,8 +20,7 @@ ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
     "heatmap", "gradient_ratio",
 )  # fmt: skip
-# One process draws this many figures, or a study with tables of this many bytes, before a second process would have
-# finished its imports.
+# For so few figures, or so few bytes of tables, one process is done before a second would have finished its imports.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
@@ -72,7 +71,7 @@ def _draw(
 ) -> None:
     """Draw figures and send the result's `found` to the parent process.
 
-    After an error send nothing. The parent process then draws these figures itself.
+    If drawing fails, nothing is sent, and the parent process then draws these figures itself.
     """
     gc.disable()  # saves time, and a short process has little garbage
     with contextlib.suppress(Exception):
