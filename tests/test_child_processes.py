@@ -16,6 +16,7 @@ import pytest
 from processes import is_gone, wait_for, workers_of
 
 from normstudy.processes import Child, _Template
+from normstudy.reproductions import workers as measuring
 
 
 def prepare() -> None:
@@ -182,3 +183,15 @@ def test_no_child_outlives_its_parent(parent: subprocess.Popen[str]) -> None:
     killed = time.monotonic()
     wait_for(lambda: all(map(is_gone, pids)), 10)
     assert time.monotonic() - killed < 5  # some tenths of a second, were the machine idle
+
+
+def test_a_child_whose_parent_leaves_an_answer_unread_ends_without_a_traceback(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Closing a socket with unread data resets the connection, which the child's next read reports."""
+    child = Child(measuring.serve)
+    child.pipe.send("no job")
+    assert child.pipe.poll(60)
+    child.close(kill=False)
+    assert child.wait() == 0
+    assert capfd.readouterr().err == ""

@@ -47,7 +47,7 @@ def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
 
 
 def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], object]]:
-    """Return library -> a function that uses this library to compute a piece's products for a batch of runs."""
+    """Return a dict from library names to functions, which compute a piece's matrix products for a batch of runs."""
     import numpy as np
     import torch
     from torch.nn import functional as F

@@ -2,11 +2,11 @@
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
 writes its tables. The plain loops of row i write no files: one keeps its numbers in memory, and the other discards its
-histograms. Line a3 of row a is the time that the matrix products of a run-step take alone, each with its fastest
-library (products.py), divided by the time of the run-step.
+histograms. Line a3 of row a is a ratio: the time of a run-step's matrix products alone, each computed by its
+fastest library (products.py), over the time of the whole run-step.
 
 In row b, one process trains three copies of the same runs: with no probes, with probes at every step, and with probes
-at every 20th step. It takes one step of each copy in turn, and 20 steps of each copy in a round.
+at every 20th step. It steps the three copies in turn, one step each. A round has 20 such turns.
 In row g, a timed span ends when the GPU has finished its work. `megabytes_per_run` is the peak of the GPU memory that
 torch allocates, divided by the number of runs.
 """

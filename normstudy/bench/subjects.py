@@ -41,7 +41,7 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
     if like_worker:
         gc.freeze()  # as in a sweep's worker: the garbage collector then skips torch's objects
     work = start(job)
-    with contextlib.suppress(EOFError):  # the parent has closed the pipe, so this process ends too
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended or closed the pipe
         while True:
             amount: int = pipe.recv()
             try:

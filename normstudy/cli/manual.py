@@ -264,7 +264,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "--quick": "measure the small cases in a few rounds, for two to three minutes (the default)",
             "--full": "measure every case, as for the shipped tables in results/bench",
             "--device cpu|cuda": "default: cpu; row g (listed below) measures a GPU and needs cuda",
-            "--rows ROW[,ROW]": "measure only these rows (listed below); the stored tables of other rows are kept",
+            "--rows ROW[,ROW]": "measure only these rows (listed below); stored results of other rows are kept",
             "--out DIR": "folder for tables and figure; default: results/bench/quick (with --full: results/bench)",
             "--format table|markdown": "default: table",
             "--show": "print the tables stored in the folder --out, and draw their figure again, without measuring; "

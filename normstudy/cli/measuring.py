@@ -21,7 +21,9 @@ def reproduce(argv: list[str]) -> int:
     if args.tier is not None and args.names:
         raise ConfigError(f"--tier {args.tier} and names exclude each other: choose one of the two")
     if args.tier is None and not args.names and not args.list:
-        raise ConfigError("no prediction is named: add --tier 0, or names that normstudy reproduce --list prints")
+        raise ConfigError(
+            "there is nothing to measure: add --tier 0, or names from the output of normstudy reproduce --list"
+        )
     from normstudy.reproductions import run, workers
     from normstudy.reproductions.registry import REPRODUCTIONS
 

@@ -53,8 +53,8 @@ def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y
     """Draw gradient norms against layer, with a column of panels for each snapshot of training.
 
     The runs of `Study.at_headline` are drawn. Each combination of values of `study.panel_fields` gets a row of panels.
-    With a facet, each value of the facet gets a single panel instead, in which colors show the snapshots. rows: columns
-    run_id, step, layer, grad_norm. top: the last layer.
+    If there is a facet, one panel for each value of the facet replaces these panels, and colors show the snapshots.
+    rows: columns run_id, step, layer, grad_norm. top: the last layer.
     """
     if study.look.facet is not None:
         return _facets(study, rows, what, x_label, y_label, top)
@@ -88,7 +88,7 @@ def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y
 
 
 def one_color(study: Study, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return the runs of the legend's last color, and a note that names this color's value if other colors exist."""
+    """Return the runs in the legend's last color. If there are other colors, add a note on its meaning."""
     hues = [h for h in study.look.colors if (runs["hue"] == h).any()]
     note = [f"{study.look.hue}={hues[-1]}"] if len(hues) > 1 else []
     return runs[runs["hue"] == hues[-1]], note

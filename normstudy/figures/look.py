@@ -149,8 +149,8 @@ class Look:
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
     """Choose the fields that color, line style and the facet show.
 
-    A text field with more than MAX_HUES values becomes the facet: placement, or else the field with the most values.
-    Color shows placement or another text field; if the facet leaves none, color shows n_layers. Line style shows
+    If text fields have more than MAX_HUES values, one of them becomes the facet: placement if possible, otherwise the
+    field with the most values. Color shows another text field, or n_layers if there is none. Line style shows
     warmup_steps if it varies, otherwise the next text field. names: long name -> short name, see `short_names`.
     """
     text = text_fields(runs)

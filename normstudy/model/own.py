@@ -61,7 +61,7 @@ class _Finder(MetaPathFinder):
         return any(root in Path(path).parents and is_users(Path(path), root) for root in self.roots)
 
     def add(self, root: Path) -> None:
-        """Search `root` before all other folders, and append it to sys.path, which child processes inherit."""
+        """Make imports search `root` first. Also append it to sys.path, because child processes inherit sys.path."""
         if str(root) not in sys.path:
             if self.appended is not None:  # the working directory has changed
                 sys.path.remove(str(self.appended))

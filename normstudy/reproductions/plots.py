@@ -30,8 +30,8 @@ SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
 # Placement -> the color of its second curve.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-# (factor, leading digits of the ticks on a logarithmic axis). The first pair applies whose factor is less than the
-# axis's upper end divided by its lower end, so a short axis has more ticks per decade.
+# (factor, leading digits of the ticks on a logarithmic axis). The axis uses the first pair with a factor less than
+# upper end / lower end. A short axis therefore has more ticks per decade.
 TICKS = (
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -58,12 +59,12 @@ def serve(pipe: Connection) -> None:
     """Measure the jobs that arrive through the pipe, until the pipe closes."""
     from normstudy.reproductions.measure import measure
 
-    while True:
-        try:
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended or closed the pipe
+        while True:
             job: Job = pipe.recv()
-        except EOFError:
-            leave(0)
-        try:
-            pipe.send((job, measure(job), None))
-        except Exception:
-            pipe.send((job, [], traceback.format_exc()))
+            try:
+                rows, error = measure(job), None
+            except Exception:
+                rows, error = [], traceback.format_exc()
+            pipe.send((job, rows, error))
+    leave(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -65,7 +66,7 @@ def serve(pipe: Connection) -> None:
         waiting = True
         try:
             task: Task = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):  # the parent has ended, perhaps with messages that it has not read
             leave(0)
         waiting = False
         try:
@@ -80,7 +81,8 @@ def serve(pipe: Connection) -> None:
             over = Message(task.number, over=True, fatal=str(error))
         except BrokenPipeError:
             os._exit(1)  # the parent has ended
-        pipe.send(over)
+        with contextlib.suppress(ConnectionError):  # if the parent has ended, so does the loop
+            pipe.send(over)
     os._exit(0)
 
 

@@ -62,8 +62,8 @@ def test_a_worker_killed_before_it_has_saved_is_told(undisturbed: Path, tmp_path
     os.kill(workers[0], signal.SIGKILL)
     _, err = running.communicate(timeout=20)
     assert running.returncode == 130
-    lost = "a worker process was killed by signal 9 before saving its 2 runs: rerun the command to resume from old "
-    assert f"{lost}checkpoints" in err.splitlines()
+    lost = "a worker process was killed by signal 9 before saving its 2 runs: rerun the command to resume from the "
+    assert f"{lost}last checkpoint" in err.splitlines()
     assert finish(WORDS, tmp_path).returncode == 0
     assert_same_tables(undisturbed, tmp_path / "results" / "long")
 

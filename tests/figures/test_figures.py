@@ -31,7 +31,7 @@ from normstudy.figures.study import Study, load
 from normstudy.study import tables
 
 N_STEPS = 60
-NO_RANKING = "figure 'ranking' not drawn: it needs a key with text values, such as placement, and 3 of its values"
+NO_RANKING = "figure 'ranking' not drawn: it needs at least 3 values of a text key such as placement"
 
 
 @pytest.fixture(scope="module")

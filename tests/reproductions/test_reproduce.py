@@ -189,8 +189,8 @@ def test_the_script_is_the_same_command(capfd: Capture) -> None:
 @pytest.mark.parametrize(
     ("request_", "held"),
     [
-        ("", ["no prediction is named", "--tier 0", "--list"]),
-        ("--again", ["no prediction is named"]),
+        ("", ["there is nothing to measure", "--tier 0", "--list"]),
+        ("--again", ["there is nothing to measure"]),
         ("--tier 1", ["--tier 1 does not exist", "give --tier 0"]),
         ("--tier one", ["--tier", "'one'", "--help"]),
         ("--tier", ["--tier", "--help"]),
