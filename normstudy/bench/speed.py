@@ -63,7 +63,7 @@ GOALS = [
 
 
 def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: Scope) -> Iterator[Sample]:
-    """Measure a row of the benchmark, for each model size, on all cores. measure: yields one model size's samples."""
+    """Measure a benchmark row on all cores, one model size after another. measure: yields one model size's samples."""
     for case in (D32_L4, D64_L6) if scope.quick else CASES:
         with Race(row, case, len(os.sched_getaffinity(0)), scope) as race:
             yield from measure(race, 2 if scope.quick else 5)

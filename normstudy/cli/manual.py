@@ -91,8 +91,8 @@ KEYS: dict[str, str] = {
     "model.positions=": "learned, sinusoidal, rope, none",
     "schedule=": "learning rate after the warmup: constant, inverse_sqrt, linear, cosine",
     "optimizer=": "adam, adamw, sgd",
-    "data=": "stdlib, pydoc, synthetic, or tiny_shakespeare, enwik8, text8 (downloaded once), or file with data.path= "
-    "set to a file, a folder or a glob such as 'a/glob/*.txt'",
+    "data=": "built in: stdlib, pydoc, synthetic; downloaded once: tiny_shakespeare, enwik8, text8; your own text: "
+    "data=file data.path=PATH, where PATH is a file, a folder or a glob such as 'a/glob/*.txt'",
     "data.tokenizer=": "byte, char, bpe; with bpe, data.vocab_size= sets the number of tokens",
     "seed=, data_seed=": "seeds of the initialization and of the batches; data_seed defaults to seed",
     "results_dir=, study=": "results are written to RESULTS_DIR/STUDY; default: results/scratch",

@@ -95,9 +95,9 @@ def one_color(study: Study, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]
 
 
 def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
-    """Return a panel for each value of the facet, and notes on fields fixed at one value and on panels left out.
+    """Return a panel for each value of the facet, and notes. A note says which value is shown, or what is left out.
 
-    The panels have only runs of one color (the last in the legend) and one line style (the first).
+    The panels show only the runs that have the legend's last color and its first line style.
     """
     runs, notes = one_color(study, study.at_headline())
     dashes = [d for d in study.look.dashes if (runs["dash"] == d).any()]
