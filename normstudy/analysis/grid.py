@@ -24,7 +24,7 @@ def typed_number(value: float) -> str:
 
 
 def three_digits(value: float, thousands: str = "") -> str:
-    """Format a number to three digits, or as an integer from 1,000: 0.0213, 1530. thousands: "," to write 1,530."""
+    """Format a number to three digits (0.0213), but from 1,000 as an integer: 1530, or 1,530 if thousands is ","."""
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 

@@ -25,7 +25,7 @@ class Piece(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Return how many floating-point operations a run-step needs to compute the sequence `times` times."""
+        """Return the number of this piece's floating-point operations in one step of one run."""
         return self.times * sum(2 * batch * m * k * n for batch, m, k, n, _ in self.products)
 
 
@@ -85,7 +85,7 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
 def start_products(job: tuple[RunConfig, int]) -> Work:
     """Return a function that times every piece with every library, for at least `ms` milliseconds each.
 
-    The function returns each piece's seconds per run-step with the fastest library. job: (config, number of runs).
+    For each piece, the function returns the fastest library's seconds per step of one run. job: (config, n_runs).
     """
     from normstudy.data import texts
 

@@ -38,7 +38,7 @@ class Ranges(NamedTuple):
     axes: dict[str, tuple[int, ...]] = AXES  # the sizes to vary when whole steps are measured
     n: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)  # values of seq_len for the parts of a block
     d: tuple[int, ...] = (32, 64, 128, 256)  # values of d_model for the parts of a block
-    batch_size: int = 4  # sequences in a batch, for the parts of a block
+    batch_size: int = 4  # sequences per batch when the parts of a block are timed
     rounds: int = 9
 
 

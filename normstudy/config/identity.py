@@ -98,7 +98,7 @@ def identity(config: RunConfig, data_sha256: str) -> dict[str, object]:
 def identity_of(values: Mapping[str, object], versions: Mapping[str, object]) -> dict[str, object]:
     """Compute an identity from columns of the table `runs`.
 
-    values: the config columns and the columns of `own_sources`. The fields of Resolved must have resolved values.
+    values: the config columns and the columns of `own_sources`. A key that may be `auto` must have its final value.
     versions: identity_version, numerics and data_sha256.
     """
     out = {k: v for k, v in values.items() if k not in NOT_IDENTITY}

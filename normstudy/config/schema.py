@@ -57,7 +57,7 @@ class ModelConfig:
     biases: bool = True  # whether linear layers other than the output matrix have biases; norms are not affected
     tied: bool = False  # whether the token embedding is also the output matrix; if false, the two are separate
     first_block: str = "same"  # same | star: with placement hybrid, block 0 follows HybridNorm*
-    final_norm: str = "auto"  # whether a norm follows the last block: true | false | auto: the placement's choice
+    final_norm: str = "auto"  # whether a norm follows the last block: true | false | auto (the placement decides)
 
     def __post_init__(self) -> None:
         self.validate()

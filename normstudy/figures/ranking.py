@@ -88,7 +88,7 @@ def ranked_field(study: Study) -> str:
     counts = text_fields(study.finished)
     best = max(counts, key=lambda c: (counts[c], c == "placement"), default="")
     if counts.get(best, 0) < MIN_VALUES:
-        raise Lacks(f"it needs a key with at least {MIN_VALUES} non-numeric values, such as placement")
+        raise Lacks(f"it needs a non-numeric key, such as placement, with at least {MIN_VALUES} values")
     return best
 
 

@@ -129,7 +129,7 @@ def conform(table: str, content: pa.Table) -> pa.Table:
 
 
 def join(parts: Sequence[pa.Table]) -> pa.Table:
-    """Join tables into one array per column, because one array per one-row file takes a hundred times the memory."""
+    """Join tables so that each column is one array. An array for each one-row file takes a hundred times the memory."""
     return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
 

@@ -27,7 +27,7 @@ from normstudy.training.probes import Array, Probe
 from normstudy.training.step import Inputs, Measured, StackedRuns, evaluate, inputs_of, stepper, to_numpy, tokens_of
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-SYNC_EVERY = 50  # steps on a GPU between transfers of results to the host, since a transfer waits for the GPU
+SYNC_EVERY = 50  # on a GPU, results are copied to the host only every so many steps, because a copy waits for the GPU
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from normstudy.figures.study import Study, load
 from normstudy.study import tables
 
 N_STEPS = 60
-NO_RANKING = "figure 'ranking' not drawn: it needs a key with at least 3 non-numeric values, such as placement"
+NO_RANKING = "figure 'ranking' not drawn: it needs a non-numeric key, such as placement, with at least 3 values"
 
 
 @pytest.fixture(scope="module")
