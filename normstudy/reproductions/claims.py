@@ -24,7 +24,7 @@ from normstudy.reproductions.verdicts import exponent, judge
 HEADLINE_LR = 3e-3
 SHALLOW, DEEP = 6, 12  # layers
 
-# The column values that the claims compare in each study. Every combination needs at least two runs.
+# Study -> column -> the values that the claims compare. Every combination of values needs at least two runs.
 CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
     "warmup": {"placement": ("pre", "post"), "peak_lr": (HEADLINE_LR,), "warmup_steps": (0, 100)},
     "depth": {"placement": ("pre", "post"), "n_layers": (2, 4, DEEP), "warmup_steps": (0, 100)},
@@ -37,7 +37,7 @@ CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
 class Evidence:
     """Hold a number for or against a claim.
 
-    low, high: the number's 95 % t interval over seeds; NaN if the number is the share of runs that are stuck.
+    low, high: the ends of the number's 95 % t interval over seeds, or NaN if the number is a share of runs.
     """
 
     claim: str
@@ -50,7 +50,7 @@ class Evidence:
 
 
 def findings(results: Path) -> list[Evidence]:
-    """Compute all numbers from the studies under `results`. Raises a ConfigError if runs are missing (see CELLS)."""
+    """Compute the evidence for all claims. Raises a ConfigError if the folder `results` lacks runs listed in CELLS."""
     warmup, depth, peak_lr, rmsnorm = (_whole(results, study) for study in CELLS)
     return [
         *_vanishing(warmup, depth),
@@ -70,14 +70,14 @@ def _whole(results: Path, study: str) -> Tables:
         if n_runs < 2:
             words = " ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
             raise ConfigError(
-                f"{results / study} has {n_runs} runs with {words}, but the claims need at least 2. Train the rest: "
-                f"normstudy sweep experiment={study} results_dir={results}"
+                f"{results / study} has {n_runs} runs with {words}, but the claims need at least 2. "
+                f"Train the missing runs: normstudy sweep experiment={study} results_dir={results}"
             )
     return tables
 
 
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return the first layer's mlp_out gradient norm divided by the last layer's, per run; NaN if `step` is missing."""
+    """Return each run's ratio of the first to the last layer's mlp_out gradient norm; NaN if the run lacks `step`."""
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
     wide = wide.reindex(sorted(modules["run_id"].unique()))
@@ -167,13 +167,13 @@ def _same_profile(rmsnorm: Tables) -> list[Evidence]:
 
 
 def _evidence(claim: str, quantity: str, study: str, values: ArrayLike, *, logs: bool = False) -> Evidence:
-    """Return the mean over seeds and its 95 % t interval, exponentiated if the values are logarithms (`logs`)."""
+    """Return the evidence from one value per seed. logs: whether the values are logarithms of the quantity."""
     found = judge(quantity, np.asarray(values, np.float64), None, logs=logs)
     return Evidence(claim, quantity, study, found.value, found.low, found.high, found.seeds)
 
 
 def markdown(found: list[Evidence]) -> str:
-    """Format the numbers as a Markdown table."""
+    """Format the evidence as a Markdown table with one row for each number."""
     rows = [
         (f.claim, f.quantity, interval_text(f.value, f.low, f.high, ".3g"), str(f.seeds), f"`{f.study}`") for f in found
     ]

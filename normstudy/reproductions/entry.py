@@ -81,8 +81,8 @@ class Need:
 class Reproduction:
     """Join a paper's prediction with the functions that test it.
 
-    prediction: one line; needs: returns the measurements to make; findings: judges the prediction from the table of
-    measurements; draw: returns the figure of this table.
+    prediction: the predicted fact in one line. needs: a function that lists the measurements to make. findings: a
+    function that judges the prediction from the table of measurements. draw: a function that draws the figure.
     """
 
     source: str
@@ -93,7 +93,7 @@ class Reproduction:
 
 
 def model_config(variant: Variant, depth: int, sizes: Sizes) -> ModelConfig:
-    """Return the configuration of a model whose output matrix starts with elements of variance 1/d_model."""
+    """Return a model's configuration. The output matrix (unembed) starts with standard deviation d_model^-0.5."""
     simplified = variant.simplified
     return ModelConfig(
         placement=variant.placement, norm=variant.norm, init=variant.init, embed_init=variant.embed_init,
@@ -103,7 +103,7 @@ def model_config(variant: Variant, depth: int, sizes: Sizes) -> ModelConfig:
     )  # fmt: skip
 
 
-Reading = tuple[str, int | None, int, float]  # quantity, layer, seed, value
+Reading = tuple[str, int | None, int, float]  # quantity, layer (None: entire model), seed, value
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Measure models at initialization with torch: the first stage of a reproduction.
 
 The models, their initialization, the gradients and SGD come from the training code. A measurement is a function that
-takes a batch of models that differ only in the seed, and returns readings (quantity, layer or None, seed, value). A
-measurement computes in float32, as training does, and returns float64. In shapes: B batch_size, T seq_len, D d_model,
-V vocab_size.
+takes a batch of models that differ only in the seed, and returns readings (quantity, layer, seed, value). The layer is
+None if the quantity belongs to the entire model. A measurement computes in float32, as training does, and returns
+float64. Letters in shapes: B batch_size, T seq_len, D d_model, V vocab_size.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def random_tokens(sizes: Sizes, seed: int) -> Tensor:
 
 
 def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> Models:
-    """Initialize one model and draw one batch of tokens per seed. Admin's omegas are profiled on the model's batch."""
+    """Initialize a model and draw a batch for each seed. A profiling pass on the batch sets the omegas of `admin`."""
     config = model_config(variant, depth, sizes)
     with torch.device("meta"):
         model = Transformer(config, sizes.vocab_size, sizes.seq_len)
@@ -78,7 +78,7 @@ def forward(models: Models, params: dict[str, Tensor]) -> tuple[Tensor, list[Ten
 
 
 def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Return the gradients of each model's loss, name -> (runs, *shape), and, separately, the residual stream."""
+    """Return two results: the gradients of each model's loss, name -> (runs, *shape), and the residual stream."""
     leaves = {name: p.detach().requires_grad_() for name, p in models.params.items()}
     of_run = functools.partial(step.loss_of_run, models.model)
     losses, residual = torch.func.vmap(of_run)(leaves, models.tokens)
@@ -102,7 +102,7 @@ def _mean_squares(quantity: str, seeds: tuple[int, ...], streams: list[Tensor]) 
 
 
 def gradients(models: Models) -> list[Reading]:
-    """Measure mlp_out_grad, the L2 gradient norm of each block's second MLP matrix, and mean_square (see `stream`)."""
+    """Measure mean_square (see `stream`) and each block's mlp_out_grad: the second MLP matrix's L2 gradient norm."""
     grads, residual = backward(models)
     rows = _mean_squares("mean_square", models.seeds, residual)
     for layer in range(models.config.n_layers):
@@ -112,13 +112,13 @@ def gradients(models: Models) -> list[Reading]:
 
 
 def stream(models: Models) -> list[Reading]:
-    """Measure mean_square for each l from 0 to depth: the mean of x_l^2 over tokens and dimensions, E|x_l|^2/d."""
+    """Measure mean_square, E|x_l|^2/d, the mean square over tokens and dimensions of the stream after block l."""
     _, residual = forward(models, models.params)
     return _mean_squares("mean_square", models.seeds, residual)
 
 
 def before_norm2(models: Models) -> list[Reading]:
-    """Measure before_norm2, the mean square of norm2's input in each block. Meant for blocks that end with norm2."""
+    """Measure before_norm2, the mean square of norm2's input in each block. A post-norm block ends with norm2."""
     read: list[Tensor] = []
 
     def of_run(values: dict[str, Tensor], tokens: Tensor) -> list[Tensor]:
@@ -152,9 +152,10 @@ def noise(models: Models) -> list[Reading]:
 
 
 def update(models: Models) -> list[Reading]:
-    """Measure the root mean square change of the logits after one SGD step of rate 0.01 on the measured batch.
+    """Measure by how much one SGD step of rate 0.01 changes the logits, as a root mean square.
 
-    update_trained: the step changes all parameters; update_frozen: the step changes all except the norms' parameters.
+    The gradient and the logits are computed on the same batch. The quantity update_trained is the change after a step
+    of all parameters; update_frozen is the change after a step of all parameters except the norms'.
     """
     grads, _ = backward(models)
     before, _ = forward(models, models.params)
@@ -174,8 +175,8 @@ def update(models: Models) -> list[Reading]:
 def constants(models: Models) -> list[Reading]:
     """Measure alpha and the initialization gains of models whose sublayers are norm(alpha x + f(x)).
 
-    alpha: the square root of a block's output, when the input is ones, the parameters are zero and norms are left out.
-    Each of the block's two sublayers then only multiplies its input by alpha.
+    alpha: the square root of a block's output. For this measurement every element of the input is 1, every parameter
+    is 0 and the norms are removed, so each of the block's two sublayers only multiplies its input by alpha.
     gain_q ... gain_unembed: the L2 norm of a tensor's initial values, divided by the L2 norm of the values that init
     `xavier` draws with the same seed.
     """

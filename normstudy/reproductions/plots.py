@@ -28,10 +28,10 @@ WIDTH = 4.4  # width in inches of a one-panel figure
 BAND_COLOR = "#D9D9D9"
 SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
-# Placement -> the color of its second curve.
+# Placement -> the color of its second curve in a figure that shows two curves of this placement.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-# (factor, leading digits of the ticks on a logarithmic axis). The axis uses the first pair with a factor less than
-# upper end / lower end. A short axis therefore has more ticks per decade.
+# Pairs for a logarithmic axis: a factor, and the leading digits of the ticks. An axis uses the first pair whose factor
+# is smaller than the ratio of the axis's upper end to its lower end, so a short axis has more ticks per decade.
 TICKS = (
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),
@@ -172,8 +172,9 @@ def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str) -> None:
     """Draw a fan of all power laws whose exponents lie in a band. A band without a lower end starts at 0.
 
-    y: (n, seeds); anchor: the point where all power laws meet. `first` is the geometric mean over seeds at the first
-    x; `center` is the point whose coordinates are the geometric means of all x and of all y.
+    y: (n, seeds). anchor: the name of the point where all power laws meet, `first` or `center`. At `first`, x is the
+    smallest x, and y is the geometric mean over seeds at this x. At `center`, x and y are the geometric means of all
+    x and of all y.
     """
     low = band.low if np.isfinite(band.low) else 0.0
     grid, through = _fan(x, y, anchor)
@@ -206,9 +207,9 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
 def finish_lines(
     fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
 ) -> Figure:
-    """Call `finish` with a legend for lines.
+    """Call `finish` with a legend for a figure that shows lines.
 
-    colors: label -> color; interval: the quantity, such as `mean`, whose 95 % interval the figure shows.
+    colors: label of a line -> its color; interval: what the drawn 95 % interval belongs to, such as `mean`.
     """
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]

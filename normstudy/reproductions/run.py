@@ -26,9 +26,9 @@ from normstudy.study import paths
 
 OUT = Path("results/reproductions")
 SIZES = Sizes()
-TIER = 0  # every reproduction belongs to this tier
+TIER = 0  # number of the only group of reproductions; --tier 0 selects all of them
 LAYERS_AT_ONCE = 128  # maximum number of layers per job, summed over its models; keeps a process below 2 GB
-# Kind of measurement -> time per block, in forward passes.
+# Kind of measurement -> its time per block. The unit is the time of a forward pass through one block.
 COST = {"gradients": 3.0, "stream": 1.3, "before_norm2": 1.3, "noise": 3.0, "update": 6.5, "constants": 2.0}
 
 Unit = tuple[str, Variant, int, int]  # a measurement of one model: its kind, the model, the depth and the seed
@@ -43,7 +43,7 @@ class Reproduced:
 
 
 def names_of(tier: int) -> list[str]:
-    """Return the names of the reproductions in a tier. Raises a ConfigError for an unknown tier."""
+    """Return the names of all reproductions, which form one tier. Raises a ConfigError if `tier` is not TIER."""
     if tier != TIER:
         raise ConfigError(f"--tier {tier} does not exist: give --tier {TIER}")
     return list(REPRODUCTIONS)
@@ -89,7 +89,7 @@ def units(needs: Iterable[Need]) -> list[Unit]:
 
 
 def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
-    """Group measurements that differ only in the seed into jobs of at most LAYERS_AT_ONCE layers, longest job first."""
+    """Group measurements that differ only in the seed into jobs. LAYERS_AT_ONCE limits a job; long jobs come first."""
     groups: dict[tuple[str, Variant, int], list[int]] = {}
     for kind, variant, depth, seed in wanted:
         groups.setdefault((kind, variant, depth), []).append(seed)
@@ -102,7 +102,7 @@ def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
 
 
 def cost(job: Job) -> float:
-    """Estimate a job's time, in forward passes through one block."""
+    """Estimate a job's time. The unit is the time of a forward pass of one model through one block."""
     return COST[job.kind] * job.depth * len(job.seeds)
 
 

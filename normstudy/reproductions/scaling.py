@@ -19,8 +19,8 @@ from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, by
 class Curve:
     """Describe a curve that shows one quantity of one model.
 
-    name: text in the table of verdicts, in which {n} stands for the number of points; label: text in the legend;
-    measured: the kind of measurement (see Need) and the quantity; band: the predicted exponent.
+    name: the curve's name in the table of verdicts; {n} in a name is replaced by the number of points. label: the text
+    in the legend. measured: the measurement's name (see Need.kind) and the quantity. band: the predicted exponents.
     """
 
     name: str
@@ -46,10 +46,10 @@ def entry(
     anchor: str = "center",
     many_seeds: bool = False,
 ) -> Reproduction:
-    """Build a reproduction with curves over the depths, or over the blocks of the deepest model if `over_blocks`.
+    """Build a reproduction that fits power laws to curves.
 
-    If every block has a value of the quantity, a curve over the depths shows the last block's value.
-    anchor: see `plots.power_band`.
+    over_blocks: whether the x axis is the block number in the deepest model; otherwise it is the depth. If a quantity
+    has a value in every block, a curve over the depths shows the last block's value. anchor: see `plots.power_band`.
     """
 
     def needs(sizes: Sizes) -> list[Need]:

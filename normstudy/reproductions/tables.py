@@ -1,7 +1,7 @@
 """Read and write the tables of the reproductions, DIR/tables/NAME.parquet.
 
-A table's definition is a hash of everything that its values depend on, except the machine: the version of the
-measurement, the sizes, models, depths and seeds. `results/reproductions/README.md` describes each column.
+A table's definition is a hash of what was measured: the version of the measurement, the sizes, models, depths and
+seeds. The machine is not part of the definition. `results/reproductions/README.md` describes each column.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SORT = ["quantity", "variant", "depth", "layer", "seed"]
 
 
 def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
-    """Return the sha256 of everything that a table's values depend on, except the machine."""
+    """Return the sha256 of everything that determines a table's values. The machine is left out."""
     shared = {name: getattr(sizes, name) for name in ("batch_size", "seq_len", "vocab_size")}
     needed = []
     for need in needs:

@@ -1,8 +1,9 @@
-"""Judge a table: compute one estimate per seed and compare their 95 % t interval with the source's predicted band.
+"""Judge a prediction: compute one estimate per seed, then compare a 95 % t interval with the source's predicted band.
 
-A prediction is `supported` if the whole interval lies in the band, `not supported` if the whole interval lies outside,
-and `inconclusive` otherwise. A quantity for which the source gives no number is `measured`, without a verdict.
-results/reproductions/README.md describes the columns of a table. This module needs no torch.
+The interval is that of the estimates' mean. A prediction is `supported` if the whole interval lies in the band,
+`not supported` if the whole interval lies outside, and `inconclusive` otherwise. A quantity for which the source gives
+no number is `measured`, without a verdict. results/reproductions/README.md describes the columns of a table. This
+module needs no torch.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Finding:
             return interval_text(self.value, self.low, self.high, ".2g")
         half = (self.high - self.low) / 2
         digits = min(3, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
-        # Without rounding here and adding 0.0, a small negative value would be printed as -0.000.
+        # A small negative value is rounded to -0.0. Adding 0.0 makes it 0.0, so it is not printed as -0.000.
         value, low, high = (round(x, digits) + 0.0 for x in (self.value, self.low, self.high))
         return interval_text(value, low, high, f".{digits}f")
 
@@ -95,7 +96,7 @@ def by_block(table: pd.DataFrame, quantity: str, variant: str, depth: int | None
 def by_depth(table: pd.DataFrame, quantity: str, variant: str, block: str = "last") -> tuple[Floats, Floats]:
     """Return the depths (n,) and a quantity's values (n, seeds).
 
-    block: `first` or `last`, the block whose value is returned if every block has a value.
+    block: which block's values to return, `first` or `last`. It does not matter for a quantity of the entire model.
     """
     rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
     rows = rows[rows["layer"].isna() | (rows["layer"] == (0 if block == "first" else rows["depth"] - 1))]
@@ -150,13 +151,14 @@ def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
 
 
 def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: Band) -> Finding:
-    """Judge a prediction about several places, such as blocks, and return the finding at the worst place.
+    """Judge a prediction that must hold at several places, such as all blocks, and return the worst place's finding.
 
     The verdict is `supported` if the interval lies in the band at every place, `not supported` if the interval lies
-    wholly outside at any place, `inconclusive` otherwise. With many places, a wrong `supported` is no likelier than
-    with one place, but a wrong `not supported` is likelier.
+    wholly outside at any place, `inconclusive` otherwise. The more places there are, the likelier is a wrong verdict
+    `not supported`. The number of places does not make a wrong verdict `supported` likelier.
 
-    places: (n,); estimates: (n, seeds); at: the words before a place's index, as in `at block 3`.
+    places: the index of each place, (n,); estimates: (n, seeds); at: the word before an index in the finding's text,
+    such as `block` in `worst block 3`.
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED]

@@ -4,13 +4,13 @@ Source: Liu et al., arXiv:2004.08249, section 4, theorem 2 and the text after it
 independently, the variance of the change in a transformer's output grows as L in post-norm and as ln L in pre-norm.
 
 Computed: the mean square change of the logits when independent noise is added to every block matrix; the noise has 1 %
-of the matrix's standard deviation. Then, for each seed, the least-squares slope of the mean square's logarithm against
-ln L. Admin, with its profiled omegas, is measured too, without a verdict.
+of the matrix's standard deviation. For each seed, a line is fitted by least squares to the mean square's logarithm
+against ln L; its slope is judged. The placement `admin` is measured too, without a verdict.
 
-Band: 0.8 to 1.5 for post-norm, which should grow as L^1, and at most 0.6 for pre-norm. Over these depths ln L grows
-like L^0.33. Four depths cannot distinguish ln L from a small power, so pre-norm's band says only that the growth is
-slow. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies outside,
-inconclusive otherwise.
+Band: 0.8 to 1.5 for post-norm, because the theorem predicts growth as L^1, and at most 0.6 for pre-norm. Over these
+depths ln L grows like L^0.33. Four depths cannot distinguish ln L from a small power, so pre-norm's band says only that
+the growth is slow. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
+outside, inconclusive otherwise.
 
 Why twenty seeds: post-norm's slopes scatter from below 1 to 2, because some initializations amplify every change far
 more than others. With five seeds the interval's half-width is about 0.6, more than half the band's width.

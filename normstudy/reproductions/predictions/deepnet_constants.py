@@ -41,7 +41,7 @@ def alpha(depth: Floats) -> Floats:
 
 
 def beta(depth: Floats) -> Floats:
-    """Return the paper's initialization gain of the matrices in SCALED, for each depth."""
+    """Return, for each depth, the paper's initialization gain of the values, the output projection and the MLP."""
     return np.asarray((8 * depth) ** -0.25)
 
 

@@ -1,4 +1,4 @@
-"""With LayerNorm scaling the residual stream's variance grows more slowly than a small power of the block's index.
+"""With LayerNorm scaling, the variance of the residual stream grows only slowly from block to block.
 
 Source: Sun et al., arXiv:2502.05795, section 4: in pre-norm the variance grows at least linearly with depth. Dividing
 the output of the norms in block l by sqrt(l) slows this growth. At initialization block l adds a variance of about 1/l,
@@ -20,8 +20,8 @@ from normstudy.reproductions.scaling import Curve
 from normstudy.reproductions.verdicts import Band
 
 STREAM = ("stream", "mean_square")
-# The measurement `stream` would suffice here, but other predictions need `gradients` of the same models anyway, and
-# that measurement returns mean_square too.
+# The measurement `gradients` returns mean_square too. Pre-norm uses `gradients` instead of `stream` because other
+# predictions need `gradients` of the same models, so these models are measured only once.
 GRADIENTS = ("gradients", "mean_square")
 ENTRY = scaling.entry(
     "Sun et al., The Curse of Depth, arXiv:2502.05795, section 4",

@@ -4,8 +4,9 @@ Source: Li et al., arXiv:2412.13795, section 3: with post-norm in the first quar
 rest, the blocks' gradients are more alike than in pre-norm.
 
 Computed: at each depth, the L2 norm of the gradient of the first block's second MLP matrix, divided by the same norm in
-the last block. For each seed, |ln ratio| of mix minus |ln ratio| of pre, averaged over the depths. This difference is
-negative if mix's ratio is closer to 1 on a logarithmic scale. The figure shows each depth.
+the last block. For each seed and depth, pre-norm's |ln ratio| is subtracted from Mix-LN's |ln ratio|, and the
+differences are averaged over the depths. A difference is negative if Mix-LN's ratio is closer to 1 on a logarithmic
+scale. The figure shows each depth.
 
 Band: at most 0. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise. Twenty seeds are used because with five the interval's half-width is 0.13.
@@ -36,7 +37,7 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def imbalance(table: pd.DataFrame) -> tuple[Floats, Floats]:
-    """Return the depths (n,), and mix's |ln ratio| minus pre's |ln ratio| (n, seeds)."""
+    """Return the depths (n,), and Mix-LN's |ln(first/last gradient norm)| minus pre-norm's, of shape (n, seeds)."""
     depths, mix = first_to_last(table, MIX.name)
     return depths, np.abs(log(mix)) - np.abs(log(first_to_last(table, PRE.name)[1]))
 

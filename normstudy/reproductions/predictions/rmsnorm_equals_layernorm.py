@@ -43,7 +43,10 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def difference(table: pd.DataFrame, variant: Variant, other: Variant, depth: int) -> tuple[Floats, Floats]:
-    """Return the block numbers (n,), and by how many percent `other`'s gradients exceed `variant`'s (n, seeds)."""
+    """Return the block numbers (n,) and the differences (n, seeds) between two models' gradient norms.
+
+    A difference says by how many percent the gradient norm of `other` exceeds the gradient norm of `variant`.
+    """
     blocks, base = by_block(table, "mlp_out_grad", variant.name, depth)
     return blocks, 100 * (by_block(table, "mlp_out_grad", other.name, depth)[1] / base - 1)
 

@@ -4,8 +4,8 @@ Source: Xiong et al., arXiv:2002.04745, lemma 2: in a pre-norm transformer of th
 0, all matrices d x d, ReLU), (1 + l/2) d <= E|x_l|^2 <= (1 + 3l/2) d for all l >= 1. A block's MLP adds one half. A
 block's attention adds between 0 (averaging over unlike tokens, which cancel) and 1 (averaging over equal tokens).
 
-Computed: for each seed, the mean of x_l^2 over tokens and dimensions in the deepest model, and from this mean the
-variance added per block, (E|x_l|^2/d - 1)/l, which the lemma puts between 1/2 and 3/2 at every l.
+Computed: for each seed, the mean of x_l^2 over tokens and dimensions in the deepest model. This mean, E|x_l|^2/d, gives
+the variance added per block: (E|x_l|^2/d - 1)/l. The lemma puts this number between 1/2 and 3/2 at every l.
 
 Band: 1/2 to 3/2, for every l >= 1. The lemma is about the mean over initializations: single seeds may leave the band.
 Verdict: supported when at every l the 95 % t interval over seeds lies in the band, not supported when it lies wholly
