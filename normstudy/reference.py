@@ -25,7 +25,7 @@ Norm = Callable[[str, Array], Array]  # ("q", "k" or "v", the array of this name
 
 
 def layer_norm(x: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> Array:
-    """Return gamma * (x - mean) / sqrt(var + eps) + beta over the last axis, var biased (arXiv:1607.06450)."""
+    """Return gamma * (x - mean) / sqrt(var + eps) + beta over the last axis with biased variance (arXiv:1607.06450)."""
     mean: Array = np.mean(x, axis=-1, keepdims=True)
     var: Array = np.mean((x - mean) ** 2, axis=-1, keepdims=True)
     return gamma * (x - mean) / np.sqrt(var + eps) + beta
@@ -109,7 +109,7 @@ def rotary(x_TK: Array) -> Array:
 
 
 def keep(which: str, x: Array) -> Array:
-    """Return x unchanged. Passed to causal_attention as `full` or `per_head`, `keep` applies no norm."""
+    """Return x unchanged. By default, `full` and `per_head` of causal_attention are `keep` and so apply no norm."""
     return x
 
 
@@ -161,8 +161,8 @@ ACTIVATIONS: dict[str, Sublayer] = {"relu": relu, "gelu": gelu, "swiglu": swish,
 def mlp(x: Array, params: Params, activation: str = "gelu", inner: Sublayer | None = None) -> Array:
     """Return W2 act(W1 x + b1) + b2, or W2 (act(W x + b) * (W1 x + b1)) + b2 for a GLU (arXiv:2002.05202, eq. 6).
 
-    x: (..., D). params: w1.weight W1 (F, D), w2.weight W2 (D, F), for a GLU gate.weight W (F, D); biases are optional.
-    inner: a norm for the input of W2.
+    x: (..., D). params: w1.weight is W1 (F, D), w2.weight is W2 (D, F), and gate.weight, only in a GLU, is W (F, D).
+    Biases are optional. inner: a norm for the input of W2.
     """
     act, hidden = ACTIVATIONS[activation], linear(x, params, "w1")
     hidden = act(linear(x, params, "gate")) * hidden if activation.endswith("glu") else act(hidden)
@@ -181,7 +181,7 @@ def qk_norm_of(model: ModelConfig) -> str:
 
 
 def normalize(x: Array, name: str, params: Params, norm: str) -> Array:
-    """Apply a norm of kind `norm` to x. Its parameters in `params` are called name.gamma, name.beta and name.a."""
+    """Apply a norm of kind `norm` to x. `params` holds its parameters as {name}.gamma, {name}.beta and {name}.a."""
     if norm == "layernorm":
         return layer_norm(x, params[f"{name}.gamma"], params[f"{name}.beta"])
     if norm == "rmsnorm":
@@ -211,7 +211,7 @@ class BlockParts:
         return normalize(x, name, self.params, norm_of(self.model))
 
     def attn(self, x: Array, *, per_head: Norm | None = None, inner: Sublayer | None = None) -> Array:
-        """Apply attention to x. If `per_head` is not None, it replaces the model's QK-norm per head."""
+        """Apply attention to x. A given `per_head` is used instead of the model's own norm per head."""
 
         def qk_norm(which: str, h: Array) -> Array:
             return h if which == "v" else self.norm(f"attn.{which}_norm", h)
@@ -352,14 +352,17 @@ def embedding(params: Params, tokens: Tokens, model: ModelConfig) -> Array:
 
 
 def run_block(x: Array, params: Params, model: ModelConfig, layer: int) -> Array:
-    """Apply block `layer` (1 ... L) to x (B, T, D), or to x and r stacked (2, B, T, D) with placement residual."""
+    """Apply block `layer` (1 ... L) to x (B, T, D). If the placement is residual, x holds x and r: (2, B, T, D)."""
     block = BlockParts(part(params, f"blocks.{layer - 1}."), model, layer)
     star = model.first_block == "star" and layer == 1
     return hybrid_star(x, block) if star else BLOCKS[model.placement](x, block)
 
 
 def unembedding(x: Array, params: Params, model: ModelConfig) -> Array:
-    """Return logits (B, T, V) of n(x), or of x + n(r) with placement residual, where n is the final norm, if any."""
+    """Return logits (B, T, V): the output matrix applied to h.
+
+    h = x + final_norm(r) if the placement is residual, else h = final_norm(x). The final norm may be absent.
+    """
     has_final_norm = FINAL_NORM[model.placement] if model.final_norm == "auto" else model.final_norm == "true"
 
     def final_norm(h: Array) -> Array:

@@ -85,7 +85,7 @@ def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor
 
 
 def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Construct the user's own modules again, each seeded by `seed` and its name; return their parameters by name."""
+    """Construct each of the user's own modules, seeded by `seed` and the module's name. Return parameters by name."""
     out: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         make = made_by(module)

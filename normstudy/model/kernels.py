@@ -1,9 +1,9 @@
 """Compute the operations that take most of a step's time, for many runs at once.
 
-torch.func.vmap adds the run axis to the rest of the model, but these functions handle that axis themselves, for two
-reasons. First, the memory layout of the matrix products decides the speed (`normstudy bench --rows a` measures it).
-Second, a run's bits must not depend on the other runs in its batch: each product multiplies the matrices of one run, in
-a way that depends only on their shapes.
+The functions in this file handle the run axis themselves, while torch.func.vmap adds the run axis to the rest of the
+model. There are two reasons. First, the memory layout of the matrix products decides the speed (`normstudy bench
+--rows a` measures it). Second, a run's bits must not depend on the other runs in its batch. So each product multiplies
+the matrices of one run, in a way that depends only on the shapes of these matrices.
 
 On a CPU, NumPy computes the products, except that MKL computes linear maps on Intel (processor.py). NumPy's OpenBLAS
 uses the full vector width, takes 1 us per call, and can write into an existing array. torch.bmm calls MKL, which on AMD
@@ -35,10 +35,10 @@ Outputs = Sequence[Tensor]
 
 
 def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outputs:
-    """Call `function` once on the inputs of all runs, from inside the forward pass of one run, vmapped or not.
+    """Call `function` once on the inputs of all runs. The caller is the forward pass of one run, under vmap or alone.
 
-    `function` receives each input with the run axis, (R, ...). A call takes 20 us. An autograd Function with a vmap
-    rule would take 110 us, a twentieth of a small model's step.
+    `function` receives each input with the run axis, (R, ...). Such a call costs 20 us. An autograd Function with a
+    vmap rule would cost 110 us, a twentieth of a small model's step.
     """
     if _functorch.peek_interpreter_stack() is None:
         return [y[0] for y in function(*(None if x is None else x[None] for x in inputs))]
@@ -231,11 +231,11 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _CrossEntropy(Function):
-    """Compute the mean cross-entropy (R,) of logits (R, N, V), targets (R, N) on a CPU, bitwise equal to torch's.
+    """Compute the mean cross-entropy (R,) of logits (R, N, V) and targets (R, N) on a CPU, with the same bits as torch.
 
-    torch's backward pass allocates an array of zeros as large as the logits, and copies this array in order to set one
-    number per row. This class allocates zeros for one slice of runs, which stay in the cache, and reuses them for every
-    slice.
+    torch's backward pass allocates an array of zeros as large as the logits, and copies the array to set one number per
+    token. This class allocates zeros for one slice of runs only, and reuses them for every slice. So few zeros stay in
+    the cache.
     """
 
     @staticmethod

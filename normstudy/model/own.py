@@ -25,7 +25,7 @@ MADE_BY = "_normstudy_made_by"
 
 
 class _SourceOnly(SourceFileLoader):
-    """Load modules without writing bytecode files, which would be out of date if a source changes twice in a second."""
+    """Load modules without bytecode files. If a source changes twice in a second, Python may load outdated bytecode."""
 
     def path_stats(self, path: str | os.PathLike[str]) -> typing.NoReturn:
         raise OSError
@@ -61,9 +61,9 @@ class _Finder(MetaPathFinder):
         return any(root in Path(path).parents and is_users(Path(path), root) for root in self.roots)
 
     def add(self, root: Path) -> None:
-        """Make imports search `root` first. Also append it to sys.path, because child processes inherit sys.path."""
+        """Let imports search `root` before installed modules. Add `root` to sys.path, which child processes inherit."""
         if str(root) not in sys.path:
-            if self.appended is not None:  # the working directory has changed
+            if self.appended is not None:  # an earlier working directory, no longer to be searched
                 sys.path.remove(str(self.appended))
                 self.roots.remove(self.appended)
             sys.path.append(str(root))
@@ -141,7 +141,7 @@ def _is_users_import(module: ModuleType | None) -> bool:
 
 
 def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
-    """Return the arguments of a block's constructor, name -> value: `layer`, and resolved fields of ModelConfig."""
+    """Return the values that a block's constructor asks for, by argument name: `layer` or resolved model settings."""
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
     values = {"layer": layer, **fields, **dataclasses.asdict(resolve(model))}
     asked = {}
@@ -176,7 +176,7 @@ def made_by(module: nn.Module) -> Callable[[], nn.Module] | None:
 
 
 def move(model: nn.Module, device: str) -> None:
-    """Move the buffers of the user's own modules to a device. Callers move the parameters, stacked over runs."""
+    """Move the buffers of the user's own modules to a device. Callers move the parameters of all runs themselves."""
     for module in model.modules():
         if made_by(module) is not None:
             module.to(device)

@@ -18,7 +18,10 @@ from threadpoolctl import threadpool_info
 
 @functools.cache
 def by_mkl() -> bool:
-    """Return whether MKL computes linear maps. NumPy always computes attention, since MKL needs contiguous rows."""
+    """Return whether MKL computes linear maps.
+
+    NumPy always computes attention, because MKL needs rows without gaps, and attention's matrices have gaps.
+    """
     import torch  # imported late, since `normstudy bench` reads cpu_info without torch
 
     return torch.backends.mkl.is_available() and cpu_info("vendor_id") == "GenuineIntel"  # type: ignore[no-untyped-call]

@@ -244,6 +244,6 @@ class Transformer(nn.Module):
 
 
 def build(config: RunConfig, vocab_size: int) -> Transformer:
-    """Construct a run's model on the meta device, where it needs no memory. Callers store all parameters."""
+    """Construct a run's model without memory for its parameters. Each call of the model is given the parameters."""
     with torch.device("meta"):
         return Transformer(config.model, vocab_size, config.data.seq_len)

@@ -1,8 +1,9 @@
 """Train a batch of runs as one program.
 
 The loss function computes one run's loss. vmap adds the run axis, and ordinary autograd differentiates the sum of the
-losses outside the vmap. Runs do not interact, so the gradient of the sum consists of each run's gradient. The forward
-pass also returns the residual stream x_0 ... x_L, so `autograd.grad` can compute dLoss/dx_l without hooks.
+losses outside the vmap. Runs do not interact, so the gradient of the sum with respect to one run's parameters is the
+gradient of this run's loss. The forward pass also returns the residual stream x_0 ... x_L, so `autograd.grad` can
+compute dLoss/dx_l without hooks.
 
 B batch, T sequence.
 """
@@ -27,7 +28,7 @@ from normstudy.training.probes import Array, Probe
 from normstudy.training.step import Inputs, Measured, StackedRuns, evaluate, inputs_of, stepper, to_numpy, tokens_of
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-SYNC_EVERY = 50  # on a GPU, results are copied to the host only every so many steps, because a copy waits for the GPU
+SYNC_EVERY = 50  # steps between two copies of results from a GPU to the host, since each copy waits for the GPU
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def train_batch(
 
 
 def levels_of(runs: StackedRuns, starts: Sequence[ResumePoint | None]) -> list[tuple[int, list[int], StackedRuns]]:
-    """Load `starts` into `runs`. Return groups of runs at the same step, (step, indices, runs), ordered by step."""
+    """Copy `starts` into `runs`, and group the runs by step. Return (step, indices, runs) per group, sorted by step."""
     indices: dict[int, list[int]] = {}
     for r, start in enumerate(starts):
         indices.setdefault(0 if start is None else start.step, []).append(r)
@@ -188,7 +189,7 @@ def _events(
 ) -> Generator[Record | End, None, blocks.Ints]:
     """Yield a Record for each of several steps, and an End for each run that becomes non-finite.
 
-    Return the positions in `alive` of the runs that are still finite.
+    Return the positions of the finite runs in `alive`, the list of the runs that still train in this batch.
 
     results: (step, probed, inputs, measured) per step. val_loss: the validation losses before the first step, if any.
     """
@@ -209,7 +210,7 @@ def _record(
     step: int, alive: list[int], places: blocks.Ints, lr: list[float], measured: Measured, val_loss: Array | None,
     *, probed: bool,
 ) -> Record:  # fmt: skip
-    """Make the Record of the runs `alive[i]` for each i in `places`. Norms that were not computed are NaN."""
+    """Make one Record of several runs, whose positions in `alive` are `places`. Norms not computed are NaN."""
 
     def norms(x: Tensor | None) -> Array:
         return np.full((1, len(places)), np.nan) if x is None else to_numpy(x)[:, places]

@@ -19,7 +19,7 @@ Step = Callable[..., Sequence[Tensor]]
 def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> Step:
     """Capture `step` as a CUDA graph, and return a function that replays the graph.
 
-    changed: the tensors that `step` changes. After the capture they have the same values as before it.
+    changed: the tensors that `step` changes. After the capture, they are set back to their values before the capture.
     """
     before = [t.clone() for t in changed]
     static = [t.clone() for t in inputs]

@@ -1,4 +1,4 @@
-"""Compute learning rates, and update a batch of runs in place. Optimizers make the same updates as in torch.optim.
+"""Compute learning rates, and update a batch of runs in place. Updates are those of torch.optim's optimizers.
 
 All parameters of a batch form one matrix (runs, width) (layout.py). Optimizer settings may differ between runs, so the
 `coefficients` of a step are tensors (runs, 1), which are computed on the host before the step. An update replaces the
@@ -50,7 +50,7 @@ def lr_at(step: int, schedule: ScheduleConfig) -> float:
 def coefficients(
     name: str, steps: Sequence[int], lr: Sequence[Sequence[float]], configs: Configs, like: Tensor
 ) -> list[Coefficients]:
-    """Compute the coefficients of several steps, and move them to the device of `like` at once. lr: (steps, runs)."""
+    """Compute the coefficients of several steps, and move them together to the device of `like`. lr: (steps, runs)."""
     numbers = [_numbers(name, step, rates, configs) for step, rates in zip(steps, lr, strict=True)]
     table = torch.tensor([list(of_step.values()) for of_step in numbers], dtype=torch.float64).to(like)
     return [dict(zip(numbers[0], of_step[..., None], strict=True)) for of_step in table]
@@ -98,7 +98,7 @@ def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficie
 
 
 def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
-    """Update by AdamW (arXiv:1711.05101) if `decoupled`, else by Adam (arXiv:1412.6980), which adds decay to g."""
+    """If `decoupled`, use AdamW (arXiv:1711.05101). Otherwise add weight decay to g and use Adam (arXiv:1412.6980)."""
     m, v = state["m"], state["v"]
     if "decay" in c and not decoupled:
         g.add_(p * c["decay"])
@@ -124,7 +124,7 @@ def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
 class Optimizer:
     """An optimizer. slots: names of its state tensors. update_: the function that computes an update.
 
-    It is called with the same columns of the parameters, gradients and state, and changes all three in place.
+    `update_` is called with the same columns of the parameters, gradients and state, and changes all three in place.
     """
 
     slots: tuple[str, ...]

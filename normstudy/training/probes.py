@@ -1,7 +1,7 @@
 """Choose the modules and the steps whose norms are recorded, and combine norms.
 
 A module's norm is over all its tensors, so the squares of all module norms add up to the square of the global norm.
-`Layout.norms` computes module norms, (modules, runs), in float32. They are combined in float64.
+`Layout.norms` computes module norms, (modules, runs), in float32. `global_norm` combines module norms in float64.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Call a user's own block or norm before any run trains, and report the first rule (rules.py) that it breaks.
 
 When torch batches a block over runs, it reports about half of the mistakes that would make runs of a batch affect each
-other. To find the other half, each block, and each norm at each width, is called as in training: batched over two runs,
-with two sequences of the run's length and width, at initialization. The results of several calls are compared:
+other. To find the other half, `check` calls each block, and the norm at each width that the model uses. As in training,
+a call is batched over runs: two runs with initial parameters, each with two sequences of data.seq_len tokens. `check`
+compares the results of several calls:
 
     call                                                detects
     first                                               a wrong result, changes in place, inf or NaN
@@ -12,8 +13,8 @@ with two sequences of the run's length and width, at initialization. The results
     second run removed                                  access to other runs
     with gradients                                      unused or detached arguments, parameters from outside
 
-A module's constructor is called twice with one seed and once with another, to compare the parameters. Rules about the
-returned value are checked first, since the other checks need a valid value.
+To compare the parameters, `check` also calls a module's constructor twice with one seed and once with another. It tests
+the rules about the returned value first, since the other tests need a valid value.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def broken(who: str, rule: str, what: str, do: str) -> ConfigError:
 def blaming(who: str, specs: Sequence[str], how: str = "") -> Iterator[None]:
     """Turn an error raised in the user's code into a one-line ConfigError; let normstudy's own errors pass.
 
-    specs: the user's blocks and norms that the `with` body calls, as module:function. how: a note that ends the line.
+    specs: the user's blocks and norms that the `with` body calls, each as module:function. Errors end with `how`.
     """
     try:
         yield
@@ -82,7 +82,10 @@ def torch_says(who: str, specs: Sequence[str], error: BaseException) -> ConfigEr
     for says, rule, what, do in TORCH_SAYS:
         if re.search(says, str(error)):
             return broken(f"{who}{f' ({place})' if place else ''}", rule, what, do)
-    return ConfigError(f"{who}: torch cannot batch or differentiate this code: {sources.describe(error, files)}")
+    return ConfigError(
+        f"{who}: torch cannot batch or differentiate this code, so use other torch operations: "
+        f"{sources.describe(error, files)}"
+    )
 
 
 def _files(specs: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ Maker = Callable[[], nn.Module]
 
 
 def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a block's arguments. Return a function that constructs layer 0's module, or None if `found` is no class."""
+    """Check a block's arguments. If `found` is a class, return a function that constructs layer 0's module."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
@@ -32,7 +32,7 @@ def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> 
 
 
 def norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a norm's arguments. Return a function that makes a module of width d_model; None if `found` is no class."""
+    """Check a norm's arguments. If `found` is a class, return a function that constructs a norm of width d_model."""
     cls = _module_class(spec, found)
     if cls is None:
         _check_names(spec, found, sources.NORM_ARGUMENTS)
@@ -87,7 +87,7 @@ def _check_names(spec: str, found: Callable[..., object], allowed: tuple[str, ..
 
 
 def check_constructor(spec: str, make: Maker) -> None:
-    """Construct a module three times, twice with the same seed, and compare the parameters and buffers."""
+    """Construct a module three times. Raise a ConfigError if the module's parameters or buffers break a rule."""
     with blaming(spec, [spec]), _uninitialized_is_nan():
         first, again, other = (construct(make, seed) for seed in (0, 0, 1))
     for module in first.modules():

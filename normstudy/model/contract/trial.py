@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 
 
 class _Method(nn.Module):
-    """A module whose `forward` calls another method, because torch.func.functional_call can call only `forward`."""
+    """A module whose `forward` calls another module's method, since torch.func.functional_call calls only `forward`."""
 
     def __init__(self, of: nn.Module, method: str) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ def _call(module: nn.Module, method: str, params: dict[str, Tensor], inputs: lis
 class Subject:
     """What is tested: the block of one layer, or a norm of one width, with the parameters of two runs.
 
-    who: the block or norm, as error messages name it. specs: the user's own blocks and norms that a call executes.
-    params: name in the module -> (runs, *shape). streams: how many streams a call must return.
-    parts: the arguments that a call must use. widths: the lengths of an input's axes after the token axis.
+    who: the name of the block or norm in error messages. specs: the user's own blocks and norms that a call executes.
+    params: a parameter's name in the module -> its values, (runs, *shape). streams: how many tensors a call returns.
+    parts: the arguments that must affect the result. widths: the lengths of an input's axes after the token axis.
     """
 
     who: str
@@ -62,7 +62,7 @@ class Subject:
         return rules.broken(self.who, rule, what, do)
 
     def call(self, params: dict[str, Tensor], inputs: list[Tensor], how: str = "") -> list[Tensor]:
-        """Call the block or norm for all runs at once. Return (runs, B, T, ...) per stream. how: a note in errors."""
+        """Call the block or norm for all runs at once. Return its streams (runs, B, T, ...). Errors end with `how`."""
 
         def of_one_run(params: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
             return self._streams(_call(self.module, self.method, params, inputs), inputs[0])
@@ -99,7 +99,7 @@ class Subject:
 
 
 def block(of: Block, layer: int, stacked: dict[str, Tensor], model: ModelConfig) -> Subject:
-    """Return the Subject for the block of one layer."""
+    """Collect what is needed to test the block of one layer."""
     return Subject(
         who=f"{model.placement}, layer {layer}",
         specs=[spec for spec in (model.placement, resolve(model).norm) if sources.is_own(spec)],
@@ -113,7 +113,7 @@ def block(of: Block, layer: int, stacked: dict[str, Tensor], model: ModelConfig)
 
 
 def norms(transformer: Transformer, stacked: dict[str, Tensor], model: ModelConfig) -> list[Subject]:
-    """Return a Subject of the user's own norm for each input shape that occurs in the model."""
+    """Collect what is needed to test the user's own norm, once for each input shape that occurs in the model."""
     spec, found = resolve(model).norm, {}
     for path, module in transformer.named_modules():
         name = path.rpartition(".")[2]
@@ -161,7 +161,10 @@ def generators() -> tuple[object, ...]:
 
 
 def check_calls(subject: Subject, inputs: list[Tensor]) -> list[Tensor]:
-    """Check every rule on inputs (runs, sequences, tokens, ...). Return the streams after the block or norm."""
+    """Call a block or norm on inputs (runs, sequences, tokens, ...). Raise a ConfigError if it breaks a rule.
+
+    Return the inputs of the next block.
+    """
     with torch.no_grad():
         out, called = _check_once(subject, inputs)
         _check_repeats(subject, inputs, out)
