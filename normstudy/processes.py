@@ -68,12 +68,12 @@ def environment_with(changes: Mapping[str, str | None]) -> dict[str, str]:
 class Child:
     """A child process, connected to this process by a pipe. Raises OSError if the system cannot start another process.
 
-    The child ignores Ctrl-C, because the terminal also sends Ctrl-C to the parent.
+    The child ignores Ctrl-C. The terminal also sends Ctrl-C to the parent, which decides what to do.
 
     environment: the child's environment variables (default: the variables of this process).
     keep: file descriptors that the child holds open until it ends.
     blocked: signals that stay blocked until `target` unblocks them.
-    prepare: a function that does slow imports. A template process calls it once, and forks each child after that.
+    prepare: a function that does slow imports. A template process calls the function once, then forks the children.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Child:
                 )  # fmt: skip
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # reading the pipe reports a dead child
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the caller detects a dead child by reading
             self.pipe.send(sys.path)
             self.pipe.send_bytes(work)
 
@@ -131,23 +131,23 @@ class _Request(NamedTuple):
     path: list[str]  # the requesting process's sys.path
     environment: dict[str, str]
     blocked: frozenset[signal.Signals]  # signals that stay blocked until the target unblocks them
-    streams: list[int]  # which of the descriptors 1 and 2 the child takes over from the requesting process
+    streams: list[int]  # standard streams (1, 2 or both) that the child takes over from the requesting process
     sent: int  # number of file descriptors that are sent after this message
 
 
 class _Template:
     """A child process that calls `prepare` once and then, on each request, forks another child within milliseconds.
 
-    A child gets descriptors of its pipe and its locks through the template. Right after forking, the template closes
-    its own copies of them. Otherwise the pipe and the locks would stay open after the child has ended. A template lives
-    as long as this process. Children whose READ_AT_START variables differ need different templates.
+    The template receives the file descriptors of a new child's pipe and locks, and closes them after forking the child.
+    If the template kept them, the pipe and the locks would stay open after the child has ended. A template lives as
+    long as this process. Children whose READ_AT_START variables differ need different templates.
     """
 
     known: ClassVar[dict[object, _Template]] = {}
 
     @classmethod
     def of(cls, prepare: Callable[[], None], environment: dict[str, str]) -> _Template:
-        """Return this process's template for `prepare` and the READ_AT_START variables; start it if necessary."""
+        """Find the template with this `prepare` and these READ_AT_START variables, or start a new template."""
         read = {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
         key = (
             os.getpid(),  # because a fork of this process needs its own template
@@ -172,13 +172,13 @@ class _Template:
     def fork(
         self, work: bytes, environment: dict[str, str], blocked: frozenset[signal.Signals], descriptors: Sequence[int]
     ) -> _Forked:
-        """Ask for a child without waiting for its process id, because the template may still be importing modules.
+        """Ask the template for a child. Do not wait for the process id, because the template may still run `prepare`.
 
         descriptors: the child's end of its pipe, then the file descriptors that the child holds open until it ends.
         """
         child = _Forked(self)
-        # Send only open streams. If a stream is closed, another file may have the stream's number. The check of
-        # inheritability excludes this file, because Python opens files as not inheritable.
+        # Send only open streams. The number of a closed stream may now belong to a file that Python opened later. Such
+        # a file is not inheritable, so the check of inheritability excludes the file.
         streams = [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
         folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
         sent = [folder, *streams, *descriptors]
@@ -286,7 +286,7 @@ def begin(pipe: Connection, parent: int) -> None:
 
 
 def _serve_forks(pipe: Connection, prepare: Callable[[], None], watch: _Watch) -> NoReturn:
-    """Serve fork requests in a template. First end the thread `watch`, whose locks would stay locked in every fork."""
+    """Serve fork requests in a template. First end the thread `watch`, so that its locks are free in every fork."""
     prepare()
     watch.over.set()
     watch.join()

@@ -1,4 +1,7 @@
-"""Keep the record of a study's Slurm jobs, state/jobs.json, from before they are submitted until after they end."""
+"""Write, read and remove state/jobs.json, the record of a study's Slurm jobs.
+
+The record is written before the jobs are submitted, and removed after they have ended.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ from normstudy.study import files
 RECORD = "state/jobs.json"
 FOLDER = "state/slurm"  # contains submitit's pickles and the jobs' logs
 NAME = re.compile(r"normstudy-[\w.=+-]+")
-AGAIN_SECONDS = 2.5  # wait before a second count, because a job seems to have ended while Slurm is requeueing it
+AGAIN_SECONDS = 2.5  # wait before a second count, because Slurm may report a job as ended while requeueing the job
 MODE = 0o700  # permissions of FOLDER, which is private because jobs execute the code that its pickles name
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The record of a sweep's jobs, which are submitted as one Slurm array; a single job is submitted alone."""
+    """The record of a sweep's jobs. Several jobs are submitted as one Slurm array, a single job without an array."""
 
     name: str  # unique job name
     command: str  # the sweep's command line
@@ -115,7 +118,7 @@ def counts(study_dir: Path, array: Array) -> ask.Counts:
 def counts_surely(study_dir: Path, array: Array) -> ask.Counts:
     """Count an array's jobs. If none is left, wait AGAIN_SECONDS and count once more.
 
-    The second count is needed because a job seems to have ended while Slurm is requeueing it.
+    The second count is needed because Slurm may report a job as ended although Slurm is requeueing the job.
     """
     first = counts(study_dir, array)
     if first.alive:

@@ -18,7 +18,7 @@ OVER = {
 }  # fmt: skip
 WAITING = {"CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 HEAD = re.compile(r"(\w+: (error: |fatal: )?|\w+ error: )?(Batch job submission failed: |allocation failure: )?")
-MOST_JOBS = 1000  # most jobs in an array, Slurm's default limit
+MOST_JOBS = 1000  # maximum number of jobs in an array by Slurm's default settings
 # If the configuration lacks one of these options, the user may set it by an environment variable, e.g. SBATCH_QOS.
 LEFT_TO_USERS = ("account", "constraint", "partition", "qos", "reservation")
 
@@ -32,7 +32,7 @@ class Counts(NamedTuple):
 
     running: int
     pending: int
-    reason: str = ""  # Slurm's most frequent reason why jobs are pending
+    reason: str = ""  # the most frequent reason that Slurm gives for pending jobs
     ended: int = 0  # jobs that ended without success, among those that Slurm still remembers
 
     @property
@@ -96,7 +96,7 @@ def is_preempted() -> bool:
 
 @functools.cache
 def cluster() -> str:
-    """Return the name of the cluster that answers on this machine. Raises Unavailable."""
+    """Return the name of the Slurm cluster that this machine belongs to. Raises Unavailable."""
     found = re.search(r"^ClusterName\s*=\s*(\S+)", _call("scontrol", "show", "config"), re.MULTILINE)
     return found[1] if found else ""
 
@@ -136,7 +136,7 @@ def only(options: Iterable[str]) -> Iterator[None]:
 
 
 def reason_of(errors: str) -> str:
-    """Return the reason in a Slurm command's errors: the last line that is not a hint, without the command's name."""
+    """Return why a Slurm command failed: the last line of `errors` that is not a hint, without the command's name."""
     lines = [line for line in map(str.strip, errors.splitlines()) if line and not line.startswith("Try ")]
     last = "".join(filter(str.isprintable, lines[-1])) if lines else ""
     return HEAD.sub("", last, count=1)

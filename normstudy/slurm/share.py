@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 3600.0  # longest wait for the study's lock, which a compacti
 
 @dataclass(frozen=True)
 class Share:
-    """The work of one job. submitit calls this object when the job starts, and again each time it is requeued.
+    """The work of one job. submitit calls this object each time the job starts, including restarts after a requeue.
 
     On Slurm's time-limit warning, and on SIGTERM during preemption, the job saves its runs and is requeued. On any
     other SIGTERM the job saves its runs and exits with a nonzero code.
@@ -68,7 +68,7 @@ class Share:
         return DelayedSubmission(self)
 
     def left(self) -> list[Task]:
-        """Return the tasks without finished runs or runs that crashed in this job; [] if the study is sealed."""
+        """Return the tasks with only runs that neither finished nor crashed in this job; [] if the study is sealed."""
         if (self.study_dir / schema.SEALED).exists():
             return []
         statuses, tries = tables.statuses(self.study_dir), records.tries_of(self.study_dir)

@@ -87,9 +87,9 @@ def submit(
     )
     executor.update_parameters(
         job_name=array.name,
-        time=execution.minutes,  # minutes; also the timeout that submitit itself applies
+        time=execution.minutes,  # in minutes; both Slurm and submitit use this limit
         array_parallelism=execution.jobs,
-        wckey=None,  # some clusters refuse submitit's default
+        wckey=None,  # unset, because some clusters refuse submitit's default wckey
         srun_args=[f"--cpus-per-task={workers}"],  # since Slurm 22.05 srun does not inherit this option from the job
         additional_parameters={k: True if v == "true" else v for k, v in asked.items()},
     )

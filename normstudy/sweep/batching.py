@@ -38,8 +38,8 @@ def bytes_of_run(config: RunConfig) -> int:
     m, d = config.model, config.data
     d_ff, vocab_size = cfg.resolve(m).d_ff, _vocab_size(config)
     # For the backward pass, a block keeps its input, the outputs of two norms, q, k, v, the attention weights, the
-    # values that they average, the outputs of attention and MLP, and the input and output of the activation. The loss
-    # keeps the logits and their softmax.
+    # input of attention's output matrix, the outputs of attention and MLP, and the input and output of the activation.
+    # The loss keeps the logits and their softmax.
     widths = 12 * m.d_model + (4 if m.activation in cfg.GATED else 2) * d_ff + m.n_heads * d.seq_len
     per_token = m.n_layers * widths + 3 * vocab_size
     at_once = 8 * m.d_model + 2 * d_ff + m.n_heads * d.seq_len  # evaluation keeps one block's activations at a time
@@ -66,7 +66,7 @@ def _matrices(config: RunConfig) -> int:
 
 
 def _vocab_size(config: RunConfig) -> int:
-    """Return the vocabulary size, or its upper bound 256 for tokenizer=char, whose size depends on the text."""
+    """Return the vocabulary size. For tokenizer=char the size depends on the text, so return the upper bound 256."""
     d = config.data
     return d.vocab_size or cfg.BPE_VOCAB if d.tokenizer == "bpe" else 256
 

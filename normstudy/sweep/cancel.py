@@ -35,7 +35,7 @@ def cancel(study_dir: Path) -> str:
         ask.cancel(job_id, array.name)
         while (counts := arrays.counts_surely(study_dir, array)).alive and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
-            if counts.pending:  # the first call missed a job that Slurm was requeueing
+            if counts.pending:  # the last ask.cancel missed a job that Slurm was requeueing
                 ask.cancel(job_id, array.name)
     except ask.Unavailable as why:
         raise ConfigError(f"{array} of {study_dir} cannot be cancelled from here: {why}") from None

@@ -95,7 +95,7 @@ def _failures_line(planned: Plan, errors: dict[str, str], statuses: dict[str, st
 
 
 def _still_missing(planned: Plan) -> list[list[str]]:
-    """Return the run ids by batch, except runs finished since planning. The caller must hold the study's lock."""
+    """Return each batch's run ids, without runs that finished after planning. The caller must hold the study's lock."""
     statuses = tables.statuses(planned.study_dir)
     batches = [[i for i in batch.run_ids if statuses.get(i) != "done"] for batch in planned.batches]
     missing = {i: planned.runs[i] for ids in batches for i in ids}

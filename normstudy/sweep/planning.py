@@ -145,7 +145,7 @@ def check(configs: Sequence[RunConfig]) -> Plan:
     planned = plan(configs)
     if planned.on_slurm:
         raise ConfigError(
-            "execution=slurm works only for normstudy sweep with normstudy's own launcher: leave execution=slurm out "
+            "execution=slurm needs the command normstudy sweep and normstudy's own launcher: leave execution=slurm out "
             "to train on this machine"
         )
     return planned
@@ -187,12 +187,12 @@ def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
 
 
 def _fitting(config: RunConfig, device: str, workers: int) -> int:
-    """Return how many runs of a config's shape can train together. A Slurm job is assumed to use its machine alone."""
+    """Return how many runs of a config's shape can train together. Assumes that each Slurm job has its own machine."""
     execution = config.execution
     if execution.cluster == "local":
         return batching.runs_per_batch(config, device, workers)
     free = None if execution.memory_gb is None else int(execution.memory_gb * 2**30)
-    if device == "cuda":  # only an assumption: if a batch does not fit the GPU, the job halves the batch
+    if device == "cuda":  # the real GPU may be smaller; the job then halves a batch that does not fit
         free = GPU_OF_A_JOB
     return batching.runs_per_batch(config, device, options.workers_of(execution), free)
 

@@ -17,7 +17,7 @@ from normstudy.upkeep import status
 from normstudy.workers.progress import PIPE_LINE_SECONDS, counted, line_of
 from normstudy.workers.signals import Interrupted, Stop, print_error
 
-PAUSE_SECONDS = 2.5, 10.0  # seconds between two queries: at first, and at most
+PAUSE_SECONDS = 2.5, 10.0  # seconds between two queries; the pause grows from the first value to the second
 
 
 def submitted_line(study_dir: Path, array: Array) -> str:

@@ -1,1 +1,1 @@
-"""Train runs in worker processes: the pool, the worker, the recording of results, and checkpoints."""
+"""Train runs in worker processes, record their results, and write checkpoints."""

@@ -31,7 +31,7 @@ class Heartbeat(NamedTuple):
 
 
 def write(study_dir: Path, began: float, previous: float, steps: Mapping[str, tuple[int, int]]) -> float:
-    """Write this process's heartbeat, ignoring disk errors; returns its time. previous: time of the last heartbeat."""
+    """Write a heartbeat, ignoring disk errors, and return its time in seconds. previous: time of the last heartbeat."""
     now = time.time()
     content = Heartbeat(began, now, now + max(LIFETIME, 4 * (now - previous)), dict(steps))
     path = _path(study_dir)
@@ -59,7 +59,7 @@ def read_all(study_dir: Path) -> list[Heartbeat]:
 
 
 def rate_of(heartbeats: Sequence[Heartbeat]) -> float | None:
-    """Return the steps per second of all processes together (mean rate x processes), or None before the first step."""
+    """Estimate the steps per second of all processes together: mean rate x processes. None before the first step."""
     taken = sum(step - first for heartbeat in heartbeats for first, step in heartbeat.steps.values())
     seconds = sum(heartbeat.now - heartbeat.began for heartbeat in heartbeats)
     return len(heartbeats) * taken / seconds if taken > 0 and seconds > 0 else None

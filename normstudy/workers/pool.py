@@ -67,7 +67,7 @@ class _Pool:
         self.stopping = False
 
     def fill(self) -> None:
-        """Send the next tasks to idle workers, and start new workers for the rest, up to the requested number."""
+        """Send waiting tasks to idle workers. If none is idle, start new workers, but at most `self.workers` in all."""
         while self.queue:
             slot = next((slot for slot in self.slots if slot.task is None), None)
             is_new = slot is None

@@ -25,7 +25,7 @@ FIRST_ESTIMATE = 0.02  # print no line until this fraction of the steps is done,
 
 
 def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tries: int) -> dict[str, str]:
-    """Train one or more tasks with pool.run, and show run-steps, time left and outcomes on standard error.
+    """Train one or more tasks with pool.run. Show steps, time left and outcomes on standard error.
 
     Returns run_id -> error for each failed run. held: the file descriptor of the study's lock.
     """

@@ -34,7 +34,7 @@ MESSAGE_SECONDS = 0.5  # minimum seconds between two progress messages to the pa
 
 
 def no_rows() -> Buffered:
-    """Return empty columns for every series table."""
+    """Return table -> column -> [] for the tables in schema.SERIES, without the column run_id."""
     return {t: {f.name: [] for f in schema.SCHEMAS[t] if f.name != "run_id"} for t in schema.SERIES}
 
 
@@ -53,7 +53,7 @@ class Running:
     note: str | None = None  # why the run cannot resume; None if it resumes or is new
 
     def add(self, record: Record, place: int, modules: probes.Modules) -> None:
-        """Add the rows of one step. `record` has the values of all runs; place: the index of this run's values."""
+        """Add the rows of one step. record: the values of all runs; place: the index of this run's values."""
         self.step, self.train_loss = record.step, float(record.train_loss[place])
         self._extend(
             "steps", [record.step], [self.train_loss], [None if record.val_loss is None else record.val_loss[place]],

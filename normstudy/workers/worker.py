@@ -70,7 +70,7 @@ def serve(pipe: Connection) -> None:
             leave(0)
         waiting = False
         try:
-            pipe.send(Message(task.number))  # tells the parent that the batch has begun and may cause a later crash
+            pipe.send(Message(task.number))  # the parent then knows that a later crash may be due to this batch
             for message in train_alone(task, lambda: asked):
                 pipe.send(message)
             over = Message(task.number, over=True)
@@ -81,7 +81,7 @@ def serve(pipe: Connection) -> None:
             over = Message(task.number, over=True, fatal=str(error))
         except BrokenPipeError:
             os._exit(1)  # the parent has ended
-        with contextlib.suppress(ConnectionError):  # if the parent has ended, so does the loop
+        with contextlib.suppress(ConnectionError):  # if the parent has ended, the loop ends at pipe.recv
             pipe.send(over)
     os._exit(0)
 
@@ -139,7 +139,8 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
         if task.device == "cuda":
             torch.cuda.empty_cache()  # a smaller batch may be unable to reuse the memory that torch has cached
     n_steps = task.configs[0].schedule.n_steps
-    lost = len(ended) * n_steps - taken  # negative: subtracts unfinished runs' steps from the progress bar
+    # Subtract the unfinished runs' steps from the progress bar, because the next attempts count their steps again.
+    lost = len(ended) * n_steps - taken
     if len(left) == 1:
         records.record_failure(task.study_dir, left[0], task.only(left).configs[0], details)
         yield Message(task.number, lost + n_steps, -resumed, failed=(left[0],), error=line)

@@ -259,7 +259,7 @@ def test_nothing_is_written_where_nothing_can_be_submitted(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"--detach .*add execution=slurm"):
         run.run_sweep([tiny(tmp_path)], detach=True, request=REQUEST)
     for call in (planning.check, lambda configs: run.run_one(configs[0], request=REQUEST)):
-        with pytest.raises(ConfigError, match="execution=slurm works only for normstudy sweep"):
+        with pytest.raises(ConfigError, match="execution=slurm needs the command normstudy sweep"):
             call([on_slurm(tiny(tmp_path))])
     assert list(tmp_path.iterdir()) == []
 
