@@ -47,7 +47,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str
 
 
 def _module(to: str) -> ModuleType:
-    """Import the module of one format only, because the libraries are optional and slow to import."""
+    """Import a format's module only when it is needed, because its library is optional and slow to import."""
     library = to.removesuffix("-offline")
     try:
         return importlib.import_module(f"normstudy.exports.to_{library}")
@@ -65,9 +65,10 @@ def check_free(out: Path) -> None:
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield a path to write, which is renamed to `out` at the end, and an empty scratch folder, both beside `out`.
+    """Yield two temporary paths beside `out`: the path to write to, and an empty folder for other files.
 
-    After an error, both are removed. Raises ConfigError if `out` cannot be written.
+    At the end, the written file or folder is renamed to `out`. After an error, both paths are removed. Raises
+    ConfigError if `out` cannot be written.
     """
     part = out.with_name(f"{out.name}.{socket.gethostname()}-{os.getpid()}.part")
     above = [folder for folder in out.parents if not folder.exists()]

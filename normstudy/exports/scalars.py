@@ -1,4 +1,6 @@
-"""Collect the numbers of each run and step. Experiment trackers group the numbers by the slashes in the names below.
+"""Collect the numbers that each run recorded at each step, under the names that experiment trackers show.
+
+A slash in a name makes a tracker put the number into a group. Examples of names, for each table:
 
 from `steps`     train_loss val_loss lr grad_norm param_norm update_norm
 from `modules`   grad_norm/layer 0/attn_in   grad_norm/embed   (also param_norm and update_norm)
@@ -32,7 +34,7 @@ Scalars = dict[str, float]  # name -> number
 class ExportedRun:
     """Hold a run to export.
 
-    row: the run's row in the table `runs`. steps: step -> its numbers by name, sorted by step, without nulls.
+    row: the run's row in the table `runs`. steps: step -> name -> number, sorted by step; nulls are left out.
     """
 
     run_id: str
@@ -42,7 +44,7 @@ class ExportedRun:
     def time(self, step: int) -> float:
         """Estimate when a step ended, in seconds since 1970.
 
-        The estimate assumes that each step takes the same time, 1 s if the start or the end of the run is unknown.
+        All steps are assumed to take equally long: 1 s each if the start or the end of the run is unknown.
         """
         start, end = (self.row[name] for name in ("started_at", "finished_at"))
         if not isinstance(start, datetime.datetime):

@@ -50,7 +50,7 @@ def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
 
 
 def is_name(run_id: str) -> bool:
-    """Return whether a run_id is a plain file name; slashes could make a tool write into another folder."""
+    """Return whether a run_id is a plain file name. A slash could make a tool write into another folder."""
     return run_id.isprintable() and run_id not in ("", ".", "..") and not {"/", "\\"} & set(run_id)
 
 
@@ -101,7 +101,7 @@ def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def _present(path: Path) -> Iterator[None]:
-    """In the caller's `with` block, raise a ConfigError if a file is missing. Usually a compaction moved it."""
+    """If a file that the caller's `with` block reads is missing, because a compaction moved it, raise a ConfigError."""
     try:
         yield
     except FileNotFoundError:

@@ -28,8 +28,8 @@ def write(source: Source, target: Path, scratch: Path) -> None:
     for run in runs_of(source, "tensorboard"):
         folder = target / run.run_id
         folder.mkdir(parents=True)
-        # EventFileWriter would put the names of host and process into the file's name, and its thread prints the error
-        # of a full disk instead of raising it.
+        # RecordWriter is used because EventFileWriter would put the host's name and the process id into the file's
+        # name, and would print the error of a full disk instead of raising it.
         begin = run.time(-1)
         with open(folder / f"events.out.tfevents.{begin:.0f}.normstudy", "wb", BUFFER) as file:
             writer = RecordWriter(file)

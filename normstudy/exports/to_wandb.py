@@ -27,7 +27,7 @@ from normstudy.errors import ConfigError
 from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 
-# Check that wandb is installed, without importing it. If there is only a folder named wandb, the origin is None.
+# Check that wandb is installed, without importing it. A folder named wandb is also found, but its origin is None.
 if getattr(find_spec("wandb"), "origin", None) is None:
     raise ImportError("No module named 'wandb'")
 

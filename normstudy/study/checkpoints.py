@@ -24,7 +24,7 @@ class Head(NamedTuple):
 
 
 def wrong_in(file: BinaryIO) -> str:
-    """Describe what is wrong with a checkpoint, e.g. `is damaged (wrong checksum)`; an empty string if it is sound."""
+    """Return what is wrong with a checkpoint, e.g. `is damaged (wrong checksum)`, or an empty string if it is sound."""
     head, crc = file.read(len(FORMAT) + CRC_BYTES), 0
     while block := file.read(BLOCK):
         crc = zlib.crc32(block, crc)

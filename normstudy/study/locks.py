@@ -27,16 +27,17 @@ from normstudy.study import files, swap, tables
 LOCK = "state/lock"
 RUN_LOCKS = "state/run_locks"
 KERNEL_LOCKS = Path("/proc/locks")
-# How long a single run waits for the lock by default, since a run that has just ended may still be removing state/.
+# By default, `normstudy run` waits this long for the lock, because another `normstudy run` that is about to end may
+# hold the lock exclusively to remove state/.
 PATIENCE_SECONDS = 1.0
 
 
 class Holder(NamedTuple):
     """The command that holds a study's lock."""
 
-    text: str  # the holder's description for users
+    text: str  # text that tells users which command holds the lock
     since: float  # when the holder took the lock, in seconds since 1970; NaN if unknown
-    alone: bool  # True for an exclusive lock, False for a lock that several `normstudy run` share
+    alone: bool  # True for an exclusive lock, False for a lock that several `normstudy run` commands can share
     verified: bool  # whether this machine's kernel lists the lock; False if only the lock file names the holder
 
 
@@ -46,7 +47,7 @@ class _Note(NamedTuple):
     pid: object
     host: str
     since: float  # when the holder took the lock, in seconds since 1970
-    text: str  # the holder's description for users
+    text: str  # text that tells users which command holds the lock
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
     Creates the study's folder. An exclusive holder also completes a compaction that was killed between its two renames.
 
     command: this command as text; a command that finds the lock taken shows this text in its error.
-    shared: whether to share the lock with other single runs, which write separate files.
+    shared: whether other `normstudy run` commands, which write other files, may hold the lock at the same time.
     patience: seconds to wait for another command to end (default: PATIENCE_SECONDS if shared, else 0).
 
     Raises ConfigError if another command holds the lock, if the folder cannot be written, or if `shared` is true and a
@@ -143,9 +144,9 @@ def _note(content: bytes) -> _Note:
 def holder_of(study_dir: Path) -> Holder | None:
     """Return the holder of the study's lock; None if the lock is free.
 
-    This function never takes the lock, because a sweep that starts at the same moment would be refused. A lock file
-    outlives its holder, so the kernel's list of locks decides. If another machine wrote the file, the holder named
-    in the file is returned as not verified.
+    This function does not try to take the lock, because a sweep that starts at the same moment would be refused.
+    It looks for the lock in the kernel's list of locks, because the lock file remains after its holder ends. If
+    another machine wrote the lock file, the holder named in the file is returned as not verified.
     """
     try:
         status, content = (study_dir / LOCK).stat(), (study_dir / LOCK).read_bytes()
@@ -173,7 +174,8 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
         if len(fields) < 6 or fields[1] != "FLOCK":  # for a waiting process, fields[1] is an arrow
             continue
         listed_device, _, inode = fields[5].rpartition(":")
-        # On some file systems (btrfs), the kernel's list and stat name different devices, so accept an equal pid.
+        # On some file systems (btrfs), the device in the kernel's list differs from the device that stat returns. Then
+        # the inode and the holder's process id identify the lock.
         if inode == str(lock.st_ino) and (listed_device == device or fields[4] == str(pid)):
             kinds.add(fields[3])
     return kinds

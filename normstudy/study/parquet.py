@@ -45,12 +45,12 @@ def write_options(table: str) -> dict[str, object]:
 
 
 def encode(table: str, content: pa.Table, **options: object) -> bytes:
-    """Encode one file of a study's table as Parquet bytes; `options` override those of write_options."""
+    """Encode one file of a study's table as Parquet bytes. `options` override what write_options returns."""
     return bytes_of(content, **(write_options(table) | options))
 
 
 def encode_values(content: pa.Table) -> bytes:
-    """Encode a table of measurements whose float column `value` varies and whose other columns repeat a few values."""
+    """Encode a table of measurements compactly: the column `value` as floats, other columns as dictionaries."""
     return bytes_of(
         content, compression="zstd", use_dictionary=[name for name in content.column_names if name != "value"],
         column_encoding={"value": "BYTE_STREAM_SPLIT"}, write_page_checksum=True,
@@ -120,7 +120,7 @@ def conform(table: str, content: pa.Table) -> pa.Table:
         if f.name in content.schema.names:
             continue
         if f.name == "resolved_norm":
-            # Versions without this column had no `auto`, so the requested norm was also the resolved norm.
+            # Versions that did not write resolved_norm knew no norm `auto`, so the resolved norm is the requested norm.
             column = content["norm"]
         else:
             column = pa.array([known.get(f.name)] * content.num_rows, f.type)
@@ -129,7 +129,10 @@ def conform(table: str, content: pa.Table) -> pa.Table:
 
 
 def join(parts: Sequence[pa.Table]) -> pa.Table:
-    """Join tables so that each column is one array. An array for each one-row file takes a hundred times the memory."""
+    """Join tables, and copy each column into one array.
+
+    Without the copy, a column of n one-row files would be n arrays, which take a hundred times the memory.
+    """
     return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
 
@@ -138,7 +141,8 @@ def read_file(
 ) -> Iterator[pa.Table]:
     """Read the columns of `schema` from a table's file, one row group at a time.
 
-    chosen: sorted run_ids; only their rows are read from a compacted file. module: the only module whose rows are read.
+    chosen: sorted run_ids; only the rows of these runs are read from a compacted file (default: all rows).
+    module: only the rows of this module are read (default: all modules).
     """
     with files.reading(path, path.parents[2]):
         chosen = chosen if path.name == COMPACTED_FILE else None

@@ -1,4 +1,4 @@
-"""Check output paths: a study's files stay in the study's folder, and only they go into tables/, state/ and sweeps/."""
+"""Check output paths: a study's files lie in its folder, and tables/, state/ and sweeps/ contain no other files."""
 
 from __future__ import annotations
 

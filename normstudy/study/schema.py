@@ -77,7 +77,7 @@ def plain_schema(table: str) -> pa.Schema:
 
 
 def window_size(n_steps: int) -> int:
-    """Return how many steps of a run with `n_steps` steps are in each window (the range of steps in one file)."""
+    """Return the number of steps in a window (the range of steps in one file) of a run with `n_steps` steps."""
     return max(200, math.ceil(n_steps / 10))
 
 
@@ -87,7 +87,10 @@ def window_name(run_id: str, window: int) -> str:
 
 
 def config_columns(config: RunConfig) -> dict[str, object]:
-    """Return the columns of a `runs` row that the config determines: the requested and the resolved values."""
+    """Return the columns of a `runs` row that are known before training.
+
+    They are the config's keys, the values to which `auto` resolves, hashes of the user's code, and version numbers.
+    """
     resolved = cfg.resolve(config.model)
     return {
         **cfg.asked(config),

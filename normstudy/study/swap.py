@@ -44,7 +44,7 @@ def finish_swap(study_dir: Path) -> None:
                 f"{old} contains the tables that an interrupted compaction was replacing, but {now} has newer files: "
                 f"to keep the old tables, move {now} away; to keep the newer files, move {old} away"
             )
-        # tables/ has at most schema files. A command created them because it found no tables/ after the interruption.
+        # A command that found no tables/ after the interruption may have created tables/ with schema files only.
         shutil.rmtree(now, ignore_errors=True)
         os.rename(new if new.is_dir() else old, now)
         files.fsync(study_dir)

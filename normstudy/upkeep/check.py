@@ -283,7 +283,7 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
 
 
 def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[str]) -> list[str]:
-    """Check a run's windows in one table; returns the findings. An empty string means that nothing is wrong."""
+    """Check a run's windows in one table; returns what is wrong as a list of strings, some of which may be empty."""
     whats: list[str] = []
     size, whole = schema.window_size(run.n_steps), [SCHEMAS[table].empty_table()]
     for name in names:

@@ -31,7 +31,8 @@ from normstudy.workers import heartbeat
 # The maximum number of attempts to read a study, and the seconds between attempts. An attempt fails while a
 # compaction replaces the tables.
 TRIES, WAIT = 4, 0.2
-AT_ONCE = 4_000_000  # steps, summed over runs, to read at a time for the outcomes; takes a few hundred megabytes
+# About how many rows of the table `steps` to read at a time. Reading this many takes a few hundred megabytes.
+AT_ONCE = 4_000_000
 MOST_LINES = 10  # maximum number of lines shown per list
 COLUMNS = ("run_id", "status", "finished_at", *RUN_COLUMNS)
 
@@ -61,7 +62,10 @@ class Jobs:
 
     @property
     def surely_over(self) -> bool:
-        """Whether Slurm's last two answers said that no job is left. One answer can err while a job is requeued."""
+        """Whether Slurm's last two answers said that no job is left.
+
+        One answer is not enough, because a job can seem to have ended while Slurm requeues the job.
+        """
         return self.looks > 1
 
 
@@ -93,10 +97,10 @@ class Status:
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing left to watch.
+        """Whether training has ended, so that `normstudy status --watch` can stop.
 
-        While a process on this machine holds the study's lock, the answer is no. Otherwise Slurm's last answer decides.
-        Without Slurm jobs, or if Slurm does not answer, every planned run must have finished or failed.
+        Returns False while a process on this machine holds the study's lock. Otherwise, if Slurm answers, returns
+        whether no job is left. In all other cases, returns whether every planned run has finished or failed.
         """
         if self.holder and self.verified:
             return False
@@ -168,7 +172,7 @@ class Looker:
         unfinished = {i: run for i, run in rows.items() if run.status != "done"}
         self._find_outcomes(frame[frame["status"] == "done"])
         self._done.update((i, run) for i, run in rows.items() if run.status == "done")
-        self._compacted = compacted  # set last, so that after an error above the next attempt reads all rows again
+        self._compacted = compacted  # set last: if a line above raises an error, the next attempt reads all rows
 
         newest = self._sweeps[-1] if self._sweeps else None
         lengths = self._planned | {i: run.n_steps for i, run in (self._done | unfinished).items()}
@@ -237,7 +241,7 @@ class Looker:
         except FileNotFoundError:
             compacted = None
         ids = None
-        # If the compacted file was replaced, read all rows (ids is None), because the new file may have new runs.
+        # Leave ids at None, to read all rows, if the compacted file was replaced and thus may have new runs.
         if compacted == self._compacted:
             files = [name for name in os.listdir(folder) if name.endswith(".parquet")]
             ids = [i for i in (schema.run_of("runs", name) for name in files) if i not in self._done]
@@ -277,7 +281,7 @@ class Looker:
         return {run_id for sweep in self._sweeps if sweep.began >= jobs.array.began for run_id in sweep.trains}
 
     def _find_outcomes(self, done: pd.DataFrame) -> None:
-        """Compute the outcomes of newly finished runs, in groups of runs with about AT_ONCE steps in total."""
+        """Compute the outcomes of newly finished runs. To save memory, about AT_ONCE steps are read at a time."""
         new = done[~done["run_id"].isin(self._outcomes)]
         for _, part in new.groupby(new["n_steps"].cumsum() // AT_ONCE):
             columns = ["run_id", "step", "train_loss", "val_loss"]
@@ -295,7 +299,7 @@ def began_of(name: str) -> float | None:
 
 
 def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
-    """Yield each failed run's number of tries and the reason, which is the last line of the newest traceback."""
+    """Yield, for each failed run, how often it was tried and why it failed (the last line of the newest traceback)."""
     tries = records.tries_of(study)
     for run_id in run_ids:
         try:
