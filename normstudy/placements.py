@@ -39,7 +39,7 @@ class Placement:
     final_norm: bool = True  # whether a norm follows the last block when model.final_norm=auto
     init: str = "xavier"  # what model.init=auto resolves to
     inits: tuple[str, ...] | None = None  # allowed inits, unless model.force_init=true; None: any
-    norms: tuple[str, ...] | None = None  # allowed norms, the first for model.norm=auto; None: any
+    norms: tuple[str, ...] | None = None  # allowed norms; model.norm=auto chooses the first; None: any
     qk_norm: str = "none"  # what model.qk_norm=auto resolves to
     formula_has_qk_norm: bool = False  # the function normalizes q and k, so model.qk_norm must be auto
     star_block: Callable[..., object] | None = None  # the function for block 0 when model.first_block=star

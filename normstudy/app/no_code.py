@@ -56,7 +56,7 @@ def check(config: DictConfig) -> None:
 
 
 def _leaves(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (key, text) for each nested value that may make logging.config import code.
+    """Yield (key, text) for each value, at any depth of `value`, that may make logging.config import code.
 
     A text with an unresolved interpolation is yielded too, because it may resolve to such a value.
     """

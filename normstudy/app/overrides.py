@@ -107,7 +107,7 @@ def _check_choice(override: Override) -> None:
 
 
 def not_swept(line: str) -> str:
-    """Return the error line for several values of experiment, study or results_dir."""
+    """Return the error message for an override that gives experiment, study or results_dir several values."""
     return f"{line} has several values, but one sweep fills one study: choose one value"
 
 

@@ -44,7 +44,8 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
             if base is None:
                 base = compositions[signature] = Composition(_compose(loader, master, job))
             for override, part in zip(overrides, signature, strict=True):
-                if part == override.key_or_group:  # a plain value; `base` may hold another job's value
+                # Jobs with the same groups share `base`, so each job must set all of its own plain values.
+                if part == override.key_or_group:
                     base.set(override)
             configs.append(base.run_config())
         except (ConfigError, HydraException, OmegaConfBaseException) as error:

@@ -1,1 +1,1 @@
-"""Provide the `normstudy` command: its arguments, its help texts, and the choice of what to run."""
+"""Provide the `normstudy` command: its arguments, its help texts, and one function per subcommand."""

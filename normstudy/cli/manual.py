@@ -13,7 +13,7 @@ WIDTHS = 40, 120  # minimum and maximum width of a text in columns, for terminal
 
 
 def help_of(command: str | None) -> str:
-    """Return the help text of a command, or of `normstudy` itself (None), wrapped for the current terminal."""
+    """Return a help text, wrapped for the current terminal. command: None for the help text of `normstudy` itself."""
     columns = shutil.get_terminal_size().columns
     return render(HELP if command is None else COMMAND_HELP[command], max(WIDTHS[0], min(WIDTHS[1], columns)))
 
@@ -107,8 +107,8 @@ EXECUTION_KEYS: dict[str, str] = {
     "execution.workers=": "number of processes that train; default: one per core, or one per Slurm job",
     "execution.runs_per_batch=": "maximum number of runs trained as one program; default: depends on the model",
     "execution.device=": "auto, cpu, cuda; recorded for each run, because GPUs and CPUs round differently",
-    "execution.checkpoint_seconds=": "seconds between two checkpoints, from which an interrupted sweep resumes; "
-    "default: 60",
+    "execution.checkpoint_seconds=": "seconds between two checkpoints; an interrupted sweep resumes from the last "
+    "checkpoint; default: 60",
     "execution.retry_failed=": "whether to retry runs that crashed during an earlier command; default: true",
     "execution.max_tries=": "number of crashes after which a run is no longer retried; default: 3",
 }
@@ -120,14 +120,14 @@ SLURM_KEYS: dict[str, str] = {
     "execution.signal_seconds=": "seconds before the time limit at which a job saves its runs; default: 120",
     "execution.requeues=": "maximum number of requeues of a job; default: 100",
     "execution.gpus=": "number of GPUs per job, 0 or 1; default: 0",
-    "execution.memory_gb=": "memory per job in GB; default: that of the Slurm cluster",
-    "execution.partition=, execution.account=": "Slurm partition and account; default: those of the Slurm cluster",
+    "execution.memory_gb=": "memory per job in GB; default: chosen by Slurm",
+    "execution.partition=, execution.account=": "Slurm partition and account; default: chosen by Slurm",
     "execution.sbatch=": "further options of sbatch, as in {qos: low}",
 }
 
 FLAGS: dict[str, str] = {
     "--cfg job|hydra|all": "print the configuration instead of training; --package KEY prints only that part",
-    "--config-dir DIR": "search DIR too for YAML files, such as your own DIR/experiment/mine.yaml",
+    "--config-dir DIR": "also search DIR for YAML files, such as your own DIR/experiment/mine.yaml",
     "--info": "print Hydra's plugins, search path and defaults",
     "--hydra-help": "print Hydra's own help",
     "--retry-failed, --no-retry-failed": "set execution.retry_failed to true or to false",
@@ -190,13 +190,13 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         "normstudy compare STUDY --by COLUMN: compare the runs of a study that differ only in COLUMN, seed by seed.",
         {
             "--by COLUMN": "any config column with several values, such as warmup_steps, placement or norm",
-            "--baseline VALUE": "value with which each other value is compared; default: null if it occurs, otherwise "
-            "the smallest number or the alphabetically first text",
+            "--baseline VALUE": "value with which each other value is compared; default: null if COLUMN contains "
+            "null, otherwise its smallest number or its alphabetically first text",
             **WHERE,
             "--format table|csv|json|markdown": "default: table",
         },
-        "A difference is the mean over pairs of the final validation loss minus the baseline's loss, in nats per "
-        "token, with its 95 % paired t interval over seeds. Fewer than five pairs give no verdict.",
+        "A difference is a run's final validation loss minus the baseline's loss, in nats per token, averaged over "
+        "pairs. Brackets are 95 % paired t intervals over seeds. Fewer than five pairs give no verdict.",
     ),
     "status": (
         "normstudy status STUDY: print how far a sweep has come. The command only reads the files of the study, so it "
@@ -263,8 +263,9 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         {
             "--quick": "measure the small cases in a few rounds, for two to three minutes (the default)",
             "--full": "measure every case, as for the shipped tables in results/bench",
-            "--device cpu|cuda": "default: cpu; row g (listed below) measures a GPU and needs cuda",
-            "--rows ROW[,ROW]": "measure only these rows (listed below); stored results of other rows are kept",
+            "--device cpu|cuda": "default: cpu; row g of the benchmark (see below) measures a GPU and needs cuda",
+            "--rows ROW[,ROW]": "measure only these rows of the benchmark (listed below); stored results of "
+            "other rows are kept",
             "--out DIR": "folder for tables and figure; default: results/bench/quick (with --full: results/bench)",
             "--format table|markdown": "default: table",
             "--show": "print the tables stored in the folder --out, and draw their figure again, without measuring; "
@@ -281,7 +282,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "g": "run-steps per second on one GPU",
             "i": "run-steps per second against plain loops that record too",
         },
-        "A ratio divides two measurements that were made one after the other in one round. A goal for a ratio applies "
-        "to the median over rounds.",
+        "The benchmark repeats its measurements in rounds. A ratio divides two measurements that were made one after "
+        "the other in the same round. A goal for a ratio applies to the median over rounds.",
     ),
 }

@@ -19,7 +19,7 @@ def reproduce(argv: list[str]) -> int:
     parser.add_argument("--format", choices=("table", "markdown"), default="table")
     args = parser.parse_args(argv)
     if args.tier is not None and args.names:
-        raise ConfigError(f"--tier {args.tier} and names exclude each other: choose one of the two")
+        raise ConfigError(f"--tier {args.tier} and names of predictions exclude each other: leave out one of the two")
     if args.tier is None and not args.names and not args.list:
         raise ConfigError(
             "there is nothing to measure: add --tier 0, or names from the output of normstudy reproduce --list"

@@ -143,7 +143,7 @@ def _check_placement(model: ModelConfig) -> None:
 class DataConfig:
     name: str = "stdlib"  # the text: a name in DATA_NAMES
     path: str | None = None  # data=file only: a text file, a folder or a glob
-    tokenizer: str = "byte"  # byte: 256 symbols | char: the text's characters | bpe: trained on the training blocks
+    tokenizer: str = "byte"  # byte: 256 symbols | char: the text's characters | bpe: learned from the training text
     vocab_size: int | None = None  # bpe only: number of tokens, at least 257; null: 512
     seq_len: int = 64  # tokens per window
     batch_size: int = 8  # windows per step
@@ -186,7 +186,7 @@ class OptimizerConfig:
     eps: float = 1e-8  # adam, adamw: added to the square root of the second moment
     momentum: float = 0.0  # sgd: decay of the velocity
     weight_decay: float = 0.0  # adam, sgd: weight_decay * parameter is added to the gradient; adamw: decoupled
-    max_grad_norm: float | None = None  # limit on the global gradient norm; null: none, as clipping would hide spikes
+    max_grad_norm: float | None = None  # limit on the global gradient norm; null: no limit, so that spikes stay visible
 
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, OPTIMIZER_NAMES)
@@ -201,7 +201,7 @@ class OptimizerConfig:
 class ScheduleConfig:
     name: str = "constant"  # after the warmup: constant | inverse_sqrt | linear | cosine
     peak_lr: float = 1e-3  # the learning rate at the end of the warmup
-    warmup_steps: int = 0  # steps in which the rate rises linearly from peak_lr / warmup_steps to peak_lr; 0: none
+    warmup_steps: int = 0  # steps in which the rate rises linearly from peak_lr / warmup_steps to peak_lr; 0: no warmup
     n_steps: int = 600  # updates of the parameters
 
     def __post_init__(self) -> None:

@@ -196,14 +196,14 @@ def _imported_by(module: str, path: Path, imports: Iterable[tuple[int, str]]) ->
 
 
 def describe(error: BaseException, files: Iterable[str]) -> str:
-    """Describe in one line an error that one of the files caused: file, line number, exception type and message."""
+    """Describe in one line an error that one of `files` caused: file, line number, exception type and message."""
     text = error.msg if isinstance(error, SyntaxError) else next(iter(str(error).splitlines()), "").strip()
     place = place_of(error, files) or shown(Path(min(files)))
     return f"{place}: {type(error).__name__}{': ' if text else ''}{text}"
 
 
 def place_of(error: BaseException, files: Iterable[str]) -> str | None:
-    """Return file:line of the innermost traceback entry that lies in one of the files, or None if none does."""
+    """Return file:line of the innermost traceback entry that lies in one of `files`, or None if no entry does."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{shown(Path(error.filename))}:{error.lineno}"
     theirs = [line for line in traceback.extract_tb(error.__traceback__) if line.filename in files]
