@@ -131,7 +131,7 @@ def _table(comparison: pd.DataFrame) -> str:
 
 
 def _arm(value: Value, outcomes: str, loss: float) -> list[str]:
-    """Format the entries of a table row: the value of the compared column, the outcomes (one per line) and the loss."""
+    """Format three entries of a row: a value of the compared column, the outcomes (one per line) and the mean loss."""
     words = outcomes.split()
     by_class = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
     return [value_text(value), "\n".join(by_class) or "none", _loss(loss)]

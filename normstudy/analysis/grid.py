@@ -24,7 +24,10 @@ def typed_number(value: float) -> str:
 
 
 def three_digits(value: float, thousands: str = "") -> str:
-    """Format a number to three digits (0.0213), but from 1,000 as an integer: 1530, or 1,530 if thousands is ","."""
+    """Round a number to three digits (0.0213). Round a number of 1,000 or more to an integer: 1530.
+
+    thousands: "" or ",", the separator of thousands. With "," the example is 1,530.
+    """
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 

@@ -26,7 +26,7 @@ STUCK_GAP = 0.4  # a run that closes less than this fraction of H1 - H2 is stuck
 LEARNED_GAP = 0.75  # a run that closes this fraction of H1 - H2 has learned (learned runs: at least 0.84)
 COLLAPSE_RISE = 0.4  # nats; a run collapsed if its mean training loss ends this far above the minimum
 SPIKE_RISE = 0.4  # nats; a run spiked if its mean training loss rose by this much or more (other runs: at most 0.23)
-STILL_FALLING = 0.05  # nats by which an unfinished run's loss falls in the last quarter (stuck runs: at most 0.014)
+STILL_FALLING = 0.05  # nats; outcome "unfinished": the loss falls this far in the last quarter (stuck: at most 0.014)
 WINDOW_TOKENS = 10_240  # training tokens in the window of the mean training loss
 WINDOW_PARTS = 4  # the window has at most a quarter of a run's steps
 
@@ -67,7 +67,7 @@ def outcome(
     bigram_entropy: float,
     nonfinite: bool = False,
 ) -> str:
-    """Return a finished run's outcome, by the first rule below that applies.
+    """Return a finished run's outcome. The code tests one outcome after another and returns the first that applies.
 
     train_loss: one loss per step. val_steps, val_loss: steps and losses of all evaluations before the final one; an
     evaluation at step t precedes update t. final_val_loss: the loss after the last update, or NaN. window: number of

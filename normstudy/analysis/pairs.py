@@ -125,7 +125,10 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
 
 
 def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Return the columns that vary. Leave out data_sha256 if the other varying columns tell the texts apart."""
+    """Return those of `columns` that have several values in `runs`.
+
+    Leave out data_sha256 if the other returned columns suffice to distinguish the texts.
+    """
     found = [c for c in columns if len(values_of(runs, c)) > 1]
     if "data_sha256" in found:
         rest = [c for c in found if c != "data_sha256"]
@@ -197,6 +200,6 @@ def _finished_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:
 
 
 def _preference(pair: tuple[_Run, _Run]) -> tuple[bool, int, int, str, str]:
-    """Return a key that sorts pairs with equal eval_windows first, then pairs with more windows, then by run_id."""
+    """Return a sort key. Pairs with equal eval_windows come first, next those with more windows; run_id breaks ties."""
     a, b = pair
     return a.windows != b.windows, -a.windows, -b.windows, a.run_id, b.run_id

@@ -75,7 +75,7 @@ def select(runs: pd.DataFrame, where: Mapping[str, str] | None) -> pd.DataFrame:
         keep = has_value(runs, column, value)
         if not keep.any():
             found = values_text(values_of(runs, column))
-            reason = f"; available values: {found}" if found else ": the study has no runs"
+            reason = f"; available values: {found}" if found else ", because the study has no runs: start its sweep"
             raise ConfigError(f"--where {column}={text} selects no run{reason}")
         runs = runs[keep]
     return runs

@@ -1,6 +1,6 @@
 """Draw the training windows of a step, and choose the validation windows.
 
-A window consists of seq_len + 1 adjacent tokens of one block. B batch, T sequence.
+A window consists of seq_len + 1 adjacent tokens of one block. In shapes, B is batch_size and T is seq_len.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
 
 @functools.lru_cache(maxsize=32)
 def places(blocks: Blocks, seq_len: int) -> Ints:
-    """Return, for each block, the number of possible window starts in this and all earlier blocks, (blocks,)."""
+    """Count the tokens at which a window can start, cumulatively up to the end of each block, (blocks,)."""
     return (blocks.lengths - seq_len).clip(min=0).cumsum()
 
 

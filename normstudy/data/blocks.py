@@ -24,7 +24,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Adjacent blocks of tokens. Block i is tokens[edges[i] : edges[i + 1]]. tokens: 1-D. edges: (blocks + 1,)."""
+    """Hold all blocks in one 1-D array `tokens`. Block i is tokens[edges[i] : edges[i + 1]]. edges: (blocks + 1,)."""
 
     tokens: Tokens
     edges: Ints
@@ -34,7 +34,7 @@ class Blocks:
 
     @property
     def lengths(self) -> Ints:
-        """The number of tokens in each block, (blocks,)."""
+        """Return the number of tokens in each block, (blocks,)."""
         return np.diff(self.edges)
 
 

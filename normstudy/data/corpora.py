@@ -31,7 +31,7 @@ _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo
 def stdlib_bytes(root: Path | None = None) -> bytes:
     """Join the standard library's .py files in path order.
 
-    Files in the folders _LEFT_OUT, and _sysconfigdata*, are left out, because they can differ between machines.
+    Leave out the folders _LEFT_OUT and the files _sysconfigdata*.py, because they can differ between machines.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     files = sorted(

@@ -28,9 +28,9 @@ from normstudy.errors import ConfigError
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text to download. sha256: the hash of the file at `url`. source: the address of a page about the text.
+    """Describe a text to download. sha256: the hash of the file at `url`. source: the address of a page about the text.
 
-    If the download is a zip archive, the text is the file in the archive that has the corpus's name.
+    If the file is a zip archive, the text is the archive's member that is named like the text, such as enwik8.
     """
 
     url: str
@@ -38,8 +38,8 @@ class Corpus:
     source: str
 
 
-# All three hashes match hashes pinned in unrelated public repositories, and enwik8's also matches dataset_infos.json of
-# Hugging Face's `enwik8`.
+# To make sure that each hash is that of the published file, it was compared with other public repositories that pin
+# the same hash. The hash of enwik8 also equals the one in dataset_infos.json of Hugging Face's `enwik8`.
 CORPORA = {
     "tiny_shakespeare": Corpus(
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -155,7 +155,7 @@ def _receive(name: str, url: str, part: Path) -> bool:
 
 
 def _chunks(url: str, response: http.client.HTTPResponse, done: int, total: int | None) -> Iterator[bytes]:
-    """Yield a response's bytes. Raise a ConfigError if some are missing. done: number of bytes received before."""
+    """Yield a response's bytes. Raise a ConfigError if it ends early. done: number of bytes already in the file."""
     reason = "the connection was closed"
     try:
         while chunk := response.read1(CHUNK):

@@ -12,14 +12,14 @@ from normstudy.data.tokenizer import Tokens
 UNIGRAM_SMOOTHING = 0.01  # added to the count of every token
 BIGRAM_WEIGHT = 0.9  # weight of the bigram estimate; the unigram estimate has the rest
 DENSE_VOCAB = 256  # largest vocabulary whose pairs are counted in a (V, V) array
-COUNTED_AT_ONCE = 2**22  # tokens per slice, which takes 8 bytes of memory per token
+COUNTED_AT_ONCE = 2**22  # tokens; a text is counted in slices to save memory, as each token needs 8 bytes
 
 
 def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float, float]:
     """Return the unigram and bigram cross-entropy of the validation blocks, in nats per token. Both are finite.
 
     The unigram model adds 0.01 to each token's training count. The bigram model mixes the pair's training frequency
-    (weight 0.9) with the unigram model (weight 0.1). If no training pair begins with the same token, the bigram model
+    (weight 0.9) with the unigram model (weight 0.1). After a token that begins no training pair, the bigram model
     equals the unigram model. No pair crosses the edge of a block.
     """
     counts = _bincount((train.tokens[i] for i in _slices(len(train.tokens))), vocab_size) + UNIGRAM_SMOOTHING
@@ -73,7 +73,10 @@ def _counted(blocks: Blocks, vocab_size: int) -> tuple[Ints, Floats]:
 
 
 def _pairs(blocks: Blocks, vocab_size: int) -> Iterator[Ints]:
-    """Yield arrays of codes, `first * V + second` for two adjacent tokens. An array has at most COUNTED_AT_ONCE."""
+    """Encode each pair of adjacent tokens as the number first * V + second, where V is `vocab_size`.
+
+    Yield the codes in arrays of at most COUNTED_AT_ONCE elements.
+    """
     begins_pair = np.ones(len(blocks.tokens), bool)
     begins_pair[blocks.edges[1:] - 1] = False  # a block's last token begins no pair
     for i in _slices(len(blocks.tokens) - 1):

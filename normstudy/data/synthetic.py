@@ -15,8 +15,8 @@ SYNTHETIC_LENGTH = 2**18
 def markov_matrix(seed: int, symbols: int = SYNTHETIC_SYMBOLS) -> Floats:
     """Draw the transition matrix (V, V) of the synthetic source.
 
-    Each row is a Dirichlet draw around a Zipf-like base. Few entries of a row are large, so the next symbol depends
-    strongly on the current one, and the stationary distribution is far from uniform.
+    Each row is drawn from a Dirichlet distribution whose mean is close to Zipf's law. Few entries of a row are large,
+    so the next symbol depends strongly on the current one, and the stationary distribution is far from uniform.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
     base = 1 / np.arange(1, symbols + 1)
@@ -39,7 +39,7 @@ def entropy_rate(matrix: Floats) -> float:
 
 def synthetic_tokens(seed: int) -> Array:
     """Draw a text of SYNTHETIC_LENGTH tokens from the Markov source that `seed` determines."""
-    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # without the last sum, which rounding may put below 1
+    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # rounding could put the last sum below u, so it is dropped
     uniform = np.random.Generator(np.random.Philox(key=[seed, 2])).random(SYNTHETIC_LENGTH)
     symbol, out = 0, bytearray()
     for u in uniform.tolist():

@@ -22,7 +22,7 @@ MIN_ENTROPY_GAP = 0.2  # nats by which the unigram entropy must exceed the bigra
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A text as blocks of tokens, with its vocabulary and entropies in nats per token.
+    """Hold a text as blocks of tokens, with its vocabulary and its entropies in nats per token.
 
     pieces: the bytes of each token in the vocabulary. bytes_per_token: the mean over the validation blocks.
     source_entropy: the exact entropy rate of the synthetic source; None for any other text.
@@ -45,7 +45,7 @@ class Text:
 
     @property
     def ln_vocab(self) -> float:
-        """The loss of a uniform guess, in nats per token."""
+        """Return the loss of a model that gives every token the same probability, in nats per token."""
         return math.log(self.vocab_size)
 
     def decode(self, tokens: Tokens | Ints) -> bytes:

@@ -72,7 +72,7 @@ def _code_points(block: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32
 
 # As in GPT-2, a merge stays within a word, a number, or a series of punctuation or white space, and a space belongs
 # to the word after it. The library works on characters, so each byte is passed as the Latin-1 character of the same
-# number. A letter in the pattern is therefore an ASCII letter or any byte of a non-ASCII character.
+# number. Bytes from 0x80 on belong to non-ASCII characters, and the pattern treats each of these bytes as a letter.
 _SPACE, _LETTER = r" \t\n\r\x0b\x0c", r"A-Za-z\x80-\xff"
 PATTERN = rf" ?[{_LETTER}]+| ?[0-9]+| ?[^{_SPACE}0-9{_LETTER}]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
 CACHE_FORMAT = 1  # increase when PATTERN or the format of the cache file changes
