@@ -73,8 +73,8 @@ def draw_seed_lines(
 ) -> None:
     """Draw a thin line for each seed, and a bold line for the mean over seeds.
 
-    table: columns hue, dash, run_id, step, value. runs: see `seed_mean`. log: draw the geometric mean. smooth: apply
-    `last_tenth` to the mean.
+    table: has columns hue, dash, run_id, step, value. runs: all runs of the panel. log: draw the geometric mean.
+    smooth: apply `last_tenth` to the mean.
     """
     mean = seed_mean(table, runs, log=log)
     alpha = 0.4 if look.facet is None else 0.25  # paler in small panels, where seeds would hide their mean
@@ -98,7 +98,7 @@ def draw_seed_lines(
 
 
 def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
-    """Mark the last finite point of each diverged run. ends: columns hue, run_id, step, value."""
+    """Mark the last finite point of each diverged run. ends: these points, with columns hue, run_id, step, value."""
     for run_id, hue, step, value in zip(ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True):
         ax.plot(
             [step], [value], marker=style.OUTCOME_MARKERS["diverged"], ms=6, ls="none", zorder=5,

@@ -37,7 +37,7 @@ class XAxis:
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """Choose the numeric column with the most values, if possible none that color or line style (`taken`) shows."""
+    """Choose the numeric column with the most values. Avoid the columns that color or line style shows (`taken`)."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
     numeric = [c for c in varying if KINDS.get(c) in (int, float)]
@@ -61,7 +61,7 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
     """If the x axis already shows the column of the colors, let the colors show the column of the line styles.
 
-    A look without a facet (a text field whose values get a panel each) stays as it is. Returns the look and the runs.
+    Without a facet (a text field whose values get a panel each), nothing changes. Returns the look and the runs.
     """
     if look.facet is None or look.hue != x.column:
         return look, runs
@@ -85,8 +85,8 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
     mean over the other seeds would hide the divergence. Markers of the same x value are drawn side by side, because
     stuck runs with equal losses would otherwise overlap.
     """
-    # runs of different colors or line styles get separate slots at an x value, but a color or line style that only
-    # repeats the x value needs no slot of its own
+    # At each x value, every combination of color and line style gets a slot, and the slots lie side by side. If the
+    # colors or line styles show the column of the x axis, all markers of an x value share them, so they add no slots.
     hues = [h for h in look.colors if (table["hue"] == h).any()]
     dashes = [d for d in look.dashes if (table["dash"] == d).any()]
     by_hue, by_dash = look.hue != x.column, look.dash != x.column

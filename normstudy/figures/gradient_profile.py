@@ -18,7 +18,7 @@ MAX_ROWS = 3
 
 
 def needs_layers(study: Study) -> None:
-    """Raise Lacks if all runs have one layer, or if no run of `Study.at_headline` recorded gradients of MODULE."""
+    """Raise Lacks if no run has two layers, or if `Study.at_headline` has no run with gradients of MODULE."""
     if int(study.runs["n_layers"].max()) < 2:
         raise Lacks("every run has n_layers=1, and two layers are needed")
     if not study.modules["run_id"].isin(study.at_headline()["run_id"]).any():
@@ -26,7 +26,7 @@ def needs_layers(study: Study) -> None:
 
 
 def profile_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the geometric mean and the range of grad_norm over seeds, for each hue, dash and layer."""
+    """Return grad_norm's geometric mean and range over seeds, for each color (hue), line style (dash) and layer."""
     return series.geometric(series.of_runs(rows, runs, ["hue", "dash"]), ["hue", "dash", "layer"])
 
 
@@ -52,8 +52,9 @@ def gradient_profile(study: Study) -> Figure:
 def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
     """Draw gradient norms against layer, with a column of panels for each snapshot of training.
 
-    The runs of `Study.at_headline` are drawn. Each combination of values of `study.panel_fields` gets a row of panels.
-    If there is a facet, one panel for each value of the facet replaces these panels, and colors show the snapshots.
+    Only runs that `Study.at_headline` selects are drawn. Each combination of values of `study.panel_fields` gets a row
+    of panels. A study with a facet (a text field with too many values for colors) is drawn differently: each value of
+    the facet gets a panel, and colors show the snapshots.
     rows: columns run_id, step, layer, grad_norm. top: the last layer.
     """
     if study.look.facet is not None:
@@ -88,16 +89,16 @@ def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y
 
 
 def one_color(study: Study, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return the runs in the legend's last color. If there are other colors, add a note on its meaning."""
+    """Return the runs in the legend's last color, and a note such as `n_layers=12` if other colors are left out."""
     hues = [h for h in study.look.colors if (runs["hue"] == h).any()]
     note = [f"{study.look.hue}={hues[-1]}"] if len(hues) > 1 else []
     return runs[runs["hue"] == hues[-1]], note
 
 
 def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
-    """Return a panel for each value of the facet, and notes. A note says which value is shown, or what is left out.
+    """Return a panel for each value of the facet (a text field with many values), and notes on fixed or omitted values.
 
-    The panels show only the runs that have the legend's last color and its first line style.
+    The panels show only the runs that have the legend's last color and first line style.
     """
     runs, notes = one_color(study, study.at_headline())
     dashes = [d for d in study.look.dashes if (runs["dash"] == d).any()]
@@ -109,7 +110,7 @@ def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
 
 
 def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
-    """Draw a panel for each value of the facet. Colors show three snapshots of training: first, second and last."""
+    """Draw a panel for each value of the facet (a text field). Colors show the first, second and last snapshot."""
     runs, notes = one_color(study, study.at_headline())
     panels, more = study.panels(runs, MAX_ROWS)
     shown = pd.concat([p.runs for p in panels])

@@ -79,7 +79,7 @@ def panel_title(ax: Axes, text: str) -> None:
 
 
 def _extra_title_lines(fig: Figure) -> int:
-    """Return how many lines wrapped titles add to the figure. A row adds one line less than its tallest title has."""
+    """Return how many lines wrapped titles add to the figure. A row whose longest title has k lines adds k - 1."""
     most: dict[int, int] = {}
     for ax in fig.axes:
         if (spec := ax.get_subplotspec()) is not None:

@@ -44,7 +44,7 @@ def folded(name: str, width: int = NAME_WIDTH) -> str:
 
 
 def values(runs: pd.DataFrame, column: str) -> list[Value]:
-    """Return a column's distinct values as `values_of` does, but built-in names first, in the config's order."""
+    """Return a column's distinct values: null first, then built-in names in the config's order, then sorted others."""
     order = {name: i for i, name in enumerate(_NAMES.get(column, ()))}
     return sorted(values_of(runs, column), key=lambda v: -1 if v is None else order.get(str(v), len(order)))
 
@@ -55,9 +55,10 @@ def varies(runs: pd.DataFrame, column: str) -> bool:
 
 
 def swept(runs: pd.DataFrame) -> list[str]:
-    """Return the varying config columns that affect training. Add `data_sha256` if these do not identify the text.
+    """Return the varying config columns that affect training.
 
-    A panel must not mix losses on different texts or tokenizations, because these losses have no common scale.
+    Add `data_sha256` if runs with the same text settings had different texts. A panel must not mix losses on different
+    texts or tokenizations, because these losses have no common scale.
     """
     found = [c for c in treatments() if c in runs and varies(runs, c)]
     named = [c for c in cfg.TEXT_COLUMNS if c in found]
@@ -71,7 +72,7 @@ def text_fields(runs: pd.DataFrame) -> dict[str, int]:
 
 
 def short_names(runs: pd.DataFrame) -> dict[str, str]:
-    """Map each user-defined placement or norm, `package.module:function`, to `function` if no other has this name."""
+    """Map user-defined placements and norms, `package.module:function`, to `function`. Omit names that would clash."""
     out: dict[str, str] = {}
     for column in ("placement", "norm"):
         found = [str(v) for v in values(runs, column)] if column in runs else []
@@ -90,9 +91,9 @@ def chosen(found: Sequence[Value], column: str) -> Value:
 
 
 def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
-    """Choose at most `limit` of the values, evenly spaced from the first to the last.
+    """Choose at most `limit` of a column's values, evenly spaced from the first to the last.
 
-    The learning rate that `chosen` returns is kept too, unless limit=2 leaves room only for the two ends.
+    For peak_lr, the value that `chosen` returns is always included, unless limit=2 leaves room only for the two ends.
     """
     if len(found) <= limit:
         return list(found)
@@ -149,8 +150,9 @@ class Look:
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
     """Choose the fields that color, line style and the facet show.
 
-    If text fields have more than MAX_HUES values, one of them becomes the facet: placement if possible, otherwise the
-    field with the most values. Color shows another text field, or n_layers if there is none. Line style shows
+    A text field with more than MAX_HUES values becomes the facet, and each of its values gets a panel. If several text
+    fields have so many values, placement is preferred, then the field with the most values. Color shows a text field
+    with fewer values, if possible placement. If all text fields have too many, color shows n_layers. Line style shows
     warmup_steps if it varies, otherwise the next text field. names: long name -> short name, see `short_names`.
     """
     text = text_fields(runs)
@@ -179,7 +181,7 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
 def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
     """Choose a color for each value of the field `hue`. If `hue` is n_layers, deeper models get darker colors.
 
-    Otherwise a built-in name has a fixed color, and each user-defined name gets a color that no other value has.
+    In other fields, a built-in name has a fixed color, and a user-defined name gets a color that no other value has.
     """
     if hue == "n_layers":
         return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))

@@ -48,10 +48,9 @@ def draw_losses(
 
 
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
-    """Return limits of the loss axis that include all references, the lowest loss and the highest at the first step.
+    """Return limits of the loss axis that include all reference losses, the lowest loss, and losses at the first step.
 
-    A table's highest loss at the first step is ignored if it is at least twice the highest reference, which is the loss
-    of uniform prediction.
+    A table's losses at the first step are ignored if one of them is at least twice the loss of uniform prediction.
     """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)])
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]

@@ -21,7 +21,8 @@ from normstudy.figures.study import Lacks, Study, widest
 
 MIN_VALUES = 3  # fewer values are not ranked, because a ranking of two says no more than a comparison
 MAX_COLUMNS = 3
-ROW, ARM, AROUND = 0.25, 0.13, 1.5  # inches: minimum height of a row; height of an arm; height of titles and axes
+# Heights in inches. ROW: the least height of a row. ARM: one line of markers in a row. AROUND: titles and axes.
+ROW, ARM, AROUND = 0.25, 0.13, 1.5
 COUNT_WIDTH = 20  # points: width of a column of counts on the right of a panel
 BEYOND = 0.25  # intervals extend the loss axis on each side by at most this fraction of the range of losses
 STRIPE = "#F3F3F3"
@@ -30,10 +31,11 @@ FEW_SEEDS = "*"
 
 @dataclass(frozen=True)
 class Ranking:
-    """Hold a ranking: rows are values of `field`, best first; columns are depths; arms are values of `arm_field`.
+    """Hold a ranking of the values of a field, such as placement.
 
-    All these values are texts. runs: has columns row, column, arm. colors: arm -> color. rule: the note that says how
-    rows are ranked.
+    rows: the ranked values of `field`, best first. columns: depths, of which each gets a panel. arm_field: the field
+    that colors show, such as warmup_steps. Its values are called arms. colors: arm -> color. runs: also has the columns
+    row, column and arm, as text. rule: the note that says how rows are ranked.
     """
 
     field: str
@@ -47,7 +49,7 @@ class Ranking:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """Return the results of each combination of row, column and arm that has runs."""
+        """Return the results for each combination of row, column (depth) and arm (color) that has runs."""
         out = []
         parts = dict(iter(self.runs.groupby(["row", "column", "arm"])))
         for key in [k for k in itertools.product(self.rows, self.columns, self.colors) if k in parts]:
@@ -61,7 +63,7 @@ class Ranking:
 
 
 class Cell(NamedTuple):
-    """Hold the results of one row, column and arm of a ranking.
+    """Hold the results of the runs that share a row, a column (the depth) and an arm (the color) of a ranking.
 
     n: number of runs. learned, diverged: numbers of runs with these outcomes. mean, low, high: mean final loss and its
     95 % t interval, or NaN if a run diverged, because a mean over the other runs would hide the divergence.
@@ -96,8 +98,8 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
     """Rank a field's values by mean final loss in the hardest setting: the largest depth with the least warmup.
 
     A loss that is not finite counts as the loss at step 0, as in `normstudy compare`. Values with equal means keep the
-    config's order, and values without a run in the hardest setting come last. All varying fields are fixed at one
-    value, except the ranked field, the depth and the field that the arms show. deepest: use only the largest depth.
+    config's order, and values without a run in the hardest setting come last. The ranked field, the depth and the field
+    that colors show may vary. Every other field is fixed at one value. deepest: use only the largest depth.
     """
     runs, notes = study.finished, list[str]()
     field = ranked_field(study)
@@ -140,7 +142,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
 
 
 def places(ranking: Ranking) -> dict[tuple[str, str], float]:
-    """Map (row, arm) to a y position. Rows are at 0, 1, 2, ... from the top. The arms of a row are spread around it."""
+    """Map (row, arm) to a y position. Row i is centered at y = i, and its arms (colors) lie one below the other."""
     arms = list(ranking.colors)
     gap = 0.92 / len(arms)
     return {
@@ -228,7 +230,7 @@ def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
     diverged = ranking.runs["outcome"] == "diverged"
     ended = [float(v) for v in ranking.runs.loc[~diverged, "final_val_loss"]] + [v for _, v in references]
     low, high = min(ended), max(ended)
-    # with few seeds, intervals are much wider than the range of losses, so they extend the axis only by BEYOND
+    # With few seeds, intervals can be far wider than the range of losses. BEYOND limits how far they extend the axis.
     reach = [v for cell in ranking.cells for v in (cell.low, cell.high) if math.isfinite(v)]
     room = BEYOND * (high - low)
     low, high = max(low - room, min([low, *reach])), min(high + room, max([high, *reach]))
@@ -252,7 +254,7 @@ def rank_notes(ranking: Ranking) -> list[str]:
 
 
 def rank_legend(fig: Figure, ranking: Ranking) -> None:
-    """Draw a legend of the arms' colors and of the outcomes' markers that occur."""
+    """Draw a legend that explains the colors, and the markers of all outcomes that occur."""
     look = Look(ranking.arm_field or "", None, ranking.colors if ranking.arm_field else {}, {"": "-"})
     runs = ranking.runs.assign(hue=ranking.runs["arm"])
     layout.legend(fig, look, runs, layout.outcome_handles(runs))

@@ -27,7 +27,7 @@ def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.Da
 
 
 def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Summarize the finite, positive values of grad_norm for each combination of values of the columns `keys`.
+    """Group rows by the columns `keys`, and summarize the finite, positive values of grad_norm in each group.
 
     Returns columns `keys`, mid (geometric mean), low (minimum), high (maximum) and n (number of values).
     """
@@ -81,10 +81,10 @@ def _span(steps: pd.Series[int]) -> str:
 
 
 def seed_mean(table: pd.DataFrame, runs: pd.DataFrame, *, log: bool) -> pd.DataFrame:
-    """Average `value` over the seeds, for each hue, dash and step. log: take the geometric mean.
+    """Average `value` over the seeds, for each color (hue), line style (dash) and step. log: take the geometric mean.
 
-    A step at which one of `runs` has no value gets no mean, because a mean of the other runs would hide that a run
-    ended.
+    If one of the seeds has no value at a step, the step gets no mean, because a mean over the other seeds would hide
+    that a run ended. runs: all runs, including those that ended.
     """
     rows = table.assign(value=np.log(table["value"])) if log else table
     mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index("step")

@@ -45,9 +45,9 @@ class Panel:
 class Study:
     """Hold what figures need of a study: its finished runs and their steps.
 
-    finished: all finished runs, with the columns outcome, hue and dash. runs: the finished runs that have a color and a
-    line style. unfinished: number of runs that are not finished. panel_fields: varying fields that neither color nor
-    line style shows. names: see `label`.
+    finished: all finished runs, with the columns outcome, hue and dash. runs: finished runs without those that get no
+    color or line style, because a field has too many values. unfinished: number of runs that are not finished.
+    panel_fields: varying fields that neither color nor line style shows. names: long name -> short name.
     """
 
     folder: Path
@@ -91,8 +91,8 @@ class Study:
     ) -> tuple[list[Panel], list[str]]:
         """Split runs into at most `limit` panels, one for each combination of values of `panel_fields` not in `skip`.
 
-        With a facet, up to MAX_FACETS of the facet's values get a panel, and every other field is fixed at one value.
-        Returns the panels, and notes that say which fields are fixed and how many panels are left out.
+        With a facet (a text field with many values), only the facet gets panels, at most MAX_FACETS, and every other
+        field is fixed at one value. Returns the panels, and notes on fixed fields and on how many panels are left out.
         """
         fields = [c for c in self.panel_fields if c not in set(skip) and varies(runs, c)]
         if not fields:
@@ -130,8 +130,8 @@ def _combinations(
 ) -> list[tuple[Value, ...]]:
     """Choose at most `limit` of the combinations in `found`, and return them sorted.
 
-    Values are left out one at a time, always of the field with the most values. found: combinations that have runs,
-    with a value for each field. ordered: field -> the field's values in order.
+    As long as there are too many combinations, the field with the most remaining values loses a value. found:
+    combinations that have runs, with a value for each field. ordered: field -> the field's values in order.
     """
     kept = {c: list(v) for c, v in ordered.items()}
 
@@ -147,7 +147,7 @@ def _combinations(
 
 
 def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
-    """Return the values of `column` whose runs have the most distinct values of `field`."""
+    """For each value of `column`, count the distinct values of `field`. Return the column values with the top count."""
     count = {v: len(values(runs[has_value(runs, column, v)], field)) for v in values(runs, column)}
     return [v for v, n in count.items() if n == max(count.values())]
 
@@ -162,14 +162,14 @@ def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> p
 
 
 def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) -> list[str]:
-    """Return a note such as `d_model=64` for each fixed field, except depth and learning rate, which titles show."""
+    """Return a note such as `d_model=64` for each field fixed at one value. Titles show depth and learning rate."""
     fields = study.panel_fields if fields is None else fields
     fixed = [c for c in fields if c not in ("n_layers", "peak_lr")]
     return [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in fixed]
 
 
 def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
-    """Read a study for drawing. Raises ConfigError if there is no study or no finished run. where: see `select`."""
+    """Read a study's runs that match `where` (column -> value). Raises ConfigError if no finished run is found."""
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     done = runs[runs["status"] == "done"].reset_index(drop=True)
     if done.empty:

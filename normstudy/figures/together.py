@@ -20,7 +20,8 @@ ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
     "heatmap", "gradient_ratio",
 )  # fmt: skip
-# For so few figures, or so few bytes of tables, one process is done before a second would have finished its imports.
+# If there are at most FEW_FIGURES figures or FEW_BYTES bytes of tables, one process draws all figures, because it is
+# done before a second process would have finished its imports.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
