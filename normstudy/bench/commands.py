@@ -1,13 +1,13 @@
 """Measure rows c, d and f of the benchmark: the time and memory of commands that train little or nothing.
 
 Row c sweeps the smallest possible runs. The planning time of 10,000 runs is the whole time of `sweep --dry-run`.
-For 1,000 runs, the time of a dry run of two runs is subtracted, to leave out the start-up. The time until the tables
-are finished ends at the last write into tables/, and includes three training steps per run. The memory per run is how
+The planning time of 1,000 runs leaves out the start-up: the time of a dry run of two runs is subtracted. The tables are
+finished at the command's last write into tables/; by then, every run has trained three steps. The memory per run is how
 much more memory the parent process takes for 1,000 runs than for 100 runs, divided by 900.
 
 Row d runs every command once before it times the command, so that the command's files are in the page cache.
-Row f generates a large study, and times commands and libraries that read it, with one file per table (as compacted) and
-with many files (as swept). A command's peak memory is the sum of its processes' peaks; `plot` has two processes.
+Row f generates a large study in two forms: with many files per table, as a sweep writes, and with one file per table,
+as `normstudy compact` writes. It times commands and libraries on both forms. Peak memory is summed over processes.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
 def peak(command: Sequence[str]) -> tuple[float, float]:
     """Run a command; return its seconds, and its peak memory in 10^9 bytes, summed over its processes."""
     _, seconds, reads = watched(command)
-    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # the last peak is the highest
+    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # a peak never falls: keep the last
     return seconds, sum(peaks.values()) * 1024 / 1e9
 
 
@@ -138,7 +138,7 @@ def memory_of(pid: int) -> Memory:
 
 
 def sweeps(scope: Scope) -> Iterator[Sample]:
-    """Measure row c: the time and memory that sweeps need outside training, and how well a dry run estimates time."""
+    """Measure row c of the benchmark: a sweep's time and memory outside training, and a dry run's estimated time."""
     folder, seeds = scope.folder, MANY // 24 + 1
     for r in range(ROUNDS["c"][scope.quick]):
         start = dry_run(folder, "seed=range(0,2)")
@@ -161,12 +161,12 @@ def sweeps(scope: Scope) -> Iterator[Sample]:
 
 
 def dry_run(folder: Path, *words: str) -> float:
-    """Return the seconds that `sweep --dry-run` of tiny runs takes. words: other arguments, such as the seeds."""
+    """Return the seconds that `sweep --dry-run` of tiny runs takes. words: more arguments, such as `seed=0,1`."""
     return timed([*NORMSTUDY, "sweep", *TINY, f"results_dir={folder}", *words, "--dry-run"])[0]
 
 
 def estimated(said: str) -> float:
-    """Return the seconds that a dry run estimates. It prints, for example, `estimated time 45 s` or `12:30`."""
+    """Return the estimated seconds that a dry run has printed, such as `estimated time 45 s` or `12:30` (min:s)."""
     parts = re.findall(r", estimated time ([\d:]+)", said)[0].split(":")
     return sum(60.0**i * int(part) for i, part in enumerate(reversed(parts)))
 
@@ -187,7 +187,7 @@ def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
 
 
 def starts(scope: Scope) -> Iterator[Sample]:
-    """Measure row d: the time of commands that train nothing."""
+    """Measure row d of the benchmark: the time of commands that train nothing."""
     timed([*NORMSTUDY, "sweep", *STUDY, f"results_dir={scope.folder}", "study=start", "seed=range(0,6)"])
     commands = {case: (words.format(scope.folder).split(), code) for case, (words, code, _) in STARTS.items()}
     for words, code in commands.values():
@@ -198,7 +198,7 @@ def starts(scope: Scope) -> Iterator[Sample]:
 
 
 def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
-    """Measure row f: the seconds and peak memory of `plot` and `compare`, and the seconds of each installed reader."""
+    """Measure row f of the benchmark: how fast commands and libraries read a large study, and the commands' memory."""
     size = size or (QUICK if scope.quick else LARGE)
     compacted, swept = studies = [scope.folder / form.replace(" ", "-") for form in FORMS]
     write_study(swept, size)

@@ -19,7 +19,7 @@ from normstudy.figures import style
 
 WIDTH, LINE, COSTS = 9.5, 0.15, 2.3  # inches: the figure's width, a line's height, the cost panels' height
 COLORS = {"met": style.PLACEMENT_COLORS["pre"], "not met": style.PLACEMENT_COLORS["post"]}
-# Match the costs measured in row e: `n_layers=4` (a whole run-step) or `norm, seq_len=64` (a part of a block).
+# Match the cases of row e of the benchmark: `n_layers=4` (a training step) or `norm, seq_len=64` (a part of a block).
 COST = r"^(?:(?P<part>.+), )?(?P<axis>\w+)=(?P<size>\d+)$"
 WHOLE = "run-step"
 
@@ -76,7 +76,7 @@ def _draw_goals(fig: SubFigure, results: Sequence[Result]) -> None:
 
 
 def _draw_costs(fig: SubFigure, costs: pd.DataFrame, stored: pd.DataFrame) -> None:
-    """Draw the CPU time of run-steps and of a block's parts: a panel for each size that varies, such as n_layers."""
+    """Draw how the CPU time of a step and of a block's parts grows, in one panel for each size, such as n_layers."""
     panels = costs.groupby([costs["part"] != WHOLE, "axis"], sort=False)
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     theory = stored[(stored["subject"] == THEORY) & (stored["metric"] == "slope")].groupby("case")["value"].median()

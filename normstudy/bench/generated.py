@@ -14,7 +14,7 @@ import pyarrow as pa
 from normstudy.config import ModelConfig, RunConfig, ScheduleConfig, run_id
 from normstudy.study import parquet, schema
 
-Columns = dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]  # column of a table -> its values; without run_id
+Columns = dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]  # column name (not run_id) -> the column's values
 
 PLACEMENTS = ("post", "pre")
 PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough for a figure to draw a panel for each
@@ -72,7 +72,7 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
 
 
 def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[dict[str, object], dict[str, Columns]]:
-    """Make up a run's row of `runs`, and the run's columns of the other three tables. Some post-norm runs get stuck."""
+    """Make up a run: its row of the table `runs`, and its columns of other tables. Some post-norm runs get stuck."""
     m, s, p = config.model, config.schedule, config.probe
     stuck = m.placement == "post" and s.peak_lr >= 3e-3 and s.warmup_steps <= 20
     end = (H1 - 0.02 if stuck else 2.1 - 0.05 * math.log10(s.peak_lr / 1e-3)) + rng.normal(0, 0.013)

@@ -3,8 +3,8 @@
 The model is the default model of `normstudy run`. The loop follows nanoGPT's train.py and model.py: one fused matrix
 for Q, K and V, scaled_dot_product_attention, fused Adam, and batches of stacked random windows. It reads the loss only
 every tenth step, because the program must wait for a GPU at each reading. It omits what would make nanoGPT slower:
-gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a new learning rate at each step, groups of weight
-decay, and a memory-mapped text. It also omits torch.compile, which takes half a minute for each model size on a CPU.
+gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a new learning rate at each step, weight decay,
+and a memory-mapped text. It also omits torch.compile, which takes half a minute for each model size on a CPU.
 
 Suffixes of tensor names are their dimensions: B batch, T sequence, D d_model, H heads, K d_head, V vocab.
 """
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
 
 
 def draw_batch(tokens: Tensor, batch_size: int, seq_len: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Draw random windows (B, T) of a flat text, and their targets: the windows shifted by one token."""
+    """Draw random windows (B, T) from tokens (n,), and their targets: the windows shifted by one token."""
     starts = torch.randint(len(tokens) - seq_len, (batch_size,)).tolist()
     x = torch.stack([tokens[i : i + seq_len] for i in starts])
     y = torch.stack([tokens[i + 1 : i + 1 + seq_len] for i in starts])
@@ -115,7 +115,7 @@ class Recorder:
         self.before = [torch.empty_like(p) for p in self.params]
         module_of = [name.rpartition(".")[0] for name, _ in model.named_parameters()]
         self.modules = list(dict.fromkeys(module_of))
-        # One row per parameter: 1 in the column of its module and in the last column (the whole model), 0 elsewhere.
+        # A matrix with a row per parameter: 1 in its module's column and in the last (the whole model's), 0 elsewhere.
         belongs = [[float(m == module) for m in self.modules] + [1.0] for module in module_of]
         self.of_module = torch.tensor(belongs, dtype=torch.float64)
 

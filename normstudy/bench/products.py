@@ -1,4 +1,4 @@
-"""Time the matrix products of a run-step with every available library, to learn how fast this machine can be."""
+"""Time the matrix products of a training step with every available library, to learn how fast this machine can be."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from normstudy.bench.subjects import Work
 from normstudy.config import RunConfig
 
 ATTENTION, ATTENTION_BACKWARD = "attention", "attention backward"
-# (count, m, k, n, layout): `count` products of (m, k) by (k, n). layout: per factor, t if transposed, otherwise n.
+# (count, m, k, n, layout): `count` products of (m, k) by (k, n). layout nt: only the second factor is transposed.
 Product = tuple[int, int, int, int, str]
 
 
 class Piece(NamedTuple):
-    """Hold a sequence of matrix products, such as attention's. One step of one run repeats it `times` times."""
+    """Hold matrix products that run in sequence, such as attention's. times: repetitions in one step of one run."""
 
     name: str
     products: tuple[Product, ...]
@@ -25,12 +25,12 @@ class Piece(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Return the number of this piece's floating-point operations in one step of one run."""
+        """Return the number of floating-point operations that these products take in one step of one run."""
         return self.times * sum(2 * batch * m * k * n for batch, m, k, n, _ in self.products)
 
 
 def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
-    """List the matrix products of a run-step of the default model. Attention is counted as if it had no causal mask."""
+    """List the matrix products in one step of the default model. Attention is counted as if it had no causal mask."""
     m, d = config.model, config.data
     width, d_ff, T, K = m.d_model, cfg.resolve(m).d_ff, d.seq_len, m.d_model // m.n_heads
     rows, heads, L = d.batch_size * T, d.batch_size * m.n_heads, m.n_layers
@@ -42,12 +42,12 @@ def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
         found.append(Piece(f"{name}, gradient of x", ((1, rows, n_out, n_in, "nn"),), count))
         found.append(Piece(f"{name}, gradient of W", ((1, n_out, rows, n_in, "tn"),), count))
     scores, mixed, transposed = (heads, T, K, T, "nt"), (heads, T, T, K, "nn"), (heads, T, T, K, "tn")
-    backward = scores, mixed, transposed, transposed  # gradients of the attention weights, q, k and v, in order
+    backward = scores, mixed, transposed, transposed  # one gradient each: of attention weights, q, k and v
     return [*found, Piece(ATTENTION, (scores, mixed), L), Piece(ATTENTION_BACKWARD, backward, L)]
 
 
 def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], object]]:
-    """Return a dict from library names to functions, which compute a piece's matrix products for a batch of runs."""
+    """Return a dict: library name -> a function that computes the products of `piece` for a batch of `runs` runs."""
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -83,9 +83,9 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
 
 
 def start_products(job: tuple[RunConfig, int]) -> Work:
-    """Return a function that times every piece with every library, for at least `ms` milliseconds each.
+    """Return a function that times each matrix product of a model with every library, for `ms` milliseconds or more.
 
-    For each piece, the function returns the fastest library's seconds per step of one run. job: (config, n_runs).
+    For each Piece, the function returns the fastest library's seconds per step of one run. job: (config, n_runs).
     """
     from normstudy.data import texts
 
@@ -95,7 +95,7 @@ def start_products(job: tuple[RunConfig, int]) -> Work:
 
 
 def typical_seconds(make: Callable[[], object], least: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return the median seconds per call, over at least three calls that together take at least `least` seconds."""
+    """Return the median seconds of a call of `make`. Make three calls, or more until they take `least` seconds."""
     make()
     taken: list[float] = []
     while sum(taken) < least or len(taken) < 3:

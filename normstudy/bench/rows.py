@@ -14,7 +14,7 @@ THEORY = "theory"  # subject of the samples that a formula predicts; the table s
 
 
 class Scope(NamedTuple):
-    """Hold whether a row's function measures only a few cases (`quick`), and the temporary folder for its files."""
+    """Hold what each measuring function gets: `quick` (whether to measure only a few cases), and a temporary folder."""
 
     quick: bool
     folder: Path
@@ -22,7 +22,7 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold a measured number. No two numbers of a row have the same case, subject, metric and round."""
+    """Hold one measured number. Its row of the benchmark, case, subject, metric and round together identify it."""
 
     row: str
     case: str
@@ -37,8 +37,8 @@ class Sample:
 class Goal:
     """Describe a line of the printed table. The line shows the median over rounds of `metric`, measured for `subject`.
 
-    opponent: if not None, the subject's number is divided by the opponent's in each round. sense, limit: the goal, such
-    as 'at least' 1.3 or 'at most' 1.05; both are None for a line without a goal.
+    opponent: if not None, the subject's number is divided by the opponent's number in each round. sense and limit are
+    the goal, such as 'at least' and 1.3; both are None for a line without a goal.
     """
 
     row: str
@@ -61,25 +61,25 @@ class Row(NamedTuple):
 
 
 ROWS: dict[str, Row] = {
-    "a": Row("normstudy.bench.speed", "plain_loops", "run-steps per second against plain loops"),
+    "a": Row("normstudy.bench.speed", "plain_loops", "training speed (run-steps per second) against plain loops"),
     "b": Row("normstudy.bench.speed", "probing", "how much recording gradient norms slows training"),
     "c": Row("normstudy.bench.commands", "sweeps", "time and memory outside training"),
     "d": Row("normstudy.bench.commands", "starts", "time to start"),
-    "e": Row("normstudy.bench.scaling", "measure", "time of a run-step at different model, sequence and batch sizes"),
+    "e": Row("normstudy.bench.scaling", "measure", "time of a step at different model, sequence and batch sizes"),
     "f": Row("normstudy.bench.commands", "large_study", "time and memory to plot, compare and read a large study"),
-    "g": Row("normstudy.bench.speed", "on_gpu", "run-steps per second on one GPU", "cuda"),
-    "i": Row("normstudy.bench.speed", "recording_loops", "run-steps per second against plain loops that record too"),
+    "g": Row("normstudy.bench.speed", "on_gpu", "training speed on one GPU", "cuda"),
+    "i": Row("normstudy.bench.speed", "recording_loops", "training speed against plain loops that record gradients"),
 }
 
 
 def load(row: str) -> tuple[list[Goal], Callable[[Scope], Iterator[Sample]]]:
-    """Import a row's module; return the row's goals, and the function that measures the row."""
+    """Import the module of a benchmark row; return the row's goals, and the function that measures the row."""
     module = importlib.import_module(ROWS[row].module)
     return [goal for goal in module.GOALS if goal.row == row], getattr(module, ROWS[row].function)
 
 
 def check_rows(given: Sequence[str]) -> list[str]:
-    """Return the given rows once each, in the order of ROWS. Raises ConfigError for an unknown row."""
+    """Check the given rows; return them without repeats, in order of ROWS. Raises ConfigError for an unknown row."""
     for row in given:
         one_of("--rows", row, tuple(ROWS))
     return [row for row in ROWS if row in given]

@@ -24,9 +24,9 @@ OUT = {"quick": Path("results/bench/quick"), "full": Path("results/bench")}
 
 
 def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt: str) -> str:
-    """Measure rows (None: all) in a mode (quick or full), draw the figure, and return the table to print.
+    """Measure rows (all, if `asked` is None), draw the figure, and return the table to print. mode: quick or full.
 
-    A finished row is written to `out`. If all rows are skipped, "" is returned. Raises ConfigError for a bad argument.
+    A finished row is written to `out`. Returns "" if all rows are skipped. Raises ConfigError for a bad argument.
     """
     chosen = [*ROWS] if asked is None else check_rows(asked)
     paths.check_out(out)
@@ -55,7 +55,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
 
 
 def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
-    """Draw a figure of all rows in `out`. Return a table of the rows `asked`. Raises ConfigError if one is missing."""
+    """Draw all rows in `out`; return a table of the rows `asked`. Raises ConfigError if `out` lacks any of them."""
     stored = tables.stored_rows(out)
     if not stored:
         raise ConfigError(f"{out} has no table of a benchmark: run normstudy bench first, or pass another --out")

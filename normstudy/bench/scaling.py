@@ -1,9 +1,9 @@
 """Measure row e of the benchmark: how CPU time grows with depth, width, sequence length, batch size and runs.
 
-Whole run-steps, with probes at every step, are timed while one of these sizes varies. In theory, their time is
-proportional to the number of floating-point operations in their matrix products.
+Training steps, with probes at every step, are timed while one of these sizes varies. In theory, the time of a step is
+proportional to the number of floating-point operations in its matrix products.
 The parts of a block are timed alone, forward and backward, while n = seq_len or d = d_model varies. In theory, the time
-of a norm grows as n d. The time of the four projections (q, k, v and out) grows as n d^2. So does the time of all six
+of a norm grows as n d. The time of the four projections (q, k, v and out) grows as n d^2, like the time of all six
 matrices (the projections and the two of the MLP). The time of attention without projections grows as n^2 d. Attention
 needs as many operations as the four projections at n = 2 d, and as many as all six matrices at n = 6 d.
 """
@@ -31,11 +31,11 @@ AXES = {
 
 
 class Ranges(NamedTuple):
-    """Say what row e measures. One size varies at a time; all others stay as in `base` and `runs`."""
+    """List the sizes that row e of the benchmark measures. One varies at a time; `base` and `runs` fix the others."""
 
     base: Case = D64_L6
     runs: int = 4
-    axes: dict[str, tuple[int, ...]] = AXES  # the sizes to vary when whole steps are measured
+    axes: dict[str, tuple[int, ...]] = AXES  # sizes to vary, with their values, for whole training steps
     n: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)  # values of seq_len for the parts of a block
     d: tuple[int, ...] = (32, 64, 128, 256)  # values of d_model for the parts of a block
     batch_size: int = 4  # sequences per batch when the parts of a block are timed
@@ -62,20 +62,20 @@ GOALS = [
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
-    """Measure row e: the CPU time of whole run-steps, then the CPU time of a block's parts."""
+    """Measure row e of the benchmark: the CPU time of whole training steps, then the CPU time of a block's parts."""
     for kind in (whole_steps, parts):
         yield from in_worker(kind, QUICK if scope.quick else FULL)
 
 
 def slopes(case: str, subject: str, number: int, x: Sequence[float], y: Sequence[float]) -> Iterator[Sample]:
-    """Yield two slopes of log y against log x: one over all sizes, and one between the two largest sizes."""
+    """Yield the slope of log y against log x over all points, and the slope between the two points of largest x."""
     for metric, first in (("slope", 0), ("slope_at_end", -2)):
         slope, _ = np.polyfit(np.log(x[first:]), np.log(y[first:]), 1)
         yield Sample("e", case, subject, metric, "1", number, float(slope))
 
 
 def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Return the n at which cost `a` first rises to cost `b`, interpolated on log axes; None if there is no such n."""
+    """Return the seq_len at which cost `a` first rises to cost `b`, interpolated on log axes, or None if never."""
     over = np.log(np.divide(a, b))
     for i in range(len(n) - 1):
         if over[i] < 0 <= over[i + 1]:
@@ -84,7 +84,7 @@ def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float 
 
 
 def whole_steps(sizes: Ranges) -> Iterator[Sample]:
-    """Measure, in this process, the CPU time of whole run-steps while each of `axes` varies in turn."""
+    """Measure, in this process, the CPU time of whole training steps while one size after another varies."""
     from normstudy.data import texts
     from normstudy.training import batch
 

@@ -2,13 +2,13 @@
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
 writes its tables. The plain loops of row i write no files: one keeps its numbers in memory, and the other discards its
-histograms. Line a3 of row a is a ratio: the time of a run-step's matrix products alone, each computed by its
-fastest library (products.py), over the time of the whole run-step.
+histograms. For line a3 of the table, products.py times the matrix products of a training step alone, each with its
+fastest library. Their time is divided by the time of the whole training step.
 
 In row b, one process trains three copies of the same runs: with no probes, with probes at every step, and with probes
-at every 20th step. It steps the three copies in turn, one step each. A round has 20 such turns.
-In row g, a timed span ends when the GPU has finished its work. `megabytes_per_run` is the peak of the GPU memory that
-torch allocates, divided by the number of runs.
+at every 20th step. Each round takes 20 steps of every copy, and the copies take turns after each step.
+In row g, the clock stops only when the GPU has finished its work. `megabytes_per_run` is the peak of the GPU memory
+that torch allocates, divided by the number of runs.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ GOALS = [
 
 
 def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: Scope) -> Iterator[Sample]:
-    """Measure a benchmark row on all cores, one model size after another. measure: yields one model size's samples."""
+    """Measure a row of the benchmark on all cores. The function `measure` yields the samples of one model size."""
     for case in (D32_L4, D64_L6) if scope.quick else CASES:
         with Race(row, case, len(os.sched_getaffinity(0)), scope) as race:
             yield from measure(race, 2 if scope.quick else 5)
 
 
 def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
-    """Measure row a at one model size: normstudy's speed against plain loops that record nothing."""
+    """Measure row a of the benchmark at one model size: normstudy's speed against plain loops that record nothing."""
     race.add_normstudy(ProbeConfig(dense_steps=0))
     race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
     race.add_plain(PER_CORE, "train", race.n)
@@ -86,7 +86,7 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
 
 
 def equal_information(race: Race, rounds: int) -> Iterator[Sample]:
-    """Measure row i at one model size: normstudy's speed against plain loops that record."""
+    """Measure row i of the benchmark at one model size: normstudy's speed against plain loops that record gradients."""
     race.add_normstudy(ProbeConfig(every=1))
     race.add_plain(EQUAL, "train_recorded", race.n)
     race.add_plain(HOOKS, "train_watched", race.n)
@@ -98,7 +98,7 @@ plain_loops, recording_loops = partial(of_cases, against_plain, "a"), partial(of
 
 
 def probing(scope: Scope) -> Iterator[Sample]:
-    """Measure row b: the cost of probes at each model size."""
+    """Measure row b of the benchmark: the cost of probes at each model size."""
     for case, rounds in ((D32_L4, 2),) if scope.quick else ((D32_L4, 9), (D64_L6, 7)):
         runs = batching.runs_per_batch(run_config(case), "cpu", len(os.sched_getaffinity(0)))
         yield from in_worker(probe_case, (case, runs, rounds))
@@ -117,7 +117,7 @@ def probed(case: Case, runs: int) -> dict[str, Iterator[object]]:
 
 
 def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
-    """Measure row b at one model size, in this process. job: (model size, number of runs, rounds)."""
+    """Measure row b of the benchmark at one model size, in this process. job: (model size, number of runs, rounds)."""
     case, runs, rounds = job
     batches, period = probed(case, runs), ProbeConfig().every
     for records in batches.values():
@@ -132,7 +132,7 @@ def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
 
 
 def on_gpu(scope: Scope) -> Iterator[Sample]:
-    """Measure row g, in this process: the speed and memory of many runs on one GPU."""
+    """Measure row g of the benchmark, in this process: the speed and memory of many runs on one GPU."""
     import torch
 
     from normstudy.bench import plain

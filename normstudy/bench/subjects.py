@@ -18,12 +18,12 @@ from normstudy.study import schema
 from normstudy.sweep import batching
 
 Job = TypeVar("Job")
-Work = Callable[[int], object]  # amount of work, such as a number of steps -> what was measured during the work
+Work = Callable[[int], object]  # does an amount of work, such as a number of steps, and returns what it measured
 Crew = list[Child]
 
 
 def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> Child:
-    """Start a process that calls `start(job)` to get a function, and calls this function when `together` asks for it.
+    """Start a process that calls `start(job)` to get a function, and calls the function at each call of `together`.
 
     like_worker: whether the process has the environment variables and the garbage collection of a sweep's worker.
     """
@@ -89,7 +89,7 @@ PAUSE_SECONDS = 0.3  # between two timed spans, because idle threads spin for up
 
 
 class Case(NamedTuple):
-    """Describe the size of a run's model and batch. name: such as d64 L6, for d_model 64 and 6 layers."""
+    """Describe the size of a run's model and batch. Its name is, for example, d64 L6: d_model 64 and 6 layers."""
 
     d_model: int
     n_layers: int
@@ -132,7 +132,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
     def step() -> None:
         record = next(records)
-        assert isinstance(record, batch.Record), f"a run ended, but its batch must be timed with all runs: {record}"
+        assert isinstance(record, batch.Record), f"a run ended, so its batch can no longer be timed: {record}"
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
         if (record.step + 1) % window == 0:
@@ -154,7 +154,7 @@ def start_loop(job: tuple[str, RunConfig]) -> Work:
 
 
 def cpu_seconds(step: Callable[[], object], times: int) -> float:
-    """Call `step` `times` times; return the CPU seconds that all threads of this process spent."""
+    """Call `step` the given number of times; return the CPU seconds that all threads of this process spent."""
     before = time.process_time()
     for _ in range(times):
         step()
@@ -162,11 +162,11 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
 
 
 class Race(contextlib.ExitStack):
-    """Time subjects (normstudy and plain loops) in turn at one model size. Each may use all `n` cores; the others wait.
+    """Time subjects (normstudy and plain loops) at one model size. While one uses all `n` cores, the others wait.
 
-    Each subject takes a fixed number of steps in every round, chosen so that all subjects take about equally long and
-    normstudy completes whole probe periods. A subject's time ends when its last process finishes. `busy_cores` is CPU
-    time / wall time; a value below `n` suggests that other programs ran too. Leaving the context ends the processes.
+    Each subject takes a fixed number of steps in every round. The numbers are chosen so that all subjects take about
+    equally long. A subject's time ends when its last process finishes. `busy_cores` is CPU time / wall time; a value
+    below `n` suggests that other programs ran too. Leaving the context ends the processes.
     """
 
     def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:
@@ -174,7 +174,7 @@ class Race(contextlib.ExitStack):
         self.row, self.case, self.n, self.scope = row, case, n, scope
         runs = batching.runs_per_batch(run_config(case), "cpu", n)  # runs in a normstudy batch
         self.runs, self.seconds = (min(runs, 16), 1.0) if scope.quick else (runs, 3.0)
-        self.subjects: dict[str, tuple[Crew, int]] = {}  # subject -> its processes, and the steps of a timed span
+        self.subjects: dict[str, tuple[Crew, int]] = {}  # subject -> (its processes, its steps in a round)
 
     def crew(self, start: Callable[[Job], Work], jobs: Sequence[Job], *, like_worker: bool, threads: int = 1) -> Crew:
         """Start a child process for each job. Leaving the context ends the processes."""
@@ -200,7 +200,7 @@ class Race(contextlib.ExitStack):
         self.add(subject, self.crew(start_loop, jobs, like_worker=False, threads=threads))
 
     def round(self, number: int) -> Generator[Sample, None, dict[str, float]]:
-        """Time every subject once; return each subject's run-steps per second. Odd rounds reverse the order."""
+        """Time each subject once, in reverse order if `number` is odd. Return steps per second, summed over runs."""
         rates = {}
         for subject in self.subjects if number % 2 == 0 else reversed(self.subjects):
             crew, steps = self.subjects[subject]

@@ -1,4 +1,4 @@
-"""Summarize stored samples in a plain or Markdown table: each goal's median and range over rounds, and its verdict."""
+"""Summarize stored samples in a plain or Markdown table, with each goal's median, range over rounds, and verdict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normstudy.analysis.grid import markdown_table, plain_table, three_digits
 from normstudy.bench.rows import THEORY, Goal, load
 
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
-WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # largest widths, in characters: of a note, of each column
+WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # most characters in a line of a note, and in each column
 LEGEND = (
     "A ratio compares two subjects that were measured one after the other in one round. The table shows the median "
     "over rounds, with the smallest and the largest in brackets. A goal is met if the median meets it."
@@ -21,7 +21,7 @@ LEGEND = (
 
 
 class Result(NamedTuple):
-    """Hold a goal's measured numbers, one per round. A ratio has an empty unit. theory: what a formula predicts."""
+    """Hold the numbers measured for a goal, one per round. A ratio's unit is "". `theory` is a formula's prediction."""
 
     goal: Goal
     unit: str
@@ -61,13 +61,13 @@ def results(stored: pd.DataFrame) -> list[Result]:
 
 
 def missing(stored: pd.DataFrame) -> list[Goal]:
-    """Return the goals that have no samples, although the table of their row is stored."""
+    """Return the goals that have no samples, although their row of the benchmark has been measured and stored."""
     measured = [result.goal for result in results(stored)]
     return [goal for row in stored["row"].unique() for goal in load(str(row))[0] if goal not in measured]
 
 
 def machine_lines(stored: pd.DataFrame) -> list[str]:
-    """Describe mode, machine, versions and date of the measurements. Rows with equal descriptions share one line."""
+    """Describe each row's mode, machine, versions and date. Rows whose descriptions are equal share one line."""
     alike: dict[str, list[str]] = {}
     for row, part in stored.groupby("row", sort=False):
         at = part.iloc[0]
@@ -107,7 +107,7 @@ def render(stored: pd.DataFrame, fmt: str = "table") -> str:
 
 
 def _table(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lay out a plain table. A row or case that equals the one above is left blank, and long texts are wrapped."""
+    """Lay out a plain table. A row or case is named only in the first of its lines, and long texts are wrapped."""
     shown: list[tuple[str, ...]] = [HEADER]
     for (row, case, *rest), above in zip(lines, [HEADER, *lines], strict=False):
         shown.append(("" if row == above[0] else row, "" if (row, case) == above[:2] else case, *rest))

@@ -52,10 +52,10 @@ def machine(device: str) -> Mapping[str, object]:
 
 
 def write(out: Path, row: str, samples: Sequence[Sample], shared: Mapping[str, object]) -> None:
-    """Write a row's table to `out`, in place of the row's earlier table. shared: column -> value for all samples."""
+    """Write a row's table to `out`, replacing its earlier table. shared: columns with one value for all samples."""
     names = {(s.case, s.subject, s.metric, s.round) for s in samples if s.row == row and math.isfinite(s.value)}
     if not 0 < len(names) == len(samples):
-        raise ValueError(f"make all samples finite, distinct and of row {row}: only {len(names)} of {len(samples)} are")
+        raise ValueError(f"only {len(names)} of {len(samples)} are finite, distinct samples of row {row}: fix the rest")
     content = pa.Table.from_pylist([{**asdict(sample), **shared} for sample in samples], schema=SCHEMA)
     files.place_output(out, f"{row}.parquet", parquet.encode_values(content))
 

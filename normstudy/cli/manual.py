@@ -273,14 +273,14 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         },
         "Rows, the parts of the benchmark (a run-step is one step of one run):",
         {
-            "a": "run-steps per second against plain loops",
+            "a": "training speed (run-steps per second) against plain loops",
             "b": "how much recording gradient norms slows training",
             "c": "time and memory outside training",
             "d": "time to start",
-            "e": "time of a run-step at different model, sequence and batch sizes",
+            "e": "time of a step at different model, sequence and batch sizes",
             "f": "time and memory to plot, compare and read a large study",
-            "g": "run-steps per second on one GPU",
-            "i": "run-steps per second against plain loops that record too",
+            "g": "training speed on one GPU",
+            "i": "training speed against plain loops that record gradients",
         },
         "The benchmark repeats its measurements in rounds. A ratio divides two measurements that were made one after "
         "the other in the same round. A goal for a ratio applies to the median over rounds.",
