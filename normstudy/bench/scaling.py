@@ -35,7 +35,7 @@ class Ranges(NamedTuple):
 
     base: Case = D64_L6
     runs: int = 4
-    axes: dict[str, tuple[int, ...]] = AXES  # sizes to vary, with their values, for whole training steps
+    axes: dict[str, tuple[int, ...]] = AXES  # size -> its values, when a whole training step is timed
     n: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)  # values of seq_len for the parts of a block
     d: tuple[int, ...] = (32, 64, 128, 256)  # values of d_model for the parts of a block
     batch_size: int = 4  # sequences per batch when the parts of a block are timed

@@ -34,7 +34,7 @@ NOT_IDENTITY = ("study", "data_path", "force_init")
 
 # Runs that differ in any of these columns read different texts, so their losses cannot be compared.
 TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
-GROUPS = ("model", "data", "optimizer", "schedule")  # config sections whose columns have the same names as the fields
+GROUPS = ("model", "data", "optimizer", "schedule")  # config sections whose fields have the same names in the tables
 PREFIXED = ("probe", "eval")  # config sections whose columns begin with the section's name, such as probe_every
 CONF_GROUPS = (*GROUPS, "execution")  # folders in conf/; a command line may choose one file from each
 

@@ -27,7 +27,8 @@ from normstudy.errors import ConfigError
 from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 
-# Check that wandb is installed, without importing it. A folder named wandb is also found, but its origin is None.
+# Check that wandb is installed, without importing it. `find_spec` also finds a folder named wandb, such as wandb's
+# own folder of runs; a folder that is no package has the origin None.
 if getattr(find_spec("wandb"), "origin", None) is None:
     raise ImportError("No module named 'wandb'")
 

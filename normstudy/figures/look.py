@@ -151,9 +151,10 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
     """Choose the fields that color, line style and the facet show.
 
     A text field with more than MAX_HUES values becomes the facet, and each of its values gets a panel. If several text
-    fields have so many values, placement is preferred, then the field with the most values. Color shows a text field
-    with fewer values, if possible placement. If all text fields have too many, color shows n_layers. Line style shows
-    warmup_steps if it varies, otherwise the next text field. names: long name -> short name, see `short_names`.
+    fields have more than MAX_HUES values, the facet is placement if it is among them, otherwise the field with the most
+    values. Color shows a text field with at most MAX_HUES values (placement if possible), or n_layers if there is no
+    such field. Line style shows warmup_steps if it varies, otherwise the next text field. names: long name -> short
+    name, see `short_names`.
     """
     text = text_fields(runs)
     many = {c: n for c, n in text.items() if n > MAX_HUES}

@@ -83,7 +83,7 @@ def row_groups(
 
 
 def runs_in(part: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """Yield (run_id, rows) for each run of a row group that is sorted by run. A null run_id is yielded as `null`."""
+    """Yield (run_id, rows) for each run of a row group that is sorted by run. "null" replaces a missing run_id."""
     runs = pc.run_end_encode(part["run_id"].cast(pa.string()).fill_null("null").combine_chunks())
     ends = [0, *runs.run_ends.to_pylist()]
     for run_id, (start, end) in zip(runs.values.to_pylist(), itertools.pairwise(ends), strict=True):

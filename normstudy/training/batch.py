@@ -189,7 +189,7 @@ def _events(
 ) -> Generator[Record | End, None, blocks.Ints]:
     """Yield a Record for each of several steps, and an End for each run that becomes non-finite.
 
-    Return the positions of the finite runs in `alive`, the list of the runs that still train in this batch.
+    `alive` lists the runs that the batch still trains. Return which of them are still finite, as indices into `alive`.
 
     results: (step, probed, inputs, measured) per step. val_loss: the validation losses before the first step, if any.
     """

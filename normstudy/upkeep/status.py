@@ -159,8 +159,8 @@ class Looker:
 
     def _look(self) -> Status:
         before, jobs = holder_of(self.study), self.jobs()
-        # When a run ends, its `runs` row is written before its checkpoint and heartbeat are removed. Reading the rows
-        # last therefore misses no run.
+        # When a run ends, its `runs` row is written before its checkpoint and heartbeat are removed. The rows are
+        # therefore read after the checkpoints and heartbeats: in that order, no run is missed.
         heartbeats, heads = heartbeat.read_all(self.study), heads_of(self.study)
         frame, compacted = self._read_rows()
         rows = dict(zip(frame["run_id"], rows_of(frame), strict=True))
