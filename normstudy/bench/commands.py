@@ -100,7 +100,7 @@ def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
 def peak(command: Sequence[str]) -> tuple[float, float]:
     """Run a command; return its seconds, and its peak memory in 10^9 bytes, summed over its processes."""
     _, seconds, reads = watched(command)
-    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # a peak never falls: keep the last
+    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # the last peak read is the highest
     return seconds, sum(peaks.values()) * 1024 / 1e9
 
 
@@ -166,7 +166,7 @@ def dry_run(folder: Path, *words: str) -> float:
 
 
 def estimated(said: str) -> float:
-    """Return the estimated seconds that a dry run has printed, such as `estimated time 45 s` or `12:30` (min:s)."""
+    """Find the estimated time in the text that a dry run printed, such as `45 s` or `12:30` (min:s); return seconds."""
     parts = re.findall(r", estimated time ([\d:]+)", said)[0].split(":")
     return sum(60.0**i * int(part) for i, part in enumerate(reversed(parts)))
 

@@ -72,7 +72,7 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
 
 
 def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[dict[str, object], dict[str, Columns]]:
-    """Make up a run: its row of the table `runs`, and its columns of other tables. Some post-norm runs get stuck."""
+    """Make up the numbers of a run; return the run's row of the table `runs`, and its columns of the other tables."""
     m, s, p = config.model, config.schedule, config.probe
     stuck = m.placement == "post" and s.peak_lr >= 3e-3 and s.warmup_steps <= 20
     end = (H1 - 0.02 if stuck else 2.1 - 0.05 * math.log10(s.peak_lr / 1e-3)) + rng.normal(0, 0.013)

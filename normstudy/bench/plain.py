@@ -107,7 +107,7 @@ def train(
 
 
 class Recorder:
-    """Train a plain run, and measure what normstudy records. In each step, one call of torch computes all norms."""
+    """Train a run step by step, and measure what normstudy records. One torch call computes all norms, to save time."""
 
     def __init__(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
@@ -115,7 +115,7 @@ class Recorder:
         self.before = [torch.empty_like(p) for p in self.params]
         module_of = [name.rpartition(".")[0] for name, _ in model.named_parameters()]
         self.modules = list(dict.fromkeys(module_of))
-        # A matrix with a row per parameter: 1 in its module's column and in the last (the whole model's), 0 elsewhere.
+        # belongs[p][m] is 1 if module m has parameter p, otherwise 0. The last column (all 1) is for the whole model.
         belongs = [[float(m == module) for m in self.modules] + [1.0] for module in module_of]
         self.of_module = torch.tensor(belongs, dtype=torch.float64)
 

@@ -17,7 +17,7 @@ Product = tuple[int, int, int, int, str]
 
 
 class Piece(NamedTuple):
-    """Hold matrix products that run in sequence, such as attention's. times: repetitions in one step of one run."""
+    """Hold a group of matrix products that run in sequence. times: how many times a step of one run computes them."""
 
     name: str
     products: tuple[Product, ...]
@@ -42,12 +42,12 @@ def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
         found.append(Piece(f"{name}, gradient of x", ((1, rows, n_out, n_in, "nn"),), count))
         found.append(Piece(f"{name}, gradient of W", ((1, n_out, rows, n_in, "tn"),), count))
     scores, mixed, transposed = (heads, T, K, T, "nt"), (heads, T, T, K, "nn"), (heads, T, T, K, "tn")
-    backward = scores, mixed, transposed, transposed  # one gradient each: of attention weights, q, k and v
+    backward = scores, mixed, transposed, transposed  # for the gradients of attention weights, q, k, v
     return [*found, Piece(ATTENTION, (scores, mixed), L), Piece(ATTENTION_BACKWARD, backward, L)]
 
 
 def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], object]]:
-    """Return a dict: library name -> a function that computes the products of `piece` for a batch of `runs` runs."""
+    """Map each library's name to a function that uses it to compute the products in `piece` for `runs` runs."""
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -64,7 +64,7 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
         "torch.bmm": lambda: [torch.bmm(a, b) for a, b in factors],
         "NumPy": lambda: [np.matmul(a, b, out=ab) for a, b, ab in arrays],
     }
-    if piece.name in (ATTENTION, ATTENTION_BACKWARD):  # fused attention can be faster, although it includes a softmax
+    if piece.name in (ATTENTION, ATTENTION_BACKWARD):  # torch's fused attention may be the fastest way
         H, K = config.model.n_heads, config.model.d_model // config.model.n_heads
         shape = runs * config.data.batch_size, config.data.seq_len, H, K
         q, k, v = (torch.randn(shape).transpose(1, 2).requires_grad_(piece.name == ATTENTION_BACKWARD) for _ in "qkv")
@@ -83,9 +83,10 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
 
 
 def start_products(job: tuple[RunConfig, int]) -> Work:
-    """Return a function that times each matrix product of a model with every library, for `ms` milliseconds or more.
+    """Return a function that times the matrix products of a training step. job: (config, number of runs).
 
-    For each Piece, the function returns the fastest library's seconds per step of one run. job: (config, n_runs).
+    The function repeats each group of products (a Piece) with every library, each time for at least `ms` milliseconds.
+    It returns a list: for each group, the seconds that the fastest library needs per step of one run.
     """
     from normstudy.data import texts
 
@@ -95,7 +96,7 @@ def start_products(job: tuple[RunConfig, int]) -> Work:
 
 
 def typical_seconds(make: Callable[[], object], least: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return the median seconds of a call of `make`. Make three calls, or more until they take `least` seconds."""
+    """Call `make` at least three times and for at least `least` seconds in all; return the median seconds per call."""
     make()
     taken: list[float] = []
     while sum(taken) < least or len(taken) < 3:

@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 
 ROWS: dict[str, Row] = {
-    "a": Row("normstudy.bench.speed", "plain_loops", "training speed (run-steps per second) against plain loops"),
+    "a": Row("normstudy.bench.speed", "plain_loops", "training speed against plain loops that record nothing"),
     "b": Row("normstudy.bench.speed", "probing", "how much recording gradient norms slows training"),
     "c": Row("normstudy.bench.commands", "sweeps", "time and memory outside training"),
     "d": Row("normstudy.bench.commands", "starts", "time to start"),

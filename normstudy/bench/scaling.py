@@ -31,11 +31,11 @@ AXES = {
 
 
 class Ranges(NamedTuple):
-    """List the sizes that row e of the benchmark measures. One varies at a time; `base` and `runs` fix the others."""
+    """List the sizes that row e of the benchmark measures. While one varies, the others are as in `base` and `runs`."""
 
     base: Case = D64_L6
     runs: int = 4
-    axes: dict[str, tuple[int, ...]] = AXES  # size -> its values, when a whole training step is timed
+    axes: dict[str, tuple[int, ...]] = AXES  # size -> the values at which whole training steps are timed
     n: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)  # values of seq_len for the parts of a block
     d: tuple[int, ...] = (32, 64, 128, 256)  # values of d_model for the parts of a block
     batch_size: int = 4  # sequences per batch when the parts of a block are timed

@@ -63,7 +63,7 @@ GOALS = [
 
 
 def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: Scope) -> Iterator[Sample]:
-    """Measure a row of the benchmark on all cores. The function `measure` yields the samples of one model size."""
+    """Measure a row of the benchmark: call `measure` for each model size in turn, and yield all its samples."""
     for case in (D32_L4, D64_L6) if scope.quick else CASES:
         with Race(row, case, len(os.sched_getaffinity(0)), scope) as race:
             yield from measure(race, 2 if scope.quick else 5)
@@ -75,7 +75,7 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
     race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
     race.add_plain(PER_CORE, "train", race.n)
     jobs = [(run_config(race.case), race.runs)] * race.n
-    # The products are timed with and without a worker's environment variables, because neither is always faster.
+    # A worker's environment variables can make a product faster or slower, so products are timed with and without them.
     makers = [race.crew(start_products, jobs, like_worker=w) for w in (True, False) if race.case == D64_L6]
     for number in range(rounds):
         rates = yield from race.round(number)

@@ -36,8 +36,7 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(threads)
-    # NumPy's BLAS needs its own limit, because its threads would otherwise spin on every core after each product.
-    threadpool_limits(threads, "blas")
+    threadpool_limits(threads, "blas")  # without this limit, NumPy's BLAS threads spin on every core after each product
     if like_worker:
         gc.freeze()  # as in a sweep's worker: the garbage collector then skips torch's objects
     work = start(job)
@@ -132,7 +131,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
 
     def step() -> None:
         record = next(records)
-        assert isinstance(record, batch.Record), f"a run ended, so its batch can no longer be timed: {record}"
+        assert isinstance(record, batch.Record), f"a run must not end while its batch is timed, but one ended: {record}"
         for place, r in enumerate(record.runs):
             series[r].add(record, place, modules)
         if (record.step + 1) % window == 0:
@@ -164,9 +163,9 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
 class Race(contextlib.ExitStack):
     """Time subjects (normstudy and plain loops) at one model size. While one uses all `n` cores, the others wait.
 
-    Each subject takes a fixed number of steps in every round. The numbers are chosen so that all subjects take about
-    equally long. A subject's time ends when its last process finishes. `busy_cores` is CPU time / wall time; a value
-    below `n` suggests that other programs ran too. Leaving the context ends the processes.
+    Each subject takes a number of steps in every round. This number is chosen for each subject so that all subjects
+    take about equally long. A subject's time ends when its last process finishes. `busy_cores` is CPU time / wall time.
+    If `busy_cores` is below `n`, other programs probably ran too. Leaving the context ends the processes.
     """
 
     def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:

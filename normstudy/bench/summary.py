@@ -13,7 +13,7 @@ from normstudy.analysis.grid import markdown_table, plain_table, three_digits
 from normstudy.bench.rows import THEORY, Goal, load
 
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
-WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # most characters in a line of a note, and in each column
+WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # in characters: width of notes, of the table's columns
 LEGEND = (
     "A ratio compares two subjects that were measured one after the other in one round. The table shows the median "
     "over rounds, with the smallest and the largest in brackets. A goal is met if the median meets it."

@@ -272,9 +272,9 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "--show": "print the tables stored in the folder --out, and draw their figure again, without measuring; "
             "here the default of --out is results/bench (with --quick: results/bench/quick)",
         },
-        "Rows, the parts of the benchmark (a run-step is one step of one run):",
+        "Rows, the parts of the benchmark (in the table, a run-step is one step of one run):",
         {
-            "a": "training speed (run-steps per second) against plain loops",
+            "a": "training speed against plain loops that record nothing",
             "b": "how much recording gradient norms slows training",
             "c": "time and memory outside training",
             "d": "time to start",
