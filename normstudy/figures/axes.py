@@ -1,4 +1,4 @@
-"""Set up axes, and draw what figures share: lines of seeds, mean lines, ends of diverged runs, reference losses."""
+"""Set up axes, and draw what most figures contain: seed and mean lines, diverged runs' markers, reference losses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def step_axis(ax: Axes, last: int, *, log: bool) -> None:
 
 
 def log_ticks(last: int, apart: float) -> list[int]:
-    """Choose ticks such as 0, 5, 20, 100 and `last`, so that step + 1 grows at least `apart`-fold from tick to tick."""
+    """Choose ticks such as 0, 5, 20 and `last`. To keep labels apart, step + 1 grows at least `apart`-fold per tick."""
     ticks = [0]
     for step in (1, 5, 20, 100, 500, 2000, 10_000, 50_000, 200_000):
         if step + 1 >= apart * (ticks[-1] + 1) and apart * (step + 1) < last + 1:

@@ -37,7 +37,7 @@ class XAxis:
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """Choose the numeric column with the most values. Avoid the columns that color or line style shows (`taken`)."""
+    """Choose the numeric column with the most values. Columns shown by color or line style (`taken`) come last."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
     numeric = [c for c in varying if KINDS.get(c) in (int, float)]
@@ -59,9 +59,10 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 
 
 def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """If the x axis already shows the column of the colors, let the colors show the column of the line styles.
+    """Return `look` and `runs`, changed if the x axis shows the same column as the colors.
 
-    Without a facet (a text field whose values get a panel each), nothing changes. Returns the look and the runs.
+    If so, the colors show the column of the line styles instead. Nothing changes if the study has no facet (a text
+    field with too many values for colors).
     """
     if look.facet is None or look.hue != x.column:
         return look, runs
@@ -86,7 +87,7 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
     stuck runs with equal losses would otherwise overlap.
     """
     # At each x value, every combination of color and line style gets a slot, and the slots lie side by side. If the
-    # colors or line styles show the column of the x axis, all markers of an x value share them, so they add no slots.
+    # colors show the x axis's column, an x value has one color, so only the line styles get slots (or vice versa).
     hues = [h for h in look.colors if (table["hue"] == h).any()]
     dashes = [d for d in look.dashes if (table["dash"] == d).any()]
     by_hue, by_dash = look.hue != x.column, look.dash != x.column

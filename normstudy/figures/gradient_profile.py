@@ -18,7 +18,7 @@ MAX_ROWS = 3
 
 
 def needs_layers(study: Study) -> None:
-    """Raise Lacks if no run has two layers, or if `Study.at_headline` has no run with gradients of MODULE."""
+    """Raise Lacks if no run has two layers, or if no run that `Study.at_headline` selects recorded MODULE."""
     if int(study.runs["n_layers"].max()) < 2:
         raise Lacks("every run has n_layers=1, and two layers are needed")
     if not study.modules["run_id"].isin(study.at_headline()["run_id"]).any():
@@ -52,9 +52,9 @@ def gradient_profile(study: Study) -> Figure:
 def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
     """Draw gradient norms against layer, with a column of panels for each snapshot of training.
 
-    Only runs that `Study.at_headline` selects are drawn. Each combination of values of `study.panel_fields` gets a row
-    of panels. A study with a facet (a text field with too many values for colors) is drawn differently: each value of
-    the facet gets a panel, and colors show the snapshots.
+    Only runs with the largest depth and the learning rate nearest to HEADLINE_LR are drawn. Each combination of the
+    panel fields' values gets a row of panels. A study with a facet (a text field with too many values for colors) is
+    drawn differently: each value of the facet gets a panel, and colors show the snapshots.
     rows: columns run_id, step, layer, grad_norm. top: the last layer.
     """
     if study.look.facet is not None:
@@ -96,9 +96,9 @@ def one_color(study: Study, runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]
 
 
 def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
-    """Return a panel for each value of the facet (a text field with many values), and notes on fixed or omitted values.
+    """Return a panel for each value of the facet (a text field with many values), and notes on omitted runs.
 
-    The panels show only the runs that have the legend's last color and first line style.
+    A panel holds one heat map, so only runs with the legend's last color and first line style are kept.
     """
     runs, notes = one_color(study, study.at_headline())
     dashes = [d for d in study.look.dashes if (runs["dash"] == d).any()]

@@ -47,7 +47,7 @@ def headline(study: Study) -> Figure:
 
 
 def _ranked(study: Study) -> Figure:
-    """Draw a headline that ranks the values of the facet (a text field with many values) at the largest depth."""
+    """Draw a row for each value of the facet (a text field with many values), ranked by loss at the largest depth."""
     order = ranking.rank(study, deepest=True)
     fig = Figure(figsize=(style.TWO_COLUMNS, ranking.height(order)), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True)
@@ -70,9 +70,9 @@ def _ranked(study: Study) -> Figure:
 
 
 def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
-    """For each row and color, average the ratio over seeds, and draw a line from the lowest to the highest average.
+    """For each row and color, average the ratio over seeds at each step, and draw a line over the averages' range.
 
-    An empty circle marks the average at the first step, and a filled circle marks the average at the last step.
+    An empty circle marks the first step's average, and a filled circle marks the last step's average.
     """
     ax.axvline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     runs = order.runs.assign(hue=order.runs["row"], dash=order.runs["arm"])

@@ -40,7 +40,7 @@ def draw_map(ax: Axes, table: pd.DataFrame, norm: LogNorm) -> QuadMesh:
 
 
 def heatmap(study: Study) -> Figure:
-    """Draw a map for each group of runs that other figures draw as one line. `Study.at_headline` selects the runs."""
+    """Draw heat maps, each for a group of runs that differ only in their seeds. Not all groups of a study are drawn."""
     needs_layers(study)
     facet = study.look.facet
     parts, notes = one_arm(study) if facet else _arms(study)
@@ -54,7 +54,8 @@ def heatmap(study: Study) -> Figure:
     high = max(np.nanmax(table.to_numpy()) for _, table in maps)
     norm = LogNorm(low, high if high > low else 2 * low)
 
-    across = len({p.runs["dash"].iloc[0] for p, _ in maps})  # with a column for each line style, a row shows one color
+    # maps are sorted by color, then by line style, so with one column for each line style, each row shows one color
+    across = len({p.runs["dash"].iloc[0] for p, _ in maps})
     columns = 4 if facet else next((c for c in (across, 3, 4, 2) if 1 < c <= 4 and len(maps) % c == 0), 3)
     fig, axes = layout.subplots(len(maps), columns=columns, height=layout.LOW if facet else 1.55)
     shown = pd.concat([p.runs for p, _ in maps])
@@ -83,7 +84,7 @@ def heatmap(study: Study) -> Figure:
 
 
 def _arms(study: Study) -> tuple[list[Panel], list[str]]:
-    """Return a panel for each group of runs that other figures draw as one line, and notes on omitted runs."""
+    """Return at most MAX_PANELS panels, one for each combination of color and line style, and notes on omitted runs."""
     runs = at_most_one(study, study.at_headline())
     parts = study.look.arms(runs)
     panels = []

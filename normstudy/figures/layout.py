@@ -108,7 +108,7 @@ def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Seque
 
 
 def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] = (), *, dashes: bool = True) -> None:
-    """Draw a legend below the panels, and make room for it: the colors and line styles in `runs`, then `extra`."""
+    """Draw a legend of the colors and line styles in `runs`, then `extra`. Make room for it below the panels."""
     colors: list[Artist] = [
         Line2D([], [], color=c, lw=style.BOLD, label=f"{look.hue}={n}")
         for n, c in look.colors.items()

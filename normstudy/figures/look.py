@@ -67,7 +67,7 @@ def swept(runs: pd.DataFrame) -> list[str]:
 
 
 def text_fields(runs: pd.DataFrame) -> dict[str, int]:
-    """Map each varying text field, such as placement, to its number of values, in the config's order."""
+    """Map each varying text field, such as placement, to its number of values. Keep the config's order of fields."""
     return {c: len(values(runs, c)) for c in swept(runs) if KINDS.get(c) is str and c not in cfg.TEXT_COLUMNS}
 
 
@@ -121,7 +121,7 @@ def spread_labels(runs: pd.DataFrame, column: str, limit: int, names: Mapping[st
 class Look:
     """Hold which field is shown by color (hue), which by line style (dash), and the color or line style of each value.
 
-    hue: "" if all runs have the same color. facet: a text field with so many values that each value gets a panel.
+    hue: "" if all runs have one color. facet: a text field shown by panels, because it has too many values for colors.
     """
 
     hue: str
@@ -142,19 +142,19 @@ class Look:
         return " per ".join([" and ".join(fields)] * bool(fields) + [self.facet])
 
     def arms(self, rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
-        """Return (hue, dash, rows) for each color and line style that occurs in `rows`, in the order of the legend."""
+        """Split `rows` by color and line style. Return (hue, dash, part) for each part, in the legend's order."""
         parts = dict(iter(rows.groupby(["hue", "dash"], sort=False)))
         return [(hue, dash, parts[hue, dash]) for hue in self.colors for dash in self.dashes if (hue, dash) in parts]
 
 
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
-    """Choose the fields that color, line style and the facet show.
+    """Choose which fields are shown by color, by line style, and by panels (the facet).
 
     A text field with more than MAX_HUES values becomes the facet, and each of its values gets a panel. If several text
     fields have more than MAX_HUES values, the facet is placement if it is among them, otherwise the field with the most
     values. Color shows a text field with at most MAX_HUES values (placement if possible), or n_layers if there is no
-    such field. Line style shows warmup_steps if it varies, otherwise the next text field. names: long name -> short
-    name, see `short_names`.
+    such field. Line style shows warmup_steps if it varies, otherwise another text field with at most MAX_HUES values.
+    names: long name -> short name, see `short_names`.
     """
     text = text_fields(runs)
     many = {c: n for c, n in text.items() if n > MAX_HUES}

@@ -50,7 +50,7 @@ def draw_losses(
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
     """Return limits of the loss axis that include all reference losses, the lowest loss, and losses at the first step.
 
-    A table's losses at the first step are ignored if one of them is at least twice the loss of uniform prediction.
+    The first losses of a panel (one of `tables`) are ignored if one is at least twice the loss of uniform prediction.
     """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)])
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]

@@ -33,9 +33,9 @@ FEW_SEEDS = "*"
 class Ranking:
     """Hold a ranking of the values of a field, such as placement.
 
-    rows: the ranked values of `field`, best first. columns: depths, of which each gets a panel. arm_field: the field
-    that colors show, such as warmup_steps. Its values are called arms. colors: arm -> color. runs: also has the columns
-    row, column and arm, as text. rule: the note that says how rows are ranked.
+    rows: the ranked values of `field`, best first. columns: the depths; each depth gets a panel. arm_field: the field
+    that colors show, such as warmup_steps; its values are called arms. colors: arm -> color. runs: the ranked runs,
+    with three added text columns: row, column and arm. rule: the note that says how rows are ranked.
     """
 
     field: str
@@ -63,7 +63,7 @@ class Ranking:
 
 
 class Cell(NamedTuple):
-    """Hold the results of the runs that share a row, a column (the depth) and an arm (the color) of a ranking.
+    """Hold the results of all runs that have the same row, depth (`column`) and color (`arm`) in a ranking.
 
     n: number of runs. learned, diverged: numbers of runs with these outcomes. mean, low, high: mean final loss and its
     95 % t interval, or NaN if a run diverged, because a mean over the other runs would hide the divergence.
@@ -83,7 +83,8 @@ class Cell(NamedTuple):
 def ranked_field(study: Study) -> str:
     """Return the field to rank: the study's facet if it has one, otherwise the text field with the most values.
 
-    Raises Lacks if no text field has at least MIN_VALUES values.
+    A facet is a text field with too many values for colors. Raises Lacks if all text fields have fewer than
+    MIN_VALUES values.
     """
     if study.look.facet is not None:
         return study.look.facet
@@ -162,10 +163,10 @@ def stripe_rows(ax: Axes, ranking: Ranking) -> None:
 
 
 def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
-    """Draw one depth's panel: markers for runs, shaped by outcome, then means with intervals, and counts.
+    """Draw the panel of one depth (`column`): runs, mean losses with intervals, numbers of learned and diverged runs.
 
-    Diverged runs lie side by side around x = `edge`, right of every loss. An arrow marks an interval that extends
-    beyond the axis.
+    The shape of a run's marker shows the outcome. Diverged runs lie side by side around x = `edge`, right of every
+    loss. An arrow marks an interval that extends beyond the axis.
     """
     stripe_rows(ax, ranking)
     at = places(ranking)
@@ -203,7 +204,7 @@ def _count(ax: Axes, y: float, place: int, text: str, color: str, gid: str) -> N
 
 
 def _name_counts(ax: Axes, ranking: Ranking, column: str) -> None:
-    """Write headings above the columns of counts."""
+    """Write the headings `learned` and, if runs diverged, `diverged` above the numbers of runs right of the panel."""
     diverged = any(cell.diverged for cell in ranking.cells if cell.column == column)
     for place, name in enumerate(["learned", "diverged"] if diverged else ["learned"]):
         ax.annotate(
@@ -225,7 +226,7 @@ def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
 
 
 def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
-    """Make the loss axes include all final losses and both entropies. Return the x position for diverged runs."""
+    """Fit the loss axes to all final losses and to the unigram and bigram entropy. Return the x of diverged runs."""
     references = [r for r in series.entropies(ranking.runs) if r[0] != "ln(vocab)"]
     diverged = ranking.runs["outcome"] == "diverged"
     ended = [float(v) for v in ranking.runs.loc[~diverged, "final_val_loss"]] + [v for _, v in references]

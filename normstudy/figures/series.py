@@ -1,4 +1,4 @@
-"""Prepare a study's series for drawing: select runs, average over seeds, and take snapshots of training."""
+"""Prepare losses and gradient norms for drawing: select runs, average over seeds, take snapshots of training."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
 
 
 def same_text(panels: Sequence[Panel]) -> bool:
-    """Return whether all panels have the same text and tokenization, and so the same reference losses."""
+    """Return whether all panels have the same text and tokenization. If so, their reference losses are equal."""
     return len({tuple(key) for p in panels for key in p.runs[["data_sha256", "ln_vocab"]].to_numpy()}) == 1
 
 

@@ -1,4 +1,4 @@
-"""Load a study for drawing: the finished runs, their series, and how runs are split into panels."""
+"""Load a study for drawing: its finished runs, their losses and gradient norms, and the split of runs into panels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from normstudy.errors import ConfigError
 from normstudy.figures.look import Look, choose_look, chosen, folded, label, short_names, spread, swept, values, varies
 from normstudy.study import tables
 
-MAX_PANELS = 6  # largest number of panels without a facet
-MAX_FACETS = 24  # largest number of panels with a facet; other values of the facet are not drawn
+MAX_PANELS = 6  # largest number of panels in a figure, unless each value of one text field gets its own panel
+MAX_FACETS = 24  # largest number of panels if each value of one text field gets its own panel
 MODULE = "mlp_out"  # the FFN output matrix, whose gradient the theory describes (Xiong et al. 2002.04745, Theorem 1)
 
 # Figures read these columns of `runs` and the fields that vary. All other columns are dropped, because figures select
@@ -45,8 +45,8 @@ class Panel:
 class Study:
     """Hold what figures need of a study: its finished runs and their steps.
 
-    finished: all finished runs, with the columns outcome, hue and dash. runs: finished runs without those that get no
-    color or line style, because a field has too many values. unfinished: number of runs that are not finished.
+    finished: all finished runs, with the columns outcome, hue and dash. runs: the finished runs that have a color and a
+    line style; if a field has too many values, some values get none. unfinished: number of runs that are not finished.
     panel_fields: varying fields that neither color nor line style shows. names: long name -> short name.
     """
 
@@ -89,10 +89,11 @@ class Study:
     def panels(
         self, runs: pd.DataFrame, limit: int = MAX_PANELS, skip: Iterable[str] = ()
     ) -> tuple[list[Panel], list[str]]:
-        """Split runs into at most `limit` panels, one for each combination of values of `panel_fields` not in `skip`.
+        """Split runs into at most `limit` panels, one for each combination of the panel fields' values.
 
-        With a facet (a text field with many values), only the facet gets panels, at most MAX_FACETS, and every other
-        field is fixed at one value. Returns the panels, and notes on fixed fields and on how many panels are left out.
+        Fields in `skip` do not split runs. If the study has a facet (a text field with too many values for colors),
+        only the facet splits runs, into at most MAX_FACETS panels, and each other panel field is fixed at one value.
+        Returns the panels, and notes on fixed fields and on how many panels are left out.
         """
         fields = [c for c in self.panel_fields if c not in set(skip) and varies(runs, c)]
         if not fields:
@@ -130,8 +131,8 @@ def _combinations(
 ) -> list[tuple[Value, ...]]:
     """Choose at most `limit` of the combinations in `found`, and return them sorted.
 
-    As long as there are too many combinations, the field with the most remaining values loses a value. found:
-    combinations that have runs, with a value for each field. ordered: field -> the field's values in order.
+    While more than `limit` combinations are left, the field with the most values left keeps one value fewer.
+    found: the combinations of the fields' values that have runs. ordered: field -> the field's values in order.
     """
     kept = {c: list(v) for c, v in ordered.items()}
 
@@ -147,7 +148,7 @@ def _combinations(
 
 
 def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
-    """For each value of `column`, count the distinct values of `field`. Return the column values with the top count."""
+    """Return the values of `column` whose runs have the most distinct values of `field`."""
     count = {v: len(values(runs[has_value(runs, column, v)], field)) for v in values(runs, column)}
     return [v for v, n in count.items() if n == max(count.values())]
 
@@ -162,7 +163,7 @@ def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> p
 
 
 def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) -> list[str]:
-    """Return a note such as `d_model=64` for each field fixed at one value. Titles show depth and learning rate."""
+    """Return a note such as `d_model=64` for each fixed field, except depth and learning rate, which titles show."""
     fields = study.panel_fields if fields is None else fields
     fixed = [c for c in fields if c not in ("n_layers", "peak_lr")]
     return [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in fixed]

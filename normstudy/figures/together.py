@@ -62,7 +62,7 @@ def plot(
 
 def _is_large(study_dir: Path) -> bool:
     """Return whether a study's tables have more than FEW_BYTES bytes."""
-    with contextlib.suppress(OSError):  # a sweep or a compaction may have just replaced a file
+    with contextlib.suppress(OSError):  # if a file was just replaced, count the study as small
         return sum(path.stat().st_size for path in (study_dir / "tables").rglob("*.parquet")) > FEW_BYTES
     return False
 
@@ -70,7 +70,7 @@ def _is_large(study_dir: Path) -> bool:
 def _draw(
     pipe: Connection, study_dir: Path, names: list[str], where: dict[str, str] | None, fmt: str, out: Path | None
 ) -> None:
-    """Draw figures and send the result's `found` to the parent process.
+    """Draw figures, and send `PlotResult.found` to the parent process: figure -> file, or reason why it is not drawn.
 
     If drawing fails, nothing is sent, and the parent process then draws these figures itself.
     """
