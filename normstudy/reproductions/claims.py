@@ -77,7 +77,7 @@ def _whole(results: Path, study: str) -> Tables:
 
 
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return each run's ratio of the first to the last layer's mlp_out gradient norm; NaN if the run lacks `step`."""
+    """Divide each run's first-layer mlp_out gradient norm at `step` by its last-layer norm. Missing steps give NaN."""
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
     wide = wide.reindex(sorted(modules["run_id"].unique()))
@@ -167,7 +167,7 @@ def _same_profile(rmsnorm: Tables) -> list[Evidence]:
 
 
 def _evidence(claim: str, quantity: str, study: str, values: ArrayLike, *, logs: bool = False) -> Evidence:
-    """Return the evidence from one value per seed. logs: whether the values are logarithms of the quantity."""
+    """Average a quantity over seeds. values: one per seed; logs: whether the values are the quantity's logarithms."""
     found = judge(quantity, np.asarray(values, np.float64), None, logs=logs)
     return Evidence(claim, quantity, study, found.value, found.low, found.high, found.seeds)
 

@@ -51,7 +51,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """Return the text in the column `variant` of a table, such as `pre init=gpt2 embed_init=std`."""
+        """Return the model's placement and non-default settings as text, such as `pre init=gpt2 embed_init=std`."""
         parts = [self.placement]
         for f in dataclasses.fields(self)[1:]:
             value = getattr(self, f.name)
@@ -93,7 +93,7 @@ class Reproduction:
 
 
 def model_config(variant: Variant, depth: int, sizes: Sizes) -> ModelConfig:
-    """Return a model's configuration. The output matrix (unembed) starts with standard deviation d_model^-0.5."""
+    """Return a model's configuration. Initial output weights (unembed) have standard deviation d_model^-0.5."""
     simplified = variant.simplified
     return ModelConfig(
         placement=variant.placement, norm=variant.norm, init=variant.init, embed_init=variant.embed_init,

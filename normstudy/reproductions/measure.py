@@ -54,7 +54,7 @@ def random_tokens(sizes: Sizes, seed: int) -> Tensor:
 
 
 def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> Models:
-    """Initialize a model and draw a batch for each seed. A profiling pass on the batch sets the omegas of `admin`."""
+    """Initialize a model and draw a batch for each seed. With placement `admin`, the batch also sets each omega."""
     config = model_config(variant, depth, sizes)
     with torch.device("meta"):
         model = Transformer(config, sizes.vocab_size, sizes.seq_len)
@@ -102,7 +102,7 @@ def _mean_squares(quantity: str, seeds: tuple[int, ...], streams: list[Tensor]) 
 
 
 def gradients(models: Models) -> list[Reading]:
-    """Measure mean_square (see `stream`) and each block's mlp_out_grad: the second MLP matrix's L2 gradient norm."""
+    """Measure mlp_out_grad, the L2 gradient norm of each block's second MLP matrix, and mean_square as in `stream`."""
     grads, residual = backward(models)
     rows = _mean_squares("mean_square", models.seeds, residual)
     for layer in range(models.config.n_layers):
@@ -112,7 +112,7 @@ def gradients(models: Models) -> list[Reading]:
 
 
 def stream(models: Models) -> list[Reading]:
-    """Measure mean_square, E|x_l|^2/d, the mean square over tokens and dimensions of the stream after block l."""
+    """Measure mean_square: the mean of x_l^2 over tokens and dimensions, where x_l is the stream after block l."""
     _, residual = forward(models, models.params)
     return _mean_squares("mean_square", models.seeds, residual)
 
@@ -175,8 +175,8 @@ def update(models: Models) -> list[Reading]:
 def constants(models: Models) -> list[Reading]:
     """Measure alpha and the initialization gains of models whose sublayers are norm(alpha x + f(x)).
 
-    alpha: the square root of a block's output. For this measurement every element of the input is 1, every parameter
-    is 0 and the norms are removed, so each of the block's two sublayers only multiplies its input by alpha.
+    alpha: the norms are removed from a block, its parameters are set to 0, and its input is set to 1. Each of the
+    block's two sublayers then only multiplies by alpha. Therefore alpha is the square root of the block's output.
     gain_q ... gain_unembed: the L2 norm of a tensor's initial values, divided by the L2 norm of the values that init
     `xavier` draws with the same seed.
     """

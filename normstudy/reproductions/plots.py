@@ -30,8 +30,8 @@ SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
 # Placement -> the color of its second curve in a figure that shows two curves of this placement.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-# Pairs for a logarithmic axis: a factor, and the leading digits of the ticks. An axis uses the first pair whose factor
-# is smaller than the ratio of the axis's upper end to its lower end, so a short axis has more ticks per decade.
+# Ticks of a logarithmic axis: (factor, leading digits of the ticks). The first entry applies whose factor is smaller
+# than the axis's upper end divided by its lower end. An axis that spans a small factor gets more ticks per decade.
 TICKS = (
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),
@@ -170,7 +170,7 @@ def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str) -> None:
-    """Draw a fan of all power laws whose exponents lie in a band. A band without a lower end starts at 0.
+    """Draw a fan of all power laws whose exponents lie in a band. A missing lower end counts as 0.
 
     y: (n, seeds). anchor: the name of the point where all power laws meet, `first` or `center`. At `first`, x is the
     smallest x, and y is the geometric mean over seeds at this x. At `center`, x and y are the geometric means of all
@@ -209,7 +209,7 @@ def finish_lines(
 ) -> Figure:
     """Call `finish` with a legend for a figure that shows lines.
 
-    colors: label of a line -> its color; interval: what the drawn 95 % interval belongs to, such as `mean`.
+    colors: label of a line -> its color; interval: the legend's name for what has a 95 % interval: `mean` or `fit`.
     """
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]

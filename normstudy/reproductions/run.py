@@ -89,7 +89,7 @@ def units(needs: Iterable[Need]) -> list[Unit]:
 
 
 def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
-    """Group measurements that differ only in the seed into jobs. LAYERS_AT_ONCE limits a job; long jobs come first."""
+    """Group measurements that differ only in the seed into jobs of at most LAYERS_AT_ONCE layers, longest job first."""
     groups: dict[tuple[str, Variant, int], list[int]] = {}
     for kind, variant, depth, seed in wanted:
         groups.setdefault((kind, variant, depth), []).append(seed)

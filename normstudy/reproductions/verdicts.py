@@ -1,9 +1,9 @@
-"""Judge a prediction: compute one estimate per seed, then compare a 95 % t interval with the source's predicted band.
+"""Judge a prediction: compare a measured 95 % t interval with the band that the source predicts.
 
-The interval is that of the estimates' mean. A prediction is `supported` if the whole interval lies in the band,
-`not supported` if the whole interval lies outside, and `inconclusive` otherwise. A quantity for which the source gives
-no number is `measured`, without a verdict. results/reproductions/README.md describes the columns of a table. This
-module needs no torch.
+Each seed gives one estimate. The interval is computed for the mean of these estimates. A prediction is `supported` if
+the whole interval lies in the band, `not supported` if the whole interval lies outside, and `inconclusive` otherwise.
+A quantity for which the source gives no number is `measured`, without a verdict. results/reproductions/README.md
+describes the columns of a table. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def by_block(table: pd.DataFrame, quantity: str, variant: str, depth: int | None
 def by_depth(table: pd.DataFrame, quantity: str, variant: str, block: str = "last") -> tuple[Floats, Floats]:
     """Return the depths (n,) and a quantity's values (n, seeds).
 
-    block: which block's values to return, `first` or `last`. It does not matter for a quantity of the entire model.
+    block: which block's values to return, `first` or `last`. A quantity of the entire model ignores `block`.
     """
     rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
     rows = rows[rows["layer"].isna() | (rows["layer"] == (0 if block == "first" else rows["depth"] - 1))]
@@ -151,14 +151,14 @@ def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
 
 
 def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: Band) -> Finding:
-    """Judge a prediction that must hold at several places, such as all blocks, and return the worst place's finding.
+    """Judge a prediction that must hold at several places, such as in all blocks, and return the worst place's finding.
 
     The verdict is `supported` if the interval lies in the band at every place, `not supported` if the interval lies
-    wholly outside at any place, `inconclusive` otherwise. The more places there are, the likelier is a wrong verdict
-    `not supported`. The number of places does not make a wrong verdict `supported` likelier.
+    wholly outside at any place, `inconclusive` otherwise. Judging at more places makes a wrong verdict `not supported`
+    likelier, but not a wrong verdict `supported`.
 
-    places: the index of each place, (n,); estimates: (n, seeds); at: the word before an index in the finding's text,
-    such as `block` in `worst block 3`.
+    places: the number of each place, such as the block number, (n,); estimates: one row for each place, (n, seeds).
+    at: the word that the finding's text puts before the number, such as `block` in `worst block 3`.
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED]

@@ -51,7 +51,9 @@ def _receive(child: Child) -> tuple[Job, list[Reading]]:
             f"a measuring process {child.how_it_ended()}: rerun the same command, or use fewer --workers"
         ) from None
     if error is not None:
-        raise MeasuringFailed(f"measuring {job.kind} of model {job.variant.name} at depth {job.depth} failed: {error}")
+        raise MeasuringFailed(
+            f"measuring {job.kind} of model {job.variant.name} at depth {job.depth} failed. Report this error: {error}"
+        )
     return job, rows
 
 

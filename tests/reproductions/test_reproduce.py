@@ -107,7 +107,7 @@ def test_what_reproductions_share_is_measured_once() -> None:
 
 def test_an_error_in_a_worker_names_the_measurement() -> None:
     bad = Job("no_such_kind", PRE, 2, (0,), REDUCED)
-    with pytest.raises(workers.MeasuringFailed, match=r"(?s)no_such_kind of model pre at depth 2 failed:.*KeyError"):
+    with pytest.raises(workers.MeasuringFailed, match=r"(?s)no_such_kind of model pre at depth 2 failed\..*KeyError"):
         list(workers.run([bad], 1))
     assert workers_of(os.getpid()) == []
 

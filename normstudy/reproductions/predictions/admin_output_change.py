@@ -4,8 +4,8 @@ Source: Liu et al., arXiv:2004.08249, section 4, theorem 2 and the text after it
 independently, the variance of the change in a transformer's output grows as L in post-norm and as ln L in pre-norm.
 
 Computed: the mean square change of the logits when independent noise is added to every block matrix; the noise has 1 %
-of the matrix's standard deviation. For each seed, a line is fitted by least squares to the mean square's logarithm
-against ln L; its slope is judged. The placement `admin` is measured too, without a verdict.
+of the matrix's standard deviation. For each seed, the least-squares slope of the mean square's logarithm against ln L
+is computed. The placement `admin` is measured too, without a verdict.
 
 Band: 0.8 to 1.5 for post-norm, because the theorem predicts growth as L^1, and at most 0.6 for pre-norm. Over these
 depths ln L grows like L^0.33. Four depths cannot distinguish ln L from a small power, so pre-norm's band says only that

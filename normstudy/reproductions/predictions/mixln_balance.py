@@ -11,10 +11,11 @@ scale. The figure shows each depth.
 Band: at most 0. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise. Twenty seeds are used because with five the interval's half-width is 0.13.
 
-Why it is not supported: the paper shows gradients during training. At initialization the gradient is flat over the
-post-norm blocks at the front, which pass a stream of unit variance to the pre-norm blocks, as embeddings do. Over the
-pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters of the depth, but from a higher
-start. The ratio of the first to the last block's gradient therefore stays the same or grows a little.
+Why it is not supported: the paper shows gradients during training. At initialization all post-norm blocks at the
+front have about equally large gradients. The last of them passes a stream of unit variance to the first pre-norm
+block, just as the embeddings do in a pre-norm model. Over the pre-norm blocks the gradient therefore falls as in a
+pre-norm model of three quarters of the depth. But the post-norm blocks' gradient is larger than the first block's
+gradient in pre-norm. As a result, the ratio of the first to the last block's gradient stays the same or grows a little.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ block minus the mean at the embeddings, divided by the number of blocks. (A shal
 first blocks.)
 
 Band: 2 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
-outside, inconclusive otherwise. Seeds scatter because the 2L added vectors are not orthogonal in d = 128 dimensions,
-and the tokens of a seed share these vectors' directions.
+outside, inconclusive otherwise. The number differs between seeds because the 2L added vectors are not orthogonal in
+d = 128 dimensions. The tokens of a seed share these vectors' directions, so a mean over tokens differs as well.
 """
 
 from __future__ import annotations

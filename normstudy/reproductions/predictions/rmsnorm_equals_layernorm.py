@@ -4,9 +4,9 @@ Source: Zhang & Sennrich, arXiv:1910.07467, section 4: LayerNorm works by re-sca
 At initialization the mean of x over its d dimensions is of the order sqrt(Var(x)/d), so the divisors of the two norms
 differ by about 1/d = 1 %. The project's claim C4 is that pre-norm's gradients agree within 5 %.
 
-Computed: for each pre-norm block at the second depth, L = 16, the L2 norm of the second MLP matrix's gradient under
-RMSNorm, divided by this norm under LayerNorm with the same seed, minus 1; then the mean over seeds. Post-norm is
-measured too, at L = 16 and at the deepest L.
+Computed: the relative difference between two pre-norm models with L = 16 (the second depth) and the same seed. In each
+block, the L2 length of the second MLP matrix's gradient in the model with RMSNorm is divided by this length in the
+model with LayerNorm; then 1 is subtracted. Post-norm is measured too, at L = 16 and at the deepest L.
 
 Band: -5 % to 5 % in every block. Verdict: supported when in every block the 95 % t interval over seeds lies in the
 band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. The finding shows the
