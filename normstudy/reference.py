@@ -211,7 +211,7 @@ class BlockParts:
         return normalize(x, name, self.params, norm_of(self.model))
 
     def attn(self, x: Array, *, per_head: Norm | None = None, inner: Sublayer | None = None) -> Array:
-        """Apply attention to x. A given `per_head` is used instead of the model's own norm per head."""
+        """Apply attention to x. If given, `per_head` replaces the model's own norm of each head."""
 
         def qk_norm(which: str, h: Array) -> Array:
             return h if which == "v" else self.norm(f"attn.{which}_norm", h)
@@ -396,8 +396,8 @@ def cross_entropy(logits: Array, targets: Tokens) -> float:
 def admin_omegas(params: Params, tokens: Tokens, model: ModelConfig) -> list[float]:
     """Compute Admin's omega_1 ... omega_2L for tokens (B, T), in the order of the sublayers.
 
-    omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)), where x_i is the input of sublayer i and f_i its
-    output once all earlier omegas are set. The variance is over all elements (arXiv:2004.08249).
+    omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)). Sublayer i reads x_i and returns f_i. All earlier
+    omegas are set before x_i is computed. The variance is over all elements (arXiv:2004.08249).
     """
     x, omega = embedding(params, tokens, model), 1.0
     omegas = []

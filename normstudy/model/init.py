@@ -40,7 +40,7 @@ VALUE_PATH = ("attn.v.weight", "attn.out.weight", "mlp.w1.weight", "mlp.gate.wei
 
 
 def _weight_std(init: str, name: str, shape: torch.Size, n_layers: int) -> float:
-    """Return the standard deviation of a weight matrix (out, in) by the first table in the module docstring."""
+    """Return the standard deviation that the module docstring's first table lists for a weight matrix (out, in)."""
     if init == "normal":
         return NORMAL_STD
     if init == "gpt2":

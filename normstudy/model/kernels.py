@@ -35,10 +35,10 @@ Outputs = Sequence[Tensor]
 
 
 def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outputs:
-    """Call `function` once on the inputs of all runs. The caller is the forward pass of one run, under vmap or alone.
+    """Call `function` once for all runs of a batch, from inside the vmapped forward pass of one run.
 
-    `function` receives each input with the run axis, (R, ...). Such a call costs 20 us. An autograd Function with a
-    vmap rule would cost 110 us, a twentieth of a small model's step.
+    `function` receives each input with the run axis, (R, ...). Without vmap, R is 1. Such a call costs 20 us. An
+    autograd Function with a vmap rule would cost 110 us, a twentieth of a small model's step.
     """
     if _functorch.peek_interpreter_stack() is None:
         return [y[0] for y in function(*(None if x is None else x[None] for x in inputs))]
@@ -67,7 +67,7 @@ def _by_rows(x: Tensor) -> Tensor:
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> None:
-    """Write the products of the matrices in a and b to `out` on a CPU. MKL needs 3 axes and contiguous rows."""
+    """On a CPU, write the matrix products a @ b to `out`. If by_mkl, a, b and out have 3 axes and contiguous rows."""
     if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"cannot multiply {a.dtype} by {b.dtype}: convert both to torch.float32")
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
@@ -234,8 +234,8 @@ class _CrossEntropy(Function):
     """Compute the mean cross-entropy (R,) of logits (R, N, V) and targets (R, N) on a CPU, with the same bits as torch.
 
     torch's backward pass allocates an array of zeros as large as the logits, and copies the array to set one number per
-    token. This class allocates zeros for one slice of runs only, and reuses them for every slice. So few zeros stay in
-    the cache.
+    token. This class allocates zeros for one slice of runs only, and reuses them for every slice. A slice of zeros is
+    small enough to stay in the cache.
     """
 
     @staticmethod

@@ -38,7 +38,7 @@ def profile(model: Transformer, params: dict[str, Tensor], tokens_BT: Tensor) ->
 
 
 def _observe(block: nn.Module, sublayer: str, params: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Call a block on x. Return the input and the output of one sublayer, and the block's output."""
+    """Call a block on x. Return the input and output of its submodule `sublayer`, and the block's output."""
     seen: list[tuple[Tensor, Tensor]] = []
     handle = block.get_submodule(sublayer).register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
     try:

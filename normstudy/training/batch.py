@@ -28,7 +28,7 @@ from normstudy.training.probes import Array, Probe
 from normstudy.training.step import Inputs, Measured, StackedRuns, evaluate, inputs_of, stepper, to_numpy, tokens_of
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-SYNC_EVERY = 50  # steps between two copies of results from a GPU to the host, since each copy waits for the GPU
+SYNC_EVERY = 50  # steps from one copy of a GPU's results to the next; few copies, since each waits for the GPU
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def train_batch(
     A run leaves the batch after the step of its first non-finite loss or gradient norm. A run has the same bits in
     every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
 
-    starts: where each run resumes, None for step 0. The least advanced runs train first, until they reach the others.
+    starts: each run's ResumePoint, or None for step 0. The least advanced runs train first until they reach the others.
     snapshots: whether to yield a Snapshot after each transfer of results. The caller may close the generator
     when it has received a Snapshot.
     probing: whether to compute norms. If False, norms are NaN (`normstudy bench` measures the cost of norms this way).

@@ -19,7 +19,7 @@ ALIGN = 16  # floats in a cache line; each module begins at a multiple of ALIGN
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns that hold a run's tensors. starts: each tensor's first column. spans: each module's [low, high)."""
+    """The columns of a run's tensors. starts: each tensor's first column. spans: each module's columns [low, high)."""
 
     names: list[str]
     shapes: list[torch.Size]

@@ -27,7 +27,10 @@ _IN_BLOCK = {
 
 @dataclass(frozen=True)
 class Probe:
-    """The norms at a probed step. grad, param, update: (modules, runs). rms, residual_grad: (n_layers + 1, runs)."""
+    """The norms at a probed step.
+
+    grad, param, update: of each module, (modules, runs). rms, residual_grad: of x_0 ... x_L, (n_layers + 1, runs).
+    """
 
     grad: Array
     param: Array

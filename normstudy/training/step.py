@@ -70,7 +70,7 @@ class StackedRuns:
 
 
 class Measured(NamedTuple):
-    """Results of a step: loss (runs,); grad, param, update (modules, runs); rms, residual_grad (n_layers + 1, runs)."""
+    """Results of a step: losses (runs,), module norms (modules, runs), norms of x_0 ... x_L (n_layers + 1, runs)."""
 
     loss: Tensor
     grad: Tensor | None = None
@@ -163,7 +163,7 @@ def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:
     """
     # A sum over the last axis of a contiguous matrix adds in an order that does not depend on the number of runs.
     norm = norms.double().square().T.contiguous().sum(1).sqrt()
-    # A run without a limit has the limit inf. If its norm is inf too, limits / norm would be NaN.
+    # For a run without a limit, `limits` is inf. If the run's norm is inf too, limits / norm would be NaN.
     return torch.where(limits.isinf(), 1.0, (limits / (norm + 1e-6)).clamp(max=1))
 
 

@@ -335,7 +335,7 @@ class f(nn.Module):
 BROKEN: list[tuple[str, str, list[str]]] = [
     # the returned value
     ("y", rules.RETURN, ["result is None", "return x"]),
-    ("return y, y", rules.RETURN, ["a tuple of 2 instead of one tensor"]),
+    ("return y, y", rules.RETURN, ["a tuple of 2, but it must be one tensor"]),
     ("return [y]", rules.RETURN, ["a list"]),
     ("return y.mean(1)", rules.SHAPE, ["(2, 8), but x has (2, 6, 8)"]),
     ("return y.mT", rules.SHAPE, ["(2, 8, 6), but x has (2, 6, 8)"]),
@@ -442,8 +442,8 @@ def test_every_layer_is_tried(here: Path) -> None:
 
 
 TWO_STREAMS = [
-    ("return y", rules.RETURN, ["a Tensor instead of two tensors", "return x, r"]),
-    ("return y, None", rules.RETURN, ["a tuple of 2 instead of two tensors"]),
+    ("return y", rules.RETURN, ["a Tensor, but a block with the argument r must return two tensors", "return x, r"]),
+    ("return y, None", rules.RETURN, ["a tuple of 2, but a block with the argument r must return two tensors"]),
     ("return y, r, r", rules.RETURN, ["a tuple of 3"]),
     ("return y, r[:, :1]", rules.SHAPE, ["(2, 1, 8)"]),
     ("return y, (r + y).double()", rules.DTYPE, ["float64"]),

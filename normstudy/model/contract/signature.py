@@ -19,7 +19,7 @@ Maker = Callable[[], nn.Module]
 
 
 def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a block's arguments. If `found` is a class, return a function that constructs layer 0's module."""
+    """Check a block's arguments. If `found` is a class, return a function that makes layer 0's module, else None."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
@@ -32,7 +32,7 @@ def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> 
 
 
 def norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a norm's arguments. If `found` is a class, return a function that constructs a norm of width d_model."""
+    """Check a norm. If `found` is a class, return a function that makes a norm of width d_model, else None."""
     cls = _module_class(spec, found)
     if cls is None:
         _check_names(spec, found, sources.NORM_ARGUMENTS)

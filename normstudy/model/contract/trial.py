@@ -46,7 +46,7 @@ class Subject:
 
     who: the name of the block or norm in error messages. specs: the user's own blocks and norms that a call executes.
     params: a parameter's name in the module -> its values, (runs, *shape). streams: how many tensors a call returns.
-    parts: the arguments that must affect the result. widths: the lengths of an input's axes after the token axis.
+    parts: the arguments that must affect the result. widths: an input's shape without (runs, sequences, tokens).
     """
 
     who: str
@@ -62,7 +62,7 @@ class Subject:
         return rules.broken(self.who, rule, what, do)
 
     def call(self, params: dict[str, Tensor], inputs: list[Tensor], how: str = "") -> list[Tensor]:
-        """Call the block or norm for all runs at once. Return its streams (runs, B, T, ...). Errors end with `how`."""
+        """Return the streams (runs, B, T, ...) of one call for all runs. Errors in the user's code end with `how`."""
 
         def of_one_run(params: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
             return self._streams(_call(self.module, self.method, params, inputs), inputs[0])
@@ -81,12 +81,11 @@ class Subject:
         streams = out if isinstance(out, tuple) and self.streams == 2 else (out,)
         if len(streams) != self.streams or not all(isinstance(s, Tensor) for s in streams):
             what = f"a {type(out).__name__}" + (f" of {len(out)}" if isinstance(out, tuple) else "")
-            what = f"the result is {'None' if out is None else what} instead of"
+            what = f"the result is {'None' if out is None else what}"
             if self.streams == 1:
-                raise self.broken(rules.RETURN, f"{what} one tensor", "return x")
-            raise self.broken(
-                rules.RETURN, f"{what} two tensors (a block with the argument r returns x and r)", "return x, r"
-            )
+                raise self.broken(rules.RETURN, f"{what}, but it must be one tensor", "return x")
+            what = f"{what}, but a block with the argument r must return two tensors, x and r"
+            raise self.broken(rules.RETURN, what, "return x, r")
         for s in streams:
             if s.shape != x.shape:
                 what = f"the result has shape {tuple(s.shape)}, but x has {tuple(x.shape)} (sequences, tokens, width)"
@@ -244,7 +243,7 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
 
 
 def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
-    """Return a copy of t with random numbers at `where`, so large that a dependence on them shows in the result.
+    """Return a copy of t with large random numbers at `where`, which visibly change any result that depends on them.
 
     The mean of the random numbers is t's RMS, and their standard deviation is 3 times t's RMS.
     """
@@ -258,7 +257,7 @@ def _difference(some: list[Tensor], others: list[Tensor]) -> str | None:
     """Describe how two results differ. Return None if they differ only by rounding."""
     for a, b in zip(some, others, strict=True):
         if a.numel() and (largest := float((a - b).abs().max())) > TOLERANCE * float(b.abs().max()):
-            return f"largest difference {largest:.2g}, largest value {float(b.abs().max()):.2g}"
+            return f"the results differ by up to {largest:.2g} and contain values up to {float(b.abs().max()):.2g}"
         if a.numel() and not torch.isfinite(a).all():
             return "inf or NaN"
     return None
