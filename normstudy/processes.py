@@ -104,7 +104,7 @@ class Child:
                 )  # fmt: skip
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the caller detects a dead child by reading
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # if the child has died, the next read fails
             self.pipe.send(sys.path)
             self.pipe.send_bytes(work)
 
@@ -138,9 +138,9 @@ class _Request(NamedTuple):
 class _Template:
     """A child process that calls `prepare` once and then, on each request, forks another child within milliseconds.
 
-    The template receives the file descriptors of a new child's pipe and locks, and closes them after forking the child.
-    If the template kept them, the pipe and the locks would stay open after the child has ended. A template lives as
-    long as this process. Children whose READ_AT_START variables differ need different templates.
+    For each new child, the template receives descriptors of the child's pipe and locks. The template forks the child
+    and then closes its own copies, because otherwise the pipe and the locks would stay open after the child has ended.
+    A template lives as long as this process. Children whose READ_AT_START variables differ need different templates.
     """
 
     known: ClassVar[dict[object, _Template]] = {}
@@ -165,7 +165,7 @@ class _Template:
         atexit.register(self.end)
 
     def end(self) -> None:
-        """Kill the template. Every child that it forked notices this within CHECK_SECONDS and ends."""
+        """Kill the template. Every child that the template forked notices this within CHECK_SECONDS and ends."""
         if os.getpid() == self.owner:  # a fork of this process also calls this function when it exits
             self.child.close()
 

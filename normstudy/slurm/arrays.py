@@ -27,7 +27,7 @@ MODE = 0o700  # permissions of FOLDER, which is private because jobs execute the
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The record of a sweep's jobs. Several jobs are submitted as one Slurm array, a single job without an array."""
+    """The record of a sweep's jobs. Several jobs form one Slurm array; a single job is not put into an array."""
 
     name: str  # unique job name
     command: str  # the sweep's command line
@@ -88,7 +88,7 @@ def read(study_dir: Path) -> Array | None:
 def remove(study_dir: Path, array: Array | None) -> None:
     """Remove an ended array's record and pickles, but not its logs. The caller must hold the study's exclusive lock.
 
-    array: the record as read before the lock was taken. Raises a ConfigError if the record has changed since then.
+    array: the record that was read before the lock was taken. Raises a ConfigError if the record has changed since.
     """
     if read(study_dir) != array:
         raise ConfigError(f"another command has just submitted jobs for {study_dir}: see normstudy status {study_dir}")

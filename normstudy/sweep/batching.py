@@ -34,7 +34,7 @@ def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | Non
 
 
 def bytes_of_run(config: RunConfig) -> int:
-    """Estimate a run's bytes of memory: parameters, two copies of gradients, two optimizer slots, and activations."""
+    """Estimate how many bytes a run needs for parameters, two gradient copies, two optimizer slots and activations."""
     m, d = config.model, config.data
     d_ff, vocab_size = cfg.resolve(m).d_ff, _vocab_size(config)
     # For the backward pass, a block keeps its input, the outputs of two norms, q, k, v, the attention weights, the

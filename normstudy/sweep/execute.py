@@ -72,7 +72,8 @@ def begin(planned: Plan, request: Request) -> list[Task]:
 def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: int | None) -> None:
     """Remove a complete study's state folder. Raises RunsFailed if a planned run crashed.
 
-    errors: run_id -> reason for each run that just crashed; held: the study's lock, None if another command holds it.
+    errors: run_id -> why the run crashed, for each run that just crashed.
+    held: the file descriptor of the study's lock, or None if another command holds the lock.
     """
     if errors or planned.given_up:
         raise RunsFailed(_failures_line(planned, errors, statuses))

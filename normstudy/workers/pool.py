@@ -93,7 +93,7 @@ class _Pool:
                 slot.process.process.send_signal(signal.SIGTERM)
 
     def hear(self, slot: Slot) -> Iterator[Message]:
-        """Receive a worker's next message, yield it and act on it, or replace the worker if it has ended."""
+        """Yield a worker's next message and react to the message. If the worker has ended, replace the worker."""
         try:
             message: Message = slot.pipe.recv()
         except (EOFError, OSError):  # the worker has ended, perhaps while it was sending a message

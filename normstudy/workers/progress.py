@@ -63,7 +63,7 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
                 ended += message.ended
             if (before := time.monotonic()) >= next_read:
                 show_outcomes()
-                # Do not read often: reading outcomes is slow in a large study, and idle workers wait meanwhile.
+                # Read seldom, because reading outcomes is slow in a large study and makes idle workers wait.
                 next_read = time.monotonic() + (time.monotonic() - before) / READING_SHARE
             if n := message.smaller:
                 print_error(

@@ -30,11 +30,11 @@ from normstudy.workers.task import Message, Task
 
 COMPUTED_BY = ("torch", "cpu_capability", "blas", "device")  # columns of `runs` on which a run's bits may depend
 Row = dict[str, object]
-MESSAGE_SECONDS = 0.5  # minimum seconds between two progress messages to the parent, each sent with a heartbeat
+MESSAGE_SECONDS = 0.5  # minimum seconds between two progress messages to the parent, and between two heartbeats
 
 
 def no_rows() -> Buffered:
-    """Return table -> column -> [] for the tables in schema.SERIES, without the column run_id."""
+    """Return an empty list for each column except run_id of the tables in schema.SERIES: table -> column -> []."""
     return {t: {f.name: [] for f in schema.SCHEMAS[t] if f.name != "run_id"} for t in schema.SERIES}
 
 
@@ -72,8 +72,9 @@ class Running:
 
 
 def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
-    """Train a batch. Write each window when it is full, and each run's `runs` row when the run starts and ends.
+    """Train a batch. Write each run's row in the table `runs` when the run starts, and again when the run ends.
 
+    The rows of every window, which is a fixed range of steps, are written as one file after the window's last step.
     Runs that another process has finished are only reported. Every other run resumes from its checkpoint if possible.
     Checkpoints are written every task.checkpoint_seconds, and when stopping() returns True, which ends the training. On
     a GPU no checkpoints are written, because a run resumed in a batch of another size could get different bits.
@@ -163,7 +164,7 @@ def finish(study_dir: Path, ends: list[End], ended: list[Running], window_size: 
 def begin_all(
     task: Task, text: texts.Text, rows: Mapping[str, Row | None]
 ) -> tuple[list[Running], list[ResumePoint | None], probes.Modules]:
-    """Prepare each run of a batch and find its resume point. rows: run_id -> the run's row in `runs`, if any."""
+    """Prepare a batch's runs and read the runs' checkpoints. rows: run_id -> the run's row in `runs`, or None."""
     parameters = dict(transformer.build(task.configs[0], text.vocab_size).named_parameters())
     layout, modules = layout_of(parameters), probes.modules_of(list(parameters))
     same_names = ("bytes_per_token", "ln_vocab", "unigram_entropy", "bigram_entropy", "source_entropy")
@@ -182,11 +183,11 @@ def begin_all(
 def begin(
     study_dir: Path, row: Row, before: Row | None, layout: Layout, window_size: int
 ) -> tuple[Running, ResumePoint | None]:
-    """Prepare a run; returns the run and its resume point, None to start at step 0.
+    """Prepare a run. Return the run, and the state in which the run resumes, or None to start at step 0.
 
-    row: the new `runs` row; before: the row in the table, if any. If a COMPUTED_BY column has changed, the run could
-    get different bits now, so its old windows are removed. On a GPU the old windows are always removed, because the
-    batch size may select other kernels.
+    row: the run's new row in the table `runs`; before: the row that the table has now, or None. If a COMPUTED_BY column
+    has changed, the run could get different bits now, so the files with the run's steps are removed. On a GPU these
+    files are always removed, because the batch size may select other kernels.
     """
     run_id = str(row["run_id"])
     run = Running(run_id, row)
@@ -218,7 +219,7 @@ def begin(
 
 
 def check_windows(study_dir: Path, run_id: str, step: int, size: int) -> None:
-    """Raise Refused if the tables lack a window that was complete before `step`, the step of the run's checkpoint."""
+    """Raise Refused if the tables lack a window (a file of rows) that was complete before the checkpoint's `step`."""
     for table, window in itertools.product(schema.SERIES, range(step // size)):
         path = f"tables/{table}/{schema.window_name(run_id, window)}"
         if not (study_dir / path).exists():
@@ -236,7 +237,7 @@ def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: floa
 
 
 def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
-    """Yield the events, joining consecutive End events into a list, so that the runs' files are fsynced together."""
+    """Yield the training events. Join consecutive End events into a list, to fsync the ended runs' files together."""
     ends: list[End] = []
     try:
         for event in events:
@@ -256,7 +257,7 @@ def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
 
 
 def flush(study_dir: Path, runs: Iterable[Running], window_size: int) -> None:
-    """Write the current window of each run that has unwritten rows."""
+    """Write the rows that are not in the tables yet. Each run gets one file per table, for its last window of steps."""
     filled = [run for run in runs if run.rows["steps"]["step"]]
     tables.write_windows(study_dir, ((run.run_id, run.step // window_size, run.rows) for run in filled))
     for run in filled:

@@ -64,7 +64,7 @@ class Stop:
         os.write(self._writer, b"x")
 
     def acknowledge(self) -> None:
-        """Print that the sweep is stopping, and empty `reader`."""
+        """Remove the signal's byte from the pipe `reader`, and print that the sweep is stopping."""
         os.read(self.reader, 1)
         if self.number == signal.SIGHUP:  # the terminal is closed, so printing would fail
             say_no_more()

@@ -37,8 +37,8 @@ class Message:
     """A report from a worker about its task, or from the pool about a worker."""
 
     number: int  # the task's number
-    run_steps: int = 0  # steps that all runs together took since the last message; negative if steps were lost
-    resumed: int = 0  # how many of the run_steps were taken by earlier processes
+    run_steps: int = 0  # steps to add to the sweep's progress; negative if steps were lost
+    resumed: int = 0  # how many of the run_steps earlier processes had already taken
     ended: tuple[str, ...] = ()  # run_ids of finished runs
     failed: tuple[str, ...] = ()  # run_ids of failed runs
     error: str | None = None  # why the runs failed, in one line
