@@ -55,7 +55,7 @@ def is_name(run_id: str) -> bool:
 
 
 def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield each run's rows of a table, for sorted `run_ids`. Memory holds one run and one row group at a time."""
+    """Yield a table's rows, run by run; `run_ids` must be sorted. Memory holds one run and one row group at a time."""
     own: dict[str, list[Path]] = {}
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
     for path in _files(study_dir, table):

@@ -1,7 +1,8 @@
-"""Export to DuckDB: one database file with the four tables, types as in Parquet, `run_id` and `module` as VARCHAR.
+"""Export to DuckDB: write one database file with the four tables.
 
-DuckDB could read the Parquet files itself in half the time, but ignores their checksums, so that a flipped bit would
-become a wrong number. Therefore normstudy reads the files, verifies the checksums, and passes the rows to DuckDB.
+The types are as in Parquet, except that `run_id` and `module` are VARCHAR. normstudy reads the Parquet files, verifies
+their checksums, and passes the rows to DuckDB. DuckDB could read the files itself in half the time, but it would not
+verify the checksums, so a flipped bit would become a wrong number.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         if not isinstance(error, duckdb.Error):
             raise
         line = str(error).partition("\n")[0]
-        # DuckDB's error has no attribute errno, but its text ends with the system's message for an errno.
+        # DuckDB's error has no attribute errno. The error's text ends with the system's message, which shows the errno.
         for number in files.REMEDIES:
             if line.endswith(os.strerror(number)):
                 raise OSError(number, os.strerror(number)) from error

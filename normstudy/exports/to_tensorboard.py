@@ -1,7 +1,7 @@
 """Export to TensorBoard: one folder per run, named by its run_id, with one event file.
 
-An event file has the scalars of scalars.py, the row of the table `runs` as the text `run`, and the config columns as
-hyperparameters. The times of events are estimated (see ExportedRun.time). The same study gives the same events.
+An event file has the numbers that scalars.py collects, the run's `runs` row as a text named `run`, and the config
+columns as hyperparameters. Event times are estimated (see ExportedRun.time). The same study gives the same events.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Export to Weights & Biases: a folder of offline runs for `wandb sync`, written by the wandb library. Nothing is sent.
 
 A run's id and name are its run_id, its project is the study, its tag is the status, and a failed run has exit code 1.
-The config has the config columns except data_path, a path on this machine. The history has the scalars of scalars.py,
-with estimated times (see ExportedRun.time). The summary says how the run ended.
+The run's config has the config columns of `runs` except data_path, which is a path on this machine. The run's
+history has the numbers that scalars.py collects, with estimated times (see ExportedRun.time). The run's summary says
+how the run ended.
 
 wandb runs in a separate process (wandb_child.py) without the user's WANDB_ variables, settings files and caches, so
 that wandb does not log in and ignores settings such as WANDB_MODE=online. The only facts about this machine in
@@ -27,8 +28,8 @@ from normstudy.errors import ConfigError
 from normstudy.exports.scalars import ExportedRun, runs_of
 from normstudy.exports.source import Source
 
-# Check that wandb is installed, without importing it. `find_spec` also finds a folder named wandb, such as wandb's
-# own folder of runs; a folder that is no package has the origin None.
+# Check that wandb is installed, without importing it. If the origin is None, `find_spec` has not found the library
+# but a plain folder named wandb, such as the folder in which wandb saves runs.
 if getattr(find_spec("wandb"), "origin", None) is None:
     raise ImportError("No module named 'wandb'")
 

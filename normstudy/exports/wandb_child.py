@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     settings = wandb.Settings(
         console="off", silent=True, symlink=False, root_dir=str(folder), program="normstudy export", disable_git=True,
         disable_code=True, save_code=False, x_save_requirements=False,
-        # Record neither the host's and the user's name nor the machine's hardware and load.
+        # Do not record the host's name, the user's name, the machine's hardware, or the machine's load.
         host="normstudy", username="", x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
     )  # fmt: skip
     made: dict[Path, int] = {}  # a run's file -> the number of steps that it must contain

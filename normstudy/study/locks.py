@@ -144,9 +144,9 @@ def _note(content: bytes) -> _Note:
 def holder_of(study_dir: Path) -> Holder | None:
     """Return the holder of the study's lock; None if the lock is free.
 
-    This function does not try to take the lock, because a sweep that starts at the same moment would be refused.
+    This function never takes the lock itself, because a sweep that starts meanwhile would find the lock taken and fail.
     It looks for the lock in the kernel's list of locks, because the lock file remains after its holder ends. If
-    another machine wrote the lock file, the holder named in the file is returned as not verified.
+    another machine wrote the lock file, the holder named in the file is returned with verified=False.
     """
     try:
         status, content = (study_dir / LOCK).stat(), (study_dir / LOCK).read_bytes()
@@ -162,7 +162,7 @@ def holder_of(study_dir: Path) -> Holder | None:
 
 
 def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
-    """Return the kinds of locks (READ, WRITE) in the kernel's list of locks for a file; None if there is no list."""
+    """Return the kinds (READ, WRITE) of the locks that the kernel lists for a file; None if the kernel has no list."""
     try:
         lines = KERNEL_LOCKS.read_text().splitlines()
     except OSError:

@@ -1,4 +1,7 @@
-"""Check output paths: a study's files lie in its folder, and tables/, state/ and sweeps/ contain no other files."""
+"""Raise a ConfigError for a path to which a command must not write.
+
+A study's folders must not be symbolic links. Other output must not be in a study's tables/, state/ or sweeps/.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[
     for column, values in found.items():
         key = column.removeprefix("resolved_")
         if key == "data_sha256":
-            parts.append("the training text differs (another file, or another version of Python)")
+            parts.append("the training text differs from the study's (another file, or another version of Python)")
             name += "-text"
         else:
             theirs = sorted(held[column].dropna().unique().tolist())

@@ -9,7 +9,7 @@ from pathlib import Path
 from normstudy.errors import ConfigError
 from normstudy.study import files, schema
 
-SWAPPING = "{0} was left in the middle of a compaction: run normstudy compact {0}"
+SWAPPING = "{0} has an interrupted compaction: to complete it, run normstudy compact {0}"
 NEW_TABLES = "state/tables.new"  # folder where a compaction writes the new tables before the swap
 OLD_TABLES = "state/tables.old"  # folder of the old tables during the swap
 
@@ -44,7 +44,7 @@ def finish_swap(study_dir: Path) -> None:
                 f"{old} contains the tables that an interrupted compaction was replacing, but {now} has newer files: "
                 f"to keep the old tables, move {now} away; to keep the newer files, move {old} away"
             )
-        # A command that found no tables/ after the interruption may have created tables/ with schema files only.
+        # Remove tables/ if a command that found no tables/ after the interruption has created it. It has no rows yet.
         shutil.rmtree(now, ignore_errors=True)
         os.rename(new if new.is_dir() else old, now)
         files.fsync(study_dir)

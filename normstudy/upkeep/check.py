@@ -1,7 +1,7 @@
 """Implement `normstudy check`: verify every file of a study, and say what to do about each damaged or missing file.
 
-The check changes nothing and takes no lock, so a sweep may be writing at the same time. A sweep writes the
-`runs` row of a finished run after the run's rows in the other tables. Therefore the check reads `runs` first.
+The check changes nothing and takes no lock, so a sweep may be writing at the same time. A sweep writes a finished
+run's `runs` row last. The check reads `runs` first, so that rows still being written are not reported as missing.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _files(found: Found, table: str) -> list[str]:
     found.n_files += len(names)
     do = f"rerun the sweep or run normstudy compact {found.study}"
     if SCHEMA_FILE not in names:
-        if names or found.names:  # in a study without runs, a starting sweep may be about to write the schema file
+        if names or found.names:  # if there are no runs, report nothing: a sweep may be about to write the file
             found.lines.append(f"tables/{table}/{SCHEMA_FILE}: is missing: {do}")
         return names
     try:
@@ -178,7 +178,7 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
             yield parquet.conform(table, part)
     except FileNotFoundError:
         return
-    except (Wrong, PermissionError):  # a file without read permission need not be damaged
+    except (Wrong, PermissionError):  # a file without read permission is not reported as damaged
         raise
     except Exception as error:  # damaged bytes can cause any type of exception
         raise Wrong(f"is damaged ({damage(error)})") from None

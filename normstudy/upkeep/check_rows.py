@@ -56,7 +56,7 @@ def wrong_in_row(row: Mapping[str, object]) -> str:
     digest = digest_of(row)
     has_text = row["data_sha256"] is not None or row["status"] == "done"  # a run can fail before its text is known
     if has_text and digest != str(row["run_id"]).rpartition("-")[2]:
-        return f"with the values in the run's row, the run_id would end in {digest}"
+        return f"the run_id does not match the run's row, whose values give a run_id that ends in {digest}"
     loss = row["final_val_loss"]
     must_end = row["status"] == "done" and row["nonfinite_step"] is None
     if must_end and not (isinstance(loss, float) and math.isfinite(loss)):
@@ -74,7 +74,7 @@ def digest_of(row: Mapping[str, object]) -> str:
 def steps_of(table: str, run: Expected) -> Ints:
     """Return the steps at which a finished run must have rows.
 
-    The rule is that of `probes.is_probed`, which cannot be called here because its module imports torch.
+    This function repeats the rule of `probes.is_probed`, because importing `probes` would import torch.
     """
     last = run.n_steps - 1 if run.nonfinite_step is None else min(run.nonfinite_step, run.n_steps - 1)
     t = np.arange(last + 1)

@@ -108,7 +108,7 @@ def _write_table(study_dir: Path, table: str, done: set[str]) -> None:
 
 
 def ordered(table: str, content: pa.Table) -> pa.Table:
-    """Sort rows by the table's keys, nulls last; the sorted rows determine the order of the dictionaries' entries."""
+    """Sort rows by SORT[table], nulls last, then encode dictionary columns, so that equal rows give equal bytes."""
     content = content.cast(plain_schema(table)).sort_by([(name, "ascending") for name in SORT[table]])
     return content.combine_chunks().cast(SCHEMAS[table])
 

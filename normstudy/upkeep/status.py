@@ -159,8 +159,8 @@ class Looker:
 
     def _look(self) -> Status:
         before, jobs = holder_of(self.study), self.jobs()
-        # When a run ends, its `runs` row is written before its checkpoint and heartbeat are removed. The rows are
-        # therefore read after the checkpoints and heartbeats: in that order, no run is missed.
+        # When a run ends, its `runs` row is written before its checkpoint and heartbeat are removed. Read the rows
+        # last, so that a run whose checkpoint and heartbeat have already been removed is seen as finished.
         heartbeats, heads = heartbeat.read_all(self.study), heads_of(self.study)
         frame, compacted = self._read_rows()
         rows = dict(zip(frame["run_id"], rows_of(frame), strict=True))

@@ -99,6 +99,6 @@ def _failures(s: Status) -> Iterator[str]:
     if rest := s.failed - len(s.failures):
         yield f"  and {rest:,} more"
     most, limit = max(one.tries for one in s.failures), ExecutionConfig().max_tries
-    more = f"; a run that failed {limit} times also needs execution.max_tries={most + 1}" if most >= limit else ""
+    more = f"; if a run has failed {limit} times, also set execution.max_tries={most + 1}" if most >= limit else ""
     logs = f"the tracebacks are in {s.study}/{records.LOGS}"
     yield f"{logs}. To retry these runs, fix the cause, then rerun the same command{more}"

@@ -143,7 +143,7 @@ def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
 
 def test_a_compaction_ended_between_its_renames(study: Path) -> None:
     os.rename(study / "tables", study / swap.OLD_TABLES)
-    told = f"{study} was left in the middle of a compaction: run normstudy compact {study}"
+    told = f"{study} has an interrupted compaction: to complete it, run normstudy compact {study}"
     assert check_study(study) == check.CheckResult(f"{study}: 1 finding\n{told}", False)
     compact_study(study)
     assert notes(study) == []

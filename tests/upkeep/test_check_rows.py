@@ -124,7 +124,7 @@ def test_a_row_whose_values_were_changed(column: str, value: object, study: Path
     run = ids(study)[0]
     rewrite(study / "tables/runs" / f"{run}.parquet", set_column(column, value))
     (line,) = lines(study)
-    assert line.startswith(f"{run}: with the values in the run's row, the run_id would end in ")
+    assert line.startswith(f"{run}: the run_id does not match the run's row, whose values give a run_id that ends in ")
 
 
 def test_a_row_file_without_its_row(study: Path) -> None:

@@ -203,7 +203,7 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
     assert status_text.render(told).splitlines()[-3:] == [*tail, again]
     list(workers.train_halving(task, never))
     assert status_text.render(status.look(mine)).endswith(
-        f"{again}; a run that failed 3 times also needs execution.max_tries=4"
+        f"{again}; if a run has failed 3 times, also set execution.max_tries=4"
     )
 
 
@@ -488,7 +488,7 @@ def test_a_file_that_cannot_be_read_is_one_line(mine: Path) -> None:
         (["tiny", "--watch", "--every", "0"], ["--every 0", "0.1"]),
         (["tiny", "--watch", "--every", "nan"], ["--every nan", "0.1"]),
         (["tiny", "--seal"], ["--seal"]),
-        (["swapping"], ["middle of a compaction", "normstudy compact swapping"]),
+        (["swapping"], ["swapping has an interrupted compaction", "normstudy compact swapping"]),
     ],
 )
 def test_bad_requests(
