@@ -22,7 +22,7 @@ def load(study_dir: Path | str, *, join: bool = False) -> Tables:
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import `kernels` or `norms` on first use. A user's module may run `from normstudy import kernels, norms`."""
+    """Import `kernels` or `norms`, which need torch, only when a user's module asks for them."""
     if name in ("kernels", "norms"):
         return import_module(f"normstudy.model.{name}")
     raise AttributeError(f"module 'normstudy' has no attribute {name!r}")

@@ -40,7 +40,7 @@ def main(command: str, argv: list[str]) -> int:
             _call_hydra(Application(typed, args.dry_run, args.detach), [*words, *flags])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
-            # Hydra exits with 1 if --package is unknown. For normstudy that is a bad request, whose code is 2.
+            # Hydra exits with 1 if --package is unknown. normstudy exits with 2, as for every bad request.
             return 2 if shows and code == 1 else code
         except (PastHydra, Exception) as error:
             return _fail(error.error if isinstance(error, PastHydra) else error, user_wants_traceback)
@@ -95,8 +95,7 @@ class Application:
         if ignored:
             planning.check([config])  # checked before printing, so that a refused run prints only an error
             print(
-                "Training one run at the experiment's base values. "
-                f"To train every value of {ignored}, use normstudy sweep."
+                f"Training one run, without sweeping any key. To train every value of {ignored}, use normstudy sweep."
             )
         return as_float(run.run_one(config, request=request))
 

@@ -56,9 +56,9 @@ def check(config: DictConfig) -> None:
 
 
 def _leaves(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (key, text) for each value, at any depth of `value`, that may make logging.config import code.
+    """Search a nested `value`, and yield (key, text) for each text that may make logging.config import code.
 
-    A text with an unresolved interpolation is yielded too, because it may resolve to such a value.
+    A text with an unresolved interpolation is yielded too, because what it resolves to is not known yet.
     """
     if isinstance(value, Mapping):
         for name, one in value.items():

@@ -27,7 +27,7 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return an argument parser with Hydra's and normstudy's flags, whose errors are one-line ConfigErrors."""
+    """Return an argument parser for Hydra's and normstudy's flags. A wrong flag raises a one-line ConfigError."""
     made = FlagParser(parents=[get_args_parser()], add_help=False, allow_abbrev=False)
     made.add_argument("--dry-run", action="store_true")
     made.add_argument("--detach", action="store_true")
@@ -78,7 +78,7 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
         if key in CHOICES or key.startswith("hydra/"):
             _check_choice(override)
         if key == "hydra.launcher.n_jobs" and override.value() == 0:
-            raise ConfigError(f"{line} leaves no job to train the runs: set 1 or more, or -1 for one job per core")
+            raise ConfigError(f"{line} lets no job train the runs: set it to 1 or more, or to -1 (one job per core)")
         if override.is_hydra_override():
             continue
         if override.type is not OverrideType.CHANGE:

@@ -44,7 +44,8 @@ def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
             if base is None:
                 base = compositions[signature] = Composition(_compose(loader, master, job))
             for override, part in zip(overrides, signature, strict=True):
-                # Jobs with the same groups share `base`, so each job must set all of its own plain values.
+                # Jobs that choose the same groups share one composition, `base`. Each job therefore sets all of its
+                # plain values, to replace the values of the previous job.
                 if part == override.key_or_group:
                     base.set(override)
             configs.append(base.run_config())
@@ -69,7 +70,7 @@ class Composition:
         self.config = config
         self.words: dict[str, str] = {}  # key -> the last override of this key
         self.last: RunConfig | None = None
-        self.changed: set[str] = set()  # sections in which a value was set after `last` was built
+        self.changed: set[str] = set()  # sections in which a value was set since the last RunConfig was built
         plain = OmegaConf.to_container(config, resolve=False)
         assert isinstance(plain, dict)
         # These keys are rebuilt for every run: top-level values, such as data_seed, and sections that contain an

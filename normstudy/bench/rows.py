@@ -63,7 +63,7 @@ class Row(NamedTuple):
 ROWS: dict[str, Row] = {
     "a": Row("normstudy.bench.speed", "plain_loops", "training speed against plain loops that record nothing"),
     "b": Row("normstudy.bench.speed", "probing", "how much recording gradient norms slows training"),
-    "c": Row("normstudy.bench.commands", "sweeps", "time and memory outside training"),
+    "c": Row("normstudy.bench.commands", "sweeps", "time and memory that a sweep needs besides training"),
     "d": Row("normstudy.bench.commands", "starts", "time to start"),
     "e": Row("normstudy.bench.scaling", "measure", "time of a step at different model, sequence and batch sizes"),
     "f": Row("normstudy.bench.commands", "large_study", "time and memory to plot, compare and read a large study"),

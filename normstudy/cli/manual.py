@@ -106,7 +106,7 @@ EXECUTION_KEYS: dict[str, str] = {
     "execution=": "local (processes on this machine) or slurm (an array of Slurm jobs)",
     "execution.workers=": "number of processes that train; default: one per core, or one per Slurm job",
     "execution.runs_per_batch=": "maximum number of runs trained as one program; default: depends on the model",
-    "execution.device=": "auto, cpu, cuda; recorded for each run, because GPUs and CPUs round differently",
+    "execution.device=": "auto, cpu, cuda; the device of each run is recorded, because GPUs and CPUs round differently",
     "execution.checkpoint_seconds=": "seconds between two checkpoints; an interrupted sweep resumes from the last "
     "checkpoint; default: 60",
     "execution.retry_failed=": "whether to retry runs that crashed during an earlier command; default: true",
@@ -115,8 +115,8 @@ EXECUTION_KEYS: dict[str, str] = {
 
 SLURM_KEYS: dict[str, str] = {
     "execution.jobs=": "maximum number of jobs that run at the same time; default: 8",
-    "execution.minutes=": "time limit of a job in minutes; shortly before it, a job saves its runs and is requeued; "
-    "default: 60",
+    "execution.minutes=": "time limit of a job in minutes; shortly before the limit, a job saves its runs and is "
+    "requeued; default: 60",
     "execution.signal_seconds=": "seconds before the time limit at which a job saves its runs; default: 120",
     "execution.requeues=": "maximum number of requeues of a job; default: 100",
     "execution.gpus=": "number of GPUs per job, 0 or 1; default: 0",
@@ -276,7 +276,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         {
             "a": "training speed against plain loops that record nothing",
             "b": "how much recording gradient norms slows training",
-            "c": "time and memory outside training",
+            "c": "time and memory that a sweep needs besides training",
             "d": "time to start",
             "e": "time of a step at different model, sequence and batch sizes",
             "f": "time and memory to plot, compare and read a large study",

@@ -14,7 +14,7 @@ def status(argv: list[str]) -> int:
     if args.every is not None and not args.watch:
         raise ConfigError(f"--every {args.every:g} needs --watch: add --watch")
     if args.every is not None and not 0.1 <= args.every <= 86_400:
-        raise ConfigError(f"--every {args.every:g} is out of range: set it to 0.1 to 86400 seconds")
+        raise ConfigError(f"--every {args.every:g} is out of range: choose 0.1 to 86400 seconds")
     from normstudy.upkeep import status, status_text
 
     if args.watch:

@@ -1,4 +1,4 @@
-"""Define a run's configuration, check its values, and compute the identity that the run_id hashes."""
+"""Define a run's configuration, check its values, and compute its identity and its run_id."""
 
 # mypy: implicit-reexport
 # ruff: noqa: F401, I001

@@ -52,7 +52,7 @@ class ExecutionConfig:
     account: str | None = None  # null: Slurm's default
     gpus: int = 0  # GPUs per job: 0 or 1
     memory_gb: float | None = None  # memory per job; null: Slurm's default
-    minutes: int = 60  # time limit per job; shortly before it, a job saves its unfinished runs and is requeued
+    minutes: int = 60  # time limit per job; shortly before the limit, a job saves its unfinished runs and is requeued
     signal_seconds: int = 120  # a job saves its runs this many seconds before its time limit
     requeues: int = 100  # maximum number of requeues per job
     jobs: int = 8  # maximum number of jobs running at once

@@ -29,13 +29,13 @@ ABSENT: dict[str, object] = {
     "tied": False, "placement_sha256": None, "norm_sha256": None,
     "tokenizer": "byte", "vocab_size": None,
 }  # fmt: skip
-# The identity leaves out these columns, because none of them changes what a run computes.
+# Columns that the identity leaves out, because they do not change what a run computes.
 NOT_IDENTITY = ("study", "data_path", "force_init")
 
-# Runs that differ in any of these columns read different texts, so their losses cannot be compared.
+# Columns that identify the text that a run reads. Losses on different texts cannot be compared.
 TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
-GROUPS = ("model", "data", "optimizer", "schedule")  # config sections whose fields have the same names in the tables
-PREFIXED = ("probe", "eval")  # config sections whose columns begin with the section's name, such as probe_every
+GROUPS = ("model", "data", "optimizer", "schedule")  # config sections; the field schedule.peak_lr is the column peak_lr
+PREFIXED = ("probe", "eval")  # config sections; the field probe.every is the column probe_every
 CONF_GROUPS = (*GROUPS, "execution")  # folders in conf/; a command line may choose one file from each
 
 
@@ -89,7 +89,7 @@ def own_sources(model: ModelConfig) -> dict[str, str | None]:
 
 
 def identity(config: RunConfig, data_sha256: str) -> dict[str, object]:
-    """Return the values that the run_id hashes: versions, all resolved config values, and the text's sha256."""
+    """Return the values whose hash ends the run_id: versions, all resolved config values, and the text's sha256."""
     values = asked(config) | dataclasses.asdict(resolve(config.model)) | own_sources(config.model)
     versions = {"identity_version": IDENTITY_VERSION, "numerics": NUMERICS, "data_sha256": data_sha256}
     return identity_of(values, versions)

@@ -44,7 +44,9 @@ class ModelConfig:
     qk_norm: str = "auto"  # norm of q and k: none | per_head | full (over d_model); auto: the placement's choice
     init: str = "auto"  # a name in model/init.py; auto: the placement's choice, mostly xavier
     force_init: bool = False  # whether to accept an init that the placement's source excludes
-    embed_init: str = "unit"  # unit: x_0 has variance 1 | std: embed_std | scaled: token embeddings times sqrt(d_model)
+    # unit: x_0 has variance 1 | std: embeddings have the standard deviation embed_std | scaled: like std, and token
+    # embeddings are also multiplied by sqrt(d_model)
+    embed_init: str = "unit"
     embed_std: float | None = None  # std of initial embeddings; null: 0.02 if embed_init is std, d_model^-1/2 if scaled
     unembed_std: float | None = None  # std of the initial output matrix; null: chosen by model.init
     embed_norm: bool = False  # whether to normalize x_0 (optional in Peri-LN)
@@ -92,7 +94,7 @@ class ModelConfig:
         if self.tied and self.unembed_std is not None:
             raise ConfigError(
                 f"model.unembed_std {self.unembed_std:g} has no effect with model.tied=true, which makes the token "
-                "table the output matrix: leave out one of the two"
+                "embedding the output matrix: leave out one of the two"
             )
         _check_positions(self)
         _check_placement(self)
@@ -219,7 +221,7 @@ class ScheduleConfig:
 @dataclass
 class ProbeConfig:
     dense_steps: int = 50  # number of initial steps that are all recorded in the tables `modules` and `residual`
-    every: int = 20  # from step dense_steps on, multiples of this number and the last step are recorded
+    every: int = 20  # from step dense_steps on, record the steps divisible by this number, and the last step
 
     def __post_init__(self) -> None:
         at_least("probe.dense_steps", self.dense_steps, 0)

@@ -113,7 +113,7 @@ def _root_of(spec: str, module: str) -> Path:
         if _file_of(place, module) is not None:
             return place
     hint = _nearest_module(places[0], module)
-    raise ConfigError(f"{spec}: there is no module {module} in {places[0]}: change to the folder of your file.{hint}")
+    raise ConfigError(f"{spec}: there is no module {module} in {places[0]}: run normstudy in your file's folder.{hint}")
 
 
 def _nearest_module(folder: Path, module: str) -> str:
