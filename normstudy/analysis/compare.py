@@ -138,7 +138,7 @@ def _arm(value: Value, outcomes: str, loss: float) -> list[str]:
 
 
 def _title(name: str, cells: Iterable[str]) -> str:
-    """Break a column's name at spaces and underscores, if possible into lines no wider than the column's cells."""
+    """Break a column's name at spaces and underscores. A part that is wider than the column's cells stays unbroken."""
     width = max(len(line) for cell in cells for line in cell.split("\n"))
     if not width:
         return name

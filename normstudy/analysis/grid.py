@@ -26,7 +26,7 @@ def typed_number(value: float) -> str:
 def three_digits(value: float, thousands: str = "") -> str:
     """Round a number to three digits (0.0213). Round a number of 1,000 or more to an integer: 1530.
 
-    thousands: "" or ",", the separator of thousands. With "," the example is 1,530.
+    thousands: the separator of thousands, "" or ",". With ",", the function returns 1,530 instead of 1530.
     """
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
@@ -41,7 +41,7 @@ def value_text(value: Value, number: Callable[[float], str] = plain_number) -> s
 
 
 def interval_text(mean: float, low: float, high: float, form: str) -> str:
-    """Format a mean and its interval: `-0.542 [-0.568, -0.515]`. Omit an interval of NaN; return "" for a NaN mean."""
+    """Format a mean and its interval: `-0.542 [-0.568, -0.515]`. A NaN interval is left out. A NaN mean gives ""."""
     texts = ["" if math.isnan(value) else format(value, form) for value in (mean, low, high)]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if texts[1] else texts[0]
 
@@ -69,7 +69,7 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Col
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = (), *, compact: bool = False
 ) -> list[str]:
-    """Return a Markdown table's lines. right: see `plain_table`. compact: no spaces in the line below the header."""
+    """Return a Markdown table's lines. right: see `plain_table`. compact: True omits spaces in the second line."""
     rule = ["---:" if i in right else "---" for i in range(len(header))]
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in (header, rule, *escaped)]

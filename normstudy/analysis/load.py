@@ -31,10 +31,11 @@ def load(study_dir: Path | str, *, join: bool = False) -> Tables:
 
     The table `runs` gets the columns outcome (null for an unfinished run), gap_closed (see `outcomes.gap_closed`) and
     bits_per_byte (the final validation loss in bits per byte). The table `modules` gets the column update_ratio, which
-    is update_norm / param_norm, or null if param_norm is 0. join: also add columns of `runs` to steps, modules and
-    residual, namely outcome, the columns ALWAYS_JOINED, and every config column that varies in the study.
+    is update_norm / param_norm, or null if param_norm is 0. join: whether to add columns of `runs` to
+    the other tables. These are outcome, ALWAYS_JOINED and every config column that varies in the study.
     """
-    # `runs` is read first, because a sweep saves a run's rows in the other tables before it marks the run as done.
+    # Read `runs` first. A sweep saves a run's rows in the other tables before it marks the run as done. Every run that
+    # is done in `runs` therefore has its rows in the tables that are read next.
     runs = tell_sources_apart(tables.read(study_dir, "runs"))
     steps, modules, residual = (tables.read(study_dir, table) for table in schema.SERIES)
     runs = derive(runs, steps)

@@ -26,7 +26,7 @@ STUCK_GAP = 0.4  # a run that closes less than this fraction of H1 - H2 is stuck
 LEARNED_GAP = 0.75  # a run that closes this fraction of H1 - H2 has learned (learned runs: at least 0.84)
 COLLAPSE_RISE = 0.4  # nats; a run collapsed if its mean training loss ends this far above the minimum
 SPIKE_RISE = 0.4  # nats; a run spiked if its mean training loss rose by this much or more (other runs: at most 0.23)
-STILL_FALLING = 0.05  # nats; outcome "unfinished": the loss falls this far in the last quarter (stuck: at most 0.014)
+STILL_FALLING = 0.05  # nats; a run is unfinished if its loss falls this far in its last quarter (stuck: at most 0.014)
 WINDOW_TOKENS = 10_240  # training tokens in the window of the mean training loss
 WINDOW_PARTS = 4  # the window has at most a quarter of a run's steps
 
@@ -115,7 +115,8 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
             )
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, final, nonfinite = numbers
         mine = rows[name]
-        # val_loss is null at steps without an evaluation. A NaN loss is dropped too, because nonfinite_step records it.
+        # val_loss is null at steps without an evaluation. A run with a NaN val_loss still counts as diverged, because
+        # nonfinite_step is set.
         evaluated = mine[~np.isnan(val_loss[mine])]
         found[name] = outcome(
             train_loss[mine],

@@ -27,7 +27,7 @@ RESULTS = (
 def cell_columns(by: str) -> list[str]:
     """Return the columns, besides seeds, whose values must be equal in both runs of a pair.
 
-    These are the text's sha256, because losses on different texts cannot be compared, and all `treatments` except `by`.
+    These are all `treatments` except `by`, and the text's sha256, since losses on different texts cannot be compared.
     """
     return [c for c in (*treatments(), "data_sha256") if c != by]
 
@@ -66,9 +66,10 @@ def verdict(pairs: int, low: float, high: float) -> str:
 
 
 def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
-    """Return each run's final validation loss. Replace a loss that is not finite by the run's loss at step 0.
+    """Return each run's final validation loss, or a substitute if that loss is not finite.
 
-    If the loss at step 0 is missing or not finite too, use ln(vocab), the loss of uniform prediction.
+    The substitute lets a diverged run count in a mean. It is the run's validation loss at step 0. If the loss at step 0
+    is missing or not finite too, the substitute is ln(vocab), the loss of uniform prediction.
     """
     at_init = steps[steps["step"] == 0].set_index("run_id")["val_loss"]
     loss = runs["final_val_loss"].to_numpy(np.float64)
@@ -80,8 +81,8 @@ def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
 def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: str | None = None) -> pd.DataFrame:
     """Compare each value of `by` (an arm) with one value, the baseline. Return a row for each cell and arm.
 
-    A cell is a combination of values of those `cell_columns` that vary. The returned table has a column for each of
-    these `cell_columns`, then the columns RESULTS. The default baseline is null if it occurs, otherwise the smallest
+    Runs with equal values in the `cell_columns` form a cell. The returned table has a column for each of the
+    `cell_columns` that varies, then the columns RESULTS. The default baseline is null if it occurs, else the smallest
     number or the alphabetically first text. A pair is two finished runs of a cell with equal seeds: one of the arm and
     one of the baseline.
 
@@ -166,7 +167,7 @@ def _as_runs(runs: pd.DataFrame) -> list[_Run]:
 
 
 def _compare(arm: list[_Run], base: list[_Run]) -> dict[str, object]:
-    """Compare an arm with the baseline in one cell. Return the columns `outcomes` to `verdict` of RESULTS."""
+    """Compare an arm with the baseline in one cell. Return column -> value for RESULTS from `outcomes` on."""
     arms, bases = _finished_by_seeds(arm), _finished_by_seeds(base)
     candidates = [(a, b) for seeds, runs in arms.items() for a in runs for b in bases.get(seeds, [])]
     pairs: dict[Seeds, tuple[_Run, _Run]] = {}
@@ -200,6 +201,6 @@ def _finished_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:
 
 
 def _preference(pair: tuple[_Run, _Run]) -> tuple[bool, int, int, str, str]:
-    """Return a sort key. Pairs with equal eval_windows come first, next those with more windows; run_id breaks ties."""
+    """Return a sort key. Pairs with equal eval_windows come first, then pairs with more windows. run_id breaks ties."""
     a, b = pair
     return a.windows != b.windows, -a.windows, -b.windows, a.run_id, b.run_id

@@ -38,7 +38,7 @@ def values_text(values: Iterable[Value]) -> str:
 
 
 def check_column(column: str, columns: Iterable[str], flag: str) -> None:
-    """Raise a ConfigError that names the option `flag` and suggests a similar column if `column` is not available."""
+    """If `column` is not available, raise a ConfigError that names the option `flag` and suggests a similar column."""
     columns = list(columns)
     if column not in columns:
         hint = nearest(column, columns) or f" Available: {', '.join(columns)}."
@@ -46,7 +46,7 @@ def check_column(column: str, columns: Iterable[str], flag: str) -> None:
 
 
 def parse_value(runs: pd.DataFrame, column: str, text: str, flag: str) -> Value:
-    """Parse `text` by the column's type. Raises a ConfigError that names the option `flag` if parsing fails."""
+    """Parse `text` by the column's type. If parsing fails, raise a ConfigError that names the option `flag`."""
     if text == value_text(None):
         return None
     kind = KINDS.get(column)
@@ -75,7 +75,7 @@ def select(runs: pd.DataFrame, where: Mapping[str, str] | None) -> pd.DataFrame:
         keep = has_value(runs, column, value)
         if not keep.any():
             found = values_text(values_of(runs, column))
-            reason = f"; available values: {found}" if found else ", because the study has no runs: start its sweep"
+            reason = f"; available values: {found}" if found else "; the study has no runs yet: start its sweep"
             raise ConfigError(f"--where {column}={text} selects no run{reason}")
         runs = runs[keep]
     return runs

@@ -26,18 +26,19 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
     available = int(places(text.validation, config.seq_len)[-1])
     if eval_windows > available:
         raise ConfigError(
-            f"eval.windows {eval_windows} exceeds the {available} validation windows of data={text.name}: reduce it"
+            f"eval.windows {eval_windows} exceeds the {available} validation windows of data={text.name}: "
+            "reduce eval.windows or use a longer text"
         )
 
 
 @functools.lru_cache(maxsize=32)
 def places(blocks: Blocks, seq_len: int) -> Ints:
-    """Count the tokens at which a window can start, cumulatively up to the end of each block, (blocks,)."""
+    """Return for each block how many windows that block and all blocks before it contain, (blocks,)."""
     return (blocks.lengths - seq_len).clip(min=0).cumsum()
 
 
 def windows_at(blocks: Blocks, starts: Ints, seq_len: int) -> Ints:
-    """Return windows (len(starts), T + 1), where `starts` are indices into the list of all possible window starts."""
+    """Return windows (len(starts), T + 1). starts: the windows' numbers, counted from 0 through all blocks in order."""
     ends = places(blocks, seq_len)
     block = np.searchsorted(ends, starts, side="right")
     begin = blocks.edges[block + 1] - seq_len - (ends[block] - starts)  # counted back from the block's end

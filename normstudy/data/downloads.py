@@ -30,7 +30,7 @@ from normstudy.errors import ConfigError
 class Corpus:
     """Describe a text to download. sha256: the hash of the file at `url`. source: the address of a page about the text.
 
-    If the file is a zip archive, the text is the archive's member that is named like the text, such as enwik8.
+    If the file is a zip archive, its member with the text is named after the text: enwik8.zip contains enwik8.
     """
 
     url: str
@@ -155,7 +155,7 @@ def _receive(name: str, url: str, part: Path) -> bool:
 
 
 def _chunks(url: str, response: http.client.HTTPResponse, done: int, total: int | None) -> Iterator[bytes]:
-    """Yield a response's bytes. Raise a ConfigError if it ends early. done: number of bytes already in the file."""
+    """Yield a response's bytes. Raise a ConfigError if the response ends early. done: number of bytes saved before."""
     reason = "the connection was closed"
     try:
         while chunk := response.read1(CHUNK):

@@ -12,7 +12,7 @@ from normstudy.data.tokenizer import Tokens
 UNIGRAM_SMOOTHING = 0.01  # added to the count of every token
 BIGRAM_WEIGHT = 0.9  # weight of the bigram estimate; the unigram estimate has the rest
 DENSE_VOCAB = 256  # largest vocabulary whose pairs are counted in a (V, V) array
-COUNTED_AT_ONCE = 2**22  # tokens; a text is counted in slices to save memory, as each token needs 8 bytes
+COUNTED_AT_ONCE = 2**22  # tokens per slice; counting a whole text at once would need 8 bytes of memory per token
 
 
 def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float, float]:

@@ -39,7 +39,8 @@ def entropy_rate(matrix: Floats) -> float:
 
 def synthetic_tokens(seed: int) -> Array:
     """Draw a text of SYNTHETIC_LENGTH tokens from the Markov source that `seed` determines."""
-    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()  # rounding could put the last sum below u, so it is dropped
+    # Drop each row's last sum. If rounding put that sum below a random number, bisect_right would return no symbol.
+    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()
     uniform = np.random.Generator(np.random.Philox(key=[seed, 2])).random(SYNTHETIC_LENGTH)
     symbol, out = 0, bytearray()
     for u in uniform.tolist():

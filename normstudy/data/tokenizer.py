@@ -117,7 +117,7 @@ def train_merges(train: Sequence[bytes], vocab_size: int) -> Merges:
 
 
 def pieces_of(merges: Merges) -> Pieces:
-    """Return the bytes of each token: the 256 single bytes, then one token per merge. No two tokens are equal."""
+    """Return the bytes of each token: the 256 single bytes, then one per merge. No two tokens have equal bytes."""
     pieces = list(BYTES)
     for a, b in merges:
         pieces.append(pieces[a] + pieces[b])
