@@ -9,7 +9,7 @@ first blocks.)
 
 Band: 2 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise. The number differs between seeds because the 2L added vectors are not orthogonal in
-d = 128 dimensions. The tokens of a seed share these vectors' directions, so a mean over tokens differs as well.
+d = 128 dimensions. The tokens of a seed share these vectors' directions, so an average over tokens differs too.
 """
 
 from __future__ import annotations
