@@ -1,9 +1,9 @@
 """Measure rows a, b, g and i of the benchmark: the speed of training, and the cost of recording (see docs/speed.md).
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
-writes its tables. The plain loops of row i write no files: one keeps its numbers in memory, and the other discards its
-histograms. For line a3 of the table, products.py times the matrix products of a training step alone, each with its
-fastest library. Their time is divided by the time of the whole training step.
+writes its tables. The plain loops of row i write no files. The first loop keeps its numbers in memory; the second
+computes histograms and discards them. For line a3, products.py times only the matrix products of a training step, each
+with its fastest library. Their time is divided by the time of the whole training step.
 
 In row b, one process trains three copies of the same runs: with no probes, with probes at every step, and with probes
 at every 20th step. Each round takes 20 steps of every copy, and the copies take turns after each step.

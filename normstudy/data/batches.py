@@ -33,7 +33,7 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
 
 @functools.lru_cache(maxsize=32)
 def places(blocks: Blocks, seq_len: int) -> Ints:
-    """Return for each block how many windows that block and all blocks before it contain, (blocks,)."""
+    """Return, for each block, the total number of windows in it and in all earlier blocks, (blocks,)."""
     return (blocks.lengths - seq_len).clip(min=0).cumsum()
 
 

@@ -148,7 +148,7 @@ def _combinations(
 
 
 def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
-    """Return the values of `column` whose runs have the most distinct values of `field`."""
+    """Count the values of `field` for each value of `column`. Return the values of `column` with the largest count."""
     count = {v: len(values(runs[has_value(runs, column, v)], field)) for v in values(runs, column)}
     return [v for v, n in count.items() if n == max(count.values())]
 
