@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import IO
 
 CLI = [sys.executable, "-m", "normstudy"]
+# The command without the figures of a sweep, which take most of a short sweep's time and change none of its tables.
+WITHOUT_FIGURES = [
+    sys.executable, "-c",
+    "import sys, types; from normstudy.figures import together; "
+    "together.plot = lambda *args, **options: types.SimpleNamespace(skipped=[]); "
+    "sys.argv[0] = 'normstudy'; from normstudy.cli.main import main; sys.exit(main())",
+]  # fmt: skip
 # Some seconds of training in steps of a millisecond; windows of 200 steps.
 SWEEP = [
     "sweep", "data=synthetic", "study=long", "model.n_layers=1", "model.d_model=16", "model.n_heads=2",
@@ -21,11 +28,17 @@ SWEEP = [
 
 
 def start(
-    words: Sequence[str], cwd: Path, prefix: Sequence[str] = (), stderr: int | IO[str] = subprocess.PIPE
+    words: Sequence[str],
+    cwd: Path,
+    prefix: Sequence[str] = (),
+    stderr: int | IO[str] = subprocess.PIPE,
+    *,
+    figures: bool = False,
 ) -> subprocess.Popen[str]:
-    """Start the real command in its own process group."""
+    """Start the real command in its own process group. figures: whether a sweep draws its figures at its end."""
+    command = WITHOUT_FIGURES if words[0] == "sweep" and not figures else CLI
     return subprocess.Popen(
-        [*prefix, *CLI, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True,
+        [*prefix, *command, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True,
         preexec_fn=_hear_hangups,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Measure rows c, d and f of the benchmark: the time and memory of commands that train little or nothing.
+"""Measure rows `c`, `d` and `f` of the benchmark: the time and memory of commands that train little or nothing.
 
 Row c sweeps the smallest possible runs. The planning time of 10,000 runs is the whole time of `sweep --dry-run`.
 The planning time of 1,000 runs leaves out the start-up: the time of a dry run of two runs is subtracted. The tables are
@@ -138,7 +138,7 @@ def memory_of(pid: int) -> Memory:
 
 
 def sweeps(scope: Scope) -> Iterator[Sample]:
-    """Measure row c of the benchmark: a sweep's time and memory outside training, and a dry run's estimated time."""
+    """Measure row `c` of the benchmark: a sweep's time and memory outside training, and a dry run's estimated time."""
     folder, seeds = scope.folder, MANY // 24 + 1
     for r in range(ROUNDS["c"][scope.quick]):
         start = dry_run(folder, "seed=range(0,2)")
@@ -187,7 +187,7 @@ def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
 
 
 def starts(scope: Scope) -> Iterator[Sample]:
-    """Measure row d of the benchmark: the time of commands that train nothing."""
+    """Measure row `d` of the benchmark: the time of commands that train nothing."""
     timed([*NORMSTUDY, "sweep", *STUDY, f"results_dir={scope.folder}", "study=start", "seed=range(0,6)"])
     commands = {case: (words.format(scope.folder).split(), code) for case, (words, code, _) in STARTS.items()}
     for words, code in commands.values():
@@ -198,7 +198,7 @@ def starts(scope: Scope) -> Iterator[Sample]:
 
 
 def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
-    """Measure row f of the benchmark: how fast commands and libraries read a large study, and the commands' memory."""
+    """Measure row `f` of the benchmark: how fast commands and libraries read a large study, and commands' memory."""
     size = size or (QUICK if scope.quick else LARGE)
     compacted, swept = studies = [scope.folder / form.replace(" ", "-") for form in FORMS]
     write_study(swept, size)

@@ -19,7 +19,7 @@ from normstudy.figures import style
 
 WIDTH, LINE, COSTS = 9.5, 0.15, 2.3  # inches: the figure's width, a line's height, the cost panels' height
 COLORS = {"met": style.PLACEMENT_COLORS["pre"], "not met": style.PLACEMENT_COLORS["post"]}
-# Match the cases of row e of the benchmark: `n_layers=4` (a training step) or `norm, seq_len=64` (a part of a block).
+# Match the cases of row `e` of the benchmark: `n_layers=4` (a training step) or `norm, seq_len=64` (a part of a block).
 COST = r"^(?:(?P<part>.+), )?(?P<axis>\w+)=(?P<size>\d+)$"
 WHOLE = "run-step"
 

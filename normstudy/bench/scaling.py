@@ -1,4 +1,4 @@
-"""Measure row e of the benchmark: how CPU time grows with depth, width, sequence length, batch size and runs.
+"""Measure row `e` of the benchmark: how CPU time grows with depth, width, sequence length, batch size and runs.
 
 Training steps, with probes at every step, are timed while one of these sizes varies. In theory, the time of a step is
 proportional to the number of floating-point operations in its matrix products.
@@ -31,7 +31,7 @@ AXES = {
 
 
 class Ranges(NamedTuple):
-    """List the sizes that row e of the benchmark measures. While one varies, the others are as in `base` and `runs`."""
+    """List the sizes for row `e` of the benchmark. While one varies, the others are as in `base` and `runs`."""
 
     base: Case = D64_L6
     runs: int = 4
@@ -62,7 +62,7 @@ GOALS = [
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
-    """Measure row e of the benchmark: the CPU time of whole training steps, then the CPU time of a block's parts."""
+    """Measure row `e` of the benchmark: the CPU time of whole training steps, then the CPU time of a block's parts."""
     for kind in (whole_steps, parts):
         yield from in_worker(kind, QUICK if scope.quick else FULL)
 

@@ -1,4 +1,4 @@
-"""Measure rows a, b, g and i of the benchmark: the speed of training, and the cost of recording (see docs/speed.md).
+"""Measure rows `a`, `b`, `g` and `i` of the benchmark: training speed, and the cost of recording (see docs/speed.md).
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
 writes its tables. The plain loops of row i write no files. The first loop keeps its numbers in memory; the second
@@ -70,7 +70,7 @@ def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: 
 
 
 def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
-    """Measure row a of the benchmark at one model size: normstudy's speed against plain loops that record nothing."""
+    """Measure row `a` of the benchmark at one model size: normstudy's speed against plain loops that record nothing."""
     race.add_normstudy(ProbeConfig(dense_steps=0))
     race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
     race.add_plain(PER_CORE, "train", race.n)
@@ -86,7 +86,7 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
 
 
 def equal_information(race: Race, rounds: int) -> Iterator[Sample]:
-    """Measure row i of the benchmark at one model size: normstudy's speed against plain loops that record gradients."""
+    """Measure row `i` of the benchmark at one model size: normstudy's speed against plain loops that record."""
     race.add_normstudy(ProbeConfig(every=1))
     race.add_plain(EQUAL, "train_recorded", race.n)
     race.add_plain(HOOKS, "train_watched", race.n)
@@ -98,7 +98,7 @@ plain_loops, recording_loops = partial(of_cases, against_plain, "a"), partial(of
 
 
 def probing(scope: Scope) -> Iterator[Sample]:
-    """Measure row b of the benchmark: the cost of probes at each model size."""
+    """Measure row `b` of the benchmark: the cost of probes at each model size."""
     for case, rounds in ((D32_L4, 2),) if scope.quick else ((D32_L4, 9), (D64_L6, 7)):
         runs = batching.runs_per_batch(run_config(case), "cpu", len(os.sched_getaffinity(0)))
         yield from in_worker(probe_case, (case, runs, rounds))
@@ -117,7 +117,7 @@ def probed(case: Case, runs: int) -> dict[str, Iterator[object]]:
 
 
 def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
-    """Measure row b of the benchmark at one model size, in this process. job: (model size, number of runs, rounds)."""
+    """Measure row `b` of the benchmark at one model size, in this process. job: (model size, runs, rounds)."""
     case, runs, rounds = job
     batches, period = probed(case, runs), ProbeConfig().every
     for records in batches.values():
@@ -132,7 +132,7 @@ def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
 
 
 def on_gpu(scope: Scope) -> Iterator[Sample]:
-    """Measure row g of the benchmark, in this process: the speed and memory of many runs on one GPU."""
+    """Measure row `g` of the benchmark, in this process: the speed and memory of many runs on one GPU."""
     import torch
 
     from normstudy.bench import plain

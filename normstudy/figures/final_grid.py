@@ -87,7 +87,8 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
     stuck runs with equal losses would otherwise overlap.
     """
     # At each x value, every combination of color and line style gets a slot, and the slots lie side by side. If the
-    # colors show the x axis's column, an x value has one color, so only the line styles get slots (or vice versa).
+    # colors show the x axis's column, each x value has only one color, so only the line styles get slots. If the line
+    # styles show that column, only the colors get slots.
     hues = [h for h in look.colors if (table["hue"] == h).any()]
     dashes = [d for d in look.dashes if (table["dash"] == d).any()]
     by_hue, by_dash = look.hue != x.column, look.dash != x.column

@@ -95,7 +95,7 @@ def band_handle() -> Patch:
 
 
 def seed_point_handle() -> Line2D:
-    """Return the legend entry of single seeds' small points."""
+    """Return the legend entry for the small points, each of which is one seed."""
     return Line2D([], [], color=style.GREY, ls="none", marker=".", ms=SEED_SIZE, mew=0, label="single seeds")
 
 

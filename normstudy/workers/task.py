@@ -38,7 +38,7 @@ class Message:
 
     number: int  # the task's number
     run_steps: int = 0  # steps to add to the sweep's progress; negative if steps were lost
-    resumed: int = 0  # how many of the run_steps earlier processes had already taken
+    resumed: int = 0  # the part of run_steps that earlier processes had already taken
     ended: tuple[str, ...] = ()  # run_ids of finished runs
     failed: tuple[str, ...] = ()  # run_ids of failed runs
     error: str | None = None  # why the runs failed, in one line

@@ -102,7 +102,7 @@ def workers_in(job: str) -> list[int]:
 
 
 def test_both_nodes_train_what_one_machine_trains(here: Path, tmp_path: Path) -> None:
-    running = start([*ON_SLURM, "execution.workers=2"], tmp_path)
+    running = start([*ON_SLURM, "execution.workers=2"], tmp_path, figures=True)
     used = set[str]()
     wait_for(lambda: used.update(call("squeue", "-h", "-o", "%N").split()) or running.poll() is not None)
     out, err = running.communicate()

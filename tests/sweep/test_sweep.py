@@ -23,7 +23,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from numerics import NUMERICS_ENV
-from processes import CLI, is_gone, start, wait_for, workers_of
+from processes import WITHOUT_FIGURES, is_gone, start, wait_for, workers_of
 from studies import REQUEST, assert_same_tables, reproduced_runs, tiny
 
 from normstudy.analysis.outcomes import outcomes
@@ -325,7 +325,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert min(counts) >= rows[table], f"rows of {table} went back"
             rows[table] = max(counts)
         polls += 1
-        time.sleep(0.05)
+        time.sleep(0.2)
     out, err = running.communicate()
     assert running.returncode == 0, err
     assert "outcomes: 4" in out
@@ -340,7 +340,7 @@ def test_a_terminal_sees_one_bar_with_time_left_and_outcomes(tmp_path: Path, lin
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     words = [*LONG, "schedule.n_steps=100", "study=bar", "execution.workers=1", "execution.runs_per_batch=2"]
-    running = subprocess.Popen([*CLI, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=slave)
+    running = subprocess.Popen([*WITHOUT_FIGURES, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=slave)
     os.close(slave)
     seen = b""
     with contextlib.suppress(OSError):  # a terminal whose other end has closed

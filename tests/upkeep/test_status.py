@@ -609,8 +609,7 @@ def test_watching_in_a_pipe_ends_with_the_sweep(live: Live) -> None:
     running = start(LIVE, live.cwd)
     watching = start(["status", "results/long", "--watch", "--every", "0.4"], live.cwd)
     out, err = watching.communicate(timeout=60)
-    running.kill()  # the tables are complete; the test needs no figures
-    running.communicate()
+    running.communicate(timeout=60)
     assert (watching.returncode, err) == (0, "")
     assert {c for c in out if not c.isprintable()} == {"\n"}
     blocks = out.removesuffix("\n").split("\n\n")
