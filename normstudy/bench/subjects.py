@@ -171,7 +171,7 @@ class Race(contextlib.ExitStack):
     def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:
         super().__init__()
         self.row, self.case, self.n, self.scope = row, case, n, scope
-        runs = batching.runs_per_batch(run_config(case), "cpu", n)  # runs in a normstudy batch
+        runs = batching.runs_per_batch(run_config(case), "cpu", n)  # number of runs per batch
         self.runs, self.seconds = (min(runs, 16), 1.0) if scope.quick else (runs, 3.0)
         self.subjects: dict[str, tuple[Crew, int]] = {}  # subject -> (its processes, its steps in a round)
 

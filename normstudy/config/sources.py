@@ -56,7 +56,7 @@ def split(spec: str) -> tuple[str, str]:
 
 
 def parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    """Return name -> parameter of a function, or of the forward method of a module or module class."""
+    """Return a function's parameters, name -> parameter. For a torch module (class), return those of its `forward`."""
     called = getattr(function, "forward", function)
     found = list(inspect.signature(called).parameters.items())
     bound = getattr(called, "keywords", {})  # arguments already set if `called` is a functools.partial

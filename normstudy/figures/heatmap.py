@@ -54,7 +54,7 @@ def heatmap(study: Study) -> Figure:
     high = max(np.nanmax(table.to_numpy()) for _, table in maps)
     norm = LogNorm(low, high if high > low else 2 * low)
 
-    # maps are sorted by color, then by line style, so with one column for each line style, each row shows one color
+    # maps are sorted by color, then by line style. If the grid has one column per line style, each row shows one color.
     across = len({p.runs["dash"].iloc[0] for p, _ in maps})
     columns = 4 if facet else next((c for c in (across, 3, 4, 2) if 1 < c <= 4 and len(maps) % c == 0), 3)
     fig, axes = layout.subplots(len(maps), columns=columns, height=layout.LOW if facet else 1.55)

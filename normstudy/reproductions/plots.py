@@ -30,8 +30,8 @@ SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
 # Placement -> the color of its second curve in a figure that shows two curves of this placement.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-# Ticks of a logarithmic axis: (factor, leading digits of the ticks). The first entry applies whose factor is smaller
-# than the axis's upper end divided by its lower end. An axis that spans a small factor gets more ticks per decade.
+# Ticks of a logarithmic axis: (threshold, leading digits of the ticks). Divide the axis's upper end by its lower end.
+# The first entry with a threshold below this quotient applies. A smaller quotient gives more ticks per decade.
 TICKS = (
     (20, (1.0, 2.0, 5.0)),
     (8, (1.0, 2.0, 3.0, 5.0)),

@@ -28,7 +28,7 @@ from normstudy.training.probes import Array, Probe
 from normstudy.training.step import Inputs, Measured, StackedRuns, evaluate, inputs_of, stepper, to_numpy, tokens_of
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-SYNC_EVERY = 50  # steps from one copy of a GPU's results to the next; few copies, since each waits for the GPU
+SYNC_EVERY = 50  # steps after which results are copied from a GPU; rarely, because each copy waits for the GPU
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def test_a_row_that_measures_nonsense_is_a_bug(tmp_path: Path) -> None:
         replace(first, value=float("inf"), round=9),
     ]  # fmt: skip
     for samples in ([], *([*SAMPLES, sample] for sample in wrong)):
-        with pytest.raises(ValueError, match=r"^only \d of \d samples are finite, unique and of row a: fix others$"):
+        with pytest.raises(ValueError, match=r"^only \d of \d samples of row a are finite and unique: fix the rest$"):
             tables.write(tmp_path, "a", samples, SHARED)
     assert content(tmp_path) == {}
     tables.write(tmp_path, "a", [*SAMPLES, replace(first, round=9)], SHARED)
