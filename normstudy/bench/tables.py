@@ -53,9 +53,9 @@ def machine(device: str) -> Mapping[str, object]:
 
 def write(out: Path, row: str, samples: Sequence[Sample], shared: Mapping[str, object]) -> None:
     """Write a row's table to `out`, replacing its earlier table. shared: columns with one value for all samples."""
-    names = {(s.case, s.subject, s.metric, s.round) for s in samples if s.row == row and math.isfinite(s.value)}
-    if not 0 < len(names) == len(samples):
-        raise ValueError(f"only {len(names)} of {len(samples)} samples of row {row} are finite and unique: fix the rest")
+    good = {(s.case, s.subject, s.metric, s.round) for s in samples if s.row == row and math.isfinite(s.value)}
+    if not 0 < len(good) == len(samples):
+        raise ValueError(f"only {len(good)} of {len(samples)} samples of row {row} are finite and unique: fix the rest")
     content = pa.Table.from_pylist([{**asdict(sample), **shared} for sample in samples], schema=SCHEMA)
     files.place_output(out, f"{row}.parquet", parquet.encode_values(content))
 

@@ -29,7 +29,7 @@ class Layout:
     width: int
 
     def flatten(self, stacked: Mapping[str, Tensor]) -> Tensor:
-        """Copy tensors into a new matrix (runs, width); unused columns are 0. stacked: name -> tensor (runs, *shape)."""
+        """Copy tensors into a new matrix (runs, width) that is 0 elsewhere. stacked: name -> tensor (runs, *shape)."""
         first = stacked[self.names[0]]
         flat = first.new_zeros(len(first), self.width)
         for name, view in zip(self.names, self.tensors(flat), strict=True):
