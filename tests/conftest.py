@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from numerics import NUMERICS_ENV
 
 # Both read these once, when they are loaded: set too late they would be ignored without a word, and the bitwise tests
@@ -31,3 +32,9 @@ if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK):
 # A shell has what it starts in the background ignore Ctrl-C, and so would every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps of this process draw no figures, which take most of a short sweep's time."""
+    monkeypatch.setattr("normstudy.sweep.run.draw", lambda study_dir: None)

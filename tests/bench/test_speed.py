@@ -92,7 +92,7 @@ def test_a_run_that_ends_is_no_constant_work(tmp_path: Path) -> None:
     config = run_config(TINY)
     work = subjects.start_batch(([replace(config, schedule=replace(config.schedule, n_steps=2))], tmp_path))
     work(2)
-    with pytest.raises(AssertionError, match="a run ended, so its batch"):
+    with pytest.raises(AssertionError, match="a run must not end while its batch is timed"):
         work(1)
 
 

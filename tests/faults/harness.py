@@ -43,12 +43,13 @@ import torch
 from studies import REQUEST, assert_same_tables, tiny
 
 from normstudy.config import RunConfig
+from normstudy.data import texts
 from normstudy.study import files, tables
 from normstudy.sweep import planning
 from normstudy.upkeep import compact
 from normstudy.workers import pool, recording, worker
 
-WINDOW, N_STEPS, RUNS = 3, 7, 3
+WINDOW, N_STEPS, RUNS = 3, 4, 3
 MOST_CALLS = 4  # of one sweep: one that was killed, and what may follow
 
 
@@ -247,6 +248,7 @@ def main() -> None:
     pool.run = in_this_process  # type: ignore[assignment]
     whole = args.folder / "whole"
     whole.mkdir(parents=True)
+    texts.load(configs(whole, RUNS)[0].data)  # once, for all children
     child(sweep_and_compact(whole, RUNS), whole, None)
     if args.mutation is not None:
         MUTATIONS[args.mutation]()

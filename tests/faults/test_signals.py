@@ -17,7 +17,7 @@ from normstudy.study import checkpoints as saved
 from normstudy.study import tables
 
 WORDS = [
-    *SWEEP, "seed=range(0,4)", "schedule.n_steps=1000", "execution.workers=2", "execution.checkpoint_seconds=1000",
+    *SWEEP, "seed=range(0,4)", "schedule.n_steps=600", "execution.workers=2", "execution.checkpoint_seconds=1000",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.faults
@@ -31,8 +31,10 @@ def training(cwd: Path, prefix: tuple[str, ...] = ()) -> tuple[subprocess.Popen[
     return running, workers_of(running.pid)
 
 
-@pytest.mark.parametrize("to", ["group", "parent"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [(signal.SIGINT, "group"), (signal.SIGINT, "parent"), (signal.SIGTERM, "parent"), (signal.SIGHUP, "group")],
+)
 def test_once_saves_every_run_and_says_how_to_go_on(
     undisturbed: Path, tmp_path: Path, number: signal.Signals, to: str
 ) -> None:

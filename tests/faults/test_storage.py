@@ -19,7 +19,7 @@ from normstudy.workers import worker
 
 SEEDS = 8
 WORDS = [
-    *SWEEP, f"seed=range(0,{SEEDS})", "schedule.n_steps=250", "execution.workers=2", "execution.runs_per_batch=1",
+    *SWEEP, f"seed=range(0,{SEEDS})", "schedule.n_steps=220", "execution.workers=2", "execution.runs_per_batch=1",
     "execution.checkpoint_seconds=0.05",
 ]  # fmt: skip
 LINE = "Everything written so far is intact; {} and rerun the same command"

@@ -129,6 +129,7 @@ def drawn_by_the_first(folder: Path) -> list[Path]:
 MOMENTS = pytest.mark.parametrize("after", [0.0, 0.05, None])
 
 
+@pytest.mark.faults
 @needs_two_cores
 @MOMENTS
 def test_the_second_process_leaves_a_ctrl_c_to_the_first(tmp_path: Path, after: float | None) -> None:
@@ -140,6 +141,7 @@ def test_the_second_process_leaves_a_ctrl_c_to_the_first(tmp_path: Path, after: 
     assert len(out.splitlines()) == len(FEW)
 
 
+@pytest.mark.faults
 @needs_two_cores
 def test_ctrl_c_ends_both(tmp_path: Path) -> None:
     running, helper = plotting(tmp_path, "placements", None)
@@ -153,6 +155,7 @@ def test_ctrl_c_ends_both(tmp_path: Path) -> None:
     assert is_gone(helper)
 
 
+@pytest.mark.faults
 @needs_two_cores
 @MOMENTS
 def test_the_second_process_ends_when_the_first_is_killed(tmp_path: Path, after: float | None) -> None:

@@ -865,6 +865,7 @@ class Scaled(nn.Module):
 """
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_class_that_asks_for_the_init_is_made_for_each(here: Path) -> None:
     """Runs of two inits are not batched together, so each is the same run alone and beside the other."""
     put({"blocks.py": MADE_OF_INIT})

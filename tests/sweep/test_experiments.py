@@ -40,15 +40,16 @@ def test_it_plans_what_its_pages_say(
     assert re.search(rf"\| \[{study}\]\({study}\.md\) \| .* \| {RUNS[study]} \|", table)
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("study", ["placements", "depth"])
 def test_it_trains_a_few_steps(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train a shrunk copy of the study, with every axis but the seeds; all runs end and the figures are drawn.
+    """Train a shrunk copy of the study, with every axis but the seeds; all runs end.
 
-    The other studies use nothing beyond these three; .ci/run trains the whole quickstart.
+    The other studies use nothing beyond these two; .ci/run trains the whole quickstart and draws its figures, and
+    test_committed.py draws those of the whole studies.
     """
     monkeypatch.chdir(tmp_path)
     assert main.main(["sweep", f"experiment={study}", *SHORT, *WARMUPS.get(study, []), *ONE_DEPTH.get(study, [])]) == 0
     statuses = tables.statuses(tmp_path / "results" / study)
     depths = 2 if study in ONE_DEPTH else 1
     assert list(statuses.values()) == ["done"] * (RUNS[study] // 5 // depths)
-    assert list((tmp_path / "results" / study / "figures").glob("*.png"))

@@ -118,6 +118,7 @@ def test_the_tables_hold_what_the_config_promises(whole: Path) -> None:
         assert list(layers.index) == probed
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_only_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     two = [tiny(tmp_path, seed=s) for s in (0, 1)]
     execute.execute(planning.plan(two), REQUEST)
@@ -191,6 +192,7 @@ def test_a_text_that_changes_under_a_sweep_fails_its_runs_and_no_others(tmp_path
     assert again.ids[0] != runs.loc["file", "run_id"]  # another text is another run
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     configs = [tiny(tmp_path, seed=s, warmup_steps=w) for s in (0, 1) for w in (0, 4)]
     execute.execute(planning.plan(configs), REQUEST)
@@ -224,6 +226,7 @@ def test_a_plan_that_is_no_longer_true_doubles_nothing(tmp_path: Path) -> None:
         execute.execute(stale, REQUEST)
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("axis", ["seeds", "texts"])
 def test_a_sweep_without_a_comparison_ends_well(tmp_path: Path, axis: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Seeds alone give no comparison, and losses on different texts are not comparable."""
