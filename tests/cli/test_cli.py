@@ -35,7 +35,9 @@ Capture = pytest.CaptureFixture[str]
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs that differ in their warmup."""
     root = tmp_path_factory.mktemp("results")
-    assert cli.main(["sweep", *TINY, "schedule.warmup_steps=0,2", f"results_dir={root}", "study=cli"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("normstudy.sweep.run.draw", lambda study_dir: None)  # without figures
+        assert cli.main(["sweep", *TINY, "schedule.warmup_steps=0,2", f"results_dir={root}", "study=cli"]) == 0
     return root / "cli"
 
 
@@ -102,8 +104,11 @@ def test_version(capfd: Capture) -> None:
 
 
 def test_plot_prints_what_it_wrote_and_what_it_left_out(study: Path, tmp_path: Path, capfd: Capture) -> None:
-    lines = ask(capfd, "plot", str(study), "--out", str(tmp_path), "--format", "svg").splitlines()
+    words = ["plot", str(study), "--out", str(tmp_path), "--format", "svg", "--only", "loss_curves,ranking,headline"]
+    lines = ask(capfd, *words).splitlines()
     written = [line for line in lines if not line.startswith("figure ")]
+    assert len(written) == 2
+    assert len(lines) == 3
     assert sorted(written) == sorted(str(path) for path in tmp_path.iterdir())
     assert {Path(line).suffix for line in written} == {".svg"}
     one = ask(capfd, "plot", str(study), "--out", str(tmp_path / "one"), "--only", "loss_curves")
@@ -130,7 +135,9 @@ def test_where_is_one_value_per_column(given: list[str], expected: dict[str, str
     assert arguments.where(given) == expected
 
 
-@pytest.mark.parametrize("words", [["plot"], ["compare", "--by", "warmup_steps"]], ids=["plot", "compare"])
+@pytest.mark.parametrize(
+    "words", [["plot", "--only", "headline,loss_curves"], ["compare", "--by", "warmup_steps"]], ids=["plot", "compare"]
+)
 @pytest.mark.parametrize("there", [True, False], ids=["a study", "no study"])
 def test_a_command_that_collects_nothing_leaves_the_collector_on(
     words: list[str], there: bool, study: Path, tmp_path: Path

@@ -53,7 +53,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = root / ODD
 
     def add(fate: str, columns: dict[str, object] | None = None, loss: float | None = None, **of: Any) -> None:
-        write_handmade_run(folder, handmade_config(root, n_steps=N_STEPS, **of), fate, loss, columns)
+        made = handmade_config(root, n_steps=N_STEPS, **of)
+        made.probe.dense_steps = 20
+        write_handmade_run(folder, made, fate, loss, columns)
 
     add("learned", seed=0)
     add("learned", {"data_path": FORMULA, "placement": "my_blocks:f"}, -1.5, placement="post", seed=3)
@@ -125,7 +127,7 @@ def test_a_damaged_file_is_told_of(study: Path, tmp_path: Path, to: str) -> None
     data[len(data) // 3] ^= 1
     path.write_bytes(data)
     with pytest.raises(ConfigError, match=rf"(?s)^{path} cannot be read \(.*\): run normstudy check {copy}$") as told:
-        export(copy, to, tmp_path / "out")
+        export(copy, to, tmp_path / "out", placement="pre")  # the second of two runs is the damaged one
     assert "\n" not in str(told.value)
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
 

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from drawing import drawn, panel, points, runs_of, same, titles, words
+from drawing import drawn, having, panel, points, runs_of, same, titles, words
 from handmade import H1, H2, LN_VOCAB, STUDY, handmade_config, handmade_study, write_handmade_run
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
@@ -29,6 +29,7 @@ from normstudy.figures.gradient_profile import profile_table
 from normstudy.figures.loss_curves import draw_losses
 from normstudy.figures.study import Study, load
 from normstudy.study import tables
+from normstudy.upkeep.compact import compact_study
 
 N_STEPS = 60
 NO_RANKING = "figure 'ranking' not drawn: it needs a non-numeric key, such as placement, with at least 3 values"
@@ -37,12 +38,28 @@ NO_RANKING = "figure 'ranking' not drawn: it needs a non-numeric key, such as pl
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """pre, post, 2 and 4 layers, 1e-3 and 3e-3, warmup 0 and 20, 3 seeds; one cell has a diverged and a stuck run."""
-    return handmade_study(tmp_path_factory.mktemp("grid"))
+    folder = handmade_study(tmp_path_factory.mktemp("grid"))
+    compact_study(folder)  # it is read often
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pre and post, two seeds, 130 steps: for tests in which the size of a figure is not the subject."""
+    root = tmp_path_factory.mktemp("small")
+    return handmade_study(root, n_layers=(2,), peak_lrs=(3e-3,), warmups=(0,), seeds=(2, 3), n_steps=130)
 
 
 @pytest.fixture(scope="module")
 def study(folder: Path) -> Study:
     return load(folder)
+
+
+@pytest.fixture(scope="module")
+def figures(study: Study) -> dict[str, Figure]:
+    """Every figure of the study, made once."""
+    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]
+        return {name: make(study) for name, make in FIGURES.items() if name != "ranking"}
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +85,8 @@ def bad_run(folder: Path, *, diverged: bool) -> str:
 # ---- fields, colors, titles -----------------------------------------------------------------------------
 
 
-def test_every_figure_is_written_and_only_a_ranking_of_two_is_skipped(folder: Path, tmp_path: Path) -> None:
-    result = plot_study(folder, out=tmp_path)
+def test_every_figure_is_written_and_only_a_ranking_of_two_is_skipped(small: Path, tmp_path: Path) -> None:
+    result = plot_study(small, out=tmp_path)
     assert [p.name for p in result.paths] == [f"{name}.png" for name in FIGURES if name != "ranking"]
     assert result.skipped == [NO_RANKING]
     for path in result.paths:
@@ -109,7 +126,7 @@ def test_runs_on_different_texts_are_never_in_one_panel(folder: Path) -> None:
 
 
 def test_figures_of_some_runs_never_replace_those_of_all(tmp_path: Path) -> None:
-    folder = handmade_study(tmp_path, seeds=(0, 1))
+    folder = handmade_study(tmp_path, n_layers=(2,), warmups=(0,), seeds=(2,))
     (whole,) = plot_study(folder, only=["loss_curves"]).paths
     before = whole.read_bytes()
     (some,) = plot_study(folder, only=["loss_curves"], where={"placement": "pre", "peak_lr": "3e-3"}).paths
@@ -127,9 +144,9 @@ def test_where_narrows_every_figure(folder: Path, tmp_path: Path) -> None:
         plot_study(folder, where={"n_layers": "3"}, out=tmp_path)
 
 
-def test_titles_say_what_is_shown_and_how_many_seeds(study: Study) -> None:
-    for name in [n for n in FIGURES if n != "ranking"]:
-        text = words(FIGURES[name](study))
+def test_titles_say_what_is_shown_and_how_many_seeds(figures: dict[str, Figure]) -> None:
+    for name, fig in figures.items():
+        text = words(fig)
         assert f"study {STUDY}" in text, name
         assert "2 to 3 seeds" in text, name
         assert "not shown: 1 unfinished or failed" in text, name
@@ -157,8 +174,8 @@ def test_at_most_six_panels_and_the_title_says_so(tmp_path: Path) -> None:
 # ---- loss curves --------------------------------------------------------------------------------------
 
 
-def test_loss_curves_draw_every_evaluation_of_every_seed(folder: Path, study: Study) -> None:
-    fig = FIGURES["loss_curves"](study)
+def test_loss_curves_draw_every_evaluation_of_every_seed(folder: Path, figures: dict[str, Figure]) -> None:
+    fig = figures["loss_curves"]
     assert titles(fig) == [
         "n_layers=2, peak_lr=1e-3", "n_layers=2, peak_lr=3e-3", "n_layers=4, peak_lr=1e-3", BAD_PANEL,
     ]  # fmt: skip
@@ -179,8 +196,8 @@ def test_loss_curves_draw_every_evaluation_of_every_seed(folder: Path, study: St
             assert solid == (row.warmup_steps == 0)
 
 
-def test_the_mean_is_over_all_seeds_and_ends_with_the_first_of_them(folder: Path, study: Study) -> None:
-    ax = panel(FIGURES["loss_curves"](study), BAD_PANEL)
+def test_the_mean_is_over_all_seeds_and_ends_with_the_first_of_them(folder: Path, figures: dict[str, Figure]) -> None:
+    ax = panel(figures["loss_curves"], BAD_PANEL)
     means = drawn(ax, "mean:")
     assert set(means) == {"pre:0", "pre:20", "post:0", "post:20"}
     whole = runs_of(folder, **(BAD | {"placement": "pre"}))
@@ -190,13 +207,13 @@ def test_the_mean_is_over_all_seeds_and_ends_with_the_first_of_them(folder: Path
     assert points(drawn(ax, f"seed:{bad_run(folder, diverged=False)}")[""])[-1][0] == N_STEPS
 
 
-def test_a_diverged_run_is_marked_at_its_last_finite_loss(folder: Path, study: Study) -> None:
+def test_a_diverged_run_is_marked_at_its_last_finite_loss(folder: Path, figures: dict[str, Figure]) -> None:
     run = bad_run(folder, diverged=True)
     mine = tables.read(folder, "steps", run_ids=[run])
     last = mine[np.isfinite(mine["train_loss"])].iloc[-1]
     assert last["step"] == N_STEPS // 2 - 2  # the next row holds the infinite loss
     for name in ("loss_curves", "training_loss"):
-        fig = FIGURES[name](study)
+        fig = figures[name]
         marks = {ax.get_title(loc="left"): drawn(ax, "diverged:") for ax in fig.axes}
         assert {t for t, found in marks.items() if found} == {BAD_PANEL}
         mark = marks[BAD_PANEL][run]
@@ -216,8 +233,8 @@ def test_an_exploding_run_is_marked_at_the_upper_edge(study: Study) -> None:
     assert points(drawn(ax, "way:")["a"]) == [(0, 5.7), (9, 6.0)]
 
 
-def test_reference_lines_are_drawn_in_every_panel_and_named(study: Study) -> None:
-    fig = FIGURES["loss_curves"](study)
+def test_reference_lines_are_drawn_in_every_panel_and_named(figures: dict[str, Figure]) -> None:
+    fig = figures["loss_curves"]
     named = []
     for ax in fig.axes:
         lines = drawn(ax, "reference:")
@@ -230,8 +247,8 @@ def test_reference_lines_are_drawn_in_every_panel_and_named(study: Study) -> Non
     assert named == [[], labels, [], labels]  # at the end of each row
 
 
-def test_training_loss_is_drawn_as_recorded(folder: Path, study: Study) -> None:
-    ax = panel(FIGURES["training_loss"](study), BAD_PANEL)
+def test_training_loss_is_drawn_as_recorded(folder: Path, figures: dict[str, Figure]) -> None:
+    ax = panel(figures["training_loss"], BAD_PANEL)
     steps = tables.read(folder, "steps")
     for run, line in drawn(ax, "seed:").items():
         mine = steps[(steps["run_id"] == run) & np.isfinite(steps["train_loss"])]
@@ -250,8 +267,8 @@ def test_the_bold_training_loss_is_a_mean_over_the_last_tenth() -> None:
 # ---- gradients ----------------------------------------------------------------------------------------
 
 
-def test_profile_is_the_geometric_mean_over_seeds_at_each_snapshot(folder: Path, study: Study) -> None:
-    fig = FIGURES["gradient_profile"](study)
+def test_profile_is_the_geometric_mean_over_seeds_at_each_snapshot(folder: Path, figures: dict[str, Figure]) -> None:
+    fig = figures["gradient_profile"]
     assert titles(fig) == ["step 0 (init)", "step 5", "step 20", "step 29–59 (end)"]
     assert "n_layers=4, peak_lr=3e-3" in words(fig)
     modules = tables.read(folder, "modules")
@@ -295,8 +312,8 @@ def test_zero_and_non_finite_norms_stay_off_the_log_axis() -> None:
     assert out.to_dict("records") == [{"layer": 0, "low": 2.0, "high": 8.0, "n": 2, "mid": pytest.approx(4.0)}]
 
 
-def test_residual_path_runs_from_the_embedding_to_the_last_block(folder: Path, study: Study) -> None:
-    fig = FIGURES["residual_path"](study)
+def test_residual_path_runs_from_the_embedding_to_the_last_block(folder: Path, figures: dict[str, Figure]) -> None:
+    fig = figures["residual_path"]
     line = drawn(panel(fig, "step 5"), "mean:")["pre:20"]
     runs = runs_of(folder, placement="pre", warmup_steps=20, n_layers=4, peak_lr=3e-3)
     rows = tables.read(folder, "residual", run_ids=list(runs["run_id"]))
@@ -306,8 +323,8 @@ def test_residual_path_runs_from_the_embedding_to_the_last_block(folder: Path, s
     same(line, expected.index, expected)
 
 
-def test_ratio_is_first_over_last_layer_of_each_seed(folder: Path, study: Study) -> None:
-    fig = FIGURES["gradient_ratio"](study)
+def test_ratio_is_first_over_last_layer_of_each_seed(folder: Path, figures: dict[str, Figure]) -> None:
+    fig = figures["gradient_ratio"]
     assert titles(fig)[-1] == BAD_PANEL
     ax = panel(fig, BAD_PANEL)
     modules = tables.read(folder, "modules")
@@ -326,8 +343,8 @@ def test_ratio_is_first_over_last_layer_of_each_seed(folder: Path, study: Study)
     assert ax.get_yscale() == "log"
 
 
-def test_heatmap_has_a_map_per_placement_and_warmup_on_one_scale(folder: Path, study: Study) -> None:
-    fig = FIGURES["heatmap"](study)
+def test_heatmap_has_a_map_per_placement_and_warmup_on_one_scale(folder: Path, figures: dict[str, Figure]) -> None:
+    fig = figures["heatmap"]
     assert titles(fig) == [
         "placement=pre, warmup_steps=0, 3 seeds", "placement=pre, warmup_steps=20, 3 seeds",
         "placement=post, warmup_steps=0, 2 seeds", "placement=post, warmup_steps=20, 3 seeds",
@@ -350,16 +367,16 @@ def test_heatmap_has_a_map_per_placement_and_warmup_on_one_scale(folder: Path, s
     assert len(scales) == 1
 
 
-def test_headline_shows_loss_and_ratio_of_one_setting(folder: Path, study: Study) -> None:
-    fig = FIGURES["headline"](study)
+def test_headline_shows_loss_and_ratio_of_one_setting(folder: Path, figures: dict[str, Figure]) -> None:
+    fig = figures["headline"]
     left, right = fig.axes
     runs = set(runs_of(folder, n_layers=4, peak_lr=3e-3)["run_id"])
     assert set(drawn(left, "seed:")) == set(drawn(right, "seed:")) == runs
     assert "n_layers=4, peak_lr=3e-3" in words(fig)
 
 
-def test_the_legend_names_what_is_drawn_and_takes_no_room_from_the_panels(study: Study) -> None:
-    fig = FIGURES["gradient_profile"](study)
+def test_the_legend_names_what_is_drawn_and_takes_no_room_from_the_panels(figures: dict[str, Figure]) -> None:
+    fig = figures["gradient_profile"]
     assert [t.get_text() for t in fig.legends[0].get_texts()] == [
         "placement=pre", "placement=post", "warmup_steps=0", "warmup_steps=20",
     ]  # fmt: skip
@@ -381,30 +398,31 @@ def test_the_legend_names_what_is_drawn_and_takes_no_room_from_the_panels(study:
 # ---- the final grid -----------------------------------------------------------------------------------
 
 
-def test_final_grid_marks_every_run_with_its_outcome(folder: Path, study: Study) -> None:
-    fig = FIGURES["final_grid"](study)
+def test_final_grid_marks_every_run_with_its_outcome(folder: Path, figures: dict[str, Figure]) -> None:
+    fig = figures["final_grid"]
     assert titles(fig) == ["n_layers=2", "n_layers=4"]
     seen: dict[str, str] = {}
+    runs = runs_of(folder)
     for ax in fig.axes:
         assert [t.get_text() for t in ax.get_xticklabels()] == ["1e-3", "3e-3"]
         for outcome, marker in style.OUTCOME_MARKERS.items():
             for run, line in drawn(ax, f"{outcome}:").items():
                 assert line.get_marker() == marker
                 seen[run] = outcome
-                (_, y), row = points(line)[0], runs_of(folder, run_id=run).iloc[0]
+                (_, y), row = points(line)[0], having(runs, run_id=run).iloc[0]
                 if outcome == "diverged":
                     assert 0.9 < (y - ax.get_ylim()[0]) / np.ptp(ax.get_ylim()) < 1  # at the upper edge
                 else:
                     assert y == pytest.approx(row["final_val_loss"])
-    assert set(seen) == set(runs_of(folder)["run_id"])
+    assert set(seen) == set(runs["run_id"])
     assert seen[bad_run(folder, diverged=True)] == "diverged"
     assert seen[bad_run(folder, diverged=False)] == "stuck"
     legend = [text.get_text() for text in fig.legends[0].get_texts()]
     assert [t for t in legend if t in style.OUTCOME_MARKERS] == ["learned", "stuck", "diverged"]
 
 
-def test_final_grid_has_no_mean_where_a_seed_diverged(folder: Path, study: Study) -> None:
-    means = drawn(panel(FIGURES["final_grid"](study), "n_layers=4"), "mean:")
+def test_final_grid_has_no_mean_where_a_seed_diverged(folder: Path, figures: dict[str, Figure]) -> None:
+    means = drawn(panel(figures["final_grid"], "n_layers=4"), "mean:")
     cell = runs_of(folder, **(BAD | {"peak_lr": 1e-3}))
     assert points(means["post:0"])[0][1] == pytest.approx(cell["final_val_loss"].mean())
     assert math.isnan(points(means["post:0"])[1][1])
@@ -473,12 +491,10 @@ def test_one_run_gives_all_but_the_grid(tmp_path: Path) -> None:
     assert len(result.paths) == len(FIGURES) - 2
 
 
-@pytest.mark.parametrize("n_steps", [1, 130])
-def test_any_length_of_run_is_drawn(tmp_path: Path, n_steps: int) -> None:
-    for seed in (0, 1):
-        for placement in ("pre", "post"):
-            config = handmade_config(tmp_path, placement=placement, seed=seed, n_steps=n_steps)
-            write_handmade_run(tmp_path / STUDY, config)
+def test_a_run_of_one_step_is_drawn(tmp_path: Path) -> None:
+    for placement in ("pre", "post"):
+        for seed in (0, 1):
+            write_handmade_run(tmp_path / STUDY, handmade_config(tmp_path, placement=placement, seed=seed, n_steps=1))
     assert plot_study(tmp_path / STUDY).skipped == [NO_RANKING]
 
 
@@ -500,31 +516,31 @@ def test_running_and_failed_runs_alone_are_one_clear_line(tmp_path: Path) -> Non
     assert not (tmp_path / STUDY / "figures").exists()
 
 
-def test_bad_requests_are_one_line(folder: Path, tmp_path: Path) -> None:
+def test_bad_requests_are_one_line(small: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"figure 'heatmp' is not one of .* Did you mean heatmap"):
-        plot_study(folder, only=["heatmp"], out=tmp_path)
+        plot_study(small, only=["heatmp"], out=tmp_path)
     with pytest.raises(ConfigError, match=r"format 'jpg' is not one of png, svg, pdf"):
-        plot_study(folder, fmt="jpg", out=tmp_path)
+        plot_study(small, fmt="jpg", out=tmp_path)
     with pytest.raises(ConfigError, match="does not exist"):
         plot_study(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
-        plot_study(folder, only=["headline"], out=tmp_path / "file")
+        plot_study(small, only=["headline"], out=tmp_path / "file")
 
 
 # ---- bytes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fmt", style.FORMATS)
-def test_the_same_bytes_every_time(folder: Path, tmp_path: Path, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bytes_every_time(small: Path, tmp_path: Path, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     only = ["gradient_profile", "heatmap"]
-    first = plot_study(folder, fmt=fmt, out=tmp_path / "a", only=only)
+    first = plot_study(small, fmt=fmt, out=tmp_path / "a", only=only)
     if fmt == "pdf":
         time.sleep(1.1)  # a PDF would hold dates, in whole seconds
     monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "yellow")  # a user's own rc file
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 20)
     monkeypatch.setitem(matplotlib.rcParams, "svg.hashsalt", None)
-    second = plot_study(folder, fmt=fmt, out=tmp_path / "b", only=only)
+    second = plot_study(small, fmt=fmt, out=tmp_path / "b", only=only)
     assert len(first.paths) == len(only)
     for a, b in zip(first.paths, second.paths, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from normstudy.figures import style
 from normstudy.figures.draw import FIGURES
 from normstudy.figures.ranking import rank, ranked_field
-from normstudy.figures.study import Lacks, load
+from normstudy.figures.study import Lacks, Study, load
 
 # Five losses 0.1 apart: standard deviation 0.1 sqrt(2.5), and the t quantile of 4 degrees is 2.7764451052.
 HALF = 2.7764451052 * 0.1 * math.sqrt(2.5) / math.sqrt(5)
@@ -53,13 +53,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(root, deep, n_layers=4, warmup_steps=0)
     write(root, {"pre": around(2.2), "post": [2.3] * 5, "peri": around(2.4)}, n_layers=4, warmup_steps=2)
     for warmup in (0, 2):
-        write(root, {p: around(2.6) for p in deep}, n_layers=2, warmup_steps=warmup)
+        write(root, {p: [2.5, 2.7] for p in deep}, n_layers=2, warmup_steps=warmup)
     return root / STUDY
 
 
 @pytest.fixture(scope="module")
-def fig(folder: Path) -> Figure:
-    return FIGURES["ranking"](load(folder))
+def study(folder: Path) -> Study:
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def fig(study: Study) -> Figure:
+    return FIGURES["ranking"](study)
 
 
 def test_rows_are_in_the_order_of_the_deepest_least_warmed_mean(fig: Figure) -> None:
@@ -83,8 +88,8 @@ def test_mean_and_interval_are_those_over_seeds(fig: Figure) -> None:
     assert len(bars) == 7
 
 
-def test_every_run_is_a_marker_of_its_outcome(folder: Path, fig: Figure) -> None:
-    finished = load(folder).finished
+def test_every_run_is_a_marker_of_its_outcome(study: Study, fig: Figure) -> None:
+    finished = study.finished
     seen: dict[str, str] = {}
     for n_layers in (2, 4):
         ax = panel(fig, f"n_layers={n_layers}")
@@ -116,12 +121,12 @@ def test_diverged_runs_stand_at_the_edge_and_their_arm_has_no_mean(fig: Figure) 
     assert [t.get_text() for t in ax.texts if str(t.get_gid()).startswith("head:")] == ["learned", "diverged"]
     assert texts(panel(fig, "n_layers=2"), "diverged:") == {}
     assert "right edge: diverged, and no mean" in words(fig)
-    assert "2 of 72 runs diverged" in words(fig)
+    assert "2 of 48 runs diverged" in words(fig)
 
 
-def test_counts_stand_on_the_right_and_few_seeds_are_marked(folder: Path, fig: Figure) -> None:
+def test_counts_stand_on_the_right_and_few_seeds_are_marked(study: Study, fig: Figure) -> None:
     ax = panel(fig, "n_layers=4")
-    learned = {f"{c.row}:{c.arm}": (c.learned, c.n) for c in rank(load(folder)).cells if c.column == "4"}
+    learned = {f"{c.row}:{c.arm}": (c.learned, c.n) for c in rank(study).cells if c.column == "4"}
     assert learned["peri:0"] == (5, 5)
     assert learned["post:0"][0] < 3
     found = texts(ax, "learned:")
