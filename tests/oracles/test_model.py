@@ -340,14 +340,7 @@ def directions(like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value / np.linalg.norm(value) for name, value in out.items()}
 
 
-# FEATURES has every placement with LayerNorm and RMSNorm, behind a QK-norm; these are the placements that allow none.
-UNCOVERED: list[Fields] = [
-    {"placement": "hybrid", "first_block": first, "norm": norm}
-    for first, norm in (("same", "layernorm"), ("star", "rmsnorm"))
-]
-
-
-@pytest.mark.parametrize("values", [*kinds("dyt", "none"), *UNCOVERED, *FEATURES], ids=name_of)
+@pytest.mark.parametrize("values", [*kinds(*NORMS), *FEATURES], ids=name_of)
 def test_gradients_equal_numerical_derivatives(values: Fields) -> None:
     """Each tensor's gradient along a random direction is the central difference of the oracle's loss.
 
