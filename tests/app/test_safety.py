@@ -103,8 +103,11 @@ NAMES_CODE = {
 }
 
 
-@pytest.mark.parametrize("where", NAMES_CODE)
-@pytest.mark.parametrize("command", ["run", "sweep"])
+# Both commands check what Hydra composes; of a sweep, one of each kind: a callback, a logger, a plugin.
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [*(("run", where) for where in NAMES_CODE), *(("sweep", w) for w in ("callbacks", "hydra_logging", "sweeper"))],
+)
 def test_a_configuration_cannot_name_code(
     command: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:

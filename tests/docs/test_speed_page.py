@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from pages import ROOT, block, missing, page
 
@@ -16,18 +18,24 @@ FOLDERS = [BENCH, *sorted(p for p in BENCH.iterdir() if p.is_dir() and p.name !=
 MACHINES = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
+@functools.cache
+def stored(folder: Path) -> pd.DataFrame:
+    return tables.read(folder, tables.stored_rows(folder))
+
+
+@functools.cache
 def results(folder: Path) -> list[summary.Result]:
-    return summary.results(tables.read(folder, tables.stored_rows(folder)))
+    return summary.results(stored(folder))
 
 
 def cpu(folder: Path) -> str:
     """The name of the CPU that a folder was measured on, and its vector instructions."""
-    stored = tables.read(folder, tables.stored_rows(folder)[:1])
-    return f"{stored['cpu'].iloc[0]}, {stored['cpu_capability'].iloc[0]}"
+    first = stored(folder).iloc[0]
+    return f"{first['cpu']}, {first['cpu_capability']}"
 
 
 def test_the_table_is_what_bench_show_prints() -> None:
-    assert block(PAGE, "bench") == summary.render(tables.read(BENCH, tables.stored_rows(BENCH)), "markdown")
+    assert block(PAGE, "bench") == summary.render(stored(BENCH), "markdown")
 
 
 def line_of(folder: Path) -> str:
@@ -110,12 +118,12 @@ def test_a_committed_table_is_of_a_whole_benchmark_of_a_commit(folder: Path) -> 
 
     Row i and the dry run's estimate came later, and were measured on the EPYC with AVX-512 only.
     """
-    stored = tables.read(folder, tables.stored_rows(folder))
-    assert set("abcdef") <= set(stored["row"])
-    assert set(stored["mode"]) == {"full"}
-    assert stored["git_commit"].notna().all()
-    assert not stored["git_commit"].str.contains("dirty").any()
-    lacking = [goal for goal in summary.missing(stored) if goal.limit is not None]
+    table = stored(folder)
+    assert set("abcdef") <= set(table["row"])
+    assert set(table["mode"]) == {"full"}
+    assert table["git_commit"].notna().all()
+    assert not table["git_commit"].str.contains("dirty").any()
+    lacking = [goal for goal in summary.missing(table) if goal.limit is not None]
     if folder.name == "epyc-avx512":
         assert lacking == []
     assert [goal for goal in lacking if goal.row != "i" and goal.subject != "dry run's estimate"] == []

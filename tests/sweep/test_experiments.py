@@ -15,10 +15,10 @@ STUDIES = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
 RUNS = {"smoke": 8, "quickstart": 8, "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280}
 SHORT = [
     "model.d_model=16", "model.n_heads=2", "data=synthetic", "data.seq_len=16", "data.batch_size=2",
-    "schedule.n_steps=4", "eval.windows=4", "seed=0", "execution.device=cpu", "execution.workers=1",
+    "schedule.n_steps=2", "eval.windows=4", "seed=0", "execution.device=cpu", "execution.workers=1",
 ]  # fmt: skip
 ONE_DEPTH = {"placements": ["model.n_layers=4"]}  # at twelve layers fourteen placements take half a minute
-WARMUPS = {study: ["schedule.warmup_steps=0,2"] for study in STUDIES if study != "rmsnorm"}
+WARMUPS = {study: ["schedule.warmup_steps=0,1"] for study in STUDIES if study != "rmsnorm"}
 
 
 def test_every_study_is_known_here() -> None:

@@ -543,8 +543,9 @@ def test_a_terminal_is_redrawn_in_place_until_ctrl_c(stopped: Path) -> None:
 
 # ---- a sweep of its own process -----------------------------------------------------------------------
 
+LIVE_STEPS = 240
 LIVE = [
-    *SWEEP, "seed=range(0,2)", "schedule.n_steps=600", "execution.workers=1", "execution.runs_per_batch=1",
+    *SWEEP, "seed=range(0,2)", f"schedule.n_steps={LIVE_STEPS}", "execution.workers=1", "execution.runs_per_batch=1",
     "execution.checkpoint_seconds=0.2",
 ]  # fmt: skip
 
@@ -567,7 +568,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Live:
     running = start(LIVE, cwd)
     wait_for(lambda: list((study / "sweeps").glob("*.parquet")))
     looker, looks = status.Looker(study), list[status.Status]()
-    while not looks or looks[-1].steps_done < 200:
+    while not looks or looks[-1].steps_done < 100:
         assert running.poll() is None
         looks.append(looker.look())
         time.sleep(0.05)
@@ -582,13 +583,13 @@ def test_while_a_sweep_trains_no_number_goes_back(live: Live) -> None:
         assert one.not_begun >= other.not_begun
         assert one.finished <= other.finished
     for told in live.looks:
-        assert (told.planned, told.steps_planned, told.interrupted, told.failed) == (2, 1200, 0, 0)
+        assert (told.planned, told.steps_planned, told.interrupted, told.failed) == (2, 2 * LIVE_STEPS, 0, 0)
         assert told.finished + told.running + told.not_begun == 2
         assert "`normstudy sweep data=synthetic" in str(told.holder)
         assert told.verified
         assert not told.over
     last = live.looks[-1]
-    assert sum(place.runs * place.step for place in last.running_at) == last.steps_done - 600 * last.finished
+    assert sum(place.runs * place.step for place in last.running_at) == last.steps_done - LIVE_STEPS * last.finished
     assert last.rate is not None
     assert last.rate > 0
     assert last.left is None or last.left > 0
@@ -601,7 +602,7 @@ def test_after_ctrl_c_it_says_where_every_run_resumes(live: Live) -> None:
     assert (told.running, told.holder, told.rate, told.left) == (0, None, None, None)
     assert told.interrupted == 2 - told.not_begun - told.finished > 0
     assert told.steps_done >= before.steps_done
-    assert sum(place.runs * place.step for place in told.saved_at) == told.steps_done - 600 * told.finished
+    assert sum(place.runs * place.step for place in told.saved_at) == told.steps_done - LIVE_STEPS * told.finished
     assert f"resume: normstudy {LIVE[0]} {LIVE[1]}" in status_text.render(told)
 
 
@@ -614,7 +615,7 @@ def test_watching_in_a_pipe_ends_with_the_sweep(live: Live) -> None:
     assert {c for c in out if not c.isprintable()} == {"\n"}
     blocks = out.removesuffix("\n").split("\n\n")
     assert len(blocks) > 2
-    assert blocks[-1].startswith("results/long: 2 runs, all 2 finished\nrun-steps: 1,200 of 1,200, 100 %\noutcomes: ")
+    assert blocks[-1].startswith("results/long: 2 runs, all 2 finished\nrun-steps: 480 of 480, 100 %\noutcomes: ")
     assert any("held by `normstudy sweep" in block for block in blocks)
     done = [int(block.splitlines()[1].split()[1].replace(",", "")) for block in blocks]
     assert done == sorted(done)

@@ -17,11 +17,11 @@ from normstudy.sweep import execute, planning, run
 from normstudy.training.step import Inputs, Measured, StackedRuns, step_
 from normstudy.workers import worker
 
-BAD = 5
+BAD = 2
 
 
-def eight(root: Path) -> list[RunConfig]:
-    return [tiny(root, seed=s, peak_lr=0.5 if s == BAD else 1e-3) for s in range(8)]
+def four(root: Path) -> list[RunConfig]:
+    return [tiny(root, seed=s, peak_lr=0.5 if s == BAD else 1e-3) for s in range(4)]
 
 
 def crash_when(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -41,7 +41,7 @@ def crash_when(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("undisturbed")
-    list(worker.train_halving(task_of(eight(root)), never))
+    list(worker.train_halving(task_of(four(root)), never))
     return root / "tiny"
 
 
@@ -51,13 +51,13 @@ def test_an_error_in_one_run_stops_no_other(
 ) -> None:
     """Only the bad run fails. The other runs of its batch get the same bits as in an undisturbed batch."""
     crash_when(monkeypatch, step)
-    messages = list(worker.train_halving(task_of(eight(tmp_path), seconds=0.0), never))
+    messages = list(worker.train_halving(task_of(four(tmp_path), seconds=0.0), never))
     study = tmp_path / "tiny"
     statuses = tables.statuses(study)
     (failed,) = (run_id for run_id, status in statuses.items() if status == "failed")
-    assert list(statuses.values()).count("done") == 7
+    assert list(statuses.values()).count("done") == 3
     assert [(m.failed, m.error) for m in messages if m.failed] == [((failed,), "ValueError: bad luck")]
-    assert sum(m.run_steps for m in messages) == 8 * 12  # the failed run counts as complete in the progress bar
+    assert sum(m.run_steps for m in messages) == 4 * 12  # the failed run counts as complete in the progress bar
     log = study / records.LOGS / f"{failed}-1.txt"
     assert log.read_text().startswith("Traceback")
     assert "bad luck\nin two lines" in log.read_text()
@@ -82,7 +82,7 @@ def test_a_crashed_run_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: 
 
 def test_a_stop_between_two_halves_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crash_when(monkeypatch, 0)
-    messages = list(worker.train_halving(task_of(eight(tmp_path)), after(2)))
+    messages = list(worker.train_halving(task_of(four(tmp_path)), after(2)))
     assert messages[-1].stopped
     assert "done" not in tables.statuses(tmp_path / "tiny").values()
 
