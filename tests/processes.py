@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 CLI = [sys.executable, "-m", "normstudy"]
@@ -94,6 +100,22 @@ def is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+@contextlib.contextmanager
+def on_terminal(lines: int, columns: int) -> Iterator[SimpleNamespace]:
+    """A terminal: `stream` to write on, as a standard stream of this process; at the end, `seen` is what it got."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    seen = b""
+    with open(slave, "w") as stream:
+        terminal = SimpleNamespace(stream=stream)
+        yield terminal
+    with contextlib.suppress(OSError):  # a terminal whose other end has closed
+        while part := os.read(master, 4096):
+            seen += part
+    os.close(master)
+    terminal.seen = seen.decode()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import WITHOUT_FIGURES
 
 from normstudy.bench import commands
 from normstudy.bench.generated import Size
@@ -37,6 +39,7 @@ def test_row_c_measures_what_its_goals_name(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(commands, name, value)
     monkeypatch.setattr(commands, "DEFAULT", (*commands.TINY, "seed=0,1"))
     monkeypatch.setitem(commands.ROUNDS, "c", (1, 1))
+    monkeypatch.setattr(commands, "NORMSTUDY", WITHOUT_FIGURES)  # the next test draws them
     samples = list(commands.sweeps(Scope(False, tmp_path)))
     assert names(samples) == lines("c")
     value = {(s.case, s.subject, s.metric): s.value for s in samples}
@@ -78,13 +81,25 @@ def test_a_dry_run_prints_an_estimate(tmp_path: Path) -> None:
 
 @pytest.mark.bench
 def test_row_d_measures_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None imports torch, which takes a second. The study that row d sweeps for them gets no figures here."""
+    timed, said = commands.timed, []
+
+    def spied(command: Sequence[str], code: int = 0) -> tuple[float, str]:
+        words = command[len(commands.NORMSTUDY) :]
+        if words[0] == "sweep":
+            return timed([*WITHOUT_FIGURES, *words], code)
+        seconds, text = timed([sys.executable, "-X", "importtime", "-m", "normstudy", *words], code)
+        said.append(text)
+        return seconds, text
+
     monkeypatch.setitem(commands.ROUNDS, "d", (1, 1))
+    monkeypatch.setattr(commands, "timed", spied)
     samples = list(commands.starts(Scope(quick=True, folder=tmp_path)))
     assert names(samples) == lines("d")
     assert all(s.value > 0 for s in samples)
     assert [p.name for p in (tmp_path / "figures").iterdir()] == ["headline.png"]
-    for case, (words, code, _) in commands.STARTS.items():  # none imports torch, which takes a second
-        assert torch_modules(words.format(tmp_path).split(), code) == [], case
+    assert len(said) == 2 * len(commands.STARTS)
+    assert all("import time:" in text and TORCH.findall(text) == [] for text in said)
 
 
 def torch_modules(words: list[str], code: int) -> list[str]:
@@ -115,8 +130,10 @@ def test_a_command_that_ends_otherwise_than_it_must_is_not_timed(tmp_path: Path)
 
 
 @pytest.mark.bench
-def test_row_f_measures_what_its_goals_name(tmp_path: Path) -> None:
-    size = Size(seeds=1, n_steps=200, n_layers=2)
+def test_row_f_measures_what_its_goals_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one figure in the place of all."""
+    monkeypatch.setitem(commands.LOOKS, "plot", ("--only", "headline"))
+    size = Size(seeds=1, n_steps=200, n_layers=1)
     samples = list(commands.large_study(Scope(quick=True, folder=tmp_path), size))
     cases = {f"{size}, {form}": f"{commands.QUICK}, {form}" for form in commands.FORMS}
     found = {(s.row, cases[s.case], s.subject, s.metric) for s in samples}

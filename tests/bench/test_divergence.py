@@ -1,6 +1,6 @@
 """Runs that diverge by themselves leave their batch at once, and nothing that the survivors record is touched.
 
-Nothing is injected: every second run of a batch without norms gets a peak rate two hundred times the others', and
+Nothing is injected: every second run of a batch without norms gets a peak rate five hundred times the others', and
 trains until float32 overflows.
 """
 
@@ -29,10 +29,10 @@ AFTER = 16  # steps that the survivors take after the last diverged run has left
 def configs(runs: int, lr: float = 1e-3) -> list[RunConfig]:
     """A batch in which every second run diverges, after a warmup."""
     base = [run_config(TINY, r, probe=ProbeConfig(every=1)) for r in range(runs)]
-    rates = [0.2 if r % 2 else lr for r in range(runs)]
+    rates = [0.5 if r % 2 else lr for r in range(runs)]
     return [
         replace(
-            c, model=replace(c.model, placement="none"), schedule=replace(c.schedule, warmup_steps=40, peak_lr=rate)
+            c, model=replace(c.model, placement="none"), schedule=replace(c.schedule, warmup_steps=10, peak_lr=rate)
         )
         for c, rate in zip(base, rates, strict=True)
     ]
@@ -63,9 +63,9 @@ def same(record: Record, i: int, one: Record) -> bool:
 
 
 def test_diverged_runs_leave_within_100_steps_and_the_others_are_bitwise_the_same_runs_alone() -> None:
-    batch = configs(5)
+    batch = configs(4)
     mixed = train.train_batch(batch, TEXT)
-    alone = {r: train.train_batch([batch[r]], TEXT) for r in (0, 2, 4)}
+    alone = {r: train.train_batch([batch[r]], TEXT) for r in (0, 2)}
     ended: dict[int, tuple[int, int]] = {}  # run -> step of its first number that is not finite, steps that it stayed
     since_last = 0
     while since_last <= AFTER:
@@ -73,7 +73,7 @@ def test_diverged_runs_leave_within_100_steps_and_the_others_are_bitwise_the_sam
         for end in ends:
             assert end.nonfinite_step is not None
             ended[end.run] = end.nonfinite_step, record.step - 1 - end.nonfinite_step
-        assert sorted([*record.runs, *ended]) == [0, 1, 2, 3, 4]
+        assert sorted([*record.runs, *ended]) == [0, 1, 2, 3]
         for r, records in alone.items():
             assert same(record, record.runs.index(r), next_record(records)[0])
         since_last += len(ended) == 2

@@ -79,12 +79,14 @@ def test_its_files_are_laid_out_as_those_of_trained_runs(table: str, study: Path
         assert (a.physical_type, a.encodings, a.compression) == (b.physical_type, b.encodings, b.compression)
 
 
-def test_the_seed_gives_the_bytes(study: Path, tmp_path: Path) -> None:
-    for seed in (0, 1):
-        generated.write_study(tmp_path / str(seed) / "generated", SIZE, seed)
-    assert files(tmp_path / "0" / "generated") == files(study)
-    assert files(tmp_path / "1" / "generated").keys() == files(study).keys()
-    assert files(tmp_path / "1" / "generated") != files(study)
+def test_the_seed_gives_the_bytes(tmp_path: Path) -> None:
+    size = generated.Size(seeds=1, n_steps=200, n_layers=1)
+    for name, seed in {"one": 0, "same": 0, "other": 1}.items():
+        generated.write_study(tmp_path / name / "generated", size, seed)
+    one, same, other = (files(tmp_path / name / "generated") for name in ("one", "same", "other"))
+    assert one == same
+    assert one.keys() == other.keys()
+    assert one != other
 
 
 @pytest.mark.parametrize("table", schema.TABLES)

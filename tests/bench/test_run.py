@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 import types
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +14,7 @@ from pathlib import Path
 import measured
 import pytest
 from measured import MACHINE, by_hand, content, write
+from processes import on_terminal
 
 from normstudy.bench import rows, run, tables
 from normstudy.bench.rows import ROWS, Row, Sample, Scope
@@ -64,9 +60,8 @@ def ask(capfd: Capture, *words: str) -> tuple[str, str]:
     ("words", "folder", "mode"),
     [
         ([], "results/bench/quick", "quick"),
-        (["--quick"], "results/bench/quick", "quick"),
         (["--full"], "results/bench", "full"),
-        (["--full", "--out", "own/folder"], "own/folder", "full"),
+        (["--quick", "--out", "own/folder"], "own/folder", "quick"),
     ],
 )
 def test_where_it_goes_and_how_much_is_measured(words: list[str], folder: str, mode: str, capfd: Capture) -> None:
@@ -165,25 +160,13 @@ def test_the_row_of_a_gpu_is_skipped_without_one(row_c: types.SimpleNamespace, c
 # ---- on a terminal ------------------------------------------------------------------------------------
 
 
-def test_a_terminal_sees_a_bar_with_the_row_and_the_time_left() -> None:
-    code = (
-        f"import sys; sys.path.insert(0, {str(HERE)!r}); import measured; from normstudy.cli import main as cli\n"
-        "from normstudy.bench.rows import ROWS; ROWS['a'] = measured.ROW\n"
-        "sys.exit(cli.main(['bench', '--rows', 'a', '--out', 'x']))"
-    )
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 110, 0, 0))
-    with subprocess.Popen([sys.executable, "-c", code], stderr=slave, stdout=subprocess.DEVNULL) as running:
-        os.close(slave)
-        seen = b""
-        with contextlib.suppress(OSError):  # a terminal whose other end has closed
-            while part := os.read(master, 4096):
-                seen += part
-        os.close(master)
-    assert running.returncode == 0
-    assert re.search(r" 0%\|.*\| 0/1 .*row a", seen.decode())
-    assert re.search(r"100%\|.*\| 1/1 .*row a, 10000, round 1", seen.decode())
-    assert "numbers in" not in seen.decode()  # the line of a pipe
+def test_a_terminal_sees_a_bar_with_the_row_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    with on_terminal(30, 110) as read, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", read.stream)
+        assert main.main(["bench", "--rows", "a", "--out", "x"]) == 0
+    assert re.search(r" 0%\|.*\| 0/1 .*row a", read.seen)
+    assert re.search(r"100%\|.*\| 1/1 .*row a, 10000, round 1", read.seen)
+    assert "numbers in" not in read.seen  # the line of a pipe
 
 
 # ---- showing ------------------------------------------------------------------------------------------
@@ -220,10 +203,11 @@ def test_show_renders_what_is_stored(shown: Path, capfd: Capture) -> None:
     assert content(shown)["bench.png"] == picture  # of all that is stored
 
 
-def test_show_takes_no_torch(shown: Path) -> None:
+def test_asking_for_the_machine_and_show_take_no_torch(shown: Path) -> None:
     code = (
-        f"import sys; sys.modules['torch'] = None; sys.path.insert(0, {str(HERE)!r})\n"
-        "import measured; from normstudy.cli import main as cli\n"
+        f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
+        "from normstudy.bench import run, tables; tables.machine('cpu'); assert 'torch' not in sys.modules\n"
+        "sys.modules['torch'] = None; import measured; from normstudy.cli import main as cli\n"
         "from normstudy.bench.rows import ROWS; ROWS['a'] = measured.ROW\n"
         "sys.exit(cli.main(['bench', '--show', '--rows', 'a']))"
     )

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from threadpoolctl import threadpool_info
@@ -83,9 +84,11 @@ def test_a_span_of_normstudy_is_whole_periods_of_its_probes() -> None:
 
 def test_writing_the_tables_is_part_of_what_is_timed(tmp_path: Path) -> None:
     work = subjects.start_batch(([run_config(TINY, 0), run_config(TINY, 1)], tmp_path))
-    work(399)
-    files = sorted(f.name for f in (tmp_path / "tables" / "residual").iterdir())
-    assert files == ["0-schema.parquet", "run-0-000.parquet", "run-1-000.parquet"]
+    work(200)
+    files = sorted((tmp_path / "tables" / "steps").iterdir())
+    assert [f.name for f in files] == ["0-schema.parquet", "run-0-000.parquet", "run-1-000.parquet"]
+    assert pq.ParquetFile(files[1]).read(["step"])["step"].to_pylist() == list(range(200))  # a whole window
+    assert (tmp_path / "tables" / "residual" / "run-1-000.parquet").exists()
 
 
 def test_a_run_that_ends_is_no_constant_work(tmp_path: Path) -> None:

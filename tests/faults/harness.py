@@ -3,7 +3,8 @@
     harness.py FOLDER [--mutation NAME] [--every K] [--offset I]
 
 A point lies in the middle of each write, and before and after each replace, rename, unlink and rmdir, in the order in
-which the sweep comes by them. For each one a child process trains the sweep until SIGKILL ends it there; more children
+which the sweep comes by them. After one of them and before the next is one point, unless bytes are written or a
+folder is made between the two. For each one a child process trains the sweep until SIGKILL ends it there; more children
 with the same words follow, in other batches, until one is through. All file operations and the training are the real
 ones. Only the pool is left out, so that a trial takes a tenth of a second: its batches are trained in the child.
 
@@ -70,11 +71,13 @@ class Points:
 
     def __init__(self, folder: Path, kill_at: int | None) -> None:
         self.folder, self.kill_at, self.passed = str(folder), kill_at, 0
+        self.unchanged = False  # since the last point
 
     def reach(self) -> None:
         if self.passed == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         self.passed += 1
+        self.unchanged = True
 
     def install(self) -> None:
         """From here on, in this process."""
@@ -86,15 +89,23 @@ class Points:
             if self.passed == self.kill_at:
                 write(fd, memoryview(data)[: len(data) // 2])
             self.reach()
+            self.unchanged = False
             return write(fd, data)
 
-        os.write = half_written
+        mkdir = os.mkdir
+
+        def made(*args: Any, **kwargs: Any) -> None:
+            self.unchanged = False
+            mkdir(*args, **kwargs)
+
+        os.write, os.mkdir = half_written, made
         for name in ("replace", "rename", "unlink", "rmdir"):
             setattr(os, name, self.around(getattr(os, name)))
 
     def around(self, function: Callable[..., None]) -> Callable[..., None]:
         def surrounded(*args: Any, **kwargs: Any) -> None:
-            self.reach()
+            if not self.unchanged:
+                self.reach()
             function(*args, **kwargs)
             self.reach()
 

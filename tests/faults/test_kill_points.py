@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HARNESS = Path(__file__).with_name("harness.py")
-SHARDS = 3
+SHARDS = 2
 
 pytestmark = pytest.mark.faults
 

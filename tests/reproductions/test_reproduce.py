@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import threading
 from pathlib import Path
 
 import pytest
-from processes import wait_for, workers_of
+from processes import on_terminal, wait_for, workers_of
 from reduced import REDUCED, STORED, measured
 
 from normstudy.cli import main
@@ -132,19 +127,13 @@ def test_a_killed_worker_is_one_line_and_exit_code_1(
 
 
 @pytest.mark.parametrize(("lines", "columns"), [(0, 0), (30, 110)])
-def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path: Path, lines: int, columns: int) -> None:
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-    code = "from normstudy.reproductions import run\nwith run._bar(4.0) as bar:\n for _ in range(4): bar.update(1.0)"
-    with subprocess.Popen([sys.executable, "-c", code], stderr=slave) as running:
-        os.close(slave)
-        seen = b""
-        with contextlib.suppress(OSError):  # a terminal whose other end has closed
-            while part := os.read(master, 4096):
-                seen += part
-        os.close(master)
-    assert running.returncode == 0
-    assert re.search(r"measuring: 100%\|.*\| 00:00 elapsed, 00:00 left", seen.decode())
+def test_a_terminal_sees_a_bar_with_the_time_left(monkeypatch: pytest.MonkeyPatch, lines: int, columns: int) -> None:
+    with on_terminal(lines, columns) as read, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", read.stream)
+        with run._bar(4.0) as bar:
+            for _ in range(4):
+                bar.update(1.0)
+    assert re.search(r"measuring: 100%\|.*\| 00:00 elapsed, 00:00 left", read.seen)
 
 
 # ---- the command line -------------------------------------------------------------------------------------
