@@ -269,10 +269,10 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "other rows are kept",
             "--out DIR": "folder for tables and figure; default: results/bench/quick (with --full: results/bench)",
             "--format table|markdown": "default: table",
-            "--show": "print the tables stored in the folder --out, and draw their figure again, without measuring; "
-            "here the default of --out is results/bench (with --quick: results/bench/quick)",
+            "--show": "measure nothing: print the tables stored in the --out folder and draw their figure again; with "
+            "--show, the default of --out is results/bench (with --quick: results/bench/quick)",
         },
-        "Rows, the parts of the benchmark (in the table, a run-step is one step of one run):",
+        "The benchmark consists of these rows (a run-step is one step of one run):",
         {
             "a": "training speed against plain loops that record nothing",
             "b": "how much recording gradient norms slows training",

@@ -77,7 +77,7 @@ def draw_seed_lines(
     smooth: apply `last_tenth` to the mean.
     """
     mean = seed_mean(table, runs, log=log)
-    alpha = 0.4 if look.facet is None else 0.25  # paler in small panels, where seeds would hide their mean
+    alpha = 0.4 if look.facet is None else 0.25  # lines of seeds are paler in small panels, to show the mean
     for hue, dash, seeds in look.arms(table):
         color, pattern = look.colors[hue], look.dashes[dash]
         for run_id, run in seeds.groupby("run_id", observed=True):

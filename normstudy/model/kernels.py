@@ -56,7 +56,7 @@ def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outpu
 
 
 def _slices(like: Tensor) -> Iterator[slice]:
-    """Yield slices of the leading run axis, each of at most AT_ONCE elements but at least one run."""
+    """Yield slices of runs, the first axis. A slice has at most AT_ONCE numbers, or one run if a run has more."""
     runs = max(1, AT_ONCE // max(1, like[0].numel()))
     return (slice(low, low + runs) for low in range(0, len(like), runs))
 

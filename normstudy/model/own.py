@@ -125,7 +125,7 @@ def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
     for name, path in files.items():
         theirs = getattr(sys.modules.get(name), "__file__", path)
         if theirs is None or not os.path.exists(theirs) or not os.path.samefile(theirs, path):
-            raise ConfigError(f"{spec}: import {name} loads {theirs} instead of your {shown(path)}: rename your file")
+            raise ConfigError(f"{spec}: Python imports {theirs} instead of your {shown(path)}: rename your file")
     for name in sorted(set(sys.modules) - before - set(files)):
         if _is_users_import(sys.modules[name]) and getattr(sys.modules[name], "__file__", None):
             raise ConfigError(

@@ -102,7 +102,7 @@ def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
 
 
 def cost(job: Job) -> float:
-    """Estimate a job's time. The unit is the time of a forward pass of one model through one block."""
+    """Estimate a job's time. The unit is the time that one block of one model takes in a forward pass."""
     return COST[job.kind] * job.depth * len(job.seeds)
 
 

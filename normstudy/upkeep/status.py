@@ -53,7 +53,7 @@ class Jobs:
     array: Array
     counts: ask.Counts | None  # None if Slurm does not answer
     why: str = ""  # why Slurm does not answer
-    looks: int = 0  # how many of Slurm's latest answers in a row said that no job is left
+    looks: int = 0  # number of consecutive answers of Slurm, up to the latest, that no job is left
 
     @property
     def over(self) -> bool:

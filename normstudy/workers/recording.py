@@ -183,7 +183,7 @@ def begin_all(
 def begin(
     study_dir: Path, row: Row, before: Row | None, layout: Layout, window_size: int
 ) -> tuple[Running, ResumePoint | None]:
-    """Prepare a run. Return the run, and the state in which the run resumes, or None to start at step 0.
+    """Prepare a run. Return the run and its saved state. The state is None if the run starts at step 0.
 
     row: the run's new row in the table `runs`; before: the row that the table has now, or None. If a COMPUTED_BY column
     has changed, the run could get different bits now, so the files with the run's steps are removed. On a GPU these

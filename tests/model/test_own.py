@@ -122,7 +122,7 @@ NOT_FOUND: list[tuple[dict[str, str], str, list[str]]] = [
     ({"blocks.py": "f = '\0'\n"}, "blocks:f", ["blocks.py", "null bytes"]),
     ({"blocks.py": "f = '\udcff'\n"}, "blocks:f", ["blocks.py", "SyntaxError"]),
     ({"queue.py": PRE}, "queue:f", ["queue is a module of Python itself", "another name"]),
-    ({"torch/__init__.py": PRE}, "torch:f", ["import torch loads ", "rename your file"]),
+    ({"torch/__init__.py": PRE}, "torch:f", ["Python imports ", "rename your file"]),
 ]
 
 
