@@ -1,4 +1,4 @@
-"""Summarize stored samples in a plain or Markdown table, with each goal's median, range over rounds, and verdict."""
+"""Summarize stored samples in a plain or Markdown table: the median and range of each measured value, and its verdict."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         "normstudy compare STUDY --by COLUMN: compare the runs of a study that differ only in COLUMN, seed by seed.",
         {
             "--by COLUMN": "any config column with several values, such as warmup_steps, placement or norm",
-            "--baseline VALUE": "value with which each other value is compared; default: null if COLUMN contains "
+            "--baseline VALUE": "value that all other values are compared with; default: null if COLUMN contains "
             "null, otherwise its smallest number or its alphabetically first text",
             **WHERE,
             "--format table|csv|json|markdown": "default: table",

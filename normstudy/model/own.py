@@ -63,7 +63,7 @@ class _Finder(MetaPathFinder):
     def add(self, root: Path) -> None:
         """Let imports search `root` before installed modules. Add `root` to sys.path, which child processes inherit."""
         if str(root) not in sys.path:
-            if self.appended is not None:  # an earlier working directory, no longer to be searched
+            if self.appended is not None:  # remove the earlier working directory
                 sys.path.remove(str(self.appended))
                 self.roots.remove(self.appended)
             sys.path.append(str(root))

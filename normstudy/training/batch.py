@@ -187,9 +187,9 @@ def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRun
 def _events(
     results: Iterable[tuple[int, bool, Inputs, Measured]], alive: list[int], val_loss: Array | None, *, probing: bool
 ) -> Generator[Record | End, None, blocks.Ints]:
-    """Yield a Record for each of several steps, and an End for each run that becomes non-finite.
+    """Yield a Record for each step in `results`, and an End for each run that becomes non-finite.
 
-    `alive` lists the runs that the batch still trains. Return which of them are still finite, as indices into `alive`.
+    `alive` lists the runs that the batch still trains. At the end, return the indices in `alive` of the finite runs.
 
     results: (step, probed, inputs, measured) per step. val_loss: the validation losses before the first step, if any.
     """
