@@ -1,4 +1,4 @@
-"""Summarize stored samples in a plain or Markdown table: the median and range of each measured value, and its verdict."""
+"""Summarize stored samples in a plain or Markdown table: the median, range and verdict of each measured value."""
 
 from __future__ import annotations
 

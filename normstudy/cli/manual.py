@@ -80,7 +80,7 @@ HELP: tuple[Block, ...] = (
 
 KEYS: dict[str, str] = {
     "experiment=": "smoke, quickstart, warmup, depth, peak_lr, rmsnorm, placements, or your own (see --config-dir)",
-    "model=": "default, tiny, vaswani, gpt2, llama, olmo2, gemma2, deepnet: presets for the model.* keys",
+    "model=": "presets for the model.* keys: default, tiny, vaswani, gpt2, llama, olmo2, gemma2, deepnet",
     "model.placement=": "pre, post, peri, reordered, sub, deepnorm, admin, lns, mix, b2t, residual, hybrid, rezero, "
     "none, or your own as my_module:my_block",
     "model.norm=": "auto, layernorm, rmsnorm, dyt, none, or your own as my_module:my_norm",

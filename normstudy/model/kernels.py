@@ -234,8 +234,8 @@ class _CrossEntropy(Function):
     """Compute the mean cross-entropy (R,) of logits (R, N, V) and targets (R, N) on a CPU, with the same bits as torch.
 
     torch's backward pass allocates an array of zeros as large as the logits, and then a full copy, in which it sets one
-    number per token. This class allocates zeros for one slice of runs only, and reuses them for every slice. A slice of zeros is
-    small enough to stay in the cache.
+    number per token. This class allocates zeros for one slice of runs only, and reuses them for every slice. A slice of
+    zeros is small enough to stay in the cache.
     """
 
     @staticmethod

@@ -1,8 +1,9 @@
 """Compute learning rates, and update a batch of runs in place. Updates are those of torch.optim's optimizers.
 
 All parameters of a batch form one matrix (runs, width) (layout.py). Optimizer settings may differ between runs, so the
-`coefficients` of a step are tensors (runs, 1), which are computed on the host before the step. An update replaces the
-gradients by the amounts subtracted from the parameters, decoupled weight decay included.
+`coefficients` of a step are tensors (runs, 1), which are computed on the host before the step. An update subtracts
+an amount from each parameter, and overwrites the parameter's gradient with that amount, which includes decoupled weight
+decay.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def test_its_words_on_cost_and_speed_have_the_numbers_of_the_benchmark() -> None
     phrases = [
         f"grows as n^{number(*medians('e', last, attention))} and a norm's as n^{number(*medians('e', last, norm))}",
         f"exponents are {number(*medians('e', slope, attention))} and {number(*medians('e', slope, norm))}",
-        f"{number(min(equal))} to {number(max(equal))} times as fast as two plain training loops (one on each core) that record",
+        f"{number(min(equal))} to {number(max(equal))} times as fast as two plain training loops (one on each core)",
         f"{number(min(cores))} to {number(max(cores))} times as fast as two loops, one on each core",
         f"{number(min(threads))} to {number(max(threads))} times as fast as a single loop",
         f"an {stored['cpu'].iloc[0]} with {stored['cpu_capability'].iloc[0]}",
