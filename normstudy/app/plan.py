@@ -76,8 +76,8 @@ class Composition:
         # These keys are rebuilt for every run: top-level values, such as data_seed, and sections that contain an
         # interpolation. An interpolation may refer to any value, so its result may change with every run.
         self.rebuilt = {str(k) for k, v in plain.items() if not isinstance(v, dict) or _interpolates(v)}
-        # To save a third of the planning time, ${seed} is not resolved. If data_seed is ${seed}, it is set to None, which
-        # RunConfig takes to mean the run's seed.
+        # To save a third of the planning time, ${seed} is not resolved. If data_seed is ${seed}, it is set to None.
+        # RunConfig takes None to mean the run's seed.
         self.one_seed = plain.get("data_seed") == "${seed}"
 
     def set(self, override: Override) -> None:
