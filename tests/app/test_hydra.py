@@ -484,7 +484,6 @@ def test_dry_run_trains_nothing_where_nothing_is_ours(
     assert not (tmp_path / "results/scratch/tables").exists()
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_run_names_the_axes_that_it_does_not_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:

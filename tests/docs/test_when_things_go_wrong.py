@@ -57,12 +57,11 @@ HELD_BY = {
         "test_hydra.py::test_flags_say_whether_failed_runs_are_tried_again",
     ),
     "A full disk, a read-only disk, or a limit on the size of files stops the sweep with one line and exit code 2.": (
-        "test_storage.py::test_a_full_disk_stops_the_sweep_and_room_lets_it_go_on",
-        "test_storage.py::test_a_disk_that_becomes_read_only",
+        "test_storage.py::test_a_full_and_a_read_only_disk_stop_the_sweep_and_room_lets_it_go_on",
         "test_storage.py::test_a_limit_on_the_size_of_files",
     ),
     "Once files can be written again, the same command resumes it.": (
-        "test_storage.py::test_a_full_disk_stops_the_sweep_and_room_lets_it_go_on",
+        "test_storage.py::test_a_full_and_a_read_only_disk_stop_the_sweep_and_room_lets_it_go_on",
     ),
     "A checkpoint that is damaged, or that comes from another version of torch, CPU or BLAS, is set aside with one "
     "line, and its run starts from step 0.": (

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 from processes import finish
 
+AT_ONCE = ["execution.workers=2", "execution.runs_per_batch=8", "execution.checkpoint_seconds=1000"]
+
 
 @pytest.fixture(scope="module")
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Path:
     """The study that the module's WORDS make when nothing happens. All processes of a test session share it."""
-    shared = tmp_path_factory.getbasetemp().parent / f"undisturbed-{testrun_uid}-{request.module.__name__}"
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    shared = base / f"undisturbed-{testrun_uid}-{request.module.__name__}"
     shared.mkdir(exist_ok=True)
     with open(shared / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "trained").exists():
-            done = finish(request.module.WORDS, shared)
+            shutil.rmtree(shared / "results", ignore_errors=True)  # of a process that failed
+            done = finish([*request.module.WORDS, *AT_ONCE], shared)
             assert done.returncode == 0, done.stderr
             (shared / "trained").touch()
     return shared / "results" / "long"

@@ -19,7 +19,7 @@ from normstudy.study import checkpoints, schema, tables
 
 SEED = 7
 KEPT = Path(__file__).parents[2] / "results" / "robustness" / "kills.parquet"
-WORDS = [*SWEEP, "seed=range(0,6)", "schedule.n_steps=600", "execution.checkpoint_seconds=0.1"]
+WORDS = [*SWEEP, "seed=range(0,6)", "schedule.n_steps=450", "execution.checkpoint_seconds=0.1"]
 MOMENTS = 0.05, 0.6  # after a run was saved, of the time that the undisturbed sweep trains: runs finish between kills
 
 
@@ -54,7 +54,8 @@ def kill_at_random(words: list[str], cwd: Path, rng: random.Random, training: fl
         check_said(running.communicate()[1])
         assert running.returncode == 0
         return None
-    victim, seconds = rng.choice([running.pid, *workers]), time.monotonic() - clock
+    victim = running.pid if not workers or rng.random() < 0.5 else rng.choice(workers)
+    seconds = time.monotonic() - clock
     os.kill(victim, signal.SIGKILL)
     if victim == running.pid:
         check_said(running.communicate()[1])

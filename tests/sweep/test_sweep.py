@@ -191,7 +191,6 @@ def test_a_text_that_changes_under_a_sweep_fails_its_runs_and_no_others(tmp_path
     assert again.ids[0] != runs.loc["file", "run_id"]  # another text is another run
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     configs = [tiny(tmp_path, seed=s, warmup_steps=w) for s in (0, 1) for w in (0, 4)]
     execute.execute(planning.plan(configs), REQUEST)
@@ -225,7 +224,6 @@ def test_a_plan_that_is_no_longer_true_doubles_nothing(tmp_path: Path) -> None:
         execute.execute(stale, REQUEST)
 
 
-@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("axis", ["seeds", "texts"])
 def test_a_sweep_without_a_comparison_ends_well(tmp_path: Path, axis: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Seeds alone give no comparison, and losses on different texts are not comparable."""
@@ -321,16 +319,17 @@ def terminal(lines: int, columns: int) -> Iterator[tuple[int, Callable[[], list[
             while part := os.read(master, 4096):
                 seen.extend(part)
 
-    looking = threading.Thread(target=look)
+    looking = threading.Thread(target=look, daemon=True)
 
     def bars() -> list[str]:
         looking.join()
         return [line for line in seen.decode().split("\r") if "%|" in line]
 
     looking.start()
-    yield slave, bars
-    looking.join()
-    os.close(master)
+    try:
+        yield slave, bars
+    finally:
+        os.close(master)
 
 
 def assert_one_bar(bars: list[str], run_steps: int) -> None:
@@ -374,7 +373,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
                 assert min(counts) >= rows[table], f"rows of {table} went back"
                 rows[table] = max(counts)
             polls += 1
-            time.sleep(0.2)
+            time.sleep(0.05)
         out, _ = running.communicate()
         assert running.returncode == 0, bars()
         assert "outcomes: 4" in out

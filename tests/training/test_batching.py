@@ -143,7 +143,7 @@ def test_any_number_of_runs_per_batch_gives_the_same_bits() -> None:
     assert CPU_RUNS[1] == 32
     alone = numbers([small(0, n_steps=2)])[0]
     assert np.isfinite(alone[0]).all()
-    for n in (*range(2, 18), 24, 25, 31, 32):
+    for n in (*range(2, 25), 31, 32):
         seeds = list(range(1, n))
         seeds.insert(n // 2, 0)
         assert same(numbers([small(s, n_steps=2) for s in seeds])[0], alone), n

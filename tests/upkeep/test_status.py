@@ -546,7 +546,7 @@ def test_a_terminal_is_redrawn_in_place_until_ctrl_c(stopped: Path) -> None:
 LIVE_STEPS = 240
 LIVE = [
     *SWEEP, "seed=range(0,2)", f"schedule.n_steps={LIVE_STEPS}", "execution.workers=1", "execution.runs_per_batch=1",
-    "execution.checkpoint_seconds=0.2",
+    "execution.checkpoint_seconds=0.05",
 ]  # fmt: skip
 
 
@@ -568,10 +568,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Live:
     running = start(LIVE, cwd)
     wait_for(lambda: list((study / "sweeps").glob("*.parquet")))
     looker, looks = status.Looker(study), list[status.Status]()
-    while not looks or looks[-1].steps_done < 100:
+    while not looks or looks[-1].steps_done < 20:
         assert running.poll() is None
-        looks.append(looker.look())
         time.sleep(0.05)
+        looks.append(looker.look())
     os.killpg(running.pid, signal.SIGINT)
     _, error = running.communicate(timeout=20)
     return Live(cwd, looks, running.returncode, error, looker.look())
@@ -615,7 +615,10 @@ def test_watching_in_a_pipe_ends_with_the_sweep(live: Live) -> None:
     assert {c for c in out if not c.isprintable()} == {"\n"}
     blocks = out.removesuffix("\n").split("\n\n")
     assert len(blocks) > 2
-    assert blocks[-1].startswith("results/long: 2 runs, all 2 finished\nrun-steps: 480 of 480, 100 %\noutcomes: ")
+    steps = 2 * LIVE_STEPS
+    assert blocks[-1].startswith(
+        f"results/long: 2 runs, all 2 finished\nrun-steps: {steps} of {steps}, 100 %\noutcomes: "
+    )
     assert any("held by `normstudy sweep" in block for block in blocks)
     done = [int(block.splitlines()[1].split()[1].replace(",", "")) for block in blocks]
     assert done == sorted(done)
