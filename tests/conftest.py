@@ -38,3 +38,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps of this process draw no figures, which take most of a short sweep's time."""
     monkeypatch.setattr("normstudy.sweep.run.draw", lambda study_dir: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest tests first: as the last ones they would leave the other processes without work."""
+    items.sort(key=lambda item: "test_random_kills.py" not in item.nodeid)

@@ -445,7 +445,8 @@ def test_a_stopped_sweep_of_joblib_goes_on_with_our_launcher(tmp_path: Path) -> 
     assert running.returncode == 130, err
     stopped = [run_id for run_id, status in store.statuses(study).items() if status != "done"]
     assert stopped  # one of the two may have been through
-    assert sorted(path.name for path in (study / checkpoints.FOLDER).iterdir()) == sorted(stopped)
+    saved = {path.name for path in (study / checkpoints.FOLDER).glob("*")}
+    assert saved <= set(stopped)  # joblib may kill a process before its run is saved: that run starts from its windows
     again = finish(words, tmp_path / "stopped")
     assert again.returncode == 0, again.stderr
     assert_same_tables(tmp_path / "whole" / "results" / "long", study)

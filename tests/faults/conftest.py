@@ -8,10 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from processes import finish
-
-AT_ONCE = ["execution.workers=2", "execution.runs_per_batch=8", "execution.checkpoint_seconds=1000"]
-
+from processes import AT_ONCE, finish
 
 @pytest.fixture(scope="module")
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from processes import SWEEP, finish, start, wait_for
+from processes import AT_ONCE, SWEEP, finish, start, wait_for
 from studies import assert_same_tables, never, task_of, tiny
 
 from normstudy.errors import StorageError
@@ -61,7 +61,7 @@ def test_a_full_and_a_read_only_disk_stop_the_sweep_and_room_lets_it_go_on(undis
     assert done.stderr.count("\n") == 1
     assert "Read-only file system" in done.stderr
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    again = finish(WORDS, small_disk)
+    again = finish([*WORDS, *AT_ONCE], small_disk)
     assert again.returncode == 0, again.stderr
     assert_same_tables(undisturbed, small_disk / "results" / "long")
 
@@ -73,7 +73,7 @@ def test_a_limit_on_the_size_of_files(undisturbed: Path, tmp_path: Path) -> None
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].endswith(f"File too large. {LINE.format('raise ulimit -f')}")
     check_intact(tmp_path / "results" / "long")
-    assert finish(WORDS, tmp_path).returncode == 0
+    assert finish([*WORDS, *AT_ONCE], tmp_path).returncode == 0
     assert_same_tables(undisturbed, tmp_path / "results" / "long")
 
 
