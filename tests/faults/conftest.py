@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from processes import AT_ONCE, finish
 
+
 @pytest.fixture(scope="module")
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Path:
     """The study that the module's WORDS make when nothing happens. All processes of a test session share it."""
