@@ -1,8 +1,10 @@
-"""Define the errors that the user sees as one line, and the spelling hint at the end of some of these lines."""
+"""Define what commands show on standard error: one-line errors, spelling hints, and how wide progress bars are."""
 
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 import typing
 
 
@@ -19,3 +21,21 @@ def nearest(word: str, names: typing.Iterable[str], aliases: typing.Mapping[str,
     folded = {n.lower(): n for n in names} | (dict(aliases) if aliases else {})
     close = difflib.get_close_matches(word.strip().lower(), list(folded), n=1, cutoff=0.6)
     return f" Did you mean {folded[close[0]]}?" if close else ""
+
+
+class BarOptions(typing.TypedDict):
+    """Declare the types of the tqdm arguments that depend on the terminal."""
+
+    ncols: int | None
+    nrows: int | None
+    dynamic_ncols: bool
+    disable: bool
+
+
+def bar_options() -> BarOptions:
+    """Return arguments for tqdm that show a progress bar on a terminal and no bar elsewhere."""
+    terminal = sys.stderr.isatty()
+    # A pseudo-terminal may report 0 columns or 0 lines. tqdm would then print nothing.
+    unsized = terminal and 0 in os.get_terminal_size(sys.stderr.fileno())
+    width, height = (80, 24) if unsized else (None, None)
+    return {"ncols": width, "nrows": height, "dynamic_ncols": not unsized, "disable": not terminal}

@@ -36,8 +36,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps of this process draw no figures, which take most of a short sweep's time."""
-    monkeypatch.setattr("normstudy.sweep.run.draw", lambda study_dir: None)
+    from studies import draw_no_figures  # it imports NumPy
+
+    draw_no_figures(monkeypatch)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -106,16 +107,22 @@ def is_gone(pid: int) -> bool:
 
 @contextlib.contextmanager
 def on_terminal(lines: int, columns: int) -> Iterator[SimpleNamespace]:
-    """A terminal: `stream` to write on, as a standard stream of this process; at the end, `seen` is what it got."""
+    """A terminal: `stream` is for standard error, of this process or of a child; at the end, `seen` is what it got."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-    seen = b""
+    seen = bytearray()
+
+    def look() -> None:
+        with contextlib.suppress(OSError):  # a terminal whose other end has closed
+            while part := os.read(master, 4096):
+                seen.extend(part)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
     with open(slave, "w") as stream:
         terminal = SimpleNamespace(stream=stream)
         yield terminal
-    with contextlib.suppress(OSError):  # a terminal whose other end has closed
-        while part := os.read(master, 4096):
-            seen += part
+    looking.join()
     os.close(master)
     terminal.seen = seen.decode()
 

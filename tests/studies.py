@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from normstudy.config import (
     DataConfig,
@@ -59,6 +60,11 @@ def tiny(
         eval=EvalConfig(every=5, windows=8),
         execution=ExecutionConfig(device="cpu", workers=workers, runs_per_batch=runs_per_batch),
     )
+
+
+def draw_no_figures(patch: pytest.MonkeyPatch) -> None:
+    """Sweeps of this process draw no figures, which take most of a short sweep's time."""
+    patch.setattr("normstudy.sweep.run.draw", lambda study_dir: None)
 
 
 def series_bytes(study_dir: Path) -> dict[str, bytes]:

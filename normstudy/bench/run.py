@@ -12,10 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from normstudy import terminal
 from normstudy.bench import figure, summary, tables
 from normstudy.bench.rows import ROWS, Sample, Scope, check_rows, load
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, bar_options
 from normstudy.study import paths
 from normstudy.study import tables as store
 from normstudy.workers.progress import duration
@@ -37,7 +36,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
     chosen = [row for row in chosen if ROWS[row].device == device]
     if not chosen:
         return ""
-    with contextlib.ExitStack() as stack, tqdm(chosen, unit="row", **terminal.fit()) as bar:
+    with contextlib.ExitStack() as stack, tqdm(chosen, unit="row", **bar_options()) as bar:
         # SIGTERM must act like Ctrl-C, which ends child processes and removes the temporary folder.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         for row in bar:

@@ -22,8 +22,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from normstudy import terminal
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, bar_options
 
 
 @dataclass(frozen=True)
@@ -190,4 +189,4 @@ def _bar(name: str, url: str, start: int, total: int | None) -> tqdm[NoReturn]:
     """Make a progress bar, which appears only on a terminal. Elsewhere, print one line with the URL instead."""
     if not sys.stderr.isatty():
         print(f"downloading {url}", file=sys.stderr, flush=True)
-    return tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True, **terminal.fit())
+    return tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True, **bar_options())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from tqdm import tqdm
 
-from normstudy import terminal
+from normstudy.errors import bar_options
 from normstudy.exports.source import Source
 from normstudy.study import schema
 
@@ -60,7 +60,7 @@ def runs_of(source: Source, what: str) -> Iterator[ExportedRun]:
     series = zip(*(source.rows(table) for table in schema.SERIES), strict=True)
     rows = (row for batch in source.runs.to_batches(1) for row in batch.to_pylist())
     runs = zip(source.run_ids, rows, series, strict=True)
-    for run_id, row, of_run in tqdm(runs, total=len(source.run_ids), unit="run", desc=what, **terminal.fit()):
+    for run_id, row, of_run in tqdm(runs, total=len(source.run_ids), unit="run", desc=what, **bar_options()):
         yield ExportedRun(run_id, row, by_step(*of_run))
 
 

@@ -14,9 +14,8 @@ import matplotlib
 import pandas as pd
 from tqdm import tqdm
 
-from normstudy import terminal
 from normstudy.analysis.grid import count_text, markdown_table, plain_table
-from normstudy.errors import ConfigError, nearest
+from normstudy.errors import ConfigError, bar_options, nearest
 from normstudy.figures import style
 from normstudy.reproductions import tables, workers
 from normstudy.reproductions.entry import Job, Need, Reading, Sizes, Variant
@@ -135,7 +134,7 @@ def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.Dat
 
 def _bar(total: float) -> tqdm[typing.NoReturn]:
     form = "{l_bar}{bar}| {elapsed} elapsed, {remaining} left"
-    return tqdm(total=total, desc="measuring", bar_format=form, **terminal.fit())
+    return tqdm(total=total, desc="measuring", bar_format=form, **bar_options())
 
 
 def draw(name: str, out: Path, findings: list[Finding]) -> None:

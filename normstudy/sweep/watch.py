@@ -9,8 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from normstudy import terminal
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, bar_options
 from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
 from normstudy.upkeep import status
@@ -41,7 +40,7 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
     looker, pause, asked = status.Looker(study_dir), PAUSE_SECONDS[0], ""
     seen, said = _status_of(looker), time.monotonic()
     first, total = (seen.steps_done, seen.steps_planned) if seen else (0, None)
-    with Stop() as stop, tqdm(total=total, initial=first, unit="step", unit_scale=True, **terminal.fit()) as bar:
+    with Stop() as stop, tqdm(total=total, initial=first, unit="step", unit_scale=True, **bar_options()) as bar:
         while True:
             jobs = looker.jobs()
             if jobs is None or jobs.array != array:  # another command has removed or replaced the record

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from normstudy import terminal
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, bar_options
 from normstudy.study import tables
 from normstudy.workers import pool
 from normstudy.workers.heartbeat import seconds_left
@@ -40,7 +39,7 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
     with (
         # Closing the generator ends the workers, even after an exception.
         contextlib.closing(pool.run(tasks, workers, inherited=held, stop=stop, max_tries=max_tries)) as messages,
-        tqdm(total=run_steps, unit="step", unit_scale=True, **terminal.fit()) as bar,
+        tqdm(total=run_steps, unit="step", unit_scale=True, **bar_options()) as bar,
     ):
 
         def show_outcomes() -> None:

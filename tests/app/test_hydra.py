@@ -26,7 +26,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from processes import SWEEP, finish, start, wait_for
-from studies import assert_same_tables
+from studies import assert_same_tables, draw_no_figures
 
 from normstudy import config
 from normstudy.app import errors, jobs, plan
@@ -391,7 +391,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str,
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("ours")
         patch.chdir(root)
-        patch.setattr("normstudy.sweep.run.draw", lambda study_dir: None)
+        draw_no_figures(patch)
         return root, *trained()
 
 

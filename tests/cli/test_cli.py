@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from studies import draw_no_figures
 
 from normstudy.app import compose, errors
 from normstudy.cli import arguments, manual
@@ -36,7 +37,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs that differ in their warmup."""
     root = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("normstudy.sweep.run.draw", lambda study_dir: None)  # without figures
+        draw_no_figures(patch)
         assert cli.main(["sweep", *TINY, "schedule.warmup_steps=0,2", f"results_dir={root}", "study=cli"]) == 0
     return root / "cli"
 

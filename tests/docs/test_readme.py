@@ -104,6 +104,8 @@ def test_its_words_on_cost_and_speed_have_the_numbers_of_the_benchmark() -> None
     slope, last = "over all sizes", "between the two largest"
     attention, norm = "attention vs seq_len", "norm vs seq_len"
     threads, cores = medians("a", "a1 run-steps"), medians("a", "a2 run-steps")
+    avx2 = tables.read(bench, ["a"])
+    slow = [r.median for r in summary.results(avx2) if "a2 run-steps" in r.goal.title]
     equal = medians("i", "one plain loop per core that records the same")
     number = three_digits
     phrases = [
@@ -113,6 +115,8 @@ def test_its_words_on_cost_and_speed_have_the_numbers_of_the_benchmark() -> None
         f"{number(min(cores))} to {number(max(cores))} times as fast as two loops, one on each core",
         f"{number(min(threads))} to {number(max(threads))} times as fast as a single loop",
         f"an {stored['cpu'].iloc[0]} with {stored['cpu_capability'].iloc[0]}",
+        f"an {avx2['cpu'].iloc[0]} with {avx2['cpu_capability'].iloc[0]} only",
+        f"{number(min(slow))} to {number(max(slow))} times as fast as two loops that record nothing",
     ]
     assert missing(README, phrases) == []
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
-import termios
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,7 +18,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from numerics import NUMERICS_ENV
-from processes import finish, is_gone, start, wait_for, workers_of
+from processes import finish, is_gone, on_terminal, start, wait_for, workers_of
 from studies import REQUEST, assert_same_tables, reproduced_runs, tiny
 
 from normstudy.analysis.outcomes import outcomes
@@ -307,32 +301,8 @@ def twice(read: Callable[[], int]) -> int:
         return read()
 
 
-@contextlib.contextmanager
-def terminal(lines: int, columns: int) -> Iterator[tuple[int, Callable[[], list[str]]]]:
-    """A terminal of a size to write to, and a function that waits for its end and returns the bars that it saw."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-    seen = bytearray()
-
-    def look() -> None:
-        with contextlib.suppress(OSError):  # a terminal whose other end has closed
-            while part := os.read(master, 4096):
-                seen.extend(part)
-
-    looking = threading.Thread(target=look, daemon=True)
-
-    def bars() -> list[str]:
-        looking.join()
-        return [line for line in seen.decode().split("\r") if "%|" in line]
-
-    looking.start()
-    try:
-        yield slave, bars
-    finally:
-        os.close(master)
-
-
-def assert_one_bar(bars: list[str], run_steps: int) -> None:
+def assert_one_bar(seen: str, run_steps: int) -> None:
+    bars = [line for line in seen.split("\r") if "%|" in line]
     assert len(bars) >= 2
     assert re.search(rf"100%\|.*{run_steps}/{run_steps} \[.*<00:00, .*step/s, 4 \w+\]", bars[-1])
     assert any(re.search(r", 2 \w+\]", line) for line in bars)
@@ -344,7 +314,7 @@ class Watched:
 
     study: Path
     pid: int
-    bars: list[str]
+    seen: str  # on the terminal
     second: subprocess.CompletedProcess[str]
 
 
@@ -355,9 +325,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     words = [*LONG, "execution.workers=1", "execution.runs_per_batch=2"]
     folder = cwd / "results" / "long" / "tables"
     polls, rows = 0, dict.fromkeys(schema.TABLES, 0)
-    with terminal(30, 110) as (slave, bars):
-        running = start(words, cwd, stderr=slave)
-        os.close(slave)
+    with on_terminal(30, 110) as terminal:
+        running = start(words, cwd, stderr=terminal.stream)
         wait_for(lambda: len(workers_of(running.pid)) == 1)
         os.killpg(running.pid, signal.SIGSTOP)
         try:
@@ -375,26 +344,25 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
             polls += 1
             time.sleep(0.05)
         out, _ = running.communicate()
-        assert running.returncode == 0, bars()
-        assert "outcomes: 4" in out
-        assert polls > 3
-        assert rows["steps"] > 0
-        return Watched(cwd / "results" / "long", running.pid, bars(), second)
+    assert running.returncode == 0, terminal.seen
+    assert "outcomes: 4" in out
+    assert polls > 3
+    assert rows["steps"] > 0
+    return Watched(cwd / "results" / "long", running.pid, terminal.seen, second)
 
 
 def test_a_terminal_sees_one_bar_with_time_left_and_outcomes(watched: Watched) -> None:
-    assert_one_bar(watched.bars, 960)
+    assert_one_bar(watched.seen, 960)
 
 
 def test_a_terminal_that_reports_no_size_sees_one_bar_too(tmp_path: Path) -> None:
     """0 lines and columns, as a pseudo-terminal without a size does."""
     words = [*LONG, "schedule.n_steps=30", "study=bar", "execution.workers=1", "execution.runs_per_batch=2"]
-    with terminal(0, 0) as (slave, bars):
-        running = start(words, tmp_path, stderr=slave)
-        os.close(slave)
+    with on_terminal(0, 0) as terminal:
+        running = start(words, tmp_path, stderr=terminal.stream)
         running.communicate()
-        assert running.returncode == 0
-        assert_one_bar(bars(), 120)
+    assert running.returncode == 0
+    assert_one_bar(terminal.seen, 120)
 
 
 def test_the_second_sweep_on_a_study_is_told_who_holds_it(watched: Watched) -> None:
