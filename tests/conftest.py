@@ -43,4 +43,5 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest tests first: as the last ones they would leave the other processes without work."""
-    items.sort(key=lambda item: "test_random_kills.py" not in item.nodeid)
+    longest = ["test_random_kills.py", "test_kill_points.py"]
+    items.sort(key=lambda item: item.path.name not in longest)

@@ -50,7 +50,7 @@ from normstudy.sweep import planning
 from normstudy.upkeep import compact
 from normstudy.workers import pool, recording, worker
 
-WINDOW, N_STEPS, RUNS = 3, 4, 2
+WINDOW, N_STEPS, RUNS = 2, 3, 2
 MOST_CALLS = 4  # of one sweep: one that was killed, and what may follow
 
 

@@ -13,7 +13,7 @@ from studies import assert_same_tables
 
 pytestmark = pytest.mark.faults
 
-WORDS = ["run", *SWEEP[1:], "schedule.n_steps=1000", "execution.checkpoint_seconds=0.2"]
+WORDS = ["run", *SWEEP[1:], "schedule.n_steps=500", "execution.checkpoint_seconds=0.2"]
 
 
 def both(cwd: Path) -> tuple[subprocess.Popen[str], list[int], subprocess.Popen[str]]:

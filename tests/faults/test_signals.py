@@ -17,7 +17,7 @@ from normstudy.study import checkpoints as saved
 from normstudy.study import tables
 
 WORDS = [
-    *SWEEP, "seed=range(0,4)", "schedule.n_steps=1000", "execution.workers=2", "execution.checkpoint_seconds=1000",
+    *SWEEP, "seed=range(0,4)", "schedule.n_steps=600", "execution.workers=2", "execution.checkpoint_seconds=1000",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.faults

@@ -17,7 +17,7 @@ from normstudy.errors import StorageError
 from normstudy.study import checkpoints, files, records, schema, tables
 from normstudy.workers import worker
 
-SEEDS = 8
+SEEDS = 6
 WORDS = [
     *SWEEP, f"seed=range(0,{SEEDS})", "schedule.n_steps=220", "execution.workers=2", "execution.runs_per_batch=1",
     "execution.checkpoint_seconds=0.05",
@@ -29,10 +29,10 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 kB."""
+    """A file system of 380 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=380k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"mounting is not allowed here: {mounted.stderr.decode().strip()}")
     yield disk
