@@ -43,6 +43,7 @@ OUTCOME_MARKERS = {
     "stuck": "v",
     "collapsed": "D",
     "diverged": "X",
+    "unjudged": "*",
 }
 
 SEQUENTIAL = "cividis"  # colormap of heat maps, with increasing lightness, designed for color-blind readers
@@ -97,6 +98,11 @@ def save(fig: Figure, path: Path, fmt: str) -> None:
         "svg": {"Date": None, "Creator": None},
         "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
     }
+    if fmt == "png" and (engine := fig.get_layout_engine()) is not None:
+        # With a layout engine, savefig draws everything once more only to have the layout computed.
+        fig.set_dpi(matplotlib.rcParams["savefig.dpi"])
+        engine.execute(fig)
+        fig.set_layout_engine("none")
     sink = io.BytesIO()
     fig.savefig(sink, format=fmt, metadata=metadata[fmt])
     path.write_bytes(sink.getvalue())

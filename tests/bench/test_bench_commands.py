@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -85,13 +86,19 @@ def test_a_dry_run_prints_an_estimate(tmp_path: Path) -> None:
 
 @pytest.mark.bench
 def test_row_d_measures_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None imports torch, which takes a second. The study that row d sweeps for them gets no figures here."""
-    timed, said = commands.timed, []
+    """None imports torch, which takes a second. The study that row d sweeps for them gets no figures here.
+
+    The first call of each command, which only loads its files into the page cache, is left out.
+    """
+    timed, said, called = commands.timed, [], set()
 
     def spied(command: Sequence[str], code: int = 0) -> tuple[float, str]:
-        words = command[len(commands.NORMSTUDY) :]
+        words = tuple(command[len(commands.NORMSTUDY) :])
         if words[0] == "sweep":
             return timed([*WITHOUT_FIGURES, *words], code)
+        if words not in called:
+            called.add(words)
+            return math.nan, ""
         seconds, text = timed([sys.executable, "-X", "importtime", "-m", "normstudy", *words], code)
         said.append((words, text))
         return seconds, text
@@ -102,7 +109,7 @@ def test_row_d_measures_every_command(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names(samples) == lines("d")
     assert all(s.value > 0 for s in samples)
     assert [p.name for p in (tmp_path / "figures").iterdir()] == ["headline.png"]
-    assert len(said) == 2 * len(commands.STARTS)
+    assert len(said) == len(commands.STARTS)
     assert [words for words, text in said if "import time:" not in text or TORCH.findall(text)] == []
 
 

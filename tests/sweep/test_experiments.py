@@ -45,8 +45,8 @@ def test_it_plans_what_its_pages_say(
 def test_it_trains_a_few_steps(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train a shrunk copy of the study, with every axis but the seeds; all runs end.
 
-    The other studies use nothing beyond these two; .ci/run trains quickstart for 100 steps and draws its figures, and
-    test_committed.py draws those of the whole studies.
+    The other studies use nothing beyond these two. .ci/run trains half of quickstart for 100 steps and draws its
+    figures, and test_committed.py draws those of the whole studies.
     """
     monkeypatch.chdir(tmp_path)
     assert main.main(["sweep", f"experiment={study}", *SHORT, *WARMUPS.get(study, []), *ONE_DEPTH.get(study, [])]) == 0

@@ -30,7 +30,7 @@ from normstudy.workers import pool, task
 from normstudy.workers.signals import Stop
 
 LONG = [
-    "sweep", "data=synthetic", "study=long", "model.n_layers=2", "model.d_model=16", "model.n_heads=2",
+    "sweep", "data=synthetic", "study=long", "model.n_layers=1", "model.d_model=16", "model.n_heads=2",
     "data.seq_len=16", "schedule.n_steps=240", "seed=0,1,2,3", "execution.device=cpu",
 ]  # fmt: skip
 
