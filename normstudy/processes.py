@@ -24,9 +24,8 @@ from multiprocessing.connection import Connection
 from typing import ClassVar, NamedTuple, NoReturn
 
 # Environment variables of a process that trains; None unsets a variable. Without MKL_CBWR, the matrix products that
-# torch computes (for a tied unembedding or a user's block) would depend on the number of runs in a batch. Variables
-# that select OpenBLAS's algorithms are unset, so that the user's shell cannot change a run's bits. MALLOC_* stops glibc
-# from returning large blocks of memory to the system at every free, which costs up to 40 % of a step's time.
+# torch computes (for a tied unembedding or a user's block) would depend on the number of runs in a batch. MALLOC_*
+# stops glibc from returning large blocks of memory at every free, which costs up to 40 % of a step's time.
 WORKER_ENVIRONMENT: dict[str, str | None] = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -34,13 +33,15 @@ WORKER_ENVIRONMENT: dict[str, str | None] = {
     "OPENBLAS_NUM_THREADS": "1",
     "BLIS_NUM_THREADS": "1",
     "VECLIB_MAXIMUM_THREADS": "1",
-    "OPENBLAS_CORETYPE": None,
-    "OPENBLAS_L2_SIZE": None,
-    "OPENBLAS_BLOCK_FACTOR": None,
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**28),
 }
+# Prefixes of environment variables that select a library's instructions or algorithms, which would change a run's bits.
+CLEARED = (
+    "BLIS_", "CUBLAS_WORKSPACE", "DNNL_", "GLIBC_TUNABLES", "MKL_DEBUG", "MKL_ENABLE", "NPY_DISABLE", "NPY_ENABLE",
+    "NVIDIA_TF32", "ONEDNN_", "OPENBLAS_", "TORCH_ALLOW_TF32", "TORCH_BLAS", "VECLIB_",
+)  # fmt: skip
 # Prefixes of environment variables that the interpreter or a library reads only when it is loaded.
 READ_AT_START = (
     "ATEN_", "BLIS_", "DNNL_", "GLIBC_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "NPY_", "OMP_", "ONEDNN_",
@@ -57,8 +58,8 @@ BOOT = (
 
 
 def environment_with(changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Return this process's environment with `changes` applied; None unsets a variable."""
-    merged = {**os.environ, **changes}
+    """Return this process's environment without CLEARED variables, with `changes` applied; None unsets a variable."""
+    merged = {key: value for key, value in os.environ.items() if not key.startswith(CLEARED)} | {**changes}
     return {key: value for key, value in merged.items() if value is not None}
 
 
