@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from normstudy import config as cfg
-from normstudy.analysis.outcomes import gap_closed, outcomes
+from normstudy.analysis.outcomes import UNJUDGED, gap_closed, outcomes
 from normstudy.analysis.pairs import varying
 from normstudy.analysis.select import tell_sources_apart
 from normstudy.study import schema, tables
@@ -29,10 +29,10 @@ class Tables(NamedTuple):
 def load(study_dir: Path | str, *, join: bool = False) -> Tables:
     """Read a study, even while a sweep is writing it. Raises ConfigError for a folder that is not a study.
 
-    The table `runs` gets the columns outcome (null for an unfinished run), gap_closed (see `outcomes.gap_closed`) and
-    bits_per_byte (the final validation loss in bits per byte). The table `modules` gets the column update_ratio, which
-    is update_norm / param_norm, or null if param_norm is 0. join: whether to add columns of `runs` to
-    the other tables. These are outcome, ALWAYS_JOINED and every config column that varies in the study.
+    The table `runs` gets the columns outcome (null for a run that is not done or is UNJUDGED), gap_closed (see
+    `outcomes.gap_closed`) and bits_per_byte (the final validation loss in bits per byte). The table `modules` gets the
+    column update_ratio, which is update_norm / param_norm, or null if param_norm is 0. join: whether to add columns of
+    `runs` to the other tables. These are outcome, ALWAYS_JOINED and every config column that varies in the study.
     """
     # Read `runs` first. A sweep saves a run's rows in the other tables before it marks the run as done. Every run that
     # is done in `runs` therefore has its rows in the tables that are read next.
@@ -53,7 +53,7 @@ def derive(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """Add the columns outcome, gap_closed and bits_per_byte to `runs`."""
     found = runs["run_id"].map(outcomes(runs, steps)).astype(object)
     return runs.assign(
-        outcome=found.where(found.notna(), None),
+        outcome=found.where(found.notna() & (found != UNJUDGED), None),
         gap_closed=gap_closed(runs["final_val_loss"], runs["unigram_entropy"], runs["bigram_entropy"]),
         bits_per_byte=runs["final_val_loss"] / math.log(2) / runs["bytes_per_token"],
     )

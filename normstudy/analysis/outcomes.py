@@ -12,13 +12,18 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from normstudy.config import late_step
 from normstudy.errors import ConfigError
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Loss = TypeVar("Loss", float, "pd.Series[float]")
 
-OUTCOMES = ("learned", "partial", "stuck", "collapsed", "spiked", "diverged", "unfinished")
+UNJUDGED = "unjudged"  # stands for the outcome of a run that has none
+OUTCOMES = ("learned", "partial", "stuck", "collapsed", "spiked", "diverged", "unfinished", UNJUDGED)
+MEANING = {  # outcomes for which the user can do something
+    "unfinished": "the loss was still falling when the run ended; train longer to see the outcome",
+    UNJUDGED: "an older version did not evaluate the run at step 2 n_steps // 3; train it again in a new study",
+}
 
 # These thresholds separate the outcomes. Values that were measured are in parentheses. The mean training loss at a
 # step is the mean over the last `mean_window` steps.
@@ -26,13 +31,13 @@ STUCK_GAP = 0.4  # a run that closes less than this fraction of H1 - H2 is stuck
 LEARNED_GAP = 0.75  # a run that closes this fraction of H1 - H2 has learned (learned runs: at least 0.84)
 COLLAPSE_RISE = 0.4  # nats; a run collapsed if its mean training loss ends this far above the minimum
 SPIKE_RISE = 0.4  # nats; a run spiked if its mean training loss rose by this much or more (other runs: at most 0.23)
-STILL_FALLING = 0.05  # nats; a run is unfinished if its loss falls this far in its last quarter (stuck: at most 0.014)
+STILL_FALLING = 0.05  # nats; a run is unfinished if its loss falls this far in its last third (stuck: at most 0.014)
 WINDOW_TOKENS = 10_240  # training tokens in the window of the mean training loss
 WINDOW_PARTS = 4  # the window has at most a quarter of a run's steps
 
 RUN_COLUMNS = (
-    "n_steps", "batch_size", "seq_len", "ln_vocab", "unigram_entropy", "bigram_entropy", "final_val_loss",
-    "nonfinite_step",
+    "n_steps", "batch_size", "seq_len", "ln_vocab", "unigram_entropy", "bigram_entropy", "late_val_loss",
+    "final_val_loss", "nonfinite_step",
 )  # fmt: skip
 
 
@@ -56,11 +61,10 @@ def trailing_mean(values: Floats, window: int) -> Floats:
 
 def outcome(
     train_loss: Floats,
-    val_steps: Ints,
-    val_loss: Floats,
     *,
+    first_val_loss: float,
+    late_val_loss: float,
     final_val_loss: float,
-    n_steps: int,
     window: int,
     ln_vocab: float,
     unigram_entropy: float,
@@ -69,21 +73,22 @@ def outcome(
 ) -> str:
     """Return a finished run's outcome. The code tests one outcome after another and returns the first that applies.
 
-    train_loss: one loss per step. val_steps, val_loss: steps and losses of all evaluations before the final one; an
-    evaluation at step t precedes update t. final_val_loss: the loss after the last update, or NaN. window: number of
-    steps in the mean training loss. nonfinite: whether any loss or gradient norm was not finite.
+    train_loss: one loss per step. first_val_loss, late_val_loss: the losses at step 0 and late_step(n_steps), or NaN.
+    No other evaluation counts, so the outcome does not depend on eval.every. final_val_loss: the loss after the last
+    update, or NaN. window: number of steps in the mean training loss. nonfinite: whether a training loss, a gradient
+    norm or the final loss was not finite.
     """
-    losses = np.concatenate([train_loss, val_loss, [final_val_loss]])
-    if nonfinite or not np.isfinite(losses).all():
+    if nonfinite or not np.isfinite(train_loss).all() or not np.isfinite(final_val_loss):
         return "diverged"
-    if final_val_loss > max([ln_vocab, *val_loss[val_steps == 0]]):
+    if final_val_loss > np.fmax(ln_vocab, first_val_loss):
         return "diverged"
     g = gap_closed(final_val_loss, unigram_entropy, bigram_entropy)
     mean = trailing_mean(train_loss, window)
     if g < STUCK_GAP and len(mean) and mean[-1] - mean.min() >= COLLAPSE_RISE:
         return "collapsed"
-    before = val_loss[4 * val_steps <= 3 * n_steps]
-    if g < LEARNED_GAP and len(before) and before[-1] - final_val_loss >= STILL_FALLING:
+    if g < LEARNED_GAP and np.isnan(late_val_loss):
+        return UNJUDGED
+    if g < LEARNED_GAP and late_val_loss - final_val_loss >= STILL_FALLING:
         return "unfinished"
     if g < STUCK_GAP:
         return "stuck"
@@ -104,26 +109,21 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     order = np.lexsort((steps["step"].to_numpy(), codes))
     first = np.searchsorted(codes[order], np.arange(len(names) + 1))
     rows = {str(name): order[first[i] : first[i + 1]] for i, name in enumerate(names)}
-    step = steps["step"].to_numpy(np.int64)
     train_loss = steps["train_loss"].to_numpy(np.float64)
-    val_loss = steps["val_loss"].to_numpy(np.float64)
+    looks = steps[steps["val_loss"].notna()]
+    val_loss = dict(zip(zip(looks["run_id"], looks["step"], strict=True), looks["val_loss"].astype(float), strict=True))
     found: dict[str, str] = {}
     for name, numbers in zip(done["run_id"], done[list(RUN_COLUMNS)].to_numpy(np.float64), strict=True):
         if name not in rows:
             raise ConfigError(
                 f"run {name} is done but has no row in the table steps: restore the run's files in tables/steps"
             )
-        n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, final, nonfinite = numbers
-        mine = rows[name]
-        # val_loss is null at steps without an evaluation. A run with a NaN val_loss still counts as diverged, because
-        # nonfinite_step is set.
-        evaluated = mine[~np.isnan(val_loss[mine])]
+        n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, late, final, nonfinite = numbers
         found[name] = outcome(
-            train_loss[mine],
-            step[evaluated],
-            val_loss[evaluated],
+            train_loss[rows[name]],
+            first_val_loss=val_loss.get((name, 0), np.nan),
+            late_val_loss=val_loss.get((name, late_step(int(n_steps))), float(np.float32(late))),  # as in `steps`
             final_val_loss=final,
-            n_steps=int(n_steps),
             window=mean_window(int(n_steps), int(batch_size), int(seq_len)),
             ln_vocab=ln_vocab,
             unigram_entropy=unigram_entropy,

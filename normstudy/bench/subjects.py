@@ -125,7 +125,7 @@ def start_batch(job: tuple[list[RunConfig], Path]) -> Work:
     text = texts.load(configs[0].data)
     records = batch.train_batch(configs, text)
     modules = probes.modules_of([name for name, _ in transformer.build(configs[0], text.vocab_size).named_parameters()])
-    series = [recording.Running(f"run-{r}", {}) for r in range(len(configs))]
+    series = [recording.Running(f"run-{r}", {}, config.eval.every) for r, config in enumerate(configs)]
     window = schema.window_size(600)  # steps per file, as in a run of 600 steps
     tables.prepare(folder)
 

@@ -238,6 +238,11 @@ class EvalConfig:
         at_least("eval.windows", self.windows, 1)
 
 
+def late_step(n_steps: int) -> int:
+    """Return the step of the evaluation that a run's outcome compares with the final one (analysis/outcomes.py)."""
+    return 2 * n_steps // 3
+
+
 def row_of(placement: str) -> Placement:
     """Return the row of PLACEMENTS for a name; for a user's own placement, a row of defaults."""
     return Placement(lambda x: x, "your own") if is_own(placement) else PLACEMENTS[placement]

@@ -17,6 +17,10 @@ from normstudy.errors import ConfigError
 from normstudy.study import files
 from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, NAME_TYPE, SCHEMAS
 
+# Most bytes of a compacted file are floats. With level 15, it is a tenth smaller than with zstd's default level. Level
+# 19 saves no more.
+COMPACTED_OPTIONS = {"compression": "zstd", "compression_level": 15}
+
 
 def bytes_of(content: pa.Table, **options: object) -> bytes:
     """Encode a table as Parquet bytes. options: keyword arguments of pyarrow's write_table."""

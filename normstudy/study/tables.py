@@ -21,8 +21,8 @@ import pandas as pd
 import pyarrow as pa
 
 from normstudy.errors import ConfigError
-from normstudy.study import files
-from normstudy.study.parquet import encode, join, open_file, read_file, read_row
+from normstudy.study import files, parquet
+from normstudy.study.parquet import COMPACTED_OPTIONS, conform, encode, join, open_file, read_file, read_row
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES, SORT, TABLES, Rows, run_of, window_name
 from normstudy.study.swap import check_not_swapping
 
@@ -30,9 +30,10 @@ FILES_AT_ONCE = 64  # files that a thread reads and joins at a time; an uncompac
 
 
 def prepare(study_dir: Path) -> None:
-    """Create the study's folder, and the folder and schema file of each table.
+    """Create the study's folder, and the folder and schema file of each table. The caller must hold the study's lock.
 
-    Raises ConfigError for a damaged schema file, and for another version's schema, which new files would not match.
+    If an older version wrote a table with fewer columns, add the missing columns to its files. Raises ConfigError for a
+    damaged file, and for columns that this version does not know.
     """
     for table in TABLES:
         folder = study_dir / "tables" / table
@@ -40,14 +41,26 @@ def prepare(study_dir: Path) -> None:
         if (folder / SCHEMA_FILE).exists():
             with files.reading(folder / SCHEMA_FILE, study_dir):
                 there = open_file(folder / SCHEMA_FILE).schema_arrow.names
-            if there != SCHEMAS[table].names:
-                raise ConfigError(
-                    f"{study_dir} was written by another version of normstudy ({table} has {len(there)} columns, not "
-                    f"{len(SCHEMAS[table].names)}): run normstudy compact {study_dir} first, or choose another study"
-                )
-        else:
-            empty = SCHEMAS[table].empty_table()
-            files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, empty))
+            if there == SCHEMAS[table].names:
+                continue
+            _add_columns(study_dir, table)
+        # Written last, so that the next sweep goes on with files that a killed process has left unchanged.
+        files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, SCHEMAS[table].empty_table()))
+
+
+def _add_columns(study_dir: Path, table: str) -> None:
+    """Rewrite each file of a table that lacks columns of this version."""
+    paths = sorted((study_dir / "tables" / table).glob("*.parquet"))
+    for start in range(0, len(paths), FILES_AT_ONCE):
+        grown = []
+        for path in paths[start : start + FILES_AT_ONCE]:
+            with files.reading(path, study_dir):
+                content = parquet.read(path)
+                conformed = conform(table, content)
+            if conformed is not content and path.name != SCHEMA_FILE:
+                options = COMPACTED_OPTIONS if path.name == COMPACTED_FILE else {}
+                grown.append((f"tables/{table}/{path.name}", encode(table, conformed, **options)))
+        files.place_all(study_dir, grown)
 
 
 def write_windows(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> None:

@@ -62,11 +62,12 @@ def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
 
 def print_comparison(planned: Plan) -> None:
     from normstudy.analysis.compare import compare_study, render
+    from normstudy.analysis.outcomes import MEANING
 
     counts = Counter(progress.outcomes_of(planned.study_dir, list(planned.runs)).values())
     print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")
-    if counts["unfinished"]:
-        print("unfinished: the loss was still falling when the run ended; train longer to see the outcome")
+    for outcome in (name for name in MEANING if counts[name]):
+        print(f"{outcome}: {MEANING[outcome]}")
     axis = comparison_axis(planned.runs.values())
     if axis is None:
         return

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normstudy.config import RunConfig, row_of, sources
+from normstudy.config import RunConfig, late_step, row_of, sources
 from normstudy.data import batches, blocks, texts
 from normstudy.model.init import init_params
 from normstudy.model.own import move
@@ -33,7 +33,10 @@ SYNC_EVERY = 50  # steps after which results are copied from a GPU; rarely, beca
 
 @dataclass(frozen=True)
 class Record:
-    """The results of one step. runs: the indices of the runs that took this step. Arrays have an entry for each run."""
+    """The results of one step. runs: the indices of the runs that took this step. Arrays have an entry for each run.
+
+    val_loss: the loss before the update, at every eval.every-th step and at late_step(n_steps).
+    """
 
     step: int
     runs: list[int]
@@ -109,8 +112,8 @@ def train_batch(
 ) -> Iterator[Event]:
     """Train runs of one shape together. Yield a Record for each step and an End for each run.
 
-    A run leaves the batch after the step of its first non-finite loss or gradient norm. A run has the same bits in
-    every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
+    A run leaves the batch after the step of its first non-finite training loss or gradient norm. A run has the same
+    bits in every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
 
     starts: each run's ResumePoint, or None for step 0. The least advanced runs train first until they reach the others.
     snapshots: whether to yield a Snapshot after each transfer of results. The caller may close the generator
@@ -121,6 +124,7 @@ def train_batch(
     """
     first = configs[0]
     n_steps, eval_every = first.schedule.n_steps, first.eval.every
+    late = late_step(n_steps)
     sync_every = sync_every or (1 if device == "cpu" else SYNC_EVERY)
     windows = torch.from_numpy(batches.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)
     levels = levels_of(begin(configs, text, device), starts or [None] * len(configs))
@@ -132,9 +136,9 @@ def train_batch(
             runs, alive, take = runs.join(theirs), [*alive, *others], None
         if step == n_steps:
             break
-        val_loss = evaluate(runs, windows) if step % eval_every == 0 else None
-        next_level = levels[0][0] if levels else n_steps
-        steps = range(step, min(step + sync_every, step + eval_every - step % eval_every, next_level))
+        val_loss = evaluate(runs, windows) if step % eval_every == 0 or step == late else None
+        next_level, next_late = levels[0][0] if levels else n_steps, late if step < late else n_steps
+        steps = range(step, min(step + sync_every, step + eval_every - step % eval_every, next_level, next_late))
         probed = [probes.is_probed(t, n_steps, first.probe) for t in steps]
         inputs = inputs_of(steps, [configs[r] for r in alive], text, runs.params)
         if take is None:
@@ -223,10 +227,8 @@ def _record(
 
 
 def _is_finite(record: Record, *, probing: bool) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Return whether each run of a record has finite losses and, if probing, a finite gradient norm."""
-    finite = np.isfinite(record.train_loss)
+    """Return whether each run of a record has a finite training loss and, if probing, a finite gradient norm."""
+    finite = np.isfinite(record.train_loss)  # not val_loss, so that a run's length does not depend on eval.every
     if probing:
         finite &= record.grad_norm <= FLOAT32_MAX  # larger norms become inf in the table's float32
-    if record.val_loss is not None:
-        finite &= np.isfinite(record.val_loss)
     return finite

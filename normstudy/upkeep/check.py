@@ -52,7 +52,7 @@ class Found:
     windows: set[str] = field(default_factory=set)  # run_ids with uncompacted files in the other tables
     lines: list[str] = field(default_factory=list)  # findings about files
     of_runs: dict[str, list[str]] = field(default_factory=dict)  # run_id -> findings about the run
-    # (table, unknown columns) of each file that another version of normstudy wrote
+    # (table, unknown columns) of each file with unknown columns, or with other types of columns
     others: list[tuple[str, str]] = field(default_factory=list)
     damaged: set[str] = field(default_factory=set)  # tables from which not all runs could be read
 
@@ -170,7 +170,8 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
             if other := [t for t in schema.TABLES if t != table and columns == SCHEMAS[t].names]:
                 raise Wrong(f"is a file of the table {other[0]}")
             unknown = sorted(set(columns) - set(SCHEMAS[table].names))
-            found.others.append((table, ", ".join(unknown)))
+            if unknown or not file.schema_arrow.equals(pa.schema([f for f in SCHEMAS[table] if f.name in columns])):
+                found.others.append((table, ", ".join(unknown)))
             if unknown:
                 return
         for part in parquet.row_groups(file):

@@ -17,10 +17,6 @@ from normstudy.slurm import arrays
 from normstudy.study import files, locks, parquet, swap, tables
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SEALED, SORT, TABLES, plain_schema, run_of
 
-# Most bytes in the files are floats. With level 15, the files are a tenth smaller than with zstd's default level. Level
-# 19 saves no more.
-ZSTD_LEVEL = 15
-
 
 def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """Gather the study's finished runs in one sorted file per table; returns one line that says what was done.
@@ -102,8 +98,7 @@ def _write_table(study_dir: Path, table: str, done: set[str]) -> None:
             _write(target / path.name, path.read_bytes() if conformed is content else parquet.encode(table, conformed))
     _write(target / SCHEMA_FILE, parquet.encode(table, SCHEMAS[table].empty_table()))
     content = ordered(table, pa.concat_tables([*joined, *parts]))
-    options = {"compression": "zstd", "compression_level": ZSTD_LEVEL}
-    _write(target / COMPACTED_FILE, parquet.encode(table, content, **options))
+    _write(target / COMPACTED_FILE, parquet.encode(table, content, **parquet.COMPACTED_OPTIONS))
     files.fsync(target)
 
 

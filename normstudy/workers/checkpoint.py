@@ -47,6 +47,7 @@ class Checkpoint:
     start: ResumePoint
     rows: Buffered  # rows that have been recorded but are not in the tables yet
     train_loss: float  # the last step's training loss
+    late_val_loss: float | None  # see recording.Running
     wall_time_s: float  # the run's training time so far, in seconds
 
 
@@ -117,6 +118,8 @@ def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
         **stamped, "step": str(start.step), "train_loss": checkpoint.train_loss.hex(),
         "wall_time_s": checkpoint.wall_time_s.hex(),
     }  # fmt: skip
+    if checkpoint.late_val_loss is not None:
+        metadata["late_val_loss"] = checkpoint.late_val_loss.hex()
     body = bytes(save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata))
     return FORMAT + f"{zlib.crc32(body):08x}\n".encode() + body
 
@@ -134,4 +137,6 @@ def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
     state = {name.removeprefix("slot."): t for name, t in tensors.items() if name.startswith("slot.")}
     rows = {table: parquet.read(tensors[f"rows.{table}"].numpy().tobytes()).to_pydict() for table in SERIES}
     start = ResumePoint(int(metadata["step"]), tensors["params"], state)
-    return Checkpoint(start, rows, float.fromhex(metadata["train_loss"]), float.fromhex(metadata["wall_time_s"]))
+    train_loss, seconds = (float.fromhex(metadata[key]) for key in ("train_loss", "wall_time_s"))
+    late = metadata.get("late_val_loss")
+    return Checkpoint(start, rows, train_loss, None if late is None else float.fromhex(late), seconds)

@@ -44,9 +44,11 @@ class Running:
 
     run_id: str
     row: Row  # the run's `runs` row
+    eval_every: int  # steps between two validation losses of the table `steps`
     has_row: bool = False  # whether the table `runs` already has the row
     step: int = -1  # the last step taken; -1 before the first
     train_loss: float = 0.0  # the last step's training loss
+    late_val_loss: float | None = None  # the loss at late_step(n_steps), if `steps` does not have it
     rows: Buffered = field(default_factory=no_rows)  # rows that have been recorded but are not in the tables yet
     first: int = 0  # the step at which this process starts the run
     seconds: float = 0.0  # training time in earlier processes
@@ -55,9 +57,13 @@ class Running:
     def add(self, record: Record, place: int, modules: probes.Modules) -> None:
         """Add the rows of one step. record: the values of all runs; place: the index of this run's values."""
         self.step, self.train_loss = record.step, float(record.train_loss[place])
+        val_loss = None if record.val_loss is None else float(record.val_loss[place])
+        if val_loss is not None and record.step % self.eval_every:
+            # The column late_val_loss has no NaN, which would read as missing.
+            self.late_val_loss, val_loss = math.inf if math.isnan(val_loss) else val_loss, None
         self._extend(
-            "steps", [record.step], [self.train_loss], [None if record.val_loss is None else record.val_loss[place]],
-            [record.lr[place]], [record.grad_norm[place]], [record.param_norm[place]], [record.update_norm[place]],
+            "steps", [record.step], [self.train_loss], [val_loss], [record.lr[place]], [record.grad_norm[place]],
+            [record.param_norm[place]], [record.update_norm[place]],
         )  # fmt: skip
         if (probe := record.probe) is not None:
             n = len(modules.name)
@@ -155,7 +161,7 @@ def finish(study_dir: Path, ends: list[End], ended: list[Running], window_size: 
         seconds = run.seconds + time.monotonic() - clock
         rows.append(run.row | {
             "final_val_loss": end.final_val_loss, "final_train_loss": train_loss, "nonfinite_step": end.nonfinite_step,
-            "wall_time_s": seconds, "finished_at": tables.now(), "status": "done",
+            "late_val_loss": run.late_val_loss, "wall_time_s": seconds, "finished_at": tables.now(), "status": "done",
         })  # fmt: skip
     tables.write_runs(study_dir, rows)
     checkpoint.remove(study_dir, [run.run_id for run in ended])
@@ -176,12 +182,12 @@ def begin_all(
     begun = []
     for run_id, config in zip(task.run_ids, task.configs, strict=True):
         row = {"run_id": run_id, **schema.config_columns(config), **shared}
-        begun.append(begin(task.study_dir, row, rows[run_id], layout, size))
+        begun.append(begin(task.study_dir, row, rows[run_id], layout, size, config.eval.every))
     return [run for run, _ in begun], [start for _, start in begun], modules
 
 
 def begin(
-    study_dir: Path, row: Row, before: Row | None, layout: Layout, window_size: int
+    study_dir: Path, row: Row, before: Row | None, layout: Layout, window_size: int, eval_every: int
 ) -> tuple[Running, ResumePoint | None]:
     """Prepare a run. Return the run and its saved state. The state is None if the run starts at step 0.
 
@@ -190,7 +196,7 @@ def begin(
     files are always removed, because the batch size may select other kernels.
     """
     run_id = str(row["run_id"])
-    run = Running(run_id, row)
+    run = Running(run_id, row, eval_every)
     if before is not None:
         key = next((key for key in COMPUTED_BY if before.get(key) != row[key]), None)
         if key is not None and before.get(key) is not None:
@@ -211,7 +217,7 @@ def begin(
     if found is None:
         return run, None
     run.first, run.step, run.seconds = found.start.step, found.start.step - 1, found.wall_time_s
-    run.train_loss, run.rows = found.train_loss, found.rows
+    run.train_loss, run.late_val_loss, run.rows = found.train_loss, found.late_val_loss, found.rows
     if before is not None:
         run.row = row | {"started_at": before["started_at"]}
         run.has_row = before["status"] == "running"
@@ -229,7 +235,9 @@ def check_windows(study_dir: Path, run_id: str, step: int, size: int) -> None:
 def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: float) -> None:
     """Write a checkpoint for each run in a snapshot. seconds: training time of the batch in this process."""
     made = {
-        runs[r].run_id: Checkpoint(snapshot.of(place), runs[r].rows, runs[r].train_loss, runs[r].seconds + seconds)
+        (run := runs[r]).run_id: Checkpoint(
+            snapshot.of(place), run.rows, run.train_loss, run.late_val_loss, run.seconds + seconds
+        )
         for place, r in enumerate(snapshot.runs)
     }
     computed_by = {key: runs[0].row[key] for key in COMPUTED_BY}

@@ -16,6 +16,7 @@ from handmade import handmade_config, handmade_study, write_handmade_run
 
 from normstudy.analysis.outcomes import (
     OUTCOMES,
+    UNJUDGED,
     counts_text,
     gap_closed,
     mean_window,
@@ -24,7 +25,7 @@ from normstudy.analysis.outcomes import (
     outcomes,
     trailing_mean,
 )
-from normstudy.config import ConfigError
+from normstudy.config import ConfigError, late_step
 from normstudy.study import tables
 
 EPS = 1e-9
@@ -37,10 +38,9 @@ def of(
     val = {0: 3.0} if val is None else val
     return outcome(
         np.array(train, dtype=float),
-        np.array(list(val), dtype=np.int64),
-        np.array(list(val.values()), dtype=float),
+        first_val_loss=val.get(0, math.nan),
+        late_val_loss=val.get(late_step(len(train)), math.nan),
         final_val_loss=final,
-        n_steps=len(train),
         window=window,
         ln_vocab=4.0,
         unigram_entropy=2.0,
@@ -49,7 +49,7 @@ def of(
     )
 
 
-FLAT = {0: 3.0, 6: 1.9}  # the evaluation at step 6 of 8 is the last at or before 3/4 of the run
+FLAT = {0: 3.0, 5: 1.9}  # step 5 is late_step(8)
 
 
 def down(end: float) -> list[float]:
@@ -60,11 +60,11 @@ def down(end: float) -> list[float]:
 @pytest.mark.parametrize(
     ("expected", "got"),
     [
-        ("learned", of(down(1.0), 1.0, {0: 3.0, 6: 1.0})),
-        ("partial", of(down(1.5), 1.5, {0: 3.0, 6: 1.5})),
+        ("learned", of(down(1.0), 1.0, {0: 3.0, 5: 1.0})),
+        ("partial", of(down(1.5), 1.5, {0: 3.0, 5: 1.5})),
         ("stuck", of(down(1.9), 1.9, FLAT)),
         ("collapsed", of([3, 2, 1, 1, 1, 1.9, 1.9, 1.9], 1.9, FLAT)),
-        ("spiked", of([3, 2, 1, 2, 1, 1, 1, 1], 1.0, {0: 3.0, 6: 1.0})),
+        ("spiked", of([3, 2, 1, 2, 1, 1, 1, 1], 1.0, {0: 3.0, 5: 1.0})),
         ("diverged", of(down(2.0), 4.5)),
         ("unfinished", of(down(1.9), 1.8, FLAT)),
     ],
@@ -74,7 +74,7 @@ def test_each_class(expected: str, got: str) -> None:
 
 
 def test_classes_are_named() -> None:
-    assert set(OUTCOMES) == {"learned", "partial", "stuck", "collapsed", "spiked", "diverged", "unfinished"}
+    assert set(OUTCOMES) == {"learned", "partial", "stuck", "collapsed", "spiked", "diverged", "unfinished", "unjudged"}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -82,8 +82,6 @@ def test_any_non_finite_loss_is_diverged(bad: float) -> None:
     good = down(1.0)
     assert of([*good[:-1], bad], 1.0) == "diverged"
     assert of(good, bad) == "diverged"
-    assert of(good, 1.0, {0: 3.0, 4: bad}) == "diverged"
-    assert of(good, 1.0, {0: bad}) == "diverged"
 
 
 def test_a_set_nonfinite_step_is_diverged_whatever_the_losses_say() -> None:
@@ -91,11 +89,11 @@ def test_a_set_nonfinite_step_is_diverged_whatever_the_losses_say() -> None:
 
 
 def test_diverged_needs_more_than_both_ln_vocab_and_the_loss_at_step_0() -> None:
-    assert of(down(2.0), 4.0, {0: 3.0, 6: 4.0}) == "stuck"  # exactly ln(vocab)
-    assert of(down(2.0), 4.0 + EPS, {0: 3.0, 6: 4.0}) == "diverged"
-    assert of(down(2.0), 5.0, {0: 5.0, 6: 5.0}) == "stuck"  # exactly the loss at init, which may exceed ln(vocab)
-    assert of(down(2.0), 5.0 + EPS, {0: 5.0, 6: 5.0}) == "diverged"
-    assert of(down(2.0), 4.5, {0: 3.0, 4: 6.0, 6: 4.5}) == "diverged"  # only the evaluation at step 0 counts
+    assert of(down(2.0), 4.0, {0: 3.0, 5: 4.0}) == "stuck"  # exactly ln(vocab)
+    assert of(down(2.0), 4.0 + EPS, {0: 3.0, 5: 4.0}) == "diverged"
+    assert of(down(2.0), 5.0, {0: 5.0, 5: 5.0}) == "stuck"  # exactly the loss at init, which may exceed ln(vocab)
+    assert of(down(2.0), 5.0 + EPS, {0: 5.0, 5: 5.0}) == "diverged"
+    assert of(down(2.0), 4.5, {0: 3.0, 5: 6.0}) == "diverged"  # only the evaluation at step 0 counts
 
 
 def test_boundary_of_collapsed() -> None:
@@ -104,7 +102,7 @@ def test_boundary_of_collapsed() -> None:
     assert of([3, 2, 0, 0, 0, 0, 0, 0.4 - EPS], 1.9, FLAT) == "stuck"
     # with g = 2 - 1.6, which is not below 0.4, the same series has not collapsed
     assert of([3, 2, 0, 0, 0, 0, 0, 0.4 + EPS], 1.6 - EPS, FLAT) == "unfinished"
-    assert of([3, 2, 0, 0, 0, 0, 0, 0.4 + EPS], 1.6 - EPS, {0: 3.0, 6: 1.6}) == "partial"
+    assert of([3, 2, 0, 0, 0, 0, 0, 0.4 + EPS], 1.6 - EPS, {0: 3.0, 5: 1.6}) == "partial"
 
 
 def test_collapse_looks_at_the_end_and_at_the_mean() -> None:
@@ -115,36 +113,38 @@ def test_collapse_looks_at_the_end_and_at_the_mean() -> None:
 
 
 def test_boundary_of_unfinished_in_nats() -> None:
-    assert of(down(1.9), 0.05 + 1.25 - 0.05, {0: 3.0, 6: 1.25}) == "learned"  # g = 0.75: never unfinished
-    assert of(down(1.9), 1.5, {0: 3.0, 6: 1.55 + EPS}) == "unfinished"
-    assert of(down(1.9), 1.5, {0: 3.0, 6: 1.55 - EPS}) == "partial"
-    assert of(down(1.9), 1.9, {0: 3.0, 6: 1.95 + EPS}) == "unfinished"  # comes before stuck
-    assert of(down(1.9), 1.9, {0: 3.0, 6: 1.95 - EPS}) == "stuck"
+    assert of(down(1.9), 0.05 + 1.25 - 0.05, {0: 3.0, 5: 1.25}) == "learned"  # g = 0.75: never unfinished
+    assert of(down(1.9), 1.5, {0: 3.0, 5: 1.55 + EPS}) == "unfinished"
+    assert of(down(1.9), 1.5, {0: 3.0, 5: 1.55 - EPS}) == "partial"
+    assert of(down(1.9), 1.9, {0: 3.0, 5: 1.95 + EPS}) == "unfinished"  # comes before stuck
+    assert of(down(1.9), 1.9, {0: 3.0, 5: 1.95 - EPS}) == "stuck"
 
 
-def test_unfinished_reads_the_last_evaluation_at_or_before_three_quarters() -> None:
-    assert of(down(1.9), 1.9, {0: 3.0, 5: 1.9, 6: 2.2}) == "unfinished"  # step 6 of 8 is three quarters
-    assert of(down(1.9), 1.9, {0: 3.0, 6: 1.9, 7: 2.2}) == "stuck"  # step 7 is past it
-    assert of(down(1.9), 1.9, {0: 3.0, 5: 2.2, 6: 1.9}) == "stuck"  # an earlier one does not count
-    assert of(down(1.9), 1.9, {0: 1.9, 7: 2.2}) == "stuck"  # the evaluation at step 0 counts where there is no other
+def test_a_run_without_that_evaluation_is_unjudged_only_where_it_matters() -> None:
+    elsewhere = {0: 3.0, 4: 1.9, 6: 1.9}
+    assert of(down(1.9), 1.9, elsewhere) == of(down(1.5), 1.5, elsewhere) == UNJUDGED
+    assert of(down(1.0), 1.0, elsewhere) == "learned"
+    assert of([3, 2, 1, 2, 1, 1, 1, 1], 1.0, elsewhere) == "spiked"
+    assert of([3, 2, 1, 1, 1, 1.9, 1.9, 1.9], 1.9, elsewhere) == "collapsed"
+    assert of(down(2.0), 4.5, elsewhere) == "diverged"
 
 
 def test_boundary_of_stuck_and_of_partial() -> None:
     flat = down(1.9)
     assert gap_closed(0.6, 1.0, 0.0) == 0.4
-    exact = {"n_steps": 8, "window": 1, "ln_vocab": 4.0, "unigram_entropy": 1.0, "bigram_entropy": 0.0}
-    val = (np.array([0, 6]), np.array([3.0, 0.6]))
-    assert outcome(np.array(flat), *val, final_val_loss=0.6, **exact) == "partial"  # type: ignore[arg-type]
-    assert outcome(np.array(flat), *val, final_val_loss=0.6 + EPS, **exact) == "stuck"  # type: ignore[arg-type]
-    assert of(flat, 1.25, {0: 3.0, 6: 1.25}) == "learned"  # g = 0.75 exactly
-    assert of(flat, 1.25 + EPS, {0: 3.0, 6: 1.25}) == "partial"
+    exact = {"window": 1, "ln_vocab": 4.0, "unigram_entropy": 1.0, "bigram_entropy": 0.0}
+    val = {"first_val_loss": 3.0, "late_val_loss": 0.6}
+    assert outcome(np.array(flat), final_val_loss=0.6, **val, **exact) == "partial"  # type: ignore[arg-type]
+    assert outcome(np.array(flat), final_val_loss=0.6 + EPS, **val, **exact) == "stuck"  # type: ignore[arg-type]
+    assert of(flat, 1.25, {0: 3.0, 5: 1.25}) == "learned"  # g = 0.75 exactly
+    assert of(flat, 1.25 + EPS, {0: 3.0, 5: 1.25}) == "partial"
 
 
 def test_boundary_of_spiked() -> None:
-    calm = {0: 3.0, 6: 1.0}
+    calm = {0: 3.0, 5: 1.0}
     assert of([0, 0, 0, 0.4, 0, 0, 0, 0], 1.0, calm) == "spiked"  # exactly, no rounding
     assert of([3, 1, 0, 0.4 - EPS, 0, 0, 0, 0], 1.0, calm) == "learned"
-    assert of([3, 1, 0, 0.4, 0, 0, 0, 0], 1.25 + EPS, {0: 3.0, 6: 1.25}) == "partial"  # comes before spiked
+    assert of([3, 1, 0, 0.4, 0, 0, 0, 0], 1.25 + EPS, {0: 3.0, 5: 1.25}) == "partial"  # comes before spiked
     assert of([1, 1.5, 1, 1, 1, 0.5, 0.5, 0.5], 1.0, calm) == "spiked"  # over the running minimum, not the last
     assert of([3, 2.5, 2, 1.5, 1.5, 1, 1, 1.3], 1.0, calm) == "learned"
 
@@ -181,6 +181,24 @@ def test_outcomes_of_a_study(tmp_path: Path) -> None:
     # the order of the rows does not matter
     shuffled = outcomes(runs, steps.sample(frac=1, random_state=0))
     pd.testing.assert_series_equal(shuffled, found)
+
+
+def test_only_the_evaluations_at_step_0_and_at_two_thirds_count(tmp_path: Path) -> None:
+    """The one at two thirds lies in `steps` or, where eval.every does not give it, in late_val_loss."""
+    study = handmade_study(tmp_path, n_layers=(2,), peak_lrs=(3e-3,))
+    runs, steps = tables.read(study, "runs"), tables.read(study, "steps")
+    found = outcomes(runs, steps)
+    assert late_step(60) == 40
+    at_late = steps[steps["step"] == 40].set_index("run_id")["val_loss"]
+    for bad in (np.nan, np.inf, 1e9):  # elsewhere
+        others = steps.assign(val_loss=steps["val_loss"].where(steps["step"].isin([0, 40]), bad))
+        pd.testing.assert_series_equal(outcomes(runs, others), found)
+    without = steps.assign(val_loss=steps["val_loss"].where(steps["step"] == 0))
+    in_column = runs.assign(late_val_loss=runs["run_id"].map(at_late))
+    pd.testing.assert_series_equal(outcomes(in_column, without), found)
+    unjudged = outcomes(runs, without)
+    assert set(unjudged[found == "stuck"]) == {UNJUDGED}
+    assert (unjudged[found != "stuck"] == found[found != "stuck"]).all()
 
 
 def test_w_follows_the_batch_of_each_run(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def checkpoint_before_window() -> None:
 
     def later(study_dir: Path, series: Any, size: int) -> None:
         for s in series:
-            copy = recording.Running(s.run_id, {})
+            copy = recording.Running(s.run_id, {}, s.eval_every)
             copy.step, copy.rows = s.step, s.rows
             held.append((study_dir, copy, size))
             s.rows = recording.no_rows()

@@ -244,13 +244,13 @@ def a_checkpoint() -> tuple[Checkpoint, dict[str, str]]:
         "grad_norm": [1.0, 2.0], "param_norm": [1.0, 2.0], "update_norm": [0.5, 0.25],
     }  # fmt: skip
     rows["steps"] = values
-    return Checkpoint(start, rows, 0.1, 12.5), checkpoint.stamp("run", layout, COMPUTED_BY)
+    return Checkpoint(start, rows, 0.1, 2.25, 12.5), checkpoint.stamp("run", layout, COMPUTED_BY)
 
 
 def test_a_checkpoint_is_read_as_it_was_written() -> None:
     one, stamp = a_checkpoint()
     read = checkpoint.decode(checkpoint.encode(one, stamp), stamp)
-    assert (read.start.step, read.train_loss, read.wall_time_s) == (7, 0.1, 12.5)
+    assert (read.start.step, read.train_loss, read.late_val_loss, read.wall_time_s) == (7, 0.1, 2.25, 12.5)
     assert torch.equal(read.start.params, one.start.params)
     assert read.start.state.keys() == {"m"}
     assert torch.equal(read.start.state["m"], one.start.state["m"])

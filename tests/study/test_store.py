@@ -39,8 +39,8 @@ RUNS_TYPES = {
         n_steps probe_dense_steps probe_every eval_every eval_windows resolved_d_ff resolved_vocab_size n_params
         nonfinite_step identity_version numerics""",
     "double": """embed_std unembed_std beta1 beta2 eps momentum weight_decay max_grad_norm peak_lr resolved_embed_std
-        bytes_per_token ln_vocab unigram_entropy bigram_entropy source_entropy final_val_loss final_train_loss
-        wall_time_s""",
+        bytes_per_token ln_vocab unigram_entropy bigram_entropy source_entropy late_val_loss final_val_loss
+        final_train_loss wall_time_s""",
     "bool": "force_init embed_norm biases tied resolved_final_norm",
     "timestamp[us, tz=UTC]": "started_at finished_at",
 }
