@@ -940,7 +940,10 @@ def readme_text() -> tuple[str, list[list[str]]]:
 SHORT = [*TINY, "schedule.n_steps=3", "probe.dense_steps=2", "eval.every=2", "seed=0,1"]
 
 
-def test_the_text_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_figures")
+def test_the_text_of_the_readme_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Run the README's file and commands; extra overrides make the sweep short, and `plot` alone draws."""
     code, commands = readme_text()
     assert len(code.strip().splitlines()) <= 12
@@ -960,12 +963,14 @@ def test_the_text_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
     assert all(name in compared for name in own_runs["placement"])
 
     (tmp_path / "my_block.py").write_text(code + "# changed\n")
-    again = normstudy([*sweeping, *SHORT], tmp_path, figures=False)
-    assert f"{len(before)} runs, {len(before) - len(own_runs)} already finished" in again
+    monkeypatch.chdir(tmp_path)
+    assert main.main([*sweeping, *SHORT]) == 0
+    assert f"{len(before)} runs, {len(before) - len(own_runs)} already finished" in capfd.readouterr().out
     after = tables.read(study, "runs")
     assert len(after) == len(before) + len(own_runs)
     assert set(before["run_id"]) < set(after["run_id"])
-    compared = normstudy([*comparing, "--format", "csv"], tmp_path)
+    assert main.main([*comparing, "--format", "csv"]) == 0
+    compared = capfd.readouterr().out
     for sha256 in after["placement_sha256"].dropna().unique():  # old and new source are two arms, which are never mixed
         assert f"my_block:parallel@{sha256[:8]}" in compared
     assert listing(tmp_path)[0] == "my_block.py"

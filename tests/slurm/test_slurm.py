@@ -27,7 +27,8 @@ pytestmark = pytest.mark.slurm
 
 # Four runs of some seconds, on Slurm in two jobs.
 WORDS = [
-    *SWEEP, "schedule.peak_lr=1e-3,3e-3", "seed=0,1", "schedule.n_steps=600", "execution.checkpoint_seconds=0.3",
+    *SWEEP, "schedule.peak_lr=1e-3,3e-3", "seed=0,1", "schedule.n_steps=900", "execution.checkpoint_seconds=0.3",
+    "execution.runs_per_batch=2",
 ]  # fmt: skip
 ON_SLURM = [*WORDS, "execution=slurm", "execution.jobs=2"]
 STUDY = Path("results", "long")
@@ -170,14 +171,14 @@ def test_a_preempted_job_saves_its_runs_and_goes_on(partition: str, here: Path, 
     call("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1")
     wait_for(lambda: jobs(tmp_path, "pending"))
     assert len(list((tmp_path / STUDY / checkpoints.FOLDER).iterdir())) > 0
-    assert ("this job is preempted" in logs(tmp_path)) == (partition == "grace")
+    wait_for(lambda: ("this job is preempted" in logs(tmp_path)) == (partition == "grace"))  # a log comes late
     code, _, err = end(running, tmp_path)
     assert code == 0, err + logs(tmp_path)
     assert_same_tables(here, tmp_path / STUDY)
 
 
 def test_the_runs_of_a_node_that_goes_down_go_on_elsewhere(here: Path, tmp_path: Path) -> None:
-    running = start(ON_SLURM, tmp_path)
+    running = start([*ON_SLURM, "execution.jobs=1"], tmp_path)
     wait_for(lambda: windows(tmp_path) and jobs(tmp_path))
     node = call("squeue", "-h", f"--jobs={jobs(tmp_path)[0]}", "-o", "%N").strip()
     call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
