@@ -110,7 +110,8 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     first = np.searchsorted(codes[order], np.arange(len(names) + 1))
     rows = {str(name): order[first[i] : first[i + 1]] for i, name in enumerate(names)}
     train_loss = steps["train_loss"].to_numpy(np.float64)
-    looks = steps[steps["val_loss"].notna()]
+    wanted = {0, *(late_step(int(n)) for n in done["n_steps"].unique())}
+    looks = steps[steps["step"].isin(wanted) & steps["val_loss"].notna()]
     val_loss = dict(zip(zip(looks["run_id"], looks["step"], strict=True), looks["val_loss"].astype(float), strict=True))
     found: dict[str, str] = {}
     for name, numbers in zip(done["run_id"], done[list(RUN_COLUMNS)].to_numpy(np.float64), strict=True):

@@ -4,9 +4,10 @@
     results/<study>/tables/{steps,modules,residual}/<run_id>-<window>.parquet
     results/<study>/state/                                              partial files, logs, locks, checkpoints
 
-A window is a fixed range of steps. A window's file is written in state/, moved into its table's folder and never
-changed, so readers find only complete files. Each table also has a file `0-schema.parquet` without rows, so that
-readers find the columns even if no run has begun. `results/README.md` documents every column.
+A window is a fixed range of steps. A window's file is written in state/ and moved into its table's folder, so readers
+find only complete files. It is never changed, except that a newer version adds its columns. Each table also has a file
+`0-schema.parquet` without rows, so that readers find the columns even if no run has begun. `results/README.md`
+documents every column.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from normstudy.study.swap import check_not_swapping
 FILES_AT_ONCE = 64  # files that a thread reads and joins at a time; an uncompacted table has thousands of files
 
 
-def prepare(study_dir: Path) -> None:
+def prepare(study_dir: Path, *, shared: bool = False) -> None:
     """Create the study's folder, and the folder and schema file of each table. The caller must hold the study's lock.
 
-    If an older version wrote a table with fewer columns, add the missing columns to its files. Raises ConfigError for a
-    damaged file, and for columns that this version does not know.
+    If an older version wrote a table with fewer columns, add the missing columns to its files. shared: whether other
+    commands may write to the study at the same time; then no file is changed. Raises ConfigError for a damaged file,
+    for columns that this version does not know, and for missing columns that cannot be added.
     """
     for table in TABLES:
         folder = study_dir / "tables" / table
@@ -43,6 +45,12 @@ def prepare(study_dir: Path) -> None:
                 there = open_file(folder / SCHEMA_FILE).schema_arrow.names
             if there == SCHEMAS[table].names:
                 continue
+            if shared:
+                raise ConfigError(
+                    f"an older version of normstudy wrote {study_dir}, without columns that this version has: run its "
+                    f"sweep, which adds them, or normstudy compact {study_dir}, before other commands"
+                )
+        if not shared:
             _add_columns(study_dir, table)
         # Written last, so that the next sweep goes on with files that a killed process has left unchanged.
         files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, SCHEMAS[table].empty_table()))
@@ -60,7 +68,8 @@ def _add_columns(study_dir: Path, table: str) -> None:
             if conformed is not content and path.name != SCHEMA_FILE:
                 options = COMPACTED_OPTIONS if path.name == COMPACTED_FILE else {}
                 grown.append((f"tables/{table}/{path.name}", encode(table, conformed, **options)))
-        files.place_all(study_dir, grown)
+        with files.storing(study_dir):
+            files.place_all(study_dir, grown)
 
 
 def write_windows(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> None:

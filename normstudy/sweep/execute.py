@@ -30,7 +30,7 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
         if not shared:
             arrays.remove(study_dir, over)
             files.remove_parts(study_dir)
-        tasks = begin(planned, request)
+        tasks = begin(planned, request, shared=shared)
         errors: dict[str, str] = {}
         if tasks:
             max_tries = planned.execution.max_tries
@@ -49,12 +49,15 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
         end(planned, errors, statuses, held)
 
 
-def begin(planned: Plan, request: Request) -> list[Task]:
-    """Prepare the study's folder, record the request and return the tasks. The caller must hold the study's lock."""
+def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task]:
+    """Prepare the study's folder, record the request and return the tasks. The caller must hold the study's lock.
+
+    shared: whether the lock is shared with other commands.
+    """
     study_dir = planned.study_dir
     batches = _still_missing(planned)
     try:
-        tables.prepare(study_dir)
+        tables.prepare(study_dir, shared=shared)
         how = {"workers": str(planned.workers), "device": planned.device, "cluster": planned.execution.cluster}
         records.record_request(study_dir, request, batches, planned.runs, how)
     except OSError as error:

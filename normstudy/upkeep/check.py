@@ -54,6 +54,7 @@ class Found:
     of_runs: dict[str, list[str]] = field(default_factory=dict)  # run_id -> findings about the run
     # (table, unknown columns) of each file with unknown columns, or with other types of columns
     others: list[tuple[str, str]] = field(default_factory=list)
+    columns: dict[str, set[str]] = field(default_factory=dict)  # table -> lists of columns in its files
     damaged: set[str] = field(default_factory=set)  # tables from which not all runs could be read
 
     def wrong(self, run_id: str, *whats: str) -> None:
@@ -86,6 +87,9 @@ class Found:
         for (table, unknown), n in sorted(Counter(self.others).items()):
             do = f"update normstudy to read the columns {unknown}" if unknown else f"run normstudy compact {self.study}"
             out.append(f"tables/{table}: another version of normstudy wrote {count_text(n, 'file')}: {do}")
+        for table in (name for name, found in self.columns.items() if len(found) > 1 and not self.unknown(name)):
+            do = f"rerun the sweep or run normstudy compact {self.study}"
+            out.append(f"tables/{table}: not all files have the same columns: {do}")
         for run_id, (what, *more) in sorted(self.of_runs.items()):
             out.append(f"{run_id}: {what}{f' (and {len(more)} more)' if more else ''}: {self.remedy(run_id)}")
         return out
@@ -165,10 +169,11 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
             if f.read(4) != b"PAR1":
                 raise Wrong("is damaged (the first four bytes are not PAR1)")
         file = parquet.open_table(path)
+        columns = file.schema_arrow.names
+        if other := [t for t in schema.TABLES if t != table and columns == SCHEMAS[t].names]:
+            raise Wrong(f"is a file of the table {other[0]}")
+        found.columns.setdefault(table, set()).add(" ".join(columns))
         if not file.schema_arrow.equals(SCHEMAS[table]):
-            columns = file.schema_arrow.names
-            if other := [t for t in schema.TABLES if t != table and columns == SCHEMAS[t].names]:
-                raise Wrong(f"is a file of the table {other[0]}")
             unknown = sorted(set(columns) - set(SCHEMAS[table].names))
             if unknown or not file.schema_arrow.equals(pa.schema([f for f in SCHEMAS[table] if f.name in columns])):
                 found.others.append((table, ", ".join(unknown)))

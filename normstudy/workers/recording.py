@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from normstudy.config import RunConfig, late_step
 from normstudy.data import texts
 from normstudy.model import processor, transformer
 from normstudy.study import files, parquet, schema, tables
@@ -58,9 +59,10 @@ class Running:
         """Add the rows of one step. record: the values of all runs; place: the index of this run's values."""
         self.step, self.train_loss = record.step, float(record.train_loss[place])
         val_loss = None if record.val_loss is None else float(record.val_loss[place])
-        if val_loss is not None and record.step % self.eval_every:
-            # The column late_val_loss has no NaN, which would read as missing.
-            self.late_val_loss, val_loss = math.inf if math.isnan(val_loss) else val_loss, None
+        if val_loss is not None and math.isnan(val_loss):
+            val_loss = math.inf  # NaN would read as missing
+        if record.step % self.eval_every:
+            self.late_val_loss, val_loss = val_loss if val_loss is not None else self.late_val_loss, None
         self._extend(
             "steps", [record.step], [self.train_loss], [val_loss], [record.lr[place]], [record.grad_norm[place]],
             [record.param_norm[place]], [record.update_norm[place]],
@@ -178,16 +180,15 @@ def begin_all(
         "resolved_vocab_size": text.vocab_size, "data_sha256": text.sha256, "git_commit": task.git_commit,
         "n_params": sum(p.numel() for p in parameters.values()), "started_at": tables.now(),
     }  # fmt: skip
-    size = schema.window_size(task.configs[0].schedule.n_steps)
     begun = []
     for run_id, config in zip(task.run_ids, task.configs, strict=True):
         row = {"run_id": run_id, **schema.config_columns(config), **shared}
-        begun.append(begin(task.study_dir, row, rows[run_id], layout, size, config.eval.every))
+        begun.append(begin(task.study_dir, config, row, rows[run_id], layout))
     return [run for run, _ in begun], [start for _, start in begun], modules
 
 
 def begin(
-    study_dir: Path, row: Row, before: Row | None, layout: Layout, window_size: int, eval_every: int
+    study_dir: Path, config: RunConfig, row: Row, before: Row | None, layout: Layout
 ) -> tuple[Running, ResumePoint | None]:
     """Prepare a run. Return the run and its saved state. The state is None if the run starts at step 0.
 
@@ -196,7 +197,7 @@ def begin(
     files are always removed, because the batch size may select other kernels.
     """
     run_id = str(row["run_id"])
-    run = Running(run_id, row, eval_every)
+    run = Running(run_id, row, config.eval.every)
     if before is not None:
         key = next((key for key in COMPUTED_BY if before.get(key) != row[key]), None)
         if key is not None and before.get(key) is not None:
@@ -207,7 +208,10 @@ def begin(
         with files.storing(study_dir):
             found = checkpoint.read(study_dir, run_id, layout, {key: row[key] for key in COMPUTED_BY})
         if found is not None:
-            check_windows(study_dir, run_id, found.start.step, window_size)
+            check_windows(study_dir, run_id, found.start.step, schema.window_size(config.schedule.n_steps))
+            late = late_step(config.schedule.n_steps)
+            if found.late_val_loss is None and found.start.step > late and late % config.eval.every:
+                raise checkpoint.Refused(f"the checkpoint of an older version lacks the validation loss at step {late}")
     except checkpoint.Refused as why:
         run.note = run.note or f"{run_id}: {why}"
         checkpoint.set_aside(study_dir, run_id)

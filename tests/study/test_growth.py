@@ -88,6 +88,16 @@ def test_the_next_sweep_goes_on_where_no_run_is_finished(tmp_path: Path) -> None
     assert reproduced_runs(whole).equals(reproduced_runs(study))
 
 
+def test_a_command_that_shares_the_study_changes_no_file(tmp_path: Path) -> None:
+    """Another one may be writing a row at the same moment."""
+    study = handmade_study(tmp_path, n_layers=(2,), peak_lrs=(3e-3,))
+    make_older(study)
+    before = {path: path.read_bytes() for path in study.rglob("*.parquet")}
+    with pytest.raises(ConfigError, match=r"older version of normstudy wrote .*run its sweep"):
+        tables.prepare(study, shared=True)
+    assert {path: path.read_bytes() for path in study.rglob("*.parquet")} == before
+
+
 def test_columns_of_a_newer_version_are_refused(tmp_path: Path) -> None:
     study = handmade_study(tmp_path, n_layers=(2,), peak_lrs=(3e-3,))
     path = study / "tables" / "runs" / schema.SCHEMA_FILE

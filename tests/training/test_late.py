@@ -15,7 +15,7 @@ from normstudy.data import texts
 from normstudy.study import tables
 from normstudy.sweep import execute, planning
 from normstudy.training import batch
-from normstudy.workers import worker
+from normstudy.workers import checkpoint, worker
 
 N_STEPS, LATE = 14, 9
 EVERY = [1, 2, 3, 4, 9, 100]
@@ -50,25 +50,47 @@ def test_every_eval_every_gives_the_same_numbers() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("every", [5, 3])
 def test_a_run_goes_on_when_an_evaluation_is_not_finite(
-    value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    value: float, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But not its training loss. In the column it is infinite: NaN would read as null."""
-    evaluate, calls = batch.evaluate, 0
+    """But its training losses are. In the tables it is infinite, because NaN would read as null."""
+    evaluate, calls, n_calls = batch.evaluate, 0, 5 if every == 5 else 6
 
     def broken(*arguments: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         nonlocal calls
         calls += 1
         losses = evaluate(*arguments)  # type: ignore[arg-type]
-        return losses if calls in (1, 5) else np.full_like(losses, value)  # at 0 and at the end
+        return losses if calls in (1, n_calls) else np.full_like(losses, value)  # at 0 and at the end
 
     monkeypatch.setattr(batch, "evaluate", broken)
-    list(worker.train_halving(task_of(configs(tmp_path, 5)[:2]), never))
-    assert calls == 5
-    runs = tables.read(tmp_path / "tiny", "runs")
+    list(worker.train_halving(task_of(configs(tmp_path, every)[:2]), never))
+    assert calls == n_calls
+    runs, steps = (tables.read(tmp_path / "tiny", table) for table in ("runs", "steps"))
     assert runs["nonfinite_step"].isna().all()
-    assert np.isinf(runs["late_val_loss"]).all()
-    assert set(outcomes(runs, tables.read(tmp_path / "tiny", "steps"))) == {"unfinished"}
+    assert np.isinf(runs["late_val_loss"] if every == 5 else steps.loc[steps["step"] == LATE, "val_loss"]).all()
+    assert set(outcomes(runs, steps)) == {"unfinished"}
+
+
+encode = checkpoint.encode
+
+
+def encoded_without_it(one: checkpoint.Checkpoint, stamp: dict[str, str]) -> bytes:
+    return encode(dataclasses.replace(one, late_val_loss=None), stamp)
+
+
+def test_a_checkpoint_without_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of an older version, at a later step: the run starts again rather than have no outcome."""
+    for name in ("whole", "older"):
+        asked = configs(tmp_path / name, 5)
+        if name == "older":
+            with monkeypatch.context() as patch:
+                patch.setattr(checkpoint, "encode", encoded_without_it)
+                list(worker.train_halving(task_of(asked), after(LATE + 2)))
+            (message,) = (m for m in worker.train_halving(task_of(asked), never) if m.notes)
+            assert f"lacks the validation loss at step {LATE}; the run starts again from step 0" in message.notes[0]
+        execute.execute(planning.plan(asked), REQUEST)
+    assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "older" / "tiny")
 
 
 @pytest.mark.parametrize("stop", [LATE - 1, LATE, LATE + 1, LATE + 3])

@@ -122,6 +122,13 @@ def test_an_older_schema_is_sound(study: Path) -> None:
     for path in (study / "tables/runs").iterdir():
         pq.write_table(pq.ParquetFile(path).read().drop_columns(["first_block", "git_commit"]), path)
     assert notes(study) == []
+    path = study / "tables/runs" / schema.SCHEMA_FILE
+    path.unlink()
+    store.prepare(study)
+    assert notes(study) == []
+    pq.write_table(pq.ParquetFile(path).read().drop_columns(["git_commit"]), path)
+    what = f"tables/runs: not all files have the same columns: rerun the sweep or run normstudy compact {study}"
+    assert lines(study) == [what]
 
 
 def test_another_type_is_for_compact(study: Path) -> None:
