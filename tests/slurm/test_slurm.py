@@ -109,7 +109,7 @@ def workers_in(job: str) -> list[int]:
 
 
 def test_both_nodes_train_what_one_machine_trains(here: Path, tmp_path: Path) -> None:
-    running = start([*ON_SLURM, "execution.workers=2"], tmp_path, figures=True)
+    running = start([*ON_SLURM, "execution.workers=2"], tmp_path)
     used = set[str]()
     wait_for(lambda: used.update(call("squeue", "-h", "-o", "%N").split()) or running.poll() is not None)
     out, err = running.communicate()
@@ -120,7 +120,6 @@ def test_both_nodes_train_what_one_machine_trains(here: Path, tmp_path: Path) ->
     assert n_outcomes(out) == 4
     assert "difference" in out  # the comparison, as here
     assert_same_tables(here, tmp_path / STUDY)
-    assert (tmp_path / STUDY / "figures" / "loss_curves.png").exists()
     assert not (tmp_path / STUDY / "state").exists()
 
 
@@ -236,6 +235,7 @@ def test_detach_status_cancel_and_the_same_command(
     assert re.search(r"Slurm array \d+: over", watching.stdout.rpartition("\n\n")[2])
     assert "all 4 finished" in watching.stdout
     assert n_outcomes(said(*ON_SLURM)) == 4
+    assert (STUDY / "figures" / "loss_curves.png").exists()
     assert_same_tables(here, tmp_path / STUDY)
     assert not (STUDY / "state").exists()
 
