@@ -67,6 +67,11 @@ class Found:
         return any(name == table and columns for name, columns in self.others)
 
     @property
+    def renew(self) -> str:
+        """Return the advice for missing schema files and columns."""
+        return f"rerun the sweep or run normstudy compact {self.study}"
+
+    @property
     def restore(self) -> str:
         """Return the advice for a damaged compacted file."""
         return f"restore the compacted file from a copy, or move {self.study} away and rerun the sweep"
@@ -88,8 +93,7 @@ class Found:
             do = f"update normstudy to read the columns {unknown}" if unknown else f"run normstudy compact {self.study}"
             out.append(f"tables/{table}: another version of normstudy wrote {count_text(n, 'file')}: {do}")
         for table in (name for name, found in self.columns.items() if len(found) > 1 and not self.unknown(name)):
-            do = f"rerun the sweep or run normstudy compact {self.study}"
-            out.append(f"tables/{table}: not all files have the same columns: {do}")
+            out.append(f"tables/{table}: not all files have the same columns: {self.renew}")
         for run_id, (what, *more) in sorted(self.of_runs.items()):
             out.append(f"{run_id}: {what}{f' (and {len(more)} more)' if more else ''}: {self.remedy(run_id)}")
         return out
@@ -143,17 +147,16 @@ def _files(found: Found, table: str) -> list[str]:
         else:
             names.append(path.name)
     found.n_files += len(names)
-    do = f"rerun the sweep or run normstudy compact {found.study}"
     if SCHEMA_FILE not in names:
         if names or found.names:  # if there are no runs, report nothing: a sweep may be about to write the file
-            found.lines.append(f"tables/{table}/{SCHEMA_FILE}: is missing: {do}")
+            found.lines.append(f"tables/{table}/{SCHEMA_FILE}: is missing: {found.renew}")
         return names
     try:
         if n := sum(part.num_rows for part in _parts(found, table, SCHEMA_FILE)):
             raise Wrong(f"has {count_text(n, 'row')} instead of 0")
     except Wrong as why:
         remove = f"rm {shlex.quote(str(folder / SCHEMA_FILE))}"
-        found.lines.append(f"tables/{table}/{SCHEMA_FILE}: {why}: {remove}, then {do}")
+        found.lines.append(f"tables/{table}/{SCHEMA_FILE}: {why}: {remove}, then {found.renew}")
     return [name for name in names if name != SCHEMA_FILE]
 
 

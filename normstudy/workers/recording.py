@@ -61,8 +61,8 @@ class Running:
         val_loss = None if record.val_loss is None else float(record.val_loss[place])
         if val_loss is not None and math.isnan(val_loss):
             val_loss = math.inf  # NaN would read as missing
-        if record.step % self.eval_every:
-            self.late_val_loss, val_loss = val_loss if val_loss is not None else self.late_val_loss, None
+        if val_loss is not None and record.step % self.eval_every:
+            self.late_val_loss, val_loss = val_loss, None
         self._extend(
             "steps", [record.step], [self.train_loss], [val_loss], [record.lr[place]], [record.grad_norm[place]],
             [record.param_norm[place]], [record.update_norm[place]],

@@ -132,10 +132,15 @@ def test_a_run_without_that_evaluation_is_unjudged_only_where_it_matters() -> No
 def test_boundary_of_stuck_and_of_partial() -> None:
     flat = down(1.9)
     assert gap_closed(0.6, 1.0, 0.0) == 0.4
-    exact = {"window": 1, "ln_vocab": 4.0, "unigram_entropy": 1.0, "bigram_entropy": 0.0}
-    val = {"first_val_loss": 3.0, "late_val_loss": 0.6}
-    assert outcome(np.array(flat), final_val_loss=0.6, **val, **exact) == "partial"  # type: ignore[arg-type]
-    assert outcome(np.array(flat), final_val_loss=0.6 + EPS, **val, **exact) == "stuck"  # type: ignore[arg-type]
+
+    def exactly(final: float) -> str:
+        return outcome(
+            np.array(flat), first_val_loss=3.0, late_val_loss=0.6, final_val_loss=final, window=1, ln_vocab=4.0,
+            unigram_entropy=1.0, bigram_entropy=0.0,
+        )  # fmt: skip
+
+    assert exactly(0.6) == "partial"
+    assert exactly(0.6 + EPS) == "stuck"
     assert of(flat, 1.25, {0: 3.0, 5: 1.25}) == "learned"  # g = 0.75 exactly
     assert of(flat, 1.25 + EPS, {0: 3.0, 5: 1.25}) == "partial"
 

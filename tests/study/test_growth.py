@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -57,11 +58,11 @@ def test_a_killed_addition_is_completed(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(tables, "FILES_AT_ONCE", 4)
     place_all, calls = files.place_all, []
 
-    def killed(*arguments: object) -> None:
+    def killed(*arguments: Any) -> None:
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        place_all(*arguments)  # type: ignore[arg-type]
+        place_all(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "place_all", killed)

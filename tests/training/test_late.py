@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,10 +58,10 @@ def test_a_run_goes_on_when_an_evaluation_is_not_finite(
     """But its training losses are. In the tables it is infinite, because NaN would read as null."""
     evaluate, calls, n_calls = batch.evaluate, 0, 5 if every == 5 else 6
 
-    def broken(*arguments: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    def broken(*arguments: Any) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         nonlocal calls
         calls += 1
-        losses = evaluate(*arguments)  # type: ignore[arg-type]
+        losses = evaluate(*arguments)
         return losses if calls in (1, n_calls) else np.full_like(losses, value)  # at 0 and at the end
 
     monkeypatch.setattr(batch, "evaluate", broken)
