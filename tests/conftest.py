@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -45,3 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest tests first: as the last ones they would leave the other processes without work."""
     longest = ["test_random_kills.py", "test_kill_points.py"]
     items.sort(key=lambda item: item.path.name not in longest)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what the imports left: torch's and pandas' objects cost it a tenth of the time."""
+    gc.collect()
+    gc.freeze()
