@@ -1,40 +1,52 @@
-"""Compare a study's runs in pairs for `normstudy compare`, and format the comparison in one of four formats."""
+"""Compare a study's runs for `normstudy compare`, and format the comparison in one of four formats."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from normstudy.analysis.grid import Value, interval_text, markdown_table, plain_table, value_text
+from normstudy.analysis.grid import interval_text, markdown_table, plain_table, share_text, value_text
+from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.pairs import MIN_PAIRS, RESULTS, compare_pairs
 from normstudy.analysis.select import KINDS, native, select, tell_sources_apart
-from normstudy.config import one_of
+from normstudy.config import finite, one_of
 from normstudy.errors import ConfigError
 from normstudy.study import tables
 
 FORMATS = ("table", "csv", "json", "markdown")
-WIDTH = 100  # characters; a wider table is narrowed by breaking the verdict "no difference shown" into two lines
+WIDTH = 100  # characters; a wider table breaks its verdicts, and if need be has its cells in lines of their own
+VERDICT_WIDTH = 16
 SHA_DIGITS = 10  # printed digits of a text's sha256, enough to distinguish texts
 
 
 def compare_study(
-    study_dir: Path | str, *, by: str, baseline: str | None = None, where: Mapping[str, str] | None = None
+    study_dir: Path | str,
+    *,
+    by: str,
+    baseline: str | None = None,
+    margin: float | None = None,
+    where: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Compare a study's runs by the column `by`, and return the table that `pairs.compare_pairs` describes.
 
-    where: column -> value; only runs with these values are compared. Raises ConfigError if the folder is not a study
+    margin: test also whether losses are equivalent within this many nats per token. where: column -> value; only runs
+    with these values are compared. Raises ConfigError if the folder is not a study
     or has no finished run, and also in the cases that `select` and `compare_pairs` list.
     """
+    finite("--margin", margin, 0, strict=True)
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     done = runs.loc[runs["status"] == "done", "run_id"].tolist()
     if not done:
         raise ConfigError(f"{study_dir} has no finished run to compare: start or resume its sweep")
     steps = tables.read(study_dir, "steps", ["run_id", "step", "train_loss", "val_loss"], done, text=False)
-    return compare_pairs(runs, steps, by, baseline)
+    return compare_pairs(runs, steps, by, baseline, margin)
 
 
 def render(comparison: pd.DataFrame, fmt: str) -> str:
@@ -44,22 +56,29 @@ def render(comparison: pd.DataFrame, fmt: str) -> str:
         return _as_values(comparison).to_csv(index=False, lineterminator="\n").rstrip("\n")
     if fmt == "json":
         return json.dumps(_as_values(comparison).to_dict("records"), indent=1, allow_nan=False)
-    return _markdown(comparison) if fmt == "markdown" else _table(comparison)
+    share, loss = heads(comparison)
+    lines = [*share, "", *_table(comparison, *_share_rows(comparison), fmt)]
+    return "\n".join([*lines, "", *loss, "", *_table(comparison, *_loss_rows(comparison), fmt)])
 
 
-def head(comparison: pd.DataFrame) -> str:
-    """Return a paragraph to print above the table. The text names the compared column and defines the difference."""
-    by = comparison["by"].iloc[0]
-    base = value_text(comparison["baseline"].iloc[0])
-    text = (
-        f"Final validation loss (nats per token) by {by}, compared with the baseline {by}={base}. The two runs of a "
-        f"pair differ only in {by}. The difference is a run's loss minus the baseline's, averaged over pairs "
-        "(negative: lower than the baseline). Brackets are 95 % paired t intervals over seeds. Fewer than "
-        f"{MIN_PAIRS} pairs give no verdict."
+def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return the lines to print above the table of shares and above the table of losses, which say what they show."""
+    by, family = comparison["by"].iloc[0], comparison["family"].iloc[0]
+    base = f"{by}={value_text(comparison['baseline'].iloc[0])}"
+    margin = comparison["margin"].iloc[0]
+    share = (
+        f"Share of runs that failed ({', '.join(FAILED[:-1])} or {FAILED[-1]}) by {by}, compared with the baseline "
+        f"{base}. Brackets are exact 95 % intervals, not adjusted for the number of tests. p is of Fisher's exact "
+        f"test; Holm's p is adjusted for all {family} tests of both tables, and the verdict depends on it."
     )
-    if not comparison[["unpaired", "failed"]].to_numpy().any():
-        text += " Every run is in a pair, and none failed."
-    return text
+    loss = (
+        f"Final validation loss (nats per token) among the pairs in which neither run failed, averaged over these "
+        f"pairs. The runs of a pair differ only in {by}. The difference is the run's loss minus the baseline's. "
+        f"Brackets are 95 % paired t intervals over seeds, not adjusted. Fewer than {MIN_PAIRS} pairs are not tested."
+    )
+    if margin is not None:
+        loss += f" The second p is of two one-sided tests that the difference lies within {margin:g}."
+    return textwrap.wrap(share, WIDTH), textwrap.wrap(loss, WIDTH)
 
 
 def _as_values(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -77,64 +96,89 @@ def _cell_text(column: str, value: object) -> str:
     return text[:SHA_DIGITS] if column == "data_sha256" else text
 
 
-def _loss(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:.3f}"
+Row = tuple[list[str], list[str]]  # the texts of the cell columns, and those of the other columns
 
 
-def _markdown(comparison: pd.DataFrame) -> str:
-    cells = _cell_columns(comparison)
-    header = [
-        *cells, comparison["by"].iloc[0], "baseline", "outcomes", "baseline's outcomes", "loss", "baseline's loss",
-        "difference [95 %]", "pairs", "unpaired", "failed", "verdict",
-    ]  # fmt: skip
-    rows = [
-        [
-            *(_cell_text(c, row[c]) for c in cells),
-            value_text(row["arm"]), value_text(row["baseline"]),
-            row["outcomes"], row["baseline_outcomes"],
-            _loss(row["loss"]), _loss(row["baseline_loss"]),
-            interval_text(row["difference"], row["ci_low"], row["ci_high"], "+.3f"),
-            str(row["pairs"]), str(row["unpaired"]), str(row["failed"]), row["verdict"],
-        ]
-        for row in comparison.to_dict("records")
-    ]  # fmt: skip
-    numbers = range(len(header) - 7, len(header) - 1)
-    return "\n".join([head(comparison), "", *markdown_table(header, rows, numbers)])
-
-
-def _table(comparison: pd.DataFrame) -> str:
-    """Format a comparison as a text table. A baseline's row is above the rows that are compared with the baseline."""
-    cells = _cell_columns(comparison)
-    by = comparison["by"].iloc[0]
-    header = [*cells, by, "outcomes", "loss", "difference [95 %]", "pairs", "verdict"]
-    rows: list[list[str]] = []
-    above: list[str] = []
+def _share_rows(comparison: pd.DataFrame) -> tuple[list[str], list[Row]]:
+    """Return the header and the rows of the table of shares. A baseline's row is above the rows compared with it."""
+    header = [comparison["by"].iloc[0], "outcomes", "failed [95 %]", "p", "Holm's p", "verdict"]
+    rows: list[Row] = []
     for row in comparison.to_dict("records"):
-        place = [_cell_text(c, row[c]) for c in cells]
-        base = [*place, *_arm(row["baseline"], row["baseline_outcomes"], row["baseline_loss"])]
-        if base != above:
-            rows.append([*base, "", "", ""])
-        above = base
-        arm = _arm(row["arm"], row["outcomes"], row["loss"])
-        difference = interval_text(row["difference"], row["ci_low"], row["ci_high"], "+.3f")
-        left_out = [f"{row[c]} {c}" for c in ("unpaired", "failed") if row[c]]
-        verdict = "\n".join([row["verdict"], *left_out])
-        rows.append([*[""] * len(cells), *arm, difference, str(row["pairs"]), verdict])
-    numeric = {c for c in (*cells, by) if KINDS.get(c) in (int, float)} | {"loss", "pairs"}
+        place = _place(comparison, row)
+        if not rows or rows[-1][0] != place:
+            rows.append((place, [value_text(row["baseline"]), *_share(row, "baseline_"), "", "", ""]))
+        tests = [_p(row["failed_p"]), _p(row["failed_holm"]), row["failed_verdict"]]
+        rows.append((place, [value_text(row["arm"]), *_share(row, ""), *tests]))
+    return header, rows
+
+
+def _loss_rows(comparison: pd.DataFrame) -> tuple[list[str], list[Row]]:
+    """Return the header and the rows of the table of losses."""
+    header = [comparison["by"].iloc[0], "loss", "baseline's", "difference [95 %]", "pairs", "p", "Holm's p", "verdict"]
+    tests = ["loss", "equivalent"] if comparison["margin"].notna().any() else ["loss"]
+    rows = []
+    for row in comparison.to_dict("records"):
+        unpaired = f"\n{row['unpaired']} unpaired" if row["unpaired"] else ""
+        texts = [
+            value_text(row["arm"]),
+            *("" if math.isnan(row[c]) else f"{row[c]:.3f}" for c in ("loss", "baseline_loss")),
+            interval_text(row["difference"], row["ci_low"], row["ci_high"], "+.3f"),
+            f"{row['compared']} of {row['pairs']}{unpaired}",
+            *("\n".join(_p(row[f"{test}_{kind}"]) for test in tests).strip() for kind in ("p", "holm")),
+            row["loss_verdict"],
+        ]
+        rows.append((_place(comparison, row), texts))
+    return header, rows
+
+
+def _place(comparison: pd.DataFrame, row: dict[Any, Any]) -> list[str]:
+    return [_cell_text(c, row[c]) for c in _cell_columns(comparison)]
+
+
+def _share(row: dict[Any, Any], arm: str) -> list[str]:
+    """Format an arm's outcomes, one per line, and its share of failed runs. arm: "" or "baseline_"."""
+    words = row[f"{arm}outcomes"].split()
+    outcomes = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
+    crashed = [f"{row[f'{arm}crashed']} crashed"] if row[f"{arm}crashed"] else []
+    share = share_text(*(row[f"{arm}{name}"] for name in ("failed", "runs", "failed_low", "failed_high")))
+    return ["\n".join([*outcomes, *crashed]) or "none", share]
+
+
+def _p(value: float) -> str:
+    return "" if math.isnan(value) else "<0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def _table(comparison: pd.DataFrame, header: list[str], parts: list[Row], fmt: str) -> list[str]:
+    """Return a table's lines. A text table does not repeat the values of the cell columns in the rows of a cell."""
+    header = [*_cell_columns(comparison), *header]
+    numeric = {c for c in header if KINDS.get(c) in (int, float)} | {"loss", "baseline's", "p", "Holm's p"}
     right = {i for i, name in enumerate(header) if name in numeric}
+    if fmt == "markdown":
+        rows = [[cell.replace("\n", " ") for cell in (*place, *texts)] for place, texts in parts]
+        return markdown_table(header, rows, right)
+    first = [i == 0 or parts[i - 1][0] != place for i, (place, _) in enumerate(parts)]  # row of its cell
+    rows = [[*(place if top else [""] * len(place)), *texts] for top, (place, texts) in zip(first, parts, strict=True)]
+    lines = _text_table(header, rows, right)
+    if max(map(len, lines)) <= WIDTH:
+        return lines
+    rows = [[*row[:-1], "\n".join(textwrap.wrap(row[-1], VERDICT_WIDTH))] for row in rows]
+    lines = _text_table(header, rows, right)
+    if max(map(len, lines)) <= WIDTH:
+        return lines
+    n = len(header) - len(parts[0][1])  # cell columns, which get lines of their own
+    lines = _text_table(header[n:], [row[n:] for row in rows], {i - n for i in right})
+    heights = [max(cell.count("\n") for cell in row) + 1 for row in rows]
+    body = iter(lines[len(lines) - sum(heights) :])
+    out = lines[: len(lines) - sum(heights)]
+    for top, (place, _), height in zip(first, parts, heights, strict=True):
+        out += [" ".join(f"{c}={v}" for c, v in zip(header, place, strict=False))] if top else []
+        out += itertools.islice(body, height)
+    return out
+
+
+def _text_table(header: list[str], rows: list[list[str]], right: set[int]) -> list[str]:
     titles = [_title(name, column) for name, column in zip(header, zip(*rows, strict=True), strict=True)]
-    lines = plain_table(titles, rows, right)
-    if max(map(len, lines)) > WIDTH:
-        rows = [[*row[:-1], row[-1].replace("difference ", "difference\n")] for row in rows]
-        lines = plain_table(titles, rows, right)
-    return "\n".join([*textwrap.wrap(head(comparison), WIDTH), "", *lines])
-
-
-def _arm(value: Value, outcomes: str, loss: float) -> list[str]:
-    """Format three entries of a row: a value of the compared column, the outcomes (one per line) and the mean loss."""
-    words = outcomes.split()
-    by_class = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
-    return [value_text(value), "\n".join(by_class) or "none", _loss(loss)]
+    return plain_table(titles, rows, right)
 
 
 def _title(name: str, cells: Iterable[str]) -> str:

@@ -46,6 +46,11 @@ def interval_text(mean: float, low: float, high: float, form: str) -> str:
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if texts[1] else texts[0]
 
 
+def share_text(k: int, n: int, low: float, high: float) -> str:
+    """Format a share of n runs and its interval: `3 of 5 [15, 95 %]`. n = 0 gives ""."""
+    return f"{k} of {n} [{100 * low:.0f}, {100 * high:.0f} %]" if n else ""
+
+
 def count_text(n: int, noun: str) -> str:
     """Format a count with its noun: `1 run`, `1,200 runs`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

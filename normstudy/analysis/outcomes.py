@@ -20,6 +20,7 @@ Loss = TypeVar("Loss", float, "pd.Series[float]")
 
 UNJUDGED = "unjudged"  # stands for the outcome of a run that has none
 OUTCOMES = ("learned", "partial", "stuck", "collapsed", "spiked", "diverged", "unfinished", UNJUDGED)
+FAILED = ("stuck", "collapsed", "diverged")  # outcomes of runs whose training failed
 MEANING = {  # outcomes for which the user can do something
     "unfinished": "the loss was still falling when the run ended; train longer to see the outcome",
     UNJUDGED: "an older version did not evaluate the run at step 2 n_steps // 3; train it again in a new study",
@@ -132,6 +133,12 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
             nonfinite=not np.isnan(nonfinite),
         )
     return pd.Series(found, index=pd.Index(found, name="run_id", dtype=object), name="outcome", dtype=object)
+
+
+def failed_of(found: Iterable[str]) -> tuple[int, int]:
+    """Return how many runs failed (FAILED), and of how many that is known: a run without an outcome is not counted."""
+    known = [name for name in found if name != UNJUDGED]
+    return sum(name in FAILED for name in known), len(known)
 
 
 def outcome_counts(found: Iterable[str]) -> dict[str, int]:

@@ -1,27 +1,37 @@
-"""Compare the final validation losses, in nats per token, of pairs of runs that differ in one column only."""
+"""Compare runs that differ in one column only: the share of runs that failed, and the losses of pairs of runs.
+
+Losses are final validation losses in nats per token. docs/statistics.md explains the method.
+"""
 
 from __future__ import annotations
 
+import math
+import typing
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from normstudy import config as cfg
+from normstudy.analysis import inference
 from normstudy.analysis.grid import Value
-from normstudy.analysis.outcomes import Floats, counts_text, outcomes
+from normstudy.analysis.outcomes import counts_text, failed_of, outcomes
 from normstudy.analysis.select import check_column, native, parse_value, values_of, values_text
 from normstudy.errors import ConfigError, nearest
 
-CONFIDENCE = 0.95
-MIN_PAIRS = 5  # fewer pairs give no verdict, because few seeds say little about the spread of losses
+MIN_PAIRS = 5  # fewer pairs are not tested, because few seeds say little about the spread of losses
 
 PAIRED = ["seed", "data_seed"]  # seed columns, whose values are equal in both runs of a pair
 NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # columns that do not define a cell, and that `--by` refuses
 RESULTS = (
-    "by", "arm", "baseline", "outcomes", "baseline_outcomes", "loss", "baseline_loss", "difference", "ci_low",
-    "ci_high", "pairs", "unpaired", "failed", "verdict",
+    "by", "arm", "baseline", "outcomes", "baseline_outcomes", "crashed", "baseline_crashed",
+    "runs", "failed", "failed_low", "failed_high",
+    "baseline_runs", "baseline_failed", "baseline_failed_low", "baseline_failed_high",
+    "failed_p", "failed_holm", "failed_verdict",
+    "pairs", "unpaired", "compared", "loss", "baseline_loss", "difference", "ci_low", "ci_high",
+    "loss_p", "loss_holm", "margin", "equivalent_p", "equivalent_holm", "loss_verdict", "family",
 )  # fmt: skip
+TESTS = ("failed", "loss", "equivalent")  # each has a column `_p`, and `_holm` for the p that Holm's method adjusted
 
 
 def cell_columns(by: str) -> list[str]:
@@ -42,54 +52,19 @@ def comparable_columns() -> list[str]:
     return [c for c in cfg.asked_types() if c not in NOT_IN_CELL]
 
 
-def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
-    """Return the mean difference and the bounds of its 95 % t interval, which are NaN for fewer than two pairs."""
-    n = len(differences)
-    mean = float(np.mean(differences)) if n else np.nan
-    if n < 2:
-        return mean, np.nan, np.nan
-    from scipy.special import stdtrit  # this import takes 0.25 s, and most figures do not need it
-
-    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * np.std(differences, ddof=1) / np.sqrt(n))
-    return mean, mean - half, mean + half
-
-
-def verdict(pairs: int, low: float, high: float) -> str:
-    """Return a verdict, such as "lower", from the number of pairs and the ends of the difference's interval."""
-    if pairs == 0:
-        return "no pairs"
-    if pairs < MIN_PAIRS:
-        return "few seeds"
-    if high < 0:
-        return "lower"
-    return "higher" if low > 0 else "no difference shown"
-
-
-def counted_loss(runs: pd.DataFrame, steps: pd.DataFrame) -> Floats:
-    """Return each run's final validation loss, or a substitute if that loss is not finite.
-
-    The substitute lets a diverged run count in a mean. It is the run's validation loss at step 0. If the loss at step 0
-    is missing or not finite too, the substitute is ln(vocab), the loss of uniform prediction.
-    """
-    at_init = steps[steps["step"] == 0].set_index("run_id")["val_loss"]
-    loss = runs["final_val_loss"].to_numpy(np.float64)
-    for stand_in in (runs["run_id"].map(at_init), runs["ln_vocab"]):
-        loss = np.where(np.isfinite(loss), loss, stand_in.to_numpy(np.float64))
-    return loss
-
-
-def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: str | None = None) -> pd.DataFrame:
+def compare_pairs(
+    runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: str | None = None, margin: float | None = None
+) -> pd.DataFrame:
     """Compare each value of `by` (an arm) with one value, the baseline. Return a row for each cell and arm.
 
     Runs with equal values in the `cell_columns` form a cell. The returned table has a column for each of the
-    `cell_columns` that varies, then the columns RESULTS. The default baseline is null if it occurs, else the smallest
-    number or the alphabetically first text. A pair is two finished runs of a cell with equal seeds: one of the arm and
-    one of the baseline.
+    `cell_columns` that varies, then the columns RESULTS; results/README.md describes them. `default_baseline` chooses
+    the baseline if none is given. If runs were repeated with other probe or eval settings, each seed still counts once.
 
-    loss, baseline_loss and difference (loss - baseline_loss) are means over pairs. outcomes counts all finished runs,
-    unpaired counts finished runs without a partner, and failed counts runs that ended in an error. If runs were
-    repeated with other probe or eval settings, each seed still gives one pair. Pairs whose runs have equal eval_windows
-    are preferred, then pairs with more windows.
+    Share: of `runs` finished runs with an outcome, `failed` ended in one of the outcomes FAILED. Loss: a pair is two
+    finished runs of a cell with equal seeds, one of the arm and one of the baseline. The `compared` pairs are those in
+    which neither run failed; the losses, their difference and its interval are means over these pairs. margin: nats
+    within which the losses of the two arms are tested to be equivalent; None: no such test.
 
     Raises ConfigError if `by` is not a comparable column or does not vary, if runs on the same text do not differ in
     `by`, and if `baseline` is not a value of `by`.
@@ -104,8 +79,8 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
             f"--by {by} would compare losses on different texts, which have no common scale: choose a column "
             "that varies among runs on the same text"
         )
-    base = values[0] if baseline is None else _chosen(runs, by, baseline, values)
-    runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)), loss=counted_loss(runs, steps))
+    base = default_baseline(values) if baseline is None else _chosen(runs, by, baseline, values)
+    runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)))
     runs = runs.sort_values(["eval_windows", "run_id"], ascending=[False, True], kind="stable", ignore_index=True)
     cells = varying(runs, cell_columns(by))
     every_run, value_of = _as_runs(runs), [native(by, v) for v in runs[by]]
@@ -117,9 +92,10 @@ def compare_pairs(runs: pd.DataFrame, steps: pd.DataFrame, by: str, baseline: st
             found.setdefault(value_of[i], []).append(every_run[i])
         arms = [v for v in values if v != base]
         for arm in [v for v in arms if v in found] or arms:
-            row = _compare(found.get(arm, []), found.get(base, []))
+            row = _compare(found.get(arm, []), found.get(base, []), margin)
             place = {c: native(c, cell[c].iloc[0]) for c in cells}
             rows.append({**place, "by": by, "arm": arm, "baseline": base, **row})
+    _judge(rows)
     result = pd.DataFrame(rows, columns=[*cells, *RESULTS])
     # The columns arm and baseline hold objects because pandas would otherwise turn None into NaN and ints into floats.
     return result.assign(**{c: pd.Series([r[c] for r in rows], dtype=object) for c in ("arm", "baseline")})
@@ -136,6 +112,11 @@ def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
         if not rest or runs.groupby(rest, dropna=False)["data_sha256"].nunique().max() < 2:
             return rest or found
     return found
+
+
+def default_baseline(values: list[Value]) -> Value:
+    """Return the baseline among values that `values_of` sorted: pre, null, none or 0, or else the first one."""
+    return next((v for usual in ("pre", None, "none", 0) for v in values if v == usual), values[0])
 
 
 def _chosen(runs: pd.DataFrame, by: str, baseline: str, values: list[Value]) -> Value:
@@ -162,34 +143,90 @@ class _Run(NamedTuple):
 
 def _as_runs(runs: pd.DataFrame) -> list[_Run]:
     seeds = zip(*([native(c, v) for v in runs[c]] for c in PAIRED), strict=True)
-    columns = (runs[c] for c in ("run_id", "status", "eval_windows", "outcome", "loss"))
+    columns = (runs[c] for c in ("run_id", "status", "eval_windows", "outcome", "final_val_loss"))
     return [_Run(*found) for found in zip(seeds, *columns, strict=True)]
 
 
-def _compare(arm: list[_Run], base: list[_Run]) -> dict[str, object]:
-    """Compare an arm with the baseline in one cell. Return column -> value for RESULTS from `outcomes` on."""
+def _compare(arm: list[_Run], base: list[_Run], margin: float | None) -> dict[str, object]:
+    """Compare an arm with the baseline in one cell. Return column -> value for RESULTS, but for what `_judge` adds."""
     arms, bases = _finished_by_seeds(arm), _finished_by_seeds(base)
     candidates = [(a, b) for seeds, runs in arms.items() for a in runs for b in bases.get(seeds, [])]
     pairs: dict[Seeds, tuple[_Run, _Run]] = {}
     for a, b in sorted(candidates, key=_preference):
         pairs.setdefault(a.seeds, (a, b))
-    n = len(pairs)
-    loss = np.array([a.loss for a, _ in pairs.values()], np.float64)
-    base_loss = np.array([b.loss for _, b in pairs.values()], np.float64)
-    mean, low, high = paired_t_interval(loss - base_loss)
-    return {
-        "outcomes": counts_text(runs[0].outcome for runs in arms.values()),
-        "baseline_outcomes": counts_text(runs[0].outcome for runs in bases.values()),
-        "loss": float(loss.mean()) if n else np.nan,
-        "baseline_loss": float(base_loss.mean()) if n else np.nan,
+    compared = [pair for pair in pairs.values() if failed_of(run.outcome for run in pair) == (0, 2)]
+    loss = np.array([[run.loss for run in pair] for pair in compared], np.float64).reshape(-1, 2)
+    difference = loss[:, 0] - loss[:, 1]
+    tested = len(compared) >= MIN_PAIRS
+    mean, low, high = inference.paired_t_interval(difference)
+    out = {**_share(arm, arms), **{f"baseline_{name}": value for name, value in _share(base, bases).items()}}
+    return out | {
+        "failed_p": inference.share_test(*(out[c] for c in ("failed", "runs", "baseline_failed", "baseline_runs"))),
+        "pairs": len(pairs),
+        "unpaired": len(arms) + len(bases) - 2 * len(pairs),
+        "compared": len(compared),
+        "loss": float(loss[:, 0].mean()) if compared else math.nan,
+        "baseline_loss": float(loss[:, 1].mean()) if compared else math.nan,
         "difference": mean,
         "ci_low": low,
         "ci_high": high,
-        "pairs": n,
-        "unpaired": len(arms) + len(bases) - 2 * n,
-        "failed": sum(run.status == "failed" for run in (*arm, *base)),
-        "verdict": verdict(n, low, high),
+        "loss_p": inference.paired_t_test(difference) if tested else math.nan,
+        "margin": margin,
+        "equivalent_p": inference.equivalence_test(difference, margin) if tested and margin else math.nan,
     }
+
+
+def _share(runs: list[_Run], by_seeds: dict[Seeds, list[_Run]]) -> dict[str, typing.Any]:
+    """Return the columns on one arm's outcomes and on its share of failed runs."""
+    found = [same[0].outcome for same in by_seeds.values()]
+    failed, known = failed_of(found)
+    low, high = inference.share_interval(failed, known)
+    crashed = sum(run.status == "failed" for run in runs)
+    return {
+        "outcomes": counts_text(found), "crashed": crashed,
+        "runs": known, "failed": failed, "failed_low": low, "failed_high": high,
+    }  # fmt: skip
+
+
+def _judge(rows: list[dict[str, typing.Any]]) -> None:
+    """Add Holm's p and the verdicts to the rows of a comparison. All tests of all rows are one family."""
+    keys = [(row, name) for row in rows for name in TESTS]
+    p = [row[f"{name}_p"] for row, name in keys]
+    family = sum(not math.isnan(value) for value in p)
+    for (row, name), adjusted in zip(keys, inference.holm(p), strict=True):
+        row[f"{name}_holm"] = adjusted
+    for i, row in enumerate(rows):
+        best = inference.share_test(row["runs"], row["runs"], 0, row["baseline_runs"])
+        reachable = inference.reachable(p, len(TESTS) * i, best)
+        row["family"] = family
+        row["failed_verdict"] = _share_verdict(
+            row, f"too few seeds for a family of {family}" if not reachable else None
+        )
+        row["loss_verdict"] = _loss_verdict(row)
+
+
+def _share_verdict(row: dict[str, typing.Any], unreachable: str | None) -> str:
+    """Return a verdict on the shares of failed runs. unreachable: the verdict if no outcome could be significant."""
+    if math.isnan(row["failed_p"]):
+        none = "all failed" if row["failed"] else "none failed"
+        return none if row["runs"] and row["baseline_runs"] else "no runs"
+    if row["failed_holm"] <= inference.ALPHA:
+        more = row["failed"] * row["baseline_runs"] > row["baseline_failed"] * row["runs"]
+        return "fails more often" if more else "fails less often"
+    return unreachable or "no difference shown"
+
+
+def _loss_verdict(row: dict[str, typing.Any]) -> str:
+    """Return a verdict on the losses, such as "lower", or the reason for having none."""
+    if row["compared"] == 0:
+        return "no pairs"
+    if row["failed_holm"] <= inference.ALPHA:
+        return "the shares differ"
+    if row["compared"] < MIN_PAIRS:
+        return "few pairs"
+    differs = row["loss_holm"] <= inference.ALPHA
+    found = ("lower" if row["difference"] < 0 else "higher") if differs else "no difference shown"
+    return found + (f", equivalent within {row['margin']:g}" if row["equivalent_holm"] <= inference.ALPHA else "")
 
 
 def _finished_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:

@@ -79,7 +79,8 @@ HELP: tuple[Block, ...] = (
 )
 
 KEYS: dict[str, str] = {
-    "experiment=": "smoke, quickstart, warmup, depth, peak_lr, rmsnorm, placements, or your own (see --config-dir)",
+    "experiment=": "smoke, quickstart, warmup, depth, peak_lr, rmsnorm, placements, shallow, boundary, best, or your "
+    "own (see --config-dir)",
     "model=": "presets for the model.* keys: default, tiny, vaswani, gpt2, llama, olmo2, gemma2, deepnet",
     "model.placement=": "pre, post, peri, reordered, sub, deepnorm, admin, lns, mix, b2t, residual, hybrid, rezero, "
     "none, or your own as my_module:my_block",
@@ -190,13 +191,14 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         "normstudy compare STUDY --by COLUMN: compare the runs of a study that differ only in COLUMN, seed by seed.",
         {
             "--by COLUMN": "any config column with several values, such as warmup_steps, placement or norm",
-            "--baseline VALUE": "value that all other values are compared with; default: null if COLUMN contains "
-            "null, otherwise its smallest number or its alphabetically first text",
+            "--baseline VALUE": "value that all other values are compared with; default: pre, null, none or 0 if "
+            "COLUMN contains it, otherwise its smallest number or its alphabetically first text",
+            "--margin M": "also test whether the losses are equivalent within M nats per token",
             **WHERE,
             "--format table|csv|json|markdown": "default: table",
         },
-        "A difference is a run's final validation loss minus the baseline's loss, in nats per token, averaged over "
-        "pairs. Brackets are 95 % paired t intervals over seeds. Fewer than five pairs give no verdict.",
+        "Two tables compare the share of runs that failed (stuck, collapsed or diverged), and the final validation "
+        "loss among the pairs in which neither run failed. docs/statistics.md explains intervals, tests and verdicts.",
     ),
     "status": (
         "normstudy status STUDY: print how far a sweep has come. The command only reads the files of the study, so it "

@@ -43,13 +43,15 @@ def compare(argv: list[str]) -> int:
     parser.add_argument("--where", action="append", default=[])
     parser.add_argument("--by", required=True)
     parser.add_argument("--baseline")
+    parser.add_argument("--margin", type=float)
     parser.add_argument("--format", choices=("table", "csv", "json", "markdown"), default="table")
     args = parser.parse_args(argv)
     where = arguments.where(args.where)
     with _without_garbage_collection():
         from normstudy.analysis.compare import compare_study, render
 
-        print(render(compare_study(args.study, by=args.by, baseline=args.baseline, where=where), args.format))
+        found = compare_study(args.study, by=args.by, baseline=args.baseline, margin=args.margin, where=where)
+        print(render(found, args.format))
     return 0
 
 

@@ -3,7 +3,7 @@
 # mypy: implicit-reexport
 # ruff: noqa: F401, I001
 # fmt: off
-from normstudy.config.checks import INT_MAX, one_of
+from normstudy.config.checks import INT_MAX, finite, one_of
 from normstudy.config.execution import CLUSTER_NAMES, DEVICE_NAMES, ExecutionConfig
 from normstudy.config.identity import (
     ABSENT, CONF_GROUPS, EVAL_CHUNK, IDENTITY_VERSION, NOT_IDENTITY, NUMERICS, PREFIXED, TEXT_COLUMNS,

@@ -13,7 +13,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from normstudy.analysis.pairs import MIN_PAIRS, counted_loss, paired_t_interval
+from normstudy.analysis.inference import paired_t_interval
+from normstudy.analysis.outcomes import FAILED
+from normstudy.analysis.pairs import MIN_PAIRS
 from normstudy.analysis.select import has_value, native
 from normstudy.figures import layout, series, style
 from normstudy.figures.look import MAX_HUES, Look, chosen, folded, spread_labels, swept, text_fields, values
@@ -57,7 +59,8 @@ class Ranking:
             count = runs["outcome"].value_counts()
             learned, diverged = int(count.get("learned", 0)), int(count.get("diverged", 0))
             losses = runs["final_val_loss"].to_numpy(np.float64)
-            interval = (math.nan,) * 3 if diverged else paired_t_interval(losses)
+            failed = runs["outcome"].isin(FAILED).any()
+            interval = (math.nan,) * 3 if failed else paired_t_interval(losses)
             out.append(Cell(*key, len(runs), learned, diverged, *interval))
         return out
 
@@ -66,7 +69,7 @@ class Cell(NamedTuple):
     """Hold the results of all runs that have the same row, depth (`column`) and color (`arm`) in a ranking.
 
     n: number of runs. learned, diverged: numbers of runs with these outcomes. mean, low, high: mean final loss and its
-    95 % t interval, or NaN if a run diverged, because a mean over the other runs would hide the divergence.
+    95 % t interval, or NaN if a run failed (FAILED), because losses of failed and other runs have no common spread.
     """
 
     row: str
@@ -96,11 +99,12 @@ def ranked_field(study: Study) -> str:
 
 
 def rank(study: Study, *, deepest: bool = False) -> Ranking:
-    """Rank a field's values by mean final loss in the hardest setting: the largest depth with the least warmup.
+    """Rank a field's values in the hardest setting, the largest depth with the least warmup.
 
-    A loss that is not finite counts as the loss at step 0, as in `normstudy compare`. Values with equal means keep the
-    config's order, and values without a run in the hardest setting come last. The ranked field, the depth and the field
-    that colors show may vary. Every other field is fixed at one value. deepest: use only the largest depth.
+    Values of which fewer runs failed come first, then values with a smaller mean final loss of the runs that did not
+    fail. Ties keep the config's order, and values without a run in the hardest setting come last. The ranked field, the
+    depth and the field that colors show may vary. Every other field is fixed at one value. deepest: use only the
+    largest depth.
     """
     runs, notes = study.finished, list[str]()
     field = ranked_field(study)
@@ -128,16 +132,18 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
     runs = runs.assign(row=texts(field), column=texts("n_layers"), arm="" if arm_field is None else texts(arm_field))
     runs = runs[runs["column"].isin(columns) & runs["arm"].isin(arms)].reset_index(drop=True)
     hardest = runs[(runs["column"] == columns[-1]) & (runs["arm"] == arms[0])]
-    mean = hardest.assign(counted=counted_loss(hardest, study.steps)).groupby("row")["counted"].mean()
+    gone = hardest["outcome"].isin(FAILED)
+    failed = gone.groupby(hardest["row"]).sum()
+    mean = hardest[~gone].groupby("row")["final_val_loss"].mean()
     where = [f"n_layers={columns[-1]}"] * (len(columns) > 1) + [f"{arm_field}={arms[0]}"] * (arm_field is not None)
     return Ranking(
         field=field,
         arm_field=arm_field,
         runs=runs,
-        rows=sorted(everyone, key=lambda row: float(mean.get(row, np.inf))),
+        rows=sorted(everyone, key=lambda row: (failed.get(row, np.inf), mean.get(row, np.inf))),
         columns=columns,
         colors=dict(zip(arms, style.shades(len(arms), style.ARMS), strict=True)),
-        rule="ranked by the mean" + (f" at {', '.join(where)}" if where else ""),
+        rule="ranked by failed runs, then by the mean" + (f" at {', '.join(where)}" if where else ""),
         notes=notes,
     )
 
@@ -248,7 +254,9 @@ def rank_notes(ranking: Ranking) -> list[str]:
     """Return notes on how rows are ranked, what is fixed or left out, and what special marks in the figure mean."""
     notes = [ranking.rule, *ranking.notes]
     if (ranking.runs["outcome"] == "diverged").any():
-        notes.append("right edge: diverged, and no mean; a loss that is not finite ranks as the loss at step 0")
+        notes.append("right edge: diverged")
+    if any(math.isnan(cell.mean) for cell in ranking.cells):
+        notes.append("no mean where a run failed")
     if any(cell.n < MIN_PAIRS for cell in ranking.cells):
         notes.append(f"{FEW_SEEDS}: fewer than {MIN_PAIRS} seeds")
     return notes

@@ -1,7 +1,7 @@
 """Compare the claims about pre-norm and post-norm in docs/claims.md with the committed studies.
 
-Each claim has numbers with 95 % t intervals over seeds, computed from the tables of the studies alone. `markdown`
-formats the numbers, and a test compares the output of `markdown` with the table in docs/claims.md.
+Each claim has numbers with 95 % intervals over seeds, computed from the tables of the studies alone: t intervals of
+means, exact intervals of shares. `markdown` formats the numbers, and a test compares its output with docs/claims.md.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from normstudy.analysis.grid import interval_text, markdown_table
+from normstudy.analysis.grid import interval_text, markdown_table, share_text
+from normstudy.analysis.inference import share_interval
 from normstudy.analysis.load import Tables, load
+from normstudy.analysis.outcomes import FAILED
+from normstudy.analysis.pairs import compare_pairs
 from normstudy.errors import ConfigError
 from normstudy.reproductions.verdicts import exponent, judge
 
@@ -30,14 +34,18 @@ CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
     "depth": {"placement": ("pre", "post"), "n_layers": (2, 4, DEEP), "warmup_steps": (0, 100)},
     "peak_lr": {"placement": ("pre", "post"), "peak_lr": (1e-2, 3e-2), "warmup_steps": (0, 100)},
     "rmsnorm": {"norm": ("layernorm", "rmsnorm")},
+    "shallow": {"placement": ("pre", "post"), "n_layers": (2, 4)},
+    "boundary": {"placement": ("pre", "post")},
 }
+MARGIN = 0.01  # nats per token: RMSNorm and LayerNorm train alike if their mean losses differ by less
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Hold a number for or against a claim.
 
-    low, high: the ends of the number's 95 % t interval over seeds, or NaN if the number is a share of runs.
+    low, high: the ends of the number's 95 % interval over seeds, or NaN if the number is a p value. is_share: whether
+    the number is the share of runs that have an outcome.
     """
 
     claim: str
@@ -47,16 +55,24 @@ class Evidence:
     low: float
     high: float
     seeds: int
+    is_share: bool = False
+
+    @property
+    def text(self) -> str:
+        if self.is_share:
+            return share_text(round(self.value * self.seeds), self.seeds, self.low, self.high)
+        return interval_text(self.value, self.low, self.high, ".3g")
 
 
 def findings(results: Path) -> list[Evidence]:
     """Compute the evidence for all claims. Raises a ConfigError if the folder `results` lacks runs listed in CELLS."""
-    warmup, depth, peak_lr, rmsnorm = (_whole(results, study) for study in CELLS)
+    warmup, depth, peak_lr, rmsnorm, shallow, boundary = (_whole(results, study) for study in CELLS)
     return [
         *_vanishing(warmup, depth),
         *_clean_path(depth),
-        *_needs_warmup(warmup, depth, peak_lr),
-        *_post_can_win(depth, peak_lr),
+        *_needs_warmup(warmup, peak_lr),
+        *_at_the_boundary(depth, boundary),
+        *_post_can_win(shallow, peak_lr),
         *_same_profile(rmsnorm),
     ]
 
@@ -113,34 +129,41 @@ def _clean_path(depth: Tables) -> list[Evidence]:
     ]
 
 
-def _needs_warmup(warmup: Tables, depth: Tables, peak_lr: Tables) -> list[Evidence]:
+def _needs_warmup(warmup: Tables, peak_lr: Tables) -> list[Evidence]:
+    post = warmup.runs.query("placement == 'post' and peak_lr == @HEADLINE_LR")
     out = []
-    for placement, rate, study, tables in (
-        ("post", HEADLINE_LR, "warmup", warmup),
-        ("pre", HEADLINE_LR, "warmup", warmup),
-        ("pre", 1e-2, "peak_lr", peak_lr),
-        ("pre", 3e-2, "peak_lr", peak_lr),
+    for steps in (0, 100):
+        name = f"runs failed, post, {SHALLOW} layers, {HEADLINE_LR:g}, warmup {steps}"
+        out.append(_share("C3a", name, "warmup", post[post["warmup_steps"] == steps], FAILED))
+    for rate, study, tables in (
+        (HEADLINE_LR, "warmup", warmup),
+        (1e-2, "peak_lr", peak_lr),
+        (3e-2, "peak_lr", peak_lr),
     ):
-        runs = tables.runs.query("placement == @placement and peak_lr == @rate")
-        loss = runs.pivot_table(index="seed", columns="warmup_steps", values="final_val_loss")
-        name = f"loss with warmup 100 minus without, {placement}, {SHALLOW} layers, {rate:g}"
-        out.append(_evidence("C3a", name, study, loss[100] - loss[0]))
-    for placement in ("post", "pre"):
-        for steps in (0, 100):
-            runs = depth.runs.query("placement == @placement and n_layers == @DEEP and warmup_steps == @steps")
-            name = f"share of runs stuck, {placement}, {DEEP} layers, 0.001, warmup {steps}"
-            share = float((runs["outcome"] == "stuck").mean())
-            out.append(Evidence("C3a", name, "depth", share, math.nan, math.nan, len(runs)))
+        name = f"loss with warmup 100 minus without, pre, {SHALLOW} layers, {rate:g}"
+        runs = tables.runs.query("placement == 'pre' and peak_lr == @rate")
+        out.append(_difference("C3a", name, study, runs, tables.steps, "warmup_steps"))
     return out
 
 
-def _post_can_win(depth: Tables, peak_lr: Tables) -> list[Evidence]:
+def _at_the_boundary(depth: Tables, boundary: Tables) -> list[Evidence]:
+    out = []
+    deep = depth.runs.query("n_layers == @DEEP and warmup_steps == 0")
+    for steps, study, runs in ((0, "depth", deep), (100, "boundary", boundary.runs)):
+        for placement in ("post", "pre"):
+            here = runs[runs["placement"] == placement]
+            for word, outcomes in (("failed", FAILED), ("learned", ("learned",))):
+                name = f"runs {word}, {placement}, {DEEP} layers, 0.001, warmup {steps}"
+                out.append(_share("C3a", name, study, here, outcomes))
+    return out
+
+
+def _post_can_win(shallow: Tables, peak_lr: Tables) -> list[Evidence]:
     out = []
     for n_layers in (2, 4):
-        runs = depth.runs.query("n_layers == @n_layers and warmup_steps == 0")
-        loss = runs.pivot_table(index="seed", columns="placement", values="final_val_loss")
         name = f"loss of post minus pre at the same rate, {n_layers} layers, 0.001, no warmup"
-        out.append(_evidence("C3b", name, "depth", loss["post"] - loss["pre"]))
+        runs = shallow.runs.query("n_layers == @n_layers")
+        out.append(_difference("C3b", name, "shallow", runs, shallow.steps, "placement"))
     best, names = {}, {}
     for placement in ("pre", "post"):
         runs = peak_lr.runs.query("placement == @placement")
@@ -157,13 +180,33 @@ def _same_profile(rmsnorm: Tables) -> list[Evidence]:
     rows = rmsnorm.modules.query("step == 0 and module == 'mlp_out'")
     profile = rows.pivot_table(index=["seed", "layer"], columns="norm", values="grad_norm")
     relative = (profile["rmsnorm"] / profile["layernorm"] - 1).abs().groupby("seed").max()
-    loss = rmsnorm.runs.pivot_table(index="seed", columns="norm", values="final_val_loss")
     gradients = "largest relative difference of the layers' gradients at step 0, pre, rmsnorm to layernorm"
     losses = f"loss of rmsnorm minus layernorm, pre, {SHALLOW} layers, {HEADLINE_LR:g}"
+    row = _compared(rmsnorm.runs, rmsnorm.steps, "norm")
+    p = f"p of two one-sided tests that this difference lies outside +-{MARGIN:g}"
     return [
         _evidence("C4", gradients, "rmsnorm", relative),
-        _evidence("C4", losses, "rmsnorm", loss["rmsnorm"] - loss["layernorm"]),
+        _difference("C4", losses, "rmsnorm", rmsnorm.runs, rmsnorm.steps, "norm"),
+        Evidence("C4", p, "rmsnorm", row["equivalent_p"], math.nan, math.nan, row["compared"]),
     ]
+
+
+def _compared(runs: pd.DataFrame, steps: pd.DataFrame, by: str) -> dict[Any, Any]:
+    """Compare two arms of one cell; returns the row of `compare_pairs`."""
+    (row,) = compare_pairs(runs, steps, by, margin=MARGIN).to_dict("records")
+    return row
+
+
+def _difference(claim: str, quantity: str, study: str, runs: pd.DataFrame, steps: pd.DataFrame, by: str) -> Evidence:
+    """Return the mean difference of losses among the pairs in which neither run failed."""
+    row = _compared(runs, steps, by)
+    return Evidence(claim, quantity, study, row["difference"], row["ci_low"], row["ci_high"], row["compared"])
+
+
+def _share(claim: str, quantity: str, study: str, runs: pd.DataFrame, outcomes: tuple[str, ...]) -> Evidence:
+    """Return the share of the runs that have one of these outcomes."""
+    k, n = int(runs["outcome"].isin(outcomes).sum()), len(runs)
+    return Evidence(claim, quantity, study, k / n, *share_interval(k, n), n, is_share=True)
 
 
 def _evidence(claim: str, quantity: str, study: str, values: ArrayLike, *, logs: bool = False) -> Evidence:
@@ -174,8 +217,6 @@ def _evidence(claim: str, quantity: str, study: str, values: ArrayLike, *, logs:
 
 def markdown(found: list[Evidence]) -> str:
     """Format the evidence as a Markdown table with one row for each number."""
-    rows = [
-        (f.claim, f.quantity, interval_text(f.value, f.low, f.high, ".3g"), str(f.seeds), f"`{f.study}`") for f in found
-    ]
+    rows = [(f.claim, f.quantity, f.text, str(f.seeds), f"`{f.study}`") for f in found]
     header = ("claim", "quantity", "value [95 % interval]", "seeds", "study")
     return "\n".join(markdown_table(header, rows, compact=True)) + "\n"

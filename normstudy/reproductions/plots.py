@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
-from normstudy.analysis.pairs import paired_t_interval
+from normstudy.analysis.inference import paired_t_interval
 from normstudy.figures import style
 from normstudy.reproductions.entry import Variant
 from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, first_to_last, log

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from normstudy.analysis.grid import interval_text
-from normstudy.analysis.pairs import paired_t_interval
+from normstudy.analysis.inference import paired_t_interval
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 

@@ -64,7 +64,8 @@ def print_comparison(planned: Plan) -> None:
     from normstudy.analysis.compare import compare_study, render
     from normstudy.analysis.outcomes import MEANING
 
-    counts = Counter(progress.outcomes_of(planned.study_dir, list(planned.runs)).values())
+    everyone = list(tables.statuses(planned.study_dir))  # as the comparison, also runs of earlier sweeps
+    counts = Counter(progress.outcomes_of(planned.study_dir, everyone).values())
     print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")
     for outcome in (name for name in MEANING if counts[name]):
         print(f"{outcome}: {MEANING[outcome]}")

@@ -1,4 +1,4 @@
-"""The paired comparison on hand-made studies: cells, pairs, counts, and the interval against scipy."""
+"""The comparison on hand-made studies: cells, pairs, shares, families of tests and verdicts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from handmade import handmade_config, handmade_rows, handmade_study, target_loss, write_handmade_run
+from handmade import handmade_config, handmade_study, target_loss, write_handmade_run
+from statsmodels.stats.multitest import multipletests
 
 from normstudy.analysis.compare import FORMATS, WIDTH, compare_study, render
+from normstudy.analysis.grid import Value
 from normstudy.analysis.outcomes import counts_text
-from normstudy.analysis.pairs import cell_columns, compare_pairs, counted_loss, paired_t_interval, verdict
+from normstudy.analysis.pairs import cell_columns, compare_pairs, default_baseline
 from normstudy.config import ConfigError, RunConfig
 from normstudy.study import tables as store
 from normstudy.upkeep.compact import compact_study
@@ -39,50 +41,6 @@ def cell(comparison: pd.DataFrame, **values: object) -> pd.Series:
     keep = np.logical_and.reduce([comparison[c] == v for c, v in values.items()])
     assert keep.sum() == 1
     return comparison[keep].iloc[0]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_interval_equals_scipy(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    arm, base = rng.normal(2.0, 0.1, (2, 2 + seed))
-    mean, low, high = paired_t_interval(arm - base)
-    wanted = scipy.stats.ttest_1samp(arm - base, 0).confidence_interval(0.95)
-    paired = scipy.stats.ttest_rel(arm, base).confidence_interval(0.95)
-    assert mean == pytest.approx((arm - base).mean(), rel=1e-12)
-    assert (low, high) == pytest.approx((wanted.low, wanted.high), rel=1e-12)
-    assert (low, high) == pytest.approx((paired.low, paired.high), rel=1e-12)
-
-
-def test_interval_by_hand() -> None:
-    # differences 1, 2, 3: mean 2, sd 1, t(0.975, 2) = 4.3027, half width 4.3027 / sqrt(3)
-    mean, low, high = paired_t_interval(np.array([1.0, 2.0, 3.0]))
-    assert mean == 2.0
-    assert (low, high) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-5)
-
-
-def test_one_pair_has_a_difference_and_no_interval() -> None:
-    mean, low, high = paired_t_interval(np.array([0.5]))
-    assert mean == 0.5
-    assert math.isnan(low)
-    assert math.isnan(high)
-    assert all(math.isnan(v) for v in paired_t_interval(np.array([])))
-
-
-@pytest.mark.parametrize(
-    ("pairs", "low", "high", "expected"),
-    [
-        (5, -2.0, -0.1, "lower"),
-        (5, 0.1, 2.0, "higher"),
-        (5, -0.1, 0.1, "no difference shown"),
-        (5, 0.0, 0.1, "no difference shown"),
-        (5, -0.1, 0.0, "no difference shown"),
-        (4, 0.1, 2.0, "few seeds"),
-        (1, math.nan, math.nan, "few seeds"),
-        (0, math.nan, math.nan, "no pairs"),
-    ],
-)
-def test_verdict(pairs: int, low: float, high: float, expected: str) -> None:
-    assert verdict(pairs, low, high) == expected
 
 
 def test_cells_hold_everything_but_the_field_the_seeds_and_what_is_measured() -> None:
@@ -111,38 +69,108 @@ def test_difference_is_arm_minus_baseline_seed_by_seed(study: Path, tmp_path: Pa
         )
         for placement in ("pre", "post")
     }
-    assert (row["arm"], row["baseline"]) == ("pre", "post")
-    assert row["difference"] == pytest.approx(-0.4, abs=1e-12)
-    assert row["loss"] == pytest.approx(losses["pre"].mean(), rel=1e-12)
-    assert row["baseline_loss"] == pytest.approx(losses["post"].mean(), rel=1e-12)
-    assert (row["pairs"], row["unpaired"], row["failed"]) == (5, 0, 0)
-    assert (row["outcomes"], row["baseline_outcomes"], row["verdict"]) == ("5 learned", "5 learned", "lower")
+    assert (row["arm"], row["baseline"]) == ("post", "pre")
+    assert row["difference"] == pytest.approx(0.4, abs=1e-12)
+    assert row["loss"] == pytest.approx(losses["post"].mean(), rel=1e-12)
+    assert row["baseline_loss"] == pytest.approx(losses["pre"].mean(), rel=1e-12)
+    assert (row["pairs"], row["compared"], row["unpaired"], row["crashed"]) == (5, 5, 0, 0)
+    assert (row["outcomes"], row["baseline_outcomes"], row["loss_verdict"]) == ("5 learned", "5 learned", "higher")
 
 
-def test_failed_runs_are_counted_and_their_partners_are_unpaired(study: Path, tmp_path: Path) -> None:
+def test_failed_runs_are_in_the_share_and_in_no_loss(study: Path, tmp_path: Path) -> None:
+    """Of the baseline's five runs one crashed, one is stuck and one diverged."""
     row = cell(compare_study(study, by="warmup_steps"), placement="post", n_layers=4, peak_lr=3e-3)
-    assert (row["pairs"], row["unpaired"], row["failed"]) == (4, 1, 1)
+    assert (row["pairs"], row["compared"], row["unpaired"]) == (4, 2, 1)
+    assert (row["crashed"], row["baseline_crashed"]) == (0, 1)
     assert row["baseline_outcomes"] == "2 learned 1 stuck 1 diverged"
     assert row["outcomes"] == "5 learned"
-    assert row["verdict"] == "few seeds"
-    # the diverged run counts as its loss at step 0, in the mean and in the interval
-    base = {s: handmade_config(tmp_path, placement="post", n_layers=4, peak_lr=3e-3, seed=s) for s in SEEDS}
-    at_init = float(np.float32(handmade_rows(base[0], "diverged")[0]["steps"]["val_loss"][0]))  # type: ignore[arg-type]
-    stuck = handmade_rows(base[1], "stuck")[1]
-    losses = [at_init, stuck, *(target_loss(base[s]) + 0.01 for s in (3, 4))]
-    assert row["baseline_loss"] == pytest.approx(np.mean(losses), rel=1e-12)
-    arm = [
-        target_loss(handmade_config(tmp_path, placement="post", n_layers=4, peak_lr=3e-3, warmup_steps=20, seed=s))
-        + 0.01
-        for s in (0, 1, 3, 4)
+    assert (row["failed"], row["runs"], row["baseline_failed"], row["baseline_runs"]) == (0, 5, 2, 4)
+    wanted = scipy.stats.binomtest(2, 4).proportion_ci(0.95, "exact")
+    assert (row["baseline_failed_low"], row["baseline_failed_high"]) == pytest.approx((wanted.low, wanted.high))
+    assert row["failed_p"] == pytest.approx(scipy.stats.fisher_exact([[0, 5], [2, 2]]).pvalue)
+    assert (row["loss_verdict"], row["failed_verdict"]) == ("few pairs", "no difference shown")
+    made = {
+        w: [
+            target_loss(handmade_config(tmp_path, placement="post", n_layers=4, peak_lr=3e-3, warmup_steps=w, seed=s))
+            for s in (3, 4)
+        ]
+        for w in (0, 20)
+    }
+    assert row["baseline_loss"] == pytest.approx(np.mean(made[0]) + 0.01, rel=1e-12)
+    assert row["loss"] == pytest.approx(np.mean(made[20]) + 0.01, rel=1e-12)
+    assert math.isnan(row["loss_p"])  # two pairs are no test
+
+
+def of_fates(root: Path, *fates: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A study with one arm per argument, whose letters are the fates of its seeds: learned, stuck, x for diverged.
+
+    The losses of learned runs rise by 0.1 per arm, with a little noise.
+    """
+    names = {"l": "learned", "s": "stuck", "x": "diverged"}
+    noise = np.random.default_rng(0).normal(0, 0.01, (len(fates), max(map(len, fates))))
+    made = [
+        (handmade_config(root, seed=s, warmup_steps=20 * i), names[letter], 2 + 0.1 * i + noise[i, s])
+        for i, letters in enumerate(fates)
+        for s, letter in enumerate(letters)
     ]
-    wanted = scipy.stats.ttest_rel(arm, losses).confidence_interval(0.95)
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx((wanted.low, wanted.high), rel=1e-9)
+    return tables(root, *((c, fate, loss if fate == "learned" else None) for c, fate, loss in made))
 
 
-def test_baseline_is_the_smallest_number_or_the_first_text_or_what_is_asked(study: Path) -> None:
+def test_two_arms_that_diverge_have_no_loss(tmp_path: Path) -> None:
+    """Five runs that are not finite are not compared with five finite ones, nor with five others."""
+    comparison = compare_pairs(*of_fates(tmp_path, "lllll", "xxxxx"), "warmup_steps")
+    row = comparison.iloc[0]
+    assert (row["failed"], row["compared"], row["failed_verdict"]) == (5, 0, "fails more often")
+    assert comparison[["loss", "baseline_loss", "difference", "ci_low", "loss_p"]].isna().all(axis=None)
+    assert row["loss_verdict"] == "no pairs"
+    both = compare_pairs(*of_fates(tmp_path / "both", "xxxxx", "xxxxx"), "warmup_steps").iloc[0]
+    assert math.isnan(both["failed_p"])
+    assert (both["failed_verdict"], both["loss_verdict"], both["family"]) == ("all failed", "no pairs", 0)
+
+
+def test_no_verdict_on_losses_where_the_shares_differ(tmp_path: Path) -> None:
+    row = compare_pairs(*of_fates(tmp_path, "l" * 15, "l" * 6 + "s" * 9), "warmup_steps").iloc[0]
+    assert (row["pairs"], row["compared"], row["family"]) == (15, 6, 2)
+    assert row["failed_verdict"] == "fails more often"
+    assert row["loss_holm"] < 0.001
+    assert row["loss_verdict"] == "the shares differ"
+
+
+def test_the_family_is_every_test_of_both_tables(tmp_path: Path) -> None:
+    comparison = compare_pairs(*of_fates(tmp_path, "lllll", "lllll", "sssss", "llsll"), "warmup_steps")
+    assert comparison["family"].tolist() == [3, 3, 3]  # two shares, and the loss of the one arm with five pairs
+    p = [*comparison["failed_p"].dropna(), *comparison["loss_p"].dropna()]
+    adjusted = [*comparison["failed_holm"].dropna(), *comparison["loss_holm"].dropna()]
+    assert adjusted == pytest.approx(multipletests(p, method="holm")[1])
+    assert comparison["failed_verdict"].tolist() == ["none failed", "fails more often", "no difference shown"]
+    alone = compare_pairs(*of_fates(tmp_path / "alone", "llll", "ssss"), "warmup_steps").iloc[0]
+    assert alone["failed_verdict"] == "fails more often"  # p is 2 / 70
+    three = compare_pairs(*of_fates(tmp_path / "three", "lll", "sss"), "warmup_steps").iloc[0]
+    assert three["failed_verdict"] == "too few seeds for a family of 1"  # p cannot be less than 2 / 20
+
+
+def test_losses_may_differ_and_be_equivalent(tmp_path: Path) -> None:
+    made = of_fates(tmp_path, "lllllll", "lllllll")
+    assert compare_pairs(*made, "warmup_steps").iloc[0]["loss_verdict"] == "higher"
+    both = compare_pairs(*made, "warmup_steps", margin=0.5).iloc[0]
+    assert (both["family"], both["loss_verdict"]) == (2, "higher, equivalent within 0.5")
+    assert compare_pairs(*made, "warmup_steps", margin=0.05).iloc[0]["loss_verdict"] == "higher"
+
+
+@pytest.mark.parametrize(
+    ("values", "baseline"),
+    [
+        (["admin", "post", "pre"], "pre"), ([None, 0.5, 1.0], None), (["full", "none", "per_head"], "none"),
+        ([-1, 0, 20], 0), ([False, True], False), ([0.001, 0.003], 0.001), (["b2t", "post"], "b2t"),
+    ],
+)  # fmt: skip
+def test_the_usual_baseline(values: list[Value], baseline: Value) -> None:
+    assert default_baseline(values) is baseline
+
+
+def test_the_baseline_is_the_usual_one_or_what_is_asked(study: Path) -> None:
     assert set(compare_study(study, by="peak_lr")["baseline"]) == {0.001}
-    assert set(compare_study(study, by="placement")["baseline"]) == {"post"}
+    assert set(compare_study(study, by="placement")["baseline"]) == {"pre"}
     asked = compare_study(study, by="peak_lr", baseline="3e-3")
     assert set(asked["baseline"]) == {0.003}
     assert set(asked["arm"]) == {0.001}
@@ -173,7 +201,7 @@ def test_pairs_share_the_data_seed_too(tmp_path: Path) -> None:
     a, b = (handmade_config(tmp_path, warmup_steps=w) for w in (0, 20))
     b.data_seed = 7
     row = compare_pairs(*tables(tmp_path, (a, "learned", 2.0), (b, "learned", 1.0)), "warmup_steps").iloc[0]
-    assert (row["pairs"], row["unpaired"], row["verdict"]) == (0, 2, "no pairs")
+    assert (row["pairs"], row["unpaired"], row["loss_verdict"]) == (0, 2, "no pairs")
     assert math.isnan(row["difference"])
 
 
@@ -239,7 +267,7 @@ def test_a_text_is_shown_by_its_sha256_only_where_no_other_column_tells(tmp_path
 
 def test_a_null_value_is_a_value(tmp_path: Path) -> None:
     made = []
-    for limit, loss in ((None, 2.0), (1.0, 2.5), (0.5, 3.0)):
+    for limit, loss in ((None, 2.0), (1.0, 2.1), (0.5, 2.2)):
         config = handmade_config(tmp_path)
         config.optimizer.max_grad_norm = limit
         made.append((config, "learned", loss))
@@ -247,7 +275,7 @@ def test_a_null_value_is_a_value(tmp_path: Path) -> None:
     comparison = compare_pairs(runs, steps, "max_grad_norm")
     assert comparison["baseline"].tolist() == [None, None]
     assert comparison["arm"].tolist() == [0.5, 1.0]
-    assert comparison["difference"].tolist() == pytest.approx([1.0, 0.5])
+    assert comparison["difference"].tolist() == pytest.approx([0.2, 0.1])
     turned = compare_pairs(runs, steps, "max_grad_norm", baseline="0.5")
     assert turned["arm"].tolist() == [None, 1.0]
     assert json.loads(render(turned, "json"))[0]["arm"] is None
@@ -263,15 +291,6 @@ def test_null_and_number_are_two_cells(tmp_path: Path) -> None:
     comparison = compare_pairs(*tables(tmp_path, *made), "warmup_steps")
     assert comparison["pairs"].tolist() == [1, 1]
     assert [r["d_ff"] for r in json.loads(render(comparison, "json"))] == [128, None]
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_non_finite_loss_counts_as_the_loss_at_step_0(bad: float) -> None:
-    runs = pd.DataFrame({"run_id": ["a", "b"], "final_val_loss": [bad, 2.0], "ln_vocab": [5.5, 5.5]})
-    steps = pd.DataFrame({"run_id": ["a", "a", "b"], "step": [1, 0, 0], "val_loss": [1.0, 5.75, 6.0]})
-    assert counted_loss(runs, steps).tolist() == [5.75, 2.0]
-    steps["val_loss"] = np.inf
-    assert counted_loss(runs, steps).tolist() == [5.5, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -317,40 +336,56 @@ def test_where_chooses_the_runs(study: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["warmup_steps", "placement", "n_layers", "peak_lr"])
-def test_the_table_fits_and_says_what_it_shows(study: Path, by: str) -> None:
-    comparison = compare_study(study, by=by)
+def test_the_tables_fit_and_say_what_they_show(study: Path, by: str) -> None:
+    comparison = compare_study(study, by=by, margin=0.01)
     text = render(comparison, "table")
     assert max(map(len, text.splitlines())) <= WIDTH
     flat = " ".join(text.split())
-    for words in (f"by {by}", "a run's loss minus the baseline's", "95 % paired t intervals over seeds"):
+    for words in (
+        f"Share of runs that failed (stuck, collapsed or diverged) by {by}", "not adjusted for the number of tests",
+        f"all {comparison['family'].iloc[0]} tests", "among the pairs in which neither run failed",
+        "95 % paired t intervals over seeds, not adjusted", "lies within 0.01", "1 crashed", "1 unpaired",
+    ):  # fmt: skip
         assert words in flat
-    assert text.count("few seeds") == (comparison["verdict"] == "few seeds").sum()
-    assert "1 failed" in text
-    assert "1 unpaired" in text
-    assert "Every run is in a pair" not in flat
+    assert "lies within" not in render(compare_study(study, by=by), "table")
 
 
-def test_the_table_in_full(study: Path) -> None:
+def test_the_tables_in_full(study: Path) -> None:
     where = {"peak_lr": "3e-3", "n_layers": "4"}
-    lines = render(compare_study(study, by="warmup_steps", where=where), "table").splitlines()
+    text = render(compare_study(study, by="warmup_steps", where=where), "table")
+    _, shares, _, losses = text.split("\n\n")
     expected = """
-placement  warmup_  outcomes     loss  difference [95 %]        pairs  verdict
-             steps
-post             0  2 learned   3.464
+placement  warmup_  outcomes    failed [95 %]        p  Holm's  verdict
+             steps                                           p
+post             0  2 learned   2 of 4 [7, 93 %]
                     1 stuck
                     1 diverged
-                20  5 learned   2.142  -1.323 [-3.788, +1.143]      4  few seeds
-                                                                       1 unpaired
-                                                                       1 failed
-pre              0  5 learned   2.041
-                20  5 learned   2.041  +0.000 [+0.000, +0.000]      5  no difference shown
+                    1 crashed
+                20  5 learned   0 of 5 [0, 52 %]  0.17    0.33  no difference shown
+pre              0  5 learned   0 of 5 [0, 52 %]
+                20  5 learned   0 of 5 [0, 52 %]                none failed
 """
-    assert lines[lines.index("") + 1 :] == expected.strip("\n").splitlines()
+    assert shares.splitlines() == expected.strip("\n").splitlines()
+    expected = """
+placement  warmup_   loss  baseline's  difference [95 %]        pairs       p  Holm's  verdict
+             steps                                                                  p
+post            20  2.149       2.449  -0.300 [-0.300, -0.300]  2 of 4                 few pairs
+                                                                1 unpaired
+pre             20  2.041       2.041  +0.000 [+0.000, +0.000]  5 of 5      1       1  no difference
+                                                                                       shown
+"""
+    assert losses.splitlines() == expected.strip("\n").splitlines()
 
 
-def test_a_complete_study_says_so(study: Path) -> None:
-    text = render(compare_study(study, by="warmup_steps", where={"placement": "pre"}), "table")
-    assert "Every run is in a pair, and none failed." in " ".join(text.split())
+def test_cells_that_do_not_fit_have_lines_of_their_own(study: Path) -> None:
+    text = render(compare_study(study, by="warmup_steps", margin=0.01), "table").split("\n\n")[3]
+    expected = """
+placement=post n_layers=4 peak_lr=0.003
+     20  2.149       2.449  -0.300 [-0.300, -0.300]  2 of 4                         few pairs
+                                                     1 unpaired
+placement=pre n_layers=2 peak_lr=0.001
+"""
+    assert text.splitlines()[11:15] == expected.strip("\n").splitlines()
 
 
 def test_the_four_formats_hold_the_same_numbers(study: Path, tmp_path: Path) -> None:
@@ -360,12 +395,12 @@ def test_the_four_formats_hold_the_same_numbers(study: Path, tmp_path: Path) -> 
     (tmp_path / "c.csv").write_text(render(comparison, "csv"))
     from_csv = pd.read_csv(tmp_path / "c.csv")
     assert list(from_csv.columns) == list(comparison.columns) == list(records[0])
-    for column in ("difference", "ci_low", "ci_high", "loss", "pairs", "arm"):
+    for column in ("failed", "failed_low", "failed_p", "difference", "ci_low", "ci_high", "loss", "pairs", "arm"):
         np.testing.assert_allclose(from_csv[column], np.array([r[column] for r in records], float), rtol=1e-14)
         np.testing.assert_allclose(from_csv[column], comparison[column].to_numpy(float), rtol=1e-14)
     markdown = [line for line in render(comparison, "markdown").splitlines() if line.startswith("|")]
-    assert len(markdown) == 2 + len(comparison)
-    assert len({line.count("|") for line in markdown}) == 1
+    assert len(markdown) == 2 + 2 * len(comparison) + 2 + len(comparison)  # a baseline's row in each cell
+    assert len({line.count("|") for line in markdown}) == 2
 
 
 def test_rendering_twice_gives_the_same_text(study: Path) -> None:

@@ -178,7 +178,10 @@ def test_flags_say_whether_failed_runs_are_tried_again(
 
 # ---- the shipped studies ------------------------------------------------------------------------------
 
-SHIPPED = {"smoke": 8, "quickstart": 8, "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280}
+SHIPPED = {
+    "smoke": 8, "quickstart": 20, "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280,
+    "shallow": 60, "boundary": 40, "best": 160,
+}  # fmt: skip
 
 
 def test_the_shipped_studies_are_these() -> None:
@@ -201,7 +204,7 @@ def test_the_axes_of_the_shipped_studies() -> None:
         return [sorted({row[i] for row in cells(configs, *axes)}, key=str) for i in range(len(axes))]
 
     both, five = ["post", "pre"], [0, 1, 2, 3, 4]
-    assert swept("quickstart") == [both, ["auto"], [6], [3e-3], [0, 100], [0, 1]]
+    assert swept("quickstart") == [both, ["auto"], [6], [3e-3], [0, 100], five]
     assert swept("warmup") == [both, ["auto"], [6], [1e-3, 3e-3], [0, 100], five]
     assert swept("depth") == [both, ["auto"], [12, 2, 4, 6, 8], [1e-3], [0, 100], five]
     rates = [1e-3, 1e-4, 1e-2, 3e-3, 3e-4, 3e-2]
@@ -210,10 +213,11 @@ def test_the_axes_of_the_shipped_studies() -> None:
     everywhere, *others = swept("placements")
     assert set(everywhere) <= set(config.PLACEMENT_NAMES)
     assert (len(everywhere), others) == (14, [["auto"], [12, 4], [3e-3], [0, 100], five])
+    assert swept("shallow") == [both, ["auto"], [2, 4], [1e-3], [0], sorted(range(5, 20), key=str)]
+    assert swept("boundary") == [both, ["auto"], [12], [1e-3], [100], sorted(range(5, 25), key=str)]
+    assert swept("best") == [both, ["auto"], [6], [1e-3, 2e-3, 4e-3, 8e-3], [0, 100, 200, 400], [*range(25, 30)]]
     steps = {name: planned(f"experiment={name}")[0].schedule.n_steps for name in SHIPPED}
-    assert steps == {
-        "smoke": 60, "quickstart": 400, "warmup": 600, "depth": 600, "peak_lr": 600, "rmsnorm": 600, "placements": 300,
-    }  # fmt: skip
+    assert steps == {name: {"smoke": 200, "quickstart": 400, "placements": 300}.get(name, 600) for name in SHIPPED}
 
 
 # ---- axes ---------------------------------------------------------------------------------------------

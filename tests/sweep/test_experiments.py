@@ -12,7 +12,10 @@ from normstudy.study import tables
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
-RUNS = {"smoke": 8, "quickstart": 8, "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280}
+RUNS = {
+    "smoke": 8, "quickstart": 20, "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280,
+    "shallow": 60, "boundary": 40, "best": 160,
+}  # fmt: skip
 SHORT = [
     "model.d_model=16", "model.n_heads=2", "data=synthetic", "data.seq_len=16", "data.batch_size=2",
     "schedule.n_steps=2", "eval.windows=4", "seed=0", "execution.device=cpu", "execution.workers=1",

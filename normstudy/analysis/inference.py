@@ -1,0 +1,94 @@
+"""Compute intervals and tests for shares of failed runs and for differences of losses; see docs/statistics.md.
+
+scipy.special gives the distributions. scipy.stats has the same tests, and the tests of this module compare the two, but
+its import takes longer than a comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from normstudy.analysis.outcomes import Floats
+
+ALPHA = 0.05  # level of a test; intervals have the confidence 1 - ALPHA
+
+
+def share_interval(k: int, n: int) -> tuple[float, float]:
+    """Return the exact 95 % interval (Clopper and Pearson, 1934) of a share of which k of n were seen. n = 0: NaN."""
+    if n == 0:
+        return math.nan, math.nan
+    from scipy.special import betaincinv  # this import takes 0.25 s, and most figures do not need it
+
+    low = float(betaincinv(k, n - k + 1, ALPHA / 2)) if k else 0.0
+    high = float(betaincinv(k + 1, n - k, 1 - ALPHA / 2)) if k < n else 1.0
+    return low, high
+
+
+def share_test(k: int, n: int, base_k: int, base_n: int) -> float:
+    """Return the two-sided p of Fisher's exact test that k of n and base_k of base_n have one share.
+
+    Where no run has the property, or every run has it, nothing else could have come out of the same totals. There is
+    then no test, and the result is NaN (Tarone, 1990).
+    """
+    total = k + base_k
+    if not (n and base_n and 0 < total < n + base_n):
+        return math.nan
+    tables = [math.comb(n, i) * math.comb(base_n, total - i) for i in range(total + 1)]  # weights, as exact integers
+    return sum(w for w in tables if w <= tables[k]) / sum(tables)
+
+
+def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
+    """Return the mean difference and the bounds of its 95 % t interval, which are NaN for fewer than two pairs."""
+    n = len(differences)
+    mean = float(np.mean(differences)) if n else np.nan
+    if n < 2:
+        return mean, np.nan, np.nan
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(n - 1, 1 - ALPHA / 2) * _error(differences))
+    return mean, mean - half, mean + half
+
+
+def paired_t_test(differences: Floats) -> float:
+    """Return the two-sided p of the t test that the mean difference is 0. Fewer than two pairs give NaN."""
+    return min(1.0, 2 * _t_below(-abs(differences.mean()), differences)) if len(differences) > 1 else math.nan
+
+
+def equivalence_test(differences: Floats, margin: float) -> float:
+    """Return the p of two one-sided t tests (Schuirmann, 1987) that the mean difference lies outside +-margin.
+
+    A small p shows that the two arms are equivalent within the margin. Fewer than two pairs give NaN.
+    """
+    return _t_below(abs(differences.mean()) - margin, differences) if len(differences) > 1 else math.nan
+
+
+def _error(differences: Floats) -> float:
+    """Return the standard error of the mean."""
+    return float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
+
+
+def _t_below(distance: float, differences: Floats) -> float:
+    """Return the probability that a t variable lies below `distance` in standard errors of the mean difference."""
+    from scipy.special import stdtr
+
+    error = _error(differences)
+    if error == 0:  # all differences are equal
+        return 0.5 if distance == 0 else float(distance > 0)
+    return float(stdtr(len(differences) - 1, distance / error))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjust the p values of a family of tests (Holm, 1979). NaN stands for a test that was not made, and stays NaN."""
+    made = sorted((value, i) for i, value in enumerate(p) if not math.isnan(value))
+    out, least = [math.nan] * len(p), 0.0
+    for rank, (value, i) in enumerate(made):
+        out[i] = least = max(least, min(1.0, (len(made) - rank) * value))
+    return out
+
+
+def reachable(p: Sequence[float], i: int, best: float) -> bool:
+    """Return whether test i of a family could be significant if its p were `best`, the least that its runs allow."""
+    return holm([*p[:i], best, *p[i + 1 :]])[i] <= ALPHA
