@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,10 +15,11 @@ from normstudy.analysis.grid import Value
 from normstudy.analysis.select import KINDS, native
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
-from normstudy.figures.look import MAX_HUES, Look, swept, values
+from normstudy.figures.look import Look, swept, values
 from normstudy.figures.study import Lacks, Study
 
-DODGE = 0.5  # the markers of an x value are spread sideways, over this fraction of the gap to the next x value
+JITTER = 0.04  # a marker lies within this fraction of the smallest gap between x values on each side of its x value
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,14 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
     return even if gaps.max() > 8 * gaps.min() else XAxis(column, dict(zip(found, sizes, strict=True)), "linear")
 
 
-def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """Return `look` and `runs`, changed if the x axis shows the same column as the colors.
+def beside_x(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
+    """Return `look` and `runs`, changed if the x axis shows the same column as the line styles or the colors.
 
-    If so, the colors show the column of the line styles instead. Nothing changes if the study has no facet (a text
-    field with too many values for colors).
+    If it shows the column of the line styles, all lines get one style. If it shows the column of the colors and the
+    study has a facet (a text field with too many values for colors), the colors show the column of the line styles.
     """
+    if look.dash == x.column:
+        return replace(look, dash=None, dashes={"": "-"}), runs.assign(dash="")
     if look.facet is None or look.hue != x.column:
         return look, runs
     colors = dict(zip(look.dashes, style.shades(len(look.dashes), style.ARMS), strict=True))
@@ -72,55 +74,43 @@ def color_by_dash(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.Da
 
 
 def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
-    """Return each run's hue, dash, run_id, outcome, place (the x position) and value (the loss; NaN if diverged)."""
+    """Return each run's hue, dash, run_id, outcome, place, value and at, sorted by value.
+
+    place: the x position of the run's value in the column of the x axis. value: the loss, or NaN if the run diverged.
+    at: the x position of the run's marker. It lies a little beside `place`, so that runs of equal losses can be told
+    apart. The runs of a place are numbered in the order of their losses. Multiples of the golden ratio, modulo 1, turn
+    these numbers into positions that are far apart for neighbors and never equal.
+    """
     value = runs["final_val_loss"].astype(float).where(runs["outcome"] != "diverged")
-    return runs[["hue", "dash", "run_id", "outcome"]].assign(
+    table = runs[["hue", "dash", "run_id", "outcome"]].assign(
         place=[x.places[native(x.column, v)] for v in runs[x.column]], value=value
     )
+    table = table.sort_values(["value", "run_id"])
+    part = (table.groupby("place").cumcount() * GOLDEN + 0.5) % 1
+    return table.assign(at=table["place"] + JITTER * x.gap * (2 * part - 1))
 
 
 def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) -> None:
-    """Draw a marker for each run and lines through the means over seeds. A marker's shape shows the outcome.
+    """Draw a marker for each run, and lines through the means over seeds, which lie exactly at the x values.
 
-    Diverged runs are drawn at y = `edge`. If a seed diverged, no mean is drawn for its color and line style, because a
-    mean over the other seeds would hide the divergence. Markers of the same x value are drawn side by side, because
-    stuck runs with equal losses would otherwise overlap.
+    A marker's shape shows the outcome, and its filling the line style. Diverged runs are drawn at y = `edge`. If a seed
+    diverged, no mean is drawn for its color and line style, because a mean over the other seeds would hide the
+    divergence. Names have no order, so no line joins their means.
     """
-    # At each x value, every combination of color and line style gets a slot, and the slots lie side by side. If the
-    # colors show the x axis's column, each x value has only one color, so only the line styles get slots. If the line
-    # styles show that column, only the colors get slots.
-    hues = [h for h in look.colors if (table["hue"] == h).any()]
-    dashes = [d for d in look.dashes if (table["dash"] == d).any()]
-    by_hue, by_dash = look.hue != x.column, look.dash != x.column
-    slots = list(itertools.product(hues if by_hue else [""], dashes if by_dash else [""]))
-    width = DODGE * x.gap / len(slots)
-    lines: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for hue, dash, run_id, outcome, value, at in table.drop(columns="place").fillna({"value": edge}).itertuples(False):
+        color = look.colors[hue]
+        ax.plot(
+            [at], [value], ls="none", marker=style.OUTCOME_MARKERS[outcome], mfc=look.filling(dash, color), mec=color,
+            mew=0.4, ms=4.5 if outcome == "diverged" else 3.2, zorder=3, gid=f"{outcome}:{run_id}",
+        )  # fmt: skip
+    joined = KINDS.get(x.column) in (int, float)
     for hue, dash, arm in look.arms(table):
-        slot = slots.index((hue if by_hue else "", dash if by_dash else ""))
-        shift = (slot - (len(slots) - 1) / 2) * width
-        for place, runs in arm.groupby("place"):
-            center = float(runs["place"].iloc[0]) + shift
-            spots = center + np.linspace(-1, 1, len(runs)) * min(0.35, 0.08 * len(runs)) * width * (len(runs) > 1)
-            _draw_runs(ax, runs.assign(place=spots), look.colors[hue], edge)
-            mean = float(runs["value"].mean(skipna=False))
-            apart = [str(place)] if x.column == look.facet else []  # names have no order, so no line joins their means
-            lines.setdefault((hue, dash if by_dash else "", *apart), []).append((center, mean))
-    for (hue, dash, *_), points in lines.items():
-        places, means = zip(*sorted(points), strict=True)
-        ax.plot(
-            places, means, color=look.colors[hue], ls=look.dashes.get(dash, "-"), lw=1.1, zorder=2,
-            marker="_" if len(points) == 1 else "", ms=10, mew=1.1, gid=f"mean:{hue}:{dash}",
-        )  # fmt: skip
-
-
-def _draw_runs(ax: Axes, runs: pd.DataFrame, color: str, edge: float) -> None:
-    for run_id, outcome, place, value in zip(
-        runs["run_id"], runs["outcome"], runs["place"], runs["value"].fillna(edge), strict=True
-    ):
-        ax.plot(
-            [place], [value], ls="none", marker=style.OUTCOME_MARKERS[outcome], color=color, mec="white",
-            mew=0.4, ms=5.5 if outcome == "diverged" else 4, zorder=3, gid=f"{outcome}:{run_id}",
-        )  # fmt: skip
+        means = arm.groupby("place")["value"].agg(lambda losses: losses.mean(skipna=False))
+        for part in [means] if joined else [means[[place]] for place in means.index]:
+            ax.plot(
+                part.index, part, color=look.colors[hue], ls=look.dashes[dash], lw=1.1, zorder=2,
+                marker="_" if len(part) == 1 else "", ms=14, mew=1.1, gid=f"mean:{hue}:{dash}",
+            )  # fmt: skip
 
 
 def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
@@ -140,7 +130,7 @@ def final_grid(study: Study) -> Figure:
     if not swept(study.runs):
         raise Lacks("only the seed varies")
     x = x_axis(study.runs, (study.look.hue, study.look.dash))
-    look, runs = color_by_dash(x, study.look, study.runs)
+    look, runs = beside_x(x, study.look, study.runs)
     panels, notes = study.panels(runs, skip=(x.column,))
     shown = pd.concat([p.runs for p in panels])
     tables = [grid_table(p.runs, x) for p in panels]
@@ -148,7 +138,7 @@ def final_grid(study: Study) -> Figure:
     ended = [float(v) for t in tables for v in t["value"].dropna()]
     low, high = limits(ended, references, diverged=bool((shown["outcome"] == "diverged").any()))
 
-    crowded = shown["hue"].nunique() > 4 or len(x.places) > MAX_HUES
+    crowded = shown["hue"].nunique() > 4 or len(x.places) > 3
     fig, axes = layout.subplots(len(panels), height=2.2, width=style.TWO_COLUMNS if crowded else None)
     one_text = series.same_text(panels)
     for ax, panel, table in zip(axes, panels, tables, strict=True):
@@ -166,5 +156,5 @@ def final_grid(study: Study) -> Figure:
     what = f"Final validation loss and outcome against {x.column}; marker: one run, line: mean over seeds"
     what += f"; a panel per {look.facet}" if len(panels) > 1 and look.facet else ""
     layout.title(fig, study, what, study.runs[study.runs["run_id"].isin(shown["run_id"])], notes)
-    layout.legend(fig, look, shown, layout.outcome_handles(shown), dashes=look.dash != x.column)
+    layout.legend(fig, look, shown, layout.outcome_handles(shown), markers=True)
     return fig

@@ -107,19 +107,24 @@ def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Seque
     fig.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.35)
 
 
-def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] = (), *, dashes: bool = True) -> None:
-    """Draw a legend of the colors and line styles in `runs`, then `extra`. Make room for it below the panels."""
+def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] = (), *, markers: bool = False) -> None:
+    """Draw a legend of the colors and line styles in `runs`, then `extra`. Make room for it below the panels.
+
+    markers: show the filling of markers beside each line style.
+    """
     colors: list[Artist] = [
         Line2D([], [], color=c, lw=style.BOLD, label=f"{look.hue}={n}")
         for n, c in look.colors.items()
         if look.hue and (runs["hue"] == n).any()
     ]
-    patterns: list[Artist] = [
-        Line2D([], [], color="black", lw=style.BOLD, ls=d, label=f"{look.dash}={n}")
+    patterns = {
+        n: Line2D([], [], color="black", lw=style.BOLD, ls=d, label=f"{look.dash}={n}")
         for n, d in look.dashes.items()
-        if dashes and look.dash is not None and (runs["dash"] == n).any()
-    ]
-    groups = [group for group in (colors, patterns, list(extra)) if group]
+        if look.dash is not None and (runs["dash"] == n).any()
+    }
+    for n, line in patterns.items() if markers else ():
+        line.set(marker="o", ms=5, mew=0.6, mec="black", mfc=look.filling(n, "black"), lw=1.1)
+    groups = [group for group in (colors, list[Artist](patterns.values()), list(extra)) if group]
     room = fig.get_figwidth() * 16  # characters that fit in a row
     widest = max(_characters([artist]) for group in groups for artist in group)
     per_row = max(2, int(room / widest))

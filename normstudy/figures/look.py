@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+from matplotlib.colors import to_hex
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import Value, typed_number, value_text
@@ -140,6 +141,11 @@ class Look:
         if len(self.colors) == 1:
             fields.remove(self.hue)
         return " per ".join([" and ".join(fields)] * bool(fields) + [self.facet])
+
+    def filling(self, dash: str, color: str) -> str:
+        """Return the color inside of markers, which is paler from line style to line style; the last is hollow."""
+        share = list(self.dashes).index(dash) / max(1, len(self.dashes) - 1)
+        return to_hex((color, 0.6 * (1 - share)), keep_alpha=True)
 
     def arms(self, rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
         """Split `rows` by color and line style. Return (hue, dash, part) for each part, in the legend's order."""

@@ -134,10 +134,10 @@ def log_y(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str) -> None:
-    """Draw a small point per seed and a large point at the seeds' geometric mean; y: (n, seeds)."""
-    ax.plot(x, y, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
-    ax.plot(x, np.exp(log(y).mean(1)), ls="none", marker=marker, ms=5, color=color, mec="white", mew=0.6, zorder=4)
+def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str, shift: float = 1.0, size: float = 5.0) -> None:
+    """Draw a small point per seed at x * shift, and a large point at x and the seeds' geometric mean; y: (n, seeds)."""
+    ax.plot(x * shift, y, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
+    ax.plot(x, np.exp(log(y).mean(1)), ls="none", marker=marker, ms=size, color=color, mec="white", mew=0.6, zorder=4)
 
 
 def lines(ax: Axes, x: Floats, y: Floats, color: str, *, geometric: bool) -> None:

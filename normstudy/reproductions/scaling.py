@@ -77,9 +77,10 @@ def entry(
             if over_blocks:
                 plots.lines(ax, x, y, curve.color, geometric=True)
             else:
-                # Curves are shifted sideways so that no point hides another.
-                shift = np.exp(0.03 * (place - (len(curves) - 1) / 2))
-                plots.points(ax, x * shift, y, curve.color, curve.marker)
+                # So that no curve hides another, its seeds lie beside their depth, by at most 4 % of the smallest gap,
+                # and its means are larger than those drawn over them.
+                shift = np.exp(0.08 * np.diff(np.log(x)).min() * ((place + 0.5) / len(curves) - 0.5))
+                plots.points(ax, x, y, curve.color, curve.marker, shift, 5 + 1.5 * (len(curves) - 1 - place))
         plots.log_y(ax)
         ax.set_ylabel(ylabel)
         if over_blocks:

@@ -96,3 +96,11 @@ def test_its_figure_is_drawn_and_names_the_verdicts(name: str) -> None:
     assert all(ax.has_data() for ax in fig.axes)
     assert all(ax.get_ylabel() for ax in fig.axes[:1])
     assert all(ax.get_xlabel() or ax.get_xticklabels() for ax in fig.axes)
+    for ax in fig.axes:
+        for line in [line for line in ax.get_lines() if line.get_linestyle() == "None"]:
+            x, ticks = np.asarray(line.get_xdata(), float), ax.get_xticks()
+            if line.get_marker() == ".":  # single seeds lie a little beside their depth
+                away = np.abs(np.log(x[:, None] / ticks)).min(1)
+                assert away.max() <= 0.04 * np.diff(np.log(ticks)).min()
+            else:
+                assert np.isin(x, ticks).all()
