@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,22 +39,31 @@ def load(study_dir: Path | str, *, join: bool = False) -> Tables:
     # is done in `runs` therefore has its rows in the tables that are read next.
     runs = tell_sources_apart(tables.read(study_dir, "runs"))
     steps, modules, residual = (tables.read(study_dir, table) for table in schema.SERIES)
-    runs = derive(runs, steps)
-    ratio = modules["update_norm"] / modules["param_norm"].where(modules["param_norm"] != 0)
-    modules = modules.assign(update_ratio=ratio)
+    runs = derive(runs, outcomes(runs, steps).to_dict())
+    modules = modules.assign(update_ratio=update_ratio(modules))
     if join:
-        asked = list(cfg.asked_types())
-        wanted = {*ALWAYS_JOINED, *varying(runs, asked)}
-        columns = runs.set_index("run_id")[[*(c for c in asked if c in wanted), "outcome"]]
+        columns = runs.set_index("run_id")[joined_columns(runs)]
         steps, modules, residual = (frame.join(columns, on="run_id") for frame in (steps, modules, residual))
     return Tables(runs, steps, modules, residual)
 
 
-def derive(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns outcome, gap_closed and bits_per_byte to `runs`."""
-    found = runs["run_id"].map(outcomes(runs, steps)).astype(object)
+def derive(runs: pd.DataFrame, found: Mapping[Hashable, str]) -> pd.DataFrame:
+    """Add the columns outcome, gap_closed and bits_per_byte to `runs`. found: run_id -> outcome of a finished run."""
+    outcome = runs["run_id"].map(found).astype(object)
     return runs.assign(
-        outcome=found.where(found.notna() & (found != UNJUDGED), None),
+        outcome=outcome.where(outcome.notna() & (outcome != UNJUDGED), None),
         gap_closed=gap_closed(runs["final_val_loss"], runs["unigram_entropy"], runs["bigram_entropy"]),
         bits_per_byte=runs["final_val_loss"] / math.log(2) / runs["bytes_per_token"],
     )
+
+
+def update_ratio(modules: pd.DataFrame) -> pd.Series[float]:
+    """Return update_norm / param_norm of each row of `modules`, or null if param_norm is 0."""
+    return modules["update_norm"] / modules["param_norm"].where(modules["param_norm"] != 0)
+
+
+def joined_columns(runs: pd.DataFrame) -> list[str]:
+    """Return the columns of `runs` that are added to the other tables: see `load`."""
+    asked = list(cfg.asked_types())
+    wanted = {*ALWAYS_JOINED, *varying(runs, asked)}
+    return [*(c for c in asked if c in wanted), "outcome"]

@@ -236,8 +236,12 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "--to tensorboard": "event files, one folder per run; view with tensorboard --logdir PATH",
             "--to wandb-offline": "offline runs; upload with wandb sync PATH/wandb/offline-run-*",
             "--out PATH": "default: STUDY/export/FORMAT; PATH must not exist yet",
+            "--join": "with --to csv or duckdb: add to steps, modules and residual the columns that "
+            "normstudy.load(join=True) adds, such as placement, seed, outcome and what else varies among these runs",
             **WHERE,
         },
+        "Every format has the outcome, gap_closed and bits_per_byte of each run; csv and duckdb also have the "
+        "update_ratio of each module. results/README.md defines them.",
     ),
     "reproduce": (
         "normstudy reproduce --tier 0: measure what papers predict about a transformer at initialization, and judge "

@@ -60,9 +60,10 @@ def export(argv: list[str]) -> int:
     parser.add_argument("--where", action="append", default=[])
     parser.add_argument("--to", required=True)
     parser.add_argument("--out", type=arguments.out)
+    parser.add_argument("--join", action="store_true")
     args = parser.parse_args(argv)
     where = arguments.where(args.where)
     from normstudy.exports.export import export_study
 
-    print(export_study(args.study, to=args.to, out=args.out, where=where))
+    print(export_study(args.study, to=args.to, out=args.out, where=where, join=args.join))
     return 0

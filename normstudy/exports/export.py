@@ -24,22 +24,26 @@ from normstudy.study import files, paths, tables
 # write(source, target, scratch) creates the file or folder `target`, and may use the empty folder `scratch` for other
 # files; opens(out) returns the command that shows the result.
 FORMATS = ("csv", "tensorboard", "wandb-offline", "duckdb")
+JOINED = ("csv", "duckdb")  # formats that consist of tables, to which --join adds columns
 
 
-def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str]) -> str:
+def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str], join: bool = False) -> str:
     """Write runs of a study in the format `to`; returns a text that says what was written and how to open the result.
 
-    out: the file or folder to create, by default STUDY/export/TO. where: column -> value, to select runs. Raises
-    ConfigError for an unknown format, a missing library, an `out` that exists or cannot be written, a folder that is
-    not a study, and a `where` that selects no run.
+    out: the file or folder to create, by default STUDY/export/TO. where: column -> value, to select runs. join: whether
+    to add columns of `runs` to the other tables, as `load(join=True)` does. Raises ConfigError for an unknown format, a
+    missing library, an `out` that exists or cannot be written, a folder that is not a study, a `where` that selects no
+    run, and a `join` of a format without tables.
     """
     cfg.one_of("--to", to, FORMATS, {"wandb": "wandb-offline"})
+    if join and to not in JOINED:
+        raise ConfigError(f"--to {to} writes every run with its configuration, so --join adds nothing: leave it out")
     tables.check_is_study(study)
     out = study / "export" / to if out is None else out
     check_free(out)
     paths.check_outside_of_studies(out, "another --out")
     module = _module(to)
-    source = choose(study, where)
+    source = choose(study, where, join=join)
     with placed(out) as (target, scratch):
         module.write(source, target, scratch)
     runs = count_text(len(source.run_ids), "run")

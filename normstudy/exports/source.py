@@ -1,27 +1,40 @@
-"""Select the runs to export, and read their rows. To save memory, the large tables are read run by run."""
+"""Select the runs to export, read their rows, run by run to save memory, and add what `normstudy.load` derives."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from normstudy.analysis import load
+from normstudy.analysis.outcomes import outcomes
 from normstudy.analysis.select import select, tell_sources_apart
 from normstudy.errors import ConfigError
 from normstudy.study import parquet
-from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SORT, plain_schema, run_of
+from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMA_FILE, SCHEMAS, SORT, plain_schema, run_of
+
+RUNS_AT_ONCE = 8  # runs whose outcomes are computed together; one by one takes pandas much longer
+JUDGED = ("step", "train_loss", "val_loss")  # columns of `steps` on which outcomes depend
+
+# For `runs` and `modules`: the columns that `normstudy.load` derives.
+DERIVED = {
+    "runs": pa.schema([("outcome", pa.string()), ("gap_closed", pa.float64()), ("bits_per_byte", pa.float64())]),
+    "modules": pa.schema([("update_ratio", FLOAT_TYPE)]),
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """The part of a study to export. runs: the selected rows of the table `runs`, sorted by run_id."""
+    """The part of a study to export: the rows of `runs`, sorted by run_id, and what to join to other rows."""
 
     study_dir: Path
     runs: pa.Table
+    joined: pa.Table
 
     @property
     def run_ids(self) -> list[str]:
@@ -30,23 +43,51 @@ class Source:
 
     def rows(self, table: str) -> Iterator[pa.Table]:
         """Yield a table's selected rows, sorted by run_id. `runs` is yielded as a whole, other tables run by run."""
-        return iter([self.runs]) if table == "runs" else by_run(self.study_dir, table, self.run_ids)
+        if table == "runs":
+            yield self.runs
+            return
+        for rows, row in zip(by_run(self.study_dir, table, self.run_ids), self.joined.to_pylist(), strict=True):
+            if table == "modules":
+                ratio = load.update_ratio(rows.select(["update_norm", "param_norm"]).to_pandas())
+                rows = rows.append_column("update_ratio", pa.array(ratio, FLOAT_TYPE))
+            for f in self.joined.schema:
+                rows = rows.append_column(f, pa.repeat(pa.scalar(row[f.name], f.type), rows.num_rows))
+            yield rows
+
+    def schema(self, table: str) -> pa.Schema:
+        """Return the schema of the rows of a table."""
+        joined = self.joined.schema if table != "runs" else []
+        return pa.schema([*plain_schema(table), *DERIVED.get(table, []), *joined])
 
 
-def choose(study_dir: Path, where: Mapping[str, str]) -> Source:
-    """Select the runs to export. Raises ConfigError if there are none, or if a run_id cannot be a file name."""
+def choose(study_dir: Path, where: Mapping[str, str], *, join: bool = False) -> Source:
+    """Select the runs to export. join: whether to add the columns that `load(join=True)` adds, if it read these runs.
+
+    Raises ConfigError if there are no runs, if a run_id cannot be a file name, or if a finished run has no steps.
+    """
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces]).sort_by("run_id")
     if not content.num_rows:
         raise ConfigError(f"{study_dir} has no runs to export: start its sweep")
     chosen = select(tell_sources_apart(content.to_pandas()), where)
-    source = Source(study_dir, content.take(pa.array(chosen.index)))
-    for name in source.run_ids:
+    for name in map(str, chosen["run_id"]):
         if not is_name(name):
             raise ConfigError(
                 f"{study_dir} has a run_id that cannot be a file name, {name!r}: run normstudy check {study_dir}"
             )
-    return source
+    done = chosen[chosen["status"] == "done"]
+    steps = by_run(study_dir, "steps", list(done["run_id"]))
+    found: dict[Hashable, str] = {}
+    for i in range(0, len(done), RUNS_AT_ONCE):
+        rows = pa.concat_tables(itertools.islice(steps, RUNS_AT_ONCE)).select(["run_id", *JUDGED])
+        found |= outcomes(done[i : i + RUNS_AT_ONCE], rows.to_pandas()).to_dict()
+    chosen = load.derive(chosen, found)
+    runs = content.take(pa.array(chosen.index))
+    schema = pa.schema([*runs.schema, *DERIVED["runs"]])
+    derived = pa.Table.from_pandas(chosen, schema, preserve_index=False)
+    for f in DERIVED["runs"]:  # the others stay as stored: `derived` has null for NaN, and hashes in names of blocks
+        runs = runs.append_column(f, derived[f.name])
+    return Source(study_dir, runs, derived.select(load.joined_columns(chosen) if join else []))
 
 
 def is_name(run_id: str) -> bool:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pyarrow.csv import CSVWriter
 
 from normstudy.exports.source import Source
-from normstudy.study.schema import TABLES, plain_schema
+from normstudy.study.schema import TABLES
 
 BUFFER = 1024 * 1024  # bytes buffered before each write
 
@@ -22,8 +22,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
     """Write the four tables as files into a new folder `target`."""
     target.mkdir()
     for table in TABLES:
-        schema = plain_schema(table)
-        with open(target / f"{table}.csv", "wb", BUFFER) as file, CSVWriter(file, schema) as writer:
+        with open(target / f"{table}.csv", "wb", BUFFER) as file, CSVWriter(file, source.schema(table)) as writer:
             for rows in source.rows(table):
                 writer.write_table(harmless(rows))
 

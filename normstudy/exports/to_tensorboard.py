@@ -1,7 +1,8 @@
 """Export to TensorBoard: one folder per run, named by its run_id, with one event file.
 
 An event file has the numbers that scalars.py collects, the run's `runs` row as a text named `run`, and the config
-columns as hyperparameters. Event times are estimated (see ExportedRun.time). The same study gives the same events.
+columns and derived columns of `runs` as hyperparameters. Event times are estimated (see ExportedRun.time). The same
+study gives the same events.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from normstudy import config as cfg
 from normstudy.analysis.grid import markdown_table
 from normstudy.exports.scalars import ExportedRun, runs_of
-from normstudy.exports.source import Source
+from normstudy.exports.source import DERIVED, Source
 
 BUFFER = 1024 * 1024  # bytes buffered before each write
 HEADER = ("column", "value")
@@ -40,7 +41,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 def events(run: ExportedRun, begin: float) -> list[Event]:
     """Return a run's events: format version, row of `runs`, hyperparameters, then one event per step."""
     row = {name: value for name, value in run.row.items() if value is not None}
-    asked = {name: row[name] for name in cfg.asked_types() if name in row}
+    asked = {name: row[name] for name in (*cfg.asked_types(), *DERIVED["runs"].names) if name in row}
     # Between backquotes, Markdown shows a value literally.
     cells = [(name, "`" + " ".join(str(value).split()).replace("`", "'") + "`") for name, value in row.items()]
     found = [

@@ -26,7 +26,7 @@ from typing import IO
 from normstudy import config as cfg
 from normstudy.errors import ConfigError
 from normstudy.exports.scalars import ExportedRun, runs_of
-from normstudy.exports.source import Source
+from normstudy.exports.source import DERIVED, Source
 
 # Check that wandb is installed, without importing it. If the origin is None, `find_spec` has not found the library
 # but a plain folder named wandb, such as the folder in which wandb saves runs.
@@ -34,7 +34,7 @@ if getattr(find_spec("wandb"), "origin", None) is None:
     raise ImportError("No module named 'wandb'")
 
 CHILD = Path(__file__).with_name("wandb_child.py")
-SUMMARY = ("status", "final_val_loss", "final_train_loss", "nonfinite_step", "wall_time_s")
+SUMMARY = ("status", *DERIVED["runs"].names, "final_val_loss", "final_train_loss", "nonfinite_step", "wall_time_s")
 SECONDS_TO_END = 30.0  # the process is killed if it runs this long after the end of its input
 
 

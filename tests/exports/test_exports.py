@@ -1,4 +1,4 @@
-"""What `normstudy export` writes, opened by the tools it is for, equals the tables of the study."""
+"""What `normstudy export` writes, opened by the tools it is for, equals what `normstudy.load` returns."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from handmade import SHA256, START, handmade_config, write_handmade_run
+from handmade import H1, H2, SHA256, START, handmade_config, write_handmade_run
 from processes import start, wait_for
 
+import normstudy
 from normstudy import config
+from normstudy.analysis.load import Tables
 from normstudy.cli import main
 from normstudy.config import ConfigError
 from normstudy.exports.export import FORMATS, export_study
 from normstudy.exports.source import by_run, choose
 from normstudy.study import schema, tables
-from normstudy.study.parquet import write_options
+from normstudy.study.parquet import read_row, write_options
 from normstudy.upkeep.compact import compact_study
 
 FORMULA = "=HYPERLINK(\"http://x\",'a,b')"
@@ -152,11 +154,10 @@ def csv_files(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("table", schema.TABLES)
-def test_csv_gives_pandas_the_same_frame(study: Path, csv_files: Path, table: str) -> None:
-    expected = tables.read(study, table)
-    frame = pd.read_csv(csv_files / f"{table}.csv", dtype=str, keep_default_na=False)
-    if table == "runs":
+def assert_csv(path: Path, expected: pd.DataFrame) -> None:
+    """Assert that a CSV file has the columns and the values of a frame, to the bit."""
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if "data_path" in frame:
         frame["data_path"] = frame["data_path"].replace("'" + FORMULA, FORMULA)
     assert list(frame) == list(expected)
     for name, kind in expected.dtypes.items():
@@ -167,6 +168,11 @@ def test_csv_gives_pandas_the_same_frame(study: Path, csv_files: Path, table: st
             cells = pd.Series([math.nan if cell is None else float(cell) for cell in cells])
         frame[name] = cells.astype(kind)
     pd.testing.assert_frame_equal(frame, expected, check_exact=True)
+
+
+@pytest.mark.parametrize("table", schema.TABLES)
+def test_csv_gives_pandas_the_same_frame(study: Path, csv_files: Path, table: str) -> None:
+    assert_csv(csv_files / f"{table}.csv", getattr(normstudy.load(study), table))
 
 
 def test_csv_gives_polars_the_same_numbers(study: Path, csv_files: Path) -> None:
@@ -210,8 +216,18 @@ def test_every_beginning_of_a_formula_is_made_harmless() -> None:
 # ---- duckdb -------------------------------------------------------------------------------------------
 
 
+def assert_duckdb(path: Path, expected: Tables) -> None:
+    """Assert that a database has the columns and the values of the frames, to the bit."""
+    with duckdb.connect(str(path), read_only=True) as database:
+        for table, frame in expected._asdict().items():
+            found = database.sql(f"from {table}").to_arrow_table().to_pandas()
+            pd.testing.assert_frame_equal(found.astype(frame.dtypes.to_dict()), frame, check_exact=True)
+
+
 def test_duckdb_has_the_four_tables_with_the_types_of_parquet(study: Path, tmp_path: Path) -> None:
     told = export(study, "duckdb", tmp_path / "out.duckdb")
+    derived = {"runs": [("outcome", "VARCHAR"), ("gap_closed", "DOUBLE"), ("bits_per_byte", "DOUBLE")]}
+    derived["modules"] = [("update_ratio", "FLOAT")]
     with duckdb.connect(str(tmp_path / "out.duckdb"), read_only=True) as database:
         names = database.execute("select table_name from information_schema.tables").fetchall()
         assert {name for (name,) in names} == set(schema.TABLES)
@@ -220,12 +236,9 @@ def test_duckdb_has_the_four_tables_with_the_types_of_parquet(study: Path, tmp_p
             columns = "select column_name, column_type from (describe from {})"
             types = database.execute(columns.format(table)).fetchall()
             parquet = f"read_parquet('{tmp_path}/{table}/*.parquet')"
-            assert types == database.execute(columns.format(parquet)).fetchall()
+            assert types == database.execute(columns.format(parquet)).fetchall() + derived.get(table, [])
             assert dict(types)["run_id"] == "VARCHAR"
-            expected = tables.read(study, table)
-            frame = database.sql(f"from {table}").to_arrow_table().to_pandas()
-            frame = frame.astype(expected.dtypes.to_dict())
-            pd.testing.assert_frame_equal(frame, expected, check_exact=True)
+    assert_duckdb(tmp_path / "out.duckdb", normstudy.load(study))
     ran = subprocess.run(told.splitlines()[1], shell=True, capture_output=True, text=True, check=True)
     assert run_ids(study)[0][:10] in ran.stdout
 
@@ -291,6 +304,11 @@ def test_tensorboard_has_a_runs_row_as_text_and_its_hyperparameters(study: Path,
     assert told.hparams["peak_lr"].number_value == 1e-3
     assert told.hparams["biases"].bool_value is True
     assert told.hparams["placement"].string_value == "my_blocks:f"
+    derived = normstudy.load(study).runs.set_index("run_id").loc[own]
+    assert f"\n| outcome | `{derived['outcome']}` |\n" in text
+    assert told.hparams["outcome"].string_value == derived["outcome"] == "learned"
+    for name in ("gap_closed", "bits_per_byte"):
+        assert told.hparams[name].number_value == derived[name]
 
 
 def test_the_time_of_a_step_lies_between_start_and_end(study: Path, event_folders: Path) -> None:
@@ -427,7 +445,8 @@ def test_wandb_sync_sends_every_number(study: Path, synced: Server) -> None:
 
 
 def test_wandb_sync_sends_the_config_and_how_a_run_ended(study: Path, synced: Server) -> None:
-    runs = tables.read(study, "runs").set_index("run_id")
+    runs = normstudy.load(study).runs.set_index("run_id")
+    assert set(runs["outcome"]) == {"learned", "diverged", None}
     for run_id, row in runs.iterrows():
         asked = [one for one in synced.asked if one["name"] == run_id]
         assert {(one["displayName"], one["project"]) for one in asked[:1]} == {(run_id, "handmade")}
@@ -440,6 +459,8 @@ def test_wandb_sync_sends_the_config_and_how_a_run_ended(study: Path, synced: Se
         summaries = [one["files"]["wandb-summary.json"] for one in sent if "wandb-summary.json" in one.get("files", {})]
         summary = json.loads(summaries[-1]["content"][-1])
         assert summary["status"] == row["status"]
+        for name in ("outcome", "gap_closed", "bits_per_byte"):
+            assert summary.get(name) == (None if pd.isna(row[name]) else row[name])
         assert summary.get("final_val_loss") == (None if pd.isna(row["final_val_loss"]) else row["final_val_loss"])
         assert summary.get("nonfinite_step") == (None if pd.isna(row["nonfinite_step"]) else row["nonfinite_step"])
 
@@ -456,6 +477,86 @@ def test_the_offline_runs_name_nothing_of_this_machine(study: Path, offline: Pat
     assert {one["host"] for one in synced.asked} - {None} == {"normstudy"}
     said = [*files.values(), *(json.dumps(one).encode() for one in (*synced.asked, *synced.sent))]
     assert not [text for text in private for data in said if text.encode() in data]
+
+
+# ---- derived and joined columns -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each fate by seed; seeds 0 and 1 have two versions of a block, and texts of other tokens than bytes."""
+    root = tmp_path_factory.mktemp("judged")
+    for seed, fate in enumerate(("learned", "stuck", "diverged", "failed", "running")):
+        columns = {"placement": "blocks:f", "placement_sha256": "ab"[seed] * 64} if seed < 2 else None
+        name = write_handmade_run(root / "s", handmade_config(root, seed=seed), fate, columns=columns)
+        if seed < 2:
+            row = read_row(root / "s", name)
+            assert row is not None
+            tables.write_runs(root / "s", [row | {"bytes_per_token": 2.5 if seed == 0 else None}])
+    # Without a validation loss at step 33, nobody can say whether a run that has not learned was still falling.
+    write_handmade_run(root / "s", handmade_config(root, seed=5, n_steps=50, norm="rmsnorm"), "stuck")
+    return root / "s"
+
+
+def test_derived_columns_by_hand(judged: Path, tmp_path: Path) -> None:
+    export(judged, "csv", tmp_path / "out")
+    with open(tmp_path / "out" / "runs.csv", newline="") as file:
+        runs = {int(row["seed"]): row for row in csv.DictReader(file)}
+    assert {seed: row["outcome"] for seed, row in runs.items()} == {
+        0: "learned", 1: "stuck", 2: "diverged", 3: "", 4: "", 5: ""
+    }  # fmt: skip
+    losses = {seed: float(row["final_val_loss"]) for seed, row in runs.items() if row["final_val_loss"]}
+    assert losses.keys() == {0, 1, 5}
+    gaps = {seed: float(row["gap_closed"]) for seed, row in runs.items() if row["gap_closed"]}
+    assert gaps == {seed: (H1 - loss) / (H1 - H2) for seed, loss in losses.items()}
+    per_byte = {seed: float(row["bits_per_byte"]) for seed, row in runs.items() if row["bits_per_byte"]}
+    assert per_byte == pytest.approx({0: math.log2(math.exp(losses[0])) / 2.5, 5: math.log2(math.exp(losses[5]))})
+    with open(tmp_path / "out" / "modules.csv", newline="") as file:
+        modules = list(csv.DictReader(file))
+    assert {row["module"] for row in modules if row["update_ratio"] == ""} == {"pos"}
+    for row in modules:
+        param, update = np.float32(row["param_norm"]), np.float32(row["update_norm"])
+        assert (row["update_ratio"] == "") if param == 0 else (np.float32(row["update_ratio"]) == update / param)
+
+
+def test_join_adds_the_columns_that_load_joins(judged: Path, tmp_path: Path) -> None:
+    expected = normstudy.load(judged, join=True)
+    joined = ["seed", "data_seed", "placement", "norm", "n_layers", "peak_lr", "warmup_steps", "n_steps", "outcome"]
+    assert list(expected.residual)[len(schema.SCHEMAS["residual"]) :] == joined
+    assert {"blocks:f@aaaaaaaa", "blocks:f@bbbbbbbb", "pre"} <= set(expected.steps["placement"])
+    export_study(judged, to="csv", out=tmp_path / "out", where={}, join=True)
+    for table in schema.SERIES:
+        assert_csv(tmp_path / "out" / f"{table}.csv", getattr(expected, table))
+    export_study(judged, to="duckdb", out=tmp_path / "out.duckdb", where={}, join=True)
+    stored = tables.read(judged, "runs")  # `runs` has the names as they are stored, and their hashes beside them
+    assert_duckdb(tmp_path / "out.duckdb", expected._replace(runs=expected.runs.assign(placement=stored["placement"])))
+
+
+def test_join_adds_what_varies_among_the_exported_runs(
+    judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(judged), "--to", "csv", "--out", str(tmp_path / "out"), "--join", "--where", "norm=rmsnorm"]
+    assert main.main(words) == 0
+    with open(tmp_path / "out" / "steps.csv", newline="") as file:
+        names = list(csv.DictReader(file).fieldnames or [])
+    assert names[len(schema.SCHEMAS["steps"]) :] == [
+        "seed", "placement", "n_layers", "peak_lr", "warmup_steps", "outcome",
+    ]  # fmt: skip
+    for to in ("tensorboard", "wandb-offline"):
+        assert main.main(["export", str(judged), "--to", to, "--out", str(tmp_path / "no"), "--join"]) == 2
+        assert capsys.readouterr().err == (
+            f"error: --to {to} writes every run with its configuration, so --join adds nothing: leave it out\n"
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_finished_run_without_steps_is_told_of(judged: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(judged, tmp_path / "copy")
+    (path,) = (copy / "tables" / "steps").glob("*-s0-*.parquet")
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"is done but has no row in the table steps: restore .*$"):
+        export(copy, "csv", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"]
 
 
 # ---- every format -------------------------------------------------------------------------------------
