@@ -93,7 +93,7 @@ def _rows(quantity: str, layer: int | None, seeds: tuple[int, ...], values: Tens
 
 def _mean_square(x: Tensor) -> Tensor:
     """Compute each model's mean square: (runs, ...) -> (runs,) float64."""
-    return probes.rms_by_run(x).double().square()
+    return probes.rms_by_run([x])[0].double().square()
 
 
 def _mean_squares(quantity: str, seeds: tuple[int, ...], streams: list[Tensor]) -> list[Reading]:
@@ -106,8 +106,8 @@ def gradients(models: Models) -> list[Reading]:
     grads, residual = backward(models)
     rows = _mean_squares("mean_square", models.seeds, residual)
     for layer in range(models.config.n_layers):
-        norms = optim.norm_by_run(grads[f"blocks.{layer}.mlp.w2.weight"])
-        rows += _rows("mlp_out_grad", layer, models.seeds, norms)
+        norms = probes.norms_by_run([grads[f"blocks.{layer}.mlp.w2.weight"]])
+        rows += _rows("mlp_out_grad", layer, models.seeds, norms[0])
     return rows
 
 
@@ -168,7 +168,7 @@ def update(models: Models) -> list[Reading]:
         (rates,) = optim.coefficients("sgd", [0], [[RATE] * len(models.seeds)], configs, stepped)
         optim.update_("sgd", stepped, layout.flatten(grads), optim.new_state("sgd", stepped), rates)
         after, _ = forward(models, models.params | dict(zip(names, layout.tensors(stepped), strict=True)))
-        rows += _rows(quantity, None, models.seeds, probes.rms_by_run(after - before))
+        rows += _rows(quantity, None, models.seeds, probes.rms_by_run([after - before])[0])
     return rows
 
 
@@ -188,8 +188,8 @@ def constants(models: Models) -> list[Reading]:
         kind = name.removesuffix(".weight").removeprefix(f"blocks.{layer}.")
         if kind.endswith(NORM_PARAMETERS):
             continue
-        gain = optim.norm_by_run(p.double()) / optim.norm_by_run(xavier[name].double())
-        rows += _rows(f"gain_{MATRICES.get(kind, kind)}", layer, models.seeds, gain)
+        own, theirs = probes.norms_by_run([p.double(), xavier[name].double()])
+        rows += _rows(f"gain_{MATRICES.get(kind, kind)}", layer, models.seeds, own / theirs)
 
     one = torch.ones(1, 1, models.sizes.d_model)
     with torch.device("meta"):

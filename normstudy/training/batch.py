@@ -36,6 +36,8 @@ class Record:
     """The results of one step. runs: the indices of the runs that took this step. Arrays have an entry for each run.
 
     val_loss: the loss before the update, at every eval.every-th step and at late_step(n_steps).
+    update_norm: of what the optimizer subtracts, before the parameters are rounded to float32. At a rate of 1e-10 it is
+    not the change of the parameters.
     """
 
     step: int

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normstudy.training.probes import Modules, modules_of
+from normstudy.training.probes import Modules, modules_of, norms_by_run
 
 ALIGN = 16  # floats in a cache line; each module begins at a multiple of ALIGN
 
@@ -45,7 +45,7 @@ class Layout:
 
     def norms(self, flat: Tensor) -> Tensor:
         """Compute the L2 norm of each module: (runs, width) -> (modules, runs)."""
-        return torch.stack([torch.linalg.vector_norm(flat[:, low:high], dim=1) for low, high in self.spans])
+        return norms_by_run([flat[:, low:high] for low, high in self.spans])
 
 
 def layout_of(parameters: Mapping[str, Tensor]) -> Layout:

@@ -82,12 +82,6 @@ def new_state(name: str, params: Tensor) -> State:
     return {slot: torch.zeros_like(params) for slot in OPTIMIZERS[name].slots}
 
 
-def norm_by_run(x: Tensor) -> Tensor:
-    """Compute the L2 norm over all axes but the leading run axis: (runs, ...) -> (runs,)."""
-    norms: Tensor = torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1)
-    return norms
-
-
 def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficients) -> None:
     """Update params and state in place, and replace grads by what is subtracted from params. All are (runs, width)."""
     width = params.shape[1]

@@ -152,8 +152,8 @@ def step_(runs: StackedRuns, inputs: Inputs, *, probing: bool, probed: bool) -> 
         update = layout.norms(runs.grads)  # grads now contains what update_ subtracted from params
         if not probed:
             return Measured(losses.detach(), grad, param, update)
-        rms, stream = ([probes.rms_by_run(x) for x in residual], [optim.norm_by_run(g) for g in given[len(leaves) :]])
-        return Measured(losses.detach(), grad, param, update, torch.stack(rms), torch.stack(stream))
+        rms, stream = probes.rms_by_run(residual), probes.norms_by_run(given[len(leaves) :])
+        return Measured(losses.detach(), grad, param, update, rms, stream)
 
 
 def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:

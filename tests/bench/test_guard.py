@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from normstudy.bench import plain
 from normstudy.config import DataConfig, ModelConfig, OptimizerConfig, ProbeConfig, RunConfig, ScheduleConfig
 from normstudy.data import texts
-from normstudy.training import batch, optim, probes, step
+from normstudy.training import batch, probes, step
 from normstudy.training.layout import Layout
 
 torch.set_num_threads(1)
@@ -87,9 +87,9 @@ def twice(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     return both
 
 
-@pytest.mark.parametrize("probe", ["norm_by_run", "rms_by_run", "norms"])
+@pytest.mark.parametrize("probe", ["norms_by_run", "rms_by_run", "norms"])
 def test_the_guard_sees_a_probe_made_twice_as_expensive(probe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    owner = {"norm_by_run": optim, "rms_by_run": probes, "norms": Layout}[probe]
+    owner = Layout if probe == "norms" else probes
     monkeypatch.setattr(owner, probe, twice(getattr(owner, probe)))
     with pytest.raises(AssertionError):
         test_probes_read_everything_once()
@@ -97,7 +97,7 @@ def test_the_guard_sees_a_probe_made_twice_as_expensive(probe: str, monkeypatch:
 
 def test_the_guard_sees_a_probe_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     rms_by_run = probes.rms_by_run
-    monkeypatch.setattr(probes, "rms_by_run", lambda x: rms_by_run(x.double()).float())
+    monkeypatch.setattr(probes, "rms_by_run", lambda xs: rms_by_run([x.double() for x in xs]).float())
     with pytest.raises(AssertionError):
         test_probes_read_everything_once()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normstudy.config import SCHEDULE_NAMES, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from normstudy.data import texts
-from normstudy.training import optim
+from normstudy.training import optim, probes
 from normstudy.training.layout import layout_of
 from normstudy.training.step import clip_factors, inputs_of
 
@@ -205,7 +205,7 @@ def test_clipping_equals_torch() -> None:
     rng = np.random.Generator(np.random.Philox(key=2))
     grads = [torch.from_numpy(rng.standard_normal((3, *shape)).astype(np.float32)) for shape in SHAPES]
     limits = (0.5, 100.0, math.inf)
-    norms = torch.stack([optim.norm_by_run(g) for g in grads])
+    norms = probes.norms_by_run(grads)
     factors = clip_factors(norms, torch.tensor(limits, dtype=torch.float64))
     assert factors[0] < 1
     assert factors[1:].tolist() == [1, 1]

@@ -13,7 +13,7 @@ import torch
 from normstudy.config import DataConfig, EvalConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from normstudy.data import texts
 from normstudy.sweep import batching
-from normstudy.training import batch, graphs
+from normstudy.training import batch, graphs, probes
 from normstudy.training.step import inputs_of, stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
@@ -77,6 +77,14 @@ def test_steps_never_wait_for_the_device() -> None:
     losses = torch.stack([m.loss for m in measured]).cpu()
     assert torch.isfinite(losses).all()
     assert len(set(losses[:, 0].tolist())) == 5
+
+
+def test_norms_whose_squares_leave_float32() -> None:
+    """In a graph too, which cannot look at a norm to decide whether to take it again."""
+    numbers = torch.tensor([1e-30, 1e30, 0.0, 1.0, torch.inf], device="cuda")[:, None].expand(5, 7)
+    replay = graphs.captured(lambda x: [probes.norms_by_run([x, x[:, :1]])], [numbers.contiguous()], [])
+    (norms,) = replay(numbers)
+    torch.testing.assert_close(norms, torch.stack([numbers[:, 0] * 7**0.5, numbers[:, 0]]), rtol=1e-6, atol=0)
 
 
 def test_a_captured_step_starts_from_what_was_there() -> None:
