@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import PROPERTY
 from simulated import FATES, Tables, copies, one_run
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
@@ -54,6 +55,7 @@ def test_no_outcome_of_two_arms_has_a_smaller_p_than_all_against_none() -> None:
 differences = st.lists(st.floats(-3, 3).map(lambda x: round(x, 3)), min_size=2, max_size=12).map(np.array)
 
 
+@PROPERTY
 @given(differences, st.floats(0.01, 2))
 def test_the_t_interval_and_the_two_t_tests(found: np.ndarray[tuple[int], np.dtype[np.float64]], margin: float) -> None:
     mean, low, high = inference.paired_t_interval(found)
@@ -78,6 +80,7 @@ def test_one_pair_has_a_difference_and_no_interval_and_no_test() -> None:
     assert math.isnan(inference.equivalence_test(one, 0.1))
 
 
+@PROPERTY
 @given(st.lists(st.floats(0, 1) | st.just(math.nan), max_size=30))
 def test_holms_p(p: list[float]) -> None:
     made = [value for value in p if not math.isnan(value)]
@@ -100,6 +103,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     return one_run(tmp_path_factory.mktemp("one"))
 
 
+@PROPERTY
 @given(st.lists(arms, min_size=2, max_size=4), st.none() | st.floats(0.01, 0.1))
 def test_compare_is_its_definition(one: Tables, made: list[Arm], margin: float | None) -> None:
     """The first arm is the baseline."""
