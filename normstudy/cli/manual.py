@@ -258,7 +258,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         "changed. Verdicts and figures are always computed from the tables.",
         "Verdicts:",
         {
-            "supported": "the entire 95 % t interval over seeds lies in the band, the range that the source predicts",
+            "supported": "the entire 95 % t interval over seeds lies in the band, the range that fits the source",
             "not supported": "the entire interval lies outside the band",
             "inconclusive": "the interval crosses an edge of the band",
             "measured": "the source predicts no number",

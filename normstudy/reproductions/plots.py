@@ -170,15 +170,16 @@ def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str) -> None:
-    """Draw a fan of all power laws whose exponents lie in a band. A missing lower end counts as 0.
+    """Draw a fan of all power laws whose exponents lie in a band.
 
+    A missing lower end counts as 0, or as 0.5 below an upper end near 0 or less. A band of one number is a line.
     y: (n, seeds). anchor: the name of the point where all power laws meet, `first` or `center`. At `first`, x is the
     smallest x, and y is the geometric mean over seeds at this x. At `center`, x and y are the geometric means of all
     x and of all y.
     """
-    low = band.low if np.isfinite(band.low) else 0.0
+    low = band.low if np.isfinite(band.low) else 0.0 if band.high > 0.1 else band.high - 0.5
     grid, through = _fan(x, y, anchor)
-    ax.fill_between(grid, through(low), through(band.high), color=BAND_COLOR, lw=0, zorder=1)
+    ax.fill_between(grid, through(low), through(band.high), color=BAND_COLOR, lw=2.0 * (low == band.high), zorder=1)
 
 
 def _fan(x: Floats, y: Floats, anchor: str) -> tuple[Floats, Callable[[float], Floats]]:

@@ -149,13 +149,13 @@ def draw(name: str, out: Path, findings: list[Finding]) -> None:
             raise ConfigError(f"{target} cannot be written: {error.strerror}. Give another --out") from None
 
 
-HEADER = ("name", "quantity", "band", "value [95 % interval]", "seeds", "verdict")
+HEADER = ("name", "quantity", "source says", "band", "value [95 % interval]", "seeds", "verdict")
 
 
 def render(findings: dict[str, list[Finding]], fmt: str = "table") -> str:
     """Format the findings as a table, without a newline at the end. fmt: `table` (plain text) or `markdown`."""
     named = [
-        (name, i, (f.quantity, f.band_text, f.value_text, str(f.seeds), f.verdict))
+        (name, i, (f.quantity, f.source_text, f.band_text, f.value_text, str(f.seeds), f.verdict))
         for name, found in findings.items()
         for i, f in enumerate(found)
     ]

@@ -24,18 +24,24 @@ SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, MEASURED = "supported", "not supported",
 
 @dataclass(frozen=True)
 class Band:
-    """Hold the range of values that a source predicts. The ends, low and high, belong to the range."""
+    """Hold the range of values that agrees with a prediction. The ends, low and high, belong to the range.
+
+    source: what the source says, as text. Where this differs from the range, the range is this project's tolerance.
+    """
 
     low: float = -math.inf
     high: float = math.inf
+    source: str = ""
 
     def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.low:g}"
         return f"<= {self.high:g}" if math.isinf(self.low) else f"[{self.low:g}, {self.high:g}]"
 
 
 def around(value: float, by: float) -> Band:
-    """Return the band from `value - by` to `value + by`."""
-    return Band(round(value - by, 12), round(value + by, 12))
+    """Return the band from `value - by` to `value + by`; the source gives `value`."""
+    return Band(round(value - by, 12), round(value + by, 12), f"{value:g}")
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ class Finding:
     """Hold the verdict on a quantity.
 
     value: the quantity's mean over seeds; low, high: the mean's 95 % t interval, or NaN if there is no interval.
-    band: the source's prediction, None if the source gives no number. exact: whether the source gives exact numbers;
-    `value` is then the largest relative deviation from these numbers, and `band` is the tolerance.
+    band: the values that agree with the prediction, None if the source gives no number. exact: whether the source gives
+    exact numbers; `value` is then the largest relative deviation from these numbers, and `band` is the tolerance.
     """
 
     quantity: str
@@ -60,6 +66,11 @@ class Finding:
     def band_text(self) -> str:
         """Return the band as text: `[-0.6, -0.4]`, `<= 0.6`, `exact` or `none`."""
         return "exact" if self.exact else "none" if self.band is None else str(self.band)
+
+    @property
+    def source_text(self) -> str:
+        """Return what the source says about the quantity, as text; empty if it gives no number."""
+        return "exact" if self.exact else "" if self.band is None else self.band.source
 
     @property
     def value_text(self) -> str:

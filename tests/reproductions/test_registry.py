@@ -81,7 +81,8 @@ def test_its_findings_follow_from_its_table(name: str) -> None:
         if f.band is not None:
             assert not np.isnan([f.band.low, f.band.high]).any()
             assert np.isfinite([f.band.low, f.band.high]).any()
-            assert f.band.low < f.band.high
+            assert f.band.low <= f.band.high
+            assert f.source_text
 
 
 @every

@@ -156,7 +156,7 @@ def test_a_pipe_gets_the_table_and_nothing_else(tmp_path: Path) -> None:
     tables.path(tmp_path, "peri-variance").write_bytes(tables.path(STORED, "peri-variance").read_bytes())
     done = subprocess.run([*words, "--out", tmp_path], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    assert [line.count("|") for line in done.stdout.splitlines()] == [7, 7, 7]
+    assert [line.count("|") for line in done.stdout.splitlines()] == [8, 8, 8]
     assert "\r" not in done.stdout
     assert "`peri-variance`" in done.stdout
 

@@ -8,14 +8,14 @@ the last block. For each seed and depth, pre-norm's |ln ratio| is subtracted fro
 differences are averaged over the depths. A difference is negative if Mix-LN's ratio is closer to 1 on a logarithmic
 scale. The figure shows each depth.
 
-Band: at most 0. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
-outside, inconclusive otherwise. Twenty seeds are used because with five the interval's half-width is 0.13.
+Band: none, because the paper shows gradients during training; so there is no verdict. Twenty seeds are used because
+with five the interval's half-width is 0.13.
 
-Why it is not supported: the paper shows gradients during training. At initialization all post-norm blocks at the
-front have about equally large gradients. The last of them passes a stream of unit variance to the first pre-norm
-block, just as the embeddings do in a pre-norm model. Over the pre-norm blocks the gradient therefore falls as in a
-pre-norm model of three quarters of the depth. But the post-norm blocks' gradient is larger than the first block's
-gradient in pre-norm. As a result, the ratio of the first to the last block's gradient stays the same or grows a little.
+Why the difference is not negative at initialization: all post-norm blocks at the front have about equally large
+gradients. The last of them passes a stream of unit variance to the first pre-norm block, just as the embeddings do in
+a pre-norm model. Over the pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters of the
+depth. But the post-norm blocks' gradient is larger than the first block's gradient in pre-norm. As a result, the ratio
+of the first to the last block's gradient stays the same or grows a little.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import PRE, Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Band, Finding, Floats, first_to_last, judge, log
+from normstudy.reproductions.verdicts import Finding, Floats, first_to_last, judge, log
 
 PREDICTION = "Mix-LN: the first and the last block's gradient are more alike than in pre-norm."
 MIX = Variant("mix")
-BAND = Band(high=0.0)
 
 
 def needs(sizes: Sizes) -> list[Need]:
@@ -45,7 +44,7 @@ def imbalance(table: pd.DataFrame) -> tuple[Floats, Floats]:
 
 def findings(table: pd.DataFrame) -> list[Finding]:
     _, difference = imbalance(table)
-    return [judge("|ln(first/last gradient)|, mix - pre, mean over L", difference.mean(0), BAND)]
+    return [judge("|ln(first/last gradient)|, mix - pre, mean over L", difference.mean(0), None)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
@@ -54,13 +53,11 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     handles = plots.ratios(left, table, looks)
     depths, difference = imbalance(table)
     plots.means(right, depths, difference, "black")
-    low = min(-0.2, right.get_ylim()[0])
-    right.axhspan(low, 0, color=plots.BAND_COLOR, lw=0, zorder=0)
-    right.set_ylim(bottom=low)
+    right.set_ylim(bottom=min(-0.2, right.get_ylim()[0]))
     plots.log_x(right, depths)
     right.set_ylabel("|ln first/last|, mix − pre")
     difference_handle = plots.point_handle("mix − pre, mean, 95 % interval", "black", "o")
-    handles += [plots.seed_point_handle(), difference_handle, plots.band_handle()]
+    handles += [plots.seed_point_handle(), difference_handle]
     return plots.finish(fig, PREDICTION, found, handles)
 
 

@@ -29,7 +29,7 @@ from normstudy.reproductions.verdicts import Band, Finding, by_block, judge_all
 
 PREDICTION = "Pre-norm, simplified block: 1 + l/2 <= E|x_l|^2/d <= 1 + 3l/2 for all l."
 SIMPLIFIED = Variant("pre", simplified=True)
-BAND = Band(0.5, 1.5)
+BAND = Band(0.5, 1.5, "[0.5, 1.5]")
 
 
 def needs(sizes: Sizes) -> list[Need]:

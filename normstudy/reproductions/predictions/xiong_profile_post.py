@@ -28,7 +28,7 @@ from normstudy.reproductions.entry import POST, Need, Reproduction, Sizes
 from normstudy.reproductions.verdicts import Band, Finding, by_block, judge, log, slope
 
 PREDICTION = "Post-norm: going down, the gradient shrinks by sqrt(2/3) = 0.816 a block."
-BAND = Band(0.786, 0.846)
+BAND = Band(0.786, 0.846, "sqrt(2/3)")
 
 
 def needs(sizes: Sizes) -> list[Need]:
