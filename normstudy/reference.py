@@ -76,6 +76,12 @@ def gelu(x: Array) -> Array:
     return x * np.array(phi, x.dtype).reshape(x.shape)
 
 
+def gelu_tanh(x: Array) -> Array:
+    """Return x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (arXiv:1606.08415, section 2)."""
+    y: Array = x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return y
+
+
 def swish(x: Array) -> Array:
     """Return x / (1 + exp(-x)) (arXiv:1702.03118)."""
     y: Array = x / (1 + np.exp(-x))
@@ -92,17 +98,17 @@ def sinusoids(n_positions: int, d_model: int) -> Array:
     return table
 
 
-def rotary(x_TK: Array) -> Array:
+def rotary(x_TK: Array, base: float = 10_000) -> Array:
     """Apply RoPE to one head (arXiv:2104.09864, section 3.2).
 
-    At position t, multiply the complex number x_i + j x_{i + K/2} by exp(j t theta_i) with theta_i = 10000^(-2i/K).
+    At position t, multiply the complex number x_i + j x_{i + K/2} by exp(j t theta_i) with theta_i = base^(-2i/K).
     """
     n_positions, d_head = x_TK.shape
     out = np.empty_like(x_TK)
     for t in range(n_positions):
         for i in range(d_head // 2):
             j = i + d_head // 2
-            theta = 10_000 ** (-2 * i / d_head)
+            theta = base ** (-2 * i / d_head)
             rotated = complex(x_TK[t, i], x_TK[t, j]) * complex(math.cos(t * theta), math.sin(t * theta))
             out[t, i], out[t, j] = rotated.real, rotated.imag
     return out
@@ -127,13 +133,13 @@ def causal_attention(
     full: Norm = keep,
     per_head: Norm = keep,
     inner: Sublayer | None = None,
-    rope: bool = False,
+    rope_base: float | None = None,
 ) -> Array:
     """Apply multi-head self-attention to x (..., T, D), in which position t reads positions 0 ... t.
 
     params: {q,k,v,out}.weight (D, D) with axes (out, in), and optionally {q,k,v,out}.bias (D,). `full` normalizes q, k
-    and v (T, D) before the split into heads, then `per_head` normalizes each head (T, K), then RoPE rotates q and k.
-    `inner` normalizes the joined heads (T, D) before the output projection.
+    and v (T, D) before the split into heads, then `per_head` normalizes each head (T, K), then RoPE rotates q and k,
+    unless its base is None. `inner` normalizes the joined heads (T, D) before the output projection.
     """
     *_, n_positions, d_model = x.shape
     if d_model % n_heads:
@@ -146,8 +152,8 @@ def causal_attention(
         for head in range(n_heads):
             columns = slice(head * d_head, (head + 1) * d_head)
             q_TK, k_TK, v_TK = (per_head(m, wide[m][:, columns]) for m in "qkv")
-            if rope:
-                q_TK, k_TK = rotary(q_TK), rotary(k_TK)
+            if rope_base is not None:
+                q_TK, k_TK = rotary(q_TK, rope_base), rotary(k_TK, rope_base)
             for t in range(n_positions):
                 scores = k_TK[: t + 1] @ q_TK[t] / math.sqrt(d_head)
                 mixed_TD[t, columns] = softmax(scores) @ v_TK[: t + 1]
@@ -155,7 +161,9 @@ def causal_attention(
     return out
 
 
-ACTIVATIONS: dict[str, Sublayer] = {"relu": relu, "gelu": gelu, "swiglu": swish, "geglu": gelu}
+ACTIVATIONS: dict[str, Sublayer] = {
+    "relu": relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "swiglu": swish, "geglu": gelu, "geglu_tanh": gelu_tanh,
+}  # fmt: skip
 
 
 def mlp(x: Array, params: Params, activation: str = "gelu", inner: Sublayer | None = None) -> Array:
@@ -165,7 +173,7 @@ def mlp(x: Array, params: Params, activation: str = "gelu", inner: Sublayer | No
     Biases are optional. inner: a norm for the input of W2.
     """
     act, hidden = ACTIVATIONS[activation], linear(x, params, "w1")
-    hidden = act(linear(x, params, "gate")) * hidden if activation.endswith("glu") else act(hidden)
+    hidden = act(linear(x, params, "gate")) * hidden if "glu" in activation else act(hidden)
     return linear(hidden if inner is None else inner(hidden), params, "w2")
 
 
@@ -180,12 +188,12 @@ def qk_norm_of(model: ModelConfig) -> str:
     return model.qk_norm if model.qk_norm != "auto" else "full" if model.placement == "reordered" else "none"
 
 
-def normalize(x: Array, name: str, params: Params, norm: str) -> Array:
+def normalize(x: Array, name: str, params: Params, norm: str, eps: float = 1e-5) -> Array:
     """Apply a norm of kind `norm` to x. `params` holds its parameters as {name}.gamma, {name}.beta and {name}.a."""
     if norm == "layernorm":
-        return layer_norm(x, params[f"{name}.gamma"], params[f"{name}.beta"])
+        return layer_norm(x, params[f"{name}.gamma"], params[f"{name}.beta"], eps)
     if norm == "rmsnorm":
-        return rms_norm(x, params[f"{name}.gamma"])
+        return rms_norm(x, params[f"{name}.gamma"], eps)
     if norm == "dyt":
         return dynamic_tanh(x, params[f"{name}.a"], params[f"{name}.gamma"], params[f"{name}.beta"])
     if norm == "none":
@@ -208,7 +216,7 @@ class BlockParts:
 
     def norm(self, name: str, x: Array) -> Array:
         """Apply the block's norm `name` to x."""
-        return normalize(x, name, self.params, norm_of(self.model))
+        return normalize(x, name, self.params, norm_of(self.model), self.model.norm_eps)
 
     def attn(self, x: Array, *, per_head: Norm | None = None, inner: Sublayer | None = None) -> Array:
         """Apply attention to x. If given, `per_head` replaces the model's own norm of each head."""
@@ -224,7 +232,7 @@ class BlockParts:
             full=qk_norm if form == "full" else keep,
             per_head=per_head or (qk_norm if form == "per_head" else keep),
             inner=inner,
-            rope=self.model.positions == "rope",
+            rope_base=self.model.rope_base if self.model.positions == "rope" else None,
         )
 
     def ffn(self, x: Array, *, inner: Sublayer | None = None) -> Array:
@@ -348,7 +356,7 @@ def embedding(params: Params, tokens: Tokens, model: ModelConfig) -> Array:
         x = x + params["pos"][: tokens.shape[-1]]
     if model.positions == "sinusoidal":
         x = x + sinusoids(tokens.shape[-1], model.d_model).astype(x.dtype)
-    return normalize(x, "embed_norm", params, norm_of(model)) if model.embed_norm else x
+    return normalize(x, "embed_norm", params, norm_of(model), model.norm_eps) if model.embed_norm else x
 
 
 def run_block(x: Array, params: Params, model: ModelConfig, layer: int) -> Array:
@@ -366,7 +374,7 @@ def unembedding(x: Array, params: Params, model: ModelConfig) -> Array:
     has_final_norm = FINAL_NORM[model.placement] if model.final_norm == "auto" else model.final_norm == "true"
 
     def final_norm(h: Array) -> Array:
-        return normalize(h, "final_norm", params, norm_of(model)) if has_final_norm else h
+        return normalize(h, "final_norm", params, norm_of(model), model.norm_eps) if has_final_norm else h
 
     h = x[0] + final_norm(x[1]) if model.placement == "residual" else final_norm(x)
     return h @ (params["embed"] if model.tied else params["unembed.weight"]).T

@@ -88,10 +88,11 @@ KEYS: dict[str, str] = {
     "model.qk_norm=": "auto, none, per_head, full",
     "model.init=": "auto (depends on the placement), xavier, normal, gpt2, deepnorm, sub, tfixup",
     "model.embed_init=": "unit, std, scaled; with std and scaled, model.embed_std= sets the standard deviation",
-    "model.activation=": "gelu, relu, swiglu, geglu",
+    "model.activation=": "gelu, gelu_tanh, relu, swiglu, geglu, geglu_tanh",
     "model.positions=": "learned, sinusoidal, rope, none",
     "schedule=": "learning rate after the warmup: constant, inverse_sqrt, linear, cosine",
     "optimizer=": "adam, adamw, sgd",
+    "optimizer.decay=": "what optimizer.weight_decay= acts on: all, matrices, matrices_but_embeddings",
     "data=": "built in: stdlib, pydoc, synthetic; downloaded once: tiny_shakespeare, enwik8, text8; your own text: "
     "data=file data.path=PATH, where PATH is a file, a folder or a glob such as 'a/glob/*.txt'",
     "data.tokenizer=": "byte, char, bpe; with bpe, data.vocab_size= sets the number of tokens",

@@ -10,9 +10,9 @@ from normstudy.config.identity import (
     asked, asked_types, digest, identity_of, own_sources, run_id, short_float,
 )
 from normstudy.config.schema import (
-    ACTIVATION_NAMES, BPE_VOCAB, DATA_NAMES, EMBED_INIT_NAMES, FIRST_BLOCK_NAMES, GATED, INIT_NAMES, NORM_NAMES,
-    OPTIMIZER_NAMES, PLACEMENT_NAMES, POSITION_NAMES, QK_NORM_NAMES, SCHEDULE_NAMES, TOKENIZER_NAMES, VOCAB_MAX,
-    DataConfig, EvalConfig, ModelConfig, OptimizerConfig, ProbeConfig, Resolved, RunConfig, ScheduleConfig,
+    ACTIVATION_NAMES, BPE_VOCAB, DATA_NAMES, DECAY_NAMES, EMBED_INIT_NAMES, FIRST_BLOCK_NAMES, GATED, INIT_NAMES,
+    NORM_NAMES, OPTIMIZER_NAMES, PLACEMENT_NAMES, POSITION_NAMES, QK_NORM_NAMES, SCHEDULE_NAMES, TOKENIZER_NAMES,
+    VOCAB_MAX, DataConfig, EvalConfig, ModelConfig, OptimizerConfig, ProbeConfig, Resolved, RunConfig, ScheduleConfig,
     late_step, resolve, row_of,
 )
 from normstudy.errors import ConfigError

@@ -40,6 +40,12 @@ def finite(key: str, value: float | None, low: float, *, strict: bool, below: fl
         raise ConfigError(f"{key} {value} is out of range: set it to a finite number {bound}{top}")
 
 
+def idle(key: str, value: object, default: object, because: str) -> None:
+    """Refuse a value other than `default` of a key that has no effect. because: the reason, and what to do."""
+    if value != default:
+        raise ConfigError(f"{key} {value} has no effect {because}, or leave out {key}")
+
+
 def check_study_name(study: str) -> None:
     """Refuse a study name that is reserved, or that is not a plain folder name."""
     if not STUDY_PATTERN.fullmatch(study) or ".." in study or study.endswith("."):

@@ -27,7 +27,7 @@ ABSENT: dict[str, object] = {
     "qk_norm": "none", "force_init": False, "embed_init": "unit", "embed_std": None, "unembed_std": None,
     "embed_norm": False, "first_block": "same", "activation": "gelu", "positions": "learned", "biases": True,
     "tied": False, "placement_sha256": None, "norm_sha256": None,
-    "tokenizer": "byte", "vocab_size": None,
+    "tokenizer": "byte", "vocab_size": None, "norm_eps": 1e-5, "rope_base": 1e4, "decay": "all",
 }  # fmt: skip
 # Columns that the identity leaves out, because they do not change what a run computes.
 NOT_IDENTITY = ("study", "data_path", "force_init")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from normstudy.config.checks import at_least, check_study_name, finite, one_of
+from normstudy.config.checks import at_least, check_study_name, finite, idle, one_of
 from normstudy.config.execution import ExecutionConfig
 from normstudy.config.sources import is_own
 from normstudy.errors import ConfigError
@@ -20,11 +20,12 @@ NORM_NAMES = ("layernorm", "rmsnorm", "dyt", "none")
 QK_NORM_NAMES = ("none", "per_head", "full")
 INIT_NAMES = ("xavier", "normal", "gpt2", "deepnorm", "sub", "tfixup")
 EMBED_INIT_NAMES = ("unit", "std", "scaled")
-ACTIVATION_NAMES = ("relu", "gelu", "swiglu", "geglu")
-GATED = ("swiglu", "geglu")  # activations with a gate, which adds a third matrix to the MLP
+ACTIVATION_NAMES = ("relu", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh")
+GATED = ("swiglu", "geglu", "geglu_tanh")  # activations with a gate, which adds a third matrix to the MLP
 POSITION_NAMES = ("learned", "sinusoidal", "rope", "none")
 FIRST_BLOCK_NAMES = ("same", "star")
 OPTIMIZER_NAMES = ("adam", "adamw", "sgd")
+DECAY_NAMES = ("all", "matrices", "matrices_but_embeddings")
 SCHEDULE_NAMES = ("constant", "inverse_sqrt", "linear", "cosine")
 DOWNLOADED = ("tiny_shakespeare", "enwik8", "text8")  # texts that are downloaded once
 DATA_NAMES = ("stdlib", "pydoc", "synthetic", "file", *DOWNLOADED)
@@ -33,6 +34,8 @@ TOKENIZER_NAMES = ("byte", "char", "bpe")
 VOCAB_MAX = 2**16  # tokens are stored as uint16
 BPE_VOCAB = 512  # number of tokens if data.tokenizer=bpe and data.vocab_size=null
 EMBED_STD = 0.02  # standard deviation if model.embed_init=std and model.embed_std=null, as in GPT-2
+# The keys of `optimizer` that not every optimizer reads -> the optimizers that do.
+READ_BY = {"beta1": ("adam", "adamw"), "beta2": ("adam", "adamw"), "eps": ("adam", "adamw"), "momentum": ("sgd",)}
 
 _ALIASES = {alias: name for name, row in PLACEMENTS.items() for alias in row.aliases}
 
@@ -41,8 +44,9 @@ _ALIASES = {alias: name for name, row in PLACEMENTS.items() for alias in row.ali
 class ModelConfig:
     placement: str = "pre"  # where the norms sit: a name in placements.py, or your own function as module:function
     norm: str = "auto"  # a name in model/norms.py, or your own; auto: layernorm, or none if the placement has no norms
+    norm_eps: float = 1e-5  # added to the variance or mean square; your own norm gets it if it takes an argument eps
     qk_norm: str = "auto"  # norm of q and k: none | per_head | full (over d_model); auto: the placement's choice
-    init: str = "auto"  # a name in model/init.py; auto: the placement's choice, mostly xavier
+    init: str = "auto"  # a name in model/moments.py; auto: the placement's choice, mostly xavier
     force_init: bool = False  # whether to accept an init that the placement's source excludes
     # unit: x_0 has variance 1 | std: embeddings have the standard deviation embed_std | scaled: like std, and token
     # embeddings are also multiplied by sqrt(d_model)
@@ -54,8 +58,9 @@ class ModelConfig:
     d_model: int = 64  # width of the residual stream
     n_heads: int = 4  # attention heads; must divide d_model
     d_ff: int | None = None  # width inside the MLP; null: 4 d_model, or 8/3 d_model for a gated activation
-    activation: str = "gelu"  # relu | gelu (exact) | swiglu | geglu
+    activation: str = "gelu"  # relu | gelu (exact) | gelu_tanh (approximate) | swiglu | geglu | geglu_tanh
     positions: str = "learned"  # learned | sinusoidal | rope | none
+    rope_base: float = 1e4  # rope only: a higher base lets queries and keys rotate more slowly
     biases: bool = True  # whether linear layers other than the output matrix have biases; norms are not affected
     tied: bool = False  # whether the token embedding is also the output matrix; if false, the two are separate
     first_block: str = "same"  # same | star: with placement hybrid, block 0 follows HybridNorm*
@@ -87,20 +92,21 @@ class ModelConfig:
             )
         finite("model.embed_std", self.embed_std, 0, strict=True)
         finite("model.unembed_std", self.unembed_std, 0, strict=True)
-        if self.embed_std is not None and self.embed_init == "unit":
-            raise ConfigError(
-                f"model.embed_std {self.embed_std:g} has no effect with model.embed_init=unit: add model.embed_init=std"
-            )
-        if self.tied and self.unembed_std is not None:
-            raise ConfigError(
-                f"model.unembed_std {self.unembed_std:g} has no effect with model.tied=true, which makes the token "
-                "embedding the output matrix: leave out one of the two"
-            )
+        finite("model.norm_eps", self.norm_eps, 0, strict=True)
+        finite("model.rope_base", self.rope_base, 1, strict=True)
+        if self.embed_init == "unit":
+            idle("model.embed_std", self.embed_std, None, "with model.embed_init=unit: add model.embed_init=std")
+        if self.tied:
+            because = "with model.tied=true, which makes the token embedding the output matrix: leave out model.tied"
+            idle("model.unembed_std", self.unembed_std, None, because)
         _check_positions(self)
         _check_placement(self)
 
 
 def _check_positions(model: ModelConfig) -> None:
+    if model.positions != "rope":
+        because = f"with model.positions={model.positions}: add model.positions=rope"
+        idle("model.rope_base", model.rope_base, ModelConfig.rope_base, because)
     if model.positions == "rope" and model.d_model // model.n_heads % 2:
         raise ConfigError(
             f"model.positions=rope needs an even number of dimensions per head, not {model.d_model // model.n_heads} "
@@ -133,7 +139,11 @@ def _check_placement(model: ModelConfig) -> None:
         )
     if row.formula_has_qk_norm and model.qk_norm != "auto":
         raise ConfigError(f"model.placement={name} normalizes q, k and v itself: leave out model.qk_norm")
-    without = resolve(model).norm == "none"
+    norm = resolve(model).norm
+    without = norm == "none"
+    if norm in ("none", "dyt"):
+        because = f"because the norm of this model is {norm}: choose another norm"
+        idle("model.norm_eps", model.norm_eps, ModelConfig.norm_eps, because)
     for key, value in (("qk_norm", model.qk_norm), ("final_norm", model.final_norm), ("embed_norm", model.embed_norm)):
         if without and value in ("per_head", "full", "true", True):
             raise ConfigError(
@@ -168,11 +178,9 @@ class DataConfig:
                 f"data=synthetic consists of tokens, but data.tokenizer={self.tokenizer} needs bytes: "
                 "leave out the tokenizer or choose another text"
             )
-        if self.vocab_size is not None and self.tokenizer != "bpe":
-            raise ConfigError(
-                f"data.vocab_size {self.vocab_size} has no effect with data.tokenizer={self.tokenizer}: "
-                "add data.tokenizer=bpe, or leave out data.vocab_size"
-            )
+        if self.tokenizer != "bpe":
+            because = f"with data.tokenizer={self.tokenizer}: add data.tokenizer=bpe"
+            idle("data.vocab_size", self.vocab_size, None, because)
         if self.vocab_size is not None and not 257 <= self.vocab_size <= VOCAB_MAX:
             raise ConfigError(
                 f"data.vocab_size {self.vocab_size} is out of range: set it to an integer from 257 (256 bytes and "
@@ -185,18 +193,33 @@ class OptimizerConfig:
     name: str = "adam"  # adam | adamw | sgd
     beta1: float = 0.9  # adam, adamw: decay of the first moment
     beta2: float = 0.98  # adam, adamw: decay of the second moment (Vaswani et al.)
-    eps: float = 1e-8  # adam, adamw: added to the square root of the second moment
+    eps: float = 1e-8  # adam, adamw: added to the square root of the second moment; at least 1e-30
     momentum: float = 0.0  # sgd: decay of the velocity
     weight_decay: float = 0.0  # adam, sgd: weight_decay * parameter is added to the gradient; adamw: decoupled
+    # tensors that weight_decay acts on: all | matrices (all tensors of two or more dimensions, as in nanoGPT) |
+    # matrices_but_embeddings (those without token and position embeddings, even if tied; OLMo 2 spares embeddings)
+    decay: str = "all"
     max_grad_norm: float | None = None  # limit on the global gradient norm; null: no limit, so that spikes stay visible
 
     def __post_init__(self) -> None:
         one_of("optimizer.name", self.name, OPTIMIZER_NAMES)
+        one_of("optimizer.decay", self.decay, DECAY_NAMES)
         for key in ("beta1", "beta2", "momentum"):
             finite(f"optimizer.{key}", getattr(self, key), 0, strict=False, below=1)
         finite("optimizer.eps", self.eps, 0, strict=False)
         finite("optimizer.weight_decay", self.weight_decay, 0, strict=False)
         finite("optimizer.max_grad_norm", self.max_grad_norm, 0, strict=True)
+        for key, names in READ_BY.items():
+            if self.name not in names:
+                because = f"with optimizer={self.name}: add optimizer={names[0]}"
+                idle(f"optimizer.{key}", getattr(self, key), getattr(OptimizerConfig, key), because)
+        if self.eps < 1e-30:  # float32 would round smaller numbers to 0 after bias correction
+            raise ConfigError(
+                f"optimizer.eps {self.eps:g} is below 1e-30: raise it, because an update would be 0/0 where a gradient "
+                "has always been zero, as in the embedding of a symbol that does not occur"
+            )
+        if not self.weight_decay:
+            idle("optimizer.decay", self.decay, "all", "with optimizer.weight_decay 0: set optimizer.weight_decay")
 
 
 @dataclass
@@ -280,7 +303,7 @@ class RunConfig:
 class Resolved:
     """Hold a model's values after `resolve` has replaced `auto` and null.
 
-    embed_std is None if embed_init is unit, because model/init.py then chooses the standard deviation.
+    embed_std is None if embed_init is unit, because model/moments.py then chooses the standard deviation.
     """
 
     d_ff: int

@@ -32,7 +32,7 @@ NORMS = (
 LEARNED = ("omega1", "omega2", "scale")
 NUMBERS = ("alpha", "layer", "n_layers")
 BLOCK_ARGUMENTS = (*STREAMS, *SUBLAYERS, *NORMS, *LEARNED, *NUMBERS)
-NORM_ARGUMENTS = ("x", "gamma", "beta")  # names of the arguments that a norm function may take
+NORM_ARGUMENTS = ("x", "gamma", "beta", "eps")  # names of the arguments that a norm function may take
 
 PATTERN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 INSTALLED = {"site-packages", "dist-packages"}

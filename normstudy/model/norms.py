@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,14 @@ EPS = 1e-5
 DYT_A = 0.5  # initial value of dyt's a (arXiv:2503.10622)
 
 
-def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """Return gamma * (x - mean) / sqrt(var + 1e-5) + beta with biased variance (Ba et al., arXiv:1607.06450)."""
-    return kernels.layer_norm(x, gamma, beta, EPS)
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, *, eps: float = EPS) -> Tensor:
+    """Return gamma * (x - mean) / sqrt(var + eps) + beta with biased variance (Ba et al., arXiv:1607.06450)."""
+    return kernels.layer_norm(x, gamma, beta, eps)
 
 
-def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
-    """Return gamma * x / sqrt(mean(x^2) + 1e-5) (Zhang & Sennrich, arXiv:1910.07467)."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * gamma
+def rms_norm(x: Tensor, gamma: Tensor, *, eps: float = EPS) -> Tensor:
+    """Return gamma * x / sqrt(mean(x^2) + eps) (Zhang & Sennrich, arXiv:1910.07467)."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * gamma
 
 
 def dynamic_tanh(x: Tensor, a: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -30,46 +31,27 @@ def dynamic_tanh(x: Tensor, a: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 class FunctionNorm(nn.Module):
-    """Call `function` with x and with each of the learned parameters a, gamma and beta that `function` takes.
+    """Call `function` with x, and with eps and those of the learned parameters a, gamma and beta that it takes.
 
     The scalar `a` is initially 0.5, gamma (D,) is 1, and beta (D,) is 0.
     """
 
-    def __init__(self, function: Callable[..., Tensor], width: int) -> None:
+    def __init__(self, function: Callable[..., Tensor], width: int, eps: float = EPS) -> None:
         super().__init__()
         self.function = function
         initial = {"a": torch.tensor(DYT_A), "gamma": torch.ones(width), "beta": torch.zeros(width)}
         wanted = sources.parameters(function)
+        self.numbers = {"eps": eps} if "eps" in wanted else {}
         self.learned = [name for name in initial if name in wanted]
         for name in self.learned:
             self.register_parameter(name, nn.Parameter(initial[name]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, **{name: getattr(self, name) for name in self.learned})
+        return self.function(x, **{name: getattr(self, name) for name in self.learned}, **self.numbers)
 
 
-class LayerNorm(FunctionNorm):
-    """Layer norm with a gain and a bias."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(layer_norm, width)
-
-
-class RMSNorm(FunctionNorm):
-    """RMS norm with a gain."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(rms_norm, width)
-
-
-class DynamicTanh(FunctionNorm):
-    """Dynamic tanh with a gain, a bias, and a scalar `a` inside the tanh."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(dynamic_tanh, width)
-
-
-# nn.Identity fits into this table, because its constructor accepts the width and ignores it.
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "layernorm": LayerNorm, "rmsnorm": RMSNorm, "dyt": DynamicTanh, "none": nn.Identity,
+# nn.Identity fits into this table, because its constructor accepts the width and eps and ignores them.
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "layernorm": partial(FunctionNorm, layer_norm), "rmsnorm": partial(FunctionNorm, rms_norm),
+    "dyt": partial(FunctionNorm, dynamic_tanh), "none": nn.Identity,
 }  # fmt: skip

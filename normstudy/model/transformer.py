@@ -22,7 +22,7 @@ from normstudy.model import kernels
 from normstudy.model.norms import NORMS, FunctionNorm
 from normstudy.model.own import asked_of, construct, load
 
-ROPE_BASE = 10_000.0  # the base in RoPE (arXiv:2104.09864) and in sinusoidal positions (arXiv:1706.03762)
+SINUSOID_BASE = 10_000.0  # the base in sinusoidal positions (arXiv:1706.03762)
 
 
 class Linear(nn.Module):
@@ -46,11 +46,11 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """Construct the norm that the config selects. A user's own norm is a function, or a class that takes the width."""
     name = resolve(config).norm
     if not sources.is_own(name):
-        return NORMS[name](width)
+        return NORMS[name](width, config.norm_eps)
     found = load(name, own_sources(config)["norm_sha256"])
     if isinstance(found, type):
         return construct(functools.partial(found, width), seed=0)
-    return FunctionNorm(found, width)  # type: ignore[arg-type]
+    return FunctionNorm(found, width, config.norm_eps)  # type: ignore[arg-type]
 
 
 def norm_width(config: ModelConfig, name: str) -> int:
@@ -61,9 +61,9 @@ def norm_width(config: ModelConfig, name: str) -> int:
 
 
 @functools.lru_cache(maxsize=32)
-def _angles(n_positions: int, width: int, like: tuple[torch.dtype, torch.device]) -> tuple[Tensor, Tensor]:
+def _angles(n_positions: int, width: int, base: float, like: tuple[torch.dtype, torch.device]) -> tuple[Tensor, Tensor]:
     """Return cos and sin of position / base^(2 i / width), each (T, width / 2)."""
-    rates = ROPE_BASE ** (-np.arange(0, width, 2) / width)
+    rates = base ** (-np.arange(0, width, 2) / width)
     angles = np.arange(n_positions)[:, None] * rates
     dtype, device = like
     return tuple(torch.tensor(f(angles), dtype=dtype, device=device) for f in (np.cos, np.sin))  # type: ignore[return-value]
@@ -71,14 +71,15 @@ def _angles(n_positions: int, width: int, like: tuple[torch.dtype, torch.device]
 
 def sinusoids(n_positions: int, d_model: int, like: Tensor) -> Tensor:
     """Return sinusoidal positions (T, D): sin in even columns, cos in odd columns (arXiv:1706.03762, section 3.5)."""
-    cos, sin = _angles(n_positions, d_model, (like.dtype, like.device))
+    cos, sin = _angles(n_positions, d_model, SINUSOID_BASE, (like.dtype, like.device))
     return torch.stack([sin, cos], -1).flatten(1)
 
 
-def rotate(x_BTHK: Tensor) -> Tensor:
+def rotate(x_BTHK: Tensor, base: float) -> Tensor:
     """Apply RoPE: rotate dimensions i and i + K/2 of a head by position / base^(2 i / K) (arXiv:2104.09864, eq. 34)."""
     n_positions, d_head = x_BTHK.shape[1], x_BTHK.shape[3]
-    cos, sin = (a[:, None] for a in _angles(n_positions, d_head, (x_BTHK.dtype, x_BTHK.device)))  # (T, 1, K/2)
+    like = x_BTHK.dtype, x_BTHK.device
+    cos, sin = (a[:, None] for a in _angles(n_positions, d_head, base, like))  # (T, 1, K/2)
     a, b = x_BTHK[..., : d_head // 2], x_BTHK[..., d_head // 2 :]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         super().__init__()
         d_model, bias = config.d_model, config.biases
         self.n_heads = config.n_heads
-        self.rope = config.positions == "rope"
+        self.rope_base = config.rope_base if config.positions == "rope" else None
         self.q, self.k, self.v, self.out = (Linear(d_model, d_model, bias=bias) for _ in range(4))
         self.qk_norm = "none" if row_of(config.placement).formula_has_qk_norm else resolve(config).qk_norm
         if self.qk_norm != "none":
@@ -114,8 +115,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if qkv is not None:
             q, k, v = (norm(y) for norm, y in zip(qkv, (q, k, v), strict=True))
-        if self.rope:
-            q, k = rotate(q), rotate(k)
+        if self.rope_base is not None:
+            q, k = rotate(q, self.rope_base), rotate(k, self.rope_base)
         mixed_BTD = kernels.causal_attention(q, k, v).reshape(B, T, D)
         y_BTD: Tensor = self.out(mixed_BTD if inner is None else inner(mixed_BTD))
         return y_BTD
@@ -129,8 +130,15 @@ def silu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(0.5 * x))
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Return x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), and avoid torch's kernel as in `silu`."""
+    c = x.clamp(-10, 10)  # beyond, the tanh is +-1 even in float64, but x^3 might overflow
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (c + 0.044715 * (c * c * c))))
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu, "gelu": F.gelu, "swiglu": silu, "geglu": F.gelu,
+    "relu": torch.relu, "gelu": F.gelu, "gelu_tanh": gelu_tanh, "swiglu": silu, "geglu": F.gelu,
+    "geglu_tanh": gelu_tanh,
 }  # fmt: skip
 
 
@@ -164,11 +172,8 @@ class Block(nn.Module):
         self.wanted = list(sources.parameters(self.own))
         self.attn = Attention(config)
         self.mlp = MLP(config)
-        self.numbers = {
-            "layer": layer,
-            "n_layers": config.n_layers,
-            "alpha": (2 * config.n_layers) ** 0.25,  # DeepNet's decoder-only alpha (arXiv:2203.00555, table 2)
-        }
+        alpha = (2 * config.n_layers) ** 0.25  # DeepNet's decoder-only alpha (arXiv:2203.00555, table 2)
+        self.numbers = {"layer": layer, "n_layers": config.n_layers, "alpha": alpha}
         for name in self.wanted:
             if name in sources.NORMS:
                 setattr(self, name, make_norm(config, norm_width(config, name)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from normstudy import config as cfg
 from normstudy.config import RunConfig
 from normstudy.errors import ConfigError
+from normstudy.model import moments
 from normstudy.study import tables
 from normstudy.sweep.planning import RETRY, Plan
 from normstudy.workers import progress
@@ -28,6 +29,26 @@ def print_plan(planned: Plan, asked: int) -> None:
         print(f"{len(planned.given_up)} runs failed before and are left out. {RETRY}", flush=True)
     if asked > n:
         print(f"{asked - n} of the {asked} requested runs repeat another run and are trained only once", flush=True)
+    warn_of_eps(planned)
+
+
+def warn_of_eps(planned: Plan) -> None:
+    """Say in one line, for the worst of all models to be trained, if model.norm_eps exceeds what it is added to."""
+    found = [
+        (read / config.model.norm_eps, read, norm, config.model)
+        for batch in planned.batches  # whose models differ only in their initialization
+        for config in {planned.runs[i].model.init: planned.runs[i] for i in batch.run_ids}.values()
+        for norm, read in moments.read_by_norms(config.model, config.data.seq_len).items()
+    ]
+    share, read, norm, model = min(found, key=lambda one: one[0], default=(1.0, 0.0, "", None))
+    if model is not None and share < 1:
+        rms = math.sqrt(share / (share + 1))
+        print(
+            f"model.norm_eps {model.norm_eps:g} exceeds the variance that {norm} of placement {model.placement} reads "
+            f"at initialization, about {read:.1g} with d_model {model.d_model}, so its output has an rms of {rms:.1g} "
+            "instead of 1: lower model.norm_eps, or widen the model",
+            flush=True,
+        )
 
 
 def losses_of(planned: Plan) -> list[float | None]:

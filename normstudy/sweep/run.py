@@ -10,7 +10,7 @@ from normstudy.study.records import Request
 from normstudy.sweep import planning
 from normstudy.sweep.execute import RunsFailed, execute
 from normstudy.sweep.on_slurm import execute_on_slurm
-from normstudy.sweep.report import draw, losses_of, print_comparison, print_plan
+from normstudy.sweep.report import draw, losses_of, print_comparison, print_plan, warn_of_eps
 from normstudy.workers import progress
 
 
@@ -55,6 +55,7 @@ def run_sweep(
 def run_one(config: RunConfig, *, request: Request) -> float | None:
     """Train one run unless it is already finished, print its outcome, and return its final validation loss, if any."""
     planned = planning.check([config])
+    warn_of_eps(planned)
     if not planned.is_sealed:
         execute(planned, request, shared=True)
     (run_id,) = planned.runs

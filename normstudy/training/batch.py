@@ -187,7 +187,8 @@ def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRun
     name, asked = configs[0].optimizer.name, configs[0].model
     has_own_parts = sources.is_own(asked.placement) or sources.is_own(asked.norm)
     state = optim.new_state(name, params)
-    return StackedRuns(model, layout, name, params, torch.zeros_like(params), state, has_own_parts)
+    decayed = optim.decayed_columns(layout, configs[0].optimizer.decay, device)
+    return StackedRuns(model, layout, name, params, torch.zeros_like(params), state, has_own_parts, decayed)
 
 
 def _events(

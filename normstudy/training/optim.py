@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from normstudy.config import OptimizerConfig, ScheduleConfig
+from normstudy.training.layout import Layout
 
 Configs = Sequence[OptimizerConfig]  # one per run
 State = dict[str, Tensor]  # slot -> (runs, width)
-Coefficients = dict[str, Tensor]  # name -> (runs, 1)
+Coefficients = dict[str, Tensor]  # name -> (runs, 1); in `update_`, `decay` may become (runs, width)
 
 AT_ONCE = 2**17  # parameters per operation, so few that they and their optimizer state fit into one core's cache
 
@@ -82,14 +83,29 @@ def new_state(name: str, params: Tensor) -> State:
     return {slot: torch.zeros_like(params) for slot in OPTIMIZERS[name].slots}
 
 
-def update_(name: str, params: Tensor, grads: Tensor, state: State, c: Coefficients) -> None:
-    """Update params and state in place, and replace grads by what is subtracted from params. All are (runs, width)."""
+def decayed_columns(layout: Layout, decay: str, device: str = "cpu") -> Tensor | None:
+    """Return 1 in the columns (width,) on which weight decay acts and 0 in the others, or None if it acts on all."""
+    if decay == "all":
+        return None
+    spared = ("embed", "pos") if decay == "matrices_but_embeddings" else ()
+    acts = {
+        name: torch.full((1, *shape), float(len(shape) > 1 and name not in spared))
+        for name, shape in zip(layout.names, layout.shapes, strict=True)
+    }
+    return layout.flatten(acts)[0].to(device)
+
+
+def update_(
+    name: str, params: Tensor, grads: Tensor, state: State, c: Coefficients, decayed: Tensor | None = None
+) -> None:
+    """Update params and state (runs, width), and replace grads by what is subtracted. See `decayed_columns`."""
     width = params.shape[1]
     columns = max(1, AT_ONCE // len(params)) if params.device.type == "cpu" else width
     for low in range(0, width, columns):
         part = slice(low, low + columns)
         slots = {slot: values[:, part] for slot, values in state.items()}
-        OPTIMIZERS[name].update_(params[:, part], grads[:, part], slots, c)
+        of_part = c if decayed is None else c | {"decay": c["decay"] * decayed[part]}
+        OPTIMIZERS[name].update_(params[:, part], grads[:, part], slots, of_part)
 
 
 def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:

@@ -42,6 +42,7 @@ class StackedRuns:
     grads: Tensor
     state: optim.State
     has_own_parts: bool  # whether the user supplied the block or the norm
+    decayed: Tensor | None = None  # (width,): the columns on which weight decay acts; None: all
 
     def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
         """Return the losses (runs,) and the residual stream, a list of (runs, B, T, D), on tokens (runs, B, T + 1).
@@ -146,7 +147,7 @@ def step_(runs: StackedRuns, inputs: Inputs, *, probing: bool, probed: bool) -> 
         param = layout.norms(runs.params) if probing else None
         if inputs.limits is not None and grad is not None:
             runs.grads.mul_(clip_factors(grad, inputs.limits).to(runs.grads.dtype)[:, None])
-        optim.update_(runs.optimizer, runs.params, runs.grads, runs.state, inputs.coefficients)
+        optim.update_(runs.optimizer, runs.params, runs.grads, runs.state, inputs.coefficients, runs.decayed)
         if not probing:
             return Measured(losses.detach())
         update = layout.norms(runs.grads)  # grads now contains what update_ subtracted from params

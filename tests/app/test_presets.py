@@ -22,12 +22,14 @@ EXPECTED = {
     "gpt2": ("pre", "layernorm", "none", "gpt2", "gelu", "learned", "std", 0.02, True, True, True),
     "llama": ("pre", "rmsnorm", "none", "normal", "swiglu", "rope", "std", 0.02, False, False, True),
     "olmo2": ("reordered", "rmsnorm", "full", "normal", "swiglu", "rope", "std", 0.02, False, False, True),
-    "gemma2": ("peri", "rmsnorm", "none", "normal", "geglu", "rope", "scaled", 0.02, True, False, True),
+    "gemma2": ("peri", "rmsnorm", "none", "normal", "geglu_tanh", "rope", "scaled", 0.02, True, False, True),
     "deepnet": ("deepnorm", "layernorm", "none", "deepnorm", "relu", "sinusoidal", "scaled", 0.25, True, True, False),
 }
+# Eps and RoPE base of those that do not have 1e-5 and 10,000.
+NUMBERS = {"llama": (1e-6, 1e4), "olmo2": (1e-6, 5e5), "gemma2": (1e-6, 1e4)}
 COLUMNS = [
     "placement", "resolved_norm", "resolved_qk_norm", "resolved_init", "activation", "positions", "embed_init",
-    "resolved_embed_std", "tied", "biases", "resolved_final_norm",
+    "resolved_embed_std", "tied", "biases", "resolved_final_norm", "norm_eps", "rope_base",
 ]  # fmt: skip
 
 
@@ -60,9 +62,9 @@ def test_they_train_in_one_sweep(tmp_path: Path) -> None:
     execute.execute(planning.plan([compose.to_run_config(c) for c in composed]), REQUEST)
     runs = tables.read(tmp_path / "results" / "presets", "runs")
     found = {tuple(None if v != v else v for v in row) for row in runs[COLUMNS].itertuples(index=False)}
-    assert found == set(EXPECTED.values())
+    assert found == {values + NUMBERS.get(name, (1e-5, 1e4)) for name, values in EXPECTED.items()}
     assert set(runs["status"]) == {"done"}
     assert runs["nonfinite_step"].isna().all()
-    gated = runs["activation"].isin(["swiglu", "geglu"])
+    gated = runs["activation"].isin(["swiglu", "geglu_tanh"])
     assert set(runs.loc[gated, "resolved_d_ff"]) == {48}  # 8/3 of 16, up to a multiple of 8
     assert set(runs.loc[~gated, "resolved_d_ff"]) == {64}

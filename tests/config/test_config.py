@@ -116,6 +116,7 @@ OTHER: dict[str, dict[str, object]] = {
     "model": {
         "placement": "post",
         "norm": "rmsnorm",
+        "norm_eps": 1e-6,
         "qk_norm": "full",
         "init": "normal",
         "force_init": True,
@@ -129,6 +130,7 @@ OTHER: dict[str, dict[str, object]] = {
         "d_ff": 257,
         "activation": "relu",
         "positions": "none",
+        "rope_base": 5e5,
         "biases": False,
         "tied": True,
         "first_block": "star",
@@ -150,6 +152,7 @@ OTHER: dict[str, dict[str, object]] = {
         "eps": 1e-7,
         "momentum": 0.1,
         "weight_decay": 0.1,
+        "decay": "matrices",
         "max_grad_norm": 1.0,
     },
     "schedule": {"name": "linear", "peak_lr": 2e-3, "warmup_steps": 1, "n_steps": 601},
@@ -241,6 +244,7 @@ def test_fields_that_older_runs_lack_are_absent_at_their_defaults() -> None:
         "qk_norm": "none", "force_init": False, "embed_init": "unit", "embed_std": None, "unembed_std": None,
         "embed_norm": False, "first_block": "same", "activation": "gelu", "positions": "learned", "biases": True,
         "tied": False, "placement_sha256": None, "norm_sha256": None, "tokenizer": "byte", "vocab_size": None,
+        "norm_eps": 1e-5, "rope_base": 1e4, "decay": "all",
     }  # fmt: skip
     assert {k: v for k, v in config.ABSENT.items() if k in added} == added
     assert not set(config.ABSENT) & set(hashed)
@@ -323,7 +327,7 @@ def test_resolve_of_shapes_and_embeddings_by_hand() -> None:
     def d_ff(**values: object) -> int:
         return resolve(ModelConfig(**values)).d_ff
 
-    assert [d_ff(d_model=64, activation=a) for a in ("relu", "gelu", "swiglu", "geglu")] == [256, 256, 176, 176]
+    assert [d_ff(d_model=64, activation=a) for a in config.ACTIVATION_NAMES] == [256] * 3 + [176] * 3
     assert d_ff(d_model=96, activation="swiglu") == 256  # 8/3 exactly
     assert d_ff(activation="swiglu", d_ff=100) == 100
     stds = [
@@ -355,7 +359,7 @@ def test_names_are_the_registries_keys() -> None:
 
     assert set(config.NORM_NAMES) == set(NORMS)
     assert set(config.ACTIVATION_NAMES) == set(ACTIVATIONS) == set(REFERENCE_ACTIVATIONS)
-    assert set(config.GATED) == {name for name in ACTIVATIONS if name.endswith("glu")}
+    assert set(config.GATED) == {name for name in ACTIVATIONS if "glu" in name}
     assert set(config.OPTIMIZER_NAMES) == set(OPTIMIZERS)
     assert set(config.PLACEMENT_NAMES) == set(PLACEMENTS) == set(BLOCKS) == set(FINAL_NORM)
     for row in PLACEMENTS.values():
@@ -500,6 +504,25 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (OptimizerConfig, {"beta2": -0.1}, "optimizer.beta2 -0.1 is out of range"),
     (OptimizerConfig, {"momentum": NAN}, "optimizer.momentum nan is out of range"),
     (OptimizerConfig, {"eps": -1e-8}, "optimizer.eps -1e-08 is out of range"),
+    (OptimizerConfig, {"eps": 0.0}, "optimizer.eps 0 is below 1e-30: raise it, because an update would be 0/0 where"),
+    (OptimizerConfig, {"eps": 1e-40}, "optimizer.eps 1e-40 is below 1e-30"),
+    *[
+        (OptimizerConfig, {"name": name, key: value}, f".{key} {value} has no effect with optimizer={name}: {do}")
+        for name, key, value, do in (
+            ("sgd", "beta1", 0.8, "add optimizer=adam, or leave out optimizer.beta1"),
+            ("sgd", "beta2", 0.9, "add optimizer=adam, or leave out optimizer.beta2"),
+            ("sgd", "eps", 1e-6, "add optimizer=adam, or leave out optimizer.eps"),
+            ("adam", "momentum", 0.9, "add optimizer=sgd, or leave out optimizer.momentum"),
+            ("adamw", "momentum", 0.9, "add optimizer=sgd, or leave out optimizer.momentum"),
+        )
+    ],
+    (OptimizerConfig, {"decay": "matrices"}, "decay matrices has no effect with optimizer.weight_decay 0: set"),
+    (ModelConfig, {"norm_eps": 0.0}, "model.norm_eps 0.0 is out of range: set it to a finite number above 0"),
+    (ModelConfig, {"norm_eps": NAN}, "model.norm_eps nan is out of range"),
+    (ModelConfig, {"norm": "dyt", "norm_eps": 1e-6}, "norm_eps 1e-06 has no effect because the norm of this model"),
+    (ModelConfig, {"placement": "none", "norm_eps": 1e-6}, "model.norm_eps 1e-06 has no effect"),
+    (ModelConfig, {"positions": "rope", "rope_base": 1.0}, "model.rope_base 1.0 is out of range: set it to a finite"),
+    (ModelConfig, {"rope_base": 5e5}, "model.rope_base 500000.0 has no effect with model.positions=learned: add"),
     (OptimizerConfig, {"weight_decay": INF}, "optimizer.weight_decay inf is out of range"),
     (OptimizerConfig, {"max_grad_norm": 0.0}, "max_grad_norm 0.0 is out of range: set it to a finite number above 0"),
     (OptimizerConfig, {"max_grad_norm": NAN}, "optimizer.max_grad_norm nan is out of range"),
@@ -556,6 +579,7 @@ NAMES: dict[tuple[type, str], tuple[str, ...]] = {
     (DataConfig, "name"): config.DATA_NAMES,
     (DataConfig, "tokenizer"): config.TOKENIZER_NAMES,
     (OptimizerConfig, "name"): config.OPTIMIZER_NAMES,
+    (OptimizerConfig, "decay"): config.DECAY_NAMES,
     (ScheduleConfig, "name"): config.SCHEDULE_NAMES,
     (ExecutionConfig, "cluster"): config.CLUSTER_NAMES,
     (ExecutionConfig, "device"): config.DEVICE_NAMES,
@@ -643,7 +667,7 @@ def test_the_bounds_themselves_are_legal() -> None:
     ModelConfig(placement="rezero", norm="none", final_norm="false", qk_norm="none")
     DataConfig(tokenizer="bpe", vocab_size=257)
     DataConfig(tokenizer="bpe", vocab_size=65536)
-    OptimizerConfig(beta1=0.0, beta2=0.0, eps=0.0, momentum=0.0, weight_decay=0.0)
+    OptimizerConfig(beta1=0.0, beta2=0.0, eps=1e-30, momentum=0.0, weight_decay=0.0)
     ScheduleConfig(warmup_steps=5, n_steps=5)
     ProbeConfig(dense_steps=0, every=1)
     RunConfig(seed=2**31 - 1, study="warmup-n_layers8", data_seed=0)

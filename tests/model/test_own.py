@@ -674,11 +674,20 @@ def test_an_own_copy_of_a_norm_trains_to_the_same_bits(here: Path) -> None:
     put({"blocks.py": NORM_FILE})
     pairs = (("layernorm", "blocks:layer_norm"), ("rmsnorm", "blocks:rms_norm"), ("dyt", "blocks:DynamicTanh"))
     for ours, copy in pairs:
+        eps = {} if ours == "dyt" else {"norm_eps": 0.1}  # which the copies take as an argument
         a, b = (
-            dataclasses.replace(tiny(here, n_steps=6), model=model("peri", name, qk_norm="full"))
+            dataclasses.replace(tiny(here, n_steps=6), model=model("peri", name, qk_norm="full", **eps))
             for name in (ours, copy)
         )
         assert trained([a]) == trained([b])
+
+
+@pytest.mark.parametrize("norm", ["dyt", "DynamicTanh"])
+def test_an_eps_that_an_own_norm_does_not_take_is_refused(norm: str, here: Path) -> None:
+    put({"blocks.py": NORM_FILE})
+    try_out(norm=f"blocks:{norm}")
+    line = line_of(lambda: try_out(norm=f"blocks:{norm}", norm_eps=0.1))
+    assert_line_has(line, [f"blocks:{norm}", "takes no argument eps", "model.norm_eps 0.1", "leave out"])
 
 
 GATED = """

@@ -286,7 +286,12 @@ def test_norms_and_rotations_inside_attention(form: str, rope: bool) -> None:
     expected = np.einsum("btd,ed->bte", mixed, p["out.weight"]) + p["out.bias"]
 
     got = causal_attention(
-        x, p, H, rope=rope, inner=lambda h: rms_norm(h, inner_gain), **{form: lambda m, h: rms_norm(h, gains[m])}
+        x,
+        p,
+        H,
+        rope_base=10_000 if rope else None,
+        inner=lambda h: rms_norm(h, inner_gain),
+        **{form: lambda m, h: rms_norm(h, gains[m])},
     )
     np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-12)
 

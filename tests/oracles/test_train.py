@@ -52,7 +52,8 @@ ALL: list[Fields] = [
     {"placement": "reordered"},
     {"placement": "reordered", "norm": "rmsnorm", "activation": "swiglu", "positions": "rope"},
     {"placement": "sub"},
-    {"placement": "sub", "norm": "dyt", "activation": "geglu"},
+    {"placement": "sub", "norm": "dyt", "activation": "geglu_tanh"},
+    {"placement": "sub", "norm": "rmsnorm", "norm_eps": 1e-6, "positions": "rope", "rope_base": 5e5},
     {"placement": "deepnorm"},
     {"placement": "deepnorm", "init": "xavier", "force_init": True, "qk_norm": "per_head"},
     {"placement": "admin"},
@@ -207,13 +208,17 @@ def plain_run(c: RunConfig) -> tuple[list[Plain], float]:
     modules = module_tensors(c.model.n_layers, names)
     params = list(model.parameters())
     o = c.optimizer
+    tables = () if o.decay != "matrices_but_embeddings" else ("embed", "pos")
+    spared = [o.decay != "all" and (p.dim() < 2 or n in tables) for n, p in model.named_parameters()]
+    groups = [
+        {"params": [p for p, s in zip(params, spared, strict=True) if s == is_spared], "weight_decay": decay}
+        for is_spared, decay in ((False, o.weight_decay), (True, 0.0))
+    ]
     if o.name == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            params, 1.0, momentum=o.momentum, weight_decay=o.weight_decay
-        )
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, 1.0, momentum=o.momentum)
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.name]
-        optimizer = kind(params, 1.0, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay)
+        optimizer = kind(groups, 1.0, betas=(o.beta1, o.beta2), eps=o.eps)
     windows = torch.from_numpy(batches.validation_windows(TEXT, c.eval.windows, c.data.seq_len))
 
     def validate() -> float:
@@ -238,7 +243,8 @@ def plain_run(c: RunConfig) -> tuple[list[Plain], float]:
         if o.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(params, o.max_grad_norm)
         warmup = c.schedule.warmup_steps
-        optimizer.param_groups[0]["lr"] = c.schedule.peak_lr * (min(1, (step + 1) / warmup) if warmup else 1)
+        for group in optimizer.param_groups:
+            group["lr"] = c.schedule.peak_lr * (min(1, (step + 1) / warmup) if warmup else 1)
         optimizer.step()
         steps.append(
             Plain(
@@ -339,10 +345,38 @@ def test_optimizers_and_clipping_equal_plain_loops(name: str, placement: str) ->
                 seed=run,
                 peak_lr=1e-2,
                 optimizer=OptimizerConfig(
-                    name=name, eps=1e-3, momentum=0.5, weight_decay=0.1 * run, max_grad_norm=limit
+                    **({"momentum": 0.5} if name == "sgd" else {"eps": 1e-3}),
+                    name=name,
+                    weight_decay=0.1 * run,
+                    max_grad_norm=limit,
                 ),
             )
             for run, limit in enumerate((0.05, 1e6, None))
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "decay", "model"),
+    [
+        ("adamw", "matrices", {"placement": "admin"}),  # its omegas are vectors
+        ("adam", "matrices_but_embeddings", {"placement": "rezero"}),
+        ("sgd", "matrices_but_embeddings", {"placement": "pre", "tied": True}),
+    ],
+)
+def test_weight_decay_acts_on_the_chosen_tensors(name: str, decay: str, model: Fields) -> None:
+    """In a batch of two rates of decay, which are high enough to show in every tensor."""
+    assert_equals_plain(
+        [
+            config(
+                seed=run,
+                peak_lr=1e-2,
+                model=model,
+                optimizer=OptimizerConfig(
+                    **({} if name == "sgd" else {"eps": 1e-3}), name=name, weight_decay=2.0 + run, decay=decay
+                ),
+            )
+            for run in range(2)
         ]
     )
 
@@ -690,8 +724,7 @@ def test_a_run_s_bits_do_not_depend_on_its_batch(
             warmup_steps=min(2 * s, n_steps),
             optimizer=OptimizerConfig(
                 name=name,
-                beta2=0.98 if s % 2 else 0.999,
-                momentum=0.1 * s,
+                **({"momentum": 0.1 * s} if name == "sgd" else {"beta2": 0.98 if s % 2 else 0.999}),
                 weight_decay=0.01 * (s % 3),
                 max_grad_norm=None if s % 3 else 1.0,
             ),
@@ -709,7 +742,7 @@ MODELS = [
     *[
         (values | {"d_ff": 37}, (2, 24, 3, 3, 31))  # odd numbers of elements, so that vectorized loops have remainders
         for values in ALL
-        if values.get("activation") in ("swiglu", "geglu") or values["placement"] in ("hybrid", "admin", "residual")
+        if "glu" in str(values.get("activation")) or values["placement"] in ("hybrid", "admin", "residual")
     ],
 ]
 

@@ -33,12 +33,13 @@ SERIES_TYPES = {
 # The columns of `runs` as version 0.1 has them, with the types of its Arrow schema.
 RUNS_TYPES = {
     "string": """run_id status study placement norm qk_norm init embed_init activation positions first_block final_norm
-        data data_path tokenizer optimizer schedule resolved_init resolved_norm resolved_qk_norm placement_sha256
+        data data_path tokenizer optimizer decay schedule resolved_init resolved_norm resolved_qk_norm placement_sha256
         norm_sha256 data_sha256 git_commit python torch cpu_capability blas device""",
     "int64": """seed data_seed n_layers d_model n_heads d_ff vocab_size seq_len batch_size source_seed warmup_steps
         n_steps probe_dense_steps probe_every eval_every eval_windows resolved_d_ff resolved_vocab_size n_params
         nonfinite_step identity_version numerics""",
-    "double": """embed_std unembed_std beta1 beta2 eps momentum weight_decay max_grad_norm peak_lr resolved_embed_std
+    "double": """norm_eps rope_base
+        embed_std unembed_std beta1 beta2 eps momentum weight_decay max_grad_norm peak_lr resolved_embed_std
         bytes_per_token ln_vocab unigram_entropy bigram_entropy source_entropy late_val_loss final_val_loss
         final_train_loss wall_time_s""",
     "bool": "force_init embed_norm biases tied resolved_final_norm",

@@ -22,7 +22,7 @@ from processes import finish, is_gone, on_terminal, start, wait_for, workers_of
 from studies import REQUEST, assert_same_tables, reproduced_runs, tiny
 
 from normstudy.analysis.outcomes import outcomes
-from normstudy.config import ConfigError, RunConfig
+from normstudy.config import ConfigError, ModelConfig, OptimizerConfig, RunConfig
 from normstudy.study import locks, schema, seal, tables
 from normstudy.sweep import batching, execute, planning, run
 from normstudy.upkeep.compact import compact_study
@@ -393,3 +393,14 @@ def test_readers_agree(watched: Watched) -> None:
         for other in plain[1:]:
             pd.testing.assert_frame_equal(plain[0], other, check_dtype=False, check_exact=True)
     assert len(reproduced_runs(watched.study)) == 4
+
+
+def test_runs_whose_formulas_differ_share_no_batch() -> None:
+    """Weight decay may differ within a batch, but not what it acts on."""
+    rope, decayed = ModelConfig(positions="rope"), OptimizerConfig(weight_decay=0.1)
+    same = [RunConfig(model=rope, optimizer=replace(decayed, weight_decay=w)) for w in (0.1, 0.2)]
+    changed = replace(rope, norm_eps=1e-6), replace(rope, rope_base=5e5)
+    others = [RunConfig(model=model, optimizer=decayed) for model in changed]
+    others.append(RunConfig(model=rope, optimizer=replace(decayed, decay="matrices")))
+    assert len({planning.shape_key(c) for c in same}) == 1
+    assert len({planning.shape_key(c) for c in (*same, *others)}) == 4

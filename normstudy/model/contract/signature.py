@@ -34,8 +34,13 @@ def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> 
 def norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
     """Check a norm. If `found` is a class, return a function that makes a norm of width d_model, else None."""
     cls = _module_class(spec, found)
+    names = _check_names(spec, found, sources.NORM_ARGUMENTS) if cls is None else []
+    if "eps" not in names and model.norm_eps != ModelConfig.norm_eps:
+        raise ConfigError(
+            f"{spec}: this norm takes no argument eps, so model.norm_eps {model.norm_eps:g} would have no effect: "
+            "leave out model.norm_eps, or write a function that takes eps"
+        )
     if cls is None:
-        _check_names(spec, found, sources.NORM_ARGUMENTS)
         return None
     for what, called, given in (
         ("the constructor must take the width as the only argument", cls, ["width"]),
