@@ -71,7 +71,7 @@ def test_rows_are_in_the_order_of_the_deepest_least_warmed_mean(fig: Figure) -> 
     assert titles(fig) == ["n_layers=2", "n_layers=4"]
     assert rows(fig.axes[0]) == ["sub", "peri", "pre", "post"]
     assert fig.axes[0].get_ylim() == (3.5, -0.5)  # the first on top
-    assert "ranked by the mean at n_layers=4, warmup_steps=0" in words(fig)
+    assert "ranked by failed runs, then by the mean at n_layers=4, warmup_steps=0" in words(fig)
 
 
 def test_mean_and_interval_are_those_over_seeds(fig: Figure) -> None:
@@ -120,7 +120,8 @@ def test_diverged_runs_stand_at_the_edge_and_their_arm_has_no_mean(fig: Figure) 
     assert texts(ax, "diverged:") == {"post:0": "2"}
     assert [t.get_text() for t in ax.texts if str(t.get_gid()).startswith("head:")] == ["learned", "diverged"]
     assert texts(panel(fig, "n_layers=2"), "diverged:") == {}
-    assert "right edge: diverged, and no mean" in words(fig)
+    assert "right edge: diverged" in words(fig)
+    assert "no mean where a run failed" in words(fig)
     assert "2 of 48 runs diverged" in words(fig)
 
 
@@ -164,11 +165,13 @@ def test_equal_means_keep_the_order_of_the_configuration_and_one_without_runs_is
     assert rank(load(folder)).rows == ["lns", "post", "peri", "sub", "pre", "deepnorm"]
 
 
-def test_a_loss_that_is_not_finite_ranks_as_the_one_at_step_0(tmp_path: Path) -> None:
-    losses: dict[str, list[float | None]] = {"pre": [None, 2.0], "post": [3.9, 3.9], "peri": [3.8, 3.8]}
+def test_failed_runs_rank_before_losses(tmp_path: Path) -> None:
+    """pre has one failed run and the lowest loss; both runs of peri failed."""
+    losses: dict[str, list[float | None]] = {"pre": [None, 2.0], "post": [2.3, 2.4], "peri": [None, None]}
     order = rank(load(write(tmp_path, losses)))
-    assert order.rows == ["peri", "pre", "post"]  # pre: (5.71 + 2.0) / 2 = 3.86
-    assert order.rule == "ranked by the mean"
+    assert order.rows == ["post", "pre", "peri"]
+    assert order.rule == "ranked by failed runs, then by the mean"
+    assert [math.isnan(cell.low) for cell in order.cells] == [False, True, True]
 
 
 def test_a_run_that_ended_above_its_start_stretches_no_axis_and_ranks_by_its_loss(tmp_path: Path) -> None:
