@@ -62,9 +62,9 @@ def compare_pairs(
     the baseline if none is given. If runs were repeated with other probe or eval settings, each seed still counts once.
 
     Share: of `runs` finished runs with an outcome, `failed` ended in one of the outcomes FAILED. Loss: a pair is two
-    finished runs of a cell with equal seeds, one of the arm and one of the baseline. The `compared` pairs are those in
-    which neither run failed; the losses, their difference and its interval are means over these pairs. margin: nats
-    within which the losses of the two arms are tested to be equivalent; None: no such test.
+    finished runs of a cell with equal seeds and equal eval_windows, one of the arm and one of the baseline. The
+    `compared` pairs are those in which neither run failed; the losses, their difference and its interval are means over
+    these pairs. margin: nats within which the two arms' losses are tested to be equivalent; None: no such test.
 
     Raises ConfigError if `by` is not a comparable column or does not vary, if runs on the same text do not differ in
     `by`, and if `baseline` is not a value of `by`.
@@ -150,10 +150,10 @@ def _as_runs(runs: pd.DataFrame) -> list[_Run]:
 def _compare(arm: list[_Run], base: list[_Run], margin: float | None) -> dict[str, object]:
     """Compare an arm with the baseline in one cell. Return column -> value for RESULTS, but for what `_judge` adds."""
     arms, bases = _finished_by_seeds(arm), _finished_by_seeds(base)
-    candidates = [(a, b) for seeds, runs in arms.items() for a in runs for b in bases.get(seeds, [])]
     pairs: dict[Seeds, tuple[_Run, _Run]] = {}
-    for a, b in sorted(candidates, key=_preference):
-        pairs.setdefault(a.seeds, (a, b))
+    for seeds, runs in arms.items():  # each seed's runs are sorted: most windows first
+        same = [(a, b) for a in runs for b in bases.get(seeds, []) if a.windows == b.windows]
+        pairs |= {seeds: same[0]} if same else {}
     compared = [pair for pair in pairs.values() if failed_of(run.outcome for run in pair) == (0, 2)]
     loss = np.array([[run.loss for run in pair] for pair in compared], np.float64).reshape(-1, 2)
     difference = loss[:, 0] - loss[:, 1]
@@ -235,9 +235,3 @@ def _finished_by_seeds(runs: list[_Run]) -> dict[Seeds, list[_Run]]:
         if run.status == "done":
             found.setdefault(run.seeds, []).append(run)
     return found
-
-
-def _preference(pair: tuple[_Run, _Run]) -> tuple[bool, int, int, str, str]:
-    """Return a sort key. Pairs with equal eval_windows come first, then pairs with more windows. run_id breaks ties."""
-    a, b = pair
-    return a.windows != b.windows, -a.windows, -b.windows, a.run_id, b.run_id

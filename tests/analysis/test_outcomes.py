@@ -13,6 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from handmade import handmade_config, handmade_study, write_handmade_run
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import PROPERTY
 
 from normstudy.analysis.outcomes import (
     OUTCOMES,
@@ -204,6 +207,38 @@ def test_only_the_evaluations_at_step_0_and_at_two_thirds_count(tmp_path: Path) 
     unjudged = outcomes(runs, without)
     assert set(unjudged[found == "stuck"]) == {UNJUDGED}
     assert (unjudged[found != "stuck"] == found[found != "stuck"]).all()
+
+
+@PROPERTY
+@given(
+    st.integers(1, 14).flatmap(
+        lambda n: st.tuples(
+            *[st.lists(st.floats(0.5, 5) | st.just(math.inf), min_size=n, max_size=n) for _ in range(2)]
+        )
+    ),
+    st.floats(0.5, 5) | st.just(math.nan),
+)
+def test_the_outcome_does_not_depend_on_how_often_a_run_is_evaluated(
+    losses: tuple[list[float], list[float]], final: float
+) -> None:
+    """For every eval.every the tables hold what a run writes: evaluations at its multiples, or else late_val_loss."""
+    train, val = (np.array(one, dtype=np.float32).astype(float) for one in losses)
+    n, late = len(train), late_step(len(train))
+    step = np.arange(n)
+    found = set()
+    for every in range(1, n + 1):
+        runs = pd.DataFrame(
+            {
+                "run_id": ["a"], "status": ["done"], "n_steps": [n], "batch_size": [8], "seq_len": [64],
+                "ln_vocab": [4.0], "unigram_entropy": [3.0], "bigram_entropy": [2.0], "final_val_loss": [final],
+                "nonfinite_step": [math.nan], "late_val_loss": [math.nan if late % every == 0 else val[late]],
+            }
+        )  # fmt: skip
+        looks = np.where(step % every == 0, val, math.nan)
+        steps = pd.DataFrame({"run_id": "a", "step": step, "train_loss": train, "val_loss": looks})
+        found |= set(outcomes(runs, steps))
+    assert len(found) == 1
+    assert UNJUDGED not in found
 
 
 def test_w_follows_the_batch_of_each_run(tmp_path: Path) -> None:

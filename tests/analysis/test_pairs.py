@@ -234,11 +234,17 @@ def test_a_run_repeated_with_other_probe_settings_counts_once(tmp_path: Path) ->
     assert (row["pairs"], row["unpaired"], row["baseline_outcomes"]) == (1, 0, "1 learned")
 
 
-def test_pairs_prefer_equal_evaluations(tmp_path: Path) -> None:
-    a, a2, b = (handmade_config(tmp_path, warmup_steps=w) for w in (0, 0, 20))
-    a2.eval.windows = 128
-    both = tables(tmp_path, (a, "learned", 2.0), (a2, "learned", 9.0), (b, "learned", 1.5))
-    assert compare_pairs(*both, "warmup_steps").iloc[0]["difference"] == pytest.approx(-0.5)
+def test_a_pair_is_evaluated_on_the_same_windows(tmp_path: Path) -> None:
+    """Other windows change the losses of all seeds alike, which a test over seeds would call a difference."""
+    a, a2, b, b2 = (handmade_config(tmp_path, warmup_steps=w) for w in (0, 0, 20, 20))
+    a2.eval.windows = b2.eval.windows = 128
+    other = tables(tmp_path / "other", (a2, "learned", 2.0), (b, "learned", 1.5))
+    row = compare_pairs(*other, "warmup_steps").iloc[0]
+    assert (row["pairs"], row["unpaired"], row["loss_verdict"]) == (0, 2, "no pairs")
+    three = tables(tmp_path / "three", (a, "learned", 2.0), (a2, "learned", 9.0), (b, "learned", 1.5))
+    assert compare_pairs(*three, "warmup_steps").iloc[0]["difference"] == pytest.approx(-0.5)
+    runs = (a, "learned", 2.0), (a2, "learned", 2.1), (b, "learned", 1.5), (b2, "learned", 1.7)
+    assert compare_pairs(*tables(tmp_path / "four", *runs), "warmup_steps").iloc[0]["difference"] == pytest.approx(-0.4)
 
 
 def test_no_pair_mixes_texts(tmp_path: Path) -> None:
