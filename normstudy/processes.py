@@ -27,16 +27,10 @@ from typing import ClassVar, NamedTuple, NoReturn
 # torch computes (for a tied unembedding or a user's block) would depend on the number of runs in a batch. MALLOC_*
 # stops glibc from returning large blocks of memory at every free, which costs up to 40 % of a step's time.
 WORKER_ENVIRONMENT: dict[str, str | None] = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MKL_CBWR": "AUTO,STRICT",
-    "OPENBLAS_NUM_THREADS": "1",
-    "BLIS_NUM_THREADS": "1",
-    "VECLIB_MAXIMUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MKL_CBWR": "AUTO,STRICT",
+    "OPENBLAS_NUM_THREADS": "1", "BLIS_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_TOP_PAD_": str(2**28),
+}  # fmt: skip
 # Prefixes of environment variables that select a library's instructions or algorithms, which would change a run's bits.
 CLEARED = (
     "BLIS_", "CUBLAS_WORKSPACE", "DNNL_", "GLIBC_TUNABLES", "MKL_DEBUG", "MKL_ENABLE", "NPY_DISABLE", "NPY_ENABLE",
@@ -61,9 +55,6 @@ def environment_with(changes: Mapping[str, str | None]) -> dict[str, str]:
     """Return this process's environment without CLEARED variables, with `changes` applied; None unsets a variable."""
     merged = {key: value for key, value in os.environ.items() if not key.startswith(CLEARED)} | {**changes}
     return {key: value for key, value in merged.items() if value is not None}
-
-
-# ---- in the parent ----------------------------------------------------------------------------------------
 
 
 class Child:
@@ -150,11 +141,7 @@ class _Template:
     def of(cls, prepare: Callable[[], None], environment: dict[str, str]) -> _Template:
         """Find the template with this `prepare` and these READ_AT_START variables, or start a new template."""
         read = {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
-        key = (
-            os.getpid(),  # because a fork of this process needs its own template
-            prepare,
-            frozenset(read.items()),
-        )
+        key = os.getpid(), prepare, frozenset(read.items())  # the id, because a fork needs its own template
         if key not in cls.known or cls.known[key].child.pipe.closed:  # closed: the template has ended
             cls.known[key] = cls(prepare, environment)
         return cls.known[key]
@@ -244,9 +231,6 @@ class _Forked:
         if self.code is None:
             self.code = self.template.exit_code_of(self)
         return self.code
-
-
-# ---- in the child -----------------------------------------------------------------------------------------
 
 
 class _Watch(threading.Thread):

@@ -85,9 +85,8 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
             raise ConfigError(f"{line} adds or removes a key, but normstudy's keys are fixed: write key=value")
         if not override.is_sweep_override():
             if key in CONF_GROUPS and override.value() in (None, ""):
-                raise ConfigError(
-                    f"{line} is not allowed, because {key} cannot be empty: choose one of {_options(key)}"
-                )
+                names = ", ".join(sorted(p.stem for p in (conf_dir() / key).glob("*.yaml")))
+                raise ConfigError(f"{line} is not allowed, because {key} cannot be empty: choose one of {names}")
         elif key in NOT_SWEPT:
             raise ConfigError(not_swept(line))
         elif shows:
@@ -109,10 +108,6 @@ def _check_choice(override: Override) -> None:
 def not_swept(line: str) -> str:
     """Return the error message for an override that gives experiment, study or results_dir several values."""
     return f"{line} has several values, but one sweep fills one study: choose one value"
-
-
-def _options(group: str) -> str:
-    return ", ".join(sorted(p.stem for p in (conf_dir() / group).glob("*.yaml")))
 
 
 def with_retries(words: list[str], flag: bool | None) -> list[str]:

@@ -89,11 +89,9 @@ def _draw_costs(fig: SubFigure, costs: pd.DataFrame, stored: pd.DataFrame) -> No
             growth = (cost.index / geometric_mean(cost.index)) ** theory[f"{part} vs {axis}"]
             ax.plot(cost.index, geometric_mean(cost["median"]) * growth, "--", color=colors[part], lw=style.THIN)
         ax.set_xscale("log", base=2)
-        ax.set_yscale("log")
+        ax.set(yscale="log", xlabel=axis, title="parts of a block" if is_part else WHOLE)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_major_formatter("{x:g}")
-        ax.set_xlabel(axis)
-        ax.set_title("parts of a block" if is_part else "run-step")
     axes[0].set_ylabel("CPU ms per run")
     handles = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     title = "Median and range over rounds. Dashed lines have the slope that theory predicts."

@@ -61,8 +61,7 @@ class Decoder(nn.Module):
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the mean cross-entropy (nats per token), and a list of the outputs of the embedding and all blocks."""
-        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        stream = [self.embed(tokens_BT) + self.pos(positions_T)]
+        stream = [self.embed(tokens_BT) + self.pos(torch.arange(tokens_BT.shape[1], device=tokens_BT.device))]
         for block in self.blocks:
             stream.append(block(stream[-1]))
         logits_BTV = self.head(self.norm(stream[-1]))

@@ -140,12 +140,11 @@ def _check_placement(model: ModelConfig) -> None:
     if row.formula_has_qk_norm and model.qk_norm != "auto":
         raise ConfigError(f"model.placement={name} normalizes q, k and v itself: leave out model.qk_norm")
     norm = resolve(model).norm
-    without = norm == "none"
     if norm in ("none", "dyt"):
         because = f"because the norm of this model is {norm}: choose another norm"
         idle("model.norm_eps", model.norm_eps, ModelConfig.norm_eps, because)
     for key, value in (("qk_norm", model.qk_norm), ("final_norm", model.final_norm), ("embed_norm", model.embed_norm)):
-        if without and value in ("per_head", "full", "true", True):
+        if norm == "none" and value in ("per_head", "full", "true", True):
             raise ConfigError(
                 f"model.{key}={str(value).lower()} needs a norm, but this model has no norms: leave out model.{key}"
             )

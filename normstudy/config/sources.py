@@ -124,8 +124,7 @@ def _nearest_module(folder: Path, module: str) -> str:
         return ""
     if (folder / wanted).is_dir():
         return f" {wanted} is a folder: name a module inside it, as in {module}.my_module"
-    names = [p.stem for p in folder.iterdir() if p.suffix == ".py" or p.is_dir()]
-    hint = nearest(wanted, names)
+    hint = nearest(wanted, [p.stem for p in folder.iterdir() if p.suffix == ".py" or p.is_dir()])
     return hint.replace("mean ", f"mean {package}.") if package else hint
 
 

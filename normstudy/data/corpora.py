@@ -97,8 +97,7 @@ def _files_below(folder: str) -> list[Path]:
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [f for f in folders if not f.startswith(".")]
         found += [Path(place, n) for n in names if not n.startswith(".")]
-    root = Path(folder)
-    return sorted(_regular(folder, found), key=lambda p: p.relative_to(root).as_posix())
+    return sorted(_regular(folder, found), key=lambda p: p.relative_to(folder).as_posix())
 
 
 def _regular(path: str, candidates: Iterable[Path]) -> Iterator[Path]:

@@ -64,8 +64,7 @@ OWN_COPY = "use your own copy with data=file data.path=FILE"
 
 def cache_dir() -> Path:
     """Return the folder for downloads and learned BPE merges."""
-    chosen = os.environ.get("NORMSTUDY_DATA_DIR")
-    if chosen:
+    if chosen := os.environ.get("NORMSTUDY_DATA_DIR"):
         return Path(chosen).expanduser()
     import pooch
 
@@ -111,12 +110,10 @@ def _sha256(path: Path) -> str:
 
 def _download(name: str, corpus: Corpus, part: Path, url: str, output_file: str, _: object) -> None:
     """Download `url` to `part`, check the hash, and rename `part` to `output_file`. pooch calls this function."""
-    continued = _receive(name, url, part)
-    if continued and _sha256(part) != corpus.sha256:
+    if _receive(name, url, part) and _sha256(part) != corpus.sha256:
         part.unlink()  # an earlier attempt downloaded another version of the file
         _receive(name, url, part)
-    found = _sha256(part)
-    if found != corpus.sha256:
+    if (found := _sha256(part)) != corpus.sha256:
         part.unlink()
         raise ConfigError(
             f"{url} has sha256 {found} instead of {corpus.sha256}, so the file for data={name} was changed by its "

@@ -85,8 +85,7 @@ def byte_pairs(
 
     The merges are learned from `train` and cached in a file whose name contains `text_sha256`.
     """
-    library = _library()
-    name = f"bpe-{text_sha256}-{vocab_size}-{library.__version__}-{CACHE_FORMAT}.json"
+    name = f"bpe-{text_sha256}-{vocab_size}-{_library().__version__}-{CACHE_FORMAT}.json"
     cached = downloads.cache_dir() / name
     merges = read_merges(cached, vocab_size)
     if merges is None:

@@ -32,14 +32,11 @@ Scalars = dict[str, float]  # name -> number
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """Hold a run to export.
-
-    row: the run's row in the table `runs`. steps: step -> name -> number, sorted by step; nulls are left out.
-    """
+    """Hold a run to export."""
 
     run_id: str
-    row: Mapping[str, object]
-    steps: dict[int, Scalars]
+    row: Mapping[str, object]  # the run's row in the table `runs`
+    steps: dict[int, Scalars]  # step -> name -> number, sorted by step; nulls are left out
 
     def time(self, step: int) -> float:
         """Estimate when a step ended, in seconds since 1970.

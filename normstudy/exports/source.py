@@ -83,8 +83,7 @@ def choose(study_dir: Path, where: Mapping[str, str], *, join: bool = False) -> 
         found |= outcomes(done[i : i + RUNS_AT_ONCE], rows.to_pandas()).to_dict()
     chosen = load.derive(chosen, found)
     runs = content.take(pa.array(chosen.index))
-    schema = pa.schema([*runs.schema, *DERIVED["runs"]])
-    derived = pa.Table.from_pandas(chosen, schema, preserve_index=False)
+    derived = pa.Table.from_pandas(chosen, pa.schema([*runs.schema, *DERIVED["runs"]]), preserve_index=False)
     for f in DERIVED["runs"]:  # the others stay as stored: `derived` has null for NaN, and hashes in names of blocks
         runs = runs.append_column(f, derived[f.name])
     return Source(study_dir, runs, derived.select(load.joined_columns(chosen) if join else []))

@@ -43,8 +43,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
             database.execute("set temp_directory = $folder", {"folder": str(scratch.absolute())})
             for table in schema.TABLES:
                 # One statement per table, because inserting run by run makes the file nearly twice as large.
-                reader = pa.RecordBatchReader.from_batches(source.schema(table), batches(table))
-                database.register("rows", reader)
+                database.register("rows", pa.RecordBatchReader.from_batches(source.schema(table), batches(table)))
                 database.execute(f"create table {table} as from rows")
     except Exception as error:
         if failed:

@@ -39,13 +39,8 @@ def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
 
 def init_params(model: nn.Module, configs: list[ModelConfig], seeds: list[int]) -> dict[str, Tensor]:
     """Draw the initial parameters of a batch of runs, and stack them over runs: name -> (runs, *shape)."""
-    drawn = [draw_own(model, seed) for seed in seeds]
+    runs = [(draw_own(model, seed), config, seed) for config, seed in zip(configs, seeds, strict=True)]
     return {
-        name: torch.stack(
-            [
-                theirs[name] if name in theirs else draw(name, p.shape, config, seed)
-                for theirs, config, seed in zip(drawn, configs, seeds, strict=True)
-            ]
-        )
+        name: torch.stack([own[name] if name in own else draw(name, p.shape, config, s) for own, config, s in runs])
         for name, p in model.named_parameters()
     }

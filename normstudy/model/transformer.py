@@ -63,8 +63,7 @@ def norm_width(config: ModelConfig, name: str) -> int:
 @functools.lru_cache(maxsize=32)
 def _angles(n_positions: int, width: int, base: float, like: tuple[torch.dtype, torch.device]) -> tuple[Tensor, Tensor]:
     """Return cos and sin of position / base^(2 i / width), each (T, width / 2)."""
-    rates = base ** (-np.arange(0, width, 2) / width)
-    angles = np.arange(n_positions)[:, None] * rates
+    angles = np.arange(n_positions)[:, None] * base ** (-np.arange(0, width, 2) / width)
     dtype, device = like
     return tuple(torch.tensor(f(angles), dtype=dtype, device=device) for f in (np.cos, np.sin))  # type: ignore[return-value]
 

@@ -116,10 +116,7 @@ def counts(study_dir: Path, array: Array) -> ask.Counts:
 
 
 def counts_surely(study_dir: Path, array: Array) -> ask.Counts:
-    """Count an array's jobs. If none is left, wait AGAIN_SECONDS and count once more.
-
-    The second count is needed because Slurm may report a job as ended although Slurm is requeueing the job.
-    """
+    """Count an array's jobs. If none is left, wait AGAIN_SECONDS and count once more."""
     first = counts(study_dir, array)
     if first.alive:
         return first

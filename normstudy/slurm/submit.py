@@ -52,10 +52,7 @@ def _refused(why: object) -> ConfigError:
 
 
 def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
-    """Split tasks, in order, into jobs of `workers` tasks each.
-
-    If this would give more than `most` jobs, split the tasks into `most` larger jobs instead.
-    """
+    """Split tasks, in order, into jobs of `workers` tasks each, or of more tasks if there would be over `most` jobs."""
     n = min(math.ceil(len(tasks) / workers), most)
     edges = [math.ceil(len(tasks) * i / n) for i in range(n + 1)]
     return [list(tasks[low:high]) for low, high in itertools.pairwise(edges)]
@@ -80,11 +77,8 @@ def submit(
     array = Array(name, command, socket.gethostname(), since.isoformat(timespec="seconds"), len(parts), cluster)
     arrays.write(study_dir, array)
     asked = options.of_sbatch(execution)
-    executor = submitit.SlurmExecutor(
-        study_dir / arrays.FOLDER,
-        max_num_timeout=execution.requeues,
-        python=f"{shlex.quote(sys.executable)} -u -m {ENTRY}",
-    )
+    folder, python = study_dir / arrays.FOLDER, f"{shlex.quote(sys.executable)} -u -m {ENTRY}"
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=execution.requeues, python=python)
     executor.update_parameters(
         job_name=array.name,
         time=execution.minutes,  # in minutes; both Slurm and submitit use this limit

@@ -30,10 +30,7 @@ def bytes_of(content: pa.Table, **options: object) -> bytes:
 
 
 def write_options(table: str) -> dict[str, object]:
-    """Return a table's write options.
-
-    The options make the many one-row files of `runs` fast to write, and the files of the other tables small.
-    """
+    """Return a table's write options, by which the many files of `runs` are fast to write and other files small."""
     if table == "runs":
         return {
             "compression": "none", "use_dictionary": False, "write_statistics": False,
@@ -114,8 +111,7 @@ def conform(table: str, content: pa.Table) -> pa.Table:
     schema = SCHEMAS[table]
     if content.schema.equals(schema):
         return content
-    unknown = sorted(set(content.schema.names) - set(schema.names))
-    if unknown:
+    if unknown := sorted(set(content.schema.names) - set(schema.names)):
         raise ConfigError(
             f"{table} has columns unknown to normstudy {version('normstudy')}: {unknown}. Update normstudy"
         )
@@ -133,10 +129,7 @@ def conform(table: str, content: pa.Table) -> pa.Table:
 
 
 def join(parts: Sequence[pa.Table]) -> pa.Table:
-    """Join tables, and copy each column into one array.
-
-    Without the copy, a column of n one-row files would be n arrays, which take a hundred times the memory.
-    """
+    """Join tables, and copy each column into one array: n arrays of one row would take a hundred times the memory."""
     return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
 

@@ -42,8 +42,7 @@ def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[
 def _differences(held: pd.DataFrame, row: Mapping[str, object]) -> list[str]:
     """Return the columns in which a run differs from the study's most similar run.
 
-    For a key with a resolved value, the resolved values are compared, so that `auto` equals the value to which it
-    resolves.
+    For a key with a resolved value, the resolved values are compared, so that `auto` equals what it resolves to.
     """
     keys = [k for k in row if k in held and k not in ("study", "data_path") and f"resolved_{k}" not in row]
     same = pd.DataFrame({k: held[k].isna() if row[k] is None else held[k] == row[k] for k in keys})

@@ -73,10 +73,7 @@ def _add_columns(study_dir: Path, table: str) -> None:
 
 
 def write_windows(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> None:
-    """Write windows, given as (run_id, window index, rows), to new files. Raises StorageError if a write fails.
-
-    A file that already exists is left unchanged.
-    """
+    """Write windows, given as (run_id, window index, rows), to new files; leave existing files. Raises StorageError."""
     with files.storing(study_dir):
         files.place_all(study_dir, _window_files(study_dir, windows))
 
@@ -93,13 +90,9 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
 
 
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write `runs` rows, with null for missing columns. Raises StorageError if a write fails.
-
-    A row with status `done` is never replaced by a row with another status.
-    """
+    """Write `runs` rows, null for missing columns. `done` is never replaced by another status. Raises StorageError."""
     kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
-    unknown = {name for row in kept for name in row} - set(SCHEMAS["runs"].names)
-    if unknown:
+    if unknown := {name for row in kept for name in row} - set(SCHEMAS["runs"].names):
         raise KeyError(f"the table runs has no columns named {sorted(unknown)}")
     content = pa.Table.from_pylist(kept, SCHEMAS["runs"])
     names = [f"tables/runs/{row['run_id']}.parquet" for row in kept]

@@ -31,20 +31,16 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
             arrays.remove(study_dir, over)
             files.remove_parts(study_dir)
         tasks = begin(planned, request, shared=shared)
-        errors: dict[str, str] = {}
-        if tasks:
-            max_tries = planned.execution.max_tries
-            errors = progress.train(tasks, planned.workers, held=held, stop=stop, max_tries=max_tries)
+        most = planned.execution.max_tries
+        errors = progress.train(tasks, planned.workers, held=held, stop=stop, max_tries=most) if tasks else {}
         statuses = tables.statuses(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)
-            then = "rerun the same command to resume the other runs"
+            do = "resume the other runs"
             if planned.device != "cpu":
-                then = (
-                    "rerun the same command to train the other runs from step 0, because runs on a GPU save no "
-                    "checkpoints"
-                )
-            print_error(f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished; {then}")
+                do = "train the other runs from step 0, because runs on a GPU save no checkpoints"
+            what = f"interrupted: {done} of {len(planned.runs)} runs of {study_dir} are finished"
+            print_error(f"{what}; rerun the same command to {do}")
             raise Interrupted(stop.number)
         end(planned, errors, statuses, held)
 

@@ -112,11 +112,8 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
 def left_out(study_dir: Path, missing: list[str], statuses: dict[str, str], execution: ExecutionConfig) -> list[str]:
     """Return the ids of the failed runs that this command does not try again."""
     tries = records.tries_of(study_dir)
-    return [
-        i
-        for i in missing
-        if statuses.get(i) == "failed" and (not execution.retry_failed or tries[i] >= execution.max_tries)
-    ]
+    failed = [i for i in missing if statuses.get(i) == "failed"]
+    return [i for i in failed if not execution.retry_failed or tries[i] >= execution.max_tries]
 
 
 def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict[str, str]) -> bool:
@@ -129,10 +126,7 @@ def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict
 
 
 def _check_own(configs: Iterable[RunConfig], device: str) -> None:
-    """Test each user-defined block and norm once per shape.
-
-    If all blocks and norms are built in, nothing is tested, and planning for a CPU does not import torch.
-    """
+    """Test each user-defined block and norm once per shape. Without any, planning for a CPU does not import torch."""
     own = [config for config in configs if sources.is_own(config.model.placement) or sources.is_own(config.model.norm)]
     for config in {(dataclasses.astuple(c.model), dataclasses.astuple(c.data)): c for c in own}.values():
         from normstudy.model.contract import check as contract

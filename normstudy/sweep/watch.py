@@ -33,10 +33,7 @@ def _advice(study_dir: Path) -> str:
 
 
 def wait(study_dir: Path, array: Array) -> ask.Counts:
-    """Show progress until all jobs end; return the number of jobs in each state.
-
-    The first stop signal raises Interrupted but ends no job.
-    """
+    """Show progress until all jobs end; return their counts. A stop signal raises Interrupted, but ends no job."""
     looker, pause, asked = status.Looker(study_dir), PAUSE_SECONDS[0], ""
     seen, said = _status_of(looker), time.monotonic()
     first, total = (seen.steps_done, seen.steps_planned) if seen else (0, None)

@@ -209,9 +209,8 @@ def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Expected]:
             rows = [row for part in _parts(found, "runs", name) for row in part.to_pylist()]
             held = [str(row["run_id"]) for row in rows]
             if held != [run_id] and not found.unknown("runs"):
-                raise Wrong(
-                    f"contains rows of {', '.join(held)} instead of one row of {run_id}" if held else "contains no row"
-                )
+                what = f"rows of {', '.join(held)} instead of one row of {run_id}" if held else "no row"
+                raise Wrong(f"contains {what}")
             _add_runs(found, runs, rows)
         except Wrong as why:
             found.wrong(run_id, f"tables/runs/{name} {why}")

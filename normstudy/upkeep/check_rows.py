@@ -72,10 +72,7 @@ def digest_of(row: Mapping[str, object]) -> str:
 
 
 def steps_of(table: str, run: Expected) -> Ints:
-    """Return the steps at which a finished run must have rows.
-
-    This function repeats the rule of `probes.is_probed`, because importing `probes` would import torch.
-    """
+    """Return the steps at which a finished run must have rows. Repeats `probes.is_probed`, which would import torch."""
     last = run.n_steps - 1 if run.nonfinite_step is None else min(run.nonfinite_step, run.n_steps - 1)
     t = np.arange(last + 1)
     return t if table == "steps" else t[(t < run.dense_steps) | (t % run.every == 0) | (t == run.n_steps - 1)]

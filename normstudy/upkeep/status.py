@@ -62,10 +62,7 @@ class Jobs:
 
     @property
     def surely_over(self) -> bool:
-        """Whether Slurm's last two answers said that no job is left.
-
-        One answer is not enough, because a job can seem to have ended while Slurm requeues the job.
-        """
+        """Whether Slurm's last two answers said that no job is left. One is not enough (see arrays.AGAIN_SECONDS)."""
         return self.looks > 1
 
 

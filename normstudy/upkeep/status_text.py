@@ -56,9 +56,8 @@ def render(status: Status) -> str:
         of = f" of {s.steps_planned:,}, {100 * s.steps_done // s.steps_planned} %" if s.steps_planned else ""
         lines.append(f"run-steps: {s.steps_done:,}{of}")
     if s.rate:
-        lines[-1] += f", about {three_digits(s.rate, ',')} per second" + (
-            f", about {duration(s.left)} left" if s.left else ""
-        )
+        left = f", about {duration(s.left)} left" if s.left else ""
+        lines[-1] += f", about {three_digits(s.rate, ',')} per second{left}"
     if s.outcomes:
         lines.append("outcomes: " + " ".join(f"{n:,} {outcome}" for outcome, n in s.outcomes.items()))
     if s.jobs:

@@ -55,12 +55,10 @@ def write(
     study_dir: Path, checkpoints: Mapping[str, Checkpoint], layout: Layout, computed_by: Mapping[str, object]
 ) -> None:
     """Write the checkpoint of each run_id, replacing the run's previous checkpoint."""
-    stamps = {run_id: stamp(run_id, layout, computed_by) for run_id in checkpoints}
+    content = ((f"{FOLDER}/{i}", encode(one, stamp(i, layout, computed_by))) for i, one in checkpoints.items())
     with files.storing(study_dir):
         (study_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-        files.place_all(
-            study_dir, ((f"{FOLDER}/{run_id}", encode(one, stamps[run_id])) for run_id, one in checkpoints.items())
-        )
+        files.place_all(study_dir, content)
 
 
 def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> Checkpoint | None:
@@ -93,15 +91,8 @@ def remove(study_dir: Path, run_ids: list[str]) -> None:
 def stamp(run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> dict[str, str]:
     """Return the metadata that must be equal in a checkpoint and in the run that resumes from the checkpoint."""
     places = repr((layout.names, [tuple(s) for s in layout.shapes], layout.starts, layout.width))
-    return {
-        "run_id": run_id,
-        "layout": hashlib.sha256(places.encode()).hexdigest(),
-        "numerics": str(NUMERICS),
-        **{key: str(value) for key, value in computed_by.items()},
-    }
-
-
-# ---- bytes --------------------------------------------------------------------------------------------
+    found = {"run_id": run_id, "layout": hashlib.sha256(places.encode()).hexdigest(), "numerics": str(NUMERICS)}
+    return found | {key: str(value) for key, value in computed_by.items()}
 
 
 def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:

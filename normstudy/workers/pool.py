@@ -24,9 +24,8 @@ FALSE_STARTS = 10
 
 
 class Slot:
-    """A worker process and its task.
+    """A worker process and its task. lock: the file descriptor of the study's lock, which the worker inherits.
 
-    lock: the file descriptor of the study's lock.
     forked: whether to fork the worker from a process that has already imported torch.
     """
 
@@ -186,10 +185,8 @@ def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message
         # Print no note if the batch had not begun, or if it ran on a GPU, where no checkpoint is ever saved.
         if slot.process.wait() == 0 or task.device != "cpu":
             return report, []
-        note = (
-            f"a worker process {ended} before saving its {runs}: rerun the command to resume from the last checkpoint"
-        )
-        return replace(report, notes=(note,)), []
+        do = "rerun the command to resume from the last checkpoint"
+        return replace(report, notes=(f"a worker process {ended} before saving its {runs}: {do}",)), []
     saved = _saved(task, left)
     has_progressed = bool(gone or slot.ended) or any(saved[i] > slot.saved[i] for i in left)
     if len(left) > 1 or has_progressed:

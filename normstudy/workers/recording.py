@@ -82,7 +82,6 @@ class Running:
 def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch. Write each run's row in the table `runs` when the run starts, and again when the run ends.
 
-    The rows of every window, which is a fixed range of steps, are written as one file after the window's last step.
     Runs that another process has finished are only reported. Every other run resumes from its checkpoint if possible.
     Checkpoints are written every task.checkpoint_seconds, and when stopping() returns True, which ends the training. On
     a GPU no checkpoints are written, because a run resumed in a batch of another size could get different bits.
@@ -238,14 +237,11 @@ def check_windows(study_dir: Path, run_id: str, step: int, size: int) -> None:
 
 def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: float) -> None:
     """Write a checkpoint for each run in a snapshot. seconds: training time of the batch in this process."""
-    made = {
-        (run := runs[r]).run_id: Checkpoint(
-            snapshot.of(place), run.rows, run.train_loss, run.late_val_loss, run.seconds + seconds
-        )
-        for place, r in enumerate(snapshot.runs)
-    }
-    computed_by = {key: runs[0].row[key] for key in COMPUTED_BY}
-    checkpoint.write(study_dir, made, snapshot.stacked.layout, computed_by)
+    made = {}
+    for place, run in enumerate(runs[r] for r in snapshot.runs):
+        total = run.seconds + seconds
+        made[run.run_id] = Checkpoint(snapshot.of(place), run.rows, run.train_loss, run.late_val_loss, total)
+    checkpoint.write(study_dir, made, snapshot.stacked.layout, {key: runs[0].row[key] for key in COMPUTED_BY})
 
 
 def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:

@@ -66,15 +66,12 @@ def _check(config: RunConfig, vocab_size: int, device: str) -> None:
     stacked = {name: p.to(device) for name, p in stacked.items()}
     if sources.is_own(resolve(model).norm):
         for subject in trial.norms(transformer, stacked, model):
-            shape = (2, 2, config.data.seq_len, *subject.widths)
-            trial.check_calls(subject, [trial.normal(shape, seed=0).to(device)])
+            trial.check_calls(subject, [trial.normal((2, 2, config.data.seq_len, *subject.widths), seed=0).to(device)])
     if sources.is_own(model.placement):
         streams = trial.embedded(transformer, stacked, vocab_size, config.data.seq_len)
         for layer, block in enumerate(transformer.blocks):
             assert isinstance(block, Block)
             streams = trial.check_calls(trial.block(block, layer, stacked, model), streams)
     if import_draws:
-        raise broken(
-            who, RANDOM, "importing the module draws random numbers, which differ between processes",
-            "draw from a separate generator, such as torch.Generator().manual_seed(0)",
-        )  # fmt: skip
+        what = "importing the module draws random numbers, which differ between processes"
+        raise broken(who, RANDOM, what, "draw from a separate generator, such as torch.Generator().manual_seed(0)")

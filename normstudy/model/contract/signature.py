@@ -24,10 +24,8 @@ def block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> 
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
         if sublayer not in names:
-            raise broken(
-                spec, USED, f"the block lacks the argument {sublayer}, one of its two sublayers",
-                f"take {sublayer} and use it",
-            )  # fmt: skip
+            what = f"the block lacks the argument {sublayer}, one of its two sublayers"
+            raise broken(spec, USED, what, f"take {sublayer} and use it")
     return None if cls is None else functools.partial(cls, **asked_of(cls, 0, model))
 
 
@@ -56,10 +54,9 @@ def norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> M
 def _module_class(spec: str, found: object) -> type[nn.Module] | None:
     """Return `found` if it is a subclass of nn.Module, None if it is a function. Otherwise raise a ConfigError."""
     if isinstance(found, nn.Module):
-        raise broken(
-            spec, OUTSIDE, f"this is a {type(found).__name__} object, whose parameters all runs would share",
-            "give the name of the class instead, so that each run constructs a module of its own",
-        )  # fmt: skip
+        what = f"this is a {type(found).__name__} object, whose parameters all runs would share"
+        do = "give the name of the class instead, so that each run constructs a module of its own"
+        raise broken(spec, OUTSIDE, what, do)
     if not isinstance(found, type):
         return None
     if not issubclass(found, nn.Module):
@@ -97,10 +94,8 @@ def check_constructor(spec: str, make: Maker) -> None:
         first, again, other = (construct(make, seed) for seed in (0, 0, 1))
     for module in first.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise broken(
-                spec, SEQUENCES, f"the module has a batch norm ({type(module).__name__})",
-                "use a norm over the last axis",
-            )  # fmt: skip
+            what = f"the module has a batch norm ({type(module).__name__})"
+            raise broken(spec, SEQUENCES, what, "use a norm over the last axis")
     for name, p in first.named_parameters():
         if nn.parameter.is_lazy(p):
             raise ConfigError(f"{spec}: parameter {name} has no shape yet: set its shape in the constructor")
@@ -111,16 +106,12 @@ def check_constructor(spec: str, make: Maker) -> None:
         if not torch.isfinite(p).all():
             raise broken(spec, FINITE, f"parameter {name} is inf, NaN or uninitialized (torch.empty)", "initialize it")
         if not torch.equal(p, again.get_parameter(name)):
-            raise broken(
-                spec, RANDOM, f"parameter {name} differs between two constructions with the same torch seed",
-                "draw it with torch, not with numpy or random",
-            )  # fmt: skip
+            what = f"parameter {name} differs between two constructions with the same torch seed"
+            raise broken(spec, RANDOM, what, "draw it with torch, not with numpy or random")
     for name, buffer in first.named_buffers():
         if not torch.equal(buffer, other.get_buffer(name)):
-            raise broken(
-                spec, RANDOM, f"buffer {name} is random, but all runs of a batch share it",
-                "make it a parameter, or draw it from a torch.Generator with a fixed seed",
-            )  # fmt: skip
+            what = f"buffer {name} is random, but all runs of a batch share it"
+            raise broken(spec, RANDOM, what, "make it a parameter, or draw it from a torch.Generator with a fixed seed")
 
 
 @contextlib.contextmanager

@@ -91,9 +91,8 @@ class Subject:
                 what = f"the result has shape {tuple(s.shape)}, but x has {tuple(x.shape)} (sequences, tokens, width)"
                 raise self.broken(rules.SHAPE, what, "return a tensor of the shape of x")
             if s.dtype != x.dtype:
-                raise self.broken(
-                    rules.DTYPE, f"the result is {s.dtype}, but x is {x.dtype}", "use x's dtype for constants"
-                )
+                what = f"the result is {s.dtype}, but x is {x.dtype}"
+                raise self.broken(rules.DTYPE, what, "use x's dtype for constants")
         return streams
 
 
@@ -196,13 +195,11 @@ def _check_once(subject: Subject, inputs: list[Tensor]) -> tuple[list[Tensor], s
         if not all(torch.equal(a, b) for a, b in zip(tensors, before[what], strict=True)):
             raise subject.broken(rules.IN_PLACE, f"the code changes {what}", "compute a new tensor, as in x = x + y")
     if generators() != states:
-        raise subject.broken(
-            rules.RANDOM, "the code draws random numbers with numpy or Python", "leave out random numbers"
-        )
+        what = "the code draws random numbers with numpy or Python"
+        raise subject.broken(rules.RANDOM, what, "leave out random numbers")
     if not all(torch.isfinite(o).all() for o in out):
-        raise subject.broken(
-            rules.FINITE, "the result contains inf or NaN", "guard logarithms, roots and divisions against 0"
-        )
+        do = "guard logarithms, roots and divisions against 0"
+        raise subject.broken(rules.FINITE, "the result contains inf or NaN", do)
     return out, called
 
 
@@ -248,8 +245,7 @@ def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
     The mean of the random numbers is t's RMS, and their standard deviation is 3 times t's RMS.
     """
     out = t.clone()
-    size = t.square().mean().sqrt()
-    out[where] = size * (1 + 3 * normal(tuple(out[where].shape), seed).to(t.device))
+    out[where] = t.square().mean().sqrt() * (1 + 3 * normal(tuple(out[where].shape), seed).to(t.device))
     return out
 
 
@@ -286,9 +282,8 @@ def _check_backward(subject: Subject, inputs: list[Tensor], called: set[str]) ->
             do = f"use {part}" if part in (*sources.SUBLAYERS, "x") else f"use {part}, or leave it out"
             raise subject.broken(rules.USED, f"{part} does not affect the result", do)
     if not all(torch.isfinite(g).all() for g in grads if g is not None):
-        raise subject.broken(
-            rules.FINITE, "the gradient contains inf or NaN", "guard roots, norms and divisions against 0"
-        )
+        do = "guard roots, norms and divisions against 0"
+        raise subject.broken(rules.FINITE, "the gradient contains inf or NaN", do)
 
 
 def _leaves_of(loss: Tensor) -> list[Tensor]:
