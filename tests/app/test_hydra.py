@@ -109,7 +109,7 @@ def test_cfg_job_shows_an_experiments_base_values_and_cfg_hydra_its_axes(capfd: 
     assert base["study"] == "quickstart"
     assert base["schedule"]["peak_lr"] == 3e-3
     axes = shown(capfd, "sweep", "experiment=quickstart", "--cfg", "hydra", "-p", "hydra.sweeper.params")
-    assert axes == {"model.placement": "pre,post", "schedule.warmup_steps": "0,100", "seed": "0,1"}
+    assert axes == {"model.placement": "pre,post", "schedule.warmup_steps": "0,100", "seed": "0,1,2,3,4"}
 
 
 @pytest.mark.parametrize(
