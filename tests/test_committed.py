@@ -132,13 +132,18 @@ def test_what_the_headline_study_shows() -> None:
 
 @pytest.mark.parametrize(("warmup", "column"), [("0", 1), ("100", 2)])
 def test_the_order_on_the_page_of_placements_is_that_of_the_tables(warmup: str, column: int) -> None:
-    """Each row holds the difference from pre-norm at 12 layers and its interval, as `compare` computes them."""
+    """Each row holds the difference from pre-norm at 12 layers and its interval, or how many runs failed.
+
+    A star marks what `compare` calls a difference.
+    """
     page = (RESULTS.parent / "experiments" / "placements.md").read_text()
     lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.count(" | ") == 2]
     on_page = {cells[0].split(" (")[0]: cells[column] for cells in lines if len(cells) == 3}
     where = {"n_layers": "12", "warmup_steps": warmup}
     found = compare_study(RESULTS / "placements", by="placement", baseline="pre", where=where)
     for row in found.to_dict("records"):
-        interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-        assert on_page[row["arm"]] == interval
+        text = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+        text = f"{row['failed']} of {row['runs']} failed" if row["failed"] else text
+        shown = row["failed_verdict"].startswith("fails") or row["loss_verdict"] in ("lower", "higher")
+        assert on_page[row["arm"]] == text + "*" * shown
     assert len(found) == 13

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from normstudy.analysis.grid import interval_text, markdown_table, plain_table, share_text, value_text
+from normstudy.analysis.grid import count_text, interval_text, markdown_table, plain_table, share_text, value_text
 from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.pairs import MIN_PAIRS, RESULTS, compare_pairs
 from normstudy.analysis.select import KINDS, native, select, tell_sources_apart
@@ -68,13 +68,13 @@ def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
     margin = comparison["margin"].iloc[0]
     share = (
         f"Share of runs that failed ({', '.join(FAILED[:-1])} or {FAILED[-1]}) by {by}, compared with the baseline "
-        f"{base}. Brackets are exact 95 % intervals, not adjusted for the number of tests. p is of Fisher's exact "
-        f"test; Holm's p is adjusted for all {family} tests of both tables, and the verdict depends on it."
+        f"{base}. Brackets: exact 95 % intervals, not adjusted. p: Fisher's exact test. Verdicts depend on Holm's p, "
+        f"adjusted for all {count_text(family, 'test')} of both tables."
     )
     loss = (
-        f"Final validation loss (nats per token) among the pairs in which neither run failed, averaged over these "
-        f"pairs. The runs of a pair differ only in {by}. The difference is the run's loss minus the baseline's. "
-        f"Brackets are 95 % paired t intervals over seeds, not adjusted. Fewer than {MIN_PAIRS} pairs are not tested."
+        "Final validation loss (nats per token) of the pairs in which neither run failed. The difference is the run's "
+        "loss minus the baseline's, averaged over these pairs. Brackets: 95 % paired t intervals over seeds, not "
+        f"adjusted. Fewer than {MIN_PAIRS} pairs are not tested."
     )
     if margin is not None:
         loss += f" The second p is of two one-sided tests that the difference lies within {margin:g}."
