@@ -6,6 +6,7 @@ its import takes longer than a comparison.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 
@@ -89,6 +90,11 @@ def holm(p: Sequence[float]) -> list[float]:
     return out
 
 
-def reachable(p: Sequence[float], i: int, best: float) -> bool:
-    """Return whether test i of a family could be significant if its p were `best`, the least that its runs allow."""
-    return holm([*p[:i], best, *p[i + 1 :]])[i] <= ALPHA
+def reachable(p: Sequence[float], best: float) -> bool:
+    """Return whether one test of a family could be significant if its p were `best`, the least that its runs allow.
+
+    p: the p values of the whole family, with that test's own, which is at least `best`.
+    """
+    made = sorted(value for value in p if not math.isnan(value))
+    before = bisect.bisect_left(made, best)  # Holm's method rejects these first
+    return all((len(made) - rank) * value <= ALPHA for rank, value in enumerate([*made[:before], best]))

@@ -195,25 +195,23 @@ def _judge(rows: list[dict[str, typing.Any]]) -> None:
     family = sum(not math.isnan(value) for value in p)
     for (row, name), adjusted in zip(keys, inference.holm(p), strict=True):
         row[f"{name}_holm"] = adjusted
-    for i, row in enumerate(rows):
-        best = inference.share_test(row["runs"], row["runs"], 0, row["baseline_runs"])
-        reachable = inference.reachable(p, len(TESTS) * i, best)
+    bests = [inference.share_test(row["runs"], row["runs"], 0, row["baseline_runs"]) for row in rows]
+    reachable = {best: inference.reachable(p, best) for best in set(bests)}
+    for row, best in zip(rows, bests, strict=True):
         row["family"] = family
-        row["failed_verdict"] = _share_verdict(
-            row, f"too few seeds for a family of {family}" if not reachable else None
-        )
+        row["failed_verdict"] = _share_verdict(row, reachable[best])
         row["loss_verdict"] = _loss_verdict(row)
 
 
-def _share_verdict(row: dict[str, typing.Any], unreachable: str | None) -> str:
-    """Return a verdict on the shares of failed runs. unreachable: the verdict if no outcome could be significant."""
+def _share_verdict(row: dict[str, typing.Any], reachable: bool) -> str:
+    """Return a verdict on the shares of failed runs. reachable: whether any outcome could be significant."""
     if math.isnan(row["failed_p"]):
         none = "all failed" if row["failed"] else "none failed"
         return none if row["runs"] and row["baseline_runs"] else "no runs"
     if row["failed_holm"] <= inference.ALPHA:
         more = row["failed"] * row["baseline_runs"] > row["baseline_failed"] * row["runs"]
         return "fails more often" if more else "fails less often"
-    return unreachable or "no difference shown"
+    return "no difference shown" if reachable else f"too few seeds for a family of {row['family']}"
 
 
 def _loss_verdict(row: dict[str, typing.Any]) -> str:

@@ -90,6 +90,14 @@ def test_holms_p(p: list[float]) -> None:
     assert [value for value in found if not math.isnan(value)] == pytest.approx(list(wanted), rel=1e-12, abs=1e-300)
 
 
+@PROPERTY
+@given(st.lists(st.floats(0, 1) | st.just(math.nan), min_size=1, max_size=12), st.floats(0, 1))
+def test_a_test_is_reachable_if_holm_would_reject_it_at_its_best(p: list[float], best: float) -> None:
+    place = len(p)  # of a test whose p is `best` or larger
+    now = best + (1 - best) / 2
+    assert inference.reachable([*p, now], best) == (inference.holm([*p, best])[place] <= inference.ALPHA)
+
+
 # ---- `compare` ----------------------------------------------------------------------------------------
 
 Arm = dict[int, tuple[str, float]]  # seed -> outcome, and by how much the final loss lies below that of FATES
