@@ -24,7 +24,10 @@ from normstudy.study import schema
 from normstudy.study import tables as store
 
 RESULTS = Path(__file__).parent.parent / "results"
-STUDIES = {"warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280, "shallow": 60, "boundary": 40}
+STUDIES = {
+    "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280, "shallow": 60, "boundary": 40,
+    "best": 180,
+}  # fmt: skip
 MAX_BYTES = 6_000_000
 
 

@@ -36,6 +36,7 @@ CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
     "rmsnorm": {"norm": ("layernorm", "rmsnorm")},
     "shallow": {"placement": ("pre", "post"), "n_layers": (2, 4)},
     "boundary": {"placement": ("pre", "post")},
+    "best": {"placement": ("pre", "post"), "peak_lr": (1e-3, 2e-3, 4e-3, 8e-3), "warmup_steps": (0, 100, 200, 400)},
 }
 MARGIN = 0.01  # nats per token: RMSNorm and LayerNorm train alike if their mean losses differ by less
 
@@ -66,13 +67,13 @@ class Evidence:
 
 def findings(results: Path) -> list[Evidence]:
     """Compute the evidence for all claims. Raises a ConfigError if the folder `results` lacks runs listed in CELLS."""
-    warmup, depth, peak_lr, rmsnorm, shallow, boundary = (_whole(results, study) for study in CELLS)
+    warmup, depth, peak_lr, rmsnorm, shallow, boundary, best = (_whole(results, study) for study in CELLS)
     return [
         *_vanishing(warmup, depth),
         *_clean_path(depth),
         *_needs_warmup(warmup, peak_lr),
         *_at_the_boundary(depth, boundary),
-        *_post_can_win(shallow, peak_lr),
+        *_post_can_win(shallow, best),
         *_same_profile(rmsnorm),
     ]
 
@@ -158,22 +159,25 @@ def _at_the_boundary(depth: Tables, boundary: Tables) -> list[Evidence]:
     return out
 
 
-def _post_can_win(shallow: Tables, peak_lr: Tables) -> list[Evidence]:
+def _post_can_win(shallow: Tables, best: Tables) -> list[Evidence]:
     out = []
     for n_layers in (2, 4):
         name = f"loss of post minus pre at the same rate, {n_layers} layers, 0.001, no warmup"
         runs = shallow.runs.query("n_layers == @n_layers")
         out.append(_difference("C3b", name, "shallow", runs, shallow.steps, "placement"))
-    best, names = {}, {}
-    for placement in ("pre", "post"):
-        runs = peak_lr.runs.query("placement == @placement")
-        loss = runs.pivot_table(index="seed", columns=["peak_lr", "warmup_steps"], values="final_val_loss")
-        whole = loss.dropna(axis=1)  # drop combinations in which a seed diverged
-        rate, steps = whole.columns.to_numpy()[whole.mean().argmin()]
-        edge = ", the grid's edge" if rate in (runs["peak_lr"].min(), runs["peak_lr"].max()) else ""
-        best[placement], names[placement] = whole[rate, steps], f"{placement} at {rate:g}, warmup {steps}{edge}"
-    name = f"best of the grid, post minus pre, {SHALLOW} layers ({names['post']}; {names['pre']})"
-    return [*out, _evidence("C3b", name, "peak_lr", best["post"] - best["pre"])]
+    # The seeds that every cell has choose each placement's best cell, because they flatter it; the others measure it.
+    cell = ["placement", "peak_lr", "warmup_steps"]
+    runs = best.runs.assign(failed=best.runs["outcome"].isin(FAILED))
+    cells = runs.groupby("seed")[cell].value_counts().groupby("seed").size()
+    choosing = runs["seed"].isin(cells.index[cells == cells.max()])
+    whole = runs[choosing].groupby(cell).filter(lambda group: not group["failed"].any())
+    mean = whole.groupby(cell)["final_val_loss"].mean()
+    chosen = [(placement, *mean[placement].idxmin()) for placement in ("post", "pre")]
+    words = "; ".join(f"{placement} at {rate:g}, warmup {steps}" for placement, rate, steps in chosen)
+    name = f"loss of post minus pre, each at its best cell, {SHALLOW} layers ({words})"
+    here = pd.MultiIndex.from_frame(runs[cell]).isin(chosen)
+    measured = runs[~choosing & here].assign(peak_lr=0.0, warmup_steps=0)  # the two cells count as one, and form pairs
+    return [*out, _difference("C3b", name, "best", measured, best.steps, "placement")]
 
 
 def _same_profile(rmsnorm: Tables) -> list[Evidence]:
