@@ -147,6 +147,12 @@ def outcome_counts(found: Iterable[str]) -> dict[str, int]:
     return {name: counts[name] for name in OUTCOMES if counts[name]}
 
 
+def explained(found: Iterable[str]) -> list[str]:
+    """Return a line for each outcome that occurs and for which the user can do something."""
+    occurs = set(found)
+    return [f"{name}: {text}" for name, text in MEANING.items() if name in occurs]
+
+
 def counts_text(found: Iterable[str]) -> str:
     """Format the number of runs with each outcome: "4 learned 1 partial"."""
     return " ".join(f"{n} {name}" for name, n in outcome_counts(found).items())

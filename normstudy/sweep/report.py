@@ -83,13 +83,12 @@ def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
 
 def print_comparison(planned: Plan) -> None:
     from normstudy.analysis.compare import compare_study, render
-    from normstudy.analysis.outcomes import MEANING
+    from normstudy.analysis.outcomes import explained
 
     everyone = list(tables.statuses(planned.study_dir))  # as the comparison, also runs of earlier sweeps
     counts = Counter(progress.outcomes_of(planned.study_dir, everyone).values())
     print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")
-    for outcome in (name for name in MEANING if counts[name]):
-        print(f"{outcome}: {MEANING[outcome]}")
+    print("".join(f"{line}\n" for line in explained(counts)), end="")
     axis = comparison_axis(planned.runs.values())
     if axis is None:
         return

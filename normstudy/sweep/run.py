@@ -54,6 +54,8 @@ def run_sweep(
 
 def run_one(config: RunConfig, *, request: Request) -> float | None:
     """Train one run unless it is already finished, print its outcome, and return its final validation loss, if any."""
+    from normstudy.analysis.outcomes import explained
+
     planned = planning.check([config])
     warn_of_eps(planned)
     if not planned.is_sealed:
@@ -61,6 +63,7 @@ def run_one(config: RunConfig, *, request: Request) -> float | None:
     (run_id,) = planned.runs
     (loss,) = losses_of(planned)
     final = "no final validation loss" if loss is None else f"final validation loss {loss:.4f} nats per token"
-    print(f"{run_id}: {progress.outcomes_of(planned.study_dir, [run_id])[run_id]}, {final}")
+    found = progress.outcomes_of(planned.study_dir, [run_id])[run_id]
+    print("\n".join([f"{run_id}: {found}, {final}", *explained([found])]))
     print(f"tables: {planned.study_dir}/tables    to draw figures: normstudy plot {planned.study_dir}")
     return loss

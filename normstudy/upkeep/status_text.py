@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from normstudy.analysis.grid import count_text, three_digits
+from normstudy.analysis.outcomes import explained
 from normstudy.config import ExecutionConfig
 from normstudy.slurm import arrays
 from normstudy.study import records
@@ -60,6 +61,7 @@ def render(status: Status) -> str:
         lines[-1] += f", about {three_digits(s.rate, ',')} per second{left}"
     if s.outcomes:
         lines.append("outcomes: " + " ".join(f"{n:,} {outcome}" for outcome, n in s.outcomes.items()))
+        lines += explained(s.outcomes)
     if s.jobs:
         lines.append(_of_jobs(s))
     if s.holder:

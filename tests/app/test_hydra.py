@@ -29,6 +29,7 @@ from processes import SWEEP, finish, start, wait_for
 from studies import assert_same_tables, draw_no_figures
 
 from normstudy import config
+from normstudy.analysis.outcomes import MEANING
 from normstudy.app import errors, jobs, plan
 from normstudy.app.compose import conf_dir, to_run_config
 from normstudy.cli import main as cli
@@ -493,8 +494,10 @@ def test_run_names_the_axes_that_it_does_not_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["run", "experiment=smoke", "seed=3", "schedule.n_steps=3", "execution.workers=1"]) == 0
-    first = capfd.readouterr().out.splitlines()[0]
+    words = ["seed=3", "schedule.n_steps=12", "schedule.peak_lr=1e-2", "execution.workers=1"]
+    assert cli.main(["run", "experiment=smoke", *words]) == 0
+    first, *_, explained, _ = capfd.readouterr().out.splitlines()
+    assert explained == f"unfinished: {MEANING['unfinished']}"
     assert "model.placement=pre,post schedule.warmup_steps=0,20" in first
     assert "seed=" not in first
     runs = pd.read_parquet(tmp_path / "results/smoke/tables/runs")

@@ -27,6 +27,7 @@ from handmade import handmade_config
 from processes import CLI, SWEEP, start, wait_for
 from studies import REQUEST, after, never, task_of, tiny
 
+from normstudy.analysis.outcomes import MEANING, explained
 from normstudy.cli import main
 from normstudy.config import ConfigError, RunConfig
 from normstudy.study import checkpoints, files, locks, records, swap, tables
@@ -101,9 +102,9 @@ def test_a_finished_study(finished: Path) -> None:
     assert (told.steps_done, told.steps_planned) == (3 * N, 3 * N)
     assert (told.holder, told.rate, told.left, told.over) == (None, None, None, True)
     outcomes = " ".join(f"{n} {outcome}" for outcome, n in told.outcomes.items())
-    assert status_text.render(told) == (
-        f"{finished}: 3 runs, all 3 finished\nrun-steps: 36 of 36, 100 %\noutcomes: {outcomes}"
-    )
+    head = [f"{finished}: 3 runs, all 3 finished", "run-steps: 36 of 36, 100 %", f"outcomes: {outcomes}"]
+    assert status_text.render(told).splitlines() == [*head, *explained(told.outcomes)]
+    assert status_text.render(replace(told, outcomes={"unjudged": 3})).endswith(f"\nunjudged: {MEANING['unjudged']}")
 
 
 def test_a_compacted_and_sealed_study_says_the_same(finished: Path, tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_a_compacted_and_sealed_study_says_the_same(finished: Path, tmp_path: Pa
 
 def test_a_shipped_study_has_no_record_of_its_sweep(capfd: Capture) -> None:
     assert main.main(["status", str(REPOSITORY / "results" / "warmup")]) == 0
-    first, steps, outcomes = capfd.readouterr().out.splitlines()
+    first, steps, outcomes, *_ = capfd.readouterr().out.splitlines()
     assert first.endswith("results/warmup: 40 runs, all 40 finished, sealed")
     assert steps == "run-steps: 24,000 of 24,000, 100 %"
     told = outcomes.removeprefix("outcomes: ").split()
