@@ -16,12 +16,24 @@ TEXT = page("docs/statistics.md")
 
 def test_the_simulation_is_the_stored_one() -> None:
     stored = pd.read_parquet(ROOT / "results" / "robustness" / "coverage.parquet")
-    rows = []
-    for (quantity, seeds), found in stored.groupby(["quantity", "seeds"], sort=False):
-        cells = [f"{100 * r.share:.1f} % of {r.printed:,}" if r.printed else "none printed" for r in found.itertuples()]
-        rows.append([str(quantity), str(seeds), *cells])
+    alike = (stored["losses"] == "normal") & (stored["baseline_stuck"] == stored["stuck"])
+    rows = [
+        [str(quantity), str(seeds), *cells(found)]
+        for (quantity, seeds), found in stored[alike].groupby(["quantity", "seeds"], sort=False)
+    ]
     header = ["", "seeds", *(f"{100 * p:.0f} % stuck" for p in stored["stuck"].unique())]
     assert block(TEXT, "coverage").splitlines() == markdown_table(header, rows, range(1, len(header)))
+    setting = ["losses", "baseline_stuck", "stuck"]
+    rows = [
+        [str(shape), *(f"{100 * p:.0f} %" for p in stuck), *cells(found)]
+        for (shape, *stuck), found in stored[~alike].groupby(setting, sort=False)
+    ]
+    header = ["losses", "stuck in the baseline", "in the arm", "5 seeds", "10 seeds", "20 seeds"]
+    assert block(TEXT, "unlike").splitlines() == markdown_table(header, rows, range(1, len(header)))
+
+
+def cells(found: pd.DataFrame) -> list[str]:
+    return [f"{100 * r.share:.1f} % of {r.printed:,}" if r.printed else "none printed" for r in found.itertuples()]
 
 
 def losses(study: str) -> dict[tuple[float, ...], str]:
@@ -31,7 +43,7 @@ def losses(study: str) -> dict[tuple[float, ...], str]:
 
 
 def test_the_runs_that_studies_share_are_found_by_their_losses() -> None:
-    found = {study: losses(study) for study in ("warmup", "peak_lr", "depth", "shallow", "boundary")}
+    found = {study: losses(study) for study in ("warmup", "peak_lr", "depth", "shallow", "boundary", "best")}
     shared = {
         (a, b): len(found[a].keys() & found[b].keys()) for a, b in itertools.combinations(found, 2)
     }  # fmt: skip
