@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from numerics import NUMERICS_ENV
 
+gc.disable()  # while the test files import torch and pandas
+
 # Both read these once, when they are loaded: set too late they would be ignored without a word, and the bitwise tests
 # would fail on some shapes and pass on others.
 if {"torch", "numpy"} & sys.modules.keys() and any(os.environ.get(k) != v for k, v in NUMERICS_ENV.items()):
@@ -52,3 +54,4 @@ def pytest_collection_finish() -> None:
     """Spare the garbage collector what the imports left: torch's and pandas' objects cost it a tenth of the time."""
     gc.collect()
     gc.freeze()
+    gc.enable()

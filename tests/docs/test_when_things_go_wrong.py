@@ -28,7 +28,7 @@ HELD_BY = {
     "and its results have the same bits.": (
         "test_kill_points.py::test_a_kill_at_any_point_costs_nothing",
         "test_random_kills.py::test_twenty_kills_change_no_bit",
-        "test_signals.py::test_a_killed_parent_leaves_no_orphan_and_the_same_words_go_on",
+        "test_signals.py::test_a_killed_parent_leaves_no_orphan_and_no_failed_run",
     ),
     "No finished run is lost; an unfinished run repeats the steps since its last checkpoint, "
     "by default at most a minute.": (
