@@ -140,8 +140,11 @@ def check(frame: pd.DataFrame) -> None:
     for row in frame.itertuples():
         if row.quantity.startswith("share"):
             assert row.high >= 0.95, row
-        elif row.quantity.startswith("loss") and row.printed >= FEWEST and row.losses == "normal":
-            assert 0.93 <= row.share <= 0.975, row
+        elif row.quantity.startswith("loss") and row.printed >= FEWEST:
+            alike = row.losses == "normal" and row.baseline_stuck == row.stuck
+            low, high = (row.share, row.share) if alike else (row.low, row.high)
+            assert low <= 0.975, row
+            assert high >= 0.93, row
         elif row.quantity.startswith("a family"):
             assert row.low <= 0.05, row
 
@@ -166,7 +169,7 @@ def test_a_wrong_rate_would_be_found(kind: str, wrong: dict[str, float]) -> None
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth_and_verdicts_are_right(tmp_path: Path) -> None:
-    """By hand, some ten minutes: pytest -m slow tests/analysis/test_coverage.py -n0. What it found is kept."""
+    """By hand, some twenty minutes: pytest -m slow tests/analysis/test_coverage.py -n0. What it found is kept."""
     frame = simulate(one_run(tmp_path), 1000, SEED)
     check(frame)
     KEPT.parent.mkdir(exist_ok=True)
