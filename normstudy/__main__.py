@@ -2,7 +2,9 @@
 
 import sys
 
-from normstudy.cli.main import main
-
 if __name__ == "__main__":
+    if not sys.flags.safe_path:  # `python -m` puts the working directory first, where a file would hide a library
+        sys.path.append(sys.path.pop(0))
+    from normstudy.cli.main import main
+
     sys.exit(main())

@@ -45,10 +45,24 @@ CHECK_SECONDS = 0.1  # seconds between two checks whether the parent is alive
 WAIT_SECONDS = 0.002  # seconds between two checks whether a forked child has ended
 # Signals that a terminal or Slurm may send to a parent and its children at once. The parent decides what to do.
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+# A child imports normstudy from where the parent found it, and everything else from `search_path`.
 BOOT = (
-    "import sys; from multiprocessing.connection import Connection; pipe = Connection(int(sys.argv[2])); "
-    "sys.path[:] = pipe.recv(); from normstudy.processes import begin; begin(pipe, int(sys.argv[3]))"
+    "import importlib.util, sys; from multiprocessing.connection import Connection; "
+    "pipe = Connection(int(sys.argv[2])); sys.path[:] = pipe.recv(); "
+    "spec = importlib.util.spec_from_file_location('normstudy', sys.argv[4]); "
+    "sys.modules['normstudy'] = package = importlib.util.module_from_spec(spec); spec.loader.exec_module(package); "
+    "from normstudy.processes import begin; begin(pipe, int(sys.argv[3]))"
 )
+HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__init__.py")
+
+
+def search_path() -> list[str]:
+    """Return sys.path with the working directory and the script's folder last, where no file then hides a library."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    last = {"", os.path.dirname(script or "")}
+    with contextlib.suppress(FileNotFoundError):  # the working directory was removed
+        last |= {os.getcwd(), os.path.dirname(os.path.abspath(script or "x"))}
+    return sorted(sys.path, key=last.__contains__)
 
 
 def environment_with(changes: Mapping[str, str | None]) -> dict[str, str]:
@@ -91,13 +105,14 @@ class Child:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *blocked})
             try:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", BOOT, target.__qualname__, str(theirs.fileno()), str(os.getpid())],
+                    [sys.executable, "-P", "-c", BOOT, target.__qualname__, str(theirs.fileno()), str(os.getpid()),
+                     HERE],
                     stdin=subprocess.DEVNULL, env=variables, pass_fds=[theirs.fileno(), *keep],
                 )  # fmt: skip
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # if the child has died, the next read fails
-            self.pipe.send(sys.path)
+            self.pipe.send(search_path())
             self.pipe.send_bytes(work)
 
     def wait(self) -> int:
@@ -120,7 +135,7 @@ class _Request(NamedTuple):
     """A message that asks a template to fork a child. File descriptors for the child follow in separate messages."""
 
     work: bytes  # the pickled target and arguments
-    path: list[str]  # the requesting process's sys.path
+    path: list[str]  # the requesting process's search_path()
     environment: dict[str, str]
     blocked: frozenset[signal.Signals]  # signals that stay blocked until the target unblocks them
     streams: list[int]  # standard streams (1, 2 or both) that the child takes over from the requesting process
@@ -172,7 +187,7 @@ class _Template:
         sent = [folder, *streams, *descriptors]
         try:
             with self.noticing_its_end():
-                self.child.pipe.send(_Request(work, sys.path, environment, blocked, streams, len(sent)))
+                self.child.pipe.send(_Request(work, search_path(), environment, blocked, streams, len(sent)))
                 for descriptor in sent:
                     reduction.send_handle(self.child.pipe, descriptor, self.child.process.pid)
                 self.unread.append(child)

@@ -75,7 +75,7 @@ def launch(
     returns, name = [], config.hydra.job.name
     for job, loss in zip(jobs, losses, strict=True):
         one = JobReturn(overrides=list(job), task_name=name, status=JobStatus.COMPLETED)
-        one.return_value = main.as_float(loss)
+        one.return_value = main.as_float(loss, config.hydra.sweeper)
         returns.append(one)
     return returns
 

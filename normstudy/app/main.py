@@ -12,11 +12,13 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from normstudy.app import no_code
+from normstudy.app import launched, no_code
 from normstudy.app.compose import conf_dir, to_run_config
 from normstudy.app.errors import first_line, one_line
 from normstudy.app.overrides import check_flags, check_overrides, flags_of, parser, with_retries
@@ -74,30 +76,31 @@ class Application:
         return {"command": self.command, "overrides": OmegaConf.to_container(overrides, resolve=False)}
 
     def __call__(self, cfg: DictConfig) -> float:
+        launched.end_with_launcher()
         job = HydraConfig.get()
         alone = job.mode == RunMode.RUN
         request = self.request(job.overrides.task)
         ignored = _ignored_axes(job.sweeper, request["overrides"]) if alone else ""
         try:
-            return self._train(cfg, request, ignored)
+            return as_float(self._train(cfg, request, ignored), job.sweeper)
         except Exception as error:
             if alone or one_line(error) is not None:
                 raise PastHydra(error) from error
             raise  # Hydra records the error and continues with the other jobs
 
-    def _train(self, cfg: DictConfig, request: dict[str, object], ignored: str) -> float:
+    def _train(self, cfg: DictConfig, request: dict[str, object], ignored: str) -> float | None:
         from normstudy.sweep import planning, run
 
         config = to_run_config(cfg)
         if self.dry_run:
             run.run_sweep([config], dry_run=True, request=request)
-            return math.nan
+            return None
         if ignored:
             planning.check([config])  # checked before printing, so that a refused run prints only an error
             print(
                 f"Training one run, without sweeping any key. To train every value of {ignored}, use normstudy sweep."
             )
-        return as_float(run.run_one(config, request=request))
+        return run.run_one(config, request=request)
 
 
 class PastHydra(BaseException):
@@ -108,9 +111,13 @@ class PastHydra(BaseException):
         self.error = error
 
 
-def as_float(loss: float | None) -> float:
-    """Return the float that Hydra's sweepers require: the final loss, or nan for a run without a final loss."""
-    return math.nan if loss is None else loss
+def as_float(loss: float | None, sweeper: object) -> float:
+    """Return the float that Hydra's sweepers require: the final loss, or for a run without one the worst result.
+
+    A run that diverges has no final loss. The worst result is inf, or -inf if Optuna's sweeper maximizes the loss.
+    """
+    worst = -math.inf if "maximize" in str(getattr(sweeper, "direction", None)) else math.inf
+    return worst if loss is None else loss
 
 
 def _ignored_axes(sweeper: object, overrides: object) -> str:
@@ -136,13 +143,17 @@ def _fail(error: Exception, user_wants_traceback: bool) -> int:
 
 def _call_hydra(application: Application, argv: list[str]) -> None:
     call = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(application)
-    saved = sys.argv
+    saved, theirs = sys.argv, dict(Singleton._instances)
     sys.argv = [saved[0], *argv]  # hydra.main reads its arguments only from sys.argv
+    os.environ[launched.MARK] = launched.mark()
+    for kind in (GlobalHydra, HydraConfig):  # otherwise a Hydra application could not call normstudy
+        Singleton._instances.pop(kind, None)
     try:
         with no_code.forbidden():
             call()
     finally:
         sys.argv = saved
+        Singleton._instances.update(theirs)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from pathlib import Path
 from normstudy.bench.generated import Size, write_study
 from normstudy.bench.rows import Goal, Sample, Scope
 
-NORMSTUDY = (sys.executable, "-m", "normstudy")
+NORMSTUDY = (sys.executable, "-P", "-m", "normstudy")
 ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1)}  # row -> number of rounds with --full, and with --quick
 READ_SECONDS = 0.02  # seconds between two reads of a command's memory
 Memory = dict[int, tuple[int, int]]  # process id -> (memory, peak memory) in kB
@@ -213,5 +213,5 @@ def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
             for reader in filter(find_spec, READERS):
                 call = READERS[reader].format(study / "tables" / "steps")
                 code = f"import time, {reader}; start = time.perf_counter(); {call}; print(time.perf_counter() - start)"
-                said = timed([sys.executable, "-c", code])[1]
+                said = timed([sys.executable, "-P", "-c", code])[1]
                 yield Sample("f", case, reader, "seconds", "s", n, float(said.split()[0]))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from normstudy.bench import figure, summary, tables
 from normstudy.bench.rows import ROWS, Sample, Scope, check_rows, load
 from normstudy.errors import ConfigError, bar_options
-from normstudy.study import paths
+from normstudy.study import files, paths
 from normstudy.study import tables as store
 from normstudy.workers.progress import duration
 
@@ -42,8 +42,8 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
         for row in bar:
             bar.set_postfix_str(f"row {row}")
             began, started_at, samples = time.monotonic(), store.now(), list[Sample]()
-            with tempfile.TemporaryDirectory(prefix="normstudy-bench-") as folder:
-                for sample in load(row)[1](Scope(mode == "quick", Path(folder))):
+            with files.scratch_folder(Path(tempfile.gettempdir()), "normstudy-bench") as folder:
+                for sample in load(row)[1](Scope(mode == "quick", folder)):
                     samples.append(sample)
                     bar.set_postfix_str(f"row {row}, {sample.case}, round {sample.round}")
             tables.write(out, row, samples, {**machine, "mode": mode, "started_at": started_at})

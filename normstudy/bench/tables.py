@@ -43,7 +43,7 @@ print(json.dumps(recording.machine(sys.argv[1]) if found else None))
 @functools.cache
 def machine(device: str) -> Mapping[str, object]:
     """Return the columns that describe this machine. Raises ConfigError if torch does not find the device."""
-    command, variables = [sys.executable, "-c", ASK, device], environment_with(WORKER_ENVIRONMENT)
+    command, variables = [sys.executable, "-P", "-c", ASK, device], environment_with(WORKER_ENVIRONMENT)
     columns = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout)
     if columns is None:
         raise ConfigError("--device cuda: torch finds no GPU here, use --device cpu")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import io
 import os
 import select
 import sys
@@ -38,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if argv is None:  # not called by another program, whose garbage it would be
         gc.set_threshold(GC_THRESHOLD)
+    _prepare_streams()
+    # Figures need no backend, and matplotlib cannot be imported if a notebook's backend is missing from this
+    # environment. A notebook itself has its backend, and needs the variable later.
+    backend = None if {"matplotlib", "IPython"} & sys.modules.keys() else os.environ.pop("MPLBACKEND", None)
     try:
         code = _dispatch(words)
         sys.stdout.flush()  # raises here, instead of at exit, if the pipe is closed
@@ -59,7 +64,21 @@ def main(argv: list[str] | None = None) -> int:
         shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
         print(f"error: {shown}", file=sys.stderr)
         return 2
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
     return code
+
+
+def _prepare_streams() -> None:
+    """Open closed standard streams, so that no file gets their numbers, and escape what a terminal cannot show."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if (stream := getattr(sys, name)) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is that of the closed stream
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _stdout_is_open() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import importlib.resources
 import os
@@ -25,6 +26,7 @@ def raw_bytes(name: str, path: str | None = None) -> bytes:
     return downloads.downloaded_bytes(name, downloads.CORPORA[name])
 
 
+STUDY = Path("tables", "runs", "0-schema.parquet")  # in the folder of every study
 _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
 
 
@@ -70,17 +72,19 @@ def files_of(path: str) -> list[Path]:
 
     A folder stands for all regular files below it, sorted by relative path, except hidden files and files in hidden or
     linked folders. A path that does not exist and contains `*`, `?` or `[` is a glob, in which `**` matches folders at
-    any depth. Its files are sorted by path. Pipes and devices are refused, since their content is not fixed.
+    any depth. Its files are sorted by path. Of several links to one file only the first counts, since its text must not
+    be in training and validation blocks. Files of studies do not count. Pipes and devices are refused, since their
+    content is not fixed.
     """
     if os.path.isdir(path):
         found = _files_below(path)
         if not found:
             raise ConfigError(
-                f"data.path {path!r} has no files (hidden files do not count): choose a folder with texts"
+                f"data.path {path!r} has no files (hidden files and studies do not count): choose a folder with texts"
             )
         return found
     if glob.has_magic(path) and not os.path.lexists(path):
-        found = sorted(_regular(path, map(Path, glob.glob(path, recursive=True))), key=Path.as_posix)
+        found = list(_regular(path, sorted(map(Path, glob.glob(path, recursive=True)), key=Path.as_posix)))
         if not found:
             raise ConfigError(f"data.path {path!r} matches no file: check the folder and the pattern")
         return found
@@ -97,18 +101,22 @@ def _files_below(folder: str) -> list[Path]:
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [f for f in folders if not f.startswith(".")]
         found += [Path(place, n) for n in names if not n.startswith(".")]
-    return sorted(_regular(folder, found), key=lambda p: p.relative_to(folder).as_posix())
+    return list(_regular(folder, sorted(found, key=lambda p: p.relative_to(folder).as_posix())))
 
 
 def _regular(path: str, candidates: Iterable[Path]) -> Iterator[Path]:
-    """Yield the candidates that are regular files or links to regular files."""
+    """Yield the regular files and links to regular files, each file once, and no file of a study."""
+    seen = set[object]()
     for candidate in candidates:
         try:
-            if stat.S_ISREG(candidate.stat().st_mode):
+            real, now = Path(os.path.realpath(candidate)), candidate.stat()
+            key = (now.st_dev, now.st_ino) if now.st_nlink > 1 else real
+            if stat.S_ISREG(now.st_mode) and key not in seen and not any((p / STUDY).exists() for p in real.parents):
+                seen.add(key)
                 yield candidate
-        except FileNotFoundError:
-            continue  # a link whose target does not exist
         except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
+                continue  # a link without a target, or seen through a circle of links
             raise _unreadable(path, candidate, error) from None
 
 

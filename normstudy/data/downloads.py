@@ -64,11 +64,14 @@ OWN_COPY = "use your own copy with data=file data.path=FILE"
 
 def cache_dir() -> Path:
     """Return the folder for downloads and learned BPE merges."""
-    if chosen := os.environ.get("NORMSTUDY_DATA_DIR"):
-        return Path(chosen).expanduser()
-    import pooch
+    try:
+        if chosen := os.environ.get("NORMSTUDY_DATA_DIR"):
+            return Path(chosen).expanduser()
+        import pooch
 
-    return Path(pooch.os_cache("normstudy"))
+        return Path(pooch.os_cache("normstudy")).expanduser()
+    except RuntimeError:  # neither HOME nor the list of users names a home
+        raise ConfigError("this user has no home for a cache folder: set NORMSTUDY_DATA_DIR to a folder") from None
 
 
 def downloaded_bytes(name: str, corpus: Corpus) -> bytes:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -74,20 +72,19 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
     At the end, the written file or folder is renamed to `out`. After an error, both paths are removed. Raises
     ConfigError if `out` cannot be written.
     """
-    part = out.with_name(f"{out.name}.{socket.gethostname()}-{os.getpid()}.part")
     above = [folder for folder in out.parents if not folder.exists()]
     try:
-        (part / "scratch").mkdir(parents=True)
-        yield part / "new", part / "scratch"
-        for path in [part / "new", *(part / "new").rglob("*")]:
-            if not path.is_symlink():
-                files.fsync(path)
-        check_free(out)  # again, because os.rename would replace an `out` that another process has just created
-        os.rename(part / "new", out)
-        files.fsync(out.parent)
-        shutil.rmtree(part, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with files.scratch_folder(out.parent, out.name) as part:
+            (part / "scratch").mkdir()
+            yield part / "new", part / "scratch"
+            for path in [part / "new", *(part / "new").rglob("*")]:
+                if not path.is_symlink():
+                    files.fsync(path)
+            check_free(out)  # again, because os.rename would replace an `out` that another process has just created
+            os.rename(part / "new", out)
+            files.fsync(out.parent)
     except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
         for folder in above:
             with contextlib.suppress(OSError):
                 folder.rmdir()

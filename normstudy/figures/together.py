@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,9 @@ def plot(
         if child is not None:
             with contextlib.suppress(EOFError, OSError):
                 result.found |= child.pipe.recv()
+    except KeyboardInterrupt:
+        print(f"interrupted: some figures are not drawn; to draw them: normstudy plot {study_dir}", file=sys.stderr)
+        raise
     finally:
         if child is not None:
             child.close()

@@ -77,7 +77,7 @@ def submit(
     array = Array(name, command, socket.gethostname(), since.isoformat(timespec="seconds"), len(parts), cluster)
     arrays.write(study_dir, array)
     asked = options.of_sbatch(execution)
-    folder, python = study_dir / arrays.FOLDER, f"{shlex.quote(sys.executable)} -u -m {ENTRY}"
+    folder, python = study_dir / arrays.FOLDER, f"{shlex.quote(sys.executable)} -P -u -m {ENTRY}"
     executor = submitit.SlurmExecutor(folder, max_num_timeout=execution.requeues, python=python)
     executor.update_parameters(
         job_name=array.name,

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +21,9 @@ from normstudy.errors import ConfigError, StorageError
 # Number of threads that fsync files. To flush 24 small files, one thread takes 160 ms on busy cores and 6.7 ms on
 # idle cores; four threads take 12 ms and 4.5 ms.
 FSYNCS_AT_ONCE = 4
+NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # raised by file systems without fsync
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # raised by file systems without locks
+SCRATCH = ".normstudy-"  # in the names of folders for unfinished output
 REMEDIES = {
     errno.ENOSPC: "free space on the disk", errno.EDQUOT: "free space in your quota", errno.EMFILE: "raise ulimit -n",
     errno.EFBIG: "raise ulimit -f", errno.EROFS: "mount the disk writable", errno.EACCES: "make the folder writable",
@@ -27,10 +32,13 @@ REMEDIES = {
 
 
 def fsync(path: Path) -> None:
-    """Flush a file's content, or a folder's list of file names, to the disk."""
+    """Flush a file's content, or a folder's list of file names, to the disk, if the file system can flush it."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
     finally:
         os.close(fd)
 
@@ -55,6 +63,31 @@ def place_output(out: Path, relative: str, data: bytes) -> None:
         raise ConfigError(f"{out / relative} cannot be written: {error.strerror}. Choose another --out") from None
     with contextlib.suppress(OSError):  # rmdir fails while another command has files in this folder
         (out / "state").rmdir()
+
+
+@contextlib.contextmanager
+def scratch_folder(above: Path, name: str) -> Iterator[Path]:
+    """Yield a new folder in `above`, and remove it at the end, together with those that killed commands have left.
+
+    Each command locks its own folder, and the operating system frees the lock when the command ends.
+    """
+    folder = Path(tempfile.mkdtemp(".part", f"{name}{SCRATCH}", above))
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks, where nothing is removed either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in above.glob(f"*{SCRATCH}????????.part"):
+            with contextlib.suppress(OSError):
+                other = os.open(left, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+                finally:
+                    os.close(other)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:

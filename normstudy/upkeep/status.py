@@ -10,7 +10,7 @@ import datetime
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -87,7 +87,7 @@ class Status:
     holder: str | None  # the command that holds the study's lock
     verified: bool  # whether this machine's kernel lists the lock; False if only the lock file names the holder
     silent: float | None  # seconds since the last sign of training
-    command: str | None  # the last sweep's command, if it trains every interrupted run; otherwise None
+    commands: tuple[str, ...]  # commands that together train every run that no process trains, newest first
     rate: float | None  # steps per second, summed over runs; None if no process reports its progress
     left: float | None  # seconds until the training is finished; None if unknown
     jobs: Jobs | None = None  # None if the study has no Slurm jobs
@@ -171,7 +171,6 @@ class Looker:
         self._done.update((i, run) for i, run in rows.items() if run.status == "done")
         self._compacted = compacted  # set last: if a line above raises an error, the next attempt reads all rows
 
-        newest = self._sweeps[-1] if self._sweeps else None
         lengths = self._planned | {i: run.n_steps for i, run in (self._done | unfinished).items()}
         running = {i for i, run in unfinished.items() if run.status == "running"}
         failed = sorted(unfinished.keys() - running)
@@ -205,7 +204,7 @@ class Looker:
             holder=None if holder is None else holder.text,
             verified=holder is not None and holder.verified,
             silent=None if seen is None else max(0.0, time.time() - seen),
-            command=newest.command if newest is not None and newest.command and interrupted <= newest.trains else None,
+            commands=commands_for(self._sweeps, lengths.keys() - self._done.keys() - trained),
             rate=rate,
             left=heartbeat.seconds_left(sum(steps_left), rate) if len(steps_left) == len(rest) else None,
             jobs=jobs,
@@ -284,6 +283,16 @@ class Looker:
             columns = ["run_id", "step", "train_loss", "val_loss"]
             steps = tables.read(self.study, "steps", columns, list(part["run_id"]), text=False)
             self._outcomes.update((str(i), outcome) for i, outcome in outcomes(part, steps).items())
+
+
+def commands_for(sweeps: Sequence[SweepRecord], run_ids: Set[str]) -> tuple[str, ...]:
+    """Return the newest commands that together train all `run_ids`; none if a command is not recorded."""
+    found, left = dict[str, None](), set(run_ids)
+    for sweep in reversed(sweeps):
+        if sweep.command and left & sweep.trains:
+            found[sweep.command] = None
+            left -= sweep.trains
+    return () if left else tuple(found)
 
 
 def began_of(name: str) -> float | None:

@@ -69,10 +69,10 @@ def render(status: Status) -> str:
         lines.append(f"held by {s.holder}{ago}")
     lines += ["running:", *_groups(s.running_at)] if s.running else []
     lines += ["interrupted, saved at:", *_groups(s.saved_at)] if s.interrupted else []
+    again = f": {'; '.join(s.commands)}" if s.commands else ""
     if not s.holder and not (s.jobs and not s.jobs.over) and s.interrupted + s.not_begun:
-        again = f": {s.command}" if s.command else ""
         lines.append(f"no process is training the remaining runs; rerun the same command to resume{again}")
-    return "\n".join([*lines, *_failures(s)])
+    return "\n".join([*lines, *_failures(s, again)])
 
 
 def _of_jobs(s: Status) -> str:
@@ -91,7 +91,7 @@ def _groups(groups: tuple[Group, ...]) -> Iterator[str]:
         yield f"  and {rest:,} more"
 
 
-def _failures(s: Status) -> Iterator[str]:
+def _failures(s: Status, again: str) -> Iterator[str]:
     if not s.failures:
         return
     yield "failed:"
@@ -102,4 +102,4 @@ def _failures(s: Status) -> Iterator[str]:
     most, limit = max(one.tries for one in s.failures), ExecutionConfig().max_tries
     more = f"; if a run has failed {limit} times, also set execution.max_tries={most + 1}" if most >= limit else ""
     logs = f"the tracebacks are in {s.study}/{records.LOGS}"
-    yield f"{logs}. To retry these runs, fix the cause, then rerun the same command{more}"
+    yield f"{logs}. To retry these runs, fix the cause, then rerun the same command{again}{more}"

@@ -59,6 +59,25 @@ def test_stdlib_rule_on_a_small_tree(tmp_path: Path) -> None:
 # ---- files, folders, globs ----------------------------------------------------------------------------
 
 
+def test_every_file_counts_once_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    """Otherwise copies of the training text would reach the validation blocks: here 82 files for 2."""
+    write(tmp_path, "a.txt", "b.txt", "c/d.txt")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "a-link.txt").symlink_to("a.txt")
+    os.link(tmp_path / "b.txt", tmp_path / "z.txt")
+    names = sorted(path.resolve().name for path in corpora.files_of(f"{tmp_path}/**/*.txt"))
+    assert names == ["a.txt", "b.txt", "d.txt"]
+    assert corpora.file_bytes(str(tmp_path)) == b"<a.txt><b.txt><c/d.txt>"
+    assert corpora.file_bytes(f"{tmp_path}/*.txt") == b"<a.txt><b.txt>"
+
+
+def test_results_below_the_text_are_not_part_of_it(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt", "b/c.txt", "results/s/tables/runs/0-schema.parquet", "results/s/state/logs/x-1.txt")
+    assert corpora.file_bytes(str(tmp_path)) == b"<a.txt><b/c.txt>"
+    assert corpora.file_bytes(f"{tmp_path}/**/*.*") == b"<a.txt><b/c.txt>"
+    refusal(tmp_path / "results")
+
+
 def test_a_folder_is_its_files_in_the_order_of_their_paths(tmp_path: Path) -> None:
     """The file system's order does not matter. Hidden files and folders, pipes and linked folders are left out."""
     kept = ["a-b.txt", "a.txt", "a/b.txt", "a/deep/er/c", "b", "ä.txt"]

@@ -137,3 +137,33 @@ def test_nobody_reads_what_is_printed(tmp_path: Path) -> None:
     )
     assert done.returncode == 141
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.packages
+def test_a_killed_command_leaves_no_process_of_joblib(tmp_path: Path) -> None:
+    """Neither what trains, nor the launcher's idle processes and helpers, which run no code of normstudy."""
+    words = [*SWEEP, "seed=0,1", "schedule.n_steps=1000000", "hydra/launcher=joblib", "hydra.launcher.n_jobs=3"]
+    running = start(words, tmp_path)
+    wait_for(lambda: list((tmp_path / "results/long/tables/runs").glob("pre*")))
+    group = of_group(running.pid)
+    assert len(group) >= 6
+    os.kill(running.pid, signal.SIGKILL)
+    running.communicate(timeout=20)  # what remains would hold its streams
+    wait_for(lambda: all(is_gone(pid) for pid in of_group(running.pid)), 10)
+
+
+def of_group(group: int) -> list[int]:
+    """The processes of a group, whoever their parents are."""
+    listed = subprocess.run(["ps", "-eo", "pid,pgid"], capture_output=True, text=True, check=True).stdout.split()
+    return [int(pid) for pid, of in zip(listed[2::2], listed[3::2], strict=True) if int(of) == group]
+
+
+def test_ctrl_c_during_figures_says_so(tmp_path: Path) -> None:
+    running = start([*SWEEP, "seed=0,1", "model.n_layers=2", "schedule.n_steps=60"], tmp_path, figures=True)
+    figures = tmp_path / "results/long/figures"
+    wait_for(lambda: list(figures.glob("*.png")))
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert "interrupted: some figures are not drawn; to draw them: normstudy plot results/long" in err
+    assert "Traceback" not in err

@@ -44,11 +44,11 @@ COMMAND = "normstudy sweep a=1"
 N = 12  # steps of the tiny runs
 
 
-def record(task: Task, trains: Sequence[str] | None = None) -> None:
+def record(task: Task, trains: Sequence[str] | None = None, command: str = COMMAND) -> None:
     """Write the record of a sweep. trains: the runs that it has to train, by default all."""
     planned = dict(zip(task.run_ids, task.configs, strict=True))
     batch = task.run_ids if trains is None else trains
-    records.record_request(task.study_dir, {**REQUEST, "command": COMMAND}, [batch], planned, {"workers": "1"})
+    records.record_request(task.study_dir, {**REQUEST, "command": command}, [batch], planned, {"workers": "1"})
 
 
 def train(configs: Sequence[RunConfig], steps: int | None = None) -> Path:
@@ -140,14 +140,15 @@ def test_an_interrupted_study(stopped: Path) -> None:
     ]
 
 
-def test_the_command_is_printed_only_if_the_last_sweep_includes_all_interrupted_runs(
-    mine: Path, tmp_path: Path
-) -> None:
-    other = task_of([tiny(tmp_path, seed=7)])
-    record(other)
+def test_every_command_that_the_remaining_runs_need_is_printed_once(mine: Path, tmp_path: Path) -> None:
+    other, more = (task_of([tiny(tmp_path, seed=s)]) for s in (7, 8))
+    record(other, command="normstudy run seed=7")
     told = status.look(mine)
-    assert (told.interrupted, told.not_begun, told.command) == (2, 1, None)
-    assert "rerun the same command to resume\n" in status_text.render(told) + "\n"
+    assert (told.interrupted, told.not_begun) == (2, 1)
+    assert told.commands == ("normstudy run seed=7", COMMAND)
+    assert f"rerun the same command to resume: normstudy run seed=7; {COMMAND}\n" in status_text.render(told) + "\n"
+    record(more, command=COMMAND)  # as jobs of another launcher do, one record each
+    assert status.look(mine).commands == (COMMAND, "normstudy run seed=7")
 
 
 def test_a_run_without_a_checkpoint_is_at_step_0(mine: Path) -> None:
@@ -201,6 +202,7 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
     assert (told.failed, told.interrupted, told.over) == (1, 2, False)
     tail = ["failed:", f"  {task.run_ids[0]}, tried 2 times: {reason}"]
     again = f"the tracebacks are in {mine}/state/logs. To retry these runs, fix the cause, then rerun the same command"
+    again += f": {COMMAND}"
     assert status_text.render(told).splitlines()[-3:] == [*tail, again]
     list(workers.train_halving(task, never))
     assert status_text.render(status.look(mine)).endswith(
