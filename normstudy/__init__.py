@@ -10,15 +10,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from normstudy.analysis.load import Tables
+    from normstudy.analysis.select import Where
 
 __version__ = "0.1.0"
 
 
-def load(study_dir: Path | str, *, join: bool = False) -> Tables:
+def load(study_dir: Path | str, *, join: bool = False, where: Where = ()) -> Tables:
     """Read the four tables of a study as DataFrames. `normstudy.analysis.load.load` documents the arguments."""
     from normstudy.analysis.load import load as load_tables  # imported here to keep `import normstudy` fast
 
-    return load_tables(study_dir, join=join)
+    return load_tables(study_dir, join=join, where=where)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 import typing
 
@@ -21,6 +22,21 @@ def nearest(word: str, names: typing.Iterable[str], aliases: typing.Mapping[str,
     folded = {n.lower(): n for n in names} | (dict(aliases) if aliases else {})
     close = difflib.get_close_matches(word.strip().lower(), list(folded), n=1, cutoff=0.6)
     return f" Did you mean {folded[close[0]]}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """Return text from outside as one line, with control characters escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def short(text: str) -> str:
+    """Return text like `printable`, but cut each word that is too long for a file's name or path."""
+    return printable(re.sub(r"\S{4097,}|[^\s/]{256,}", lambda word: f"{word[0][:100]}...", text))
+
+
+def say(text: object) -> None:
+    """Print the lines of a text from outside, with control characters escaped."""
+    print("\n".join(map(printable, str(text).split("\n"))), flush=True)
 
 
 class BarOptions(typing.TypedDict):

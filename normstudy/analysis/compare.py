@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import pandas as pd
 from normstudy.analysis.grid import count_text, interval_text, markdown_table, plain_table, share_text, value_text
 from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.pairs import MIN_PAIRS, RESULTS, compare_pairs
-from normstudy.analysis.select import KINDS, native, select, tell_sources_apart
+from normstudy.analysis.select import KINDS, Where, native, select, tell_sources_apart
 from normstudy.config import finite, one_of
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, short
 from normstudy.study import tables
 
 FORMATS = ("table", "csv", "json", "markdown")
@@ -32,12 +32,12 @@ def compare_study(
     by: str,
     baseline: str | None = None,
     margin: float | None = None,
-    where: Mapping[str, str] | None = None,
+    where: Where | None = None,
 ) -> pd.DataFrame:
     """Compare a study's runs by the column `by`, and return the table that `pairs.compare_pairs` describes.
 
-    margin: test also whether losses are equivalent within this many nats per token. where: column -> value; only runs
-    with these values are compared. Raises ConfigError if the folder is not a study
+    margin: test also whether losses are equivalent within this many nats per token. where: see `select`; only these
+    runs are compared. Raises ConfigError if the folder is not a study
     or has no finished run, and also in the cases that `select` and `compare_pairs` list.
     """
     finite("--margin", margin, 0, strict=True)
@@ -53,7 +53,8 @@ def render(comparison: pd.DataFrame, fmt: str) -> str:
     """Format a comparison as text, without a final newline. fmt: table, csv, json or markdown."""
     one_of("--format", fmt, FORMATS)
     if fmt == "csv":
-        return _as_values(comparison).to_csv(index=False, lineterminator="\n").rstrip("\n")
+        shown = _as_values(comparison).map(lambda v: short(v) if isinstance(v, str) else v)
+        return shown.to_csv(index=False, lineterminator="\n").rstrip("\n")
     if fmt == "json":
         return json.dumps(_as_values(comparison).to_dict("records"), indent=1, allow_nan=False)
     share, loss = heads(comparison)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 
 from normstudy.config import short_float
+from normstudy.errors import short
 
 Value = str | int | float | bool | None  # the value of a cell in a stored table
 
@@ -37,7 +38,7 @@ def value_text(value: Value, number: Callable[[float], str] = plain_number) -> s
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return number(value) if isinstance(value, int | float) else value
+    return number(value) if isinstance(value, int | float) else short(value)
 
 
 def interval_text(mean: float, low: float, high: float, form: str) -> str:

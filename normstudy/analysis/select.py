@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import operator
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
@@ -11,6 +13,32 @@ from normstudy.analysis.grid import Value, value_text
 from normstudy.errors import ConfigError, nearest
 
 KINDS = cfg.asked_types()
+
+Where = Mapping[str, str] | Sequence[str]  # what selects runs: column -> value, or the values of --where
+ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+# One condition, such as peak_lr>=1e-3, or one more value of the condition before it, up to the next comma or the end.
+VALUE = r"""(?:"([^"]*)"|'([^']*)'|([^\s,'"](?:[^,]*[^\s,])?))"""
+PART = re.compile(rf"\s*(?:(\w+)\s*(!=|<=|>=|=|<|>)\s*)?{VALUE}\s*(?:,(?=.)|$)", re.DOTALL)
+
+
+def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return (column, sign, values) of each condition: `n_layers=2,4` becomes `("n_layers", "=", ("2", "4"))`."""
+    if isinstance(where, Mapping):
+        return [(column, "=", (value,)) for column, value in where.items()]
+    found: list[tuple[str, str, tuple[str, ...]]] = []
+    for word in [where] if isinstance(where, str) else where:
+        at, before = 0, len(found)
+        while at < len(word) or len(found) == before:
+            part = PART.match(word, at)
+            if part is None or not (part[1] or found[before:]):
+                example = "--where 'placement=pre,post,peak_lr>=1e-3', and quote a value that contains a comma or quote"
+                raise ConfigError(f"--where {word!r} is not COLUMN=VALUE: write, for example, {example}")
+            column, sign, values = (part[1], part[2], ()) if part[1] else found.pop()
+            if sign == "=" and any(one[:2] == (column, "=") for one in found):
+                raise ConfigError(f"--where sets {column} twice: write {column}=VALUE,VALUE, which accepts each value")
+            found.append((column, sign, (*values, *(text for text in part.groups()[2:] if text is not None))))
+            at = part.end()
+    return found
 
 
 def native(column: str, value: object) -> Value:
@@ -67,17 +95,28 @@ def has_value(runs: pd.DataFrame, column: str, value: Value) -> pd.Series[bool]:
     return pd.Series([native(column, v) == value for v in runs[column]], index=runs.index, dtype=bool)
 
 
-def select(runs: pd.DataFrame, where: Mapping[str, str] | None) -> pd.DataFrame:
-    """Select runs with the values in `where`. Raises ConfigError if a column or value is wrong or no run matches."""
-    for column, text in (where or {}).items():
+def select(runs: pd.DataFrame, where: Where | None) -> pd.DataFrame:
+    """Select runs that meet each condition. Raises ConfigError if a column or value is wrong or no run matches."""
+    for column, sign, texts in conditions(where or ()):
         check_column(column, runs.columns, "--where")
-        value = parse_value(runs, column, text, "--where")
-        keep = has_value(runs, column, value)
-        if not keep.any():
-            found = values_text(values_of(runs, column))
-            reason = f"; available values: {found}" if found else "; the study has no runs yet: start its sweep"
-            raise ConfigError(f"--where {column}={text} selects no run{reason}")
-        runs = runs[keep]
+        keep = pd.Series(False, runs.index)
+        for text in texts:
+            value = parse_value(runs, column, text, "--where")
+            if sign not in ORDER:
+                found = has_value(runs, column, value)
+            elif value is None or isinstance(value, bool) or len(texts) > 1:
+                raise ConfigError(f"--where {column}{sign}{','.join(texts)} needs one number or text after {sign}")
+            else:
+                cells = [native(column, cell) for cell in runs[column]]
+                found = pd.Series([c is not None and ORDER[sign](c, value) for c in cells], runs.index, dtype=bool)
+            if not found.any():
+                there = values_text(values_of(runs, column))
+                reason = f"; available values: {there}" if there else "; the study has no runs yet: start its sweep"
+                raise ConfigError(f"--where {column}{sign}{text} selects no run{reason}")
+            keep |= found
+        runs = runs[~keep if sign == "!=" else keep]
+        if runs.empty:
+            raise ConfigError(f"--where {column}!={','.join(texts)} selects no run, because no other value is left")
     return runs
 
 

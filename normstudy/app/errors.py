@@ -7,6 +7,7 @@ import math
 import re
 import types
 import typing
+from traceback import format_tb
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -62,6 +63,8 @@ def one_line(error: BaseException) -> str | None:
         return _missing(error)
     if isinstance(error, yaml.YAMLError):
         return _broken_yaml(error)
+    if isinstance(error, RecursionError) and re.search("yaml|omegaconf|antlr", "".join(format_tb(error.__traceback__))):
+        return "a value or a configuration file has too many brackets or levels in each other: write a flatter one"
     if isinstance(error, HydraException):
         inner = error.__cause__ or error.__context__
         if isinstance(inner, OmegaConfBaseException):

@@ -19,10 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from normstudy.app import launched, no_code
-from normstudy.app.compose import conf_dir, to_run_config
+from normstudy.app.compose import checked_files, conf_dir, to_run_config
 from normstudy.app.errors import first_line, one_line
-from normstudy.app.overrides import check_flags, check_overrides, flags_of, parser, with_retries
-from normstudy.errors import ConfigError
+from normstudy.app.overrides import HOME, PATH, check_flags, check_overrides, flags_of, parser, with_retries
+from normstudy.config import places
+from normstudy.errors import ConfigError, short
 
 
 def main(command: str, argv: list[str]) -> int:
@@ -32,6 +33,9 @@ def main(command: str, argv: list[str]) -> int:
         args = parser().parse_intermixed_args(argv)
     except SystemExit as stop:  # argparse exits once it has printed the version
         return int(stop.code or 0)
+    # Hydra takes no unquoted ~. Where a path is used, ~ is replaced by the home folder.
+    args.overrides = [HOME.sub(r'"\g<0>"', word) if PATH.match(word) else word for word in args.overrides]
+    args.config_dir = args.config_dir and places.expanded(args.config_dir, "--config-dir")
     check_flags(command, args)
     shows = args.cfg is not None or args.info is not None or args.hydra_help
     flags = flags_of(args) if shows or command == "run" else [*flags_of(args), "--multirun"]
@@ -136,7 +140,7 @@ def _fail(error: Exception, user_wants_traceback: bool) -> int:
     from normstudy.sweep.execute import RunsFailed
 
     if isinstance(error, RunsFailed):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {short(str(error))}", file=sys.stderr)
         return 1
     raise error
 
@@ -149,7 +153,7 @@ def _call_hydra(application: Application, argv: list[str]) -> None:
     for kind in (GlobalHydra, HydraConfig):  # otherwise a Hydra application could not call normstudy
         Singleton._instances.pop(kind, None)
     try:
-        with no_code.forbidden():
+        with no_code.forbidden(), checked_files():
             call()
     finally:
         sys.argv = saved

@@ -18,6 +18,7 @@ from normstudy.errors import ConfigError
 RETRY_KEY = "execution.retry_failed"  # also set by --retry-failed and --no-retry-failed
 CHOICES = ("experiment", *CONF_GROUPS)  # keys whose value is the name of a config file
 NOT_A_NAME = re.compile(r"(^|/)(\.\.)?(/|$)|[\\\0-\37]")  # matches an absolute path, `..`, or a control character
+PATH, HOME = re.compile(r"(results_dir|data\.path)=[^'\"]+$"), re.compile(r"(?<=[=,])~[^,]*")
 NOT_SWEPT = ("experiment", "study", "results_dir")  # a sweep has one experiment and fills one study
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 from normstudy.cli import manual, measuring, reading, studies, training
-from normstudy.errors import ConfigError, nearest
+from normstudy.errors import ConfigError, nearest, short
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": functools.partial(training.train, "run"),
@@ -60,9 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         else:
             raise  # a bug
-        # The message must be one line, although a file name may contain a line break.
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-        print(f"error: {shown}", file=sys.stderr)
+        print(f"error: {short(line)}", file=sys.stderr)
         return 2
     finally:
         if backend is not None:

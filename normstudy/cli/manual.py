@@ -147,7 +147,8 @@ KEY_BLOCKS: tuple[Block, ...] = (
 )
 
 WHERE = {
-    "--where COLUMN=VALUE[,COLUMN=VALUE]": "use only the runs whose columns have the given values; may be repeated"
+    "--where CONDITION[,CONDITION]": "use only the runs that meet each condition, such as 'n_layers=2,4' or "
+    "'peak_lr>=1e-3' (=, !=, <, <=, >, >=); may be repeated; quote a value with a comma: 'data_path=\"a,b\"'"
 }
 
 COMMAND_HELP: dict[str, tuple[Block, ...]] = {

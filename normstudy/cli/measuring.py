@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from normstudy.cli import arguments
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, short
 
 
 def reproduce(argv: list[str]) -> int:
@@ -37,7 +37,7 @@ def reproduce(argv: list[str]) -> int:
     try:
         report = run.reproduce(names, out, again=args.again, processes=args.workers)
     except workers.MeasuringFailed as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {short(str(error))}", file=sys.stderr)
         return 1
     print(run.render(report.findings, args.format))
     if args.format == "table":

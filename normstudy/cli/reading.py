@@ -7,6 +7,7 @@ import gc
 from collections.abc import Iterator
 
 from normstudy.cli import arguments
+from normstudy.errors import printable, say
 
 
 @contextlib.contextmanager
@@ -26,15 +27,14 @@ def plot(argv: list[str]) -> int:
     parser.add_argument("--out", type=arguments.out)
     parser.add_argument("--only", type=arguments.names)
     args = parser.parse_args(argv)
-    where = arguments.where(args.where)
     with _without_garbage_collection():
         from normstudy.figures import together
 
-        result = together.plot(args.study, where=where, fmt=args.format, out=args.out, only=args.only)
+        result = together.plot(args.study, where=args.where, fmt=args.format, out=args.out, only=args.only)
     for path in result.paths:
-        print(path)
+        say(printable(str(path)))
     for line in result.skipped:
-        print(line)
+        say(line)
     return 0
 
 
@@ -46,12 +46,11 @@ def compare(argv: list[str]) -> int:
     parser.add_argument("--margin", type=float)
     parser.add_argument("--format", choices=("table", "csv", "json", "markdown"), default="table")
     args = parser.parse_args(argv)
-    where = arguments.where(args.where)
     with _without_garbage_collection():
         from normstudy.analysis.compare import compare_study, render
 
-        found = compare_study(args.study, by=args.by, baseline=args.baseline, margin=args.margin, where=where)
-        print(render(found, args.format))
+        found = compare_study(args.study, by=args.by, baseline=args.baseline, margin=args.margin, where=args.where)
+        say(render(found, args.format))
     return 0
 
 
@@ -62,8 +61,7 @@ def export(argv: list[str]) -> int:
     parser.add_argument("--out", type=arguments.out)
     parser.add_argument("--join", action="store_true")
     args = parser.parse_args(argv)
-    where = arguments.where(args.where)
     from normstudy.exports.export import export_study
 
-    print(export_study(args.study, to=args.to, out=args.out, where=where, join=args.join))
+    say(export_study(args.study, to=args.to, out=args.out, where=args.where, join=args.join))
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from normstudy.cli import arguments
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, say
 
 
 def status(argv: list[str]) -> int:
@@ -20,7 +20,7 @@ def status(argv: list[str]) -> int:
     if args.watch:
         status_text.watch(args.study, 5.0 if args.every is None else args.every)
     else:
-        print(status_text.render(status.look(args.study)))
+        say(status_text.render(status.look(args.study)))
     return 0
 
 
@@ -28,7 +28,7 @@ def cancel(argv: list[str]) -> int:
     study = arguments.parser("cancel").parse_args(argv).study
     from normstudy.sweep.cancel import cancel
 
-    print(cancel(study))
+    say(cancel(study))
     return 0
 
 
@@ -37,7 +37,7 @@ def check(argv: list[str]) -> int:
     from normstudy.upkeep.check import check_study
 
     report = check_study(study)
-    print(report.text)
+    say(report.text)
     return 0 if report.sound else 1
 
 
@@ -49,5 +49,5 @@ def compact(argv: list[str]) -> int:
     from normstudy.upkeep.compact import compact_study
 
     paths.check_own_folders(args.study)
-    print(compact_study(args.study, seal=args.seal))
+    say(compact_study(args.study, seal=args.seal))
     return 0

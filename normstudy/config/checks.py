@@ -50,7 +50,7 @@ def check_study_name(study: str) -> None:
     """Refuse a study name that is reserved, or that is not a plain folder name."""
     if not STUDY_PATTERN.fullmatch(study) or ".." in study or study.endswith("."):
         raise ConfigError(
-            f"study {study!r} is not a valid study name: use 1 to 80 letters, digits and _ . = + -, "
+            f"study {study!r} is not a valid study name: use 1 to 80 letters, digits and _ . + -, "
             "beginning with a letter or digit, without '..' and without a dot at the end"
         )
     if study.partition(".")[0].lower() in RESERVED:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from normstudy.config import places
 from normstudy.config.checks import at_least, check_study_name, finite, idle, one_of
 from normstudy.config.execution import ExecutionConfig
 from normstudy.config.sources import is_own
@@ -166,10 +167,10 @@ class DataConfig:
         for key in ("seq_len", "batch_size"):
             at_least(f"data.{key}", getattr(self, key), 1)
         at_least("data.source_seed", self.source_seed, 0)
+        if self.path and ("\0" in self.path or self.path != self.path.encode(errors="ignore").decode()):
+            raise ConfigError(f"data.path {self.path!r} contains a NUL byte or is not UTF-8 text: rename the file")
         if self.name == "file" and not self.path:
             raise ConfigError("data=file needs a text: add data.path=FILE")
-        if self.path is not None and "\0" in self.path:
-            raise ConfigError(f"data.path {self.path!r} contains a NUL byte: choose a readable text file")
         if self.name != "file" and self.path is not None:
             raise ConfigError(f"data={self.name} ignores data.path {self.path!r}: add data=file or leave out data.path")
         if self.name == "synthetic" and self.tokenizer != "byte":
@@ -296,6 +297,7 @@ class RunConfig:
         check_study_name(self.study)
         if not self.results_dir.strip():
             raise ConfigError("results_dir is empty: set it to a folder")
+        self.results_dir = places.expanded(self.results_dir, "results_dir")
 
 
 @dataclass(frozen=True)

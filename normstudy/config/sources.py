@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from normstudy.config import places
 from normstudy.errors import ConfigError, nearest
 
 # The names of the arguments that a block may take. placements.py describes each of them.
@@ -169,7 +170,7 @@ def _read(spec: str, path: Path) -> _Source:
 
 @functools.lru_cache(maxsize=1024)
 def _parse(path: str, mtime_ns: int, size: int) -> _Source:
-    raw = Path(path).read_bytes()
+    raw = places.read(Path(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the import of the module shows the same warnings later
         tree = ast.parse(raw, path)

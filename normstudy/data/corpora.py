@@ -11,6 +11,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from normstudy.config import places
 from normstudy.data import downloads
 from normstudy.errors import ConfigError
 
@@ -54,7 +55,7 @@ def file_bytes(path: str) -> bytes:
     parts = []
     for file in files_of(path):
         try:
-            parts.append(file.read_bytes())
+            parts.append(places.read(file))
         except OSError as error:
             raise _unreadable(path, file, error) from None
         except MemoryError:
@@ -73,9 +74,9 @@ def files_of(path: str) -> list[Path]:
     A folder stands for all regular files below it, sorted by relative path, except hidden files and files in hidden or
     linked folders. A path that does not exist and contains `*`, `?` or `[` is a glob, in which `**` matches folders at
     any depth. Its files are sorted by path. Of several links to one file only the first counts, since its text must not
-    be in training and validation blocks. Files of studies do not count. Pipes and devices are refused, since their
-    content is not fixed.
+    be in training and validation blocks. Files of studies do not count.
     """
+    path = places.expanded(path, "data.path")
     if os.path.isdir(path):
         found = _files_below(path)
         if not found:
@@ -88,8 +89,6 @@ def files_of(path: str) -> list[Path]:
         if not found:
             raise ConfigError(f"data.path {path!r} matches no file: check the folder and the pattern")
         return found
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ConfigError(f"data.path {path!r} is a pipe or device: choose a readable text file")
     return [Path(path)]
 
 
@@ -121,7 +120,7 @@ def _regular(path: str, candidates: Iterable[Path]) -> Iterator[Path]:
 
 
 def _unreadable(path: str, inside: Path, error: OSError) -> ConfigError:
-    where = "" if inside == Path(path) else f" at {str(inside)!r}"
+    where = "" if inside == Path(os.path.expanduser(path)) else f" at {str(inside)!r}"
     return ConfigError(f"data.path {path!r} cannot be read{where} ({error.strerror}): choose a readable text file")
 
 

@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from normstudy.config import places
 from normstudy.errors import ConfigError, bar_options
 
 
@@ -66,7 +67,7 @@ def cache_dir() -> Path:
     """Return the folder for downloads and learned BPE merges."""
     try:
         if chosen := os.environ.get("NORMSTUDY_DATA_DIR"):
-            return Path(chosen).expanduser()
+            return Path(places.expanded(chosen, "NORMSTUDY_DATA_DIR"))
         import pooch
 
         return Path(pooch.os_cache("normstudy")).expanduser()
@@ -77,10 +78,11 @@ def cache_dir() -> Path:
 def downloaded_bytes(name: str, corpus: Corpus) -> bytes:
     """Return a text's bytes. Download its file first if the cache lacks it."""
     path = fetch(name, corpus)
-    if path.suffix != ".zip":
-        return path.read_bytes()
-    with zipfile.ZipFile(path) as archive:  # unpacked at each call, to save 100 MB of disk space
-        return archive.read(name)
+    with open(path, "rb", opener=places.own_opener) as file:
+        if path.suffix != ".zip":
+            return file.read()
+        with zipfile.ZipFile(file) as archive:  # unpacked at each call, to save 100 MB of disk space
+            return archive.read(name)
 
 
 def fetch(name: str, corpus: Corpus) -> Path:
@@ -89,25 +91,25 @@ def fetch(name: str, corpus: Corpus) -> Path:
     path = folder / f"{name}{PurePosixPath(corpus.url).suffix}"
     part = folder / f"{path.name}.part"
     try:
-        if path.is_file() and _sha256(path) == corpus.sha256:
+        if os.path.lexists(path) and _sha256(path) == corpus.sha256:
             return path
         import pooch
 
         pooch.get_logger().setLevel("WARNING")  # the progress bar shows what pooch would print
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f".{path.name}.lock").open("a") as lock:
+        with open(folder / f".{path.name}.lock", "a", opener=places.own_opener) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process downloads the file while the others wait
             downloader = functools.partial(_download, name, corpus, part)
             return Path(pooch.retrieve(corpus.url, f"sha256:{corpus.sha256}", path.name, folder, downloader=downloader))
     except OSError as error:
         raise ConfigError(
-            f"{folder}, the cache folder for data={name}, cannot be read or written ({error.strerror}): "
-            "set NORMSTUDY_DATA_DIR to another folder"
+            f"{error.filename or folder}, in the cache for data={name}, cannot be read or written ({error.strerror}): "
+            "remove it, or set NORMSTUDY_DATA_DIR to another folder"
         ) from None
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open(path, "rb", opener=places.own_opener) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -146,7 +148,10 @@ def _receive(name: str, url: str, part: Path) -> bool:
         start = have if continued else 0
         length = response.headers["Content-Length"]
         total = start + int(length) if length else None
-        with part.open("ab" if continued else "wb") as file, _bar(name, url, start, total) as bar:
+        with (
+            open(part, "ab" if continued else "wb", opener=places.own_opener) as file,
+            _bar(name, url, start, total) as bar,
+        ):
             for chunk in _chunks(url, response, start, total):
                 file.write(chunk)
                 bar.update(len(chunk))

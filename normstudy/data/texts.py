@@ -11,7 +11,7 @@ import numpy as np
 
 from normstudy.config import BPE_VOCAB, DataConfig
 from normstudy.data import corpora, tokenizer
-from normstudy.data.blocks import Blocks, Ints, even_blocks, ragged_blocks, split
+from normstudy.data.blocks import BLOCK, VALIDATION_EVERY, Blocks, Ints, even_blocks, ragged_blocks, split
 from normstudy.data.entropy import entropies
 from normstudy.data.synthetic import SYNTHETIC_SYMBOLS, entropy_rate, markov_matrix, synthetic_tokens
 from normstudy.data.tokenizer import Pieces, Tokens
@@ -99,6 +99,8 @@ def _load(
     h1, h2 = entropies(train, validation, len(pieces))
     if h1 - h2 < MIN_ENTROPY_GAP:
         smaller = " or a smaller data.vocab_size" if tokenizer_name == "bpe" else ""
+        if len(symbols) < VALIDATION_EVERY * BLOCK:
+            smaller += f" and of at least {VALIDATION_EVERY * BLOCK} bytes (this one has only {len(symbols)})"
         raise ConfigError(
             f"the text of data={name} has a unigram entropy of {h1:.3f} and a bigram entropy of {h2:.3f} nats, "
             f"less than {MIN_ENTROPY_GAP} apart, so stuck runs could not be distinguished from those that learned: "

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from normstudy.config import VOCAB_MAX
+from normstudy.config import VOCAB_MAX, places
 from normstudy.data import downloads
 from normstudy.errors import ConfigError
 
@@ -160,7 +160,8 @@ def _library() -> ModuleType:
 def read_merges(path: Path, vocab_size: int) -> Merges | None:
     """Read merges from a cache file. Return None if the file is missing, damaged, or not for `vocab_size` tokens."""
     try:
-        kept = json.loads(path.read_bytes())
+        with open(path, "rb", opener=places.own_opener) as file:
+            kept = json.load(file)
         if kept["sha256"] != _checksum(kept["merges"]):
             return None
         merges = [(a, b) for a, b in kept["merges"]]

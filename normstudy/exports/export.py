@@ -14,6 +14,7 @@ from types import ModuleType
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import count_text
+from normstudy.analysis.select import Where
 from normstudy.errors import ConfigError
 from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
@@ -25,10 +26,10 @@ FORMATS = ("csv", "tensorboard", "wandb-offline", "duckdb")
 JOINED = ("csv", "duckdb")  # formats that consist of tables, to which --join adds columns
 
 
-def export_study(study: Path, *, to: str, out: Path | None, where: dict[str, str], join: bool = False) -> str:
+def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: bool = False) -> str:
     """Write runs of a study in the format `to`; returns a text that says what was written and how to open the result.
 
-    out: the file or folder to create, by default STUDY/export/TO. where: column -> value, to select runs. join: whether
+    out: the file or folder to create, by default STUDY/export/TO. where: see `select`. join: whether
     to add columns of `runs` to the other tables, as `load(join=True)` does. Raises ConfigError for an unknown format, a
     missing library, an `out` that exists or cannot be written, a folder that is not a study, a `where` that selects no
     run, and a `join` of a format without tables.

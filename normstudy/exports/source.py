@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from normstudy.analysis import load
 from normstudy.analysis.outcomes import outcomes
-from normstudy.analysis.select import select, tell_sources_apart
+from normstudy.analysis.select import Where, select, tell_sources_apart
 from normstudy.errors import ConfigError
 from normstudy.study import parquet
 from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMA_FILE, SCHEMAS, SORT, plain_schema, run_of
@@ -60,7 +60,7 @@ class Source:
         return pa.schema([*plain_schema(table), *DERIVED.get(table, []), *joined])
 
 
-def choose(study_dir: Path, where: Mapping[str, str], *, join: bool = False) -> Source:
+def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
     """Select the runs to export. join: whether to add the columns that `load(join=True)` adds, if it read these runs.
 
     Raises ConfigError if there are no runs, if a run_id cannot be a file name, or if a finished run has no steps.

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.csv import CSVWriter
 
+from normstudy.errors import printable
 from normstudy.exports.source import Source
 from normstudy.study.schema import TABLES
 
@@ -16,6 +17,7 @@ BUFFER = 1024 * 1024  # bytes buffered before each write
 
 # Spreadsheets run text that begins with one of these characters as a formula; see OWASP on CSV injection.
 FORMULA = r"^([=+\-@\t\r\n\x00])"
+CONTROL = r"[\p{C}\p{Zl}\p{Zp}]"
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
@@ -28,10 +30,13 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def harmless(rows: pa.Table) -> pa.Table:
-    """Return the rows with a single quote before each text that a spreadsheet would run as a formula."""
+    """Escape control characters, and put a quote before each text that a spreadsheet would run as a formula."""
     for i, f in enumerate(rows.schema):
         if pa.types.is_string(f.type):
-            rows = rows.set_column(i, f, pc.replace_substring_regex(rows.column(i), FORMULA, r"'\1"))
+            text = pc.replace_substring_regex(rows.column(i), FORMULA, r"'\1")
+            if pc.any(pc.match_substring_regex(text, CONTROL)).as_py():
+                text = pa.array([None if v is None else printable(v) for v in text.to_pylist()], f.type)
+            rows = rows.set_column(i, f, text)
     return rows
 
 

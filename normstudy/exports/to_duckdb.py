@@ -48,7 +48,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
     except Exception as error:
         if failed:
             raise failed[0] from None
-        if not isinstance(error, duckdb.Error):
+        if not isinstance(error, duckdb.Error | RuntimeError):  # RuntimeError: the path is not UTF-8
             raise
         line = str(error).partition("\n")[0]
         # DuckDB's error has no attribute errno. The error's text ends with the system's message, which shows the errno.

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from normstudy.analysis.select import Where, conditions
 from normstudy.config import one_of
 from normstudy.errors import ConfigError
 from normstudy.figures import style
@@ -55,14 +56,14 @@ class PlotResult:
 def plot_study(
     study_dir: Path,
     *,
-    where: dict[str, str] | None = None,
+    where: Where | None = None,
     fmt: str = "png",
     out: Path | None = None,
     only: list[str] | None = None,
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default the study's folder `figures`.
 
-    where: column -> value, as on the command line. Only runs with these values are drawn, by default into a subfolder
+    where: as on the command line (see `select`). Only runs with these values are drawn, by default into a subfolder
     of `figures`, so that they do not replace the figures of all runs. only: names of figures; by default, all. Raises
     ConfigError for a folder that is not a study or has no finished run, for an unknown figure or format, and if a file
     cannot be written.
@@ -90,7 +91,8 @@ def plot_study(
     return result
 
 
-def _folder_name(where: dict[str, str]) -> str:
+def _folder_name(where: Where) -> str:
     """Return the subfolder for figures of some runs, such as `peak_lr=3e-3,placement=post`, or "" for all runs."""
-    name = ",".join(f"{column}={value}" for column, value in sorted(where.items()))
+    signs = {"!=": "=not ", "<": "=below ", "<=": "=to ", ">": "=above ", ">=": "=from "}
+    name = ",".join(f"{c}{signs.get(sign, sign)}{','.join(texts)}" for c, sign, texts in sorted(conditions(where)))
     return "".join(c if c.isalnum() or c in "_.=+-," else "_" for c in name)

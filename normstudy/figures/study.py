@@ -12,7 +12,7 @@ import pandas as pd
 
 from normstudy.analysis.grid import Value
 from normstudy.analysis.outcomes import outcomes
-from normstudy.analysis.select import has_value, native, select, tell_sources_apart
+from normstudy.analysis.select import Where, has_value, native, select, tell_sources_apart
 from normstudy.errors import ConfigError
 from normstudy.figures.look import Look, choose_look, chosen, folded, label, short_names, spread, swept, values, varies
 from normstudy.study import tables
@@ -169,8 +169,8 @@ def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) 
     return [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in fixed]
 
 
-def load(study_dir: Path, where: dict[str, str] | None = None) -> Study:
-    """Read a study's runs that match `where` (column -> value). Raises ConfigError if no finished run is found."""
+def load(study_dir: Path, where: Where | None = None) -> Study:
+    """Read a study's runs that match `where` (see `select`). Raises ConfigError if no finished run is found."""
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     done = runs[runs["status"] == "done"].reset_index(drop=True)
     if done.empty:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from normstudy.processes import Child
 
 if TYPE_CHECKING:
+    from normstudy.analysis.select import Where
     from normstudy.figures.draw import PlotResult
 
 # Each process draws one half of these figures. Only the first half needs the table `residual`, and only the second
@@ -29,7 +30,7 @@ FEW_FIGURES, FEW_BYTES = 2, 250_000
 def plot(
     study_dir: Path,
     *,
-    where: dict[str, str] | None = None,
+    where: Where | None = None,
     fmt: str = "png",
     out: Path | None = None,
     only: list[str] | None = None,
@@ -71,9 +72,7 @@ def _is_large(study_dir: Path) -> bool:
     return False
 
 
-def _draw(
-    pipe: Connection, study_dir: Path, names: list[str], where: dict[str, str] | None, fmt: str, out: Path | None
-) -> None:
+def _draw(pipe: Connection, study_dir: Path, names: list[str], where: Where | None, fmt: str, out: Path | None) -> None:
     """Draw figures, and send `PlotResult.found` to the parent process: figure -> file, or reason why it is not drawn.
 
     If drawing fails, nothing is sent, and the parent process then draws these figures itself.

@@ -14,6 +14,7 @@ import stat
 import time
 from pathlib import Path
 
+from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import ask
 from normstudy.study import files
@@ -69,7 +70,7 @@ def check_own(folder: Path) -> None:
 def read(study_dir: Path) -> Array | None:
     """Read a study's record; return None if there is no record. Raises a ConfigError for a damaged record."""
     try:
-        fields = json.loads((study_dir / RECORD).read_bytes())
+        fields = json.loads(places.read(study_dir / RECORD))
         array = Array(**{f.name: fields[f.name] for f in dataclasses.fields(Array)})
         # Check the name and the id, because they become command-line arguments. With a forged id such as --user=me,
         # scancel would end all of the user's jobs.

@@ -8,6 +8,8 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from normstudy.config import places
+
 FOLDER = "state/checkpoints"
 SET_ASIDE = "state/set_aside"  # folder of unusable checkpoints, kept for inspection
 FORMAT = b"normstudy checkpoint 1\n"
@@ -44,7 +46,7 @@ def metadata_of(file: BinaryIO) -> dict[str, str]:
 def head_of(study_dir: Path, run_id: str) -> Head | None:
     """Read a run's progress from its checkpoint, without verifying the checksum; None if the file cannot be read."""
     try:
-        with open(study_dir / FOLDER / run_id, "rb") as file:
+        with open(study_dir / FOLDER / run_id, "rb", opener=places.opener) as file:
             if file.read(len(FORMAT)) != FORMAT:
                 return None
             found, written = metadata_of(file), os.fstat(file.fileno()).st_mtime

@@ -21,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from normstudy.errors import ConfigError
+from normstudy.config import places
+from normstudy.errors import ConfigError, printable
 from normstudy.study import files, swap, tables
 
 LOCK = "state/lock"
@@ -111,7 +112,7 @@ def _take(study_dir: Path, command: str, kind: int, patience: float) -> int:
                 raise
             # Continue without a lock: two simultaneous sweeps would train each run twice, but write the same bytes.
             what = "this file system has no locks, so start no other sweep of this study until this command ends"
-            print(f"{path}: {what}", file=sys.stderr)
+            print(printable(f"{path}: {what}"), file=sys.stderr)
         if _is_at(fd, path):
             break
         os.close(fd)  # another command has removed the file since it was opened, so the lock protects nothing
@@ -149,7 +150,7 @@ def holder_of(study_dir: Path) -> Holder | None:
     another machine wrote the lock file, the holder named in the file is returned with verified=False.
     """
     try:
-        status, content = (study_dir / LOCK).stat(), (study_dir / LOCK).read_bytes()
+        status, content = (study_dir / LOCK).stat(), places.read(study_dir / LOCK)
     except FileNotFoundError:
         return None
     note = _note(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from normstudy import config as cfg
+from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.study import files
 from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, NAME_TYPE, SCHEMAS
@@ -60,13 +62,16 @@ def encode_values(content: pa.Table) -> bytes:
 
 def open_file(source: Path | bytes) -> pq.ParquetFile:
     """Open a Parquet file, given its path or its bytes. Each page's checksum is verified when the page is read."""
-    opened = pa.BufferReader(source) if isinstance(source, bytes) else source
+    if isinstance(source, Path):
+        os.close(places.opener(str(source), os.O_RDONLY))
+    # Given a path, pyarrow would take x:y for an address, and refuse a name that is not UTF-8.
+    opened = pa.OSFile(os.fsencode(source)) if isinstance(source, Path) else pa.BufferReader(source)
     return pq.ParquetFile(opened, page_checksum_verification=True)
 
 
 def open_table(path: Path) -> pq.ParquetFile:
     """Open a file of a study's table. An uncompacted file is small, so reading it whole at the start saves time."""
-    return open_file(path if path.name == COMPACTED_FILE else path.read_bytes())
+    return open_file(path if path.name == COMPACTED_FILE else places.read(path))
 
 
 def read(source: Path | bytes) -> pa.Table:

@@ -6,18 +6,27 @@ A study's folders must not be symbolic links. Other output must not be in a stud
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from normstudy.errors import ConfigError
 
+# duckdb and polars expand patterns and take key=value for a partition; pyarrow and pandas take x:y for an address.
+MISREAD = re.compile(r"[=*?[]|^[A-Za-z][\w+.-]*:")
 OWN_FOLDERS = ("tables", "state", "sweeps")  # folders reserved for the study's own files
 
 
 def check_study(results_dir: str, study: str) -> None:
     """Raise ConfigError if a study's folder is a symbolic link, contains linked folders or lies in another study."""
-    if not results_dir.isprintable():
-        raise ConfigError(f"results_dir {results_dir!r} contains a control character: choose a path without it")
     folder = Path(results_dir, study)
+    if not results_dir.isprintable():
+        raise ConfigError(f"results_dir {results_dir!r} contains a control character or is not UTF-8: choose another")
+    misread = MISREAD.search(str(folder))
+    if misread and not (folder / "tables" / "runs").is_dir():  # a study of an older version may have any path
+        raise ConfigError(
+            f"results_dir {results_dir!r} study {study!r} contains {misread[0]!r}, so programs that read the tables "
+            "would take the path for an address, a pattern or a partition: choose a path without it"
+        )
     if folder.is_symlink():
         raise ConfigError(_link(folder) + ", but a study's folder must not be a link: choose another study")
     check_own_folders(folder)

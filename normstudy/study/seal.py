@@ -35,7 +35,7 @@ def refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[
     what = "; ".join(parts) or "the normstudy version that trained the study computes different bits"
     n = len(strangers)
     lacks = f"lacks {n} of the requested runs" if n > 1 else "lacks the requested run"
-    safe = "".join(c if c.isalnum() or c in "_.=+-" else "_" for c in name)[:80]
+    safe = "".join(c if (c.isascii() and c.isalnum()) or c in "_.+-" else "_" for c in name)[:80]
     return f"{study_dir} is sealed and {lacks}: {what}. Train in a new study: study={safe}"
 
 

@@ -20,6 +20,7 @@ GPU_RUNS = 1024  # most runs per batch; a larger batch would not train faster
 GPU_SEQUENCES = 65_535  # most sequences per batch, because fused attention maps them to a grid axis of this size
 MEMORY_SHARE = 0.5  # fraction of the free memory that all batches together may use; low, as estimates are rough
 FLOAT = 4  # bytes per number
+PROCESS = 2**28  # bytes of a process that has imported torch
 
 
 def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | None = None) -> int:
@@ -71,16 +72,16 @@ def _vocab_size(config: RunConfig) -> int:
     return d.vocab_size or cfg.BPE_VOCAB if d.tokenizer == "bpe" else 256
 
 
-def free_memory(device: str) -> int:
-    """Return how many bytes of memory are free: on the GPU if `device` is cuda, else in this machine or container."""
+def free_memory(device: str, *, whole: bool = False) -> int:
+    """Return how many bytes of memory are free (if `whole`: exist) on the GPU, or in this machine or container."""
     if device == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info()[0])
+        return int(torch.cuda.mem_get_info()[whole])
     with open("/proc/meminfo") as f:
         fields = dict(line.split(":", 1) for line in f)
-    free = int(fields["MemAvailable"].split()[0]) * 1024
+    free = int(fields["MemTotal" if whole else "MemAvailable"].split()[0]) * 1024
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     if limit.exists() and limit.read_text().strip() != "max":  # a container's memory limit
-        free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+        free = min(free, max(0, int(limit.read_text()) - (not whole) * int(used.read_text())))
     return free

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, say
 from normstudy.slurm import arrays, submit
 from normstudy.study import files, locks, records, tables
 from normstudy.study.records import Request
@@ -38,7 +38,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
         array = submit.submit(study_dir, tasks, planned.execution, command, since) if tasks else None
     ended = 0
     if array is not None:
-        print(watch.submitted_line(study_dir, array), flush=True)
+        say(watch.submitted_line(study_dir, array))
         if stop.number is not None:
             raise Interrupted(stop.number)
         if detach:

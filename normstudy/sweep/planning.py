@@ -62,6 +62,14 @@ class Plan:
             loads[loads.index(min(loads))] += batch.seconds
         return max(loads)
 
+    @property
+    def memory(self) -> int:
+        """Estimate how many bytes of memory the training needs at most, on this machine or in each Slurm job."""
+        workers = options.workers_of(self.execution) if self.on_slurm else self.workers
+        runs = [(len(batch.run_ids), self.runs[batch.run_ids[0]]) for batch in self.batches]
+        sizes = sorted((batching.PROCESS + n * batching.bytes_of_run(run) for n, run in runs), reverse=True)
+        return sum(sizes[:workers])
+
 
 def plan(configs: Sequence[RunConfig]) -> Plan:
     """Plan one sweep without writing anything. Raises a ConfigError for runs that cannot be trained."""
@@ -102,11 +110,22 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     else:
         device = _device(execution.device)
         workers = execution.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
-    _check_own([runs[i] for i in missing], device if execution.cluster == "local" else "cpu")
     given_up = left_out(study_dir, missing, statuses, execution)
     batches = group({i: runs[i] for i in missing if i not in given_up}, workers, device)
     at_once = max(1, min(workers, len(batches)))
-    return Plan(study_dir, ids, runs, texts, missing, batches, at_once, device, is_sealed, given_up, execution)
+    planned = Plan(study_dir, ids, runs, texts, missing, batches, at_once, device, is_sealed, given_up, execution)
+    _check_memory(planned)
+    _check_own([runs[i] for i in missing], device if execution.cluster == "local" else "cpu")
+    return planned
+
+
+def _check_memory(planned: Plan) -> None:
+    """Refuse batches that need more memory than this machine has. What Slurm's machines have is unknown."""
+    if not planned.on_slurm and planned.memory > (limit := batching.free_memory(planned.device, whole=True)):
+        raise ConfigError(
+            f"training needs about {planned.memory / 1e9:,.3g} GB of memory, but there are {limit / 1e9:.3g} GB: use a "
+            "smaller model, data.batch_size or data.seq_len, or reduce execution.workers or execution.runs_per_batch"
+        )
 
 
 def left_out(study_dir: Path, missing: list[str], statuses: dict[str, str], execution: ExecutionConfig) -> list[str]:

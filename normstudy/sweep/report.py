@@ -9,7 +9,7 @@ from pathlib import Path
 
 from normstudy import config as cfg
 from normstudy.config import RunConfig
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, say
 from normstudy.model import moments
 from normstudy.study import tables
 from normstudy.sweep.planning import RETRY, Plan
@@ -23,6 +23,7 @@ def print_plan(planned: Plan, asked: int) -> None:
         sizes = sorted({len(batch.run_ids) for batch in planned.batches})
         together = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
         line += f" of {together} on {planned.workers} workers ({planned.device})"
+        line += f", about {planned.memory / 1e9:.2g} GB of memory{' a job' if planned.on_slurm else ''}"
         line += f", estimated time {progress.duration(planned.seconds)}"
     print(line, flush=True)
     if planned.given_up:
@@ -62,9 +63,9 @@ def draw(study_dir: Path) -> None:
 
     try:
         for line in together.plot(study_dir).skipped:
-            print(line)
+            say(line)
     except ConfigError as error:  # missing figures do not change the sweep's exit code
-        print(f"no figures: {error}")
+        say(f"no figures: {error}")
 
 
 def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
@@ -93,6 +94,6 @@ def print_comparison(planned: Plan) -> None:
     if axis is None:
         return
     try:
-        print(render(compare_study(planned.study_dir, by=axis), "table"))
+        say(render(compare_study(planned.study_dir, by=axis), "table"))
     except ConfigError as error:
-        print(f"no comparison: {error}")
+        say(f"no comparison: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from normstudy.config import RunConfig
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, say
 from normstudy.study.records import Request
 from normstudy.sweep import planning
 from normstudy.sweep.execute import RunsFailed, execute
@@ -46,7 +46,7 @@ def run_sweep(
             failure = error
         draw(planned.study_dir)
     print_comparison(planned)
-    print(f"tables, figures: {planned.study_dir}")
+    say(f"tables, figures: {planned.study_dir}")
     if failure is not None:
         raise failure
     return losses_of(planned)
@@ -64,6 +64,6 @@ def run_one(config: RunConfig, *, request: Request) -> float | None:
     (loss,) = losses_of(planned)
     final = "no final validation loss" if loss is None else f"final validation loss {loss:.4f} nats per token"
     found = progress.outcomes_of(planned.study_dir, [run_id])[run_id]
-    print("\n".join([f"{run_id}: {found}, {final}", *explained([found])]))
-    print(f"tables: {planned.study_dir}/tables    to draw figures: normstudy plot {planned.study_dir}")
+    say("\n".join([f"{run_id}: {found}, {final}", *explained([found])]))
+    say(f"tables: {planned.study_dir}/tables    to draw figures: normstudy plot {planned.study_dir}")
     return loss

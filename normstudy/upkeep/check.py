@@ -18,6 +18,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from normstudy.analysis.grid import count_text
+from normstudy.config import places
+from normstudy.errors import printable
 from normstudy.study import parquet, schema, swap, tables
 from normstudy.study.files import damage
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES
@@ -134,7 +136,8 @@ def _check(study: Path) -> CheckResult:
     verdict = count_text(len(findings), "finding") if findings else "sound"
     head = f"{study}: {count_text(len(found.names), 'run')}, {count_text(found.n_files, 'file')}, {verdict}"
     notes = check_state.notes(study, Counter(run.status for run in runs.values()))
-    return CheckResult("\n".join([head, *findings, *(f"note: {note}" for note in notes)]), not findings)
+    lines = [head, *findings, *(f"note: {note}" for note in notes)]
+    return CheckResult("\n".join(map(printable, lines)), not findings)
 
 
 def _files(found: Found, table: str) -> list[str]:
@@ -168,7 +171,7 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
     """
     path = found.study / "tables" / table / name
     try:
-        with open(path, "rb") as f:
+        with open(path, "rb", opener=places.opener) as f:
             if f.read(4) != b"PAR1":
                 raise Wrong("is damaged (the first four bytes are not PAR1)")
         file = parquet.open_table(path)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from normstudy.analysis.grid import count_text
+from normstudy.config import places
 from normstudy.study import checkpoints, locks, parquet, records, schema, swap
 from normstudy.study.files import damage
 
@@ -26,12 +27,14 @@ def wrong_in_checkpoints(study: Path) -> list[str]:
 def _wrong_in_checkpoint(path: Path) -> str:
     """Describe what is wrong with a checkpoint, in a string that is empty for a sound or removed file."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=places.opener) as file:
             if what := checkpoints.wrong_in(file):
                 return what
             run_id = checkpoints.metadata_of(file)["run_id"]
     except FileNotFoundError:
         return ""
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     return "" if run_id == path.name else f"is the checkpoint of another run, {run_id}"
 
 
@@ -79,7 +82,7 @@ def wrong_with_seal(study: Path, n_runs: int | None, n_beside: int) -> list[str]
     again = f"rm {shlex.quote(str(path))} && normstudy compact {study} --seal"
     do = f"restore the file from a copy, or seal the study again with {again}"
     try:
-        seal = json.loads(path.read_bytes())
+        seal = json.loads(places.read(path))
         sealed, sha256 = int(seal["runs"]), dict(seal["sha256"])
     except (ValueError, KeyError, TypeError):
         return [f"{schema.SEALED}: is damaged: {do}"]
@@ -88,9 +91,8 @@ def wrong_with_seal(study: Path, n_runs: int | None, n_beside: int) -> list[str]
         if not (study / name).is_file():
             lines.append(f"{name}: is missing, although the study is sealed: restore the file from a copy")
             continue
-        with open(study / name, "rb") as f:
-            if hashlib.file_digest(f, "sha256").hexdigest() != sha256.get(name):
-                lines.append(f"{name}: has changed since the study was sealed: {do}")
+        if hashlib.sha256(places.read(study / name)).hexdigest() != sha256.get(name):
+            lines.append(f"{name}: has changed since the study was sealed: {do}")
     if n_beside:
         what = f"the study is sealed, but has uncompacted files of {count_text(n_beside, 'run')}"
         lines.append(f"{schema.SEALED}: {what}: move these files away, or add them with normstudy compact {study}")

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from normstudy import __version__
 from normstudy.analysis.grid import count_text
+from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays
 from normstudy.study import files, locks, parquet, swap, tables
@@ -75,7 +76,7 @@ def _statuses(study_dir: Path) -> dict[str, str]:
 def _seal_text(study_dir: Path, n_runs: int) -> bytes:
     """Return the content of SEALED: normstudy's version, the number of runs and each compacted file's sha256."""
     names = [f"tables/{table}/{COMPACTED_FILE}" for table in TABLES]
-    sha256 = {name: hashlib.sha256((study_dir / name).read_bytes()).hexdigest() for name in names}
+    sha256 = {name: hashlib.sha256(places.read(study_dir / name)).hexdigest() for name in names}
     return (json.dumps({"normstudy": __version__, "runs": n_runs, "sha256": sha256}, indent=1) + "\n").encode()
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from normstudy.analysis.outcomes import RUN_COLUMNS, outcome_counts, outcomes
+from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
@@ -309,7 +310,7 @@ def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
     tries = records.tries_of(study)
     for run_id in run_ids:
         try:
-            with open(study / records.LOGS / f"{run_id}-{tries[run_id]}.txt", "rb") as file:
+            with open(study / records.LOGS / f"{run_id}-{tries[run_id]}.txt", "rb", opener=places.opener) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
                 text = file.read().decode(errors="replace")
         except FileNotFoundError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from normstudy.analysis.grid import count_text, three_digits
 from normstudy.analysis.outcomes import explained
 from normstudy.config import ExecutionConfig
+from normstudy.errors import printable
 from normstudy.slurm import arrays
 from normstudy.study import records
 from normstudy.upkeep.positions import Group
@@ -72,7 +73,7 @@ def render(status: Status) -> str:
     again = f": {'; '.join(s.commands)}" if s.commands else ""
     if not s.holder and not (s.jobs and not s.jobs.over) and s.interrupted + s.not_begun:
         lines.append(f"no process is training the remaining runs; rerun the same command to resume{again}")
-    return "\n".join([*lines, *_failures(s, again)])
+    return "\n".join(map(printable, (*lines, *_failures(s, again))))
 
 
 def _of_jobs(s: Status) -> str:

@@ -26,7 +26,7 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load, save
 
-from normstudy.config import NUMERICS
+from normstudy.config import NUMERICS, places
 from normstudy.study import files, parquet
 from normstudy.study.checkpoints import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata_of, wrong_in
 from normstudy.study.schema import SCHEMAS, SERIES
@@ -64,7 +64,7 @@ def write(
 def read(study_dir: Path, run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> Checkpoint | None:
     """Read a run's checkpoint; None if the file does not exist. Raises Refused."""
     try:
-        data = (study_dir / FOLDER / run_id).read_bytes()
+        data = places.read(study_dir / FOLDER / run_id)
     except FileNotFoundError:
         return None
     except OSError as error:

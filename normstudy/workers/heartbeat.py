@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from normstudy.config import places
 from normstudy.study import files
 
 SUFFIX = ".heartbeat"
@@ -52,7 +53,7 @@ def read_all(study_dir: Path) -> list[Heartbeat]:
     found = []
     for path in (study_dir / "state").glob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            began, now, expires, steps = json.loads(path.read_bytes())
+            began, now, expires, steps = json.loads(places.read(path))
             both = {run_id: (int(first), int(step)) for run_id, (first, step) in steps.items()}
             found.append(Heartbeat(float(began), float(now), float(expires), both))
     return sorted(found, key=lambda heartbeat: heartbeat.now)

@@ -15,6 +15,8 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from normstudy.errors import printable
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WARNING = signal.SIGUSR2  # sent by Slurm to each process of a job some time before the job's time limit
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
@@ -95,7 +97,7 @@ def later() -> Iterator[None]:
 def print_error(line: str) -> None:
     """Print a line to standard error, above any progress bar. If this stream is closed, discard all further output."""
     try:
-        tqdm.write(line, sys.stderr)
+        tqdm.write(printable(line), sys.stderr)
     except OSError:  # continue, because the runs must still be saved
         say_no_more()
 

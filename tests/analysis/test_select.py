@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from handmade import handmade_config, write_handmade_run
 
 from normstudy.analysis.load import load
-from normstudy.analysis.select import native, select, values_of
+from normstudy.analysis.select import conditions, native, select, values_of
 from normstudy.config import ConfigError
 from normstudy.study import tables
 
@@ -62,6 +63,90 @@ def test_selection(runs: pd.DataFrame, where: dict[str, str] | None, n: int) -> 
     chosen = select(runs, where)
     assert len(chosen) == n
     assert chosen.index.isin(runs.index).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "n"),
+    [
+        (["placement=pre,post"], 10),
+        (["peak_lr=1e-3,0.003", "seed=0,7"], 5),
+        (["seed=0,7,8"], 6),
+        (["seed = 0 , 7"], 5),
+        (["peak_lr>=3e-3"], 4),
+        (["peak_lr>1e-3"], 4),
+        (["peak_lr<0.003"], 6),
+        (["peak_lr<=0.003"], 10),
+        (["seed>=1,seed<8"], 5),
+        (["seed!=0"], 6),
+        (["seed!=0,1"], 2),
+        (["d_ff!=null"], 1),
+        (["d_ff>=1"], 1),  # null is on no side
+        (["max_grad_norm!=1"], 9),
+        (["data_path=null,placement=pre"], 6),
+        (["placement='pre'"], 6),
+        (["placement=\"pre\",seed='0'"], 2),
+        (["started_at>=2025-01-01"], 10),
+        ("placement=pre,seed=0", 2),
+    ],
+)
+def test_conditions(runs: pd.DataFrame, words: list[str] | str, n: int) -> None:
+    assert len(select(runs, words)) == n
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], []),
+        (["placement=pre,norm=rmsnorm", "seed=3"], [("placement", "=", ("pre",)), ("norm", "=", ("rmsnorm",)),
+                                                   ("seed", "=", ("3",))]),
+        ([" placement = pre "], [("placement", "=", ("pre",))]),
+        (["data_path=a=b"], [("data_path", "=", ("a=b",))]),
+        (["data_path=\"a, b'\",'c\"d',e f,peak_lr>=1e-3"], [("data_path", "=", ("a, b'", 'c"d', "e f")),
+                                                         ("peak_lr", ">=", ("1e-3",))]),
+        (["data_path=it's"], [("data_path", "=", ("it's",))]),
+        (["data_path=''"], [("data_path", "=", ("",))]),
+    ],
+)  # fmt: skip
+def test_words_become_conditions(words: list[str], expected: list[object]) -> None:
+    assert conditions(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("placement", "not COLUMN=VALUE"),
+        ("", "not COLUMN=VALUE"),
+        ("pre,placement=post", "not COLUMN=VALUE"),
+        ("placement=", "not COLUMN=VALUE"),
+        ("placement=pre,", "not COLUMN=VALUE"),
+        ("placement=pre,,post", "not COLUMN=VALUE"),
+        ("placement='pre", "quote a value"),
+        ("placement='pre'x", "quote a value"),
+        ("placement=pre,placement=post", "sets placement twice: write placement=VALUE,VALUE"),
+        ("placement=pre,psot", "placement=psot selects no run; available values: post, pre"),
+        ("placement!=psot", "placement!=psot selects no run; available"),
+        ("placement!=pre,post", "no other value is left"),
+        ("peak_lr>=1", "peak_lr>=1 selects no run; available values: 0.001, 0.003"),
+        ("peak_lr>=1,2", "needs one number"),
+        ("d_ff<null", "needs one number"),
+        ("resolved_final_norm>=true", "needs one number"),
+        ("n_layers>two", "n_layers must be a number, not 'two'"),
+    ],
+)
+def test_bad_conditions_are_one_line(runs: pd.DataFrame, word: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)) as e:
+        select(runs, [word])
+    assert "\n" not in str(e.value)
+
+
+def test_load_reads_only_the_runs_that_meet_the_conditions(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_handmade_run(tmp_path / "s", handmade_config(tmp_path, seed=seed))
+    some = load(tmp_path / "s", where="seed>=1,seed!=2")
+    (run_id,) = some.runs["run_id"]
+    for table, every in zip(some, load(tmp_path / "s"), strict=True):
+        mine = every[every["run_id"] == run_id].reset_index(drop=True)
+        pd.testing.assert_frame_equal(table.reset_index(drop=True), mine)
 
 
 def test_the_chosen_runs_have_the_values(runs: pd.DataFrame) -> None:

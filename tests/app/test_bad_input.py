@@ -38,6 +38,11 @@ OWN_CONFIGS = {
     "bad_axis": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      model.n_layer: 2,4\n",
     "study_axis": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      study: a,b\n",
     "no_such_group": "# @package _global_\ndefaults:\n  - override /data: novel\n",
+    "cycle": "# @package _global_\nstudy: &a [*a]\n",
+    "nested": "# @package _global_\nmodel: &a\n  d_ff: {x: *a}\n",
+    "bomb": "# @package _global_\na0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1},' * 9}]\n" for n in range(1, 9)),
+    "merged": "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{f'*a{n - 1},' * 9}]}}\n" for n in range(1, 9)),
+    "deep": f"# @package _global_\nstudy: {'[' * 500}{']' * 500}\n",
     "no_such_value": "# @package _global_\nstudy: ${nothing}\n",
 }
 
@@ -50,7 +55,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, text in OWN_CONFIGS.items():
         (root / "experiment" / f"{name}.yaml").write_text(text)
     (root / "experiment" / "latin1.yaml").write_bytes(b"study: caf\xe9\n")
+    os.mkfifo(root / "experiment" / "pipe.yaml")
+    (root / "experiment" / "kernel.yaml").symlink_to("/proc/kmsg")
     (root / "empty.txt").write_bytes(b"")
+    (root / "few.txt").write_bytes(Path(__file__).read_bytes()[:600])
     (root / "short.txt").write_bytes(b"to be or not to be, that is the question. " * 20)
     (root / "no_study").mkdir()
     (root / "bare").mkdir()
@@ -122,6 +130,11 @@ BAD: list[tuple[str, list[str]]] = [
     ("run optimizer.decay=most", ["optimizer.decay 'most'", "all, matrices, matrices_but_embeddings"]),
     ("run schedule.warmup_steps=601", ["schedule.warmup_steps 601", "schedule.n_steps 600"]),
     ("run execution.workers=0", ["execution.workers 0", "at least 1"]),
+    # more memory than the machine has
+    ("run data=synthetic model.n_layers=2147483647", ["needs about", "GB of memory, but there are", "smaller model"]),
+    ("sweep TINY model.d_model=1000000000,64 --dry-run", ["needs about", "GB of memory, but there are"]),
+    ("sweep TINY seed=0,1 data.batch_size=2147483647", ["needs about", "data.batch_size"]),
+    ("sweep data=synthetic model.d_model=4096 seed=range(0,90) execution.runs_per_batch=90", ["needs about"]),
     # + ++ ~ on our keys
     ("run +foo=1", ["+foo=1", "key=value"]),
     ("run +seed=1", ["+seed=1", "key=value"]),
@@ -157,6 +170,15 @@ BAD: list[tuple[str, list[str]]] = [
     ("run --config-dir F experiment=no_such_group", ["data 'novel'", "stdlib"]),
     ("run --config-dir F experiment=no_such_value", ["nothing", "not found"]),
     ("run --config-dir F experiment=latin1", ["UTF-8"]),
+    ("run --config-dir F experiment=cycle", ["experiment/cycle.yaml repeats itself by its aliases"]),
+    ("sweep --config-dir F experiment=nested", ["experiment/nested.yaml repeats itself by its aliases"]),
+    ("run --config-dir F experiment=bomb", ["experiment/bomb.yaml repeats itself by its aliases", "100000"]),
+    ("run --config-dir F experiment=merged", ["experiment/merged.yaml repeats itself by its aliases"]),
+    ("run --config-dir F experiment=deep", ["too many brackets or levels"]),
+    (f"run seed={'[' * 500}", ["too many brackets or levels"]),
+    ("run --config-dir F experiment=kernel", ["experiment/kernel.yaml: it is a folder, a pipe, a device or a file of"]),
+    ("run --config-dir F experiment=pipe", ["experiment 'pipe' is not one of"]),
+    ("run --config-dir ~nobody-of-this-name", ["--config-dir '~nobody-of-this-name'", "no home folder is known"]),
     ("sweep --config-dir F experiment=list_axis", ["hydra.sweeper.params.seed", "comma-separated text"]),
     ("sweep --config-dir F experiment=bad_axis", ["unknown key model.n_layer", "Did you mean model.n_layers?"]),
     ("sweep --config-dir F experiment=study_axis", ["study=a,b", "one study"]),
@@ -207,6 +229,13 @@ BAD: list[tuple[str, list[str]]] = [
     ("run results_dir=F/held/state/x", ["held/state/x/scratch lies in", "another results_dir"]),
     ("run results_dir='a\0b'", ["results_dir 'a\\x00b'", "control character"]),
     (f"run TINY results_dir={'x' * 300}", ["File name too long"]),
+    ("run results_dir='caf\udce9'", ["results_dir 'caf\\udce9'", "not UTF-8"]),
+    ("sweep seed=0,1 results_dir=x:y", ["results_dir 'x:y' study 'scratch' contains 'x:'", "an address"]),
+    ("run results_dir=run-12:30", ["results_dir 'run-12:30'", "contains 'run-12:'"]),
+    ("run results_dir='./s3:/x'", ["contains 's3:'"]),
+    ("run results_dir='a/b=c'", ["results_dir 'a/b=c'", "contains '='", "a partition"]),
+    ("run study='a=b'", ["study 'a=b'", "contains '='", "choose a path without it"]),
+    ("run results_dir='a*'", ["contains '*'", "a pattern"]),
     ("run results_dir=null", ["results_dir 'null'", "text"]),
     ("run experiment=../experiment/smoke", ["experiment '../experiment/smoke' is a path", "name of a file"]),
     ("run experiment=/etc/passwd", ["experiment '/etc/passwd' is a path"]),
@@ -313,6 +342,11 @@ BAD: list[tuple[str, list[str]]] = [
     ("run data=file data.path=F/bare", ["bare", "has no files"]),
     ("run data=file data.path=F/*.nothing", ["*.nothing", "matches no file"]),
     ("run data=file data.path=/proc/self/mem", ["/proc/self/mem", "cannot be read"]),
+    ("run data=file data.path=/proc/kmsg", ["/proc/kmsg", "a file of the kernel"]),
+    ("run data=file data.path=/dev/zero", ["/dev/zero", "a device"]),
+    ("run data=file data.path=F/experiment/pipe.yaml", ["pipe.yaml", "a pipe"]),
+    ("run data=file data.path='caf\udce9'", ["caf\\udce9", "not UTF-8"]),
+    ("run data=file data.path=F/few.txt", ["less than 0.2 apart", "of at least 40960 bytes (this one has only 600)"]),
     ("run data=file data.path=F/empty.txt", ["empty.txt", "0"]),
     ("run data=synthetic data.seq_len=4096", ["data.seq_len 4096 is not below 4096", "longest block"]),
     ("sweep data=synthetic data.seq_len=64,5000", ["data.seq_len 5000 is not below 4096", "longest block"]),
@@ -327,6 +361,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("plot F/finished --only headline,,heatmap", ["headline,,heatmap", "empty"]),
     # folders that are no study, or hold no finished run
     ("plot F/nowhere", ["nowhere", "no such folder"]),
+    ("plot F/finishd", ["finishd", "no such folder", "Did you mean", "/finished?"]),
     ("plot F/no_study", ["no_study"]),
     ("compare F/no_study --by placement", ["no_study"]),
     ("compact F/no_study", ["no_study"]),

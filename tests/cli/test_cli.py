@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from studies import draw_no_figures
 
 from normstudy.app import compose, errors
-from normstudy.cli import arguments, manual
 from normstudy.cli import main as cli
+from normstudy.cli import manual
+from normstudy.study import parquet, schema
 
 COMMAND = Path(sys.executable).with_name("normstudy")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -123,20 +125,6 @@ def test_where_chooses_runs(study: Path, capfd: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ([], {}),
-        (["placement=pre"], {"placement": "pre"}),
-        (["placement=pre,norm=rmsnorm", "seed=3"], {"placement": "pre", "norm": "rmsnorm", "seed": "3"}),
-        ([" placement = pre "], {"placement": "pre"}),
-        (["data_path=a=b"], {"data_path": "a=b"}),
-    ],
-)
-def test_where_is_one_value_per_column(given: list[str], expected: dict[str, str]) -> None:
-    assert arguments.where(given) == expected
-
-
-@pytest.mark.parametrize(
     "words", [["plot", "--only", "headline,loss_curves"], ["compare", "--by", "warmup_steps"]], ids=["plot", "compare"]
 )
 @pytest.mark.parametrize("there", [True, False], ids=["a study", "no study"])
@@ -173,6 +161,48 @@ def test_a_name_of_a_study_is_answered_with_its_folder(
     assert "Did you mean results/cli?" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["results/wramup", "Warmup", "elsewhere/../results/warmu", "~/results/warmpu"])
+def test_a_misspelt_study_is_answered_with_the_nearest(
+    given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Capture
+) -> None:
+    for name in ("results/warmup", "results/depth", "elsewhere"):
+        (tmp_path / name / "tables" / "runs").mkdir(parents=True)
+    (tmp_path / "results" / "warmup-notes").mkdir()  # no study
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["status", given]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith(f"error: {given}: no such folder. Did you mean ")
+    assert err.endswith("results/warmup?\n")
+
+
+def test_home_is_where_a_tilde_is(study: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Capture) -> None:
+    """In paths that the shell leaves as they are, and in keys, which Hydra reads."""
+    home, folder = study.parent, tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(home))
+    assert ask(capfd, "status", "~/cli").startswith(f"{home}/cli: 2 runs")
+    ask(capfd, "export", "~/cli", "--to", "csv", "--out=~/out")
+    assert (home / "out" / "runs.csv").exists()
+    (home / "text").write_bytes(Path(__file__).read_bytes() * 8)
+    (home / "mine" / "experiment").mkdir(parents=True)
+    (home / "mine" / "experiment" / "homely.yaml").write_text("# @package _global_\nresults_dir: ~/deep\n")
+    words = ["sweep", "--dry-run", "data=file", "seed=0,1", "study=cli"]
+    for paths in (
+        ["data.path=~/text", "results_dir=~"],
+        ["data.path='~/text'", "--config-dir=~/mine", "+experiment=homely"],
+    ):
+        kept = [word.removeprefix("+") for word in paths]
+        assert ask(capfd, *words, *kept).startswith("cli: 2 runs, 0 already finished")
+    again = ["data=synthetic", "schedule.warmup_steps=0,2", "study=cli"]
+    assert "2 runs, 2 already finished" in ask(capfd, "sweep", "--dry-run", *TINY, *again, "results_dir=~")
+    monkeypatch.setenv("HOME", "/nowhere/at/all")
+    assert cli.main(["sweep", "data=synthetic", "seed=0,1", "results_dir=~nobody-of-this-name/x"]) == 2
+    assert "no home folder is known for ~nobody-of-this-name" in capfd.readouterr().err
+    assert list(folder.iterdir()) == []
+
+
 def test_compact_says_what_it_did_and_loses_no_run(study: Path, tmp_path: Path, capfd: Capture) -> None:
     copy = tmp_path / "cli"
     shutil.copytree(study, copy)
@@ -183,6 +213,38 @@ def test_compact_says_what_it_did_and_loses_no_run(study: Path, tmp_path: Path, 
     pd.testing.assert_frame_equal(before, after, check_dtype=False)
     again = ["sweep", *TINY, "schedule.warmup_steps=0,2", f"results_dir={tmp_path}", "study=cli"]
     assert "sealed" in ask(capfd, *again)  # all its runs are there: no error
+
+
+# ---- text from outside --------------------------------------------------------------------------------
+
+
+def test_long_words_of_an_error_are_cut_and_paths_are_not(capfd: Capture) -> None:
+    path = "/".join(["a" * 200] * 15)
+    for word, seen in ((path, path), ("x" * 5000, f"{'x' * 100}..."), ("a/" * 3000, f"{'a/' * 50}...")):
+        assert cli.main([f"no {word}"]) == 2
+        assert capfd.readouterr().err.startswith(f"error: unknown command 'no {seen}")
+
+
+def test_every_table_shows_control_characters_escaped(study: Path, tmp_path: Path, capfd: Capture) -> None:
+    """In every format, also where a value has a line break, or is cut because it is very long."""
+    evil = "\x1b]0;title\x07\r\n\u202e\x9b31m"
+    shown = "\\x1b]0;title\\x07\\r\\n\\u202e\\x9b31m"
+    shutil.copytree(study, tmp_path / "evil")
+    for number, path in enumerate(sorted((tmp_path / "evil" / "tables" / "runs").glob("*-*-*.parquet"))):
+        row = parquet.read(path).to_pylist()[0] | {"data": evil if number else "y" * 5000, "warmup_steps": 0}
+        path.write_bytes(parquet.encode("runs", pa.Table.from_pylist([row], schema.SCHEMAS["runs"])))
+    for form in ("table", "csv", "markdown"):
+        out = ask(capfd, "compare", str(tmp_path / "evil"), "--by", "data", "--format", form)
+        assert shown in out
+        assert "y" * 101 not in out
+        assert all(c.isprintable() for c in out.replace("\n", ""))
+    assert json.loads(ask(capfd, "compare", str(tmp_path / "evil"), "--by", "data", "--format", "json"))[0]["arm"] in (
+        evil, "y" * 5000,
+    )  # fmt: skip
+    ask(capfd, "export", str(tmp_path / "evil"), "--to", "csv", "--out", str(tmp_path / "csv"))
+    text = (tmp_path / "csv" / "runs.csv").read_text()
+    assert shown in text
+    assert all(c.isprintable() for c in text.replace("\n", ""))
 
 
 # ---- exit codes ---------------------------------------------------------------------------------------

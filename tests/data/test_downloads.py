@@ -245,9 +245,35 @@ def test_a_cache_folder_that_cannot_be_written_is_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NORMSTUDY_DATA_DIR", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ConfigError, match=r"file/cache, the cache folder .*\(Not a directory\).*_DATA_DIR"):
+    with pytest.raises(ConfigError, match=r"file/cache, in the cache .*\(Not a directory\).*_DATA_DIR"):
         downloads.downloaded_bytes("shakes", corpus(server.url))
     assert server.ranges == []
+
+
+@pytest.mark.parametrize("name", ["shakes.txt", "shakes.txt.part", ".shakes.txt.lock"])
+@pytest.mark.parametrize("what", ["link", "pipe", "other"])
+def test_the_cache_opens_no_link_and_no_file_of_another_user(
+    name: str, what: str, server: Server, cache: Path, tmp_path: Path
+) -> None:
+    """Whoever can write into a shared cache must not choose what is read, or where a download is written to."""
+    (tmp_path / "target").write_bytes(BODY)
+    cache.mkdir()
+    if what == "link":
+        (cache / name).symlink_to(tmp_path / "target")
+    elif what == "pipe":
+        os.mkfifo(cache / name)
+    elif os.geteuid() == 0:
+        (cache / name).write_bytes(BODY)
+        os.chown(cache / name, 12345, -1)
+    else:
+        pytest.skip("only root can give a file to another user")
+    with pytest.raises(ConfigError) as error:
+        downloads.downloaded_bytes("shakes", corpus(server.url))
+    assert f"{cache / name}, in the cache for data=shakes, cannot be read or written (" in str(error.value)
+    reasons = {"link": "symbolic link", "pipe": "a pipe|No such device", "other": "belongs to user 12345"}
+    assert re.search(reasons[what], str(error.value))
+    assert what != "other" or (cache / name).read_bytes() == BODY
+    assert (tmp_path / "target").read_bytes() == BODY
 
 
 def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,10 @@ def test_only_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFi
 def test_a_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run.run_sweep([tiny(tmp_path, seed=s) for s in (0, 1)], dry_run=True, request=REQUEST)
     assert list(tmp_path.iterdir()) == []
-    assert "2 runs, 0 already finished, 1 batches of 2 on 1 workers (cpu), estimated time" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert (
+        "2 runs, 0 already finished, 1 batches of 2 on 1 workers (cpu), about 0.27 GB of memory, estimated time" in out
+    )
 
 
 def test_batches_are_near_equal_and_the_largest_cost_comes_first(
