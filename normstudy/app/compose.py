@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import dataclasses
+import functools
+import types
+import typing
 from pathlib import Path
 
-import yaml
-from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_store import ConfigStore
-from hydra.core.object_type import ObjectType
-from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
-from normstudy.config import RunConfig, places
+from normstudy.config import RunConfig
 from normstudy.errors import ConfigError
 from normstudy.study import paths
 
-MOST_NODES = 100_000  # values that a configuration file may have, counting those that its aliases repeat
 SCHEMA = OmegaConf.structured(RunConfig)
 OmegaConf.set_struct(SCHEMA.execution.sbatch, False)  # accept every option of sbatch as a key
 ConfigStore.instance().store(name="normstudy_schema", node=SCHEMA, provider="normstudy")
+
+
+@functools.cache
+def leaves() -> dict[str, type]:
+    """Return the type of each dotted key that has a value. The type leaves out None: it is int for `int | None`."""
+    found: dict[str, type] = {}
+    for top, kind in typing.get_type_hints(RunConfig).items():
+        inner = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {"": kind}
+        for leaf, hint in inner.items():
+            value = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+            found[f"{top}.{leaf}".rstrip(".")] = value
+    return found
 
 
 def conf_dir() -> Path:
@@ -32,40 +41,15 @@ def conf_dir() -> Path:
     raise ConfigError(f"conf/config.yaml is neither in {package} nor beside it: install normstudy again")
 
 
-@contextlib.contextmanager
-def checked_files() -> Iterator[None]:
-    """Refuse YAML files that Hydra would not finish reading, before it reads them."""
-    load = ConfigRepository.load_config
-
-    def checked(repository: ConfigRepository, config_path: str) -> ConfigResult | None:
-        source = repository._find_object_source(config_path, ObjectType.CONFIG)
-        if source is not None and source.scheme() == "file":
-            text = places.read(path := Path(source.path, source._normalize_file_name(config_path)))
-            if b"&" in text and _size(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
-                raise ConfigError(f"{path} repeats itself by its aliases, to more than {MOST_NODES} values: shorten it")
-        return load(repository, config_path)
-
-    setattr(ConfigRepository, "load_config", checked)  # noqa: B010  # mypy forbids a plain assignment
-    try:
-        yield
-    finally:
-        setattr(ConfigRepository, "load_config", load)  # noqa: B010
-
-
-def _size(node: object, sizes: dict[int, int]) -> int:
-    """Count the YAML nodes in `node` and the nodes that its aliases stand for. A node in itself has too many."""
-    if isinstance(node, tuple | list):
-        return sum(_size(one, sizes) for one in node)
-    if id(node) not in sizes:
-        sizes[id(node)] = MOST_NODES  # until it is counted
-        sizes[id(node)] = 1 + (_size(node.value, sizes) if isinstance(node, yaml.CollectionNode) else 0)
-    return sizes[id(node)]
+def check_is_run(kind: type | None) -> None:
+    """Raise a ConfigError if a composed configuration of this type lacks normstudy's schema."""
+    if kind is not RunConfig:
+        raise ConfigError("this config describes no run: begin its defaults list with normstudy_schema or config")
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
     """Convert the composed configuration to a validated RunConfig."""
-    config = OmegaConf.to_object(cfg)
-    if not isinstance(config, RunConfig):
-        raise ConfigError("this config describes no run: begin its defaults list with normstudy_schema or config")
+    check_is_run(OmegaConf.get_type(cfg))
+    config: RunConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     paths.check_study(config.results_dir, config.study)
     return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import types
@@ -13,27 +12,29 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from normstudy.app.compose import leaves
 from normstudy.config import CONF_GROUPS, RunConfig
 from normstudy.errors import ConfigError, nearest
+
+# Other programs' names of keys; `nearest` finds those with similar letters, such as warmup and heads.
+OTHER_WORDS = {
+    "lr": "schedule.peak_lr", "learning_rate": "schedule.peak_lr", "epochs": "schedule.n_steps",
+    "depth": "model.n_layers", "width": "model.d_model", "hidden_size": "model.d_model", "batch": "data.batch_size",
+    "device": "execution.device",
+}  # fmt: skip
+READERS = ("hydra", "omegaconf", "antlr4", "yaml", "logging")  # packages that read what the user wrote
 
 
 def known_keys() -> list[str]:
     """List every dotted key that a command line may set, every config group, and `experiment`."""
-    keys = ["experiment", *CONF_GROUPS]
-    for top in dataclasses.fields(RunConfig):
-        kind = typing.get_type_hints(RunConfig)[top.name]
-        if dataclasses.is_dataclass(kind):
-            keys += [f"{top.name}.{leaf.name}" for leaf in dataclasses.fields(kind)]
-        else:
-            keys.append(top.name)
-    return keys
+    return ["experiment", *CONF_GROUPS, *leaves()]
 
 
 def _nearest_key(key: str) -> str:
     """Return " Did you mean model.n_layers?" for a misspelled key or a key without its group, else an empty string."""
-    leaves = {k.rsplit(".", 1)[-1]: k for k in known_keys() if not k.endswith(".name")}
+    names = {k.rsplit(".", 1)[-1]: k for k in known_keys() if not k.endswith(".name")} | OTHER_WORDS
     last = key.rsplit(".", 1)[-1]
-    return f" Did you mean {leaves[last]}?" if last in leaves else nearest(key, known_keys(), leaves)
+    return f" Did you mean {names[last]}?" if last in names else nearest(key, known_keys(), names)
 
 
 def _allowed(key: str) -> str:
@@ -72,9 +73,7 @@ def one_line(error: BaseException) -> str | None:
         return first_line(error)
     if isinstance(error, OmegaConfBaseException):
         return _omegaconf(error, "")
-    if isinstance(error, UnicodeDecodeError) and _raised_in(error, "codecs"):
-        return f"a config file is not UTF-8 text ({error}): save it as UTF-8"
-    if isinstance(error, ValueError | AssertionError) and _raised_in(error, "hydra", "omegaconf", "antlr4", "yaml"):
+    if isinstance(error, ValueError | AssertionError | ArithmeticError | RuntimeError) and _raised_in(error, *READERS):
         return first_line(error)
     return None
 
@@ -130,6 +129,9 @@ def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:
         if key == "experiment" and file:
             return f"{where}the keys must be at the top level: begin the file with '# @package _global_'"
         return f"{where}unknown key {key}.{_nearest_key(key) or ' List the keys with normstudy run --cfg job.'}"
+    ours = key.partition(".")[0] in RunConfig.__dataclass_fields__
+    if ours and isinstance(error, ValidationError) and re.search("is not Optional|value 'None'", reason):
+        return f"{where}{key} may not be null: write {_allowed(key)}, or leave out {key}"
     if key in known_keys() and isinstance(error, ValidationError):
         return f"{where}{key} {value!r} is not {_allowed(key)}{_as_integer(key, value)}"
     return f"{where}{key} {reason}" if key else f"{where}{reason}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from normstudy.app import main
 from normstudy.app.overrides import NOT_SWEPT, not_swept
 from normstudy.app.plan import plan
+from normstudy.app.reading import as_written
 from normstudy.errors import ConfigError
 
 MAX_RUNS = 100_000  # a larger sweep is assumed to be a typing error, such as range(0,1e9)
@@ -101,8 +102,9 @@ def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLo
     If a key is typed on the command line, the typed values replace the experiment's values of that key.
     """
     parser = OverridesParser.create(config_loader=loader)
-    axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])
-    typed = parser.parse_overrides(list(arguments))
+    with as_written():
+        axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])
+        typed = parser.parse_overrides(list(arguments))
     if not axes and not any(override.is_sweep_override() for override in typed):
         words = " ".join(["normstudy run", *(str(override.input_line) for override in typed)])
         raise ConfigError(
@@ -112,12 +114,18 @@ def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLo
     for axis in axes:
         if isinstance(axis.value(), list):
             raise ConfigError(f"hydra.sweeper.params.{axis.input_line} is a list: use comma-separated text, as in 0,1")
-    # Typed values come last, so they replace the experiment's values of the same key.
-    values = {o.get_key_element(): _values(o.get_key_element(), o) for o in (*axes, *typed)}
+    # Typed values come last, so they replace the experiment's values of the same key. A dictionary, as in
+    # model={n_layers:2}, has the key of a group whose choice it does not replace.
+    values = {(o.get_key_element(), _is_dict(o)): _values(o.get_key_element(), o) for o in (*axes, *typed)}
     n_runs = math.prod(map(len, values.values()))
     if n_runs > MAX_RUNS:
         raise ConfigError(f"this sweep has at least {n_runs} runs, but {MAX_RUNS} is the limit: use fewer values")
     return [list(job) for job in itertools.product(*values.values())]
+
+
+def _is_dict(override: Override) -> bool:
+    value = override.value()
+    return all(isinstance(one, dict) for one in (value.list if isinstance(value, ChoiceSweep) else [value]))
 
 
 def _values(key: str, override: Override) -> list[str]:

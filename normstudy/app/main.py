@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import chdir, contextmanager, redirect_stderr
 from dataclasses import dataclass
 
 import hydra
@@ -18,8 +18,8 @@ from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from normstudy.app import launched, no_code
-from normstudy.app.compose import checked_files, conf_dir, to_run_config
+from normstudy.app import composed, launched, reading
+from normstudy.app.compose import conf_dir, to_run_config
 from normstudy.app.errors import first_line, one_line
 from normstudy.app.overrides import HOME, PATH, check_flags, check_overrides, flags_of, parser, with_retries
 from normstudy.config import places
@@ -39,7 +39,7 @@ def main(command: str, argv: list[str]) -> int:
     check_flags(command, args)
     shows = args.cfg is not None or args.info is not None or args.hydra_help
     flags = flags_of(args) if shows or command == "run" else [*flags_of(args), "--multirun"]
-    with _full_errors() as user_wants_traceback:
+    with _full_errors() as user_wants_traceback, reading.as_written(), composed.checked(shows):
         try:
             check_overrides(command, args.overrides, shows)
             words = with_retries(args.overrides, args.retry_failed)
@@ -86,7 +86,9 @@ class Application:
         request = self.request(job.overrides.task)
         ignored = _ignored_axes(job.sweeper, request["overrides"]) if alone else ""
         try:
-            return as_float(self._train(cfg, request, ignored), job.sweeper)
+            # hydra.job.chdir=true changes the working directory, but paths belong to the one that the user is in.
+            with chdir(job.runtime.cwd):
+                return as_float(self._train(cfg, request, ignored), job.sweeper)
         except Exception as error:
             if alone or one_line(error) is not None:
                 raise PastHydra(error) from error
@@ -153,8 +155,7 @@ def _call_hydra(application: Application, argv: list[str]) -> None:
     for kind in (GlobalHydra, HydraConfig):  # otherwise a Hydra application could not call normstudy
         Singleton._instances.pop(kind, None)
     try:
-        with no_code.forbidden(), checked_files():
-            call()
+        call()
     finally:
         sys.argv = saved
         Singleton._instances.update(theirs)

@@ -82,8 +82,8 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
             raise ConfigError(f"{line} lets no job train the runs: set it to 1 or more, or to -1 (one job per core)")
         if override.is_hydra_override():
             continue
-        if override.type is not OverrideType.CHANGE:
-            raise ConfigError(f"{line} adds or removes a key, but normstudy's keys are fixed: write key=value")
+        if override.type is not OverrideType.CHANGE or override.package is not None:
+            raise ConfigError(f"{line} adds, removes or moves a key, but normstudy's keys are fixed: write key=value")
         if not override.is_sweep_override():
             if key in CONF_GROUPS and override.value() in (None, ""):
                 names = ", ".join(sorted(p.stem for p in (conf_dir() / key).glob("*.yaml")))

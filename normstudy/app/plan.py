@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -20,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from normstudy.app import compose
 from normstudy.app.errors import one_line
+from normstudy.app.reading import as_written
 from normstudy.config import RunConfig
 from normstudy.errors import ConfigError
 
@@ -27,32 +30,34 @@ from normstudy.errors import ConfigError
 def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
     """Return one validated RunConfig per job, in order. Raises a ConfigError that identifies the first illegal job."""
     words = list(dict.fromkeys(itertools.chain.from_iterable(jobs)))
-    parsed = dict(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
+    with as_written():
+        parsed = dict(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
     shared = set(jobs[0]).intersection(*jobs[1:]) if jobs else set()
-    is_group: dict[str, bool] = {}
-    parts: dict[str, str] = {}  # override -> its _signature
+    choices = _choices(loader, master, parsed)
+    parts = {word: _signature(override, word in choices) for word, override in parsed.items()}
     compositions: dict[tuple[str, ...], Composition] = {}
     configs = []
-    for number, job in enumerate(jobs, start=1):
-        overrides = [parsed[word] for word in job]
-        try:
-            for word in job:
-                if word not in parts:
-                    parts[word] = _signature(parsed[word], loader, is_group)
+    known, outer = HydraConfig.instance(), HydraConfig.instance().cfg
+    try:
+        for number, job in enumerate(jobs):
+            values = [parsed[word] for word in job if word not in choices]
             signature = tuple(parts[word] for word in job)
             base = compositions.get(signature)
             if base is None:
-                base = compositions[signature] = Composition(_compose(loader, master, job))
-            for override, part in zip(overrides, signature, strict=True):
-                # Jobs that choose the same groups share one composition, `base`. Each job therefore sets all of its
-                # plain values, to replace the values of the previous job.
-                if part == override.key_or_group:
-                    base.set(override)
-            configs.append(base.run_config())
-        except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            own = " ".join(word for word in job if word not in shared)
-            member = f" (run {number} of {len(jobs)}: {own})" if own else ""
-            raise ConfigError(f"{one_line(error)}{member}") from error
+                config = loader.load_sweep_config(master, list(job))
+                with open_dict(config.hydra):
+                    config.hydra.job.id, config.hydra.job.num = str(number), number
+                known.set_config(config)  # as Hydra's launcher does, for values such as ${hydra:job.num}
+                base = Composition(config, values)
+                if not base.asks_hydra:
+                    compositions[signature] = base
+            configs.append(base.run_config(values))
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        own = " ".join(word for word in job if word not in shared)
+        member = f" (run {number + 1} of {len(jobs)}: {own})" if own else ""
+        raise ConfigError(f"{one_line(error)}{member}") from error
+    finally:
+        known.cfg = outer
     places = sorted({f"{config.results_dir}/{config.study}" for config in configs})
     if len(places) > 1:
         raise ConfigError(f"one sweep fills one study, but this sweep would fill {', '.join(places)}: choose one study")
@@ -66,12 +71,14 @@ class Composition:
     that section.
     """
 
-    def __init__(self, config: DictConfig) -> None:
-        self.config = config
-        self.words: dict[str, str] = {}  # key -> the last override of this key
+    def __init__(self, config: DictConfig, values: Sequence[Override]) -> None:
+        self.config = copy.deepcopy(config)
+        with open_dict(self.config):
+            del self.config["hydra"]
+        self.values = values  # the overrides that the configuration has now, beside those that choose groups
         self.last: RunConfig | None = None
         self.changed: set[str] = set()  # sections in which a value was set since the last RunConfig was built
-        plain = OmegaConf.to_container(config, resolve=False)
+        plain = OmegaConf.to_container(self.config, resolve=False)
         assert isinstance(plain, dict)
         # These keys are rebuilt for every run: top-level values, such as data_seed, and sections that contain an
         # interpolation. An interpolation may refer to any value, so its result may change with every run.
@@ -79,25 +86,22 @@ class Composition:
         # To save a third of the planning time, ${seed} is not resolved. If data_seed is ${seed}, it is set to None.
         # RunConfig takes None to mean the run's seed.
         self.one_seed = plain.get("data_seed") == "${seed}"
+        self.asks_hydra = "${hydra:" in str(plain)
 
-    def set(self, override: Override) -> None:
-        """Set a key of the composed configuration to the plain value of an override."""
-        key, line = override.key_or_group, str(override.input_line)
-        if self.words.get(key) == line:
-            return
-        try:
-            OmegaConf.update(self.config, key, override.value(), merge=True)
-        except OmegaConfBaseException as error:
-            raise HydraException(f"Error merging override {line}") from error
-        self.words[key] = line
-        self.one_seed &= key != "data_seed"
-        section = key.partition(".")[0]
-        self.changed.add(section)
-        if _interpolates(override.value()):
-            self.rebuilt.add(section)
+    def set(self, values: Sequence[Override]) -> None:
+        """Set a job's values. In a section where one differs, Hydra sets all again, in order: dictionaries overlap."""
+        new = [one for one, last in zip(values, self.values, strict=True) if one is not last]
+        sections = {one.key_or_group.partition(".")[0] for one in new}
+        again = [one for one in values if one.key_or_group.partition(".")[0] in sections]
+        ConfigLoaderImpl._apply_overrides_to_config(again, self.config)
+        self.values = values
+        self.one_seed &= "data_seed" not in sections
+        self.changed |= sections
+        self.rebuilt |= {one.key_or_group.partition(".")[0] for one in new if _interpolates(one.value())}
 
-    def run_config(self) -> RunConfig:
-        """Return the validated RunConfig of the current values."""
+    def run_config(self, values: Sequence[Override]) -> RunConfig:
+        """Return the validated RunConfig of a job's values."""
+        self.set(values)
         if self.last is None:
             config = compose.to_run_config(self.config)
         else:
@@ -118,23 +122,21 @@ def _interpolates(value: object) -> bool:
     return "${" in str(value)
 
 
-def _signature(override: Override, loader: ConfigLoader, is_group: dict[str, bool]) -> str:
+def _choices(loader: ConfigLoader, master: DictConfig, parsed: Mapping[str, Override]) -> set[str]:
+    """Return the overrides that choose a config file of a group."""
+    overrides = [str(word) for word in OmegaConf.to_container(master.hydra.overrides.hydra) or ()]
+    keys = {override.key_or_group for override in parsed.values()}
+    groups = {key for key in keys if loader.get_group_options(key, None, master.hydra.job.config_name, overrides)}
+    return {w for w, one in parsed.items() if one.key_or_group in groups and not isinstance(one.value(), dict)}
+
+
+def _signature(override: Override, is_choice: bool) -> str:
     """Return the part of an override that two jobs must have in common to share a composition.
 
     For a plain value this part is the key, because each job sets its own value on the shared composition. For a group,
     dictionary or list this part is the full override, because no later value can replace it: setting a second
-    dictionary, for example, would merge both dictionaries.
+    dictionary, for example, would merge both dictionaries. A value of Hydra's own may differ in every job.
     """
-    key = override.key_or_group
-    if key not in is_group:
-        is_group[key] = bool(loader.get_group_options(key))
-    if is_group[key] or isinstance(override.value(), dict | list):
-        return str(override.input_line)
-    return key
-
-
-def _compose(loader: ConfigLoader, master: DictConfig, job: Sequence[str]) -> DictConfig:
-    config = loader.load_sweep_config(master, list(job))
-    with open_dict(config):
-        del config["hydra"]
-    return config
+    value = override.value()
+    whole = is_choice or isinstance(value, dict | list) or "${hydra:" in str(value)
+    return str(override.input_line) if whole else override.key_or_group

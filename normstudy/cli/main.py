@@ -30,15 +30,12 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench": measuring.bench,
 }
 
-# Objects made until the garbage collector runs. With the default of 700 it takes a seventh of a short command's time.
-GC_THRESHOLD = 100_000
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return the exit code: 0 success, 1 a run crashed, 2 a bad request, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
-    if argv is None:  # not called by another program, whose garbage it would be
-        gc.set_threshold(GC_THRESHOLD)
+    if argv is None:  # otherwise another program calls this function, and its garbage is its own business
+        gc.set_threshold(100_000)  # with the default of 700, collecting takes a seventh of a short command's time
     _prepare_streams()
     # Figures need no backend, and matplotlib cannot be imported if a notebook's backend is missing from this
     # environment. A notebook itself has its backend, and needs the variable later.

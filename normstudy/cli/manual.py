@@ -129,7 +129,8 @@ SLURM_KEYS: dict[str, str] = {
 
 FLAGS: dict[str, str] = {
     "--cfg job|hydra|all": "print the configuration instead of training; --package KEY prints only that part",
-    "--config-dir DIR": "also search DIR for YAML files, such as your own DIR/experiment/mine.yaml",
+    "--config-dir DIR": "also search DIR for YAML files, such as your own DIR/experiment/mine.yaml; such a "
+    "file is code, as everywhere in Hydra: use only those you trust",
     "--info": "print Hydra's plugins, search path and defaults",
     "--hydra-help": "print Hydra's own help",
     "--retry-failed, --no-retry-failed": "set execution.retry_failed to true or to false",

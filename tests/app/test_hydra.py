@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from hydra import initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
@@ -308,13 +308,13 @@ def test_planning_composes_once_per_choice_of_groups(
     words: list[str], runs: int, compositions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     composed: list[Sequence[str]] = []
-    compose = plan._compose
+    compose = ConfigLoaderImpl.load_sweep_config
 
-    def counted(loader: ConfigLoader, master: DictConfig, job: Sequence[str]) -> DictConfig:
+    def counted(loader: ConfigLoaderImpl, master: DictConfig, job: list[str]) -> DictConfig:
         composed.append(job)
         return compose(loader, master, job)
 
-    monkeypatch.setattr(plan, "_compose", counted)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
     planned.cache_clear()
     assert len(planned(*words)) == runs
     assert len(composed) == compositions

@@ -1,4 +1,4 @@
-"""Names, configurations and tables cannot leave the results folder, be executed, or hold code.
+"""Names and tables cannot leave the results folder, be executed, or hold code. Configurations are code, and may.
 
 Names that are refused at once, like other bad requests, are in test_bad_input.py.
 """
@@ -6,7 +6,9 @@ Names that are refused at once, like other bad requests, are in test_bad_input.p
 from __future__ import annotations
 
 import ast
+import dataclasses
 import os
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -82,54 +84,29 @@ def test_what_the_test_above_would_find(code: str, tmp_path: Path) -> None:
     assert unsafe(tmp_path / "module.py")
 
 
-SPY = """
-from pathlib import Path
-Path("RAN").touch()
-
-class Spy:
-    def __init__(self, *args, **kwargs):
-        pass
-"""
-NAMES_CODE = {
-    "callbacks": "callbacks: {x: {_target_: spy.Spy}}",
-    "job_logging": "job_logging: {version: 1, root: {level: INFO}, formatters: {f: {'()': spy.Spy}}}",
-    "hydra_logging": "hydra_logging: {version: 1, root: {handlers: [h]}, handlers: {h: {class: spy.Spy}}}",
-    "ext": "hydra_logging: {version: 1, root: {handlers: [h]}, "
-    "handlers: {h: {class: logging.StreamHandler, stream: 'ext://spy.Spy'}}}",
-    "interpolated": "{job: {name: 'ext://spy.Spy'}, hydra_logging: {version: 1, root: {handlers: [h]}, "
-    "handlers: {h: {class: logging.StreamHandler, stream: '${hydra.job.name}'}}}}",
-    "launcher": "launcher: {_target_: spy.Spy}",
-    "sweeper": "sweeper: {_target_: spy.Spy}",
-}
-
-
-# Both commands check what Hydra composes; of a sweep, one of each kind: a callback, a logger, a plugin.
-@pytest.mark.parametrize(
-    ("command", "where"),
-    [*(("run", where) for where in NAMES_CODE), *(("sweep", w) for w in ("callbacks", "hydra_logging", "sweeper"))],
-)
-def test_a_configuration_cannot_name_code(
-    command: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+def test_no_command_imports_what_a_table_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture, without_figures: None
 ) -> None:
-    """Hydra would import and call callbacks, loggers and plugins. User code enters only by placements and norms."""
-    (tmp_path / "spy.py").write_text(SPY)
-    (tmp_path / "experiment").mkdir()
-    text = f"# @package _global_\nhydra:\n  {NAMES_CODE[where]}\n".replace("hydra:\n  {job", "hydra: {job")
-    (tmp_path / "experiment" / "bad.yaml").write_text(text)
+    """A placement or norm of one's own is a name in the tables, beside which lies a module of that name."""
     monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, tmp_path / "s", tmp_path / "s" / "tables" / "runs"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "spy.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')\n")
+    for seed in (0, 1):
+        for norm in ("layernorm", "spy:Norm"):
+            config = handmade_config(tmp_path, seed=seed, study="s")
+            columns = {"placement": "spy:block", "norm": norm, "final_norm": "spy:norm", "init": "spy:init"}
+            write_handmade_run(tmp_path / "s", dataclasses.replace(config, data_seed=len(norm)), columns=columns)
+    (tmp_path / "s" / "tables" / "runs" / "spy.py").unlink()
     monkeypatch.syspath_prepend(tmp_path)
-    axis = ["seed=0,1", "--dry-run"] if command == "sweep" else []
-    assert main.main([command, "--config-dir", ".", "experiment=bad", *axis]) == 2
-    err = capfd.readouterr().err
-    assert err.startswith("error: hydra.")
-    assert any(named in err for named in ("spy.Spy", "hydra.callbacks.x", "${hydra.job.name}"))
-    assert err.count("\n") == 1
-    assert sorted(os.listdir(tmp_path)) == ["experiment", "spy.py"]
-
-
-def test_a_logger_of_hydras_own_is_no_code_of_others(capfd: Capture) -> None:
-    assert main.main(["run", "hydra/job_logging=default", "hydra/hydra_logging=default", "--cfg", "job"]) == 0
-    assert capfd.readouterr().err == ""
+    for words in (
+        "status s", "check s", "compare s --by norm", "plot s --only final_grid", "export s --to csv --out out",
+        "compact s --seal", "check s", "status s",
+    ):  # fmt: skip
+        main.main(words.split())
+    capfd.readouterr()
+    assert not (tmp_path / "RAN").exists()
+    assert "spy" not in sys.modules
 
 
 def test_yaml_makes_no_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:

@@ -1,0 +1,76 @@
+"""Refuse a composed configuration with which Hydra would write elsewhere, or read another file than the user's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.conf import ConfigSourceInfo
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from normstudy.app.compose import check_is_run, conf_dir
+from normstudy.app.reading import YamlSource
+from normstudy.config.checks import check_study_name
+from normstudy.errors import ConfigError
+from normstudy.study import paths
+
+SHIPPED = ("hydra", "main", "schema")  # providers of config files that no user writes
+# Where Hydra writes: nothing for a run, and other launchers' and sweepers' files in a study's folder sweeps/.
+FIXED = {
+    "run.dir": ".", "output_subdir": None, "sweep.dir": "${results_dir}/${study}/sweeps", "sweep.subdir": ".",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def checked(shows: bool) -> Iterator[None]:
+    """Check each configuration that Hydra composes. shows: whether a flag such as --cfg asks only to print one."""
+    load = ConfigLoaderImpl.load_configuration
+
+    def load_and_check(
+        loader: ConfigLoaderImpl, config_name: str, overrides: list[str], run_mode: RunMode, **options: bool
+    ) -> DictConfig:
+        config = load(loader, config_name, overrides, run_mode, **options)
+        sources = [info for info in config.hydra.runtime.config_sources if info.provider not in SHIPPED]
+        if sources:
+            files = loader.compute_defaults_list(config_name, overrides, run_mode).defaults
+            check_names([str(file.config_path) for file in files], sources)
+        if not shows:
+            check_places(config)
+        return config
+
+    setattr(ConfigLoaderImpl, "load_configuration", load_and_check)  # noqa: B010  # mypy forbids a plain assignment
+    try:
+        yield
+    finally:
+        setattr(ConfigLoaderImpl, "load_configuration", load)  # noqa: B010
+
+
+def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> None:
+    """Raise a ConfigError for a user's config file in whose place Hydra reads a shipped file of the same name."""
+    shipped = YamlSource("main", str(conf_dir()))
+    for name in filter(shipped.is_config, files):
+        ours = OmegaConf.to_yaml(shipped.load_config(name).config)
+        for info in sources:
+            own = SourcesRegistry.instance().resolve(info.schema)(info.provider, f"{info.schema}://{info.path}")
+            if own.is_config(name) and OmegaConf.to_yaml(own.load_config(name).config) != ours:
+                file = f"{info.path}/{name}.yaml"
+                raise ConfigError(f"{file} has the name of a shipped file, which Hydra reads instead: rename your file")
+
+
+def check_places(config: DictConfig) -> None:
+    """Raise a ConfigError if Hydra itself might write anywhere but into a study's folder sweeps/."""
+    check_is_run(OmegaConf.get_type(config))
+    check_study_name(config.study)
+    paths.check_study(config.results_dir, config.study)
+    hydra: dict[str, dict[str, object]] = OmegaConf.to_container(config.hydra, resolve=False)  # type: ignore[assignment]
+    for key, fixed in FIXED.items():
+        section, _, leaf = key.partition(".")
+        value = hydra[section][leaf] if leaf else hydra[section]
+        if value != fixed:
+            raise ConfigError(f"hydra.{key} {value} is not allowed: leave it out (Hydra's files go where results go)")
+    for part in ("job_logging", "hydra_logging"):
+        if "'filename':" in str(hydra[part]):
+            raise ConfigError(f"hydra/{part} would write a file: use hydra/{part}=none or stdout")

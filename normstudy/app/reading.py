@@ -1,0 +1,156 @@
+"""Read config files and overrides for Hydra, so that each value is what its author wrote.
+
+YAML and Hydra guess the type of an unquoted value: they read 1.10 as 1.1 and 2024_01_05 as 20240105. In this module the
+type of the key decides instead. A text key keeps its text; for other keys, the schema converts the text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import decimal
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterator
+
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.override_parser import overrides_parser
+from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
+from hydra.core.override_parser.types import Override, ParsedElementType, Quote, QuotedString, RangeSweep
+from hydra.grammar.gen.OverrideParser import OverrideParser
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
+
+from normstudy.app.compose import leaves
+from normstudy.config import places
+from normstudy.errors import ConfigError
+
+MAX_BYTES = 100_000  # a larger config file is assumed to be another file
+MAX_NODES, MAX_DEPTH = 5_000, 50  # keys and values of a file, where an alias counts like a copy of its anchor
+GUESSED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool"))
+CASTS = ("range", "interval", "int", "float", "bool")  # functions of Hydra that ask for numbers
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Make Hydra read config files by YamlSource, and overrides by Visitor."""
+    resolve, visitor = SourcesRegistry.resolve, vars(overrides_parser)["HydraOverrideVisitor"]
+
+    def ours(registry: SourcesRegistry, scheme: str) -> type[ConfigSource]:  # launchers copy the registry's content
+        return YamlSource if scheme == "file" else resolve(registry, scheme)
+
+    setattr(SourcesRegistry, "resolve", ours)  # noqa: B010  # mypy forbids a plain assignment
+    setattr(overrides_parser, "HydraOverrideVisitor", Visitor)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(SourcesRegistry, "resolve", resolve)  # noqa: B010
+        setattr(overrides_parser, "HydraOverrideVisitor", visitor)  # noqa: B010
+
+
+class Visitor(HydraOverrideVisitor):
+    """Parse an override: text for the keys that hold text or name a config file, and exact decimals in range()."""
+
+    def visitOverride(self, ctx: OverrideParser.OverrideContext) -> Override:
+        self.path = [ctx.getChild(0).getText()]
+        override = super().visitOverride(ctx)
+        sweep = override.value()
+        if isinstance(sweep, RangeSweep):
+            # Hydra adds a step to the binary value of a decimal, so that 0.1 + 0.1 + 0.1 becomes 0.30000000000000004.
+            for part in ("start", "stop", "step"):
+                if isinstance(number := getattr(sweep, part), float):
+                    setattr(sweep, part, decimal.Decimal(repr(number)))
+        return override
+
+    def visitDictKeyValuePair(self, ctx: OverrideParser.DictKeyValuePairContext) -> tuple[str, ParsedElementType]:
+        self.path.append(ctx.getChild(0).getText().strip())
+        pair = super().visitDictKeyValuePair(ctx)
+        self.path.pop()
+        return pair
+
+    def visitFunction(self, ctx: OverrideParser.FunctionContext) -> object:
+        path = self.path
+        if ctx.getChild(0).getText() in CASTS:
+            self.path = []
+        value = super().visitFunction(ctx)
+        self.path = path
+        return value
+
+    def visitPrimitive(self, ctx: OverrideParser.PrimitiveContext) -> QuotedString | int | bool | float | str | None:
+        value = super().visitPrimitive(ctx)
+        guessed = isinstance(value, int | float)
+        return QuotedString(ctx.getText().strip(), Quote.double) if guessed and _is_text(".".join(self.path)) else value
+
+
+def _is_text(key: str) -> bool:
+    """Return whether a dotted key holds text, or is a group whose value is the name of a config file."""
+    if "." not in key and key not in leaves():
+        return key != ""
+    return leaves().get(key) is str or key.startswith("execution.sbatch.")
+
+
+class YamlSource(FileConfigSource):
+    """Load a folder's YAML files. Raises a ConfigError or a YAMLError for a file that is no config file."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = os.path.abspath(os.path.join(self.path, self._normalize_file_name(config_path)))
+        text = _read(path)
+        comments = itertools.takewhile(lambda line: not line.strip() or line.startswith("#"), text.splitlines())
+        header = self._get_header_dict("\n".join(line for line in comments if re.match(r"#\s*@package\b", line)))
+        stream = io.StringIO(text)
+        stream.name = path  # which yaml's errors contain
+        found = Loader(stream, config_path.startswith("hydra/")).get_single_data()
+        if not isinstance(found, dict | None):
+            raise ConfigError(f"{path} has no keys: write lines such as seed: 0")
+        return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", OmegaConf.create(found or {}), header)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, "rb", opener=places.opener) as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes, so it is no config file: choose another file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+
+
+class Loader(get_yaml_loader()):  # type: ignore[misc]
+    """Load YAML as OmegaConf does, but keep unquoted numbers and booleans as text where normstudy's schema has types.
+
+    Those are all keys but Hydra's own; hydra.sweeper.params has overrides of normstudy's keys.
+    """
+
+    def __init__(self, stream: io.StringIO, of_hydra: bool) -> None:
+        super().__init__(stream)
+        self.path: list[str] = []  # the keys above a node, after an empty string for the document
+        self.of_hydra = of_hydra
+        self.nodes = 0
+        self.sizes: dict[str, int] = {}  # anchor -> number of nodes
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        event, before = self.peek_event(), self.nodes
+        is_alias = isinstance(event, yaml.AliasEvent)
+        if is_alias and event.anchor in self.anchors and event.anchor not in self.sizes:
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} contains itself", event.start_mark)
+        self.nodes += self.sizes.get(event.anchor, 1) if is_alias else 1
+        if self.nodes > MAX_NODES or len(self.path) > MAX_DEPTH:
+            problem = f"more than {MAX_NODES} values, or than {MAX_DEPTH} inside each other"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        self.path.append(str(index.value) if isinstance(index, yaml.ScalarNode) else "")
+        node = super().compose_node(parent, index)
+        is_hydras = self.of_hydra or (self.path[1:2] == ["hydra"] and self.path[2:4] != ["sweeper", "params"])
+        if isinstance(node, yaml.ScalarNode) and node.tag in GUESSED and not is_hydras:
+            node.tag = self.DEFAULT_SCALAR_TAG
+        self.path.pop()
+        if not is_alias and event.anchor is not None:
+            self.sizes[event.anchor] = self.nodes - before
+        return node
