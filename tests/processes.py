@@ -32,6 +32,10 @@ SWEEP = [
     "data.seq_len=8", "data.batch_size=1", "eval.windows=4", "probe.dense_steps=5", "probe.every=50",
     "execution.device=cpu",
 ]  # fmt: skip
+# Three steps of the smallest model.
+TINY = [
+    "data=synthetic", "model=tiny", "data.seq_len=16", "schedule.n_steps=3", "eval.windows=4", "execution.workers=1",
+]  # fmt: skip
 # Behind the words of a sweep: the fastest way to train it, to the same bits.
 AT_ONCE = ["execution.workers=2", "execution.runs_per_batch=8", "execution.checkpoint_seconds=1000"]
 

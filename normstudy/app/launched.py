@@ -28,7 +28,7 @@ def mark() -> str:
 @functools.cache
 def end_with_launcher() -> None:
     """Watch the process that launched this one; does nothing in that process itself or on another machine."""
-    inherited = os.environ[MARK]
+    inherited = os.environ.get(MARK, "")  # a cluster may start its jobs with an empty environment
     if inherited != mark() and inherited.startswith(f"{socket.gethostname()}:"):
         threading.Thread(target=_watch, args=(inherited,), daemon=True).start()
 

@@ -39,7 +39,7 @@ def main(command: str, argv: list[str]) -> int:
     check_flags(command, args)
     shows = args.cfg is not None or args.info is not None or args.hydra_help
     flags = flags_of(args) if shows or command == "run" else [*flags_of(args), "--multirun"]
-    with _full_errors() as user_wants_traceback, reading.as_written(), composed.checked(shows):
+    with _variable("HYDRA_FULL_ERROR", "1") as users, reading.as_written(), composed.checked(shows):  # Hydra raises
         try:
             check_overrides(command, args.overrides, shows)
             words = with_retries(args.overrides, args.retry_failed)
@@ -49,7 +49,7 @@ def main(command: str, argv: list[str]) -> int:
             # Hydra exits with 1 if --package is unknown. normstudy exits with 2, as for every bad request.
             return 2 if shows and code == 1 else code
         except (PastHydra, Exception) as error:
-            return _fail(error.error if isinstance(error, PastHydra) else error, user_wants_traceback)
+            return _fail(error.error if isinstance(error, PastHydra) else error, users == "1")
     return 0
 
 
@@ -57,7 +57,7 @@ def complete(query: str) -> None:
     """Print the setup script for `install=SHELL`, or the completions for `query=SHELL`, if Hydra finds any."""
     quiet = query.startswith("query=")
     try:
-        with _full_errors(), redirect_stderr(io.StringIO() if quiet else sys.stderr):
+        with _variable("HYDRA_FULL_ERROR", "1"), redirect_stderr(io.StringIO() if quiet else sys.stderr):
             _call_hydra(Application("normstudy"), [query, "--shell-completion"])
     except (Exception, SystemExit) as error:
         if not quiet:
@@ -118,10 +118,8 @@ class PastHydra(BaseException):
 
 
 def as_float(loss: float | None, sweeper: object) -> float:
-    """Return the float that Hydra's sweepers require: the final loss, or for a run without one the worst result.
-
-    A run that diverges has no final loss. The worst result is inf, or -inf if Optuna's sweeper maximizes the loss.
-    """
+    """Return the float that Hydra's sweepers require: the final loss, or the worst one for a run that diverged."""
+    # Optuna's sweeper may maximize the loss.
     worst = -math.inf if "maximize" in str(getattr(sweeper, "direction", None)) else math.inf
     return worst if loss is None else loss
 
@@ -151,25 +149,25 @@ def _call_hydra(application: Application, argv: list[str]) -> None:
     call = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(application)
     saved, theirs = sys.argv, dict(Singleton._instances)
     sys.argv = [saved[0], *argv]  # hydra.main reads its arguments only from sys.argv
-    os.environ[launched.MARK] = launched.mark()
     for kind in (GlobalHydra, HydraConfig):  # otherwise a Hydra application could not call normstudy
         Singleton._instances.pop(kind, None)
     try:
-        call()
+        with _variable(launched.MARK, launched.mark()):  # afterwards, this process may start others
+            call()
     finally:
         sys.argv = saved
         Singleton._instances.update(theirs)
 
 
 @contextmanager
-def _full_errors() -> Iterator[bool]:
-    """Make Hydra raise its errors instead of printing them; yield whether the user asked for tracebacks."""
-    saved = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+def _variable(name: str, value: str) -> Iterator[str | None]:
+    """Set an environment variable in the caller's `with` block; yield its value before."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
-        yield saved == "1"
+        yield before
     finally:
-        if saved is None:
-            del os.environ["HYDRA_FULL_ERROR"]
+        if before is None:
+            del os.environ[name]
         else:
-            os.environ["HYDRA_FULL_ERROR"] = saved
+            os.environ[name] = before

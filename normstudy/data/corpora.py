@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import glob
 import importlib.resources
 import os
@@ -106,17 +107,17 @@ def _files_below(folder: str) -> list[Path]:
 def _regular(path: str, candidates: Iterable[Path]) -> Iterator[Path]:
     """Yield the regular files and links to regular files, each file once, and no file of a study."""
     seen = set[object]()
+    is_in_study = functools.cache(lambda folder: any((p / STUDY).exists() for p in (folder, *folder.parents)))
     for candidate in candidates:
         try:
             real, now = Path(os.path.realpath(candidate)), candidate.stat()
             key = (now.st_dev, now.st_ino) if now.st_nlink > 1 else real
-            if stat.S_ISREG(now.st_mode) and key not in seen and not any((p / STUDY).exists() for p in real.parents):
+            if stat.S_ISREG(now.st_mode) and key not in seen and not is_in_study(real.parent):
                 seen.add(key)
                 yield candidate
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ELOOP):
-                continue  # a link without a target, or seen through a circle of links
-            raise _unreadable(path, candidate, error) from None
+        except OSError as error:  # a link without a target, or seen through a circle of links, is left out
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise _unreadable(path, candidate, error) from None
 
 
 def _unreadable(path: str, inside: Path, error: OSError) -> ConfigError:

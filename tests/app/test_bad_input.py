@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -12,21 +13,13 @@ from pathlib import Path
 import handmade
 import pytest
 from hydra import compose, initialize_config_dir
+from processes import TINY
 
 from normstudy.app.compose import conf_dir, to_run_config
 from normstudy.cli import main as cli
 from normstudy.data import texts
 from normstudy.study import locks, tables
 from normstudy.upkeep.compact import compact_study
-
-TINY = [
-    "data=synthetic",
-    "model=tiny",
-    "data.seq_len=16",
-    "schedule.n_steps=3",
-    "eval.windows=4",
-    "execution.workers=1",
-]
 
 OWN_CONFIGS = {
     "broken": "# @package _global_\nstudy: [unclosed\n",
@@ -43,7 +36,7 @@ OWN_CONFIGS = {
     "bomb": "# @package _global_\na0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1},' * 9}]\n" for n in range(1, 9)),
     "merged": "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{f'*a{n - 1},' * 9}]}}\n" for n in range(1, 9)),
     "deep": f"# @package _global_\nstudy: {'[' * 500}{']' * 500}\n",
-    "moves": "# @package _global_\nhydra: {sweep: {dir: /tmp/elsewhere}}\n",
+    "moves": "# @package _global_\nhydra: {sweep: {dir: /elsewhere}}\n",
     "learning_rate": "# @package _global_\nschedule: {learning_rate: 1e-3}\n",
     "empty_section": "# @package _global_\nstudy: mine\nmodel:\nschedule:\n  peak_lr: 1e-3\n",
     "no_such_value": "# @package _global_\nstudy: ${nothing}\n",
@@ -71,7 +64,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (root / "shadow" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "shadow" / name).write_text(text)
     (root / "empty.txt").write_bytes(b"")
-    (root / "few.txt").write_bytes(Path(__file__).read_bytes()[:600])
+    (root / "few.txt").write_bytes(bytes(random.Random(0).choices(b"abcdefgh ", k=600)))
     (root / "short.txt").write_bytes(b"to be or not to be, that is the question. " * 20)
     (root / "no_study").mkdir()
     (root / "bare").mkdir()
@@ -278,7 +271,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("sweep seed=0,1 hydra.sweep.subdir=../state hydra/launcher=basic", ["hydra.sweep.subdir ../state"]),
     ("sweep seed=0,1 hydra.sweep.subdir=${hydra:job.num} hydra/launcher=basic", ["hydra.sweep.subdir ${"]),
     ("sweep seed=0,1 hydra.output_subdir=../tables hydra/launcher=basic", ["hydra.output_subdir ../tables"]),
-    ("run --config-dir F experiment=moves", ["hydra.sweep.dir /tmp/elsewhere is not allowed"]),
+    ("run --config-dir F experiment=moves", ["hydra.sweep.dir /elsewhere is not allowed"]),
     # a user's own file that Hydra would never read
     ("sweep --config-dir F/shadow experiment=smoke", ["shadow/experiment/smoke.yaml has the name", "rename your file"]),
     ("sweep --config-dir F/shadow seed=0,1 model=big", ["shadow/model/default.yaml has the name of a shipped file"]),

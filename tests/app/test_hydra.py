@@ -25,7 +25,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from processes import SWEEP, finish, start, wait_for
+from processes import SWEEP, TINY, finish, start, wait_for
 from studies import assert_same_tables, draw_no_figures
 
 from normstudy import config
@@ -37,14 +37,6 @@ from normstudy.config import ConfigError, RunConfig
 from normstudy.study import checkpoints, schema
 from normstudy.study import tables as store
 
-TINY = [
-    "data=synthetic",
-    "model=tiny",
-    "data.seq_len=16",
-    "schedule.n_steps=3",
-    "eval.windows=4",
-    "execution.workers=1",
-]
 MACHINE = ["wall_time_s", "started_at", "finished_at"]  # what differs between two equal runs on one machine
 
 Capture = pytest.CaptureFixture[str]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from processes import TINY
 from properties import PROPERTY
 
 from normstudy.app.compose import conf_dir, leaves
@@ -25,14 +26,6 @@ GUESSABLE = [
     "2024_01_05", "1.10", "true", "True", "FALSE", "on", "No", "0x1f", "010", "1_0", "1:30", "2024-01-05", "1e5", "+1",
     "-0",    ".5", "1.", "nan", "inf", ".inf", "0b1", "None", "nil", "off", "y",
 ]  # fmt: skip
-TINY = [
-    "data=synthetic",
-    "model=tiny",
-    "data.seq_len=16",
-    "schedule.n_steps=3",
-    "eval.windows=4",
-    "execution.workers=1",
-]
 
 Capture = pytest.CaptureFixture[str]
 

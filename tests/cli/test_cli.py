@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+from processes import TINY
 from studies import draw_no_figures
 
 from normstudy.app import compose, errors
@@ -22,14 +23,6 @@ from normstudy.study import parquet, schema
 
 COMMAND = Path(sys.executable).with_name("normstudy")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-TINY = [
-    "data=synthetic",
-    "model=tiny",
-    "data.seq_len=16",
-    "schedule.n_steps=3",
-    "eval.windows=4",
-    "execution.workers=1",
-]
 
 Capture = pytest.CaptureFixture[str]
 
