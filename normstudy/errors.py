@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import typing
+import warnings
 
 
 class ConfigError(Exception):
@@ -15,6 +16,19 @@ class ConfigError(Exception):
 
 class StorageError(ConfigError):
     """Raised if results cannot be written, for example to a full disk. Files already written stay complete."""
+
+
+class Damaged(ConfigError):
+    """Raised for a file of a study that cannot be read, or holds other rows than its name says."""
+
+
+class MissingRows(UserWarning):
+    """Says that something in a study is not read, because rows are missing or a file is not the study's own."""
+
+
+def warn(line: str) -> None:
+    """Warn of something that is not read."""
+    warnings.warn(line, MissingRows, stacklevel=2)
 
 
 def nearest(word: str, names: typing.Iterable[str], aliases: typing.Mapping[str, str] | None = None) -> str:

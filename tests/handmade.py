@@ -97,7 +97,7 @@ def handmade_rows(config: RunConfig, fate: str = "learned") -> tuple[Rows, float
         "param_norm": (70.0 + 0.01 * t).tolist(),
         "update_norm": (lr * 300).tolist(),
     }
-    probed = [i for i in range(n) if i < p.dense_steps or i % p.every == 0 or i == n - 1]
+    probed = [i for i in range(n) if i < p.dense_steps or i % p.every == 0 or i == s.n_steps - 1]
     modules: dict[str, list[object]] = {c.name: [] for c in schema.SCHEMAS["modules"] if c.name != "run_id"}
     residual: dict[str, list[object]] = {c.name: [] for c in schema.SCHEMAS["residual"] if c.name != "run_id"}
     for i in probed:
@@ -146,7 +146,7 @@ def write_handmade_run(
     """
     name = run_id(config, SHA256)
     if columns:
-        name += "-" + hashlib.sha256(repr(sorted(columns.items())).encode()).hexdigest()[:6]
+        name += "-" + hashlib.sha256(repr(sorted(columns.items())).encode()).hexdigest()[:10]
     half = "failed" if fate == "running" else fate
     rows, val, train = handmade_rows(config, half)
     val = val if final_val_loss is None else final_val_loss

@@ -18,7 +18,7 @@ from normstudy.analysis.pairs import MIN_PAIRS, RESULTS, compare_pairs
 from normstudy.analysis.select import KINDS, Where, native, select, tell_sources_apart
 from normstudy.config import finite, one_of
 from normstudy.errors import ConfigError, short
-from normstudy.study import tables
+from normstudy.study import tables, whole
 
 FORMATS = ("table", "csv", "json", "markdown")
 WIDTH = 100  # characters; a wider table breaks its verdicts, and if need be has its cells in lines of their own
@@ -42,10 +42,10 @@ def compare_study(
     """
     finite("--margin", margin, 0, strict=True)
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
-    done = runs.loc[runs["status"] == "done", "run_id"].tolist()
-    if not done:
+    done = runs[runs["status"] == "done"]
+    if done.empty:
         raise ConfigError(f"{study_dir} has no finished run to compare: start or resume its sweep")
-    steps = tables.read(study_dir, "steps", ["run_id", "step", "train_loss", "val_loss"], done, text=False)
+    steps = whole.read(study_dir, "steps", done, ["run_id", "step", "train_loss", "val_loss"], text=False)
     return compare_pairs(runs, steps, by, baseline, margin)
 
 

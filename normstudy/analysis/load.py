@@ -13,7 +13,7 @@ from normstudy import config as cfg
 from normstudy.analysis.outcomes import UNJUDGED, gap_closed, outcomes
 from normstudy.analysis.pairs import varying
 from normstudy.analysis.select import Where, select, tell_sources_apart
-from normstudy.study import schema, tables
+from normstudy.study import schema, tables, whole
 
 ALWAYS_JOINED = ("placement", "n_layers", "peak_lr", "warmup_steps", "seed")
 
@@ -30,6 +30,8 @@ class Tables(NamedTuple):
 def load(study_dir: Path | str, *, join: bool = False, where: Where = ()) -> Tables:
     """Read a study, even while a sweep is writing it. Raises ConfigError for a folder that is not a study.
 
+    A run that lacks rows of a table has no rows of that table here, and a warning (MissingRows) names the run.
+
     The table `runs` gets the columns outcome (null for a run that is not done or is UNJUDGED), gap_closed (see
     `outcomes.gap_closed`) and bits_per_byte (the final validation loss in bits per byte). The table `modules` gets the
     column update_ratio, which is update_norm / param_norm, or null if param_norm is 0. join: whether to add columns of
@@ -39,8 +41,7 @@ def load(study_dir: Path | str, *, join: bool = False, where: Where = ()) -> Tab
     # Read `runs` first. A sweep saves a run's rows in the other tables before it marks the run as done. Every run that
     # is done in `runs` therefore has its rows in the tables that are read next.
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
-    ids = list(runs["run_id"]) if where else None
-    steps, modules, residual = (tables.read(study_dir, table, run_ids=ids) for table in schema.SERIES)
+    steps, modules, residual = (whole.read(study_dir, table, runs) for table in schema.SERIES)
     runs = derive(runs, outcomes(runs, steps).to_dict())
     modules = modules.assign(update_ratio=update_ratio(modules))
     if join:

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from normstudy.config import late_step
-from normstudy.errors import ConfigError
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Loss = TypeVar("Loss", float, "pd.Series[float]")
@@ -23,7 +22,8 @@ OUTCOMES = ("learned", "partial", "stuck", "collapsed", "spiked", "diverged", "u
 FAILED = ("stuck", "collapsed", "diverged")  # outcomes of runs whose training failed
 MEANING = {  # outcomes for which the user can do something
     "unfinished": "the loss was still falling when the run ended; train longer to see the outcome",
-    UNJUDGED: "an older version did not evaluate the run at step 2 n_steps // 3; train it again in a new study",
+    UNJUDGED: "the tables lack rows of the run, as a warning says, or an older version did not evaluate it at step 2 "
+    "n_steps // 3; train it again",
 }
 
 # These thresholds separate the outcomes. Values that were measured are in parentheses. The mean training loss at a
@@ -103,7 +103,7 @@ def outcome(
 def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     """Return run_id -> outcome for every run with status `done`, in the order of `runs`.
 
-    steps: has columns run_id, step, train_loss, val_loss. Raises ConfigError if a finished run has no rows in `steps`.
+    steps: has columns run_id, step, train_loss, val_loss. A run without rows in `steps` is UNJUDGED.
     """
     done = runs[runs["status"] == "done"]
     codes, names = pd.factorize(steps["run_id"])
@@ -116,10 +116,9 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     val_loss = dict(zip(zip(looks["run_id"], looks["step"], strict=True), looks["val_loss"].astype(float), strict=True))
     found: dict[str, str] = {}
     for name, numbers in zip(done["run_id"], done[list(RUN_COLUMNS)].to_numpy(np.float64), strict=True):
-        if name not in rows:
-            raise ConfigError(
-                f"run {name} is done but has no row in the table steps: restore the run's files in tables/steps"
-            )
+        if name not in rows:  # some of them are missing, so none was read
+            found[name] = UNJUDGED
+            continue
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, late, final, nonfinite = numbers
         found[name] = outcome(
             train_loss[rows[name]],

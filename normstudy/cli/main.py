@@ -11,10 +11,11 @@ import io
 import os
 import select
 import sys
+import warnings
 from collections.abc import Callable
 
 from normstudy.cli import manual, measuring, reading, studies, training
-from normstudy.errors import ConfigError, nearest, short
+from normstudy.errors import ConfigError, MissingRows, nearest, short
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": functools.partial(training.train, "run"),
@@ -41,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     # environment. A notebook itself has its backend, and needs the variable later.
     backend = None if {"matplotlib", "IPython"} & sys.modules.keys() else os.environ.pop("MPLBACKEND", None)
     try:
-        code = _dispatch(words)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", MissingRows)
+            warnings.showwarning = functools.partial(_show, set(), warnings.showwarning)
+            code = _dispatch(words)
         sys.stdout.flush()  # raises here, instead of at exit, if the pipe is closed
     except KeyboardInterrupt as stop:
         return int(getattr(stop, "code", 130))
@@ -63,6 +67,17 @@ def main(argv: list[str] | None = None) -> int:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
     return code
+
+
+def _show(
+    shown: set[str], others: Callable[..., None], message: Warning, category: type[Warning], *where: object
+) -> None:
+    """Print a warning about missing rows as one line, unless it is in `shown`. others: shows other warnings."""
+    if category is not MissingRows:
+        others(message, category, *where)
+    elif (line := short(str(message))) not in shown:
+        shown.add(line)
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _prepare_streams() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from normstudy.analysis import load
 from normstudy.analysis.outcomes import outcomes
 from normstudy.analysis.select import Where, select, tell_sources_apart
 from normstudy.errors import ConfigError
-from normstudy.study import parquet
+from normstudy.study import parquet, tables, whole
 from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMA_FILE, SCHEMAS, SORT, plain_schema, run_of
 
 RUNS_AT_ONCE = 8  # runs whose outcomes are computed together; one by one takes pandas much longer
@@ -46,7 +45,7 @@ class Source:
         if table == "runs":
             yield self.runs
             return
-        for rows, row in zip(by_run(self.study_dir, table, self.run_ids), self.joined.to_pylist(), strict=True):
+        for rows, row in zip(by_run(self.study_dir, table, self.runs), self.joined.to_pylist(), strict=True):
             if table == "modules":
                 ratio = load.update_ratio(rows.select(["update_norm", "param_norm"]).to_pandas())
                 rows = rows.append_column("update_ratio", pa.array(ratio, FLOAT_TYPE))
@@ -63,7 +62,7 @@ class Source:
 def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
     """Select the runs to export. join: whether to add the columns that `load(join=True)` adds, if it read these runs.
 
-    Raises ConfigError if there are no runs, if a run_id cannot be a file name, or if a finished run has no steps.
+    Raises ConfigError if there are no runs, or if a run_id cannot be a file name.
     """
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces]).sort_by("run_id")
@@ -76,7 +75,7 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
                 f"{study_dir} has a run_id that cannot be a file name, {name!r}: run normstudy check {study_dir}"
             )
     done = chosen[chosen["status"] == "done"]
-    steps = by_run(study_dir, "steps", list(done["run_id"]))
+    steps = by_run(study_dir, "steps", content.take(pa.array(done.index)))
     found: dict[Hashable, str] = {}
     for i in range(0, len(done), RUNS_AT_ONCE):
         rows = pa.concat_tables(itertools.islice(steps, RUNS_AT_ONCE)).select(["run_id", *JUDGED])
@@ -94,8 +93,11 @@ def is_name(run_id: str) -> bool:
     return run_id.isprintable() and run_id not in ("", ".", "..") and not {"/", "\\"} & set(run_id)
 
 
-def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield a table's rows, run by run; `run_ids` must be sorted. Memory holds one run and one row group at a time."""
+def by_run(study_dir: Path, table: str, runs: pa.Table) -> Iterator[pa.Table]:
+    """Yield a table's rows, run by run. Memory holds one run and one row group at a time.
+
+    runs: rows of the table `runs`, sorted by run_id. A run that lacks rows has none, and a warning names it.
+    """
     own: dict[str, list[Path]] = {}
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
     for path in _files(study_dir, table):
@@ -106,13 +108,18 @@ def by_run(study_dir: Path, table: str, run_ids: Sequence[str]) -> Iterator[pa.T
     schema = plain_schema(table)
     order = [(name, "ascending") for name in SORT[table] if name != "run_id"]
     ahead = next(gathered, None)
-    for run_id in run_ids:
+    for run in map(whole.expected_of, runs.select(list(whole.COLUMNS)).to_pylist()):
+        run_id = run.name
         parts = [part for path in own.get(run_id, []) for part in _pieces(table, path)]
         while ahead is not None and ahead[0] <= run_id:
             if ahead[0] == run_id:
                 parts.append(ahead[1])
             ahead = next(gathered, None)
-        yield pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)]).sort_by(order)
+        rows = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)]).sort_by(order)
+        if wrong := whole.wrong_in(table, run, rows):
+            whole.warn_of(study_dir, {run_id: wrong})
+            rows = schema.empty_table()
+        yield rows
 
 
 def _runs_of(table: str, path: Path) -> Iterator[tuple[str, pa.Table]]:
@@ -129,8 +136,8 @@ def _runs_of(table: str, path: Path) -> Iterator[tuple[str, pa.Table]]:
 def _files(study_dir: Path, table: str) -> list[Path]:
     folder = study_dir / "tables" / table
     with _present(folder):
-        names = sorted(os.listdir(folder))
-    return [folder / name for name in names if name.endswith(".parquet") and name != SCHEMA_FILE]
+        names = tables.names_in(folder)
+    return [folder / name for name in names if name != SCHEMA_FILE]
 
 
 def _pieces(table: str, path: Path) -> Iterator[pa.Table]:

@@ -15,7 +15,7 @@ from normstudy.analysis.outcomes import outcomes
 from normstudy.analysis.select import Where, has_value, native, select, tell_sources_apart
 from normstudy.errors import ConfigError
 from normstudy.figures.look import Look, choose_look, chosen, folded, label, short_names, spread, swept, values, varies
-from normstudy.study import tables
+from normstudy.study import tables, whole
 
 MAX_PANELS = 6  # largest number of panels in a figure, unless each value of one text field gets its own panel
 MAX_FACETS = 24  # largest number of panels if each value of one text field gets its own panel
@@ -25,7 +25,7 @@ MODULE = "mlp_out"  # the FFN output matrix, whose gradient the theory describes
 # rows hundreds of times, and with ninety columns the selections would take a quarter of the drawing time.
 _READ = (
     "run_id", "seed", "placement", "n_layers", "peak_lr", "warmup_steps", "n_steps", "final_val_loss", "outcome",
-    "data_sha256", "ln_vocab", "unigram_entropy", "bigram_entropy",
+    "data_sha256", "ln_vocab", "unigram_entropy", "bigram_entropy", *whole.COLUMNS[1:],
 )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ class Study:
 
     def _gradients(self, table: str, module: str | None) -> pd.DataFrame:
         columns = ["run_id", "step", "layer", "grad_norm"]
-        rows = tables.read(self.folder, table, columns, list(self.runs["run_id"]), module, text=False)
+        rows = whole.read(self.folder, table, self.runs, columns, module, text=False)
         return rows.astype({"layer": int, "grad_norm": float})
 
     def panels(
@@ -178,7 +178,7 @@ def load(study_dir: Path, where: Where | None = None) -> Study:
         states = ", ".join(f"{n} {status}" for status, n in sorted(count.items())) or "no runs"
         raise ConfigError(f"{study_dir} has no finished run to draw ({states}): start or resume its sweep")
     columns = ["run_id", "step", "train_loss", "val_loss"]
-    steps = tables.read(study_dir, "steps", columns, list(done["run_id"]), text=False)
+    steps = whole.read(study_dir, "steps", done, columns, text=False)
     names = short_names(done)
     look = choose_look(done, names)
 

@@ -6,10 +6,12 @@ import contextlib
 import gc
 import os
 import sys
+import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from normstudy.errors import MissingRows, warn
 from normstudy.processes import Child
 
 if TYPE_CHECKING:
@@ -52,7 +54,10 @@ def plot(
         result = plot_study(study_dir, where=where, fmt=fmt, out=out, only=mine)
         if child is not None:
             with contextlib.suppress(EOFError, OSError):
-                result.found |= child.pipe.recv()
+                found, warned = child.pipe.recv()
+                result.found |= found
+                for line in warned:
+                    warn(line)
     except KeyboardInterrupt:
         print(f"interrupted: some figures are not drawn; to draw them: normstudy plot {study_dir}", file=sys.stderr)
         raise
@@ -73,12 +78,14 @@ def _is_large(study_dir: Path) -> bool:
 
 
 def _draw(pipe: Connection, study_dir: Path, names: list[str], where: Where | None, fmt: str, out: Path | None) -> None:
-    """Draw figures, and send `PlotResult.found` to the parent process: figure -> file, or reason why it is not drawn.
+    """Draw figures, and send the parent process `PlotResult.found` and what there was to warn of.
 
     If drawing fails, nothing is sent, and the parent process then draws these figures itself.
     """
     gc.disable()  # saves time, and a short process has little garbage
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", MissingRows)
         from normstudy.figures.draw import plot_study
 
-        pipe.send(plot_study(study_dir, where=where, fmt=fmt, out=out, only=names).found)
+        found = plot_study(study_dir, where=where, fmt=fmt, out=out, only=names).found
+        pipe.send((found, [str(one.message) for one in warned if one.category is MissingRows]))

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from normstudy.errors import ConfigError, StorageError
+from normstudy.errors import ConfigError, Damaged, StorageError
 
 # Number of threads that fsync files. To flush 24 small files, one thread takes 160 ms on busy cores and 6.7 ms on
 # idle cores; four threads take 12 ms and 4.5 ms.
@@ -157,10 +157,15 @@ def reading(path: Path, study_dir: Path) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        # An OSError of the operating system has an errno; pyarrow's OSError for damaged bytes has none.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+        if not is_damage(error):
             raise
-        raise ConfigError(f"{path} cannot be read ({damage(error)}): run normstudy check {study_dir}") from error
+        raise Damaged(f"{path} cannot be read ({damage(error)}): run normstudy check {study_dir}") from error
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error while reading a file means that the file is damaged, unlike a missing permission or memory."""
+    # An OSError of the operating system has an errno; pyarrow's OSError for damaged bytes has none.
+    return not isinstance(error, MemoryError) and (not isinstance(error, OSError) or error.errno in (None, errno.EIO))
 
 
 def damage(error: Exception) -> str:

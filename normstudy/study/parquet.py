@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from normstudy import config as cfg
 from normstudy.config import places
-from normstudy.errors import ConfigError
-from normstudy.study import files
-from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, NAME_TYPE, SCHEMAS
+from normstudy.errors import ConfigError, Damaged
+from normstudy.study import files, schema
+from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, NAME_TYPE, SCHEMAS, run_of
 
 # Most bytes of a compacted file are floats. With level 15, it is a tenth smaller than with zstd's default level. Level
 # 19 saves no more.
@@ -38,11 +38,11 @@ def write_options(table: str) -> dict[str, object]:
             "compression": "none", "use_dictionary": False, "write_statistics": False,
             "store_schema": False, "write_page_checksum": True,
         }  # fmt: skip
-    schema = SCHEMAS[table]
-    floats = [f.name for f in schema if f.type == FLOAT_TYPE]
-    names = [f.name for f in schema if f.type == NAME_TYPE]
+    fields = SCHEMAS[table]
+    floats = [f.name for f in fields if f.type == FLOAT_TYPE]
+    names = [f.name for f in fields if f.type == NAME_TYPE]
     return {
-        "compression": "zstd", "use_dictionary": [*names, "step", *(["layer"] if "layer" in schema.names else [])],
+        "compression": "zstd", "use_dictionary": [*names, "step", *(["layer"] if "layer" in fields.names else [])],
         "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT"), "write_page_checksum": True,
     }  # fmt: skip
 
@@ -66,7 +66,17 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
         os.close(places.opener(str(source), os.O_RDONLY))
     # Given a path, pyarrow would take x:y for an address, and refuse a name that is not UTF-8.
     opened = pa.OSFile(os.fsencode(source)) if isinstance(source, Path) else pa.BufferReader(source)
-    return pq.ParquetFile(opened, page_checksum_verification=True)
+    file = pq.ParquetFile(opened, page_checksum_verification=True)
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    # No checksum protects the numbers of rows. A changed bit in one of them could hide rows.
+    if sum(g.num_rows for g in groups) != file.metadata.num_rows or any(_first_values(g) != g.num_rows for g in groups):
+        raise ValueError("its numbers of rows contradict each other")
+    return file
+
+
+def _first_values(group: pq.RowGroupMetaData) -> int:
+    """Return the number of values in a row group's first column."""
+    return int(group.column(0).num_values) if group.num_columns else group.num_rows
 
 
 def open_table(path: Path) -> pq.ParquetFile:
@@ -96,9 +106,14 @@ def runs_in(part: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         yield run_id, part.slice(start, end - start)
 
 
+def row_path(study_dir: Path, run_id: str) -> Path:
+    """Return the path of a run's uncompacted `runs` file, which may not exist."""
+    return study_dir / "tables" / "runs" / f"{run_id}.parquet"
+
+
 def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
     """Read a run's uncompacted `runs` file; None if it does not exist. Raises ConfigError if it is damaged."""
-    path = study_dir / "tables" / "runs" / f"{run_id}.parquet"
+    path = row_path(study_dir, run_id)
     try:
         with files.reading(path, study_dir):
             row: dict[str, object] = read(path).to_pylist()[0]
@@ -113,15 +128,15 @@ def conform(table: str, content: pa.Table) -> pa.Table:
     Missing config columns are filled with the value that the older version implied; other missing columns are null.
     Raises ConfigError for columns unknown to this version.
     """
-    schema = SCHEMAS[table]
-    if content.schema.equals(schema):
+    fields = SCHEMAS[table]
+    if content.schema.equals(fields):
         return content
-    if unknown := sorted(set(content.schema.names) - set(schema.names)):
+    if unknown := sorted(set(content.schema.names) - set(fields.names)):
         raise ConfigError(
             f"{table} has columns unknown to normstudy {version('normstudy')}: {unknown}. Update normstudy"
         )
     known: dict[str, object] = {**cfg.ABSENT, "resolved_qk_norm": "none"} if table == "runs" else {}
-    for f in schema:
+    for f in fields:
         if f.name in content.schema.names:
             continue
         if f.name == "resolved_norm":
@@ -130,7 +145,7 @@ def conform(table: str, content: pa.Table) -> pa.Table:
         else:
             column = pa.array([known.get(f.name)] * content.num_rows, f.type)
         content = content.append_column(f, column)
-    return content.select(schema.names).cast(schema)
+    return content.select(fields.names).cast(fields)
 
 
 def join(parts: Sequence[pa.Table]) -> pa.Table:
@@ -138,24 +153,41 @@ def join(parts: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
 
-def read_file(
-    path: Path, schema: pa.Schema, chosen: Sequence[str] | None = None, module: str | None = None
-) -> Iterator[pa.Table]:
-    """Read the columns of `schema` from a table's file, one row group at a time.
+def rows_by_step(part: pa.Table) -> pa.Table:
+    """Count the rows of each run at each step."""
+    return part.select(["run_id", "step"]).group_by(["run_id", "step"]).aggregate([([], "count_all")])
 
-    chosen: sorted run_ids; only the rows of these runs are read from a compacted file (default: all rows).
-    module: only the rows of this module are read (default: all modules).
+
+def read_file(path: Path, wanted: pa.Schema, chosen: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Read the columns of `wanted`, with the table's keys, from a table's file, one row group at a time.
+
+    chosen: sorted run_ids; only the rows of these runs are read from a compacted file (default: all rows). Raises
+    ConfigError for a damaged file, and for one that holds other rows than its name says.
     """
     with files.reading(path, path.parents[2]):
         chosen = chosen if path.name == COMPACTED_FILE else None
         file = open_table(path)
-        same = pa.schema([f for f in file.schema_arrow if f.name in schema.names]).equals(schema)
-        for part in row_groups(file, schema.names if same else None, chosen):
+        same = pa.schema([f for f in file.schema_arrow if f.name in wanted.names]).equals(wanted)
+        for part in row_groups(file, wanted.names if same else None, chosen):
             if not same:  # the file was written by another version of normstudy
-                part = conform(path.parent.name, part).select(schema.names)
+                part = conform(path.parent.name, part).select(wanted.names)
             if chosen is not None:
                 part = part.filter(pc.is_in(part["run_id"], pa.array(chosen, pa.string())))
-            yield part if module is None else part.filter(pc.equal(part["module"], module))
+            elif path.name != COMPACTED_FILE:
+                _check_name(path, part)
+            yield part
+
+
+def _check_name(path: Path, part: pa.Table) -> None:
+    """Raise ConfigError if rows do not belong to the run and window in their file's name, as after a copy."""
+    table = path.parent.name
+    held = sorted(map(str, part["run_id"].unique().to_pylist()))
+    what = f"rows of {', '.join(held)}" if held and held != [run_of(table, path.name)] else ""
+    if not what and held and table != "runs":
+        first, window = pc.min(part["step"]).as_py(), int(path.stem.rpartition("-")[2])
+        what = f"step {first}" if first < window * schema.window_size(1) else ""
+    if what:
+        raise Damaged(f"{path} contains {what}: run normstudy check {path.parents[2]}")
 
 
 def _may_hold(group: pq.RowGroupMetaData, chosen: Sequence[str]) -> bool:

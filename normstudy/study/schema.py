@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -100,6 +101,13 @@ def config_columns(config: RunConfig) -> dict[str, object]:
         "identity_version": cfg.IDENTITY_VERSION,
         "numerics": cfg.NUMERICS,
     }
+
+
+def is_stored(table: str, file_name: str) -> bool:
+    """Whether a file in a table's folder has a name that normstudy writes, unlike `._a.parquet` or `a (1).parquet`."""
+    run_id, window = r"[^\s./][^\s/]*-[0-9a-f]{10}", "" if table == "runs" else "-([0-9]{3}|[1-9][0-9]{3,})"
+    own = re.compile(rf"{run_id}{window}\.parquet")
+    return file_name in (SCHEMA_FILE, COMPACTED_FILE) or own.fullmatch(file_name) is not None
 
 
 def run_of(table: str, file_name: str) -> str:

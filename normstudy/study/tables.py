@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from normstudy.errors import ConfigError
-from normstudy.study import files, parquet
+from normstudy.errors import ConfigError, warn
+from normstudy.study import checkpoints, files, parquet, schema
 from normstudy.study.parquet import COMPACTED_OPTIONS, conform, encode, join, open_file, read_file, read_row
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES, SORT, TABLES, Rows, run_of, window_name
 from normstudy.study.swap import check_not_swapping
@@ -58,7 +59,7 @@ def prepare(study_dir: Path, *, shared: bool = False) -> None:
 
 def _add_columns(study_dir: Path, table: str) -> None:
     """Rewrite each file of a table that lacks columns of this version."""
-    paths = sorted((study_dir / "tables" / table).glob("*.parquet"))
+    paths = [study_dir / "tables" / table / name for name in names_in(study_dir / "tables" / table)]
     for start in range(0, len(paths), FILES_AT_ONCE):
         grown = []
         for path in paths[start : start + FILES_AT_ONCE]:
@@ -106,6 +107,17 @@ def is_done(study_dir: Path, run_id: str) -> bool:
     return row is not None and row["status"] == "done"
 
 
+def damaged_and_unfinished(study_dir: Path) -> list[str]:
+    """Return the runs whose row cannot be read, although their checkpoint shows that they are not finished."""
+    found = []
+    for run_id in sorted(path.name for path in (study_dir / checkpoints.FOLDER).glob("*")):
+        try:
+            parquet.read_row(study_dir, run_id)
+        except ConfigError:
+            found.append(run_id)
+    return found
+
+
 def remove_windows(study_dir: Path, run_id: str) -> None:
     """Remove all windows of an unfinished run, because training it again may record different bits."""
     with files.storing(study_dir):
@@ -122,9 +134,25 @@ def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
+def names_in(folder: Path) -> list[str]:
+    """Return the sorted names of a table's files, and warn of other files, which are never read."""
+    names = sorted(os.listdir(folder))
+    if strange := [name for name in names if not schema.is_stored(folder.name, name)]:
+        first, *more = strange
+        also = f" and {len(more)} more" if more else ""
+        warn(f"{folder}/{first}{also}: not read, because normstudy gives its files other names; move it away")
+    return [name for name in names if name not in strange]
+
+
 def check_is_study(study_dir: Path) -> None:
-    """Raise ConfigError unless the folder is a study."""
+    """Raise ConfigError unless the folder is a study that has the table `runs`."""
     check_not_swapping(study_dir)
+    compacted = [table for table in TABLES if (study_dir / "tables" / table / COMPACTED_FILE).exists()]
+    if compacted and "runs" not in compacted:
+        raise ConfigError(
+            f"{study_dir}/tables/runs/{COMPACTED_FILE} is missing, but tables/{compacted[0]} has rows of its runs: "
+            f"restore the file from a copy, or move {study_dir} away and rerun the sweep"
+        )
     if not (study_dir / "tables" / "runs").is_dir():
         what = "is not a study: it has no tables/runs" if study_dir.is_dir() else "does not exist"
         raise ConfigError(f"{study_dir} {what}. Choose the folder of a study, such as results/warmup")
@@ -138,29 +166,51 @@ def read(
     module: str | None = None,
     *,
     text: bool = True,
+    skip: Collection[str] = (),
+    counted: list[pa.Table] | None = None,
 ) -> pd.DataFrame:
-    """Read one table of a study as a DataFrame, sorted by SORT[table].
+    """Read one table of a study as a DataFrame, sorted by SORT[table]. `whole.read` also finds rows that are missing.
 
     columns, run_ids, module: what to read (default: everything).
     text: whether to return `run_id` and `module` as text; if False, they are pandas categories in alphabetical order,
-    which need far less memory. Raises ConfigError for a damaged file or a folder that is not a study.
+    which need far less memory. skip: run_ids whose uncompacted files are not read. counted: a list to which tables with
+    the number of rows of each run at each step, of all modules, are appended.
+    Raises ConfigError for a damaged file or a folder that is not a study.
     """
     check_is_study(Path(study_dir))
+    began = _runs_with_windows(Path(study_dir)) if table == "runs" and run_ids is None else set()
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
-    schema = pa.schema([f for f in SCHEMAS[table] if f.name in wanted])
-    frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), schema, run_ids, module).to_pandas()
+    fields = pa.schema([f for f in SCHEMAS[table] if f.name in wanted])
+    frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), fields, run_ids, module, skip, counted).to_pandas()
     categories = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
     for name in categories:
         frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
     frame = frame.sort_values(SORT[table], kind="stable", ignore_index=True)
+    if began and (lost := sorted(began.difference(frame["run_id"], skip))):
+        also = f" (and of {len(lost) - 1} more)" if len(lost) > 1 else ""
+        warn(f"{study_dir}/tables/runs lacks the row of {lost[0]}{also}: not read; rerun its sweep to train it again")
     for name in categories if text else []:
         frame[name] = frame[name].astype(object).astype(str)
     return frame if columns is None else frame[columns]
 
 
-def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module: str | None) -> pa.Table:
+def _runs_with_windows(study_dir: Path) -> set[str]:
+    """Return the runs that have a window. Their rows in `runs` were written before."""
+    folders = [study_dir / "tables" / table for table in SERIES]
+    names = ((table.name, name) for table in folders if table.is_dir() for name in names_in(table))
+    return {run_of(table, name) for table, name in names if name not in (SCHEMA_FILE, COMPACTED_FILE)}
+
+
+def _rows(
+    folder: Path,
+    fields: pa.Schema,
+    run_ids: Sequence[str] | None,
+    module: str | None,
+    skip: Collection[str],
+    counted: list[pa.Table] | None,
+) -> pa.Table:
     """Read the selected rows of a table's folder, unsorted. Each dictionary column has one dictionary for all rows."""
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet"))
+    names = [name for name in names_in(folder) if run_of(folder.name, name) not in skip]
     if run_ids is not None:
         run_ids = sorted(run_ids)
         own = set(run_ids)
@@ -169,9 +219,17 @@ def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module
     small = [folder / name for name in names if name != COMPACTED_FILE]
     bundles = [large, *(small[i : i + FILES_AT_ONCE] for i in range(0, len(small), FILES_AT_ONCE))]
 
+    def chosen(part: pa.Table) -> pa.Table:
+        if counted is not None:
+            counted.append(parquet.rows_by_step(part))
+        return part if module is None else part.filter(pc.equal(part["module"], module))
+
     def read_all(bundle: Sequence[Path]) -> list[pa.Table]:
-        parts = [part for path in bundle for part in read_file(path, schema, run_ids, module)]
-        return parts if bundle is large or not parts else [join(parts)]
+        parts = (part for path in bundle for part in read_file(path, fields, run_ids))
+        if bundle is large:
+            return [chosen(part) for part in parts]
+        found = list(parts)
+        return [chosen(join(found))] if found else []
 
     with (
         # The tables are joined inside files.reading, because joining can detect damage that reading has not detected.
@@ -180,13 +238,14 @@ def _rows(folder: Path, schema: pa.Schema, run_ids: Sequence[str] | None, module
     ):
         parts = [part for bundle in threads.map(read_all, bundles) for part in bundle]
         # The folder has no files if another command has just created it and is about to write the schema file.
-        return pa.concat_tables(parts or [schema.empty_table()]).unify_dictionaries()
+        return pa.concat_tables(parts or [fields.empty_table()]).unify_dictionaries()
 
 
-def statuses(study_dir: Path) -> dict[str, str]:
-    """Return run_id -> status for all runs of a study; empty before the first run."""
+def statuses(study_dir: Path, skip: Collection[str] = ()) -> dict[str, str]:
+    """Return run_id -> status for all runs of a study; empty before the first run. skip: runs left out."""
     check_not_swapping(study_dir)
-    if not (study_dir / "tables" / "runs").is_dir():
+    if not any((study_dir / "tables").glob("*/*.parquet")):
+        check_not_swapping(study_dir)  # again, because a compaction may just have moved the tables
         return {}
-    runs = read(study_dir, "runs", ["run_id", "status"])
+    runs = read(study_dir, "runs", ["run_id", "status"], skip=skip)
     return dict(zip(runs["run_id"], runs["status"], strict=True))

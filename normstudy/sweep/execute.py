@@ -6,10 +6,11 @@ import shutil
 
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays
-from normstudy.study import files, locks, records, tables
+from normstudy.study import files, locks, parquet, records, tables, whole
 from normstudy.study.records import Request
 from normstudy.sweep import planning
 from normstudy.sweep.planning import Plan
+from normstudy.upkeep import compact
 from normstudy.workers import progress
 from normstudy.workers.signals import Interrupted, Stop, print_error
 from normstudy.workers.task import Task
@@ -51,9 +52,14 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
     shared: whether the lock is shared with other commands.
     """
     study_dir = planned.study_dir
-    batches = _still_missing(planned)
     try:
         tables.prepare(study_dir, shared=shared)
+        for run_id in tables.damaged_and_unfinished(study_dir):
+            if run_id in planned.runs or not shared:  # otherwise another command may be writing the row
+                parquet.row_path(study_dir, run_id).unlink()
+        if lacking := whole.find(study_dir, list(planned.lacking)):
+            compact.forget(study_dir, list(lacking), shared=shared)
+        batches = _still_missing(planned)
         how = {"workers": str(planned.workers), "device": planned.device, "cluster": planned.execution.cluster}
         records.record_request(study_dir, request, batches, planned.runs, how)
     except OSError as error:

@@ -15,7 +15,7 @@ from normstudy.config import execution as options
 from normstudy.data import texts as data
 from normstudy.data.batches import check_fits
 from normstudy.errors import ConfigError
-from normstudy.study import records, schema, seal, tables
+from normstudy.study import records, schema, seal, tables, whole
 from normstudy.sweep import batching
 
 RETRY = (
@@ -47,6 +47,7 @@ class Plan:
     device: str
     is_sealed: bool
     given_up: list[str]  # ids of missing runs that crashed too often to be tried again
+    lacking: dict[str, str]  # id of each missing run that is finished but lacks rows -> which rows
     execution: ExecutionConfig
 
     @property
@@ -102,8 +103,11 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
         ids.append(cfg.run_id(config, text.sha256))
         texts[ids[-1]] = text.sha256
     runs = dict(zip(ids, configs, strict=True))
-    statuses = tables.statuses(study_dir)
-    missing = [run_id for run_id in runs if statuses.get(run_id) != "done"]
+    statuses = tables.statuses(study_dir, tables.damaged_and_unfinished(study_dir))
+    lacking = whole.find(study_dir, [run_id for run_id in runs if statuses.get(run_id) == "done"])
+    missing = [run_id for run_id in runs if statuses.get(run_id) != "done" or run_id in lacking]
+    if lacking and (study_dir / schema.SEALED).exists():
+        raise ConfigError(f"{study_dir} is sealed, but {whole.said(lacking)}: restore its files from a copy")
     is_sealed = refuse_if_sealed(study_dir, {i: runs[i] for i in missing}, texts)
     if execution.cluster == "slurm":
         device, workers = options.device_of(execution), execution.jobs * options.workers_of(execution)
@@ -113,7 +117,9 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     given_up = left_out(study_dir, missing, statuses, execution)
     batches = group({i: runs[i] for i in missing if i not in given_up}, workers, device)
     at_once = max(1, min(workers, len(batches)))
-    planned = Plan(study_dir, ids, runs, texts, missing, batches, at_once, device, is_sealed, given_up, execution)
+    planned = Plan(
+        study_dir, ids, runs, texts, missing, batches, at_once, device, is_sealed, given_up, lacking, execution
+    )
     _check_memory(planned)
     _check_own([runs[i] for i in missing], device if execution.cluster == "local" else "cpu")
     return planned

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from normstudy import config as cfg
 from normstudy.config import RunConfig
-from normstudy.errors import ConfigError, say
+from normstudy.errors import ConfigError, Damaged, say
 from normstudy.model import moments
-from normstudy.study import tables
+from normstudy.study import tables, whole
 from normstudy.sweep.planning import RETRY, Plan
 from normstudy.workers import progress
 
@@ -26,6 +26,8 @@ def print_plan(planned: Plan, asked: int) -> None:
         line += f", about {planned.memory / 1e9:.2g} GB of memory{' a job' if planned.on_slurm else ''}"
         line += f", estimated time {progress.duration(planned.seconds)}"
     print(line, flush=True)
+    if planned.lacking:
+        print(f"{whole.said(planned.lacking)}: trained again", flush=True)
     if planned.given_up:
         print(f"{len(planned.given_up)} runs failed before and are left out. {RETRY}", flush=True)
     if asked > n:
@@ -58,14 +60,18 @@ def losses_of(planned: Plan) -> list[float | None]:
     return [found.get(i) for i in planned.ids]
 
 
-def draw(study_dir: Path) -> None:
+def draw(study_dir: Path) -> Damaged | None:
+    """Draw a study's figures; returns the error for a damaged file."""
     from normstudy.figures import together
 
     try:
         for line in together.plot(study_dir).skipped:
             say(line)
+    except Damaged as error:
+        return error
     except ConfigError as error:  # missing figures do not change the sweep's exit code
         say(f"no figures: {error}")
+    return None
 
 
 def comparison_axis(runs: Iterable[RunConfig]) -> str | None:

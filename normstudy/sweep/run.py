@@ -30,7 +30,7 @@ def run_sweep(
     print_plan(planned, len(configs))
     if dry_run:
         return [None] * len(configs)
-    failure = None
+    failure: Exception | None = None
     if planned.is_sealed:
         print(
             f"{planned.study_dir} is sealed and has all {len(planned.runs)} runs. "
@@ -44,7 +44,7 @@ def run_sweep(
                 execute(planned, request)
         except RunsFailed as error:
             failure = error
-        draw(planned.study_dir)
+        failure = draw(planned.study_dir) or failure
     print_comparison(planned)
     say(f"tables, figures: {planned.study_dir}")
     if failure is not None:

@@ -7,7 +7,6 @@ run's `runs` row last. The check reads `runs` first, so that rows still being wr
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +19,11 @@ import pyarrow as pa
 from normstudy.analysis.grid import count_text
 from normstudy.config import places
 from normstudy.errors import printable
-from normstudy.study import parquet, schema, swap, tables
-from normstudy.study.files import damage
+from normstudy.study import parquet, schema, swap, tables, whole
+from normstudy.study.files import damage, is_damage
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES
+from normstudy.study.whole import Expected
 from normstudy.upkeep import check_rows, check_state
-from normstudy.upkeep.check_rows import Expected
-
-RUN_ID = r".+-[0-9a-f]{10}"
-FILES = {table: re.compile(rf"{RUN_ID}{'' if table == 'runs' else '-[0-9]{3,}'}\.parquet") for table in schema.TABLES}
 
 
 @dataclass(frozen=True)
@@ -50,19 +46,21 @@ class Found:
     n_files: int = 0
     names: set[str] = field(default_factory=set)  # all run_ids in `runs`
     compacted: set[str] = field(default_factory=set)  # run_ids in the compacted `runs` file
-    rows: set[str] = field(default_factory=set)  # run_ids with an uncompacted `runs` file
-    windows: set[str] = field(default_factory=set)  # run_ids with uncompacted files in the other tables
+    beside: set[str] = field(default_factory=set)  # run_ids with uncompacted files
     lines: list[str] = field(default_factory=list)  # findings about files
     of_runs: dict[str, list[str]] = field(default_factory=dict)  # run_id -> findings about the run
+    lost: set[str] = field(default_factory=set)  # run_ids that lack rows, so that the sweep trains them again
+    bad: dict[str, list[str]] = field(default_factory=dict)  # run_id -> its files to be removed
     # (table, unknown columns) of each file with unknown columns, or with other types of columns
     others: list[tuple[str, str]] = field(default_factory=list)
     columns: dict[str, set[str]] = field(default_factory=dict)  # table -> lists of columns in its files
     damaged: set[str] = field(default_factory=set)  # tables from which not all runs could be read
 
-    def wrong(self, run_id: str, *whats: str) -> None:
-        """Add findings about a run. Empty strings are ignored."""
-        if found := [what for what in whats if what]:
-            self.of_runs.setdefault(run_id, []).extend(found)
+    def wrong(self, run_id: str, what: str, *bad: str) -> None:
+        """Add a finding about a run, unless it is an empty string. bad: files in tables/ that must be removed."""
+        if what:
+            self.of_runs.setdefault(run_id, []).append(what)
+            self.bad.setdefault(run_id, []).extend(bad)
 
     def unknown(self, table: str) -> bool:
         """Whether a file of the table was not read because it has columns unknown to this version of normstudy."""
@@ -79,14 +77,14 @@ class Found:
         return f"restore the compacted file from a copy, or move {self.study} away and rerun the sweep"
 
     def remedy(self, run_id: str) -> str:
-        """Return the advice for a damaged run: remove its uncompacted files, or restore the compacted file."""
-        folder, name = shlex.quote(str(self.study / "tables")), shlex.quote(run_id)
-        files = [f"{folder}/runs/{name}.parquet"] if run_id in self.rows else []
-        files += [f"{folder}/*/{name}-[0-9]*.parquet"] if run_id in self.windows else []
-        if not files:
-            return self.restore
-        again = "" if run_id in self.compacted else ", then rerun the sweep to train the run again"
-        return f"rm {' '.join(files)}{again}"
+        """Return the advice for a run: remove its bad files, and let the sweep train it again if rows are lost."""
+        remove = shlex.join(["rm", *(str(self.study / "tables" / name) for name in dict.fromkeys(self.bad[run_id]))])
+        again = "rerun the sweep to train the run again"
+        if self.bad[run_id]:
+            return remove if run_id in self.compacted else f"{remove}, then {again}"
+        if run_id in self.beside:
+            return again
+        return f"restore the compacted file from a copy, or {again}" if run_id in self.lost else self.restore
 
     def findings(self) -> list[str]:
         """Return all findings, one line each."""
@@ -131,7 +129,7 @@ def _check(study: Path) -> CheckResult:
     found.lines += check_state.wrong_in_checkpoints(study) + check_state.wrong_in_records(study)
     if (study / schema.SEALED).exists():
         n_runs = None if found.damaged else len(found.compacted)
-        found.lines += check_state.wrong_with_seal(study, n_runs, len(found.rows | found.windows))
+        found.lines += check_state.wrong_with_seal(study, n_runs, len(found.beside))
     findings = found.findings()
     verdict = count_text(len(findings), "finding") if findings else "sound"
     head = f"{study}: {count_text(len(found.names), 'run')}, {count_text(found.n_files, 'file')}, {verdict}"
@@ -144,7 +142,7 @@ def _files(found: Found, table: str) -> list[str]:
     """Check a table's file names and its schema file; returns the sorted names of the table's other files."""
     folder, names = found.study / "tables" / table, []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_dir() or not (path.name in (SCHEMA_FILE, COMPACTED_FILE) or FILES[table].fullmatch(path.name)):
+        if path.is_dir() or not schema.is_stored(table, path.name):
             what = "does not belong to this table and can prevent other tools from reading the table"
             found.lines.append(f"tables/{table}/{path.name}: {what}: move it out of tables/")
         else:
@@ -190,9 +188,11 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
             yield parquet.conform(table, part)
     except FileNotFoundError:
         return
-    except (Wrong, PermissionError):  # a file without read permission is not reported as damaged
+    except Wrong:
         raise
     except Exception as error:  # damaged bytes can cause any type of exception
+        if not is_damage(error):
+            raise
         raise Wrong(f"is damaged ({damage(error)})") from None
 
 
@@ -205,18 +205,19 @@ def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Expected]:
             continue
         run_id = name.removesuffix(".parquet")
         if run_id in found.names:
-            found.wrong(run_id, f"tables/runs has the run's row in {COMPACTED_FILE} and also in {name}")
+            what = f"tables/runs has the run's row in {COMPACTED_FILE} and also in {name}"
+            found.wrong(run_id, what, f"runs/{name}")
         found.names.add(run_id)
-        found.rows.add(run_id)
+        found.beside.add(run_id)
         try:
             rows = [row for part in _parts(found, "runs", name) for row in part.to_pylist()]
             held = [str(row["run_id"]) for row in rows]
             if held != [run_id] and not found.unknown("runs"):
                 what = f"rows of {', '.join(held)} instead of one row of {run_id}" if held else "no row"
                 raise Wrong(f"contains {what}")
-            _add_runs(found, runs, rows)
+            _add_runs(found, runs, rows, f"runs/{name}")
         except Wrong as why:
-            found.wrong(run_id, f"tables/runs/{name} {why}")
+            found.wrong(run_id, f"tables/runs/{name} {why}", f"runs/{name}")
     if found.unknown("runs"):
         found.damaged.add("runs")
     return runs
@@ -236,11 +237,11 @@ def _check_compacted_runs(found: Found, runs: dict[str, Expected]) -> None:
         found.lines.append(f"tables/runs/{COMPACTED_FILE}: {why}: {found.restore}")
 
 
-def _add_runs(found: Found, runs: dict[str, Expected], rows: Sequence[Mapping[str, object]]) -> None:
+def _add_runs(found: Found, runs: dict[str, Expected], rows: Sequence[Mapping[str, object]], *bad: str) -> None:
     for row in rows:
-        run = check_rows.expected_of(row)
+        run = whole.expected_of(row)
         what = check_rows.wrong_in_row(row)
-        found.wrong(run.name, what)
+        found.wrong(run.name, what, *bad)
         if not what:
             runs.setdefault(run.name, run)
 
@@ -252,12 +253,13 @@ def _check_series(
     for name in names:
         if name != COMPACTED_FILE:
             windows.setdefault(schema.run_of(table, name), []).append(name)
-    found.windows |= windows.keys()
+    found.beside |= windows.keys()
     compacted = _check_compacted(found, table, runs) if COMPACTED_FILE in names else set()
     for run_id, of_run in sorted(windows.items()):
         n = count_text(len(of_run), "window")
         if run_id in compacted:
-            found.wrong(run_id, f"tables/{table} has the run's rows in {COMPACTED_FILE} and also in {n}")
+            what = f"tables/{table} has the run's rows in {COMPACTED_FILE} and also in {n}"
+            found.wrong(run_id, what, *(f"{table}/{name}" for name in of_run))
         elif run_id in found.names or run_id in found.of_runs or "runs" in found.damaged:
             continue
         elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():
@@ -266,8 +268,11 @@ def _check_series(
     unread = found.compacted if table in found.damaged else set()
     left = [run for run in runs.values() if run.name not in compacted | unread]
     whats = threads.map(lambda run: _wrong_in_windows(found, table, run, windows.get(run.name, [])), left)
-    for run, what in zip(left, whats, strict=True):
-        found.wrong(run.name, *what)
+    for run, found_in in zip(left, whats, strict=True):
+        for bad, what in found_in:
+            found.wrong(run.name, what, *bad)
+            if what and not bad:
+                found.lost.add(run.name)
 
 
 def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> set[str]:
@@ -280,11 +285,11 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
                 raise Wrong(f"has rows of other runs between the rows of {run_id}")
             held.add(run_id)
             if run_id in runs:
-                counts = check_rows.count(rows)
-                if counts.duplicates:
-                    found.wrong(run_id, f"{where} has {count_text(counts.duplicates, 'duplicate row')} of this run")
-                elif runs[run_id].status == "done":
-                    found.wrong(run_id, check_rows.lacking(table, runs[run_id], counts))
+                if twice := check_rows.duplicates_in(rows):
+                    found.wrong(run_id, f"{where} {twice} of this run")
+                elif what := whole.wrong_in(table, runs[run_id], rows):
+                    found.wrong(run_id, what)
+                    found.lost.add(run_id)
             elif run_id not in found.names and "runs" not in found.damaged:
                 found.wrong(run_id, f"{where} has rows of this run, but tables/runs lacks the run's row")
     except Wrong as why:
@@ -293,25 +298,25 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
     return held
 
 
-def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[str]) -> list[str]:
-    """Check a run's windows in one table; returns what is wrong as a list of strings, some of which may be empty."""
-    whats: list[str] = []
-    size, whole = schema.window_size(run.n_steps), [SCHEMAS[table].empty_table()]
+def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[str]) -> list[tuple[list[str], str]]:
+    """Check a run's windows in one table; returns (the bad file, if there is one, and what is wrong) as a list."""
+    whats: list[tuple[list[str], str]] = []
+    size, parts = schema.window_size(run.n_steps), [SCHEMAS[table].empty_table()]
     for name in names:
         low = int(name.removesuffix(".parquet").rpartition("-")[2]) * size
         try:
             for run_id, rows in check_rows.runs_of(_parts(found, table, name)):
-                counts = check_rows.count(rows)
-                whole.append(rows)
-                first, last = counts.steps[0], counts.steps[-1]
+                parts.append(rows)
+                steps = rows["step"].fill_null(-1).to_numpy()
+                first, last = steps.min(), steps.max()
                 if run_id != run.name:
                     raise Wrong(f"contains rows of {run_id}")
                 if first < low or last >= low + size:
                     raise Wrong(f"contains steps {first} to {last} instead of {low} to {low + size - 1}")
-                if counts.duplicates:
-                    raise Wrong(f"has {count_text(counts.duplicates, 'duplicate row')}")
+                if twice := check_rows.duplicates_in(rows):
+                    raise Wrong(twice)
         except Wrong as why:
-            whats.append(f"tables/{table}/{name} {why}")
-    if whats or run.status != "done" or found.unknown(table):
+            whats.append(([f"{table}/{name}"], f"tables/{table}/{name} {why}"))
+    if whats or found.unknown(table):
         return whats
-    return [check_rows.lacking(table, run, check_rows.count(pa.concat_tables(whole)))]
+    return [([], whole.wrong_in(table, run, pa.concat_tables(parts)))]

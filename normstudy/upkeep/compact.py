@@ -6,17 +6,20 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from normstudy import __version__
 from normstudy.analysis.grid import count_text
 from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays
-from normstudy.study import files, locks, parquet, swap, tables
+from normstudy.study import files, locks, parquet, schema, swap, tables, whole
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SEALED, SORT, TABLES, plain_schema, run_of
+from normstudy.upkeep import check_state
 
 
 def compact_study(study_dir: Path, *, seal: bool = False) -> str:
@@ -30,7 +33,10 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)
         _statuses(study_dir)
-    seal = seal or (study_dir / SEALED).exists()
+    if (study_dir / SEALED).exists():
+        seal = True
+        if changed := check_state.changed_since_sealed(study_dir):
+            raise ConfigError(f"{study_dir} cannot be compacted: {changed[0]}")
     if seal:
         # A queued Slurm job's runs have no `runs` rows yet, so the tables alone would make the study look complete.
         arrays.refuse_while_alive(study_dir)
@@ -42,8 +48,31 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
             raise ConfigError(f"{study_dir} cannot be compacted: {e.strerror}. Its tables are intact; {do}") from e
 
 
+def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
+    """Remove runs from a study's tables, so that a sweep trains them again. The caller must hold the study's lock.
+
+    shared: whether other commands may be writing to the study; then the compacted files cannot be replaced.
+    """
+    gathered = [i for i in run_ids if not parquet.row_path(study_dir, i).exists()]
+    if gathered and shared:
+        raise ConfigError(f"{gathered[0]} lacks rows of the compacted tables of {study_dir}: rerun the study's sweep")
+    for run_id in run_ids:
+        tables.remove_windows(study_dir, run_id)
+        parquet.row_path(study_dir, run_id).unlink(missing_ok=True)
+    if gathered:
+        for table in TABLES:
+            _write_table(study_dir, table, set(), without=gathered)
+        files.fsync(study_dir / swap.NEW_TABLES)
+        swap.swap(study_dir)
+
+
 def _compact(study_dir: Path, seal: bool) -> str:
     statuses = _statuses(study_dir)
+    if lacking := whole.find(study_dir, [run_id for run_id, status in statuses.items() if status == "done"]):
+        raise ConfigError(f"{study_dir} cannot be compacted: {whole.said(lacking)}; {whole.REMEDY.format(study_dir)}")
+    for path in sorted((study_dir / "tables").glob("*/*")):
+        if not schema.is_stored(path.parent.name, path.name):
+            raise ConfigError(f"{study_dir} cannot be compacted, because it would delete {path}: move it away")
     done = {run_id for run_id, status in statuses.items() if status == "done"}
     counts = Counter(statuses.values())
     if seal and len(done) < len(statuses):
@@ -80,16 +109,16 @@ def _seal_text(study_dir: Path, n_runs: int) -> bytes:
     return (json.dumps({"normstudy": __version__, "runs": n_runs, "sha256": sha256}, indent=1) + "\n").encode()
 
 
-def _write_table(study_dir: Path, table: str, done: set[str]) -> None:
+def _write_table(study_dir: Path, table: str, done: set[str], without: Sequence[str] = ()) -> None:
     source, target = study_dir / "tables" / table, study_dir / swap.NEW_TABLES / table
     target.mkdir(parents=True)
     joined, parts = [SCHEMAS[table].empty_table()], list[pa.Table]()
-    for path in sorted(source.glob("*.parquet")):
-        if path.name == SCHEMA_FILE:
-            continue
+    for path in (source / name for name in tables.names_in(source) if name != SCHEMA_FILE):
         with files.reading(path, study_dir):
             content = parquet.read(path)
             conformed = parquet.conform(table, content)
+        if without and path.name == COMPACTED_FILE:
+            conformed = conformed.filter(pc.invert(pc.is_in(conformed["run_id"], pa.array(without, pa.string()))))
         if path.name == COMPACTED_FILE or run_of(table, path.name) in done:
             parts.append(conformed)
             if len(parts) == tables.FILES_AT_ONCE:

@@ -6,6 +6,7 @@ Since the files of finished runs never change, a Looker reads them only once.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import os
@@ -23,7 +24,7 @@ from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
-from normstudy.study import parquet, records, schema, swap, tables
+from normstudy.study import parquet, records, schema, swap, tables, whole
 from normstudy.study.files import damage
 from normstudy.study.locks import Holder, holder_of
 from normstudy.upkeep.positions import Group, RunRow, groups_of, heads_of, rows_of
@@ -35,7 +36,7 @@ TRIES, WAIT = 4, 0.2
 # About how many rows of the table `steps` to read at a time. Reading this many takes a few hundred megabytes.
 AT_ONCE = 4_000_000
 MOST_LINES = 10  # maximum number of lines shown per list
-COLUMNS = ("run_id", "status", "finished_at", *RUN_COLUMNS)
+COLUMNS = ("finished_at", *sorted({*RUN_COLUMNS, *whole.COLUMNS}))
 
 
 @dataclass(frozen=True)
@@ -231,18 +232,21 @@ class Looker:
 
         Also returns the compacted file's inode and modification time, which change when the file is replaced.
         """
-        folder = self.study / "tables" / "runs"
-        try:
-            there = (folder / schema.COMPACTED_FILE).stat()
-            compacted = (there.st_ino, there.st_mtime_ns)
-        except FileNotFoundError:
-            compacted = None
-        ids = None
+        folder, compacted, ids = self.study / "tables" / "runs", self._stamp(), None
         # Leave ids at None, to read all rows, if the compacted file was replaced and thus may have new runs.
         if compacted == self._compacted:
-            files = [name for name in os.listdir(folder) if name.endswith(".parquet")]
+            files = tables.names_in(folder)
             ids = [i for i in (schema.run_of("runs", name) for name in files) if i not in self._done]
-        return tables.read(self.study, "runs", list(COLUMNS), ids), compacted
+        frame = tables.read(self.study, "runs", list(COLUMNS), ids)
+        if self._stamp() != compacted:
+            raise ConfigError(f"{self.study} was compacted while it was read: rerun the same command")
+        return frame, compacted
+
+    def _stamp(self) -> tuple[int, int] | None:
+        with contextlib.suppress(FileNotFoundError):
+            there = (self.study / "tables" / "runs" / schema.COMPACTED_FILE).stat()
+            return there.st_ino, there.st_mtime_ns
+        return None
 
     def _read_records(self) -> None:
         folder = self.study / "sweeps"
@@ -282,7 +286,7 @@ class Looker:
         new = done[~done["run_id"].isin(self._outcomes)]
         for _, part in new.groupby(new["n_steps"].cumsum() // AT_ONCE):
             columns = ["run_id", "step", "train_loss", "val_loss"]
-            steps = tables.read(self.study, "steps", columns, list(part["run_id"]), text=False)
+            steps = whole.read(self.study, "steps", part, columns, text=False)
             self._outcomes.update((str(i), outcome) for i, outcome in outcomes(part, steps).items())
 
 

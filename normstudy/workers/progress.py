@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from normstudy.errors import ConfigError, bar_options
-from normstudy.study import tables
+from normstudy.study import tables, whole
 from normstudy.workers import pool
 from normstudy.workers.heartbeat import seconds_left
 from normstudy.workers.signals import Stop, print_error
@@ -103,6 +103,6 @@ def outcomes_of(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
     """Read the study's tables and return run_id -> outcome for each finished run in `run_ids`."""
     from normstudy.analysis.outcomes import RUN_COLUMNS, outcomes
 
-    runs = tables.read(study_dir, "runs", ["run_id", "status", *RUN_COLUMNS], run_ids)
-    steps = tables.read(study_dir, "steps", ["run_id", "step", "train_loss", "val_loss"], run_ids)
+    runs = tables.read(study_dir, "runs", sorted({*RUN_COLUMNS, *whole.COLUMNS}), run_ids)
+    steps = whole.read(study_dir, "steps", runs, ["run_id", "step", "train_loss", "val_loss"])
     return {str(k): str(v) for k, v in outcomes(runs, steps).items()}

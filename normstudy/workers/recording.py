@@ -8,7 +8,6 @@ removed.
 
 from __future__ import annotations
 
-import itertools
 import math
 import platform
 import time
@@ -21,7 +20,7 @@ import torch
 from normstudy.config import RunConfig, late_step
 from normstudy.data import texts
 from normstudy.model import processor, transformer
-from normstudy.study import files, parquet, schema, tables
+from normstudy.study import files, parquet, schema, tables, whole
 from normstudy.training import batch, probes
 from normstudy.training.batch import End, Event, Record, ResumePoint, Snapshot
 from normstudy.training.layout import Layout, layout_of
@@ -207,7 +206,6 @@ def begin(
         with files.storing(study_dir):
             found = checkpoint.read(study_dir, run_id, layout, {key: row[key] for key in COMPUTED_BY})
         if found is not None:
-            check_windows(study_dir, run_id, found.start.step, schema.window_size(config.schedule.n_steps))
             late = late_step(config.schedule.n_steps)
             if found.late_val_loss is None and found.start.step > late and late % config.eval.every:
                 raise checkpoint.Refused(f"the checkpoint of an older version lacks the validation loss at step {late}")
@@ -215,6 +213,13 @@ def begin(
         run.note = run.note or f"{run_id}: {why}"
         checkpoint.set_aside(study_dir, run_id)
         found = None
+    expected = whole.expected_of(row | {"status": "running", "nonfinite_step": None})
+    if what := whole.wrong_in_files(study_dir, expected, is_new=found is None and before is None):
+        run.note = run.note or f"{run_id}: {what}"
+        tables.remove_windows(study_dir, run_id)
+        if found is not None:
+            checkpoint.set_aside(study_dir, run_id)
+            found = None
     if run.note is not None:
         run.note += "; the run starts again from step 0"
     if found is None:
@@ -225,14 +230,6 @@ def begin(
         run.row = row | {"started_at": before["started_at"]}
         run.has_row = before["status"] == "running"
     return run, found.start
-
-
-def check_windows(study_dir: Path, run_id: str, step: int, size: int) -> None:
-    """Raise Refused if the tables lack a window (a file of rows) that was complete before the checkpoint's `step`."""
-    for table, window in itertools.product(schema.SERIES, range(step // size)):
-        path = f"tables/{table}/{schema.window_name(run_id, window)}"
-        if not (study_dir / path).exists():
-            raise checkpoint.Refused(f"the checkpoint is at step {step}, but the file {path} is missing")
 
 
 def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: float) -> None:

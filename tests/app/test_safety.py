@@ -19,7 +19,8 @@ from handmade import handmade_config, write_handmade_run
 from normstudy.cli import main
 from normstudy.config import ConfigError
 from normstudy.exports.export import export_study
-from normstudy.study import parquet
+from normstudy.study import parquet, schema
+from normstudy.upkeep.compact import compact_study
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -89,7 +90,7 @@ def test_no_command_imports_what_a_table_names(
 ) -> None:
     """A placement or norm of one's own is a name in the tables, beside which lies a module of that name."""
     monkeypatch.chdir(tmp_path)
-    for folder in (tmp_path, tmp_path / "s", tmp_path / "s" / "tables" / "runs"):
+    for folder in (tmp_path, tmp_path / "s"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "spy.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')\n")
     for seed in (0, 1):
@@ -97,7 +98,6 @@ def test_no_command_imports_what_a_table_names(
             config = handmade_config(tmp_path, seed=seed, study="s")
             columns = {"placement": "spy:block", "norm": norm, "final_norm": "spy:norm", "init": "spy:init"}
             write_handmade_run(tmp_path / "s", dataclasses.replace(config, data_seed=len(norm)), columns=columns)
-    (tmp_path / "s" / "tables" / "runs" / "spy.py").unlink()
     monkeypatch.syspath_prepend(tmp_path)
     for words in (
         "status s", "check s", "compare s --by norm", "plot s --only final_grid", "export s --to csv --out out",
@@ -137,8 +137,9 @@ def test_names_like_formulas_are_text_in_csv(tmp_path: Path) -> None:
 def test_a_run_id_out_of_a_table_leads_nowhere(name: str, tmp_path: Path) -> None:
     """Some export formats use the run_id as the name of a file or folder; it is checked here for every format."""
     study = tmp_path / "a" / "b" / "s"
-    run_id = write_handmade_run(study, handmade_config(tmp_path))
-    path = study / "tables" / "runs" / f"{run_id}.parquet"
+    write_handmade_run(study, handmade_config(tmp_path))
+    compact_study(study)
+    path = study / "tables" / "runs" / schema.COMPACTED_FILE
     content = pq.read_table(path)
     column = pa.array([name], content.schema.field("run_id").type)
     path.write_bytes(parquet.encode("runs", content.set_column(0, content.schema.field("run_id"), column)))

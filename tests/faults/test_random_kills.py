@@ -15,6 +15,7 @@ import pytest
 from processes import SWEEP, finish, is_gone, start, templates_of, wait_for, workers_of
 from studies import assert_same_tables
 
+from normstudy.errors import ConfigError
 from normstudy.study import checkpoints, schema, tables
 
 SEED = 7
@@ -35,17 +36,25 @@ def check_said(err: str) -> None:
     assert "Traceback" not in err
 
 
-def kill_at_random(words: list[str], cwd: Path, rng: random.Random, training: float) -> tuple[str, float] | None:
+def kill_at_random(
+    words: list[str], cwd: Path, rng: random.Random, training: float, one_by_one: bool
+) -> tuple[str, float] | None:
     """Start the sweep and kill one of its processes some time later: which, after how many seconds.
 
-    training: seconds that the undisturbed sweep trained on this machine.
+    training: seconds that the undisturbed sweep trained on this machine. one_by_one: whether runs end before the sweep.
 
-    One in four wherever it is then, the others while it trains. None where it was through before.
+    One in four wherever it is then, the others while it trains, and of these one in three when a run has just finished.
+    None where it was through before.
     """
-    began, clock = time.time(), time.monotonic()
+    began, clock, study = time.time(), time.monotonic(), cwd / "results" / "long"
+    before = finished_in(study)
     running, anywhere, wait = start(words, cwd), rng.random() < 0.25, training * rng.uniform(*MOMENTS)
-    while not anywhere and running.poll() is None and not has_saved_since(cwd / "results" / "long", began):
+    while not anywhere and running.poll() is None and not has_saved_since(study, began):
         time.sleep(0.02)
+    if one_by_one and not anywhere and rng.random() < 1 / 3:
+        wait = training * rng.uniform(0, 0.05)
+        while running.poll() is None and finished_in(study) == before:
+            time.sleep(0.02)
     end = time.monotonic() + wait
     while time.monotonic() < end and running.poll() is None:
         time.sleep(0.02)
@@ -78,6 +87,12 @@ def has_saved_since(study: Path, moment: float) -> bool:
     return False
 
 
+def finished_in(study: Path) -> set[str]:
+    with contextlib.suppress(ConfigError, FileNotFoundError):
+        return {run_id for run_id, status in tables.statuses(study).items() if status == "done"}
+    return set()
+
+
 def kills(undisturbed: Path, tmp_path: Path, n_kills: int, seed: int) -> pd.DataFrame:
     """So many kills, over as many sweeps as they take, each held against the undisturbed one. A row a kill.
 
@@ -98,7 +113,7 @@ def kills(undisturbed: Path, tmp_path: Path, n_kills: int, seed: int) -> pd.Data
             words = [*WORDS, f"execution.workers={workers}", f"execution.runs_per_batch={together}"]
             killed = None
             if len(rows) < n_kills:
-                killed = kill_at_random(words, cwd, rng, training)
+                killed = kill_at_random(words, cwd, rng, training, together < 6)
                 through = killed is None
             else:
                 done = finish(words, cwd)
@@ -108,7 +123,7 @@ def kills(undisturbed: Path, tmp_path: Path, n_kills: int, seed: int) -> pd.Data
             if (study / "tables" / "residual" / schema.SCHEMA_FILE).exists():
                 for table in schema.TABLES:
                     pd.read_parquet(study / "tables" / table)
-                now = {i for i, status in tables.statuses(study).items() if status == "done"}
+                now = finished_in(study)
                 assert finished <= now, "finished runs were lost"
                 finished = now
             if killed is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ from normstudy.figures import series, style
 from normstudy.figures.draw import FIGURES, plot_study
 from normstudy.figures.final_grid import x_axis
 from normstudy.figures.study import MAX_FACETS, Study, load, widest
-from normstudy.study import tables
+from normstudy.study import tables, whole
 from normstudy.upkeep.compact import compact_study
 
 SMALL_MULTIPLES = (
@@ -369,12 +370,12 @@ def test_a_table_without_a_column_gives_the_same_figures(tmp_path: Path, monkeyp
     )
     only = ["headline", "final_grid", "ranking"]
     before = plot_study(folder, out=tmp_path / "a", only=only)
-    kept = ["placement", "n_layers", "peak_lr", "warmup_steps", "n_steps", "batch_size", "seq_len"]
+    kept = ["placement", "n_layers", "peak_lr", "warmup_steps", "n_steps", "batch_size", "seq_len", *whole.COLUMNS]
     gone = [c for c in asked_types() if c not in kept]
     read = tables.read
 
-    def without(folder: Path, table: str, *rest: list[str], text: bool = True) -> pd.DataFrame:
-        found = read(folder, table, *rest, text=text)
+    def without(folder: Path, table: str, *rest: Any, **options: Any) -> pd.DataFrame:
+        found = read(folder, table, *rest, **options)
         return found.drop(columns=gone) if table == "runs" else found
 
     monkeypatch.setattr(tables, "read", without)

@@ -14,6 +14,7 @@ from normstudy.config import RunConfig
 from normstudy.study import files, schema
 from normstudy.study import tables as store
 
+RUN = "run-000000000{}"  # run_ids
 RUNS = 5
 
 
@@ -27,7 +28,8 @@ def rows_of(config: RunConfig) -> list[dict[str, object]]:
     """Rows that differ in columns of every type; one row has a null."""
     return [
         {
-            **schema.config_columns(config), "run_id": f"run{i}", "status": "done" if i % 2 else "running", "seed": i,
+            **schema.config_columns(config), "run_id": RUN.format(i), "seed": i,
+            "status": "done" if i % 2 else "running",
             "peak_lr": 1e-3 / (i + 1), "tied": i % 2 == 0, "final_val_loss": None if i == 3 else float(i),
             "started_at": store.now(),
         }
@@ -43,9 +45,9 @@ def test_a_group_gives_the_bytes_of_one_by_one(tmp_path: Path) -> None:
     for study_dir in (one, group):
         store.prepare(study_dir)
     for i, row in enumerate(rows):
-        store.write_windows(one, [(f"run{i}", 0, series)])
+        store.write_windows(one, [(RUN.format(i), 0, series)])
         store.write_runs(one, [row])
-    store.write_windows(group, [(f"run{i}", 0, series) for i in range(RUNS)])
+    store.write_windows(group, [(RUN.format(i), 0, series) for i in range(RUNS)])
     store.write_runs(group, rows)
     assert len(files_of(one)) == 4 + 4 * RUNS
     assert files_of(group) == files_of(one)
@@ -56,13 +58,13 @@ def test_a_group_leaves_windows_and_rows_that_are_there(tmp_path: Path) -> None:
     config = handmade_config(tmp_path)
     series = handmade_rows(config)[0]
     store.prepare(tmp_path)
-    store.write_windows(tmp_path, [("run1", 0, series)])
-    store.write_runs(tmp_path, [{**schema.config_columns(config), "run_id": "run1", "status": "done"}])
-    before = {p: p.stat().st_ino for p in (tmp_path / "tables").rglob("run1*")}
-    store.write_windows(tmp_path, [("run0", 0, series), ("run1", 0, series)])
+    store.write_windows(tmp_path, [(RUN.format(1), 0, series)])
+    store.write_runs(tmp_path, [{**schema.config_columns(config), "run_id": RUN.format(1), "status": "done"}])
+    before = {p: p.stat().st_ino for p in (tmp_path / "tables").rglob(f"{RUN.format(1)}*")}
+    store.write_windows(tmp_path, [(RUN.format(0), 0, series), (RUN.format(1), 0, series)])
     store.write_runs(tmp_path, [row | {"status": "running"} for row in rows_of(config)])
     assert {p: p.stat().st_ino for p in before} == before
-    assert store.statuses(tmp_path) == {f"run{i}": "done" if i == 1 else "running" for i in range(RUNS)}
+    assert store.statuses(tmp_path) == {RUN.format(i): "done" if i == 1 else "running" for i in range(RUNS)}
 
 
 def test_an_unknown_column_in_a_group_writes_none_of_it(tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ def test_exploding_gradients_of_a_deep_run_without_norms_are_no_divergence() -> 
     assert isinstance(record, batch.Record)
     assert isinstance(end, batch.End)
     assert (record.step, end.nonfinite_step) == (1, None)
-    assert 1e30 < record.grad_norm[0] == pytest.approx(float(PLAIN(truth[0])), rel=1e-6)
+    # The square of a norm above 1.8e19 is no float32. How far the gradients explode depends on the CPU's rounding.
+    assert 1e20 < record.grad_norm[0] == pytest.approx(float(PLAIN(truth[0])), rel=1e-6)
 
 
 def test_update_norm_is_of_what_the_optimizer_subtracts() -> None:

@@ -55,13 +55,17 @@ def notes(study: Path) -> list[str]:
     return rest
 
 
-def remove(study: Path, run: str) -> str:
-    tables = f"{study}/tables"
-    return f"rm {tables}/runs/{run}.parquet {tables}/*/{run}-[0-9]*.parquet"
+AGAIN = "rerun the sweep to train the run again"
 
 
-def again(study: Path, run: str) -> str:
-    return f"{remove(study, run)}, then rerun the sweep to train the run again"
+def remove(study: Path, *names: str) -> str:
+    """The command that removes files in tables/."""
+    return " ".join(["rm", *(f"{study}/tables/{name}" for name in names)])
+
+
+def again(study: Path, *names: str) -> str:
+    """The remedy for a run whose files `names` are bad."""
+    return f"{remove(study, *names)}, then {AGAIN}" if names else AGAIN
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
@@ -95,7 +99,10 @@ def first_rows_again(content: pa.Table) -> pa.Table:
 
 
 def lacks(table: str, n: int, of: int, first: int) -> str:
-    return f"status is done, but tables/{table} lacks {n} of the run's {of} steps (the first is step {first})"
+    return f"tables/{table} lacks {n} of {of} steps (the first is step {first})"
+
+
+RESTORE = f"restore the compacted file from a copy, or {AGAIN}"  # of a run
 
 
 def restore(study: Path) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from checked import first_rows_again, flip, lacks, lines, notes, remove, restore, rewrite
+from checked import RESTORE, first_rows_again, flip, lacks, lines, notes, remove, restore, rewrite
 from handmade import handmade_config, write_handmade_run
 
 from normstudy.study import schema, tables
@@ -34,7 +34,7 @@ def test_a_damaged_compacted_file_is_one_finding(table: str, damage: str, compac
 
 def test_a_compacted_file_that_is_gone(compacted: Path) -> None:
     (compacted / "tables/steps" / schema.COMPACTED_FILE).unlink()
-    what = f"{lacks('steps', 60, 60, 0)}: {restore(compacted)}"
+    what = f"{lacks('steps', 60, 60, 0)}: {RESTORE}"
     assert lines(compacted) == sorted(f"{run}: {what}" for run in tables.statuses(compacted))
 
 
@@ -46,9 +46,10 @@ def test_runs_that_are_there_twice(handmade: Path) -> None:
     (handmade / "tables/runs" / f"{two}.parquet").unlink()
     row = f"tables/runs has the run's row in 1-compacted.parquet and also in {one}.parquet (and 3 more)"
     windows = "tables/steps has the run's rows in 1-compacted.parquet and also in 1 window (and 2 more)"
-    command = f"rm {handmade}/tables/*/{two}-[0-9]*.parquet"
-    assert lines(handmade) == sorted([f"{one}: {row}: {remove(handmade, one)}", f"{two}: {windows}: {command}"])
-    for run in (remove(handmade, one), command):
+    first = remove(handmade, f"runs/{one}.parquet", *(f"{table}/{one}-000.parquet" for table in schema.SERIES))
+    second = remove(handmade, *(f"{table}/{two}-000.parquet" for table in schema.SERIES))
+    assert lines(handmade) == sorted([f"{one}: {row}: {first}", f"{two}: {windows}: {second}"])
+    for run in (first, second):
         subprocess.run(run, shell=True, check=True)
     assert notes(handmade) == []
 
@@ -73,12 +74,13 @@ def test_rows_of_compacted_files(
     one, two = tables.statuses(compacted)
     rewrite(compacted / "tables" / table / schema.COMPACTED_FILE, change)
     runs = (one, two) if change is first_rows_again else (one,)
-    assert lines(compacted) == [f"{run}: {what}: {restore(compacted)}" for run in runs]
+    do = RESTORE if " at step " in what or " lacks " in what.partition(", but ")[0] else restore(compacted)
+    assert lines(compacted) == [f"{run}: {what}: {do}" for run in runs]
 
 
 def test_layers_that_lack_everywhere(compacted: Path) -> None:
     rewrite(compacted / "tables/residual" / schema.COMPACTED_FILE, lambda t: t.filter(pc.less(t["layer"], 2)))
-    what = f"tables/residual has 2 of 3 rows at step 0: {restore(compacted)}"
+    what = f"tables/residual has 2 of 3 rows at step 0: {RESTORE}"
     assert lines(compacted) == [f"{run}: {what}" for run in tables.statuses(compacted)]
 
 

@@ -11,14 +11,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from checked import N_STEPS, PROBED, WINDOW, again, first_rows_again, ids, lacks, lines, rewrite, set_column, swap
+from checked import (
+    AGAIN,
+    N_STEPS,
+    PROBED,
+    WINDOW,
+    again,
+    first_rows_again,
+    ids,
+    lacks,
+    lines,
+    rewrite,
+    set_column,
+    swap,
+)
 
 from normstudy.config import DataConfig, ModelConfig, OptimizerConfig, ProbeConfig, RunConfig, run_id
-from normstudy.study import parquet, schema
+from normstudy.study import parquet, schema, whole
 from normstudy.study import tables as store
+from normstudy.study.whole import Expected
 from normstudy.training import probes
 from normstudy.upkeep import check_rows
-from normstudy.upkeep.check_rows import Expected
 
 
 @pytest.mark.parametrize("table", schema.SERIES)
@@ -29,7 +42,7 @@ def test_a_window_that_is_gone(table: str, window: int, study: Path) -> None:
     wanted = list(range(N_STEPS)) if table == "steps" else PROBED
     gone = [t for t in wanted if WINDOW * window <= t < WINDOW * (window + 1)]
     what = lacks(table, len(gone), len(wanted), gone[0])
-    assert lines(study) == [f"{run}: {what}: {again(study, run)}"]
+    assert lines(study) == [f"{run}: {what}: {AGAIN}"]
 
 
 def test_a_run_without_windows_and_windows_without_a_run(study: Path) -> None:
@@ -39,13 +52,7 @@ def test_a_run_without_windows_and_windows_without_a_run(study: Path) -> None:
     (study / "tables/runs" / f"{two}.parquet").unlink()
     missing = lacks("steps", 12, 12, 0) + " (and 2 more)"
     orphans = "tables/steps has 3 windows of this run, but tables/runs lacks the run's row"
-    tables, same = f"{study}/tables", ", then rerun the sweep to train the run again"
-    assert lines(study) == sorted(
-        [
-            f"{one}: {missing}: rm {tables}/runs/{one}.parquet{same}",
-            f"{two}: {orphans}: rm {tables}/*/{two}-[0-9]*.parquet{same}",
-        ]
-    )
+    assert lines(study) == sorted([f"{one}: {missing}: {AGAIN}", f"{two}: {orphans}: {AGAIN}"])
 
 
 @pytest.mark.parametrize("table", schema.TABLES)
@@ -55,7 +62,7 @@ def test_two_runs_whose_files_have_each_others_name(table: str, study: Path) -> 
     folder = study / "tables" / table
     swap(folder / f"{one}{end}", folder / f"{two}{end}")
     assert lines(study) == sorted(
-        f"{a}: tables/{table}/{a}{end} contains rows of {b}{instead.format(a)}: {again(study, a)}"
+        f"{a}: tables/{table}/{a}{end} contains rows of {b}{instead.format(a)}: {again(study, f'{table}/{a}{end}')}"
         for a, b in ((one, two), (two, one))
     )
 
@@ -67,12 +74,15 @@ def test_files_that_have_the_name_of_another_window_or_table(study: Path) -> Non
     swap(tables / f"steps/{two}-001.parquet", tables / f"residual/{two}-001.parquet")
     shutil.copy(tables / f"modules/{diverged}-000.parquet", tables / f"modules/{diverged}-001.parquet")
     last = pq.ParquetFile(tables / f"modules/{diverged}-001.parquet").read()["step"].to_pylist()[-1]
+    swapped = again(study, f"steps/{one}-000.parquet", f"steps/{one}-001.parquet")
+    others = again(study, f"steps/{two}-001.parquet", f"residual/{two}-001.parquet")
+    copied = f"modules/{diverged}-001.parquet"
     whats = {
-        one: f"tables/steps/{one}-000.parquet contains steps 5 to 9 instead of 0 to 4 (and 1 more)",
-        two: f"tables/steps/{two}-001.parquet is a file of the table residual (and 1 more)",
-        diverged: f"tables/modules/{diverged}-001.parquet contains steps 0 to {last} instead of 5 to 9",
+        one: f"tables/steps/{one}-000.parquet contains steps 5 to 9 instead of 0 to 4 (and 1 more): {swapped}",
+        two: f"tables/steps/{two}-001.parquet is a file of the table residual (and 1 more): {others}",
+        diverged: f"tables/{copied} contains steps 0 to {last} instead of 5 to 9: {again(study, copied)}",
     }
-    assert lines(study) == sorted(f"{run}: {what}: {again(study, run)}" for run, what in whats.items())
+    assert lines(study) == sorted(f"{run}: {what}" for run, what in whats.items())
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,7 @@ def test_files_that_have_the_name_of_another_window_or_table(study: Path) -> Non
         ("residual", lambda t: t.slice(1), "tables/{table} has 1 of 2 rows at step 6"),
         ("residual", lambda t: t.filter(pc.equal(t["layer"], 0)), "tables/{table} has 1 of 2 rows at step 6"),
         ("residual", lambda t: pa.concat_tables([t, set_column("step", 7)(t.slice(0, 1))]), "tables/{table} has "
-         "1 step too many (the first is step 7)"),
+         "1 steps too many (the first is step 7)"),
         ("steps", lambda t: pa.concat_tables([t, set_column("step", None)(t.slice(0, 1))]), "{file} contains steps -1 "
          "to 9 instead of 5 to 9"),
         ("steps", lambda t: pa.concat_tables([t, set_column("step", 10)(t.slice(0, 1))]), "{file} contains steps 5 to "
@@ -99,8 +109,9 @@ def test_rows_of_a_window(table: str, change: Callable[[pa.Table], pa.Table], wh
     run = ids(study)[0]
     path = study / "tables" / table / f"{run}-001.parquet"
     rewrite(path, change)
-    expected = what.format(table=table, file=f"tables/{table}/{path.name}")
-    assert lines(study) == [f"{run}: {expected}: {again(study, run)}"]
+    name = f"{table}/{path.name}"
+    expected = what.format(table=table, file=f"tables/{name}")
+    assert lines(study) == [f"{run}: {expected}: {again(study, *([name] if '{file}' in what else []))}"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +127,8 @@ def test_rows_of_a_window(table: str, change: Callable[[pa.Table], pa.Table], wh
 def test_rows_of_runs(column: str, value: object, what: str, study: Path) -> None:
     run = ids(study)[0]
     rewrite(study / "tables/runs" / f"{run}.parquet", set_column(column, value))
-    assert lines(study) == [f"{run}: {what}: {again(study, run)}"]
+    bad = [f"runs/{run}.parquet"] if column != "nonfinite_step" else []  # of the row itself
+    assert lines(study) == [f"{run}: {what}: {again(study, *bad)}"]
 
 
 @pytest.mark.parametrize(("column", "value"), [("peak_lr", 4e-3), ("resolved_init", "gpt2"), ("data_sha256", None)])
@@ -130,7 +142,7 @@ def test_a_row_whose_values_were_changed(column: str, value: object, study: Path
 def test_a_row_file_without_its_row(study: Path) -> None:
     run = ids(study)[0]
     rewrite(study / "tables/runs" / f"{run}.parquet", lambda t: t.slice(1))
-    assert lines(study) == [f"{run}: tables/runs/{run}.parquet contains no row: {again(study, run)}"]
+    assert lines(study) == [f"{run}: tables/runs/{run}.parquet contains no row: {again(study, f'runs/{run}.parquet')}"]
 
 
 def test_steps_at_which_rows_must_be() -> None:
@@ -140,10 +152,11 @@ def test_steps_at_which_rows_must_be() -> None:
         for end in (None, 0, n_steps // 2, n_steps - 1, n_steps):
             run = Expected("x", "done", n_steps, 1, dense, every, end)
             taken = range(n_steps if end is None else min(end + 1, n_steps))
-            assert check_rows.steps_of("steps", run).tolist() == list(taken)
+            last = run.last(whole.NONE[0])
+            assert whole.steps_of("steps", run, last).tolist() == list(taken)
             at = [t for t in taken if probes.is_probed(t, n_steps, probe)]
-            assert check_rows.steps_of("modules", run).tolist() == at
-            assert check_rows.steps_of("residual", run).tolist() == at
+            assert whole.steps_of("modules", run, last).tolist() == at
+            assert whole.steps_of("residual", run, last).tolist() == at
 
 
 @pytest.mark.parametrize(

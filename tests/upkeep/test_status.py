@@ -211,16 +211,16 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
 
 
 def test_only_ten_failed_runs_are_listed(tmp_path: Path) -> None:
-    configs = {f"run-{i:02d}": handmade_config(tmp_path, seed=i) for i in range(12)}
+    configs = {f"run-{i:010x}": handmade_config(tmp_path, seed=i) for i in range(12)}
     tables.prepare(tmp_path)
     for run_id, config in configs.items():
         records.record_failure(tmp_path, run_id, config, "Traceback\n  in it\nValueError: \x1b[31mred\n\n")
-    (tmp_path / records.LOGS / "run-00-1.txt").unlink()
+    (tmp_path / records.LOGS / "run-0000000000-1.txt").unlink()
     told = status.look(tmp_path)
     assert (told.failed, len(told.failures), told.over) == (12, 10, True)
     lines = status_text.render(told).splitlines()
-    assert lines[lines.index("failed:") + 1] == "  run-00, tried 0 times: the traceback is missing"
-    assert lines[-3:-1] == ["  run-09, tried 1 time: ValueError: [31mred", "  and 2 more"]
+    assert lines[lines.index("failed:") + 1] == "  run-0000000000, tried 0 times: the traceback is missing"
+    assert lines[-3:-1] == ["  run-0000000009, tried 1 time: ValueError: [31mred", "  and 2 more"]
     with held(tmp_path):  # the holder may try them again
         assert not status.look(tmp_path).over
 

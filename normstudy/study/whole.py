@@ -1,0 +1,177 @@
+"""Find runs that lack rows. All commands read series through this module, so none takes a part for the whole.
+
+A run's row in the table `runs` says which rows the other tables must have. A row can be missing because a file was lost
+or replaced, or because a changed bit lies in the part of a file that says how many rows the file has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from normstudy.errors import ConfigError, warn
+from normstudy.study import checkpoints, parquet, schema, tables
+
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+# The columns of `runs` that determine which rows a run must have in the other tables.
+COLUMNS = ("run_id", "status", "n_steps", "n_layers", "probe_dense_steps", "probe_every", "nonfinite_step")
+
+NONE = (np.empty(0, np.int64), np.empty(0, np.int64))  # the distinct steps, and the number of rows at each, of no rows
+REMEDY = "rerun its sweep to train the run again, or restore its files (see normstudy check {0})"
+
+
+class Expected(NamedTuple):
+    """The values of COLUMNS for one run."""
+
+    name: str  # the run_id
+    status: str
+    n_steps: int
+    n_layers: int
+    dense_steps: int  # the run's probe_dense_steps
+    every: int  # the run's probe_every
+    nonfinite_step: float | None  # the step at which the run diverged; None or NaN if it did not
+
+    def last(self, steps: Ints, saved: int = 0) -> int:
+        """Return the last step of which there must be rows: the run's last, or the last of its complete windows.
+
+        steps: those of which there are rows. saved: the step from which a checkpoint goes on.
+        """
+        if self.status == "done":
+            found = self.nonfinite_step
+            return self.n_steps - 1 if found is None or found != found else min(int(found), self.n_steps - 1)
+        size = schema.window_size(self.n_steps)
+        return max(saved // size * size - 1, int(steps.max(initial=-1)))
+
+
+def expected_of(row: Mapping[str, object]) -> Expected:
+    """Return the columns of a `runs` row that determine which rows the run must have in the other tables."""
+    return Expected(*(row[key] for key in COLUMNS))  # type: ignore[arg-type]
+
+
+def steps_of(table: str, run: Expected, last: int) -> Ints:
+    """Return the steps up to `last` with rows of a run. Repeats the rule of `probes`, which would import torch."""
+    t = np.arange(last + 1)
+    return t if table == "steps" else t[(t < run.dense_steps) | (t % run.every == 0) | (t == run.n_steps - 1)]
+
+
+def lacking(table: str, run: Expected, steps: Ints, rows: Ints, wanted: Ints) -> str:
+    """Describe which rows a run lacks or has in excess, in a string that is empty if the rows are right.
+
+    steps: the distinct steps, sorted; rows: the number of rows at each of them. The number of modules is not known, but
+    is the same at every step. wanted: the steps at which there must be rows.
+    """
+    missing, strange = np.setdiff1d(wanted, steps), np.setdiff1d(steps, wanted)
+    if len(missing):
+        return f"lacks {len(missing)} of {len(wanted)} steps (the first is step {missing[0]})"
+    if len(strange):
+        return f"has {len(strange)} steps too many (the first is step {strange[0]})"
+    at_each = {"steps": 1, "residual": run.n_layers + 1}.get(table, int(rows.max(initial=0)))
+    uneven = np.flatnonzero(rows != at_each)
+    return f"has {rows[uneven[0]]} of {at_each} rows at step {steps[uneven[0]]}" if len(uneven) else ""
+
+
+def wrong_in(table: str, run: Expected, rows: pa.Table) -> str:
+    """Describe which of its rows in a table a run lacks, in a string that may be empty."""
+    _, (steps, at_each) = next(_counts([parquet.rows_by_step(rows)]), ("", NONE))
+    what = lacking(table, run, steps, at_each, steps_of(table, run, run.last(steps)))
+    return what and f"tables/{table} {what}"
+
+
+def look(
+    study_dir: Path | str,
+    table: str,
+    runs: pd.DataFrame,
+    columns: list[str] | None = None,
+    module: str | None = None,
+    *,
+    text: bool = True,
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Read the rows of `runs` with tables.read. Also return run_id -> what is wrong, for runs that lack rows.
+
+    runs: rows of the table `runs` with COLUMNS. The other arguments are those of tables.read.
+    """
+    every = [Expected(*values) for values in zip(*(runs[column] for column in COLUMNS), strict=True)]
+    # Before the rows are read, because a sweep may be going on.
+    heads = {run.name: checkpoints.head_of(Path(study_dir), run.name) for run in every if run.status != "done"}
+    counted: list[pa.Table] = []
+    frame = tables.read(study_dir, table, columns, list(runs["run_id"]), module, text=text, counted=counted)
+    found = dict(_counts(counted))
+    wrong = {}
+    for run in every:
+        head, (steps, rows) = heads.get(run.name), found.get(run.name, NONE)
+        wanted = steps_of(table, run, run.last(steps, 0 if head is None else head.step))
+        if what := lacking(table, run, steps, rows, wanted):
+            wrong[run.name] = f"tables/{table} {what}"
+    return frame, wrong
+
+
+def read(
+    study_dir: Path | str,
+    table: str,
+    runs: pd.DataFrame,
+    columns: list[str] | None = None,
+    module: str | None = None,
+    *,
+    text: bool = True,
+) -> pd.DataFrame:
+    """Read like `look`, but leave out the runs that lack rows, and warn which they are."""
+    frame, wrong = look(study_dir, table, runs, columns, module, text=text)
+    if not wrong:
+        return frame
+    warn_of(study_dir, wrong)
+    return frame[~frame["run_id"].isin(list(wrong))].reset_index(drop=True)
+
+
+def find(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
+    """Return run_id -> which rows it lacks, for the runs of `run_ids` that are finished and lack rows."""
+    wrong: dict[str, str] = {}
+    if run_ids:
+        runs = tables.read(study_dir, "runs", list(COLUMNS), run_ids)
+        for table in schema.SERIES:
+            wrong = look(study_dir, table, runs, [])[1] | wrong
+    return wrong
+
+
+def wrong_in_files(study_dir: Path, run: Expected, *, is_new: bool) -> str:
+    """Describe what is wrong with the files of an unfinished run, in a string that may be empty.
+
+    is_new: whether the run has neither a row in `runs` nor a checkpoint; then nobody knows what computed its windows.
+    """
+    if is_new:
+        windows = range(math.ceil(run.n_steps / schema.window_size(run.n_steps)))
+        names = (f"tables/{t}/{schema.window_name(run.name, w)}" for t, w in itertools.product(schema.SERIES, windows))
+        return next((f"{name} has no row in tables/runs" for name in names if (study_dir / name).exists()), "")
+    runs = pd.DataFrame([run], columns=pd.Index(COLUMNS))
+    try:
+        found = [what for table in schema.SERIES for what in look(study_dir, table, runs, [])[1].values()]
+    except ConfigError as error:
+        return str(error)
+    return found[0] if found else ""
+
+
+def warn_of(study_dir: Path | str, wrong: Mapping[str, str]) -> None:
+    """Warn which runs lack rows of a table, given as run_id -> what is wrong."""
+    warn(f"{said(wrong)}: left out; {REMEDY.format(study_dir)}")
+
+
+def said(wrong: Mapping[str, str]) -> str:
+    """Return a line about runs that lack rows, given as run_id -> what is wrong."""
+    (run_id, what), *more = wrong.items()
+    return f"{run_id}: {what}" + (f" (and of {len(more)} more run{'s' * (len(more) > 1)})" if more else "")
+
+
+def _counts(counted: Sequence[pa.Table]) -> Iterator[tuple[str, tuple[Ints, Ints]]]:
+    """Yield for each run its steps and the rows at each of them. counted: what parquet.rows_by_step returned."""
+    if not counted:
+        return
+    both = pa.concat_tables([one.set_column(0, "run_id", one["run_id"].cast(pa.string())) for one in counted])
+    both = both.group_by(["run_id", "step"]).aggregate([("count_all", "sum")])
+    for run_id, rows in parquet.runs_in(both.sort_by([("run_id", "ascending"), ("step", "ascending")])):
+        yield run_id, (np.asarray(rows["step"], np.int64), np.asarray(rows["count_all_sum"], np.int64))
