@@ -64,10 +64,12 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
 
     Raises ConfigError if there are no runs, or if a run_id cannot be a file name.
     """
+    began = tables.runs_with_windows(study_dir)
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces]).sort_by("run_id")
     if not content.num_rows:
         raise ConfigError(f"{study_dir} has no runs to export: start its sweep")
+    tables.warn_of_lost(study_dir, began.difference(content["run_id"].to_pylist()))
     chosen = select(tell_sources_apart(content.to_pandas()), where)
     for name in map(str, chosen["run_id"]):
         if not is_name(name):
@@ -99,6 +101,9 @@ def by_run(study_dir: Path, table: str, runs: pa.Table) -> Iterator[pa.Table]:
     runs: rows of the table `runs`, sorted by run_id. A run that lacks rows has none, and a warning names it.
     """
     own: dict[str, list[Path]] = {}
+    expected = [
+        whole.expected_of(study_dir, row) for row in zip(*(runs[c].to_pylist() for c in whole.COLUMNS), strict=True)
+    ]
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
     for path in _files(study_dir, table):
         if path.name == COMPACTED_FILE:
@@ -108,18 +113,22 @@ def by_run(study_dir: Path, table: str, runs: pa.Table) -> Iterator[pa.Table]:
     schema = plain_schema(table)
     order = [(name, "ascending") for name in SORT[table] if name != "run_id"]
     ahead = next(gathered, None)
-    for run in map(whole.expected_of, runs.select(list(whole.COLUMNS)).to_pylist()):
-        run_id = run.name
-        parts = [part for path in own.get(run_id, []) for part in _pieces(table, path)]
-        while ahead is not None and ahead[0] <= run_id:
-            if ahead[0] == run_id:
-                parts.append(ahead[1])
-            ahead = next(gathered, None)
-        rows = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)]).sort_by(order)
-        if wrong := whole.wrong_in(table, run, rows):
-            whole.warn_of(study_dir, {run_id: wrong})
-            rows = schema.empty_table()
-        yield rows
+    wrong: dict[str, str] = {}
+    try:
+        for run in expected:
+            run_id = run.name
+            parts = [part for path in own.get(run_id, []) for part in _pieces(table, path)]
+            while ahead is not None and ahead[0] <= run_id:
+                if ahead[0] == run_id:
+                    parts.append(ahead[1])
+                ahead = next(gathered, None)
+            rows = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)]).sort_by(order)
+            if what := whole.wrong_in(table, run, rows):
+                wrong[run_id] = what
+                rows = schema.empty_table()
+            yield rows
+    finally:
+        whole.warn_of(study_dir, wrong)
 
 
 def _runs_of(table: str, path: Path) -> Iterator[tuple[str, pa.Table]]:

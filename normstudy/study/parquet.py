@@ -69,14 +69,11 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
     file = pq.ParquetFile(opened, page_checksum_verification=True)
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     # No checksum protects the numbers of rows. A changed bit in one of them could hide rows.
-    if sum(g.num_rows for g in groups) != file.metadata.num_rows or any(_first_values(g) != g.num_rows for g in groups):
+    if sum(g.num_rows for g in groups) != file.metadata.num_rows or any(
+        g.num_columns and g.column(0).num_values != g.num_rows for g in groups
+    ):
         raise ValueError("its numbers of rows contradict each other")
     return file
-
-
-def _first_values(group: pq.RowGroupMetaData) -> int:
-    """Return the number of values in a row group's first column."""
-    return int(group.column(0).num_values) if group.num_columns else group.num_rows
 
 
 def open_table(path: Path) -> pq.ParquetFile:

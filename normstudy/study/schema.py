@@ -65,6 +65,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "modules": _series_schema([("layer", pa.int32()), ("module", NAME_TYPE)], _NORMS),
     "residual": _series_schema([("layer", pa.int32())], ("rms", "grad_norm")),
 }
+KEYS = {t: pa.schema([f for f in s if f.name in ("run_id", "step")]) for t, s in SCHEMAS.items()}  # of a run's rows
 SORT = {
     "runs": ["run_id"],
     "steps": ["run_id", "step"],

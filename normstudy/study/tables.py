@@ -5,7 +5,8 @@
     results/<study>/state/                                              partial files, logs, locks, checkpoints
 
 A window is a fixed range of steps. A window's file is written in state/ and moved into its table's folder, so readers
-find only complete files. It is never changed, except that a newer version adds its columns. Each table also has a file
+find only complete files. It is never changed, except that a newer version adds its columns, and that the files of a run
+that is trained again are removed. Each table also has a file
 `0-schema.parquet` without rows, so that readers find the columns even if no run has begun. `results/README.md`
 documents every column.
 """
@@ -118,13 +119,13 @@ def damaged_and_unfinished(study_dir: Path) -> list[str]:
     return found
 
 
-def remove_windows(study_dir: Path, run_id: str) -> None:
-    """Remove all windows of an unfinished run, because training it again may record different bits."""
+def remove_windows(study_dir: Path, run_ids: Collection[str]) -> None:
+    """Remove all windows of runs that will be trained again, because training may record different bits."""
     with files.storing(study_dir):
         for table in SERIES:
-            for path in (study_dir / "tables" / table).glob(f"{run_id}-*.parquet"):
-                if run_of(table, path.name) == run_id:
-                    path.unlink(missing_ok=True)
+            for name in names_in(study_dir / "tables" / table):
+                if run_of(table, name) in run_ids:
+                    (study_dir / "tables" / table / name).unlink(missing_ok=True)
             # Without this fsync, a power failure could undo the removal, and old windows would mix with new ones.
             files.fsync(study_dir / "tables" / table)
 
@@ -136,9 +137,14 @@ def now() -> datetime.datetime:
 
 def names_in(folder: Path) -> list[str]:
     """Return the sorted names of a table's files, and warn of other files, which are never read."""
-    names = sorted(os.listdir(folder))
-    if strange := [name for name in names if not schema.is_stored(folder.name, name)]:
-        first, *more = strange
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        if folder.exists() or not folder.parent.exists():  # a compaction is replacing the tables
+            raise
+        return []
+    if strange := {name for name in names if not schema.is_stored(folder.name, name)}:
+        first, *more = sorted(strange)
         also = f" and {len(more)} more" if more else ""
         warn(f"{folder}/{first}{also}: not read, because normstudy gives its files other names; move it away")
     return [name for name in names if name not in strange]
@@ -146,16 +152,22 @@ def names_in(folder: Path) -> list[str]:
 
 def check_is_study(study_dir: Path) -> None:
     """Raise ConfigError unless the folder is a study that has the table `runs`."""
+    if not _has_runs(study_dir):
+        what = "is not a study: it has no tables/runs" if study_dir.is_dir() else "does not exist"
+        raise ConfigError(f"{study_dir} {what}. Choose the folder of a study, such as results/warmup")
+
+
+def _has_runs(study_dir: Path) -> bool:
+    """Whether there is a table `runs`. Raises ConfigError if it lacks the compacted file that other tables have."""
     check_not_swapping(study_dir)
-    compacted = [table for table in TABLES if (study_dir / "tables" / table / COMPACTED_FILE).exists()]
+    # In this order, because a compaction may be replacing the tables.
+    compacted = [table for table in (*SERIES, "runs") if (study_dir / "tables" / table / COMPACTED_FILE).exists()]
     if compacted and "runs" not in compacted:
         raise ConfigError(
             f"{study_dir}/tables/runs/{COMPACTED_FILE} is missing, but tables/{compacted[0]} has rows of its runs: "
             f"restore the file from a copy, or move {study_dir} away and rerun the sweep"
         )
-    if not (study_dir / "tables" / "runs").is_dir():
-        what = "is not a study: it has no tables/runs" if study_dir.is_dir() else "does not exist"
-        raise ConfigError(f"{study_dir} {what}. Choose the folder of a study, such as results/warmup")
+    return (study_dir / "tables" / "runs").is_dir()
 
 
 def read(
@@ -178,7 +190,7 @@ def read(
     Raises ConfigError for a damaged file or a folder that is not a study.
     """
     check_is_study(Path(study_dir))
-    began = _runs_with_windows(Path(study_dir)) if table == "runs" and run_ids is None else set()
+    began = runs_with_windows(Path(study_dir)) if table == "runs" and run_ids is None else set()
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
     fields = pa.schema([f for f in SCHEMAS[table] if f.name in wanted])
     frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), fields, run_ids, module, skip, counted).to_pandas()
@@ -186,19 +198,32 @@ def read(
     for name in categories:
         frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
     frame = frame.sort_values(SORT[table], kind="stable", ignore_index=True)
-    if began and (lost := sorted(began.difference(frame["run_id"], skip))):
-        also = f" (and of {len(lost) - 1} more)" if len(lost) > 1 else ""
-        warn(f"{study_dir}/tables/runs lacks the row of {lost[0]}{also}: not read; rerun its sweep to train it again")
+    if began:
+        warn_of_lost(study_dir, began.difference(frame["run_id"], skip))
     for name in categories if text else []:
         frame[name] = frame[name].astype(object).astype(str)
     return frame if columns is None else frame[columns]
 
 
-def _runs_with_windows(study_dir: Path) -> set[str]:
+def count(study_dir: Path, table: str, run_ids: Sequence[str]) -> list[pa.Table]:
+    """Count the rows of each run at each step: see `read`."""
+    counted: list[pa.Table] = []
+    _rows(study_dir / "tables" / table, schema.KEYS[table], run_ids, None, (), counted)
+    return counted
+
+
+def runs_with_windows(study_dir: Path) -> set[str]:
     """Return the runs that have a window. Their rows in `runs` were written before."""
-    folders = [study_dir / "tables" / table for table in SERIES]
-    names = ((table.name, name) for table in folders if table.is_dir() for name in names_in(table))
+    names = ((table, name) for table in SERIES for name in names_in(study_dir / "tables" / table))
     return {run_of(table, name) for table, name in names if name not in (SCHEMA_FILE, COMPACTED_FILE)}
+
+
+def warn_of_lost(study_dir: Path | str, run_ids: Collection[str]) -> None:
+    """Warn which runs have windows but no row in `runs`, if there are any."""
+    if run_ids:
+        also = f" (and of {len(run_ids) - 1} more)" if len(run_ids) > 1 else ""
+        what = f"{study_dir}/tables/runs lacks the row of {min(run_ids)}{also}"
+        warn(f"{what}: not read; rerun its sweep to train it again")
 
 
 def _rows(
@@ -243,8 +268,7 @@ def _rows(
 
 def statuses(study_dir: Path, skip: Collection[str] = ()) -> dict[str, str]:
     """Return run_id -> status for all runs of a study; empty before the first run. skip: runs left out."""
-    check_not_swapping(study_dir)
-    if not any((study_dir / "tables").glob("*/*.parquet")):
+    if not _has_runs(study_dir):
         check_not_swapping(study_dir)  # again, because a compaction may just have moved the tables
         return {}
     runs = read(study_dir, "runs", ["run_id", "status"], skip=skip)

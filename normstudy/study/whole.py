@@ -1,4 +1,4 @@
-"""Find runs that lack rows. All commands read series through this module, so none takes a part for the whole.
+"""Find runs that lack rows, so that nobody takes a part of a run's rows for the whole.
 
 A run's row in the table `runs` says which rows the other tables must have. A row can be missing because a file was lost
 or replaced, or because a changed bit lies in the part of a file that says how many rows the file has.
@@ -6,9 +6,8 @@ or replaced, or because a changed bit lies in the part of a file that says how m
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,6 @@ Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 COLUMNS = ("run_id", "status", "n_steps", "n_layers", "probe_dense_steps", "probe_every", "nonfinite_step")
 
 NONE = (np.empty(0, np.int64), np.empty(0, np.int64))  # the distinct steps, and the number of rows at each, of no rows
-REMEDY = "rerun its sweep to train the run again, or restore its files (see normstudy check {0})"
 
 
 class Expected(NamedTuple):
@@ -37,22 +35,28 @@ class Expected(NamedTuple):
     dense_steps: int  # the run's probe_dense_steps
     every: int  # the run's probe_every
     nonfinite_step: float | None  # the step at which the run diverged; None or NaN if it did not
+    saved: int = 0  # the step from which an unfinished run's checkpoint goes on
 
-    def last(self, steps: Ints, saved: int = 0) -> int:
-        """Return the last step of which there must be rows: the run's last, or the last of its complete windows.
+    def last(self, steps: Ints) -> int:
+        """Return the last step with rows: the run's last, or the last of an unfinished run's complete windows.
 
-        steps: those of which there are rows. saved: the step from which a checkpoint goes on.
+        steps: those of which there are rows.
         """
         if self.status == "done":
             found = self.nonfinite_step
             return self.n_steps - 1 if found is None or found != found else min(int(found), self.n_steps - 1)
         size = schema.window_size(self.n_steps)
-        return max(saved // size * size - 1, int(steps.max(initial=-1)))
+        return max(self.saved // size * size - 1, int(steps.max(initial=-1)))
 
 
-def expected_of(row: Mapping[str, object]) -> Expected:
-    """Return the columns of a `runs` row that determine which rows the run must have in the other tables."""
-    return Expected(*(row[key] for key in COLUMNS))  # type: ignore[arg-type]
+def expected_of(study_dir: Path | str, values: Iterable[object]) -> Expected:
+    """Return what a run's rows must be. values: those of COLUMNS.
+
+    Call this before the other tables are read, because a sweep may be training the run.
+    """
+    run = Expected(*values)  # type: ignore[arg-type]
+    head = None if run.status == "done" else checkpoints.head_of(Path(study_dir), run.name)
+    return run if head is None else run._replace(saved=head.step)
 
 
 def steps_of(table: str, run: Expected, last: int) -> Ints:
@@ -79,9 +83,7 @@ def lacking(table: str, run: Expected, steps: Ints, rows: Ints, wanted: Ints) ->
 
 def wrong_in(table: str, run: Expected, rows: pa.Table) -> str:
     """Describe which of its rows in a table a run lacks, in a string that may be empty."""
-    _, (steps, at_each) = next(_counts([parquet.rows_by_step(rows)]), ("", NONE))
-    what = lacking(table, run, steps, at_each, steps_of(table, run, run.last(steps)))
-    return what and f"tables/{table} {what}"
+    return _wrong_of(table, [run], [parquet.rows_by_step(rows)]).get(run.name, "")
 
 
 def look(
@@ -97,19 +99,21 @@ def look(
 
     runs: rows of the table `runs` with COLUMNS. The other arguments are those of tables.read.
     """
-    every = [Expected(*values) for values in zip(*(runs[column] for column in COLUMNS), strict=True)]
-    # Before the rows are read, because a sweep may be going on.
-    heads = {run.name: checkpoints.head_of(Path(study_dir), run.name) for run in every if run.status != "done"}
+    every = [expected_of(study_dir, values) for values in zip(*(runs[column] for column in COLUMNS), strict=True)]
     counted: list[pa.Table] = []
     frame = tables.read(study_dir, table, columns, list(runs["run_id"]), module, text=text, counted=counted)
+    return frame, _wrong_of(table, every, counted)
+
+
+def _wrong_of(table: str, runs: Sequence[Expected], counted: Sequence[pa.Table]) -> dict[str, str]:
+    """Return run_id -> what is wrong, for runs that lack rows. counted: what parquet.rows_by_step returned."""
     found = dict(_counts(counted))
     wrong = {}
-    for run in every:
-        head, (steps, rows) = heads.get(run.name), found.get(run.name, NONE)
-        wanted = steps_of(table, run, run.last(steps, 0 if head is None else head.step))
-        if what := lacking(table, run, steps, rows, wanted):
+    for run in runs:
+        steps, rows = found.get(run.name, NONE)
+        if what := lacking(table, run, steps, rows, steps_of(table, run, run.last(steps))):
             wrong[run.name] = f"tables/{table} {what}"
-    return frame, wrong
+    return wrong
 
 
 def read(
@@ -123,10 +127,8 @@ def read(
 ) -> pd.DataFrame:
     """Read like `look`, but leave out the runs that lack rows, and warn which they are."""
     frame, wrong = look(study_dir, table, runs, columns, module, text=text)
-    if not wrong:
-        return frame
     warn_of(study_dir, wrong)
-    return frame[~frame["run_id"].isin(list(wrong))].reset_index(drop=True)
+    return frame[~frame["run_id"].isin(list(wrong))].reset_index(drop=True) if wrong else frame
 
 
 def find(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
@@ -134,8 +136,9 @@ def find(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
     wrong: dict[str, str] = {}
     if run_ids:
         runs = tables.read(study_dir, "runs", list(COLUMNS), run_ids)
+        every = [Expected(*values) for values in zip(*(runs[column] for column in COLUMNS), strict=True)]
         for table in schema.SERIES:
-            wrong = look(study_dir, table, runs, [])[1] | wrong
+            wrong = _wrong_of(table, every, tables.count(study_dir, table, run_ids)) | wrong
     return wrong
 
 
@@ -144,21 +147,31 @@ def wrong_in_files(study_dir: Path, run: Expected, *, is_new: bool) -> str:
 
     is_new: whether the run has neither a row in `runs` nor a checkpoint; then nobody knows what computed its windows.
     """
-    if is_new:
-        windows = range(math.ceil(run.n_steps / schema.window_size(run.n_steps)))
-        names = (f"tables/{t}/{schema.window_name(run.name, w)}" for t, w in itertools.product(schema.SERIES, windows))
-        return next((f"{name} has no row in tables/runs" for name in names if (study_dir / name).exists()), "")
-    runs = pd.DataFrame([run], columns=pd.Index(COLUMNS))
-    try:
-        found = [what for table in schema.SERIES for what in look(study_dir, table, runs, [])[1].values()]
-    except ConfigError as error:
-        return str(error)
-    return found[0] if found else ""
+    windows = range(math.ceil(run.n_steps / schema.window_size(run.n_steps)))
+    for table in schema.SERIES:
+        folder = study_dir / "tables" / table  # not listed, because it may hold the files of thousands of runs
+        paths = [path for w in windows if (path := folder / schema.window_name(run.name, w)).exists()]
+        if paths and is_new:
+            return f"tables/{table}/{paths[0].name} has no row in tables/runs"
+        try:
+            counted = [parquet.rows_by_step(part) for p in paths for part in parquet.read_file(p, schema.KEYS[table])]
+        except ConfigError as error:
+            return str(error)
+        if wrong := _wrong_of(table, [run], counted):
+            return wrong[run.name]
+    return ""
 
 
 def warn_of(study_dir: Path | str, wrong: Mapping[str, str]) -> None:
-    """Warn which runs lack rows of a table, given as run_id -> what is wrong."""
-    warn(f"{said(wrong)}: left out; {REMEDY.format(study_dir)}")
+    """Warn which runs lack rows of a table, given as run_id -> what is wrong, if there are any."""
+    if wrong:
+        warn(f"{said(wrong)}: left out; {remedy(Path(study_dir))}")
+
+
+def remedy(study_dir: Path) -> str:
+    """Return what the user can do about runs that lack rows."""
+    again = "" if (study_dir / schema.SEALED).exists() else "rerun its sweep to train the run again, or "
+    return f"{again}restore its files (see normstudy check {study_dir})"
 
 
 def said(wrong: Mapping[str, str]) -> str:

@@ -55,10 +55,11 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
     try:
         tables.prepare(study_dir, shared=shared)
         for run_id in tables.damaged_and_unfinished(study_dir):
-            if run_id in planned.runs or not shared:  # otherwise another command may be writing the row
-                parquet.row_path(study_dir, run_id).unlink()
-        if lacking := whole.find(study_dir, list(planned.lacking)):
-            compact.forget(study_dir, list(lacking), shared=shared)
+            parquet.row_path(study_dir, run_id).unlink(missing_ok=True)
+        if planned.lacking:
+            with locks.hold_runs(study_dir, list(planned.lacking)) as mine:  # another command may train the others
+                if lacking := whole.find(study_dir, mine):
+                    compact.forget(study_dir, list(lacking), shared=shared)
         batches = _still_missing(planned)
         how = {"workers": str(planned.workers), "device": planned.device, "cluster": planned.execution.cluster}
         records.record_request(study_dir, request, batches, planned.runs, how)

@@ -26,17 +26,17 @@ def print_plan(planned: Plan, asked: int) -> None:
         line += f", about {planned.memory / 1e9:.2g} GB of memory{' a job' if planned.on_slurm else ''}"
         line += f", estimated time {progress.duration(planned.seconds)}"
     print(line, flush=True)
-    if planned.lacking:
-        print(f"{whole.said(planned.lacking)}: trained again", flush=True)
     if planned.given_up:
         print(f"{len(planned.given_up)} runs failed before and are left out. {RETRY}", flush=True)
     if asked > n:
         print(f"{asked - n} of the {asked} requested runs repeat another run and are trained only once", flush=True)
-    warn_of_eps(planned)
+    print_remarks(planned)
 
 
-def warn_of_eps(planned: Plan) -> None:
-    """Say in one line, for the worst of all models to be trained, if model.norm_eps exceeds what it is added to."""
+def print_remarks(planned: Plan) -> None:
+    """Say which runs are trained again, and if model.norm_eps exceeds what it is added to, for the worst model."""
+    if planned.lacking:
+        print(f"{whole.said(planned.lacking)}: trained again", flush=True)
     found = [
         (read / config.model.norm_eps, read, norm, config.model)
         for batch in planned.batches  # whose models differ only in their initialization

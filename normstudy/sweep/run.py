@@ -10,7 +10,7 @@ from normstudy.study.records import Request
 from normstudy.sweep import planning
 from normstudy.sweep.execute import RunsFailed, execute
 from normstudy.sweep.on_slurm import execute_on_slurm
-from normstudy.sweep.report import draw, losses_of, print_comparison, print_plan, warn_of_eps
+from normstudy.sweep.report import draw, losses_of, print_comparison, print_plan, print_remarks
 from normstudy.workers import progress
 
 
@@ -44,7 +44,8 @@ def run_sweep(
                 execute(planned, request)
         except RunsFailed as error:
             failure = error
-        failure = draw(planned.study_dir) or failure
+        damaged = draw(planned.study_dir)
+        failure = failure or damaged
     print_comparison(planned)
     say(f"tables, figures: {planned.study_dir}")
     if failure is not None:
@@ -57,7 +58,7 @@ def run_one(config: RunConfig, *, request: Request) -> float | None:
     from normstudy.analysis.outcomes import explained
 
     planned = planning.check([config])
-    warn_of_eps(planned)
+    print_remarks(planned)
     if not planned.is_sealed:
         execute(planned, request, shared=True)
     (run_id,) = planned.runs

@@ -84,7 +84,10 @@ class Found:
             return remove if run_id in self.compacted else f"{remove}, then {again}"
         if run_id in self.beside:
             return again
-        return f"restore the compacted file from a copy, or {again}" if run_id in self.lost else self.restore
+        restore = "restore the compacted file from a copy"
+        if (self.study / schema.SEALED).exists():
+            return restore
+        return f"{restore}, or {again}" if run_id in self.lost else self.restore
 
     def findings(self) -> list[str]:
         """Return all findings, one line each."""
@@ -239,7 +242,10 @@ def _check_compacted_runs(found: Found, runs: dict[str, Expected]) -> None:
 
 def _add_runs(found: Found, runs: dict[str, Expected], rows: Sequence[Mapping[str, object]], *bad: str) -> None:
     for row in rows:
-        run = whole.expected_of(row)
+        run = whole.expected_of(found.study, (row[column] for column in whole.COLUMNS))
+        if newer := check_rows.newer(row):
+            found.lines.append(f"{run.name}: {newer}: update normstudy")
+            continue
         what = check_rows.wrong_in_row(row)
         found.wrong(run.name, what, *bad)
         if not what:

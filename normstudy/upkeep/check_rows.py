@@ -17,12 +17,16 @@ from normstudy.study import parquet
 STATUSES = ("running", "done", "failed")
 
 
+def newer(row: Mapping[str, object]) -> str:
+    """Say that a newer version of normstudy wrote a `runs` row, in a string that is empty otherwise."""
+    found, known = row["identity_version"], cfg.IDENTITY_VERSION
+    return "" if found == known else f"identity_version is {found}, but this version of normstudy knows only {known}"
+
+
 def wrong_in_row(row: Mapping[str, object]) -> str:
     """Describe what is wrong with a `runs` row, in a string that is empty if the row is sound."""
     if row["status"] not in STATUSES:
         return f"status {row['status']} is not one of {', '.join(STATUSES)}"
-    if (found := row["identity_version"]) != cfg.IDENTITY_VERSION:
-        return f"identity_version is {found}, but this version of normstudy knows only {cfg.IDENTITY_VERSION}"
     digest = digest_of(row)
     has_text = row["data_sha256"] is not None or row["status"] == "done"  # a run can fail before its text is known
     if has_text and digest != str(row["run_id"]).rpartition("-")[2]:

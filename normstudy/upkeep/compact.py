@@ -32,11 +32,9 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)
+        _refuse_changed(study_dir)
         _statuses(study_dir)
-    if (study_dir / SEALED).exists():
-        seal = True
-        if changed := check_state.changed_since_sealed(study_dir):
-            raise ConfigError(f"{study_dir} cannot be compacted: {changed[0]}")
+    seal = seal or (study_dir / SEALED).exists()
     if seal:
         # A queued Slurm job's runs have no `runs` rows yet, so the tables alone would make the study look complete.
         arrays.refuse_while_alive(study_dir)
@@ -53,11 +51,15 @@ def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
 
     shared: whether other commands may be writing to the study; then the compacted files cannot be replaced.
     """
-    gathered = [i for i in run_ids if not parquet.row_path(study_dir, i).exists()]
+    path = study_dir / "tables" / "runs" / COMPACTED_FILE
+    compacted = set(parquet.open_file(path).read(["run_id"])["run_id"].to_pylist()) if path.exists() else set()
+    gathered = [run_id for run_id in run_ids if run_id in compacted]
+    if gathered:
+        _refuse_strange(study_dir)
     if gathered and shared:
         raise ConfigError(f"{gathered[0]} lacks rows of the compacted tables of {study_dir}: rerun the study's sweep")
+    tables.remove_windows(study_dir, set(run_ids))
     for run_id in run_ids:
-        tables.remove_windows(study_dir, run_id)
         parquet.row_path(study_dir, run_id).unlink(missing_ok=True)
     if gathered:
         for table in TABLES:
@@ -66,14 +68,29 @@ def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
         swap.swap(study_dir)
 
 
+def _refuse_changed(study_dir: Path) -> None:
+    """Raise ConfigError if a sealed study has changed."""
+    if (study_dir / SEALED).exists() and (changed := check_state.changed_since_sealed(study_dir)):
+        raise ConfigError(f"{study_dir} cannot be compacted: {changed[0]}")
+
+
+def _refuse_strange(study_dir: Path) -> None:
+    """Raise ConfigError if tables/ has something that the store did not write, which a compaction would delete."""
+    for path in sorted((study_dir / "tables").rglob("*")):
+        table = path.parent.name
+        if path.name not in TABLES if path.parent == study_dir / "tables" else not schema.is_stored(table, path.name):
+            raise ConfigError(f"{study_dir} cannot be compacted, because that would delete {path}: move it away")
+
+
 def _compact(study_dir: Path, seal: bool) -> str:
+    _refuse_changed(study_dir)
+    _refuse_strange(study_dir)
     statuses = _statuses(study_dir)
-    if lacking := whole.find(study_dir, [run_id for run_id, status in statuses.items() if status == "done"]):
-        raise ConfigError(f"{study_dir} cannot be compacted: {whole.said(lacking)}; {whole.REMEDY.format(study_dir)}")
-    for path in sorted((study_dir / "tables").glob("*/*")):
-        if not schema.is_stored(path.parent.name, path.name):
-            raise ConfigError(f"{study_dir} cannot be compacted, because it would delete {path}: move it away")
     done = {run_id for run_id, status in statuses.items() if status == "done"}
+    lacking = whole.find(study_dir, sorted(done))
+    lacking |= dict.fromkeys(tables.runs_with_windows(study_dir) - statuses.keys(), "tables/runs lacks its row")
+    if lacking:
+        raise ConfigError(f"{study_dir} cannot be compacted: {whole.said(lacking)}; {whole.remedy(study_dir)}")
     counts = Counter(statuses.values())
     if seal and len(done) < len(statuses):
         left = f"{count_text(counts['running'], 'run')} unfinished, {counts['failed']} failed"
@@ -82,6 +99,7 @@ def _compact(study_dir: Path, seal: bool) -> str:
     for table in TABLES:
         _write_table(study_dir, table, done)
     files.fsync(study_dir / swap.NEW_TABLES)
+    (study_dir / SEALED).unlink(missing_ok=True)  # if this process is killed, the study is sound, but not sealed
     swap.swap(study_dir)
     after = _size(study_dir / "tables")
     if seal:

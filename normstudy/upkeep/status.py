@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 
-from normstudy.analysis.outcomes import RUN_COLUMNS, outcome_counts, outcomes
+from normstudy.analysis.outcomes import RUN_COLUMNS, UNJUDGED, outcome_counts, outcomes
 from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
@@ -161,6 +161,8 @@ class Looker:
         # When a run ends, its `runs` row is written before its checkpoint and heartbeat are removed. Read the rows
         # last, so that a run whose checkpoint and heartbeat have already been removed is seen as finished.
         heartbeats, heads = heartbeat.read_all(self.study), heads_of(self.study)
+        for i in [i for i, outcome in self._outcomes.items() if outcome == UNJUDGED]:
+            del self._done[i], self._outcomes[i]  # it may lack rows that it gets later
         frame, compacted = self._read_rows()
         rows = dict(zip(frame["run_id"], rows_of(frame), strict=True))
         self._read_records()
@@ -169,6 +171,8 @@ class Looker:
         if jobs is not None and holder is not None and not holder.verified:
             holder = None  # ignore a job on another machine, because Slurm knows whether the job is running
         unfinished = {i: run for i, run in rows.items() if run.status != "done"}
+        for i in unfinished:
+            self._done.pop(i, None)  # it is trained again, because it lacked rows
         self._find_outcomes(frame[frame["status"] == "done"])
         self._done.update((i, run) for i, run in rows.items() if run.status == "done")
         self._compacted = compacted  # set last: if a line above raises an error, the next attempt reads all rows

@@ -201,7 +201,7 @@ def begin(
         if key is not None and before.get(key) is not None:
             run.note = f"{run_id} was computed with {key} {before[key]}, but this process has {row[key]}"
         if key is not None or row["device"] != "cpu":
-            tables.remove_windows(study_dir, run_id)
+            tables.remove_windows(study_dir, {run_id})
     try:
         with files.storing(study_dir):
             found = checkpoint.read(study_dir, run_id, layout, {key: row[key] for key in COMPUTED_BY})
@@ -213,10 +213,11 @@ def begin(
         run.note = run.note or f"{run_id}: {why}"
         checkpoint.set_aside(study_dir, run_id)
         found = None
-    expected = whole.expected_of(row | {"status": "running", "nonfinite_step": None})
+    values = row | {"status": "running", "nonfinite_step": None}
+    expected = whole.expected_of(study_dir, (values[column] for column in whole.COLUMNS))
     if what := whole.wrong_in_files(study_dir, expected, is_new=found is None and before is None):
         run.note = run.note or f"{run_id}: {what}"
-        tables.remove_windows(study_dir, run_id)
+        tables.remove_windows(study_dir, {run_id})
         if found is not None:
             checkpoint.set_aside(study_dir, run_id)
             found = None

@@ -210,7 +210,7 @@ def test_the_axes_of_the_shipped_studies() -> None:
     assert swept("boundary") == [both, ["auto"], [12], [1e-3], [100], sorted(range(5, 25), key=str)]
     assert swept("best") == [both, ["auto"], [6], [1e-3, 2e-3, 4e-3, 8e-3], [0, 100, 200, 400], [*range(25, 30)]]
     steps = {name: planned(f"experiment={name}")[0].schedule.n_steps for name in SHIPPED}
-    assert steps == {name: {"smoke": 200, "quickstart": 400, "placements": 300}.get(name, 600) for name in SHIPPED}
+    assert steps == {name: {"smoke": 200, "quickstart": 200, "placements": 300}.get(name, 600) for name in SHIPPED}
 
 
 # ---- axes ---------------------------------------------------------------------------------------------

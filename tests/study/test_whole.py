@@ -26,7 +26,7 @@ from normstudy.cli.main import main
 from normstudy.config import ConfigError, RunConfig
 from normstudy.errors import Damaged, MissingRows
 from normstudy.exports.source import choose
-from normstudy.study import checkpoints, files, parquet, schema, tables
+from normstudy.study import checkpoints, files, parquet, schema, swap, tables
 from normstudy.sweep import planning
 from normstudy.sweep.run import run_one, run_sweep
 from normstudy.upkeep import status
@@ -67,12 +67,12 @@ def run_of_seed(study: Path, seed: int) -> str:
 
 @pytest.fixture(scope="module", params=["own files", "compacted"])
 def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four runs of up to four windows, one diverged and one unfinished; perhaps the finished ones are compacted."""
+    """Four runs of up to two windows, one diverged and one unfinished; perhaps the finished ones are compacted."""
     root = tmp_path_factory.mktemp("sound")
     for seed, fate in enumerate(("learned", "stuck", "diverged", "running")):
-        write_handmade_run(root / "s", handmade_config(root, seed=seed % 2, warmup_steps=seed // 2, n_steps=800), fate)
+        write_handmade_run(root / "s", handmade_config(root, seed=seed % 2, warmup_steps=seed // 2, n_steps=400), fate)
     unfinished = next(i for i, status in tables.statuses(root / "s").items() if status == "running")
-    header = json.dumps({"__metadata__": {"step": "400"}}).encode()
+    header = json.dumps({"__metadata__": {"step": "200"}}).encode()
     checkpoint = checkpoints.FORMAT + b"00000000\n" + len(header).to_bytes(8, "little") + header
     (root / "s" / checkpoints.FOLDER).mkdir(parents=True)
     files.place(root / "s", f"{checkpoints.FOLDER}/{unfinished}", checkpoint)
@@ -127,7 +127,7 @@ def damages(draw: st.DrawFn) -> Callable[[Path], str]:
     return damage
 
 
-@settings(PROPERTY, max_examples=max(5, PROPERTY.max_examples // 2))
+@settings(PROPERTY, max_examples=max(5, PROPERTY.max_examples // 4))
 @given(damages())
 def test_every_reader_equals_the_undamaged_result_or_says_what_is_missing(
     sound: Path, tmp_path_factory: pytest.TempPathFactory, damage: Callable[[Path], str]
@@ -179,6 +179,10 @@ def lose(pattern: str) -> Callable[[Path, str], None]:
     return change
 
 
+def lose_folder(study: Path, run: str) -> None:
+    shutil.rmtree(study / "tables/residual")
+
+
 def shorten(study: Path, run: str) -> None:
     """As a changed bit in a footer does."""
     path = study / "tables/modules" / f"{run}-000.parquet"
@@ -205,6 +209,7 @@ def assert_same_rows(study: Path, trained: Path) -> None:
         (lose("*/{}-001*"), "tables/residual lacks "),
         (lose("runs/{}*"), "tables/runs lacks the row of "),
         (shorten, "tables/modules lacks "),
+        (lose_folder, "tables/residual lacks "),
     ],
 )  # fmt: skip
 def test_the_same_sweep_trains_again_what_is_gone(
@@ -215,8 +220,13 @@ def test_the_same_sweep_trains_again_what_is_gone(
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         normstudy.load(study)
-    assert any(what in str(one.message) for one in told)
+        (*_,) = choose(study, ()).rows(what.partition("/")[2].partition(" ")[0])
+    assert sum(what in str(one.message) for one in told) >= 2  # of load and of the export
     assert not check_study(study).sound
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MissingRows)
+        with pytest.raises(ConfigError, match="cannot be compacted: "):
+            compact_study(study, seal=True)
     sweep(study)
     assert check_study(study).sound
     assert_same_tables(study, trained)
@@ -240,6 +250,7 @@ def test_a_compacted_study_gets_back_what_is_gone(
         assert "cannot be compacted: " in capsys.readouterr().err
     with pytest.raises(ConfigError, match=f"^{run} lacks rows of the compacted tables of {study}: rerun .* sweep$"):
         run_one(configs(study.parent)[0], request=REQUEST)  # other commands may be writing to the study
+    assert capsys.readouterr().out.endswith(": trained again\n")
     sweep(study)
     assert capsys.readouterr().out.count("trained again") == 1
     assert check_study(study).sound
@@ -364,6 +375,40 @@ def test_only_names_that_the_store_writes_are_read(name: str, table: str, study:
         assert_same_rows(study, trained)
     assert len({str(one.message) for one in told}) == 1
     assert f"tables/{table}/{stray.name}: " in check_study(study).text
-    with pytest.warns(MissingRows), pytest.raises(ConfigError, match="because it would delete"):
+    with pytest.warns(MissingRows), pytest.raises(ConfigError, match="because that would delete"):
         compact_study(study)
     assert stray.exists()
+
+
+def test_what_a_sweep_would_delete_with_a_compacted_run_is_left(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user has put back a file under another name."""
+    draw_no_figures(monkeypatch)
+    compact_study(study)
+    path = study / "tables/steps" / schema.COMPACTED_FILE
+    path.rename(path.with_stem("1-compacted (1)"))
+    before = contents(study / "tables")
+    with pytest.raises(ConfigError, match="because that would delete "):
+        sweep(study)
+    assert contents(study / "tables") == before
+
+
+def test_a_compaction_of_a_sealed_study_that_was_killed_is_ended(study: Path) -> None:
+    compact_study(study, seal=True)
+    (study / "state").mkdir()
+    (study / "tables").rename(study / swap.OLD_TABLES)
+    compact_study(study)
+    assert (study / schema.SEALED).exists()
+    assert check_study(study).sound
+
+
+def test_what_a_checkpoint_says_to_be_there_is_missed(trained: Path, tmp_path: Path) -> None:
+    """By every reader, although the run is not finished."""
+    study = tmp_path / "tiny"
+    list(worker.train_halving(task_of(configs(tmp_path)[:2]), after(220)))
+    for path in (study / "tables/modules").glob("*-000.parquet"):
+        path.unlink()
+    with pytest.warns(MissingRows, match=r"tables/modules lacks \d+ of \d+ .* \(and of 1 more run\)"):
+        assert normstudy.load(study).modules.empty
+    with pytest.warns(MissingRows, match="tables/modules lacks "):
+        assert not any(rows.num_rows for rows in choose(study, ()).rows("modules"))
+    assert check_study(study).text.count("tables/modules lacks ") == 2
