@@ -21,7 +21,6 @@ from normstudy.study import checkpoints, parquet, schema, tables
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 # The columns of `runs` that determine which rows a run must have in the other tables.
 COLUMNS = ("run_id", "status", "n_steps", "n_layers", "probe_dense_steps", "probe_every", "nonfinite_step")
-
 NONE = (np.empty(0, np.int64), np.empty(0, np.int64))  # the distinct steps, and the number of rows at each, of no rows
 
 
@@ -86,25 +85,6 @@ def wrong_in(table: str, run: Expected, rows: pa.Table) -> str:
     return _wrong_of(table, [run], [parquet.rows_by_step(rows)]).get(run.name, "")
 
 
-def look(
-    study_dir: Path | str,
-    table: str,
-    runs: pd.DataFrame,
-    columns: list[str] | None = None,
-    module: str | None = None,
-    *,
-    text: bool = True,
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Read the rows of `runs` with tables.read. Also return run_id -> what is wrong, for runs that lack rows.
-
-    runs: rows of the table `runs` with COLUMNS. The other arguments are those of tables.read.
-    """
-    every = [expected_of(study_dir, values) for values in zip(*(runs[column] for column in COLUMNS), strict=True)]
-    counted: list[pa.Table] = []
-    frame = tables.read(study_dir, table, columns, list(runs["run_id"]), module, text=text, counted=counted)
-    return frame, _wrong_of(table, every, counted)
-
-
 def _wrong_of(table: str, runs: Sequence[Expected], counted: Sequence[pa.Table]) -> dict[str, str]:
     """Return run_id -> what is wrong, for runs that lack rows. counted: what parquet.rows_by_step returned."""
     found = dict(_counts(counted))
@@ -125,8 +105,14 @@ def read(
     *,
     text: bool = True,
 ) -> pd.DataFrame:
-    """Read like `look`, but leave out the runs that lack rows, and warn which they are."""
-    frame, wrong = look(study_dir, table, runs, columns, module, text=text)
+    """Read with tables.read, but leave out the runs that lack rows, and warn which they are.
+
+    runs: rows of the table `runs` with COLUMNS. The other arguments are those of tables.read.
+    """
+    every = [expected_of(study_dir, values) for values in zip(*(runs[column] for column in COLUMNS), strict=True)]
+    counted: list[pa.Table] = []
+    frame = tables.read(study_dir, table, columns, list(runs["run_id"]), module, text=text, counted=counted)
+    wrong = _wrong_of(table, every, counted)
     warn_of(study_dir, wrong)
     return frame[~frame["run_id"].isin(list(wrong))].reset_index(drop=True) if wrong else frame
 
@@ -187,4 +173,4 @@ def _counts(counted: Sequence[pa.Table]) -> Iterator[tuple[str, tuple[Ints, Ints
     both = pa.concat_tables([one.set_column(0, "run_id", one["run_id"].cast(pa.string())) for one in counted])
     both = both.group_by(["run_id", "step"]).aggregate([("count_all", "sum")])
     for run_id, rows in parquet.runs_in(both.sort_by([("run_id", "ascending"), ("step", "ascending")])):
-        yield run_id, (np.asarray(rows["step"], np.int64), np.asarray(rows["count_all_sum"], np.int64))
+        yield run_id, (np.asarray(rows["step"].fill_null(-1), np.int64), np.asarray(rows["count_all_sum"], np.int64))
