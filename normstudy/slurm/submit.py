@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from normstudy.config import ExecutionConfig
@@ -23,9 +23,11 @@ from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
 from normstudy.slurm.share import Share
 from normstudy.study import records
-from normstudy.workers.signals import later
+from normstudy.workers.signals import blocked
 from normstudy.workers.task import Task
 
+# A shell that runs sbatch. If a Ctrl-C ended sbatch, nobody would know what it had submitted.
+IGNORING_SIGNALS = ("sh", "-c", "trap '' INT TERM HUP; exec \"$@\"", "sh")
 ENTRY = "normstudy.slurm"  # the module that a job starts: slurm/__main__.py
 
 
@@ -97,7 +99,7 @@ def submit(
     ]  # fmt: skip
     try:
         # submitit both prints and raises sbatch's errors. Discard the print, because the ConfigError has the reason.
-        with later(), ask.only(asked), contextlib.redirect_stderr(io.StringIO()):
+        with _beyond_signals(), ask.only(asked), contextlib.redirect_stderr(io.StringIO()):
             submitted = executor.submit_array(jobs)
     except Exception as error:
         _take_back(study_dir, array)
@@ -105,6 +107,21 @@ def submit(
     array = dataclasses.replace(array, id=submitted[0].job_id.partition("_")[0])
     arrays.write(study_dir, array)
     return array
+
+
+@contextlib.contextmanager
+def _beyond_signals() -> Iterator[None]:
+    """A context in which submitit starts sbatch so that no signal ends it; this process handles them afterwards."""
+    import submitit
+
+    executor, name = submitit.SlurmExecutor, "_make_submission_command"  # of the class: an array gets an executor anew
+    own = getattr(executor, name)
+    setattr(executor, name, lambda self, path: [*IGNORING_SIGNALS, *own(self, path)])
+    try:
+        with blocked():
+            yield
+    finally:
+        setattr(executor, name, own)
 
 
 def _take_back(study_dir: Path, array: Array) -> None:

@@ -75,22 +75,16 @@ class Stop:
 
 
 @contextlib.contextmanager
-def later() -> Iterator[None]:
-    """A context that delays SIGNALS until the context ends; processes started inside ignore these signals permanently.
+def blocked() -> Iterator[None]:
+    """A context in which processes start with SIGNALS blocked, so that they can ignore them before one ends them.
 
-    Blocking the signals is not enough, because Ctrl-C would end a new process as soon as the process unblocks SIGINT.
+    This process handles the signals after the context. They must not be ignored here: pyarrow's threads, in which they
+    are not blocked, would take and drop them.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    # New processes inherit SIG_IGN. In this process, SIGNALS are blocked too, so they wait until the context ends.
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
