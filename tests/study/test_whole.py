@@ -362,22 +362,27 @@ def test_windows_of_unknown_origin_are_not_kept(study: Path, trained: Path, monk
 # ---- names --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["{} (1).parquet", "._{}.parquet", "Copy of {}.parquet", "{}.parquet.icloud", "{}-conflict.parquet", ".DS_Store"],
-)
+STRANGE = (
+    "{} (1).parquet", "._{}.parquet", "Copy of {}.parquet", "{}.parquet.icloud", "{}-conflict.parquet", ".DS_Store",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("table", ["runs", "steps"])
-def test_only_names_that_the_store_writes_are_read(name: str, table: str, study: Path, trained: Path) -> None:
+def test_only_names_that_the_store_writes_are_read(table: str, study: Path, trained: Path) -> None:
     run = run_of_seed(study, 0) + ("" if table == "runs" else "-000")
-    stray = study / "tables" / table / name.format(run)
-    shutil.copy(study / "tables" / table / f"{run}.parquet", stray)
-    with pytest.warns(MissingRows, match="normstudy gives its files other names") as told:
+    strays = [study / "tables" / table / name.format(run) for name in STRANGE]
+    for stray in strays:
+        shutil.copy(study / "tables" / table / f"{run}.parquet", stray)
+    with pytest.warns(MissingRows, match=" and 5 more: not read, because normstudy gives its files other") as told:
         assert_same_rows(study, trained)
     assert len({str(one.message) for one in told}) == 1
-    assert f"tables/{table}/{stray.name}: " in check_study(study).text
+    report = check_study(study).text
+    for stray in strays:
+        assert not schema.is_stored(table, stray.name)
+        assert f"tables/{table}/{stray.name}: " in report
     with pytest.warns(MissingRows), pytest.raises(ConfigError, match="because that would delete"):
         compact_study(study)
-    assert stray.exists()
+    assert all(stray.exists() for stray in strays)
 
 
 def test_what_a_sweep_would_delete_with_a_compacted_run_is_left(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
