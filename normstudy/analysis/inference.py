@@ -68,6 +68,8 @@ def equivalence_test(differences: Floats, margin: float) -> float:
 
 def _error(differences: Floats) -> float:
     """Return the standard error of the mean."""
+    if np.ptp(differences) == 0:  # the rounded mean of equal numbers can differ from them
+        return 0.0
     return float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
 
 

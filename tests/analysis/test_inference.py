@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import PROPERTY
 from simulated import FATES, Tables, copies, one_run
@@ -57,10 +57,12 @@ differences = st.lists(st.floats(-3, 3).map(lambda x: round(x, 3)), min_size=2, 
 
 @PROPERTY
 @given(differences, st.floats(0.01, 2))
+@example(np.array([0.688, 0.688, 0.688]), 1.0)  # whose mean is 0.6879999999999999
 def test_the_t_interval_and_the_two_t_tests(found: np.ndarray[tuple[int], np.dtype[np.float64]], margin: float) -> None:
     mean, low, high = inference.paired_t_interval(found)
     if np.ptp(found) < 1e-9:  # no spread, so the difference is certain; scipy warns there
         assert inference.paired_t_test(found) == float(abs(mean) < 1e-12)
+        assert low == mean == high
         return
     ours = scipy.stats.ttest_1samp(found, 0)
     wanted = ours.confidence_interval(0.95)
