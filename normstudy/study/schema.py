@@ -104,10 +104,14 @@ def config_columns(config: RunConfig) -> dict[str, object]:
     }
 
 
+_RUN_ID = r"[^\s./][^\s/]*-[0-9a-f]{10}"
+_OWN_ROW = re.compile(rf"{_RUN_ID}\.parquet")
+_OWN_WINDOW = re.compile(rf"{_RUN_ID}-([0-9]{{3}}|[1-9][0-9]{{3,}})\.parquet")
+
+
 def is_stored(table: str, file_name: str) -> bool:
     """Whether a file in a table's folder has a name that normstudy writes, unlike `._a.parquet` or `a (1).parquet`."""
-    run_id, window = r"[^\s./][^\s/]*-[0-9a-f]{10}", "" if table == "runs" else "-([0-9]{3}|[1-9][0-9]{3,})"
-    own = re.compile(rf"{run_id}{window}\.parquet")
+    own = _OWN_ROW if table == "runs" else _OWN_WINDOW
     return file_name in (SCHEMA_FILE, COMPACTED_FILE) or own.fullmatch(file_name) is not None
 
 

@@ -58,18 +58,23 @@ def expected_of(study_dir: Path | str, values: Iterable[object]) -> Expected:
     return run if head is None else run._replace(saved=head.step)
 
 
+def _expected(study_dir: Path | str, runs: pd.DataFrame) -> list[Expected]:
+    return [expected_of(study_dir, values) for values in zip(*(runs[column] for column in COLUMNS), strict=True)]
+
+
 def steps_of(table: str, run: Expected, last: int) -> Ints:
     """Return the steps up to `last` with rows of a run. Repeats the rule of `probes`, which would import torch."""
     t = np.arange(last + 1)
     return t if table == "steps" else t[(t < run.dense_steps) | (t % run.every == 0) | (t == run.n_steps - 1)]
 
 
-def lacking(table: str, run: Expected, steps: Ints, rows: Ints, wanted: Ints) -> str:
+def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
     """Describe which rows a run lacks or has in excess, in a string that is empty if the rows are right.
 
     steps: the distinct steps, sorted; rows: the number of rows at each of them. The number of modules is not known, but
-    is the same at every step. wanted: the steps at which there must be rows.
+    is the same at every step.
     """
+    wanted = steps_of(table, run, run.last(steps))
     missing, strange = np.setdiff1d(wanted, steps), np.setdiff1d(steps, wanted)
     if len(missing):
         return f"lacks {len(missing)} of {len(wanted)} steps (the first is step {missing[0]})"
@@ -90,8 +95,7 @@ def _wrong_of(table: str, runs: Sequence[Expected], counted: Sequence[pa.Table])
     found = dict(_counts(counted))
     wrong = {}
     for run in runs:
-        steps, rows = found.get(run.name, NONE)
-        if what := lacking(table, run, steps, rows, steps_of(table, run, run.last(steps))):
+        if what := lacking(table, run, *found.get(run.name, NONE)):
             wrong[run.name] = f"tables/{table} {what}"
     return wrong
 
@@ -109,7 +113,7 @@ def read(
 
     runs: rows of the table `runs` with COLUMNS. The other arguments are those of tables.read.
     """
-    every = [expected_of(study_dir, values) for values in zip(*(runs[column] for column in COLUMNS), strict=True)]
+    every = _expected(study_dir, runs)
     counted: list[pa.Table] = []
     frame = tables.read(study_dir, table, columns, list(runs["run_id"]), module, text=text, counted=counted)
     wrong = _wrong_of(table, every, counted)
@@ -121,8 +125,7 @@ def find(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
     """Return run_id -> which rows it lacks, for the runs of `run_ids` that are finished and lack rows."""
     wrong: dict[str, str] = {}
     if run_ids:
-        runs = tables.read(study_dir, "runs", list(COLUMNS), run_ids)
-        every = [Expected(*values) for values in zip(*(runs[column] for column in COLUMNS), strict=True)]
+        every = _expected(study_dir, tables.read(study_dir, "runs", list(COLUMNS), run_ids))
         for table in schema.SERIES:
             wrong = _wrong_of(table, every, tables.count(study_dir, table, run_ids)) | wrong
     return wrong
