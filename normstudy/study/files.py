@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,8 +43,11 @@ def fsync(path: Path) -> None:
         os.close(fd)
 
 
-def _fsync_all(paths: Iterable[Path]) -> None:
+def _fsync_all(paths: Collection[Path]) -> None:
     """Fsync files or folders in parallel, so that the waits for the disk overlap."""
+    if len(paths) == 1:
+        fsync(*paths)
+        return
     with ThreadPoolExecutor(FSYNCS_AT_ONCE) as threads:
         list(threads.map(fsync, paths))  # list() raises the first error that occurred in a thread
 

@@ -26,7 +26,7 @@ from normstudy.app import jobs, plan, reading
 from normstudy.app.compose import conf_dir, to_run_config
 from normstudy.config import ConfigError, RunConfig, run_id
 
-FEW = settings(PROPERTY, max_examples=max(1, PROPERTY.max_examples // 6))
+FEW = settings(PROPERTY, max_examples=max(1, PROPERTY.max_examples // 12))
 MAX_JOBS = 6  # of one list, because Hydra takes a tenth of a second for each
 
 # key -> values with which the others are legal. The keys are independent of each other, except by dictionaries.

@@ -21,7 +21,7 @@ from properties import PROPERTY
 from normstudy.app.errors import known_keys
 from normstudy.cli import main as cli
 
-FEW = settings(PROPERTY, max_examples=max(1, PROPERTY.max_examples // 4))
+FEW = settings(PROPERTY, max_examples=max(1, PROPERTY.max_examples // 6))
 # Small numbers, names and every character that Hydra, OmegaConf or YAML gives a meaning.
 # fmt: off
 PIECES = [

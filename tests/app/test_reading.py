@@ -19,7 +19,7 @@ from normstudy.app.compose import conf_dir, leaves
 from normstudy.app.reading import YamlSource
 from normstudy.cli import main as cli
 
-FEW = settings(PROPERTY, max_examples=max(1, PROPERTY.max_examples // 8))
+FEW = settings(PROPERTY, max_examples=max(1, PROPERTY.max_examples // 20))
 TEXT_KEYS = sorted(key for key, kind in leaves().items() if kind is str)
 # What YAML or Hydra would take for a number, a boolean or a date.
 GUESSABLE = [

@@ -40,21 +40,28 @@ def test_row_c_measures_what_its_goals_name(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(commands, name, value)
     monkeypatch.setattr(commands, "DEFAULT", (*commands.TINY, "seed=0,1"))
     monkeypatch.setitem(commands.ROUNDS, "c", (1, 1))
-    monkeypatch.setattr(commands, "NORMSTUDY", WITHOUT_FIGURES)  # the next test draws them
-    timed, said = commands.timed, []
+    monkeypatch.setattr(commands, "NORMSTUDY", WITHOUT_FIGURES)
+    timed, sweep, said, swept = commands.timed, commands.sweep, [], []
 
     def spied(command: Sequence[str]) -> tuple[float, str]:
         seconds, text = timed(command)
         said.append(text)
         return seconds, text
 
+    def watched(folder: Path, runs: int) -> tuple[float, float, int, int]:
+        swept.append(sweep(folder, runs))
+        return swept[-1]
+
     monkeypatch.setattr(commands, "timed", spied)
+    monkeypatch.setattr(commands, "sweep", watched)
     samples = list(commands.sweeps(Scope(False, tmp_path)))
     assert names(samples) == lines("c")
     planned = [re.search(r": (\d+) runs, 0 already finished", text) for text in said]
     assert [int(found[1]) for found in planned if found] == [2, 24, 24, 4, 2, 2]
+    for to_tables, whole, memory, peak in swept:
+        assert 0 < to_tables < whole  # the comparison comes after the tables
+        assert 20_000 < memory <= peak < 4_000_000  # kB: a Python with pandas, without the workers' torch
     value = {(s.case, s.subject, s.metric): s.value for s in samples}
-    assert value["1,000 runs, 24 choices of groups", "normstudy", "planning"] > 0
     to_tables, whole, memory = (value["1,000 runs", "normstudy", m] for m in ("to_tables", "whole", "memory"))
     assert 0 < to_tables < whole
     assert memory <= 2**20 / 22  # kB a run
@@ -62,23 +69,10 @@ def test_row_c_measures_what_its_goals_name(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.bench
-def test_a_sweep_is_timed_to_its_tables_and_to_its_end(tmp_path: Path) -> None:
-    to_tables, whole, memory, peak = commands.sweep(tmp_path, 2)
-    assert 0 < to_tables < whole  # the comparison comes after the tables
-    assert 20_000 < memory <= peak < 4_000_000  # kB: a Python with pandas, without the workers' torch
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(("said", "seconds"), [("45 s", 45), ("12:30", 750), ("3:05:07", 11107)])
 def test_the_estimate_of_a_dry_run(said: str, seconds: float) -> None:
     line = f"warmup: 16 runs, 0 already finished, 2 batches of 8 on 2 workers (cpu), estimated time {said}\n"
     assert commands.estimated(line) == seconds
-
-
-def test_a_dry_run_prints_an_estimate(tmp_path: Path) -> None:
-    words = ["sweep", *commands.DEFAULT, f"results_dir={tmp_path}", "study=estimated", "--dry-run"]
-    assert commands.estimated(commands.timed([*commands.NORMSTUDY, *words])[1]) > 0
 
 
 # ---- row d --------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Kill a sweep at every point where it touches its files, once each, and compare it with an undisturbed one.
 
-    harness.py FOLDER [--mutation NAME] [--every K] [--offset I]
+    harness.py FOLDER [--every K] [--offset I] [--mutation NAME]
 
 A point lies in the middle of each write, and before and after each replace, rename, unlink and rmdir, in the order in
 which the sweep comes by them. After one of them and before the next is one point, unless bytes are written or a
@@ -8,7 +8,8 @@ folder is made between the two. For each one a child process trains the sweep un
 with the same words follow, in other batches, until one is through. All file operations and the training are the real
 ones. Only the pool is left out, so that a trial takes a tenth of a second: its batches are trained in the child.
 
-Prints one JSON object: points, trials, failures (texts). --mutation breaks the store first, which must give failures.
+Prints one JSON object: points, trials, failures (texts). --mutation then breaks the store and kills it at a few points;
+what is then wrong is `mistaken`, which must not be empty.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from normstudy.upkeep import compact
 from normstudy.workers import pool, recording, worker
 
 WINDOW, N_STEPS, RUNS = 2, 3, 2
+MUTATED_EVERY = 28  # among these points are some at which each mutation shows
 MOST_CALLS = 4  # of one sweep: one that was killed, and what may follow
 
 
@@ -261,14 +263,20 @@ def main() -> None:
     whole.mkdir(parents=True)
     texts.load(configs(whole, RUNS)[0].data)  # once, for all children
     child(sweep_and_compact(whole, RUNS), whole, None)
+    told = trials(whole, args.folder / "sound", args.every, args.offset)
     if args.mutation is not None:
         MUTATIONS[args.mutation]()
-    counted = args.folder / "counted"
-    counted.mkdir()
-    _, points = child(sweep_and_compact(counted, 1), counted, None)
-    chosen = range(args.offset, points, args.every)
-    told = [trial(whole / "tiny", args.folder / "trial", point) for point in chosen]
-    print(json.dumps({"points": points, "trials": len(chosen), "failures": [text for text in told if text]}))
+        told["mistaken"] = trials(whole, args.folder / "mistaken", MUTATED_EVERY, 0)["failures"]
+    print(json.dumps(told))
+
+
+def trials(whole: Path, folder: Path, every: int, offset: int) -> dict[str, object]:
+    """Kill a sweep at each `every`-th point from `offset` on."""
+    folder.mkdir()
+    _, points = child(sweep_and_compact(folder, 1), folder, None)
+    chosen = range(offset, points, every)
+    told = [trial(whole / "tiny", folder / "trial", point) for point in chosen]
+    return {"points": points, "trials": len(chosen), "failures": [text for text in told if text]}
 
 
 if __name__ == "__main__":

@@ -962,18 +962,20 @@ def test_the_text_of_the_readme_does_what_it_says(
     (tmp_path / "my_block.py").write_text(code)
     normstudy([*sweeping, *SHORT], tmp_path, figures=False)
     (study,) = (tmp_path / "results").iterdir()
-    normstudy(plotting, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main.main(plotting) == 0
     assert len(list((study / "figures").iterdir())) >= 3
     before = tables.read(study, "runs")
     assert set(before["status"]) == {"done"}
     own_runs = before[before["placement"].str.startswith("my_block:")]
     assert set(own_runs["placement_sha256"]) == {hashlib.sha256(code.encode()).hexdigest()}
     assert before[before["placement"] == "pre"]["placement_sha256"].isna().all()
-    compared = normstudy(comparing, tmp_path)
+    capfd.readouterr()
+    assert main.main(comparing) == 0
+    compared = capfd.readouterr().out
     assert all(name in compared for name in own_runs["placement"])
 
     (tmp_path / "my_block.py").write_text(code + "# changed\n")
-    monkeypatch.chdir(tmp_path)
     assert main.main([*sweeping, *SHORT]) == 0
     assert f"{len(before)} runs, {len(before) - len(own_runs)} already finished" in capfd.readouterr().out
     after = tables.read(study, "runs")
