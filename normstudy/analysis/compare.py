@@ -23,6 +23,7 @@ from normstudy.study import tables, whole
 FORMATS = ("table", "csv", "json", "markdown")
 WIDTH = 100  # characters; a wider table breaks its verdicts, and if need be has its cells in lines of their own
 VERDICT_WIDTH = 16
+NUMBERS = {"loss", "baseline's", "p", "Holm's p", "rates", "lowest", "highest", "best"}  # columns aligned right
 SHA_DIGITS = 10  # printed digits of a text's sha256, enough to distinguish texts
 
 
@@ -52,14 +53,12 @@ def compare_study(
 def render(comparison: pd.DataFrame, fmt: str) -> str:
     """Format a comparison as text, without a final newline. fmt: table, csv, json or markdown."""
     one_of("--format", fmt, FORMATS)
-    if fmt == "csv":
-        shown = _as_values(comparison).map(lambda v: short(v) if isinstance(v, str) else v)
-        return shown.to_csv(index=False, lineterminator="\n").rstrip("\n")
-    if fmt == "json":
-        return json.dumps(_as_values(comparison).to_dict("records"), indent=1, allow_nan=False)
+    if fmt in ("csv", "json"):
+        return values_as_text(comparison, fmt)
+    cells = _cell_columns(comparison)
     share, loss = heads(comparison)
-    lines = [*share, "", *_table(comparison, *_share_rows(comparison), fmt)]
-    return "\n".join([*lines, "", *loss, "", *_table(comparison, *_loss_rows(comparison), fmt)])
+    lines = [*share, "", *table_lines(cells, *_share_rows(comparison), fmt)]
+    return "\n".join([*lines, "", *loss, "", *table_lines(cells, *_loss_rows(comparison), fmt)])
 
 
 def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
@@ -82,9 +81,13 @@ def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
     return textwrap.wrap(share, WIDTH), textwrap.wrap(loss, WIDTH)
 
 
-def _as_values(comparison: pd.DataFrame) -> pd.DataFrame:
-    """Use `native` to convert every value in a comparison's table to a plain Python value."""
-    return pd.DataFrame({c: pd.Series([native(c, v) for v in comparison[c]], dtype=object) for c in comparison.columns})
+def values_as_text(found: pd.DataFrame, fmt: str) -> str:
+    """Format a table's values, which `native` converts to plain Python values, as csv or json."""
+    values = pd.DataFrame({c: pd.Series([native(c, v) for v in found[c]], dtype=object) for c in found.columns})
+    if fmt == "json":
+        return json.dumps(values.to_dict("records"), indent=1, allow_nan=False)
+    shown = values.map(lambda v: short(v) if isinstance(v, str) else v)
+    return shown.to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
 def _cell_columns(comparison: pd.DataFrame) -> list[str]:
@@ -92,7 +95,8 @@ def _cell_columns(comparison: pd.DataFrame) -> list[str]:
     return [c for c in comparison.columns if c not in RESULTS]
 
 
-def _cell_text(column: str, value: object) -> str:
+def cell_text(column: str, value: object) -> str:
+    """Format a config value for a table."""
     text = value_text(native(column, value))
     return text[:SHA_DIGITS] if column == "data_sha256" else text
 
@@ -133,7 +137,7 @@ def _loss_rows(comparison: pd.DataFrame) -> tuple[list[str], list[Row]]:
 
 
 def _place(comparison: pd.DataFrame, row: dict[Any, Any]) -> list[str]:
-    return [_cell_text(c, row[c]) for c in _cell_columns(comparison)]
+    return [cell_text(c, row[c]) for c in _cell_columns(comparison)]
 
 
 def _share(row: dict[Any, Any], arm: str) -> list[str]:
@@ -149,10 +153,10 @@ def _p(value: float) -> str:
     return "" if math.isnan(value) else "<0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
-def _table(comparison: pd.DataFrame, header: list[str], parts: list[Row], fmt: str) -> list[str]:
-    """Return a table's lines. A text table does not repeat the values of the cell columns in the rows of a cell."""
-    header = [*_cell_columns(comparison), *header]
-    numeric = {c for c in header if KINDS.get(c) in (int, float)} | {"loss", "baseline's", "p", "Holm's p"}
+def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str) -> list[str]:
+    """Return a table's lines. A text table does not repeat the values of the columns `cells` in the rows of a cell."""
+    header = [*cells, *header]
+    numeric = {c for c in header if KINDS.get(c) in (int, float)} | NUMBERS
     right = {i for i, name in enumerate(header) if name in numeric}
     if fmt == "markdown":
         rows = [[cell.replace("\n", " ") for cell in (*place, *texts)] for place, texts in parts]

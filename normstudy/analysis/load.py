@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from normstudy import config as cfg
@@ -33,16 +34,18 @@ def load(study_dir: Path | str, *, join: bool = False, where: Where = ()) -> Tab
     A run that lacks rows of a table has no rows of that table here, and a warning (MissingRows) names the run.
 
     The table `runs` gets the columns outcome (null for a run that is not done or is UNJUDGED), gap_closed (see
-    `outcomes.gap_closed`) and bits_per_byte (the final validation loss in bits per byte). The table `modules` gets the
-    column update_ratio, which is update_norm / param_norm, or null if param_norm is 0. join: whether to add columns of
-    `runs` to the other tables. These are outcome, ALWAYS_JOINED and every config column that varies in the study.
-    where: which runs to read, as on the command line: "n_layers=2,4,peak_lr>=1e-3".
+    `outcomes.gap_closed`) and bits_per_byte (the final validation loss in bits per byte). The table `steps` gets
+    `update_rms`, and `modules` gets update_ratio, which is update_norm / param_norm, or null if param_norm is 0.
+    join: whether to add columns of `runs` to the other tables. These are outcome, ALWAYS_JOINED and every config column
+    that varies in the study. where: which runs to read, as on the command line: "n_layers=2,4,peak_lr>=1e-3".
     """
     # Read `runs` first. A sweep saves a run's rows in the other tables before it marks the run as done. Every run that
     # is done in `runs` therefore has its rows in the tables that are read next.
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     steps, modules, residual = (whole.read(study_dir, table, runs) for table in schema.SERIES)
     runs = derive(runs, outcomes(runs, steps).to_dict())
+    n_params = steps[["run_id"]].join(runs.set_index("run_id")["n_params"], on="run_id")["n_params"]
+    steps = steps.assign(update_rms=update_rms(steps, n_params))
     modules = modules.assign(update_ratio=update_ratio(modules))
     if join:
         columns = runs.set_index("run_id")[joined_columns(runs)]
@@ -63,6 +66,17 @@ def derive(runs: pd.DataFrame, found: Mapping[Hashable, str]) -> pd.DataFrame:
 def update_ratio(modules: pd.DataFrame) -> pd.Series[float]:
     """Return update_norm / param_norm of each row of `modules`, or null if param_norm is 0."""
     return modules["update_norm"] / modules["param_norm"].where(modules["param_norm"] != 0)
+
+
+def update_rms(steps: pd.DataFrame, n_params: pd.Series[float] | float) -> pd.Series[float]:
+    """Return update_norm / (lr sqrt(n_params)) of each row of `steps`, an update's RMS over lr, or null if lr is 0."""
+    rate = steps["lr"].where(steps["lr"] != 0).astype(np.float64)
+    return (steps["update_norm"] / (rate * np.sqrt(n_params))).astype(np.float32)  # as the norms are stored
+
+
+def stationary_rms(beta1: float) -> float:
+    """Return the update_rms of Adam if gradients are independent noise around 0 (Su 2025): 0.229 for beta1 = 0.9."""
+    return math.sqrt((1 - beta1) / (1 + beta1))
 
 
 def joined_columns(runs: pd.DataFrame) -> list[str]:

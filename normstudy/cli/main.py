@@ -22,6 +22,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sweep": functools.partial(training.train, "sweep"),
     "plot": reading.plot,
     "compare": reading.compare,
+    "sensitivity": reading.sensitivity,
     "status": studies.status,
     "cancel": studies.cancel,
     "check": studies.check,

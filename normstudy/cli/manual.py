@@ -58,6 +58,7 @@ HELP: tuple[Block, ...] = (
         "normstudy sweep [KEY=V1,V2 ...]": "train every combination, draw the figures, print the comparison",
         "normstudy plot STUDY": "draw the figures of a study again",
         "normstudy compare STUDY --by COLUMN": "compare the runs that differ in one column, seed by seed",
+        "normstudy sensitivity STUDY": "print how much the final loss depends on the learning rate",
         "normstudy status STUDY [--watch]": "print a sweep's progress: runs, outcomes, failures, rate, time left",
         "normstudy cancel STUDY": "let the Slurm jobs of a sweep save their runs, then end the jobs",
         "normstudy check STUDY": "verify every file of a study, and say how to repair it",
@@ -187,8 +188,8 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "--format png|svg|pdf": "default: png",
             "--out DIR": "folder for the figures; default: STUDY/figures",
         },
-        "Figures: headline, loss_curves, training_loss, gradient_ratio, gradient_profile, residual_path, heatmap, "
-        "final_grid, ranking. A figure for which the study lacks data is skipped, and a line says why.",
+        "Figures: headline, loss_curves, training_loss, gradient_ratio, gradient_profile, residual_path, "
+        "update_rms, heatmap, final_grid, ranking. A figure that lacks data is skipped, and a line says why.",
     ),
     "compare": (
         "normstudy compare STUDY --by COLUMN: compare the runs of a study that differ only in COLUMN, seed by seed.",
@@ -202,6 +203,14 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         },
         "Two tables compare the share of runs that failed (stuck, collapsed or diverged), and the final validation "
         "loss among the pairs in which neither run failed. docs/statistics.md explains intervals, tests and verdicts.",
+    ),
+    "sensitivity": (
+        "normstudy sensitivity STUDY: print how much the final loss depends on the learning rate (arXiv 2309.14322).",
+        {**WHERE, "--format table|csv|json|markdown": "default: table"},
+        "Runs that differ only in peak_lr, seeds, probes and evaluations form a cell, and their rates its grid. The "
+        "sensitivity is the mean over the grid of min(final validation loss, loss at initialization), minus the best "
+        "over the grid, in nats per token. The interval is over the seeds that have every rate. The value depends on "
+        "the grid, and not on a constant added to all losses. Trust no value whose best rate is at an edge of it.",
     ),
     "status": (
         "normstudy status STUDY: print how far a sweep has come. The command only reads the files of the study, so it "
@@ -244,7 +253,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             **WHERE,
         },
         "Every format has the outcome, gap_closed and bits_per_byte of each run; csv and duckdb also have the "
-        "update_ratio of each module. results/README.md defines them.",
+        "update_rms of each step and the update_ratio of each module. results/README.md defines them.",
     ),
     "reproduce": (
         "normstudy reproduce --tier 0: measure what papers predict about a transformer at initialization, and judge "

@@ -1,9 +1,10 @@
-"""Run the commands that read a study's tables: `normstudy plot`, `compare` and `export`."""
+"""Run the commands that read a study's tables: `normstudy plot`, `compare`, `sensitivity` and `export`."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 from collections.abc import Iterator
 
 from normstudy.cli import arguments
@@ -51,6 +52,21 @@ def compare(argv: list[str]) -> int:
 
         found = compare_study(args.study, by=args.by, baseline=args.baseline, margin=args.margin, where=args.where)
         say(render(found, args.format))
+    return 0
+
+
+def sensitivity(argv: list[str]) -> int:
+    parser = arguments.parser("sensitivity")
+    parser.add_argument("--where", action="append", default=[])
+    parser.add_argument("--format", choices=("table", "csv", "json", "markdown"), default="table")
+    args = parser.parse_args(argv)
+    with _without_garbage_collection():
+        from normstudy.analysis.sensitivity import render, sensitivity_study
+
+        found, alone = sensitivity_study(args.study, args.where)
+        say(render(found, args.format))
+    for cell in alone:  # not on standard output, where csv and json may be read by another program
+        print(f"left out, because it has only one learning rate: {printable(cell)}", file=sys.stderr)
     return 0
 
 

@@ -20,9 +20,10 @@ from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMA_FILE, SCHE
 RUNS_AT_ONCE = 8  # runs whose outcomes are computed together; one by one takes pandas much longer
 JUDGED = ("step", "train_loss", "val_loss")  # columns of `steps` on which outcomes depend
 
-# For `runs` and `modules`: the columns that `normstudy.load` derives.
+# For each table: the columns that `normstudy.load` derives.
 DERIVED = {
     "runs": pa.schema([("outcome", pa.string()), ("gap_closed", pa.float64()), ("bits_per_byte", pa.float64())]),
+    "steps": pa.schema([("update_rms", FLOAT_TYPE)]),
     "modules": pa.schema([("update_ratio", FLOAT_TYPE)]),
 }
 
@@ -45,10 +46,13 @@ class Source:
         if table == "runs":
             yield self.runs
             return
-        for rows, row in zip(by_run(self.study_dir, table, self.runs), self.joined.to_pylist(), strict=True):
-            if table == "modules":
-                ratio = load.update_ratio(rows.select(["update_norm", "param_norm"]).to_pandas())
-                rows = rows.append_column("update_ratio", pa.array(ratio, FLOAT_TYPE))
+        sizes = self.runs["n_params"].to_pandas()  # NaN for null
+        found = by_run(self.study_dir, table, self.runs)
+        for rows, row, n_params in zip(found, self.joined.to_pylist(), sizes, strict=True):
+            if table != "residual":
+                frame = rows.select(["update_norm", "lr" if table == "steps" else "param_norm"]).to_pandas()
+                made = load.update_rms(frame, n_params) if table == "steps" else load.update_ratio(frame)
+                rows = rows.append_column(DERIVED[table].field(0), pa.array(made, FLOAT_TYPE))
             for f in self.joined.schema:
                 rows = rows.append_column(f, pa.repeat(pa.scalar(row[f.name], f.type), rows.num_rows))
             yield rows

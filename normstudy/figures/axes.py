@@ -69,9 +69,9 @@ def layer_axis(ax: Axes, axis: str, top: int) -> None:
 
 
 def draw_seed_lines(
-    ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look, *, log: bool, smooth: bool = False
+    ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look, *, log: bool, smooth: bool = False, thin: bool = True
 ) -> None:
-    """Draw a thin line for each seed, and a bold line for the mean over seeds.
+    """Draw a thin line for each seed (unless `thin` is False), and a bold line for the mean over seeds.
 
     table: has columns hue, dash, run_id, step, value. runs: all runs of the panel. log: draw the geometric mean.
     smooth: apply `last_tenth` to the mean.
@@ -80,7 +80,7 @@ def draw_seed_lines(
     alpha = 0.4 if look.facet is None else 0.25  # lines of seeds are paler in small panels, to show the mean
     for hue, dash, seeds in look.arms(table):
         color, pattern = look.colors[hue], look.dashes[dash]
-        for run_id, run in seeds.groupby("run_id", observed=True):
+        for run_id, run in seeds.groupby("run_id", observed=True) if thin else ():
             # ax.plot would be slow, because it checks units and limits for every line
             line = Line2D(run["step"], run["value"], color=color, ls=pattern, lw=style.THIN, alpha=alpha)
             line.set_gid(f"seed:{run_id}")

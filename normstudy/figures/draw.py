@@ -22,6 +22,7 @@ from normstudy.figures.loss_curves import loss_curves, training_loss
 from normstudy.figures.ranking import ranking
 from normstudy.figures.residual_path import residual_path
 from normstudy.figures.study import Lacks, Study, load
+from normstudy.figures.update_rms import update_rms
 
 FIGURES: dict[str, Callable[[Study], Figure]] = {
     "headline": headline,
@@ -30,6 +31,7 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
     "gradient_ratio": gradient_ratio,
     "gradient_profile": gradient_profile,
     "residual_path": residual_path,
+    "update_rms": update_rms,
     "heatmap": heatmap,
     "final_grid": final_grid,
     "ranking": ranking,

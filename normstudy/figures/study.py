@@ -25,7 +25,8 @@ MODULE = "mlp_out"  # the FFN output matrix, whose gradient the theory describes
 # rows hundreds of times, and with ninety columns the selections would take a quarter of the drawing time.
 _READ = (
     "run_id", "seed", "placement", "n_layers", "peak_lr", "warmup_steps", "n_steps", "final_val_loss", "outcome",
-    "data_sha256", "ln_vocab", "unigram_entropy", "bigram_entropy", *whole.COLUMNS[1:],
+    "data_sha256", "ln_vocab", "unigram_entropy", "bigram_entropy", "n_params", "optimizer", "beta1",
+    *whole.COLUMNS[1:],
 )  # fmt: skip
 
 

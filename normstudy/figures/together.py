@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # half needs `modules`, so no process reads both.
 ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
-    "heatmap", "gradient_ratio",
+    "heatmap", "gradient_ratio", "update_rms",
 )  # fmt: skip
 # If there are at most FEW_FIGURES figures or FEW_BYTES bytes of tables, one process draws all figures, because it is
 # done before a second process would have finished its imports.

@@ -13,7 +13,7 @@ import pytest
 from handmade import BAD, H1, H2, handmade_config, handmade_study, write_handmade_run
 
 import normstudy
-from normstudy.analysis.load import Tables
+from normstudy.analysis.load import Tables, stationary_rms, update_rms
 from normstudy.config import ConfigError
 from normstudy.study import schema
 from normstudy.study import tables as store
@@ -41,6 +41,7 @@ def test_the_tables_are_those_of_the_store_and_the_derived_columns(study: Path, 
         stored = store.read(study, table)
         pd.testing.assert_frame_equal(getattr(plain, table)[list(stored)], stored)
     assert list(plain.runs)[-3:] == ["outcome", "gap_closed", "bits_per_byte"]
+    assert list(plain.steps)[-1] == "update_rms"
     assert list(plain.modules)[-1] == "update_ratio"
 
 
@@ -78,6 +79,39 @@ def test_update_ratio_is_null_where_the_parameters_are_zero(plain: Tables) -> No
     rest = plain.modules[~zero]
     np.testing.assert_array_equal(rest["update_ratio"], rest["update_norm"] / rest["param_norm"])
     assert np.isfinite(rest["update_ratio"]).all()
+
+
+def test_update_rms_is_per_parameter_and_null_where_the_rate_is_zero(plain: Tables) -> None:
+    """An update of 4 norms in 16 parameters at a rate of 0.5 is 4 / (0.5 * 4)."""
+    steps = pd.DataFrame({"update_norm": [4.0, 0.0, 4.0], "lr": [0.5, 0.5, 0.0]}, dtype=np.float32)
+    found = update_rms(steps, 16)
+    assert found.dtype == np.float32
+    assert found[:2].tolist() == [2.0, 0.0]
+    assert np.isnan(found[2])
+    assert update_rms(steps, pd.Series([4, 16, 64]))[0] == 4.0
+    # every hand-made update has norm 300 lr, and the models have 20,000 parameters
+    assert set(plain.runs["n_params"]) == {20_000}
+    np.testing.assert_allclose(plain.steps["update_rms"], 300 / math.sqrt(20_000), rtol=1e-6)
+
+
+def test_each_run_has_its_own_number_of_parameters(tmp_path: Path) -> None:
+    for n_layers in (1, 4):
+        write_handmade_run(tmp_path / "s", handmade_config(tmp_path, n_layers=n_layers))
+    found = normstudy.load(tmp_path / "s", join=True).steps.groupby("n_layers")["update_rms"].agg(["min", "max"])
+    np.testing.assert_allclose(found.loc[1], 300 / math.sqrt(10_000), rtol=1e-6)
+    np.testing.assert_allclose(found.loc[4], 300 / math.sqrt(40_000), rtol=1e-6)
+
+
+def test_the_stationary_law_is_that_of_adam_on_noise() -> None:
+    """The momentum of 200,000 draws of noise, divided by the root of its second moment, against the law."""
+    noise = np.random.default_rng(0).normal(size=200_000)
+    for beta1 in (0.0, 0.9):
+        found, momentum = [], 0.0
+        for g in noise:
+            momentum = beta1 * momentum + (1 - beta1) * g
+            found.append(momentum)
+        assert np.sqrt(np.mean(np.square(found))) == pytest.approx(stationary_rms(beta1), rel=0.02)
+    assert f"{stationary_rms(0.9):.3f}" == "0.229"
 
 
 @pytest.mark.parametrize("table", SERIES)

@@ -380,7 +380,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("run data=synthetic data.seq_len=4096", ["data.seq_len 4096 is not below 4096", "longest block"]),
     ("sweep data=synthetic data.seq_len=64,5000", ["data.seq_len 5000 is not below 4096", "longest block"]),
     # commands
-    ("swep", ["'swep'", "run, sweep, plot, compare, status, cancel, check, compact", "Did you mean sweep?"]),
+    ("swep", ["'swep'", "run, sweep, plot, compare, sensitivity, status, cancel, check", "Did you mean sweep?"]),
     ("--fast", ["'--fast'"]),
     ("plot", ["STUDY", "normstudy plot --help"]),
     ("compare F/finished", ["--by"]),
@@ -396,6 +396,10 @@ BAD: list[tuple[str, list[str]]] = [
     ("compact F/no_study", ["no_study"]),
     ("plot F/unfinished", ["unfinished", "no finished run"]),
     ("compare F/unfinished --by placement", ["unfinished", "no finished run"]),
+    ("sensitivity F/unfinished", ["unfinished", "no finished run"]),
+    ("sensitivity F/finished", ["finished", "no cell", "two values of peak_lr"]),
+    ("sensitivity F/finished --where peaklr=1", ["peaklr", "Did you mean peak_lr?"]),
+    ("sensitivity F/finished --by placement", ["--by", "normstudy sensitivity --help"]),
     ("compact F/unfinished", ["unfinished", "no finished run"]),
     # columns
     ("compare F/finished --by warmup", ["warmup", "Did you mean warmup_steps?"]),

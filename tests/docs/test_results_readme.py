@@ -11,7 +11,9 @@ from faults import soak
 from handmade import handmade_config, write_handmade_run
 
 import normstudy
+from normstudy.analysis.load import stationary_rms
 from normstudy.analysis.outcomes import OUTCOMES, UNJUDGED
+from normstudy.analysis.sensitivity import RESULTS as RESULTS_OF_SENSITIVITY
 from normstudy.bench import run, tables
 from normstudy.study import schema
 
@@ -56,8 +58,16 @@ def test_derived_columns(tmp_path: Path) -> None:
     write_handmade_run(tmp_path / "handmade", handmade_config(tmp_path))
     tables = normstudy.load(tmp_path / "handmade")
     assert first_cells("runs", r"column \| unit") == [c for c in tables.runs if c not in schema.SCHEMAS["runs"].names]
-    derived = {c for c in tables.modules if c not in schema.SCHEMAS["modules"].names}
-    assert derived == set(re.findall(r"adds `(\w+)`", SECTIONS["modules"]))
+    for table in ("steps", "modules"):
+        derived = {c for c in getattr(tables, table) if c not in schema.SCHEMAS[table].names}
+        assert derived == set(re.findall(r"adds `(\w+)`", SECTIONS[table]))
+    assert f"{stationary_rms(0.9):.3f} for a\n`beta1` of 0.9" in SECTIONS["steps"]
+
+
+def test_the_columns_of_a_sensitivity() -> None:
+    table = README.partition("## A sensitivity\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.M)
+    assert [name for cell in cells for name in re.findall(r"\w+", cell)] == list(RESULTS_OF_SENSITIVITY)
 
 
 def test_outcomes() -> None:

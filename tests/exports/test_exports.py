@@ -198,7 +198,7 @@ def test_csv_gives_polars_the_same_numbers(study: Path, csv_files: Path) -> None
 def test_a_null_is_an_empty_cell_and_a_number_that_is_none_says_so(study: Path, csv_files: Path) -> None:
     with open(csv_files / "steps.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == schema.SCHEMAS["steps"].names
+    assert list(rows[0]) == [*schema.SCHEMAS["steps"].names, "update_rms"]
     assert rows[1]["val_loss"] == ""
     assert float(np.float32(rows[0]["val_loss"])) == tables.read(study, "steps")["val_loss"][0]
     diverged = [row for row in rows if row["train_loss"] == "inf"]
@@ -238,7 +238,7 @@ def assert_duckdb(path: Path, expected: Tables) -> None:
 def test_duckdb_has_the_four_tables_with_the_types_of_parquet(study: Path, tmp_path: Path) -> None:
     told = export(study, "duckdb", tmp_path / "out.duckdb")
     derived = {"runs": [("outcome", "VARCHAR"), ("gap_closed", "DOUBLE"), ("bits_per_byte", "DOUBLE")]}
-    derived["modules"] = [("update_ratio", "FLOAT")]
+    derived |= {"steps": [("update_rms", "FLOAT")], "modules": [("update_ratio", "FLOAT")]}
     with duckdb.connect(str(tmp_path / "out.duckdb"), read_only=True) as database:
         names = database.execute("select table_name from information_schema.tables").fetchall()
         assert {name for (name,) in names} == set(schema.TABLES)
@@ -551,7 +551,7 @@ def test_join_adds_what_varies_among_the_exported_runs(
     with open(tmp_path / "out" / "steps.csv", newline="") as file:
         names = list(csv.DictReader(file).fieldnames or [])
     assert names[len(schema.SCHEMAS["steps"]) :] == [
-        "seed", "placement", "n_layers", "peak_lr", "warmup_steps", "outcome",
+        "update_rms", "seed", "placement", "n_layers", "peak_lr", "warmup_steps", "outcome",
     ]  # fmt: skip
     for to in ("tensorboard", "wandb-offline"):
         assert main.main(["export", str(judged), "--to", to, "--out", str(tmp_path / "no"), "--join"]) == 2

@@ -27,7 +27,7 @@ from normstudy.figures.draw import FIGURES, plot_study
 from normstudy.figures.final_grid import limits, x_axis
 from normstudy.figures.gradient_profile import profile_table
 from normstudy.figures.loss_curves import draw_losses
-from normstudy.figures.study import Study, load
+from normstudy.figures.study import Lacks, Study, load
 from normstudy.study import tables
 from normstudy.upkeep.compact import compact_study
 
@@ -343,6 +343,40 @@ def test_ratio_is_first_over_last_layer_of_each_seed(folder: Path, figures: dict
     assert ax.get_yscale() == "log"
 
 
+def test_update_rms_is_a_mean_over_seeds_beside_the_law(folder: Path, figures: dict[str, Figure]) -> None:
+    """A hand-made update has norm 300 lr, whatever the warmup; the last row of a diverged run is one as well."""
+    fig = figures["update_rms"]
+    assert titles(fig) == titles(figures["loss_curves"])
+    for title, n_layers in ((titles(fig)[0], 2), (BAD_PANEL, 4)):
+        ax = panel(fig, title)
+        means = drawn(ax, "mean:")
+        assert set(means) == {"pre:0", "pre:20", "post:0", "post:20"}
+        for arm, line in means.items():
+            steps = range(N_STEPS // 2 if (title, arm) == (BAD_PANEL, "post:0") else N_STEPS)
+            same(line, steps, [300 / math.sqrt(10_000 * n_layers)] * len(steps))
+        assert drawn(ax, "reference:law")[""].get_ydata()[0] == pytest.approx(math.sqrt(0.1 / 1.9))  # type: ignore[index]
+        assert ax.get_yscale() == "log"
+    marks = {ax.get_title(loc="left"): [*drawn(ax, "diverged:")] for ax in fig.axes}
+    assert {t: found for t, found in marks.items() if found} == {BAD_PANEL: [bad_run(folder, diverged=True)]}
+    legend = {text.get_text() for text in fig.legends[0].get_texts()}
+    assert {"diverged", "Adam on noise: 0.229"} < legend
+
+
+def test_the_law_is_drawn_for_adam_with_one_beta1_only(study: Study) -> None:
+    half = study.runs["seed"] == 0
+    for column, value, laws in (("beta1", 0.5, 0), ("optimizer", "sgd", 0), ("optimizer", "adamw", 1)):
+        mixed = study.runs.assign(**{column: study.runs[column].where(half, value)})
+        fig = FIGURES["update_rms"](replace(study, runs=mixed))
+        assert len(drawn(fig.axes[0], "reference:law")) == laws, (column, value)
+        named = ["noise" in text.get_text() for text in fig.legends[0].get_texts()]
+        assert sum(named) == laws, (column, value)
+
+
+def test_a_study_without_sizes_of_models_has_no_update_rms(study: Study) -> None:
+    with pytest.raises(Lacks, match="no update's root mean square is finite and above zero"):
+        FIGURES["update_rms"](replace(study, runs=study.runs.assign(n_params=np.nan)))
+
+
 def test_heatmap_has_a_map_per_placement_and_warmup_on_one_scale(folder: Path, figures: dict[str, Figure]) -> None:
     fig = figures["heatmap"]
     assert titles(fig) == [
@@ -479,7 +513,9 @@ def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
     assert result.skipped == [
         *(f"figure {name!r} not drawn: {lacking}" for name in lacks), NO_RANKING,
     ]  # fmt: skip
-    assert [p.stem for p in result.paths] == ["loss_curves", "training_loss", "residual_path", "final_grid"]
+    assert [p.stem for p in result.paths] == [
+        "loss_curves", "training_loss", "residual_path", "update_rms", "final_grid",
+    ]  # fmt: skip
     assert all(p.is_file() for p in result.paths)
 
 

@@ -1,0 +1,95 @@
+"""Compute how sensitive the final loss is to the learning rate, for `normstudy sensitivity`.
+
+The measure is that of Wortsman et al. (arXiv 2309.14322). All losses are in nats per token.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from normstudy.analysis.compare import FORMATS, WIDTH, cell_text, table_lines, values_as_text
+from normstudy.analysis.grid import interval_text, typed_number
+from normstudy.analysis.inference import paired_t_interval
+from normstudy.analysis.pairs import PAIRED, cell_columns, varying
+from normstudy.analysis.select import Where, native, select, tell_sources_apart, values_of
+from normstudy.config import one_of
+from normstudy.errors import ConfigError
+from normstudy.study import tables, whole
+
+RESULTS = (
+    "rates", "lowest_lr", "highest_lr", "seeds", "left_out", "sensitivity", "ci_low", "ci_high", "best_lr", "note",
+)  # fmt: skip
+HEAD = (
+    "Learning-rate sensitivity (nats per token): the mean over the grid of peak_lr of min(final validation loss, loss "
+    "at initialization), minus the grid's best. Brackets: 95 % t intervals over the seeds that have every rate. The "
+    "value depends on the grid. Do not trust it if the best rate is at an edge."
+)
+
+
+def sensitivity_study(study_dir: Path | str, where: Where | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """Return a table with a row for each cell that has two learning rates, and the names of the other cells.
+
+    A cell is the runs that differ only in peak_lr, seeds, probes and evaluations; its grid is the rates of those that
+    finished or crashed. The table has a column for each of the `cell_columns` that varies, then RESULTS, which
+    results/README.md describes. where: only these runs count. Warns of runs that lack rows, which count as missing.
+    Raises ConfigError if the folder is not a study, if no cell has two rates, and in the cases that `select` lists.
+    """
+    runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
+    runs = runs[runs["status"].isin(["done", "failed"])]
+    if not (runs["status"] == "done").any():
+        raise ConfigError(f"{study_dir} has no finished run to measure: start or resume its sweep")
+    steps = whole.read(study_dir, "steps", runs[runs["status"] == "done"], ["run_id", "step", "val_loss"])
+    start = runs["run_id"].map(steps[steps["step"] == 0].set_index("run_id")["val_loss"]).astype(float)
+    final = runs["final_val_loss"].astype(float)
+    loss = final.where(final < start, start)  # NaN for a run that crashed or lacks rows
+    runs = runs.assign(loss=loss.fillna(np.inf), learns=loss < start)
+    cells = varying(runs, cell_columns("peak_lr"))
+    rows, alone = [], []
+    for part in [part for _, part in runs.groupby(cells, dropna=False)] if cells else [runs]:
+        place = {c: native(c, part[c].iloc[0]) for c in cells}
+        if len(values_of(part, "peak_lr")) > 1:
+            rows.append({**place, **_of_cell(part)})
+        else:
+            alone.append(", ".join(f"{c}={cell_text(c, value)}" for c, value in place.items()))
+    if not rows:
+        raise ConfigError(f"no cell of {study_dir} has two values of peak_lr: select runs that have, or train them")
+    return pd.DataFrame(rows, columns=[*cells, *RESULTS]), alone
+
+
+def _of_cell(part: pd.DataFrame) -> dict[str, Any]:
+    """Return the columns RESULTS of one cell. part: its runs, with the columns loss (inf: not known) and learns."""
+    table = part.pivot_table("loss", [*PAIRED, "eval_windows"], "peak_lr", aggfunc="min")
+    complete = table[np.isfinite(table).all(axis=1)].groupby(level=PAIRED).last()  # with the most windows
+    losses, rates = complete.to_numpy(np.float64), [float(rate) for rate in table.columns]
+    mean, low, high = paired_t_interval(losses.mean(axis=1) - losses.min(axis=1))
+    best = int(losses.mean(axis=0).argmin()) if len(losses) else None
+    edges = {0: "best at the grid's lower edge", len(rates) - 1: "best at the grid's upper edge"}
+    note = "no seed has every rate" if best is None else edges.get(best, "")
+    return {
+        "rates": len(rates), "lowest_lr": rates[0], "highest_lr": rates[-1],
+        "seeds": len(complete), "left_out": part.groupby(PAIRED).ngroups - len(complete),
+        "sensitivity": mean, "ci_low": low, "ci_high": high, "best_lr": np.nan if best is None else rates[best],
+        "note": note if best is None or part["learns"].any() else "no run ends below its loss at initialization",
+    }  # fmt: skip
+
+
+def render(found: pd.DataFrame, fmt: str) -> str:
+    """Format the table of `sensitivity_study` as text, without a final newline. fmt: table, csv, json or markdown."""
+    one_of("--format", fmt, FORMATS)
+    if fmt in ("csv", "json"):
+        return values_as_text(found, fmt)
+    cells = [str(c) for c in found if c not in RESULTS]
+    rows = []
+    for row in found.to_dict("records"):
+        low, high, best = (typed_number(row[c]) if row[c] > 0 else "" for c in ("lowest_lr", "highest_lr", "best_lr"))
+        seeds = f"{row['seeds']}\n{row['left_out']} left out" if row["left_out"] else str(row["seeds"])
+        value = interval_text(row["sensitivity"], row["ci_low"], row["ci_high"], ".3f")
+        texts = [str(row["rates"]), low, high, seeds, value, best, row["note"]]
+        rows.append(([cell_text(c, row[c]) for c in cells], texts))
+    header = ["rates", "lowest", "highest", "seeds", "sensitivity [95 %]", "best", "note"]
+    return "\n".join([*textwrap.wrap(HEAD, WIDTH), "", *table_lines(cells, header, rows, fmt)])
