@@ -23,6 +23,7 @@ from normstudy.app.plan import plan
 from normstudy.app.reading import as_written
 from normstudy.errors import ConfigError
 
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 MAX_RUNS = 100_000  # a larger sweep is assumed to be a typing error, such as range(0,1e9)
 
 
@@ -69,6 +70,9 @@ def launch(
         return basic.launch(jobs, first)
     from normstudy.sweep import run
 
+    sweeper = str(config.hydra.sweeper._target_)
+    if task.dry_run and sweeper not in ("hydra_plugins.normstudy.NormstudySweeper", BASIC):
+        raise ConfigError(f"--dry-run cannot know the runs of {sweeper}, which chooses them by results: leave it out")
     setup_globals()
     configs = plan(context.config_loader, config, jobs)
     request = task.request(config.hydra.overrides.task)

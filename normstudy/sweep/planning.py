@@ -22,6 +22,7 @@ RETRY = (
     "To try failed runs again, add execution.retry_failed=true execution.max_tries=N with N greater than the number "
     "of times that they have failed"
 )
+LARGEST = 2**44  # bytes; no machine of a cluster is assumed to have more memory
 GPU_OF_A_JOB = 2**36  # assumed memory of a job's GPU in bytes, because the submitting machine cannot query this GPU
 
 
@@ -126,11 +127,17 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
 
 
 def _check_memory(planned: Plan) -> None:
-    """Refuse batches that need more memory than this machine has. What Slurm's machines have is unknown."""
-    if not planned.on_slurm and planned.memory > (limit := batching.free_memory(planned.device, whole=True)):
+    """Refuse batches that need more memory than there is here, or in a Slurm job."""
+    if planned.on_slurm:
+        gigabytes = planned.execution.memory_gb
+        limit, where = LARGEST if gigabytes is None else int(gigabytes * 2**30), " in a job"
+    else:
+        limit, where = batching.free_memory(planned.device, whole=True), ""
+    if planned.memory > limit:
         raise ConfigError(
-            f"training needs about {planned.memory / 1e9:,.3g} GB of memory, but there are {limit / 1e9:.3g} GB: use a "
-            "smaller model, data.batch_size or data.seq_len, or reduce execution.workers or execution.runs_per_batch"
+            f"training needs about {planned.memory / 1e9:,.3g} GB of memory, but there are {limit / 1e9:.3g} GB"
+            f"{where}: use a smaller model, data.batch_size or data.seq_len, or reduce execution.workers or "
+            "execution.runs_per_batch"
         )
 
 

@@ -335,6 +335,8 @@ BAD: list[tuple[str, list[str]]] = [
     ("sweep seed=0,1 execution=slurm execution.minutes=1", ["signal_seconds 120", "execution.minutes 1"]),
     ("sweep seed=0,1 execution=slurm execution.sbatch={time:5}", ["sbatch time", "execution.minutes"]),
     ("sweep seed=0,1 execution=slurm execution.sbatch={wrap:x}", ["sbatch wrap", "leave it out"]),
+    ("sweep data=synthetic seed=0,1 execution=slurm model.n_layers=2147483647", ["GB of memory", "GB in a job"]),
+    ("sweep TINY seed=0,1 execution=slurm execution.memory_gb=0.01", ["GB of memory", "0.0107 GB in a job"]),
     ("sweep seed=0,1 execution.cluster=local,slurm", ["local and slurm", "choose one"]),
     ("cancel", ["STUDY"]),
     ("cancel F/bare", ["bare has no jobs"]),

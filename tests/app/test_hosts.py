@@ -200,6 +200,9 @@ def test_a_run_that_diverges_is_the_worst_result_for_optuna(tmp_path: Path) -> N
     words = [word for word in WORDS if not word.startswith("seed")]
     search = ["schedule.peak_lr=choice(1e-3,1e30)", "seed=range(0,99)", "optimizer=sgd", "schedule.n_steps=20"]
     optuna = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.seed=1"]
+    refused = finish([*words, *search, *optuna, "--dry-run"], tmp_path)
+    assert (refused.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert refused.stderr.splitlines()[-1].startswith("error: --dry-run cannot know the runs of hydra_plugins.hydra_op")
     done = finish([*words, *search, *optuna, "hydra.sweeper.n_jobs=2"], tmp_path)
     assert done.returncode == 0, done.stderr
     runs = tables.read(tmp_path / "results/s", "runs", ["peak_lr", "final_val_loss"])
