@@ -38,8 +38,9 @@ def test_it_holds_the_package_its_configuration_and_its_types(wheel: Path) -> No
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "normstudy").rglob("*.py")}
+    rule = {"normstudy/analysis/early_warning.json"}
     conf = {f"normstudy/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
-    assert package | conf | {"normstudy/py.typed", "hydra_plugins/normstudy/__init__.py"} <= names
+    assert package | rule | conf | {"normstudy/py.typed", "hydra_plugins/normstudy/__init__.py"} <= names
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"normstudy", "hydra_plugins"}
 
 

@@ -220,9 +220,9 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "Ctrl-C stops earlier",
             "--every S": "with --watch: seconds between two prints; default: 5",
         },
-        "The status lists the runs (planned, finished, running, interrupted and failed) and their outcomes. It also "
-        "shows the rate, the time left, the process that uses the study, and the last line of each failed run's "
-        "traceback.",
+        "The status lists the runs (planned, finished, running, interrupted and failed) and their outcomes, and counts "
+        "the running runs that are likely stuck (docs/early_warning.md). It also shows the rate, the time left, the "
+        "process that uses the study, and the last line of each failed run's traceback.",
     ),
     "cancel": (
         "normstudy cancel STUDY: end the Slurm jobs of a sweep. Running jobs save their runs first. To resume, rerun "

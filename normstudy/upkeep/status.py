@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 
+from normstudy.analysis import likely_stuck
 from normstudy.analysis.outcomes import RUN_COLUMNS, UNJUDGED, outcome_counts, outcomes
 from normstudy.config import places
 from normstudy.errors import ConfigError
@@ -36,7 +37,7 @@ TRIES, WAIT = 4, 0.2
 # About how many rows of the table `steps` to read at a time. Reading this many takes a few hundred megabytes.
 AT_ONCE = 4_000_000
 MOST_LINES = 10  # maximum number of lines shown per list
-COLUMNS = ("finished_at", *sorted({*RUN_COLUMNS, *whole.COLUMNS}))
+COLUMNS = ("finished_at", *sorted({*RUN_COLUMNS, *likely_stuck.COLUMNS}))
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Status:
     steps_done: int
     steps_planned: int | None  # None if an older version did not record the lengths of runs that have not begun
     outcomes: dict[str, int]  # outcome -> number of finished runs
+    likely_stuck: int  # number of running runs that look stuck
     running_at: tuple[Group, ...]  # steps of the running runs, most advanced first
     saved_at: tuple[Group, ...]  # steps of the interrupted runs' checkpoints, most advanced first
     failures: tuple[Failure, ...]  # at most MOST_LINES
@@ -133,6 +135,7 @@ class Looker:
         self._asked = -math.inf
         self._done: dict[str, RunRow] = {}
         self._outcomes: dict[str, str] = {}
+        self._likely = likely_stuck.LikelyStuck(study)
         self._compacted: tuple[int, int] | None = None
 
     def look(self) -> Status:
@@ -182,10 +185,10 @@ class Looker:
         failed = sorted(unfinished.keys() - running)
         trained = self._trained(holder, running) | self._submitted(jobs)
         interrupted, running = running - trained, running & trained
-        saved = {i: heads[i].step if i in heads else 0 for i in unfinished}
+        now_trained = frame.loc[frame["run_id"].isin(running), list(likely_stuck.COLUMNS)]
         live = [beat for beat in heartbeats if beat.expires > time.time()]
         reached = {i: step for beat in live for i, (_, step) in beat.steps.items() if i in running}
-        steps = {i: max(step, reached.get(i, 0)) for i, step in saved.items()}
+        steps = {i: max(heads[i].step if i in heads else 0, reached.get(i, 0)) for i in unfinished}
         times = [run.finished for run in self._done.values()] + [head.written for head in heads.values()]
         seen = max((t for t in [*times, *(beat.now for beat in heartbeats)] if t > 0), default=None)
         rate = heartbeat.rate_of(live) if running else None
@@ -204,6 +207,7 @@ class Looker:
             steps_done=sum(run.n_steps for run in self._done.values()) + sum(steps.values()),
             steps_planned=sum(known) if len(known) == len(lengths) else None,
             outcomes=outcome_counts(self._outcomes.values()),
+            likely_stuck=self._likely.count(now_trained.itertuples(index=False, name=None)),
             running_at=groups_of(steps, unfinished, running),
             saved_at=groups_of(steps, unfinished, interrupted),
             failures=tuple(failures_of(self.study, failed[:MOST_LINES])),

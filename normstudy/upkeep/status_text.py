@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from normstudy.analysis.grid import count_text, three_digits
+from normstudy.analysis.likely_stuck import text_of
 from normstudy.analysis.outcomes import explained
 from normstudy.config import ExecutionConfig
 from normstudy.errors import printable
@@ -69,6 +70,7 @@ def render(status: Status) -> str:
         ago = f", last sign of training {duration(s.silent)} ago" if s.silent is not None and not s.verified else ""
         lines.append(f"held by {s.holder}{ago}")
     lines += ["running:", *_groups(s.running_at)] if s.running else []
+    lines += [f"  {text_of(s.likely_stuck)}"] if s.likely_stuck else []
     lines += ["interrupted, saved at:", *_groups(s.saved_at)] if s.interrupted else []
     again = f": {'; '.join(s.commands)}" if s.commands else ""
     if not s.holder and not (s.jobs and not s.jobs.over) and s.interrupted + s.not_begun:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from normstudy.analysis.likely_stuck import LikelyStuck
 from normstudy.errors import ConfigError, bar_options
 from normstudy.study import tables, whole
 from normstudy.workers import pool
 from normstudy.workers.heartbeat import seconds_left
 from normstudy.workers.signals import Stop, print_error
-from normstudy.workers.task import Task
+from normstudy.workers.task import Message, Task
 
 PIPE_LINE_SECONDS = 30
 READING_SHARE = 0.05  # maximum fraction of the sweep's time spent on reading the outcomes that the bar shows
@@ -28,12 +29,10 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
 
     Returns run_id -> error for each failed run. held: the file descriptor of the study's lock.
     """
-    study_dir = tasks[0].study_dir
     n_runs = sum(len(task.run_ids) for task in tasks)
     run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)
-    outcomes: Counter[str] = Counter()
     errors: dict[str, str] = {}
-    ended: list[str] = []
+    postfix = Postfix(tasks)
     done, resumed, n_ended, printed, began = 0, 0, 0, time.monotonic(), time.monotonic()
     next_read = began
     with (
@@ -41,16 +40,6 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
         contextlib.closing(pool.run(tasks, workers, inherited=held, stop=stop, max_tries=max_tries)) as messages,
         tqdm(total=run_steps, unit="step", unit_scale=True, **bar_options()) as bar,
     ):
-
-        def show_outcomes() -> None:
-            if ended:
-                try:
-                    outcomes.update(outcomes_of(study_dir, ended).values())
-                except ConfigError as error:  # a damaged file must not stop the training
-                    print_error(str(error))
-                ended.clear()
-                bar.set_postfix_str(counted(outcomes))
-
         for message in messages:
             if not bar.disable:
                 bar.initial += message.resumed  # the bar's rate then excludes steps of earlier processes
@@ -58,10 +47,9 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
             done += message.run_steps
             resumed += message.resumed
             n_ended += len(message.ended)
-            if not bar.disable:
-                ended += message.ended
-            if (before := time.monotonic()) >= next_read:
-                show_outcomes()
+            postfix.add(message)
+            if (before := time.monotonic()) >= next_read and not bar.disable:
+                bar.set_postfix_str(postfix.read())
                 # Read seldom, because reading outcomes is slow in a large study and makes idle workers wait.
                 next_read = time.monotonic() + (time.monotonic() - before) / READING_SHARE
             if n := message.smaller:
@@ -79,8 +67,39 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
                 printed = now
                 left = seconds_left(run_steps - done, (done - resumed) / (now - began))
                 print_error(line_of(n_ended, n_runs, done, run_steps, left))
-        show_outcomes()
+        if not bar.disable:
+            bar.set_postfix_str(postfix.read())
     return errors
+
+
+class Postfix:
+    """The text behind the bar: the outcomes of runs that ended, and how many of the other runs look stuck."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._study_dir, self._outcomes, self._ended = tasks[0].study_dir, Counter[str](), list[str]()
+        self._likely = LikelyStuck(self._study_dir)
+        runs = ((i, c, c.schedule) for task in tasks for i, c in zip(task.run_ids, task.configs, strict=True))
+        self._left = {
+            i: (i, "", s.n_steps, c.model.n_layers, c.probe.dense_steps, c.probe.every, None, s.warmup_steps)
+            for i, c, s in runs
+        }
+
+    def add(self, message: Message) -> None:
+        """Note which runs ended. No file is read."""
+        self._ended += message.ended
+        for run_id in (*message.ended, *message.failed):
+            self._left.pop(run_id, None)
+
+    def read(self) -> str:
+        """Read the files of the runs that ended since the last call, and of unfinished runs that have a new window."""
+        if self._ended:
+            try:
+                self._outcomes.update(outcomes_of(self._study_dir, self._ended).values())
+            except ConfigError as error:  # a damaged file must not stop the training
+                print_error(str(error))
+            self._ended.clear()
+        n = self._likely.count(self._left.values())
+        return ", ".join([counted(self._outcomes)] * bool(self._outcomes) + [f"{n:,} likely stuck"] * bool(n))
 
 
 def line_of(ended: int, runs: int, steps_done: int, steps_planned: int | None, left: float | None) -> str:

@@ -95,6 +95,12 @@ def test_robustness() -> None:
     assert kept["finished"].max() > 0
 
 
+def test_early_warning() -> None:
+    kept = pd.read_parquet(RESULTS / "robustness" / "early_warning.parquet")
+    cells = first_cells("robustness", "column of `early_warning`")
+    assert [name for cell in cells for name in re.findall(r"\w+", cell)] == [*kept.columns]
+
+
 def test_soak() -> None:
     """Its columns; that workers were killed for ten minutes and that it went on after; and that it was flat."""
     kept = pd.read_parquet(RESULTS / "robustness" / "soak.parquet")

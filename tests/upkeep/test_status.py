@@ -23,20 +23,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from handmade import handmade_config
+from handmade import SHA256, handmade_config, write_handmade_run
 from processes import CLI, SWEEP, start, wait_for
 from studies import REQUEST, after, never, task_of, tiny
 
+from normstudy.analysis import likely_stuck
 from normstudy.analysis.outcomes import MEANING, explained
 from normstudy.cli import main
 from normstudy.config import ConfigError, RunConfig
 from normstudy.study import checkpoints, files, locks, records, swap, tables
+from normstudy.study.whole import Expected
 from normstudy.upkeep import positions, status, status_text
 from normstudy.upkeep.compact import compact_study
 from normstudy.upkeep.positions import Group, RunRow
 from normstudy.workers import heartbeat, progress, recording
 from normstudy.workers import worker as workers
-from normstudy.workers.task import Task
+from normstudy.workers.task import Message, Task
 
 Capture = pytest.CaptureFixture[str]
 REPOSITORY = Path(__file__).parents[2]
@@ -412,6 +414,79 @@ def test_status_reads_heartbeats_of_runs_that_are_trained(mine: Path, tmp_path: 
         assert (status.look(mine).rate, status.look(mine).left) == (None, None)
     told = replace(told, rate=1234.5, left=750.0)
     assert status_text.render(told).splitlines()[1].endswith("58 %, about 1,234 per second, about 12:30 left")
+
+
+# ---- early warning ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def warned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs of 500 steps, of which 250 are on disk: three whose gradients vanish, one of them still in its warmup.
+
+    One more run has even gradients.
+    """
+    monkeypatch.setattr(likely_stuck, "rule", lambda: likely_stuck.Rule(24, 0.1, 44, 36))
+    for seed, warmup in ((0, 0), (1, 100), (2, 300)):
+        write_handmade_run(tmp_path / "handmade", of(tmp_path, seed, warmup_steps=warmup), "running")
+    write_handmade_run(tmp_path / "handmade", of(tmp_path, 3), "learned", columns={"status": "running"})
+    return tmp_path / "handmade"
+
+
+def of(root: Path, seed: int, **keys: int) -> RunConfig:
+    return handmade_config(root, n_layers=6, n_steps=500, seed=seed, **keys)
+
+
+def test_running_runs_that_look_stuck_are_counted_and_read_once(warned: Path) -> None:
+    assert status.look(warned).likely_stuck == 0  # no process trains them
+    said = "  2 likely stuck (of those that looked so at step 24 or after their warmup, 36 of 44 were)"
+    with held(warned, since="2020-01-01T00:00:00+00:00"):
+        looker = status.Looker(warned)
+        told = looker.look()
+        assert (told.running, told.likely_stuck) == (4, 2)
+        assert status_text.render(told).splitlines()[-1] == said
+        assert "likely" not in status_text.render(replace(told, likely_stuck=0))
+        for path in (warned / "tables" / "modules").glob("*-s[013]-*"):
+            path.write_bytes(b"cannot be read")
+        assert looker.look().likely_stuck == 2
+        assert status.look(warned).likely_stuck == 0  # `normstudy check` names the damage
+
+
+@pytest.mark.parametrize(("warmup", "window"), [(0, 0), (300, 1)])
+def test_of_a_run_without_the_step_on_disk_nothing_is_said(
+    warned: Path, tmp_path: Path, warmup: int, window: int
+) -> None:
+    config = of(tmp_path, 5, warmup_steps=warmup)
+    run_id = write_handmade_run(warned, config, "stuck", columns={"status": "running"})
+    path = warned / "tables" / "modules" / f"{run_id}-{window:03d}.parquet"
+    kept = path.read_bytes()
+    path.unlink()
+    with held(warned, since="2020-01-01T00:00:00+00:00"):
+        looker = status.Looker(warned)
+        assert looker.look().likely_stuck == 2
+        path.write_bytes(kept)
+        assert looker.look().likely_stuck == 3
+
+
+def test_a_run_is_judged_at_its_first_probed_step_after_its_warmup(warned: Path) -> None:
+    run = Expected("r", "running", 500, 6, 25, 50, None)
+    steps = {0: 24, 24: 24, 25: 50, 50: 50, 201: 250, 480: 499, 500: None}
+    assert {warmup: likely_stuck.step_of(run, warmup) for warmup in steps} == steps
+    (name,) = (run_id for run_id in tables.statuses(warned) if "-s0-" in run_id)
+    for warmup, n in ((0, 1), (500, 0)):
+        values = (name, *run[1:7], warmup)
+        assert likely_stuck.LikelyStuck(warned).count([values]) == n
+
+
+def test_the_bar_counts_runs_that_look_stuck_until_they_end(warned: Path, tmp_path: Path) -> None:
+    write_handmade_run(warned, of(tmp_path, 4))
+    configs = [of(tmp_path, 0), of(tmp_path, 1, warmup_steps=100), of(tmp_path, 4)]
+    ids = [next(i for i in tables.statuses(warned) if f"-s{c.seed}-" in i) for c in configs]
+    postfix = progress.Postfix([Task(0, warned, ids, configs, SHA256, "cpu", None)])
+    assert postfix.read() == "2 likely stuck"
+    postfix.add(Message(0, ended=(ids[2],), failed=(ids[0],)))
+    assert postfix.read() == "1 learned, 1 likely stuck"
+    postfix.add(Message(0, failed=(ids[1],)))
+    assert postfix.read() == "1 learned"
 
 
 # ---- repeated reads -----------------------------------------------------------------------------------

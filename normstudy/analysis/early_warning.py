@@ -1,0 +1,183 @@
+"""Measure what a run's first steps tell about whether it ends stuck; docs/early_warning.md explains the method.
+
+Three quantities are compared with the outcome `stuck`, which the final loss decides. Every other outcome counts as not
+stuck, also unfinished, collapsed and diverged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from normstudy.analysis.grid import interval_text, markdown_table, three_digits
+from normstudy.analysis.outcomes import RUN_COLUMNS, UNJUDGED, Floats, outcomes
+from normstudy.study import tables, whole
+
+STUDIES = {  # kind -> committed studies; each kind is measured and reported by itself
+    "grids": ("warmup", "depth", "peak_lr", "placements", "rmsnorm", "boundary", "shallow", "best")
+}
+# Quantity -> the direction in which stuck runs differ: -1 if their values are smaller, 1 if larger.
+QUANTITIES = {"gradient_ratio": -1, "update_rms": -1, "train_loss": 1}
+STEPS = (0, 24, 50, 100, 200)
+FIRST = 24  # the warning looks at a run's first probed step that is at least this step and no step of the warmup
+ALL = "all"  # stands for all placements
+RESAMPLES, SEED = 2000, 0  # of the bootstrap over cells
+TINY = float(np.finfo(np.float32).tiny)  # a smaller value, such as a gradient of 0, counts as this one
+
+Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+
+
+def observations(study_dir: Path) -> pd.DataFrame:
+    """Return one row for each probed step of each finished run that has an outcome and two layers or more.
+
+    Columns: study, run_id, losses (equal for two runs if all their training losses are), placement, cell (placement and
+    n_layers), seed, warmup_steps, stuck, step and the QUANTITIES. gradient_ratio: grad_norm of `mlp_out` in the first
+    layer over the last. update_rms: the update's root mean square over lr. train_loss: of the step's batch, in nats.
+    """
+    asked = {"placement", "seed", "warmup_steps", "n_params", *RUN_COLUMNS, *whole.COLUMNS}
+    runs = tables.read(study_dir, "runs", sorted(asked))
+    runs = runs[(runs["status"] == "done") & (runs["n_layers"] > 1)]
+    steps = whole.read(study_dir, "steps", runs, ["run_id", "step", "train_loss", "val_loss", "lr", "update_norm"])
+    norms = whole.read(study_dir, "modules", runs, ["run_id", "step", "layer", "grad_norm"], "mlp_out")
+    losses = steps.groupby("run_id")["train_loss"]
+    same = {name: hashlib.sha256(values.to_numpy().tobytes()).hexdigest() for name, values in losses}
+    outcome = runs["run_id"].map(outcomes(runs, steps))
+    runs = runs.assign(study=study_dir.name, losses=runs["run_id"].map(same), stuck=outcome == "stuck")
+    runs["cell"] = runs["placement"] + "-L" + runs["n_layers"].astype(str)
+    rows = norms.merge(runs[outcome != UNJUDGED], on="run_id")
+    first, last = rows[rows["layer"] == 0], rows[rows["layer"] == rows["n_layers"] - 1]
+    rows = last.merge(first[["run_id", "step", "grad_norm"]], on=["run_id", "step"], suffixes=("", "_first"))
+    rows = rows.merge(steps, on=["run_id", "step"])
+    rms = rows["update_norm"].astype(float) / (rows["lr"] * np.sqrt(rows["n_params"]))
+    rows = rows.assign(gradient_ratio=rows["grad_norm_first"] / rows["grad_norm"], update_rms=rms)
+    ids = ["study", "run_id", "losses", "placement", "cell", "seed", "warmup_steps"]
+    return rows[[*ids, "stuck", "step", *QUANTITIES]]
+
+
+def distinct(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep one row for each step of runs whose training losses are all equal, whatever their studies and run_ids.
+
+    Copies of a run may be probed at different steps, of which all are kept. Rows with a quantity that is not finite,
+    such as the ratio of two gradients of 0, are dropped. The order of `rows` does not matter.
+    """
+    rows = rows.loc[np.isfinite(rows[[*QUANTITIES]].to_numpy()).all(axis=1)]
+    rows = rows.sort_values(["cell", "seed", "losses", "step", "study", "run_id"])
+    return rows.drop_duplicates(["losses", "step"], ignore_index=True)
+
+
+def at_step(rows: pd.DataFrame, step: int | None) -> pd.DataFrame:
+    """Return the rows of a step, of runs whose warmup has ended. None: each run's first such step from FIRST on."""
+    rows = rows[rows["step"] >= rows["warmup_steps"]]
+    if step is None:
+        rows = rows[rows["step"] >= FIRST]
+        return rows[rows["step"] == rows.groupby("losses")["step"].transform("min")]
+    return rows[rows["step"] == step]
+
+
+def suspicion(rows: pd.DataFrame, quantity: str) -> Floats:
+    """Return the logarithm of a quantity, with the sign by which stuck runs are expected to have larger values."""
+    return np.asarray(QUANTITIES[quantity] * np.log(np.maximum(rows[quantity].to_numpy(float), TINY)))
+
+
+def auc(stuck: Bools, score: Floats, weights: Floats) -> Floats:
+    """Return the share of pairs of a stuck and another run in which the stuck one has the larger score.
+
+    It is the area under the ROC curve (Hanley and McNeil, 1982); a tie counts half. stuck, score: (runs,). weights:
+    (k, runs), how often each run counts. Returns (k,), NaN where there is no pair.
+    """
+    order = np.argsort(score, kind="stable")
+    starts = np.unique(score[order], return_index=True)[1]
+    yes, no = (np.add.reduceat(weights[:, order] * part, starts, axis=1) for part in (stuck[order], ~stuck[order]))
+    below = np.cumsum(no, axis=1) - no / 2
+    pairs = yes.sum(axis=1) * no.sum(axis=1)
+    return np.asarray(np.divide((yes * below).sum(axis=1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
+
+
+def auc_interval(stuck: Bools, score: Floats, cells: Sequence[str]) -> tuple[float, float, float]:
+    """Return the AUC and its 95 % interval by a bootstrap over cells, whose runs are drawn together.
+
+    Resamples that lack stuck runs, or others, are left out. All three are NaN if all runs lack one of them.
+    """
+    if stuck.all() or not stuck.any():
+        return math.nan, math.nan, math.nan
+    names, codes = np.unique(cells, return_inverse=True)
+    drawn = np.random.default_rng(SEED).multinomial(len(names), [1 / len(names)] * len(names), size=RESAMPLES)
+    low, high = np.nanquantile(auc(stuck, score, drawn[:, codes].astype(float)), (0.025, 0.975))
+    return float(auc(stuck, score, np.ones((1, len(score))))[0]), float(low), float(high)
+
+
+def threshold(stuck: Bools, score: Floats) -> float:
+    """Return the score from which on a run is flagged. It maximizes the share of stuck runs minus that of others.
+
+    Of equal maxima, the one with the fewest flagged runs counts. inf flags no run, if nothing is better.
+    """
+    if stuck.all() or not stuck.any():
+        return math.inf
+    levels = np.unique(score)
+    at = np.searchsorted(levels, score)
+    yes, no = (np.bincount(at[part], minlength=len(levels))[::-1].cumsum() / part.sum() for part in (stuck, ~stuck))
+    best = int(np.argmax(yes - no))
+    return float(levels[::-1][best : best + 2].mean()) if yes[best] > no[best] else math.inf
+
+
+def flagged(rows: pd.DataFrame, score: Floats) -> Bools:
+    """Return which runs are flagged. Each threshold is learned from runs of other cells that have other seeds too."""
+    found = np.zeros(len(rows), bool)
+    stuck, seed, cell = rows["stuck"].to_numpy(bool), rows["seed"].to_numpy(), rows["cell"].to_numpy()
+    for a_cell, a_seed in set(zip(cell, seed, strict=True)):
+        here, others = (cell == a_cell) & (seed == a_seed), (cell != a_cell) & (seed != a_seed)
+        found[here] = score[here] >= threshold(stuck[others], score[others])
+    return found
+
+
+def measure(studies: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
+    """Measure the quantities on each kind of studies. results/README.md defines the columns of the returned table."""
+    found: list[dict[str, object]] = []
+    for kind, folders in studies.items():
+        every = distinct(pd.concat([observations(folder) for folder in folders]))
+        for step, quantity in itertools.product((*STEPS, None), QUANTITIES):
+            place = {"kind": kind, "step": step, "quantity": quantity}
+            found += (place | row for row in _rows(at_step(every, step), quantity))
+    return pd.DataFrame(found).astype({"step": "Int64"}).assign(seed=SEED)
+
+
+def _rows(rows: pd.DataFrame, quantity: str) -> Iterator[dict[str, object]]:
+    """Yield a row about all placements, then one for each placement that has a stuck or flagged run."""
+    score, stuck = suspicion(rows, quantity), rows["stuck"].to_numpy(bool)
+    flags, cells = flagged(rows, score), rows["cell"].to_numpy()
+    value, low, high = auc_interval(stuck, score, list(cells))
+    limit = math.exp(QUANTITIES[quantity] * threshold(stuck, score))
+    for placement in (ALL, *sorted(rows.loc[stuck | flags, "placement"].unique())):
+        here = (rows["placement"] == placement).to_numpy() | (placement == ALL)
+        yield {
+            "placement": placement, "runs": int(here.sum()), "cells": len(set(cells[here])),
+            "stuck": int((stuck & here).sum()), "stuck_cells": len(set(cells[stuck & here])),
+            "caught": int((stuck & flags & here).sum()), "false": int((~stuck & flags & here).sum()),
+        } | ({"auc": value, "low": low, "high": high, "threshold": limit} if placement == ALL else {})  # fmt: skip
+
+
+def rule_of(table: pd.DataFrame) -> dict[str, float]:
+    """Return what `normstudy status` needs: see `likely_stuck.Rule`. The counts are those of held-out runs."""
+    where = 'kind == "grids" and step.isna() and quantity == "gradient_ratio" and placement == @ALL'
+    (r,) = table.query(where).to_dict("records")
+    return {"step": FIRST, "threshold": r["threshold"], "looked": r["caught"] + r["false"], "stuck": r["caught"]}
+
+
+def markdown(table: pd.DataFrame, missed: bool) -> str:
+    """Format the table of the quantities, or, if `missed`, that of the gradient ratio by placement."""
+    one, by, rows = table["placement"] != ALL, "placement" if missed else "quantity", list[list[str]]()
+    for r in table[one & (table["quantity"] == "gradient_ratio") if missed else ~one].to_dict("records"):
+        step = f"first from {FIRST}" if pd.isna(r["step"]) else str(r["step"])
+        value = interval_text(r["auc"], r["low"], r["high"], ".3f")
+        limit = three_digits(r["threshold"]) if 0 < r["threshold"] < math.inf else "none"
+        about = [] if missed else [f"{r['stuck_cells']} of {r['cells']}", value, limit]
+        counts = [f"{r['caught']} of {r['stuck']}", f"{r['false']} of {r['runs'] - r['stuck']}"]
+        rows.append([r["kind"], step, f"`{r[by]}`", *about, *counts])
+    about = [] if missed else ["cells with stuck runs", "AUC [95 % interval]", "threshold"]
+    return "\n".join(markdown_table(["studies", "step", by, *about, "caught", "false"], rows, compact=True)) + "\n"

@@ -1,0 +1,82 @@
+"""Count the running runs that look stuck, from the gradients that are on disk; docs/early_warning.md explains the rule.
+
+It stops no run. A run's rows are on disk when its first window of steps is full (`schema.window_size`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from normstudy.errors import ConfigError
+from normstudy.study import parquet, schema, whole
+
+COLUMNS = (*whole.COLUMNS, "warmup_steps")  # the columns of `runs` that `LikelyStuck.count` needs
+
+
+class Rule(NamedTuple):
+    """The content of early_warning.json, which scripts/early_warning.py computes from the committed studies."""
+
+    step: int  # a run is judged at its first probed step that is at least this step and no step of its warmup
+    threshold: float  # it looks stuck if its first layer's gradient norm over its last layer's is at most this
+    looked: int  # how many runs of the committed studies looked stuck, by thresholds learned from other runs
+    stuck: int  # how many of these ended stuck
+
+
+@functools.cache
+def rule() -> Rule:
+    """Read the rule from the file in the package."""
+    return Rule(**json.loads(Path(__file__).with_name("early_warning.json").read_text()))
+
+
+def text_of(n: int) -> str:
+    """Describe `n` running runs that look stuck, with how often such runs of the committed studies ended stuck."""
+    step, _, looked, stuck = rule()
+    return (
+        f"{n:,} likely stuck (of those that looked so at step {step} or after their warmup, {stuck} of {looked} were)"
+    )
+
+
+def step_of(run: whole.Expected, warmup_steps: int) -> int | None:
+    """Return the step at which a run is judged; None if it has none, because it is too short."""
+    probed = whole.steps_of("modules", run, run.n_steps - 1)
+    late = probed[probed >= max(rule().step, warmup_steps)]
+    return int(late[0]) if len(late) else None
+
+
+class LikelyStuck:
+    """Counts a study's runs that look stuck. Of each run it reads one file, once."""
+
+    def __init__(self, study_dir: Path) -> None:
+        self._folder = study_dir / "tables" / "modules"
+        self._looks: dict[str, bool] = {}  # run_id -> whether the run looks stuck
+
+    def count(self, runs: Iterable[tuple[Any, ...]]) -> int:
+        """Count the runs that look stuck; a run without rows on disk does not. runs: the values of COLUMNS of each."""
+        n = 0
+        for *values, warmup_steps in runs:
+            run = whole.Expected(*values)
+            if run.name not in self._looks and (self._folder / schema.window_name(run.name, 0)).exists():
+                self._judge(run, step_of(run, warmup_steps))
+            n += self._looks.get(run.name, False)
+        return n
+
+    def _judge(self, run: whole.Expected, step: int | None) -> None:
+        """Read whether a run looks stuck at `step`, if the step's window is on disk."""
+        path = self._folder / schema.window_name(run.name, (step or 0) // schema.window_size(run.n_steps))
+        if not path.exists():
+            return
+        try:
+            rows = pa.concat_tables(parquet.read_file(path, schema.SCHEMAS["modules"])).filter(pc.field("step") == step)
+        except (ConfigError, OSError, pa.ArrowException):  # `normstudy check` names a damaged file
+            rows = schema.SCHEMAS["modules"].empty_table()
+        norm = {r["layer"]: r["grad_norm"] for r in rows.to_pylist() if r["module"] == "mlp_out"}
+        first, last = norm.get(0, math.inf), norm.get(run.n_layers - 1, 0.0)
+        self._looks[run.name] = last > 0 and first <= rule().threshold * last
