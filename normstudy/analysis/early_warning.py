@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from normstudy.analysis import load
 from normstudy.analysis.grid import interval_text, markdown_table, three_digits
 from normstudy.analysis.outcomes import RUN_COLUMNS, UNJUDGED, Floats, outcomes
 from normstudy.study import tables, whole
@@ -54,8 +55,8 @@ def observations(study_dir: Path) -> pd.DataFrame:
     first, last = rows[rows["layer"] == 0], rows[rows["layer"] == rows["n_layers"] - 1]
     rows = last.merge(first[["run_id", "step", "grad_norm"]], on=["run_id", "step"], suffixes=("", "_first"))
     rows = rows.merge(steps, on=["run_id", "step"])
-    rms = rows["update_norm"].astype(float) / (rows["lr"] * np.sqrt(rows["n_params"]))
-    rows = rows.assign(gradient_ratio=rows["grad_norm_first"] / rows["grad_norm"], update_rms=rms)
+    ratio, rms = rows["grad_norm_first"] / rows["grad_norm"], load.update_rms(rows, rows["n_params"])
+    rows = rows.assign(gradient_ratio=ratio, update_rms=rms.astype(float))
     ids = ["study", "run_id", "losses", "placement", "cell", "seed", "warmup_steps"]
     return rows[[*ids, "stuck", "step", *QUANTITIES]]
 
