@@ -119,16 +119,27 @@ def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
     return row
 
 
+def unknown_columns(table: str, names: Sequence[str]) -> list[str]:
+    """Return a file's columns that this version does not know, because a newer version, which has all others, wrote it.
+
+    Raises ArrowInvalid if a column is missing, too: then a changed bit lies in its name.
+    """
+    unknown, missing = sorted({*names} - {*SCHEMAS[table].names}), [f for f in SCHEMAS[table].names if f not in names]
+    if unknown and missing:
+        raise pa.ArrowInvalid(f"it has a column {unknown[0]!r} and none {missing[0]!r}")
+    return unknown
+
+
 def conform(table: str, content: pa.Table) -> pa.Table:
     """Return `content` in this version's schema, unchanged if it already has that schema.
 
     Missing config columns are filled with the value that the older version implied; other missing columns are null.
-    Raises ConfigError for columns unknown to this version.
+    Raises ConfigError for a newer version's columns, and ArrowInvalid for a column whose name is damaged.
     """
     fields = SCHEMAS[table]
     if content.schema.equals(fields):
         return content
-    if unknown := sorted(set(content.schema.names) - set(fields.names)):
+    if unknown := unknown_columns(table, content.schema.names):
         raise ConfigError(
             f"{table} has columns unknown to normstudy {version('normstudy')}: {unknown}. Update normstudy"
         )

@@ -181,7 +181,7 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
             raise Wrong(f"is a file of the table {other[0]}")
         found.columns.setdefault(table, set()).add(" ".join(columns))
         if not file.schema_arrow.equals(SCHEMAS[table]):
-            unknown = sorted(set(columns) - set(SCHEMAS[table].names))
+            unknown = parquet.unknown_columns(table, columns)
             if unknown or not file.schema_arrow.equals(pa.schema([f for f in SCHEMAS[table] if f.name in columns])):
                 found.others.append((table, ", ".join(unknown)))
             if unknown:
