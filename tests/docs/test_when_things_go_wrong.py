@@ -26,7 +26,7 @@ TESTS = Path(__file__).parents[1]
 HELD_BY = {
     "A sweep that is killed at any moment resumes when you give the same command again, "
     "and its results have the same bits.": (
-        "test_kill_points.py::test_a_kill_at_any_point_costs_nothing",
+        "test_kill_points.py::test_a_kill_at_any_point_costs_nothing_and_a_known_mistake_is_found",
         "test_random_kills.py::test_twenty_kills_change_no_bit",
         "test_signals.py::test_a_killed_parent_leaves_no_orphan_and_no_failed_run",
     ),
@@ -83,7 +83,7 @@ HELD_BY = {
         "test_whole.py::test_a_compacted_study_gets_back_what_is_gone",
     ),
     "An unfinished run whose files are damaged starts again.": (
-        "test_whole.py::test_a_damaged_file_of_an_unfinished_run_is_replaced",
+        "test_whole.py::test_damaged_files_of_unfinished_runs_are_replaced",
     ),
     "A sealed study whose files have changed is not sealed again.": (
         "test_whole.py::test_a_sealed_study_that_lacks_rows_is_neither_trained_nor_sealed_again",
