@@ -17,6 +17,7 @@ from normstudy.config.checks import check_study_name
 from normstudy.errors import ConfigError
 from normstudy.study import paths
 
+OUR_SWEEPER = "hydra_plugins.normstudy.NormstudySweeper"
 SHIPPED = ("hydra", "main", "schema")  # providers of config files that no user writes
 # Where Hydra writes: nothing for a run, and other launchers' and sweepers' files in a study's folder sweeps/.
 FIXED = {
@@ -25,8 +26,11 @@ FIXED = {
 
 
 @contextlib.contextmanager
-def checked(shows: bool) -> Iterator[None]:
-    """Check each configuration that Hydra composes. shows: whether a flag such as --cfg asks only to print one."""
+def checked(shows: bool, searches: bool) -> Iterator[None]:
+    """Check each configuration that Hydra composes. shows: whether a flag such as --cfg asks only to print one.
+
+    searches: whether the command is normstudy critical.
+    """
     load = ConfigLoaderImpl.load_configuration
 
     def load_and_check(
@@ -39,6 +43,10 @@ def checked(shows: bool) -> Iterator[None]:
             check_names([str(file.config_path) for file in files], sources)
         if not shows:
             check_places(config)
+        if searches and (sweeper := config.hydra.sweeper._target_) != OUR_SWEEPER:
+            raise ConfigError(
+                f"normstudy critical chooses its runs itself, instead of {sweeper}: leave out hydra/sweeper"
+            )
         return config
 
     setattr(ConfigLoaderImpl, "load_configuration", load_and_check)  # noqa: B010  # mypy forbids a plain assignment

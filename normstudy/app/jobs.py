@@ -17,7 +17,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from normstudy.app import main
+from normstudy.app import composed, main
 from normstudy.app.overrides import NOT_SWEPT, not_swept
 from normstudy.app.plan import plan
 from normstudy.app.reading import as_written
@@ -39,16 +39,28 @@ def sweep(
 
     normstudy's own launcher checks all jobs before it trains. For other launchers, the jobs are checked here.
     """
-    jobs = expand(params, arguments, context.config_loader)
+    searching = isinstance(task, main.Application) and task.searches
+    jobs = expand(params, arguments, context.config_loader, may_be_one=searching)
     ours = type(launcher).__module__ == "hydra_plugins.normstudy"
+    if isinstance(task, main.Application) and task.detach and not ours:
+        raise ConfigError(
+            "--detach needs Slurm jobs, which only normstudy's own launcher submits: add execution=slurm and leave "
+            "out hydra/launcher"
+        )
+    if isinstance(task, main.Application) and searching:
+        from normstudy.app import critical
+
+        def train(words: Sequence[Sequence[str]]) -> None:
+            for one in launcher.launch(words, 0):
+                _raise_failure(one)
+
+        request = task.request(config.hydra.overrides.task)
+        launch_with = None if ours else train
+        critical.search(context.config_loader, config, jobs, launch_with, request, dry_run=task.dry_run)
+        return []
     if isinstance(task, main.Application) and not ours:
         from normstudy.sweep import planning, run
 
-        if task.detach:
-            raise ConfigError(
-                "--detach needs Slurm jobs, which only normstudy's own launcher submits: add execution=slurm and leave "
-                "out hydra/launcher"
-            )
         configs = plan(context.config_loader, config, jobs)
         if task.dry_run:
             run.run_sweep(configs, dry_run=True, request=task.request(config.hydra.overrides.task))
@@ -71,7 +83,7 @@ def launch(
     from normstudy.sweep import run
 
     sweeper = str(config.hydra.sweeper._target_)
-    if task.dry_run and sweeper not in ("hydra_plugins.normstudy.NormstudySweeper", BASIC):
+    if task.dry_run and sweeper not in (composed.OUR_SWEEPER, BASIC):
         raise ConfigError(f"--dry-run cannot know the runs of {sweeper}, which chooses them by results: leave it out")
     setup_globals()
     configs = plan(context.config_loader, config, jobs)
@@ -100,16 +112,19 @@ def _raise_failure(one: JobReturn) -> None:
         ) from error
 
 
-def expand(params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader) -> list[list[str]]:
+def expand(
+    params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader, *, may_be_one: bool = False
+) -> list[list[str]]:
     """Combine the values of all keys into jobs, and return each job's overrides.
 
     If a key is typed on the command line, the typed values replace the experiment's values of that key.
+    may_be_one: whether a single job is enough.
     """
     parser = OverridesParser.create(config_loader=loader)
     with as_written():
         axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])
         typed = parser.parse_overrides(list(arguments))
-    if not axes and not any(override.is_sweep_override() for override in typed):
+    if not axes and not may_be_one and not any(override.is_sweep_override() for override in typed):
         words = " ".join(["normstudy run", *(str(override.input_line) for override in typed)])
         raise ConfigError(
             "this is an empty sweep, because no key has several values: choose an experiment that has axes, or write "

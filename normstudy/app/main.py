@@ -27,7 +27,7 @@ from normstudy.errors import ConfigError, short
 
 
 def main(command: str, argv: list[str]) -> int:
-    """Run `command` (run or sweep) with `argv` and return the exit code. Raises a ConfigError for a user's mistake."""
+    """Run `command` (run, sweep, critical) with `argv`, and return the exit code. A user's mistake is a ConfigError."""
     typed = shlex.join(["normstudy", command, *argv])
     try:
         args = parser().parse_intermixed_args(argv)
@@ -39,11 +39,15 @@ def main(command: str, argv: list[str]) -> int:
     check_flags(command, args)
     shows = args.cfg is not None or args.info is not None or args.hydra_help
     flags = flags_of(args) if shows or command == "run" else [*flags_of(args), "--multirun"]
-    with _variable("HYDRA_FULL_ERROR", "1") as users, reading.as_written(), composed.checked(shows):  # Hydra raises
+    with (
+        _variable("HYDRA_FULL_ERROR", "1") as users,
+        reading.as_written(),
+        composed.checked(shows, command == "critical"),
+    ):  # Hydra raises
         try:
             check_overrides(command, args.overrides, shows)
-            words = with_retries(args.overrides, args.retry_failed)
-            _call_hydra(Application(typed, args.dry_run, args.detach), [*words, *flags])
+            words = with_retries(args.overrides, args.retry_failed) + ([f"search.of={args.of}"] if args.of else [])
+            _call_hydra(Application(typed, args.dry_run, args.detach, command == "critical"), [*words, *flags])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
             # Hydra exits with 1 if --package is unknown. normstudy exits with 2, as for every bad request.
@@ -74,6 +78,7 @@ class Application:
     command: str  # the command line, which is recorded with the results
     dry_run: bool = False
     detach: bool = False
+    searches: bool = False  # whether the jobs are cells of a search for critical values
 
     def request(self, overrides: object) -> dict[str, object]:
         """Return what is recorded with the results: the command line, and Hydra's overrides as typed."""

@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made = FlagParser(parents=[get_args_parser()], add_help=False, allow_abbrev=False)
     made.add_argument("--dry-run", action="store_true")
     made.add_argument("--detach", action="store_true")
+    made.add_argument("--of")
     retry = made.add_mutually_exclusive_group()
     retry.add_argument("--retry-failed", action="store_true", default=None)
     retry.add_argument("--no-retry-failed", action="store_false", dest="retry_failed")
@@ -42,6 +43,11 @@ def check_flags(command: str, args: argparse.Namespace) -> None:
     """Raise a ConfigError for flags that the command does not accept and for contradictory flags."""
     run, folder = command == "run", args.config_dir
     for wrong, line in (
+        (
+            args.of is not None and command != "critical",
+            f"--of {args.of} needs normstudy critical: leave it out, or use that command",
+        ),
+        (args.detach and command == "critical", "normstudy critical waits for each round: leave out --detach"),
         (args.multirun and run, "normstudy run trains one run: use normstudy sweep instead of --multirun"),
         (args.run and not run, "normstudy sweep trains many runs: use normstudy run instead of --run"),
         (args.dry_run and run, "--dry-run needs normstudy sweep: to print a run's config, use normstudy run --cfg job"),
@@ -84,6 +90,8 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
             continue
         if override.type is not OverrideType.CHANGE or override.package is not None:
             raise ConfigError(f"{line} adds, removes or moves a key, but normstudy's keys are fixed: write key=value")
+        if key.startswith("search.") and (command != "critical" or override.is_sweep_override()):
+            raise ConfigError(f"{line} is a setting of normstudy critical, and has one value there")
         if not override.is_sweep_override():
             if key in CONF_GROUPS and override.value() in (None, ""):
                 names = ", ".join(sorted(p.stem for p in (conf_dir() / key).glob("*.yaml")))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
@@ -29,39 +29,61 @@ from normstudy.errors import ConfigError
 
 def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
     """Return one validated RunConfig per job, in order. Raises a ConfigError that identifies the first illegal job."""
-    words = list(dict.fromkeys(itertools.chain.from_iterable(jobs)))
-    with as_written():
-        parsed = dict(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
-    shared = set(jobs[0]).intersection(*jobs[1:]) if jobs else set()
-    choices = _choices(loader, master, parsed)
-    parts = {word: _signature(override, word in choices) for word, override in parsed.items()}
-    compositions: dict[tuple[str, ...], Composition] = {}
-    configs = []
-    known, outer = HydraConfig.instance(), HydraConfig.instance().cfg
-    try:
-        for number, job in enumerate(jobs):
-            values = [parsed[word] for word in job if word not in choices]
-            signature = tuple(parts[word] for word in job)
-            base = compositions.get(signature)
-            if base is None:
-                config = loader.load_sweep_config(master, list(job))
-                with open_dict(config.hydra):
-                    config.hydra.job.id, config.hydra.job.num = str(number), number
-                known.set_config(config)  # as Hydra's launcher does, for values such as ${hydra:job.num}
-                base = Composition(config, values)
-                if not base.asks_hydra:
-                    compositions[signature] = base
-            configs.append(base.run_config(values))
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        own = " ".join(word for word in job if word not in shared)
-        member = f" (run {number + 1} of {len(jobs)}: {own})" if own else ""
-        raise ConfigError(f"{one_line(error)}{member}") from error
-    finally:
-        known.cfg = outer
-    places = sorted({f"{config.results_dir}/{config.study}" for config in configs})
-    if len(places) > 1:
-        raise ConfigError(f"one sweep fills one study, but this sweep would fill {', '.join(places)}: choose one study")
-    return configs
+    return Planner(loader, master).plan(jobs)
+
+
+class Planner:
+    """Plans lists of jobs, one after the other, and keeps what they have in common. master: the base configuration."""
+
+    def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
+        self.loader, self.master = loader, master
+        self.compositions: dict[tuple[str, ...], Composition] = {}
+        self.groups: dict[str, bool] = {}  # key of an override -> whether it is the name of a config group
+        self.hydra = [str(word) for word in OmegaConf.to_container(master.hydra.overrides.hydra) or ()]
+
+    def plan(self, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
+        """Return one validated RunConfig per job, in order. Raises a ConfigError that names the first illegal job."""
+        words = list(dict.fromkeys(itertools.chain.from_iterable(jobs)))
+        with as_written():
+            parsed = dict(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
+        shared = set(jobs[0]).intersection(*jobs[1:]) if jobs else set()
+        choices = {word for word, override in parsed.items() if self._is_choice(override)}
+        parts = {word: _signature(override, word in choices) for word, override in parsed.items()}
+        configs = []
+        known, outer = HydraConfig.instance(), HydraConfig.instance().cfg
+        try:
+            for number, job in enumerate(jobs):
+                values = [parsed[word] for word in job if word not in choices]
+                signature = tuple(parts[word] for word in job)
+                base = self.compositions.get(signature)
+                if base is None:
+                    config = self.loader.load_sweep_config(self.master, list(job))
+                    with open_dict(config.hydra):
+                        config.hydra.job.id, config.hydra.job.num = str(number), number
+                    known.set_config(config)  # as Hydra's launcher does, for values such as ${hydra:job.num}
+                    base = Composition(config, values)
+                    if not base.asks_hydra:
+                        self.compositions[signature] = base
+                configs.append(base.run_config(values))
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            own = " ".join(word for word in job if word not in shared)
+            member = f" (run {number + 1} of {len(jobs)}: {own})" if own else ""
+            raise ConfigError(f"{one_line(error)}{member}") from error
+        finally:
+            known.cfg = outer
+        places = sorted({f"{config.results_dir}/{config.study}" for config in configs})
+        if len(places) > 1:
+            raise ConfigError(
+                f"one sweep fills one study, but this sweep would fill {', '.join(places)}: choose one study"
+            )
+        return configs
+
+    def _is_choice(self, override: Override) -> bool:
+        """Return whether an override chooses a config file of a group."""
+        key, main = override.key_or_group, self.master.hydra.job.config_name
+        if key not in self.groups:
+            self.groups[key] = bool(self.loader.get_group_options(key, None, main, self.hydra))
+        return self.groups[key] and not isinstance(override.value(), dict)
 
 
 class Composition:
@@ -120,14 +142,6 @@ class Composition:
 
 def _interpolates(value: object) -> bool:
     return "${" in str(value)
-
-
-def _choices(loader: ConfigLoader, master: DictConfig, parsed: Mapping[str, Override]) -> set[str]:
-    """Return the overrides that choose a config file of a group."""
-    overrides = [str(word) for word in OmegaConf.to_container(master.hydra.overrides.hydra) or ()]
-    keys = {override.key_or_group for override in parsed.values()}
-    groups = {key for key in keys if loader.get_group_options(key, None, master.hydra.job.config_name, overrides)}
-    return {w for w, one in parsed.items() if one.key_or_group in groups and not isinstance(one.value(), dict)}
 
 
 def _signature(override: Override, is_choice: bool) -> str:

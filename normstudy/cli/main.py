@@ -20,6 +20,7 @@ from normstudy.errors import ConfigError, MissingRows, nearest, short
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": functools.partial(training.train, "run"),
     "sweep": functools.partial(training.train, "sweep"),
+    "critical": functools.partial(training.train, "critical"),
     "plot": reading.plot,
     "compare": reading.compare,
     "sensitivity": reading.sensitivity,

@@ -56,6 +56,7 @@ HELP: tuple[Block, ...] = (
     {
         "normstudy run [KEY=VALUE ...]": "train one run",
         "normstudy sweep [KEY=V1,V2 ...]": "train every combination, draw the figures, print the comparison",
+        "normstudy critical --of KEY [KEY=V1,V2 ...]": "search the value at which half of the runs fail",
         "normstudy plot STUDY": "draw the figures of a study again",
         "normstudy compare STUDY --by COLUMN": "compare the runs that differ in one column, seed by seed",
         "normstudy sensitivity STUDY": "print how much the final loss depends on the learning rate",
@@ -179,6 +180,24 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         },
         "The axes of an experiment (its keys with several values) are listed under hydra.sweeper.params in its file. "
         "Other installed launchers and sweepers of Hydra work too: hydra/launcher=joblib, hydra/sweeper=optuna.",
+    ),
+    "critical": (
+        "normstudy critical [--of KEY] [KEY=V1,V2 ...] [FLAGS]: search the value of KEY at which half of the runs "
+        "fail, and at which half do not learn, in each combination of the other keys' values.",
+        {
+            "normstudy critical study=edge model.placement=pre,post": "up to which learning rate do runs train?",
+            "normstudy critical --of warmup_steps study=least": "how much warmup is needed?",
+        },
+        {
+            "--of KEY": "peak_lr (the default), warmup_steps or n_layers",
+            "search.low=, search.high=": "smallest and largest value; default: 1e-4 to 1, 0 to n_steps or 1 to 32",
+            "search.width=": "end when the 95 % intervals are narrower than this, in decades; default: 0.4",
+            "search.max_runs=": "end at the latest before a cell has more runs; default: 60",
+            "seed=": "seed of the first run; every run has another seed",
+            "--dry-run": "print how many runs to expect, also for a grid of the same error; train nothing",
+        },
+        "All other keys and flags are those of normstudy sweep. If you repeat a search, it continues where it was. "
+        "docs/critical.md explains the method, and what the values mean.",
     ),
     "plot": (
         "normstudy plot STUDY: draw the figures of a study (a folder such as results/warmup) from its tables alone.",

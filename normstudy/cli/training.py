@@ -19,7 +19,7 @@ def train(command: str, argv: list[str]) -> int:
 def complete(words: Sequence[str], commands: Sequence[str]) -> int:
     """Print the completions for `normstudy -sc query=SHELL`, or the setup script for `-sc install=SHELL`.
 
-    The shell passes the typed line in COMP_LINE. Hydra has no subcommands, so `run` and `sweep` are removed from that
+    The shell passes the typed line in COMP_LINE. Hydra has no subcommands, so the command is removed from that
     line. For other commands nothing is printed.
     """
     if len(words) != 1 or words[0].split("=")[0] not in ("query", "install", "uninstall"):
@@ -30,9 +30,9 @@ def complete(words: Sequence[str], commands: Sequence[str]) -> int:
         if not typed or (len(typed) == 1 and not line.endswith(" ")):
             print(" ".join(c for c in commands if c.startswith("".join(typed))))
             return 0
-        if typed[0] not in ("run", "sweep"):
+        if typed[0] not in ("run", "sweep", "critical"):
             return 0
-        many = ["--multirun"] if typed[0] == "sweep" else []  # otherwise Hydra rejects comma-separated values
+        many = [] if typed[0] == "run" else ["--multirun"]  # otherwise Hydra rejects comma-separated values
         kept = [word for word in typed[1:] if word not in OUR_FLAGS]
         blank = " " if line.endswith(" ") else ""
         os.environ["COMP_LINE"] = " ".join([program, *many, *kept]) + blank

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from normstudy.config import places
 from normstudy.config.checks import at_least, check_study_name, finite, idle, one_of
 from normstudy.config.execution import ExecutionConfig
+from normstudy.config.search import SearchConfig
 from normstudy.config.sources import is_own
 from normstudy.errors import ConfigError
 from normstudy.placements import PLACEMENTS, Placement
@@ -284,6 +285,7 @@ class RunConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
         self.validate()

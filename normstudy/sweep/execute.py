@@ -20,10 +20,11 @@ class RunsFailed(Exception):
     """Raised after a sweep in which runs crashed; the message is one line."""
 
 
-def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
+def execute(planned: Plan, request: Request, *, shared: bool = False, about: str = "") -> None:
     """Train a plan's missing runs on this machine. If a run crashes, raises RunsFailed after the other runs end.
 
     shared: whether to take a shared lock of the study, so that other commands may train other runs at the same time.
+    about: what to say before the progress.
     """
     study_dir = planned.study_dir
     over = None if shared else arrays.refuse_while_alive(study_dir)
@@ -33,7 +34,9 @@ def execute(planned: Plan, request: Request, *, shared: bool = False) -> None:
             files.remove_parts(study_dir)
         tasks = begin(planned, request, shared=shared)
         most = planned.execution.max_tries
-        errors = progress.train(tasks, planned.workers, held=held, stop=stop, max_tries=most) if tasks else {}
+        errors = (
+            progress.train(tasks, planned.workers, held=held, stop=stop, max_tries=most, about=about) if tasks else {}
+        )
         statuses = tables.statuses(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)

@@ -24,10 +24,13 @@ READING_SHARE = 0.05  # maximum fraction of the sweep's time spent on reading th
 FIRST_ESTIMATE = 0.02  # print no line until this fraction of the steps is done, because at first the rate is distorted
 
 
-def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tries: int) -> dict[str, str]:
+def train(
+    tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tries: int, about: str = ""
+) -> dict[str, str]:
     """Train one or more tasks with pool.run. Show steps, time left and outcomes on standard error.
 
-    Returns run_id -> error for each failed run. held: the file descriptor of the study's lock.
+    Returns run_id -> error for each failed run. held: the file descriptor of the study's lock. about: what to say
+    before the progress.
     """
     n_runs = sum(len(task.run_ids) for task in tasks)
     run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)
@@ -38,7 +41,7 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
     with (
         # Closing the generator ends the workers, even after an exception.
         contextlib.closing(pool.run(tasks, workers, inherited=held, stop=stop, max_tries=max_tries)) as messages,
-        tqdm(total=run_steps, unit="step", unit_scale=True, **bar_options()) as bar,
+        tqdm(total=run_steps, unit="step", unit_scale=True, desc=about or None, **bar_options()) as bar,
     ):
         for message in messages:
             if not bar.disable:
@@ -66,7 +69,8 @@ def train(tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tri
             if bar.disable and now - printed > PIPE_LINE_SECONDS and done - resumed > FIRST_ESTIMATE * run_steps:
                 printed = now
                 left = seconds_left(run_steps - done, (done - resumed) / (now - began))
-                print_error(line_of(n_ended, n_runs, done, run_steps, left))
+                line = line_of(n_ended, n_runs, done, run_steps, left)
+                print_error(f"{about}; {line}" if about else line)
         if not bar.disable:
             bar.set_postfix_str(postfix.read())
     return errors

@@ -1,0 +1,64 @@
+"""Run `normstudy critical`: Hydra's jobs are the cells of a search, and each round trains other values of the axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig
+
+from normstudy.app.plan import Planner
+from normstudy.config import RunConfig, short_float
+from normstudy.errors import ConfigError
+from normstudy.search.axis import find
+from normstudy.study.records import Request
+from normstudy.sweep import critical, planning
+from normstudy.sweep.critical import Asked
+from normstudy.sweep.execute import execute
+from normstudy.sweep.on_slurm import execute_on_slurm
+from normstudy.sweep.planning import Plan
+
+Launch = Callable[[Sequence[Sequence[str]]], None]  # trains jobs, each a list of overrides
+
+
+def search(
+    loader: ConfigLoader,
+    master: DictConfig,
+    cells: Sequence[Sequence[str]],
+    launch: Launch | None,
+    request: Request,
+    *,
+    dry_run: bool,
+) -> None:
+    """Search the critical values of all cells. cells: the overrides of each.
+
+    launch: trains the runs of a round with another launcher than normstudy's.
+    """
+    planner = Planner(loader, master)
+    configs = planner.plan(cells)
+    axis = find(configs[0].search.of)
+    keys = {word.partition("=")[0] for cell in cells for word in cell}
+    if axis.key in keys:
+        raise ConfigError(f"{axis.key} has values of its own, but the search chooses them: leave {axis.key} out")
+    if len({config.seed for config in configs}) > 1:
+        raise ConfigError("seed has several values, but the search chooses the seeds: leave it out, or give the first")
+    rest = [[word for word in cell if word.partition("=")[0] != "seed"] for cell in cells]
+
+    def words(asked: Asked) -> list[str]:
+        value = str(int(asked.run.value)) if axis.whole else short_float(asked.run.value)
+        return [*rest[asked.cell], f"{axis.key}={value}", f"seed={asked.run.seed}"]
+
+    def compose(asked: Sequence[Asked]) -> list[RunConfig]:
+        return planner.plan([words(one) for one in asked])
+
+    def train(planned: Plan, asked: Sequence[Asked], about: str) -> None:
+        if launch is not None:
+            planning.check([planned.runs[i] for i in planned.missing])
+            missing = {*planned.missing} - {*planned.given_up}
+            launch([words(one) for one, i in zip(asked, planned.ids, strict=True) if i in missing])
+        elif planned.on_slurm:
+            execute_on_slurm(planned, request, detach=False)
+        else:
+            execute(planned, request, about=about)
+
+    critical.run_search(configs, compose, train, dry_run=dry_run)

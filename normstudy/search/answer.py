@@ -1,0 +1,133 @@
+"""Answer from a study's tables alone: in each cell, the value at which half of the runs fail, and half do not learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from normstudy.analysis.grid import plain_table, typed_number, value_text
+from normstudy.analysis.outcomes import UNJUDGED, counts_text, outcomes
+from normstudy.analysis.pairs import cell_columns, varying
+from normstudy.analysis.select import Where, native, select, tell_sources_apart
+from normstudy.errors import ConfigError
+from normstudy.search import settings as kept
+from normstudy.search.axis import DECADE
+from normstudy.search.posterior import WIDTHS, posterior
+from normstudy.search.rounds import COUNTS_AS, CRASHED, Run, count, decision, replay, summary_of
+from normstudy.search.settings import Settings
+from normstudy.study import tables, whole
+
+# Columns of the answer, after those that define a cell; results/README.md describes them.
+COLUMNS = (
+    "of", "edge", "value", "low", "high", "bound", "width", "runs", "crashed", "unfinished", "outcomes",
+    "decided", "contradicted", "n_steps",
+)  # fmt: skip
+BOUNDS = {"above": ">", "below": "<"}
+
+
+def critical_values(study_dir: Path | str, where: Where | None = None) -> tuple[pd.DataFrame, Settings]:
+    """Return a row for each cell and edge of a study's search, and the search's settings.
+
+    All runs of a cell enter the estimate, also those that the search did not ask for. Raises a ConfigError if the
+    folder is not a study or has no search.
+    """
+    settings = kept.read(Path(study_dir))
+    runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
+    if settings is None:
+        raise ConfigError(f"{study_dir} has no search for critical values: start one with normstudy critical")
+    found = with_outcomes(study_dir, runs)
+    return answer(found, settings), settings
+
+
+def with_outcomes(study_dir: Path | str, runs: pd.DataFrame) -> pd.DataFrame:
+    """Add the column outcome to finished and crashed runs, and leave out the others."""
+    runs = runs[runs["status"].isin(["done", "failed"])]
+    steps = whole.read(study_dir, "steps", runs[runs["status"] == "done"], ["run_id", "step", "train_loss", "val_loss"])
+    return runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)).fillna(CRASHED))
+
+
+def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Estimate both edges of each cell. runs: finished and crashed runs, with their outcomes."""
+    columns = [c for c in cell_columns(settings.of) if c != "n_steps" or settings.of != "n_steps"]
+    cells = varying(runs, columns)
+    rows = []
+    for _, part in runs.groupby(cells, dropna=False) if cells else [((), runs)]:
+        place = {c: native(c, part[c].iloc[0]) for c in cells}
+        rows += [{**place, **row} for row in _edges(part, settings)]
+    return pd.DataFrame(rows, columns=[*dict.fromkeys((*cells, *COLUMNS))])
+
+
+def _edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
+    axis, ends = settings.axis, settings.ends
+    values, seeds = runs[settings.of].astype(float), runs["seed"].astype(int)
+    known = dict(zip(map(Run, values, seeds), runs["outcome"], strict=True))
+    progress = replay(settings, known.get)
+    pairs = [(axis.position(value), str(outcome)) for value, outcome in zip(values, runs["outcome"], strict=True)]
+    rows = []
+    for edge in COUNTS_AS:
+        counts = count(edge, pairs)
+        found = posterior(counts, *ends)
+        ends_of = found.interval
+        low, high = sorted(axis.value(position) for position in ends_of)
+        why = decision(summary_of(counts, ends), settings)
+        bound = why if why in BOUNDS else ""
+        if bound and axis.sign < 0:  # beyond the largest position lies the smallest value
+            bound = {"above": "below", "below": "above"}[bound]
+        inside = sum(o == "unfinished" and ends_of[0] <= p <= ends_of[1] for p, o in pairs)
+        rows.append({
+            "of": settings.of, "edge": edge, "value": axis.value(found.quantile(0.5)), "low": low, "high": high,
+            "bound": bound, "width": (ends_of[1] - ends_of[0]) / DECADE, "runs": sum(map(sum, counts.values())),
+            "crashed": sum(o in (CRASHED, UNJUDGED) for _, o in pairs), "unfinished": inside,
+            "outcomes": counts_text(o for _, o in pairs),
+            "decided": "no" if progress.wanted else progress.decided.get(edge, "no"),
+            "contradicted": ", ".join(typed_number(v) for v in progress.contradicted.get(edge, [])),
+            "n_steps": int(runs["n_steps"].iloc[0]),
+        })  # fmt: skip
+    return rows
+
+
+def edge_text(row: Mapping[str, Any], settings: Settings) -> str:
+    """Format an edge with its interval, `1.88e-3 [1.64e-3, 2.23e-3]`, or a bound, `> 1`."""
+    if row["bound"]:
+        end = settings.high if row["bound"] == "above" else settings.low
+        return f"{BOUNDS[row['bound']]} {typed_number(end)}"
+    return f"{typed_number(row['value'])} [{typed_number(row['low'])}, {typed_number(row['high'])}]"
+
+
+def render(found: pd.DataFrame, settings: Settings) -> str:
+    """Format the answer as a table for a terminal, with the lines that say what it rests on."""
+    lengths = sorted({int(n) for n in found["n_steps"]})
+    cells = [str(c) for c in found if c not in COLUMNS or (c == "n_steps" and len(lengths) > 1)]
+    header = [*cells, *(f"{settings.of}: {edge}" for edge in COUNTS_AS), "runs", "unfinished", ""]
+    rows = [{str(key): value for key, value in row.items()} for row in found.to_dict("records")]
+    lines = []
+    for i in range(0, len(rows), len(COUNTS_AS)):
+        part = rows[i : i + len(COUNTS_AS)]
+        place = [value_text(native(c, part[0][c]), typed_number) for c in cells]
+        unfinished = "/".join(str(row["unfinished"]) for row in part)
+        edges = [edge_text(row, settings) for row in part]
+        lines.append([*place, *edges, str(part[0]["runs"]), unfinished, _remark(part)])
+    head = (
+        f"The {settings.of} at which half of the runs of {', '.join(map(str, lengths))} steps fail (stuck, collapsed "
+        "or diverged), and at which half do not learn (these, or partial). Brackets: 95 % intervals; prior: uniform "
+        f"threshold, widths of {WIDTHS[0]:g} to {WIDTHS[-1]:g} decades. unfinished: runs inside the two intervals that "
+        "were still falling, which count as not failed."
+    )
+    return "\n".join([head, "", *plain_table(header, lines)])
+
+
+def _remark(part: list[Any]) -> str:
+    said = []
+    if any(row["decided"] == "no" for row in part):
+        said.append("not decided yet")
+    if any(row["decided"] == "max_runs" for row in part):
+        said.append("wide: search.max_runs reached")
+    if part[0]["crashed"]:
+        said.append(f"{part[0]['crashed']} crashed")
+    for row in part:
+        if row["contradicted"]:
+            said.append(f"no single threshold: runs at {row['contradicted']} contradict it ({row['edge']})")
+    return "; ".join(dict.fromkeys(said))

@@ -1,0 +1,92 @@
+"""Estimate the position at which half of the runs fail: a Bayesian logistic regression on a grid.
+
+The share of runs that fail at position x is l + (1 - 2 l) / (1 + exp(-(x - t) / s)). The prior of the threshold t is
+uniform from PAD below the range to PAD above it. The prior of the width s is uniform over WIDTHS, and the prior of
+the lapse l over LAPSES. Sums are taken in the order of the positions, so the order of the runs changes no bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from normstudy.analysis.outcomes import Floats
+from normstudy.search.axis import DECADE
+
+WIDTHS = (0.03, 0.06, 0.12, 0.24, 0.48)  # decades
+LAPSES = (0.01, 0.05)  # share of runs that fail, or do not, wherever the threshold is
+PAD = 60  # positions by which thresholds may lie outside the range
+CONFIDENCE = 0.95
+
+Counts = Mapping[int, tuple[int, int]]  # position -> number of runs that failed, and of runs that did not
+
+
+@functools.cache
+def _log_shares(reach: int) -> tuple[Floats, Floats]:
+    """Return the logarithms of the share that fails and of the other share, for each distance of a run from t.
+
+    Both have the shape (2 reach + 1, widths and lapses); the first row is the distance -reach.
+    """
+    distance = np.arange(-reach, reach + 1)[:, None, None] / DECADE
+    widths, lapses = np.array(WIDTHS)[:, None], np.array(LAPSES)
+    logistic = 0.5 * (1 + np.tanh(0.5 * distance / widths))
+    share = (lapses + (1 - 2 * lapses) * logistic).reshape(2 * reach + 1, -1)
+    return np.log(share), np.log1p(-share)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the runs say about the threshold. below, above: the probability that it lies outside the range."""
+
+    low: int  # ends of the range
+    high: int
+    weights: Floats  # of each threshold and each pair of width and lapse; their sum is 1
+    cumulative: Floats  # of the thresholds
+
+    def quantile(self, q: float) -> int:
+        """Return the first threshold up to which the probability is at least q. It is the position of a key."""
+        return self.low - PAD + int(np.searchsorted(self.cumulative, min(q, float(self.cumulative[-1]))))
+
+    @property
+    def interval(self) -> tuple[int, int]:
+        return self.quantile((1 - CONFIDENCE) / 2), self.quantile((1 + CONFIDENCE) / 2)
+
+    @property
+    def below(self) -> float:
+        return float(self.cumulative[PAD - 1])
+
+    @property
+    def above(self) -> float:
+        return float(1 - self.cumulative[-PAD - 1])
+
+    def share(self, position: int) -> float:
+        """Return the expected share of runs that fail at a position."""
+        log_shares, first = _log_shares(_reach(self.low, self.high))[0], _first(self.low, self.high, position)
+        return float(np.sum(self.weights * np.exp(log_shares[first : first - len(self.weights) : -1])))
+
+
+def _reach(low: int, high: int) -> int:
+    return high - low + 2 * PAD + 1
+
+
+def _first(low: int, high: int, position: int) -> int:
+    """Return the row of `_log_shares` for the first threshold; the next threshold has the row before it."""
+    nearest = min(max(position, low - PAD), high + PAD)  # a run farther away says the same
+    return _reach(low, high) + nearest - (low - PAD)
+
+
+def posterior(counts: Counts, low: int, high: int) -> Posterior:
+    """Return the posterior of the threshold for a range of positions."""
+    failed, other = _log_shares(_reach(low, high))
+    thresholds = high - low + 2 * PAD + 1
+    total = np.zeros((thresholds, failed.shape[1]))
+    for position in sorted(counts):
+        first, (n_failed, n_other) = _first(low, high, position), counts[position]
+        rows = slice(first, first - thresholds, -1)
+        total += n_failed * failed[rows] + n_other * other[rows]
+    weights = np.exp(total - total.max())
+    weights /= weights.sum()
+    return Posterior(low, high, weights, np.cumsum(weights.sum(axis=1)))

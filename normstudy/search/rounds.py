@@ -1,0 +1,167 @@
+"""Choose the runs of each round of a search, as a function of the outcomes of the rounds before.
+
+A search has no state of its own: `replay` goes through the rounds from the first, and stops at the first round that has
+a run without an outcome. So a search that was killed, or that gets a smaller width, continues where it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from normstudy.analysis.outcomes import FAILED, UNJUDGED
+from normstudy.search.axis import DECADE, Axis
+from normstudy.search.posterior import CONFIDENCE, posterior
+from normstudy.search.settings import Settings
+
+FAIL, NOT_LEARN = "half fail", "half do not learn"  # the two edges that a search looks for
+COUNTS_AS: dict[str, tuple[str, ...]] = {FAIL: FAILED, NOT_LEARN: (*FAILED, "partial")}  # outcomes beyond the edge
+CRASHED = "crashed"  # stands for the outcome of a run that crashed too often; it says nothing about an edge
+ROUND = 4  # runs of a round
+SENTINELS = 6  # runs, spread over the range, that look for failures which contradict a single threshold
+REPEATS = 2  # further runs at the value of a sentinel that contradicts the threshold
+SURPRISE = 0.25  # a sentinel is repeated if its outcome was expected with at most this probability
+CONTRADICTION = 0.03  # a sentinel and its repeats contradict the threshold if so many were expected with at most this
+AT_AN_END = 0.2, 0.8  # probability that a threshold is beyond an end of the range which counts as being at this end
+SENTINEL_SEED, REPEAT_SEED = 1000, 2000  # added to the search's first seed
+
+
+class Run(NamedTuple):
+    value: float
+    seed: int
+
+
+@dataclass
+class Progress:
+    """How far the search of a cell is. wanted: the runs of the current round that have no outcome yet.
+
+    decided: edge -> "interval", "below" or "above" the range, or "max_runs" if the interval is still too wide.
+    contradicted: edge -> values at which a sentinel and its repeats contradict a single threshold.
+    """
+
+    wanted: list[Run] = field(default_factory=list)
+    outcomes: dict[Run, str] = field(default_factory=dict)
+    decided: dict[str, str] = field(default_factory=dict)
+    contradicted: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        return not self.wanted
+
+
+class Summary(NamedTuple):
+    """What a posterior says. proposals: positions of the next round, if this edge alone chose them."""
+
+    proposals: tuple[int, ...]
+    low: int
+    high: int
+    below: float
+    above: float
+
+
+@functools.lru_cache(maxsize=50_000)
+def _summary(counts: tuple[tuple[int, tuple[int, int]], ...], ends: tuple[int, int], size: int) -> Summary:
+    found = posterior(dict(counts), *ends)
+    proposals: tuple[int, ...] = tuple(
+        min(max(found.quantile((j + 0.5) / size), ends[0]), ends[1]) for j in range(size)
+    )
+    return Summary(proposals, *found.interval, found.below, found.above)
+
+
+def summary_of(counts: Mapping[int, tuple[int, int]], ends: tuple[int, int]) -> Summary:
+    """Return what the posterior of these counts says; positions in any order give the same."""
+    return _summary(tuple(sorted(counts.items())), ends, ROUND)
+
+
+def count(edge: str, outcomes: Iterable[tuple[int, str]]) -> dict[int, tuple[int, int]]:
+    """Return position -> number of runs beyond the edge, and of the others, of (position, outcome) pairs."""
+    beyond: Counter[int] = Counter()
+    known: Counter[int] = Counter()
+    for position, outcome in outcomes:
+        known[position] += outcome not in (CRASHED, UNJUDGED)
+        beyond[position] += outcome in COUNTS_AS[edge]
+    return {p: (beyond[p], n - beyond[p]) for p, n in sorted(known.items()) if n}
+
+
+def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progress:
+    """Go through the rounds. outcome_of: returns a run's outcome, CRASHED, or None while it has none."""
+    axis, ends, size = settings.axis, settings.ends, ROUND
+    progress = Progress()
+
+    def take(runs: list[Run]) -> bool:
+        """Take the outcomes of some runs; returns whether all have one."""
+        found = {run: outcome_of(run) for run in runs}
+        progress.wanted = [run for run, outcome in found.items() if outcome is None]
+        progress.outcomes |= {run: outcome for run, outcome in found.items() if outcome is not None}
+        return not progress.wanted
+
+    def summaries(outcomes: Mapping[Run, str]) -> dict[str, Summary]:
+        pairs = [(axis.position(run.value), outcome) for run, outcome in outcomes.items()]
+        return {edge: summary_of(count(edge, pairs), ends) for edge in COUNTS_AS}
+
+    while True:
+        found = summaries(progress.outcomes)
+        progress.decided = {edge: why for edge, one in found.items() if (why := decision(one, settings))}
+        if len(progress.outcomes) + size + SENTINELS > settings.max_runs:
+            progress.decided = {edge: progress.decided.get(edge, "max_runs") for edge in COUNTS_AS}
+        undecided = [edge for edge in COUNTS_AS if edge not in progress.decided]
+        if not undecided:
+            break
+        chosen = [found[undecided[j % len(undecided)]].proposals[j] for j in range(size)]
+        first = settings.seed + len(progress.outcomes)
+        if not take([Run(settings.value(position), first + j) for j, position in enumerate(chosen)]):
+            return progress
+
+    counts = {edge: count(edge, pairs_of(progress.outcomes, axis)) for edge in COUNTS_AS}
+    sentinels = _sentinels(settings)
+    if not take(sentinels):
+        return progress
+    expected = {edge: posterior(counts[edge], *ends) for edge in COUNTS_AS}
+
+    def chance(edge: str, run: Run) -> float:
+        """Return the expected probability of a run's outcome: beyond the edge, or not."""
+        share, outcome = expected[edge].share(axis.position(run.value)), progress.outcomes[run]
+        return 1.0 if outcome in (CRASHED, UNJUDGED) else share if outcome in COUNTS_AS[edge] else 1 - share
+
+    repeats = {
+        run: [Run(run.value, settings.seed + REPEAT_SEED + REPEATS * i + j) for j in range(REPEATS)]
+        for i, run in enumerate(sentinels)
+        if min(chance(edge, run) for edge in COUNTS_AS) <= SURPRISE
+    }
+    if not take([run for more in repeats.values() for run in more]):
+        return progress
+    for edge in COUNTS_AS:
+        progress.contradicted[edge] = []
+        for run, more in repeats.items():
+            p, n = chance(edge, run), 1 + REPEATS
+            k = sum(chance(edge, one) == p for one in (run, *more))  # as many have this outcome
+            if sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1)) <= CONTRADICTION:
+                progress.contradicted[edge].append(run.value)
+    return progress
+
+
+def pairs_of(outcomes: Mapping[Run, str], axis: Axis) -> list[tuple[int, str]]:
+    return [(axis.position(run.value), outcome) for run, outcome in outcomes.items()]
+
+
+def decision(found: Summary, settings: Settings) -> str | None:
+    """Return why an edge is decided, or None."""
+    if found.below >= CONFIDENCE:
+        return "below"
+    if found.above >= CONFIDENCE:
+        return "above"
+    # At an end of the range, only the part of the interval inside the range can become narrower.
+    low = max(found.low, settings.ends[0]) if AT_AN_END[0] < found.below < AT_AN_END[1] else found.low
+    high = min(found.high, settings.ends[1]) if AT_AN_END[0] < found.above < AT_AN_END[1] else found.high
+    return "interval" if (high - low) / DECADE < settings.width else None
+
+
+def _sentinels(settings: Settings) -> list[Run]:
+    """Return the sentinels: evenly spaced over the range, each with a seed of its own."""
+    low, high = settings.ends
+    values = [settings.value(low + round((high - low) * (i + 0.5) / SENTINELS)) for i in range(SENTINELS)]
+    return [Run(value, settings.seed + SENTINEL_SEED + i) for i, value in enumerate(values)]

@@ -1,0 +1,142 @@
+"""Search critical values: train round after round, until every cell is decided, and print the answer.
+
+Each round is an ordinary sweep of the runs that the undecided cells ask for. The search itself keeps nothing but its
+settings: which runs come next follows from the outcomes in the study's tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from normstudy.config import RunConfig
+from normstudy.errors import ConfigError, say
+from normstudy.search import settings as kept
+from normstudy.search import simulate
+from normstudy.search.answer import answer, render, with_outcomes
+from normstudy.search.rounds import COUNTS_AS, CRASHED, Progress, Run, replay
+from normstudy.study import tables
+from normstudy.sweep import planning, report
+from normstudy.sweep.execute import RunsFailed
+from normstudy.sweep.planning import Plan
+from normstudy.workers import progress
+
+
+class Asked(NamedTuple):
+    """A run that a cell asks for. cell: index of the cell."""
+
+    cell: int
+    run: Run
+
+
+Compose = Callable[[Sequence[Asked]], list[RunConfig]]  # returns the configuration of each run
+Train = Callable[[Plan, Sequence[Asked], str], None]  # trains a round; the text says which, for the progress bar
+
+
+class Search:
+    """The cells of a search, and the outcomes that are known so far. settings: those of every cell."""
+
+    def __init__(self, cells: Sequence[RunConfig], compose: Compose) -> None:
+        self.settings = kept.settings_of(cells[0])
+        self.study_dir = Path(cells[0].results_dir) / cells[0].study
+        self.n_cells, self.compose = len(cells), compose
+        self.outcomes: dict[Asked, str] = {}
+        for value in (self.settings.low, self.settings.high):  # every value between them is then allowed, too
+            compose([Asked(i, Run(value, self.settings.seed)) for i in range(self.n_cells)])
+
+    def progress(self) -> list[Progress]:
+        def outcome_in(cell: int) -> Callable[[Run], str | None]:
+            return lambda run: self.outcomes.get(Asked(cell, run))
+
+        return [replay(self.settings, outcome_in(i)) for i in range(self.n_cells)]
+
+    def wanted(self) -> list[Asked]:
+        return [Asked(i, run) for i, cell in enumerate(self.progress()) for run in cell.wanted]
+
+    def plan(self, asked: Sequence[Asked]) -> Plan:
+        planned = planning.plan(self.compose(asked))
+        if len(planned.runs) < len(asked):
+            raise ConfigError("two cells of the search are the same: give every key distinct values")
+        return planned
+
+    def note(self, planned: Plan, asked: Sequence[Asked]) -> bool:
+        """Take the outcomes of a plan's runs from the tables; returns whether every run now has one."""
+        found = progress.outcomes_of(planned.study_dir, list(planned.ids))
+        found |= dict.fromkeys(planned.given_up, CRASHED)
+        self.outcomes |= {one: found[i] for one, i in zip(asked, planned.ids, strict=True) if i in found}
+        return all(i in found for i in planned.ids)
+
+    def decided(self) -> str:
+        cells = self.progress()
+        n = sum(set(cell.decided) == set(COUNTS_AS) for cell in cells)
+        return f"{n} of {self.n_cells} cells decided"
+
+
+def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dry_run: bool) -> None:
+    """Search the critical values of all cells. Raises RunsFailed at the end if runs crashed, which count as missing.
+
+    cells: a configuration of each cell, in which the value of the axis and the seed do not matter.
+    """
+    search = Search(cells, compose)
+    settings, study_dir = search.settings, search.study_dir
+    kept.check_same(study_dir, settings)
+    asked = search.wanted()
+    planned = search.plan(asked)
+    if dry_run:
+        _print_expected(search, planned)
+        return
+    failure: RunsFailed | None = None
+    trained, in_vain = 0, 0
+    while asked:
+        known = len(search.outcomes)
+        if planned.missing and not planned.is_sealed:
+            if not trained:
+                kept.keep(study_dir, settings)
+            try:
+                train(planned, asked, search.decided())
+            except RunsFailed as error:
+                failure = error
+            trained += sum(i not in planned.given_up for i in planned.missing)
+            planned = search.plan(asked)
+        search.note(planned, asked)
+        in_vain = 0 if len(search.outcomes) > known else in_vain + 1
+        if in_vain >= planned.execution.max_tries:
+            raise failure or RunsFailed(
+                f"{len(planned.missing)} runs of {study_dir} are not finished: rerun the command"
+            )
+        if asked := search.wanted():
+            planned = search.plan(asked)
+    _print_answer(search, trained)
+    if failure is not None:
+        raise failure
+
+
+def _print_expected(search: Search, planned: Plan) -> None:
+    settings, n = search.settings, search.n_cells
+    expected = simulate.expected(settings)
+    say(
+        f"{search.study_dir.name}: {n} cells, {settings.of} from {settings.low:g} to {settings.high:g}; the first "
+        f"round has {len(planned.runs)} runs, of which {len(planned.runs) - len(planned.missing)} are finished"
+    )
+    say(
+        f"expected: about {round(n * expected.runs)} runs ({expected.runs:.0f} a cell) to intervals narrower than "
+        f"{settings.width:g} decades; a grid of the same error, {expected.error:.2g} decades, with "
+        f"{simulate.GRID_SEEDS} seeds a value has about {round(n * expected.grid_runs)} runs "
+        f"({expected.grid_runs:.0f} a cell)"
+    )
+
+
+def _print_answer(search: Search, new: int) -> None:
+    settings = search.settings
+    runs = with_outcomes(search.study_dir, tables.read(search.study_dir, "runs"))
+    say(render(answer(runs, settings), settings))
+    used, expected = len(search.outcomes), simulate.expected(settings)
+    say(
+        f"{used} runs, of which this command trained {new}; a grid of the error expected of such a search, "
+        f"{expected.error:.2g} decades, with {simulate.GRID_SEEDS} seeds a value has about "
+        f"{round(search.n_cells * expected.grid_runs)} runs"
+    )
+    if new and (damaged := report.draw(search.study_dir)) is not None:
+        raise damaged
+    say(f"tables, figures: {search.study_dir}")

@@ -1,0 +1,150 @@
+"""Searches for critical values with real runs: the answer, in pieces, crashed, refused, of other axes."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from studies import assert_same_tables
+
+import normstudy
+from normstudy.cli.main import main
+from normstudy.search.answer import critical_values
+from normstudy.search.posterior import posterior
+from normstudy.search.rounds import COUNTS_AS, SENTINELS
+from normstudy.study import tables
+from normstudy.upkeep.check import check_study
+from normstudy.upkeep.compact import compact_study
+
+TINY = [
+    "data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=16", "model.n_heads=2",
+    "schedule.n_steps=60", "eval.windows=4", "probe.dense_steps=0", "execution.workers=1",
+    "search.low=1e-3", "search.high=10",
+]  # fmt: skip
+CELLS = ["model.n_layers=1", "model.placement=pre,post", "study=s", "search.max_runs=18"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("normstudy.sweep.report.draw", lambda study_dir: None)
+    return tmp_path
+
+
+def critical(*words: str) -> int:
+    return main(["critical", *TINY, *words])
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two cells, searched at once."""
+    root = tmp_path_factory.mktemp("searched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("normstudy.sweep.report.draw", lambda study_dir: None)
+        assert critical(*CELLS, f"results_dir={root}") == 0
+    return root / "s"
+
+
+def test_the_answer_is_that_of_the_stored_runs(searched: Path) -> None:
+    """Estimated again from the outcomes that `load` gives."""
+    found, _ = critical_values(searched)
+    runs = normstudy.load(searched).runs
+    assert list(found["placement"]) == ["post", "post", "pre", "pre"]
+    assert list(found["edge"]) == [*COUNTS_AS] * 2
+    assert check_study(searched).sound
+    for row in found.to_dict("records"):
+        cell = runs[runs["placement"] == row["placement"]]
+        assert row["runs"] == len(cell) <= 18 + 2 * SENTINELS
+        assert cell["seed"].is_unique
+        counts: dict[int, tuple[int, int]] = {}
+        for rate, outcome in zip(cell["peak_lr"], cell["outcome"], strict=True):
+            position, bad = round(100 * math.log10(rate)), outcome in COUNTS_AS[row["edge"]]
+            failed, others = counts.get(position, (0, 0))
+            counts[position] = (failed + bad, others + (not bad))
+        assert float(f"{10 ** (posterior(counts, -300, 100).quantile(0.5) / 100):.3g}") == row["value"]
+        assert row["low"] < row["value"] < row["high"]
+        inside = cell["peak_lr"].between(row["low"], row["high"]) & (cell["outcome"] == "unfinished")
+        assert row["unfinished"] == inside.sum()
+
+
+def test_the_same_search_trains_nothing_and_is_refused_with_other_settings(
+    searched: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Path(shutil.copytree(searched, here / "results/s"))
+    before = {path: path.read_bytes() for path in study.rglob("*.*")}
+    assert critical(*CELLS) == 0
+    out = capsys.readouterr().out
+    assert "of which this command trained 0; a grid" in out
+    assert re.search(r"^post +\S+ \[.*\n^pre +", out, re.M)
+    for words, what in (
+        (["search.low=1e-4"], "search.low 0.0001 differs from 0.001, with which results/s was searched: use the same"),
+        (["seed=3"], "seed 3 differs from 0"),
+        (["--of", "warmup_steps", "search.high=9", "search.low=0"], "search.of warmup_steps differs from peak_lr"),
+    ):
+        assert critical(*CELLS, *words) == 2
+        assert capsys.readouterr().err.startswith(f"error: {what}"), words
+    assert before == {path: path.read_bytes() for path in study.rglob("*.*")}
+    compact_study(study, seal=True)
+    assert critical(*CELLS) == 0
+    assert critical(*CELLS, "search.max_runs=40") == 2
+    assert " is sealed " in capsys.readouterr().err
+
+
+def test_a_search_in_pieces_ends_in_the_same_tables(searched: Path, here: Path) -> None:
+    """First one cell with fewer runs, then all, with a run lost in between, and with another execution."""
+    assert critical(*CELLS, "model.placement=post", "search.max_runs=14") == 0
+    lost = min(tables.statuses(here / "results/s"))
+    for path in (here / "results/s/tables").glob(f"*/{lost}*"):
+        path.unlink()
+    assert critical(*CELLS, "execution.runs_per_batch=1") == 0
+    assert_same_tables(searched, here / "results/s")
+
+
+def test_runs_that_crash_for_good_count_as_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An own block raises for some runs. They are tried until max_tries, and the other runs give the answer."""
+    (here / "blocks.py").write_text(
+        "import os\n\n\ndef f(x, attn, mlp, norm1, norm2):\n"
+        "    if os.path.exists('crash') and open('crash').read() != str(os.getpid()):\n"
+        "        raise ValueError('no')\n    x = x + attn(norm1(x))\n    return x + mlp(norm2(x))\n"
+    )
+    words = ["model.placement=blocks:f", "study=own", "model.n_layers=1", "search.max_runs=14", "execution.max_tries=1"]
+    assert critical(*words) == 0
+    whole = critical_values(here / "results/own")[0]
+    run_id = min(tables.statuses(here / "results/own"))
+    for path in (here / "results/own/tables").glob(f"*/{run_id}*"):
+        path.unlink()
+    (here / "crash").write_text(str(os.getpid()))  # the plan, which tries the block, is made in this process
+    assert critical(*words, "execution.max_tries=2") == 1
+    found = critical_values(here / "results/own")[0]
+    crashed = list(tables.statuses(here / "results/own").values()).count(
+        "failed"
+    )  # it, and those of another next round
+    assert list(found["crashed"]) == [crashed, crashed]
+    assert list(found["runs"]) == [n - 1 for n in whole["runs"]]
+    assert f"{crashed} crashed" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_to_expect_and_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert critical(*CELLS, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "2 cells, peak_lr from 0.001 to 10; the first round has 8 runs, of which 0 are finished" in out
+    assert re.search(r"expected: about \d+ runs \(\d+ a cell\).* has about \d+ runs \(\d+ a cell\)", out)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(("of", "high", "least"), [("warmup_steps", "null", 0), ("n_layers", "3", 1)])
+def test_whole_numbers_are_searched_too(of: str, high: str, least: int, here: Path) -> None:
+    """The default range of a warmup ends with the run. Seeds are unique, although values are few."""
+    words = ["--of", of, "search.low=null", f"search.high={high}", "search.max_runs=14", "schedule.peak_lr=0.05"]
+    assert critical(*words, f"study={of}") == 0
+    runs = pd.read_parquet(here / "results" / of / "tables/runs")
+    assert set(runs[of]) <= {*range(least, 61 if high == "null" else 4)}
+    assert runs["seed"].is_unique
+    found, settings = critical_values(here / "results" / of)
+    assert (settings.low, settings.high) == (least, 60 if high == "null" else 3)
+    assert set(found["of"]) == {of}
