@@ -208,7 +208,8 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "--out DIR": "folder for the figures; default: STUDY/figures",
         },
         "Figures: headline, loss_curves, training_loss, gradient_ratio, gradient_profile, residual_path, "
-        "update_rms, heatmap, final_grid, ranking. A figure that lacks data is skipped, and a line says why.",
+        "update_rms, heatmap, final_grid, ranking; of a search (normstudy critical): critical_depth, critical_curve, "
+        "phase_map. A figure that lacks data is skipped, and a line says why.",
     ),
     "compare": (
         "normstudy compare STUDY --by COLUMN: compare the runs of a study that differ only in COLUMN, seed by seed.",

@@ -13,6 +13,7 @@ from normstudy.analysis.select import Where, conditions
 from normstudy.config import one_of
 from normstudy.errors import ConfigError
 from normstudy.figures import style
+from normstudy.figures.critical import critical_curve, critical_depth, phase_map
 from normstudy.figures.final_grid import final_grid
 from normstudy.figures.gradient_profile import gradient_profile
 from normstudy.figures.gradient_ratio import gradient_ratio
@@ -21,9 +22,10 @@ from normstudy.figures.heatmap import heatmap
 from normstudy.figures.loss_curves import loss_curves, training_loss
 from normstudy.figures.ranking import ranking
 from normstudy.figures.residual_path import residual_path
-from normstudy.figures.study import Lacks, Study, load
+from normstudy.figures.study import MAX_PANELS, Lacks, Study, load
 from normstudy.figures.update_rms import update_rms
 
+OF_SEARCH = {"critical_depth": critical_depth, "critical_curve": critical_curve, "phase_map": phase_map}
 FIGURES: dict[str, Callable[[Study], Figure]] = {
     "headline": headline,
     "loss_curves": loss_curves,
@@ -35,6 +37,7 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
     "heatmap": heatmap,
     "final_grid": final_grid,
     "ranking": ranking,
+    **OF_SEARCH,
 }
 
 
@@ -51,8 +54,10 @@ class PlotResult:
 
     @property
     def skipped(self) -> list[str]:
-        """Return a line with name and reason for each figure that cannot be drawn."""
-        return [f"figure {name!r} not drawn: {what}" for name, what in self.found.items() if isinstance(what, str)]
+        """Return a line for each reason why figures cannot be drawn, with their names."""
+        reasons = dict.fromkeys(what for what in self.found.values() if isinstance(what, str))
+        names = {why: [repr(name) for name, what in self.found.items() if what == why] for why in reasons}
+        return [f"figure{'s' * (len(some) > 1)} {', '.join(some)} not drawn: {why}" for why, some in names.items()]
 
 
 def plot_study(
@@ -77,8 +82,11 @@ def plot_study(
     folder = Path(study_dir, "figures", _folder_name(where or {})) if out is None else Path(out)
     result = PlotResult()
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
-        for name in only or FIGURES:
+        for name in only or [name for name in FIGURES if study.search or name not in OF_SEARCH]:
             try:
+                column = "" if study.search is None or name in OF_SEARCH else study.search.of
+                if column and (n := study.finished[column].nunique()) > MAX_PANELS:  # the others average over seeds
+                    raise Lacks(f"a search chose {n} values of {column}: choose at most {MAX_PANELS} by --where")
                 fig = FIGURES[name](study)
             except Lacks as lack:
                 result.found[name] = str(lack)

@@ -113,6 +113,14 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
             )  # fmt: skip
 
 
+def draw_ticks(ax: Axes, study: Study, x: XAxis) -> None:
+    """Name the values on the x axis."""
+    ax.set_xlim(min(x.places.values()) - 0.5 * x.gap, max(x.places.values()) + 0.5 * x.gap)
+    ax.set_xticks(list(x.places.values()), [study.text(x.column, v) for v in x.places])
+    if x.column == study.look.facet:
+        ax.tick_params(axis="x", rotation=35)
+
+
 def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
     """Return limits of the loss axis that include all final losses and the reference loss nearest to them.
 
@@ -147,10 +155,7 @@ def final_grid(study: Study) -> Figure:
         draw_grid(ax, table, look, x, edge=high - 0.04 * (high - low))
         layout.panel_title(ax, panel.title)
         ax.set_ylim(low, high)
-        ax.set_xlim(min(x.places.values()) - 0.5 * x.gap, max(x.places.values()) + 0.5 * x.gap)
-        ax.set_xticks(list(x.places.values()), [study.text(x.column, v) for v in x.places])
-        if x.column == look.facet:
-            ax.tick_params(axis="x", rotation=35)
+        draw_ticks(ax, study, x)
     x_label = x.column + (" (log axis)" if x.scale == "log" else "")
     layout.label_axes(fig, axes, x_label, "final validation loss,\nnats per token", once=look.facet is not None)
     what = f"Final validation loss and outcome against {x.column}; marker: one run, line: mean over seeds"

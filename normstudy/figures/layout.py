@@ -94,6 +94,7 @@ def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Seque
     seeds = runs.groupby(["hue", "dash", *study.panel_fields], dropna=False).size()
     low, high = seeds.min(), seeds.max()
     count = count_text(low, "seed") if low == high else f"{low} to {high} seeds"
+    count = count if study.search is None else count.replace("seed", "run") + " a cell"
     context = [f"study {study.folder.resolve().name}", ", ".join(same), count]
     outcome = runs["outcome"].value_counts()
     if outcome.get("diverged", 0):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from normstudy.analysis.outcomes import outcomes
 from normstudy.analysis.select import Where, has_value, native, select, tell_sources_apart
 from normstudy.errors import ConfigError
 from normstudy.figures.look import Look, choose_look, chosen, folded, label, short_names, spread, swept, values, varies
+from normstudy.search import settings as kept
 from normstudy.study import tables, whole
 
 MAX_PANELS = 6  # largest number of panels in a figure, unless each value of one text field gets its own panel
@@ -49,6 +50,7 @@ class Study:
     finished: all finished runs, with the columns outcome, hue and dash. runs: the finished runs that have a color and a
     line style; if a field has too many values, some values get none. unfinished: number of runs that are not finished.
     panel_fields: varying fields that neither color nor line style shows. names: long name -> short name.
+    search: the settings of the study's search. Neither color nor line style shows what it searched.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class Study:
     unfinished: int
     panel_fields: tuple[str, ...]
     names: Mapping[str, str]
+    search: kept.Settings | None
 
     def text(self, column: str, value: Value) -> str:
         """Format a config value for a figure."""
@@ -181,16 +184,20 @@ def load(study_dir: Path, where: Where | None = None) -> Study:
     columns = ["run_id", "step", "train_loss", "val_loss"]
     steps = whole.read(study_dir, "steps", done, columns, text=False)
     names = short_names(done)
-    look = choose_look(done, names)
+    search = kept.read(Path(study_dir))
+    alike = done if search is None else done.assign(**{search.of: done[search.of].iloc[0]})
+    look = choose_look(alike, names)
 
     def texts(column: str) -> list[str]:
-        return [label(native(column, v), names) for v in done[column]]
+        return [label(native(column, v), names) for v in alike[column]]
 
     done["outcome"] = outcomes(done, steps).reindex(done["run_id"]).to_numpy()
     fields = swept(done)
     done = done[[c for c in done if c in {*_READ, look.hue, look.dash, *fields}]].copy()
     done["hue"] = texts(look.hue)
     done["dash"] = "" if look.dash is None else texts(look.dash)
+    if search is not None and look.hue == search.of:
+        look = replace(look, hue="")
     return Study(
         folder=study_dir,
         runs=done[done["hue"].isin(look.colors) & done["dash"].isin(look.dashes)].reset_index(drop=True),
@@ -200,4 +207,5 @@ def load(study_dir: Path, where: Where | None = None) -> Study:
         unfinished=len(runs) - len(done),
         panel_fields=tuple(c for c in fields if c not in (look.hue, look.dash)),
         names=names,
+        search=search,
     )

@@ -46,6 +46,11 @@ OUTCOME_MARKERS = {
     "unjudged": "*",
 }
 
+OUTCOME_COLORS = {  # warm colors for runs that failed
+    "learned": "#0072B2", "partial": "#E0A800", "unfinished": "#56B4E9", "spiked": "#009E73",
+    "stuck": "#D55E00", "collapsed": "#CC79A7", "diverged": "#7A0019", "unjudged": "#999999",
+}  # fmt: skip
+
 SEQUENTIAL = "cividis"  # colormap of heat maps, with increasing lightness, designed for color-blind readers
 ORDERED, ARMS = "viridis", "plasma"  # colormaps of ordered values: ORDERED for depths and steps, ARMS for warmups
 GREY = "#666666"

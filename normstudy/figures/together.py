@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from normstudy.errors import MissingRows, warn
 from normstudy.processes import Child
+from normstudy.search.settings import FILE
 
 if TYPE_CHECKING:
     from normstudy.analysis.select import Where
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 # half needs `modules`, so no process reads both.
 ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
-    "heatmap", "gradient_ratio", "update_rms",
+    "heatmap", "gradient_ratio", "update_rms", "critical_depth", "critical_curve", "phase_map",
 )  # fmt: skip
 # If there are at most FEW_FIGURES figures or FEW_BYTES bytes of tables, one process draws all figures, because it is
 # done before a second process would have finished its imports.
@@ -41,7 +42,8 @@ def plot(
 
     If a sweep is writing the study, the processes may read different states of the study. Raises plot_study's errors.
     """
-    names = sorted(dict.fromkeys(only or ORDER), key=lambda name: ORDER.index(name) if name in ORDER else -1)
+    every = ORDER if Path(study_dir, FILE).exists() else ORDER[:-3]  # the last three show a search
+    names = sorted(dict.fromkeys(only or every), key=lambda name: ORDER.index(name) if name in ORDER else -1)
     mine, child = names, None
     if len(names) > FEW_FIGURES and len(os.sched_getaffinity(0)) > 1 and _is_large(study_dir):
         half = (len(names) + 1) // 2
@@ -66,7 +68,7 @@ def plot(
             child.close()
     if missing := [name for name in names if name not in result.found]:  # the second process failed or was killed
         result.found |= plot_study(study_dir, where=where, fmt=fmt, out=out, only=missing).found
-    result.found = {name: result.found[name] for name in only or FIGURES}
+    result.found = {name: result.found[name] for name in only or FIGURES if name in result.found}
     return result
 
 

@@ -56,11 +56,12 @@ def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     rows = []
     for _, part in runs.groupby(cells, dropna=False) if cells else [((), runs)]:
         place = {c: native(c, part[c].iloc[0]) for c in cells}
-        rows += [{**place, **row} for row in _edges(part, settings)]
+        rows += [{**place, **row} for row in edges(part, settings)]
     return pd.DataFrame(rows, columns=[*dict.fromkeys((*cells, *COLUMNS))])
 
 
-def _edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
+def edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
+    """Return the columns COLUMNS for each edge of a cell. runs: those of the cell, with their outcomes."""
     axis, ends = settings.axis, settings.ends
     values, seeds = runs[settings.of].astype(float), runs["seed"].astype(int)
     known = dict(zip(map(Run, values, seeds), runs["outcome"], strict=True))

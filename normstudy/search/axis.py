@@ -32,8 +32,12 @@ class Axis:
 
     def value(self, position: int) -> float:
         """Return the value at a position: an integer, or a number with three significant digits."""
-        value = 10 ** (self.sign * position / DECADE) - self.offset
+        value = self.exact(position)
         return float(max(self.least, round(value))) if self.whole else float(f"{value:.3g}")
+
+    def exact(self, position: float) -> float:
+        """Return the value at a position, not rounded."""
+        return float(10 ** (self.sign * position / DECADE) - self.offset)
 
     @property
     def kind(self) -> str:

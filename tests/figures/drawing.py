@@ -11,7 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from normstudy.figures.draw import FIGURES, OF_SEARCH
 from normstudy.study import tables
+
+EVERY_STUDY = {name: make for name, make in FIGURES.items() if name not in OF_SEARCH}  # also those without a search
 
 
 def panel(fig: Figure, title: str) -> Axes:

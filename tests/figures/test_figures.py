@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from drawing import drawn, having, panel, points, runs_of, same, titles, words
+from drawing import EVERY_STUDY, drawn, having, panel, points, runs_of, same, titles, words
 from handmade import H1, H2, LN_VOCAB, STUDY, handmade_config, handmade_study, write_handmade_run
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
@@ -59,7 +59,7 @@ def study(folder: Path) -> Study:
 def figures(study: Study) -> dict[str, Figure]:
     """Every figure of the study, made once."""
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]
-        return {name: make(study) for name, make in FIGURES.items() if name != "ranking"}
+        return {name: make(study) for name, make in EVERY_STUDY.items() if name != "ranking"}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def bad_run(folder: Path, *, diverged: bool) -> str:
 
 def test_every_figure_is_written_and_only_a_ranking_of_two_is_skipped(small: Path, tmp_path: Path) -> None:
     result = plot_study(small, out=tmp_path)
-    assert [p.name for p in result.paths] == [f"{name}.png" for name in FIGURES if name != "ranking"]
+    assert [p.name for p in result.paths] == [f"{name}.png" for name in EVERY_STUDY if name != "ranking"]
     assert result.skipped == [NO_RANKING]
     for path in result.paths:
         with Image.open(path) as image:
@@ -106,7 +106,7 @@ def test_a_study_of_norms_is_colored_by_norm(norms: Path) -> None:
     study = load(norms)
     assert (study.look.hue, study.look.dash) == ("norm", None)
     assert len({*study.look.colors.values(), style.PLACEMENT_COLORS["pre"], style.PLACEMENT_COLORS["post"]}) == 4
-    figures = {name: make(study) for name, make in FIGURES.items() if name != "ranking"}
+    figures = {name: make(study) for name, make in EVERY_STUDY.items() if name != "ranking"}
     assert set(drawn(panel(figures["gradient_profile"], "step 5"), "mean:")) == {"layernorm:", "rmsnorm:"}
 
 
@@ -511,7 +511,7 @@ def test_one_layer_gives_no_profile_and_says_so(tmp_path: Path) -> None:
     lacking = "every run has n_layers=1, and two layers are needed"
     lacks = ("headline", "gradient_ratio", "gradient_profile", "heatmap")
     assert result.skipped == [
-        *(f"figure {name!r} not drawn: {lacking}" for name in lacks), NO_RANKING,
+        f"figures {', '.join(map(repr, lacks))} not drawn: {lacking}", NO_RANKING,
     ]  # fmt: skip
     assert [p.stem for p in result.paths] == [
         "loss_curves", "training_loss", "residual_path", "update_rms", "final_grid",
@@ -524,7 +524,7 @@ def test_one_run_gives_all_but_the_grid(tmp_path: Path) -> None:
     result = plot_study(tmp_path / STUDY)
     assert result.skipped == ["figure 'final_grid' not drawn: only the seed varies", NO_RANKING]
     assert {p.parent for p in result.paths} == {tmp_path / STUDY / "figures"}
-    assert len(result.paths) == len(FIGURES) - 2
+    assert len(result.paths) == len(EVERY_STUDY) - 2
 
 
 def test_a_run_of_one_step_is_drawn(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from drawing import drawn, having, panel, points, runs_of, same, titles, words
+from drawing import EVERY_STUDY, drawn, having, panel, points, runs_of, same, titles, words
 from handmade import FOURTEEN, STUDY, handmade_config, handmade_placements, handmade_study, write_handmade_run
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
@@ -55,7 +55,7 @@ def study(folder: Path) -> Study:
 def figures(study: Study) -> dict[str, Figure]:
     """Every figure of the study, drawn once."""
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]
-        return {name: make(study) for name, make in FIGURES.items()}
+        return {name: make(study) for name, make in EVERY_STUDY.items()}
 
 
 def diverged_run(runs: pd.DataFrame) -> str:
@@ -334,7 +334,7 @@ def test_an_own_block_is_named_by_its_function_where_that_is_clear(own: Path) ->
 
 def test_every_figure_draws_own_blocks_as_shipped_ones(own: Path) -> None:
     study = load(own)
-    for name, make in FIGURES.items():
+    for name, make in EVERY_STUDY.items():
         fig = make(study)
         text = {t.get_text() for legend in fig.legends for t in legend.get_texts()}
         text |= {t.get_text() for ax in fig.axes for t in ax.get_xticklabels() + ax.get_yticklabels()}

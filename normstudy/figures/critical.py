@@ -1,0 +1,175 @@
+"""Draw the figures of a search: critical values against depth, the share of failing runs in a cell, and phase maps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from normstudy.analysis.outcomes import FAILED, UNJUDGED
+from normstudy.analysis.select import KINDS, native
+from normstudy.figures import axes as on_axes
+from normstudy.figures import layout, style
+from normstudy.figures.final_grid import GOLDEN, XAxis, beside_x, draw_ticks, x_axis
+from normstudy.figures.look import swept, varies
+from normstudy.figures.study import Lacks, Study
+from normstudy.search.answer import edges
+from normstudy.search.posterior import posterior
+from normstudy.search.rounds import COUNTS_AS, FAIL, NOT_LEARN, count
+from normstudy.search.settings import Settings
+
+MAX_CELLS = 12  # largest number of panels of critical_curve, unless there is a facet
+ARROW = [(-3, 0), (-3, 11), (-8, 11), (0, 20), (8, 11), (3, 11), (3, 0), (-3, 0)]  # corners; the arrow stands on (0, 0)
+BLACK, PALE = "#222222", "#DDDDDD"
+CURVES: dict[str, tuple[str, float, style.LineStyle, str]] = {  # edge -> color, line width, line style, label
+    FAIL: ("#8A8A8A", 2.2, "-", "share that fails"), NOT_LEARN: (BLACK, 0.9, (0, (3.5, 1.5)), "that does not learn"),
+}  # fmt: skip
+
+
+def searched(study: Study) -> tuple[Study, Settings, XAxis]:
+    """Return the study with its cells' fields as panel fields, its search, and an x axis, the depth if possible."""
+    if (settings := study.search) is None:
+        raise Lacks("the study has no search for critical values: start one with normstudy critical")
+    cells = study.finished.assign(**{settings.of: 0})
+    x = x_axis(cells[["n_layers", "data_sha256"]] if varies(cells, "n_layers") else cells, ())
+    return replace(study, panel_fields=tuple(swept(cells))), settings, x
+
+
+def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataFrame:
+    """Return the answer's rows for each cell, at its x position `place`. A bound's value and interval are the bound."""
+    rows = []
+    for value, cell in runs.groupby(x.column, dropna=False):
+        for row in edges(cell, settings):
+            end = {"above": settings.high, "below": settings.low}.get(row["bound"])
+            bound = {} if end is None else {"value": end, "low": end, "high": end}
+            rows.append({**row, **bound, "place": x.places[native(x.column, value)]})
+    return pd.DataFrame(rows).sort_values("place", kind="stable")
+
+
+def draw_edge(ax: Axes, table: pd.DataFrame, shift: float, color: str, ls: style.LineStyle, name: str) -> None:
+    """Draw an edge's rows of `critical_table`, `shift` beside their places: values with intervals, bounds as arrows."""
+    at, value, known = table["place"] + shift, table["value"], table["bound"] == ""
+    fails = (table["edge"] == FAIL).all()
+    lengths = [(value - table["low"])[known], (table["high"] - value)[known]]
+    ax.errorbar(at[known], value[known], lengths, fmt="none", ecolor=color, elinewidth=0.8, capsize=1.5, zorder=3)
+    ax.plot(
+        at, value.where(known), color=color, ls=ls, lw=1.3 if fails else 0.7, marker="o", ms=4, mew=0.8,
+        mfc=color if fails else "white", zorder=4, gid=f"edge:{name}",
+    )  # fmt: skip
+    for x, y, bound in zip(at[~known], value[~known], table["bound"][~known], strict=True):
+        corners = ARROW if bound == "above" else [(across, -along) for across, along in ARROW]
+        ax.plot([x], [y], marker=corners, ms=14, mfc="white", mec=color, mew=0.8, zorder=4, gid=f"{bound}:{name}")
+
+
+def value_axis(ax: Axes, which: str, settings: Settings, values: list[float]) -> None:
+    """Scale the x or y axis (`which`) as the search does. values: those that it shows, with some room beside them."""
+    low, *_, high = sorted(settings.axis.position(value) for value in values)
+    room = max(0.06 * (high - low), 30 - (high - low) / 2)  # an axis of at least 0.6 decades, which has ticks
+    if settings.axis.offset:  # the scale of `on_axes.step_axis`
+        both = {"functions": (lambda v: np.log1p(np.maximum(v, -0.999)), np.expm1)}
+        getattr(ax, f"set_{which}scale")("function", **both)
+        getattr(ax, f"set_{which}ticks")(on_axes.log_ticks(round(max(values)), 1.5))
+    else:
+        getattr(ax, f"set_{which}scale")("log")
+    getattr(ax, f"set_{which}lim")(*sorted(settings.axis.exact(p) for p in (low - room, high + room)))
+    on_axes.norm_ticks(getattr(ax, f"{which}axis"))
+
+
+def draw_runs(ax: Axes, x: pd.Series[float], y: pd.Series[float], runs: pd.DataFrame) -> None:
+    """Draw a mark for each run. Its shape and color show the outcome."""
+    for name, mine in runs.groupby("outcome"):
+        ax.plot(
+            x[mine.index], y[mine.index], ls="none", marker=style.OUTCOME_MARKERS[str(name)], ms=3.8, mew=0.3,
+            mec="white", color=style.OUTCOME_COLORS[str(name)], zorder=2, label=name, gid=f"runs:{name}",
+        )  # fmt: skip
+
+
+def _handles(axes: list[Axes]) -> list[Artist]:
+    return list({str(a.get_label()): a for ax in axes for a in ax.get_legend_handles_labels()[0]}.values())
+
+
+def phase_map(study: Study) -> Figure:
+    """Draw the outcome of every run at its depth and value, and the critical values."""
+    return critical_depth(study, maps=True)
+
+
+def critical_depth(study: Study, *, maps: bool = False) -> Figure:
+    """Draw the critical values against depth, by the other fields of the cells. maps: draw every run, too."""
+    cells, settings, x = searched(study)
+    look, runs = beside_x(x, study.look, study.runs)
+    what = f"The {settings.of} at which half of the runs fail or half do not learn, against {x.column}"
+    if maps:
+        look = replace(study.look, hue="", dash=None, colors={"": BLACK}, dashes={"": "-"})
+        runs, what = study.finished.assign(hue="", dash=""), f"{what}, and every run's outcome"
+    panels, notes = cells.panels(runs, skip=[c for c in (x.column, look.hue, look.dash) if c])
+    shown = pd.concat([panel.runs for panel in panels]).sort_values([settings.of, "run_id"])
+    fig, axes = layout.subplots(len(panels), height=2.4)
+    arms = [(hue, dash) for hue in look.colors for dash in look.dashes]
+    beside = len(look.dashes) if look.hue == x.column else len(arms)  # arms at the same x position
+    drawn = []
+    for ax, panel in zip(axes, panels, strict=True):
+        for hue, dash, part in look.arms(panel.runs):
+            drawn.append(table := critical_table(part, x, settings))
+            ls = look.dashes[dash] if KINDS.get(x.column) in (int, float) else "none"
+            for j, edge in enumerate(COUNTS_AS):
+                shift = 0.3 * x.gap * ((arms.index((hue, dash)) % beside + 0.5 * j + 0.25) / beside - 0.5)
+                draw_edge(ax, table[table["edge"] == edge], shift, look.colors[hue], ls, f"{edge}:{hue}:{dash}")
+        if maps:
+            mine = shown[shown["run_id"].isin(panel.runs["run_id"])]
+            place = mine[x.column].map(lambda v: x.places[native(x.column, v)])
+            at = place + x.gap * ((np.arange(len(mine)) * GOLDEN + 0.5) % 1 - 0.5) / 2
+            draw_runs(ax, at, mine[settings.of].astype(float), mine)
+        layout.panel_title(ax, panel.title)
+        draw_ticks(ax, study, x)
+    table, handles = pd.concat(drawn), _handles(axes)
+    ends = [settings.low, settings.high, *shown[settings.of]]
+    value_axis(axes[0], "y", settings, ends if maps else [*table["value"], *table["low"], *table["high"]])
+    layout.label_axes(fig, axes, x.column, settings.of if maps else f"critical {settings.of}", once=True)
+    layout.title(fig, cells, what, shown, notes)
+    centered = [(across, along - 10) for across, along in ARROW]
+    handles += [
+        Line2D([], [], ls="none", marker="o", ms=4, color=BLACK, label=f"{FAIL} (95 % interval)"),
+        Line2D([], [], ls="none", marker="o", ms=4, color=BLACK, mfc="white", label=NOT_LEARN),
+        Line2D([], [], ls="none", marker=centered, ms=7.7, color=BLACK, mfc="white", label="beyond the range"),
+    ][: 3 if table["bound"].any() else 2]
+    layout.legend(fig, look, shown, handles)
+    return fig
+
+
+def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
+    """Draw a cell: the expected share of runs beyond each edge, the edges' intervals, and all runs above and below."""
+    axis, value = settings.axis, runs[settings.of].astype(float)
+    pairs = [(axis.position(v), str(outcome)) for v, outcome in zip(value, runs["outcome"], strict=True)]
+    curve = range(settings.ends[0], settings.ends[1] + 1)
+    for edge, (color, lw, ls, label) in CURVES.items():
+        found = posterior(count(edge, pairs), *settings.ends)
+        band = {"color": PALE} if edge == FAIL else {"fc": "none", "ec": BLACK, "lw": 0.5, "ls": ls}
+        ends = sorted(axis.exact(p) for p in found.interval)
+        ax.axvspan(*ends, zorder=0, label=f"{edge}: 95 % interval", gid=f"interval:{edge}", **band)
+        points = [axis.exact(p) for p in curve], [found.share(p) for p in curve]
+        ax.plot(*points, color=color, lw=lw, ls=ls, zorder=1, label=label, gid=f"share:{edge}")
+    part = 0.06 + 0.2 * ((np.arange(len(runs)) * GOLDEN + 0.5) % 1)
+    y = np.where(runs["outcome"].isin(FAILED), 1 + part, np.where(runs["outcome"] == UNJUDGED, 0.5, -part))
+    draw_runs(ax, value, pd.Series(y, runs.index), runs)
+
+
+def critical_curve(study: Study) -> Figure:
+    """Draw a panel for each cell: every run's outcome against its value, and the expected share of failing runs."""
+    cells, settings, _ = searched(study)
+    panels, notes = cells.panels(study.finished, MAX_CELLS)
+    shown = pd.concat([panel.runs for panel in panels])
+    fig, axes = layout.subplots(len(panels), columns=3, height=1.6)
+    for ax, panel in zip(axes, panels, strict=True):
+        draw_curve(ax, panel.runs.sort_values([settings.of, "run_id"]), settings)
+        layout.panel_title(ax, panel.title)
+    axes[0].set(ylim=(-0.32, 1.32), yticks=(0, 0.5, 1))
+    value_axis(axes[0], "x", settings, [settings.low, settings.high, *shown[settings.of]])
+    layout.label_axes(fig, axes, settings.of, "share of runs", once=True)
+    layout.title(fig, cells, f"Outcome of each run by {settings.of}; above: failed, below: did not fail", shown, notes)
+    layout.legend(fig, replace(study.look, hue="", dash=None), shown, _handles(axes))
+    return fig
