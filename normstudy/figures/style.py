@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -103,11 +104,13 @@ def save(fig: Figure, path: Path, fmt: str) -> None:
         "svg": {"Date": None, "Creator": None},
         "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
     }
-    if fmt == "png" and (engine := fig.get_layout_engine()) is not None:
-        # With a layout engine, savefig draws everything once more only to have the layout computed.
-        fig.set_dpi(matplotlib.rcParams["savefig.dpi"])
-        engine.execute(fig)
-        fig.set_layout_engine("none")
     sink = io.BytesIO()
-    fig.savefig(sink, format=fmt, metadata=metadata[fmt])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ")  # a letter that the font lacks, in a name, is drawn as a box
+        if fmt == "png" and (engine := fig.get_layout_engine()) is not None:
+            # With a layout engine, savefig draws everything once more only to have the layout computed.
+            fig.set_dpi(matplotlib.rcParams["savefig.dpi"])
+            engine.execute(fig)
+            fig.set_layout_engine("none")
+        fig.savefig(sink, format=fmt, metadata=metadata[fmt])
     path.write_bytes(sink.getvalue())
