@@ -59,6 +59,9 @@ def place(study_dir: Path, relative: str, data: bytes) -> None:
 
 def place_output(out: Path, relative: str, data: bytes) -> None:
     """Atomically write one file below the folder `out`, given as --out. Raises ConfigError if writing fails."""
+    for part in (out / "state").glob(f"*.{socket.gethostname()}-*.part"):
+        if not os.path.exists(f"/proc/{part.stem.rpartition('-')[2]}"):  # its command was killed
+            part.unlink(missing_ok=True)
     try:
         (out / relative).parent.mkdir(parents=True, exist_ok=True)
         place(out, relative, data)

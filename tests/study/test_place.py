@@ -134,3 +134,18 @@ def test_a_failed_fsync_of_one_file_moves_none(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="Input/output"):
         files.place_all(tmp_path, [(f"tables/runs/{i}.parquet", b"x" * i) for i in range(1, 4)])
     assert files_of(tmp_path) == before
+
+
+def test_parts_of_killed_commands_are_removed_from_an_out_folder(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    host, dead = os.uname().nodename, 2**22 + 1  # a larger process id than Linux has
+    for name in (f"tables-a.parquet.{host}-{dead}.part", f"tables-a.parquet.{host}-{os.getppid()}.part", "mine.part"):
+        (tmp_path / "state" / name).touch()
+    files.place_output(tmp_path, "tables/a.parquet", b"x")
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {
+        f"tables-a.parquet.{host}-{os.getppid()}.part", "mine.part",
+    }  # fmt: skip
+    (tmp_path / "state" / "mine.part").unlink()
+    (tmp_path / "state" / f"tables-a.parquet.{host}-{os.getppid()}.part").unlink()
+    files.place_output(tmp_path, "tables/a.parquet", b"y")
+    assert [path.name for path in tmp_path.iterdir()] == ["tables"]
