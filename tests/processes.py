@@ -49,7 +49,7 @@ def start(
     figures: bool = False,
 ) -> subprocess.Popen[str]:
     """Start the real command in its own process group. figures: whether a sweep draws its figures at its end."""
-    command = WITHOUT_FIGURES if words[0] == "sweep" and not figures else CLI
+    command = WITHOUT_FIGURES if words[0] in ("sweep", "critical") and not figures else CLI
     return subprocess.Popen(
         [*prefix, *command, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True,
         preexec_fn=_hear_hangups,

@@ -16,7 +16,18 @@ from normstudy.errors import ConfigError
 from normstudy.search import settings as kept
 from normstudy.search.axis import DECADE
 from normstudy.search.posterior import WIDTHS, posterior
-from normstudy.search.rounds import COUNTS_AS, CRASHED, Run, count, decision, replay, summary_of
+from normstudy.search.rounds import (
+    COUNTS_AS,
+    CRASHED,
+    REPEAT_SEED,
+    REPEATS,
+    SENTINELS,
+    Run,
+    count,
+    decision,
+    replay,
+    summary_of,
+)
 from normstudy.search.settings import Settings
 from normstudy.study import tables, whole
 
@@ -60,9 +71,21 @@ def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*dict.fromkeys((*cells, *COLUMNS))])
 
 
+def without_leftovers(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Leave out repeated sentinels for which an earlier search asked that ended sooner, and this one does not.
+
+    So a search that gets a smaller width or more runs ends where it would have ended without the first stop.
+    """
+    every = list(map(Run, runs[settings.of].astype(float), runs["seed"].astype(int)))
+    asked = replay(settings, dict(zip(every, runs["outcome"], strict=True)).get).outcomes
+    first = settings.seed + REPEAT_SEED
+    seeds = range(first, first + REPEATS * SENTINELS)
+    return runs[[run in asked or run.seed not in seeds for run in every]]
+
+
 def edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
     """Return the columns COLUMNS for each edge of a cell. runs: those of the cell, with their outcomes."""
-    axis, ends = settings.axis, settings.ends
+    axis, ends, runs = settings.axis, settings.ends, without_leftovers(runs, settings)
     values, seeds = runs[settings.of].astype(float), runs["seed"].astype(int)
     known = dict(zip(map(Run, values, seeds), runs["outcome"], strict=True))
     progress = replay(settings, known.get)

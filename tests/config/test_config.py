@@ -163,9 +163,10 @@ OTHER: dict[str, dict[str, object]] = {
         "retry_failed": False, "max_tries": 1, "partition": "long", "account": "mine", "gpus": 1, "memory_gb": 4.0,
         "minutes": 30, "signal_seconds": 60, "requeues": 1, "jobs": 2, "sbatch": {"qos": "low"},
     },
+    "search": {"of": "n_layers", "low": 2.0, "high": 3.0, "width": 0.3, "max_runs": 61},
 }  # fmt: skip
 NOT_PART_OF_A_RUN = {("", "study"), ("", "results_dir"), ("data", "path"), ("model", "force_init")} | {
-    ("execution", f.name) for f in dataclasses.fields(ExecutionConfig)
+    (section, leaf) for section in ("execution", "search") for leaf in OTHER[section]
 }
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -166,3 +167,31 @@ def test_workers_killed_before_they_begin_cost_no_try(undisturbed: Path, tmp_pat
     assert "two batches" not in err
     assert running.returncode == 0
     assert_same_tables(undisturbed, tmp_path / "results" / "long")
+
+
+CRITICAL = ["critical", *SWEEP[1:], "schedule.n_steps=150", "search.low=1e-3", "search.high=10", "search.max_runs=18"]
+
+
+@pytest.mark.parametrize(
+    "n_kills", [pytest.param(2, marks=pytest.mark.faults), pytest.param(10, marks=pytest.mark.slow)]
+)
+def test_a_killed_search_ends_in_the_same_tables_and_answer(tmp_path: Path, n_kills: int) -> None:
+    """At random moments of its training; the answer is what it prints, but for how many runs it trained itself."""
+    rng = random.Random(SEED)
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    began = time.monotonic()
+    whole = finish(CRITICAL, tmp_path / "whole")
+    took = time.monotonic() - began
+    assert whole.returncode == 0, whole.stderr
+    for _ in range(n_kills):
+        running = start(CRITICAL, tmp_path / "killed")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(took * rng.uniform(0.4, 0.8))
+        running.kill()
+        running.communicate()
+    resumed = finish(CRITICAL, tmp_path / "killed")
+    assert resumed.returncode == 0, resumed.stderr
+    answer, again = (re.sub(r"command trained \d+", "", done.stdout) for done in (whole, resumed))
+    assert answer == again
+    assert_same_tables(*(tmp_path / name / "results" / "long" for name in ("whole", "killed")))

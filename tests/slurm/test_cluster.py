@@ -95,7 +95,8 @@ def test_runs_are_grouped_for_the_workers_of_all_jobs(tmp_path: Path) -> None:
     gpu = [on_slurm(tiny(tmp_path, seed=s), jobs=2, gpus=1) for s in range(12)]
     planned = planning.plan(gpu)
     assert (planned.device, planned.workers, len(planned.batches)) == ("cuda", 2, 2)
-    small = [on_slurm(tiny(tmp_path, seed=s), jobs=1, memory_gb=0.001) for s in range(12)]
+    wide = {"d_model": 512, "n_layers": 4, "seq_len": 64, "batch_size": 8}
+    small = [on_slurm(tiny(tmp_path, seed=s, **wide), jobs=1, memory_gb=1) for s in range(12)]
     assert len(planning.plan(small).batches) > len(
         planning.plan([on_slurm(c, jobs=1, memory_gb=8) for c in small]).batches
     )
