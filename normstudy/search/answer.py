@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from normstudy.analysis.compare import WIDTH
 from normstudy.analysis.grid import plain_table, typed_number, value_text
 from normstudy.analysis.outcomes import UNJUDGED, counts_text, outcomes
 from normstudy.analysis.pairs import cell_columns, varying
 from normstudy.analysis.select import Where, native, select, tell_sources_apart
 from normstudy.errors import ConfigError
+from normstudy.search import rounds
 from normstudy.search import settings as kept
 from normstudy.search.axis import DECADE
 from normstudy.search.posterior import WIDTHS, posterior
-from normstudy.search.rounds import (
-    COUNTS_AS,
-    CRASHED,
-    REPEAT_SEED,
-    REPEATS,
-    SENTINELS,
-    Run,
-    count,
-    decision,
-    replay,
-    summary_of,
-)
+from normstudy.search.rounds import COUNTS_AS, CRASHED, Run, count, decision, replay, summary_of
 from normstudy.search.settings import Settings
 from normstudy.study import tables, whole
 
-# Columns of the answer, after those that define a cell; results/README.md describes them.
+# Columns of the answer, after those that define a cell. value: median of the posterior; low, high: its 95 % interval;
+# bound: "above" or "below" if the edge lies beyond an end of the range; width: of the interval, in decades; unfinished:
+# runs with this outcome inside the interval; decided: why the search of the edge ended, or "no".
 COLUMNS = (
     "of", "edge", "value", "low", "high", "bound", "width", "runs", "crashed", "unfinished", "outcomes",
     "decided", "contradicted", "n_steps",
@@ -62,8 +56,7 @@ def with_outcomes(study_dir: Path | str, runs: pd.DataFrame) -> pd.DataFrame:
 
 def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """Estimate both edges of each cell. runs: finished and crashed runs, with their outcomes."""
-    columns = [c for c in cell_columns(settings.of) if c != "n_steps" or settings.of != "n_steps"]
-    cells = varying(runs, columns)
+    cells = varying(runs, cell_columns(settings.of))
     rows = []
     for _, part in runs.groupby(cells, dropna=False) if cells else [((), runs)]:
         place = {c: native(c, part[c].iloc[0]) for c in cells}
@@ -78,8 +71,8 @@ def without_leftovers(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """
     every = list(map(Run, runs[settings.of].astype(float), runs["seed"].astype(int)))
     asked = replay(settings, dict(zip(every, runs["outcome"], strict=True)).get).outcomes
-    first = settings.seed + REPEAT_SEED
-    seeds = range(first, first + REPEATS * SENTINELS)
+    first = settings.seed + rounds.REPEAT_SEED
+    seeds = range(first, first + rounds.REPEATS * rounds.SENTINELS)
     return runs[[run in asked or run.seed not in seeds for run in every]]
 
 
@@ -140,7 +133,7 @@ def render(found: pd.DataFrame, settings: Settings) -> str:
         f"threshold, widths of {WIDTHS[0]:g} to {WIDTHS[-1]:g} decades. unfinished: runs inside the two intervals that "
         "were still falling, which count as not failed."
     )
-    return "\n".join([head, "", *plain_table(header, lines)])
+    return "\n".join([*textwrap.wrap(head, WIDTH), "", *plain_table(header, lines)])
 
 
 def _remark(part: list[Any]) -> str:
