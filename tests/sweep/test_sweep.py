@@ -308,7 +308,7 @@ def assert_one_bar(seen: str, run_steps: int) -> None:
     bars = [line for line in seen.split("\r") if "%|" in line]
     assert len(bars) >= 2
     assert re.search(rf"100%\|.*{run_steps}/{run_steps} \[.*<00:00, .*step/s, 4 \w+\]", bars[-1])
-    assert any(re.search(r", 2 \w+\]", line) for line in bars)
+    assert any(re.search(r", 2 \w+[],]", line) for line in bars)
 
 
 @dataclasses.dataclass(frozen=True)
