@@ -53,7 +53,7 @@ def search(
 
     def train(planned: Plan, asked: Sequence[Asked], about: str) -> None:
         if launch is not None:
-            planning.check([planned.runs[i] for i in planned.missing])
+            planning.refuse_slurm(planned)
             missing = {*planned.missing} - {*planned.given_up}
             launch([words(one) for one, i in zip(asked, planned.ids, strict=True) if i in missing])
         elif planned.on_slurm:

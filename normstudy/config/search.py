@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from normstudy.config.checks import at_least, finite
 from normstudy.errors import ConfigError
 
+MOST_RUNS = 1000  # further seeds belong to the runs that look for failures which contradict a threshold
 LEAST_RUNS = 10  # those of the first round, and those that look for failures which contradict a threshold
 
 
@@ -25,6 +26,8 @@ class SearchConfig:
         finite("search.high", self.high, 0, strict=False)
         finite("search.width", self.width, 0, strict=True)
         at_least("search.max_runs", self.max_runs, LEAST_RUNS)
+        if self.max_runs > MOST_RUNS:
+            raise ConfigError(f"search.max_runs {self.max_runs} exceeds {MOST_RUNS}: reduce it")
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ConfigError(
                 f"search.low {self.low:g} is not below search.high {self.high:g}: write the smaller one first"

@@ -18,7 +18,7 @@ from normstudy.figures import layout, style
 from normstudy.figures.final_grid import GOLDEN, XAxis, beside_x, draw_ticks, x_axis
 from normstudy.figures.look import swept, varies
 from normstudy.figures.study import Lacks, Study
-from normstudy.search.answer import edges, without_leftovers
+from normstudy.search.answer import counted, edges
 from normstudy.search.posterior import posterior
 from normstudy.search.rounds import COUNTS_AS, FAIL, NOT_LEARN, count
 from normstudy.search.settings import Settings
@@ -143,8 +143,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> Figure:
 
 def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
     """Draw a cell: the expected share of runs beyond each edge, the edges' intervals, and all runs above and below."""
-    axis, value, counted = settings.axis, runs[settings.of].astype(float), without_leftovers(runs, settings)
-    pairs = [(axis.position(float(v)), str(outcome)) for v, outcome in counted[[settings.of, "outcome"]].to_numpy()]
+    axis, value, (_, pairs) = settings.axis, runs[settings.of].astype(float), counted(runs, settings)
     curve = range(settings.ends[0], settings.ends[1] + 1)
     for edge, (color, lw, ls, label) in CURVES.items():
         found = posterior(count(edge, pairs), *settings.ends)

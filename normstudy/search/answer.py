@@ -19,7 +19,7 @@ from normstudy.search import rounds
 from normstudy.search import settings as kept
 from normstudy.search.axis import DECADE
 from normstudy.search.posterior import WIDTHS, posterior
-from normstudy.search.rounds import COUNTS_AS, CRASHED, Run, count, decision, replay, summary_of
+from normstudy.search.rounds import COUNTS_AS, CRASHED, Progress, Run, count, decision, replay, summary_of
 from normstudy.search.settings import Settings
 from normstudy.study import tables, whole
 
@@ -64,25 +64,25 @@ def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*dict.fromkeys((*cells, *COLUMNS))])
 
 
-def without_leftovers(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Leave out repeated sentinels for which an earlier search asked that ended sooner, and this one does not.
+def counted(runs: pd.DataFrame, settings: Settings) -> tuple[Progress, list[tuple[int, str]]]:
+    """Return how far the search of a cell is, and (position, outcome) of each run that enters the estimate.
 
-    So a search that gets a smaller width or more runs ends where it would have ended without the first stop.
+    Those are all runs but repeated sentinels for which an earlier search asked that ended sooner. So a search that gets
+    a smaller width or more runs ends where it would have ended without the first stop.
     """
-    every = list(map(Run, runs[settings.of].astype(float), runs["seed"].astype(int)))
-    asked = replay(settings, dict(zip(every, runs["outcome"], strict=True)).get).outcomes
-    first = settings.seed + rounds.REPEAT_SEED
+    runs = runs.sort_values("run_id")  # the last of runs that differ only in how they are evaluated or probed counts
+    every = map(Run, runs[settings.of].astype(float), runs["seed"].astype(int))
+    known = dict(zip(every, map(str, runs["outcome"]), strict=True))
+    progress, first = replay(settings, known.get), settings.seed + rounds.REPEAT_SEED
     seeds = range(first, first + rounds.REPEATS * rounds.SENTINELS)
-    return runs[[run in asked or run.seed not in seeds for run in every]]
+    kept = {run: outcome for run, outcome in known.items() if run in progress.outcomes or run.seed not in seeds}
+    return progress, rounds.pairs_of(kept, settings.axis)
 
 
 def edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
     """Return the columns COLUMNS for each edge of a cell. runs: those of the cell, with their outcomes."""
-    axis, ends, runs = settings.axis, settings.ends, without_leftovers(runs, settings)
-    values, seeds = runs[settings.of].astype(float), runs["seed"].astype(int)
-    known = dict(zip(map(Run, values, seeds), runs["outcome"], strict=True))
-    progress = replay(settings, known.get)
-    pairs = [(axis.position(value), str(outcome)) for value, outcome in zip(values, runs["outcome"], strict=True)]
+    axis, ends = settings.axis, settings.ends
+    progress, pairs = counted(runs, settings)
     rows = []
     for edge in COUNTS_AS:
         counts = count(edge, pairs)

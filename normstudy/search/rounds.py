@@ -48,10 +48,6 @@ class Progress:
     decided: dict[str, str] = field(default_factory=dict)
     contradicted: dict[str, list[float]] = field(default_factory=dict)
 
-    @property
-    def is_over(self) -> bool:
-        return not self.wanted
-
 
 class Summary(NamedTuple):
     """What a posterior says. proposals: positions of the next round, if this edge alone chose them."""
@@ -99,12 +95,9 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
         progress.outcomes |= {run: outcome for run, outcome in found.items() if outcome is not None}
         return not progress.wanted
 
-    def summaries(outcomes: Mapping[Run, str]) -> dict[str, Summary]:
-        pairs = [(axis.position(run.value), outcome) for run, outcome in outcomes.items()]
-        return {edge: summary_of(count(edge, pairs), ends) for edge in COUNTS_AS}
-
     while True:
-        found = summaries(progress.outcomes)
+        pairs = pairs_of(progress.outcomes, axis)
+        found = {edge: summary_of(count(edge, pairs), ends) for edge in COUNTS_AS}
         progress.decided = {edge: why for edge, one in found.items() if (why := decision(one, settings))}
         if len(progress.outcomes) + size + SENTINELS > settings.max_runs:
             progress.decided = {edge: progress.decided.get(edge, "max_runs") for edge in COUNTS_AS}
@@ -116,11 +109,10 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
         if not take([Run(settings.value(position), first + j) for j, position in enumerate(chosen)]):
             return progress
 
-    counts = {edge: count(edge, pairs_of(progress.outcomes, axis)) for edge in COUNTS_AS}
     sentinels = _sentinels(settings)
     if not take(sentinels):
         return progress
-    expected = {edge: posterior(counts[edge], *ends) for edge in COUNTS_AS}
+    expected = {edge: posterior(count(edge, pairs), *ends) for edge in COUNTS_AS}  # without the sentinels
 
     def chance(edge: str, run: Run) -> float:
         """Return the expected probability of a run's outcome: beyond the edge, or not."""

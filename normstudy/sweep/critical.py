@@ -60,12 +60,11 @@ class Search:
             raise ConfigError("two cells of the search are the same: give every key distinct values")
         return planned
 
-    def note(self, planned: Plan, asked: Sequence[Asked]) -> bool:
-        """Take the outcomes of a plan's runs from the tables; returns whether every run now has one."""
+    def note(self, planned: Plan, asked: Sequence[Asked]) -> None:
+        """Take the outcomes of a plan's runs from the tables."""
         found = progress.outcomes_of(planned.study_dir, list(planned.ids))
         found |= dict.fromkeys(planned.given_up, CRASHED)
         self.outcomes |= {one: found[i] for one, i in zip(asked, planned.ids, strict=True) if i in found}
-        return all(i in found for i in planned.ids)
 
     def decided(self) -> str:
         cells = self.progress()

@@ -169,12 +169,17 @@ def _check_own(configs: Iterable[RunConfig], device: str) -> None:
 def check(configs: Sequence[RunConfig]) -> Plan:
     """Plan runs that will be trained one by one. Raises a ConfigError if a run cannot be trained or requests Slurm."""
     planned = plan(configs)
+    refuse_slurm(planned)
+    return planned
+
+
+def refuse_slurm(planned: Plan) -> None:
+    """Raise a ConfigError if a plan asks for Slurm jobs."""
     if planned.on_slurm:
         raise ConfigError(
             "execution=slurm needs the command normstudy sweep and normstudy's own launcher: leave execution=slurm out "
             "to train on this machine"
         )
-    return planned
 
 
 # Columns in which the runs of a batch may differ. The values of all other columns define the batch's shape.

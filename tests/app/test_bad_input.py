@@ -336,6 +336,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("critical --of n_layers model.placement=pre,mix", ["mix", "at least 4, not 1"]),
     ("critical search.width=0", ["search.width 0", "above 0"]),
     ("critical search.max_runs=9", ["search.max_runs 9 is below 10"]),
+    ("critical search.max_runs=1001", ["search.max_runs 1001 exceeds 1000"]),
     ("critical search.width=0.1,0.2", ["search.width=0.1,0.2", "one value"]),
     ("critical schedule.peak_lr=1e-3,1e-2", ["schedule.peak_lr", "leave schedule.peak_lr out"]),
     ("critical experiment=peak_lr", ["schedule.peak_lr", "leave schedule.peak_lr out"]),

@@ -55,6 +55,7 @@ def test_the_page_shows_the_table() -> None:
 def test_what_the_simulations_must_show() -> None:
     frame = stored()
     edge = frame[frame["kind"] == "edge"]
+    assert (frame["seconds_100_cells"] <= 0.2).all()
     assert (edge["searches"] >= 2000).all()
     assert (edge.loc[edge["width"] < 0.2, "coverage"] >= 0.92).all()
     assert (edge["coverage"] >= 0.9).all()

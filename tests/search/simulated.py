@@ -17,9 +17,9 @@ import pandas as pd
 
 from normstudy.search.axis import DECADE
 from normstudy.search.posterior import posterior
-from normstudy.search.rounds import FAIL, summary_of
+from normstudy.search.rounds import FAIL, Run, replay
 from normstudy.search.settings import Settings
-from normstudy.search.simulate import GRID_SEEDS, Edge, estimate, rms, search
+from normstudy.search.simulate import GRID_SEEDS, Edge, estimate, outcomes_at, rms, search
 
 SETTINGS = Settings("peak_lr", 3e-4, 1.0)
 WIDTHS, LAPSES = (0.03, 0.08, 0.15, 0.25), (0.0, 0.02, 0.05)
@@ -70,14 +70,18 @@ def searched(kind: str, edges: list[Edge], rng: np.random.Generator) -> dict[str
 
 
 def seconds_of_a_round(cells: int, rng: np.random.Generator) -> float:
-    """Seconds to choose the next round of so many cells, halfway through their searches."""
+    """Seconds to choose the sixth round of so many cells, whose first five have outcomes."""
     low, high = SETTINGS.ends
-    counts = [{int(p): (i % 2, 1) for i, p in enumerate(rng.integers(low, high, 20))} for _ in range(cells)]
-    began = time.perf_counter()
-    for one in counts:
-        summary_of(one, SETTINGS.ends)
-        summary_of({p: (n, 2) for p, (n, _) in one.items()}, SETTINGS.ends)  # both edges
-    return time.perf_counter() - began
+    seconds = 0.0
+    for _ in range(cells):
+        outcome_of = outcomes_at(Edge(rng.uniform(low + 30, high - 30), 0.08), SETTINGS, rng)
+        known: dict[Run, str] = {}
+        for number in range(6):
+            began = time.perf_counter()
+            wanted = replay(SETTINGS, known.get).wanted
+            seconds += (number == 5) * (time.perf_counter() - began)
+            known |= {run: outcome_of(run) for run in wanted}
+    return seconds
 
 
 def main() -> None:

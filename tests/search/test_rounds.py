@@ -103,7 +103,7 @@ def test_a_search_stopped_at_any_run_goes_on_to_the_same_runs() -> None:
     known: dict[Run, str] = {}
     for _ in range(200):
         part = replay(RATES, known.get)
-        if part.is_over:
+        if not part.wanted:
             break
         known[part.wanted[0]] = outcome_of(part.wanted[0])  # one run at a time: killed after each
     assert (part.outcomes, part.decided) == (whole.outcomes, whole.decided)

@@ -15,7 +15,7 @@ from studies import assert_same_tables, series_bytes
 
 import normstudy
 from normstudy.cli.main import main
-from normstudy.search.answer import critical_values
+from normstudy.search.answer import answer, critical_values, with_outcomes
 from normstudy.search.posterior import posterior
 from normstudy.search.rounds import COUNTS_AS, SENTINELS
 from normstudy.study import tables
@@ -52,8 +52,10 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_answer_is_that_of_the_stored_runs(searched: Path) -> None:
-    """Estimated again from the outcomes that `load` gives."""
-    found, _ = critical_values(searched)
+    """Estimated again from the outcomes that `load` gives. The order of the rows does not matter."""
+    found, settings = critical_values(searched)
+    shuffled = with_outcomes(searched, tables.read(searched, "runs")).sample(frac=1, random_state=0)
+    pd.testing.assert_frame_equal(answer(shuffled, settings), found, check_exact=True)
     runs = normstudy.load(searched).runs
     assert list(found["placement"]) == ["post", "post", "pre", "pre"]
     assert list(found["edge"]) == [*COUNTS_AS] * 2
