@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.conf import ConfigSourceInfo
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from normstudy.app.compose import check_is_run, conf_dir
-from normstudy.app.reading import YamlSource
+from normstudy.app.reading import YamlSource, replaced
 from normstudy.config.checks import check_study_name
 from normstudy.errors import ConfigError
 from normstudy.study import paths
@@ -49,11 +50,12 @@ def checked(shows: bool, searches: bool) -> Iterator[None]:
             )
         return config
 
-    setattr(ConfigLoaderImpl, "load_configuration", load_and_check)  # noqa: B010  # mypy forbids a plain assignment
-    try:
+    # The command decides between one run and a sweep. Hydra would compose the configuration once more to ask for it.
+    with (
+        replaced(ConfigLoaderImpl, "load_configuration", load_and_check),
+        replaced(Hydra, "get_mode", lambda *_, **__: None),
+    ):
         yield
-    finally:
-        setattr(ConfigLoaderImpl, "load_configuration", load)  # noqa: B010
 
 
 def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> None:

@@ -39,7 +39,9 @@ class Planner:
         self.loader, self.master = loader, master
         self.compositions: dict[tuple[str, ...], Composition] = {}
         self.groups: dict[str, bool] = {}  # key of an override -> whether it is the name of a config group
-        self.hydra = [str(word) for word in OmegaConf.to_container(master.hydra.overrides.hydra) or ()]
+        words = [str(word) for word in OmegaConf.to_container(master.hydra.overrides.hydra) or ()]
+        assert isinstance(loader, ConfigLoaderImpl)  # whose own get_group_options copies all sources at every call
+        _, self.files = loader._parse_overrides_and_create_caching_repo(master.hydra.job.config_name, words)
 
     def plan(self, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
         """Return one validated RunConfig per job, in order. Raises a ConfigError that names the first illegal job."""
@@ -80,9 +82,9 @@ class Planner:
 
     def _is_choice(self, override: Override) -> bool:
         """Return whether an override chooses a config file of a group."""
-        key, main = override.key_or_group, self.master.hydra.job.config_name
+        key = override.key_or_group
         if key not in self.groups:
-            self.groups[key] = bool(self.loader.get_group_options(key, None, main, self.hydra))
+            self.groups[key] = bool(self.files.get_group_options(key, None))
         return self.groups[key] and not isinstance(override.value(), dict)
 
 

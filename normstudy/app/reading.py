@@ -38,18 +38,24 @@ CASTS = ("range", "interval", "int", "float", "bool")  # functions of Hydra that
 @contextlib.contextmanager
 def as_written() -> Iterator[None]:
     """Make Hydra read config files by YamlSource, and overrides by Visitor."""
-    resolve, visitor = SourcesRegistry.resolve, vars(overrides_parser)["HydraOverrideVisitor"]
+    resolve = SourcesRegistry.resolve
 
     def ours(registry: SourcesRegistry, scheme: str) -> type[ConfigSource]:  # launchers copy the registry's content
         return YamlSource if scheme == "file" else resolve(registry, scheme)
 
-    setattr(SourcesRegistry, "resolve", ours)  # noqa: B010  # mypy forbids a plain assignment
-    setattr(overrides_parser, "HydraOverrideVisitor", Visitor)  # noqa: B010
+    with replaced(SourcesRegistry, "resolve", ours), replaced(overrides_parser, "HydraOverrideVisitor", Visitor):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """Replace an attribute of one of Hydra's classes or modules in the caller's `with` block."""
+    before = vars(owner)[name]
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(SourcesRegistry, "resolve", resolve)  # noqa: B010
-        setattr(overrides_parser, "HydraOverrideVisitor", visitor)  # noqa: B010
+        setattr(owner, name, before)
 
 
 class Visitor(HydraOverrideVisitor):

@@ -169,6 +169,27 @@ def test_flags_say_whether_failed_runs_are_tried_again(
     assert execution["retry_failed"] is expected
 
 
+@pytest.mark.parametrize(
+    ("command", "mode", "composed", "said"),
+    [("sweep --dry-run", "RUN", 2, "s: 2 runs, 0 already"), ("run", "MULTIRUN", 1, "Training one run, without")],
+)
+def test_the_command_decides_what_is_trained_and_hydra_composes_it_once(
+    command: str, mode: str, composed: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    """A sweep composes its configuration once, and all its runs together once more."""
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    text = f"# @package _global_\nstudy: s\nhydra: {{mode: {mode}, sweeper: {{params: {{seed: '0,1'}}}}}}\n"
+    (tmp_path / "own" / "experiment" / "mode.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    calls, compose = [], ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "load_configuration", lambda *args, **options: calls.append(1) or compose(*args, **options)
+    )
+    assert cli.main([*command.split(), "--config-dir", "own", "experiment=mode", *TINY]) == 0
+    assert said in capfd.readouterr().out
+    assert len(calls) == composed
+
+
 # ---- the shipped studies ------------------------------------------------------------------------------
 
 SHIPPED = {

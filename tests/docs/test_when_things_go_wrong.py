@@ -26,7 +26,7 @@ TESTS = Path(__file__).parents[1]
 HELD_BY = {
     "A sweep that is killed at any moment resumes when you give the same command again, "
     "and its results have the same bits.": (
-        "test_kill_points.py::test_a_kill_at_any_point_costs_nothing_and_a_known_mistake_is_found",
+        "test_kill_points.py::test_a_kill_costs_nothing_and_a_known_mistake_is_found",
         "test_random_kills.py::test_twenty_kills_change_no_bit",
         "test_signals.py::test_a_killed_parent_leaves_no_orphan_and_no_failed_run",
     ),
