@@ -194,16 +194,12 @@ def test_the_command_decides_what_is_trained_and_hydra_composes_it_once(
 
 SHIPPED = {
     "smoke": 8, "quickstart": 20, "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280,
-    "shallow": 60, "boundary": 40, "best": 160,
+    "shallow": 60, "boundary": 40, "best": 160, "critical_lr": 36, "critical_warmup": 6,
 }  # fmt: skip
 
 
-def test_the_shipped_studies_are_these() -> None:
-    assert sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml")) == sorted(SHIPPED)
-
-
 def test_the_axes_of_the_shipped_studies() -> None:
-    """Each fills the study of its name. The axes and lengths of the headline study and the studies around it."""
+    """Each fills the study of its name. The axes and lengths of all of them; those of a search are its cells'."""
     for name, runs in SHIPPED.items():
         configs = planned(f"experiment={name}")
         assert len(configs) == runs
@@ -230,8 +226,13 @@ def test_the_axes_of_the_shipped_studies() -> None:
     assert swept("shallow") == [both, ["auto"], [2, 4], [1e-3], [0], sorted(range(5, 20), key=str)]
     assert swept("boundary") == [both, ["auto"], [12], [1e-3], [100], sorted(range(5, 25), key=str)]
     assert swept("best") == [both, ["auto"], [6], [1e-3, 2e-3, 4e-3, 8e-3], [0, 100, 200, 400], [*range(25, 30)]]
+    everywhere, *others = swept("critical_lr")
+    assert everywhere == ["deepnorm", "mix", "peri", "post", "pre", "residual"]
+    assert others == [["auto"], [12, 4, 6], [1e-3], [0, 100], [0]]
+    assert swept("critical_warmup") == [["post"], ["auto"], [12, 6], [1e-3, 2e-3, 4e-3], [0], [0]]
     steps = {name: planned(f"experiment={name}")[0].schedule.n_steps for name in SHIPPED}
-    assert steps == {name: {"smoke": 200, "quickstart": 200, "placements": 300}.get(name, 600) for name in SHIPPED}
+    short = {"smoke": 200, "quickstart": 200, "placements": 300, "critical_lr": 300, "critical_warmup": 300}
+    assert steps == {name: short.get(name, 600) for name in SHIPPED}
 
 
 # ---- axes ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ RUNS = {
     "smoke": 8, "quickstart": 20, "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280,
     "shallow": 60, "boundary": 40, "best": 160,
 }  # fmt: skip
+CELLS = {"critical_lr": 36, "critical_warmup": 6}  # of the studies that are searches
 SHORT = [
     "model.d_model=16", "model.n_heads=2", "data=synthetic", "data.seq_len=16", "data.batch_size=2",
     "schedule.n_steps=2", "eval.windows=4", "seed=0", "execution.device=cpu", "execution.workers=1",
@@ -25,7 +26,7 @@ WARMUPS = {study: ["schedule.warmup_steps=0,1"] for study in STUDIES if study !=
 
 
 def test_every_study_is_known_here() -> None:
-    assert sorted(RUNS) == STUDIES
+    assert sorted(RUNS | CELLS) == STUDIES
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -33,14 +34,16 @@ def test_it_plans_what_its_pages_say(
     study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main.main(["sweep", f"experiment={study}", "--dry-run"]) == 0
-    assert f"{study}: {RUNS[study]} runs, 0 already finished" in capfd.readouterr().out
+    command, size = ("critical", f"{CELLS[study]} cells") if study in CELLS else ("sweep", str(RUNS[study]))
+    assert main.main([command, f"experiment={study}", "--dry-run"]) == 0
+    said = f"{size}, " if study in CELLS else f"{size} runs, 0 already finished"
+    assert f"{study}: {said}" in capfd.readouterr().out
     assert list(tmp_path.iterdir()) == []
     page = (ROOT / "experiments" / f"{study}.md").read_text()
     for heading in ("**Question.**", "**Prediction", "**Command.**", "**Finding.**"):
         assert heading in page
     table = (ROOT / "experiments" / "README.md").read_text()
-    assert re.search(rf"\| \[{study}\]\({study}\.md\) \| .* \| {RUNS[study]} \|", table)
+    assert re.search(rf"\| \[{study}\]\({study}\.md\) \| .* \| {size} \|", table)
 
 
 @pytest.mark.usefixtures("without_figures")
