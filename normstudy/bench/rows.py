@@ -69,6 +69,7 @@ ROWS: dict[str, Row] = {
     "f": Row("normstudy.bench.commands", "large_study", "time and memory to plot, compare and read a large study"),
     "g": Row("normstudy.bench.speed", "on_gpu", "training speed on one GPU", "cuda"),
     "i": Row("normstudy.bench.speed", "recording_loops", "training speed against plain loops that record gradients"),
+    "j": Row("normstudy.bench.speed", "searching", "time of a search for critical values against a grid's"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Measure rows `a`, `b`, `g` and `i` of the benchmark: training speed, and the cost of recording (see docs/speed.md).
+"""Measure rows `a`, `b`, `g`, `i`, `j` of the benchmark: training speed, and the cost of recording (see docs/speed.md).
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
 writes its tables. The plain loops of row i write no files. The first loop keeps its numbers in memory; the second
@@ -9,6 +9,8 @@ In row b, one process trains three copies of the same runs: with no probes, with
 at every 20th step. Each round takes 20 steps of every copy, and the copies take turns after each step.
 In row g, the clock stops only when the GPU has finished its work. `megabytes_per_run` is the peak of the GPU memory
 that torch allocates, divided by the number of runs.
+Row j times a whole search for critical learning rates. The time of the grid that has the error of such a search is its
+number of run-steps, divided by the speed of one plain loop per core.
 """
 
 from __future__ import annotations
@@ -17,13 +19,18 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from shutil import rmtree
 
 import numpy as np
 
+from normstudy.bench.commands import NORMSTUDY as COMMAND
+from normstudy.bench.commands import timed
 from normstudy.bench.products import start_products
 from normstudy.bench.rows import Goal, Sample, Scope
 from normstudy.bench.subjects import D32_L4, D64_L6, NORMSTUDY, Case, Race, cpu_seconds, in_worker, run_config, together
 from normstudy.config import ProbeConfig
+from normstudy.search import simulate
+from normstudy.search.settings import settings_of
 from normstudy.sweep import batching
 
 PRODUCT_MS = 10  # milliseconds for which each library repeats each matrix product
@@ -42,6 +49,9 @@ CASES = {  # model size -> for each line in TITLES, the least ratio that meets t
 OFF, EVERY_STEP, DEFAULT = "all probes off", "all probes on, every step", "all probes on, default density"
 PLAIN, ON_GPU = "plain eager loop", f"256 runs of {D64_L6.name}"
 GPU_RUNS, GPU_STEPS = 256, 100  # runs in a batch; steps in a timed span, a multiple of the probe period
+SEARCH = ("model.placement=post", "schedule.warmup_steps=0,100", "data=pydoc", "execution.device=cpu")
+CELLS, SEARCH_STEPS, GRID = 2, 300, "grid, one plain loop per core"
+SEARCHED = f"{CELLS} cells of {D64_L6.name}, {SEARCH_STEPS} steps"
 GOALS = [
     *(
         Goal(row, case.name, title, "run_steps_per_s", NORMSTUDY, opponent, "at least" if goals[i] else None, goals[i])
@@ -59,6 +69,8 @@ GOALS = [
     Goal("g", ON_GPU, "run-steps per second, relative to one plain loop on the same GPU", "run_steps_per_s", NORMSTUDY,
          PLAIN, "at least", 50.0),
     Goal("g", ON_GPU, "memory per run (MB)", "megabytes_per_run", NORMSTUDY),
+    Goal("j", SEARCHED, "time of a grid of the same error / time of the search", "seconds", GRID, NORMSTUDY, "at least",
+         3.0),
 ]  # fmt: skip
 
 
@@ -129,6 +141,20 @@ def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
                 spent[name] += cpu_seconds(batches[name].__next__, 1)
         for name, seconds in spent.items():
             yield Sample("b", case.name, name, "ms_per_run_step", "ms", number, 1e3 * seconds / (period * runs))
+
+
+def searching(scope: Scope) -> Iterator[Sample]:
+    """Measure row `j` of the benchmark: the time of a search, and of a grid that is as accurate, by plain loops."""
+    config = run_config(D64_L6)
+    grid = CELLS * SEARCH_STEPS * simulate.expected(settings_of(config)).grid_runs
+    words = [*SEARCH, f"schedule.n_steps={SEARCH_STEPS}", f"results_dir={scope.folder}", "study=searched"]
+    with Race("j", D64_L6, len(os.sched_getaffinity(0)), scope) as race:
+        race.add_plain(PER_CORE, "train", race.n)
+        for number in range(1 if scope.quick else 3):
+            yield Sample("j", SEARCHED, NORMSTUDY, "seconds", "s", number, timed([*COMMAND, "critical", *words])[0])
+            rates = yield from race.round(number)
+            yield Sample("j", SEARCHED, GRID, "seconds", "s", number, grid / sum(rates.values()))
+            rmtree(scope.folder / "searched")
 
 
 def on_gpu(scope: Scope) -> Iterator[Sample]:

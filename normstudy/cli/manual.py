@@ -300,7 +300,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         "normstudy bench [--full]: measure how fast normstudy is on this machine. Measurements of normstudy alternate "
         "with measurements of the tools that people use instead, such as a plain training loop.",
         {
-            "--quick": "measure the small cases in a few rounds, for two to three minutes (the default)",
+            "--quick": "measure the small cases in a few rounds, for about five minutes (the default)",
             "--full": "measure every case, as for the shipped tables in results/bench",
             "--device cpu|cuda": "default: cpu; row g of the benchmark (see below) measures a GPU and needs cuda",
             "--rows ROW[,ROW]": "measure only these rows of the benchmark (listed below); stored results of "
@@ -320,6 +320,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "f": "time and memory to plot, compare and read a large study",
             "g": "training speed on one GPU",
             "i": "training speed against plain loops that record gradients",
+            "j": "time of a search for critical values against a grid's",
         },
         "The benchmark repeats its measurements in rounds. A ratio divides two measurements that were made one after "
         "the other in the same round. A goal for a ratio applies to the median over rounds.",

@@ -102,8 +102,7 @@ class Postfix:
             except ConfigError as error:  # a damaged file must not stop the training
                 print_error(str(error))
             self._ended.clear()
-        n = self._likely.count(self._left.values())
-        return ", ".join([counted(self._outcomes)] * bool(self._outcomes) + [f"{n:,} likely stuck"] * bool(n))
+        return counted(self._outcomes, self._likely.count(self._left.values()))
 
 
 def line_of(ended: int, runs: int, steps_done: int, steps_planned: int | None, left: float | None) -> str:
@@ -117,9 +116,10 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else str(datetime.timedelta(seconds=round(seconds))).removeprefix("0:")
 
 
-def counted(outcomes: Counter[str]) -> str:
-    """Format the number of runs with each outcome, e.g. `2 learned 1 stuck`."""
-    return " ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items()))
+def counted(outcomes: Counter[str], likely_stuck: int) -> str:
+    """Format the number of runs with each outcome and of running ones, e.g. `2 learned 1 stuck, 3 likely stuck`."""
+    ended = " ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items()))
+    return ", ".join(filter(None, [ended, f"{likely_stuck:,} likely stuck" if likely_stuck else ""]))
 
 
 def outcomes_of(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:

@@ -227,7 +227,7 @@ def test_show_of_a_damaged_table_is_one_line(shown: Path, capfd: Capture) -> Non
     ("request_", "held"),
     [
         ("--quick --full", ["--full", "not allowed with", "--quick", "--help"]),
-        ("--rows z", ["'z'", "a, b, c, d, e, f, g, i"]),
+        ("--rows z", ["'z'", "a, b, c, d, e, f, g, i, j"]),
         ("--rows a1", ["'a1'", "a, b, c"]),
         ("--rows a,,b", ["'a,,b'", "empty name"]),
         ("--rows", ["--rows", "--help"]),
@@ -273,7 +273,7 @@ def test_cuda_where_there_is_none_is_one_line_and_writes_nothing() -> None:
 
 def test_the_help_tells_every_row_and_where_things_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert list(ROWS) == list("abcdefgi")
+    assert list(ROWS) == list("abcdefgij")
     shown = manual.help_of("bench")
     for letter, row in ROWS.items():
         assert f"  {letter}  {row.title}" in shown

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import WITHOUT_FIGURES
 from threadpoolctl import threadpool_info
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +29,8 @@ from normstudy.bench.subjects import D64_L6, NORMSTUDY, Case, Race, child, run_c
 from normstudy.config import ProbeConfig
 from normstudy.data import texts
 from normstudy.processes import WORKER_ENVIRONMENT
+from normstudy.search import simulate
+from normstudy.search.settings import settings_of
 from normstudy.training import batch as train
 
 TINY = Case(d_model=16, n_layers=1, batch_size=2, seq_len=8)
@@ -57,6 +60,22 @@ def test_a_race_measures_what_its_goals_name(
             assert goal.opponent is None or (goal.opponent, goal.metric) in measured
     for subject, number in itertools.product((NORMSTUDY, *opponents), range(2)):
         assert 0 < values[subject, "busy_cores", number] < 1.1
+
+
+@pytest.mark.bench
+def test_row_j_measures_a_whole_search_and_a_grid_of_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("search.max_runs=10", "model.n_layers=1", "model.d_model=16", "model.n_heads=2", "data=pydoc")
+    monkeypatch.setattr(speed, "SEARCH", (*words, "data.seq_len=8", "data.batch_size=2", "eval.windows=4"))
+    monkeypatch.setattr(speed, "SEARCH_STEPS", 20)
+    monkeypatch.setattr(speed, "D64_L6", TINY)
+    monkeypatch.setattr(speed, "COMMAND", WITHOUT_FIGURES)
+    samples = list(speed.searching(Scope(quick=True, folder=tmp_path)))
+    (goal,) = (goal for goal in speed.GOALS if goal.row == "j")
+    value = {(s.case, s.subject, s.metric): s.value for s in samples}
+    runs = value[goal.case, goal.subject, "seconds"] * value[TINY.name, PER_CORE, "run_steps_per_s"] / 20
+    assert runs == pytest.approx(speed.CELLS * simulate.expected(settings_of(run_config(TINY))).grid_runs)
+    assert value[goal.case, str(goal.opponent), "seconds"] > 1
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_the_goals_of_every_shape() -> None:

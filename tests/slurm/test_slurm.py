@@ -139,6 +139,25 @@ def test_a_killed_job_takes_its_runs_only_and_the_same_command_goes_on(here: Pat
     assert_same_tables(here, tmp_path / STUDY)
 
 
+@pytest.mark.slow
+def test_a_search_trains_each_round_as_jobs(tmp_path: Path) -> None:
+    """By hand, two minutes. A search that is interrupted while its first round trains ends as one without Slurm."""
+    words = ["critical", *SWEEP[1:], "schedule.n_steps=300", "model.placement=pre,post", "search.max_runs=10"]
+    for name in ("here", "jobs"):
+        (tmp_path / name).mkdir()
+    alone = finish(words, tmp_path / "here")
+    assert alone.returncode == 0, alone.stderr
+    running = start([*words, "execution=slurm", "execution.jobs=2"], tmp_path / "jobs")
+    wait_for(lambda: jobs(tmp_path / "jobs"))
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.wait(20) == 130
+    wait_for(lambda: not jobs(tmp_path / "jobs", "running,pending,completing"))
+    code, out, err = end(start([*words, "execution=slurm", "execution.jobs=2"], tmp_path / "jobs"), tmp_path / "jobs")
+    assert code == 0, err + logs(tmp_path / "jobs")
+    assert len(set(re.findall(r"Slurm array (\d+): \d+ jobs? submitted", out))) >= 2
+    assert_same_tables(tmp_path / "here" / STUDY, tmp_path / "jobs" / STUDY)
+
+
 def test_a_job_goes_on_after_its_time_limit(here: Path, tmp_path: Path) -> None:
     """The workers are stopped until Slurm sends each process of the job SIGCONT and the warning."""
     running = start([*ON_SLURM, "execution.workers=2", "execution.jobs=1"], tmp_path)

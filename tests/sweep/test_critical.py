@@ -24,7 +24,7 @@ from normstudy.upkeep.compact import compact_study
 
 TINY = [
     "data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=16", "model.n_heads=2",
-    "schedule.n_steps=60", "eval.windows=4", "probe.dense_steps=0", "execution.workers=1",
+    "schedule.n_steps=30", "eval.windows=4", "probe.dense_steps=0", "execution.workers=1",
     "search.low=1e-3", "search.high=10",
 ]  # fmt: skip
 CELLS = ["model.n_layers=1", "model.placement=pre,post", "study=s", "search.max_runs=14"]
@@ -165,8 +165,8 @@ def test_whole_numbers_are_searched_too(of: str, high: str, least: int, here: Pa
     words = ["--of", of, "search.low=null", f"search.high={high}", "search.max_runs=10", "schedule.peak_lr=0.05"]
     assert critical(*words, f"study={of}") == 0
     runs = pd.read_parquet(here / "results" / of / "tables/runs")
-    assert set(runs[of]) <= {*range(least, 61 if high == "null" else 4)}
+    assert set(runs[of]) <= {*range(least, 31 if high == "null" else 4)}
     assert runs["seed"].is_unique
     found, settings = critical_values(here / "results" / of)
-    assert (settings.low, settings.high) == (least, 60 if high == "null" else 3)
+    assert (settings.low, settings.high) == (least, 30 if high == "null" else 3)
     assert set(found["of"]) == {of}
