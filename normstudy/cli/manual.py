@@ -81,8 +81,8 @@ HELP: tuple[Block, ...] = (
 )
 
 KEYS: dict[str, str] = {
-    "experiment=": "smoke, quickstart, warmup, depth, peak_lr, rmsnorm, placements, shallow, boundary, best, or your "
-    "own (see --config-dir)",
+    "experiment=": "smoke, quickstart, warmup, depth, peak_lr, rmsnorm, placements, shallow, boundary, best, "
+    "critical_lr, critical_warmup, or your own (see --config-dir)",
     "model=": "presets for the model.* keys: default, tiny, vaswani, gpt2, llama, olmo2, gemma2, deepnet",
     "model.placement=": "pre, post, peri, reordered, sub, deepnorm, admin, lns, mix, b2t, residual, hybrid, rezero, "
     "none, or your own as my_module:my_block",
