@@ -44,5 +44,5 @@ def own_opener(path: str, flags: int) -> int:
 
 def read(path: Path) -> bytes:
     """Read a regular file. Raises OSError for any other file."""
-    with open(path, "rb", opener=opener) as file:
-        return file.read()
+    with open(path, "rb", buffering=0, opener=opener) as file:
+        return file.readall()

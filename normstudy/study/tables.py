@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from normstudy.errors import ConfigError, warn
 from normstudy.study import checkpoints, files, parquet, schema
-from normstudy.study.parquet import COMPACTED_OPTIONS, conform, encode, join, open_file, read_file, read_row
+from normstudy.study.parquet import COMPACTED_OPTIONS, Stretch, conform, encode, join, open_file, read_file, read_row
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES, SORT, TABLES, Rows, run_of, window_name
 from normstudy.study.swap import check_not_swapping
 
@@ -179,14 +179,14 @@ def read(
     *,
     text: bool = True,
     skip: Collection[str] = (),
-    counted: list[pa.Table] | None = None,
+    counted: list[Stretch] | None = None,
 ) -> pd.DataFrame:
     """Read one table of a study as a DataFrame, sorted by SORT[table]. `whole.read` also finds rows that are missing.
 
     columns, run_ids, module: what to read (default: everything).
     text: whether to return `run_id` and `module` as text; if False, they are pandas categories in alphabetical order,
-    which need far less memory. skip: run_ids whose uncompacted files are not read. counted: a list to which tables with
-    the number of rows of each run at each step, of all modules, are appended.
+    which need far less memory. skip: run_ids whose uncompacted files are not read. counted: a list to which the
+    number of rows of each run at each step, of all modules, are appended.
     Raises ConfigError for a damaged file or a folder that is not a study.
     """
     check_is_study(Path(study_dir))
@@ -205,9 +205,9 @@ def read(
     return frame if columns is None else frame[columns]
 
 
-def count(study_dir: Path, table: str, run_ids: Sequence[str]) -> list[pa.Table]:
+def count(study_dir: Path, table: str, run_ids: Sequence[str]) -> list[Stretch]:
     """Count the rows of each run at each step: see `read`."""
-    counted: list[pa.Table] = []
+    counted: list[Stretch] = []
     _rows(study_dir / "tables" / table, schema.KEYS[table], run_ids, None, (), counted)
     return counted
 
@@ -232,7 +232,7 @@ def _rows(
     run_ids: Sequence[str] | None,
     module: str | None,
     skip: Collection[str],
-    counted: list[pa.Table] | None,
+    counted: list[Stretch] | None,
 ) -> pa.Table:
     """Read the selected rows of a table's folder, unsorted. Each dictionary column has one dictionary for all rows."""
     names = [name for name in names_in(folder) if run_of(folder.name, name) not in skip]
@@ -246,7 +246,7 @@ def _rows(
 
     def chosen(part: pa.Table) -> pa.Table:
         if counted is not None:
-            counted.append(parquet.rows_by_step(part))
+            counted.extend(parquet.rows_by_step(part))
         return part if module is None else part.filter(pc.equal(part["module"], module))
 
     def read_all(bundle: Sequence[Path]) -> list[pa.Table]:

@@ -7,7 +7,7 @@ or replaced, or because a changed bit lies in the part of a file that says how m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from normstudy.errors import ConfigError, warn
 from normstudy.study import checkpoints, parquet, schema, tables
+from normstudy.study.parquet import Ints, Stretch
 
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 # The columns of `runs` that determine which rows a run must have in the other tables.
 COLUMNS = ("run_id", "status", "n_steps", "n_layers", "probe_dense_steps", "probe_every", "nonfinite_step")
 NONE = (np.empty(0, np.int64), np.empty(0, np.int64))  # the distinct steps, and the number of rows at each, of no rows
@@ -75,7 +75,9 @@ def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
     is the same at every step.
     """
     wanted = steps_of(table, run, run.last(steps))
-    missing, strange = np.setdiff1d(wanted, steps), np.setdiff1d(steps, wanted)
+    missing = strange = wanted[:0]
+    if not np.array_equal(wanted, steps):  # the comparison is faster, and most runs are whole
+        missing, strange = np.setdiff1d(wanted, steps), np.setdiff1d(steps, wanted)
     if len(missing):
         return f"lacks {len(missing)} of {len(wanted)} steps (the first is step {missing[0]})"
     if len(strange):
@@ -87,12 +89,12 @@ def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
 
 def wrong_in(table: str, run: Expected, rows: pa.Table) -> str:
     """Describe which of its rows in a table a run lacks, in a string that may be empty."""
-    return _wrong_of(table, [run], [parquet.rows_by_step(rows)]).get(run.name, "")
+    return _wrong_of(table, [run], parquet.rows_by_step(rows)).get(run.name, "")
 
 
-def _wrong_of(table: str, runs: Sequence[Expected], counted: Sequence[pa.Table]) -> dict[str, str]:
+def _wrong_of(table: str, runs: Sequence[Expected], counted: Sequence[Stretch]) -> dict[str, str]:
     """Return run_id -> what is wrong, for runs that lack rows. counted: what parquet.rows_by_step returned."""
-    found = dict(_counts(counted))
+    found = _counts(counted)
     wrong = {}
     for run in runs:
         if what := lacking(table, run, *found.get(run.name, NONE)):
@@ -114,7 +116,7 @@ def read(
     runs: rows of the table `runs` with COLUMNS. The other arguments are those of tables.read.
     """
     every = _expected(study_dir, runs)
-    counted: list[pa.Table] = []
+    counted: list[Stretch] = []
     frame = tables.read(study_dir, table, columns, list(runs["run_id"]), module, text=text, counted=counted)
     wrong = _wrong_of(table, every, counted)
     warn_of(study_dir, wrong)
@@ -143,10 +145,10 @@ def wrong_in_files(study_dir: Path, run: Expected, *, is_new: bool) -> str:
         if paths and is_new:
             return f"tables/{table}/{paths[0].name} has no row in tables/runs"
         try:
-            counted = [parquet.rows_by_step(part) for p in paths for part in parquet.read_file(p, schema.KEYS[table])]
+            parts = [part for path in paths for part in parquet.read_file(path, schema.KEYS[table])]
         except ConfigError as error:
             return str(error)
-        if wrong := _wrong_of(table, [run], counted):
+        if wrong := _wrong_of(table, [run], [one for part in parts for one in parquet.rows_by_step(part)]):
             return wrong[run.name]
     return ""
 
@@ -169,11 +171,16 @@ def said(wrong: Mapping[str, str]) -> str:
     return f"{run_id}: {what}" + (f" (and of {len(more)} more run{'s' * (len(more) > 1)})" if more else "")
 
 
-def _counts(counted: Sequence[pa.Table]) -> Iterator[tuple[str, tuple[Ints, Ints]]]:
-    """Yield for each run its steps and the rows at each of them. counted: what parquet.rows_by_step returned."""
-    if not counted:
-        return
-    both = pa.concat_tables([one.set_column(0, "run_id", one["run_id"].cast(pa.string())) for one in counted])
-    both = both.group_by(["run_id", "step"]).aggregate([("count_all", "sum")])
-    for run_id, rows in parquet.runs_in(both.sort_by([("run_id", "ascending"), ("step", "ascending")])):
-        yield run_id, (np.asarray(rows["step"].fill_null(-1), np.int64), np.asarray(rows["count_all_sum"], np.int64))
+def _counts(counted: Sequence[Stretch]) -> dict[str, tuple[Ints, Ints]]:
+    """Return run_id -> its distinct steps, sorted, and the number of rows at each of them."""
+    parts: dict[str, list[Stretch]] = {}
+    for stretch in counted:
+        parts.setdefault(stretch.run_id, []).append(stretch)
+    found = {}
+    for run_id, own in parts.items():
+        steps, rows = np.concatenate([one.steps for one in own]), np.concatenate([one.rows for one in own])
+        if np.any(steps[1:] <= steps[:-1]):
+            steps, at = np.unique(steps, return_inverse=True)
+            rows = np.bincount(at, rows).astype(int)
+        found[run_id] = steps, rows
+    return found
