@@ -27,11 +27,10 @@ B batch, T sequence, D d_model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """A row of PLACEMENTS: a placement's function, its source, and the model settings that it chooses or allows."""
 
     block: Callable[..., object]

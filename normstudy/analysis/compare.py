@@ -163,16 +163,14 @@ def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str)
         return markdown_table(header, rows, right)
     first = [i == 0 or parts[i - 1][0] != place for i, (place, _) in enumerate(parts)]  # row of its cell
     rows = [[*(place if top else [""] * len(place)), *texts] for top, (place, texts) in zip(first, parts, strict=True)]
-    lines = _text_table(header, rows, right)
-    if max(map(len, lines)) <= WIDTH:
-        return lines
-    rows = [[*row[:-1], "\n".join(textwrap.wrap(row[-1], VERDICT_WIDTH))] for row in rows]
-    lines = _text_table(header, rows, right)
-    if max(map(len, lines)) <= WIDTH:
-        return lines
+    narrow = [[*row[:-1], "\n".join(textwrap.wrap(row[-1], VERDICT_WIDTH))] for row in rows]
+    for tried in (rows, narrow):
+        lines = _text_table(header, tried, right)
+        if max(map(len, lines)) <= WIDTH:
+            return lines
     n = len(header) - len(parts[0][1])  # cell columns, which get lines of their own
-    lines = _text_table(header[n:], [row[n:] for row in rows], {i - n for i in right})
-    heights = [max(cell.count("\n") for cell in row) + 1 for row in rows]
+    lines = _text_table(header[n:], [row[n:] for row in narrow], {i - n for i in right})
+    heights = [max(cell.count("\n") for cell in row) + 1 for row in narrow]
     body = iter(lines[len(lines) - sum(heights) :])
     out = lines[: len(lines) - sum(heights)]
     for top, (place, _), height in zip(first, parts, heights, strict=True):

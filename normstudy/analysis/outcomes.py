@@ -124,13 +124,9 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
             train_loss[rows[name]],
             first_val_loss=val_loss.get((name, 0), np.nan),
             late_val_loss=val_loss.get((name, late_step(int(n_steps))), float(np.float32(late))),  # as in `steps`
-            final_val_loss=final,
-            window=mean_window(int(n_steps), int(batch_size), int(seq_len)),
-            ln_vocab=ln_vocab,
-            unigram_entropy=unigram_entropy,
-            bigram_entropy=bigram_entropy,
-            nonfinite=not np.isnan(nonfinite),
-        )
+            final_val_loss=final, window=mean_window(int(n_steps), int(batch_size), int(seq_len)), ln_vocab=ln_vocab,
+            unigram_entropy=unigram_entropy, bigram_entropy=bigram_entropy, nonfinite=not np.isnan(nonfinite),
+        )  # fmt: skip
     return pd.Series(found, index=pd.Index(found, name="run_id", dtype=object), name="outcome", dtype=object)
 
 

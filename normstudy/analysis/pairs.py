@@ -6,8 +6,7 @@ Losses are final validation losses in nats per token. docs/statistics.md explain
 from __future__ import annotations
 
 import math
-import typing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -162,21 +161,16 @@ def _compare(arm: list[_Run], base: list[_Run], margin: float | None) -> dict[st
     out = {**_share(arm, arms), **{f"baseline_{name}": value for name, value in _share(base, bases).items()}}
     return out | {
         "failed_p": inference.share_test(*(out[c] for c in ("failed", "runs", "baseline_failed", "baseline_runs"))),
-        "pairs": len(pairs),
-        "unpaired": len(arms) + len(bases) - 2 * len(pairs),
-        "compared": len(compared),
+        "pairs": len(pairs), "unpaired": len(arms) + len(bases) - 2 * len(pairs), "compared": len(compared),
         "loss": float(loss[:, 0].mean()) if compared else math.nan,
         "baseline_loss": float(loss[:, 1].mean()) if compared else math.nan,
-        "difference": mean,
-        "ci_low": low,
-        "ci_high": high,
+        "difference": mean, "ci_low": low, "ci_high": high, "margin": margin,
         "loss_p": inference.paired_t_test(difference) if tested else math.nan,
-        "margin": margin,
         "equivalent_p": inference.equivalence_test(difference, margin) if tested and margin else math.nan,
-    }
+    }  # fmt: skip
 
 
-def _share(runs: list[_Run], by_seeds: dict[Seeds, list[_Run]]) -> dict[str, typing.Any]:
+def _share(runs: list[_Run], by_seeds: dict[Seeds, list[_Run]]) -> dict[str, Any]:
     """Return the columns on one arm's outcomes and on its share of failed runs."""
     found = [same[0].outcome for same in by_seeds.values()]
     failed, known = failed_of(found)
@@ -188,7 +182,7 @@ def _share(runs: list[_Run], by_seeds: dict[Seeds, list[_Run]]) -> dict[str, typ
     }  # fmt: skip
 
 
-def _judge(rows: list[dict[str, typing.Any]]) -> None:
+def _judge(rows: list[dict[str, Any]]) -> None:
     """Add Holm's p and the verdicts to the rows of a comparison. All tests of all rows are one family."""
     keys = [(row, name) for row in rows for name in TESTS]
     p = [row[f"{name}_p"] for row, name in keys]
@@ -203,7 +197,7 @@ def _judge(rows: list[dict[str, typing.Any]]) -> None:
         row["loss_verdict"] = _loss_verdict(row)
 
 
-def _share_verdict(row: dict[str, typing.Any], reachable: bool) -> str:
+def _share_verdict(row: dict[str, Any], reachable: bool) -> str:
     """Return a verdict on the shares of failed runs. reachable: whether any outcome could be significant."""
     if math.isnan(row["failed_p"]):
         none = "all failed" if row["failed"] else "none failed"
@@ -214,7 +208,7 @@ def _share_verdict(row: dict[str, typing.Any], reachable: bool) -> str:
     return "no difference shown" if reachable else f"too few seeds for a family of {row['family']}"
 
 
-def _loss_verdict(row: dict[str, typing.Any]) -> str:
+def _loss_verdict(row: dict[str, Any]) -> str:
     """Return a verdict on the losses, such as "lower", or the reason for having none."""
     if row["compared"] == 0:
         return "no pairs"

@@ -21,9 +21,7 @@ from normstudy.study import paths
 OUR_SWEEPER = "hydra_plugins.normstudy.NormstudySweeper"
 SHIPPED = ("hydra", "main", "schema")  # providers of config files that no user writes
 # Where Hydra writes: nothing for a run, and other launchers' and sweepers' files in a study's folder sweeps/.
-FIXED = {
-    "run.dir": ".", "output_subdir": None, "sweep.dir": "${results_dir}/${study}/sweeps", "sweep.subdir": ".",
-}  # fmt: skip
+FIXED = {"run.dir": ".", "output_subdir": None, "sweep.dir": "${results_dir}/${study}/sweeps", "sweep.subdir": "."}
 
 
 @contextlib.contextmanager

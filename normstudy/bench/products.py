@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from normstudy import config as cfg
 from normstudy.bench.subjects import Work
-from normstudy.config import RunConfig
+from normstudy.config import RunConfig, resolve
 
 ATTENTION, ATTENTION_BACKWARD = "attention", "attention backward"
 # (count, m, k, n, layout): `count` products of (m, k) by (k, n). layout nt: only the second factor is transposed.
@@ -32,7 +31,7 @@ class Piece(NamedTuple):
 def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
     """List the matrix products in one step of the default model. Attention is counted as if it had no causal mask."""
     m, d = config.model, config.data
-    width, d_ff, T, K = m.d_model, cfg.resolve(m).d_ff, d.seq_len, m.d_model // m.n_heads
+    width, d_ff, T, K = m.d_model, resolve(m).d_ff, d.seq_len, m.d_model // m.n_heads
     rows, heads, L = d.batch_size * T, d.batch_size * m.n_heads, m.n_layers
     maps = {"q, k, v": (width, 3 * width, L), "out": (width, width, L), "w1": (width, d_ff, L),
             "w2": (d_ff, width, L), "unembed": (width, vocab_size, 1)}  # fmt: skip

@@ -10,9 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
-from normstudy import config as cfg
 from normstudy.bench.rows import Sample, Scope
-from normstudy.config import RunConfig
+from normstudy.config import INT_MAX, DataConfig, EvalConfig, ModelConfig, ProbeConfig, RunConfig, ScheduleConfig
 from normstudy.processes import WORKER_ENVIRONMENT, Child, environment_with
 from normstudy.study import schema
 from normstudy.sweep import batching
@@ -103,13 +102,13 @@ class Case(NamedTuple):
 D32_L4, D64_L6 = Case(32, 4, 8, 32), Case(64, 6, 8, 64)
 
 
-def run_config(case: Case, seed: int = 0, *, probe: cfg.ProbeConfig | None = None) -> RunConfig:
+def run_config(case: Case, seed: int = 0, *, probe: ProbeConfig | None = None) -> RunConfig:
     """Configure a run of the default model that never ends. If `probe` is None, every 20th step is probed."""
     return RunConfig(
-        study="speed", seed=seed, schedule=cfg.ScheduleConfig(n_steps=cfg.INT_MAX),
-        model=cfg.ModelConfig(n_layers=case.n_layers, d_model=case.d_model, n_heads=case.d_model // D_HEAD),
-        data=cfg.DataConfig(name="pydoc", seq_len=case.seq_len, batch_size=case.batch_size),
-        probe=probe or cfg.ProbeConfig(dense_steps=0), eval=cfg.EvalConfig(every=cfg.INT_MAX, windows=1),
+        study="speed", seed=seed, schedule=ScheduleConfig(n_steps=INT_MAX),
+        model=ModelConfig(n_layers=case.n_layers, d_model=case.d_model, n_heads=case.d_model // D_HEAD),
+        data=DataConfig(name="pydoc", seq_len=case.seq_len, batch_size=case.batch_size),
+        probe=probe or ProbeConfig(dense_steps=0), eval=EvalConfig(every=INT_MAX, windows=1),
     )  # fmt: skip
 
 
@@ -186,7 +185,7 @@ class Race(contextlib.ExitStack):
         taken, _ = together(crew, WARM_UP)
         self.subjects[subject] = crew, period * max(1, round(self.seconds * WARM_UP / taken / period))
 
-    def add_normstudy(self, probe: cfg.ProbeConfig) -> None:
+    def add_normstudy(self, probe: ProbeConfig) -> None:
         """Add normstudy as a subject: it trains one batch per core and writes tables into a temporary folder."""
         seeds = [range(core * self.runs, (core + 1) * self.runs) for core in range(self.n)]
         batches = [[run_config(self.case, seed, probe=probe) for seed in of] for of in seeds]

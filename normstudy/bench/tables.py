@@ -24,14 +24,12 @@ from normstudy.study import files, parquet
 from normstudy.study.records import git_commit
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
-SCHEMA = pa.schema(
-    [
-        ("row", _NAME), ("case", _NAME), ("subject", _NAME), ("metric", _NAME), ("unit", _NAME), ("round", pa.int32()),
-        ("value", pa.float64()), ("mode", _NAME), ("python", _NAME), ("torch", _NAME), ("cpu", _NAME),
-        ("n_cores", pa.int32()), ("cpu_capability", _NAME), ("blas", _NAME), ("device", _NAME),
-        ("git_commit", _NAME), ("started_at", pa.timestamp("us", tz="UTC")),
-    ]
-)  # fmt: skip
+SCHEMA = pa.schema([
+    ("row", _NAME), ("case", _NAME), ("subject", _NAME), ("metric", _NAME), ("unit", _NAME), ("round", pa.int32()),
+    ("value", pa.float64()), ("mode", _NAME), ("python", _NAME), ("torch", _NAME), ("cpu", _NAME),
+    ("n_cores", pa.int32()), ("cpu_capability", _NAME), ("blas", _NAME), ("device", _NAME), ("git_commit", _NAME),
+    ("started_at", pa.timestamp("us", tz="UTC")),
+])  # fmt: skip
 ASK = """
 import json, sys, torch
 from normstudy.workers import recording

@@ -18,20 +18,11 @@ from normstudy.cli import manual, measuring, reading, studies, training
 from normstudy.errors import ConfigError, MissingRows, nearest, short
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "run": functools.partial(training.train, "run"),
-    "sweep": functools.partial(training.train, "sweep"),
-    "critical": functools.partial(training.train, "critical"),
-    "plot": reading.plot,
-    "compare": reading.compare,
-    "sensitivity": reading.sensitivity,
-    "status": studies.status,
-    "cancel": studies.cancel,
-    "check": studies.check,
-    "compact": studies.compact,
-    "export": reading.export,
-    "reproduce": measuring.reproduce,
-    "bench": measuring.bench,
-}
+    **{name: functools.partial(training.train, name) for name in ("run", "sweep", "critical")},
+    "plot": reading.plot, "compare": reading.compare, "sensitivity": reading.sensitivity, "status": studies.status,
+    "cancel": studies.cancel, "check": studies.check, "compact": studies.compact, "export": reading.export,
+    "reproduce": measuring.reproduce, "bench": measuring.bench,
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

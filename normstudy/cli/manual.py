@@ -139,15 +139,10 @@ FLAGS: dict[str, str] = {
 }
 
 KEY_BLOCKS: tuple[Block, ...] = (
-    "Keys (normstudy run --cfg job prints all keys with their values):",
-    KEYS,
-    NUMBERS,
-    "Execution keys (on one kind of device, they never change a result):",
-    EXECUTION_KEYS,
-    "Execution keys that need execution=slurm:",
-    SLURM_KEYS,
-    "Flags:",
-)
+    "Keys (normstudy run --cfg job prints all keys with their values):", KEYS, NUMBERS,
+    "Execution keys (on one kind of device, they never change a result):", EXECUTION_KEYS,
+    "Execution keys that need execution=slurm:", SLURM_KEYS, "Flags:",
+)  # fmt: skip
 
 WHERE = {
     "--where CONDITION[,CONDITION]": "use only the runs that meet each condition, such as 'n_layers=2,4' or "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 
 from normstudy.config.checks import at_least, finite, one_of
 from normstudy.errors import ConfigError
@@ -13,9 +12,7 @@ CLUSTER_NAMES = ("local", "slurm")
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 
 # Keys of `execution` that apply only to Slurm jobs.
-SLURM_KEYS = (
-    "partition", "account", "gpus", "memory_gb", "minutes", "signal_seconds", "requeues", "jobs", "sbatch",
-)  # fmt: skip
+SLURM_KEYS = ("partition", "account", "gpus", "memory_gb", "minutes", "signal_seconds", "requeues", "jobs", "sbatch")
 MAX_SIGNAL_SECONDS = 65_535  # the maximum that sbatch --signal accepts
 # execution.sbatch may set neither the sbatch options in HAVE_KEYS (option -> the key of `execution` that sets it) nor
 # the sbatch options in FIXED, which are reserved for normstudy.
@@ -77,7 +74,7 @@ def _check_local(execution: ExecutionConfig) -> None:
     defaults = type(execution).__dataclass_fields__
     for key in SLURM_KEYS:
         value, default = getattr(execution, key), defaults[key].default
-        if value != ({} if default is dataclasses.MISSING else default):
+        if value != ({} if default is MISSING else default):
             raise ConfigError(f"execution.{key} {value} applies only to Slurm jobs: add execution=slurm")
 
 
@@ -133,22 +130,13 @@ def workers_of(execution: ExecutionConfig) -> int:
     return execution.workers or 1
 
 
-def device_of(execution: ExecutionConfig) -> str:
-    """Return the device on which a Slurm job trains, cpu or cuda. The submitting machine's devices do not matter."""
-    return "cuda" if execution.gpus else "cpu"
-
-
 def of_sbatch(execution: ExecutionConfig) -> dict[str, str]:
     """Return the sbatch options of a job: long name -> value, which is "true" for an option that takes no value."""
     asked = {
-        "partition": execution.partition,
-        "account": execution.account,
-        "time": execution.minutes,
-        "nodes": 1,
+        "partition": execution.partition, "account": execution.account, "time": execution.minutes, "nodes": 1,
         "cpus-per-task": workers_of(execution),
         "mem": None if execution.memory_gb is None else f"{max(1, round(1024 * execution.memory_gb))}M",
-        "gpus-per-node": execution.gpus or None,
-        "signal": f"USR2@{execution.signal_seconds}",
-    }
+        "gpus-per-node": execution.gpus or None, "signal": f"USR2@{execution.signal_seconds}",
+    }  # fmt: skip
     flags = {name: "true" if value.lower() == "true" else value for name, value in execution.sbatch.items()}
     return {name: str(value) for name, value in asked.items() if value is not None} | {"requeue": "true"} | flags

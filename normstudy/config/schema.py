@@ -328,8 +328,6 @@ def resolve(model: ModelConfig) -> Resolved:
     return Resolved(
         d_ff=model.d_ff or (gated if model.activation in GATED else 4 * model.d_model),
         init=row.init if model.init == "auto" else model.init,
-        final_norm=final_norm and norm != "none",
-        norm=norm,
-        qk_norm="none" if norm == "none" else qk_norm,
+        final_norm=final_norm and norm != "none", norm=norm, qk_norm="none" if norm == "none" else qk_norm,
         embed_std=stds[model.embed_init] if model.embed_std is None else model.embed_std,
-    )
+    )  # fmt: skip

@@ -27,9 +27,7 @@ from normstudy.errors import ConfigError, nearest
 # The names of the arguments that a block may take. placements.py describes each of them.
 STREAMS = ("x", "r")
 SUBLAYERS = ("attn", "mlp")
-NORMS = (
-    "norm1", "norm2", "norm1_out", "norm2_out", "norm1_inner", "norm2_inner", "q_norm", "k_norm", "v_norm",
-)  # fmt: skip
+NORMS = ("norm1", "norm2", "norm1_out", "norm2_out", "norm1_inner", "norm2_inner", "q_norm", "k_norm", "v_norm")
 LEARNED = ("omega1", "omega2", "scale")
 NUMBERS = ("alpha", "layer", "n_layers")
 BLOCK_ARGUMENTS = (*STREAMS, *SUBLAYERS, *NORMS, *LEARNED, *NUMBERS)

@@ -16,9 +16,8 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -26,8 +25,7 @@ from normstudy.config import places
 from normstudy.errors import ConfigError, bar_options
 
 
-@dataclass(frozen=True)
-class Corpus:
+class Corpus(NamedTuple):
     """Describe a text to download. sha256: the hash of the file at `url`. source: the address of a page about the text.
 
     If the file is a zip archive, its member with the text is named after the text: enwik8.zip contains enwik8.
@@ -150,8 +148,10 @@ def _receive(name: str, url: str, part: Path) -> bool:
         total = start + int(length) if length else None
         with (
             open(part, "ab" if continued else "wb", opener=places.own_opener) as file,
-            _bar(name, url, start, total) as bar,
+            tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True, **bar_options()) as bar,
         ):
+            if bar.disable:
+                print(f"downloading {url}", file=sys.stderr, flush=True)
             for chunk in _chunks(url, response, start, total):
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -188,10 +188,3 @@ def _reason(error: Exception) -> str:
     inner = getattr(error, "reason", error)
     text = f"{error.code} {inner}" if isinstance(error, urllib.error.HTTPError) else str(inner)
     return " ".join(text.split()) or type(error).__name__
-
-
-def _bar(name: str, url: str, start: int, total: int | None) -> tqdm[NoReturn]:
-    """Make a progress bar, which appears only on a terminal. Elsewhere, print one line with the URL instead."""
-    if not sys.stderr.isatty():
-        print(f"downloading {url}", file=sys.stderr, flush=True)
-    return tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True, **bar_options())

@@ -98,11 +98,9 @@ def train_merges(train: Sequence[bytes], vocab_size: int) -> Merges:
     """Learn merges from the training blocks. Raise a ConfigError if they yield fewer than `vocab_size` tokens."""
     library = _library()
     trained = _splitting(library, library.models.BPE())
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=[chr(b) for b in range(256)], show_progress=False
-    )
-    trained.train_from_iterator((block.decode("latin-1") for block in train), trainer)
     token = {chr(b): b for b in range(256)}
+    trainer = library.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=list(token), show_progress=False)
+    trained.train_from_iterator((block.decode("latin-1") for block in train), trainer)
     merges = []
     for a, b in json.loads(trained.to_str())["model"]["merges"]:
         merges.append((token[a], token[b]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -30,8 +30,7 @@ NAMES = (
 Scalars = dict[str, float]  # name -> number
 
 
-@dataclass(frozen=True)
-class ExportedRun:
+class ExportedRun(NamedTuple):
     """Hold a run to export."""
 
     run_id: str

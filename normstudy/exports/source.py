@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -28,8 +28,7 @@ DERIVED = {
 }
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """The part of a study to export: the rows of `runs`, sorted by run_id, and what to join to other rows."""
 
     study_dir: Path
@@ -76,7 +75,8 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
     tables.warn_of_lost(study_dir, began.difference(content["run_id"].to_pylist()))
     chosen = select(tell_sources_apart(content.to_pandas()), where)
     for name in map(str, chosen["run_id"]):
-        if not is_name(name):
+        # A slash could make a tool write into another folder.
+        if not name.isprintable() or name in ("", ".", "..") or {"/", "\\"} & set(name):
             raise ConfigError(
                 f"{study_dir} has a run_id that cannot be a file name, {name!r}: run normstudy check {study_dir}"
             )
@@ -94,20 +94,14 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
     return Source(study_dir, runs, derived.select(load.joined_columns(chosen) if join else []))
 
 
-def is_name(run_id: str) -> bool:
-    """Return whether a run_id is a plain file name. A slash could make a tool write into another folder."""
-    return run_id.isprintable() and run_id not in ("", ".", "..") and not {"/", "\\"} & set(run_id)
-
-
 def by_run(study_dir: Path, table: str, runs: pa.Table) -> Iterator[pa.Table]:
     """Yield a table's rows, run by run. Memory holds one run and one row group at a time.
 
     runs: rows of the table `runs`, sorted by run_id. A run that lacks rows has none, and a warning names it.
     """
     own: dict[str, list[Path]] = {}
-    expected = [
-        whole.expected_of(study_dir, row) for row in zip(*(runs[c].to_pylist() for c in whole.COLUMNS), strict=True)
-    ]
+    values = zip(*(runs[column].to_pylist() for column in whole.COLUMNS), strict=True)
+    expected = [whole.expected_of(study_dir, row) for row in values]
     gathered: Iterator[tuple[str, pa.Table]] = iter(())
     for path in _files(study_dir, table):
         if path.name == COMPACTED_FILE:

@@ -15,30 +15,21 @@ from normstudy.errors import ConfigError
 from normstudy.figures import style
 from normstudy.figures.critical import critical_curve, critical_depth, phase_map
 from normstudy.figures.final_grid import final_grid
-from normstudy.figures.gradient_profile import gradient_profile
+from normstudy.figures.gradient_profile import gradient_profile, residual_path
 from normstudy.figures.gradient_ratio import gradient_ratio
 from normstudy.figures.headline import headline
 from normstudy.figures.heatmap import heatmap
 from normstudy.figures.loss_curves import loss_curves, training_loss
 from normstudy.figures.ranking import ranking
-from normstudy.figures.residual_path import residual_path
 from normstudy.figures.study import MAX_PANELS, Lacks, Study, load
 from normstudy.figures.update_rms import update_rms
 
 OF_SEARCH = {"critical_depth": critical_depth, "critical_curve": critical_curve, "phase_map": phase_map}
 FIGURES: dict[str, Callable[[Study], Figure]] = {
-    "headline": headline,
-    "loss_curves": loss_curves,
-    "training_loss": training_loss,
-    "gradient_ratio": gradient_ratio,
-    "gradient_profile": gradient_profile,
-    "residual_path": residual_path,
-    "update_rms": update_rms,
-    "heatmap": heatmap,
-    "final_grid": final_grid,
-    "ranking": ranking,
-    **OF_SEARCH,
-}
+    "headline": headline, "loss_curves": loss_curves, "training_loss": training_loss, "gradient_ratio": gradient_ratio,
+    "gradient_profile": gradient_profile, "residual_path": residual_path, "update_rms": update_rms, "heatmap": heatmap,
+    "final_grid": final_grid, "ranking": ranking, **OF_SEARCH,
+}  # fmt: skip
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,7 @@ JITTER = 0.04  # a marker lies within this fraction of the smallest gap between 
 GOLDEN = (5**0.5 - 1) / 2
 
 
-@dataclass(frozen=True)
-class XAxis:
+class XAxis(NamedTuple):
     """Hold the column that the x axis shows, and the x position of each value in this column."""
 
     column: str

@@ -1,4 +1,4 @@
-"""Draw the figure gradient_profile: gradient norm against layer, at init, after a few updates, and at the end."""
+"""Draw the figures gradient_profile and residual_path: gradient norm against layer, at a few steps of training."""
 
 from __future__ import annotations
 
@@ -46,10 +46,19 @@ def gradient_profile(study: Study) -> Figure:
     """Draw the gradient norm of the FFN output matrix against layer, at a few steps of training."""
     needs_layers(study)
     what, top = f"Gradient norm of {MODULE} against layer", int(study.at_headline()["n_layers"].max()) - 1
-    return snapshot_figure(study, study.modules, what, "layer", f"{MODULE} grad_norm", top)
+    return _figure(study, study.modules, what, "layer", f"{MODULE} grad_norm", top)
 
 
-def snapshot_figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
+def residual_path(study: Study) -> Figure:
+    """Draw the norm of dLoss/dx_l against l, from the embedding's output (0) to the last block's output (n_layers)."""
+    rows, runs = study.residual, study.at_headline()
+    if not rows["run_id"].isin(runs["run_id"]).any():
+        raise Lacks("no run recorded the residual stream")
+    what, top = "Gradient along the residual stream", int(runs["n_layers"].max())
+    return _figure(study, rows, what, "l (0: embedding)", "norm of dLoss/dx_l", top)
+
+
+def _figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
     """Draw gradient norms against layer, with a column of panels for each snapshot of training.
 
     Only runs with the largest depth and the learning rate nearest to HEADLINE_LR are drawn. Each combination of the

@@ -33,10 +33,9 @@ def draw_map(ax: Axes, table: pd.DataFrame, norm: LogNorm) -> QuadMesh:
     layers = table.index.to_numpy(float)
     x = np.append(steps, steps[-1] + 1)
     y = np.append(layers, layers[-1] + 1) - 0.5
+    finite = np.ma.masked_invalid(table.to_numpy(float))
     # the map is rasterized, because thousands of small paths would make an SVG or PDF slow and show hairlines
-    return ax.pcolormesh(
-        x, y, np.ma.masked_invalid(table.to_numpy(float)), cmap=style.SEQUENTIAL, norm=norm, rasterized=True
-    )
+    return ax.pcolormesh(x, y, finite, cmap=style.SEQUENTIAL, norm=norm, rasterized=True)
 
 
 def heatmap(study: Study) -> Figure:

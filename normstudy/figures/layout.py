@@ -73,9 +73,8 @@ def panel_title(ax: Axes, text: str) -> None:
     fig = ax.figure
     assert isinstance(fig, Figure)
     width = int(fig.get_figwidth() * CHARACTERS / place_of(ax).get_gridspec().ncols)
-    ax.set_title(
-        "\n".join(textwrap.wrap(text, width, break_on_hyphens=False)) if len(text) > width else text, loc="left"
-    )
+    lines = textwrap.wrap(text, width, break_on_hyphens=False) if len(text) > width else [text]
+    ax.set_title("\n".join(lines), loc="left")
 
 
 def _extra_title_lines(fig: Figure) -> int:

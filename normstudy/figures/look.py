@@ -20,12 +20,9 @@ MAX_HUES = 6  # largest number of colors in a panel
 NAME_WIDTH = 24  # characters that fit above each of four panels in a row
 
 _NAMES = {
-    "placement": cfg.PLACEMENT_NAMES,
-    "norm": (*cfg.NORM_NAMES, "auto"),
-    "init": ("auto", *cfg.INIT_NAMES),
-    "optimizer": cfg.OPTIMIZER_NAMES,
-    "schedule": cfg.SCHEDULE_NAMES,
-}
+    "placement": cfg.PLACEMENT_NAMES, "norm": (*cfg.NORM_NAMES, "auto"), "init": ("auto", *cfg.INIT_NAMES),
+    "optimizer": cfg.OPTIMIZER_NAMES, "schedule": cfg.SCHEDULE_NAMES,
+}  # fmt: skip
 
 
 def label(value: Value, names: Mapping[str, str]) -> str:
@@ -175,14 +172,8 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
     notes = list[str]()
     hues = spread_labels(runs, hue, MAX_HUES, names or {}, notes)
     dashes = [] if dash is None else spread_labels(runs, dash, len(style.DASHES), names or {}, notes)
-    return Look(
-        hue=hue,
-        dash=dash,
-        colors=colors_of(hue, hues),
-        dashes=dict(zip(dashes, style.DASHES, strict=False)) if dash else {"": "-"},
-        notes=tuple(notes),
-        facet=facet,
-    )
+    styles: dict[str, style.LineStyle] = dict(zip(dashes, style.DASHES, strict=False)) if dash else {"": "-"}
+    return Look(hue, dash, colors_of(hue, hues), styles, tuple(notes), facet)
 
 
 def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:

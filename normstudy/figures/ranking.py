@@ -137,15 +137,11 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
     mean = hardest[~gone].groupby("row")["final_val_loss"].mean()
     where = [f"n_layers={columns[-1]}"] * (len(columns) > 1) + [f"{arm_field}={arms[0]}"] * (arm_field is not None)
     return Ranking(
-        field=field,
-        arm_field=arm_field,
-        runs=runs,
+        field=field, arm_field=arm_field, runs=runs, columns=columns, notes=notes,
         rows=sorted(everyone, key=lambda row: (failed.get(row, np.inf), mean.get(row, np.inf))),
-        columns=columns,
         colors=dict(zip(arms, style.shades(len(arms), style.ARMS), strict=True)),
         rule="ranked by failed runs, then by the mean" + (f" at {', '.join(where)}" if where else ""),
-        notes=notes,
-    )
+    )  # fmt: skip
 
 
 def places(ranking: Ranking) -> dict[tuple[str, str], float]:

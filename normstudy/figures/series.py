@@ -109,12 +109,8 @@ def ends(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
     """Return (name, loss) for uniform, unigram and bigram prediction of the runs' text, in nats per token."""
-    first = runs.iloc[0]
-    return [
-        ("ln(vocab)", float(first["ln_vocab"])),
-        ("unigram", float(first["unigram_entropy"])),
-        ("bigram", float(first["bigram_entropy"])),
-    ]
+    columns = {"ln(vocab)": "ln_vocab", "unigram": "unigram_entropy", "bigram": "bigram_entropy"}
+    return [(name, float(runs[column].iloc[0])) for name, column in columns.items()]
 
 
 def same_text(panels: Sequence[Panel]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,8 +36,7 @@ class Lacks(Exception):
     """Raised if a figure cannot be drawn from a study; the message says what the study lacks."""
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """Hold a panel's title and the runs that the panel shows."""
 
     title: str
@@ -199,13 +199,8 @@ def load(study_dir: Path, where: Where | None = None) -> Study:
     if search is not None and look.hue == search.of:
         look = replace(look, hue="")
     return Study(
-        folder=study_dir,
+        folder=study_dir, look=look, finished=done, unfinished=len(runs) - len(done), names=names, search=search,
         runs=done[done["hue"].isin(look.colors) & done["dash"].isin(look.dashes)].reset_index(drop=True),
         steps=steps.astype({"train_loss": float, "val_loss": float}),
-        look=look,
-        finished=done,
-        unfinished=len(runs) - len(done),
         panel_fields=tuple(c for c in fields if c not in (look.hue, look.dash)),
-        names=names,
-        search=search,
-    )
+    )  # fmt: skip

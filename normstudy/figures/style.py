@@ -37,15 +37,9 @@ OTHER_COLORS = (
 DASHES: tuple[LineStyle, ...] = ("-", (0, (3.5, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 1.5)))
 
 OUTCOME_MARKERS = {
-    "learned": "o",
-    "partial": "s",
-    "unfinished": "P",
-    "spiked": "^",
-    "stuck": "v",
-    "collapsed": "D",
-    "diverged": "X",
-    "unjudged": "*",
-}
+    "learned": "o", "partial": "s", "unfinished": "P", "spiked": "^",
+    "stuck": "v", "collapsed": "D", "diverged": "X", "unjudged": "*",
+}  # fmt: skip
 
 OUTCOME_COLORS = {  # warm colors for runs that failed
     "learned": "#0072B2", "partial": "#E0A800", "unfinished": "#56B4E9", "spiked": "#009E73",
@@ -74,27 +68,14 @@ def rc() -> dict[str, object]:
     """Return matplotlib's default settings with the changes for our figures, so that a user's rc file has no effect."""
     base: dict[str, object] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_MACHINE)}
     return base | {
-        "savefig.dpi": 220,
-        "font.size": 7.5,
-        "axes.titlesize": 7.5,
-        "figure.titlesize": 8,
-        "xtick.labelsize": 6.5,
-        "ytick.labelsize": 6.5,
-        "legend.fontsize": 7,
-        "legend.frameon": False,
-        "legend.handlelength": 2.6,
-        "legend.columnspacing": 1.4,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.6,
-        "xtick.major.width": 0.6,
-        "ytick.major.width": 0.6,
-        "xtick.minor.width": 0.4,
-        "ytick.minor.width": 0.4,
-        "lines.markersize": 4,
+        "savefig.dpi": 220, "lines.markersize": 4,
+        "font.size": 7.5, "axes.titlesize": 7.5, "figure.titlesize": 8, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
+        "legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 2.6, "legend.columnspacing": 1.4,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
+        "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4, "ytick.minor.width": 0.4,
         "pdf.fonttype": 42,  # TrueType, because journals reject Type 3 fonts
         "svg.hashsalt": "normstudy",  # makes the element ids in an SVG reproducible
-    }
+    }  # fmt: skip
 
 
 def save(fig: Figure, path: Path, fmt: str) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -41,8 +40,7 @@ CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
 MARGIN = 0.01  # nats per token: RMSNorm and LayerNorm train alike if their mean losses differ by less
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """Hold a number for or against a claim.
 
     low, high: the ends of the number's 95 % interval over seeds, or NaN if the number is a p value. is_share: whether
@@ -69,13 +67,9 @@ def findings(results: Path) -> list[Evidence]:
     """Compute the evidence for all claims. Raises a ConfigError if the folder `results` lacks runs listed in CELLS."""
     warmup, depth, peak_lr, rmsnorm, shallow, boundary, best = (_whole(results, study) for study in CELLS)
     return [
-        *_vanishing(warmup, depth),
-        *_clean_path(depth),
-        *_needs_warmup(warmup, peak_lr),
-        *_at_the_boundary(depth, boundary),
-        *_post_can_win(shallow, best),
-        *_same_profile(rmsnorm),
-    ]
+        *_vanishing(warmup, depth), *_clean_path(depth), *_needs_warmup(warmup, peak_lr),
+        *_at_the_boundary(depth, boundary), *_post_can_win(shallow, best), *_same_profile(rmsnorm),
+    ]  # fmt: skip
 
 
 def _whole(results: Path, study: str) -> Tables:
@@ -136,11 +130,8 @@ def _needs_warmup(warmup: Tables, peak_lr: Tables) -> list[Evidence]:
     for steps in (0, 100):
         name = f"runs failed, post, {SHALLOW} layers, {HEADLINE_LR:g}, warmup {steps}"
         out.append(_share("C3a", name, "warmup", post[post["warmup_steps"] == steps], FAILED))
-    for rate, study, tables in (
-        (HEADLINE_LR, "warmup", warmup),
-        (1e-2, "peak_lr", peak_lr),
-        (3e-2, "peak_lr", peak_lr),
-    ):
+    at = ((HEADLINE_LR, "warmup", warmup), (1e-2, "peak_lr", peak_lr), (3e-2, "peak_lr", peak_lr))
+    for rate, study, tables in at:
         name = f"loss with warmup 100 minus without, pre, {SHALLOW} layers, {rate:g}"
         runs = tables.runs.query("placement == 'pre' and peak_lr == @rate")
         out.append(_difference("C3a", name, study, runs, tables.steps, "warmup_steps"))

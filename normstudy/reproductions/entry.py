@@ -6,9 +6,8 @@ A reproduction has two stages. The first stage (measure.py) measures with torch 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -19,8 +18,7 @@ from normstudy.reproductions.verdicts import Finding
 MEASUREMENT = 1  # increase it if a change to measure.py changes values; stored tables are then measured again
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Set the model sizes, depths and numbers of seeds that all reproductions share."""
 
     d_model: int = 128
@@ -38,8 +36,7 @@ class Sizes:
         return self.depths[-1]
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """Describe a model by all settings other than its sizes, depth and seed. No model has biases."""
 
     placement: str
@@ -53,10 +50,9 @@ class Variant:
     def name(self) -> str:
         """Return the model's placement and non-default settings as text, such as `pre init=gpt2 embed_init=std`."""
         parts = [self.placement]
-        for f in dataclasses.fields(self)[1:]:
-            value = getattr(self, f.name)
-            if value != f.default:
-                parts.append(f.name if value is True else f"{f.name}={value}")
+        for name, default in self._field_defaults.items():
+            if (value := getattr(self, name)) != default:
+                parts.append(name if value is True else f"{name}={value}")
         return " ".join(parts)
 
 
@@ -64,8 +60,7 @@ PRE = Variant("pre")
 POST = Variant("post")
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """Request a measurement of a model at several depths, for the seeds 0 to `seeds` - 1.
 
     kind: the name of the measurement, a key of measure.MEASUREMENTS.
@@ -77,8 +72,7 @@ class Need:
     seeds: int
 
 
-@dataclass(frozen=True)
-class Reproduction:
+class Reproduction(NamedTuple):
     """Join a paper's prediction with the functions that test it.
 
     prediction: the predicted fact in one line. needs: a function that lists the measurements to make. findings: a
@@ -106,8 +100,7 @@ def model_config(variant: Variant, depth: int, sizes: Sizes) -> ModelConfig:
 Reading = tuple[str, int | None, int, float]  # quantity, layer (None: entire model), seed, value
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """Request a measurement of a model at one depth, for one or more seeds at once."""
 
     kind: str

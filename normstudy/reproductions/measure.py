@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +31,7 @@ NORM_PARAMETERS = ("gamma", "beta")
 MATRICES = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.out": "out", "mlp.w1": "w1", "mlp.w2": "w2"}
 
 
-@dataclass(frozen=True)
-class Models:
+class Models(NamedTuple):
     """Hold models of one shape at initialization. params: name -> (runs, *shape); tokens: (runs, B, T + 1)."""
 
     sizes: Sizes

@@ -33,11 +33,9 @@ PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered":
 # Ticks of a logarithmic axis: (threshold, leading digits of the ticks). Divide the axis's upper end by its lower end.
 # The first entry with a threshold below this quotient applies. A smaller quotient gives more ticks per decade.
 TICKS = (
-    (20, (1.0, 2.0, 5.0)),
-    (8, (1.0, 2.0, 3.0, 5.0)),
-    (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    (20, (1.0, 2.0, 5.0)), (8, (1.0, 2.0, 3.0, 5.0)), (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
     (0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
-)
+)  # fmt: skip
 BLOCK_GRADIENT = "gradient norm of the\nsecond MLP matrix"
 MEAN_SQUARE = "mean square of the stream"
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import textwrap
-import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 import matplotlib
 import pandas as pd
@@ -33,8 +32,7 @@ COST = {"gradients": 3.0, "stream": 1.3, "before_norm2": 1.3, "noise": 3.0, "upd
 Unit = tuple[str, Variant, int, int]  # a measurement of one model: its kind, the model, the depth and the seed
 
 
-@dataclass(frozen=True)
-class Reproduced:
+class Reproduced(NamedTuple):
     """Hold the result of `reproduce`: each reproduction's findings, and the names of newly measured reproductions."""
 
     findings: dict[str, list[Finding]]
@@ -132,7 +130,7 @@ def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.Dat
     return pd.DataFrame(rows, columns=tables.SCHEMA.names)
 
 
-def _bar(total: float) -> tqdm[typing.NoReturn]:
+def _bar(total: float) -> tqdm[NoReturn]:
     form = "{l_bar}{bar}| {elapsed} elapsed, {remaining} left"
     return tqdm(total=total, desc="measuring", bar_format=form, **bar_options())
 

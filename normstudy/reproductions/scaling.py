@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,7 @@ from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, by_depth, exponent, judge
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """Describe a curve that shows one quantity of one model.
 
     name: the curve's name in the table of verdicts; {n} in a name is replaced by the number of points. label: the text

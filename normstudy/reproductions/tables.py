@@ -22,12 +22,10 @@ from normstudy.reproductions.entry import MEASUREMENT, Need, Sizes, model_config
 from normstudy.study import files, parquet
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
-SCHEMA = pa.schema(
-    [
-        ("quantity", _NAME), ("variant", _NAME), ("placement", _NAME), ("depth", pa.int32()), ("layer", pa.int32()),
-        ("seed", pa.int32()), ("value", pa.float64()),
-    ]
-)  # fmt: skip
+SCHEMA = pa.schema([
+    ("quantity", _NAME), ("variant", _NAME), ("placement", _NAME), ("depth", pa.int32()), ("layer", pa.int32()),
+    ("seed", pa.int32()), ("value", pa.float64()),
+])  # fmt: skip
 SORT = ["quantity", "variant", "depth", "layer", "seed"]
 
 

@@ -9,7 +9,7 @@ describes the columns of a table. This module needs no torch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, MEASURED = "supported", "not supported", "inconclusive", "measured"
 
 
-@dataclass(frozen=True)
-class Band:
+class Band(NamedTuple):
     """Hold the range of values that agrees with a prediction. The ends, low and high, belong to the range.
 
     source: what the source says, as text. Where this differs from the range, the range is this project's tolerance.
@@ -44,8 +43,7 @@ def around(value: float, by: float) -> Band:
     return Band(round(value - by, 12), round(value + by, 12), f"{value:g}")
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """Hold the verdict on a quantity.
 
     value: the quantity's mean over seeds; low, high: the mean's 95 % t interval, or NaN if there is no interval.

@@ -7,15 +7,14 @@ A position is an integer in hundredths of a decade, in the direction in which ru
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from normstudy.errors import ConfigError, nearest
 
 DECADE = 100  # positions per decade
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """A key of the configuration whose critical value can be searched."""
 
     column: str  # name in the table `runs`

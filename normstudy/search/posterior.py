@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,8 +37,7 @@ def _log_shares(reach: int) -> tuple[Floats, Floats]:
     return np.log(share), np.log1p(-share)
 
 
-@dataclass(frozen=True)
-class Posterior:
+class Posterior(NamedTuple):
     """What the runs say about the threshold. below, above: the probability that it lies outside the range."""
 
     low: int  # ends of the range

@@ -60,17 +60,15 @@ class Summary(NamedTuple):
 
 
 @functools.lru_cache(maxsize=50_000)
-def _summary(counts: tuple[tuple[int, tuple[int, int]], ...], ends: tuple[int, int], size: int) -> Summary:
+def _summary(counts: tuple[tuple[int, tuple[int, int]], ...], ends: tuple[int, int]) -> Summary:
     found = posterior(dict(counts), *ends)
-    proposals: tuple[int, ...] = tuple(
-        min(max(found.quantile((j + 0.5) / size), ends[0]), ends[1]) for j in range(size)
-    )
+    proposals = tuple(min(max(found.quantile((j + 0.5) / ROUND), ends[0]), ends[1]) for j in range(ROUND))
     return Summary(proposals, *found.interval, found.below, found.above)
 
 
 def summary_of(counts: Mapping[int, tuple[int, int]], ends: tuple[int, int]) -> Summary:
     """Return what the posterior of these counts says; positions in any order give the same."""
-    return _summary(tuple(sorted(counts.items())), ends, ROUND)
+    return _summary(tuple(sorted(counts.items())), ends)
 
 
 def count(edge: str, outcomes: Iterable[tuple[int, str]]) -> dict[int, tuple[int, int]]:
@@ -85,7 +83,7 @@ def count(edge: str, outcomes: Iterable[tuple[int, str]]) -> dict[int, tuple[int
 
 def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progress:
     """Go through the rounds. outcome_of: returns a run's outcome, CRASHED, or None while it has none."""
-    axis, ends, size = settings.axis, settings.ends, ROUND
+    axis, ends = settings.axis, settings.ends
     progress = Progress()
 
     def take(runs: list[Run]) -> bool:
@@ -99,12 +97,12 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
         pairs = pairs_of(progress.outcomes, axis)
         found = {edge: summary_of(count(edge, pairs), ends) for edge in COUNTS_AS}
         progress.decided = {edge: why for edge, one in found.items() if (why := decision(one, settings))}
-        if len(progress.outcomes) + size + SENTINELS > settings.max_runs:
+        if len(progress.outcomes) + ROUND + SENTINELS > settings.max_runs:
             progress.decided = {edge: progress.decided.get(edge, "max_runs") for edge in COUNTS_AS}
         undecided = [edge for edge in COUNTS_AS if edge not in progress.decided]
         if not undecided:
             break
-        chosen = [found[undecided[j % len(undecided)]].proposals[j] for j in range(size)]
+        chosen = [found[undecided[j % len(undecided)]].proposals[j] for j in range(ROUND)]
         first = settings.seed + len(progress.outcomes)
         if not take([Run(settings.value(position), first + j) for j, position in enumerate(chosen)]):
             return progress

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from normstudy.config import RunConfig
 from normstudy.errors import ConfigError, Damaged
@@ -17,8 +16,7 @@ VERSION = 1  # of the rounds' rule and of the prior; raise it when either change
 STOP = ("width", "max_runs")  # settings on which no round depends, so a later search may change them
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What a search was asked. low, high: the range of values, in the axis's unit. width: in decades.
 
     The search of a cell ends when both intervals are narrower than `width` or lie outside the range, or when another
@@ -87,13 +85,13 @@ def read(study_dir: Path) -> Settings | None:
 def keep(study_dir: Path, settings: Settings) -> None:
     """Record the settings in the study's folder."""
     (study_dir / FILE).parent.mkdir(parents=True, exist_ok=True)
-    files.place(study_dir, FILE, json.dumps(dataclasses.asdict(settings), indent=1).encode() + b"\n")
+    files.place(study_dir, FILE, json.dumps(settings._asdict(), indent=1).encode() + b"\n")
 
 
 def check_same(study_dir: Path, settings: Settings) -> None:
     """Raise a ConfigError if the study's search has other settings, on which its rounds depend."""
     before = read(study_dir)
-    for name, value in dataclasses.asdict(settings).items():
+    for name, value in settings._asdict().items():
         if before is not None and name not in STOP and (old := getattr(before, name)) != value:
             key = name if name in ("seed", "version") else f"search.{name}"
             raise ConfigError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +16,7 @@ from normstudy.search.settings import Settings
 GRID_SEEDS = 5  # runs at each value of a grid
 
 
-@dataclass(frozen=True)
-class Edge:
+class Edge(NamedTuple):
     """A share of failing runs: a logistic in the position, with lapses, and perhaps a band of failures.
 
     threshold, band: positions. width: decades.

@@ -5,7 +5,6 @@ The record is written before the jobs are submitted, and removed after they have
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import os
@@ -13,6 +12,7 @@ import re
 import stat
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from normstudy.config import places
 from normstudy.errors import ConfigError
@@ -26,8 +26,7 @@ AGAIN_SECONDS = 2.5  # wait before a second count, because Slurm may report a jo
 MODE = 0o700  # permissions of FOLDER, which is private because jobs execute the code that its pickles name
 
 
-@dataclasses.dataclass(frozen=True)
-class Array:
+class Array(NamedTuple):
     """The record of a sweep's jobs. Several jobs form one Slurm array; a single job is not put into an array."""
 
     name: str  # unique job name
@@ -54,7 +53,7 @@ def write(study_dir: Path, array: Array) -> None:
         folder.mkdir(mode=MODE, parents=True, exist_ok=True)
         check_own(folder)
         os.chmod(folder, MODE)
-        files.place(study_dir, RECORD, json.dumps(dataclasses.asdict(array)).encode())
+        files.place(study_dir, RECORD, json.dumps(array._asdict()).encode())
 
 
 def check_own(folder: Path) -> None:
@@ -71,7 +70,7 @@ def read(study_dir: Path) -> Array | None:
     """Read a study's record; return None if there is no record. Raises a ConfigError for a damaged record."""
     try:
         fields = json.loads(places.read(study_dir / RECORD))
-        array = Array(**{f.name: fields[f.name] for f in dataclasses.fields(Array)})
+        array = Array(*(fields[name] for name in Array._fields))
         # Check the name and the id, because they become command-line arguments. With a forged id such as --user=me,
         # scancel would end all of the user's jobs.
         safe = NAME.fullmatch(array.name) and (array.id is None or re.fullmatch("[0-9]+", array.id))

@@ -7,16 +7,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from normstudy.slurm import ask
 from normstudy.study import locks, records, schema, tables
 from normstudy.workers import progress
 from normstudy.workers.signals import SIGNALS, WARNING, Stop, print_error
 from normstudy.workers.task import Task
-
-if TYPE_CHECKING:
-    from submitit.helpers import DelayedSubmission
 
 PATIENCE_SECONDS = 3600.0  # longest wait for the study's lock, which a compaction may hold for minutes
 
@@ -61,7 +57,7 @@ class Share:
         else:
             sys.exit(128 + (stop.number or 0))
 
-    def checkpoint(self) -> DelayedSubmission:
+    def checkpoint(self) -> object:
         """Return what submitit stores for the requeued job: this object unchanged, because all progress is in files."""
         from submitit.helpers import DelayedSubmission
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import io
 import itertools
@@ -104,7 +103,7 @@ def submit(
     except Exception as error:
         _take_back(study_dir, array)
         raise _refused(ask.reason_of(str(error)) or type(error).__name__) from error
-    array = dataclasses.replace(array, id=submitted[0].job_id.partition("_")[0])
+    array = array._replace(id=submitted[0].job_id.partition("_")[0])
     arrays.write(study_dir, array)
     return array
 

@@ -63,22 +63,16 @@ def record_request(
     asked = {
         "command": str(request.get("command", "")),
         "overrides": shlex.join(str(o) for o in overrides) if isinstance(overrides, list) else str(overrides),
-        "python": platform.python_version(),
-        "normstudy": version("normstudy"),
-        "torch": version("torch"),
-        **how,
-    }
-    table = pa.table(
-        {
-            "run_id": pa.array(list(runs), pa.string()),
-            "batch": pa.array([batch_of.get(i) for i in runs], pa.int32()),
-            "n_steps": pa.array([config.schedule.n_steps for config in runs.values()], pa.int32()),
-        }
-    ).replace_schema_metadata(asked)
+        "python": platform.python_version(), "normstudy": version("normstudy"), "torch": version("torch"), **how,
+    }  # fmt: skip
+    table = pa.table({
+        "run_id": pa.array(list(runs), pa.string()),
+        "batch": pa.array([batch_of.get(i) for i in runs], pa.int32()),
+        "n_steps": pa.array([config.schedule.n_steps for config in runs.values()], pa.int32()),
+    })  # fmt: skip
     stamp = tables.now().strftime("%Y%m%dT%H%M%S.%f")
-    folder = study_dir / "sweeps"
-    folder.mkdir(exist_ok=True)
-    files.place(study_dir, f"sweeps/{stamp}.parquet", parquet.bytes_of(table))
+    (study_dir / "sweeps").mkdir(exist_ok=True)
+    files.place(study_dir, f"sweeps/{stamp}.parquet", parquet.bytes_of(table.replace_schema_metadata(asked)))
 
 
 def git_commit() -> str | None:

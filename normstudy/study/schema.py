@@ -32,26 +32,21 @@ _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_
 _TIME = pa.timestamp("us", tz="UTC")
 NAME_TYPE = pa.dictionary(pa.int32(), pa.string())
 FLOAT_TYPE = pa.float32()
-
-
-def _runs_schema() -> pa.Schema:
-    asked = [(column, _ARROW[kind]) for column, kind in cfg.asked_types().items()]
-    return pa.schema(
-        [
-            ("run_id", pa.string()), ("status", pa.string()), *asked,
-            ("resolved_init", pa.string()), ("resolved_d_ff", pa.int64()), ("resolved_final_norm", pa.bool_()),
-            ("resolved_norm", pa.string()), ("resolved_qk_norm", pa.string()), ("resolved_embed_std", pa.float64()),
-            ("placement_sha256", pa.string()), ("norm_sha256", pa.string()), ("resolved_vocab_size", pa.int64()),
-            ("n_params", pa.int64()), ("data_sha256", pa.string()), ("bytes_per_token", pa.float64()),
-            ("ln_vocab", pa.float64()), ("unigram_entropy", pa.float64()), ("bigram_entropy", pa.float64()),
-            ("source_entropy", pa.float64()), ("late_val_loss", pa.float64()),
-            ("final_val_loss", pa.float64()), ("final_train_loss", pa.float64()), ("nonfinite_step", pa.int64()),
-            ("identity_version", pa.int64()), ("numerics", pa.int64()),
-            ("wall_time_s", pa.float64()), ("started_at", _TIME), ("finished_at", _TIME), ("git_commit", pa.string()),
-            ("python", pa.string()), ("torch", pa.string()), ("cpu_capability", pa.string()), ("blas", pa.string()),
-            ("device", pa.string()),
-        ]
-    )  # fmt: skip
+_RUNS = [
+    ("run_id", pa.string()), ("status", pa.string()),
+    *((column, _ARROW[kind]) for column, kind in cfg.asked_types().items()),
+    ("resolved_init", pa.string()), ("resolved_d_ff", pa.int64()), ("resolved_final_norm", pa.bool_()),
+    ("resolved_norm", pa.string()), ("resolved_qk_norm", pa.string()), ("resolved_embed_std", pa.float64()),
+    ("placement_sha256", pa.string()), ("norm_sha256", pa.string()), ("resolved_vocab_size", pa.int64()),
+    ("n_params", pa.int64()), ("data_sha256", pa.string()), ("bytes_per_token", pa.float64()),
+    ("ln_vocab", pa.float64()), ("unigram_entropy", pa.float64()), ("bigram_entropy", pa.float64()),
+    ("source_entropy", pa.float64()), ("late_val_loss", pa.float64()),
+    ("final_val_loss", pa.float64()), ("final_train_loss", pa.float64()), ("nonfinite_step", pa.int64()),
+    ("identity_version", pa.int64()), ("numerics", pa.int64()),
+    ("wall_time_s", pa.float64()), ("started_at", _TIME), ("finished_at", _TIME), ("git_commit", pa.string()),
+    ("python", pa.string()), ("torch", pa.string()), ("cpu_capability", pa.string()), ("blas", pa.string()),
+    ("device", pa.string()),
+]  # fmt: skip
 
 
 def _series_schema(keys: Sequence[tuple[str, pa.DataType]], values: Sequence[str]) -> pa.Schema:
@@ -60,18 +55,16 @@ def _series_schema(keys: Sequence[tuple[str, pa.DataType]], values: Sequence[str
 
 _NORMS = ("grad_norm", "param_norm", "update_norm")
 SCHEMAS: dict[str, pa.Schema] = {
-    "runs": _runs_schema(),
+    "runs": pa.schema(_RUNS),
     "steps": _series_schema([], ("train_loss", "val_loss", "lr", *_NORMS)),
     "modules": _series_schema([("layer", pa.int32()), ("module", NAME_TYPE)], _NORMS),
     "residual": _series_schema([("layer", pa.int32())], ("rms", "grad_norm")),
 }
 KEYS = {t: pa.schema([f for f in s if f.name in ("run_id", "step")]) for t, s in SCHEMAS.items()}  # of a run's rows
 SORT = {
-    "runs": ["run_id"],
-    "steps": ["run_id", "step"],
-    "modules": ["run_id", "step", "layer", "module"],
+    "runs": ["run_id"], "steps": ["run_id", "step"], "modules": ["run_id", "step", "layer", "module"],
     "residual": ["run_id", "step", "layer"],
-}
+}  # fmt: skip
 
 
 def plain_schema(table: str) -> pa.Schema:
@@ -94,14 +87,9 @@ def config_columns(config: RunConfig) -> dict[str, object]:
 
     They are the config's keys, the values to which `auto` resolves, hashes of the user's code, and version numbers.
     """
-    resolved = cfg.resolve(config.model)
-    return {
-        **cfg.asked(config),
-        **{f"resolved_{name}": value for name, value in dataclasses.asdict(resolved).items()},
-        **cfg.own_sources(config.model),
-        "identity_version": cfg.IDENTITY_VERSION,
-        "numerics": cfg.NUMERICS,
-    }
+    resolved = {f"resolved_{name}": value for name, value in dataclasses.asdict(cfg.resolve(config.model)).items()}
+    versions = {"identity_version": cfg.IDENTITY_VERSION, "numerics": cfg.NUMERICS}
+    return cfg.asked(config) | resolved | cfg.own_sources(config.model) | versions
 
 
 _RUN_ID = r"[^\s./][^\s/]*-[0-9a-f]{10}"

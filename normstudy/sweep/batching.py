@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from normstudy import config as cfg
-from normstudy.config import EVAL_CHUNK, RunConfig
+from normstudy.config import BPE_VOCAB, EVAL_CHUNK, GATED, RunConfig, resolve
 
 # On a CPU a larger batch spreads the overhead of each operation over more runs, but no longer fits into the caches.
 # This table has the CPU time of one step of one run in ms, with 4, 8, 16, 32 and 64 runs per batch (- is not measured).
@@ -37,11 +36,11 @@ def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | Non
 def bytes_of_run(config: RunConfig) -> int:
     """Estimate how many bytes a run needs for parameters, two gradient copies, two optimizer slots and activations."""
     m, d = config.model, config.data
-    d_ff, vocab_size = cfg.resolve(m).d_ff, _vocab_size(config)
+    d_ff, vocab_size = resolve(m).d_ff, _vocab_size(config)
     # For the backward pass, a block keeps its input, the outputs of two norms, q, k, v, the attention weights, the
     # input of attention's output matrix, the outputs of attention and MLP, and the input and output of the activation.
     # The loss keeps the logits and their softmax.
-    widths = 12 * m.d_model + (4 if m.activation in cfg.GATED else 2) * d_ff + m.n_heads * d.seq_len
+    widths = 12 * m.d_model + (4 if m.activation in GATED else 2) * d_ff + m.n_heads * d.seq_len
     per_token = m.n_layers * widths + 3 * vocab_size
     at_once = 8 * m.d_model + 2 * d_ff + m.n_heads * d.seq_len  # evaluation keeps one block's activations at a time
     evaluated = EVAL_CHUNK * d.seq_len * (at_once + 3 * vocab_size)
@@ -63,13 +62,13 @@ def seconds_of(config: RunConfig) -> float:
 def _matrices(config: RunConfig) -> int:
     """Return the number of elements in one block's matrices."""
     m = config.model
-    return 4 * m.d_model**2 + (3 if m.activation in cfg.GATED else 2) * m.d_model * cfg.resolve(m).d_ff
+    return 4 * m.d_model**2 + (3 if m.activation in GATED else 2) * m.d_model * resolve(m).d_ff
 
 
 def _vocab_size(config: RunConfig) -> int:
     """Return the vocabulary size. For tokenizer=char the size depends on the text, so return the upper bound 256."""
     d = config.data
-    return d.vocab_size or cfg.BPE_VOCAB if d.tokenizer == "bpe" else 256
+    return d.vocab_size or BPE_VOCAB if d.tokenizer == "bpe" else 256
 
 
 def free_memory(device: str, *, whole: bool = False) -> int:

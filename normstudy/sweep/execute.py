@@ -32,11 +32,10 @@ def execute(planned: Plan, request: Request, *, shared: bool = False, about: str
         if not shared:
             arrays.remove(study_dir, over)
             files.remove_parts(study_dir)
-        tasks = begin(planned, request, shared=shared)
-        most = planned.execution.max_tries
-        errors = (
-            progress.train(tasks, planned.workers, held=held, stop=stop, max_tries=most, about=about) if tasks else {}
-        )
+        errors: dict[str, str] = {}
+        if tasks := begin(planned, request, shared=shared):
+            most = planned.execution.max_tries
+            errors = progress.train(tasks, planned.workers, held=held, stop=stop, max_tries=most, about=about)
         statuses = tables.statuses(study_dir)
         if stop.number is not None:
             done = sum(statuses.get(i) == "done" for i in planned.runs)
@@ -68,14 +67,11 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
         records.record_request(study_dir, request, batches, planned.runs, how)
     except OSError as error:
         raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): choose another results_dir") from None
-    commit = records.git_commit()
+    shared_by_all = planned.device, records.git_commit(), planned.execution.checkpoint_seconds
     return [
-        Task(
-            n, study_dir, ids, [planned.runs[i] for i in ids], planned.texts[ids[0]], planned.device, commit,
-            planned.execution.checkpoint_seconds,
-        )
+        Task(n, study_dir, ids, [planned.runs[i] for i in ids], planned.texts[ids[0]], *shared_by_all)
         for n, ids in enumerate(batches)
-    ]  # fmt: skip
+    ]
 
 
 def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: int | None) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from normstudy import config as cfg
 from normstudy.config import ExecutionConfig, RunConfig, sources
@@ -26,8 +27,7 @@ LARGEST = 2**44  # bytes; no machine of a cluster is assumed to have more memory
 GPU_OF_A_JOB = 2**36  # assumed memory of a job's GPU in bytes, because the submitting machine cannot query this GPU
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Runs of one shape that train as one program. seconds: estimated time on one core."""
 
     run_ids: list[str]
@@ -111,7 +111,8 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
         raise ConfigError(f"{study_dir} is sealed, but {whole.said(lacking)}: restore its files from a copy")
     is_sealed = refuse_if_sealed(study_dir, {i: runs[i] for i in missing}, texts)
     if execution.cluster == "slurm":
-        device, workers = options.device_of(execution), execution.jobs * options.workers_of(execution)
+        device = "cuda" if execution.gpus else "cpu"  # whatever devices the submitting machine has
+        workers = execution.jobs * options.workers_of(execution)
     else:
         device = _device(execution.device)
         workers = execution.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from normstudy import config as cfg
+from normstudy.analysis.compare import compare_study, render
+from normstudy.analysis.outcomes import explained
+from normstudy.analysis.pairs import comparable_columns
 from normstudy.config import RunConfig
 from normstudy.errors import ConfigError, Damaged, say
 from normstudy.model import moments
@@ -80,8 +83,6 @@ def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
     Seeds are excluded, because a comparison pairs runs with equal seeds. Columns that describe the text are excluded,
     because losses on different texts are not comparable.
     """
-    from normstudy.analysis.pairs import comparable_columns
-
     columns = [cfg.asked(c) for c in runs]
     candidates = [k for k in comparable_columns() if k not in cfg.TEXT_COLUMNS]
     varying = [k for k in candidates if len({c[k] for c in columns}) > 1]
@@ -89,9 +90,6 @@ def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
 
 
 def print_comparison(planned: Plan) -> None:
-    from normstudy.analysis.compare import compare_study, render
-    from normstudy.analysis.outcomes import explained
-
     everyone = list(tables.statuses(planned.study_dir))  # as the comparison, also runs of earlier sweeps
     counts = Counter(progress.outcomes_of(planned.study_dir, everyone).values())
     print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")

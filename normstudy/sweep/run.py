@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from normstudy.analysis.outcomes import explained
 from normstudy.config import RunConfig
 from normstudy.errors import ConfigError, say
 from normstudy.study.records import Request
@@ -55,8 +56,6 @@ def run_sweep(
 
 def run_one(config: RunConfig, *, request: Request) -> float | None:
     """Train one run unless it is already finished, print its outcome, and return its final validation loss, if any."""
-    from normstudy.analysis.outcomes import explained
-
     planned = planning.check([config])
     print_remarks(planned)
     if not planned.is_sealed:

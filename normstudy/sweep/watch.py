@@ -50,9 +50,8 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
             if seen := _status_of(looker):
                 state = str(jobs.counts or "unknown")
                 bar.total, bar.n = seen.steps_planned, seen.steps_done
-                bar.set_postfix_str(
-                    "; ".join(filter(None, [state, counted(Counter(seen.outcomes), seen.likely_stuck)]))
-                )
+                outcomes = counted(Counter(seen.outcomes), seen.likely_stuck)
+                bar.set_postfix_str("; ".join(filter(None, [state, outcomes])))
                 if bar.disable and time.monotonic() - said > PIPE_LINE_SECONDS:
                     said = time.monotonic()
                     line = line_of(seen.finished, seen.planned, seen.steps_done, seen.steps_planned, seen.left)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,8 +52,7 @@ class Record:
     probe: Probe | None
 
 
-@dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """The end of a run, after its last update or at its first non-finite number.
 
     nonfinite_step: the step of the first non-finite number. It is n_steps if only the final validation loss is not
@@ -64,8 +64,7 @@ class End:
     nonfinite_step: int | None
 
 
-@dataclass(frozen=True)
-class ResumePoint:
+class ResumePoint(NamedTuple):
     """The state of one run before `step`: its parameters (width,), and its optimizer state, slot -> (width,)."""
 
     step: int
@@ -73,8 +72,7 @@ class ResumePoint:
     state: optim.State
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """The indices of the runs that train together, and the state of these runs before `step`.
 
     The next step overwrites this state, so copy it (see `of`) to keep it.

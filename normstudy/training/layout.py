@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from normstudy.training.probes import Modules, modules_of, norms_by_run
 ALIGN = 16  # floats in a cache line; each module begins at a multiple of ALIGN
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The columns of a run's tensors. starts: each tensor's first column. spans: each module's columns [low, high)."""
 
     names: list[str]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,8 +131,7 @@ def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
     p.sub_(torch.mul(velocity, c["rate"], out=g))
 
 
-@dataclass(frozen=True)
-class Optimizer:
+class Optimizer(NamedTuple):
     """An optimizer. slots: names of its state tensors. update_: the function that computes an update.
 
     `update_` is called with the same columns of the parameters, gradients and state, and changes all three in place.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +46,7 @@ class Probe:
     residual_grad: Array
 
 
-@dataclass(frozen=True)
-class Modules:
+class Modules(NamedTuple):
     """The layer (None outside blocks) and the module's name for each row that a step adds to the table `modules`."""
 
     layer: list[int | None]

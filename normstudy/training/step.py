@@ -81,8 +81,7 @@ class Measured(NamedTuple):
     residual_grad: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """Inputs of a step. lr: each run's rate. tokens: (runs, B, T + 1). limits: each run's max_grad_norm, (runs,)."""
 
     lr: list[float]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -26,8 +27,7 @@ from normstudy.study.whole import Expected
 from normstudy.upkeep import check_rows, check_state
 
 
-@dataclass(frozen=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """The result of a check: the text to print, and whether the study is sound."""
 
     text: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +12,7 @@ import pandas as pd
 from normstudy.study.checkpoints import FOLDER, Head, head_of
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Runs that are at the same step and have the same n_steps."""
 
     run_id: str  # the run_id that is first in alphabetical order

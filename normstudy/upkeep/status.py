@@ -40,8 +40,7 @@ MOST_LINES = 10  # maximum number of lines shown per list
 COLUMNS = ("finished_at", *sorted({*RUN_COLUMNS, *likely_stuck.COLUMNS}))
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """How often a failed run was tried, and why it failed."""
 
     run_id: str
@@ -49,8 +48,7 @@ class Failure:
     reason: str  # the last line of the newest traceback
 
 
-@dataclass(frozen=True)
-class Jobs:
+class Jobs(NamedTuple):
     """The Slurm jobs of a study."""
 
     array: Array
@@ -196,29 +194,21 @@ class Looker:
         steps_left = [n_steps - step for n_steps, step in rest if n_steps is not None]
         known = [n for n in lengths.values() if n is not None]
         return Status(
-            study=str(self.study),
-            sealed=(self.study / schema.SEALED).exists(),
-            planned=len(lengths),
-            finished=len(self._done),
-            running=len(running),
-            interrupted=len(interrupted),
-            failed=len(failed),
-            not_begun=len(lengths) - len(self._done) - len(unfinished),
+            study=str(self.study), sealed=(self.study / schema.SEALED).exists(),
+            planned=len(lengths), finished=len(self._done), running=len(running), interrupted=len(interrupted),
+            failed=len(failed), not_begun=len(lengths) - len(self._done) - len(unfinished),
             steps_done=sum(run.n_steps for run in self._done.values()) + sum(steps.values()),
             steps_planned=sum(known) if len(known) == len(lengths) else None,
             outcomes=outcome_counts(self._outcomes.values()),
             likely_stuck=self._likely.count(now_trained.itertuples(index=False, name=None)),
-            running_at=groups_of(steps, unfinished, running),
-            saved_at=groups_of(steps, unfinished, interrupted),
+            running_at=groups_of(steps, unfinished, running), saved_at=groups_of(steps, unfinished, interrupted),
             failures=tuple(failures_of(self.study, failed[:MOST_LINES])),
-            holder=None if holder is None else holder.text,
-            verified=holder is not None and holder.verified,
+            holder=None if holder is None else holder.text, verified=holder is not None and holder.verified,
             silent=None if seen is None else max(0.0, time.time() - seen),
             commands=commands_for(self._sweeps, lengths.keys() - self._done.keys() - trained),
-            rate=rate,
             left=heartbeat.seconds_left(sum(steps_left), rate) if len(steps_left) == len(rest) else None,
-            jobs=jobs,
-        )
+            rate=rate, jobs=jobs,
+        )  # fmt: skip
 
     def jobs(self) -> Jobs | None:
         """Return the study's Slurm jobs. Slurm's answer about a job array is reused for arrays.AGAIN_SECONDS."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from normstudy.analysis.likely_stuck import LikelyStuck
+from normstudy.analysis.outcomes import RUN_COLUMNS, outcomes
 from normstudy.errors import ConfigError, bar_options
 from normstudy.study import tables, whole
 from normstudy.workers import pool
@@ -124,8 +125,6 @@ def counted(outcomes: Counter[str], likely_stuck: int) -> str:
 
 def outcomes_of(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
     """Read the study's tables and return run_id -> outcome for each finished run in `run_ids`."""
-    from normstudy.analysis.outcomes import RUN_COLUMNS, outcomes
-
     runs = tables.read(study_dir, "runs", sorted({*RUN_COLUMNS, *whole.COLUMNS}), run_ids)
     steps = whole.read(study_dir, "steps", runs, ["run_id", "step", "train_loss", "val_loss"])
     return {str(k): str(v) for k, v in outcomes(runs, steps).items()}

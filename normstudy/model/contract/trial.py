@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,8 +40,7 @@ def _call(module: nn.Module, method: str, params: dict[str, Tensor], inputs: lis
     return torch.func.functional_call(_Method(module, method), named, tuple(inputs))
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """What is tested: the block of one layer, or a norm of one width, with the parameters of two runs.
 
     who: the name of the block or norm in error messages. specs: the user's own blocks and norms that a call executes.
@@ -99,15 +98,11 @@ class Subject:
 def block(of: Block, layer: int, stacked: dict[str, Tensor], model: ModelConfig) -> Subject:
     """Collect what is needed to test the block of one layer."""
     return Subject(
-        who=f"{model.placement}, layer {layer}",
+        who=f"{model.placement}, layer {layer}", module=of, method="call",
         specs=[spec for spec in (model.placement, resolve(model).norm) if sources.is_own(spec)],
-        module=of,
-        method="call",
-        params=_below(stacked, f"blocks.{layer}."),
-        streams=2 if "r" in of.wanted else 1,
-        parts=tuple(name for name in of.wanted if name not in sources.NUMBERS),
-        widths=(model.d_model,),
-    )
+        params=_below(stacked, f"blocks.{layer}."), streams=2 if "r" in of.wanted else 1,
+        parts=tuple(name for name in of.wanted if name not in sources.NUMBERS), widths=(model.d_model,),
+    )  # fmt: skip
 
 
 def norms(transformer: Transformer, stacked: dict[str, Tensor], model: ModelConfig) -> list[Subject]:
@@ -122,15 +117,9 @@ def norms(transformer: Transformer, stacked: dict[str, Tensor], model: ModelConf
         per_head = name in ("q_norm", "k_norm", "v_norm") and not full
         widths = (model.n_heads, width) if per_head else (width,)
         found[widths] = Subject(
-            who=f"{spec}, width {width}",
-            specs=[spec],
-            module=module,
-            method="forward",
-            params=_below(stacked, f"{path}."),
-            streams=1,
-            parts=("x",),
-            widths=widths,
-        )
+            who=f"{spec}, width {width}", specs=[spec], module=module, method="forward",
+            params=_below(stacked, f"{path}."), streams=1, parts=("x",), widths=widths,
+        )  # fmt: skip
     return list(found.values())
 
 
@@ -173,11 +162,9 @@ def check_calls(subject: Subject, inputs: list[Tensor]) -> list[Tensor]:
 def _check_once(subject: Subject, inputs: list[Tensor]) -> tuple[list[Tensor], set[str]]:
     """Call the block or norm once and check the result. Return the streams, and the names of the submodules called."""
     watched = {
-        "x": inputs[:1],
-        "r": inputs[1:],
-        "a parameter": list(subject.params.values()),
+        "x": inputs[:1], "r": inputs[1:], "a parameter": list(subject.params.values()),
         "a buffer": list(subject.module.buffers()),
-    }
+    }  # fmt: skip
     before = {what: [t.clone() for t in tensors] for what, tensors in watched.items()}
     states = generators()
     called: set[str] = set()

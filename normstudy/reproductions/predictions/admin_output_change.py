@@ -19,15 +19,12 @@ Why twenty seeds: post-norm's slopes scatter from below 1 to 2, because some ini
 more than others. With five seeds the interval's half-width is about 0.6, more than half the band's width.
 """
 
-from __future__ import annotations
-
-from normstudy.reproductions import scaling
 from normstudy.reproductions.entry import POST, PRE, Variant
-from normstudy.reproductions.scaling import Curve
+from normstudy.reproductions.scaling import Curve, entry
 from normstudy.reproductions.verdicts import Band
 
 CHANGE = ("noise", "output_change")
-ENTRY = scaling.entry(
+ENTRY = entry(
     "Liu et al., Admin, arXiv:2004.08249, section 4, theorem 2",
     "Squared output change under noise in the weights: as L in post, ln L in pre.",
     [

@@ -16,15 +16,12 @@ size and moves the output by the same amount, always in the direction that lower
 change therefore grows nearly as L.
 """
 
-from __future__ import annotations
-
-from normstudy.reproductions import scaling
 from normstudy.reproductions.entry import Variant
-from normstudy.reproductions.scaling import Curve
+from normstudy.reproductions.scaling import Curve, entry
 from normstudy.reproductions.verdicts import around
 
 DEEPNORM = Variant("deepnorm")
-ENTRY = scaling.entry(
+ENTRY = entry(
     "Wang et al., DeepNet, arXiv:2203.00555, theorem 4.2",
     "Deepnorm: the output change after one SGD step does not depend on depth.",
     [

@@ -13,16 +13,13 @@ Band: 0 +- 0.05; for the contrast -0.5 +- 0.1, as in theorem 1. Verdict: support
 lies in the band, not supported when it lies outside, inconclusive otherwise.
 """
 
-from __future__ import annotations
-
-from normstudy.reproductions import scaling
 from normstudy.reproductions.entry import Variant
-from normstudy.reproductions.scaling import Curve
+from normstudy.reproductions.scaling import Curve, entry
 from normstudy.reproductions.verdicts import around
 
 GPT2 = Variant("pre", init="gpt2", embed_init="std")
 NORMAL = Variant("pre", init="normal", embed_init="std")
-ENTRY = scaling.entry(
+ENTRY = entry(
     "GPT-2, Radford et al. 2019, section 2.3; Xiong et al., arXiv:2002.04745, theorem 1",
     "Pre-norm, GPT-2's initialization: the last gradient does not depend on depth.",
     [

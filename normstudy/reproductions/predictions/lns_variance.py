@@ -12,18 +12,16 @@ from 0.5 to 1.5; linear growth has an exponent of about 1. Verdict: supported wh
 in the band, not supported when it lies outside, inconclusive otherwise.
 """
 
-from __future__ import annotations
-
-from normstudy.reproductions import plots, scaling
+from normstudy.reproductions import plots
 from normstudy.reproductions.entry import PRE, Variant
-from normstudy.reproductions.scaling import Curve
+from normstudy.reproductions.scaling import Curve, entry
 from normstudy.reproductions.verdicts import Band
 
 STREAM = ("stream", "mean_square")
 # The measurement `gradients` returns mean_square too. Pre-norm uses `gradients` instead of `stream` because other
 # predictions need `gradients` of the same models, so these models are measured only once.
 GRADIENTS = ("gradients", "mean_square")
-ENTRY = scaling.entry(
+ENTRY = entry(
     "Sun et al., The Curse of Depth, arXiv:2502.05795, section 4",
     "LayerNorm scaling: the stream's variance grows no faster than l^0.35.",
     [

@@ -11,14 +11,12 @@ Band: -0.5 +- 0.1. Verdict: supported when the 95 % t interval over seeds lies i
 outside, inconclusive otherwise.
 """
 
-from __future__ import annotations
-
-from normstudy.reproductions import plots, scaling
+from normstudy.reproductions import plots
 from normstudy.reproductions.entry import PRE
-from normstudy.reproductions.scaling import Curve
+from normstudy.reproductions.scaling import Curve, entry
 from normstudy.reproductions.verdicts import around
 
-ENTRY = scaling.entry(
+ENTRY = entry(
     "Xiong et al., arXiv:2002.04745, section 3.3, extended theory",
     "Pre-norm: the gradient of block l falls as 1/sqrt(l).",
     [Curve("exponent in l of the gradient, L = {n}", "pre", PRE, band=around(-0.5, 0.1))],

@@ -15,15 +15,12 @@ in the band, not supported when it lies outside, inconclusive otherwise.
 Why twenty seeds: the exponent is a few hundredths above 0, and with five seeds the interval's half-width is 0.07.
 """
 
-from __future__ import annotations
-
-from normstudy.reproductions import scaling
 from normstudy.reproductions.entry import POST, Variant
-from normstudy.reproductions.scaling import Curve
+from normstudy.reproductions.scaling import Curve, entry
 from normstudy.reproductions.verdicts import Band
 
 SIMPLIFIED = Variant("post", simplified=True)
-ENTRY = scaling.entry(
+ENTRY = entry(
     "Xiong et al., arXiv:2002.04745, theorem 1",
     "Post-norm: the gradient of the last block does not depend on depth.",
     [

@@ -12,14 +12,11 @@ Band: at most -0.4. The theorem bounds the gradient from above, so its exponent 
 lies in the band, not supported when it lies outside, inconclusive otherwise.
 """
 
-from __future__ import annotations
-
-from normstudy.reproductions import scaling
 from normstudy.reproductions.entry import PRE
-from normstudy.reproductions.scaling import Curve
+from normstudy.reproductions.scaling import Curve, entry
 from normstudy.reproductions.verdicts import Band
 
-ENTRY = scaling.entry(
+ENTRY = entry(
     "Xiong et al., arXiv:2002.04745, theorem 1",
     "Pre-norm: the gradient of the last block falls with depth as 1/sqrt(L).",
     [Curve("exponent in L of the last block's gradient", "pre", PRE, band=Band(high=-0.4, source="<= -0.5"))],
