@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.packages  # pip builds the wheel
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     "model=tiny", "data=synthetic", "data.seq_len=8", "data.batch_size=2", "schedule.n_steps=4", "eval.windows=4",
