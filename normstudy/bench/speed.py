@@ -29,8 +29,6 @@ from normstudy.bench.products import start_products
 from normstudy.bench.rows import Goal, Sample, Scope
 from normstudy.bench.subjects import D32_L4, D64_L6, NORMSTUDY, Case, Race, cpu_seconds, in_worker, run_config, together
 from normstudy.config import ProbeConfig
-from normstudy.search import simulate
-from normstudy.search.settings import settings_of
 from normstudy.sweep import batching
 
 PRODUCT_MS = 10  # milliseconds for which each library repeats each matrix product
@@ -145,6 +143,9 @@ def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
 
 def searching(scope: Scope) -> Iterator[Sample]:
     """Measure row `j` of the benchmark: the time of a search, and of a grid that is as accurate, by plain loops."""
+    from normstudy.search import simulate  # imports pandas
+    from normstudy.search.settings import settings_of
+
     config = run_config(D64_L6)
     grid = CELLS * SEARCH_STEPS * simulate.expected(settings_of(config)).grid_runs
     words = [*SEARCH, f"schedule.n_steps={SEARCH_STEPS}", f"results_dir={scope.folder}", "study=searched"]

@@ -169,7 +169,7 @@ def test_workers_killed_before_they_begin_cost_no_try(undisturbed: Path, tmp_pat
     assert_same_tables(undisturbed, tmp_path / "results" / "long")
 
 
-CRITICAL = ["critical", *SWEEP[1:], "schedule.n_steps=150", "search.low=1e-3", "search.high=10", "search.max_runs=18"]
+CRITICAL = ["critical", *SWEEP[1:], "schedule.n_steps=150", "search.low=1e-3", "search.high=10", "search.max_runs=14"]
 
 
 @pytest.mark.parametrize(

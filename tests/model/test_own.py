@@ -925,21 +925,6 @@ def normstudy(words: list[str], cwd: Path, *, figures: bool = True) -> str:
     return done.stdout
 
 
-@pytest.mark.packages
-def test_the_workers_of_another_launcher_find_the_block(here: Path) -> None:
-    put({"my_pkg/blocks.py": "from my_pkg.helper import f\n", "my_pkg/helper.py": PRE})
-    words = ["model.placement=pre,my_pkg.blocks:f", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    # In a new process, since the joblib workers of this one may have another working directory.
-    put(
-        {"own/experiment/mine.yaml": "# @package _global_\nstudy: 1.10\n"}
-    )  # which the other processes could read as 1.1
-    normstudy(["sweep", "--config-dir", "own", "experiment=mine", *TINY, *words], here, figures=False)
-    runs = tables.read(here / "results" / "1.10", "runs").set_index("placement")
-    assert set(runs["status"]) == {"done"}
-    assert runs.loc["my_pkg.blocks:f", "placement_sha256"] == sources.source_sha256("my_pkg.blocks:f")
-    assert not list(here.rglob("__pycache__"))
-
-
 def readme_text() -> tuple[str, list[list[str]]]:
     """The Python code of the README's section on own blocks, and its commands without quotes and comments."""
     section = re.search(r"<!-- own-block -->\n(.*)<!-- /own-block -->", (ROOT / "README.md").read_text(), re.S)

@@ -15,6 +15,7 @@ from studies import assert_same_tables, series_bytes
 
 import normstudy
 from normstudy.cli.main import main
+from normstudy.config import sources
 from normstudy.search.answer import answer, critical_values, with_outcomes
 from normstudy.search.posterior import posterior
 from normstudy.search.rounds import COUNTS_AS, SENTINELS
@@ -27,6 +28,7 @@ TINY = [
     "schedule.n_steps=30", "eval.windows=4", "probe.dense_steps=0", "execution.workers=1",
     "search.low=1e-3", "search.high=10",
 ]  # fmt: skip
+BLOCK = "def f(x, attn, mlp, norm1, norm2):\n    x = x + attn(norm1(x))\n    return x + mlp(norm2(x))\n"
 CELLS = ["model.n_layers=1", "model.placement=pre,post", "study=s", "search.max_runs=14"]
 
 
@@ -117,9 +119,11 @@ def test_a_search_in_pieces_ends_in_the_same_answer(searched: Path, here: Path) 
 def test_runs_that_crash_for_good_count_as_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An own block raises for some runs. They are tried until max_tries, and the other runs give the answer."""
     (here / "blocks.py").write_text(
-        "import os\n\n\ndef f(x, attn, mlp, norm1, norm2):\n"
-        "    if os.path.exists('crash') and open('crash').read() != str(os.getpid()):\n"
-        "        raise ValueError('no')\n    x = x + attn(norm1(x))\n    return x + mlp(norm2(x))\n"
+        BLOCK.replace(
+            "):\n",
+            "):\n    import os\n    if os.path.exists('crash') and open('crash').read() != str(os.getpid()):\n"
+            "        raise ValueError('no')\n",
+        )
     )
     words = ["model.placement=blocks:f", "study=own", "model.n_layers=1", "search.max_runs=10", "execution.max_tries=1"]
     assert critical(*words) == 0
@@ -147,16 +151,27 @@ def test_a_dry_run_says_what_to_expect_and_writes_nothing(here: Path, capsys: py
 
 
 @pytest.mark.packages
-def test_another_launcher_and_a_text_of_one_s_own(here: Path) -> None:
-    """Joblib trains the rounds of a text, one run a process, to the tables of our launcher."""
+def test_another_launcher_a_text_and_a_block_of_one_s_own(here: Path) -> None:
+    """Joblib trains the rounds, one run a process, to the tables of our launcher. Its processes find text and block."""
     (here / "mine.txt").write_bytes(Path(__file__).read_bytes() * 8)
-    words = [*CELLS, "data=file", "data.path=mine.txt", "search.max_runs=10"]
+    for name, text in {
+        "own_pkg/blocks.py": "from own_pkg.helper import f\n",
+        "own_pkg/helper.py": BLOCK,
+        "own/experiment/mine.yaml": "# @package _global_\nstudy: 1.10\n",  # which a process could read as 1.1
+    }.items():
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(text)
+    words = ["--config-dir", "own", "experiment=mine", "model.n_layers=1", "model.placement=pre,own_pkg.blocks:f"]
+    words += ["search.max_runs=10", "data=file", "data.path=mine.txt"]
     theirs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "results_dir=theirs"]
     # In a new process, since the joblib workers of this one may have another working directory.
     done = finish(["critical", *TINY, *words, *theirs], here)
     assert done.returncode == 0, done.stderr
     assert critical(*words) == 0
-    assert_same_tables(here / "results/s", here / "theirs/s")
+    assert_same_tables(here / "results/1.10", here / "theirs/1.10")
+    runs = tables.read(here / "theirs/1.10", "runs").set_index("placement")
+    assert set(runs.loc["own_pkg.blocks:f", "placement_sha256"]) == {sources.source_sha256("own_pkg.blocks:f")}
+    assert not list(here.rglob("__pycache__"))
 
 
 @pytest.mark.parametrize(("of", "high", "least"), [("warmup_steps", "null", 0), ("n_layers", "3", 1)])
