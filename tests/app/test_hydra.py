@@ -25,7 +25,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from processes import SWEEP, TINY, finish, start, wait_for
+from processes import SWEEP, TINY, start, wait_for
 from studies import assert_same_tables, draw_no_figures
 
 from normstudy import config
@@ -449,15 +449,15 @@ def test_other_launchers_and_sweepers_run_an_experiment_to_the_same_tables(
 
 
 @pytest.mark.packages
-def test_a_stopped_sweep_of_joblib_goes_on_with_our_launcher(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_figures")
+def test_a_stopped_sweep_of_joblib_goes_on_with_our_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tables equal those of a sweep that was not stopped."""
+    monkeypatch.chdir(tmp_path)
     words = [*SWEEP, "seed=0,1", "schedule.n_steps=500", "execution.workers=1", "execution.checkpoint_seconds=1000"]
     theirs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    (tmp_path / "whole").mkdir()
-    assert finish(words, tmp_path / "whole").returncode == 0
-    (tmp_path / "stopped").mkdir()
-    running = start([*words, *theirs], tmp_path / "stopped")
-    study = tmp_path / "stopped" / "results" / "long"
+    assert cli.main([*words, "results_dir=whole"]) == 0
+    running = start([*words, *theirs], tmp_path)
+    study = tmp_path / "results" / "long"
     wait_for(lambda: len(list((study / "tables" / "steps").glob("*-000.parquet"))) == 2)
     os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=60)
@@ -466,9 +466,8 @@ def test_a_stopped_sweep_of_joblib_goes_on_with_our_launcher(tmp_path: Path) -> 
     assert stopped  # one of the two may have been through
     saved = {path.name for path in (study / checkpoints.FOLDER).glob("*")}
     assert saved <= set(stopped)  # joblib may kill a process before its run is saved: that run starts from its windows
-    again = finish(words, tmp_path / "stopped")
-    assert again.returncode == 0, again.stderr
-    assert_same_tables(tmp_path / "whole" / "results" / "long", study)
+    assert cli.main(words) == 0
+    assert_same_tables(tmp_path / "whole" / "long", study)
 
 
 def test_a_bug_in_a_foreign_job_is_not_taken_for_bad_input() -> None:
