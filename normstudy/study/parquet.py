@@ -212,7 +212,7 @@ def _check_name(path: Path, part: pa.Table) -> None:
     what = f"rows of {', '.join(held)}" if held and held != [run_of(table, path.name)] else ""
     if not what and held and table != "runs":
         first, window = part["step"][0].as_py(), int(path.stem.rpartition("-")[2])  # rows are sorted by their step
-        what = f"step {first}" if first < window * schema.window_size(1) else ""
+        what = f"step {first}" if first is None or first < window * schema.window_size(1) else ""
     if what:
         raise Damaged(f"{path} contains {what}: run normstudy check {path.parents[2]}")
 

@@ -27,6 +27,7 @@ from checked import (
 )
 
 from normstudy.config import DataConfig, ModelConfig, OptimizerConfig, ProbeConfig, RunConfig, run_id
+from normstudy.errors import ConfigError
 from normstudy.study import parquet, schema, whole
 from normstudy.study import tables as store
 from normstudy.study.whole import Expected
@@ -112,6 +113,14 @@ def test_rows_of_a_window(table: str, change: Callable[[pa.Table], pa.Table], wh
     name = f"{table}/{path.name}"
     expected = what.format(table=table, file=f"tables/{name}")
     assert lines(study) == [f"{run}: {expected}: {again(study, *([name] if '{file}' in what else []))}"]
+
+
+@pytest.mark.parametrize("step", [None, 0])
+def test_a_window_that_begins_with_another_step_is_not_read(step: int | None, study: Path) -> None:
+    path = study / "tables" / "steps" / f"{ids(study)[0]}-001.parquet"
+    rewrite(path, set_column("step", step))
+    with pytest.raises(ConfigError, match=f"{path.name} contains step {step}: run normstudy check"):
+        store.read(study, "steps")
 
 
 @pytest.mark.parametrize(
