@@ -10,6 +10,7 @@ import gc
 import io
 import os
 import select
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from normstudy.errors import ConfigError, MissingRows, nearest, short
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     **{name: functools.partial(training.train, name) for name in ("run", "sweep", "critical")},
-    "plot": reading.plot, "compare": reading.compare, "sensitivity": reading.sensitivity, "status": studies.status,
-    "cancel": studies.cancel, "check": studies.check, "compact": studies.compact, "export": reading.export,
-    "reproduce": measuring.reproduce, "bench": measuring.bench,
+    "plot": reading.plot, "compare": reading.compare, "report": reading.report, "sensitivity": reading.sensitivity,
+    "status": studies.status, "cancel": studies.cancel, "check": studies.check, "compact": studies.compact,
+    "export": reading.export, "reproduce": measuring.reproduce, "bench": measuring.bench,
 }  # fmt: skip
 
 
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     # Figures need no backend, and matplotlib cannot be imported if a notebook's backend is missing from this
     # environment. A notebook itself has its backend, and needs the variable later.
     backend = None if {"matplotlib", "IPython"} & sys.modules.keys() else os.environ.pop("MPLBACKEND", None)
+    hook, sys.unraisablehook = sys.unraisablehook, functools.partial(_interrupt_again, sys.unraisablehook)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", MissingRows)
@@ -57,9 +59,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {short(line)}", file=sys.stderr)
         return 2
     finally:
+        sys.unraisablehook = hook
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
     return code
+
+
+def _interrupt_again(others: Callable[..., None], ignored: sys.UnraisableHookArgs) -> None:
+    """Repeat a Ctrl-C that Python ignored because it came during a destructor or a callback. others: takes the rest."""
+    if ignored.exc_type is KeyboardInterrupt:
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        others(ignored)
 
 
 def _show(

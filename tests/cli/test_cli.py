@@ -6,8 +6,10 @@ import gc
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -258,6 +260,24 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(cli.COMMANDS, "plot", interrupted)
     assert cli.main(["plot", "x"]) == 130
+
+
+def test_a_ctrl_c_during_a_callback_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python ignores every exception in a destructor; figures have thousands of them."""
+
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def one_that_dies(_: list[str]) -> int:
+        Dying()
+        time.sleep(20)
+        return 0
+
+    monkeypatch.setitem(cli.COMMANDS, "status", one_that_dies)
+    hook = sys.unraisablehook
+    assert cli.main(["status"]) == 130
+    assert sys.unraisablehook is hook
 
 
 def test_an_error_of_the_system_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
