@@ -26,16 +26,17 @@ from normstudy.study import tables as store
 RESULTS = Path(__file__).parent.parent / "results"
 STUDIES = {
     "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280, "shallow": 60, "boundary": 40,
-    "best": 180,
+    "best": 180, "critical_lr": 658,
 }  # fmt: skip
 MAX_BYTES = 6_200_000
+LARGER = {"critical_lr": 7_200_000}  # a search of 36 cells
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_it_is_whole_sealed_and_small(study: str) -> None:
     folder = RESULTS / study
     files = [p for p in folder.rglob("*") if p.is_file() and not {"state", "sweeps"} & set(p.relative_to(folder).parts)]
-    assert sum(p.stat().st_size for p in files) <= MAX_BYTES
+    assert sum(p.stat().st_size for p in files) <= LARGER.get(study, MAX_BYTES)
     assert {p.suffix for p in (folder / "figures").iterdir()} == {".png"}
     sealed = json.loads((folder / schema.SEALED).read_text())
     assert sealed["runs"] == STUDIES[study]
@@ -112,7 +113,7 @@ def assert_drawn_again(study: str, committed: list[str], tmp_path: Path) -> None
 
 def test_the_bound_on_another_matplotlib_tells_figures_apart() -> None:
     """The figure of another study lies beyond the bound."""
-    for name in ("headline.png", "gradient_profile.png", "residual_path.png"):
+    for name in ("gradient_profile.png", "residual_path.png"):
         assert rms(RESULTS / "warmup" / "figures" / name, RESULTS / "rmsnorm" / "figures" / name) > MAX_RMS
 
 

@@ -33,18 +33,22 @@ def test_the_shipped_rule_is_that_of_the_table(table: pd.DataFrame) -> None:
 
 
 def test_its_words_have_the_numbers_of_the_table(table: pd.DataFrame) -> None:
-    of_all = table[table["placement"] == "all"].set_index(["step", "quantity"])
+    every = table[table["placement"] == "all"].set_index(["kind", "step", "quantity"])
+    of_all = every.loc["grids"]
 
-    def value(step: int, quantity: str) -> str:
-        return interval_text(*of_all.loc[(step, quantity), ["auc", "low", "high"]], ".3f")
+    def value(step: int, quantity: str, kind: str = "grids") -> str:
+        return interval_text(*every.loc[(kind, step, quantity), ["auc", "low", "high"]], ".3f")
 
     ratio, loss = ({step: value(step, q) for step in (24, 100, 200)} for q in ("gradient_ratio", "train_loss"))
     phrases = [
         f"gradient ratio has an AUC of {ratio[24]}, and the training loss of {loss[24]}",
         f"At step 100 these are {ratio[100]} and {loss[100]}",
         f"the loss tells as much as the gradient: {loss[200]} and {ratio[200]}",
+        f"At step 100 the gradient ratio has an AUC of {value(100, 'gradient_ratio', 'searches')}, the update's RMS of "
+        f"{value(100, 'update_rms', 'searches')} and the training loss of {value(100, 'train_loss', 'searches')}",
     ]
     assert missing(TEXT, phrases) == []
+    table = table[table["kind"] == "grids"]
     placements = table[(table["step"] == 24) & (table["quantity"] == "gradient_ratio") & (table["stuck"] > 0)]
     assert set(placements["placement"]) == {"all", "post"}
     start = of_all.loc[0]
