@@ -18,6 +18,13 @@ from normstudy.figures.series import last_tenth, seed_mean
 
 STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the linear and the logarithmic step axis
 
+# Ticks of a logarithmic axis: (threshold, leading digits of the ticks). Divide the axis's upper end by its lower end.
+# The first entry with a threshold below this quotient applies. A smaller quotient gives more ticks per decade.
+TICKS = (
+    (20, (1.0, 2.0, 5.0)), (8, (1.0, 2.0, 3.0, 5.0)), (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    (0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
+)  # fmt: skip
+
 
 def step_axis(ax: Axes, last: int, *, log: bool) -> None:
     """Make the x axis show steps 0 to `last`. log: use a logarithmic scale of step + 1, with a tick at `last`."""
@@ -56,7 +63,7 @@ def norm_ticks(axis: Axis) -> None:
     """
     low, high = axis.get_view_interval()
     if high < 100 * low:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_locator(LogLocator(subs=next(subs for factor, subs in TICKS if high > factor * low)))
         axis.set_major_formatter(lambda v, _: f"{v:g}")
     axis.set_minor_formatter(NullFormatter())
 

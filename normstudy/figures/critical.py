@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 
 from normstudy.analysis.outcomes import FAILED, UNJUDGED
@@ -93,12 +93,12 @@ def _handles(axes: list[Axes]) -> list[Artist]:
     return list({str(a.get_label()): a for ax in axes for a in ax.get_legend_handles_labels()[0]}.values())
 
 
-def phase_map(study: Study) -> Figure:
+def phase_map(study: Study) -> FigureBase:
     """Draw the outcome of every run at its depth and value, and the critical values."""
     return critical_depth(study, maps=True)
 
 
-def critical_depth(study: Study, *, maps: bool = False) -> Figure:
+def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
     """Draw the critical values against depth, by the other fields of the cells. maps: draw every run, too."""
     cells, settings, x = searched(study)
     look, runs = beside_x(x, study.look, study.runs)
@@ -108,7 +108,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> Figure:
         runs, what = study.finished.assign(hue="", dash=""), f"{what}, and every run's outcome"
     panels, notes = cells.panels(runs, skip=[c for c in (x.column, look.hue, look.dash) if c])
     shown = pd.concat([panel.runs for panel in panels]).sort_values([settings.of, "run_id"])
-    fig, axes = layout.subplots(len(panels), height=2.4)
+    fig, axes = layout.subplots(study.paper, len(panels), height=2.4, share=1.0)
     arms = [(hue, dash) for hue in look.colors for dash in look.dashes]
     beside = len(look.dashes) if look.hue == x.column else len(arms)  # arms at the same x position
     drawn = []
@@ -137,7 +137,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> Figure:
         Line2D([], [], ls="none", marker="o", ms=4, color=BLACK, mfc="white", label=NOT_LEARN),
         Line2D([], [], ls="none", marker=centered, ms=7.7, color=BLACK, mfc="white", label="beyond the range"),
     ][: 3 if table["bound"].any() else 2]
-    layout.legend(fig, look, shown, handles)
+    layout.legend(fig, study.paper, look, shown, handles)
     return fig
 
 
@@ -157,12 +157,12 @@ def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
     draw_runs(ax, value, pd.Series(y, runs.index), runs)
 
 
-def critical_curve(study: Study) -> Figure:
+def critical_curve(study: Study) -> FigureBase:
     """Draw a panel for each cell: every run's outcome against its value, and the expected share of failing runs."""
     cells, settings, _ = searched(study)
     panels, notes = cells.panels(study.finished, MAX_CELLS)
     shown = pd.concat([panel.runs for panel in panels])
-    fig, axes = layout.subplots(len(panels), columns=3, height=1.6)
+    fig, axes = layout.subplots(study.paper, len(panels), columns=3, height=1.6)
     for ax, panel in zip(axes, panels, strict=True):
         draw_curve(ax, panel.runs.sort_values([settings.of, "run_id"]), settings)
         layout.panel_title(ax, panel.title)
@@ -170,5 +170,5 @@ def critical_curve(study: Study) -> Figure:
     value_axis(axes[0], "x", settings, [settings.low, settings.high, *shown[settings.of]])
     layout.label_axes(fig, axes, settings.of, "share of runs", once=True)
     layout.title(fig, cells, f"Outcome of each run by {settings.of}; above: failed, below: did not fail", shown, notes)
-    layout.legend(fig, replace(study.look, hue="", dash=None), shown, _handles(axes))
+    layout.legend(fig, study.paper, replace(study.look, hue="", dash=None), shown, _handles(axes))
     return fig

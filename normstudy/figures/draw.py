@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
+from normstudy.analysis.grid import count_text
 from normstudy.analysis.select import Where, conditions
 from normstudy.config import one_of
 from normstudy.errors import ConfigError
@@ -20,12 +21,13 @@ from normstudy.figures.gradient_ratio import gradient_ratio
 from normstudy.figures.headline import headline
 from normstudy.figures.heatmap import heatmap
 from normstudy.figures.loss_curves import loss_curves, training_loss
+from normstudy.figures.paper import USUAL, Paper
 from normstudy.figures.ranking import ranking
 from normstudy.figures.study import MAX_PANELS, Lacks, Study, load
 from normstudy.figures.update_rms import update_rms
 
 OF_SEARCH = {"critical_depth": critical_depth, "critical_curve": critical_curve, "phase_map": phase_map}
-FIGURES: dict[str, Callable[[Study], Figure]] = {
+FIGURES: dict[str, Callable[[Study], FigureBase]] = {
     "headline": headline, "loss_curves": loss_curves, "training_loss": training_loss, "gradient_ratio": gradient_ratio,
     "gradient_profile": gradient_profile, "residual_path": residual_path, "update_rms": update_rms, "heatmap": heatmap,
     "final_grid": final_grid, "ranking": ranking, **OF_SEARCH,
@@ -34,9 +36,15 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 
 @dataclass
 class PlotResult:
-    """Hold what `plot_study` did. found: figure -> the file written, or the reason why the figure cannot be drawn."""
+    """Hold what `plot_study` did.
+
+    found: figure -> the file written, or the reason why the figure cannot be drawn. captions: figure -> the text of its
+    title. omitted: figure -> titles of the panels that it leaves out.
+    """
 
     found: dict[str, Path | str] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)
+    omitted: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def paths(self) -> list[Path]:
@@ -45,10 +53,27 @@ class PlotResult:
 
     @property
     def skipped(self) -> list[str]:
-        """Return a line for each reason why figures cannot be drawn, with their names."""
+        """Return a line for each reason why figures cannot be drawn, and for each list of panels that are left out."""
         reasons = dict.fromkeys(what for what in self.found.values() if isinstance(what, str))
-        names = {why: [repr(name) for name, what in self.found.items() if what == why] for why in reasons}
-        return [f"figure{'s' * (len(some) > 1)} {', '.join(some)} not drawn: {why}" for why, some in names.items()]
+        lines = [f"{_named(self.found, why)} not drawn: {why}" for why in reasons]
+        texts = {
+            name: f"{count_text(len(titles), 'panel')}: {'; '.join(titles)}" for name, titles in self.omitted.items()
+        }
+        for text in dict.fromkeys(texts.values()):
+            lines.append(f"{_named(texts, text)} without {text}; choose by --where")
+        return lines
+
+    def add(self, other: PlotResult) -> None:
+        """Take over what another process did."""
+        self.found |= other.found
+        self.captions |= other.captions
+        self.omitted |= other.omitted
+
+
+def _named(of: Mapping[str, object], value: object) -> str:
+    """Name the figures with a value: `figures 'ranking', 'headline'`."""
+    some = [repr(name) for name, what in of.items() if what == value]
+    return f"figure{'s' * (len(some) > 1)} {', '.join(some)}"
 
 
 def plot_study(
@@ -58,27 +83,26 @@ def plot_study(
     fmt: str = "png",
     out: Path | None = None,
     only: list[str] | None = None,
+    paper: Paper = USUAL,
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default the study's folder `figures`.
 
     where: as on the command line (see `select`). Only runs with these values are drawn, by default into a subfolder
-    of `figures`, so that they do not replace the figures of all runs. only: names of figures; by default, all. Raises
-    ConfigError for a folder that is not a study or has no finished run, for an unknown figure or format, and if a file
-    cannot be written.
+    of `figures`, so that they do not replace the figures of all runs; the same holds for another `paper`. only: names
+    of figures; by default, all. Raises ConfigError for a folder that is not a study or has no finished run, for an
+    unknown figure or format, and if a file cannot be written.
     """
     one_of("format", fmt, style.FORMATS)
     for name in only or []:
         one_of("figure", name, tuple(FIGURES))
-    study = load(Path(study_dir), where)
-    folder = Path(study_dir, "figures", _folder_name(where or {})) if out is None else Path(out)
+    study = load(Path(study_dir), where, paper)
+    folder = Path(study_dir, "figures", _folder_name(where or {}, paper)) if out is None else Path(out)
     result = PlotResult()
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         for name in only or [name for name in FIGURES if study.search or name not in OF_SEARCH]:
+            study.omitted.clear()
             try:
-                column = "" if study.search is None or name in OF_SEARCH else study.search.of
-                if column and (n := study.finished[column].nunique()) > MAX_PANELS:  # the others average over seeds
-                    raise Lacks(f"a search chose {n} values of {column}: choose at most {MAX_PANELS} by --where")
-                fig = FIGURES[name](study)
+                fig = draw(study, name)
             except Lacks as lack:
                 result.found[name] = str(lack)
                 continue
@@ -88,12 +112,36 @@ def plot_study(
                 style.save(fig, path, fmt)
             except OSError as error:
                 raise ConfigError(f"{path} cannot be written: {error.strerror}. Choose another --out") from error
-            result.found[name] = path
+            result.found[name], result.captions[name] = path, str(fig.get_label())
+            if study.omitted:
+                result.omitted[name] = list(dict.fromkeys(study.omitted))
     return result
 
 
-def _folder_name(where: Where) -> str:
-    """Return the subfolder for figures of some runs, such as `peak_lr=3e-3,placement=post`, or "" for all runs."""
+def drawn(study_dir: Path | str, name: str, where: Where = (), paper: Paper = USUAL) -> Figure:
+    """Draw one figure, for `normstudy.plot`. Raises ConfigError for a bad wish, and if the study lacks its data."""
+    one_of("figure", name, tuple(FIGURES))
+    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
+        try:
+            return draw(load(Path(study_dir), where, paper), name)
+        except Lacks as lack:
+            raise ConfigError(f"figure {name!r} cannot be drawn from {study_dir}: {lack}") from lack
+
+
+def draw(study: Study, name: str) -> Figure:
+    """Draw a figure of a study. Raises Lacks if the study lacks its data."""
+    column = "" if study.search is None or name in OF_SEARCH else study.search.of
+    if column and (n := study.finished[column].nunique()) > MAX_PANELS:  # the others average over seeds
+        raise Lacks(f"a search chose {n} values of {column}: choose at most {MAX_PANELS} by --where")
+    fig = FIGURES[name](study)
+    return fig if isinstance(fig, Figure) else fig.figure  # type: ignore[return-value]  # a part of a user's figure
+
+
+def _folder_name(where: Where, paper: Paper) -> str:
+    """Return the subfolder for some runs or another paper, such as `peak_lr=3e-3,placement=post`, or "" for neither."""
     signs = {"!=": "=not ", "<": "=below ", "<=": "=to ", ">": "=above ", ">=": "=from "}
-    name = ",".join(f"{c}{signs.get(sign, sign)}{','.join(texts)}" for c, sign, texts in sorted(conditions(where)))
-    return "".join(c if c.isalnum() or c in "_.=+-," else "_" for c in name)
+    parts = [f"{c}{signs.get(sign, sign)}{','.join(texts)}" for c, sign, texts in sorted(conditions(where))]
+    for name in ("module", "quantity", "width", "title"):
+        if (value := getattr(paper, name)) != getattr(USUAL, name):
+            parts.append(f"{name}={value:g}in" if name == "width" else f"{name}={str(value).lower()}")
+    return "".join(c if c.isalnum() or c in "_.=+-," else "_" for c in ",".join(parts))

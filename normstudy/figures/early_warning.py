@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from normstudy.analysis.early_warning import ALL, QUANTITIES, STEPS
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, style
+from normstudy.figures.paper import Paper
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -23,7 +24,7 @@ def figure(table: pd.DataFrame) -> Figure:
     """Draw the AUC of each quantity against step, with 95 % intervals, in one panel for each kind of studies."""
     rows = table[(table["placement"] == ALL) & table["step"].notna() & table["auc"].notna()]
     kinds = list(table["kind"].unique())
-    fig, axes = layout.subplots(len(kinds))
+    fig, axes = layout.subplots(Paper(), len(kinds))
     for ax, kind in zip(axes, kinds, strict=True):
         for i, (quantity, color) in enumerate(zip(QUANTITIES, style.OWN_COLORS, strict=False)):
             part = rows[(rows["kind"] == kind) & (rows["quantity"] == quantity)]
@@ -37,4 +38,5 @@ def figure(table: pd.DataFrame) -> Figure:
     lines = "How well a quantity at a step tells which runs end stuck", "bars: 95 % intervals, dotted: chance"
     fig.suptitle("\n".join(lines), x=0.01, ha="left")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    assert isinstance(fig, Figure)
     return fig

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import Value
@@ -133,7 +133,7 @@ def limits(ended: Sequence[float], references: Sequence[float], *, diverged: boo
     return low - margin, high + (3 if diverged else 1) * margin
 
 
-def final_grid(study: Study) -> Figure:
+def final_grid(study: Study) -> FigureBase:
     """Draw every run's final validation loss and outcome against a swept column."""
     if not swept(study.runs):
         raise Lacks("only the seed varies")
@@ -147,7 +147,7 @@ def final_grid(study: Study) -> Figure:
     low, high = limits(ended, references, diverged=bool((shown["outcome"] == "diverged").any()))
 
     crowded = shown["hue"].nunique() > 4 or len(x.places) > 3
-    fig, axes = layout.subplots(len(panels), height=2.2, width=style.TWO_COLUMNS if crowded else None)
+    fig, axes = layout.subplots(study.paper, len(panels), height=2.2, share=1.0 if crowded else None)
     one_text = series.same_text(panels)
     for ax, panel, table in zip(axes, panels, tables, strict=True):
         lines = [r for r in series.entropies(panel.runs) if low <= r[1] <= high]
@@ -161,5 +161,5 @@ def final_grid(study: Study) -> Figure:
     what = f"Final validation loss and outcome against {x.column}; marker: one run, line: mean over seeds"
     what += f"; a panel per {look.facet}" if len(panels) > 1 and look.facet else ""
     layout.title(fig, study, what, study.runs[study.runs["run_id"].isin(shown["run_id"])], notes)
-    layout.legend(fig, look, shown, layout.outcome_handles(shown), markers=True)
+    layout.legend(fig, study.paper, look, shown, layout.outcome_handles(shown), markers=True)
     return fig

@@ -7,26 +7,26 @@ from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
 from normstudy.figures.look import Look
-from normstudy.figures.study import MODULE, Lacks, Panel, Study
+from normstudy.figures.study import Lacks, Panel, Study
 
 MAX_ROWS = 3
 
 
 def needs_layers(study: Study) -> None:
-    """Raise Lacks if no run has two layers, or if no run that `Study.at_headline` selects recorded MODULE."""
+    """Raise Lacks if no run has two layers, or if no run that `Study.at_headline` selects recorded the module."""
     if int(study.runs["n_layers"].max()) < 2:
         raise Lacks("every run has n_layers=1, and two layers are needed")
     if not study.modules["run_id"].isin(study.at_headline()["run_id"]).any():
-        raise Lacks(f"no run recorded the module {MODULE}")
+        raise Lacks(f"no run recorded the module {study.paper.module}")
 
 
 def profile_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return grad_norm's geometric mean and range over seeds, for each color (hue), line style (dash) and layer."""
+    """Return the geometric mean and range over seeds, for each color (hue), line style (dash) and layer."""
     return series.geometric(series.of_runs(rows, runs, ["hue", "dash"]), ["hue", "dash", "layer"])
 
 
@@ -42,14 +42,14 @@ def draw_profile(ax: Axes, table: pd.DataFrame, look: Look) -> None:
         )  # fmt: skip
 
 
-def gradient_profile(study: Study) -> Figure:
-    """Draw the gradient norm of the FFN output matrix against layer, at a few steps of training."""
+def gradient_profile(study: Study) -> FigureBase:
+    """Draw the gradient norm of a module, or another quantity, against layer, at a few steps of training."""
     needs_layers(study)
-    what, top = f"Gradient norm of {MODULE} against layer", int(study.at_headline()["n_layers"].max()) - 1
-    return _figure(study, study.modules, what, "layer", f"{MODULE} grad_norm", top)
+    what, top = f"{study.paper.what.capitalize()} against layer", int(study.at_headline()["n_layers"].max()) - 1
+    return _figure(study, study.modules, what, "layer", study.paper.measured, top)
 
 
-def residual_path(study: Study) -> Figure:
+def residual_path(study: Study) -> FigureBase:
     """Draw the norm of dLoss/dx_l against l, from the embedding's output (0) to the last block's output (n_layers)."""
     rows, runs = study.residual, study.at_headline()
     if not rows["run_id"].isin(runs["run_id"]).any():
@@ -58,13 +58,13 @@ def residual_path(study: Study) -> Figure:
     return _figure(study, rows, what, "l (0: embedding)", "norm of dLoss/dx_l", top)
 
 
-def _figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
+def _figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> FigureBase:
     """Draw gradient norms against layer, with a column of panels for each snapshot of training.
 
     Only runs with the largest depth and the learning rate nearest to HEADLINE_LR are drawn. Each combination of the
     panel fields' values gets a row of panels. A study with a facet (a text field with too many values for colors) is
     drawn differently: each value of the facet gets a panel, and colors show the snapshots.
-    rows: columns run_id, step, layer, grad_norm. top: the last layer.
+    rows: columns run_id, step, layer, value. top: the last layer.
     """
     if study.look.facet is not None:
         return _facets(study, rows, what, x_label, y_label, top)
@@ -76,24 +76,28 @@ def _figure(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: 
     if columns == 0:
         raise Lacks("no recorded gradient norm is finite")
 
-    height = 1.7 if len(panels) > 1 else 2.1
-    fig = Figure(figsize=(style.TWO_COLUMNS, height * len(panels) + 0.9), layout="constrained")
-    grid = fig.subplots(len(panels), columns, sharex=True, sharey=True, squeeze=False)
-    for line, panel, row in zip(grid, panels, shots, strict=True):
+    across = study.paper.fit(columns)
+    lines = -(-columns // across)  # of each panel
+    height = 1.7 if len(panels) * lines > 1 else 2.1
+    fig = study.paper.new(height * len(panels) * lines + 0.9)
+    grid = fig.subplots(len(panels) * lines, across, sharex=True, sharey=True, squeeze=False)
+    for line, panel, row in zip(grid.reshape(len(panels), -1), panels, shots, strict=True):
         for ax, (name, at) in zip(line, row, strict=False):
             draw_profile(ax, profile_table(at, panel.runs), study.look)
             ax.set_title(name)
         for ax in line[len(row) :]:
-            ax.set_axis_off()
-        line[0].set_ylabel(f"{panel.title}\n{y_label}" if panel.title else y_label)
+            ax.remove()
+        for ax in line[: len(row) : across]:
+            ax.set_ylabel(f"{panel.title}\n{y_label}" if panel.title else y_label)
     on_axes.norm_axis(grid[0, 0])
-    for ax in grid[-1]:
+    on_axes.layer_axis(grid[0, 0], "x", top)
+    for ax in layout.lowest([ax for ax in grid.ravel() if ax.figure is not None]):
         ax.set_xlabel(x_label)
-        on_axes.layer_axis(ax, "x", top)
+        ax.tick_params(labelbottom=True)
     shown = pd.concat([p.runs for p in panels])
     notes += ended(shots, shown) + series.zeros(study, pd.concat([at for row in shots for _, at in row]))
     layout.title(fig, study, f"{what} by {study.look.by}; geometric mean and range over seeds", shown, notes)
-    layout.legend(fig, study.look, shown)
+    layout.legend(fig, study.paper, study.look, shown)
     return fig
 
 
@@ -118,7 +122,7 @@ def one_arm(study: Study) -> tuple[list[Panel], list[str]]:
     return panels, notes + more
 
 
-def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> Figure:
+def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> FigureBase:
     """Draw a panel for each value of the facet (a text field). Colors show the first, second and last snapshot."""
     runs, notes = one_color(study, study.at_headline())
     panels, more = study.panels(runs, MAX_ROWS)
@@ -133,7 +137,7 @@ def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: 
     colors = dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     look = replace(study.look, hue="step", colors=colors)
 
-    fig, axes = layout.subplots(len(panels))
+    fig, axes = layout.subplots(study.paper, len(panels))
     for ax, panel in zip(axes, panels, strict=True):
         mine = at[at["run_id"].isin(panel.runs["run_id"])]
         draw_profile(ax, series.geometric(mine, ["hue", "dash", "layer"]), look)
@@ -143,7 +147,7 @@ def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: 
     layout.label_axes(fig, axes, x_label, y_label, once=True)
     notes += more + ended([shots], shown) + series.zeros(study, at)
     layout.title(fig, study, f"{what} by {look.by}; geometric mean and range over seeds", shown, notes)
-    layout.legend(fig, look, at)
+    layout.legend(fig, study.paper, look, at)
     return fig
 
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
 from normstudy.figures.gradient_profile import needs_layers
 from normstudy.figures.look import Look
-from normstudy.figures.study import MODULE, Lacks, Study
+from normstudy.figures.study import Lacks, Study
 
 
 def ratio_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the finite, positive ratios (column `value`) of the first layer's grad_norm to the last layer's."""
+    """Return the finite, positive ratios (column `value`) of the first layer's value to the last layer's."""
     rows = series.of_runs(modules, runs, ["hue", "dash", "n_layers"])
-    first = rows.loc[rows["layer"] == 0, ["run_id", "step", "grad_norm"]]
+    first = rows.loc[rows["layer"] == 0, ["run_id", "step", "value"]]
     last = rows[(rows["layer"] == rows["n_layers"] - 1) & (rows["n_layers"] > 1)]
     ratio = last.merge(first, "left", on=["run_id", "step"], suffixes=("", "_first"))
-    ratio = ratio.assign(value=ratio["grad_norm_first"] / ratio["grad_norm"])
+    ratio = ratio.assign(value=ratio["value_first"] / ratio["value"])
     good = np.isfinite(ratio["value"]) & (ratio["value"] > 0)
     found: pd.DataFrame = ratio.loc[good, ["run_id", "step", "hue", "dash", "value"]]
     return found
@@ -50,11 +50,11 @@ def draw_ratio(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look) ->
     on_axes.norm_axis(ax)
 
 
-def gradient_ratio(study: Study) -> Figure:
-    """Draw the gradient norm of the first layer's FFN output matrix, divided by the last layer's, against step."""
+def gradient_ratio(study: Study) -> FigureBase:
+    """Draw the first layer's gradient norm, or another quantity, divided by the last layer's, against step."""
     needs_layers(study)
     panels, notes = study.panels(study.runs[study.runs["n_layers"] > 1])
-    fig, axes = layout.subplots(len(panels))
+    fig, axes = layout.subplots(study.paper, len(panels))
     drawn = 0
     for ax, panel in zip(axes, panels, strict=True):
         table = ratio_table(study.modules, panel.runs)
@@ -64,10 +64,10 @@ def gradient_ratio(study: Study) -> Figure:
         on_axes.step_axis(ax, series.last_step(study.runs), log=True)
     if not drawn:
         raise Lacks("no first/last-layer gradient ratio is finite and above zero")
-    y_label = "grad_norm,\nfirst / last layer"
+    y_label = f"{study.paper.quantity},\nfirst / last layer"
     layout.label_axes(fig, axes, on_axes.LOG_STEP, y_label, once=study.look.facet is not None)
     shown = pd.concat([p.runs for p in panels])
-    what = f"First/last-layer ratio of {MODULE}'s gradient norm by {study.look.by}; thin: seeds, bold: geometric mean"
+    what = f"First/last-layer ratio of the {study.paper.what} by {study.look.by}; thin: seeds, bold: geometric mean"
     layout.title(fig, study, what, shown, notes + ratio_notes(study, shown))
-    layout.legend(fig, study.look, shown, layout.outcome_handles(shown, ["diverged"]))
+    layout.legend(fig, study.paper, study.look, shown, layout.outcome_handles(shown, ["diverged"]))
     return fig

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, ranking, series, style
 from normstudy.figures.gradient_profile import needs_layers
 from normstudy.figures.gradient_ratio import draw_ratio, ratio_notes, ratio_table, without_ratio
+from normstudy.figures.look import Look
 from normstudy.figures.loss_curves import draw_losses, limits, validation_table
-from normstudy.figures.study import MODULE, Lacks, Study, at_most_one, held
+from normstudy.figures.study import Lacks, Study, at_most_one, held
+
+ALIKE = 0.02  # the largest difference of mean losses, as a share of their range, that counts as too small to see
 
 
-def headline(study: Study) -> Figure:
+def headline(study: Study) -> FigureBase:
     """Draw validation loss against step on the left, and the first/last-layer gradient ratio on the right.
+
+    If the losses of all arms are alike, draw how much they differ, seed by seed, instead of the losses.
 
     If the study has a facet (a text field with too many values for colors), draw a row for each value of the facet
     instead: final losses on the left, and the range of ratios on the right.
@@ -25,39 +31,65 @@ def headline(study: Study) -> Figure:
         return _ranked(study)
     runs = at_most_one(study, study.at_headline())
     table = validation_table(study, runs)
-    low, high = limits([table], series.entropies(runs))
     last = series.last_step(runs)
-
-    fig = Figure(figsize=(style.TWO_COLUMNS, 3.0), layout="constrained")
-    left, right = fig.subplots(1, 2)
-    draw_losses(left, study, runs, table, labelled=True, top=high)
-    left.set_ylim(low, high)
+    across = study.paper.fit(2)
+    fig = study.paper.new(3.0 if across == 2 else 4.8)
+    left, right = fig.subplots(2 // across, across)
+    if alike(table, runs, study.look):
+        base, difference = beside_first(table, runs, study.look)
+        on_axes.draw_seed_lines(left, difference, runs, study.look, log=False)
+        left.set_ylabel(f"validation loss minus {base}'s,\nnats per token")
+        layout.panel_title(left, f"What happens: the loss, minus that of {base} with the same seed")
+    else:
+        low, high = limits([table], series.entropies(runs))
+        draw_losses(left, study, runs, table, labelled=True, top=high)
+        left.set_ylim(low, high)
+        left.set_ylabel("validation loss, nats per token")
+        layout.panel_title(left, "What happens: the loss")
     on_axes.step_axis(left, last + 1, log=False)
-    left.set(xlabel=on_axes.STEP, ylabel="validation loss, nats per token")
-    left.set_title("What happens: the loss", loc="left")
+    left.set_xlabel(on_axes.STEP)
 
     draw_ratio(right, ratio_table(study.modules, runs), runs, study.look)
     on_axes.step_axis(right, last, log=True)
-    right.set(xlabel=on_axes.LOG_STEP, ylabel="ratio of grad_norm")
-    right.set_title(f"Why: gradient norm of {MODULE}, first / last layer", loc="left")
+    right.set(xlabel=on_axes.LOG_STEP, ylabel=f"ratio of {study.paper.quantity}")
+    layout.panel_title(right, f"Why: {study.paper.what}, first / last layer")
     what = f"Training by {study.look.by}; thin: seeds, bold: their mean (right: geometric)"
     layout.title(fig, study, what, runs, held(study, runs) + ratio_notes(study, runs))
-    layout.legend(fig, study.look, runs, layout.outcome_handles(runs, ["diverged"]))
+    layout.legend(fig, study.paper, study.look, runs, layout.outcome_handles(runs, ["diverged"]))
     return fig
 
 
-def _ranked(study: Study) -> Figure:
+def alike(table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> bool:
+    """Return whether the mean losses of two arms or more are too close to tell apart on the axis of the loss."""
+    mean = series.seed_mean(table, runs, log=False)
+    by_step = mean.groupby("step")["value"].agg(["min", "max"])
+    gap = (by_step["max"] - by_step["min"]).max()
+    return len(look.arms(runs)) > 1 and bool(gap < ALIKE * (by_step["max"].max() - by_step["min"].min()))
+
+
+def beside_first(table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> tuple[str, pd.DataFrame]:
+    """Return the first arm's name, and each loss minus the loss of the first arm's run with the same seed and step."""
+    hue, dash, first = look.arms(runs)[0]
+    rows = table.assign(seed=table["run_id"].map(runs.set_index("run_id")["seed"]))
+    base = rows.loc[rows["run_id"].isin(first["run_id"]), ["seed", "step", "value"]]
+    both = rows.merge(base, on=["seed", "step"], suffixes=("", "_first"))
+    name = ", ".join(text for text in (hue, dash) if text)
+    return name, both.assign(value=both["value"] - both["value_first"]).drop(columns=["seed", "value_first"])
+
+
+def _ranked(study: Study) -> FigureBase:
     """Draw a row for each value of the facet (a text field with many values), ranked by loss at the largest depth."""
     order = ranking.rank(study, deepest=True)
-    fig = Figure(figsize=(style.TWO_COLUMNS, ranking.height(order)), layout="constrained")
-    left, right = fig.subplots(1, 2, sharey=True)
+    across = study.paper.fit(2)
+    fig = study.paper.new(ranking.height(order) * (2 // across))
+    left, right = fig.subplots(2 // across, across, sharey=True)
     edge = ranking.loss_axis([left], order)
     ranking.draw_ranking(left, order, order.columns[-1], edge)
     left.set_title("What happens: the loss", loc="left", pad=14)
     ranking.stripe_rows(right, order)
     draw_span(right, study, order)
-    right.set_title(f"Why: {MODULE} gradient, first / last layer", loc="left", pad=14)
-    right.set_xlabel("ratio of grad_norm (○ first step, ● last step)")
+    right.set_title(f"Why: {study.paper.what}, first / last layer", loc="left", pad=14)
+    right.set_xlabel(f"ratio of {study.paper.quantity} (○ first step, ● last step)")
 
     notes = [*ranking.rank_notes(order), *without_ratio(study, order.runs)]
     what = (
@@ -65,7 +97,7 @@ def _ranked(study: Study) -> Figure:
         "mean while all seeds last, line: its range over the steps"
     )
     layout.title(fig, study, what, order.runs, notes)
-    ranking.rank_legend(fig, order)
+    ranking.rank_legend(fig, study, order)
     return fig
 
 

@@ -7,14 +7,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 
 from normstudy.analysis.grid import count_text
+from normstudy.analysis.words import phrase
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
 from normstudy.figures.gradient_profile import needs_layers, one_arm
 from normstudy.figures.look import folded
-from normstudy.figures.study import MODULE, Lacks, Panel, Study, at_most_one, held
+from normstudy.figures.study import Lacks, Panel, Study, at_most_one, held
 
 MAX_PANELS = 15
 LONG = 34  # characters that fit above each of three panels in a row
@@ -22,7 +23,7 @@ LINE = 48  # characters that fit above each of two panels in a row
 
 
 def map_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return grad_norm's geometric mean over seeds, with a row for each layer and a column for each recorded step."""
+    """Return the geometric mean over seeds, with a row for each layer and a column for each recorded step."""
     mean = series.geometric(modules[modules["run_id"].isin(runs["run_id"])], ["layer", "step"])
     return mean.pivot_table(index="layer", columns="step", values="mid")
 
@@ -38,7 +39,7 @@ def draw_map(ax: Axes, table: pd.DataFrame, norm: LogNorm) -> QuadMesh:
     return ax.pcolormesh(x, y, finite, cmap=style.SEQUENTIAL, norm=norm, rasterized=True)
 
 
-def heatmap(study: Study) -> Figure:
+def heatmap(study: Study) -> FigureBase:
     """Draw heat maps, each for a group of runs that differ only in their seeds. Not all groups of a study are drawn."""
     needs_layers(study)
     facet = study.look.facet
@@ -56,13 +57,15 @@ def heatmap(study: Study) -> Figure:
     # maps are sorted by color, then by line style. If the grid has one column per line style, each row shows one color.
     across = len({p.runs["dash"].iloc[0] for p, _ in maps})
     columns = 4 if facet else next((c for c in (across, 3, 4, 2) if 1 < c <= 4 and len(maps) % c == 0), 3)
-    fig, axes = layout.subplots(len(maps), columns=columns, height=layout.LOW if facet else 1.55)
+    fig, axes = layout.subplots(study.paper, len(maps), columns=columns, height=layout.LOW if facet else 1.55)
     shown = pd.concat([p.runs for p, _ in maps])
     last = series.last_step(shown)
     one_line = all(len(p.title) <= LINE for p, _ in maps)
     for ax, (panel, table) in zip(axes, maps, strict=True):
         mesh = draw_map(ax, table, norm)
-        ax.set_title(panel.title.replace("\n", " ") if columns == 2 and one_line else panel.title, loc="left")
+        ax.set_title(
+            panel.title.replace("\n", " ") if study.paper.fit(columns) == 2 and one_line else panel.title, loc="left"
+        )
         on_axes.step_axis(ax, last, log=True)
         ax.set_xlim(0, last + 1)
         on_axes.layer_axis(ax, "y", int(panel.runs["n_layers"].max()) - 1)
@@ -70,14 +73,14 @@ def heatmap(study: Study) -> Figure:
         if len(warmup) == 1 and (end := warmup.pop()) > 0:
             ax.axvline(end, color="white", lw=1, ls=(0, (2, 1.5)), gid=f"warmup:{end}")
     layout.label_axes(fig, axes, on_axes.LOG_STEP, "layer", once=facet is not None)
-    bar = fig.colorbar(mesh, ax=axes, label=f"{MODULE} grad_norm", aspect=30, pad=0.02)
+    bar = fig.colorbar(mesh, ax=axes, label=study.paper.measured, aspect=30, pad=0.02)
     on_axes.norm_ticks(bar.ax.yaxis)
     notes += series.zeros(study, study.modules[study.modules["run_id"].isin(shown["run_id"])])
     if (shown["outcome"] == "diverged").any():
         notes.append("a diverged run counts until it ends")
     if (shown["warmup_steps"] > 0).any():
         notes.append("dashed: end of the warmup")
-    what = f"Gradient norm of {MODULE} by layer and step; geometric mean over seeds"
+    what = f"{study.paper.what.capitalize()} by layer and step; geometric mean over seeds"
     layout.title(fig, study, what + (f"; a panel per {facet}" if facet else ""), shown, notes)
     return fig
 
@@ -88,10 +91,13 @@ def _arms(study: Study) -> tuple[list[Panel], list[str]]:
     parts = study.look.arms(runs)
     panels = []
     for hue, dash, part in parts[:MAX_PANELS]:
-        words = [f"{study.look.dash}={dash}"] if study.look.dash else []
+        words = [phrase(study.look.dash, dash)] if study.look.dash else []
         words.append(count_text(len(part), "seed"))
-        name = f"{study.look.hue}={hue}"
-        first = name if len(name) < LONG else folded(hue, LONG)
+        name = phrase(study.look.hue, hue)
+        first = name if len(name) < LONG else folded(name, LONG)
         panels.append(Panel(f"{first},\n{', '.join(words)}", part))
+    left = [phrase(study.look.hue, hue) + (f", {phrase(study.look.dash, dash)}" if study.look.dash else "")
+            for hue, dash, _ in parts[MAX_PANELS:]]  # fmt: skip
+    study.omitted.extend(left)
     dropped = [f"{MAX_PANELS} of {len(parts)} panels shown"] if len(parts) > MAX_PANELS else []
     return panels, held(study, runs) + dropped

@@ -8,37 +8,38 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 
 from normstudy.analysis.grid import count_text
 from normstudy.analysis.select import native
+from normstudy.analysis.words import phrase
 from normstudy.figures import style
 from normstudy.figures.look import Look, varies
+from normstudy.figures.paper import Paper, width_of
 from normstudy.figures.study import Study
 
 FEW = 6  # a figure with more panels than this has low panels
 LOW = 1.3  # inches: height of a low panel
-CHARACTERS = 16.8  # characters per inch in a title
+CHARACTERS, MARGIN = 18.4, 0.64  # characters per inch in a title, and inches that a title leaves free
 HANDLE = 6  # width of a legend handle, in characters
 
 
 def subplots(
-    n: int, *, columns: int | None = None, height: float = 2.0, width: float | None = None
-) -> tuple[Figure, list[Axes]]:
-    """Make a figure of `n` panels with the same axes.
+    paper: Paper, n: int, *, columns: int | None = None, height: float = 2.0, share: float | None = None
+) -> tuple[FigureBase, list[Axes]]:
+    """Make a figure of `n` panels with the same axes. share: of the paper's width; by default, one panel has 0.62.
 
-    By default, a row has 3 panels. If n > FEW, a row has 4 panels, and their height is at most LOW inches.
+    By default, a row has 3 panels. If n > FEW, a row has 4 panels, and their height is at most LOW inches. A narrow
+    figure has fewer panels in a row.
     """
     if columns is None and n > FEW:
         height = min(height, LOW)
     columns = columns or (3 if n <= FEW else 4)
-    across = {4: 2, 5: 5}.get(n, min(n, columns)) if columns == 3 else min(n, columns)
+    across = paper.fit({4: 2, 5: 5}.get(n, min(n, columns)) if columns == 3 else min(n, columns))
     down = -(-n // across)
-    if width is None:
-        width = style.TWO_COLUMNS if across > 1 else style.TWO_COLUMNS * 0.62
-    fig = Figure(figsize=(width, height * down + 0.9), layout="constrained")
+    fig = paper.new(height * down + 0.9, share or (1.0 if n > 1 else 0.62))
     grid = fig.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel().tolist()
     for spare in grid[n:]:
         spare.remove()
@@ -55,40 +56,49 @@ def place_of(ax: Axes) -> SubplotSpec:
     return spec
 
 
-def label_axes(fig: Figure, axes: Sequence[Axes], x: str, y: str, *, once: bool) -> None:
+def label_axes(fig: FigureBase, axes: Sequence[Axes], x: str, y: str, *, once: bool) -> None:
     """Label the outer panels' axes. once: if there are more than FEW panels, write one y label for the whole figure."""
     if once and len(axes) > FEW:
         fig.supylabel(y.replace("\n", " "), fontsize="medium")
-        lowest = [ax for ax in axes if place_of(ax).is_last_row()]
+        below = [ax for ax in axes if place_of(ax).is_last_row()]
     else:
-        lowest = list({place_of(ax).colspan.start: ax for ax in axes}.values())  # the last panel of each column
+        below = lowest(axes)
         for ax in [ax for ax in axes if place_of(ax).is_first_col()]:
             ax.set_ylabel(y)
-    for ax in lowest:
+    for ax in below:
         ax.set_xlabel(x)
+
+
+def lowest(axes: Sequence[Axes]) -> list[Axes]:
+    """Return the last panel of each column."""
+    return list({place_of(ax).colspan.start: ax for ax in axes}.values())
 
 
 def panel_title(ax: Axes, text: str) -> None:
     """Set a panel's title, wrapped to the panel's width. Call `title` afterwards to make room for wrapped lines."""
-    fig = ax.figure
-    assert isinstance(fig, Figure)
-    width = int(fig.get_figwidth() * CHARACTERS / place_of(ax).get_gridspec().ncols)
+    fig = ax.get_figure()
+    assert fig is not None
+    width = int((width_of(fig) - MARGIN) * CHARACTERS / place_of(ax).get_gridspec().ncols)
     lines = textwrap.wrap(text, width, break_on_hyphens=False) if len(text) > width else [text]
     ax.set_title("\n".join(lines), loc="left")
 
 
-def _extra_title_lines(fig: Figure) -> int:
+def _extra_title_lines(fig: FigureBase) -> int:
     """Return how many lines wrapped titles add to the figure. A row whose longest title has k lines adds k - 1."""
     most: dict[int, int] = {}
-    for ax in fig.axes:
+    axes: list[Axes] = fig.axes  # type: ignore[assignment]  # the stubs give FigureBase another attribute
+    for ax in axes:
         if (spec := ax.get_subplotspec()) is not None:
             row = spec.rowspan.start
             most[row] = max(most.get(row, 0), ax.get_title("left").count("\n"))
     return sum(most.values())
 
 
-def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Sequence[str] = ()) -> None:
-    """Write the figure's title: the text `what`, the study's name, numbers of seeds and diverged runs, and `notes`."""
+def title(fig: FigureBase, study: Study, what: str, runs: pd.DataFrame, notes: Sequence[str] = ()) -> None:
+    """Write the figure's title: the text `what`, the study's name, numbers of seeds and diverged runs, and `notes`.
+
+    If the paper has no titles, the figure's label holds this text, as a caption.
+    """
     same = [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in ("n_layers", "peak_lr") if not varies(runs, c)]
     seeds = runs.groupby(["hue", "dash", *study.panel_fields], dropna=False).size()
     low, high = seeds.min(), seeds.max()
@@ -100,39 +110,49 @@ def title(fig: Figure, study: Study, what: str, runs: pd.DataFrame, notes: Seque
         context.append(f"{outcome['diverged']} of {len(runs)} runs diverged")
     if study.unfinished:
         context.append(f"not shown: {study.unfinished} unfinished or failed")
-    width = int(fig.get_figwidth() * CHARACTERS)
+    width = int((width_of(fig) - MARGIN) * CHARACTERS)
     second = " · ".join(part for part in [*context, *notes, *study.look.notes] if part)
-    lines = [*textwrap.wrap(what, width), *textwrap.wrap(second, width)]
-    fig.set_figheight(fig.get_figheight() + 0.16 * (len(lines) - 2) + 0.13 * _extra_title_lines(fig))
-    fig.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.35)
+    fig.set_label(f"{what}. {second}.")
+    lines = [*textwrap.wrap(what, width), *textwrap.wrap(second, width)] if study.paper.title else []
+    study.paper.grow(fig, 0.16 * (len(lines) - 2) + 0.13 * _extra_title_lines(fig))
+    if lines:
+        fig.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.35)
 
 
-def legend(fig: Figure, look: Look, runs: pd.DataFrame, extra: Sequence[Artist] = (), *, markers: bool = False) -> None:
+def legend(
+    fig: FigureBase,
+    paper: Paper,
+    look: Look,
+    runs: pd.DataFrame,
+    extra: Sequence[Artist] = (),
+    *,
+    markers: bool = False,
+) -> None:
     """Draw a legend of the colors and line styles in `runs`, then `extra`. Make room for it below the panels.
 
     markers: show the filling of markers beside each line style.
     """
     colors: list[Artist] = [
-        Line2D([], [], color=c, lw=style.BOLD, label=f"{look.hue}={n}")
+        Line2D([], [], color=c, lw=style.BOLD, label=phrase(look.hue, n))
         for n, c in look.colors.items()
         if look.hue and (runs["hue"] == n).any()
     ]
     patterns = {
-        n: Line2D([], [], color="black", lw=style.BOLD, ls=d, label=f"{look.dash}={n}")
+        n: Line2D([], [], color="black", lw=style.BOLD, ls=d, label=phrase(look.dash, n))
         for n, d in look.dashes.items()
         if look.dash is not None and (runs["dash"] == n).any()
     }
     for n, line in patterns.items() if markers else ():
         line.set(marker="o", ms=5, mew=0.6, mec="black", mfc=look.filling(n, "black"), lw=1.1)
     groups = [group for group in (colors, list[Artist](patterns.values()), list(extra)) if group]
-    room = fig.get_figwidth() * 16  # characters that fit in a row
+    room = width_of(fig) * 16  # characters that fit in a row
     widest = max(_characters([artist]) for group in groups for artist in group)
     per_row = max(2, int(room / widest))
     if sum(_characters(group) for group in groups) <= room:
         rows = [[artist for group in groups for artist in group]]
     else:
         rows = [group[i : i + per_row] for group in groups for i in range(0, len(group), per_row)]
-    fig.set_figheight(fig.get_figheight() + 0.15 * (len(rows) - 1))
+    paper.grow(fig, 0.15 * (len(rows) - 1))
     columns = max(len(row) for row in rows)
     blank = Line2D([], [], ls="none", label=" ")
     grid = [row + [blank] * (columns - len(row)) for row in rows]

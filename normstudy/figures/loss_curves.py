@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
@@ -59,24 +59,24 @@ def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float
     return low - 0.05 * (high - low), high + 0.06 * (high - low)
 
 
-def loss_curves(study: Study) -> Figure:
+def loss_curves(study: Study) -> FigureBase:
     """Draw validation loss against step."""
     return _figure(study, train=False)
 
 
-def training_loss(study: Study) -> Figure:
+def training_loss(study: Study) -> FigureBase:
     """Draw training loss against step, with a logarithmic step axis because the first updates decide the outcome."""
     return _figure(study, train=True)
 
 
-def _figure(study: Study, *, train: bool) -> Figure:
+def _figure(study: Study, *, train: bool) -> FigureBase:
     panels, notes = study.panels(study.runs)
     last = series.last_step(study.runs)
     table_of = training_table if train else validation_table
     tables = [table_of(study, p.runs) for p in panels]
     low, high = limits(tables, [r for p in panels for r in series.entropies(p.runs)])
 
-    fig, axes = layout.subplots(len(panels))
+    fig, axes = layout.subplots(study.paper, len(panels))
     one_text = series.same_text(panels)
     for ax, panel, table in zip(axes, panels, tables, strict=True):
         labelled = not one_text or layout.place_of(ax).is_last_col()
@@ -90,5 +90,5 @@ def _figure(study: Study, *, train: bool) -> Figure:
     bold = "their mean (of steps 0.9 t to t)" if train else "their mean"
     shown = pd.concat([p.runs for p in panels])
     layout.title(fig, study, f"{what} by {study.look.by}; thin: seeds, bold: {bold}", shown, notes)
-    layout.legend(fig, study.look, shown, layout.outcome_handles(shown, ["diverged"]))
+    layout.legend(fig, study.paper, study.look, shown, layout.outcome_handles(shown, ["diverged"]))
     return fig

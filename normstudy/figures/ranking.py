@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 
 from normstudy.analysis.inference import paired_t_interval
 from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.pairs import MIN_PAIRS
 from normstudy.analysis.select import has_value, native
+from normstudy.analysis.words import phrase
 from normstudy.figures import layout, series, style
 from normstudy.figures.look import MAX_HUES, Look, chosen, folded, spread_labels, swept, text_fields, values
 from normstudy.figures.study import Lacks, Study, widest
@@ -258,11 +259,11 @@ def rank_notes(ranking: Ranking) -> list[str]:
     return notes
 
 
-def rank_legend(fig: Figure, ranking: Ranking) -> None:
+def rank_legend(fig: FigureBase, study: Study, ranking: Ranking) -> None:
     """Draw a legend that explains the colors, and the markers of all outcomes that occur."""
     look = Look(ranking.arm_field or "", None, ranking.colors if ranking.arm_field else {}, {"": "-"})
     runs = ranking.runs.assign(hue=ranking.runs["arm"])
-    layout.legend(fig, look, runs, layout.outcome_handles(runs))
+    layout.legend(fig, study.paper, look, runs, layout.outcome_handles(runs))
 
 
 def height(ranking: Ranking) -> float:
@@ -270,19 +271,22 @@ def height(ranking: Ranking) -> float:
     return max(ROW, ARM * len(ranking.colors)) * len(ranking.rows) + AROUND
 
 
-def ranking(study: Study) -> Figure:
+def ranking(study: Study) -> FigureBase:
     """Draw the ranking with a row for each value of the ranked field and a panel for each depth."""
     order = rank(study)
     n = len(order.columns)
-    width = style.TWO_COLUMNS if n > 1 else style.TWO_COLUMNS * 0.62
-    fig = Figure(figsize=(width, height(order)), layout="constrained")
-    axes: list[Axes] = list(fig.subplots(1, n, sharex=True, sharey=True, squeeze=False).ravel())
-    edge = loss_axis(axes, order)
-    for ax, column in zip(axes, order.columns, strict=True):
+    across = study.paper.fit(n)
+    down = -(-n // across)
+    fig = study.paper.new(height(order) * down, 1.0 if n > 1 else 0.62)
+    axes: list[Axes] = list(fig.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel())
+    for spare in axes[n:]:
+        spare.remove()
+    edge = loss_axis(axes[:n], order)
+    for ax, column in zip(axes, order.columns, strict=False):
         draw_ranking(ax, order, column, edge)
         if n > 1:
-            ax.set_title(f"n_layers={column}", loc="left", pad=14)
+            ax.set_title(phrase("n_layers", column), loc="left", pad=14)
     what = f"Final validation loss by {order.field}, the best on top; markers: seeds, bars: mean and 95 % t interval"
     layout.title(fig, study, what, order.runs, rank_notes(order))
-    rank_legend(fig, order)
+    rank_legend(fig, study, order)
     return fig

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from normstudy.figures.look import values
+from normstudy.figures.paper import QUANTITIES
 from normstudy.figures.study import Panel, Study
 
 SNAPSHOTS = (0, 5, 20, 100)  # steps of snapshots, to which `snapshots` adds the last step
@@ -27,11 +28,11 @@ def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.Da
 
 
 def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Group rows by the columns `keys`, and summarize the finite, positive values of grad_norm in each group.
+    """Group rows by the columns `keys`, and summarize the finite, positive values of `value` in each group.
 
     Returns columns `keys`, mid (geometric mean), low (minimum), high (maximum) and n (number of values).
     """
-    norm = "grad_norm"
+    norm = "value"
     good = rows[np.isfinite(rows[norm]) & (rows[norm] > 0)]
     logs = good.assign(log=np.log(good[norm])).groupby(keys)
     out: pd.DataFrame = logs.agg(log=("log", "mean"), low=(norm, "min"), high=(norm, "max"), n=(norm, "size"))
@@ -39,22 +40,23 @@ def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
-    """If gradients are exactly 0, return a note on their runs and steps, because a logarithmic axis cannot show 0."""
-    gone = rows[rows["grad_norm"] == 0]
+    """If values are exactly 0, return a note on their runs and steps, because a logarithmic axis cannot show 0."""
+    gone = rows[rows["value"] == 0]
     if gone.empty:
         return []
     column = study.look.facet or study.look.hue
     runs = study.runs[study.runs["run_id"].isin(gone["run_id"])]
     names = [study.text(column, v) for v in values(runs, column)]
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return [f"a gradient of exactly 0 is not drawn ({', '.join(names[:4])}{more}: step {_span(gone['step'])})"]
+    what = QUANTITIES[study.paper.quantity]
+    return [f"a {what} of exactly 0 is not drawn ({', '.join(names[:4])}{more}: step {_span(gone['step'])})"]
 
 
 def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]]:
     """Return (title, rows) for each snapshot: at initialization, after 5, 20 and 100 updates, and at the end.
 
     A snapshot at step s shows each run at its last recorded step that is not after s. Runs that ended before s are left
-    out. The snapshot at the end shows each run at its last step with a finite norm.
+    out. The snapshot at the end shows each run at its last step with a finite value.
     """
     ends = last_of_run(rows)
     out: list[tuple[str, pd.DataFrame]] = []
@@ -63,7 +65,7 @@ def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]
         at = below[below["step"] == last_of_run(below)]
         if len(at) and not (out and set(at["step"]) == set(out[-1][1]["step"])):
             out.append((f"step {_span(at['step'])}" + (" (init)" if wanted == 0 else ""), at))
-    finite = rows[np.isfinite(rows["grad_norm"])]
+    finite = rows[np.isfinite(rows["value"])]
     last = finite[finite["step"] == last_of_run(finite)]
     if len(last):
         out.append((f"step {_span(last['step'])} (end)", last))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -12,16 +12,18 @@ import numpy as np
 import pandas as pd
 
 from normstudy.analysis.grid import Value
+from normstudy.analysis.load import update_ratio
 from normstudy.analysis.outcomes import outcomes
 from normstudy.analysis.select import Where, has_value, native, select, tell_sources_apart
+from normstudy.analysis.words import phrase
 from normstudy.errors import ConfigError
 from normstudy.figures.look import Look, choose_look, chosen, folded, label, short_names, spread, swept, values, varies
+from normstudy.figures.paper import USUAL, Paper
 from normstudy.search import settings as kept
 from normstudy.study import tables, whole
 
 MAX_PANELS = 6  # largest number of panels in a figure, unless each value of one text field gets its own panel
 MAX_FACETS = 24  # largest number of panels if each value of one text field gets its own panel
-MODULE = "mlp_out"  # the FFN output matrix, whose gradient the theory describes (Xiong et al. 2002.04745, Theorem 1)
 
 # Figures read these columns of `runs` and the fields that vary. All other columns are dropped, because figures select
 # rows hundreds of times, and with ninety columns the selections would take a quarter of the drawing time.
@@ -50,7 +52,8 @@ class Study:
     finished: all finished runs, with the columns outcome, hue and dash. runs: the finished runs that have a color and a
     line style; if a field has too many values, some values get none. unfinished: number of runs that are not finished.
     panel_fields: varying fields that neither color nor line style shows. names: long name -> short name.
-    search: the settings of the study's search. Neither color nor line style shows what it searched.
+    search: the settings of the study's search. Neither color nor line style shows what it searched. omitted: titles of
+    panels that a figure left out.
     """
 
     folder: Path
@@ -62,6 +65,8 @@ class Study:
     panel_fields: tuple[str, ...]
     names: Mapping[str, str]
     search: kept.Settings | None
+    paper: Paper = USUAL
+    omitted: list[str] = field(default_factory=list)
 
     def text(self, column: str, value: Value) -> str:
         """Format a config value for a figure."""
@@ -77,18 +82,22 @@ class Study:
 
     @cached_property
     def modules(self) -> pd.DataFrame:
-        """Return the gradient norms of MODULE in each layer, with columns run_id, step, layer, grad_norm."""
-        return self._gradients("modules", MODULE)
+        """Return the paper's quantity of its module in each layer, with columns run_id, step, layer, value."""
+        quantity = self.paper.quantity
+        read = [quantity] if quantity != "update_ratio" else ["update_norm", "param_norm"]
+        rows = self._rows("modules", read, self.paper.module)
+        return rows.assign(value=rows[quantity] if len(read) == 1 else update_ratio(rows)).drop(columns=read)
 
     @cached_property
     def residual(self) -> pd.DataFrame:
-        """Return the norms of dLoss/dx_l, with columns run_id, step, layer (l), grad_norm."""
-        return self._gradients("residual", None)
+        """Return the norms of dLoss/dx_l, with columns run_id, step, layer (l), value."""
+        return self._rows("residual", ["grad_norm"], None).rename(columns={"grad_norm": "value"})
 
-    def _gradients(self, table: str, module: str | None) -> pd.DataFrame:
-        columns = ["run_id", "step", "layer", "grad_norm"]
-        rows = whole.read(self.folder, table, self.runs, columns, module, text=False)
-        return rows.astype({"layer": int, "grad_norm": float})
+    def _rows(self, table: str, numbers: list[str], module: str | None) -> pd.DataFrame:
+        rows = whole.read(self.folder, table, self.runs, ["run_id", "step", "layer", *numbers], module, text=False)
+        if rows["layer"].isna().any():
+            raise Lacks(f"the module {module} belongs to no layer")
+        return rows.astype({"layer": int, **dict.fromkeys(numbers, float)})
 
     def panels(
         self, runs: pd.DataFrame, limit: int = MAX_PANELS, skip: Iterable[str] = ()
@@ -111,13 +120,15 @@ class Study:
         keys = pd.Series([tuple(map(native, fields, row)) for row in rows], runs.index)
         ordered = {c: values(runs, c) for c in fields}
         picked = _combinations(set(keys), ordered, limit)
-        if len(picked) < (total := len(every_run[fields].drop_duplicates())):
-            notes.append(f"{len(picked)} of {total} panels shown")
 
         def title(key: tuple[Value, ...]) -> str:
             if facet in fields:  # small panels show only the value; the figure's title names the field
                 return folded(self.text(fields[0], key[0]))
-            return ", ".join(f"{c}={self.text(c, v)}" for c, v in zip(fields, key, strict=True))
+            return ", ".join(phrase(c, self.text(c, v)) for c, v in zip(fields, key, strict=True))
+
+        if len(picked) < (total := len(every_run[fields].drop_duplicates())):
+            notes.append(f"{len(picked)} of {total} panels shown")
+            self.omitted.extend(title(key) for key in sorted(set(keys) - set(picked), key=str))
 
         return [Panel(title(k), runs[keys == k]) for k in picked], notes
 
@@ -173,7 +184,7 @@ def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) 
     return [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in fixed]
 
 
-def load(study_dir: Path, where: Where | None = None) -> Study:
+def load(study_dir: Path, where: Where | None = None, paper: Paper = USUAL) -> Study:
     """Read a study's runs that match `where` (see `select`). Raises ConfigError if no finished run is found."""
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     done = runs[runs["status"] == "done"].reset_index(drop=True)
@@ -202,5 +213,5 @@ def load(study_dir: Path, where: Where | None = None) -> Study:
         folder=study_dir, look=look, finished=done, unfinished=len(runs) - len(done), names=names, search=search,
         runs=done[done["hue"].isin(look.colors) & done["dash"].isin(look.dashes)].reset_index(drop=True),
         steps=steps.astype({"train_loss": float, "val_loss": float}),
-        panel_fields=tuple(c for c in fields if c not in (look.hue, look.dash)),
+        panel_fields=tuple(c for c in fields if c not in (look.hue, look.dash)), paper=paper,
     )  # fmt: skip

@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-TWO_COLUMNS = 7.0  # inches: the width of two columns in a paper, for which all other sizes are chosen
 FORMATS = ("png", "svg", "pdf")
 
 # A line style is a name such as "-", or an offset and a tuple of alternating lengths of dashes and gaps. The unit of
@@ -74,6 +73,7 @@ def rc() -> dict[str, object]:
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
         "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4, "ytick.minor.width": 0.4,
         "pdf.fonttype": 42,  # TrueType, because journals reject Type 3 fonts
+        "svg.fonttype": "none",  # text, which can be searched and edited, instead of outlines
         "svg.hashsalt": "normstudy",  # makes the element ids in an SVG reproducible
     }  # fmt: skip
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normstudy.errors import MissingRows, warn
+from normstudy.figures.paper import USUAL, Paper
 from normstudy.processes import Child
 from normstudy.search.settings import FILE
 
@@ -37,6 +38,7 @@ def plot(
     fmt: str = "png",
     out: Path | None = None,
     only: list[str] | None = None,
+    paper: Paper = USUAL,
 ) -> PlotResult:
     """Do what `draw.plot_study` does, with a second process if there are two cores and much to draw.
 
@@ -48,16 +50,16 @@ def plot(
     if len(names) > FEW_FIGURES and len(os.sched_getaffinity(0)) > 1 and _is_large(study_dir):
         half = (len(names) + 1) // 2
         with contextlib.suppress(OSError):  # if no second process can start, this process draws all figures
-            child = Child(_draw, study_dir, names[half:], where, fmt, out)
+            child = Child(_draw, study_dir, names[half:], where, fmt, out, paper)
             mine = names[:half]
     try:
         from normstudy.figures.draw import FIGURES, plot_study
 
-        result = plot_study(study_dir, where=where, fmt=fmt, out=out, only=mine)
+        result = plot_study(study_dir, where=where, fmt=fmt, out=out, only=mine, paper=paper)
         if child is not None:
             with contextlib.suppress(EOFError, OSError):
-                found, warned = child.pipe.recv()
-                result.found |= found
+                drawn, warned = child.pipe.recv()
+                result.add(drawn)
                 for line in warned:
                     warn(line)
     except KeyboardInterrupt:
@@ -67,7 +69,7 @@ def plot(
         if child is not None:
             child.close()
     if missing := [name for name in names if name not in result.found]:  # the second process failed or was killed
-        result.found |= plot_study(study_dir, where=where, fmt=fmt, out=out, only=missing).found
+        result.add(plot_study(study_dir, where=where, fmt=fmt, out=out, only=missing, paper=paper))
     result.found = {name: result.found[name] for name in only or FIGURES if name in result.found}
     return result
 
@@ -79,8 +81,10 @@ def _is_large(study_dir: Path) -> bool:
     return False
 
 
-def _draw(pipe: Connection, study_dir: Path, names: list[str], where: Where | None, fmt: str, out: Path | None) -> None:
-    """Draw figures, and send the parent process `PlotResult.found` and what there was to warn of.
+def _draw(
+    pipe: Connection, study_dir: Path, names: list[str], where: Where | None, fmt: str, out: Path | None, paper: Paper
+) -> None:
+    """Draw figures, and send the parent process the PlotResult and what there was to warn of.
 
     If drawing fails, nothing is sent, and the parent process then draws these figures itself.
     """
@@ -89,5 +93,5 @@ def _draw(pipe: Connection, study_dir: Path, names: list[str], where: Where | No
         warnings.simplefilter("always", MissingRows)
         from normstudy.figures.draw import plot_study
 
-        found = plot_study(study_dir, where=where, fmt=fmt, out=out, only=names).found
-        pipe.send((found, [str(one.message) for one in warned if one.category is MissingRows]))
+        drawn = plot_study(study_dir, where=where, fmt=fmt, out=out, only=names, paper=paper)
+        pipe.send((drawn, [str(one.message) for one in warned if one.category is MissingRows]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 
 from normstudy.analysis import load
 from normstudy.figures import axes as on_axes
@@ -13,7 +13,7 @@ from normstudy.figures.study import Lacks, Study
 from normstudy.study import whole
 
 
-def update_rms(study: Study) -> Figure:
+def update_rms(study: Study) -> FigureBase:
     """Draw the mean update_rms over seeds against step, and the stationary law if all runs use Adam with one beta1."""
     panels, notes = study.panels(study.runs)
     shown = pd.concat([panel.runs for panel in panels])
@@ -23,7 +23,7 @@ def update_rms(study: Study) -> Figure:
     rows = rows[np.isfinite(rows["value"]) & (rows["value"] > 0)]
     if rows.empty:
         raise Lacks("no update's root mean square is finite and above zero")
-    fig, axes = layout.subplots(len(panels))
+    fig, axes = layout.subplots(study.paper, len(panels))
     handles = layout.outcome_handles(shown, ["diverged"])
     if set(shown["optimizer"]) <= {"adam", "adamw"} and len(set(shown["beta1"])) == 1:
         law = load.stationary_rms(float(shown["beta1"].iloc[0]))
@@ -40,5 +40,5 @@ def update_rms(study: Study) -> Figure:
     layout.label_axes(fig, axes, on_axes.LOG_STEP, "update RMS / lr", once=study.look.facet is not None)
     what = f"Update RMS / lr by {study.look.by}; mean while all seeds last, over steps 0.9 t to t"
     layout.title(fig, study, what, shown, notes)
-    layout.legend(fig, study.look, shown, handles)
+    layout.legend(fig, study.paper, study.look, shown, handles)
     return fig

@@ -17,10 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from normstudy.analysis.inference import paired_t_interval
+from normstudy.figures import axes as on_axes
 from normstudy.figures import style
+from normstudy.figures.paper import TWO_COLUMNS
 from normstudy.reproductions.entry import Variant
 from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, first_to_last, log
 
@@ -30,19 +32,13 @@ SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
 # Placement -> the color of its second curve in a figure that shows two curves of this placement.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
-# Ticks of a logarithmic axis: (threshold, leading digits of the ticks). Divide the axis's upper end by its lower end.
-# The first entry with a threshold below this quotient applies. A smaller quotient gives more ticks per decade.
-TICKS = (
-    (20, (1.0, 2.0, 5.0)), (8, (1.0, 2.0, 3.0, 5.0)), (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
-    (0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
-)  # fmt: skip
 BLOCK_GRADIENT = "gradient norm of the\nsecond MLP matrix"
 MEAN_SQUARE = "mean square of the stream"
 
 
 def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]:
     """Create a figure whose panels lie side by side and share no axis. height: the height of a panel in inches."""
-    width = WIDTH if panels == 1 else style.TWO_COLUMNS
+    width = WIDTH if panels == 1 else TWO_COLUMNS
     fig = Figure(figsize=(width, height), layout="constrained")
     axes: list[Axes] = fig.subplots(1, panels, squeeze=False).ravel().tolist()
     return fig, axes
@@ -68,6 +64,13 @@ def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: S
     ordered = [grid[row * columns + column] for column in range(columns) for row in range(rows)]
     fig.legend(handles=ordered, loc="outside lower center", ncols=columns)
     return fig
+
+
+def cite(fig: Figure, source: str) -> None:
+    """Write above a figure's title who predicts what the title says."""
+    lines = textwrap.wrap(f"Prediction of {source}:", int(fig.get_figwidth() * 18.4))
+    fig.suptitle("\n".join([*lines, str(fig.get_suptitle())]), x=0.01, ha="left", linespacing=1.35, fontsize=7.5)
+    fig.set_figheight(fig.get_figheight() + 0.155 * len(lines))
 
 
 def typeset(text: str) -> str:
@@ -119,17 +122,6 @@ def block_axis(ax: Axes, blocks: Floats) -> None:
     )
     ax.set_xlim(blocks[0] - 0.02 * len(blocks), blocks[-1] + 0.02 * len(blocks))
     ax.set_xlabel("block")
-
-
-def log_y(ax: Axes) -> None:
-    """Make the y axis logarithmic. An axis that spans less than two decades gets plain numbers as tick labels."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    if high < 100 * low:
-        subs = next(subs for factor, subs in TICKS if high > factor * low)
-        ax.yaxis.set_major_locator(LogLocator(subs=subs))
-        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str, shift: float = 1.0, size: float = 5.0) -> None:
@@ -198,7 +190,7 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
         points(ax, depths, y, color, marker)
     ax.axhline(1.0, color=style.GREY, lw=0.6, ls=style.DASHES[2])
     log_x(ax, depths)
-    log_y(ax)
+    on_axes.norm_axis(ax)
     ax.set_ylabel("first/last block's gradient")
     return [line_handle(*look) for look in looks.values()]
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from normstudy.analysis.grid import count_text, markdown_table, plain_table
 from normstudy.errors import ConfigError, bar_options, nearest
 from normstudy.figures import style
-from normstudy.reproductions import tables, workers
+from normstudy.reproductions import plots, tables, workers
 from normstudy.reproductions.entry import Job, Need, Reading, Sizes, Variant
 from normstudy.reproductions.registry import REPRODUCTIONS
 from normstudy.reproductions.verdicts import Finding
@@ -140,6 +140,7 @@ def draw(name: str, out: Path, findings: list[Finding]) -> None:
     target = out / "figures" / f"{name}.png"
     with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
         figure = REPRODUCTIONS[name].draw(tables.read(out, name), findings)
+        plots.cite(figure, REPRODUCTIONS[name].source)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             style.save(figure, target, "png")

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
+from normstudy.figures import axes as on_axes
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, by_depth, exponent, judge
@@ -80,7 +81,7 @@ def entry(
                 # and its means are larger than those drawn over them.
                 shift = np.exp(0.08 * np.diff(np.log(x)).min() * ((place + 0.5) / len(curves) - 0.5))
                 plots.points(ax, x, y, curve.color, curve.marker, shift, 5 + 1.5 * (len(curves) - 1 - place))
-        plots.log_y(ax)
+        on_axes.norm_axis(ax)
         ax.set_ylabel(ylabel)
         if over_blocks:
             plots.log_x(ax, np.exp2(np.arange(int(np.log2(x[-1])) + 1)), "block l")

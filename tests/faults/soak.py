@@ -88,6 +88,11 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         ax.set_ylabel(label)
         ax.set_ylim(0)
     ax.set_xlabel("seconds")
+    figure.suptitle(
+        f"A sweep of {RUNS:,} runs with {frame['kills'].max()} killed workers:\n"
+        "the parent process does not grow until it draws figures",
+        fontsize="medium",
+    )
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from normstudy.analysis.outcomes import FAILED, OUTCOMES
+from normstudy.analysis.select import native
+from normstudy.analysis.words import phrase
 from normstudy.figures import draw, style, together
 from normstudy.figures.draw import FIGURES, OF_SEARCH, plot_study
 from normstudy.figures.study import Lacks, Study, load
@@ -81,10 +83,10 @@ def marks(ax: Axes) -> dict[str, list[tuple[float, float]]]:
 
 def of_panel(study: Study, title: str) -> pd.DataFrame:
     runs = study.finished
-    for part in title.split(", "):
-        column, value = part.split("=")
-        runs = runs[runs[column].astype(str) == value]
-    return runs
+    said = {
+        c: [phrase(c, study.text(c, native(c, v))) for v in runs[c]] for c in ("placement", "n_layers", "warmup_steps")
+    }
+    return runs[[all(part in texts for part in title.split(", ")) for texts in zip(*said.values(), strict=True)]]
 
 
 def edge_rows(study: Study, edge: str, **place: object) -> pd.DataFrame:
@@ -119,7 +121,7 @@ def test_marks_show_outcomes_by_shape_and_color(study: Study) -> None:
     assert list(style.OUTCOME_COLORS) != []
     assert set(style.OUTCOME_COLORS) == set(OUTCOMES)
     assert len(set(style.OUTCOME_COLORS.values())) == len(OUTCOMES)
-    lines = drawn(panel(FIGURES["phase_map"](study), "placement=post"), "runs:")
+    lines = drawn(panel(FIGURES["phase_map"](study), "post-norm"), "runs:")
     assert set(lines) == {"learned", "stuck", "diverged"}
     for outcome, line in lines.items():
         assert line.get_marker() == style.OUTCOME_MARKERS[outcome]
@@ -171,7 +173,7 @@ def test_the_bounds_of_a_warmup_point_down_and_its_curve_falls(warmups: Study) -
     assert {str(line.get_gid()).split(":")[0] for line in arrows} == {"below"}  # pre learns without any warmup
     assert {points(line)[0][1] for line in arrows} == {0}
     fig = FIGURES["critical_curve"](warmups)
-    ax = panel(fig, "placement=post, n_layers=3")
+    ax = panel(fig, "post-norm, 3 layers")
     curve = sorted(points(drawn(ax, f"share:{FAIL}")[""]))
     assert curve[0][0] == pytest.approx(0)
     assert curve[-1][0] == pytest.approx(30, abs=1)
@@ -253,4 +255,4 @@ def test_where_narrows_and_equal_tables_give_equal_bytes(rates: Path, tmp_path: 
         written.append([path.read_bytes() for path in result.paths])
     assert written[0] == written[1]
     fig: Figure = FIGURES["critical_curve"](load(rates, {"placement": "post"}))
-    assert titles(fig) == ["n_layers=1", "n_layers=3"]
+    assert titles(fig) == ["1 layer", "3 layers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from normstudy.figures.draw import FIGURES, plot_study
 from normstudy.figures.final_grid import limits, x_axis
 from normstudy.figures.gradient_profile import profile_table
 from normstudy.figures.loss_curves import draw_losses
+from normstudy.figures.paper import TWO_COLUMNS, USUAL
 from normstudy.figures.study import Lacks, Study, load
 from normstudy.study import tables
 from normstudy.upkeep.compact import compact_study
@@ -74,7 +76,7 @@ def norms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # The cell where the hand-made study has a diverged and a stuck run.
 BAD = {"placement": "post", "n_layers": 4, "peak_lr": 3e-3, "warmup_steps": 0}
-BAD_PANEL = "n_layers=4, peak_lr=3e-3"
+BAD_PANEL = "4 layers, lr 3e-3"
 
 
 def bad_run(folder: Path, *, diverged: bool) -> str:
@@ -92,7 +94,7 @@ def test_every_figure_is_written_and_only_a_ranking_of_two_is_skipped(small: Pat
     for path in result.paths:
         with Image.open(path) as image:
             assert image.info["Software"] == f"Matplotlib {matplotlib.__version__}"
-            assert style.TWO_COLUMNS * 110 < image.width <= style.TWO_COLUMNS * 220
+            assert TWO_COLUMNS * 110 < image.width <= TWO_COLUMNS * 220
 
 
 def test_color_is_placement_and_line_style_is_warmup(study: Study) -> None:
@@ -177,11 +179,11 @@ def test_at_most_six_panels_and_the_title_says_so(tmp_path: Path) -> None:
 def test_loss_curves_draw_every_evaluation_of_every_seed(folder: Path, figures: dict[str, Figure]) -> None:
     fig = figures["loss_curves"]
     assert titles(fig) == [
-        "n_layers=2, peak_lr=1e-3", "n_layers=2, peak_lr=3e-3", "n_layers=4, peak_lr=1e-3", BAD_PANEL,
+        "2 layers, lr 1e-3", "2 layers, lr 3e-3", "4 layers, lr 1e-3", BAD_PANEL,
     ]  # fmt: skip
     steps = tables.read(folder, "steps")
     for ax in fig.axes:
-        n_layers, rate = (part.split("=")[1] for part in ax.get_title(loc="left").split(", "))
+        n_layers, rate = re.fullmatch(r"(\d+) layers, lr (\S+)", ax.get_title(loc="left")).groups()  # type: ignore[union-attr]
         runs = runs_of(folder, n_layers=int(n_layers), peak_lr=float(rate))
         lines = drawn(ax, "seed:")
         assert set(lines) == set(runs["run_id"])
@@ -290,14 +292,14 @@ def test_the_band_spans_the_seeds(folder: Path, study: Study) -> None:
     runs = study.runs[(study.runs["hue"] == "post") & (study.runs["dash"] == "0") & (study.runs["n_layers"] == 4)]
     runs = runs[runs["peak_lr"] == 3e-3]
     table = profile_table(rows[(rows["step"] == 20) & rows["run_id"].isin(runs["run_id"])], runs)
-    at = rows[(rows["step"] == 20) & rows["run_id"].isin(runs["run_id"]) & (rows["layer"] == 0)]["grad_norm"]
+    at = rows[(rows["step"] == 20) & rows["run_id"].isin(runs["run_id"]) & (rows["layer"] == 0)]["value"]
     assert table.loc[table["layer"] == 0, ["low", "high", "n"]].to_numpy()[0] == pytest.approx([at.min(), at.max(), 2])
 
 
 def test_a_snapshot_is_the_recorded_step_at_or_below() -> None:
     steps = [0, 4, 7, 18, 80, 119]
-    rows = pd.DataFrame({"run_id": "a", "step": steps, "layer": 0, "grad_norm": 1.0})
-    short = pd.DataFrame({"run_id": "b", "step": [0, 4], "layer": 0, "grad_norm": [1.0, math.nan]})
+    rows = pd.DataFrame({"run_id": "a", "step": steps, "layer": 0, "value": 1.0})
+    short = pd.DataFrame({"run_id": "b", "step": [0, 4], "layer": 0, "value": [1.0, math.nan]})
     found = series.snapshots(pd.concat([rows, short]), 120)
     assert [title for title, _ in found] == [
         "step 0 (init)", "step 4", "step 18", "step 80", "step 0–119 (end)",
@@ -307,7 +309,7 @@ def test_a_snapshot_is_the_recorded_step_at_or_below() -> None:
 
 
 def test_zero_and_non_finite_norms_stay_off_the_log_axis() -> None:
-    rows = pd.DataFrame({"layer": [0, 0, 0, 0, 1], "grad_norm": [0.0, math.inf, 2.0, 8.0, 0.0]})
+    rows = pd.DataFrame({"layer": [0, 0, 0, 0, 1], "value": [0.0, math.inf, 2.0, 8.0, 0.0]})
     out = series.geometric(rows, ["layer"])
     assert out.to_dict("records") == [{"layer": 0, "low": 2.0, "high": 8.0, "n": 2, "mid": pytest.approx(4.0)}]
 
@@ -380,10 +382,10 @@ def test_a_study_without_sizes_of_models_has_no_update_rms(study: Study) -> None
 def test_heatmap_has_a_map_per_placement_and_warmup_on_one_scale(folder: Path, figures: dict[str, Figure]) -> None:
     fig = figures["heatmap"]
     assert titles(fig) == [
-        "placement=pre, warmup_steps=0, 3 seeds", "placement=pre, warmup_steps=20, 3 seeds",
-        "placement=post, warmup_steps=0, 2 seeds", "placement=post, warmup_steps=20, 3 seeds",
+        "pre-norm, no warmup, 3 seeds", "pre-norm, warmup 20, 3 seeds",
+        "post-norm, no warmup, 2 seeds", "post-norm, warmup 20, 3 seeds",
     ]  # fmt: skip
-    ax = panel(fig, "placement=post, warmup_steps=20, 3 seeds")
+    ax = panel(fig, "post-norm, warmup 20, 3 seeds")
     (mesh,) = [c for c in ax.collections if isinstance(c, QuadMesh)]
     assert mesh.get_rasterized()
     runs = runs_of(folder, **(BAD | {"warmup_steps": 20}))
@@ -412,17 +414,17 @@ def test_headline_shows_loss_and_ratio_of_one_setting(folder: Path, figures: dic
 def test_the_legend_names_what_is_drawn_and_takes_no_room_from_the_panels(figures: dict[str, Figure]) -> None:
     fig = figures["gradient_profile"]
     assert [t.get_text() for t in fig.legends[0].get_texts()] == [
-        "placement=pre", "placement=post", "warmup_steps=0", "warmup_steps=20",
+        "pre-norm", "post-norm", "no warmup", "warmup 20",
     ]  # fmt: skip
     handles = {str(h.get_label()): h for h in fig.legends[0].legend_handles if isinstance(h, Line2D)}
-    assert to_hex(handles["placement=post"].get_color()) == style.PLACEMENT_COLORS["post"].lower()
+    assert to_hex(handles["post-norm"].get_color()) == style.PLACEMENT_COLORS["post"].lower()
     colors = dict(zip([f"own{i}" for i in range(14)], style.OTHER_COLORS * 2, strict=False))
     many = looks.Look("placement", None, colors, {"": "-"})
     heights = []
     for hues in (["own0", "own1"], list(colors)):
         fig = Figure(figsize=(7, 3), layout="constrained")
         ax = fig.subplots()
-        layout.legend(fig, many, pd.DataFrame({"hue": hues, "dash": ""}))
+        layout.legend(fig, USUAL, many, pd.DataFrame({"hue": hues, "dash": ""}))
         fig.draw_without_rendering()
         assert len(fig.legends[0].get_texts()) >= len(hues)
         heights.append(ax.get_window_extent().height)
@@ -434,7 +436,7 @@ def test_the_legend_names_what_is_drawn_and_takes_no_room_from_the_panels(figure
 
 def test_final_grid_marks_every_run_with_its_outcome(folder: Path, figures: dict[str, Figure]) -> None:
     fig = figures["final_grid"]
-    assert titles(fig) == ["n_layers=2", "n_layers=4"]
+    assert titles(fig) == ["2 layers", "4 layers"]
     seen: dict[str, str] = {}
     runs = runs_of(folder)
     for ax in fig.axes:
@@ -456,7 +458,7 @@ def test_final_grid_marks_every_run_with_its_outcome(folder: Path, figures: dict
 
 
 def test_final_grid_has_no_mean_where_a_seed_diverged(folder: Path, figures: dict[str, Figure]) -> None:
-    means = drawn(panel(figures["final_grid"], "n_layers=4"), "mean:")
+    means = drawn(panel(figures["final_grid"], "4 layers"), "mean:")
     cell = runs_of(folder, **(BAD | {"peak_lr": 1e-3}))
     assert points(means["post:0"])[0][1] == pytest.approx(cell["final_val_loss"].mean())
     assert math.isnan(points(means["post:0"])[1][1])

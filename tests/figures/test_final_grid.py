@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from normstudy.analysis.words import phrase
 from normstudy.figures import look as looks
 from normstudy.figures import style
 from normstudy.figures.final_grid import final_grid, grid_table, x_axis
@@ -89,4 +90,4 @@ def test_the_filling_of_a_marker_tells_its_line_style() -> None:
     legend = fig.legends[0]
     shown = {t.get_text(): h for t, h in zip(legend.get_texts(), legend.get_lines(), strict=True)}
     for warmup, found in opacity.items():
-        assert {to_rgba(shown[f"warmup_steps={warmup}"].get_markerfacecolor())[3]} == found
+        assert {to_rgba(shown[phrase("warmup_steps", str(warmup))].get_markerfacecolor())[3]} == found

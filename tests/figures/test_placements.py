@@ -23,6 +23,7 @@ from normstudy.figures import look as looks
 from normstudy.figures import series, style
 from normstudy.figures.draw import FIGURES, plot_study
 from normstudy.figures.final_grid import x_axis
+from normstudy.figures.paper import TWO_COLUMNS
 from normstudy.figures.study import MAX_FACETS, Study, load, widest
 from normstudy.study import tables, whole
 from normstudy.upkeep.compact import compact_study
@@ -79,7 +80,7 @@ def test_the_placements_make_panels_and_the_depth_is_the_color(study: Study) -> 
 def test_every_placement_has_a_panel_of_at_most_six_lines_and_colors(name: str, figures: dict[str, Figure]) -> None:
     fig = figures[name]
     assert titles(fig) == list(FOURTEEN)
-    assert fig.get_figwidth() == style.TWO_COLUMNS
+    assert fig.get_figwidth() == TWO_COLUMNS
     for title in FOURTEEN:
         ax = panel(fig, title)
         lines = {k: to_hex(v.get_color()) for k, v in drawn(ax, "mean:").items()}
@@ -94,7 +95,7 @@ def test_every_placement_has_a_panel_of_at_most_six_lines_and_colors(name: str, 
 def test_a_ranking_is_two_columns_wide(figures: dict[str, Figure], tmp_path: Path) -> None:
     style.save(figures["ranking"], tmp_path / "a.png", "png")
     with Image.open(tmp_path / "a.png") as image:
-        assert image.width == style.TWO_COLUMNS * 220
+        assert image.width == TWO_COLUMNS * 220
 
 
 def test_text_stays_inside_the_figure_and_apart(figures: dict[str, Figure]) -> None:
@@ -206,7 +207,7 @@ def test_a_gradient_of_zero_is_left_out_and_named(folder: Path, runs: pd.DataFra
     assert points(lines["5:0"])[0] == pytest.approx((1, math.sqrt(np.prod(first / last))))
     assert {points(line)[0][0] for line in drawn(panel(figures["gradient_ratio"], "sub"), "mean:").values()} == {0}
     for name in ("headline", "gradient_ratio", "gradient_profile", "heatmap"):
-        assert "a gradient of exactly 0 is not drawn (rezero: step 0)" in words(figures[name]), name
+        assert "a gradient norm of exactly 0 is not drawn (rezero: step 0)" in words(figures[name]), name
     for name in ("loss_curves", "residual_path"):
         assert "exactly 0" not in words(figures[name]), name
 
@@ -234,7 +235,7 @@ def test_a_profile_panel_has_a_color_for_init_a_few_updates_and_the_end(
     assert "n_layers=5, peak_lr=3e-3" in words(fig)
     colors = {k.split(":")[0]: to_hex(v.get_color()) for k, v in lines.items()}
     legend = {t.get_text() for t in fig.legends[0].get_texts()}
-    assert {f"step={step}" for step in colors} < legend
+    assert {f"step {step}" for step in colors} < legend
     assert len(set(colors.values())) == 3
 
 
@@ -279,12 +280,12 @@ def test_the_final_grid_joins_depths_and_colors_warmups(runs: pd.DataFrame, figu
             assert mean == pytest.approx(cell["final_val_loss"].mean())
     assert "2 seeds" in words(fig)
     legend = [t.get_text() for t in fig.legends[0].get_texts()]
-    assert legend[:2] == ["warmup_steps=0", "warmup_steps=20"]
+    assert legend[:2] == ["no warmup", "warmup 20"]
 
 
 def test_the_headline_is_a_row_per_placement(runs: pd.DataFrame, figures: dict[str, Figure]) -> None:
     left, right = figures["headline"].axes
-    assert figures["headline"].get_figwidth() == style.TWO_COLUMNS
+    assert figures["headline"].get_figwidth() == TWO_COLUMNS
     rows = [t.get_text() for t in left.get_yticklabels()]
     assert sorted(rows) == sorted(FOURTEEN)
     assert [t.get_text() for t in figures["ranking"].axes[0].get_yticklabels()] == rows

@@ -68,14 +68,14 @@ def fig(study: Study) -> Figure:
 
 
 def test_rows_are_in_the_order_of_the_deepest_least_warmed_mean(fig: Figure) -> None:
-    assert titles(fig) == ["n_layers=2", "n_layers=4"]
+    assert titles(fig) == ["2 layers", "4 layers"]
     assert rows(fig.axes[0]) == ["sub", "peri", "pre", "post"]
     assert fig.axes[0].get_ylim() == (3.5, -0.5)  # the first on top
     assert "ranked by failed runs, then by the mean at n_layers=4, warmup_steps=0" in words(fig)
 
 
 def test_mean_and_interval_are_those_over_seeds(fig: Figure) -> None:
-    ax = panel(fig, "n_layers=4")
+    ax = panel(fig, "4 layers")
     bars, intervals = drawn(ax, "mean:"), drawn(ax, "interval:")
     y = {"peri:0": 1 - 0.23, "peri:2": 1 + 0.23, "pre:0": 2 - 0.23}
     for name, mean in (("peri:0", 2.2), ("peri:2", 2.4), ("pre:0", 2.3)):
@@ -92,7 +92,7 @@ def test_every_run_is_a_marker_of_its_outcome(study: Study, fig: Figure) -> None
     finished = study.finished
     seen: dict[str, str] = {}
     for n_layers in (2, 4):
-        ax = panel(fig, f"n_layers={n_layers}")
+        ax = panel(fig, f"{n_layers} layers")
         for outcome, marker in style.OUTCOME_MARKERS.items():
             for run, line in drawn(ax, f"{outcome}:").items():
                 assert line.get_marker() == marker
@@ -105,12 +105,12 @@ def test_every_run_is_a_marker_of_its_outcome(study: Study, fig: Figure) -> None
                 seen[run] = outcome
     assert seen == dict(zip(finished["run_id"], finished["outcome"], strict=True))
     legend = [t.get_text() for t in fig.legends[0].get_texts()]
-    assert legend[:2] == ["warmup_steps=0", "warmup_steps=2"]
+    assert legend[:2] == ["no warmup", "warmup 2"]
     assert set(legend[2:]) == set(finished["outcome"])
 
 
 def test_diverged_runs_stand_at_the_edge_and_their_arm_has_no_mean(fig: Figure) -> None:
-    ax = panel(fig, "n_layers=4")
+    ax = panel(fig, "4 layers")
     right = ax.get_xlim()[1]
     spots = [points(line)[0] for line in drawn(ax, "diverged:").values()]
     assert len({x for x, _ in spots}) == 2  # side by side
@@ -119,14 +119,14 @@ def test_diverged_runs_stand_at_the_edge_and_their_arm_has_no_mean(fig: Figure) 
     assert math.isnan(points(drawn(ax, "mean:")["post:0"])[0][0])
     assert texts(ax, "diverged:") == {"post:0": "2"}
     assert [t.get_text() for t in ax.texts if str(t.get_gid()).startswith("head:")] == ["learned", "diverged"]
-    assert texts(panel(fig, "n_layers=2"), "diverged:") == {}
+    assert texts(panel(fig, "2 layers"), "diverged:") == {}
     assert "right edge: diverged" in words(fig)
     assert "no mean where a run failed" in words(fig)
     assert "2 of 48 runs diverged" in words(fig)
 
 
 def test_counts_stand_on_the_right_and_few_seeds_are_marked(study: Study, fig: Figure) -> None:
-    ax = panel(fig, "n_layers=4")
+    ax = panel(fig, "4 layers")
     learned = {f"{c.row}:{c.arm}": (c.learned, c.n) for c in rank(study).cells if c.column == "4"}
     assert learned["peri:0"] == (5, 5)
     assert learned["post:0"][0] < 3

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from normstudy.figures import axes as on_axes
 from normstudy.figures import style
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
@@ -69,7 +70,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
         left.plot(grid, law(grid), color=style.GREY, lw=0.8, zorder=1)
         left.plot(depths, values[:, 0], ls="none", marker=marker, color=c, ms=5, mec="white", mew=0.6)
     plots.log_x(left, depths)
-    plots.log_y(left)
+    on_axes.norm_axis(left)
     left.set_ylabel("alpha, beta")
 
     names = (*SCALED, *UNSCALED)

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from normstudy.figures import axes as on_axes
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import POST, Need, Reproduction, Sizes
 from normstudy.reproductions.verdicts import Band, Finding, by_block, judge, log, slope
@@ -52,7 +53,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     ax.fill_between(blocks, fit[0], fit[2], color=color, alpha=0.25, lw=0, zorder=1.5)
     ax.plot(blocks, fit[1], color=color, lw=1.0, zorder=3)
     plots.lines(ax, blocks, grads, color, geometric=True)
-    plots.log_y(ax)
+    on_axes.norm_axis(ax)
     plots.block_axis(ax, blocks)
     ax.set_ylabel(plots.BLOCK_GRADIENT)
     return plots.finish_lines(fig, PREDICTION, found, {"post": color}, "fit")
