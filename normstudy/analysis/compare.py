@@ -112,7 +112,7 @@ def _share_rows(comparison: pd.DataFrame) -> tuple[list[str], list[Row]]:
         place = _place(comparison, row)
         if not rows or rows[-1][0] != place:
             rows.append((place, [value_text(row["baseline"]), *_share(row, "baseline_"), "", "", ""]))
-        tests = [_p(row["failed_p"]), _p(row["failed_holm"]), row["failed_verdict"]]
+        tests = [p_text(row["failed_p"]), p_text(row["failed_holm"]), row["failed_verdict"]]
         rows.append((place, [value_text(row["arm"]), *_share(row, ""), *tests]))
     return header, rows
 
@@ -129,7 +129,7 @@ def _loss_rows(comparison: pd.DataFrame) -> tuple[list[str], list[Row]]:
             *("" if math.isnan(row[c]) else f"{row[c]:.3f}" for c in ("loss", "baseline_loss")),
             interval_text(row["difference"], row["ci_low"], row["ci_high"], "+.3f"),
             f"{row['compared']} of {row['pairs']}{unpaired}",
-            *("\n".join(_p(row[f"{test}_{kind}"]) for test in tests).strip() for kind in ("p", "holm")),
+            *("\n".join(p_text(row[f"{test}_{kind}"]) for test in tests).strip() for kind in ("p", "holm")),
             row["loss_verdict"],
         ]
         rows.append((_place(comparison, row), texts))
@@ -149,7 +149,8 @@ def _share(row: dict[Any, Any], arm: str) -> list[str]:
     return ["\n".join([*outcomes, *crashed]) or "none", share]
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """Format a p value, or return "" for a test that was not made."""
     return "" if math.isnan(value) else "<0.0001" if value < 1e-4 else f"{value:.2g}"
 
 

@@ -47,10 +47,15 @@ def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
     mean = float(np.mean(differences)) if n else np.nan
     if n < 2:
         return mean, np.nan, np.nan
+    half = t_quantile(n - 1) * _error(differences)
+    return mean, mean - half, mean + half
+
+
+def t_quantile(degrees: int) -> float:
+    """Return how many standard errors a 95 % t interval reaches to each side."""
     from scipy.special import stdtrit
 
-    half = float(stdtrit(n - 1, 1 - ALPHA / 2) * _error(differences))
-    return mean, mean - half, mean + half
+    return float(stdtrit(degrees, 1 - ALPHA / 2))
 
 
 def paired_t_test(differences: Floats) -> float:

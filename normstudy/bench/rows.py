@@ -70,6 +70,7 @@ ROWS: dict[str, Row] = {
     "g": Row("normstudy.bench.speed", "on_gpu", "training speed on one GPU", "cuda"),
     "i": Row("normstudy.bench.speed", "recording_loops", "training speed against plain loops that record gradients"),
     "j": Row("normstudy.bench.speed", "searching", "time of a search for critical values against a grid's"),
+    "k": Row("normstudy.bench.pages", "reports", "time, memory and size of a study's page"),
 }
 
 

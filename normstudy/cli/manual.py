@@ -59,6 +59,7 @@ HELP: tuple[Block, ...] = (
         "normstudy critical --of KEY [KEY=V1,V2 ...]": "search the value at which half of the runs fail",
         "normstudy plot STUDY": "draw the figures of a study again",
         "normstudy compare STUDY --by COLUMN": "compare the runs that differ in one column, seed by seed",
+        "normstudy report STUDY [STUDY ...]": "write one HTML page that answers, shows every run, and needs no network",
         "normstudy sensitivity STUDY": "print how much the final loss depends on the learning rate",
         "normstudy status STUDY [--watch]": "print a sweep's progress: runs, outcomes, failures, rate, time left",
         "normstudy cancel STUDY": "let the Slurm jobs of a sweep save their runs, then end the jobs",
@@ -199,8 +200,12 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         {
             **WHERE,
             "--only NAME[,NAME]": "draw only these figures",
+            "--module NAME": "module of the gradient figures, such as attn_in; default: mlp_out",
+            "--quantity NAME": "what they show: grad_norm (the default), update_ratio, param_norm or update_norm",
+            "--width 3.3in": "width in in, cm, mm or pt; the type keeps its size; default: 7in, two columns of a paper",
+            "--no-title": "draw no title, and print its text as a caption",
             "--format png|svg|pdf": "default: png",
-            "--out DIR": "folder for the figures; default: STUDY/figures",
+            "--out DIR": "folder for the figures; default: STUDY/figures, or a folder in it for some runs or settings",
         },
         "Figures: headline, loss_curves, training_loss, gradient_ratio, gradient_profile, residual_path, "
         "update_rms, heatmap, final_grid, ranking; of a search (normstudy critical): critical_depth, critical_curve, "
@@ -218,6 +223,14 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         },
         "Two tables compare the share of runs that failed (stuck, collapsed or diverged), and the final validation "
         "loss among the pairs in which neither run failed. docs/statistics.md explains intervals, tests and verdicts.",
+    ),
+    "report": (
+        "normstudy report STUDY [STUDY ...]: write one HTML file that shows studies in any browser, without a network.",
+        {**WHERE, "--out FILE": "default: STUDY/report.html; of several studies: a file beside the first"},
+        "The page says what the comparisons show, and how the runs of each configuration ended. It draws the losses, "
+        "gradients and updates of the configuration that you choose, and lists every run with the command that trains "
+        "it again. Runs that several studies share are counted once.",
+        "The command needs pip install 'normstudy[report]'.",
     ),
     "sensitivity": (
         "normstudy sensitivity STUDY: print how much the final loss depends on the learning rate (arXiv 2309.14322).",
@@ -316,6 +329,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "g": "training speed on one GPU",
             "i": "training speed against plain loops that record gradients",
             "j": "time of a search for critical values against a grid's",
+            "k": "time, memory and size of a study's page",
         },
         "The benchmark repeats its measurements in rounds. A ratio divides two measurements that were made one after "
         "the other in the same round. A goal for a ratio applies to the median over rounds.",

@@ -1,4 +1,4 @@
-"""Run the commands that read a study's tables: `normstudy plot`, `compare`, `sensitivity` and `export`."""
+"""Run the commands that read a study's tables: `normstudy plot`, `compare`, `report`, `sensitivity` and `export`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,22 @@ def plot(argv: list[str]) -> int:
     parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png")
     parser.add_argument("--out", type=arguments.out)
     parser.add_argument("--only", type=arguments.names)
+    parser.add_argument("--module", default="mlp_out")
+    parser.add_argument("--quantity", default="grad_norm")
+    parser.add_argument("--width", default="7in")
+    parser.add_argument("--no-title", action="store_true")
     args = parser.parse_args(argv)
     with _without_garbage_collection():
         from normstudy.figures import together
+        from normstudy.figures.paper import Paper, inches
 
-        result = together.plot(args.study, where=args.where, fmt=args.format, out=args.out, only=args.only)
-    for path in result.paths:
-        say(printable(str(path)))
+        paper = Paper(inches(args.width), not args.no_title, args.module, args.quantity)
+        result = together.plot(args.study, where=args.where, fmt=args.format, out=args.out, only=args.only, paper=paper)
+    for name, path in result.found.items():
+        if not isinstance(path, str):
+            say(printable(str(path)))
+            if args.no_title:
+                say(printable(f"  {result.captions[name]}"))
     for line in result.skipped:
         say(line)
     return 0
@@ -52,6 +61,19 @@ def compare(argv: list[str]) -> int:
 
         found = compare_study(args.study, by=args.by, baseline=args.baseline, margin=args.margin, where=args.where)
         say(render(found, args.format))
+    return 0
+
+
+def report(argv: list[str]) -> int:
+    parser = arguments.parser("report", study=False)
+    parser.add_argument("studies", metavar="STUDY", nargs="+", type=arguments.folder)
+    parser.add_argument("--where", action="append", default=[])
+    parser.add_argument("--out", type=arguments.out)
+    args = parser.parse_args(argv)
+    with _without_garbage_collection():
+        from normstudy.report.make import report
+
+        say(printable(str(report(args.studies, args.where).save(args.out))))
     return 0
 
 

@@ -66,6 +66,13 @@ def asked_types() -> Mapping[str, type]:
     return MappingProxyType(out | {column: kind for column, _, _, kind in _leaves()})
 
 
+@functools.cache
+def dotted_keys() -> Mapping[str, str]:
+    """Return column -> key for each config column of the table `runs`, in order: peak_lr -> schedule.peak_lr."""
+    top = {column: column for column in ("study", "seed", "data_seed")}
+    return MappingProxyType(top | {column: f"{section}.{leaf}" for column, section, leaf, _ in _leaves()})
+
+
 def asked(config: RunConfig) -> dict[str, object]:
     """Return column -> configured value, which may be `auto` or null, for each config column of the table `runs`."""
     out: dict[str, object] = {"study": config.study, "seed": config.seed, "data_seed": config.data_seed}

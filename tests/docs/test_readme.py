@@ -15,6 +15,8 @@ from normstudy.analysis.grid import three_digits
 from normstudy.bench import summary, tables
 from normstudy.cli import main, manual
 from normstudy.reproductions.claims import MARGIN, Evidence, findings
+from normstudy.search.answer import critical_values, edge_text
+from normstudy.search.rounds import FAIL
 
 PACKAGE = ROOT / "normstudy"
 
@@ -54,6 +56,20 @@ def test_the_answer_about_warmup_has_the_numbers_of_the_tables(claims: dict[str,
         f"raises the loss by {pre.value:.3g} nats [{pre.low:.3g}, {pre.high:.3g}]",
     ]
     assert missing(README, phrases) == []
+
+
+def test_the_critical_rates_are_those_of_the_search() -> None:
+    found, settings = critical_values(ROOT / "results" / "critical_lr", where={"n_layers": "12"})
+    found = found[found["edge"] == FAIL].set_index(["placement", "warmup_steps"])
+
+    def text(placement: str, warmup: int) -> str:
+        return edge_text(found.loc[(placement, warmup)], settings)
+
+    assert missing(README, [
+        f"half of post-norm's runs of {found['n_steps'].iloc[0]} steps fail at a rate of {text('post', 0)}, or of "
+        f"{text('post', 100)} with 100 warmup steps",
+        f"Half of pre-norm's fail at {text('pre', 0)}",
+    ]) == []  # fmt: skip
 
 
 def test_the_claims_in_words_have_the_numbers_of_the_tables(claims: dict[str, Evidence]) -> None:
@@ -142,7 +158,7 @@ def test_the_output_it_shows_is_what_the_first_command_prints(
     assert words(head) in words(shown)
     assert words(table.partition("post")[0]) in words(shown)
     assert shown.count(" learned") + shown.count(" stuck") == 6  # two in the line of outcomes
-    assert shown.rstrip().endswith("tables, figures: results/quickstart")
+    assert shown.rstrip().endswith("as a page to send: normstudy report results/quickstart")
 
 
 @pytest.mark.parametrize(

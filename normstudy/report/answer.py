@@ -1,0 +1,125 @@
+"""Say what a study's comparisons show, one sentence each, by the numbers that `normstudy compare` prints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from normstudy.analysis import compare, inference, pairs, words
+from normstudy.analysis.grid import Value, count_text, interval_text, share_text
+from normstudy.analysis.outcomes import FAILED
+from normstudy.analysis.select import native
+from normstudy.errors import ConfigError
+from normstudy.report.read import Bundle
+from normstudy.search import answer as search
+from normstudy.search import rounds
+
+LEARNED = ("learned", "spiked")  # outcomes of runs that closed the gap between the entropies
+FIRST = ("warmup_steps", "placement", "norm", "n_layers", "peak_lr")  # what a page compares by first
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Hold one comparison of a page: what differs, the sentences, and the table of `compare` as text."""
+
+    by: str
+    summary: str
+    sentences: tuple[str, ...]
+    table: str
+    heads: tuple[str, ...]
+
+
+def answers(bundle: Bundle) -> list[Answer]:
+    """Compare the runs by each column that varies and whose runs can be paired, FIRST in this order.
+
+    The runs of a search have no pairs, so its critical values answer instead. Runs of several studies are compared
+    together.
+    """
+    fields = [c for c in bundle.fields if c in pairs.comparable_columns() and not bundle.searched]
+    fields.sort(key=lambda c: FIRST.index(c) if c in FIRST else len(FIRST))
+    steps = bundle.steps.assign(run_id=bundle.steps["key"])
+    runs = bundle.runs.assign(run_id=bundle.runs["key"])
+    found = []
+    for by in fields:
+        try:
+            table = pairs.compare_pairs(runs, steps, by)
+        except ConfigError:  # such as a column that varies only between texts
+            continue
+        share, loss = compare.heads(table)
+        said = tuple(sentence(row, table, bundle.names) for row in table.to_dict("records"))
+        found.append(
+            Answer(by, _summary(table), said, compare.render(table, "table"), (" ".join(share), " ".join(loss)))
+        )
+    return found
+
+
+def _summary(table: pd.DataFrame) -> str:
+    """Count what a comparison shows: `of 4 comparisons, 1 shows that the shares differ, 1 that the losses do`."""
+    shares = int((table["failed_holm"] <= inference.ALPHA).sum())
+    losses = int((table["loss_verdict"].str.startswith(("lower", "higher"))).sum())
+    return (
+        f"{count_text(len(table), 'comparison')}; the shares of failed runs differ in {shares}, the losses in {losses}"
+    )
+
+
+def sentence(row: Mapping[Hashable, Any], table: pd.DataFrame, names: Mapping[str, str]) -> str:
+    """Say one row of a comparison: how both arms ended, and what follows."""
+    by = str(row["by"])
+    cells = {str(c): row[c] for c in table.columns if c not in pairs.RESULTS}
+    place = words.title({c: native(c, v) for c, v in cells.items()}, names)
+    base, arm = (f"{_arm(by, row[which], names)}: {_ends(row, prefix)}" for which, prefix in _ARMS)
+    return f"{place + ', ' if place else ''}{base}; {arm}; {_verdict(row)}."
+
+
+_ARMS = (("baseline", "baseline_"), ("arm", ""))
+
+
+def _arm(by: str, value: Value, names: Mapping[str, str]) -> str:
+    if by == "warmup_steps":
+        return f"with {count_text(int(value), 'step')}" if value else "without warmup"
+    return words.title({by: value}, names)
+
+
+def _ends(row: Mapping[Hashable, Any], arm: str) -> str:
+    """Say how an arm's runs ended: `5 of 5 stuck [48, 100 %]`, or `4 of 5 learn [28, 99 %], none fails`."""
+    n, failed = row[f"{arm}runs"], row[f"{arm}failed"]
+    if not n:
+        return "no runs with an outcome"
+    texts: Sequence[str] = row[f"{arm}outcomes"].split()
+    counts = dict(zip(texts[1::2], map(int, texts[::2]), strict=True))
+    learn = sum(counts.get(name, 0) for name in LEARNED)
+    if not failed:
+        share = share_text(learn, n, *inference.share_interval(learn, n))
+        return share.replace(" [", " learn [") + (", none fails" if learn < n else "")
+    kinds = [name for name in FAILED if counts.get(name)]
+    share = share_text(failed, n, row[f"{arm}failed_low"], row[f"{arm}failed_high"])
+    rest = f", {learn} learn{'s' if learn == 1 else ''}" if learn else ""
+    return share.replace(" [", f" {kinds[0] if len(kinds) == 1 else 'failed'} [") + rest
+
+
+def _verdict(row: Mapping[Hashable, Any]) -> str:
+    """Say what follows from an arm and the baseline: of their shares, and of their losses where these are compared."""
+    said = []
+    if not math.isnan(p := row["failed_holm"]):
+        differ = "the shares differ" if p <= inference.ALPHA else f"the shares: {row['failed_verdict']}"
+        said.append(f"{differ} (p {compare.p_text(p)}, family {row['family']})")
+    if not math.isnan(p := row["loss_holm"]):
+        change = interval_text(row["difference"], row["ci_low"], row["ci_high"], "+.3f")
+        test = f"{row['loss_verdict']}, p {compare.p_text(p)}, family {row['family']}"
+        said.append(f"loss {change} in {count_text(row['compared'], 'pair')} ({test})")
+    return "; ".join(said) or "no test: all ended alike, or the seeds are too few"
+
+
+def critical_lines(bundle: Bundle) -> list[tuple[str, str]]:
+    """Return (study, the table that `normstudy critical` prints) for each study that has a search."""
+    found = []
+    for i, source in enumerate(bundle.sources):
+        if source.search is not None:
+            ended = bundle.runs[(bundle.runs["source"] == i) & bundle.runs["status"].isin(["done", "failed"])]
+            runs = ended.assign(outcome=ended["outcome"].fillna(rounds.CRASHED))
+            found.append((source.name, search.render(search.answer(runs, source.search), source.search)))
+    return found

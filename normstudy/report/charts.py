@@ -1,0 +1,114 @@
+"""Describe a page's charts in Altair, and compile them to Vega, in which page.js puts the numbers of a cell."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import altair as alt
+import vl_convert
+
+VEGA_LITE = "6.4"  # the version for which Altair writes; vl-convert has several
+GREY = "#666666"  # as in the figures, whose modules would take a second to import
+TEXT = "currentColor"  # the page's own text color, for which the page's contrast is checked
+LOG_STEP = alt.X(
+    "x:Q", title="step + 1", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~s", tickCount=5)
+)
+CONFIG = {
+    "background": "transparent", "view": {"stroke": None}, "aria": False,
+    "axis": {"labelColor": TEXT, "titleColor": TEXT, "gridOpacity": 0.25, "labelFontSize": 11, "titleFontSize": 12},
+    "legend": {"labelColor": TEXT, "titleColor": TEXT, "labelFontSize": 11, "titleFontSize": 12},
+}  # fmt: skip
+
+
+class Compiled(NamedTuple):
+    """Hold what a page's charts need. specs: chart -> Vega specification, library: JavaScript, versions: as text."""
+
+    specs: dict[str, dict[str, Any]]
+    library: str
+    versions: str
+
+
+def compiled() -> Compiled:
+    """Compile all charts, which takes seconds."""
+    return Compiled(specs(), bundle(), versions())
+
+
+def specs() -> dict[str, dict[str, Any]]:
+    """Return chart -> Vega specification. Its data sets are empty, and named as in `sets`."""
+    charts = {
+        "loss": _loss(),
+        "map": _map(),
+        "profile": _lines("profile", "layer"),
+        "residual": _lines("residual", "l"),
+    }
+    out = {}
+    for name, chart in charts.items():
+        made = {**chart.properties(width="container", height=230).to_dict(validate=False), "config": CONFIG}
+        out[name] = _silent(vl_convert.vegalite_to_vega(made, vl_version=VEGA_LITE))
+    return out
+
+
+def _silent(part: dict[str, Any]) -> dict[str, Any]:
+    """Leave the description of a chart to the page: its parts would be described one by one, without a name."""
+    for kind in ("marks", "axes", "legends"):
+        part[kind] = [_silent({**one, "aria": False}) for one in part.get(kind, [])]
+    return {key: value for key, value in part.items() if value != []}
+
+
+def bundle() -> str:
+    """Return the JavaScript of Vega and Vega-Embed, which sets window.vegaEmbed."""
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE))
+
+
+def versions() -> str:
+    """Return the versions that decide a page's bytes."""
+    return (
+        f"Altair {version('altair')}, vl-convert {version('vl-convert-python')}, Vega {vl_convert.get_vega_version()}"
+    )
+
+
+def _colored(chart: alt.Chart, x: alt.X, y: alt.Y) -> alt.Chart:
+    """Return a chart in which each run has the color of its cell."""
+    made: alt.Chart = chart.encode(x=x, y=y, color=alt.Color("color:N", scale=None))
+    return made
+
+
+def _line(chart: alt.Chart) -> alt.Chart:
+    width = alt.StrokeWidth("width:Q", scale=None)
+    tooltip = ["run:N", "x:Q", "value:Q"]
+    made: alt.Chart = chart.mark_line().encode(detail=["run:N", "cell:N"], strokeWidth=width, tooltip=tooltip)
+    return made
+
+
+def _loss() -> alt.LayerChart:
+    y = alt.Y("value:Q", title="loss, nats per token", scale=alt.Scale(zero=False, nice=False, padding=5))
+    known = alt.Chart(alt.NamedData("entropies")).encode(y=y)
+    names = known.mark_text(align="left", dx=2, dy=-4, color=TEXT, fontSize=10)
+    return alt.LayerChart(layer=[
+        known.mark_rule(strokeDash=[2, 3], color=GREY),
+        names.encode(text="name:N", x=alt.value(0)),
+        _colored(_line(alt.Chart(alt.NamedData("train"))), LOG_STEP, y),
+        _colored(alt.Chart(alt.NamedData("val")).mark_point(size=14, filled=True), LOG_STEP, y),
+    ])  # fmt: skip
+
+
+def _map() -> alt.LayerChart:
+    scale = alt.Scale(type="log", scheme="cividis", nice=False, zero=False)  # as in the figure heatmap
+    color = alt.Color("value:Q", title=None, scale=scale, legend=alt.Legend(format=".2~g", gradientLength=200))
+    layer = alt.Y("layer:O", title="layer", sort="descending")
+    tooltip = ["layer:O", "step:Q", "value:Q"]
+    cells = (
+        alt.Chart(alt.NamedData("map")).mark_rect().encode(x=LOG_STEP, x2="x2:Q", y=layer, color=color, tooltip=tooltip)
+    )
+    chosen = alt.Chart(alt.NamedData("chosen")).mark_rule(color="white", strokeWidth=2).encode(x="x:Q")
+    return alt.LayerChart(layer=[cells, chosen])
+
+
+def _lines(name: str, title: str) -> alt.LayerChart:
+    """Return lines over the layers: a thin one for each run, and a bold one for their geometric mean."""
+    chart = alt.Chart(alt.NamedData(name))
+    scale = alt.Scale(type="log", zero=False, nice=False, padding=5)
+    x = alt.X("x:Q", title=title, axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, zero=False))
+    y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(format=".2~g"))
+    return alt.LayerChart(layer=[_colored(_line(chart), x, y), _colored(chart.mark_point(size=12, filled=True), x, y)])

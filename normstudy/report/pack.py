@@ -1,0 +1,76 @@
+"""Pack numbers of three significant digits into text, and choose the steps of which a page shows numbers.
+
+A number is a little-endian uint16: one of SPECIAL, or (decade - LOWEST) * 900 + the three digits - 100 + len(SPECIAL).
+page.js has the inverse. Text is base64 without compression, because builds of zlib write different bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import math
+
+import numpy as np
+
+from normstudy.analysis.outcomes import Floats
+from normstudy.study.parquet import Ints
+
+Codes = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
+
+SPECIAL = (math.nan, 0.0, math.inf, 1e-34)  # codes 0 to 3; the last stands for every smaller positive number
+LOWEST = -34  # the least decade; the largest is LOWEST + 71
+LOSSES = 85  # steps of a loss curve, on a logarithmic grid
+LADDER = (80, 60, 40, 30, 24, 16, 12, 8)  # probed steps of a run, if all of them make a page too large
+
+
+def codes(values: Floats) -> Codes:
+    """Return each number's code. Negative numbers count as missing, like NaN, and 1e37 and more as infinite."""
+    values = np.asarray(values, np.float64)
+    plain = np.isfinite(values) & (values >= SPECIAL[3]) & (values < 9.995e36)
+    out = np.select([values == 0, values >= 9.995e36, (values > 0) & (values < SPECIAL[3])], [1, 2, 3], 0)
+    if plain.any():
+        texts = np.char.mod("%.2e", values[plain]).astype("U8")  # 1.23e-05, rounded as f"{x:.3g}" rounds
+        signs = texts.view(np.uint32).reshape(-1, 8).astype(np.int64)
+        digits = signs - ord("0")
+        decade = np.where(signs[:, 5] == ord("-"), -1, 1) * (10 * digits[:, 6] + digits[:, 7])
+        out[plain] = digits[:, [0, 2, 3]] @ [100, 10, 1] - 100 + 900 * (decade - LOWEST) + len(SPECIAL)
+    return np.asarray(out.astype("<u2"))
+
+
+def text(found: Codes) -> str:
+    """Return codes as text."""
+    return base64.b64encode(found.tobytes()).decode()
+
+
+def pack(values: Floats) -> str:
+    """Return numbers as text."""
+    return text(codes(values))
+
+
+def unpack(text: str) -> Floats:
+    """Return the numbers that `pack` packed, rounded to three digits."""
+    codes = np.frombuffer(base64.b64decode(text), "<u2").astype(int) - len(SPECIAL)
+    numbers = [float(f"{c % 900 + 100}e{c // 900 + LOWEST - 2}") if c >= 0 else SPECIAL[c] for c in codes.tolist()]
+    return np.array(numbers, np.float64)
+
+
+@functools.cache  # most runs of a study have the same steps
+def loss_steps(last: int) -> Ints:
+    """Return at most LOSSES steps from 0 to `last`, evenly spaced in the logarithm of step + 1."""
+    return np.unique(np.rint(np.geomspace(1, last + 1, LOSSES)).astype(np.int64)) - 1
+
+
+@functools.cache
+def thinned(every: tuple[int, ...], limit: int) -> Ints:
+    """Return at most `limit` of the steps, with the first and the last, evenly spaced in the logarithm of step + 1."""
+    steps = np.array(every, np.int64)
+    if len(steps) <= limit:
+        return steps
+    kept = steps[[0, -1]]
+    for points in range(limit, 10 * limit):  # several points of a grid have the same nearest step
+        wanted = np.geomspace(1, steps[-1] + 1, points) - 1
+        near = np.unique(np.abs(steps[None] - wanted[:, None]).argmin(axis=1))
+        if len(near) > limit:
+            break
+        kept = steps[near]
+    return np.asarray(kept)

@@ -1,0 +1,186 @@
+"""Read the studies of a page: their runs, each counted once, the cells that they form, and what surrounds them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from normstudy import config as cfg
+from normstudy.analysis import load, words
+from normstudy.analysis.grid import Value, value_text
+from normstudy.analysis.outcomes import UNJUDGED
+from normstudy.analysis.select import Where, native
+from normstudy.errors import ConfigError, MissingRows, warn
+from normstudy.figures.look import short_names, swept, values
+from normstudy.search import settings as kept
+
+CRASHED, UNFINISHED = "crashed", "running"  # what stands for the outcome of a run that has none; with UNJUDGED
+
+
+@dataclass(frozen=True)
+class Source:
+    """Hold what a page says of one study beside its runs.
+
+    question: that of experiments/<study>.md, or "". commands: of its sweeps, in order, each once.
+    search: the settings of its search. lacks: warnings of missing rows.
+    """
+
+    name: str
+    folder: Path
+    question: str
+    commands: tuple[str, ...]
+    search: kept.Settings | None
+    lacks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Hold the rows, in `Bundle.runs`, of runs that differ only in their seeds or in what a search chose."""
+
+    place: dict[str, Value]
+    title: str
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Hold the studies of a page.
+
+    runs: one row a run, with the columns of `load.load`, and source (index in `sources`), state (its outcome, or what
+    stands for it) and also (names of other studies that have the same run). steps, modules, residual: the rows of the
+    finished runs, by `key`, which is unique over the studies. fields: the columns that define a cell. searched: those
+    whose values a search chose. names: long name -> short name.
+    """
+
+    sources: tuple[Source, ...]
+    runs: pd.DataFrame
+    steps: pd.DataFrame
+    modules: pd.DataFrame
+    residual: pd.DataFrame
+    fields: tuple[str, ...]
+    searched: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    names: dict[str, str]
+
+
+def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
+    """Read studies. Raises ConfigError for a folder that is no study, for one given twice, and if there is no run."""
+    found, sources = [], []
+    for i, folder in enumerate(folders):
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", MissingRows)
+            tables = load.load(folder, where=where)
+        lacks = tuple(dict.fromkeys(str(one.message) for one in warned if one.category is MissingRows))
+        for line in lacks:
+            warn(line)
+        sources.append(_source(Path(folder), lacks))
+        found.append([frame.assign(key=f"{i}:" + frame["run_id"].astype(str)) for frame in tables])
+        found[-1][0]["source"] = i
+    if len({source.folder.resolve() for source in sources}) < len(folders):
+        raise ConfigError("a study is given twice: name each study once")
+    runs, steps, modules, residual = (pd.concat(frames, ignore_index=True) for frames in zip(*found, strict=True))
+    if runs.empty:
+        raise ConfigError(f"{', '.join(map(str, folders))}: no run to report; start a sweep, or change --where")
+    runs = _distinct(runs, steps)
+    runs["state"] = [_state(*pair) for pair in zip(runs["status"], runs["outcome"], strict=True)]
+    searched = tuple(dict.fromkeys(source.search.of for source in sources if source.search))
+    fields = tuple(c for c in swept(runs) if c not in searched)
+    names = short_names(runs)
+    cells = _cells(runs, fields, names)
+    keys = set(runs["key"])
+    steps, modules, residual = (frame[frame["key"].isin(keys)] for frame in (steps, modules, residual))
+    return Bundle(tuple(sources), runs, steps, modules, residual, fields, searched, cells, names)
+
+
+def _state(status: str, outcome: object) -> str:
+    if status == "done":
+        return UNJUDGED if pd.isna(outcome) else str(outcome)  # type: ignore[call-overload]
+    return CRASHED if status == "failed" else UNFINISHED
+
+
+def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """Drop finished runs with the losses of a run of an earlier study, which may have them under other ids.
+
+    The column `also` has the later studies' numbers.
+    """
+    done = set(runs.loc[runs["status"] == "done", "key"])
+    losses = {
+        key: hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
+        for key, rows in steps[steps["key"].isin(done)].groupby("key")[["train_loss", "val_loss"]]
+    }
+    first: dict[str, int] = {}  # losses -> the first study that has them
+    also: dict[str, list[int]] = {}
+    kept = []
+    for key, source in zip(runs["key"], runs["source"], strict=True):
+        name = losses.get(key, key)
+        kept.append(first.setdefault(name, source) == source)
+        if not kept[-1]:
+            also.setdefault(name, []).append(source)
+    others = [tuple(also.get(losses.get(key, key), ())) for key in runs["key"]]
+    return runs.assign(also=pd.Series(others, runs.index))[kept].reset_index(drop=True)
+
+
+def _cells(runs: pd.DataFrame, fields: Sequence[str], names: dict[str, str]) -> tuple[Cell, ...]:
+    """Return the cells in the order of their values, the first field's first."""
+    order = {c: {v: i for i, v in enumerate(values(runs, c))} for c in fields}
+    places: dict[tuple[Value, ...], list[int]] = {}
+    for i, row in enumerate(runs[list(fields)].itertuples(index=False)):
+        places.setdefault(tuple(native(c, v) for c, v in zip(fields, row, strict=True)), []).append(i)
+    ranked = sorted(places, key=lambda place: [order[c][v] for c, v in zip(fields, place, strict=True)])
+    cells = []
+    for place in ranked:
+        of = dict(zip(fields, place, strict=True))
+        rows = sorted(places[place], key=lambda i: (int(runs["seed"][i]), str(runs["key"][i])))
+        cells.append(Cell(of, words.title(of, names) or "every run", tuple(rows)))
+    return tuple(cells)
+
+
+def _source(folder: Path, lacks: tuple[str, ...]) -> Source:
+    name = folder.resolve().name
+    page = folder.resolve().parent.parent / "experiments" / f"{name}.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    found = re.search(r"^\*\*Question\.\*\* (.+?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    question = " ".join(found[1].split()) if found else ""
+    return Source(name, folder, question, _commands(folder, text), kept.read(folder), lacks)
+
+
+def _commands(folder: Path, text: str) -> tuple[str, ...]:
+    """Return the command lines of a study's sweeps: those that were recorded, or the one that its page states."""
+    recorded = []
+    for path in sorted((folder / "sweeps").glob("*.parquet")):
+        recorded.append((pq.read_schema(path).metadata or {}).get(b"command", b"").decode(errors="replace"))
+    stated = re.search(r"^\*\*Command\.\*\* `([^`]+)`", text, re.MULTILINE)
+    return tuple(dict.fromkeys(filter(None, recorded))) or ((stated[1],) if stated else ())
+
+
+def command_of(run: pd.Series[Any]) -> str:
+    """Return the command that trains a run again, in a study of its own. run: its row of the table `runs`."""
+    base, said = cfg.asked(cfg.RunConfig()), ["normstudy", "run", "study=again"]
+    place = {column: native(column, run[column]) for column in cfg.dotted_keys() if column != "study"}
+    for column, key in cfg.dotted_keys().items():
+        group, _, leaf = key.rpartition(".")
+        # The file of a group that is not the default may set other values, so all values of this group are named.
+        chosen = group in place and place[group] != base[group] and place[column] is not None
+        if column == "study" or (column == "data_seed" and place[column] == place["seed"]):
+            continue
+        if leaf == "name" and place[column] != base[column]:
+            said.append(f"{group}={place[column]}")
+        elif leaf != "name" and (chosen or place[column] != base[column]):
+            said.append(f"{key}={_quoted(value_text(place[column], repr))}")
+    return shlex.join(said)
+
+
+def _quoted(text: str) -> str:
+    """Quote a value for Hydra's grammar where a character has a meaning there."""
+    if re.fullmatch(r"[\w.:/+-]+", text):
+        return text
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
