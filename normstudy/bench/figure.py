@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import geometric_mean
@@ -16,8 +17,10 @@ from normstudy.bench.rows import THEORY
 from normstudy.bench.summary import Result
 from normstudy.errors import ConfigError
 from normstudy.figures import style
+from normstudy.figures.paper import TWO_COLUMNS
 
-WIDTH, LINE, COSTS = 9.5, 0.15, 2.3  # inches: the figure's width, a line's height, the cost panels' height
+LINE, COSTS = 0.16, 1.9  # inches: the height of a line or of a result, and that of the cost panels
+NAME, SMALL = 60, 5.5  # characters of a line of a result's name, and their size in points
 COLORS = {"met": style.PLACEMENT_COLORS["pre"], "not met": style.PLACEMENT_COLORS["post"]}
 # Match the cases of row `e` of the benchmark: `n_layers=4` (a training step) or `norm, seq_len=64` (a part of a block).
 COST = r"^(?:(?P<part>.+), )?(?P<axis>\w+)=(?P<size>\d+)$"
@@ -41,7 +44,7 @@ def figure(stored: pd.DataFrame) -> Figure:
     costs = stored.join(stored["case"].where(stored["row"] == "e").str.extract(COST)).dropna(subset="size")
     notes = summary.machine_lines(stored)
     heights = [LINE * (len(goals) + 5) if goals else 0.01, COSTS if len(costs) else 0.01]
-    fig = Figure(figsize=(WIDTH, LINE * (2 * len(notes) + 2) + sum(heights)), layout="constrained")
+    fig = Figure(figsize=(TWO_COLUMNS, LINE * (2 * len(notes) + 2) + sum(heights)), layout="constrained")
     fig.suptitle("\n".join(["normstudy bench", *notes]), x=0.01, ha="left", wrap=True)
     upper, lower = fig.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
     if goals:
@@ -63,10 +66,11 @@ def _draw_goals(fig: SubFigure, results: Sequence[Result]) -> None:
     ax.axvline(1, color=style.GREY, lw=style.THIN)
     texts = [summary.cells(r) for r in results]
     names = [f"{row}  {title if title == case else f'{case}: {title}'}" for row, case, title, *_ in texts]
-    ax.set_yticks(range(len(results)), names)
+    ax.set_yticks(range(len(results)), [textwrap.fill(name, NAME) for name in names], fontsize=SMALL, linespacing=0.95)
     ax.set_ylim(len(results) - 0.5, -0.5)
     right = ax.secondary_yaxis("right")
-    right.set_yticks(range(len(results)), [f"{value}, goal {goal}" for _, _, _, value, _, goal, _ in texts])
+    found = [f"{value}, goal {goal}" for _, _, _, value, _, goal, _ in texts]
+    right.set_yticks(range(len(results)), found, fontsize=SMALL)
     ax.set_xscale("log", subs=[2, 5])
     ax.set_xlim(min(0.5, frame["low"].min() / 1.1), max(2, frame["high"].max() * 1.1))
     ax.xaxis.set_major_formatter("{x:g}")
@@ -89,7 +93,9 @@ def _draw_costs(fig: SubFigure, costs: pd.DataFrame, stored: pd.DataFrame) -> No
             growth = (cost.index / geometric_mean(cost.index)) ** theory[f"{part} vs {axis}"]
             ax.plot(cost.index, geometric_mean(cost["median"]) * growth, "--", color=colors[part], lw=style.THIN)
         ax.set_xscale("log", base=2)
-        ax.set(yscale="log", xlabel=axis, title="parts of a block" if is_part else WHOLE)
+        ax.set(yscale="log", xlabel=axis)
+        ax.set_title("parts of a block" if is_part else WHOLE, fontsize="small")
+        ax.tick_params(labelsize=SMALL)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel("CPU ms per run")

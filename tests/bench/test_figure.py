@@ -22,6 +22,7 @@ from PIL import Image
 from normstudy.bench import figure, tables
 from normstudy.bench.rows import ROWS, Goal, Row, Sample
 from normstudy.figures import style
+from normstudy.figures.paper import TWO_COLUMNS
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 COLORS = list(figure.COLORS.values())
@@ -156,7 +157,7 @@ def test_the_same_bytes_without_torch_and_whatever_the_users_settings(
     first = (tmp_path / "bench.png").read_bytes()
     with Image.open(tmp_path / "bench.png") as image:
         assert image.info["Software"] == f"Matplotlib {matplotlib.__version__}"
-        assert image.width == round(figure.WIDTH * 220)
+        assert image.width == TWO_COLUMNS * 220
     (tmp_path / "bench.png").unlink()
     code = (
         f"import sys; sys.modules['torch'] = None; sys.path.insert(0, {str(HERE)!r})\n"

@@ -287,6 +287,7 @@ def test_it_prints_everything(path: Path, visit: Open) -> None:
     assert not page.locator(".controls").first.is_visible()
     assert page.locator("#runs tbody tr").last.is_visible()
     assert len(page.pdf()) > 20_000
+    assert page.locator("details:not([open])").count() == 0
 
 
 def test_without_javascript_sentences_tables_and_pictures_remain(path: Path, visit: Open) -> None:

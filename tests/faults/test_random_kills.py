@@ -21,7 +21,7 @@ from normstudy.study import checkpoints, schema, tables
 
 SEED = 7
 KEPT = Path(__file__).parents[2] / "results" / "robustness" / "kills.parquet"
-WORDS = [*SWEEP, "seed=range(0,6)", "schedule.n_steps=150", "execution.checkpoint_seconds=0.1"]
+WORDS = [*SWEEP, "seed=range(0,6)", "schedule.n_steps=250", "execution.checkpoint_seconds=0.1"]
 MOMENTS = 0.1, 0.7  # after a run was saved, of the time that the undisturbed sweep trains: runs finish between kills
 
 

@@ -300,5 +300,7 @@ for (const button of document.querySelectorAll(".copy")) button.addEventListener
   setTimeout(() => { button.textContent = "copy"; }, 1500);
 });
 
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+
 if (D.cells.length) update();
 })();
