@@ -54,7 +54,9 @@ def texts(html: str, *tags: str) -> list[str]:
 
 def digits(value: float) -> float:
     """What a page shows of a number of `modules` or `residual`."""
-    return float(f"{value:.3g}") if np.isfinite(value) and value else float(value)
+    if not np.isfinite(value) or value == 0:
+        return float(value)
+    return np.inf if value >= 9.995e35 else max(1e-36, float(f"{value:.3g}"))
 
 
 def assert_same_numbers(folder: Path, html: str) -> None:

@@ -83,7 +83,7 @@ def plot_study(
     fmt: str = "png",
     out: Path | None = None,
     only: list[str] | None = None,
-    paper: Paper = USUAL,
+    paper: Paper | None = None,
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default the study's folder `figures`.
 
@@ -95,6 +95,7 @@ def plot_study(
     one_of("format", fmt, style.FORMATS)
     for name in only or []:
         one_of("figure", name, tuple(FIGURES))
+    paper = paper or USUAL
     study = load(Path(study_dir), where, paper)
     folder = Path(study_dir, "figures", _folder_name(where or {}, paper)) if out is None else Path(out)
     result = PlotResult()

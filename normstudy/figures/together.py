@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normstudy.errors import MissingRows, warn
-from normstudy.figures.paper import USUAL, Paper
 from normstudy.processes import Child
 from normstudy.search.settings import FILE
 
 if TYPE_CHECKING:
     from normstudy.analysis.select import Where
     from normstudy.figures.draw import PlotResult
+    from normstudy.figures.paper import Paper
 
 # Each process draws one half of these figures. Only the first half needs the table `residual`, and only the second
 # half needs `modules`, so no process reads both.
@@ -38,7 +38,7 @@ def plot(
     fmt: str = "png",
     out: Path | None = None,
     only: list[str] | None = None,
-    paper: Paper = USUAL,
+    paper: Paper | None = None,
 ) -> PlotResult:
     """Do what `draw.plot_study` does, with a second process if there are two cores and much to draw.
 
@@ -82,7 +82,13 @@ def _is_large(study_dir: Path) -> bool:
 
 
 def _draw(
-    pipe: Connection, study_dir: Path, names: list[str], where: Where | None, fmt: str, out: Path | None, paper: Paper
+    pipe: Connection,
+    study_dir: Path,
+    names: list[str],
+    where: Where | None,
+    fmt: str,
+    out: Path | None,
+    paper: Paper | None,
 ) -> None:
     """Draw figures, and send the parent process the PlotResult and what there was to warn of.
 

@@ -81,9 +81,9 @@ def report(folders: Sequence[Path | str], where: Where = ()) -> Report:
 
 
 def _compile(pipe: Connection) -> None:
-    from normstudy.report.charts import compiled
+    with contextlib.suppress(Exception):  # the parent process then does it itself, and says what is wrong
+        from normstudy.report.charts import compiled
 
-    with contextlib.suppress(Exception):  # this process then does it itself, and says what is wrong
         pipe.send(compiled())
 
 

@@ -44,7 +44,8 @@ def methods(bundle: Bundle, numbers: Numbers, charts: str) -> dict[str, Any]:
     probes = "every recorded step" if numbers.probes is None else f"at most {numbers.probes} recorded steps of a run"
     return {
         "definitions": DEFINITIONS, "outcomes": OUTCOMES, "failed": rules.FAILED, "texts": texts,
-        "thinned": f"Charts show numbers rounded to three significant digits. Training losses are shown at at most "
+        "thinned": "Charts show numbers rounded to three significant digits, those below 1e-36 as 1e-36 and those from "
+        "1e36 on as infinite. Training losses are shown at at most "
         f"{LOSSES} steps of a logarithmic grid, each as the mean over the steps from 0.9 t to t; gradients and updates "
         f"at {probes}. Sentences, tables and the list of runs rest on all numbers.",
         "versions": [(name, _distinct(bundle.runs[name])) for name in VERSIONS],

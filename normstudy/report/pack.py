@@ -17,17 +17,17 @@ from normstudy.study.parquet import Ints
 
 Codes = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
 
-SPECIAL = (math.nan, 0.0, math.inf, 1e-34)  # codes 0 to 3; the last stands for every smaller positive number
-LOWEST = -34  # the least decade; the largest is LOWEST + 71
+SPECIAL = (math.nan, 0.0, math.inf, 1e-36)  # codes 0 to 3; the last stands for every smaller positive number
+LOWEST, MOST = -36, 9.995e35  # the least decade, and the least number that counts as infinite
 LOSSES = 85  # steps of a loss curve, on a logarithmic grid
 LADDER = (80, 60, 40, 30, 24, 16, 12, 8)  # probed steps of a run, if all of them make a page too large
 
 
 def codes(values: Floats) -> Codes:
-    """Return each number's code. Negative numbers count as missing, like NaN, and 1e37 and more as infinite."""
+    """Return each number's code. Negative numbers count as missing, like NaN, and 1e36 and more as infinite."""
     values = np.asarray(values, np.float64)
-    plain = np.isfinite(values) & (values >= SPECIAL[3]) & (values < 9.995e36)
-    out = np.select([values == 0, values >= 9.995e36, (values > 0) & (values < SPECIAL[3])], [1, 2, 3], 0)
+    plain = np.isfinite(values) & (values >= SPECIAL[3]) & (values < MOST)
+    out = np.select([values == 0, values >= MOST, (values > 0) & (values < SPECIAL[3])], [1, 2, 3], 0)
     if plain.any():
         texts = np.char.mod("%.2e", values[plain]).astype("U8")  # 1.23e-05, rounded as f"{x:.3g}" rounds
         signs = texts.view(np.uint32).reshape(-1, 8).astype(np.int64)

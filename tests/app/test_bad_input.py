@@ -405,7 +405,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("run data=synthetic data.seq_len=4096", ["data.seq_len 4096 is not below 4096", "longest block"]),
     ("sweep data=synthetic data.seq_len=64,5000", ["data.seq_len 5000 is not below 4096", "longest block"]),
     # commands
-    ("swep", ["'swep'", "run, sweep, critical, plot, compare, sensitivity, status, cancel", "Did you mean sweep?"]),
+    ("swep", ["'swep'", "run, sweep, critical, plot, compare, report, sensitivity, status", "Did you mean sweep?"]),
     ("--fast", ["'--fast'"]),
     ("plot", ["STUDY", "normstudy plot --help"]),
     ("compare F/finished", ["--by"]),

@@ -174,7 +174,7 @@ def test_a_page_that_is_too_large_shows_fewer_probes(study: Path, monkeypatch: p
     def size(found: numbers.Numbers) -> int:
         return sum(len(run.get(name, "")) for run in found.runs.values() for name in (*numbers.QUANTITIES, "residual"))
 
-    for share, quantities in ((0.7, 2), (0.25, 1)):
+    for share, quantities in ((0.7, 2), (0.1, 1)):
         monkeypatch.setattr(numbers, "BYTES", int(share * size(whole)))
         thinner = numbers.collect(bundle)
         assert thinner.probes is not None

@@ -2,7 +2,7 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
 const read = (id) => JSON.parse($(id).textContent);
-const D = read("data"), SPECS = read("specs"), SPECIAL = [NaN, 0, Infinity, 1e-34];
+const D = read("data"), SPECS = read("specs"), SPECIAL = [NaN, 0, Infinity, 1e-36];
 const SECOND = "#000000";  // the color of the second cell where both cells would have one color
 const views = {}, state = {cell: 0, other: null, module: D.modules[0], quantity: "grad_norm", scale: "log", probe: 0};
 window.normstudy = {views, state};
@@ -13,7 +13,7 @@ function unpack(text) {  // the inverse of pack.py
   const raw = atob(text), out = new Float64Array(raw.length / 2);
   for (let i = 0; i < out.length; i++) {
     const code = raw.charCodeAt(2 * i) | raw.charCodeAt(2 * i + 1) << 8;
-    out[i] = code < 4 ? SPECIAL[code] : Number(`${(code - 4) % 900 + 100}e${Math.floor((code - 4) / 900) - 36}`);
+    out[i] = code < 4 ? SPECIAL[code] : Number(`${(code - 4) % 900 + 100}e${Math.floor((code - 4) / 900) - 38}`);
   }
   return out;
 }
