@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 from normstudy.bench.commands import NORMSTUDY, QUICK, peak
 from normstudy.bench.generated import Size, write_study
@@ -22,11 +21,11 @@ GOALS = [
 
 
 def reports(scope: Scope) -> Iterator[Sample]:
-    """Measure row `k`. Without the extra `report` there is nothing to measure."""
+    """Measure row `k`."""
     for size in (QUICK,) if scope.quick else LIMITS:
         study = scope.folder / f"study-{size.seeds}"
         write_study(study, size)
-        for n in range(ROUNDS[scope.quick] if find_spec("altair") else 0):
+        for n in range(ROUNDS[scope.quick]):
             seconds, gigabytes = peak([*NORMSTUDY, "report", str(study)])
             yield Sample("k", str(size), "report", "seconds", "s", n, seconds)
             yield Sample("k", str(size), "report", "gigabytes", "GB", n, gigabytes)

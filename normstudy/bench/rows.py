@@ -58,6 +58,7 @@ class Row(NamedTuple):
     function: str
     title: str
     device: str = "cpu"  # or cuda
+    library: str = ""  # of the extra `report`, without which there is nothing to measure
 
 
 ROWS: dict[str, Row] = {
@@ -70,7 +71,7 @@ ROWS: dict[str, Row] = {
     "g": Row("normstudy.bench.speed", "on_gpu", "training speed on one GPU", "cuda"),
     "i": Row("normstudy.bench.speed", "recording_loops", "training speed against plain loops that record gradients"),
     "j": Row("normstudy.bench.speed", "searching", "time of a search for critical values against a grid's"),
-    "k": Row("normstudy.bench.pages", "reports", "time, memory and size of a study's page"),
+    "k": Row("normstudy.bench.pages", "reports", "time, memory and size of a study's page", library="altair"),
 }
 
 

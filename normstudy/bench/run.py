@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,7 +34,9 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
     for row in chosen:
         if ROWS[row].device != device and (asked is not None or ROWS[row].device == "cuda"):
             print(f"row {row} skipped: add --device {ROWS[row].device} to measure it", file=sys.stderr)
-    chosen = [row for row in chosen if ROWS[row].device == device]
+        elif (library := ROWS[row].library) and find_spec(library) is None:
+            print(f"row {row} skipped: pip install 'normstudy[report]' to measure it", file=sys.stderr)
+    chosen = [row for row in chosen if ROWS[row].device == device and find_spec(ROWS[row].library or "sys")]
     if not chosen:
         return ""
     with contextlib.ExitStack() as stack, tqdm(chosen, unit="row", **bar_options()) as bar:

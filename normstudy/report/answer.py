@@ -15,8 +15,6 @@ from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.select import native
 from normstudy.errors import ConfigError
 from normstudy.report.read import Bundle
-from normstudy.search import answer as search
-from normstudy.search import rounds
 
 LEARNED = ("learned", "spiked")  # outcomes of runs that closed the gap between the entropies
 FIRST = ("warmup_steps", "placement", "norm", "n_layers", "peak_lr")  # what a page compares by first
@@ -112,14 +110,3 @@ def _verdict(row: Mapping[Hashable, Any]) -> str:
         test = f"{row['loss_verdict']}, p {compare.p_text(p)}, family {row['family']}"
         said.append(f"loss {change} in {count_text(row['compared'], 'pair')} ({test})")
     return "; ".join(said) or "no test: all ended alike, or the seeds are too few"
-
-
-def critical_lines(bundle: Bundle) -> list[tuple[str, str]]:
-    """Return (study, the table that `normstudy critical` prints) for each study that has a search."""
-    found = []
-    for i, source in enumerate(bundle.sources):
-        if source.search is not None:
-            ended = bundle.runs[(bundle.runs["source"] == i) & bundle.runs["status"].isin(["done", "failed"])]
-            runs = ended.assign(outcome=ended["outcome"].fillna(rounds.CRASHED))
-            found.append((source.name, search.render(search.answer(runs, source.search), source.search)))
-    return found

@@ -25,15 +25,15 @@ from normstudy.figures import draw, style
 from normstudy.figures import study as drawn
 from normstudy.figures.paper import MODULE
 from normstudy.report import methods
-from normstudy.report.answer import answers, critical_lines
+from normstudy.report.answer import answers
 from normstudy.report.numbers import Numbers, collect
-from normstudy.report.read import Bundle, Cell, command_of
+from normstudy.report.read import CRASHED, UNFINISHED, Bundle, Cell, command_of
 
 if TYPE_CHECKING:
     from normstudy.report.charts import Compiled
 
 TEMPLATES = Path(__file__).parent / "templates"
-STATES = {**style.OUTCOME_MARKERS, "crashed": "x", "running": "."}
+STATES = (*style.OUTCOME_MARKERS, CRASHED, UNFINISHED)  # each has a symbol in page.html
 PICTURES = ("headline", "gradient_profile", "critical_depth", "critical_curve")  # shown where there is no JavaScript
 PICTURE_DPI = 110
 FINALS = ("final_val_loss", "gap_closed")
@@ -52,7 +52,7 @@ def render(bundle: Bundle, where: Where, compiled: Callable[[], Compiled]) -> st
     return environment.get_template("page.html").render(
         title=", ".join(source.name for source in bundle.sources), sources=bundle.sources,
         where=[f"{column}{sign}{','.join(texts)}" for column, sign, texts in conditions(where)],
-        answers=answers(bundle), critical=critical_lines(bundle), grid=_map(bundle), cells=bundle.cells,
+        answers=answers(bundle), grid=_map(bundle), cells=bundle.cells,
         runs=_run_rows(bundle), heads=_run_heads(bundle), states=_shown_states(bundle), colors=style.OUTCOME_COLORS,
         pictures=pictures, methods=methods.methods(bundle, numbers, charts.versions),
         data=_json(data), specs=_json(charts.specs), modules=data["modules"], quantities=numbers.quantities,
@@ -135,7 +135,7 @@ def _summary(bundle: Bundle, cell: Cell) -> dict[str, Any]:
     """Return a cell's counts of states, the most frequent first, and its mean final loss."""
     part = bundle.runs.iloc[list(cell.rows)]
     counts = part["state"].value_counts()
-    order = sorted(counts.index, key=lambda state: (-counts[state], list(STATES).index(state)))
+    order = sorted(counts.index, key=lambda state: (-counts[state], STATES.index(state)))
     loss = part["final_val_loss"]
     loss = loss[loss.map(math.isfinite)]
     return {"counts": [(int(counts[s]), s) for s in order], "loss": f"{loss.mean():.3g}" if len(loss) else ""}

@@ -21,6 +21,7 @@ from normstudy.analysis.outcomes import UNJUDGED
 from normstudy.analysis.select import Where, native
 from normstudy.errors import ConfigError, MissingRows, warn
 from normstudy.figures.look import short_names, swept, values
+from normstudy.search import answer
 from normstudy.search import settings as kept
 
 CRASHED, UNFINISHED = "crashed", "running"  # what stands for the outcome of a run that has none; with UNJUDGED
@@ -31,7 +32,8 @@ class Source:
     """Hold what a page says of one study beside its runs.
 
     question: that of experiments/<study>.md, or "". commands: of its sweeps, in order, each once.
-    search: the settings of its search. lacks: warnings of missing rows.
+    search: the settings of its search. critical: the table that `normstudy critical` prints, or "". lacks: warnings of
+    missing rows.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Source:
     question: str
     commands: tuple[str, ...]
     search: kept.Settings | None
+    critical: str
     lacks: tuple[str, ...]
 
 
@@ -56,7 +59,7 @@ class Bundle:
     """Hold the studies of a page.
 
     runs: one row a run, with the columns of `load.load`, and source (index in `sources`), state (its outcome, or what
-    stands for it) and also (names of other studies that have the same run). steps, modules, residual: the rows of the
+    stands for it) and also (indices of later studies that have the same run). steps, modules, residual: the rows of the
     finished runs, by `key`, which is unique over the studies. fields: the columns that define a cell. searched: those
     whose values a search chose. names: long name -> short name.
     """
@@ -82,7 +85,7 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
         lacks = tuple(dict.fromkeys(str(one.message) for one in warned if one.category is MissingRows))
         for line in lacks:
             warn(line)
-        sources.append(_source(Path(folder), lacks))
+        sources.append(_source(Path(folder), lacks, where))
         found.append([frame.assign(key=f"{i}:" + frame["run_id"].astype(str)) for frame in tables])
         found[-1][0]["source"] = i
     if len({source.folder.resolve() for source in sources}) < len(folders):
@@ -144,13 +147,16 @@ def _cells(runs: pd.DataFrame, fields: Sequence[str], names: dict[str, str]) -> 
     return tuple(cells)
 
 
-def _source(folder: Path, lacks: tuple[str, ...]) -> Source:
+def _source(folder: Path, lacks: tuple[str, ...], where: Where) -> Source:
     name = folder.resolve().name
     page = folder.resolve().parent.parent / "experiments" / f"{name}.md"
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     found = re.search(r"^\*\*Question\.\*\* (.+?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
     question = " ".join(found[1].split()) if found else ""
-    return Source(name, folder, question, _commands(folder, text), kept.read(folder), lacks)
+    settings = kept.read(folder)
+    # Of all runs, also those that the page shows in another study: without them the values would be others.
+    critical = "" if settings is None else answer.render(*answer.critical_values(folder, where))
+    return Source(name, folder, question, _commands(folder, text), settings, critical, lacks)
 
 
 def _commands(folder: Path, text: str) -> tuple[str, ...]:

@@ -284,5 +284,11 @@ def test_the_help_tells_every_row_and_where_things_go(monkeypatch: pytest.Monkey
         assert str(folder) in shown
 
 
+def test_a_row_without_its_library_is_skipped(monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    monkeypatch.setitem(ROWS, "k", ROWS["k"]._replace(library="no_such_library"))
+    assert main.main(["bench", "--rows", "k"]) == 0
+    assert capfd.readouterr().err == "row k skipped: pip install 'normstudy[report]' to measure it\n"
+
+
 def test_rows_come_in_the_order_of_the_registry() -> None:
     assert rows.check_rows(["i", "a", "c", "a"]) == ["a", "c", "i"]

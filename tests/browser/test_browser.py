@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from handmade import handmade_config, handmade_study, write_handmade_run
+from PIL import Image
 from reported import HOSTILE, assert_same_numbers, data_of, texts
 from visits import Open, drawn
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 RESULTS = Path(__file__).parents[2] / "results"
+PICTURE = RESULTS.parent / "docs" / "report.png"
 STUDIES = ("warmup", "depth", "peak_lr", "rmsnorm", "placements", "shallow", "boundary", "best", "critical_lr")
 SEARCHES = ("critical_lr",)
 IN_CI = ("warmup", "placements", "critical_lr")  # `slow` has the others
@@ -115,6 +118,21 @@ def test_only_failed_runs(visit: Open, tmp_path: Path) -> None:
     page = visit(report([tmp_path / "s"]))
     assert page.locator("#runs tbody tr").count() == 2
     assert "2 crashed" in (page.locator(".cell").text_content() or "")
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_docs_is_of_the_page(visit: Open, tmp_path: Path) -> None:
+    """Draws docs/report.png: post-norm with and without warmup at the rate that it cannot bear."""
+    page = visit(report([RESULTS / "warmup"], out=tmp_path / "page.html"), 1100)
+    choose(page, "post-norm, lr 3e-3, no warmup")
+    page.select_option("#other", str(cell_of(page, "post-norm, lr 3e-3, warmup 100")))
+    page.locator("#step").fill("30")
+    page.evaluate("() => document.querySelectorAll('details details').forEach((one) => { one.open = false; })")
+    drawn(page)
+    shot = page.screenshot(clip={"x": 0, "y": 0, "width": 1100, "height": 1420}, full_page=True)
+    with Image.open(io.BytesIO(shot)) as image:
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
+    assert PICTURE.stat().st_size <= 300_000
 
 
 # ---- clicks -------------------------------------------------------------------------------------------

@@ -92,6 +92,17 @@ def assert_same_run(run: pd.Series[object]) -> None:
     assert asked == stored, words
 
 
+def test_critical_values_rest_on_all_runs_of_their_study(tmp_path: Path) -> None:
+    """Also on those that an earlier study of the page has too."""
+    (tmp_path / "critical_lr").symlink_to(RESULTS / "critical_lr")
+    shutil.copytree(RESULTS / "critical_lr" / "tables", tmp_path / "grid" / "tables")
+    bundle = read([tmp_path / "grid", tmp_path / "critical_lr"], ["n_layers=12,placement=post"])
+    assert set(bundle.runs["source"]) == {0}
+    alone = read([RESULTS / "critical_lr"], ["n_layers=12,placement=post"]).sources[0].critical
+    assert bundle.sources[1].critical == alone
+    assert "5.13e-4 [3.24e-4, 7.94e-4]" in alone
+
+
 def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         read([tmp_path])
