@@ -1,4 +1,10 @@
-"""Study how the placement of normalization layers affects the gradients and the training of a transformer."""
+"""Study how the placement of normalization layers affects the gradients and the training of a transformer.
+
+    study = normstudy.sweep("quickstart", study="mine", seed=[0, 1])   # as `normstudy sweep` does
+    study.tables.runs, study.plot("headline"), study.compare("warmup_steps"), study.report().save()
+
+`normstudy.Study("results/warmup")` is a study that exists. docs/python.md explains the rest.
+"""
 
 from __future__ import annotations
 
@@ -8,63 +14,36 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from matplotlib.figure import Figure, SubFigure
-
-    from normstudy.analysis.load import Tables
-    from normstudy.analysis.select import Where
-    from normstudy.report.make import Report
+    from normstudy.analysis.load import load
+    from normstudy.app.api import Study, compare, critical, plot, report, run, status, sweep
+    from normstudy.config import RunConfig
+    from normstudy.errors import ConfigError
 
 __version__ = "0.1.0"
+__all__ = (
+    "ConfigError", "RunConfig", "Study", "compare", "critical", "load", "plot", "report", "run", "status", "sweep",
+)  # fmt: skip
+_HOMES = {"ConfigError": "errors", "RunConfig": "config", "load": "analysis.load"}  # the others are in app.api
 
 
-def load(study_dir: Path | str, *, join: bool = False, where: Where = ()) -> Tables:
-    """Read the four tables of a study as DataFrames. `normstudy.analysis.load.load` documents the arguments."""
-    from normstudy.analysis.load import load as load_tables  # imported here to keep `import normstudy` fast
-
-    return load_tables(study_dir, join=join, where=where)
-
-
-def plot(
-    study_dir: Path | str,
-    figure: str = "headline",
-    *,
-    where: Where = (),
-    width: float = 7.0,
-    title: bool = True,
-    module: str = "mlp_out",
-    quantity: str = "grad_norm",
-    into: Figure | SubFigure | None = None,
-) -> Figure:
-    """Draw a figure of a study, which a notebook shows and `savefig` writes. docs/figures.md lists the figures.
-
-    width: inches. module, quantity: what figures of gradients show. into: a figure, or a part of one, to draw into.
-    """
-    from normstudy.figures import draw, paper
-
-    return draw.drawn(study_dir, figure, where, paper.Paper(width, title, module, quantity, into))
-
-
-def report(*study_dirs: Path | str, where: Where = ()) -> Report:
-    """Make the page of one study or more, which a notebook shows and `save` writes. See `normstudy report --help`."""
-    from normstudy.report.make import report as make_report
-
-    return make_report(study_dirs, where)
-
-
-def __getattr__(name: str) -> ModuleType:
-    """Import `kernels` or `norms`, which need torch, only when a user's module asks for them."""
+def __getattr__(name: str) -> object:
+    """Import what a program uses when it uses it: `kernels` and `norms`, which need torch, for a user's own blocks."""
     if name in ("kernels", "norms"):
         return import_module(f"normstudy.model.{name}")
+    if name in __all__:
+        return getattr(import_module(f"normstudy.{_HOMES.get(name, 'app.api')}"), name)
     raise AttributeError(f"module 'normstudy' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "kernels", "norms"]
+
+
 class _Package(ModuleType):
-    """Keep the function `report`, which the import of the room normstudy/report/ would replace by that module."""
+    """Keep the functions `report` and `sweep` from being replaced by the modules of these names, once imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name != "report" or not isinstance(value, ModuleType):
+        if name not in __all__ or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
 

@@ -20,7 +20,7 @@ from normstudy.config import (
     ScheduleConfig,
 )
 from normstudy.study import schema, tables
-from normstudy.sweep import planning
+from normstudy.sweep import planning, report, run
 from normstudy.workers.task import Task
 
 REQUEST: dict[str, object] = {"command": "a test", "overrides": ["a=1"]}
@@ -64,7 +64,8 @@ def tiny(
 
 def draw_no_figures(patch: pytest.MonkeyPatch) -> None:
     """Sweeps of this process draw no figures, which take most of a short sweep's time."""
-    patch.setattr("normstudy.sweep.run.draw", lambda study_dir: None)
+    for module in (report, run):
+        patch.setattr(module, "draw", lambda study_dir: None)
 
 
 def series_bytes(study_dir: Path) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ from normstudy.study import tables as store
 RESULTS = Path(__file__).parent.parent / "results"
 STUDIES = {
     "warmup": 40, "depth": 100, "peak_lr": 120, "rmsnorm": 10, "placements": 280, "shallow": 60, "boundary": 40,
-    "best": 180, "critical_lr": 658,
+    "best": 180, "critical_lr": 658, "critical_warmup": 148,
 }  # fmt: skip
 MAX_BYTES = 6_200_000
 LARGER = {"critical_lr": 7_200_000}  # a search of 36 cells

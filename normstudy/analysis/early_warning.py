@@ -22,7 +22,7 @@ from normstudy.study import tables, whole
 
 STUDIES = {  # kind -> committed studies; each kind is measured and reported by itself
     "grids": ("warmup", "depth", "peak_lr", "placements", "rmsnorm", "boundary", "shallow", "best"),
-    "searches": ("critical_lr",),  # whose runs lie at the edge of failing
+    "searches": ("critical_lr", "critical_warmup"),  # whose runs lie at the edge of failing
 }
 # Quantity -> the direction in which stuck runs differ: -1 if their values are smaller, 1 if larger.
 QUANTITIES = {"gradient_ratio": -1, "update_rms": -1, "train_loss": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from normstudy.app.compose import check_is_run, conf_dir
 from normstudy.app.reading import YamlSource, replaced
+from normstudy.config import places
 from normstudy.config.checks import check_study_name
 from normstudy.errors import ConfigError
 from normstudy.study import paths
@@ -25,11 +27,13 @@ FIXED = {"run.dir": ".", "output_subdir": None, "sweep.dir": "${results_dir}/${s
 
 
 @contextlib.contextmanager
-def checked(shows: bool, searches: bool) -> Iterator[None]:
-    """Check each configuration that Hydra composes. shows: whether a flag such as --cfg asks only to print one.
+def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
+    """Check each configuration that Hydra composes, and collect the folders of their studies in the list yielded.
 
-    searches: whether the command is normstudy critical.
+    shows: whether a flag such as --cfg asks only to print a configuration. searches: whether the command is
+    normstudy critical.
     """
+    folders: list[Path] = []
     load = ConfigLoaderImpl.load_configuration
 
     def load_and_check(
@@ -42,6 +46,7 @@ def checked(shows: bool, searches: bool) -> Iterator[None]:
             check_names([str(file.config_path) for file in files], sources)
         if not shows:
             check_places(config)
+            folders.append(Path(places.expanded(config.results_dir, "results_dir"), config.study))
         if searches and (sweeper := config.hydra.sweeper._target_) != OUR_SWEEPER:
             raise ConfigError(
                 f"normstudy critical chooses its runs itself, instead of {sweeper}: leave out hydra/sweeper"
@@ -53,7 +58,7 @@ def checked(shows: bool, searches: bool) -> Iterator[None]:
         replaced(ConfigLoaderImpl, "load_configuration", load_and_check),
         replaced(Hydra, "get_mode", lambda *_, **__: None),
     ):
-        yield
+        yield folders
 
 
 def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> None:

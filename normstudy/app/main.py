@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr
 from dataclasses import dataclass
+from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -28,11 +29,24 @@ from normstudy.errors import ConfigError, short
 
 def main(command: str, argv: list[str]) -> int:
     """Run `command` (run, sweep, critical) with `argv`, and return the exit code. A user's mistake is a ConfigError."""
+    try:
+        return train(command, argv)[0]
+    except Exception as error:
+        from normstudy.sweep.execute import RunsFailed
+
+        if not isinstance(error, RunsFailed):
+            raise
+        print(f"error: {short(str(error))}", file=sys.stderr)
+        return 1
+
+
+def train(command: str, argv: list[str]) -> tuple[int, list[Path]]:
+    """Run a command as `main` does, but raise RunsFailed if runs crashed. Returns exit code and studies' folders."""
     typed = shlex.join(["normstudy", command, *argv])
     try:
         args = parser().parse_intermixed_args(argv)
     except SystemExit as stop:  # argparse exits once it has printed the version
-        return int(stop.code or 0)
+        return int(stop.code or 0), []
     # Hydra takes no unquoted ~. Where a path is used, ~ is replaced by the home folder.
     args.overrides = [HOME.sub(r'"\g<0>"', word) if PATH.match(word) else word for word in args.overrides]
     args.config_dir = args.config_dir and places.expanded(args.config_dir, "--config-dir")
@@ -42,7 +56,7 @@ def main(command: str, argv: list[str]) -> int:
     with (
         _variable("HYDRA_FULL_ERROR", "1") as users,
         reading.as_written(),
-        composed.checked(shows, command == "critical"),
+        composed.checked(shows, command == "critical") as folders,
     ):  # Hydra raises
         try:
             check_overrides(command, args.overrides, shows)
@@ -51,10 +65,14 @@ def main(command: str, argv: list[str]) -> int:
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
             # Hydra exits with 1 if --package is unknown. normstudy exits with 2, as for every bad request.
-            return 2 if shows and code == 1 else code
+            return 2 if shows and code == 1 else code, folders
         except (PastHydra, Exception) as error:
-            return _fail(error.error if isinstance(error, PastHydra) else error, users == "1")
-    return 0
+            cause = error.error if isinstance(error, PastHydra) else error
+            line = one_line(cause)
+            if line is not None and not isinstance(cause, ConfigError) and users != "1":
+                raise ConfigError(line) from cause
+            raise cause from cause.__cause__
+    return 0, folders
 
 
 def complete(query: str) -> None:
@@ -133,21 +151,6 @@ def _ignored_axes(sweeper: object, overrides: object) -> str:
     given = {str(line).split("=")[0] for line in overrides} if isinstance(overrides, list) else set()
     axes = getattr(sweeper, "params", None) or {}
     return " ".join(f"{key}={values}" for key, values in axes.items() if key not in given)
-
-
-def _fail(error: Exception, user_wants_traceback: bool) -> int:
-    """Return exit code 1 for crashed runs; raise a ConfigError for a user's mistake, and any other error unchanged."""
-    line = one_line(error)
-    if line is not None and not isinstance(error, ConfigError) and not user_wants_traceback:
-        raise ConfigError(line) from error
-    if line is not None:
-        raise error
-    from normstudy.sweep.execute import RunsFailed
-
-    if isinstance(error, RunsFailed):
-        print(f"error: {short(str(error))}", file=sys.stderr)
-        return 1
-    raise error
 
 
 def _call_hydra(application: Application, argv: list[str]) -> None:

@@ -15,12 +15,12 @@ def status(argv: list[str]) -> int:
         raise ConfigError(f"--every {args.every:g} needs --watch: add --watch")
     if args.every is not None and not 0.1 <= args.every <= 86_400:
         raise ConfigError(f"--every {args.every:g} is out of range: choose 0.1 to 86400 seconds")
-    from normstudy.upkeep import status, status_text
+    from normstudy.upkeep import status
 
     if args.watch:
-        status_text.watch(args.study, 5.0 if args.every is None else args.every)
+        status.watch(args.study, 5.0 if args.every is None else args.every)
     else:
-        say(status_text.render(status.look(args.study)))
+        say(repr(status.look(args.study)))
     return 0
 
 

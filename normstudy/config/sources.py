@@ -46,6 +46,11 @@ def is_own(name: str) -> bool:
 def split(spec: str) -> tuple[str, str]:
     """Split module:name into (module, name). Raises a ConfigError that suggests a spelling if `spec` is malformed."""
     module, _, name = spec.partition(":")
+    if module == "__main__":
+        raise ConfigError(
+            f"{spec!r} is defined in a script or notebook, which the processes that train do not read: put {name} "
+            f"into a module, such as my_module.py, and write my_module:{name}"
+        )
     if PATTERN.fullmatch(spec) and not module.endswith(".py"):
         return module, name
     words = [word for word in re.split(r"[:./\\]+", re.sub(r"\.py(?=$|:)", "", spec)) if word]

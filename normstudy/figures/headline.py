@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
+from normstudy.analysis.words import phrase
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, ranking, series, style
 from normstudy.figures.gradient_profile import needs_layers
@@ -73,7 +74,7 @@ def beside_first(table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> tuple[s
     rows = table.assign(seed=table["run_id"].map(runs.set_index("run_id")["seed"]))
     base = rows.loc[rows["run_id"].isin(first["run_id"]), ["seed", "step", "value"]]
     both = rows.merge(base, on=["seed", "step"], suffixes=("", "_first"))
-    name = ", ".join(text for text in (hue, dash) if text)
+    name = ", ".join(phrase(column, text) for column, text in ((look.hue, hue), (look.dash, dash)) if column)
     return name, both.assign(value=both["value"] - both["value_first"]).drop(columns=["seed", "value_first"])
 
 

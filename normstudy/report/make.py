@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import html
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from normstudy.report.charts import Compiled
 
 MOST_NAME = 100  # letters in the name of a file that is named after several studies
+NEEDS = ("altair", "jinja2", "vl_convert")  # what the extra `report` installs
+_known: list[Compiled] = []  # the compiled charts, once a page of this process has needed them
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,19 +65,18 @@ def report(folders: Sequence[Path | str], where: Where = ()) -> Report:
     Raises ConfigError for a folder that is not a study, for one that is given twice, if there is no run, and without
     the libraries of the extra `report`.
     """
+    if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"a report needs {', '.join(missing)}: pip install 'normstudy[report]'")
     child = None
-    with contextlib.suppress(OSError):  # if no second process can start, this one compiles the charts
-        child = Child(_compile)
+    if not _known:
+        with contextlib.suppress(OSError):  # if no second process can start, this one compiles the charts
+            child = Child(_compile)
     try:
         from normstudy.report import page, read
 
         paths = tuple(map(Path, folders))
         bundle = read.read(paths, where)
         return Report(paths, len(bundle.runs), page.render(bundle, where, functools.partial(_compiled, child)))
-    except ImportError as error:
-        raise ConfigError(
-            f"a report needs a library that cannot be imported ({error}): pip install 'normstudy[report]'"
-        ) from error
     finally:
         if child is not None:
             child.close()
@@ -88,11 +90,12 @@ def _compile(pipe: Connection) -> None:
 
 
 def _compiled(child: Child | None) -> Compiled:
-    """Return the charts that the child process compiled, or compile them here."""
+    """Return the charts that the child process compiled, or compile them here. They are the same for every page."""
     with contextlib.suppress(EOFError, OSError):
         if child is not None:
-            found: Compiled = child.pipe.recv()
-            return found
-    from normstudy.report.charts import compiled
+            _known.append(child.pipe.recv())
+    if not _known:
+        from normstudy.report.charts import compiled
 
-    return compiled()
+        _known.append(compiled())
+    return _known[0]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from normstudy.figures.series import last_tenth
-from normstudy.report.pack import LADDER, codes, loss_steps, pack, text, thinned
+from normstudy.report.pack import LADDER, loss_steps, pack, thinned
 from normstudy.report.read import Bundle
 from normstudy.study.parquet import Ints
 from normstudy.study.schema import MODULES
@@ -57,7 +57,8 @@ def collect(bundle: Bundle) -> Numbers:
     finals = dict(zip(bundle.runs["key"], bundle.runs[["n_steps", "final_val_loss"]].to_numpy(float), strict=True))
     for key, rows in bundle.steps.sort_values("step").groupby("key"):
         runs[str(key)] |= _losses(rows, finals[key], grids)
-    modules = bundle.modules.assign(order=bundle.modules["module"].astype(str).map(MODULES.index))
+    which, names = pd.factorize(bundle.modules["module"])
+    modules = bundle.modules.assign(order=np.array([MODULES.index(name) for name in names], int)[which])
     parts = _by_run(modules, ["order", "layer"])
     paths = _by_run(bundle.residual, ["layer"])
     probes, quantities = _choose(parts, paths, BYTES_OF_A_RUN * len(runs) if len(runs) > MANY else BYTES)
@@ -85,14 +86,13 @@ class _Part:
         return len(self.rows) // len(self.steps)
 
     def packed(self, column: str, shown: np.ndarray[Any, np.dtype[np.bool_]]) -> str:
-        """Return a column's codes as text, of the steps that are `shown`."""
-        return text(self.rows[column].to_numpy().reshape(len(self.steps), -1)[shown])
+        """Return a column as text, of the steps that are `shown`."""
+        return pack(self.rows[column].to_numpy().reshape(len(self.steps), -1)[shown])
 
 
 def _by_run(rows: pd.DataFrame, order: list[str]) -> dict[str, _Part]:
-    """Return run's key -> its rows, sorted by step and `order`, with codes in place of numbers."""
+    """Return run's key -> its rows, sorted by step and `order`."""
     rows = rows.sort_values(["key", "step", *order], kind="stable", ignore_index=True)
-    rows = rows.assign(**{c: codes(rows[c].to_numpy()) for c in ("grad_norm", "update_ratio") if c in rows})
     keys, steps = rows["key"].to_numpy(), rows["step"].to_numpy(np.int64)
     ends = [0, *(np.flatnonzero(keys[1:] != keys[:-1]) + 1), len(rows)]
     return {str(keys[a]): _Part(rows.iloc[a:b], np.unique(steps[a:b])) for a, b in itertools.pairwise(ends) if b > a}

@@ -19,6 +19,7 @@ Codes = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
 
 SPECIAL = (math.nan, 0.0, math.inf, 1e-36)  # codes 0 to 3; the last stands for every smaller positive number
 LOWEST, MOST = -36, 9.995e35  # the least decade, and the least number that counts as infinite
+TIE = 1e-6  # so near to a half, the error of a division could decide how a number is rounded
 LOSSES = 85  # steps of a loss curve, on a logarithmic grid
 LADDER = (80, 60, 40, 30, 24, 16, 12, 8)  # probed steps of a run, if all of them make a page too large
 
@@ -29,11 +30,13 @@ def codes(values: Floats) -> Codes:
     plain = np.isfinite(values) & (values >= SPECIAL[3]) & (values < MOST)
     out = np.select([values == 0, values >= MOST, (values > 0) & (values < SPECIAL[3])], [1, 2, 3], 0)
     if plain.any():
-        texts = np.char.mod("%.2e", values[plain]).astype("U8")  # 1.23e-05, rounded as f"{x:.3g}" rounds
-        signs = texts.view(np.uint32).reshape(-1, 8).astype(np.int64)
-        digits = signs - ord("0")
-        decade = np.where(signs[:, 5] == ord("-"), -1, 1) * (10 * digits[:, 6] + digits[:, 7])
-        out[plain] = digits[:, [0, 2, 3]] @ [100, 10, 1] - 100 + 900 * (decade - LOWEST) + len(SPECIAL)
+        decade = np.floor(np.log10(values[plain])).astype(np.int64)
+        scaled = values[plain] / 10.0 ** (decade - 2)
+        digits = np.rint(scaled).astype(np.int64)
+        for i in np.flatnonzero(np.abs(scaled % 1 - 0.5) < TIE):
+            digits[i] = round(float(f"{values[plain][i]:.2e}") / 10.0 ** (decade[i] - 2))  # as f"{x:.3g}" rounds
+        decade += digits == 1000
+        out[plain] = np.where(digits == 1000, 0, digits - 100) + 900 * (decade - LOWEST) + len(SPECIAL)
     return np.asarray(out.astype("<u2"))
 
 

@@ -7,13 +7,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
-
 from normstudy.errors import ConfigError, bar_options
 from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
-from normstudy.upkeep import status
-from normstudy.workers.progress import PIPE_LINE_SECONDS, counted, line_of
+from normstudy.upkeep import status, status_text
+from normstudy.workers.progress import PIPE_LINE_SECONDS, Bar, counted, line_of
 from normstudy.workers.signals import Interrupted, Stop, print_error
 
 PAUSE_SECONDS = 2.5, 10.0  # seconds between two queries; the pause grows from the first value to the second
@@ -37,7 +35,7 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
     looker, pause, asked = status.Looker(study_dir), PAUSE_SECONDS[0], ""
     seen, said = _status_of(looker), time.monotonic()
     first, total = (seen.steps_done, seen.steps_planned) if seen else (0, None)
-    with Stop() as stop, tqdm(total=total, initial=first, unit="step", unit_scale=True, **bar_options()) as bar:
+    with Stop() as stop, Bar(total=total, initial=first, unit="step", unit_scale=True, **bar_options()) as bar:
         while True:
             jobs = looker.jobs()
             if jobs is None or jobs.array != array:  # another command has removed or replaced the record
@@ -63,7 +61,7 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
             pause = min(PAUSE_SECONDS[1], 1.1 * pause)
 
 
-def _status_of(looker: status.Looker) -> status.Status | None:
+def _status_of(looker: status.Looker) -> status_text.Status | None:
     """Return the study's status, or None if the study's files cannot be read at the moment."""
     try:
         return looker.look()

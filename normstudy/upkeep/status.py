@@ -10,9 +10,10 @@ import contextlib
 import datetime
 import math
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +25,11 @@ from normstudy.analysis.outcomes import RUN_COLUMNS, UNJUDGED, outcome_counts, o
 from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
-from normstudy.slurm.arrays import Array
 from normstudy.study import parquet, records, schema, swap, tables, whole
 from normstudy.study.files import damage
 from normstudy.study.locks import Holder, holder_of
-from normstudy.upkeep.positions import Group, RunRow, groups_of, heads_of, rows_of
+from normstudy.upkeep.positions import RunRow, groups_of, heads_of, rows_of
+from normstudy.upkeep.status_text import MOST_LINES, Failure, Jobs, Status
 from normstudy.workers import heartbeat
 
 # The maximum number of attempts to read a study, and the seconds between attempts. An attempt fails while a
@@ -36,81 +37,35 @@ from normstudy.workers import heartbeat
 TRIES, WAIT = 4, 0.2
 # About how many rows of the table `steps` to read at a time. Reading this many takes a few hundred megabytes.
 AT_ONCE = 4_000_000
-MOST_LINES = 10  # maximum number of lines shown per list
 COLUMNS = ("finished_at", *sorted({*RUN_COLUMNS, *likely_stuck.COLUMNS}))
-
-
-class Failure(NamedTuple):
-    """How often a failed run was tried, and why it failed."""
-
-    run_id: str
-    tries: int  # how often the run was tried
-    reason: str  # the last line of the newest traceback
-
-
-class Jobs(NamedTuple):
-    """The Slurm jobs of a study."""
-
-    array: Array
-    counts: ask.Counts | None  # None if Slurm does not answer
-    why: str = ""  # why Slurm does not answer
-    looks: int = 0  # number of consecutive answers of Slurm, up to the latest, that no job is left
-
-    @property
-    def over(self) -> bool:
-        """Whether Slurm's last answer said that no job is left."""
-        return self.looks > 0
-
-    @property
-    def surely_over(self) -> bool:
-        """Whether Slurm's last two answers said that no job is left. One is not enough (see arrays.AGAIN_SECONDS)."""
-        return self.looks > 1
-
-
-@dataclass(frozen=True)
-class Status:
-    """A study's progress. Each planned run is counted once: as finished, running, interrupted, failed or not_begun."""
-
-    study: str
-    sealed: bool
-    planned: int
-    finished: int
-    running: int
-    interrupted: int
-    failed: int
-    not_begun: int
-    steps_done: int
-    steps_planned: int | None  # None if an older version did not record the lengths of runs that have not begun
-    outcomes: dict[str, int]  # outcome -> number of finished runs
-    likely_stuck: int  # number of running runs that look stuck
-    running_at: tuple[Group, ...]  # steps of the running runs, most advanced first
-    saved_at: tuple[Group, ...]  # steps of the interrupted runs' checkpoints, most advanced first
-    failures: tuple[Failure, ...]  # at most MOST_LINES
-    holder: str | None  # the command that holds the study's lock
-    verified: bool  # whether this machine's kernel lists the lock; False if only the lock file names the holder
-    silent: float | None  # seconds since the last sign of training
-    commands: tuple[str, ...]  # commands that together train every run that no process trains, newest first
-    rate: float | None  # steps per second, summed over runs; None if no process reports its progress
-    left: float | None  # seconds until the training is finished; None if unknown
-    jobs: Jobs | None = None  # None if the study has no Slurm jobs
-
-    @property
-    def over(self) -> bool:
-        """Whether training has ended, so that `normstudy status --watch` can stop.
-
-        Returns False while a process on this machine holds the study's lock. Otherwise, if Slurm answers, returns
-        whether no job is left. In all other cases, returns whether every planned run has finished or failed.
-        """
-        if self.holder and self.verified:
-            return False
-        if self.jobs is not None and self.jobs.counts is not None:
-            return self.jobs.over
-        return 0 < self.planned == self.finished + self.failed
 
 
 def look(study: Path) -> Status:
     """Read a study's status once. Raises ConfigError if its files cannot be read."""
     return Looker(study).look()
+
+
+def watch(study: Path, every: float) -> None:
+    """Print the status of a study every `every` seconds, until nothing is left to watch."""
+    looker, redraws, back, drawn = Looker(study), sys.stdout.isatty(), "", 0
+    while True:
+        status = looker.look()
+        if status.over and status.jobs is not None and not status.jobs.surely_over:
+            time.sleep(arrays.AGAIN_SECONDS)
+            continue
+        lines = repr(status).splitlines()
+        if redraws:
+            width, height = shutil.get_terminal_size()
+            if not status.over:  # crop the text, because lines that wrap or leave the screen cannot be erased
+                lines = [line[: width - 1] for line in lines[: height - 1]]
+            back, drawn = f"\x1b[{drawn}A\r\x1b[J" if drawn else "", len(lines)
+        elif not status.over:
+            lines.append("")
+        text = back + "".join(f"{line}\n" for line in lines)
+        print(text, end="", flush=True)  # a single print, which Ctrl-C does not split
+        if status.over:
+            return
+        time.sleep(every)
 
 
 class SweepRecord(NamedTuple):

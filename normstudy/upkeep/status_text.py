@@ -1,48 +1,95 @@
-"""Print the status of a study for `normstudy status`, once or repeatedly."""
+"""Hold the status of a study, and describe it as `normstudy status` does."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from normstudy.analysis.grid import count_text, three_digits
 from normstudy.analysis.likely_stuck import text_of
 from normstudy.analysis.outcomes import explained
 from normstudy.config import ExecutionConfig
 from normstudy.errors import printable
-from normstudy.slurm import arrays
+from normstudy.slurm import arrays, ask
+from normstudy.slurm.arrays import Array
 from normstudy.study import records
 from normstudy.upkeep.positions import Group
-from normstudy.upkeep.status import MOST_LINES, Looker, Status
 from normstudy.workers.progress import duration
 
+MOST_LINES = 10  # maximum number of lines shown per list
 MOST_REASON = 200  # maximum characters shown of a traceback's last line
 
 
-def watch(study: Path, every: float) -> None:
-    """Print the status of a study every `every` seconds, until nothing is left to watch."""
-    looker, redraws, back, drawn = Looker(study), sys.stdout.isatty(), "", 0
-    while True:
-        status = looker.look()
-        if status.over and status.jobs is not None and not status.jobs.surely_over:
-            time.sleep(arrays.AGAIN_SECONDS)
-            continue
-        lines = render(status).splitlines()
-        if redraws:
-            width, height = shutil.get_terminal_size()
-            if not status.over:  # crop the text, because lines that wrap or leave the screen cannot be erased
-                lines = [line[: width - 1] for line in lines[: height - 1]]
-            back, drawn = f"\x1b[{drawn}A\r\x1b[J" if drawn else "", len(lines)
-        elif not status.over:
-            lines.append("")
-        text = back + "".join(f"{line}\n" for line in lines)
-        print(text, end="", flush=True)  # a single print, which Ctrl-C does not split
-        if status.over:
-            return
-        time.sleep(every)
+class Failure(NamedTuple):
+    """How often a failed run was tried, and why it failed."""
+
+    run_id: str
+    tries: int  # how often the run was tried
+    reason: str  # the last line of the newest traceback
+
+
+class Jobs(NamedTuple):
+    """The Slurm jobs of a study."""
+
+    array: Array
+    counts: ask.Counts | None  # None if Slurm does not answer
+    why: str = ""  # why Slurm does not answer
+    looks: int = 0  # number of consecutive answers of Slurm, up to the latest, that no job is left
+
+    @property
+    def over(self) -> bool:
+        """Whether Slurm's last answer said that no job is left."""
+        return self.looks > 0
+
+    @property
+    def surely_over(self) -> bool:
+        """Whether Slurm's last two answers said that no job is left. One is not enough (see arrays.AGAIN_SECONDS)."""
+        return self.looks > 1
+
+
+@dataclass(frozen=True, repr=False)
+class Status:
+    """A study's progress. Each planned run is counted once: as finished, running, interrupted, failed or not_begun."""
+
+    study: str
+    sealed: bool
+    planned: int
+    finished: int
+    running: int
+    interrupted: int
+    failed: int
+    not_begun: int
+    steps_done: int
+    steps_planned: int | None  # None if an older version did not record the lengths of runs that have not begun
+    outcomes: dict[str, int]  # outcome -> number of finished runs
+    likely_stuck: int  # number of running runs that look stuck
+    running_at: tuple[Group, ...]  # steps of the running runs, most advanced first
+    saved_at: tuple[Group, ...]  # steps of the interrupted runs' checkpoints, most advanced first
+    failures: tuple[Failure, ...]  # at most MOST_LINES
+    holder: str | None  # the command that holds the study's lock
+    verified: bool  # whether this machine's kernel lists the lock; False if only the lock file names the holder
+    silent: float | None  # seconds since the last sign of training
+    commands: tuple[str, ...]  # commands that together train every run that no process trains, newest first
+    rate: float | None  # steps per second, summed over runs; None if no process reports its progress
+    left: float | None  # seconds until the training is finished; None if unknown
+    jobs: Jobs | None = None  # None if the study has no Slurm jobs
+
+    @property
+    def over(self) -> bool:
+        """Whether training has ended, so that `normstudy status --watch` can stop.
+
+        Returns False while a process on this machine holds the study's lock. Otherwise, if Slurm answers, returns
+        whether no job is left. In all other cases, returns whether every planned run has finished or failed.
+        """
+        if self.holder and self.verified:
+            return False
+        if self.jobs is not None and self.jobs.counts is not None:
+            return self.jobs.over
+        return 0 < self.planned == self.finished + self.failed
+
+    def __repr__(self) -> str:
+        return render(self)
 
 
 def render(status: Status) -> str:

@@ -25,6 +25,10 @@ READING_SHARE = 0.05  # maximum fraction of the sweep's time spent on reading th
 FIRST_ESTIMATE = 0.02  # print no line until this fraction of the steps is done, because at first the rate is distorted
 
 
+class Bar(tqdm):  # type: ignore[type-arg]  # only a type of the stubs takes an argument
+    monitor_interval = 0  # no thread of tqdm stays behind in a program that trains
+
+
 def train(
     tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tries: int, about: str = ""
 ) -> dict[str, str]:
@@ -42,7 +46,7 @@ def train(
     with (
         # Closing the generator ends the workers, even after an exception.
         contextlib.closing(pool.run(tasks, workers, inherited=held, stop=stop, max_tries=max_tries)) as messages,
-        tqdm(total=run_steps, unit="step", unit_scale=True, desc=about or None, **bar_options()) as bar,
+        Bar(total=run_steps, unit="step", unit_scale=True, desc=about or None, **bar_options()) as bar,
     ):
         for message in messages:
             if not bar.disable:

@@ -148,9 +148,10 @@ def test_names_of_every_class_of_characters(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.packages
 def test_inside_another_hydra_application(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
-        "import hydra\nfrom hydra.core.hydra_config import HydraConfig\nfrom normstudy.cli.main import main\n"
+        "import hydra, normstudy\nfrom hydra.core.hydra_config import HydraConfig\n"
         "@hydra.main(version_base='1.3', config_path=None)\n"
-        f"def app(cfg):\n    assert main({WORDS!r}) == 0\n    print(HydraConfig.get().job.name)\n    hydra.compose()\n"
+        f"def app(cfg):\n    normstudy.sweep(overrides={WORDS[1:]!r})\n"
+        "    print(HydraConfig.get().job.name)\n    hydra.compose()\n"
         "app()\n"
     )
     assert run([sys.executable, "app.py"], tmp_path).stdout.endswith("app\n")
@@ -179,7 +180,7 @@ def test_a_notebook_with_the_inline_backend(tmp_path: Path) -> None:
 
     cells = [
         "import os; print(os.environ['MPLBACKEND'])",
-        f"from normstudy.cli.main import main; print('code', main({[*WORDS, 'study=inside']!r}))",
+        f"import normstudy; normstudy.sweep(study='inside', overrides={[w for w in WORDS[1:] if w != 'study=s']!r})",
         f"import sys, subprocess; words = [sys.executable, '-m', 'normstudy', *{[*WORDS, 'study=outside']!r}]",
         "print('code', subprocess.run(words).returncode)",
         "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()",
@@ -188,7 +189,8 @@ def test_a_notebook_with_the_inline_backend(tmp_path: Path) -> None:
     NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = json.dumps([cell.outputs for cell in notebook.cells])
     assert "matplotlib_inline" in json.dumps(notebook.cells[0].outputs)
-    assert said.count("code 0") == 2
+    assert said.count("code 0") == 1
+    assert "results/inside: 2 runs, all 2 finished" in said
     assert "image/png" in json.dumps(notebook.cells[-1].outputs)
     for name in ("inside", "outside"):
         assert is_done(tmp_path / "results" / name)

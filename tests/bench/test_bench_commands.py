@@ -17,6 +17,8 @@ from normstudy.bench import commands
 from normstudy.bench.generated import Size
 from normstudy.bench.rows import Sample, Scope
 
+pytestmark = pytest.mark.bench
+
 TORCH = re.compile(r"\|\s+(torch(?:\.\S+)?)$", re.MULTILINE)  # a line of -X importtime
 
 
@@ -34,7 +36,6 @@ def lines(row: str) -> set[tuple[str, str, str, str]]:
 # ---- row c --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.bench
 def test_row_c_measures_what_its_goals_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"FEW": 2, "MANY": 24, "MOST": 4}.items():
         monkeypatch.setattr(commands, name, value)
@@ -78,7 +79,6 @@ def test_the_estimate_of_a_dry_run(said: str, seconds: float) -> None:
 # ---- row d --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.bench
 def test_row_d_measures_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None imports torch, which takes a second. The study that row d sweeps for them gets no figures here.
 
@@ -134,7 +134,6 @@ def test_a_command_that_ends_otherwise_than_it_must_is_not_timed(tmp_path: Path)
 # ---- row f --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.bench
 def test_row_f_measures_what_its_goals_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one figure in the place of all."""
     monkeypatch.setitem(commands.LOOKS, "plot", ("--only", "headline"))

@@ -24,6 +24,8 @@ from normstudy.bench.rows import ROWS, Goal, Row, Sample
 from normstudy.figures import style
 from normstudy.figures.paper import TWO_COLUMNS
 
+pytestmark = pytest.mark.bench
+
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 COLORS = list(figure.COLORS.values())
 HERE = Path(__file__).parents[1]  # where measured.py is

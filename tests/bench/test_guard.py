@@ -21,6 +21,8 @@ from normstudy.data import texts
 from normstudy.training import batch, probes, step
 from normstudy.training.layout import Layout
 
+pytestmark = pytest.mark.bench
+
 torch.set_num_threads(1)
 
 N_RUNS, B, T, D, L = 4, 8, 32, 32, 3

@@ -20,6 +20,8 @@ from normstudy.bench import rows, run, tables
 from normstudy.bench.rows import ROWS, Row, Sample, Scope
 from normstudy.cli import main, manual
 
+pytestmark = pytest.mark.bench
+
 Capture = pytest.CaptureFixture[str]
 HERE = Path(__file__).parents[1]  # where measured.py is
 

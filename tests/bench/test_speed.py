@@ -33,10 +33,11 @@ from normstudy.search import simulate
 from normstudy.search.settings import settings_of
 from normstudy.training import batch as train
 
+pytestmark = pytest.mark.bench
+
 TINY = Case(d_model=16, n_layers=1, batch_size=2, seq_len=8)
 
 
-@pytest.mark.bench
 @pytest.mark.parametrize(("row", "measure", "opponents"), [
     ("a", speed.against_plain, {ALL_THREADS, PER_CORE}),
     ("i", speed.equal_information, {EQUAL, HOOKS}),
@@ -62,7 +63,6 @@ def test_a_race_measures_what_its_goals_name(
         assert 0 < values[subject, "busy_cores", number] < 1.1
 
 
-@pytest.mark.bench
 def test_row_j_measures_a_whole_search_and_a_grid_of_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("search.max_runs=10", "model.n_layers=1", "model.d_model=16", "model.n_heads=2", "data=pydoc")
     monkeypatch.setattr(speed, "SEARCH", (*words, "data.seq_len=8", "data.batch_size=2", "eval.windows=4"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from processes import finish
-from studies import assert_same_tables, series_bytes
+from studies import assert_same_tables, draw_no_figures, series_bytes
 
 import normstudy
 from normstudy.cli.main import main
@@ -35,7 +35,7 @@ CELLS = ["model.n_layers=1", "model.placement=pre,post", "study=s", "search.max_
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("normstudy.sweep.report.draw", lambda study_dir: None)
+    draw_no_figures(monkeypatch)
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two cells, searched at once."""
     root = tmp_path_factory.mktemp("searched")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("normstudy.sweep.report.draw", lambda study_dir: None)
+        draw_no_figures(patch)
         assert critical(*CELLS, f"results_dir={root}") == 0
     return root / "s"
 

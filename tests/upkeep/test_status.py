@@ -200,7 +200,7 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
         list(workers.train_halving(task, never))
     told = status.look(mine)
     reason = "RuntimeError: the text changed during the sweep: restore it, or start a sweep with the new text"
-    assert told.failures == (status.Failure(task.run_ids[0], 2, reason),)
+    assert told.failures == (status_text.Failure(task.run_ids[0], 2, reason),)
     assert (told.failed, told.interrupted, told.over) == (1, 2, False)
     tail = ["failed:", f"  {task.run_ids[0]}, tried 2 times: {reason}"]
     again = f"the tracebacks are in {mine}/state/logs. To retry these runs, fix the cause, then rerun the same command"
@@ -633,10 +633,10 @@ class Live:
     """The status of a sweep, read repeatedly until Ctrl-C, and once after it."""
 
     cwd: Path
-    looks: list[status.Status]
+    looks: list[status_text.Status]
     code: int
     error: str
-    after: status.Status
+    after: status_text.Status
 
 
 @pytest.fixture(scope="module")
@@ -645,7 +645,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Live:
     study = cwd / "results" / "long"
     running = start(LIVE, cwd)
     wait_for(lambda: list((study / "sweeps").glob("*.parquet")))
-    looker, looks = status.Looker(study), list[status.Status]()
+    looker, looks = status.Looker(study), list[status_text.Status]()
     while not looks or looks[-1].steps_done < 20:
         assert running.poll() is None
         time.sleep(0.05)

@@ -1,0 +1,209 @@
+"""Train runs, sweeps and searches from Python as the command line does, and read the study that they fill."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normstudy.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure, SubFigure
+
+    from normstudy.analysis.load import Tables
+    from normstudy.analysis.select import Where
+    from normstudy.report.make import Report
+    from normstudy.upkeep.status_text import Status
+
+PLAIN = re.compile(
+    r"(?!(?:true|false|null|nan|inf)$)[a-z][\w-]*", re.IGNORECASE | re.ASCII
+)  # text that Hydra reads as itself
+
+
+@dataclass(frozen=True, repr=False)
+class Study:
+    """A study's folder, read again at each call. The methods take the options of the functions of their names."""
+
+    folder: Path | str
+
+    @property
+    def tables(self) -> Tables:
+        """The four tables as DataFrames, as `normstudy.load` returns them."""
+        from normstudy.analysis.load import load
+
+        return load(self.folder)
+
+    def plot(self, figure: str = "headline", **options: Any) -> Figure:
+        return plot(self.folder, figure, **options)
+
+    def compare(self, by: str, **options: Any) -> pd.DataFrame:
+        return compare(self.folder, by, **options)
+
+    def critical(self, where: Where = ()) -> pd.DataFrame:
+        """Return a row for each cell and edge of the study's search. Raises ConfigError if it has no search."""
+        from normstudy.search.answer import critical_values
+
+        return critical_values(self.folder, where)[0]
+
+    def report(self, **options: Any) -> Report:
+        return report(self.folder, **options)
+
+    def status(self) -> Status:
+        return status(self.folder)
+
+    def __repr__(self) -> str:
+        return repr(self.status()) if Path(self.folder).is_dir() else f"{self.folder}: no runs"
+
+
+def run(**keys: object) -> Study:
+    """Train one run, unless it is finished, and return its study.
+
+    keys: those of `normstudy run`, by their last part (`n_layers=4`), in groups (`model={"n_layers": 4}`) or whole
+    (`**{"model.n_layers": 4}`).
+    """
+    return _train("run", words(keys))
+
+
+def sweep(
+    experiment: str | None = None,
+    overrides: Sequence[str] = (),
+    axes: Mapping[str, Sequence[object]] | None = None,
+    study: str | None = None,
+    *,
+    dry_run: bool = False,
+    **keys: object,
+) -> Study:
+    """Train a sweep's missing runs, draw its figures, and return its study.
+
+    axes: key -> values. keys: as for `run`; a list of values is an axis too. overrides: words of the command line.
+    dry_run: only say what would be trained. Raises ConfigError for a bad request, and RunsFailed if runs crashed.
+    """
+    return _train("sweep", [*_shared(experiment, overrides, axes, study, keys), *["--dry-run"] * dry_run])
+
+
+def critical(
+    of: str = "peak_lr",
+    experiment: str | None = None,
+    overrides: Sequence[str] = (),
+    axes: Mapping[str, Sequence[object]] | None = None,
+    study: str | None = None,
+    *,
+    dry_run: bool = False,
+    **keys: object,
+) -> Study:
+    """Search the value at which half of the runs fail, for every combination of the other keys' values.
+
+    of: peak_lr, warmup_steps or n_layers. The other arguments are those of `sweep`. `Study.critical()` is the answer.
+    """
+    given = _shared(experiment, overrides, axes, study, keys)
+    return _train("critical", [*given, "--of", of, *["--dry-run"] * dry_run])
+
+
+def plot(
+    study: Path | str,
+    figure: str = "headline",
+    *,
+    where: Where = (),
+    width: float = 7.0,
+    title: bool = True,
+    module: str = "mlp_out",
+    quantity: str = "grad_norm",
+    into: Figure | SubFigure | None = None,
+) -> Figure:
+    """Draw a figure of a study, which a notebook shows and `savefig` writes. docs/figures.md lists the figures.
+
+    width: inches. module, quantity: what figures of gradients show. into: a figure, or a part of one, to draw into.
+    """
+    from normstudy.figures import draw, paper
+
+    return draw.drawn(study, figure, where, paper.Paper(width, title, module, quantity, into))
+
+
+def compare(
+    study: Path | str, by: str, *, baseline: str | None = None, margin: float | None = None, where: Where = ()
+) -> pd.DataFrame:
+    """Compare a study's runs by a column, as `normstudy compare` does: a row for each pair of cells."""
+    from normstudy.analysis.compare import compare_study
+
+    return compare_study(study, by=by, baseline=baseline, margin=margin, where=where)
+
+
+def status(study: Path | str) -> Status:
+    """Return a study's progress, which prints as `normstudy status` does."""
+    from normstudy.upkeep.status import look
+
+    return look(Path(study))
+
+
+def report(*studies: Path | str, where: Where = ()) -> Report:
+    """Make the page of one study or more, which a notebook shows and `save` writes. See `normstudy report --help`."""
+    from normstudy.report.make import report as make
+
+    return make(studies, where)
+
+
+def words(keys: Mapping[str, object]) -> list[str]:
+    """Return the command line's words for keys and their values; a list of values becomes an axis."""
+    return [word for name, value in keys.items() for word in _words(_whole(name), value)]
+
+
+def _whole(name: str) -> str:
+    """Return a key with its group: model.n_layers for n_layers. Hydra refuses an unknown key later."""
+    from normstudy.app.compose import leaves
+
+    found = [key for key in leaves() if key.rpartition(".")[2] == name]
+    if name in leaves() or len(found) == 0:
+        return name
+    if len(found) > 1:
+        raise ConfigError(f"{name} may be {' or '.join(found)}: write one of them")
+    return found[0]
+
+
+def _words(key: str, value: object) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _words(f"{key}.{name}", inner)
+    elif isinstance(value, str | bytes | Path) or not hasattr(value, "__iter__") or not getattr(value, "shape", True):
+        yield f"{key}={_text(value)}"
+    else:
+        yield f"{key}={','.join(map(_text, value))}"
+
+
+def _text(value: object) -> str:
+    """Return a value as Hydra reads it from a command line. Text is quoted, if it could be taken for something else."""
+    if hasattr(value, "item"):  # a number of NumPy, pandas or torch
+        value = value.item()
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return repr(value)
+    text = str(value)
+    if PLAIN.fullmatch(text):
+        return text
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text.replace("${", r"\${"), Quote.double).with_quotes()
+
+
+def _shared(
+    experiment: str | None,
+    overrides: Sequence[str],
+    axes: Mapping[str, Sequence[object]] | None,
+    study: str | None,
+    keys: Mapping[str, object],
+) -> list[str]:
+    """Return the words of the arguments that sweeps and searches share."""
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides {overrides!r} is one text: write a list of words, as in ['seed=0,1']")
+    named = {name: value for name, value in (("experiment", experiment), ("study", study)) if value is not None}
+    return [*words({**named, **(axes or {}), **keys}), *overrides]
+
+
+def _train(command: str, given: list[str]) -> Study:
+    from normstudy.app import main
+
+    return Study(main.train(command, given)[1][0])
