@@ -58,8 +58,10 @@ def train(
             postfix.add(message)
             if (before := time.monotonic()) >= next_read and not bar.disable:
                 bar.set_postfix_str(postfix.read())
-                # Read seldom, because reading outcomes is slow in a large study and makes idle workers wait.
-                next_read = time.monotonic() + (time.monotonic() - before) / READING_SHARE
+                # Read seldom, because reading outcomes is slow in a large study and makes idle workers wait. The first
+                # time it is slow only because it imports libraries.
+                took = 0.0 if next_read == began else time.monotonic() - before
+                next_read = time.monotonic() + took / READING_SHARE
             if n := message.smaller:
                 print_error(
                     f"out of memory with {len(tasks[message.number].run_ids)} runs per batch: retrying with {n} "

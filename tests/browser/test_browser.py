@@ -89,7 +89,7 @@ def test_a_committed_study_has_the_numbers_of_its_tables_and_opens_without_a_wor
 
 
 def test_a_thousand_runs(visit: Open, tmp_path: Path) -> None:
-    write_study(tmp_path / "large", Size(seeds=20, n_steps=200, n_layers=6))
+    write_study(tmp_path / "large", Size(seeds=20, n_steps=200, n_layers=2))
     path = report([tmp_path / "large"])
     assert path.stat().st_size <= 8_000_000
     page = visit(path)
