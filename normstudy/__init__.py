@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from normstudy.app.api import Study, compare, critical, plot, report, run, status, sweep
     from normstudy.config import RunConfig
     from normstudy.errors import ConfigError
+    from normstudy.watch.watcher import Watch as watch
 
 __version__ = "0.1.0"
 __all__ = (
     "ConfigError", "RunConfig", "Study", "compare", "critical", "load", "plot", "report", "run", "status", "sweep",
+    "watch",
 )  # fmt: skip
-_HOMES = {"ConfigError": "errors", "RunConfig": "config", "load": "analysis.load"}  # the others are in app.api
+_HOMES = {  # name -> module and name there; the others are in app.api
+    "ConfigError": ("errors", "ConfigError"), "RunConfig": ("config", "RunConfig"), "load": ("analysis.load", "load"),
+    "watch": ("watch.watcher", "Watch"),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
@@ -31,7 +36,8 @@ def __getattr__(name: str) -> object:
     if name in ("kernels", "norms"):
         return import_module(f"normstudy.model.{name}")
     if name in __all__:
-        return getattr(import_module(f"normstudy.{_HOMES.get(name, 'app.api')}"), name)
+        module, there = _HOMES.get(name, ("app.api", name))
+        return getattr(import_module(f"normstudy.{module}"), there)
     raise AttributeError(f"module 'normstudy' has no attribute {name!r}")
 
 

@@ -43,7 +43,7 @@ from normstudy.slurm import submit
 from normstudy.slurm.ask import MOST_JOBS
 from normstudy.study import parquet, records
 from normstudy.study import tables as store
-from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, TABLES, config_columns
+from normstudy.study.schema import COMPACTED_FILE, RECORDED, SCHEMA_FILE, SCHEMAS, TABLES, config_columns
 from normstudy.sweep.planning import group
 from normstudy.workers.task import Task
 
@@ -249,6 +249,9 @@ def _write_compacted(place: Path, runs: int) -> None:
     codes = np.repeat(np.arange(len(named), dtype=np.int32), N_STEPS)
     arrays = [pa.DictionaryArray.from_arrays(codes, pa.array(list(named)))]
     for field in list(schema)[1:]:
+        if field.name not in RECORDED["steps"]:
+            arrays.append(pa.nulls(len(codes), field.type))
+            continue
         values = np.concatenate([columns[field.name] for columns in series])
         if field.name not in ("step", "lr", "val_loss"):
             values *= 1 + 0.02 * _rng().standard_normal(len(values), np.float32)

@@ -23,7 +23,7 @@ FAILED = ("stuck", "collapsed", "diverged")  # outcomes of runs whose training f
 MEANING = {  # outcomes for which the user can do something
     "unfinished": "the loss was still falling when the run ended; train longer to see the outcome",
     UNJUDGED: "the tables lack rows of the run, as a warning says, or an older version did not evaluate it at step 2 "
-    "n_steps // 3; train it again",
+    "n_steps // 3: train it again; or it was watched without its text's entropies, or without a last val_loss",
 }
 
 # These thresholds separate the outcomes. Values that were measured are in parentheses. The mean training loss at a
@@ -120,12 +120,17 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
             found[name] = UNJUDGED
             continue
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, late, final, nonfinite = numbers
+        watched = np.isnan(batch_size)
+        if watched and np.isnan(nonfinite) and np.isnan([unigram_entropy, bigram_entropy, final]).any():
+            found[name] = UNJUDGED
+            continue
+        window = max(1, int(n_steps) // 20) if watched else mean_window(int(n_steps), int(batch_size), int(seq_len))
         found[name] = outcome(
             train_loss[rows[name]],
             first_val_loss=val_loss.get((name, 0), np.nan),
             late_val_loss=val_loss.get((name, late_step(int(n_steps))), float(np.float32(late))),  # as in `steps`
-            final_val_loss=final, window=mean_window(int(n_steps), int(batch_size), int(seq_len)), ln_vocab=ln_vocab,
-            unigram_entropy=unigram_entropy, bigram_entropy=bigram_entropy, nonfinite=not np.isnan(nonfinite),
+            final_val_loss=final, window=window, ln_vocab=ln_vocab, unigram_entropy=unigram_entropy,
+            bigram_entropy=bigram_entropy, nonfinite=not np.isnan(nonfinite),
         )  # fmt: skip
     return pd.Series(found, index=pd.Index(found, name="run_id", dtype=object), name="outcome", dtype=object)
 

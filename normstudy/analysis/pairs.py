@@ -15,7 +15,7 @@ from normstudy import config as cfg
 from normstudy.analysis import inference
 from normstudy.analysis.grid import Value
 from normstudy.analysis.outcomes import counts_text, failed_of, outcomes
-from normstudy.analysis.select import check_column, native, parse_value, values_of, values_text
+from normstudy.analysis.select import check_column, native, own_columns, parse_value, values_of, values_text
 from normstudy.errors import ConfigError, nearest
 
 MIN_PAIRS = 5  # fewer pairs are not tested, because few seeds say little about the spread of losses
@@ -68,7 +68,8 @@ def compare_pairs(
     Raises ConfigError if `by` is not a comparable column or does not vary, if runs on the same text do not differ in
     `by`, and if `baseline` is not a value of `by`.
     """
-    check_column(by, comparable_columns(), "--by")
+    own = own_columns(runs)
+    check_column(by, [*comparable_columns(), *own], "--by")
     runs = runs[runs["status"].isin(["done", "failed"])].copy()
     values = values_of(runs, by)
     if len(values) < 2:
@@ -81,7 +82,7 @@ def compare_pairs(
     base = default_baseline(values) if baseline is None else _chosen(runs, by, baseline, values)
     runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)))
     runs = runs.sort_values(["eval_windows", "run_id"], ascending=[False, True], kind="stable", ignore_index=True)
-    cells = varying(runs, cell_columns(by))
+    cells = varying(runs, [*cell_columns(by), *(c for c in own if c != by)])
     every_run, value_of = _as_runs(runs), [native(by, v) for v in runs[by]]
     rows = []
     parts = [part for _, part in runs[cells].groupby(cells, dropna=False)] if cells else [runs]
@@ -135,15 +136,16 @@ class _Run(NamedTuple):
     seeds: Seeds
     run_id: str
     status: str
-    windows: int
+    windows: Value
     outcome: str
     loss: float
 
 
 def _as_runs(runs: pd.DataFrame) -> list[_Run]:
     seeds = zip(*([native(c, v) for v in runs[c]] for c in PAIRED), strict=True)
-    columns = (runs[c] for c in ("run_id", "status", "eval_windows", "outcome", "final_val_loss"))
-    return [_Run(*found) for found in zip(seeds, *columns, strict=True)]
+    windows = [native("eval_windows", v) for v in runs["eval_windows"]]
+    rest = (runs[c] for c in ("outcome", "final_val_loss"))
+    return [_Run(*found) for found in zip(seeds, runs["run_id"], runs["status"], windows, *rest, strict=True)]
 
 
 def _compare(arm: list[_Run], base: list[_Run], margin: float | None) -> dict[str, object]:

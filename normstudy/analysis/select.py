@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import Value, value_text
 from normstudy.errors import ConfigError, nearest
+from normstudy.study.schema import SCHEMAS
 
 KINDS = cfg.asked_types()
 
@@ -126,7 +129,8 @@ SOURCES = {"placement": "placement_sha256", "norm": "norm_sha256", "resolved_nor
 def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
     """Append a hash of the source code to names of blocks and norms that occur in several versions.
 
-    Example: my_block:f@1a2b3c4d. Without the hash, runs before and after a change to a block would be mixed.
+    Example: my_block:f@1a2b3c4d. Without the hash, runs before and after a change to a block would be mixed. Also add
+    the `own_columns`.
     """
     named = {}
     for column, sha256 in SOURCES.items():
@@ -134,4 +138,23 @@ def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
             continue
         several = runs.groupby(column)[sha256].transform("nunique") > 1
         named[column] = runs[column].mask(several, runs[column] + "@" + runs[sha256].str[:8])
-    return runs.assign(**named)
+    return runs.assign(**named, **_own_values(runs))
+
+
+def own_columns(runs: pd.DataFrame) -> list[str]:
+    """Return the columns of what watched runs were given as `config`, which `tell_sources_apart` adds."""
+    return [name for name in _own_values(runs) if name in runs]
+
+
+def _own_values(runs: pd.DataFrame) -> dict[str, pd.Series[Any]]:
+    if "config" not in runs or runs["config"].isna().all():
+        return {}
+    given = [json.loads(text) if isinstance(text, str) else {} for text in runs["config"]]
+    keys = sorted({key for one in given for key in one} - KINDS.keys())  # a known column has its values already
+    names = {key: re.sub(r"\W", "_", key) for key in keys}
+    names = {key: f"config_{name}" if name in SCHEMAS["runs"].names else name for key, name in names.items()}
+    return {names[key]: pd.Series([_plain(one.get(key)) for one in given], runs.index).infer_objects() for key in keys}
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str | int | float | None) else json.dumps(value)

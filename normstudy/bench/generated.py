@@ -64,10 +64,11 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
         (study / "tables" / "runs" / f"{name}.parquet").write_bytes(parquet.encode("runs", content))
         for table, columns in series.items():
             arrays = [pa.array(values, from_pandas=True) for values in columns.values()]  # NaN becomes null
-            content = pa.table([pa.repeat(name, len(arrays[0])), *arrays], schema.SCHEMAS[table].names)
+            content = pa.table([pa.repeat(name, len(arrays[0])), *arrays], ["run_id", *schema.RECORDED[table]])
+            content = parquet.conform(table, content)
             places = np.searchsorted(columns["step"], range(0, size.n_steps + window, window))
             for i, (first, end) in enumerate(itertools.pairwise(places)):
-                part = content.slice(first, end - first).cast(schema.SCHEMAS[table])
+                part = content.slice(first, end - first)
                 (study / "tables" / table / f"{name}-{i:03d}.parquet").write_bytes(parquet.encode(table, part))
 
 

@@ -58,7 +58,8 @@ class Row(NamedTuple):
     function: str
     title: str
     device: str = "cpu"  # or cuda
-    library: str = ""  # of the extra `report`, without which there is nothing to measure
+    library: str = ""  # without which there is nothing to measure
+    extra: str = ""  # that installs it
 
 
 ROWS: dict[str, Row] = {
@@ -71,7 +72,16 @@ ROWS: dict[str, Row] = {
     "g": Row("normstudy.bench.speed", "on_gpu", "training speed on one GPU", "cuda"),
     "i": Row("normstudy.bench.speed", "recording_loops", "training speed against plain loops that record gradients"),
     "j": Row("normstudy.bench.speed", "searching", "time of a search for critical values against a grid's"),
-    "k": Row("normstudy.bench.pages", "reports", "time, memory and size of a study's page", library="altair"),
+    "k": Row(
+        "normstudy.bench.pages", "reports", "time, memory and size of a study's page", library="altair", extra="report"
+    ),
+    "l": Row(
+        "normstudy.bench.watching",
+        "watching",
+        "what normstudy.watch costs a training loop",
+        library="lightning",
+        extra="packages",
+    ),
 }
 
 

@@ -35,7 +35,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
         if ROWS[row].device != device and (asked is not None or ROWS[row].device == "cuda"):
             print(f"row {row} skipped: add --device {ROWS[row].device} to measure it", file=sys.stderr)
         elif (library := ROWS[row].library) and find_spec(library) is None:
-            print(f"row {row} skipped: pip install 'normstudy[report]' to measure it", file=sys.stderr)
+            print(f"row {row} skipped: pip install 'normstudy[{ROWS[row].extra}]' to measure it", file=sys.stderr)
     chosen = [row for row in chosen if ROWS[row].device == device and find_spec(ROWS[row].library or "sys")]
     if not chosen:
         return ""

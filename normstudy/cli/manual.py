@@ -330,6 +330,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "i": "training speed against plain loops that record gradients",
             "j": "time of a search for critical values against a grid's",
             "k": "time, memory and size of a study's page",
+            "l": "what normstudy.watch costs a training loop",
         },
         "The benchmark repeats its measurements in rounds. A ratio divides two measurements that were made one after "
         "the other in the same round. A goal for a ratio applies to the median over rounds.",

@@ -13,7 +13,7 @@ from normstudy.figures import layout, ranking, series, style
 from normstudy.figures.gradient_profile import needs_layers
 from normstudy.figures.gradient_ratio import draw_ratio, ratio_notes, ratio_table, without_ratio
 from normstudy.figures.look import Look
-from normstudy.figures.loss_curves import draw_losses, limits, validation_table
+from normstudy.figures.loss_curves import draw_losses, limits, training_table, validation_table
 from normstudy.figures.study import Lacks, Study, at_most_one, held
 
 ALIKE = 0.02  # the largest difference of mean losses, as a share of their range, that counts as too small to see
@@ -31,7 +31,9 @@ def headline(study: Study) -> FigureBase:
     if study.look.facet is not None:
         return _ranked(study)
     runs = at_most_one(study, study.at_headline())
-    table = validation_table(study, runs)
+    table, which = validation_table(study, runs), "validation"
+    if table.empty:  # a watched loop may log no other loss
+        table, which = training_table(study, runs), "training"
     last = series.last_step(runs)
     across = study.paper.fit(2)
     fig = study.paper.new(3.0 if across == 2 else 4.8)
@@ -39,13 +41,13 @@ def headline(study: Study) -> FigureBase:
     if alike(table, runs, study.look):
         base, difference = beside_first(table, runs, study.look)
         on_axes.draw_seed_lines(left, difference, runs, study.look, log=False)
-        left.set_ylabel(f"validation loss minus {base}'s,\nnats per token")
+        left.set_ylabel(f"{which} loss minus {base}'s,\nnats per token")
         layout.panel_title(left, f"What happens: the loss, minus that of {base} with the same seed")
     else:
         low, high = limits([table], series.entropies(runs))
         draw_losses(left, study, runs, table, labelled=True, top=high)
         left.set_ylim(low, high)
-        left.set_ylabel("validation loss, nats per token")
+        left.set_ylabel(f"{which} loss, nats per token")
         layout.panel_title(left, "What happens: the loss")
     on_axes.step_axis(left, last + 1, log=False)
     left.set_xlabel(on_axes.STEP)

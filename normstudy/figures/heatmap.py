@@ -69,7 +69,7 @@ def heatmap(study: Study) -> FigureBase:
         on_axes.step_axis(ax, last, log=True)
         ax.set_xlim(0, last + 1)
         on_axes.layer_axis(ax, "y", int(panel.runs["n_layers"].max()) - 1)
-        warmup = {int(w) for w in panel.runs["warmup_steps"]}
+        warmup = {int(w) for w in panel.runs["warmup_steps"].dropna()}
         if len(warmup) == 1 and (end := warmup.pop()) > 0:
             ax.axvline(end, color="white", lw=1, ls=(0, (2, 1.5)), gid=f"warmup:{end}")
     layout.label_axes(fig, axes, on_axes.LOG_STEP, "layer", once=facet is not None)

@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from normstudy import config as cfg
 from normstudy.analysis.grid import Value, typed_number, value_text
 from normstudy.analysis.pairs import treatments
-from normstudy.analysis.select import KINDS, values_of
+from normstudy.analysis.select import KINDS, own_columns, values_of
 from normstudy.figures import style
 
 HEADLINE_LR = 3e-3  # a figure of a single learning rate shows the learning rate nearest to this value
@@ -58,7 +58,7 @@ def swept(runs: pd.DataFrame) -> list[str]:
     Add `data_sha256` if runs with the same text settings had different texts. A panel must not mix losses on different
     texts or tokenizations, because these losses have no common scale.
     """
-    found = [c for c in treatments() if c in runs and varies(runs, c)]
+    found = [c for c in (*treatments(), *own_columns(runs)) if c in runs and varies(runs, c)]
     named = [c for c in cfg.TEXT_COLUMNS if c in found]
     parts = [part for _, part in runs.groupby(named, dropna=False)] if named else [runs]
     return [*found, "data_sha256"] if any(varies(part, "data_sha256") for part in parts) else found

@@ -11,7 +11,7 @@ from matplotlib.figure import FigureBase
 
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
-from normstudy.figures.study import Study
+from normstudy.figures.study import Lacks, Study
 
 
 def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
@@ -52,9 +52,9 @@ def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float
 
     The first losses of a panel (one of `tables`) are ignored if one is at least twice the loss of uniform prediction.
     """
-    low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)])
+    low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)], default=0.0)
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]
-    uniform = max(v for _, v in references)
+    uniform = max((v for _, v in references), default=max(starts, default=1.0))
     high = max([uniform, *(s for s in starts if s < 2 * uniform)])
     return low - 0.05 * (high - low), high + 0.06 * (high - low)
 
@@ -74,6 +74,8 @@ def _figure(study: Study, *, train: bool) -> FigureBase:
     last = series.last_step(study.runs)
     table_of = training_table if train else validation_table
     tables = [table_of(study, p.runs) for p in panels]
+    if all(table.empty for table in tables):
+        raise Lacks(f"no run recorded a {'training' if train else 'validation'} loss")
     low, high = limits(tables, [r for p in panels for r in series.entropies(p.runs)])
 
     fig, axes = layout.subplots(study.paper, len(panels))

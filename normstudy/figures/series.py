@@ -110,9 +110,10 @@ def ends(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
-    """Return (name, loss) for uniform, unigram and bigram prediction of the runs' text, in nats per token."""
+    """Return (name, loss) for uniform, unigram and bigram prediction of the runs' text, if known, in nats per token."""
     columns = {"ln(vocab)": "ln_vocab", "unigram": "unigram_entropy", "bigram": "bigram_entropy"}
-    return [(name, float(runs[column].iloc[0])) for name, column in columns.items()]
+    found = [(name, float(runs[column].iloc[0])) for name, column in columns.items()]
+    return [(name, loss) for name, loss in found if not np.isnan(loss)]
 
 
 def same_text(panels: Sequence[Panel]) -> bool:

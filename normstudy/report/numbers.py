@@ -58,7 +58,9 @@ def collect(bundle: Bundle) -> Numbers:
     for key, rows in bundle.steps.sort_values("step").groupby("key"):
         runs[str(key)] |= _losses(rows, finals[key], grids)
     which, names = pd.factorize(bundle.modules["module"])
-    modules = bundle.modules.assign(order=np.array([MODULES.index(name) for name in names], int)[which])
+    modules = bundle.modules.assign(
+        order=np.array([MODULES.index(name) if name in MODULES else len(MODULES) for name in names], int)[which]
+    )
     parts = _by_run(modules, ["order", "layer"])
     paths = _by_run(bundle.residual, ["layer"])
     probes, quantities = _choose(parts, paths, BYTES_OF_A_RUN * len(runs) if len(runs) > MANY else BYTES)

@@ -23,6 +23,7 @@ from normstudy.errors import ConfigError, MissingRows, warn
 from normstudy.figures.look import short_names, swept, values
 from normstudy.search import answer
 from normstudy.search import settings as kept
+from normstudy.study.schema import WATCH
 
 CRASHED, UNFINISHED = "crashed", "running"  # what stands for the outcome of a run that has none; with UNJUDGED
 
@@ -170,6 +171,8 @@ def _commands(folder: Path, text: str) -> tuple[str, ...]:
 
 def command_of(run: pd.Series[Any]) -> str:
     """Return the command that trains a run again, in a study of its own. run: its row of the table `runs`."""
+    if run["source"] == WATCH:
+        return "# recorded by normstudy.watch"
     base, said = cfg.asked(cfg.RunConfig()), ["normstudy", "run", "study=again"]
     place = {column: native(column, run[column]) for column in cfg.dotted_keys() if column != "study"}
     for column, key in cfg.dotted_keys().items():

@@ -18,6 +18,8 @@ Rows = Mapping[str, Mapping[str, Sequence[object]]]  # one window's rows: rows[t
 SCHEMA_FILE = "0-schema.parquet"
 COMPACTED_FILE = "1-compacted.parquet"
 SEALED = "SEALED"
+WATCH = "watch"  # the source of a run that normstudy.watch recorded; every other run has none
+WATCHED_WINDOW = 1000  # steps in a window of such a run
 MODULES = (
     "embed", "pos", "embed_norm", "attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2", "norm1_out",
     "norm2_out", "norm1_inner", "norm2_inner", "qkv_norm", "scale", "own", "final_norm", "unembed",
@@ -45,7 +47,7 @@ _RUNS = [
     ("identity_version", pa.int64()), ("numerics", pa.int64()),
     ("wall_time_s", pa.float64()), ("started_at", _TIME), ("finished_at", _TIME), ("git_commit", pa.string()),
     ("python", pa.string()), ("torch", pa.string()), ("cpu_capability", pa.string()), ("blas", pa.string()),
-    ("device", pa.string()),
+    ("device", pa.string()), ("source", pa.string()), ("config", pa.string()),
 ]  # fmt: skip
 
 
@@ -56,9 +58,12 @@ def _series_schema(keys: Sequence[tuple[str, pa.DataType]], values: Sequence[str
 _NORMS = ("grad_norm", "param_norm", "update_norm")
 SCHEMAS: dict[str, pa.Schema] = {
     "runs": pa.schema(_RUNS),
-    "steps": _series_schema([], ("train_loss", "val_loss", "lr", *_NORMS)),
+    "steps": _series_schema([], ("train_loss", "val_loss", "lr", *_NORMS, "clip_factor")),
     "modules": _series_schema([("layer", pa.int32()), ("module", NAME_TYPE)], _NORMS),
     "residual": _series_schema([("layer", pa.int32())], ("rms", "grad_norm")),
+}
+RECORDED = {  # the columns of which the runner has numbers; it clips by a factor that its settings tell
+    t: [f.name for f in SCHEMAS[t] if f.name not in ("run_id", "clip_factor")] for t in SERIES
 }
 KEYS = {t: pa.schema([f for f in s if f.name in ("run_id", "step")]) for t, s in SCHEMAS.items()}  # of a run's rows
 SORT = {

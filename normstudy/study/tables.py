@@ -87,7 +87,9 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
             if (study_dir / relative).exists():
                 yield relative, None
                 continue
-            columns = {**rows[table], "run_id": [run_id] * len(rows[table]["step"])}
+            n = len(rows[table]["step"])
+            unknown = {name: [None] * n for name in SCHEMAS[table].names if name not in rows[table]}
+            columns = {**unknown, **rows[table], "run_id": [run_id] * n}
             yield relative, encode(table, pa.Table.from_pydict(columns, SCHEMAS[table]))
 
 

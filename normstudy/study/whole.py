@@ -20,7 +20,7 @@ from normstudy.study import checkpoints, parquet, schema, tables
 from normstudy.study.parquet import Ints, Stretch
 
 # The columns of `runs` that determine which rows a run must have in the other tables.
-COLUMNS = ("run_id", "status", "n_steps", "n_layers", "probe_dense_steps", "probe_every", "nonfinite_step")
+COLUMNS = ("run_id", "status", "n_steps", "n_layers", "probe_dense_steps", "probe_every", "nonfinite_step", "source")
 NONE = (np.empty(0, np.int64), np.empty(0, np.int64))  # the distinct steps, and the number of rows at each, of no rows
 
 
@@ -34,6 +34,7 @@ class Expected(NamedTuple):
     dense_steps: int  # the run's probe_dense_steps
     every: int  # the run's probe_every
     nonfinite_step: float | None  # the step at which the run diverged; None or NaN if it did not
+    source: object = None  # schema.WATCH for a run that normstudy.watch recorded
     saved: int = 0  # the step from which an unfinished run's checkpoint goes on
 
     def last(self, steps: Ints) -> int:
@@ -41,6 +42,8 @@ class Expected(NamedTuple):
 
         steps: those of which there are rows.
         """
+        if self.status == "done" and self.source == schema.WATCH:
+            return self.n_steps - 1
         if self.status == "done":
             found = self.nonfinite_step
             return self.n_steps - 1 if found is None or found != found else min(int(found), self.n_steps - 1)
@@ -63,9 +66,14 @@ def _expected(study_dir: Path | str, runs: pd.DataFrame) -> list[Expected]:
 
 
 def steps_of(table: str, run: Expected, last: int) -> Ints:
-    """Return the steps up to `last` with rows of a run. Repeats the rule of `probes`, which would import torch."""
-    t = np.arange(last + 1)
-    return t if table == "steps" else t[(t < run.dense_steps) | (t % run.every == 0) | (t == run.n_steps - 1)]
+    """Return the steps up to `last` with rows of a run. Repeats the rule of `probes`, which would import torch.
+
+    Nobody knows the last step of a watched loop before it has passed, and its model may have no residual stream.
+    """
+    watched = run.source == schema.WATCH
+    t = np.arange(0 if watched and table == "residual" and run.n_layers == 0 else last + 1)
+    end = -1 if watched else run.n_steps - 1
+    return t if table == "steps" else t[(t < run.dense_steps) | (t % run.every == 0) | (t == end)]
 
 
 def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:

@@ -29,7 +29,7 @@ from safetensors.torch import load, save
 from normstudy.config import NUMERICS, places
 from normstudy.study import files, parquet
 from normstudy.study.checkpoints import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata_of, wrong_in
-from normstudy.study.schema import SCHEMAS, SERIES
+from normstudy.study.schema import RECORDED, SCHEMAS, SERIES
 from normstudy.training.batch import ResumePoint
 from normstudy.training.layout import Layout
 
@@ -100,7 +100,7 @@ def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
     start = checkpoint.start
     tensors = {"params": start.params, **{f"slot.{name}": values for name, values in start.state.items()}}
     for table, rows in checkpoint.rows.items():
-        schema = pa.schema([f for f in SCHEMAS[table] if f.name != "run_id"])
+        schema = pa.schema([f for f in SCHEMAS[table] if f.name in RECORDED[table]])
         packed = parquet.bytes_of(pa.table(rows, schema=schema), compression="zstd")
         # Turn the bytes into a tensor, because safetensors stores only tensors. Copy them, because torch would print a
         # warning for the read-only memory that frombuffer returns.

@@ -35,7 +35,7 @@ MESSAGE_SECONDS = 0.5  # minimum seconds between two progress messages to the pa
 
 def no_rows() -> Buffered:
     """Return an empty list for each column except run_id of the tables in schema.SERIES: table -> column -> []."""
-    return {t: {f.name: [] for f in schema.SCHEMAS[t] if f.name != "run_id"} for t in schema.SERIES}
+    return {table: {name: [] for name in names} for table, names in schema.RECORDED.items()}
 
 
 @dataclass
@@ -214,7 +214,7 @@ def begin(
         checkpoint.set_aside(study_dir, run_id)
         found = None
     values = row | {"status": "running", "nonfinite_step": None}
-    expected = whole.expected_of(study_dir, (values[column] for column in whole.COLUMNS))
+    expected = whole.expected_of(study_dir, (values.get(column) for column in whole.COLUMNS))
     if what := whole.wrong_in_files(study_dir, expected, is_new=found is None and before is None):
         run.note = run.note or f"{run_id}: {what}"
         tables.remove_windows(study_dir, {run_id})

@@ -275,7 +275,7 @@ def test_cuda_where_there_is_none_is_one_line_and_writes_nothing() -> None:
 
 def test_the_help_tells_every_row_and_where_things_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert list(ROWS) == list("abcdefgijk")
+    assert list(ROWS) == list("abcdefgijkl")
     shown = manual.help_of("bench")
     for letter, row in ROWS.items():
         assert f"  {letter}  {row.title}" in shown

@@ -21,7 +21,7 @@ from normstudy.upkeep.compact import compact_study
 SERIES_TYPES = {
     "steps": {
         "run_id": "name", "step": "int32", "train_loss": "float", "val_loss": "float", "lr": "float",
-        "grad_norm": "float", "param_norm": "float", "update_norm": "float",
+        "grad_norm": "float", "param_norm": "float", "update_norm": "float", "clip_factor": "float",
     },
     "modules": {
         "run_id": "name", "step": "int32", "layer": "int32", "module": "name", "grad_norm": "float",
@@ -34,7 +34,8 @@ SERIES_TYPES = {
 RUNS_TYPES = {
     "string": """run_id status study placement norm qk_norm init embed_init activation positions first_block final_norm
         data data_path tokenizer optimizer decay schedule resolved_init resolved_norm resolved_qk_norm placement_sha256
-        norm_sha256 data_sha256 git_commit python torch cpu_capability blas device""",
+        norm_sha256 data_sha256 git_commit python torch cpu_capability blas device source
+        config""",
     "int64": """seed data_seed n_layers d_model n_heads d_ff vocab_size seq_len batch_size source_seed warmup_steps
         n_steps probe_dense_steps probe_every eval_every eval_windows resolved_d_ff resolved_vocab_size n_params
         nonfinite_step identity_version numerics""",

@@ -162,7 +162,7 @@ def test_another_launcher_a_text_and_a_block_of_one_s_own(here: Path) -> None:
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(text)
     words = ["--config-dir", "own", "experiment=mine", "model.n_layers=1", "model.placement=own_pkg.blocks:f"]
-    words += ["search.max_runs=8", "data=file", "data.path=mine.txt"]
+    words += ["search.max_runs=10", "data=file", "data.path=mine.txt"]
     theirs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "results_dir=theirs"]
     # In a new process, since the joblib workers of this one may have another working directory.
     done = finish(["critical", *TINY, *words, *theirs], here)

@@ -35,7 +35,10 @@ def test_a_damaged_file_is_told_and_mended_by_what_is_said(
     elif damage == "truncated":
         path.write_bytes(path.read_bytes()[:-20])
     else:
-        flip(path, {"first byte": 0.0, "page": 0.1, "footer": (path.stat().st_size - 6) / path.stat().st_size}[damage])
+        size, chunk = path.stat().st_size, pq.ParquetFile(path).metadata.row_group(0).column(0)
+        start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+        in_page = (start + chunk.total_compressed_size - 2) / size
+        flip(path, {"first byte": 0.0, "page": in_page, "footer": (size - 6) / size}[damage])
     (line,) = lines(study)
     assert line.startswith(f"{run}: tables/{table}/{name} is damaged (")
     assert line.endswith(f"): {again(study, f'{table}/{name}')}")

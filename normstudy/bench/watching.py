@@ -1,0 +1,100 @@
+"""Measure row `l` of the benchmark: what watching costs a training loop, beside what others cost that record less."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from normstudy.bench.rows import Goal, Sample, Scope
+
+if TYPE_CHECKING:
+    import torch
+
+SHAPE = {"vocab_size": 256, "n_positions": 128, "n_embd": 256, "n_layer": 12, "n_head": 4}
+CASE, BARE, EVERY, TENTH = "GPT-2, 12 layers, d256, 8 x 128", "bare loop", "watch, every=1", "watch, every=10"
+WANDB, LIGHTNING = "wandb.watch, log_freq=1", "Lightning's grad_norm"
+STEPS, ROUNDS, WARM = (40, 6), (5, 1), 3  # with --full, and with --quick; steps before the first round
+GOALS = [
+    Goal("l", CASE, f"{title}, time against the bare loop", "seconds", subject, BARE, *goal)
+    for subject, title, goal in (
+        (EVERY, "watch: all norms, every step", ("at most", 1.04)),
+        (TENTH, "watch: all norms, every tenth step", ("at most", 1.01)),
+        (WANDB, "wandb.watch: histograms of the gradients", ()),
+        (LIGHTNING, "Lightning's grad_norm: norms of the gradients", ()),
+    )
+]  # fmt: skip
+Step = Callable[[], None]
+
+
+def watching(scope: Scope) -> Iterator[Sample]:
+    """Measure row `l`. All loops train at the same time, step by step in rotated order."""
+    import torch
+
+    torch.set_num_threads(1)
+    with contextlib.ExitStack() as stack:
+        loops = {name: _loop(name, scope, stack) for name in (BARE, EVERY, TENTH, WANDB, LIGHTNING)}
+        for _ in range(WARM):
+            for step in loops.values():
+                step()
+        names, steps = list(loops), STEPS[scope.quick]
+        for n in range(ROUNDS[scope.quick]):
+            seconds = dict.fromkeys(names, 0.0)
+            for i in range(steps):
+                for name in (*names[i % len(names) :], *names[: i % len(names)]):
+                    began = time.perf_counter()
+                    loops[name]()
+                    seconds[name] += time.perf_counter() - began
+            for name in names:
+                yield Sample("l", CASE, name, "seconds", "s", n, seconds[name] / steps)
+
+
+def _loop(name: str, scope: Scope, stack: contextlib.ExitStack) -> Step:
+    """Return a function that trains one step."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**SHAPE))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tokens = torch.randint(256, (8, 128))
+    record = _recorder(name, model, optimizer, scope, stack)
+
+    def step() -> None:
+        loss = model(input_ids=tokens, labels=tokens).loss
+        optimizer.zero_grad()
+        loss.backward()
+        record(loss, False)
+        optimizer.step()
+        record(loss, True)
+
+    return step
+
+
+def _recorder(
+    name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scope: Scope, stack: contextlib.ExitStack
+) -> Callable[[Any, bool], None]:
+    """Return what a loop calls with its loss, before its step (False) and after it (True)."""
+    if name == BARE:
+        return lambda loss, stepped: None
+    if name in (EVERY, TENTH):
+        from normstudy.watch.watcher import Watch
+
+        every = 1 if name == EVERY else 10
+        study = f"every{every}"
+        watch = Watch(model, optimizer, study=study, results_dir=str(scope.folder), every=every, dense=0)
+        stack.enter_context(watch)
+        return lambda loss, stepped: watch.log(train_loss=loss) if stepped else None
+    if name == WANDB:
+        import wandb
+
+        os.environ["WANDB_SILENT"] = "true"
+        run = wandb.init(mode="offline", dir=str(scope.folder), project="watching")
+        stack.callback(run.finish)
+        run.watch(model, log="gradients", log_freq=1)
+        return lambda loss, stepped: run.log({"loss": loss.item()}) if stepped else None
+    from lightning.pytorch.utilities import grad_norm
+
+    return lambda loss, stepped: None if stepped else grad_norm(model, 2) and None

@@ -1,0 +1,38 @@
+"""Watch a Trainer of Hugging Face: `Trainer(..., callbacks=[WatchCallback(study="mine")])`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from normstudy.watch.watcher import Watch
+
+
+class WatchCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # transformers may be missing
+    """Record the training of a trainer's model. options: those of `normstudy.watch`.
+
+    The losses are those that the trainer logs: with logging_steps=1 that of each step, otherwise means of some steps.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.watch: Watch | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module,
+        optimizer: Any, **_: Any,
+    ) -> None:  # fmt: skip
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper takes no hooks
+        self.watch = Watch(model, inner, **self.options).start()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        if self.watch is not None and "train_runtime" not in logs:
+            self.watch.log(train_loss=logs.get("loss"), val_loss=logs.get("eval_loss"))
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.watch is not None:
+            self.watch.close()

@@ -1,0 +1,38 @@
+"""Watch a Lightning trainer: `Trainer(callbacks=[WatchCallback(study="mine")])`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+from torch import Tensor
+
+from normstudy.watch.watcher import Watch
+
+
+class WatchCallback(lightning.Callback):  # type: ignore[misc, unused-ignore]  # lightning may be missing
+    """Record the training of a trainer's module. options: those of `normstudy.watch`."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.watch: Watch | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.watch = Watch(pl_module, trainer.optimizers, **self.options).start()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if self.watch is not None and isinstance(loss, Tensor):
+            self.watch.log(train_loss=loss)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.watch is not None:
+            self.watch.close()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        if self.watch is not None:
+            self.watch.close("failed")

@@ -1,0 +1,120 @@
+"""Find a model's blocks, and say to which layer and module each of its parameters belongs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from normstudy.errors import ConfigError
+
+Place = tuple[int | None, str]  # layer, or None outside the blocks; module
+# What a parameter's name inside a block says about its module, in nanoGPT, GPT-2, Llama, Gemma 2, OLMo 2, Mixtral,
+# NeoX, torch's TransformerEncoder and this project's models. The first pattern that is found decides.
+INSIDE = (
+    *((rf"\b{name}\b", name) for name in ("norm1_out", "norm2_out", "norm1_inner", "norm2_inner", "scale")),
+    (r"\b(q|k|qkv?|query|key)_?(norm|layernorm)\b", "qkv_norm"),
+    (r"\b(input_layernorm|ln_?1|norm_?1|attn_norm|attention_norm)\b", "norm1"),
+    (r"\b(pre_feedforward_layernorm|ln_?2|norm_?2|ffn_norm|mlp_norm)\b", "norm2"),
+    (r"\bpost_feedforward_layernorm\b", "norm2_out"),
+    (r"\bpost_attention_layernorm\b", "norm2"),  # "norm1_out" in a block that has a post_feedforward_layernorm
+    (r"\b(mlp|ffn|feed_forward|block_sparse_moe)\..*(c_proj|down_proj|dense_4h_to_h|w2)\b", "mlp_out"),
+    (r"\b(mlp|ffn|feed_forward|block_sparse_moe)\.", "mlp_in"),
+    (r"\b(linear2|down)\b", "mlp_out"),
+    (r"\b(linear1|up)\b", "mlp_in"),
+    (r"\b(self_attn|attn|attention)\.(.*\.)?(c_proj|o_proj|out_proj|dense|out)\b", "attn_out"),
+    (r"\b(self_attn|attn|attention)\.", "attn_in"),
+    (r"^out\b", "attn_out"),
+    (r"^qkv\b", "attn_in"),
+)
+OUTSIDE = (
+    (r"\b(wte|embed_tokens|embed_in|tok_embeddings?|word_embeddings|token_embedding|embed)\b", "embed"),
+    (r"\b(wpe|pos|pos_emb\w*|position_embeddings?)\b", "pos"),
+    (r"\b(ln_f|final_layer_norm|final_layernorm|final_norm|norm|ln_final)\b", "final_norm"),
+    (r"\b(lm_head|embed_out|unembed|head|output)\b", "unembed"),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Hold what is recorded of a model.
+
+    places: layer and module of each group of parameters, in the model's order; groups: for each parameter, by its
+    name, the index of its group; blocks: the blocks in their order, empty if there are none.
+    """
+
+    places: list[Place]
+    groups: dict[str, int]
+    blocks: list[nn.Module]
+
+
+def layout(model: nn.Module, blocks: str | None, names: Callable[[str], Place] | None) -> Layout:
+    """Group a model's parameters by layer and module.
+
+    blocks: where the blocks are, such as model.layers, if they cannot be found. names: parameter's name -> place, to
+    use instead of the rules. Raises ConfigError if `blocks` is no sequence of modules.
+    """
+    prefix, found = _blocks(model, blocks)
+    parameters = [name for name, _ in model.named_parameters()]
+    place_of = {name: names(name) for name in parameters} if names else _places(parameters, prefix, len(found))
+    order = list(dict.fromkeys(place_of.values()))
+    return Layout(order, {name: order.index(place) for name, place in place_of.items()}, found)
+
+
+def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
+    """Return the blocks and the path before their numbers."""
+    if where is not None:
+        try:
+            found = list(model.get_submodule(where).children())
+        except AttributeError:
+            found = []
+        if not found:
+            raise ConfigError(f"blocks {where!r} names no modules of the model: write a path such as model.layers")
+        return where, found
+    candidates = []
+    for path, module in model.named_modules():
+        children = list(module.children())
+        same = len({type(child) for child in children}) == 1 and (
+            len(children) > 1 or isinstance(module, nn.ModuleList)
+        )
+        if same and all(_is_block(child) for child in children):
+            size = sum(p.numel() for p in module.parameters())
+            candidates.append((path.count("."), -size, path, children))
+    if not candidates:
+        return "", []
+    _, _, path, children = min(candidates, key=lambda one: one[:3])  # the outermost, then the largest
+    return path, children
+
+
+def _is_block(module: nn.Module) -> bool:
+    return any(True for _ in module.children()) and sum(1 for _ in module.parameters()) >= 2
+
+
+def _places(parameters: Sequence[str], prefix: str, n_blocks: int) -> dict[str, Place]:
+    """Apply the rules. If they do not know every parameter of the blocks, modules have the names of the model's own."""
+    start = f"{prefix}." if prefix else ""
+    within = re.compile(rf"{re.escape(start)}(\d+)\.(.+)") if n_blocks else re.compile(r"(?!)")
+    inner = {name: found for name in parameters if (found := within.fullmatch(name))}
+    sandwich = any("post_feedforward_layernorm" in name for name in inner)
+    known = {name: _first(INSIDE, found[2]) for name, found in inner.items()}
+    places: dict[str, Place] = {}
+    for name in parameters:
+        if name in inner:
+            module = known[name] if all(known.values()) else _leaf(inner[name][2])
+            if module == "norm2" and sandwich and "post_attention_layernorm" in name:
+                module = "norm1_out"
+            places[name] = int(inner[name][1]), module
+        else:
+            places[name] = None, (n_blocks and _first(OUTSIDE, name)) or _leaf(name)
+    return places
+
+
+def _first(rules: Sequence[tuple[str, str]], name: str) -> str:
+    return next((module for pattern, module in rules if re.search(pattern, name)), "")
+
+
+def _leaf(name: str) -> str:
+    """Return the path of the module that holds a parameter, or the parameter's name if the model itself holds it."""
+    return name.rpartition(".")[0] or name

@@ -1,0 +1,127 @@
+"""Turn the rows that a probe collected into numbers, with one copy from the device for many rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from normstudy.watch.probe import Number, Row
+
+LOGGED = ("train_loss", "val_loss", "lr")
+KINDS = ("grads", "params", "updates")
+
+
+class Numbers(NamedTuple):
+    """Hold one step's numbers; NaN where there is none. modules: (3, groups), stream: (2, points); None if not probed.
+
+    steps: train_loss, val_loss, lr, and of all parameters grad_norm, param_norm, update_norm and clip_factor.
+    """
+
+    step: int
+    steps: list[float]
+    modules: list[list[float]] | None
+    stream: list[list[float]] | None
+    finite: bool  # whether the training loss, if it was logged, and every norm is a finite number
+
+
+class Groups:
+    """Hold the group of each parameter. An index tensor is made once, because making one waits for the device."""
+
+    def __init__(self, of: Sequence[int], n: int, device: torch.device) -> None:
+        self.of, self.n, self.device = of, n, device
+        self._known: dict[tuple[int, ...], Tensor] = {}
+
+    def at(self, parameters: Iterable[int]) -> Tensor:
+        """Return the groups of some parameters."""
+        key = tuple(parameters)
+        if key not in self._known:
+            self._known[key] = torch.tensor([self.of[i] for i in key], device=self.device)
+        return self._known[key]
+
+
+class Copy:
+    """Start the copy of rows from the device, and hand the numbers over later."""
+
+    def __init__(self, rows: Sequence[Row], groups: Groups, frozen: dict[int, Tensor]) -> None:
+        self.rows = rows
+        device = groups.device
+        logged = [_scalar(getattr(row, name), device) for row in rows for name in LOGGED]
+        self._parts = [torch.stack(logged).reshape(len(rows), -1)]
+        probed = [row for row in rows if row.probed]
+        if probed:
+            self._parts += [torch.stack([_modules(row, groups, frozen) for row in probed])]
+            self._parts += [torch.stack([_stream(row) for row in probed])] if probed[0].stream is not None else []
+        self._event = None
+        if device.type == "cuda":
+            self._parts = [self._to_host(part) for part in self._parts]
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    @staticmethod
+    def _to_host(part: Tensor) -> Tensor:
+        return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True)
+
+    @property
+    def ready(self) -> bool:
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def numbers(self) -> list[Numbers]:
+        """Return the rows' numbers; wait for the copy if it is not ready."""
+        if self._event is not None:
+            self._event.synchronize()
+        logged, *parts = (part.cpu().double() for part in self._parts)
+        out, at = [], 0
+        for row, values in zip(self.rows, logged.tolist(), strict=True):
+            good = row.train_loss is None or math.isfinite(values[0])
+            if not row.probed:
+                out.append(Numbers(row.step, [*values, *[math.nan] * 4], None, None, good))
+                continue
+            modules = parts[0][at]
+            total = modules[:, :-1].square().nansum(dim=1).sqrt()
+            known = ~modules[:, :-1].isnan().all(dim=1)
+            totals = torch.where(known, total, math.nan).tolist()
+            stream = parts[1][at].tolist() if len(parts) > 1 else None
+            numbers = [*values, *totals, modules[0, -1].item()]
+            good = good and not any(map(math.isinf, totals))
+            out.append(Numbers(row.step, numbers, modules[:, :-1].tolist(), stream, good))
+            at += 1
+        return out
+
+
+def _scalar(value: Number, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().to(device, torch.float32).reshape(())
+    return torch.full((), math.nan if value is None else float(value), device=device)
+
+
+def _modules(row: Row, groups: Groups, frozen: dict[int, Tensor]) -> Tensor:
+    """Return norms (3, groups + 1) of a row's groups of parameters; the last column begins with the clip factor."""
+    out = torch.full((len(KINDS), groups.n + 1), math.nan, device=groups.device)
+    for k, kind in enumerate(KINDS):
+        found = {**frozen, **row.params} if kind == "params" else getattr(row, kind)
+        if found:
+            at = groups.at(found)
+            norms = torch.stack([norm.to(groups.device) for norm in found.values()]).nan_to_num(math.inf, math.inf)
+            if kind == "grads" and row.scale is not None:
+                norms = norms / row.scale.to(groups.device)
+            # The square of a small norm is no float32, and not every device has float64.
+            largest = norms.max().clamp(torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
+            squares = torch.zeros(groups.n, device=groups.device).index_add_(0, at, (norms / largest).square())
+            out[k, :-1].index_copy_(0, at, (squares.sqrt() * largest)[at])
+    if both := [i for i in row.clipped if i in row.grads]:
+        before, after = (torch.stack([of[i] for i in both]) for of in (row.grads, row.clipped))
+        before = before / row.scale if row.scale is not None else before
+        out[0, -1] = torch.linalg.vector_norm(after) / torch.linalg.vector_norm(before)
+    return out
+
+
+def _stream(row: Row) -> Tensor:
+    """Return (2, points): root mean squares of the residual stream, and norms of the gradients along it."""
+    assert row.stream is not None
+    squares, passes, gradients = row.stream
+    norms = torch.where(gradients > 0, gradients, math.nan).sqrt()
+    return torch.stack([(squares / passes).sqrt(), norms if row.scale is None else norms / row.scale])

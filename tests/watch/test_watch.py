@@ -1,0 +1,478 @@
+"""normstudy.watch: its numbers are those taken by hand, and the training keeps every bit."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import io
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from loops import VOCAB, Convolutions, Encoder, Plain, Recurrent, batches, loss_of, made, norm, plain_loop
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import normstudy
+from normstudy.cli.main import main
+from normstudy.study import schema, tables, whole
+from normstudy.watch import names
+
+STEPS = 12
+Kind = Callable[[], nn.Module]
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+
+
+def watched(model: nn.Module, optimizer: Any, root: Path, **options: Any) -> normstudy.watch:
+    return normstudy.watch(
+        model, optimizer, **{"study": "mine", "results_dir": str(root), "dense": 5, "every": 3} | options
+    )
+
+
+def by_group(values: dict[str, float], of: dict[str, int], group: int) -> float:
+    """The norm of several parameters' norms."""
+    return math.sqrt(sum(values[name] ** 2 for name, i in of.items() if i == group))
+
+
+def assert_by_hand(study: Path, model: nn.Module, taken: list[dict[str, tuple[float, float, float]]]) -> None:
+    found = normstudy.load(study)
+    layout = names.layout(model, None, None)
+    modules = found.modules.set_index(["step", "layer", "module"]).sort_index()
+    probed = [t for t in range(len(taken)) if t < 5 or t % 3 == 0]
+    assert sorted(set(found.modules["step"])) == probed
+    for step in probed:
+        at = modules.loc[step]
+        for i, (layer, module) in enumerate(layout.places):
+            row = at.loc[(np.nan if layer is None else layer, module)]
+            for k, column in enumerate(("grad_norm", "param_norm", "update_norm")):
+                want = by_group({name: three[k] for name, three in taken[step].items()}, layout.groups, i)
+                assert float(row[column].iloc[0] if hasattr(row[column], "iloc") else row[column]) == pytest.approx(
+                    want, rel=1e-5, abs=1e-9
+                ), (step, layer, module, column)
+
+
+@pytest.mark.parametrize("kind", [Encoder, Plain, Convolutions, Recurrent])
+def test_numbers_are_those_taken_by_hand_and_no_bit_changes(kind: Kind, tmp_path: Path) -> None:
+    alone = made(kind)
+    plain_loop(alone, adamw(alone), STEPS, clip=0.5)
+    model = made(kind)
+    optimizer = adamw(model)
+    hooks = count_hooks(model)
+    with watched(model, optimizer, tmp_path, config={"kind": kind.__name__}) as w:
+        taken = plain_loop(model, optimizer, STEPS, clip=0.5, log=w.log)
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), model.parameters(), strict=True))
+    assert count_hooks(model) == hooks
+    assert not optimizer._optimizer_step_pre_hooks
+    assert_by_hand(tmp_path / "mine", model, taken)
+    steps = normstudy.load(tmp_path / "mine").steps
+    total = norm([torch.tensor([grad for grad, _, _ in taken[3].values()])])
+    assert steps["grad_norm"][3] == pytest.approx(total, rel=1e-5)
+    assert steps["clip_factor"][3] == pytest.approx(min(1.0, 0.5 / total), rel=1e-4)
+    assert steps["train_loss"].notna().all()
+    assert set(steps["lr"]) == {np.float32(1e-2)}
+
+
+def count_hooks(model: nn.Module) -> int:
+    of_modules = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    return of_modules + sum(len(p._post_accumulate_grad_hooks or ()) for p in model.parameters())
+
+
+def test_the_residual_stream_is_that_of_retained_gradients(tmp_path: Path) -> None:
+    model = made(Plain)
+    optimizer = adamw(model)
+    decoder = model.decoder
+    assert isinstance(decoder, nn.Module)
+    with watched(model, optimizer, tmp_path):
+        for batch in batches(2):
+            x, y = batch
+            optimizer.zero_grad()
+            loss, stream = decoder(x, y)  # the blocks are called, although the outer model is not
+            for one in stream:
+                one.retain_grad()
+            loss.backward()
+            optimizer.step()
+    rows = normstudy.load(tmp_path / "mine").residual
+    at = rows[rows["step"] == 1]
+    assert at["rms"].tolist() == pytest.approx([float(one.detach().square().mean().sqrt()) for one in stream], rel=1e-5)
+    assert at["grad_norm"].tolist() == pytest.approx([norm([one.grad]) for one in stream], rel=1e-5)
+
+
+def test_gradients_are_accumulated_and_taken_before_clipping(tmp_path: Path) -> None:
+    model = made(Encoder)
+    optimizer = adamw(model)
+    with watched(model, optimizer, tmp_path) as w:
+        for first, second in zip(batches(4), batches(4, seed=2), strict=True):
+            optimizer.zero_grad()
+            for batch in (first, second):
+                loss = loss_of(model, batch) / 2
+                loss.backward()
+                w.log(train_loss=2 * loss)
+            whole_norm = norm([p.grad for p in model.parameters() if p.grad is not None])
+            optimizer.step()
+            with torch.no_grad():  # an evaluation is no step
+                w.log(val_loss=loss_of(model, first))
+    found = normstudy.load(tmp_path / "mine")
+    assert len(found.steps) == 4
+    assert found.steps["grad_norm"][3] == pytest.approx(whole_norm, rel=1e-5)
+    assert found.steps["val_loss"].notna().tolist() == [False, True, True, True]
+    assert found.runs["final_val_loss"].notna().all()
+    rms = found.residual["rms"]
+    assert rms.notna().all()
+
+
+def test_two_optimizers_a_closure_and_scaled_gradients(tmp_path: Path) -> None:
+    for case in ("two", "closure", "scaled"):
+        model, by_hand = made(Encoder), []
+        parameters = list(model.parameters())
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.SGD(parameters, lr=0.1)]
+        scaler = None
+        if case == "two":
+            optimizers = [torch.optim.SGD(parameters[:5], lr=0.1), torch.optim.Adam(parameters[5:], lr=1e-2)]
+        elif case == "scaled":
+            scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        with watched(model, optimizers, tmp_path, study=case, scaler=scaler):
+            for batch in batches(3):
+                for one in optimizers:
+                    one.zero_grad()
+
+                def closure(batch: Any = batch, model: Any = model, one: Any = optimizers[0]) -> float:
+                    one.zero_grad()
+                    loss = loss_of(model, batch)
+                    loss.backward()
+                    return loss.item()
+
+                if case == "closure":
+                    optimizers[0].step(closure)
+                    by_hand.append(norm([p.grad for p in parameters if p.grad is not None]))
+                    continue
+                loss = loss_of(model, batch)
+                (loss if scaler is None else scaler.scale(loss)).backward()
+                if scaler is not None:
+                    scaler.unscale_(optimizers[0])
+                by_hand.append(norm([p.grad for p in parameters if p.grad is not None]))
+                for one in optimizers:
+                    scaler.step(one) if scaler is not None else one.step()
+                if scaler is not None:
+                    scaler.update()
+        found = normstudy.load(tmp_path / case)
+        assert found.steps["grad_norm"].tolist() == pytest.approx(by_hand, rel=1e-5), case
+        assert found.steps["clip_factor"].tolist() == pytest.approx([1.0] * 3, rel=1e-5)
+        assert found.modules["update_norm"].notna().all()
+        assert found.residual["grad_norm"].max() < 100  # not scaled
+
+
+def test_a_skipped_step_of_a_scaler_is_no_step(tmp_path: Path) -> None:
+    model = made(Encoder)
+    optimizer, scaler = adamw(model), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with watched(model, optimizer, tmp_path, scaler=scaler):
+        for i, batch in enumerate(batches(4)):
+            optimizer.zero_grad()
+            loss = loss_of(model, batch) * (math.inf if i == 1 else 1.0)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    found = normstudy.load(tmp_path / "mine")
+    assert found.steps["step"].tolist() == [0, 1, 2]
+    assert found.steps["grad_norm"].map(math.isfinite).all()
+
+
+def test_frozen_unused_and_sparse_parameters(tmp_path: Path) -> None:
+    model = made(Convolutions)
+    model.embed = nn.Embedding(VOCAB, 16, sparse=True)
+    model.first.weight.requires_grad_(False)  # type: ignore[union-attr]
+    model.unused = nn.Linear(3, 3)
+    with watched(model, [torch.optim.SGD(model.parameters(), lr=0.1)], tmp_path) as w:
+        taken = plain_loop(model, w.optimizers[0], 3)
+    rows = normstudy.load(tmp_path / "mine").modules.set_index(["step", "module"])
+    assert rows.loc[(2, "embed"), "grad_norm"] == pytest.approx(taken[2]["embed.weight"][0], rel=1e-5)
+    assert rows.loc[(2, "first"), "grad_norm"] == pytest.approx(taken[2]["first.bias"][0], rel=1e-5)
+    assert math.isnan(rows.loc[(2, "unused"), "grad_norm"])
+    assert rows.loc[(2, "unused"), "param_norm"] > 0
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_blocks_count_once(reentrant: bool, tmp_path: Path) -> None:
+    found = []
+    for checkpointed in (False, True):
+        model = made(Plain)
+        for block in model.decoder.blocks if checkpointed else ():  # type: ignore[union-attr]
+            inner = type(block).forward
+            block.forward = lambda x, block=block, inner=inner: checkpoint(inner, block, x, use_reentrant=reentrant)
+        optimizer = adamw(model)
+        study = f"s{checkpointed}"
+        with watched(model, optimizer, tmp_path, study=study):
+            plain_loop(model, optimizer, 3)
+        found.append(normstudy.load(tmp_path / study))
+    for table in ("modules", "residual"):
+        one, other = (getattr(each, table).drop(columns="run_id") for each in found)
+        pd.testing.assert_frame_equal(one, other, rtol=1e-5)
+
+
+def test_a_compiled_model_keeps_its_graphs(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(module: Any, _: object) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    model = made(Plain)
+    optimizer = adamw(model)
+    with watched(model, optimizer, tmp_path):
+        taken = plain_loop(torch.compile(model, backend=backend), optimizer, 8)  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    assert len(graphs) == 1
+    taken = [{name.removeprefix("_orig_mod."): three for name, three in one.items()} for one in taken]
+    assert_by_hand(tmp_path / "mine", model, taken)
+    assert normstudy.load(tmp_path / "mine").residual.notna().all(axis=None)
+
+
+def test_a_copy_of_the_model_is_not_watched(tmp_path: Path) -> None:
+    model = made(Encoder)
+    optimizer = adamw(model)
+    with watched(model, optimizer, tmp_path):
+        average = copy.deepcopy(model)
+        loss_of(average, batches(1)[0]).backward()
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        loaded = torch.load(buffer, weights_only=False)
+        loss_of(loaded, batches(1)[0]).backward()
+        plain_loop(model, optimizer, 2)
+    rows = normstudy.load(tmp_path / "mine").residual
+    alone = made(Encoder)
+    with watched(alone, adamw(alone), tmp_path, study="alone") as w:
+        plain_loop(alone, w.optimizers[0], 2)
+    pd.testing.assert_frame_equal(
+        rows.drop(columns="run_id"), normstudy.load(tmp_path / "alone").residual.drop(columns="run_id")
+    )
+
+
+def test_an_exception_keeps_what_was_recorded(tmp_path: Path) -> None:
+    model = made(Encoder)
+    optimizer = adamw(model)
+    with contextlib.suppress(ZeroDivisionError), watched(model, optimizer, tmp_path) as w:
+        plain_loop(model, optimizer, 4, log=w.log)
+        raise ZeroDivisionError
+    runs, steps = normstudy.load(tmp_path / "mine").runs, normstudy.load(tmp_path / "mine").steps
+    assert runs["status"].tolist() == ["failed"]
+    assert len(steps) == 4
+
+
+def test_an_error_of_the_watch_stops_the_watch_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = made(Encoder)
+    optimizer = adamw(model)
+    with watched(model, optimizer, tmp_path) as w:
+        plain_loop(model, optimizer, 2)
+        monkeypatch.setattr(torch, "_foreach_norm", None)
+        plain_loop(model, optimizer, 3, log=w.log)
+    err = capfd.readouterr().err
+    assert err.count("watch: stopped at step 2 by TypeError") == 1
+    assert count_hooks(model) == 0
+    assert len(normstudy.load(tmp_path / "mine").steps) >= 2
+
+
+def test_a_run_goes_on(tmp_path: Path) -> None:
+    model = made(Encoder)
+    optimizer = adamw(model)
+    with watched(model, optimizer, tmp_path) as w:
+        plain_loop(model, optimizer, 5)
+    with watched(model, optimizer, tmp_path, resume=w.run_id):
+        plain_loop(model, optimizer, 4)
+    found = normstudy.load(tmp_path / "mine")
+    assert found.steps["step"].tolist() == list(range(9))
+    with watched(model, optimizer, tmp_path, resume=w.run_id, step=7):
+        plain_loop(model, optimizer, 1)
+    found = normstudy.load(tmp_path / "mine")
+    assert found.steps["step"].tolist() == list(range(8))
+    assert sorted(set(found.modules["step"])) == [0, 1, 2, 3, 4, 6]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {here!r})
+import normstudy
+from normstudy.watch import watcher
+from loops import Encoder, made, plain_loop
+import torch
+watcher.SECONDS = 0.2
+model = made(Encoder)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with normstudy.watch(model, optimizer, study="mine", results_dir={root!r}):
+    while True:
+        plain_loop(model, optimizer, 10)
+"""
+
+
+@pytest.mark.faults
+def test_a_kill_loses_what_is_newer_than_a_minute(tmp_path: Path) -> None:
+    code = KILLED.format(here=str(Path(__file__).parent), root=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code]) as running:
+        study = tmp_path / "mine"
+        while not (study / "tables/steps").is_dir() or len(list((study / "tables/steps").iterdir())) < 2:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        os.kill(running.pid, signal.SIGKILL)
+    found = normstudy.load(study)
+    assert found.runs["status"].tolist() == ["running"]
+    assert len(found.steps) > 10
+    assert len(found.modules) > 0
+
+
+def test_the_study_is_a_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for width in (16, 32):
+        for seed in range(2):
+            model = made(Plain)
+            optimizer = adamw(model)
+            with watched(model, optimizer, tmp_path, config={"width": width}, seed=seed) as w:
+                plain_loop(model, optimizer, STEPS, log=w.log)
+    study = str(tmp_path / "mine")
+    assert whole.find(tmp_path / "mine", list(tables.statuses(tmp_path / "mine"))) == {}
+    capfd.readouterr()
+    for words in (
+        ["status", study], ["check", study], ["plot", study], ["export", study, "--to", "csv"],
+        ["compact", study], ["check", study], ["plot", study, "--where", "seed=0"], ["compact", "--seal", study],
+        ["check", study],
+    ):  # fmt: skip
+        assert main(words) == 0, (words, capfd.readouterr())
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err
+    assert "remove" not in said.out
+    assert {"headline.png", "gradient_profile.png", "residual_path.png", "heatmap.png"} <= {
+        path.name for path in (tmp_path / "mine/figures").iterdir()
+    }
+    assert normstudy.load(study).runs["outcome"].isna().all()
+    assert [json.loads(one)["width"] for one in normstudy.load(study).runs["config"]].count(16) == 2
+
+
+def test_what_cannot_be_watched_is_one_line(tmp_path: Path) -> None:
+    model = made(Encoder)
+    optimizer = adamw(model)
+    frozen = made(Encoder).requires_grad_(False)
+    done = normstudy.run(
+        data="synthetic", n_layers=1, d_model=16, n_heads=2, seq_len=8, batch_size=1, windows=4, n_steps=2,
+        device="cpu", workers=1, study="swept", results_dir=str(tmp_path),
+    )  # fmt: skip
+    (tmp_path / "file").touch()
+    sealed = tmp_path / "sealed"
+    tables.prepare(sealed)
+    (sealed / schema.SEALED).touch()
+    for call, words in (
+        (lambda: watched(frozen, optimizer, tmp_path), "no parameters that are trained"),
+        (lambda: watched(made(Recurrent), optimizer, tmp_path), "has no parameter of Recurrent"),
+        (lambda: watched(model, optimizer, tmp_path, blocks="model.layers"), "names no modules of the model"),
+        (lambda: watched(model, optimizer, tmp_path, every=0), "every 0 must be 1 or more"),
+        (lambda: watched(model, optimizer, tmp_path, study="swept").start(), "holds the runs of a sweep"),
+        (lambda: watched(model, optimizer, tmp_path, study="sealed").start(), "is sealed"),
+        (lambda: watched(model, optimizer, tmp_path, study="a/b").start(), "is not a valid study name"),
+        (lambda: watched(model, optimizer, tmp_path / "file").start(), "cannot be written"),
+        (lambda: watched(model, optimizer, tmp_path, resume="mine-0123456789").start(), "is no run of"),
+    ):
+        with pytest.raises(normstudy.ConfigError, match=re.escape(words)) as told:
+            call()
+        assert "\n" not in str(told.value)
+    assert count_hooks(model) == 0
+    assert done.tables.runs["status"].tolist() == ["done"]
+
+
+DISTRIBUTED = """
+import os, sys
+sys.path.insert(0, {here!r})
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+import normstudy
+from loops import Encoder, batches, loss_of, made, norm
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+model = DistributedDataParallel(made(Encoder))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+norms = []
+with normstudy.watch(model, optimizer, study="mine", results_dir={root!r}) as w:
+    for batch in batches(4, seed=int(os.environ["RANK"])):
+        optimizer.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        norms.append(norm([p.grad for p in model.parameters() if p.grad is not None]))
+        optimizer.step()
+        w.log(train_loss=loss)
+if dist.get_rank() == 0:
+    found = normstudy.load({root!r} + "/mine")
+    assert len(found.runs) == 1
+    torch.testing.assert_close(torch.tensor(found.steps["grad_norm"].tolist()), torch.tensor(norms), rtol=1e-5, atol=0)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.packages
+def test_two_processes_of_ddp_write_one_run(tmp_path: Path) -> None:
+    """The gradients are those after the reduction; on each process alone they differ."""
+    code = DISTRIBUTED.format(here=str(Path(__file__).parent), root=str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    for one in both:
+        err = one.communicate(timeout=120)[1]
+        assert one.returncode == 0, err
+
+
+@pytest.mark.packages
+def test_a_page_a_comparison_and_a_choice_by_what_a_run_was_given(tmp_path: Path) -> None:
+    """Outcomes need the text's entropies; columns of this project are filled."""
+    for placement, lr in (("pre", 1e-2), ("post", 1e-4)):
+        for seed in range(3):
+            model = made(Plain)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+            given = {"placement": placement, "peak_lr": lr, "width": 16 if placement == "pre" else 32, "n_layers": 99}
+            with watched(
+                model, optimizer, tmp_path, config=given, seed=seed, unigram_entropy=3.0, bigram_entropy=2.0
+            ) as w:
+                loss = 1.9 if placement == "pre" else 2.9
+                plain_loop(model, optimizer, STEPS, log=functools.partial(w.log, val_loss=loss))
+    study = normstudy.Study(tmp_path / "mine")
+    runs = study.tables.runs
+    assert set(runs["n_layers"]) == {3}
+    assert runs.groupby("placement")["outcome"].unique().map(list).to_dict() == {"pre": ["learned"], "post": ["stuck"]}
+    assert study.compare("width")["compared"].sum() == 0  # the placement differs too
+    assert study.compare("placement")["failed"].max() == 3
+    assert len(normstudy.load(study.folder, where="width=32").runs) == 3
+    page = study.report().html
+    assert "# recorded by normstudy.watch" in page
+    assert "16" in page
+
+
+def test_the_page_s_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "watch.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    model = made(Encoder)
+    given = {"normstudy": normstudy, "torch": torch, "model": model, "optimizer": adamw(model)}
+    exec(code, {**given, "batches": batches(30), "loss_of": lambda model, x, y: loss_of(model, (x, y))})
+    found = normstudy.load("results/mine")
+    assert found.steps["train_loss"].notna().all()
+    assert sorted(set(found.modules["step"])) == list(range(25))
