@@ -155,7 +155,7 @@ def _run_rows(bundle: Bundle) -> list[dict[str, Any]]:
     """Return the rows of the table of runs: texts of the columns `_run_heads`, and its command."""
     rows = []
     for _, run in bundle.runs.iterrows():
-        study = [", ".join(bundle.sources[i].name for i in (run["source"], *run["also"]))]
+        study = [", ".join(bundle.sources[i].name for i in (run["of"], *run["also"]))]
         finals = ["" if pd.isna(run[c]) else f"{run[c]:.3g}" for c in FINALS]
         places = [value_text(native(c, run[c])) for c in (*bundle.fields, *bundle.searched)]
         cells = [*(study if len(bundle.sources) > 1 else []), *places, str(run["seed"]), run["state"], *finals]

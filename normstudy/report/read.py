@@ -59,7 +59,7 @@ class Cell:
 class Bundle:
     """Hold the studies of a page.
 
-    runs: one row a run, with the columns of `load.load`, and source (index in `sources`), state (its outcome, or what
+    runs: one row a run, with the columns of `load.load`, and of (index in `sources`), state (its outcome, or what
     stands for it) and also (indices of later studies that have the same run). steps, modules, residual: the rows of the
     finished runs, by `key`, which is unique over the studies. fields: the columns that define a cell. searched: those
     whose values a search chose. names: long name -> short name.
@@ -88,7 +88,7 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
             warn(line)
         sources.append(_source(Path(folder), lacks, where))
         found.append([frame.assign(key=f"{i}:" + frame["run_id"].astype(str)) for frame in tables])
-        found[-1][0]["source"] = i
+        found[-1][0]["of"] = i
     if len({source.folder.resolve() for source in sources}) < len(folders):
         raise ConfigError("a study is given twice: name each study once")
     runs, steps, modules, residual = (pd.concat(frames, ignore_index=True) for frames in zip(*found, strict=True))
@@ -124,7 +124,7 @@ def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     first: dict[str, int] = {}  # losses -> the first study that has them
     also: dict[str, list[int]] = {}
     kept = []
-    for key, source in zip(runs["key"], runs["source"], strict=True):
+    for key, source in zip(runs["key"], runs["of"], strict=True):
         name = losses.get(key, key)
         kept.append(first.setdefault(name, source) == source)
         if not kept[-1]:

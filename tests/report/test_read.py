@@ -26,7 +26,7 @@ def test_runs_that_studies_share_are_counted_once() -> None:
     bundle = read([RESULTS / name for name in ("warmup", "peak_lr", "depth")])
     assert len(bundle.runs) == 40 + (120 - 40) + (100 - 20)
     shared = bundle.runs[bundle.runs["also"].map(len) > 0]
-    assert set(shared["source"]) == {0}
+    assert set(shared["of"]) == {0}
     assert sum(1 in also for also in shared["also"]) == 40
     assert sum(2 in also for also in shared["also"]) == 20
     for table in (bundle.steps, bundle.modules, bundle.residual):
@@ -97,7 +97,7 @@ def test_critical_values_rest_on_all_runs_of_their_study(tmp_path: Path) -> None
     (tmp_path / "critical_lr").symlink_to(RESULTS / "critical_lr")
     shutil.copytree(RESULTS / "critical_lr" / "tables", tmp_path / "grid" / "tables")
     bundle = read([tmp_path / "grid", tmp_path / "critical_lr"], ["n_layers=12,placement=post"])
-    assert set(bundle.runs["source"]) == {0}
+    assert set(bundle.runs["of"]) == {0}
     alone = read([RESULTS / "critical_lr"], ["n_layers=12,placement=post"]).sources[0].critical
     assert bundle.sources[1].critical == alone
     assert "5.13e-4 [3.24e-4, 7.94e-4]" in alone
