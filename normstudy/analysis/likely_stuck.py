@@ -70,7 +70,8 @@ class LikelyStuck:
 
     def _judge(self, run: whole.Expected, step: int | None) -> None:
         """Read whether a run looks stuck at `step`, if the step's window is on disk."""
-        path = self._folder / schema.window_name(run.name, (step or 0) // schema.window_size(run.n_steps))
+        window = (step or 0) // schema.window_size(run.n_steps, run.source)
+        path = self._folder / schema.window_name(run.name, window)
         if not path.exists():
             return
         try:

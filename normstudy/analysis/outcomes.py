@@ -15,6 +15,7 @@ import pandas as pd
 from normstudy.config import late_step
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
 Loss = TypeVar("Loss", float, "pd.Series[float]")
 
 UNJUDGED = "unjudged"  # stands for the outcome of a run that has none
@@ -120,19 +121,33 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
             found[name] = UNJUDGED
             continue
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, late, final, nonfinite = numbers
-        watched = np.isnan(batch_size)
-        if watched and np.isnan(nonfinite) and np.isnan([unigram_entropy, bigram_entropy, final]).any():
+        watched = np.isnan(batch_size)  # it is null in such a run, which may log few of its losses
+        at = rows[name][~np.isnan(train_loss[rows[name]])] if watched else rows[name]
+        if (
+            watched
+            and np.isnan(nonfinite)
+            and (len(at) == 0 or np.isnan([unigram_entropy, bigram_entropy, final]).any())
+        ):
             found[name] = UNJUDGED
             continue
+        if watched:
+            late = _nearest(steps, rows[name], int(n_steps))
         window = max(1, int(n_steps) // 20) if watched else mean_window(int(n_steps), int(batch_size), int(seq_len))
         found[name] = outcome(
-            train_loss[rows[name]],
+            train_loss[at],
             first_val_loss=val_loss.get((name, 0), np.nan),
             late_val_loss=val_loss.get((name, late_step(int(n_steps))), float(np.float32(late))),  # as in `steps`
             final_val_loss=final, window=window, ln_vocab=ln_vocab, unigram_entropy=unigram_entropy,
             bigram_entropy=bigram_entropy, nonfinite=not np.isnan(nonfinite),
         )  # fmt: skip
     return pd.Series(found, index=pd.Index(found, name="run_id", dtype=object), name="outcome", dtype=object)
+
+
+def _nearest(steps: pd.DataFrame, rows: Ints, n_steps: int) -> float:
+    """Return the validation loss of the last third of a watched run that is nearest to late_step, or NaN."""
+    at, losses = steps["step"].to_numpy()[rows], steps["val_loss"].to_numpy(np.float64)[rows]
+    known = np.flatnonzero(~np.isnan(losses) & (at >= n_steps // 3))
+    return float(losses[known[np.abs(at[known] - late_step(n_steps)).argmin()]]) if len(known) else float("nan")
 
 
 def failed_of(found: Iterable[str]) -> tuple[int, int]:

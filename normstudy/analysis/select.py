@@ -13,7 +13,7 @@ import pandas as pd
 from normstudy import config as cfg
 from normstudy.analysis.grid import Value, value_text
 from normstudy.errors import ConfigError, nearest
-from normstudy.study.schema import SCHEMAS
+from normstudy.study.schema import SCHEMAS, UNFILLED
 
 KINDS = cfg.asked_types()
 
@@ -150,7 +150,8 @@ def _own_values(runs: pd.DataFrame) -> dict[str, pd.Series[Any]]:
     if "config" not in runs or runs["config"].isna().all():
         return {}
     given = [json.loads(text) if isinstance(text, str) else {} for text in runs["config"]]
-    keys = sorted({key for one in given for key in one} - KINDS.keys())  # a known column has its values already
+    filled = KINDS.keys() - UNFILLED  # these columns have the values already
+    keys = sorted({key for one in given for key in one} - filled)
     names = {key: re.sub(r"\W", "_", key) for key in keys}
     names = {key: f"config_{name}" if name in SCHEMAS["runs"].names else name for key, name in names.items()}
     return {names[key]: pd.Series([_plain(one.get(key)) for one in given], runs.index).infer_objects() for key in keys}

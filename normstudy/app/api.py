@@ -206,4 +206,7 @@ def _shared(
 def _train(command: str, given: list[str]) -> Study:
     from normstudy.app import main
 
-    return Study(main.train(command, given)[1][0])
+    _, folders = main.train(command, given)
+    if not folders:
+        raise ConfigError(f"{' '.join(given)} trains nothing: use it on the command line")
+    return Study(folders[0])

@@ -72,7 +72,7 @@ def collect(bundle: Bundle) -> Numbers:
         layout = layouts(list(zip(first["module"].astype(str), layers, strict=True)))
         runs[key] |= {"probes": grids(steps.tolist()), "layout": layout}
         runs[key] |= {name: part.packed(name, shown) for name in quantities}
-        runs[key]["residual"] = paths[key].packed("grad_norm", shown)
+        runs[key]["residual"] = paths[key].packed("grad_norm", shown) if key in paths else ""
     return Numbers(grids.values, layouts.values, runs, probes, quantities)
 
 
@@ -117,7 +117,7 @@ def _losses(rows: pd.DataFrame, final: np.ndarray[Any, Any], grids: _Once) -> di
 
 def _choose(parts: dict[str, _Part], paths: dict[str, _Part], limit: int) -> tuple[int | None, tuple[str, ...]]:
     """Return how many probed steps of each run are shown, and which quantities, so that the text has `limit` bytes."""
-    sizes = [(len(part.steps), part.width, paths[key].width) for key, part in parts.items()]
+    sizes = [(len(p.steps), p.width, paths[key].width if key in paths else 0) for key, p in parts.items()]
     for quantities in (QUANTITIES, QUANTITIES[:1]):
         for probes in (None, *LADDER):
             numbers = sum((len(quantities) * m + p) * min(probes or n, n) for n, m, p in sizes)

@@ -116,7 +116,7 @@ def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 
     The column `also` has the later studies' numbers.
     """
-    done = set(runs.loc[runs["status"] == "done", "key"])
+    done = set(runs.loc[(runs["status"] == "done") & (runs["source"] != WATCH), "key"])
     losses = {
         key: hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
         for key, rows in steps[steps["key"].isin(done)].groupby("key")[["train_loss", "val_loss"]]

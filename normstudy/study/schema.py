@@ -20,6 +20,7 @@ COMPACTED_FILE = "1-compacted.parquet"
 SEALED = "SEALED"
 WATCH = "watch"  # the source of a run that normstudy.watch recorded; every other run has none
 WATCHED_WINDOW = 1000  # steps in a window of such a run
+UNFILLED = {"batch_size", "seq_len"}  # columns that such a run leaves null, whatever its config says
 MODULES = (
     "embed", "pos", "embed_norm", "attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2", "norm1_out",
     "norm2_out", "norm1_inner", "norm2_inner", "qkv_norm", "scale", "own", "final_norm", "unembed",
@@ -77,8 +78,10 @@ def plain_schema(table: str) -> pa.Schema:
     return pa.schema([(f.name, pa.string() if f.type == NAME_TYPE else f.type) for f in SCHEMAS[table]])
 
 
-def window_size(n_steps: int) -> int:
+def window_size(n_steps: int, source: object = None) -> int:
     """Return the number of steps in a window (the range of steps in one file) of a run with `n_steps` steps."""
+    if source == WATCH:  # nobody knows the length of a watched loop before its end
+        return WATCHED_WINDOW
     return max(200, math.ceil(n_steps / 10))
 
 

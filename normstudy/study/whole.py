@@ -47,7 +47,7 @@ class Expected(NamedTuple):
         if self.status == "done":
             found = self.nonfinite_step
             return self.n_steps - 1 if found is None or found != found else min(int(found), self.n_steps - 1)
-        size = schema.window_size(self.n_steps)
+        size = schema.window_size(self.n_steps, self.source)
         return max(self.saved // size * size - 1, int(steps.max(initial=-1)))
 
 
@@ -146,7 +146,7 @@ def wrong_in_files(study_dir: Path, run: Expected, *, is_new: bool) -> str:
 
     is_new: whether the run has neither a row in `runs` nor a checkpoint; then nobody knows what computed its windows.
     """
-    windows = range(math.ceil(run.n_steps / schema.window_size(run.n_steps)))
+    windows = range(math.ceil(run.n_steps / schema.window_size(run.n_steps, run.source)))
     for table in schema.SERIES:
         folder = study_dir / "tables" / table  # not listed, because it may hold the files of thousands of runs
         paths = [path for w in windows if (path := folder / schema.window_name(run.name, w)).exists()]

@@ -307,7 +307,7 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
 def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[str]) -> list[tuple[list[str], str]]:
     """Check a run's windows in one table; returns (the bad file, if there is one, and what is wrong) as a list."""
     whats: list[tuple[list[str], str]] = []
-    size, parts = schema.window_size(run.n_steps), [SCHEMAS[table].empty_table()]
+    size, parts = schema.window_size(run.n_steps, run.source), [SCHEMAS[table].empty_table()]
     for name in names:
         low = int(name.removesuffix(".parquet").rpartition("-")[2]) * size
         try:

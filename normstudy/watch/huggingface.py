@@ -24,8 +24,10 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # tr
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module,
         optimizer: Any, **_: Any,
     ) -> None:  # fmt: skip
-        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper takes no hooks
-        self.watch = Watch(model, inner, **self.options).start()
+        if self.watch is not None:  # a training that ended in an error, of which a trainer tells nobody
+            self.watch.close("failed")
+        options = {"scaler": getattr(optimizer, "scaler", None), **self.options}
+        self.watch = Watch(model, [optimizer], **options).start()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any

@@ -16,16 +16,24 @@ class WatchCallback(lightning.Callback):  # type: ignore[misc, unused-ignore]  #
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.watch: Watch | None = None
+        self._loss: Tensor | None = None  # of the batches since the last step, of which each has its share
+        self._steps = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.watch = Watch(pl_module, trainer.optimizers, **self.options).start()
+        options = {"scaler": getattr(trainer.precision_plugin, "scaler", None), **self.options}
+        self.watch = Watch(pl_module, trainer.optimizers, **options).start()
+        self._loss, self._steps = None, trainer.global_step
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if self.watch is not None and isinstance(loss, Tensor):
-            self.watch.log(train_loss=loss)
+        if self.watch is None or not isinstance(loss, Tensor):
+            return
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        if trainer.global_step != self._steps:
+            self.watch.log(train_loss=self._loss)
+            self._loss, self._steps = None, trainer.global_step
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.watch is not None:

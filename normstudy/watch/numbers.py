@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normstudy.watch.probe import Number, Row
 
-LOGGED = ("train_loss", "val_loss", "lr")
+LOGGED = ("train_loss", "val_loss", "lr", "skipped")
 KINDS = ("grads", "params", "updates")
 
 
@@ -76,7 +76,8 @@ class Copy:
         logged, *parts = (part.cpu().double() for part in self._parts)
         out, at = [], 0
         for row, values in zip(self.rows, logged.tolist(), strict=True):
-            good = row.train_loss is None or math.isfinite(values[0])
+            skipped = values.pop() > 0  # by a fused optimizer, whose scaler found inf: this is no divergence
+            good = skipped or row.train_loss is None or math.isfinite(values[0])
             if not row.probed:
                 out.append(Numbers(row.step, [*values, *[math.nan] * 4], None, None, good))
                 continue
@@ -86,7 +87,7 @@ class Copy:
             totals = torch.where(known, total, math.nan).tolist()
             stream = parts[1][at].tolist() if len(parts) > 1 else None
             numbers = [*values, *totals, modules[0, -1].item()]
-            good = good and not any(map(math.isinf, totals))
+            good = good and (skipped or not any(map(math.isinf, totals)))
             out.append(Numbers(row.step, numbers, modules[:, :-1].tolist(), stream, good))
             at += 1
         return out
@@ -105,11 +106,12 @@ def _modules(row: Row, groups: Groups, frozen: dict[int, Tensor]) -> Tensor:
         found = {**frozen, **row.params} if kind == "params" else getattr(row, kind)
         if found:
             at = groups.at(found)
-            norms = torch.stack([norm.to(groups.device) for norm in found.values()]).nan_to_num(math.inf, math.inf)
+            norms = torch.stack([norm.to(groups.device, torch.float32) for norm in found.values()])
+            norms = norms.nan_to_num(math.inf, math.inf)
             if kind == "grads" and row.scale is not None:
                 norms = norms / row.scale.to(groups.device)
             # The square of a small norm is no float32, and not every device has float64.
-            largest = norms.max().clamp(torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max)
+            largest = torch.where(norms.isinf(), 0.0, norms).max().clamp(torch.finfo(torch.float32).tiny)
             squares = torch.zeros(groups.n, device=groups.device).index_add_(0, at, (norms / largest).square())
             out[k, :-1].index_copy_(0, at, (squares.sqrt() * largest)[at])
     if both := [i for i in row.clipped if i in row.grads]:

@@ -59,6 +59,7 @@ class Row:
     params: dict[int, Tensor] = field(default_factory=dict)
     updates: dict[int, Tensor] = field(default_factory=dict)
     stream: Tensor | None = None  # (3, points): sums of mean squares, forward passes, sums of squared gradients
+    skipped: Number = None  # above 0 if a fused optimizer left the parameters as they were, because of its scaler
     scale: Tensor | None = None  # by which a GradScaler multiplied the loss
 
 
@@ -82,6 +83,9 @@ class Probe:
         self._task = -1
         self._backwards = self._at_pre = 0
         self._fresh = self._inside = False  # a backward has run since the last step; an optimizer is at work
+        self._stepped: set[int] = set()  # the optimizers that have stepped in the last row
+        self.broken = False  # whether an error has ended the watch
+        self._hooks: list[Hook] = []
         self._before: dict[int, Tensor] = {}
         self._handles: list[Any] = []
         self._seen: set[int] = set()  # points of the stream since the last step
@@ -90,10 +94,17 @@ class Probe:
         self.frozen = {
             i: torch.linalg.vector_norm(p.detach()) for i, p in enumerate(self.params) if not p.requires_grad
         }
-        self._attach()
+        try:
+            self._attach()
+        except BaseException:
+            self.detach()
+            raise
 
     def _attach(self) -> None:
-        hook = functools.partial(Hook, failed=self._failed)
+        def hook(call: Callable[..., None]) -> Hook:
+            self._hooks.append(Hook(call, self._failed))
+            return self._hooks[-1]
+
         for i, p in enumerate(self.params):
             if p.requires_grad:
                 call = hook(functools.partial(self._accumulated, i))
@@ -113,8 +124,11 @@ class Probe:
         self._handles.clear()
 
     def _failed(self, error: Exception) -> None:
-        if self._handles:
-            self.detach()
+        """Say what ended the watch, and silence the hooks. They are removed later: torch may iterate over them now."""
+        if not self.broken:
+            self.broken = True
+            for hook in self._hooks:
+                hook.call = None
             line = f"watch: stopped at step {self.step} by {type(error).__name__}: {error}"
             print(printable(line), file=sys.stderr)
 
@@ -134,10 +148,12 @@ class Probe:
     def _read_gradients(self) -> None:
         began = time.perf_counter()
         self._task, self._fresh, self._backwards = -1, True, self._backwards + 1
+        self._seen.clear()
         dirty, self._dirty = sorted(self._dirty), set()
         if dirty and all(self.params[i].grad is None for i in dirty):
             raise RuntimeError("no gradient is left at the end of backward, as with an optimizer that runs inside it")
-        if self.rows[-1].probed if self._inside else self.probes(self.step):
+        unfinished = self._inside or 0 < len(self._stepped) < len(self.optimizers)
+        if (unfinished and self.rows[-1].probed) or (not self._inside and self.probes(self.step)):
             self._norms |= self._gradient_norms(dirty)
         self.seconds += time.perf_counter() - began
 
@@ -150,14 +166,17 @@ class Probe:
 
     def _pre_step(self, optimizer: Optimizer, *_: object) -> None:
         began = time.perf_counter()
-        if optimizer is self.optimizers[0]:
+        if not self.rows or id(optimizer) in self._stepped or not self._stepped:
+            self._stepped.clear()
             losses = self._logged.get("train_loss"), self._logged.get("val_loss")
             self.rows.append(Row(self.step, self.probes(self.step), _lr(optimizer), *losses))
             self.step, self._logged = self.step + 1, {}
-            self._take()
+            self._take_stream()
             self.collect()
+        self._stepped.add(id(optimizer))
         self._inside, self._at_pre = True, self._backwards
         row = self.rows[-1]
+        self._take_gradients(optimizer)
         if row.probed:
             mine = self._of(optimizer)
             for i in mine:
@@ -173,7 +192,8 @@ class Probe:
         self._inside = self._fresh = False
         row, mine = self.rows[-1], self._of(optimizer)
         if self._backwards != self._at_pre:  # the step ran a closure
-            self._take()
+            self._take_stream()
+            self._take_gradients(optimizer)
             row.clipped |= self._gradient_norms(mine) if row.probed else {}
         if row.probed:
             before = [self._before[i] for i in mine]
@@ -183,16 +203,23 @@ class Probe:
                 row.updates |= dict(zip(mine, _norms(before), strict=True))
             if (scale := getattr(optimizer, "grad_scale", None)) is not None:  # a fused step divides by it
                 row.clipped |= {i: row.clipped[i] / scale for i in mine if i in row.clipped}
+        found_inf = getattr(optimizer, "found_inf", None)
+        row.skipped = found_inf.detach().clone() if isinstance(found_inf, Tensor) else None
         self.seconds += time.perf_counter() - began
 
-    def _take(self) -> None:
-        """Move the gradients and the residual stream of the passes so far into the last row."""
+    def _take_gradients(self, optimizer: Optimizer) -> None:
+        """Move the norms of an optimizer's gradients into the last row; a single optimizer has all of them."""
         row = self.rows[-1]
-        row.grads, self._norms = self._norms, {}
-        if row.probed and self._stream.numel():
-            row.stream = self._stream.clone()
+        mine = set(self._norms if len(self.optimizers) == 1 else self._of(optimizer))
+        row.grads |= {i: self._norms.pop(i) for i in sorted(mine & self._norms.keys())}
         if self.scaler is not None and self.scaler.is_enabled():
             row.scale = self.scaler._scale.clone()
+
+    def _take_stream(self) -> None:
+        """Add the residual stream of the passes so far to the last row."""
+        row = self.rows[-1]
+        if row.probed and self._stream.numel():
+            row.stream = self._stream.clone() if row.stream is None else row.stream + self._stream
         self._stream.zero_()
         self._seen.clear()
 
@@ -204,7 +231,8 @@ class Probe:
         """Record losses. A training loss belongs to the last backward's step, a validation loss to the next step."""
         for name, value in values.items():
             kept = value.detach().clone() if isinstance(value, Tensor) else value
-            if name == "train_loss" and not self._fresh and self.rows:
+            last = self.rows[-1] if self.rows else None
+            if name == "train_loss" and not self._fresh and last is not None and last.train_loss is None:
                 self.rows[-1].train_loss = kept
             else:
                 self._logged[name] = kept
@@ -243,7 +271,8 @@ class Probe:
 
 def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the tensors' norms in float32, also those of half precision."""
-    return list(torch._foreach_norm(list(tensors), 2, torch.float32)) if tensors else []
+    double = any(one.dtype == torch.float64 for one in tensors)
+    return list(torch._foreach_norm(list(tensors), 2, torch.float64 if double else torch.float32)) if tensors else []
 
 
 def _tensor(values: Sequence[object]) -> Tensor | None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,34 @@ class Record:
     def resume(self, step: int | None) -> int:
         """Read the row and the open window of a run that goes on, and return its next step.
 
-        step: where it goes on; what is recorded of later steps is removed.
+        step: where it goes on; what is recorded of later steps is removed. Raises ConfigError if there is no such run,
+        and if other steps were to be probed.
         """
         before = parquet.read_row(self.study_dir, self.run_id)
         if before is None:
             raise ConfigError(f"resume {self.run_id!r} is no run of {self.study_dir}: give one of its run ids")
-        self.row |= {name: before[name] for name in ("started_at", "seed", "config", "nonfinite_step")}
+        for name, word in (("probe_every", "every"), ("probe_dense_steps", "dense")):
+            if before[name] != self.row[name]:
+                raise ConfigError(f"{word} {self.row[name]} differs from the run's {before[name]}: use the same value")
         recorded = int(str(before["n_steps"]))
+        if step is not None and step > recorded:
+            lost = (
+                f"watch: steps {recorded} to {step - 1} were not recorded; step {step} of the loop is step {recorded}"
+            )
+            print(f"{lost} of {self.run_id}", file=sys.stderr)
         step = recorded if step is None else min(step, recorded)
-        self._number = max(step - 1, 0) // schema.WATCHED_WINDOW
+        diverged = before["nonfinite_step"]
+        kept = diverged if diverged is not None and int(str(diverged)) < step else None
+        again = {
+            "status": "running",
+            "n_steps": step,
+            "nonfinite_step": kept,
+            "finished_at": None,
+            "final_val_loss": None,
+        }
+        self.row = {**before, **again}
+        self._write_row()  # first: readers must not take what is left for a finished run
+        self._open(max(step - 1, 0) // schema.WATCHED_WINDOW)
         for table in schema.SERIES:
             for path in (self.study_dir / "tables" / table).glob(f"{self.run_id}-*.parquet"):
                 number = int(path.stem.rpartition("-")[2])
@@ -82,17 +102,27 @@ class Record:
                     self._window[table] = {name: values for name, values in columns.items() if name != "run_id"}
                 elif number > self._number:
                     path.unlink()
-        self.row["n_steps"], self._unsaved = step, True
+        self._unsaved = True
         return step
+
+    def _open(self, number: int) -> None:
+        """Begin a window."""
+        self._number = number
+        self._window = {
+            table: {f.name: [] for f in schema.SCHEMAS[table] if f.name != "run_id"} for table in schema.SERIES
+        }
+
+    def _write_row(self) -> None:
+        """Write the run's row, also in the place of a finished run's."""
+        row = pa.Table.from_pylist([self.row], schema.SCHEMAS["runs"])
+        with files.storing(self.study_dir):
+            files.place(self.study_dir, f"tables/runs/{self.run_id}.parquet", parquet.encode("runs", row))
 
     def add(self, numbers: Numbers) -> None:
         """Add a step's rows; write the window that it ends."""
         if numbers.step // schema.WATCHED_WINDOW != self._number:
             self.write()
-            self._number = numbers.step // schema.WATCHED_WINDOW
-            self._window = {
-                table: {f.name: [] for f in schema.SCHEMAS[table] if f.name != "run_id"} for table in schema.SERIES
-            }
+            self._open(numbers.step // schema.WATCHED_WINDOW)
         train, val, lr, grad, param, update, clip = map(_known, numbers.steps)
         _append(self._window["steps"], {
             "step": numbers.step, "train_loss": train, "val_loss": val, "lr": lr, "grad_norm": grad,
@@ -121,7 +151,7 @@ class Record:
         with files.storing(self.study_dir):
             files.place_all(self.study_dir, found)
         self._unsaved = False
-        tables.write_runs(self.study_dir, [self.row])
+        self._write_row()
 
     def end(self, status: str, **columns: object) -> None:
         """Write everything, with the run's status."""
@@ -145,9 +175,9 @@ def first_row(
 ) -> dict[str, Any]:
     """Return the columns of a run's row that are known at its start. config: may name columns of this project."""
     kinds = cfg.asked_types()
-    fits = {name: int | float if kind is float else kind for name, kind in kinds.items()}
+    fits = {n: int | float if kind is float else kind for n, kind in kinds.items() if n not in schema.UNFILLED}
     return {
-        **{name: value for name, value in config.items() if name in kinds and isinstance(value, fits[name])},
+        **{name: value for name, value in config.items() if name in fits and isinstance(value, fits[name])},
         "config": json.dumps(config, default=str, sort_keys=True),
         "run_id": run_id, "status": "running", "study": study, "source": schema.WATCH, "seed": seed, "data_seed": seed,
         "identity_version": cfg.IDENTITY_VERSION, "n_params": sum(p.numel() for p in params), "n_steps": 0,

@@ -60,7 +60,8 @@ class Watch:
         Raises ConfigError for what cannot be watched.
         """
         self.model = _inner(model)
-        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        given = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self.optimizers = [getattr(one, "optimizer", one) for one in given]  # accelerate's wrapper takes no hooks
         self.study, self.results_dir, self.every, self.dense = study, results_dir, every, dense
         self.scaler, self.config, self.seed, self.run_id = scaler, dict(config or {}), seed, resume
         self._resumes, self._from = resume is not None, step
@@ -106,7 +107,7 @@ class Watch:
 
     def log(self, *, train_loss: Number = None, val_loss: Number = None) -> None:
         """Record losses, which may lie on the device: the last step's training loss, the validation loss after it."""
-        if self._probe is None:
+        if self._probe is None or self._probe.broken:
             return
         given = {"train_loss": train_loss, "val_loss": val_loss}
         self._probe.log({name: value for name, value in given.items() if value is not None})
@@ -124,16 +125,17 @@ class Watch:
     def _flush(self, probe: Probe, keep: int) -> None:
         """Start the copy of the finished rows, and record those that were copied. keep: rows that are not finished."""
         began = time.perf_counter()
-        if self._copy is not None:
-            self._add(self._copy.numbers())
-            self._copy = None
+        copied, self._copy = self._copy, None
+        if copied is not None:
+            self._add(copied.numbers())
         rows = probe.rows[: len(probe.rows) - keep]
         if rows:
             del probe.rows[: len(rows)]
-            self._copy = Copy(rows, self._groups, probe.frozen)
-            if self._copy.ready:
-                self._add(self._copy.numbers())
-                self._copy = None
+            copied = Copy(rows, self._groups, probe.frozen)
+            if copied.ready:
+                self._add(copied.numbers())
+            else:
+                self._copy = copied
         probe.seconds += time.perf_counter() - began
 
     def _add(self, numbers: Sequence[Numbers]) -> None:
@@ -166,7 +168,7 @@ class Watch:
             return
         probe.detach()
         try:
-            self._end(probe, status)
+            self._end(probe, "failed" if probe.broken else status)
         except Exception as error:  # the training has ended well all the same
             print(printable(f"watch: the end of {self.run_id} is not recorded: {error}"), file=sys.stderr)
         finally:
@@ -174,8 +176,9 @@ class Watch:
 
     def _end(self, probe: Probe, status: str) -> None:
         self._flush(probe, keep=0)
-        if self._copy is not None:
-            self._add(self._copy.numbers())
+        copied, self._copy = self._copy, None
+        if copied is not None:
+            self._add(copied.numbers())
         final = probe.left().get("val_loss")
         self._record.end(status, final_val_loss=None if final is None else float(final))
         steps, seconds = probe.step - self._first, time.monotonic() - self._began
@@ -213,7 +216,8 @@ def _check(model: nn.Module, optimizers: Sequence[Optimizer], every: int, dense:
             raise ConfigError(
                 f"{type(one).__name__} has no parameter of {type(model).__name__}: watch the model it trains"
             )
-    if any(type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor" for p in params):
-        raise ConfigError("the parameters are sharded (FSDP2), which watch does not support: watch without it")
+    sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    if sharded or any(type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor" for p in params):
+        raise ConfigError("the parameters are sharded (FSDP), which watch does not support: watch without it")
     if every < 1 or dense < 0:
         raise ConfigError(f"every {every} must be 1 or more, and dense {dense} must be 0 or more")

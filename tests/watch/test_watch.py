@@ -207,6 +207,42 @@ def test_frozen_unused_and_sparse_parameters(tmp_path: Path) -> None:
     assert rows.loc[(2, "unused"), "param_norm"] > 0
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_norms_of_half_precision_are_those_of_float32(half: bool, tmp_path: Path) -> None:
+    """Under autocast, and with parameters in bfloat16, whose own norm is off by half a percent."""
+    model = made(Encoder).to(torch.bfloat16 if half else torch.float32)
+    optimizer, by_hand = adamw(model), []
+    with watched(model, optimizer, tmp_path):
+        for batch in batches(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=not half):
+                loss = loss_of(model, batch)
+            loss.backward()
+            by_hand.append(norm([p.grad.float() for p in model.parameters() if p.grad is not None]))
+            optimizer.step()
+    found = normstudy.load(tmp_path / "mine")
+    assert found.steps["grad_norm"].tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert found.residual.notna().all(axis=None)
+
+
+def test_an_optimizer_inside_the_backward_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = made(Recurrent)
+    inner = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    outer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step_now(p: torch.Tensor) -> None:
+        inner[p].step()
+        inner[p].zero_grad()
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(step_now)
+    with watched(model, outer, tmp_path):
+        for batch in batches(3):
+            loss_of(model, batch).backward()
+    assert capfd.readouterr().err.count("no gradient is left at the end of backward") == 1
+    assert normstudy.load(tmp_path / "mine").steps.empty
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointed_blocks_count_once(reentrant: bool, tmp_path: Path) -> None:
     found = []
@@ -476,3 +512,85 @@ def test_the_page_s_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     found = normstudy.load("results/mine")
     assert found.steps["train_loss"].notna().all()
     assert sorted(set(found.modules["step"])) == list(range(25))
+
+
+def test_a_longer_run_is_sound_and_a_page_needs_no_blocks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With what a config may say of columns that stay null, and losses that are logged now and then."""
+    model = made(Recurrent)
+    optimizer = adamw(model)
+    given = {"batch_size": 4, "seq_len": 8}
+    with watched(model, optimizer, tmp_path, every=50, config=given, unigram_entropy=3.0, bigram_entropy=2.0) as w:
+        for i in range(300):
+            plain_loop(model, optimizer, 1, log=w.log if i % 10 == 0 else None)
+            if i == 190:
+                w.log(val_loss=2.5)
+        w.log(val_loss=2.4)
+    study = tmp_path / "mine"
+    assert main(["check", str(study)]) == 0, capfd.readouterr()
+    assert normstudy.load(study).runs["outcome"].tolist() == ["unfinished"]
+    assert normstudy.load(study, where="config_batch_size=4").runs["batch_size"].isna().all()
+    assert "recorded by normstudy.watch" in normstudy.report(study).html
+
+
+def test_a_loss_logged_before_its_backward_and_optimizers_in_any_order(tmp_path: Path) -> None:
+    model = made(Encoder)
+    parameters = list(model.parameters())
+    first, second = torch.optim.SGD(parameters[:5], lr=0.1), torch.optim.Adam(parameters[5:], lr=1e-2)
+    losses, norms = [], []
+    with watched(model, [first, second], tmp_path) as w:
+        for batch in batches(4):
+            loss = loss_of(model, batch)
+            w.log(train_loss=loss)
+            losses.append(loss.item())
+            for one in (first, second):
+                one.zero_grad()
+            loss.backward()
+            norms.append(norm([p.grad for p in parameters if p.grad is not None]))
+            second.step()
+            first.step()
+    steps = normstudy.load(tmp_path / "mine").steps
+    assert steps["train_loss"].tolist() == pytest.approx(losses, rel=1e-6)
+    assert steps["grad_norm"].tolist() == pytest.approx(norms, rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_hides_no_other(tmp_path: Path) -> None:
+    model = made(Convolutions)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with watched(model, optimizer, tmp_path):
+        for batch in batches(2):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+        optimizer.zero_grad()
+        (model.second.weight.sum() * math.inf + loss_of(model, batches(1)[0])).backward()  # type: ignore[operator, union-attr]
+        optimizer.step()
+    found = normstudy.load(tmp_path / "mine")
+    at = found.modules[found.modules["step"] == 2].set_index("module")["grad_norm"]
+    assert math.isinf(at["second"])
+    assert 0 < at["first"] < math.inf
+    assert found.runs["nonfinite_step"].tolist() == [2]
+    assert found.runs["outcome"].tolist() == ["diverged"]
+
+
+def test_a_run_that_goes_on_keeps_what_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = made(Encoder)
+    optimizer = adamw(model)
+    with watched(model, optimizer, tmp_path, seed=3, config={"placement": "pre"}) as w:
+        plain_loop(model, optimizer, 6)
+    with pytest.raises(normstudy.ConfigError, match="every 7 differs from the run's 3"):
+        watched(model, optimizer, tmp_path, resume=w.run_id, every=7).start()
+    with contextlib.suppress(ZeroDivisionError), watched(model, optimizer, tmp_path, resume=w.run_id, step=9):
+        assert normstudy.load(tmp_path / "mine").runs["status"].tolist() == ["running"]
+        plain_loop(model, optimizer, 2)
+        raise ZeroDivisionError
+    assert "steps 6 to 8 were not recorded" in capfd.readouterr().err
+    found = normstudy.load(tmp_path / "mine")
+    row = found.runs.iloc[0]
+    assert (row["status"], row["n_steps"], row["placement"], row["seed"], row["data_seed"]) == (
+        "failed",
+        8,
+        "pre",
+        3,
+        3,
+    )
+    assert found.steps["step"].tolist() == list(range(8))
