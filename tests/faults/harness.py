@@ -257,7 +257,8 @@ def main() -> None:
     parser.add_argument("--offset", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    schema.window_size = lambda n_steps: WINDOW  # of the format, and 200 at least: too many steps for so many trials
+    # 200 at least would be too many steps for so many trials.
+    schema.window_size = lambda n_steps, source=None: WINDOW
     pool.run = in_this_process  # type: ignore[assignment]
     whole = args.folder / "whole"
     whole.mkdir(parents=True)

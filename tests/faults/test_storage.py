@@ -114,7 +114,7 @@ def test_a_crash_that_cannot_be_written_down_stops_the_sweep_in_order(tmp_path: 
 @pytest.mark.parametrize("number", sorted(files.REMEDIES), ids=lambda number: errno.errorcode[number])
 def test_whatever_the_disk_says_is_one_line(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a run's second window, by what a write, an fsync or a replace raises."""
-    monkeypatch.setattr(schema, "window_size", lambda n_steps: 4)
+    monkeypatch.setattr(schema, "window_size", lambda n_steps, source=None: 4)
     for name in ("write", "fsync", "replace"):
         root = tmp_path / name
         task = task_of([tiny(root), tiny(root, seed=1)])

@@ -73,7 +73,7 @@ def test_a_stop_at_any_step_changes_no_bit(
 
 
 def test_a_stop_beyond_a_window_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "window_size", lambda n_steps: 3)
+    monkeypatch.setattr(schema, "window_size", lambda n_steps, source=None: 3)
     train_on([tiny(tmp_path / "whole", n_steps=8)])
     for stop in (2, 3, 4, 7):
         config = tiny(tmp_path / str(stop), n_steps=8)
@@ -212,7 +212,7 @@ def test_a_checkpoint_from_elsewhere_is_refused(
 
 def test_a_checkpoint_without_its_windows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user removed a file of the tables, whose rows are nowhere else."""
-    monkeypatch.setattr(schema, "window_size", lambda n_steps: 5)
+    monkeypatch.setattr(schema, "window_size", lambda n_steps, source=None: 5)
     train_on([tiny(tmp_path / "whole")])
     config, _ = a_stopped_run(tmp_path / "here")
     (lost,) = (tmp_path / "here" / "tiny" / "tables" / "residual").glob("*-000.parquet")

@@ -17,14 +17,14 @@ from normstudy.upkeep.compact import compact_study
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schema, "window_size", lambda n_steps: WINDOW)
+        patch.setattr(schema, "window_size", lambda n_steps, source=None: WINDOW)
         train(root)
     return root / "tiny"
 
 
 @pytest.fixture
 def study(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(schema, "window_size", lambda n_steps: WINDOW)
+    monkeypatch.setattr(schema, "window_size", lambda n_steps, source=None: WINDOW)
     return Path(shutil.copytree(made, tmp_path / "tiny"))
 
 
