@@ -48,7 +48,7 @@ def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outpu
             "attn, mlp, layernorm and linear layers cannot be called inside torch.func's grad, jvp, jacobian or vmap: "
             "call them outside of these functions"
         )
-    level, n_runs = vmap.level(), vmap.batch_size()  # type: ignore[attr-defined, unused-ignore]
+    level, n_runs = vmap.level(), vmap.batch_size()  # type: ignore[attr-defined]
     stacked = [None if x is None else _functorch._remove_batch_dim(x, level, n_runs, 0) for x in inputs]
     with vmap.lower():
         outputs = function(*stacked)
@@ -103,19 +103,19 @@ class _Linears(Function):
         weights, biases = parameters[:n_maps], parameters[n_maps:]
         w = weights[0] if n_maps == 1 else torch.cat(weights, 1)
         ctx.save_for_backward(x, w)
-        ctx.sizes, ctx.biased = [v.shape[1] for v in weights], bool(biases)  # type: ignore[attr-defined, unused-ignore]
+        ctx.sizes, ctx.biased = [v.shape[1] for v in weights], bool(biases)  # type: ignore[attr-defined]
         y = product(x, w.mT, torch.cat(biases, 1) if biases else None)
-        return (y,) if n_maps == 1 else torch.split(y, ctx.sizes, 2)  # type: ignore[attr-defined, unused-ignore]
+        return (y,) if n_maps == 1 else torch.split(y, ctx.sizes, 2)  # type: ignore[attr-defined]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors  # type: ignore[attr-defined, unused-ignore]
-        sizes: list[int] = ctx.sizes  # type: ignore[attr-defined, unused-ignore]
+        x, w = ctx.saved_tensors  # type: ignore[attr-defined]
+        sizes: list[int] = ctx.sizes  # type: ignore[attr-defined]
         # If g were not contiguous, the order of a sum over its positions would depend on the number of runs.
         g = gradients[0].contiguous() if len(sizes) == 1 else torch.cat(gradients, 2)
         of_weights = torch.split(product(g.mT, x), sizes, 1)
-        of_biases = torch.split(g.sum(1), sizes, 1) if ctx.biased else ()  # type: ignore[attr-defined, unused-ignore]
+        of_biases = torch.split(g.sum(1), sizes, 1) if ctx.biased else ()  # type: ignore[attr-defined]
         return None, product(g, w), *of_weights, *of_biases
 
 
@@ -147,7 +147,7 @@ class _LayerNorm(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, *moments = ctx.saved_tensors  # type: ignore[attr-defined, unused-ignore]
+        x, gamma, *moments = ctx.saved_tensors  # type: ignore[attr-defined]
         g, back, width = gradients[0].contiguous(), torch.ops.aten.native_layer_norm_backward.default, x.shape[2:]
         mean, rstd = moments[: len(x)], moments[len(x) :]
         runs = [
@@ -198,7 +198,7 @@ class _CausalAttention(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> Outputs:
-        q, k, v, weights = ctx.saved_tensors  # type: ignore[attr-defined, unused-ignore]
+        q, k, v, weights = ctx.saved_tensors  # type: ignore[attr-defined]
         g, scale = _by_rows(gradients[0].transpose(2, 3)), q.shape[-1] ** -0.5
         of_qkv = [q.new_empty(gradients[0].shape) for _ in "qkv"]
         of_q, of_k, of_v = (x.transpose(2, 3) for x in of_qkv)
@@ -251,7 +251,7 @@ class _CrossEntropy(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        log_p, index = ctx.saved_tensors  # type: ignore[attr-defined, unused-ignore]
+        log_p, index = ctx.saved_tensors  # type: ignore[attr-defined]
         of_targets = (gradients[0] / -index.shape[1])[:, None, None].expand(index.shape)
         of_logits, zeros = torch.empty_like(log_p), None
         for s in _slices(log_p):
