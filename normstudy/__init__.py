@@ -3,7 +3,13 @@
     study = normstudy.sweep("quickstart", study="mine", seed=[0, 1])   # as `normstudy sweep` does
     study.tables.runs, study.plot("headline"), study.compare("warmup_steps"), study.report().save()
 
-`normstudy.Study("results/warmup")` is a study that exists. docs/python.md explains the rest.
+    run(**keys)  sweep(experiment, ...)  critical(...)     train; return a Study
+    Study(folder)  load(folder)                            a study that exists; its tables
+    status  compare  plot  report                          of a study, given its folder
+    watch(model, optimizer, study="mine")                  record a training loop of your own
+    RunConfig  ConfigError                                 a run's configuration; every refusal
+
+`help(normstudy.sweep)` and the like say more, docs/python.md and docs/watch.md the rest.
 """
 
 from __future__ import annotations
@@ -14,14 +20,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from normstudy.analysis.load import load
-    from normstudy.app.api import Study, compare, critical, plot, report, run, status, sweep
-    from normstudy.config import RunConfig
-    from normstudy.errors import ConfigError
-    from normstudy.watch.watcher import Watch as watch
+    from normstudy.analysis.load import load as load
+    from normstudy.app.api import Study as Study
+    from normstudy.app.api import compare as compare
+    from normstudy.app.api import critical as critical
+    from normstudy.app.api import plot as plot
+    from normstudy.app.api import report as report
+    from normstudy.app.api import run as run
+    from normstudy.app.api import status as status
+    from normstudy.app.api import sweep as sweep
+    from normstudy.config import RunConfig as RunConfig
+    from normstudy.errors import ConfigError as ConfigError
+    from normstudy.watch.watcher import Watch as watch  # noqa: F401
 
 __version__ = "0.1.0"
-__all__ = (
+_NAMES = (  # not __all__, by which help() would print every class whole
     "ConfigError", "RunConfig", "Study", "compare", "critical", "load", "plot", "report", "run", "status", "sweep",
     "watch",
 )  # fmt: skip
@@ -35,21 +48,21 @@ def __getattr__(name: str) -> object:
     """Import what a program uses when it uses it: `kernels` and `norms`, which need torch, for a user's own blocks."""
     if name in ("kernels", "norms"):
         return import_module(f"normstudy.model.{name}")
-    if name in __all__:
+    if name in _NAMES:
         module, there = _HOMES.get(name, ("app.api", name))
         return getattr(import_module(f"normstudy.{module}"), there)
     raise AttributeError(f"module 'normstudy' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__", "kernels", "norms"]
+    return [*_NAMES, "__version__", "kernels", "norms"]
 
 
 class _Package(ModuleType):
     """Keep the functions `report` and `sweep` from being replaced by the modules of these names, once imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in __all__ or not isinstance(value, ModuleType):
+        if name not in _NAMES or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
 

@@ -17,7 +17,8 @@ from normstudy.study.schema import SCHEMAS, UNFILLED
 
 KINDS = cfg.asked_types()
 
-Where = Mapping[str, str] | Sequence[str]  # what selects runs: column -> value, or the values of --where
+# What selects runs: column -> value or values, or the values of --where.
+Where = Mapping[str, object] | Sequence[str]
 ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 # One condition, such as peak_lr>=1e-3, or one more value of the condition before it, up to the next comma or the end.
 VALUE = r"""(?:"([^"]*)"|'([^']*)'|([^\s,'"](?:[^,]*[^\s,])?))"""
@@ -27,7 +28,8 @@ PART = re.compile(rf"\s*(?:(\w+)\s*(!=|<=|>=|=|<|>)\s*)?{VALUE}\s*(?:,(?=.)|$)",
 def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
     """Return (column, sign, values) of each condition: `n_layers=2,4` becomes `("n_layers", "=", ("2", "4"))`."""
     if isinstance(where, Mapping):
-        return [(column, "=", (value,)) for column, value in where.items()]
+        many = {name: value if isinstance(value, list | tuple | range) else [value] for name, value in where.items()}
+        return [(name, "=", tuple(map(_text, values))) for name, values in many.items()]
     found: list[tuple[str, str, tuple[str, ...]]] = []
     for word in [where] if isinstance(where, str) else where:
         at, before = 0, len(found)
@@ -42,6 +44,11 @@ def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
             found.append((column, sign, (*values, *(text for text in part.groups()[2:] if text is not None))))
             at = part.end()
     return found
+
+
+def _text(value: object) -> str:
+    """Return a value that a program gives as the text that one would type."""
+    return value if isinstance(value, str) else value_text(native("", value))
 
 
 def native(column: str, value: object) -> Value:

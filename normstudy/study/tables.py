@@ -13,6 +13,7 @@ documents every column.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -172,6 +173,22 @@ def _has_runs(study_dir: Path) -> bool:
     return (study_dir / "tables" / "runs").is_dir()
 
 
+def is_watched(study_dir: Path) -> bool:
+    """Whether normstudy.watch recorded the study's runs, which no command can train again."""
+    return kind_of(study_dir) == schema.WATCH
+
+
+def kind_of(study_dir: Path) -> str | None:
+    """Return the column `source` of a study's first sound run, or "" if there is none. All its runs are of one kind."""
+    folder, fields = study_dir / "tables" / "runs", pa.schema([SCHEMAS["runs"].field(n) for n in ("run_id", "source")])
+    for name in sorted(path.name for path in folder.glob("*.parquet") if schema.is_stored("runs", path.name)):
+        with contextlib.suppress(ConfigError):
+            for rows in read_file(folder / name, fields):
+                if rows.num_rows:
+                    return rows["source"][0].as_py()  # type: ignore[no-any-return]
+    return ""
+
+
 def read(
     study_dir: Path | str,
     table: str,
@@ -225,7 +242,8 @@ def warn_of_lost(study_dir: Path | str, run_ids: Collection[str]) -> None:
     if run_ids:
         also = f" (and of {len(run_ids) - 1} more)" if len(run_ids) > 1 else ""
         what = f"{study_dir}/tables/runs lacks the row of {min(run_ids)}{also}"
-        warn(f"{what}: not read; rerun its sweep to train it again")
+        again = "restore its file from a copy" if is_watched(Path(study_dir)) else "rerun its sweep to train it again"
+        warn(f"{what}: not read; {again}")
 
 
 def _rows(

@@ -169,7 +169,8 @@ def warn_of(study_dir: Path | str, wrong: Mapping[str, str]) -> None:
 
 def remedy(study_dir: Path) -> str:
     """Return what the user can do about runs that lack rows."""
-    again = "" if (study_dir / schema.SEALED).exists() else "rerun its sweep to train the run again, or "
+    no_sweep = (study_dir / schema.SEALED).exists() or tables.is_watched(study_dir)
+    again = "" if no_sweep else "rerun its sweep to train the run again, or "
     return f"{again}restore its files (see normstudy check {study_dir})"
 
 

@@ -109,6 +109,8 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     missing = [run_id for run_id in runs if statuses.get(run_id) != "done" or run_id in lacking]
     if lacking and (study_dir / schema.SEALED).exists():
         raise ConfigError(f"{study_dir} is sealed, but {whole.said(lacking)}: restore its files from a copy")
+    if missing and tables.is_watched(study_dir):
+        raise ConfigError(f"{study_dir} holds runs that normstudy.watch recorded: choose another study for a sweep")
     is_sealed = refuse_if_sealed(study_dir, {i: runs[i] for i in missing}, texts)
     if execution.cluster == "slurm":
         device = "cuda" if execution.gpus else "cpu"  # whatever devices the submitting machine has

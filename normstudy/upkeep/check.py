@@ -67,19 +67,27 @@ class Found:
         return any(name == table and columns for name, columns in self.others)
 
     @property
+    def watched(self) -> bool:
+        """Whether no command can train the study's runs again, so that nothing that holds rows may be removed."""
+        return tables.is_watched(self.study)
+
+    @property
     def renew(self) -> str:
         """Return the advice for missing schema files and columns."""
-        return f"rerun the sweep or run normstudy compact {self.study}"
+        return f"{'' if self.watched else 'rerun the sweep or '}run normstudy compact {self.study}"
 
     @property
     def restore(self) -> str:
         """Return the advice for a damaged compacted file."""
-        return f"restore the compacted file from a copy, or move {self.study} away and rerun the sweep"
+        again = "" if self.watched else f", or move {self.study} away and rerun the sweep"
+        return f"restore the compacted file from a copy{again}"
 
     def remedy(self, run_id: str) -> str:
         """Return the advice for a run: remove its bad files, and let the sweep train it again if rows are lost."""
         remove = shlex.join(["rm", *(str(self.study / "tables" / name) for name in dict.fromkeys(self.bad[run_id]))])
         again = "rerun the sweep to train the run again"
+        if self.watched and run_id not in self.compacted:
+            return "restore its files from a copy: no command can train a watched run again"
         if self.bad[run_id]:
             return remove if run_id in self.compacted else f"{remove}, then {again}"
         if run_id in self.beside:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from normstudy.analysis.grid import count_text
 from normstudy.config import places
-from normstudy.study import checkpoints, locks, parquet, records, schema, swap
+from normstudy.study import checkpoints, locks, parquet, records, schema, swap, tables
 from normstudy.study.files import damage, is_damage
+from normstudy.upkeep.status_text import AGAIN
 
 
 def wrong_in_checkpoints(study: Path) -> list[str]:
@@ -56,13 +57,15 @@ def wrong_in_records(study: Path) -> list[str]:
 
 def notes(study: Path, statuses: Mapping[str, int]) -> list[str]:
     """Return notes, such as how many runs are unfinished. statuses: status -> number of runs."""
-    holder, lines = locks.holder_of(study), []
+    holder, watched, lines = locks.holder_of(study), tables.is_watched(study), []
     if holder is not None:
         lines.append(f"the study is in use by {holder.text}, so files not written yet are not reported as missing")
     elif n := statuses.get("running"):
-        lines.append(f"the study has {count_text(n, 'unfinished run')}: rerun the same sweep to resume")
+        again = AGAIN if watched else "rerun the same sweep to resume"
+        lines.append(f"the study has {count_text(n, 'unfinished run')}: {again}")
     if n := statuses.get("failed"):
         logs = f"the tracebacks are in {study / records.LOGS}; rerun the same sweep to retry"
+        logs = "the program ended with an error" if watched else logs
         lines.append(f"the study has {count_text(n, 'failed run')}: {logs}")
     n_parts = len(list((study / "state").glob("*.part")))
     left = [f"{count_text(n_parts, 'file')} state/*.part"] if n_parts else []

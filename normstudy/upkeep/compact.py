@@ -94,7 +94,8 @@ def _compact(study_dir: Path, seal: bool) -> str:
     counts = Counter(statuses.values())
     if seal and len(done) < len(statuses):
         left = f"{count_text(counts['running'], 'run')} unfinished, {counts['failed']} failed"
-        raise ConfigError(f"{study_dir} cannot be sealed: {left}. Rerun its sweep, or compact without --seal")
+        again = "C" if tables.is_watched(study_dir) else "Rerun its sweep, or c"
+        raise ConfigError(f"{study_dir} cannot be sealed: {left}. {again}ompact without --seal")
     before = _size(study_dir / "tables")
     for table in TABLES:
         _write_table(study_dir, table, done)

@@ -141,7 +141,9 @@ class Looker:
         now_trained = frame.loc[frame["run_id"].isin(running), list(likely_stuck.COLUMNS)]
         live = [beat for beat in heartbeats if beat.expires > time.time()]
         reached = {i: step for beat in live for i, (_, step) in beat.steps.items() if i in running}
+        watched = tables.is_watched(self.study)
         steps = {i: max(heads[i].step if i in heads else 0, reached.get(i, 0)) for i in unfinished}
+        steps = {i: run.n_steps for i, run in unfinished.items()} if watched else steps  # those that are recorded
         times = [run.finished for run in self._done.values()] + [head.written for head in heads.values()]
         seen = max((t for t in [*times, *(beat.now for beat in heartbeats)] if t > 0), default=None)
         rate = heartbeat.rate_of(live) if running else None
@@ -153,11 +155,11 @@ class Looker:
             planned=len(lengths), finished=len(self._done), running=len(running), interrupted=len(interrupted),
             failed=len(failed), not_begun=len(lengths) - len(self._done) - len(unfinished),
             steps_done=sum(run.n_steps for run in self._done.values()) + sum(steps.values()),
-            steps_planned=sum(known) if len(known) == len(lengths) else None,
+            steps_planned=sum(known) if len(known) == len(lengths) and not watched else None,
             outcomes=outcome_counts(self._outcomes.values()),
             likely_stuck=self._likely.count(now_trained.itertuples(index=False, name=None)),
             running_at=groups_of(steps, unfinished, running), saved_at=groups_of(steps, unfinished, interrupted),
-            failures=tuple(failures_of(self.study, failed[:MOST_LINES])),
+            failures=() if watched else tuple(failures_of(self.study, failed[:MOST_LINES])), watched=watched,
             holder=None if holder is None else holder.text, verified=holder is not None and holder.verified,
             silent=None if seen is None else max(0.0, time.time() - seen),
             commands=commands_for(self._sweeps, lengths.keys() - self._done.keys() - trained),

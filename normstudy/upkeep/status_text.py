@@ -18,6 +18,7 @@ from normstudy.upkeep.positions import Group
 from normstudy.workers.progress import duration
 
 MOST_LINES = 10  # maximum number of lines shown per list
+AGAIN = "a program goes on with one by normstudy.watch(..., resume=...)"  # said of runs that it recorded
 MOST_REASON = 200  # maximum characters shown of a traceback's last line
 
 
@@ -74,6 +75,7 @@ class Status:
     rate: float | None  # steps per second, summed over runs; None if no process reports its progress
     left: float | None  # seconds until the training is finished; None if unknown
     jobs: Jobs | None = None  # None if the study has no Slurm jobs
+    watched: bool = False  # whether normstudy.watch recorded the runs
 
     @property
     def over(self) -> bool:
@@ -116,12 +118,14 @@ def render(status: Status) -> str:
     if s.holder:
         ago = f", last sign of training {duration(s.silent)} ago" if s.silent is not None and not s.verified else ""
         lines.append(f"held by {s.holder}{ago}")
-    lines += ["running:", *_groups(s.running_at)] if s.running else []
+    lines += ["running:", *_groups(s.running_at, s.watched)] if s.running else []
     lines += [f"  {text_of(s.likely_stuck)}"] if s.likely_stuck else []
-    lines += ["interrupted, saved at:", *_groups(s.saved_at)] if s.interrupted else []
+    saved = "interrupted, recorded until:" if s.watched else "interrupted, saved at:"
+    lines += [saved, *_groups(s.saved_at, s.watched)] if s.interrupted else []
     again = f": {'; '.join(s.commands)}" if s.commands else ""
     if not s.holder and not (s.jobs and not s.jobs.over) and s.interrupted + s.not_begun:
-        lines.append(f"no process is training the remaining runs; rerun the same command to resume{again}")
+        how = AGAIN if s.watched else f"rerun the same command to resume{again}"
+        lines.append(f"no process is training the remaining runs; {how}")
     return "\n".join(map(printable, (*lines, *_failures(s, again))))
 
 
@@ -133,10 +137,11 @@ def _of_jobs(s: Status) -> str:
     return f"{array}: {counts}" + (f"; logs: {s.study}/{arrays.FOLDER}" if not counts.alive else "")
 
 
-def _groups(groups: tuple[Group, ...]) -> Iterator[str]:
+def _groups(groups: tuple[Group, ...], watched: bool = False) -> Iterator[str]:
     for group in groups[:MOST_LINES]:
         more = f" and {group.runs - 1:,} more" if group.runs > 1 else ""
-        yield f"  step {group.step:,} of {group.n_steps:,}: {group.run_id}{more}"
+        of = "" if watched else f" of {group.n_steps:,}"  # nobody knows the length of a watched run
+        yield f"  step {group.step:,}{of}: {group.run_id}{more}"
     if rest := sum(group.runs for group in groups[MOST_LINES:]):
         yield f"  and {rest:,} more"
 

@@ -54,7 +54,8 @@ class Copy:
         probed = [row for row in rows if row.probed]
         if probed:
             self._parts += [torch.stack([_modules(row, groups, frozen) for row in probed])]
-            self._parts += [torch.stack([_stream(row) for row in probed])] if probed[0].stream is not None else []
+            points = max((part.shape[1] for row in probed for part in row.stream), default=0)
+            self._parts += [torch.stack([_stream(row, points, device) for row in probed])] if points else []
         self._event = None
         if device.type == "cuda":
             self._parts = [self._to_host(part) for part in self._parts]
@@ -121,9 +122,10 @@ def _modules(row: Row, groups: Groups, frozen: dict[int, Tensor]) -> Tensor:
     return out
 
 
-def _stream(row: Row) -> Tensor:
+def _stream(row: Row, points: int, device: torch.device) -> Tensor:
     """Return (2, points): root mean squares of the residual stream, and norms of the gradients along it."""
-    assert row.stream is not None
-    squares, passes, gradients = row.stream
+    if not row.stream:
+        return torch.full((2, points), math.nan, device=device)
+    squares, passes, gradients = torch.stack(row.stream).sum(dim=0)
     norms = torch.where(gradients > 0, gradients, math.nan).sqrt()
     return torch.stack([(squares / passes).sqrt(), norms if row.scale is None else norms / row.scale])

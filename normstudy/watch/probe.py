@@ -58,7 +58,8 @@ class Row:
     clipped: dict[int, Tensor] = field(default_factory=dict)  # what the optimizer used
     params: dict[int, Tensor] = field(default_factory=dict)
     updates: dict[int, Tensor] = field(default_factory=dict)
-    stream: Tensor | None = None  # (3, points): sums of mean squares, forward passes, sums of squared gradients
+    # Of each backward (3, points): sums of mean squares, forward passes, sums of squared gradients.
+    stream: list[Tensor] = field(default_factory=list)
     skipped: Number = None  # above 0 if a fused optimizer left the parameters as they were, because of its scaler
     scale: Tensor | None = None  # by which a GradScaler multiplied the loss
 
@@ -78,11 +79,15 @@ class Probe:
         self.params: list[Tensor] = [p for _, p in model.named_parameters()]
         self._index = {id(p): i for i, p in enumerate(self.params)}
         self._logged: dict[str, Number] = {}  # of the next row
+        self._order = ""  # whether the loop logs a training loss before its backward, before the step, or after it
         self._norms: dict[int, Tensor] = {}  # of the gradients at the end of the last backward
+        self._passes: list[Tensor] = []  # the residual stream of each backward since the last step
+        self._scaled: object = None  # what the scaler replaces at the end of each of its iterations
         self._dirty: set[int] = set()
         self._task = -1
         self._backwards = self._at_pre = 0
         self._fresh = self._inside = False  # a backward has run since the last step; an optimizer is at work
+        self._again = False  # the optimizer has called its closure more than once in this step
         self._stepped: set[int] = set()  # the optimizers that have stepped in the last row
         self.broken = False  # whether an error has ended the watch
         self._hooks: list[Hook] = []
@@ -135,6 +140,9 @@ class Probe:
     # ---- gradients ------------------------------------------------------------------------------------
 
     def _accumulated(self, i: int, _: Tensor) -> None:
+        compiled = sys.modules.get("torch._dynamo.compiled_autograd")
+        if compiled is not None and (compiled.compiled_autograd_enabled or compiled.in_compiled_autograd_region):
+            raise RuntimeError("compiled autograd, which watch does not support: train without it")
         self._dirty.add(i)
         task = torch._C._current_graph_task_id()
         if task != self._task:
@@ -147,14 +155,23 @@ class Probe:
 
     def _read_gradients(self) -> None:
         began = time.perf_counter()
-        self._task, self._fresh, self._backwards = -1, True, self._backwards + 1
+        scaled = getattr(self.scaler, "_per_optimizer_states", None)
+        if self._fresh and scaled is not self._scaled:  # the scaler has skipped a step since the last backward
+            self._norms.clear()
+            self._passes.clear()
+        self._task, self._fresh, self._backwards, self._scaled = -1, True, self._backwards + 1, scaled
         self._seen.clear()
         dirty, self._dirty = sorted(self._dirty), set()
         if dirty and all(self.params[i].grad is None for i in dirty):
             raise RuntimeError("no gradient is left at the end of backward, as with an optimizer that runs inside it")
         unfinished = self._inside or 0 < len(self._stepped) < len(self.optimizers)
-        if (unfinished and self.rows[-1].probed) or (not self._inside and self.probes(self.step)):
+        # A closure may run several times, as in L-BFGS. The first time, the parameters are those before the update.
+        self._again = self._again or (self._inside and not self._norms.keys().isdisjoint(dirty))
+        probed = self.rows[-1].probed if unfinished else not self._inside and self.probes(self.step)
+        if probed and not self._again:
             self._norms |= self._gradient_norms(dirty)
+            self._passes.append(self._stream.clone())
+        self._stream.zero_()
         self.seconds += time.perf_counter() - began
 
     def _gradient_norms(self, which: Sequence[int]) -> dict[int, Tensor]:
@@ -174,7 +191,7 @@ class Probe:
             self._take_stream()
             self.collect()
         self._stepped.add(id(optimizer))
-        self._inside, self._at_pre = True, self._backwards
+        self._inside, self._again, self._at_pre = True, False, self._backwards
         row = self.rows[-1]
         self._take_gradients(optimizer)
         if row.probed:
@@ -195,6 +212,8 @@ class Probe:
             self._take_stream()
             self._take_gradients(optimizer)
             row.clipped |= self._gradient_norms(mine) if row.probed else {}
+            if self._again:  # of the first of several gradients, nobody knows what was clipped
+                row.clipped.clear()
         if row.probed:
             before = [self._before[i] for i in mine]
             with torch.no_grad():
@@ -216,10 +235,10 @@ class Probe:
             row.scale = self.scaler._scale.clone()
 
     def _take_stream(self) -> None:
-        """Add the residual stream of the passes so far to the last row."""
-        row = self.rows[-1]
-        if row.probed and self._stream.numel():
-            row.stream = self._stream.clone() if row.stream is None else row.stream + self._stream
+        """Move the residual stream of the backwards so far to the last row."""
+        if self._stream.numel():
+            self.rows[-1].stream += self._passes
+        self._passes.clear()
         self._stream.zero_()
         self._seen.clear()
 
@@ -229,13 +248,17 @@ class Probe:
 
     def log(self, values: Mapping[str, Number]) -> None:
         """Record losses. A training loss belongs to the last backward's step, a validation loss to the next step."""
-        for name, value in values.items():
-            kept = value.detach().clone() if isinstance(value, Tensor) else value
-            last = self.rows[-1] if self.rows else None
-            if name == "train_loss" and not self._fresh and last is not None and last.train_loss is None:
-                self.rows[-1].train_loss = kept
-            else:
-                self._logged[name] = kept
+        kept = {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in values.items()}
+        if "train_loss" in kept:
+            if not self._order:
+                self._order = "before the step" if self._fresh else "after" if self.rows else "before the backward"
+            elif self._order == "before the step" and not self._fresh:
+                self._order = "after"  # the steps so far were skipped by the scaler
+            if self._order == "after":
+                loss = kept.pop("train_loss")
+                if not self._fresh:  # otherwise it is the loss of a step that the scaler has skipped
+                    self.rows[-1].train_loss = loss
+        self._logged |= kept
 
     def left(self) -> dict[str, Number]:
         """Return what was logged after the last step."""

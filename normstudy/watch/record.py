@@ -36,10 +36,8 @@ def folder_of(results_dir: str, study: str) -> Path:
     folder = Path(results_dir, study)
     if (folder / schema.SEALED).exists():
         raise ConfigError(f"{folder} is sealed: choose another study")
-    if (folder / "tables" / "runs").is_dir():
-        sources = set(tables.read(folder, "runs", ["source"])["source"])
-        if sources - {schema.WATCH}:
-            raise ConfigError(f"{folder} holds the runs of a sweep: choose another study for watched runs")
+    if tables.kind_of(folder) is None:
+        raise ConfigError(f"{folder} holds the runs of a sweep: choose another study for watched runs")
     return folder
 
 

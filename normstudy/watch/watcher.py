@@ -204,6 +204,15 @@ def _inner(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def _was_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile keeps a graph of the model's class. It takes a graph for every model that fits it."""
+    code = getattr(type(model).forward, "__code__", None)
+    if code is None or "torch._dynamo.eval_frame" not in sys.modules:
+        return False
+    found = getattr(sys.modules["torch._dynamo.eval_frame"], "_debug_get_cache_entry_list", None)
+    return found is not None and bool(found(code))
+
+
 def _check(model: nn.Module, optimizers: Sequence[Optimizer], every: int, dense: int) -> None:
     params = list(model.parameters())
     if not any(p.requires_grad for p in params):
@@ -219,5 +228,10 @@ def _check(model: nn.Module, optimizers: Sequence[Optimizer], every: int, dense:
     sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     if sharded or any(type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor" for p in params):
         raise ConfigError("the parameters are sharded (FSDP), which watch does not support: watch without it")
+    if _was_compiled(model):
+        raise ConfigError(
+            f"a compiled {type(model).__name__} has been called before, without the watch's hooks: start the watch "
+            "before the first call, or call torch._dynamo.reset() first"
+        )
     if every < 1 or dense < 0:
         raise ConfigError(f"every {every} must be 1 or more, and dense {dense} must be 0 or more")

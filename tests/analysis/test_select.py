@@ -142,6 +142,7 @@ def test_bad_conditions_are_one_line(runs: pd.DataFrame, word: str, said: str) -
 def test_load_reads_only_the_runs_that_meet_the_conditions(tmp_path: Path) -> None:
     for seed in range(3):
         write_handmade_run(tmp_path / "s", handmade_config(tmp_path, seed=seed))
+    assert load(tmp_path / "s", where={"seed": [0, 1], "biases": True}).runs["seed"].tolist() == [0, 1]
     some = load(tmp_path / "s", where="seed>=1,seed!=2")
     (run_id,) = some.runs["run_id"]
     for table, every in zip(some, load(tmp_path / "s"), strict=True):

@@ -1,6 +1,7 @@
 """Watching this project's model in a plain loop gives the numbers that the runner stores for the same run.
 
-Without biases: the exact gradient of a key bias is 0, and Adam scales its rounding noise up (results/README.md).
+To 1e-5, but for updates of models with biases: the exact gradient of a key bias is 0, and Adam scales its rounding
+noise up (results/README.md).
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ PLACEMENTS = ("pre", "post", "peri")
 KEYS = {"steps": ["step"], "modules": ["step", "layer", "module"], "residual": ["step", "layer"]}
 
 
-def config_of(placement: str) -> RunConfig:
+def config_of(placement: str, biases: bool) -> RunConfig:
     return RunConfig(
-        model=ModelConfig(placement=placement, n_layers=3, d_model=16, n_heads=2, biases=False),
+        model=ModelConfig(placement=placement, n_layers=3, d_model=16, n_heads=2, biases=biases),
         data=DataConfig(name="synthetic", seq_len=16, batch_size=4), optimizer=OptimizerConfig(),
         schedule=ScheduleConfig(peak_lr=3e-3, warmup_steps=0, n_steps=STEPS), probe=ProbeConfig(dense_steps=STEPS),
         eval=EvalConfig(windows=8), seed=1, data_seed=1,
@@ -41,14 +42,15 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> normstudy.Study:
         draw_no_figures(patch)
         return normstudy.sweep(
             study="swept", results_dir=root, placement=list(PLACEMENTS), n_layers=3, d_model=16, n_heads=2,
-            biases=False, data="synthetic", seq_len=16, batch_size=4, peak_lr=3e-3, warmup_steps=0, n_steps=STEPS,
-            windows=8, dense_steps=STEPS, device="cpu", workers=1, seed=1,
+            biases=[False, True], data="synthetic", seq_len=16, batch_size=4, peak_lr=3e-3, warmup_steps=0,
+            n_steps=STEPS, windows=8, dense_steps=STEPS, device="cpu", workers=1, seed=1,
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_every_number_is_the_runner_s(placement: str, swept: normstudy.Study, tmp_path: Path) -> None:
-    config = config_of(placement)
+def test_every_number_is_the_runner_s(placement: str, biases: bool, swept: normstudy.Study, tmp_path: Path) -> None:
+    config = config_of(placement, biases)
     text = texts.load(config.data)
     model = Transformer(config.model, text.vocab_size, config.data.seq_len)
     drawn = batch.start(model, [config], text)
@@ -66,10 +68,15 @@ def test_every_number_is_the_runner_s(placement: str, swept: normstudy.Study, tm
             loss.backward()
             optimizer.step()
             w.log(train_loss=loss)
-    ours, theirs = normstudy.load(swept.folder, where={"placement": placement}), normstudy.load(tmp_path / "mine")
+    ours = normstudy.load(swept.folder, where={"placement": placement, "biases": biases})
+    theirs = normstudy.load(tmp_path / "mine")
     for table, keys in KEYS.items():
         one, other = (getattr(each, table).sort_values(keys, ignore_index=True) for each in (ours, theirs))
         assert one[keys].equals(other[keys])
         for column in one.columns.drop([*keys, "run_id", *({"val_loss", "clip_factor"} & {*one.columns})]):
             a, b = one[column].to_numpy(float), other[column].to_numpy(float)
-            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-9, err_msg=f"{table}.{column}")
+            limit = np.full(len(a), 1e-5)
+            if biases and column in ("update_norm", "update_ratio") and table == "modules":
+                limit = np.where(one["module"] == "attn_in", 2e-4, 2e-5)
+            assert (np.isnan(a) == np.isnan(b)).all()
+            assert not (np.abs(a - b) > limit * np.abs(a) + 1e-9).any(), f"{table}.{column}"

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,19 +179,74 @@ def test_two_optimizers_a_closure_and_scaled_gradients(tmp_path: Path) -> None:
         assert found.residual["grad_norm"].max() < 100  # not scaled
 
 
-def test_a_skipped_step_of_a_scaler_is_no_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["before the backward", "before the step", "after"])
+@pytest.mark.parametrize("skipped", [0, 1, 3])
+def test_a_skipped_step_of_a_scaler_is_no_step(skipped: int, when: str, tmp_path: Path) -> None:
+    """Its second micro-batch overflows. Nothing of it is in the next row, whenever the loop logs its loss."""
     model = made(Encoder)
-    optimizer, scaler = adamw(model), torch.amp.GradScaler("cpu", init_scale=1024.0)
-    with watched(model, optimizer, tmp_path, scaler=scaler):
-        for i, batch in enumerate(batches(4)):
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.0), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    losses = []
+    with watched(model, optimizer, tmp_path, scaler=scaler, every=1) as w:
+        for i, (one, other) in enumerate(zip(batches(5), batches(5, seed=2), strict=True)):
             optimizer.zero_grad()
-            loss = loss_of(model, batch) * (math.inf if i == 1 else 1.0)
-            scaler.scale(loss).backward()
+            for factor, batch in ((1.0, one), (math.inf if i == skipped else 1.0, other)):
+                loss = loss_of(model, batch)
+                if when == "before the backward":
+                    w.log(train_loss=loss)
+                scaler.scale(loss * factor).backward()
+                if when == "before the step":
+                    w.log(train_loss=loss)
             scaler.step(optimizer)
             scaler.update()
+            if when == "after":
+                w.log(train_loss=loss)
+            losses += [loss.item()] if i != skipped else []
     found = normstudy.load(tmp_path / "mine")
-    assert found.steps["step"].tolist() == [0, 1, 2]
+    assert found.steps["step"].tolist() == [0, 1, 2, 3]
+    assert found.steps["train_loss"].tolist() == pytest.approx(losses, rel=1e-6)
     assert found.steps["grad_norm"].map(math.isfinite).all()
+    alone = made(Encoder)
+    with watched(alone, torch.optim.SGD(alone.parameters(), lr=0.0), tmp_path, study="alone", every=1) as w:
+        for i, (one, other) in enumerate(zip(batches(5), batches(5, seed=2), strict=True)):
+            for batch in (one, other) if i != skipped else ():
+                loss_of(alone, batch).backward()
+            if i != skipped:
+                w.optimizers[0].step()
+                w.optimizers[0].zero_grad()
+    want = normstudy.load(tmp_path / "alone")
+    for table in ("residual", "modules"):
+        one_, other_ = (getattr(each, table).drop(columns="run_id") for each in (found, want))
+        pd.testing.assert_frame_equal(one_, other_, rtol=1e-4)
+
+
+def test_l_bfgs_has_the_gradient_before_its_update(tmp_path: Path) -> None:
+    """It calls its closure up to four times a step, at other parameters each time."""
+    model = made(Encoder)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+    by_hand, calls = [], 0
+    with watched(model, optimizer, tmp_path):
+        for batch in batches(3):
+            evaluations = []
+
+            def closure(batch: Any = batch, evaluations: list[float] = evaluations) -> float:
+                optimizer.zero_grad()
+                loss = loss_of(model, batch)
+                loss.backward()
+                evaluations.append(norm([p.grad for p in model.parameters() if p.grad is not None]))
+                return loss.item()
+
+            optimizer.step(closure)
+            by_hand.append(evaluations[0])
+            calls += len(evaluations)
+    assert calls > 6
+    found = normstudy.load(tmp_path / "mine")
+    assert found.steps["grad_norm"].tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert found.steps["clip_factor"].isna().all()
+    alone = made(Encoder)
+    with watched(alone, adamw(alone), tmp_path, study="alone") as w:
+        plain_loop(alone, w.optimizers[0], 1)
+    first = found.residual[found.residual["step"] == 0].drop(columns="run_id")
+    pd.testing.assert_frame_equal(first, normstudy.load(tmp_path / "alone").residual.drop(columns="run_id"), rtol=1e-5)
 
 
 def test_frozen_unused_and_sparse_parameters(tmp_path: Path) -> None:
@@ -278,6 +334,64 @@ def test_a_compiled_model_keeps_its_graphs(tmp_path: Path) -> None:
     taken = [{name.removeprefix("_orig_mod."): three for name, three in one.items()} for one in taken]
     assert_by_hand(tmp_path / "mine", model, taken)
     assert normstudy.load(tmp_path / "mine").residual.notna().all(axis=None)
+
+
+def test_a_model_that_was_called_compiled_is_refused_until_its_graphs_are_gone(tmp_path: Path) -> None:
+    """Also another model of its class, for which torch.compile would take the same graph, without hooks."""
+    torch._dynamo.reset()
+    model = made(Plain)
+    compiled = torch.compile(model, backend="eager")
+    loss_of(compiled, batches(1)[0])  # type: ignore[arg-type]
+    other = made(Plain)
+    for one in (model, compiled, other, torch.compile(other, backend="eager")):
+        with pytest.raises(normstudy.ConfigError, match="a compiled Plain has been called before"):
+            watched(one, adamw(one), tmp_path)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+    torch._dynamo.reset()
+    with watched(compiled, adamw(model), tmp_path) as w:  # type: ignore[arg-type]
+        plain_loop(compiled, w.optimizers[0], 2)  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    assert normstudy.load(tmp_path / "mine").residual.notna().all(axis=None)
+
+
+def test_compiled_autograd_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from torch._dynamo import compiled_autograd
+
+    alone, model = made(Recurrent), made(Recurrent)
+    plain_loop(alone, adamw(alone), 3)
+    with watched(model, adamw(model), tmp_path) as w, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        with compiled_autograd._enable(torch.compile(backend="eager")):
+            plain_loop(model, w.optimizers[0], 3, log=w.log)
+    torch._dynamo.reset()
+    err = [line for line in capfd.readouterr().err.splitlines() if line.startswith("watch: stopped")]
+    assert err == ["watch: stopped at step 0 by RuntimeError: compiled autograd, which watch does not support: train "
+                   "without it"]  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), model.parameters(), strict=True))
+    assert normstudy.load(tmp_path / "mine").steps.empty
+
+
+@pytest.mark.packages
+def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch, torch.distributed as dist, normstudy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from loops import Encoder, made
+dist.init_process_group("gloo", init_method="file://{tmp_path}/met", rank=0, world_size=1)
+model = made(Encoder)
+fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+try:
+    normstudy.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), study="mine")
+except normstudy.ConfigError as error:
+    print(error)
+dist.destroy_process_group()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("the parameters are sharded (FSDP), which watch does not support"), done.stderr
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_copy_of_the_model_is_not_watched(tmp_path: Path) -> None:
@@ -430,6 +544,10 @@ def test_what_cannot_be_watched_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(told.value)
     assert count_hooks(model) == 0
     assert done.tables.runs["status"].tolist() == ["done"]
+    with watched(model, optimizer, tmp_path):
+        plain_loop(model, optimizer, 1)
+    with pytest.raises(normstudy.ConfigError, match="mine holds runs that normstudy"):
+        normstudy.run(study="mine", results_dir=str(tmp_path), data="synthetic", n_layers=1, device="cpu")
 
 
 DISTRIBUTED = """
