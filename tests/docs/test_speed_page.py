@@ -74,6 +74,24 @@ def test_loops_that_record_as_much_are_those_of_row_i() -> None:
     assert missing(PAGE, [f"| {case} | {ratio} | {hooks[case]} |" for case, ratio in equal.items()]) == []
 
 
+def test_a_page_and_a_watched_loop_cost_what_rows_k_and_l_measured() -> None:
+    found = results(BENCH / "xeon-avx512")
+    small, large = (
+        {r.goal.metric: three_digits(r.median) for r in found if r.goal.row == "k" and r.goal.case.startswith(runs)}
+        for runs in ("250 runs", "1,000 runs")
+    )
+    phrases = [
+        f"a page of 250 runs in {small['seconds']} s, of {small['megabytes']} MB,",
+        f"one of 1,000 runs of 12 layers in {large['seconds']} s, of {large['megabytes']} MB",
+    ]
+    for r in (r for r in found if r.goal.row == "l"):
+        low, high = min(r.numbers), max(r.numbers)
+        interval = f"{three_digits(r.median)} [{three_digits(low)}, {three_digits(high)}]"
+        phrases.append(f"| {r.goal.title.removesuffix(', time against the bare loop')} | {interval} |")
+    assert len(phrases) == 6
+    assert missing(PAGE, phrases) == []
+
+
 def lines_of_missed_goals() -> list[str]:
     """A line for each goal outside row a that some machine misses: what was measured on each, in bold where missed."""
     found = {folder: {(r.goal.row, r.goal.case, r.goal.title): r for r in results(folder)} for folder in FOLDERS}
@@ -116,7 +134,7 @@ def test_how_cost_grows_is_what_row_e_measured() -> None:
 def test_a_committed_table_is_of_a_whole_benchmark_of_a_commit(folder: Path) -> None:
     """Every row but a GPU's, every goal of `--full`, measured by code that is in the history.
 
-    Rows i and j and the dry run's estimate came later. Each was measured on one machine with AVX-512 only.
+    Rows i to l and the dry run's estimate came later. Each was measured on one machine with AVX-512 only.
     """
     table = stored(folder)
     assert set("abcdef") <= set(table["row"])
@@ -125,6 +143,6 @@ def test_a_committed_table_is_of_a_whole_benchmark_of_a_commit(folder: Path) -> 
     assert not table["git_commit"].str.contains("dirty").any()
     lacking = [goal for goal in summary.missing(table) if goal.limit is not None]
     if folder.name == "epyc-avx512":
-        assert {goal.row for goal in lacking} <= {"j"}
-    assert [goal for goal in lacking if goal.row not in "ij" and goal.subject != "dry run's estimate"] == []
+        assert {goal.row for goal in lacking} <= set("jkl")
+    assert [goal for goal in lacking if goal.row not in "ijkl" and goal.subject != "dry run's estimate"] == []
     assert (folder / "bench.png").exists()
