@@ -29,6 +29,8 @@ def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
     """Return (column, sign, values) of each condition: `n_layers=2,4` becomes `("n_layers", "=", ("2", "4"))`."""
     if isinstance(where, Mapping):
         many = {name: value if isinstance(value, list | tuple | range) else [value] for name, value in where.items()}
+        if empty := [name for name, values in many.items() if len(values) == 0]:
+            raise ConfigError(f"where has no value for {empty[0]}, so it selects no run: give one or more")
         return [(name, "=", tuple(map(_text, values))) for name, values in many.items()]
     found: list[tuple[str, str, tuple[str, ...]]] = []
     for word in [where] if isinstance(where, str) else where:
@@ -48,7 +50,10 @@ def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
 
 def _text(value: object) -> str:
     """Return a value that a program gives as the text that one would type."""
-    return value if isinstance(value, str) else value_text(native("", value))
+    if isinstance(value, str):
+        return value
+    value = native("", value)
+    return repr(value) if isinstance(value, float) else value_text(value)
 
 
 def native(column: str, value: object) -> Value:

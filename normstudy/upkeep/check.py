@@ -86,7 +86,7 @@ class Found:
         """Return the advice for a run: remove its bad files, and let the sweep train it again if rows are lost."""
         remove = shlex.join(["rm", *(str(self.study / "tables" / name) for name in dict.fromkeys(self.bad[run_id]))])
         again = "rerun the sweep to train the run again"
-        if self.watched and run_id not in self.compacted:
+        if self.watched and not (self.bad[run_id] and run_id in self.compacted):
             return "restore its files from a copy: no command can train a watched run again"
         if self.bad[run_id]:
             return remove if run_id in self.compacted else f"{remove}, then {again}"

@@ -18,7 +18,7 @@ from normstudy.upkeep.positions import Group
 from normstudy.workers.progress import duration
 
 MOST_LINES = 10  # maximum number of lines shown per list
-AGAIN = "a program goes on with one by normstudy.watch(..., resume=...)"  # said of runs that it recorded
+AGAIN = "to continue a watched run, give its id: normstudy.watch(..., resume=RUN_ID)"
 MOST_REASON = 200  # maximum characters shown of a traceback's last line
 
 

@@ -54,7 +54,7 @@ class Copy:
         probed = [row for row in rows if row.probed]
         if probed:
             self._parts += [torch.stack([_modules(row, groups, frozen) for row in probed])]
-            points = max((part.shape[1] for row in probed for part in row.stream), default=0)
+            points = max((row.stream.shape[1] for row in probed if row.stream is not None), default=0)
             self._parts += [torch.stack([_stream(row, points, device) for row in probed])] if points else []
         self._event = None
         if device.type == "cuda":
@@ -115,7 +115,7 @@ def _modules(row: Row, groups: Groups, frozen: dict[int, Tensor]) -> Tensor:
             largest = torch.where(norms.isinf(), 0.0, norms).max().clamp(torch.finfo(torch.float32).tiny)
             squares = torch.zeros(groups.n, device=groups.device).index_add_(0, at, (norms / largest).square())
             out[k, :-1].index_copy_(0, at, (squares.sqrt() * largest)[at])
-    if both := [i for i in row.clipped if i in row.grads]:
+    if both := [i for i in row.clipped if i in row.grads and not row.repeated]:
         before, after = (torch.stack([of[i] for i in both]) for of in (row.grads, row.clipped))
         before = before / row.scale if row.scale is not None else before
         out[0, -1] = torch.linalg.vector_norm(after) / torch.linalg.vector_norm(before)
@@ -124,8 +124,8 @@ def _modules(row: Row, groups: Groups, frozen: dict[int, Tensor]) -> Tensor:
 
 def _stream(row: Row, points: int, device: torch.device) -> Tensor:
     """Return (2, points): root mean squares of the residual stream, and norms of the gradients along it."""
-    if not row.stream:
+    if row.stream is None:
         return torch.full((2, points), math.nan, device=device)
-    squares, passes, gradients = torch.stack(row.stream).sum(dim=0)
+    squares, passes, gradients = row.stream
     norms = torch.where(gradients > 0, gradients, math.nan).sqrt()
     return torch.stack([(squares / passes).sqrt(), norms if row.scale is None else norms / row.scale])

@@ -27,16 +27,17 @@ Number = float | Tensor | None
 class Hook:
     """Call a function, and turn its errors into one line. A copy of a hook, as in a model's deepcopy, does nothing."""
 
-    def __init__(self, call: Callable[..., None] | None, failed: Callable[[Exception], None] | None = None) -> None:
+    def __init__(self, call: Callable[..., object] | None, failed: Callable[[Exception], None] | None = None) -> None:
         self.call, self.failed = call, failed
 
-    def __call__(self, *args: object) -> None:
+    def __call__(self, *args: object) -> Any:
         if self.call is not None:
             try:
-                self.call(*args)
+                return self.call(*args)
             except Exception as error:
                 assert self.failed is not None
                 self.failed(error)
+        return None
 
     def __deepcopy__(self, memo: object) -> Hook:
         return Hook(None)
@@ -58,14 +59,14 @@ class Row:
     clipped: dict[int, Tensor] = field(default_factory=dict)  # what the optimizer used
     params: dict[int, Tensor] = field(default_factory=dict)
     updates: dict[int, Tensor] = field(default_factory=dict)
-    # Of each backward (3, points): sums of mean squares, forward passes, sums of squared gradients.
-    stream: list[Tensor] = field(default_factory=list)
+    stream: Tensor | None = None  # (3, points): sums of mean squares, forward passes, sums of squared gradients
+    repeated: bool = False  # whether an optimizer called its closure at several points, as L-BFGS does
     skipped: Number = None  # above 0 if a fused optimizer left the parameters as they were, because of its scaler
     scale: Tensor | None = None  # by which a GradScaler multiplied the loss
 
 
 class Probe:
-    """Hook a model and its optimizers, and collect a Row for each step of the first optimizer."""
+    """Hook a model and its optimizers, and collect a Row for each step, of all optimizers together."""
 
     def __init__(
         self, model: nn.Module, optimizers: Sequence[Optimizer], layout: Layout, probes: Callable[[int], bool],
@@ -81,13 +82,15 @@ class Probe:
         self._logged: dict[str, Number] = {}  # of the next row
         self._order = ""  # whether the loop logs a training loss before its backward, before the step, or after it
         self._norms: dict[int, Tensor] = {}  # of the gradients at the end of the last backward
-        self._passes: list[Tensor] = []  # the residual stream of each backward since the last step
-        self._scaled: object = None  # what the scaler replaces at the end of each of its iterations
+        self._passes: Tensor | None = None  # the residual stream of the backwards since the last step, as in Row
+        self._scaled: Any = None  # the scaler's dictionary of optimizers, which it replaces after each iteration
+        self._since: set[int] = set()  # the optimizers that have stepped in this iteration of the scaler
+        self._skips = False  # whether the scaler has ever skipped a step
         self._dirty: set[int] = set()
         self._task = -1
         self._backwards = self._at_pre = 0
         self._fresh = self._inside = False  # a backward has run since the last step; an optimizer is at work
-        self._again = False  # the optimizer has called its closure more than once in this step
+        self._calls = 0  # how often the optimizer at work has called its closure
         self._stepped: set[int] = set()  # the optimizers that have stepped in the last row
         self.broken = False  # whether an error has ended the watch
         self._hooks: list[Hook] = []
@@ -106,7 +109,7 @@ class Probe:
             raise
 
     def _attach(self) -> None:
-        def hook(call: Callable[..., None]) -> Hook:
+        def hook(call: Callable[..., object]) -> Hook:
             self._hooks.append(Hook(call, self._failed))
             return self._hooks[-1]
 
@@ -155,24 +158,34 @@ class Probe:
 
     def _read_gradients(self) -> None:
         began = time.perf_counter()
-        scaled = getattr(self.scaler, "_per_optimizer_states", None)
-        if self._fresh and scaled is not self._scaled:  # the scaler has skipped a step since the last backward
-            self._norms.clear()
-            self._passes.clear()
-        self._task, self._fresh, self._backwards, self._scaled = -1, True, self._backwards + 1, scaled
+        self._forget_what_was_skipped()
+        self._task, self._fresh, self._backwards = -1, True, self._backwards + 1
         self._seen.clear()
         dirty, self._dirty = sorted(self._dirty), set()
         if dirty and all(self.params[i].grad is None for i in dirty):
             raise RuntimeError("no gradient is left at the end of backward, as with an optimizer that runs inside it")
         unfinished = self._inside or 0 < len(self._stepped) < len(self.optimizers)
+        probed = (unfinished and self.rows[-1].probed) or (not self._inside and self.probes(self.step))
         # A closure may run several times, as in L-BFGS. The first time, the parameters are those before the update.
-        self._again = self._again or (self._inside and not self._norms.keys().isdisjoint(dirty))
-        probed = self.rows[-1].probed if unfinished else not self._inside and self.probes(self.step)
-        if probed and not self._again:
+        if probed and not (self._inside and self._calls > 1):
             self._norms |= self._gradient_norms(dirty)
-            self._passes.append(self._stream.clone())
+            self._passes = self._stream.clone() if self._passes is None else self._passes + self._stream
         self._stream.zero_()
         self.seconds += time.perf_counter() - began
+
+    def _forget_what_was_skipped(self) -> None:
+        """Drop the gradients of a step that the scaler has skipped since the last backward."""
+        scaled = getattr(self.scaler, "_per_optimizer_states", None)
+        if scaled is self._scaled:
+            return
+        if (self._scaled or {}).keys() & {id(one) for one in self.optimizers} - self._since:
+            self._skips, self._passes = True, None
+            self._norms.clear()
+            self._stepped.clear()
+            if self._order == "before the step":
+                self._logged.pop("train_loss", None)
+        self._scaled = scaled
+        self._since.clear()
 
     def _gradient_norms(self, which: Sequence[int]) -> dict[int, Tensor]:
         grads = {i: g for i in which if (g := self.params[i].grad) is not None}
@@ -181,17 +194,18 @@ class Probe:
 
     # ---- steps ----------------------------------------------------------------------------------------
 
-    def _pre_step(self, optimizer: Optimizer, *_: object) -> None:
+    def _pre_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         began = time.perf_counter()
         if not self.rows or id(optimizer) in self._stepped or not self._stepped:
             self._stepped.clear()
             losses = self._logged.get("train_loss"), self._logged.get("val_loss")
             self.rows.append(Row(self.step, self.probes(self.step), _lr(optimizer), *losses))
             self.step, self._logged = self.step + 1, {}
-            self._take_stream()
             self.collect()
+        self._take_stream()
         self._stepped.add(id(optimizer))
-        self._inside, self._again, self._at_pre = True, False, self._backwards
+        self._since.add(id(optimizer))
+        self._inside, self._calls, self._at_pre = True, 0, self._backwards
         row = self.rows[-1]
         self._take_gradients(optimizer)
         if row.probed:
@@ -203,6 +217,19 @@ class Probe:
                 torch._foreach_copy_([self._before[i] for i in mine], [self.params[i].detach() for i in mine])
             row.clipped |= self._gradient_norms(mine)
         self.seconds += time.perf_counter() - began
+        return tuple(map(self._counted, args)), {name: self._counted(value) for name, value in kwargs.items()}
+
+    def _counted(self, value: Any) -> Any:
+        """Return an argument of a step; if it is a closure, one that counts its calls."""
+        if not callable(value) or isinstance(value, Optimizer):
+            return value
+
+        @functools.wraps(value)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._calls += 1
+            return value(*args, **kwargs)
+
+        return counted
 
     def _post_step(self, optimizer: Optimizer, *_: object) -> None:
         began = time.perf_counter()
@@ -212,8 +239,7 @@ class Probe:
             self._take_stream()
             self._take_gradients(optimizer)
             row.clipped |= self._gradient_norms(mine) if row.probed else {}
-            if self._again:  # of the first of several gradients, nobody knows what was clipped
-                row.clipped.clear()
+            row.repeated = row.repeated or self._calls > 1
         if row.probed:
             before = [self._before[i] for i in mine]
             with torch.no_grad():
@@ -223,7 +249,8 @@ class Probe:
             if (scale := getattr(optimizer, "grad_scale", None)) is not None:  # a fused step divides by it
                 row.clipped |= {i: row.clipped[i] / scale for i in mine if i in row.clipped}
         found_inf = getattr(optimizer, "found_inf", None)
-        row.skipped = found_inf.detach().clone() if isinstance(found_inf, Tensor) else None
+        if isinstance(found_inf, Tensor):
+            row.skipped = found_inf.detach() + (0.0 if row.skipped is None else row.skipped)
         self.seconds += time.perf_counter() - began
 
     def _take_gradients(self, optimizer: Optimizer) -> None:
@@ -231,14 +258,15 @@ class Probe:
         row = self.rows[-1]
         mine = set(self._norms if len(self.optimizers) == 1 else self._of(optimizer))
         row.grads |= {i: self._norms.pop(i) for i in sorted(mine & self._norms.keys())}
-        if self.scaler is not None and self.scaler.is_enabled():
+        if self.scaler is not None and self.scaler.is_enabled() and self.scaler._scale is not None:
             row.scale = self.scaler._scale.clone()
 
     def _take_stream(self) -> None:
         """Move the residual stream of the backwards so far to the last row."""
-        if self._stream.numel():
-            self.rows[-1].stream += self._passes
-        self._passes.clear()
+        row = self.rows[-1]
+        if row.probed and self._passes is not None and self._stream.numel():
+            row.stream = self._passes if row.stream is None else row.stream + self._passes
+            self._passes = None
         self._stream.zero_()
         self._seen.clear()
 
@@ -247,18 +275,24 @@ class Probe:
         return [i for i in every if i is not None]
 
     def log(self, values: Mapping[str, Number]) -> None:
-        """Record losses. A training loss belongs to the last backward's step, a validation loss to the next step."""
+        """Record losses. A training loss belongs to its iteration's step, a validation loss to the next step."""
         kept = {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in values.items()}
         if "train_loss" in kept:
             if not self._order:
-                self._order = "before the step" if self._fresh else "after" if self.rows else "before the backward"
-            elif self._order == "before the step" and not self._fresh:
+                self._order = "before the step" if self._fresh else "after" if self.rows else self._before_all(values)
+            elif self._order == "before the step" and not self._fresh and self._skips:
                 self._order = "after"  # the steps so far were skipped by the scaler
             if self._order == "after":
                 loss = kept.pop("train_loss")
                 if not self._fresh:  # otherwise it is the loss of a step that the scaler has skipped
                     self.rows[-1].train_loss = loss
         self._logged |= kept
+
+    def _before_all(self, values: Mapping[str, Number]) -> str:
+        """Return the order of a loop that logs a loss before its first backward, unless it is one of an evaluation."""
+        loss = values["train_loss"]
+        ran = self._seen or not self.layout.blocks or (isinstance(loss, Tensor) and loss.requires_grad)
+        return "before the backward" if ran else ""
 
     def left(self) -> dict[str, Number]:
         """Return what was logged after the last step."""

@@ -72,7 +72,7 @@ class Watch:
         self._copy: Copy | None = None
         self._silent = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._silent = self._silent and torch.distributed.get_rank() != 0
-        self._warned = self._streamed = False
+        self._warned = self._probed = self._streamed = False
         self._lock = contextlib.ExitStack()
 
     def start(self) -> Watch:
@@ -106,7 +106,7 @@ class Watch:
         return step < self.dense or step % self.every == 0
 
     def log(self, *, train_loss: Number = None, val_loss: Number = None) -> None:
-        """Record losses, which may lie on the device: the last step's training loss, the validation loss after it."""
+        """Record losses, which may lie on the device. Log a training loss at the same place of each iteration."""
         if self._probe is None or self._probe.broken:
             return
         given = {"train_loss": train_loss, "val_loss": val_loss}
@@ -141,6 +141,7 @@ class Watch:
     def _add(self, numbers: Sequence[Numbers]) -> None:
         for one in numbers:
             self._record.add(one)
+            self._probed = self._probed or one.modules is not None
             if one.stream is not None and not self._streamed:
                 self._streamed = not all(map(math.isnan, one.stream[0]))
             if one.modules and not self._warned:
@@ -184,7 +185,7 @@ class Watch:
         steps, seconds = probe.step - self._first, time.monotonic() - self._began
         cost = f", {100 * probe.seconds / seconds:.1f} % of the time" if seconds and steps else ""
         said = f"watch: {steps:,} steps of {self.run_id} in {self._record.study_dir}{cost}"
-        if steps and self.layout.blocks and not self._streamed:
+        if self._probed and self.layout.blocks and not self._streamed:
             said += "; its blocks never ran their hooks: start the watch before the first call of a compiled model"
         print(printable(said), file=sys.stderr)
 
@@ -230,8 +231,8 @@ def _check(model: nn.Module, optimizers: Sequence[Optimizer], every: int, dense:
         raise ConfigError("the parameters are sharded (FSDP), which watch does not support: watch without it")
     if _was_compiled(model):
         raise ConfigError(
-            f"a compiled {type(model).__name__} has been called before, without the watch's hooks: start the watch "
-            "before the first call, or call torch._dynamo.reset() first"
+            f"a compiled {type(model).__name__} has been called before this watch, so its graph has no hooks of it: "
+            "start the watch before the first call, or call torch._dynamo.reset() first"
         )
     if every < 1 or dense < 0:
         raise ConfigError(f"every {every} must be 1 or more, and dense {dense} must be 0 or more")

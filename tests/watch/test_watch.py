@@ -219,6 +219,82 @@ def test_a_skipped_step_of_a_scaler_is_no_step(skipped: int, when: str, tmp_path
         pd.testing.assert_frame_equal(one_, other_, rtol=1e-4)
 
 
+@pytest.mark.parametrize("case", ["now and then", "skipped", "a closure of two backwards", "one after the other"])
+def test_optimizers_and_backwards_in_other_orders(case: str, tmp_path: Path) -> None:
+    """One that steps in every third iteration; one that a scaler skips; two losses in a closure; a backward each."""
+    model, by_hand = made(Encoder), []
+    a, b = list(model.parameters())[:5], list(model.parameters())[5:]
+    first, second = torch.optim.SGD(a, lr=0.01), torch.optim.SGD(b, lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0) if case == "skipped" else None
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.01)] if case.startswith("a closure") else [first, second]
+    with watched(model, optimizers, tmp_path, dense=0, every=2, scaler=scaler) as w:
+        for i, batch in enumerate(batches(8)):
+            used = [*a, *b]
+            if case == "now and then":
+                loss_of(model, batch).backward()
+                used = used if i % 3 == 0 else a
+                first.step()
+                if i % 3 == 0:
+                    second.step()
+            elif case == "skipped":
+                assert scaler is not None
+                scaler.scale(loss_of(model, batch)).backward()
+                if i == 3:
+                    a[0].grad.fill_(math.inf)  # type: ignore[union-attr]
+                by_hand.append(norm([p.grad / scaler.get_scale() for p in used if p.grad is not None]))
+                for one in (first, second):
+                    scaler.step(one)
+                scaler.update()
+            elif case == "one after the other":
+                for one in (first, second):
+                    loss_of(model, batch).backward()
+                    one.step()
+            else:
+
+                def closure(batch: Any = batch) -> Any:
+                    for _ in range(2):
+                        loss = loss_of(model, batch) / 2
+                        loss.backward()
+                    return loss
+
+                optimizers[0].step(closure)
+            w.log(train_loss=float(i))
+            if case != "skipped":
+                by_hand.append(norm([p.grad for p in used if p.grad is not None]))
+            model.zero_grad()
+    found = normstudy.load(tmp_path / "mine")
+    probed = found.steps[found.steps["grad_norm"].notna()]
+    assert found.steps["train_loss"].tolist() == list(range(8))
+    assert probed["step"].tolist() == [0, 2, 4, 6]
+    if case != "one after the other":  # there the second one's gradients are those of two losses
+        assert probed["grad_norm"].tolist() == pytest.approx(by_hand[::2], rel=1e-4)
+    assert found.residual.groupby("step").size().index.tolist() == [0, 2, 4, 6]
+    assert found.residual.notna().all(axis=None)
+    assert probed["clip_factor"].tolist() == pytest.approx([1.0] * 4, rel=1e-4)
+
+
+def test_a_loss_that_is_logged_once_more_moves_no_other(tmp_path: Path) -> None:
+    """An evaluation on the training text, logged as a training loss before the first step, and between steps."""
+    for order in ("before", "after"):
+        model = made(Encoder)
+        optimizer, losses = adamw(model), []
+        with watched(model, optimizer, tmp_path, study=order) as w:
+            w.log(train_loss=9.0)
+            for i, batch in enumerate(batches(5)):
+                loss = loss_of(model, batch)
+                optimizer.zero_grad()
+                loss.backward()
+                losses.append(loss.item())
+                if order == "before":
+                    w.log(train_loss=loss)
+                optimizer.step()
+                if order == "after":
+                    w.log(train_loss=loss)
+                elif i == 2:
+                    w.log(train_loss=9.0)
+        assert normstudy.load(tmp_path / order).steps["train_loss"].tolist() == pytest.approx(losses, rel=1e-6)
+
+
 def test_l_bfgs_has_the_gradient_before_its_update(tmp_path: Path) -> None:
     """It calls its closure up to four times a step, at other parameters each time."""
     model = made(Encoder)
@@ -344,7 +420,7 @@ def test_a_model_that_was_called_compiled_is_refused_until_its_graphs_are_gone(t
     loss_of(compiled, batches(1)[0])  # type: ignore[arg-type]
     other = made(Plain)
     for one in (model, compiled, other, torch.compile(other, backend="eager")):
-        with pytest.raises(normstudy.ConfigError, match="a compiled Plain has been called before"):
+        with pytest.raises(normstudy.ConfigError, match="a compiled Plain has been called before this watch"):
             watched(one, adamw(one), tmp_path)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
     torch._dynamo.reset()
