@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 EXAMPLES = os.environ.get("NORMSTUDY_EXAMPLES")
 PROPERTY = settings(
-    max_examples=int(EXAMPLES or 60),
+    max_examples=int(EXAMPLES or 40),
     derandomize=EXAMPLES is None,
     deadline=None,
     database=None,

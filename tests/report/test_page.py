@@ -108,6 +108,7 @@ def test_where_chooses_runs(study: Path, tmp_path: Path) -> None:
     assert "Only runs with placement=post, n_layers=4 are shown." in " ".join(texts(html, "p")[0].split())
 
 
+@pytest.mark.committed
 def test_several_studies_on_one_page(tmp_path: Path, capfd: Capture) -> None:
     for name in ("warmup", "depth"):
         (tmp_path / name).symlink_to(RESULTS / name)

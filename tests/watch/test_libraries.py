@@ -50,11 +50,11 @@ def model_of(name: str) -> torch.nn.Module:
 @pytest.mark.parametrize("name", list(INSIDE))
 def test_a_model_of_hugging_face(name: str, tmp_path: Path) -> None:
     alone = model_of(name)
-    plain_loop(alone, adamw(alone), 6, clip=0.5)
+    plain_loop(alone, adamw(alone), 20, clip=0.5)
     model = model_of(name)
     optimizer = adamw(model)
     with watched(model, optimizer, tmp_path) as w:
-        taken = plain_loop(model, optimizer, 6, clip=0.5, log=w.log)
+        taken = plain_loop(model, optimizer, 20, clip=0.5, log=w.log)
     assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), model.parameters(), strict=True))
     assert_by_hand(tmp_path / "mine", model, taken)
     found = normstudy.load(tmp_path / "mine")

@@ -29,11 +29,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import normstudy
+from normstudy.analysis import likely_stuck
 from normstudy.cli.main import main
 from normstudy.study import schema, tables, whole
 from normstudy.watch import names
 
-STEPS = 12
+STEPS = 20
 Kind = Callable[[], nn.Module]
 
 
@@ -323,6 +324,37 @@ def test_l_bfgs_has_the_gradient_before_its_update(tmp_path: Path) -> None:
         plain_loop(alone, w.optimizers[0], 1)
     first = found.residual[found.residual["step"] == 0].drop(columns="run_id")
     pd.testing.assert_frame_equal(first, normstudy.load(tmp_path / "alone").residual.drop(columns="run_id"), rtol=1e-5)
+
+
+def test_a_run_that_looks_stuck_is_told_once_and_the_cost_at_the_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Layers and modules that a function names, as the warning asks for; the counts are those of the stored table."""
+    rule, layers = likely_stuck.rule(), {"first": (0, "mlp_out"), "second": (1, "mlp_out")}
+    for factor in (1.0, 0.1 * rule.threshold):
+        model = made(Convolutions)
+        for p in model.first.parameters():  # type: ignore[union-attr]
+            p.register_hook(lambda grad, factor=factor: factor * grad)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        with watched(
+            model, optimizer, tmp_path, every=1, names=lambda name: layers.get(name.split(".")[0], (None, "embed"))
+        ) as w:
+            plain_loop(model, optimizer, rule.step + 80)
+        *warned, last = capfd.readouterr().err.splitlines()
+        assert re.fullmatch(rf"watch: {rule.step + 80} steps of {w.run_id} in .*/mine, \d+\.\d % of the time", last)
+        assert len(warned) == (factor < 1)
+        for line in warned:
+            assert f"at step {rule.step}: in normstudy's studies {rule.stuck} of {rule.looked} runs" in line
+    modules = normstudy.load(tmp_path / "mine").modules
+    assert set(modules["module"]) == {"mlp_out", "embed"}
+    assert set(modules["layer"].dropna()) == {0, 1}
+
+
+def test_blocks_may_be_given(tmp_path: Path) -> None:
+    model = made(Encoder)
+    given, found = names.layout(model, "layers.layers", None), names.layout(model, None, None)
+    assert given == found
+    assert len(names.layout(model, "layers", None).blocks) == 1
 
 
 def test_frozen_unused_and_sparse_parameters(tmp_path: Path) -> None:
