@@ -94,8 +94,8 @@ def _compact(study_dir: Path, seal: bool) -> str:
     counts = Counter(statuses.values())
     if seal and len(done) < len(statuses):
         left = f"{count_text(counts['running'], 'run')} unfinished, {counts['failed']} failed"
-        again = "C" if tables.is_watched(study_dir) else "Rerun its sweep, or c"
-        raise ConfigError(f"{study_dir} cannot be sealed: {left}. {again}ompact without --seal")
+        do = "Compact without --seal" if tables.is_watched(study_dir) else "Rerun its sweep, or compact without --seal"
+        raise ConfigError(f"{study_dir} cannot be sealed: {left}. {do}")
     before = _size(study_dir / "tables")
     for table in TABLES:
         _write_table(study_dir, table, done)

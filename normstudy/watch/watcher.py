@@ -125,9 +125,7 @@ class Watch:
     def _flush(self, probe: Probe, keep: int) -> None:
         """Start the copy of the finished rows, and record those that were copied. keep: rows that are not finished."""
         began = time.perf_counter()
-        copied, self._copy = self._copy, None
-        if copied is not None:
-            self._add(copied.numbers())
+        self._take_copied()
         rows = probe.rows[: len(probe.rows) - keep]
         if rows:
             del probe.rows[: len(rows)]
@@ -137,6 +135,11 @@ class Watch:
             else:
                 self._copy = copied
         probe.seconds += time.perf_counter() - began
+
+    def _take_copied(self) -> None:
+        copied, self._copy = self._copy, None
+        if copied is not None:
+            self._add(copied.numbers())
 
     def _add(self, numbers: Sequence[Numbers]) -> None:
         for one in numbers:
@@ -177,9 +180,7 @@ class Watch:
 
     def _end(self, probe: Probe, status: str) -> None:
         self._flush(probe, keep=0)
-        copied, self._copy = self._copy, None
-        if copied is not None:
-            self._add(copied.numbers())
+        self._take_copied()
         final = probe.left().get("val_loss")
         self._record.end(status, final_val_loss=None if final is None else float(final))
         steps, seconds = probe.step - self._first, time.monotonic() - self._began
