@@ -67,6 +67,7 @@ def test_text_is_read_as_it_is(text: str) -> None:
     assert (value.text if isinstance(value, QuotedString) else value) == text
 
 
+@pytest.mark.packages
 def test_it_trains_under_a_host_that_it_leaves_as_it_was(tmp_path: Path) -> None:
     """In a program that comes from standard input, where no process can read it again, and in a thread."""
     done = subprocess.run([sys.executable, "-"], input=HOST, cwd=tmp_path, capture_output=True, text=True)

@@ -48,6 +48,7 @@ def test_closed_streams_and_a_backend_that_this_environment_lacks(tmp_path: Path
     assert (tmp_path / "results/s/figures/headline.png").exists()
 
 
+@pytest.mark.packages
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 def test_a_closed_stream(closed: str, tmp_path: Path) -> None:
     """No file gets the number of a closed stream, and nothing fails because a stream is missing."""
