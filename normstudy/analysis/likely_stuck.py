@@ -70,7 +70,7 @@ class LikelyStuck:
 
     def _judge(self, run: whole.Expected, step: int | None) -> None:
         """Read whether a run looks stuck at `step`, if the step's window is on disk."""
-        window = (step or 0) // schema.window_size(run.n_steps, run.source)
+        window = 0 if step is None else step // schema.window_size(run.n_steps, run.source)
         path = self._folder / schema.window_name(run.name, window)
         if not path.exists():
             return
@@ -78,6 +78,9 @@ class LikelyStuck:
             rows = pa.concat_tables(parquet.read_file(path, schema.SCHEMAS["modules"])).filter(pc.field("step") == step)
         except (ConfigError, OSError, pa.ArrowException):  # `normstudy check` names a damaged file
             rows = schema.SCHEMAS["modules"].empty_table()
-        norm = {r["layer"]: r["grad_norm"] for r in rows.to_pylist() if r["module"] == "mlp_out"}
+        if not len(rows) and run.source == schema.WATCH:  # its files are replaced by longer ones
+            return
+        rows = rows.filter((pc.field("module") == "mlp_out") & pc.field("grad_norm").is_valid())
+        norm = {r["layer"]: r["grad_norm"] for r in rows.to_pylist()}
         first, last = norm.get(0, math.inf), norm.get(run.n_layers - 1, 0.0)
         self._looks[run.name] = last > 0 and first <= rule().threshold * last

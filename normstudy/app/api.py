@@ -86,7 +86,7 @@ def sweep(
 
 
 def critical(
-    of: str = "peak_lr",
+    of: str | None = None,
     experiment: str | None = None,
     overrides: Sequence[str] = (),
     axes: Mapping[str, Sequence[object]] | None = None,
@@ -97,10 +97,11 @@ def critical(
 ) -> Study:
     """Search the value at which half of the runs fail, for every combination of the other keys' values.
 
-    of: peak_lr, warmup_steps or n_layers. The other arguments are those of `sweep`. `Study.critical()` is the answer.
+    of: peak_lr, warmup_steps or n_layers; None: as the experiment says, or else peak_lr. The other arguments are those
+    of `sweep`. `Study.critical()` is the answer.
     """
-    given = _shared(experiment, overrides, axes, study, keys)
-    return _train("critical", [*given, "--of", of, *["--dry-run"] * dry_run])
+    given = [*_shared(experiment, overrides, axes, study, keys), *([] if of is None else ["--of", of])]
+    return _train("critical", [*given, *["--dry-run"] * dry_run])
 
 
 def plot(

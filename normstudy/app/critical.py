@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from normstudy.app.plan import Planner
 from normstudy.config import RunConfig, short_float
 from normstudy.errors import ConfigError
+from normstudy.search import settings as kept
 from normstudy.search.axis import find
+from normstudy.search.settings import Settings
+from normstudy.study import locks
 from normstudy.study.records import Request
 from normstudy.sweep import critical, planning
 from normstudy.sweep.critical import Asked
@@ -37,11 +41,13 @@ def search(
     planner = Planner(loader, master)
     configs = planner.plan(cells)
     axis = find(configs[0].search.of)
-    keys = {word.partition("=")[0] for cell in cells for word in cell}
-    if axis.key in keys:
-        raise ConfigError(f"{axis.key} has values of its own, but the search chooses them: leave {axis.key} out")
-    if len({config.seed for config in configs}) > 1:
-        raise ConfigError("seed has several values, but the search chooses the seeds: leave it out, or give the first")
+    group, _, name = axis.key.partition(".")
+    for given in OverridesParser.create().parse_overrides(list({word for cell in cells for word in cell})):
+        value = given.value()
+        if given.key_or_group == axis.key or (
+            given.key_or_group == group and isinstance(value, dict) and name in value
+        ):
+            raise ConfigError(f"{axis.key} has values of its own, but the search chooses them: leave {axis.key} out")
     rest = [[word for word in cell if word.partition("=")[0] != "seed"] for cell in cells]
 
     def words(asked: Asked) -> list[str]:
@@ -51,14 +57,16 @@ def search(
     def compose(asked: Sequence[Asked]) -> list[RunConfig]:
         return planner.plan([words(one) for one in asked])
 
-    def train(planned: Plan, asked: Sequence[Asked], about: str) -> None:
+    def train(planned: Plan, asked: Sequence[Asked], settings: Settings, about: str) -> None:
         if launch is not None:
             planning.refuse_slurm(planned)
+            with locks.hold_study(planned.study_dir, str(request["command"]), shared=True):
+                kept.keep(planned.study_dir, settings)
             missing = {*planned.missing} - {*planned.given_up}
             launch([words(one) for one, i in zip(asked, planned.ids, strict=True) if i in missing])
         elif planned.on_slurm:
-            execute_on_slurm(planned, request, detach=False)
+            execute_on_slurm(planned, {**request, "search": settings}, detach=False)
         else:
-            execute(planned, request, about=about)
+            execute(planned, {**request, "search": settings}, about=about)
 
     critical.run_search(configs, compose, train, dry_run=dry_run)

@@ -25,6 +25,7 @@ from normstudy.app.errors import first_line, one_line
 from normstudy.app.overrides import HOME, PATH, check_flags, check_overrides, flags_of, parser, with_retries
 from normstudy.config import places
 from normstudy.errors import ConfigError, short
+from normstudy.search import axis
 
 
 def main(command: str, argv: list[str]) -> int:
@@ -60,7 +61,8 @@ def train(command: str, argv: list[str]) -> tuple[int, list[Path]]:
     ):  # Hydra raises
         try:
             check_overrides(command, args.overrides, shows)
-            words = with_retries(args.overrides, args.retry_failed) + ([f"search.of={args.of}"] if args.of else [])
+            of = [] if args.of is None else [f"search.of={axis.find(args.of).column}"]
+            words = with_retries(args.overrides, args.retry_failed) + of
             _call_hydra(Application(typed, args.dry_run, args.detach, command == "critical"), [*words, *flags])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0

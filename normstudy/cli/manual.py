@@ -188,7 +188,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "--of KEY": "peak_lr (the default), warmup_steps or n_layers",
             "search.low=, search.high=": "smallest and largest value; default: 1e-4 to 1, 0 to n_steps or 1 to 32",
             "search.width=": "end when the 95 % intervals are narrower than this, in decades; default: 0.4",
-            "search.max_runs=": "end at the latest before a cell has more runs; default: 60",
+            "search.max_runs=": "end before a cell has more runs; default: 60. Up to 12 repeated runs come on top",
             "seed=": "seed of the first run; every run has another seed",
             "--dry-run": "print how many runs to expect, also for a grid of the same error; train nothing",
         },

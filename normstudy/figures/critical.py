@@ -20,7 +20,7 @@ from normstudy.figures.look import swept, varies
 from normstudy.figures.study import Lacks, Study
 from normstudy.search.answer import counted, edges
 from normstudy.search.posterior import posterior
-from normstudy.search.rounds import COUNTS_AS, FAIL, NOT_LEARN, count
+from normstudy.search.rounds import COUNTS_AS, CRASHED, FAIL, NOT_LEARN, count
 from normstudy.search.settings import Settings
 
 MAX_CELLS = 12  # largest number of panels of critical_curve, unless there is a facet
@@ -32,12 +32,21 @@ CURVES: dict[str, tuple[str, float, style.LineStyle, str]] = {  # edge -> color,
 
 
 def searched(study: Study) -> tuple[Study, Settings, XAxis]:
-    """Return the study with its cells' fields as panel fields, its search, and an x axis, the depth if possible."""
+    """Return the study with its cells' fields as panel fields, its search, and an x axis, the depth if possible.
+
+    The study's runs include those that crashed, which a search counts, and which `finished` leaves out.
+    """
     if (settings := study.search) is None:
         raise Lacks("the study has no search for critical values: start one with normstudy critical")
     cells = study.finished.assign(**{settings.of: 0})
     x = x_axis(cells[["n_layers", "data_sha256"]] if varies(cells, "n_layers") else cells, ())
-    return replace(study, panel_fields=tuple(swept(cells))), settings, x
+    colored = study.ended["hue"].isin(study.look.colors) & study.ended["dash"].isin(study.look.dashes)
+    runs = study.ended[colored].reset_index(drop=True)
+    return replace(study, panel_fields=tuple(swept(cells)), runs=runs, finished=study.ended), settings, x
+
+
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[runs["outcome"] != CRASHED]
 
 
 def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataFrame:
@@ -101,13 +110,13 @@ def phase_map(study: Study) -> FigureBase:
 def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
     """Draw the critical values against depth, by the other fields of the cells. maps: draw every run, too."""
     cells, settings, x = searched(study)
-    look, runs = beside_x(x, study.look, study.runs)
+    look, runs = beside_x(x, study.look, cells.runs)
     what = f"The {settings.of} at which half of the runs fail or half do not learn, against {x.column}"
     if maps:
         look = replace(study.look, hue="", dash=None, colors={"": BLACK}, dashes={"": "-"})
-        runs, what = study.finished.assign(hue="", dash=""), f"{what}, and every run's outcome"
+        runs, what = cells.finished.assign(hue="", dash=""), f"{what}, and every run's outcome"
     panels, notes = cells.panels(runs, skip=[c for c in (x.column, look.hue, look.dash) if c])
-    shown = pd.concat([panel.runs for panel in panels]).sort_values([settings.of, "run_id"])
+    shown = finished(pd.concat([panel.runs for panel in panels])).sort_values([settings.of, "run_id"])
     fig, axes = layout.subplots(study.paper, len(panels), height=2.4, share=1.0)
     arms = [(hue, dash) for hue in look.colors for dash in look.dashes]
     beside = len(look.dashes) if look.hue == x.column else len(arms)  # arms at the same x position
@@ -143,7 +152,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
 
 def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
     """Draw a cell: the expected share of runs beyond each edge, the edges' intervals, and all runs above and below."""
-    axis, value, (_, pairs) = settings.axis, runs[settings.of].astype(float), counted(runs, settings)
+    axis, (_, pairs), runs = settings.axis, counted(runs, settings), finished(runs)
     curve = range(settings.ends[0], settings.ends[1] + 1)
     for edge, (color, lw, ls, label) in CURVES.items():
         found = posterior(count(edge, pairs), *settings.ends)
@@ -154,14 +163,14 @@ def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
         ax.plot(*points, color=color, lw=lw, ls=ls, zorder=1, label=label, gid=f"share:{edge}")
     part = 0.06 + 0.2 * ((np.arange(len(runs)) * GOLDEN + 0.5) % 1)
     y = np.where(runs["outcome"].isin(FAILED), 1 + part, np.where(runs["outcome"] == UNJUDGED, 0.5, -part))
-    draw_runs(ax, value, pd.Series(y, runs.index), runs)
+    draw_runs(ax, runs[settings.of].astype(float), pd.Series(y, runs.index), runs)
 
 
 def critical_curve(study: Study) -> FigureBase:
     """Draw a panel for each cell: every run's outcome against its value, and the expected share of failing runs."""
     cells, settings, _ = searched(study)
-    panels, notes = cells.panels(study.finished, MAX_CELLS)
-    shown = pd.concat([panel.runs for panel in panels])
+    panels, notes = cells.panels(cells.finished, MAX_CELLS)
+    shown = finished(pd.concat([panel.runs for panel in panels]))
     fig, axes = layout.subplots(study.paper, len(panels), columns=3, height=1.6)
     for ax, panel in zip(axes, panels, strict=True):
         draw_curve(ax, panel.runs.sort_values([settings.of, "run_id"]), settings)

@@ -20,6 +20,7 @@ from normstudy.errors import ConfigError
 from normstudy.figures.look import Look, choose_look, chosen, folded, label, short_names, spread, swept, values, varies
 from normstudy.figures.paper import USUAL, Paper
 from normstudy.search import settings as kept
+from normstudy.search.rounds import CRASHED
 from normstudy.study import tables, whole
 
 MAX_PANELS = 6  # largest number of panels in a figure, unless each value of one text field gets its own panel
@@ -29,8 +30,8 @@ MAX_FACETS = 24  # largest number of panels if each value of one text field gets
 # rows hundreds of times, and with ninety columns the selections would take a quarter of the drawing time.
 _READ = (
     "run_id", "seed", "placement", "n_layers", "peak_lr", "warmup_steps", "n_steps", "final_val_loss", "outcome",
-    "data_sha256", "ln_vocab", "unigram_entropy", "bigram_entropy", "n_params", "optimizer", "beta1",
-    *whole.COLUMNS[1:],
+    "data_seed", "eval_every", "eval_windows", "data_sha256", "ln_vocab", "unigram_entropy", "bigram_entropy",
+    "n_params", "optimizer", "beta1", *whole.COLUMNS[1:],
 )  # fmt: skip
 
 
@@ -52,7 +53,8 @@ class Study:
     finished: all finished runs, with the columns outcome, hue and dash. runs: the finished runs that have a color and a
     line style; if a field has too many values, some values get none. unfinished: number of runs that are not finished.
     panel_fields: varying fields that neither color nor line style shows. names: long name -> short name.
-    search: the settings of the study's search. Neither color nor line style shows what it searched. omitted: titles of
+    search: the settings of the study's search. Neither color nor line style shows what it searched. ended: the finished
+    runs, and of a study that was searched also those that crashed, with the outcome CRASHED. omitted: titles of
     panels that a figure left out.
     """
 
@@ -65,6 +67,7 @@ class Study:
     panel_fields: tuple[str, ...]
     names: Mapping[str, str]
     search: kept.Settings | None
+    ended: pd.DataFrame
     paper: Paper = USUAL
     omitted: list[str] = field(default_factory=list)
 
@@ -187,31 +190,33 @@ def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) 
 def load(study_dir: Path, where: Where | None = None, paper: Paper = USUAL) -> Study:
     """Read a study's runs that match `where` (see `select`). Raises ConfigError if no finished run is found."""
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
-    done = runs[runs["status"] == "done"].reset_index(drop=True)
-    if done.empty:
+    search = kept.read(Path(study_dir))
+    ended = runs[runs["status"].isin(["done"] if search is None else ["done", "failed"])].reset_index(drop=True)
+    finished = ended["status"] == "done"
+    if (done := ended[finished]).empty:
         count = runs["status"].value_counts()
         states = ", ".join(f"{n} {status}" for status, n in sorted(count.items())) or "no runs"
         raise ConfigError(f"{study_dir} has no finished run to draw ({states}): start or resume its sweep")
     columns = ["run_id", "step", "train_loss", "val_loss"]
     steps = whole.read(study_dir, "steps", done, columns, text=False)
     names = short_names(done)
-    search = kept.read(Path(study_dir))
-    alike = done if search is None else done.assign(**{search.of: done[search.of].iloc[0]})
-    look = choose_look(alike, names)
+    alike = ended if search is None else ended.assign(**{search.of: done[search.of].iloc[0]})
+    look = choose_look(alike[finished], names)
 
     def texts(column: str) -> list[str]:
         return [label(native(column, v), names) for v in alike[column]]
 
-    done["outcome"] = outcomes(done, steps).reindex(done["run_id"]).to_numpy()
     fields = swept(done)
-    done = done[[c for c in done if c in {*_READ, look.hue, look.dash, *fields}]].copy()
-    done["hue"] = texts(look.hue)
-    done["dash"] = "" if look.dash is None else texts(look.dash)
+    ended["outcome"] = outcomes(done, steps).reindex(ended["run_id"]).where(finished.to_numpy(), CRASHED).to_numpy()
+    ended = ended[[c for c in ended if c in {*_READ, look.hue, look.dash, *fields}]].copy()
+    ended["hue"] = texts(look.hue)
+    ended["dash"] = "" if look.dash is None else texts(look.dash)
+    done = ended[finished].reset_index(drop=True)
     if search is not None and look.hue == search.of:
         look = replace(look, hue="")
     return Study(
-        folder=study_dir, look=look, finished=done, unfinished=len(runs) - len(done), names=names, search=search,
+        folder=study_dir, look=look, finished=done, unfinished=len(runs) - len(done), names=names,
         runs=done[done["hue"].isin(look.colors) & done["dash"].isin(look.dashes)].reset_index(drop=True),
-        steps=steps.astype({"train_loss": float, "val_loss": float}),
+        search=search, ended=ended, steps=steps.astype({"train_loss": float, "val_loss": float}),
         panel_fields=tuple(c for c in fields if c not in (look.hue, look.dash)), paper=paper,
     )  # fmt: skip

@@ -56,9 +56,9 @@ def with_outcomes(study_dir: Path | str, runs: pd.DataFrame) -> pd.DataFrame:
 
 def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """Estimate both edges of each cell. runs: finished and crashed runs, with their outcomes."""
-    cells = varying(runs, cell_columns(settings.of))
+    cells = varying(runs, cell_columns(settings.of)) if len(runs) else []
     rows = []
-    for _, part in runs.groupby(cells, dropna=False) if cells else [((), runs)]:
+    for _, part in runs.groupby(cells, dropna=False) if cells else [((), runs)] * (len(runs) > 0):
         place = {c: native(c, part[c].iloc[0]) for c in cells}
         rows += [{**place, **row} for row in edges(part, settings)]
     return pd.DataFrame(rows, columns=[*dict.fromkeys((*cells, *COLUMNS))])
@@ -70,13 +70,17 @@ def counted(runs: pd.DataFrame, settings: Settings) -> tuple[Progress, list[tupl
     Those are all runs but repeated sentinels for which an earlier search asked that ended sooner. So a search that gets
     a smaller width or more runs ends where it would have ended without the first stop.
     """
-    runs = runs.sort_values("run_id")  # the last of runs that differ only in how they are evaluated or probed counts
-    every = map(Run, runs[settings.of].astype(float), runs["seed"].astype(int))
-    known = dict(zip(every, map(str, runs["outcome"]), strict=True))
-    progress, first = replay(settings, known.get), settings.seed + rounds.REPEAT_SEED
-    seeds = range(first, first + rounds.REPEATS * rounds.SENTINELS)
-    kept = {run: outcome for run, outcome in known.items() if run in progress.outcomes or run.seed not in seeds}
-    return progress, rounds.pairs_of(kept, settings.axis)
+    # Of runs that differ only in how they are evaluated or probed, one counts: the search's own.
+    own = pd.Series(True, runs.index)
+    for key, value in (settings.alike or {}).items():
+        own &= runs[key.replace(".", "_")] == (runs["seed"] if value is None else value)  # null: data_seed is the seed
+    runs = runs.assign(own=own).sort_values(["own", "run_id"])
+    runs = runs.drop_duplicates([settings.of, "seed", "data_seed"], keep="last")
+    every = list(map(Run, runs[settings.of].astype(float), runs["seed"].astype(int)))
+    found = list(zip(every, map(str, runs["outcome"]), strict=True))
+    progress, repeats = replay(settings, dict(found).get), rounds.repeat_seeds(settings)
+    counted = [(run, outcome) for run, outcome in found if run in progress.outcomes or run.seed not in repeats]
+    return progress, [(settings.axis.position(run.value), outcome) for run, outcome in counted]
 
 
 def edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
@@ -116,6 +120,8 @@ def edge_text(row: Mapping[str, Any], settings: Settings) -> str:
 
 def render(found: pd.DataFrame, settings: Settings) -> str:
     """Format the answer as a table for a terminal, with the lines that say what it rests on."""
+    if found.empty:
+        return "No run of the search for critical values is finished yet."
     lengths = sorted({int(n) for n in found["n_steps"]})
     cells = [str(c) for c in found if c not in COLUMNS or (c == "n_steps" and len(lengths) > 1)]
     header = [*cells, *(f"{settings.of}: {edge}" for edge in COUNTS_AS), "runs", "unfinished", ""]

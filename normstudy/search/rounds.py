@@ -118,7 +118,7 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
         return 1.0 if outcome in (CRASHED, UNJUDGED) else share if outcome in COUNTS_AS[edge] else 1 - share
 
     repeats = {
-        run: [Run(run.value, settings.seed + REPEAT_SEED + REPEATS * i + j) for j in range(REPEATS)]
+        run: [Run(run.value, seed) for seed in repeat_seeds(settings)[REPEATS * i : REPEATS * (i + 1)]]
         for i, run in enumerate(sentinels)
         if min(chance(edge, run) for edge in COUNTS_AS) <= SURPRISE
     }
@@ -134,6 +134,12 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
     return progress
 
 
+def repeat_seeds(settings: Settings) -> range:
+    """Return the seeds of the sentinels' repeats, which are the largest seeds of a search."""
+    first = settings.seed + REPEAT_SEED
+    return range(first, first + REPEATS * SENTINELS)
+
+
 def pairs_of(outcomes: Mapping[Run, str], axis: Axis) -> list[tuple[int, str]]:
     return [(axis.position(run.value), outcome) for run, outcome in outcomes.items()]
 
@@ -144,9 +150,11 @@ def decision(found: Summary, settings: Settings) -> str | None:
         return "below"
     if found.above >= CONFIDENCE:
         return "above"
-    # At an end of the range, only the part of the interval inside the range can become narrower.
-    low = max(found.low, settings.ends[0]) if AT_AN_END[0] < found.below < AT_AN_END[1] else found.low
-    high = min(found.high, settings.ends[1]) if AT_AN_END[0] < found.above < AT_AN_END[1] else found.high
+    # At an end of the range, only the part of the interval inside the range can become narrower. An edge that may as
+    # well lie beyond either end is undecided.
+    at_low, at_high = (AT_AN_END[0] < beyond < AT_AN_END[1] for beyond in (found.below, found.above))
+    low = max(found.low, settings.ends[0]) if at_low and not at_high else found.low
+    high = min(found.high, settings.ends[1]) if at_high and not at_low else found.high
     return "interval" if (high - low) / DECADE < settings.width else None
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from normstudy.config import RunConfig
+from normstudy import config as cfg
+from normstudy.analysis.grid import value_text
+from normstudy.config import RunConfig, places
 from normstudy.errors import ConfigError, Damaged
 from normstudy.search.axis import Axis, find
-from normstudy.study import files
+from normstudy.study import files, tables
 
 FILE = "sweeps/search.json"
 VERSION = 1  # of the rounds' rule and of the prior; raise it when either changes
-STOP = ("width", "max_runs")  # settings on which no round depends, so a later search may change them
 
 
 class Settings(NamedTuple):
@@ -30,6 +32,7 @@ class Settings(NamedTuple):
     max_runs: int = 60
     seed: int = 0  # of the first run
     version: int = VERSION
+    alike: dict[str, Any] | None = None  # key -> value of what no two cells differ in; None: not recorded
 
     @property
     def axis(self) -> Axis:
@@ -46,54 +49,79 @@ class Settings(NamedTuple):
         return min(max(self.axis.value(position), self.low), self.high)
 
 
-def settings_of(config: RunConfig) -> Settings:
-    """Return the settings that a composed configuration asks for. Raises a ConfigError for an impossible range."""
-    asked, axis = config.search, find(config.search.of)
-    low = axis.low if asked.low is None else asked.low
-    high = min(axis.high, config.schedule.n_steps) if axis.column == "warmup_steps" else axis.high
-    high = high if asked.high is None else asked.high
+def settings_of(cells: Sequence[RunConfig]) -> Settings:
+    """Return the settings for which the cells' configurations ask. Raises a ConfigError for an impossible request.
+
+    The cells may not differ in seeds, nor in how runs are evaluated and probed: a run's outcome would depend on it,
+    and the answer's rows do not tell such cells apart.
+    """
+    keys = cfg.dotted_keys()
+    shared = ["seed", "data_seed", *(c for c in keys if c.startswith(tuple(f"{one}_" for one in cfg.PREFIXED)))]
+    found: list[dict[str, Any]] = []
+    for cell in cells:
+        asked = cfg.asked(cell)
+        found.append({keys[c]: asked[c] for c in shared} | {f"search.{k}": v for k, v in vars(cell.search).items()})
+    for key in found[0]:
+        if len(several := list(dict.fromkeys(value_text(one[key]) for one in found))) > 1:
+            raise ConfigError(f"{key} has several values ({', '.join(several)}), but a search has one: give one")
+    search, axis = cells[0].search, find(cells[0].search.of)
+    low = axis.low if search.low is None else search.low
+    high = axis.high if axis.column != "warmup_steps" else min(axis.high, *(cell.schedule.n_steps for cell in cells))
+    high = high if search.high is None else search.high
+    alike = {keys[c]: found[0][keys[c]] for c in shared[1:]}
+    return _checked(Settings(axis.column, low, high, search.width, search.max_runs, cells[0].seed, alike=alike))
+
+
+def _checked(settings: Settings) -> Settings:
+    """Return the settings. Raises a ConfigError if their range is impossible."""
+    axis, low, high = settings.axis, settings.low, settings.high
     for key, value in (("search.low", low), ("search.high", high)):
         if value < axis.least or (axis.whole and value != int(value)):
             raise ConfigError(
                 f"{key} {value:g} is no value of {axis.column}: use {axis.kind} of at least {axis.least:g}"
             )
-    made = Settings(axis.column, low, high, asked.width, asked.max_runs, config.seed)
-    if low >= high or made.ends[0] == made.ends[1]:
+    if low >= high or settings.ends[0] == settings.ends[1]:
         raise ConfigError(f"search.low {low:g} is not below search.high {high:g}: choose another range")
-    return made
+    return settings
 
 
 def read(study_dir: Path) -> Settings | None:
     """Return the settings of the study's search, or None if the study has none. Raises Damaged for other content."""
     path = study_dir / FILE
     try:
-        text = path.read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        found = json.loads(text)
+        found = json.loads(places.read(path))
         low, high, width = (float(found[key]) for key in ("low", "high", "width"))
         max_runs, seed, version = (int(found[key]) for key in ("max_runs", "seed", "version"))
-        made = Settings(str(found["of"]), low, high, width, max_runs, seed, version)
-        if made.low < made.high and made.axis:
-            return made
-    except (ConfigError, ValueError, TypeError, AttributeError, KeyError):
-        pass
-    raise Damaged(f"{path} does not hold the settings of a search: restore it from a copy, or remove it")
+        alike = None if found.get("alike") is None else dict(found["alike"])
+        return _checked(Settings(str(found["of"]), low, high, width, max_runs, seed, version, alike))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ConfigError, OSError, ValueError, ArithmeticError, RecursionError, TypeError, AttributeError, KeyError):
+        do = "restore it from a copy, or remove it and repeat the search"
+        raise Damaged(f"{path} cannot be read as the settings of a search: {do}") from None
 
 
 def keep(study_dir: Path, settings: Settings) -> None:
-    """Record the settings in the study's folder."""
-    (study_dir / FILE).parent.mkdir(parents=True, exist_ok=True)
-    files.place(study_dir, FILE, json.dumps(settings._asdict(), indent=1).encode() + b"\n")
+    """Record the settings in the study's folder, whose lock the caller holds. Raises a ConfigError as `check_same`."""
+    check_same(study_dir, settings)
+    with files.storing(study_dir):
+        (study_dir / FILE).parent.mkdir(parents=True, exist_ok=True)
+        files.place(study_dir, FILE, json.dumps(settings._asdict(), indent=1).encode() + b"\n")
 
 
 def check_same(study_dir: Path, settings: Settings) -> None:
     """Raise a ConfigError if the study's search has other settings, on which its rounds depend."""
     before = read(study_dir)
-    for name, value in settings._asdict().items():
-        if before is not None and name not in STOP and (old := getattr(before, name)) != value:
-            key = name if name in ("seed", "version") else f"search.{name}"
+    old = {} if before is None or not tables.statuses(study_dir) else _binding(before)
+    for key, value in _binding(settings).items():
+        if old.get(key, value) != value:
             raise ConfigError(
-                f"{key} {value} differs from {old}, with which {study_dir} was searched: use the same, or another study"
+                f"{key} {value_text(value, str)} differs from {value_text(old[key], str)}, with which {study_dir} was "
+                "searched: use the same, or another study"
             )
+
+
+def _binding(settings: Settings) -> dict[str, Any]:
+    """Return key -> value of the settings on which the rounds depend; these are all but search.width and .max_runs."""
+    of, low, high, _, _, seed, version, alike = settings
+    return {"search.of": of, "search.low": low, "search.high": high, "seed": seed, "version": version, **(alike or {})}

@@ -75,7 +75,7 @@ def expected(settings: Settings, searches: int = 40) -> Expected:
         used.append(len(progress.outcomes))
         errors.append((estimate(progress, settings)[0] - edge.threshold) / DECADE)
     error = rms(errors)
-    spacing = (high - low) // 2
+    spacing = max(1, (high - low) // 2)
     while spacing > 1 and rms(grid_errors(edges, settings, spacing, rng)) > error:
         spacing = max(1, round(0.85 * spacing))
     return Expected(float(np.mean(used)), error, GRID_SEEDS * ((high - low) // spacing + 1))

@@ -44,7 +44,8 @@ def tries_of(study_dir: Path) -> Counter[str]:
     return Counter(path.stem.rpartition("-")[0] for path in (study_dir / LOGS).glob("*.txt"))
 
 
-Request = dict[str, object]  # two keys: "command" (the command line, as text) and "overrides" (a list of texts)
+# Keys: "command" (the command line, as text), "overrides" (a list of texts), and of a search "search" (its settings).
+Request = dict[str, object]
 
 
 def record_request(

@@ -15,7 +15,8 @@ from normstudy.errors import ConfigError, say
 from normstudy.search import settings as kept
 from normstudy.search import simulate
 from normstudy.search.answer import answer, render, with_outcomes
-from normstudy.search.rounds import COUNTS_AS, CRASHED, Progress, Run, replay
+from normstudy.search.rounds import COUNTS_AS, CRASHED, Progress, Run, repeat_seeds, replay
+from normstudy.search.settings import Settings
 from normstudy.study import tables
 from normstudy.sweep import planning, report
 from normstudy.sweep.execute import RunsFailed
@@ -31,19 +32,23 @@ class Asked(NamedTuple):
 
 
 Compose = Callable[[Sequence[Asked]], list[RunConfig]]  # returns the configuration of each run
-Train = Callable[[Plan, Sequence[Asked], str], None]  # trains a round; the text says which, for the progress bar
+# Trains a round, and first keeps the settings, under the study's lock. The text is for the progress bar.
+Train = Callable[[Plan, Sequence[Asked], Settings, str], None]
 
 
 class Search:
     """The cells of a search, and the outcomes that are known so far. settings: those of every cell."""
 
     def __init__(self, cells: Sequence[RunConfig], compose: Compose) -> None:
-        self.settings = kept.settings_of(cells[0])
+        asked = kept.settings_of(cells)
         self.study_dir = Path(cells[0].results_dir) / cells[0].study
         self.n_cells, self.compose = len(cells), compose
         self.outcomes: dict[Asked, str] = {}
-        for value in (self.settings.low, self.settings.high):  # every value between them is then allowed, too
-            compose([Asked(i, Run(value, self.settings.seed)) for i in range(self.n_cells)])
+        # If both ends of the range, with the first and the last seed, are allowed, all runs between them are, too.
+        compose([Asked(i, Run(asked.low, asked.seed)) for i in range(self.n_cells)])
+        last = compose([Asked(i, Run(asked.high, repeat_seeds(asked)[-1])) for i in range(self.n_cells)])
+        follows = all(config.data_seed == config.seed for config in last)
+        self.settings = asked._replace(alike={**(asked.alike or {}), "data_seed": None}) if follows else asked
 
     def progress(self) -> list[Progress]:
         def outcome_in(cell: int) -> Callable[[Run], str | None]:
@@ -90,10 +95,8 @@ def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dr
     while asked:
         known = len(search.outcomes)
         if planned.missing and not planned.is_sealed:
-            if not trained:
-                kept.keep(study_dir, settings)
             try:
-                train(planned, asked, search.decided())
+                train(planned, asked, settings, search.decided())
             except RunsFailed as error:
                 failure = error
             trained += sum(i not in planned.given_up for i in planned.missing)

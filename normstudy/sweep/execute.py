@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 
 from normstudy.errors import ConfigError
+from normstudy.search import settings as search
+from normstudy.search.settings import Settings
 from normstudy.slurm import arrays
 from normstudy.study import files, locks, parquet, records, tables, whole
 from normstudy.study.records import Request
@@ -55,6 +57,8 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
     """
     study_dir = planned.study_dir
     try:
+        if isinstance(settings := request.get("search"), Settings):
+            search.keep(study_dir, settings)
         tables.prepare(study_dir, shared=shared)
         for run_id in tables.damaged_and_unfinished(study_dir):
             parquet.row_path(study_dir, run_id).unlink(missing_ok=True)

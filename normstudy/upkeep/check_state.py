@@ -13,6 +13,8 @@ from pathlib import Path
 
 from normstudy.analysis.grid import count_text
 from normstudy.config import places
+from normstudy.errors import Damaged
+from normstudy.search import settings
 from normstudy.study import checkpoints, locks, parquet, records, schema, swap, tables
 from normstudy.study.files import damage, is_damage
 from normstudy.upkeep.status_text import AGAIN
@@ -52,6 +54,10 @@ def wrong_in_records(study: Path) -> list[str]:
                 raise
             do = f"rm {shlex.quote(str(path))} (then normstudy status no longer knows what this sweep requested)"
             lines.append(f"sweeps/{path.name}: is damaged ({damage(error)}): {do}")
+    try:
+        settings.read(study)
+    except Damaged as error:
+        lines.append(str(error).replace(f"{study / settings.FILE} ", f"{settings.FILE}: "))
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pydoc
 import re
 import subprocess
@@ -86,6 +87,13 @@ def test_a_sweep_is_that_of_the_command_line(
     assert list(tmp_path.iterdir()) == []
     assert (str(study.folder), repr(study)) == (f"{root}/1.10", f"{root}/1.10: no runs")
     assert "1.10: 4 runs, 0 already finished" in capfd.readouterr().out
+
+
+def test_a_search_is_that_of_its_experiment(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for of, said in ((None, "warmup_steps from 0 to 300"), ("n_layers", "model.n_layers has values of its own")):
+        with contextlib.nullcontext() if of is None else pytest.raises(normstudy.ConfigError, match=said):
+            normstudy.critical(of, "critical_warmup", results_dir=tmp_path, dry_run=True)
+            assert said in capfd.readouterr().out
 
 
 def test_a_bad_request_is_an_error_with_the_command_line_s_words(

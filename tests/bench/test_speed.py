@@ -73,7 +73,7 @@ def test_row_j_measures_a_whole_search_and_a_grid_of_its_error(tmp_path: Path, m
     (goal,) = (goal for goal in speed.GOALS if goal.row == "j")
     value = {(s.case, s.subject, s.metric): s.value for s in samples}
     runs = value[goal.case, goal.subject, "seconds"] * value[TINY.name, PER_CORE, "run_steps_per_s"] / 20
-    assert runs == pytest.approx(speed.CELLS * simulate.expected(settings_of(run_config(TINY))).grid_runs)
+    assert runs == pytest.approx(speed.CELLS * simulate.expected(settings_of([run_config(TINY)])).grid_runs)
     assert value[goal.case, str(goal.opponent), "seconds"] > 0
     assert [path.name for path in tmp_path.iterdir()] == []
 

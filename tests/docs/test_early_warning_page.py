@@ -45,7 +45,9 @@ def test_its_words_have_the_numbers_of_the_table(table: pd.DataFrame) -> None:
         f"At step 100 these are {ratio[100]} and {loss[100]}",
         f"the loss tells as much as the gradient: {loss[200]} and {ratio[200]}",
         f"At step 100 the gradient ratio has an AUC of {value(100, 'gradient_ratio', 'searches')}, the update's RMS of "
-        f"{value(100, 'update_rms', 'searches')} and the training loss of {value(100, 'train_loss', 'searches')}",
+        f"{value(100, 'update_rms', 'searches')} and the training loss of {value(100, 'train_loss', 'searches')}. "
+        f"At step 0 the ratio has {value(0, 'gradient_ratio', 'searches')} and the loss "
+        f"{value(0, 'train_loss', 'searches')}",
     ]
     assert missing(TEXT, phrases) == []
     table = table[table["kind"] == "grids"]

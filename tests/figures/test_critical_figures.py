@@ -186,10 +186,19 @@ def test_the_bounds_of_a_warmup_point_down_and_its_curve_falls(warmups: Study) -
     assert row.low < np.interp(0.5, [y for _, y in curve[::-1]], [x for x, _ in curve[::-1]]) < row.high
 
 
-def test_a_crashed_run_is_counted_and_not_drawn(study: Study) -> None:
+def test_a_crashed_run_is_counted_and_not_drawn(study: Study, tmp_path: Path) -> None:
+    """The search went on from it: the other runs alone, replayed, would end before the first round is complete."""
     assert study.unfinished == 1
     for name in OF_SEARCH:
         assert "not shown: 1 unfinished or failed" in words(FIGURES[name](study)), name
+    sixth = load(search(tmp_path, RATES, lambda *run: "failed" if run[-1] == 1005 else by_rate(*run), PLACES[3:]))
+    for which, place, title in ((study, {"placement": "post", "n_layers": 3}, "post-norm, 3 layers"), (sixth, {}, "")):
+        row = edge_rows(which, FAIL, **place).iloc[0]
+        ax = panel(FIGURES["critical_curve"](which), title)
+        (band,) = [p for p in ax.patches if p.get_gid() == f"interval:{FAIL}"]
+        assert isinstance(band, Rectangle)
+        ends = band.get_x(), band.get_x() + band.get_width()
+        assert ends == pytest.approx((row["low"], row["high"]), rel=6e-3)
 
 
 def test_one_cell_is_drawn(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from normstudy.errors import ConfigError
+from normstudy.search import simulate
 from normstudy.search.axis import AXES, find
 from normstudy.search.rounds import CRASHED, FAIL, NOT_LEARN, ROUND, SENTINELS, Progress, Run, replay
 from normstudy.search.settings import Settings
@@ -83,6 +84,17 @@ def test_an_edge_at_the_very_end_takes_at_most_max_runs() -> None:
         used.append(len(done.outcomes))
         assert used[-1] <= RATES.max_runs + 2 * SENTINELS
     assert np.mean(used) <= 40
+
+
+@pytest.mark.parametrize("of", [("n_layers", 2, 4), ("n_layers", 50, 51), ("peak_lr", 0.01, 0.012)])
+def test_a_range_narrower_than_the_width_is_searched(of: tuple[str, float, float]) -> None:
+    """Without a run, the interval lies on both ends of the range, and says nothing."""
+    settings = Settings(*of)
+    for outcome, bound in (("learned", "above"), ("stuck", "below")):
+        done = replay(settings, lambda run, outcome=outcome: outcome)  # type: ignore[misc]
+        assert done.decided == {FAIL: bound, NOT_LEARN: bound}
+        assert sum(run.seed < 1000 for run in done.outcomes) >= ROUND
+    assert simulate.expected(settings, searches=2).grid_runs >= simulate.GRID_SEEDS
 
 
 def test_partial_runs_tell_the_two_edges_apart() -> None:

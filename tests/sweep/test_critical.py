@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from handmade import handmade_config, write_handmade_run
 from processes import finish
 from studies import assert_same_tables, draw_no_figures, series_bytes
 
 import normstudy
 from normstudy.cli.main import main
 from normstudy.config import sources
+from normstudy.errors import ConfigError
 from normstudy.search.answer import answer, critical_values, with_outcomes
 from normstudy.search.posterior import posterior
 from normstudy.search.rounds import COUNTS_AS, SENTINELS
-from normstudy.study import tables
+from normstudy.search.settings import FILE, Settings, keep
+from normstudy.study import locks, tables
 from normstudy.upkeep.check import check_study
 from normstudy.upkeep.compact import compact_study
 
@@ -89,6 +92,9 @@ def test_the_same_search_trains_nothing_and_is_refused_with_other_settings(
     for words, what in (
         (["search.low=1e-4"], "search.low 0.0001 differs from 0.001, with which results/s was searched: use the same"),
         (["--of", "warmup_steps", "search.high=9", "search.low=0"], "search.of warmup_steps differs from peak_lr"),
+        (["eval.windows=2"], "eval.windows 2 differs from 4, with which results/s was searched"),
+        (["probe.every=7"], "probe.every 7 differs from 20"),
+        (["data_seed=1"], "data_seed 1 differs from null"),
     ):
         assert critical(*CELLS, *words) == 2
         assert capsys.readouterr().err.startswith(f"error: {what}"), words
@@ -114,6 +120,83 @@ def test_a_search_in_pieces_ends_in_the_same_answer(searched: Path, here: Path) 
     assert files.items() <= here_too.items()
     extra = normstudy.load(here / "results/s").runs
     assert set(extra.loc[~extra["run_id"].isin(tables.statuses(searched)), "seed"]) <= {*range(2000, 2012)}
+
+
+def test_other_runs_of_the_study_enter_the_estimate_but_not_the_rounds(searched: Path, here: Path) -> None:
+    """A run with another data_seed counts beside that of the search, one that is evaluated otherwise does not count."""
+    study = Path(shutil.copytree(searched, here / "results/s"))
+    before = critical_values(study)[0]
+    sweep = [word for word in TINY if not word.startswith("search")]
+    sweep += ["model.n_layers=1", "model.placement=post", "study=s", f"schedule.peak_lr={rate_of(study, seed=0)}"]
+    assert main(["run", *sweep, "eval.windows=2"]) == 0
+    pd.testing.assert_frame_equal(critical_values(study)[0], before)
+    assert main(["run", *sweep, "data_seed=7"]) == 0
+    after = critical_values(study)[0]
+    assert list(after["runs"] - before["runs"]) == [1, 1, 0, 0]
+    assert list(after["decided"]) == list(before["decided"])
+
+
+def rate_of(study: Path, seed: int) -> str:
+    runs = tables.read(study, "runs")
+    return str(runs.loc[(runs["placement"] == "post") & (runs["seed"] == seed), "peak_lr"].iloc[0])
+
+
+def test_a_refused_search_keeps_no_settings(
+    searched: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither in a new study nor over those of a search."""
+    study = Path(shutil.copytree(searched, here / "results/s"))
+    before = (study / FILE).read_bytes()
+    with locks.hold_study(study, "another"):
+        assert critical(*CELLS, "search.max_runs=40") == 2
+        assert critical(*CELLS, "search.max_runs=40", "hydra/launcher=basic") == 2
+    with locks.hold_study(here / "results/new", "another"):
+        assert critical(*CELLS, "study=new") == 2
+    monkeypatch.setenv("PATH", str(here))  # without Slurm
+    assert critical(*CELLS, "study=new", "execution=slurm") == 2
+    assert critical(*CELLS, "search.max_runs=40", "execution=slurm") == 2
+    assert (study / FILE).read_bytes() == before
+    assert not (here / "results/new" / FILE).exists()
+    errors = capsys.readouterr().err.splitlines()
+    assert [" is in use by " in line for line in errors] == [True, True, True, False, False], errors
+
+
+def test_a_search_without_a_finished_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no answer yet, and other settings may still replace its own."""
+    config = handmade_config(here)
+    write_handmade_run(here / "s", config, "running")
+    settings = Settings("peak_lr", 1e-3, 1.0)
+    keep(here / "s", settings)
+    assert critical_values(here / "s")[0].empty
+    assert normstudy.Study(here / "s").critical().empty
+    assert main(["report", "s"]) == 0
+    for low in (1e-3, 1e-2):
+        keep(here / "t", settings._replace(low=low))
+    with pytest.raises(ConfigError, match=r"search\.low 0\.01 differs from 0\.001"):
+        keep(here / "s", settings._replace(low=1e-2))
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\xff\xfe", b"[" * 100_000, b"null", b'{"of": "peak_lr"}', "low", "max_runs", "of", "seed", "alike", "high"],
+    ids=str,
+)
+def test_damaged_settings_are_one_line_everywhere(
+    text: bytes | str, searched: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Path(shutil.copytree(searched, here / "results/s"))
+    if isinstance(text, str):
+        text = re.sub(f'("{text}": )', r'\g<1>1e999, "was": ', (study / FILE).read_text()).encode()
+    (study / FILE).write_bytes(text)
+    for words in (["plot", "results/s"], ["report", "results/s"], ["critical", *TINY, *CELLS]):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: results/s/{FILE} cannot be read as the settings of a search: restore "), err
+        assert err.count("\n") == 1
+    found = check_study(study)
+    assert not found.sound
+    assert f"{FILE}: cannot be read as the settings of a search: restore" in found.text
 
 
 def test_runs_that_crash_for_good_count_as_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
