@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from normstudy import config as cfg
 from normstudy.analysis.grid import value_text
 from normstudy.config import RunConfig, places
+from normstudy.config.search import SearchConfig
 from normstudy.errors import ConfigError, Damaged
 from normstudy.search.axis import Axis, find
 from normstudy.study import files, tables
@@ -92,6 +93,7 @@ def read(study_dir: Path) -> Settings | None:
         found = json.loads(places.read(path))
         low, high, width = (float(found[key]) for key in ("low", "high", "width"))
         max_runs, seed, version = (int(found[key]) for key in ("max_runs", "seed", "version"))
+        SearchConfig(found["of"], low, high, width, max_runs)  # raises if a value is illegal
         alike = None if found.get("alike") is None else dict(found["alike"])
         return _checked(Settings(str(found["of"]), low, high, width, max_runs, seed, version, alike))
     except (FileNotFoundError, NotADirectoryError):

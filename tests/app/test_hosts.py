@@ -39,6 +39,7 @@ def is_done(study: Path) -> bool:
     return list(tables.statuses(study).values()) == ["done", "done"]
 
 
+@pytest.mark.processes
 def test_closed_streams_and_a_backend_that_this_environment_lacks(tmp_path: Path) -> None:
     """No table's file gets the number of a closed stream."""
     code = "import sys; from normstudy.cli.main import main; code = main(sys.argv[1:]); import os; "
@@ -48,14 +49,14 @@ def test_closed_streams_and_a_backend_that_this_environment_lacks(tmp_path: Path
     assert (tmp_path / "results/s/figures/headline.png").exists()
 
 
-@pytest.mark.packages
+@pytest.mark.processes
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 def test_a_closed_stream(closed: str, tmp_path: Path) -> None:
     """No file gets the number of a closed stream, and nothing fails because a stream is missing."""
     run(["sh", "-c", f'"$@" {closed}', "sh", *WITHOUT_FIGURES, "status", "absent"], tmp_path, code=2)
 
 
-@pytest.mark.packages
+@pytest.mark.processes
 def test_files_named_like_libraries_and_a_script_without_a_guard(tmp_path: Path) -> None:
     """Beside a notebook or script lie files that it never imports; its workers must not import them either."""
     script = f"print('once')\nfrom normstudy.cli.main import main\nprint(main({WORDS!r}))"
@@ -71,7 +72,7 @@ def test_files_named_like_libraries_and_a_script_without_a_guard(tmp_path: Path)
     assert is_done(tmp_path / "results/s")
 
 
-@pytest.mark.packages
+@pytest.mark.processes
 def test_neither_home_nor_user(tmp_path: Path) -> None:
     """A container often runs as a number that no list of users has."""
     keep = "--inh-caps=+dac_override", "--ambient-caps=+dac_override"

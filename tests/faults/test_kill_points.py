@@ -1,4 +1,4 @@
-"""A kill at every fourth point, and the two mistakes that such kills must find; `slow` kills at all points."""
+"""A kill at every eighth point, and the two mistakes that such kills must find; `slow` kills at all points."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HARNESS = Path(__file__).with_name("harness.py")
-SHARDS = 8
+SHARDS = 16
 
 
 def harness(folder: Path, *words: str) -> dict[str, object]:
@@ -23,7 +23,7 @@ def harness(folder: Path, *words: str) -> dict[str, object]:
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("shard", "mutation", "found"),
-    [(0, "straight_into_tables", "not a parquet file"), (4, "checkpoint_before_window", " lacks ")],
+    [(0, "straight_into_tables", "not a parquet file"), (8, "checkpoint_before_window", " lacks ")],
 )
 def test_a_kill_costs_nothing_and_a_known_mistake_is_found(
     tmp_path: Path, shard: int, mutation: str, found: str
@@ -31,12 +31,12 @@ def test_a_kill_costs_nothing_and_a_known_mistake_is_found(
     told = harness(tmp_path, "--every", str(SHARDS), "--offset", str(shard), "--mutation", mutation)
     assert told["failures"] == []
     assert isinstance(told["trials"], int)
-    assert told["trials"] > 10
+    assert told["trials"] > 5
     assert isinstance(told["mistaken"], list)
     assert any(found in text for text in told["mistaken"]), told["mistaken"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", [1, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize("shard", [one for one in range(SHARDS) if one not in (0, 8)])
 def test_a_kill_at_the_other_points_costs_nothing(tmp_path: Path, shard: int) -> None:
     assert harness(tmp_path, "--every", str(SHARDS), "--offset", str(shard))["failures"] == []

@@ -40,6 +40,7 @@ def test_every_figure_has_its_place_in_the_order() -> None:
     assert not together._is_large(STUDY / "tables" / "runs")
 
 
+@pytest.mark.processes
 @needs_two_cores
 def test_two_processes_say_and_write_what_one_does(tmp_path: Path) -> None:
     words = ["plot", str(STUDY), "--out", "figures", "--only", ",".join([*FEW, "ranking"])]

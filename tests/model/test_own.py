@@ -938,6 +938,7 @@ def readme_text() -> tuple[str, list[list[str]]]:
 SHORT = [*TINY, "schedule.n_steps=3", "probe.dense_steps=2", "eval.every=2", "seed=0,1"]
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("without_figures")
 def test_the_text_of_the_readme_does_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -68,6 +68,7 @@ def test_a_diverged_and_a_failed_run_are_listed(html: str) -> None:
     assert "not finite at step 29" in cells
 
 
+@pytest.mark.processes
 def test_the_same_bytes_in_another_folder_locale_and_process(study: Path, html: str, tmp_path: Path) -> None:
     """Also without torch, and nothing else is written."""
     (tmp_path / "torch.py").write_text("raise ImportError('no page needs it')\n")

@@ -31,7 +31,7 @@ from normstudy.workers.signals import Stop
 
 LONG = [
     "sweep", "data=synthetic", "study=long", "model.n_layers=1", "model.d_model=16", "model.n_heads=2",
-    "data.seq_len=16", "schedule.n_steps=240", "seed=0,1,2,3", "execution.device=cpu",
+    "data.seq_len=16", "schedule.n_steps=150", "seed=0,1,2,3", "execution.device=cpu",
 ]  # fmt: skip
 
 
@@ -345,7 +345,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
                 assert min(counts) >= rows[table], f"rows of {table} went back"
                 rows[table] = max(counts)
             polls += 1
-            time.sleep(0.05)
+            time.sleep(0.2)
         out, _ = running.communicate()
     assert running.returncode == 0, terminal.seen
     assert "outcomes: 4" in out
@@ -354,10 +354,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     return Watched(cwd / "results" / "long", running.pid, terminal.seen, second)
 
 
+@pytest.mark.processes
 def test_a_terminal_sees_one_bar_with_time_left_and_outcomes(watched: Watched) -> None:
-    assert_one_bar(watched.seen, 960)
+    assert_one_bar(watched.seen, 600)
 
 
+@pytest.mark.processes
 def test_a_terminal_that_reports_no_size_sees_one_bar_too(tmp_path: Path) -> None:
     """0 lines and columns, as a pseudo-terminal without a size does."""
     words = [*LONG, "schedule.n_steps=30", "study=bar", "execution.workers=1", "execution.runs_per_batch=1"]
@@ -368,12 +370,14 @@ def test_a_terminal_that_reports_no_size_sees_one_bar_too(tmp_path: Path) -> Non
     assert_one_bar(terminal.seen, 120)
 
 
+@pytest.mark.processes
 def test_the_second_sweep_on_a_study_is_told_who_holds_it(watched: Watched) -> None:
     assert watched.second.returncode == 2
     assert f"pid {watched.pid}" in watched.second.stderr
     assert len(watched.second.stderr.splitlines()) == 1
 
 
+@pytest.mark.processes
 def test_readers_agree(watched: Watched) -> None:
     """pandas, polars and duckdb read each table in one call: run_id as text, nullable ints as floats."""
     for table in schema.TABLES:

@@ -655,6 +655,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Live:
     return Live(cwd, looks, running.returncode, error, looker.look())
 
 
+@pytest.mark.processes
 def test_while_a_sweep_trains_no_number_goes_back(live: Live) -> None:
     for one, other in zip(live.looks, live.looks[1:], strict=False):
         assert one.steps_done <= other.steps_done
@@ -684,6 +685,7 @@ def test_after_ctrl_c_it_says_where_every_run_resumes(live: Live) -> None:
     assert f"resume: normstudy {LIVE[0]} {LIVE[1]}" in status_text.render(told)
 
 
+@pytest.mark.processes
 def test_watching_in_a_pipe_ends_with_the_sweep(live: Live) -> None:
     running = start(LIVE, live.cwd)
     watching = start(["status", "results/long", "--watch", "--every", "0.4"], live.cwd)

@@ -1,7 +1,7 @@
 """Watching this project's model in a plain loop gives the numbers that the runner stores for the same run.
 
-To 1e-5, but for updates of models with biases: the exact gradient of a key bias is 0, and Adam scales its rounding
-noise up (results/README.md).
+To 1e-5, but for Adam's updates of models with biases: the exact gradient of a key bias is 0, and Adam scales its
+rounding noise up (results/README.md). The noise differs as soon as a sum is taken in another order.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.processes
 def test_a_shell_that_asks_for_other_instructions_changes_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def child(root: Path, megabytes: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, env=variables)
 
 
+@pytest.mark.processes
 def test_a_batch_too_large_for_the_memory_is_trained_in_halves(tmp_path: Path) -> None:
     """With 180 MB for 16 runs, which need over 240, the tables are the same as without a limit."""
     plenty, little = tmp_path / "plenty", tmp_path / "little"
