@@ -52,7 +52,7 @@ def step_of(run: whole.Expected, warmup_steps: int) -> int | None:
 
 
 class LikelyStuck:
-    """Counts a study's runs that look stuck. Of each run it reads one file, once."""
+    """Counts a study's runs that look stuck. Of each run it reads one file, once that holds the step."""
 
     def __init__(self, study_dir: Path) -> None:
         self._folder = study_dir / "tables" / "modules"
@@ -70,7 +70,9 @@ class LikelyStuck:
 
     def _judge(self, run: whole.Expected, step: int | None) -> None:
         """Read whether a run looks stuck at `step`, if the step's window is on disk."""
-        window = 0 if step is None else step // schema.window_size(run.n_steps, run.source)
+        if step is None and run.source == schema.WATCH:  # its last step is not yet known
+            return
+        window = (step or 0) // schema.window_size(run.n_steps, run.source)
         path = self._folder / schema.window_name(run.name, window)
         if not path.exists():
             return

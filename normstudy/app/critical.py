@@ -57,11 +57,12 @@ def search(
     def compose(asked: Sequence[Asked]) -> list[RunConfig]:
         return planner.plan([words(one) for one in asked])
 
-    def train(planned: Plan, asked: Sequence[Asked], settings: Settings, about: str) -> None:
+    def train(planned: Plan, asked: Sequence[Asked], settings: Settings | None, about: str) -> None:
         if launch is not None:
             planning.refuse_slurm(planned)
-            with locks.hold_study(planned.study_dir, str(request["command"]), shared=True):
-                kept.keep(planned.study_dir, settings)
+            if settings is not None:
+                with locks.hold_study(planned.study_dir, str(request["command"]), shared=True):
+                    kept.keep(planned.study_dir, settings)
             missing = {*planned.missing} - {*planned.given_up}
             launch([words(one) for one, i in zip(asked, planned.ids, strict=True) if i in missing])
         elif planned.on_slurm:

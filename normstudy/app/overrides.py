@@ -90,7 +90,7 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
             continue
         if override.type is not OverrideType.CHANGE or override.package is not None:
             raise ConfigError(f"{line} adds, removes or moves a key, but normstudy's keys are fixed: write key=value")
-        if key.startswith("search.") and not shows and (command != "critical" or override.is_sweep_override()):
+        if key.partition(".")[0] == "search" and not shows and (command != "critical" or override.is_sweep_override()):
             raise ConfigError(f"{line} is a setting of normstudy critical, and has one value there")
         if not override.is_sweep_override():
             if key in CONF_GROUPS and override.value() in (None, ""):

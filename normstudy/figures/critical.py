@@ -32,17 +32,12 @@ CURVES: dict[str, tuple[str, float, style.LineStyle, str]] = {  # edge -> color,
 
 
 def searched(study: Study) -> tuple[Study, Settings, XAxis]:
-    """Return the study with its cells' fields as panel fields, its search, and an x axis, the depth if possible.
-
-    The study's runs include those that crashed, which a search counts, and which `finished` leaves out.
-    """
+    """Return the study with its cells' fields as panel fields, its search, and an x axis, the depth if possible."""
     if (settings := study.search) is None:
         raise Lacks("the study has no search for critical values: start one with normstudy critical")
-    cells = study.finished.assign(**{settings.of: 0})
+    cells = study.ended.assign(**{settings.of: 0})
     x = x_axis(cells[["n_layers", "data_sha256"]] if varies(cells, "n_layers") else cells, ())
-    colored = study.ended["hue"].isin(study.look.colors) & study.ended["dash"].isin(study.look.dashes)
-    runs = study.ended[colored].reset_index(drop=True)
-    return replace(study, panel_fields=tuple(swept(cells)), runs=runs, finished=study.ended), settings, x
+    return replace(study, panel_fields=tuple(swept(cells))), settings, x
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
@@ -110,11 +105,12 @@ def phase_map(study: Study) -> FigureBase:
 def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
     """Draw the critical values against depth, by the other fields of the cells. maps: draw every run, too."""
     cells, settings, x = searched(study)
-    look, runs = beside_x(x, study.look, cells.runs)
+    colored = study.ended["hue"].isin(study.look.colors) & study.ended["dash"].isin(study.look.dashes)
+    look, runs = beside_x(x, study.look, study.ended[colored])
     what = f"The {settings.of} at which half of the runs fail or half do not learn, against {x.column}"
     if maps:
         look = replace(study.look, hue="", dash=None, colors={"": BLACK}, dashes={"": "-"})
-        runs, what = cells.finished.assign(hue="", dash=""), f"{what}, and every run's outcome"
+        runs, what = study.ended.assign(hue="", dash=""), f"{what}, and every run's outcome"
     panels, notes = cells.panels(runs, skip=[c for c in (x.column, look.hue, look.dash) if c])
     shown = finished(pd.concat([panel.runs for panel in panels])).sort_values([settings.of, "run_id"])
     fig, axes = layout.subplots(study.paper, len(panels), height=2.4, share=1.0)
@@ -169,7 +165,7 @@ def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
 def critical_curve(study: Study) -> FigureBase:
     """Draw a panel for each cell: every run's outcome against its value, and the expected share of failing runs."""
     cells, settings, _ = searched(study)
-    panels, notes = cells.panels(cells.finished, MAX_CELLS)
+    panels, notes = cells.panels(study.ended, MAX_CELLS)
     shown = finished(pd.concat([panel.runs for panel in panels]))
     fig, axes = layout.subplots(study.paper, len(panels), columns=3, height=1.6)
     for ax, panel in zip(axes, panels, strict=True):

@@ -50,26 +50,28 @@ class Panel(NamedTuple):
 class Study:
     """Hold what figures need of a study: its finished runs and their steps.
 
-    finished: all finished runs, with the columns outcome, hue and dash. runs: the finished runs that have a color and a
-    line style; if a field has too many values, some values get none. unfinished: number of runs that are not finished.
-    panel_fields: varying fields that neither color nor line style shows. names: long name -> short name.
-    search: the settings of the study's search. Neither color nor line style shows what it searched. ended: the finished
-    runs, and of a study that was searched also those that crashed, with the outcome CRASHED. omitted: titles of
-    panels that a figure left out.
+    ended: all finished runs, with the columns outcome, hue and dash, and of a study with a search also those that
+    crashed, with the outcome CRASHED. runs: the finished runs that have a color and a line style; if a field has too
+    many values, some values get none. unfinished: number of runs that are not finished. panel_fields: varying fields
+    that neither color nor line style shows. names: long name -> short name. search: the settings of the study's search.
+    Neither color nor line style shows what it searched. omitted: titles of panels that a figure left out.
     """
 
     folder: Path
+    ended: pd.DataFrame
     runs: pd.DataFrame
     steps: pd.DataFrame
     look: Look
-    finished: pd.DataFrame
     unfinished: int
     panel_fields: tuple[str, ...]
     names: Mapping[str, str]
     search: kept.Settings | None
-    ended: pd.DataFrame
     paper: Paper = USUAL
     omitted: list[str] = field(default_factory=list)
+
+    @cached_property
+    def finished(self) -> pd.DataFrame:
+        return self.ended[self.ended["outcome"] != CRASHED].reset_index(drop=True)
 
     def text(self, column: str, value: Value) -> str:
         """Format a config value for a figure."""
@@ -199,24 +201,24 @@ def load(study_dir: Path, where: Where | None = None, paper: Paper = USUAL) -> S
         raise ConfigError(f"{study_dir} has no finished run to draw ({states}): start or resume its sweep")
     columns = ["run_id", "step", "train_loss", "val_loss"]
     steps = whole.read(study_dir, "steps", done, columns, text=False)
-    names = short_names(done)
+    names = short_names(ended)
     alike = ended if search is None else ended.assign(**{search.of: done[search.of].iloc[0]})
-    look = choose_look(alike[finished], names)
+    look = choose_look(alike, names)
 
     def texts(column: str) -> list[str]:
         return [label(native(column, v), names) for v in alike[column]]
 
-    fields = swept(done)
+    fields = swept(ended)
     ended["outcome"] = outcomes(done, steps).reindex(ended["run_id"]).where(finished.to_numpy(), CRASHED).to_numpy()
     ended = ended[[c for c in ended if c in {*_READ, look.hue, look.dash, *fields}]].copy()
     ended["hue"] = texts(look.hue)
     ended["dash"] = "" if look.dash is None else texts(look.dash)
-    done = ended[finished].reset_index(drop=True)
     if search is not None and look.hue == search.of:
         look = replace(look, hue="")
     return Study(
-        folder=study_dir, look=look, finished=done, unfinished=len(runs) - len(done), names=names,
-        runs=done[done["hue"].isin(look.colors) & done["dash"].isin(look.dashes)].reset_index(drop=True),
-        search=search, ended=ended, steps=steps.astype({"train_loss": float, "val_loss": float}),
+        folder=study_dir, look=look, ended=ended,
+        runs=ended[finished & ended["hue"].isin(look.colors) & ended["dash"].isin(look.dashes)].reset_index(drop=True),
+        unfinished=len(runs) - len(done), names=names, search=search,
+        steps=steps.astype({"train_loss": float, "val_loss": float}),
         panel_fields=tuple(c for c in fields if c not in (look.hue, look.dash)), paper=paper,
     )  # fmt: skip

@@ -33,13 +33,15 @@ COLUMNS = (
 BOUNDS = {"above": ">", "below": "<"}
 
 
-def critical_values(study_dir: Path | str, where: Where | None = None) -> tuple[pd.DataFrame, Settings]:
+def critical_values(
+    study_dir: Path | str, where: Where | None = None, settings: Settings | None = None
+) -> tuple[pd.DataFrame, Settings]:
     """Return a row for each cell and edge of a study's search, and the search's settings.
 
-    All runs of a cell enter the estimate, also those that the search did not ask for. Raises a ConfigError if the
-    folder is not a study or has no search.
+    All runs of a cell enter the estimate, also those that the search did not ask for. settings: other ones than those
+    kept with the study. Raises a ConfigError if the folder is not a study or has no search.
     """
-    settings = kept.read(Path(study_dir))
+    settings = settings or kept.read(Path(study_dir))
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     if settings is None:
         raise ConfigError(f"{study_dir} has no search for critical values: start one with normstudy critical")
@@ -73,14 +75,15 @@ def counted(runs: pd.DataFrame, settings: Settings) -> tuple[Progress, list[tupl
     # Of runs that differ only in how they are evaluated or probed, one counts: the search's own.
     own = pd.Series(True, runs.index)
     for key, value in (settings.alike or {}).items():
-        own &= runs[key.replace(".", "_")] == (runs["seed"] if value is None else value)  # null: data_seed is the seed
+        own &= runs[kept.shared_keys()[key]] == (runs["seed"] if value is None else value)
     runs = runs.assign(own=own).sort_values(["own", "run_id"])
     runs = runs.drop_duplicates([settings.of, "seed", "data_seed"], keep="last")
-    every = list(map(Run, runs[settings.of].astype(float), runs["seed"].astype(int)))
-    found = list(zip(every, map(str, runs["outcome"]), strict=True))
-    progress, repeats = replay(settings, dict(found).get), rounds.repeat_seeds(settings)
-    counted = [(run, outcome) for run, outcome in found if run in progress.outcomes or run.seed not in repeats]
-    return progress, [(settings.axis.position(run.value), outcome) for run, outcome in counted]
+    every = map(Run, runs[settings.of].astype(float), runs["seed"].astype(int))
+    found = list(zip(every, map(str, runs["outcome"]), runs["own"], strict=True))
+    progress = replay(settings, {run: outcome for run, outcome, own in found if own}.get)
+    repeats, position = rounds.repeat_seeds(settings), settings.axis.position
+    found = [one for one in found if one[0] in progress.outcomes or one[0].seed not in repeats]
+    return progress, [(position(run.value), outcome) for run, outcome, _ in found]
 
 
 def edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,11 @@ from normstudy.config import RunConfig, places
 from normstudy.config.search import SearchConfig
 from normstudy.errors import ConfigError, Damaged
 from normstudy.search.axis import Axis, find
-from normstudy.study import files, tables
+from normstudy.study import files, schema
 
 FILE = "sweeps/search.json"
-VERSION = 1  # of the rounds' rule and of the prior; raise it when either changes
+VERSION = 1  # of the rounds' rule and of the prior; raise it when either changes what a finished search did
+MOST = 1e9  # largest value of any axis
 
 
 class Settings(NamedTuple):
@@ -51,56 +52,80 @@ class Settings(NamedTuple):
 
 
 def settings_of(cells: Sequence[RunConfig]) -> Settings:
-    """Return the settings for which the cells' configurations ask. Raises a ConfigError for an impossible request.
-
-    The cells may not differ in seeds, nor in how runs are evaluated and probed: a run's outcome would depend on it,
-    and the answer's rows do not tell such cells apart.
-    """
-    keys = cfg.dotted_keys()
-    shared = ["seed", "data_seed", *(c for c in keys if c.startswith(tuple(f"{one}_" for one in cfg.PREFIXED)))]
-    found: list[dict[str, Any]] = []
-    for cell in cells:
-        asked = cfg.asked(cell)
-        found.append({keys[c]: asked[c] for c in shared} | {f"search.{k}": v for k, v in vars(cell.search).items()})
-    for key in found[0]:
-        if len(several := list(dict.fromkeys(value_text(one[key]) for one in found))) > 1:
-            raise ConfigError(f"{key} has several values ({', '.join(several)}), but a search has one: give one")
+    """Return the settings for which the cells' configurations ask. Raises a ConfigError for an impossible request."""
+    one_value({"seed": [cell.seed for cell in cells]})
+    one_value({f"search.{key}": [vars(cell.search)[key] for cell in cells] for key in vars(cells[0].search)})
     search, axis = cells[0].search, find(cells[0].search.of)
     low = axis.low if search.low is None else search.low
     high = axis.high if axis.column != "warmup_steps" else min(axis.high, *(cell.schedule.n_steps for cell in cells))
     high = high if search.high is None else search.high
-    alike = {keys[c]: found[0][keys[c]] for c in shared[1:]}
-    return _checked(Settings(axis.column, low, high, search.width, search.max_runs, cells[0].seed, alike=alike))
+    return _checked(Settings(axis.column, low, high, search.width, search.max_runs, cells[0].seed))
+
+
+def alike(runs: Sequence[RunConfig]) -> dict[str, Any]:
+    """Return key -> value of how runs of a search draw their data, are evaluated and probed; None: data_seed is seed.
+
+    Raises a ConfigError for several values: an outcome would depend on them, and no row of the answer tells them apart.
+    """
+    asked = [cfg.asked(run) for run in runs]
+    if all(one["data_seed"] == one["seed"] for one in asked):
+        asked = [one | {"data_seed": None} for one in asked]
+    return one_value({key: [one[column] for one in asked] for key, column in shared_keys().items()})
+
+
+def shared_keys() -> dict[str, str]:
+    """Return key -> column of the table `runs` of the keys of `Settings.alike`."""
+    sections = tuple(f"{section}_" for section in cfg.PREFIXED)
+    return {key: c for c, key in cfg.dotted_keys().items() if c == "data_seed" or c.startswith(sections)}
+
+
+def one_value(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Return key -> value, given the value of every cell. Raises a ConfigError if a key has several."""
+    for key, found in values.items():
+        if len(several := list(dict.fromkeys(map(value_text, found)))) > 1:
+            raise ConfigError(f"{key} has several values ({', '.join(several)}), but a search has one: give one")
+    return {key: found[0] for key, found in values.items()}
 
 
 def _checked(settings: Settings) -> Settings:
     """Return the settings. Raises a ConfigError if their range is impossible."""
     axis, low, high = settings.axis, settings.low, settings.high
     for key, value in (("search.low", low), ("search.high", high)):
-        if value < axis.least or (axis.whole and value != int(value)):
+        if not axis.least <= value <= MOST or (axis.whole and value != int(value)):
             raise ConfigError(
-                f"{key} {value:g} is no value of {axis.column}: use {axis.kind} of at least {axis.least:g}"
+                f"{key} {value:g} is no value of {axis.column}: use {axis.kind} of at least {axis.least:g} and at most "
+                f"{MOST:g}"
             )
-    if low >= high or settings.ends[0] == settings.ends[1]:
+    if low >= high:
         raise ConfigError(f"search.low {low:g} is not below search.high {high:g}: choose another range")
+    if settings.ends[0] == settings.ends[1]:
+        raise ConfigError(f"search.low {low!r} and search.high {high!r} are too close: use a range of 0.01 decades")
     return settings
 
 
 def read(study_dir: Path) -> Settings | None:
-    """Return the settings of the study's search, or None if the study has none. Raises Damaged for other content."""
+    """Return the settings of the study's search, or None if there is none. Raises a ConfigError for other content."""
     path = study_dir / FILE
     try:
         found = json.loads(places.read(path))
         low, high, width = (float(found[key]) for key in ("low", "high", "width"))
         max_runs, seed, version = (int(found[key]) for key in ("max_runs", "seed", "version"))
         SearchConfig(found["of"], low, high, width, max_runs)  # raises if a value is illegal
-        alike = None if found.get("alike") is None else dict(found["alike"])
-        return _checked(Settings(str(found["of"]), low, high, width, max_runs, seed, version, alike))
+        shared = found.get("alike")
+        legal = shared is None or {*shared} == {*shared_keys()}
+        if not legal or not all(isinstance(value, int | None) for value in (shared or {}).values()):
+            raise TypeError
+        made = _checked(Settings(find(found["of"]).column, low, high, width, max_runs, seed, version, shared))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ConfigError, OSError, ValueError, ArithmeticError, RecursionError, TypeError, AttributeError, KeyError):
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): make it a readable file") from None
+    except (ConfigError, ValueError, ArithmeticError, RecursionError, TypeError, AttributeError, KeyError):
         do = "restore it from a copy, or remove it and repeat the search"
-        raise Damaged(f"{path} cannot be read as the settings of a search: {do}") from None
+        raise Damaged(f"{path} does not hold the settings of a search: {do}") from None
+    if version > VERSION:
+        raise ConfigError(f"{path} is of version {version}, but this normstudy reads {VERSION}: update normstudy")
+    return made
 
 
 def keep(study_dir: Path, settings: Settings) -> None:
@@ -113,8 +138,8 @@ def keep(study_dir: Path, settings: Settings) -> None:
 
 def check_same(study_dir: Path, settings: Settings) -> None:
     """Raise a ConfigError if the study's search has other settings, on which its rounds depend."""
-    before = read(study_dir)
-    old = {} if before is None or not tables.statuses(study_dir) else _binding(before)
+    before, rows = read(study_dir), (study_dir / "tables" / "runs").glob("*.parquet")
+    old = {} if before is None or all(path.name == schema.SCHEMA_FILE for path in rows) else _binding(before)
     for key, value in _binding(settings).items():
         if old.get(key, value) != value:
             raise ConfigError(

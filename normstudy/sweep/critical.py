@@ -14,10 +14,10 @@ from normstudy.config import RunConfig
 from normstudy.errors import ConfigError, say
 from normstudy.search import settings as kept
 from normstudy.search import simulate
-from normstudy.search.answer import answer, render, with_outcomes
+from normstudy.search.answer import critical_values, render
 from normstudy.search.rounds import COUNTS_AS, CRASHED, Progress, Run, repeat_seeds, replay
 from normstudy.search.settings import Settings
-from normstudy.study import tables
+from normstudy.study import locks
 from normstudy.sweep import planning, report
 from normstudy.sweep.execute import RunsFailed
 from normstudy.sweep.planning import Plan
@@ -32,8 +32,8 @@ class Asked(NamedTuple):
 
 
 Compose = Callable[[Sequence[Asked]], list[RunConfig]]  # returns the configuration of each run
-# Trains a round, and first keeps the settings, under the study's lock. The text is for the progress bar.
-Train = Callable[[Plan, Sequence[Asked], Settings, str], None]
+# Trains a round, and first keeps the settings, if given, under the study's lock. The text is for the progress bar.
+Train = Callable[[Plan, Sequence[Asked], Settings | None, str], None]
 
 
 class Search:
@@ -45,10 +45,9 @@ class Search:
         self.n_cells, self.compose = len(cells), compose
         self.outcomes: dict[Asked, str] = {}
         # If both ends of the range, with the first and the last seed, are allowed, all runs between them are, too.
-        compose([Asked(i, Run(asked.low, asked.seed)) for i in range(self.n_cells)])
-        last = compose([Asked(i, Run(asked.high, repeat_seeds(asked)[-1])) for i in range(self.n_cells)])
-        follows = all(config.data_seed == config.seed for config in last)
-        self.settings = asked._replace(alike={**(asked.alike or {}), "data_seed": None}) if follows else asked
+        ends = Run(asked.low, asked.seed), Run(asked.high, repeat_seeds(asked)[-1])
+        runs = [config for run in ends for config in compose([Asked(i, run) for i in range(self.n_cells)])]
+        self.settings = asked._replace(alike=kept.alike(runs))
 
     def progress(self) -> list[Progress]:
         def outcome_in(cell: int) -> Callable[[Run], str | None]:
@@ -96,7 +95,7 @@ def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dr
         known = len(search.outcomes)
         if planned.missing and not planned.is_sealed:
             try:
-                train(planned, asked, settings, search.decided())
+                train(planned, asked, None if trained else settings, search.decided())
             except RunsFailed as error:
                 failure = error
             trained += sum(i not in planned.given_up for i in planned.missing)
@@ -109,6 +108,9 @@ def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dr
             )
         if asked := search.wanted():
             planned = search.plan(asked)
+    if kept.read(study_dir) is None and not planned.is_sealed:  # it was removed, and all runs are finished
+        with locks.hold_study(study_dir, "normstudy critical", shared=True):
+            kept.keep(study_dir, settings)
     _print_answer(search, trained)
     if failure is not None:
         raise failure
@@ -131,8 +133,7 @@ def _print_expected(search: Search, planned: Plan) -> None:
 
 def _print_answer(search: Search, new: int) -> None:
     settings = search.settings
-    runs = with_outcomes(search.study_dir, tables.read(search.study_dir, "runs"))
-    say(render(answer(runs, settings), settings))
+    say(render(*critical_values(search.study_dir, settings=settings)))
     used, expected = len(search.outcomes), simulate.expected(settings)
     say(
         f"{used} runs, of which this command trained {new}; a grid of the error expected of such a search, "

@@ -57,8 +57,6 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
     """
     study_dir = planned.study_dir
     try:
-        if isinstance(settings := request.get("search"), Settings):
-            search.keep(study_dir, settings)
         tables.prepare(study_dir, shared=shared)
         for run_id in tables.damaged_and_unfinished(study_dir):
             parquet.row_path(study_dir, run_id).unlink(missing_ok=True)
@@ -68,6 +66,8 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
                     compact.forget(study_dir, list(lacking), shared=shared)
         batches = _still_missing(planned)
         how = {"workers": str(planned.workers), "device": planned.device, "cluster": planned.execution.cluster}
+        if isinstance(settings := request.get("search"), Settings):
+            search.keep(study_dir, settings)
         records.record_request(study_dir, request, batches, planned.runs, how)
     except OSError as error:
         raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): choose another results_dir") from None

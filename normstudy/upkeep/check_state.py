@@ -13,7 +13,7 @@ from pathlib import Path
 
 from normstudy.analysis.grid import count_text
 from normstudy.config import places
-from normstudy.errors import Damaged
+from normstudy.errors import ConfigError
 from normstudy.search import settings
 from normstudy.study import checkpoints, locks, parquet, records, schema, swap, tables
 from normstudy.study.files import damage, is_damage
@@ -56,7 +56,7 @@ def wrong_in_records(study: Path) -> list[str]:
             lines.append(f"sweeps/{path.name}: is damaged ({damage(error)}): {do}")
     try:
         settings.read(study)
-    except Damaged as error:
+    except ConfigError as error:
         lines.append(str(error).replace(f"{study / settings.FILE} ", f"{settings.FILE}: "))
     return lines
 

@@ -201,6 +201,21 @@ def test_a_crashed_run_is_counted_and_not_drawn(study: Study, tmp_path: Path) ->
         assert ends == pytest.approx((row["low"], row["high"]), rel=6e-3)
 
 
+@pytest.mark.parametrize(
+    ("places", "crashed"), [(PLACES, "post"), (PLACES[1::2], "pre"), ((("post", 1), ("post", 2), ("post", 3)), 3)]
+)
+def test_a_cell_of_crashed_runs_only_is_a_cell(
+    places: tuple[tuple[str, int], ...], crashed: str | int, tmp_path: Path
+) -> None:
+    study = load(search(tmp_path, RATES, lambda *run: "failed" if crashed in run[:2] else by_rate(*run), places))
+    figures = {name: FIGURES[name](study) for name in OF_SEARCH}
+    bands = [p for ax in figures["critical_curve"].axes for p in ax.patches if p.get_gid() == f"interval:{FAIL}"]
+    values = critical_values(study.folder)[0].query("edge == @FAIL")
+    ends = [p.get_x() for p in bands if isinstance(p, Rectangle)]
+    assert sorted(ends) == pytest.approx(sorted(values["low"]), rel=6e-3)
+    assert len(ends) == len(places)
+
+
 def test_one_cell_is_drawn(tmp_path: Path) -> None:
     one = load(search(tmp_path, RATES, by_rate, (("post", 3),)))
     for name in OF_SEARCH:

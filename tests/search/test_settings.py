@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from normstudy.errors import Damaged
-from normstudy.search.settings import FILE, Settings, keep, read
+from normstudy.errors import ConfigError, Damaged
+from normstudy.search.settings import FILE, VERSION, Settings, keep, read
 
-KEPT = Settings("warmup_steps", 0, 30, width=0.3, max_runs=20, seed=5, alike={"data_seed": None, "eval.windows": 4})
+SHARED = {"data_seed": None, "probe.dense_steps": 1, "probe.every": 2, "eval.every": 3, "eval.windows": 4}
+KEPT = Settings("warmup_steps", 0, 30, width=0.3, max_runs=20, seed=5, alike=SHARED)
 
 
 def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_damaged_values_are_refused(key: str, value: object, tmp_path: Path) -> 
         return  # a legal value
     keep(tmp_path, KEPT)
     (tmp_path / FILE).write_text(json.dumps(KEPT._asdict() | {key: value}))
-    with pytest.raises(Damaged, match="cannot be read as the settings of a search: restore it from a copy, or remove"):
+    with pytest.raises(Damaged, match="does not hold the settings of a search: restore it from a copy, or remove"):
         read(tmp_path)
 
 
@@ -44,9 +45,28 @@ def test_damaged_bytes_are_refused(text: bytes, tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "shared", [SHARED | {"eval.foo": 1}, SHARED | {"eval.every": [1]}, {"data_seed": None}, [["eval.every", 1]]]
+)
+def test_other_shared_keys_are_refused(shared: object, tmp_path: Path) -> None:
+    keep(tmp_path, KEPT)
+    (tmp_path / FILE).write_text(json.dumps(KEPT._asdict() | {"alike": shared}))
+    with pytest.raises(Damaged, match="restore it from a copy"):
+        read(tmp_path)
+
+
+def test_a_dotted_key_is_its_column_and_another_version_is_refused(tmp_path: Path) -> None:
+    keep(tmp_path, KEPT)
+    (tmp_path / FILE).write_text(json.dumps(KEPT._asdict() | {"of": "schedule.warmup_steps"}))
+    assert read(tmp_path) == KEPT
+    (tmp_path / FILE).write_text(json.dumps(KEPT._asdict() | {"version": VERSION + 1}))
+    with pytest.raises(ConfigError, match=f"version {VERSION + 1}, but this normstudy reads {VERSION}: update"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 def test_what_is_no_file_is_refused(make: object, tmp_path: Path) -> None:
     (tmp_path / FILE).parent.mkdir()
     make(tmp_path / FILE)  # type: ignore[operator]
-    with pytest.raises(Damaged, match="restore it from a copy"):
+    with pytest.raises(ConfigError, match=r"cannot be read \(.+\): make it a readable file"):
         read(tmp_path)

@@ -22,7 +22,7 @@ from normstudy.search.answer import answer, critical_values, with_outcomes
 from normstudy.search.posterior import posterior
 from normstudy.search.rounds import COUNTS_AS, SENTINELS
 from normstudy.search.settings import FILE, Settings, keep
-from normstudy.study import locks, tables
+from normstudy.study import checkpoints, locks, tables
 from normstudy.upkeep.check import check_study
 from normstudy.upkeep.compact import compact_study
 
@@ -134,11 +134,46 @@ def test_other_runs_of_the_study_enter_the_estimate_but_not_the_rounds(searched:
     after = critical_values(study)[0]
     assert list(after["runs"] - before["runs"]) == [1, 1, 0, 0]
     assert list(after["decided"]) == list(before["decided"])
+    for path in (study / "tables").glob(f"*/{own_run(study)}*"):
+        path.unlink()
+    lost = critical_values(study)[0]
+    assert list(lost["runs"] - after["runs"]) == [0, 0, 0, 0]  # the one that is evaluated otherwise stands in
+    assert list(lost["decided"])[:2] == ["no", "no"]  # but the round lacks its run
 
 
 def rate_of(study: Path, seed: int) -> str:
     runs = tables.read(study, "runs")
     return str(runs.loc[(runs["placement"] == "post") & (runs["seed"] == seed), "peak_lr"].iloc[0])
+
+
+def own_run(study: Path) -> str:
+    """The search's own run of post with seed 0."""
+    runs = tables.read(study, "runs")
+    own = (runs["placement"] == "post") & (runs["seed"] == 0) & (runs["data_seed"] == 0) & (runs["eval_windows"] == 4)
+    return str(runs.loc[own, "run_id"].iloc[0])
+
+
+def test_a_search_goes_on_over_a_damaged_row_and_without_its_settings(searched: Path, here: Path) -> None:
+    """A power failure may damage the row of a run that trains; it is trained again. The settings are kept again."""
+    study = Path(shutil.copytree(searched, here / "results/s"))
+    before = critical_values(study)[0]
+    row = study / "tables/runs" / f"{own_run(study)}.parquet"
+    row.write_bytes(row.read_bytes()[:100])
+    (study / checkpoints.FOLDER).mkdir(parents=True)
+    (study / checkpoints.FOLDER / row.stem).write_bytes(b"")
+    assert critical(*CELLS) == 0
+    pd.testing.assert_frame_equal(critical_values(study)[0], before)
+    (study / FILE).unlink()
+    assert critical(*CELLS) == 0
+    pd.testing.assert_frame_equal(critical_values(study)[0], before)
+
+
+def test_a_data_seed_that_is_given_is_not_the_seed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also if the largest seed of the search has it."""
+    words = ["model.n_layers=1", "study=s", "search.max_runs=10"]
+    assert critical(*words, "data_seed=2011") == 0
+    assert critical(*words) == 2
+    assert "data_seed null differs from 2011" in capsys.readouterr().err
 
 
 def test_a_refused_search_keeps_no_settings(
@@ -185,11 +220,11 @@ def test_damaged_settings_are_one_line_everywhere(
     for words in (["plot", "results/s"], ["report", "results/s"], ["critical", *TINY, *CELLS]):
         assert main(words) == 2
         err = capsys.readouterr().err
-        assert err.startswith(f"error: results/s/{FILE} cannot be read as the settings of a search: restore "), err
+        assert err.startswith(f"error: results/s/{FILE} does not hold the settings of a search: restore "), err
         assert err.count("\n") == 1
     found = check_study(study)
     assert not found.sound
-    assert f"{FILE}: cannot be read as the settings of a search: restore" in found.text
+    assert f"{FILE}: does not hold the settings of a search: restore" in found.text
 
 
 def test_runs_that_crash_for_good_count_as_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,6 +251,13 @@ def test_runs_that_crash_for_good_count_as_missing(here: Path, capsys: pytest.Ca
     assert list(found["crashed"]) == [crashed, crashed]
     assert list(found["runs"]) == [n - 1 for n in whole["runs"]]
     assert f"{crashed} crashed" in capsys.readouterr().out
+    (here / "crash").unlink()
+    (here / "blocks.py").write_text(BLOCK + "# changed\n")
+    assert critical(*words) == 0
+    found = critical_values(here / "results/own")[0]
+    printed = capsys.readouterr().out
+    assert len(found) == 4
+    assert all(name in printed for name in found["placement"])
 
 
 def test_a_dry_run_says_what_to_expect_and_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
