@@ -147,7 +147,7 @@ def _planned(runs: int, folder: Path) -> Iterator[Sample]:
 def _record(place: Path, named: dict[str, RunConfig]) -> int:
     """Write the record of a sweep, as a sweep does; its bytes."""
     place.mkdir(exist_ok=True)
-    records.record_request(place, REQUEST, [list(named)], named, {"workers": "2", "device": "cpu"})
+    records.record_request(place, REQUEST, [list(named)], named, workers="2", device="cpu")
     return max((place / "sweeps").iterdir()).stat().st_size
 
 

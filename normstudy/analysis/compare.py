@@ -28,12 +28,7 @@ SHA_DIGITS = 10  # printed digits of a text's sha256, enough to distinguish text
 
 
 def compare_study(
-    study_dir: Path | str,
-    *,
-    by: str,
-    baseline: str | None = None,
-    margin: float | None = None,
-    where: Where | None = None,
+    study_dir: Path | str, *, by: str, baseline: str | None = None, margin: float | None = None, where: Where = ()
 ) -> pd.DataFrame:
     """Compare a study's runs by the column `by`, and return the table that `pairs.compare_pairs` describes.
 

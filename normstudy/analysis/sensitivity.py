@@ -31,7 +31,7 @@ HEAD = (
 )
 
 
-def sensitivity_study(study_dir: Path | str, where: Where | None = None) -> tuple[pd.DataFrame, list[str]]:
+def sensitivity_study(study_dir: Path | str, where: Where = ()) -> tuple[pd.DataFrame, list[str]]:
     """Return a table with a row for each cell that has two learning rates, and the names of the other cells.
 
     A cell is the runs that differ only in peak_lr, seeds, probes and evaluations; its grid is the rates of those that

@@ -62,8 +62,10 @@ def one_line(error: BaseException) -> str | None:
         return f"""{error.override!r} cannot be read: quote a value with special characters, as in 'key="value"'"""
     if isinstance(error, MissingConfigException):
         return _missing(error)
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
+        return f"broken YAML in {mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
     if isinstance(error, yaml.YAMLError):
-        return _broken_yaml(error)
+        return f"broken YAML: {' '.join(str(error).split())}"
     if isinstance(error, RecursionError) and re.search("yaml|omegaconf|antlr", "".join(format_tb(error.__traceback__))):
         return "a value or a configuration file has too many brackets or levels in each other: write a flatter one"
     if isinstance(error, HydraException):
@@ -101,13 +103,6 @@ def _missing(error: MissingConfigException) -> str:
     if group.startswith("hydra/"):
         return f"{group}={name} is not installed: choose one of {', '.join(error.options)}"
     return f"{group} {name!r} is not one of {', '.join(error.options)}.{nearest(name, error.options)}"
-
-
-def _broken_yaml(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"broken YAML: {' '.join(str(error).split())}"
-    return f"broken YAML in {mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:

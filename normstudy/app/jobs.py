@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from normstudy.app import composed, main
 from normstudy.app.overrides import NOT_SWEPT, not_swept
-from normstudy.app.plan import plan
+from normstudy.app.plan import Planner
 from normstudy.app.reading import as_written
 from normstudy.errors import ConfigError
 
@@ -61,7 +61,7 @@ def sweep(
     if isinstance(task, main.Application) and not ours:
         from normstudy.sweep import planning, run
 
-        configs = plan(context.config_loader, config, jobs)
+        configs = Planner(context.config_loader, config).plan(jobs)
         if task.dry_run:
             run.run_sweep(configs, dry_run=True, request=task.request(config.hydra.overrides.task))
             return []
@@ -86,7 +86,7 @@ def launch(
     if task.dry_run and sweeper not in (composed.OUR_SWEEPER, BASIC):
         raise ConfigError(f"--dry-run cannot know the runs of {sweeper}, which chooses them by results: leave it out")
     setup_globals()
-    configs = plan(context.config_loader, config, jobs)
+    configs = Planner(context.config_loader, config).plan(jobs)
     request = task.request(config.hydra.overrides.task)
     losses = run.run_sweep(configs, dry_run=task.dry_run, detach=task.detach, request=request)
     returns, name = [], config.hydra.job.name

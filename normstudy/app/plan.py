@@ -27,11 +27,6 @@ from normstudy.config import RunConfig
 from normstudy.errors import ConfigError
 
 
-def plan(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
-    """Return one validated RunConfig per job, in order. Raises a ConfigError that identifies the first illegal job."""
-    return Planner(loader, master).plan(jobs)
-
-
 class Planner:
     """Plans lists of jobs, one after the other, and keeps what they have in common. master: the base configuration."""
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import geometric_mean
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure, SubFigure
@@ -30,7 +29,7 @@ WHOLE = "run-step"
 def draw(stored: pd.DataFrame, out: Path) -> None:
     """Draw the figure into the folder `out`. The same version of matplotlib always writes the same bytes."""
     path = out / "bench.png"
-    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
+    with style.rc():
         fig = figure(stored)
         try:
             style.save(fig, path, "png")

@@ -26,7 +26,6 @@ GOALS = [
         (LIGHTNING, "Lightning's grad_norm: norms of the gradients", ()),
     )
 ]  # fmt: skip
-Step = Callable[[], None]
 
 
 def watching(scope: Scope) -> Iterator[Sample]:
@@ -51,7 +50,7 @@ def watching(scope: Scope) -> Iterator[Sample]:
                 yield Sample("l", CASE, name, "seconds", "s", n, seconds[name] / steps)
 
 
-def _loop(name: str, scope: Scope, stack: contextlib.ExitStack) -> Step:
+def _loop(name: str, scope: Scope, stack: contextlib.ExitStack) -> Callable[[], None]:
     """Return a function that trains one step."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -11,8 +11,8 @@ if typing.TYPE_CHECKING:
     import argparse
 
 
-def parser(command: str, *, study: bool = True) -> argparse.ArgumentParser:
-    """Return a command's argument parser, whose errors are ConfigErrors. study: whether STUDY is the first argument."""
+def parser(command: str, *, study: bool = True, where: bool = False) -> argparse.ArgumentParser:
+    """Return a command's parser, whose errors are ConfigErrors. study, where: whether it takes STUDY and --where."""
     import argparse
 
     class CommandParser(argparse.ArgumentParser):
@@ -22,6 +22,8 @@ def parser(command: str, *, study: bool = True) -> argparse.ArgumentParser:
     made = CommandParser(prog=f"normstudy {command}", add_help=False, allow_abbrev=False)
     if study:
         made.add_argument("study", metavar="STUDY", type=folder)
+    if where:
+        made.add_argument("--where", action="append", default=[])
     return made
 
 

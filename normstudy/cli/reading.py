@@ -22,8 +22,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def plot(argv: list[str]) -> int:
-    parser = arguments.parser("plot")
-    parser.add_argument("--where", action="append", default=[])
+    parser = arguments.parser("plot", where=True)
     parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png")
     parser.add_argument("--out", type=arguments.out)
     parser.add_argument("--only", type=arguments.names)
@@ -49,8 +48,7 @@ def plot(argv: list[str]) -> int:
 
 
 def compare(argv: list[str]) -> int:
-    parser = arguments.parser("compare")
-    parser.add_argument("--where", action="append", default=[])
+    parser = arguments.parser("compare", where=True)
     parser.add_argument("--by", required=True)
     parser.add_argument("--baseline")
     parser.add_argument("--margin", type=float)
@@ -65,9 +63,8 @@ def compare(argv: list[str]) -> int:
 
 
 def report(argv: list[str]) -> int:
-    parser = arguments.parser("report", study=False)
+    parser = arguments.parser("report", study=False, where=True)
     parser.add_argument("studies", metavar="STUDY", nargs="+", type=arguments.folder)
-    parser.add_argument("--where", action="append", default=[])
     parser.add_argument("--out", type=arguments.out)
     args = parser.parse_args(argv)
     with _without_garbage_collection():
@@ -78,8 +75,7 @@ def report(argv: list[str]) -> int:
 
 
 def sensitivity(argv: list[str]) -> int:
-    parser = arguments.parser("sensitivity")
-    parser.add_argument("--where", action="append", default=[])
+    parser = arguments.parser("sensitivity", where=True)
     parser.add_argument("--format", choices=("table", "csv", "json", "markdown"), default="table")
     args = parser.parse_args(argv)
     with _without_garbage_collection():
@@ -93,8 +89,7 @@ def sensitivity(argv: list[str]) -> int:
 
 
 def export(argv: list[str]) -> int:
-    parser = arguments.parser("export")
-    parser.add_argument("--where", action="append", default=[])
+    parser = arguments.parser("export", where=True)
     parser.add_argument("--to", required=True)
     parser.add_argument("--out", type=arguments.out)
     parser.add_argument("--join", action="store_true")

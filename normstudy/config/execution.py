@@ -65,17 +65,11 @@ class ExecutionConfig:
         finite("execution.memory_gb", self.memory_gb, 0, strict=True)
         if self.cluster == "slurm":
             _check_slurm(self)
-        else:
-            _check_local(self)
-
-
-def _check_local(execution: ExecutionConfig) -> None:
-    """Refuse a non-default value of a key that has an effect only in Slurm jobs."""
-    defaults = type(execution).__dataclass_fields__
-    for key in SLURM_KEYS:
-        value, default = getattr(execution, key), defaults[key].default
-        if value != ({} if default is MISSING else default):
-            raise ConfigError(f"execution.{key} {value} applies only to Slurm jobs: add execution=slurm")
+            return
+        for key in SLURM_KEYS:
+            value, default = getattr(self, key), self.__dataclass_fields__[key].default
+            if value != ({} if default is MISSING else default):
+                raise ConfigError(f"execution.{key} {value} applies only to Slurm jobs: add execution=slurm")
 
 
 def _check_slurm(execution: ExecutionConfig) -> None:

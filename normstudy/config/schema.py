@@ -92,9 +92,8 @@ class ModelConfig:
             raise ConfigError(
                 f"model.d_model {self.d_model} is not divisible by model.n_heads {self.n_heads}: change one of the two"
             )
-        finite("model.embed_std", self.embed_std, 0, strict=True)
-        finite("model.unembed_std", self.unembed_std, 0, strict=True)
-        finite("model.norm_eps", self.norm_eps, 0, strict=True)
+        for key in ("embed_std", "unembed_std", "norm_eps"):
+            finite(f"model.{key}", getattr(self, key), 0, strict=True)
         finite("model.rope_base", self.rope_base, 1, strict=True)
         if self.embed_init == "unit":
             idle("model.embed_std", self.embed_std, None, "with model.embed_init=unit: add model.embed_init=std")

@@ -84,19 +84,15 @@ def records(data: bytes) -> Iterator[bytes]:
             yield record
 
 
-def set_up(scratch: str) -> None:
-    """Make wandb work offline and keep its caches in the folder `scratch`. Call this before wandb is imported."""
-    os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
-    os.environ |= {f"WANDB_{kind}_DIR": scratch for kind in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
-    os.environ["TMPDIR"] = tempfile.tempdir = scratch
-
-
 if __name__ == "__main__":
     output = ""
     # Use the system's temporary folder, because the path of wandb's socket must be short.
     with tempfile.TemporaryDirectory(prefix="normstudy-", ignore_cleanup_errors=True) as scratch:
         try:
-            set_up(scratch)
+            # Set before wandb is imported, so that it works offline and keeps its caches in the folder `scratch`.
+            os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+            os.environ |= {f"WANDB_{kind}_DIR": scratch for kind in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
+            os.environ["TMPDIR"] = tempfile.tempdir = scratch
             main(Path(sys.argv[1]))
         except BaseException as error:
             number = error.errno if isinstance(error, OSError) and error.errno else 0

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure, FigureBase
 
 from normstudy.analysis.grid import count_text
@@ -79,11 +78,11 @@ def _named(of: Mapping[str, object], value: object) -> str:
 def plot_study(
     study_dir: Path,
     *,
-    where: Where | None = None,
+    where: Where = (),
     fmt: str = "png",
     out: Path | None = None,
     only: list[str] | None = None,
-    paper: Paper | None = None,
+    paper: Paper = USUAL,
 ) -> PlotResult:
     """Draw a study's figures into `out`, by default the study's folder `figures`.
 
@@ -95,11 +94,10 @@ def plot_study(
     one_of("format", fmt, style.FORMATS)
     for name in only or []:
         one_of("figure", name, tuple(FIGURES))
-    paper = paper or USUAL
     study = load(Path(study_dir), where, paper)
-    folder = Path(study_dir, "figures", _folder_name(where or {}, paper)) if out is None else Path(out)
+    folder = Path(study_dir, "figures", _folder_name(where, paper)) if out is None else Path(out)
     result = PlotResult()
-    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
+    with style.rc():
         for name in only or [name for name in FIGURES if study.search or name not in OF_SEARCH]:
             study.omitted.clear()
             try:
@@ -122,7 +120,7 @@ def plot_study(
 def drawn(study_dir: Path | str, name: str, where: Where = (), paper: Paper = USUAL) -> Figure:
     """Draw one figure, for `normstudy.plot`. Raises ConfigError for a bad wish, and if the study lacks its data."""
     one_of("figure", name, tuple(FIGURES))
-    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
+    with style.rc():
         try:
             return draw(load(Path(study_dir), where, paper), name)
         except Lacks as lack:

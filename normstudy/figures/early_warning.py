@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -16,7 +15,7 @@ from normstudy.figures.paper import Paper
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw the figure as PNG. The same version of matplotlib always writes the same bytes."""
-    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
+    with style.rc():
         style.save(figure(table), path, "png")
 
 

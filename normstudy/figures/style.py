@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
@@ -63,10 +64,10 @@ _MACHINE = (
 )  # fmt: skip
 
 
-def rc() -> dict[str, object]:
-    """Return matplotlib's default settings with the changes for our figures, so that a user's rc file has no effect."""
+def rc() -> contextlib.AbstractContextManager[None]:
+    """Return a context with matplotlib's default settings, changed for our figures: a user's rc file has no effect."""
     base: dict[str, object] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_MACHINE)}
-    return base | {
+    changed = base | {
         "savefig.dpi": 220, "lines.markersize": 4,
         "font.size": 7.5, "axes.titlesize": 7.5, "figure.titlesize": 8, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
         "legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 2.6, "legend.columnspacing": 1.4,
@@ -76,6 +77,7 @@ def rc() -> dict[str, object]:
         "svg.fonttype": "none",  # text, which can be searched and edited, instead of outlines
         "svg.hashsalt": "normstudy",  # makes the element ids in an SVG reproducible
     }  # fmt: skip
+    return matplotlib.rc_context(changed)  # type: ignore[arg-type]  # the stubs list every key as a Literal
 
 
 def save(fig: Figure, path: Path, fmt: str) -> None:

@@ -9,16 +9,14 @@ import sys
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normstudy.errors import MissingRows, warn
 from normstudy.processes import Child
 from normstudy.search.settings import FILE
 
 if TYPE_CHECKING:
-    from normstudy.analysis.select import Where
     from normstudy.figures.draw import PlotResult
-    from normstudy.figures.paper import Paper
 
 # Each process draws one half of these figures. Only the first half needs the table `residual`, and only the second
 # half needs `modules`, so no process reads both.
@@ -31,18 +29,11 @@ ORDER = (
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
-def plot(
-    study_dir: Path,
-    *,
-    where: Where | None = None,
-    fmt: str = "png",
-    out: Path | None = None,
-    only: list[str] | None = None,
-    paper: Paper | None = None,
-) -> PlotResult:
+def plot(study_dir: Path, *, only: list[str] | None = None, **options: Any) -> PlotResult:
     """Do what `draw.plot_study` does, with a second process if there are two cores and much to draw.
 
     If a sweep is writing the study, the processes may read different states of the study. Raises plot_study's errors.
+    options: the other arguments of plot_study.
     """
     every = ORDER if Path(study_dir, FILE).exists() else ORDER[:-3]  # the last three show a search
     names = sorted(dict.fromkeys(only or every), key=lambda name: ORDER.index(name) if name in ORDER else -1)
@@ -50,12 +41,12 @@ def plot(
     if len(names) > FEW_FIGURES and len(os.sched_getaffinity(0)) > 1 and _is_large(study_dir):
         half = (len(names) + 1) // 2
         with contextlib.suppress(OSError):  # if no second process can start, this process draws all figures
-            child = Child(_draw, study_dir, names[half:], where, fmt, out, paper)
+            child = Child(_draw, study_dir, names[half:], options)
             mine = names[:half]
     try:
         from normstudy.figures.draw import FIGURES, plot_study
 
-        result = plot_study(study_dir, where=where, fmt=fmt, out=out, only=mine, paper=paper)
+        result = plot_study(study_dir, only=mine, **options)
         if child is not None:
             with contextlib.suppress(EOFError, OSError):
                 drawn, warned = child.pipe.recv()
@@ -69,7 +60,7 @@ def plot(
         if child is not None:
             child.close()
     if missing := [name for name in names if name not in result.found]:  # the second process failed or was killed
-        result.add(plot_study(study_dir, where=where, fmt=fmt, out=out, only=missing, paper=paper))
+        result.add(plot_study(study_dir, only=missing, **options))
     result.found = {name: result.found[name] for name in only or FIGURES if name in result.found}
     return result
 
@@ -81,15 +72,7 @@ def _is_large(study_dir: Path) -> bool:
     return False
 
 
-def _draw(
-    pipe: Connection,
-    study_dir: Path,
-    names: list[str],
-    where: Where | None,
-    fmt: str,
-    out: Path | None,
-    paper: Paper | None,
-) -> None:
+def _draw(pipe: Connection, study_dir: Path, names: list[str], options: dict[str, Any]) -> None:
     """Draw figures, and send the parent process the PlotResult and what there was to warn of.
 
     If drawing fails, nothing is sent, and the parent process then draws these figures itself.
@@ -99,5 +82,5 @@ def _draw(
         warnings.simplefilter("always", MissingRows)
         from normstudy.figures.draw import plot_study
 
-        drawn = plot_study(study_dir, where=where, fmt=fmt, out=out, only=names, paper=paper)
+        drawn = plot_study(study_dir, only=names, **options)
         pipe.send((drawn, [str(one.message) for one in warned if one.category is MissingRows]))

@@ -69,11 +69,9 @@ def sentence(row: Mapping[Hashable, Any], table: pd.DataFrame, names: Mapping[st
     by = str(row["by"])
     cells = {str(c): row[c] for c in table.columns if c not in pairs.RESULTS}
     place = words.title({c: native(c, v) for c, v in cells.items()}, names)
-    base, arm = (f"{_arm(by, row[which], names)}: {_ends(row, prefix)}" for which, prefix in _ARMS)
+    base = f"{_arm(by, row['baseline'], names)}: {_ends(row, 'baseline_')}"
+    arm = f"{_arm(by, row['arm'], names)}: {_ends(row, '')}"
     return f"{place + ', ' if place else ''}{base}; {arm}; {_verdict(row)}."
-
-
-_ARMS = (("baseline", "baseline_"), ("arm", ""))
 
 
 def _arm(by: str, value: Value, names: Mapping[str, str]) -> str:

@@ -30,8 +30,11 @@ class Compiled(NamedTuple):
 
 
 def compiled() -> Compiled:
-    """Compile all charts, which takes seconds."""
-    return Compiled(specs(), bundle(), versions())
+    """Compile all charts, which takes seconds. The library is Vega and Vega-Embed, which sets window.vegaEmbed."""
+    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
+    vega = vl_convert.get_vega_version()  # a page's bytes depend on these three versions
+    versions = f"Altair {version('altair')}, vl-convert {version('vl-convert-python')}, Vega {vega}"
+    return Compiled(specs(), str(library), versions)
 
 
 def specs() -> dict[str, dict[str, Any]]:
@@ -54,18 +57,6 @@ def _silent(part: dict[str, Any]) -> dict[str, Any]:
     for kind in ("marks", "axes", "legends"):
         part[kind] = [_silent({**one, "aria": False}) for one in part.get(kind, [])]
     return {key: value for key, value in part.items() if value != []}
-
-
-def bundle() -> str:
-    """Return the JavaScript of Vega and Vega-Embed, which sets window.vegaEmbed."""
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE))
-
-
-def versions() -> str:
-    """Return the versions that decide a page's bytes."""
-    return (
-        f"Altair {version('altair')}, vl-convert {version('vl-convert-python')}, Vega {vl_convert.get_vega_version()}"
-    )
 
 
 def _colored(chart: alt.Chart, x: alt.X, y: alt.Y) -> alt.Chart:

@@ -40,14 +40,9 @@ def codes(values: Floats) -> Codes:
     return np.asarray(out.astype("<u2"))
 
 
-def text(found: Codes) -> str:
-    """Return codes as text."""
-    return base64.b64encode(found.tobytes()).decode()
-
-
 def pack(values: Floats) -> str:
     """Return numbers as text."""
-    return text(codes(values))
+    return base64.b64encode(codes(values).tobytes()).decode()
 
 
 def unpack(text: str) -> Floats:

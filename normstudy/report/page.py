@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -44,6 +43,7 @@ def render(bundle: Bundle, where: Where, compiled: Callable[[], Compiled]) -> st
     numbers = collect(bundle)
     data = _data(bundle, numbers)
     pictures = _pictures(bundle, where)
+    states = bundle.runs["state"].value_counts()
     charts = compiled()
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -53,7 +53,8 @@ def render(bundle: Bundle, where: Where, compiled: Callable[[], Compiled]) -> st
         title=", ".join(source.name for source in bundle.sources), sources=bundle.sources,
         where=[f"{column}{sign}{','.join(texts)}" for column, sign, texts in conditions(where)],
         answers=answers(bundle), grid=_map(bundle), cells=bundle.cells,
-        runs=_run_rows(bundle), heads=_run_heads(bundle), states=_shown_states(bundle), colors=style.OUTCOME_COLORS,
+        runs=_run_rows(bundle), heads=_run_heads(bundle), colors=style.OUTCOME_COLORS,
+        states=[(state, int(states[state])) for state in STATES if state in states],
         pictures=pictures, methods=methods.methods(bundle, numbers, charts.versions),
         data=_json(data), specs=_json(charts.specs), modules=data["modules"], quantities=numbers.quantities,
         vega=Markup(charts.library), css=Markup((TEMPLATES / "page.css").read_text()),
@@ -71,10 +72,11 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
     """Return what page.js reads: cells, runs, grids of steps, modules, and quantiles for the intervals of pairs."""
     runs = []
     for row in bundle.runs.to_dict("records"):
+        of = {c: native(c, row[c]) for c in (*bundle.searched, "seed")}
         seeds = [native(c, row[c]) for c in ("seed", "data_seed")]
         loss = row["final_val_loss"]
         runs.append({
-            "name": _run_name(bundle, row), "seeds": seeds, "state": row["state"],
+            "name": words.title(of, bundle.names), "seeds": seeds, "state": row["state"],
             "loss": loss if math.isfinite(loss) else None, **numbers.runs[row["key"]],
         })  # fmt: skip
     modules = list(dict.fromkeys(m for layout in numbers.layouts for m, layer in layout if layer is not None))
@@ -89,11 +91,6 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
         ],
         "t": [round(t_quantile(n), 6) for n in range(1, most)],
     }  # fmt: skip
-
-
-def _run_name(bundle: Bundle, row: dict[Any, Any]) -> str:
-    of = {c: native(c, row[c]) for c in (*bundle.searched, "seed")}
-    return words.title(of, bundle.names)
 
 
 def _color(cell: Cell) -> str:
@@ -141,11 +138,6 @@ def _summary(bundle: Bundle, cell: Cell) -> dict[str, Any]:
     return {"counts": [(int(counts[s]), s) for s in order], "loss": f"{loss.mean():.3g}" if len(loss) else ""}
 
 
-def _shown_states(bundle: Bundle) -> list[tuple[str, int]]:
-    counts = bundle.runs["state"].value_counts()
-    return [(state, int(counts[state])) for state in STATES if state in counts]
-
-
 def _run_heads(bundle: Bundle) -> list[str]:
     studies = ["study"] if len(bundle.sources) > 1 else []
     return [*studies, *bundle.fields, *bundle.searched, "seed", "outcome", "final loss", "gap closed", "warnings"]
@@ -180,7 +172,7 @@ def _pictures(bundle: Bundle, where: Where) -> list[tuple[str, str]]:
             study = drawn.load(source.folder, where)
         except ConfigError:  # no finished run
             continue
-        with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
+        with style.rc():
             for name in PICTURES if source.search else PICTURES[:2]:
                 try:
                     figure = draw.draw(study, name)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-import matplotlib
 import pandas as pd
 from tqdm import tqdm
 
@@ -138,7 +137,7 @@ def _bar(total: float) -> tqdm[NoReturn]:
 def draw(name: str, out: Path, findings: list[Finding]) -> None:
     """Draw a reproduction's figure; the same table always gives the same bytes."""
     target = out / "figures" / f"{name}.png"
-    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]  # the stubs list every key as a Literal
+    with style.rc():
         figure = REPRODUCTIONS[name].draw(tables.read(out, name), findings)
         plots.cite(figure, REPRODUCTIONS[name].source)
         try:

@@ -49,11 +49,7 @@ Request = dict[str, object]
 
 
 def record_request(
-    study_dir: Path,
-    request: Request,
-    batches: Sequence[Sequence[str]],
-    runs: Mapping[str, RunConfig],
-    how: dict[str, str],
+    study_dir: Path, request: Request, batches: Sequence[Sequence[str]], runs: Mapping[str, RunConfig], **how: str
 ) -> None:
     """Write a sweep's request to sweeps/: a Parquet file with one row per planned run, and the request as metadata.
 

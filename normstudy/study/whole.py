@@ -102,10 +102,18 @@ def wrong_in(table: str, run: Expected, rows: pa.Table) -> str:
 
 def _wrong_of(table: str, runs: Sequence[Expected], counted: Sequence[Stretch]) -> dict[str, str]:
     """Return run_id -> what is wrong, for runs that lack rows. counted: what parquet.rows_by_step returned."""
-    found = _counts(counted)
+    parts: dict[str, list[Stretch]] = {}
+    for stretch in counted:
+        parts.setdefault(stretch.run_id, []).append(stretch)
     wrong = {}
     for run in runs:
-        if what := lacking(table, run, *found.get(run.name, NONE)):
+        steps, rows = NONE
+        if own := parts.get(run.name):
+            steps, rows = np.concatenate([one.steps for one in own]), np.concatenate([one.rows for one in own])
+        if np.any(steps[1:] <= steps[:-1]):
+            steps, at = np.unique(steps, return_inverse=True)
+            rows = np.bincount(at, rows).astype(int)
+        if what := lacking(table, run, steps, rows):
             wrong[run.name] = f"tables/{table} {what}"
     return wrong
 
@@ -178,18 +186,3 @@ def said(wrong: Mapping[str, str]) -> str:
     """Return a line about runs that lack rows, given as run_id -> what is wrong."""
     (run_id, what), *more = wrong.items()
     return f"{run_id}: {what}" + (f" (and of {len(more)} more run{'s' * (len(more) > 1)})" if more else "")
-
-
-def _counts(counted: Sequence[Stretch]) -> dict[str, tuple[Ints, Ints]]:
-    """Return run_id -> its distinct steps, sorted, and the number of rows at each of them."""
-    parts: dict[str, list[Stretch]] = {}
-    for stretch in counted:
-        parts.setdefault(stretch.run_id, []).append(stretch)
-    found = {}
-    for run_id, own in parts.items():
-        steps, rows = np.concatenate([one.steps for one in own]), np.concatenate([one.rows for one in own])
-        if np.any(steps[1:] <= steps[:-1]):
-            steps, at = np.unique(steps, return_inverse=True)
-            rows = np.bincount(at, rows).astype(int)
-        found[run_id] = steps, rows
-    return found

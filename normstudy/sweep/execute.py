@@ -64,11 +64,14 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
             with locks.hold_runs(study_dir, list(planned.lacking)) as mine:  # another command may train the others
                 if lacking := whole.find(study_dir, mine):
                     compact.forget(study_dir, list(lacking), shared=shared)
-        batches = _still_missing(planned)
+        statuses = tables.statuses(study_dir)  # again, because runs may have finished since the planning
+        batches = [ids for batch in planned.batches if (ids := [i for i in batch.run_ids if statuses.get(i) != "done"])]
+        missing = {i: planned.runs[i] for ids in batches for i in ids}
+        planning.refuse_if_sealed(study_dir, missing, planned.texts)
         how = {"workers": str(planned.workers), "device": planned.device, "cluster": planned.execution.cluster}
         if isinstance(settings := request.get("search"), Settings):
             search.keep(study_dir, settings)
-        records.record_request(study_dir, request, batches, planned.runs, how)
+        records.record_request(study_dir, request, batches, planned.runs, **how)
     except OSError as error:
         raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): choose another results_dir") from None
     shared_by_all = planned.device, records.git_commit(), planned.execution.checkpoint_seconds
@@ -102,12 +105,3 @@ def _failures_line(planned: Plan, errors: dict[str, str], statuses: dict[str, st
     left_out = planning.left_out(planned.study_dir, list(planned.runs), statuses, planned.execution)
     again = planning.RETRY if left_out else "Rerun the same command to try the failed runs again"
     return f"{n} of {len(planned.runs)} runs failed ({next(iter(errors.values()))}); {logs}. {again}"
-
-
-def _still_missing(planned: Plan) -> list[list[str]]:
-    """Return each batch's run ids, without runs that finished after planning. The caller must hold the study's lock."""
-    statuses = tables.statuses(planned.study_dir)
-    batches = [[i for i in batch.run_ids if statuses.get(i) != "done"] for batch in planned.batches]
-    missing = {i: planned.runs[i] for ids in batches for i in ids}
-    planning.refuse_if_sealed(planned.study_dir, missing, planned.texts)
-    return [ids for ids in batches if ids]

@@ -104,7 +104,10 @@ def _compact(study_dir: Path, seal: bool) -> str:
     swap.swap(study_dir)
     after = _size(study_dir / "tables")
     if seal:
-        files.place(study_dir, SEALED, _seal_text(study_dir, len(done)))
+        names = [f"tables/{table}/{COMPACTED_FILE}" for table in TABLES]
+        sha256 = {name: hashlib.sha256(places.read(study_dir / name)).hexdigest() for name in names}
+        text = json.dumps({"normstudy": __version__, "runs": len(done), "sha256": sha256}, indent=1) + "\n"
+        files.place(study_dir, SEALED, text.encode())
         shutil.rmtree(study_dir / "state", ignore_errors=True)  # another command may have just put a lock file there
     sealed = " and sealed the study" if seal else ""
     rest = len(statuses) - len(done)
@@ -119,13 +122,6 @@ def _statuses(study_dir: Path) -> dict[str, str]:
     if "done" not in statuses.values():
         raise ConfigError(f"{study_dir} has no finished run to compact: start or resume its sweep")
     return statuses
-
-
-def _seal_text(study_dir: Path, n_runs: int) -> bytes:
-    """Return the content of SEALED: normstudy's version, the number of runs and each compacted file's sha256."""
-    names = [f"tables/{table}/{COMPACTED_FILE}" for table in TABLES]
-    sha256 = {name: hashlib.sha256(places.read(study_dir / name)).hexdigest() for name in names}
-    return (json.dumps({"normstudy": __version__, "runs": n_runs, "sha256": sha256}, indent=1) + "\n").encode()
 
 
 def _write_table(study_dir: Path, table: str, done: set[str], without: Sequence[str] = ()) -> None:

@@ -94,9 +94,8 @@ class Status:
         return render(self)
 
 
-def render(status: Status) -> str:
+def render(s: Status) -> str:
     """Format a study's status as lines of text."""
-    s = status
     counts = {
         "finished": s.finished, "running": s.running, "interrupted": s.interrupted, "failed": s.failed,
         "not begun": s.not_begun,
@@ -114,7 +113,11 @@ def render(status: Status) -> str:
         lines.append("outcomes: " + " ".join(f"{n:,} {outcome}" for outcome, n in s.outcomes.items()))
         lines += explained(s.outcomes)
     if s.jobs:
-        lines.append(_of_jobs(s))
+        array, answer = s.jobs.array, s.jobs.counts
+        told = f", submitted on {array.host} at {array.since}: no answer from Slurm ({s.jobs.why})"
+        if answer is not None:
+            told = f": {answer}" + ("" if answer.alive else f"; logs: {s.study}/{arrays.FOLDER}")
+        lines.append(f"{array}{told}")
     if s.holder:
         ago = f", last sign of training {duration(s.silent)} ago" if s.silent is not None and not s.verified else ""
         lines.append(f"held by {s.holder}{ago}")
@@ -127,14 +130,6 @@ def render(status: Status) -> str:
         how = AGAIN if s.watched else f"rerun the same command to resume{again}"
         lines.append(f"no process is training the remaining runs; {how}")
     return "\n".join(map(printable, (*lines, *_failures(s, again))))
-
-
-def _of_jobs(s: Status) -> str:
-    assert s.jobs is not None
-    array, counts = s.jobs.array, s.jobs.counts
-    if counts is None:
-        return f"{array}, submitted on {array.host} at {array.since}: no answer from Slurm ({s.jobs.why})"
-    return f"{array}: {counts}" + (f"; logs: {s.study}/{arrays.FOLDER}" if not counts.alive else "")
 
 
 def _groups(groups: tuple[Group, ...], watched: bool = False) -> Iterator[str]:

@@ -119,7 +119,7 @@ def test_a_sweep_plans_what_hydra_would_compose(words: list[str]) -> None:
         expanded = jobs.expand(master.hydra.sweeper.params or {}, task_words(master), loader)
         assert expanded == batch
         expected = outcome(lambda: list(of_hydra(loader, master, batch)))
-        assert outcome(lambda: plan.plan(loader, master, expanded)) == expected
+        assert outcome(lambda: plan.Planner(loader, master).plan(expanded)) == expected
 
 
 def outcome(configs: Callable[[], list[RunConfig]]) -> list[RunConfig] | str:
@@ -146,7 +146,7 @@ def test_a_choice_and_a_dictionary_of_one_key_are_both_taken(group: list[str], o
     words = [*group, *own, "seed=0,1"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader, master = loader_and_master(words)
-        got = plan.plan(loader, master, jobs.expand({}, task_words(master), loader))
+        got = plan.Planner(loader, master).plan(jobs.expand({}, task_words(master), loader))
         values = [
             [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
             if one.is_sweep_override()
@@ -160,7 +160,8 @@ def test_a_choice_and_a_dictionary_of_one_key_are_both_taken(group: list[str], o
 def ids(word: str) -> list[str]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader, master = loader_and_master([word, "seed=0,1"])
-        return [run_id(c, "5" * 64) for c in plan.plan(loader, master, jobs.expand({}, task_words(master), loader))]
+        got = plan.Planner(loader, master).plan(jobs.expand({}, task_words(master), loader))
+        return [run_id(c, "5" * 64) for c in got]
 
 
 @pytest.mark.parametrize(

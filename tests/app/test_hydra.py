@@ -51,7 +51,7 @@ def planned(*words: str) -> list[RunConfig]:
         loader = hydra.config_loader
         master = hydra.compose_config("config", list(words), RunMode.MULTIRUN, with_log_configuration=False)
         expanded = jobs.expand(master.hydra.sweeper.params or {}, _task_words(master), loader)
-        return plan.plan(loader, master, expanded)
+        return plan.Planner(loader, master).plan(expanded)
 
 
 def _task_words(master: DictConfig) -> list[str]:
@@ -301,7 +301,7 @@ def test_planning_in_place_equals_full_composition(words: list[str]) -> None:
         master = hydra.compose_config("config", words, RunMode.MULTIRUN, with_log_configuration=False)
         expanded = jobs.expand(master.hydra.sweeper.params or {}, _task_words(master), loader)
         random.Random(0).shuffle(expanded)
-        got = plan.plan(loader, master, expanded)
+        got = plan.Planner(loader, master).plan(expanded)
         for at in range(0, len(expanded), max(1, len(expanded) // 5)):
             full = loader.load_sweep_config(master, expanded[at])
             with open_dict(full):

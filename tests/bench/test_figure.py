@@ -44,7 +44,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def drawn(tmp_path: Path, samples: list[Sample]) -> Figure:
     write(tmp_path, samples)
-    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]
+    with style.rc():
         return figure.figure(tables.read(tmp_path, [samples[0].row]))
 
 

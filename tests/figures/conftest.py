@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import matplotlib
 import pytest
 
 from normstudy.figures import style
@@ -12,5 +11,5 @@ from normstudy.figures import style
 
 @pytest.fixture(autouse=True)
 def look_of_figures() -> Iterator[None]:
-    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]
+    with style.rc():
         yield

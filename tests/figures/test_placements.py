@@ -55,7 +55,7 @@ def study(folder: Path) -> Study:
 @pytest.fixture(scope="module")
 def figures(study: Study) -> dict[str, Figure]:
     """Every figure of the study, drawn once."""
-    with matplotlib.rc_context(style.rc()):  # type: ignore[arg-type]
+    with style.rc():
         return {name: make(study) for name, make in EVERY_STUDY.items()}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 
-import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -89,7 +88,7 @@ def test_its_findings_follow_from_its_table(name: str) -> None:
 def test_its_figure_is_drawn_and_names_the_verdicts(name: str) -> None:
     table = measured()[name]
     found = REPRODUCTIONS[name].findings(table)
-    with matplotlib.rc_context(style.rc()):
+    with style.rc():
         fig = REPRODUCTIONS[name].draw(table, found)
     assert isinstance(fig, Figure)
     title = fig.get_suptitle()

@@ -205,7 +205,7 @@ def submitted(tmp_path: Path) -> Path:
     """A study whose two runs were submitted elsewhere; one was saved after 5 of its 12 steps."""
     task = task_of([tiny(tmp_path, seed=s) for s in range(2)])
     planned = dict(zip(task.run_ids, task.configs, strict=True))
-    records.record_request(task.study_dir, REQUEST, [task.run_ids], planned, {})
+    records.record_request(task.study_dir, REQUEST, [task.run_ids], planned)
     list(workers.train_halving(task.only(task.run_ids[:1]), after(5)))
     arrays.write(
         task.study_dir, arrays.Array("normstudy-tiny-0", "a test", "login1", SINCE.isoformat(), 2, "test", "17")

@@ -50,7 +50,7 @@ def record(task: Task, trains: Sequence[str] | None = None, command: str = COMMA
     """Write the record of a sweep. trains: the runs that it has to train, by default all."""
     planned = dict(zip(task.run_ids, task.configs, strict=True))
     batch = task.run_ids if trains is None else trains
-    records.record_request(task.study_dir, {**REQUEST, "command": command}, [batch], planned, {"workers": "1"})
+    records.record_request(task.study_dir, {**REQUEST, "command": command}, [batch], planned, workers="1")
 
 
 def train(configs: Sequence[RunConfig], steps: int | None = None) -> Path:
