@@ -53,16 +53,7 @@ def say(text: object) -> None:
     print("\n".join(map(printable, str(text).split("\n"))), flush=True)
 
 
-class BarOptions(typing.TypedDict):
-    """Declare the types of the tqdm arguments that depend on the terminal."""
-
-    ncols: int | None
-    nrows: int | None
-    dynamic_ncols: bool
-    disable: bool
-
-
-def bar_options() -> BarOptions:
+def bar_options() -> dict[str, typing.Any]:
     """Return arguments for tqdm that show a progress bar on a terminal and no bar elsewhere."""
     terminal = sys.stderr.isatty()
     # A pseudo-terminal may report 0 columns or 0 lines. tqdm would then print nothing.
