@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from normstudy.errors import printable
 from normstudy.watch.names import Layout
+from normstudy.watch.sums import norms
 
 Number = float | Tensor | None
 
@@ -99,9 +100,8 @@ class Probe:
         self._seen: set[int] = set()  # points of the stream since the last step
         points = len(layout.blocks) + 1 if layout.blocks else 0
         self._stream = torch.zeros(3, points, device=self.params[0].device)
-        self.frozen = {
-            i: torch.linalg.vector_norm(p.detach()) for i, p in enumerate(self.params) if not p.requires_grad
-        }
+        frozen = [i for i, p in enumerate(self.params) if not p.requires_grad]
+        self.frozen = dict(zip(frozen, norms([self.params[i] for i in frozen]), strict=True))
         try:
             self._attach()
         except BaseException:
@@ -190,7 +190,7 @@ class Probe:
     def _gradient_norms(self, which: Sequence[int]) -> dict[int, Tensor]:
         grads = {i: g for i in which if (g := self.params[i].grad) is not None}
         dense = [g.coalesce().values() if g.is_sparse else g for g in grads.values()]
-        return dict(zip(grads, _norms(dense), strict=True))
+        return dict(zip(grads, norms(dense), strict=True))
 
     # ---- steps ----------------------------------------------------------------------------------------
 
@@ -243,9 +243,9 @@ class Probe:
         if row.probed:
             before = [self._before[i] for i in mine]
             with torch.no_grad():
-                row.params |= dict(zip(mine, _norms(before), strict=True))
+                row.params |= dict(zip(mine, norms(before), strict=True))
                 torch._foreach_sub_(before, [self.params[i].detach() for i in mine])
-                row.updates |= dict(zip(mine, _norms(before), strict=True))
+                row.updates |= dict(zip(mine, norms(before), strict=True))
             if (scale := getattr(optimizer, "grad_scale", None)) is not None:  # a fused step divides by it
                 row.clipped |= {i: row.clipped[i] / scale for i in mine if i in row.clipped}
         found_inf = getattr(optimizer, "found_inf", None)
@@ -324,12 +324,6 @@ class Probe:
 
     def _stream_gradient(self, point: int, grad: Tensor) -> None:
         self._stream[2, point] += grad.detach().float().square().sum()
-
-
-def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors' norms in float32, also those of half precision."""
-    double = any(one.dtype == torch.float64 for one in tensors)
-    return list(torch._foreach_norm(list(tensors), 2, torch.float64 if double else torch.float32)) if tensors else []
 
 
 def _tensor(values: Sequence[object]) -> Tensor | None:

@@ -25,6 +25,16 @@ PLAIN = torch.linalg.vector_norm
 Rows = list[list[tuple[float, float]]]
 
 
+@pytest.mark.parametrize(("d_model", "limit"), [(64, 1.3e-5), (512, 6e-4)])
+def test_the_norm_of_equal_numbers_is_off_by_what_the_page_says(d_model: int, limit: float) -> None:
+    """results/README.md; the largest module has 4 d_model^2 weights and 4 d_model biases."""
+    off = []
+    for value in (1e-2, 9.99e-3, 5.5e-3, 3e-3):
+        equal = torch.full((1, 4 * d_model * (d_model + 1)), value)
+        off.append(abs(float(probes.norms_by_run([equal])) / float(equal.double().norm()) - 1))
+    assert limit / 2 < max(off) < limit
+
+
 def tensors_of(rows: Rows, seed: int) -> list[Tensor]:
     """One tensor (runs, size) per size. rows[i][r]: the decades of the largest and the smallest numbers of a row.
 

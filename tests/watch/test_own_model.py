@@ -1,7 +1,7 @@
 """Watching this project's model in a plain loop gives the numbers that the runner stores for the same run.
 
-To 1e-5, but for Adam's updates of models with biases: the exact gradient of a key bias is 0, and Adam scales its
-rounding noise up (results/README.md). The noise differs as soon as a sum is taken in another order.
+Updates are the least alike: a watch sees parameters that were rounded after the update, of key biases the update is
+scaled rounding noise (results/README.md), and the runner's norm of 12,288 equal updates is off by 7e-6.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from normstudy.data import texts
 from normstudy.model.transformer import Transformer
 from normstudy.training import batch, step
 
-STEPS = 20
+STEPS, RATE = 20, 1e-2
 PLACEMENTS = ("pre", "post", "peri")
 KEYS = {"steps": ["step"], "modules": ["step", "layer", "module"], "residual": ["step", "layer"]}
 
 
 def config_of(placement: str, biases: bool) -> RunConfig:
     return RunConfig(
-        model=ModelConfig(placement=placement, n_layers=3, d_model=16, n_heads=2, biases=biases),
+        model=ModelConfig(placement=placement, n_layers=3, n_heads=2, biases=biases),
         data=DataConfig(name="synthetic", seq_len=16, batch_size=4), optimizer=OptimizerConfig(),
-        schedule=ScheduleConfig(peak_lr=3e-3, warmup_steps=0, n_steps=STEPS), probe=ProbeConfig(dense_steps=STEPS),
+        schedule=ScheduleConfig(peak_lr=RATE, warmup_steps=0, n_steps=STEPS), probe=ProbeConfig(dense_steps=STEPS),
         eval=EvalConfig(windows=8), seed=1, data_seed=1,
     )  # fmt: skip
 
@@ -41,8 +41,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> normstudy.Study:
     with pytest.MonkeyPatch.context() as patch:
         draw_no_figures(patch)
         return normstudy.sweep(
-            study="swept", results_dir=root, placement=list(PLACEMENTS), n_layers=3, d_model=16, n_heads=2,
-            biases=[False, True], data="synthetic", seq_len=16, batch_size=4, peak_lr=3e-3, warmup_steps=0,
+            study="swept", results_dir=root, placement=list(PLACEMENTS), n_layers=3, n_heads=2,
+            biases=[False, True], data="synthetic", seq_len=16, batch_size=4, peak_lr=RATE, warmup_steps=0,
             n_steps=STEPS, windows=8, dense_steps=STEPS, device="cpu", workers=1, seed=1,
         )  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_every_number_is_the_runner_s(placement: str, biases: bool, swept: norms
         for name, p in model.named_parameters():
             p.copy_(drawn[name][0])
     o = config.optimizer
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, betas=(o.beta1, o.beta2), eps=o.eps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, betas=(o.beta1, o.beta2), eps=o.eps)
     with normstudy.watch(model, optimizer, study="mine", results_dir=str(tmp_path), dense=STEPS) as w:
         for t in range(STEPS):
             tokens = torch.as_tensor(np.asarray(step.tokens_of(text, config, t)), dtype=torch.int64)
@@ -75,8 +75,4 @@ def test_every_number_is_the_runner_s(placement: str, biases: bool, swept: norms
         assert one[keys].equals(other[keys])
         for column in one.columns.drop([*keys, "run_id", *({"val_loss", "clip_factor"} & {*one.columns})]):
             a, b = one[column].to_numpy(float), other[column].to_numpy(float)
-            limit = np.full(len(a), 1e-5)
-            if biases and column in ("update_norm", "update_ratio") and table == "modules":
-                limit = np.where(one["module"] == "attn_in", 2e-4, 2e-5)
-            assert (np.isnan(a) == np.isnan(b)).all()
-            assert not (np.abs(a - b) > limit * np.abs(a) + 1e-9).any(), f"{table}.{column}"
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-9, err_msg=f"{table}.{column}")
