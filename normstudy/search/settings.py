@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -108,6 +109,8 @@ def read(study_dir: Path) -> Settings | None:
     path = study_dir / FILE
     try:
         found = json.loads(places.read(path))
+        if found.pop("sha256", None) not in (None, _sha256(found)):  # None: an older version wrote the file
+            raise ValueError
         low, high, width = (float(found[key]) for key in ("low", "high", "width"))
         max_runs, seed, version = (int(found[key]) for key in ("max_runs", "seed", "version"))
         SearchConfig(found["of"], low, high, width, max_runs)  # raises if a value is illegal
@@ -133,7 +136,12 @@ def keep(study_dir: Path, settings: Settings) -> None:
     check_same(study_dir, settings)
     with files.storing(study_dir):
         (study_dir / FILE).parent.mkdir(parents=True, exist_ok=True)
-        files.place(study_dir, FILE, json.dumps(settings._asdict(), indent=1).encode() + b"\n")
+        content = settings._asdict() | {"sha256": _sha256(settings._asdict())}
+        files.place(study_dir, FILE, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_same(study_dir: Path, settings: Settings) -> None:

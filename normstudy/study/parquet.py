@@ -146,7 +146,7 @@ def conform(table: str, content: pa.Table) -> pa.Table:
     """Return `content` in this version's schema, unchanged if it already has that schema.
 
     Missing config columns are filled with the value that the older version implied; other missing columns are null.
-    Raises ConfigError for a newer version's columns, and ArrowInvalid for a column whose name is damaged.
+    Raises ConfigError for a newer version's columns, and ArrowInvalid for a column whose name or type is damaged.
     """
     fields = SCHEMAS[table]
     if content.schema.equals(fields):
@@ -155,6 +155,9 @@ def conform(table: str, content: pa.Table) -> pa.Table:
         raise ConfigError(
             f"{table} has columns unknown to normstudy {version('normstudy')}: {unknown}. Update normstudy"
         )
+    for f in content.schema:  # no checksum protects the types; a number of another type is another number
+        if f.type != (kind := fields.field(f.name).type) and not (_is_text(f.type) and _is_text(kind)):
+            raise pa.ArrowInvalid(f"its column {f.name} has the type {f.type} instead of {kind}")
     known: dict[str, object] = {**cfg.ABSENT, "resolved_qk_norm": "none"} if table == "runs" else {}
     for f in fields:
         if f.name in content.schema.names:
@@ -166,6 +169,11 @@ def conform(table: str, content: pa.Table) -> pa.Table:
             column = pa.array([known.get(f.name)] * content.num_rows, f.type)
         content = content.append_column(f, column)
     return content.select(fields.names).cast(fields)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def join(parts: Sequence[pa.Table]) -> pa.Table:

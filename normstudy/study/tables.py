@@ -166,11 +166,23 @@ def _has_runs(study_dir: Path) -> bool:
     # In this order, because a compaction may be replacing the tables.
     compacted = [table for table in (*SERIES, "runs") if (study_dir / "tables" / table / COMPACTED_FILE).exists()]
     if compacted and "runs" not in compacted:
-        raise ConfigError(
-            f"{study_dir}/tables/runs/{COMPACTED_FILE} is missing, but tables/{compacted[0]} has rows of its runs: "
-            f"restore the file from a copy, or move {study_dir} away and rerun the sweep"
-        )
+        raise _lacks_runs(study_dir, "is missing", compacted[0])
     return (study_dir / "tables" / "runs").is_dir()
+
+
+def _lacks_runs(study_dir: Path | str, what: str, table: str) -> ConfigError:
+    return ConfigError(
+        f"{study_dir}/tables/runs/{COMPACTED_FILE} {what}, but tables/{table} has rows of its runs: restore the file "
+        f"from a copy, or move {study_dir} away and rerun the sweep"
+    )
+
+
+def _gathered(study_dir: Path) -> set[str]:
+    """Return the runs in the compacted file of `steps`; none if it cannot be read, which its own readers say."""
+    path = study_dir / "tables" / "steps" / COMPACTED_FILE
+    with contextlib.suppress(FileNotFoundError, ConfigError), files.reading(path, study_dir):
+        return set(open_file(path).read(["run_id"])["run_id"].unique().to_pylist())
+    return set()
 
 
 def is_watched(study_dir: Path) -> bool:
@@ -209,7 +221,9 @@ def read(
     Raises ConfigError for a damaged file or a folder that is not a study.
     """
     check_is_study(Path(study_dir))
-    began = runs_with_windows(Path(study_dir)) if table == "runs" and run_ids is None else set()
+    every = table == "runs" and run_ids is None
+    # Found before `runs` is read, because a compaction may be replacing the tables.
+    began, gathered = (runs_with_windows(Path(study_dir)), _gathered(Path(study_dir))) if every else (set(), set())
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
     fields = pa.schema([f for f in SCHEMAS[table] if f.name in wanted])
     frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), fields, run_ids, module, skip, counted).to_pandas()
@@ -217,6 +231,8 @@ def read(
     for name in categories:
         frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
     frame = frame.sort_values(SORT[table], kind="stable", ignore_index=True)
+    if lost := gathered.difference(frame["run_id"]):
+        raise _lacks_runs(study_dir, f"lacks {min(lost)}", "steps")
     if began:
         warn_of_lost(study_dir, began.difference(frame["run_id"], skip))
     for name in categories if text else []:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -22,6 +23,15 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     older = {key: value for key, value in KEPT._asdict().items() if key != "alike"}
     (tmp_path / FILE).write_text(json.dumps(older))
     assert read(tmp_path) == KEPT._replace(alike=None)
+
+
+def test_a_changed_character_is_no_other_search(tmp_path: Path) -> None:
+    keep(tmp_path, KEPT)
+    text = (tmp_path / FILE).read_bytes()
+    for i in range(len(text)):
+        (tmp_path / FILE).write_bytes(text[:i] + bytes([text[i] ^ 1]) + text[i + 1 :])
+        with contextlib.suppress(Damaged):
+            assert read(tmp_path) == KEPT, i
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,19 @@ def test_without_the_compacted_runs_nothing_is_trained_beside_the_other_tables(s
     assert contents(study).items() <= before.items()
 
 
+def test_an_older_copy_of_the_compacted_runs_is_no_study(study: Path) -> None:
+    """Neither read as if the later runs had never been, nor trained beside their rows."""
+    compact_study(study)
+    path = study / "tables/runs" / schema.COMPACTED_FILE
+    path.write_bytes(parquet.encode("runs", pq.ParquetFile(path).read().slice(1)))
+    before = contents(study)
+    for do in (normstudy.load, status.look, compact_study, lambda folder: planning.plan(configs(folder.parent))):
+        with pytest.raises(ConfigError, match=r"1-compacted.parquet lacks .*, but tables/steps has rows of its runs: "):
+            do(study)
+    assert not check_study(study).sound
+    assert contents(study) == before
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

@@ -47,11 +47,19 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def retype(path: Path) -> None:
+    """Give a column the type that one flipped bit of the footer gives it."""
+    rows, name = pq.read_table(path), READ_BY_ALL[path.parent.name]
+    kind = pa.float32() if pa.types.is_float64(rows[name].type) else pa.float64()
+    pq.write_table(rows.set_column(rows.column_names.index(name), name, rows[name].cast(kind)), path)
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-20]),
     "cut at its page": lambda path: path.write_bytes(path.read_bytes()[:100]),
     "flipped": flip,
+    "of another type": lambda path: retype(path),
     "not Parquet": lambda path: path.write_text("run_id,step\n" * 50),
 }
 
