@@ -16,6 +16,7 @@ from normstudy.analysis.grid import count_text
 from normstudy.analysis.select import Where
 from normstudy.errors import ConfigError
 from normstudy.processes import Child
+from normstudy.study import files
 
 if TYPE_CHECKING:
     from normstudy.report.charts import Compiled
@@ -42,11 +43,13 @@ class Report:
         names = "+".join(one.resolve().name for one in self.folders)[:MOST_NAME]
         usual = folder / "report.html" if len(self.folders) == 1 else folder.parent / f"{names}.html"
         path = usual if path is None else Path(path)
-        part = path.with_name(f"{path.name}.part")
         try:
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"{path} is a folder, a pipe or a device: choose another --out")
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(self.html, encoding="utf-8")
-            part.replace(path)
+            with files.scratch_folder(path.parent, "report") as folder:
+                (folder / "page").write_text(self.html, encoding="utf-8")
+                (folder / "page").replace(path)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}. Choose another --out") from error
         return path

@@ -20,6 +20,7 @@ import normstudy
 from normstudy.analysis.compare import compare_study, render
 from normstudy.analysis.load import load
 from normstudy.cli import main as cli
+from normstudy.errors import ConfigError
 from normstudy.report import numbers
 from normstudy.report.make import Report
 from normstudy.report.make import report as make
@@ -176,3 +177,23 @@ def assert_ladder(found: numbers.Numbers) -> None:
         steps: list[Any] = found.grids[run["probes"]]
         assert len(steps) <= (found.probes or 0)
         assert len(unpack(run["residual"])) % len(steps) == 0
+
+
+def test_a_page_replaces_only_a_regular_file(tmp_path: Path) -> None:
+    page = Report((tmp_path,), 1, "new")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("folder", "pipe", "link"):
+        with pytest.raises(ConfigError, match=f"{name} is a folder, a pipe or a device: choose another --out"):
+            page.save(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "other").write_text("old")
+    (tmp_path / "a.html.part").symlink_to("other")  # what an earlier version would have written through
+    os.mkfifo(tmp_path / "b.html.part")
+    for name in ("a.html", "b.html", "other"):
+        before = (tmp_path / "other").read_text()
+        assert page.save(tmp_path / name).read_text() == "new"
+        assert name == "other" or (tmp_path / "other").read_text() == before == "old"
+    names = {"folder", "pipe", "link", "other", "a.html", "a.html.part", "b.html", "b.html.part"}
+    assert {path.name for path in tmp_path.iterdir()} == names
