@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from normstudy import config as cfg
 from normstudy.analysis import load, words
 from normstudy.analysis.grid import Value, value_text
 from normstudy.analysis.outcomes import UNJUDGED
 from normstudy.analysis.select import Where, native
-from normstudy.errors import ConfigError, MissingRows, warn
+from normstudy.config import places
+from normstudy.errors import ConfigError, Damaged, MissingRows, printable, warn
 from normstudy.figures.look import short_names, swept, values
 from normstudy.search import answer
 from normstudy.search import settings as kept
+from normstudy.study import records
 from normstudy.study.schema import WATCH
 
 CRASHED, UNFINISHED = "crashed", "running"  # what stands for the outcome of a run that has none; with UNJUDGED
@@ -151,9 +152,12 @@ def _cells(runs: pd.DataFrame, fields: Sequence[str], names: dict[str, str]) -> 
 def _source(folder: Path, lacks: tuple[str, ...], where: Where) -> Source:
     name = folder.resolve().name
     page = folder.resolve().parent.parent / "experiments" / f"{name}.md"
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    try:
+        text = places.read(page).decode(errors="replace")
+    except OSError:
+        text = ""
     found = re.search(r"^\*\*Question\.\*\* (.+?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
-    question = " ".join(found[1].split()) if found else ""
+    question = printable(" ".join(found[1].split())) if found else ""
     settings = kept.read(folder)
     # Of all runs, also those that the page shows in another study: without them the values would be others.
     critical = "" if settings is None else answer.render(*answer.critical_values(folder, where))
@@ -161,12 +165,19 @@ def _source(folder: Path, lacks: tuple[str, ...], where: Where) -> Source:
 
 
 def _commands(folder: Path, text: str) -> tuple[str, ...]:
-    """Return the command lines of a study's sweeps: those that were recorded, or the one that its page states."""
+    """Return the command lines of a study's sweeps: those that were recorded, or the one that its page states.
+
+    Warns of a damaged record, and goes on without it.
+    """
     recorded = []
-    for path in sorted((folder / "sweeps").glob("*.parquet")):
-        recorded.append((pq.read_schema(path).metadata or {}).get(b"command", b"").decode(errors="replace"))
+    for path in records.paths_of(folder):
+        try:
+            recorded.append(records.read_record(path)[0].command)
+        except Damaged as error:
+            warn(str(error))
     stated = re.search(r"^\*\*Command\.\*\* `([^`]+)`", text, re.MULTILINE)
-    return tuple(dict.fromkeys(filter(None, recorded))) or ((stated[1],) if stated else ())
+    commands = list(filter(None, recorded)) or ([stated[1]] if stated else [])
+    return tuple(dict.fromkeys(map(printable, commands)))
 
 
 def command_of(run: pd.Series[Any]) -> str:

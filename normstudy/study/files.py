@@ -170,13 +170,17 @@ def reading(path: Path, study_dir: Path) -> Iterator[None]:
 
 def is_damage(error: Exception) -> bool:
     """Whether an error while reading a file means that the file is damaged, unlike a missing permission or memory."""
-    # An OSError of the operating system has an errno; pyarrow's OSError for damaged bytes has none.
-    return not isinstance(error, MemoryError) and (not isinstance(error, OSError) or error.errno in (None, errno.EIO))
+    # An OSError of the operating system has an errno; pyarrow's OSError for damaged bytes has none, and that of
+    # places.opener for a folder or a pipe in a file's place has 0.
+    known = (None, 0, errno.EIO)
+    return not isinstance(error, MemoryError) and (not isinstance(error, OSError) or error.errno in known)
 
 
-def damage(error: Exception) -> str:
+def damage(error: BaseException) -> str:
     """Format an error about damaged bytes as one line of at most 100 characters."""
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    # The text of an OSError of errno 0 would name the path again.
+    text = error.strerror if isinstance(error, OSError) and error.errno == 0 else error
+    return " ".join(str(text).split())[:100] or type(error).__name__
 
 
 def remove_parts(study_dir: Path) -> None:

@@ -6,6 +6,7 @@ writes its command line, overrides, software versions and plan to sweeps/.
 
 from __future__ import annotations
 
+import datetime
 import platform
 import shlex
 import subprocess
@@ -13,13 +14,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from normstudy.config import RunConfig
+from normstudy.config import RunConfig, places
 from normstudy.study import files, parquet, schema, tables
 
 LOGS = "state/logs"
+# The columns of a record: all planned runs; the batch in which a run is to train, null for a finished run.
+RECORD = pa.schema([pa.field("run_id", pa.string(), nullable=False), ("batch", pa.int32()), ("n_steps", pa.int32())])
 
 
 def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str) -> int:
@@ -40,8 +44,9 @@ def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str
 
 
 def tries_of(study_dir: Path) -> Counter[str]:
-    """Return run_id -> number of crashes, counted from the logs."""
-    return Counter(path.stem.rpartition("-")[0] for path in (study_dir / LOGS).glob("*.txt"))
+    """Return run_id -> number of crashes, counted from the logs. A copy of a log, such as `a-1 (1).txt`, is none."""
+    names = (path.stem.rpartition("-") for path in (study_dir / LOGS).glob("*.txt"))
+    return Counter(run_id for run_id, _, number in names if number.isdecimal())
 
 
 # Keys: "command" (the command line, as text), "overrides" (a list of texts), and of a search "search" (its settings).
@@ -62,14 +67,49 @@ def record_request(
         "overrides": shlex.join(str(o) for o in overrides) if isinstance(overrides, list) else str(overrides),
         "python": platform.python_version(), "normstudy": version("normstudy"), "torch": version("torch"), **how,
     }  # fmt: skip
-    table = pa.table({
-        "run_id": pa.array(list(runs), pa.string()),
-        "batch": pa.array([batch_of.get(i) for i in runs], pa.int32()),
-        "n_steps": pa.array([config.schedule.n_steps for config in runs.values()], pa.int32()),
-    })  # fmt: skip
+    steps = [config.schedule.n_steps for config in runs.values()]
+    rows = {"run_id": list(runs), "batch": [batch_of.get(i) for i in runs], "n_steps": steps}
+    data = parquet.bytes_of(pa.table(rows, RECORD.with_metadata(asked)), write_page_checksum=True)
     stamp = tables.now().strftime("%Y%m%dT%H%M%S.%f")
     (study_dir / "sweeps").mkdir(exist_ok=True)
-    files.place(study_dir, f"sweeps/{stamp}.parquet", parquet.bytes_of(table.replace_schema_metadata(asked)))
+    files.place(study_dir, f"sweeps/{stamp}.parquet", data)
+
+
+class SweepRecord(NamedTuple):
+    """What a sweep recorded in sweeps/."""
+
+    began: float  # when the sweep began, in seconds since 1970
+    command: str
+    trains: frozenset[str]  # run_ids of the runs that the sweep had to train
+
+
+def began_of(name: str) -> float | None:
+    """Parse when a sweep began, in seconds since 1970, from its record's file name; None for any other file name."""
+    try:
+        stamp = datetime.datetime.strptime(name, "%Y%m%dT%H%M%S.%f.parquet")
+    except ValueError:
+        return None
+    return stamp.replace(tzinfo=datetime.UTC).timestamp()
+
+
+def paths_of(study_dir: Path) -> list[Path]:
+    """Return the paths of the records in sweeps/, oldest first, without other files, such as a copy `a (1).parquet`."""
+    return sorted(path for path in (study_dir / "sweeps").glob("*.parquet") if began_of(path.name) is not None)
+
+
+def read_record(path: Path) -> tuple[SweepRecord, dict[str, int | None]]:
+    """Read a sweep's record, and the number of steps of each planned run, None if an older version wrote the record.
+
+    Raises Damaged for a file that is damaged, or no record.
+    """
+    with files.reading(path, path.parents[1]):
+        table = parquet.read(places.read(path))
+        if "n_steps" not in table.column_names:
+            table = table.append_column("n_steps", pa.nulls(len(table), pa.int32()))
+        ids, batches, steps = table.select(RECORD.names).cast(RECORD).to_pydict().values()
+    command = (table.schema.metadata or {}).get(b"command", b"").decode(errors="replace")
+    trains = frozenset(i for i, batch in zip(ids, batches, strict=True) if batch is not None)
+    return SweepRecord(began_of(path.name) or 0.0, command, trains), dict(zip(ids, steps, strict=True))
 
 
 def git_commit() -> str | None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from normstudy.analysis.grid import count_text
 from normstudy.config import places
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, Damaged
 from normstudy.search import settings
-from normstudy.study import checkpoints, locks, parquet, records, schema, swap, tables
+from normstudy.study import checkpoints, locks, records, schema, swap, tables
 from normstudy.study.files import damage, is_damage
 from normstudy.upkeep.status_text import AGAIN
 
@@ -42,18 +42,19 @@ def _wrong_in_checkpoint(path: Path) -> str:
 
 
 def wrong_in_records(study: Path) -> list[str]:
-    """Return a finding for each damaged file in sweeps/."""
+    """Return a finding for each Parquet file in sweeps/ that is damaged, or that no sweep wrote there."""
     lines = []
     for path in sorted((study / "sweeps").glob("*.parquet")):
+        if path.is_dir() or records.began_of(path.name) is None:
+            lines.append(f"sweeps/{path.name}: is no record of a sweep: move it out of sweeps/")
+            continue
         try:
-            parquet.read(path)
+            records.read_record(path)
         except FileNotFoundError:
             continue
-        except Exception as error:  # damaged bytes can cause any type of exception
-            if not is_damage(error):
-                raise
+        except Damaged as error:
             do = f"rm {shlex.quote(str(path))} (then normstudy status no longer knows what this sweep requested)"
-            lines.append(f"sweeps/{path.name}: is damaged ({damage(error)}): {do}")
+            lines.append(f"sweeps/{path.name}: is damaged ({damage(error.__cause__ or error)}): {do}")
     try:
         settings.read(study)
     except ConfigError as error:
@@ -109,7 +110,9 @@ def _sealed(study: Path) -> tuple[int | None, dict[str, str] | None]:
     try:
         seal = json.loads(places.read(study / schema.SEALED))
         return int(seal["runs"]), dict(seal["sha256"])
-    except (ValueError, KeyError, TypeError):
+    except Exception as error:  # damaged text can cause any type of exception
+        if not is_damage(error):
+            raise
         return None, None
 
 

@@ -7,7 +7,6 @@ Since the files of finished runs never change, a Looker reads them only once.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import math
 import os
 import shutil
@@ -15,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -25,7 +23,7 @@ from normstudy.analysis.outcomes import RUN_COLUMNS, UNJUDGED, outcome_counts, o
 from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
-from normstudy.study import parquet, records, schema, swap, tables, whole
+from normstudy.study import records, schema, swap, tables, whole
 from normstudy.study.files import damage
 from normstudy.study.locks import Holder, holder_of
 from normstudy.upkeep.positions import RunRow, groups_of, heads_of, rows_of
@@ -68,14 +66,6 @@ def watch(study: Path, every: float) -> None:
         time.sleep(every)
 
 
-class SweepRecord(NamedTuple):
-    """What a sweep recorded in sweeps/."""
-
-    began: float  # when the sweep began, in seconds since 1970
-    command: str
-    trains: frozenset[str]  # run_ids of the runs that the sweep had to train
-
-
 class Looker:
     """Reads the status of one study repeatedly, but the files of each finished run only once."""
 
@@ -83,7 +73,7 @@ class Looker:
         self.study = study
         self._read: set[str] = set()  # names of the files in sweeps/ that have been read
         self._planned: dict[str, int | None] = {}  # run_id -> n_steps
-        self._sweeps: list[SweepRecord] = []  # oldest first
+        self._sweeps: list[records.SweepRecord] = []  # oldest first
         self._jobs: Jobs | None = None
         self._asked = -math.inf
         self._done: dict[str, RunRow] = {}
@@ -204,20 +194,15 @@ class Looker:
         return None
 
     def _read_records(self) -> None:
-        folder = self.study / "sweeps"
-        for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
-            if name in self._read or (began := began_of(name)) is None:
+        for path in records.paths_of(self.study):
+            if path.name in self._read:
                 continue
-            table = parquet.read(folder / name)
-            ids = table["run_id"].to_pylist()
-            lengths = table["n_steps"].to_pylist() if "n_steps" in table.column_names else [None] * len(ids)
-            for run_id, n_steps in zip(ids, lengths, strict=True):
+            record, lengths = records.read_record(path)
+            for run_id, n_steps in lengths.items():
                 if n_steps is not None or run_id not in self._planned:
                     self._planned[run_id] = n_steps
-            trains = frozenset(i for i, batch in zip(ids, table["batch"].to_pylist(), strict=True) if batch is not None)
-            command = (table.schema.metadata or {}).get(b"command", b"").decode()
-            self._sweeps.append(SweepRecord(began, command, trains))
-            self._read.add(name)
+            self._sweeps.append(record)
+            self._read.add(path.name)
 
     def _trained(self, holder: Holder | None, running: set[str]) -> set[str]:
         """Return the runs that the lock's holder is training or will train. running: runs with status `running`."""
@@ -245,7 +230,7 @@ class Looker:
             self._outcomes.update((str(i), outcome) for i, outcome in outcomes(part, steps).items())
 
 
-def commands_for(sweeps: Sequence[SweepRecord], run_ids: Set[str]) -> tuple[str, ...]:
+def commands_for(sweeps: Sequence[records.SweepRecord], run_ids: Set[str]) -> tuple[str, ...]:
     """Return the newest commands that together train all `run_ids`; none if a command is not recorded."""
     found, left = dict[str, None](), set(run_ids)
     for sweep in reversed(sweeps):
@@ -253,15 +238,6 @@ def commands_for(sweeps: Sequence[SweepRecord], run_ids: Set[str]) -> tuple[str,
             found[sweep.command] = None
             left -= sweep.trains
     return () if left else tuple(found)
-
-
-def began_of(name: str) -> float | None:
-    """Parse when a sweep began, in seconds since 1970, from its record's file name; None for any other file name."""
-    try:
-        stamp = datetime.datetime.strptime(name, "%Y%m%dT%H%M%S.%f.parquet")
-    except ValueError:
-        return None
-    return stamp.replace(tzinfo=datetime.UTC).timestamp()
 
 
 def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -14,9 +15,9 @@ from hydra import initialize_config_dir
 
 from normstudy import config as cfg
 from normstudy.app import compose, reading
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, MissingRows
 from normstudy.report.read import command_of, read
-from normstudy.study import tables
+from normstudy.study import records, tables
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -106,3 +107,35 @@ def test_critical_values_rest_on_all_runs_of_their_study(tmp_path: Path) -> None
 def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         read([tmp_path])
+
+
+def test_a_page_does_without_damaged_records_of_sweeps(tmp_path: Path) -> None:
+    study = handmade_study(tmp_path)
+    for command in ("sweep a=1", "sweep \x1b[31m"):
+        records.record_request(study, {"command": command}, [], {"run": cfg.RunConfig()})
+    paths = [study / "sweeps" / f"2025010{n}T000000.000000.parquet" for n in range(1, 4)]
+    paths[0].write_bytes(records.paths_of(study)[0].read_bytes()[:-9])
+    os.mkfifo(paths[1])
+    paths[2].mkdir()
+    for name in ("._x.parquet", "x (1).parquet"):
+        (study / "sweeps" / name).write_bytes(b"")
+    with pytest.warns(MissingRows) as warned:
+        (source,) = read([study]).sources
+    assert source.commands == ("sweep a=1", r"sweep \x1b[31m")
+    said = [str(one.message) for one in warned if "/sweeps/" in str(one.message)]
+    assert len(said) == 3
+    for line, path in zip(said, paths, strict=True):
+        assert line.startswith(f"{path} cannot be read (")
+
+
+def test_what_a_page_takes_from_the_text_of_an_experiment(tmp_path: Path) -> None:
+    study = handmade_study(tmp_path / "results")
+    page = tmp_path / "experiments" / f"{study.name}.md"
+    page.parent.mkdir()
+    page.write_bytes(b"**Question.** Why\xff \x07so?\n\n**Command.** `sweep \x1b[31m`\n")
+    (source,) = read([study]).sources
+    assert (source.question, source.commands) == ("Why\ufffd \\x07so?", (r"sweep \x1b[31m",))
+    page.unlink()
+    os.mkfifo(page)
+    (source,) = read([study]).sources
+    assert (source.question, source.commands) == ("", ())

@@ -1,4 +1,4 @@
-"""The commit that a run records: of the whole package, wherever in it a file changed."""
+"""The commit that a run records, of the whole package; the records of sweeps, and the logs of crashes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import normstudy
+from normstudy import config
+from normstudy.errors import Damaged
 from normstudy.study import records
 
 PACKAGE = Path(normstudy.__file__).parent
@@ -54,3 +56,26 @@ def test_a_change_in_any_room_makes_the_commit_dirty(checkout: Path) -> None:
 def test_an_untracked_package_has_no_commit(checkout: Path) -> None:
     git(checkout, "rm", "-rq", "--cached", "normstudy")
     assert records.git_commit() is None
+
+
+def test_copies_of_logs_are_no_crashes(tmp_path: Path) -> None:
+    (tmp_path / records.LOGS).mkdir(parents=True)
+    for name in ("a-b-1", "a-b-2", "a-b-1 (1)", "a-b-2 copy", "notes"):
+        (tmp_path / records.LOGS / f"{name}.txt").touch()
+    assert records.tries_of(tmp_path) == {"a-b": 2}
+
+
+def test_no_flipped_bit_of_a_record_is_read_as_other_runs(tmp_path: Path) -> None:
+    runs = {f"run-{n}": config.RunConfig() for n in range(3)}
+    records.record_request(tmp_path, {"command": "sweep"}, [["run-1"]], runs)
+    (path,) = records.paths_of(tmp_path)
+    record, lengths = records.read_record(path)
+    assert (record.command, record.trains, lengths) == ("sweep", {"run-1"}, dict.fromkeys(runs, 600))
+    data = path.read_bytes()
+    for place in range(data.index(b"run-0"), data.index(b"run-0") + 20):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 128]) + data[place + 1 :])
+        with pytest.raises(Damaged, match="run normstudy check"):
+            records.read_record(path)
+    at = data.index(b"sweep", data.index(b"command"))  # no checksum protects the command
+    path.write_bytes(data[:at] + b"\xf3" + data[at + 1 :])
+    assert records.read_record(path)[0].command == "\ufffdweep"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 from checked import flip, lines, notes, rewrite, set_column, swap
 from handmade import handmade_config, write_handmade_run
-from studies import after, task_of, tiny
+from studies import after, never, task_of, tiny
 
-from normstudy.study import checkpoints, schema
+from normstudy.errors import ConfigError
+from normstudy.study import checkpoints, records, schema
+from normstudy.upkeep import status
 from normstudy.upkeep.compact import compact_study
 from normstudy.workers import worker
 
@@ -71,7 +75,9 @@ def test_a_broken_seal(sealed: Path) -> None:
     assert notes(sealed) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"runs": 2}', '{"runs": "x", "sha256": {}}'])
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", '{"runs": 2}', '{"runs": "x", "sha256": {}}', '{"runs": 1e999, "sha256": {}}', "[" * 100_000, "\xff",
+])  # fmt: skip
 def test_a_damaged_seal(text: str, sealed: Path) -> None:
     (sealed / schema.SEALED).write_text(text)
     assert lines(sealed) == [f"SEALED: is damaged: {reseal(sealed)}"]
@@ -104,3 +110,39 @@ def test_further_files_in_a_sealed_study(sealed: Path) -> None:
     assert lines(sealed) == [f"SEALED: {what}: {do}"]
     compact_study(sealed)
     assert notes(sealed) == []
+
+
+@pytest.mark.parametrize("what", ["empty", "cut", "pipe", "other table", "bad text"])
+def test_a_damaged_record_of_a_sweep(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check` names it, and `status` says in one line that it cannot be read."""
+    monkeypatch.setattr(status, "WAIT", 0.0)
+    task = task_of([tiny(tmp_path)])
+    list(worker.train_halving(task, never))
+    records.record_request(task.study_dir, {"command": "sweep"}, [task.run_ids], {task.run_ids[0]: task.configs[0]})
+    (path,) = records.paths_of(task.study_dir)
+    assert notes(task.study_dir) == []
+    data = path.read_bytes()
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "other table":
+        shutil.copy(next((task.study_dir / "tables/runs").glob("*-s*.parquet")), path)
+    else:
+        name = task.run_ids[0].encode()
+        changed = {"empty": b"", "cut": data[:-9], "bad text": data.replace(name, b"\xff" + name[1:])}
+        path.write_bytes(changed[what])
+    (line,) = lines(task.study_dir)
+    assert line.startswith(f"sweeps/{path.name}: is damaged (")
+    with pytest.raises(ConfigError, match=f"{path} cannot be read .*: run normstudy check {task.study_dir}"):
+        status.look(task.study_dir)
+
+
+def test_what_is_no_record_of_a_sweep(compacted: Path) -> None:
+    folder = compacted / "sweeps"
+    (folder / "20250101T000000.000000.parquet").mkdir(parents=True)
+    for name in ("20250102T000000.000000 (1).parquet", "._20250102T000000.000000.parquet"):
+        (folder / name).write_bytes(b"")
+    (folder / "optimization_results.yaml").touch()  # Hydra's other sweepers may write files here
+    assert [line.partition(": ")[2] for line in lines(compacted)] == [
+        "is no record of a sweep: move it out of sweeps/"
+    ] * 3
