@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ from normstudy.study import tables, whole
 FORMATS = ("table", "csv", "json", "markdown")
 WIDTH = 100  # characters; a wider table breaks its verdicts, and if need be has its cells in lines of their own
 VERDICT_WIDTH = 16
+FORMULA = re.compile(r"^([=+\-@])")  # a spreadsheet would run such a text; `short` has escaped control characters
 NUMBERS = {"loss", "baseline's", "p", "Holm's p", "rates", "lowest", "highest", "best"}  # columns aligned right
 SHA_DIGITS = 10  # printed digits of a text's sha256, enough to distinguish texts
 
@@ -81,7 +83,7 @@ def values_as_text(found: pd.DataFrame, fmt: str) -> str:
     values = pd.DataFrame({c: pd.Series([native(c, v) for v in found[c]], dtype=object) for c in found.columns})
     if fmt == "json":
         return json.dumps(values.to_dict("records"), indent=1, allow_nan=False)
-    shown = values.map(lambda v: short(v) if isinstance(v, str) else v)
+    shown = values.map(lambda v: FORMULA.sub(r"'\1", short(v)) if isinstance(v, str) else v)
     return shown.to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -25,10 +25,15 @@ VALUE = r"""(?:"([^"]*)"|'([^']*)'|([^\s,'"](?:[^,]*[^\s,])?))"""
 PART = re.compile(rf"\s*(?:(\w+)\s*(!=|<=|>=|=|<|>)\s*)?{VALUE}\s*(?:,(?=.)|$)", re.DOTALL)
 
 
+class Quoted(str):
+    """Text that stands in quotes, or comes from a program: `null` in it is the text, if the column has text."""
+
+
 def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
     """Return (column, sign, values) of each condition: `n_layers=2,4` becomes `("n_layers", "=", ("2", "4"))`."""
     if isinstance(where, Mapping):
-        many = {name: value if isinstance(value, list | tuple | range) else [value] for name, value in where.items()}
+        plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in where.items()}
+        many = {name: value if isinstance(value, list | tuple | range) else [value] for name, value in plain.items()}
         if empty := [name for name, values in many.items() if len(values) == 0]:
             raise ConfigError(f"where has no value for {empty[0]}, so it selects no run: give one or more")
         return [(name, "=", tuple(map(_text, values))) for name, values in many.items()]
@@ -43,7 +48,8 @@ def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
             column, sign, values = (part[1], part[2], ()) if part[1] else found.pop()
             if sign == "=" and any(one[:2] == (column, "=") for one in found):
                 raise ConfigError(f"--where sets {column} twice: write {column}=VALUE,VALUE, which accepts each value")
-            found.append((column, sign, (*values, *(text for text in part.groups()[2:] if text is not None))))
+            quoted = next((Quoted(text) for text in part.groups()[2:4] if text is not None), None)
+            found.append((column, sign, (*values, part[5] if quoted is None else quoted)))
             at = part.end()
     return found
 
@@ -51,7 +57,7 @@ def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
 def _text(value: object) -> str:
     """Return a value that a program gives as the text that one would type."""
     if isinstance(value, str):
-        return value
+        return Quoted(value)
     value = native("", value)
     return repr(value) if isinstance(value, float) else value_text(value)
 
@@ -90,9 +96,9 @@ def check_column(column: str, columns: Iterable[str], flag: str) -> None:
 
 def parse_value(runs: pd.DataFrame, column: str, text: str, flag: str) -> Value:
     """Parse `text` by the column's type. If parsing fails, raise a ConfigError that names the option `flag`."""
-    if text == value_text(None):
-        return None
     kind = KINDS.get(column)
+    if text == value_text(None) and not (isinstance(text, Quoted) and (runs[column] == text).any()):
+        return None
     if kind is bool or pd.api.types.is_bool_dtype(runs[column]):
         if text.lower() not in ("true", "false"):
             raise ConfigError(f"{flag}: {column} must be true or false, not {text!r}")
@@ -110,6 +116,32 @@ def has_value(runs: pd.DataFrame, column: str, value: Value) -> pd.Series[bool]:
     return pd.Series([native(column, v) == value for v in runs[column]], index=runs.index, dtype=bool)
 
 
+def _holds(cells: list[Value], sign: str, value: Value) -> list[bool]:
+    """Return for each cell whether it meets a condition, for which text is read as the cell's type. Null meets none."""
+    pairs = [(cell, _beside(cell, value)) for cell in cells]
+    if sign not in ORDER:
+        return [cell == other for cell, other in pairs]
+    # Numbers have an order among numbers: otherwise mix>0.1 would select the text auto too.
+    orders_numbers = any(not isinstance(cell, str | None) and other is not None for cell, other in pairs)
+    meets: Callable[[Any, Any], bool] = ORDER[sign]
+    return [
+        cell is not None and other is not None and not (orders_numbers and isinstance(cell, str)) and meets(cell, other)
+        for cell, other in pairs
+    ]
+
+
+def _beside(cell: Value, value: Value) -> Value:
+    """Return text as the type of a cell of a watched run's values, which may differ in type; None if it is none."""
+    if not isinstance(value, str) or isinstance(cell, str | None):
+        return value
+    if isinstance(cell, bool):
+        return {"true": True, "false": False}.get(value.lower())
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
 def select(runs: pd.DataFrame, where: Where | None) -> pd.DataFrame:
     """Select runs that meet each condition. Raises ConfigError if a column or value is wrong or no run matches."""
     for column, sign, texts in conditions(where or ()):
@@ -117,13 +149,10 @@ def select(runs: pd.DataFrame, where: Where | None) -> pd.DataFrame:
         keep = pd.Series(False, runs.index)
         for text in texts:
             value = parse_value(runs, column, text, "--where")
-            if sign not in ORDER:
-                found = has_value(runs, column, value)
-            elif value is None or isinstance(value, bool) or len(texts) > 1:
+            if sign in ORDER and (value is None or isinstance(value, bool) or len(texts) > 1):
                 raise ConfigError(f"--where {column}{sign}{','.join(texts)} needs one number or text after {sign}")
-            else:
-                cells = [native(column, cell) for cell in runs[column]]
-                found = pd.Series([c is not None and ORDER[sign](c, value) for c in cells], runs.index, dtype=bool)
+            cells = [native(column, cell) for cell in runs[column]]
+            found = pd.Series(_holds(cells, sign, value), runs.index, dtype=bool)
             if not found.any():
                 there = values_text(values_of(runs, column))
                 reason = f"; available values: {there}" if there else "; the study has no runs yet: start its sweep"

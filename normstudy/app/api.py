@@ -187,7 +187,8 @@ def _text(value: object) -> str:
         return text
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    return QuotedString(text.replace("${", r"\${"), Quote.double).with_quotes()
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # OmegaConf halves the backslashes before ${
+    return QuotedString(escaped, Quote.double).with_quotes()
 
 
 def _shared(

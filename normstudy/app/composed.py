@@ -10,8 +10,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.conf import ConfigSourceInfo
+from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from normstudy.app.compose import check_is_run, conf_dir
 from normstudy.app.reading import YamlSource, replaced
@@ -44,9 +45,12 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
         if sources:
             files = loader.compute_defaults_list(config_name, overrides, run_mode).defaults
             check_names([str(file.config_path) for file in files], sources)
+        if not isinstance(verbose := config.hydra.verbose, bool | str | ListConfig):
+            raise ConfigError(f"hydra.verbose {verbose} is not true, false or names of loggers: correct it")
         if not shows:
-            check_places(config)
-            folders.append(Path(places.expanded(config.results_dir, "results_dir"), config.study))
+            with known(config):
+                check_places(config)
+                folders.append(Path(places.expanded(config.results_dir, "results_dir"), config.study))
         if searches and (sweeper := config.hydra.sweeper._target_) != OUR_SWEEPER:
             raise ConfigError(
                 f"normstudy critical chooses its runs itself, instead of {sweeper}: leave out hydra/sweeper"
@@ -59,6 +63,19 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
         replaced(Hydra, "get_mode", lambda *_, **__: None),
     ):
         yield folders
+
+
+@contextlib.contextmanager
+def known(config: DictConfig) -> Iterator[None]:
+    """Resolve values such as ${hydra:runtime.choices.model} from a configuration in the caller's `with` block."""
+    instance, outer = HydraConfig.instance(), HydraConfig.instance().cfg
+    read_only = OmegaConf.is_readonly(config.hydra)
+    try:
+        instance.set_config(config)
+        yield
+    finally:
+        instance.cfg = outer
+        OmegaConf.set_readonly(config.hydra, read_only)  # Hydra still sets values
 
 
 def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> None:

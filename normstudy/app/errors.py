@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import types
@@ -41,7 +42,7 @@ def _allowed(key: str) -> str:
     """Describe the values that a dotted key accepts, such as "an integer" or "a number or null"."""
     kind: object = RunConfig
     for part in key.split("."):
-        kind = typing.get_type_hints(kind).get(part)
+        kind = typing.get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else str  # as in sbatch
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     names = {int: "an integer", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
     return " or ".join(names.get(k, "a group of keys") for k in kinds)
@@ -77,6 +78,10 @@ def one_line(error: BaseException) -> str | None:
         return _omegaconf(error, "")
     if isinstance(error, ValueError | AssertionError | ArithmeticError | RuntimeError) and _raised_in(error, *READERS):
         return first_line(error)
+    if isinstance(error, AttributeError | TypeError) and _raised_in(error, *READERS):
+        key = re.search(r"full_key: (\S+)", str(error))
+        where = key[1] if key else "a value of hydra, or one with a tag such as !!timestamp,"
+        return f"{where} cannot be read ({first_line(error)}): correct it, or leave it out"
     return None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -155,6 +155,15 @@ def _values(key: str, override: Override) -> list[str]:
         raise ConfigError(not_swept(str(override.input_line)))
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line} is an interval, not a list of values: use range() or choice()")
+    if isinstance(
+        found := override.value(), RangeSweep
+    ):  # checked first, because Hydra lists all values to shuffle them
+        try:
+            n_values = sum(1 for _ in itertools.islice(found.range(), MAX_RUNS + 1))
+        except ArithmeticError:
+            raise ConfigError(f"{override.input_line} is no range of numbers: write range(START,STOP,STEP)") from None
+        if n_values > MAX_RUNS:
+            raise ConfigError(f"{override.input_line} has more values than {MAX_RUNS}, the limit: use fewer values")
     out = [f"{key}={v}" for v in itertools.islice(override.sweep_string_iterator(), MAX_RUNS + 1)]
     if not out:
         raise ConfigError(f"this is an empty sweep, because {override.input_line} has no values: write some")

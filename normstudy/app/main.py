@@ -8,13 +8,14 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, redirect_stderr
+from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +25,7 @@ from normstudy.app.compose import conf_dir, to_run_config
 from normstudy.app.errors import first_line, one_line
 from normstudy.app.overrides import HOME, PATH, check_flags, check_overrides, flags_of, parser, with_retries
 from normstudy.config import places
-from normstudy.errors import ConfigError, short
+from normstudy.errors import ConfigError, say, short
 from normstudy.search import axis
 
 
@@ -63,10 +64,14 @@ def train(command: str, argv: list[str]) -> tuple[int, list[Path]]:
             check_overrides(command, args.overrides, shows)
             of = [] if args.of is None else [f"search.of={axis.find(args.of).column}"]
             words = with_retries(args.overrides, args.retry_failed) + of
-            _call_hydra(Application(typed, args.dry_run, args.detach, command == "critical"), [*words, *flags])
+            task = Application(typed, args.dry_run, args.detach, command == "critical")
+            # Hydra's own line about an unknown --package is replaced below.
+            with redirect_stderr(io.StringIO()) if args.package else nullcontext():
+                _call_hydra(task, [*words, *flags])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
-            # Hydra exits with 1 if --package is unknown. normstudy exits with 2, as for every bad request.
+            if args.package and code == 1:
+                raise ConfigError(f"--package {args.package} is not in the config: choose a key of it") from stop
             return 2 if shows and code == 1 else code, folders
         except (PastHydra, Exception) as error:
             cause = error.error if isinstance(error, PastHydra) else error
@@ -128,9 +133,7 @@ class Application:
             return None
         if ignored:
             planning.check([config])  # checked before printing, so that a refused run prints only an error
-            print(
-                f"Training one run, without sweeping any key. To train every value of {ignored}, use normstudy sweep."
-            )
+            say(f"Training one run, without sweeping any key. To train every value of {ignored}, use normstudy sweep.")
         return run.run_one(config, request=request)
 
 
@@ -158,12 +161,24 @@ def _ignored_axes(sweeper: object, overrides: object) -> str:
 def _call_hydra(application: Application, argv: list[str]) -> None:
     call = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(application)
     saved, theirs = sys.argv, dict(Singleton._instances)
+    Plugins.instance()  # imports the modules of Hydra's plugins, also for a second time
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    def sweep(basic: BasicSweeper, arguments: list[str]) -> object:  # Hydra's own would write a file before any check
+        from normstudy.app import jobs
+
+        assert basic.hydra_context is not None
+        assert basic.config is not None
+        assert basic.launcher is not None
+        parts = basic.hydra_context, application, basic.config, basic.launcher, basic.params or {}
+        return jobs.sweep(*parts, arguments)
+
     sys.argv = [saved[0], *argv]  # hydra.main reads its arguments only from sys.argv
     for kind in (GlobalHydra, HydraConfig):  # otherwise a Hydra application could not call normstudy
         Singleton._instances.pop(kind, None)
     try:
-        with _variable(launched.MARK, launched.mark()):  # afterwards, this process may start others
-            call()
+        with reading.replaced(BasicSweeper, "sweep", sweep), _variable(launched.MARK, launched.mark()):
+            call()  # afterwards, this process may start others
     finally:
         sys.argv = saved
         Singleton._instances.update(theirs)

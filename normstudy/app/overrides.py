@@ -60,7 +60,10 @@ def check_flags(command: str, args: argparse.Namespace) -> None:
         (args.resolve and args.cfg is None, "--resolve needs --cfg: add --cfg job"),
         (args.package is not None and args.cfg is None, "--package needs --cfg: add --cfg job"),
         (args.cfg and args.info, "--cfg and --info exclude each other: choose one"),
-        (folder is not None and not Path(folder).is_dir(), f"--config-dir {folder} is not a folder: correct the path"),
+        (
+            folder == "" or not Path(folder or ".").is_dir(),
+            f"--config-dir {folder!r} is not a folder: correct the path",
+        ),
     ):
         if wrong:
             raise ConfigError(line)

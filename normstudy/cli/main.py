@@ -5,6 +5,7 @@ At module level, `cli` imports only the standard library and `normstudy.errors`,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import io
@@ -56,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
             line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         else:
             raise  # a bug
-        print(f"error: {short(line)}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a full disk
+            print(f"error: {short(line)}", file=sys.stderr, flush=True)
         return 2
     finally:
         sys.unraisablehook = hook

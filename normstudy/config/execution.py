@@ -62,7 +62,7 @@ class ExecutionConfig:
             at_least(f"execution.{key}", getattr(self, key), 1)
         at_least("execution.requeues", self.requeues, 0)
         finite("execution.checkpoint_seconds", self.checkpoint_seconds, 0, strict=False)
-        finite("execution.memory_gb", self.memory_gb, 0, strict=True)
+        finite("execution.memory_gb", self.memory_gb, 0, strict=True, below=1e9)
         if self.cluster == "slurm":
             _check_slurm(self)
             return

@@ -93,7 +93,7 @@ class ModelConfig:
                 f"model.d_model {self.d_model} is not divisible by model.n_heads {self.n_heads}: change one of the two"
             )
         for key in ("embed_std", "unembed_std", "norm_eps"):
-            finite(f"model.{key}", getattr(self, key), 0, strict=True)
+            finite(f"model.{key}", getattr(self, key), 0, strict=True, below=3.4e38)  # the limit of float32
         finite("model.rope_base", self.rope_base, 1, strict=True)
         if self.embed_init == "unit":
             idle("model.embed_std", self.embed_std, None, "with model.embed_init=unit: add model.embed_init=std")

@@ -188,6 +188,32 @@ def test_a_study_without_runs(tmp_path: Path) -> None:
         select(tables.read(tmp_path, "runs"), {"placement": "pre"})
 
 
+@pytest.mark.parametrize(
+    ("where", "chosen"),
+    [
+        ("mix=0.5", [1]),
+        ("mix=auto", [0]),
+        ("mix!=0.5", [0, 2, 3]),
+        ("mix=null", [2]),
+        ("mix>0.1", [1, 3]),
+        ("mix<b", [0]),
+        ("flag=true", [0]),
+        ("flag=False", [1]),
+        ('study="null"', [0]),
+        ("study=null", [1]),
+        ({"study": "null"}, [0]),
+        ({"study": None}, [1]),
+        ({"n": np.array([0, 1])}, [0, 1]),
+        ({"n": pd.Series([3])}, [3]),
+        ({"n": np.int64(2)}, [2]),
+    ],
+)
+def test_cells_of_several_types(where: dict[str, object] | str, chosen: list[int]) -> None:
+    columns = {"mix": ["auto", 0.5, None, 2], "flag": [True, False, None, None], "study": ["null", None, "a", "b"]}
+    made = pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in columns.items()}).assign(n=range(4))
+    assert select(made, where)["n"].tolist() == chosen
+
+
 def test_values_are_in_a_fixed_order(runs: pd.DataFrame) -> None:
     assert values_of(runs, "max_grad_norm") == [None, 1.0]
     assert values_of(runs, "placement") == ["post", "pre"]

@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 import normstudy
 from normstudy.app import api
@@ -66,6 +67,15 @@ def test_text_is_read_as_it_is(text: str) -> None:
     with as_written():
         value = OverridesParser.create().parse_override(api.words({"study": text})[0]).value()
     assert (value.text if isinstance(value, QuotedString) else value) == text
+
+
+@given(st.text(r"""\${}'"a:. """, min_size=1))
+def test_text_is_composed_as_it_is(text: str) -> None:
+    with as_written():
+        override = OverridesParser.create().parse_override(api.words({"data.path": text})[0])
+    value = override.value()
+    config = OmegaConf.create({"seed": 0, "path": value.text if isinstance(value, QuotedString) else value})
+    assert config.path == text
 
 
 @pytest.mark.packages

@@ -39,6 +39,9 @@ OWN_CONFIGS = {
     "moves": "# @package _global_\nhydra: {sweep: {dir: /elsewhere}}\n",
     "learning_rate": "# @package _global_\nschedule: {learning_rate: 1e-3}\n",
     "empty_section": "# @package _global_\nstudy: mine\nmodel:\nschedule:\n  peak_lr: 1e-3\n",
+    "no_hydra": "# @package _global_\nhydra:\n",
+    "no_time": "# @package _global_\nstudy: !!timestamp x\n",
+    "null_option": "# @package _global_\nexecution: {cluster: slurm, sbatch: {qos: null}}\n",
     "no_such_value": "# @package _global_\nstudy: ${nothing}\n",
 }
 
@@ -140,6 +143,15 @@ BAD: list[tuple[str, list[str]]] = [
     ("sweep TINY model.d_model=1000000000,64 --dry-run", ["needs about", "GB of memory, but there are"]),
     ("sweep TINY seed=0,1 data.batch_size=2147483647", ["needs about", "data.batch_size"]),
     ("sweep data=synthetic model.d_model=4096 seed=range(0,90) execution.runs_per_batch=90", ["needs about"]),
+    ("run model.embed_init=std model.embed_std=1e308", ["model.embed_std 1e+308 is out of range", "below 3.4e+38"]),
+    ("sweep seed=0,1 execution=slurm execution.memory_gb=1e300", ["execution.memory_gb 1e+300 is out of range"]),
+    # values that Hydra or YAML would answer with a traceback
+    ("sweep seed=0,1 execution=slurm execution.sbatch.qos=null", ["execution.sbatch.qos may not be null: write text"]),
+    ("sweep seed=0,1 --config-dir F experiment=null_option", ["null_option.yaml", "sbatch.qos may not be null"]),
+    ("run --config-dir F experiment=no_hydra", ["a value of hydra", "correct it"]),
+    ("run --config-dir F experiment=no_time", ["!!timestamp", "correct it"]),
+    ('sweep hydra.sweeper.params={seed:"0,1"}', ["hydra.sweeper.params cannot be read", "correct it"]),
+    ("run hydra.verbose=5", ["hydra.verbose 5 is not true, false or names"]),
     # + ++ ~ on our keys
     ("run +foo=1", ["+foo=1", "key=value"]),
     ("run +seed=1", ["+seed=1", "key=value"]),
@@ -163,6 +175,8 @@ BAD: list[tuple[str, list[str]]] = [
     ("run --config-path F", ["--config-path", "--config-dir"]),
     ("run --config-name mine", ["mine", "--config-name"]),
     ("run --config-dir F/nowhere", ["--config-dir", "nowhere", "not a folder"]),
+    ("run --config-dir ", ["--config-dir ''", "not a folder"]),
+    ("run --cfg job -p nope", ["--package nope is not in the config"]),
     ("run --experimental-rerun F/x", ["--experimental-rerun"]),
     ("run model", ["'model'", "key=value"]),
     ("run study=(a", ["study=(a", "quote"]),
@@ -195,6 +209,11 @@ BAD: list[tuple[str, list[str]]] = [
     ("sweep seed=range(3,3)", ["empty sweep", "seed=range(3,3)"]),
     ("sweep schedule.peak_lr=interval(0,1)", ["interval", "range()"]),
     ("sweep seed=range(0,1000000000000)", ["100000", "fewer"]),
+    ("sweep seed=shuffle(range(0,1000000000000)) --dry-run", ["100000", "fewer"]),
+    ("sweep seed=shuffle(range(0,inf))", ["100000", "fewer"]),
+    ("sweep seed=range(0,nan)", ["seed=range(0,nan) is no range of numbers"]),
+    ("sweep data=synthetic seed=0,1 model.n_heads=3 hydra/sweeper=basic", ["n_heads 3", "run 1 of 2"]),
+    ("sweep TINY seed=0,1,2 results_dir=F study=finished hydra/sweeper=basic", ["sealed", "seed 2"]),
     ("sweep experiment=smoke,warmup", ["experiment=smoke,warmup", "one value"]),
     ("sweep study=a,b seed=0,1", ["study=a,b", "one value"]),
     ("sweep study=a,b seed=0,1 hydra/sweeper=basic", ["study=a,b", "one value"]),
@@ -534,6 +553,32 @@ def test_the_installed_command_exits_the_same_way(request_: str, tmp_path: Path)
     assert_one_line(done.returncode, done.stderr, [])
     assert done.stdout == ""
     assert os.listdir(tmp_path) == []
+
+
+def test_a_bad_request_on_a_full_disk_exits_the_same_way(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-m", "normstudy", "swep"], stderr=full, check=False).returncode == 2
+
+
+def test_what_a_run_and_a_dry_run_print(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra's values in names, Hydra's own sweeper, and axes with control characters that one run leaves out."""
+    monkeypatch.chdir(tmp_path)
+    study = "study=${hydra:runtime.choices.model}"
+    assert cli.main(["sweep", *TINY, study, "seed=0,1", "hydra/sweeper=basic", "--dry-run"]) == 0
+    assert "tiny: 2 runs" in capfd.readouterr().out
+    assert os.listdir(tmp_path) == []
+    command = [sys.executable, "-m", "normstudy", "sweep", *TINY, study, "seed=0,1", "hydra/sweeper=basic", "--dry-run"]
+    subprocess.run(command, check=True)
+    assert os.listdir(tmp_path) == []  # in a process that has not yet imported Hydra's plugins, too
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text('# @package _global_\nhydra: {sweeper: {params: {model.norm: "a\\e[31m"}}}\n')
+    assert cli.main(["run", "--config-dir", ".", "experiment=mine", *TINY]) == 0
+    out = capfd.readouterr().out
+    assert "model.norm=a\\x1b[31m" in out
+    assert "\x1b" not in out
 
 
 def test_a_traceback_where_the_user_asks_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
