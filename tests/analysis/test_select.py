@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from handmade import handmade_config, write_handmade_run
 
+from normstudy.analysis.compare import values_as_text
 from normstudy.analysis.load import load
 from normstudy.analysis.select import conditions, native, select, values_of
 from normstudy.config import ConfigError
@@ -212,6 +213,11 @@ def test_cells_of_several_types(where: dict[str, object] | str, chosen: list[int
     columns = {"mix": ["auto", 0.5, None, 2], "flag": [True, False, None, None], "study": ["null", None, "a", "b"]}
     made = pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in columns.items()}).assign(n=range(4))
     assert select(made, where)["n"].tolist() == chosen
+
+
+def test_a_spreadsheet_runs_no_cell_of_a_csv() -> None:
+    found = pd.DataFrame({"arm": ["=cmd|x", "@a", "pre", "\t=1"], "difference": [-0.5, 1.0, 2.0, 3.0]})
+    assert values_as_text(found, "csv") == "arm,difference\n'=cmd|x,-0.5\n'@a,1.0\npre,2.0\n\\t=1,3.0"
 
 
 def test_values_are_in_a_fixed_order(runs: pd.DataFrame) -> None:
