@@ -155,9 +155,7 @@ def _values(key: str, override: Override) -> list[str]:
         raise ConfigError(not_swept(str(override.input_line)))
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line} is an interval, not a list of values: use range() or choice()")
-    if isinstance(
-        found := override.value(), RangeSweep
-    ):  # checked first, because Hydra lists all values to shuffle them
+    if isinstance(found := override.value(), RangeSweep):  # first, because Hydra lists all values to shuffle them
         try:
             n_values = sum(1 for _ in itertools.islice(found.range(), MAX_RUNS + 1))
         except ArithmeticError:

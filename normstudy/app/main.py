@@ -15,7 +15,6 @@ from pathlib import Path
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -161,24 +160,12 @@ def _ignored_axes(sweeper: object, overrides: object) -> str:
 def _call_hydra(application: Application, argv: list[str]) -> None:
     call = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(application)
     saved, theirs = sys.argv, dict(Singleton._instances)
-    Plugins.instance()  # imports the modules of Hydra's plugins, also for a second time
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    def sweep(basic: BasicSweeper, arguments: list[str]) -> object:  # Hydra's own would write a file before any check
-        from normstudy.app import jobs
-
-        assert basic.hydra_context is not None
-        assert basic.config is not None
-        assert basic.launcher is not None
-        parts = basic.hydra_context, application, basic.config, basic.launcher, basic.params or {}
-        return jobs.sweep(*parts, arguments)
-
     sys.argv = [saved[0], *argv]  # hydra.main reads its arguments only from sys.argv
     for kind in (GlobalHydra, HydraConfig):  # otherwise a Hydra application could not call normstudy
         Singleton._instances.pop(kind, None)
     try:
-        with reading.replaced(BasicSweeper, "sweep", sweep), _variable(launched.MARK, launched.mark()):
-            call()  # afterwards, this process may start others
+        with _variable(launched.MARK, launched.mark()):  # afterwards, this process may start others
+            call()
     finally:
         sys.argv = saved
         Singleton._instances.update(theirs)
