@@ -156,7 +156,10 @@ def conform(table: str, content: pa.Table) -> pa.Table:
             f"{table} has columns unknown to normstudy {version('normstudy')}: {unknown}. Update normstudy"
         )
     for f in content.schema:  # no checksum protects the types; a number of another type is another number
-        if f.type != (kind := fields.field(f.name).type) and not (_is_text(f.type) and _is_text(kind)):
+        kind = fields.field(f.name).type
+        # pandas writes integers with nulls as floats; the cast below refuses any other float.
+        alike = pa.types.is_integer(kind) and pa.types.is_floating(f.type)
+        if f.type != kind and not alike and not (_is_text(f.type) and _is_text(kind)):
             raise pa.ArrowInvalid(f"its column {f.name} has the type {f.type} instead of {kind}")
     known: dict[str, object] = {**cfg.ABSENT, "resolved_qk_norm": "none"} if table == "runs" else {}
     for f in fields:
