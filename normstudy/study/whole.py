@@ -35,7 +35,7 @@ class Expected(NamedTuple):
     every: int  # the run's probe_every
     nonfinite_step: float | None  # the step at which the run diverged; None or NaN if it did not
     source: object = None  # schema.WATCH for a run that normstudy.watch recorded
-    saved: int = 0  # an unfinished run has the rows of all windows that end before this step
+    saved: int = 0  # the step from which an unfinished run's checkpoint goes on
 
     def last(self, steps: Ints) -> int:
         """Return the last step with rows: the run's last, or the last of an unfinished run's complete windows.
@@ -57,24 +57,8 @@ def expected_of(study_dir: Path | str, values: Iterable[object]) -> Expected:
     Call this before the other tables are read, because a sweep may be training the run.
     """
     run = Expected(*values)  # type: ignore[arg-type]
-    if run.status == "done":
-        return run
-    head = checkpoints.head_of(Path(study_dir), run.name)
-    return run._replace(saved=max(_written(Path(study_dir), run), 0 if head is None else head.step))
-
-
-def _written(study_dir: Path, run: Expected) -> int:
-    """Return the step before which all tables have an unfinished run's windows, by the files that are there.
-
-    A window of the last table in SERIES is written after those of the others, and any window after earlier ones.
-    """
-    size = schema.window_size(run.n_steps, run.source)
-    for window in reversed(range(math.ceil(run.n_steps / size))):
-        name = schema.window_name(run.name, window)
-        there = [(study_dir / "tables" / table / name).exists() for table in schema.SERIES]
-        if any(there):
-            return min(run.n_steps, size * (window + (there[-1] and run.source != schema.WATCH)))
-    return 0
+    head = None if run.status == "done" else checkpoints.head_of(Path(study_dir), run.name)
+    return run if head is None else run._replace(saved=head.step)
 
 
 def _expected(study_dir: Path | str, runs: pd.DataFrame) -> list[Expected]:

@@ -171,18 +171,6 @@ def test_the_commands_say_it_in_one_line(sound: Path, tmp_path: Path, capfd: pyt
 # ---- sweeps -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", ["steps", "modules"])
-def test_a_lost_window_of_a_run_without_a_checkpoint_is_told(table: str, tmp_path: Path) -> None:
-    """A run on a GPU saves no checkpoint. The tables that are written later show what was written before."""
-    study = tmp_path / "s"
-    run = write_handmade_run(study, handmade_config(tmp_path, n_steps=400), "running")
-    write_handmade_run(study, handmade_config(tmp_path, seed=1))
-    normstudy.load(study)  # without a warning, which would be an error
-    lose(f"{table}/{{}}-000*")(study, run)
-    with pytest.warns(MissingRows, match=f"^{run}: tables/{table} lacks "):
-        assert run not in set(getattr(normstudy.load(study), table)["run_id"])
-
-
 def lose(pattern: str) -> Callable[[Path, str], None]:
     def change(study: Path, run: str) -> None:
         for path in (study / "tables").glob(pattern.format(run)):
