@@ -13,7 +13,15 @@ from typing import Any
 
 import pandas as pd
 
-from normstudy.analysis.grid import count_text, interval_text, markdown_table, plain_table, share_text, value_text
+from normstudy.analysis.grid import (
+    FORMULA,
+    count_text,
+    interval_text,
+    markdown_table,
+    plain_table,
+    share_text,
+    value_text,
+)
 from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.pairs import MIN_PAIRS, RESULTS, compare_pairs
 from normstudy.analysis.select import KINDS, Where, native, select, tell_sources_apart
@@ -24,7 +32,6 @@ from normstudy.study import tables, whole
 FORMATS = ("table", "csv", "json", "markdown")
 WIDTH = 100  # characters; a wider table breaks its verdicts, and if need be has its cells in lines of their own
 VERDICT_WIDTH = 16
-FORMULA = re.compile(r"^([=+\-@])")  # a spreadsheet would run such a text; `short` has escaped control characters
 NUMBERS = {"loss", "baseline's", "p", "Holm's p", "rates", "lowest", "highest", "best"}  # columns aligned right
 SHA_DIGITS = 10  # printed digits of a text's sha256, enough to distinguish texts
 
@@ -83,7 +90,7 @@ def values_as_text(found: pd.DataFrame, fmt: str) -> str:
     values = pd.DataFrame({c: pd.Series([native(c, v) for v in found[c]], dtype=object) for c in found.columns})
     if fmt == "json":
         return json.dumps(values.to_dict("records"), indent=1, allow_nan=False)
-    shown = values.map(lambda v: FORMULA.sub(r"'\1", short(v)) if isinstance(v, str) else v)
+    shown = values.map(lambda v: re.sub(FORMULA, r"'\1", short(v)) if isinstance(v, str) else v)
     return shown.to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 

@@ -10,6 +10,8 @@ from normstudy.config import short_float
 from normstudy.errors import short
 
 Value = str | int | float | bool | None  # the value of a cell in a stored table
+# Spreadsheets run text that begins with one of these characters as a formula; see OWASP on CSV injection.
+FORMULA = r"^([=+\-@\t\r\n\x00])"
 
 
 def plain_number(value: float) -> str:

@@ -70,8 +70,6 @@ class LikelyStuck:
 
     def _judge(self, run: whole.Expected, step: int | None) -> None:
         """Read whether a run looks stuck at `step`, if the step's window is on disk."""
-        if step is None and run.source == schema.WATCH:  # its last step is not yet known
-            return
         window = (step or 0) // schema.window_size(run.n_steps, run.source)
         path = self._folder / schema.window_name(run.name, window)
         if not path.exists():

@@ -9,14 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.csv import CSVWriter
 
+from normstudy.analysis.grid import FORMULA
 from normstudy.errors import printable
 from normstudy.exports.source import Source
 from normstudy.study.schema import TABLES
 
 BUFFER = 1024 * 1024  # bytes buffered before each write
 
-# Spreadsheets run text that begins with one of these characters as a formula; see OWASP on CSV injection.
-FORMULA = r"^([=+\-@\t\r\n\x00])"
 CONTROL = r"[\p{C}\p{Zl}\p{Zp}]"
 
 

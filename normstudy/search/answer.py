@@ -73,9 +73,9 @@ def counted(runs: pd.DataFrame, settings: Settings) -> tuple[Progress, list[tupl
     a smaller width or more runs ends where it would have ended without the first stop.
     """
     # Of runs that differ only in how they are evaluated or probed, one counts: the search's own.
-    own = pd.Series(True, runs.index)
+    own, columns = pd.Series(True, runs.index), kept.shared_keys()
     for key, value in (settings.alike or {}).items():
-        own &= runs[kept.shared_keys()[key]] == (runs["seed"] if value is None else value)
+        own &= runs[columns[key]] == (runs["seed"] if value is None else value)
     runs = runs.assign(own=own).sort_values(["own", "run_id"])
     runs = runs.drop_duplicates([settings.of, "seed", "data_seed"], keep="last")
     every = map(Run, runs[settings.of].astype(float), runs["seed"].astype(int))
