@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from normstudy.watch.checks import known
 from normstudy.watch.watcher import Watch
 
 
@@ -17,6 +18,7 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # tr
     """
 
     def __init__(self, **options: Any) -> None:
+        known(options)
         self.options = options
         self.watch: Watch | None = None
 
@@ -27,6 +29,8 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # tr
         if self.watch is not None:  # a training that ended in an error, of which a trainer tells nobody
             self.watch.close("failed")
         options = {"scaler": getattr(optimizer, "scaler", None), **self.options}
+        if options.get("resume") and state.global_step:
+            options.setdefault("step", state.global_step)
         self.watch = Watch(model, [optimizer], **options).start()
 
     def on_log(

@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 from torch import Tensor
 
+from normstudy.watch.checks import known
 from normstudy.watch.watcher import Watch
 
 
@@ -14,6 +15,7 @@ class WatchCallback(lightning.Callback):  # type: ignore[misc, unused-ignore]  #
     """Record the training of a trainer's module. options: those of `normstudy.watch`."""
 
     def __init__(self, **options: Any) -> None:
+        known(options)
         self.options = options
         self.watch: Watch | None = None
         self._loss: Tensor | None = None  # of the batches since the last step, of which each has its share
@@ -21,6 +23,8 @@ class WatchCallback(lightning.Callback):  # type: ignore[misc, unused-ignore]  #
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         options = {"scaler": getattr(trainer.precision_plugin, "scaler", None), **self.options}
+        if options.get("resume") and trainer.global_step:
+            options.setdefault("step", trainer.global_step)
         self.watch = Watch(pl_module, trainer.optimizers, **options).start()
         self._loss, self._steps = None, trainer.global_step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ OUTSIDE = (
 )
 
 
+WRAPPED = re.compile(r"\b_(orig_mod|checkpoint_wrapped_module)\.")  # of compiled and of checkpointed modules
+
+
 @dataclass(frozen=True)
 class Layout:
     """Hold what is recorded of a model.
@@ -58,9 +62,26 @@ def layout(model: nn.Module, blocks: str | None, names: Callable[[str], Place] |
     """
     prefix, found = _blocks(model, blocks)
     parameters = [name for name, _ in model.named_parameters()]
-    place_of = {name: names(name) for name in parameters} if names else _places(parameters, prefix, len(found))
+    place_of = _named(parameters, names) if names else _places(parameters, prefix, len(found))
     order = list(dict.fromkeys(place_of.values()))
     return Layout(order, {name: order.index(place) for name, place in place_of.items()}, found)
+
+
+def _named(parameters: Sequence[str], names: Callable[[str], Place]) -> dict[str, Place]:
+    """Apply a user's function. Raises ConfigError if it raises, or returns something else than a layer and a module."""
+    places: dict[str, Place] = {}
+    for name in parameters:
+        try:
+            layer, module = names(name)
+            layer = None if layer is None else operator.index(layer)
+        except Exception as error:
+            raise ConfigError(
+                f"names({name!r}) must return a layer (a number or None) and a module: {type(error).__name__}: {error}"
+            ) from None
+        if not isinstance(module, str) or not module or not -1 < (layer or 0) < 2**15:
+            raise ConfigError(f"names({name!r}) returned {(layer, module)!r}: return a layer (0, 1, ...) and a module")
+        places[name] = layer, module
+    return places
 
 
 def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
@@ -80,11 +101,12 @@ def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
             len(children) > 1 or isinstance(module, nn.ModuleList)
         )
         if same and all(_is_block(child) for child in children):
-            size = sum(p.numel() for p in module.parameters())
-            candidates.append((path.count("."), -size, path, children))
+            sizes = [sum(p.numel() for p in module.parameters() if p.requires_grad or k) for k in range(2)]
+            candidates.append((path.count("."), *(-size for size in sizes), path, children))
     if not candidates:
         return "", []
-    _, _, path, children = min(candidates, key=lambda one: one[:3])  # the outermost, then the largest
+    # The outermost, then the largest: of trained parameters, then of all.
+    *_, path, children = min(candidates, key=lambda one: one[:4])
     return path, children
 
 
@@ -94,9 +116,10 @@ def _is_block(module: nn.Module) -> bool:
 
 def _places(parameters: Sequence[str], prefix: str, n_blocks: int) -> dict[str, Place]:
     """Apply the rules. If they do not know every parameter of the blocks, modules have the names of the model's own."""
-    start = f"{prefix}." if prefix else ""
+    start = WRAPPED.sub("", f"{prefix}.") if prefix else ""
     within = re.compile(rf"{re.escape(start)}(\d+)\.(.+)") if n_blocks else re.compile(r"(?!)")
-    inner = {name: found for name in parameters if (found := within.fullmatch(name))}
+    plain = {name: WRAPPED.sub("", name) for name in parameters}
+    inner = {name: found for name in parameters if (found := within.fullmatch(plain[name]))}
     sandwich = any("post_feedforward_layernorm" in name for name in inner)
     known = {name: _first(INSIDE, found[2]) for name, found in inner.items()}
     places: dict[str, Place] = {}
@@ -107,7 +130,7 @@ def _places(parameters: Sequence[str], prefix: str, n_blocks: int) -> dict[str, 
                 module = "norm1_out"
             places[name] = int(inner[name][1]), module
         else:
-            places[name] = None, (n_blocks and _first(OUTSIDE, name)) or _leaf(name)
+            places[name] = None, (n_blocks and _first(OUTSIDE, plain[name])) or _leaf(plain[name])
     return places
 
 

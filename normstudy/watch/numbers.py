@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from normstudy.watch.probe import Number, Row
+from normstudy.watch.names import Layout
+from normstudy.watch.rows import Number, Row
+from normstudy.watch.sums import has_norm
 
 LOGGED = ("train_loss", "val_loss", "lr", "skipped")
 KINDS = ("grads", "params", "updates")
@@ -31,8 +33,12 @@ class Numbers(NamedTuple):
 class Groups:
     """Hold the group of each parameter. An index tensor is made once, because making one waits for the device."""
 
-    def __init__(self, of: Sequence[int], n: int, device: torch.device) -> None:
-        self.of, self.n, self.device = of, n, device
+    def __init__(self, layout: Layout, model: nn.Module) -> None:
+        params = list(model.named_parameters())
+        self.of, self.n = [layout.groups[name] for name, _ in params], len(layout.places)
+        self.device = next(p.device for _, p in params if p.requires_grad)
+        self.unknown = sorted({layout.groups[name] for name, p in params if not has_norm(p)})  # as of quantized models
+        self.points = len(layout.blocks) + 1 if layout.blocks else 0  # of the residual stream
         self._known: dict[tuple[int, ...], Tensor] = {}
 
     def at(self, parameters: Iterable[int]) -> Tensor:
@@ -46,16 +52,16 @@ class Groups:
 class Copy:
     """Start the copy of rows from the device, and hand the numbers over later."""
 
-    def __init__(self, rows: Sequence[Row], groups: Groups, frozen: dict[int, Tensor]) -> None:
-        self.rows = rows
+    def __init__(self, rows: Sequence[Row], groups: Groups) -> None:
+        self.rows, self.groups = rows, groups
         device = groups.device
         logged = [_scalar(getattr(row, name), device) for row in rows for name in LOGGED]
         self._parts = [torch.stack(logged).reshape(len(rows), -1)]
         probed = [row for row in rows if row.probed]
         if probed:
-            self._parts += [torch.stack([_modules(row, groups, frozen) for row in probed])]
-            points = max((row.stream.shape[1] for row in probed if row.stream is not None), default=0)
-            self._parts += [torch.stack([_stream(row, points, device) for row in probed])] if points else []
+            self._parts += [torch.stack([_modules(row, groups) for row in probed])]
+            if groups.points:
+                self._parts += [torch.stack([_stream(row, groups.points, device) for row in probed])]
         self._event = None
         if device.type == "cuda":
             self._parts = [self._to_host(part) for part in self._parts]
@@ -83,8 +89,10 @@ class Copy:
                 out.append(Numbers(row.step, [*values, *[math.nan] * 4], None, None, good))
                 continue
             modules = parts[0][at]
+            modules[1, self.groups.unknown] = math.nan
             total = modules[:, :-1].square().nansum(dim=1).sqrt()
             known = ~modules[:, :-1].isnan().all(dim=1)
+            known[1] &= not self.groups.unknown
             totals = torch.where(known, total, math.nan).tolist()
             stream = parts[1][at].tolist() if len(parts) > 1 else None
             numbers = [*values, *totals, modules[0, -1].item()]
@@ -97,35 +105,42 @@ class Copy:
 def _scalar(value: Number, device: torch.device) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().to(device, torch.float32).reshape(())
-    return torch.full((), math.nan if value is None else float(value), device=device)
+    return torch.full((), math.nan if value is None else value, dtype=torch.float32, device=device)
 
 
-def _modules(row: Row, groups: Groups, frozen: dict[int, Tensor]) -> Tensor:
+def _modules(row: Row, groups: Groups) -> Tensor:
     """Return norms (3, groups + 1) of a row's groups of parameters; the last column begins with the clip factor."""
-    out = torch.full((len(KINDS), groups.n + 1), math.nan, device=groups.device)
+    out = torch.full((len(KINDS), groups.n + 1), math.nan, dtype=torch.float32, device=groups.device)
     for k, kind in enumerate(KINDS):
-        found = {**frozen, **row.params} if kind == "params" else getattr(row, kind)
+        found = getattr(row, kind)
         if found:
             at = groups.at(found)
-            norms = torch.stack([norm.to(groups.device, torch.float32) for norm in found.values()])
+            norms = _stacked(found.values(), groups.device)
             norms = norms.nan_to_num(math.inf, math.inf)
             if kind == "grads" and row.scale is not None:
                 norms = norms / row.scale.to(groups.device)
             # The square of a small norm is no float32, and not every device has float64.
             largest = torch.where(norms.isinf(), 0.0, norms).max().clamp(torch.finfo(torch.float32).tiny)
-            squares = torch.zeros(groups.n, device=groups.device).index_add_(0, at, (norms / largest).square())
+            squares = torch.zeros_like(out[k, :-1]).index_add_(0, at, (norms / largest).square())
             out[k, :-1].index_copy_(0, at, (squares.sqrt() * largest)[at])
     if both := [i for i in row.clipped if i in row.grads and not row.repeated]:
-        before, after = (torch.stack([of[i] for i in both]) for of in (row.grads, row.clipped))
-        before = before / row.scale if row.scale is not None else before
+        before, after = (_stacked([of[i] for i in both], groups.device) for of in (row.grads, row.clipped))
+        before = before / row.scale.to(groups.device) if row.scale is not None else before
         out[0, -1] = torch.linalg.vector_norm(after) / torch.linalg.vector_norm(before)
+    if row.late:  # nobody knows whether these were clipped
+        late = _stacked([row.clipped[i] for i in sorted(row.late)], groups.device)
+        out[0, -1] = torch.where((late != 0).any(), math.nan, out[0, -1])
     return out
+
+
+def _stacked(norms: Iterable[Tensor], device: torch.device) -> Tensor:
+    return torch.stack([norm.to(device, torch.float32) for norm in norms])
 
 
 def _stream(row: Row, points: int, device: torch.device) -> Tensor:
     """Return (2, points): root mean squares of the residual stream, and norms of the gradients along it."""
     if row.stream is None:
-        return torch.full((2, points), math.nan, device=device)
+        return torch.full((2, points), math.nan, dtype=torch.float32, device=device)
     squares, passes, gradients = row.stream
     norms = torch.where(gradients > 0, gradients, math.nan).sqrt()
     return torch.stack([(squares / passes).sqrt(), norms if row.scale is None else norms / row.scale])

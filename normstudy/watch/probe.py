@@ -10,7 +10,6 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,51 +18,11 @@ from torch.autograd import Variable
 from torch.optim import Optimizer
 
 from normstudy.errors import printable
+from normstudy.watch.hooks import Hook
 from normstudy.watch.names import Layout
-from normstudy.watch.sums import norms
-
-Number = float | Tensor | None
-
-
-class Hook:
-    """Call a function, and turn its errors into one line. A copy of a hook, as in a model's deepcopy, does nothing."""
-
-    def __init__(self, call: Callable[..., object] | None, failed: Callable[[Exception], None] | None = None) -> None:
-        self.call, self.failed = call, failed
-
-    def __call__(self, *args: object) -> Any:
-        if self.call is not None:
-            try:
-                return self.call(*args)
-            except Exception as error:
-                assert self.failed is not None
-                self.failed(error)
-        return None
-
-    def __deepcopy__(self, memo: object) -> Hook:
-        return Hook(None)
-
-    def __reduce__(self) -> tuple[type[Hook], tuple[None]]:
-        return Hook, (None,)
-
-
-@dataclass
-class Row:
-    """Hold what is known of one step. Dictionaries are parameter's index -> norm, all on the model's device."""
-
-    step: int
-    probed: bool
-    lr: Number = None
-    train_loss: Number = None
-    val_loss: Number = None
-    grads: dict[int, Tensor] = field(default_factory=dict)  # before clipping
-    clipped: dict[int, Tensor] = field(default_factory=dict)  # what the optimizer used
-    params: dict[int, Tensor] = field(default_factory=dict)
-    updates: dict[int, Tensor] = field(default_factory=dict)
-    stream: Tensor | None = None  # (3, points): sums of mean squares, forward passes, sums of squared gradients
-    repeated: bool = False  # whether an optimizer called its closure at several points, as L-BFGS does
-    skipped: Number = None  # above 0 if a fused optimizer left the parameters as they were, because of its scaler
-    scale: Tensor | None = None  # by which a GradScaler multiplied the loss
+from normstudy.watch.rows import Number, Row, number
+from normstudy.watch.stream import Stream
+from normstudy.watch.sums import has_norm, norms
 
 
 class Probe:
@@ -73,57 +32,68 @@ class Probe:
         self, model: nn.Module, optimizers: Sequence[Optimizer], layout: Layout, probes: Callable[[int], bool],
         scaler: Any, step: int, collect: Callable[[], None],
     ) -> None:  # fmt: skip
-        self.layout, self.optimizers, self.probes, self.scaler = layout, optimizers, probes, scaler
+        self.model, self.layout, self.optimizers, self.probes, self.scaler = model, layout, optimizers, probes, scaler
         self.collect = collect  # called once a step
         self.step = step  # the next one
         self.rows: list[Row] = []
         self.seconds = 0.0  # spent in hooks
         self.params: list[Tensor] = [p for _, p in model.named_parameters()]
+        self.device = next(p.device for p in self.params if p.requires_grad)
+        self.stream = Stream(len(layout.blocks), self.device, self._begins, self._failed)
+        self.broken = False  # whether an error has ended the watch
         self._index = {id(p): i for i, p in enumerate(self.params)}
+        self._others: set[int] = set()  # parameters of optimizers that are not the model's, by id
         self._logged: dict[str, Number] = {}  # of the next row
         self._order = ""  # whether the loop logs a training loss before its backward, before the step, or after it
-        self._norms: dict[int, Tensor] = {}  # of the gradients at the end of the last backward
-        self._passes: Tensor | None = None  # the residual stream of the backwards since the last step, as in Row
+        self._norms: dict[int, Tensor] = {}  # of the gradients at the end of the last backward that reached them
         self._scaled: Any = None  # the scaler's dictionary of optimizers, which it replaces after each iteration
         self._since: set[int] = set()  # the optimizers that have stepped in this iteration of the scaler
         self._skips = False  # whether the scaler has ever skipped a step
-        self._dirty: set[int] = set()
-        self._task = -1
-        self._backwards = self._at_pre = 0
+        self._dirty: set[int] = set()  # parameters that backwards at work have reached
+        self._last: set[int] = set()  # those that the last backward reached
+        self._tasks: dict[int, int] = {}  # backward at work -> gradients that were accumulated before it
+        self._accumulations = self._backwards = self._at_pre = 0
         self._fresh = self._inside = False  # a backward has run since the last step; an optimizer is at work
+        self._outer = -1  # depth of the stack at the step that is at work
         self._calls = 0  # how often the optimizer at work has called its closure
         self._stepped: set[int] = set()  # the optimizers that have stepped in the last row
-        self.broken = False  # whether an error has ended the watch
         self._hooks: list[Hook] = []
         self._before: dict[int, Tensor] = {}
         self._handles: list[Any] = []
-        self._seen: set[int] = set()  # points of the stream since the last step
-        points = len(layout.blocks) + 1 if layout.blocks else 0
-        self._stream = torch.zeros(3, points, device=self.params[0].device)
-        frozen = [i for i, p in enumerate(self.params) if not p.requires_grad]
-        self.frozen = dict(zip(frozen, norms([self.params[i] for i in frozen]), strict=True))
+        self._unhooked = list(range(len(self.params)))
+        last = ([p for p in block.parameters() if p.requires_grad] for block in reversed(layout.blocks))
+        self._sample = [self._index[id(p)] for p in next(filter(None, last), [])]
+        self._versions: dict[int, int] = {}  # of the sample's gradients, after the last backward that reached them
         try:
             self._attach()
         except BaseException:
             self.detach()
             raise
 
-    def _attach(self) -> None:
-        def hook(call: Callable[..., object]) -> Hook:
-            self._hooks.append(Hook(call, self._failed))
-            return self._hooks[-1]
+    def _hook(self, call: Callable[..., object]) -> Hook:
+        self._hooks.append(Hook(call, self._failed))
+        return self._hooks[-1]
 
-        for i, p in enumerate(self.params):
-            if p.requires_grad:
-                call = hook(functools.partial(self._accumulated, i))
-                self._handles.append(p.register_post_accumulate_grad_hook(call))  # type: ignore[no-untyped-call]
+    def _attach(self) -> None:
+        self._hook_trained()
         for optimizer in self.optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(hook(self._pre_step)))
-            self._handles.append(optimizer.register_step_post_hook(hook(self._post_step)))
-        if self.layout.blocks:
-            self._handles.append(self.layout.blocks[0].register_forward_pre_hook(hook(self._enter), with_kwargs=True))
+            self._of(optimizer)
+            self._handles.append(optimizer.register_step_pre_hook(self._hook(self._pre_step)))
+            self._handles.append(optimizer.register_step_post_hook(self._hook(self._post_step)))
         for i, block in enumerate(self.layout.blocks):
-            self._handles.append(block.register_forward_hook(hook(functools.partial(self._leave, i + 1))))
+            if i == 0:
+                self._handles.append(block.register_forward_pre_hook(self._hook(self.stream.enter), with_kwargs=True))
+            leave = self._hook(functools.partial(self.stream.leave, i + 1))
+            self._handles.append(block.register_forward_hook(leave))
+
+    def _hook_trained(self) -> list[int]:
+        """Hook the parameters that are trained and not yet hooked, as those that were frozen before. Return them."""
+        new = [i for i in self._unhooked if self.params[i].requires_grad]
+        for i in new:
+            hook = self._hook(functools.partial(self._accumulated, i))
+            self._handles.append(self.params[i].register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+            self._unhooked.remove(i)
+        return new
 
     def detach(self) -> None:
         """Remove every hook."""
@@ -142,36 +112,59 @@ class Probe:
 
     # ---- gradients ------------------------------------------------------------------------------------
 
-    def _accumulated(self, i: int, _: Tensor) -> None:
+    def _begins(self, task: int) -> None:
+        """Prepare for the end of a backward, which has come to a parameter or to a point of the residual stream."""
+        if task in self._tasks:
+            return
         compiled = sys.modules.get("torch._dynamo.compiled_autograd")
         if compiled is not None and (compiled.compiled_autograd_enabled or compiled.in_compiled_autograd_region):
             raise RuntimeError("compiled autograd, which watch does not support: train without it")
+        self._tasks[task] = self._accumulations
+        end = functools.partial(self._end_of_backward, task)
+        Variable._execution_engine.queue_callback(Hook(end, self._failed))
+        if self._unhooked:
+            self._dirty.update(self._hook_trained())  # which this backward may have reached already
+        if self._versions and not (self._inside and self._calls > 1):
+            self._forget_what_was_zeroed()
+
+    def _accumulated(self, i: int, _: Tensor) -> None:
+        self._begins(torch._C._current_graph_task_id())
+        self._accumulations += 1
         self._dirty.add(i)
-        task = torch._C._current_graph_task_id()
-        if task != self._task:
-            self._task = task
-            Variable._execution_engine.queue_callback(Hook(self._end_of_backward, self._failed))
 
-    def _end_of_backward(self) -> None:
+    def _end_of_backward(self, task: int) -> None:
         # Queued once more, it runs after the callbacks of DDP, which may have been queued later than the first one.
-        Variable._execution_engine.queue_callback(Hook(self._read_gradients, self._failed))
+        Variable._execution_engine.queue_callback(Hook(functools.partial(self._read_gradients, task), self._failed))
 
-    def _read_gradients(self) -> None:
+    def _read_gradients(self, task: int) -> None:
         began = time.perf_counter()
+        if self._tasks.pop(task, -1) == self._accumulations:  # torch.autograd.grad, or a backward inside of another
+            self.stream.end(task, counts=False)
+            return
         self._forget_what_was_skipped()
-        self._task, self._fresh, self._backwards = -1, True, self._backwards + 1
-        self._seen.clear()
-        dirty, self._dirty = sorted(self._dirty), set()
-        if dirty and all(self.params[i].grad is None for i in dirty):
+        self._fresh, self._backwards = True, self._backwards + 1
+        self._last, self._dirty = self._dirty, set()
+        if all(self.params[i].grad is None for i in self._last):
             raise RuntimeError("no gradient is left at the end of backward, as with an optimizer that runs inside it")
         unfinished = self._inside or 0 < len(self._stepped) < len(self.optimizers)
         probed = (unfinished and self.rows[-1].probed) or (not self._inside and self.probes(self.step))
         # A closure may run several times, as in L-BFGS. The first time, the parameters are those before the update.
-        if probed and not (self._inside and self._calls > 1):
-            self._norms |= self._gradient_norms(dirty)
-            self._passes = self._stream.clone() if self._passes is None else self._passes + self._stream
-        self._stream.zero_()
+        probed = probed and not (self._inside and self._calls > 1)
+        self.stream.end(task, counts=probed)
+        if probed:
+            self._norms |= self._gradient_norms(sorted(self._last))
+            kept = {i: self.params[i].grad for i in self._sample if i in self._last}
+            self._versions |= {i: grad._version for i, grad in kept.items() if grad is not None}
         self.seconds += time.perf_counter() - began
+
+    def _forget_what_was_zeroed(self) -> None:
+        """Drop the residual stream of backwards whose gradients were set to None or to zero without a step."""
+        now = {i: g for i in self._versions if (g := self.params[i].grad) is not None}
+        if not now:
+            self.stream.drop()
+            self._versions.clear()
+        elif any(grad._version != self._versions[i] for i, grad in now.items()):  # or they were scaled
+            self.stream.drop(unless=torch.stack(list(self._gradient_norms(list(now)).values())).max())
 
     def _forget_what_was_skipped(self) -> None:
         """Drop the gradients of a step that the scaler has skipped since the last backward."""
@@ -179,7 +172,8 @@ class Probe:
         if scaled is self._scaled:
             return
         if (self._scaled or {}).keys() & {id(one) for one in self.optimizers} - self._since:
-            self._skips, self._passes = True, None
+            self._skips = True
+            self.stream.drop()
             self._norms.clear()
             self._stepped.clear()
             if self._order == "before the step":
@@ -195,50 +189,67 @@ class Probe:
     # ---- steps ----------------------------------------------------------------------------------------
 
     def _pre_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-        began = time.perf_counter()
+        began, depth = time.perf_counter(), _depth()
+        if -1 < self._outer < depth:  # a step that another one calls, as one of a superclass
+            return None
+        self._outer = depth
         if not self.rows or id(optimizer) in self._stepped or not self._stepped:
-            self._stepped.clear()
-            losses = self._logged.get("train_loss"), self._logged.get("val_loss")
-            self.rows.append(Row(self.step, self.probes(self.step), _lr(optimizer), *losses))
-            self.step, self._logged = self.step + 1, {}
-            self.collect()
-        self._take_stream()
+            self._begin_row(optimizer)
+        row, mine = self.rows[-1], self._of(optimizer)
         self._stepped.add(id(optimizer))
         self._since.add(id(optimizer))
+        closure = kwargs.get("closure", args[1] if args[1:] else None)  # args begins with the optimizer
+        counted = self._counted(closure)
         self._inside, self._calls, self._at_pre = True, 0, self._backwards
-        row = self.rows[-1]
-        self._take_gradients(optimizer)
+        self._take_gradients(row, optimizer, late=counted is closure)
         if row.probed:
-            mine = self._of(optimizer)
             for i in mine:
                 if i not in self._before:
                     self._before[i] = torch.empty_like(self.params[i])
             with torch.no_grad():
                 torch._foreach_copy_([self._before[i] for i in mine], [self.params[i].detach() for i in mine])
-            row.clipped |= self._gradient_norms(mine)
         self.seconds += time.perf_counter() - began
-        return tuple(map(self._counted, args)), {name: self._counted(value) for name, value in kwargs.items()}
+        if counted is closure:
+            return None
+        return (
+            (args, {**kwargs, "closure": counted}) if "closure" in kwargs else ((args[0], counted, *args[2:]), kwargs)
+        )
 
-    def _counted(self, value: Any) -> Any:
-        """Return an argument of a step; if it is a closure, one that counts its calls."""
-        if not callable(value) or isinstance(value, Optimizer):
-            return value
+    def _begin_row(self, optimizer: Optimizer) -> None:
+        self._stepped.clear()
+        losses = self._logged.get("train_loss"), self._logged.get("val_loss")
+        row = Row(self.step, self.probes(self.step), _lr(optimizer), *losses)
+        self.rows.append(row)
+        self.step, self._logged = self.step + 1, {}
+        self.collect()
+        if row.probed:  # others than this optimizer's may change without a step, as an average of weights does
+            mine = set(self._of(optimizer))
+            others = [i for i, p in enumerate(self.params) if i not in mine and has_norm(p)]
+            row.params = dict(zip(others, norms([self.params[i] for i in others]), strict=True))
 
-        @functools.wraps(value)
+    def _counted(self, closure: Any) -> Any:
+        """Return a closure that counts its calls; anything else as it is."""
+        if not callable(closure) or isinstance(closure, nn.Module | Optimizer | type):
+            return closure
+
+        @functools.wraps(closure)
         def counted(*args: Any, **kwargs: Any) -> Any:
             self._calls += 1
-            return value(*args, **kwargs)
+            return closure(*args, **kwargs)
 
         return counted
 
     def _post_step(self, optimizer: Optimizer, *_: object) -> None:
         began = time.perf_counter()
-        self._inside = self._fresh = False
+        if self._outer != _depth():
+            return
+        self._inside, self._fresh, self._outer = False, False, -1
         row, mine = self.rows[-1], self._of(optimizer)
         if self._backwards != self._at_pre:  # the step ran a closure
-            self._take_stream()
-            self._take_gradients(optimizer)
-            row.clipped |= self._gradient_norms(mine) if row.probed else {}
+            for i in mine:
+                row.grads.pop(i, None)
+                row.clipped.pop(i, None)
+            self._take_gradients(row, optimizer, late=True)
             row.repeated = row.repeated or self._calls > 1
         if row.probed:
             before = [self._before[i] for i in mine]
@@ -253,30 +264,51 @@ class Probe:
             row.skipped = found_inf.detach() + (0.0 if row.skipped is None else row.skipped)
         self.seconds += time.perf_counter() - began
 
-    def _take_gradients(self, optimizer: Optimizer) -> None:
-        """Move the norms of an optimizer's gradients into the last row; a single optimizer has all of them."""
-        row = self.rows[-1]
-        mine = set(self._norms if len(self.optimizers) == 1 else self._of(optimizer))
-        row.grads |= {i: self._norms.pop(i) for i in sorted(mine & self._norms.keys())}
+    def _take_gradients(self, row: Row, optimizer: Optimizer, late: bool) -> None:
+        """Move the norms of an optimizer's gradients, and the residual stream so far, into a row.
+
+        late: whether to take gradients that no backward has left since the last step from the parameters themselves.
+        """
+        mine = self._of(optimizer)
+        stream, kept = self.stream.take(), {i: self._norms.pop(i) for i in mine if i in self._norms}
+        self._tasks.clear()
+        self._versions.clear()
+        if not row.probed:
+            return
         if self.scaler is not None and self.scaler.is_enabled() and self.scaler._scale is not None:
             row.scale = self.scaler._scale.clone()
-
-    def _take_stream(self) -> None:
-        """Move the residual stream of the backwards so far to the last row."""
-        row = self.rows[-1]
-        if row.probed and self._passes is not None and self._stream.numel():
-            row.stream = self._passes if row.stream is None else row.stream + self._passes
-            self._passes = None
-        self._stream.zero_()
-        self._seen.clear()
+        if stream is not None:
+            row.stream = stream if row.stream is None else row.stream + stream
+        clipped = self._gradient_norms(mine)
+        row.clipped |= clipped
+        for i, norm in clipped.items():
+            if i in kept:  # what the last backward has not reached may have been set to zero since
+                row.grads[i] = kept[i] if i in self._last else torch.where(norm == 0, norm, kept[i])
+            elif late:
+                unscaled = getattr(optimizer, "grad_scale", None) is None  # but all are divided by the scale later
+                row.grads[i] = norm if row.scale is None or not unscaled else norm * row.scale
+                row.late.add(i)
 
     def _of(self, optimizer: Optimizer) -> list[int]:
-        every = (self._index.get(id(p)) for group in optimizer.param_groups for p in group["params"])
-        return [i for i in every if i is not None]
+        """Return the indices of an optimizer's parameters; it may have others that are not the model's."""
+        found = []
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            i = self._index.get(id(p))
+            if i is not None:
+                found.append(i)
+            elif id(p) not in self._others:
+                if any(p is one for one in self.model.parameters()):
+                    raise RuntimeError("a parameter that the model did not have at the start: start another watch")
+                self._others.add(id(p))
+        return found
 
-    def log(self, values: Mapping[str, Number]) -> None:
-        """Record losses. A training loss belongs to its iteration's step, a validation loss to the next step."""
-        kept = {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in values.items()}
+    def log(self, values: Mapping[str, object]) -> list[str]:
+        """Record losses, and return the names of those that are no numbers.
+
+        A training loss belongs to its iteration's step, a validation loss to the next step.
+        """
+        found = {name: number(value) for name, value in values.items()}
+        kept = {name: value for name, value in found.items() if value is not None}
         if "train_loss" in kept:
             if not self._order:
                 self._order = "before the step" if self._fresh else "after" if self.rows else self._before_all(values)
@@ -287,49 +319,26 @@ class Probe:
                 if not self._fresh:  # otherwise it is the loss of a step that the scaler has skipped
                     self.rows[-1].train_loss = loss
         self._logged |= kept
+        return [name for name, value in found.items() if value is None]
 
-    def _before_all(self, values: Mapping[str, Number]) -> str:
+    def _before_all(self, values: Mapping[str, object]) -> str:
         """Return the order of a loop that logs a loss before its first backward, unless it is one of an evaluation."""
         loss = values["train_loss"]
-        ran = self._seen or not self.layout.blocks or (isinstance(loss, Tensor) and loss.requires_grad)
+        ran = self.stream.ran() or not self.layout.blocks or (isinstance(loss, Tensor) and loss.requires_grad)
         return "before the backward" if ran else ""
 
     def left(self) -> dict[str, Number]:
         """Return what was logged after the last step."""
         return self._logged
 
-    # ---- residual stream ------------------------------------------------------------------------------
-
-    def _enter(self, _: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        found = _tensor(args)
-        self._tap(0, _tensor((kwargs.get("hidden_states"), *kwargs.values())) if found is None else found)
-
-    def _leave(self, point: int, _: nn.Module, __: object, output: object) -> None:
-        self._tap(point, _tensor(output if isinstance(output, tuple | list) else (output,)))
-
-    def _tap(self, point: int, x: Tensor | None) -> None:
-        if x is None or not torch.is_grad_enabled():
-            return
-        if not torch.compiler.is_compiling():
-            # Checkpointing runs a block again inside the backward; one that ran before with gradients counts once.
-            if torch._C._current_graph_task_id() != -1 and point in self._seen:
-                return
-            self._seen.add(point)
-        with torch.no_grad():
-            self._stream[0, point] += x.detach().float().square().mean()
-            self._stream[1, point] += 1
-        if x.requires_grad:
-            hook = Hook(functools.partial(self._stream_gradient, point), self._failed)
-            x.register_hook(hook)  # type: ignore[no-untyped-call]
-
-    def _stream_gradient(self, point: int, grad: Tensor) -> None:
-        self._stream[2, point] += grad.detach().float().square().sum()
-
-
-def _tensor(values: Sequence[object]) -> Tensor | None:
-    return next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
-
 
 def _lr(optimizer: Optimizer) -> Number:
-    lr = optimizer.param_groups[0].get("lr")
-    return lr.detach().clone() if isinstance(lr, Tensor) else lr
+    return number(optimizer.param_groups[0].get("lr"))
+
+
+def _depth() -> int:
+    """Return how many calls are at work above the caller."""
+    frame, depth = sys._getframe(1), 0
+    while frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    return depth

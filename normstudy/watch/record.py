@@ -19,18 +19,17 @@ import torch
 
 from normstudy import config as cfg
 from normstudy.config import places
-from normstudy.config.checks import check_study_name
 from normstudy.errors import ConfigError
 from normstudy.study import files, parquet, paths, schema, tables
 from normstudy.watch.names import Place
 from normstudy.watch.numbers import Numbers
 
+ENTROPIES = ("unigram_entropy", "bigram_entropy")
 NORMS = ("grad_norm", "param_norm", "update_norm")
 
 
 def folder_of(results_dir: str, study: str) -> Path:
     """Return the folder of a study. Raises ConfigError if it is sealed, or holds runs of another kind."""
-    check_study_name(study)
     results_dir = places.expanded(results_dir, "results_dir")
     paths.check_study(results_dir, study)
     folder = Path(results_dir, study)
@@ -47,6 +46,40 @@ def new_id(name: str, config: Mapping[str, object]) -> str:
     return f"{name}-{hashlib.sha256(said + os.urandom(16)).hexdigest()[:10]}"
 
 
+def row_of(folder: Path, run_id: str) -> dict[str, Any]:
+    """Return the row of a run that goes on. Raises ConfigError if there is none, or if it is compacted."""
+    row = parquet.read_row(folder, run_id)
+    if row is None:
+        if run_id in tables.statuses(folder):
+            raise ConfigError(f"resume {run_id}: {folder} is compacted, so its runs cannot go on: start a new run")
+        raise ConfigError(f"resume {run_id!r} is no run of {folder}: give one of its run ids")
+    return dict(row)
+
+
+def check_resumed(folder: Path, given: Mapping[str, Any], groups: Sequence[Place]) -> None:
+    """Raise ConfigError if a watch's options, or its model, are not those of the run that it resumes."""
+    if given["resume"] is None:
+        return
+    before = row_of(folder, given["resume"])
+    config = None if given["config"] is None else json.dumps(given["config"], sort_keys=True)
+    asked = [("every", "probe_every", given["every"]), ("dense", "probe_dense_steps", given["dense"])]
+    asked += [(name, name, given[name]) for name in ("seed", *ENTROPIES)] + [("config", "config", config)]
+    for word, column, value in asked:
+        if value is not None and value != before[column] and (column not in ENTROPIES or before[column] is not None):
+            raise ConfigError(f"{word} {value} differs from the run's {before[column]}: use the same value")
+    rows = tables.read(folder, "modules", ["step", "layer", "module"], [given["resume"]])
+    first = rows[rows["step"] == rows["step"].min()]
+    there = {
+        (None if layer != layer else int(layer), module)
+        for layer, module in zip(first["layer"], first["module"], strict=True)
+    }
+    if there and there != set(groups):
+        raise ConfigError(
+            f"the model has {len(groups)} modules, and the run's had {len(there)}, not all of the same names: "
+            f"resume {given['resume']} with its own model, blocks and names"
+        )
+
+
 class Record:
     """Hold the rows of the window that is open, and write the files of a run."""
 
@@ -60,18 +93,12 @@ class Record:
     def run_id(self) -> str:
         return str(self.row["run_id"])
 
-    def resume(self, step: int | None) -> int:
+    def resume(self, given: Mapping[str, Any]) -> int:
         """Read the row and the open window of a run that goes on, and return its next step.
 
-        step: where it goes on; what is recorded of later steps is removed. Raises ConfigError if there is no such run,
-        and if other steps were to be probed.
+        given: the watch's options, which `check_resumed` has accepted. What is recorded of later steps is removed.
         """
-        before = parquet.read_row(self.study_dir, self.run_id)
-        if before is None:
-            raise ConfigError(f"resume {self.run_id!r} is no run of {self.study_dir}: give one of its run ids")
-        for name, word in (("probe_every", "every"), ("probe_dense_steps", "dense")):
-            if before[name] != self.row[name]:
-                raise ConfigError(f"{word} {self.row[name]} differs from the run's {before[name]}: use the same value")
+        before, step = row_of(self.study_dir, self.run_id), given["step"]
         recorded = int(str(before["n_steps"]))
         if step is not None and step > recorded:
             lost = (
@@ -88,7 +115,7 @@ class Record:
             "finished_at": None,
             "final_val_loss": None,
         }
-        self.row = {**before, **again}
+        self.row = {**before, **again, **{name: given[name] for name in ENTROPIES if given[name] is not None}}
         self._write_row()  # first: readers must not take what is left for a finished run
         self._open(max(step - 1, 0) // schema.WATCHED_WINDOW)
         for table in schema.SERIES:
@@ -176,10 +203,11 @@ def first_row(
     fits = {n: int | float if kind is float else kind for n, kind in kinds.items() if n not in schema.UNFILLED}
     return {
         **{name: value for name, value in config.items() if name in fits and isinstance(value, fits[name])},
-        "config": json.dumps(config, default=str, sort_keys=True),
+        "config": json.dumps(config, sort_keys=True),
         "run_id": run_id, "status": "running", "study": study, "source": schema.WATCH, "seed": seed, "data_seed": seed,
         "identity_version": cfg.IDENTITY_VERSION, "n_params": sum(p.numel() for p in params), "n_steps": 0,
         "nonfinite_step": None, "started_at": datetime.datetime.now(datetime.UTC),
-        "python": platform.python_version(), "torch": torch.__version__, "device": str(params[0].device),
+        "python": platform.python_version(), "torch": torch.__version__,
+        "device": str(next(p.device for p in params if p.requires_grad)),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }  # fmt: skip

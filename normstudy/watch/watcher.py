@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
+import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from normstudy.analysis import likely_stuck
 from normstudy.errors import ConfigError, printable
 from normstudy.study import files, locks, tables
+from normstudy.watch import checks, record
 from normstudy.watch import names as naming
-from normstudy.watch import record
 from normstudy.watch.numbers import Copy, Groups, Numbers
-from normstudy.watch.probe import Number, Probe
+from normstudy.watch.probe import Probe
+from normstudy.watch.rows import Number
 
 ROWS_AT_ONCE = 64  # steps whose numbers are copied from the device at once
 SECONDS = 60.0  # between two writes, so at most what is lost if the program is killed
@@ -35,82 +38,109 @@ class Watch:
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer],
         *,
-        study: str,
-        results_dir: str = "results",
+        study: str | None = None,
+        results_dir: str | os.PathLike[str] = "results",
         every: int = 10,
         dense: int = 25,
         blocks: str | None = None,
         names: Callable[[str], naming.Place] | None = None,
         scaler: Any = None,
         config: Mapping[str, object] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         resume: str | None = None,
         step: int | None = None,
         unigram_entropy: float | None = None,
         bigram_entropy: float | None = None,
+        **unknown: object,
     ) -> None:
         """Prepare the record; nothing is written and no hook is added before `start`.
 
-        every, dense: as probe.every and probe.dense_steps. blocks: path of the blocks, such as model.layers, if they
-        are not found. names: parameter's name -> (layer or None, module). scaler: the GradScaler. config: what
-        `compare --by` and `--where` may name. resume: id of a run that goes on. step: the step at which it goes on, if
-        not after the last one that was recorded. unigram_entropy, bigram_entropy: of the text, in nats per token; an
-        outcome needs them.
+        study: needed. every, dense: as probe.every and probe.dense_steps. blocks: path of the blocks, such as
+        model.layers, if they are not found. names: parameter's name -> (layer or None, module). scaler: the GradScaler.
+        config: what `compare --by` and `--where` may name. seed: a column, 0 if not given. resume: id of a run that
+        goes on. step: the step at which it goes on, if not after the last one that was recorded. unigram_entropy,
+        bigram_entropy: of the text, in nats per token; an outcome needs them.
 
         Raises ConfigError for what cannot be watched.
         """
-        self.model = _inner(model)
-        given = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        self.optimizers = [getattr(one, "optimizer", one) for one in given]  # accelerate's wrapper takes no hooks
-        self.study, self.results_dir, self.every, self.dense = study, results_dir, every, dense
-        self.scaler, self.config, self.seed, self.run_id = scaler, dict(config or {}), seed, resume
-        self._resumes, self._from = resume is not None, step
-        self._entropies = {"unigram_entropy": unigram_entropy, "bigram_entropy": bigram_entropy}
-        _check(self.model, self.optimizers, every, dense)
+        self._state = "refused"
+        checks.known(unknown)
+        self.model, self.optimizers = checks.inner_model(model), checks.inner_optimizers(optimizer)
+        given = checks.check_options({
+            "study": study, "results_dir": results_dir, "every": every, "dense": dense, "blocks": blocks,
+            "names": names, "scaler": scaler, "config": config, "seed": seed, "resume": resume, "step": step,
+            "unigram_entropy": unigram_entropy, "bigram_entropy": bigram_entropy,
+        })  # fmt: skip
+        checks.check_training(self.model, self.optimizers)
         self.layout = naming.layout(self.model, blocks, names)
+        self.study, self.run_id = given["study"], resume
+        self.every: int = given["every"]
+        self.dense: int = given["dense"]
+        self._given, self._scaler, self._pid = given, scaler, os.getpid()
         self._probe: Probe | None = None
         self._copy: Copy | None = None
         self._silent = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._silent = self._silent and torch.distributed.get_rank() != 0
         self._warned = self._probed = self._streamed = False
+        self._ignored: set[str] = set()
         self._lock = contextlib.ExitStack()
+        self._state = "new"
 
     def start(self) -> Watch:
         """Create the run, and add the hooks. In a process of DDP other than rank 0, do nothing."""
-        if self._silent:
+        if self._state == "ended":
+            raise ConfigError(f"this watch has recorded {self.run_id}: make another, with resume={self.run_id!r}")
+        if self._silent or self._state == "watching":
+            self._state = "watching"
             return self
-        folder = record.folder_of(self.results_dir, self.study)
+        given, config = self._given, self._given["config"] or {}
+        folder = record.folder_of(given["results_dir"], self.study)
         with contextlib.ExitStack() as held:
             held.enter_context(locks.hold_study(folder, "normstudy.watch", shared=True))
             with files.storing(folder):
                 tables.prepare(folder, shared=True)
-            self.run_id = self.run_id or record.new_id(self.study, self.config)
+            run_id = self.run_id or record.new_id(self.study, config)
+            record.check_resumed(folder, given, self.layout.places)
+            if run_id in {one.run_id for one in OPEN if one._state == "watching"} or not held.enter_context(
+                locks.hold_runs(folder, [run_id])
+            ):
+                raise ConfigError(f"another watch records {run_id}: wait for it to end, or stop it")
             params = [p for _, p in self.model.named_parameters()]
-            row = record.first_row(self.run_id, self.study, self.seed, params, self.config)
+            row = record.first_row(run_id, self.study, given["seed"] or 0, params, config)
             row |= {"probe_every": self.every, "probe_dense_steps": self.dense, "n_layers": len(self.layout.blocks)}
-            row |= self._entropies
+            row |= {name: given[name] for name in ("unigram_entropy", "bigram_entropy")}
             self._record = record.Record(folder, row, self.layout.places)
-            step = self._record.resume(self._from) if self._resumes else 0
+            step = self._record.resume(given) if given["resume"] else 0
             self._record.write()
-            of = [self.layout.groups[name] for name, _ in self.model.named_parameters()]
-            self._groups = Groups(of, len(self.layout.places), params[0].device)
+            self._groups = Groups(self.layout, self.model)
             self._probe = Probe(
-                self.model, self.optimizers, self.layout, self._probes, self.scaler, step, self._collect
+                self.model, self.optimizers, self.layout, self._probes, self._scaler, step, self._collect
             )
             self._began, self._written, self._first = time.monotonic(), time.monotonic(), step
             self._flush_at = step + ROWS_AT_ONCE
+            self.run_id, self._state = run_id, "watching"
             self._lock = held.pop_all()
+            OPEN.add(self)
         return self
 
     def _probes(self, step: int) -> bool:
-        return step < self.dense or step % self.every == 0
+        return step < self.dense or not step % self.every
 
-    def log(self, *, train_loss: Number = None, val_loss: Number = None) -> None:
+    def log(self, *, train_loss: Number = None, val_loss: Number = None, **others: object) -> None:
         """Record losses, which may lie on the device. Log a training loss at the same place of each iteration."""
         if self._probe is None or self._probe.broken:
             return
         given = {"train_loss": train_loss, "val_loss": val_loss}
-        self._probe.log({name: value for name, value in given.items() if value is not None})
+        wrong = {name: value for name, value in others.items() if name not in self._ignored}
+        try:
+            named = self._probe.log({name: value for name, value in given.items() if value is not None})
+            wrong |= {name: given[name] for name in named if name not in self._ignored}
+        except Exception as error:
+            self._probe._failed(error)
+        for name, value in wrong.items():
+            why = f"a {type(value).__name__}, not a number" if name in given else "no train_loss or val_loss"
+            print(printable(f"watch: {name} is not recorded, because it is {why}"), file=sys.stderr)
+        self._ignored |= wrong.keys()
 
     def _collect(self) -> None:
         probe = self._probe
@@ -128,8 +158,8 @@ class Watch:
         self._take_copied()
         rows = probe.rows[: len(probe.rows) - keep]
         if rows:
+            copied = Copy(rows, self._groups)
             del probe.rows[: len(rows)]
-            copied = Copy(rows, self._groups, probe.frozen)
             if copied.ready:
                 self._add(copied.numbers())
             else:
@@ -168,7 +198,9 @@ class Watch:
     def close(self, status: str = "done") -> None:
         """Remove the hooks, write everything, and say what the watch cost. status: done, or failed after an error."""
         probe, self._probe = self._probe, None
-        if probe is None:
+        self._state = "ended" if self._state == "watching" else self._state
+        OPEN.discard(self)
+        if probe is None or os.getpid() != self._pid:  # a process that was forked off records nothing
             return
         probe.detach()
         try:
@@ -179,61 +211,41 @@ class Watch:
             self._lock.close()
 
     def _end(self, probe: Probe, status: str) -> None:
-        self._flush(probe, keep=0)
-        self._take_copied()
-        final = probe.left().get("val_loss")
-        self._record.end(status, final_val_loss=None if final is None else float(final))
+        try:
+            self._flush(probe, keep=0)
+            self._take_copied()
+        finally:
+            final = probe.left().get("val_loss")
+            self._record.end(status, final_val_loss=None if final is None else float(final))
         steps, seconds = probe.step - self._first, time.monotonic() - self._began
         cost = f", {100 * probe.seconds / seconds:.1f} % of the time" if seconds and steps else ""
         said = f"watch: {steps:,} steps of {self.run_id} in {self._record.study_dir}{cost}"
-        if self._probed and self.layout.blocks and not self._streamed:
+        if probe.stream.repeats:
+            said += "; its blocks run several times in a pass, so the residual stream has no points"
+        elif self._probed and self.layout.blocks and not self._streamed:
             said += "; its blocks never ran their hooks: start the watch before the first call of a compiled model"
         print(printable(said), file=sys.stderr)
 
     def __enter__(self) -> Watch:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        self.close("done" if kind is None else "failed")
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        ended = kind is None or (isinstance(error, SystemExit) and not error.code)
+        self.close("done" if ended else "failed")
+
+    def __del__(self) -> None:
+        state = getattr(self, "_state", "refused")
+        if state == "new" and not sys.is_finalizing():
+            print("watch: it was never started: use it in a `with`, or call start() and close()", file=sys.stderr)
+        elif state == "watching":
+            self.close()
 
 
-def _inner(model: nn.Module) -> nn.Module:
-    """Return the model inside DDP and torch.compile, whose hooks run all the same."""
-    while True:
-        inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
+def _close_all() -> None:
+    """Close what a program that ends has left open."""
+    for one in list(OPEN):
+        one.close("failed" if hasattr(sys, "last_type") else "done")
 
 
-def _was_compiled(model: nn.Module) -> bool:
-    """Whether torch.compile keeps a graph of the model's class. It takes a graph for every model that fits it."""
-    code = getattr(type(model).forward, "__code__", None)
-    if code is None or "torch._dynamo.eval_frame" not in sys.modules:
-        return False
-    found = getattr(sys.modules["torch._dynamo.eval_frame"], "_debug_get_cache_entry_list", None)
-    return found is not None and bool(found(code))
-
-
-def _check(model: nn.Module, optimizers: Sequence[Optimizer], every: int, dense: int) -> None:
-    params = list(model.parameters())
-    if not any(p.requires_grad for p in params):
-        raise ConfigError(f"{type(model).__name__} has no parameters that are trained: watch the model that is trained")
-    if not all(isinstance(one, Optimizer) for one in optimizers) or not optimizers:
-        raise ConfigError("optimizer must be an optimizer of torch, or a list of them")
-    ids = {id(p) for p in params}
-    for one in optimizers:
-        if not any(id(p) in ids for group in one.param_groups for p in group["params"]):
-            raise ConfigError(
-                f"{type(one).__name__} has no parameter of {type(model).__name__}: watch the model it trains"
-            )
-    sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
-    if sharded or any(type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor" for p in params):
-        raise ConfigError("the parameters are sharded (FSDP), which watch does not support: watch without it")
-    if _was_compiled(model):
-        raise ConfigError(
-            f"a compiled {type(model).__name__} has been called before this watch, so its graph has no hooks of it: "
-            "start the watch before the first call, or call torch._dynamo.reset() first"
-        )
-    if every < 1 or dense < 0:
-        raise ConfigError(f"every {every} must be 1 or more, and dense {dense} must be 0 or more")
+OPEN: weakref.WeakSet[Watch] = weakref.WeakSet()
+atexit.register(_close_all)

@@ -1,0 +1,151 @@
+"""Measure the residual stream at a model's blocks: its size, and the gradient of the loss along it."""
+
+from __future__ import annotations
+
+import functools
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from normstudy.watch.hooks import Hook
+
+
+class Pass:
+    """Hold the mean square of the stream at one point of one forward pass."""
+
+    def __init__(self, square: Tensor) -> None:
+        self.square = square
+        self.task = -1  # the last backward that came through here
+
+
+class Stream:
+    """Sum what backwards find at the points of the stream. Point 0 is the first block's input, the others outputs.
+
+    A forward pass counts when a backward comes through it, and a backward when it reaches parameters: an evaluation or
+    a call of torch.autograd.grad leaves nothing.
+    """
+
+    def __init__(
+        self, n_blocks: int, device: torch.device, begins: Callable[[int], None], failed: Callable[[Exception], None]
+    ) -> None:
+        """Begin without sums. begins: called with the number of a backward (torch's graph task) that comes by."""
+        self.points = n_blocks + 1 if n_blocks else 0
+        self.repeats = False  # whether blocks run again on their own output, so that a point has several inputs
+        self._begins, self._failed = begins, failed
+        self._sums: Tensor | None = None  # (3, points): sums of mean squares, passes, sums of squared gradients
+        self._summed: set[int] = set()  # backwards
+        self._found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}  # backward -> point, square, gradient
+        self._zero, self._one = (torch.full((), k, dtype=torch.float32, device=device) for k in (0.0, 1.0))
+        # Of the last forward pass, where no gradient comes by or blocks are compiled: the mean square, or NaN, and the
+        # squared gradient. The graph of a compiled block can only change tensors; a tensor each keeps graphs apart.
+        self._squares = [self._zero * math.nan for _ in range(self.points)]
+        self._gradients = [self._zero.clone() for _ in range(self.points)]
+        self._settled = [x._version for x in self._squares]
+        self._seen: set[int] = set()  # points of the forward passes since the last backward
+        self._output: weakref.ref[Tensor] | None = None  # of the last block
+
+    def enter(self, _: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        """Take the first block's input."""
+        x = _tensor(args)
+        x = _tensor((kwargs.get("hidden_states"), *kwargs.values())) if x is None else x
+        if x is None or not torch.is_grad_enabled():
+            return
+        if not torch.compiler.is_compiling():
+            self.repeats = self.repeats or (self._output is not None and self._output() is x)
+        self._tap(0, x)
+
+    def leave(self, point: int, _: nn.Module, __: object, output: object) -> None:
+        """Take a block's output."""
+        x = _tensor(output if isinstance(output, tuple | list) else (output,))
+        if x is None or not torch.is_grad_enabled():
+            return
+        if point == self.points - 1 and not torch.compiler.is_compiling():
+            self._output = weakref.ref(x)
+        self._tap(point, x)
+
+    def _tap(self, point: int, x: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            with torch.no_grad():
+                self._squares[point].copy_(x.detach().float().square().mean())
+                self._gradients[point].zero_()
+            if x.requires_grad:
+                x.register_hook(Hook(functools.partial(self._compiled_gradient, point)))  # type: ignore[no-untyped-call]
+            return
+        # Checkpointing runs a block again inside the backward; one that ran before with gradients counts once.
+        again = torch._C._current_graph_task_id() != -1 and point in self._seen
+        if again or torch._C._functorch.is_functorch_wrapped_tensor(x):
+            return
+        self._seen.add(point)
+        with torch.no_grad():
+            square = x.detach().float().square().mean()
+            if not x.requires_grad:
+                self._squares[point].copy_(square)
+                return
+        x.register_hook(Hook(functools.partial(self._gradient, point, Pass(square)), self._failed))  # type: ignore[no-untyped-call]
+
+    def _compiled_gradient(self, point: int, grad: Tensor) -> None:
+        self._gradients[point].add_(grad.detach().float().square().sum())
+
+    def _gradient(self, point: int, one: Pass, grad: Tensor) -> None:
+        task = torch._C._current_graph_task_id()
+        self._begins(task)
+        square = grad.detach().float().square().sum()
+        if one.task != task and one.task in self._summed:  # whose gradient should be added to this one before squaring
+            square = square * torch.nan
+        one.task = task
+        self._found.setdefault(task, []).append((point, one.square, square))
+
+    def ran(self) -> bool:
+        """Return whether blocks have run with gradients since the last backward or step."""
+        return bool(self._seen) or self._changed()
+
+    def _changed(self) -> bool:
+        return self._settled != [x._version for x in self._squares]
+
+    def _settle(self) -> None:
+        self._seen.clear()
+        self._settled = [x._version for x in self._squares]
+
+    def end(self, task: int, counts: bool) -> None:
+        """Add what a backward found, and those inside of it, as reentrant checkpointing makes them."""
+        changed = self._changed()
+        self._settle()
+        if not counts or not self.points:  # one that does not count may lie inside of one that does
+            return
+        found = [one for at in [t for t in self._found if t >= task] for one in self._found.pop(at)]
+        columns: list[list[Tensor]] = [[self._zero] * self.points for _ in range(3)]
+        for point, *values in found:
+            for column, value in zip(columns, (values[0], self._one, values[1]), strict=True):
+                column[point] = column[point] + value.to(self._zero.device, torch.float32)
+        part = torch.stack([value for column in columns for value in column]).view(3, -1)
+        if changed:
+            squares = torch.stack(self._squares)
+            part += torch.stack([squares.nan_to_num(0.0), (~squares.isnan()).float(), torch.stack(self._gradients)])
+            torch._foreach_mul_(self._squares, math.nan)
+            torch._foreach_zero_(self._gradients)
+            self._settle()
+        self._sums = part if self._sums is None else self._sums + part
+        self._summed.add(task)
+
+    def drop(self, unless: Tensor | None = None) -> None:
+        """Forget the backwards so far. unless: a number on the device; if it is not zero, forget none."""
+        if unless is None:
+            self._sums = None
+            self._summed.clear()
+        elif self._sums is not None:
+            self._sums = torch.where(unless != 0, self._sums, 0.0)
+
+    def take(self) -> Tensor | None:
+        """Return the sums of the backwards since the last step, and begin anew. None if there were none."""
+        sums = None if self.repeats else self._sums
+        self.drop()
+        self._found.clear()
+        self._settle()
+        return sums
+
+
+def _tensor(values: Sequence[object]) -> Tensor | None:
+    return next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
