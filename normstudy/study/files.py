@@ -45,11 +45,11 @@ def fsync(path: Path) -> None:
 
 def _fsync_all(paths: Collection[Path]) -> None:
     """Fsync files or folders in parallel, so that the waits for the disk overlap."""
-    if len(paths) == 1:
-        fsync(*paths)
-        return
     with ThreadPoolExecutor(FSYNCS_AT_ONCE) as threads:
-        list(threads.map(fsync, paths))  # list() raises the first error that occurred in a thread
+        try:
+            list((threads.map if len(paths) > 1 else map)(fsync, paths))  # list() raises a thread's first error
+        except RuntimeError:  # Python starts no thread while it ends
+            list(map(fsync, paths))
 
 
 def place(study_dir: Path, relative: str, data: bytes) -> None:
