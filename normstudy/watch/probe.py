@@ -144,8 +144,10 @@ class Probe:
         self._forget_what_was_skipped()
         self._fresh, self._backwards = True, self._backwards + 1
         self._last, self._dirty = self._dirty, set()
-        if all(self.params[i].grad is None for i in self._last):
+        if self._last and all(self.params[i].grad is None for i in self._last):
             raise RuntimeError("no gradient is left at the end of backward, as with an optimizer that runs inside it")
+        if self._inside and not self._calls:  # a step has raised
+            self._inside, self._outer = False, -1
         unfinished = self._inside or 0 < len(self._stepped) < len(self.optimizers)
         probed = (unfinished and self.rows[-1].probed) or (not self._inside and self.probes(self.step))
         # A closure may run several times, as in L-BFGS. The first time, the parameters are those before the update.

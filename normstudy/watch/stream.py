@@ -111,8 +111,7 @@ class Stream:
 
     def end(self, task: int, counts: bool) -> None:
         """Add what a backward found, and those inside of it, as reentrant checkpointing makes them."""
-        changed = self._changed()
-        self._settle()
+        self._seen.clear()
         if not counts or not self.points:  # one that does not count may lie inside of one that does
             return
         found = [one for at in [t for t in self._found if t >= task] for one in self._found.pop(at)]
@@ -121,12 +120,12 @@ class Stream:
             for column, value in zip(columns, (values[0], self._one, values[1]), strict=True):
                 column[point] = column[point] + value.to(self._zero.device, torch.float32)
         part = torch.stack([value for column in columns for value in column]).view(3, -1)
-        if changed:
+        if self._changed():
             squares = torch.stack(self._squares)
             part += torch.stack([squares.nan_to_num(0.0), (~squares.isnan()).float(), torch.stack(self._gradients)])
             torch._foreach_mul_(self._squares, math.nan)
             torch._foreach_zero_(self._gradients)
-            self._settle()
+        self._settle()
         self._sums = part if self._sums is None else self._sums + part
         self._summed.add(task)
 

@@ -76,7 +76,7 @@ class Watch:
         self.study, self.run_id = given["study"], resume
         self.every: int = given["every"]
         self.dense: int = given["dense"]
-        self._given, self._scaler, self._pid = given, scaler, os.getpid()
+        self._given, self._scaler = given, scaler
         self._probe: Probe | None = None
         self._copy: Copy | None = None
         self._silent = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -118,7 +118,7 @@ class Watch:
             )
             self._began, self._written, self._first = time.monotonic(), time.monotonic(), step
             self._flush_at = step + ROWS_AT_ONCE
-            self.run_id, self._state = run_id, "watching"
+            self.run_id, self._state, self._pid = run_id, "watching", os.getpid()
             self._lock = held.pop_all()
             OPEN.add(self)
         return self
@@ -214,6 +214,9 @@ class Watch:
         try:
             self._flush(probe, keep=0)
             self._take_copied()
+        except Exception:
+            status = "failed"
+            raise
         finally:
             final = probe.left().get("val_loss")
             self._record.end(status, final_val_loss=None if final is None else float(final))
