@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Study:
         return status(self.folder)
 
     def __repr__(self) -> str:
-        return repr(self.status()) if Path(self.folder).is_dir() else f"{self.folder}: no runs"
+        return repr(self.status()) if os.path.isdir(self.folder) else f"{self.folder}: no runs"
 
 
 def run(**keys: object) -> Study:

@@ -70,7 +70,7 @@ def read(out: Path, rows: Sequence[str]) -> pd.DataFrame:
         file, again = out / f"{row}.parquet", f"run normstudy bench --rows {row} again"
         try:
             parts.append(parquet.read(file))
-        except (OSError, pa.ArrowInvalid):
+        except (OSError, pa.ArrowException):
             raise ConfigError(f"{file} cannot be read: {again}") from None
         if parts[-1].schema.names != SCHEMA.names:
             counts = f"{parts[-1].num_columns} columns instead of {len(SCHEMA)}"

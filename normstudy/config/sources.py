@@ -167,7 +167,7 @@ def _read(spec: str, path: Path) -> _Source:
         return _parse(str(path), state.st_mtime_ns, state.st_size)
     except OSError as error:
         raise ConfigError(f"{spec}: {shown(path)} cannot be read ({error.strerror}): make it readable") from None
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # of nested text, too
         raise ConfigError(f"{spec}: {describe(error, [str(path)])}") from None
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from normstudy import config as cfg
+from normstudy.errors import ConfigError
 from normstudy.reproductions.entry import MEASUREMENT, Need, Sizes, model_config
 from normstudy.study import files, parquet
 
@@ -58,8 +59,20 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
-    """Read a table. The columns of text have the type str; `layer` is NaN for a quantity of the entire model."""
-    frame: pd.DataFrame = parquet.read(path(out, name)).to_pandas()
+    """Read a table. The columns of text have the type str; `layer` is NaN for a quantity of the entire model.
+
+    Raises ConfigError for a table that is damaged, or has other columns.
+    """
+    try:
+        content = parquet.read(path(out, name))
+        if not content.schema.equals(SCHEMA):
+            raise pa.ArrowInvalid(f"its columns are {', '.join(content.schema.names)}")
+        frame: pd.DataFrame = content.to_pandas()
+    except Exception as error:
+        if not files.is_damage(error):
+            raise
+        told = f"{path(out, name)} cannot be read ({files.damage(error)})"
+        raise ConfigError(f"{told}: remove it, and run normstudy reproduce again") from None
     return frame.astype(dict.fromkeys(("quantity", "variant", "placement"), str))
 
 
@@ -67,6 +80,6 @@ def stored_definition(out: Path, name: str) -> str | None:
     """Return the definition of a stored table, or None if no table can be read."""
     try:
         metadata: dict[bytes, bytes] = parquet.open_file(path(out, name)).schema_arrow.metadata or {}
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowException, UnicodeDecodeError):
         return None
-    return metadata.get(b"definition", b"").decode()
+    return metadata.get(b"definition", b"").decode(errors="replace")

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, short
 from normstudy.study import files, schema
 
 SWAPPING = "{0} has an interrupted compaction: to complete it, run normstudy compact {0}"
@@ -15,8 +15,15 @@ OLD_TABLES = "state/tables.old"  # folder of the old tables during the swap
 
 
 def check_not_swapping(study_dir: Path) -> None:
-    """Raise ConfigError if tables/ is missing because a compaction is swapping it, or was killed while doing so."""
-    if (study_dir / OLD_TABLES).exists() and not (study_dir / "tables").exists():
+    """Raise ConfigError if tables/ is missing because a compaction is swapping it, or was killed while doing so.
+
+    Also if the folder cannot be looked at, because its path is too long, or a folder above it is not readable.
+    """
+    try:
+        swapping = (study_dir / OLD_TABLES).exists() and not (study_dir / "tables").exists()
+    except OSError as error:
+        raise ConfigError(f"{short(str(study_dir))} cannot be read: {error.strerror}") from None
+    if swapping:
         raise ConfigError(SWAPPING.format(study_dir))
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def new_id(name: str, config: Mapping[str, object]) -> str:
 
 def row_of(folder: Path, run_id: str) -> dict[str, Any]:
     """Return the row of a run that goes on. Raises ConfigError if there is none, or if it is compacted."""
-    row = parquet.read_row(folder, run_id)
+    row = parquet.read_row(folder, run_id) if re.fullmatch(r"[\w.+-]{1,99}", run_id, re.ASCII) else None
     if row is None:
         if run_id in tables.statuses(folder):
             raise ConfigError(f"resume {run_id}: {folder} is compacted, so its runs cannot go on: start a new run")

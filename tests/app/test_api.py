@@ -121,10 +121,14 @@ def test_a_bad_request_is_an_error_with_the_command_line_s_words(
         (lambda: normstudy.Study("none").plot(), "none does not exist"),
         (lambda: normstudy.Study("none").critical(), "none does not exist"),
         (lambda: normstudy.status("none"), "none does not exist"),
-    ):
+        *((lambda call=call, name=name: call(name), "... cannot be read: File name too long")
+          for call in (normstudy.load, normstudy.status, normstudy.report, normstudy.plot)
+          for name in ("x" * 300, "y/" * 3000)),
+    ):  # fmt: skip
         with pytest.raises(normstudy.ConfigError, match=re.escape(words)) as told:
             call()
         assert "\n" not in str(told.value)
+    assert repr(normstudy.Study("x" * 300)).endswith(": no runs")
     assert list(tmp_path.iterdir()) == []
 
 

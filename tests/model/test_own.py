@@ -121,6 +121,8 @@ NOT_FOUND: list[tuple[dict[str, str], str, list[str]]] = [
     ({"blocks.py": "from helper import x\n", "helper.py": "x = (\n"}, "blocks:f", ["helper.py:1", "SyntaxError"]),
     ({"blocks.py": "f = '\0'\n"}, "blocks:f", ["blocks.py", "null bytes"]),
     ({"blocks.py": "f = '\udcff'\n"}, "blocks:f", ["blocks.py", "SyntaxError"]),
+    ({"blocks.py": PRE + "x = " + "-" * 10**5 + "1\n"}, "blocks:f", ["blocks.py", "MemoryError"]),
+    ({"blocks.py": PRE + "x = " + "1+" * 10**5 + "1\n"}, "blocks:f", ["blocks.py", "RecursionError"]),
     ({"queue.py": PRE}, "queue:f", ["queue is a module of Python itself", "another name"]),
     ({"torch/__init__.py": PRE}, "torch:f", ["Python imports ", "rename your file"]),
 ]

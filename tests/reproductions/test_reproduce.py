@@ -15,6 +15,7 @@ from processes import on_terminal, wait_for, workers_of
 from reduced import REDUCED, STORED, measured
 
 from normstudy.cli import main
+from normstudy.errors import ConfigError
 from normstudy.reproductions import run, tables, workers
 from normstudy.reproductions.entry import MEASUREMENT, PRE, Job, Need, Sizes, Variant
 from normstudy.reproductions.registry import REPRODUCTIONS
@@ -66,6 +67,24 @@ def test_what_is_stored_is_not_measured_again(once: Path, monkeypatch: pytest.Mo
     again = run.reproduce(NAMES[:1], once, again=True, sizes=REDUCED)
     assert (again.measured, asked) == (NAMES[:1], [{PRE}])
     assert content(once) == before
+
+
+def test_a_damaged_table_is_one_line(once: Path, tmp_path: Path) -> None:
+    """Wherever a bit is changed: the table is measured again, or refused, or has the same numbers."""
+    whole = tables.read(once, NAMES[0])
+    sound, damaged = tables.path(once, NAMES[0]).read_bytes(), tables.path(tmp_path, NAMES[0])
+    damaged.parent.mkdir()
+    refused = []
+    for at in range(0, len(sound) - 8, max(1, len(sound) // 60)):
+        damaged.write_bytes(sound[:at] + bytes([sound[at] ^ 32]) + sound[at + 1 :])
+        if tables.stored_definition(tmp_path, NAMES[0]) != tables.stored_definition(once, NAMES[0]):
+            continue
+        try:
+            assert tables.read(tmp_path, NAMES[0]).equals(whole)
+        except ConfigError as error:
+            refused.append(str(error))
+    assert len(refused) > 3
+    assert all(re.fullmatch(r".* \(.*\): remove it, and run normstudy reproduce again", line) for line in refused)
 
 
 def test_another_definition_is_measured(once: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

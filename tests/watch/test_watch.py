@@ -645,7 +645,10 @@ def test_what_cannot_be_watched_is_one_line(tmp_path: Path) -> None:
         (lambda: watched(model, optimizer, tmp_path, study="sealed").start(), "is sealed"),
         (lambda: watched(model, optimizer, tmp_path, study="a/b").start(), "is not a valid study name"),
         (lambda: watched(model, optimizer, tmp_path / "file").start(), "cannot be written"),
-        (lambda: watched(model, optimizer, tmp_path, resume="mine-0123456789").start(), "is no run of"),
+        *(
+            (lambda given=given: watched(model, optimizer, tmp_path, resume=given).start(), "is no run of")
+            for given in ("mine-0123456789", "", "../mine", "a\0b", "x" * 300)
+        ),
     ):
         with pytest.raises(normstudy.ConfigError, match=re.escape(words)) as told:
             call()
