@@ -18,7 +18,7 @@ from torch.autograd import Variable
 from torch.optim import Optimizer
 
 from normstudy.errors import printable
-from normstudy.watch.hooks import Hook
+from normstudy.watch.hooks import Hook, depth_of_stack
 from normstudy.watch.names import Layout
 from normstudy.watch.rows import Number, Row, number
 from normstudy.watch.stream import Stream
@@ -55,15 +55,15 @@ class Probe:
         self._accumulations = self._backwards = self._at_pre = 0
         self._fresh = self._inside = False  # a backward has run since the last step; an optimizer is at work
         self._outer = -1  # depth of the stack at the step that is at work
+        self._current: Optimizer | None = None  # its optimizer
         self._calls = 0  # how often the optimizer at work has called its closure
         self._stepped: set[int] = set()  # the optimizers that have stepped in the last row
         self._hooks: list[Hook] = []
         self._before: dict[int, Tensor] = {}
         self._handles: list[Any] = []
         self._unhooked = list(range(len(self.params)))
-        last = ([p for p in block.parameters() if p.requires_grad] for block in reversed(layout.blocks))
-        self._sample = [self._index[id(p)] for p in next(filter(None, last), [])]
-        self._versions: dict[int, int] = {}  # of the sample's gradients, after the last backward that reached them
+        self._blocks = [{self._index[id(p)] for p in block.parameters()} for block in layout.blocks]
+        self._sample: set[int] = set()  # parameters of the last block that backwards since the last step have reached
         try:
             self._attach()
         except BaseException:
@@ -114,7 +114,7 @@ class Probe:
 
     def _begins(self, task: int) -> None:
         """Prepare for the end of a backward, which has come to a parameter or to a point of the residual stream."""
-        if task in self._tasks:
+        if task in self._tasks or not self._handles:
             return
         compiled = sys.modules.get("torch._dynamo.compiled_autograd")
         if compiled is not None and (compiled.compiled_autograd_enabled or compiled.in_compiled_autograd_region):
@@ -124,7 +124,7 @@ class Probe:
         Variable._execution_engine.queue_callback(Hook(end, self._failed))
         if self._unhooked:
             self._dirty.update(self._hook_trained())  # which this backward may have reached already
-        if self._versions and not (self._inside and self._calls > 1):
+        if self._sample and not (self._inside and self._calls > 1):
             self._forget_what_was_zeroed()
 
     def _accumulated(self, i: int, _: Tensor) -> None:
@@ -154,19 +154,15 @@ class Probe:
         probed = probed and not (self._inside and self._calls > 1)
         self.stream.end(task, counts=probed)
         if probed:
-            self._norms |= self._gradient_norms(sorted(self._last))
-            kept = {i: self.params[i].grad for i in self._sample if i in self._last}
-            self._versions |= {i: grad._version for i, grad in kept.items() if grad is not None}
+            # Also those that it has not reached, which may have been clipped since; but not once for each block.
+            self._norms |= self._gradient_norms(sorted(self._last) if self._tasks else range(len(self.params)))
+            self._sample = next((block & self._last for block in reversed(self._blocks) if block & self._last), set())
         self.seconds += time.perf_counter() - began
 
     def _forget_what_was_zeroed(self) -> None:
         """Drop the residual stream of backwards whose gradients were set to None or to zero without a step."""
-        now = {i: g for i in self._versions if (g := self.params[i].grad) is not None}
-        if not now:
-            self.stream.drop()
-            self._versions.clear()
-        elif any(grad._version != self._versions[i] for i, grad in now.items()):  # or they were scaled
-            self.stream.drop(unless=torch.stack(list(self._gradient_norms(list(now)).values())).max())
+        found = self._gradient_norms(sorted(self._sample))
+        self.stream.drop(unless=torch.stack(list(found.values())).max() if found else None)
 
     def _forget_what_was_skipped(self) -> None:
         """Drop the gradients of a step that the scaler has skipped since the last backward."""
@@ -191,10 +187,13 @@ class Probe:
     # ---- steps ----------------------------------------------------------------------------------------
 
     def _pre_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-        began, depth = time.perf_counter(), _depth()
+        began, depth = time.perf_counter(), depth_of_stack()
         if -1 < self._outer < depth:  # a step that another one calls, as one of a superclass
             return None
-        self._outer = depth
+        again = self._inside and self._current is optimizer and self._backwards == self._at_pre  # it has raised
+        self._outer, self._current = depth, optimizer
+        if again:
+            return None
         if not self.rows or id(optimizer) in self._stepped or not self._stepped:
             self._begin_row(optimizer)
         row, mine = self.rows[-1], self._of(optimizer)
@@ -203,6 +202,8 @@ class Probe:
         closure = kwargs.get("closure", args[1] if args[1:] else None)  # args begins with the optimizer
         counted = self._counted(closure)
         self._inside, self._calls, self._at_pre = True, 0, self._backwards
+        if counted is closure:
+            self._take_stream(row)
         self._take_gradients(row, optimizer, late=counted is closure)
         if row.probed:
             for i in mine:
@@ -220,7 +221,7 @@ class Probe:
     def _begin_row(self, optimizer: Optimizer) -> None:
         self._stepped.clear()
         losses = self._logged.get("train_loss"), self._logged.get("val_loss")
-        row = Row(self.step, self.probes(self.step), _lr(optimizer), *losses)
+        row = Row(self.step, self.probes(self.step), number(optimizer.param_groups[0].get("lr")), *losses)
         self.rows.append(row)
         self.step, self._logged = self.step + 1, {}
         self.collect()
@@ -237,16 +238,21 @@ class Probe:
         @functools.wraps(closure)
         def counted(*args: Any, **kwargs: Any) -> Any:
             self._calls += 1
-            return closure(*args, **kwargs)
+            try:
+                return closure(*args, **kwargs)
+            except BaseException:
+                self._inside, self._outer = False, -1
+                raise
 
         return counted
 
     def _post_step(self, optimizer: Optimizer, *_: object) -> None:
         began = time.perf_counter()
-        if self._outer != _depth():
+        if self._outer != depth_of_stack():
             return
         self._inside, self._fresh, self._outer = False, False, -1
         row, mine = self.rows[-1], self._of(optimizer)
+        self._take_stream(row)
         if self._backwards != self._at_pre:  # the step ran a closure
             for i in mine:
                 row.grads.pop(i, None)
@@ -266,21 +272,25 @@ class Probe:
             row.skipped = found_inf.detach() + (0.0 if row.skipped is None else row.skipped)
         self.seconds += time.perf_counter() - began
 
+    def _take_stream(self, row: Row) -> None:
+        """Move what backwards have found in the residual stream since the last step into a row."""
+        stream = self.stream.take()
+        self._tasks.clear()
+        self._sample = set()
+        if row.probed and stream is not None:
+            row.stream = stream if row.stream is None else row.stream + stream
+
     def _take_gradients(self, row: Row, optimizer: Optimizer, late: bool) -> None:
-        """Move the norms of an optimizer's gradients, and the residual stream so far, into a row.
+        """Move the norms of an optimizer's gradients into a row.
 
         late: whether to take gradients that no backward has left since the last step from the parameters themselves.
         """
         mine = self._of(optimizer)
-        stream, kept = self.stream.take(), {i: self._norms.pop(i) for i in mine if i in self._norms}
-        self._tasks.clear()
-        self._versions.clear()
+        kept = {i: self._norms.pop(i) for i in mine if i in self._norms}
         if not row.probed:
             return
         if self.scaler is not None and self.scaler.is_enabled() and self.scaler._scale is not None:
             row.scale = self.scaler._scale.clone()
-        if stream is not None:
-            row.stream = stream if row.stream is None else row.stream + stream
         clipped = self._gradient_norms(mine)
         row.clipped |= clipped
         for i, norm in clipped.items():
@@ -332,15 +342,3 @@ class Probe:
     def left(self) -> dict[str, Number]:
         """Return what was logged after the last step."""
         return self._logged
-
-
-def _lr(optimizer: Optimizer) -> Number:
-    return number(optimizer.param_groups[0].get("lr"))
-
-
-def _depth() -> int:
-    """Return how many calls are at work above the caller."""
-    frame, depth = sys._getframe(1), 0
-    while frame.f_back is not None:
-        frame, depth = frame.f_back, depth + 1
-    return depth

@@ -128,6 +128,8 @@ class Record:
                     self._window[table] = {name: values for name, values in columns.items() if name != "run_id"}
                 elif number > self._number:
                     path.unlink()
+        losses = self._window["steps"]["train_loss"]
+        self.row["final_train_loss"] = losses[-1] if losses else None
         self._unsaved = True
         return step
 

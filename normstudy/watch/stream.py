@@ -45,7 +45,7 @@ class Stream:
         self._gradients = [self._zero.clone() for _ in range(self.points)]
         self._settled = [x._version for x in self._squares]
         self._seen: set[int] = set()  # points of the forward passes since the last backward
-        self._output: weakref.ref[Tensor] | None = None  # of the last block
+        self._outputs: dict[int, weakref.ref[Tensor]] = {}  # the last one of each block
 
     def enter(self, _: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         """Take the first block's input."""
@@ -53,35 +53,38 @@ class Stream:
         x = _tensor((kwargs.get("hidden_states"), *kwargs.values())) if x is None else x
         if x is None or not torch.is_grad_enabled():
             return
-        if not torch.compiler.is_compiling():
-            self.repeats = self.repeats or (self._output is not None and self._output() is x)
+        self._compare(x, self.points - 1)
         self._tap(0, x)
 
-    def leave(self, point: int, _: nn.Module, __: object, output: object) -> None:
+    def _compare(self, x: Tensor | None, point: int) -> None:
+        if not torch.compiler.is_compiling() and x is not None and point in self._outputs:
+            self.repeats = self.repeats or self._outputs[point]() is x
+
+    def leave(self, point: int, _: nn.Module, args: tuple[object, ...], output: object) -> None:
         """Take a block's output."""
         x = _tensor(output if isinstance(output, tuple | list) else (output,))
         if x is None or not torch.is_grad_enabled():
             return
-        if point == self.points - 1 and not torch.compiler.is_compiling():
-            self._output = weakref.ref(x)
+        self._compare(_tensor(args), point)
+        if not torch.compiler.is_compiling():
+            self._outputs[point] = weakref.ref(x)
         self._tap(point, x)
 
     def _tap(self, point: int, x: Tensor) -> None:
         if torch.compiler.is_compiling():
             with torch.no_grad():
                 self._squares[point].copy_(x.detach().float().square().mean())
-                self._gradients[point].zero_()
-            if x.requires_grad:
+            if x.requires_grad and not x.is_leaf:
                 x.register_hook(Hook(functools.partial(self._compiled_gradient, point)))  # type: ignore[no-untyped-call]
             return
         # Checkpointing runs a block again inside the backward; one that ran before with gradients counts once.
-        again = torch._C._current_graph_task_id() != -1 and point in self._seen
-        if again or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        inside = torch._C._current_graph_task_id() != -1
+        if (inside and point in self._seen) or torch._C._functorch.is_functorch_wrapped_tensor(x):
             return
         self._seen.add(point)
         with torch.no_grad():
             square = x.detach().float().square().mean()
-            if not x.requires_grad:
+            if not x.requires_grad or (x.is_leaf and not inside):  # a hook of the loop's own leaf would stay on it
                 self._squares[point].copy_(square)
                 return
         x.register_hook(Hook(functools.partial(self._gradient, point, Pass(square)), self._failed))  # type: ignore[no-untyped-call]
@@ -107,6 +110,8 @@ class Stream:
 
     def _settle(self) -> None:
         self._seen.clear()
+        if self._changed():
+            torch._foreach_zero_(self._gradients)
         self._settled = [x._version for x in self._squares]
 
     def end(self, task: int, counts: bool) -> None:
@@ -121,10 +126,12 @@ class Stream:
                 column[point] = column[point] + value.to(self._zero.device, torch.float32)
         part = torch.stack([value for column in columns for value in column]).view(3, -1)
         if self._changed():
-            squares = torch.stack(self._squares)
-            part += torch.stack([squares.nan_to_num(0.0), (~squares.isnan()).float(), torch.stack(self._gradients)])
+            once = zip(self._squares, self._settled, strict=True)  # what several passes have written is unknown
+            squares = torch.stack([x if x._version <= was + 1 else x * math.inf for x, was in once])
+            part[0] += torch.where(squares.isnan(), 0.0, squares)
+            part[1] += ~squares.isnan()
+            part[2] += torch.stack(self._gradients)
             torch._foreach_mul_(self._squares, math.nan)
-            torch._foreach_zero_(self._gradients)
         self._settle()
         self._sums = part if self._sums is None else self._sums + part
         self._summed.add(task)

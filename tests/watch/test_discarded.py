@@ -88,6 +88,13 @@ def raising(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     handle.remove()
 
 
+def zeros_by_hand(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    backward(model)
+    for p in model.parameters():
+        if p.grad is not None:
+            p.grad.data.zero_()
+
+
 def functional(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     given = {name: p.detach() for name, p in model.named_parameters()}
     x, y = ODD
@@ -100,7 +107,7 @@ def functional(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 @pytest.mark.parametrize(
-    "before", [nothing, zeros, several, not_a_number, grad_alone, evaluation, raising, functional]
+    "before", [nothing, zeros, several, not_a_number, grad_alone, evaluation, raising, functional, zeros_by_hand]
 )  # fmt: skip
 def test_a_backward_without_a_step_leaves_nothing(before: Callable[..., None], tmp_path: Path) -> None:
     clean(tmp_path)
@@ -348,3 +355,150 @@ def test_frozen_parameters_of_other_types(dtype: Any, tmp_path: Path) -> None:
     assert math.isnan(norm) if unknown else norm == 5.0
     assert found.steps["param_norm"].isna().tolist() == [unknown]
     assert found.runs["nonfinite_step"].isna().all()
+
+
+def test_two_forwards_of_a_compiled_model(tmp_path: Path) -> None:
+    """Gradients are added; several passes of one backward have no common RMS."""
+    for study in ("plain", "compiled"):
+        torch._dynamo.reset()
+        model = made(Plain)
+        with watched(model, optimizer := sgd(model), tmp_path, study=study):
+            called: Any = torch.compile(model, backend="eager") if study == "compiled" else model
+            for batch in batches(3):
+                optimizer.zero_grad()
+                (loss_of(called, batch) + loss_of(called, ODD)).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+    torch._dynamo.reset()
+    plain, compiled = (normstudy.load(tmp_path / study) for study in ("plain", "compiled"))
+    pd.testing.assert_frame_equal(
+        plain.modules.drop(columns="run_id"), compiled.modules.drop(columns="run_id"), rtol=1e-4, atol=1e-9
+    )
+    assert compiled.residual["grad_norm"].tolist() == pytest.approx(plain.residual["grad_norm"].tolist(), rel=1e-4)
+    assert compiled.residual["rms"].isna().all()
+
+
+def test_a_stream_that_begins_at_a_leaf_leaves_no_hook_on_it(tmp_path: Path) -> None:
+    class Latent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latent = nn.Parameter(torch.randn(2, 8, 16))
+            self.layers = Encoder().layers
+
+        def forward(self) -> Tensor:
+            out: Tensor = self.layers(self.latent)
+            return out
+
+    model = made(Latent)
+    with watched(model, optimizer := sgd(model), tmp_path):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model().square().mean().backward()
+            optimizer.step()
+    assert not model.latent._backward_hooks
+    found = normstudy.load(tmp_path / "mine").residual
+    assert found["rms"].notna().all()
+    assert found.groupby("layer")["grad_norm"].count().tolist() == [0, 3, 3, 3]
+
+
+def test_clipping_between_backwards_that_reach_different_parameters(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, want = torch.ones(2, 4), []
+    with watched(model, optimizer, tmp_path):
+        for _ in range(3):
+            optimizer.zero_grad()
+            (9 * model["b"](model["a"](x))).square().sum().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            (9 * model["a"](x)).square().sum().backward()
+            want.append(math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)))
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    steps = normstudy.load(tmp_path / "mine").steps
+    assert steps["grad_norm"].tolist() == pytest.approx(want, rel=1e-5)
+    assert steps["clip_factor"].tolist() == pytest.approx([1 / one for one in want], rel=1e-4)
+
+
+def test_a_closure_that_raises_and_a_step_that_is_tried_again(tmp_path: Path) -> None:
+    def deeper(calls: int, call: Callable[[], Any]) -> None:
+        deeper(calls - 1, call) if calls else call()
+
+    class Once(torch.optim.SGD):
+        failing = True
+
+        def step(self, closure: Any = None) -> Any:
+            if self.failing and closure is None:
+                self.failing = False
+                raise ZeroDivisionError
+            return super().step(closure)
+
+    model = made(Plain)
+    optimizer = Once(model.parameters(), lr=0.1)
+
+    def closure(stops: bool = False) -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model, ODD)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if stops:
+            raise ZeroDivisionError
+        return loss
+
+    want = []
+    with watched(model, optimizer, tmp_path):
+        with contextlib.suppress(ZeroDivisionError):
+            optimizer.step(lambda: closure(stops=True))
+        for _ in range(3):
+            deeper(5, lambda: optimizer.step(closure))
+        closure()
+        want.append(nn.utils.clip_grad_norm_(model.parameters(), 0.01).item())
+        for _ in range(2):
+            with contextlib.suppress(ZeroDivisionError):
+                optimizer.step()
+    steps = normstudy.load(tmp_path / "mine").steps
+    assert steps["step"].tolist() == [0, 1, 2, 3, 4]
+    assert steps["grad_norm"].iloc[-1:].tolist() == pytest.approx(want, rel=1e-5)
+    assert steps["clip_factor"].iloc[-1:].tolist() == pytest.approx([0.01 / want[0]], rel=1e-3)
+
+
+def test_a_backward_before_a_closure_that_begins_anew(tmp_path: Path) -> None:
+    clean(tmp_path)
+    model = made(Plain)
+    with watched(model, optimizer := sgd(model), tmp_path):
+        for batch in batches(4):
+
+            def closure(batch: Batch = batch) -> Tensor:
+                optimizer.zero_grad()
+                loss = loss_of(model, batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+                return loss
+
+            backward(model)
+            optimizer.step(closure)
+    assert_same(tmp_path)
+
+
+def test_each_block_twice_has_no_points(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Doubled(Plain):
+        def forward(self, tokens: Tensor) -> Tensor:
+            d = self.decoder
+            x = d.embed(tokens) + d.pos(torch.arange(tokens.shape[1]))
+            for block in d.blocks:
+                x = block(block(x))
+            logits: Tensor = d.head(d.norm(x))
+            return logits
+
+    model = made(Doubled)
+    with watched(model, optimizer := sgd(model), tmp_path):
+        step(model, optimizer, batches(1)[0])
+    assert "its blocks run several times in a pass" in capfd.readouterr().err
+    assert normstudy.load(tmp_path / "mine").residual["rms"].isna().all()
+
+
+def test_a_backward_after_the_end_hooks_nothing(tmp_path: Path) -> None:
+    model = made(Plain)
+    model.decoder.head.requires_grad_(False)  # type: ignore[union-attr, operator]
+    with watched(model, optimizer := sgd(model), tmp_path):
+        step(model, optimizer, batches(1)[0])
+        loss = loss_of(model, ODD)
+    model.decoder.head.requires_grad_(True)  # type: ignore[union-attr, operator]
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())

@@ -85,6 +85,7 @@ def test_models_and_optimizers_that_cannot_be_are_one_line(tmp_path: Path) -> No
         (model, "sgd", "optimizer is of type str"),
         (model, [], "optimizer is a list of 0"),
         (model, [adamw(model)] * 2, "optimizer is a list of 2"),
+        (model, [adamw(model), adamw(model)], "parameters are in two optimizers"),
         (model, Lookahead(adamw(model)), "Lookahead takes no hooks on its steps"),
         (lazy, torch.optim.SGD(lazy.parameters(), lr=0.1), "has parameters without a shape yet"),
     ):
