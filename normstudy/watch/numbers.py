@@ -143,5 +143,5 @@ def _stream(row: Row, points: int, device: torch.device) -> Tensor:
         return torch.full((2, points), math.nan, dtype=torch.float32, device=device)
     squares, passes, gradients = row.stream
     norms = torch.where(gradients > 0, gradients, math.nan).sqrt()
-    squares = torch.where(squares.isinf(), math.nan, squares)
+    squares = torch.where(squares < 0, math.nan, squares)  # several passes of a compiled block, say
     return torch.stack([(squares / passes).sqrt(), norms if row.scale is None else norms / row.scale])

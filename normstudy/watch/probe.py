@@ -194,9 +194,10 @@ class Probe:
         self._outer, self._current = depth, optimizer
         if again:
             return None
+        mine = self._of(optimizer)
         if not self.rows or id(optimizer) in self._stepped or not self._stepped:
-            self._begin_row(optimizer)
-        row, mine = self.rows[-1], self._of(optimizer)
+            self._begin_row(optimizer, set(mine))
+        row = self.rows[-1]
         self._stepped.add(id(optimizer))
         self._since.add(id(optimizer))
         closure = kwargs.get("closure", args[1] if args[1:] else None)  # args begins with the optimizer
@@ -204,7 +205,7 @@ class Probe:
         self._inside, self._calls, self._at_pre = True, 0, self._backwards
         if counted is closure:
             self._take_stream(row)
-        self._take_gradients(row, optimizer, late=counted is closure)
+        self._take_gradients(row, optimizer, mine, late=counted is closure)
         if row.probed:
             for i in mine:
                 if i not in self._before:
@@ -218,7 +219,7 @@ class Probe:
             (args, {**kwargs, "closure": counted}) if "closure" in kwargs else ((args[0], counted, *args[2:]), kwargs)
         )
 
-    def _begin_row(self, optimizer: Optimizer) -> None:
+    def _begin_row(self, optimizer: Optimizer, mine: set[int]) -> None:
         self._stepped.clear()
         losses = self._logged.get("train_loss"), self._logged.get("val_loss")
         row = Row(self.step, self.probes(self.step), number(optimizer.param_groups[0].get("lr")), *losses)
@@ -226,7 +227,6 @@ class Probe:
         self.step, self._logged = self.step + 1, {}
         self.collect()
         if row.probed:  # others than this optimizer's may change without a step, as an average of weights does
-            mine = set(self._of(optimizer))
             others = [i for i, p in enumerate(self.params) if i not in mine and has_norm(p)]
             row.params = dict(zip(others, norms([self.params[i] for i in others]), strict=True))
 
@@ -257,7 +257,7 @@ class Probe:
             for i in mine:
                 row.grads.pop(i, None)
                 row.clipped.pop(i, None)
-            self._take_gradients(row, optimizer, late=True)
+            self._take_gradients(row, optimizer, mine, late=True)
             row.repeated = row.repeated or self._calls > 1
         if row.probed:
             before = [self._before[i] for i in mine]
@@ -280,12 +280,11 @@ class Probe:
         if row.probed and stream is not None:
             row.stream = stream if row.stream is None else row.stream + stream
 
-    def _take_gradients(self, row: Row, optimizer: Optimizer, late: bool) -> None:
+    def _take_gradients(self, row: Row, optimizer: Optimizer, mine: Sequence[int], late: bool) -> None:
         """Move the norms of an optimizer's gradients into a row.
 
         late: whether to take gradients that no backward has left since the last step from the parameters themselves.
         """
-        mine = self._of(optimizer)
         kept = {i: self._norms.pop(i) for i in mine if i in self._norms}
         if not row.probed:
             return

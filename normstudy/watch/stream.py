@@ -25,7 +25,7 @@ class Stream:
     """Sum what backwards find at the points of the stream. Point 0 is the first block's input, the others outputs.
 
     A forward pass counts when a backward comes through it, and a backward when it reaches parameters: an evaluation or
-    a call of torch.autograd.grad leaves nothing.
+    a call of torch.autograd.grad leaves nothing. Of compiled blocks the last forward pass and all gradients count.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Stream:
         part = torch.stack([value for column in columns for value in column]).view(3, -1)
         if self._changed():
             once = zip(self._squares, self._settled, strict=True)  # what several passes have written is unknown
-            squares = torch.stack([x if x._version <= was + 1 else x * math.inf for x, was in once])
+            squares = torch.stack([x if x._version <= was + 1 else x * -math.inf for x, was in once])
             part[0] += torch.where(squares.isnan(), 0.0, squares)
             part[1] += ~squares.isnan()
             part[2] += torch.stack(self._gradients)

@@ -101,9 +101,7 @@ class Watch:
                 tables.prepare(folder, shared=True)
             run_id = self.run_id or record.new_id(self.study, config)
             record.check_resumed(folder, given, self.layout.places)
-            if run_id in {one.run_id for one in OPEN if one._state == "watching"} or not held.enter_context(
-                locks.hold_runs(folder, [run_id])
-            ):
+            if run_id in {one.run_id for one in OPEN} or not held.enter_context(locks.hold_runs(folder, [run_id])):
                 raise ConfigError(f"another watch records {run_id}: wait for it to end, or stop it")
             params = [p for _, p in self.model.named_parameters()]
             row = record.first_row(run_id, self.study, given["seed"] or 0, params, config)

@@ -502,3 +502,12 @@ def test_a_backward_after_the_end_hooks_nothing(tmp_path: Path) -> None:
     model.decoder.head.requires_grad_(True)  # type: ignore[union-attr, operator]
     loss.backward()  # type: ignore[no-untyped-call]
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_a_residual_stream_that_overflows_is_infinite(tmp_path: Path) -> None:
+    model = made(Plain)
+    with torch.no_grad():
+        model.decoder.embed.weight.fill_(1e30)  # type: ignore[union-attr, operator]
+    with watched(model, optimizer := sgd(model), tmp_path):
+        step(model, optimizer, batches(1)[0])
+    assert math.isinf(normstudy.load(tmp_path / "mine").residual["rms"][0])
