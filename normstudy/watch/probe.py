@@ -100,6 +100,7 @@ class Probe:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.stream.close()
 
     def _failed(self, error: Exception) -> None:
         """Say what ended the watch, and silence the hooks. They are removed later: torch may iterate over them now."""

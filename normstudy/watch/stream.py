@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -12,20 +13,23 @@ from torch import Tensor, nn
 
 from normstudy.watch.hooks import Hook
 
+_KEYS = itertools.count()
+STREAMS: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()  # those that compiled graphs name
+
 
 class Pass:
     """Hold the mean square of the stream at one point of one forward pass."""
 
-    def __init__(self, square: Tensor) -> None:
+    def __init__(self, square: Tensor, task: int = -1) -> None:
         self.square = square
-        self.task = -1  # the last backward that came through here
+        self.task = task  # the last backward that came through here
 
 
 class Stream:
     """Sum what backwards find at the points of the stream. Point 0 is the first block's input, the others outputs.
 
     A forward pass counts when a backward comes through it, and a backward when it reaches parameters: an evaluation or
-    a call of torch.autograd.grad leaves nothing. Of compiled blocks the last forward pass and all gradients count.
+    a call of torch.autograd.grad leaves nothing.
     """
 
     def __init__(
@@ -38,13 +42,14 @@ class Stream:
         self._sums: Tensor | None = None  # (3, points): sums of mean squares, passes, sums of squared gradients
         self._summed: set[int] = set()  # backwards
         self._found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}  # backward -> point, square, gradient
+        self._kept = -1  # the last backward through compiled blocks that kept its graph, so that another may follow
         self._zero, self._one = (torch.full((), k, dtype=torch.float32, device=device) for k in (0.0, 1.0))
-        # Of the last forward pass, where no gradient comes by or blocks are compiled: the mean square, or NaN, and the
-        # squared gradient. The graph of a compiled block can only change tensors; a tensor each keeps graphs apart.
-        self._squares = [self._zero * math.nan for _ in range(self.points)]
-        self._gradients = [self._zero.clone() for _ in range(self.points)]
+        # The mean squares of the last forward pass, where no gradient comes by. A tensor each keeps graphs apart.
+        self._squares = [self._zero.clone() for _ in range(self.points)]
         self._settled = [x._version for x in self._squares]
-        self._seen: set[int] = set()  # points of the forward passes since the last backward
+        self._key = next(_KEYS)
+        STREAMS[self._key] = self
+        self._seen: set[int] = set()  # points since the last backward; -1: compiled blocks ran
         self._outputs: dict[int, weakref.ref[Tensor]] = {}  # the last one of each block
 
     def enter(self, _: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
@@ -72,10 +77,7 @@ class Stream:
 
     def _tap(self, point: int, x: Tensor) -> None:
         if torch.compiler.is_compiling():
-            with torch.no_grad():
-                self._squares[point].copy_(x.detach().float().square().mean())
-            if x.requires_grad and not x.is_leaf:
-                x.register_hook(Hook(functools.partial(self._compiled_gradient, point)))  # type: ignore[no-untyped-call]
+            self._tap_compiled(point, x)
             return
         # Checkpointing runs a block again inside the backward; one that ran before with gradients counts once.
         inside = torch._C._current_graph_task_id() != -1
@@ -89,8 +91,15 @@ class Stream:
                 return
         x.register_hook(Hook(functools.partial(self._gradient, point, Pass(square)), self._failed))  # type: ignore[no-untyped-call]
 
-    def _compiled_gradient(self, point: int, grad: Tensor) -> None:
-        self._gradients[point].add_(grad.detach().float().square().sum())
+    def _tap_compiled(self, point: int, x: Tensor) -> None:
+        """Tap a tensor while its block is traced, which allows only operations on tensors."""
+        if x.requires_grad and not x.is_leaf:
+            # The first block's input may come from outside of a checkpoint. Its hook then knows no tensor from inside.
+            source = torch.ops.normstudy.mean_square(x.detach(), self._key) if point else x
+            x.register_hook(functools.partial(_copied, source, self._key, point))  # type: ignore[no-untyped-call]
+        else:
+            with torch.no_grad():
+                self._squares[point].copy_(x.detach().float().square().mean())
 
     def _gradient(self, point: int, one: Pass, grad: Tensor) -> None:
         task = torch._C._current_graph_task_id()
@@ -101,17 +110,33 @@ class Stream:
         one.task = task
         self._found.setdefault(task, []).append((point, one.square, square))
 
+    def mark(self) -> None:
+        """Note that compiled blocks run, which an operator tells."""
+        self._seen.add(-1)
+
+    def take_gradient(self, point: int, source: Tensor, grad: Tensor) -> None:
+        """Take the gradient of a compiled block. source: the stream where it comes by, or its mean square."""
+        Hook(functools.partial(self._compiled_gradient, point, source), self._failed)(grad)
+
+    def _compiled_gradient(self, point: int, source: Tensor, grad: Tensor) -> None:
+        if grad.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("a CUDA graph, which does not call watch: compile without mode='reduce-overhead'")
+        # A copy of the mean square, because the graph may use its memory again.
+        one = Pass(source.detach().float().square().mean() if source.ndim else source.clone(), self._kept)
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            self._kept = torch._C._current_graph_task_id()
+        self._gradient(point, one, grad)
+
+    def close(self) -> None:
+        """Take nothing more from compiled graphs, which outlive a watch."""
+        STREAMS.pop(self._key, None)
+
     def ran(self) -> bool:
         """Return whether blocks have run with gradients since the last backward or step."""
-        return bool(self._seen) or self._changed()
-
-    def _changed(self) -> bool:
-        return self._settled != [x._version for x in self._squares]
+        return bool(self._seen) or self._settled != [x._version for x in self._squares]
 
     def _settle(self) -> None:
         self._seen.clear()
-        if self._changed():
-            torch._foreach_zero_(self._gradients)
         self._settled = [x._version for x in self._squares]
 
     def end(self, task: int, counts: bool) -> None:
@@ -120,18 +145,15 @@ class Stream:
         if not counts or not self.points:  # one that does not count may lie inside of one that does
             return
         found = [one for at in [t for t in self._found if t >= task] for one in self._found.pop(at)]
+        reached = {point for point, *_ in found}
+        changed = [i for i, x in enumerate(self._squares) if x._version != self._settled[i] and i not in reached]
+        once = {i: self._squares[i]._version == self._settled[i] + 1 for i in changed}  # else its RMS is unknown
+        found += [(i, self._squares[i] if once[i] else self._zero - math.inf, self._zero) for i in changed]
         columns: list[list[Tensor]] = [[self._zero] * self.points for _ in range(3)]
         for point, *values in found:
             for column, value in zip(columns, (values[0], self._one, values[1]), strict=True):
                 column[point] = column[point] + value.to(self._zero.device, torch.float32)
         part = torch.stack([value for column in columns for value in column]).view(3, -1)
-        if self._changed():
-            once = zip(self._squares, self._settled, strict=True)  # what several passes have written is unknown
-            squares = torch.stack([x if x._version <= was + 1 else x * -math.inf for x, was in once])
-            part[0] += torch.where(squares.isnan(), 0.0, squares)
-            part[1] += ~squares.isnan()
-            part[2] += torch.stack(self._gradients)
-            torch._foreach_mul_(self._squares, math.nan)
         self._settle()
         self._sums = part if self._sums is None else self._sums + part
         self._summed.add(task)
@@ -155,3 +177,31 @@ class Stream:
 
 def _tensor(values: Sequence[object]) -> Tensor | None:
     return next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
+
+
+def _copied(source: Tensor, key: int, point: int, grad: Tensor) -> Tensor:
+    copy: Tensor = torch.ops.normstudy.take_gradient(grad, source, key, point)
+    return copy
+
+
+def _mean_square(x: Tensor, key: int) -> Tensor:
+    square = x.float().square().mean()
+    if key in STREAMS:
+        STREAMS[key].mark()
+    return square
+
+
+def _take_gradient(grad: Tensor, source: Tensor, key: int, point: int) -> Tensor:
+    """Hand a gradient of a compiled block to its stream, and return a copy, without which a graph would not call it."""
+    if key in STREAMS:
+        STREAMS[key].take_gradient(point, source, grad)
+    return grad.clone()
+
+
+torch.library.custom_op(
+    "normstudy::mean_square", _mean_square, mutates_args=(), schema="(Tensor x, int key) -> Tensor"
+).register_fake(lambda x, _: x.new_empty((), dtype=torch.float32))
+torch.library.custom_op(
+    "normstudy::take_gradient", _take_gradient, mutates_args=(),
+    schema="(Tensor grad, Tensor source, int key, int point) -> Tensor",
+).register_fake(lambda grad, *_: torch.empty_like(grad))  # fmt: skip
