@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normstudy.watch.names import Layout
 from normstudy.watch.rows import Number, Row
-from normstudy.watch.sums import has_norm
+from normstudy.watch.sums import has_norm, wide
 
 LOGGED = ("train_loss", "val_loss", "lr", "skipped")
 KINDS = ("grads", "params", "updates")
@@ -119,10 +119,8 @@ def _modules(row: Row, groups: Groups) -> Tensor:
             norms = norms.nan_to_num(math.inf, math.inf)
             if kind == "grads" and row.scale is not None:
                 norms = norms / row.scale.to(groups.device)
-            # The square of a small norm is no float32, and not every device has float64.
-            largest = torch.where(norms.isinf(), 0.0, norms).max().clamp(torch.finfo(torch.float32).tiny)
-            squares = torch.zeros_like(out[k, :-1]).index_add_(0, at, (norms / largest).square())
-            out[k, :-1].index_copy_(0, at, (squares.sqrt() * largest)[at])
+            squares = norms.new_zeros(groups.n).index_add_(0, at, norms.square())
+            out[k, :-1].index_copy_(0, at, squares.sqrt().float()[at])
     if both := [i for i in row.clipped if i in row.grads and not row.repeated]:
         before, after = (_stacked([of[i] for i in both], groups.device) for of in (row.grads, row.clipped))
         before = before / row.scale.to(groups.device) if row.scale is not None else before
@@ -134,7 +132,7 @@ def _modules(row: Row, groups: Groups) -> Tensor:
 
 
 def _stacked(norms: Iterable[Tensor], device: torch.device) -> Tensor:
-    return torch.stack([norm.to(device, torch.float32) for norm in norms])
+    return torch.stack([norm.to(device, wide(device)) for norm in norms])
 
 
 def _stream(row: Row, points: int, device: torch.device) -> Tensor:
@@ -144,4 +142,4 @@ def _stream(row: Row, points: int, device: torch.device) -> Tensor:
     squares, passes, gradients = row.stream
     norms = torch.where(gradients > 0, gradients, math.nan).sqrt()
     squares = torch.where(squares < 0, math.nan, squares)  # several passes of a compiled block, say
-    return torch.stack([(squares / passes).sqrt(), norms if row.scale is None else norms / row.scale])
+    return torch.stack([(squares / passes).sqrt(), norms if row.scale is None else norms / row.scale]).float()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from normstudy.watch.hooks import Hook
+from normstudy.watch.sums import sum_of_squares, wide
 
 _KEYS = itertools.count()
 STREAMS: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()  # those that compiled graphs name
@@ -43,7 +44,7 @@ class Stream:
         self._summed: set[int] = set()  # backwards
         self._found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}  # backward -> point, square, gradient
         self._kept = -1  # the last backward through compiled blocks that kept its graph, so that another may follow
-        self._zero, self._one = (torch.full((), k, dtype=torch.float32, device=device) for k in (0.0, 1.0))
+        self._zero, self._one = (torch.full((), k, dtype=wide(device), device=device) for k in (0.0, 1.0))
         # The mean squares of the last forward pass, where no gradient comes by. A tensor each keeps graphs apart.
         self._squares = [self._zero.clone() for _ in range(self.points)]
         self._settled = [x._version for x in self._squares]
@@ -84,11 +85,10 @@ class Stream:
         if (inside and point in self._seen) or torch._C._functorch.is_functorch_wrapped_tensor(x):
             return
         self._seen.add(point)
-        with torch.no_grad():
-            square = x.detach().float().square().mean()
-            if not x.requires_grad or (x.is_leaf and not inside):  # a hook of the loop's own leaf would stay on it
-                self._squares[point].copy_(square)
-                return
+        square = mean_square(x)
+        if not x.requires_grad or (x.is_leaf and not inside):  # a hook of the loop's own leaf would stay on it
+            self._squares[point].copy_(square)
+            return
         x.register_hook(Hook(functools.partial(self._gradient, point, Pass(square)), self._failed))  # type: ignore[no-untyped-call]
 
     def _tap_compiled(self, point: int, x: Tensor) -> None:
@@ -98,13 +98,12 @@ class Stream:
             source = torch.ops.normstudy.mean_square(x.detach(), self._key) if point else x
             x.register_hook(functools.partial(_copied, source, self._key, point))  # type: ignore[no-untyped-call]
         else:
-            with torch.no_grad():
-                self._squares[point].copy_(x.detach().float().square().mean())
+            self._squares[point].copy_(mean_square(x))
 
     def _gradient(self, point: int, one: Pass, grad: Tensor) -> None:
         task = torch._C._current_graph_task_id()
         self._begins(task)
-        square = grad.detach().float().square().sum()
+        square = sum_of_squares(grad)
         if one.task != task and one.task in self._summed:  # whose gradient should be added to this one before squaring
             square = square * torch.nan
         one.task = task
@@ -122,7 +121,7 @@ class Stream:
         if grad.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("a CUDA graph, which does not call watch: compile without mode='reduce-overhead'")
         # A copy of the mean square, because the graph may use its memory again.
-        one = Pass(source.detach().float().square().mean() if source.ndim else source.clone(), self._kept)
+        one = Pass(mean_square(source) if source.ndim else source.clone(), self._kept)
         if torch._C._autograd._get_current_graph_task_keep_graph():
             self._kept = torch._C._current_graph_task_id()
         self._gradient(point, one, grad)
@@ -152,7 +151,7 @@ class Stream:
         columns: list[list[Tensor]] = [[self._zero] * self.points for _ in range(3)]
         for point, *values in found:
             for column, value in zip(columns, (values[0], self._one, values[1]), strict=True):
-                column[point] = column[point] + value.to(self._zero.device, torch.float32)
+                column[point] = column[point] + value.to(self._zero)
         part = torch.stack([value for column in columns for value in column]).view(3, -1)
         self._settle()
         self._sums = part if self._sums is None else self._sums + part
@@ -179,16 +178,19 @@ def _tensor(values: Sequence[object]) -> Tensor | None:
     return next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
 
 
+def mean_square(x: Tensor) -> Tensor:
+    return sum_of_squares(x) / x.numel()
+
+
 def _copied(source: Tensor, key: int, point: int, grad: Tensor) -> Tensor:
     copy: Tensor = torch.ops.normstudy.take_gradient(grad, source, key, point)
     return copy
 
 
 def _mean_square(x: Tensor, key: int) -> Tensor:
-    square = x.float().square().mean()
     if key in STREAMS:
         STREAMS[key].mark()
-    return square
+    return mean_square(x)
 
 
 def _take_gradient(grad: Tensor, source: Tensor, key: int, point: int) -> Tensor:
@@ -200,7 +202,7 @@ def _take_gradient(grad: Tensor, source: Tensor, key: int, point: int) -> Tensor
 
 torch.library.custom_op(
     "normstudy::mean_square", _mean_square, mutates_args=(), schema="(Tensor x, int key) -> Tensor"
-).register_fake(lambda x, _: x.new_empty((), dtype=torch.float32))
+).register_fake(lambda x, _: x.new_empty((), dtype=wide(x.device)))
 torch.library.custom_op(
     "normstudy::take_gradient", _take_gradient, mutates_args=(),
     schema="(Tensor grad, Tensor source, int key, int point) -> Tensor",

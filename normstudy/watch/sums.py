@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 ROW = 1024  # squares that are added one after another
+ORDINARY = (1e-15, 1e15)  # between these no square that matters leaves the range of float32
 
 
 @torch.no_grad()
@@ -16,12 +17,32 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     On a CPU torch adds all squares of a tensor one after another. The norm of four million equal numbers, as the first
     updates of Adam are, is then off by 0.3 %. So a long tensor's norm is that of the norms of its rows, in float64.
+    Norms outside of ORDINARY are taken again in float64. A GPU would have to be waited for; it takes all in float64.
     """
     tensors = [torch.view_as_real(x) if x.is_complex() else x.float() if x.itemsize == 1 else x for x in tensors]
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
     short = [x for x in tensors if not _is_long(x)]
-    of_short = iter(torch._foreach_norm(short, 2, dtype) if short else ())
-    return [_by_rows(x, dtype) if _is_long(x) else next(of_short) for x in tensors]
+    on_cpu = all(x.is_cpu for x in tensors)
+    of_short = iter(torch._foreach_norm(short, 2, dtype if on_cpu else wide(short[0].device)) if short else ())
+    found = [_by_rows(x, dtype) if _is_long(x) else next(of_short).to(dtype) for x in tensors]
+    if on_cpu and dtype == torch.float32:
+        low, high = ORDINARY
+        odd = [i for i, norm in enumerate(found) if not low < float(norm) < high]
+        for i in odd:
+            found[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64).float()
+    return found
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """Return the widest type of floating-point numbers that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@torch.no_grad()
+def sum_of_squares(x: Tensor) -> Tensor:
+    """Return the sum of a tensor's squares, in the widest type."""
+    norm: Tensor = torch.linalg.vector_norm(x.detach(), dtype=wide(x.device))
+    return norm.square()
 
 
 def has_norm(x: Tensor) -> bool:

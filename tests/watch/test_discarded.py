@@ -540,10 +540,25 @@ def test_a_backward_after_the_end_hooks_nothing(tmp_path: Path) -> None:
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
 
 
-def test_a_residual_stream_that_overflows_is_infinite(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1e30, math.inf])
+def test_a_large_residual_stream_has_its_size(size: float, tmp_path: Path) -> None:
     model = made(Plain)
     with torch.no_grad():
-        model.decoder.embed.weight.fill_(1e30)  # type: ignore[union-attr, operator]
+        model.decoder.embed.weight.fill_(size)  # type: ignore[union-attr, operator]
     with watched(model, optimizer := sgd(model), tmp_path):
         step(model, optimizer, batches(1)[0])
-    assert math.isinf(normstudy.load(tmp_path / "mine").residual["rms"][0])
+    assert normstudy.load(tmp_path / "mine").residual["rms"][0] == pytest.approx(size)
+
+
+def test_gradients_that_vanish_have_their_size(tmp_path: Path) -> None:
+    """A loss that is 1e24 times smaller has gradients that are 1e24 times smaller."""
+    for study, factor in (("clean", 1.0), ("mine", 1e-24)):
+        model = made(Plain)
+        with watched(model, optimizer := sgd(model), tmp_path, study=study):
+            backward(model, factor)
+            optimizer.step()
+    clean, mine = (normstudy.load(tmp_path / study) for study in ("clean", "mine"))
+    for table in ("steps", "modules", "residual"):
+        found, want = (getattr(one, table)["grad_norm"].to_numpy() for one in (mine, clean))
+        assert (found * 1e24).tolist() == pytest.approx(want.tolist(), rel=1e-4), table
+    assert mine.steps["clip_factor"].tolist() == [1.0]

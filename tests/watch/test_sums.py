@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from normstudy.watch.sums import ROW, norms
+from normstudy.watch.sums import ROW, norms, sum_of_squares
 
 LENGTHS = (0, 1, ROW, 4 * ROW, 4 * ROW + 1, 5 * ROW, 3_000_001)
 
@@ -30,6 +30,15 @@ def test_other_types_and_layouts(dtype: torch.dtype) -> None:
     assert {x.dtype for x in found} == {torch.float64 if dtype == torch.float64 else torch.float32}
     assert not any(x.requires_grad for x in found)
     assert [float(x) for x in found] == pytest.approx([float(x.detach().double().norm()) for x in given], rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [7, 100_000])
+@pytest.mark.parametrize("size", [1e-37, 1e-30, 1e-21, 1e-15, 1e-14, 1e15, 1e19, 1e30, 1e34])
+def test_norms_of_tiny_and_huge_numbers(size: float, n: int) -> None:
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0)) * size
+    want = float(x.double().norm())
+    assert float(norms([x, torch.zeros(3)])[0]) == pytest.approx(want, rel=4e-6)
+    assert float(sum_of_squares(x).sqrt()) == pytest.approx(want, rel=4e-6)
 
 
 def test_no_tensors_have_no_norms() -> None:
