@@ -72,10 +72,8 @@ def test_no_flipped_bit_of_a_record_is_read_as_other_runs(tmp_path: Path) -> Non
     record, lengths = records.read_record(path)
     assert (record.command, record.trains, lengths) == ("sweep", {"run-1"}, dict.fromkeys(runs, 600))
     data = path.read_bytes()
-    for place in range(data.index(b"run-0"), data.index(b"run-0") + 20):
+    command = data.index(b"sweep", data.index(b"command"))
+    for place in (command, *range(data.index(b"run-0"), data.index(b"run-0") + 20)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 128]) + data[place + 1 :])
         with pytest.raises(Damaged, match="run normstudy check"):
             records.read_record(path)
-    at = data.index(b"sweep", data.index(b"command"))  # no checksum protects the command
-    path.write_bytes(data[:at] + b"\xf3" + data[at + 1 :])
-    assert records.read_record(path)[0].command == "\ufffdweep"

@@ -15,7 +15,7 @@ from handmade import Rows, handmade_config, handmade_rows, handmade_study, write
 
 from normstudy import config as cfg
 from normstudy.config import ConfigError, run_id
-from normstudy.study import files, schema, tables
+from normstudy.study import files, parquet, schema, tables
 from normstudy.upkeep.compact import compact_study
 
 SERIES_TYPES = {
@@ -278,3 +278,19 @@ def test_config_columns_cover_the_config(tmp_path: Path) -> None:
     assert set(cfg.asked_types()) <= set(row) <= set(schema.SCHEMAS["runs"].names)
     assert (row["resolved_d_ff"], row["resolved_init"], row["resolved_final_norm"]) == (256, "xavier", False)
     assert run_id(config, "0").startswith("post-L2-lr1e-3-wu0-s0-")
+
+
+def test_every_changed_bit_of_a_footer_is_found(tmp_path: Path) -> None:
+    """Also of its length. A file of an older version, which wrote no checksum, is read as it is."""
+    content = pa.table({"run_id": ["a"] * 50, "value": np.arange(50.0)})
+    data = parquet.bytes_of(content)
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    for bit in range(8 * footer, 8 * (len(data) - 4)):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="its footer does not match its checksum"):
+            parquet.read(bytes(changed))
+    older = data[: footer - 12] + data[footer:]
+    (tmp_path / "file.parquet").write_bytes(data)
+    for found in (parquet.read(older), pq.read_table(tmp_path / "file.parquet"), pl.read_parquet(data).to_arrow()):
+        assert found.to_pydict() == content.to_pydict()

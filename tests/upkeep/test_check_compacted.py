@@ -26,7 +26,7 @@ def test_a_damaged_compacted_file_is_one_finding(table: str, damage: str, compac
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-20])
     else:
-        flip(path, 0.0 if damage == "first byte" else 0.2)
+        flip(path, 0.0 if damage == "first byte" else 0.25)
     (line,) = lines(compacted)
     assert line.startswith(f"tables/{table}/1-compacted.parquet: is damaged (")
     assert line.endswith(f"): {restore(compacted)}")

@@ -47,6 +47,14 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def flip_footer(path: Path) -> None:
+    """Flip a bit that makes pyarrow end the process: the physical type of the first column."""
+    data = bytearray(path.read_bytes())
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    data[data.index(b"\x18\x06run_id", footer) - 3] ^= 4
+    path.write_bytes(data)
+
+
 def retype(path: Path) -> None:
     """Give a column the type that one flipped bit of the footer gives it."""
     rows, name = pq.read_table(path), READ_BY_ALL[path.parent.name]
@@ -59,6 +67,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-20]),
     "cut at its page": lambda path: path.write_bytes(path.read_bytes()[:100]),
     "flipped": flip,
+    "flipped in its footer": flip_footer,
     "of another type": lambda path: retype(path),
     "not Parquet": lambda path: path.write_text("run_id,step\n" * 50),
 }
@@ -83,7 +92,8 @@ def check_line(code: int, told: tuple[str, str], path: Path, study: Path) -> Non
 
 @pytest.mark.parametrize("table", READ_BY_ALL)
 @pytest.mark.parametrize(
-    ("damage", "compacted"), [*((d, False) for d in DAMAGES), ("truncated", True), ("flipped", True)]
+    ("damage", "compacted"),
+    [*((d, False) for d in DAMAGES), ("truncated", True), ("flipped", True), ("flipped in its footer", True)],
 )
 def test_every_reader_names_the_file_and_what_to_do(
     damage: str,
