@@ -1,13 +1,10 @@
-"""Measure rows `c`, `d` and `f` of the benchmark: the time and memory of commands that train little or nothing.
+"""Measure rows `c`, `d`, `f` and `k` of the benchmark: the time and memory of commands that train little or nothing.
 
-Row c sweeps the smallest possible runs. The planning time of 10,000 runs is the whole time of `sweep --dry-run`.
-The planning time of 1,000 runs leaves out the start-up: the time of a dry run of two runs is subtracted. The tables are
-finished at the command's last write into tables/; by then, every run has trained three steps. The memory per run is how
-much more memory the parent process takes for 1,000 runs than for 100 runs, divided by 900.
-
-Row d runs every command once before it times the command, so that the command's files are in the page cache.
-Row f generates a large study in two forms: with many files per table, as a sweep writes, and with one file per table,
-as `normstudy compact` writes. It times commands and libraries on both forms. Peak memory is summed over processes.
+Row c sweeps the smallest possible runs. Its planning time of 1,000 runs leaves out the start-up, which is the time of a
+dry run of two runs. By the last write into tables/, every run has trained three steps. The memory per run is how much
+more memory the parent process takes for 1,000 runs than for 100 runs, divided by 900. Rows f and k read generated
+studies. Row f reads one in two forms: with many files per table, as a sweep writes, and with one file per table, as
+`normstudy compact` writes. Peak memory is summed over a command's processes.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from normstudy.bench.generated import Size, write_study
 from normstudy.bench.rows import Goal, Sample, Scope
 
 NORMSTUDY = (sys.executable, "-P", "-m", "normstudy")
-ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1)}  # row -> number of rounds with --full, and with --quick
+ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1), "k": (3, 1)}  # row -> number of rounds with --full, and with --quick
 READ_SECONDS = 0.02  # seconds between two reads of a command's memory
 Memory = dict[int, tuple[int, int]]  # process id -> (memory, peak memory) in kB
 SMALL = ("data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=8", "model.n_heads=2",
@@ -67,6 +64,9 @@ LINES = [  # row f's lines of the printed table: (subject, title, metric, goal)
     ("compare", "peak memory of compare", "gigabytes", None),
     *((reader, f"time to read a column of `steps` with {reader}", "seconds", 1.0) for reader in READERS),
 ]
+PAGE = {"seconds": "time", "gigabytes": "peak memory", "megabytes": "size of the page"}
+# Studies of row k, one as large as a shipped study and one of 1,000 runs -> the goals for the metrics in PAGE.
+PAGES = {Size(5, n_steps=600, n_layers=6): (10.0, None, 3.0), Size(20, n_steps=600, n_layers=12): (None, None, 8.0)}
 GOALS = [
     Goal("c", ONE_GROUP, "planning time per run", "planning", "normstudy", None, "at most", 2.0),
     Goal("c", MANY_GROUPS, "planning time per run", "planning", "normstudy", None, "at most", 2.0),
@@ -83,6 +83,11 @@ GOALS = [
         for size in (LARGE, QUICK)
         for form in FORMS
         for subject, title, metric, g in LINES
+    ),
+    *(
+        Goal("k", str(size), title, metric, "report", None, *(("at most", most) if most else ()))
+        for size, limits in {QUICK: (None, None, None), **PAGES}.items()
+        for (metric, title), most in zip(PAGE.items(), limits, strict=True)
     ),
 ]
 
@@ -105,9 +110,9 @@ def peak(command: Sequence[str]) -> tuple[float, float]:
 
 
 def watched(command: Sequence[str]) -> tuple[int, float, list[tuple[float, Memory]]]:
-    """Run a command, and read the memory of its processes again and again until it ends.
+    """Run a command; return its process id, its seconds, and (seconds, memory) of many readings until it ends.
 
-    Returns its process id, its seconds, and (seconds, memory) of each reading. Raises CalledProcessError if it fails.
+    Raises CalledProcessError if it fails.
     """
     reads, began = [], time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -172,10 +177,10 @@ def estimated(said: str) -> float:
 
 
 def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
-    """Sweep tiny runs, then remove their study. Returns two times in seconds and two sizes in kB.
+    """Sweep tiny runs, then remove their study. Returns two times in seconds, and two sizes in kB.
 
-    One time is from the start to the last write into tables/, the other from the start to the end. The sizes are the
-    parent process's memory at the last write into tables/, and the parent process's peak memory.
+    The times are from the start to the last write into tables/, and to the end. The sizes are the parent process's
+    memory at that write, and its peak memory.
     """
     study, began = folder / "overhead", time.time()  # time.time() is comparable with the files' modification times
     words = [f"results_dir={folder}", f"seed=range(0,{runs})", "study=overhead"]
@@ -215,3 +220,16 @@ def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
                 code = f"import time, {reader}; start = time.perf_counter(); {call}; print(time.perf_counter() - start)"
                 said = timed([sys.executable, "-P", "-c", code])[1]
                 yield Sample("f", case, reader, "seconds", "s", n, float(said.split()[0]))
+
+
+def reports(scope: Scope) -> Iterator[Sample]:
+    """Measure row `k` of the benchmark: the time, the memory and the size of `normstudy report`."""
+    for size in (QUICK,) if scope.quick else PAGES:
+        study = scope.folder / f"study-{size.seeds}"
+        write_study(study, size)
+        for n in range(ROUNDS["k"][scope.quick]):
+            seconds, gigabytes = peak([*NORMSTUDY, "report", str(study)])
+            yield Sample("k", str(size), "report", "seconds", "s", n, seconds)
+            yield Sample("k", str(size), "report", "gigabytes", "GB", n, gigabytes)
+            megabytes = (study / "report.html").stat().st_size / 1e6
+            yield Sample("k", str(size), "report", "megabytes", "MB", n, megabytes)

@@ -1,11 +1,9 @@
-"""Train a decoder in the usual plain loops. The benchmark's rows a, g and i compare normstudy with these loops.
+"""Train the default model of `normstudy run` in plain loops, with which the benchmark's rows a, g and i compare it.
 
-The model is the default model of `normstudy run`. The loop follows nanoGPT's train.py and model.py: one fused matrix
-for Q, K and V, scaled_dot_product_attention, fused Adam, and batches of stacked random windows. It reads the loss only
-every tenth step, because the program must wait for a GPU at each reading. It omits what would make nanoGPT slower:
-gradient accumulation, autocast, DDP, evaluation, clipping, dropout, a new learning rate at each step, weight decay,
-and a memory-mapped text. It also omits torch.compile, which takes half a minute for each model size on a CPU.
-
+The loop follows nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention, fused
+Adam, and batches of stacked random windows. It omits what would make nanoGPT slower: gradient accumulation, autocast,
+DDP, evaluation, clipping, dropout, a new learning rate at each step, weight decay, and a memory-mapped text. It also
+omits torch.compile, which takes half a minute for each model size on a CPU.
 Suffixes of tensor names are their dimensions: B batch, T sequence, D d_model, H heads, K d_head, V vocab.
 """
 
@@ -20,7 +18,7 @@ from torch.nn import functional as F
 
 from normstudy.config import ModelConfig, RunConfig
 
-LOG_EVERY = 10  # steps between two reads of the loss
+LOG_EVERY = 10  # steps between two reads of the loss, for each of which the program must wait for a GPU
 BINS = 64  # bins in a gradient histogram, as in wandb
 Histograms = list[tuple[list[float], list[float]]]  # (counts, bin edges) of each gradient
 
@@ -119,11 +117,10 @@ class Recorder:
         self.of_module = torch.tensor(belongs, dtype=torch.float64)
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Take one training step; return its loss, module norms and residual-stream norms, in float64.
+        """Take one training step; return its loss, and in float64 the norms of modules and of the residual stream.
 
-        Module norms (3, modules + 1): rows for gradients, parameters and updates; a column for each module, and one for
-        the whole model. Residual-stream norms (2, n_layers + 1): the root mean square of x_l, the residual stream after
-        l blocks, and the norm of dLoss/dx_l.
+        Norms of modules (3, modules + 1): of gradients, parameters and updates; the last column is the whole model's.
+        Norms of the stream (2, n_layers + 1): the root mean square of x_l after l blocks, and the norm of dLoss/dx_l.
         """
         loss, stream = self.model(tokens_BT, targets_BT)
         for x in stream:
@@ -152,11 +149,10 @@ def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterat
 
 
 def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[Histograms]:
-    """Train one run without end on the CPU, with hooks like those of wandb.watch(model, log="gradients").
+    """Train one run without end on the CPU, with hooks like those of wandb.watch(model, log="gradients", log_freq=1).
 
-    Yields histograms at each step, although wandb by default makes them at every 1,000th step. As in wandb, each hook
-    copies the gradient, checks twice for numbers that are not finite, reads the minimum and the maximum separately, and
-    turns a histogram's counts and edges into lists. The histograms are not sent to another process, a file or a server.
+    As in wandb, each hook copies the gradient, checks twice for numbers that are not finite, reads the minimum and the
+    maximum separately, and turns a histogram's counts and edges into lists. The histograms of a step are sent nowhere.
     """
     histograms: Histograms = []
 

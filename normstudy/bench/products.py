@@ -16,11 +16,11 @@ Product = tuple[int, int, int, int, str]
 
 
 class Piece(NamedTuple):
-    """Hold a group of matrix products that run in sequence. times: how many times a step of one run computes them."""
+    """Hold a group of matrix products that run in sequence."""
 
     name: str
     products: tuple[Product, ...]
-    times: int
+    times: int  # how many times a step of one run computes them
 
     @property
     def flops(self) -> int:
@@ -82,10 +82,9 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
 
 
 def start_products(job: tuple[RunConfig, int]) -> Work:
-    """Return a function that times the matrix products of a training step. job: (config, number of runs).
+    """Return a function that repeats each Piece of a training step with every library for at least `ms` milliseconds.
 
-    The function repeats each group of products (a Piece) with every library, each time for at least `ms` milliseconds.
-    It returns a list: for each group, the seconds that the fastest library needs per step of one run.
+    It returns, for each Piece, the seconds that the fastest library needs per step of one run. job: (config, runs).
     """
     from normstudy.data import texts
 

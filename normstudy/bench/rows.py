@@ -35,19 +35,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Goal:
-    """Describe a line of the printed table. The line shows the median over rounds of `metric`, measured for `subject`.
-
-    opponent: if not None, the subject's number is divided by the opponent's number in each round. sense and limit are
-    the goal, such as 'at least' and 1.3; both are None for a line without a goal.
-    """
+    """Describe a line of the printed table: the median over rounds of `metric`, measured for `subject`."""
 
     row: str
     case: str
     title: str
     metric: str
     subject: str
-    opponent: str | None = None
-    sense: str | None = None
+    opponent: str | None = None  # whose number divides the subject's in each round
+    sense: str | None = None  # `at least`, `at most`, or None for a line without a goal
     limit: float | None = None
 
 
@@ -57,9 +53,9 @@ class Row(NamedTuple):
     module: str
     function: str
     title: str
-    device: str = "cpu"  # or cuda
     library: str = ""  # without which there is nothing to measure
     extra: str = ""  # that installs it
+    device: str = "cpu"  # or cuda
 
 
 ROWS: dict[str, Row] = {
@@ -69,18 +65,12 @@ ROWS: dict[str, Row] = {
     "d": Row("normstudy.bench.commands", "starts", "time to start"),
     "e": Row("normstudy.bench.scaling", "measure", "time of a step at different model, sequence and batch sizes"),
     "f": Row("normstudy.bench.commands", "large_study", "time and memory to plot, compare and read a large study"),
-    "g": Row("normstudy.bench.speed", "on_gpu", "training speed on one GPU", "cuda"),
+    "g": Row("normstudy.bench.speed", "on_gpu", "training speed on one GPU", device="cuda"),
     "i": Row("normstudy.bench.speed", "recording_loops", "training speed against plain loops that record gradients"),
     "j": Row("normstudy.bench.speed", "searching", "time of a search for critical values against a grid's"),
-    "k": Row(
-        "normstudy.bench.pages", "reports", "time, memory and size of a study's page", library="altair", extra="report"
-    ),
+    "k": Row("normstudy.bench.commands", "reports", "time, memory and size of a study's page", "altair", "report"),
     "l": Row(
-        "normstudy.bench.watching",
-        "watching",
-        "what normstudy.watch costs a training loop",
-        library="lightning",
-        extra="packages",
+        "normstudy.bench.watching", "watching", "what normstudy.watch costs a training loop", "lightning", "packages"
     ),
 }
 

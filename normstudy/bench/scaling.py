@@ -1,11 +1,9 @@
 """Measure row `e` of the benchmark: how CPU time grows with depth, width, sequence length, batch size and runs.
 
-Training steps, with probes at every step, are timed while one of these sizes varies. In theory, the time of a step is
-proportional to the number of floating-point operations in its matrix products.
-The parts of a block are timed alone, forward and backward, while n = seq_len or d = d_model varies. In theory, the time
-of a norm grows as n d. The time of the four projections (q, k, v and out) grows as n d^2, like the time of all six
-matrices (the projections and the two of the MLP). The time of attention without projections grows as n^2 d. Attention
-needs as many operations as the four projections at n = 2 d, and as many as all six matrices at n = 6 d.
+In theory, the time of a training step is proportional to the number of floating-point operations in its matrix
+products. The parts of a block are timed alone, forward and backward, while n = seq_len or d = d_model varies. In
+theory, the time of a norm grows as n d, that of the four projections (q, k, v and out) or of all six matrices (with the
+two of the MLP) as n d^2, and that of attention without projections as n^2 d.
 """
 
 from __future__ import annotations

@@ -1,16 +1,10 @@
 """Measure rows `a`, `b`, `g`, `i`, `j` of the benchmark: training speed, and the cost of recording (see docs/speed.md).
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
-writes its tables. The plain loops of row i write no files. The first loop keeps its numbers in memory; the second
-computes histograms and discards them. For line a3, products.py times only the matrix products of a training step, each
-with its fastest library. Their time is divided by the time of the whole training step.
-
-In row b, one process trains three copies of the same runs: with no probes, with probes at every step, and with probes
-at every 20th step. Each round takes 20 steps of every copy, and the copies take turns after each step.
-In row g, the clock stops only when the GPU has finished its work. `megabytes_per_run` is the peak of the GPU memory
-that torch allocates, divided by the number of runs.
-Row j times a whole search for critical learning rates. The time of the grid that has the error of such a search is its
-number of run-steps, divided by the speed of one plain loop per core.
+writes its tables. The plain loops write no files. Line a3 divides the time of a training step's matrix products alone,
+each with its fastest library, by the time of the whole step. In row b, one process trains three copies of the same
+runs, which take turns after each step; a round takes 20 steps of each. In row g, the clock stops only when the GPU has
+finished. Row j divides the run-steps of the grid that has the error of a search by the speed of one loop per core.
 """
 
 from __future__ import annotations
