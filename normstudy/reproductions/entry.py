@@ -1,7 +1,6 @@
 """Define what a reproduction consists of: sizes, models, measurements, findings and a figure.
 
-A reproduction has two stages. The first stage (measure.py) measures with torch and writes a table. The second stage
-(verdicts.py, plots.py) judges the prediction and draws the figure from that table alone. This module needs no torch.
+measure.py measures with torch. From the resulting table alone, without torch, a prediction is judged and drawn.
 """
 
 from __future__ import annotations
@@ -26,14 +25,9 @@ class Sizes(NamedTuple):
     batch_size: int = 4  # sequences of random tokens; each token's target is the next token
     seq_len: int = 64
     vocab_size: int = 256
-    depths: tuple[int, ...] = (8, 16, 32, 64)
+    depths: tuple[int, ...] = (8, 16, 32, 64)  # the last one is the largest
     seeds: int = 5
     many_seeds: int = 20  # for predictions whose interval over five seeds is about as wide as the band
-
-    @property
-    def deepest(self) -> int:
-        """Return the largest depth, which is the last one listed."""
-        return self.depths[-1]
 
 
 class Variant(NamedTuple):
@@ -48,12 +42,9 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the model's placement and non-default settings as text, such as `pre init=gpt2 embed_init=std`."""
-        parts = [self.placement]
-        for name, default in self._field_defaults.items():
-            if (value := getattr(self, name)) != default:
-                parts.append(name if value is True else f"{name}={value}")
-        return " ".join(parts)
+        """Return the placement and the non-default settings as text, such as `pre init=gpt2 embed_init=std`."""
+        given = {k: getattr(self, k) for k, default in self._field_defaults.items() if getattr(self, k) != default}
+        return " ".join([self.placement, *(k if value is True else f"{k}={value}" for k, value in given.items())])
 
 
 PRE = Variant("pre")
@@ -61,28 +52,21 @@ POST = Variant("post")
 
 
 class Need(NamedTuple):
-    """Request a measurement of a model at several depths, for the seeds 0 to `seeds` - 1.
+    """Request a measurement of a model at several depths, for the seeds 0 to `seeds` - 1."""
 
-    kind: the name of the measurement, a key of measure.MEASUREMENTS.
-    """
-
-    kind: str
+    kind: str  # of measurement, a key of measure.MEASUREMENTS
     variant: Variant
     depths: tuple[int, ...]
     seeds: int
 
 
 class Reproduction(NamedTuple):
-    """Join a paper's prediction with the functions that test it.
-
-    prediction: the predicted fact in one line. needs: a function that lists the measurements to make. findings: a
-    function that judges the prediction from the table of measurements. draw: a function that draws the figure.
-    """
+    """Join a paper's prediction, told in one line, with the functions that test it."""
 
     source: str
     prediction: str
-    needs: Callable[[Sizes], list[Need]]
-    findings: Callable[[pd.DataFrame], list[Finding]]
+    needs: Callable[[Sizes], list[Need]]  # lists the measurements to make
+    findings: Callable[[pd.DataFrame], list[Finding]]  # judges the prediction from the table of measurements
     draw: Callable[[pd.DataFrame, list[Finding]], Figure]
 
 

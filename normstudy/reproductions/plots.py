@@ -1,4 +1,4 @@
-"""Draw the parts that the figures of several reproductions share. This module needs no torch.
+"""Draw the parts that the figures of several reproductions share. In all functions, y has the shape (n, seeds).
 
 Thin lines and small points show single seeds, bold lines and large points show means over seeds, a colored fan shows a
 fit with its 95 % t interval over seeds, and a grey area shows the source's prediction.
@@ -38,8 +38,7 @@ MEAN_SQUARE = "mean square of the stream"
 
 def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]:
     """Create a figure whose panels lie side by side and share no axis. height: the height of a panel in inches."""
-    width = WIDTH if panels == 1 else TWO_COLUMNS
-    fig = Figure(figsize=(width, height), layout="constrained")
+    fig = Figure(figsize=(WIDTH if panels == 1 else TWO_COLUMNS, height), layout="constrained")
     axes: list[Axes] = fig.subplots(1, panels, squeeze=False).ravel().tolist()
     return fig, axes
 
@@ -90,19 +89,17 @@ def point_handle(label: str, color: str, marker: str) -> Line2D:
     return Line2D([], [], ls="none", color=color, marker=marker, ms=5, mec="white", mew=0.6, label=label)
 
 
-def band_handle() -> Patch:
-    """Return the legend entry of a prediction's grey area."""
-    return Patch(facecolor=BAND_COLOR, lw=0, label="predicted")
-
-
 def seed_point_handle() -> Line2D:
-    """Return the legend entry for the small points, each of which is one seed."""
+    """Return the legend entry of the small points."""
     return Line2D([], [], color=style.GREY, ls="none", marker=".", ms=SEED_SIZE, mew=0, label="single seeds")
 
 
-def interval_handle(what: str, color: str = style.GREY) -> Patch:
-    """Return the legend entry of a fan or area that shows a 95 % interval."""
-    return Patch(facecolor=color, alpha=0.4, lw=0, label=f"{what}, 95 % interval")
+def area_handles(what: str, color: str = style.GREY) -> list[Patch]:
+    """Return the legend entries of the area that shows the 95 % interval of a mean or fit, and of the prediction."""
+    return [
+        Patch(facecolor=color, alpha=0.4, lw=0, label=f"{what}, 95 % interval"),
+        Patch(facecolor=BAND_COLOR, lw=0, label="predicted"),
+    ]
 
 
 def log_x(ax: Axes, ticks: Floats, label: str = "depth L") -> None:
@@ -110,35 +107,34 @@ def log_x(ax: Axes, ticks: Floats, label: str = "depth L") -> None:
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
+    ax.xaxis.set_major_formatter("{x:.0f}")
     ax.set_xlabel(label)
 
 
 def block_axis(ax: Axes, blocks: Floats) -> None:
     """Give the x axis about eight ticks at block numbers, the first tick at the first block."""
     every = max(1, round(len(blocks) / 8))
-    ax.xaxis.set_major_locator(
-        FixedLocator(sorted({blocks[0], *(b for b in blocks if b % every == 0 and b - blocks[0] > every / 2)}))
-    )
+    ticks = [blocks[0], *(b for b in blocks if b % every == 0 and b - blocks[0] > every / 2)]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.set_xlim(blocks[0] - 0.02 * len(blocks), blocks[-1] + 0.02 * len(blocks))
     ax.set_xlabel("block")
 
 
 def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str, shift: float = 1.0, size: float = 5.0) -> None:
-    """Draw a small point per seed at x * shift, and a large point at x and the seeds' geometric mean; y: (n, seeds)."""
+    """Draw a small point per seed at x * shift, and a large point at x and the seeds' geometric mean."""
     ax.plot(x * shift, y, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
     ax.plot(x, np.exp(log(y).mean(1)), ls="none", marker=marker, ms=size, color=color, mec="white", mew=0.6, zorder=4)
 
 
 def lines(ax: Axes, x: Floats, y: Floats, color: str, *, geometric: bool) -> None:
-    """Draw a thin line per seed and a bold line for the mean over seeds; y: (n, seeds)."""
+    """Draw a thin line per seed, and a bold line for the mean over seeds."""
     ax.plot(x, y, lw=style.THIN, color=color, alpha=0.5, zorder=2)
     mean = np.exp(log(y).mean(1)) if geometric else y.mean(1)
     ax.plot(x, mean, lw=style.BOLD, color=color, zorder=4)
 
 
 def means(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """Draw a small point per seed, and the mean over seeds as a large point with its 95 % t interval; y: (n, seeds)."""
+    """Draw a small point per seed, and the mean over seeds as a large point with its 95 % t interval."""
     mean, low, high = np.transpose([paired_t_interval(row) for row in y])
     ax.plot(x, y, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.4, mew=0, zorder=2)
     ax.plot([x, x], [low, high], color=color, lw=1.0, zorder=3)
@@ -146,13 +142,13 @@ def means(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def interval(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """Draw the 95 % t intervals of the means over seeds as an area; y: (n, seeds)."""
+    """Draw the 95 % t intervals of the means over seeds as an area."""
     _, low, high = np.transpose([paired_t_interval(row) for row in y])
     ax.fill_between(x, low, high, color=color, alpha=0.25, lw=0, zorder=1.5)
 
 
 def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """Draw a fitted power law as a line, and the 95 % t interval of its exponent as a fan; y: (n, seeds)."""
+    """Draw a fitted power law as a line, and the 95 % t interval of its exponent as a fan."""
     mean, low, high = paired_t_interval(exponent(x, y))
     grid, through = _fan(x, y, "center")
     ax.fill_between(grid, through(low), through(high), color=color, alpha=0.25, lw=0, zorder=1.5)
@@ -160,12 +156,10 @@ def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str) -> None:
-    """Draw a fan of all power laws whose exponents lie in a band.
+    """Draw a fan of all power laws whose exponents lie in a band. A band of one number is a line.
 
-    A missing lower end counts as 0, or as 0.5 below an upper end near 0 or less. A band of one number is a line.
-    y: (n, seeds). anchor: the name of the point where all power laws meet, `first` or `center`. At `first`, x is the
-    smallest x, and y is the geometric mean over seeds at this x. At `center`, x and y are the geometric means of all
-    x and of all y.
+    A missing lower end counts as 0, or as 0.5 below an upper end near 0 or less. anchor: the point where all power laws
+    meet: `center`, the geometric means of all x and y, or `first`, the smallest x and the geometric mean of its y.
     """
     low = band.low if np.isfinite(band.low) else 0.0 if band.high > 0.1 else band.high - 0.5
     grid, through = _fan(x, y, anchor)
@@ -180,10 +174,7 @@ def _fan(x: Floats, y: Floats, anchor: str) -> tuple[Floats, Callable[[float], F
 
 
 def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str, str]]) -> list[Artist]:
-    """Draw the first block's gradient norm divided by the last block's, against depth, and return the legend entries.
-
-    looks: model -> (label, color, marker).
-    """
+    """Draw the ratios of verdicts.first_to_last; returns the legend entries. looks: model -> (label, color, marker)."""
     for variant, (_, color, marker) in looks.items():
         depths, y = first_to_last(table, variant.name)
         ax.plot(depths, np.exp(log(y).mean(1)), color=color, lw=1.0)
@@ -198,22 +189,19 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
 def finish_lines(
     fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
 ) -> Figure:
-    """Call `finish` with a legend for a figure that shows lines.
-
-    colors: label of a line -> its color; interval: the legend's name for what has a 95 % interval: `mean` or `fit`.
-    """
+    """Finish a figure that shows lines. colors: label -> color; interval: what has a 95 % interval, `mean` or `fit`."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles.append(Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds"))
-    return finish(fig, prediction, found, [*handles, interval_handle(interval, one), band_handle()])
+    return finish(fig, prediction, found, [*handles, *area_handles(interval, one)])
 
 
 def growth(
     prediction: str, found: Sequence[Finding], label: str, squares: Floats, start: float, band: Band, ylabel: str
 ) -> Figure:
-    """Draw how the stream's mean square grows from block to block.
+    """Draw how the stream's mean square (n_layers + 1, seeds) grows from block to block.
 
-    squares: (n_layers + 1, seeds); start: the predicted value at block 0; band: the predicted increase per block.
+    start: the predicted value at block 0; band: the predicted increase per block.
     """
     fig, (ax,) = figure()
     layers, c = np.arange(len(squares), dtype=np.float64), COLORS[label.split(",")[0]]

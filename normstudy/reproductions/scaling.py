@@ -17,17 +17,13 @@ from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, by
 
 
 class Curve(NamedTuple):
-    """Describe a curve that shows one quantity of one model.
+    """Describe a curve that shows one quantity of one model."""
 
-    name: the curve's name in the table of verdicts; {n} in a name is replaced by the number of points. label: the text
-    in the legend. measured: the measurement's name (see Need.kind) and the quantity. band: the predicted exponents.
-    """
-
-    name: str
-    label: str
+    name: str  # in the table of verdicts; the number of points replaces {n}
+    label: str  # in the legend
     variant: Variant
-    measured: tuple[str, str] = ("gradients", "mlp_out_grad")
-    band: Band | None = None
+    measured: tuple[str, str] = ("gradients", "mlp_out_grad")  # see Need.kind; the quantity
+    band: Band | None = None  # the predicted exponents
     marker: str = "o"
     pale: bool = False  # whether to draw the curve in the placement's second color
 
@@ -48,12 +44,12 @@ def entry(
 ) -> Reproduction:
     """Build a reproduction that fits power laws to curves.
 
-    over_blocks: whether the x axis is the block number in the deepest model; otherwise it is the depth. If a quantity
-    has a value in every block, a curve over the depths shows the last block's value. anchor: see `plots.power_band`.
+    over_blocks: whether x is the block number in the deepest model; otherwise x is the depth, and y belongs to the last
+    block or to the entire model. anchor: see `plots.power_band`.
     """
 
     def needs(sizes: Sizes) -> list[Need]:
-        depths = (sizes.deepest,) if over_blocks else sizes.depths
+        depths = sizes.depths[-1:] if over_blocks else sizes.depths
         seeds = sizes.many_seeds if many_seeds else sizes.seeds
         models = dict.fromkeys((curve.measured[0], curve.variant) for curve in curves)
         return [Need(kind, variant, depths, seeds) for kind, variant in models]
@@ -88,7 +84,7 @@ def entry(
             return plots.finish_lines(fig, prediction, found, {curve.label: curve.color for curve in curves}, "fit")
         plots.log_x(ax, x)
         handles: list[Artist] = [plots.line_handle(c.label, c.color, c.marker) for c in curves]
-        handles += [plots.seed_point_handle(), plots.interval_handle("fit"), plots.band_handle()]
+        handles += [plots.seed_point_handle(), *plots.area_handles("fit")]
         return plots.finish(fig, prediction, found, handles)
 
     return Reproduction(source, prediction, needs, findings, draw)

@@ -1,9 +1,8 @@
-"""Judge a prediction: compare a measured 95 % t interval with the band that the source predicts.
+"""Judge a prediction: compare the 95 % t interval of the mean over seeds with the band that the source predicts.
 
-Each seed gives one estimate. The interval is computed for the mean of these estimates. A prediction is `supported` if
-the whole interval lies in the band, `not supported` if the whole interval lies outside, and `inconclusive` otherwise.
-A quantity for which the source gives no number is `measured`, without a verdict. results/reproductions/README.md
-describes the columns of a table. This module needs no torch.
+A prediction is `supported` if the whole interval lies in the band, `not supported` if the whole interval lies outside,
+and `inconclusive` otherwise. A quantity for which the source gives no number is `measured`, without a verdict.
+results/reproductions/README.md describes the columns of a table.
 """
 
 from __future__ import annotations
@@ -18,19 +17,15 @@ from normstudy.analysis.grid import interval_text
 from normstudy.analysis.inference import paired_t_interval
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, MEASURED = "supported", "not supported", "inconclusive", "measured"
 
 
 class Band(NamedTuple):
-    """Hold the range of values that agrees with a prediction. The ends, low and high, belong to the range.
-
-    source: what the source says, as text. Where this differs from the range, the range is this project's tolerance.
-    """
+    """Hold the range of values that agrees with a prediction. The ends, low and high, belong to the range."""
 
     low: float = -math.inf
     high: float = math.inf
-    source: str = ""
+    source: str = ""  # what the source says; where this differs, the range is this project's tolerance
 
     def __str__(self) -> str:
         if self.low == self.high:
@@ -44,35 +39,28 @@ def around(value: float, by: float) -> Band:
 
 
 class Finding(NamedTuple):
-    """Hold the verdict on a quantity.
-
-    value: the quantity's mean over seeds; low, high: the mean's 95 % t interval, or NaN if there is no interval.
-    band: the values that agree with the prediction, None if the source gives no number. exact: whether the source gives
-    exact numbers; `value` is then the largest relative deviation from these numbers, and `band` is the tolerance.
-    """
+    """Hold the verdict on a quantity. The texts are cells of the printed table."""
 
     quantity: str
-    value: float
-    low: float
+    value: float  # the mean over seeds
+    low: float  # with `high`, the mean's 95 % t interval, or NaN if there is no interval
     high: float
     seeds: int
-    band: Band | None
+    band: Band | None  # None if the source gives no number
     verdict: str
-    exact: bool = False
+    exact: bool = False  # whether the source gives exact numbers: `value` is the largest relative deviation from them
 
     @property
     def band_text(self) -> str:
-        """Return the band as text: `[-0.6, -0.4]`, `<= 0.6`, `exact` or `none`."""
         return "exact" if self.exact else "none" if self.band is None else str(self.band)
 
     @property
     def source_text(self) -> str:
-        """Return what the source says about the quantity, as text; empty if it gives no number."""
         return "exact" if self.exact else "" if self.band is None else self.band.source
 
     @property
     def value_text(self) -> str:
-        """Return the value and its interval as text, such as `-0.542 [-0.568, -0.515]`, with at most three decimals."""
+        """Return the value and its interval, such as `-0.542 [-0.568, -0.515]`, with at most three decimals."""
         if self.exact:
             return f"deviation {self.value:.0e}" if self.value else "deviation 0"
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
@@ -81,8 +69,7 @@ class Finding(NamedTuple):
             return interval_text(self.value, self.low, self.high, ".2g")
         half = (self.high - self.low) / 2
         digits = min(3, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
-        # A small negative value is rounded to -0.0. Adding 0.0 makes it 0.0, so it is not printed as -0.000.
-        value, low, high = (round(x, digits) + 0.0 for x in (self.value, self.low, self.high))
+        value, low, high = (round(x, digits) + 0.0 for x in (self.value, self.low, self.high))  # -0.0 + 0.0 is 0.0
         return interval_text(value, low, high, f".{digits}f")
 
 
@@ -103,10 +90,7 @@ def by_block(table: pd.DataFrame, quantity: str, variant: str, depth: int | None
 
 
 def by_depth(table: pd.DataFrame, quantity: str, variant: str, block: str = "last") -> tuple[Floats, Floats]:
-    """Return the depths (n,) and a quantity's values (n, seeds).
-
-    block: which block's values to return, `first` or `last`. A quantity of the entire model ignores `block`.
-    """
+    """Return the depths (n,), and a quantity's values (n, seeds) in the entire model, or in its first or last block."""
     rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
     rows = rows[rows["layer"].isna() | (rows["layer"] == (0 if block == "first" else rows["depth"] - 1))]
     wide = rows.pivot_table(index="depth", columns="seed", values="value", dropna=False)
@@ -128,8 +112,7 @@ def log(x: Floats) -> Floats:
 def slope(x: Floats, y: Floats) -> Floats:
     """Compute the least-squares slopes (seeds,) of the columns of y (n, seeds) against x (n,)."""
     centered = x - x.mean()
-    with np.errstate(invalid="ignore"):
-        # No matrix product is used here, because its last bits would depend on the number of threads.
+    with np.errstate(invalid="ignore"):  # the last bits of a matrix product would depend on the number of threads
         return np.asarray((centered[:, None] * y).sum(0) / (centered**2).sum())
 
 
@@ -160,14 +143,11 @@ def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
 
 
 def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: Band) -> Finding:
-    """Judge a prediction that must hold at several places, such as in all blocks, and return the worst place's finding.
+    """Judge a prediction that must hold at several places, such as in all blocks; return the worst place's finding.
 
-    The verdict is `supported` if the interval lies in the band at every place, `not supported` if the interval lies
-    wholly outside at any place, `inconclusive` otherwise. Judging at more places makes a wrong verdict `not supported`
-    likelier, but not a wrong verdict `supported`.
-
-    places: the number of each place, such as the block number, (n,); estimates: one row for each place, (n, seeds).
-    at: the word that the finding's text puts before the number, such as `block` in `worst block 3`.
+    It is `supported` only if every place is, and `not supported` if any place is. More places make a wrong verdict `not
+    supported` likelier, but not a wrong verdict `supported`. places: (n,) numbers, which the finding's text puts after
+    the word `at`, such as `worst block 3`; estimates: (n, seeds).
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED]

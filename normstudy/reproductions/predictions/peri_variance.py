@@ -27,7 +27,7 @@ BAND = around(2.0, 0.15)
 
 
 def needs(sizes: Sizes) -> list[Need]:
-    return [Need("stream", PERI, (sizes.deepest,), sizes.seeds)]
+    return [Need("stream", PERI, sizes.depths[-1:], sizes.seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:

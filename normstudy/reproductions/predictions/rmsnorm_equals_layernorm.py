@@ -35,7 +35,7 @@ BAND = Band(-5.0, 5.0, "about 0")  # difference in %
 
 
 def needs(sizes: Sizes) -> list[Need]:
-    near, both = (sizes.depths[1],), (sizes.depths[1], sizes.deepest)
+    near, both = (sizes.depths[1],), (sizes.depths[1], sizes.depths[-1])
     return [
         *(Need("gradients", variant, near, sizes.many_seeds) for variant in (PRE, PRE_RMS)),
         *(Need("gradients", variant, both, sizes.many_seeds) for variant in (POST, POST_RMS)),

@@ -26,7 +26,7 @@ BAND = around(1.5, 0.05)
 
 
 def needs(sizes: Sizes) -> list[Need]:
-    return [Need("before_norm2", SIMPLIFIED, (sizes.deepest,), sizes.seeds)]
+    return [Need("before_norm2", SIMPLIFIED, sizes.depths[-1:], sizes.seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:

@@ -33,7 +33,7 @@ BAND = Band(0.5, 1.5, "[0.5, 1.5]")
 
 
 def needs(sizes: Sizes) -> list[Need]:
-    return [Need("stream", SIMPLIFIED, (sizes.deepest,), sizes.many_seeds)]
+    return [Need("stream", SIMPLIFIED, sizes.depths[-1:], sizes.many_seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:

@@ -33,7 +33,7 @@ BAND = Band(0.786, 0.846, "sqrt(2/3)")
 
 
 def needs(sizes: Sizes) -> list[Need]:
-    return [Need("gradients", POST, (sizes.deepest,), sizes.seeds)]
+    return [Need("gradients", POST, sizes.depths[-1:], sizes.seeds)]
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
