@@ -1,15 +1,14 @@
 """Measure models at initialization with torch: the first stage of a reproduction.
 
 The models, their initialization, the gradients and SGD come from the training code. A measurement is a function that
-takes a batch of models that differ only in the seed, and returns readings (quantity, layer, seed, value). The layer is
-None if the quantity belongs to the entire model. A measurement computes in float32, as training does, and returns
-float64. Letters in shapes: B batch_size, T seq_len, D d_model, V vocab_size.
+takes a batch of models that differ only in the seed. It computes in float32, as training does, and returns float64.
+Letters in shapes: B batch_size, T seq_len, D d_model, V vocab_size.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -28,7 +27,6 @@ NOISE = 0.01  # standard deviation of a matrix's noise, divided by the standard 
 NOISE_SEED = 2**30  # added to the model's seed to get the noise's seed, so that noise and weights differ
 RATE = 1e-2  # learning rate of the one SGD step
 NORM_PARAMETERS = ("gamma", "beta")
-MATRICES = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.out": "out", "mlp.w1": "w1", "mlp.w2": "w2"}
 
 
 class Models(NamedTuple):
@@ -78,7 +76,7 @@ def forward(models: Models, params: dict[str, Tensor]) -> tuple[Tensor, list[Ten
 
 
 def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Return two results: the gradients of each model's loss, name -> (runs, *shape), and the residual stream."""
+    """Return the gradients of each model's loss, name -> (runs, *shape), and the residual stream as `forward` does."""
     leaves = {name: p.detach().requires_grad_() for name, p in models.params.items()}
     of_run = functools.partial(step.loss_of_run, models.model)
     losses, residual = torch.func.vmap(of_run)(leaves, models.tokens)
@@ -86,35 +84,27 @@ def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
     return dict(zip(leaves, grads, strict=True)), [x.detach() for x in residual]
 
 
-def _rows(quantity: str, layer: int | None, seeds: tuple[int, ...], values: Tensor) -> list[Reading]:
-    """Return one reading per model. values: one number per model, shape (runs,)."""
-    return [(quantity, layer, seed, value) for seed, value in zip(seeds, values.double().tolist(), strict=True)]
+def _rows(models: Models, quantity: str, values: Tensor, layers: Sequence[int | None] = ()) -> list[Reading]:
+    """Return a reading for each layer and model. values: (layers, runs); layers: their numbers, default 0, 1, ..."""
+    by_layer = zip(layers or range(len(values)), values.double().tolist(), strict=True)
+    return [(quantity, layer, seed, v) for layer, of in by_layer for seed, v in zip(models.seeds, of, strict=True)]
 
 
-def _mean_square(x: Tensor) -> Tensor:
-    """Compute each model's mean square: (runs, ...) -> (runs,) float64."""
-    return probes.rms_by_run([x])[0].double().square()
-
-
-def _mean_squares(quantity: str, seeds: tuple[int, ...], streams: list[Tensor]) -> list[Reading]:
-    """Return readings of each layer's mean square. streams: one tensor (runs, B, T, D) per layer."""
-    return [row for layer, x in enumerate(streams) for row in _rows(quantity, layer, seeds, _mean_square(x))]
+def _mean_squares(tensors: list[Tensor]) -> Tensor:
+    """Compute each model's mean squares of tensors (runs, ...) of one size: -> (tensors, runs) float64."""
+    return probes.rms_by_run(tensors).double().square()
 
 
 def gradients(models: Models) -> list[Reading]:
     """Measure mlp_out_grad, the L2 gradient norm of each block's second MLP matrix, and mean_square as in `stream`."""
     grads, residual = backward(models)
-    rows = _mean_squares("mean_square", models.seeds, residual)
-    for layer in range(models.config.n_layers):
-        norms = probes.norms_by_run([grads[f"blocks.{layer}.mlp.w2.weight"]])
-        rows += _rows("mlp_out_grad", layer, models.seeds, norms[0])
-    return rows
+    norms = probes.norms_by_run([grads[f"blocks.{layer}.mlp.w2.weight"] for layer in range(models.config.n_layers)])
+    return _rows(models, "mean_square", _mean_squares(residual)) + _rows(models, "mlp_out_grad", norms)
 
 
 def stream(models: Models) -> list[Reading]:
     """Measure mean_square: the mean of x_l^2 over tokens and dimensions, where x_l is the stream after block l."""
-    _, residual = forward(models, models.params)
-    return _mean_squares("mean_square", models.seeds, residual)
+    return _rows(models, "mean_square", _mean_squares(forward(models, models.params)[1]))
 
 
 def before_norm2(models: Models) -> list[Reading]:
@@ -136,7 +126,7 @@ def before_norm2(models: Models) -> list[Reading]:
     finally:
         for handle in handles:
             handle.remove()
-    return _mean_squares("before_norm2", models.seeds, streams)
+    return _rows(models, "before_norm2", _mean_squares(streams))
 
 
 def noise(models: Models) -> list[Reading]:
@@ -148,14 +138,13 @@ def noise(models: Models) -> list[Reading]:
             drawn = [draw(name, p.shape[1:], models.config, seed + NOISE_SEED) for seed in models.seeds]
             noisy[name] = p + NOISE * torch.stack(drawn)
     after, _ = forward(models, noisy)
-    return _rows("output_change", None, models.seeds, _mean_square(after - before))
+    return _rows(models, "output_change", _mean_squares([after - before]), [None])
 
 
 def update(models: Models) -> list[Reading]:
-    """Measure by how much one SGD step of rate 0.01 changes the logits, as a root mean square.
+    """Measure by how much one SGD step of rate 0.01 changes the same batch's logits, as a root mean square.
 
-    The gradient and the logits are computed on the same batch. The quantity update_trained is the change after a step
-    of all parameters; update_frozen is the change after a step of all parameters except the norms'.
+    update_trained is the change after a step of all parameters, update_frozen after one of all except the norms'.
     """
     grads, _ = backward(models)
     before, _ = forward(models, models.params)
@@ -168,28 +157,26 @@ def update(models: Models) -> list[Reading]:
         (rates,) = optim.coefficients("sgd", [0], [[RATE] * len(models.seeds)], configs, stepped)
         optim.update_("sgd", stepped, layout.flatten(grads), optim.new_state("sgd", stepped), rates)
         after, _ = forward(models, models.params | dict(zip(names, layout.tensors(stepped), strict=True)))
-        rows += _rows(quantity, None, models.seeds, probes.rms_by_run([after - before])[0])
+        rows += _rows(models, quantity, probes.rms_by_run([after - before]), [None])
     return rows
 
 
 def constants(models: Models) -> list[Reading]:
     """Measure alpha and the initialization gains of models whose sublayers are norm(alpha x + f(x)).
 
-    alpha: the norms are removed from a block, its parameters are set to 0, and its input is set to 1. Each of the
-    block's two sublayers then only multiplies by alpha. Therefore alpha is the square root of the block's output.
-    gain_q ... gain_unembed: the L2 norm of a tensor's initial values, divided by the L2 norm of the values that init
-    `xavier` draws with the same seed.
+    alpha: the square root of a block's output for an input of 1, without norms and with all parameters 0, because each
+    of the block's two sublayers then only multiplies by alpha. gain_q ... gain_unembed: the L2 norm of a tensor's
+    initial values, divided by the L2 norm of the values that init `xavier` draws with the same seed.
     """
     plain = replace(models.config, init="xavier", force_init=True)
     xavier = init_params(models.model, [plain] * len(models.seeds), list(models.seeds))
     rows = []
     for name, p in models.params.items():
         layer, _ = probes.module_of(name)
-        kind = name.removesuffix(".weight").removeprefix(f"blocks.{layer}.")
-        if kind.endswith(NORM_PARAMETERS):
-            continue
-        own, theirs = probes.norms_by_run([p.double(), xavier[name].double()])
-        rows += _rows(f"gain_{MATRICES.get(kind, kind)}", layer, models.seeds, own / theirs)
+        kind = name.removesuffix(".weight").rpartition(".")[2]
+        if kind not in NORM_PARAMETERS:
+            own, theirs = probes.norms_by_run([p.double(), xavier[name].double()])
+            rows += _rows(models, f"gain_{kind}", (own / theirs)[None], [layer])
 
     one = torch.ones(1, 1, models.sizes.d_model)
     with torch.device("meta"):
@@ -197,7 +184,7 @@ def constants(models: Models) -> list[Reading]:
     for layer, block in enumerate(bare.blocks):
         zeros = {name: torch.zeros(p.shape) for name, p in block.named_parameters()}
         made, _ = torch.func.functional_call(block, zeros, (one, one))
-        rows += _rows("alpha", layer, models.seeds, made.mean().sqrt().expand(len(models.seeds)))
+        rows += _rows(models, "alpha", made.mean().sqrt().expand(1, len(models.seeds)), [layer])
     return rows
 
 
