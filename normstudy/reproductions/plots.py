@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from normstudy.figures import axes as on_axes
 from normstudy.figures import style
 from normstudy.figures.paper import TWO_COLUMNS
 from normstudy.reproductions.entry import Variant
-from normstudy.reproductions.verdicts import Band, Finding, Floats, exponent, first_to_last, log
+from normstudy.reproductions.verdicts import Band, Finding, Floats, first_to_last, log
 
 WIDTH = 4.4  # width in inches of a one-panel figure
 BAND_COLOR = "#D9D9D9"
@@ -145,32 +145,6 @@ def interval(ax: Axes, x: Floats, y: Floats, color: str) -> None:
     """Draw the 95 % t intervals of the means over seeds as an area."""
     _, low, high = np.transpose([paired_t_interval(row) for row in y])
     ax.fill_between(x, low, high, color=color, alpha=0.25, lw=0, zorder=1.5)
-
-
-def power_fit(ax: Axes, x: Floats, y: Floats, color: str) -> None:
-    """Draw a fitted power law as a line, and the 95 % t interval of its exponent as a fan."""
-    mean, low, high = paired_t_interval(exponent(x, y))
-    grid, through = _fan(x, y, "center")
-    ax.fill_between(grid, through(low), through(high), color=color, alpha=0.25, lw=0, zorder=1.5)
-    ax.plot(grid, through(mean), color=color, lw=1.0, zorder=3)
-
-
-def power_band(ax: Axes, x: Floats, y: Floats, band: Band, anchor: str) -> None:
-    """Draw a fan of all power laws whose exponents lie in a band. A band of one number is a line.
-
-    A missing lower end counts as 0, or as 0.5 below an upper end near 0 or less. anchor: the point where all power laws
-    meet: `center`, the geometric means of all x and y, or `first`, the smallest x and the geometric mean of its y.
-    """
-    low = band.low if np.isfinite(band.low) else 0.0 if band.high > 0.1 else band.high - 0.5
-    grid, through = _fan(x, y, anchor)
-    ax.fill_between(grid, through(low), through(band.high), color=BAND_COLOR, lw=2.0 * (low == band.high), zorder=1)
-
-
-def _fan(x: Floats, y: Floats, anchor: str) -> tuple[Floats, Callable[[float], Floats]]:
-    means = log(y).mean(1)
-    x0, y0 = (log(x)[0], means[0]) if anchor == "first" else (log(x).mean(), means.mean())
-    grid = np.exp(np.linspace(np.log(x[0]) - 0.08, np.log(x[-1]) + 0.08, 101))
-    return grid, lambda power: np.asarray(np.exp(y0 + power * (np.log(grid) - x0)))
 
 
 def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str, str]]) -> list[Artist]:

@@ -25,7 +25,7 @@ OUT = Path("results/reproductions")
 SIZES = Sizes()
 TIER = 0  # number of the only group of reproductions; --tier 0 selects all of them
 LAYERS_AT_ONCE = 128  # maximum number of layers per job, summed over its models; keeps a process below 2 GB
-# Kind of measurement -> its time per block. The unit is the time of a forward pass through one block.
+# Kind of measurement -> its time per block. The unit is the time of a forward pass through one block of one model.
 COST = {"gradients": 3.0, "stream": 1.3, "before_norm2": 1.3, "noise": 3.0, "update": 6.5, "constants": 2.0}
 
 Unit = tuple[str, Variant, int, int]  # a measurement of one model: its kind, the model, the depth and the seed
@@ -98,7 +98,7 @@ def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
 
 
 def cost(job: Job) -> float:
-    """Estimate a job's time. The unit is the time that one block of one model takes in a forward pass."""
+    """Estimate a job's time, in the unit of COST."""
     return COST[job.kind] * job.depth * len(job.seeds)
 
 

@@ -8,12 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from normstudy.analysis.inference import paired_t_interval
 from normstudy.figures import axes as on_axes
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, by_depth, exponent, judge
+from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, by_depth, exponent, judge, log
 
 
 class Curve(NamedTuple):
@@ -45,7 +47,7 @@ def entry(
     """Build a reproduction that fits power laws to curves.
 
     over_blocks: whether x is the block number in the deepest model; otherwise x is the depth, and y belongs to the last
-    block or to the entire model. anchor: see `plots.power_band`.
+    block or to the entire model. anchor: see `_draw_powers`.
     """
 
     def needs(sizes: Sizes) -> list[Need]:
@@ -67,9 +69,7 @@ def entry(
         fig, (ax,) = plots.figure()
         for place, curve in enumerate(curves):
             x, y = values(table, curve)
-            if curve.band is not None:
-                plots.power_band(ax, x, y, curve.band, anchor)
-            plots.power_fit(ax, x, y, curve.color)
+            _draw_powers(ax, x, y, curve, anchor)
             if over_blocks:
                 plots.lines(ax, x, y, curve.color, geometric=True)
             else:
@@ -88,3 +88,26 @@ def entry(
         return plots.finish(fig, prediction, found, handles)
 
     return Reproduction(source, prediction, needs, findings, draw)
+
+
+def _draw_powers(ax: Axes, x: Floats, y: Floats, curve: Curve, anchor: str) -> None:
+    """Draw a fitted power law with the 95 % t interval of its exponent, and a fan of all power laws in the band.
+
+    A missing lower end of the band counts as 0, or as 0.5 below an upper end near 0 or less. A band of one number is a
+    line. anchor: the point where the laws in the band meet: `center`, the geometric means of all x and y, or `first`,
+    the smallest x and the geometric mean of its y.
+    """
+    means, band = log(y).mean(1), curve.band
+    grid = np.exp(np.linspace(np.log(x[0]) - 0.08, np.log(x[-1]) + 0.08, 101))
+    first, center = (log(x)[0], means[0]), (log(x).mean(), means.mean())
+
+    def law(power: float, point: tuple[float, float] = center) -> Floats:
+        return np.asarray(np.exp(point[1] + power * (np.log(grid) - point[0])))
+
+    if band is not None:
+        low = band.low if np.isfinite(band.low) else 0.0 if band.high > 0.1 else band.high - 0.5
+        low_y, high_y = (law(power, first if anchor == "first" else center) for power in (low, band.high))
+        ax.fill_between(grid, low_y, high_y, color=plots.BAND_COLOR, lw=2.0 * (low == band.high), zorder=1)
+    mean, low, high = paired_t_interval(exponent(x, y))
+    ax.fill_between(grid, law(low), law(high), color=curve.color, alpha=0.25, lw=0, zorder=1.5)
+    ax.plot(grid, law(mean), color=curve.color, lw=1.0, zorder=3)

@@ -1,8 +1,4 @@
-"""Read and write the tables of the reproductions, DIR/tables/NAME.parquet.
-
-A table's definition is a hash of what was measured: the version of the measurement, the sizes, models, depths and
-seeds. The machine is not part of the definition. `results/reproductions/README.md` describes each column.
-"""
+"""Read and write the tables of the reproductions. results/reproductions/README.md describes their columns."""
 
 from __future__ import annotations
 
@@ -31,13 +27,13 @@ SORT = ["quantity", "variant", "depth", "layer", "seed"]
 
 
 def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
-    """Return the sha256 of everything that determines a table's values. The machine is left out."""
+    """Return the sha256 of everything that determines a table's values, apart from the machine."""
     shared = {name: getattr(sizes, name) for name in ("batch_size", "seq_len", "vocab_size")}
     needed = []
     for need in needs:
         models = [dataclasses.asdict(model_config(need.variant, depth, sizes)) for depth in need.depths]
-        # Some settings of a model did not exist in older versions. Such a setting is left out of the hash if its value
-        # gives the model that older versions built, so that tables measured by those versions stay valid.
+        # A setting that older versions lacked is left out if its value gives the model that they built, so that the
+        # tables that they measured stay valid.
         kept = [{k: v for k, v in m.items() if k not in cfg.ABSENT or v != cfg.ABSENT[k]} for m in models]
         needed.append([need.kind, need.variant.simplified, kept, need.seeds])
     content = {"measurement": MEASUREMENT, "numerics": cfg.NUMERICS, **shared, "needs": needed}
@@ -50,7 +46,7 @@ def path(out: Path, name: str) -> Path:
 
 
 def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
-    """Write a table to a temporary file, then move it into place. rows: the columns of SCHEMA; key: the definition."""
+    """Write a table atomically. rows: the columns of SCHEMA; key: the definition."""
     ordered = rows.sort_values(SORT, kind="stable", ignore_index=True)
     content = pa.Table.from_pandas(ordered, SCHEMA, preserve_index=False)
     made = {"python": platform.python_version(), "torch": version("torch"), "normstudy": version("normstudy")}
@@ -59,10 +55,7 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
-    """Read a table. The columns of text have the type str; `layer` is NaN for a quantity of the entire model.
-
-    Raises ConfigError for a table that is damaged, or has other columns.
-    """
+    """Read a table, its text as str, null as NaN. Raises ConfigError if it is damaged, or has other columns."""
     try:
         content = parquet.read(path(out, name))
         if not content.schema.equals(SCHEMA):

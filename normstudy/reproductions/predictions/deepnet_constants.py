@@ -4,16 +4,13 @@ Source: Wang et al., arXiv:2203.00555, table 2, decoder only: x <- norm(alpha x 
 xavier initialization with gain beta = (8L)^(-1/4) for the MLP's matrices, the values and the output projection, and
 gain 1 for queries and keys.
 
-Computed: alpha and the gains of a model that is built and initialized as for training, at each depth and in every
-block. alpha is the square root of a block's output for an input of ones, without norms and with all parameters zero. A
-gain is the norm of a tensor's initial values, divided by their norm under `xavier`. The paper does not mention the
-embeddings, the positions and the output matrix; their gain is taken to be 1.
+Computed: alpha and the gains of a model that is built and initialized as for training, at each depth and in every block
+(see `constants` in measure.py). The paper does not mention the embeddings, the positions and the output matrix; their
+gain is taken to be 1.
 
 Band: exact. Verdict: supported when every number equals the paper's within the rounding of float32 (a relative
 deviation of at most 1e-6), not supported otherwise. There is no interval.
 """
-
-from __future__ import annotations
 
 import numpy as np
 import pandas as pd
@@ -37,26 +34,22 @@ def needs(sizes: Sizes) -> list[Need]:
 
 
 def alpha(depth: Floats) -> Floats:
-    """Return the factor by which the paper multiplies the residual stream, for each depth."""
     return np.asarray((2 * depth) ** 0.25)
 
 
 def beta(depth: Floats) -> Floats:
-    """Return, for each depth, the paper's initialization gain of the values, the output projection and the MLP."""
     return np.asarray((8 * depth) ** -0.25)
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    seeds = table["seed"].nunique()
     found = []
     for label, quantities, law in (
         ("alpha", ("alpha",), alpha),
-        ("beta of V, O and the MLP's matrices", tuple(f"gain_{m}" for m in SCALED), beta),
-        ("gain 1 of all other matrices", tuple(f"gain_{m}" for m in UNSCALED), np.ones_like),
+        ("beta of V, O and the MLP's matrices", [f"gain_{m}" for m in SCALED], beta),
+        ("gain 1 of all other matrices", [f"gain_{m}" for m in UNSCALED], np.ones_like),
     ):
-        rows = table[table["quantity"].isin(quantities)]
-        expected = law(rows["depth"].to_numpy(np.float64))
-        found.append(judge_exact(label, rows["value"].to_numpy(np.float64), expected, TOLERANCE, seeds))
+        depths, values = table.loc[table["quantity"].isin(quantities), ["depth", "value"]].to_numpy(np.float64).T
+        found.append(judge_exact(label, values, law(depths), TOLERANCE, table["seed"].nunique()))
     return found
 
 
@@ -73,13 +66,11 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     on_axes.norm_axis(left)
     left.set_ylabel("alpha, beta")
 
-    names = (*SCALED, *UNSCALED)
-    depth = int(depths[-1])
-    deep = table[table["depth"] == depth]
+    names, depth = (*SCALED, *UNSCALED), int(depths[-1])
     for place, name in enumerate(names):
-        values = deep.loc[deep["quantity"] == f"gain_{name}", "value"].to_numpy(np.float64)
-        right.plot(np.full(len(values), place), values, ls="none", marker="s", color=other, ms=5, mec="white", mew=0.6)
-    right.axhline(float(beta(np.array([depth]))[0]), color=style.GREY, lw=0.8, zorder=1)
+        gains = table.loc[(table["quantity"] == f"gain_{name}") & (table["depth"] == depth), "value"]
+        right.plot(np.full(len(gains), place), gains, ls="none", marker="s", color=other, ms=5, mec="white", mew=0.6)
+    right.axhline(float(beta(depths)[-1]), color=style.GREY, lw=0.8, zorder=1)
     right.axhline(1.0, color=style.GREY, lw=0.8, ls=style.DASHES[2], zorder=1)
     right.set_xticks(range(len(names)), [{"out": "O", "q": "Q", "k": "K", "v": "V"}.get(n, n) for n in names])
     right.tick_params(axis="x", labelrotation=45)

@@ -4,21 +4,18 @@ Source: Li et al., arXiv:2412.13795, section 3: with post-norm in the first quar
 rest, the blocks' gradients are more alike than in pre-norm.
 
 Computed: at each depth, the L2 norm of the gradient of the first block's second MLP matrix, divided by the same norm in
-the last block. For each seed and depth, pre-norm's |ln ratio| is subtracted from Mix-LN's |ln ratio|, and the
-differences are averaged over the depths. A difference is negative if Mix-LN's ratio is closer to 1 on a logarithmic
-scale. The figure shows each depth.
+the last block. For each seed, Mix-LN's |ln ratio| minus pre-norm's, averaged over the depths, is negative if Mix-LN's
+ratio is closer to 1 on a logarithmic scale. The figure shows each depth.
 
 Band: none, because the paper shows gradients during training; so there is no verdict. Twenty seeds are used because
 with five the interval's half-width is 0.13.
 
 Why the difference is not negative at initialization: all post-norm blocks at the front have about equally large
-gradients. The last of them passes a stream of unit variance to the first pre-norm block, just as the embeddings do in
-a pre-norm model. Over the pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters of the
+gradients. The last of them passes a stream of unit variance to the first pre-norm block, just as the embeddings do in a
+pre-norm model. Over the pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters of the
 depth. But the post-norm blocks' gradient is larger than the first block's gradient in pre-norm. As a result, the ratio
-of the first to the last block's gradient stays the same or grows a little.
+stays the same or grows a little.
 """
-
-from __future__ import annotations
 
 import numpy as np
 import pandas as pd
@@ -38,13 +35,12 @@ def needs(sizes: Sizes) -> list[Need]:
 
 def imbalance(table: pd.DataFrame) -> tuple[Floats, Floats]:
     """Return the depths (n,), and Mix-LN's |ln(first/last gradient norm)| minus pre-norm's, of shape (n, seeds)."""
-    depths, mix = first_to_last(table, MIX.name)
-    return depths, np.abs(log(mix)) - np.abs(log(first_to_last(table, PRE.name)[1]))
+    (depths, mix), (_, pre) = (first_to_last(table, variant.name) for variant in (MIX, PRE))
+    return depths, np.abs(log(mix)) - np.abs(log(pre))
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
-    _, difference = imbalance(table)
-    return [judge("|ln(first/last gradient)|, mix - pre, mean over L", difference.mean(0), None)]
+    return [judge("|ln(first/last gradient)|, mix - pre, mean over L", imbalance(table)[1].mean(0), None)]
 
 
 def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
@@ -56,8 +52,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     right.set_ylim(bottom=min(-0.2, right.get_ylim()[0]))
     plots.log_x(right, depths)
     right.set_ylabel("|ln first/last|, mix − pre")
-    difference_handle = plots.point_handle("mix − pre, mean, 95 % interval", "black", "o")
-    handles += [plots.seed_point_handle(), difference_handle]
+    handles += [plots.seed_point_handle(), plots.point_handle("mix − pre, mean, 95 % interval", "black", "o")]
     return plots.finish(fig, PREDICTION, found, handles)
 
 

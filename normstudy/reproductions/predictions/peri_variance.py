@@ -1,18 +1,15 @@
 """Peri-norm adds a variance of 2 per block to the residual stream.
 
 Source: Kim et al., arXiv:2502.02732, section 3: a norm after each sublayer gives the sublayer's output unit variance
-whatever the weights, so the residual stream's variance grows linearly with depth: by 1 per sublayer, 2 per block.
+whatever the weights, so the residual stream's variance grows by 1 per sublayer, 2 per block.
 
-Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; for each seed, the mean after the last
-block minus the mean at the embeddings, divided by the number of blocks. (A shallower model equals the deepest model's
-first blocks.)
+Computed: the mean of x_l^2 over tokens and dimensions in the deepest model (a shallower one equals its first blocks);
+for each seed, the mean after the last block minus the mean at the embeddings, divided by the number of blocks.
 
 Band: 2 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
-outside, inconclusive otherwise. The number differs between seeds because the 2L added vectors are not orthogonal in
-d = 128 dimensions. The tokens of a seed share these vectors' directions, so an average over tokens differs too.
+outside, inconclusive otherwise. The number differs between seeds because the 2L added vectors are not orthogonal in d =
+128 dimensions, and the tokens of a seed share their directions.
 """
-
-from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure

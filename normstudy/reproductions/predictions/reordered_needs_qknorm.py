@@ -6,14 +6,11 @@ attention scores grow with the stream's variance. Then softmax saturates, and th
 removes this growth. With a small initialization the scores are small from the start.
 
 Computed: at each depth, the L2 norm of the gradient of the first block's second MLP matrix, divided by the same norm in
-the last block. The ratio is measured with xavier initialization and no QK-norm, with QK-norm, and with init `normal`
-(standard deviation 0.02) and no QK-norm. A finding is the ratio's geometric mean over seeds at the deepest L, with its
-95 % interval.
+the last block: with xavier initialization and no QK-norm, with QK-norm, and with init `normal` (standard deviation
+0.02) and no QK-norm. A finding is the ratio's geometric mean over seeds at the deepest L.
 
 Band: none; the numbers are measured, without a verdict.
 """
-
-from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure

@@ -4,22 +4,19 @@ Source: Zhang & Sennrich, arXiv:1910.07467, section 4: LayerNorm works by re-sca
 At initialization the mean of x over its d dimensions is of the order sqrt(Var(x)/d), so the divisors of the two norms
 differ by about 1/d = 1 %. The project's claim C4 is that pre-norm's gradients agree within 5 %.
 
-Computed: the relative difference between two pre-norm models with L = 16 (the second depth) and the same seed. In each
-block, the L2 length of the second MLP matrix's gradient in the model with RMSNorm is divided by this length in the
-model with LayerNorm; then 1 is subtracted. Post-norm is measured too, at L = 16 and at the deepest L.
+Computed: by how many percent the L2 norm of the gradient of each block's second MLP matrix differs between two pre-norm
+models with the same seed and L = 16 (the second depth). Post-norm is measured too, at L = 16 and at the deepest L.
 
 Band: -5 % to 5 % in every block, this project's tolerance. Verdict: supported when in every block the 95 % t interval
 over seeds lies in the band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. The
 finding shows the block whose interval is farthest outside the band or, if none is outside, closest to the band's edge.
-Post-norm is measured without a verdict; its finding shows the block whose mean is farthest from 0. Post-norm's
-differences are much larger, because a small change of the stream persists in all later blocks. Post-norm's finding
-varies much between sets of seeds, because it is the largest of many scattered means.
+Post-norm has no band; its finding shows the block whose mean is farthest from 0. Its differences are much larger,
+because a small change of the stream persists in all later blocks, and vary much between sets of seeds, because they are
+the largest of many scattered means.
 
 Why twenty seeds: single seeds differ by up to 8 % in some block, in either direction. With five seeds the interval's
 half-width is about 5 % around means of 1 or 2 %.
 """
-
-from __future__ import annotations
 
 import numpy as np
 import pandas as pd
@@ -36,17 +33,12 @@ BAND = Band(-5.0, 5.0, "about 0")  # difference in %
 
 def needs(sizes: Sizes) -> list[Need]:
     near, both = (sizes.depths[1],), (sizes.depths[1], sizes.depths[-1])
-    return [
-        *(Need("gradients", variant, near, sizes.many_seeds) for variant in (PRE, PRE_RMS)),
-        *(Need("gradients", variant, both, sizes.many_seeds) for variant in (POST, POST_RMS)),
-    ]
+    models = ((PRE, near), (PRE_RMS, near), (POST, both), (POST_RMS, both))
+    return [Need("gradients", variant, depths, sizes.many_seeds) for variant, depths in models]
 
 
 def difference(table: pd.DataFrame, variant: Variant, other: Variant, depth: int) -> tuple[Floats, Floats]:
-    """Return the block numbers (n,) and the differences (n, seeds) between two models' gradient norms.
-
-    A difference says by how many percent the gradient norm of `other` exceeds the gradient norm of `variant`.
-    """
+    """Return the block numbers (n,), and by how many percent the gradient norm (n, seeds) of `other` is larger."""
     blocks, base = by_block(table, "mlp_out_grad", variant.name, depth)
     return blocks, 100 * (by_block(table, "mlp_out_grad", other.name, depth)[1] / base - 1)
 
@@ -67,9 +59,8 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     panels = ((PRE, PRE_RMS, near), (POST, POST_RMS, near), (POST, POST_RMS, far))
     for ax, (base, other, depth) in zip(axes, panels, strict=True):
         blocks, percents = difference(table, base, other, depth)
-        color = plots.COLORS[base.placement]
-        plots.interval(ax, blocks, percents, color)
-        plots.lines(ax, blocks, percents, color, geometric=False)
+        plots.interval(ax, blocks, percents, plots.COLORS[base.placement])
+        plots.lines(ax, blocks, percents, plots.COLORS[base.placement], geometric=False)
         plots.block_axis(ax, blocks)
         ax.set_title(f"{base.placement}, L = {depth}")
     axes[0].axhspan(BAND.low, BAND.high, color=plots.BAND_COLOR, lw=0, zorder=0)

@@ -1,12 +1,11 @@
 """Pre-norm's residual stream grows linearly with depth.
 
 Source: Xiong et al., arXiv:2002.04745, lemma 2: in a pre-norm transformer of their simplified blocks (one head, Q = K =
-0, all matrices d x d, ReLU), (1 + l/2) d <= E|x_l|^2 <= (1 + 3l/2) d for all l >= 1. Each block's MLP
-adds d/2 to E|x_l|^2. Each block's attention adds between 0 (if it averages over unlike tokens, which cancel) and d (if
-it averages over equal tokens).
+0, all matrices d x d, ReLU), (1 + l/2) d <= E|x_l|^2 <= (1 + 3l/2) d for all l >= 1. Each block's MLP adds d/2 to
+E|x_l|^2. Its attention adds between 0 (if it averages over unlike tokens, which cancel) and d (over equal tokens).
 
-Computed: for each seed, the mean of x_l^2 over tokens and dimensions in the deepest model. This mean, E|x_l|^2/d, gives
-the variance added per block: (E|x_l|^2/d - 1)/l. The lemma puts this number between 1/2 and 3/2 at every l.
+Computed: for each seed and l, the variance added per block in the deepest model, (E|x_l|^2/d - 1)/l, where E|x_l|^2/d
+is the mean of x_l^2 over tokens and dimensions.
 
 Band: 1/2 to 3/2, for every l >= 1. The lemma is about the mean over initializations: single seeds may leave the band.
 Verdict: supported when at every l the 95 % t interval over seeds lies in the band, not supported when it lies wholly
@@ -15,10 +14,8 @@ or, if none is outside, closest to the band's edge.
 
 Why twenty seeds: deep in the model a seed's tokens increasingly share one direction, so the stream's length depends on
 few random numbers. At the last blocks, the interval over five seeds has a half-width of about 0.25, while the mean is
-only about 0.1 below the upper edge of the band. (The upper edge is the lemma's value for equal tokens.)
+only about 0.1 below the upper edge of the band (the lemma's value for equal tokens).
 """
-
-from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure

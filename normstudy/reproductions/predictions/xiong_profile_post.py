@@ -1,12 +1,11 @@
 """Post-norm's gradient should shrink by a constant factor per block; at initialization it does not.
 
 Source: Xiong et al., arXiv:2002.04745, section 3.3, "Extended theory to other layers/parameters": on the way down from
-the last block each norm multiplies the gradient by the size of its Jacobian. This size is sqrt(2/3) if the norm's input
-has a variance of 3/2 (lemmas 2 and 3). The gradient of block l is then the last block's gradient times
-(2/3)^((L - l)/2).
+the last block each norm multiplies the gradient by the size of its Jacobian, which is sqrt(2/3) if the norm's input has
+a variance of 3/2 (lemmas 2 and 3). The gradient of block l is then the last block's times (2/3)^((L - l)/2).
 
 Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model; for each seed, the factor
-per block on the way down, exp(-s), where s is the least-squares slope of the norm's logarithm against the block number.
+per block on the way down, exp(-s), where s is the least-squares slope of its logarithm against the block number.
 
 Band: (2/3)^(1/2) +- 0.03, that is 0.816 +- 0.03. Verdict: supported when the 95 % t interval over seeds lies in the
 band, not supported when it lies outside, inconclusive otherwise.
@@ -16,8 +15,6 @@ norm. f is an independent random map whose output has half the variance of x, so
 both the stream and the gradient by 3/2. The factors sqrt(2/3) and sqrt(3/2) cancel, so the gradient is equally large in
 all blocks. In post-norm, gradients begin to vanish with the first updates, not before.
 """
-
-from __future__ import annotations
 
 import numpy as np
 import pandas as pd
