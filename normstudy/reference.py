@@ -2,9 +2,7 @@
 
 The tests require placements.py, model/ and training/ to agree with this module, which shares no code with them. It is
 written to be read beside the papers, not to be fast. It computes in the precision of its input (float64 or float32).
-Parameters are named as in model/transformer.py.
-
-B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab, L n_layers.
+Parameters are named as in model/transformer.py. In shapes, B batch, T sequence, D d_model, K d_head, F d_ff, V vocab.
 """
 
 from __future__ import annotations
@@ -66,8 +64,7 @@ def softmax(scores: Array) -> Array:
 
 def relu(x: Array) -> Array:
     """Return max(x, 0)."""
-    y: Array = np.maximum(x, 0)
-    return y
+    return np.maximum(x, 0)
 
 
 def gelu(x: Array) -> Array:
@@ -99,10 +96,7 @@ def sinusoids(n_positions: int, d_model: int) -> Array:
 
 
 def rotary(x_TK: Array, base: float = 10_000) -> Array:
-    """Apply RoPE to one head (arXiv:2104.09864, section 3.2).
-
-    At position t, multiply the complex number x_i + j x_{i + K/2} by exp(j t theta_i) with theta_i = base^(-2i/K).
-    """
+    """Multiply x_i + j x_{i + K/2} at position t of a head by exp(j t base^(-2i/K)) (RoPE, arXiv:2104.09864, 3.2)."""
     n_positions, d_head = x_TK.shape
     out = np.empty_like(x_TK)
     for t in range(n_positions):
@@ -137,9 +131,9 @@ def causal_attention(
 ) -> Array:
     """Apply multi-head self-attention to x (..., T, D), in which position t reads positions 0 ... t.
 
-    params: {q,k,v,out}.weight (D, D) with axes (out, in), and optionally {q,k,v,out}.bias (D,). `full` normalizes q, k
-    and v (T, D) before the split into heads, then `per_head` normalizes each head (T, K), then RoPE rotates q and k,
-    unless its base is None. `inner` normalizes the joined heads (T, D) before the output projection.
+    params: {q,k,v,out}.weight (D, D), and optionally {q,k,v,out}.bias (D,). `full` normalizes q, k and v (T, D), then
+    `per_head` normalizes each head (T, K), then RoPE rotates q and k, unless its base is None. `inner` normalizes the
+    joined heads (T, D) before the output projection.
     """
     *_, n_positions, d_model = x.shape
     if d_model % n_heads:
@@ -169,8 +163,8 @@ ACTIVATIONS: dict[str, Sublayer] = {
 def mlp(x: Array, params: Params, activation: str = "gelu", inner: Sublayer | None = None) -> Array:
     """Return W2 act(W1 x + b1) + b2, or W2 (act(W x + b) * (W1 x + b1)) + b2 for a GLU (arXiv:2002.05202, eq. 6).
 
-    x: (..., D). params: w1.weight is W1 (F, D), w2.weight is W2 (D, F), and gate.weight, only in a GLU, is W (F, D).
-    Biases are optional. inner: a norm for the input of W2.
+    params: w1.weight is W1 (F, D), w2.weight is W2 (D, F), and gate.weight, only in a GLU, is W (F, D). Biases are
+    optional. inner: a norm for the input of W2.
     """
     act, hidden = ACTIVATIONS[activation], linear(x, params, "w1")
     hidden = act(linear(x, params, "gate")) * hidden if "glu" in activation else act(hidden)
@@ -265,10 +259,7 @@ def reordered(x: Array, block: BlockParts) -> Array:
 
 
 def sub(x: Array, block: BlockParts) -> Array:
-    """Return y + ffn(norm2(y)) with y = x + attn(norm1(x)). In attn and ffn, another norm precedes the output matrix.
-
-    Source: arXiv:2210.06423.
-    """
+    """Return `pre`, but in attn and ffn another norm precedes the output matrix (Sub-LN, arXiv:2210.06423)."""
     y = x + block.attn(block.norm("norm1", x), inner=lambda h: block.norm("norm1_inner", h))
     return y + block.ffn(block.norm("norm2", y), inner=lambda h: block.norm("norm2_inner", h))
 
@@ -367,10 +358,7 @@ def run_block(x: Array, params: Params, model: ModelConfig, layer: int) -> Array
 
 
 def unembedding(x: Array, params: Params, model: ModelConfig) -> Array:
-    """Return logits (B, T, V): the output matrix applied to h.
-
-    h = x + final_norm(r) if the placement is residual, else h = final_norm(x). The final norm may be absent.
-    """
+    """Apply the output matrix to final_norm(x), or to x + final_norm(r) if the placement is residual: -> (B, T, V)."""
     has_final_norm = FINAL_NORM[model.placement] if model.final_norm == "auto" else model.final_norm == "true"
 
     def final_norm(h: Array) -> Array:
@@ -402,10 +390,10 @@ def cross_entropy(logits: Array, targets: Tokens) -> float:
 
 
 def admin_omegas(params: Params, tokens: Tokens, model: ModelConfig) -> list[float]:
-    """Compute Admin's omega_1 ... omega_2L for tokens (B, T), in the order of the sublayers.
+    """Compute Admin's omega_1 ... omega_2L for tokens (B, T), in the order of the sublayers (arXiv:2004.08249).
 
-    omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)). Sublayer i reads x_i and returns f_i. All earlier
-    omegas are set before x_i is computed. The variance is over all elements (arXiv:2004.08249).
+    omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)) over all elements. Sublayer i reads x_i, computed
+    with the earlier omegas, and returns f_i.
     """
     x, omega = embedding(params, tokens, model), 1.0
     omegas = []
