@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import Any
 
 from normstudy.bench.rows import Goal, Sample, Scope
-
-if TYPE_CHECKING:
-    import torch
 
 SHAPE = {"vocab_size": 256, "n_positions": 128, "n_embd": 256, "n_layer": 12, "n_head": 4}
 CASE, BARE, EVERY, TENTH = "GPT-2, 12 layers, d256, 8 x 128", "bare loop", "watch, every=1", "watch, every=10"
@@ -33,7 +30,7 @@ def watching(scope: Scope) -> Iterator[Sample]:
     import torch
 
     torch.set_num_threads(1)
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         loops = {name: _loop(name, scope, stack) for name in (BARE, EVERY, TENTH, WANDB, LIGHTNING)}
         for _ in range(WARM):
             for step in loops.values():
@@ -50,7 +47,7 @@ def watching(scope: Scope) -> Iterator[Sample]:
                 yield Sample("l", CASE, name, "seconds", "s", n, seconds[name] / steps)
 
 
-def _loop(name: str, scope: Scope, stack: contextlib.ExitStack) -> Callable[[], None]:
+def _loop(name: str, scope: Scope, stack: ExitStack) -> Callable[[], None]:
     """Return a function that trains one step."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -65,27 +62,23 @@ def _loop(name: str, scope: Scope, stack: contextlib.ExitStack) -> Callable[[], 
         loss = model(input_ids=tokens, labels=tokens).loss
         optimizer.zero_grad()
         loss.backward()
-        record(loss, False)
         optimizer.step()
-        record(loss, True)
+        record(loss)
 
     return step
 
 
-def _recorder(
-    name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scope: Scope, stack: contextlib.ExitStack
-) -> Callable[[Any, bool], None]:
-    """Return what a loop calls with its loss, before its step (False) and after it (True)."""
+def _recorder(name: str, model: Any, optimizer: Any, scope: Scope, stack: ExitStack) -> Callable[[Any], object]:
+    """Return what a loop calls with its loss after each step."""
     if name == BARE:
-        return lambda loss, stepped: None
+        return lambda loss: None
     if name in (EVERY, TENTH):
         from normstudy.watch.watcher import Watch
 
         every = 1 if name == EVERY else 10
-        study = f"every{every}"
-        watch = Watch(model, optimizer, study=study, results_dir=str(scope.folder), every=every, dense=0)
+        watch = Watch(model, optimizer, study=f"every{every}", results_dir=str(scope.folder), every=every, dense=0)
         stack.enter_context(watch)
-        return lambda loss, stepped: watch.log(train_loss=loss) if stepped else None
+        return lambda loss: watch.log(train_loss=loss)
     if name == WANDB:
         import wandb
 
@@ -93,7 +86,7 @@ def _recorder(
         run = wandb.init(mode="offline", dir=str(scope.folder), project="watching")
         stack.callback(run.finish)
         run.watch(model, log="gradients", log_freq=1)
-        return lambda loss, stepped: run.log({"loss": loss.item()}) if stepped else None
+        return lambda loss: run.log({"loss": loss.item()})
     from lightning.pytorch.utilities import grad_norm
 
-    return lambda loss, stepped: None if stepped else grad_norm(model, 2) and None
+    return lambda loss: grad_norm(model, 2)
