@@ -25,9 +25,8 @@ def reproduce(argv: list[str]) -> int:
             "there is nothing to measure: add --tier 0, or names from the output of normstudy reproduce --list"
         )
     from normstudy.reproductions import run, workers
-    from normstudy.reproductions.registry import REPRODUCTIONS
 
-    names = run.check_names(args.names) or list(REPRODUCTIONS)
+    names = run.check_names(args.names) or list(run.REPRODUCTIONS)
     if args.tier is not None:
         names = run.names_of(args.tier)
     if args.list:

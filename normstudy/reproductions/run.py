@@ -6,6 +6,7 @@ import itertools
 import os
 import textwrap
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -16,11 +17,20 @@ from normstudy.analysis.grid import count_text, markdown_table, plain_table
 from normstudy.errors import ConfigError, bar_options, nearest
 from normstudy.figures import style
 from normstudy.reproductions import plots, tables, workers
-from normstudy.reproductions.entry import Job, Need, Reading, Sizes, Variant
-from normstudy.reproductions.registry import REPRODUCTIONS
+from normstudy.reproductions.entry import Job, Need, Reading, Reproduction, Sizes, Variant
 from normstudy.reproductions.verdicts import Finding
 from normstudy.study import paths
 
+# Files in predictions/, with hyphens for underscores, in the order in which they are printed. A file's docstring states
+# the source, what is computed, the band, the rule for the verdict and, if known, why the prediction fails.
+NAMES = (
+    "xiong-theorem1-pre", "xiong-theorem1-post", "gpt2-init-control", "xiong-lemma2-post", "xiong-lemma2-pre",
+    "xiong-profile-pre", "xiong-profile-post", "rmsnorm-equals-layernorm", "admin-output-change", "deepnet-constants",
+    "deepnet-update", "peri-variance", "lns-variance", "mixln-balance", "reordered-needs-qknorm",
+)  # fmt: skip
+REPRODUCTIONS: dict[str, Reproduction] = {
+    name: import_module(f"normstudy.reproductions.predictions.{name.replace('-', '_')}").ENTRY for name in NAMES
+}
 OUT = Path("results/reproductions")
 SIZES = Sizes()
 TIER = 0  # number of the only group of reproductions; --tier 0 selects all of them
@@ -39,7 +49,7 @@ class Reproduced(NamedTuple):
 
 
 def names_of(tier: int) -> list[str]:
-    """Return the names of all reproductions, which form one tier. Raises a ConfigError if `tier` is not TIER."""
+    """Return the names of all reproductions. Raises a ConfigError if `tier` is not TIER."""
     if tier != TIER:
         raise ConfigError(f"--tier {tier} does not exist: give --tier {TIER}")
     return list(REPRODUCTIONS)
@@ -49,10 +59,8 @@ def check_names(names: Sequence[str]) -> list[str]:
     """Return the names without repetitions. Raises a ConfigError for an unknown name."""
     for name in names:
         if name not in REPRODUCTIONS:
-            raise ConfigError(
-                f"{name!r} is not a reproduction.{nearest(name, REPRODUCTIONS)} "
-                "To see all names, run normstudy reproduce --list"
-            )
+            hint = f"{nearest(name, REPRODUCTIONS)} To see all names, run normstudy reproduce --list"
+            raise ConfigError(f"{name!r} is not a reproduction.{hint}")
     return list(dict.fromkeys(names))
 
 
@@ -173,7 +181,7 @@ def listing(names: Iterable[str]) -> str:
 
 
 def summary(report: Reproduced, out: Path) -> str:
-    """Return a line that says how many tables were measured, how many were already stored, and their folder."""
+    """Return a line that says how many tables were measured and how many were already stored."""
     stored = len(report.findings) - len(report.measured)
     before = f"; {stored} were already stored (--again measures all)" if stored else ""
     return f"measured {count_text(len(report.measured), 'prediction')}{before}. Tables and figures are in {out}"

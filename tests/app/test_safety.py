@@ -43,7 +43,7 @@ ALLOWED = {
     ("normstudy/bench/rows.py", "importlib.import_module"),  # our own modules, by names of ours
     ("normstudy/__init__.py", "importlib.import_module"),
     ("normstudy/exports/export.py", "importlib.import_module"),
-    ("normstudy/reproductions/registry.py", "importlib.import_module"),
+    ("normstudy/reproductions/run.py", "importlib.import_module"),
     ("normstudy/processes.py", "pickle"),  # through a pipe between a process and its own child; no file is read
 }
 MEASURED = ("scripts/scaling.py", "pickle")  # how large those for Slurm's jobs would be; it reads none

@@ -11,7 +11,7 @@ import pandas as pd
 from normstudy.reproductions import run, tables
 from normstudy.reproductions.entry import Reading, Sizes
 from normstudy.reproductions.measure import measure
-from normstudy.reproductions.registry import REPRODUCTIONS
+from normstudy.reproductions.run import REPRODUCTIONS
 
 STORED = Path(__file__).parents[2] / "results" / "reproductions"
 REDUCED = Sizes(d_model=16, n_heads=2, batch_size=2, seq_len=8, vocab_size=32, depths=(4, 5, 7), seeds=3, many_seeds=4)

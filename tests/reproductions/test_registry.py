@@ -14,7 +14,7 @@ from normstudy.figures import style
 from normstudy.reproductions import run
 from normstudy.reproductions.entry import Sizes, model_config
 from normstudy.reproductions.measure import MEASUREMENTS
-from normstudy.reproductions.registry import REPRODUCTIONS
+from normstudy.reproductions.run import REPRODUCTIONS
 from normstudy.reproductions.verdicts import INCONCLUSIVE, MEASURED, NOT_SUPPORTED, SUPPORTED
 
 VERDICTS = {SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, MEASURED}

@@ -18,7 +18,7 @@ from normstudy.cli import main
 from normstudy.errors import ConfigError
 from normstudy.reproductions import run, tables, workers
 from normstudy.reproductions.entry import MEASUREMENT, PRE, Job, Need, Sizes, Variant
-from normstudy.reproductions.registry import REPRODUCTIONS
+from normstudy.reproductions.run import REPRODUCTIONS
 
 Capture = pytest.CaptureFixture[str]
 REMEDY = "rerun the same command, or use fewer --workers\n"

@@ -18,7 +18,7 @@ from reduced import STORED, stored
 
 from normstudy.reproductions import run, tables
 from normstudy.reproductions.entry import Sizes
-from normstudy.reproductions.registry import REPRODUCTIONS
+from normstudy.reproductions.run import REPRODUCTIONS
 from normstudy.reproductions.verdicts import MEASURED, NOT_SUPPORTED, SUPPORTED
 
 ROOT = STORED.parents[1]

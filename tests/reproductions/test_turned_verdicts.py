@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from reduced import stored
 
-from normstudy.reproductions.registry import REPRODUCTIONS
+from normstudy.reproductions.run import REPRODUCTIONS
 from normstudy.reproductions.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 
 Table = pd.DataFrame
