@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from normstudy.analysis.inference import paired_t_interval
 from normstudy.figures import axes as on_axes
@@ -105,17 +104,15 @@ def area_handles(what: str, color: str = style.GREY) -> list[Patch]:
 def log_x(ax: Axes, ticks: Floats, label: str = "depth L") -> None:
     """Make the x axis logarithmic, and set its ticks and its label."""
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter("{x:.0f}")
+    ax.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    ax.set_xticks([], minor=True)
     ax.set_xlabel(label)
 
 
 def block_axis(ax: Axes, blocks: Floats) -> None:
     """Give the x axis about eight ticks at block numbers, the first tick at the first block."""
     every = max(1, round(len(blocks) / 8))
-    ticks = [blocks[0], *(b for b in blocks if b % every == 0 and b - blocks[0] > every / 2)]
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.set_xticks([blocks[0], *(b for b in blocks if b % every == 0 and b - blocks[0] > every / 2)])
     ax.set_xlim(blocks[0] - 0.02 * len(blocks), blocks[-1] + 0.02 * len(blocks))
     ax.set_xlabel("block")
 

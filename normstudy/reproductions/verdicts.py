@@ -150,17 +150,9 @@ def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: B
     the word `at`, such as `worst block 3`; estimates: (n, seeds).
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
-    outside = [f for f in found if f.verdict == NOT_SUPPORTED]
-    return max(outside or found, key=lambda f: _excess(f, band))
-
-
-def _excess(finding: Finding, band: Band) -> float:
-    """Return how far a finding's interval reaches outside the band; negative if the whole interval lies inside."""
-    if not math.isfinite(finding.value):
-        return math.inf
-    if math.isnan(finding.low):
-        return 0.0
-    return max(band.low - finding.low, finding.high - band.high)
+    outside = [f for f in found if f.verdict == NOT_SUPPORTED] or found
+    # How far an interval reaches outside the band; inf without a value. With one seed all are NaN: the first counts.
+    return max(outside, key=lambda f: max(band.low - f.low, f.high - band.high) if np.isfinite(f.value) else math.inf)
 
 
 def judge_exact(quantity: str, found: Floats, expected: Floats, tolerance: float, seeds: int) -> Finding:

@@ -47,13 +47,11 @@ def _receive(child: Child) -> tuple[Job, list[Reading]]:
     try:
         job, rows, error = child.pipe.recv()
     except (EOFError, ConnectionResetError):  # the process has ended, which closes its pipe
-        raise MeasuringFailed(
-            f"a measuring process {child.how_it_ended()}: rerun the same command, or use fewer --workers"
-        ) from None
+        how = child.how_it_ended()
+        raise MeasuringFailed(f"a measuring process {how}: rerun the same command, or use fewer --workers") from None
     if error is not None:
-        raise MeasuringFailed(
-            f"measuring {job.kind} of model {job.variant.name} at depth {job.depth} failed. Report this error: {error}"
-        )
+        model = f"{job.kind} of model {job.variant.name} at depth {job.depth}"
+        raise MeasuringFailed(f"measuring {model} failed. Report this error: {error}")
     return job, rows
 
 

@@ -18,9 +18,7 @@ from normstudy.reproductions.scaling import Curve, entry
 from normstudy.reproductions.verdicts import Band
 
 STREAM = ("stream", "mean_square")
-# The measurement `gradients` returns mean_square too. Pre-norm uses `gradients` instead of `stream` because other
-# predictions need `gradients` of the same models, so these models are measured only once.
-GRADIENTS = ("gradients", "mean_square")
+GRADIENTS = ("gradients", "mean_square")  # of pre-norm, because other predictions need `gradients` of the same models
 ENTRY = entry(
     "Sun et al., The Curse of Depth, arXiv:2502.05795, section 4",
     "LayerNorm scaling: the stream's variance grows no faster than l^0.35.",
