@@ -64,7 +64,8 @@ def softmax(scores: Array) -> Array:
 
 def relu(x: Array) -> Array:
     """Return max(x, 0)."""
-    return np.maximum(x, 0)
+    y: Array = np.maximum(x, 0)
+    return y
 
 
 def gelu(x: Array) -> Array:

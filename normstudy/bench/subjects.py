@@ -162,9 +162,8 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
 class Race(contextlib.ExitStack):
     """Time subjects (normstudy and plain loops) at one model size. While one uses all `n` cores, the others wait.
 
-    Each takes as many steps in every round as let all take about equally long, and ends with its last process.
-    `busy_cores` is CPU time / wall time: below `n`, other programs probably ran too. Leaving the context ends the
-    processes.
+    Each takes as many steps in every round as let all take about equally long, and ends with its last process. If
+    `busy_cores`, CPU time / wall time, is below `n`, other programs probably ran too. Leaving the context ends all.
     """
 
     def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:
