@@ -7,6 +7,7 @@ Letters in shapes: B batch_size, T seq_len, D d_model, V vocab_size.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -116,16 +117,11 @@ def before_norm2(models: Models) -> list[Reading]:
         torch.func.functional_call(models.model, values, (tokens[:, :-1],))
         return list(read)
 
-    handles = [
-        block.get_submodule("norm2").register_forward_hook(lambda _, args, out: read.append(args[0]))
-        for block in models.model.blocks
-    ]
-    try:
-        with torch.no_grad():
-            streams = torch.func.vmap(of_run)(models.params, models.tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), contextlib.ExitStack() as stack:
+        for block in models.model.blocks:
+            norm2 = block.get_submodule("norm2")
+            stack.enter_context(norm2.register_forward_hook(lambda _, args, out: read.append(args[0])))
+        streams = torch.func.vmap(of_run)(models.params, models.tokens)
     return _rows(models, "before_norm2", _mean_squares(streams))
 
 

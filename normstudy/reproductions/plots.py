@@ -157,18 +157,16 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
     return [line_handle(*look) for look in looks.values()]
 
 
-def finish_lines(
-    fig: Figure, prediction: str, found: Sequence[Finding], colors: Mapping[str, str], interval: str
-) -> Figure:
-    """Finish a figure that shows lines. colors: label -> color; interval: what has a 95 % interval, `mean` or `fit`."""
+def finish_lines(fig: Figure, prediction: str, found: list[Finding], colors: dict[str, str], what: str) -> Figure:
+    """Finish a figure that shows lines. colors: label -> color; what: what has a 95 % interval, `mean` or `fit`."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles.append(Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds"))
-    return finish(fig, prediction, found, [*handles, *area_handles(interval, one)])
+    return finish(fig, prediction, found, [*handles, *area_handles(what, one)])
 
 
 def growth(
-    prediction: str, found: Sequence[Finding], label: str, squares: Floats, start: float, band: Band, ylabel: str
+    prediction: str, found: list[Finding], label: str, squares: Floats, start: float, band: Band, ylabel: str
 ) -> Figure:
     """Draw how the stream's mean square (n_layers + 1, seeds) grows from block to block.
 
