@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import pandas as pd
@@ -24,10 +24,10 @@ from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
 from normstudy.study import records, schema, swap, tables, whole
+from normstudy.study.checkpoints import FOLDER, Head, head_of
 from normstudy.study.files import damage
 from normstudy.study.locks import Holder, holder_of
-from normstudy.upkeep.positions import RunRow, groups_of, heads_of, rows_of
-from normstudy.upkeep.status_text import MOST_LINES, Failure, Jobs, Status
+from normstudy.upkeep.status_text import MOST_LINES, Failure, Group, Jobs, Status
 from normstudy.workers import heartbeat
 
 # The maximum number of attempts to read a study, and the seconds between attempts. An attempt fails while a
@@ -76,7 +76,8 @@ class Looker:
         self._sweeps: list[records.SweepRecord] = []  # oldest first
         self._jobs: Jobs | None = None
         self._asked = -math.inf
-        self._done: dict[str, RunRow] = {}
+        self._done: dict[str, int] = {}  # run_id -> n_steps
+        self._ended = 0.0  # when the last of these runs ended, in seconds since 1970
         self._outcomes: dict[str, str] = {}
         self._likely = likely_stuck.LikelyStuck(study)
         self._compacted: tuple[int, int] | None = None
@@ -110,21 +111,23 @@ class Looker:
         for i in [i for i, outcome in self._outcomes.items() if outcome == UNJUDGED]:
             del self._done[i], self._outcomes[i]  # it may lack rows that it gets later
         frame, compacted = self._read_rows()
-        rows = dict(zip(frame["run_id"], rows_of(frame), strict=True))
         self._read_records()
         # If a sweep begins or ends while the files are read, one of the two calls of holder_of finds the sweep.
         holder = holder_of(self.study) or before
         if jobs is not None and holder is not None and not holder.verified:
             holder = None  # ignore a job on another machine, because Slurm knows whether the job is running
-        unfinished = {i: run for i, run in rows.items() if run.status != "done"}
+        done = frame[frame["status"] == "done"]
+        unfinished = lengths_of(frame.drop(done.index))
         for i in unfinished:
             self._done.pop(i, None)  # it is trained again, because it lacked rows
-        self._find_outcomes(frame[frame["status"] == "done"])
-        self._done.update((i, run) for i, run in rows.items() if run.status == "done")
+        self._find_outcomes(done)
+        self._done |= lengths_of(done)
+        ended = (done["finished_at"] - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+        self._ended = max([self._ended, *ended.dropna()])
         self._compacted = compacted  # set last: if a line above raises an error, the next attempt reads all rows
 
-        lengths = self._planned | {i: run.n_steps for i, run in (self._done | unfinished).items()}
-        running = {i for i, run in unfinished.items() if run.status == "running"}
+        lengths = self._planned | self._done | unfinished
+        running = set(lengths_of(frame[frame["status"] == "running"]))
         failed = sorted(unfinished.keys() - running)
         trained = self._trained(holder, running) | self._submitted(jobs)
         interrupted, running = running - trained, running & trained
@@ -133,9 +136,9 @@ class Looker:
         reached = {i: step for beat in live for i, (_, step) in beat.steps.items() if i in running}
         watched = tables.is_watched(self.study)
         steps = {i: max(heads[i].step if i in heads else 0, reached.get(i, 0)) for i in unfinished}
-        steps = {i: run.n_steps for i, run in unfinished.items()} if watched else steps  # those that are recorded
-        times = [run.finished for run in self._done.values()] + [head.written for head in heads.values()]
-        seen = max((t for t in [*times, *(beat.now for beat in heartbeats)] if t > 0), default=None)
+        steps = unfinished if watched else steps  # those that are recorded
+        times = [self._ended, *(head.written for head in heads.values()), *(beat.now for beat in heartbeats)]
+        seen = max((t for t in times if t > 0), default=None)
         rate = heartbeat.rate_of(live) if running else None
         rest = [(lengths[i], steps.get(i, 0)) for i in trained - self._done.keys() - set(failed)]
         steps_left = [n_steps - step for n_steps, step in rest if n_steps is not None]
@@ -144,11 +147,11 @@ class Looker:
             study=str(self.study), sealed=(self.study / schema.SEALED).exists(),
             planned=len(lengths), finished=len(self._done), running=len(running), interrupted=len(interrupted),
             failed=len(failed), not_begun=len(lengths) - len(self._done) - len(unfinished),
-            steps_done=sum(run.n_steps for run in self._done.values()) + sum(steps.values()),
+            steps_done=sum(self._done.values()) + sum(steps.values()),
             steps_planned=sum(known) if len(known) == len(lengths) and not watched else None,
             outcomes=outcome_counts(self._outcomes.values()),
             likely_stuck=self._likely.count(now_trained.itertuples(index=False, name=None)),
-            running_at=groups_of(steps, unfinished, running), saved_at=groups_of(steps, unfinished, interrupted),
+            running_at=groups_of(steps, lengths, running), saved_at=groups_of(steps, lengths, interrupted),
             failures=() if watched else tuple(failures_of(self.study, failed[:MOST_LINES])), watched=watched,
             holder=None if holder is None else holder.text, verified=holder is not None and holder.verified,
             silent=None if seen is None else max(0.0, time.time() - seen),
@@ -252,3 +255,22 @@ def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
             text = ""
         lines = ("".join(filter(str.isprintable, line)).strip() for line in reversed(text.splitlines()))
         yield Failure(run_id, tries[run_id], next((line for line in lines if line), "the traceback is missing"))
+
+
+def heads_of(study: Path) -> dict[str, Head]:
+    """Return run_id -> Head of each readable checkpoint of a study."""
+    heads = ((path.name, head_of(study, path.name)) for path in (study / FOLDER).glob("*"))
+    return {run_id: head for run_id, head in heads if head is not None}
+
+
+def lengths_of(runs: pd.DataFrame) -> dict[str, int]:
+    """Return run_id -> n_steps of rows of the table `runs`."""
+    return {str(i): int(n) for i, n in zip(runs["run_id"], runs["n_steps"], strict=True)}
+
+
+def groups_of(steps: Mapping[str, int], lengths: Mapping[str, int | None], run_ids: Iterable[str]) -> tuple[Group, ...]:
+    """Group the runs `run_ids` by current step and n_steps, most advanced first."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for run_id in sorted(run_ids):
+        found.setdefault((steps[run_id], lengths[run_id] or 0), []).append(run_id)
+    return tuple(Group(ids[0], len(ids), *at) for at, ids in sorted(found.items(), reverse=True))

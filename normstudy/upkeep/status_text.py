@@ -14,12 +14,20 @@ from normstudy.errors import printable
 from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
 from normstudy.study import records
-from normstudy.upkeep.positions import Group
 from normstudy.workers.progress import duration
 
 MOST_LINES = 10  # maximum number of lines shown per list
 AGAIN = "to continue a watched run, give its id: normstudy.watch(..., resume=RUN_ID)"
 MOST_REASON = 200  # maximum characters shown of a traceback's last line
+
+
+class Group(NamedTuple):
+    """Runs that are at the same step and have the same n_steps."""
+
+    run_id: str  # the run_id that is first in alphabetical order
+    runs: int  # the number of runs
+    step: int
+    n_steps: int
 
 
 class Failure(NamedTuple):

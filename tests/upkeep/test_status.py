@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import math
 import os
 import pty
 import select
@@ -33,9 +32,9 @@ from normstudy.cli import main
 from normstudy.config import ConfigError, RunConfig
 from normstudy.study import checkpoints, files, locks, records, swap, tables
 from normstudy.study.whole import Expected
-from normstudy.upkeep import positions, status, status_text
+from normstudy.upkeep import status, status_text
 from normstudy.upkeep.compact import compact_study
-from normstudy.upkeep.positions import Group, RunRow
+from normstudy.upkeep.status_text import Group
 from normstudy.workers import heartbeat, progress, recording
 from normstudy.workers import worker as workers
 from normstudy.workers.task import Message, Task
@@ -288,7 +287,7 @@ def test_what_is_held_by_another_command_is_not_trained(mine: Path, tmp_path: Pa
 
 
 def test_what_is_read_of_checkpoints_is_what_is_written(stopped: Path) -> None:
-    heads = positions.heads_of(stopped)
+    heads = status.heads_of(stopped)
     assert heads.keys() == tables.statuses(stopped).keys()
     for run_id, head in heads.items():
         assert (head.step, head.written) == (5, (stopped / checkpoints.FOLDER / run_id).stat().st_mtime)
@@ -301,18 +300,9 @@ def test_half_a_checkpoint_tells_nothing(mine: Path, length: int) -> None:
     assert status.look(mine).steps_done == 0
 
 
-def test_what_counts_of_rows(finished: Path) -> None:
-    frame = tables.read(finished, "runs")
-    for row, run in zip(frame.itertuples(), positions.rows_of(frame), strict=True):
-        assert run == RunRow("done", N, pytest.approx(row.finished_at.timestamp()))
-    unfinished = frame.assign(finished_at=None).astype({"finished_at": frame.started_at.dtype})
-    assert math.isnan(next(positions.rows_of(unfinished)).finished)
-
-
 def test_runs_are_grouped_by_step_and_the_most_advanced_come_first() -> None:
-    rows = {f"r{i:02d}": RunRow("running", 100, math.nan) for i in range(14)}
-    steps = {run_id: 7 if i < 3 else i for i, run_id in enumerate(rows)}
-    groups = positions.groups_of(steps, rows, rows)
+    steps = {f"r{i:02d}": 7 if i < 3 else i for i in range(14)}
+    groups = status.groups_of(steps, dict.fromkeys(steps, 100), steps)
     assert groups[0] == Group("r13", 1, 13, 100)
     assert groups[6] == Group("r00", 4, 7, 100)
     assert len(groups) == 11
