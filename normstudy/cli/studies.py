@@ -26,7 +26,7 @@ def status(argv: list[str]) -> int:
 
 def cancel(argv: list[str]) -> int:
     study = arguments.parser("cancel").parse_args(argv).study
-    from normstudy.sweep.cancel import cancel
+    from normstudy.sweep.on_slurm import cancel
 
     say(cancel(study))
     return 0

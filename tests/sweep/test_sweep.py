@@ -23,7 +23,7 @@ from studies import REQUEST, assert_same_tables, reproduced_runs, tiny
 
 from normstudy.analysis.outcomes import outcomes
 from normstudy.config import ConfigError, ModelConfig, OptimizerConfig, RunConfig
-from normstudy.study import locks, schema, seal, tables
+from normstudy.study import locks, schema, tables
 from normstudy.sweep import batching, execute, planning, run
 from normstudy.upkeep.compact import compact_study
 from normstudy.workers import pool, task
@@ -200,7 +200,9 @@ def test_a_sealed_study_takes_only_what_it_holds(tmp_path: Path, capfd: pytest.C
         run.run_sweep([tiny(tmp_path, seed=0, n_layers=2)], request=REQUEST)
     with pytest.raises(ConfigError, match=r"lacks 2 of .*: seed 2, 3 \(the study has 0, 1\)\. .*study=tiny-seed$"):
         planning.check([tiny(tmp_path, seed=s) for s in (0, 2, 3)])
-    line = seal.refusal(tmp_path / "tiny", {"x": configs[0]}, {"x": "the sha256 of another Python's library"})
+    line = planning.sealed_refusal(
+        tmp_path / "tiny", {"x": configs[0]}, {"x": "the sha256 of another Python's library"}
+    )
     assert "the training text differs" in line
     assert line.endswith("study=tiny-text")
     assert {p: p.read_bytes() for p in (tmp_path / "tiny").rglob("*") if p.is_file()} == before
