@@ -1,7 +1,4 @@
-"""Write files atomically: write each file in state/, flush it to the disk (fsync), then move it to its final path.
-
-If the process is killed, the final path has the old file or the new file, but never a partial file.
-"""
+"""Write files atomically: write each file in state/, flush it to the disk (fsync), then move it to its final path."""
 
 from __future__ import annotations
 
@@ -99,18 +96,17 @@ def scratch_folder(above: Path, name: str) -> Iterator[Path]:
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
     """Atomically write several files, given as (relative path, bytes). All files are fsynced before any is moved.
 
-    If the bytes are None, the file already exists. Then only the file's folder is fsynced, because the process that
-    wrote the file may have been killed before it fsynced the folder.
+    Bytes of None stand for a file that exists, whose writer may have been killed before it fsynced the folder.
     """
     state = study_dir / "state"
     writer = f"{socket.gethostname()}-{os.getpid()}"
     targets: dict[Path, Path] = {}
-    folders: dict[Path, None] = {}
+    folders: set[Path] = set()
     try:
         state.mkdir(parents=True, exist_ok=True)
         for relative, data in files:
             target = study_dir / relative
-            folders[target.parent] = None
+            folders.add(target.parent)
             if data is None:
                 continue
             part = state / f"{target.parent.name}-{target.name}.{writer}.part"

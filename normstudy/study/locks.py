@@ -38,29 +38,20 @@ class Holder(NamedTuple):
 
     text: str  # text that tells users which command holds the lock
     since: float  # when the holder took the lock, in seconds since 1970; NaN if unknown
-    alone: bool  # True for an exclusive lock, False for a lock that several `normstudy run` commands can share
-    verified: bool  # whether this machine's kernel lists the lock; False if only the lock file names the holder
-
-
-class _Note(NamedTuple):
-    """The content of the lock file, which the lock's holder writes."""
-
     pid: object
     host: str
-    since: float  # when the holder took the lock, in seconds since 1970
-    text: str  # text that tells users which command holds the lock
+    alone: bool = True  # False for a lock that several `normstudy run` commands can share
+    verified: bool = False  # whether this machine's kernel lists the lock; False if only the lock file names the holder
 
 
 @contextlib.contextmanager
 def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience: float | None = None) -> Iterator[int]:
-    """Hold the study's lock; yields the lock's file descriptor, which workers inherit.
+    """Hold the study's lock; yields the lock's file descriptor, which workers inherit. Creates the study's folder.
 
-    Creates the study's folder. An exclusive holder also completes a compaction that was killed between its two renames.
-
-    command: this command as text; a command that finds the lock taken shows this text in its error.
+    An exclusive holder also completes a compaction that was killed between its two renames.
+    command: this command, which the error of a command that finds the lock taken names.
     shared: whether other `normstudy run` commands, which write other files, may hold the lock at the same time.
     patience: seconds to wait for another command to end (default: PATIENCE_SECONDS if shared, else 0).
-
     Raises ConfigError if another command holds the lock, if the folder cannot be written, or if `shared` is true and a
     killed compaction must be completed first.
     """
@@ -113,8 +104,9 @@ def _take(study_dir: Path, command: str, kind: int, patience: float) -> int:
             # Continue without a lock: two simultaneous sweeps would train each run twice, but write the same bytes.
             what = "this file system has no locks, so start no other sweep of this study until this command ends"
             print(printable(f"{path}: {what}"), file=sys.stderr)
-        if _is_at(fd, path):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                break
         os.close(fd)  # another command has removed the file since it was opened, so the lock protects nothing
     note_text = {
         "pid": os.getpid(), "host": socket.gethostname(), "command": command,
@@ -125,29 +117,22 @@ def _take(study_dir: Path, command: str, kind: int, patience: float) -> int:
     return fd
 
 
-def _is_at(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _note(content: bytes) -> _Note:
+def _note(content: bytes) -> Holder:
+    """Return the holder that a lock file names."""
     try:
         held = json.loads(content)
         since = datetime.datetime.fromisoformat(held["since"]).timestamp()
         text = f"`{held['command']}`, pid {held['pid']} on {held['host']} since {held['since']}"
-        return _Note(held["pid"], held["host"], since, text)
+        return Holder(text, since, held["pid"], held["host"])
     except (ValueError, KeyError, TypeError):  # the holder has the lock, but has not written its note yet
-        return _Note(None, socket.gethostname(), math.nan, "another command")
+        return Holder("another command", math.nan, None, socket.gethostname())
 
 
 def holder_of(study_dir: Path) -> Holder | None:
     """Return the holder of the study's lock; None if the lock is free.
 
-    This function never takes the lock itself, because a sweep that starts meanwhile would find the lock taken and fail.
-    It looks for the lock in the kernel's list of locks, because the lock file remains after its holder ends. If
-    another machine wrote the lock file, the holder named in the file is returned with verified=False.
+    The lock is not taken, because a sweep that starts meanwhile would fail, but looked up in the kernel's list, because
+    the lock file outlives its holder. If another machine wrote the file, the holder that it names is not verified.
     """
     try:
         status, content = (study_dir / LOCK).stat(), places.read(study_dir / LOCK)
@@ -156,10 +141,10 @@ def holder_of(study_dir: Path) -> Holder | None:
     note = _note(content)
     kinds = _listed(status, note.pid)
     if kinds:
-        return Holder(note.text, note.since, "WRITE" in kinds, verified=True)
+        return note._replace(alone="WRITE" in kinds, verified=True)
     if kinds is not None and note.host == socket.gethostname():
         return None
-    return Holder(f"{note.text} (cannot be verified from here)", note.since, alone=True, verified=False)
+    return note._replace(text=f"{note.text} (cannot be verified from here)")
 
 
 def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
@@ -186,8 +171,7 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
 def hold_runs(study_dir: Path, run_ids: Sequence[str]) -> Iterator[list[str]]:
     """Lock the runs that no other process has locked, without waiting; yields the locked runs' run_ids.
 
-    Without these locks, two processes could train one run, and each could write some of the run's files. A run's lock
-    is one byte of RUN_LOCKS; the hexadecimal number at the end of the run_id is the byte's position. Calls must not be
+    A run's lock is the byte of RUN_LOCKS at the position in the run_id's last hexadecimal number. Calls must not be
     nested, because closing any descriptor of the file frees all locks of the process. On a file system without locks,
     all run_ids are yielded. Raises StorageError if RUN_LOCKS cannot be opened or locked.
     """

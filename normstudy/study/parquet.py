@@ -23,15 +23,14 @@ from normstudy.study import files, schema
 from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, NAME_TYPE, SCHEMAS, run_of
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-# Most bytes of a compacted file are floats. With level 15, it is a tenth smaller than with zstd's default level. Level
-# 19 saves no more.
+# With level 15, a compacted file is a tenth smaller than with zstd's default level. Level 19 saves no more.
 COMPACTED_OPTIONS = {"compression": "zstd", "compression_level": 15}
 MARK = b"nsfooter"
 TAIL = 1 << 20  # bytes: where a footer's mark is looked for, if the footer's length is wrong
 
 
 class Stretch(NamedTuple):
-    """Hold the steps of consecutive rows of one run, in their order, and the number of rows at each of them."""
+    """The steps of consecutive rows of one run, in their order, and the number of rows at each of them."""
 
     run_id: str
     steps: Ints
@@ -196,6 +195,14 @@ def conform(table: str, content: pa.Table) -> pa.Table:
             column = pa.array([known.get(f.name)] * content.num_rows, f.type)
         content = content.append_column(f, column)
     return content.select(fields.names).cast(fields)
+
+
+def read_conformed(path: Path) -> tuple[pa.Table, bool]:
+    """Read a table's file in this version's schema; also returns whether the file already has that schema."""
+    with files.reading(path, path.parents[2]):
+        content = read(path)
+        conformed = conform(path.parent.name, content)
+    return conformed, conformed is content
 
 
 def _is_text(kind: pa.DataType) -> bool:

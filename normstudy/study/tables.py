@@ -4,11 +4,9 @@
     results/<study>/tables/{steps,modules,residual}/<run_id>-<window>.parquet
     results/<study>/state/                                              partial files, logs, locks, checkpoints
 
-A window is a fixed range of steps. A window's file is written in state/ and moved into its table's folder, so readers
-find only complete files. It is never changed, except that a newer version adds its columns, and that the files of a run
-that is trained again are removed. Each table also has a file
-`0-schema.parquet` without rows, so that readers find the columns even if no run has begun. `results/README.md`
-documents every column.
+A window is a fixed range of steps. Its file is written in state/ and moved into its table's folder, and only changes if
+a newer version adds columns or the run is trained again. Each table's file `0-schema.parquet` has no rows, but tells
+readers the columns before any run has begun. `results/README.md` documents every column.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ import pyarrow.compute as pc
 
 from normstudy.errors import ConfigError, warn
 from normstudy.study import checkpoints, files, parquet, schema
-from normstudy.study.parquet import COMPACTED_OPTIONS, Stretch, conform, encode, join, open_file, read_file, read_row
+from normstudy.study.parquet import COMPACTED_OPTIONS, Stretch, encode, join, open_file, read_file, read_row
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES, SORT, TABLES, Rows, run_of, window_name
 from normstudy.study.swap import check_not_swapping
 
@@ -34,11 +32,10 @@ FILES_AT_ONCE = 64  # files that a thread reads and joins at a time; an uncompac
 
 
 def prepare(study_dir: Path, *, shared: bool = False) -> None:
-    """Create the study's folder, and the folder and schema file of each table. The caller must hold the study's lock.
+    """Create the study's folders and schema files, and add the columns that an older version's files lack.
 
-    If an older version wrote a table with fewer columns, add the missing columns to its files. shared: whether other
-    commands may write to the study at the same time; then no file is changed. Raises ConfigError for a damaged file,
-    for columns that this version does not know, and for missing columns that cannot be added.
+    The caller must hold the study's lock. shared: whether other commands may write to the study at the same time; then
+    no file is changed. Raises ConfigError for a damaged file, for unknown columns, and for those that cannot be added.
     """
     for table in TABLES:
         folder = study_dir / "tables" / table
@@ -65,10 +62,8 @@ def _add_columns(study_dir: Path, table: str) -> None:
     for start in range(0, len(paths), FILES_AT_ONCE):
         grown = []
         for path in paths[start : start + FILES_AT_ONCE]:
-            with files.reading(path, study_dir):
-                content = parquet.read(path)
-                conformed = conform(table, content)
-            if conformed is not content and path.name != SCHEMA_FILE:
+            conformed, is_same = parquet.read_conformed(path)
+            if not is_same and path.name != SCHEMA_FILE:
                 options = COMPACTED_OPTIONS if path.name == COMPACTED_FILE else {}
                 grown.append((f"tables/{table}/{path.name}", encode(table, conformed, **options)))
         with files.storing(study_dir):
@@ -107,8 +102,7 @@ def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 def is_done(study_dir: Path, run_id: str) -> bool:
     """Whether a run has an uncompacted `runs` file in which the status is `done`."""
-    row = read_row(study_dir, run_id)
-    return row is not None and row["status"] == "done"
+    return (read_row(study_dir, run_id) or {}).get("status") == "done"
 
 
 def damaged_and_unfinished(study_dir: Path) -> list[str]:
@@ -116,7 +110,7 @@ def damaged_and_unfinished(study_dir: Path) -> list[str]:
     found = []
     for run_id in sorted(path.name for path in (study_dir / checkpoints.FOLDER).glob("*")):
         try:
-            parquet.read_row(study_dir, run_id)
+            read_row(study_dir, run_id)
         except ConfigError:
             found.append(run_id)
     return found
@@ -177,9 +171,9 @@ def _lacks_runs(study_dir: Path | str, what: str, table: str) -> ConfigError:
     )
 
 
-def _gathered(study_dir: Path) -> set[str]:
-    """Return the runs in the compacted file of `steps`; none if it cannot be read, which its own readers say."""
-    path = study_dir / "tables" / "steps" / COMPACTED_FILE
+def gathered(study_dir: Path, table: str) -> set[str]:
+    """Return the runs in the compacted file of a table; none if it cannot be read, which its own readers say."""
+    path = study_dir / "tables" / table / COMPACTED_FILE
     with contextlib.suppress(FileNotFoundError, ConfigError), files.reading(path, study_dir):
         return set(open_file(path).read(["run_id"])["run_id"].unique().to_pylist())
     return set()
@@ -223,7 +217,8 @@ def read(
     check_is_study(Path(study_dir))
     every = table == "runs" and run_ids is None
     # Found before `runs` is read, because a compaction may be replacing the tables.
-    began, gathered = (runs_with_windows(Path(study_dir)), _gathered(Path(study_dir))) if every else (set(), set())
+    began = runs_with_windows(Path(study_dir)) if every else set()
+    compacted = gathered(Path(study_dir), "steps") if every else set()
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
     fields = pa.schema([f for f in SCHEMAS[table] if f.name in wanted])
     frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), fields, run_ids, module, skip, counted).to_pandas()
@@ -231,7 +226,7 @@ def read(
     for name in categories:
         frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
     frame = frame.sort_values(SORT[table], kind="stable", ignore_index=True)
-    if lost := gathered.difference(frame["run_id"]):
+    if lost := compacted.difference(frame["run_id"]):
         raise _lacks_runs(study_dir, f"lacks {min(lost)}", "steps")
     if began:
         warn_of_lost(study_dir, began.difference(frame["run_id"], skip))

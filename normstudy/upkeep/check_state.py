@@ -1,7 +1,4 @@
-"""Verify, for `normstudy check`, the checkpoints, the records of sweeps, the folder state/ and the seal.
-
-A finding has the form `path: what is wrong: what to do`. A note states a harmless fact.
-"""
+"""Verify, for `normstudy check`, the checkpoints, the records of sweeps, the folder state/ and the seal."""
 
 from __future__ import annotations
 
@@ -85,47 +82,31 @@ def notes(study: Path, statuses: Mapping[str, int]) -> list[str]:
     return lines
 
 
-def changed_since_sealed(study: Path) -> list[str]:
-    """Return a finding for each compacted file of a sealed study that differs from the file SEALED."""
-    do = _reseal(study)
-    sha256 = _sealed(study)[1]
-    if sha256 is None:
-        return [f"{schema.SEALED}: is damaged: {do}"]
-    lines = []
-    for name in (f"tables/{table}/{schema.COMPACTED_FILE}" for table in schema.TABLES):
-        if not (study / name).is_file():
-            lines.append(f"{name}: is missing, although the study is sealed: restore the file from a copy")
-        elif hashlib.sha256(places.read(study / name)).hexdigest() != sha256.get(name):
-            lines.append(f"{name}: has changed since the study was sealed: {do}")
-    return lines
-
-
-def _reseal(study: Path) -> str:
-    again = f"rm {shlex.quote(str(study / schema.SEALED))} && normstudy compact {shlex.quote(str(study))} --seal"
-    return f"restore the file from a copy, or seal the study again with {again}"
-
-
-def _sealed(study: Path) -> tuple[int | None, dict[str, str] | None]:
-    """Read the number of runs and the sha256 of each file from the file SEALED; None and None if it is damaged."""
-    try:
-        seal = json.loads(places.read(study / schema.SEALED))
-        return int(seal["runs"]), dict(seal["sha256"])
-    except Exception as error:  # damaged text can cause any type of exception
-        if not is_damage(error):
-            raise
-        return None, None
-
-
-def wrong_with_seal(study: Path, n_runs: int | None, n_beside: int) -> list[str]:
+def wrong_with_seal(study: Path, n_runs: int | None = None, n_beside: int = 0) -> list[str]:
     """Return a finding for each difference between a sealed study and the file SEALED.
 
     n_runs: number of runs in the compacted tables, None if unknown; n_beside: number of runs with uncompacted files.
     """
-    lines, sealed = changed_since_sealed(study), _sealed(study)[0]
+    again = f"rm {shlex.quote(str(study / schema.SEALED))} && normstudy compact {shlex.quote(str(study))} --seal"
+    do = f"restore the file from a copy, or seal the study again with {again}"
+    sealed, names, lines = n_runs, [f"tables/{table}/{schema.COMPACTED_FILE}" for table in schema.TABLES], []
+    try:
+        seal = json.loads(places.read(study / schema.SEALED))
+        sealed, sha256 = int(seal["runs"]), dict(seal["sha256"])
+    except Exception as error:  # damaged text can cause any type of exception
+        if not is_damage(error):
+            raise
+        sha256, names = {}, []
+        lines.append(f"{schema.SEALED}: is damaged: {do}")
+    for name in names:
+        if not (study / name).is_file():
+            lines.append(f"{name}: is missing, although the study is sealed: restore the file from a copy")
+        elif hashlib.sha256(places.read(study / name)).hexdigest() != sha256.get(name):
+            lines.append(f"{name}: has changed since the study was sealed: {do}")
     if n_beside:
         what = f"the study is sealed, but has uncompacted files of {count_text(n_beside, 'run')}"
         lines.append(f"{schema.SEALED}: {what}: move these files away, or add them with normstudy compact {study}")
-    if n_runs is not None and sealed is not None and n_runs != sealed:
+    if sealed is not None and n_runs not in (None, sealed):
         what = f"records {count_text(sealed, 'run')}, but the tables have {n_runs}"
-        lines.append(f"{schema.SEALED}: {what}: {_reseal(study)}")
+        lines.append(f"{schema.SEALED}: {what}: {do}")
     return lines

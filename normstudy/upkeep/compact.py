@@ -26,9 +26,9 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """Gather the study's finished runs in one sorted file per table; returns one line that says what was done.
 
     Other runs keep separate files. Columns that an older version did not write are added. Compacting twice gives the
-    same bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError if
-    the folder is not a study, is in use, has no finished run, or has a damaged file or unknown columns. Also raises
-    ConfigError if a run of a study to be sealed is unfinished or failed.
+    same bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError
+    for a folder that is not a study, is in use, has no finished run, a damaged file or unknown columns, and for a study
+    to be sealed that has unfinished or failed runs.
     """
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)
@@ -51,8 +51,7 @@ def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
 
     shared: whether other commands may be writing to the study; then the compacted files cannot be replaced.
     """
-    path = study_dir / "tables" / "runs" / COMPACTED_FILE
-    compacted = set(parquet.open_file(path).read(["run_id"])["run_id"].to_pylist()) if path.exists() else set()
+    compacted = tables.gathered(study_dir, "runs")
     gathered = [run_id for run_id in run_ids if run_id in compacted]
     if gathered:
         _refuse_strange(study_dir)
@@ -70,7 +69,7 @@ def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
 
 def _refuse_changed(study_dir: Path) -> None:
     """Raise ConfigError if a sealed study has changed."""
-    if (study_dir / SEALED).exists() and (changed := check_state.changed_since_sealed(study_dir)):
+    if (study_dir / SEALED).exists() and (changed := check_state.wrong_with_seal(study_dir)):
         raise ConfigError(f"{study_dir} cannot be compacted: {changed[0]}")
 
 
@@ -129,9 +128,7 @@ def _write_table(study_dir: Path, table: str, done: set[str], without: Sequence[
     target.mkdir(parents=True)
     joined, parts = [SCHEMAS[table].empty_table()], list[pa.Table]()
     for path in (source / name for name in tables.names_in(source) if name != SCHEMA_FILE):
-        with files.reading(path, study_dir):
-            content = parquet.read(path)
-            conformed = parquet.conform(table, content)
+        conformed, is_same = parquet.read_conformed(path)
         if without and path.name == COMPACTED_FILE:
             conformed = conformed.filter(pc.invert(pc.is_in(conformed["run_id"], pa.array(without, pa.string()))))
         if path.name == COMPACTED_FILE or run_of(table, path.name) in done:
@@ -140,17 +137,13 @@ def _write_table(study_dir: Path, table: str, done: set[str], without: Sequence[
                 joined.append(parquet.join(parts))
                 parts = []
         else:
-            _write(target / path.name, path.read_bytes() if conformed is content else parquet.encode(table, conformed))
+            _write(target / path.name, path.read_bytes() if is_same else parquet.encode(table, conformed))
     _write(target / SCHEMA_FILE, parquet.encode(table, SCHEMAS[table].empty_table()))
-    content = ordered(table, pa.concat_tables([*joined, *parts]))
+    # Rows are sorted, nulls last, and then encoded as dictionaries, so that equal rows give equal bytes.
+    content = pa.concat_tables([*joined, *parts]).cast(plain_schema(table))
+    content = content.sort_by([(name, "ascending") for name in SORT[table]]).combine_chunks().cast(SCHEMAS[table])
     _write(target / COMPACTED_FILE, parquet.encode(table, content, **parquet.COMPACTED_OPTIONS))
     files.fsync(target)
-
-
-def ordered(table: str, content: pa.Table) -> pa.Table:
-    """Sort rows by SORT[table], nulls last, then encode dictionary columns, so that equal rows give equal bytes."""
-    content = content.cast(plain_schema(table)).sort_by([(name, "ascending") for name in SORT[table]])
-    return content.combine_chunks().cast(SCHEMAS[table])
 
 
 def _write(path: Path, data: bytes) -> None:
