@@ -20,7 +20,7 @@ from normstudy.config import (
     ScheduleConfig,
 )
 from normstudy.study import schema, tables
-from normstudy.sweep import planning, report, run
+from normstudy.sweep import critical, planning, run
 from normstudy.workers.task import Task
 
 REQUEST: dict[str, object] = {"command": "a test", "overrides": ["a=1"]}
@@ -64,7 +64,7 @@ def tiny(
 
 def draw_no_figures(patch: pytest.MonkeyPatch) -> None:
     """Sweeps of this process draw no figures, which take most of a short sweep's time."""
-    for module in (report, run):
+    for module in (critical, run):
         patch.setattr(module, "draw", lambda study_dir: None)
 
 

@@ -1,7 +1,6 @@
-"""Start a Slurm job, in place of submitit's own program.
+"""Start a Slurm job: `python -u -m normstudy.slurm -u -m submitit.core._submit FOLDER`.
 
-The job's command is `python -u -m normstudy.slurm -u -m submitit.core._submit FOLDER`. submitit adds everything after
-`normstudy.slurm`. This module reads only FOLDER.
+submitit adds what follows `normstudy.slurm`, of which this module reads only FOLDER.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Write, read and remove state/jobs.json, the record of a study's Slurm jobs.
-
-The record is written before the jobs are submitted, and removed after they have ended.
-"""
+"""The record of a study's Slurm jobs, state/jobs.json, which is written before they are submitted until they end."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ class Array(NamedTuple):
 
     @property
     def began(self) -> float:
-        """Convert the field `since` from ISO 8601 to seconds since 1970."""
+        """When the sweep began, in seconds since 1970."""
         return datetime.datetime.fromisoformat(self.since).timestamp()
 
     def __str__(self) -> str:
@@ -88,7 +85,7 @@ def read(study_dir: Path) -> Array | None:
 def remove(study_dir: Path, array: Array | None) -> None:
     """Remove an ended array's record and pickles, but not its logs. The caller must hold the study's exclusive lock.
 
-    array: the record that was read before the lock was taken. Raises a ConfigError if the record has changed since.
+    Raises a ConfigError if the record is no longer `array`, which was read before the lock was taken.
     """
     if read(study_dir) != array:
         raise ConfigError(f"another command has just submitted jobs for {study_dir}: see normstudy status {study_dir}")
@@ -101,10 +98,9 @@ def remove(study_dir: Path, array: Array | None) -> None:
         (study_dir / RECORD).unlink()
 
 
-def counts(study_dir: Path, array: Array) -> ask.Counts:
-    """Count an array's running and pending jobs.
+def counts(array: Array) -> ask.Counts:
+    """Count an array's running and pending jobs, by its name if it has no id: its submission may have been killed.
 
-    If the submission is in progress or was killed, the array has no id, and Slurm is queried by the array's name.
     Raises Unavailable if Slurm does not answer, or if this machine belongs to another cluster than the array.
     """
     if (here := ask.cluster()) != array.cluster:
@@ -115,13 +111,13 @@ def counts(study_dir: Path, array: Array) -> ask.Counts:
     return ask.Counts(0, 0) if job_id is None else ask.counts(job_id, array.name)
 
 
-def counts_surely(study_dir: Path, array: Array) -> ask.Counts:
+def counts_surely(array: Array) -> ask.Counts:
     """Count an array's jobs. If none is left, wait AGAIN_SECONDS and count once more."""
-    first = counts(study_dir, array)
+    first = counts(array)
     if first.alive:
         return first
     time.sleep(AGAIN_SECONDS)
-    return counts(study_dir, array)
+    return counts(array)
 
 
 def refuse_while_alive(study_dir: Path) -> Array | None:
@@ -130,7 +126,7 @@ def refuse_while_alive(study_dir: Path) -> Array | None:
     if array is None:
         return None
     try:
-        left = counts_surely(study_dir, array)
+        left = counts_surely(array)
     except ask.Unavailable as why:
         raise ConfigError(
             f"{study_dir} has jobs ({array}, submitted on {array.host} at {array.since}), but Slurm does not answer "

@@ -83,10 +83,7 @@ def cancel(job_id: str, name: str) -> None:
 
 
 def is_preempted() -> bool:
-    """Return whether this process's job is being preempted and is in its grace time; False if Slurm does not answer.
-
-    Slurm requeues the job at the end of the grace time, unless the job has ended by then.
-    """
+    """Whether this process's job is being preempted and is in its grace time, after which Slurm requeues it."""
     try:
         fields = dict(re.findall(r"(\w+)=(\S+)", _call("scontrol", "show", "job", os.environ["SLURM_JOB_ID"])))
     except (KeyError, Unavailable):
@@ -108,25 +105,19 @@ def most_jobs() -> int:
 
 
 def try_out(options: Mapping[str, str]) -> None:
-    """Let sbatch check options, without submitting a job. Raises Unavailable if sbatch refuses the options.
-
-    If sbatch complains that the requested nodes are not available, nothing is raised, because nodes may become free.
-    """
+    """Let sbatch check options, without submitting a job. Raises Unavailable if it refuses them for good."""
     try:
         words = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
         with only(options):
             _call("sbatch", "--test-only", *words, "--wrap=true")
     except Unavailable as why:
-        if "Requested node" not in str(why):
+        if "Requested node" not in str(why):  # nodes that are not available may become free
             raise
 
 
 @contextlib.contextmanager
 def only(options: Iterable[str]) -> Iterator[None]:
-    """In the caller's `with` block, unset the user's SBATCH_* variables, which would override the sweep's options.
-
-    For each option in LEFT_TO_USERS, the user's variable stays set unless `options` sets the option too.
-    """
+    """A context without the user's SBATCH_* variables, apart from those LEFT_TO_USERS that `options` does not set."""
     kept = {f"SBATCH_{name.upper()}" for name in LEFT_TO_USERS if name not in options}
     taken = {key: os.environ.pop(key) for key in [*os.environ] if key.startswith("SBATCH_") and key not in kept}
     try:

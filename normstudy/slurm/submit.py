@@ -9,6 +9,7 @@ import itertools
 import math
 import shlex
 import shutil
+import signal
 import socket
 import sys
 import uuid
@@ -22,7 +23,7 @@ from normstudy.slurm import arrays, ask
 from normstudy.slurm.arrays import Array
 from normstudy.slurm.share import Share
 from normstudy.study import records
-from normstudy.workers.signals import blocked
+from normstudy.workers.signals import SIGNALS
 from normstudy.workers.task import Task
 
 # A shell that runs sbatch. If a Ctrl-C ended sbatch, nobody would know what it had submitted.
@@ -64,8 +65,7 @@ def submit(
 ) -> Array:
     """Submit one or more tasks. The caller must hold the study's exclusive lock; the jobs wait for its release.
 
-    The record of the jobs is written before they are submitted. If Slurm refuses the jobs, the record is removed and a
-    ConfigError is raised. since: the time when the sweep began.
+    If Slurm refuses the jobs, their record is removed and a ConfigError is raised. since: when the sweep began.
     """
     import submitit
 
@@ -101,7 +101,10 @@ def submit(
         with _beyond_signals(), ask.only(asked), contextlib.redirect_stderr(io.StringIO()):
             submitted = executor.submit_array(jobs)
     except Exception as error:
-        _take_back(study_dir, array)
+        with contextlib.suppress(ask.Unavailable):  # cancel the jobs that the submission may have left in the queue
+            if (job_id := ask.id_of(array.name)) is not None:
+                ask.cancel(job_id, array.name)
+            arrays.remove(study_dir, array)
         raise _refused(ask.reason_of(str(error)) or type(error).__name__) from error
     array = array._replace(id=submitted[0].job_id.partition("_")[0])
     arrays.write(study_dir, array)
@@ -110,22 +113,19 @@ def submit(
 
 @contextlib.contextmanager
 def _beyond_signals() -> Iterator[None]:
-    """A context in which submitit starts sbatch so that no signal ends it; this process handles them afterwards."""
+    """A context in which submitit starts sbatch so that no signal ends it; this process handles them afterwards.
+
+    Processes start with SIGNALS blocked, so that they can ignore them before one ends them. This process must not
+    ignore them: pyarrow's threads, in which they are not blocked, would take and drop them.
+    """
     import submitit
 
     executor, name = submitit.SlurmExecutor, "_make_submission_command"  # of the class: an array gets an executor anew
     own = getattr(executor, name)
     setattr(executor, name, lambda self, path: [*IGNORING_SIGNALS, *own(self, path)])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        with blocked():
-            yield
+        yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         setattr(executor, name, own)
-
-
-def _take_back(study_dir: Path, array: Array) -> None:
-    """Cancel the jobs that a failed submission may have left in the queue, and remove the record."""
-    with contextlib.suppress(ask.Unavailable):
-        if (job_id := ask.id_of(array.name)) is not None:
-            ask.cancel(job_id, array.name)
-        arrays.remove(study_dir, array)

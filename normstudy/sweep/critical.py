@@ -18,9 +18,10 @@ from normstudy.search.answer import critical_values, render
 from normstudy.search.rounds import COUNTS_AS, CRASHED, Progress, Run, repeat_seeds, replay
 from normstudy.search.settings import Settings
 from normstudy.study import locks
-from normstudy.sweep import planning, report
+from normstudy.sweep import planning
 from normstudy.sweep.execute import RunsFailed
 from normstudy.sweep.planning import Plan
+from normstudy.sweep.run import draw
 from normstudy.workers import progress
 
 
@@ -140,6 +141,6 @@ def _print_answer(search: Search, new: int) -> None:
         f"{expected.error:.2g} decades, with {simulate.GRID_SEEDS} seeds a value has about "
         f"{round(search.n_cells * expected.grid_runs)} runs"
     )
-    if new and (damaged := report.draw(search.study_dir)) is not None:
+    if new and (damaged := draw(search.study_dir)) is not None:
         raise damaged
     say(f"tables, figures: {search.study_dir}    as a page to send: normstudy report {search.study_dir}")

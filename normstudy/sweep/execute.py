@@ -51,10 +51,7 @@ def execute(planned: Plan, request: Request, *, shared: bool = False, about: str
 
 
 def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task]:
-    """Prepare the study's folder, record the request and return the tasks. The caller must hold the study's lock.
-
-    shared: whether the lock is shared with other commands.
-    """
+    """Prepare the study's folder, record the request and return the tasks. The caller must hold the study's lock."""
     study_dir = planned.study_dir
     try:
         tables.prepare(study_dir, shared=shared)
@@ -82,26 +79,22 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
 
 
 def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: int | None) -> None:
-    """Remove a complete study's state folder. Raises RunsFailed if a planned run crashed.
+    """Remove a complete study's state folder. Raises RunsFailed if a planned run crashed, now or too often before.
 
     errors: run_id -> why the run crashed, for each run that just crashed.
     held: the file descriptor of the study's lock, or None if another command holds the lock.
     """
     if errors or planned.given_up:
-        raise RunsFailed(_failures_line(planned, errors, statuses))
+        n = sum(statuses.get(i) != "done" for i in planned.runs)
+        logs = f"tracebacks: {planned.study_dir}/{records.LOGS}"
+        failed, again = "failed before and were left out", planning.RETRY
+        if errors:
+            failed = f"failed ({next(iter(errors.values()))})"
+            if not planning.left_out(planned.study_dir, list(planned.runs), statuses, planned.execution):
+                again = "Rerun the same command to try the failed runs again"
+        raise RunsFailed(f"{n} of {len(planned.runs)} runs {failed}; {logs}. {again}")
     # Jobs that have been submitted may still start, and then need the state folder.
     submitted = (planned.study_dir / arrays.RECORD).exists()
     if set(statuses.values()) == {"done"} and not submitted and held is not None and locks.make_exclusive(held):
         # Ignore errors, because another command may just have created a lock file in the folder.
         shutil.rmtree(planned.study_dir / "state", ignore_errors=True)
-
-
-def _failures_line(planned: Plan, errors: dict[str, str], statuses: dict[str, str]) -> str:
-    """Return the error line about runs that just crashed, or were left out because they crashed too often before."""
-    n = sum(statuses.get(i) != "done" for i in planned.runs)
-    logs = f"tracebacks: {planned.study_dir}/{records.LOGS}"
-    if not errors:
-        return f"{n} of {len(planned.runs)} runs failed before and were left out; {logs}. {planning.RETRY}"
-    left_out = planning.left_out(planned.study_dir, list(planned.runs), statuses, planned.execution)
-    again = planning.RETRY if left_out else "Rerun the same command to try the failed runs again"
-    return f"{n} of {len(planned.runs)} runs failed ({next(iter(errors.values()))}); {logs}. {again}"

@@ -110,7 +110,7 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
             if jobs.counts is None and jobs.why != asked:
                 print_error(f"Slurm does not answer ({jobs.why}); the jobs continue, and this command keeps waiting")
             asked = jobs.why
-            if jobs.counts is not None and jobs.surely_over:
+            if jobs.counts is not None and jobs.looks > 1:
                 return jobs.counts
             if seen := _status_of(looker):
                 state = str(jobs.counts or "unknown")
@@ -146,13 +146,13 @@ def cancel(study_dir: Path) -> str:
         raise ConfigError(f"{study_dir} has no jobs to cancel: see normstudy status {study_dir}")
     end = time.monotonic() + CANCEL_SECONDS
     try:
-        counts = arrays.counts(study_dir, array)
+        counts = arrays.counts(array)
         if not counts.alive:
             raise ConfigError(f"{array} has ended, so no job is left to cancel: rerun the sweep's command to resume")
         job_id = array.id or ask.id_of(array.name)
         assert job_id is not None
         ask.cancel(job_id, array.name)
-        while (counts := arrays.counts_surely(study_dir, array)).alive and time.monotonic() < end:
+        while (counts := arrays.counts_surely(array)).alive and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
             if counts.pending:  # the last ask.cancel missed a job that Slurm was requeueing
                 ask.cancel(job_id, array.name)

@@ -58,7 +58,6 @@ class Plan:
 
     @property
     def on_slurm(self) -> bool:
-        """Return whether the sweep runs in Slurm jobs."""
         return self.execution.cluster == "slurm"
 
     @property

@@ -48,7 +48,7 @@ def watch(study: Path, every: float) -> None:
     looker, redraws, back, drawn = Looker(study), sys.stdout.isatty(), "", 0
     while True:
         status = looker.look()
-        if status.over and status.jobs is not None and not status.jobs.surely_over:
+        if status.over and status.jobs is not None and status.jobs.looks < 2:
             time.sleep(arrays.AGAIN_SECONDS)
             continue
         lines = repr(status).splitlines()
@@ -168,7 +168,7 @@ class Looker:
         elif self._jobs is None or self._jobs.array != array or time.monotonic() - self._asked > arrays.AGAIN_SECONDS:
             before = self._jobs.looks if self._jobs is not None and self._jobs.array == array else 0
             try:
-                counts = arrays.counts(self.study, array)
+                counts = arrays.counts(array)
                 self._jobs = Jobs(array, counts, looks=0 if counts.alive else before + 1)
             except ask.Unavailable as why:
                 self._jobs = Jobs(array, None, str(why))

@@ -48,13 +48,8 @@ class Jobs(NamedTuple):
 
     @property
     def over(self) -> bool:
-        """Whether Slurm's last answer said that no job is left."""
+        """Whether Slurm's last answer said that no job is left. One is not enough (see arrays.AGAIN_SECONDS)."""
         return self.looks > 0
-
-    @property
-    def surely_over(self) -> bool:
-        """Whether Slurm's last two answers said that no job is left. One is not enough (see arrays.AGAIN_SECONDS)."""
-        return self.looks > 1
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,10 +82,9 @@ class Status:
 
     @property
     def over(self) -> bool:
-        """Whether training has ended, so that `normstudy status --watch` can stop.
+        """Whether training has ended: no process of this machine holds the study's lock, and no job is left.
 
-        Returns False while a process on this machine holds the study's lock. Otherwise, if Slurm answers, returns
-        whether no job is left. In all other cases, returns whether every planned run has finished or failed.
+        If Slurm does not answer, or there are no jobs, whether every planned run has finished or failed.
         """
         if self.holder and self.verified:
             return False

@@ -4,14 +4,13 @@
     1c291ca3                    crc32 of the bytes below this line
     safetensors                 parameters, optimizer slots, and the rows that are not in the tables yet
 
-safetensors executes no code when it loads a file, but does not detect a flipped bit, so a checksum is added. The rows
-are stored as Parquet bytes. A checkpoint is valid only for the same parameter layout, version of the numerics and kind
-of machine. Otherwise the resumed run could get different bits, so the checkpoint is refused.
+safetensors executes no code when it loads a file, but does not detect a flipped bit, so a checksum is added. A
+checkpoint is refused if the parameter layout, the version of the numerics or the kind of machine has changed, because
+the resumed run could get different bits.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import io
@@ -20,6 +19,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,9 @@ from normstudy.training.batch import ResumePoint
 from normstudy.training.layout import Layout
 
 Buffered = dict[str, dict[str, list[object]]]  # rows not yet written: table -> column -> values
+
+
+FLOATS = ("train_loss", "wall_time_s", "late_val_loss")  # the fields of a Checkpoint in a file's metadata
 
 
 class Refused(Exception):
@@ -83,9 +86,9 @@ def set_aside(study_dir: Path, run_id: str) -> None:
 
 def remove(study_dir: Path, run_ids: list[str]) -> None:
     """Remove the checkpoints of finished runs."""
-    for run_id in run_ids:
-        with files.storing(study_dir), contextlib.suppress(FileNotFoundError):
-            os.unlink(study_dir / FOLDER / run_id)
+    with files.storing(study_dir):
+        for run_id in run_ids:
+            (study_dir / FOLDER / run_id).unlink(missing_ok=True)
 
 
 def stamp(run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> dict[str, str]:
@@ -102,15 +105,10 @@ def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
     for table, rows in checkpoint.rows.items():
         schema = pa.schema([f for f in SCHEMAS[table] if f.name in RECORDED[table]])
         packed = parquet.bytes_of(pa.table(rows, schema=schema), compression="zstd")
-        # Turn the bytes into a tensor, because safetensors stores only tensors. Copy them, because torch would print a
-        # warning for the read-only memory that frombuffer returns.
+        # safetensors stores only tensors. The copy avoids torch's warning for read-only memory.
         tensors[f"rows.{table}"] = torch.from_numpy(np.frombuffer(packed, np.uint8).copy())
-    metadata = {
-        **stamped, "step": str(start.step), "train_loss": checkpoint.train_loss.hex(),
-        "wall_time_s": checkpoint.wall_time_s.hex(),
-    }  # fmt: skip
-    if checkpoint.late_val_loss is not None:
-        metadata["late_val_loss"] = checkpoint.late_val_loss.hex()
+    floats = {name: getattr(checkpoint, name) for name in FLOATS}
+    metadata = {**stamped, "step": str(start.step), **{k: v.hex() for k, v in floats.items() if v is not None}}
     body = bytes(save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata))
     return FORMAT + f"{zlib.crc32(body):08x}\n".encode() + body
 
@@ -128,6 +126,5 @@ def decode(data: bytes, stamped: Mapping[str, str]) -> Checkpoint:
     state = {name.removeprefix("slot."): t for name, t in tensors.items() if name.startswith("slot.")}
     rows = {table: parquet.read(tensors[f"rows.{table}"].numpy().tobytes()).to_pydict() for table in SERIES}
     start = ResumePoint(int(metadata["step"]), tensors["params"], state)
-    train_loss, seconds = (float.fromhex(metadata[key]) for key in ("train_loss", "wall_time_s"))
-    late = metadata.get("late_val_loss")
-    return Checkpoint(start, rows, train_loss, None if late is None else float.fromhex(late), seconds)
+    floats: dict[str, Any] = {k: float.fromhex(metadata[k]) if k in metadata else None for k in FLOATS}
+    return Checkpoint(start, rows, **floats)

@@ -1,9 +1,8 @@
-"""Train a batch of runs and write their tables and checkpoints.
+"""Train a batch of runs and write their tables and checkpoints, which do not depend on how often the runs were stopped.
 
-A run's files do not depend on how often the run was stopped. The rows of a run's steps are split into files, called
-windows, each for a fixed range of steps. A window is written once, after its last step. Until then, checkpoints contain
-the window's rows. When a run ends, its last window is written first, then its row in `runs`, and then its checkpoint is
-removed.
+The rows of a run's steps are split into files, called windows, each for a fixed range of steps. A window is written
+once, after its last step. Until then, checkpoints contain its rows. When a run ends, its last window is written first,
+then its row in `runs`, and then its checkpoint is removed.
 """
 
 from __future__ import annotations
@@ -79,9 +78,8 @@ class Running:
 
 
 def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
-    """Train a batch. Write each run's row in the table `runs` when the run starts, and again when the run ends.
+    """Train a batch, from the runs' checkpoints if possible. Runs that another process has finished are only reported.
 
-    Runs that another process has finished are only reported. Every other run resumes from its checkpoint if possible.
     Checkpoints are written every task.checkpoint_seconds, and when stopping() returns True, which ends the training. On
     a GPU no checkpoints are written, because a run resumed in a batch of another size could get different bits.
     """
@@ -190,9 +188,9 @@ def begin(
 ) -> tuple[Running, ResumePoint | None]:
     """Prepare a run. Return the run and its saved state. The state is None if the run starts at step 0.
 
-    row: the run's new row in the table `runs`; before: the row that the table has now, or None. If a COMPUTED_BY column
-    has changed, the run could get different bits now, so the files with the run's steps are removed. On a GPU these
-    files are always removed, because the batch size may select other kernels.
+    row: the run's new row in the table `runs`; before: the row that the table has now, or None. The files with the
+    run's steps are removed if the run could get different bits now: if a COMPUTED_BY column has changed, and always on
+    a GPU, where the batch size may select other kernels.
     """
     run_id = str(row["run_id"])
     run = Running(run_id, row, config.eval.every)

@@ -5,12 +5,11 @@ A cluster job also receives a warning signal before its time limit, and may rece
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from tqdm import tqdm
@@ -33,9 +32,8 @@ class Interrupted(KeyboardInterrupt):
 class Stop:
     """A context in which the first signal makes the descriptor `reader` readable, and the second ends this process.
 
-    When this process ends, its workers end too. A signal that this process already ignores, such as SIGHUP under nohup,
-    stays ignored. Outside the main thread the context does nothing.
-    patient: whether to ignore every signal after the first.
+    A signal that this process already ignores, such as SIGHUP under nohup, stays ignored. Outside the main thread the
+    context does nothing. patient: whether to ignore every signal after the first.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = SIGNALS, *, patient: bool = False) -> None:
@@ -72,20 +70,6 @@ class Stop:
             say_no_more()
         again = "" if self.patient else "; a second signal ends the sweep at once"
         print_error(f"stopping: every run finishes its step and is saved{again}")
-
-
-@contextlib.contextmanager
-def blocked() -> Iterator[None]:
-    """A context in which processes start with SIGNALS blocked, so that they can ignore them before one ends them.
-
-    This process handles the signals after the context. They must not be ignored here: pyarrow's threads, in which they
-    are not blocked, would take and drop them.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def print_error(line: str) -> None:
