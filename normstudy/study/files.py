@@ -70,10 +70,7 @@ def place_output(out: Path, relative: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(above: Path, name: str) -> Iterator[Path]:
-    """Yield a new folder in `above`, and remove it at the end, together with those that killed commands have left.
-
-    Each command locks its own folder, and the operating system frees the lock when the command ends.
-    """
+    """Yield a new folder in `above`, and remove it at the end, with those that killed commands have left unlocked."""
     folder = Path(tempfile.mkdtemp(".part", f"{name}{SCRATCH}", above))
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -1,8 +1,7 @@
 """Lock a study, so that one command at a time writes to it, and lock runs, so that one process at a time trains a run.
 
-A sweep or a compaction holds the lock state/lock exclusively. Several `normstudy run` commands can share this lock. To
-train a run, a process also locks one byte of state/run_locks. The operating system frees a lock when the last process
-that holds it ends.
+A sweep or a compaction holds state/lock exclusively; several `normstudy run` commands can share it. To train a run, a
+process also locks one byte of state/run_locks. A lock is free when the last process that holds it has ended.
 """
 
 from __future__ import annotations

@@ -155,10 +155,7 @@ def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
 
 
 def unknown_columns(table: str, names: Sequence[str]) -> list[str]:
-    """Return a file's columns that this version does not know, because a newer version, which has all others, wrote it.
-
-    Raises ArrowInvalid if a column is missing, too: then a changed bit lies in its name.
-    """
+    """Return the columns that only a newer version knows. Raises ArrowInvalid if one is missing, too: a bit changed."""
     unknown, missing = sorted({*names} - {*SCHEMAS[table].names}), [f for f in SCHEMAS[table].names if f not in names]
     if unknown and missing:
         raise pa.ArrowInvalid(f"it has a column {unknown[0]!r} and none {missing[0]!r}")

@@ -1,7 +1,7 @@
 """Record why runs crashed and what each sweep requested, and find the git commit of this package.
 
-A crashed run has the status `failed`; the traceback of its n-th try is in state/logs/<run_id>-<n>.txt. Each sweep
-writes its command line, overrides, software versions and plan to sweeps/.
+The traceback of a run's n-th try is in state/logs/<run_id>-<n>.txt, and a sweep's command line, overrides, software
+versions and plan are in sweeps/.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ RECORD = pa.schema([pa.field("run_id", pa.string(), nullable=False), ("batch", p
 
 
 def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str) -> int:
-    """Set an unfinished run's status to `failed` and store the traceback `details`; returns how often the run crashed.
-
-    Raises StorageError if a file cannot be written.
-    """
+    """Set an unfinished run's status to `failed`, store the traceback `details`, and return how often it crashed."""
     before = parquet.read_row(study_dir, run_id) or {}
     if before.get("status") == "done":
         return tries_of(study_dir)[run_id]
@@ -98,10 +95,7 @@ def paths_of(study_dir: Path) -> list[Path]:
 
 
 def read_record(path: Path) -> tuple[SweepRecord, dict[str, int | None]]:
-    """Read a sweep's record, and the number of steps of each planned run, None if an older version wrote the record.
-
-    Raises Damaged for a file that is damaged, or no record.
-    """
+    """Read a sweep's record, and the length of each planned run, None from an older version. Raises Damaged."""
     with files.reading(path, path.parents[1]):
         table = parquet.read(places.read(path))
         if "n_steps" not in table.column_names:

@@ -91,10 +91,7 @@ def window_name(run_id: str, window: int) -> str:
 
 
 def config_columns(config: RunConfig) -> dict[str, object]:
-    """Return the columns of a `runs` row that are known before training.
-
-    They are the config's keys, the values to which `auto` resolves, hashes of the user's code, and version numbers.
-    """
+    """Return a `runs` row's columns that are known before training: keys, what `auto` means, code hashes, versions."""
     resolved = {f"resolved_{name}": value for name, value in dataclasses.asdict(cfg.resolve(config.model)).items()}
     versions = {"identity_version": cfg.IDENTITY_VERSION, "numerics": cfg.NUMERICS}
     return cfg.asked(config) | resolved | cfg.own_sources(config.model) | versions

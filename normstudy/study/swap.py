@@ -15,10 +15,7 @@ OLD_TABLES = "state/tables.old"  # folder of the old tables during the swap
 
 
 def check_not_swapping(study_dir: Path) -> None:
-    """Raise ConfigError if tables/ is missing because a compaction is swapping it, or was killed while doing so.
-
-    Also if the folder cannot be looked at, because its path is too long, or a folder above it is not readable.
-    """
+    """Raise ConfigError if a compaction is replacing tables/, or was killed at it, or if the folder is unreadable."""
     try:
         swapping = (study_dir / OLD_TABLES).exists() and not (study_dir / "tables").exists()
     except OSError as error:

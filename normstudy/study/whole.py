@@ -79,8 +79,7 @@ def steps_of(table: str, run: Expected, last: int) -> Ints:
 def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
     """Describe which rows a run lacks or has in excess, in a string that is empty if the rows are right.
 
-    steps: the distinct steps, sorted; rows: the number of rows at each of them. The number of modules is not known, but
-    is the same at every step.
+    steps: the distinct steps, sorted; rows: the number of rows at each, which must be the same at every step.
     """
     wanted = steps_of(table, run, run.last(steps))
     missing = strange = wanted[:0]

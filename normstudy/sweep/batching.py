@@ -49,10 +49,7 @@ def bytes_of_run(config: RunConfig) -> int:
 
 
 def seconds_of(config: RunConfig) -> float:
-    """Estimate how many seconds a run takes on one core.
-
-    The estimate is 6 flops per parameter and token, at 100 GFLOP/s, plus 0.3 ms per layer and step.
-    """
+    """Estimate a run's seconds on a core: 6 flops per parameter and token at 100 GFLOP/s, 0.3 ms a layer and step."""
     m, d = config.model, config.data
     per_token = m.n_layers * (_matrices(config) + 2 * d.seq_len * m.d_model) + _vocab_size(config) * m.d_model
     flops = 6 * d.batch_size * d.seq_len * per_token

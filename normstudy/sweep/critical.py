@@ -1,7 +1,6 @@
 """Search critical values: train round after round, until every cell is decided, and print the answer.
 
-Each round is an ordinary sweep of the runs that the undecided cells ask for. The search itself keeps nothing but its
-settings: which runs come next follows from the outcomes in the study's tables.
+Each round is an ordinary sweep of the runs that the undecided cells ask for, which follow from the study's tables.
 """
 
 from __future__ import annotations
@@ -78,10 +77,7 @@ class Search:
 
 
 def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dry_run: bool) -> None:
-    """Search the critical values of all cells. Raises RunsFailed at the end if runs crashed, which count as missing.
-
-    cells: a configuration of each cell, in which the value of the axis and the seed do not matter.
-    """
+    """Search the critical values of all cells, whose own axis values and seeds do not matter. Raises RunsFailed."""
     search = Search(cells, compose)
     settings, study_dir = search.settings, search.study_dir
     kept.check_same(study_dir, settings)

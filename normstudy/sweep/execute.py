@@ -25,8 +25,7 @@ class RunsFailed(Exception):
 def execute(planned: Plan, request: Request, *, shared: bool = False, about: str = "") -> None:
     """Train a plan's missing runs on this machine. If a run crashes, raises RunsFailed after the other runs end.
 
-    shared: whether to take a shared lock of the study, so that other commands may train other runs at the same time.
-    about: what to say before the progress.
+    shared: whether other commands may train other runs at the same time. about: what to say before the progress.
     """
     study_dir = planned.study_dir
     over = None if shared else arrays.refuse_while_alive(study_dir)

@@ -1,7 +1,4 @@
-"""Train a plan's missing runs in Slurm jobs: submit the jobs, show their progress, find out which runs failed.
-
-`cancel` ends the jobs of a sweep.
-"""
+"""Train a plan's missing runs in Slurm jobs: submit and follow them, find out which runs failed, or cancel the jobs."""
 
 from __future__ import annotations
 
@@ -79,8 +76,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
 def statuses_of(study_dir: Path, tasks: Sequence[Task], *, complete: bool) -> dict[str, str]:
     """Return run_id -> status after the jobs have ended.
 
-    complete: whether every job succeeded. After success every run has a result, but on a network file system the files
-    may become visible late. Therefore wait for these files, for at most LATE_SECONDS.
+    complete: whether every job succeeded, so that every run has a result, which a network file system may show late.
     """
     ids, end = [run_id for task in tasks for run_id in task.run_ids], time.monotonic() + LATE_SECONDS
     while True:

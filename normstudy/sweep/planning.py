@@ -190,10 +190,7 @@ def sealed_refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: M
 
 
 def _differences(held: pd.DataFrame, row: Mapping[str, object]) -> list[str]:
-    """Return the columns in which a run differs from the study's most similar run.
-
-    For a key with a resolved value, the resolved values are compared, so that `auto` equals what it resolves to.
-    """
+    """Return the columns in which a run differs from the most similar run; of keys with `auto`, their resolved ones."""
     keys = [k for k in row if k in held and k not in ("study", "data_path") and f"resolved_{k}" not in row]
     same = pd.DataFrame({k: held[k].isna() if row[k] is None else held[k] == row[k] for k in keys})
     nearest = same.iloc[int(same.sum(axis=1).to_numpy().argmax())]

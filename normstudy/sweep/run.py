@@ -28,10 +28,10 @@ def run_sweep(
 ) -> list[float | None]:
     """Train a sweep's missing runs, draw its figures and print the comparison.
 
-    Returns the final validation loss of each config, in order, and None for a config whose run has no such loss. Raises
-    a ConfigError before training starts if a run cannot be trained as requested, or if another command is training
-    the study. If runs fail, raises RunsFailed after all other runs are finished and reported.
-    detach: whether to return as soon as the sweep's Slurm jobs are submitted.
+    Returns the final validation loss of each config, in order, or None. Raises a ConfigError before training starts if
+    a run cannot be trained as requested, or if another command is training the study, and RunsFailed, after all other
+    runs are finished and reported, if runs crash. detach: whether to return as soon as the sweep's Slurm jobs are
+    submitted.
     """
     planned = planning.plan(configs)
     if detach and not planned.on_slurm:
@@ -138,8 +138,7 @@ def draw(study_dir: Path) -> Damaged | None:
 def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
     """Return the column by which to compare a sweep: warmup_steps if it varies, else the first varying column or None.
 
-    Seeds are excluded, because a comparison pairs runs with equal seeds. Columns that describe the text are excluded,
-    because losses on different texts are not comparable.
+    Seeds are excluded, because runs are paired by them, and columns of the text, whose losses are not comparable.
     """
     columns = [cfg.asked(c) for c in runs]
     candidates = [k for k in comparable_columns() if k not in cfg.TEXT_COLUMNS]

@@ -173,10 +173,9 @@ def _files(found: Found, table: str) -> list[str]:
 
 
 def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
-    """Yield a file's row groups, converted to this version's schema, after verifying checksums.
+    """Yield a file's row groups in this version's schema; none if it was just removed or has unknown columns.
 
-    Yields nothing if the file has just been removed, or has columns unknown to this version. Raises Wrong if the file
-    is damaged or belongs to another table.
+    Raises Wrong if the file is damaged or belongs to another table.
     """
     path = found.study / "tables" / table / name
     try:

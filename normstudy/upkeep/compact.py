@@ -25,10 +25,9 @@ from normstudy.upkeep import check_state
 def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """Gather the study's finished runs in one sorted file per table; returns one line that says what was done.
 
-    Other runs keep separate files. Columns that an older version did not write are added. Compacting twice gives the
-    same bytes. seal: whether to also write SEALED and remove state/; a sealed study stays sealed. Raises ConfigError
-    for a folder that is not a study, is in use, has no finished run, a damaged file or unknown columns, and for a study
-    to be sealed that has unfinished or failed runs.
+    Other runs keep separate files. Compacting twice gives the same bytes. seal: whether to also write SEALED and remove
+    state/; a sealed study stays sealed. Raises ConfigError for a folder that is not a study, is in use, has no finished
+    run, a damaged file or unknown columns, and for a study to be sealed that has unfinished or failed runs.
     """
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)

@@ -1,8 +1,4 @@
-"""Read the progress of a study's runs for `normstudy status`, from the files in the study's folder.
-
-The command takes no lock and changes no file. If the study has Slurm jobs, the command also asks Slurm about the jobs.
-Since the files of finished runs never change, a Looker reads them only once.
-"""
+"""Read the progress of a study's runs for `normstudy status`, without a lock, and ask Slurm about the study's jobs."""
 
 from __future__ import annotations
 
@@ -176,10 +172,7 @@ class Looker:
         return self._jobs
 
     def _read_rows(self) -> tuple[pd.DataFrame, tuple[int, int] | None]:
-        """Read the `runs` rows of all runs that are not yet known to be finished.
-
-        Also returns the compacted file's inode and modification time, which change when the file is replaced.
-        """
+        """Read the `runs` rows of runs not known to be finished, and the compacted file's inode and time of change."""
         folder, compacted, ids = self.study / "tables" / "runs", self._stamp(), None
         # Leave ids at None, to read all rows, if the compacted file was replaced and thus may have new runs.
         if compacted == self._compacted:

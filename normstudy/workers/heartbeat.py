@@ -1,7 +1,6 @@
-"""Write and read heartbeats: files that record the current step of every run of a batch and how fast the batch trains.
+"""Write and read state/<host>-<pid>.heartbeat: how far and how fast the batch is that a worker process is training.
 
-While a worker process trains a batch, it keeps one small file, state/<host>-<pid>.heartbeat, up to date. Only
-`normstudy status` reads heartbeats. They are not fsynced, because losing a heartbeat does no harm.
+Only `normstudy status` reads heartbeats. They are not fsynced, because losing a heartbeat does no harm.
 """
 
 from __future__ import annotations

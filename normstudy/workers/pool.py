@@ -1,7 +1,7 @@
-"""Manage a pool of worker processes, each connected to this process by a pipe.
+"""Manage a pool of worker processes, each connected to this process by a pipe. This module never imports torch.
 
 The standard library's pool loses every task when one worker is killed. This pool loses only the steps that the killed
-worker's batch took since its last checkpoint, and resumes the batch in a new worker. This module never imports torch.
+worker's batch took since its last checkpoint, and resumes the batch in a new worker.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ FALSE_STARTS = 10
 
 
 class Slot:
-    """A worker process and its task. lock: the file descriptor of the study's lock, which the worker inherits.
-
-    forked: whether to fork the worker from a process that has already imported torch.
-    """
+    """A worker process, forked or new, and its task. lock: the descriptor of the study's lock, which it inherits."""
 
     def __init__(self, lock: int, *, forked: bool) -> None:
         # Blocked signals cannot end the worker before it has set its handlers. SIGUSR2 stays blocked, because
@@ -132,12 +129,11 @@ def run(
 ) -> Generator[Message, None, None]:
     """Train the tasks in order on up to `workers` worker processes; yields the workers' messages until all tasks end.
 
-    When a worker is killed, its batch resumes from its last checkpoint in a new worker. If the killed worker had begun
-    the batch but saved no progress, the batch may have been too large, so its runs are trained as two batches. A single
-    run is retried until it has crashed max_tries times. A worker that another process asks to stop counts as killed.
-
-    When this process is asked to stop, it sends no more tasks, and the workers save their runs. Raises StorageError,
-    after the workers have ended, if results can no longer be written or read.
+    When a worker is killed, or another process stops it, its batch resumes from the last checkpoint in a new worker. If
+    it had begun the batch but saved no progress, the batch may have been too large, so its runs are trained as two
+    batches. A single run is retried until it has crashed max_tries times. When this process is asked to stop, the
+    workers save their runs. Raises StorageError, after the workers have ended, if results can no longer be written or
+    read.
     inherited: the file descriptor of the study's lock, which the workers also hold.
     """
     pool = _Pool(tasks, workers, inherited, max_tries)

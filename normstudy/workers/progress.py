@@ -32,10 +32,9 @@ class Bar(tqdm):  # type: ignore[type-arg]  # only a type of the stubs takes an 
 def train(
     tasks: Sequence[Task], workers: int, *, held: int, stop: Stop, max_tries: int, about: str = ""
 ) -> dict[str, str]:
-    """Train one or more tasks with pool.run. Show steps, time left and outcomes on standard error.
+    """Train tasks with pool.run, and show the progress. Returns run_id -> error for each failed run.
 
-    Returns run_id -> error for each failed run. held: the file descriptor of the study's lock. about: what to say
-    before the progress.
+    held: the file descriptor of the study's lock. about: what to say before the progress.
     """
     n_runs = sum(len(task.run_ids) for task in tasks)
     run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)

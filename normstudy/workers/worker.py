@@ -91,7 +91,7 @@ def serve(pipe: Connection) -> None:
 def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch, but never a run that another process is training. Raises StorageError and DeviceLost.
 
-    Runs that are not locked are trained first. To avoid a deadlock, all locks are released before waiting for a lock.
+    Unlocked runs come first. To avoid a deadlock, all locks are released before waiting for a lock.
     """
     left, is_reported = task.run_ids, False
     while left:
