@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import os
 import zlib
@@ -138,20 +139,13 @@ def runs_in(part: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         yield run_id, part.slice(start, end - start)
 
 
-def row_path(study_dir: Path, run_id: str) -> Path:
-    """Return the path of a run's uncompacted `runs` file, which may not exist."""
-    return study_dir / "tables" / "runs" / f"{run_id}.parquet"
-
-
 def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
     """Read a run's uncompacted `runs` file; None if it does not exist. Raises ConfigError if it is damaged."""
-    path = row_path(study_dir, run_id)
-    try:
-        with files.reading(path, study_dir):
-            row: dict[str, object] = read(path).to_pylist()[0]
-    except FileNotFoundError:
-        return None
-    return row
+    path = study_dir / "tables" / "runs" / f"{run_id}.parquet"
+    with contextlib.suppress(FileNotFoundError), files.reading(path, study_dir):
+        row: dict[str, object] = read(path).to_pylist()[0]
+        return row
+    return None
 
 
 def unknown_columns(table: str, names: Sequence[str]) -> list[str]:

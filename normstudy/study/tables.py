@@ -84,8 +84,7 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
                 yield relative, None
                 continue
             n = len(rows[table]["step"])
-            unknown = {name: [None] * n for name in SCHEMAS[table].names if name not in rows[table]}
-            columns = {**unknown, **rows[table], "run_id": [run_id] * n}
+            columns = {**dict.fromkeys(SCHEMAS[table].names, [None] * n), **rows[table], "run_id": [run_id] * n}
             yield relative, encode(table, pa.Table.from_pydict(columns, SCHEMAS[table]))
 
 
@@ -95,9 +94,11 @@ def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
     if unknown := {name for row in kept for name in row} - set(SCHEMAS["runs"].names):
         raise KeyError(f"the table runs has no columns named {sorted(unknown)}")
     content = pa.Table.from_pylist(kept, SCHEMAS["runs"])
-    names = [f"tables/runs/{row['run_id']}.parquet" for row in kept]
+    encoded = (
+        (f"tables/runs/{row['run_id']}.parquet", encode("runs", content[i : i + 1])) for i, row in enumerate(kept)
+    )
     with files.storing(study_dir):
-        files.place_all(study_dir, ((name, encode("runs", content.slice(i, 1))) for i, name in enumerate(names)))
+        files.place_all(study_dir, encoded)
 
 
 def is_done(study_dir: Path, run_id: str) -> bool:
@@ -221,7 +222,7 @@ def read(
     compacted = gathered(Path(study_dir), "steps") if every else set()
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
     fields = pa.schema([f for f in SCHEMAS[table] if f.name in wanted])
-    frame: pd.DataFrame = _rows(Path(study_dir, "tables", table), fields, run_ids, module, skip, counted).to_pandas()
+    frame: pd.DataFrame = rows(Path(study_dir, "tables", table), fields, run_ids, module, skip, counted).to_pandas()
     categories = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
     for name in categories:
         frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
@@ -233,13 +234,6 @@ def read(
     for name in categories if text else []:
         frame[name] = frame[name].astype(object).astype(str)
     return frame if columns is None else frame[columns]
-
-
-def count(study_dir: Path, table: str, run_ids: Sequence[str]) -> list[Stretch]:
-    """Count the rows of each run at each step: see `read`."""
-    counted: list[Stretch] = []
-    _rows(study_dir / "tables" / table, schema.KEYS[table], run_ids, None, (), counted)
-    return counted
 
 
 def runs_with_windows(study_dir: Path) -> set[str]:
@@ -257,15 +251,15 @@ def warn_of_lost(study_dir: Path | str, run_ids: Collection[str]) -> None:
         warn(f"{what}: not read; {again}")
 
 
-def _rows(
+def rows(
     folder: Path,
     fields: pa.Schema,
-    run_ids: Sequence[str] | None,
-    module: str | None,
-    skip: Collection[str],
-    counted: list[Stretch] | None,
+    run_ids: Sequence[str] | None = None,
+    module: str | None = None,
+    skip: Collection[str] = (),
+    counted: list[Stretch] | None = None,
 ) -> pa.Table:
-    """Read the selected rows of a table's folder, unsorted. Each dictionary column has one dictionary for all rows."""
+    """Read rows of a table's folder, unsorted, as `read`. Each dictionary column has one dictionary for all rows."""
     names = [name for name in names_in(folder) if run_of(folder.name, name) not in skip]
     if run_ids is not None:
         run_ids = sorted(run_ids)

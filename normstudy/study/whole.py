@@ -106,9 +106,8 @@ def _wrong_of(table: str, runs: Sequence[Expected], counted: Sequence[Stretch]) 
         parts.setdefault(stretch.run_id, []).append(stretch)
     wrong = {}
     for run in runs:
-        steps, rows = NONE
-        if own := parts.get(run.name):
-            steps, rows = np.concatenate([one.steps for one in own]), np.concatenate([one.rows for one in own])
+        own = [NONE, *((one.steps, one.rows) for one in parts.get(run.name, []))]
+        steps, rows = (np.concatenate(column) for column in zip(*own, strict=True))
         if np.any(steps[1:] <= steps[:-1]):
             steps, at = np.unique(steps, return_inverse=True)
             rows = np.bincount(at, rows).astype(int)
@@ -144,7 +143,9 @@ def find(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
     if run_ids:
         every = _expected(study_dir, tables.read(study_dir, "runs", list(COLUMNS), run_ids))
         for table in schema.SERIES:
-            wrong = _wrong_of(table, every, tables.count(study_dir, table, run_ids)) | wrong
+            counted: list[Stretch] = []
+            tables.rows(study_dir / "tables" / table, schema.KEYS[table], run_ids, counted=counted)
+            wrong = _wrong_of(table, every, counted) | wrong
     return wrong
 
 

@@ -8,7 +8,7 @@ from normstudy.errors import ConfigError
 from normstudy.search import settings as search
 from normstudy.search.settings import Settings
 from normstudy.slurm import arrays
-from normstudy.study import files, locks, parquet, records, tables, whole
+from normstudy.study import files, locks, records, tables, whole
 from normstudy.study.records import Request
 from normstudy.sweep import planning
 from normstudy.sweep.planning import Plan
@@ -55,7 +55,7 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
     try:
         tables.prepare(study_dir, shared=shared)
         for run_id in tables.damaged_and_unfinished(study_dir):
-            parquet.row_path(study_dir, run_id).unlink(missing_ok=True)
+            (study_dir / "tables" / "runs" / f"{run_id}.parquet").unlink(missing_ok=True)
         if planned.lacking:
             with locks.hold_runs(study_dir, list(planned.lacking)) as mine:  # another command may train the others
                 if lacking := whole.find(study_dir, mine):

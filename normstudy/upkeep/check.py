@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from normstudy import config as cfg
 from normstudy.analysis.grid import count_text
 from normstudy.config import places
 from normstudy.errors import printable
@@ -24,7 +25,7 @@ from normstudy.study import parquet, schema, swap, tables, whole
 from normstudy.study.files import damage, is_damage
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES
 from normstudy.study.whole import Expected
-from normstudy.upkeep import check_rows, check_state
+from normstudy.upkeep import verify
 
 
 class CheckResult(NamedTuple):
@@ -56,11 +57,12 @@ class Found:
     columns: dict[str, set[str]] = field(default_factory=dict)  # table -> lists of columns in its files
     damaged: set[str] = field(default_factory=set)  # tables from which not all runs could be read
 
-    def wrong(self, run_id: str, what: str, *bad: str) -> None:
+    def wrong(self, run_id: str, what: str, *bad: str, lost: bool = False) -> None:
         """Add a finding about a run, unless it is an empty string. bad: files in tables/ that must be removed."""
         if what:
             self.of_runs.setdefault(run_id, []).append(what)
             self.bad.setdefault(run_id, []).extend(bad)
+            self.lost |= {run_id} if lost else set()
 
     def unknown(self, table: str) -> bool:
         """Whether a file of the table was not read because it has columns unknown to this version of normstudy."""
@@ -137,14 +139,14 @@ def _check(study: Path) -> CheckResult:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         for table in SERIES:
             _check_series(found, table, files[table], runs, threads)
-    found.lines += check_state.wrong_in_checkpoints(study) + check_state.wrong_in_records(study)
+    found.lines += verify.wrong_in_checkpoints(study) + verify.wrong_in_records(study)
     if (study / schema.SEALED).exists():
         n_runs = None if found.damaged else len(found.compacted)
-        found.lines += check_state.wrong_with_seal(study, n_runs, len(found.beside))
+        found.lines += verify.wrong_with_seal(study, n_runs, len(found.beside))
     findings = found.findings()
     verdict = count_text(len(findings), "finding") if findings else "sound"
     head = f"{study}: {count_text(len(found.names), 'run')}, {count_text(found.n_files, 'file')}, {verdict}"
-    notes = check_state.notes(study, Counter(run.status for run in runs.values()))
+    notes = verify.notes(study, Counter(run.status for run in runs.values()))
     lines = [head, *findings, *(f"note: {note}" for note in notes)]
     return CheckResult("\n".join(map(printable, lines)), not findings)
 
@@ -198,10 +200,8 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
             yield parquet.conform(table, part)
     except FileNotFoundError:
         return
-    except Wrong:
-        raise
     except Exception as error:  # damaged bytes can cause any type of exception
-        if not is_damage(error):
+        if isinstance(error, Wrong) or not is_damage(error):
             raise
         raise Wrong(f"is damaged ({damage(error)})") from None
 
@@ -250,10 +250,11 @@ def _check_compacted_runs(found: Found, runs: dict[str, Expected]) -> None:
 def _add_runs(found: Found, runs: dict[str, Expected], rows: Sequence[Mapping[str, object]], *bad: str) -> None:
     for row in rows:
         run = whole.expected_of(found.study, (row[column] for column in whole.COLUMNS))
-        if newer := check_rows.newer(row):
-            found.lines.append(f"{run.name}: {newer}: update normstudy")
+        if (version := row["identity_version"]) != cfg.IDENTITY_VERSION:
+            what = f"identity_version is {version}, but this version of normstudy knows only {cfg.IDENTITY_VERSION}"
+            found.lines.append(f"{run.name}: {what}: update normstudy")
             continue
-        what = check_rows.wrong_in_row(row)
+        what = verify.wrong_in_row(row)
         found.wrong(run.name, what, *bad)
         if not what:
             runs.setdefault(run.name, run)
@@ -283,9 +284,7 @@ def _check_series(
     whats = threads.map(lambda run: _wrong_in_windows(found, table, run, windows.get(run.name, [])), left)
     for run, found_in in zip(left, whats, strict=True):
         for bad, what in found_in:
-            found.wrong(run.name, what, *bad)
-            if what and not bad:
-                found.lost.add(run.name)
+            found.wrong(run.name, what, *bad, lost=not bad)
 
 
 def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> set[str]:
@@ -293,16 +292,15 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
     held: set[str] = set()
     where = f"tables/{table}/{COMPACTED_FILE}"
     try:
-        for run_id, rows in check_rows.runs_of(_parts(found, table, COMPACTED_FILE)):
+        for run_id, rows in verify.runs_of(_parts(found, table, COMPACTED_FILE)):
             if run_id in held:
                 raise Wrong(f"has rows of other runs between the rows of {run_id}")
             held.add(run_id)
             if run_id in runs:
-                if twice := check_rows.duplicates_in(rows):
+                if twice := verify.duplicates_in(rows):
                     found.wrong(run_id, f"{where} {twice} of this run")
-                elif what := whole.wrong_in(table, runs[run_id], rows):
-                    found.wrong(run_id, what)
-                    found.lost.add(run_id)
+                else:
+                    found.wrong(run_id, whole.wrong_in(table, runs[run_id], rows), lost=True)
             elif run_id not in found.names and "runs" not in found.damaged:
                 found.wrong(run_id, f"{where} has rows of this run, but tables/runs lacks the run's row")
     except Wrong as why:
@@ -318,7 +316,7 @@ def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[s
     for name in names:
         low = int(name.removesuffix(".parquet").rpartition("-")[2]) * size
         try:
-            for run_id, rows in check_rows.runs_of(_parts(found, table, name)):
+            for run_id, rows in verify.runs_of(_parts(found, table, name)):
                 parts.append(rows)
                 steps = rows["step"].fill_null(-1).to_numpy()
                 first, last = steps.min(), steps.max()
@@ -326,7 +324,7 @@ def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[s
                     raise Wrong(f"contains rows of {run_id}")
                 if first < low or last >= low + size:
                     raise Wrong(f"contains steps {first} to {last} instead of {low} to {low + size - 1}")
-                if twice := check_rows.duplicates_in(rows):
+                if twice := verify.duplicates_in(rows):
                     raise Wrong(twice)
         except Wrong as why:
             whats.append(([f"{table}/{name}"], f"tables/{table}/{name} {why}"))

@@ -19,7 +19,7 @@ from normstudy.errors import ConfigError
 from normstudy.slurm import arrays
 from normstudy.study import files, locks, parquet, schema, swap, tables, whole
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SEALED, SORT, TABLES, plain_schema, run_of
-from normstudy.upkeep import check_state
+from normstudy.upkeep import verify
 
 
 def compact_study(study_dir: Path, *, seal: bool = False) -> str:
@@ -58,7 +58,7 @@ def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
         raise ConfigError(f"{gathered[0]} lacks rows of the compacted tables of {study_dir}: rerun the study's sweep")
     tables.remove_windows(study_dir, set(run_ids))
     for run_id in run_ids:
-        parquet.row_path(study_dir, run_id).unlink(missing_ok=True)
+        (study_dir / "tables" / "runs" / f"{run_id}.parquet").unlink(missing_ok=True)
     if gathered:
         for table in TABLES:
             _write_table(study_dir, table, set(), without=gathered)
@@ -68,7 +68,7 @@ def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
 
 def _refuse_changed(study_dir: Path) -> None:
     """Raise ConfigError if a sealed study has changed."""
-    if (study_dir / SEALED).exists() and (changed := check_state.wrong_with_seal(study_dir)):
+    if (study_dir / SEALED).exists() and (changed := verify.wrong_with_seal(study_dir)):
         raise ConfigError(f"{study_dir} cannot be compacted: {changed[0]}")
 
 

@@ -32,7 +32,7 @@ from normstudy.study import parquet, schema, whole
 from normstudy.study import tables as store
 from normstudy.study.whole import Expected
 from normstudy.training import probes
-from normstudy.upkeep import check_rows
+from normstudy.upkeep import verify
 
 
 @pytest.mark.parametrize("table", schema.SERIES)
@@ -195,4 +195,4 @@ def test_the_digest_of_a_row_is_that_of_its_run_id(config: RunConfig, tmp_path: 
     store.write_runs(tmp_path, [row])
     stored = parquet.read_row(tmp_path, name)
     assert stored is not None
-    assert f"-{check_rows.digest_of(stored)}" == name[-11:]
+    assert f"-{verify.digest_of(stored)}" == name[-11:]
