@@ -50,14 +50,9 @@ class Counts(NamedTuple):
 
 def counts(job_id: str, name: str) -> Counts:
     """Count an array's jobs by state. Slurm reuses ids, so jobs with another name are ignored. Raises Unavailable."""
-    try:
-        answer = _call(
-            "squeue", "--noheader", "--array", "--states=all", f"--jobs={job_id}", f"--name={name}", "--format=%T|%r"
-        )
-    except Unavailable as why:
-        if "Invalid job id" not in str(why):
-            raise
-        return Counts(0, 0)  # Slurm forgets a job a few minutes after its end, so these jobs have ended
+    ids = f"--jobs={job_id}", f"--name={name}"
+    # Slurm forgets a job, and calls its id invalid, a few minutes after its end.
+    answer = _call("squeue", "--noheader", "--array", "--states=all", *ids, "--format=%T|%r", harmless="Invalid job id")
     jobs = [line.strip().split("|", 1) for line in answer.splitlines() if "|" in line]
     alive = [(state, reason) for state, reason in jobs if state not in OVER]
     reasons = Counter(reason for state, reason in alive if state in WAITING and reason != "None")
@@ -75,11 +70,7 @@ def id_of(name: str) -> str | None:
 
 def cancel(job_id: str, name: str) -> None:
     """Cancel an array. Running jobs get SIGTERM, and SIGKILL half a minute later. Raises Unavailable."""
-    try:
-        _call("scancel", f"--name={name}", job_id)
-    except Unavailable as why:
-        if "Invalid job id" not in str(why):  # scancel with --name prints this for a job that has ended
-            raise
+    _call("scancel", f"--name={name}", job_id, harmless="Invalid job id")  # printed for a job that has ended
 
 
 def is_preempted() -> bool:
@@ -106,13 +97,9 @@ def most_jobs() -> int:
 
 def try_out(options: Mapping[str, str]) -> None:
     """Let sbatch check options, without submitting a job. Raises Unavailable if it refuses them for good."""
-    try:
-        words = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
-        with only(options):
-            _call("sbatch", "--test-only", *words, "--wrap=true")
-    except Unavailable as why:
-        if "Requested node" not in str(why):  # nodes that are not available may become free
-            raise
+    words = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
+    with only(options):  # nodes that are not available may become free
+        _call("sbatch", "--test-only", *words, "--wrap=true", harmless="Requested node")
 
 
 @contextlib.contextmanager
@@ -133,8 +120,11 @@ def reason_of(errors: str) -> str:
     return HEAD.sub("", last, count=1)
 
 
-def _call(*words: str) -> str:
-    """Run a Slurm command and return its output. Raises Unavailable if the command fails, is missing or hangs."""
+def _call(*words: str, harmless: str | None = None) -> str:
+    """Run a Slurm command and return its output. Raises Unavailable if the command fails, is missing or hangs.
+
+    harmless: the text of an error after which the output is empty, and nothing is raised.
+    """
     # The user's SQUEUE_* and SCANCEL_* variables would change what squeue prints and what scancel ends.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SCANCEL_"))}
     try:
@@ -148,6 +138,9 @@ def _call(*words: str) -> str:
         raise Unavailable(f"{words[0]} does not answer") from None
     except OSError as error:
         raise Unavailable(f"{words[0]}: {error.strerror}") from None
-    if done.returncode:
-        raise Unavailable(reason_of(done.stderr) or f"{words[0]} ended with exit code {done.returncode}")
-    return done.stdout
+    if not done.returncode:
+        return done.stdout
+    why = reason_of(done.stderr) or f"{words[0]} ended with exit code {done.returncode}"
+    if harmless is None or harmless not in why:
+        raise Unavailable(why)
+    return ""

@@ -21,7 +21,7 @@ from normstudy import config as cfg
 from normstudy.config import places
 from normstudy.errors import ConfigError, Damaged
 from normstudy.study import files, schema
-from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, NAME_TYPE, SCHEMAS, run_of
+from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMAS, run_of
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 # With level 15, a compacted file is a tenth smaller than with zstd's default level. Level 19 saves no more.
@@ -58,11 +58,13 @@ def write_options(table: str) -> dict[str, object]:
             "compression": "none", "use_dictionary": False, "write_statistics": False,
             "store_schema": False, "write_page_checksum": True,
         }  # fmt: skip
-    fields = SCHEMAS[table]
-    floats = [f.name for f in fields if f.type == FLOAT_TYPE]
-    names = [f.name for f in fields if f.type == NAME_TYPE]
+    return _compact(SCHEMAS[table].names, [f.name for f in SCHEMAS[table] if f.type == FLOAT_TYPE])
+
+
+def _compact(names: Sequence[str], floats: Sequence[str]) -> dict[str, object]:
+    """Return options for small files: floats byte by byte, other columns as dictionaries."""
     return {
-        "compression": "zstd", "use_dictionary": [*names, "step", *(["layer"] if "layer" in fields.names else [])],
+        "compression": "zstd", "use_dictionary": [name for name in names if name not in floats],
         "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT"), "write_page_checksum": True,
     }  # fmt: skip
 
@@ -74,10 +76,7 @@ def encode(table: str, content: pa.Table, **options: object) -> bytes:
 
 def encode_values(content: pa.Table) -> bytes:
     """Encode a table of measurements compactly: the column `value` as floats, other columns as dictionaries."""
-    return bytes_of(
-        content, compression="zstd", use_dictionary=[name for name in content.column_names if name != "value"],
-        column_encoding={"value": "BYTE_STREAM_SPLIT"}, write_page_checksum=True,
-    )  # fmt: skip
+    return bytes_of(content, **_compact(content.column_names, ["value"]))
 
 
 def open_file(source: Path | bytes) -> pq.ParquetFile:
@@ -176,15 +175,10 @@ def conform(table: str, content: pa.Table) -> pa.Table:
         if f.type != kind and not alike and not (_is_text(f.type) and _is_text(kind)):
             raise pa.ArrowInvalid(f"its column {f.name} has the type {f.type} instead of {kind}")
     known: dict[str, object] = {**cfg.ABSENT, "resolved_qk_norm": "none"} if table == "runs" else {}
-    for f in fields:
-        if f.name in content.schema.names:
-            continue
-        if f.name == "resolved_norm":
-            # Versions that did not write resolved_norm knew no norm `auto`, so the resolved norm is the requested norm.
-            column = content["norm"]
-        else:
-            column = pa.array([known.get(f.name)] * content.num_rows, f.type)
-        content = content.append_column(f, column)
+    for f in [f for f in fields if f.name not in content.schema.names]:
+        # Versions that did not write resolved_norm knew no norm `auto`, so the resolved norm is the requested norm.
+        implied = pa.array([known.get(f.name)] * content.num_rows, f.type)
+        content = content.append_column(f, content["norm"] if f.name == "resolved_norm" else implied)
     return content.select(fields.names).cast(fields)
 
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -47,7 +47,7 @@ def tries_of(study_dir: Path) -> Counter[str]:
 
 
 # Keys: "command" (the command line, as text), "overrides" (a list of texts), and of a search "search" (its settings).
-Request = dict[str, object]
+Request = dict[str, Any]
 
 
 def record_request(
@@ -58,10 +58,9 @@ def record_request(
     batches: the run_ids of each batch to train; runs: all planned runs, finished or not; how: execution settings.
     """
     batch_of = {run_id: n for n, batch in enumerate(batches) for run_id in batch}
-    overrides = request.get("overrides", [])
     asked = {
         "command": str(request.get("command", "")),
-        "overrides": shlex.join(str(o) for o in overrides) if isinstance(overrides, list) else str(overrides),
+        "overrides": shlex.join(map(str, request.get("overrides", []))),
         "python": platform.python_version(), "normstudy": version("normstudy"), "torch": version("torch"), **how,
     }  # fmt: skip
     steps = [config.schedule.n_steps for config in runs.values()]
@@ -108,16 +107,16 @@ def read_record(path: Path) -> tuple[SweepRecord, dict[str, int | None]]:
 
 def git_commit() -> str | None:
     """Return the package's git commit, with -dirty if a package file has changed; None outside of a git checkout."""
-    package = Path(__file__).parents[1]
+    package = str(Path(__file__).parents[1])
 
-    def git(*words: str) -> str | None:
-        try:
-            out = subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, check=False)
-        except OSError:
-            return None
-        return out.stdout.strip() if out.returncode == 0 else None
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", package, *words], capture_output=True, text=True, check=True).stdout.strip()
 
-    if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return None  # git does not track the package, although its folder may lie in another project's checkout
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", str(package)) else commit
+    try:
+        git(
+            "ls-files", "--error-unmatch", "__init__.py"
+        )  # the package may lie, untracked, in another project's checkout
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}-dirty" if git("status", "--porcelain", "--", package) else commit
+    except (OSError, subprocess.CalledProcessError):
+        return None

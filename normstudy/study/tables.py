@@ -129,7 +129,6 @@ def remove_windows(study_dir: Path, run_ids: Collection[str]) -> None:
 
 
 def now() -> datetime.datetime:
-    """Return the current time in UTC."""
     return datetime.datetime.now(datetime.UTC)
 
 

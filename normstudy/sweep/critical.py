@@ -43,17 +43,14 @@ class Search:
         asked = kept.settings_of(cells)
         self.study_dir = Path(cells[0].results_dir) / cells[0].study
         self.n_cells, self.compose = len(cells), compose
-        self.outcomes: dict[Asked, str] = {}
+        self.outcomes = [dict[Run, str]() for _ in cells]
         # If both ends of the range, with the first and the last seed, are allowed, all runs between them are, too.
         ends = Run(asked.low, asked.seed), Run(asked.high, repeat_seeds(asked)[-1])
         runs = [config for run in ends for config in compose([Asked(i, run) for i in range(self.n_cells)])]
         self.settings = asked._replace(alike=kept.alike(runs))
 
     def progress(self) -> list[Progress]:
-        def outcome_in(cell: int) -> Callable[[Run], str | None]:
-            return lambda run: self.outcomes.get(Asked(cell, run))
-
-        return [replay(self.settings, outcome_in(i)) for i in range(self.n_cells)]
+        return [replay(self.settings, known.get) for known in self.outcomes]
 
     def wanted(self) -> list[Asked]:
         return [Asked(i, run) for i, cell in enumerate(self.progress()) for run in cell.wanted]
@@ -68,7 +65,11 @@ class Search:
         """Take the outcomes of a plan's runs from the tables."""
         found = progress.outcomes_of(planned.study_dir, list(planned.ids))
         found |= dict.fromkeys(planned.given_up, CRASHED)
-        self.outcomes |= {one: found[i] for one, i in zip(asked, planned.ids, strict=True) if i in found}
+        for one, i in zip(asked, planned.ids, strict=True):
+            self.outcomes[one.cell] |= {one.run: found[i]} if i in found else {}
+
+    def n_known(self) -> int:
+        return sum(map(len, self.outcomes))
 
     def decided(self) -> str:
         cells = self.progress()
@@ -89,7 +90,7 @@ def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dr
     failure: RunsFailed | None = None
     trained, in_vain = 0, 0
     while asked:
-        known = len(search.outcomes)
+        known = search.n_known()
         if planned.missing and not planned.is_sealed:
             try:
                 train(planned, asked, None if trained else settings, search.decided())
@@ -98,7 +99,7 @@ def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dr
             trained += sum(i not in planned.given_up for i in planned.missing)
             planned = search.plan(asked)
         search.note(planned, asked)
-        in_vain = 0 if len(search.outcomes) > known else in_vain + 1
+        in_vain = 0 if search.n_known() > known else in_vain + 1
         if in_vain >= planned.execution.max_tries:
             raise failure or RunsFailed(
                 f"{len(planned.missing)} runs of {study_dir} are not finished: rerun the command"
@@ -131,7 +132,7 @@ def _print_expected(search: Search, planned: Plan) -> None:
 def _print_answer(search: Search, new: int) -> None:
     settings = search.settings
     say(render(*critical_values(search.study_dir, settings=settings)))
-    used, expected = len(search.outcomes), simulate.expected(settings)
+    used, expected = search.n_known(), simulate.expected(settings)
     say(
         f"{used} runs, of which this command trained {new}; a grid of the error expected of such a search, "
         f"{expected.error:.2g} decades, with {simulate.GRID_SEEDS} seeds a value has about "

@@ -6,7 +6,6 @@ import shutil
 
 from normstudy.errors import ConfigError
 from normstudy.search import settings as search
-from normstudy.search.settings import Settings
 from normstudy.slurm import arrays
 from normstudy.study import files, locks, records, tables, whole
 from normstudy.study.records import Request
@@ -65,8 +64,8 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
         missing = {i: planned.runs[i] for ids in batches for i in ids}
         planning.refuse_if_sealed(study_dir, missing, planned.texts)
         how = {"workers": str(planned.workers), "device": planned.device, "cluster": planned.execution.cluster}
-        if isinstance(settings := request.get("search"), Settings):
-            search.keep(study_dir, settings)
+        if request.get("search"):
+            search.keep(study_dir, request["search"])
         records.record_request(study_dir, request, batches, planned.runs, **how)
     except OSError as error:
         raise ConfigError(f"{study_dir} cannot be written ({error.strerror}): choose another results_dir") from None

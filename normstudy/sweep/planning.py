@@ -220,7 +220,6 @@ def check(configs: Sequence[RunConfig]) -> Plan:
 
 
 def refuse_slurm(planned: Plan) -> None:
-    """Raise a ConfigError if a plan asks for Slurm jobs."""
     if planned.on_slurm:
         raise ConfigError(
             "execution=slurm needs the command normstudy sweep and normstudy's own launcher: leave execution=slurm out "

@@ -100,7 +100,6 @@ class Found:
         return f"{restore}, or {again}" if run_id in self.lost else self.restore
 
     def findings(self) -> list[str]:
-        """Return all findings, one line each."""
         out = list(self.lines)
         for (table, unknown), n in sorted(Counter(self.others).items()):
             do = f"update normstudy to read the columns {unknown}" if unknown else f"run normstudy compact {self.study}"

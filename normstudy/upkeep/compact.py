@@ -67,7 +67,6 @@ def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
 
 
 def _refuse_changed(study_dir: Path) -> None:
-    """Raise ConfigError if a sealed study has changed."""
     if (study_dir / SEALED).exists() and (changed := verify.wrong_with_seal(study_dir)):
         raise ConfigError(f"{study_dir} cannot be compacted: {changed[0]}")
 

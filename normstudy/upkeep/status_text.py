@@ -97,7 +97,6 @@ class Status:
 
 
 def render(s: Status) -> str:
-    """Format a study's status as lines of text."""
     counts = {
         "finished": s.finished, "running": s.running, "interrupted": s.interrupted, "failed": s.failed,
         "not begun": s.not_begun,

@@ -85,7 +85,6 @@ def set_aside(study_dir: Path, run_id: str) -> None:
 
 
 def remove(study_dir: Path, run_ids: list[str]) -> None:
-    """Remove the checkpoints of finished runs."""
     with files.storing(study_dir):
         for run_id in run_ids:
             (study_dir / FOLDER / run_id).unlink(missing_ok=True)

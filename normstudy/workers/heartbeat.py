@@ -42,7 +42,6 @@ def write(study_dir: Path, began: float, previous: float, steps: Mapping[str, tu
 
 
 def remove(study_dir: Path) -> None:
-    """Remove this process's heartbeat."""
     with contextlib.suppress(OSError):
         os.unlink(_path(study_dir))
 

@@ -176,10 +176,9 @@ def begin_all(
         "resolved_vocab_size": text.vocab_size, "data_sha256": text.sha256, "git_commit": task.git_commit,
         "n_params": sum(p.numel() for p in parameters.values()), "started_at": tables.now(),
     }  # fmt: skip
-    begun = []
-    for run_id, config in zip(task.run_ids, task.configs, strict=True):
-        row = {"run_id": run_id, **schema.config_columns(config), **shared}
-        begun.append(begin(task.study_dir, config, row, rows[run_id], layout))
+    configs = dict(zip(task.run_ids, task.configs, strict=True))
+    new = {i: {"run_id": i, **schema.config_columns(config), **shared} for i, config in configs.items()}
+    begun = [begin(task.study_dir, config, new[i], rows[i], layout) for i, config in configs.items()]
     return [run for run, _ in begun], [start for _, start in begun], modules
 
 
@@ -233,10 +232,10 @@ def begin(
 
 def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: float) -> None:
     """Write a checkpoint for each run in a snapshot. seconds: training time of the batch in this process."""
-    made = {}
-    for place, run in enumerate(runs[r] for r in snapshot.runs):
-        total = run.seconds + seconds
-        made[run.run_id] = Checkpoint(snapshot.of(place), run.rows, run.train_loss, run.late_val_loss, total)
+    made = {
+        run.run_id: Checkpoint(snapshot.of(at), run.rows, run.train_loss, run.late_val_loss, run.seconds + seconds)
+        for at, run in enumerate(runs[r] for r in snapshot.runs)
+    }
     checkpoint.write(study_dir, made, snapshot.stacked.layout, {key: runs[0].row[key] for key in COMPUTED_BY})
 
 
