@@ -35,6 +35,7 @@ _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_
 _TIME = pa.timestamp("us", tz="UTC")
 NAME_TYPE = pa.dictionary(pa.int32(), pa.string())
 FLOAT_TYPE = pa.float32()
+_KEYS = {"run_id": NAME_TYPE, "step": pa.int32(), "layer": pa.int32(), "module": NAME_TYPE}
 _RUNS = [
     ("run_id", pa.string()), ("status", pa.string()),
     *((column, _ARROW[kind]) for column, kind in cfg.asked_types().items()),
@@ -52,25 +53,22 @@ _RUNS = [
 ]  # fmt: skip
 
 
-def _series_schema(keys: Sequence[tuple[str, pa.DataType]], values: Sequence[str]) -> pa.Schema:
-    return pa.schema([("run_id", NAME_TYPE), ("step", pa.int32()), *keys, *((name, FLOAT_TYPE) for name in values)])
+def _series_schema(*columns: str) -> pa.Schema:
+    return pa.schema([(name, _KEYS.get(name, FLOAT_TYPE)) for name in ("run_id", "step", *columns)])
 
 
 _NORMS = ("grad_norm", "param_norm", "update_norm")
 SCHEMAS: dict[str, pa.Schema] = {
     "runs": pa.schema(_RUNS),
-    "steps": _series_schema([], ("train_loss", "val_loss", "lr", *_NORMS, "clip_factor")),
-    "modules": _series_schema([("layer", pa.int32()), ("module", NAME_TYPE)], _NORMS),
-    "residual": _series_schema([("layer", pa.int32())], ("rms", "grad_norm")),
+    "steps": _series_schema("train_loss", "val_loss", "lr", *_NORMS, "clip_factor"),
+    "modules": _series_schema("layer", "module", *_NORMS),
+    "residual": _series_schema("layer", "rms", "grad_norm"),
 }
 RECORDED = {  # the columns of which the runner has numbers; it clips by a factor that its settings tell
     t: [f.name for f in SCHEMAS[t] if f.name not in ("run_id", "clip_factor")] for t in SERIES
 }
 KEYS = {t: pa.schema([f for f in s if f.name in ("run_id", "step")]) for t, s in SCHEMAS.items()}  # of a run's rows
-SORT = {
-    "runs": ["run_id"], "steps": ["run_id", "step"], "modules": ["run_id", "step", "layer", "module"],
-    "residual": ["run_id", "step", "layer"],
-}  # fmt: skip
+SORT = {"runs": ["run_id"], **{t: [f.name for f in SCHEMAS[t] if f.type != FLOAT_TYPE] for t in SERIES}}
 
 
 def plain_schema(table: str) -> pa.Schema:

@@ -151,10 +151,8 @@ def print_comparison(planned: Plan) -> None:
     counts = Counter(progress.outcomes_of(planned.study_dir, everyone).values())
     print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")
     print("".join(f"{line}\n" for line in explained(counts)), end="")
-    axis = comparison_axis(planned.runs.values())
-    if axis is None:
-        return
     try:
-        say(render(compare_study(planned.study_dir, by=axis), "table"))
+        if axis := comparison_axis(planned.runs.values()):
+            say(render(compare_study(planned.study_dir, by=axis), "table"))
     except ConfigError as error:
         say(f"no comparison: {error}")

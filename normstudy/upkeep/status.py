@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shutil
 import sys
 import time
@@ -67,9 +66,8 @@ class Looker:
 
     def __init__(self, study: Path) -> None:
         self.study = study
-        self._read: set[str] = set()  # names of the files in sweeps/ that have been read
         self._planned: dict[str, int | None] = {}  # run_id -> n_steps
-        self._sweeps: list[records.SweepRecord] = []  # oldest first
+        self._sweeps: dict[str, records.SweepRecord] = {}  # name of the file in sweeps/ -> record, oldest first
         self._jobs: Jobs | None = None
         self._asked = -math.inf
         self._done: dict[str, int] = {}  # run_id -> n_steps
@@ -125,7 +123,10 @@ class Looker:
         lengths = self._planned | self._done | unfinished
         running = set(lengths_of(frame[frame["status"] == "running"]))
         failed = sorted(unfinished.keys() - running)
-        trained = self._trained(holder, running) | self._submitted(jobs)
+        trained = self._trained(holder, running)
+        if jobs is not None and not jobs.over:
+            began = jobs.array.began
+            trained = trained.union(*(sweep.trains for sweep in self._sweeps.values() if sweep.began >= began))
         interrupted, running = running - trained, running & trained
         now_trained = frame.loc[frame["run_id"].isin(running), list(likely_stuck.COLUMNS)]
         live = [beat for beat in heartbeats if beat.expires > time.time()]
@@ -151,7 +152,7 @@ class Looker:
             failures=() if watched else tuple(failures_of(self.study, failed[:MOST_LINES])), watched=watched,
             holder=None if holder is None else holder.text, verified=holder is not None and holder.verified,
             silent=None if seen is None else max(0.0, time.time() - seen),
-            commands=commands_for(self._sweeps, lengths.keys() - self._done.keys() - trained),
+            commands=commands_for([*self._sweeps.values()], lengths.keys() - self._done.keys() - trained),
             left=heartbeat.seconds_left(sum(steps_left), rate) if len(steps_left) == len(rest) else None,
             rate=rate, jobs=jobs,
         )  # fmt: skip
@@ -191,14 +192,9 @@ class Looker:
 
     def _read_records(self) -> None:
         for path in records.paths_of(self.study):
-            if path.name in self._read:
-                continue
-            record, lengths = records.read_record(path)
-            for run_id, n_steps in lengths.items():
-                if n_steps is not None or run_id not in self._planned:
-                    self._planned[run_id] = n_steps
-            self._sweeps.append(record)
-            self._read.add(path.name)
+            if path.name not in self._sweeps:
+                self._sweeps[path.name], lengths = records.read_record(path)
+                self._planned |= {i: n for i, n in lengths.items() if n is not None or i not in self._planned}
 
     def _trained(self, holder: Holder | None, running: set[str]) -> set[str]:
         """Return the runs that the lock's holder is training or will train. running: runs with status `running`."""
@@ -208,14 +204,8 @@ class Looker:
             return running
         # A sweep writes its record after taking the lock. A holder without a newer record trains nothing: it is a
         # compaction, or a sweep that has just begun.
-        newest = self._sweeps[-1]
+        newest = next(reversed(self._sweeps.values()))
         return set(newest.trains) if newest.began >= holder.since else set()
-
-    def _submitted(self, jobs: Jobs | None) -> set[str]:
-        """Return the runs that Slurm jobs are training or will train."""
-        if jobs is None or jobs.over:
-            return set()
-        return {run_id for sweep in self._sweeps if sweep.began >= jobs.array.began for run_id in sweep.trains}
 
     def _find_outcomes(self, done: pd.DataFrame) -> None:
         """Compute the outcomes of newly finished runs. To save memory, about AT_ONCE steps are read at a time."""
@@ -241,11 +231,10 @@ def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
     tries = records.tries_of(study)
     for run_id in run_ids:
         try:
-            with open(study / records.LOGS / f"{run_id}-{tries[run_id]}.txt", "rb", opener=places.opener) as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-                text = file.read().decode(errors="replace")
+            log = places.read(study / records.LOGS / f"{run_id}-{tries[run_id]}.txt")
         except FileNotFoundError:
-            text = ""
+            log = b""
+        text = log[-4096:].decode(errors="replace")
         lines = ("".join(filter(str.isprintable, line)).strip() for line in reversed(text.splitlines()))
         yield Failure(run_id, tries[run_id], next((line for line in lines if line), "the traceback is missing"))
 
