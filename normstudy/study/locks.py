@@ -13,6 +13,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import socket
 import sys
 import time
@@ -149,21 +150,15 @@ def holder_of(study_dir: Path) -> Holder | None:
 def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
     """Return the kinds (READ, WRITE) of the locks that the kernel lists for a file; None if the kernel has no list."""
     try:
-        lines = KERNEL_LOCKS.read_text().splitlines()
+        text = KERNEL_LOCKS.read_text()
     except OSError:
         return None
+    # Lines such as `1: FLOCK  ADVISORY  WRITE 13361 fe:00:2146926 0 EOF`; that of a waiting process has an arrow.
+    listed = re.findall(rf"^\d+: FLOCK +\S+ +(\S+) +(\S+) +(\S+):{lock.st_ino} ", text, re.MULTILINE)
     device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
-    kinds = set()
-    for line in lines:  # for example `1: FLOCK  ADVISORY  WRITE 13361 fe:00:2146926 0 EOF`
-        fields = line.split()
-        if len(fields) < 6 or fields[1] != "FLOCK":  # for a waiting process, fields[1] is an arrow
-            continue
-        listed_device, _, inode = fields[5].rpartition(":")
-        # On some file systems (btrfs), the device in the kernel's list differs from the device that stat returns. Then
-        # the inode and the holder's process id identify the lock.
-        if inode == str(lock.st_ino) and (listed_device == device or fields[4] == str(pid)):
-            kinds.add(fields[3])
-    return kinds
+    # On some file systems (btrfs), the device in the kernel's list differs from the device that stat returns. Then the
+    # inode and the holder's process id identify the lock.
+    return {kind for kind, holder, on in listed if on == device or holder == str(pid)}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,18 +23,11 @@ from normstudy.study import files, schema
 from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMAS, run_of
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Stretch = tuple[str, Ints, Ints]  # a run_id, its consecutive steps in their order, and the number of rows at each
 # With level 15, a compacted file is a tenth smaller than with zstd's default level. Level 19 saves no more.
 COMPACTED_OPTIONS = {"compression": "zstd", "compression_level": 15}
 MARK = b"nsfooter"
 TAIL = 1 << 20  # bytes: where a footer's mark is looked for, if the footer's length is wrong
-
-
-class Stretch(NamedTuple):
-    """The steps of consecutive rows of one run, in their order, and the number of rows at each of them."""
-
-    run_id: str
-    steps: Ints
-    rows: Ints
 
 
 def bytes_of(content: pa.Table, **options: object) -> bytes:
@@ -208,7 +200,7 @@ def rows_by_step(part: pa.Table) -> list[Stretch]:
     rows, codes, steps = np.diff(starts, append=len(codes)), codes[starts], steps[starts]
     ends = [*np.flatnonzero(np.diff(codes, prepend=-2)), len(codes)]
     names = [*ids.dictionary.to_pylist(), "null"]  # the last one, at -1, replaces a missing run_id
-    return [Stretch(str(names[codes[a]]), steps[a:b], rows[a:b]) for a, b in itertools.pairwise(ends)]
+    return [(str(names[codes[a]]), steps[a:b], rows[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 def read_file(path: Path, wanted: pa.Schema, chosen: Sequence[str] | None = None) -> Iterator[pa.Table]:

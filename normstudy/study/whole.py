@@ -101,13 +101,12 @@ def wrong_in(table: str, run: Expected, rows: pa.Table) -> str:
 
 def _wrong_of(table: str, runs: Sequence[Expected], counted: Sequence[Stretch]) -> dict[str, str]:
     """Return run_id -> what is wrong, for runs that lack rows. counted: what parquet.rows_by_step returned."""
-    parts: dict[str, list[Stretch]] = {}
-    for stretch in counted:
-        parts.setdefault(stretch.run_id, []).append(stretch)
+    parts: dict[str, list[tuple[Ints, Ints]]] = {}
+    for run_id, steps, rows in counted:
+        parts.setdefault(run_id, [NONE]).append((steps, rows))
     wrong = {}
     for run in runs:
-        own = [NONE, *((one.steps, one.rows) for one in parts.get(run.name, []))]
-        steps, rows = (np.concatenate(column) for column in zip(*own, strict=True))
+        steps, rows = (np.concatenate(column) for column in zip(*parts.get(run.name, [NONE]), strict=True))
         if np.any(steps[1:] <= steps[:-1]):
             steps, at = np.unique(steps, return_inverse=True)
             rows = np.bincount(at, rows).astype(int)

@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from types import FrameType
+from collections.abc import Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,7 +18,6 @@ from normstudy.errors import printable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WARNING = signal.SIGUSR2  # sent by Slurm to each process of a job some time before the job's time limit
-Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
 
 class Interrupted(KeyboardInterrupt):
@@ -40,7 +39,7 @@ class Stop:
         self.signals, self.patient = signals, patient
         self.number: int | None = None  # the first signal received
         self.reader, self._writer = os.pipe()
-        self._before: dict[int, Handler] = {}
+        self._before: dict[int, Any] = {}  # number of a signal -> its handler before
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
@@ -55,7 +54,7 @@ class Stop:
         os.close(self.reader)
         os.close(self._writer)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, _: object) -> None:
         if self.number is not None:
             if self.patient:
                 return
