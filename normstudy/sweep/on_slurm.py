@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import select
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,7 +110,7 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
             if seen := _status_of(looker):
                 state = str(jobs.counts or "unknown")
                 bar.total, bar.n = seen.steps_planned, seen.steps_done
-                outcomes = counted(Counter(seen.outcomes), seen.likely_stuck)
+                outcomes = counted(seen.outcomes, seen.likely_stuck)
                 bar.set_postfix_str("; ".join(filter(None, [state, outcomes])))
                 if bar.disable and time.monotonic() - said > PIPE_LINE_SECONDS:
                     said = time.monotonic()

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -122,7 +122,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else str(datetime.timedelta(seconds=round(seconds))).removeprefix("0:")
 
 
-def counted(outcomes: Counter[str], likely_stuck: int) -> str:
+def counted(outcomes: Mapping[str, int], likely_stuck: int) -> str:
     """Format the number of runs with each outcome and of running ones, e.g. `2 learned 1 stuck, 3 likely stuck`."""
     ended = " ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items()))
     return ", ".join(filter(None, [ended, f"{likely_stuck:,} likely stuck" if likely_stuck else ""]))
