@@ -16,14 +16,14 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from normstudy.cli import manual, measuring, reading, studies, training
+from normstudy.cli import commands, manual
 from normstudy.errors import ConfigError, MissingRows, nearest, short
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    **{name: functools.partial(training.train, name) for name in ("run", "sweep", "critical")},
-    "plot": reading.plot, "compare": reading.compare, "report": reading.report, "sensitivity": reading.sensitivity,
-    "status": studies.status, "cancel": studies.cancel, "check": studies.check, "compact": studies.compact,
-    "export": reading.export, "reproduce": measuring.reproduce, "bench": measuring.bench,
+    **{name: functools.partial(commands.train, name) for name in ("run", "sweep", "critical")},
+    "plot": commands.plot, "compare": commands.compare, "report": commands.report, "sensitivity": commands.sensitivity,
+    "status": commands.status, "cancel": commands.cancel, "check": commands.check, "compact": commands.compact,
+    "export": commands.export, "reproduce": commands.reproduce, "bench": commands.bench,
 }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def _dispatch(words: list[str]) -> int:
         print(manual.help_of(None), end="")
         return 0
     if command in ("-sc", "--shell-completion"):
-        return training.complete(rest, list(COMMANDS))
+        return commands.complete(rest, list(COMMANDS))
     if command == "--version":
         from importlib.metadata import version
 
