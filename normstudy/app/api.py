@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from normstudy.report.make import Report
     from normstudy.upkeep.status_text import Status
 
-PLAIN = re.compile(
-    r"(?!(?:true|false|null|nan|inf)$)[a-z][\w-]*", re.IGNORECASE | re.ASCII
-)  # text that Hydra reads as itself
+# Matches text that Hydra reads as itself.
+PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z][\w-]*", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,7 +65,7 @@ def run(**keys: object) -> Study:
     keys: those of `normstudy run`, by their last part (`n_layers=4`), in groups (`model={"n_layers": 4}`) or whole
     (`**{"model.n_layers": 4}`).
     """
-    return _train("run", words(keys))
+    return _train("run", {}, keys)
 
 
 def sweep(
@@ -83,7 +82,8 @@ def sweep(
     axes: key -> values. keys: as for `run`; a list of values is an axis too. overrides: words of the command line.
     dry_run: only say what would be trained. Raises ConfigError for a bad request, and RunsFailed if runs crashed.
     """
-    return _train("sweep", [*_shared(experiment, overrides, axes, study, keys), *["--dry-run"] * dry_run])
+    named = {"experiment": experiment, "study": study}
+    return _train("sweep", named, {**(axes or {}), **keys}, overrides, ["--dry-run"] * dry_run)
 
 
 def critical(
@@ -101,8 +101,8 @@ def critical(
     of: peak_lr, warmup_steps or n_layers; None: as the experiment says, or else peak_lr. The other arguments are those
     of `sweep`. `Study.critical()` is the answer.
     """
-    given = [*_shared(experiment, overrides, axes, study, keys), *([] if of is None else ["--of", of])]
-    return _train("critical", [*given, *["--dry-run"] * dry_run])
+    named, flags = {"experiment": experiment, "study": study}, [] if of is None else ["--of", of]
+    return _train("critical", named, {**(axes or {}), **keys}, overrides, [*flags, *["--dry-run"] * dry_run])
 
 
 def plot(
@@ -155,14 +155,12 @@ def words(keys: Mapping[str, object]) -> list[str]:
 
 def _whole(name: str) -> str:
     """Return a key with its group: model.n_layers for n_layers. Hydra refuses an unknown key later."""
-    from normstudy.app.compose import leaves
+    from normstudy.config import leaves
 
-    found = [key for key in leaves() if key.rpartition(".")[2] == name]
-    if name in leaves() or len(found) == 0:
-        return name
+    found = [name] if name in leaves() else [key for key in leaves() if key.rpartition(".")[2] == name]
     if len(found) > 1:
         raise ConfigError(f"{name} may be {' or '.join(found)}: write one of them")
-    return found[0]
+    return found[0] if found else name
 
 
 def _words(key: str, value: object) -> Iterator[str]:
@@ -192,24 +190,21 @@ def _text(value: object) -> str:
     return QuotedString(escaped, Quote.double).with_quotes()
 
 
-def _shared(
-    experiment: str | None,
-    overrides: Sequence[str],
-    axes: Mapping[str, Sequence[object]] | None,
-    study: str | None,
+def _train(
+    command: str,
+    named: Mapping[str, str | None],
     keys: Mapping[str, object],
-) -> list[str]:
-    """Return the words of the arguments that sweeps and searches share."""
-    if isinstance(overrides, str):
-        raise ConfigError(f"overrides {overrides!r} is one text: write a list of words, as in ['seed=0,1']")
-    named = {name: value for name, value in (("experiment", experiment), ("study", study)) if value is not None}
-    return [*words({**named, **(axes or {}), **keys}), *overrides]
-
-
-def _train(command: str, given: list[str]) -> Study:
+    overrides: Sequence[str] = (),
+    flags: Sequence[str] = (),
+) -> Study:
+    """Run a command whose words are those of `named` (without None) and `keys`, followed by `overrides` and `flags`."""
     from normstudy.app import main
 
-    _, folders = main.train(command, given)
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides {overrides!r} is one text: write a list of words, as in ['seed=0,1']")
+    given = {name: value for name, value in named.items() if value is not None}
+    typed = [*words({**given, **keys}), *overrides, *flags]
+    _, folders = main.train(command, typed)
     if not folders:
-        raise ConfigError(f"{' '.join(given)} trains nothing: use it on the command line")
+        raise ConfigError(f"{' '.join(typed)} trains nothing: use it on the command line")
     return Study(folders[0])

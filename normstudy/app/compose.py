@@ -1,17 +1,23 @@
-"""Find the shipped YAML files, register the schema of their keys, and convert composed configurations to RunConfigs."""
+"""Compose configurations with Hydra: the shipped files, the schema of the keys, and what a configuration may not do."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import types
-import typing
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.conf import ConfigSourceInfo
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from normstudy.config import RunConfig
+from normstudy.app.reading import YamlSource, replaced
+from normstudy.config import RunConfig, places
+from normstudy.config.checks import check_study_name
 from normstudy.errors import ConfigError
 from normstudy.study import paths
 
@@ -19,17 +25,10 @@ SCHEMA = OmegaConf.structured(RunConfig)
 OmegaConf.set_struct(SCHEMA.execution.sbatch, False)  # accept every option of sbatch as a key
 ConfigStore.instance().store(name="normstudy_schema", node=SCHEMA, provider="normstudy")
 
-
-@functools.cache
-def leaves() -> dict[str, type]:
-    """Return the type of each dotted key that has a value. The type leaves out None: it is int for `int | None`."""
-    found: dict[str, type] = {}
-    for top, kind in typing.get_type_hints(RunConfig).items():
-        inner = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {"": kind}
-        for leaf, hint in inner.items():
-            value = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-            found[f"{top}.{leaf}".rstrip(".")] = value
-    return found
+OUR_SWEEPER = "hydra_plugins.normstudy.NormstudySweeper"
+SHIPPED = ("hydra", "main", "schema")  # providers of config files that no user writes
+# Where Hydra writes: nothing for a run, and other launchers' and sweepers' files in a study's folder sweeps/.
+FIXED = {"run.dir": ".", "output_subdir": None, "sweep.dir": "${results_dir}/${study}/sweeps", "sweep.subdir": "."}
 
 
 def conf_dir() -> Path:
@@ -53,3 +52,82 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     config: RunConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     paths.check_study(config.results_dir, config.study)
     return config
+
+
+@contextlib.contextmanager
+def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
+    """Check each configuration that Hydra composes, and collect the folders of their studies in the list yielded.
+
+    shows: whether a flag such as --cfg asks only to print a configuration. searches: whether the command is
+    normstudy critical.
+    """
+    folders: list[Path] = []
+    load = ConfigLoaderImpl.load_configuration
+
+    def load_and_check(
+        loader: ConfigLoaderImpl, config_name: str, overrides: list[str], run_mode: RunMode, **options: bool
+    ) -> DictConfig:
+        config = load(loader, config_name, overrides, run_mode, **options)
+        sources = [info for info in config.hydra.runtime.config_sources if info.provider not in SHIPPED]
+        if sources:
+            files = loader.compute_defaults_list(config_name, overrides, run_mode).defaults
+            check_names([str(file.config_path) for file in files], sources)
+        if not isinstance(verbose := config.hydra.verbose, bool | str | ListConfig):
+            raise ConfigError(f"hydra.verbose {verbose} is not true, false or names of loggers: correct it")
+        if not shows:
+            with known(config):
+                check_places(config)
+                folders.append(Path(places.expanded(config.results_dir, "results_dir"), config.study))
+        if searches and (sweeper := config.hydra.sweeper._target_) != OUR_SWEEPER:
+            raise ConfigError(
+                f"normstudy critical chooses its runs itself, instead of {sweeper}: leave out hydra/sweeper"
+            )
+        return config
+
+    # The command decides between one run and a sweep. Hydra would compose the configuration once more to ask for it.
+    with (
+        replaced(ConfigLoaderImpl, "load_configuration", load_and_check),
+        replaced(Hydra, "get_mode", lambda *_, **__: None),
+    ):
+        yield folders
+
+
+@contextlib.contextmanager
+def known(config: DictConfig) -> Iterator[None]:
+    """Resolve values such as ${hydra:runtime.choices.model} from a configuration in the caller's `with` block."""
+    instance, outer = HydraConfig.instance(), HydraConfig.instance().cfg
+    read_only = OmegaConf.is_readonly(config.hydra)
+    try:
+        instance.set_config(config)
+        yield
+    finally:
+        instance.cfg = outer
+        OmegaConf.set_readonly(config.hydra, read_only)  # Hydra still sets values
+
+
+def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> None:
+    """Raise a ConfigError for a user's config file in whose place Hydra reads a shipped file of the same name."""
+    shipped = YamlSource("main", str(conf_dir()))
+    for name in filter(shipped.is_config, files):
+        ours = OmegaConf.to_yaml(shipped.load_config(name).config)
+        for info in sources:
+            own = SourcesRegistry.instance().resolve(info.schema)(info.provider, f"{info.schema}://{info.path}")
+            if own.is_config(name) and OmegaConf.to_yaml(own.load_config(name).config) != ours:
+                file = f"{info.path}/{name}.yaml"
+                raise ConfigError(f"{file} has the name of a shipped file, which Hydra reads instead: rename your file")
+
+
+def check_places(config: DictConfig) -> None:
+    """Raise a ConfigError if Hydra itself might write anywhere but into a study's folder sweeps/."""
+    check_is_run(OmegaConf.get_type(config))
+    check_study_name(config.study)
+    paths.check_study(config.results_dir, config.study)
+    hydra: dict[str, dict[str, object]] = OmegaConf.to_container(config.hydra, resolve=False)  # type: ignore[assignment]
+    for key, fixed in FIXED.items():
+        section, _, leaf = key.partition(".")
+        value = hydra[section][leaf] if leaf else hydra[section]
+        if value != fixed:
+            raise ConfigError(f"hydra.{key} {value} is not allowed: leave it out (Hydra's files go where results go)")
+    for part in ("job_logging", "hydra_logging"):
+        if "'filename':" in str(hydra[part]):
+            raise ConfigError(f"hydra/{part} would write a file: use hydra/{part}=none or stdout")

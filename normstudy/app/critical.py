@@ -22,7 +22,7 @@ from normstudy.sweep.execute import execute
 from normstudy.sweep.on_slurm import execute_on_slurm
 from normstudy.sweep.planning import Plan
 
-Launch = Callable[[Sequence[Sequence[str]]], None]  # trains jobs, each a list of overrides
+Launch = Callable[[Sequence[Sequence[str]]], object]  # trains jobs, each a list of overrides
 
 
 def search(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import types
 import typing
-from traceback import format_tb
+from traceback import format_tb, walk_tb
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from normstudy.app.compose import leaves
-from normstudy.config import CONF_GROUPS, RunConfig
+from normstudy.config import CONF_GROUPS, RunConfig, leaves
 from normstudy.errors import ConfigError, nearest
 
 # Other programs' names of keys; `nearest` finds those with similar letters, such as warmup and heads.
@@ -87,10 +85,8 @@ def one_line(error: BaseException) -> str | None:
 
 def _raised_in(error: BaseException, *packages: str) -> bool:
     """Return whether the code that raised an error belongs to one of `packages`."""
-    tb = error.__traceback__
-    while tb is not None and tb.tb_next is not None:
-        tb = tb.tb_next
-    return tb is not None and tb.tb_frame.f_globals.get("__name__", "").split(".")[0] in packages
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").split(".")[0] in packages
 
 
 def first_line(error: BaseException) -> str:
@@ -142,5 +138,4 @@ def _as_integer(key: str, value: str) -> str:
         number = float(value)
     except ValueError:
         return ""
-    whole = _allowed(key).startswith("an integer") and math.isfinite(number) and number == int(number)
-    return f": write {int(number)}" if whole else ""
+    return f": write {int(number)}" if number.is_integer() and _allowed(key).startswith("an integer") else ""

@@ -17,7 +17,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from normstudy.app import composed, main
+from normstudy.app import main
+from normstudy.app.compose import OUR_SWEEPER
 from normstudy.app.overrides import NOT_SWEPT, not_swept
 from normstudy.app.plan import Planner
 from normstudy.app.reading import as_written
@@ -39,37 +40,39 @@ def sweep(
 
     normstudy's own launcher checks all jobs before it trains. For other launchers, the jobs are checked here.
     """
-    searching = isinstance(task, main.Application) and task.searches
-    jobs = expand(params, arguments, context.config_loader, may_be_one=searching)
     ours = type(launcher).__module__ == "hydra_plugins.normstudy"
-    if isinstance(task, main.Application) and task.detach and not ours:
+    app = task if isinstance(task, main.Application) else None
+    loader = context.config_loader
+    jobs = expand(params, arguments, loader, may_be_one=app is not None and app.searches)
+
+    def train(words: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+        returns = launcher.launch(words, 0)
+        for one in returns:
+            _raise_failure(one)
+        return returns
+
+    if app is None:
+        return train(jobs)
+    if app.detach and not ours:
         raise ConfigError(
             "--detach needs Slurm jobs, which only normstudy's own launcher submits: add execution=slurm and leave "
             "out hydra/launcher"
         )
-    if isinstance(task, main.Application) and searching:
+    request = app.request(config.hydra.overrides.task)
+    if app.searches:
         from normstudy.app import critical
 
-        def train(words: Sequence[Sequence[str]]) -> None:
-            for one in launcher.launch(words, 0):
-                _raise_failure(one)
-
-        request = task.request(config.hydra.overrides.task)
-        launch_with = None if ours else train
-        critical.search(context.config_loader, config, jobs, launch_with, request, dry_run=task.dry_run)
+        critical.search(loader, config, jobs, None if ours else train, request, dry_run=app.dry_run)
         return []
-    if isinstance(task, main.Application) and not ours:
+    if not ours:
         from normstudy.sweep import planning, run
 
-        configs = Planner(context.config_loader, config).plan(jobs)
-        if task.dry_run:
-            run.run_sweep(configs, dry_run=True, request=task.request(config.hydra.overrides.task))
+        configs = Planner(loader, config).plan(jobs)
+        if app.dry_run:
+            run.run_sweep(configs, dry_run=True, request=request)
             return []
         planning.check(configs)
-    returns = launcher.launch(jobs, 0)
-    for one in returns:
-        _raise_failure(one)
-    return returns
+    return train(jobs)
 
 
 def launch(
@@ -83,17 +86,15 @@ def launch(
     from normstudy.sweep import run
 
     sweeper = str(config.hydra.sweeper._target_)
-    if task.dry_run and sweeper not in (composed.OUR_SWEEPER, BASIC):
+    if task.dry_run and sweeper not in (OUR_SWEEPER, BASIC):
         raise ConfigError(f"--dry-run cannot know the runs of {sweeper}, which chooses them by results: leave it out")
     setup_globals()
     configs = Planner(context.config_loader, config).plan(jobs)
     request = task.request(config.hydra.overrides.task)
     losses = run.run_sweep(configs, dry_run=task.dry_run, detach=task.detach, request=request)
-    returns, name = [], config.hydra.job.name
-    for job, loss in zip(jobs, losses, strict=True):
-        one = JobReturn(overrides=list(job), task_name=name, status=JobStatus.COMPLETED)
+    returns = [JobReturn(list(job), task_name=config.hydra.job.name, status=JobStatus.COMPLETED) for job in jobs]
+    for one, loss in zip(returns, losses, strict=True):
         one.return_value = main.as_float(loss, config.hydra.sweeper)
-        returns.append(one)
     return returns
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
 import shlex
+import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
+from contextlib import chdir, contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +24,16 @@ from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from normstudy.app import composed, launched, reading
-from normstudy.app.compose import conf_dir, to_run_config
+from normstudy.app import reading
+from normstudy.app.compose import checked, conf_dir, to_run_config
 from normstudy.app.errors import first_line, one_line
 from normstudy.app.overrides import HOME, PATH, check_flags, check_overrides, flags_of, parser, with_retries
 from normstudy.config import places
 from normstudy.errors import ConfigError, say, short
+from normstudy.processes import CHECK_SECONDS
 from normstudy.search import axis
+
+MARK = "NORMSTUDY_LAUNCHED_BY"  # the variable that tells processes which process launched them: its host and id
 
 
 def main(command: str, argv: list[str]) -> int:
@@ -55,10 +63,10 @@ def train(command: str, argv: list[str]) -> tuple[int, list[Path]]:
     shows = args.cfg is not None or args.info is not None or args.hydra_help
     flags = flags_of(args) if shows or command == "run" else [*flags_of(args), "--multirun"]
     with (
-        _variable("HYDRA_FULL_ERROR", "1") as users,
+        _variable("HYDRA_FULL_ERROR", "1") as users,  # Hydra raises
         reading.as_written(),
-        composed.checked(shows, command == "critical") as folders,
-    ):  # Hydra raises
+        checked(shows, command == "critical") as folders,
+    ):
         try:
             check_overrides(command, args.overrides, shows)
             of = [] if args.of is None else [f"search.of={axis.find(args.of).column}"]
@@ -109,7 +117,7 @@ class Application:
         return {"command": self.command, "overrides": OmegaConf.to_container(overrides, resolve=False)}
 
     def __call__(self, cfg: DictConfig) -> float:
-        launched.end_with_launcher()
+        _end_with_launcher()
         job = HydraConfig.get()
         alone = job.mode == RunMode.RUN
         request = self.request(job.overrides.task)
@@ -159,15 +167,14 @@ def _ignored_axes(sweeper: object, overrides: object) -> str:
 
 def _call_hydra(application: Application, argv: list[str]) -> None:
     call = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(application)
-    saved, theirs = sys.argv, dict(Singleton._instances)
-    sys.argv = [saved[0], *argv]  # hydra.main reads its arguments only from sys.argv
+    theirs = dict(Singleton._instances)
     for kind in (GlobalHydra, HydraConfig):  # otherwise a Hydra application could not call normstudy
         Singleton._instances.pop(kind, None)
     try:
-        with _variable(launched.MARK, launched.mark()):  # afterwards, this process may start others
+        # hydra.main reads its arguments only from sys.argv. Afterwards, this process may start unmarked processes.
+        with reading.replaced(sys, "argv", [sys.argv[0], *argv]), _variable(MARK, _mark()):
             call()
     finally:
-        sys.argv = saved
         Singleton._instances.update(theirs)
 
 
@@ -183,3 +190,32 @@ def _variable(name: str, value: str) -> Iterator[str | None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def _mark() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@functools.cache
+def _end_with_launcher() -> None:
+    """Let a process that another launcher of Hydra started end, when the process that launched it is killed.
+
+    The launcher's helpers and idle processes run no code of normstudy, but inherit the mark. So the processes that
+    train end them too.
+    """
+    inherited = os.environ.get(MARK, "")  # a cluster may start its jobs with an empty environment
+    if inherited != _mark() and inherited.startswith(f"{socket.gethostname()}:"):
+        threading.Thread(target=_watch, args=(inherited,), daemon=True).start()
+
+
+def _watch(inherited: str) -> None:
+    """Wait until the launching process has ended, then kill every process with its mark, this process last."""
+    launcher, word = inherited.rpartition(":")[2], f"{MARK}={inherited}".encode()
+    with suppress(OSError):
+        while Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(CHECK_SECONDS)
+    for pid in {int(name) for name in os.listdir("/proc") if name.isdecimal()} - {os.getpid()}:
+        with suppress(OSError):
+            if word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)

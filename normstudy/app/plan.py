@@ -96,7 +96,6 @@ class Composition:
             del self.config["hydra"]
         self.values = values  # the overrides that the configuration has now, beside those that choose groups
         self.last: RunConfig | None = None
-        self.changed: set[str] = set()  # sections in which a value was set since the last RunConfig was built
         plain = OmegaConf.to_container(self.config, resolve=False)
         assert isinstance(plain, dict)
         # These keys are rebuilt for every run: top-level values, such as data_seed, and sections that contain an
@@ -107,20 +106,18 @@ class Composition:
         self.one_seed = plain.get("data_seed") == "${seed}"
         self.asks_hydra = "${hydra:" in str(plain)
 
-    def set(self, values: Sequence[Override]) -> None:
-        """Set a job's values. In a section where one differs, Hydra sets all again, in order: dictionaries overlap."""
+    def run_config(self, values: Sequence[Override]) -> RunConfig:
+        """Return the validated RunConfig of a job's values.
+
+        In a section where one differs from the last job's, Hydra sets all again, in order: dictionaries overlap.
+        """
         new = [one for one, last in zip(values, self.values, strict=True) if one is not last]
         sections = {one.key_or_group.partition(".")[0] for one in new}
         again = [one for one in values if one.key_or_group.partition(".")[0] in sections]
         ConfigLoaderImpl._apply_overrides_to_config(again, self.config)
         self.values = values
         self.one_seed &= "data_seed" not in sections
-        self.changed |= sections
         self.rebuilt |= {one.key_or_group.partition(".")[0] for one in new if _interpolates(one.value())}
-
-    def run_config(self, values: Sequence[Override]) -> RunConfig:
-        """Return the validated RunConfig of a job's values."""
-        self.set(values)
         if self.last is None:
             config = compose.to_run_config(self.config)
         else:
@@ -128,12 +125,11 @@ class Composition:
             for field in dataclasses.fields(config):
                 if field.name == "data_seed" and self.one_seed:
                     config.data_seed = None
-                elif field.name in self.rebuilt or field.name in self.changed:
+                elif field.name in self.rebuilt | sections:
                     value = self.config[field.name]
                     setattr(config, field.name, OmegaConf.to_object(value) if OmegaConf.is_config(value) else value)
             config.validate()
         self.last = config
-        self.changed.clear()
         return config
 
 

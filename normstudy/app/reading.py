@@ -25,8 +25,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 
-from normstudy.app.compose import leaves
-from normstudy.config import places
+from normstudy.config import leaves, places
 from normstudy.errors import ConfigError
 
 MAX_BYTES = 100_000  # a larger config file is assumed to be another file

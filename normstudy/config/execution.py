@@ -1,4 +1,4 @@
-"""Define and check the settings for executing runs, on this machine or by Slurm, and derive the options of sbatch."""
+"""Define and check the sections that are no part of a run: how runs are executed, and what a search tries."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ FIXED = (
 )  # fmt: skip
 OPTION = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 VALUE = re.compile(r"""[^'"\\-][^'"\\]*""")
+
+MOST_RUNS = 1000  # further seeds belong to the runs that look for failures which contradict a threshold
+LEAST_RUNS = 10  # those of the first round, and those that look for failures which contradict a threshold
 
 
 @dataclass
@@ -134,3 +137,26 @@ def of_sbatch(execution: ExecutionConfig) -> dict[str, str]:
     }  # fmt: skip
     flags = {name: "true" if value.lower() == "true" else value for name, value in execution.sbatch.items()}
     return {name: str(value) for name, value in asked.items() if value is not None} | {"requeue": "true"} | flags
+
+
+@dataclass
+class SearchConfig:
+    """What `normstudy critical` searches. Other commands ignore it, and it is no part of a run's identity."""
+
+    of: str = "peak_lr"  # the axis: peak_lr | warmup_steps | n_layers
+    low: float | None = None  # smallest value to try; null: depends on the axis
+    high: float | None = None  # largest value to try; null: depends on the axis
+    width: float = 0.4  # decades; a cell is decided when its 95 % intervals are narrower than this
+    max_runs: int = 60  # runs of a cell after which its search ends anyway
+
+    def __post_init__(self) -> None:
+        finite("search.low", self.low, 0, strict=False)
+        finite("search.high", self.high, 0, strict=False)
+        finite("search.width", self.width, 0, strict=True)
+        at_least("search.max_runs", self.max_runs, LEAST_RUNS)
+        if self.max_runs > MOST_RUNS:
+            raise ConfigError(f"search.max_runs {self.max_runs} exceeds {MOST_RUNS}: reduce it")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ConfigError(
+                f"search.low {self.low:g} is not below search.high {self.high:g}: write the smaller one first"
+            )

@@ -10,9 +10,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
+import types
 import typing
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from normstudy.config.schema import BPE_VOCAB, ModelConfig, RunConfig, resolve
 from normstudy.config.sources import is_own, source_sha256
@@ -34,49 +35,51 @@ NOT_IDENTITY = ("study", "data_path", "force_init")
 
 # Columns that identify the text that a run reads. Losses on different texts cannot be compared.
 TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
-GROUPS = ("model", "data", "optimizer", "schedule")  # config sections; the field schedule.peak_lr is the column peak_lr
 PREFIXED = ("probe", "eval")  # config sections; the field probe.every is the column probe_every
-CONF_GROUPS = (*GROUPS, "execution")  # folders in conf/; a command line may choose one file from each
+CONF_GROUPS = (
+    "model",
+    "data",
+    "optimizer",
+    "schedule",
+    "execution",
+)  # folders in conf/: the command line chooses a file
 
 
-def _column(section: str, leaf: str) -> str:
+@functools.cache
+def leaves() -> Mapping[str, type]:
+    """Return the type of each dotted key that has a value. The type leaves out None: it is int for `int | None`."""
+    found: dict[str, type] = {}
+    for top, kind in typing.get_type_hints(RunConfig).items():
+        inner = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {"": kind}
+        for leaf, hint in inner.items():
+            value = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+            found[f"{top}.{leaf}".rstrip(".")] = value
+    return types.MappingProxyType(found)
+
+
+def _column(key: str) -> str:
+    section, _, leaf = key.rpartition(".")
     if section in PREFIXED:
         return f"{section}_{leaf}"
     return {"name": section, "path": "data_path"}.get(leaf, leaf)
 
 
 @functools.cache
-def _leaves() -> tuple[tuple[str, str, str, type], ...]:
-    """Return (column, section, field, type) for each field of a config section, in column order.
-
-    The type leaves out None: it is int for a field declared as `int | None`.
-    """
-    sections = typing.get_type_hints(RunConfig)
-    return tuple(
-        (_column(section, leaf), section, leaf, (typing.get_args(hint) or (hint,))[0])
-        for section in (*GROUPS, *PREFIXED)
-        for leaf, hint in typing.get_type_hints(sections[section]).items()
-    )
+def dotted_keys() -> Mapping[str, str]:
+    """Return column -> key for each config column of the table `runs`, in order: peak_lr -> schedule.peak_lr."""
+    keys = [key for key in leaves() if key.partition(".")[0] not in ("results_dir", "execution", "search")]
+    return types.MappingProxyType({_column(key): key for key in keys})
 
 
 @functools.cache
 def asked_types() -> Mapping[str, type]:
     """Return column -> type for each config column of the table `runs`, in order. The type of `int | None` is int."""
-    out: dict[str, type] = {"study": str, "seed": int, "data_seed": int}
-    return MappingProxyType(out | {column: kind for column, _, _, kind in _leaves()})
-
-
-@functools.cache
-def dotted_keys() -> Mapping[str, str]:
-    """Return column -> key for each config column of the table `runs`, in order: peak_lr -> schedule.peak_lr."""
-    top = {column: column for column in ("study", "seed", "data_seed")}
-    return MappingProxyType(top | {column: f"{section}.{leaf}" for column, section, leaf, _ in _leaves()})
+    return types.MappingProxyType({column: leaves()[key] for column, key in dotted_keys().items()})
 
 
 def asked(config: RunConfig) -> dict[str, object]:
     """Return column -> configured value, which may be `auto` or null, for each config column of the table `runs`."""
-    out: dict[str, object] = {"study": config.study, "seed": config.seed, "data_seed": config.data_seed}
-    return out | {column: getattr(getattr(config, section), leaf) for column, section, leaf, _ in _leaves()}
+    return {column: operator.attrgetter(key)(config) for column, key in dotted_keys().items()}
 
 
 def own_sources(model: ModelConfig) -> dict[str, str | None]:
@@ -87,10 +90,8 @@ def own_sources(model: ModelConfig) -> dict[str, str | None]:
     """
     kept: dict[str, str | None] | None = getattr(model, "_own_sources", None)
     if kept is None:
-        kept = {
-            "placement_sha256": source_sha256(model.placement) if is_own(model.placement) else None,
-            "norm_sha256": source_sha256(model.norm) if is_own(model.norm) else None,
-        }
+        named = {"placement_sha256": model.placement, "norm_sha256": model.norm}
+        kept = {column: source_sha256(name) if is_own(name) else None for column, name in named.items()}
         object.__setattr__(model, "_own_sources", kept)
     return kept
 

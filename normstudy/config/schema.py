@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 from normstudy.config import places
 from normstudy.config.checks import at_least, check_study_name, finite, idle, one_of
-from normstudy.config.execution import ExecutionConfig
-from normstudy.config.search import SearchConfig
+from normstudy.config.execution import ExecutionConfig, SearchConfig
 from normstudy.config.sources import is_own
 from normstudy.errors import ConfigError
 from normstudy.placements import PLACEMENTS, Placement

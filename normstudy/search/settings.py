@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from normstudy import config as cfg
 from normstudy.analysis.grid import value_text
 from normstudy.config import RunConfig, places
-from normstudy.config.search import SearchConfig
+from normstudy.config.execution import SearchConfig
 from normstudy.errors import ConfigError, Damaged
 from normstudy.search.axis import Axis, find
 from normstudy.study import files, schema

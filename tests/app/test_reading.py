@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from processes import TINY
 from properties import PROPERTY
 
-from normstudy.app.compose import conf_dir, leaves
+from normstudy.app.compose import conf_dir
 from normstudy.app.reading import YamlSource
 from normstudy.cli import main as cli
+from normstudy.config import leaves
 
 FEW = settings(PROPERTY, max_examples=max(1, PROPERTY.max_examples // 20))
 TEXT_KEYS = sorted(key for key, kind in leaves().items() if kind is str)
