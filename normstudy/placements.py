@@ -43,7 +43,7 @@ class Placement(NamedTuple):
     formula_has_qk_norm: bool = False  # the function normalizes q and k, so model.qk_norm must be auto
     star_block: Callable[..., object] | None = None  # the function for block 0 when model.first_block=star
     min_layers: int = 1
-    profiled: bool = False  # whether a profiling pass (training/admin.py) sets the initial omega1 and omega2
+    profiled: bool = False  # whether a profiling pass (model/init.py) sets the initial omega1 and omega2
     aliases: tuple[str, ...] = ()  # names in papers, for which error messages suggest this placement
 
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from normstudy.config import ModelConfig, OptimizerConfig, row_of
-from normstudy.model.init import draw, init_params
+from normstudy.model.init import draw, init_params, set_omegas_
 from normstudy.model.transformer import Transformer
 from normstudy.reproductions.entry import Job, Reading, Sizes, Variant, model_config
-from normstudy.training import admin, optim, probes, step
-from normstudy.training.layout import layout_of
+from normstudy.training import optim, probes, step
+from normstudy.training.probes import layout_of
 
 NOISE = 0.01  # standard deviation of a matrix's noise, divided by the standard deviation of the matrix
 NOISE_SEED = 2**30  # added to the model's seed to get the noise's seed, so that noise and weights differ
@@ -64,7 +64,7 @@ def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) ->
             if name.endswith(("attn.q.weight", "attn.k.weight")):
                 p.zero_()
     if row_of(config.placement).profiled:
-        admin.set_omegas_(model, params, tokens[..., :-1])
+        set_omegas_(model, params, tokens[..., :-1])
     return Models(sizes, config, seeds, model, params, tokens)
 
 

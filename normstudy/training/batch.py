@@ -20,12 +20,11 @@ from torch import Tensor
 
 from normstudy.config import RunConfig, late_step, row_of, sources
 from normstudy.data import batches, blocks, texts
-from normstudy.model.init import init_params
+from normstudy.model.init import init_params, set_omegas_
 from normstudy.model.own import move
 from normstudy.model.transformer import Transformer, build
-from normstudy.training import admin, optim, probes
-from normstudy.training.layout import layout_of
-from normstudy.training.probes import Array, Probe
+from normstudy.training import optim, probes
+from normstudy.training.probes import Array, Probe, layout_of
 from normstudy.training.step import Inputs, Measured, StackedRuns, evaluate, inputs_of, stepper, to_numpy, tokens_of
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -96,7 +95,7 @@ def start(model: Transformer, configs: list[RunConfig], text: texts.Text) -> dic
     stacked = init_params(model, [c.model for c in configs], [c.seed for c in configs])
     if row_of(configs[0].model.placement).profiled:
         tokens = torch.from_numpy(np.stack([tokens_of(text, c, step=0) for c in configs]))
-        admin.set_omegas_(model, stacked, tokens[..., :-1])
+        set_omegas_(model, stacked, tokens[..., :-1])
     return stacked
 
 

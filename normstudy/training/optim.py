@@ -1,6 +1,6 @@
 """Compute learning rates, and update a batch of runs in place. Updates are those of torch.optim's optimizers.
 
-All parameters of a batch form one matrix (runs, width) (layout.py). Optimizer settings may differ between runs, so the
+All parameters of a batch form one matrix (runs, width) (probes.py). Optimizer settings may differ between runs, so the
 `coefficients` of a step are tensors (runs, 1), which are computed on the host before the step. An update subtracts
 an amount from each parameter, and overwrites the parameter's gradient with that amount, which includes decoupled weight
 decay.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from normstudy.config import OptimizerConfig, ScheduleConfig
-from normstudy.training.layout import Layout
+from normstudy.training.probes import Layout
 
 Configs = Sequence[OptimizerConfig]  # one per run
 State = dict[str, Tensor]  # slot -> (runs, width)

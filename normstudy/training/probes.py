@@ -1,14 +1,15 @@
-"""Choose the modules and the steps whose norms are recorded, and combine norms.
+"""Lay out the parameters of runs, choose the modules and steps whose norms are recorded, and compute norms.
 
-A module's norm is over all its tensors, so the squares of all module norms add up to the square of the global norm.
-`Layout.norms` computes module norms, (modules, runs), in float32. `global_norm` combines module norms in float64. All
-are right from 1e-37 to 1e37, although float32 cannot hold the squares of most of these numbers.
+All parameters of a batch form one matrix (runs, width), so that an update takes few operations. A module's tensors are
+adjacent, so one operation on a span of columns computes its norm. The squares of all module norms add up to the square
+of the global norm. Module norms are float32, and `global_norm` combines them in float64. All are right from 1e-37 to
+1e37, although float32 cannot hold the squares of most of these numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from normstudy.config import ProbeConfig
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
+ALIGN = 16  # floats in a cache line; each module begins at a multiple of ALIGN
 ORDINARY = (1e-15, 1e15)  # between these a plain norm is right: no square that matters underflows, and none overflows
 
 # Name of a module or parameter in a block -> the module's name in the tables. Names not listed stay the same.
@@ -69,6 +71,52 @@ def modules_of(parameters: list[str]) -> Modules:
     keys = [module_of(p) for p in parameters]
     rows = sorted(set(keys), key=lambda k: (k[0] is None, k[0] if k[0] is not None else 0, keys.index(k)))
     return Modules([layer for layer, _ in rows], [name for _, name in rows], [rows.index(k) for k in keys])
+
+
+class Layout(NamedTuple):
+    """The columns of a run's tensors. starts: each tensor's first column. spans: each module's columns [low, high)."""
+
+    names: list[str]
+    shapes: list[torch.Size]
+    starts: list[int]
+    modules: Modules
+    spans: list[tuple[int, int]]
+    width: int
+
+    def flatten(self, stacked: Mapping[str, Tensor]) -> Tensor:
+        """Copy tensors into a new matrix (runs, width) that is 0 elsewhere. stacked: name -> tensor (runs, *shape)."""
+        first = stacked[self.names[0]]
+        flat = first.new_zeros(len(first), self.width)
+        for name, view in zip(self.names, self.tensors(flat), strict=True):
+            view.copy_(stacked[name])
+        return flat
+
+    def tensors(self, flat: Tensor) -> list[Tensor]:
+        """Return views of a matrix (runs, width): one tensor (runs, *shape) for each of `names`."""
+        return [
+            flat[:, start : start + math.prod(shape)].view(len(flat), *shape)
+            for start, shape in zip(self.starts, self.shapes, strict=True)
+        ]
+
+    def norms(self, flat: Tensor) -> Tensor:
+        """Compute the L2 norm of each module: (runs, width) -> (modules, runs)."""
+        return norms_by_run([flat[:, low:high] for low, high in self.spans])
+
+
+def layout_of(parameters: Mapping[str, Tensor]) -> Layout:
+    """Compute the layout for one run's parameters, name -> tensor."""
+    names = list(parameters)
+    modules = modules_of(names)
+    starts, spans, column = [0] * len(names), [], 0
+    for row in range(len(modules.name)):
+        first = column = math.ceil(column / ALIGN) * ALIGN
+        for i, name in enumerate(names):
+            if modules.row_of_tensor[i] == row:
+                starts[i] = column
+                column += parameters[name].numel()
+        spans.append((first, column))
+    width = math.ceil(column / ALIGN) * ALIGN
+    return Layout(names, [p.shape for p in parameters.values()], starts, modules, spans, width)
 
 
 def is_probed(step: int, n_steps: int, probe: ProbeConfig) -> bool:

@@ -31,7 +31,7 @@ from normstudy.study import files, parquet
 from normstudy.study.checkpoints import CRC_BYTES, FOLDER, FORMAT, SET_ASIDE, metadata_of, wrong_in
 from normstudy.study.schema import RECORDED, SCHEMAS, SERIES
 from normstudy.training.batch import ResumePoint
-from normstudy.training.layout import Layout
+from normstudy.training.probes import Layout
 
 Buffered = dict[str, dict[str, list[object]]]  # rows not yet written: table -> column -> values
 

@@ -22,7 +22,7 @@ from normstudy.model import processor, transformer
 from normstudy.study import files, parquet, schema, tables, whole
 from normstudy.training import batch, probes
 from normstudy.training.batch import End, Event, Record, ResumePoint, Snapshot
-from normstudy.training.layout import Layout, layout_of
+from normstudy.training.probes import Layout, layout_of
 from normstudy.workers import checkpoint, heartbeat
 from normstudy.workers.checkpoint import Buffered, Checkpoint
 from normstudy.workers.task import Message, Task

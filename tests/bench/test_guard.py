@@ -19,7 +19,7 @@ from normstudy.bench import plain
 from normstudy.config import DataConfig, ModelConfig, OptimizerConfig, ProbeConfig, RunConfig, ScheduleConfig
 from normstudy.data import texts
 from normstudy.training import batch, probes, step
-from normstudy.training.layout import Layout
+from normstudy.training.probes import Layout
 
 pytestmark = pytest.mark.bench
 

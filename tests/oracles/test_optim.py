@@ -12,7 +12,7 @@ from torch import Tensor
 from normstudy.config import SCHEDULE_NAMES, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from normstudy.data import texts
 from normstudy.training import optim, probes
-from normstudy.training.layout import layout_of
+from normstudy.training.probes import layout_of
 from normstudy.training.step import clip_factors, inputs_of
 
 torch.set_num_threads(1)

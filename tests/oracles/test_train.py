@@ -33,7 +33,7 @@ from normstudy.model import init, transformer
 from normstudy.model.transformer import Transformer
 from normstudy.placements import PLACEMENTS
 from normstudy.study import schema
-from normstudy.training import admin, batch, probes
+from normstudy.training import batch, probes
 
 torch.set_num_threads(1)
 
@@ -563,7 +563,7 @@ def test_profiling_equals_the_reference(norm: str) -> None:
     tokens = plain_batch(c, 0)[:, :-1]
     params = {n: p.detach() for n, p in model.named_parameters()}
     before = {n: p.clone() for n, p in params.items()}
-    got = admin.profile(model, params, tokens)
+    got = init.profile(model, params, tokens)
     expected = expected_omegas(model, c)
     assert list(got) == list(expected)
     for name, omega in got.items():

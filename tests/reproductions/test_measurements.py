@@ -15,7 +15,6 @@ from normstudy.model import init
 from normstudy.model.transformer import Transformer
 from normstudy.reproductions.entry import PRE, Job, Reading, Sizes, Variant, model_config
 from normstudy.reproductions.measure import MEASUREMENTS, NOISE_SEED, measure, random_tokens, start
-from normstudy.training import admin
 
 DEPTH = 5
 VARIANTS = (
@@ -39,7 +38,7 @@ def plain(variant: Variant, seed: int, sizes: Sizes = REDUCED) -> nn.Module:
     if variant.simplified:
         drawn |= {n: torch.zeros_like(p) for n, p in drawn.items() if n.endswith(("attn.q.weight", "attn.k.weight"))}
     if variant.placement == "admin":
-        drawn |= admin.profile(model, drawn, random_tokens(sizes, seed)[:, :-1])
+        drawn |= init.profile(model, drawn, random_tokens(sizes, seed)[:, :-1])
     model.load_state_dict(drawn)
     return model.double()
 

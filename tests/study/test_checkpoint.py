@@ -14,7 +14,7 @@ from studies import after, assert_same_tables, never, task_of, tiny
 from normstudy.config import RunConfig
 from normstudy.study import checkpoints, schema, tables
 from normstudy.training import batch, step
-from normstudy.training.layout import layout_of
+from normstudy.training.probes import layout_of
 from normstudy.workers import checkpoint, recording, worker
 from normstudy.workers.checkpoint import Checkpoint, Refused
 from normstudy.workers.task import Message

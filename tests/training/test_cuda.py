@@ -13,8 +13,8 @@ import torch
 from normstudy.config import DataConfig, EvalConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from normstudy.data import texts
 from normstudy.sweep import batching
-from normstudy.training import batch, graphs, probes
-from normstudy.training.step import inputs_of, stepper
+from normstudy.training import batch, probes
+from normstudy.training.step import captured, inputs_of, stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
@@ -82,7 +82,7 @@ def test_steps_never_wait_for_the_device() -> None:
 def test_norms_whose_squares_leave_float32() -> None:
     """In a graph too, which cannot look at a norm to decide whether to take it again."""
     numbers = torch.tensor([1e-30, 1e30, 0.0, 1.0, torch.inf], device="cuda")[:, None].expand(5, 7)
-    replay = graphs.captured(lambda x: [probes.norms_by_run([x, x[:, :1]])], [numbers.contiguous()], [])
+    replay = captured(lambda x: [probes.norms_by_run([x, x[:, :1]])], [numbers.contiguous()], [])
     (norms,) = replay(numbers)
     torch.testing.assert_close(norms, torch.stack([numbers[:, 0] * 7**0.5, numbers[:, 0]]), rtol=1e-6, atol=0)
 
@@ -95,7 +95,7 @@ def test_a_captured_step_starts_from_what_was_there() -> None:
         x.add_(add)
         return [x * 2]
 
-    replay = graphs.captured(step, [torch.ones(3, device="cuda")], [x])
+    replay = captured(step, [torch.ones(3, device="cuda")], [x])
     assert x.tolist() == [0, 0, 0]
     (first,) = replay(torch.full((3,), 5.0, device="cuda"))
     (second,) = replay(torch.ones(3, device="cuda"))

@@ -15,7 +15,7 @@ from torch import Tensor
 from normstudy.config import DataConfig, EvalConfig, ModelConfig, RunConfig, ScheduleConfig
 from normstudy.data import texts
 from normstudy.training import batch, probes, step
-from normstudy.training.layout import layout_of
+from normstudy.training.probes import layout_of
 
 torch.set_num_threads(1)
 
