@@ -16,9 +16,8 @@ from normstudy.model.norms import FunctionNorm
 from normstudy.model.own import made_by
 from normstudy.model.transformer import Block, Transformer, norm_width
 
-# Differences up to TOLERANCE, relative to the largest value, count as rounding. In float32, results in batches of
-# different sizes differ by about 1e-7, or slightly more for a causal convolution by FFT. A real dependence is larger: a
-# mean over 4096 tokens changes by 1e-4 when its last token changes by three standard deviations.
+# Differences up to this, relative to the largest value, count as rounding, which is about 1e-7 between batches of
+# different sizes. A mean over 4096 tokens changes by 1e-4 when its last token changes by three standard deviations.
 TOLERANCE = 1e-5
 
 
@@ -227,10 +226,7 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
 
 
 def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
-    """Return a copy of t with large random numbers at `where`, which visibly change any result that depends on them.
-
-    The mean of the random numbers is t's RMS, and their standard deviation is 3 times t's RMS.
-    """
+    """Return a copy of t with random numbers at `where`, whose mean is t's RMS and whose deviation is 3 times that."""
     out = t.clone()
     out[where] = t.square().mean().sqrt() * (1 + 3 * normal(tuple(out[where].shape), seed).to(t.device))
     return out
