@@ -1,11 +1,7 @@
 """Train a batch of runs as one program.
 
-The loss function computes one run's loss. vmap adds the run axis, and ordinary autograd differentiates the sum of the
-losses outside the vmap. Runs do not interact, so the gradient of the sum with respect to one run's parameters is the
-gradient of this run's loss. The forward pass also returns the residual stream x_0 ... x_L, so `autograd.grad` can
-compute dLoss/dx_l without hooks.
-
-B batch, T sequence.
+vmap adds the run axis to the loss of one run, and autograd differentiates the sum of the losses outside the vmap. Runs
+do not interact, so the gradient of the sum with respect to one run's parameters is that of this run's loss.
 """
 
 from __future__ import annotations
@@ -52,15 +48,11 @@ class Record:
 
 
 class End(NamedTuple):
-    """The end of a run, after its last update or at its first non-finite number.
-
-    nonfinite_step: the step of the first non-finite number. It is n_steps if only the final validation loss is not
-    finite, and None if all numbers are finite.
-    """
+    """The end of a run, after its last update or at its first non-finite number."""
 
     run: int
     final_val_loss: float | None
-    nonfinite_step: int | None
+    nonfinite_step: int | None  # n_steps if only the final validation loss is not finite; None if all numbers are
 
 
 class ResumePoint(NamedTuple):
@@ -72,10 +64,7 @@ class ResumePoint(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The indices of the runs that train together, and the state of these runs before `step`.
-
-    The next step overwrites this state, so copy it (see `of`) to keep it.
-    """
+    """The indices of the runs that train together, and their state before `step`, which the next step overwrites."""
 
     step: int
     runs: list[int]
@@ -115,11 +104,10 @@ def train_batch(
     bits in every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
 
     starts: each run's ResumePoint, or None for step 0. The least advanced runs train first until they reach the others.
-    snapshots: whether to yield a Snapshot after each transfer of results. The caller may close the generator
-    when it has received a Snapshot.
-    probing: whether to compute norms. If False, norms are NaN (`normstudy bench` measures the cost of norms this way).
-    sync_every: steps between transfers of results to the host, by default 1 on a CPU and SYNC_EVERY on a GPU. The value
-    does not change results, but a diverged run leaves the batch only at a transfer.
+    snapshots: whether to yield a Snapshot after each transfer of results. The caller may close the generator then.
+    probing: whether to compute norms, which else are NaN. `normstudy bench` measures their cost.
+    sync_every: steps between transfers of results to the host, by default 1 on a CPU and SYNC_EVERY on a GPU. It
+    changes no results, but a diverged run leaves the batch only at a transfer.
     """
     first = configs[0]
     n_steps, eval_every = first.schedule.n_steps, first.eval.every
@@ -191,44 +179,27 @@ def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRun
 def _events(
     results: Iterable[tuple[int, bool, Inputs, Measured]], alive: list[int], val_loss: Array | None, *, probing: bool
 ) -> Generator[Record | End, None, blocks.Ints]:
-    """Yield a Record for each step in `results`, and an End for each run that becomes non-finite.
+    """Yield a Record for each step, and an End for each run that becomes non-finite. Return the finite ones' places.
 
-    `alive` lists the runs that the batch still trains. At the end, return the indices in `alive` of the finite runs.
-
-    results: (step, probed, inputs, measured) per step. val_loss: the validation losses before the first step, if any.
+    results: (step, probed, inputs, measured) per step. alive: the runs that the batch still trains. val_loss: the
+    validation losses before the first step, if any. Norms that were not computed are NaN.
     """
-    finite = np.arange(len(alive))
+    finite = np.arange(len(alive))  # places in alive
     for step, probed, inputs, measured in results:
         if not len(finite):
             break
-        record, val_loss = _record(step, alive, finite, inputs.lr, measured, val_loss, probed=probed), None
-        yield record
-        is_finite = _is_finite(record, probing=probing)
-        for r in np.array(record.runs)[~is_finite]:
+        grad, param, update, rms, stream = (
+            np.full((1, len(finite)), np.nan) if x is None else to_numpy(x)[:, finite] for x in measured[1:]
+        )
+        probe = Probe(grad, param, update, rms, stream) if probed and measured.rms is not None else None
+        norms = [probes.global_norm(x) for x in (grad, param, update)]
+        loss, runs, rates = to_numpy(measured.loss)[finite], [alive[i] for i in finite], [inputs.lr[i] for i in finite]
+        yield Record(step, runs, loss, val_loss, rates, norms[0], norms[1], norms[2], probe)
+        val_loss = None
+        is_finite = np.isfinite(loss)  # not val_loss, so that a run's length does not depend on eval.every
+        if probing:
+            is_finite &= norms[0] <= FLOAT32_MAX  # larger norms become inf in the table's float32
+        for r in np.array(runs)[~is_finite]:
             yield End(int(r), None, step)
         finite = finite[is_finite]
-    return finite
-
-
-def _record(
-    step: int, alive: list[int], places: blocks.Ints, lr: list[float], measured: Measured, val_loss: Array | None,
-    *, probed: bool,
-) -> Record:  # fmt: skip
-    """Make one Record of several runs, whose positions in `alive` are `places`. Norms not computed are NaN."""
-
-    def norms(x: Tensor | None) -> Array:
-        return np.full((1, len(places)), np.nan) if x is None else to_numpy(x)[:, places]
-
-    grad, param, update, rms, stream = (norms(x) for x in measured[1:])
-    probe = Probe(grad, param, update, rms, stream) if probed and measured.rms is not None else None
-    loss, norm_of = to_numpy(measured.loss)[places], probes.global_norm
-    runs, rates = [alive[i] for i in places], [lr[i] for i in places]
-    return Record(step, runs, loss, val_loss, rates, norm_of(grad), norm_of(param), norm_of(update), probe)
-
-
-def _is_finite(record: Record, *, probing: bool) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Return whether each run of a record has a finite training loss and, if probing, a finite gradient norm."""
-    finite = np.isfinite(record.train_loss)  # not val_loss, so that a run's length does not depend on eval.every
-    if probing:
-        finite &= record.grad_norm <= FLOAT32_MAX  # larger norms become inf in the table's float32
     return finite

@@ -1,9 +1,7 @@
 """Compute learning rates, and update a batch of runs in place. Updates are those of torch.optim's optimizers.
 
 All parameters of a batch form one matrix (runs, width) (probes.py). Optimizer settings may differ between runs, so the
-`coefficients` of a step are tensors (runs, 1), which are computed on the host before the step. An update subtracts
-an amount from each parameter, and overwrites the parameter's gradient with that amount, which includes decoupled weight
-decay.
+`coefficients` of a step are tensors (runs, 1), which are computed on the host before the step.
 """
 
 from __future__ import annotations
@@ -98,7 +96,7 @@ def decayed_columns(layout: Layout, decay: str, device: str = "cpu") -> Tensor |
 def update_(
     name: str, params: Tensor, grads: Tensor, state: State, c: Coefficients, decayed: Tensor | None = None
 ) -> None:
-    """Update params and state (runs, width), and replace grads by what is subtracted. See `decayed_columns`."""
+    """Update params and state (runs, width), and replace grads by what is subtracted, with decoupled weight decay."""
     width = params.shape[1]
     columns = max(1, AT_ONCE // len(params)) if params.device.type == "cpu" else width
     for low in range(0, width, columns):
@@ -132,10 +130,7 @@ def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
 
 
 class Optimizer(NamedTuple):
-    """An optimizer. slots: names of its state tensors. update_: the function that computes an update.
-
-    `update_` is called with the same columns of the parameters, gradients and state, and changes all three in place.
-    """
+    """An optimizer: the names of its state tensors, and what changes parameters, gradients and state in place."""
 
     slots: tuple[str, ...]
     update_: Callable[[Tensor, Tensor, State, Coefficients], None]

@@ -142,9 +142,9 @@ def rms_by_run(tensors: Sequence[Tensor]) -> Tensor:
 def norms_by_run(tensors: Sequence[Tensor], divisor: float = 1.0) -> Tensor:
     """Compute L2 norms over all axes but the leading run axis, over `divisor`: tensors (runs, ...) -> (tensors, runs).
 
-    A norm that is not ordinary is replaced by that of the numbers divided by the largest one, times the largest. Each
-    run's own norm decides whether, so no run depends on another. On a CPU, only tensors with such a norm are read
-    again. On other devices all are, because to look at a norm would be to wait for the device.
+    A norm that is not ordinary is replaced by that of the numbers divided by the largest one, times the largest, in
+    that run alone. On a CPU, only tensors with such a norm are read again; on other devices, where to look at a norm
+    would be to wait for the device, all are.
     """
     flat = [x if x.ndim == 2 else x.reshape(len(x), -1) for x in tensors]
     plain = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in flat])
