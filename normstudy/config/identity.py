@@ -1,8 +1,4 @@
-"""Compute a run's config columns in the table `runs`, its identity, and its run_id.
-
-The identity consists of all config values, hashes and versions that decide a run's results. The run_id ends with a hash
-of the identity.
-"""
+"""Compute a run's config columns in the table `runs`, its identity (all that decides its results), and its run_id."""
 
 from __future__ import annotations
 
@@ -83,10 +79,9 @@ def asked(config: RunConfig) -> dict[str, object]:
 
 
 def own_sources(model: ModelConfig) -> dict[str, str | None]:
-    """Return the source hashes of the placement and of the norm. The hash of a built-in placement or norm is None.
+    """Return the source hashes of the placement and of the norm, which are None for built-in ones.
 
-    The first call stores the hashes in `model`. A worker process that receives `model` therefore uses the hashes with
-    which the sweep was planned.
+    The first call stores them in `model`, so that a worker process uses those with which the sweep was planned.
     """
     kept: dict[str, str | None] | None = getattr(model, "_own_sources", None)
     if kept is None:

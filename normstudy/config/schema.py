@@ -1,7 +1,4 @@
-"""Define the configuration of one run as validated dataclasses. Configuration and text together determine the run.
-
-Hydra's DictConfig is converted to these classes at once. An illegal value raises a ConfigError.
-"""
+"""Define the configuration of one run as dataclasses, which raise a ConfigError for an illegal value."""
 
 from __future__ import annotations
 
@@ -302,17 +299,14 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Hold a model's values after `resolve` has replaced `auto` and null.
-
-    embed_std is None if embed_init is unit, because model/moments.py then chooses the standard deviation.
-    """
+    """Hold a model's values after `resolve` has replaced `auto` and null."""
 
     d_ff: int
     init: str
     final_norm: bool
     norm: str
     qk_norm: str
-    embed_std: float | None
+    embed_std: float | None  # None if embed_init is unit, because model/moments.py then chooses it
 
 
 def resolve(model: ModelConfig) -> Resolved:

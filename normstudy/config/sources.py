@@ -1,8 +1,7 @@
 """Find the source files of a user's own placement or norm, written module:function, and hash them.
 
-The module is searched for in the working directory first. The hash covers the module's file and all of the user's files
-that it imports, directly or indirectly, so changing any of these files makes a different run. The files are found by
-parsing `import` statements. Nothing is imported, not even torch.
+The hash covers the module's file and all of the user's files that it imports, directly or indirectly, so changing any
+of these makes a different run. The files are found by parsing `import` statements. Nothing is imported, not even torch.
 """
 
 from __future__ import annotations
@@ -28,9 +27,8 @@ from normstudy.errors import ConfigError, nearest
 STREAMS = ("x", "r")
 SUBLAYERS = ("attn", "mlp")
 NORMS = ("norm1", "norm2", "norm1_out", "norm2_out", "norm1_inner", "norm2_inner", "q_norm", "k_norm", "v_norm")
-LEARNED = ("omega1", "omega2", "scale")
 NUMBERS = ("alpha", "layer", "n_layers")
-BLOCK_ARGUMENTS = (*STREAMS, *SUBLAYERS, *NORMS, *LEARNED, *NUMBERS)
+BLOCK_ARGUMENTS = (*STREAMS, *SUBLAYERS, *NORMS, "omega1", "omega2", "scale", *NUMBERS)
 NORM_ARGUMENTS = ("x", "gamma", "beta", "eps")  # names of the arguments that a norm function may take
 
 PATTERN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -68,10 +66,7 @@ def parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 
 def source_sha256(spec: str) -> str:
-    """Return the sha256 of the source files of `spec`.
-
-    A single file is hashed as it is. Several files are hashed as the list that the command sha256sum prints for them.
-    """
+    """Return the sha256 of the source file of `spec`, or of the list that sha256sum prints for several files."""
     root, files = sources_of(spec)
     if len(files) == 1:
         return _read(spec, *files.values()).sha256
@@ -88,15 +83,14 @@ def files_of(spec: str) -> list[str]:
 def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
     """Return the folder from which the module in `spec` is imported, and the source files to hash, module -> file.
 
-    For an installed module, only the module's own file is hashed. For a user's module, the files that it imports from
-    the same folder, directly or indirectly, are hashed too.
+    What a user's module imports from the same folder is hashed too; what an installed one imports is not.
     """
     module, _ = split(spec)
     root = _root_of(spec, module)
     main = _file_of(root, module)
     assert main is not None
     if not is_users(main, root):
-        return root, {module: main}  # imports inside an installed package are not followed
+        return root, {module: main}
     files: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -142,11 +136,9 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def is_users(path: Path, root: Path) -> bool:
-    """Return whether a file is the user's own: not part of Python, normstudy or an installed package.
-
-    Every folder of the path is checked, because a virtual environment may lie inside the user's folder.
-    """
+    """Return whether a file is the user's own: not part of Python, normstudy or an installed package."""
     library = Path(sysconfig.get_path("stdlib"))
+    # Every folder of the path counts, because a virtual environment may lie inside the user's folder.
     return not (INSTALLED & set(path.parts) or HERE in path.parents or library in (root, *root.parents))
 
 

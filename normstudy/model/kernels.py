@@ -1,14 +1,12 @@
 """Compute the operations that take most of a step's time, for many runs at once.
 
-The functions in this file handle the run axis themselves, while torch.func.vmap adds the run axis to the rest of the
-model. There are two reasons. First, the memory layout of the matrix products decides the speed (`normstudy bench
---rows a` measures it). Second, a run's bits must not depend on the other runs in its batch. So each product multiplies
-the matrices of one run, in a way that depends only on the shapes of these matrices.
+These functions handle the run axis themselves, while torch.func.vmap adds it to the rest of the model. The memory
+layout of the matrix products decides the speed (`normstudy bench --rows a`), and a run's bits must not depend on the
+other runs in its batch. So each product multiplies the matrices of one run, in a way that depends only on their shapes.
 
 On a CPU, NumPy computes the products, except that MKL computes linear maps on Intel (processor.py). NumPy's OpenBLAS
-uses the full vector width, takes 1 us per call, and can write into an existing array. torch.bmm calls MKL, which on AMD
-uses half of AVX-512: per core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), and 105 instead of 210 for
-(512, 64) times (64, 256). On other devices torch computes all products.
+takes 1 us per call and can write into an existing array. torch.bmm calls MKL, which on AMD uses half of AVX-512: per
+core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), and 105 instead of 210 for (512, 64) times (64, 256).
 
 R runs; N positions, over all sequences of a run; B batch, T sequence, H heads, K d_head; I in, O out; V vocabulary.
 """
@@ -37,8 +35,8 @@ Outputs = Sequence[Tensor]
 def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outputs:
     """Call `function` once for all runs of a batch, from inside the vmapped forward pass of one run.
 
-    `function` receives each input with the run axis, (R, ...). Without vmap, R is 1. Such a call costs 20 us. An
-    autograd Function with a vmap rule would cost 110 us, a twentieth of a small model's step.
+    `function` receives each input with the run axis, (R, ...). Without vmap, R is 1. A call costs 20 us, and would
+    cost 110 us with the vmap rule of an autograd Function.
     """
     if _functorch.peek_interpreter_stack() is None:
         return [y[0] for y in function(*(None if x is None else x[None] for x in inputs))]
@@ -174,9 +172,8 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
 class _CausalAttention(Function):
     """Compute softmax(q k^T / sqrt(K) + causal mask) v and its gradients for q, k, v (R, B, T, H, K) on a CPU.
 
-    On sequences of 32 to 64 tokens this is 1.5 to 1.8 times as fast as torch's fused attention, which calls MKL for
-    each product. An inf or NaN spreads to earlier positions, since 0 times inf is NaN. This is harmless, because a run
-    with an inf or NaN has diverged.
+    On sequences of 32 to 64 tokens this is 1.5 to 1.8 times as fast as torch's fused attention. An inf or NaN spreads
+    to earlier positions, since 0 times inf is NaN: harmless, because such a run has diverged.
     """
 
     @staticmethod
@@ -233,9 +230,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class _CrossEntropy(Function):
     """Compute the mean cross-entropy (R,) of logits (R, N, V) and targets (R, N) on a CPU, with the same bits as torch.
 
-    torch's backward pass allocates an array of zeros as large as the logits, and then a full copy, in which it sets one
-    number per token. This class allocates zeros for one slice of runs only, and reuses them for every slice. A slice of
-    zeros is small enough to stay in the cache.
+    torch's backward pass allocates zeros as large as the logits, and a copy of them. This class reuses the zeros of one
+    slice of runs, which stay in the cache.
     """
 
     @staticmethod

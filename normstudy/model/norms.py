@@ -12,7 +12,6 @@ from normstudy.config import sources
 from normstudy.model import kernels
 
 EPS = 1e-5
-DYT_A = 0.5  # initial value of dyt's a (arXiv:2503.10622)
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, *, eps: float = EPS) -> Tensor:
@@ -33,13 +32,13 @@ def dynamic_tanh(x: Tensor, a: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 class FunctionNorm(nn.Module):
     """Call `function` with x, and with eps and those of the learned parameters a, gamma and beta that it takes.
 
-    The scalar `a` is initially 0.5, gamma (D,) is 1, and beta (D,) is 0.
+    The scalar `a` is initially 0.5 (arXiv:2503.10622), gamma (D,) is 1, and beta (D,) is 0.
     """
 
     def __init__(self, function: Callable[..., Tensor], width: int, eps: float = EPS) -> None:
         super().__init__()
         self.function = function
-        initial = {"a": torch.tensor(DYT_A), "gamma": torch.ones(width), "beta": torch.zeros(width)}
+        initial = {"a": torch.tensor(0.5), "gamma": torch.ones(width), "beta": torch.zeros(width)}
         wanted = sources.parameters(function)
         self.numbers = {"eps": eps} if "eps" in wanted else {}
         self.learned = [name for name in initial if name in wanted]

@@ -158,13 +158,9 @@ def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
 
 def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Seed torch's generator, call `make` on the CPU, and store `make` in the module, where `made_by` finds it."""
-    before = torch.random.get_rng_state()
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's generator too
-    try:
-        with torch.device("cpu"):
-            module = make()
-    finally:
-        torch.random.set_rng_state(before)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's generator too
+        module = make()
     setattr(module, MADE_BY, make)
     return module
 

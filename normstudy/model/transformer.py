@@ -1,7 +1,7 @@
 """Define a decoder-only transformer for one run, an ordinary nn.Module.
 
-training/step.py calls the model through torch.func.vmap, which adds the run axis. The model returns its logits and its
-residual stream x_0 ... x_L, where x_0 is the sum of the embeddings and x_l is the output of block l.
+training/step.py calls the model through torch.func.vmap, which adds the run axis. In the residual stream x_0 ... x_L,
+x_0 is the sum of the embeddings and x_l is the output of block l.
 
 B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab.
 """
