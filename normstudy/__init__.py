@@ -34,11 +34,8 @@ if TYPE_CHECKING:
     from normstudy.watch.watcher import Watch as watch  # noqa: F401
 
 __version__ = "0.1.0"
-_NAMES = (  # not __all__, by which help() would print every class whole
-    "ConfigError", "RunConfig", "Study", "compare", "critical", "load", "plot", "report", "run", "status", "sweep",
-    "watch",
-)  # fmt: skip
-_HOMES = {  # name -> module and name there; the others are in app.api
+_API = ("Study", "compare", "critical", "plot", "report", "run", "status", "sweep")
+_HOMES = {name: ("app.api", name) for name in _API} | {  # not __all__, by which help() would print every class whole
     "ConfigError": ("errors", "ConfigError"), "RunConfig": ("config", "RunConfig"), "load": ("analysis.load", "load"),
     "watch": ("watch.watcher", "Watch"),
 }  # fmt: skip
@@ -48,21 +45,21 @@ def __getattr__(name: str) -> object:
     """Import what a program uses when it uses it: `kernels` and `norms`, which need torch, for a user's own blocks."""
     if name in ("kernels", "norms"):
         return import_module(f"normstudy.model.{name}")
-    if name in _NAMES:
-        module, there = _HOMES.get(name, ("app.api", name))
+    if name in _HOMES:
+        module, there = _HOMES[name]
         return getattr(import_module(f"normstudy.{module}"), there)
     raise AttributeError(f"module 'normstudy' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*_NAMES, "__version__", "kernels", "norms"]
+    return [*_HOMES, "__version__", "kernels", "norms"]
 
 
 class _Package(ModuleType):
     """Keep the functions `report` and `sweep` from being replaced by the modules of these names, once imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in _NAMES or not isinstance(value, ModuleType):
+        if name not in _HOMES or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
 

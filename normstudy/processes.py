@@ -145,16 +145,15 @@ class _Request(NamedTuple):
 class _Template:
     """A child process that calls `prepare` once and then, on each request, forks another child within milliseconds.
 
-    For each new child, the template receives descriptors of the child's pipe and locks. The template forks the child
-    and then closes its own copies, because otherwise the pipe and the locks would stay open after the child has ended.
-    A template lives as long as this process. Children whose READ_AT_START variables differ need different templates.
+    It receives descriptors of each child's pipe and locks, and closes its own copies, because these would stay open
+    after the child has ended. A template lives as long as this process.
     """
 
     known: ClassVar[dict[object, _Template]] = {}
 
     @classmethod
     def of(cls, prepare: Callable[[], None], environment: dict[str, str]) -> _Template:
-        """Find the template with this `prepare` and these READ_AT_START variables, or start a new template."""
+        """Return the template with this `prepare` and these READ_AT_START variables; start it, if there is none."""
         read = {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
         key = os.getpid(), prepare, frozenset(read.items())  # the id, because a fork needs its own template
         if key not in cls.known or cls.known[key].child.pipe.closed:  # closed: the template has ended
@@ -180,8 +179,7 @@ class _Template:
         descriptors: the child's end of its pipe, then the file descriptors that the child holds open until it ends.
         """
         child = _Forked(self)
-        # Send only open streams. The number of a closed stream may now belong to a file that Python opened later. Such
-        # a file is not inheritable, so the check of inheritability excludes the file.
+        # Send only open streams. The number of a closed one may now belong to a later file, which is not inheritable.
         streams = [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
         folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
         sent = [folder, *streams, *descriptors]
@@ -214,10 +212,10 @@ class _Template:
 
     @contextlib.contextmanager
     def noticing_its_end(self) -> Iterator[None]:
-        """A context for one exchange of messages with the template; other threads wait until the exchange is over.
+        """A context for one exchange of messages with the template, while other threads wait.
 
-        If the template has ended, the context closes the template's pipe and raises nothing. Any exception inside the
-        context, such as a Ctrl-C, ends the template, because half a message may be left in the pipe.
+        If the template has ended, its pipe is closed and nothing raised. Any exception inside, such as a Ctrl-C, ends
+        the template, because half a message may be left in the pipe.
         """
         with self.lock:
             try:

@@ -58,8 +58,7 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
 def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
     """Check each configuration that Hydra composes, and collect the folders of their studies in the list yielded.
 
-    shows: whether a flag such as --cfg asks only to print a configuration. searches: whether the command is
-    normstudy critical.
+    shows: whether a flag such as --cfg asks only to print one. searches: whether the command is normstudy critical.
     """
     folders: list[Path] = []
     load = ConfigLoaderImpl.load_configuration
@@ -75,9 +74,12 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
         if not isinstance(verbose := config.hydra.verbose, bool | str | ListConfig):
             raise ConfigError(f"hydra.verbose {verbose} is not true, false or names of loggers: correct it")
         if not shows:
-            with known(config):
+            read_only = OmegaConf.is_readonly(config.hydra)
+            with replaced(HydraConfig.instance(), "cfg", None):
+                HydraConfig.instance().set_config(config)  # for values such as ${hydra:runtime.choices.model}
                 check_places(config)
                 folders.append(Path(places.expanded(config.results_dir, "results_dir"), config.study))
+            OmegaConf.set_readonly(config.hydra, read_only)  # Hydra still sets values
         if searches and (sweeper := config.hydra.sweeper._target_) != OUR_SWEEPER:
             raise ConfigError(
                 f"normstudy critical chooses its runs itself, instead of {sweeper}: leave out hydra/sweeper"
@@ -90,19 +92,6 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
         replaced(Hydra, "get_mode", lambda *_, **__: None),
     ):
         yield folders
-
-
-@contextlib.contextmanager
-def known(config: DictConfig) -> Iterator[None]:
-    """Resolve values such as ${hydra:runtime.choices.model} from a configuration in the caller's `with` block."""
-    instance, outer = HydraConfig.instance(), HydraConfig.instance().cfg
-    read_only = OmegaConf.is_readonly(config.hydra)
-    try:
-        instance.set_config(config)
-        yield
-    finally:
-        instance.cfg = outer
-        OmegaConf.set_readonly(config.hydra, read_only)  # Hydra still sets values
 
 
 def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> None:

@@ -36,10 +36,7 @@ def sweep(
     params: Mapping[str, str],
     arguments: list[str],
 ) -> Sequence[JobReturn]:
-    """Expand the axes into jobs and launch all jobs in one call.
-
-    normstudy's own launcher checks all jobs before it trains. For other launchers, the jobs are checked here.
-    """
+    """Expand the axes into jobs and launch all in one call. For other launchers than ours, check the jobs before."""
     ours = type(launcher).__module__ == "hydra_plugins.normstudy"
     app = task if isinstance(task, main.Application) else None
     loader = context.config_loader
@@ -116,11 +113,7 @@ def _raise_failure(one: JobReturn) -> None:
 def expand(
     params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader, *, may_be_one: bool = False
 ) -> list[list[str]]:
-    """Combine the values of all keys into jobs, and return each job's overrides.
-
-    If a key is typed on the command line, the typed values replace the experiment's values of that key.
-    may_be_one: whether a single job is enough.
-    """
+    """Combine the values of all keys into jobs, and return each job's overrides. may_be_one: whether one is enough."""
     parser = OverridesParser.create(config_loader=loader)
     with as_written():
         axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])

@@ -104,7 +104,7 @@ def complete(query: str) -> None:
 class Application:
     """Train one run. Hydra calls this object for `normstudy run`, and for each job of launchers other than normstudy's.
 
-    normstudy's launcher never calls this object: the launcher reads the object's fields and trains the sweep itself.
+    normstudy's own launcher reads its fields and trains the sweep itself.
     """
 
     command: str  # the command line, which is recorded with the results
@@ -198,10 +198,9 @@ def _mark() -> str:
 
 @functools.cache
 def _end_with_launcher() -> None:
-    """Let a process that another launcher of Hydra started end, when the process that launched it is killed.
+    """Let a process that another launcher of Hydra started end when the process that launched it is killed.
 
-    The launcher's helpers and idle processes run no code of normstudy, but inherit the mark. So the processes that
-    train end them too.
+    It ends the launcher's helpers and idle processes too, which run no code of normstudy, but inherit the mark.
     """
     inherited = os.environ.get(MARK, "")  # a cluster may start its jobs with an empty environment
     if inherited != _mark() and inherited.startswith(f"{socket.gethostname()}:"):

@@ -1,7 +1,7 @@
 """Turn a Hydra sweep's jobs, each a list of overrides, into RunConfigs.
 
-Composing a configuration takes about 90 ms, so each distinct choice of config groups is composed only once. Jobs that
-choose the same groups differ in plain values only. Setting plain values takes less than 1 ms per run.
+Composing a configuration takes about 90 ms, so each distinct choice of config groups is composed only once. Setting the
+plain values in which the other jobs differ takes less than 1 ms per run.
 """
 
 from __future__ import annotations
@@ -86,8 +86,7 @@ class Planner:
 class Composition:
     """Hold a composed configuration, and set a job's values on it to make the job's RunConfig.
 
-    If two consecutive jobs have the same values in a section, such as `model`, their RunConfigs share one object for
-    that section.
+    RunConfigs of consecutive jobs share the objects of sections, such as `model`, in which their values are the same.
     """
 
     def __init__(self, config: DictConfig, values: Sequence[Override]) -> None:
@@ -101,8 +100,7 @@ class Composition:
         # These keys are rebuilt for every run: top-level values, such as data_seed, and sections that contain an
         # interpolation. An interpolation may refer to any value, so its result may change with every run.
         self.rebuilt = {str(k) for k, v in plain.items() if not isinstance(v, dict) or _interpolates(v)}
-        # To save a third of the planning time, ${seed} is not resolved. If data_seed is ${seed}, it is set to None.
-        # RunConfig takes None to mean the run's seed.
+        # To save a third of the planning time, a data_seed of ${seed} is set to None, which RunConfig takes to mean it.
         self.one_seed = plain.get("data_seed") == "${seed}"
         self.asks_hydra = "${hydra:" in str(plain)
 
@@ -140,9 +138,9 @@ def _interpolates(value: object) -> bool:
 def _signature(override: Override, is_choice: bool) -> str:
     """Return the part of an override that two jobs must have in common to share a composition.
 
-    For a plain value this part is the key, because each job sets its own value on the shared composition. For a group,
-    dictionary or list this part is the full override, because no later value can replace it: setting a second
-    dictionary, for example, would merge both dictionaries. A value of Hydra's own may differ in every job.
+    For a plain value it is the key, because each job sets its own value. For a group, dictionary or list it is the full
+    override, because no later value can replace it: setting a second dictionary would merge both. A value of Hydra's
+    own may differ in every job.
     """
     value = override.value()
     whole = is_choice or isinstance(value, dict | list) or "${hydra:" in str(value)

@@ -1,7 +1,7 @@
 """Read config files and overrides for Hydra, so that each value is what its author wrote.
 
-YAML and Hydra guess the type of an unquoted value: they read 1.10 as 1.1 and 2024_01_05 as 20240105. In this module the
-type of the key decides instead. A text key keeps its text; for other keys, the schema converts the text.
+YAML and Hydra guess the type of an unquoted value: they read 1.10 as 1.1 and 2024_01_05 as 20240105. Here the type of
+the key decides: a text key keeps its text, and the schema converts the text of other keys.
 """
 
 from __future__ import annotations
@@ -129,9 +129,9 @@ def _read(path: str) -> str:
 
 
 class Loader(get_yaml_loader()):  # type: ignore[misc]
-    """Load YAML as OmegaConf does, but keep unquoted numbers and booleans as text where normstudy's schema has types.
+    """Load YAML as OmegaConf does, but keep unquoted numbers and booleans as text, except for Hydra's own keys.
 
-    Those are all keys but Hydra's own; hydra.sweeper.params has overrides of normstudy's keys.
+    hydra.sweeper.params has overrides of normstudy's keys.
     """
 
     def __init__(self, stream: io.StringIO, of_hydra: bool) -> None:

@@ -107,8 +107,7 @@ def train(command: str, argv: list[str]) -> int:
 def complete(words: Sequence[str], commands: Sequence[str]) -> int:
     """Print the completions for `normstudy -sc query=SHELL`, or the setup script for `-sc install=SHELL`.
 
-    The shell passes the typed line in COMP_LINE. Hydra has no subcommands, so the command is removed from that
-    line. For other commands nothing is printed.
+    The shell passes the typed line in COMP_LINE. Hydra has no subcommands, so the command is removed from it.
     """
     if len(words) != 1 or words[0].split("=")[0] not in ("query", "install", "uninstall"):
         raise ConfigError("-sc needs one word: install=bash, uninstall=bash or query=bash (zsh and fish work too)")

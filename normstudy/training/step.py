@@ -108,10 +108,8 @@ def inputs_of(steps: range, configs: list[RunConfig], text: texts.Text, like: Te
     tokens = torch.from_numpy(np.stack([[tokens_of(text, c, step) for c in configs] for step in steps])).to(like.device)
     lr = [[optim.lr_at(step, c.schedule) for c in configs] for step in steps]
     coefficients = optim.coefficients(optimizers[0].name, steps, lr, optimizers, like)
-    limits = None
-    if any(o.max_grad_norm is not None for o in optimizers):
-        given = [math.inf if o.max_grad_norm is None else o.max_grad_norm for o in optimizers]
-        limits = torch.tensor(given, dtype=torch.float64).to(like.device)
+    given = [math.inf if o.max_grad_norm is None else o.max_grad_norm for o in optimizers]
+    limits = None if min(given) == math.inf else torch.tensor(given, dtype=torch.float64).to(like.device)
     return [Inputs(*one, limits) for one in zip(lr, tokens, coefficients, strict=True)]
 
 
