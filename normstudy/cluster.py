@@ -1,8 +1,4 @@
-"""End a Slurm job that was submitted by an older version of normstudy and runs `python -m normstudy.cluster`.
-
-The job contains pickled classes of the older version, so it cannot train. It ends here, before a crash is recorded for
-any run. Rerunning the sweep's command submits the runs again.
-"""
+"""End a Slurm job that an older version of normstudy submitted, before it fails to unpickle that version's classes."""
 
 import sys
 

@@ -29,28 +29,18 @@ from normstudy.app.compose import checked, conf_dir, to_run_config
 from normstudy.app.errors import first_line, one_line
 from normstudy.app.overrides import HOME, PATH, check_flags, check_overrides, flags_of, parser, with_retries
 from normstudy.config import places
-from normstudy.errors import ConfigError, say, short
+from normstudy.errors import ConfigError, say
 from normstudy.processes import CHECK_SECONDS
 from normstudy.search import axis
 
 MARK = "NORMSTUDY_LAUNCHED_BY"  # the variable that tells processes which process launched them: its host and id
 
 
-def main(command: str, argv: list[str]) -> int:
-    """Run `command` (run, sweep, critical) with `argv`, and return the exit code. A user's mistake is a ConfigError."""
-    try:
-        return train(command, argv)[0]
-    except Exception as error:
-        from normstudy.sweep.execute import RunsFailed
-
-        if not isinstance(error, RunsFailed):
-            raise
-        print(f"error: {short(str(error))}", file=sys.stderr)
-        return 1
-
-
 def train(command: str, argv: list[str]) -> tuple[int, list[Path]]:
-    """Run a command as `main` does, but raise RunsFailed if runs crashed. Returns exit code and studies' folders."""
+    """Run `command` (run, sweep, critical) with `argv`. Return the exit code and the studies' folders.
+
+    Raises ConfigError for a user's mistake, and RunsFailed if runs crashed.
+    """
     typed = shlex.join(["normstudy", command, *argv])
     try:
         args = parser().parse_intermixed_args(argv)
@@ -81,7 +71,7 @@ def train(command: str, argv: list[str]) -> tuple[int, list[Path]]:
                 raise ConfigError(f"--package {args.package} is not in the config: choose a key of it") from stop
             return 2 if shows and code == 1 else code, folders
         except (PastHydra, Exception) as error:
-            cause = error.error if isinstance(error, PastHydra) else error
+            cause = error.args[0] if isinstance(error, PastHydra) else error
             line = one_line(cause)
             if line is not None and not isinstance(cause, ConfigError) and users != "1":
                 raise ConfigError(line) from cause
@@ -146,10 +136,6 @@ class Application:
 
 class PastHydra(BaseException):
     """Carry a run's error through Hydra as a BaseException, because Hydra prints several lines for an Exception."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
 
 
 def as_float(loss: float | None, sweeper: object) -> float:

@@ -101,7 +101,15 @@ def train(command: str, argv: list[str]) -> int:
     """Run `normstudy run`, `sweep` or `critical`, whose arguments Hydra reads."""
     from normstudy.app import main
 
-    return main.main(command, argv)
+    try:
+        return main.train(command, argv)[0]
+    except Exception as error:
+        from normstudy.sweep.execute import RunsFailed
+
+        if not isinstance(error, RunsFailed):
+            raise
+        print(f"error: {short(str(error))}", file=sys.stderr)
+        return 1
 
 
 def complete(words: Sequence[str], commands: Sequence[str]) -> int:

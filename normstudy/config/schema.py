@@ -96,21 +96,17 @@ class ModelConfig:
         if self.tied:
             because = "with model.tied=true, which makes the token embedding the output matrix: leave out model.tied"
             idle("model.unembed_std", self.unembed_std, None, because)
-        _check_positions(self)
+        if self.positions != "rope":
+            because = f"with model.positions={self.positions}: add model.positions=rope"
+            idle("model.rope_base", self.rope_base, ModelConfig.rope_base, because)
+        elif self.d_model // self.n_heads % 2:
+            raise ConfigError(
+                f"model.positions=rope needs an even number of dimensions per head, not {self.d_model // self.n_heads} "
+                f"(d_model {self.d_model}, n_heads {self.n_heads}): change one of the two"
+            )
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            raise ConfigError(f"model.positions=sinusoidal needs an even model.d_model, not {self.d_model}: change it")
         _check_placement(self)
-
-
-def _check_positions(model: ModelConfig) -> None:
-    if model.positions != "rope":
-        because = f"with model.positions={model.positions}: add model.positions=rope"
-        idle("model.rope_base", model.rope_base, ModelConfig.rope_base, because)
-    if model.positions == "rope" and model.d_model // model.n_heads % 2:
-        raise ConfigError(
-            f"model.positions=rope needs an even number of dimensions per head, not {model.d_model // model.n_heads} "
-            f"(d_model {model.d_model}, n_heads {model.n_heads}): change one of the two"
-        )
-    if model.positions == "sinusoidal" and model.d_model % 2:
-        raise ConfigError(f"model.positions=sinusoidal needs an even model.d_model, not {model.d_model}: change it")
 
 
 def _check_placement(model: ModelConfig) -> None:

@@ -42,7 +42,7 @@ def is_own(name: str) -> bool:
 
 
 def split(spec: str) -> tuple[str, str]:
-    """Split module:name into (module, name). Raises a ConfigError that suggests a spelling if `spec` is malformed."""
+    """Split module:name. Raises a ConfigError that suggests a spelling if `spec` is malformed."""
     module, _, name = spec.partition(":")
     if module == "__main__":
         raise ConfigError(
@@ -129,10 +129,8 @@ def _nearest_module(folder: Path, module: str) -> str:
 def _file_of(root: Path, module: str) -> Path | None:
     """Return the file of a module or package below `root`. Return None if neither module.py nor __init__.py exists."""
     path = root.joinpath(*module.split("."))
-    for candidate in (path / "__init__.py", path.parent / f"{path.name}.py"):
-        if candidate.is_file():
-            return candidate
-    return None
+    candidates = (path / "__init__.py", path.parent / f"{path.name}.py")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def is_users(path: Path, root: Path) -> bool:
