@@ -34,19 +34,15 @@ def search(
     *,
     dry_run: bool,
 ) -> None:
-    """Search the critical values of all cells. cells: the overrides of each.
-
-    launch: trains the runs of a round with another launcher than normstudy's.
-    """
+    """Search the critical values of all cells, each a list of overrides. launch: another launcher than normstudy's."""
     planner = Planner(loader, master)
     configs = planner.plan(cells)
     axis = find(configs[0].search.of)
     group, _, name = axis.key.partition(".")
     for given in OverridesParser.create().parse_overrides(list({word for cell in cells for word in cell})):
         value = given.value()
-        if given.key_or_group == axis.key or (
-            given.key_or_group == group and isinstance(value, dict) and name in value
-        ):
+        inside = given.key_or_group == group and isinstance(value, dict) and name in value
+        if inside or given.key_or_group == axis.key:
             raise ConfigError(f"{axis.key} has values of its own, but the search chooses them: leave {axis.key} out")
     rest = [[word for word in cell if word.partition("=")[0] != "seed"] for cell in cells]
 

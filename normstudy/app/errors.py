@@ -107,10 +107,7 @@ def _missing(error: MissingConfigException) -> str:
 
 
 def _omegaconf(error: OmegaConfBaseException, outer: str) -> str:
-    """Describe a wrong key or value in one line, with the allowed values, the nearest key or OmegaConf's reason.
-
-    outer: Hydra's message. If this message names a config file, the description names the file too.
-    """
+    """Describe a wrong key or value in one line. outer: Hydra's message, which may name the config file."""
     file = re.match(r"In '([^']+)'", outer)
     where = f"in {file[1]}.yaml: " if file else ""
     typed = re.match(r"Error merging override ([^=]+)=(.*)", outer)

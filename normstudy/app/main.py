@@ -92,10 +92,7 @@ def complete(query: str) -> None:
 
 @dataclass(frozen=True)
 class Application:
-    """Train one run. Hydra calls this object for `normstudy run`, and for each job of launchers other than normstudy's.
-
-    normstudy's own launcher reads its fields and trains the sweep itself.
-    """
+    """Train one run: for Hydra's `normstudy run` and other launchers' jobs. Our launcher only reads the fields."""
 
     command: str  # the command line, which is recorded with the results
     dry_run: bool = False

@@ -79,10 +79,7 @@ def flags_of(args: argparse.Namespace) -> list[str]:
 
 
 def check_overrides(command: str, words: list[str], shows: bool) -> None:
-    """Raise a ConfigError for overrides that the command does not accept.
-
-    shows: whether a flag such as --cfg asks to print a config instead of training.
-    """
+    """Raise a ConfigError for overrides that the command does not accept. shows: whether it only prints a config."""
     for override in OverridesParser.create().parse_overrides(words):
         line, key = str(override.input_line), override.key_or_group
         if key in CHOICES or key.startswith("hydra/"):
@@ -123,10 +120,7 @@ def not_swept(line: str) -> str:
 
 
 def with_retries(words: list[str], flag: bool | None) -> list[str]:
-    """Append execution.retry_failed to the overrides. Raises a ConfigError if an override contradicts the flag.
-
-    flag: True for --retry-failed, False for --no-retry-failed, None for neither.
-    """
+    """Append execution.retry_failed, if there is a flag. Raises a ConfigError if an override contradicts the flag."""
     if flag is None:
         return words
     section, _, leaf = RETRY_KEY.partition(".")

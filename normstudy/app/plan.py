@@ -84,10 +84,7 @@ class Planner:
 
 
 class Composition:
-    """Hold a composed configuration, and set a job's values on it to make the job's RunConfig.
-
-    RunConfigs of consecutive jobs share the objects of sections, such as `model`, in which their values are the same.
-    """
+    """Hold a composed configuration, and set jobs' values on it. Consecutive RunConfigs share equal sections."""
 
     def __init__(self, config: DictConfig, values: Sequence[Override]) -> None:
         self.config = copy.deepcopy(config)
@@ -105,12 +102,10 @@ class Composition:
         self.asks_hydra = "${hydra:" in str(plain)
 
     def run_config(self, values: Sequence[Override]) -> RunConfig:
-        """Return the validated RunConfig of a job's values.
-
-        In a section where one differs from the last job's, Hydra sets all again, in order: dictionaries overlap.
-        """
+        """Return the validated RunConfig of a job's values."""
         new = [one for one, last in zip(values, self.values, strict=True) if one is not last]
         sections = {one.key_or_group.partition(".")[0] for one in new}
+        # Hydra sets all values of a section where one has changed again, in order, because dictionaries overlap.
         again = [one for one in values if one.key_or_group.partition(".")[0] in sections]
         ConfigLoaderImpl._apply_overrides_to_config(again, self.config)
         self.values = values

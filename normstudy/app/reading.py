@@ -129,10 +129,7 @@ def _read(path: str) -> str:
 
 
 class Loader(get_yaml_loader()):  # type: ignore[misc]
-    """Load YAML as OmegaConf does, but keep unquoted numbers and booleans as text, except for Hydra's own keys.
-
-    hydra.sweeper.params has overrides of normstudy's keys.
-    """
+    """Load YAML as OmegaConf does, but keep unquoted numbers and booleans as text, except for Hydra's own keys."""
 
     def __init__(self, stream: io.StringIO, of_hydra: bool) -> None:
         super().__init__(stream)
@@ -152,6 +149,7 @@ class Loader(get_yaml_loader()):  # type: ignore[misc]
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         self.path.append(str(index.value) if isinstance(index, yaml.ScalarNode) else "")
         node = super().compose_node(parent, index)
+        # hydra.sweeper.params has overrides of normstudy's keys.
         is_hydras = self.of_hydra or (self.path[1:2] == ["hydra"] and self.path[2:4] != ["sweeper", "params"])
         if isinstance(node, yaml.ScalarNode) and node.tag in GUESSED and not is_hydras:
             node.tag = self.DEFAULT_SCALAR_TAG

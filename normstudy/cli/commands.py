@@ -113,14 +113,11 @@ def train(command: str, argv: list[str]) -> int:
 
 
 def complete(words: Sequence[str], commands: Sequence[str]) -> int:
-    """Print the completions for `normstudy -sc query=SHELL`, or the setup script for `-sc install=SHELL`.
-
-    The shell passes the typed line in COMP_LINE. Hydra has no subcommands, so the command is removed from it.
-    """
+    """Print the completions for `normstudy -sc query=SHELL`, or the setup script for `-sc install=SHELL`."""
     if len(words) != 1 or words[0].split("=")[0] not in ("query", "install", "uninstall"):
         raise ConfigError("-sc needs one word: install=bash, uninstall=bash or query=bash (zsh and fish work too)")
     if words[0].startswith("query="):
-        line = os.environ.get("COMP_LINE", "")
+        line = os.environ.get("COMP_LINE", "")  # what was typed; Hydra has no subcommands, so the command is removed
         program, *typed = line.split() or [""]
         if not typed or (len(typed) == 1 and not line.endswith(" ")):
             print(" ".join(c for c in commands if c.startswith("".join(typed))))

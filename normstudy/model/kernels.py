@@ -91,10 +91,7 @@ def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 class _Linears(Function):
-    """Apply linear maps to x (R, N, I) in one product.
-
-    parameters: the weight (R, O, I) of each map, followed, if the maps have biases, by the bias (R, O) of each map.
-    """
+    """Apply maps to x (R, N, I) in one product. parameters: all weights (R, O, I), then all biases (R, O), if any."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, n_maps: int, x: Tensor, *parameters: Tensor) -> Outputs:
@@ -129,14 +126,11 @@ def linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None
 
 
 class _LayerNorm(Function):
-    """Compute gamma * (x - mean) / sqrt(var + eps) + beta for x (R, N, I), gamma (R, I) and beta (R, I) on a CPU.
-
-    torch's kernel takes one gamma and one beta, so it is called once per run.
-    """
+    """Compute gamma * (x - mean) / sqrt(var + eps) + beta for x (R, N, I), gamma (R, I) and beta (R, I) on a CPU."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-        norm, width = torch.native_layer_norm, x.shape[2:]
+        norm, width = torch.native_layer_norm, x.shape[2:]  # of one run, since it takes one gamma and one beta
         runs = [norm(x_r, width, gamma_r, beta_r, eps) for x_r, gamma_r, beta_r in zip(x, gamma, beta, strict=True)]
         y, mean, rstd = zip(*runs, strict=True)
         ctx.save_for_backward(x, gamma, *mean, *rstd)

@@ -31,7 +31,6 @@ SYNC_EVERY = 50  # steps after which results are copied from a GPU; rarely, beca
 class Record:
     """The results of one step. runs: the indices of the runs that took this step. Arrays have an entry for each run.
 
-    val_loss: the loss before the update, at every eval.every-th step and at late_step(n_steps).
     update_norm: of what the optimizer subtracts, before the parameters are rounded to float32. At a rate of 1e-10 it is
     not the change of the parameters.
     """
@@ -39,7 +38,7 @@ class Record:
     step: int
     runs: list[int]
     train_loss: Array
-    val_loss: Array | None
+    val_loss: Array | None  # before the update, at every eval.every-th step and at late_step(n_steps)
     lr: list[float]
     grad_norm: Array
     param_norm: Array

@@ -35,11 +35,7 @@ _IN_BLOCK = {
 
 @dataclass(frozen=True)
 class Probe:
-    """The norms at a probed step.
-
-    grad, param, update: of each module, (modules, runs). rms, residual_grad: of x_0 ... x_L, (n_layers + 1, runs).
-    update: of what the optimizer subtracts, before the parameters are rounded to float32.
-    """
+    """Norms at a step: of modules, (modules, runs), and of x_0 ... x_L, (n_layers + 1, runs). update: see Record."""
 
     grad: Array
     param: Array

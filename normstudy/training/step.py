@@ -47,10 +47,7 @@ class StackedRuns:
     decayed: Tensor | None = None  # (width,): the columns on which weight decay acts; None: all
 
     def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
-        """Return the losses (runs,) and the residual stream, a list of (runs, B, T, D), on tokens (runs, B, T + 1).
-
-        If same_tokens, all runs read the same tokens, (B, T + 1).
-        """
+        """Return losses (runs,) and x_0 ... x_L, each (runs, B, T, D). tokens: (runs, B, T + 1), or (B, T + 1)."""
 
         def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
             return loss_of_run(self.model, dict(zip(self.layout.names, values, strict=True)), tokens)
@@ -192,10 +189,7 @@ def step_(runs: StackedRuns, inputs: Inputs, *, probing: bool, probed: bool) -> 
 
 
 def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:
-    """Return factors (runs,), float64, that clip each run's gradients as torch.nn.utils.clip_grad_norm_ does.
-
-    norms: (modules, runs). limits: (runs,); inf for a run without a limit, whose factor is exactly 1.
-    """
+    """Return float64 factors (runs,) that clip as torch.nn.utils.clip_grad_norm_ does. norms: (modules, runs)."""
     # A sum over the last axis of a contiguous matrix adds in an order that does not depend on the number of runs.
     norm = norms.double().square().T.contiguous().sum(1).sqrt()
     # For a run without a limit, `limits` is inf. If the run's norm is inf too, limits / norm would be NaN.

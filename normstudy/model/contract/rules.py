@@ -60,11 +60,7 @@ def broken(who: str, rule: str, what: str, do: str) -> ConfigError:
 
 @contextlib.contextmanager
 def blaming(who: str, specs: Sequence[str], how: str = "") -> Iterator[None]:
-    """Turn an error raised in the user's code into a one-line ConfigError; let normstudy's own errors pass.
-
-    specs: the user's blocks and norms that the `with` body calls, each as module:function.
-    how: text for the end of the error message, such as 'in a call with gradients'.
-    """
+    """Turn an error raised in the user's code `specs` into a one-line ConfigError, which ends with `how`."""
     try:
         yield
     except ConfigError:

@@ -147,10 +147,7 @@ def generators() -> tuple[object, ...]:
 
 
 def check_calls(subject: Subject, inputs: list[Tensor]) -> list[Tensor]:
-    """Call a block or norm on inputs (runs, sequences, tokens, ...). Raise a ConfigError if it breaks a rule.
-
-    Return the inputs of the next block.
-    """
+    """Refuse what breaks a rule on inputs (runs, sequences, tokens, ...). Return the inputs of the next block."""
     with torch.no_grad():
         out, called = _check_once(subject, inputs)
         _check_repeats(subject, inputs, out)
