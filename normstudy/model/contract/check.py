@@ -33,8 +33,6 @@ from normstudy.model.init import init_params
 from normstudy.model.own import asked_of, construct, load, move
 from normstudy.model.transformer import Block, build
 
-Maker = Callable[[], nn.Module]
-
 
 def check(config: RunConfig, vocab_size: int, device: str = "cpu") -> None:
     """Raise a ConfigError if the user's own placement or norm breaks a rule. Discard what the user's code prints."""
@@ -57,10 +55,8 @@ def _check(config: RunConfig, vocab_size: int, device: str) -> None:
         torch.set_default_dtype(dtype)
         raise broken(who, DTYPE, "importing the module changes torch's default dtype", f"leave the default at {dtype}")
     for spec in specs:
-        maker = _block_maker if spec == model.placement else _norm_maker
-        make = maker(spec, found[spec], model)
-        if make is not None:
-            _check_constructor(spec, make)
+        check_arguments = _check_block if spec == model.placement else _check_norm
+        check_arguments(spec, found[spec], model)
     with blaming(who, specs):
         transformer = build(config, vocab_size)
         stacked = init_params(transformer, [model, model], [config.seed, config.seed + 1])
@@ -79,19 +75,20 @@ def _check(config: RunConfig, vocab_size: int, device: str) -> None:
         raise broken(who, RANDOM, what, "draw from a separate generator, such as torch.Generator().manual_seed(0)")
 
 
-def _block_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a block's arguments. If `found` is a class, return a function that makes layer 0's module, else None."""
+def _check_block(spec: str, found: Callable[..., object], model: ModelConfig) -> None:
+    """Raise a ConfigError if a block's arguments break a rule or, for a class, what it constructs for layer 0."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
         if sublayer not in names:
             what = f"the block lacks the argument {sublayer}, one of its two sublayers"
             raise broken(spec, USED, what, f"take {sublayer} and use it")
-    return None if cls is None else functools.partial(cls, **asked_of(cls, 0, model))
+    if cls is not None:
+        _check_constructor(spec, functools.partial(cls, **asked_of(cls, 0, model)))
 
 
-def _norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> Maker | None:
-    """Check a norm. If `found` is a class, return a function that makes a norm of width d_model, else None."""
+def _check_norm(spec: str, found: Callable[..., object], model: ModelConfig) -> None:
+    """Raise a ConfigError if a norm's arguments break a rule or, for a class, what it constructs for d_model."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.NORM_ARGUMENTS) if cls is None else []
     if "eps" not in names and model.norm_eps != ModelConfig.norm_eps:
@@ -100,7 +97,7 @@ def _norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> 
             "leave out model.norm_eps, or write a function that takes eps"
         )
     if cls is None:
-        return None
+        return
     for what, called, given in (
         ("the constructor must take the width as the only argument", cls, ["width"]),
         ("the forward method must take x as the only argument", cls.forward, ["self", "x"]),
@@ -109,7 +106,7 @@ def _norm_maker(spec: str, found: Callable[..., object], model: ModelConfig) -> 
             inspect.signature(called).bind(*given)
         except TypeError as error:
             raise ConfigError(f"{spec}: {what}: {error}") from None
-    return functools.partial(cls, model.d_model)
+    _check_constructor(spec, functools.partial(cls, model.d_model))
 
 
 def _module_class(spec: str, found: object) -> type[nn.Module] | None:
@@ -149,7 +146,7 @@ def _check_names(spec: str, found: Callable[..., object], allowed: tuple[str, ..
     return list(parameters)
 
 
-def _check_constructor(spec: str, make: Maker) -> None:
+def _check_constructor(spec: str, make: Callable[[], nn.Module]) -> None:
     """Construct a module twice with one seed and once with another. Raise a ConfigError if its tensors break a rule."""
     with blaming(spec, [spec]), _uninitialized_is_nan():
         first, again, other = (construct(make, seed) for seed in (0, 0, 1))
