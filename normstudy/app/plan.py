@@ -96,7 +96,7 @@ class Composition:
         assert isinstance(plain, dict)
         # These keys are rebuilt for every run: top-level values, such as data_seed, and sections that contain an
         # interpolation. An interpolation may refer to any value, so its result may change with every run.
-        self.rebuilt = {str(k) for k, v in plain.items() if not isinstance(v, dict) or _interpolates(v)}
+        self.rebuilt = {str(k) for k, v in plain.items() if not isinstance(v, dict) or "${" in str(v)}
         # To save a third of the planning time, a data_seed of ${seed} is set to None, which RunConfig takes to mean it.
         self.one_seed = plain.get("data_seed") == "${seed}"
         self.asks_hydra = "${hydra:" in str(plain)
@@ -110,7 +110,7 @@ class Composition:
         ConfigLoaderImpl._apply_overrides_to_config(again, self.config)
         self.values = values
         self.one_seed &= "data_seed" not in sections
-        self.rebuilt |= {one.key_or_group.partition(".")[0] for one in new if _interpolates(one.value())}
+        self.rebuilt |= {one.key_or_group.partition(".")[0] for one in new if "${" in str(one.value())}
         if self.last is None:
             config = compose.to_run_config(self.config)
         else:
@@ -124,10 +124,6 @@ class Composition:
             config.validate()
         self.last = config
         return config
-
-
-def _interpolates(value: object) -> bool:
-    return "${" in str(value)
 
 
 def _signature(override: Override, is_choice: bool) -> str:

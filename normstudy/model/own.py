@@ -85,12 +85,13 @@ def load(spec: str, planned: str | None = None) -> Callable[..., object]:
     module, name = split(spec)
     root, files = sources_of(spec)
     sha256 = source_sha256(spec)
+    changed = ConfigError(f"{spec}: its source has changed since the sweep was planned: rerun the same command")
     if planned not in (None, sha256):
-        raise ConfigError(_changed(spec))
+        raise changed
     if _loaded.get(module) != (root, sha256):
         _import(spec, root, files)
         if source_sha256(spec) != sha256:
-            raise ConfigError(_changed(spec))
+            raise changed
         _loaded[module] = root, sha256
     found = getattr(sys.modules[module], name, None)
     if found is None:
@@ -101,10 +102,6 @@ def load(spec: str, planned: str | None = None) -> Callable[..., object]:
     if not callable(found):
         raise ConfigError(f"{spec}: {name} is of type {type(found).__name__}: write a function or an nn.Module class")
     return typing.cast(Callable[..., object], found)
-
-
-def _changed(spec: str) -> str:
-    return f"{spec}: its source has changed since the sweep was planned: rerun the same command"
 
 
 def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
