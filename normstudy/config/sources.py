@@ -86,9 +86,7 @@ def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
     What a user's module imports from the same folder is hashed too; what an installed one imports is not.
     """
     module, _ = split(spec)
-    root = _root_of(spec, module)
-    main = _file_of(root, module)
-    assert main is not None
+    root, main = _found(spec, module)
     if not is_users(main, root):
         return root, {module: main}
     files: dict[str, Path] = {}
@@ -102,14 +100,15 @@ def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
     return root, files
 
 
-def _root_of(spec: str, module: str) -> Path:
+def _found(spec: str, module: str) -> tuple[Path, Path]:
+    """Return the folder from which a module is imported, and the module's file."""
     top = module.partition(".")[0]
     places = [Path(os.getcwd()), *(Path(os.path.abspath(p)) for p in sys.path)]
     if top in sys.stdlib_module_names:
         raise ConfigError(f"{spec}: {top} is a module of Python itself: use another name for your file")
     for place in places:
-        if _file_of(place, module) is not None:
-            return place
+        if (file := _file_of(place, module)) is not None:
+            return place, file
     hint = _nearest_module(places[0], module)
     raise ConfigError(f"{spec}: there is no module {module} in {places[0]}: run normstudy in your file's folder.{hint}")
 
