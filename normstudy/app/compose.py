@@ -58,9 +58,10 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
 def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
     """Check each configuration that Hydra composes, and collect the folders of their studies in the list yielded.
 
+    Hydra's own sweeper writes a file into the study before the jobs are checked. If one is refused, it is removed.
     shows: whether a flag such as --cfg asks only to print one. searches: whether the command is normstudy critical.
     """
-    folders: list[Path] = []
+    folders, new = list[Path](), list[Path]()
     load = ConfigLoaderImpl.load_configuration
 
     def load_and_check(
@@ -78,7 +79,9 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
             with replaced(HydraConfig.instance(), "cfg", None):
                 HydraConfig.instance().set_config(config)  # for values such as ${hydra:runtime.choices.model}
                 check_places(config)
-                folders.append(Path(places.expanded(config.results_dir, "results_dir"), config.study))
+                folders.append(folder := Path(places.expanded(config.results_dir, "results_dir"), config.study))
+                made = folder / "sweeps" / "multirun.yaml"
+                new.extend(path for path in (made, *made.parents) if not path.exists())
             OmegaConf.set_readonly(config.hydra, read_only)  # Hydra still sets values
         if searches and (sweeper := config.hydra.sweeper._target_) != OUR_SWEEPER:
             raise ConfigError(
@@ -91,7 +94,16 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
         replaced(ConfigLoaderImpl, "load_configuration", load_and_check),
         replaced(Hydra, "get_mode", lambda *_, **__: None),
     ):
-        yield folders
+        try:
+            yield folders
+        except ConfigError:
+            for path in new:
+                with contextlib.suppress(OSError):  # it is not there, or a folder holds something else
+                    if path.is_dir():
+                        path.rmdir()
+                    else:
+                        path.unlink()
+            raise
 
 
 def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> None:

@@ -215,6 +215,8 @@ BAD: list[tuple[str, list[str]]] = [
     ("sweep experiment=smoke,warmup", ["experiment=smoke,warmup", "one value"]),
     ("sweep study=a,b seed=0,1", ["study=a,b", "one value"]),
     ("sweep study=a,b seed=0,1 hydra/sweeper=basic", ["study=a,b", "one value"]),
+    ("sweep seed=0,1 model.n_heads=3 hydra/sweeper=basic", ["model.n_heads 3", "model.d_model 64"]),
+    ("sweep seed=0,1 model.n_heads=3 hydra/sweeper=basic hydra/launcher=joblib", ["model.n_heads 3"]),
     ("sweep results_dir=a,b", ["results_dir=a,b", "one value"]),
     ("run seed=0,1", ["seed=0,1", "normstudy sweep"]),
     ("run seed=range(0,3)", ["seed=range(0,3)", "normstudy sweep"]),
