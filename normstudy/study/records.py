@@ -113,9 +113,7 @@ def git_commit() -> str | None:
         return subprocess.run(["git", "-C", package, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # the package may lie, untracked, in another project's checkout
+        git("ls-files", "--error-unmatch", "__init__.py")  # an untracked package lies in another project's checkout
         commit = git("rev-parse", "HEAD")
         return f"{commit}-dirty" if git("status", "--porcelain", "--", package) else commit
     except (OSError, subprocess.CalledProcessError):

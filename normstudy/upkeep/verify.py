@@ -86,21 +86,23 @@ def _wrong_in_checkpoint(path: Path) -> str:
 
 
 def wrong_in_records(study: Path) -> list[str]:
-    """Return a finding for each Parquet file in sweeps/ that is damaged, or that no sweep wrote there."""
-    lines = []
+    """Return a finding for each file in sweeps/ that is damaged, that no sweep wrote there, or that a search lacks."""
+    lines, searched = [], ""
     for path in sorted((study / "sweeps").glob("*.parquet")):
         if path.is_dir() or records.began_of(path.name) is None:
             lines.append(f"sweeps/{path.name}: is no record of a sweep: move it out of sweeps/")
             continue
         try:
-            records.read_record(path)
+            command = records.read_record(path)[0].command
+            searched = command if command.startswith("normstudy critical") else searched
         except FileNotFoundError:
             continue
         except Damaged as error:
             do = f"rm {shlex.quote(str(path))} (then normstudy status no longer knows what this sweep requested)"
             lines.append(f"sweeps/{path.name}: is damaged ({damage(error.__cause__ or error)}): {do}")
     try:
-        settings.read(study)
+        if settings.read(study) is None and searched:
+            lines.append(f"{settings.FILE}: is missing, and had the settings of a search: repeat {searched}")
     except ConfigError as error:
         lines.append(str(error).replace(f"{study / settings.FILE} ", f"{settings.FILE}: "))
     return lines
