@@ -51,11 +51,6 @@ def split(symbols: Array) -> tuple[Array, Array]:
     return blocks[~is_validation], blocks[is_validation]
 
 
-def even_blocks(blocks: Array) -> Blocks:
-    """Make Blocks of equal length from an array of tokens (blocks, block size)."""
-    return Blocks(blocks.ravel(), np.arange(len(blocks) + 1, dtype=np.int64) * blocks.shape[1])
-
-
-def ragged_blocks(blocks: Sequence[Tokens]) -> Blocks:
-    """Make Blocks of unequal length from one array of tokens per block."""
+def join(blocks: Array | Sequence[Tokens]) -> Blocks:
+    """Make Blocks from one array of tokens per block, or from an array (blocks, block size)."""
     return Blocks(np.concatenate(blocks), np.cumsum([0, *(len(block) for block in blocks)], dtype=np.int64))

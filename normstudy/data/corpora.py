@@ -1,7 +1,8 @@
-"""Read the bytes of texts, such as Python's standard library or the user's files."""
+"""Read the bytes of texts, such as Python's standard library or the user's files, or generate the synthetic text."""
 
 from __future__ import annotations
 
+import bisect
 import errno
 import functools
 import glob
@@ -12,8 +13,11 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from normstudy.config import places
 from normstudy.data import downloads
+from normstudy.data.blocks import Array, Floats
 from normstudy.errors import ConfigError
 
 
@@ -38,12 +42,8 @@ def stdlib_bytes(root: Path | None = None) -> bytes:
     Leave out the folders _LEFT_OUT and the files _sysconfigdata*.py, because they can differ between machines.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
-    files = sorted(
-        (p.relative_to(root).as_posix(), p)
-        for p in root.rglob("*.py")
-        if not _LEFT_OUT & set(p.relative_to(root).parts) and not p.name.startswith("_sysconfigdata")
-    )
-    return b"".join(p.read_bytes() for _, p in files)
+    every = (p for p in sorted(root.rglob("*.py"), key=Path.as_posix) if not p.name.startswith("_sysconfigdata"))
+    return b"".join(p.read_bytes() for p in every if not _LEFT_OUT & set(p.relative_to(root).parts))
 
 
 def pydoc_bytes() -> bytes:
@@ -79,29 +79,25 @@ def files_of(path: str) -> list[Path]:
     """
     path = places.expanded(path, "data.path")
     if os.path.isdir(path):
-        found = _files_below(path)
-        if not found:
-            raise ConfigError(
-                f"data.path {path!r} has no files (hidden files and studies do not count): choose a folder with texts"
-            )
-        return found
-    if glob.has_magic(path) and not os.path.lexists(path):
-        found = list(_regular(path, sorted(map(Path, glob.glob(path, recursive=True)), key=Path.as_posix)))
-        if not found:
-            raise ConfigError(f"data.path {path!r} matches no file: check the folder and the pattern")
-        return found
-    return [Path(path)]
+        found: Iterable[Path] = _files_below(path)
+        why = "has no files (hidden files and studies do not count): choose a folder with texts"
+    elif glob.has_magic(path) and not os.path.lexists(path):
+        found = map(Path, glob.glob(path, recursive=True))
+        why = "matches no file: check the folder and the pattern"
+    else:
+        return [Path(path)]
+    if files := list(_regular(path, sorted(found, key=Path.as_posix))):
+        return files
+    raise ConfigError(f"data.path {path!r} {why}")
 
 
-def _files_below(folder: str) -> list[Path]:
+def _files_below(folder: str) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise _unreadable(folder, Path(error.filename), error)
 
-    found = []
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        found += [Path(place, n) for n in names if not n.startswith(".")]
-    return list(_regular(folder, sorted(found, key=lambda p: p.relative_to(folder).as_posix())))
+        yield from (Path(place, n) for n in names if not n.startswith("."))
 
 
 def _regular(path: str, candidates: Iterable[Path]) -> Iterator[Path]:
@@ -135,3 +131,44 @@ def version(path: str) -> Version | None:
     except (OSError, ConfigError):
         return None
     return tuple((name, now.st_size, now.st_mtime_ns) for name, now in found)
+
+
+SYNTHETIC_SYMBOLS = 64
+SYNTHETIC_LENGTH = 2**18
+
+
+def markov_matrix(seed: int, symbols: int = SYNTHETIC_SYMBOLS) -> Floats:
+    """Draw the transition matrix (V, V) of the synthetic source.
+
+    Each row is drawn from a Dirichlet distribution whose mean is close to Zipf's law. Few entries of a row are large,
+    so the next symbol depends strongly on the current one, and the stationary distribution is far from uniform.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
+    base = 1 / np.arange(1, symbols + 1)
+    rows = rng.gamma(6 * base / base.sum() + 1e-3, size=(symbols, symbols)) + 1e-6
+    return np.asarray(rows / rows.sum(1, keepdims=True))
+
+
+def stationary(matrix: Floats) -> Floats:
+    """Compute the stationary distribution (V,) of a transition matrix."""
+    n = len(matrix)
+    system = np.vstack([matrix.T - np.eye(n), np.ones(n)])
+    solution, *_ = np.linalg.lstsq(system, np.append(np.zeros(n), 1.0), rcond=None)
+    return np.asarray(solution)
+
+
+def entropy_rate(matrix: Floats) -> float:
+    """Compute the exact entropy rate of the Markov source with this transition matrix, in nats per token."""
+    return float(-(stationary(matrix)[:, None] * matrix * np.log(matrix)).sum())
+
+
+def synthetic_tokens(seed: int) -> Array:
+    """Draw the synthetic text from a Markov source, whose entropy rate is known exactly."""
+    # Drop each row's last sum. If rounding put that sum below a random number, bisect_right would return no symbol.
+    rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()
+    uniform = np.random.Generator(np.random.Philox(key=[seed, 2])).random(SYNTHETIC_LENGTH)
+    symbol, out = 0, bytearray()
+    for u in uniform.tolist():
+        symbol = bisect.bisect_right(rows[symbol], u)
+        out.append(symbol)
+    return np.frombuffer(bytes(out), np.uint8)

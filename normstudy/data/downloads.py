@@ -26,14 +26,11 @@ from normstudy.errors import ConfigError, bar_options
 
 
 class Corpus(NamedTuple):
-    """Describe a text to download. sha256: the hash of the file at `url`. source: the address of a page about the text.
-
-    If the file is a zip archive, its member with the text is named after the text: enwik8.zip contains enwik8.
-    """
+    """A text to download. If its file is a zip archive, the member with the text is named after it, as enwik8 is."""
 
     url: str
-    sha256: str
-    source: str
+    sha256: str  # of the file at `url`
+    source: str  # the address of a page about the text
 
 
 # To make sure that each hash is that of the published file, it was compared with other public repositories that pin
@@ -75,12 +72,9 @@ def cache_dir() -> Path:
 
 def downloaded_bytes(name: str, corpus: Corpus) -> bytes:
     """Return a text's bytes. Download its file first if the cache lacks it."""
-    path = fetch(name, corpus)
-    with open(path, "rb", opener=places.own_opener) as file:
-        if path.suffix != ".zip":
-            return file.read()
-        with zipfile.ZipFile(file) as archive:  # unpacked at each call, to save 100 MB of disk space
-            return archive.read(name)
+    with open(path := fetch(name, corpus), "rb", opener=places.own_opener) as file:
+        # An archive is unpacked at each call, to save 100 MB of disk space.
+        return zipfile.ZipFile(file).read(name) if path.suffix == ".zip" else file.read()
 
 
 def fetch(name: str, corpus: Corpus) -> Path:
@@ -126,25 +120,23 @@ def _download(name: str, corpus: Corpus, part: Path, url: str, output_file: str,
 
 
 def _receive(name: str, url: str, part: Path) -> bool:
-    """Append the missing bytes of `url` to `part`, and return True.
-
-    If the server sends the whole file instead, overwrite `part`, and return False.
-    """
+    """Append the missing bytes of `url` to `part`. Return False if the server sent the whole file instead."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            return True  # no bytes are missing
-        raise _unreachable(name, url, error) from None
     except (OSError, http.client.HTTPException) as error:
-        raise _unreachable(name, url, error) from None
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+                return True  # no bytes are missing
+        raise ConfigError(
+            f"data={name} is not on this machine yet, and {url} cannot be downloaded ({_reason(error)}): "
+            f"connect to the network, or {OWN_COPY}"
+        ) from None
     with response:
         continued = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        start = have if continued else 0
-        length = response.headers["Content-Length"]
+        start, length = have if continued else 0, response.headers["Content-Length"]
         total = start + int(length) if length else None
         with (
             open(part, "ab" if continued else "wb", opener=places.own_opener) as file,
@@ -173,13 +165,6 @@ def _chunks(url: str, response: http.client.HTTPResponse, done: int, total: int 
     raise ConfigError(
         f"the download of {url} stopped after {done}{f' of {total}' if total else ''} bytes ({reason}): "
         f"rerun the same command to continue, or {OWN_COPY}"
-    )
-
-
-def _unreachable(name: str, url: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"data={name} is not on this machine yet, and {url} cannot be downloaded ({_reason(error)}): "
-        f"connect to the network, or {OWN_COPY}"
     )
 
 

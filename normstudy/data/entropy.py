@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float
     (weight 0.9) with the unigram model (weight 0.1). After a token that begins no training pair, the bigram model
     equals the unigram model. No pair crosses the edge of a block.
     """
-    counts = _bincount((train.tokens[i] for i in _slices(len(train.tokens))), vocab_size) + UNIGRAM_SMOOTHING
+    counts = _bincount(_slices(train.tokens), vocab_size) + UNIGRAM_SMOOTHING
     p1 = counts / counts.sum()
     unigram = -np.log(p1)[validation.tokens].mean()
     bigram = _bigram_dense if vocab_size <= DENSE_VOCAB else _bigram_sparse
@@ -32,12 +33,8 @@ def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float
 def _bigram_dense(train: Blocks, validation: Blocks, p1: Floats) -> float:
     """Compute the bigram cross-entropy from (V, V) arrays, which is faster for a small vocabulary."""
     v = len(p1)
-
-    def pairs(blocks: Blocks) -> Floats:
-        return _bincount(_pairs(blocks, v), v * v).reshape(v, v).astype(float)
-
-    seen = pairs(train)
-    return _cross_entropy(pairs(validation), seen, seen.sum(1, keepdims=True), p1)
+    seen, asked = (_bincount(_pairs(b, v), v * v).reshape(v, v).astype(float) for b in (train, validation))
+    return _cross_entropy(asked, seen, seen.sum(1, keepdims=True), p1)
 
 
 def _bigram_sparse(train: Blocks, validation: Blocks, p1: Floats) -> float:
@@ -66,27 +63,24 @@ def _cross_entropy(weight: Floats, seen: Floats, total: Floats, p1: Floats) -> f
 
 def _counted(blocks: Blocks, vocab_size: int) -> tuple[Ints, Floats]:
     """Return the sorted codes (see `_pairs`) of the pairs that occur, and the count of each."""
-    parts = [np.unique(codes, return_counts=True) for codes in _pairs(blocks, vocab_size)]
-    codes, place = np.unique(np.concatenate([c for c, _ in parts]), return_inverse=True)
-    counts = np.bincount(place, weights=np.concatenate([n for _, n in parts]))
+    parts, numbers = zip(*(np.unique(c, return_counts=True) for c in _pairs(blocks, vocab_size)), strict=True)
+    codes, place = np.unique(np.concatenate(parts), return_inverse=True)
+    counts = np.bincount(place, weights=np.concatenate(numbers))
     return np.asarray(codes, np.int64), np.asarray(counts, np.float64)
 
 
 def _pairs(blocks: Blocks, vocab_size: int) -> Iterator[Ints]:
-    """Encode each pair of adjacent tokens as the number first * V + second, where V is `vocab_size`.
-
-    Yield the codes in arrays of at most COUNTED_AT_ONCE elements.
-    """
-    begins_pair = np.ones(len(blocks.tokens), bool)
-    begins_pair[blocks.edges[1:] - 1] = False  # a block's last token begins no pair
-    for i in _slices(len(blocks.tokens) - 1):
-        inside = begins_pair[:-1][i]
-        yield blocks.tokens[:-1][i][inside].astype(np.int64) * vocab_size + blocks.tokens[1:][i][inside]
+    """Yield the code first * vocab_size + second of each pair of adjacent tokens, in several arrays."""
+    begins_pair = np.ones(len(blocks.tokens) - 1, bool)
+    begins_pair[blocks.edges[1:-1] - 1] = False  # a block's last token begins no pair
+    every = map(_slices, (blocks.tokens[:-1], blocks.tokens[1:], begins_pair))
+    for first, second, inside in zip(*every, strict=True):
+        yield first[inside].astype(np.int64) * vocab_size + second[inside]
 
 
 def _bincount(parts: Iterable[Tokens | Ints], size: int) -> Ints:
     return sum((np.bincount(part, minlength=size) for part in parts), np.zeros(size, np.int64))
 
 
-def _slices(n: int) -> Iterator[slice]:
-    return (slice(i, min(i + COUNTED_AT_ONCE, n)) for i in range(0, n, COUNTED_AT_ONCE))
+def _slices(values: Any) -> Iterator[Any]:
+    return (values[i : i + COUNTED_AT_ONCE] for i in range(0, len(values), COUNTED_AT_ONCE))

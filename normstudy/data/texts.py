@@ -11,9 +11,8 @@ import numpy as np
 
 from normstudy.config import BPE_VOCAB, DataConfig
 from normstudy.data import corpora, tokenizer
-from normstudy.data.blocks import BLOCK, VALIDATION_EVERY, Blocks, Ints, even_blocks, ragged_blocks, split
+from normstudy.data.blocks import BLOCK, VALIDATION_EVERY, Blocks, Ints, join, split
 from normstudy.data.entropy import entropies
-from normstudy.data.synthetic import SYNTHETIC_SYMBOLS, entropy_rate, markov_matrix, synthetic_tokens
 from normstudy.data.tokenizer import Pieces, Tokens
 from normstudy.errors import ConfigError
 
@@ -63,42 +62,34 @@ def load(config: DataConfig) -> Text:
 
 @functools.lru_cache(maxsize=16)
 def _load(
-    name: str,
-    path: str | None,
-    tokenizer_name: str,
-    vocab_size: int | None,
-    source_seed: int,
-    version: corpora.Version | None,
+    name: str, path: str | None, kind: str, vocab_size: int | None, source_seed: int, version: corpora.Version | None
 ) -> Text:
     source_entropy, pieces = None, tokenizer.BYTES
     if name == "synthetic":
-        symbols = synthetic_tokens(source_seed)
-        pieces = pieces[:SYNTHETIC_SYMBOLS]
-        source_entropy = entropy_rate(markov_matrix(source_seed))
+        symbols, pieces = corpora.synthetic_tokens(source_seed), pieces[: corpora.SYNTHETIC_SYMBOLS]
+        source_entropy = corpora.entropy_rate(corpora.markov_matrix(source_seed))
     else:
         symbols = np.frombuffer(corpora.raw_bytes(name, path), np.uint8)
     sha256 = hashlib.sha256(symbols.data).hexdigest()
     train_symbols, validation_symbols = split(symbols)
-    if tokenizer_name == "byte":
-        train, validation = even_blocks(train_symbols), even_blocks(validation_symbols)
+    if kind == "byte":
+        train, validation = join(train_symbols), join(validation_symbols)
     else:
-        raw = [block.tobytes() for part in (train_symbols, validation_symbols) for block in part]
-        n = len(train_symbols)
-        if tokenizer_name == "char":
+        raw, n = [block.tobytes() for block in (*train_symbols, *validation_symbols)], len(train_symbols)
+        if kind == "char":
             blocks, pieces = tokenizer.characters(raw)
         else:
             blocks, pieces = tokenizer.byte_pairs(raw, raw[:n], vocab_size or BPE_VOCAB, sha256)
-        train, validation = ragged_blocks(blocks[:n]), ragged_blocks(blocks[n:])
+        train, validation = join(blocks[:n]), join(blocks[n:])
         sha256 = tokens_sha256(train, validation, pieces)
-    longest = min(int(train.lengths.max()), int(validation.lengths.max()))
-    if longest < 2:  # no block contains a pair of adjacent tokens or a window
+    if train.lengths.max() < 2 or validation.lengths.max() < 2:  # no block contains a pair of tokens or a window
         raise ConfigError(
             f"the text of data={name} has 1 token per block of {train_symbols.shape[1]} bytes with "
-            f"data.tokenizer={tokenizer_name}, but training needs at least 2: use a longer text or a smaller vocabulary"
+            f"data.tokenizer={kind}, but training needs at least 2: use a longer text or a smaller vocabulary"
         )
     h1, h2 = entropies(train, validation, len(pieces))
     if h1 - h2 < MIN_ENTROPY_GAP:
-        smaller = " or a smaller data.vocab_size" if tokenizer_name == "bpe" else ""
+        smaller = " or a smaller data.vocab_size" if kind == "bpe" else ""
         if len(symbols) < VALIDATION_EVERY * BLOCK:
             smaller += f" and of at least {VALIDATION_EVERY * BLOCK} bytes (this one has only {len(symbols)})"
         raise ConfigError(
@@ -107,7 +98,7 @@ def _load(
             f"use a text with more structure{smaller}"
         )
     bytes_per_token = validation_symbols.size / len(validation.tokens)
-    return Text(name, tokenizer_name, train, validation, pieces, bytes_per_token, sha256, h1, h2, source_entropy)
+    return Text(name, kind, train, validation, pieces, bytes_per_token, sha256, h1, h2, source_entropy)
 
 
 def tokens_sha256(train: Blocks, validation: Blocks, pieces: Pieces) -> str:

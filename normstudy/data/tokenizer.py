@@ -1,13 +1,7 @@
 """Convert a text's blocks of bytes to tokens.
 
 Each block is tokenized separately. Training and validation therefore consist of the same bytes with every tokenizer,
-and bits per byte can be compared. Every tokenizer accepts any bytes, UTF-8 or not, and joining the bytes of a block's
-tokens restores the block.
-
-byte: each of the 256 bytes is a token.
-char: each character that occurs in the text is a token.
-bpe: byte pair encoding (Sennrich et al., arXiv:1508.07909) of bytes, as in GPT-2, learned from the training blocks by
-the library `tokenizers`.
+and bits per byte can be compared. Any bytes are accepted, and the bytes of a block's tokens restore the block.
 """
 
 from __future__ import annotations
@@ -39,17 +33,11 @@ BYTES: Pieces = tuple(bytes([b]) for b in range(256))
 UNICODE = 0x110000  # number of Unicode code points
 
 
-def dtype_of(vocab_size: int) -> type[np.uint8 | np.uint16]:
-    """Return the dtype in which tokens are stored: uint8 if it can hold all tokens of the vocabulary, else uint16."""
-    return np.uint8 if vocab_size <= 256 else np.uint16
-
-
 def characters(blocks: Sequence[bytes]) -> tuple[list[Tokens], Pieces]:
     """Tokenize by characters. Return the tokens of each block, and the bytes of each token.
 
-    The vocabulary consists of the characters of all blocks, sorted by code point. A character that occurs only in
-    validation blocks needs a token too. A byte that is not part of a complete UTF-8 character, for example because a
-    block's edge splits the character, is a token by itself.
+    The vocabulary consists of the characters of all blocks, sorted by code point. A byte that is not part of a complete
+    UTF-8 character, for example because a block's edge splits the character, is a token by itself.
     """
     occurs = np.zeros(UNICODE, bool)
     for block in blocks:
@@ -60,7 +48,7 @@ def characters(blocks: Sequence[bytes]) -> tuple[list[Tokens], Pieces]:
             f"the text has {len(points)} different characters, and data.tokenizer=char allows {VOCAB_MAX}: "
             "use data.tokenizer=bpe or byte"
         )
-    token: Tokens = (occurs.cumsum() - 1).astype(dtype_of(len(points)))
+    token: Tokens = (occurs.cumsum() - 1).astype(np.min_scalar_type(len(points) - 1))
     pieces = tuple(chr(p).encode("utf-8", "surrogateescape") for p in points.tolist())
     return [token[_code_points(block)] for block in blocks], pieces
 
@@ -81,13 +69,12 @@ CACHE_FORMAT = 1  # increase when PATTERN or the format of the cache file change
 def byte_pairs(
     blocks: Sequence[bytes], train: Sequence[bytes], vocab_size: int, text_sha256: str
 ) -> tuple[list[Tokens], Pieces]:
-    """Tokenize by byte pair encoding. Return the tokens of each block, and the bytes of each token.
+    """Tokenize by byte pair encoding (Sennrich et al., arXiv:1508.07909). Returns what `characters` returns.
 
     The merges are learned from `train` and cached in a file whose name contains `text_sha256`.
     """
     name = f"bpe-{text_sha256}-{vocab_size}-{_library().__version__}-{CACHE_FORMAT}.json"
-    cached = downloads.cache_dir() / name
-    merges = read_merges(cached, vocab_size)
+    merges = read_merges(cached := downloads.cache_dir() / name, vocab_size)
     if merges is None:
         merges = train_merges(train, vocab_size)
         write_merges(cached, merges)
@@ -127,11 +114,10 @@ def encode(blocks: Sequence[bytes], merges: Merges) -> list[Tokens]:
     spelled = [piece.decode("latin-1") for piece in pieces_of(merges)]
     model = library.models.BPE({s: i for i, s in enumerate(spelled)}, [(spelled[a], spelled[b]) for a, b in merges])
     encoder = _splitting(library, model)
-    dtype = dtype_of(len(spelled))
     out: list[Tokens] = []
     for i in range(0, len(blocks), 256):  # in parts, since the library's results take far more memory than tokens
         encoded = encoder.encode_batch_fast([block.decode("latin-1") for block in blocks[i : i + 256]])
-        out += [np.array(e.ids, dtype) for e in encoded]
+        out += [np.array(e.ids, np.min_scalar_type(len(spelled) - 1)) for e in encoded]
     return out
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from normstudy.config import ConfigError, DataConfig
-from normstudy.data import batches, corpora, synthetic, tokenizer
+from normstudy.data import batches, corpora, tokenizer
 from normstudy.data import texts as data
-from normstudy.data.blocks import Blocks, even_blocks, ragged_blocks, split
+from normstudy.data.blocks import Blocks, join, split
 from normstudy.data.entropy import entropies
 from normstudy.data.texts import Text
 
@@ -31,12 +31,12 @@ def text_of(train: Blocks, validation: Blocks, tokenizer: str = "byte") -> Text:
 
 def numbered_text(n_tokens: int) -> Text:
     """A text whose tokens are their positions, so that a window shows where it was cut."""
-    return text_of(*map(even_blocks, split(np.arange(n_tokens))))
+    return text_of(*map(join, split(np.arange(n_tokens))))
 
 
 def numbered_blocks(*lengths: int) -> Blocks:
     """Blocks of these lengths, the tokens of block i being 1000 i, 1000 i + 1, ..."""
-    return ragged_blocks([1000 * i + np.arange(n) for i, n in enumerate(lengths)])
+    return join([1000 * i + np.arange(n) for i, n in enumerate(lengths)])
 
 
 def each(blocks: Blocks) -> list[np.ndarray]:
@@ -144,7 +144,7 @@ def test_every_place_of_ragged_blocks_is_drawn_and_short_blocks_have_none() -> N
 
 def test_blocks_of_one_length_do_not_care_how_they_were_made() -> None:
     even = numbered_text(230)
-    ragged = text_of(ragged_blocks(each(even.train)), ragged_blocks(each(even.validation)))
+    ragged = text_of(join(each(even.train)), join(each(even.validation)))
     for t in (1, 8, 22):
         np.testing.assert_array_equal(batches.batch(even, 1, 2, 64, t), batches.batch(ragged, 1, 2, 64, t))
         np.testing.assert_array_equal(batches.validation_windows(even, 1, t), batches.validation_windows(ragged, 1, t))
@@ -218,26 +218,26 @@ def test_entropies_by_hand(vocab_size: int) -> None:
     after_2_comes_0 = p[0]
     after_0_comes_2 = 0.9 * 0 + 0.1 * p[2]
     h2 = -sum(math.log(x) for x in (after_0_comes_1, after_1_comes_1, after_2_comes_0, after_0_comes_2)) / 4
-    train = ragged_blocks([np.array(b) for b in ([0, 1], [0, 0])])
-    validation = ragged_blocks([np.array(b) for b in ([0, 1, 1], [2, 0, 2], [1])])
+    train = join([np.array(b) for b in ([0, 1], [0, 0])])
+    validation = join([np.array(b) for b in ([0, 1, 1], [2, 0, 2], [1])])
     assert entropies(train, validation, vocab_size) == pytest.approx((h1, h2), rel=1e-12)
 
 
 def test_entropies_of_a_cycle_and_of_noise() -> None:
     """0 1 2 3 0 1 2 3 ...: unigram ln 4, bigram -ln(0.9 + 0.1 / 4). Without structure bigram equals unigram."""
     cycle = np.tile(np.arange(4, dtype=np.uint8), 10_000).reshape(-1, 100)
-    h1, h2 = entropies(even_blocks(cycle), even_blocks(cycle[:3]), 4)
+    h1, h2 = entropies(join(cycle), join(cycle[:3]), 4)
     assert h1 == pytest.approx(math.log(4), rel=1e-6)
     assert h2 == pytest.approx(-math.log(0.9 + 0.1 / 4), rel=1e-6)
     noise = np.random.Generator(np.random.Philox(key=1)).integers(0, 4, (400, 100)).astype(np.uint8)
-    h1, h2 = entropies(even_blocks(noise[:300]), even_blocks(noise[300:]), 4)
+    h1, h2 = entropies(join(noise[:300]), join(noise[300:]), 4)
     assert h2 == pytest.approx(h1, abs=0.01)
 
 
 def test_entropies_of_the_largest_vocabulary() -> None:
     """An array of all pairs would take 32 GiB. The last token is the largest number of a uint16."""
     v = 2**16
-    train = ragged_blocks([np.array([v - 1, v - 2] * 2000, np.uint16)])
+    train = join([np.array([v - 1, v - 2] * 2000, np.uint16)])
     h1, h2 = entropies(train, train, v)
     assert h1 == pytest.approx(-math.log(2000.01 / (4000 + 0.01 * v)))
     assert h2 == pytest.approx(-math.log(0.9 + 0.1 * 2000.01 / (4000 + 0.01 * v)))
@@ -249,7 +249,7 @@ def test_entropies_do_not_depend_on_how_many_tokens_are_counted_at_once(
 ) -> None:
     rng = np.random.Generator(np.random.Philox(key=2))
     train, validation = (
-        ragged_blocks([rng.integers(0, 6, n).astype(np.uint8) for n in rng.integers(1, 30, 20)]) for _ in range(2)
+        join([rng.integers(0, 6, n).astype(np.uint8) for n in rng.integers(1, 30, 20)]) for _ in range(2)
     )
     expected = entropies(train, validation, vocab_size)
     for n in (1, 7, 64):
@@ -272,19 +272,19 @@ GOLDEN_ENTROPIES = (3.2315826807777044, 2.1132654823890316)
 def test_entropy_rate_by_hand() -> None:
     """State 0 is left with probability 0.1, state 1 with 0.4, so the stationary distribution is 0.8 and 0.2."""
     matrix = np.array([[0.9, 0.1], [0.4, 0.6]])
-    np.testing.assert_allclose(synthetic.stationary(matrix), [0.8, 0.2], rtol=1e-12)
+    np.testing.assert_allclose(corpora.stationary(matrix), [0.8, 0.2], rtol=1e-12)
     h0 = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
     h1 = -(0.4 * math.log(0.4) + 0.6 * math.log(0.6))
-    assert synthetic.entropy_rate(matrix) == pytest.approx(0.8 * h0 + 0.2 * h1, rel=1e-12)
+    assert corpora.entropy_rate(matrix) == pytest.approx(0.8 * h0 + 0.2 * h1, rel=1e-12)
 
 
 def test_entropy_rate_by_brute_force() -> None:
     """H(X_1 ... X_6) - H(X_1 ... X_5) over all 3^6 strings of a source in its stationary state."""
-    matrix = synthetic.markov_matrix(5, symbols=3)
+    matrix = corpora.markov_matrix(5, symbols=3)
     start = np.full(3, 1 / 3)
     for _ in range(2000):
         start = start @ matrix
-    np.testing.assert_allclose(synthetic.stationary(matrix), start, rtol=1e-10)
+    np.testing.assert_allclose(corpora.stationary(matrix), start, rtol=1e-10)
 
     def entropy(length: int) -> float:
         total = 0.0
@@ -293,7 +293,7 @@ def test_entropy_rate_by_brute_force() -> None:
             total -= p * math.log(p)
         return total
 
-    assert synthetic.entropy_rate(matrix) == pytest.approx(entropy(6) - entropy(5), rel=1e-9)
+    assert corpora.entropy_rate(matrix) == pytest.approx(entropy(6) - entropy(5), rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -304,14 +304,14 @@ def test_synthetic_text_separates_outcomes(seed: int) -> None:
     assert text.ln_vocab == pytest.approx(math.log(64))
     assert text.ln_vocab - text.unigram_entropy >= 0.5
     assert text.unigram_entropy - text.bigram_entropy >= 0.5
-    matrix = synthetic.markov_matrix(seed)
+    matrix = corpora.markov_matrix(seed)
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-12)
     assert (matrix > 0).all()
-    pi = synthetic.stationary(matrix)
+    pi = corpora.stationary(matrix)
     assert pi.sum() == pytest.approx(1)
     assert pi.max() > 10 * np.median(pi)
 
-    tokens = synthetic.synthetic_tokens(seed)
+    tokens = corpora.synthetic_tokens(seed)
     frequency = np.bincount(tokens, minlength=64) / len(tokens)
     np.testing.assert_allclose(frequency, pi, atol=0.01)
     top = int(pi.argmax())
@@ -319,13 +319,13 @@ def test_synthetic_text_separates_outcomes(seed: int) -> None:
     np.testing.assert_allclose(np.bincount(followers, minlength=64) / len(followers), matrix[top], atol=0.01)
 
     # No model beats the entropy rate. A bigram model comes near, since the source depends on one symbol only.
-    assert text.source_entropy == synthetic.entropy_rate(matrix)
+    assert text.source_entropy == corpora.entropy_rate(matrix)
     assert 0 < text.bigram_entropy - text.source_entropy < 0.1
 
 
 def test_synthetic_text_is_a_function_of_its_seed() -> None:
-    a, b = synthetic.synthetic_tokens(0), synthetic.synthetic_tokens(1)
-    np.testing.assert_array_equal(a, synthetic.synthetic_tokens(0))
+    a, b = corpora.synthetic_tokens(0), corpora.synthetic_tokens(1)
+    np.testing.assert_array_equal(a, corpora.synthetic_tokens(0))
     assert (a == b).mean() < 0.5
     # A golden hash: a change of the source needs NUMERICS raised.
     assert hashlib.sha256(a.tobytes()).hexdigest()[:16] == GOLDEN_SYNTHETIC
@@ -473,7 +473,7 @@ def test_another_tokenizer_or_vocabulary_is_another_text(mixed: dict[str, Text],
 
 def test_the_hash_of_tokens_covers_tokens_edges_and_spellings() -> None:
     def blocks(*parts: list[int]) -> Blocks:
-        return ragged_blocks([np.array(p, np.uint16) for p in parts])
+        return join([np.array(p, np.uint16) for p in parts])
 
     base = data.tokens_sha256(blocks([0, 1], [1]), blocks([0, 0]), (b"a", b"b"))
     assert base == data.tokens_sha256(blocks([0, 1], [1]), blocks([0, 0]), (b"a", b"b"))
