@@ -10,7 +10,6 @@ import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import count_text
@@ -19,9 +18,9 @@ from normstudy.errors import ConfigError
 from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
 
-# Each format has a module named after its library: to_csv, to_tensorboard, to_wandb, to_duckdb. The module's function
-# write(source, target, scratch) creates the file or folder `target`, and may use the empty folder `scratch` for other
-# files; opens(out) returns the command that shows the result.
+# Each format has a module named after its library, such as to_wandb. The module's function write(source, target,
+# scratch) creates the file or folder `target`, and may use the empty folder `scratch` for other files; opens(out)
+# returns the command that shows the result.
 FORMATS = ("csv", "tensorboard", "wandb-offline", "duckdb")
 JOINED = ("csv", "duckdb")  # formats that consist of tables, to which --join adds columns
 
@@ -29,10 +28,10 @@ JOINED = ("csv", "duckdb")  # formats that consist of tables, to which --join ad
 def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: bool = False) -> str:
     """Write runs of a study in the format `to`; returns a text that says what was written and how to open the result.
 
-    out: the file or folder to create, by default STUDY/export/TO. where: see `select`. join: whether
-    to add columns of `runs` to the other tables, as `load(join=True)` does. Raises ConfigError for an unknown format, a
-    missing library, an `out` that exists or cannot be written, a folder that is not a study, a `where` that selects no
-    run, and a `join` of a format without tables.
+    out: the file or folder to create, by default STUDY/export/TO. where: see `select`. join: whether to add columns of
+    `runs` to the other tables, as `load(join=True)` does. Raises ConfigError for an unknown format, a missing library,
+    an `out` that exists or cannot be written, a folder that is not a study, a `where` that selects no run, and a `join`
+    of a format without tables.
     """
     cfg.one_of("--to", to, FORMATS, {"wandb": "wandb-offline"})
     if join and to not in JOINED:
@@ -41,23 +40,18 @@ def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: 
     out = study / "export" / to if out is None else out
     check_free(out)
     paths.check_outside_of_studies(out, "another --out")
-    module = _module(to)
-    source = choose(study, where, join=join)
-    with placed(out) as (target, scratch):
-        module.write(source, target, scratch)
-    runs = count_text(len(source.run_ids), "run")
-    return f"Exported {runs} of {study} to {out}. Open the result with this command:\n{module.opens(out)}"
-
-
-def _module(to: str) -> ModuleType:
-    """Import a format's module only when it is needed, because its library is optional and slow to import."""
     library = to.removesuffix("-offline")
-    try:
-        return importlib.import_module(f"normstudy.exports.to_{library}")
+    try:  # only now, because the library is optional and slow to import
+        module = importlib.import_module(f"normstudy.exports.to_{library}")
     except ImportError as error:
         raise ConfigError(
             f"--to {to} needs a library that cannot be imported ({error}): pip install {library}"
         ) from error
+    source = choose(study, where, join=join)
+    with placed(out) as (target, scratch):
+        module.write(source, target, scratch)
+    runs = count_text(source.runs.num_rows, "run")
+    return f"Exported {runs} of {study} to {out}. Open the result with this command:\n{module.opens(out)}"
 
 
 def check_free(out: Path) -> None:
@@ -68,10 +62,9 @@ def check_free(out: Path) -> None:
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield two temporary paths beside `out`: the path to write to, and an empty folder for other files.
+    """Yield the temporary path to write, which becomes `out` at the end, and an empty folder for other files.
 
-    At the end, the written file or folder is renamed to `out`. After an error, both paths are removed. Raises
-    ConfigError if `out` cannot be written.
+    After an error, both are removed. Raises ConfigError if `out` cannot be written.
     """
     above = [folder for folder in out.parents if not folder.exists()]
     try:

@@ -1,25 +1,29 @@
-"""Select the runs to export, read their rows, run by run to save memory, and add what `normstudy.load` derives."""
+"""Select the runs to export, read their rows, run by run to save memory, and add what `normstudy.load` derives.
+
+Experiment trackers get the numbers of a run's steps under names such as train_loss, grad_norm/layer 0/attn_in,
+grad_norm/embed and residual_rms/layer 0. A slash makes a tracker put the number into a group.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+from tqdm import tqdm
 
 from normstudy.analysis import load
 from normstudy.analysis.outcomes import outcomes
 from normstudy.analysis.select import Where, select, tell_sources_apart
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, bar_options
 from normstudy.study import parquet, tables, whole
-from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMA_FILE, SCHEMAS, SORT, plain_schema, run_of
+from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMA_FILE, SCHEMAS, SERIES, SORT, plain_schema, run_of
 
+JUDGED = ["run_id", "step", "train_loss", "val_loss"]  # columns of `steps` on which outcomes depend
 RUNS_AT_ONCE = 8  # runs whose outcomes are computed together; one by one takes pandas much longer
-JUDGED = ("step", "train_loss", "val_loss")  # columns of `steps` on which outcomes depend
-
 # For each table: the columns that `normstudy.load` derives.
 DERIVED = {
     "runs": pa.schema([("outcome", pa.string()), ("gap_closed", pa.float64()), ("bits_per_byte", pa.float64())]),
@@ -34,11 +38,6 @@ class Source(NamedTuple):
     study_dir: Path
     runs: pa.Table
     joined: pa.Table
-
-    @property
-    def run_ids(self) -> list[str]:
-        """Return the selected run_ids in alphabetical order."""
-        return [str(name) for name in self.runs["run_id"].to_pylist()]
 
     def rows(self, table: str) -> Iterator[pa.Table]:
         """Yield a table's selected rows, sorted by run_id. `runs` is yielded as a whole, other tables run by run."""
@@ -84,7 +83,7 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
     steps = by_run(study_dir, "steps", content.take(pa.array(done.index)))
     found: dict[Hashable, str] = {}
     for i in range(0, len(done), RUNS_AT_ONCE):
-        rows = pa.concat_tables(itertools.islice(steps, RUNS_AT_ONCE)).select(["run_id", *JUDGED])
+        rows = pa.concat_tables(itertools.islice(steps, RUNS_AT_ONCE)).select(JUDGED)
         found |= outcomes(done[i : i + RUNS_AT_ONCE], rows.to_pandas()).to_dict()
     chosen = load.derive(chosen, found)
     runs = content.take(pa.array(chosen.index))
@@ -160,3 +159,51 @@ def _present(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise ConfigError(f"{path} was moved while it was read: rerun the same command") from None
+
+
+# For `steps`, `modules` and `residual`: column to export -> its name in the export.
+NAMES = (
+    {n: n for n in ("train_loss", "val_loss", "lr", "grad_norm", "param_norm", "update_norm")},
+    {n: n for n in ("grad_norm", "param_norm", "update_norm")},
+    {"rms": "residual_rms", "grad_norm": "residual_grad_norm"},
+)
+
+
+class ExportedRun(NamedTuple):
+    """A run to export to an experiment tracker."""
+
+    run_id: str
+    row: Mapping[str, Any]  # the run's row in the table `runs`
+    steps: dict[int, dict[str, float]]  # step -> name -> number, sorted by step; nulls are left out
+
+    def time(self, step: int) -> float:
+        """Estimate when a step ended, in seconds since 1970, as if all took equally long (1 s if that is unknown)."""
+        start, end = self.row["started_at"], self.row["finished_at"]
+        if start is None:
+            return step + (end.timestamp() if end else 0.0)
+        each = (end - start).total_seconds() / (1 + max(self.steps)) if end and self.steps else 1.0
+        return float(start.timestamp() + each * (step + 1))
+
+
+def runs_of(source: Source, what: str) -> Iterator[ExportedRun]:
+    """Yield the runs one by one; on a terminal, a progress bar shows `what` and the time left."""
+    series = zip(*(source.rows(table) for table in SERIES), strict=True)
+    rows = (row for batch in source.runs.to_batches(1) for row in batch.to_pylist())
+    runs = zip(rows, series, strict=True)
+    for row, of_run in tqdm(runs, total=source.runs.num_rows, unit="run", desc=what, **bar_options()):
+        yield ExportedRun(row["run_id"], row, _by_step(*of_run))
+
+
+def _by_step(*series: pa.Table) -> dict[int, dict[str, float]]:
+    """Return step -> name -> number from one run's rows in `steps`, `modules` and `residual`."""
+    found: dict[int, dict[str, float]] = {}
+    for rows, names in zip(series, NAMES, strict=True):
+        places = [""] * rows.num_rows  # each row's layer and module, if it has any
+        for column, prefix in (("layer", "/layer "), ("module", "/")):
+            values = rows[column].to_pylist() if column in rows.column_names else [None] * rows.num_rows
+            places = [p if v is None else f"{p}{prefix}{v}" for p, v in zip(places, values, strict=True)]
+        for column, name in names.items():
+            for step, place, value in zip(rows["step"].to_pylist(), places, rows[column].to_pylist(), strict=True):
+                if value is not None:
+                    found.setdefault(step, {})[name + place] = value
+    return dict(sorted(found.items()))

@@ -1,8 +1,7 @@
 """Export to DuckDB: write one database file with the four tables.
 
-The types are as in Parquet, except that `run_id` and `module` are VARCHAR. normstudy reads the Parquet files, verifies
-their checksums, and passes the rows to DuckDB. DuckDB could read the files itself in half the time, but it would not
-verify the checksums, so a flipped bit would become a wrong number.
+The types are as in Parquet, except that `run_id` and `module` are VARCHAR. DuckDB could read the Parquet files itself
+in half the time, but it would not verify the checksums, so a flipped bit would become a wrong number.
 """
 
 from __future__ import annotations
@@ -51,8 +50,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
         if not isinstance(error, duckdb.Error | RuntimeError):  # RuntimeError: the path is not UTF-8
             raise
         line = str(error).partition("\n")[0]
-        # DuckDB's error has no attribute errno. The error's text ends with the system's message, which shows the errno.
-        for number in files.REMEDIES:
+        for number in files.REMEDIES:  # DuckDB's error has no errno, but ends with the system's message
             if line.endswith(os.strerror(number)):
                 raise OSError(number, os.strerror(number)) from error
         raise ConfigError(f"duckdb cannot write the database ({line}): choose another --out or --to") from error

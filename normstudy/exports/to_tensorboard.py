@@ -1,8 +1,6 @@
 """Export to TensorBoard: one folder per run, named by its run_id, with one event file.
 
-An event file has the numbers that scalars.py collects, the run's `runs` row as a text named `run`, and the config
-columns and derived columns of `runs` as hyperparameters. Event times are estimated (see ExportedRun.time). The same
-study gives the same events.
+Event times are estimated (see ExportedRun.time). The same study gives the same events.
 """
 
 from __future__ import annotations
@@ -17,11 +15,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import markdown_table
-from normstudy.exports.scalars import ExportedRun, runs_of
-from normstudy.exports.source import DERIVED, Source
+from normstudy.exports.source import DERIVED, ExportedRun, Source, runs_of
 
 BUFFER = 1024 * 1024  # bytes buffered before each write
-HEADER = ("column", "value")
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
@@ -29,8 +25,8 @@ def write(source: Source, target: Path, scratch: Path) -> None:
     for run in runs_of(source, "tensorboard"):
         folder = target / run.run_id
         folder.mkdir(parents=True)
-        # RecordWriter is used because EventFileWriter would put the host's name and the process id into the file's
-        # name, and would print the error of a full disk instead of raising it.
+        # EventFileWriter would put the host's name and the process id into the file's name, and print a full disk's
+        # error instead of raising it.
         begin = run.time(-1)
         with open(folder / f"events.out.tfevents.{begin:.0f}.normstudy", "wb", BUFFER) as file:
             writer = RecordWriter(file)
@@ -39,14 +35,15 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def events(run: ExportedRun, begin: float) -> list[Event]:
-    """Return a run's events: format version, row of `runs`, hyperparameters, then one event per step."""
+    """Return a run's events: format version, its row of `runs` as a text, hyperparameters, then one event per step."""
     row = {name: value for name, value in run.row.items() if value is not None}
     asked = {name: row[name] for name in (*cfg.asked_types(), *DERIVED["runs"].names) if name in row}
     # Between backquotes, Markdown shows a value literally.
     cells = [(name, "`" + " ".join(str(value).split()).replace("`", "'") + "`") for name, value in row.items()]
+    table = markdown_table(("column", "value"), cells, compact=True)
     found = [
         Event(wall_time=begin, file_version="brain.Event:2"),
-        Event(wall_time=begin, summary=text_pb("run", "\n".join(markdown_table(HEADER, cells, compact=True)))),
+        Event(wall_time=begin, summary=text_pb("run", "\n".join(table))),
         Event(wall_time=begin, summary=hparams_pb(asked, trial_id=run.run_id, start_time_secs=begin)),
     ]
     for step, scalars in run.steps.items():

@@ -1,10 +1,5 @@
 """Export to Weights & Biases: a folder of offline runs for `wandb sync`, written by the wandb library. Nothing is sent.
 
-A run's id and name are its run_id, its project is the study, its tag is the status, and a failed run has exit code 1.
-The run's config has the config columns of `runs` except data_path, which is a path on this machine. The run's
-history has the numbers that scalars.py collects, with estimated times (see ExportedRun.time). The run's summary says
-how the run ended.
-
 wandb runs in a separate process (wandb_child.py) without the user's WANDB_ variables, settings files and caches, so
 that wandb does not log in and ignores settings such as WANDB_MODE=online. The only facts about this machine in
 a run's file are the operating system, the kind of CPU, the versions of Python and wandb, and the time of the export.
@@ -25,11 +20,9 @@ from typing import IO
 
 from normstudy import config as cfg
 from normstudy.errors import ConfigError
-from normstudy.exports.scalars import ExportedRun, runs_of
-from normstudy.exports.source import DERIVED, Source
+from normstudy.exports.source import DERIVED, ExportedRun, Source, runs_of
 
-# Check that wandb is installed, without importing it. If the origin is None, `find_spec` has not found the library
-# but a plain folder named wandb, such as the folder in which wandb saves runs.
+# Without importing wandb. A plain folder named wandb, such as that in which wandb saves runs, has no origin.
 if getattr(find_spec("wandb"), "origin", None) is None:
     raise ImportError("No module named 'wandb'")
 
@@ -48,8 +41,8 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def offline_run(run: ExportedRun) -> dict[str, object]:
-    """Convert a run to plain values for wandb_child.py, which does not import normstudy."""
-    config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}
+    """Convert a run to plain values for wandb_child.py, which does not import normstudy. Its times are estimated."""
+    config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}  # a path on this machine
     init = {"id": run.run_id, "name": run.run_id, "project": run.row["study"], "tags": [run.row["status"]]}
     return {
         "init": {**init, "config": config},
@@ -63,8 +56,8 @@ def offline_run(run: ExportedRun) -> dict[str, object]:
 def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
     """Yield the stdin of the process that writes the runs; at the end, raise the process's error, if any."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    # In its own session, the child does not receive Ctrl-C. Instead, this process ends the child. The flag -P keeps the
-    # child from importing modules that lie in the current folder.
+    # In its own session, the child does not receive Ctrl-C; this process ends it. -P: nothing is imported from the
+    # current folder.
     process = subprocess.Popen(
         [sys.executable, "-P", str(CHILD), str(target.absolute())], env=env, cwd=scratch, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,

@@ -1,7 +1,6 @@
 """Write offline runs with wandb: the program `python wandb_child.py FOLDER` reads one line of JSON per run.
 
-On success, the process prints nothing. On failure, the process prints one line: the errno (0 if the error has none), a
-space, and the error message.
+On failure, it prints one line: the errno (0 if the error has none), a space, and the error message.
 """
 
 from __future__ import annotations
@@ -58,16 +57,13 @@ def check(path: Path, n_history: int) -> None:
         log = path.parent / "logs" / "debug-internal.log"
         said = log.read_text(errors="replace") if log.exists() else ""
         others = (errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
-        # Search wandb's log for the reason. If the log has none, assume a full disk, which may have cut off the log.
+        # Without a reason in wandb's log, assume a full disk, which may have cut off the log.
         number = next((n for n in others if os.strerror(n).lower() in said), errno.ENOSPC)
         raise OSError(number, os.strerror(number))
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """Yield the records of wandb's file, a LevelDB log, up to the first damaged record.
-
-    normstudy reads the log itself, because wandb 0.31 and later have no function that does so.
-    """
+    """Yield the records of wandb's file, a LevelDB log that wandb cannot read itself, up to the first damaged one."""
     at, record = HEAD, b""
     while at + HEAD <= len(data):
         left = BLOCK - at % BLOCK

@@ -712,4 +712,4 @@ def test_the_command_writes_into_the_study_by_default(
     assert [p.name for p in (copy / "export").iterdir()] == ["csv"]
     assert main.main(["export", str(copy), "--to", "csv"]) == 2
     assert capsys.readouterr().err == f"error: {copy}/export/csv exists: give another --out, or remove it\n"
-    assert len(choose(copy, {}).run_ids) == 6
+    assert choose(copy, {}).runs.num_rows == 6
