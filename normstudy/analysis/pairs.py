@@ -6,6 +6,7 @@ Losses are final validation losses in nats per token. docs/statistics.md explain
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,15 +86,13 @@ def compare_pairs(
     cells = varying(runs, [*cell_columns(by), *(c for c in own if c != by)])
     every_run, value_of = _as_runs(runs), [native(by, v) for v in runs[by]]
     rows = []
-    parts = [part for _, part in runs[cells].groupby(cells, dropna=False)] if cells else [runs]
-    for cell in parts:
+    for place, cell in cells_of(runs[cells], cells):
         found: dict[Value, list[_Run]] = {}
         for i in cell.index:
             found.setdefault(value_of[i], []).append(every_run[i])
         arms = [v for v in values if v != base]
         for arm in [v for v in arms if v in found] or arms:
             row = _compare(found.get(arm, []), found.get(base, []), margin)
-            place = {c: native(c, cell[c].iloc[0]) for c in cells}
             rows.append({**place, "by": by, "arm": arm, "baseline": base, **row})
     _judge(rows)
     result = pd.DataFrame(rows, columns=[*cells, *RESULTS])
@@ -112,6 +111,12 @@ def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
         if not rest or runs.groupby(rest, dropna=False)["data_sha256"].nunique().max() < 2:
             return rest or found
     return found
+
+
+def cells_of(runs: pd.DataFrame, cells: list[str]) -> Iterator[tuple[dict[str, Value], pd.DataFrame]]:
+    """Yield the values of the columns `cells` and the runs that have them, for each cell."""
+    for _, part in runs.groupby(cells, dropna=False) if cells else [((), runs)] * (len(runs) > 0):
+        yield {c: native(c, part[c].iloc[0]) for c in cells}, part
 
 
 def default_baseline(values: list[Value]) -> Value:

@@ -15,8 +15,8 @@ import pandas as pd
 from normstudy.analysis.compare import FORMATS, WIDTH, cell_text, table_lines, values_as_text
 from normstudy.analysis.grid import interval_text, typed_number
 from normstudy.analysis.inference import paired_t_interval
-from normstudy.analysis.pairs import PAIRED, cell_columns, varying
-from normstudy.analysis.select import Where, native, select, tell_sources_apart, values_of
+from normstudy.analysis.pairs import PAIRED, cell_columns, cells_of, varying
+from normstudy.analysis.select import Where, select, tell_sources_apart, values_of
 from normstudy.config import one_of
 from normstudy.errors import ConfigError
 from normstudy.study import tables, whole
@@ -50,8 +50,7 @@ def sensitivity_study(study_dir: Path | str, where: Where = ()) -> tuple[pd.Data
     runs = runs.assign(loss=loss.fillna(np.inf), learns=loss < start)
     cells = varying(runs, cell_columns("peak_lr"))
     rows, alone = [], []
-    for part in [part for _, part in runs.groupby(cells, dropna=False)] if cells else [runs]:
-        place = {c: native(c, part[c].iloc[0]) for c in cells}
+    for place, part in cells_of(runs, cells):
         if len(values_of(part, "peak_lr")) > 1:
             rows.append({**place, **_of_cell(part)})
         else:

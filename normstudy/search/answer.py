@@ -11,15 +11,15 @@ import pandas as pd
 
 from normstudy.analysis.compare import WIDTH
 from normstudy.analysis.grid import plain_table, typed_number, value_text
-from normstudy.analysis.outcomes import UNJUDGED, counts_text, outcomes
-from normstudy.analysis.pairs import cell_columns, varying
+from normstudy.analysis.outcomes import counts_text, outcomes
+from normstudy.analysis.pairs import cell_columns, cells_of, varying
 from normstudy.analysis.select import Where, native, select, tell_sources_apart
 from normstudy.errors import ConfigError
 from normstudy.search import rounds
 from normstudy.search import settings as kept
 from normstudy.search.axis import DECADE
 from normstudy.search.posterior import WIDTHS, posterior
-from normstudy.search.rounds import COUNTS_AS, CRASHED, Progress, Run, count, decision, replay, summary_of
+from normstudy.search.rounds import COUNTS_AS, CRASHED, UNKNOWN, Progress, Run, count, decision, replay, summary_of
 from normstudy.search.settings import Settings
 from normstudy.study import tables, whole
 
@@ -58,11 +58,8 @@ def with_outcomes(study_dir: Path | str, runs: pd.DataFrame) -> pd.DataFrame:
 
 def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """Estimate both edges of each cell. runs: finished and crashed runs, with their outcomes."""
-    cells = varying(runs, cell_columns(settings.of)) if len(runs) else []
-    rows = []
-    for _, part in runs.groupby(cells, dropna=False) if cells else [((), runs)] * (len(runs) > 0):
-        place = {c: native(c, part[c].iloc[0]) for c in cells}
-        rows += [{**place, **row} for row in edges(part, settings)]
+    cells = varying(runs, cell_columns(settings.of))
+    rows = [place | row for place, part in cells_of(runs, cells) for row in edges(part, settings)]
     return pd.DataFrame(rows, columns=[*dict.fromkeys((*cells, *COLUMNS))])
 
 
@@ -96,7 +93,7 @@ def edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
         found = posterior(counts, *ends)
         ends_of = found.interval
         low, high = sorted(axis.value(position) for position in ends_of)
-        why = decision(summary_of(counts, ends), settings)
+        why = decision(summary_of(tuple(counts.items()), ends), settings)
         bound = why if why in BOUNDS else ""
         if bound and axis.sign < 0:  # beyond the largest position lies the smallest value
             bound = {"above": "below", "below": "above"}[bound]
@@ -104,7 +101,7 @@ def edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
         rows.append({
             "of": settings.of, "edge": edge, "value": axis.value(found.quantile(0.5)), "low": low, "high": high,
             "bound": bound, "width": (ends_of[1] - ends_of[0]) / DECADE, "runs": sum(map(sum, counts.values())),
-            "crashed": sum(o in (CRASHED, UNJUDGED) for _, o in pairs), "unfinished": inside,
+            "crashed": sum(o in UNKNOWN for _, o in pairs), "unfinished": inside,
             "outcomes": counts_text(o for _, o in pairs),
             "decided": "no" if progress.wanted else progress.decided.get(edge, "no"),
             "contradicted": ", ".join(typed_number(v) for v in progress.contradicted.get(edge, [])),
@@ -146,14 +143,11 @@ def render(found: pd.DataFrame, settings: Settings) -> str:
 
 
 def _remark(part: list[Any]) -> str:
-    said = []
-    if any(row["decided"] == "no" for row in part):
-        said.append("not decided yet")
-    if any(row["decided"] == "max_runs" for row in part):
-        said.append("wide: search.max_runs reached")
-    if part[0]["crashed"]:
-        said.append(f"{part[0]['crashed']} crashed")
-    for row in part:
-        if row["contradicted"]:
-            said.append(f"no single threshold: runs at {row['contradicted']} contradict it ({row['edge']})")
-    return "; ".join(dict.fromkeys(said))
+    decided = {row["decided"] for row in part}
+    said = [
+        "not decided yet" if "no" in decided else "",
+        "wide: search.max_runs reached" if "max_runs" in decided else "",
+        f"{part[0]['crashed']} crashed" if part[0]["crashed"] else "",
+    ]
+    contradicted = "no single threshold: runs at {contradicted} contradict it ({edge})"
+    return "; ".join(filter(None, [*said, *(contradicted.format(**row) for row in part if row["contradicted"])]))

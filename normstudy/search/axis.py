@@ -38,10 +38,6 @@ class Axis(NamedTuple):
         """Return the value at a position, not rounded."""
         return float(10 ** (self.sign * position / DECADE) - self.offset)
 
-    @property
-    def kind(self) -> str:
-        return "an integer" if self.whole else "a number"
-
 
 AXES = {
     axis.column: axis

@@ -26,9 +26,9 @@ Counts = Mapping[int, tuple[int, int]]  # position -> number of runs that failed
 
 @functools.cache
 def _log_shares(reach: int) -> tuple[Floats, Floats]:
-    """Return the logarithms of the share that fails and of the other share, for each distance of a run from t.
+    """Return the logarithms of the share that fails and of the other share, (2 reach + 1, widths and lapses) each.
 
-    Both have the shape (2 reach + 1, widths and lapses); the first row is the distance -reach.
+    Rows are distances of a run from t; the first is -reach.
     """
     distance = np.arange(-reach, reach + 1)[:, None, None] / DECADE
     widths, lapses = np.array(WIDTHS)[:, None], np.array(LAPSES)
@@ -63,29 +63,23 @@ class Posterior(NamedTuple):
 
     def share(self, position: int) -> float:
         """Return the expected share of runs that fail at a position."""
-        log_shares, first = _log_shares(_reach(self.low, self.high))[0], _first(self.low, self.high, position)
-        return float(np.sum(self.weights * np.exp(log_shares[first : first - len(self.weights) : -1])))
+        return float(np.sum(self.weights * np.exp(_log_shares_at(self.low, self.high, position)[0])))
 
 
-def _reach(low: int, high: int) -> int:
-    return high - low + 2 * PAD + 1
-
-
-def _first(low: int, high: int, position: int) -> int:
-    """Return the row of `_log_shares` for the first threshold; the next threshold has the row before it."""
-    nearest = min(max(position, low - PAD), high + PAD)  # a run farther away says the same
-    return _reach(low, high) + nearest - (low - PAD)
+def _log_shares_at(low: int, high: int, position: int) -> tuple[Floats, Floats]:
+    """Return the rows of `_log_shares` for a run at a position and each threshold."""
+    thresholds = high - low + 2 * PAD + 1
+    first = thresholds + min(max(position, low - PAD), high + PAD) - (low - PAD)  # a run farther away says the same
+    failed, other = _log_shares(thresholds)
+    return failed[first : first - thresholds : -1], other[first : first - thresholds : -1]
 
 
 def posterior(counts: Counts, low: int, high: int) -> Posterior:
     """Return the posterior of the threshold for a range of positions."""
-    failed, other = _log_shares(_reach(low, high))
-    thresholds = high - low + 2 * PAD + 1
-    total = np.zeros((thresholds, failed.shape[1]))
-    for position in sorted(counts):
-        first, (n_failed, n_other) = _first(low, high, position), counts[position]
-        rows = slice(first, first - thresholds, -1)
-        total += n_failed * failed[rows] + n_other * other[rows]
+    total = np.zeros((high - low + 2 * PAD + 1, len(WIDTHS) * len(LAPSES)))
+    for position, (n_failed, n_other) in sorted(counts.items()):
+        failed, other = _log_shares_at(low, high, position)
+        total += n_failed * failed + n_other * other
     weights = np.exp(total - total.max())
     weights /= weights.sum()
     return Posterior(low, high, weights, np.cumsum(weights.sum(axis=1)))

@@ -20,7 +20,8 @@ from normstudy.search.settings import Settings
 
 FAIL, NOT_LEARN = "half fail", "half do not learn"  # the two edges that a search looks for
 COUNTS_AS: dict[str, tuple[str, ...]] = {FAIL: FAILED, NOT_LEARN: (*FAILED, "partial")}  # outcomes beyond the edge
-CRASHED = "crashed"  # stands for the outcome of a run that crashed too often; it says nothing about an edge
+CRASHED = "crashed"  # stands for the outcome of a run that crashed too often
+UNKNOWN = (CRASHED, UNJUDGED)  # outcomes that say nothing about an edge
 ROUND = 4  # runs of a round
 SENTINELS = 6  # runs, spread over the range, that look for failures which contradict a single threshold
 REPEATS = 2  # further runs at the value of a sentinel that contradicts the threshold
@@ -60,25 +61,18 @@ class Summary(NamedTuple):
 
 
 @functools.lru_cache(maxsize=50_000)
-def _summary(counts: tuple[tuple[int, tuple[int, int]], ...], ends: tuple[int, int]) -> Summary:
+def summary_of(counts: tuple[tuple[int, tuple[int, int]], ...], ends: tuple[int, int]) -> Summary:
+    """Return what the posterior of the counts says. counts: the items of what `count` returns."""
     found = posterior(dict(counts), *ends)
     proposals = tuple(min(max(found.quantile((j + 0.5) / ROUND), ends[0]), ends[1]) for j in range(ROUND))
     return Summary(proposals, *found.interval, found.below, found.above)
 
 
-def summary_of(counts: Mapping[int, tuple[int, int]], ends: tuple[int, int]) -> Summary:
-    """Return what the posterior of these counts says; positions in any order give the same."""
-    return _summary(tuple(sorted(counts.items())), ends)
-
-
 def count(edge: str, outcomes: Iterable[tuple[int, str]]) -> dict[int, tuple[int, int]]:
-    """Return position -> number of runs beyond the edge, and of the others, of (position, outcome) pairs."""
-    beyond: Counter[int] = Counter()
-    known: Counter[int] = Counter()
-    for position, outcome in outcomes:
-        known[position] += outcome not in (CRASHED, UNJUDGED)
-        beyond[position] += outcome in COUNTS_AS[edge]
-    return {p: (beyond[p], n - beyond[p]) for p, n in sorted(known.items()) if n}
+    """Return position -> number of runs beyond the edge, and of the others, of (position, outcome) pairs, sorted."""
+    known = [(position, outcome in COUNTS_AS[edge]) for position, outcome in outcomes if outcome not in UNKNOWN]
+    counts = Counter(known)
+    return {position: (counts[position, True], counts[position, False]) for position in sorted(dict(known))}
 
 
 def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progress:
@@ -95,7 +89,7 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
 
     while True:
         pairs = pairs_of(progress.outcomes, axis)
-        found = {edge: summary_of(count(edge, pairs), ends) for edge in COUNTS_AS}
+        found = {edge: summary_of(tuple(count(edge, pairs).items()), ends) for edge in COUNTS_AS}
         progress.decided = {edge: why for edge, one in found.items() if (why := decision(one, settings))}
         if len(progress.outcomes) + ROUND + SENTINELS > settings.max_runs:
             progress.decided = {edge: progress.decided.get(edge, "max_runs") for edge in COUNTS_AS}
@@ -107,7 +101,8 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
         if not take([Run(settings.value(position), first + j) for j, position in enumerate(chosen)]):
             return progress
 
-    sentinels = _sentinels(settings)
+    spread = [ends[0] + round((ends[1] - ends[0]) * (i + 0.5) / SENTINELS) for i in range(SENTINELS)]
+    sentinels = [Run(settings.value(at), settings.seed + SENTINEL_SEED + i) for i, at in enumerate(spread)]
     if not take(sentinels):
         return progress
     expected = {edge: posterior(count(edge, pairs), *ends) for edge in COUNTS_AS}  # without the sentinels
@@ -115,7 +110,7 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
     def chance(edge: str, run: Run) -> float:
         """Return the expected probability of a run's outcome: beyond the edge, or not."""
         share, outcome = expected[edge].share(axis.position(run.value)), progress.outcomes[run]
-        return 1.0 if outcome in (CRASHED, UNJUDGED) else share if outcome in COUNTS_AS[edge] else 1 - share
+        return 1.0 if outcome in UNKNOWN else share if outcome in COUNTS_AS[edge] else 1 - share
 
     repeats = {
         run: [Run(run.value, seed) for seed in repeat_seeds(settings)[REPEATS * i : REPEATS * (i + 1)]]
@@ -156,10 +151,3 @@ def decision(found: Summary, settings: Settings) -> str | None:
     low = max(found.low, settings.ends[0]) if at_low and not at_high else found.low
     high = min(found.high, settings.ends[1]) if at_high and not at_low else found.high
     return "interval" if (high - low) / DECADE < settings.width else None
-
-
-def _sentinels(settings: Settings) -> list[Run]:
-    """Return the sentinels: evenly spaced over the range, each with a seed of its own."""
-    low, high = settings.ends
-    values = [settings.value(low + round((high - low) * (i + 0.5) / SENTINELS)) for i in range(SENTINELS)]
-    return [Run(value, settings.seed + SENTINEL_SEED + i) for i, value in enumerate(values)]

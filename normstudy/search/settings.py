@@ -94,8 +94,8 @@ def _checked(settings: Settings) -> Settings:
     for key, value in (("search.low", low), ("search.high", high)):
         if not axis.least <= value <= MOST or (axis.whole and value != int(value)):
             raise ConfigError(
-                f"{key} {value:g} is no value of {axis.column}: use {axis.kind} of at least {axis.least:g} and at most "
-                f"{MOST:g}"
+                f"{key} {value:g} is no value of {axis.column}: use {'an integer' if axis.whole else 'a number'} "
+                f"of at least {axis.least:g} and at most {MOST:g}"
             )
     if low >= high:
         raise ConfigError(f"search.low {low:g} is not below search.high {high:g}: choose another range")

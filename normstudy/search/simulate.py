@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,15 +18,12 @@ GRID_SEEDS = 5  # runs at each value of a grid
 
 
 class Edge(NamedTuple):
-    """A share of failing runs: a logistic in the position, with lapses, and perhaps a band of failures.
+    """A share of failing runs: a logistic in the position, with lapses, and perhaps a band of failures."""
 
-    threshold, band: positions. width: decades.
-    """
-
-    threshold: float
-    width: float
+    threshold: float  # a position
+    width: float  # in decades
     lapse: float = 0.0
-    band: tuple[int, int] | None = None
+    band: tuple[int, int] | None = None  # positions
 
     def share(self, position: int) -> float:
         if self.band is not None and self.band[0] <= position <= self.band[1]:
@@ -36,12 +34,10 @@ class Edge(NamedTuple):
 
 def outcomes_at(edge: Edge, settings: Settings, rng: np.random.Generator) -> Callable[[Run], str]:
     """Return a function that draws a run's outcome; a run that is asked for again has the same."""
-    known: dict[Run, str] = {}
 
+    @functools.cache
     def outcome_of(run: Run) -> str:
-        if run not in known:
-            known[run] = "stuck" if rng.random() < edge.share(settings.axis.position(run.value)) else "learned"
-        return known[run]
+        return "stuck" if rng.random() < edge.share(settings.axis.position(run.value)) else "learned"
 
     return outcome_of
 
@@ -68,17 +64,14 @@ def expected(settings: Settings, searches: int = 40) -> Expected:
     """Simulate searches whose edges lie anywhere in the range, and grids that are read as accurately."""
     rng = np.random.default_rng(0)
     low, high = settings.ends
-    used, errors = [], []
     edges = [Edge(rng.uniform(low, high), rng.choice(WIDTHS[:4])) for _ in range(searches)]
-    for edge in edges:
-        progress = search(edge, settings, rng)
-        used.append(len(progress.outcomes))
-        errors.append((estimate(progress, settings)[0] - edge.threshold) / DECADE)
-    error = rms(errors)
+    done = [search(edge, settings, rng) for edge in edges]
+    error = rms([(estimate(p, settings)[0] - e.threshold) / DECADE for p, e in zip(done, edges, strict=True)])
     spacing = max(1, (high - low) // 2)
     while spacing > 1 and rms(grid_errors(edges, settings, spacing, rng)) > error:
         spacing = max(1, round(0.85 * spacing))
-    return Expected(float(np.mean(used)), error, GRID_SEEDS * ((high - low) // spacing + 1))
+    runs = float(np.mean([len(p.outcomes) for p in done]))
+    return Expected(runs, error, GRID_SEEDS * ((high - low) // spacing + 1))
 
 
 def rms(errors: Sequence[float]) -> float:
@@ -91,9 +84,7 @@ def grid_errors(edges: Sequence[Edge], settings: Settings, spacing: int, rng: np
     The estimator is the value below which as much of the range lies as the share of runs that did not fail.
     """
     low, high = settings.ends
-    positions = np.arange(low, high + 1, spacing)
-    errors = []
-    for edge in edges:
-        share = rng.binomial(GRID_SEEDS, [edge.share(int(p)) for p in positions]) / GRID_SEEDS
-        errors.append((low - spacing / 2 + spacing * float(np.sum(1 - share)) - edge.threshold) / DECADE)
-    return errors
+    positions = range(low, high + 1, spacing)
+    failed = (rng.binomial(GRID_SEEDS, [edge.share(p) for p in positions]) / GRID_SEEDS for edge in edges)
+    found = (low - spacing / 2 + spacing * float(np.sum(1 - share)) for share in failed)
+    return [(value - edge.threshold) / DECADE for value, edge in zip(found, edges, strict=True)]
