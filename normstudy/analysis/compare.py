@@ -7,7 +7,6 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +30,16 @@ from normstudy.study import tables, whole
 
 FORMATS = ("table", "csv", "json", "markdown")
 WIDTH = 100  # characters; a wider table breaks its verdicts, and if need be has its cells in lines of their own
-VERDICT_WIDTH = 16
 NUMBERS = {"loss", "baseline's", "p", "Holm's p", "rates", "lowest", "highest", "best"}  # columns aligned right
-SHA_DIGITS = 10  # printed digits of a text's sha256, enough to distinguish texts
 
 
 def compare_study(
     study_dir: Path | str, *, by: str, baseline: str | None = None, margin: float | None = None, where: Where = ()
 ) -> pd.DataFrame:
-    """Compare a study's runs by the column `by`, and return the table that `pairs.compare_pairs` describes.
+    """Compare runs of a study, and return the table that `pairs.compare_pairs` describes. where: see `select`.
 
-    margin: test also whether losses are equivalent within this many nats per token. where: see `select`; only these
-    runs are compared. Raises ConfigError if the folder is not a study
-    or has no finished run, and also in the cases that `select` and `compare_pairs` list.
+    Raises ConfigError if the folder is not a study or has no finished run, and in the cases that `select` and
+    `compare_pairs` list.
     """
     finite("--margin", margin, 0, strict=True)
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
@@ -59,14 +55,16 @@ def render(comparison: pd.DataFrame, fmt: str) -> str:
     one_of("--format", fmt, FORMATS)
     if fmt in ("csv", "json"):
         return values_as_text(comparison, fmt)
-    cells = _cell_columns(comparison)
+    cells = [c for c in comparison.columns if c not in RESULTS]
+    rows = comparison.to_dict("records")
+    places = [[cell_text(str(c), row[c]) for c in cells] for row in rows]
     share, loss = heads(comparison)
-    lines = [*share, "", *table_lines(cells, *_share_rows(comparison), fmt)]
-    return "\n".join([*lines, "", *loss, "", *table_lines(cells, *_loss_rows(comparison), fmt)])
+    lines = [*share, "", *table_lines(cells, *_share_rows(rows, places), fmt)]
+    return "\n".join([*lines, "", *loss, "", *table_lines(cells, *_loss_rows(rows, places), fmt)])
 
 
 def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return the lines to print above the table of shares and above the table of losses, which say what they show."""
+    """Return the lines that say what the table of shares and the table of losses show."""
     by, family = comparison["by"].iloc[0], comparison["family"].iloc[0]
     base = f"{by}={value_text(comparison['baseline'].iloc[0])}"
     margin = comparison["margin"].iloc[0]
@@ -94,63 +92,48 @@ def values_as_text(found: pd.DataFrame, fmt: str) -> str:
     return shown.to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
-def _cell_columns(comparison: pd.DataFrame) -> list[str]:
-    """Return the config columns of a comparison's table. Rows with equal values in these columns form a cell."""
-    return [c for c in comparison.columns if c not in RESULTS]
-
-
 def cell_text(column: str, value: object) -> str:
-    """Format a config value for a table."""
+    """Format a config value for a table, of a text's sha256 as many digits as distinguish texts."""
     text = value_text(native(column, value))
-    return text[:SHA_DIGITS] if column == "data_sha256" else text
+    return text[:10] if column == "data_sha256" else text
 
 
 Row = tuple[list[str], list[str]]  # the texts of the cell columns, and those of the other columns
 
 
-def _share_rows(comparison: pd.DataFrame) -> tuple[list[str], list[Row]]:
+def _share_rows(rows: list[dict[Any, Any]], places: list[list[str]]) -> tuple[list[str], list[Row]]:
     """Return the header and the rows of the table of shares. A baseline's row is above the rows compared with it."""
-    header = [comparison["by"].iloc[0], "outcomes", "failed [95 %]", "p", "Holm's p", "verdict"]
-    rows: list[Row] = []
-    for row in comparison.to_dict("records"):
-        place = _place(comparison, row)
-        if not rows or rows[-1][0] != place:
-            rows.append((place, [value_text(row["baseline"]), *_share(row, "baseline_"), "", "", ""]))
+
+    def texts(row: dict[Any, Any], arm: str, prefix: str) -> list[str]:
+        counts = re.findall(r"\d+ \w+", row[f"{prefix}outcomes"])
+        counts += [f"{row[f'{prefix}crashed']} crashed"] if row[f"{prefix}crashed"] else []
+        share = share_text(*(row[f"{prefix}{name}"] for name in ("failed", "runs", "failed_low", "failed_high")))
+        return [value_text(row[arm]), "\n".join(counts) or "none", share]
+
+    found: list[Row] = []
+    for row, place in zip(rows, places, strict=True):
+        if not found or found[-1][0] != place:
+            found.append((place, [*texts(row, "baseline", "baseline_"), "", "", ""]))
         tests = [p_text(row["failed_p"]), p_text(row["failed_holm"]), row["failed_verdict"]]
-        rows.append((place, [value_text(row["arm"]), *_share(row, ""), *tests]))
-    return header, rows
+        found.append((place, [*texts(row, "arm", ""), *tests]))
+    return [rows[0]["by"], "outcomes", "failed [95 %]", "p", "Holm's p", "verdict"], found
 
 
-def _loss_rows(comparison: pd.DataFrame) -> tuple[list[str], list[Row]]:
+def _loss_rows(rows: list[dict[Any, Any]], places: list[list[str]]) -> tuple[list[str], list[Row]]:
     """Return the header and the rows of the table of losses."""
-    header = [comparison["by"].iloc[0], "loss", "baseline's", "difference [95 %]", "pairs", "p", "Holm's p", "verdict"]
-    tests = ["loss", "equivalent"] if comparison["margin"].notna().any() else ["loss"]
-    rows = []
-    for row in comparison.to_dict("records"):
-        unpaired = f"\n{row['unpaired']} unpaired" if row["unpaired"] else ""
-        texts = [
+    header = [rows[0]["by"], "loss", "baseline's", "difference [95 %]", "pairs", "p", "Holm's p", "verdict"]
+    texts = [
+        [
             value_text(row["arm"]),
             *("" if math.isnan(row[c]) else f"{row[c]:.3f}" for c in ("loss", "baseline_loss")),
             interval_text(row["difference"], row["ci_low"], row["ci_high"], "+.3f"),
-            f"{row['compared']} of {row['pairs']}{unpaired}",
-            *("\n".join(p_text(row[f"{test}_{kind}"]) for test in tests).strip() for kind in ("p", "holm")),
+            f"{row['compared']} of {row['pairs']}" + (f"\n{row['unpaired']} unpaired" if row["unpaired"] else ""),
+            *("\n".join(p_text(row[f"{t}_{kind}"]) for t in ("loss", "equivalent")).strip() for kind in ("p", "holm")),
             row["loss_verdict"],
         ]
-        rows.append((_place(comparison, row), texts))
-    return header, rows
-
-
-def _place(comparison: pd.DataFrame, row: dict[Any, Any]) -> list[str]:
-    return [cell_text(c, row[c]) for c in _cell_columns(comparison)]
-
-
-def _share(row: dict[Any, Any], arm: str) -> list[str]:
-    """Format an arm's outcomes, one per line, and its share of failed runs. arm: "" or "baseline_"."""
-    words = row[f"{arm}outcomes"].split()
-    outcomes = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
-    crashed = [f"{row[f'{arm}crashed']} crashed"] if row[f"{arm}crashed"] else []
-    share = share_text(*(row[f"{arm}{name}"] for name in ("failed", "runs", "failed_low", "failed_high")))
-    return ["\n".join([*outcomes, *crashed]) or "none", share]
+        for row in rows
+    ]
+    return header, list(zip(places, texts, strict=True))
 
 
 def p_text(value: float) -> str:
@@ -168,7 +151,7 @@ def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str)
         return markdown_table(header, rows, right)
     first = [i == 0 or parts[i - 1][0] != place for i, (place, _) in enumerate(parts)]  # row of its cell
     rows = [[*(place if top else [""] * len(place)), *texts] for top, (place, texts) in zip(first, parts, strict=True)]
-    narrow = [[*row[:-1], "\n".join(textwrap.wrap(row[-1], VERDICT_WIDTH))] for row in rows]
+    narrow = [[*row[:-1], "\n".join(textwrap.wrap(row[-1], 16))] for row in rows]
     for tried in (rows, narrow):
         lines = _text_table(header, tried, right)
         if max(map(len, lines)) <= WIDTH:
@@ -176,8 +159,8 @@ def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str)
     n = len(header) - len(parts[0][1])  # cell columns, which get lines of their own
     lines = _text_table(header[n:], [row[n:] for row in narrow], {i - n for i in right})
     heights = [max(cell.count("\n") for cell in row) + 1 for row in narrow]
-    body = iter(lines[len(lines) - sum(heights) :])
-    out = lines[: len(lines) - sum(heights)]
+    body = iter(lines)
+    out = [*itertools.islice(body, len(lines) - sum(heights))]  # the header
     for top, (place, _), height in zip(first, parts, heights, strict=True):
         out += [" ".join(f"{c}={v}" for c, v in zip(header, place, strict=False))] if top else []
         out += itertools.islice(body, height)
@@ -185,14 +168,10 @@ def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str)
 
 
 def _text_table(header: list[str], rows: list[list[str]], right: set[int]) -> list[str]:
-    titles = [_title(name, column) for name, column in zip(header, zip(*rows, strict=True), strict=True)]
+    """Return a table's lines. A column's name breaks at spaces and underscores, if it is wider than its cells."""
+    titles = []
+    for name, cells in zip(header, zip(*rows, strict=True), strict=True):
+        width = max(len(line) for cell in cells for line in cell.split("\n"))
+        parts = textwrap.wrap(name.replace("_", "_ "), width + 1, break_long_words=False) if width else [name]
+        titles.append("\n".join(parts).replace("_ ", "_"))
     return plain_table(titles, rows, right)
-
-
-def _title(name: str, cells: Iterable[str]) -> str:
-    """Break a column's name at spaces and underscores. A part that is wider than the column's cells stays unbroken."""
-    width = max(len(line) for cell in cells for line in cell.split("\n"))
-    if not width:
-        return name
-    lines = textwrap.wrap(name.replace("_", "_ "), width + 1, break_long_words=False)
-    return "\n".join(lines).replace("_ ", "_")

@@ -35,7 +35,6 @@ COLLAPSE_RISE = 0.4  # nats; a run collapsed if its mean training loss ends this
 SPIKE_RISE = 0.4  # nats; a run spiked if its mean training loss rose by this much or more (other runs: at most 0.23)
 STILL_FALLING = 0.05  # nats; a run is unfinished if its loss falls this far in its last third (stuck: at most 0.014)
 WINDOW_TOKENS = 10_240  # training tokens in the window of the mean training loss
-WINDOW_PARTS = 4  # the window has at most a quarter of a run's steps
 
 RUN_COLUMNS = (
     "n_steps", "batch_size", "seq_len", "ln_vocab", "unigram_entropy", "bigram_entropy", "late_val_loss",
@@ -49,14 +48,12 @@ def gap_closed(final_val_loss: Loss, unigram_entropy: Loss, bigram_entropy: Loss
 
 
 def mean_window(n_steps: int, batch_size: int, seq_len: int) -> int:
-    """Return the number of steps, at least 1, over which the mean training loss is computed."""
-    return max(1, min(n_steps // WINDOW_PARTS, round(WINDOW_TOKENS / (batch_size * seq_len))))
+    """Return the number of steps over which the mean training loss is computed: 1 to a quarter of a run's."""
+    return max(1, min(n_steps // 4, round(WINDOW_TOKENS / (batch_size * seq_len))))
 
 
 def trailing_mean(values: Floats, window: int) -> Floats:
-    """Return the mean of every `window` consecutive values. With fewer values than `window`, return an empty array."""
-    if len(values) < window:
-        return np.empty(0)
+    """Return the mean of every `window` consecutive values, an empty array if there are fewer."""
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     return np.asarray((sums[window:] - sums[:-window]) / window)
 
@@ -73,7 +70,7 @@ def outcome(
     bigram_entropy: float,
     nonfinite: bool = False,
 ) -> str:
-    """Return a finished run's outcome. The code tests one outcome after another and returns the first that applies.
+    """Return a finished run's outcome, the first that applies.
 
     train_loss: one loss per step. first_val_loss, late_val_loss: the losses at step 0 and late_step(n_steps), or NaN.
     No other evaluation counts, so the outcome does not depend on eval.every. final_val_loss: the loss after the last
@@ -115,24 +112,18 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     wanted = {0, *(late_step(int(n)) for n in done["n_steps"].unique())}
     looks = steps[steps["step"].isin(wanted) & steps["val_loss"].notna()]
     val_loss = dict(zip(zip(looks["run_id"], looks["step"], strict=True), looks["val_loss"].astype(float), strict=True))
-    found: dict[str, str] = {}
+    found = dict.fromkeys(done["run_id"], UNJUDGED)
     for name, numbers in zip(done["run_id"], done[list(RUN_COLUMNS)].to_numpy(np.float64), strict=True):
         if name not in rows:  # some of them are missing, so none was read
-            found[name] = UNJUDGED
             continue
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, late, final, nonfinite = numbers
-        watched = np.isnan(batch_size)  # it is null in such a run, which may log few of its losses
-        at = rows[name][~np.isnan(train_loss[rows[name]])] if watched else rows[name]
-        if (
-            watched
-            and np.isnan(nonfinite)
-            and (len(at) == 0 or np.isnan([unigram_entropy, bigram_entropy, final]).any())
-        ):
-            found[name] = UNJUDGED
-            continue
-        if watched:
-            late = _nearest(steps, rows[name], int(n_steps))
-        window = max(1, int(n_steps) // 20) if watched else mean_window(int(n_steps), int(batch_size), int(seq_len))
+        at, is_watched = rows[name], np.isnan(batch_size)  # which is null in a watched run
+        if is_watched:  # it may log few of its losses
+            late, at = _nearest(steps, at, int(n_steps)), at[~np.isnan(train_loss[at])]
+            known = len(at) and not np.isnan([unigram_entropy, bigram_entropy, final]).any()
+            if np.isnan(nonfinite) and not known:
+                continue
+        window = max(1, int(n_steps) // 20) if is_watched else mean_window(int(n_steps), int(batch_size), int(seq_len))
         found[name] = outcome(
             train_loss[at],
             first_val_loss=val_loss.get((name, 0), np.nan),
@@ -164,8 +155,7 @@ def outcome_counts(found: Iterable[str]) -> dict[str, int]:
 
 def explained(found: Iterable[str]) -> list[str]:
     """Return a line for each outcome that occurs and for which the user can do something."""
-    occurs = set(found)
-    return [f"{name}: {text}" for name, text in MEANING.items() if name in occurs]
+    return [f"{name}: {MEANING[name]}" for name in outcome_counts(found) if name in MEANING]
 
 
 def counts_text(found: Iterable[str]) -> str:

@@ -22,7 +22,6 @@ from normstudy.errors import ConfigError, nearest
 MIN_PAIRS = 5  # fewer pairs are not tested, because few seeds say little about the spread of losses
 
 PAIRED = ["seed", "data_seed"]  # seed columns, whose values are equal in both runs of a pair
-NOT_IN_CELL = (*cfg.NOT_IDENTITY, *PAIRED)  # columns that do not define a cell, and that `--by` refuses
 RESULTS = (
     "by", "arm", "baseline", "outcomes", "baseline_outcomes", "crashed", "baseline_crashed",
     "runs", "failed", "failed_low", "failed_high",
@@ -31,14 +30,10 @@ RESULTS = (
     "pairs", "unpaired", "compared", "loss", "baseline_loss", "difference", "ci_low", "ci_high",
     "loss_p", "loss_holm", "margin", "equivalent_p", "equivalent_holm", "loss_verdict", "family",
 )  # fmt: skip
-TESTS = ("failed", "loss", "equivalent")  # each has a column `_p`, and `_holm` for the p that Holm's method adjusted
 
 
 def cell_columns(by: str) -> list[str]:
-    """Return the columns, besides seeds, whose values must be equal in both runs of a pair.
-
-    These are all `treatments` except `by`, and the text's sha256, since losses on different texts cannot be compared.
-    """
+    """Return the columns, besides seeds, that are equal in both runs of a pair: `treatments` but `by`, and the text."""
     return [c for c in (*treatments(), "data_sha256") if c != by]
 
 
@@ -49,7 +44,7 @@ def treatments() -> list[str]:
 
 def comparable_columns() -> list[str]:
     """Return the columns that `--by` accepts: all config columns that identify a run, except its seeds."""
-    return [c for c in cfg.asked_types() if c not in NOT_IN_CELL]
+    return [c for c in cfg.asked_types() if c not in (*cfg.NOT_IDENTITY, *PAIRED)]
 
 
 def compare_pairs(
@@ -60,11 +55,8 @@ def compare_pairs(
     Runs with equal values in the `cell_columns` form a cell. The returned table has a column for each of the
     `cell_columns` that varies, then the columns RESULTS; results/README.md describes them. `default_baseline` chooses
     the baseline if none is given. If runs were repeated with other probe or eval settings, each seed still counts once.
-
-    Share: of `runs` finished runs with an outcome, `failed` ended in one of the outcomes FAILED. Loss: a pair is two
-    finished runs of a cell with equal seeds and equal eval_windows, one of the arm and one of the baseline. The
-    `compared` pairs are those in which neither run failed; the losses, their difference and its interval are means over
-    these pairs. margin: nats within which the two arms' losses are tested to be equivalent; None: no such test.
+    A pair is two finished runs of a cell with equal seeds and equal eval_windows, one of the arm and one of the
+    baseline. margin: nats within which the two arms' losses are tested to be equivalent; None: no such test.
 
     Raises ConfigError if `by` is not a comparable column or does not vary, if runs on the same text do not differ in
     `by`, and if `baseline` is not a value of `by`.
@@ -84,7 +76,10 @@ def compare_pairs(
     runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)))
     runs = runs.sort_values(["eval_windows", "run_id"], ascending=[False, True], kind="stable", ignore_index=True)
     cells = varying(runs, [*cell_columns(by), *(c for c in own if c != by)])
-    every_run, value_of = _as_runs(runs), [native(by, v) for v in runs[by]]
+    value_of, windows = ([native(c, v) for v in runs[c]] for c in (by, "eval_windows"))
+    seeds = zip(*([native(c, v) for v in runs[c]] for c in PAIRED), strict=True)
+    rest = (runs[c] for c in ("outcome", "final_val_loss"))
+    every_run = [_Run(*values) for values in zip(seeds, runs["status"], windows, *rest, strict=True)]
     rows = []
     for place, cell in cells_of(runs[cells], cells):
         found: dict[Value, list[_Run]] = {}
@@ -101,10 +96,7 @@ def compare_pairs(
 
 
 def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Return those of `columns` that have several values in `runs`.
-
-    Leave out data_sha256 if the other returned columns suffice to distinguish the texts.
-    """
+    """Return those of `columns` that vary in `runs`, without data_sha256 if the others distinguish the texts."""
     found = [c for c in columns if len(values_of(runs, c)) > 1]
     if "data_sha256" in found:
         rest = [c for c in found if c != "data_sha256"]
@@ -139,18 +131,10 @@ class _Run(NamedTuple):
     """Hold one run's values. Runs are compared in small groups, for which tuples are faster than pandas."""
 
     seeds: Seeds
-    run_id: str
     status: str
     windows: Value
     outcome: str
     loss: float
-
-
-def _as_runs(runs: pd.DataFrame) -> list[_Run]:
-    seeds = zip(*([native(c, v) for v in runs[c]] for c in PAIRED), strict=True)
-    windows = [native("eval_windows", v) for v in runs["eval_windows"]]
-    rest = (runs[c] for c in ("outcome", "final_val_loss"))
-    return [_Run(*found) for found in zip(seeds, runs["run_id"], runs["status"], windows, *rest, strict=True)]
 
 
 def _compare(arm: list[_Run], base: list[_Run], margin: float | None) -> dict[str, object]:
@@ -191,7 +175,7 @@ def _share(runs: list[_Run], by_seeds: dict[Seeds, list[_Run]]) -> dict[str, Any
 
 def _judge(rows: list[dict[str, Any]]) -> None:
     """Add Holm's p and the verdicts to the rows of a comparison. All tests of all rows are one family."""
-    keys = [(row, name) for row in rows for name in TESTS]
+    keys = [(row, name) for row in rows for name in ("failed", "loss", "equivalent")]
     p = [row[f"{name}_p"] for row, name in keys]
     family = sum(not math.isnan(value) for value in p)
     for (row, name), adjusted in zip(keys, inference.holm(p), strict=True):
@@ -217,12 +201,10 @@ def _share_verdict(row: dict[str, Any], reachable: bool) -> str:
 
 def _loss_verdict(row: dict[str, Any]) -> str:
     """Return a verdict on the losses, such as "lower", or the reason for having none."""
-    if row["compared"] == 0:
-        return "no pairs"
-    if row["failed_holm"] <= inference.ALPHA:
+    if row["compared"] and row["failed_holm"] <= inference.ALPHA:
         return "the shares differ"
     if row["compared"] < MIN_PAIRS:
-        return "few pairs"
+        return "few pairs" if row["compared"] else "no pairs"
     differs = row["loss_holm"] <= inference.ALPHA
     found = ("lower" if row["difference"] < 0 else "higher") if differs else "no difference shown"
     return found + (f", equivalent within {row['margin']:g}" if row["equivalent_holm"] <= inference.ALPHA else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -76,14 +76,14 @@ def native(column: str, value: object) -> Value:
 
 
 def values_of(runs: pd.DataFrame, column: str) -> list[Value]:
-    """Return a column's distinct values: null first, then numbers by size or text in alphabetical order."""
+    """Return a column's distinct values, sorted: null first."""
     values = {native(column, v) for v in runs[column].unique()}
     return sorted(values, key=lambda v: (v is not None, v if isinstance(v, int | float) else 0, str(v)))
 
 
 def values_text(values: Iterable[Value]) -> str:
     """Format values as in YAML and join them with commas."""
-    return ", ".join(value_text(v) for v in values)
+    return ", ".join(map(value_text, values))
 
 
 def check_column(column: str, columns: Iterable[str], flag: str) -> None:
@@ -118,16 +118,13 @@ def has_value(runs: pd.DataFrame, column: str, value: Value) -> pd.Series[bool]:
 
 def _holds(cells: list[Value], sign: str, value: Value) -> list[bool]:
     """Return for each cell whether it meets a condition, for which text is read as the cell's type. Null meets none."""
-    pairs = [(cell, _beside(cell, value)) for cell in cells]
+    pairs: list[tuple[Any, Any]] = [(cell, _beside(cell, value)) for cell in cells]
     if sign not in ORDER:
         return [cell == other for cell, other in pairs]
     # Numbers have an order among numbers: otherwise mix>0.1 would select the text auto too.
-    orders_numbers = any(not isinstance(cell, str | None) and other is not None for cell, other in pairs)
-    meets: Callable[[Any, Any], bool] = ORDER[sign]
-    return [
-        cell is not None and other is not None and not (orders_numbers and isinstance(cell, str)) and meets(cell, other)
-        for cell, other in pairs
-    ]
+    has_numbers = any(not isinstance(cell, str | None) and other is not None for cell, other in pairs)
+    unordered = (str, type(None)) if has_numbers else type(None)
+    return [not isinstance(cell, unordered) and other is not None and ORDER[sign](cell, other) for cell, other in pairs]
 
 
 def _beside(cell: Value, value: Value) -> Value:
@@ -168,15 +165,12 @@ SOURCES = {"placement": "placement_sha256", "norm": "norm_sha256", "resolved_nor
 
 
 def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
-    """Append a hash of the source code to names of blocks and norms that occur in several versions.
+    """Add the `own_columns`, and append a hash of the source code to names of blocks and norms of several versions.
 
-    Example: my_block:f@1a2b3c4d. Without the hash, runs before and after a change to a block would be mixed. Also add
-    the `own_columns`.
+    Example: my_block:f@1a2b3c4d. Without the hash, runs before and after a change to a block would be mixed.
     """
     named = {}
     for column, sha256 in SOURCES.items():
-        if column not in runs or sha256 not in runs:
-            continue
         several = runs.groupby(column)[sha256].transform("nunique") > 1
         named[column] = runs[column].mask(several, runs[column] + "@" + runs[sha256].str[:8])
     return runs.assign(**named, **_own_values(runs))
@@ -191,12 +185,11 @@ def _own_values(runs: pd.DataFrame) -> dict[str, pd.Series[Any]]:
     if "config" not in runs or runs["config"].isna().all():
         return {}
     given = [json.loads(text) if isinstance(text, str) else {} for text in runs["config"]]
-    filled = KINDS.keys() - UNFILLED  # these columns have the values already
-    keys = sorted({key for one in given for key in one} - filled)
-    names = {key: re.sub(r"\W", "_", key) for key in keys}
-    names = {key: f"config_{name}" if name in SCHEMAS["runs"].names else name for key, name in names.items()}
-    return {names[key]: pd.Series([_plain(one.get(key)) for one in given], runs.index).infer_objects() for key in keys}
-
-
-def _plain(value: object) -> object:
-    return value if isinstance(value, str | int | float | None) else json.dumps(value)
+    keys = {key for one in given for key in one} - (KINDS.keys() - UNFILLED)  # the others are in columns already
+    found = {}
+    for key in sorted(keys):
+        name = re.sub(r"\W", "_", key)
+        values = [json.dumps(v) if isinstance(v := one.get(key), dict | list) else v for one in given]
+        name = f"config_{name}" if name in SCHEMAS["runs"].names else name
+        found[name] = pd.Series(values, runs.index).infer_objects()
+    return found
