@@ -10,6 +10,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from normstudy import config as cfg
 from normstudy.analysis.grid import count_text
@@ -19,8 +20,7 @@ from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
 
 # Each format has a module named after its library, such as to_wandb. The module's function write(source, target,
-# scratch) creates the file or folder `target`, and may use the empty folder `scratch` for other files; opens(out)
-# returns the command that shows the result.
+# scratch) creates the file or folder `target`, and may use the empty folder `scratch` for other files.
 FORMATS = ("csv", "tensorboard", "wandb-offline", "duckdb")
 JOINED = ("csv", "duckdb")  # formats that consist of tables, to which --join adds columns
 
@@ -51,7 +51,18 @@ def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: 
     with placed(out) as (target, scratch):
         module.write(source, target, scratch)
     runs = count_text(source.runs.num_rows, "run")
-    return f"Exported {runs} of {study} to {out}. Open the result with this command:\n{module.opens(out)}"
+    return f"Exported {runs} of {study} to {out}. Open the result with this command:\n{_opens(to, out)}"
+
+
+def _opens(to: str, out: Path) -> str:
+    """Return the command that shows the result."""
+    duckdb = f"import duckdb; study = duckdb.connect({str(out)!r}, read_only=True); print(study.sql('from runs'))"
+    return {
+        "csv": "python -c " + quote(f"import pandas; print(pandas.read_csv({str(out / 'runs.csv')!r}))"),
+        "tensorboard": f"tensorboard --logdir {quote(str(out))}",
+        "wandb-offline": f"wandb sync {quote(str(out / 'wandb'))}/offline-run-*",
+        "duckdb": "python -c " + quote(duckdb),
+    }[to]
 
 
 def check_free(out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,8 +36,3 @@ def harmless(rows: pa.Table) -> pa.Table:
                 text = pa.array([None if v is None else printable(v) for v in text.to_pylist()], f.type)
             rows = rows.set_column(i, f, text)
     return rows
-
-
-def opens(out: Path) -> str:
-    """Return the command that prints the table `runs`."""
-    return "python -c " + shlex.quote(f"import pandas; print(pandas.read_csv({str(out / 'runs.csv')!r}))")

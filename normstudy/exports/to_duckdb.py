@@ -7,7 +7,6 @@ in half the time, but it would not verify the checksums, so a flipped bit would 
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,9 +53,3 @@ def write(source: Source, target: Path, scratch: Path) -> None:
             if line.endswith(os.strerror(number)):
                 raise OSError(number, os.strerror(number)) from error
         raise ConfigError(f"duckdb cannot write the database ({line}): choose another --out or --to") from error
-
-
-def opens(out: Path) -> str:
-    """Return the command that prints the table `runs`."""
-    program = f"import duckdb; study = duckdb.connect({str(out)!r}, read_only=True); print(study.sql('from runs'))"
-    return "python -c " + shlex.quote(program)

@@ -5,7 +5,6 @@ Event times are estimated (see ExportedRun.time). The same study gives the same 
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -52,8 +51,3 @@ def events(run: ExportedRun, begin: float) -> list[Event]:
             event.summary.value.add(tag=tag, simple_value=value)
         found.append(event)
     return found
-
-
-def opens(out: Path) -> str:
-    """Return the command that shows the runs in a browser."""
-    return f"tensorboard --logdir {shlex.quote(str(out))}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,8 +84,3 @@ def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
             raise OSError(int(number), os.strerror(int(number)))
         reason = text or f"the wandb process ended with code {code}"
         raise ConfigError(f"wandb cannot write the runs ({reason}): try again, or choose another format")
-
-
-def opens(out: Path) -> str:
-    """Return the command that uploads the runs."""
-    return f"wandb sync {shlex.quote(str(out / 'wandb'))}/offline-run-*"
