@@ -38,8 +38,7 @@ def compare_study(
 ) -> pd.DataFrame:
     """Compare runs of a study, and return the table that `pairs.compare_pairs` describes. where: see `select`.
 
-    Raises ConfigError if the folder is not a study or has no finished run, and in the cases that `select` and
-    `compare_pairs` list.
+    Raises ConfigError as these do, and if the folder is not a study or has no finished run.
     """
     finite("--margin", margin, 0, strict=True)
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)

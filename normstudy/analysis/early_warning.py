@@ -1,7 +1,6 @@
 """Measure what a run's first steps tell about whether it ends stuck; docs/early_warning.md explains the method.
 
-Three quantities are compared with the outcome `stuck`, which the final loss decides. Every other outcome counts as not
-stuck, also unfinished, collapsed and diverged.
+Every other outcome than `stuck` counts as not stuck, also unfinished, collapsed and diverged.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 def observations(study_dir: Path) -> pd.DataFrame:
     """Return one row for each probed step of each finished run that has an outcome and two layers or more.
 
-    Columns: study, run_id, losses (equal for two runs if all their training losses are), placement, cell (placement and
-    n_layers), seed, warmup_steps, stuck, step and the QUANTITIES. gradient_ratio: grad_norm of `mlp_out` in the first
-    layer over the last. update_rms: the update's root mean square over lr. train_loss: of the step's batch, in nats.
+    losses: equal for two runs if all their training losses are. cell: placement and n_layers. gradient_ratio: grad_norm
+    of `mlp_out` in the first layer over the last. update_rms: the update's root mean square over lr.
     """
     asked = {"placement", "seed", "warmup_steps", "n_params", *RUN_COLUMNS, *whole.COLUMNS}
     runs = tables.read(study_dir, "runs", sorted(asked))
@@ -63,10 +61,9 @@ def observations(study_dir: Path) -> pd.DataFrame:
 
 
 def distinct(rows: pd.DataFrame) -> pd.DataFrame:
-    """Keep one row for each step of runs whose training losses are all equal, whatever their studies and run_ids.
+    """Keep one row for each step of runs whose training losses are all equal, and none with a quantity not finite.
 
-    Copies of a run may be probed at different steps, of which all are kept. Rows with a quantity that is not finite,
-    such as the ratio of two gradients of 0, are dropped. The order of `rows` does not matter.
+    Copies of a run may be probed at different steps, of which all are kept. The order of `rows` does not matter.
     """
     rows = rows.loc[np.isfinite(rows[[*QUANTITIES]].to_numpy()).all(axis=1)]
     rows = rows.sort_values(["cell", "seed", "losses", "step", "study", "run_id"])
@@ -102,29 +99,24 @@ def auc(stuck: Bools, score: Floats, weights: Floats) -> Floats:
 
 
 def auc_interval(stuck: Bools, score: Floats, cells: Sequence[str]) -> tuple[float, float, float]:
-    """Return the AUC and its 95 % interval by a bootstrap over cells, whose runs are drawn together.
-
-    Resamples that lack stuck runs, or others, are left out. All three are NaN if all runs lack one of them.
-    """
+    """Return the AUC and its 95 % interval by a bootstrap over cells; NaN if no run is stuck, or all are."""
     if stuck.all() or not stuck.any():
         return math.nan, math.nan, math.nan
     names, codes = np.unique(cells, return_inverse=True)
     drawn = np.random.default_rng(SEED).multinomial(len(names), [1 / len(names)] * len(names), size=RESAMPLES)
+    # NaN: a resample that lacks stuck runs, or others.
     low, high = np.nanquantile(auc(stuck, score, drawn[:, codes].astype(float)), (0.025, 0.975))
     return float(auc(stuck, score, np.ones((1, len(score))))[0]), float(low), float(high)
 
 
 def threshold(stuck: Bools, score: Floats) -> float:
-    """Return the score from which on a run is flagged. It maximizes the share of stuck runs minus that of others.
-
-    Of equal maxima, the one with the fewest flagged runs counts. inf flags no run, if nothing is better.
-    """
+    """Return the score from which on a run is flagged: it maximizes the share of stuck runs minus that of others."""
     if stuck.all() or not stuck.any():
         return math.inf
     levels = np.unique(score)
     at = np.searchsorted(levels, score)
     yes, no = (np.bincount(at[part], minlength=len(levels))[::-1].cumsum() / part.sum() for part in (stuck, ~stuck))
-    best = int(np.argmax(yes - no))
+    best = int(np.argmax(yes - no))  # of equal maxima, the one with the fewest flagged runs
     return float(levels[::-1][best : best + 2].mean()) if yes[best] > no[best] else math.inf
 
 

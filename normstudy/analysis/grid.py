@@ -27,10 +27,7 @@ def typed_number(value: float) -> str:
 
 
 def three_digits(value: float, thousands: str = "") -> str:
-    """Round a number to three digits (0.0213). Round a number of 1,000 or more to an integer: 1530.
-
-    thousands: the separator of thousands, "" or ",". With ",", the function returns 1,530 instead of 1530.
-    """
+    """Round a number to three digits, 0.0213, or to an integer, 1530 or, with the separator "," of thousands, 1,530."""
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 

@@ -1,7 +1,7 @@
 """Compute intervals and tests for shares of failed runs and for differences of losses; see docs/statistics.md.
 
-scipy.special gives the distributions. scipy.stats has the same tests, and the tests of this module compare the two, but
-its import takes longer than a comparison.
+scipy.stats has the same tests, and the tests of this module compare the two, but its import takes longer than a
+comparison, so only scipy.special is used, which gives the distributions.
 """
 
 from __future__ import annotations
@@ -29,13 +29,9 @@ def share_interval(k: int, n: int) -> tuple[float, float]:
 
 
 def share_test(k: int, n: int, base_k: int, base_n: int) -> float:
-    """Return the two-sided p of Fisher's exact test that k of n and base_k of base_n have one share.
-
-    Where no run has the property, or every run has it, nothing else could have come out of the same totals. There is
-    then no test, and the result is NaN (Tarone, 1990).
-    """
+    """Return the two-sided p of Fisher's exact test that k of n and base_k of base_n have one share. NaN: no test."""
     total = k + base_k
-    if not (n and base_n and 0 < total < n + base_n):
+    if not (n and base_n and 0 < total < n + base_n):  # nothing else could have come out (Tarone, 1990)
         return math.nan
     tables = [math.comb(n, i) * math.comb(base_n, total - i) for i in range(total + 1)]  # weights, as exact integers
     return sum(w for w in tables if w <= tables[k]) / sum(tables)
@@ -43,11 +39,8 @@ def share_test(k: int, n: int, base_k: int, base_n: int) -> float:
 
 def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
     """Return the mean difference and the bounds of its 95 % t interval, which are NaN for fewer than two pairs."""
-    n = len(differences)
-    mean = float(np.mean(differences)) if n else np.nan
-    if n < 2:
-        return mean, np.nan, np.nan
-    half = t_quantile(n - 1) * _error(differences)
+    mean = float(np.mean(differences)) if len(differences) else np.nan
+    half = t_quantile(len(differences) - 1) * _error(differences) if len(differences) > 1 else np.nan
     return mean, mean - half, mean + half
 
 
@@ -64,18 +57,14 @@ def paired_t_test(differences: Floats) -> float:
 
 
 def equivalence_test(differences: Floats, margin: float) -> float:
-    """Return the p of two one-sided t tests (Schuirmann, 1987) that the mean difference lies outside +-margin.
-
-    A small p shows that the two arms are equivalent within the margin. Fewer than two pairs give NaN.
-    """
+    """Return the p of two one-sided t tests (Schuirmann, 1987) that the mean lies outside +-margin. One pair: NaN."""
     return _t_below(abs(differences.mean()) - margin, differences) if len(differences) > 1 else math.nan
 
 
 def _error(differences: Floats) -> float:
     """Return the standard error of the mean."""
-    if np.ptp(differences) == 0:  # the rounded mean of equal numbers can differ from them
-        return 0.0
-    return float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
+    # The rounded mean of equal numbers can differ from them.
+    return float(np.std(differences, ddof=1) / np.sqrt(len(differences))) if np.ptp(differences) else 0.0
 
 
 def _t_below(distance: float, differences: Floats) -> float:
@@ -98,10 +87,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def reachable(p: Sequence[float], best: float) -> bool:
-    """Return whether one test of a family could be significant if its p were `best`, the least that its runs allow.
-
-    p: the p values of the whole family, with that test's own, which is at least `best`.
-    """
+    """Return whether a test of the family `p` could be significant if its p were `best`, the least its runs allow."""
     made = sorted(value for value in p if not math.isnan(value))
     before = bisect.bisect_left(made, best)  # Holm's method rejects these first
     return all((len(made) - rank) * value <= ALPHA for rank, value in enumerate([*made[:before], best]))

@@ -99,10 +99,7 @@ def outcome(
 
 
 def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
-    """Return run_id -> outcome for every run with status `done`, in the order of `runs`.
-
-    steps: has columns run_id, step, train_loss, val_loss. A run without rows in `steps` is UNJUDGED.
-    """
+    """Return run_id -> outcome for every run with status `done`, in the order of `runs`. steps: their rows."""
     done = runs[runs["status"] == "done"]
     codes, names = pd.factorize(steps["run_id"])
     order = np.lexsort((steps["step"].to_numpy(), codes))

@@ -35,9 +35,9 @@ def sensitivity_study(study_dir: Path | str, where: Where = ()) -> tuple[pd.Data
     """Return a table with a row for each cell that has two learning rates, and the names of the other cells.
 
     A cell is the runs that differ only in peak_lr, seeds, probes and evaluations; its grid is the rates of those that
-    finished or crashed. The table has a column for each of the `cell_columns` that varies, then RESULTS, which
-    results/README.md describes. where: only these runs count. Warns of runs that lack rows, which count as missing.
-    Raises ConfigError if the folder is not a study, if no cell has two rates, and in the cases that `select` lists.
+    finished or crashed. results/README.md describes the columns. where: only these runs count. Warns of runs that lack
+    rows, which count as missing. Raises ConfigError if the folder is not a study, if no cell has two rates, and in the
+    cases that `select` lists.
     """
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     runs = runs[runs["status"].isin(["done", "failed"])]

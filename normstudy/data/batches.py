@@ -1,7 +1,4 @@
-"""Draw the training windows of a step, and choose the validation windows.
-
-A window consists of seq_len + 1 adjacent tokens of one block. In shapes, B is batch_size and T is seq_len.
-"""
+"""Draw the training windows of a step, and choose the validation windows: T + 1 adjacent tokens of one block each."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ def windows_at(blocks: Blocks, starts: Ints, seq_len: int) -> Ints:
 
 
 def batch(text: Text, data_seed: int, step: int, batch_size: int, seq_len: int) -> Ints:
-    """Draw the training windows of one step, (B, T + 1) int64. Equal arguments always return equal windows."""
+    """Draw the training windows of one step, (batch_size, T + 1) int64. Equal arguments return equal windows."""
     rng = np.random.Generator(np.random.Philox(key=[data_seed, 0], counter=[0, 0, 0, step]))
     n_places = int(places(text.train, seq_len)[-1])
     return windows_at(text.train, rng.integers(0, n_places, batch_size), seq_len)

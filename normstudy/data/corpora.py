@@ -37,10 +37,7 @@ _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo
 
 
 def stdlib_bytes(root: Path | None = None) -> bytes:
-    """Join the standard library's .py files in path order.
-
-    Leave out the folders _LEFT_OUT and the files _sysconfigdata*.py, because they can differ between machines.
-    """
+    """Join the standard library's .py files in path order, but for those that can differ between machines."""
     root = root or Path(sysconfig.get_path("stdlib"))
     every = (p for p in sorted(root.rglob("*.py"), key=Path.as_posix) if not p.name.startswith("_sysconfigdata"))
     return b"".join(p.read_bytes() for p in every if not _LEFT_OUT & set(p.relative_to(root).parts))
@@ -72,10 +69,10 @@ def file_bytes(path: str) -> bytes:
 def files_of(path: str) -> list[Path]:
     """List the files that data.path names, in the order of joining. Raise a ConfigError if a folder or glob has none.
 
-    A folder stands for all regular files below it, sorted by relative path, except hidden files and files in hidden or
-    linked folders. A path that does not exist and contains `*`, `?` or `[` is a glob, in which `**` matches folders at
-    any depth. Its files are sorted by path. Of several links to one file only the first counts, since its text must not
-    be in training and validation blocks. Files of studies do not count.
+    A folder stands for all regular files below it, sorted by path, except hidden files and files in hidden or linked
+    folders. A path that does not exist and contains `*`, `?` or `[` is a glob, in which `**` matches folders at any
+    depth. Of several links to one file only the first counts, since its text must not be in training and validation
+    blocks. Files of studies do not count.
     """
     path = places.expanded(path, "data.path")
     if os.path.isdir(path):

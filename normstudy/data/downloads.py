@@ -1,7 +1,6 @@
 """Download texts once into a cache folder, and check their sha256.
 
-NORMSTUDY_DATA_DIR names the cache folder, by default a folder in the system's cache. An interrupted download leaves a
-`.part` file, which the next attempt continues.
+An interrupted download leaves a `.part` file, which the next attempt continues.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ OWN_COPY = "use your own copy with data=file data.path=FILE"
 
 
 def cache_dir() -> Path:
-    """Return the folder for downloads and learned BPE merges."""
+    """Return the folder for downloads and learned BPE merges: NORMSTUDY_DATA_DIR, or one in the system's cache."""
     try:
         if chosen := os.environ.get("NORMSTUDY_DATA_DIR"):
             return Path(places.expanded(chosen, "NORMSTUDY_DATA_DIR"))

@@ -19,9 +19,8 @@ COUNTED_AT_ONCE = 2**22  # tokens per slice; counting a whole text at once would
 def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float, float]:
     """Return the unigram and bigram cross-entropy of the validation blocks, in nats per token. Both are finite.
 
-    The unigram model adds 0.01 to each token's training count. The bigram model mixes the pair's training frequency
-    (weight 0.9) with the unigram model (weight 0.1). After a token that begins no training pair, the bigram model
-    equals the unigram model. No pair crosses the edge of a block.
+    The bigram model mixes the pair's training frequency with the unigram model, which it equals after a token that
+    begins no training pair. No pair crosses the edge of a block.
     """
     counts = _bincount(_slices(train.tokens), vocab_size) + UNIGRAM_SMOOTHING
     p1 = counts / counts.sum()
@@ -50,10 +49,9 @@ def _bigram_sparse(train: Blocks, validation: Blocks, p1: Floats) -> float:
 
 
 def _cross_entropy(weight: Floats, seen: Floats, total: Floats, p1: Floats) -> float:
-    """Average -ln p(second | first) over pairs of tokens, each weighted by its entry in `weight`.
+    """Average -ln p(second | first) over pairs of tokens with the weights `weight` and the training counts `seen`.
 
-    seen: the pair's training count. total: the training count of pairs with the same first token. p1: the second
-    token's probability under the unigram model.
+    total: the training count of pairs with the same first token. p1: the second token's unigram probability.
     """
     known = total > 0
     bigram = np.divide(seen, total, out=np.zeros_like(seen), where=known)

@@ -21,22 +21,18 @@ MIN_ENTROPY_GAP = 0.2  # nats by which the unigram entropy must exceed the bigra
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Hold a text as blocks of tokens, with its vocabulary and its entropies in nats per token.
-
-    pieces: the bytes of each token in the vocabulary. bytes_per_token: the mean over the validation blocks.
-    source_entropy: the exact entropy rate of the synthetic source; None for any other text.
-    """
+    """A text as blocks of tokens, with its vocabulary and its entropies in nats per token."""
 
     name: str
     tokenizer: str
     train: Blocks
     validation: Blocks
-    pieces: Pieces
-    bytes_per_token: float
+    pieces: Pieces  # the bytes of each token in the vocabulary
+    bytes_per_token: float  # the mean over the validation blocks
     sha256: str
     unigram_entropy: float
     bigram_entropy: float
-    source_entropy: float | None
+    source_entropy: float | None  # the exact entropy rate of the synthetic source; None for any other text
 
     @property
     def vocab_size(self) -> int:

@@ -1,7 +1,7 @@
 """Convert a text's blocks of bytes to tokens.
 
-Each block is tokenized separately. Training and validation therefore consist of the same bytes with every tokenizer,
-and bits per byte can be compared. Any bytes are accepted, and the bytes of a block's tokens restore the block.
+Each block is tokenized separately, so training and validation consist of the same bytes with every tokenizer, and bits
+per byte can be compared. Any bytes are accepted, and the bytes of a block's tokens restore the block.
 """
 
 from __future__ import annotations
@@ -69,10 +69,7 @@ CACHE_FORMAT = 1  # increase when PATTERN or the format of the cache file change
 def byte_pairs(
     blocks: Sequence[bytes], train: Sequence[bytes], vocab_size: int, text_sha256: str
 ) -> tuple[list[Tokens], Pieces]:
-    """Tokenize by byte pair encoding (Sennrich et al., arXiv:1508.07909). Returns what `characters` returns.
-
-    The merges are learned from `train` and cached in a file whose name contains `text_sha256`.
-    """
+    """Tokenize as `characters`, by byte pairs (Sennrich et al., arXiv:1508.07909) that are learned from `train`."""
     name = f"bpe-{text_sha256}-{vocab_size}-{_library().__version__}-{CACHE_FORMAT}.json"
     merges = read_merges(cached := downloads.cache_dir() / name, vocab_size)
     if merges is None:

@@ -1,7 +1,4 @@
-"""Implement `normstudy export`: write the tables of a study in the format of another tool.
-
-The result is written under a temporary name and renamed at the end, so that a partial result never has the final name.
-"""
+"""Implement `normstudy export`: write the tables of a study in the format of another tool, all or nothing."""
 
 from __future__ import annotations
 
@@ -73,10 +70,7 @@ def check_free(out: Path) -> None:
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the temporary path to write, which becomes `out` at the end, and an empty folder for other files.
-
-    After an error, both are removed. Raises ConfigError if `out` cannot be written.
-    """
+    """Yield the path to write, which becomes `out` at the end, and an empty folder; an error removes both."""
     above = [folder for folder in out.parents if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -62,10 +62,7 @@ class Source(NamedTuple):
 
 
 def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
-    """Select the runs to export. join: whether to add the columns that `load(join=True)` adds, if it read these runs.
-
-    Raises ConfigError if there are no runs, or if a run_id cannot be a file name.
-    """
+    """Select the runs to export. join: as in `load`. Raises ConfigError without runs, or if one cannot name a file."""
     began = tables.runs_with_windows(study_dir)
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces]).sort_by("run_id")
@@ -73,8 +70,7 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
         raise ConfigError(f"{study_dir} has no runs to export: start its sweep")
     tables.warn_of_lost(study_dir, began.difference(content["run_id"].to_pylist()))
     chosen = select(tell_sources_apart(content.to_pandas()), where)
-    for name in map(str, chosen["run_id"]):
-        # A slash could make a tool write into another folder.
+    for name in map(str, chosen["run_id"]):  # a slash could make a tool write into another folder
         if not name.isprintable() or name in ("", ".", "..") or {"/", "\\"} & set(name):
             raise ConfigError(
                 f"{study_dir} has a run_id that cannot be a file name, {name!r}: run normstudy check {study_dir}"
@@ -94,9 +90,9 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
 
 
 def by_run(study_dir: Path, table: str, runs: pa.Table) -> Iterator[pa.Table]:
-    """Yield a table's rows, run by run. Memory holds one run and one row group at a time.
+    """Yield a table's rows of each of `runs`, sorted by run_id. A run that lacks rows has none, and a warning names it.
 
-    runs: rows of the table `runs`, sorted by run_id. A run that lacks rows has none, and a warning names it.
+    Memory holds one run and one row group at a time.
     """
     own: dict[str, list[Path]] = {}
     values = zip(*(runs[column].to_pylist() for column in whole.COLUMNS), strict=True)

@@ -38,8 +38,8 @@ def critical_values(
 ) -> tuple[pd.DataFrame, Settings]:
     """Return a row for each cell and edge of a study's search, and the search's settings.
 
-    All runs of a cell enter the estimate, also those that the search did not ask for. settings: other ones than those
-    kept with the study. Raises a ConfigError if the folder is not a study or has no search.
+    settings: other ones than those kept with the study. Raises a ConfigError if the folder is not a study or has no
+    search.
     """
     settings = settings or kept.read(Path(study_dir))
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)

@@ -26,10 +26,7 @@ Counts = Mapping[int, tuple[int, int]]  # position -> number of runs that failed
 
 @functools.cache
 def _log_shares(reach: int) -> tuple[Floats, Floats]:
-    """Return the logarithms of the share that fails and of the other share, (2 reach + 1, widths and lapses) each.
-
-    Rows are distances of a run from t; the first is -reach.
-    """
+    """Return ln of the share that fails, and of the other share, by distance from t, (2 reach + 1, widths x lapses)."""
     distance = np.arange(-reach, reach + 1)[:, None, None] / DECADE
     widths, lapses = np.array(WIDTHS)[:, None], np.array(LAPSES)
     logistic = 0.5 * (1 + np.tanh(0.5 * distance / widths))

@@ -22,17 +22,13 @@ MOST = 1e9  # largest value of any axis
 
 
 class Settings(NamedTuple):
-    """What a search was asked. low, high: the range of values, in the axis's unit. width: in decades.
-
-    The search of a cell ends when both intervals are narrower than `width` or lie outside the range, or when another
-    round and the sentinels would exceed max_runs.
-    """
+    """What a search was asked."""
 
     of: str
-    low: float
+    low: float  # the range of values, in the axis's unit
     high: float
-    width: float = 0.4
-    max_runs: int = 60
+    width: float = 0.4  # in decades; an edge is decided when its interval is narrower, or lies outside the range
+    max_runs: int = 60  # of a cell
     seed: int = 0  # of the first run
     version: int = VERSION
     alike: dict[str, Any] | None = None  # key -> value of what no two cells differ in; None: not recorded

@@ -79,11 +79,8 @@ def rms(errors: Sequence[float]) -> float:
 
 
 def grid_errors(edges: Sequence[Edge], settings: Settings, spacing: int, rng: np.random.Generator) -> list[float]:
-    """Return the errors, in decades, of a grid over the range, read by the estimator of Spearman and Kaerber.
-
-    The estimator is the value below which as much of the range lies as the share of runs that did not fail.
-    """
-    low, high = settings.ends
+    """Return the errors, in decades, of a grid over the range, read by the estimator of Spearman and Kaerber."""
+    low, high = settings.ends  # below the estimate lies as much of the range as the share of runs that did not fail
     positions = range(low, high + 1, spacing)
     failed = (rng.binomial(GRID_SEEDS, [edge.share(p) for p in positions]) / GRID_SEEDS for edge in edges)
     found = (low - spacing / 2 + spacing * float(np.sum(1 - share)) for share in failed)
