@@ -1,6 +1,6 @@
 """Count the running runs that look stuck, from the gradients that are on disk; docs/early_warning.md explains the rule.
 
-It stops no run. A run's rows are on disk when its first window of steps is full (`schema.window_size`).
+A run's rows are on disk when its first window of steps is full (`schema.window_size`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ def rule() -> Rule:
 def text_of(n: int) -> str:
     """Describe `n` running runs that look stuck, with how often such runs of the committed studies ended stuck."""
     step, _, looked, stuck = rule()
-    return (
-        f"{n:,} likely stuck (of those that looked so at step {step} or after their warmup, {stuck} of {looked} were)"
-    )
+    seen = f"of those that looked so at step {step} or after their warmup, {stuck} of {looked} were"
+    return f"{n:,} likely stuck ({seen})"
 
 
 def step_of(run: whole.Expected, warmup_steps: int) -> int | None:
@@ -60,27 +59,23 @@ class LikelyStuck:
 
     def count(self, runs: Iterable[tuple[Any, ...]]) -> int:
         """Count the runs that look stuck; a run without rows on disk does not. runs: the values of COLUMNS of each."""
-        n = 0
-        for *values, warmup_steps in runs:
-            run = whole.Expected(*values)
-            if run.name not in self._looks and (self._folder / schema.window_name(run.name, 0)).exists():
-                self._judge(run, step_of(run, warmup_steps))
-            n += self._looks.get(run.name, False)
-        return n
+        return sum(self._looks_stuck(whole.Expected(*values), warmup_steps) for *values, warmup_steps in runs)
 
-    def _judge(self, run: whole.Expected, step: int | None) -> None:
-        """Read whether a run looks stuck at `step`, if the step's window is on disk."""
+    def _looks_stuck(self, run: whole.Expected, warmup_steps: int) -> bool:
+        if run.name in self._looks or not (self._folder / schema.window_name(run.name, 0)).exists():
+            return self._looks.get(run.name, False)
+        step = step_of(run, warmup_steps)
         window = (step or 0) // schema.window_size(run.n_steps, run.source)
         path = self._folder / schema.window_name(run.name, window)
         if not path.exists():
-            return
+            return False
         try:
             rows = pa.concat_tables(parquet.read_file(path, schema.SCHEMAS["modules"])).filter(pc.field("step") == step)
         except (ConfigError, OSError, pa.ArrowException):  # `normstudy check` names a damaged file
             rows = schema.SCHEMAS["modules"].empty_table()
         if not len(rows) and run.source == schema.WATCH:  # its files are replaced by longer ones
-            return
+            return False
         rows = rows.filter((pc.field("module") == "mlp_out") & pc.field("grad_norm").is_valid())
         norm = {r["layer"]: r["grad_norm"] for r in rows.to_pylist()}
         first, last = norm.get(0, math.inf), norm.get(run.n_layers - 1, 0.0)
-        self._looks[run.name] = last > 0 and first <= rule().threshold * last
+        return self._looks.setdefault(run.name, last > 0 and first <= rule().threshold * last)

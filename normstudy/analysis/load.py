@@ -31,16 +31,13 @@ class Tables(NamedTuple):
 def load(study_dir: Path | str, *, join: bool = False, where: Where = ()) -> Tables:
     """Read a study, even while a sweep is writing it. Raises ConfigError for a folder that is not a study.
 
-    A run that lacks rows of a table has no rows of that table here, and a warning (MissingRows) names the run.
-
-    The table `runs` gets the columns outcome (null for a run that is not done or is UNJUDGED), gap_closed (see
-    `outcomes.gap_closed`) and bits_per_byte (the final validation loss in bits per byte). The table `steps` gets
-    `update_rms`, and `modules` gets update_ratio, which is update_norm / param_norm, or null if param_norm is 0.
+    A run that lacks rows of a table has no rows of that table here, and a warning (MissingRows) names the run. The
+    tables have the stored columns and derived ones: `runs` gets outcome (null for a run that is not done or is
+    UNJUDGED), gap_closed and bits_per_byte (of the final validation loss), `steps` update_rms, `modules` update_ratio.
     join: whether to add columns of `runs` to the other tables. These are outcome, ALWAYS_JOINED and every config column
     that varies in the study. where: which runs to read, as on the command line: "n_layers=2,4,peak_lr>=1e-3".
     """
-    # Read `runs` first. A sweep saves a run's rows in the other tables before it marks the run as done. Every run that
-    # is done in `runs` therefore has its rows in the tables that are read next.
+    # Read `runs` first, because a sweep marks a run as done after it has saved the run's rows in the other tables.
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     steps, modules, residual = (whole.read(study_dir, table, runs) for table in schema.SERIES)
     runs = derive(runs, outcomes(runs, steps).to_dict())
@@ -81,6 +78,5 @@ def stationary_rms(beta1: float) -> float:
 
 def joined_columns(runs: pd.DataFrame) -> list[str]:
     """Return the columns of `runs` that are added to the other tables: see `load`."""
-    asked = list(cfg.asked_types())
-    wanted = {*ALWAYS_JOINED, *varying(runs, asked)}
-    return [*(c for c in asked if c in wanted), "outcome"]
+    wanted = {*ALWAYS_JOINED, *varying(runs, list(cfg.asked_types()))}
+    return [*(c for c in cfg.asked_types() if c in wanted), "outcome"]

@@ -20,7 +20,6 @@ from normstudy.analysis.select import check_column, native, own_columns, parse_v
 from normstudy.errors import ConfigError, nearest
 
 MIN_PAIRS = 5  # fewer pairs are not tested, because few seeds say little about the spread of losses
-
 PAIRED = ["seed", "data_seed"]  # seed columns, whose values are equal in both runs of a pair
 RESULTS = (
     "by", "arm", "baseline", "outcomes", "baseline_outcomes", "crashed", "baseline_crashed",
@@ -76,23 +75,21 @@ def compare_pairs(
     runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)))
     runs = runs.sort_values(["eval_windows", "run_id"], ascending=[False, True], kind="stable", ignore_index=True)
     cells = varying(runs, [*cell_columns(by), *(c for c in own if c != by)])
-    value_of, windows = ([native(c, v) for v in runs[c]] for c in (by, "eval_windows"))
-    seeds = zip(*([native(c, v) for v in runs[c]] for c in PAIRED), strict=True)
-    rest = (runs[c] for c in ("outcome", "final_val_loss"))
-    every_run = [_Run(*values) for values in zip(seeds, runs["status"], windows, *rest, strict=True)]
-    rows = []
+    value_of, windows, *seeds = ([native(c, v) for v in runs[c]] for c in (by, "eval_windows", *PAIRED))
+    rest = (runs[c] for c in ("status", "outcome", "final_val_loss"))
+    every_run = [_Run(*found) for found in zip(zip(*seeds, strict=True), windows, *rest, strict=True)]
+    rows, arms = [], [v for v in values if v != base]
     for place, cell in cells_of(runs[cells], cells):
         found: dict[Value, list[_Run]] = {}
         for i in cell.index:
             found.setdefault(value_of[i], []).append(every_run[i])
-        arms = [v for v in values if v != base]
         for arm in [v for v in arms if v in found] or arms:
             row = _compare(found.get(arm, []), found.get(base, []), margin)
             rows.append({**place, "by": by, "arm": arm, "baseline": base, **row})
     _judge(rows)
-    result = pd.DataFrame(rows, columns=[*cells, *RESULTS])
     # The columns arm and baseline hold objects because pandas would otherwise turn None into NaN and ints into floats.
-    return result.assign(**{c: pd.Series([r[c] for r in rows], dtype=object) for c in ("arm", "baseline")})
+    exact = {c: pd.Series([row[c] for row in rows], dtype=object) for c in ("arm", "baseline")}
+    return pd.DataFrame(rows, columns=[*cells, *RESULTS]).assign(**exact)
 
 
 def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
@@ -131,8 +128,8 @@ class _Run(NamedTuple):
     """Hold one run's values. Runs are compared in small groups, for which tuples are faster than pandas."""
 
     seeds: Seeds
-    status: str
     windows: Value
+    status: str
     outcome: str
     loss: float
 

@@ -19,7 +19,6 @@ from normstudy.study import files, paths, tables
 # Each format has a module named after its library, such as to_wandb. The module's function write(source, target,
 # scratch) creates the file or folder `target`, and may use the empty folder `scratch` for other files.
 FORMATS = ("csv", "tensorboard", "wandb-offline", "duckdb")
-JOINED = ("csv", "duckdb")  # formats that consist of tables, to which --join adds columns
 
 
 def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: bool = False) -> str:
@@ -31,7 +30,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: 
     of a format without tables.
     """
     cfg.one_of("--to", to, FORMATS, {"wandb": "wandb-offline"})
-    if join and to not in JOINED:
+    if join and to not in ("csv", "duckdb"):  # formats that consist of tables
         raise ConfigError(f"--to {to} writes every run with its configuration, so --join adds nothing: leave it out")
     tables.check_is_study(study)
     out = study / "export" / to if out is None else out

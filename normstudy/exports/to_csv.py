@@ -14,7 +14,6 @@ from normstudy.exports.source import Source
 from normstudy.study.schema import TABLES
 
 BUFFER = 1024 * 1024  # bytes buffered before each write
-
 CONTROL = r"[\p{C}\p{Zl}\p{Zp}]"
 
 

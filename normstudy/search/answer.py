@@ -18,7 +18,7 @@ from normstudy.errors import ConfigError
 from normstudy.search import rounds
 from normstudy.search import settings as kept
 from normstudy.search.axis import DECADE
-from normstudy.search.posterior import WIDTHS, posterior
+from normstudy.search.posterior import WIDTHS
 from normstudy.search.rounds import COUNTS_AS, CRASHED, UNKNOWN, Progress, Run, count, decision, replay, summary_of
 from normstudy.search.settings import Settings
 from normstudy.study import tables, whole
@@ -85,23 +85,21 @@ def counted(runs: pd.DataFrame, settings: Settings) -> tuple[Progress, list[tupl
 
 def edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
     """Return the columns COLUMNS for each edge of a cell. runs: those of the cell, with their outcomes."""
-    axis, ends = settings.axis, settings.ends
-    progress, pairs = counted(runs, settings)
+    axis, (progress, pairs) = settings.axis, counted(runs, settings)
     rows = []
     for edge in COUNTS_AS:
-        counts = count(edge, pairs)
-        found = posterior(counts, *ends)
-        ends_of = found.interval
-        low, high = sorted(axis.value(position) for position in ends_of)
-        why = decision(summary_of(tuple(counts.items()), ends), settings)
+        counts = tuple(count(edge, pairs).items())
+        found = summary_of(counts, settings.ends)
+        low, high = sorted(axis.value(position) for position in (found.low, found.high))
+        why = decision(found, settings)
         bound = why if why in BOUNDS else ""
         if bound and axis.sign < 0:  # beyond the largest position lies the smallest value
             bound = {"above": "below", "below": "above"}[bound]
-        inside = sum(o == "unfinished" and ends_of[0] <= p <= ends_of[1] for p, o in pairs)
         rows.append({
-            "of": settings.of, "edge": edge, "value": axis.value(found.quantile(0.5)), "low": low, "high": high,
-            "bound": bound, "width": (ends_of[1] - ends_of[0]) / DECADE, "runs": sum(map(sum, counts.values())),
-            "crashed": sum(o in UNKNOWN for _, o in pairs), "unfinished": inside,
+            "of": settings.of, "edge": edge, "value": axis.value(found.median), "low": low, "high": high,
+            "bound": bound, "width": (found.high - found.low) / DECADE, "runs": sum(sum(n) for _, n in counts),
+            "crashed": sum(o in UNKNOWN for _, o in pairs),
+            "unfinished": sum(o == "unfinished" and found.low <= p <= found.high for p, o in pairs),
             "outcomes": counts_text(o for _, o in pairs),
             "decided": "no" if progress.wanted else progress.decided.get(edge, "no"),
             "contradicted": ", ".join(typed_number(v) for v in progress.contradicted.get(edge, [])),

@@ -38,23 +38,20 @@ class Run(NamedTuple):
 
 @dataclass
 class Progress:
-    """How far the search of a cell is. wanted: the runs of the current round that have no outcome yet.
+    """How far the search of a cell is."""
 
-    decided: edge -> "interval", "below" or "above" the range, or "max_runs" if the interval is still too wide.
-    contradicted: edge -> values at which a sentinel and its repeats contradict a single threshold.
-    """
-
-    wanted: list[Run] = field(default_factory=list)
+    wanted: list[Run] = field(default_factory=list)  # runs of the current round that have no outcome yet
     outcomes: dict[Run, str] = field(default_factory=dict)
-    decided: dict[str, str] = field(default_factory=dict)
-    contradicted: dict[str, list[float]] = field(default_factory=dict)
+    decided: dict[str, str] = field(default_factory=dict)  # edge -> what `decision` says, or "max_runs"
+    contradicted: dict[str, list[float]] = field(default_factory=dict)  # edge -> values of sentinels that contradict
 
 
 class Summary(NamedTuple):
     """What a posterior says. proposals: positions of the next round, if this edge alone chose them."""
 
     proposals: tuple[int, ...]
-    low: int
+    median: int
+    low: int  # ends of the interval
     high: int
     below: float
     above: float
@@ -65,7 +62,7 @@ def summary_of(counts: tuple[tuple[int, tuple[int, int]], ...], ends: tuple[int,
     """Return what the posterior of the counts says. counts: the items of what `count` returns."""
     found = posterior(dict(counts), *ends)
     proposals = tuple(min(max(found.quantile((j + 0.5) / ROUND), ends[0]), ends[1]) for j in range(ROUND))
-    return Summary(proposals, *found.interval, found.below, found.above)
+    return Summary(proposals, found.quantile(0.5), *found.interval, found.below, found.above)
 
 
 def count(edge: str, outcomes: Iterable[tuple[int, str]]) -> dict[int, tuple[int, int]]:
@@ -140,7 +137,7 @@ def pairs_of(outcomes: Mapping[Run, str], axis: Axis) -> list[tuple[int, str]]:
 
 
 def decision(found: Summary, settings: Settings) -> str | None:
-    """Return why an edge is decided, or None."""
+    """Return why an edge is decided: "interval", or "below" or "above" the range; None if it is not."""
     if found.below >= CONFIDENCE:
         return "below"
     if found.above >= CONFIDENCE:
