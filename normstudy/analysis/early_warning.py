@@ -55,9 +55,8 @@ def observations(study_dir: Path) -> pd.DataFrame:
     rows = last.merge(first[["run_id", "step", "grad_norm"]], on=["run_id", "step"], suffixes=("", "_first"))
     rows = rows.merge(steps, on=["run_id", "step"])
     ratio, rms = rows["grad_norm_first"] / rows["grad_norm"], load.update_rms(rows, rows["n_params"])
-    rows = rows.assign(gradient_ratio=ratio, update_rms=rms.astype(float))
     ids = ["study", "run_id", "losses", "placement", "cell", "seed", "warmup_steps"]
-    return rows[[*ids, "stuck", "step", *QUANTITIES]]
+    return rows.assign(gradient_ratio=ratio, update_rms=rms.astype(float))[[*ids, "stuck", "step", *QUANTITIES]]
 
 
 def distinct(rows: pd.DataFrame) -> pd.DataFrame:

@@ -59,16 +59,10 @@ def count_text(n: int, noun: str) -> str:
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
     """Return the lines of a text table, whose cells may have several lines. right: indices of right-aligned columns."""
     table = [[cell.split("\n") for cell in row] for row in (header, *rows)]
-    widths = [max(len(line) for cell in column for line in cell) for column in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-        for parts in itertools.zip_longest(*row, fillvalue=""):
-            cells = [
-                part.rjust(width) if i in right else part.ljust(width)
-                for i, (part, width) in enumerate(zip(parts, widths, strict=True))
-            ]
-            lines.append("  ".join(cells).rstrip())
-    return lines
+    widths = (max(len(line) for cell in column for line in cell) for column in zip(*table, strict=True))
+    forms = [f"{'>' if i in right else '<'}{width}" for i, width in enumerate(widths)]
+    lines = (parts for row in table for parts in itertools.zip_longest(*row, fillvalue=""))
+    return ["  ".join(map(format, parts, forms)).rstrip() for parts in lines]
 
 
 def markdown_table(

@@ -32,7 +32,6 @@ class Rule(NamedTuple):
 
 @functools.cache
 def rule() -> Rule:
-    """Read the rule from the file in the package."""
     return Rule(**json.loads(Path(__file__).with_name("early_warning.json").read_text()))
 
 

@@ -82,7 +82,6 @@ def values_of(runs: pd.DataFrame, column: str) -> list[Value]:
 
 
 def values_text(values: Iterable[Value]) -> str:
-    """Format values as in YAML and join them with commas."""
     return ", ".join(map(value_text, values))
 
 

@@ -106,7 +106,6 @@ def pieces_of(merges: Merges) -> Pieces:
 
 
 def encode(blocks: Sequence[bytes], merges: Merges) -> list[Tokens]:
-    """Tokenize each block separately."""
     library = _library()
     spelled = [piece.decode("latin-1") for piece in pieces_of(merges)]
     model = library.models.BPE({s: i for i, s in enumerate(spelled)}, [(spelled[a], spelled[b]) for a, b in merges])

@@ -62,7 +62,6 @@ def _opens(to: str, out: Path) -> str:
 
 
 def check_free(out: Path) -> None:
-    """Raise a ConfigError if `out` exists."""
     if os.path.lexists(out):
         raise ConfigError(f"{out} exists: give another --out, or remove it")
 

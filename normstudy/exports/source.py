@@ -56,7 +56,6 @@ class Source(NamedTuple):
             yield rows
 
     def schema(self, table: str) -> pa.Schema:
-        """Return the schema of the rows of a table."""
         joined = self.joined.schema if table != "runs" else []
         return pa.schema([*plain_schema(table), *DERIVED.get(table, []), *joined])
 

@@ -18,7 +18,6 @@ CONTROL = r"[\p{C}\p{Zl}\p{Zp}]"
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
-    """Write the four tables as files into a new folder `target`."""
     target.mkdir()
     for table in TABLES:
         with open(target / f"{table}.csv", "wb", BUFFER) as file, CSVWriter(file, source.schema(table)) as writer:

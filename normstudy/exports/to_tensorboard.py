@@ -20,7 +20,6 @@ BUFFER = 1024 * 1024  # bytes buffered before each write
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
-    """Write a folder with an event file for each run."""
     for run in runs_of(source, "tensorboard"):
         folder = target / run.run_id
         folder.mkdir(parents=True)

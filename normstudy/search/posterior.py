@@ -21,8 +21,6 @@ LAPSES = (0.01, 0.05)  # share of runs that fail, or do not, wherever the thresh
 PAD = 60  # positions by which thresholds may lie outside the range
 CONFIDENCE = 0.95
 
-Counts = Mapping[int, tuple[int, int]]  # position -> number of runs that failed, and of runs that did not
-
 
 @functools.cache
 def _log_shares(reach: int) -> tuple[Floats, Floats]:
@@ -71,8 +69,8 @@ def _log_shares_at(low: int, high: int, position: int) -> tuple[Floats, Floats]:
     return failed[first : first - thresholds : -1], other[first : first - thresholds : -1]
 
 
-def posterior(counts: Counts, low: int, high: int) -> Posterior:
-    """Return the posterior of the threshold for a range of positions."""
+def posterior(counts: Mapping[int, tuple[int, int]], low: int, high: int) -> Posterior:
+    """Return the threshold's posterior. counts: position -> number of runs that failed, and of runs that did not."""
     total = np.zeros((high - low + 2 * PAD + 1, len(WIDTHS) * len(LAPSES)))
     for position, (n_failed, n_other) in sorted(counts.items()):
         failed, other = _log_shares_at(low, high, position)
