@@ -1,7 +1,5 @@
 """Define what commands show on standard error: one-line errors, spelling hints, and how wide progress bars are."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

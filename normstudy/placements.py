@@ -24,8 +24,6 @@ B batch, T sequence, D d_model.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

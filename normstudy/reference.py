@@ -5,8 +5,6 @@ written to be read beside the papers, not to be fast. It computes in the precisi
 Parameters are named as in model/transformer.py. In shapes, B batch, T sequence, D d_model, K d_head, F d_ff, V vocab.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

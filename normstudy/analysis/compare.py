@@ -1,7 +1,5 @@
 """Compare a study's runs for `normstudy compare`, and format the comparison in one of four formats."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -3,8 +3,6 @@
 Every other outcome than `stuck` counts as not stuck, also unfinished, collapsed and diverged.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

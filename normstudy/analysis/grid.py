@@ -1,7 +1,5 @@
 """Format values, numbers and tables for printing."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Collection, Sequence

@@ -4,8 +4,6 @@ scipy.stats has the same tests, and the tests of this module compare the two, bu
 comparison, so only scipy.special is used, which gives the distributions.
 """
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Sequence

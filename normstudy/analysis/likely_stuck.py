@@ -3,8 +3,6 @@
 A run's rows are on disk when its first window of steps is full (`schema.window_size`).
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -3,8 +3,6 @@
 Losses are final validation losses in nats per token. docs/statistics.md explains the method.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple

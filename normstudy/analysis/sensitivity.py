@@ -3,8 +3,6 @@
 The measure is that of Wortsman et al. (arXiv 2309.14322). All losses are in nats per token.
 """
 
-from __future__ import annotations
-
 import textwrap
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Say config values in the words of a sentence: "post-norm, 6 layers, lr 3e-3, no warmup"."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from normstudy.analysis.grid import Value, typed_number, value_text

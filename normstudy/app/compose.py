@@ -1,7 +1,5 @@
 """Compose configurations with Hydra: the shipped files, the schema of the keys, and what a configuration may not do."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path

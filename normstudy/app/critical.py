@@ -1,7 +1,5 @@
 """Run `normstudy critical`: Hydra's jobs are the cells of a search, and each round trains other values of the axis."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from hydra.core.config_loader import ConfigLoader

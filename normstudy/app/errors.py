@@ -1,7 +1,5 @@
 """Describe in one line an error that Hydra, OmegaConf or YAML raises about the user's command line or config files."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import types

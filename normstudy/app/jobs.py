@@ -1,7 +1,5 @@
 """Expand a sweep's axes into jobs, and train all jobs in one call. The Hydra plugin calls these functions."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools

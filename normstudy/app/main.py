@@ -1,7 +1,5 @@
 """Start the Hydra application of `normstudy run` and `normstudy sweep`. The module itself does not import torch."""
 
-from __future__ import annotations
-
 import functools
 import io
 import math

@@ -1,7 +1,5 @@
 """Check the flags and overrides of `normstudy run` and `normstudy sweep` before Hydra reads them."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import typing

@@ -4,8 +4,6 @@ Composing a configuration takes about 90 ms, so each distinct choice of config g
 plain values in which the other jobs differ takes less than 1 ms per run.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import itertools

@@ -4,8 +4,6 @@ YAML and Hydra guess the type of an unquoted value: they read 1.10 as 1.1 and 20
 the key decides: a text key keeps its text, and the schema converts the text of other keys.
 """
 
-from __future__ import annotations
-
 import contextlib
 import decimal
 import io

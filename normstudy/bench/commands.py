@@ -7,8 +7,6 @@ studies. Row f reads one in two forms: with many files per table, as a sweep wri
 `normstudy compact` writes. Peak memory is summed over a command's processes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import shlex

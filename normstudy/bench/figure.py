@@ -1,7 +1,5 @@
 """Draw the benchmark's figure from its stored tables: the numbers that have goals, and how cost grows with size."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Generate a large study of made-up numbers, in files like a sweep's, for the benchmark and scripts/scaling.py."""
 
-from __future__ import annotations
-
 import datetime
 import itertools
 import math

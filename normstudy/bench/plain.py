@@ -7,8 +7,6 @@ omits torch.compile, which takes half a minute for each model size on a CPU.
 Suffixes of tensor names are their dimensions: B batch, T sequence, D d_model, H heads, K d_head, V vocab.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,5 @@
 """Time the matrix products of a training step with every available library, to learn how fast this machine can be."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """List the benchmark's rows, and define the classes that they share. CONTRIBUTING.md says how to add a row."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Measure rows of the benchmark one after the other, draw their figure, and return the table that bench prints."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import sys

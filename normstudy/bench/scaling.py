@@ -6,8 +6,6 @@ theory, the time of a norm grows as n d, that of the four projections (q, k, v a
 two of the MLP) as n d^2, and that of attention without projections as n^2 d.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple

@@ -7,8 +7,6 @@ runs, which take turns after each step; a round takes 20 steps of each. In row g
 finished. Row j divides the run-steps of the grid that has the error of a search by the speed of one loop per core.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator

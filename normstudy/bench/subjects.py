@@ -1,7 +1,5 @@
 """Start child processes that train normstudy batches or plain loops, and time them repeatedly."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import time

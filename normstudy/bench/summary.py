@@ -1,7 +1,5 @@
 """Summarize stored samples in a plain or Markdown table: the median, range and verdict of each measured value."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Write and read the benchmark's tables, such as results/bench/a.parquet. results/README.md defines their columns."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math

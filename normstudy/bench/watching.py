@@ -1,7 +1,5 @@
 """Measure row `l` of the benchmark: what watching costs a training loop, beside what others cost that record less."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator

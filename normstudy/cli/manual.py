@@ -1,7 +1,5 @@
 """Hold and format the help texts of `normstudy`. They appear at once, because only the standard library is imported."""
 
-from __future__ import annotations
-
 import shutil
 import textwrap
 

@@ -1,7 +1,5 @@
 """Check single values. Each function raises a ConfigError that states the value, the limit and what to do."""
 
-from __future__ import annotations
-
 import math
 import re
 import typing

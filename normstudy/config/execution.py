@@ -1,7 +1,5 @@
 """Define and check the sections that are no part of a run: how runs are executed, and what a search tries."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import MISSING, dataclass, field
 

@@ -1,7 +1,5 @@
 """Compute a run's config columns in the table `runs`, its identity (all that decides its results), and its run_id."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

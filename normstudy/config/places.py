@@ -1,7 +1,5 @@
 """Expand the paths that a user names, and open the files behind them."""
 
-from __future__ import annotations
-
 import os
 import stat
 from pathlib import Path

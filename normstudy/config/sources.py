@@ -4,8 +4,6 @@ The hash covers the module's file and all of the user's files that it imports, d
 of these makes a different run. The files are found by parsing `import` statements. Nothing is imported, not even torch.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib

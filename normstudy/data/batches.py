@@ -1,7 +1,5 @@
 """Draw the training windows of a step, and choose the validation windows: T + 1 adjacent tokens of one block each."""
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

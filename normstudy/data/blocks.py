@@ -5,8 +5,6 @@ validation and the others are for training. Validation blocks from only the end 
 end may differ from the rest: the standard library ends with encoding tables. An incomplete last block is not used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Read the bytes of texts, such as Python's standard library or the user's files, or generate the synthetic text."""
 
-from __future__ import annotations
-
 import bisect
 import errno
 import functools

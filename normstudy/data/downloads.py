@@ -3,8 +3,6 @@
 An interrupted download leaves a `.part` file, which the next attempt continues.
 """
 
-from __future__ import annotations
-
 import fcntl
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Compute the cross-entropies of the validation blocks under unigram and bigram models of the training blocks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Load a text: read it, split it into training and validation blocks, tokenize it, and compute its entropies."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """Implement `normstudy export`: write the tables of a study in the format of another tool, all or nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os

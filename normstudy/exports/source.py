@@ -4,8 +4,6 @@ Experiment trackers get the numbers of a run's steps under names such as train_l
 grad_norm/embed and residual_rms/layer 0. A slash makes a tracker put the number into a group.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Hashable, Iterator, Mapping

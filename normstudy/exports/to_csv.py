@@ -1,7 +1,5 @@
 """Export to CSV, one file per table: floats with full precision, nulls as empty cells, NaN and inf as text."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pyarrow as pa

@@ -4,8 +4,6 @@ The types are as in Parquet, except that `run_id` and `module` are VARCHAR. Duck
 in half the time, but it would not verify the checksums, so a flipped bit would become a wrong number.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

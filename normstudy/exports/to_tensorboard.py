@@ -3,8 +3,6 @@
 Event times are estimated (see ExportedRun.time). The same study gives the same events.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event

@@ -5,8 +5,6 @@ that wandb does not log in and ignores settings such as WANDB_MODE=online. The o
 a run's file are the operating system, the kind of CPU, the versions of Python and wandb, and the time of the export.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,8 +3,6 @@
 On failure, it prints one line: the errno (0 if the error has none), a space, and the error message.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -1,7 +1,5 @@
 """Draw the initial values of a model's tensors, from the distributions in moments.py, and profile those of `admin`."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

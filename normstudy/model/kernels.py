@@ -11,8 +11,6 @@ core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), and 105 instead of
 R runs; N positions, over all sequences of a run; B batch, T sequence, H heads, K d_head; I in, O out; V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np

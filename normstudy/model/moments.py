@@ -24,8 +24,6 @@ The table also applies to the output matrix, unless model.unembed_std is set. Fo
 | scaled     | model.embed_std, by default d_model^(-1/2); the model multiplies token embeddings by sqrt(d_model)  |
 """  # noqa: E501
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Define the norms as functions and as modules. All normalize over the last axis, whose length is the width D."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Import a user's own placement or norm from its file, and construct its modules."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import inspect

@@ -5,8 +5,6 @@ a two-core Xeon with AVX-512, four models of d_model 32 to 128 and 2 to 6 layers
 MKL as with OpenBLAS (medians of seven alternating rounds).
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from pathlib import Path

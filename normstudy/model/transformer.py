@@ -6,8 +6,6 @@ x_0 is the sum of the embeddings and x_l is the output of block l.
 B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Each number has a 95 % interval over seeds, computed from the tables of the stud
 exact interval of a share. A test compares what `markdown` returns with docs/claims.md.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable

@@ -3,8 +3,6 @@
 measure.py measures with torch. From the resulting table alone, without torch, a prediction is judged and drawn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

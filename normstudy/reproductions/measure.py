@@ -5,8 +5,6 @@ takes a batch of models that differ only in the seed. It computes in float32, as
 Letters in shapes: B batch_size, T seq_len, D d_model, V vocab_size.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Thin lines and small points show single seeds, bold lines and large points show 
 fit with its 95 % t interval over seeds, and a grey area shows the source's prediction.
 """
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Build reproductions for predictions that a quantity is a power of the depth or of the block number."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

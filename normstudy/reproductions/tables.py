@@ -1,7 +1,5 @@
 """Read and write the tables of the reproductions. results/reproductions/README.md describes their columns."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -5,8 +5,6 @@ and `inconclusive` otherwise. A quantity for which the source gives no number is
 results/reproductions/README.md describes the columns of a table.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

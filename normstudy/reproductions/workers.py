@@ -1,7 +1,5 @@
 """Measure on several cores, in single-threaded worker processes. Only these processes import torch."""
 
-from __future__ import annotations
-
 import contextlib
 import traceback
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Answer from a study's tables alone: in each cell, the value at which half of the runs fail, and half do not learn."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ A position is an integer in hundredths of a decade, in the direction in which ru
 10^(k/100) has the position k, and a warmup of n steps the position -100 log10(1 + n).
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ uniform from PAD below the range to PAD above it. The prior of the width s is un
 the lapse l over LAPSES. Sums are taken in the order of the positions, so the order of the runs changes no bit.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import NamedTuple

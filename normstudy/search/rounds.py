@@ -4,8 +4,6 @@ A search has no state of its own: `replay` goes through the rounds from the firs
 a run without an outcome. So a search that was killed, or that gets a smaller width, continues where it was.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """Hold a search's settings, and keep those that its rounds depend on with the records of the study's sweeps."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

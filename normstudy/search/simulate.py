@@ -1,7 +1,5 @@
 """Simulate searches with known edges, to see how many runs they take and how often their intervals are right."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 submitit adds what follows `normstudy.slurm`, of which this module reads only FOLDER.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """The record of a study's Slurm jobs, state/jobs.json, which is written before they are submitted until they end."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import os

@@ -1,7 +1,5 @@
 """Query Slurm through its own commands, except sacct, which fails on clusters without accounting."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

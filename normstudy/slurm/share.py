@@ -1,7 +1,5 @@
 """Train one Slurm job's share of a sweep's batches."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections.abc import Mapping

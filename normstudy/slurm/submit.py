@@ -1,7 +1,5 @@
 """Submit a sweep's tasks as one Slurm array."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import io

@@ -1,7 +1,5 @@
 """Verify checkpoints and read their metadata without importing torch. `workers.checkpoint` reads their tensors."""
 
-from __future__ import annotations
-
 import json
 import os
 import zlib

@@ -1,7 +1,5 @@
 """Write files atomically: write each file in state/, flush it to the disk (fsync), then move it to its final path."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -4,8 +4,6 @@ A sweep or a compaction holds state/lock exclusively; several `normstudy run` co
 process also locks one byte of state/run_locks. A lock is free when the last process that holds it has ended.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import errno

@@ -1,7 +1,5 @@
 """Encode tables as Parquet, and read Parquet files. All Parquet files of normstudy pass through this module."""
 
-from __future__ import annotations
-
 import bisect
 import contextlib
 import itertools

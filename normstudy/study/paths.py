@@ -3,8 +3,6 @@
 A study's folders must not be symbolic links. Other output must not be in a study's tables/, state/ or sweeps/.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

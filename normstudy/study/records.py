@@ -4,8 +4,6 @@ The traceback of a run's n-th try is in state/logs/<run_id>-<n>.txt, and a sweep
 versions and plan are in sweeps/.
 """
 
-from __future__ import annotations
-
 import datetime
 import platform
 import shlex

@@ -1,7 +1,5 @@
 """Define the schemas of a study's four tables, the names of their files, and the range of steps in each file."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

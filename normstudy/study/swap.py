@@ -1,7 +1,5 @@
 """Replace a study's tables/ by a new folder in two renames. The next command completes an interrupted replacement."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

@@ -9,8 +9,6 @@ a newer version adds columns or the run is trained again. Each table's file `0-s
 readers the columns before any run has begun. `results/README.md` documents every column.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import os

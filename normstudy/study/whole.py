@@ -4,8 +4,6 @@ A run's row in the table `runs` says which rows the other tables must have. A ro
 or replaced, or because a changed bit lies in the part of a file that says how many rows the file has.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Estimate a run's time and memory, and choose the number of runs in a batch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from normstudy.config import BPE_VOCAB, EVAL_CHUNK, GATED, RunConfig, resolve

@@ -3,8 +3,6 @@
 Each round is an ordinary sweep of the runs that the undecided cells ask for, which follow from the study's tables.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple

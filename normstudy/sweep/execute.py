@@ -1,7 +1,5 @@
 """Train a plan's missing runs on this machine, and remove the files that a complete study no longer needs."""
 
-from __future__ import annotations
-
 import shutil
 
 from normstudy.errors import ConfigError

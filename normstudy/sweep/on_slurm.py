@@ -1,7 +1,5 @@
 """Train a plan's missing runs in Slurm jobs: submit and follow them, find out which runs failed, or cancel the jobs."""
 
-from __future__ import annotations
-
 import contextlib
 import select
 import time

@@ -1,7 +1,5 @@
 """Plan a sweep without writing anything: compute run ids, find the finished runs, group the others into batches."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

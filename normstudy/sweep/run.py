@@ -1,7 +1,5 @@
 """Train many runs (`run_sweep`) or a single run (`run_one`): print the plan before, and draw and compare afterwards."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence

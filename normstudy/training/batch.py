@@ -4,8 +4,6 @@ vmap adds the run axis to the loss of one run, and autograd differentiates the s
 do not interact, so the gradient of the sum with respect to one run's parameters is that of this run's loss.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

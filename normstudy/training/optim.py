@@ -4,8 +4,6 @@ All parameters of a batch form one matrix (runs, width) (probes.py). Optimizer s
 `coefficients` of a step are tensors (runs, 1), which are computed on the host before the step.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial

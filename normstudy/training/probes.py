@@ -6,8 +6,6 @@ of the global norm. Module norms are float32, and `global_norm` combines them in
 1e37, although float32 cannot hold the squares of most of these numbers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The check changes nothing and takes no lock, so a sweep may be writing at the sa
 run's `runs` row last. The check reads `runs` first, so that rows still being written are not reported as missing.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections import Counter

@@ -1,7 +1,5 @@
 """Implement `normstudy compact`: gather a study's finished runs in one file per table, and seal a complete study."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

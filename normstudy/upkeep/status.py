@@ -1,7 +1,5 @@
 """Read the progress of a study's runs for `normstudy status`, without a lock, and ask Slurm about the study's jobs."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import shutil

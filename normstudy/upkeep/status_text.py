@@ -1,7 +1,5 @@
 """Hold the status of a study, and describe it as `normstudy status` does."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Verify, for `normstudy check`, rows, checkpoints, the records of sweeps, the folder state/ and the seal."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools

@@ -9,8 +9,6 @@ checkpoint is refused if the parameter layout, the version of the numerics or th
 the resumed run could get different bits.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import io

@@ -3,8 +3,6 @@
 Only `normstudy status` reads heartbeats. They are not fsynced, because losing a heartbeat does no harm.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

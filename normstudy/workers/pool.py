@@ -4,8 +4,6 @@ The standard library's pool loses every task when one worker is killed. This poo
 worker's batch took since its last checkpoint, and resumes the batch in a new worker.
 """
 
-from __future__ import annotations
-
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence

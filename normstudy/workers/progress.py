@@ -1,7 +1,5 @@
 """Train tasks and show the progress: a bar on a terminal, otherwise one line every PIPE_LINE_SECONDS."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import time

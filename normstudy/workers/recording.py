@@ -5,8 +5,6 @@ once, after its last step. Until then, checkpoints contain its rows. When a run 
 then its row in `runs`, and then its checkpoint is removed.
 """
 
-from __future__ import annotations
-
 import math
 import platform
 import time

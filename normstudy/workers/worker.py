@@ -1,7 +1,5 @@
 """Train one batch after another in a worker process of a sweep, and continue after a batch that crashes."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import os

@@ -13,8 +13,6 @@ with initial parameters and two sequences of data.seq_len tokens each, and compa
     with gradients                                      unused or detached arguments, parameters from outside
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect

@@ -1,7 +1,5 @@
 """List the rules that a user's own block or norm must keep, and make the one-line error for a broken rule."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Call a user's block or norm several times, as in training, and compare the results."""
 
-from __future__ import annotations
-
 import random
 from typing import NamedTuple
 
