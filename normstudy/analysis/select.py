@@ -170,6 +170,8 @@ def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
     """
     named = {}
     for column, sha256 in SOURCES.items():
+        if column not in runs:  # in the table of an older version
+            continue
         several = runs.groupby(column)[sha256].transform("nunique") > 1
         named[column] = runs[column].mask(several, runs[column] + "@" + runs[sha256].str[:8])
     return runs.assign(**named, **_own_values(runs))

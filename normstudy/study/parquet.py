@@ -88,7 +88,7 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
 
 
 def _check_footer(file: pa.NativeFile) -> None:
-    """Raise ValueError if a file's footer is not the one that was written. Older versions wrote no checksum."""
+    """Raise ArrowInvalid if a file's footer is not the one that was written. Older versions wrote no checksum."""
     size = file.size()
     file.seek(max(0, size - 8))
     length = int.from_bytes(file.read(4), "little")
@@ -97,7 +97,7 @@ def _check_footer(file: pa.NativeFile) -> None:
     start = tail.rfind(MARK) + len(MARK) + 4
     given = tail[start - 4 : start]
     if MARK in tail and (start != len(tail) - 8 - length or zlib.crc32(tail[start:]).to_bytes(4, "little") != given):
-        raise ValueError("its footer does not match its checksum")
+        raise pa.ArrowInvalid("its footer does not match its checksum")
     file.seek(0)
 
 
