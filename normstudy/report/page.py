@@ -23,9 +23,10 @@ from normstudy.errors import ConfigError
 from normstudy.figures import draw, style
 from normstudy.figures import study as drawn
 from normstudy.figures.paper import MODULE
-from normstudy.report import methods
+from normstudy.figures.series import entropies
 from normstudy.report.answer import answers
 from normstudy.report.numbers import Numbers, collect
+from normstudy.report.pack import LOSSES
 from normstudy.report.read import CRASHED, UNFINISHED, Bundle, Cell, command_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ STATES = (*style.OUTCOME_MARKERS, CRASHED, UNFINISHED)  # each has a symbol in p
 PICTURES = ("headline", "gradient_profile", "critical_depth", "critical_curve")  # shown where there is no JavaScript
 PICTURE_DPI = 110
 FINALS = ("final_val_loss", "gap_closed")
+VERSIONS = ("torch", "python", "cpu_capability", "device", "numerics", "git_commit")  # of what trained the runs
 
 
 def render(bundle: Bundle, where: Where, compiled: Callable[[], Compiled]) -> str:
@@ -43,6 +45,7 @@ def render(bundle: Bundle, where: Where, compiled: Callable[[], Compiled]) -> st
     numbers = collect(bundle)
     data = _data(bundle, numbers)
     pictures = _pictures(bundle, where)
+    heads, runs = _run_table(bundle)
     states = bundle.runs["state"].value_counts()
     charts = compiled()
     environment = Environment(
@@ -52,11 +55,11 @@ def render(bundle: Bundle, where: Where, compiled: Callable[[], Compiled]) -> st
     return environment.get_template("page.html").render(
         title=", ".join(source.name for source in bundle.sources), sources=bundle.sources,
         where=[f"{column}{sign}{','.join(texts)}" for column, sign, texts in conditions(where)],
-        answers=answers(bundle), grid=_map(bundle), cells=bundle.cells,
-        runs=_run_rows(bundle), heads=_run_heads(bundle), colors=style.OUTCOME_COLORS,
-        states=[(state, int(states[state])) for state in STATES if state in states],
-        pictures=pictures, methods=methods.methods(bundle, numbers, charts.versions),
-        data=_json(data), specs=_json(charts.specs), modules=data["modules"], quantities=numbers.quantities,
+        answers=answers(bundle), grid=_map(bundle), cells=bundle.cells, runs=runs, heads=heads,
+        colors=style.OUTCOME_COLORS, states=[(state, int(states[state])) for state in STATES if state in states],
+        pictures=pictures, rules=outcomes, numbers=numbers, losses=LOSSES, texts=_texts(bundle.runs),
+        versions=[(name, _distinct(bundle.runs[name])) for name in VERSIONS], charts=charts.versions,
+        data=_json(data), specs=_json(charts.specs), modules=data["modules"],
         vega=Markup(charts.library), css=Markup((TEMPLATES / "page.css").read_text()),
         script=Markup((TEMPLATES / "page.js").read_text()),
     )  # fmt: skip
@@ -86,22 +89,15 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
         "runs": runs, "grids": numbers.grids, "layouts": numbers.layouts, "failed": outcomes.FAILED,
         "modules": list(dict.fromkeys([*usual, *modules])),
         "cells": [
-            {"title": cell.title, "runs": cell.rows, "color": _color(cell), "entropies": _entropies(bundle, cell)}
+            {
+                "title": cell.title, "runs": cell.rows,
+                "color": style.PLACEMENT_COLORS.get(str(cell.place.get("placement")), style.PLACEMENT_COLORS["pre"]),
+                "entropies": [e for e in entropies(bundle.runs.iloc[[cell.rows[0]]]) if e[0] != "ln(vocab)"],
+            }
             for cell in bundle.cells
         ],
         "t": [round(t_quantile(n), 6) for n in range(1, most)],
     }  # fmt: skip
-
-
-def _color(cell: Cell) -> str:
-    return style.PLACEMENT_COLORS.get(str(cell.place.get("placement")), style.PLACEMENT_COLORS["pre"])
-
-
-def _entropies(bundle: Bundle, cell: Cell) -> list[tuple[str, float]]:
-    """Return (name, loss) of predictions that know only how often symbols, or pairs of symbols, occur in the text."""
-    run = bundle.runs.iloc[cell.rows[0]]
-    named = {"unigram": run["unigram_entropy"], "bigram": run["bigram_entropy"]}
-    return [(name, float(value)) for name, value in named.items() if not pd.isna(value)]
 
 
 def _map(bundle: Bundle) -> dict[str, Any]:
@@ -138,30 +134,30 @@ def _summary(bundle: Bundle, cell: Cell) -> dict[str, Any]:
     return {"counts": [(int(counts[s]), s) for s in order], "loss": f"{loss.mean():.3g}" if len(loss) else ""}
 
 
-def _run_heads(bundle: Bundle) -> list[str]:
-    studies = ["study"] if len(bundle.sources) > 1 else []
-    return [*studies, *bundle.fields, *bundle.searched, "seed", "outcome", "final loss", "gap closed", "warnings"]
-
-
-def _run_rows(bundle: Bundle) -> list[dict[str, Any]]:
-    """Return the rows of the table of runs: texts of the columns `_run_heads`, and its command."""
+def _run_table(bundle: Bundle) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the heads and the rows of the table of runs, each row with the run's command."""
+    several = len(bundle.sources) > 1
+    columns = (*bundle.fields, *bundle.searched)
     rows = []
     for _, run in bundle.runs.iterrows():
-        study = [", ".join(bundle.sources[i].name for i in (run["of"], *run["also"]))]
+        study = [", ".join(bundle.sources[i].name for i in (run["of"], *run["also"]))] * several
         finals = ["" if pd.isna(run[c]) else f"{run[c]:.3g}" for c in FINALS]
-        places = [value_text(native(c, run[c])) for c in (*bundle.fields, *bundle.searched)]
-        cells = [*(study if len(bundle.sources) > 1 else []), *places, str(run["seed"]), run["state"], *finals]
-        rows.append({"cells": [*cells, _warning(run)], "command": command_of(run)})
-    return rows
+        warning = [] if pd.isna(run["nonfinite_step"]) else [f"not finite at step {int(run['nonfinite_step'])}"]
+        warning += [outcomes.MEANING[run["state"]]] if run["state"] in outcomes.MEANING else []
+        places = [value_text(native(c, run[c])) for c in columns]
+        cells = [*study, *places, str(run["seed"]), run["state"], *finals, "; ".join(warning)]
+        rows.append({"cells": cells, "command": command_of(run)})
+    return [*["study"] * several, *columns, "seed", "outcome", "final loss", "gap closed", "warnings"], rows
 
 
-def _warning(run: pd.Series[Any]) -> str:
-    said = []
-    if not pd.isna(run["nonfinite_step"]):
-        said.append(f"not finite at step {int(run['nonfinite_step'])}")
-    if run["state"] in outcomes.MEANING:
-        said.append(outcomes.MEANING[run["state"]])
-    return "; ".join(said)
+def _texts(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return (name, sha256) of the texts on which runs were trained."""
+    known = runs.dropna(subset="data_sha256")
+    return sorted({(str(native("data", d)), str(s)) for d, s in zip(known["data"], known["data_sha256"], strict=True)})
+
+
+def _distinct(column: pd.Series[Any]) -> str:
+    return ", ".join(sorted({str(native(str(column.name), v)) for v in column.dropna()})) or "not recorded"
 
 
 def _pictures(bundle: Bundle, where: Where) -> list[tuple[str, str]]:
