@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -12,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from normstudy.analysis.load import load
+from normstudy.analysis.outcomes import Floats
 from normstudy.figures.series import last_tenth
 from normstudy.report import numbers
-from normstudy.report.pack import unpack
+from normstudy.report.pack import LOWEST, SPECIAL
 from normstudy.report.read import read
 
 HOSTILE = "own:\"'</script><img src=x onerror=alert(1)>\u202egnirts" + "x" * 200
@@ -50,6 +52,13 @@ def texts(html: str, *tags: str) -> list[str]:
     parser = _Texts(tags)
     parser.feed(html)
     return [text.strip() for text in parser.found]
+
+
+def unpack(text: str) -> Floats:
+    """Return the numbers that `pack` packed, rounded to three digits."""
+    codes = np.frombuffer(base64.b64decode(text), "<u2").astype(int) - len(SPECIAL)
+    numbers = [float(f"{c % 900 + 100}e{c // 900 + LOWEST - 2}") if c >= 0 else SPECIAL[c] for c in codes.tolist()]
+    return np.array(numbers, np.float64)
 
 
 def digits(value: float) -> float:

@@ -15,8 +15,6 @@ import numpy as np
 from normstudy.analysis.outcomes import Floats
 from normstudy.study.parquet import Ints
 
-Codes = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
-
 SPECIAL = (math.nan, 0.0, math.inf, 1e-36)  # codes 0 to 3; the last stands for every smaller positive number
 LOWEST, MOST = -36, 9.995e35  # the least decade, and the least number that counts as infinite
 TIE = 1e-6  # so near to a half, the error of a division could decide how a number is rounded
@@ -24,8 +22,8 @@ LOSSES = 85  # steps of a loss curve, on a logarithmic grid
 LADDER = (80, 60, 40, 30, 24, 16, 12, 8)  # probed steps of a run, if all of them make a page too large
 
 
-def codes(values: Floats) -> Codes:
-    """Return each number's code. Negative numbers count as missing, like NaN, and 1e36 and more as infinite."""
+def pack(values: Floats) -> str:
+    """Return numbers as text. Negative numbers count as missing, like NaN, and 1e36 and more as infinite."""
     values = np.asarray(values, np.float64)
     plain = np.isfinite(values) & (values >= SPECIAL[3]) & (values < MOST)
     out = np.select([values == 0, values >= MOST, (values > 0) & (values < SPECIAL[3])], [1, 2, 3], 0)
@@ -37,19 +35,7 @@ def codes(values: Floats) -> Codes:
             digits[i] = round(float(f"{values[plain][i]:.2e}") / 10.0 ** (decade[i] - 2))  # as f"{x:.3g}" rounds
         decade += digits == 1000
         out[plain] = np.where(digits == 1000, 0, digits - 100) + 900 * (decade - LOWEST) + len(SPECIAL)
-    return np.asarray(out.astype("<u2"))
-
-
-def pack(values: Floats) -> str:
-    """Return numbers as text."""
-    return base64.b64encode(codes(values).tobytes()).decode()
-
-
-def unpack(text: str) -> Floats:
-    """Return the numbers that `pack` packed, rounded to three digits."""
-    codes = np.frombuffer(base64.b64decode(text), "<u2").astype(int) - len(SPECIAL)
-    numbers = [float(f"{c % 900 + 100}e{c // 900 + LOWEST - 2}") if c >= 0 else SPECIAL[c] for c in codes.tolist()]
-    return np.array(numbers, np.float64)
+    return base64.b64encode(out.astype("<u2").tobytes()).decode()
 
 
 @functools.cache  # most runs of a study have the same steps

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reported import unpack
 
 from normstudy.report import pack
 
@@ -15,12 +16,12 @@ NUMBERS = st.floats(1e-36, 9e35, allow_nan=False) | st.sampled_from([1e-36, 0.09
 @settings(max_examples=300, derandomize=True, deadline=None)
 @given(st.lists(NUMBERS, min_size=1))
 def test_a_number_is_what_three_digits_of_it_print(values: list[float]) -> None:
-    assert pack.unpack(pack.pack(np.array(values))).tolist() == [float(f"{value:.3g}") for value in values]
+    assert unpack(pack.pack(np.array(values))).tolist() == [float(f"{value:.3g}") for value in values]
 
 
 def test_what_is_no_number_of_three_digits_is_told_apart() -> None:
     values = np.array([np.nan, -1.0, 0.0, np.inf, 3.4e38, 1e-38])
-    found = pack.unpack(pack.pack(values))
+    found = unpack(pack.pack(values))
     assert np.array_equal(found, [np.nan, np.nan, 0.0, np.inf, np.inf, 1e-36], equal_nan=True)
     assert pack.pack(np.array([])) == ""
 

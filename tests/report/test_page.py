@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from handmade import handmade_config, handmade_study, write_handmade_run
-from reported import HOSTILE, assert_same_numbers, data_of, texts
+from reported import HOSTILE, assert_same_numbers, data_of, texts, unpack
 
 import normstudy
 from normstudy.analysis.compare import compare_study, render
@@ -24,7 +24,6 @@ from normstudy.errors import ConfigError
 from normstudy.report import numbers
 from normstudy.report.make import Report
 from normstudy.report.make import report as make
-from normstudy.report.pack import unpack
 from normstudy.report.read import read
 
 RESULTS = Path(__file__).parents[2] / "results"
