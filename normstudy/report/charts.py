@@ -22,7 +22,11 @@ CONFIG = {
 
 
 class Compiled(NamedTuple):
-    """Hold what a page's charts need. specs: chart -> Vega specification, library: JavaScript, versions: as text."""
+    """Hold what a page's charts need.
+
+    specs: chart -> Vega specification, whose data sets are empty, and named as in `sets`. library: JavaScript of Vega
+    and Vega-Embed, which sets window.vegaEmbed. versions: as text.
+    """
 
     specs: dict[str, dict[str, Any]]
     library: str
@@ -30,26 +34,16 @@ class Compiled(NamedTuple):
 
 
 def compiled() -> Compiled:
-    """Compile all charts, which takes seconds. The library is Vega and Vega-Embed, which sets window.vegaEmbed."""
+    """Compile all charts, which takes seconds."""
+    specs = {}
+    profile, residual = _lines("profile", "layer"), _lines("residual", "l")
+    for name, chart in {"loss": _loss(), "map": _map(), "profile": profile, "residual": residual}.items():
+        made = {**chart.properties(width="container", height=230).to_dict(validate=False), "config": CONFIG}
+        specs[name] = _silent(vl_convert.vegalite_to_vega(made, vl_version=VEGA_LITE))
     library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
     vega = vl_convert.get_vega_version()  # a page's bytes depend on these three versions
     versions = f"Altair {version('altair')}, vl-convert {version('vl-convert-python')}, Vega {vega}"
-    return Compiled(specs(), str(library), versions)
-
-
-def specs() -> dict[str, dict[str, Any]]:
-    """Return chart -> Vega specification. Its data sets are empty, and named as in `sets`."""
-    charts = {
-        "loss": _loss(),
-        "map": _map(),
-        "profile": _lines("profile", "layer"),
-        "residual": _lines("residual", "l"),
-    }
-    out = {}
-    for name, chart in charts.items():
-        made = {**chart.properties(width="container", height=230).to_dict(validate=False), "config": CONFIG}
-        out[name] = _silent(vl_convert.vegalite_to_vega(made, vl_version=VEGA_LITE))
-    return out
+    return Compiled(specs, str(library), versions)
 
 
 def _silent(part: dict[str, Any]) -> dict[str, Any]:
@@ -59,9 +53,9 @@ def _silent(part: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in part.items() if value != []}
 
 
-def _colored(chart: alt.Chart, x: alt.X, y: alt.Y) -> alt.Chart:
-    """Return a chart in which each run has the color of its cell."""
-    made: alt.Chart = chart.encode(x=x, y=y, color=alt.Color("color:N", scale=None))
+def _runs(name: str, x: alt.X, y: alt.Y) -> alt.Chart:
+    """Return a chart of a data set, in which each run has the color of its cell."""
+    made: alt.Chart = alt.Chart(alt.NamedData(name)).encode(x=x, y=y, color=alt.Color("color:N", scale=None))
     return made
 
 
@@ -75,31 +69,25 @@ def _line(chart: alt.Chart) -> alt.Chart:
 def _loss() -> alt.LayerChart:
     y = alt.Y("value:Q", title="loss, nats per token", scale=alt.Scale(zero=False, nice=False, padding=5))
     known = alt.Chart(alt.NamedData("entropies")).encode(y=y)
-    names = known.mark_text(align="left", dx=2, dy=-4, color=TEXT, fontSize=10)
-    return alt.LayerChart(layer=[
-        known.mark_rule(strokeDash=[2, 3], color=GREY),
-        names.encode(text="name:N", x=alt.value(0)),
-        _colored(_line(alt.Chart(alt.NamedData("train"))), LOG_STEP, y),
-        _colored(alt.Chart(alt.NamedData("val")).mark_point(size=14, filled=True), LOG_STEP, y),
-    ])  # fmt: skip
+    names = known.mark_text(align="left", dx=2, dy=-4, color=TEXT, fontSize=10).encode(text="name:N", x=alt.value(0))
+    train, val = _line(_runs("train", LOG_STEP, y)), _runs("val", LOG_STEP, y).mark_point(size=14, filled=True)
+    return alt.LayerChart(layer=[known.mark_rule(strokeDash=[2, 3], color=GREY), names, train, val])
 
 
 def _map() -> alt.LayerChart:
     scale = alt.Scale(type="log", scheme="cividis", nice=False, zero=False)  # as in the figure heatmap
     color = alt.Color("value:Q", title=None, scale=scale, legend=alt.Legend(format=".2~g", gradientLength=200))
     layer = alt.Y("layer:O", title="layer", sort="descending")
-    tooltip = ["layer:O", "step:Q", "value:Q"]
-    cells = (
-        alt.Chart(alt.NamedData("map")).mark_rect().encode(x=LOG_STEP, x2="x2:Q", y=layer, color=color, tooltip=tooltip)
-    )
+    cells = alt.Chart(alt.NamedData("map")).mark_rect()
+    cells = cells.encode(x=LOG_STEP, x2="x2:Q", y=layer, color=color, tooltip=["layer:O", "step:Q", "value:Q"])
     chosen = alt.Chart(alt.NamedData("chosen")).mark_rule(color="white", strokeWidth=2).encode(x="x:Q")
     return alt.LayerChart(layer=[cells, chosen])
 
 
 def _lines(name: str, title: str) -> alt.LayerChart:
     """Return lines over the layers: a thin one for each run, and a bold one for their geometric mean."""
-    chart = alt.Chart(alt.NamedData(name))
     scale = alt.Scale(type="log", zero=False, nice=False, padding=5)
     x = alt.X("x:Q", title=title, axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, zero=False))
     y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(format=".2~g"))
-    return alt.LayerChart(layer=[_colored(_line(chart), x, y), _colored(chart.mark_point(size=12, filled=True), x, y)])
+    chart = _runs(name, x, y)
+    return alt.LayerChart(layer=[_line(chart), chart.mark_point(size=12, filled=True)])
