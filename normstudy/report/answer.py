@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -20,8 +19,7 @@ LEARNED = ("learned", "spiked")  # outcomes of runs that closed the gap between 
 FIRST = ("warmup_steps", "placement", "norm", "n_layers", "peak_lr")  # what a page compares by first
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """Hold one comparison of a page: what differs, the sentences, and the table of `compare` as text."""
 
     by: str

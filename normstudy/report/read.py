@@ -7,9 +7,8 @@ import re
 import shlex
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -29,13 +28,11 @@ from normstudy.study.schema import WATCH
 CRASHED, UNFINISHED = "crashed", "running"  # what stands for the outcome of a run that has none; with UNJUDGED
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Hold what a page says of one study beside its runs.
 
-    question: that of experiments/<study>.md, or "". commands: of its sweeps, in order, each once.
-    search: the settings of its search. critical: the table that `normstudy critical` prints, or "". lacks: warnings of
-    missing rows.
+    question: that of experiments/<study>.md, or "". commands: of its sweeps, in order, each once. critical: the table
+    that `normstudy critical` prints, or "". lacks: warnings of missing rows.
     """
 
     name: str
@@ -47,8 +44,7 @@ class Source:
     lacks: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """Hold the rows, in `Bundle.runs`, of runs that differ only in their seeds or in what a search chose."""
 
     place: dict[str, Value]
@@ -56,8 +52,7 @@ class Cell:
     rows: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(NamedTuple):
     """Hold the studies of a page.
 
     runs: one row a run, with the columns of `load.load`, and of (index in `sources`), state (its outcome, or what
@@ -96,7 +91,8 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
     if runs.empty:
         raise ConfigError(f"{', '.join(map(str, folders))}: no run to report; start a sweep, or change --where")
     runs = _distinct(runs, steps)
-    runs["state"] = [_state(*pair) for pair in zip(runs["status"], runs["outcome"], strict=True)]
+    runs["state"] = runs["outcome"].where(runs["status"] == "done", UNFINISHED).fillna(UNJUDGED)
+    runs.loc[runs["status"] == "failed", "state"] = CRASHED
     searched = tuple(dict.fromkeys(source.search.of for source in sources if source.search))
     fields = tuple(c for c in swept(runs) if c not in searched)
     names = short_names(runs)
@@ -104,12 +100,6 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
     keys = set(runs["key"])
     steps, modules, residual = (frame[frame["key"].isin(keys)] for frame in (steps, modules, residual))
     return Bundle(tuple(sources), runs, steps, modules, residual, fields, searched, cells, names)
-
-
-def _state(status: str, outcome: object) -> str:
-    if status == "done":
-        return UNJUDGED if pd.isna(outcome) else str(outcome)  # type: ignore[call-overload]
-    return CRASHED if status == "failed" else UNFINISHED
 
 
 def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
@@ -122,27 +112,21 @@ def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         key: hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
         for key, rows in steps[steps["key"].isin(done)].groupby("key")[["train_loss", "val_loss"]]
     }
-    first: dict[str, int] = {}  # losses -> the first study that has them
-    also: dict[str, list[int]] = {}
-    kept = []
-    for key, source in zip(runs["key"], runs["of"], strict=True):
-        name = losses.get(key, key)
-        kept.append(first.setdefault(name, source) == source)
-        if not kept[-1]:
-            also.setdefault(name, []).append(source)
-    others = [tuple(also.get(losses.get(key, key), ())) for key in runs["key"]]
-    return runs.assign(also=pd.Series(others, runs.index))[kept].reset_index(drop=True)
+    name = pd.Series([losses.get(key, key) for key in runs["key"]], runs.index)
+    later = runs["of"] != runs.groupby(name)["of"].transform("first")
+    also = {key: tuple(part) for key, part in runs.loc[later, "of"].groupby(name)}
+    others = pd.Series([also.get(key, ()) for key in name], runs.index)
+    return runs.assign(also=others)[~later].reset_index(drop=True)
 
 
 def _cells(runs: pd.DataFrame, fields: Sequence[str], names: dict[str, str]) -> tuple[Cell, ...]:
     """Return the cells in the order of their values, the first field's first."""
-    order = {c: {v: i for i, v in enumerate(values(runs, c))} for c in fields}
+    order = {c: values(runs, c) for c in fields}
     places: dict[tuple[Value, ...], list[int]] = {}
     for i, row in enumerate(runs[list(fields)].itertuples(index=False)):
         places.setdefault(tuple(native(c, v) for c, v in zip(fields, row, strict=True)), []).append(i)
-    ranked = sorted(places, key=lambda place: [order[c][v] for c, v in zip(fields, place, strict=True)])
     cells = []
-    for place in ranked:
+    for place in sorted(places, key=lambda place: [order[c].index(v) for c, v in zip(fields, place, strict=True)]):
         of = dict(zip(fields, place, strict=True))
         rows = sorted(places[place], key=lambda i: (int(runs["seed"][i]), str(runs["key"][i])))
         cells.append(Cell(of, words.title(of, names) or "every run", tuple(rows)))
