@@ -14,16 +14,14 @@ from normstudy.config import one_of
 from normstudy.errors import ConfigError
 from normstudy.figures import style
 from normstudy.figures.critical import critical_curve, critical_depth, phase_map
+from normstudy.figures.curves import gradient_ratio, loss_curves, training_loss, update_rms
 from normstudy.figures.final_grid import final_grid
 from normstudy.figures.gradient_profile import gradient_profile, residual_path
-from normstudy.figures.gradient_ratio import gradient_ratio
 from normstudy.figures.headline import headline
 from normstudy.figures.heatmap import heatmap
-from normstudy.figures.loss_curves import loss_curves, training_loss
 from normstudy.figures.paper import USUAL, Paper
 from normstudy.figures.ranking import ranking
 from normstudy.figures.study import MAX_PANELS, Lacks, Study, load
-from normstudy.figures.update_rms import update_rms
 
 OF_SEARCH = {"critical_depth": critical_depth, "critical_curve": critical_curve, "phase_map": phase_map}
 FIGURES: dict[str, Callable[[Study], FigureBase]] = {

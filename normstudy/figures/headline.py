@@ -9,11 +9,9 @@ from matplotlib.figure import FigureBase
 
 from normstudy.analysis.words import phrase
 from normstudy.figures import axes as on_axes
-from normstudy.figures import layout, ranking, series, style
+from normstudy.figures import curves, layout, ranking, series, style
 from normstudy.figures.gradient_profile import needs_layers
-from normstudy.figures.gradient_ratio import draw_ratio, ratio_notes, ratio_table, without_ratio
 from normstudy.figures.look import Look
-from normstudy.figures.loss_curves import draw_losses, limits, training_table, validation_table
 from normstudy.figures.study import Lacks, Study, at_most_one, held
 
 ALIKE = 0.02  # the largest difference of mean losses, as a share of their range, that counts as too small to see
@@ -31,9 +29,9 @@ def headline(study: Study) -> FigureBase:
     if study.look.facet is not None:
         return _ranked(study)
     runs = at_most_one(study, study.at_headline())
-    table, which = validation_table(study, runs), "validation"
+    table, which = curves.validation_table(study, runs), "validation"
     if table.empty:  # a watched loop may log no other loss
-        table, which = training_table(study, runs), "training"
+        table, which = curves.training_table(study, runs), "training"
     last = series.last_step(runs)
     across = study.paper.fit(2)
     fig = study.paper.new(3.0 if across == 2 else 4.8)
@@ -44,20 +42,20 @@ def headline(study: Study) -> FigureBase:
         left.set_ylabel(f"{which} loss minus {base}'s,\nnats per token")
         layout.panel_title(left, f"What happens: the loss, minus that of {base} with the same seed")
     else:
-        low, high = limits([table], series.entropies(runs))
-        draw_losses(left, study, runs, table, labelled=True, top=high)
+        low, high = curves.limits([table], series.entropies(runs))
+        curves.draw_losses(left, study, runs, table, labelled=True, top=high)
         left.set_ylim(low, high)
         left.set_ylabel(f"{which} loss, nats per token")
         layout.panel_title(left, "What happens: the loss")
     on_axes.step_axis(left, last + 1, log=False)
     left.set_xlabel(on_axes.STEP)
 
-    draw_ratio(right, ratio_table(study.modules, runs), runs, study.look)
+    curves.draw_ratio(right, curves.ratio_table(study.modules, runs), runs, study.look)
     on_axes.step_axis(right, last, log=True)
     right.set(xlabel=on_axes.LOG_STEP, ylabel=f"ratio of {study.paper.quantity}")
     layout.panel_title(right, f"Why: {study.paper.what}, first / last layer")
     what = f"Training by {study.look.by}; thin: seeds, bold: their mean (right: geometric)"
-    layout.title(fig, study, what, runs, held(study, runs) + ratio_notes(study, runs))
+    layout.title(fig, study, what, runs, held(study, runs) + curves.ratio_notes(study, runs))
     layout.legend(fig, study.paper, study.look, runs, layout.outcome_handles(runs, ["diverged"]))
     return fig
 
@@ -94,7 +92,7 @@ def _ranked(study: Study) -> FigureBase:
     right.set_title(f"Why: {study.paper.what}, first / last layer", loc="left", pad=14)
     right.set_xlabel(f"ratio of {study.paper.quantity} (○ first step, ● last step)")
 
-    notes = [*ranking.rank_notes(order), *without_ratio(study, order.runs)]
+    notes = [*ranking.rank_notes(order), *curves.without_ratio(study, order.runs)]
     what = (
         f"Training by {order.field}, the lowest loss on top; left: seeds, mean and 95 % t interval; right: geometric "
         "mean while all seeds last, line: its range over the steps"
@@ -111,7 +109,7 @@ def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
     """
     ax.axvline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     runs = order.runs.assign(hue=order.runs["row"], dash=order.runs["arm"])
-    mean = series.seed_mean(ratio_table(study.modules, runs), runs, log=True)
+    mean = series.seed_mean(curves.ratio_table(study.modules, runs), runs, log=True)
     if mean.empty:
         raise Lacks("no first/last-layer gradient ratio is finite and above zero in every seed")
     for (row, arm), y in ranking.places(order).items():

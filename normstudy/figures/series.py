@@ -27,15 +27,20 @@ def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.Da
     return out.reset_index(drop=True)
 
 
+def positive(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that a logarithmic axis can show: those whose `value` is finite and above zero."""
+    found: pd.DataFrame = rows[np.isfinite(rows["value"]) & (rows["value"] > 0)]
+    return found
+
+
 def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Group rows by the columns `keys`, and summarize the finite, positive values of `value` in each group.
 
     Returns columns `keys`, mid (geometric mean), low (minimum), high (maximum) and n (number of values).
     """
-    norm = "value"
-    good = rows[np.isfinite(rows[norm]) & (rows[norm] > 0)]
-    logs = good.assign(log=np.log(good[norm])).groupby(keys)
-    out: pd.DataFrame = logs.agg(log=("log", "mean"), low=(norm, "min"), high=(norm, "max"), n=(norm, "size"))
+    good = positive(rows)
+    logs = good.assign(log=np.log(good["value"])).groupby(keys)
+    out: pd.DataFrame = logs.agg(log=("log", "mean"), low=("value", "min"), high=("value", "max"), n=("value", "size"))
     return out.assign(mid=np.exp(out["log"])).drop(columns="log").reset_index()
 
 
