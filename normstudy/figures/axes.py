@@ -68,11 +68,11 @@ def norm_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def layer_axis(ax: Axes, axis: str, top: int) -> None:
+def layer_axis(axis: Axis, top: int) -> None:
     """Set about eight ticks for layers 0 to `top`, always including both ends. axis: x or y."""
     every = max(1, -(-top // 7))
     ticks = [t for t in range(0, top + 1, every) if t == 0 or top - t >= every * 0.6] + [top]
-    (ax.set_xticks if axis == "x" else ax.set_yticks)(sorted(set(ticks)))
+    axis.set_ticks(sorted(set(ticks)))
 
 
 def draw_seed_lines(

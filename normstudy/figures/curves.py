@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from normstudy.analysis import load
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
-from normstudy.figures.gradient_profile import needs_layers
+from normstudy.figures.layers import needs_layers
 from normstudy.figures.look import Look
 from normstudy.figures.study import Lacks, Panel, Study
 from normstudy.study import whole

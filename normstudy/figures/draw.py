@@ -16,9 +16,8 @@ from normstudy.figures import style
 from normstudy.figures.critical import critical_curve, critical_depth, phase_map
 from normstudy.figures.curves import gradient_ratio, loss_curves, training_loss, update_rms
 from normstudy.figures.final_grid import final_grid
-from normstudy.figures.gradient_profile import gradient_profile, residual_path
 from normstudy.figures.headline import headline
-from normstudy.figures.heatmap import heatmap
+from normstudy.figures.layers import gradient_profile, heatmap, residual_path
 from normstudy.figures.paper import USUAL, Paper
 from normstudy.figures.ranking import ranking
 from normstudy.figures.study import MAX_PANELS, Lacks, Study, load

@@ -10,7 +10,7 @@ from matplotlib.figure import FigureBase
 from normstudy.analysis.words import phrase
 from normstudy.figures import axes as on_axes
 from normstudy.figures import curves, layout, ranking, series, style
-from normstudy.figures.gradient_profile import needs_layers
+from normstudy.figures.layers import needs_layers
 from normstudy.figures.look import Look
 from normstudy.figures.study import Lacks, Study, at_most_one, held
 

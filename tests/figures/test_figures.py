@@ -27,7 +27,7 @@ from normstudy.figures import look as looks
 from normstudy.figures.curves import draw_losses
 from normstudy.figures.draw import FIGURES, plot_study
 from normstudy.figures.final_grid import limits, x_axis
-from normstudy.figures.gradient_profile import profile_table
+from normstudy.figures.layers import profile_table
 from normstudy.figures.paper import TWO_COLUMNS, USUAL
 from normstudy.figures.study import Lacks, Study, load
 from normstudy.study import tables
