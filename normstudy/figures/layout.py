@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 import pandas as pd
 from matplotlib.artist import Artist
@@ -13,7 +14,6 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 
 from normstudy.analysis.grid import count_text
-from normstudy.analysis.select import native
 from normstudy.analysis.words import phrase
 from normstudy.figures import style
 from normstudy.figures.look import Look, varies
@@ -31,8 +31,7 @@ def subplots(
 ) -> tuple[FigureBase, list[Axes]]:
     """Make a figure of `n` panels with the same axes. share: of the paper's width; by default, one panel has 0.62.
 
-    By default, a row has 3 panels. If n > FEW, a row has 4 panels, and their height is at most LOW inches. A narrow
-    figure has fewer panels in a row.
+    By default, a row has 3 panels, or 4 low ones if n > FEW. A narrow figure has fewer panels in a row.
     """
     if columns is None and n > FEW:
         height = min(height, LOW)
@@ -40,13 +39,12 @@ def subplots(
     across = paper.fit({4: 2, 5: 5}.get(n, min(n, columns)) if columns == 3 else min(n, columns))
     down = -(-n // across)
     fig = paper.new(height * down + 0.9, share or (1.0 if n > 1 else 0.62))
-    grid = fig.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel().tolist()
-    for spare in grid[n:]:
+    axes: list[Axes] = list(fig.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
+    for spare in axes[n:]:
         spare.remove()
-    axes: list[Axes] = grid[:n]
-    for ax in axes[max(0, n - across) :]:  # panels with no panel below also need tick labels
+    for ax in axes[max(0, n - across) : n]:  # panels with no panel below also need tick labels
         ax.tick_params(labelbottom=True)
-    return fig, axes
+    return fig, axes[:n]
 
 
 def place_of(ax: Axes) -> SubplotSpec:
@@ -76,42 +74,32 @@ def lowest(axes: Sequence[Axes]) -> list[Axes]:
 
 def panel_title(ax: Axes, text: str) -> None:
     """Set a panel's title, wrapped to the panel's width. Call `title` afterwards to make room for wrapped lines."""
-    fig = ax.get_figure()
-    assert fig is not None
-    width = int((width_of(fig) - MARGIN) * CHARACTERS / place_of(ax).get_gridspec().ncols)
+    width = int((width_of(ax.figure) - MARGIN) * CHARACTERS / place_of(ax).get_gridspec().ncols)
     lines = textwrap.wrap(text, width, break_on_hyphens=False) if len(text) > width else [text]
     ax.set_title("\n".join(lines), loc="left")
 
 
 def _extra_title_lines(fig: FigureBase) -> int:
     """Return how many lines wrapped titles add to the figure. A row whose longest title has k lines adds k - 1."""
-    most: dict[int, int] = {}
     axes: list[Axes] = fig.axes  # type: ignore[assignment]  # the stubs give FigureBase another attribute
-    for ax in axes:
-        if (spec := ax.get_subplotspec()) is not None:
-            row = spec.rowspan.start
-            most[row] = max(most.get(row, 0), ax.get_title("left").count("\n"))
+    places = [(spec.rowspan.start, ax.get_title("left")) for ax in axes if (spec := ax.get_subplotspec()) is not None]
+    most = dict(sorted((row, text.count("\n")) for row, text in places))  # keeps the largest number of each row
     return sum(most.values())
 
 
 def title(fig: FigureBase, study: Study, what: str, runs: pd.DataFrame, notes: Sequence[str] = ()) -> None:
-    """Write the figure's title: the text `what`, the study's name, numbers of seeds and diverged runs, and `notes`.
-
-    If the paper has no titles, the figure's label holds this text, as a caption.
-    """
-    same = [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in ("n_layers", "peak_lr") if not varies(runs, c)]
+    """Write the title: `what`, the study's name, numbers of seeds and diverged runs, and `notes`; also as the label."""
+    same = study.named(runs, [c for c in ("n_layers", "peak_lr") if not varies(runs, c)])
     seeds = runs.groupby(["hue", "dash", *study.panel_fields], dropna=False).size()
     low, high = seeds.min(), seeds.max()
     count = count_text(low, "seed") if low == high else f"{low} to {high} seeds"
     count = count if study.search is None else count.replace("seed", "run") + " a cell"
-    context = [f"study {study.folder.resolve().name}", ", ".join(same), count]
-    outcome = runs["outcome"].value_counts()
-    if outcome.get("diverged", 0):
-        context.append(f"{outcome['diverged']} of {len(runs)} runs diverged")
-    if study.unfinished:
-        context.append(f"not shown: {study.unfinished} unfinished or failed")
+    diverged = int((runs["outcome"] == "diverged").sum())
+    gone = [f"{diverged} of {len(runs)} runs diverged"] * bool(diverged)
+    gone += [f"not shown: {study.unfinished} unfinished or failed"] * bool(study.unfinished)
+    parts = [f"study {study.folder.resolve().name}", ", ".join(same), count, *gone, *notes, *study.look.notes]
     width = int((width_of(fig) - MARGIN) * CHARACTERS)
-    second = " · ".join(part for part in [*context, *notes, *study.look.notes] if part)
+    second = " · ".join(filter(None, parts))
     fig.set_label(f"{what}. {second}.")
     lines = [*textwrap.wrap(what, width), *textwrap.wrap(second, width)] if study.paper.title else []
     study.paper.grow(fig, 0.16 * (len(lines) - 2) + 0.13 * _extra_title_lines(fig))
@@ -120,48 +108,30 @@ def title(fig: FigureBase, study: Study, what: str, runs: pd.DataFrame, notes: S
 
 
 def legend(
-    fig: FigureBase,
-    paper: Paper,
-    look: Look,
-    runs: pd.DataFrame,
-    extra: Sequence[Artist] = (),
-    *,
-    markers: bool = False,
+    fig: FigureBase, paper: Paper, look: Look, runs: pd.DataFrame, more: Sequence[Artist] = (), *, markers: bool = False
 ) -> None:
-    """Draw a legend of the colors and line styles in `runs`, then `extra`. Make room for it below the panels.
-
-    markers: show the filling of markers beside each line style.
-    """
-    colors: list[Artist] = [
-        Line2D([], [], color=c, lw=style.BOLD, label=phrase(look.hue, n))
-        for n, c in look.colors.items()
-        if look.hue and (runs["hue"] == n).any()
+    """Draw a legend of colors, line styles and `more` below the panels. markers: also show the filling of markers."""
+    hues = [n for n in look.colors if look.hue and (runs["hue"] == n).any()]
+    dashes = [n for n in look.dashes if look.dash and (runs["dash"] == n).any()]
+    colors = [Line2D([], [], color=look.colors[n], lw=style.BOLD, label=phrase(look.hue, n)) for n in hues]
+    patterns = [
+        Line2D([], [], color="black", lw=style.BOLD, ls=look.dashes[n], label=phrase(look.dash or "", n))
+        for n in dashes
     ]
-    patterns = {
-        n: Line2D([], [], color="black", lw=style.BOLD, ls=d, label=phrase(look.dash, n))
-        for n, d in look.dashes.items()
-        if look.dash is not None and (runs["dash"] == n).any()
-    }
-    for n, line in patterns.items() if markers else ():
+    for n, line in zip(dashes, patterns, strict=True) if markers else ():
         line.set(marker="o", ms=5, mew=0.6, mec="black", mfc=look.filling(n, "black"), lw=1.1)
-    groups = [group for group in (colors, list[Artist](patterns.values()), list(extra)) if group]
+    groups: list[Sequence[Artist]] = [group for group in (colors, patterns, more) if group]
     room = width_of(fig) * 16  # characters that fit in a row
-    widest = max(_characters([artist]) for group in groups for artist in group)
-    per_row = max(2, int(room / widest))
-    if sum(_characters(group) for group in groups) <= room:
-        rows = [[artist for group in groups for artist in group]]
-    else:
-        rows = [group[i : i + per_row] for group in groups for i in range(0, len(group), per_row)]
+    widths = {artist: HANDLE + len(str(artist.get_label())) for group in groups for artist in group}
+    per_row = max(2, int(room / max(widths.values())))
+    rows = [group[i : i + per_row] for group in groups for i in range(0, len(group), per_row)]
+    if sum(widths.values()) <= room:
+        rows = [list(widths)]
     paper.grow(fig, 0.15 * (len(rows) - 1))
-    columns = max(len(row) for row in rows)
-    blank = Line2D([], [], ls="none", label=" ")
-    grid = [row + [blank] * (columns - len(row)) for row in rows]
     # matplotlib fills a legend column by column, so the rows are transposed
-    fig.legend(handles=[row[i] for i in range(columns) for row in grid], loc="outside lower center", ncols=columns)
-
-
-def _characters(artists: Sequence[Artist]) -> int:
-    return sum(HANDLE + len(str(a.get_label())) for a in artists)
+    columns = list(zip_longest(*rows, fillvalue=Line2D([], [], ls="none", label=" ")))
+    handles = [artist for column in columns for artist in column]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(columns))
 
 
 def outcome_handles(runs: pd.DataFrame, outcomes: Iterable[str] = style.OUTCOME_MARKERS) -> list[Artist]:

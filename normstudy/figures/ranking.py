@@ -16,7 +16,7 @@ from matplotlib.figure import FigureBase
 from normstudy.analysis.inference import paired_t_interval
 from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.pairs import MIN_PAIRS
-from normstudy.analysis.select import has_value, native
+from normstudy.analysis.select import has_value
 from normstudy.analysis.words import phrase
 from normstudy.figures import layout, series, style
 from normstudy.figures.look import MAX_HUES, Look, chosen, folded, spread_labels, swept, text_fields, values
@@ -36,9 +36,8 @@ FEW_SEEDS = "*"
 class Ranking:
     """Hold a ranking of the values of a field, such as placement.
 
-    rows: the ranked values of `field`, best first. columns: the depths; each depth gets a panel. arm_field: the field
-    that colors show, such as warmup_steps; its values are called arms. colors: arm -> color. runs: the ranked runs,
-    with three added text columns: row, column and arm. rule: the note that says how rows are ranked.
+    rows: these values, best first. columns: the depths, each with a panel. arm_field: the field that colors show, whose
+    values are called arms. runs: the ranked runs, with the text columns row, column and arm. rule: how rows are ranked.
     """
 
     field: str
@@ -56,21 +55,18 @@ class Ranking:
         out = []
         parts = dict(iter(self.runs.groupby(["row", "column", "arm"])))
         for key in [k for k in itertools.product(self.rows, self.columns, self.colors) if k in parts]:
-            runs = parts[key]
-            count = runs["outcome"].value_counts()
-            learned, diverged = int(count.get("learned", 0)), int(count.get("diverged", 0))
-            losses = runs["final_val_loss"].to_numpy(np.float64)
-            failed = runs["outcome"].isin(FAILED).any()
-            interval = (math.nan,) * 3 if failed else paired_t_interval(losses)
-            out.append(Cell(*key, len(runs), learned, diverged, *interval))
+            outcome, losses = parts[key]["outcome"], parts[key]["final_val_loss"].to_numpy(np.float64)
+            counts = (len(losses), int((outcome == "learned").sum()), int((outcome == "diverged").sum()))
+            interval = (math.nan,) * 3 if outcome.isin(FAILED).any() else paired_t_interval(losses)
+            out.append(Cell(*key, *counts, *interval))
         return out
 
 
 class Cell(NamedTuple):
-    """Hold the results of all runs that have the same row, depth (`column`) and color (`arm`) in a ranking.
+    """Hold the number of runs with the same row, depth (`column`) and color (`arm`), how they ended, and their loss.
 
-    n: number of runs. learned, diverged: numbers of runs with these outcomes. mean, low, high: mean final loss and its
-    95 % t interval, or NaN if a run failed (FAILED), because losses of failed and other runs have no common spread.
+    mean, low, high: mean final loss and its 95 % t interval, or NaN if a run failed, because losses of failed and other
+    runs have no common spread.
     """
 
     row: str
@@ -85,11 +81,7 @@ class Cell(NamedTuple):
 
 
 def ranked_field(study: Study) -> str:
-    """Return the field to rank: the study's facet if it has one, otherwise the text field with the most values.
-
-    A facet is a text field with too many values for colors. Raises Lacks if all text fields have fewer than
-    MIN_VALUES values.
-    """
+    """Return the field to rank: the facet, otherwise the text field with the most values, at least MIN_VALUES."""
     if study.look.facet is not None:
         return study.look.facet
     counts = text_fields(study.finished)
@@ -102,10 +94,9 @@ def ranked_field(study: Study) -> str:
 def rank(study: Study, *, deepest: bool = False) -> Ranking:
     """Rank a field's values in the hardest setting, the largest depth with the least warmup.
 
-    Values of which fewer runs failed come first, then values with a smaller mean final loss of the runs that did not
-    fail. Ties keep the config's order, and values without a run in the hardest setting come last. The ranked field, the
-    depth and the field that colors show may vary. Every other field is fixed at one value. deepest: use only the
-    largest depth.
+    Values of which fewer runs failed come first, then those with a smaller mean final loss of the other runs. Ties keep
+    the config's order; values without a run there come last. Fields that the figure does not show are fixed at one
+    value. deepest: use only the largest depth.
     """
     runs, notes = study.finished, list[str]()
     field = ranked_field(study)
@@ -123,7 +114,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
         return spread_labels(runs, column, limit, study.names, notes)
 
     def texts(column: str) -> list[str]:
-        return [study.text(column, native(column, v)) for v in runs[column]]
+        return [study.text(column, v) for v in runs[column]]
 
     columns = shown("n_layers", MAX_COLUMNS)
     arms = [""] if arm_field is None else shown(arm_field, MAX_HUES - 1)
@@ -168,8 +159,8 @@ def stripe_rows(ax: Axes, ranking: Ranking) -> None:
 def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
     """Draw the panel of one depth (`column`): runs, mean losses with intervals, numbers of learned and diverged runs.
 
-    The shape of a run's marker shows the outcome. Diverged runs lie side by side around x = `edge`, right of every
-    loss. An arrow marks an interval that extends beyond the axis.
+    Diverged runs lie side by side around x = `edge`, right of every loss. An arrow marks an interval that extends
+    beyond the axis.
     """
     stripe_rows(ax, ranking)
     at = places(ranking)
@@ -189,14 +180,19 @@ def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
         name, y, color = f"{cell.row}:{cell.arm}", at[cell.row, cell.arm], ranking.colors[cell.arm]
         ax.plot([cell.low, cell.high], [y, y], color=color, lw=1.1, zorder=3, gid=f"interval:{name}")
         ax.plot([cell.mean], [y], ls="none", marker="|", ms=7, mew=1.6, color=color, zorder=4, gid=f"mean:{name}")
-        ends = [(left, "<", cell.low < left), (right, ">", cell.high > right)]
-        for x, marker in [(x, marker) for x, marker, beyond in ends if beyond]:
-            ax.plot([x], [y], marker=marker, color=color, ms=3.5, clip_on=False, zorder=4, gid=f"beyond:{name}")
+        for x, marker, beyond in [(left, "<", cell.low < left), (right, ">", cell.high > right)]:
+            if beyond:
+                ax.plot([x], [y], marker=marker, color=color, ms=3.5, clip_on=False, zorder=4, gid=f"beyond:{name}")
         few = FEW_SEEDS if cell.n < MIN_PAIRS else ""
         _count(ax, y, 0, f"{cell.learned}/{cell.n}{few}", color, f"learned:{name}")
         if cell.diverged:
             _count(ax, y, 1, f"{cell.diverged}", color, f"diverged:{name}")
-    _name_counts(ax, ranking, column)
+    diverged = any(cell.diverged for cell in ranking.cells if cell.column == column)
+    for place, name in enumerate(["learned", "diverged"] if diverged else ["learned"]):  # headings of the counts
+        ax.annotate(
+            name, (1, 1), xycoords="axes fraction", xytext=(8 + COUNT_WIDTH * place, 2), textcoords="offset points",
+            fontsize=5.5, color=style.GREY, rotation=40, rotation_mode="anchor", gid=f"head:{name}",
+        )  # fmt: skip
 
 
 def _count(ax: Axes, y: float, place: int, text: str, color: str, gid: str) -> None:
@@ -204,16 +200,6 @@ def _count(ax: Axes, y: float, place: int, text: str, color: str, gid: str) -> N
         text, (1, y), xycoords=("axes fraction", "data"), xytext=(6 + COUNT_WIDTH * place, 0),
         textcoords="offset points", va="center", fontsize=5.5, color=color, annotation_clip=False, gid=gid,
     )  # fmt: skip
-
-
-def _name_counts(ax: Axes, ranking: Ranking, column: str) -> None:
-    """Write the headings `learned` and, if runs diverged, `diverged` above the numbers of runs right of the panel."""
-    diverged = any(cell.diverged for cell in ranking.cells if cell.column == column)
-    for place, name in enumerate(["learned", "diverged"] if diverged else ["learned"]):
-        ax.annotate(
-            name, (1, 1), xycoords="axes fraction", xytext=(8 + COUNT_WIDTH * place, 2), textcoords="offset points",
-            fontsize=5.5, color=style.GREY, rotation=40, rotation_mode="anchor", gid=f"head:{name}",
-        )  # fmt: skip
 
 
 def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
@@ -260,7 +246,7 @@ def rank_notes(ranking: Ranking) -> list[str]:
 
 
 def rank_legend(fig: FigureBase, study: Study, ranking: Ranking) -> None:
-    """Draw a legend that explains the colors, and the markers of all outcomes that occur."""
+    """Draw a legend of the colors, and of the markers of all outcomes that occur."""
     look = Look(ranking.arm_field or "", None, ranking.colors if ranking.arm_field else {}, {"": "-"})
     runs = ranking.runs.assign(hue=ranking.runs["arm"])
     layout.legend(fig, study.paper, look, runs, layout.outcome_handles(runs))
@@ -278,7 +264,7 @@ def ranking(study: Study) -> FigureBase:
     across = study.paper.fit(n)
     down = -(-n // across)
     fig = study.paper.new(height(order) * down, 1.0 if n > 1 else 0.62)
-    axes: list[Axes] = list(fig.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel())
+    axes: list[Axes] = list(fig.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
     for spare in axes[n:]:
         spare.remove()
     edge = loss_axis(axes[:n], order)

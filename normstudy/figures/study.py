@@ -23,8 +23,7 @@ from normstudy.search import settings as kept
 from normstudy.search.rounds import CRASHED
 from normstudy.study import tables, whole
 
-MAX_PANELS = 6  # largest number of panels in a figure, unless each value of one text field gets its own panel
-MAX_FACETS = 24  # largest number of panels if each value of one text field gets its own panel
+MAX_PANELS, MAX_FACETS = 6, 24  # largest number of panels, and of those with one value of the facet each
 
 # Figures read these columns of `runs` and the fields that vary. All other columns are dropped, because figures select
 # rows hundreds of times, and with ninety columns the selections would take a quarter of the drawing time.
@@ -48,13 +47,12 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """Hold what figures need of a study: its finished runs and their steps.
+    """Hold what figures need of a study.
 
-    ended: all finished runs, with the columns outcome, hue and dash, and of a study with a search also those that
-    crashed, with the outcome CRASHED. runs: the finished runs that have a color and a line style; if a field has too
-    many values, some values get none. unfinished: number of runs that are not finished. panel_fields: varying fields
-    that neither color nor line style shows. names: long name -> short name. search: the settings of the study's search.
-    Neither color nor line style shows what it searched. omitted: titles of panels that a figure left out.
+    ended: all finished runs, with the columns outcome, hue and dash, and of a search also those that crashed. runs: the
+    finished runs that have a color and a line style; of too many values, some have none. unfinished: number of other
+    runs. panel_fields: varying fields that neither color nor line style shows. names: long name -> short name.
+    search: the settings of the study's search. omitted: titles of panels that a figure left out.
     """
 
     folder: Path
@@ -73,10 +71,14 @@ class Study:
     def finished(self) -> pd.DataFrame:
         return self.ended[self.ended["outcome"] != CRASHED].reset_index(drop=True)
 
-    def text(self, column: str, value: Value) -> str:
+    def text(self, column: str, value: object) -> str:
         """Format a config value for a figure."""
-        text = label(value, self.names)
+        text = label(native(column, value), self.names)
         return text[:8] if column == "data_sha256" else text
+
+    def named(self, runs: pd.DataFrame, columns: Iterable[str]) -> list[str]:
+        """Return text such as `d_model=64` for each of the columns, whose value all runs share."""
+        return [f"{c}={self.text(c, runs[c].iloc[0])}" for c in columns]
 
     @cached_property
     def losses(self) -> dict[str, pd.DataFrame]:
@@ -107,11 +109,10 @@ class Study:
     def panels(
         self, runs: pd.DataFrame, limit: int = MAX_PANELS, skip: Iterable[str] = ()
     ) -> tuple[list[Panel], list[str]]:
-        """Split runs into at most `limit` panels, one for each combination of the panel fields' values.
+        """Split runs into at most `limit` panels, one for each combination of the panel fields' values but `skip`.
 
-        Fields in `skip` do not split runs. If the study has a facet (a text field with too many values for colors),
-        only the facet splits runs, into at most MAX_FACETS panels, and each other panel field is fixed at one value.
-        Returns the panels, and notes on fixed fields and on how many panels are left out.
+        If the study has a facet, only the facet splits runs, into at most MAX_FACETS panels, and each other panel field
+        is fixed at one value. Returns the panels, and notes on fixed fields and on how many panels are left out.
         """
         fields = [c for c in self.panel_fields if c not in set(skip) and varies(runs, c)]
         if not fields:
@@ -149,22 +150,16 @@ class Study:
 def _combinations(
     found: set[tuple[Value, ...]], ordered: Mapping[str, Sequence[Value]], limit: int
 ) -> list[tuple[Value, ...]]:
-    """Choose at most `limit` of the combinations in `found`, and return them sorted.
+    """Return at most `limit` of the combinations in `found`, sorted. ordered: field -> its values in order.
 
-    While more than `limit` combinations are left, the field with the most values left keeps one value fewer.
-    found: the combinations of the fields' values that have runs. ordered: field -> the field's values in order.
+    While more are left, the field with the most values left keeps one value fewer.
     """
-    kept = {c: list(v) for c, v in ordered.items()}
-
-    def shown() -> list[tuple[Value, ...]]:
-        return [key for key in found if all(v in kept[c] for c, v in zip(kept, key, strict=True))]
-
-    while len(shown()) > limit:
-        most = max(kept, key=lambda c: len(kept[c]))
-        if len(kept[most]) == 1:
-            break
+    every = sorted(found, key=lambda key: [ordered[c].index(v) for c, v in zip(ordered, key, strict=True)])
+    kept, shown = dict(ordered), every
+    while len(shown) > limit and len(kept[most := max(kept, key=lambda c: len(kept[c]))]) > 1:
         kept[most] = spread(ordered[most], len(kept[most]) - 1, most)
-    return sorted(shown(), key=lambda key: [ordered[c].index(v) for c, v in zip(kept, key, strict=True)])
+        shown = [key for key in every if all(v in kept[c] for c, v in zip(kept, key, strict=True))]
+    return shown
 
 
 def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
@@ -185,8 +180,7 @@ def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> p
 def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) -> list[str]:
     """Return a note such as `d_model=64` for each fixed field, except depth and learning rate, which titles show."""
     fields = study.panel_fields if fields is None else fields
-    fixed = [c for c in fields if c not in ("n_layers", "peak_lr")]
-    return [f"{c}={study.text(c, native(c, runs[c].iloc[0]))}" for c in fixed]
+    return study.named(runs, [c for c in fields if c not in ("n_layers", "peak_lr")])
 
 
 def load(study_dir: Path, where: Where | None = None, paper: Paper = USUAL) -> Study:
