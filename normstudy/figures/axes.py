@@ -18,8 +18,10 @@ from normstudy.figures.series import last_tenth, seed_mean
 
 STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the linear and the logarithmic step axis
 
-# Ticks of a logarithmic axis: (threshold, leading digits of the ticks). Divide the axis's upper end by its lower end.
-# The first entry with a threshold below this quotient applies. A smaller quotient gives more ticks per decade.
+# The scale log(step + 1), and its inverse. matplotlib also transforms steps left of the axis, such as -1 and below.
+LOG1P = (lambda x: np.log1p(np.maximum(x, -0.999)), np.expm1)
+
+# Ticks of a logarithmic axis: (threshold, leading digits). The first applies whose threshold lies below high / low.
 TICKS = (
     (20, (1.0, 2.0, 5.0)), (8, (1.0, 2.0, 3.0, 5.0)), (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
     (0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
@@ -33,8 +35,7 @@ def step_axis(ax: Axes, last: int, *, log: bool) -> None:
         ax.set_xlim(-0.02 * last, 1.02 * last)  # leaves room for the markers at both ends
         ax.xaxis.set_major_locator(MaxNLocator(4 if narrow else 5, integer=True, steps=[1, 2, 5, 10]))
         return
-    # matplotlib also transforms steps left of the axis, and log(step + 1) is undefined at step -1 and below
-    ax.set_xscale("function", functions=(lambda x: np.log1p(np.maximum(x, -0.999)), np.expm1))
+    ax.set_xscale("function", functions=LOG1P)
     ax.set_xlim(0, max(last, 1))
     ax.xaxis.set_major_locator(FixedLocator(log_ticks(last, 3 if narrow else 2.2)))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -57,10 +58,7 @@ def norm_axis(ax: Axes) -> None:
 
 
 def norm_ticks(axis: Axis) -> None:
-    """Choose the ticks of a logarithmic axis so that all matplotlib versions draw it alike.
-
-    An axis that spans less than a factor of 100 gets plain numbers (1, 2, 5, 10, ...) instead of powers of ten.
-    """
+    """Choose ticks that all versions of matplotlib draw alike; plain numbers if the axis spans less than 2 decades."""
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=next(subs for factor, subs in TICKS if high > factor * low)))
@@ -78,10 +76,9 @@ def layer_axis(axis: Axis, top: int) -> None:
 def draw_seed_lines(
     ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look, *, log: bool, smooth: bool = False, thin: bool = True
 ) -> None:
-    """Draw a thin line for each seed (unless `thin` is False), and a bold line for the mean over seeds.
+    """Draw a thin line for each seed, if `thin`, and a bold line for the mean, which is geometric if `log`.
 
-    table: has columns hue, dash, run_id, step, value. runs: all runs of the panel. log: draw the geometric mean.
-    smooth: apply `last_tenth` to the mean.
+    table: has columns hue, dash, run_id, step, value. runs: all of the panel. smooth: apply `last_tenth` to the mean.
     """
     mean = seed_mean(table, runs, log=log)
     alpha = 0.4 if look.facet is None else 0.25  # lines of seeds are paler in small panels, to show the mean

@@ -17,7 +17,7 @@ from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, style
 from normstudy.figures.final_grid import GOLDEN, XAxis, beside_x, draw_ticks, x_axis
 from normstudy.figures.look import swept, varies
-from normstudy.figures.study import Lacks, Study
+from normstudy.figures.study import Lacks, Panel, Study
 from normstudy.search.answer import counted, edges
 from normstudy.search.posterior import posterior
 from normstudy.search.rounds import COUNTS_AS, CRASHED, FAIL, NOT_LEARN, count
@@ -40,7 +40,8 @@ def searched(study: Study) -> tuple[Study, Settings, XAxis]:
     return replace(study, panel_fields=tuple(swept(cells))), settings, x
 
 
-def finished(runs: pd.DataFrame) -> pd.DataFrame:
+def finished(panels: list[Panel]) -> pd.DataFrame:
+    runs = pd.concat([panel.runs for panel in panels])
     return runs[runs["outcome"] != CRASHED]
 
 
@@ -74,9 +75,8 @@ def value_axis(ax: Axes, which: str, settings: Settings, values: list[float]) ->
     """Scale the x or y axis (`which`) as the search does. values: those that it shows, with some room beside them."""
     low, *_, high = sorted(settings.axis.position(value) for value in values)
     room = max(0.06 * (high - low), 30 - (high - low) / 2)  # an axis of at least 0.6 decades, which has ticks
-    if settings.axis.offset:  # the scale of `on_axes.step_axis`
-        both = {"functions": (lambda v: np.log1p(np.maximum(v, -0.999)), np.expm1)}
-        getattr(ax, f"set_{which}scale")("function", **both)
+    if settings.axis.offset:
+        getattr(ax, f"set_{which}scale")("function", functions=on_axes.LOG1P)
         getattr(ax, f"set_{which}ticks")(on_axes.log_ticks(round(max(values)), 1.5))
     else:
         getattr(ax, f"set_{which}scale")("log")
@@ -112,7 +112,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
         look = replace(study.look, hue="", dash=None, colors={"": BLACK}, dashes={"": "-"})
         runs, what = study.ended.assign(hue="", dash=""), f"{what}, and every run's outcome"
     panels, notes = cells.panels(runs, skip=[c for c in (x.column, look.hue, look.dash) if c])
-    shown = finished(pd.concat([panel.runs for panel in panels])).sort_values([settings.of, "run_id"])
+    shown = finished(panels).sort_values([settings.of, "run_id"])
     fig, axes = layout.subplots(study.paper, len(panels), height=2.4, share=1.0)
     arms = [(hue, dash) for hue in look.colors for dash in look.dashes]
     beside = len(look.dashes) if look.hue == x.column else len(arms)  # arms at the same x position
@@ -148,7 +148,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
 
 def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
     """Draw a cell: the expected share of runs beyond each edge, the edges' intervals, and all runs above and below."""
-    axis, (_, pairs), runs = settings.axis, counted(runs, settings), finished(runs)
+    axis, (_, pairs), runs = settings.axis, counted(runs, settings), runs[runs["outcome"] != CRASHED]
     curve = range(settings.ends[0], settings.ends[1] + 1)
     for edge, (color, lw, ls, label) in CURVES.items():
         found = posterior(count(edge, pairs), *settings.ends)
@@ -166,7 +166,7 @@ def critical_curve(study: Study) -> FigureBase:
     """Draw a panel for each cell: every run's outcome against its value, and the expected share of failing runs."""
     cells, settings, _ = searched(study)
     panels, notes = cells.panels(study.ended, MAX_CELLS)
-    shown = finished(pd.concat([panel.runs for panel in panels]))
+    shown = finished(panels)
     fig, axes = layout.subplots(study.paper, len(panels), columns=3, height=1.6)
     for ax, panel in zip(axes, panels, strict=True):
         draw_curve(ax, panel.runs.sort_values([settings.of, "run_id"]), settings)

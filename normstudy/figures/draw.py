@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,10 +32,9 @@ FIGURES: dict[str, Callable[[Study], FigureBase]] = {
 
 @dataclass
 class PlotResult:
-    """Hold what `plot_study` did.
+    """Hold what `plot_study` did with each figure.
 
-    found: figure -> the file written, or the reason why the figure cannot be drawn. captions: figure -> the text of its
-    title. omitted: figure -> titles of the panels that it leaves out.
+    found: the file written, or why there is none. captions: its title. omitted: titles of panels that it leaves out.
     """
 
     found: dict[str, Path | str] = field(default_factory=dict)
@@ -50,26 +49,17 @@ class PlotResult:
     @property
     def skipped(self) -> list[str]:
         """Return a line for each reason why figures cannot be drawn, and for each list of panels that are left out."""
-        reasons = dict.fromkeys(what for what in self.found.values() if isinstance(what, str))
-        lines = [f"{_named(self.found, why)} not drawn: {why}" for why in reasons]
-        texts = {
-            name: f"{count_text(len(titles), 'panel')}: {'; '.join(titles)}" for name, titles in self.omitted.items()
-        }
-        for text in dict.fromkeys(texts.values()):
-            lines.append(f"{_named(texts, text)} without {text}; choose by --where")
-        return lines
+        said = {name: f"not drawn: {what}" for name, what in self.found.items() if isinstance(what, str)}
+        for name, titles in self.omitted.items():
+            said[name] = f"without {count_text(len(titles), 'panel')}: {'; '.join(titles)}; choose by --where"
+        figures = {text: [repr(name) for name, other in said.items() if other == text] for text in said.values()}
+        return [f"figure{'s' * (len(names) > 1)} {', '.join(names)} {text}" for text, names in figures.items()]
 
     def add(self, other: PlotResult) -> None:
         """Take over what another process did."""
         self.found |= other.found
         self.captions |= other.captions
         self.omitted |= other.omitted
-
-
-def _named(of: Mapping[str, object], value: object) -> str:
-    """Name the figures with a value: `figures 'ranking', 'headline'`."""
-    some = [repr(name) for name, what in of.items() if what == value]
-    return f"figure{'s' * (len(some) > 1)} {', '.join(some)}"
 
 
 def plot_study(
@@ -81,11 +71,10 @@ def plot_study(
     only: list[str] | None = None,
     paper: Paper = USUAL,
 ) -> PlotResult:
-    """Draw a study's figures into `out`, by default the study's folder `figures`.
+    """Draw a study's figures, or those named in `only`, into `out`, by default the study's folder `figures`.
 
-    where: as on the command line (see `select`). Only runs with these values are drawn, by default into a subfolder
-    of `figures`, so that they do not replace the figures of all runs; the same holds for another `paper`. only: names
-    of figures; by default, all. Raises ConfigError for a folder that is not a study or has no finished run, for an
+    where: which runs (see `select`). Their figures, and those on another `paper`, are by default in a subfolder, so
+    that they replace no others. Raises ConfigError for a folder that is not a study or has no finished run, for an
     unknown figure or format, and if a file cannot be written.
     """
     one_of("format", fmt, style.FORMATS)
