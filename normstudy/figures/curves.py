@@ -64,10 +64,7 @@ def training_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 def draw_losses(
     ax: Axes, study: Study, runs: pd.DataFrame, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw a panel: loss curves, reference losses, and a marker at the last finite loss of each diverged run.
-
-    A marker is drawn at `top` if the loss is higher than `top`.
-    """
+    """Draw loss curves, reference losses, and a marker at each diverged run's last finite loss, at most at `top`."""
     look = study.look
     on_axes.draw_references(ax, series.entropies(runs), labelled=labelled)
     on_axes.draw_seed_lines(ax, table, runs, look, log=False, smooth=smooth)
@@ -82,9 +79,9 @@ def draw_losses(
 
 
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
-    """Return limits of the loss axis that include all reference losses, the lowest loss, and losses at the first step.
+    """Return limits of the loss axis that include all references, the lowest loss, and the first losses of each table.
 
-    The first losses of a panel (one of `tables`) are ignored if one is at least twice the loss of uniform prediction.
+    The first losses of a table are ignored if one is at least twice the loss of uniform prediction.
     """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)], default=0.0)
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]

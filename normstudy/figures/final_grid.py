@@ -42,11 +42,8 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
     numeric = [c for c in varying if KINDS.get(c) in (int, float)]
     numeric = [c for c in numeric if c not in taken] or numeric
-    if numeric:
-        ordered = [*(c for c in preferred if c in numeric), *numeric]
-        column = max(ordered, key=lambda c: runs[c].nunique(dropna=False))
-    else:
-        column = varying[0] if varying else "placement"
+    ordered = [*(c for c in preferred if c in numeric), *numeric] or varying[:1] or ["placement"]
+    column = max(ordered, key=lambda c: runs[c].nunique(dropna=False))
     found = values(runs, column)
     sizes = [float(v) for v in found if isinstance(v, int | float)]
     even = XAxis(column, {v: float(i) for i, v in enumerate(found)}, "even")
@@ -59,10 +56,9 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 
 
 def beside_x(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """Return `look` and `runs`, changed if the x axis shows the same column as the line styles or the colors.
+    """Return `look` and `runs`, changed if the x axis shows the column of the line styles: all lines get one style.
 
-    If it shows the column of the line styles, all lines get one style. If it shows the column of the colors and the
-    study has a facet (a text field with too many values for colors), the colors show the column of the line styles.
+    If it shows the column of the colors, and the study has a facet, the colors show the column of the line styles.
     """
     if look.dash == x.column:
         return replace(look, dash=None, dashes={"": "-"}), runs.assign(dash="")
@@ -76,10 +72,8 @@ def beside_x(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFra
 def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
     """Return each run's hue, dash, run_id, outcome, place, value and at, sorted by value.
 
-    place: the x position of the run's value in the column of the x axis. value: the loss, or NaN if the run diverged.
-    at: the x position of the run's marker. It lies a little beside `place`, so that runs of equal losses can be told
-    apart. The runs of a place are numbered in the order of their losses. Multiples of the golden ratio, modulo 1, turn
-    these numbers into positions that are far apart for neighbors and never equal.
+    place: the x position of the run's value. value: the loss, or NaN if the run diverged. at: the x position of the
+    marker, a little beside `place`: multiples of the golden ratio, modulo 1, keep runs of equal losses apart.
     """
     value = runs["final_val_loss"].astype(float).where(runs["outcome"] != "diverged")
     table = runs[["hue", "dash", "run_id", "outcome"]].assign(
@@ -91,11 +85,10 @@ def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
 
 
 def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) -> None:
-    """Draw a marker for each run, and lines through the means over seeds, which lie exactly at the x values.
+    """Draw a marker for each run, diverged ones at y = `edge`, and lines through the means over seeds.
 
-    A marker's shape shows the outcome, and its filling the line style. Diverged runs are drawn at y = `edge`. If a seed
-    diverged, no mean is drawn for its color and line style, because a mean over the other seeds would hide the
-    divergence. Names have no order, so no line joins their means.
+    If a seed diverged, its color and line style get no mean, which would hide the divergence. Names have no order, so
+    no line joins their means.
     """
     for hue, dash, run_id, outcome, value, at in table.drop(columns="place").fillna({"value": edge}).itertuples(False):
         color = look.colors[hue]
@@ -122,10 +115,7 @@ def draw_ticks(ax: Axes, study: Study, x: XAxis) -> None:
 
 
 def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
-    """Return limits of the loss axis that include all final losses and the reference loss nearest to them.
-
-    ended: final losses. diverged: leave room at the top for markers of diverged runs.
-    """
+    """Return limits of the loss axis that include all final losses (`ended`) and the reference loss nearest to them."""
     low, high = min(ended, default=min(references)), max(ended, default=max(references))
     nearest = min(references, key=lambda r: max(low - r, r - high, 0.0))
     low, high = min(low, nearest), max(high, nearest)

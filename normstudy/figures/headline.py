@@ -20,10 +20,8 @@ ALIKE = 0.02  # the largest difference of mean losses, as a share of their range
 def headline(study: Study) -> FigureBase:
     """Draw validation loss against step on the left, and the first/last-layer gradient ratio on the right.
 
-    If the losses of all arms are alike, draw how much they differ, seed by seed, instead of the losses.
-
-    If the study has a facet (a text field with too many values for colors), draw a row for each value of the facet
-    instead: final losses on the left, and the range of ratios on the right.
+    If the losses of all arms are alike, draw how much they differ, seed by seed, instead of the losses. If the study
+    has a facet, draw a row for each of its values: final losses on the left, and the range of ratios on the right.
     """
     needs_layers(study)
     if study.look.facet is not None:
@@ -75,7 +73,7 @@ def beside_first(table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> tuple[s
     base = rows.loc[rows["run_id"].isin(first["run_id"]), ["seed", "step", "value"]]
     both = rows.merge(base, on=["seed", "step"], suffixes=("", "_first"))
     name = ", ".join(phrase(column, text) for column, text in ((look.hue, hue), (look.dash, dash)) if column)
-    return name, both.assign(value=both["value"] - both["value_first"]).drop(columns=["seed", "value_first"])
+    return name, both.assign(value=both["value"] - both["value_first"])
 
 
 def _ranked(study: Study) -> FigureBase:

@@ -53,10 +53,9 @@ def varies(runs: pd.DataFrame, column: str) -> bool:
 
 
 def swept(runs: pd.DataFrame) -> list[str]:
-    """Return the varying config columns that affect training.
+    """Return the varying config columns that affect training, and `data_sha256` if equal settings had different texts.
 
-    Add `data_sha256` if runs with the same text settings had different texts. A panel must not mix losses on different
-    texts or tokenizations, because these losses have no common scale.
+    A panel must not mix losses on different texts or tokenizations, because these losses have no common scale.
     """
     found = [c for c in (*treatments(), *own_columns(runs)) if c in runs and varies(runs, c)]
     named = [c for c in cfg.TEXT_COLUMNS if c in found]
@@ -89,10 +88,7 @@ def chosen(found: Sequence[Value], column: str) -> Value:
 
 
 def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
-    """Choose at most `limit` of a column's values, evenly spaced from the first to the last.
-
-    For peak_lr, the value that `chosen` returns is always included, unless limit=2 leaves room only for the two ends.
-    """
+    """Choose at most `limit` of a column's values, evenly spaced, with both ends and, of peak_lr, the `chosen` one."""
     if len(found) <= limit:
         return list(found)
     if limit == 1:
@@ -153,11 +149,9 @@ class Look:
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
     """Choose which fields are shown by color, by line style, and by panels (the facet).
 
-    A text field with more than MAX_HUES values becomes the facet, and each of its values gets a panel. If several text
-    fields have more than MAX_HUES values, the facet is placement if it is among them, otherwise the field with the most
-    values. Color shows a text field with at most MAX_HUES values (placement if possible), or n_layers if there is no
-    such field. Line style shows warmup_steps if it varies, otherwise another text field with at most MAX_HUES values.
-    names: long name -> short name, see `short_names`.
+    The facet is a text field with more than MAX_HUES values: placement, otherwise the one with the most. Color shows
+    another text field (placement if possible), or n_layers if the facet is the only one. Line style shows warmup_steps
+    if it varies, otherwise one more text field. names: long name -> short name, see `short_names`.
     """
     text = text_fields(runs)
     many = {c: n for c, n in text.items() if n > MAX_HUES}
@@ -177,10 +171,7 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
 
 
 def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
-    """Choose a color for each value of the field `hue`. If `hue` is n_layers, deeper models get darker colors.
-
-    In other fields, a built-in name has a fixed color, and a user-defined name gets a color that no other value has.
-    """
+    """Choose a color for each value of `hue`: darker for deeper models, fixed for built-in names, else a free one."""
     if hue == "n_layers":
         return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     fixed = style.PLACEMENT_COLORS if hue == "placement" else {}

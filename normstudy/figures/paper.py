@@ -26,9 +26,8 @@ WIDTHS = 2.0, 20.0  # inches
 class Paper:
     """Hold a user's wishes.
 
-    width: of a figure in inches; type has the same size at every width. title: whether to draw the title, which a
-    paper's caption may replace. module, quantity: what the figures of modules show. into: draw into this figure or
-    part of one, which keeps its size, instead of a new one.
+    width: in inches; type has the same size at every width. title: whether to draw it. module, quantity: what figures
+    of modules show. into: draw into this figure or part of one, which keeps its size, instead of a new one.
     """
 
     width: float = TWO_COLUMNS

@@ -15,10 +15,7 @@ SNAPSHOTS = (0, 5, 20, 100)  # steps of snapshots, to which `snapshots` adds the
 
 
 def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Inner-join `rows` with columns of `runs` on run_id.
-
-    Each run_id is looked up only once. DataFrame.merge is slower, because it looks up the run_id of every row.
-    """
+    """Inner-join `rows` with columns of `runs` on run_id, faster than DataFrame.merge, which looks up every row's."""
     codes, names = pd.factorize(rows["run_id"])
     place = pd.Index(runs["run_id"]).get_indexer(names)[codes]
     mine = place >= 0
@@ -34,10 +31,7 @@ def positive(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Group rows by the columns `keys`, and summarize the finite, positive values of `value` in each group.
-
-    Returns columns `keys`, mid (geometric mean), low (minimum), high (maximum) and n (number of values).
-    """
+    """Return `keys`, mid (geometric mean), low, high and n (count) of the finite, positive values in each group."""
     good = positive(rows)
     logs = good.assign(log=np.log(good["value"])).groupby(keys)
     out: pd.DataFrame = logs.agg(log=("log", "mean"), low=("value", "min"), high=("value", "max"), n=("value", "size"))
@@ -60,8 +54,8 @@ def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
 def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]]:
     """Return (title, rows) for each snapshot: at initialization, after 5, 20 and 100 updates, and at the end.
 
-    A snapshot at step s shows each run at its last recorded step that is not after s. Runs that ended before s are left
-    out. The snapshot at the end shows each run at its last step with a finite value.
+    Each run is at its last recorded step that is not after the snapshot's, at the end at its last with a finite value.
+    Runs that ended before a snapshot are left out.
     """
     ends = last_of_run(rows)
     out: list[tuple[str, pd.DataFrame]] = []
@@ -90,8 +84,7 @@ def _span(steps: pd.Series[int]) -> str:
 def seed_mean(table: pd.DataFrame, runs: pd.DataFrame, *, log: bool) -> pd.DataFrame:
     """Average `value` over the seeds, for each color (hue), line style (dash) and step. log: take the geometric mean.
 
-    If one of the seeds has no value at a step, the step gets no mean, because a mean over the other seeds would hide
-    that a run ended. runs: all runs, including those that ended.
+    A step at which one of `runs` has no value gets no mean, which would hide that a run ended.
     """
     rows = table.assign(value=np.log(table["value"])) if log else table
     mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index("step")

@@ -32,8 +32,7 @@ FEW_FIGURES, FEW_BYTES = 2, 250_000
 def plot(study_dir: Path, *, only: list[str] | None = None, **options: Any) -> PlotResult:
     """Do what `draw.plot_study` does, with a second process if there are two cores and much to draw.
 
-    If a sweep is writing the study, the processes may read different states of the study. Raises plot_study's errors.
-    options: the other arguments of plot_study.
+    If a sweep is writing the study, the processes may read different states of it. options: those of plot_study.
     """
     every = ORDER if Path(study_dir, FILE).exists() else ORDER[:-3]  # the last three show a search
     names = sorted(dict.fromkeys(only or every), key=lambda name: ORDER.index(name) if name in ORDER else -1)
@@ -73,10 +72,7 @@ def _is_large(study_dir: Path) -> bool:
 
 
 def _draw(pipe: Connection, study_dir: Path, names: list[str], options: dict[str, Any]) -> None:
-    """Draw figures, and send the parent process the PlotResult and what there was to warn of.
-
-    If drawing fails, nothing is sent, and the parent process then draws these figures itself.
-    """
+    """Send the parent process the PlotResult and what there was to warn of, or nothing if drawing fails."""
     gc.disable()  # saves time, and a short process has little garbage
     with contextlib.suppress(Exception), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", MissingRows)

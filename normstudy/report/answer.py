@@ -30,10 +30,9 @@ class Answer(NamedTuple):
 
 
 def answers(bundle: Bundle) -> list[Answer]:
-    """Compare the runs by each column that varies and whose runs can be paired, FIRST in this order.
+    """Compare the runs of all studies by each column that varies and whose runs can be paired, FIRST in this order.
 
-    The runs of a search have no pairs, so its critical values answer instead. Runs of several studies are compared
-    together.
+    The runs of a search have no pairs, so its critical values answer instead.
     """
     fields = [c for c in bundle.fields if c in pairs.comparable_columns() and not bundle.searched]
     fields.sort(key=lambda c: FIRST.index(c) if c in FIRST else len(FIRST))

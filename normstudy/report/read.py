@@ -103,10 +103,7 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
 
 
 def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """Drop finished runs with the losses of a run of an earlier study, which may have them under other ids.
-
-    The column `also` has the later studies' numbers.
-    """
+    """Drop finished runs with the losses of a run of an earlier study, and name their studies in its column `also`."""
     done = set(runs.loc[(runs["status"] == "done") & (runs["source"] != WATCH), "key"])
     losses = {
         key: hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
@@ -149,10 +146,7 @@ def _source(folder: Path, lacks: tuple[str, ...], where: Where) -> Source:
 
 
 def _commands(folder: Path, text: str) -> tuple[str, ...]:
-    """Return the command lines of a study's sweeps: those that were recorded, or the one that its page states.
-
-    Warns of a damaged record, and goes on without it.
-    """
+    """Return the commands of a study's sweeps that were recorded, or the one that its page (`text`) states."""
     recorded = []
     for path in records.paths_of(folder):
         try:
