@@ -15,8 +15,7 @@ import pandas as pd
 from normstudy.analysis.load import load
 from normstudy.analysis.outcomes import Floats
 from normstudy.figures.series import last_tenth
-from normstudy.report import numbers
-from normstudy.report.pack import LOWEST, SPECIAL
+from normstudy.report import pack
 from normstudy.report.read import read
 
 HOSTILE = "own:\"'</script><img src=x onerror=alert(1)>\u202egnirts" + "x" * 200
@@ -56,8 +55,10 @@ def texts(html: str, *tags: str) -> list[str]:
 
 def unpack(text: str) -> Floats:
     """Return the numbers that `pack` packed, rounded to three digits."""
-    codes = np.frombuffer(base64.b64decode(text), "<u2").astype(int) - len(SPECIAL)
-    numbers = [float(f"{c % 900 + 100}e{c // 900 + LOWEST - 2}") if c >= 0 else SPECIAL[c] for c in codes.tolist()]
+    codes = np.frombuffer(base64.b64decode(text), "<u2").astype(int) - len(pack.SPECIAL)
+    numbers = [
+        float(f"{c % 900 + 100}e{c // 900 + pack.LOWEST - 2}") if c >= 0 else pack.SPECIAL[c] for c in codes.tolist()
+    ]
     return np.array(numbers, np.float64)
 
 
@@ -89,7 +90,7 @@ def assert_same_numbers(folder: Path, html: str) -> None:
                 ["step", "module", "layer", "grad_norm", "update_ratio"]
             ].to_numpy()
         }
-        for i, name in enumerate(numbers.QUANTITIES):
+        for i, name in enumerate(pack.QUANTITIES):
             if name in run:
                 expected = [digits(wanted[step, *place][i]) for step in steps for place in layout]
                 assert np.array_equal(unpack(run[name]), expected, equal_nan=True)

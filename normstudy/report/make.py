@@ -65,8 +65,7 @@ class Report:
 def report(folders: Sequence[Path | str], where: Where = ()) -> Report:
     """Make the page of one study or more. where: which runs it shows (see `select`).
 
-    Raises ConfigError for a folder that is not a study, for one that is given twice, if there is no run, and without
-    the libraries of the extra `report`.
+    Raises ConfigError as `read.read` does, and without the libraries of the extra `report`.
     """
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"a report needs {', '.join(missing)}: pip install 'normstudy[report]'")

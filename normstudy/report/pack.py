@@ -1,7 +1,8 @@
-"""Pack numbers of three significant digits into text, and choose the steps of which a page shows numbers.
+"""Pack the numbers behind a page's charts into text: each run's losses and norms, at few enough steps.
 
-A number is a little-endian uint16: one of SPECIAL, or (decade - LOWEST) * 900 + the three digits - 100 + len(SPECIAL).
-page.js has the inverse. Text is base64 without compression, because builds of zlib write different bytes.
+A number has three significant digits. It is a little-endian uint16: one of SPECIAL, or (decade - LOWEST) * 900 + the
+three digits - 100 + len(SPECIAL). page.js has the inverse. Text is base64 without compression, because builds of zlib
+write different bytes.
 """
 
 from __future__ import annotations
@@ -9,17 +10,103 @@ from __future__ import annotations
 import base64
 import functools
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from normstudy.analysis.outcomes import Floats
+from normstudy.figures.series import last_tenth
+from normstudy.report.read import Bundle
 from normstudy.study.parquet import Ints
+from normstudy.study.schema import MODULES
 
+QUANTITIES = ("grad_norm", "update_ratio")  # columns of `modules` that a page has
+BYTES, MANY, BYTES_OF_A_RUN = 1_250_000, 700, 6_300  # of packed text: in a page, or in each of more than MANY runs
 SPECIAL = (math.nan, 0.0, math.inf, 1e-36)  # codes 0 to 3; the last stands for every smaller positive number
 LOWEST, MOST = -36, 9.995e35  # the least decade, and the least number that counts as infinite
 TIE = 1e-6  # so near to a half, the error of a division could decide how a number is rounded
 LOSSES = 85  # steps of a loss curve, on a logarithmic grid
 LADDER = (80, 60, 40, 30, 24, 16, 12, 8)  # probed steps of a run, if all of them make a page too large
+
+Known = dict[tuple[Any, ...], int]  # lists, and the number of each
+
+
+class Numbers(NamedTuple):
+    """Hold what page.js reads.
+
+    grids: lists of steps; layouts: lists of (module, layer or None). runs: run's key -> its texts from `pack`, each
+    beside the index of its grid or layout. probes: at most so many probed steps of a run are shown, or None for all.
+    """
+
+    grids: list[tuple[int, ...]]
+    layouts: list[tuple[tuple[str, int | None], ...]]
+    runs: dict[str, dict[str, Any]]
+    probes: int | None
+    quantities: tuple[str, ...]
+
+
+def collect(bundle: Bundle) -> Numbers:
+    """Pack the numbers of all runs. The first limit of LADDER with which they fit says how many probed steps remain."""
+    grids: Known = {}
+    layouts: Known = {}
+    runs: dict[str, dict[str, Any]] = {str(key): {} for key in bundle.runs["key"]}
+    finals = dict(zip(bundle.runs["key"], bundle.runs[["n_steps", "final_val_loss"]].to_numpy(float), strict=True))
+    for key, rows in bundle.steps.sort_values("step").groupby("key"):
+        runs[str(key)] |= _losses(rows, finals[key], grids)
+    which, names = pd.factorize(bundle.modules["module"])
+    modules = bundle.modules.assign(
+        order=np.array([MODULES.index(name) if name in MODULES else len(MODULES) for name in names], int)[which]
+    )
+    parts = dict(iter(modules.sort_values(["step", "order", "layer"]).groupby("key")))
+    paths = dict(iter(bundle.residual.sort_values(["step", "layer"]).groupby("key")))
+    sizes = [(rows["step"].nunique(), len(rows), len(paths.get(key, ()))) for key, rows in parts.items()]
+    probes, quantities = _choose(sizes, BYTES_OF_A_RUN * len(runs) if len(runs) > MANY else BYTES)
+    for key, rows in parts.items():
+        every = tuple(rows["step"].unique().tolist())
+        steps = thinned(every, probes or len(every))
+        first, shown = rows[rows["step"] == every[0]], rows[rows["step"].isin(steps)]
+        layers = [None if pd.isna(layer) else int(layer) for layer in first["layer"]]
+        run = runs[str(key)]
+        run["probes"] = _number(grids, steps.tolist())
+        run["layout"] = _number(layouts, list(zip(first["module"].astype(str), layers, strict=True)))
+        run |= {name: pack(shown[name].to_numpy()) for name in quantities}
+        path = paths.get(key, bundle.residual[:0])
+        run["residual"] = pack(path.loc[path["step"].isin(steps), "grad_norm"].to_numpy())
+    return Numbers(list(grids), list(layouts), runs, probes, quantities)
+
+
+def _number(known: Known, values: list[Any]) -> int:
+    """Return the number of a list, which is a new one if the list is."""
+    return known.setdefault(tuple(values), len(known))
+
+
+def _losses(rows: pd.DataFrame, final: np.ndarray[Any, Any], grids: Known) -> dict[str, Any]:
+    """Return a run's training losses, as trailing means, and its validation losses. final: n_steps, final_val_loss."""
+    out: dict[str, Any] = {}
+    good = rows[np.isfinite(rows["train_loss"])]
+    if len(good):
+        smooth = last_tenth(good.assign(value=good["train_loss"]))["value"].to_numpy()
+        at = loss_steps(len(good) - 1)
+        out |= {"train_steps": _number(grids, good["step"].to_numpy()[at].tolist()), "train": pack(smooth[at])}
+    seen = rows[np.isfinite(rows["val_loss"])]
+    steps, values = seen["step"].tolist(), seen["val_loss"].tolist()
+    if np.isfinite(final[1]):
+        steps, values = [*steps, int(final[0])], [*values, final[1]]
+    return out | {"val_steps": _number(grids, steps), "val": pack(np.array(values))}
+
+
+def _choose(sizes: list[tuple[int, int, int]], limit: int) -> tuple[int | None, tuple[str, ...]]:
+    """Return how many probed steps of each run are shown, and which quantities, so that the text has `limit` bytes.
+
+    sizes: of each run, the number of probed steps, and of rows of `modules` and of `residual`.
+    """
+    for quantities in (QUANTITIES, QUANTITIES[:1]):
+        for probes in (None, *LADDER):
+            numbers = sum((len(quantities) * m + p) * min(probes or n, n) // n for n, m, p in sizes)
+            if numbers * 8 / 3 <= limit:  # two bytes a number, four letters for three bytes
+                return probes, quantities
+    return LADDER[-1], QUANTITIES[:1]
 
 
 def pack(values: Floats) -> str:

@@ -25,8 +25,7 @@ from normstudy.figures import study as drawn
 from normstudy.figures.paper import MODULE
 from normstudy.figures.series import entropies
 from normstudy.report.answer import answers
-from normstudy.report.numbers import Numbers, collect
-from normstudy.report.pack import LOSSES
+from normstudy.report.pack import LOSSES, Numbers, collect
 from normstudy.report.read import CRASHED, UNFINISHED, Bundle, Cell, command_of
 
 if TYPE_CHECKING:

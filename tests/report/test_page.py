@@ -21,7 +21,7 @@ from normstudy.analysis.compare import compare_study, render
 from normstudy.analysis.load import load
 from normstudy.cli import main as cli
 from normstudy.errors import ConfigError
-from normstudy.report import numbers
+from normstudy.report import pack
 from normstudy.report.make import Report
 from normstudy.report.make import report as make
 from normstudy.report.read import read
@@ -156,22 +156,22 @@ def test_a_missing_library_is_named(study: Path, capfd: Capture, monkeypatch: py
 
 def test_a_page_that_is_too_large_shows_fewer_probes(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = read([study])
-    whole = numbers.collect(bundle)
-    assert (whole.probes, whole.quantities) == (None, numbers.QUANTITIES)
+    whole = pack.collect(bundle)
+    assert (whole.probes, whole.quantities) == (None, pack.QUANTITIES)
 
-    def size(found: numbers.Numbers) -> int:
-        return sum(len(run.get(name, "")) for run in found.runs.values() for name in (*numbers.QUANTITIES, "residual"))
+    def size(found: pack.Numbers) -> int:
+        return sum(len(run.get(name, "")) for run in found.runs.values() for name in (*pack.QUANTITIES, "residual"))
 
     for share, quantities in ((0.7, 2), (0.1, 1)):
-        monkeypatch.setattr(numbers, "BYTES", int(share * size(whole)))
-        thinner = numbers.collect(bundle)
+        monkeypatch.setattr(pack, "BYTES", int(share * size(whole)))
+        thinner = pack.collect(bundle)
         assert thinner.probes is not None
         assert len(thinner.quantities) == quantities
-        assert size(thinner) <= numbers.BYTES * 1.1
+        assert size(thinner) <= pack.BYTES * 1.1
         assert_ladder(thinner)
 
 
-def assert_ladder(found: numbers.Numbers) -> None:
+def assert_ladder(found: pack.Numbers) -> None:
     for run in found.runs.values():
         steps: list[Any] = found.grids[run["probes"]]
         assert len(steps) <= (found.probes or 0)
