@@ -50,15 +50,17 @@ def _figure(
 
 def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
     """Return all validation losses, with columns run_id, step, value, hue, dash. The final loss has step n_steps."""
-    early = series.of_runs(study.losses["val_loss"], runs, ["hue", "dash"])
+    early = training_table(study, runs, "val_loss")
     final = runs.assign(step=runs["n_steps"], value=runs["final_val_loss"].astype(float))[early.columns]
     rows: pd.DataFrame = pd.concat([early, final[np.isfinite(final["value"])]])
     return rows.sort_values(["run_id", "step"], ignore_index=True)
 
 
-def training_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return all finite training losses, with columns run_id, step, value, hue, dash."""
-    return series.of_runs(study.losses["train_loss"], runs, ["hue", "dash"])
+def training_table(study: Study, runs: pd.DataFrame, column: str = "train_loss") -> pd.DataFrame:
+    """Return all finite training losses, with columns run_id, step, value, hue, dash. column: in which they are."""
+    rows = series.of_runs(study.steps.rename(columns={column: "value"}), runs, ["hue", "dash"])
+    found: pd.DataFrame = rows.loc[np.isfinite(rows["value"]), ["run_id", "step", "value", "hue", "dash"]]
+    return found
 
 
 def draw_losses(

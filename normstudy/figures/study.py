@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from normstudy.analysis.grid import Value
@@ -79,13 +78,6 @@ class Study:
     def named(self, runs: pd.DataFrame, columns: Iterable[str]) -> list[str]:
         """Return text such as `d_model=64` for each of the columns, whose value all runs share."""
         return [f"{c}={self.text(c, runs[c].iloc[0])}" for c in columns]
-
-    @cached_property
-    def losses(self) -> dict[str, pd.DataFrame]:
-        """Map "train_loss" and "val_loss" to a table of the finite losses, with columns run_id, step, value."""
-        rows = self.steps[["run_id", "step"]]
-        found = {c: rows.assign(value=self.steps[c]) for c in ("train_loss", "val_loss")}
-        return {c: table[np.isfinite(table["value"])] for c, table in found.items()}
 
     @cached_property
     def modules(self) -> pd.DataFrame:
