@@ -14,13 +14,12 @@ from normstudy.figures.paper import Paper
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw the figure as PNG. The same version of matplotlib always writes the same bytes."""
+    """Draw the AUC of each quantity against step, with 95 % intervals, in a panel for each kind of studies, as PNG."""
     with style.rc():
-        style.save(figure(table), path, "png")
+        style.save(_figure(table), path, "png")
 
 
-def figure(table: pd.DataFrame) -> Figure:
-    """Draw the AUC of each quantity against step, with 95 % intervals, in one panel for each kind of studies."""
+def _figure(table: pd.DataFrame) -> Figure:
     rows = table[(table["placement"] == ALL) & table["step"].notna() & table["auc"].notna()]
     kinds = list(table["kind"].unique())
     fig, axes = layout.subplots(Paper(), len(kinds))

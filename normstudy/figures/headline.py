@@ -101,9 +101,9 @@ def _ranked(study: Study) -> FigureBase:
 
 
 def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
-    """For each row and color, average the ratio over seeds at each step, and draw a line over the averages' range.
+    """For each row and color, draw a line over the range of the ratio's averages over seeds at each step.
 
-    An empty circle marks the first step's average, and a filled circle marks the last step's average.
+    An empty circle marks the first step's average, and a filled circle the last step's.
     """
     ax.axvline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     runs = order.runs.assign(hue=order.runs["row"], dash=order.runs["arm"])

@@ -160,8 +160,7 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
     hue = "placement" if "placement" in few or not few else few[0]
     if facet is not None and not few:
         hue = "n_layers"
-    rest = [c for c in few if c != hue]
-    dash = "warmup_steps" if "warmup_steps" in swept(runs) else (rest[0] if rest else None)
+    dash = "warmup_steps" if "warmup_steps" in swept(runs) else next((c for c in few if c != hue), None)
 
     notes = list[str]()
     hues = spread_labels(runs, hue, MAX_HUES, names or {}, notes)

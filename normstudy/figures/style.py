@@ -14,15 +14,13 @@ from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
 
-# A line style is a name such as "-", or an offset and a tuple of alternating lengths of dashes and gaps. The unit of
-# all lengths is the line width.
+# A name such as "-", or an offset and alternating lengths of dashes and gaps, in units of the line width.
 LineStyle = tuple[float, tuple[float, ...]] | str
 
-# A placement has the same color in every figure of every study. Each color has a contrast of at least 2.3 against
-# white. Each was chosen to be farthest in OKLab from the colors chosen before, under normal vision and simulated
-# deuteranopia, protanopia and tritanopia. Fourteen colors cannot all be far apart. People mostly compare placements
-# within two groups, so the colors within each group are far apart: (post, deepnorm, admin, b2t, residual) and (pre,
-# peri, sub, reordered, lns, hybrid). The placements `rezero` and `none` are far in color from `pre` and `post`.
+# A placement has the same color in every figure. Each color has a contrast of at least 2.3 against white, and is
+# farthest in OKLab from those chosen before, under normal vision and simulated deuteranopia, protanopia and tritanopia.
+# Fourteen colors cannot all be far apart, so those are that people mostly compare: (post, deepnorm, admin, b2t,
+# residual) and (pre, peri, sub, reordered, lns, hybrid); `rezero` and `none` are far from `pre` and `post`.
 PLACEMENT_COLORS = {
     "pre": "#0072B2", "post": "#D55E00", "peri": "#333300", "reordered": "#5500DD", "sub": "#883366",
     "deepnorm": "#DD9922", "admin": "#AA55FF", "lns": "#66BB88", "mix": "#996666", "b2t": "#5599AA",
