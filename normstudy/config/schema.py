@@ -1,7 +1,5 @@
 """Define the configuration of one run as dataclasses, which raise a ConfigError for an illegal value."""
 
-from __future__ import annotations  # readers of the fields' types expect text
-
 import math
 from dataclasses import dataclass, field
 

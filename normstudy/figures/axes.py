@@ -1,7 +1,5 @@
 """Set up axes, and draw what most figures contain: seed and mean lines, diverged runs' markers, reference losses."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

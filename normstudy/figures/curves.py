@@ -1,7 +1,5 @@
 """Draw the figures of lines against step: loss_curves, training_loss, gradient_ratio and update_rms."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Draw how well a run's first steps tell that it ends stuck, from the table that analysis/early_warning.py computes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Draw the figure final_grid: every run's final validation loss and outcome against a swept column."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple

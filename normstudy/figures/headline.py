@@ -1,7 +1,5 @@
 """Draw the figure headline, a summary of a study: the loss shows what happens, and the gradient ratio shows why."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

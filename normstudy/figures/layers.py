@@ -1,7 +1,5 @@
 """Draw the figures with layers on an axis: gradient_profile, residual_path and heatmap."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

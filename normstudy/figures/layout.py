@@ -1,7 +1,5 @@
 """Lay out a figure's panels, titles, axis labels and legend."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest

@@ -1,7 +1,5 @@
 """Choose how figures distinguish a study's runs: by color (`hue`), line style (`dash`) and panels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

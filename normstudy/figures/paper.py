@@ -1,7 +1,5 @@
 """Hold what a user wishes of figures, such as their width, and make the empty figures that the drawings fill."""
 
-from __future__ import annotations
-
 import io
 import re
 from dataclasses import dataclass

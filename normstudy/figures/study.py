@@ -1,7 +1,5 @@
 """Load a study for drawing: its finished runs, their losses and gradient norms, and the split of runs into panels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property

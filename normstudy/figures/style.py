@@ -1,7 +1,5 @@
 """Define the sizes, colors, markers and matplotlib settings of all figures."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import warnings

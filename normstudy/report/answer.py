@@ -1,7 +1,5 @@
 """Say what a study's comparisons show, one sentence each, by the numbers that `normstudy compare` prints."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple

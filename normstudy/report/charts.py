@@ -1,7 +1,5 @@
 """Describe a page's charts in Altair, and compile them to Vega, in which page.js puts the numbers of a cell."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ three digits - 100 + len(SPECIAL). page.js has the inverse. Text is base64 witho
 write different bytes.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import math
