@@ -54,11 +54,6 @@ def file_bytes(path: str) -> bytes:
             parts.append(places.read(file))
         except OSError as error:
             raise _unreadable(path, file, error) from None
-        except MemoryError:
-            raise ConfigError(
-                f"data.path {path!r} does not fit into this machine's memory ({file.stat().st_size} bytes in "
-                f"{file.name}): use a smaller text"
-            ) from None
     if not any(parts):
         raise ConfigError(f"data.path {path!r} is empty: choose a file that contains text")
     return b"".join(parts)

@@ -47,11 +47,21 @@ class Text:
 
 
 def load(config: DataConfig) -> Text:
-    """Load the text that a config selects. The last 16 texts stay in memory until their files change."""
+    """Load the text that a config selects. The last 16 texts stay in memory until their files change.
+
+    Raises ConfigError for a text that cannot be read, is too large for this machine's memory, or is no text to learn.
+    """
     version = corpora.version(config.path) if config.path is not None else None
     vocab_size = (config.vocab_size or BPE_VOCAB) if config.tokenizer == "bpe" else None
     source_seed = config.source_seed if config.name == "synthetic" else 0
-    return _load(config.name, config.path, config.tokenizer, vocab_size, source_seed, version)
+    try:
+        return _load(config.name, config.path, config.tokenizer, vocab_size, source_seed, version)
+    except MemoryError:
+        what = f"of data={config.name}" if config.path is None else f"of data.path {config.path!r}"
+        size = f", which has {sum(n for _, n, _ in version):,} bytes," if version else ""
+        raise ConfigError(
+            f"the text {what}{size} does not fit into this machine's memory: use a smaller text"
+        ) from None
 
 
 @functools.lru_cache(maxsize=16)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -516,3 +519,23 @@ def test_synthetic_symbols_decode_to_their_numbers() -> None:
     text = data.load(DataConfig(name="synthetic"))
     assert text.decode(text.train.tokens[:100]) == bytes(text.train.tokens[:100])
     assert text.pieces == tokenizer.BYTES[:64]
+
+
+def test_a_text_that_is_too_large_for_the_memory_is_one_line(tmp_path: Path) -> None:
+    """Also one whose bytes fit, but not its tokens."""
+    (tmp_path / "text").write_bytes(b"")
+    os.truncate(tmp_path / "text", 300_000_000)
+    code = (
+        "import resource, sys; from normstudy.data import texts; from normstudy.config import DataConfig\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)\n"
+        "texts.load(DataConfig('file', path=sys.argv[1]))"
+    )
+    for room in (100_000_000, 700_000_000):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "text"), str(room)], capture_output=True, text=True
+        )
+        assert done.stderr.splitlines()[-1] == (
+            f"normstudy.errors.ConfigError: the text of data.path '{tmp_path}/text', which has 300,000,000 bytes, does "
+            "not fit into this machine's memory: use a smaller text"
+        )
