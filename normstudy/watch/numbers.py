@@ -18,15 +18,15 @@ KINDS = ("grads", "params", "updates")
 
 
 class Numbers(NamedTuple):
-    """Hold one step's numbers; NaN where there is none. modules: (3, groups), stream: (2, points); None if not probed.
+    """Hold one step's numbers; NaN where there is none. modules: (groups, 3), stream: (points, 2); empty if not probed.
 
     steps: train_loss, val_loss, lr, and of all parameters grad_norm, param_norm, update_norm and clip_factor.
     """
 
     step: int
     steps: list[float]
-    modules: list[list[float]] | None
-    stream: list[list[float]] | None
+    modules: list[list[float]]
+    stream: list[list[float]]
     finite: bool  # whether the training loss, if it was logged, and every norm is a finite number
 
 
@@ -81,24 +81,23 @@ class Copy:
         if self._event is not None:
             self._event.synchronize()
         logged, *parts = (part.cpu().double() for part in self._parts)
-        out, at = [], 0
+        out, probed = [], zip(*parts, strict=True)
         for row, values in zip(self.rows, logged.tolist(), strict=True):
             skipped = values.pop() > 0  # by a fused optimizer, whose scaler found inf: this is no divergence
             good = skipped or row.train_loss is None or math.isfinite(values[0])
             if not row.probed:
-                out.append(Numbers(row.step, [*values, *[math.nan] * 4], None, None, good))
+                out.append(Numbers(row.step, [*values, *[math.nan] * 4], [], [], good))
                 continue
-            modules = parts[0][at]
+            modules, *stream = next(probed)
             modules[1, self.groups.unknown] = math.nan
             total = modules[:, :-1].square().nansum(dim=1).sqrt()
             known = ~modules[:, :-1].isnan().all(dim=1)
             known[1] &= not self.groups.unknown
             totals = torch.where(known, total, math.nan).tolist()
-            stream = parts[1][at].tolist() if len(parts) > 1 else None
             numbers = [*values, *totals, modules[0, -1].item()]
             good = good and (skipped or not any(map(math.isinf, totals)))
-            out.append(Numbers(row.step, numbers, modules[:, :-1].tolist(), stream, good))
-            at += 1
+            along = stream[0].T.tolist() if stream else []
+            out.append(Numbers(row.step, numbers, modules[:, :-1].T.tolist(), along, good))
         return out
 
 

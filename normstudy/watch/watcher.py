@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import math
 import os
+import secrets
 import sys
 import time
 import weakref
@@ -93,21 +94,20 @@ class Watch:
         if self._silent or self._state == "watching":
             self._state = "watching"
             return self
-        given, config = self._given, self._given["config"] or {}
+        given = self._given
         folder = record.folder_of(given["results_dir"], self.study)
         with contextlib.ExitStack() as held:
             held.enter_context(locks.hold_study(folder, "normstudy.watch", shared=True))
             with files.storing(folder):
                 tables.prepare(folder, shared=True)
-            run_id = self.run_id or record.new_id(self.study, config)
+            run_id = self.run_id or f"{self.study}-{secrets.token_hex(5)}"
             record.check_resumed(folder, given, self.layout.places)
             if run_id in {one.run_id for one in OPEN} or not held.enter_context(locks.hold_runs(folder, [run_id])):
                 raise ConfigError(f"another watch records {run_id}: wait for it to end, or stop it")
             params = [p for _, p in self.model.named_parameters()]
-            row = record.first_row(run_id, self.study, given["seed"] or 0, params, config)
-            row |= {"probe_every": self.every, "probe_dense_steps": self.dense, "n_layers": len(self.layout.blocks)}
-            row |= {name: given[name] for name in ("unigram_entropy", "bigram_entropy")}
-            self._record = record.Record(folder, row, self.layout.places)
+            self._record = record.Record(
+                folder, record.first_row(run_id, given, self.layout, params), self.layout.places
+            )
             step = self._record.resume(given) if given["resume"] else 0
             self._record.write()
             self._groups = Groups(self.layout, self.model)
@@ -172,11 +172,10 @@ class Watch:
     def _add(self, numbers: Sequence[Numbers]) -> None:
         for one in numbers:
             self._record.add(one)
-            self._probed = self._probed or one.modules is not None
-            if one.stream is not None and not self._streamed:
-                self._streamed = not all(map(math.isnan, one.stream[0]))
+            self._probed = self._probed or bool(one.modules)
+            self._streamed = self._streamed or any(not math.isnan(rms) for rms, _ in one.stream)
             if one.modules and not self._warned:
-                self._warn(one.step, one.modules[0])
+                self._warn(one.step, [gradient for gradient, *_ in one.modules])
 
     def _warn(self, step: int, gradients: Sequence[float]) -> None:
         """Say once that the first layer's gradient is as small as in runs that get stuck."""
