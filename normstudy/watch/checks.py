@@ -142,15 +142,12 @@ def _config(given: object) -> dict[str, Any]:
     for name in given:
         if not isinstance(name, str) or not name:
             raise ConfigError(f"config has a key {name!r}: use text")
-    try:
-        return {name: _plain(value, 0) for name, value in given.items()}
-    except RecursionError:
-        raise ConfigError("config holds itself, or is nested more than 50 deep: give what compare needs") from None
+    return {name: _plain(value, 0) for name, value in given.items()}
 
 
 def _plain(value: Any, depth: int) -> Any:
     if depth > 50:
-        raise RecursionError
+        raise ConfigError("config holds itself, or is nested more than 50 deep: give what compare needs")
     if isinstance(value, Mapping):
         return {str(name): _plain(one, depth + 1) for name, one in value.items()}
     if isinstance(value, list | tuple):

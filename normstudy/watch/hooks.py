@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +28,3 @@ class Hook:
     def __reduce__(self) -> tuple[Any, ...]:
         """Return a function of the standard library that does nothing: who loads a saved model needs no normstudy."""
         return getattr, (contextlib.nullcontext(), "__exit__")
-
-
-def depth_of_stack() -> int:
-    """Return how many calls are at work above the caller."""
-    frame, depth = sys._getframe(1), 0
-    while frame.f_back is not None:
-        frame, depth = frame.f_back, depth + 1
-    return depth

@@ -18,15 +18,14 @@ class WatchCallback(lightning.Callback):  # type: ignore[misc, unused-ignore]  #
         known(options)
         self.options = options
         self.watch: Watch | None = None
-        self._loss: Tensor | None = None  # of the batches since the last step, of which each has its share
-        self._steps = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         options = {"scaler": getattr(trainer.precision_plugin, "scaler", None), **self.options}
         if options.get("resume") and trainer.global_step:
             options.setdefault("step", trainer.global_step)
         self.watch = Watch(pl_module, trainer.optimizers, **options).start()
-        self._loss, self._steps = None, trainer.global_step
+        self._loss: Tensor | None = None  # of the batches since the last step, of which each has its share
+        self._steps = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int

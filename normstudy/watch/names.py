@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -41,8 +41,7 @@ OUTSIDE = (
 WRAPPED = re.compile(r"\b_(orig_mod|checkpoint_wrapped_module)\.")  # of compiled and of checkpointed modules
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Hold what is recorded of a model.
 
     places: layer and module of each group of parameters, in the model's order; groups: for each parameter, by its
@@ -100,7 +99,7 @@ def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
         same = len({type(child) for child in children}) == 1 and (
             len(children) > 1 or isinstance(module, nn.ModuleList)
         )
-        if same and all(_is_block(child) for child in children):
+        if same and all(list(child.children()) and len(list(child.parameters())) >= 2 for child in children):
             sizes = [sum(p.numel() for p in module.parameters() if p.requires_grad or k) for k in range(2)]
             candidates.append((path.count("."), *(-size for size in sizes), path, children))
     if not candidates:
@@ -108,10 +107,6 @@ def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
     # The outermost, then the largest: of trained parameters, then of all.
     *_, path, children = min(candidates, key=lambda one: one[:4])
     return path, children
-
-
-def _is_block(module: nn.Module) -> bool:
-    return any(True for _ in module.children()) and sum(1 for _ in module.parameters()) >= 2
 
 
 def _places(parameters: Sequence[str], prefix: str, n_blocks: int) -> dict[str, Place]:

@@ -1,20 +1,55 @@
-"""Turn the rows that a probe collected into numbers, with one copy from the device for many rows."""
+"""Hold what a probe collects of a step, and turn it into numbers, with one copy from the device for many steps."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from normstudy.watch.names import Layout
-from normstudy.watch.rows import Number, Row
 from normstudy.watch.sums import has_norm, wide
 
+Number = float | Tensor | None
 LOGGED = ("train_loss", "val_loss", "lr", "skipped")
 KINDS = ("grads", "params", "updates")
+
+
+@dataclass
+class Row:
+    """Hold what is known of one step. Dictionaries are parameter's index -> norm, all on the model's device."""
+
+    step: int
+    probed: bool
+    lr: Number = None
+    train_loss: Number = None
+    val_loss: Number = None
+    grads: dict[int, Tensor] = field(default_factory=dict)  # before clipping
+    clipped: dict[int, Tensor] = field(default_factory=dict)  # what the optimizer used
+    late: set[int] = field(default_factory=set)  # parameters whose gradient was seen at the step only, as one by hand
+    params: dict[int, Tensor] = field(default_factory=dict)
+    updates: dict[int, Tensor] = field(default_factory=dict)
+    stream: Tensor | None = None  # (3, points): sums of mean squares, forward passes, sums of squared gradients
+    repeated: bool = False  # whether an optimizer called its closure at several points, as L-BFGS does
+    skipped: Number = None  # above 0 if a fused optimizer left the parameters as they were, because of its scaler
+    scale: Tensor | None = None  # by which a GradScaler multiplied the loss
+
+
+def number(value: object) -> Number:
+    """Return a real number that float32 can hold, or a tensor of one; None for anything else."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.numel() == 1 and not value.is_complex() and not value.is_meta else None
+    try:
+        x = float(getattr(value, "item", lambda: value)())  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if isinstance(value, str | bytes):
+        return None
+    return math.copysign(math.inf, x) if abs(x) > torch.finfo(torch.float32).max else x
 
 
 class Numbers(NamedTuple):
@@ -39,14 +74,7 @@ class Groups:
         self.device = next(p.device for _, p in params if p.requires_grad)
         self.unknown = sorted({layout.groups[name] for name, p in params if not has_norm(p)})  # as of quantized models
         self.points = len(layout.blocks) + 1 if layout.blocks else 0  # of the residual stream
-        self._known: dict[tuple[int, ...], Tensor] = {}
-
-    def at(self, parameters: Iterable[int]) -> Tensor:
-        """Return the groups of some parameters."""
-        key = tuple(parameters)
-        if key not in self._known:
-            self._known[key] = torch.tensor([self.of[i] for i in key], device=self.device)
-        return self._known[key]
+        self.at = functools.cache(lambda which: torch.tensor([self.of[i] for i in which], device=self.device))
 
 
 class Copy:
@@ -64,13 +92,9 @@ class Copy:
                 self._parts += [torch.stack([_stream(row, groups.points, device) for row in probed])]
         self._event = None
         if device.type == "cuda":
-            self._parts = [self._to_host(part) for part in self._parts]
+            self._parts = [part.to("cpu", non_blocking=True) for part in self._parts]  # into pinned memory
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
-
-    @staticmethod
-    def _to_host(part: Tensor) -> Tensor:
-        return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True)
 
     @property
     def ready(self) -> bool:
@@ -113,7 +137,7 @@ def _modules(row: Row, groups: Groups) -> Tensor:
     for k, kind in enumerate(KINDS):
         found = getattr(row, kind)
         if found:
-            at = groups.at(found)
+            at = groups.at(tuple(found))
             norms = _stacked(found.values(), groups.device)
             norms = norms.nan_to_num(math.inf, math.inf)
             if kind == "grads" and row.scale is not None:

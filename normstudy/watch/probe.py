@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +19,9 @@ from torch.autograd import Variable
 from torch.optim import Optimizer
 
 from normstudy.errors import printable
-from normstudy.watch.hooks import Hook, depth_of_stack
+from normstudy.watch.hooks import Hook
 from normstudy.watch.names import Layout
-from normstudy.watch.rows import Number, Row, number
+from normstudy.watch.numbers import Number, Row, number
 from normstudy.watch.stream import Stream
 from normstudy.watch.sums import has_norm, norms
 
@@ -43,7 +44,7 @@ class Probe:
         self.broken = False  # whether an error has ended the watch
         self._index = {id(p): i for i, p in enumerate(self.params)}
         self._others: set[int] = set()  # parameters of optimizers that are not the model's, by id
-        self._logged: dict[str, Number] = {}  # of the next row
+        self.logged: dict[str, Number] = {}  # of the next row
         self._order = ""  # whether the loop logs a training loss before its backward, before the step, or after it
         self._norms: dict[int, Tensor] = {}  # of the gradients at the end of the last backward that reached them
         self._scaled: Any = None  # the scaler's dictionary of optimizers, which it replaces after each iteration
@@ -176,7 +177,7 @@ class Probe:
             self._norms.clear()
             self._stepped.clear()
             if self._order == "before the step":
-                self._logged.pop("train_loss", None)
+                self.logged.pop("train_loss", None)
         self._scaled = scaled
         self._since.clear()
 
@@ -188,7 +189,7 @@ class Probe:
     # ---- steps ----------------------------------------------------------------------------------------
 
     def _pre_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-        began, depth = time.perf_counter(), depth_of_stack()
+        began, depth = time.perf_counter(), _depth()
         if -1 < self._outer < depth:  # a step that another one calls, as one of a superclass
             return None
         again = self._inside and self._current is optimizer and self._backwards == self._at_pre  # it has raised
@@ -222,10 +223,10 @@ class Probe:
 
     def _begin_row(self, optimizer: Optimizer, mine: set[int]) -> None:
         self._stepped.clear()
-        losses = self._logged.get("train_loss"), self._logged.get("val_loss")
+        losses = self.logged.get("train_loss"), self.logged.get("val_loss")
         row = Row(self.step, self.probes(self.step), number(optimizer.param_groups[0].get("lr")), *losses)
         self.rows.append(row)
-        self.step, self._logged = self.step + 1, {}
+        self.step, self.logged = self.step + 1, {}
         self.collect()
         if row.probed:  # others than this optimizer's may change without a step, as an average of weights does
             others = [i for i, p in enumerate(self.params) if i not in mine and has_norm(p)]
@@ -249,7 +250,7 @@ class Probe:
 
     def _post_step(self, optimizer: Optimizer, *_: object) -> None:
         began = time.perf_counter()
-        if self._outer != depth_of_stack():
+        if self._outer != _depth():
             return
         self._inside, self._fresh, self._outer = False, False, -1
         row, mine = self.rows[-1], self._of(optimizer)
@@ -330,7 +331,7 @@ class Probe:
                 loss = kept.pop("train_loss")
                 if not self._fresh:  # otherwise it is the loss of a step that the scaler has skipped
                     self.rows[-1].train_loss = loss
-        self._logged |= kept
+        self.logged |= kept
         return [name for name, value in found.items() if value is None]
 
     def _before_all(self, values: Mapping[str, object]) -> str:
@@ -339,6 +340,7 @@ class Probe:
         ran = self.stream.ran() or not self.layout.blocks or (isinstance(loss, Tensor) and loss.requires_grad)
         return "before the backward" if ran else ""
 
-    def left(self) -> dict[str, Number]:
-        """Return what was logged after the last step."""
-        return self._logged
+
+def _depth() -> int:
+    """Return how many calls are at work above the caller."""
+    return sum(1 for _ in traceback.walk_stack(sys._getframe(1)))

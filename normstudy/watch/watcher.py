@@ -23,9 +23,8 @@ from normstudy.errors import ConfigError, printable
 from normstudy.study import files, locks, tables
 from normstudy.watch import checks, record
 from normstudy.watch import names as naming
-from normstudy.watch.numbers import Copy, Groups, Numbers
+from normstudy.watch.numbers import Copy, Groups, Number, Numbers
 from normstudy.watch.probe import Probe
-from normstudy.watch.rows import Number
 
 ROWS_AT_ONCE = 64  # steps whose numbers are copied from the device at once
 SECONDS = 60.0  # between two writes, so at most what is lost if the program is killed
@@ -64,19 +63,14 @@ class Watch:
 
         Raises ConfigError for what cannot be watched.
         """
+        options = {name: value for name, value in locals().items() if name in checks.OPTIONS}
         self._state = "refused"
         checks.known(unknown)
         self.model, self.optimizers = checks.inner_model(model), checks.inner_optimizers(optimizer)
-        given = checks.check_options({
-            "study": study, "results_dir": results_dir, "every": every, "dense": dense, "blocks": blocks,
-            "names": names, "scaler": scaler, "config": config, "seed": seed, "resume": resume, "step": step,
-            "unigram_entropy": unigram_entropy, "bigram_entropy": bigram_entropy,
-        })  # fmt: skip
+        given = checks.check_options(options)
         checks.check_training(self.model, self.optimizers)
         self.layout = naming.layout(self.model, blocks, names)
         self.study, self.run_id = given["study"], resume
-        self.every: int = given["every"]
-        self.dense: int = given["dense"]
         self._given, self._scaler = given, scaler
         self._probe: Probe | None = None
         self._copy: Copy | None = None
@@ -122,7 +116,7 @@ class Watch:
         return self
 
     def _probes(self, step: int) -> bool:
-        return step < self.dense or not step % self.every
+        return bool(step < self._given["dense"] or not step % self._given["every"])
 
     def log(self, *, train_loss: Number = None, val_loss: Number = None, **others: object) -> None:
         """Record losses, which may lie on the device. Log a training loss at the same place of each iteration."""
@@ -215,7 +209,7 @@ class Watch:
             status = "failed"
             raise
         finally:
-            final = probe.left().get("val_loss")
+            final = probe.logged.get("val_loss")
             self._record.end(status, final_val_loss=None if final is None else float(final))
         steps, seconds = probe.step - self._first, time.monotonic() - self._began
         cost = f", {100 * probe.seconds / seconds:.1f} % of the time" if seconds and steps else ""
