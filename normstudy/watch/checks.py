@@ -1,7 +1,5 @@
 """Refuse what `normstudy.watch` cannot watch, before anything is written or hooked."""
 
-from __future__ import annotations
-
 import math
 import operator
 import os

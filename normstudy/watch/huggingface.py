@@ -1,7 +1,5 @@
 """Watch a Trainer of Hugging Face: `Trainer(..., callbacks=[WatchCallback(study="mine")])`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

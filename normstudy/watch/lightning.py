@@ -1,7 +1,5 @@
 """Watch a Lightning trainer: `Trainer(callbacks=[WatchCallback(study="mine")])`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning

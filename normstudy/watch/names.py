@@ -1,7 +1,5 @@
 """Find a model's blocks, and say to which layer and module each of its parameters belongs."""
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Hold what a probe collects of a step, and turn it into numbers, with one copy from the device for many steps."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterable, Sequence

@@ -4,8 +4,6 @@ A gradient is read at the end of the last backward before a step: accumulated, b
 reduction. What a step's row shows belongs to the parameters before its update, as in every study.
 """
 
-from __future__ import annotations
-
 import functools
 import sys
 import time

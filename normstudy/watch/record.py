@@ -1,7 +1,5 @@
 """Write what a watched loop does into the tables of a study, so that at most a minute is lost if it is killed."""
 
-from __future__ import annotations
-
 import json
 import math
 import platform

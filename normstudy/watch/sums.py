@@ -1,7 +1,5 @@
 """Compute the norms of many tensors, as exactly as their type allows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
