@@ -68,7 +68,7 @@ def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
     share = (
         f"Share of runs that failed ({', '.join(FAILED[:-1])} or {FAILED[-1]}) by {by}, compared with the baseline "
         f"{base}. Brackets: exact 95 % intervals, not adjusted. p: Fisher's exact test. Verdicts depend on Holm's p, "
-        f"adjusted for the {count_text(family, 'test')} of both tables."
+        f"adjusted for {count_text(family, 'test')} (both tables together)."
     )
     loss = (
         "Final validation loss (nats per token) of the pairs in which neither run failed. The difference is the run's "

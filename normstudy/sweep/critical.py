@@ -138,4 +138,4 @@ def _print_answer(search: Search, new: int) -> None:
     )
     if new and (damaged := draw(search.study_dir)) is not None:
         raise damaged
-    say(f"tables, figures: {search.study_dir}    as a page to send: normstudy report {search.study_dir}")
+    say(f"tables, figures: {search.study_dir}    for one HTML page: normstudy report {search.study_dir}")

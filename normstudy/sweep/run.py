@@ -54,7 +54,7 @@ def run_sweep(
         damaged = draw(planned.study_dir)
         failure = failure or damaged
     print_comparison(planned)
-    say(f"tables, figures: {planned.study_dir}    as a page to send: normstudy report {planned.study_dir}")
+    say(f"tables, figures: {planned.study_dir}    for one HTML page: normstudy report {planned.study_dir}")
     if failure is not None:
         raise failure
     return losses_of(planned)

@@ -66,9 +66,9 @@ def test_the_critical_rates_are_those_of_the_search() -> None:
         return edge_text(found.loc[(placement, warmup)], settings)
 
     assert missing(README, [
-        f"half of post-norm's runs of {found['n_steps'].iloc[0]} steps fail at a rate of {text('post', 0)}, or of "
-        f"{text('post', 100)} with 100 warmup steps",
-        f"Half of pre-norm's fail at {text('pre', 0)}",
+        f"With 12 layers, {found['n_steps'].iloc[0]} steps and no warmup, half of post-norm's runs fail at a rate of "
+        f"{text('post', 0)}, and half of pre-norm's runs fail at {text('pre', 0)}",
+        f"With 100 warmup steps, half of post-norm's runs fail at {text('post', 100)}",
     ]) == []  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def test_the_output_it_shows_is_what_the_first_command_prints(
     assert words(head) in words(shown)
     assert words(table.partition("post")[0]) in words(shown)
     assert shown.count(" learned") + shown.count(" stuck") == 6  # two in the line of outcomes
-    assert shown.rstrip().endswith("as a page to send: normstudy report results/quickstart")
+    assert shown.rstrip().endswith("for one HTML page: normstudy report results/quickstart")
 
 
 @pytest.mark.parametrize(
