@@ -111,6 +111,7 @@ def test_optimizer_changes_in_place_and_gives_the_update(name: str) -> None:
 def test_a_matrix_wider_than_what_is_updated_at_once(name: str) -> None:
     """Columns are updated in parts of AT_ONCE / runs. A run alone has other parts and the same bits."""
     width = optim.AT_ONCE // 2 + 17
+    torch.manual_seed(0)  # with some seeds, an update is smaller than the rounding of its number
     start, gradient = torch.randn(3, width), torch.randn(3, width)
     c = OptimizerConfig(name=name, weight_decay=0.01, momentum=0.5 if name == "sgd" else 0.0)
 
