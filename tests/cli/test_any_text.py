@@ -59,7 +59,7 @@ def write_study(study: Path, placement: str, path: str) -> None:
 
 
 @settings(PROPERTY, max_examples=max(2, PROPERTY.max_examples // 30))
-@given(NAMES, TEXTS.filter(lambda text: text != "pre"), TEXTS)
+@given(NAMES.filter(str.strip), TEXTS.filter(lambda text: text != "pre"), TEXTS)  # a blank results_dir is refused
 @example("\x1b[31mred\n", "a|b\n\x1b]0;x\x07", "=cmd\r")
 @example("run-12:30", "$x", "$\\frac")
 @example("caf\udce9", "\u0830\u202e", "{}")  # matplotlib's font has no U+0830
