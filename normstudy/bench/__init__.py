@@ -1,1 +1,1 @@
-"""Implement `normstudy bench`, which compares normstudy's speed with plain loops and with the machine's limits."""
+"""Implement `normstudy bench`, which compares normstudy's speed with plain training loops and the machine's limits."""

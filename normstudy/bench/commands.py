@@ -1,10 +1,10 @@
 """Measure rows `c`, `d`, `f` and `k` of the benchmark: the time and memory of commands that train little or nothing.
 
-Row c sweeps the smallest possible runs. Its planning time of 1,000 runs leaves out the start-up, which is the time of a
-dry run of two runs. By the last write into tables/, every run has trained three steps. The memory per run is how much
-more memory the parent process takes for 1,000 runs than for 100 runs, divided by 900. Rows f and k read generated
-studies. Row f reads one in two forms: with many files per table, as a sweep writes, and with one file per table, as
-`normstudy compact` writes. Peak memory is summed over a command's processes.
+Row c sweeps tiny runs of three training steps. The time to plan 1,000 runs excludes the start-up time, which is
+measured as a dry run of two runs. The parent process's memory per run is its memory with 1,000 runs minus its memory
+with 100 runs, divided by 900. Rows f and k read generated studies. Row f reads the same study in two forms: with many
+files per table, as a sweep writes it, and with one file per table, as `normstudy compact` writes it. In rows f and k,
+peak memory is summed over all processes of a command.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from normstudy.bench.rows import Goal, Sample, Scope
 
 NORMSTUDY = (sys.executable, "-P", "-m", "normstudy")
 ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1), "k": (3, 1)}  # row -> number of rounds with --full, and with --quick
-READ_SECONDS = 0.02  # seconds between two reads of a command's memory
+READ_SECONDS = 0.02  # seconds between two readings of a command's memory
 Memory = dict[int, tuple[int, int]]  # process id -> (memory, peak memory) in kB
 SMALL = ("data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=8", "model.n_heads=2",
          "eval.windows=4", "execution.device=cpu")  # fmt: skip
@@ -34,9 +34,9 @@ CHOICES = ("model=default,tiny", "optimizer=adam,adamw,sgd", "schedule=constant,
 ONE_GROUP, MANY_GROUPS = "1,000 runs, one choice of groups", "1,000 runs, 24 choices of groups"
 ESTIMATED, ESTIMATE, TAKEN = "16 runs of the default model, 300 steps", "dry run's estimate", "sweep"
 RATIO = "time that a dry run estimates / time that the sweep takes"
-# Row d first sweeps these values, so that its commands `compare` and `plot` have a study to read.
+# Row d first sweeps these values, so that the commands `compare` and `plot` have a study to read.
 STUDY = (*SMALL, "model.n_layers=2", "schedule.n_steps=20", "model.placement=pre,post", "schedule.warmup_steps=0,10")
-STARTS = {  # case -> (arguments of the command, expected exit code, goal in seconds); {0} is the benchmark's folder
+STARTS = {  # case -> (arguments of the command, expected exit code, goal in seconds); {0} is a temporary folder
     "help": ("--help", 0, 0.1),
     "help of run": ("run --help", 0, 0.1),
     "unknown command": ("trian", 2, 0.1),
@@ -49,13 +49,13 @@ STARTS = {  # case -> (arguments of the command, expected exit code, goal in sec
 LARGE, QUICK = Size(seeds=20, n_steps=2000, n_layers=12), Size(seeds=1, n_steps=400, n_layers=6)
 FORMS = ("one file a table", "as swept")
 LOOKS = {"plot": (), "compare": ("--by", "warmup_steps")}
-# Library -> a call that reads one column of the table `steps` from the folder {0}. The import is not timed.
+# Library -> a call that reads one column of the table `steps` from the folder {0}. Importing the library is not timed.
 READERS = {
     "pandas": "pandas.read_parquet('{0}', columns=['train_loss'])",
     "polars": "polars.read_parquet('{0}', columns=['train_loss'])",
     "duckdb": "duckdb.sql(\"select train_loss from '{0}/*.parquet'\").fetchnumpy()",
 }
-LINES = [  # row f's lines of the printed table: (subject, title, metric, goal)
+LINES = [  # (subject, title, metric, goal) of each line that row f has in the printed table
     ("plot", "time of plot, all figures", "seconds", 20.0),
     ("plot", "peak memory of plot, all figures", "gigabytes", 1.5),
     ("compare", "time of compare", "seconds", 3.0),
@@ -63,7 +63,8 @@ LINES = [  # row f's lines of the printed table: (subject, title, metric, goal)
     *((reader, f"time to read a column of `steps` with {reader}", "seconds", 1.0) for reader in READERS),
 ]
 PAGE = {"seconds": "time", "gigabytes": "peak memory", "megabytes": "size of the page"}
-# Studies of row k, one as large as a shipped study and one of 1,000 runs -> the goals for the metrics in PAGE.
+# Size of a study of row k -> goals for the metrics in PAGE. The first is as large as a shipped study, the second has
+# 1,000 runs.
 PAGES = {Size(5, n_steps=600, n_layers=6): (10.0, None, 3.0), Size(20, n_steps=600, n_layers=12): (None, None, 8.0)}
 GOALS = [
     Goal("c", ONE_GROUP, "planning time per run", "planning", "normstudy", None, "at most", 2.0),
@@ -91,7 +92,7 @@ GOALS = [
 
 
 def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
-    """Run a command; return its seconds and its output. Raises RuntimeError if its exit code is not `code`."""
+    """Run a command; return its time in seconds and its output. Raise RuntimeError if its exit code is not `code`."""
     began = time.perf_counter()
     ended = subprocess.run(command, capture_output=True, text=True)
     took, said = time.perf_counter() - began, ended.stdout + ended.stderr
@@ -101,16 +102,16 @@ def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
 
 
 def peak(command: Sequence[str]) -> tuple[float, float]:
-    """Run a command; return its seconds, and its peak memory in 10^9 bytes, summed over its processes."""
+    """Run a command; return its time in seconds, and its peak memory in 10^9 bytes, summed over its processes."""
     _, seconds, reads = watched(command)
-    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # the last peak read is the highest
+    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # of each process's last reading
     return seconds, sum(peaks.values()) * 1024 / 1e9
 
 
 def watched(command: Sequence[str]) -> tuple[int, float, list[tuple[float, Memory]]]:
-    """Run a command; return its process id, its seconds, and (seconds, memory) of many readings until it ends.
+    """Run a command; return its process id, its time in seconds, and the readings (seconds since the start, memory).
 
-    Raises CalledProcessError if it fails.
+    Raises CalledProcessError if the command fails.
     """
     reads, began = [], time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -141,7 +142,7 @@ def memory_of(pid: int) -> Memory:
 
 
 def sweeps(scope: Scope) -> Iterator[Sample]:
-    """Measure row `c` of the benchmark: a sweep's time and memory outside training, and a dry run's estimated time."""
+    """Measure row `c` of the benchmark: a sweep's time and memory besides training, and a dry run's estimated time."""
     folder, seeds = scope.folder, MANY // 24 + 1
     for r in range(ROUNDS["c"][scope.quick]):
         start = dry_run(folder, "seed=range(0,2)")
@@ -177,8 +178,8 @@ def estimated(said: str) -> float:
 def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
     """Sweep tiny runs, then remove their study. Returns two times in seconds, and two sizes in kB.
 
-    The times are from the start to the last write into tables/, and to the end. The sizes are the parent process's
-    memory at that write, and its peak memory.
+    The first time ends at the last write into tables/, the second at the end of the command. The sizes are the parent
+    process's memory at that write, and its peak memory.
     """
     study, began = folder / "overhead", time.time()  # time.time() is comparable with the files' modification times
     words = [f"results_dir={folder}", f"seed=range(0,{runs})", "study=overhead"]
@@ -194,7 +195,7 @@ def starts(scope: Scope) -> Iterator[Sample]:
     timed([*NORMSTUDY, "sweep", *STUDY, f"results_dir={scope.folder}", "study=start", "seed=range(0,6)"])
     commands = {case: (words.format(scope.folder).split(), code) for case, (words, code, _) in STARTS.items()}
     for words, code in commands.values():
-        timed([*NORMSTUDY, *words], code)  # only to load the command's files into the page cache
+        timed([*NORMSTUDY, *words], code)  # untimed: loads the command's files into the page cache
     for r in range(ROUNDS["d"][scope.quick]):
         for case, (words, code) in commands.items():
             yield Sample("d", case, "normstudy", "seconds", "s", r, timed([*NORMSTUDY, *words], code)[0])

@@ -16,8 +16,8 @@ from normstudy.errors import ConfigError
 from normstudy.figures import style
 from normstudy.figures.paper import TWO_COLUMNS
 
-LINE, COSTS = 0.16, 1.9  # inches: the height of a line or of a result, and that of the cost panels
-NAME, SMALL = 60, 5.5  # characters of a line of a result's name, and their size in points
+LINE, COSTS = 0.16, 1.9  # heights in inches: of a line of text or a result; of the cost panels
+NAME, SMALL = 60, 5.5  # a result's name: most characters per line; font size in points
 COLORS = {"met": style.PLACEMENT_COLORS["pre"], "not met": style.PLACEMENT_COLORS["post"]}
 # Match the cases of row `e` of the benchmark: `n_layers=4` (a training step) or `norm, seq_len=64` (a part of a block).
 COST = r"^(?:(?P<part>.+), )?(?P<axis>\w+)=(?P<size>\d+)$"
@@ -77,7 +77,7 @@ def _draw_goals(fig: SubFigure, results: Sequence[Result]) -> None:
 
 
 def _draw_costs(fig: SubFigure, costs: pd.DataFrame, stored: pd.DataFrame) -> None:
-    """Draw how the CPU time of a step and of a block's parts grows, in one panel for each size, such as n_layers."""
+    """Draw a panel for each size, such as n_layers: how the CPU time of a step or of a block's parts grows with it."""
     panels = costs.groupby([costs["part"] != WHOLE, "axis"], sort=False)
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     theory = stored[(stored["subject"] == THEORY) & (stored["metric"] == "slope")].groupby("case")["value"].median()

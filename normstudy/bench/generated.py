@@ -1,4 +1,4 @@
-"""Generate a large study of made-up numbers, in files like a sweep's, for the benchmark and scripts/scaling.py."""
+"""Generate a large study of random numbers for the benchmark and scripts/scaling.py, in files like those of a sweep."""
 
 import datetime
 import itertools
@@ -12,7 +12,7 @@ import pyarrow as pa
 from normstudy.config import ModelConfig, RunConfig, ScheduleConfig, run_id
 from normstudy.study import parquet, schema
 
-Columns = dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]  # column name (not run_id) -> the column's values
+Columns = dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]  # column name -> values, without the column run_id
 
 PLACEMENTS = ("post", "pre")
 PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough for a figure to draw a panel for each
@@ -50,7 +50,7 @@ def configs(study: Path, size: Size) -> list[RunConfig]:
 
 
 def write_study(study: Path, size: Size, seed: int = 0) -> None:
-    """Write a study of finished runs, as files like those of a sweep. Equal seeds give equal bytes."""
+    """Write a study of finished runs, in files like those of a sweep. Equal seeds give equal bytes."""
     from normstudy.study import tables  # imported late, because it imports pandas, which is slow
 
     runs = dict(sorted((run_id(config, SHA256), config) for config in configs(study, size)))
@@ -71,7 +71,7 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
 
 
 def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[dict[str, object], dict[str, Columns]]:
-    """Make up the numbers of a run; return the run's row of the table `runs`, and its columns of the other tables."""
+    """Draw a run's numbers at random; return its row of the table `runs`, and its columns of each other table."""
     m, s, p = config.model, config.schedule, config.probe
     stuck = m.placement == "post" and s.peak_lr >= 3e-3 and s.warmup_steps <= 20
     end = (H1 - 0.02 if stuck else 2.1 - 0.05 * math.log10(s.peak_lr / 1e-3)) + rng.normal(0, 0.013)

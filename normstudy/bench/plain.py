@@ -1,9 +1,9 @@
-"""Train the default model of `normstudy run` in plain loops, with which the benchmark's rows a, g and i compare it.
+"""Train the default model of `normstudy run` in plain loops. The benchmark compares normstudy's speed with theirs.
 
-The loop follows nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention, fused
-Adam, and batches of stacked random windows. It omits what would make nanoGPT slower: gradient accumulation, autocast,
-DDP, evaluation, clipping, dropout, a new learning rate at each step, weight decay, and a memory-mapped text. It also
-omits torch.compile, which takes half a minute for each model size on a CPU.
+The loops follow nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention, fused
+Adam, and batches of stacked random windows. They omit features of nanoGPT that cost time: gradient accumulation,
+autocast, DDP, evaluation, clipping, dropout, a new learning rate at each step, weight decay, and a memory-mapped text.
+They also omit torch.compile, which takes half a minute for each model size on a CPU.
 Suffixes of tensor names are their dimensions: B batch, T sequence, D d_model, H heads, K d_head, V vocab.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from normstudy.config import ModelConfig, RunConfig
 
-LOG_EVERY = 10  # steps between two reads of the loss, for each of which the program must wait for a GPU
+LOG_EVERY = 10  # steps between two reads of the loss; each read waits until a GPU has finished the step
 BINS = 64  # bins in a gradient histogram, as in wandb
 Histograms = list[tuple[list[float], list[float]]]  # (counts, bin edges) of each gradient
 
@@ -86,7 +86,7 @@ def train(
     config: RunConfig, tokens: Tensor, vocab_size: int, device: str = "cpu",
     hook: Callable[[Tensor], None] | None = None,
 ) -> Iterator[float | None]:  # fmt: skip
-    """Train one run without end; yield the loss at every LOG_EVERY-th step, and None at all other steps.
+    """Train one run without end; yield the loss at each LOG_EVERY-th step, and None at all other steps.
 
     tokens: (n,) int64, on the CPU. hook: a function that is called with each parameter's gradient.
     """
@@ -102,7 +102,7 @@ def train(
 
 
 class Recorder:
-    """Train a run step by step, and measure what normstudy records. One torch call computes all norms, to save time."""
+    """Train a run step by step, and measure the norms that normstudy records, all in one torch call to save time."""
 
     def __init__(self, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
@@ -150,7 +150,7 @@ def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterato
     """Train one run without end on the CPU, with hooks like those of wandb.watch(model, log="gradients", log_freq=1).
 
     As in wandb, each hook copies the gradient, checks twice for numbers that are not finite, reads the minimum and the
-    maximum separately, and turns a histogram's counts and edges into lists. The histograms of a step are sent nowhere.
+    maximum separately, and turns the histogram's counts and edges into lists. After each step all lists are discarded.
     """
     histograms: Histograms = []
 

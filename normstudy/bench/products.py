@@ -18,7 +18,7 @@ class Piece(NamedTuple):
 
     name: str
     products: tuple[Product, ...]
-    times: int  # how many times a step of one run computes them
+    times: int  # how many times a step of one run computes the products
 
     @property
     def flops(self) -> int:
@@ -82,7 +82,7 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
 def start_products(job: tuple[RunConfig, int]) -> Work:
     """Return a function that repeats each Piece of a training step with every library for at least `ms` milliseconds.
 
-    It returns, for each Piece, the seconds that the fastest library needs per step of one run. job: (config, runs).
+    The function returns, for each Piece, the fastest library's seconds per step of one run. job: (config, runs).
     """
     from normstudy.data import texts
 

@@ -12,10 +12,10 @@ THEORY = "theory"  # subject of the samples that a formula predicts; the table s
 
 
 class Scope(NamedTuple):
-    """Hold what each measuring function gets: `quick` (whether to measure only a few cases), and a temporary folder."""
+    """Hold the settings that each measuring function receives."""
 
-    quick: bool
-    folder: Path
+    quick: bool  # whether to measure only a few cases
+    folder: Path  # a temporary folder
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Goal:
     title: str
     metric: str
     subject: str
-    opponent: str | None = None  # whose number divides the subject's in each round
+    opponent: str | None = None  # in each round, the subject's number is divided by the opponent's
     sense: str | None = None  # `at least`, `at most`, or None for a line without a goal
     limit: float | None = None
 
@@ -51,9 +51,9 @@ class Row(NamedTuple):
     module: str
     function: str
     title: str
-    library: str = ""  # without which there is nothing to measure
-    extra: str = ""  # that installs it
-    device: str = "cpu"  # or cuda
+    library: str = ""  # the package that the row measures or needs; without it, the row is skipped
+    extra: str = ""  # the extra of normstudy that installs the library
+    device: str = "cpu"  # cpu or cuda
 
 
 ROWS: dict[str, Row] = {

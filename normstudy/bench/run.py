@@ -24,7 +24,7 @@ OUT = {"quick": Path("results/bench/quick"), "full": Path("results/bench")}
 def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt: str) -> str:
     """Measure rows (all, if `asked` is None), draw the figure, and return the table to print. mode: quick or full.
 
-    A finished row is written to `out`. Returns "" if all rows are skipped. Raises ConfigError for a bad argument.
+    Finished rows are written to `out`. Returns "" if all rows are skipped. Raises ConfigError for a bad argument.
     """
     chosen = [*ROWS] if asked is None else check_rows(asked)
     paths.check_out(out)
@@ -55,14 +55,14 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
 
 
 def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
-    """Draw all rows in `out`; return a table of the rows `asked`. Raises ConfigError if `out` lacks any of them."""
+    """Draw all rows stored in `out`; return a table of the rows `asked`. Raises ConfigError if one is not stored."""
     stored = tables.stored_rows(out)
     if not stored:
-        raise ConfigError(f"{out} has no table of a benchmark: run normstudy bench first, or pass another --out")
+        raise ConfigError(f"{out} contains no benchmark results: run normstudy bench first, or pass another --out")
     chosen = stored if asked is None else check_rows(asked)
     for row in chosen:
         if row not in stored:
-            raise ConfigError(f"{out} lacks row {row}, and has only {', '.join(stored)}: measure row {row} first")
+            raise ConfigError(f"{out} contains no row {row}, only {', '.join(stored)}: measure row {row} first")
     text = summary.render(tables.read(out, chosen), fmt)
     figure.draw(tables.read(out, stored), out)
     return text if fmt == "markdown" else f"{text}\nTables and figure: {out}"

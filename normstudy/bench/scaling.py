@@ -1,9 +1,9 @@
 """Measure row `e` of the benchmark: how CPU time grows with depth, width, sequence length, batch size and runs.
 
 In theory, the time of a training step is proportional to the number of floating-point operations in its matrix
-products. The parts of a block are timed alone, forward and backward, while n = seq_len or d = d_model varies. In
-theory, the time of a norm grows as n d, that of the four projections (q, k, v and out) or of all six matrices (with the
-two of the MLP) as n d^2, and that of attention without projections as n^2 d.
+products. Each part of a block is timed alone, forward and backward, while n = seq_len or d = d_model varies. In theory,
+a part's time grows as n d for a norm, as n d^2 for the four projections (q, k, v and out) and for all six matrices
+(projections and MLP), and as n^2 d for attention without projections.
 """
 
 import time
@@ -27,7 +27,7 @@ AXES = {
 
 
 class Ranges(NamedTuple):
-    """List the sizes for row `e` of the benchmark. While one varies, the others are as in `base` and `runs`."""
+    """List the sizes for row `e` of the benchmark. While one size varies, the others are those of `base` and `runs`."""
 
     base: Case = D64_L6
     runs: int = 4
@@ -71,7 +71,7 @@ def slopes(case: str, subject: str, number: int, x: Sequence[float], y: Sequence
 
 
 def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Return the seq_len at which cost `a` first rises to cost `b`, interpolated on log axes, or None if never."""
+    """Return the seq_len at which cost `a` first reaches cost `b`, interpolated on log axes; None if it never does."""
     over = np.log(np.divide(a, b))
     for i in range(len(n) - 1):
         if over[i] < 0 <= over[i + 1]:

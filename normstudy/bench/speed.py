@@ -1,10 +1,11 @@
 """Measure rows `a`, `b`, `g`, `i`, `j` of the benchmark: training speed, and the cost of recording (see docs/speed.md).
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
-writes its tables. The plain loops write no files. Line a3 divides the time of a training step's matrix products alone,
-each with its fastest library, by the time of the whole step. In row b, one process trains three copies of the same
-runs, which take turns after each step; a round takes 20 steps of each. In row g, the clock stops only when the GPU has
-finished. Row j divides the run-steps of the grid that has the error of a search by the speed of one loop per core.
+writes its tables. The plain loops write no files. For line a3, the matrix products of a training step are timed alone,
+each with its fastest library, and divided by the time of the whole step. In row b, one process trains three copies of
+the same runs, which take turns after each step; in a round, each copy takes 20 steps. In row g, the clock stops only
+when the GPU has finished. Row j compares a search with a grid that has the same error. The grid's time is computed: its
+number of run-steps divided by the speed of plain loops, one per core.
 """
 
 import os
@@ -88,7 +89,7 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
 
 
 def equal_information(race: Race, rounds: int) -> Iterator[Sample]:
-    """Measure row `i` of the benchmark at one model size: normstudy's speed against plain loops that record."""
+    """Measure row `i` of the benchmark at one model size: normstudy's speed against plain loops that record norms."""
     race.add_normstudy(ProbeConfig(every=1))
     race.add_plain(EQUAL, "train_recorded", race.n)
     race.add_plain(HOOKS, "train_watched", race.n)
@@ -134,7 +135,7 @@ def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
 
 
 def searching(scope: Scope) -> Iterator[Sample]:
-    """Measure row `j` of the benchmark: the time of a search, and of a grid that is as accurate, by plain loops."""
+    """Measure row `j` of the benchmark: the time of a search, and of an equally accurate grid in plain loops."""
     from normstudy.search import simulate  # imports pandas
     from normstudy.search.settings import settings_of
 

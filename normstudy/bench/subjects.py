@@ -1,4 +1,4 @@
-"""Start child processes that train normstudy batches or plain loops, and time them repeatedly."""
+"""Start child processes that train with normstudy or in plain loops, and time them repeatedly."""
 
 import contextlib
 import gc
@@ -15,12 +15,12 @@ from normstudy.study import schema
 from normstudy.sweep import batching
 
 Job = TypeVar("Job")
-Work = Callable[[int], object]  # does an amount of work, such as a number of steps, and returns what it measured
+Work = Callable[[int], object]  # a function that does an amount of work (such as n steps) and returns measurements
 Crew = list[Child]
 
 
 def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> Child:
-    """Start a process that calls `start(job)` to get a function, and calls the function at each call of `together`.
+    """Start a process that makes a function with `start(job)`. Each call of `together` makes it call the function.
 
     like_worker: whether the process has the environment variables and the garbage collection of a sweep's worker.
     """
@@ -48,9 +48,9 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
 
 
 def together(children: Sequence[Child], amount: int) -> tuple[float, list[object]]:
-    """Make all children work at once; return the seconds until the last one finishes, and their results.
+    """Make all children work at the same time; return the seconds until the last child finishes, and all results.
 
-    Raises the error that a child's work raised, and RuntimeError if a child was killed or failed to start.
+    Raises the error that a child's work raised, or RuntimeError if a child was killed or failed to start.
     """
     started, answers = time.perf_counter(), list[object]()
     for one in children:
@@ -158,10 +158,11 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
 
 
 class Race(contextlib.ExitStack):
-    """Time subjects (normstudy and plain loops) at one model size. While one uses all `n` cores, the others wait.
+    """Time subjects (normstudy and plain loops) at one model size, one subject after the other on all `n` cores.
 
-    Each takes as many steps in every round as let all take about equally long, and ends with its last process. If
-    `busy_cores`, CPU time / wall time, is below `n`, other programs probably ran too. Leaving the context ends all.
+    The numbers of steps in a round are chosen so that all subjects take about equally long. A subject's time ends when
+    its last process finishes. If `busy_cores` (CPU time / wall time) is below `n`, other programs probably ran too.
+    Leaving the context ends all processes.
     """
 
     def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:
@@ -195,7 +196,7 @@ class Race(contextlib.ExitStack):
         self.add(subject, self.crew(start_loop, jobs, like_worker=False, threads=threads))
 
     def round(self, number: int) -> Generator[Sample, None, dict[str, float]]:
-        """Time each subject once, in reverse order if `number` is odd. Return steps per second, summed over runs."""
+        """Time each subject once, in reverse order if `number` is odd. Return each subject's run-steps per second."""
         rates = {}
         for subject in self.subjects if number % 2 == 0 else reversed(self.subjects):
             crew, steps = self.subjects[subject]

@@ -11,7 +11,7 @@ from normstudy.analysis.grid import markdown_table, plain_table, three_digits
 from normstudy.bench.rows import THEORY, Goal, load
 
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
-WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # in characters: width of notes, of the table's columns
+WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # in characters: largest width of notes; of the table's columns
 LEGEND = (
     "A ratio compares two subjects that were measured one after the other in one round. The table shows the median "
     "over rounds, with the smallest and the largest in brackets. A goal is met if the median meets it."
@@ -19,12 +19,12 @@ LEGEND = (
 
 
 class Result(NamedTuple):
-    """Hold the numbers measured for a goal, one per round. A ratio's unit is "". `theory` is a formula's prediction."""
+    """Hold the numbers measured for a goal, one per round."""
 
     goal: Goal
-    unit: str
+    unit: str  # "" for a ratio
     numbers: tuple[float, ...]
-    theory: float | None = None
+    theory: float | None = None  # the value that a formula predicts
 
     @property
     def median(self) -> float:
@@ -105,7 +105,7 @@ def render(stored: pd.DataFrame, fmt: str = "table") -> str:
 
 
 def _table(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lay out a plain table. A row or case is named only in the first of its lines, and long texts are wrapped."""
+    """Lay out a plain table. Only the first line of a row or case names it, and long texts are wrapped."""
     shown: list[tuple[str, ...]] = [HEADER]
     for (row, case, *rest), above in zip(lines, [HEADER, *lines], strict=False):
         shown.append(("" if row == above[0] else row, "" if (row, case) == above[:2] else case, *rest))

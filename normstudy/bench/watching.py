@@ -1,4 +1,4 @@
-"""Measure row `l` of the benchmark: what watching costs a training loop, beside what others cost that record less."""
+"""Measure row `l` of the benchmark: by how much normstudy.watch, wandb.watch and Lightning slow down training."""
 
 import os
 import time
@@ -11,7 +11,8 @@ from normstudy.bench.rows import Goal, Sample, Scope
 SHAPE = {"vocab_size": 256, "n_positions": 128, "n_embd": 256, "n_layer": 12, "n_head": 4}
 CASE, BARE, EVERY, TENTH = "GPT-2, 12 layers, d256, 8 x 128", "bare loop", "watch, every=1", "watch, every=10"
 WANDB, LIGHTNING = "wandb.watch, log_freq=1", "Lightning's grad_norm"
-STEPS, ROUNDS, WARM = (40, 6), (5, 1), 3  # with --full, and with --quick; steps before the first round
+STEPS, ROUNDS = (40, 6), (5, 1)  # steps per round, and rounds: (with --full, with --quick)
+WARM = 3  # untimed steps before the first round
 GOALS = [
     Goal("l", CASE, f"{title}, time against the bare loop", "seconds", subject, BARE, *goal)
     for subject, title, goal in (
@@ -24,7 +25,7 @@ GOALS = [
 
 
 def watching(scope: Scope) -> Iterator[Sample]:
-    """Measure row `l`. All loops train at the same time, step by step in rotated order."""
+    """Measure row `l`. The loops take turns after each step, in an order that rotates."""
     import torch
 
     torch.set_num_threads(1)
@@ -46,7 +47,7 @@ def watching(scope: Scope) -> Iterator[Sample]:
 
 
 def _loop(name: str, scope: Scope, stack: ExitStack) -> Callable[[], None]:
-    """Return a function that trains one step."""
+    """Return a function that trains one step of the loop `name`."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -67,7 +68,7 @@ def _loop(name: str, scope: Scope, stack: ExitStack) -> Callable[[], None]:
 
 
 def _recorder(name: str, model: Any, optimizer: Any, scope: Scope, stack: ExitStack) -> Callable[[Any], object]:
-    """Return what a loop calls with its loss after each step."""
+    """Return the function that the loop `name` calls with its loss after each step."""
     if name == BARE:
         return lambda loss: None
     if name in (EVERY, TENTH):

@@ -1,4 +1,4 @@
-"""Draw the training windows of a step, and choose the validation windows: T + 1 adjacent tokens of one block each."""
+"""Draw a step's training windows, and choose the validation windows. A window is T + 1 adjacent tokens of one block."""
 
 import functools
 

@@ -30,12 +30,12 @@ def raw_bytes(name: str, path: str | None = None) -> bytes:
     return downloads.downloaded_bytes(name, downloads.CORPORA[name])
 
 
-STUDY = Path("tables", "runs", "0-schema.parquet")  # in the folder of every study
+STUDY = Path("tables", "runs", "0-schema.parquet")  # a file that the folder of every study contains
 _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
 
 
 def stdlib_bytes(root: Path | None = None) -> bytes:
-    """Join the standard library's .py files in path order, but for those that can differ between machines."""
+    """Join the standard library's .py files in path order, except those that can differ between machines."""
     root = root or Path(sysconfig.get_path("stdlib"))
     every = (p for p in sorted(root.rglob("*.py"), key=Path.as_posix) if not p.name.startswith("_sysconfigdata"))
     return b"".join(p.read_bytes() for p in every if not _LEFT_OUT & set(p.relative_to(root).parts))
@@ -64,8 +64,8 @@ def files_of(path: str) -> list[Path]:
 
     A folder stands for all regular files below it, sorted by path, except hidden files and files in hidden or linked
     folders. A path that does not exist and contains `*`, `?` or `[` is a glob, in which `**` matches folders at any
-    depth. Of several links to one file only the first counts, since its text must not be in training and validation
-    blocks. Files of studies do not count.
+    depth. A file with several links is listed once; otherwise its text could be in both training and validation blocks.
+    Files of studies are left out.
     """
     path = places.expanded(path, "data.path")
     if os.path.isdir(path):
@@ -101,7 +101,7 @@ def _regular(path: str, candidates: Iterable[Path]) -> Iterator[Path]:
             if stat.S_ISREG(now.st_mode) and key not in seen and not is_in_study(real.parent):
                 seen.add(key)
                 yield candidate
-        except OSError as error:  # a link without a target, or seen through a circle of links, is left out
+        except OSError as error:  # leave out links that have no target or form a circle
             if error.errno not in (errno.ENOENT, errno.ELOOP):
                 raise _unreadable(path, candidate, error) from None
 

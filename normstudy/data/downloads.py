@@ -23,15 +23,15 @@ from normstudy.errors import ConfigError, bar_options
 
 
 class Corpus(NamedTuple):
-    """A text to download. If its file is a zip archive, the member with the text is named after it, as enwik8 is."""
+    """A text to download. If the file is a zip archive, the member that contains the text has the text's name."""
 
     url: str
     sha256: str  # of the file at `url`
     source: str  # the address of a page about the text
 
 
-# To make sure that each hash is that of the published file, it was compared with other public repositories that pin
-# the same hash. The hash of enwik8 also equals the one in dataset_infos.json of Hugging Face's `enwik8`.
+# Other public repositories pin the same hashes. The hash of enwik8 also equals the one in dataset_infos.json of Hugging
+# Face's `enwik8`.
 CORPORA = {
     "tiny_shakespeare": Corpus(
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -64,11 +64,11 @@ def cache_dir() -> Path:
 
         return Path(pooch.os_cache("normstudy")).expanduser()
     except RuntimeError:  # neither HOME nor the list of users names a home
-        raise ConfigError("this user has no home for a cache folder: set NORMSTUDY_DATA_DIR to a folder") from None
+        raise ConfigError("this user has no home folder for the cache: set NORMSTUDY_DATA_DIR to a folder") from None
 
 
 def downloaded_bytes(name: str, corpus: Corpus) -> bytes:
-    """Return a text's bytes. Download its file first if the cache lacks it."""
+    """Return a text's bytes. Download the text's file first if it is not in the cache."""
     with open(path := fetch(name, corpus), "rb", opener=places.own_opener) as file:
         # An archive is unpacked at each call, to save 100 MB of disk space.
         return zipfile.ZipFile(file).read(name) if path.suffix == ".zip" else file.read()

@@ -17,8 +17,8 @@ COUNTED_AT_ONCE = 2**22  # tokens per slice; counting a whole text at once would
 def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float, float]:
     """Return the unigram and bigram cross-entropy of the validation blocks, in nats per token. Both are finite.
 
-    The bigram model mixes the pair's training frequency with the unigram model, which it equals after a token that
-    begins no training pair. No pair crosses the edge of a block.
+    The bigram model mixes the pair's training frequency with the unigram model. After a token that begins no training
+    pair, the bigram model equals the unigram model. No pair crosses the edge of a block.
     """
     counts = _bincount(_slices(train.tokens), vocab_size) + UNIGRAM_SMOOTHING
     p1 = counts / counts.sum()
@@ -35,7 +35,7 @@ def _bigram_dense(train: Blocks, validation: Blocks, p1: Floats) -> float:
 
 
 def _bigram_sparse(train: Blocks, validation: Blocks, p1: Floats) -> float:
-    """Compute the bigram cross-entropy from the pairs that occur, since a (V, V) array takes 32 GiB at V = 65,536."""
+    """Compute the bigram cross-entropy from the pairs that occur. A (V, V) array would need 32 GiB at V = 65,536."""
     v = len(p1)
     codes, seen = _counted(train, v)
     total = np.asarray(np.bincount(codes // v, weights=seen, minlength=v), np.float64)
@@ -47,9 +47,9 @@ def _bigram_sparse(train: Blocks, validation: Blocks, p1: Floats) -> float:
 
 
 def _cross_entropy(weight: Floats, seen: Floats, total: Floats, p1: Floats) -> float:
-    """Average -ln p(second | first) over pairs of tokens with the weights `weight` and the training counts `seen`.
+    """Average -ln p(second | first) over pairs of tokens, weighted by `weight`. seen: the pairs' training counts.
 
-    total: the training count of pairs with the same first token. p1: the second token's unigram probability.
+    total: the training count of all pairs with the same first token. p1: the second token's unigram probability.
     """
     known = total > 0
     bigram = np.divide(seen, total, out=np.zeros_like(seen), where=known)

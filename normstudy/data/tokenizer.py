@@ -69,7 +69,7 @@ CACHE_FORMAT = 1  # increase when PATTERN or the format of the cache file change
 def byte_pairs(
     blocks: Sequence[bytes], train: Sequence[bytes], vocab_size: int, text_sha256: str
 ) -> tuple[list[Tokens], Pieces]:
-    """Tokenize as `characters`, by byte pairs (Sennrich et al., arXiv:1508.07909) that are learned from `train`."""
+    """Tokenize by byte pairs learned from `train` (Sennrich et al., arXiv:1508.07909). Returns as `characters` does."""
     name = f"bpe-{text_sha256}-{vocab_size}-{_library().__version__}-{CACHE_FORMAT}.json"
     merges = read_merges(cached := downloads.cache_dir() / name, vocab_size)
     if merges is None:
@@ -111,7 +111,7 @@ def encode(blocks: Sequence[bytes], merges: Merges) -> list[Tokens]:
     model = library.models.BPE({s: i for i, s in enumerate(spelled)}, [(spelled[a], spelled[b]) for a, b in merges])
     encoder = _splitting(library, model)
     out: list[Tokens] = []
-    for i in range(0, len(blocks), 256):  # in parts, since the library's results take far more memory than tokens
+    for i in range(0, len(blocks), 256):  # in parts, since the library's results need far more memory than the tokens
         encoded = encoder.encode_batch_fast([block.decode("latin-1") for block in blocks[i : i + 256]])
         out += [np.array(e.ids, np.min_scalar_type(len(spelled) - 1)) for e in encoded]
     return out

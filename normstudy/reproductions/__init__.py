@@ -1,1 +1,1 @@
-"""Compare predictions from papers, and claims from the project's starting text, with measurements."""
+"""Compare predictions from papers, and the claims in docs/claims.md, with measurements."""

@@ -1,7 +1,7 @@
 """Compare the claims about pre-norm and post-norm in docs/claims.md with the committed studies.
 
-Each number has a 95 % interval over seeds, computed from the tables of the studies alone: a t interval of a mean, or an
-exact interval of a share. A test compares what `markdown` returns with docs/claims.md.
+Numbers are computed from the tables of the studies alone, with 95 % intervals over seeds: a t interval for a mean, an
+exact interval for a share. A test compares what `markdown` returns with docs/claims.md.
 """
 
 import itertools
@@ -56,7 +56,7 @@ class Evidence(NamedTuple):
 
 
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Divide each run's first-layer mlp_out gradient norm at `step` by its last-layer norm. Missing steps give NaN."""
+    """Divide each run's first-layer mlp_out gradient norm at `step` by its last-layer norm; NaN without this step."""
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
     wide = wide.reindex(sorted(modules["run_id"].unique()))
@@ -64,7 +64,7 @@ def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np
 
 
 class _Study:
-    """A study that has the runs listed in CELLS, and the evidence from its tables. Queries are those of pandas."""
+    """Hold a study that has the runs listed in CELLS, and compute evidence from its tables. query: a pandas query."""
 
     def __init__(self, results: Path, name: str) -> None:
         self.name, self.tables = name, load(results / name, join=True)
@@ -79,29 +79,29 @@ class _Study:
                 )
 
     def mean(self, claim: str, quantity: str, values: ArrayLike, *, logs: bool = False) -> Evidence:
-        """Average a quantity over seeds. values: one per seed; logs: whether they are the quantity's logarithms."""
+        """Average a quantity over seeds. values: one per seed; logs: whether `values` are the quantity's logarithms."""
         found = judge(quantity, np.asarray(values, np.float64), None, logs=logs)
         return Evidence(claim, quantity, self.name, found.value, found.low, found.high, found.seeds)
 
     def ratios(self, claim: str, models: str, query: str, steps: Iterable[int]) -> list[Evidence]:
-        """Average `first_to_last` of the queried models at each of the steps."""
+        """Average `first_to_last` over the queried runs, at each of the steps. models: words that name these runs."""
         chosen, name = self.modules.query(query), f"first/last-layer gradient, {models}, step"
         return [self.mean(claim, f"{name} {step}", np.log(first_to_last(chosen, step)), logs=True) for step in steps]
 
     def share(self, claim: str, outcome: str, models: str, query: str) -> Evidence:
-        """Return the share of the queried runs that have an outcome of OUTCOMES."""
+        """Return the share of the queried runs whose outcome is in OUTCOMES[outcome]."""
         runs = self.runs.query(query)
         k, n = int(runs["outcome"].isin(OUTCOMES[outcome]).sum()), len(runs)
         quantity = f"runs {outcome}, {models}"
         return Evidence(claim, quantity, self.name, k / n, *share_interval(k, n), n, is_share=True)
 
     def compared(self, runs: pd.DataFrame, by: str) -> dict[Any, Any]:
-        """Compare two arms of one cell; returns the row of `compare_pairs`."""
+        """Compare runs that differ only in the seed and in column `by`; return the one row of `compare_pairs`."""
         (row,) = compare_pairs(runs, self.tables.steps, by, margin=MARGIN).to_dict("records")
         return row
 
     def difference(self, claim: str, quantity: str, runs: pd.DataFrame, by: str) -> Evidence:
-        """Return the mean difference of losses among the pairs in which neither run failed."""
+        """Return the mean loss difference over the pairs of runs in which neither run failed."""
         row = self.compared(runs, by)
         return Evidence(claim, quantity, self.name, row["difference"], row["ci_low"], row["ci_high"], row["compared"])
 
@@ -149,7 +149,8 @@ def findings(results: Path) -> list[Evidence]:
 
 
 def _best_cells(best: _Study) -> Evidence:
-    # The seeds that every cell has choose each placement's best cell, because they flatter it; the others measure it.
+    # The seeds that every cell has select each placement's best cell. Being selected biases the losses of these seeds
+    # downwards, so only the other seeds measure the difference.
     cell = ["placement", "peak_lr", "warmup_steps"]
     runs = best.runs.assign(failed=best.runs["outcome"].isin(FAILED))
     cells = runs.groupby("seed")[cell].value_counts().groupby("seed").size()
@@ -159,7 +160,7 @@ def _best_cells(best: _Study) -> Evidence:
     chosen = [(placement, *mean[placement].idxmin()) for placement in ("post", "pre")]
     words = "; ".join(f"{placement} at {rate:g}, warmup {steps}" for placement, rate, steps in chosen)
     here = pd.MultiIndex.from_frame(runs[cell]).isin(chosen)
-    measured = runs[~choosing & here].assign(peak_lr=0.0, warmup_steps=0)  # the two cells count as one, and form pairs
+    measured = runs[~choosing & here].assign(peak_lr=0.0, warmup_steps=0)  # equal, so that runs form pairs
     quantity = f"loss of post minus pre, each at its best cell, 6 layers ({words})"
     return best.difference("C3b", quantity, measured, "placement")
 

@@ -1,6 +1,6 @@
 """Define what a reproduction consists of: sizes, models, measurements, findings and a figure.
 
-measure.py measures with torch. From the resulting table alone, without torch, a prediction is judged and drawn.
+measure.py measures with torch and fills a table. Judging and drawing a prediction need only this table, not torch.
 """
 
 from collections.abc import Callable
@@ -52,14 +52,14 @@ POST = Variant("post")
 class Need(NamedTuple):
     """Request a measurement of a model at several depths, for the seeds 0 to `seeds` - 1."""
 
-    kind: str  # of measurement, a key of measure.MEASUREMENTS
+    kind: str  # the kind of measurement, a key of measure.MEASUREMENTS
     variant: Variant
     depths: tuple[int, ...]
     seeds: int
 
 
 class Reproduction(NamedTuple):
-    """Join a paper's prediction, told in one line, with the functions that test it."""
+    """Hold a paper's prediction, stated in one line, and the functions that test it."""
 
     source: str
     prediction: str

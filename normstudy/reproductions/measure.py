@@ -84,13 +84,13 @@ def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
 
 
 def _rows(models: Models, quantity: str, values: Tensor, layers: Sequence[int | None] = ()) -> list[Reading]:
-    """Return a reading for each layer and model. values: (layers, runs); layers: their numbers, default 0, 1, ..."""
+    """Return a reading per layer and model. values: (layers, runs); layers: the layers' numbers, default 0, 1, ..."""
     by_layer = zip(layers or range(len(values)), values.double().tolist(), strict=True)
     return [(quantity, layer, seed, v) for layer, of in by_layer for seed, v in zip(models.seeds, of, strict=True)]
 
 
 def _mean_squares(tensors: list[Tensor]) -> Tensor:
-    """Compute each model's mean squares of tensors (runs, ...) of one size: -> (tensors, runs) float64."""
+    """Compute the mean squares (tensors, runs) float64 of equally large tensors (runs, ...), one per tensor and run."""
     return probes.rms_by_run(tensors).double().square()
 
 
@@ -136,9 +136,9 @@ def noise(models: Models) -> list[Reading]:
 
 
 def update(models: Models) -> list[Reading]:
-    """Measure by how much one SGD step of rate 0.01 changes the same batch's logits, as a root mean square.
+    """Measure the root mean square change of a batch's logits after one SGD step of rate 0.01 on this batch.
 
-    update_trained is the change after a step of all parameters, update_frozen after one of all except the norms'.
+    update_trained: the step changes all parameters. update_frozen: the step changes all except the norms' parameters.
     """
     grads, _ = backward(models)
     before, _ = forward(models, models.params)

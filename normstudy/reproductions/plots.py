@@ -63,7 +63,7 @@ def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: S
 
 
 def cite(fig: Figure, source: str) -> None:
-    """Write above a figure's title who predicts what the title says."""
+    """Add the source of the prediction above a figure's title."""
     lines = textwrap.wrap(f"Prediction of {source}:", int(fig.get_figwidth() * 18.4))
     fig.suptitle("\n".join([*lines, str(fig.get_suptitle())]), x=0.01, ha="left", linespacing=1.35, fontsize=7.5)
     fig.set_figheight(fig.get_figheight() + 0.155 * len(lines))
@@ -87,12 +87,12 @@ def point_handle(label: str, color: str, marker: str) -> Line2D:
 
 
 def seed_point_handle() -> Line2D:
-    """Return the legend entry of the small points."""
+    """Return the legend entry of the small points, which show single seeds."""
     return Line2D([], [], color=style.GREY, ls="none", marker=".", ms=SEED_SIZE, mew=0, label="single seeds")
 
 
 def area_handles(what: str, color: str = style.GREY) -> list[Patch]:
-    """Return the legend entries of the area that shows the 95 % interval of a mean or fit, and of the prediction."""
+    """Return the legend entries of two areas: the 95 % interval of `what` (a mean or fit), and the prediction."""
     return [
         Patch(facecolor=color, alpha=0.4, lw=0, label=f"{what}, 95 % interval"),
         Patch(facecolor=BAND_COLOR, lw=0, label="predicted"),
@@ -156,7 +156,7 @@ def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str
 
 
 def finish_lines(fig: Figure, prediction: str, found: list[Finding], colors: dict[str, str], what: str) -> Figure:
-    """Finish a figure that shows lines. colors: label -> color; what: what has a 95 % interval, `mean` or `fit`."""
+    """Finish a figure that shows lines. colors: label -> color; what: what has the 95 % interval, `mean` or `fit`."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles.append(Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds"))

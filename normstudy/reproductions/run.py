@@ -21,8 +21,8 @@ from normstudy.reproductions.entry import Job, Need, Reading, Reproduction, Size
 from normstudy.reproductions.verdicts import Finding
 from normstudy.study import paths
 
-# Files in predictions/, with hyphens for underscores, in the order in which they are printed. A file's docstring states
-# the source, what is computed, the band, the rule for the verdict and, if known, why the prediction fails.
+# Names of the files in predictions/, with hyphens for underscores, in printed order. A file's docstring states the
+# source, what is computed, the band, the rule for the verdict and, if known, why the prediction fails.
 NAMES = (
     "xiong-theorem1-pre", "xiong-theorem1-post", "gpt2-init-control", "xiong-lemma2-post", "xiong-lemma2-pre",
     "xiong-profile-pre", "xiong-profile-post", "rmsnorm-equals-layernorm", "admin-output-change", "deepnet-constants",

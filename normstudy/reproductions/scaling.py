@@ -22,7 +22,7 @@ class Curve(NamedTuple):
     name: str  # in the table of verdicts; the number of points replaces {n}
     label: str  # in the legend
     variant: Variant
-    measured: tuple[str, str] = ("gradients", "mlp_out_grad")  # see Need.kind; the quantity
+    measured: tuple[str, str] = ("gradients", "mlp_out_grad")  # the kind of measurement, as in Need; the quantity
     band: Band | None = None  # the predicted exponents
     marker: str = "o"
     pale: bool = False  # whether to draw the curve in the placement's second color
@@ -71,8 +71,8 @@ def entry(
             if over_blocks:
                 plots.lines(ax, x, y, curve.color, geometric=True)
             else:
-                # So that no curve hides another, its seeds lie beside their depth, by at most 4 % of the smallest gap,
-                # and its means are larger than those drawn over them.
+                # Let no curve hide another one: shift a curve's seeds sideways, by at most 4 % of the smallest gap
+                # between depths, and make its means larger than those of the curves drawn later.
                 shift = np.exp(0.08 * np.diff(np.log(x)).min() * ((place + 0.5) / len(curves) - 0.5))
                 plots.points(ax, x, y, curve.color, curve.marker, shift, 5 + 1.5 * (len(curves) - 1 - place))
         on_axes.norm_axis(ax)
@@ -91,9 +91,9 @@ def entry(
 def _draw_powers(ax: Axes, x: Floats, y: Floats, curve: Curve, anchor: str) -> None:
     """Draw a fitted power law with the 95 % t interval of its exponent, and a fan of all power laws in the band.
 
-    A missing lower end of the band counts as 0, or as 0.5 below an upper end near 0 or less. A band of one number is a
-    line. anchor: the point where the laws in the band meet: `center`, the geometric means of all x and y, or `first`,
-    the smallest x and the geometric mean of its y.
+    If the band has no lower end, the fan starts at 0 or, if the upper end is at most 0.1, at the upper end minus 0.5. A
+    band of one number is drawn as a line. anchor: the point where the laws in the band meet, either `center` (the
+    geometric means of all x and y) or `first` (the smallest x and the geometric mean of its y).
     """
     means, band = log(y).mean(1), curve.band
     grid = np.exp(np.linspace(np.log(x[0]) - 0.08, np.log(x[-1]) + 0.08, 101))

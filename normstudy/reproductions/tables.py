@@ -30,8 +30,8 @@ def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
     needed = []
     for need in needs:
         models = [dataclasses.asdict(model_config(need.variant, depth, sizes)) for depth in need.depths]
-        # A setting that older versions lacked is left out if its value gives the model that they built, so that the
-        # tables that they measured stay valid.
+        # Leave out settings that older versions did not have, where their values give the models of those versions, so
+        # that tables measured by older versions stay valid.
         kept = [{k: v for k, v in m.items() if k not in cfg.ABSENT or v != cfg.ABSENT[k]} for m in models]
         needed.append([need.kind, need.variant.simplified, kept, need.seeds])
     content = {"measurement": MEASUREMENT, "numerics": cfg.NUMERICS, **shared, "needs": needed}
@@ -53,7 +53,7 @@ def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
-    """Read a table, its text as str, null as NaN. Raises ConfigError if it is damaged, or has other columns."""
+    """Read a table: text as str, null as NaN. Raises ConfigError if the table is damaged or has other columns."""
     try:
         content = parquet.read(path(out, name))
         if not content.schema.equals(SCHEMA):

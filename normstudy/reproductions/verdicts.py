@@ -23,7 +23,7 @@ class Band(NamedTuple):
 
     low: float = -math.inf
     high: float = math.inf
-    source: str = ""  # what the source says; where this differs, the range is this project's tolerance
+    source: str = ""  # what the source says; if the range differs from it, the range is this project's tolerance
 
     def __str__(self) -> str:
         if self.low == self.high:
@@ -37,7 +37,7 @@ def around(value: float, by: float) -> Band:
 
 
 class Finding(NamedTuple):
-    """Hold the verdict on a quantity. The texts are cells of the printed table."""
+    """Hold the verdict on a quantity. The properties return cells of the printed table."""
 
     quantity: str
     value: float  # the mean over seeds
@@ -110,7 +110,7 @@ def log(x: Floats) -> Floats:
 def slope(x: Floats, y: Floats) -> Floats:
     """Compute the least-squares slopes (seeds,) of the columns of y (n, seeds) against x (n,)."""
     centered = x - x.mean()
-    with np.errstate(invalid="ignore"):  # the last bits of a matrix product would depend on the number of threads
+    with np.errstate(invalid="ignore"):  # no matrix product: its last bits would depend on the number of threads
         return np.asarray((centered[:, None] * y).sum(0) / (centered**2).sum())
 
 
@@ -143,13 +143,14 @@ def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
 def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: Band) -> Finding:
     """Judge a prediction that must hold at several places, such as in all blocks; return the worst place's finding.
 
-    It is `supported` only if every place is, and `not supported` if any place is. More places make a wrong verdict `not
-    supported` likelier, but not a wrong verdict `supported`. places: (n,) numbers, which the finding's text puts after
-    the word `at`, such as `worst block 3`; estimates: (n, seeds).
+    The verdict is `supported` if all places have this verdict, and `not supported` if at least one place has it. With
+    more places, a wrong verdict `not supported` is likelier, but a wrong verdict `supported` is not. at: the word
+    before a place's number in the finding's text, such as `block`; places: (n,) numbers; estimates: (n, seeds).
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED] or found
-    # How far an interval reaches outside the band; inf without a value. With one seed all are NaN: the first counts.
+    # The key is how far an interval reaches outside the band: inf if there is no value, and NaN if there is one seed
+    # (then `max` returns the first finding).
     return max(outside, key=lambda f: max(band.low - f.low, f.high - band.high) if np.isfinite(f.value) else math.inf)
 
 

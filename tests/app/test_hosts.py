@@ -83,7 +83,7 @@ def test_neither_home_nor_user(tmp_path: Path) -> None:
     run([*nobody, *WITHOUT_FIGURES, *WORDS], tmp_path, **bare)
     assert is_done(tmp_path / "results/s")
     done = run([*nobody, *WITHOUT_FIGURES, *WORDS, "data=tiny_shakespeare"], tmp_path, 2, **bare)
-    assert done.stderr == "error: this user has no home for a cache folder: set NORMSTUDY_DATA_DIR to a folder\n"
+    assert done.stderr == "error: this user has no home folder for the cache: set NORMSTUDY_DATA_DIR to a folder\n"
 
 
 def test_a_terminal_of_ascii(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 Source: Liu et al., arXiv:2004.08249, section 4, theorem 2 and the text after it: if every weight is perturbed
 independently, the variance of the change in a transformer's output grows as L in post-norm and as ln L in pre-norm.
 
-Computed: the mean square change of the logits when noise of 1 % of its standard deviation is added to every block
-matrix; for each seed, the least-squares slope of its logarithm against ln L. The placement `admin` has no band.
+Computed: the mean square change of the logits when noise is added to every block matrix (1 % of the matrix's standard
+deviation); for each seed, the least-squares slope of the change's logarithm against ln L. `admin` has no band.
 
 Band: 1 for post-norm, as in the theorem, and at most 0.6 for pre-norm, this project's tolerance. Over these depths ln L
 grows like L^0.33, and four depths cannot distinguish ln L from a small power. Verdict: supported when the 95 % t

@@ -4,8 +4,8 @@ Source: Wang et al., arXiv:2203.00555, section 4 and theorem 4.2: with the paper
 model's output after one SGD step is of the order of the learning rate, whatever the number of blocks.
 
 Computed: the root mean square change of the logits after one SGD step of rate 0.01 on all parameters except the norms',
-on the batch that gave the gradient; for each seed, the least-squares slope of its logarithm against ln L. A step that
-trains the norms too has no band.
+on the batch that gave the gradient; for each seed, the least-squares slope of the change's logarithm against ln L. A
+step that trains the norms too has no band.
 
 Band: 0 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise.

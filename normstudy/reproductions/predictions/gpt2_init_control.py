@@ -6,8 +6,8 @@ variance that the blocks add to the residual stream. If all blocks together add 
 the last block's gradient must not depend on depth. The embeddings must be small too, or they outweigh the blocks.
 
 Computed: the L2 norm of the gradient of the last block's second MLP matrix in pre-norm with init `gpt2` and embeddings
-of standard deviation 0.02; for each seed, the least-squares slope of its logarithm against ln L. The contrast has init
-`normal`, which does not scale with depth.
+of standard deviation 0.02; for each seed, the least-squares slope of the norm's logarithm against ln L. The contrast
+has init `normal`, which does not scale with depth.
 
 Band: 0 +- 0.05; for the contrast -0.5 +- 0.1, as in theorem 1. Verdict: supported when the 95 % t interval over seeds
 lies in the band, not supported when it lies outside, inconclusive otherwise.

@@ -5,7 +5,7 @@ the output of the norms in block l by sqrt(l) slows this growth: at initializati
 so the variance grows as a logarithm.
 
 Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; for each seed, the least-squares slope of
-its logarithm against ln l, for l >= 1. Pre-norm, for contrast, has no band.
+the mean's logarithm against ln l, for l >= 1. Pre-norm, for contrast, has no band.
 
 Band: at most 0.35, this project's tolerance. Over 64 blocks, growth as 1 + c ln l has an exponent of 0.23 to 0.36 for c
 from 0.5 to 1.5; linear growth has an exponent of about 1. Verdict: supported when the 95 % t interval over seeds lies

@@ -11,10 +11,10 @@ Band: none, because the paper shows gradients during training; so there is no ve
 with five the interval's half-width is 0.13.
 
 Why the difference is not negative at initialization: all post-norm blocks at the front have about equally large
-gradients. The last of them passes a stream of unit variance to the first pre-norm block, just as the embeddings do in a
-pre-norm model. Over the pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters of the
-depth. But the post-norm blocks' gradient is larger than the first block's gradient in pre-norm. As a result, the ratio
-stays the same or grows a little.
+gradients. The last post-norm block passes a stream of unit variance to the first pre-norm block, just as the embeddings
+do in a pre-norm model. Over the pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters
+of the depth. But the post-norm blocks' gradient is larger than the first block's gradient in pre-norm. As a result, the
+ratio stays the same or grows a little.
 """
 
 import numpy as np

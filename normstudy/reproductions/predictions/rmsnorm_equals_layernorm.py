@@ -10,9 +10,9 @@ models with the same seed and L = 16 (the second depth). Post-norm is measured t
 Band: -5 % to 5 % in every block, this project's tolerance. Verdict: supported when in every block the 95 % t interval
 over seeds lies in the band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. The
 finding shows the block whose interval is farthest outside the band or, if none is outside, closest to the band's edge.
-Post-norm has no band; its finding shows the block whose mean is farthest from 0. Its differences are much larger,
-because a small change of the stream persists in all later blocks, and vary much between sets of seeds, because they are
-the largest of many scattered means.
+Post-norm has no band; its finding shows the block whose mean is farthest from 0. Post-norm's differences are much
+larger, because a small change of the stream persists in all later blocks. They vary much between sets of seeds, because
+each is the largest of many scattered means.
 
 Why twenty seeds: single seeds differ by up to 8 % in some block, in either direction. With five seeds the interval's
 half-width is about 5 % around means of 1 or 2 %.

@@ -2,10 +2,10 @@
 
 Source: Xiong et al., arXiv:2002.04745, section 3.3, "Extended theory to other layers/parameters": on the way down from
 the last block each norm multiplies the gradient by the size of its Jacobian, which is sqrt(2/3) if the norm's input has
-a variance of 3/2 (lemmas 2 and 3). The gradient of block l is then the last block's times (2/3)^((L - l)/2).
+a variance of 3/2 (lemmas 2 and 3). The gradient of block l is then (2/3)^((L - l)/2) times the last block's gradient.
 
 Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model; for each seed, the factor
-per block on the way down, exp(-s), where s is the least-squares slope of its logarithm against the block number.
+per block on the way down, exp(-s), where s is the least-squares slope of the norm's logarithm against the block number.
 
 Band: (2/3)^(1/2) +- 0.03, that is 0.816 +- 0.03. Verdict: supported when the 95 % t interval over seeds lies in the
 band, not supported when it lies outside, inconclusive otherwise.

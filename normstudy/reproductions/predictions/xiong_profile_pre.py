@@ -5,7 +5,7 @@ transformer the stream's variance grows linearly with l, so the norm before bloc
 matrices by a number that grows as sqrt(l). Nothing on the residual path multiplies the gradient.
 
 Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model; for each seed, the
-least-squares slope of its logarithm against ln l, for l >= 1.
+least-squares slope of the norm's logarithm against ln l, for l >= 1.
 
 Band: -0.5 +- 0.1. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
 outside, inconclusive otherwise.

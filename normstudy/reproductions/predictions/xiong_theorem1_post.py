@@ -5,8 +5,8 @@ is at most of the order d sqrt(ln d) in a post-norm transformer. The number L of
 last norm restores unit variance.
 
 Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; for each seed, the least-squares slope
-of its logarithm against ln L. The simplified block of the theorem's proof (one head, Q = K = 0, all matrices d x d,
-ReLU) has no band; it shows the effect of the simplification.
+of the norm's logarithm against ln L. The simplified block of the theorem's proof (one head, Q = K = 0, all matrices d x
+d, ReLU) has no band; it shows the effect of the simplification.
 
 Band: at most 0.1. The theorem bounds the gradient from above, so its exponent is at most 0 in the limit of large L; 0.1
 is this project's tolerance for four depths of at most 64. Verdict: supported when the 95 % t interval over seeds lies

@@ -5,7 +5,7 @@ is at most of the order d sqrt(ln d / L) in a pre-norm transformer of L blocks. 
 to the residual stream, so the final norm divides the last block's gradient by a number that grows as sqrt(L).
 
 Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; for each seed, the least-squares slope
-of its logarithm against ln L. Twenty seeds are used because with five the interval's half-width is 0.07.
+of the norm's logarithm against ln L. Twenty seeds are used because with five the interval's half-width is 0.07.
 
 Band: at most -0.4. The theorem bounds the gradient from above, so its exponent is at most -0.5 in the limit of large L;
 0.1 is this project's tolerance for four depths of at most 64. Verdict: supported when the 95 % t interval over seeds
