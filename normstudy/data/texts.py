@@ -1,4 +1,7 @@
-"""Load a text: read it, split it into training and validation blocks, tokenize it, and compute its entropies."""
+"""Load a text and its entropies as blocks of tokens, draw a step's training windows, and choose validation windows.
+
+A window is T + 1 adjacent tokens of one block.
+"""
 
 import functools
 import hashlib
@@ -9,8 +12,7 @@ import numpy as np
 
 from normstudy.config import BPE_VOCAB, DataConfig
 from normstudy.data import corpora, tokenizer
-from normstudy.data.blocks import BLOCK, VALIDATION_EVERY, Blocks, Ints, join, split
-from normstudy.data.entropy import entropies
+from normstudy.data.blocks import BLOCK, VALIDATION_EVERY, Blocks, Ints, entropies, join, split
 from normstudy.data.tokenizer import Pieces, Tokens
 from normstudy.errors import ConfigError
 
@@ -115,3 +117,46 @@ def tokens_sha256(train: Blocks, validation: Blocks, pieces: Pieces) -> str:
     for piece in pieces:
         digest.update(len(piece).to_bytes(4, "little") + piece)
     return digest.hexdigest()
+
+
+def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
+    """Raise a ConfigError if a window is longer than every block, or if the text has too few validation windows."""
+    longest = int(text.train.lengths.max())
+    if config.seq_len >= longest:
+        raise ConfigError(
+            f"data.seq_len {config.seq_len} is not below {longest}, the number of tokens in the longest block "
+            f"(data={text.name}, data.tokenizer={text.tokenizer}): reduce data.seq_len or use a longer text"
+        )
+    available = int(places(text.validation, config.seq_len)[-1])
+    if eval_windows > available:
+        raise ConfigError(
+            f"eval.windows {eval_windows} exceeds the {available} validation windows of data={text.name}: "
+            "reduce eval.windows or use a longer text"
+        )
+
+
+@functools.lru_cache(maxsize=32)
+def places(blocks: Blocks, seq_len: int) -> Ints:
+    """Return, for each block, the total number of windows in it and in all earlier blocks, (blocks,)."""
+    return (blocks.lengths - seq_len).clip(min=0).cumsum()
+
+
+def windows_at(blocks: Blocks, starts: Ints, seq_len: int) -> Ints:
+    """Return windows (len(starts), T + 1). starts: the windows' numbers, counted from 0 through all blocks in order."""
+    ends = places(blocks, seq_len)
+    block = np.searchsorted(ends, starts, side="right")
+    begin = blocks.edges[block + 1] - seq_len - (ends[block] - starts)  # counted back from the block's end
+    return blocks.tokens[begin[:, None] + np.arange(seq_len + 1)].astype(np.int64)
+
+
+def batch(text: Text, data_seed: int, step: int, batch_size: int, seq_len: int) -> Ints:
+    """Draw the training windows of one step, (batch_size, T + 1) int64. Equal arguments return equal windows."""
+    rng = np.random.Generator(np.random.Philox(key=[data_seed, 0], counter=[0, 0, 0, step]))
+    n_places = int(places(text.train, seq_len)[-1])
+    return windows_at(text.train, rng.integers(0, n_places, batch_size), seq_len)
+
+
+def validation_windows(text: Text, windows: int, seq_len: int) -> Ints:
+    """Return evenly spaced validation windows, (windows, T + 1) int64. They do not depend on a seed."""
+    n_places = int(places(text.validation, seq_len)[-1])
+    return windows_at(text.validation, (2 * np.arange(windows) + 1) * n_places // (2 * windows), seq_len)

@@ -14,7 +14,7 @@ from normstudy import config as cfg
 from normstudy.config import ExecutionConfig, RunConfig, sources
 from normstudy.config import execution as options
 from normstudy.data import texts as data
-from normstudy.data.batches import check_fits
+from normstudy.data.texts import check_fits
 from normstudy.errors import ConfigError
 from normstudy.study import records, schema, tables, whole
 from normstudy.sweep import batching

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from normstudy.config import RunConfig, late_step, row_of, sources
-from normstudy.data import batches, blocks, texts
+from normstudy.data import blocks, texts
 from normstudy.model.init import init_params, set_omegas_
 from normstudy.model.own import move
 from normstudy.model.transformer import Transformer, build
@@ -110,7 +110,7 @@ def train_batch(
     n_steps, eval_every = first.schedule.n_steps, first.eval.every
     late = late_step(n_steps)
     sync_every = sync_every or (1 if device == "cpu" else SYNC_EVERY)
-    windows = torch.from_numpy(batches.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)
+    windows = torch.from_numpy(texts.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)
     levels = levels_of(begin(configs, text, device), starts or [None] * len(configs))
     del starts  # to free memory: levels_of has copied the starts
     (step, alive, runs), take = levels.pop(0), None

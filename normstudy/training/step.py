@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from normstudy.config import EVAL_CHUNK, RunConfig
-from normstudy.data import batches, blocks, texts
+from normstudy.data import blocks, texts
 from normstudy.model import kernels
 from normstudy.model.transformer import Transformer
 from normstudy.training import optim, probes
@@ -30,7 +30,7 @@ def loss_of_run(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -
 
 def tokens_of(text: texts.Text, config: RunConfig, step: int) -> blocks.Ints:
     """Return the windows (B, T + 1) on which a run trains at a step."""
-    return batches.batch(text, int(config.data_seed or 0), step, config.data.batch_size, config.data.seq_len)
+    return texts.batch(text, int(config.data_seed or 0), step, config.data.batch_size, config.data.seq_len)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from normstudy.bench import plain
 from normstudy.bench.speed import CASES
 from normstudy.bench.subjects import Case, run_config
 from normstudy.config import ProbeConfig
-from normstudy.data import batches, texts
+from normstudy.data import texts
 from normstudy.model import transformer
 from normstudy.training import batch, probes
 from normstudy.training.step import loss_of_run
@@ -60,7 +60,7 @@ def test_with_the_same_weights_it_has_the_same_loss_and_gradient() -> None:
     }
     theirs = plain.Decoder(config.model, TEXT.vocab_size, SMALL.seq_len)
     copied(params, theirs)
-    tokens = torch.from_numpy(batches.batch(TEXT, 0, 0, SMALL.batch_size, SMALL.seq_len))
+    tokens = torch.from_numpy(texts.batch(TEXT, 0, 0, SMALL.batch_size, SMALL.seq_len))
 
     def forward(values: list[Tensor]) -> Tensor:
         loss, _ = loss_of_run(ours, dict(zip(params, values, strict=True)), tokens)
@@ -141,7 +141,7 @@ def test_it_records_what_normstudy_records_of_the_same_run() -> None:
         record = next(records)
         assert isinstance(record, batch.Record)
         assert record.probe is not None
-        tokens = torch.from_numpy(batches.batch(TEXT, config.data_seed or 0, step, SMALL.batch_size, SMALL.seq_len))
+        tokens = torch.from_numpy(texts.batch(TEXT, config.data_seed or 0, step, SMALL.batch_size, SMALL.seq_len))
         loss, norms, residual = recorder.step(tokens[:, :-1], tokens[:, 1:])
         assert loss == pytest.approx(record.train_loss[0], rel=1e-4)
         ours = np.stack([record.probe.grad, record.probe.param, record.probe.update])[:, order, 0]

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from normstudy.config import ConfigError, DataConfig
-from normstudy.data import batches, corpora, tokenizer
+from normstudy.data import corpora, tokenizer
 from normstudy.data import texts as data
-from normstudy.data.blocks import Blocks, join, split
-from normstudy.data.entropy import entropies
+from normstudy.data.blocks import Blocks, entropies, join, split
 from normstudy.data.texts import Text
 
 
@@ -95,7 +94,7 @@ def check_windows(windows: np.ndarray, seq_len: int, size: int, *, validation: b
 def test_no_window_crosses_an_edge_and_every_place_is_drawn(seq_len: int) -> None:
     """Blocks of 23 tokens, 9 of 10 for training: 9 (23 - T) window starts; T = 22 leaves one start per block."""
     text = numbered_text(230)
-    drawn = np.concatenate([batches.batch(text, 1, step, 32, seq_len) for step in range(150)])
+    drawn = np.concatenate([data.batch(text, 1, step, 32, seq_len) for step in range(150)])
     check_windows(drawn, seq_len, 23, validation=False)
     places = [b * 23 + offset for b in range(9) for offset in range(23 - seq_len)]
     assert sorted(set(drawn[:, 0].tolist())) == places
@@ -105,23 +104,23 @@ def test_no_window_crosses_an_edge_and_every_place_is_drawn(seq_len: int) -> Non
     assert np.abs(counts - mean).max() < 6 * math.sqrt(mean)
 
     n_places = 23 - seq_len
-    fixed = batches.validation_windows(text, n_places, seq_len)
+    fixed = data.validation_windows(text, n_places, seq_len)
     check_windows(fixed, seq_len, 23, validation=True)
     assert fixed[:, 0].tolist() == [207 + offset for offset in range(n_places)]
 
 
 def test_validation_windows_are_evenly_spaced_by_hand() -> None:
     """One validation block of 23 tokens, T = 8: 15 starts. Each of five windows starts in the middle of a fifth."""
-    assert batches.validation_windows(numbered_text(230), 5, 8)[:, 0].tolist() == [207 + k for k in (1, 4, 7, 10, 13)]
+    assert data.validation_windows(numbered_text(230), 5, 8)[:, 0].tolist() == [207 + k for k in (1, 4, 7, 10, 13)]
     # 30 blocks: 3 x 15 starts. Each of three windows starts in the middle of a third, the middle of a block.
-    three = batches.validation_windows(numbered_text(40960 * 3), 3, 96)
+    three = data.validation_windows(numbered_text(40960 * 3), 3, 96)
     assert three[:, 0].tolist() == [4096 * b + 2000 for b in (9, 19, 29)]
 
 
 def test_validation_windows_spread_over_any_text() -> None:
     text = numbered_text(40960 * 2)
-    starts = batches.validation_windows(text, 64, 64)[:, 0]
-    check_windows(batches.validation_windows(text, 64, 64), 64, 4096, validation=True)
+    starts = data.validation_windows(text, 64, 64)[:, 0]
+    check_windows(data.validation_windows(text, 64, 64), 64, 4096, validation=True)
     inside = np.diff(starts)[np.diff(starts) < 4096]  # without the jump from one validation block to the next
     assert inside.max() - inside.min() <= 1
     assert len(inside) == 62
@@ -134,41 +133,41 @@ PLACES = [0, 1, 3000, 3001, 3002, 3003, 3004, 3005, 4000, 6000]
 def test_every_place_of_ragged_blocks_is_drawn_and_short_blocks_have_none() -> None:
     """Some blocks have no room for a window. A window may end with the last token of a block."""
     text = text_of(numbered_blocks(*LENGTHS), numbered_blocks(2, *LENGTHS, 3))
-    drawn = np.concatenate([batches.batch(text, 1, step, 32, 3) for step in range(100)])
+    drawn = np.concatenate([data.batch(text, 1, step, 32, 3) for step in range(100)])
     assert drawn.dtype == np.int64
     np.testing.assert_array_equal(drawn - drawn[:, :1], np.tile(np.arange(4), (3200, 1)))
     starts, counts = np.unique(drawn[:, 0], return_counts=True)
     assert starts.tolist() == PLACES
     assert np.abs(counts - 320).max() < 6 * math.sqrt(320)  # uniform over the window starts
-    fixed = batches.validation_windows(text, 10, 3)
+    fixed = data.validation_windows(text, 10, 3)
     assert fixed[:, 0].tolist() == [1000 + p for p in PLACES]
-    assert batches.validation_windows(text, 5, 3)[:, 0].tolist() == [1001, 4001, 4003, 4005, 7000]
+    assert data.validation_windows(text, 5, 3)[:, 0].tolist() == [1001, 4001, 4003, 4005, 7000]
 
 
 def test_blocks_of_one_length_do_not_care_how_they_were_made() -> None:
     even = numbered_text(230)
     ragged = text_of(join(each(even.train)), join(each(even.validation)))
     for t in (1, 8, 22):
-        np.testing.assert_array_equal(batches.batch(even, 1, 2, 64, t), batches.batch(ragged, 1, 2, 64, t))
-        np.testing.assert_array_equal(batches.validation_windows(even, 1, t), batches.validation_windows(ragged, 1, t))
+        np.testing.assert_array_equal(data.batch(even, 1, 2, 64, t), data.batch(ragged, 1, 2, 64, t))
+        np.testing.assert_array_equal(data.validation_windows(even, 1, t), data.validation_windows(ragged, 1, t))
 
 
 def test_batches_are_a_function_of_data_seed_and_step() -> None:
     """Batches can be drawn in any order and repeatedly. Another seed or step gives another batch."""
     text = numbered_text(40960)
-    forward = [batches.batch(text, 3, step, 4, 8) for step in range(10)]
-    backward = [batches.batch(text, 3, step, 4, 8) for step in reversed(range(10))][::-1]
+    forward = [data.batch(text, 3, step, 4, 8) for step in range(10)]
+    backward = [data.batch(text, 3, step, 4, 8) for step in reversed(range(10))][::-1]
     for a, b in zip(forward, backward, strict=True):
         np.testing.assert_array_equal(a, b)
-    others = [batches.batch(text, seed, step, 4, 8) for seed in (0, 3, 4, 2**31 - 1) for step in (0, 1, 2, 10**6)]
+    others = [data.batch(text, seed, step, 4, 8) for seed in (0, 3, 4, 2**31 - 1) for step in (0, 1, 2, 10**6)]
     assert len({w.tobytes() for w in others}) == len(others)
 
 
 def test_golden_batches() -> None:
     """The stream of batches is part of a run's identity: when this moves, NUMERICS must be raised."""
     text = numbered_text(40960)
-    assert [batches.batch(text, 3, step, 4, 8)[:, 0].tolist() for step in (0, 1, 599)] == GOLDEN_STARTS
-    assert batches.batch(text, 4, 0, 4, 8)[:, 0].tolist() == GOLDEN_OTHER_SEED
+    assert [data.batch(text, 3, step, 4, 8)[:, 0].tolist() for step in (0, 1, 599)] == GOLDEN_STARTS
+    assert data.batch(text, 4, 0, 4, 8)[:, 0].tolist() == GOLDEN_OTHER_SEED
 
 
 GOLDEN_STARTS = [[31772, 34438, 9959, 2912], [34941, 32448, 26773, 8434], [34777, 634, 7241, 21021]]
@@ -177,29 +176,29 @@ GOLDEN_OTHER_SEED = [11703, 0, 26015, 15723]
 
 def test_what_does_not_fit_is_refused() -> None:
     text = numbered_text(230)
-    batches.check_fits(text, DataConfig(seq_len=22), 1)
+    data.check_fits(text, DataConfig(seq_len=22), 1)
     with pytest.raises(
         ConfigError, match=r"seq_len 23 is not below 23, the number of tokens in the longest block .*=byte"
     ):
-        batches.check_fits(text, DataConfig(seq_len=23), 1)
-    batches.check_fits(text, DataConfig(seq_len=8), 15)
+        data.check_fits(text, DataConfig(seq_len=23), 1)
+    data.check_fits(text, DataConfig(seq_len=8), 15)
     with pytest.raises(ConfigError, match=r"eval\.windows 16 exceeds the 15 validation windows"):
-        batches.check_fits(text, DataConfig(seq_len=8), 16)
+        data.check_fits(text, DataConfig(seq_len=8), 16)
 
 
 def test_what_does_not_fit_ragged_blocks_is_refused() -> None:
     """The longest training block limits seq_len. Validation blocks that are too short have no windows."""
     text = text_of(numbered_blocks(5, 9, 2), numbered_blocks(4, 12, 3), "bpe")
-    batches.check_fits(text, DataConfig(seq_len=8), 4)
+    data.check_fits(text, DataConfig(seq_len=8), 4)
     with pytest.raises(
         ConfigError, match=r"seq_len 9 is not below 9, the number of tokens in the longest block .*tokenizer=bpe"
     ):
-        batches.check_fits(text, DataConfig(seq_len=9), 1)
-    batches.check_fits(text, DataConfig(seq_len=3), 1 + 9)
+        data.check_fits(text, DataConfig(seq_len=9), 1)
+    data.check_fits(text, DataConfig(seq_len=3), 1 + 9)
     with pytest.raises(ConfigError, match=r"eval\.windows 11 exceeds the 10 validation windows"):
-        batches.check_fits(text, DataConfig(seq_len=3), 11)
+        data.check_fits(text, DataConfig(seq_len=3), 11)
     with pytest.raises(ConfigError, match=r"eval\.windows 1 exceeds the 0 validation windows"):
-        batches.check_fits(text_of(text.train, numbered_blocks(4, 4), "char"), DataConfig(seq_len=4), 1)
+        data.check_fits(text_of(text.train, numbered_blocks(4, 4), "char"), DataConfig(seq_len=4), 1)
 
 
 # ---- entropies ----------------------------------------------------------------------------------------
@@ -256,7 +255,7 @@ def test_entropies_do_not_depend_on_how_many_tokens_are_counted_at_once(
     )
     expected = entropies(train, validation, vocab_size)
     for n in (1, 7, 64):
-        monkeypatch.setattr("normstudy.data.entropy.COUNTED_AT_ONCE", n)
+        monkeypatch.setattr("normstudy.data.blocks.COUNTED_AT_ONCE", n)
         assert entropies(train, validation, vocab_size) == expected
 
 
@@ -511,7 +510,7 @@ def test_byte_pairs_are_learned_from_the_training_blocks(tmp_path: Path) -> None
 
 def test_batches_of_any_tokenizer_are_pieces_of_the_text(mixed: dict[str, Text]) -> None:
     for text in mixed.values():
-        windows = np.concatenate([batches.batch(text, 0, 0, 50, 16), batches.validation_windows(text, 50, 16)])
+        windows = np.concatenate([data.batch(text, 0, 0, 50, 16), data.validation_windows(text, 50, 16)])
         assert all(text.decode(w) in MIXED for w in windows)
 
 

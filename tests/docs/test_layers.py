@@ -12,7 +12,7 @@ from studies import never, task_of, tiny
 from torch import Tensor, nn
 
 from normstudy.config import RunConfig, run_id
-from normstudy.data import batches, texts
+from normstudy.data import texts
 from normstudy.model import init
 from normstudy.model.transformer import Transformer
 from normstudy.workers import worker
@@ -34,7 +34,7 @@ def watched(config: RunConfig) -> list[tuple[float, float, float]]:
 
     for block in model.blocks:
         block.register_forward_hook(look)
-    windows = batches.batch(text, config.seed, 0, config.data.batch_size, config.data.seq_len)
+    windows = texts.batch(text, config.seed, 0, config.data.batch_size, config.data.seq_len)
     tokens = torch.from_numpy(windows)
     logits, _ = model(tokens[:, :-1])
     nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()

@@ -10,7 +10,7 @@ from torch import nn
 
 from normstudy.cli import main
 from normstudy.config import DataConfig, ModelConfig, RunConfig
-from normstudy.data import batches, texts
+from normstudy.data import texts
 from normstudy.model.init import init_params
 from normstudy.model.moments import read_by_norms
 from normstudy.model.norms import FunctionNorm
@@ -35,7 +35,7 @@ def measured(model: ModelConfig) -> dict[str, float]:
         if isinstance(module, FunctionNorm) and name.startswith(("blocks.0.", "embed_norm")):
             watch(name.removeprefix("blocks.0."), module)
     params = {name: p[0] for name, p in init_params(net, [model], [0]).items()}
-    tokens = torch.from_numpy(batches.batch(TEXT, 0, 0, 8, 64)[:, :-1])
+    tokens = torch.from_numpy(texts.batch(TEXT, 0, 0, 8, 64)[:, :-1])
     with torch.no_grad():
         torch.func.functional_call(net, params, (tokens,))
     return {name: square for name, square in found.items() if not name.startswith("attn.")}

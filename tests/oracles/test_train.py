@@ -28,7 +28,7 @@ from normstudy.config import (
     ScheduleConfig,
     late_step,
 )
-from normstudy.data import batches, texts
+from normstudy.data import texts
 from normstudy.model import init, transformer
 from normstudy.model.transformer import Transformer
 from normstudy.placements import PLACEMENTS
@@ -198,7 +198,7 @@ def plain_loss(model: Transformer, windows: Tensor) -> tuple[Tensor, list[Tensor
 
 def plain_batch(c: RunConfig, step: int) -> Tensor:
     assert c.data_seed is not None
-    return torch.from_numpy(batches.batch(TEXT, c.data_seed, step, c.data.batch_size, c.data.seq_len))
+    return torch.from_numpy(texts.batch(TEXT, c.data_seed, step, c.data.batch_size, c.data.seq_len))
 
 
 def plain_run(c: RunConfig) -> tuple[list[Plain], float]:
@@ -219,7 +219,7 @@ def plain_run(c: RunConfig) -> tuple[list[Plain], float]:
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.name]
         optimizer = kind(groups, 1.0, betas=(o.beta1, o.beta2), eps=o.eps)
-    windows = torch.from_numpy(batches.validation_windows(TEXT, c.eval.windows, c.data.seq_len))
+    windows = torch.from_numpy(texts.validation_windows(TEXT, c.eval.windows, c.data.seq_len))
 
     def validate() -> float:
         with torch.no_grad():
@@ -645,7 +645,7 @@ def test_both_arms_of_a_comparison_see_the_same_batches() -> None:
         for run, c in enumerate(configs):
             model = plain_model(c)
             expected = [
-                plain_loss(model, torch.from_numpy(batches.batch(TEXT, c.data_seed or 0, step, 3, 8)))[0].item()
+                plain_loss(model, torch.from_numpy(texts.batch(TEXT, c.data_seed or 0, step, 3, 8)))[0].item()
                 for step in range(4)
             ]
             assert [r.train_loss[run] for r in records] == pytest.approx(expected, rel=1e-6)
@@ -656,7 +656,7 @@ def test_validation_loss_is_that_of_the_fixed_windows() -> None:
     """At step 0 it is the loss of the initial parameters on the windows that all seeds share."""
     configs = [config("pre", seed=s) for s in range(3)]
     records, _ = trained(configs)
-    windows = torch.from_numpy(batches.validation_windows(TEXT, 20, 8))
+    windows = torch.from_numpy(texts.validation_windows(TEXT, 20, 8))
     assert records[0].val_loss is not None
     for run, c in enumerate(configs):
         with torch.no_grad():
