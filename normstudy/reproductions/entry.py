@@ -68,6 +68,14 @@ class Reproduction(NamedTuple):
     draw: Callable[[pd.DataFrame, list[Finding]], Figure]
 
 
+def needing(*models: tuple[str, Variant], deepest: bool = False, many: bool = False) -> Callable[[Sizes], list[Need]]:
+    """Return a function that lists the measurements of models. models: (kind, model); many: for `many_seeds` seeds."""
+    return lambda sizes: [
+        Need(kind, variant, sizes.depths[-1:] if deepest else sizes.depths, sizes.many_seeds if many else sizes.seeds)
+        for kind, variant in dict.fromkeys(models)
+    ]
+
+
 def model_config(variant: Variant, depth: int, sizes: Sizes) -> ModelConfig:
     """Return a model's configuration. Initial output weights (unembed) have standard deviation d_model^-0.5."""
     simplified = variant.simplified

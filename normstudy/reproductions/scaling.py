@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from normstudy.analysis.inference import paired_t_interval
 from normstudy.figures import axes as on_axes
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.entry import Reproduction, Variant, needing
 from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, by_depth, exponent, judge, log
 
 
@@ -48,12 +48,6 @@ def entry(
     block or to the entire model. anchor: see `_draw_powers`.
     """
 
-    def needs(sizes: Sizes) -> list[Need]:
-        depths = sizes.depths[-1:] if over_blocks else sizes.depths
-        seeds = sizes.many_seeds if many_seeds else sizes.seeds
-        models = dict.fromkeys((curve.measured[0], curve.variant) for curve in curves)
-        return [Need(kind, variant, depths, seeds) for kind, variant in models]
-
     def values(table: pd.DataFrame, curve: Curve) -> tuple[Floats, Floats]:
         x, y = (by_block if over_blocks else by_depth)(table, curve.measured[1], curve.variant.name)
         return x[x > 0], y[x > 0]  # leave out block 0, the embeddings
@@ -85,6 +79,8 @@ def entry(
         handles += [plots.seed_point_handle(), *plots.area_handles("fit")]
         return plots.finish(fig, prediction, found, handles)
 
+    models = ((curve.measured[0], curve.variant) for curve in curves)
+    needs = needing(*models, deepest=over_blocks, many=many_seeds)
     return Reproduction(source, prediction, needs, findings, draw)
 
 

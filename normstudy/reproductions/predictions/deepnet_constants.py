@@ -12,6 +12,8 @@ Band: exact. Verdict: supported when every number equals the paper's within the 
 deviation of at most 1e-6), not supported otherwise. There is no interval.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -27,25 +29,18 @@ DEEPNORM = Variant("deepnorm")
 TOLERANCE = 1e-6
 SCALED = ("v", "out", "w1", "w2")
 UNSCALED = ("q", "k", "embed", "pos", "unembed")
+LAWS: dict[str, Callable[[Floats], Floats]] = {"alpha": lambda L: (2 * L) ** 0.25, "beta": lambda L: (8 * L) ** -0.25}
 
 
 def needs(sizes: Sizes) -> list[Need]:
     return [Need("constants", DEEPNORM, sizes.depths, 1)]
 
 
-def alpha(depth: Floats) -> Floats:
-    return np.asarray((2 * depth) ** 0.25)
-
-
-def beta(depth: Floats) -> Floats:
-    return np.asarray((8 * depth) ** -0.25)
-
-
 def findings(table: pd.DataFrame) -> list[Finding]:
     found = []
     for label, quantities, law in (
-        ("alpha", ("alpha",), alpha),
-        ("beta of V, O and the MLP's matrices", [f"gain_{m}" for m in SCALED], beta),
+        ("alpha", ("alpha",), LAWS["alpha"]),
+        ("beta of V, O and the MLP's matrices", [f"gain_{m}" for m in SCALED], LAWS["beta"]),
         ("gain 1 of all other matrices", [f"gain_{m}" for m in UNSCALED], np.ones_like),
     ):
         depths, values = table.loc[table["quantity"].isin(quantities), ["depth", "value"]].to_numpy(np.float64).T
@@ -58,9 +53,9 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     fig, (left, right) = plots.figure(2, height=2.2)
     grid = np.exp(np.linspace(np.log(depths[0]), np.log(depths[-1]), 51))
     color, other = plots.COLORS["deepnorm"], plots.PALE["deepnorm"]
-    for law, quantity, c, marker in ((alpha, "alpha", color, "o"), (beta, "gain_w2", other, "s")):
+    for law, quantity, c, marker in (("alpha", "alpha", color, "o"), ("beta", "gain_w2", other, "s")):
         _, values = by_depth(table, quantity, DEEPNORM.name)
-        left.plot(grid, law(grid), color=style.GREY, lw=0.8, zorder=1)
+        left.plot(grid, LAWS[law](grid), color=style.GREY, lw=0.8, zorder=1)
         left.plot(depths, values[:, 0], ls="none", marker=marker, color=c, ms=5, mec="white", mew=0.6)
     plots.log_x(left, depths)
     on_axes.norm_axis(left)
@@ -70,7 +65,7 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     for place, name in enumerate(names):
         gains = table.loc[(table["quantity"] == f"gain_{name}") & (table["depth"] == depth), "value"]
         right.plot(np.full(len(gains), place), gains, ls="none", marker="s", color=other, ms=5, mec="white", mew=0.6)
-    right.axhline(float(beta(depths)[-1]), color=style.GREY, lw=0.8, zorder=1)
+    right.axhline(float(LAWS["beta"](depths)[-1]), color=style.GREY, lw=0.8, zorder=1)
     right.axhline(1.0, color=style.GREY, lw=0.8, ls=style.DASHES[2], zorder=1)
     right.set_xticks(range(len(names)), [{"out": "O", "q": "Q", "k": "K", "v": "V"}.get(n, n) for n in names])
     right.tick_params(axis="x", labelrotation=45)

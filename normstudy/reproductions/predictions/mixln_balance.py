@@ -22,15 +22,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import PRE, Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.entry import PRE, Reproduction, Variant, needing
 from normstudy.reproductions.verdicts import Finding, Floats, first_to_last, judge, log
 
 PREDICTION = "Mix-LN: the first and the last block's gradient are more alike than in pre-norm."
 MIX = Variant("mix")
-
-
-def needs(sizes: Sizes) -> list[Need]:
-    return [Need("gradients", variant, sizes.depths, sizes.many_seeds) for variant in (MIX, PRE)]
+NEEDS = needing(("gradients", MIX), ("gradients", PRE), many=True)
 
 
 def imbalance(table: pd.DataFrame) -> tuple[Floats, Floats]:
@@ -56,4 +53,4 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     return plots.finish(fig, PREDICTION, found, handles)
 
 
-ENTRY = Reproduction("Li et al., Mix-LN, arXiv:2412.13795, section 3", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Li et al., Mix-LN, arXiv:2412.13795, section 3", PREDICTION, NEEDS, findings, draw)

@@ -15,16 +15,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.entry import Reproduction, Variant, needing
 from normstudy.reproductions.verdicts import Finding, around, by_block, judge
 
 PREDICTION = "Peri-norm: each block adds a variance of 2 to the residual stream."
 PERI = Variant("peri")
 BAND = around(2.0, 0.15)
-
-
-def needs(sizes: Sizes) -> list[Need]:
-    return [Need("stream", PERI, sizes.depths[-1:], sizes.seeds)]
+NEEDS = needing(("stream", PERI), deepest=True)
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
@@ -38,4 +35,4 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     return plots.growth(PREDICTION, found, "peri", squares, squares[0].mean(), BAND, plots.MEAN_SQUARE)
 
 
-ENTRY = Reproduction("Kim et al., Peri-LN, arXiv:2502.02732, section 3", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Kim et al., Peri-LN, arXiv:2502.02732, section 3", PREDICTION, NEEDS, findings, draw)

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.entry import Reproduction, Variant, needing
 from normstudy.reproductions.verdicts import Finding, first_to_last, judge, log
 
 PREDICTION = "Reordered norm: without QK-norm or a small init the gradient explodes."
@@ -25,10 +25,7 @@ LOOKS = {  # model -> label, color and marker in the figure
     Variant("reordered"): ("QK-norm", plots.COLORS["reordered"], "s"),
     Variant("reordered", init="normal", qk_norm="none"): ("init normal", plots.PALE["reordered"], "D"),
 }
-
-
-def needs(sizes: Sizes) -> list[Need]:
-    return [Need("gradients", variant, sizes.depths, sizes.seeds) for variant in LOOKS]
+NEEDS = needing(*(("gradients", variant) for variant in LOOKS))
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
@@ -45,4 +42,4 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     return plots.finish(fig, PREDICTION, found, [*handles, plots.seed_point_handle()])
 
 
-ENTRY = Reproduction("OLMo 2, arXiv:2501.00656, section 3", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("OLMo 2, arXiv:2501.00656, section 3", PREDICTION, NEEDS, findings, draw)

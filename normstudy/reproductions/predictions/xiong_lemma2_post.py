@@ -15,16 +15,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.entry import Reproduction, Variant, needing
 from normstudy.reproductions.verdicts import Finding, around, by_block, judge
 
 PREDICTION = "Post-norm, simplified block: E|x|^2/d is 3/2 before a block's last norm."
 SIMPLIFIED = Variant("post", simplified=True)
 BAND = around(1.5, 0.05)
-
-
-def needs(sizes: Sizes) -> list[Need]:
-    return [Need("before_norm2", SIMPLIFIED, sizes.depths[-1:], sizes.seeds)]
+NEEDS = needing(("before_norm2", SIMPLIFIED), deepest=True)
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
@@ -44,4 +41,4 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     return plots.finish_lines(fig, PREDICTION, found, {"post, simplified block": color}, "mean")
 
 
-ENTRY = Reproduction("Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, NEEDS, findings, draw)

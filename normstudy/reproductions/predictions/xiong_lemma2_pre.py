@@ -21,16 +21,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
+from normstudy.reproductions.entry import Reproduction, Variant, needing
 from normstudy.reproductions.verdicts import Band, Finding, by_block, judge_all
 
 PREDICTION = "Pre-norm, simplified block: 1 + l/2 <= E|x_l|^2/d <= 1 + 3l/2 for all l."
 SIMPLIFIED = Variant("pre", simplified=True)
 BAND = Band(0.5, 1.5, "[0.5, 1.5]")
-
-
-def needs(sizes: Sizes) -> list[Need]:
-    return [Need("stream", SIMPLIFIED, sizes.depths[-1:], sizes.many_seeds)]
+NEEDS = needing(("stream", SIMPLIFIED), deepest=True, many=True)
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
@@ -44,4 +41,4 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     return plots.growth(PREDICTION, found, "pre, simplified block", squares, 1.0, BAND, "E|x$_l$|²/d")
 
 
-ENTRY = Reproduction("Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Xiong et al., arXiv:2002.04745, lemma 2", PREDICTION, NEEDS, findings, draw)

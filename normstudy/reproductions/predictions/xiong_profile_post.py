@@ -22,15 +22,12 @@ from matplotlib.figure import Figure
 
 from normstudy.figures import axes as on_axes
 from normstudy.reproductions import plots
-from normstudy.reproductions.entry import POST, Need, Reproduction, Sizes
+from normstudy.reproductions.entry import POST, Reproduction, needing
 from normstudy.reproductions.verdicts import Band, Finding, by_block, judge, log, slope
 
 PREDICTION = "Post-norm: going down, the gradient shrinks by sqrt(2/3) = 0.816 a block."
 BAND = Band(0.786, 0.846, "sqrt(2/3)")
-
-
-def needs(sizes: Sizes) -> list[Need]:
-    return [Need("gradients", POST, sizes.depths[-1:], sizes.seeds)]
+NEEDS = needing(("gradients", POST), deepest=True)
 
 
 def findings(table: pd.DataFrame) -> list[Finding]:
@@ -56,4 +53,4 @@ def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
     return plots.finish_lines(fig, PREDICTION, found, {"post": color}, "fit")
 
 
-ENTRY = Reproduction("Xiong et al., arXiv:2002.04745, section 3.3, extended theory", PREDICTION, needs, findings, draw)
+ENTRY = Reproduction("Xiong et al., arXiv:2002.04745, section 3.3, extended theory", PREDICTION, NEEDS, findings, draw)
