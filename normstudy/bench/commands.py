@@ -23,7 +23,6 @@ from normstudy.bench.rows import Goal, Sample, Scope
 
 NORMSTUDY = (sys.executable, "-P", "-m", "normstudy")
 ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1), "k": (3, 1)}  # row -> number of rounds with --full, and with --quick
-READ_SECONDS = 0.02  # seconds between two readings of a command's memory
 Memory = dict[int, tuple[int, int]]  # process id -> (memory, peak memory) in kB
 SMALL = ("data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=8", "model.n_heads=2",
          "eval.windows=4", "execution.device=cpu")  # fmt: skip
@@ -109,20 +108,15 @@ def peak(command: Sequence[str]) -> tuple[float, float]:
 
 
 def watched(command: Sequence[str]) -> tuple[int, float, list[tuple[float, Memory]]]:
-    """Run a command; return its process id, its time in seconds, and the readings (seconds since the start, memory).
-
-    Raises CalledProcessError if the command fails.
-    """
+    """Run a command, which must succeed; return its process id, its time in seconds, and readings (seconds, memory)."""
     reads, began = [], time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        stack.callback(process.kill)
         while process.returncode is None:
             reads.append((time.perf_counter() - began, memory_of(process.pid)))
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(READ_SECONDS)
-    finally:
-        process.kill()
-        process.wait()
+                process.wait(0.02)  # seconds between two readings
     took = time.perf_counter() - began
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure, SubFigure
 
 from normstudy.bench import summary
 from normstudy.bench.rows import THEORY
-from normstudy.bench.summary import Result
 from normstudy.errors import ConfigError
 from normstudy.figures import style
 from normstudy.figures.paper import TWO_COLUMNS
@@ -51,7 +50,7 @@ def figure(stored: pd.DataFrame) -> Figure:
     return fig
 
 
-def _draw_goals(fig: SubFigure, results: Sequence[Result]) -> None:
+def _draw_goals(fig: SubFigure, results: Sequence[summary.Result]) -> None:
     """Draw each result's median and range over rounds, divided by the result's goal."""
     ax = fig.subplots()
     spans = [np.quantile(r.numbers, (0, 0.5, 1)) for r in results]

@@ -16,8 +16,7 @@ from shutil import rmtree
 
 import numpy as np
 
-from normstudy.bench.commands import NORMSTUDY as COMMAND
-from normstudy.bench.commands import timed
+from normstudy.bench import commands
 from normstudy.bench.products import start_products
 from normstudy.bench.rows import Goal, Sample, Scope
 from normstudy.bench.subjects import D32_L4, D64_L6, NORMSTUDY, Case, Race, cpu_seconds, in_worker, run_config, together
@@ -145,7 +144,8 @@ def searching(scope: Scope) -> Iterator[Sample]:
     with Race("j", D64_L6, len(os.sched_getaffinity(0)), scope) as race:
         race.add_plain(PER_CORE, "train", race.n)
         for number in range(1 if scope.quick else 3):
-            yield Sample("j", SEARCHED, NORMSTUDY, "seconds", "s", number, timed([*COMMAND, "critical", *words])[0])
+            took, _ = commands.timed([*commands.NORMSTUDY, "critical", *words])
+            yield Sample("j", SEARCHED, NORMSTUDY, "seconds", "s", number, took)
             rates = yield from race.round(number)
             yield Sample("j", SEARCHED, GRID, "seconds", "s", number, grid / sum(rates.values()))
             rmtree(scope.folder / "searched")

@@ -80,11 +80,8 @@ def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float
 
 
 def _counted(blocks: Blocks, vocab_size: int) -> tuple[Ints, Floats]:
-    """Return the sorted codes (see `_pairs`) of all pairs that occur, and each pair's count.
-
-    For a small vocabulary, also return the pairs that do not occur, which is faster.
-    """
-    if vocab_size <= DENSE_VOCAB:
+    """Return the sorted codes (see `_pairs`) of all pairs that occur, and each pair's count."""
+    if vocab_size <= DENSE_VOCAB:  # faster, although it also returns pairs that do not occur
         return np.arange(vocab_size**2), _bincount(_pairs(blocks, vocab_size), vocab_size**2).astype(np.float64)
     parts, numbers = zip(*(np.unique(c, return_counts=True) for c in _pairs(blocks, vocab_size)), strict=True)
     codes, place = np.unique(np.concatenate(parts), return_inverse=True)

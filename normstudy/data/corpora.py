@@ -25,9 +25,7 @@ def raw_bytes(name: str, path: str | None = None) -> bytes:
         return stdlib_bytes()
     if name == "pydoc":
         return pydoc_bytes()
-    if name == "file":
-        return file_bytes(str(path))
-    return downloads.downloaded_bytes(name, downloads.CORPORA[name])
+    return file_bytes(str(path)) if name == "file" else downloads.downloaded_bytes(name, downloads.CORPORA[name])
 
 
 STUDY = Path("tables", "runs", "0-schema.parquet")  # a file that the folder of every study contains

@@ -1,7 +1,4 @@
-"""Download texts once into a cache folder, and check their sha256.
-
-An interrupted download leaves a `.part` file, which the next attempt continues.
-"""
+"""Download texts once into a cache folder, and check their sha256. An interrupted download is continued later."""
 
 import fcntl
 import functools

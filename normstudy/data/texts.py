@@ -49,10 +49,7 @@ class Text:
 
 
 def load(config: DataConfig) -> Text:
-    """Load the text that a config selects. The last 16 texts stay in memory until their files change.
-
-    Raises ConfigError for a text that cannot be read, does not fit into memory, or is unsuitable for training.
-    """
+    """Load the text that a config selects, or raise a ConfigError. Keep 16 texts in memory until their files change."""
     version = corpora.version(config.path) if config.path is not None else None
     vocab_size = (config.vocab_size or BPE_VOCAB) if config.tokenizer == "bpe" else None
     source_seed = config.source_seed if config.name == "synthetic" else 0

@@ -4,8 +4,6 @@ Each block is tokenized separately, so training and validation consist of the sa
 per byte can be compared. Any bytes are accepted, and the bytes of a block's tokens restore the block.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -14,16 +12,13 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from normstudy.config import VOCAB_MAX, places
 from normstudy.data import downloads
 from normstudy.errors import ConfigError
-
-if TYPE_CHECKING:
-    import tokenizers
 
 Tokens = np.ndarray[tuple[int, ...], np.dtype[np.uint8 | np.uint16]]
 Pieces = tuple[bytes, ...]  # the bytes of each token
@@ -117,9 +112,9 @@ def encode(blocks: Sequence[bytes], merges: Merges) -> list[Tokens]:
     return out
 
 
-def _splitting(library: ModuleType, model: object) -> tokenizers.Tokenizer:
+def _splitting(library: ModuleType, model: object) -> Any:
     """Make a Tokenizer of the library `tokenizers` that splits text by PATTERN, and then applies `model`."""
-    tokenizer: tokenizers.Tokenizer = library.Tokenizer(model)
+    tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(PATTERN), "isolated")
     return tokenizer
 

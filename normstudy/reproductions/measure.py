@@ -20,7 +20,6 @@ from normstudy.model.init import draw, init_params, set_omegas_
 from normstudy.model.transformer import Transformer
 from normstudy.reproductions.entry import Job, Reading, Sizes, Variant, model_config
 from normstudy.training import optim, probes, step
-from normstudy.training.probes import layout_of
 
 NOISE = 0.01  # standard deviation of a matrix's noise, divided by the standard deviation of the matrix
 NOISE_SEED = 2**30  # added to the model's seed to get the noise's seed, so that noise and weights differ
@@ -145,7 +144,7 @@ def update(models: Models) -> list[Reading]:
     rows = []
     for quantity, frozen in (("update_frozen", NORM_PARAMETERS), ("update_trained", ())):
         names = [name for name in models.params if not name.endswith(frozen)]
-        layout = layout_of({name: models.params[name][0] for name in names})
+        layout = probes.layout_of({name: models.params[name][0] for name in names})
         stepped = layout.flatten(models.params)
         configs = [OptimizerConfig(name="sgd")] * len(models.seeds)
         (rates,) = optim.coefficients("sgd", [0], [[RATE] * len(models.seeds)], configs, stepped)

@@ -1,7 +1,5 @@
 """Implement `normstudy reproduce`: measure the missing tables, then judge each prediction and draw its figure."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import textwrap
@@ -94,14 +92,10 @@ def units(needs: Iterable[Need]) -> list[Unit]:
 
 def jobs(wanted: Sequence[Unit], sizes: Sizes) -> list[Job]:
     """Group measurements that differ only in the seed into jobs of at most LAYERS_AT_ONCE layers, longest job first."""
-    groups: dict[tuple[str, Variant, int], list[int]] = {}
-    for kind, variant, depth, seed in wanted:
-        groups.setdefault((kind, variant, depth), []).append(seed)
     found = []
-    for (kind, variant, depth), seeds in groups.items():
-        at_once = max(1, LAYERS_AT_ONCE // depth)
-        parts = [sorted(seeds)[i : i + at_once] for i in range(0, len(seeds), at_once)]
-        found += [Job(kind, variant, depth, tuple(part), sizes) for part in parts]
+    for (kind, variant, depth), group in itertools.groupby(sorted(wanted), key=lambda unit: unit[:3]):
+        seeds, at_once = tuple(unit[3] for unit in group), max(1, LAYERS_AT_ONCE // depth)
+        found += [Job(kind, variant, depth, seeds[i : i + at_once], sizes) for i in range(0, len(seeds), at_once)]
     return sorted(found, key=lambda job: -cost(job))
 
 
@@ -137,7 +131,7 @@ def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.Dat
     return pd.DataFrame(rows, columns=tables.SCHEMA.names)
 
 
-def _bar(total: float) -> tqdm[NoReturn]:
+def _bar(total: float) -> "tqdm[NoReturn]":
     form = "{l_bar}{bar}| {elapsed} elapsed, {remaining} left"
     return tqdm(total=total, desc="measuring", bar_format=form, **bar_options())
 

@@ -17,18 +17,17 @@ from normstudy.reproductions.entry import PRE, Variant
 from normstudy.reproductions.scaling import Curve, entry
 from normstudy.reproductions.verdicts import Band
 
-STREAM = ("stream", "mean_square")
-GRADIENTS = ("gradients", "mean_square")  # of pre-norm, because other predictions need `gradients` of the same models
 ENTRY = entry(
     "Sun et al., The Curse of Depth, arXiv:2502.05795, section 4",
     "LayerNorm scaling: the stream's variance grows no faster than l^0.35.",
     [
         Curve(
-            "exponent in l of the stream's variance, lns", "lns", Variant("lns"), STREAM, Band(high=0.35, source="ln l")
+            "exponent in l of the stream's variance, lns", "lns", Variant("lns"), ("stream", "mean_square"),
+            Band(high=0.35, source="ln l"),
         ),
-        Curve("the same, pre", "pre", PRE, GRADIENTS),
+        Curve("the same, pre", "pre", PRE, ("gradients", "mean_square")),  # other predictions measure this, too
     ],
     over_blocks=True,
     ylabel=plots.MEAN_SQUARE,
     anchor="first",
-)
+)  # fmt: skip
