@@ -68,7 +68,7 @@ ROWS: dict[str, Row] = {
     "j": Row("normstudy.bench.speed", "searching", "time of a search for critical values against a grid's"),
     "k": Row("normstudy.bench.commands", "reports", "time, memory and size of a study's page", "altair", "report"),
     "l": Row(
-        "normstudy.bench.watching", "watching", "what normstudy.watch costs a training loop", "lightning", "packages"
+        "normstudy.bench.speed", "watching", "what normstudy.watch costs a training loop", "lightning", "packages"
     ),
 }
 

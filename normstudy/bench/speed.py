@@ -1,4 +1,4 @@
-"""Measure rows `a`, `b`, `g`, `i`, `j` of the benchmark: training speed, and the cost of recording (see docs/speed.md).
+"""Measure rows `a`, `b`, `g`, `i`, `j`, `l` of the benchmark: training speed, and the cost of recording norms.
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
 writes its tables. The plain loops write no files. For line a3, the matrix products of a training step are timed alone,
@@ -8,11 +8,13 @@ when the GPU has finished. Row j compares a search with a grid that has the same
 number of run-steps divided by the speed of plain loops, one per core.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from shutil import rmtree
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +44,10 @@ GPU_RUNS, GPU_STEPS = 256, 100  # runs in a batch; steps in a timed span, a mult
 SEARCH = ("model.placement=post", "schedule.warmup_steps=0,100", "data=pydoc", "execution.device=cpu")
 CELLS, SEARCH_STEPS, GRID = 2, 300, "grid, one plain loop per core"
 SEARCHED = f"{CELLS} cells of {D64_L6.name}, {SEARCH_STEPS} steps"
+GPT2 = {"vocab_size": 256, "n_positions": 128, "n_embd": 256, "n_layer": 12, "n_head": 4}
+ON_GPT2, GPT2_STEPS = "GPT-2, 12 layers, d256, 8 x 128", (40, 6)  # steps per round with --full, and with --quick
+BARE, WATCHED, TENTH = "bare loop", "watch, every=1", "watch, every=10"
+WANDB, LIGHTNING = "wandb.watch, log_freq=1", "Lightning's grad_norm"
 GOALS = [
     *(
         Goal(row, case.name, title, "run_steps_per_s", NORMSTUDY, opponent, "at least" if goals[i] else None, goals[i])
@@ -61,6 +67,15 @@ GOALS = [
     Goal("g", ON_GPU, "memory per run (MB)", "megabytes_per_run", NORMSTUDY),
     Goal("j", SEARCHED, "time of a grid of the same error / time of the search", "seconds", GRID, NORMSTUDY, "at least",
          3.0),
+    *(
+        Goal("l", ON_GPT2, f"{title}, time against the bare loop", "seconds", subject, BARE, *goal)
+        for subject, title, goal in (
+            (WATCHED, "watch: all norms, every step", ("at most", 1.04)),
+            (TENTH, "watch: all norms, every tenth step", ("at most", 1.01)),
+            (WANDB, "wandb.watch: histograms of the gradients", ()),
+            (LIGHTNING, "Lightning's grad_norm: norms of the gradients", ()),
+        )
+    ),
 ]  # fmt: skip
 
 
@@ -180,3 +195,71 @@ def on_gpu(scope: Scope) -> Iterator[Sample]:
             yield Sample("g", ON_GPU, name, "run_steps_per_s", "1/s", number, rate(*subject))
     megabytes = torch.cuda.max_memory_allocated() / GPU_RUNS / 1e6
     yield Sample("g", ON_GPU, NORMSTUDY, "megabytes_per_run", "MB", 0, megabytes)
+
+
+def watching(scope: Scope) -> Iterator[Sample]:
+    """Measure row `l` of the benchmark: how much normstudy.watch, wandb.watch and Lightning slow down training."""
+    import torch
+
+    torch.set_num_threads(1)
+    with contextlib.ExitStack() as stack:
+        loops = {name: _loop(name, scope, stack) for name in (BARE, WATCHED, TENTH, WANDB, LIGHTNING)}
+        for step in loops.values():
+            cpu_seconds(step, 3)  # untimed warm-up
+        names, steps = list(loops), GPT2_STEPS[scope.quick]
+        for n in range(1 if scope.quick else 5):
+            seconds = dict.fromkeys(names, 0.0)
+            for i in range(steps):
+                for name in (*names[i % len(names) :], *names[: i % len(names)]):
+                    began = time.perf_counter()
+                    loops[name]()
+                    seconds[name] += time.perf_counter() - began
+            for name in names:
+                yield Sample("l", ON_GPT2, name, "seconds", "s", n, seconds[name] / steps)
+
+
+def _loop(name: str, scope: Scope, stack: contextlib.ExitStack) -> Callable[[], None]:
+    """Return a function that trains one step of the loop `name`."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**GPT2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tokens = torch.randint(256, (8, 128))
+    record = _recorder(name, model, optimizer, scope, stack)
+
+    def step() -> None:
+        loss = model(input_ids=tokens, labels=tokens).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        record(loss)
+
+    return step
+
+
+def _recorder(
+    name: str, model: Any, optimizer: Any, scope: Scope, stack: contextlib.ExitStack
+) -> Callable[[Any], object]:
+    """Return the function that the loop `name` calls with its loss after each step."""
+    if name == BARE:
+        return lambda loss: None
+    if name in (WATCHED, TENTH):
+        from normstudy.watch.watcher import Watch
+
+        every = 1 if name == WATCHED else 10
+        watch = Watch(model, optimizer, study=f"every{every}", results_dir=str(scope.folder), every=every, dense=0)
+        stack.enter_context(watch)
+        return lambda loss: watch.log(train_loss=loss)
+    if name == WANDB:
+        import wandb
+
+        os.environ["WANDB_SILENT"] = "true"
+        run = wandb.init(mode="offline", dir=str(scope.folder), project="watching")
+        stack.callback(run.finish)
+        run.watch(model, log="gradients", log_freq=1)
+        return lambda loss: run.log({"loss": loss.item()})
+    from lightning.pytorch.utilities import grad_norm
+
+    return lambda loss: grad_norm(model, 2)

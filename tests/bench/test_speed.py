@@ -68,7 +68,7 @@ def test_row_j_measures_a_whole_search_and_a_grid_of_its_error(tmp_path: Path, m
     monkeypatch.setattr(speed, "SEARCH", (*words, "data.seq_len=8", "data.batch_size=2", "eval.windows=4"))
     monkeypatch.setattr(speed, "SEARCH_STEPS", 20)
     monkeypatch.setattr(speed, "D64_L6", TINY)
-    monkeypatch.setattr(speed, "COMMAND", WITHOUT_FIGURES)
+    monkeypatch.setattr(speed.commands, "NORMSTUDY", WITHOUT_FIGURES)
     samples = list(speed.searching(Scope(quick=True, folder=tmp_path)))
     (goal,) = (goal for goal in speed.GOALS if goal.row == "j")
     value = {(s.case, s.subject, s.metric): s.value for s in samples}
