@@ -32,7 +32,6 @@ class Result(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Return `met`, `not met` or `no goal`."""
         sense, limit = self.goal.sense, self.goal.limit
         if limit is None:
             return "no goal"

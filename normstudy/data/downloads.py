@@ -48,7 +48,6 @@ CORPORA = {
 }
 
 TIMEOUT = 30  # seconds without data after which a download fails
-CHUNK = 2**16  # largest number of bytes per read
 OWN_COPY = "use your own copy with data=file data.path=FILE"
 
 
@@ -148,7 +147,7 @@ def _chunks(url: str, response: http.client.HTTPResponse, done: int, total: int 
     """Yield a response's bytes. Raise a ConfigError if the response ends early. done: number of bytes saved before."""
     reason = "the connection was closed"
     try:
-        while chunk := response.read1(CHUNK):
+        while chunk := response.read1(2**16):
             done += len(chunk)
             yield chunk
     except (OSError, http.client.HTTPException) as error:

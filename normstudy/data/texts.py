@@ -1,7 +1,4 @@
-"""Load a text and its entropies as blocks of tokens, draw a step's training windows, and choose validation windows.
-
-A window is T + 1 adjacent tokens of one block.
-"""
+"""Load a text as blocks of tokens, with its entropies, and draw windows: T + 1 adjacent tokens of one block each."""
 
 import functools
 import hashlib
@@ -56,11 +53,9 @@ def load(config: DataConfig) -> Text:
     try:
         return _load(config.name, config.path, config.tokenizer, vocab_size, source_seed, version)
     except MemoryError:
-        what = f"of data={config.name}" if config.path is None else f"of data.path {config.path!r}"
+        text = "the text of " + (f"data={config.name}" if config.path is None else f"data.path {config.path!r}")
         size = f", which has {sum(n for _, n, _ in version):,} bytes," if version else ""
-        raise ConfigError(
-            f"the text {what}{size} does not fit into this machine's memory: use a smaller text"
-        ) from None
+        raise ConfigError(f"{text}{size} does not fit into this machine's memory: use a smaller text") from None
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,16 +1,12 @@
-"""Define what a reproduction consists of: sizes, models, measurements, findings and a figure.
-
-measure.py measures with torch and fills a table. Judging and drawing a prediction need only this table, not torch.
-"""
+"""Define what a reproduction consists of. Measuring needs torch; judging and drawing need only the stored table."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.config import ModelConfig
-from normstudy.reproductions.verdicts import Finding
+from normstudy.reproductions.verdicts import Finding, Table
 
 MEASUREMENT = 1  # increase it if a change to measure.py changes values; stored tables are then measured again
 
@@ -64,8 +60,8 @@ class Reproduction(NamedTuple):
     source: str
     prediction: str
     needs: Callable[[Sizes], list[Need]]  # lists the measurements to make
-    findings: Callable[[pd.DataFrame], list[Finding]]  # judges the prediction from the table of measurements
-    draw: Callable[[pd.DataFrame, list[Finding]], Figure]
+    findings: Callable[[Table], list[Finding]]  # judges the prediction from the table of measurements
+    draw: Callable[[Table, list[Finding]], Figure]
 
 
 def needing(*models: tuple[str, Variant], deepest: bool = False, many: bool = False) -> Callable[[Sizes], list[Need]]:

@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,7 +20,7 @@ from normstudy.figures import axes as on_axes
 from normstudy.figures import style
 from normstudy.figures.paper import TWO_COLUMNS
 from normstudy.reproductions.entry import Variant
-from normstudy.reproductions.verdicts import Band, Finding, Floats, first_to_last, log
+from normstudy.reproductions.verdicts import Band, Finding, Floats, Table, first_to_last, log
 
 WIDTH = 4.4  # width in inches of a one-panel figure
 BAND_COLOR = "#D9D9D9"
@@ -142,7 +141,7 @@ def interval(ax: Axes, x: Floats, y: Floats, color: str) -> None:
     ax.fill_between(x, low, high, color=color, alpha=0.25, lw=0, zorder=1.5)
 
 
-def ratios(ax: Axes, table: pd.DataFrame, looks: Mapping[Variant, tuple[str, str, str]]) -> list[Artist]:
+def ratios(ax: Axes, table: Table, looks: Mapping[Variant, tuple[str, str, str]]) -> list[Artist]:
     """Draw the ratios of verdicts.first_to_last; returns the legend entries. looks: model -> (label, color, marker)."""
     for variant, (_, color, marker) in looks.items():
         depths, y = first_to_last(table, variant.name)
@@ -166,10 +165,7 @@ def finish_lines(fig: Figure, prediction: str, found: list[Finding], colors: dic
 def growth(
     prediction: str, found: list[Finding], label: str, squares: Floats, start: float, band: Band, ylabel: str
 ) -> Figure:
-    """Draw how the stream's mean square (n_layers + 1, seeds) grows from block to block.
-
-    start: the predicted value at block 0; band: the predicted increase per block.
-    """
+    """Draw the stream's mean square (n_layers + 1, seeds). Predicted: `start` at block 0, plus `band` per block."""
     fig, (ax,) = figure()
     layers, c = np.arange(len(squares), dtype=np.float64), COLORS[label.split(",")[0]]
     ax.fill_between(layers, start + band.low * layers, start + band.high * layers, color=BAND_COLOR, lw=0, zorder=0)

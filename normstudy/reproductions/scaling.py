@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,7 +11,7 @@ from normstudy.analysis.inference import paired_t_interval
 from normstudy.figures import axes as on_axes
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Reproduction, Variant, needing
-from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, by_depth, exponent, judge, log
+from normstudy.reproductions.verdicts import Band, Finding, Floats, Table, by_block, by_depth, exponent, judge, log
 
 
 class Curve(NamedTuple):
@@ -48,15 +46,15 @@ def entry(
     block or to the entire model. anchor: see `_draw_powers`.
     """
 
-    def values(table: pd.DataFrame, curve: Curve) -> tuple[Floats, Floats]:
+    def values(table: Table, curve: Curve) -> tuple[Floats, Floats]:
         x, y = (by_block if over_blocks else by_depth)(table, curve.measured[1], curve.variant.name)
         return x[x > 0], y[x > 0]  # leave out block 0, the embeddings
 
-    def findings(table: pd.DataFrame) -> list[Finding]:
+    def findings(table: Table) -> list[Finding]:
         points = [(curve, *values(table, curve)) for curve in curves]
         return [judge(curve.name.format(n=len(x)), exponent(x, y), curve.band) for curve, x, y in points]
 
-    def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+    def draw(table: Table, found: list[Finding]) -> Figure:
         """Draw seeds, means, fitted power laws and predicted exponents on logarithmic axes."""
         fig, (ax,) = plots.figure()
         for place, curve in enumerate(curves):
@@ -75,9 +73,9 @@ def entry(
             plots.log_x(ax, np.exp2(np.arange(int(np.log2(x[-1])) + 1)), "block l")
             return plots.finish_lines(fig, prediction, found, {curve.label: curve.color for curve in curves}, "fit")
         plots.log_x(ax, x)
-        handles: list[Artist] = [plots.line_handle(c.label, c.color, c.marker) for c in curves]
-        handles += [plots.seed_point_handle(), *plots.area_handles("fit")]
-        return plots.finish(fig, prediction, found, handles)
+        handles = [plots.line_handle(c.label, c.color, c.marker) for c in curves]
+        handles.append(plots.seed_point_handle())
+        return plots.finish(fig, prediction, found, [*handles, *plots.area_handles("fit")])
 
     models = ((curve.measured[0], curve.variant) for curve in curves)
     needs = needing(*models, deepest=over_blocks, many=many_seeds)

@@ -39,7 +39,6 @@ def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
 
 
 def path(out: Path, name: str) -> Path:
-    """Return the path of a reproduction's table."""
     return out / "tables" / f"{name}.parquet"
 
 

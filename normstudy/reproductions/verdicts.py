@@ -2,7 +2,6 @@
 
 A prediction is `supported` if the whole interval lies in the band, `not supported` if the whole interval lies outside,
 and `inconclusive` otherwise. A quantity for which the source gives no number is `measured`, without a verdict.
-results/reproductions/README.md describes the columns of a table.
 """
 
 import math
@@ -15,6 +14,7 @@ from normstudy.analysis.grid import interval_text
 from normstudy.analysis.inference import paired_t_interval
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Table = pd.DataFrame  # the readings for one prediction, with the columns of tables.SCHEMA
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, MEASURED = "supported", "not supported", "inconclusive", "measured"
 
 
@@ -71,12 +71,12 @@ class Finding(NamedTuple):
         return interval_text(value, low, high, f".{digits}f")
 
 
-def deepest(table: pd.DataFrame, variant: str) -> int:
+def deepest(table: Table, variant: str) -> int:
     """Return the largest depth at which a variant was measured."""
     return int(table.loc[table["variant"] == variant, "depth"].max())
 
 
-def by_block(table: pd.DataFrame, quantity: str, variant: str, depth: int | None = None) -> tuple[Floats, Floats]:
+def by_block(table: Table, quantity: str, variant: str, depth: int | None = None) -> tuple[Floats, Floats]:
     """Return the block numbers (n,) and a quantity's values (n, seeds) at one depth, by default the largest depth.
 
     Blocks are numbered from 1. The quantity `mean_square` also has a value for number 0, the embeddings.
@@ -87,7 +87,7 @@ def by_block(table: pd.DataFrame, quantity: str, variant: str, depth: int | None
     return wide.index.to_numpy(np.float64) + (quantity != "mean_square"), wide.to_numpy(np.float64)
 
 
-def by_depth(table: pd.DataFrame, quantity: str, variant: str, block: str = "last") -> tuple[Floats, Floats]:
+def by_depth(table: Table, quantity: str, variant: str, block: str = "last") -> tuple[Floats, Floats]:
     """Return the depths (n,), and a quantity's values (n, seeds) in the entire model, or in its first or last block."""
     rows = table[(table["quantity"] == quantity) & (table["variant"] == variant)]
     rows = rows[rows["layer"].isna() | (rows["layer"] == (0 if block == "first" else rows["depth"] - 1))]
@@ -95,7 +95,7 @@ def by_depth(table: pd.DataFrame, quantity: str, variant: str, block: str = "las
     return wide.index.to_numpy(np.float64), wide.to_numpy(np.float64)
 
 
-def first_to_last(table: pd.DataFrame, variant: str) -> tuple[Floats, Floats]:
+def first_to_last(table: Table, variant: str) -> tuple[Floats, Floats]:
     """Return the depths (n,) and the ratios (n, seeds) of the first block's gradient norm to the last block's."""
     depths, first = by_depth(table, "mlp_out_grad", variant, "first")
     return depths, first / by_depth(table, "mlp_out_grad", variant)[1]
@@ -149,8 +149,7 @@ def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: B
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED] or found
-    # The key is how far an interval reaches outside the band: inf if there is no value, and NaN if there is one seed
-    # (then `max` returns the first finding).
+    # The key is how far an interval reaches outside the band; inf without a value. With one seed, every key is NaN.
     return max(outside, key=lambda f: max(band.low - f.low, f.high - band.high) if np.isfinite(f.value) else math.inf)
 
 

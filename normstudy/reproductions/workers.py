@@ -30,27 +30,22 @@ def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Reading]]
         while busy:
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
-                done, rows = _receive(busy[pipe])
+                try:
+                    job, rows, error = pipe.recv()
+                except (EOFError, ConnectionResetError):  # the process has ended, which closes its pipe
+                    how = f"a measuring process {busy[pipe].how_it_ended()}"
+                    raise MeasuringFailed(f"{how}: rerun the same command, or use fewer --workers") from None
+                if error is not None:
+                    model = f"{job.kind} of model {job.variant.name} at depth {job.depth}"
+                    raise MeasuringFailed(f"measuring {model} failed. Report this error: {error}")
                 if queue:
                     pipe.send(queue.pop(0))
                 else:
                     busy.pop(pipe).close(kill=False)
-                yield done, rows
+                yield job, rows
     finally:
         for child in busy.values():
             child.close()
-
-
-def _receive(child: Child) -> tuple[Job, list[Reading]]:
-    try:
-        job, rows, error = child.pipe.recv()
-    except (EOFError, ConnectionResetError):  # the process has ended, which closes its pipe
-        how = child.how_it_ended()
-        raise MeasuringFailed(f"a measuring process {how}: rerun the same command, or use fewer --workers") from None
-    if error is not None:
-        model = f"{job.kind} of model {job.variant.name} at depth {job.depth}"
-        raise MeasuringFailed(f"measuring {model} failed. Report this error: {error}")
-    return job, rows
 
 
 def serve(pipe: Connection) -> None:

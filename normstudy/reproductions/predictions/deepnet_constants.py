@@ -15,14 +15,13 @@ deviation of at most 1e-6), not supported otherwise. There is no interval.
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.figures import axes as on_axes
 from normstudy.figures import style
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Finding, Floats, by_depth, judge_exact
+from normstudy.reproductions.verdicts import Finding, Floats, Table, by_depth, judge_exact
 
 PREDICTION = "Decoder only: alpha = (2L)^(1/4), beta = (8L)^(-1/4), and beta scales V, O and the MLP's matrices."
 DEEPNORM = Variant("deepnorm")
@@ -36,7 +35,7 @@ def needs(sizes: Sizes) -> list[Need]:
     return [Need("constants", DEEPNORM, sizes.depths, 1)]
 
 
-def findings(table: pd.DataFrame) -> list[Finding]:
+def findings(table: Table) -> list[Finding]:
     found = []
     for label, quantities, law in (
         ("alpha", ("alpha",), LAWS["alpha"]),
@@ -48,7 +47,7 @@ def findings(table: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+def draw(table: Table, found: list[Finding]) -> Figure:
     depths, _ = by_depth(table, "alpha", DEEPNORM.name)
     fig, (left, right) = plots.figure(2, height=2.2)
     grid = np.exp(np.linspace(np.log(depths[0]), np.log(depths[-1]), 51))

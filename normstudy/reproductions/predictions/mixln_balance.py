@@ -18,29 +18,28 @@ ratio stays the same or grows a little.
 """
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import PRE, Reproduction, Variant, needing
-from normstudy.reproductions.verdicts import Finding, Floats, first_to_last, judge, log
+from normstudy.reproductions.verdicts import Finding, Floats, Table, first_to_last, judge, log
 
 PREDICTION = "Mix-LN: the first and the last block's gradient are more alike than in pre-norm."
 MIX = Variant("mix")
 NEEDS = needing(("gradients", MIX), ("gradients", PRE), many=True)
 
 
-def imbalance(table: pd.DataFrame) -> tuple[Floats, Floats]:
+def imbalance(table: Table) -> tuple[Floats, Floats]:
     """Return the depths (n,), and Mix-LN's |ln(first/last gradient norm)| minus pre-norm's, of shape (n, seeds)."""
     (depths, mix), (_, pre) = (first_to_last(table, variant.name) for variant in (MIX, PRE))
     return depths, np.abs(log(mix)) - np.abs(log(pre))
 
 
-def findings(table: pd.DataFrame) -> list[Finding]:
+def findings(table: Table) -> list[Finding]:
     return [judge("|ln(first/last gradient)|, mix - pre, mean over L", imbalance(table)[1].mean(0), None)]
 
 
-def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+def draw(table: Table, found: list[Finding]) -> Figure:
     fig, (left, right) = plots.figure(2, height=2.2)
     looks = {MIX: ("mix", plots.COLORS["mix"], "o"), PRE: ("pre", plots.COLORS["pre"], "s")}
     handles = plots.ratios(left, table, looks)

@@ -11,12 +11,11 @@ outside, inconclusive otherwise. The number differs between seeds because the 2L
 128 dimensions, and the tokens of a seed share their directions.
 """
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Reproduction, Variant, needing
-from normstudy.reproductions.verdicts import Finding, around, by_block, judge
+from normstudy.reproductions.verdicts import Finding, Table, around, by_block, judge
 
 PREDICTION = "Peri-norm: each block adds a variance of 2 to the residual stream."
 PERI = Variant("peri")
@@ -24,13 +23,13 @@ BAND = around(2.0, 0.15)
 NEEDS = needing(("stream", PERI), deepest=True)
 
 
-def findings(table: pd.DataFrame) -> list[Finding]:
+def findings(table: Table) -> list[Finding]:
     _, squares = by_block(table, "mean_square", PERI.name)
     depth = len(squares) - 1
     return [judge(f"variance added per block, L = {depth}", (squares[-1] - squares[0]) / depth, BAND)]
 
 
-def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+def draw(table: Table, found: list[Finding]) -> Figure:
     _, squares = by_block(table, "mean_square", PERI.name)
     return plots.growth(PREDICTION, found, "peri", squares, squares[0].mean(), BAND, plots.MEAN_SQUARE)
 

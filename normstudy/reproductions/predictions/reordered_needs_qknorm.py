@@ -12,12 +12,11 @@ the last block: with xavier initialization and no QK-norm, with QK-norm, and wit
 Band: none; the numbers are measured, without a verdict.
 """
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Reproduction, Variant, needing
-from normstudy.reproductions.verdicts import Finding, first_to_last, judge, log
+from normstudy.reproductions.verdicts import Finding, Table, first_to_last, judge, log
 
 PREDICTION = "Reordered norm: without QK-norm or a small init the gradient explodes."
 LOOKS = {  # model -> label, color and marker in the figure
@@ -28,7 +27,7 @@ LOOKS = {  # model -> label, color and marker in the figure
 NEEDS = needing(*(("gradients", variant) for variant in LOOKS))
 
 
-def findings(table: pd.DataFrame) -> list[Finding]:
+def findings(table: Table) -> list[Finding]:
     found = []
     for variant, (label, _, _) in LOOKS.items():
         depths, ratios = first_to_last(table, variant.name)
@@ -36,7 +35,7 @@ def findings(table: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+def draw(table: Table, found: list[Finding]) -> Figure:
     fig, (ax,) = plots.figure()
     handles = plots.ratios(ax, table, LOOKS)
     return plots.finish(fig, PREDICTION, found, [*handles, plots.seed_point_handle()])

@@ -19,12 +19,11 @@ half-width is about 5 % around means of 1 or 2 %.
 """
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import POST, PRE, Need, Reproduction, Sizes, Variant
-from normstudy.reproductions.verdicts import Band, Finding, Floats, by_block, deepest, judge, judge_all
+from normstudy.reproductions.verdicts import Band, Finding, Floats, Table, by_block, deepest, judge, judge_all
 
 PREDICTION = "Pre-norm: gradients under RMSNorm and LayerNorm differ by at most 5 % in every block."
 PRE_RMS, POST_RMS = Variant("pre", norm="rmsnorm"), Variant("post", norm="rmsnorm")
@@ -37,13 +36,13 @@ def needs(sizes: Sizes) -> list[Need]:
     return [Need("gradients", variant, depths, sizes.many_seeds) for variant, depths in models]
 
 
-def difference(table: pd.DataFrame, variant: Variant, other: Variant, depth: int) -> tuple[Floats, Floats]:
+def difference(table: Table, variant: Variant, other: Variant, depth: int) -> tuple[Floats, Floats]:
     """Return the block numbers (n,), and by how many percent the gradient norm (n, seeds) of `other` is larger."""
     blocks, base = by_block(table, "mlp_out_grad", variant.name, depth)
     return blocks, 100 * (by_block(table, "mlp_out_grad", other.name, depth)[1] / base - 1)
 
 
-def findings(table: pd.DataFrame) -> list[Finding]:
+def findings(table: Table) -> list[Finding]:
     depth = deepest(table, PRE.name)
     found = [judge_all(f"difference in %, pre, L = {depth}", "block", *difference(table, PRE, PRE_RMS, depth), BAND)]
     for at in sorted({depth, deepest(table, POST.name)}):
@@ -53,7 +52,7 @@ def findings(table: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+def draw(table: Table, found: list[Finding]) -> Figure:
     near, far = deepest(table, PRE.name), deepest(table, POST.name)
     fig, axes = plots.figure(3, height=2.2)
     panels = ((PRE, PRE_RMS, near), (POST, POST_RMS, near), (POST, POST_RMS, far))

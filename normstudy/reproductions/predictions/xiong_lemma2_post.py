@@ -11,12 +11,11 @@ Band: 1.5 +- 0.05. Verdict: supported when the 95 % t interval over seeds lies i
 outside, inconclusive otherwise.
 """
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Reproduction, Variant, needing
-from normstudy.reproductions.verdicts import Finding, around, by_block, judge
+from normstudy.reproductions.verdicts import Finding, Table, around, by_block, judge
 
 PREDICTION = "Post-norm, simplified block: E|x|^2/d is 3/2 before a block's last norm."
 SIMPLIFIED = Variant("post", simplified=True)
@@ -24,12 +23,12 @@ BAND = around(1.5, 0.05)
 NEEDS = needing(("before_norm2", SIMPLIFIED), deepest=True)
 
 
-def findings(table: pd.DataFrame) -> list[Finding]:
+def findings(table: Table) -> list[Finding]:
     _, squares = by_block(table, "before_norm2", SIMPLIFIED.name)
     return [judge("E|x|^2/d before the last norm, mean over blocks", squares.mean(0), BAND)]
 
 
-def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+def draw(table: Table, found: list[Finding]) -> Figure:
     blocks, squares = by_block(table, "before_norm2", SIMPLIFIED.name)
     fig, (ax,) = plots.figure()
     color = plots.COLORS["post"]

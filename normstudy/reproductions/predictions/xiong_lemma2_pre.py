@@ -17,12 +17,11 @@ few random numbers. At the last blocks, the interval over five seeds has a half-
 only about 0.1 below the upper edge of the band (the lemma's value for equal tokens).
 """
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import Reproduction, Variant, needing
-from normstudy.reproductions.verdicts import Band, Finding, by_block, judge_all
+from normstudy.reproductions.verdicts import Band, Finding, Table, by_block, judge_all
 
 PREDICTION = "Pre-norm, simplified block: 1 + l/2 <= E|x_l|^2/d <= 1 + 3l/2 for all l."
 SIMPLIFIED = Variant("pre", simplified=True)
@@ -30,13 +29,13 @@ BAND = Band(0.5, 1.5, "[0.5, 1.5]")
 NEEDS = needing(("stream", SIMPLIFIED), deepest=True, many=True)
 
 
-def findings(table: pd.DataFrame) -> list[Finding]:
+def findings(table: Table) -> list[Finding]:
     blocks, squares = by_block(table, "mean_square", SIMPLIFIED.name)
     growth = (squares[1:] - 1) / blocks[1:, None]
     return [judge_all("(E|x_l|^2/d - 1)/l for all l", "l =", blocks[1:], growth, BAND)]
 
 
-def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+def draw(table: Table, found: list[Finding]) -> Figure:
     _, squares = by_block(table, "mean_square", SIMPLIFIED.name)
     return plots.growth(PREDICTION, found, "pre, simplified block", squares, 1.0, BAND, "E|x$_l$|²/d")
 

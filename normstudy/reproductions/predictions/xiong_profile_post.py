@@ -17,25 +17,24 @@ all blocks. In post-norm, gradients begin to vanish with the first updates, not 
 """
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from normstudy.figures import axes as on_axes
 from normstudy.reproductions import plots
 from normstudy.reproductions.entry import POST, Reproduction, needing
-from normstudy.reproductions.verdicts import Band, Finding, by_block, judge, log, slope
+from normstudy.reproductions.verdicts import Band, Finding, Table, by_block, judge, log, slope
 
 PREDICTION = "Post-norm: going down, the gradient shrinks by sqrt(2/3) = 0.816 a block."
 BAND = Band(0.786, 0.846, "sqrt(2/3)")
 NEEDS = needing(("gradients", POST), deepest=True)
 
 
-def findings(table: pd.DataFrame) -> list[Finding]:
+def findings(table: Table) -> list[Finding]:
     blocks, grads = by_block(table, "mlp_out_grad", POST.name)
     return [judge(f"factor per block going down, L = {len(blocks)}", np.exp(-slope(blocks, log(grads))), BAND)]
 
 
-def draw(table: pd.DataFrame, found: list[Finding]) -> Figure:
+def draw(table: Table, found: list[Finding]) -> Figure:
     blocks, grads = by_block(table, "mlp_out_grad", POST.name)
     fig, (ax,) = plots.figure()
     color = plots.COLORS["post"]
