@@ -55,7 +55,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
 
 
 def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
-    """Draw all rows stored in `out`; return a table of the rows `asked`. Raises ConfigError if one is not stored."""
+    """Draw all rows stored in `out`; return a table of the rows `asked`. Raises ConfigError if a row is not stored."""
     stored = tables.stored_rows(out)
     if not stored:
         raise ConfigError(f"{out} contains no benchmark results: run normstudy bench first, or pass another --out")

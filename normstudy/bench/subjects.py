@@ -81,7 +81,7 @@ def _next_sample(job: tuple[Callable[[Job], Iterator[Sample]], Job]) -> Work:
 NORMSTUDY = "normstudy"
 D_HEAD = 16  # dimensions per attention head, as in the default model
 WARM_UP = 3  # steps that each subject takes before it is timed
-PAUSE_SECONDS = 0.3  # between two timed spans, because idle threads spin for up to 0.2 s
+PAUSE_SECONDS = 0.3  # seconds between two timed spans, because idle threads spin for up to 0.2 s
 
 
 class Case(NamedTuple):

@@ -1,1 +1,1 @@
-"""Turn texts into tokens, blocks and training batches, and compute their entropies."""
+"""Turn texts into tokens, blocks and training batches, and compute the entropies of texts."""

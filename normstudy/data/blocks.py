@@ -63,7 +63,7 @@ def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float
     """Return the cross-entropies of the validation blocks under a unigram and a bigram model of the training blocks.
 
     Both are finite, in nats per token. The bigram model mixes the pair's training frequency with the unigram model.
-    After a token that begins no training pair, it equals the unigram model. No pair crosses the edge of a block.
+    After a token that begins no training pair, the bigram model equals the unigram model. No pair spans two blocks.
     """
     counts = _bincount(_slices(train.tokens), vocab_size) + UNIGRAM_SMOOTHING
     p1 = counts / counts.sum()

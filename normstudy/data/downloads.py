@@ -52,7 +52,7 @@ OWN_COPY = "use your own copy with data=file data.path=FILE"
 
 
 def cache_dir() -> Path:
-    """Return the folder for downloads and learned BPE merges: NORMSTUDY_DATA_DIR, or one in the system's cache."""
+    """Return the folder for downloads and learned BPE merges, NORMSTUDY_DATA_DIR or one in the system's cache."""
     try:
         if chosen := os.environ.get("NORMSTUDY_DATA_DIR"):
             return Path(places.expanded(chosen, "NORMSTUDY_DATA_DIR"))

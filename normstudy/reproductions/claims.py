@@ -160,7 +160,7 @@ def _best_cells(best: _Study) -> Evidence:
     chosen = [(placement, *mean[placement].idxmin()) for placement in ("post", "pre")]
     words = "; ".join(f"{placement} at {rate:g}, warmup {steps}" for placement, rate, steps in chosen)
     here = pd.MultiIndex.from_frame(runs[cell]).isin(chosen)
-    measured = runs[~choosing & here].assign(peak_lr=0.0, warmup_steps=0)  # equal, so that runs form pairs
+    measured = runs[~choosing & here].assign(peak_lr=0.0, warmup_steps=0)  # equal values: one pair per seed
     quantity = f"loss of post minus pre, each at its best cell, 6 layers ({words})"
     return best.difference("C3b", quantity, measured, "placement")
 

@@ -79,7 +79,7 @@ def deepest(table: Table, variant: str) -> int:
 def by_block(table: Table, quantity: str, variant: str, depth: int | None = None) -> tuple[Floats, Floats]:
     """Return the block numbers (n,) and a quantity's values (n, seeds) at one depth, by default the largest depth.
 
-    Blocks are numbered from 1. The quantity `mean_square` also has a value for number 0, the embeddings.
+    Blocks are numbered from 1. The quantity `mean_square` also has values for block 0, the embeddings.
     """
     depth = deepest(table, variant) if depth is None else depth
     rows = table[(table["quantity"] == quantity) & (table["variant"] == variant) & (table["depth"] == depth)]
