@@ -3,13 +3,13 @@
     study = normstudy.sweep("quickstart", study="mine", seed=[0, 1])   # as `normstudy sweep` does
     study.tables.runs, study.plot("headline"), study.compare("warmup_steps"), study.report().save()
 
-    run(**keys)  sweep(experiment, ...)  critical(...)     train; return a Study
-    Study(folder)  load(folder)                            a study that exists; its tables
-    status  compare  plot  report                          of a study, given its folder
-    watch(model, optimizer, study="mine")                  record a training loop of your own
-    RunConfig  ConfigError                                 a run's configuration; every refusal
+    run(**keys)  sweep(experiment, ...)  critical(...)     train runs and return their Study
+    Study(folder)  load(folder)                            open an existing study; read its tables
+    status  compare  plot  report                          evaluate the study in a folder
+    watch(model, optimizer, study="mine")                  record your own training loop
+    RunConfig  ConfigError                                 a run's configuration; the error for a bad request
 
-`help(normstudy.sweep)` and the like say more, docs/python.md and docs/watch.md the rest.
+For details, see help(normstudy.sweep) etc., docs/python.md and docs/watch.md.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _API = ("Study", "compare", "critical", "plot", "report", "run", "status", "sweep")
-_HOMES = {name: ("app.api", name) for name in _API} | {  # not __all__, by which help() would print every class whole
+_HOMES = {name: ("app.api", name) for name in _API} | {  # no __all__: help(normstudy) would then print whole classes
     "ConfigError": ("errors", "ConfigError"), "RunConfig": ("config", "RunConfig"), "load": ("analysis.load", "load"),
     "watch": ("watch.watcher", "Watch"),
 }  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
-    """Import what a program uses when it uses it: `kernels` and `norms`, which need torch, for a user's own blocks."""
+    """Import a public name on first use. The modules `kernels` and `norms` need torch; they are for your own blocks."""
     if name in ("kernels", "norms"):
         return import_module(f"normstudy.model.{name}")
     if name in _HOMES:
@@ -56,7 +56,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keep the functions `report` and `sweep` from being replaced by the modules of these names, once imported."""
+    """Keep the functions `report` and `sweep` when Python imports the subpackages that have the same names."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in _HOMES or not isinstance(value, ModuleType):

@@ -3,7 +3,7 @@
 import sys
 
 if __name__ == "__main__":
-    if not sys.flags.safe_path:  # `python -m` puts the working directory first, where a file would hide a library
+    if not sys.flags.safe_path:  # `python -m` searches the working directory first: a file there could hide a library
         sys.path.append(sys.path.pop(0))
     from normstudy.cli.main import main
 

@@ -1,4 +1,4 @@
-"""End a Slurm job that an older version of normstudy submitted, before it fails to unpickle that version's classes."""
+"""Stop a Slurm job that an older version of normstudy submitted, because this version cannot unpickle its classes."""
 
 import sys
 

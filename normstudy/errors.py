@@ -1,4 +1,4 @@
-"""Define what commands show on standard error: one-line errors, spelling hints, and how wide progress bars are."""
+"""Define what commands print on standard error: one-line errors, warnings, spelling hints and progress bars."""
 
 import difflib
 import os
@@ -17,15 +17,15 @@ class StorageError(ConfigError):
 
 
 class Damaged(ConfigError):
-    """Raised for a file of a study that cannot be read, or holds other rows than its name says."""
+    """Raised if a file of a study cannot be read, or if its rows do not match its file name."""
 
 
 class MissingRows(UserWarning):
-    """Says that something in a study is not read, because rows are missing or a file is not the study's own."""
+    """Warns that a run or a file of a study is ignored, because it lacks rows or does not belong to the study."""
 
 
 def warn(line: str) -> None:
-    """Warn of something that is not read."""
+    """Warn in one line that a run or a file of a study is ignored."""
     warnings.warn(line, MissingRows, stacklevel=2)
 
 
@@ -47,7 +47,7 @@ def short(text: str) -> str:
 
 
 def say(text: object) -> None:
-    """Print the lines of a text from outside, with control characters escaped."""
+    """Print text from outside, which may have several lines, with control characters escaped."""
     print("\n".join(map(printable, str(text).split("\n"))), flush=True)
 
 

@@ -1,7 +1,7 @@
 """Start child processes, which end when their parent ends.
 
 A child runs `target(pipe, *arguments)` in a new interpreter, which imports neither the user's script nor modules from
-the working directory. When the child ends, its pipe closes, so a parent that waits for the pipe notices at once.
+the working directory. When the child ends, its pipe closes, so a parent that waits for the pipe notices immediately.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ READ_AT_START = (
 )  # fmt: skip
 CHECK_SECONDS = 0.1  # seconds between two checks whether the parent is alive
 WAIT_SECONDS = 0.002  # seconds between two checks whether a forked child has ended
-# Signals that a terminal or Slurm may send to a parent and its children at once. The parent decides what to do.
+# Signals that a terminal or Slurm may send to a parent and to its children. Only the parent reacts to these signals.
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 # A child imports normstudy from where the parent found it, and everything else from `search_path`.
 BOOT = (
@@ -57,7 +57,7 @@ HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__init__.py")
 
 
 def search_path() -> list[str]:
-    """Return sys.path with the working directory and the script's folder last, where no file then hides a library."""
+    """Return sys.path with the working directory and the script's folder last, so that their files hide no library."""
     script = getattr(sys.modules["__main__"], "__file__", None)
     last = {"", os.path.dirname(script or "")}
     with contextlib.suppress(FileNotFoundError):  # the working directory was removed
@@ -145,8 +145,8 @@ class _Request(NamedTuple):
 class _Template:
     """A child process that calls `prepare` once and then, on each request, forks another child within milliseconds.
 
-    It receives descriptors of each child's pipe and locks, and closes its own copies, because these would stay open
-    after the child has ended. A template lives as long as this process.
+    The template receives descriptors of each child's pipe and locks. After the fork, it closes its copies, which would
+    otherwise stay open after the child has ended. A template lives as long as this process.
     """
 
     known: ClassVar[dict[object, _Template]] = {}
@@ -155,7 +155,7 @@ class _Template:
     def of(cls, prepare: Callable[[], None], environment: dict[str, str]) -> _Template:
         """Return the template with this `prepare` and these READ_AT_START variables; start it, if there is none."""
         read = {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
-        key = os.getpid(), prepare, frozenset(read.items())  # the id, because a fork needs its own template
+        key = os.getpid(), prepare, frozenset(read.items())  # getpid: a fork of this process needs its own template
         if key not in cls.known or cls.known[key].child.pipe.closed:  # closed: the template has ended
             cls.known[key] = cls(prepare, environment)
         return cls.known[key]
@@ -174,12 +174,12 @@ class _Template:
     def fork(
         self, work: bytes, environment: dict[str, str], blocked: frozenset[signal.Signals], descriptors: Sequence[int]
     ) -> _Forked:
-        """Ask the template for a child. Do not wait for the process id, because the template may still run `prepare`.
+        """Request a child. Do not wait for the child's process id, because the template may still run `prepare`.
 
         descriptors: the child's end of its pipe, then the file descriptors that the child holds open until it ends.
         """
         child = _Forked(self)
-        # Send only open streams. The number of a closed one may now belong to a later file, which is not inheritable.
+        # Send only open streams. A closed stream's number may have been reused for a file, which is not inheritable.
         streams = [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
         folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
         sent = [folder, *streams, *descriptors]
@@ -214,8 +214,8 @@ class _Template:
     def noticing_its_end(self) -> Iterator[None]:
         """A context for one exchange of messages with the template, while other threads wait.
 
-        If the template has ended, its pipe is closed and nothing raised. Any exception inside, such as a Ctrl-C, ends
-        the template, because half a message may be left in the pipe.
+        Any exception in the `with` block, such as a Ctrl-C, ends the template and closes its pipe, because half a
+        message may be left in the pipe. No exception is raised if the template has ended.
         """
         with self.lock:
             try:

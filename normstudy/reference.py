@@ -108,7 +108,7 @@ def rotary(x_TK: Array, base: float = 10_000) -> Array:
 
 
 def keep(which: str, x: Array) -> Array:
-    """Return x unchanged. By default, `full` and `per_head` of causal_attention are `keep` and so apply no norm."""
+    """Return x unchanged: the default of causal_attention's `full` and `per_head`, which then apply no norm."""
     return x
 
 
@@ -258,7 +258,7 @@ def reordered(x: Array, block: BlockParts) -> Array:
 
 
 def sub(x: Array, block: BlockParts) -> Array:
-    """Return `pre`, but in attn and ffn another norm precedes the output matrix (Sub-LN, arXiv:2210.06423)."""
+    """Return what `pre` does, with one more norm before the output matrix of attn and of ffn (arXiv:2210.06423)."""
     y = x + block.attn(block.norm("norm1", x), inner=lambda h: block.norm("norm1_inner", h))
     return y + block.ffn(block.norm("norm2", y), inner=lambda h: block.norm("norm2_inner", h))
 

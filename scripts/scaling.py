@@ -1,17 +1,17 @@
-"""What 1,000 to 100,000 runs cost in files, bytes, memory and time, without training: the tables of docs/scaling.md.
+"""Measure how files, bytes, memory and time grow with 1,000 to 100,000 runs, for docs/scaling.md. Nothing is trained.
 
     python scripts/scaling.py                        measure all parts, into results/scaling/PART.parquet
-    python scripts/scaling.py --parts planning       only these, by commas
-    python scripts/scaling.py --quick --out DIR      small sizes, seconds instead of minutes
-    python scripts/scaling.py --show                 put the tables of results/scaling into docs/scaling.md
+    python scripts/scaling.py --parts planning       measure only the listed parts, separated by commas
+    python scripts/scaling.py --quick --out DIR      measure small sizes, in seconds instead of minutes
+    python scripts/scaling.py --show                 write the tables of results/scaling into docs/scaling.md
 
-planning: the real command with --dry-run, its record in sweeps/, its batches and the jobs that they would be.
-swept: a study as its sweep leaves it, generated (200 steps: one window, two layers), before and after the real
-    `normstudy compact`; and of the largest size the folder of `runs` alone.
-compacted: the largest size with `runs` and `steps` as one file each, which is what a first look at results needs.
+planning: `normstudy sweep --dry-run`, the record of a sweep in sweeps/, the sweep's batches, and its Slurm jobs.
+swept: a generated study in the form in which a sweep leaves it (two layers; 200 steps, which are one window), before
+    and after `normstudy compact`. For the largest size, only the folder of the table `runs`.
+compacted: the largest size, with `runs` and `steps` in one file each, which are enough for a first view of the results.
 
-The commands are processes of their own: seconds from start to end, seconds of CPU, largest memory. What a part writes
-lies in a temporary folder, which TMPDIR may place.
+Each command runs in a separate process. Its wall time, its CPU time and its peak memory are measured. The studies are
+written into a temporary folder (TMPDIR).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from normstudy.sweep.planning import group
 from normstudy.workers.task import Task
 
 OUT, PAGE = Path("results/scaling"), Path("docs/scaling.md")
-N_STEPS, N_LAYERS = 200, 2  # of generated runs: one window a table
+N_STEPS, N_LAYERS = 200, 2  # of generated runs; 200 steps are one window in each table
 REQUEST: records.Request = {"command": "normstudy sweep", "overrides": []}
 COMMANDS = {
     "status": ["status"],
@@ -57,7 +57,7 @@ COMMANDS = {
     "check": ["check"],
 }
 FIRST_LOOK = [*COMMANDS][:3]
-READS = {  # in a process of its own, imports too; {0} is the study
+READS = {  # code for a separate process, whose imports count too; {0} is the study's folder
     "which runs are finished": "from normstudy.study import tables; tables.statuses(Path('{0}'))",
     "runs in pandas": "from normstudy.study import tables; tables.read('{0}', 'runs')",
     "runs, 20 of them in duckdb": (
@@ -70,7 +70,7 @@ READS = {  # in a process of its own, imports too; {0} is the study
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of runs, multiples of generated.CELLS. rounds: of planning, but one for its largest size."""
+    """Numbers of runs, multiples of generated.CELLS. rounds: repetitions of planning, but one for the largest size."""
 
     planned: tuple[int, ...]
     swept: tuple[int, ...]
@@ -86,7 +86,7 @@ QUICK = Sizes((100, 200), (50, 100), 500, 1)
 
 
 def timed(words: Sequence[str]) -> dict[str, float]:
-    """Seconds, seconds of CPU and largest memory in 10^6 bytes of a process. Raises where it fails."""
+    """Run Python with `words`. Return wall seconds, CPU seconds and peak memory in MB. Raises if the process fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds, gigabytes = commands.peak([sys.executable, *words])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -95,19 +95,19 @@ def timed(words: Sequence[str]) -> dict[str, float]:
 
 
 def samples(part: str, runs: int, subject: str, values: dict[str, float], at: int = 0) -> Iterator[Sample]:
-    """One sample for each unit; the unit says what the number is of."""
+    """Yield one sample for each unit. The unit names the quantity."""
     for unit, value in values.items():
         yield Sample(part, f"{runs}", subject, unit, unit, at, value)
 
 
 def runs_of(folder: Path, runs: int) -> dict[str, RunConfig]:
-    """The configs of a generated study by run_id, sorted."""
+    """Return the configs of a generated study, sorted by run_id."""
     configs = generated.configs(folder, generated.Size(runs // generated.CELLS, N_STEPS, N_LAYERS))
     return dict(sorted((run_id(config, generated.SHA256), config) for config in configs))
 
 
 def planning(sizes: Sizes, folder: Path) -> Iterator[Sample]:
-    """The planner by the command, at the product of four axes and at one axis that gives each run its own word."""
+    """Measure `normstudy sweep --dry-run` on a grid of four axes, and on one axis with a value for each run."""
     grid = [
         f"model.placement={','.join(generated.PLACEMENTS)}",
         f"schedule.peak_lr={','.join(map(str, generated.PEAK_LRS))}",
@@ -124,7 +124,7 @@ def planning(sizes: Sizes, folder: Path) -> Iterator[Sample]:
 
 
 def _planned(runs: int, folder: Path) -> Iterator[Sample]:
-    """The record of a sweep, and what its default runs (6 layers) come to here and as jobs of Slurm."""
+    """Measure a sweep's record, and its batches of default runs (6 layers), on this machine and as Slurm jobs."""
     configs = generated.configs(folder, generated.Size(runs // generated.CELLS, N_STEPS, 6))
     named = {run_id(config, generated.SHA256): config for config in configs}
     for cluster, workers in (("local", 2), ("slurm", ExecutionConfig(cluster="slurm").jobs)):
@@ -145,14 +145,14 @@ def _planned(runs: int, folder: Path) -> Iterator[Sample]:
 
 
 def _record(place: Path, named: dict[str, RunConfig]) -> int:
-    """Write the record of a sweep, as a sweep does; its bytes."""
+    """Write the record of a sweep, and return its bytes."""
     place.mkdir(exist_ok=True)
     records.record_request(place, REQUEST, [list(named)], named, workers="2", device="cpu")
     return max((place / "sweeps").iterdir()).stat().st_size
 
 
 def swept(sizes: Sizes, folder: Path) -> Iterator[Sample]:
-    """Commands and readers before and after a compaction, and the folder of `runs` of the largest size."""
+    """Measure commands and readers before and after a compaction, and the folder of `runs` for the largest size."""
     for runs in sizes.swept:
         place = folder / f"swept{runs}"
         generated.write_study(place, generated.Size(runs // generated.CELLS, N_STEPS, N_LAYERS))
@@ -185,14 +185,14 @@ def _code(what: str, place: Path) -> str:
 
 
 def weighed(place: Path) -> dict[str, float]:
-    """Files of tables/, each an inode, their bytes, and what those take on the disk, in 10^6."""
+    """Return the number of files (inodes) in tables/, their megabytes, and their megabytes on the disk."""
     stats = [path.stat() for path in (place / "tables").rglob("*.parquet")]
     on_disk = sum(stat.st_blocks for stat in stats) * 512  # POSIX
     return {"files": float(len(stats)), "MB": sum(s.st_size for s in stats) / 1e6, "MB on disk": on_disk / 1e6}
 
 
 def _write_runs(place: Path, runs: int) -> None:
-    """A study of which only the rows of `runs` are there, a file each, written by all cores."""
+    """Write a study with rows only in `runs`, one file per row, on all cores."""
     for table in TABLES:
         (place / "tables" / table).mkdir(parents=True)
         empty = parquet.encode(table, SCHEMAS[table].empty_table())
@@ -216,7 +216,7 @@ def _rng() -> np.random.Generator:
 
 
 def compacted(sizes: Sizes, folder: Path) -> Iterator[Sample]:
-    """The first look at the largest study, `runs` and `steps` as a compaction leaves them."""
+    """Measure a first view of the largest study, whose tables `runs` and `steps` are compacted."""
     place = folder / "compacted"
     _write_compacted(place, sizes.most)
     for what in FIRST_LOOK:
@@ -227,9 +227,10 @@ def compacted(sizes: Sizes, folder: Path) -> Iterator[Sample]:
 
 
 def _write_compacted(place: Path, runs: int) -> None:
-    """The two tables of one study. Each cell's curve is that of its first seed, with noise of its own.
+    """Write `runs` and `steps` of a study. Each run has the curve of its cell's first seed, with independent noise.
 
-    At zstd's default level, which is written faster than that of a compaction and read as fast: no bytes are told.
+    The files have zstd's default level, which is written faster than the level of a compaction and read equally fast.
+    Therefore their bytes are not reported.
     """
     for table in TABLES:
         (place / "tables" / table).mkdir(parents=True)
@@ -270,15 +271,15 @@ PARTS: dict[str, Callable[[Sizes, Path], Iterator[Sample]]] = {
 }  # fmt: skip
 
 
-# ---- what is told -------------------------------------------------------------------------------------
+# ---- what is shown ------------------------------------------------------------------------------------
 
 
 def render(stored: pd.DataFrame) -> str:
-    """One part as Markdown: a line for each number, a column for each size.
+    """Return a part as a Markdown table with a row for each quantity and a column for each size.
 
-    Seconds from start to end are stored and not shown: they are as much of what else the machine did. Where the
-    largest size was not measured and a number grew, the line through the two largest that were is followed to it: a
-    number after ~. `slope` says with what power of the runs it grew between the two largest sizes measured.
+    Wall seconds are stored but not shown, because they also depend on the machine's other work. If a quantity grew and
+    was not measured at the largest size, it is extrapolated linearly from the two largest sizes measured, and marked
+    with ~. `slope` is the power of the number of runs with which it grew between these two sizes.
     """
     stored = stored[stored["unit"] != "s"]
     median = stored.groupby(["subject", "unit", "case"], sort=False)["value"].median()
@@ -299,19 +300,19 @@ def render(stored: pd.DataFrame) -> str:
 
 
 def shown(page: str, out: Path) -> str:
-    """The page with the tables of `out` between its markers. Raises ValueError where a part has none there."""
+    """Return the page with the tables of `out` between its markers. Raises ValueError if markers are missing."""
     for part in PARTS:
         if (out / f"{part}.parquet").exists():
             before, begin, rest = page.partition(f"<!-- {part} -->\n")
             _, end, after = rest.partition(f"<!-- /{part} -->\n")
             if not end:
-                raise ValueError(f"no markers of {part} in the page")
+                raise ValueError(f"the page has no markers <!-- {part} --> and <!-- /{part} -->: add them")
             page = before + begin + render(tables.read(out, [part])) + "\n" + end + after
     return page
 
 
 def main() -> None:
-    """Measure, or show."""
+    """Measure parts, or write the stored tables into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--parts", default=",".join(PARTS))

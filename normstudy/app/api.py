@@ -1,4 +1,4 @@
-"""Train runs, sweeps and searches from Python as the command line does, and read the study that they fill."""
+"""Train runs, sweeps and searches from Python, as the command line does, and evaluate their studies."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from normstudy.report.make import Report
     from normstudy.upkeep.status_text import Status
 
-# Matches text that Hydra reads as itself.
+# Matches text that Hydra reads unchanged without quotes.
 PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z][\w-]*", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, repr=False)
 class Study:
-    """A study's folder, read again at each call. The methods take the options of the functions of their names."""
+    """A study. Each call reads its files again. Methods have the options of normstudy's functions of the same names."""
 
     folder: Path | str
 
@@ -62,8 +62,8 @@ class Study:
 def run(**keys: object) -> Study:
     """Train one run, unless it is finished, and return its study.
 
-    keys: those of `normstudy run`, by their last part (`n_layers=4`), in groups (`model={"n_layers": 4}`) or whole
-    (`**{"model.n_layers": 4}`).
+    keys: the keys of `normstudy run`, written as their last part (`n_layers=4`), in groups (`model={"n_layers": 4}`)
+    or in full (`**{"model.n_layers": 4}`).
     """
     return _train("run", {}, keys)
 
@@ -79,8 +79,9 @@ def sweep(
 ) -> Study:
     """Train a sweep's missing runs, draw its figures, and return its study.
 
-    axes: key -> values. keys: as for `run`; a list of values is an axis too. overrides: words of the command line.
-    dry_run: only say what would be trained. Raises ConfigError for a bad request, and RunsFailed if runs crashed.
+    axes: key -> values. keys: as for `run`; a key with a list of values is an axis too. overrides: further words, as
+    on the command line. dry_run: only print what would be trained. Raises ConfigError for a bad request, and RunsFailed
+    if runs crashed.
     """
     named = {"experiment": experiment, "study": study}
     return _train("sweep", named, {**(axes or {}), **keys}, overrides, ["--dry-run"] * dry_run)
@@ -98,8 +99,8 @@ def critical(
 ) -> Study:
     """Search the value at which half of the runs fail, for every combination of the other keys' values.
 
-    of: peak_lr, warmup_steps or n_layers; None: as the experiment says, or else peak_lr. The other arguments are those
-    of `sweep`. `Study.critical()` is the answer.
+    of: peak_lr, warmup_steps or n_layers; None: the experiment's choice, by default peak_lr. The other arguments are
+    those of `sweep`. The values found are in `Study.critical()`.
     """
     named, flags = {"experiment": experiment, "study": study}, [] if of is None else ["--of", of]
     return _train("critical", named, {**(axes or {}), **keys}, overrides, [*flags, *["--dry-run"] * dry_run])
@@ -116,9 +117,9 @@ def plot(
     quantity: str = "grad_norm",
     into: Figure | SubFigure | None = None,
 ) -> Figure:
-    """Draw a figure of a study, which a notebook shows and `savefig` writes. docs/figures.md lists the figures.
+    """Draw a figure of a study. A notebook shows the result, and its `savefig` writes it. See docs/figures.md.
 
-    width: inches. module, quantity: what figures of gradients show. into: a figure, or a part of one, to draw into.
+    figure: its name. width: inches. module, quantity: what the gradient figures show. into: the figure to draw into.
     """
     from normstudy.figures import draw, paper
 
@@ -135,21 +136,21 @@ def compare(
 
 
 def status(study: Path | str) -> Status:
-    """Return a study's progress, which prints as `normstudy status` does."""
+    """Return a study's progress. Printed, it is the output of `normstudy status`."""
     from normstudy.upkeep.status import look
 
     return look(Path(study))
 
 
 def report(*studies: Path | str, where: Where = ()) -> Report:
-    """Make the page of one study or more, which a notebook shows and `save` writes. See `normstudy report --help`."""
+    """Make the HTML page of one or more studies. A notebook shows the result, and its method `save` writes the page."""
     from normstudy.report.make import report as make
 
     return make(studies, where)
 
 
 def words(keys: Mapping[str, object]) -> list[str]:
-    """Return the command line's words for keys and their values; a list of values becomes an axis."""
+    """Return the command-line words that set these keys. A list of values becomes an axis."""
     return [word for name, value in keys.items() for word in _words(_whole(name), value)]
 
 
@@ -174,8 +175,8 @@ def _words(key: str, value: object) -> Iterator[str]:
 
 
 def _text(value: object) -> str:
-    """Return a value as Hydra reads it from a command line. Text is quoted, if it could be taken for something else."""
-    if hasattr(value, "item"):  # a number of NumPy, pandas or torch
+    """Write a value for the command line so that Hydra reads it unchanged. Quote text that could look like a number."""
+    if hasattr(value, "item"):  # a scalar of NumPy, pandas or torch
         value = value.item()
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -197,7 +198,7 @@ def _train(
     overrides: Sequence[str] = (),
     flags: Sequence[str] = (),
 ) -> Study:
-    """Run a command whose words are those of `named` (without None) and `keys`, followed by `overrides` and `flags`."""
+    """Run a command with the words for `named` (without None) and `keys`, then `overrides`, then `flags`."""
     from normstudy.app import main
 
     if isinstance(overrides, str):
@@ -206,5 +207,5 @@ def _train(
     typed = [*words({**given, **keys}), *overrides, *flags]
     _, folders = main.train(command, typed)
     if not folders:
-        raise ConfigError(f"{' '.join(typed)} trains nothing: use it on the command line")
+        raise ConfigError(f"{' '.join(typed)} trains no run: use these words on the command line")
     return Study(folders[0])

@@ -1,4 +1,4 @@
-"""Compose configurations with Hydra: the shipped files, the schema of the keys, and what a configuration may not do."""
+"""Compose configurations with Hydra: find the shipped files, register the schema, refuse what is not allowed."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -24,8 +24,8 @@ OmegaConf.set_struct(SCHEMA.execution.sbatch, False)  # accept every option of s
 ConfigStore.instance().store(name="normstudy_schema", node=SCHEMA, provider="normstudy")
 
 OUR_SWEEPER = "hydra_plugins.normstudy.NormstudySweeper"
-SHIPPED = ("hydra", "main", "schema")  # providers of config files that no user writes
-# Where Hydra writes: nothing for a run, and other launchers' and sweepers' files in a study's folder sweeps/.
+SHIPPED = ("hydra", "main", "schema")  # Hydra's names for the sources of config files that are not the user's
+# Where Hydra writes files: nowhere for one run; for other launchers and sweepers, in the study's folder sweeps/.
 FIXED = {"run.dir": ".", "output_subdir": None, "sweep.dir": "${results_dir}/${study}/sweeps", "sweep.subdir": "."}
 
 
@@ -54,10 +54,10 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
 
 @contextlib.contextmanager
 def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
-    """Check each configuration that Hydra composes, and collect the folders of their studies in the list yielded.
+    """Check each configuration that Hydra composes. Yield a list, to which the folder of each study is added.
 
-    Hydra's own sweeper writes a file into the study before the jobs are checked. If one is refused, it is removed.
-    shows: whether a flag such as --cfg asks only to print one. searches: whether the command is normstudy critical.
+    Hydra's own sweeper writes a file into the study before the jobs are checked. Remove this file if a job is refused.
+    shows: whether the command only prints the configuration. searches: whether the command is normstudy critical.
     """
     folders, new = list[Path](), list[Path]()
     load = ConfigLoaderImpl.load_configuration
@@ -80,14 +80,14 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
                 folders.append(folder := Path(places.expanded(config.results_dir, "results_dir"), config.study))
                 made = folder / "sweeps" / "multirun.yaml"
                 new.extend(path for path in (made, *made.parents) if not path.exists())
-            OmegaConf.set_readonly(config.hydra, read_only)  # Hydra still sets values
+            OmegaConf.set_readonly(config.hydra, read_only)  # as before, because Hydra sets values in it later
         if searches and (sweeper := config.hydra.sweeper._target_) != OUR_SWEEPER:
             raise ConfigError(
-                f"normstudy critical chooses its runs itself, instead of {sweeper}: leave out hydra/sweeper"
+                f"normstudy critical chooses its runs itself, so it cannot use {sweeper}: leave out hydra/sweeper"
             )
         return config
 
-    # The command decides between one run and a sweep. Hydra would compose the configuration once more to ask for it.
+    # Skip get_mode: the command decides between one run and a sweep, and Hydra would compose once more to find out.
     with (
         replaced(ConfigLoaderImpl, "load_configuration", load_and_check),
         replaced(Hydra, "get_mode", lambda *_, **__: None),
@@ -96,7 +96,7 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
             yield folders
         except ConfigError:
             for path in new:
-                with contextlib.suppress(OSError):  # it is not there, or a folder holds something else
+                with contextlib.suppress(OSError):  # it does not exist, or is a folder that contains other files
                     if path.is_dir():
                         path.rmdir()
                     else:
@@ -105,7 +105,7 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
 
 
 def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> None:
-    """Raise a ConfigError for a user's config file in whose place Hydra reads a shipped file of the same name."""
+    """Raise a ConfigError if a user's file has the name of a different shipped file, which Hydra reads instead."""
     shipped = YamlSource("main", str(conf_dir()))
     for name in filter(shipped.is_config, files):
         ours = OmegaConf.to_yaml(shipped.load_config(name).config)
@@ -117,7 +117,7 @@ def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> No
 
 
 def check_places(config: DictConfig) -> None:
-    """Raise a ConfigError if Hydra itself might write anywhere but into a study's folder sweeps/."""
+    """Raise a ConfigError if Hydra itself might write outside the study's folder sweeps/."""
     check_is_run(OmegaConf.get_type(config))
     check_study_name(config.study)
     paths.check_study(config.results_dir, config.study)
@@ -126,7 +126,7 @@ def check_places(config: DictConfig) -> None:
         section, _, leaf = key.partition(".")
         value = hydra[section][leaf] if leaf else hydra[section]
         if value != fixed:
-            raise ConfigError(f"hydra.{key} {value} is not allowed: leave it out (Hydra's files go where results go)")
+            raise ConfigError(f"hydra.{key} {value} is not allowed: leave it out (Hydra writes into the study)")
     for part in ("job_logging", "hydra_logging"):
         if "'filename':" in str(hydra[part]):
             raise ConfigError(f"hydra/{part} would write a file: use hydra/{part}=none or stdout")

@@ -1,4 +1,4 @@
-"""Run `normstudy critical`: Hydra's jobs are the cells of a search, and each round trains other values of the axis."""
+"""Run `normstudy critical`: each job of Hydra is a cell of the search; each round trains new values of the axis."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,7 +32,7 @@ def search(
     *,
     dry_run: bool,
 ) -> None:
-    """Search the critical values of all cells, each a list of overrides. launch: another launcher than normstudy's."""
+    """Search the critical values of all cells, each a list of overrides. launch: None means normstudy's launcher."""
     planner = Planner(loader, master)
     configs = planner.plan(cells)
     axis = find(configs[0].search.of)
@@ -41,7 +41,7 @@ def search(
         value = given.value()
         inside = given.key_or_group == group and isinstance(value, dict) and name in value
         if inside or given.key_or_group == axis.key:
-            raise ConfigError(f"{axis.key} has values of its own, but the search chooses them: leave {axis.key} out")
+            raise ConfigError(f"{axis.key} is set, but the search chooses its values: leave out {axis.key}")
     rest = [[word for word in cell if word.partition("=")[0] != "seed"] for cell in cells]
 
     def words(asked: Asked) -> list[str]:

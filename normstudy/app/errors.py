@@ -13,7 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from normstudy.config import CONF_GROUPS, RunConfig, leaves
 from normstudy.errors import ConfigError, nearest
 
-# Other programs' names of keys; `nearest` finds those with similar letters, such as warmup and heads.
+# Names that other programs give to keys. `nearest` finds names with similar letters, such as warmup or heads.
 OTHER_WORDS = {
     "lr": "schedule.peak_lr", "learning_rate": "schedule.peak_lr", "epochs": "schedule.n_steps",
     "depth": "model.n_layers", "width": "model.d_model", "hidden_size": "model.d_model", "batch": "data.batch_size",
@@ -64,7 +64,7 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, yaml.YAMLError):
         return f"broken YAML: {' '.join(str(error).split())}"
     if isinstance(error, RecursionError) and re.search("yaml|omegaconf|antlr", "".join(format_tb(error.__traceback__))):
-        return "a value or a configuration file has too many brackets or levels in each other: write a flatter one"
+        return "a value or a config file is nested too deeply: write fewer brackets or levels inside each other"
     if isinstance(error, HydraException):
         inner = error.__cause__ or error.__context__
         if isinstance(inner, OmegaConfBaseException):
@@ -76,7 +76,7 @@ def one_line(error: BaseException) -> str | None:
         return first_line(error)
     if isinstance(error, AttributeError | TypeError) and _raised_in(error, *READERS):
         key = re.search(r"full_key: (\S+)", str(error))
-        where = key[1] if key else "a value of hydra, or one with a tag such as !!timestamp,"
+        where = key[1] if key else "a value of hydra, or a value with a tag such as !!timestamp,"
         return f"{where} cannot be read ({first_line(error)}): correct it, or leave it out"
     return None
 

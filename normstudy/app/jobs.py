@@ -34,7 +34,7 @@ def sweep(
     params: Mapping[str, str],
     arguments: list[str],
 ) -> Sequence[JobReturn]:
-    """Expand the axes into jobs and launch all in one call. For other launchers than ours, check the jobs before."""
+    """Expand the axes into jobs and launch all in one call. Check the jobs of other launchers than ours first."""
     ours = type(launcher).__module__ == "hydra_plugins.normstudy"
     app = task if isinstance(task, main.Application) else None
     loader = context.config_loader
@@ -82,7 +82,9 @@ def launch(
 
     sweeper = str(config.hydra.sweeper._target_)
     if task.dry_run and sweeper not in (OUR_SWEEPER, BASIC):
-        raise ConfigError(f"--dry-run cannot know the runs of {sweeper}, which chooses them by results: leave it out")
+        raise ConfigError(
+            f"--dry-run cannot know the runs of {sweeper}, which chooses runs by earlier results: leave out --dry-run"
+        )
     setup_globals()
     configs = Planner(context.config_loader, config).plan(jobs)
     request = task.request(config.hydra.overrides.task)
@@ -102,7 +104,7 @@ def _raise_failure(one: JobReturn) -> None:
             _ = one.return_value
     except (ConfigError, RunsFailed):
         raise
-    except Exception as error:  # a bug, which must not reach the user as a one-line message
+    except Exception as error:  # a bug: the user must see its traceback
         raise RuntimeError(
             f"the job with the overrides {' '.join(one.overrides or [])} failed: see the first error above"
         ) from error
@@ -111,7 +113,7 @@ def _raise_failure(one: JobReturn) -> None:
 def expand(
     params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader, *, may_be_one: bool = False
 ) -> list[list[str]]:
-    """Combine the values of all keys into jobs, and return each job's overrides. may_be_one: whether one is enough."""
+    """Combine the values of all keys into jobs, and return each job's overrides. may_be_one: whether to allow one."""
     parser = OverridesParser.create(config_loader=loader)
     with as_written():
         axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])
@@ -125,8 +127,8 @@ def expand(
     for axis in axes:
         if isinstance(axis.value(), list):
             raise ConfigError(f"hydra.sweeper.params.{axis.input_line} is a list: use comma-separated text, as in 0,1")
-    # Typed values come last, so they replace the experiment's values of the same key. A dictionary, as in
-    # model={n_layers:2}, has the key of a group whose choice it does not replace.
+    # Typed values come last, so they replace the experiment's values of the same key. A dictionary has a group's key,
+    # as in model={n_layers:2}, but must not replace the group's choice, as in model=tiny: keep both.
     values = {(o.get_key_element(), _is_dict(o)): _values(o.get_key_element(), o) for o in (*axes, *typed)}
     n_runs = math.prod(map(len, values.values()))
     if n_runs > MAX_RUNS:
@@ -147,14 +149,14 @@ def _values(key: str, override: Override) -> list[str]:
         raise ConfigError(not_swept(str(override.input_line)))
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line} is an interval, not a list of values: use range() or choice()")
-    if isinstance(found := override.value(), RangeSweep):  # first, because Hydra lists all values to shuffle them
+    if isinstance(found := override.value(), RangeSweep):  # count first: to shuffle a range, Hydra lists all values
         try:
             n_values = sum(1 for _ in itertools.islice(found.range(), MAX_RUNS + 1))
         except ArithmeticError:
             raise ConfigError(f"{override.input_line} is no range of numbers: write range(START,STOP,STEP)") from None
         if n_values > MAX_RUNS:
-            raise ConfigError(f"{override.input_line} has more values than {MAX_RUNS}, the limit: use fewer values")
+            raise ConfigError(f"{override.input_line} has more than {MAX_RUNS} values, the limit: use fewer values")
     out = [f"{key}={v}" for v in itertools.islice(override.sweep_string_iterator(), MAX_RUNS + 1)]
     if not out:
-        raise ConfigError(f"this is an empty sweep, because {override.input_line} has no values: write some")
+        raise ConfigError(f"this is an empty sweep, because {override.input_line} has no values: write at least one")
     return out

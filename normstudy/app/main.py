@@ -1,4 +1,4 @@
-"""Start the Hydra application of `normstudy run` and `normstudy sweep`. The module itself does not import torch."""
+"""Start the Hydra application of `normstudy run`, `sweep` and `critical`. This module does not import torch."""
 
 import functools
 import io
@@ -31,7 +31,7 @@ from normstudy.errors import ConfigError, say
 from normstudy.processes import CHECK_SECONDS
 from normstudy.search import axis
 
-MARK = "NORMSTUDY_LAUNCHED_BY"  # the variable that tells processes which process launched them: its host and id
+MARK = "NORMSTUDY_LAUNCHED_BY"  # environment variable of launched processes: host and process id of their launcher
 
 
 def train(command: str, argv: list[str]) -> tuple[int, list[Path]]:
@@ -42,16 +42,16 @@ def train(command: str, argv: list[str]) -> tuple[int, list[Path]]:
     typed = shlex.join(["normstudy", command, *argv])
     try:
         args = parser().parse_intermixed_args(argv)
-    except SystemExit as stop:  # argparse exits once it has printed the version
+    except SystemExit as stop:  # argparse exits after it has printed the version
         return int(stop.code or 0), []
-    # Hydra takes no unquoted ~. Where a path is used, ~ is replaced by the home folder.
+    # Quote each ~, which Hydra would refuse. The code that uses the path replaces ~ by the home folder.
     args.overrides = [HOME.sub(r'"\g<0>"', word) if PATH.match(word) else word for word in args.overrides]
     args.config_dir = args.config_dir and places.expanded(args.config_dir, "--config-dir")
     check_flags(command, args)
     shows = args.cfg is not None or args.info is not None or args.hydra_help
     flags = flags_of(args) if shows or command == "run" else [*flags_of(args), "--multirun"]
     with (
-        _variable("HYDRA_FULL_ERROR", "1") as users,  # Hydra raises
+        _variable("HYDRA_FULL_ERROR", "1") as users,  # makes Hydra raise errors
         reading.as_written(),
         checked(shows, command == "critical") as folders,
     ):
@@ -60,7 +60,7 @@ def train(command: str, argv: list[str]) -> tuple[int, list[Path]]:
             of = [] if args.of is None else [f"search.of={axis.find(args.of).column}"]
             words = with_retries(args.overrides, args.retry_failed) + of
             task = Application(typed, args.dry_run, args.detach, command == "critical")
-            # Hydra's own line about an unknown --package is replaced below.
+            # Hide Hydra's message about an unknown --package. The ConfigError below says it in one line.
             with redirect_stderr(io.StringIO()) if args.package else nullcontext():
                 _call_hydra(task, [*words, *flags])
         except SystemExit as stop:
@@ -90,7 +90,7 @@ def complete(query: str) -> None:
 
 @dataclass(frozen=True)
 class Application:
-    """Train one run: for Hydra's `normstudy run` and other launchers' jobs. Our launcher only reads the fields."""
+    """The function that Hydra calls to train one run. In a sweep, normstudy's launcher reads its fields instead."""
 
     command: str  # the command line, which is recorded with the results
     dry_run: bool = False
@@ -108,7 +108,7 @@ class Application:
         request = self.request(job.overrides.task)
         ignored = _ignored_axes(job.sweeper, request["overrides"]) if alone else ""
         try:
-            # hydra.job.chdir=true changes the working directory, but paths belong to the one that the user is in.
+            # hydra.job.chdir=true changes the working directory, but paths are relative to the user's.
             with chdir(job.runtime.cwd):
                 return as_float(self._train(cfg, request, ignored), job.sweeper)
         except Exception as error:
@@ -134,7 +134,7 @@ class PastHydra(BaseException):
 
 
 def as_float(loss: float | None, sweeper: object) -> float:
-    """Return the float that Hydra's sweepers require: the final loss, or the worst one for a run that diverged."""
+    """Return the float that Hydra's sweepers require: the final loss, or the worst possible one if the run diverged."""
     # Optuna's sweeper may maximize the loss.
     worst = -math.inf if "maximize" in str(getattr(sweeper, "direction", None)) else math.inf
     return worst if loss is None else loss
@@ -149,10 +149,10 @@ def _ignored_axes(sweeper: object, overrides: object) -> str:
 def _call_hydra(application: Application, argv: list[str]) -> None:
     call = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(application)
     theirs = dict(Singleton._instances)
-    for kind in (GlobalHydra, HydraConfig):  # otherwise a Hydra application could not call normstudy
+    for kind in (GlobalHydra, HydraConfig):  # so that a Hydra application can call normstudy
         Singleton._instances.pop(kind, None)
     try:
-        # hydra.main reads its arguments only from sys.argv. Afterwards, this process may start unmarked processes.
+        # hydra.main reads its arguments only from sys.argv. Processes that this process starts later get no mark.
         with reading.replaced(sys, "argv", [sys.argv[0], *argv]), _variable(MARK, _mark()):
             call()
     finally:
@@ -161,7 +161,7 @@ def _call_hydra(application: Application, argv: list[str]) -> None:
 
 @contextmanager
 def _variable(name: str, value: str) -> Iterator[str | None]:
-    """Set an environment variable in the caller's `with` block; yield its value before."""
+    """Set an environment variable in the caller's `with` block; yield its previous value."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -179,9 +179,9 @@ def _mark() -> str:
 
 @functools.cache
 def _end_with_launcher() -> None:
-    """Let a process that another launcher of Hydra started end when the process that launched it is killed.
+    """Make this process end when its launcher is killed, if another launcher of Hydra started this process.
 
-    It ends the launcher's helpers and idle processes too, which run no code of normstudy, but inherit the mark.
+    The launcher's other processes, such as helpers that do not import normstudy, inherit the mark and are ended too.
     """
     inherited = os.environ.get(MARK, "")  # a cluster may start its jobs with an empty environment
     if inherited != _mark() and inherited.startswith(f"{socket.gethostname()}:"):

@@ -43,13 +43,13 @@ def check_flags(command: str, args: argparse.Namespace) -> None:
     for wrong, line in (
         (
             args.of is not None and command != "critical",
-            f"--of {args.of} needs normstudy critical: leave it out, or use that command",
+            f"--of {args.of} needs normstudy critical: leave out --of, or use normstudy critical",
         ),
         (args.detach and command == "critical", "normstudy critical waits for each round: leave out --detach"),
         (args.multirun and run, "normstudy run trains one run: use normstudy sweep instead of --multirun"),
         (args.run and not run, "normstudy sweep trains many runs: use normstudy run instead of --run"),
         (args.dry_run and run, "--dry-run needs normstudy sweep: to print a run's config, use normstudy run --cfg job"),
-        (args.detach and run, "normstudy run submits no Slurm jobs, which --detach needs: use normstudy sweep"),
+        (args.detach and run, "--detach needs Slurm jobs, but normstudy run submits none: use normstudy sweep"),
         (
             args.experimental_rerun is not None,
             "--experimental-rerun would load a pickle, which can run any code: repeat the original command instead",
@@ -83,13 +83,13 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
         if key in CHOICES or key.startswith("hydra/"):
             _check_choice(override)
         if key == "hydra.launcher.n_jobs" and override.value() == 0:
-            raise ConfigError(f"{line} lets no job train the runs: set it to 1 or more, or to -1 (one job per core)")
+            raise ConfigError(f"{line} allows no job that trains: set it to 1 or more, or to -1 (one job per core)")
         if override.is_hydra_override():
             continue
         if override.type is not OverrideType.CHANGE or override.package is not None:
             raise ConfigError(f"{line} adds, removes or moves a key, but normstudy's keys are fixed: write key=value")
         if key.partition(".")[0] == "search" and not shows and (command != "critical" or override.is_sweep_override()):
-            raise ConfigError(f"{line} is a setting of normstudy critical, and has one value there")
+            raise ConfigError(f"{line} is refused: give a key of search one value, and only with normstudy critical")
         if not override.is_sweep_override():
             if key in CONF_GROUPS and override.value() in (None, ""):
                 names = ", ".join(sorted(p.stem for p in (conf_dir() / key).glob("*.yaml")))
@@ -118,7 +118,7 @@ def not_swept(line: str) -> str:
 
 
 def with_retries(words: list[str], flag: bool | None) -> list[str]:
-    """Append execution.retry_failed, if there is a flag. Raises a ConfigError if an override contradicts the flag."""
+    """Append execution.retry_failed=FLAG, unless flag is None. Raises a ConfigError if an override contradicts it."""
     if flag is None:
         return words
     section, _, leaf = RETRY_KEY.partition(".")

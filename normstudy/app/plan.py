@@ -1,7 +1,7 @@
 """Turn a Hydra sweep's jobs, each a list of overrides, into RunConfigs.
 
-Composing a configuration takes about 90 ms, so each distinct choice of config groups is composed only once. Setting the
-plain values in which the other jobs differ takes less than 1 ms per run.
+Composing a configuration takes about 90 ms, so each distinct choice of config groups is composed only once. The other
+jobs differ from a composed one only in plain values; setting these takes less than 1 ms per job.
 """
 
 import copy
@@ -26,14 +26,14 @@ from normstudy.errors import ConfigError
 
 
 class Planner:
-    """Plans lists of jobs, one after the other, and keeps what they have in common. master: the base configuration."""
+    """Turns lists of jobs into RunConfigs, and keeps compositions for later lists. master: the base configuration."""
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         self.loader, self.master = loader, master
         self.compositions: dict[tuple[str, ...], Composition] = {}
         self.groups: dict[str, bool] = {}  # key of an override -> whether it is the name of a config group
         words = [str(word) for word in OmegaConf.to_container(master.hydra.overrides.hydra) or ()]
-        assert isinstance(loader, ConfigLoaderImpl)  # whose own get_group_options copies all sources at every call
+        assert isinstance(loader, ConfigLoaderImpl)  # its get_group_options would copy all sources at every call
         _, self.files = loader._parse_overrides_and_create_caching_repo(master.hydra.job.config_name, words)
 
     def plan(self, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
@@ -82,20 +82,20 @@ class Planner:
 
 
 class Composition:
-    """Hold a composed configuration, and set jobs' values on it. Consecutive RunConfigs share equal sections."""
+    """A composed configuration, on which each job's values are set. Consecutive RunConfigs share equal sections."""
 
     def __init__(self, config: DictConfig, values: Sequence[Override]) -> None:
         self.config = copy.deepcopy(config)
         with open_dict(self.config):
             del self.config["hydra"]
-        self.values = values  # the overrides that the configuration has now, beside those that choose groups
+        self.values = values  # the overrides that are set now, except those that choose groups
         self.last: RunConfig | None = None
         plain = OmegaConf.to_container(self.config, resolve=False)
         assert isinstance(plain, dict)
         # These keys are rebuilt for every run: top-level values, such as data_seed, and sections that contain an
         # interpolation. An interpolation may refer to any value, so its result may change with every run.
         self.rebuilt = {str(k) for k, v in plain.items() if not isinstance(v, dict) or "${" in str(v)}
-        # To save a third of the planning time, a data_seed of ${seed} is set to None, which RunConfig takes to mean it.
+        # To save a third of the planning time, replace a data_seed of ${seed} by None: RunConfig sets it to the seed.
         self.one_seed = plain.get("data_seed") == "${seed}"
         self.asks_hydra = "${hydra:" in str(plain)
 
@@ -103,7 +103,7 @@ class Composition:
         """Return the validated RunConfig of a job's values."""
         new = [one for one, last in zip(values, self.values, strict=True) if one is not last]
         sections = {one.key_or_group.partition(".")[0] for one in new}
-        # Hydra sets all values of a section where one has changed again, in order, because dictionaries overlap.
+        # If a value of a section has changed, set all values of the section again, in order: dictionaries may overlap.
         again = [one for one in values if one.key_or_group.partition(".")[0] in sections]
         ConfigLoaderImpl._apply_overrides_to_config(again, self.config)
         self.values = values
@@ -128,8 +128,8 @@ def _signature(override: Override, is_choice: bool) -> str:
     """Return the part of an override that two jobs must have in common to share a composition.
 
     For a plain value it is the key, because each job sets its own value. For a group, dictionary or list it is the full
-    override, because no later value can replace it: setting a second dictionary would merge both. A value of Hydra's
-    own may differ in every job.
+    override, because no later value can replace it: setting a second dictionary would merge both. A value that asks
+    Hydra, as in ${hydra:job.num}, may differ in every job, so the part is the full override too.
     """
     value = override.value()
     whole = is_choice or isinstance(value, dict | list) or "${hydra:" in str(value)

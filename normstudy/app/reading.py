@@ -26,18 +26,18 @@ from omegaconf._utils import get_yaml_loader
 from normstudy.config import leaves, places
 from normstudy.errors import ConfigError
 
-MAX_BYTES = 100_000  # a larger config file is assumed to be another file
+MAX_BYTES = 100_000  # a larger file is assumed not to be a config file
 MAX_NODES, MAX_DEPTH = 5_000, 50  # keys and values of a file, where an alias counts like a copy of its anchor
 GUESSED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool"))
-CASTS = ("range", "interval", "int", "float", "bool")  # functions of Hydra that ask for numbers
+CASTS = ("range", "interval", "int", "float", "bool")  # functions of Hydra whose arguments are numbers
 
 
 @contextlib.contextmanager
 def as_written() -> Iterator[None]:
-    """Make Hydra read config files by YamlSource, and overrides by Visitor."""
+    """Make Hydra read config files with YamlSource and overrides with Visitor in the caller's `with` block."""
     resolve = SourcesRegistry.resolve
 
-    def ours(registry: SourcesRegistry, scheme: str) -> type[ConfigSource]:  # launchers copy the registry's content
+    def ours(registry: SourcesRegistry, scheme: str) -> type[ConfigSource]:  # not a new entry: launchers copy entries
         return YamlSource if scheme == "file" else resolve(registry, scheme)
 
     with replaced(SourcesRegistry, "resolve", ours), replaced(overrides_parser, "HydraOverrideVisitor", Visitor):
@@ -56,7 +56,7 @@ def replaced(owner: object, name: str, value: object) -> Iterator[None]:
 
 
 class Visitor(HydraOverrideVisitor):
-    """Parse an override: text for the keys that hold text or name a config file, and exact decimals in range()."""
+    """Parse overrides: keep the text of keys that are text or name a config file; make range() count exactly."""
 
     def visitOverride(self, ctx: OverrideParser.OverrideContext) -> Override:
         self.path = [ctx.getChild(0).getText()]
@@ -97,7 +97,7 @@ def _is_text(key: str) -> bool:
 
 
 class YamlSource(FileConfigSource):
-    """Load a folder's YAML files. Raises a ConfigError or a YAMLError for a file that is no config file."""
+    """Load a folder's YAML files. Raises a ConfigError or a YAMLError if a file is not a config file."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = os.path.abspath(os.path.join(self.path, self._normalize_file_name(config_path)))
@@ -105,7 +105,7 @@ class YamlSource(FileConfigSource):
         comments = itertools.takewhile(lambda line: not line.strip() or line.startswith("#"), text.splitlines())
         header = self._get_header_dict("\n".join(line for line in comments if re.match(r"#\s*@package\b", line)))
         stream = io.StringIO(text)
-        stream.name = path  # which yaml's errors contain
+        stream.name = path  # yaml's error messages contain this name
         found = Loader(stream, config_path.startswith("hydra/")).get_single_data()
         if not isinstance(found, dict | None):
             raise ConfigError(f"{path} has no keys: write lines such as seed: 0")
@@ -119,7 +119,7 @@ def _read(path: str) -> str:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes, so it is no config file: choose another file")
+        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes, so it is not a config file: choose another file")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -143,11 +143,11 @@ class Loader(get_yaml_loader()):  # type: ignore[misc]
             raise yaml.composer.ComposerError(None, None, f"*{event.anchor} contains itself", event.start_mark)
         self.nodes += self.sizes.get(event.anchor, 1) if is_alias else 1
         if self.nodes > MAX_NODES or len(self.path) > MAX_DEPTH:
-            problem = f"more than {MAX_NODES} values, or than {MAX_DEPTH} inside each other"
+            problem = f"more than {MAX_NODES} values, or more than {MAX_DEPTH} inside each other"
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         self.path.append(str(index.value) if isinstance(index, yaml.ScalarNode) else "")
         node = super().compose_node(parent, index)
-        # hydra.sweeper.params has overrides of normstudy's keys.
+        # hydra.sweeper.params contains overrides of normstudy's keys, which are read as text.
         is_hydras = self.of_hydra or (self.path[1:2] == ["hydra"] and self.path[2:4] != ["sweeper", "params"])
         if isinstance(node, yaml.ScalarNode) and node.tag in GUESSED and not is_hydras:
             node.tag = self.DEFAULT_SCALAR_TAG

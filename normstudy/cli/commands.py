@@ -29,8 +29,8 @@ def parser(
 ) -> argparse.ArgumentParser:
     """Return a command's parser, whose errors are ConfigErrors.
 
-    flags: options without a value. study, where: whether there are STUDY and --where. required: an option that must be
-    given. options: name -> the function that reads the option's text, or the allowed texts, by default the first.
+    flags: options without a value. study, where: whether the command has STUDY and --where. required: an option that
+    must be given. options: name -> a function that converts the option's text, or the allowed texts, the default first.
     """
     import argparse
 
@@ -76,7 +76,7 @@ def out_path(given: str) -> Path:
 
 
 def study_folder(given: str) -> Path:
-    """Return the folder STUDY. Raises a ConfigError, with the nearest study's path, if the folder does not exist."""
+    """Return the folder STUDY. Raises a ConfigError, which suggests a similar path, if the folder does not exist."""
     from normstudy.config import places
 
     path = Path(places.expanded(given, "STUDY"))
@@ -117,7 +117,7 @@ def complete(words: Sequence[str], commands: Sequence[str]) -> int:
     if len(words) != 1 or words[0].split("=")[0] not in ("query", "install", "uninstall"):
         raise ConfigError("-sc needs one word: install=bash, uninstall=bash or query=bash (zsh and fish work too)")
     if words[0].startswith("query="):
-        line = os.environ.get("COMP_LINE", "")  # what was typed; Hydra has no subcommands, so the command is removed
+        line = os.environ.get("COMP_LINE", "")  # the typed line; remove the command from it, because Hydra has none
         program, *typed = line.split() or [""]
         if not typed or (len(typed) == 1 and not line.endswith(" ")):
             print(" ".join(c for c in commands if c.startswith("".join(typed))))

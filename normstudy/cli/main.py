@@ -30,11 +30,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return the exit code: 0 success, 1 a run crashed, 2 a bad request, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
-    if argv is None:  # otherwise another program calls this function, and its garbage is its own business
+    if argv is None:  # if another program calls this function, leave its garbage collection as it is
         gc.set_threshold(100_000)  # with the default of 700, collecting takes a seventh of a short command's time
     _prepare_streams()
-    # Figures need no backend, and matplotlib cannot be imported if a notebook's backend is missing from this
-    # environment. A notebook itself has its backend, and needs the variable later.
+    # A command started from a notebook inherits MPLBACKEND. Figures need no backend, and matplotlib could not be
+    # imported if that backend is not installed here. In the notebook's own process, keep the variable.
     backend = None if {"matplotlib", "IPython"} & sys.modules.keys() else os.environ.pop("MPLBACKEND", None)
     hook, sys.unraisablehook = sys.unraisablehook, functools.partial(_interrupt_again, sys.unraisablehook)
     try:
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _interrupt_again(others: Callable[..., None], ignored: sys.UnraisableHookArgs) -> None:
-    """Repeat a Ctrl-C that Python ignored because it came during a destructor or a callback. others: takes the rest."""
+    """Repeat a Ctrl-C that Python ignored in a destructor or callback. others: the hook for other exceptions."""
     if ignored.exc_type is KeyboardInterrupt:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, 0.01)
@@ -88,10 +88,10 @@ def _show(
 
 
 def _prepare_streams() -> None:
-    """Open closed standard streams, so that no file gets their numbers, and escape what a terminal cannot show."""
+    """Open closed standard streams, so that no file gets their descriptors. Escape what a terminal cannot show."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if (stream := getattr(sys, name)) is None:
-            number = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is that of the closed stream
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor: that of the closed stream
             os.set_inheritable(number, True)
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):

@@ -1,4 +1,4 @@
-"""Hold and format the help texts of `normstudy`. They appear at once, because only the standard library is imported."""
+"""Define and format the help texts of `normstudy`. Only the standard library is imported, so that they appear fast."""
 
 import shutil
 import textwrap
@@ -57,7 +57,7 @@ HELP: tuple[Block, ...] = (
         "normstudy critical --of KEY [KEY=V1,V2 ...]": "search the value at which half of the runs fail",
         "normstudy plot STUDY": "draw the figures of a study again",
         "normstudy compare STUDY --by COLUMN": "compare the runs that differ in one column, seed by seed",
-        "normstudy report STUDY [STUDY ...]": "write one HTML page that answers, shows every run, and needs no network",
+        "normstudy report STUDY [STUDY ...]": "write one HTML page with the results and every run; it needs no network",
         "normstudy sensitivity STUDY": "print how much the final loss depends on the learning rate",
         "normstudy status STUDY [--watch]": "print a sweep's progress: runs, outcomes, failures, rate, time left",
         "normstudy cancel STUDY": "let the Slurm jobs of a sweep save their runs, then end the jobs",
@@ -130,8 +130,8 @@ SLURM_KEYS: dict[str, str] = {
 
 FLAGS: dict[str, str] = {
     "--cfg job|hydra|all": "print the configuration instead of training; --package KEY prints only that part",
-    "--config-dir DIR": "also search DIR for YAML files, such as your own DIR/experiment/mine.yaml; such a "
-    "file is code, as everywhere in Hydra: use only those you trust",
+    "--config-dir DIR": "also search DIR for YAML files, such as your own DIR/experiment/mine.yaml; "
+    "Hydra's YAML files can run code: use only files that you trust",
     "--info": "print Hydra's plugins, search path and defaults",
     "--hydra-help": "print Hydra's own help",
     "--retry-failed, --no-retry-failed": "set execution.retry_failed to true or to false",
@@ -177,21 +177,22 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
     ),
     "critical": (
         "normstudy critical [--of KEY] [KEY=V1,V2 ...] [FLAGS]: search the value of KEY at which half of the runs "
-        "fail, and at which half do not learn, in each combination of the other keys' values.",
+        "fail, and the value at which half do not learn, for each cell (a combination of the other keys' values).",
         {
             "normstudy critical study=edge model.placement=pre,post": "up to which learning rate do runs train?",
             "normstudy critical --of warmup_steps study=least": "how much warmup is needed?",
         },
         {
             "--of KEY": "peak_lr (the default), warmup_steps or n_layers",
-            "search.low=, search.high=": "smallest and largest value; default: 1e-4 to 1, 0 to n_steps or 1 to 32",
-            "search.width=": "end when the 95 % intervals are narrower than this, in decades; default: 0.4",
-            "search.max_runs=": "end before a cell has more runs; default: 60. Up to 12 repeated runs come on top",
+            "search.low=, search.high=": "smallest and largest value to try; default: 1e-4 and 1 (peak_lr), 0 and "
+            "n_steps (warmup_steps), 1 and 32 (n_layers)",
+            "search.width=": "end a cell when its 95 % intervals are narrower than this, in decades; default: 0.4",
+            "search.max_runs=": "maximum number of runs of a cell; default: 60; up to 12 repeated runs are added",
             "seed=": "seed of the first run; every run has another seed",
-            "--dry-run": "print how many runs to expect, also for a grid of the same error; train nothing",
+            "--dry-run": "print how many runs the search and an equally precise grid would need; train nothing",
         },
-        "All other keys and flags are those of normstudy sweep. If you repeat a search, it continues where it was. "
-        "docs/critical.md explains the method, and what the values mean.",
+        "All other keys and flags are those of normstudy sweep. If you repeat the command, the search "
+        "continues where it stopped. docs/critical.md explains the method, and what the values mean.",
     ),
     "plot": (
         "normstudy plot STUDY: draw the figures of a study (a folder such as results/warmup) from its tables alone.",
@@ -199,11 +200,13 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             **WHERE,
             "--only NAME[,NAME]": "draw only these figures",
             "--module NAME": "module of the gradient figures, such as attn_in; default: mlp_out",
-            "--quantity NAME": "what they show: grad_norm (the default), update_ratio, param_norm or update_norm",
-            "--width 3.3in": "width in in, cm, mm or pt; the type keeps its size; default: 7in, two columns of a paper",
+            "--quantity NAME": "quantity of the gradient figures: grad_norm (the default), update_ratio, param_norm or "
+            "update_norm",
+            "--width 3.3in": "width in in, cm, mm or pt, at the same font size; default: 7in, two columns of a paper",
             "--no-title": "draw no title, and print its text as a caption",
             "--format png|svg|pdf": "default: png",
-            "--out DIR": "folder for the figures; default: STUDY/figures, or a folder in it for some runs or settings",
+            "--out DIR": "folder for the figures; default: STUDY/figures, or a subfolder of it if you use --where, "
+            "--module, --quantity, --width or --no-title",
         },
         "Figures: headline, loss_curves, training_loss, gradient_ratio, gradient_profile, residual_path, "
         "update_rms, heatmap, final_grid, ranking; of a search (normstudy critical): critical_depth, critical_curve, "
@@ -213,8 +216,8 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
         "normstudy compare STUDY --by COLUMN: compare the runs of a study that differ only in COLUMN, seed by seed.",
         {
             "--by COLUMN": "any config column with several values, such as warmup_steps, placement or norm",
-            "--baseline VALUE": "value that all other values are compared with; default: pre, null, none or 0 if "
-            "COLUMN contains it, otherwise its smallest number or its alphabetically first text",
+            "--baseline VALUE": "value that all other values are compared with; default: the first of pre, null, none "
+            "and 0 that COLUMN contains, otherwise its smallest number or its alphabetically first text",
             "--margin M": "also test whether the losses are equivalent within M nats per token",
             **WHERE,
             "--format table|csv|json|markdown": "default: table",
@@ -233,10 +236,11 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
     "sensitivity": (
         "normstudy sensitivity STUDY: print how much the final loss depends on the learning rate (arXiv 2309.14322).",
         {**WHERE, "--format table|csv|json|markdown": "default: table"},
-        "Runs that differ only in peak_lr, seeds, probes and evaluations form a cell, and their rates its grid. The "
-        "sensitivity is the mean over the grid of min(final validation loss, loss at initialization), minus the best "
-        "over the grid, in nats per token. The interval is over the seeds that have every rate. The value depends on "
-        "the grid, and not on a constant added to all losses. Trust no value whose best rate is at an edge of it.",
+        "Runs that differ only in peak_lr, seeds, probes and evaluations form a cell; their learning rates form "
+        "its grid. The loss at a rate is min(final validation loss, loss at initialization), in nats per token. The "
+        "sensitivity is the mean of these losses over the grid, minus the smallest one. Its interval is over the seeds "
+        "that have every rate. The sensitivity depends on the grid, but not on a constant added to all losses. Do not "
+        "trust it if the best rate is the lowest or highest of the grid.",
     ),
     "status": (
         "normstudy status STUDY: print how far a sweep has come. The command only reads the files of the study, so it "
@@ -275,7 +279,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "--to wandb-offline": "offline runs; upload with wandb sync PATH/wandb/offline-run-*",
             "--out PATH": "default: STUDY/export/FORMAT; PATH must not exist yet",
             "--join": "with --to csv or duckdb: add to steps, modules and residual the columns that "
-            "normstudy.load(join=True) adds, such as placement, seed, outcome and what else varies among these runs",
+            "normstudy.load(join=True) adds, such as placement, seed, outcome and all config columns that vary",
             **WHERE,
         },
         "Every format has the outcome, gap_closed and bits_per_byte of each run; csv and duckdb also have the "
@@ -328,7 +332,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "i": "training speed against plain loops that record gradients",
             "j": "time of a search for critical values against a grid's",
             "k": "time, memory and size of a study's page",
-            "l": "what normstudy.watch costs a training loop",
+            "l": "how much normstudy.watch slows a training loop",
         },
         "The benchmark repeats its measurements in rounds. A ratio divides two measurements that were made one after "
         "the other in the same round. A goal for a ratio applies to the median over rounds.",

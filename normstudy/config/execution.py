@@ -1,4 +1,4 @@
-"""Define and check the sections that are no part of a run: how runs are executed, and what a search tries."""
+"""Define and check the config sections that do not change a run: how runs are executed, and what a search tries."""
 
 import re
 from dataclasses import MISSING, dataclass, field
@@ -27,8 +27,10 @@ FIXED = (
 OPTION = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 VALUE = re.compile(r"""[^'"\\-][^'"\\]*""")
 
-MOST_RUNS = 1000  # further seeds belong to the runs that look for failures which contradict a threshold
-LEAST_RUNS = 10  # those of the first round, and those that look for failures which contradict a threshold
+MOST_RUNS = (
+    1000  # limit of search.max_runs, because from this seed on, seeds are reserved for sentinels (search/rounds.py)
+)
+LEAST_RUNS = 10  # lower limit of search.max_runs: the 4 runs of a first round and 6 sentinels
 
 
 @dataclass
@@ -103,7 +105,7 @@ def _check_option(option: str, value: object) -> None:
     if not OPTION.fullmatch(option):
         raise ConfigError(
             f"execution.sbatch {option!r} is not the long name of an option of sbatch: "
-            "write the long name without dashes in front, as in {qos: low}"
+            "write the long name without leading dashes, as in {qos: low}"
         )
     if option in HAVE_KEYS:
         raise ConfigError(f"execution.sbatch {option} cannot be set here: set execution.{HAVE_KEYS[option]} instead")
@@ -139,13 +141,13 @@ def of_sbatch(execution: ExecutionConfig) -> dict[str, str]:
 
 @dataclass
 class SearchConfig:
-    """What `normstudy critical` searches. Other commands ignore it, and it is no part of a run's identity."""
+    """Define what `normstudy critical` searches. Other commands ignore these settings, and so do run ids."""
 
     of: str = "peak_lr"  # the axis: peak_lr | warmup_steps | n_layers
     low: float | None = None  # smallest value to try; null: depends on the axis
     high: float | None = None  # largest value to try; null: depends on the axis
     width: float = 0.4  # decades; a cell is decided when its 95 % intervals are narrower than this
-    max_runs: int = 60  # runs of a cell after which its search ends anyway
+    max_runs: int = 60  # the search of a cell ends at this number of runs
 
     def __post_init__(self) -> None:
         finite("search.low", self.low, 0, strict=False)

@@ -79,7 +79,7 @@ def asked(config: RunConfig) -> dict[str, object]:
 def own_sources(model: ModelConfig) -> dict[str, str | None]:
     """Return the source hashes of the placement and of the norm, which are None for built-in ones.
 
-    The first call stores them in `model`, so that a worker process uses those with which the sweep was planned.
+    The first call stores them in `model`, so that a worker process uses the hashes with which the sweep was planned.
     """
     kept: dict[str, str | None] | None = getattr(model, "_own_sources", None)
     if kept is None:
@@ -90,7 +90,7 @@ def own_sources(model: ModelConfig) -> dict[str, str | None]:
 
 
 def identity(config: RunConfig, data_sha256: str) -> dict[str, object]:
-    """Return the values whose hash ends the run_id: versions, all resolved config values, and the text's sha256."""
+    """Return what the digest in a run_id is computed from: versions, resolved config values, and the text's sha256."""
     values = asked(config) | dataclasses.asdict(resolve(config.model)) | own_sources(config.model)
     versions = {"identity_version": IDENTITY_VERSION, "numerics": NUMERICS, "data_sha256": data_sha256}
     return identity_of(values, versions)

@@ -8,7 +8,7 @@ from normstudy.errors import ConfigError
 
 
 def expanded(path: str, key: str) -> str:
-    """Replace ~ or ~USER at the start of a path by the home folder. key: what the user sets, for the error."""
+    """Replace ~ or ~USER at the start of a path by the home folder. key: the setting's name, for the error."""
     full = os.path.expanduser(path)
     if full.startswith("~"):
         raise ConfigError(f"{key} {path!r}: no home folder is known for {path.partition('/')[0]}: write the full path")
@@ -30,7 +30,7 @@ def opener(path: str, flags: int) -> int:
 
 
 def own_opener(path: str, flags: int) -> int:
-    """Open a file like `opener`. Raises OSError also for a link, and for a file of neither this user nor root."""
+    """Open a file like `opener`. Also raises OSError for a link, and for a file that another user (not root) owns."""
     fd = opener(path, flags & ~os.O_TRUNC | os.O_NOFOLLOW)
     if (owner := os.fstat(fd).st_uid) not in (0, os.geteuid()):
         os.close(fd)

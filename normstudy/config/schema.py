@@ -30,7 +30,7 @@ TOKENIZER_NAMES = ("byte", "char", "bpe")
 VOCAB_MAX = 2**16  # tokens are stored as uint16
 BPE_VOCAB = 512  # number of tokens if data.tokenizer=bpe and data.vocab_size=null
 EMBED_STD = 0.02  # standard deviation if model.embed_init=std and model.embed_std=null, as in GPT-2
-# The keys of `optimizer` that not every optimizer reads -> the optimizers that do.
+# Key of `optimizer` -> the optimizers that read it. Keys that are not listed are read by every optimizer.
 READ_BY = {"beta1": ("adam", "adamw"), "beta2": ("adam", "adamw"), "eps": ("adam", "adamw"), "momentum": ("sgd",)}
 
 _ALIASES = {alias: name for name, row in PLACEMENTS.items() for alias in row.aliases}
@@ -187,7 +187,7 @@ class OptimizerConfig:
     momentum: float = 0.0  # sgd: decay of the velocity
     weight_decay: float = 0.0  # adam, sgd: weight_decay * parameter is added to the gradient; adamw: decoupled
     # tensors that weight_decay acts on: all | matrices (all tensors of two or more dimensions, as in nanoGPT) |
-    # matrices_but_embeddings (those without token and position embeddings, even if tied; OLMo 2 spares embeddings)
+    # matrices_but_embeddings (matrices without token and position embeddings, even if tied; as in OLMo 2)
     decay: str = "all"
     max_grad_norm: float | None = None  # limit on the global gradient norm; null: no limit, so that spikes stay visible
 

@@ -81,7 +81,7 @@ def files_of(spec: str) -> list[str]:
 def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
     """Return the folder from which the module in `spec` is imported, and the source files to hash, module -> file.
 
-    What a user's module imports from the same folder is hashed too; what an installed one imports is not.
+    If the module is the user's, the files include what it imports from this folder; if it is installed, only its file.
     """
     module, _ = split(spec)
     root, main = _found(spec, module)
@@ -154,7 +154,7 @@ def _read(spec: str, path: Path) -> _Source:
         return _parse(str(path), state.st_mtime_ns, state.st_size)
     except OSError as error:
         raise ConfigError(f"{spec}: {shown(path)} cannot be read ({error.strerror}): make it readable") from None
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # of nested text, too
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: deeply nested code
         raise ConfigError(f"{spec}: {describe(error, [str(path)])}") from None
 
 

@@ -1,4 +1,4 @@
-"""Draw the initial values of a model's tensors, from the distributions in moments.py, and profile those of `admin`."""
+"""Draw a model's initial parameters from the distributions in moments.py, and compute the omegas of `admin`."""
 
 import hashlib
 
@@ -26,7 +26,7 @@ def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor
 
 
 def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Construct each of the user's own modules, seeded by `seed` and the module's name. Return parameters by name."""
+    """Construct the user's own modules, each seeded by `seed` and its name. Return their parameters: name -> tensor."""
     out: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         make = made_by(module)
@@ -50,7 +50,7 @@ def set_omegas_(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -
 
     omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)), where x_i and f_i are the input and output of
     sublayer i once all earlier omegas are set. The variance is over all elements (Liu et al., arXiv:2004.08249,
-    section 4; code in Transformer-Clinic). Each omega is a vector of D numbers, which training may make unequal.
+    section 4; code in Transformer-Clinic). Each omega is a vector of D numbers, all equal before training.
 
     params: name -> (runs, *shape); tokens: (runs, B, T).
     """

@@ -1,12 +1,13 @@
 """Compute the operations that take most of a step's time, for many runs at once.
 
-These functions handle the run axis themselves, while torch.func.vmap adds it to the rest of the model. The memory
-layout of the matrix products decides the speed (`normstudy bench --rows a`), and a run's bits must not depend on the
-other runs in its batch. So each product multiplies the matrices of one run, in a way that depends only on their shapes.
+These functions handle the run axis themselves; torch.func.vmap adds it to the rest of the model. The memory layout of
+the matrices determines the speed of a product (`normstudy bench --rows a` measures it). A run's bits must not depend on
+the other runs in its batch, so each product multiplies the matrices of one run, in a way that depends only on shapes.
 
-On a CPU, NumPy computes the products, except that MKL computes linear maps on Intel (processor.py). NumPy's OpenBLAS
-takes 1 us per call and can write into an existing array. torch.bmm calls MKL, which on AMD uses half of AVX-512: per
-core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), and 105 instead of 210 for (512, 64) times (64, 256).
+On a CPU, NumPy computes the products. Only on Intel CPUs, MKL computes the products of linear maps (processor.py).
+NumPy's OpenBLAS needs 1 us per call and can write into an existing array. torch.bmm calls MKL, which on AMD uses half
+of AVX-512: per core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), and 105 instead of 210 for (512, 64)
+times (64, 256).
 
 R runs; N positions, over all sequences of a run; B batch, T sequence, H heads, K d_head; I in, O out; V vocabulary.
 """
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 from normstudy.model import processor
 
-# Elements per slice of runs. Consecutive operations process one slice at a time, so that it stays in the cache.
+# Elements per slice of runs. Consecutive operations process one slice at a time, so that the slice stays in the cache.
 AT_ONCE = 2**19
 
 Outputs = Sequence[Tensor]
@@ -63,7 +64,7 @@ def _by_rows(x: Tensor) -> Tensor:
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> None:
-    """On a CPU, write the matrix products a @ b to `out`. If by_mkl, a, b and out have 3 axes and contiguous rows."""
+    """On a CPU, write the matrix products a @ b to `out`. by_mkl: use MKL, which needs 3 axes and contiguous rows."""
     if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"cannot multiply {a.dtype} by {b.dtype}: convert both to torch.float32")
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
@@ -128,7 +129,7 @@ class _LayerNorm(Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-        norm, width = torch.native_layer_norm, x.shape[2:]  # of one run, since it takes one gamma and one beta
+        norm, width = torch.native_layer_norm, x.shape[2:]  # of one run, as it accepts one gamma, one beta
         runs = [norm(x_r, width, gamma_r, beta_r, eps) for x_r, gamma_r, beta_r in zip(x, gamma, beta, strict=True)]
         y, mean, rstd = zip(*runs, strict=True)
         ctx.save_for_backward(x, gamma, *mean, *rstd)
@@ -165,7 +166,7 @@ class _CausalAttention(Function):
     """Compute softmax(q k^T / sqrt(K) + causal mask) v and its gradients for q, k, v (R, B, T, H, K) on a CPU.
 
     On sequences of 32 to 64 tokens this is 1.5 to 1.8 times as fast as torch's fused attention. An inf or NaN spreads
-    to earlier positions, since 0 times inf is NaN: harmless, because such a run has diverged.
+    to earlier positions, since 0 times inf is NaN. This is harmless, because a run with an inf or NaN has diverged.
     """
 
     @staticmethod
@@ -222,8 +223,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class _CrossEntropy(Function):
     """Compute the mean cross-entropy (R,) of logits (R, N, V) and targets (R, N) on a CPU, with the same bits as torch.
 
-    torch's backward pass allocates zeros as large as the logits, and a copy of them. This class reuses the zeros of one
-    slice of runs, which stay in the cache.
+    torch's backward pass allocates a tensor of zeros as large as the logits, and a copy of this tensor. This class
+    allocates the zeros for one slice of runs and reuses them for the other slices, so they stay in the cache.
     """
 
     @staticmethod

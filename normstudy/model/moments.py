@@ -1,10 +1,10 @@
-"""State the initial mean and standard deviation of each tensor, and estimate from them what norms read at first.
+"""Define the initial mean and standard deviation of each parameter, and estimate what the norms read at initialization.
 
 This module does not import torch, so a sweep's plan can use it.
 
-Weights are normal with mean 0. Biases (also those of norms) start at 0, norm gains at 1, dyt's a at 0.5, rezero's scale
-at 0, and admin's omegas at 1 until a profiling pass sets them. A user's own module keeps the values that its
-constructor draws. For weight matrices, model.init decides:
+Weights are normal with mean 0. Biases (including those of norms) start at 0, norm gains at 1, dyt's a at 0.5, rezero's
+scale at 0, and admin's omegas at 1 until a profiling pass sets them. A user's own module keeps the values that its
+constructor draws. model.init determines the distribution of weight matrices:
 
 | init     | standard deviation of a weight matrix (out, in)                                                      |
 |----------|------------------------------------------------------------------------------------------------------|
@@ -15,7 +15,7 @@ constructor draws. For weight matrices, model.init decides:
 | sub      | xavier; V, O and the MLP's matrices times sqrt(ln 2 L) (arXiv:2210.06423, decoder only)               |
 | tfixup   | xavier; V, O and the MLP's matrices times 0.67 L^(-1/4) (Huang et al. 2020, encoder; it has no decoder-only form) |
 
-The table also applies to the output matrix, unless model.unembed_std is set. For embeddings, model.embed_init decides:
+The table also applies to the output matrix, unless model.unembed_std is set. model.embed_init determines embeddings:
 
 | embed_init | standard deviation of token and learned position embeddings                                        |
 |------------|----------------------------------------------------------------------------------------------------|
@@ -68,12 +68,12 @@ def distribution(name: str, shape: tuple[int, ...], config: ModelConfig) -> tupl
 
 
 def read_by_norms(model: ModelConfig, seq_len: int) -> dict[str, float]:
-    """Estimate the mean square of what each norm of block 0 reads at initialization. Later blocks read no less.
+    """Estimate the mean square of each norm's input in block 0 at initialization. Later blocks' inputs are no smaller.
 
-    The placement's function is called with mean squares in place of tensors, as the mean squares of independent terms
-    add. A smooth activation is taken to halve small numbers, and attention to average the positions that it sees, three
-    times as few as there are, because a text repeats symbols (measured: 2 to 4 times). The result is empty if the norm
-    is not `layernorm` or `rmsnorm`, or if the placement is the user's own.
+    The placement's function is called with mean squares instead of tensors, because the mean squares of independent
+    terms add up. Two assumptions: a smooth activation halves small numbers, and attention averages a third of the
+    positions up to its own, because texts repeat symbols (measured: a half to a quarter). Returns {} if the norm is
+    neither `layernorm` nor `rmsnorm`, or if the placement is the user's own.
     """
     found: dict[str, float] = {}
     r, D, row = resolve(model), model.d_model, row_of(model.placement)
@@ -91,7 +91,7 @@ def read_by_norms(model: ModelConfig, seq_len: int) -> dict[str, float]:
 
     def attn(x: float, inner: Norm = float, qkv: tuple[Norm, Norm, Norm] = (float, float, float)) -> float:
         *_, v = (n(linear(x, f"attn.{m}", D, D)) for n, m in zip(qkv, "qkv", strict=True))
-        mean = 3 / seq_len * (1 + math.log(seq_len / 3)) if seq_len > 3 else 1.0  # of min(1, 3 / t) over positions t
+        mean = 3 / seq_len * (1 + math.log(seq_len / 3)) if seq_len > 3 else 1.0  # mean of min(1, 3 / t)
         return linear(inner(v * mean), "attn.out", D, D)
 
     def mlp(x: float, inner: Norm = float) -> float:

@@ -28,9 +28,9 @@ def dynamic_tanh(x: Tensor, a: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 class FunctionNorm(nn.Module):
-    """Call `function` with x, and with eps and those of the learned parameters a, gamma and beta that it takes.
+    """Call `function` with x and with those of eps, a, gamma and beta that are among its arguments.
 
-    The scalar `a` is initially 0.5 (arXiv:2503.10622), gamma (D,) is 1, and beta (D,) is 0.
+    The scalar a, gamma (D,) and beta (D,) are learned. They start at 0.5 (arXiv:2503.10622), 1 and 0.
     """
 
     def __init__(self, function: Callable[..., Tensor], width: int, eps: float = EPS) -> None:

@@ -76,7 +76,7 @@ _loaded: dict[str, tuple[Path, str]] = {}  # module -> (its folder, the sha256 o
 
 
 def load(spec: str, planned: str | None = None) -> Callable[..., object]:
-    """Return the function or class that `spec` names. First import the module if this module is new or has changed.
+    """Return the function or class that `spec` names. Import its module first if the module is new or has changed.
 
     planned: the sha256 that the source had when the sweep was planned. Raise a ConfigError if the source has changed.
     """
@@ -136,7 +136,7 @@ def _is_users_import(module: ModuleType | None) -> bool:
 
 
 def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
-    """Return arguments for a block's constructor, name -> value. Values are `layer` and resolved model settings."""
+    """Return the arguments that a user's block class requests, name -> value: `layer` and resolved model settings."""
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
     values = {"layer": layer, **fields, **dataclasses.asdict(resolve(model))}
     asked = {}

@@ -1,8 +1,8 @@
-"""Choose the library that computes matrix products on this CPU, by the CPU's vendor alone.
+"""Choose the library that computes matrix products on this CPU. The choice depends only on the CPU's vendor.
 
-PyPI's wheels include OpenBLAS in NumPy and MKL in torch. On AMD, MKL uses half of AVX-512 (kernels.py lists rates). On
-a two-core Xeon with AVX-512, four models of d_model 32 to 128 and 2 to 6 layers trained 1.08 to 1.11 times as fast with
-MKL as with OpenBLAS (medians of seven alternating rounds).
+On PyPI, NumPy's wheel contains OpenBLAS, and torch's wheel contains MKL. On AMD, MKL uses half of AVX-512 (kernels.py
+lists the speeds). On a two-core Xeon with AVX-512, four models of d_model 32 to 128 and 2 to 6 layers trained 1.08 to
+1.11 times as fast with MKL as with OpenBLAS (medians of seven alternating rounds).
 """
 
 import functools
@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 
 @functools.cache
 def by_mkl() -> bool:
-    """Return whether MKL computes linear maps. It needs rows without gaps, which attention's matrices do not have."""
+    """Return whether MKL computes linear maps. Attention does not use MKL, as its matrices have gaps between rows."""
     import torch  # imported late, since `normstudy bench` reads cpu_info without torch
 
     return torch.backends.mkl.is_available() and cpu_info("vendor_id") == "GenuineIntel"  # type: ignore[no-untyped-call]
@@ -33,7 +33,7 @@ def libraries() -> str:
 
 def _numpy_blas() -> str:
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    # SciPy brings a BLAS of its own, which is ignored. A NumPy built with the system's BLAS has no library folder.
+    # Ignore SciPy's BLAS. If NumPy was built with the system's BLAS, neither folder exists.
     numpys = [one for one in found if Path(one["filepath"]).parent.name in ("numpy.libs", ".dylibs")] or found
     if len(numpys) != 1:
         return f"of numpy {np.__version__}"

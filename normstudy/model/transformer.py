@@ -128,7 +128,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """Return x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), and avoid torch's kernel as in `silu`."""
+    """Return x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). For torch's kernel, see `silu`."""
     c = x.clamp(-10, 10)  # beyond, the tanh is +-1 even in float64, but x^3 might overflow
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (c + 0.044715 * (c * c * c))))
 
@@ -185,13 +185,13 @@ class Block(nn.Module):
         return self.own(**{name: given[name] if name in given else getattr(self, name) for name in self.wanted})
 
     def forward(self, x_BTD: Tensor, r_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both streams after the block; r is unchanged if the placement's function does not take it."""
+        """Return both streams after the block. If the placement's function does not take r, r is unchanged."""
         out = self.call(x_BTD, r_BTD)
         return (out, r_BTD) if isinstance(out, Tensor) else out
 
 
 def block_function(config: ModelConfig, layer: int) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
-    """Return what a layer calls: the placement's function, or a module if the user's own placement is a class."""
+    """Return the block of a layer: the placement's function, or a module if the user's own placement is a class."""
     if sources.is_own(config.placement):
         found = load(config.placement, own_sources(config)["placement_sha256"])
         if isinstance(found, type):
@@ -246,6 +246,6 @@ class Transformer(nn.Module):
 
 
 def build(config: RunConfig, vocab_size: int) -> Transformer:
-    """Construct a run's model without memory for its parameters. Each call of the model is given the parameters."""
+    """Construct a run's model without memory for its parameters. Pass the parameters to each call of the model."""
     with torch.device("meta"):
         return Transformer(config.model, vocab_size, config.data.seq_len)

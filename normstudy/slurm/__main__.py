@@ -1,6 +1,6 @@
 """Start a Slurm job: `python -u -m normstudy.slurm -u -m submitit.core._submit FOLDER`.
 
-submitit adds what follows `normstudy.slurm`, of which this module reads only FOLDER.
+submitit writes the words after `normstudy.slurm`. This module reads only FOLDER.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The record of a study's Slurm jobs, state/jobs.json, which is written before they are submitted until they end."""
+"""Read and write state/jobs.json, the record of a study's Slurm jobs. It exists until the jobs have ended."""
 
 import datetime
 import json
@@ -97,7 +97,7 @@ def remove(study_dir: Path, array: Array | None) -> None:
 
 
 def counts(array: Array) -> ask.Counts:
-    """Count an array's running and pending jobs, by its name if it has no id: its submission may have been killed.
+    """Count an array's jobs. If the array has no id, because its submission was killed, search it by its name.
 
     Raises Unavailable if Slurm does not answer, or if this machine belongs to another cluster than the array.
     """

@@ -72,7 +72,7 @@ def cancel(job_id: str, name: str) -> None:
 
 
 def is_preempted() -> bool:
-    """Whether this process's job is being preempted and is in its grace time, after which Slurm requeues it."""
+    """Return whether this process's job is preempted: it runs on for a grace time, then Slurm requeues it."""
     try:
         fields = dict(re.findall(r"(\w+)=(\S+)", _call("scontrol", "show", "job", os.environ["SLURM_JOB_ID"])))
     except (KeyError, Unavailable):
@@ -94,15 +94,15 @@ def most_jobs() -> int:
 
 
 def try_out(options: Mapping[str, str]) -> None:
-    """Let sbatch check options, without submitting a job. Raises Unavailable if it refuses them for good."""
+    """Let sbatch check options, without submitting a job. Raises Unavailable if sbatch would never accept them."""
     words = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in options.items()]
-    with only(options):  # nodes that are not available may become free
+    with only(options):  # ignore that the requested nodes are not available: they may become free
         _call("sbatch", "--test-only", *words, "--wrap=true", harmless="Requested node")
 
 
 @contextlib.contextmanager
 def only(options: Iterable[str]) -> Iterator[None]:
-    """A context without the user's SBATCH_* variables, apart from those LEFT_TO_USERS that `options` does not set."""
+    """Remove the user's SBATCH_* variables for the `with` block. Keep those LEFT_TO_USERS that `options` lacks."""
     kept = {f"SBATCH_{name.upper()}" for name in LEFT_TO_USERS if name not in options}
     taken = {key: os.environ.pop(key) for key in [*os.environ] if key.startswith("SBATCH_") and key not in kept}
     try:

@@ -24,7 +24,7 @@ from normstudy.study import records
 from normstudy.workers.signals import SIGNALS
 from normstudy.workers.task import Task
 
-# A shell that runs sbatch. If a Ctrl-C ended sbatch, nobody would know what it had submitted.
+# A shell that runs sbatch with signals ignored. If Ctrl-C ended sbatch, the ids of its jobs would be lost.
 IGNORING_SIGNALS = ("sh", "-c", "trap '' INT TERM HUP; exec \"$@\"", "sh")
 ENTRY = "normstudy.slurm"  # the module that a job starts: slurm/__main__.py
 
@@ -63,7 +63,7 @@ def submit(
 ) -> Array:
     """Submit one or more tasks. The caller must hold the study's exclusive lock; the jobs wait for its release.
 
-    If Slurm refuses the jobs, their record is removed and a ConfigError is raised. since: when the sweep began.
+    Raises a ConfigError, and removes the jobs' record, if Slurm refuses the jobs. since: when the sweep began.
     """
     import submitit
 
@@ -111,14 +111,17 @@ def submit(
 
 @contextlib.contextmanager
 def _beyond_signals() -> Iterator[None]:
-    """A context in which submitit starts sbatch so that no signal ends it; this process handles them afterwards.
+    """Protect sbatch, which submitit starts in the `with` block, from SIGNALS. This process gets them afterwards.
 
-    Processes start with SIGNALS blocked, so that they can ignore them before one ends them. This process must not
-    ignore them: pyarrow's threads, in which they are not blocked, would take and drop them.
+    The shell of sbatch starts with SIGNALS blocked, so no signal can end it before it ignores them. This process must
+    not ignore SIGNALS: a thread of pyarrow, in which they are not blocked, would receive a signal, and lose it.
     """
     import submitit
 
-    executor, name = submitit.SlurmExecutor, "_make_submission_command"  # of the class: an array gets an executor anew
+    executor, name = (
+        submitit.SlurmExecutor,
+        "_make_submission_command",
+    )  # of the class: submitit creates a new executor for an array
     own = getattr(executor, name)
     setattr(executor, name, lambda self, path: [*IGNORING_SIGNALS, *own(self, path)])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

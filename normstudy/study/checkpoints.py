@@ -1,4 +1,4 @@
-"""Verify checkpoints and read their metadata without importing torch. `workers.checkpoint` reads their tensors."""
+"""Verify checkpoints and read their metadata without importing torch. `workers.checkpoint` reads the tensors."""
 
 import json
 import os

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from normstudy.errors import ConfigError, Damaged, StorageError
 
-# Number of threads that fsync files. To flush 24 small files, one thread takes 160 ms on busy cores and 6.7 ms on
-# idle cores; four threads take 12 ms and 4.5 ms.
+# Number of threads that fsync files. Time to flush 24 small files: 160 ms with one thread and 12 ms with four threads
+# on busy cores; 6.7 ms with one thread and 4.5 ms with four threads on idle cores.
 FSYNCS_AT_ONCE = 4
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # raised by file systems without fsync
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # raised by file systems without locks
-SCRATCH = ".normstudy-"  # in the names of folders for unfinished output
+SCRATCH = ".normstudy-"  # part of the name of each folder for unfinished output
 REMEDIES = {
     errno.ENOSPC: "free space on the disk", errno.EDQUOT: "free space in your quota", errno.EMFILE: "raise ulimit -n",
     errno.EFBIG: "raise ulimit -f", errno.EROFS: "mount the disk writable", errno.EACCES: "make the folder writable",
@@ -27,7 +27,7 @@ REMEDIES = {
 
 
 def fsync(path: Path) -> None:
-    """Flush a file's content, or a folder's list of file names, to the disk, if the file system can flush it."""
+    """Flush a file's content or a folder's list of file names to the disk; do nothing on file systems without fsync."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -43,7 +43,7 @@ def _fsync_all(paths: Collection[Path]) -> None:
     with ThreadPoolExecutor(FSYNCS_AT_ONCE) as threads:
         try:
             list((threads.map if len(paths) > 1 else map)(fsync, paths))  # list() raises a thread's first error
-        except RuntimeError:  # Python starts no thread while it ends
+        except RuntimeError:  # Python cannot start a thread while the interpreter shuts down
             list(map(fsync, paths))
 
 
@@ -53,9 +53,9 @@ def place(study_dir: Path, relative: str, data: bytes) -> None:
 
 
 def place_output(out: Path, relative: str, data: bytes) -> None:
-    """Atomically write one file below the folder `out`, given as --out. Raises ConfigError if writing fails."""
+    """Atomically write one file below `out`, the folder given as --out. Raises ConfigError if writing fails."""
     for part in (out / "state").glob(f"*.{socket.gethostname()}-*.part"):
-        if not os.path.exists(f"/proc/{part.stem.rpartition('-')[2]}"):  # its command was killed
+        if not os.path.exists(f"/proc/{part.stem.rpartition('-')[2]}"):  # the command that wrote this file was killed
             part.unlink(missing_ok=True)
     try:
         (out / relative).parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +68,11 @@ def place_output(out: Path, relative: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(above: Path, name: str) -> Iterator[Path]:
-    """Yield a new folder in `above`, and remove it at the end, with those that killed commands have left unlocked."""
+    """Yield a new, locked folder in `above`, and remove it at the end. Also remove the folders of killed commands."""
     folder = Path(tempfile.mkdtemp(".part", f"{name}{SCRATCH}", above))
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks, where nothing is removed either
+        with contextlib.suppress(OSError):  # without locks, the folders of killed commands are not removed either
             fcntl.flock(lock, fcntl.LOCK_EX)
         for left in above.glob(f"*{SCRATCH}????????.part"):
             with contextlib.suppress(OSError):
@@ -91,7 +91,8 @@ def scratch_folder(above: Path, name: str) -> Iterator[Path]:
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
     """Atomically write several files, given as (relative path, bytes). All files are fsynced before any is moved.
 
-    Bytes of None stand for a file that exists, whose writer may have been killed before it fsynced the folder.
+    The bytes are None for a file that already exists. Its folder is still fsynced, because the process that wrote the
+    file may have been killed before the fsync.
     """
     state = study_dir / "state"
     writer = f"{socket.gethostname()}-{os.getpid()}"
@@ -160,16 +161,16 @@ def reading(path: Path, study_dir: Path) -> Iterator[None]:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether an error while reading a file means that the file is damaged, unlike a missing permission or memory."""
-    # An OSError of the operating system has an errno; pyarrow's OSError for damaged bytes has none, and that of
-    # places.opener for a folder or a pipe in a file's place has 0.
+    """Return whether an error while reading a file means damage, and not a missing permission or too little memory."""
+    # An OSError of the operating system has a positive errno. pyarrow's OSError for damaged bytes has no errno.
+    # places.opener raises an OSError with errno 0 if the path is that of a folder or a pipe.
     known = (None, 0, errno.EIO)
     return not isinstance(error, MemoryError) and (not isinstance(error, OSError) or error.errno in known)
 
 
 def damage(error: BaseException) -> str:
     """Format an error about damaged bytes as one line of at most 100 characters."""
-    # The text of an OSError of errno 0 would name the path again.
+    # str() of an OSError with errno 0 would repeat the path, which the caller's message contains.
     text = error.strerror if isinstance(error, OSError) and error.errno == 0 else error
     return " ".join(str(text).split())[:100] or type(error).__name__
 

@@ -47,7 +47,7 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
     """Hold the study's lock; yields the lock's file descriptor, which workers inherit. Creates the study's folder.
 
     An exclusive holder also completes a compaction that was killed between its two renames.
-    command: this command, which the error of a command that finds the lock taken names.
+    command: this command's text, which other commands show in their error message when the lock is taken.
     shared: whether other `normstudy run` commands, which write other files, may hold the lock at the same time.
     patience: seconds to wait for another command to end (default: PATIENCE_SECONDS if shared, else 0).
     Raises ConfigError if another command holds the lock, if the folder cannot be written, or if `shared` is true and a
@@ -66,7 +66,7 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
             raise ConfigError(swap.SWAPPING.format(study_dir))
         yield fd
     finally:
-        os.close(fd)  # LOCK_UN would free the lock although workers that inherited the descriptor may be alive
+        os.close(fd)  # not LOCK_UN, which would free the lock while workers that inherited the descriptor are alive
 
 
 def make_exclusive(fd: int) -> bool:
@@ -129,8 +129,9 @@ def _note(content: bytes) -> Holder:
 def holder_of(study_dir: Path) -> Holder | None:
     """Return the holder of the study's lock; None if the lock is free.
 
-    The lock is not taken, because a sweep that starts meanwhile would fail, but looked up in the kernel's list, because
-    the lock file outlives its holder. If another machine wrote the file, the holder that it names is not verified.
+    The lock file names a holder, but may be older than the current lock. So the kernel's list of locks is read. This
+    function does not try to take the lock, because a sweep that starts at that moment would then fail. A holder on
+    another machine is returned unverified.
     """
     try:
         status, content = (study_dir / LOCK).stat(), places.read(study_dir / LOCK)
@@ -151,7 +152,8 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
         text = KERNEL_LOCKS.read_text()
     except OSError:
         return None
-    # Lines such as `1: FLOCK  ADVISORY  WRITE 13361 fe:00:2146926 0 EOF`; that of a waiting process has an arrow.
+    # A held lock has a line such as `1: FLOCK  ADVISORY  WRITE 13361 fe:00:2146926 0 EOF`. The line of a process that
+    # waits for a lock has an arrow after the colon, so the pattern does not match.
     listed = re.findall(rf"^\d+: FLOCK +\S+ +(\S+) +(\S+) +(\S+):{lock.st_ino} ", text, re.MULTILINE)
     device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
     # On some file systems (btrfs), the device in the kernel's list differs from the device that stat returns. Then the
@@ -163,9 +165,10 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
 def hold_runs(study_dir: Path, run_ids: Sequence[str]) -> Iterator[list[str]]:
     """Lock the runs that no other process has locked, without waiting; yields the locked runs' run_ids.
 
-    A run's lock is the byte of RUN_LOCKS at the position in the run_id's last hexadecimal number. Calls must not be
-    nested, because closing any descriptor of the file frees all locks of the process. On a file system without locks,
-    all run_ids are yielded. Raises StorageError if RUN_LOCKS cannot be opened or locked.
+    A run's lock is one byte of the file RUN_LOCKS; the hexadecimal number at the end of the run_id is the byte's
+    position. Calls must not be nested, because closing any descriptor of RUN_LOCKS frees all of the process's locks on
+    the file. On a file system without locks, all run_ids are yielded. Raises StorageError if RUN_LOCKS cannot be opened
+    or locked.
     """
     with files.storing(study_dir):
         (study_dir / RUN_LOCKS).parent.mkdir(parents=True, exist_ok=True)

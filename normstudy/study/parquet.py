@@ -21,18 +21,18 @@ from normstudy.study import files, schema
 from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMAS, run_of
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-Stretch = tuple[str, Ints, Ints]  # a run_id, its consecutive steps in their order, and the number of rows at each
+Stretch = tuple[str, Ints, Ints]  # consecutive rows of one run: run_id, distinct steps, number of rows at each step
 # With level 15, a compacted file is a tenth smaller than with zstd's default level. Level 19 saves no more.
 COMPACTED_OPTIONS = {"compression": "zstd", "compression_level": 15}
 MARK = b"nsfooter"
-TAIL = 1 << 20  # bytes: where a footer's mark is looked for, if the footer's length is wrong
+TAIL = 1 << 20  # MARK is searched for in this many bytes at the end of a file, in case the footer's length is damaged
 
 
 def bytes_of(content: pa.Table, **options: object) -> bytes:
     """Encode a table as Parquet bytes. options: keyword arguments of pyarrow's write_table.
 
-    pyarrow trusts a file's footer, which no checksum of Parquet protects. A changed bit could end the process, hide
-    rows or show one column as another. So MARK and a checksum stand before it, where no reader of Parquet looks.
+    The Parquet format has no checksum for a file's footer. A flipped bit in the footer could crash pyarrow, hide rows
+    or swap two columns. So MARK and a checksum are stored before the footer, where Parquet readers ignore them.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(content, sink, **options)
@@ -42,7 +42,7 @@ def bytes_of(content: pa.Table, **options: object) -> bytes:
 
 
 def write_options(table: str) -> dict[str, object]:
-    """Return a table's write options, by which the many files of `runs` are fast to write and other files small."""
+    """Return a table's write options: `runs` has many files, which must be fast to write; other files must be small."""
     if table == "runs":
         return {
             "compression": "none", "use_dictionary": False, "write_statistics": False,
@@ -52,7 +52,7 @@ def write_options(table: str) -> dict[str, object]:
 
 
 def _compact(names: Sequence[str], floats: Sequence[str]) -> dict[str, object]:
-    """Return options for small files: floats byte by byte, other columns as dictionaries."""
+    """Return write options for small files: float columns are byte-stream-split, other columns dictionary-encoded."""
     return {
         "compression": "zstd", "use_dictionary": [name for name in names if name not in floats],
         "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT"), "write_page_checksum": True,
@@ -73,22 +73,22 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
     """Open a Parquet file, given its path or its bytes. Each page's checksum is verified when the page is read."""
     if isinstance(source, Path):
         os.close(places.opener(str(source), os.O_RDONLY))
-    # Given a path, pyarrow would take x:y for an address, and refuse a name that is not UTF-8.
+    # Do not pass the path to ParquetFile, which would read x:y as an address and refuse a name that is not UTF-8.
     opened = pa.OSFile(os.fsencode(source)) if isinstance(source, Path) else pa.BufferReader(source)
     _check_footer(opened)
     file = pq.ParquetFile(opened, page_checksum_verification=True)
     about = file.metadata
     groups = [about.row_group(i) for i in range(about.num_row_groups)]
-    # Files of older versions have no checksum of the footer. A changed bit in a number of rows could hide rows.
+    # Older versions wrote no checksum of the footer, so a flipped bit in a number of rows could hide rows.
     if sum(g.num_rows for g in groups) != about.num_rows or any(
         g.num_columns and g.column(0).num_values != g.num_rows for g in groups
     ):
-        raise ValueError("its numbers of rows contradict each other")
+        raise ValueError("the file's row counts contradict each other")
     return file
 
 
 def _check_footer(file: pa.NativeFile) -> None:
-    """Raise ArrowInvalid if a file's footer is not the one that was written. Older versions wrote no checksum."""
+    """Raise ArrowInvalid if a file's footer does not match its checksum. Files of older versions have no checksum."""
     size = file.size()
     file.seek(max(0, size - 8))
     length = int.from_bytes(file.read(4), "little")
@@ -102,7 +102,7 @@ def _check_footer(file: pa.NativeFile) -> None:
 
 
 def open_table(path: Path) -> pq.ParquetFile:
-    """Open a file of a study's table. An uncompacted file is small, so reading it whole at the start saves time."""
+    """Open a file of a study's table. An uncompacted file is small, so it is first read into memory, to save time."""
     return open_file(path if path.name == COMPACTED_FILE else places.read(path))
 
 
@@ -138,10 +138,13 @@ def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
 
 
 def unknown_columns(table: str, names: Sequence[str]) -> list[str]:
-    """Return the columns that only a newer version knows. Raises ArrowInvalid if one is missing, too: a bit changed."""
+    """Return the unknown columns, which a newer version wrote. Raises ArrowInvalid if known columns are also missing.
+
+    A newer version only adds columns, so then a column's name is damaged.
+    """
     unknown, missing = sorted({*names} - {*SCHEMAS[table].names}), [f for f in SCHEMAS[table].names if f not in names]
     if unknown and missing:
-        raise pa.ArrowInvalid(f"it has a column {unknown[0]!r} and none {missing[0]!r}")
+        raise pa.ArrowInvalid(f"it has an unknown column {unknown[0]!r} but no column {missing[0]!r}")
     return unknown
 
 
@@ -158,9 +161,9 @@ def conform(table: str, content: pa.Table) -> pa.Table:
         raise ConfigError(
             f"{table} has columns unknown to normstudy {version('normstudy')}: {unknown}. Update normstudy"
         )
-    for f in content.schema:  # no checksum protects the types; a number of another type is another number
+    for f in content.schema:  # older versions wrote no checksum of the types, and a wrong type changes the values
         kind = fields.field(f.name).type
-        # pandas writes integers with nulls as floats; the cast below refuses any other float.
+        # pandas writes integers with nulls as floats. The cast below raises an error for a float with a fraction.
         alike = pa.types.is_integer(kind) and pa.types.is_floating(f.type)
         if f.type != kind and not alike and not (_is_text(f.type) and _is_text(kind)):
             raise pa.ArrowInvalid(f"its column {f.name} has the type {f.type} instead of {kind}")
@@ -186,18 +189,18 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def join(parts: Sequence[pa.Table]) -> pa.Table:
-    """Join tables, and copy each column into one array: n arrays of one row would take a hundred times the memory."""
+    """Join tables, and copy each column into one array: many one-row arrays would need a hundred times the memory."""
     return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
 
 def rows_by_step(part: pa.Table) -> list[Stretch]:
-    """Count the rows of each run at each step. Equal runs and steps that do not follow each other count apart."""
+    """Count the rows of each run at each step. Equal steps that are not consecutive are counted separately."""
     ids, steps = part["run_id"].dictionary_encode().combine_chunks(), part["step"].fill_null(-1).to_numpy()
     codes = ids.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     starts = np.flatnonzero(np.diff(codes, prepend=-2) | np.diff(steps, prepend=-2))
     rows, codes, steps = np.diff(starts, append=len(codes)), codes[starts], steps[starts]
     ends = [*np.flatnonzero(np.diff(codes, prepend=-2)), len(codes)]
-    names = [*ids.dictionary.to_pylist(), "null"]  # the last one, at -1, replaces a missing run_id
+    names = [*ids.dictionary.to_pylist(), "null"]  # the last name, at index -1, replaces a missing run_id
     return [(str(names[codes[a]]), steps[a:b], rows[a:b]) for a, b in itertools.pairwise(ends)]
 
 
@@ -205,7 +208,7 @@ def read_file(path: Path, wanted: pa.Schema, chosen: Sequence[str] | None = None
     """Read the columns of `wanted`, with the table's keys, from a table's file, one row group at a time.
 
     chosen: sorted run_ids; only the rows of these runs are read from a compacted file (default: all rows). Raises
-    ConfigError for a damaged file, and for one that holds other rows than its name says.
+    ConfigError if the file is damaged, or if its rows are not those of the run and window in its name.
     """
     with files.reading(path, path.parents[2]):
         chosen = chosen if path.name == COMPACTED_FILE else None
@@ -223,7 +226,7 @@ def read_file(path: Path, wanted: pa.Schema, chosen: Sequence[str] | None = None
 
 
 def _check_name(path: Path, part: pa.Table) -> None:
-    """Raise ConfigError if rows do not belong to the run and window in their file's name, as after a copy."""
+    """Raise ConfigError if rows are not those of the run and window in their file's name: the file may be a copy."""
     table = path.parent.name
     held = sorted(map(str, part["run_id"].unique().to_pylist()))
     what = f"rows of {', '.join(held)}" if held and held != [run_of(table, path.name)] else ""
@@ -231,12 +234,12 @@ def _check_name(path: Path, part: pa.Table) -> None:
         first, window = part["step"][0].as_py(), int(path.stem.rpartition("-")[2])  # rows are sorted by their step
         what = f"step {first}" if first is None or first < window * schema.window_size(1) else ""
     if what:
-        raise Damaged(f"{path} contains {what}: run normstudy check {path.parents[2]}")
+        raise Damaged(f"{path} contains {what}, which contradicts its name: run normstudy check {path.parents[2]}")
 
 
 def _may_hold(group: pq.RowGroupMetaData, chosen: Sequence[str]) -> bool:
     """Whether one of the sorted run_ids `chosen` lies between the first and the last run_id of a row group."""
-    statistics = group.column(0).statistics  # files of the table `runs` have none, so any run may be in them
+    statistics = group.column(0).statistics  # files of the table `runs` have no statistics, so they may hold any run
     if statistics is None or not statistics.has_min_max:
         return True
     at = bisect.bisect_left(chosen, statistics.min)

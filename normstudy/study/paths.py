@@ -9,7 +9,7 @@ from pathlib import Path
 
 from normstudy.errors import ConfigError
 
-# duckdb and polars expand patterns and take key=value for a partition; pyarrow and pandas take x:y for an address.
+# duckdb and polars expand patterns and read key=value as a partition; pyarrow and pandas read x:y as an address.
 MISREAD = re.compile(r"[=*?[]|^[A-Za-z][\w+.-]*:")
 OWN_FOLDERS = ("tables", "state", "sweeps")  # folders reserved for the study's own files
 
@@ -23,7 +23,7 @@ def check_study(results_dir: str, study: str) -> None:
     if misread and not (folder / "tables" / "runs").is_dir():  # a study of an older version may have any path
         raise ConfigError(
             f"results_dir {results_dir!r} study {study!r} contains {misread[0]!r}, so programs that read the tables "
-            "would take the path for an address, a pattern or a partition: choose a path without it"
+            f"would read the path as an address, a pattern or a partition: choose a path without {misread[0]!r}"
         )
     if folder.is_symlink():
         raise ConfigError(_link(folder) + ", but a study's folder must not be a link: choose another study")

@@ -20,7 +20,7 @@ from normstudy.config import RunConfig, places
 from normstudy.study import files, parquet, schema, tables
 
 LOGS = "state/logs"
-# The columns of a record: all planned runs; the batch in which a run is to train, null for a finished run.
+# The columns of a sweep's record, which has one row per planned run. `batch` is null for a run that is finished.
 RECORD = pa.schema([pa.field("run_id", pa.string(), nullable=False), ("batch", pa.int32()), ("n_steps", pa.int32())])
 
 
@@ -39,12 +39,12 @@ def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str
 
 
 def tries_of(study_dir: Path) -> Counter[str]:
-    """Return run_id -> number of crashes, counted from the logs. A copy of a log, such as `a-1 (1).txt`, is none."""
+    """Return run_id -> number of crashes, counted from the logs. A copy of a log, e.g. `a-1 (1).txt`, is ignored."""
     names = (path.stem.rpartition("-") for path in (study_dir / LOGS).glob("*.txt"))
     return Counter(run_id for run_id, _, number in names if number.isdecimal())
 
 
-# Keys: "command" (the command line, as text), "overrides" (a list of texts), and of a search "search" (its settings).
+# Keys: "command" (the command line, as text), "overrides" (a list of texts), for a search also "search" (its settings).
 Request = dict[str, Any]
 
 
@@ -78,7 +78,7 @@ class SweepRecord(NamedTuple):
 
 
 def began_of(name: str) -> float | None:
-    """Parse when a sweep began, in seconds since 1970, from its record's file name; None for any other file name."""
+    """Return when a sweep began, in seconds since 1970, given its record's file name; None for any other file name."""
     try:
         stamp = datetime.datetime.strptime(name, "%Y%m%dT%H%M%S.%f.parquet")
     except ValueError:
@@ -87,12 +87,15 @@ def began_of(name: str) -> float | None:
 
 
 def paths_of(study_dir: Path) -> list[Path]:
-    """Return the paths of the records in sweeps/, oldest first, without other files, such as a copy `a (1).parquet`."""
+    """Return the paths of the records in sweeps/, oldest first. Copies, such as `a (1).parquet`, are ignored."""
     return sorted(path for path in (study_dir / "sweeps").glob("*.parquet") if began_of(path.name) is not None)
 
 
 def read_record(path: Path) -> tuple[SweepRecord, dict[str, int | None]]:
-    """Read a sweep's record, and the length of each planned run, None from an older version. Raises Damaged."""
+    """Return a sweep's record, and run_id -> n_steps of each planned run. Raises Damaged.
+
+    n_steps is None if an older version wrote the record.
+    """
     with files.reading(path, path.parents[1]):
         table = parquet.read(places.read(path))
         if "n_steps" not in table.column_names:
@@ -111,7 +114,7 @@ def git_commit() -> str | None:
         return subprocess.run(["git", "-C", package, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # an untracked package lies in another project's checkout
+        git("ls-files", "--error-unmatch", "__init__.py")  # fails if the checkout is that of another project
         commit = git("rev-parse", "HEAD")
         return f"{commit}-dirty" if git("status", "--porcelain", "--", package) else commit
     except (OSError, subprocess.CalledProcessError):

@@ -16,9 +16,9 @@ Rows = Mapping[str, Mapping[str, Sequence[object]]]  # one window's rows: rows[t
 SCHEMA_FILE = "0-schema.parquet"
 COMPACTED_FILE = "1-compacted.parquet"
 SEALED = "SEALED"
-WATCH = "watch"  # the source of a run that normstudy.watch recorded; every other run has none
-WATCHED_WINDOW = 1000  # steps in a window of such a run
-UNFILLED = {"batch_size", "seq_len"}  # columns that such a run leaves null, whatever its config says
+WATCH = "watch"  # the column `source` of a run that normstudy.watch recorded (a watched run); null for other runs
+WATCHED_WINDOW = 1000  # number of steps in a window of a watched run
+UNFILLED = {"batch_size", "seq_len"}  # columns that are null for a watched run, whatever its config says
 MODULES = (
     "embed", "pos", "embed_norm", "attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2", "norm1_out",
     "norm2_out", "norm1_inner", "norm2_inner", "qkv_norm", "scale", "own", "final_norm", "unembed",
@@ -62,10 +62,10 @@ SCHEMAS: dict[str, pa.Schema] = {
     "modules": _series_schema("layer", "module", *_NORMS),
     "residual": _series_schema("layer", "rms", "grad_norm"),
 }
-RECORDED = {  # the columns of which the runner has numbers; it clips by a factor that its settings tell
+RECORDED = {  # table -> the columns that training records; only watched runs have a clip_factor
     t: [f.name for f in SCHEMAS[t] if f.name not in ("run_id", "clip_factor")] for t in SERIES
 }
-KEYS = {t: pa.schema([f for f in s if f.name in ("run_id", "step")]) for t, s in SCHEMAS.items()}  # of a run's rows
+KEYS = {t: pa.schema([f for f in s if f.name in ("run_id", "step")]) for t, s in SCHEMAS.items()}
 SORT = {"runs": ["run_id"], **{t: [f.name for f in SCHEMAS[t] if f.type != FLOAT_TYPE] for t in SERIES}}
 
 
@@ -76,7 +76,7 @@ def plain_schema(table: str) -> pa.Schema:
 
 def window_size(n_steps: int, source: object = None) -> int:
     """Return the number of steps in a window (the range of steps in one file) of a run with `n_steps` steps."""
-    if source == WATCH:  # nobody knows the length of a watched loop before its end
+    if source == WATCH:  # the length of a watched training loop is unknown until the loop ends
         return WATCHED_WINDOW
     return max(200, math.ceil(n_steps / 10))
 
@@ -87,7 +87,7 @@ def window_name(run_id: str, window: int) -> str:
 
 
 def config_columns(config: RunConfig) -> dict[str, object]:
-    """Return a `runs` row's columns that are known before training: keys, what `auto` means, code hashes, versions."""
+    """Return a `runs` row's columns known before training: config keys, resolved values, code hashes and versions."""
     resolved = {f"resolved_{name}": value for name, value in dataclasses.asdict(cfg.resolve(config.model)).items()}
     versions = {"identity_version": cfg.IDENTITY_VERSION, "numerics": cfg.NUMERICS}
     return cfg.asked(config) | resolved | cfg.own_sources(config.model) | versions

@@ -13,7 +13,7 @@ OLD_TABLES = "state/tables.old"  # folder of the old tables during the swap
 
 
 def check_not_swapping(study_dir: Path) -> None:
-    """Raise ConfigError if a compaction is replacing tables/, or was killed at it, or if the folder is unreadable."""
+    """Raise ConfigError if a compaction is replacing tables/ or was killed while doing so, or if reading fails."""
     try:
         swapping = (study_dir / OLD_TABLES).exists() and not (study_dir / "tables").exists()
     except OSError as error:
@@ -46,7 +46,7 @@ def finish_swap(study_dir: Path) -> None:
                 f"{old} contains the tables that an interrupted compaction was replacing, but {now} has newer files: "
                 f"to keep the old tables, move {now} away; to keep the newer files, move {old} away"
             )
-        # Remove tables/ if a command that found no tables/ after the interruption has created it. It has no rows yet.
+        # If tables/ exists, a command created it after the interruption. It has no rows, so remove it.
         shutil.rmtree(now, ignore_errors=True)
         os.rename(new if new.is_dir() else old, now)
         files.fsync(study_dir)

@@ -4,9 +4,9 @@
     results/<study>/tables/{steps,modules,residual}/<run_id>-<window>.parquet
     results/<study>/state/                                              partial files, logs, locks, checkpoints
 
-A window is a fixed range of steps. Its file is written in state/ and moved into its table's folder, and only changes if
-a newer version adds columns or the run is trained again. Each table's file `0-schema.parquet` has no rows, but tells
-readers the columns before any run has begun. `results/README.md` documents every column.
+A window is a fixed range of steps. A window's file is written in state/ and then moved into its table's folder. It
+changes only if a newer version adds columns or the run is trained again. Each table has a file `0-schema.parquet`
+without rows, from which readers learn the columns before any run has begun. `results/README.md` documents every column.
 """
 
 import contextlib
@@ -33,7 +33,8 @@ def prepare(study_dir: Path, *, shared: bool = False) -> None:
     """Create the study's folders and schema files, and add the columns that an older version's files lack.
 
     The caller must hold the study's lock. shared: whether other commands may write to the study at the same time; then
-    no file is changed. Raises ConfigError for a damaged file, for unknown columns, and for those that cannot be added.
+    no existing file is changed, and missing columns are an error. Raises ConfigError for a damaged file, for unknown
+    columns, or for missing columns if `shared` is true.
     """
     for table in TABLES:
         folder = study_dir / "tables" / table
@@ -45,12 +46,12 @@ def prepare(study_dir: Path, *, shared: bool = False) -> None:
                 continue
             if shared:
                 raise ConfigError(
-                    f"an older version of normstudy wrote {study_dir}, without columns that this version has: run its "
-                    f"sweep, which adds them, or normstudy compact {study_dir}, before other commands"
+                    f"an older version of normstudy wrote {study_dir}, which lacks columns of this version: to add "
+                    f"the columns, run its sweep or normstudy compact {study_dir} before other commands"
                 )
         if not shared:
             _add_columns(study_dir, table)
-        # Written last, so that the next sweep goes on with files that a killed process has left unchanged.
+        # Write the schema file last: if this process is killed before, the next sweep changes the remaining files.
         files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, SCHEMAS[table].empty_table()))
 
 
@@ -87,7 +88,7 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
 
 
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write `runs` rows, null for missing columns. `done` is never replaced by another status. Raises StorageError."""
+    """Write `runs` rows; missing columns become null. A `done` row keeps its status. Raises StorageError."""
     kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
     if unknown := {name for row in kept for name in row} - set(SCHEMAS["runs"].names):
         raise KeyError(f"the table runs has no columns named {sorted(unknown)}")
@@ -105,7 +106,7 @@ def is_done(study_dir: Path, run_id: str) -> bool:
 
 
 def damaged_and_unfinished(study_dir: Path) -> list[str]:
-    """Return the runs whose row cannot be read, although their checkpoint shows that they are not finished."""
+    """Return the runs that have a checkpoint, and so are unfinished, but whose row in `runs` cannot be read."""
     found = []
     for run_id in sorted(path.name for path in (study_dir / checkpoints.FOLDER).glob("*")):
         try:
@@ -141,7 +142,7 @@ def names_in(folder: Path) -> list[str]:
     if strange := {name for name in names if not schema.is_stored(folder.name, name)}:
         first, *more = sorted(strange)
         also = f" and {len(more)} more" if more else ""
-        warn(f"{folder}/{first}{also}: not read, because normstudy gives its files other names; move it away")
+        warn(f"{folder}/{first}{also}: not read, because normstudy never writes files of such names; move it away")
     return [name for name in names if name not in strange]
 
 
@@ -153,9 +154,9 @@ def check_is_study(study_dir: Path) -> None:
 
 
 def _has_runs(study_dir: Path) -> bool:
-    """Whether there is a table `runs`. Raises ConfigError if it lacks the compacted file that other tables have."""
+    """Return whether there is a table `runs`. Raises ConfigError if only other tables have a compacted file."""
     check_not_swapping(study_dir)
-    # In this order, because a compaction may be replacing the tables.
+    # Look for the file of `runs` last, because a compaction may create the files while this line runs.
     compacted = [table for table in (*SERIES, "runs") if (study_dir / "tables" / table / COMPACTED_FILE).exists()]
     if compacted and "runs" not in compacted:
         raise _lacks_runs(study_dir, "is missing", compacted[0])
@@ -164,13 +165,13 @@ def _has_runs(study_dir: Path) -> bool:
 
 def _lacks_runs(study_dir: Path | str, what: str, table: str) -> ConfigError:
     return ConfigError(
-        f"{study_dir}/tables/runs/{COMPACTED_FILE} {what}, but tables/{table} has rows of its runs: restore the file "
-        f"from a copy, or move {study_dir} away and rerun the sweep"
+        f"{study_dir}/tables/runs/{COMPACTED_FILE} {what}, but tables/{table} has rows of the missing runs: restore "
+        f"the file from a copy, or move {study_dir} away and rerun the sweep"
     )
 
 
 def gathered(study_dir: Path, table: str) -> set[str]:
-    """Return the runs in the compacted file of a table; none if it cannot be read, which its own readers say."""
+    """Return the runs in a table's compacted file; an empty set if it cannot be read, which other functions report."""
     path = study_dir / "tables" / table / COMPACTED_FILE
     with contextlib.suppress(FileNotFoundError, ConfigError), files.reading(path, study_dir):
         return set(open_file(path).read(["run_id"])["run_id"].unique().to_pylist())
@@ -183,7 +184,7 @@ def is_watched(study_dir: Path) -> bool:
 
 
 def kind_of(study_dir: Path) -> str | None:
-    """Return the column `source` of a study's first sound run, or "" if there is none. All its runs are of one kind."""
+    """Return the column `source`, which is equal for all runs of a study; "" if no run's row can be read."""
     folder, fields = study_dir / "tables" / "runs", pa.schema([SCHEMAS["runs"].field(n) for n in ("run_id", "source")])
     for name in sorted(path.name for path in folder.glob("*.parquet") if schema.is_stored("runs", path.name)):
         with contextlib.suppress(ConfigError):
@@ -204,17 +205,17 @@ def read(
     skip: Collection[str] = (),
     counted: list[Stretch] | None = None,
 ) -> pd.DataFrame:
-    """Read one table of a study as a DataFrame, sorted by SORT[table]. `whole.read` also finds rows that are missing.
+    """Read one table of a study as a DataFrame, sorted by SORT[table]. Only `whole.read` also detects missing rows.
 
     columns, run_ids, module: what to read (default: everything).
     text: whether to return `run_id` and `module` as text; if False, they are pandas categories in alphabetical order,
     which need far less memory. skip: run_ids whose uncompacted files are not read. counted: a list to which the
-    number of rows of each run at each step, of all modules, are appended.
+    result of parquet.rows_by_step is appended, for the rows of all modules.
     Raises ConfigError for a damaged file or a folder that is not a study.
     """
     check_is_study(Path(study_dir))
     every = table == "runs" and run_ids is None
-    # Found before `runs` is read, because a compaction may be replacing the tables.
+    # List the other tables' runs before reading `runs`, because a compaction may replace the tables in between.
     began = runs_with_windows(Path(study_dir)) if every else set()
     compacted = gathered(Path(study_dir), "steps") if every else set()
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
@@ -234,7 +235,7 @@ def read(
 
 
 def runs_with_windows(study_dir: Path) -> set[str]:
-    """Return the runs that have a window. Their rows in `runs` were written before."""
+    """Return the runs that have an uncompacted window. A run's row in `runs` is written before its first window."""
     names = ((table, name) for table in SERIES for name in names_in(study_dir / "tables" / table))
     return {run_of(table, name) for table, name in names if name not in (SCHEMA_FILE, COMPACTED_FILE)}
 
@@ -256,7 +257,7 @@ def rows(
     skip: Collection[str] = (),
     counted: list[Stretch] | None = None,
 ) -> pa.Table:
-    """Read rows of a table's folder, unsorted, as `read`. Each dictionary column has one dictionary for all rows."""
+    """Read a table's rows, unsorted; the arguments are those of `read`. Each dictionary column has one dictionary."""
     names = [name for name in names_in(folder) if run_of(folder.name, name) not in skip]
     if run_ids is not None:
         run_ids = sorted(run_ids)

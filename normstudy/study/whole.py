@@ -1,7 +1,7 @@
-"""Find runs that lack rows, so that nobody takes a part of a run's rows for the whole.
+"""Find runs that lack rows, so that no result is computed from only some of a run's rows.
 
-A run's row in the table `runs` says which rows the other tables must have. A row can be missing because a file was lost
-or replaced, or because a changed bit lies in the part of a file that says how many rows the file has.
+A run's row in the table `runs` determines which rows the other tables must have. A row can be missing because a file
+was lost or replaced, or because a bit was flipped in the part of a file that says how many rows the file has.
 """
 
 import math
@@ -19,7 +19,7 @@ from normstudy.study.parquet import Ints, Stretch
 
 # The columns of `runs` that determine which rows a run must have in the other tables.
 COLUMNS = ("run_id", "status", "n_steps", "n_layers", "probe_dense_steps", "probe_every", "nonfinite_step", "source")
-NONE = (np.empty(0, np.int64), np.empty(0, np.int64))  # the distinct steps, and the number of rows at each, of no rows
+NONE = (np.empty(0, np.int64), np.empty(0, np.int64))  # (distinct steps, number of rows at each) of a run without rows
 
 
 class Expected(NamedTuple):
@@ -33,12 +33,12 @@ class Expected(NamedTuple):
     every: int  # the run's probe_every
     nonfinite_step: float | None  # the step at which the run diverged; None or NaN if it did not
     source: object = None  # schema.WATCH for a run that normstudy.watch recorded
-    saved: int = 0  # the step from which an unfinished run's checkpoint goes on
+    saved: int = 0  # the step at which an unfinished run resumes from its checkpoint
 
     def last(self, steps: Ints) -> int:
-        """Return the last step with rows: the run's last, or the last of an unfinished run's complete windows.
+        """Return the last step that must have rows: the run's last step, or that of an unfinished run's last window.
 
-        steps: those of which there are rows.
+        steps: the steps that have rows.
         """
         if self.status == "done" and self.source == schema.WATCH:
             return self.n_steps - 1
@@ -50,9 +50,9 @@ class Expected(NamedTuple):
 
 
 def expected_of(study_dir: Path | str, values: Iterable[object]) -> Expected:
-    """Return what a run's rows must be. values: those of COLUMNS.
+    """Return what determines a run's rows. values: the run's values of COLUMNS.
 
-    Call this before the other tables are read, because a sweep may be training the run.
+    Call this function before reading the other tables, because a sweep may be training the run.
     """
     run = Expected(*values)  # type: ignore[arg-type]
     head = None if run.status == "done" else checkpoints.head_of(Path(study_dir), run.name)
@@ -64,9 +64,10 @@ def _expected(study_dir: Path | str, runs: pd.DataFrame) -> list[Expected]:
 
 
 def steps_of(table: str, run: Expected, last: int) -> Ints:
-    """Return the steps up to `last` with rows of a run. Repeats the rule of `probes`, which would import torch.
+    """Return the steps up to `last` that must have rows, by the same rule as training.probes, which imports torch.
 
-    Nobody knows the last step of a watched loop before it has passed, and its model may have no residual stream.
+    A watched run does not probe its last step, which is unknown in advance. A watched model without a residual stream
+    has no rows in `residual`.
     """
     watched = run.source == schema.WATCH
     t = np.arange(0 if watched and table == "residual" and run.n_layers == 0 else last + 1)
@@ -81,7 +82,7 @@ def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
     """
     wanted = steps_of(table, run, run.last(steps))
     missing = strange = wanted[:0]
-    if not np.array_equal(wanted, steps):  # the comparison is faster, and most runs are whole
+    if not np.array_equal(wanted, steps):  # array_equal is faster than setdiff1d, and most runs lack no rows
         missing, strange = np.setdiff1d(wanted, steps), np.setdiff1d(steps, wanted)
     if len(missing):
         return f"lacks {len(missing)} of {len(wanted)} steps (the first is step {missing[0]})"
@@ -93,7 +94,7 @@ def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
 
 
 def wrong_in(table: str, run: Expected, rows: pa.Table) -> str:
-    """Describe which of its rows in a table a run lacks, in a string that may be empty."""
+    """Describe which rows of a table a run lacks, in a string that is empty if it lacks none."""
     return _wrong_of(table, [run], parquet.rows_by_step(rows)).get(run.name, "")
 
 
@@ -122,7 +123,7 @@ def read(
     *,
     text: bool = True,
 ) -> pd.DataFrame:
-    """Read with tables.read, but leave out the runs that lack rows, and warn which they are.
+    """Read one table as tables.read does, but leave out the runs that lack rows, and warn which runs these are.
 
     runs: rows of the table `runs` with COLUMNS. The other arguments are those of tables.read.
     """
@@ -135,7 +136,7 @@ def read(
 
 
 def find(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
-    """Return run_id -> which rows it lacks, for the runs of `run_ids` that are finished and lack rows."""
+    """Return run_id -> which rows the run lacks, for each run that lacks rows. run_ids: finished runs."""
     wrong: dict[str, str] = {}
     if run_ids:
         every = _expected(study_dir, tables.read(study_dir, "runs", list(COLUMNS), run_ids))
@@ -147,13 +148,13 @@ def find(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
 
 
 def wrong_in_files(study_dir: Path, run: Expected, *, is_new: bool) -> str:
-    """Describe what is wrong with the files of an unfinished run, in a string that may be empty.
+    """Describe what is wrong with the files of an unfinished run, in a string that is empty if nothing is wrong.
 
-    is_new: whether the run has neither a row in `runs` nor a checkpoint; then nobody knows what computed its windows.
+    is_new: whether the run has neither a row in `runs` nor a checkpoint; then it must have no windows.
     """
     windows = range(math.ceil(run.n_steps / schema.window_size(run.n_steps, run.source)))
     for table in schema.SERIES:
-        folder = study_dir / "tables" / table  # not listed, because it may hold the files of thousands of runs
+        folder = study_dir / "tables" / table  # do not list this folder, which may contain files of thousands of runs
         paths = [path for w in windows if (path := folder / schema.window_name(run.name, w)).exists()]
         if paths and is_new:
             return f"tables/{table}/{paths[0].name} has no row in tables/runs"

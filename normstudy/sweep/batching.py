@@ -6,7 +6,7 @@ from normstudy.config import BPE_VOCAB, EVAL_CHUNK, GATED, RunConfig, resolve
 
 # On a CPU a larger batch spreads the overhead of each operation over more runs, but no longer fits into the caches.
 # This table has the CPU time of one step of one run in ms, with 4, 8, 16, 32 and 64 runs per batch (- is not measured).
-# d32 L4 is a model with d_model 32 and 4 layers. Two cores of an EPYC Zen 5 were busy (torch 2.13, NumPy 2.4).
+# d32 L4 is a model with d_model 32 and 4 layers. Measured with two busy cores of an EPYC Zen 5 (torch 2.13, NumPy 2.4).
 #     d32 L4   -, 2.71, 2.23, 2.10, 2.05       d64 L2   -, 5.23, 5.26, 5.41, -
 #     d64 L6   13.9, 12.6, 13.1, 13.5, -       d128 L6  66.5, 70.3, -, -, -
 # Therefore runs are added to a batch until their residual streams together have about CPU_STREAM numbers. A batch has
@@ -47,7 +47,7 @@ def bytes_of_run(config: RunConfig) -> int:
 
 
 def seconds_of(config: RunConfig) -> float:
-    """Estimate a run's seconds on a core: 6 flops per parameter and token at 100 GFLOP/s, 0.3 ms a layer and step."""
+    """Estimate a run's seconds on a core: 6 flops per parameter and token at 100 GFLOP/s, 0.3 ms per layer and step."""
     m, d = config.model, config.data
     per_token = m.n_layers * (_matrices(config) + 2 * d.seq_len * m.d_model) + _vocab_size(config) * m.d_model
     flops = 6 * d.batch_size * d.seq_len * per_token
@@ -67,7 +67,7 @@ def _vocab_size(config: RunConfig) -> int:
 
 
 def free_memory(device: str, *, whole: bool = False) -> int:
-    """Return how many bytes of memory are free (if `whole`: exist) on the GPU, or in this machine or container."""
+    """Return the free bytes of memory (all bytes if `whole`) of the GPU, or of this machine or container."""
     if device == "cuda":
         import torch
 

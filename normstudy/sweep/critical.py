@@ -1,6 +1,6 @@
 """Search critical values: train round after round, until every cell is decided, and print the answer.
 
-Each round is an ordinary sweep of the runs that the undecided cells ask for, which follow from the study's tables.
+Each round is an ordinary sweep. The outcomes in the study's tables determine which runs the undecided cells need next.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,26 +23,26 @@ from normstudy.workers import progress
 
 
 class Asked(NamedTuple):
-    """A run that a cell asks for. cell: index of the cell."""
+    """A run that a cell needs. cell: index of the cell."""
 
     cell: int
     run: Run
 
 
 Compose = Callable[[Sequence[Asked]], list[RunConfig]]  # returns the configuration of each run
-# Trains a round, and first keeps the settings, if given, under the study's lock. The text is for the progress bar.
+# Writes the settings, if given, under the study's lock, then trains a round. The text is for the progress bar.
 Train = Callable[[Plan, Sequence[Asked], Settings | None, str], None]
 
 
 class Search:
-    """The cells of a search, and the outcomes that are known so far. settings: those of every cell."""
+    """The cells of a search, and the outcomes known so far. settings: the search's settings, which all cells share."""
 
     def __init__(self, cells: Sequence[RunConfig], compose: Compose) -> None:
         asked = kept.settings_of(cells)
         self.study_dir = Path(cells[0].results_dir) / cells[0].study
         self.n_cells, self.compose = len(cells), compose
         self.outcomes = [dict[Run, str]() for _ in cells]
-        # If both ends of the range, with the first and the last seed, are allowed, all runs between them are, too.
+        # If the runs at both ends, one with the first seed and one with the last, are valid, so are all runs between.
         ends = Run(asked.low, asked.seed), Run(asked.high, repeat_seeds(asked)[-1])
         runs = [config for run in ends for config in compose([Asked(i, run) for i in range(self.n_cells)])]
         self.settings = asked._replace(alike=kept.alike(runs))
@@ -60,7 +60,7 @@ class Search:
         return planned
 
     def note(self, planned: Plan, asked: Sequence[Asked]) -> None:
-        """Take the outcomes of a plan's runs from the tables."""
+        """Read the outcomes of a plan's runs from the tables into `outcomes`."""
         found = progress.outcomes_of(planned.study_dir, list(planned.ids))
         found |= dict.fromkeys(planned.given_up, CRASHED)
         for one, i in zip(asked, planned.ids, strict=True):
@@ -76,7 +76,10 @@ class Search:
 
 
 def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dry_run: bool) -> None:
-    """Search the critical values of all cells, whose own axis values and seeds do not matter. Raises RunsFailed."""
+    """Search the critical values of all cells. Raises RunsFailed if runs crash, after the last round.
+
+    cells: one configuration per cell, whose seed and whose value on the searched axis are ignored.
+    """
     search = Search(cells, compose)
     settings, study_dir = search.settings, search.study_dir
     kept.check_same(study_dir, settings)
@@ -104,7 +107,7 @@ def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dr
             )
         if asked := search.wanted():
             planned = search.plan(asked)
-    if kept.read(study_dir) is None and not planned.is_sealed:  # it was removed, and all runs are finished
+    if kept.read(study_dir) is None and not planned.is_sealed:  # the file was removed, and no round wrote it again
         with locks.hold_study(study_dir, "normstudy critical", shared=True):
             kept.keep(study_dir, settings)
     _print_answer(search, trained)
@@ -120,10 +123,10 @@ def _print_expected(search: Search, planned: Plan) -> None:
         f"round has {len(planned.runs)} runs, of which {len(planned.runs) - len(planned.missing)} are finished"
     )
     say(
-        f"expected: about {round(n * expected.runs)} runs ({expected.runs:.0f} a cell) to intervals narrower than "
-        f"{settings.width:g} decades; a grid of the same error, {expected.error:.2g} decades, with "
-        f"{simulate.GRID_SEEDS} seeds a value has about {round(n * expected.grid_runs)} runs "
-        f"({expected.grid_runs:.0f} a cell)"
+        f"expected: about {round(n * expected.runs)} runs ({expected.runs:.0f} per cell) until the intervals are "
+        f"narrower than {settings.width:g} decades; a grid with the same error, {expected.error:.2g} decades, and "
+        f"{simulate.GRID_SEEDS} seeds per value needs about {round(n * expected.grid_runs)} runs "
+        f"({expected.grid_runs:.0f} per cell)"
     )
 
 
@@ -132,8 +135,8 @@ def _print_answer(search: Search, new: int) -> None:
     say(render(*critical_values(search.study_dir, settings=settings)))
     used, expected = search.n_known(), simulate.expected(settings)
     say(
-        f"{used} runs, of which this command trained {new}; a grid of the error expected of such a search, "
-        f"{expected.error:.2g} decades, with {simulate.GRID_SEEDS} seeds a value has about "
+        f"{used} runs, of which this command trained {new}; a grid with the expected error of this search, "
+        f"{expected.error:.2g} decades, and {simulate.GRID_SEEDS} seeds per value needs about "
         f"{round(search.n_cells * expected.grid_runs)} runs"
     )
     if new and (damaged := draw(search.study_dir)) is not None:

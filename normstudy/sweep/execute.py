@@ -22,7 +22,7 @@ class RunsFailed(Exception):
 def execute(planned: Plan, request: Request, *, shared: bool = False, about: str = "") -> None:
     """Train a plan's missing runs on this machine. If a run crashes, raises RunsFailed after the other runs end.
 
-    shared: whether other commands may train other runs at the same time. about: what to say before the progress.
+    shared: whether other commands may train other runs at the same time. about: text before the progress.
     """
     study_dir = planned.study_dir
     over = None if shared else arrays.refuse_while_alive(study_dir)
@@ -54,10 +54,10 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
         for run_id in tables.damaged_and_unfinished(study_dir):
             (study_dir / "tables" / "runs" / f"{run_id}.parquet").unlink(missing_ok=True)
         if planned.lacking:
-            with locks.hold_runs(study_dir, list(planned.lacking)) as mine:  # another command may train the others
+            with locks.hold_runs(study_dir, list(planned.lacking)) as mine:  # all but those that another command trains
                 if lacking := whole.find(study_dir, mine):
                     compact.forget(study_dir, list(lacking), shared=shared)
-        statuses = tables.statuses(study_dir)  # again, because runs may have finished since the planning
+        statuses = tables.statuses(study_dir)  # read again, because runs may have finished since the planning
         batches = [ids for batch in planned.batches if (ids := [i for i in batch.run_ids if statuses.get(i) != "done"])]
         missing = {i: planned.runs[i] for ids in batches for i in ids}
         planning.refuse_if_sealed(study_dir, missing, planned.texts)
@@ -75,7 +75,7 @@ def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task
 
 
 def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: int | None) -> None:
-    """Remove a complete study's state folder. Raises RunsFailed if a planned run crashed, now or too often before.
+    """Remove a complete study's state folder. Raises RunsFailed if a run crashed now, or too often before.
 
     errors: run_id -> why the run crashed, for each run that just crashed.
     held: the file descriptor of the study's lock, or None if another command holds the lock.

@@ -22,7 +22,7 @@ from normstudy.workers.task import Task
 
 POLL_SECONDS = 1.0  # seconds between two checks for ended jobs, or for files that a network file system shows late
 LATE_SECONDS = 60.0  # seconds for which a network file system (NFS) may show an outdated list of a folder's files
-PATIENCE_SECONDS = 30.0  # longest wait for the study's lock, which jobs that are ending may still hold
+PATIENCE_SECONDS = 30.0  # longest wait for the study's lock, which ending jobs may still hold
 PAUSE_SECONDS = 2.5, 10.0  # seconds between two queries; the pause grows from the first value to the second
 CANCEL_SECONDS = 60.0  # longest wait for cancelled jobs to end; Slurm kills a cancelled job after half a minute
 
@@ -73,7 +73,7 @@ def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
 def statuses_of(study_dir: Path, tasks: Sequence[Task], *, complete: bool) -> dict[str, str]:
     """Return run_id -> status after the jobs have ended.
 
-    complete: whether every job succeeded, so that every run has a result, which a network file system may show late.
+    complete: whether every job succeeded. If so, wait for every run's result, which NFS may show late.
     """
     ids, end = [run_id for task in tasks for run_id in task.run_ids], time.monotonic() + LATE_SECONDS
     while True:
@@ -98,7 +98,7 @@ def wait(study_dir: Path, array: Array) -> ask.Counts:
     with Stop() as stop, Bar(total=total, initial=first, unit="step", unit_scale=True, **bar_options()) as bar:
         while True:
             jobs = looker.jobs()
-            if jobs is None or jobs.array != array:  # another command has removed or replaced the record
+            if jobs is None or jobs.array != array:  # another command has removed or replaced the jobs' record
                 return ask.Counts(0, 0, ended=1)
             if jobs.counts is None and jobs.why != asked:
                 print_error(f"Slurm does not answer ({jobs.why}); the jobs continue, and this command keeps waiting")
@@ -134,7 +134,7 @@ def cancel(study_dir: Path) -> str:
         holder = locks.holder_of(study_dir)
         if holder is not None and holder.verified:
             raise ConfigError(
-                f"{study_dir} has no jobs; {holder.text} is using it: end that process with Ctrl-C or kill -TERM"
+                f"{study_dir} has no jobs; {holder.text} is using the study: end that process with Ctrl-C or kill -TERM"
             )
         raise ConfigError(f"{study_dir} has no jobs to cancel: see normstudy status {study_dir}")
     end = time.monotonic() + CANCEL_SECONDS

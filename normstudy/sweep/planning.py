@@ -23,10 +23,10 @@ RETRY = (
     "To try failed runs again, add execution.retry_failed=true execution.max_tries=N with N greater than the number "
     "of times that they have failed"
 )
-LARGEST = 2**44  # bytes; no machine of a cluster is assumed to have more memory
+LARGEST = 2**44  # assumed largest memory of a cluster's machine in bytes
 GPU_OF_A_JOB = 2**36  # assumed memory of a job's GPU in bytes, because the submitting machine cannot query this GPU
 
-# column -> the column that determines it. If a run differs in both, the error names only the determining column.
+# column -> the column that determines its value. If a run differs in both, the error names only the determining one.
 IMPLIED_BY = {"data_seed": "seed", "data_sha256": "data"}
 
 
@@ -45,13 +45,13 @@ class Plan:
     ids: list[str]  # the run id of each requested config, in order
     runs: dict[str, RunConfig]  # run_id -> config of each distinct run, in order
     texts: dict[str, str]  # run_id -> sha256 of the run's text
-    missing: list[str]  # ids of the runs without a finished result
+    missing: list[str]  # ids of the runs that are not finished, or whose rows are incomplete
     batches: list[Batch]
     workers: int  # processes that train at the same time, summed over all jobs
     device: str
     is_sealed: bool
     given_up: list[str]  # ids of missing runs that crashed too often to be tried again
-    lacking: dict[str, str]  # id of each missing run that is finished but lacks rows -> which rows
+    lacking: dict[str, str]  # id of each finished run whose rows are incomplete -> which rows it lacks
     execution: ExecutionConfig
 
     @property
@@ -112,10 +112,10 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     if lacking and (study_dir / schema.SEALED).exists():
         raise ConfigError(f"{study_dir} is sealed, but {whole.said(lacking)}: restore its files from a copy")
     if missing and tables.is_watched(study_dir):
-        raise ConfigError(f"{study_dir} holds runs that normstudy.watch recorded: choose another study for a sweep")
+        raise ConfigError(f"{study_dir} contains runs that normstudy.watch recorded: choose another study for a sweep")
     is_sealed = refuse_if_sealed(study_dir, {i: runs[i] for i in missing}, texts)
     if execution.cluster == "slurm":
-        device = "cuda" if execution.gpus else "cpu"  # whatever devices the submitting machine has
+        device = "cuda" if execution.gpus else "cpu"  # regardless of the submitting machine's devices
         workers = execution.jobs * options.workers_of(execution)
     else:
         device = _device(execution.device)
@@ -132,7 +132,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
 
 
 def _check_memory(planned: Plan) -> None:
-    """Refuse batches that need more memory than there is here, or in a Slurm job."""
+    """Raise a ConfigError if the batches need more memory than this machine, or a Slurm job, has."""
     if planned.on_slurm:
         gigabytes = planned.execution.memory_gb
         limit, where = LARGEST if gigabytes is None else int(gigabytes * 2**30), " in a job"
@@ -140,8 +140,8 @@ def _check_memory(planned: Plan) -> None:
         limit, where = batching.free_memory(planned.device, whole=True), ""
     if planned.memory > limit:
         raise ConfigError(
-            f"training needs about {planned.memory / 1e9:,.3g} GB of memory, but there are {limit / 1e9:.3g} GB"
-            f"{where}: use a smaller model, data.batch_size or data.seq_len, or reduce execution.workers or "
+            f"training needs about {planned.memory / 1e9:,.3g} GB of memory, but there are only {limit / 1e9:.3g} "
+            f"GB{where}: use a smaller model, data.batch_size or data.seq_len, or reduce execution.workers or "
             "execution.runs_per_batch"
         )
 
@@ -154,7 +154,7 @@ def left_out(study_dir: Path, missing: list[str], statuses: dict[str, str], exec
 
 
 def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict[str, str]) -> bool:
-    """Return whether a study is sealed. Raises a ConfigError if a sealed study lacks any of the runs."""
+    """Return whether a study is sealed. Raises a ConfigError if it is sealed and `missing` is not empty."""
     if not (study_dir / schema.SEALED).exists():
         return False
     if missing:
@@ -188,7 +188,10 @@ def sealed_refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: M
 
 
 def _differences(held: pd.DataFrame, row: Mapping[str, object]) -> list[str]:
-    """Return the columns in which a run differs from the most similar run; of keys with `auto`, their resolved ones."""
+    """Return the columns in which a run differs from the most similar run in the study.
+
+    A key that may be `auto` is compared only by its resolved column.
+    """
     keys = [k for k in row if k in held and k not in ("study", "data_path") and f"resolved_{k}" not in row]
     same = pd.DataFrame({k: held[k].isna() if row[k] is None else held[k] == row[k] for k in keys})
     nearest = same.iloc[int(same.sum(axis=1).to_numpy().argmax())]
@@ -261,7 +264,7 @@ def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
 
 
 def _fitting(config: RunConfig, device: str, workers: int) -> int:
-    """Return how many runs of a config's shape can train together. Assumes that each Slurm job has its own machine."""
+    """Return how many runs of a config's shape can train together, if each Slurm job has its own machine."""
     execution = config.execution
     if execution.cluster == "local":
         return batching.runs_per_batch(config, device, workers)

@@ -26,10 +26,9 @@ def run_sweep(
 ) -> list[float | None]:
     """Train a sweep's missing runs, draw its figures and print the comparison.
 
-    Returns the final validation loss of each config, in order, or None. Raises a ConfigError before training starts if
-    a run cannot be trained as requested, or if another command is training the study, and RunsFailed, after all other
-    runs are finished and reported, if runs crash. detach: whether to return as soon as the sweep's Slurm jobs are
-    submitted.
+    Returns the final validation loss of each config, in order, or None. Raises a ConfigError before training if a run
+    cannot be trained as requested, or if another command is training the study. If runs crash, raises RunsFailed after
+    the other runs are finished and reported. detach: whether to return as soon as the Slurm jobs are submitted.
     """
     planned = planning.plan(configs)
     if detach and not planned.on_slurm:
@@ -93,12 +92,12 @@ def print_plan(planned: Plan, asked: int) -> None:
 
 
 def print_remarks(planned: Plan) -> None:
-    """Say which runs are trained again, and if model.norm_eps exceeds what it is added to, for the worst model."""
+    """Print which runs are trained again. Warn about the model whose model.norm_eps most exceeds a norm's variance."""
     if planned.lacking:
         print(f"{whole.said(planned.lacking)}: trained again", flush=True)
     found = [
         (read / config.model.norm_eps, read, norm, config.model)
-        for batch in planned.batches  # whose models differ only in their initialization
+        for batch in planned.batches  # the models of a batch differ only in their initialization
         for config in {planned.runs[i].model.init: planned.runs[i] for i in batch.run_ids}.values()
         for norm, read in moments.read_by_norms(config.model, config.data.seq_len).items()
     ]
@@ -107,8 +106,8 @@ def print_remarks(planned: Plan) -> None:
         rms = math.sqrt(share / (share + 1))
         print(
             f"model.norm_eps {model.norm_eps:g} exceeds the variance that {norm} of placement {model.placement} reads "
-            f"at initialization, about {read:.1g} with d_model {model.d_model}, so its output has an rms of {rms:.1g} "
-            "instead of 1: lower model.norm_eps, or widen the model",
+            f"at initialization, about {read:.1g} with d_model {model.d_model}, so the norm's output has an "
+            f"rms of {rms:.1g} instead of 1: lower model.norm_eps, or widen the model",
             flush=True,
         )
 
@@ -120,7 +119,7 @@ def losses_of(planned: Plan) -> list[float | None]:
 
 
 def draw(study_dir: Path) -> Damaged | None:
-    """Draw a study's figures; returns the error for a damaged file."""
+    """Draw a study's figures. Return the error if a file is damaged."""
     from normstudy.figures import together
 
     try:
@@ -136,7 +135,8 @@ def draw(study_dir: Path) -> Damaged | None:
 def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
     """Return the column by which to compare a sweep: warmup_steps if it varies, else the first varying column or None.
 
-    Seeds are excluded, because runs are paired by them, and columns of the text, whose losses are not comparable.
+    Seeds are excluded, because they pair the runs. Columns of the text are excluded, because losses on different texts
+    are not comparable.
     """
     columns = [cfg.asked(c) for c in runs]
     candidates = [k for k in comparable_columns() if k not in cfg.TEXT_COLUMNS]
@@ -145,7 +145,7 @@ def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
 
 
 def print_comparison(planned: Plan) -> None:
-    everyone = list(tables.statuses(planned.study_dir))  # as the comparison, also runs of earlier sweeps
+    everyone = list(tables.statuses(planned.study_dir))  # also runs of earlier sweeps, as in the comparison
     counts = Counter(progress.outcomes_of(planned.study_dir, everyone).values())
     print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")
     print("".join(f"{line}\n" for line in explained(counts)), end="")

@@ -1,7 +1,7 @@
 """Train a batch of runs as one program.
 
-vmap adds the run axis to the loss of one run, and autograd differentiates the sum of the losses outside the vmap. Runs
-do not interact, so the gradient of the sum with respect to one run's parameters is that of this run's loss.
+vmap adds the run axis to the loss of one run. Outside the vmap, autograd differentiates the sum of the losses. Runs do
+not interact, so the gradient of the sum with respect to one run's parameters is the gradient of this run's loss.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -29,8 +29,8 @@ SYNC_EVERY = 50  # steps after which results are copied from a GPU; rarely, beca
 class Record:
     """The results of one step. runs: the indices of the runs that took this step. Arrays have an entry for each run.
 
-    update_norm: of what the optimizer subtracts, before the parameters are rounded to float32. At a rate of 1e-10 it is
-    not the change of the parameters.
+    update_norm: the norm of what the optimizer subtracts. At a rate of 1e-10, the parameters change by other amounts,
+    because they are rounded to float32.
     """
 
     step: int
@@ -49,7 +49,7 @@ class End(NamedTuple):
 
     run: int
     final_val_loss: float | None
-    nonfinite_step: int | None  # n_steps if only the final validation loss is not finite; None if all numbers are
+    nonfinite_step: int | None  # n_steps if only the final validation loss is not finite; None if all are finite
 
 
 class ResumePoint(NamedTuple):
@@ -61,7 +61,7 @@ class ResumePoint(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The indices of the runs that train together, and their state before `step`, which the next step overwrites."""
+    """The runs that train together (indices), and their state before `step`, which is valid until the next step."""
 
     step: int
     runs: list[int]
@@ -100,11 +100,11 @@ def train_batch(
     A run leaves the batch after the step of its first non-finite training loss or gradient norm. A run has the same
     bits in every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
 
-    starts: each run's ResumePoint, or None for step 0. The least advanced runs train first until they reach the others.
-    snapshots: whether to yield a Snapshot after each transfer of results. The caller may close the generator then.
-    probing: whether to compute norms, which else are NaN. `normstudy bench` measures their cost.
-    sync_every: steps between transfers of results to the host, by default 1 on a CPU and SYNC_EVERY on a GPU. It
-    changes no results, but a diverged run leaves the batch only at a transfer.
+    starts: each run's ResumePoint, or None for step 0. The runs with the lowest step train first, until they reach the
+    step of the next ones. snapshots: whether to yield a Snapshot after each transfer of results. After a Snapshot, the
+    caller may close the generator. probing: whether to compute norms; if not, they are NaN. `normstudy bench` measures
+    their cost. sync_every: steps between transfers of results to the host, by default 1 on a CPU and SYNC_EVERY on a
+    GPU. It changes no results, but a diverged run leaves the batch only at a transfer.
     """
     first = configs[0]
     n_steps, eval_every = first.schedule.n_steps, first.eval.every
@@ -176,12 +176,12 @@ def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRun
 def _events(
     results: Iterable[tuple[int, bool, Inputs, Measured]], alive: list[int], val_loss: Array | None, *, probing: bool
 ) -> Generator[Record | End, None, blocks.Ints]:
-    """Yield a Record for each step, and an End for each run that becomes non-finite. Return the finite ones' places.
+    """Yield a Record for each step, and an End for each run that becomes non-finite. Return the finite runs' positions.
 
-    results: (step, probed, inputs, measured) per step. alive: the runs that the batch still trains. val_loss: the
-    validation losses before the first step, if any. Norms that were not computed are NaN.
+    results: (step, probed, inputs, measured) per step. alive: the runs that the batch still trains; the positions are
+    those in `alive`. val_loss: the validation losses before the first step, if any. Norms not computed are NaN.
     """
-    finite = np.arange(len(alive))  # places in alive
+    finite = np.arange(len(alive))
     for step, probed, inputs, measured in results:
         if not len(finite):
             break
@@ -193,7 +193,7 @@ def _events(
         loss, runs, rates = to_numpy(measured.loss)[finite], [alive[i] for i in finite], [inputs.lr[i] for i in finite]
         yield Record(step, runs, loss, val_loss, rates, norms[0], norms[1], norms[2], probe)
         val_loss = None
-        is_finite = np.isfinite(loss)  # not val_loss, so that a run's length does not depend on eval.every
+        is_finite = np.isfinite(loss)  # val_loss does not count, so that a run's length does not depend on eval.every
         if probing:
             is_finite &= norms[0] <= FLOAT32_MAX  # larger norms become inf in the table's float32
         for r in np.array(runs)[~is_finite]:

@@ -25,7 +25,7 @@ AT_ONCE = 2**17  # parameters per operation, so few that they and their optimize
 def lr_at(step: int, schedule: ScheduleConfig) -> float:
     """Return the learning rate at a step, counted from 0.
 
-    While step < warmup_steps = w, the rate is peak (step + 1) / w, so it reaches the peak at the last warmup step.
+    While step < warmup_steps = w, the rate is peak (step + 1) / w, which reaches the peak at the last warmup step.
     Then `constant` keeps the peak, and `inverse_sqrt` is peak sqrt(max(1, w) / (step + 1)) (arXiv:1706.03762).
     `linear` and `cosine` decay from the peak to 0 at step n_steps, one step after the last.
     """
@@ -94,7 +94,7 @@ def decayed_columns(layout: Layout, decay: str, device: str = "cpu") -> Tensor |
 def update_(
     name: str, params: Tensor, grads: Tensor, state: State, c: Coefficients, decayed: Tensor | None = None
 ) -> None:
-    """Update params and state (runs, width), and replace grads by what is subtracted, with decoupled weight decay."""
+    """Update params and state (runs, width). Replace grads by what is subtracted from params, with weight decay."""
     width = params.shape[1]
     columns = max(1, AT_ONCE // len(params)) if params.device.type == "cpu" else width
     for low in range(0, width, columns):
@@ -128,7 +128,7 @@ def sgd_(p: Tensor, g: Tensor, state: State, c: Coefficients) -> None:
 
 
 class Optimizer(NamedTuple):
-    """An optimizer: the names of its state tensors, and what changes parameters, gradients and state in place."""
+    """An optimizer: the names of its state tensors, and the function that updates parameters and state in place."""
 
     slots: tuple[str, ...]
     update_: Callable[[Tensor, Tensor, State, Coefficients], None]

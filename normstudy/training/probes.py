@@ -2,8 +2,8 @@
 
 All parameters of a batch form one matrix (runs, width), so that an update takes few operations. A module's tensors are
 adjacent, so one operation on a span of columns computes its norm. The squares of all module norms add up to the square
-of the global norm. Module norms are float32, and `global_norm` combines them in float64. All are right from 1e-37 to
-1e37, although float32 cannot hold the squares of most of these numbers.
+of the global norm. Module norms are float32, and `global_norm` combines them in float64. Norms from 1e-37 to 1e37 are
+right, although most of their squares are too small or too large for float32.
 """
 
 import math
@@ -20,7 +20,7 @@ from normstudy.config import ProbeConfig
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 ALIGN = 16  # floats in a cache line; each module begins at a multiple of ALIGN
-ORDINARY = (1e-15, 1e15)  # between these a plain norm is right: no square that matters underflows, and none overflows
+ORDINARY = (1e-15, 1e15)  # a norm in this range is right: no square overflows, and only negligible ones underflow
 
 # Name of a module or parameter in a block -> the module's name in the tables. Names not listed stay the same.
 _IN_BLOCK = {
@@ -33,7 +33,7 @@ _IN_BLOCK = {
 
 @dataclass(frozen=True)
 class Probe:
-    """Norms at a step: of modules, (modules, runs), and of x_0 ... x_L, (n_layers + 1, runs). update: see Record."""
+    """Norms at a step. grad, param, update: (modules, runs); rms, residual_grad of x_0 ... x_L: (layers + 1, runs)."""
 
     grad: Array
     param: Array
@@ -43,7 +43,7 @@ class Probe:
 
 
 class Modules(NamedTuple):
-    """The layer (None outside blocks) and the module's name for each row that a step adds to the table `modules`."""
+    """The rows of a step in the table `modules`: layers (None outside blocks) and names. row_of_tensor: by tensor."""
 
     layer: list[int | None]
     name: list[str]
@@ -129,16 +129,16 @@ def global_norm(norms: Array) -> Array:
 
 
 def rms_by_run(tensors: Sequence[Tensor]) -> Tensor:
-    """Compute root mean squares of tensors (runs, ...) of one size, as norms_by_run does: -> (tensors, runs)."""
+    """Compute the RMS of each tensor in each run: tensors (runs, ...), all of one size -> (tensors, runs)."""
     return norms_by_run(tensors, math.prod(tensors[0].shape[1:]) ** 0.5)
 
 
 def norms_by_run(tensors: Sequence[Tensor], divisor: float = 1.0) -> Tensor:
-    """Compute L2 norms over all axes but the leading run axis, over `divisor`: tensors (runs, ...) -> (tensors, runs).
+    """Compute the L2 norm of each tensor in each run, divided by `divisor`: tensors (runs, ...) -> (tensors, runs).
 
-    A norm that is not ordinary is replaced by that of the numbers divided by the largest one, times the largest, in
-    that run alone. On a CPU, only tensors with such a norm are read again; on other devices, where to look at a norm
-    would be to wait for the device, all are.
+    If a norm is not in the range ORDINARY, the tensor of this run is divided by its largest number, and the norm of the
+    quotients is multiplied by the largest number. On a CPU, only tensors with such a norm are read again. On other
+    devices, all tensors are read again, because checking a norm would wait for the device.
     """
     flat = [x if x.ndim == 2 else x.reshape(len(x), -1) for x in tensors]
     plain = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in flat])

@@ -50,9 +50,9 @@ class Found:
     of_runs: dict[str, list[str]] = field(default_factory=dict)  # run_id -> findings about the run
     lost: set[str] = field(default_factory=set)  # run_ids that lack rows, so that the sweep trains them again
     bad: dict[str, list[str]] = field(default_factory=dict)  # run_id -> its files to be removed
-    # (table, unknown columns) of each file with unknown columns, or with other types of columns
+    # (table, unknown columns, which may be "") of each file that another version of normstudy wrote
     others: list[tuple[str, str]] = field(default_factory=list)
-    columns: dict[str, set[str]] = field(default_factory=dict)  # table -> lists of columns in its files
+    columns: dict[str, set[str]] = field(default_factory=dict)  # table -> each file's columns, joined by spaces
     damaged: set[str] = field(default_factory=set)  # tables from which not all runs could be read
 
     def wrong(self, run_id: str, what: str, *bad: str, lost: bool = False) -> None:
@@ -68,7 +68,7 @@ class Found:
 
     @property
     def watched(self) -> bool:
-        """Whether no command can train the study's runs again, so that nothing that holds rows may be removed."""
+        """Whether the runs were watched: no command can train them again, so no file with rows may be removed."""
         return tables.is_watched(self.study)
 
     @property
@@ -172,7 +172,7 @@ def _files(found: Found, table: str) -> list[str]:
 
 
 def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
-    """Yield a file's row groups in this version's schema; none if it was just removed or has unknown columns.
+    """Yield a file's row groups in this version's schema; none if the file was removed or has unknown columns.
 
     Raises Wrong if the file is damaged or belongs to another table.
     """
@@ -307,7 +307,7 @@ def _check_compacted(found: Found, table: str, runs: Mapping[str, Expected]) -> 
 
 
 def _wrong_in_windows(found: Found, table: str, run: Expected, names: Sequence[str]) -> list[tuple[list[str], str]]:
-    """Check a run's windows in one table; returns (the bad file, if there is one, and what is wrong) as a list."""
+    """Check a run's windows in one table; returns (bad files, what is wrong) for each finding."""
     whats: list[tuple[list[str], str]] = []
     size, parts = schema.window_size(run.n_steps, run.source), [SCHEMAS[table].empty_table()]
     for name in names:

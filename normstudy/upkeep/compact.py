@@ -24,8 +24,8 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """Gather the study's finished runs in one sorted file per table; returns one line that says what was done.
 
     Other runs keep separate files. Compacting twice gives the same bytes. seal: whether to also write SEALED and remove
-    state/; a sealed study stays sealed. Raises ConfigError for a folder that is not a study, is in use, has no finished
-    run, a damaged file or unknown columns, and for a study to be sealed that has unfinished or failed runs.
+    state/; a sealed study stays sealed. Raises ConfigError if the folder is not a study, if the study is in use, has no
+    finished run, has a damaged file or unknown columns, or is to be sealed but has unfinished or failed runs.
     """
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)
@@ -53,7 +53,7 @@ def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
     if gathered:
         _refuse_strange(study_dir)
     if gathered and shared:
-        raise ConfigError(f"{gathered[0]} lacks rows of the compacted tables of {study_dir}: rerun the study's sweep")
+        raise ConfigError(f"the compacted tables of {study_dir} lack rows of {gathered[0]}: rerun the study's sweep")
     tables.remove_windows(study_dir, set(run_ids))
     for run_id in run_ids:
         (study_dir / "tables" / "runs" / f"{run_id}.parquet").unlink(missing_ok=True)
@@ -70,7 +70,7 @@ def _refuse_changed(study_dir: Path) -> None:
 
 
 def _refuse_strange(study_dir: Path) -> None:
-    """Raise ConfigError if tables/ has something that the store did not write, which a compaction would delete."""
+    """Raise ConfigError if tables/ has a file that normstudy did not write, because a compaction would delete it."""
     for path in sorted((study_dir / "tables").rglob("*")):
         table = path.parent.name
         if path.name not in TABLES if path.parent == study_dir / "tables" else not schema.is_stored(table, path.name):
@@ -95,7 +95,7 @@ def _compact(study_dir: Path, seal: bool) -> str:
     for table in TABLES:
         _write_table(study_dir, table, done)
     files.fsync(study_dir / swap.NEW_TABLES)
-    (study_dir / SEALED).unlink(missing_ok=True)  # if this process is killed, the study is sound, but not sealed
+    (study_dir / SEALED).unlink(missing_ok=True)  # if this process is killed now, the study is sound but not sealed
     swap.swap(study_dir)
     after = _size(study_dir / "tables")
     if seal:

@@ -1,4 +1,4 @@
-"""Read the progress of a study's runs for `normstudy status`, without a lock, and ask Slurm about the study's jobs."""
+"""Read the progress of a study's runs for `normstudy status`, without a lock, and query Slurm for the study's jobs."""
 
 import contextlib
 import math
@@ -26,7 +26,7 @@ from normstudy.workers import heartbeat
 # The maximum number of attempts to read a study, and the seconds between attempts. An attempt fails while a
 # compaction replaces the tables.
 TRIES, WAIT = 4, 0.2
-# About how many rows of the table `steps` to read at a time. Reading this many takes a few hundred megabytes.
+# Approximate number of rows of the table `steps` to read at a time; they need a few hundred megabytes of memory.
 AT_ONCE = 4_000_000
 COLUMNS = ("finished_at", *sorted({*RUN_COLUMNS, *likely_stuck.COLUMNS}))
 
@@ -101,7 +101,7 @@ class Looker:
         # last, so that a run whose checkpoint and heartbeat have already been removed is seen as finished.
         heartbeats, heads = heartbeat.read_all(self.study), heads_of(self.study)
         for i in [i for i, outcome in self._outcomes.items() if outcome == UNJUDGED]:
-            del self._done[i], self._outcomes[i]  # it may lack rows that it gets later
+            del self._done[i], self._outcomes[i]  # read the run again: missing rows may have been restored
         frame, compacted = self._read_rows()
         self._read_records()
         # If a sweep begins or ends while the files are read, one of the two calls of holder_of finds the sweep.
@@ -111,7 +111,7 @@ class Looker:
         done = frame[frame["status"] == "done"]
         unfinished = lengths_of(frame.drop(done.index))
         for i in unfinished:
-            self._done.pop(i, None)  # it is trained again, because it lacked rows
+            self._done.pop(i, None)  # the run lacked rows, so a sweep trains it again
         self._find_outcomes(done)
         self._done |= lengths_of(done)
         ended = (done["finished_at"] - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
@@ -131,7 +131,7 @@ class Looker:
         reached = {i: step for beat in live for i, (_, step) in beat.steps.items() if i in running}
         watched = tables.is_watched(self.study)
         steps = {i: max(heads[i].step if i in heads else 0, reached.get(i, 0)) for i in unfinished}
-        steps = unfinished if watched else steps  # those that are recorded
+        steps = unfinished if watched else steps  # n_steps of a watched run is the number of its recorded steps
         times = [self._ended, *(head.written for head in heads.values()), *(beat.now for beat in heartbeats)]
         seen = max((t for t in times if t > 0), default=None)
         rate = heartbeat.rate_of(live) if running else None

@@ -1,4 +1,4 @@
-"""Hold the status of a study, and describe it as `normstudy status` does."""
+"""Define the status of a study, and the text that `normstudy status` prints."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,11 +42,11 @@ class Jobs(NamedTuple):
     array: Array
     counts: ask.Counts | None  # None if Slurm does not answer
     why: str = ""  # why Slurm does not answer
-    looks: int = 0  # number of consecutive answers of Slurm, up to the latest, that no job is left
+    looks: int = 0  # how many consecutive answers of Slurm, including the latest, said that no job is left
 
     @property
     def over(self) -> bool:
-        """Whether Slurm's last answer said that no job is left. One is not enough (see arrays.AGAIN_SECONDS)."""
+        """Whether Slurm's latest answer said that no job is left. It may be wrong (see arrays.AGAIN_SECONDS)."""
         return self.looks > 0
 
 
@@ -80,9 +80,10 @@ class Status:
 
     @property
     def over(self) -> bool:
-        """Whether training has ended: no process of this machine holds the study's lock, and no job is left.
+        """Whether training has ended. It has not ended while a process of this machine holds the study's lock.
 
-        If Slurm does not answer, or there are no jobs, whether every planned run has finished or failed.
+        Otherwise it has ended if Slurm answers that no job is left. If there are no jobs or Slurm does not answer, it
+        has ended if every planned run has finished or failed.
         """
         if self.holder and self.verified:
             return False
@@ -134,7 +135,7 @@ def render(s: Status) -> str:
 def _groups(groups: tuple[Group, ...], watched: bool = False) -> Iterator[str]:
     for group in groups[:MOST_LINES]:
         more = f" and {group.runs - 1:,} more" if group.runs > 1 else ""
-        of = "" if watched else f" of {group.n_steps:,}"  # nobody knows the length of a watched run
+        of = "" if watched else f" of {group.n_steps:,}"  # the length of a watched run is unknown
         yield f"  step {group.step:,}{of}: {group.run_id}{more}"
     if rest := sum(group.runs for group in groups[MOST_LINES:]):
         yield f"  and {rest:,} more"

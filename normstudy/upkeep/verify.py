@@ -1,4 +1,4 @@
-"""Verify, for `normstudy check`, rows, checkpoints, the records of sweeps, the folder state/ and the seal."""
+"""Verify parts of a study for `normstudy check`: rows, checkpoints, records of sweeps, state/ and the seal."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ def wrong_in_row(row: Mapping[str, object]) -> str:
     if row["status"] not in STATUSES:
         return f"status {row['status']} is not one of {', '.join(STATUSES)}"
     if row["source"] == schema.WATCH:
-        return ""  # its id is random, and it may have no final loss
+        return ""  # a watched run has a random id, and may have no final loss
     digest = digest_of(row)
     has_text = row["data_sha256"] is not None or row["status"] == "done"  # a run can fail before its text is known
     if has_text and digest != str(row["run_id"]).rpartition("-")[2]:
@@ -49,7 +49,7 @@ def digest_of(row: Mapping[str, object]) -> str:
 
 
 def duplicates_in(rows: pa.Table) -> str:
-    """Say how many rows of a run in a table other than `runs` are there twice, in a string that may be empty."""
+    """Describe how many of a run's rows in a table other than `runs` are duplicates; an empty string if none are."""
     keys = [name for name in ("step", "layer", "module") if name in rows.schema.names]
     n = rows.num_rows - rows.group_by(keys).aggregate([]).num_rows
     return f"has {count_text(n, 'duplicate row')}" if n else ""
@@ -84,11 +84,11 @@ def _wrong_in_checkpoint(path: Path) -> str:
 
 
 def wrong_in_records(study: Path) -> list[str]:
-    """Return a finding for each file in sweeps/ that is damaged, that no sweep wrote there, or that a search lacks."""
+    """Return a finding for each file in sweeps/ that is damaged or no record, and for a search's missing settings."""
     lines, searched = [], ""
     for path in sorted((study / "sweeps").glob("*.parquet")):
         if path.is_dir() or records.began_of(path.name) is None:
-            lines.append(f"sweeps/{path.name}: is no record of a sweep: move it out of sweeps/")
+            lines.append(f"sweeps/{path.name}: is not a record of a sweep: move it out of sweeps/")
             continue
         try:
             command = records.read_record(path)[0].command
@@ -100,7 +100,7 @@ def wrong_in_records(study: Path) -> list[str]:
             lines.append(f"sweeps/{path.name}: is damaged ({damage(error.__cause__ or error)}): {do}")
     try:
         if settings.read(study) is None and searched:
-            lines.append(f"{settings.FILE}: is missing, and had the settings of a search: repeat {searched}")
+            lines.append(f"{settings.FILE}: is missing, so the settings of a search are lost: rerun {searched}")
     except ConfigError as error:
         lines.append(str(error).replace(f"{study / settings.FILE} ", f"{settings.FILE}: "))
     return lines

@@ -1,4 +1,4 @@
-"""Write and read state/<host>-<pid>.heartbeat: how far and how fast the batch is that a worker process is training.
+"""Write and read state/<host>-<pid>.heartbeat: the progress of the batch that a worker process is training.
 
 Only `normstudy status` reads heartbeats. They are not fsynced, because losing a heartbeat does no harm.
 """

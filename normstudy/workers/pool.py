@@ -22,7 +22,7 @@ FALSE_STARTS = 10
 
 
 class Slot:
-    """A worker process, forked or new, and its task. lock: the descriptor of the study's lock, which it inherits."""
+    """A worker process, forked or new, and its task. lock: the descriptor of the study's lock, for the worker."""
 
     def __init__(self, lock: int, *, forked: bool) -> None:
         # Blocked signals cannot end the worker before it has set its handlers. SIGUSR2 stays blocked, because
@@ -127,8 +127,8 @@ def run(
 ) -> Generator[Message, None, None]:
     """Train the tasks in order on up to `workers` worker processes; yields the workers' messages until all tasks end.
 
-    When a worker is killed, or another process stops it, its batch resumes from the last checkpoint in a new worker. If
-    it had begun the batch but saved no progress, the batch may have been too large, so its runs are trained as two
+    When another process kills or stops a worker, a new worker resumes the batch from the last checkpoint. If the worker
+    had begun the batch but saved no progress, the batch may have been too large, so its runs are trained as two
     batches. A single run is retried until it has crashed max_tries times. When this process is asked to stop, the
     workers save their runs. Raises StorageError, after the workers have ended, if results can no longer be written or
     read.

@@ -23,8 +23,8 @@ READING_SHARE = 0.05  # maximum fraction of the sweep's time spent on reading th
 FIRST_ESTIMATE = 0.02  # print no line until this fraction of the steps is done, because at first the rate is distorted
 
 
-class Bar(tqdm):  # type: ignore[type-arg]  # only a type of the stubs takes an argument
-    monitor_interval = 0  # no thread of tqdm stays behind in a program that trains
+class Bar(tqdm):  # type: ignore[type-arg]  # tqdm is generic only in its type stubs
+    monitor_interval = 0  # do not start tqdm's monitor thread, which would not end with the bar
 
 
 def train(
@@ -32,7 +32,7 @@ def train(
 ) -> dict[str, str]:
     """Train tasks with pool.run, and show the progress. Returns run_id -> error for each failed run.
 
-    held: the file descriptor of the study's lock. about: what to say before the progress.
+    held: the file descriptor of the study's lock. about: text to show before the progress.
     """
     n_runs = sum(len(task.run_ids) for task in tasks)
     run_steps = sum(config.schedule.n_steps for task in tasks for config in task.configs)
@@ -55,8 +55,8 @@ def train(
             postfix.add(message)
             if (before := time.monotonic()) >= next_read and not bar.disable:
                 bar.set_postfix_str(postfix.read())
-                # Read seldom, because reading outcomes is slow in a large study and makes idle workers wait. The first
-                # time it is slow only because it imports libraries.
+                # Read outcomes seldom: in a large study, reading is slow, and idle workers wait meanwhile. Ignore the
+                # time of the first reading, which is slow only because it imports libraries.
                 took = 0.0 if next_read == began else time.monotonic() - before
                 next_read = time.monotonic() + took / READING_SHARE
             if n := message.smaller:
@@ -99,7 +99,7 @@ class Postfix:
             self._left.pop(run_id, None)
 
     def read(self) -> str:
-        """Read the files of the runs that ended since the last call, and of unfinished runs that have a new window."""
+        """Return the text, after reading the files of runs that ended, or wrote a new window, since the last call."""
         if self._ended:
             try:
                 self._outcomes.update(outcomes_of(self._study_dir, self._ended).values())
@@ -121,7 +121,7 @@ def duration(seconds: float) -> str:
 
 
 def counted(outcomes: Mapping[str, int], likely_stuck: int) -> str:
-    """Format the number of runs with each outcome and of running ones, e.g. `2 learned 1 stuck, 3 likely stuck`."""
+    """Format how many runs have each outcome, and how many look stuck, e.g. `2 learned 1 stuck, 3 likely stuck`."""
     ended = " ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items()))
     return ", ".join(filter(None, [ended, f"{likely_stuck:,} likely stuck" if likely_stuck else ""]))
 

@@ -31,7 +31,7 @@ MESSAGE_SECONDS = 0.5  # minimum seconds between two progress messages to the pa
 
 
 def no_rows() -> Buffered:
-    """Return an empty list for each column except run_id of the tables in schema.SERIES: table -> column -> []."""
+    """Return an empty list for each recorded column of each table."""
     return {table: {name: [] for name in names} for table, names in schema.RECORDED.items()}
 
 
@@ -45,7 +45,7 @@ class Running:
     has_row: bool = False  # whether the table `runs` already has the row
     step: int = -1  # the last step taken; -1 before the first
     train_loss: float = 0.0  # the last step's training loss
-    late_val_loss: float | None = None  # the loss at late_step(n_steps), if `steps` does not have it
+    late_val_loss: float | None = None  # the validation loss at late_step(n_steps), if it is not in the table `steps`
     rows: Buffered = field(default_factory=no_rows)  # rows that have been recorded but are not in the tables yet
     first: int = 0  # the step at which this process starts the run
     seconds: float = 0.0  # training time in earlier processes
@@ -56,7 +56,7 @@ class Running:
         self.step, self.train_loss = record.step, float(record.train_loss[place])
         val_loss = None if record.val_loss is None else float(record.val_loss[place])
         if val_loss is not None and math.isnan(val_loss):
-            val_loss = math.inf  # NaN would read as missing
+            val_loss = math.inf  # pandas would read NaN as a missing value
         if val_loss is not None and record.step % self.eval_every:
             self.late_val_loss, val_loss = val_loss, None
         self._extend(
@@ -185,9 +185,9 @@ def begin(
 ) -> tuple[Running, ResumePoint | None]:
     """Prepare a run. Return the run and its saved state. The state is None if the run starts at step 0.
 
-    row: the run's new row in the table `runs`; before: the row that the table has now, or None. The files with the
-    run's steps are removed if the run could get different bits now: if a COMPUTED_BY column has changed, and always on
-    a GPU, where the batch size may select other kernels.
+    row: the run's new row in the table `runs`; before: the row that the table has now, or None. The run's windows are
+    removed if this process could compute different bits: if a COMPUTED_BY column has changed, and always on a GPU,
+    where the batch size may select other kernels.
     """
     run_id = str(row["run_id"])
     run = Running(run_id, row, config.eval.every)

@@ -39,7 +39,7 @@ class Stop:
         self.signals, self.patient = signals, patient
         self.number: int | None = None  # the first signal received
         self.reader, self._writer = os.pipe()
-        self._before: dict[int, Any] = {}  # number of a signal -> its handler before
+        self._before: dict[int, Any] = {}  # number of a signal -> the handler to restore
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():

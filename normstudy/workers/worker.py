@@ -33,7 +33,7 @@ class DeviceLost(Exception):
 
 def prepare() -> None:
     """Import the modules that training needs; workers forked from this process inherit the imports."""
-    gc.disable()  # during the imports, it takes a seventh of their time and finds nothing
+    gc.disable()  # garbage collection would take a seventh of the imports' time and free nothing
     import torch
 
     from normstudy.workers import recording  # noqa: F401
@@ -66,7 +66,7 @@ def serve(pipe: Connection) -> None:
         waiting = True
         try:
             task: Task = pipe.recv()
-        except (EOFError, ConnectionError):  # the parent has ended, perhaps with messages that it has not read
+        except (EOFError, ConnectionError):  # the parent has ended, perhaps without reading this worker's messages
             leave(0)
         waiting = False
         try:
@@ -89,7 +89,8 @@ def serve(pipe: Connection) -> None:
 def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch, but never a run that another process is training. Raises StorageError and DeviceLost.
 
-    Unlocked runs come first. To avoid a deadlock, all locks are released before waiting for a lock.
+    Train first the runs that no other process has locked. Release all locks before waiting for the rest, so that two
+    processes cannot deadlock.
     """
     left, is_reported = task.run_ids, False
     while left:
@@ -149,7 +150,7 @@ def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]
         parts = task.halves(left)
         yield Message(task.number, lost, -resumed, smaller=len(parts[0].run_ids) if no_memory else None)
     if no_device:
-        raise DeviceLost(f"after this error the process cannot use its GPU any more: {line}")
+        raise DeviceLost(f"a worker process can no longer use its GPU after this error: {line}")
     for part in parts:
         if stopping():
             yield Message(task.number, stopped=True)

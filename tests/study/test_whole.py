@@ -262,7 +262,7 @@ def test_a_compacted_study_gets_back_what_is_gone(
     for command in (["compact", str(study)], ["compact", str(study), "--seal"]):
         assert main(command) == 2
         assert "cannot be compacted: " in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=f"^{run} lacks rows of the compacted tables of {study}: rerun .* sweep$"):
+    with pytest.raises(ConfigError, match=f"^the compacted tables of {study} lack rows of {run}: rerun .* sweep$"):
         run_one(configs(study.parent)[0], request=REQUEST)  # other commands may be writing to the study
     assert capsys.readouterr().out.endswith(": trained again\n")
     sweep(study)
@@ -283,7 +283,7 @@ def test_without_the_compacted_runs_nothing_is_trained_beside_the_other_tables(s
     before = contents(study)
     for do in (normstudy.load, status.look, lambda folder: planning.plan(configs(folder.parent))):
         with pytest.raises(
-            ConfigError, match=r"1-compacted.parquet is missing, but tables/steps has rows of its runs: "
+            ConfigError, match=r"1-compacted.parquet is missing, but tables/steps has rows of the missing runs: "
         ):
             do(study)
     shutil.rmtree(study / "tables/runs")
@@ -299,7 +299,9 @@ def test_an_older_copy_of_the_compacted_runs_is_no_study(study: Path) -> None:
     path.write_bytes(parquet.encode("runs", pq.ParquetFile(path).read().slice(1)))
     before = contents(study)
     for do in (normstudy.load, status.look, compact_study, lambda folder: planning.plan(configs(folder.parent))):
-        with pytest.raises(ConfigError, match=r"1-compacted.parquet lacks .*, but tables/steps has rows of its runs: "):
+        with pytest.raises(
+            ConfigError, match=r"1-compacted.parquet lacks .*, but tables/steps has rows of the missing "
+        ):
             do(study)
     assert not check_study(study).sound
     assert contents(study) == before
@@ -407,7 +409,7 @@ def test_only_names_that_the_store_writes_are_read(table: str, study: Path, trai
     strays = [study / "tables" / table / name.format(run) for name in STRANGE]
     for stray in strays:
         shutil.copy(study / "tables" / table / f"{run}.parquet", stray)
-    with pytest.warns(MissingRows, match=" and 5 more: not read, because normstudy gives its files other") as told:
+    with pytest.warns(MissingRows, match=" and 5 more: not read, because normstudy never writes files of") as told:
         assert_same_rows(study, trained)
     assert len({str(one.message) for one in told}) == 1
     report = check_study(study).text

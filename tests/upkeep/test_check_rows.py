@@ -119,7 +119,9 @@ def test_rows_of_a_window(table: str, change: Callable[[pa.Table], pa.Table], wh
 def test_a_window_that_begins_with_another_step_is_not_read(step: int | None, study: Path) -> None:
     path = study / "tables" / "steps" / f"{ids(study)[0]}-001.parquet"
     rewrite(path, set_column("step", step))
-    with pytest.raises(ConfigError, match=f"{path.name} contains step {step}: run normstudy check"):
+    with pytest.raises(
+        ConfigError, match=f"{path.name} contains step {step}, which contradicts its name: run normstudy check"
+    ):
         store.read(study, "steps")
 
 

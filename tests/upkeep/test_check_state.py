@@ -144,11 +144,13 @@ def test_what_is_no_record_of_a_sweep(compacted: Path) -> None:
         (folder / name).write_bytes(b"")
     (folder / "optimization_results.yaml").touch()  # Hydra's other sweepers may write files here
     assert [line.partition(": ")[2] for line in lines(compacted)] == [
-        "is no record of a sweep: move it out of sweeps/"
+        "is not a record of a sweep: move it out of sweeps/"
     ] * 3
 
 
 def test_a_search_whose_settings_are_gone(compacted: Path) -> None:
     records.record_request(compacted, {"command": "normstudy critical seed=0"}, [], {})
     (line,) = lines(compacted)
-    assert line == "sweeps/search.json: is missing, and had the settings of a search: repeat normstudy critical seed=0"
+    assert (
+        line == "sweeps/search.json: is missing, so the settings of a search are lost: rerun normstudy critical seed=0"
+    )

@@ -1,8 +1,9 @@
 """Call a user's own block or norm before any run trains, and report the first rule (rules.py) that it breaks.
 
-When torch batches a block over runs, it reports about half of the mistakes that would make runs of a batch affect each
-other. To find the other half, `check` calls each block, and the norm at each width that the model uses, for two runs
-with initial parameters and two sequences of data.seq_len tokens each, and compares the results of several calls:
+Some mistakes in a user's code would make the runs of a batch affect each other. torch itself reports about half of such
+mistakes when it batches a block over runs. To find the other half, `check` calls each block, and the norm at each width
+that the model uses, several times and compares the results. A call has two runs with initial parameters, and two
+sequences of data.seq_len tokens per run:
 
     call                                                detects
     first                                               a wrong result, changes in place, inf or NaN
@@ -74,19 +75,19 @@ def _check(config: RunConfig, vocab_size: int, device: str) -> None:
 
 
 def _check_block(spec: str, found: Callable[..., object], model: ModelConfig) -> None:
-    """Raise a ConfigError if a block's arguments break a rule or, for a class, what it constructs for layer 0."""
+    """Raise a ConfigError if a block's arguments break a rule, or if a class constructs a wrong module for layer 0."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
         if sublayer not in names:
-            what = f"the block lacks the argument {sublayer}, one of its two sublayers"
+            what = f"the block has no argument {sublayer}, one of its two sublayers"
             raise broken(spec, USED, what, f"take {sublayer} and use it")
     if cls is not None:
         _check_constructor(spec, functools.partial(cls, **asked_of(cls, 0, model)))
 
 
 def _check_norm(spec: str, found: Callable[..., object], model: ModelConfig) -> None:
-    """Raise a ConfigError if a norm's arguments break a rule or, for a class, what it constructs for d_model."""
+    """Raise a ConfigError if a norm's arguments break a rule, or if a class constructs a wrong module for d_model."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.NORM_ARGUMENTS) if cls is None else []
     if "eps" not in names and model.norm_eps != ModelConfig.norm_eps:
@@ -116,7 +117,7 @@ def _module_class(spec: str, found: object) -> type[nn.Module] | None:
     if not isinstance(found, type):
         return None
     if not issubclass(found, nn.Module):
-        raise ConfigError(f"{spec}: this class is no subclass of nn.Module: make it a subclass, or write a function")
+        raise ConfigError(f"{spec}: this class is not a subclass of nn.Module: make it a subclass, or write a function")
     if found.forward is nn.Module.forward:
         raise ConfigError(f"{spec}: this class has no forward method: add one that takes x and returns the new x")
     return found

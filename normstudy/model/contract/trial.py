@@ -145,7 +145,7 @@ def generators() -> tuple[object, ...]:
 
 
 def check_calls(subject: Subject, inputs: list[Tensor]) -> list[Tensor]:
-    """Refuse what breaks a rule on inputs (runs, sequences, tokens, ...). Return the inputs of the next block."""
+    """Raise a ConfigError if calls on inputs (runs, sequences, tokens, ...) break a rule. Return the next inputs."""
     with torch.no_grad():
         out, called = _check_once(subject, inputs)
         _check_repeats(subject, inputs, out)
@@ -221,7 +221,7 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
 
 
 def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
-    """Return a copy of t with random numbers at `where`, whose mean is t's RMS and whose deviation is 3 times that."""
+    """Return a copy of t with normal numbers at `where`, of mean RMS(t) and standard deviation 3 RMS(t)."""
     out = t.clone()
     out[where] = t.square().mean().sqrt() * (1 + 3 * normal(tuple(out[where].shape), seed).to(t.device))
     return out
