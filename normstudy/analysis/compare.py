@@ -71,9 +71,10 @@ def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
         f"adjusted for {count_text(family, 'test')} (both tables together)."
     )
     loss = (
-        "Final validation loss (nats per token) of the pairs in which neither run failed. The difference is the run's "
-        "loss minus the baseline's, averaged over these pairs. Brackets: 95 % paired t intervals over seeds, not "
-        f"adjusted. Fewer than {MIN_PAIRS} pairs are not tested."
+        f"Final validation loss (nats per token). Each run is paired with the run that differs from it only in {base}. "
+        "The losses are means over the pairs in which neither run failed, and the difference is the run's loss minus "
+        "the baseline's. Brackets: 95 % paired t intervals over seeds, not adjusted. Fewer than "
+        f"{MIN_PAIRS} pairs are not tested."
     )
     if margin is not None:
         loss += f" The second p is of two one-sided tests that the difference lies within {margin:g}."
