@@ -15,17 +15,17 @@ from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
 
 # Each format has a module named after its library, such as to_wandb. The module's function write(source, target,
-# scratch) creates the file or folder `target`, and may use the empty folder `scratch` for other files.
+# scratch) creates the file or folder `target`, and may use the empty folder `scratch` for temporary files.
 FORMATS = ("csv", "tensorboard", "wandb-offline", "duckdb")
 
 
 def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: bool = False) -> str:
-    """Write runs of a study in the format `to`; returns a text that says what was written and how to open the result.
+    """Write runs of a study in the format `to`. Return a text that says what was written and how to open the result.
 
     out: the file or folder to create, by default STUDY/export/TO. where: see `select`. join: whether to add columns of
-    `runs` to the other tables, as `load(join=True)` does. Raises ConfigError for an unknown format, a missing library,
-    an `out` that exists or cannot be written, a folder that is not a study, a `where` that selects no run, and a `join`
-    of a format without tables.
+    `runs` to the other tables, as `load(join=True)` does. Raises ConfigError if the format is unknown, has no tables to
+    `join` or needs a missing library, if `out` exists or cannot be written, if the folder is not a study, and if
+    `where` selects no run.
     """
     cfg.one_of("--to", to, FORMATS, {"wandb": "wandb-offline"})
     if join and to not in ("csv", "duckdb"):  # formats that consist of tables
@@ -49,7 +49,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: 
 
 
 def _opens(to: str, out: Path) -> str:
-    """Return the command that shows the result."""
+    """Return the command that opens the result."""
     duckdb = f"import duckdb; study = duckdb.connect({str(out)!r}, read_only=True); print(study.sql('from runs'))"
     return {
         "csv": "python -c " + quote(f"import pandas; print(pandas.read_csv({str(out / 'runs.csv')!r}))"),
@@ -66,7 +66,7 @@ def check_free(out: Path) -> None:
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the path to write, which becomes `out` at the end, and an empty folder; an error removes both."""
+    """Yield a path to write and an empty folder. At the end, rename the path to `out`; on error, remove both."""
     above = [folder for folder in out.parents if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

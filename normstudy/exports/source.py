@@ -1,4 +1,4 @@
-"""Select the runs to export, read their rows, run by run to save memory, and add what `normstudy.load` derives.
+"""Select the runs to export, read their rows run by run to save memory, and add the columns of `normstudy.load`.
 
 Experiment trackers get the numbers of a run's steps under names such as train_loss, grad_norm/layer 0/attn_in,
 grad_norm/embed and residual_rms/layer 0. A slash makes a tracker put the number into a group.
@@ -31,7 +31,7 @@ DERIVED = {
 
 
 class Source(NamedTuple):
-    """The part of a study to export: the rows of `runs`, sorted by run_id, and what to join to other rows."""
+    """The part of a study to export. runs: sorted by run_id. joined: columns of these runs to add to other tables."""
 
     study_dir: Path
     runs: pa.Table
@@ -59,7 +59,7 @@ class Source(NamedTuple):
 
 
 def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
-    """Select the runs to export. join: as in `load`. Raises ConfigError without runs, or if one cannot name a file."""
+    """Select the runs to export. join: as in `load`. Raises ConfigError without runs or for bad run_ids."""
     began = tables.runs_with_windows(study_dir)
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces]).sort_by("run_id")
@@ -81,15 +81,15 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
     chosen = load.derive(chosen, found)
     runs = content.take(pa.array(chosen.index))
     derived = pa.Table.from_pandas(chosen, pa.schema([*runs.schema, *DERIVED["runs"]]), preserve_index=False)
-    for f in DERIVED["runs"]:  # the others stay as stored: `derived` has null for NaN, and hashes in names of blocks
+    for f in DERIVED["runs"]:  # other columns stay as stored: in `derived`, NaN is null and names of blocks have hashes
         runs = runs.append_column(f, derived[f.name])
     return Source(study_dir, runs, derived.select(load.joined_columns(chosen) if join else []))
 
 
 def by_run(study_dir: Path, table: str, runs: pa.Table) -> Iterator[pa.Table]:
-    """Yield a table's rows of each of `runs`, sorted by run_id. A run that lacks rows has none, and a warning names it.
+    """Yield each run's rows of a table, in the order of `runs`. If rows of a run are missing, yield none, and warn.
 
-    Memory holds one run and one row group at a time.
+    Only one run and one row group are in memory at a time.
     """
     own: dict[str, list[Path]] = {}
     values = zip(*(runs[column].to_pylist() for column in whole.COLUMNS), strict=True)
@@ -147,7 +147,7 @@ def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def _present(path: Path) -> Iterator[None]:
-    """If a file that the caller's `with` block reads is missing, because a compaction moved it, raise a ConfigError."""
+    """Raise ConfigError if the file that the `with` block reads is missing, because a compaction moved it."""
     try:
         yield
     except FileNotFoundError:
@@ -170,7 +170,7 @@ class ExportedRun(NamedTuple):
     steps: dict[int, dict[str, float]]  # step -> name -> number, sorted by step; nulls are left out
 
     def time(self, step: int) -> float:
-        """Estimate when a step ended, in seconds since 1970, as if all took equally long (1 s if that is unknown)."""
+        """Estimate when a step ended, in seconds since 1970. Steps are assumed equally long, 1 s without an end."""
         start, end = self.row["started_at"], self.row["finished_at"]
         if start is None:
             return step + (end.timestamp() if end else 0.0)

@@ -16,7 +16,7 @@ from normstudy.exports.source import Source
 from normstudy.study import files, schema
 
 SETTINGS: dict[str, str | bool | int | float | list[str]] = {
-    "memory_limit": "500MB",  # by default, DuckDB takes most of the machine's memory
+    "memory_limit": "500MB",  # by default, DuckDB uses most of the machine's memory
     "storage_compatibility_version": "v0.10.2",  # oldest DuckDB version that can read the file; the default is newer
 }
 

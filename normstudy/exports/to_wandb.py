@@ -19,7 +19,7 @@ from normstudy import config as cfg
 from normstudy.errors import ConfigError
 from normstudy.exports.source import DERIVED, ExportedRun, Source, runs_of
 
-# Without importing wandb. A plain folder named wandb, such as that in which wandb saves runs, has no origin.
+# Check for wandb without importing it. A plain folder named wandb, such as one with wandb's runs, has no origin.
 if getattr(find_spec("wandb"), "origin", None) is None:
     raise ImportError("No module named 'wandb'")
 
@@ -38,8 +38,8 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def offline_run(run: ExportedRun) -> dict[str, object]:
-    """Convert a run to plain values for wandb_child.py, which does not import normstudy. Its times are estimated."""
-    config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}  # a path on this machine
+    """Convert a run to plain values for wandb_child.py, which does not import normstudy. Times are estimated."""
+    config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}  # it is of this machine
     init = {"id": run.run_id, "name": run.run_id, "project": run.row["study"], "tags": [run.row["status"]]}
     return {
         "init": {**init, "config": config},
@@ -62,7 +62,7 @@ def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        with contextlib.suppress(BrokenPipeError):  # the process has ended; its output, read below, says why
+        with contextlib.suppress(BrokenPipeError):  # the process ended early; the code below reads why
             yield process.stdin
             process.stdin.flush()
         output = process.stdout.read().decode(errors="replace").strip()

@@ -83,7 +83,7 @@ if __name__ == "__main__":
     # Use the system's temporary folder, because the path of wandb's socket must be short.
     with tempfile.TemporaryDirectory(prefix="normstudy-", ignore_cleanup_errors=True) as scratch:
         try:
-            # Set before wandb is imported, so that it works offline and keeps its caches in the folder `scratch`.
+            # Before its import, tell wandb to work offline and to keep its caches in the folder `scratch`.
             os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
             os.environ |= {f"WANDB_{kind}_DIR": scratch for kind in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
             os.environ["TMPDIR"] = tempfile.tempdir = scratch

@@ -1,4 +1,4 @@
-"""Set up axes, and draw what most figures contain: seed and mean lines, diverged runs' markers, reference losses."""
+"""Set up axes, and draw what most figures share: lines of seeds and means, diverged runs, reference losses."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ from normstudy.figures.series import last_tenth, seed_mean
 
 STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the linear and the logarithmic step axis
 
-# The scale log(step + 1), and its inverse. matplotlib also transforms steps left of the axis, such as -1 and below.
+# The scale log(step + 1) and its inverse. matplotlib also transforms steps left of the axis: those <= -1 are clipped.
 LOG1P = (lambda x: np.log1p(np.maximum(x, -0.999)), np.expm1)
 
-# Ticks of a logarithmic axis: (threshold, leading digits). The first applies whose threshold lies below high / low.
+# Ticks of an axis from low to high: (threshold, leading digits). The first row with threshold < high / low applies.
 TICKS = (
     (20, (1.0, 2.0, 5.0)), (8, (1.0, 2.0, 3.0, 5.0)), (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
     (0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
@@ -41,7 +41,7 @@ def step_axis(ax: Axes, last: int, *, log: bool) -> None:
 
 
 def log_ticks(last: int, apart: float) -> list[int]:
-    """Choose ticks such as 0, 5, 20 and `last`. To keep labels apart, step + 1 grows at least `apart`-fold per tick."""
+    """Choose ticks such as 0, 5, 20 and `last`. So that labels do not overlap, step + 1 grows `apart`-fold or more."""
     ticks = [0]
     for step in (1, 5, 20, 100, 500, 2000, 10_000, 50_000, 200_000):
         if step + 1 >= apart * (ticks[-1] + 1) and apart * (step + 1) < last + 1:
@@ -56,7 +56,7 @@ def norm_axis(ax: Axes) -> None:
 
 
 def norm_ticks(axis: Axis) -> None:
-    """Choose ticks that all versions of matplotlib draw alike; plain numbers if the axis spans less than 2 decades."""
+    """Set ticks that all versions of matplotlib draw alike. Over less than 2 decades, label them with plain numbers."""
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=next(subs for factor, subs in TICKS if high > factor * low)))
@@ -76,7 +76,7 @@ def draw_seed_lines(
 ) -> None:
     """Draw a thin line for each seed, if `thin`, and a bold line for the mean, which is geometric if `log`.
 
-    table: has columns hue, dash, run_id, step, value. runs: all of the panel. smooth: apply `last_tenth` to the mean.
+    table: has columns hue, dash, run_id, step, value. runs: the panel's runs. smooth: apply `last_tenth` to the mean.
     """
     mean = seed_mean(table, runs, log=log)
     alpha = 0.4 if look.facet is None else 0.25  # lines of seeds are paler in small panels, to show the mean
@@ -111,7 +111,7 @@ def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
 def draw_references(ax: Axes, references: Sequence[tuple[str, float]], *, labelled: bool) -> None:
     """Draw a horizontal line at each reference loss. labelled: also write its name and value right of the panel."""
     grid = place_of(ax).get_gridspec()
-    gap = " " if grid.nrows * grid.ncols > FEW else "\n"  # in low panels, labels of two lines would overlap
+    gap = " " if grid.nrows * grid.ncols > FEW else "\n"  # two-line labels would overlap in low panels
     for name, value in references:
         ax.axhline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
         if labelled:

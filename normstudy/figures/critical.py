@@ -1,4 +1,4 @@
-"""Draw the figures of a search: critical values against depth, the share of failing runs in a cell, and phase maps."""
+"""Draw a search's figures: critical values against depth, shares of failing runs by searched value, phase maps."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from normstudy.search.rounds import COUNTS_AS, CRASHED, FAIL, NOT_LEARN, count
 from normstudy.search.settings import Settings
 
 MAX_CELLS = 12  # largest number of panels of critical_curve, unless there is a facet
-ARROW = [(-3, 0), (-3, 11), (-8, 11), (0, 20), (8, 11), (3, 11), (3, 0), (-3, 0)]  # corners; the arrow stands on (0, 0)
+ARROW = [(-3, 0), (-3, 11), (-8, 11), (0, 20), (8, 11), (3, 11), (3, 0), (-3, 0)]  # arrow upward from (0, 0)
 BLACK, PALE = "#222222", "#DDDDDD"
-CURVES: dict[str, tuple[str, float, style.LineStyle, str]] = {  # edge -> color, line width, line style, label
+CURVES: dict[str, tuple[str, float, style.LineStyle, str]] = {  # edge: color, line width, line style, label
     FAIL: ("#8A8A8A", 2.2, "-", "share that fails"), NOT_LEARN: (BLACK, 0.9, (0, (3.5, 1.5)), "that does not learn"),
 }  # fmt: skip
 
 
 def searched(study: Study) -> tuple[Study, Settings, XAxis]:
-    """Return the study with its cells' fields as panel fields, its search, and an x axis, the depth if possible."""
+    """Return the study with the varying fields as panel fields, its search, and an x axis: the depth if it varies."""
     if (settings := study.search) is None:
         raise Lacks("the study has no search for critical values: start one with normstudy critical")
     cells = study.ended.assign(**{settings.of: 0})
@@ -46,7 +46,7 @@ def finished(panels: list[Panel]) -> pd.DataFrame:
 
 
 def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataFrame:
-    """Return the answer's rows for each cell, at its x position `place`. A bound's value and interval are the bound."""
+    """Return the rows of `edges` for each x value, at `place`. If only a bound is known, it is value, low and high."""
     rows = []
     for value, cell in runs.groupby(x.column, dropna=False):
         for row in edges(cell, settings):
@@ -57,7 +57,7 @@ def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataF
 
 
 def draw_edge(ax: Axes, table: pd.DataFrame, shift: float, color: str, ls: style.LineStyle, name: str) -> None:
-    """Draw an edge's rows of `critical_table`, `shift` beside their places: values with intervals, bounds as arrows."""
+    """Draw one edge of `critical_table`, `shift` right of each place: known values with intervals, bounds as arrows."""
     at, value, known = table["place"] + shift, table["value"], table["bound"] == ""
     fails = (table["edge"] == FAIL).all()
     lengths = [(value - table["low"])[known], (table["high"] - value)[known]]
@@ -72,9 +72,9 @@ def draw_edge(ax: Axes, table: pd.DataFrame, shift: float, color: str, ls: style
 
 
 def value_axis(ax: Axes, which: str, settings: Settings, values: list[float]) -> None:
-    """Scale the x or y axis (`which`) as the search does. values: those that it shows, with some room beside them."""
+    """Scale the x or y axis (`which`) like the search's axis. The axis contains `values`, with room on both sides."""
     low, *_, high = sorted(settings.axis.position(value) for value in values)
-    room = max(0.06 * (high - low), 30 - (high - low) / 2)  # an axis of at least 0.6 decades, which has ticks
+    room = max(0.06 * (high - low), 30 - (high - low) / 2)  # at least 0.6 decades in all, so that the axis has ticks
     if settings.axis.offset:
         getattr(ax, f"set_{which}scale")("function", functions=on_axes.LOG1P)
         getattr(ax, f"set_{which}ticks")(on_axes.log_ticks(round(max(values)), 1.5))
@@ -103,7 +103,7 @@ def phase_map(study: Study) -> FigureBase:
 
 
 def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
-    """Draw the critical values against depth, by the other fields of the cells. maps: draw every run, too."""
+    """Draw critical values against depth, with colors, styles and panels for other fields. maps: also draw all runs."""
     cells, settings, x = searched(study)
     colored = study.ended["hue"].isin(study.look.colors) & study.ended["dash"].isin(study.look.dashes)
     look, runs = beside_x(x, study.look, study.ended[colored])
@@ -115,7 +115,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
     shown = finished(panels).sort_values([settings.of, "run_id"])
     fig, axes = layout.subplots(study.paper, len(panels), height=2.4, share=1.0)
     arms = [(hue, dash) for hue in look.colors for dash in look.dashes]
-    beside = len(look.dashes) if look.hue == x.column else len(arms)  # arms at the same x position
+    beside = len(look.dashes) if look.hue == x.column else len(arms)  # number of arms at the same x position
     drawn = []
     for ax, panel in zip(axes, panels, strict=True):
         for hue, dash, part in look.arms(panel.runs):
@@ -147,7 +147,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
 
 
 def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
-    """Draw a cell: the expected share of runs beyond each edge, the edges' intervals, and all runs above and below."""
+    """Draw one cell: for each edge, its interval and the expected share of runs beyond it; and a mark for every run."""
     axis, (_, pairs), runs = settings.axis, counted(runs, settings), runs[runs["outcome"] != CRASHED]
     curve = range(settings.ends[0], settings.ends[1] + 1)
     for edge, (color, lw, ls, label) in CURVES.items():

@@ -31,7 +31,7 @@ def _figure(
     log: bool = True,
     handles: Sequence[Artist] = (),
 ) -> FigureBase:
-    """Draw a figure. draw: draws a panel's table and runs. words: title and y label. handles: added to the legend."""
+    """Draw lines against step. draw: fills one panel. words: title and y label. handles: additions to the legend."""
     fig, axes = layout.subplots(study.paper, len(panels))
     for ax, panel, table in zip(axes, panels, tables, strict=True):
         draw(ax, table, panel.runs)
@@ -55,7 +55,7 @@ def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_table(study: Study, runs: pd.DataFrame, column: str = "train_loss") -> pd.DataFrame:
-    """Return all finite training losses, with columns run_id, step, value, hue, dash. column: in which they are."""
+    """Return all finite losses of a column of `steps`, with columns run_id, step, value, hue, dash."""
     rows = series.of_runs(study.steps.rename(columns={column: "value"}), runs, ["hue", "dash"])
     found: pd.DataFrame = rows.loc[np.isfinite(rows["value"]), ["run_id", "step", "value", "hue", "dash"]]
     return found
@@ -64,7 +64,7 @@ def training_table(study: Study, runs: pd.DataFrame, column: str = "train_loss")
 def draw_losses(
     ax: Axes, study: Study, runs: pd.DataFrame, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw loss curves, reference losses, and a marker at each diverged run's last finite loss, at most at `top`."""
+    """Draw loss curves, reference losses, and a marker at each diverged run's last finite loss, clipped to `top`."""
     look = study.look
     on_axes.draw_references(ax, series.entropies(runs), labelled=labelled)
     on_axes.draw_seed_lines(ax, table, runs, look, log=False, smooth=smooth)
@@ -81,7 +81,7 @@ def draw_losses(
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
     """Return limits of the loss axis that include all references, the lowest loss, and the first losses of each table.
 
-    The first losses of a table are ignored if one is at least twice the loss of uniform prediction.
+    A table's first losses are ignored if the largest is at least twice the loss of uniform prediction.
     """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)], default=0.0)
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]
@@ -166,7 +166,7 @@ def gradient_ratio(study: Study) -> FigureBase:
 
 
 def update_rms(study: Study) -> FigureBase:
-    """Draw the mean update_rms over seeds against step, and the stationary law if all runs use Adam with one beta1."""
+    """Draw update_rms, averaged over seeds, against step, and `stationary_rms` if all runs use Adam with one beta1."""
     panels, notes = study.panels(study.runs)
     shown = pd.concat([panel.runs for panel in panels])
     rows = whole.read(study.folder, "steps", shown, ["run_id", "step", "lr", "update_norm"], text=False)

@@ -32,9 +32,9 @@ FIGURES: dict[str, Callable[[Study], FigureBase]] = {
 
 @dataclass
 class PlotResult:
-    """Hold what `plot_study` did with each figure.
+    """Hold the result of `plot_study`, by names of figures.
 
-    found: the file written, or why there is none. captions: its title. omitted: titles of panels that it leaves out.
+    found: the written file, or the reason why there is none. captions: titles. omitted: titles of panels left out.
     """
 
     found: dict[str, Path | str] = field(default_factory=dict)
@@ -51,12 +51,12 @@ class PlotResult:
         """Return a line for each reason why figures cannot be drawn, and for each list of panels that are left out."""
         said = {name: f"not drawn: {what}" for name, what in self.found.items() if isinstance(what, str)}
         for name, titles in self.omitted.items():
-            said[name] = f"without {count_text(len(titles), 'panel')}: {'; '.join(titles)}; choose by --where"
+            said[name] = f"drawn without {count_text(len(titles), 'panel')}: {'; '.join(titles)}; choose by --where"
         figures = {text: [repr(name) for name, other in said.items() if other == text] for text in said.values()}
         return [f"figure{'s' * (len(names) > 1)} {', '.join(names)} {text}" for text, names in figures.items()]
 
     def add(self, other: PlotResult) -> None:
-        """Take over what another process did."""
+        """Add the results of another process."""
         self.found |= other.found
         self.captions |= other.captions
         self.omitted |= other.omitted
@@ -73,9 +73,9 @@ def plot_study(
 ) -> PlotResult:
     """Draw a study's figures, or those named in `only`, into `out`, by default the study's folder `figures`.
 
-    where: which runs (see `select`). Their figures, and those on another `paper`, are by default in a subfolder, so
-    that they replace no others. Raises ConfigError for a folder that is not a study or has no finished run, for an
-    unknown figure or format, and if a file cannot be written.
+    where: which runs to draw (see `select`). With `where` or another `paper`, the default is a subfolder, so that no
+    figure of the whole study is replaced. Raises ConfigError if the folder is not a study or has no finished run, if a
+    figure or the format is unknown, and if a file cannot be written.
     """
     one_of("format", fmt, style.FORMATS)
     for name in only or []:
@@ -104,7 +104,7 @@ def plot_study(
 
 
 def drawn(study_dir: Path | str, name: str, where: Where = (), paper: Paper = USUAL) -> Figure:
-    """Draw one figure, for `normstudy.plot`. Raises ConfigError for a bad wish, and if the study lacks its data."""
+    """Draw one figure, for `normstudy.plot`. Raises ConfigError if an argument is wrong or data are missing."""
     one_of("figure", name, tuple(FIGURES))
     with style.rc():
         try:
@@ -114,16 +114,16 @@ def drawn(study_dir: Path | str, name: str, where: Where = (), paper: Paper = US
 
 
 def draw(study: Study, name: str) -> Figure:
-    """Draw a figure of a study. Raises Lacks if the study lacks its data."""
+    """Draw a figure of a study. Raises Lacks if the study does not contain the figure's data."""
     column = "" if study.search is None or name in OF_SEARCH else study.search.of
-    if column and (n := study.finished[column].nunique()) > MAX_PANELS:  # the others average over seeds
+    if column and (n := study.finished[column].nunique()) > MAX_PANELS:  # figures not in OF_SEARCH average over seeds
         raise Lacks(f"a search chose {n} values of {column}: choose at most {MAX_PANELS} by --where")
     fig = FIGURES[name](study)
-    return fig if isinstance(fig, Figure) else fig.figure  # type: ignore[return-value]  # a part of a user's figure
+    return fig if isinstance(fig, Figure) else fig.figure  # type: ignore[return-value]  # a user's SubFigure
 
 
 def _folder_name(where: Where, paper: Paper) -> str:
-    """Return the subfolder for some runs or another paper, such as `peak_lr=3e-3,placement=post`, or "" for neither."""
+    """Name a subfolder for `where` and `paper`: `peak_lr=3e-3,placement=post`, or "" if both are the defaults."""
     signs = {"!=": "=not ", "<": "=below ", "<=": "=to ", ">": "=above ", ">=": "=from "}
     parts = [f"{c}{signs.get(sign, sign)}{','.join(texts)}" for c, sign, texts in sorted(conditions(where))]
     for name in ("module", "quantity", "width", "title"):

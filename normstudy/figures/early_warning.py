@@ -1,4 +1,4 @@
-"""Draw how well a run's first steps tell that it ends stuck, from the table that analysis/early_warning.py computes."""
+"""Draw how well a run's first steps predict that the run ends stuck, from a table of analysis/early_warning.py."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from normstudy.figures.paper import Paper
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw the AUC of each quantity against step, with 95 % intervals, in a panel for each kind of studies, as PNG."""
+    """Write a PNG with a panel for each kind of studies: the AUC of each quantity against step, with 95 % intervals."""
     with style.rc():
         style.save(_figure(table), path, "png")
 
@@ -24,7 +24,7 @@ def _figure(table: pd.DataFrame) -> Figure:
     for ax, kind in zip(axes, kinds, strict=True):
         for i, (quantity, color) in enumerate(zip(QUANTITIES, style.OWN_COLORS, strict=False)):
             part = rows[(rows["kind"] == kind) & (rows["quantity"] == quantity)]
-            at = (part["step"].astype(float) + 1) * 1.05**i - 1  # beside each other, because the intervals overlap
+            at = (part["step"].astype(float) + 1) * 1.05**i - 1  # shifted, because the quantities' intervals overlap
             around = [part["auc"] - part["low"], part["high"] - part["auc"]]
             ax.errorbar(at, part["auc"], yerr=around, fmt="o-", color=color, lw=1, capsize=2, label=quantity)
         ax.axhline(0.5, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1)

@@ -17,7 +17,7 @@ from normstudy.figures import layout, series, style
 from normstudy.figures.look import Look, swept, values
 from normstudy.figures.study import Lacks, Study
 
-JITTER = 0.04  # a marker lies within this fraction of the smallest gap between x values on each side of its x value
+JITTER = 0.04  # the largest shift of a marker from its x value, as a fraction of the smallest gap between x values
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -35,7 +35,7 @@ class XAxis(NamedTuple):
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """Choose the numeric column with the most values. Columns shown by color or line style (`taken`) come last."""
+    """Choose the numeric column with the most values, preferably none that color or line style shows (`taken`)."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
     numeric = [c for c in varying if KINDS.get(c) in (int, float)]
@@ -54,9 +54,10 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 
 
 def beside_x(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """Return `look` and `runs`, changed if the x axis shows the column of the line styles: all lines get one style.
+    """Return `look` and `runs`, changed so that colors and line styles do not repeat the column of the x axis.
 
-    If it shows the column of the colors, and the study has a facet, the colors show the column of the line styles.
+    If line styles showed this column, all lines get one style. If colors showed it and the study has a facet, colors
+    show the field of the line styles instead.
     """
     if look.dash == x.column:
         return replace(look, dash=None, dashes={"": "-"}), runs.assign(dash="")
@@ -70,8 +71,8 @@ def beside_x(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFra
 def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
     """Return each run's hue, dash, run_id, outcome, place, value and at, sorted by value.
 
-    place: the x position of the run's value. value: the loss, or NaN if the run diverged. at: the x position of the
-    marker, a little beside `place`: multiples of the golden ratio, modulo 1, keep runs of equal losses apart.
+    value: the final loss, or NaN if the run diverged. place: the x position of the run's value of `x.column`. at: the
+    marker's x position. Multiples of the golden ratio, modulo 1, shift it from `place`, so equal losses do not overlap.
     """
     value = runs["final_val_loss"].astype(float).where(runs["outcome"] != "diverged")
     table = runs[["hue", "dash", "run_id", "outcome"]].assign(
@@ -83,10 +84,10 @@ def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
 
 
 def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) -> None:
-    """Draw a marker for each run, diverged ones at y = `edge`, and lines through the means over seeds.
+    """Draw a marker for each run, at y = `edge` if it diverged, and lines through the means over seeds.
 
-    If a seed diverged, its color and line style get no mean, which would hide the divergence. Names have no order, so
-    no line joins their means.
+    Where a seed diverged, no mean is drawn, because it would hide the divergence. No line joins the means if the x axis
+    shows names, which have no order.
     """
     for hue, dash, run_id, outcome, value, at in table.drop(columns="place").fillna({"value": edge}).itertuples(False):
         color = look.colors[hue]
@@ -105,7 +106,7 @@ def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) 
 
 
 def draw_ticks(ax: Axes, study: Study, x: XAxis) -> None:
-    """Name the values on the x axis."""
+    """Label the x axis with the values of its column."""
     ax.set_xlim(min(x.places.values()) - 0.5 * x.gap, max(x.places.values()) + 0.5 * x.gap)
     ax.set_xticks(list(x.places.values()), [study.text(x.column, v) for v in x.places])
     if x.column == study.look.facet:

@@ -12,21 +12,21 @@ from normstudy.figures.layers import needs_layers
 from normstudy.figures.look import Look
 from normstudy.figures.study import Lacks, Study, at_most_one, held
 
-ALIKE = 0.02  # the largest difference of mean losses, as a share of their range, that counts as too small to see
+ALIKE = 0.02  # mean losses that differ by less than this share of their range are drawn as differences
 
 
 def headline(study: Study) -> FigureBase:
     """Draw validation loss against step on the left, and the first/last-layer gradient ratio on the right.
 
-    If the losses of all arms are alike, draw how much they differ, seed by seed, instead of the losses. If the study
-    has a facet, draw a row for each of its values: final losses on the left, and the range of ratios on the right.
+    If the losses of all arms are alike, draw instead how much each loss differs from the first arm's, seed by seed. If
+    the study has a facet, each value of the facet gets a row: final losses on the left, ranges of ratios on the right.
     """
     needs_layers(study)
     if study.look.facet is not None:
         return _ranked(study)
     runs = at_most_one(study, study.at_headline())
     table, which = curves.validation_table(study, runs), "validation"
-    if table.empty:  # a watched loop may log no other loss
+    if table.empty:  # a watched training loop may log training losses only
         table, which = curves.training_table(study, runs), "training"
     last = series.last_step(runs)
     across = study.paper.fit(2)
@@ -65,7 +65,7 @@ def alike(table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> bool:
 
 
 def beside_first(table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> tuple[str, pd.DataFrame]:
-    """Return the first arm's name, and each loss minus the loss of the first arm's run with the same seed and step."""
+    """Return the first arm's name, and each loss minus the loss of the first arm at the same seed and step."""
     hue, dash, first = look.arms(runs)[0]
     rows = table.assign(seed=table["run_id"].map(runs.set_index("run_id")["seed"]))
     base = rows.loc[rows["run_id"].isin(first["run_id"]), ["seed", "step", "value"]]
@@ -99,9 +99,9 @@ def _ranked(study: Study) -> FigureBase:
 
 
 def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
-    """For each row and color, draw a line over the range of the ratio's averages over seeds at each step.
+    """For each row and color, average the ratio over seeds at each step, and draw a line from least to largest average.
 
-    An empty circle marks the first step's average, and a filled circle the last step's.
+    An empty circle marks the average at the first step, and a filled circle the average at the last step.
     """
     ax.axvline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     runs = order.runs.assign(hue=order.runs["row"], dash=order.runs["arm"])

@@ -19,7 +19,7 @@ from normstudy.figures.study import Lacks, Panel, Study, at_most_one, held
 
 MAX_ROWS = 3
 MAX_MAPS = 15
-LONG, LINE = 34, 48  # characters that fit above each of three and of two heat maps in a row
+LONG, LINE = 34, 48  # characters that fit above a heat map: LONG if a row has three maps, LINE if it has two
 
 
 def needs_layers(study: Study) -> None:
@@ -81,7 +81,7 @@ def _profiles(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label
         raise Lacks("no recorded gradient norm is finite")
 
     across = study.paper.fit(columns)
-    lines = -(-columns // across)  # of each panel
+    lines = -(-columns // across)  # rows of axes for each panel
     height = 1.7 if len(panels) * lines > 1 else 2.1
     fig = study.paper.new(height * len(panels) * lines + 0.9)
     grid = fig.subplots(len(panels) * lines, across, sharex=True, sharey=True, squeeze=False)
@@ -108,7 +108,7 @@ def _profiles(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label
 def _of_facet(study: Study, columns: Sequence[str]) -> tuple[list[Panel], list[str]]:
     """Return a panel for each value of the facet (a text field with many values), and notes on omitted runs.
 
-    columns: hue, to keep only runs in the legend's last color, and dash, to keep only those in its first line style.
+    columns: "hue" keeps only runs in the legend's last color, "dash" only runs in the legend's first line style.
     """
     look, runs, notes = study.look, study.at_headline(), list[str]()
     names = {"hue": (look.hue, [*look.colors][::-1]), "dash": (look.dash, [*look.dashes])}

@@ -27,7 +27,7 @@ HANDLE = 6  # width of a legend handle, in characters
 def subplots(
     paper: Paper, n: int, *, columns: int | None = None, height: float = 2.0, share: float | None = None
 ) -> tuple[FigureBase, list[Axes]]:
-    """Make a figure of `n` panels with the same axes. share: of the paper's width; by default, one panel has 0.62.
+    """Make a figure of `n` panels with shared axes. share: of the paper's width; by default 0.62 for one panel, else 1.
 
     By default, a row has 3 panels, or 4 low ones if n > FEW. A narrow figure has fewer panels in a row.
     """
@@ -79,14 +79,14 @@ def panel_title(ax: Axes, text: str) -> None:
 
 def _extra_title_lines(fig: FigureBase) -> int:
     """Return how many lines wrapped titles add to the figure. A row whose longest title has k lines adds k - 1."""
-    axes: list[Axes] = fig.axes  # type: ignore[assignment]  # the stubs give FigureBase another attribute
+    axes: list[Axes] = fig.axes  # type: ignore[assignment]  # the stubs declare `axes` with another type
     places = [(spec.rowspan.start, ax.get_title("left")) for ax in axes if (spec := ax.get_subplotspec()) is not None]
     most = dict(sorted((row, text.count("\n")) for row, text in places))  # keeps the largest number of each row
     return sum(most.values())
 
 
 def title(fig: FigureBase, study: Study, what: str, runs: pd.DataFrame, notes: Sequence[str] = ()) -> None:
-    """Write the title: `what`, the study's name, numbers of seeds and diverged runs, and `notes`; also as the label."""
+    """Set the figure's title and label: `what`, the study's name, numbers of seeds and diverged runs, and `notes`."""
     same = study.named(runs, [c for c in ("n_layers", "peak_lr") if not varies(runs, c)])
     seeds = runs.groupby(["hue", "dash", *study.panel_fields], dropna=False).size()
     low, high = seeds.min(), seeds.max()

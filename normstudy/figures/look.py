@@ -51,7 +51,7 @@ def varies(runs: pd.DataFrame, column: str) -> bool:
 
 
 def swept(runs: pd.DataFrame) -> list[str]:
-    """Return the varying config columns that affect training, and `data_sha256` if equal settings had different texts.
+    """Return the varying config columns that affect training, and `data_sha256` if equal settings had several texts.
 
     A panel must not mix losses on different texts or tokenizations, because these losses have no common scale.
     """
@@ -86,7 +86,7 @@ def chosen(found: Sequence[Value], column: str) -> Value:
 
 
 def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
-    """Choose at most `limit` of a column's values, evenly spaced, with both ends and, of peak_lr, the `chosen` one."""
+    """Choose at most `limit` evenly spaced values of a column, including both ends and, for peak_lr, the `chosen`."""
     if len(found) <= limit:
         return list(found)
     if limit == 1:
@@ -134,7 +134,7 @@ class Look:
         return " per ".join([" and ".join(fields)] * bool(fields) + [self.facet])
 
     def filling(self, dash: str, color: str) -> str:
-        """Return the color inside of markers, which is paler from line style to line style; the last is hollow."""
+        """Return the fill color of markers: paler for each later line style, and transparent for the last one."""
         share = list(self.dashes).index(dash) / max(1, len(self.dashes) - 1)
         return to_hex((color, 0.6 * (1 - share)), keep_alpha=True)
 
@@ -147,8 +147,8 @@ class Look:
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
     """Choose which fields are shown by color, by line style, and by panels (the facet).
 
-    The facet is a text field with more than MAX_HUES values: placement, otherwise the one with the most. Color shows
-    another text field (placement if possible), or n_layers if the facet is the only one. Line style shows warmup_steps
+    The facet is a text field with more than MAX_HUES values: placement, otherwise the field with the most. Color shows
+    a text field with fewer values, placement if possible, or n_layers if there is none. Line style shows warmup_steps
     if it varies, otherwise one more text field. names: long name -> short name, see `short_names`.
     """
     text = text_fields(runs)

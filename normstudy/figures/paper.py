@@ -1,4 +1,4 @@
-"""Hold what a user wishes of figures, such as their width, and make the empty figures that the drawings fill."""
+"""Hold the user's options for figures, such as the width, and make empty figures to draw into."""
 
 import io
 import re
@@ -22,10 +22,10 @@ WIDTHS = 2.0, 20.0  # inches
 
 @dataclass(frozen=True)
 class Paper:
-    """Hold a user's wishes.
+    """Hold the user's options for figures.
 
-    width: in inches; type has the same size at every width. title: whether to draw it. module, quantity: what figures
-    of modules show. into: draw into this figure or part of one, which keeps its size, instead of a new one.
+    width: in inches; fonts have the same size at every width. title: whether to draw the title. module, quantity: what
+    figures of modules show. into: an existing figure or subfigure to draw into; its size stays unchanged.
     """
 
     width: float = TWO_COLUMNS
@@ -39,7 +39,7 @@ class Paper:
         one_of("quantity", self.quantity, tuple(QUANTITIES))
         finite("width", self.width, WIDTHS[0], strict=False)
         if self.width > WIDTHS[1]:
-            raise ConfigError(f"width {self.width:g} in exceeds {WIDTHS[1]:g} in: choose a smaller one")
+            raise ConfigError(f"width {self.width:g} in exceeds {WIDTHS[1]:g} in: choose a smaller width")
 
     @property
     def measured(self) -> str:
@@ -52,7 +52,7 @@ class Paper:
         return f"{QUANTITIES[self.quantity]} of {self.module}"
 
     def new(self, height: float, share: float = 1.0) -> FigureBase:
-        """Return an empty figure. height: in inches, share: of the width, which one panel fills if it is narrow."""
+        """Return an empty figure. height: in inches. share: of the width; below TWO_COLUMNS, all of it is used."""
         if self.into is not None:
             if isinstance(self.into, Figure) and self.into.get_layout_engine() is None:
                 self.into.set_layout_engine("constrained")
@@ -61,12 +61,12 @@ class Paper:
         return Shown(figsize=(width, height), layout="constrained")
 
     def grow(self, fig: FigureBase, inches: float) -> None:
-        """Make a figure taller, unless the user gave it."""
+        """Make a figure taller, unless it is the user's figure `into`."""
         if self.into is None and isinstance(fig, Figure):
             fig.set_figheight(fig.get_figheight() + inches)
 
     def fit(self, columns: int) -> int:
-        """Return how many panels fit beside each other where `columns` fit into TWO_COLUMNS."""
+        """Return how many panels fit beside each other, if `columns` panels fit into the width TWO_COLUMNS."""
         width = self.width if self.into is None else width_of(self.into)
         return max(1, min(columns, round(columns * width / TWO_COLUMNS)))
 
@@ -85,12 +85,12 @@ class Shown(Figure):
 
 def width_of(fig: FigureBase) -> float:
     """Return a figure's width in inches."""
-    return float(fig.bbox.width / fig.dpi)  # type: ignore[attr-defined]  # both kinds of figures have it
+    return float(fig.bbox.width / fig.dpi)  # type: ignore[attr-defined]  # Figure and SubFigure have dpi
 
 
 def inches(text: str) -> float:
     """Return a width in inches: `3.3in`, `8.4cm`, `84mm`, `240pt`. Raises ConfigError for other text."""
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(in|cm|mm|pt)\s*", text)
     if found is None:
-        raise ConfigError(f"--width {text!r} is no width: write a number and in, cm, mm or pt, such as 3.3in")
+        raise ConfigError(f"--width {text!r} is not a width: write a number and in, cm, mm or pt, such as 3.3in")
     return float(found[1]) * UNITS[found[2]]

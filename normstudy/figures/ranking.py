@@ -87,16 +87,16 @@ def ranked_field(study: Study) -> str:
     counts = text_fields(study.finished)
     best = max(counts, key=lambda c: (counts[c], c == "placement"), default="")
     if counts.get(best, 0) < MIN_VALUES:
-        raise Lacks(f"it needs a non-numeric key, such as placement, with at least {MIN_VALUES} values")
+        raise Lacks(f"it needs a text field, such as placement, with at least {MIN_VALUES} values")
     return best
 
 
 def rank(study: Study, *, deepest: bool = False) -> Ranking:
-    """Rank a field's values in the hardest setting, the largest depth with the least warmup.
+    """Rank a field's values by their runs in the hardest setting: the largest depth with the least warmup.
 
-    Values of which fewer runs failed come first, then those with a smaller mean final loss of the other runs. Ties keep
-    the config's order; values without a run there come last. Fields that the figure does not show are fixed at one
-    value. deepest: use only the largest depth.
+    Values with fewer failed runs come first; among equals, values whose other runs have a smaller mean final loss. Ties
+    keep the config's order. Values without a run in this setting come last. Fields that the figure does not show are
+    fixed at one value. deepest: use only the largest depth.
     """
     runs, notes = study.finished, list[str]()
     field = ranked_field(study)

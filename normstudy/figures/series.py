@@ -15,7 +15,7 @@ SNAPSHOTS = (0, 5, 20, 100)  # steps of snapshots, to which `snapshots` adds the
 
 
 def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Inner-join `rows` with columns of `runs` on run_id, faster than DataFrame.merge, which looks up every row's."""
+    """Inner-join `rows` with columns of `runs` on run_id. Unlike DataFrame.merge, look up each run_id only once."""
     codes, names = pd.factorize(rows["run_id"])
     place = pd.Index(runs["run_id"]).get_indexer(names)[codes]
     mine = place >= 0
@@ -54,8 +54,8 @@ def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
 def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]]:
     """Return (title, rows) for each snapshot: at initialization, after 5, 20 and 100 updates, and at the end.
 
-    Each run is at its last recorded step that is not after the snapshot's, at the end at its last with a finite value.
-    Runs that ended before a snapshot are left out.
+    A snapshot has each run's last recorded step up to the snapshot's step; at the end, the last with a finite value. A
+    run that ended before a snapshot is not in it.
     """
     ends = last_of_run(rows)
     out: list[tuple[str, pd.DataFrame]] = []
@@ -84,7 +84,7 @@ def _span(steps: pd.Series[int]) -> str:
 def seed_mean(table: pd.DataFrame, runs: pd.DataFrame, *, log: bool) -> pd.DataFrame:
     """Average `value` over the seeds, for each color (hue), line style (dash) and step. log: take the geometric mean.
 
-    A step at which one of `runs` has no value gets no mean, which would hide that a run ended.
+    A step at which one of `runs` has no value gets no mean, because a mean would hide that a run ended.
     """
     rows = table.assign(value=np.log(table["value"])) if log else table
     mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index("step")

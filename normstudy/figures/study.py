@@ -20,7 +20,7 @@ from normstudy.search import settings as kept
 from normstudy.search.rounds import CRASHED
 from normstudy.study import tables, whole
 
-MAX_PANELS, MAX_FACETS = 6, 24  # largest number of panels, and of those with one value of the facet each
+MAX_PANELS, MAX_FACETS = 6, 24  # largest number of panels; if they show a facet, MAX_FACETS
 
 # Figures read these columns of `runs` and the fields that vary. All other columns are dropped, because figures select
 # rows hundreds of times, and with ninety columns the selections would take a quarter of the drawing time.
@@ -46,10 +46,10 @@ class Panel(NamedTuple):
 class Study:
     """Hold what figures need of a study.
 
-    ended: all finished runs, with the columns outcome, hue and dash, and of a search also those that crashed. runs: the
-    finished runs that have a color and a line style; of too many values, some have none. unfinished: number of other
-    runs. panel_fields: varying fields that neither color nor line style shows. names: long name -> short name.
-    search: the settings of the study's search. omitted: titles of panels that a figure left out.
+    ended: all finished runs, and in a search also crashed runs, with the columns outcome, hue and dash. runs: finished
+    runs that have a color and a line style; if a field has too many values, some runs have none. unfinished: number of
+    other runs in the study. panel_fields: varying fields that neither color nor line style shows. names: long name ->
+    short name. search: the settings of the study's search. omitted: titles of panels that a figure left out.
     """
 
     folder: Path
@@ -74,12 +74,12 @@ class Study:
         return text[:8] if column == "data_sha256" else text
 
     def named(self, runs: pd.DataFrame, columns: Iterable[str]) -> list[str]:
-        """Return text such as `d_model=64` for each of the columns, whose value all runs share."""
+        """Return text such as `d_model=64` for each column. All runs have the same value in that column."""
         return [f"{c}={self.text(c, runs[c].iloc[0])}" for c in columns]
 
     @cached_property
     def modules(self) -> pd.DataFrame:
-        """Return the paper's quantity of its module in each layer, with columns run_id, step, layer, value."""
+        """Return the rows of the module `paper.module`, with columns run_id, step, layer, value (`paper.quantity`)."""
         quantity = self.paper.quantity
         read = [quantity] if quantity != "update_ratio" else ["update_norm", "param_norm"]
         rows = self._rows("modules", read, self.paper.module)
@@ -99,7 +99,7 @@ class Study:
     def panels(
         self, runs: pd.DataFrame, limit: int = MAX_PANELS, skip: Iterable[str] = ()
     ) -> tuple[list[Panel], list[str]]:
-        """Split runs into at most `limit` panels, one for each combination of the panel fields' values but `skip`.
+        """Split runs into at most `limit` panels, one for each combination of values of panel fields not in `skip`.
 
         If the study has a facet, only the facet splits runs, into at most MAX_FACETS panels, and each other panel field
         is fixed at one value. Returns the panels, and notes on fixed fields and on how many panels are left out.
@@ -142,7 +142,7 @@ def _combinations(
 ) -> list[tuple[Value, ...]]:
     """Return at most `limit` of the combinations in `found`, sorted. ordered: field -> its values in order.
 
-    While more are left, the field with the most values left keeps one value fewer.
+    While more than `limit` combinations remain, the field with the most remaining values loses one value.
     """
     every = sorted(found, key=lambda key: [ordered[c].index(v) for c, v in zip(ordered, key, strict=True)])
     kept, shown = dict(ordered), every

@@ -15,10 +15,11 @@ FORMATS = ("png", "svg", "pdf")
 # A name such as "-", or an offset and alternating lengths of dashes and gaps, in units of the line width.
 LineStyle = tuple[float, tuple[float, ...]] | str
 
-# A placement has the same color in every figure. Each color has a contrast of at least 2.3 against white, and is
-# farthest in OKLab from those chosen before, under normal vision and simulated deuteranopia, protanopia and tritanopia.
-# Fourteen colors cannot all be far apart, so those are that people mostly compare: (post, deepnorm, admin, b2t,
-# residual) and (pre, peri, sub, reordered, lns, hybrid); `rezero` and `none` are far from `pre` and `post`.
+# A placement has the same color in every figure. Each color has a contrast of at least 2.3 against white. Each was
+# chosen to be farthest in OKLab from the colors chosen before it, under normal vision and simulated deuteranopia,
+# protanopia and tritanopia. Fourteen colors cannot all be far apart, so those of placements that people often compare
+# are: within (post, deepnorm, admin, b2t, residual), within (pre, peri, sub, reordered, lns, hybrid), and `rezero` and
+# `none` from `pre` and `post`.
 PLACEMENT_COLORS = {
     "pre": "#0072B2", "post": "#D55E00", "peri": "#333300", "reordered": "#5500DD", "sub": "#883366",
     "deepnorm": "#DD9922", "admin": "#AA55FF", "lns": "#66BB88", "mix": "#996666", "b2t": "#5599AA",
@@ -85,9 +86,9 @@ def save(fig: Figure, path: Path, fmt: str) -> None:
     }
     sink = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ ")  # a letter that the font lacks, in a name, is drawn as a box
+        warnings.filterwarnings("ignore", r"Glyph \d+ ")  # a letter that is not in the font is drawn as a box
         if fmt == "png" and (engine := fig.get_layout_engine()) is not None:
-            # With a layout engine, savefig draws everything once more only to have the layout computed.
+            # With a layout engine, savefig would draw everything twice, the first time only to compute the layout.
             fig.set_dpi(matplotlib.rcParams["savefig.dpi"])
             engine.execute(fig)
             fig.set_layout_engine("none")

@@ -30,11 +30,11 @@ FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
 def plot(study_dir: Path, *, only: list[str] | None = None, **options: Any) -> PlotResult:
-    """Do what `draw.plot_study` does, with a second process if there are two cores and much to draw.
+    """Draw figures as `draw.plot_study` does, with a second process if there are two cores and much to draw.
 
-    If a sweep is writing the study, the processes may read different states of it. options: those of plot_study.
+    If a sweep is writing the study, the processes may read different states of it. options: passed to plot_study.
     """
-    every = ORDER if Path(study_dir, FILE).exists() else ORDER[:-3]  # the last three show a search
+    every = ORDER if Path(study_dir, FILE).exists() else ORDER[:-3]  # the last three are figures of a search
     names = sorted(dict.fromkeys(only or every), key=lambda name: ORDER.index(name) if name in ORDER else -1)
     mine, child = names, None
     if len(names) > FEW_FIGURES and len(os.sched_getaffinity(0)) > 1 and _is_large(study_dir):
@@ -72,7 +72,7 @@ def _is_large(study_dir: Path) -> bool:
 
 
 def _draw(pipe: Connection, study_dir: Path, names: list[str], options: dict[str, Any]) -> None:
-    """Send the parent process the PlotResult and what there was to warn of, or nothing if drawing fails."""
+    """Draw figures, and send the PlotResult and the warnings to the parent process. If drawing fails, send nothing."""
     gc.disable()  # saves time, and a short process has little garbage
     with contextlib.suppress(Exception), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", MissingRows)

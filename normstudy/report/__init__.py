@@ -1,1 +1,1 @@
-"""Make one offline HTML page of a study, or of several: its answer, its charts, every run, and the methods."""
+"""Make one offline HTML page of one or more studies: comparisons, charts, every run, and the methods."""

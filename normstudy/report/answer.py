@@ -1,4 +1,4 @@
-"""Say what a study's comparisons show, one sentence each, by the numbers that `normstudy compare` prints."""
+"""Put each comparison of runs into a sentence, with the numbers that `normstudy compare` prints."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -13,12 +13,12 @@ from normstudy.analysis.select import native
 from normstudy.errors import ConfigError
 from normstudy.report.read import Bundle
 
-LEARNED = ("learned", "spiked")  # outcomes of runs that closed the gap between the entropies
-FIRST = ("warmup_steps", "placement", "norm", "n_layers", "peak_lr")  # what a page compares by first
+LEARNED = ("learned", "spiked")  # outcomes that count as learning
+FIRST = ("warmup_steps", "placement", "norm", "n_layers", "peak_lr")  # the columns by which a page compares first
 
 
 class Answer(NamedTuple):
-    """Hold one comparison of a page: what differs, the sentences, and the table of `compare` as text."""
+    """Hold one comparison of a page: the column that differs, and the rows of `compare` as sentences and as a table."""
 
     by: str
     summary: str
@@ -28,9 +28,9 @@ class Answer(NamedTuple):
 
 
 def answers(bundle: Bundle) -> list[Answer]:
-    """Compare the runs of all studies by each column that varies and whose runs can be paired, FIRST in this order.
+    """Compare the runs of all studies by each varying column with pairs of runs, in the order of FIRST.
 
-    The runs of a search have no pairs, so its critical values answer instead.
+    If a study is a search, return nothing: its runs form no pairs, and the page shows critical values instead.
     """
     fields = [c for c in bundle.fields if c in pairs.comparable_columns() and not bundle.searched]
     fields.sort(key=lambda c: FIRST.index(c) if c in FIRST else len(FIRST))
@@ -51,7 +51,7 @@ def answers(bundle: Bundle) -> list[Answer]:
 
 
 def _summary(table: pd.DataFrame) -> str:
-    """Count what a comparison shows: `of 4 comparisons, 1 shows that the shares differ, 1 that the losses do`."""
+    """Count significant results: `4 comparisons; the shares of failed runs differ in 1, the losses in 2`."""
     shares = int((table["failed_holm"] <= inference.ALPHA).sum())
     losses = int((table["loss_verdict"].str.startswith(("lower", "higher"))).sum())
     return (
@@ -60,7 +60,7 @@ def _summary(table: pd.DataFrame) -> str:
 
 
 def sentence(row: Mapping[Hashable, Any], table: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """Say one row of a comparison: how both arms ended, and what follows."""
+    """Put one row of a comparison into a sentence: how the runs of both arms ended, and the verdicts."""
     by = str(row["by"])
     cells = {str(c): row[c] for c in table.columns if c not in pairs.RESULTS}
     place = words.title({c: native(c, v) for c, v in cells.items()}, names)
@@ -76,7 +76,7 @@ def _arm(by: str, value: Value, names: Mapping[str, str]) -> str:
 
 
 def _ends(row: Mapping[Hashable, Any], arm: str) -> str:
-    """Say how an arm's runs ended: `5 of 5 stuck [48, 100 %]`, or `4 of 5 learn [28, 99 %], none fails`."""
+    """Describe how an arm's runs ended: `5 of 5 stuck [48, 100 %]`, or `4 of 5 learn [28, 99 %], none fails`."""
     n, failed = row[f"{arm}runs"], row[f"{arm}failed"]
     if not n:
         return "no runs with an outcome"
@@ -93,7 +93,7 @@ def _ends(row: Mapping[Hashable, Any], arm: str) -> str:
 
 
 def _verdict(row: Mapping[Hashable, Any]) -> str:
-    """Say what follows from an arm and the baseline: of their shares, and of their losses where these are compared."""
+    """Describe the verdicts on an arm and the baseline: on shares of failed runs, and on losses if compared."""
     said = []
     if not math.isnan(p := row["failed_holm"]):
         differ = "the shares differ" if p <= inference.ALPHA else f"the shares: {row['failed_verdict']}"

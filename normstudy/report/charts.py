@@ -1,4 +1,4 @@
-"""Describe a page's charts in Altair, and compile them to Vega, in which page.js puts the numbers of a cell."""
+"""Describe a page's charts in Altair, and compile them to Vega specifications, which page.js fills with numbers."""
 
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import altair as alt
 import vl_convert
 
-VEGA_LITE = "6.4"  # the version for which Altair writes; vl-convert has several
-GREY = "#666666"  # as in the figures, whose modules would take a second to import
-TEXT = "currentColor"  # the page's own text color, for which the page's contrast is checked
+VEGA_LITE = "6.4"  # the version that Altair uses; vl-convert contains several
+GREY = "#666666"  # as in normstudy/figures, which takes a second to import
+TEXT = "currentColor"  # the page's text color, whose contrast is tested
 LOG_STEP = alt.X(
     "x:Q", title="step + 1", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~s", tickCount=5)
 )
@@ -22,8 +22,8 @@ CONFIG = {
 class Compiled(NamedTuple):
     """Hold what a page's charts need.
 
-    specs: chart -> Vega specification, whose data sets are empty, and named as in `sets`. library: JavaScript of Vega
-    and Vega-Embed, which sets window.vegaEmbed. versions: as text.
+    specs: chart -> Vega specification with empty data sets, which page.js fills by name. library: JavaScript of Vega
+    and Vega-Embed; it sets window.vegaEmbed. versions: the versions of Altair, vl-convert and Vega, as text.
     """
 
     specs: dict[str, dict[str, Any]]
@@ -45,14 +45,14 @@ def compiled() -> Compiled:
 
 
 def _silent(part: dict[str, Any]) -> dict[str, Any]:
-    """Leave the description of a chart to the page: its parts would be described one by one, without a name."""
+    """Hide a chart's parts from screen readers, which would list them without names. The page describes the chart."""
     for kind in ("marks", "axes", "legends"):
         part[kind] = [_silent({**one, "aria": False}) for one in part.get(kind, [])]
     return {key: value for key, value in part.items() if value != []}
 
 
 def _runs(name: str, x: alt.X, y: alt.Y) -> alt.Chart:
-    """Return a chart of a data set, in which each run has the color of its cell."""
+    """Return a chart of the data set `name`, in which each run has the color of the run's cell."""
     made: alt.Chart = alt.Chart(alt.NamedData(name)).encode(x=x, y=y, color=alt.Color("color:N", scale=None))
     return made
 

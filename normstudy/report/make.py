@@ -1,4 +1,4 @@
-"""Make the page of studies, as text that a notebook shows, or as a file."""
+"""Make the page of one or more studies, for a notebook to show or to write to a file."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from normstudy.study import files
 if TYPE_CHECKING:
     from normstudy.report.charts import Compiled
 
-MOST_NAME = 100  # letters in the name of a file that is named after several studies
+MOST_NAME = 100  # longest name of a file that is named after several studies, in letters
 NEEDS = ("altair", "jinja2", "vl_convert")  # what the extra `report` installs
-_known: list[Compiled] = []  # the compiled charts, once a page of this process has needed them
+_known: list[Compiled] = []  # the compiled charts, after this process has made its first page
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """Hold a page. html: its whole text. A notebook shows it in a frame."""
+    """Hold a page, which a notebook shows in a frame. html: the whole page."""
 
     folders: tuple[Path, ...]
     runs: int
     html: str
 
     def save(self, path: Path | str | None = None) -> Path:
-        """Write the page, and return its path, by default report.html in the study's folder.
+        """Write the page to `path`, by default report.html in the study's folder, and return the path.
 
-        The page of several studies lies beside the first, under their names. Raises ConfigError if this fails.
+        By default, the page of several studies gets their names, and lies in the parent of the first study's folder.
+        Raises ConfigError if the file cannot be written.
         """
         folder = self.folders[0]
         names = "+".join(one.resolve().name for one in self.folders)[:MOST_NAME]
@@ -65,13 +66,13 @@ class Report:
 def report(folders: Sequence[Path | str], where: Where = ()) -> Report:
     """Make the page of one study or more. where: which runs it shows (see `select`).
 
-    Raises ConfigError as `read.read` does, and without the libraries of the extra `report`.
+    Raises ConfigError as `read.read` does, and if a library of the extra `report` is not installed.
     """
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"a report needs {', '.join(missing)}: pip install 'normstudy[report]'")
     child = None
     if not _known:
-        with contextlib.suppress(OSError):  # if no second process can start, this one compiles the charts
+        with contextlib.suppress(OSError):  # if no second process can start, this process compiles
             child = Child(_compile)
     try:
         from normstudy.report import page, read
@@ -85,14 +86,14 @@ def report(folders: Sequence[Path | str], where: Where = ()) -> Report:
 
 
 def _compile(pipe: Connection) -> None:
-    with contextlib.suppress(Exception):  # the parent process then does it itself, and says what is wrong
+    with contextlib.suppress(Exception):  # the parent process then compiles, and reports the error
         from normstudy.report.charts import compiled
 
         pipe.send(compiled())
 
 
 def _compiled(child: Child | None) -> Compiled:
-    """Return the charts that the child process compiled, or compile them here. They are the same for every page."""
+    """Return the charts, which are equal on all pages: of an earlier page, from the child process, or compiled here."""
     with contextlib.suppress(EOFError, OSError):
         if child is not None:
             _known.append(child.pipe.recv())

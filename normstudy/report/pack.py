@@ -1,8 +1,8 @@
-"""Pack the numbers behind a page's charts into text: each run's losses and norms, at few enough steps.
+"""Pack the numbers behind a page's charts into text: each run's losses and norms, at as many steps as fit.
 
-A number has three significant digits. It is a little-endian uint16: one of SPECIAL, or (decade - LOWEST) * 900 + the
-three digits - 100 + len(SPECIAL). page.js has the inverse. Text is base64 without compression, because builds of zlib
-write different bytes.
+A number with three significant digits becomes a little-endian uint16: (decade - LOWEST) * 900 + the three digits - 100
++ len(SPECIAL). A number in SPECIAL becomes its index. page.js decodes them. The text is base64, not compressed, because
+builds of zlib write different bytes.
 """
 
 import base64
@@ -19,22 +19,22 @@ from normstudy.report.read import Bundle
 from normstudy.study.parquet import Ints
 from normstudy.study.schema import MODULES
 
-QUANTITIES = ("grad_norm", "update_ratio")  # columns of `modules` that a page has
-BYTES, MANY, BYTES_OF_A_RUN = 1_250_000, 700, 6_300  # of packed text: in a page, or in each of more than MANY runs
+QUANTITIES = ("grad_norm", "update_ratio")  # columns of `modules` that a page shows
+BYTES, MANY, BYTES_OF_A_RUN = 1_250_000, 700, 6_300  # limit of packed text: per page, or per run if it has > MANY runs
 SPECIAL = (math.nan, 0.0, math.inf, 1e-36)  # codes 0 to 3; the last stands for every smaller positive number
-LOWEST, MOST = -36, 9.995e35  # the least decade, and the least number that counts as infinite
-TIE = 1e-6  # so near to a half, the error of a division could decide how a number is rounded
+LOWEST, MOST = -36, 9.995e35  # the lowest decade, and the smallest number that counts as infinite
+TIE = 1e-6  # closer than this to a half, the error of a division could decide how a number is rounded
 LOSSES = 85  # steps of a loss curve, on a logarithmic grid
-LADDER = (80, 60, 40, 30, 24, 16, 12, 8)  # probed steps of a run, if all of them make a page too large
+LADDER = (80, 60, 40, 30, 24, 16, 12, 8)  # limits of probed steps per run, tried in order if all steps are too many
 
-Known = dict[tuple[Any, ...], int]  # lists, and the number of each
+Known = dict[tuple[Any, ...], int]  # list -> its index
 
 
 class Numbers(NamedTuple):
     """Hold what page.js reads.
 
-    grids: lists of steps; layouts: lists of (module, layer or None). runs: run's key -> its texts from `pack`, each
-    beside the index of its grid or layout. probes: at most so many probed steps of a run are shown, or None for all.
+    grids: lists of steps; layouts: lists of (module, layer or None). runs: key of a run -> its texts from `pack` and
+    the indices of their grids and layout. probes: the largest number of probed steps shown per run, or None for all.
     """
 
     grids: list[tuple[int, ...]]
@@ -45,7 +45,7 @@ class Numbers(NamedTuple):
 
 
 def collect(bundle: Bundle) -> Numbers:
-    """Pack the numbers of all runs. The first limit of LADDER with which they fit says how many probed steps remain."""
+    """Pack the numbers of all runs, with as many probed steps as `_choose` allows."""
     grids: Known = {}
     layouts: Known = {}
     runs: dict[str, dict[str, Any]] = {str(key): {} for key in bundle.runs["key"]}
@@ -75,7 +75,7 @@ def collect(bundle: Bundle) -> Numbers:
 
 
 def _number(known: Known, values: list[Any]) -> int:
-    """Return the number of a list, which is a new one if the list is."""
+    """Return the index of a list in `known`. Add a new list."""
     return known.setdefault(tuple(values), len(known))
 
 
@@ -95,14 +95,14 @@ def _losses(rows: pd.DataFrame, final: np.ndarray[Any, Any], grids: Known) -> di
 
 
 def _choose(sizes: list[tuple[int, int, int]], limit: int) -> tuple[int | None, tuple[str, ...]]:
-    """Return how many probed steps of each run are shown, and which quantities, so that the text has `limit` bytes.
+    """Return how many probed steps per run and which quantities to show, so that the text has at most `limit` bytes.
 
-    sizes: of each run, the number of probed steps, and of rows of `modules` and of `residual`.
+    sizes: for each run, the numbers of probed steps, of rows of `modules`, and of rows of `residual`.
     """
     for quantities in (QUANTITIES, QUANTITIES[:1]):
         for probes in (None, *LADDER):
             numbers = sum((len(quantities) * m + p) * min(probes or n, n) // n for n, m, p in sizes)
-            if numbers * 8 / 3 <= limit:  # two bytes a number, four letters for three bytes
+            if numbers * 8 / 3 <= limit:  # a number has two bytes; base64 makes four of three bytes
                 return probes, quantities
     return LADDER[-1], QUANTITIES[:1]
 
@@ -117,7 +117,7 @@ def pack(values: Floats) -> str:
         scaled = values[plain] / 10.0 ** (decade - 2)
         digits = np.rint(scaled).astype(np.int64)
         for i in np.flatnonzero(np.abs(scaled % 1 - 0.5) < TIE):
-            digits[i] = round(float(f"{values[plain][i]:.2e}") / 10.0 ** (decade[i] - 2))  # as f"{x:.3g}" rounds
+            digits[i] = round(float(f"{values[plain][i]:.2e}") / 10.0 ** (decade[i] - 2))  # round as f"{x:.3g}" does
         decade += digits == 1000
         out[plain] = np.where(digits == 1000, 0, digits - 100) + 900 * (decade - LOWEST) + len(SPECIAL)
     return base64.b64encode(out.astype("<u2").tobytes()).decode()
@@ -136,7 +136,7 @@ def thinned(every: tuple[int, ...], limit: int) -> Ints:
     if len(steps) <= limit:
         return steps
     kept = steps[[0, -1]]
-    for points in range(limit, 10 * limit):  # several points of a grid have the same nearest step
+    for points in range(limit, 10 * limit):  # more points than steps, as points can share their nearest step
         wanted = np.geomspace(1, steps[-1] + 1, points) - 1
         near = np.unique(np.abs(steps[None] - wanted[:, None]).argmin(axis=1))
         if len(near) > limit:

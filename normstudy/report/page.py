@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATES = (*style.OUTCOME_MARKERS, CRASHED, UNFINISHED)  # each has a symbol in page.html
-PICTURES = ("headline", "gradient_profile", "critical_depth", "critical_curve")  # shown where there is no JavaScript
+PICTURES = ("headline", "gradient_profile", "critical_depth", "critical_curve")  # shown if there is no JavaScript
 PICTURE_DPI = 110
 FINALS = ("final_val_loss", "gap_closed")
-VERSIONS = ("torch", "python", "cpu_capability", "device", "numerics", "git_commit")  # of what trained the runs
+VERSIONS = ("torch", "python", "cpu_capability", "device", "numerics", "git_commit")  # columns on what trained the runs
 
 
 def render(bundle: Bundle, where: Where, compiled: Callable[[], Compiled]) -> str:
-    """Return the page as HTML text. compiled: returns the charts, and is called last."""
+    """Return the page as HTML text. compiled: waits for the charts, so it is called last."""
     numbers = collect(bundle)
     data = _data(bundle, numbers)
     pictures = _pictures(bundle, where)
@@ -65,7 +65,7 @@ def render(bundle: Bundle, where: Where, compiled: Callable[[], Compiled]) -> st
 
 
 def _json(value: object) -> Markup:
-    """Return JSON that no HTML parser can take for markup."""
+    """Return JSON in which an HTML parser finds no markup."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))
 
@@ -100,7 +100,7 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
 
 
 def _map(bundle: Bundle) -> dict[str, Any]:
-    """Return the outcome map: heads of its columns, and rows of cells. Text fields and the depth make the rows."""
+    """Return the map of outcomes: heads of columns, and rows of cells. Text fields and the depth distinguish rows."""
     down = [c for c in bundle.fields if KINDS.get(c) is str or c == "n_layers"]
     across = [c for c in bundle.fields if c not in down]
     if not across and len(down) > 1:
@@ -160,12 +160,12 @@ def _distinct(column: pd.Series[Any]) -> str:
 
 
 def _pictures(bundle: Bundle, where: Where) -> list[tuple[str, str]]:
-    """Return (text alternative, data URI) of figures of each study, small enough to be sent."""
+    """Return (alternative text, data URI) of the PICTURES of each study, with few colors to keep the page small."""
     found = []
     for source in bundle.sources:
         try:
             study = drawn.load(source.folder, where)
-        except ConfigError:  # no finished run
+        except ConfigError:  # there is no finished run
             continue
         with style.rc():
             for name in PICTURES if source.search else PICTURES[:2]:
@@ -175,7 +175,7 @@ def _pictures(bundle: Bundle, where: Where) -> list[tuple[str, str]]:
                     continue
                 drawing, small = io.BytesIO(), io.BytesIO()
                 figure.savefig(drawing, format="png", dpi=PICTURE_DPI)
-                with Image.open(drawing) as image:  # few colors make the file a quarter as large
+                with Image.open(drawing) as image:  # 64 colors make the file a quarter as large
                     image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "png", optimize=True)
                 uri = f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"
                 found.append((f"Figure {name} of the study {source.name}", uri))

@@ -1,4 +1,4 @@
-"""Read the studies of a page: their runs, each counted once, the cells that they form, and what surrounds them."""
+"""Read the studies of a page: their runs without repetitions, the cells of runs, and each study's question."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from normstudy.search import settings as kept
 from normstudy.study import records
 from normstudy.study.schema import WATCH
 
-CRASHED, UNFINISHED = "crashed", "running"  # what stands for the outcome of a run that has none; with UNJUDGED
+CRASHED, UNFINISHED = "crashed", "running"  # states of runs without an outcome, besides UNJUDGED
 
 
 class Source(NamedTuple):
-    """Hold what a page says of one study beside its runs.
+    """Hold what a page shows of one study besides its runs.
 
-    question: that of experiments/<study>.md, or "". commands: of its sweeps, in order, each once. critical: the table
-    that `normstudy critical` prints, or "". lacks: warnings of missing rows.
+    question: from experiments/<study>.md, or "". commands: those of the study's sweeps, without repetitions. critical:
+    the table that `normstudy critical` prints, or "". lacks: warnings of missing rows.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Source(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Hold the rows, in `Bundle.runs`, of runs that differ only in their seeds or in what a search chose."""
+    """Hold runs that differ only in their seeds or in values that a search chose. rows: their rows in `Bundle.runs`."""
 
     place: dict[str, Value]
     title: str
@@ -55,10 +55,11 @@ class Cell(NamedTuple):
 class Bundle(NamedTuple):
     """Hold the studies of a page.
 
-    runs: one row a run, with the columns of `load.load`, and of (index in `sources`), state (its outcome, or what
-    stands for it) and also (indices of later studies that have the same run). steps, modules, residual: the rows of the
-    finished runs, by `key`, which is unique over the studies. fields: the columns that define a cell. searched: those
-    whose values a search chose. names: long name -> short name.
+    runs: a row for each run, with the columns of `load.load` and four others: key, which is unique over the studies, of
+    (the study's index in `sources`), state (the outcome or, without one, CRASHED, UNFINISHED or UNJUDGED) and also
+    (indices of later studies that contain the same run). steps, modules, residual: tables of `load.load`, with the
+    column key. fields: the columns that define a cell. searched: the columns whose values a search chose. names: long
+    name -> short name.
     """
 
     sources: tuple[Source, ...]
@@ -73,7 +74,7 @@ class Bundle(NamedTuple):
 
 
 def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
-    """Read studies. Raises ConfigError for a folder that is no study, for one given twice, and if there is no run."""
+    """Read studies. Raises ConfigError if a folder is not a study or is given twice, or if there is no run."""
     found, sources = [], []
     for i, folder in enumerate(folders):
         with warnings.catch_warnings(record=True) as warned:
@@ -103,7 +104,7 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
 
 
 def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """Drop finished runs with the losses of a run of an earlier study, and name their studies in its column `also`."""
+    """Keep one of the runs of several studies with equal losses. Its column `also` lists the later studies."""
     done = set(runs.loc[(runs["status"] == "done") & (runs["source"] != WATCH), "key"])
     losses = {
         key: hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
@@ -117,7 +118,7 @@ def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cells(runs: pd.DataFrame, fields: Sequence[str], names: dict[str, str]) -> tuple[Cell, ...]:
-    """Return the cells in the order of their values, the first field's first."""
+    """Return the cells, sorted by the values of the first field, then by those of the second field, and so on."""
     order = {c: values(runs, c) for c in fields}
     places: dict[tuple[Value, ...], list[int]] = {}
     for i, row in enumerate(runs[list(fields)].itertuples(index=False)):
@@ -140,13 +141,13 @@ def _source(folder: Path, lacks: tuple[str, ...], where: Where) -> Source:
     found = re.search(r"^\*\*Question\.\*\* (.+?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
     question = printable(" ".join(found[1].split())) if found else ""
     settings = kept.read(folder)
-    # Of all runs, also those that the page shows in another study: without them the values would be others.
+    # The values depend on all runs of this study, including those that the page shows only in an earlier study.
     critical = "" if settings is None else answer.render(*answer.critical_values(folder, where))
     return Source(name, folder, question, _commands(folder, text), settings, critical, lacks)
 
 
 def _commands(folder: Path, text: str) -> tuple[str, ...]:
-    """Return the commands of a study's sweeps that were recorded, or the one that its page (`text`) states."""
+    """Return the recorded commands of a study's sweeps. If there are none, return the command in its page, `text`."""
     recorded = []
     for path in records.paths_of(folder):
         try:
@@ -159,14 +160,14 @@ def _commands(folder: Path, text: str) -> tuple[str, ...]:
 
 
 def command_of(run: pd.Series[Any]) -> str:
-    """Return the command that trains a run again, in a study of its own. run: its row of the table `runs`."""
+    """Return the command that trains a run again, in the study `again`. run: the row in the table `runs`."""
     if run["source"] == WATCH:
         return "# recorded by normstudy.watch"
     base, said = cfg.asked(cfg.RunConfig()), ["normstudy", "run", "study=again"]
     place = {column: native(column, run[column]) for column in cfg.dotted_keys() if column != "study"}
     for column, key in cfg.dotted_keys().items():
         group, _, leaf = key.rpartition(".")
-        # The file of a group that is not the default may set other values, so all values of this group are named.
+        # If a group is not the default, its config file may change other values too, so the command names all of them.
         chosen = group in place and place[group] != base[group] and place[column] is not None
         if column == "study" or (column == "data_seed" and place[column] == place["seed"]):
             continue
@@ -178,7 +179,7 @@ def command_of(run: pd.Series[Any]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Quote a value for Hydra's grammar where a character has a meaning there."""
+    """Quote a value if it contains a character that has a meaning in Hydra's override grammar."""
     if re.fullmatch(r"[\w.:/+-]+", text):
         return text
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"

@@ -34,7 +34,7 @@ from normstudy.study import tables
 from normstudy.upkeep.compact import compact_study
 
 N_STEPS = 60
-NO_RANKING = "figure 'ranking' not drawn: it needs a non-numeric key, such as placement, with at least 3 values"
+NO_RANKING = "figure 'ranking' not drawn: it needs a text field, such as placement, with at least 3 values"
 
 
 @pytest.fixture(scope="module")

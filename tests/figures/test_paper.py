@@ -107,7 +107,7 @@ def test_panels_that_are_left_out_are_named(capfd: Capture, tmp_path: Path) -> N
     assert cli.main(["plot", str(study), "--only", "loss_curves"]) == 0
     said = capfd.readouterr().out.splitlines()[-1]
     shown = [ax.get_title(loc="left") for ax in draw(load(study), "loss_curves").axes]
-    assert said.startswith(f"figure 'loss_curves' without {9 - len(shown)} panels: ")
+    assert said.startswith(f"figure 'loss_curves' drawn without {9 - len(shown)} panels: ")
     left = said.partition(": ")[2].partition("; choose")[0].split("; ")
     every = {f"{n} layers, lr {rate}" for n in (2, 3, 4) for rate in ("1e-3", "3e-3", "1e-2")}
     assert sorted([*left, *shown]) == sorted(every)
@@ -139,7 +139,7 @@ def test_a_width(text: str, width: float) -> None:
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (("--width", "3.3"), "--width '3.3' is no width: write a number and in, cm, mm or pt"),
+    (("--width", "3.3"), "--width '3.3' is not a width: write a number and in, cm, mm or pt"),
     (("--width", "1in"), "width 1.0 is out of range: set it to a finite number of at least 2"),
     (("--width", "50in"), "width 50 in exceeds 20 in"),
     (("--module", "mlp"), "module"),

@@ -193,7 +193,7 @@ def test_a_text_field_with_three_values_is_ranked_and_two_are_not(tmp_path: Path
     assert rows(ax) == ["rmsnorm", "dyt", "layernorm"]
     write(tmp_path, {"post": [2.0]}, norm="dyt")
     assert ranked_field(load(tmp_path / STUDY)) == "norm"  # three norms, two placements
-    with pytest.raises(Lacks, match="it needs a non-numeric key, such as placement, with at least 3 values"):
+    with pytest.raises(Lacks, match="it needs a text field, such as placement, with at least 3 values"):
         FIGURES["ranking"](load(tmp_path / STUDY, {"norm": "dyt"}))
 
 
