@@ -1,7 +1,5 @@
 """Draw a search's figures: critical values against depth, shares of failing runs by searched value, phase maps."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -84,7 +82,7 @@ def value_axis(ax: Axes, which: str, settings: Settings, values: list[float]) ->
     on_axes.norm_ticks(getattr(ax, f"{which}axis"))
 
 
-def draw_runs(ax: Axes, x: pd.Series[float], y: pd.Series[float], runs: pd.DataFrame) -> None:
+def draw_runs(ax: Axes, x: "pd.Series[float]", y: "pd.Series[float]", runs: pd.DataFrame) -> None:
     """Draw a mark for each run. Its shape and color show the outcome."""
     for name, mine in runs.groupby("outcome"):
         ax.plot(
@@ -95,11 +93,6 @@ def draw_runs(ax: Axes, x: pd.Series[float], y: pd.Series[float], runs: pd.DataF
 
 def _handles(axes: list[Axes]) -> list[Artist]:
     return list({str(a.get_label()): a for ax in axes for a in ax.get_legend_handles_labels()[0]}.values())
-
-
-def phase_map(study: Study) -> FigureBase:
-    """Draw the outcome of every run at its depth and value, and the critical values."""
-    return critical_depth(study, maps=True)
 
 
 def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:

@@ -90,17 +90,8 @@ def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float
     return low - 0.05 * (high - low), high + 0.06 * (high - low)
 
 
-def loss_curves(study: Study) -> FigureBase:
-    """Draw validation loss against step."""
-    return _losses(study, train=False)
-
-
-def training_loss(study: Study) -> FigureBase:
-    """Draw training loss against step, with a logarithmic step axis because the first updates decide the outcome."""
-    return _losses(study, train=True)
-
-
-def _losses(study: Study, *, train: bool) -> FigureBase:
+def losses(study: Study, *, train: bool) -> FigureBase:
+    """Draw validation losses against step or, if `train`, training losses against the logarithm of step + 1."""
     panels, notes = study.panels(study.runs)
     tables = [(training_table if train else validation_table)(study, p.runs) for p in panels]
     which, bold = ("training", " (of steps 0.9 t to t)") if train else ("validation", "")

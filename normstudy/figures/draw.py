@@ -1,9 +1,8 @@
 """List all figures, and draw them from a study's tables. Equal tables give files with equal bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure, FigureBase
@@ -13,8 +12,8 @@ from normstudy.analysis.select import Where, conditions
 from normstudy.config import one_of
 from normstudy.errors import ConfigError
 from normstudy.figures import style
-from normstudy.figures.critical import critical_curve, critical_depth, phase_map
-from normstudy.figures.curves import gradient_ratio, loss_curves, training_loss, update_rms
+from normstudy.figures.critical import critical_curve, critical_depth
+from normstudy.figures.curves import gradient_ratio, losses, update_rms
 from normstudy.figures.final_grid import final_grid
 from normstudy.figures.headline import headline
 from normstudy.figures.layers import gradient_profile, heatmap, residual_path
@@ -22,11 +21,13 @@ from normstudy.figures.paper import USUAL, Paper
 from normstudy.figures.ranking import ranking
 from normstudy.figures.study import MAX_PANELS, Lacks, Study, load
 
-OF_SEARCH = {"critical_depth": critical_depth, "critical_curve": critical_curve, "phase_map": phase_map}
+OF_SEARCH: dict[str, Callable[[Study], FigureBase]] = {
+    "critical_depth": critical_depth, "critical_curve": critical_curve, "phase_map": partial(critical_depth, maps=True),
+}  # fmt: skip
 FIGURES: dict[str, Callable[[Study], FigureBase]] = {
-    "headline": headline, "loss_curves": loss_curves, "training_loss": training_loss, "gradient_ratio": gradient_ratio,
-    "gradient_profile": gradient_profile, "residual_path": residual_path, "update_rms": update_rms, "heatmap": heatmap,
-    "final_grid": final_grid, "ranking": ranking, **OF_SEARCH,
+    "headline": headline, "loss_curves": partial(losses, train=False), "training_loss": partial(losses, train=True),
+    "gradient_ratio": gradient_ratio, "gradient_profile": gradient_profile, "residual_path": residual_path,
+    "update_rms": update_rms, "heatmap": heatmap, "final_grid": final_grid, "ranking": ranking, **OF_SEARCH,
 }  # fmt: skip
 
 
@@ -55,7 +56,7 @@ class PlotResult:
         figures = {text: [repr(name) for name, other in said.items() if other == text] for text in said.values()}
         return [f"figure{'s' * (len(names) > 1)} {', '.join(names)} {text}" for text, names in figures.items()]
 
-    def add(self, other: PlotResult) -> None:
+    def add(self, other: "PlotResult") -> None:
         """Add the results of another process."""
         self.found |= other.found
         self.captions |= other.captions

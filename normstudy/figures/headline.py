@@ -24,7 +24,7 @@ def headline(study: Study) -> FigureBase:
     needs_layers(study)
     if study.look.facet is not None:
         return _ranked(study)
-    runs = at_most_one(study, study.at_headline())
+    runs = at_most_one(study.at_headline(), study.panel_fields, None)
     table, which = curves.validation_table(study, runs), "validation"
     if table.empty:  # a watched training loop may log training losses only
         table, which = curves.training_table(study, runs), "training"

@@ -30,14 +30,9 @@ def needs_layers(study: Study) -> None:
         raise Lacks(f"no run recorded the module {study.paper.module}")
 
 
-def profile_table(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the geometric mean and range over seeds, for each color (hue), line style (dash) and layer."""
-    return series.geometric(series.of_runs(rows, runs, ["hue", "dash"]), ["hue", "dash", "layer"])
-
-
-def draw_profile(ax: Axes, table: pd.DataFrame, look: Look) -> None:
+def draw_profile(ax: Axes, rows: pd.DataFrame, look: Look) -> None:
     """For each color and line style, draw a line through the geometric means and a band from lowest to highest seed."""
-    for hue, dash, arm in look.arms(table):
+    for hue, dash, arm in look.arms(series.geometric(rows, ["hue", "dash", "layer"])):
         color = look.colors[hue]
         if len(arm) > 1:
             ax.fill_between(arm["layer"], arm["low"], arm["high"], color=color, alpha=0.15, lw=0)
@@ -51,7 +46,7 @@ def gradient_profile(study: Study) -> FigureBase:
     """Draw the gradient norm of a module, or another quantity, against layer, at a few steps of training."""
     needs_layers(study)
     what, top = f"{study.paper.what.capitalize()} against layer", int(study.at_headline()["n_layers"].max()) - 1
-    return _profiles(study, study.modules, what, "layer", study.paper.measured, top)
+    return _profiles(study, study.modules, what, "layer", f"{study.paper.module} {study.paper.quantity}", top)
 
 
 def residual_path(study: Study) -> FigureBase:
@@ -87,7 +82,7 @@ def _profiles(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label
     grid = fig.subplots(len(panels) * lines, across, sharex=True, sharey=True, squeeze=False)
     for line, panel, row in zip(grid.reshape(len(panels), -1), panels, shots, strict=True):
         for ax, (name, at) in zip(line, row, strict=False):
-            draw_profile(ax, profile_table(at, panel.runs), study.look)
+            draw_profile(ax, series.of_runs(at, panel.runs, ["hue", "dash"]), study.look)
             ax.set_title(name)
         for ax in line[len(row) :]:
             ax.remove()
@@ -137,8 +132,7 @@ def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: 
 
     fig, axes = layout.subplots(study.paper, len(panels))
     for ax, panel in zip(axes, panels, strict=True):
-        mine = at[at["run_id"].isin(panel.runs["run_id"])]
-        draw_profile(ax, series.geometric(mine, ["hue", "dash", "layer"]), look)
+        draw_profile(ax, at[at["run_id"].isin(panel.runs["run_id"])], look)
         layout.panel_title(ax, panel.title)
         on_axes.layer_axis(ax.xaxis, top)
     on_axes.norm_axis(axes[0])
@@ -204,7 +198,7 @@ def heatmap(study: Study) -> FigureBase:
         if len(warmup) == 1 and (end := warmup.pop()) > 0:
             ax.axvline(end, color="white", lw=1, ls=(0, (2, 1.5)), gid=f"warmup:{end}")
     layout.label_axes(fig, axes, on_axes.LOG_STEP, "layer", once=facet is not None)
-    bar = fig.colorbar(mesh, ax=axes, label=study.paper.measured, aspect=30, pad=0.02)
+    bar = fig.colorbar(mesh, ax=axes, label=f"{study.paper.module} {study.paper.quantity}", aspect=30, pad=0.02)
     on_axes.norm_ticks(bar.ax.yaxis)
     notes += series.zeros(study, study.modules[study.modules["run_id"].isin(shown["run_id"])])
     notes += ["a diverged run counts until it ends"] * bool((shown["outcome"] == "diverged").any())
@@ -216,7 +210,7 @@ def heatmap(study: Study) -> FigureBase:
 
 def _arms(study: Study) -> tuple[list[Panel], list[str]]:
     """Return at most MAX_MAPS panels, one for each combination of color and line style, and notes on omitted runs."""
-    look, runs = study.look, at_most_one(study, study.at_headline())
+    look, runs = study.look, at_most_one(study.at_headline(), study.panel_fields, None)
     arms, panels = look.arms(runs), []
     for i, (hue, dash, part) in enumerate(arms):
         first, rest = phrase(look.hue, hue), [phrase(look.dash, dash)] if look.dash else []

@@ -42,11 +42,6 @@ class Paper:
             raise ConfigError(f"width {self.width:g} in exceeds {WIDTHS[1]:g} in: choose a smaller width")
 
     @property
-    def measured(self) -> str:
-        """Return the label of an axis, such as `mlp_out grad_norm`."""
-        return f"{self.module} {self.quantity}"
-
-    @property
     def what(self) -> str:
         """Return words for a title, such as `gradient norm of mlp_out`."""
         return f"{QUANTITIES[self.quantity]} of {self.module}"

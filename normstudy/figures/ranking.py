@@ -1,7 +1,5 @@
 """Draw the figure ranking: a row for each value of a text field, such as placement, ranked by final loss."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass
@@ -16,11 +14,10 @@ from matplotlib.figure import FigureBase
 from normstudy.analysis.inference import paired_t_interval
 from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.pairs import MIN_PAIRS
-from normstudy.analysis.select import has_value
 from normstudy.analysis.words import phrase
 from normstudy.figures import layout, series, style
-from normstudy.figures.look import MAX_HUES, Look, chosen, folded, spread_labels, swept, text_fields, values
-from normstudy.figures.study import Lacks, Study, widest
+from normstudy.figures.look import MAX_HUES, Look, folded, spread_labels, swept, text_fields, values
+from normstudy.figures.study import Lacks, Study, at_most_one, held
 
 MIN_VALUES = 3  # fewer values are not ranked, because a ranking of two says no more than a comparison
 MAX_COLUMNS = 3
@@ -28,8 +25,26 @@ MAX_COLUMNS = 3
 ROW, ARM, AROUND = 0.25, 0.13, 1.5
 COUNT_WIDTH = 20  # points: width of a column of counts on the right of a panel
 BEYOND = 0.25  # intervals extend the loss axis on each side by at most this fraction of the range of losses
-STRIPE = "#F3F3F3"
 FEW_SEEDS = "*"
+
+
+class Cell(NamedTuple):
+    """Hold the runs with the same row, depth (`column`) and color (`arm`), how many there are, and their loss.
+
+    mean, low, high: mean final loss and its 95 % t interval, or NaN if a run failed, because losses of failed and other
+    runs have no common spread.
+    """
+
+    row: str
+    column: str
+    arm: str
+    runs: pd.DataFrame
+    n: int
+    learned: int
+    diverged: int
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -58,26 +73,8 @@ class Ranking:
             outcome, losses = parts[key]["outcome"], parts[key]["final_val_loss"].to_numpy(np.float64)
             counts = (len(losses), int((outcome == "learned").sum()), int((outcome == "diverged").sum()))
             interval = (math.nan,) * 3 if outcome.isin(FAILED).any() else paired_t_interval(losses)
-            out.append(Cell(*key, *counts, *interval))
+            out.append(Cell(*key, parts[key], *counts, *interval))
         return out
-
-
-class Cell(NamedTuple):
-    """Hold the number of runs with the same row, depth (`column`) and color (`arm`), how they ended, and their loss.
-
-    mean, low, high: mean final loss and its 95 % t interval, or NaN if a run failed, because losses of failed and other
-    runs have no common spread.
-    """
-
-    row: str
-    column: str
-    arm: str
-    n: int
-    learned: int
-    diverged: int
-    mean: float
-    low: float
-    high: float
 
 
 def ranked_field(study: Study) -> str:
@@ -98,17 +95,15 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
     keep the config's order. Values without a run in this setting come last. Fields that the figure does not show are
     fixed at one value. deepest: use only the largest depth.
     """
-    runs, notes = study.finished, list[str]()
+    runs = study.finished
     field = ranked_field(study)
     if deepest:
         runs = runs[runs["n_layers"] == runs["n_layers"].max()]
     rest = [c for c in text_fields(runs) if c != field]
     arm_field = "warmup_steps" if "warmup_steps" in swept(runs) else next(iter(rest), None)
-    for column in [c for c in swept(runs) if c not in (field, arm_field, "n_layers")]:
-        keep = chosen(widest(runs, column, field), column)
-        runs = runs[has_value(runs, column, keep)]
-        if column != "peak_lr":  # the title already names the learning rate
-            notes.append(f"{column}={study.text(column, keep)}")
+    fixed = [c for c in swept(runs) if c not in (field, arm_field, "n_layers")]
+    runs = at_most_one(runs, fixed, field)
+    notes = held(study, runs, fixed)
 
     def shown(column: str, limit: int) -> list[str]:
         return spread_labels(runs, column, limit, study.names, notes)
@@ -150,7 +145,7 @@ def places(ranking: Ranking) -> dict[tuple[str, str], float]:
 def stripe_rows(ax: Axes, ranking: Ranking) -> None:
     """Write the rows' names, the best on top, and shade every second row."""
     for i in range(0, len(ranking.rows), 2):
-        ax.axhspan(i - 0.5, i + 0.5, color=STRIPE, lw=0, zorder=0)
+        ax.axhspan(i - 0.5, i + 0.5, color="#F3F3F3", lw=0, zorder=0)
     ax.set_ylim(len(ranking.rows) - 0.5, -0.5)
     ax.set_yticks(range(len(ranking.rows)), [folded(row) for row in ranking.rows])
     ax.tick_params(axis="y", length=0)
@@ -165,19 +160,17 @@ def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
     stripe_rows(ax, ranking)
     at = places(ranking)
     left, right = ax.get_xlim()
-    here = ranking.runs[ranking.runs["column"] == column]
-    for (row, arm), y in at.items():
-        runs, color = here[(here["row"] == row) & (here["arm"] == arm)], ranking.colors[arm]
-        gone = (runs["outcome"] == "diverged").to_numpy()
-        losses = runs["final_val_loss"].to_numpy(np.float64, copy=True)
-        losses[gone] = edge + 0.02 * (right - left) * (np.arange(gone.sum()) - (gone.sum() - 1) / 2)
-        for run_id, outcome, loss in zip(runs["run_id"], runs["outcome"], losses, strict=True):
+    cells = [cell for cell in ranking.cells if cell.column == column]
+    for cell in cells:
+        name, y, color = f"{cell.row}:{cell.arm}", at[cell.row, cell.arm], ranking.colors[cell.arm]
+        gone = (cell.runs["outcome"] == "diverged").to_numpy()
+        losses = cell.runs["final_val_loss"].to_numpy(np.float64, copy=True)
+        losses[gone] = edge + 0.02 * (right - left) * (np.arange(cell.diverged) - (cell.diverged - 1) / 2)
+        for run_id, outcome, loss in zip(cell.runs["run_id"], cell.runs["outcome"], losses, strict=True):
             ax.plot(
                 [loss], [y], ls="none", marker=style.OUTCOME_MARKERS[outcome], color=color, mec="white", mew=0.3,
                 ms=5 if outcome == "diverged" else 3.4, alpha=0.7, zorder=2, gid=f"{outcome}:{run_id}",
             )  # fmt: skip
-    for cell in [c for c in ranking.cells if c.column == column]:
-        name, y, color = f"{cell.row}:{cell.arm}", at[cell.row, cell.arm], ranking.colors[cell.arm]
         ax.plot([cell.low, cell.high], [y, y], color=color, lw=1.1, zorder=3, gid=f"interval:{name}")
         ax.plot([cell.mean], [y], ls="none", marker="|", ms=7, mew=1.6, color=color, zorder=4, gid=f"mean:{name}")
         for x, marker, beyond in [(left, "<", cell.low < left), (right, ">", cell.high > right)]:
@@ -187,8 +180,8 @@ def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
         _count(ax, y, 0, f"{cell.learned}/{cell.n}{few}", color, f"learned:{name}")
         if cell.diverged:
             _count(ax, y, 1, f"{cell.diverged}", color, f"diverged:{name}")
-    diverged = any(cell.diverged for cell in ranking.cells if cell.column == column)
-    for place, name in enumerate(["learned", "diverged"] if diverged else ["learned"]):  # headings of the counts
+    heads = ["learned", "diverged"] if any(cell.diverged for cell in cells) else ["learned"]
+    for place, name in enumerate(heads):
         ax.annotate(
             name, (1, 1), xycoords="axes fraction", xytext=(8 + COUNT_WIDTH * place, 2), textcoords="offset points",
             fontsize=5.5, color=style.GREY, rotation=40, rotation_mode="anchor", gid=f"head:{name}",

@@ -1,7 +1,5 @@
 """Prepare losses and gradient norms for drawing: select runs, average over seeds, take snapshots of training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,12 +69,12 @@ def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]
     return out
 
 
-def last_of_run(rows: pd.DataFrame) -> pd.Series[int]:
+def last_of_run(rows: pd.DataFrame) -> "pd.Series[int]":
     """Return, for each row, the largest step among the rows of the same run."""
     return rows.groupby("run_id", observed=True)["step"].transform("max")
 
 
-def _span(steps: pd.Series[int]) -> str:
+def _span(steps: "pd.Series[int]") -> str:
     low, high = int(steps.min()), int(steps.max())
     return str(low) if low == high else f"{low}–{high}"
 

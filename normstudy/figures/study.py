@@ -11,6 +11,7 @@ import pandas as pd
 from normstudy.analysis.grid import Value
 from normstudy.analysis.load import update_ratio
 from normstudy.analysis.outcomes import outcomes
+from normstudy.analysis.pairs import cells_of
 from normstudy.analysis.select import Where, has_value, native, select, tell_sources_apart
 from normstudy.analysis.words import phrase
 from normstudy.errors import ConfigError
@@ -109,13 +110,11 @@ class Study:
             return [Panel("", runs)], []
         facet, notes, every_run = self.look.facet, list[str](), runs
         if facet in fields:
-            runs = at_most_one(self, runs, skip=(facet, *skip))
+            runs = at_most_one(runs, [c for c in self.panel_fields if c not in (facet, *skip)], facet)
             notes = held(self, runs, [c for c in fields if c != facet])
             fields, limit = [facet], MAX_FACETS
-        rows = runs[fields].to_numpy(object)
-        keys = pd.Series([tuple(map(native, fields, row)) for row in rows], runs.index)
-        ordered = {c: values(runs, c) for c in fields}
-        picked = _combinations(set(keys), ordered, limit)
+        parts = {tuple(place.values()): part for place, part in cells_of(runs, fields)}
+        picked = _combinations(parts, {c: values(runs, c) for c in fields}, limit)
 
         def title(key: tuple[Value, ...]) -> str:
             if facet in fields:  # small panels show only the value; the figure's title names the field
@@ -124,9 +123,9 @@ class Study:
 
         if len(picked) < (total := len(every_run[fields].drop_duplicates())):
             notes.append(f"{len(picked)} of {total} panels shown")
-            self.omitted.extend(title(key) for key in sorted(set(keys) - set(picked), key=str))
+            self.omitted.extend(title(key) for key in sorted(set(parts) - set(picked), key=str))
 
-        return [Panel(title(k), runs[keys == k]) for k in picked], notes
+        return [Panel(title(key), parts[key]) for key in picked], notes
 
     def at_headline(self) -> pd.DataFrame:
         """Select the runs with the largest depth and the learning rate nearest to HEADLINE_LR."""
@@ -138,7 +137,7 @@ class Study:
 
 
 def _combinations(
-    found: set[tuple[Value, ...]], ordered: Mapping[str, Sequence[Value]], limit: int
+    found: Iterable[tuple[Value, ...]], ordered: Mapping[str, Sequence[Value]], limit: int
 ) -> list[tuple[Value, ...]]:
     """Return at most `limit` of the combinations in `found`, sorted. ordered: field -> its values in order.
 
@@ -158,10 +157,9 @@ def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
     return [v for v, n in count.items() if n == max(count.values())]
 
 
-def at_most_one(study: Study, runs: pd.DataFrame, skip: Iterable[str] = ()) -> pd.DataFrame:
-    """Choose one value of each panel field, except those in `skip`, and return the runs with these values."""
-    facet = study.look.facet
-    for column in [c for c in study.panel_fields if c not in set(skip)]:
+def at_most_one(runs: pd.DataFrame, columns: Iterable[str], facet: str | None) -> pd.DataFrame:
+    """Choose one value of each column, and return the runs with these values. Keep most values of the facet."""
+    for column in columns:
         found = values(runs, column) if facet is None else widest(runs, column, facet)
         runs = runs[has_value(runs, column, chosen(found, column))]
     return runs

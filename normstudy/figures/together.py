@@ -1,7 +1,5 @@
 """Draw a study's figures in two processes, because matplotlib uses only one core."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import os
@@ -29,7 +27,7 @@ ORDER = (
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
-def plot(study_dir: Path, *, only: list[str] | None = None, **options: Any) -> PlotResult:
+def plot(study_dir: Path, *, only: list[str] | None = None, **options: Any) -> "PlotResult":
     """Draw figures as `draw.plot_study` does, with a second process if there are two cores and much to draw.
 
     If a sweep is writing the study, the processes may read different states of it. options: passed to plot_study.

@@ -27,7 +27,6 @@ from normstudy.figures import look as looks
 from normstudy.figures.curves import draw_losses
 from normstudy.figures.draw import FIGURES, plot_study
 from normstudy.figures.final_grid import limits, x_axis
-from normstudy.figures.layers import profile_table
 from normstudy.figures.paper import TWO_COLUMNS, USUAL
 from normstudy.figures.study import Lacks, Study, load
 from normstudy.study import tables
@@ -291,7 +290,8 @@ def test_the_band_spans_the_seeds(folder: Path, study: Study) -> None:
     rows = study.modules
     runs = study.runs[(study.runs["hue"] == "post") & (study.runs["dash"] == "0") & (study.runs["n_layers"] == 4)]
     runs = runs[runs["peak_lr"] == 3e-3]
-    table = profile_table(rows[(rows["step"] == 20) & rows["run_id"].isin(runs["run_id"])], runs)
+    mine = series.of_runs(rows[(rows["step"] == 20) & rows["run_id"].isin(runs["run_id"])], runs, ["hue", "dash"])
+    table = series.geometric(mine, ["hue", "dash", "layer"])
     at = rows[(rows["step"] == 20) & rows["run_id"].isin(runs["run_id"]) & (rows["layer"] == 0)]["value"]
     assert table.loc[table["layer"] == 0, ["low", "high", "n"]].to_numpy()[0] == pytest.approx([at.min(), at.max(), 2])
 
