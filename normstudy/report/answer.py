@@ -42,21 +42,18 @@ def answers(bundle: Bundle) -> list[Answer]:
             table = pairs.compare_pairs(runs, steps, by)
         except ConfigError:  # such as a column that varies only between texts
             continue
-        share, loss = compare.heads(table)
+        heads = tuple(map(" ".join, compare.heads(table)))
         said = tuple(sentence(row, table, bundle.names) for row in table.to_dict("records"))
-        found.append(
-            Answer(by, _summary(table), said, compare.render(table, "table"), (" ".join(share), " ".join(loss)))
-        )
+        found.append(Answer(by, _summary(table), said, compare.render(table, "table"), heads))
     return found
 
 
 def _summary(table: pd.DataFrame) -> str:
     """Count significant results: `4 comparisons; the shares of failed runs differ in 1, the losses in 2`."""
+    count = count_text(len(table), "comparison")
     shares = int((table["failed_holm"] <= inference.ALPHA).sum())
     losses = int((table["loss_verdict"].str.startswith(("lower", "higher"))).sum())
-    return (
-        f"{count_text(len(table), 'comparison')}; the shares of failed runs differ in {shares}, the losses in {losses}"
-    )
+    return f"{count}; the shares of failed runs differ in {shares}, the losses in {losses}"
 
 
 def sentence(row: Mapping[Hashable, Any], table: pd.DataFrame, names: Mapping[str, str]) -> str:

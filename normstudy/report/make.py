@@ -1,7 +1,5 @@
 """Make the page of one or more studies, for a notebook to show or to write to a file."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import html
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
 MOST_NAME = 100  # longest name of a file that is named after several studies, in letters
 NEEDS = ("altair", "jinja2", "vl_convert")  # what the extra `report` installs
-_known: list[Compiled] = []  # the compiled charts, after this process has made its first page
+_known: list["Compiled"] = []  # the compiled charts, after this process has made its first page
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,7 +90,7 @@ def _compile(pipe: Connection) -> None:
         pipe.send(compiled())
 
 
-def _compiled(child: Child | None) -> Compiled:
+def _compiled(child: Child | None) -> "Compiled":
     """Return the charts, which are equal on all pages: of an earlier page, from the child process, or compiled here."""
     with contextlib.suppress(EOFError, OSError):
         if child is not None:

@@ -8,6 +8,7 @@ builds of zlib write different bytes.
 import base64
 import functools
 import math
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ TIE = 1e-6  # closer than this to a half, the error of a division could decide h
 LOSSES = 85  # steps of a loss curve, on a logarithmic grid
 LADDER = (80, 60, 40, 30, 24, 16, 12, 8)  # limits of probed steps per run, tried in order if all steps are too many
 
-Known = dict[tuple[Any, ...], int]  # list -> its index
+Known = defaultdict[tuple[Any, ...], int]  # list -> its index; a new list gets the next index
 
 
 class Numbers(NamedTuple):
@@ -46,8 +47,8 @@ class Numbers(NamedTuple):
 
 def collect(bundle: Bundle) -> Numbers:
     """Pack the numbers of all runs, with as many probed steps as `_choose` allows."""
-    grids: Known = {}
-    layouts: Known = {}
+    grids: Known = defaultdict(lambda: len(grids))
+    layouts: Known = defaultdict(lambda: len(layouts))
     runs: dict[str, dict[str, Any]] = {str(key): {} for key in bundle.runs["key"]}
     finals = dict(zip(bundle.runs["key"], bundle.runs[["n_steps", "final_val_loss"]].to_numpy(float), strict=True))
     for key, rows in bundle.steps.sort_values("step").groupby("key"):
@@ -66,17 +67,12 @@ def collect(bundle: Bundle) -> Numbers:
         first, shown = rows[rows["step"] == every[0]], rows[rows["step"].isin(steps)]
         layers = [None if pd.isna(layer) else int(layer) for layer in first["layer"]]
         run = runs[str(key)]
-        run["probes"] = _number(grids, steps.tolist())
-        run["layout"] = _number(layouts, list(zip(first["module"].astype(str), layers, strict=True)))
+        run["probes"] = grids[tuple(steps.tolist())]
+        run["layout"] = layouts[tuple(zip(first["module"].astype(str), layers, strict=True))]
         run |= {name: pack(shown[name].to_numpy()) for name in quantities}
         path = paths.get(key, bundle.residual[:0])
         run["residual"] = pack(path.loc[path["step"].isin(steps), "grad_norm"].to_numpy())
     return Numbers(list(grids), list(layouts), runs, probes, quantities)
-
-
-def _number(known: Known, values: list[Any]) -> int:
-    """Return the index of a list in `known`. Add a new list."""
-    return known.setdefault(tuple(values), len(known))
 
 
 def _losses(rows: pd.DataFrame, final: np.ndarray[Any, Any], grids: Known) -> dict[str, Any]:
@@ -86,12 +82,12 @@ def _losses(rows: pd.DataFrame, final: np.ndarray[Any, Any], grids: Known) -> di
     if len(good):
         smooth = last_tenth(good.assign(value=good["train_loss"]))["value"].to_numpy()
         at = loss_steps(len(good) - 1)
-        out |= {"train_steps": _number(grids, good["step"].to_numpy()[at].tolist()), "train": pack(smooth[at])}
+        out |= {"train_steps": grids[tuple(good["step"].to_numpy()[at].tolist())], "train": pack(smooth[at])}
     seen = rows[np.isfinite(rows["val_loss"])]
     steps, values = seen["step"].tolist(), seen["val_loss"].tolist()
     if np.isfinite(final[1]):
         steps, values = [*steps, int(final[0])], [*values, final[1]]
-    return out | {"val_steps": _number(grids, steps), "val": pack(np.array(values))}
+    return out | {"val_steps": grids[tuple(steps)], "val": pack(np.array(values))}
 
 
 def _choose(sizes: list[tuple[int, int, int]], limit: int) -> tuple[int | None, tuple[str, ...]]:

@@ -1,7 +1,5 @@
 """Render the page of studies as HTML that needs no network."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -35,11 +33,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 STATES = (*style.OUTCOME_MARKERS, CRASHED, UNFINISHED)  # each has a symbol in page.html
 PICTURES = ("headline", "gradient_profile", "critical_depth", "critical_curve")  # shown if there is no JavaScript
 PICTURE_DPI = 110
-FINALS = ("final_val_loss", "gap_closed")
 VERSIONS = ("torch", "python", "cpu_capability", "device", "numerics", "git_commit")  # columns on what trained the runs
 
 
-def render(bundle: Bundle, where: Where, compiled: Callable[[], Compiled]) -> str:
+def render(bundle: Bundle, where: Where, compiled: Callable[[], "Compiled"]) -> str:
     """Return the page as HTML text. compiled: waits for the charts, so it is called last."""
     numbers = collect(bundle)
     data = _data(bundle, numbers)
@@ -81,12 +78,11 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
             "name": words.title(of, bundle.names), "seeds": seeds, "state": row["state"],
             "loss": loss if math.isfinite(loss) else None, **numbers.runs[row["key"]],
         })  # fmt: skip
-    modules = list(dict.fromkeys(m for layout in numbers.layouts for m, layer in layout if layer is not None))
-    usual = [MODULE] if MODULE in modules else []
-    most = max((len(cell.rows) for cell in bundle.cells), default=0)
+    modules = {m: None for layout in numbers.layouts for m, layer in layout if layer is not None}
+    most = max(len(cell.rows) for cell in bundle.cells)
     return {
         "runs": runs, "grids": numbers.grids, "layouts": numbers.layouts, "failed": outcomes.FAILED,
-        "modules": list(dict.fromkeys([*usual, *modules])),
+        "modules": sorted(modules, key=lambda m: m != MODULE),
         "cells": [
             {
                 "title": cell.title, "runs": cell.rows,
@@ -140,7 +136,7 @@ def _run_table(bundle: Bundle) -> tuple[list[str], list[dict[str, Any]]]:
     rows = []
     for _, run in bundle.runs.iterrows():
         study = [", ".join(bundle.sources[i].name for i in (run["of"], *run["also"]))] * several
-        finals = ["" if pd.isna(run[c]) else f"{run[c]:.3g}" for c in FINALS]
+        finals = ["" if pd.isna(run[c]) else f"{run[c]:.3g}" for c in ("final_val_loss", "gap_closed")]
         warning = [] if pd.isna(run["nonfinite_step"]) else [f"not finite at step {int(run['nonfinite_step'])}"]
         warning += [outcomes.MEANING[run["state"]]] if run["state"] in outcomes.MEANING else []
         places = [value_text(native(c, run[c])) for c in columns]
@@ -155,7 +151,7 @@ def _texts(runs: pd.DataFrame) -> list[tuple[str, str]]:
     return sorted({(str(native("data", d)), str(s)) for d, s in zip(known["data"], known["data_sha256"], strict=True)})
 
 
-def _distinct(column: pd.Series[Any]) -> str:
+def _distinct(column: "pd.Series[Any]") -> str:
     return ", ".join(sorted({str(native(str(column.name), v)) for v in column.dropna()})) or "not recorded"
 
 

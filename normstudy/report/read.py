@@ -1,7 +1,5 @@
 """Read the studies of a page: their runs without repetitions, the cells of runs, and each study's question."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shlex
@@ -13,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from normstudy import config as cfg
-from normstudy.analysis import load, words
+from normstudy.analysis import load, pairs, words
 from normstudy.analysis.grid import Value, value_text
 from normstudy.analysis.outcomes import UNJUDGED
 from normstudy.analysis.select import Where, native
@@ -120,15 +118,11 @@ def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 def _cells(runs: pd.DataFrame, fields: Sequence[str], names: dict[str, str]) -> tuple[Cell, ...]:
     """Return the cells, sorted by the values of the first field, then by those of the second field, and so on."""
     order = {c: values(runs, c) for c in fields}
-    places: dict[tuple[Value, ...], list[int]] = {}
-    for i, row in enumerate(runs[list(fields)].itertuples(index=False)):
-        places.setdefault(tuple(native(c, v) for c, v in zip(fields, row, strict=True)), []).append(i)
-    cells = []
-    for place in sorted(places, key=lambda place: [order[c].index(v) for c, v in zip(fields, place, strict=True)]):
-        of = dict(zip(fields, place, strict=True))
-        rows = sorted(places[place], key=lambda i: (int(runs["seed"][i]), str(runs["key"][i])))
-        cells.append(Cell(of, words.title(of, names) or "every run", tuple(rows)))
-    return tuple(cells)
+    found = [
+        Cell(place, words.title(place, names) or "every run", tuple(part.sort_values(["seed", "key"]).index))
+        for place, part in pairs.cells_of(runs, list(fields))
+    ]
+    return tuple(sorted(found, key=lambda cell: [order[c].index(v) for c, v in cell.place.items()]))
 
 
 def _source(folder: Path, lacks: tuple[str, ...], where: Where) -> Source:
@@ -159,7 +153,7 @@ def _commands(folder: Path, text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(printable, commands)))
 
 
-def command_of(run: pd.Series[Any]) -> str:
+def command_of(run: "pd.Series[Any]") -> str:
     """Return the command that trains a run again, in the study `again`. run: the row in the table `runs`."""
     if run["source"] == WATCH:
         return "# recorded by normstudy.watch"
