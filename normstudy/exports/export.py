@@ -38,9 +38,8 @@ def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: 
     try:  # only now, because the library is optional and slow to import
         module = importlib.import_module(f"normstudy.exports.to_{library}")
     except ImportError as error:
-        raise ConfigError(
-            f"--to {to} needs a library that cannot be imported ({error}): pip install {library}"
-        ) from error
+        what = f"--to {to} needs a library that cannot be imported ({error}): pip install {library}"
+        raise ConfigError(what) from error
     source = choose(study, where, join=join)
     with placed(out) as (target, scratch):
         module.write(source, target, scratch)

@@ -165,7 +165,6 @@ NAMES = (
 class ExportedRun(NamedTuple):
     """A run to export to an experiment tracker."""
 
-    run_id: str
     row: Mapping[str, Any]  # the run's row in the table `runs`
     steps: dict[int, dict[str, float]]  # step -> name -> number, sorted by step; nulls are left out
 
@@ -184,7 +183,7 @@ def runs_of(source: Source, what: str) -> Iterator[ExportedRun]:
     rows = (row for batch in source.runs.to_batches(1) for row in batch.to_pylist())
     runs = zip(rows, series, strict=True)
     for row, of_run in tqdm(runs, total=source.runs.num_rows, unit="run", desc=what, **bar_options()):
-        yield ExportedRun(row["run_id"], row, _by_step(*of_run))
+        yield ExportedRun(row, _by_step(*of_run))
 
 
 def _by_step(*series: pa.Table) -> dict[int, dict[str, float]]:

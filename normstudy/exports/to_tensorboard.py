@@ -3,6 +3,7 @@
 Event times are estimated (see ExportedRun.time). The same study gives the same events.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -19,7 +20,7 @@ BUFFER = 1024 * 1024  # bytes buffered before each write
 
 def write(source: Source, target: Path, scratch: Path) -> None:
     for run in runs_of(source, "tensorboard"):
-        folder = target / run.run_id
+        folder = target / run.row["run_id"]
         folder.mkdir(parents=True)
         # EventFileWriter would put the host's name and the process id into the file's name, and print a full disk's
         # error instead of raising it.
@@ -30,21 +31,18 @@ def write(source: Source, target: Path, scratch: Path) -> None:
                 writer.write(event.SerializeToString())
 
 
-def events(run: ExportedRun, begin: float) -> list[Event]:
-    """Return a run's events: format version, its row of `runs` as a text, hyperparameters, then one event per step."""
+def events(run: ExportedRun, begin: float) -> Iterator[Event]:
+    """Yield a run's events: format version, its row of `runs` as a text, hyperparameters, then one event per step."""
     row = {name: value for name, value in run.row.items() if value is not None}
     asked = {name: row[name] for name in (*cfg.asked_types(), *DERIVED["runs"].names) if name in row}
     # Between backquotes, Markdown shows a value literally.
     cells = [(name, "`" + " ".join(str(value).split()).replace("`", "'") + "`") for name, value in row.items()]
     table = markdown_table(("column", "value"), cells, compact=True)
-    found = [
-        Event(wall_time=begin, file_version="brain.Event:2"),
-        Event(wall_time=begin, summary=text_pb("run", "\n".join(table))),
-        Event(wall_time=begin, summary=hparams_pb(asked, trial_id=run.run_id, start_time_secs=begin)),
-    ]
+    yield Event(wall_time=begin, file_version="brain.Event:2")
+    yield Event(wall_time=begin, summary=text_pb("run", "\n".join(table)))
+    yield Event(wall_time=begin, summary=hparams_pb(asked, trial_id=row["run_id"], start_time_secs=begin))
     for step, scalars in run.steps.items():
         event = Event(wall_time=run.time(step), step=step)
         for tag, value in scalars.items():
             event.summary.value.add(tag=tag, simple_value=value)
-        found.append(event)
-    return found
+        yield event

@@ -40,12 +40,13 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 def offline_run(run: ExportedRun) -> dict[str, object]:
     """Convert a run to plain values for wandb_child.py, which does not import normstudy. Times are estimated."""
     config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}  # it is of this machine
-    init = {"id": run.run_id, "name": run.run_id, "project": run.row["study"], "tags": [run.row["status"]]}
+    name, study, status = (run.row[column] for column in ("run_id", "study", "status"))
+    init = {"id": name, "name": name, "project": study, "tags": [status], "config": config}
     return {
-        "init": {**init, "config": config},
+        "init": init,
         "history": [(step, {**scalars, "_timestamp": run.time(step)}) for step, scalars in run.steps.items()],
         "summary": {name: run.row[name] for name in SUMMARY if run.row[name] is not None},
-        "exit_code": int(run.row["status"] == "failed"),
+        "exit_code": int(status == "failed"),
     }
 
 
@@ -55,30 +56,23 @@ def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     # In its own session, the child does not receive Ctrl-C; this process ends it. -P: nothing is imported from the
     # current folder.
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-P", str(CHILD), str(target.absolute())], env=env, cwd=scratch, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        with contextlib.suppress(BrokenPipeError):  # the process ended early; the code below reads why
-            yield process.stdin
-            process.stdin.flush()
-        output = process.stdout.read().decode(errors="replace").strip()
-        code = process.wait()
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
         try:
-            process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
+            with contextlib.suppress(BrokenPipeError):  # the process ended early; its output says why
+                yield process.stdin
+            output = process.communicate()[0].decode(errors="replace").strip()
+        except BaseException:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=SECONDS_TO_END)  # closes the input, so the process ends
             process.kill()
-            process.wait()
-        process.stdout.close()
-    if code or output:
+            raise
+    if process.returncode or output:
         number, _, text = output.partition(" ")
         if number.isdecimal() and int(number):
             raise OSError(int(number), os.strerror(int(number)))
-        reason = text or f"the wandb process ended with code {code}"
+        reason = text or f"the wandb process ended with code {process.returncode}"
         raise ConfigError(f"wandb cannot write the runs ({reason}): try again, or choose another format")
