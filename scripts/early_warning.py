@@ -10,7 +10,7 @@ from pathlib import Path
 
 from normstudy.analysis import early_warning
 from normstudy.errors import ConfigError
-from normstudy.figures.early_warning import draw
+from normstudy.figures import curves
 
 RESULTS, PAGE = Path("results"), Path("docs/early_warning.md")
 TABLES = {"quantities": False, "missed": True}  # name of the markers in the page -> how markdown is called
@@ -23,7 +23,7 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     table.to_parquet(RESULTS / "robustness" / "early_warning.parquet", index=False)
-    draw(table, RESULTS / "robustness" / "early_warning.png")
+    curves.early_warning(table, RESULTS / "robustness" / "early_warning.png")
     page = PAGE.read_text()
     for name, missed in TABLES.items():
         before, begin, rest = page.partition(f"<!-- {name} -->\n")

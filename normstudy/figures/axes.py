@@ -20,10 +20,7 @@ STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the linear and the
 LOG1P = (lambda x: np.log1p(np.maximum(x, -0.999)), np.expm1)
 
 # Ticks of an axis from low to high: (threshold, leading digits). The first row with threshold < high / low applies.
-TICKS = (
-    (20, (1.0, 2.0, 5.0)), (8, (1.0, 2.0, 3.0, 5.0)), (2.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
-    (0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
-)  # fmt: skip
+TICKS = (20, (1, 2, 5)), (8, (1, 2, 3, 5)), (2.5, (1, 1.5, 2, 3, 5, 7)), (0, (1, 2, 3, 4, 5, 6, 7, 8, 9))
 
 
 def step_axis(ax: Axes, last: int, *, log: bool) -> None:

@@ -1,21 +1,24 @@
-"""Draw the figures of lines against step: loss_curves, training_loss, gradient_ratio and update_rms."""
+"""Draw the figures of lines against step: loss_curves, training_loss, gradient_ratio, update_rms and early_warning."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import FigureBase
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 
 from normstudy.analysis import load
+from normstudy.analysis.early_warning import ALL, QUANTITIES, STEPS
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
 from normstudy.figures.layers import needs_layers
 from normstudy.figures.look import Look
+from normstudy.figures.paper import USUAL
 from normstudy.figures.study import Lacks, Panel, Study
 from normstudy.study import whole
 
@@ -181,3 +184,26 @@ def update_rms(study: Study) -> FigureBase:
     handles = [Line2D([], [], **of_law, label=f"Adam on noise: {law:.3g}")] * adam
     what = f"Update RMS / lr by {study.look.by}; mean while all seeds last, over steps 0.9 t to t"
     return _figure(study, panels, tables, draw, (what, "update RMS / lr"), notes, handles=handles)
+
+
+def early_warning(table: pd.DataFrame, path: Path) -> None:
+    """Write a PNG of the AUC of each quantity against step, with a panel for each kind in `table`: see `measure`."""
+    rows = table[(table["placement"] == ALL) & table["step"].notna() & table["auc"].notna()]
+    kinds = list(table["kind"].unique())
+    with style.rc():
+        fig, axes = layout.subplots(USUAL, len(kinds))
+        for ax, kind in zip(axes, kinds, strict=True):
+            for i, (quantity, color) in enumerate(zip(QUANTITIES, style.OWN_COLORS, strict=False)):
+                part = rows[(rows["kind"] == kind) & (rows["quantity"] == quantity)]
+                at = (part["step"].astype(float) + 1) * 1.05**i - 1  # shifted, because the intervals overlap
+                around = [part["auc"] - part["low"], part["high"] - part["auc"]]
+                ax.errorbar(at, part["auc"], yerr=around, fmt="o-", color=color, lw=1, capsize=2, label=quantity)
+            ax.axhline(0.5, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1)
+            on_axes.step_axis(ax, STEPS[-1], log=True)
+            ax.set(xticks=STEPS, xlim=(-0.2, 1.2 * STEPS[-1]), ylim=(0, 1.03), title=kind)
+        layout.label_axes(fig, axes, on_axes.LOG_STEP, "AUC", once=False)
+        lines = "How well a quantity at a step tells which runs end stuck", "bars: 95 % intervals, dotted: chance"
+        fig.suptitle("\n".join(lines), x=0.01, ha="left")
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        assert isinstance(fig, Figure)
+        style.save(fig, path, "png")

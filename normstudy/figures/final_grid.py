@@ -75,9 +75,8 @@ def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
     marker's x position. Multiples of the golden ratio, modulo 1, shift it from `place`, so equal losses do not overlap.
     """
     value = runs["final_val_loss"].astype(float).where(runs["outcome"] != "diverged")
-    table = runs[["hue", "dash", "run_id", "outcome"]].assign(
-        place=[x.places[native(x.column, v)] for v in runs[x.column]], value=value
-    )
+    place = [x.places[native(x.column, v)] for v in runs[x.column]]
+    table = runs[["hue", "dash", "run_id", "outcome"]].assign(place=place, value=value)
     table = table.sort_values(["value", "run_id"])
     part = (table.groupby("place").cumcount() * GOLDEN + 0.5) % 1
     return table.assign(at=table["place"] + JITTER * x.gap * (2 * part - 1))

@@ -88,13 +88,9 @@ def _ranked(study: Study) -> FigureBase:
     right.set_title(f"Why: {study.paper.what}, first / last layer", loc="left", pad=14)
     right.set_xlabel(f"ratio of {study.paper.quantity} (○ first step, ● last step)")
 
-    notes = [*ranking.rank_notes(order), *curves.without_ratio(study, order.runs)]
-    what = (
-        f"Training by {order.field}, the lowest loss on top; left: seeds, mean and 95 % t interval; right: geometric "
-        "mean while all seeds last, line: its range over the steps"
-    )
-    layout.title(fig, study, what, order.runs, notes)
-    ranking.rank_legend(fig, study, order)
+    what = f"Training by {order.field}, the lowest loss on top; left: seeds, mean and 95 % t interval; "
+    what += "right: geometric mean while all seeds last, line: its range over the steps"
+    ranking.finish(fig, study, order, what, curves.without_ratio(study, order.runs))
     return fig
 
 

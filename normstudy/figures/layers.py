@@ -100,15 +100,14 @@ def _profiles(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label
     return fig
 
 
-def _of_facet(study: Study, columns: Sequence[str]) -> tuple[list[Panel], list[str]]:
+def _of_facet(study: Study, *, one_dash: bool) -> tuple[list[Panel], list[str]]:
     """Return a panel for each value of the facet (a text field with many values), and notes on omitted runs.
 
-    columns: "hue" keeps only runs in the legend's last color, "dash" only runs in the legend's first line style.
+    Only runs in the legend's last color are shown and, if `one_dash`, only runs in the legend's first line style.
     """
     look, runs, notes = study.look, study.at_headline(), list[str]()
-    names = {"hue": (look.hue, [*look.colors][::-1]), "dash": (look.dash, [*look.dashes])}
-    for column in columns:
-        field, ordered = names[column]
+    dash = [("dash", look.dash, [*look.dashes])] if one_dash else []
+    for column, field, ordered in [("hue", look.hue, [*look.colors][::-1]), *dash]:
         found = [name for name in ordered if (runs[column] == name).any()]
         runs = runs[runs[column] == found[0]]
         notes += [f"{field}={found[0]}"] * (len(found) > 1)
@@ -118,7 +117,7 @@ def _of_facet(study: Study, columns: Sequence[str]) -> tuple[list[Panel], list[s
 
 def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> FigureBase:
     """Draw a panel for each value of the facet (a text field). Colors show the first, second and last snapshot."""
-    panels, notes = _of_facet(study, ["hue"])
+    panels, notes = _of_facet(study, one_dash=False)
     shown = pd.concat([p.runs for p in panels])
     shots = series.snapshots(rows[rows["run_id"].isin(shown["run_id"])], int(shown["n_steps"].max()))
     if not shots:
@@ -171,7 +170,7 @@ def heatmap(study: Study) -> FigureBase:
     """Draw heat maps, each for a group of runs that differ only in their seeds. Not all groups of a study are drawn."""
     needs_layers(study)
     facet = study.look.facet
-    parts, notes = _of_facet(study, ["hue", "dash"]) if facet else _arms(study)
+    parts, notes = _of_facet(study, one_dash=True) if facet else _arms(study)
     maps = [(p, table) for p in parts if (table := map_table(study.modules, p.runs)).size]
     if 0 < len(maps) < len(parts):
         notes.append(f"{len(parts) - len(maps)} panels without a gradient above zero are not shown")

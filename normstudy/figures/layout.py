@@ -134,8 +134,5 @@ def legend(
 
 def outcome_handles(runs: pd.DataFrame, outcomes: Iterable[str] = style.OUTCOME_MARKERS) -> list[Artist]:
     """Return legend entries with the markers of the given outcomes that occur in `runs`."""
-    return [
-        Line2D([], [], ls="none", marker=style.OUTCOME_MARKERS[name], color=style.GREY, label=name)
-        for name in outcomes
-        if (runs["outcome"] == name).any()
-    ]
+    found = [name for name in outcomes if (runs["outcome"] == name).any()]
+    return [Line2D([], [], ls="none", marker=style.OUTCOME_MARKERS[n], color=style.GREY, label=n) for n in found]

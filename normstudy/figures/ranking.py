@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -160,7 +161,7 @@ def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
     stripe_rows(ax, ranking)
     at = places(ranking)
     left, right = ax.get_xlim()
-    cells = [cell for cell in ranking.cells if cell.column == column]
+    cells, heads = [cell for cell in ranking.cells if cell.column == column], ("learned", "diverged")
     for cell in cells:
         name, y, color = f"{cell.row}:{cell.arm}", at[cell.row, cell.arm], ranking.colors[cell.arm]
         gone = (cell.runs["outcome"] == "diverged").to_numpy()
@@ -177,22 +178,17 @@ def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
             if beyond:
                 ax.plot([x], [y], marker=marker, color=color, ms=3.5, clip_on=False, zorder=4, gid=f"beyond:{name}")
         few = FEW_SEEDS if cell.n < MIN_PAIRS else ""
-        _count(ax, y, 0, f"{cell.learned}/{cell.n}{few}", color, f"learned:{name}")
-        if cell.diverged:
-            _count(ax, y, 1, f"{cell.diverged}", color, f"diverged:{name}")
-    heads = ["learned", "diverged"] if any(cell.diverged for cell in cells) else ["learned"]
-    for place, name in enumerate(heads):
+        counts = [f"{cell.learned}/{cell.n}{few}"] + [f"{cell.diverged}"] * (cell.diverged > 0)
+        for place, (kind, text) in enumerate(zip(heads, counts, strict=False)):
+            ax.annotate(
+                text, (1, y), xycoords=("axes fraction", "data"), xytext=(6 + COUNT_WIDTH * place, 0), va="center",
+                textcoords="offset points", fontsize=5.5, color=color, annotation_clip=False, gid=f"{kind}:{name}",
+            )  # fmt: skip
+    for place, name in enumerate(heads[: 2 if any(cell.diverged for cell in cells) else 1]):
         ax.annotate(
             name, (1, 1), xycoords="axes fraction", xytext=(8 + COUNT_WIDTH * place, 2), textcoords="offset points",
             fontsize=5.5, color=style.GREY, rotation=40, rotation_mode="anchor", gid=f"head:{name}",
         )  # fmt: skip
-
-
-def _count(ax: Axes, y: float, place: int, text: str, color: str, gid: str) -> None:
-    ax.annotate(
-        text, (1, y), xycoords=("axes fraction", "data"), xytext=(6 + COUNT_WIDTH * place, 0),
-        textcoords="offset points", va="center", fontsize=5.5, color=color, annotation_clip=False, gid=gid,
-    )  # fmt: skip
 
 
 def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
@@ -226,20 +222,15 @@ def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
     return edge
 
 
-def rank_notes(ranking: Ranking) -> list[str]:
-    """Return notes on how rows are ranked, what is fixed or left out, and what special marks in the figure mean."""
-    notes = [ranking.rule, *ranking.notes]
-    if (ranking.runs["outcome"] == "diverged").any():
-        notes.append("right edge: diverged")
-    if any(math.isnan(cell.mean) for cell in ranking.cells):
-        notes.append("no mean where a run failed")
-    if any(cell.n < MIN_PAIRS for cell in ranking.cells):
-        notes.append(f"{FEW_SEEDS}: fewer than {MIN_PAIRS} seeds")
-    return notes
-
-
-def rank_legend(fig: FigureBase, study: Study, ranking: Ranking) -> None:
-    """Draw a legend of the colors, and of the markers of all outcomes that occur."""
+def finish(fig: FigureBase, study: Study, ranking: Ranking, what: str, notes: Sequence[str] = ()) -> None:
+    """Write the title, which says how rows are ranked and what marks mean, and a legend of colors and outcomes."""
+    marks = {
+        "right edge: diverged": any(cell.diverged for cell in ranking.cells),
+        "no mean where a run failed": any(math.isnan(cell.mean) for cell in ranking.cells),
+        f"{FEW_SEEDS}: fewer than {MIN_PAIRS} seeds": any(cell.n < MIN_PAIRS for cell in ranking.cells),
+    }
+    notes = [ranking.rule, *ranking.notes, *(mark for mark, is_used in marks.items() if is_used), *notes]
+    layout.title(fig, study, what, ranking.runs, notes)
     look = Look(ranking.arm_field or "", None, ranking.colors if ranking.arm_field else {}, {"": "-"})
     runs = ranking.runs.assign(hue=ranking.runs["arm"])
     layout.legend(fig, study.paper, look, runs, layout.outcome_handles(runs))
@@ -266,6 +257,5 @@ def ranking(study: Study) -> FigureBase:
         if n > 1:
             ax.set_title(phrase("n_layers", column), loc="left", pad=14)
     what = f"Final validation loss by {order.field}, the best on top; markers: seeds, bars: mean and 95 % t interval"
-    layout.title(fig, study, what, order.runs, rank_notes(order))
-    rank_legend(fig, study, order)
+    finish(fig, study, order, what)
     return fig

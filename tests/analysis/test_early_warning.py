@@ -15,7 +15,7 @@ from pictures import assert_committed
 
 from normstudy.analysis import early_warning as warning
 from normstudy.config import ProbeConfig
-from normstudy.figures.early_warning import draw
+from normstudy.figures import curves
 from normstudy.study import tables
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -164,7 +164,7 @@ def test_the_table_counts_by_placement_and_each_kind_by_itself(monkeypatch: pyte
 def test_the_figure_has_the_same_bytes_again(tmp_path: Path) -> None:
     table = pd.read_parquet(RESULTS / "robustness" / "early_warning.parquet")
     for name in ("one.png", "two.png"):
-        draw(table, tmp_path / name)
+        curves.early_warning(table, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert_committed(RESULTS / "robustness" / "early_warning.png", tmp_path / "one.png")
 
