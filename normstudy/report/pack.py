@@ -54,9 +54,8 @@ def collect(bundle: Bundle) -> Numbers:
     for key, rows in bundle.steps.sort_values("step").groupby("key"):
         runs[str(key)] |= _losses(rows, finals[key], grids)
     which, names = pd.factorize(bundle.modules["module"])
-    modules = bundle.modules.assign(
-        order=np.array([MODULES.index(name) if name in MODULES else len(MODULES) for name in names], int)[which]
-    )
+    order = np.array([MODULES.index(name) if name in MODULES else len(MODULES) for name in names], int)
+    modules = bundle.modules.assign(order=order[which])
     parts = dict(iter(modules.sort_values(["step", "order", "layer"]).groupby("key")))
     paths = dict(iter(bundle.residual.sort_values(["step", "layer"]).groupby("key")))
     sizes = [(rows["step"].nunique(), len(rows), len(paths.get(key, ()))) for key, rows in parts.items()]

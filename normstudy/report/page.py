@@ -107,9 +107,7 @@ def _map(bundle: Bundle) -> dict[str, Any]:
         row, column = (tuple(cell.place[c] for c in part) for part in (down, across))
         columns[column] = words.title({c: cell.place[c] for c in across}, bundle.names) or "all runs"
         rows.setdefault(row, {})[column] = {"index": i, "title": cell.title, **_summary(bundle, cell)}
-    order = sorted(
-        columns, key=lambda place: [(v is not None, v if isinstance(v, int | float) else 0, str(v)) for v in place]
-    )
+    order = sorted(columns, key=lambda c: [(v is not None, v if isinstance(v, int | float) else 0, str(v)) for v in c])
     return {
         "columns": [columns[column] for column in order],
         "rows": [

@@ -104,10 +104,8 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
 def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """Keep one of the runs of several studies with equal losses. Its column `also` lists the later studies."""
     done = set(runs.loc[(runs["status"] == "done") & (runs["source"] != WATCH), "key"])
-    losses = {
-        key: hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
-        for key, rows in steps[steps["key"].isin(done)].groupby("key")[["train_loss", "val_loss"]]
-    }
+    parts = steps[steps["key"].isin(done)].groupby("key")[["train_loss", "val_loss"]]
+    losses = {key: hashlib.sha256(rows.to_numpy().tobytes()).hexdigest() for key, rows in parts}
     name = pd.Series([losses.get(key, key) for key in runs["key"]], runs.index)
     later = runs["of"] != runs.groupby(name)["of"].transform("first")
     also = {key: tuple(part) for key, part in runs.loc[later, "of"].groupby(name)}
