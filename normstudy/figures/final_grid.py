@@ -114,8 +114,9 @@ def draw_ticks(ax: Axes, study: Study, x: XAxis) -> None:
 
 def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
     """Return limits of the loss axis that include all final losses (`ended`) and the reference loss nearest to them."""
-    low, high = min(ended, default=min(references)), max(ended, default=max(references))
-    nearest = min(references, key=lambda r: max(low - r, r - high, 0.0))
+    shown = ended or references or (0.0,)
+    low, high = min(shown), max(shown)
+    nearest = min(references, key=lambda r: max(low - r, r - high, 0.0), default=low)
     low, high = min(low, nearest), max(high, nearest)
     margin = 0.07 * max(high - low, 0.01)
     return low - margin, high + (3 if diverged else 1) * margin

@@ -502,6 +502,9 @@ def test_final_axis_holds_every_end_and_the_nearest_reference() -> None:
     assert H2 < high < H1  # a far reference must not squeeze a small difference
     low, high = limits([2.0, 4.0], [LN_VOCAB, H1, H2], diverged=True)
     assert (low, high) == pytest.approx((2.0 - 0.14, 4.0 + 0.42))
+    low, high = limits([2.0, 2.1], [], diverged=False)  # a watched run's text may have no known entropies
+    assert low < 2.0 < 2.1 < high
+    assert limits([], [], diverged=True)[0] < 0
 
 
 # ---- figures that cannot be drawn -------------------------------------------------------------------------------
