@@ -155,8 +155,8 @@ def gradient_ratio(study: Study) -> FigureBase:
         raise Lacks("no first/last-layer gradient ratio is finite and above zero")
     what = f"First/last-layer ratio of the {study.paper.what} by {study.look.by}; thin: seeds, bold: geometric mean"
     notes += ratio_notes(study, pd.concat([p.runs for p in panels]))
-    draw = partial(draw_ratio, look=study.look)
-    return _figure(study, panels, tables, draw, (what, f"{study.paper.quantity},\nfirst / last layer"), notes)
+    words, draw = (what, f"{study.paper.quantity},\nfirst / last layer"), partial(draw_ratio, look=study.look)
+    return _figure(study, panels, tables, draw, words, notes)
 
 
 def update_rms(study: Study) -> FigureBase:

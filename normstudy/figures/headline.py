@@ -40,8 +40,7 @@ def headline(study: Study) -> FigureBase:
     else:
         low, high = curves.limits([table], series.entropies(runs))
         curves.draw_losses(left, study, runs, table, labelled=True, top=high)
-        left.set_ylim(low, high)
-        left.set_ylabel(f"{which} loss, nats per token")
+        left.set(ylim=(low, high), ylabel=f"{which} loss, nats per token")
         layout.panel_title(left, "What happens: the loss")
     on_axes.step_axis(left, last + 1, log=False)
     left.set_xlabel(on_axes.STEP)

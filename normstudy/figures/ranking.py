@@ -134,13 +134,8 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
 
 def places(ranking: Ranking) -> dict[tuple[str, str], float]:
     """Map (row, arm) to a y position. Row i is centered at y = i, and its arms (colors) lie one below the other."""
-    arms = list(ranking.colors)
-    gap = 0.92 / len(arms)
-    return {
-        (row, arm): i + gap * (j - (len(arms) - 1) / 2)
-        for i, row in enumerate(ranking.rows)
-        for j, arm in enumerate(arms)
-    }
+    n, keys = len(ranking.colors), itertools.product(ranking.rows, ranking.colors)
+    return {key: i // n + 0.92 / n * (i % n - (n - 1) / 2) for i, key in enumerate(keys)}
 
 
 def stripe_rows(ax: Axes, ranking: Ranking) -> None:

@@ -185,16 +185,11 @@ def load(study_dir: Path, where: Where | None = None, paper: Paper = USUAL) -> S
     steps = whole.read(study_dir, "steps", done, columns, text=False)
     names = short_names(ended)
     alike = ended if search is None else ended.assign(**{search.of: done[search.of].iloc[0]})
-    look = choose_look(alike, names)
-
-    def texts(column: str) -> list[str]:
-        return [label(native(column, v), names) for v in alike[column]]
-
-    fields = swept(ended)
+    look, fields = choose_look(alike, names), swept(ended)
     ended["outcome"] = outcomes(done, steps).reindex(ended["run_id"]).where(finished.to_numpy(), CRASHED).to_numpy()
     ended = ended[[c for c in ended if c in {*_READ, look.hue, look.dash, *fields}]].copy()
-    ended["hue"] = texts(look.hue)
-    ended["dash"] = "" if look.dash is None else texts(look.dash)
+    for name, column in (("hue", look.hue), ("dash", look.dash)):
+        ended[name] = "" if column is None else [label(native(column, v), names) for v in alike[column]]
     if search is not None and look.hue == search.of:
         look = replace(look, hue="")
     return Study(
