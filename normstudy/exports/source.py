@@ -69,9 +69,8 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
     chosen = select(tell_sources_apart(content.to_pandas()), where)
     for name in map(str, chosen["run_id"]):  # a slash could make a tool write into another folder
         if not name.isprintable() or name in ("", ".", "..") or {"/", "\\"} & set(name):
-            raise ConfigError(
-                f"{study_dir} has a run_id that cannot be a file name, {name!r}: run normstudy check {study_dir}"
-            )
+            what = f"has a run_id that cannot be a file name, {name!r}: run normstudy check {study_dir}"
+            raise ConfigError(f"{study_dir} {what}")
     done = chosen[chosen["status"] == "done"]
     steps = by_run(study_dir, "steps", content.take(pa.array(done.index)))
     found: dict[Hashable, str] = {}
@@ -106,15 +105,14 @@ def by_run(study_dir: Path, table: str, runs: pa.Table) -> Iterator[pa.Table]:
     wrong: dict[str, str] = {}
     try:
         for run in expected:
-            run_id = run.name
-            parts = [part for path in own.get(run_id, []) for part in _pieces(table, path)]
-            while ahead is not None and ahead[0] <= run_id:
-                if ahead[0] == run_id:
+            parts = [part for path in own.get(run.name, []) for part in _pieces(table, path)]
+            while ahead is not None and ahead[0] <= run.name:
+                if ahead[0] == run.name:
                     parts.append(ahead[1])
                 ahead = next(gathered, None)
             rows = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)]).sort_by(order)
             if what := whole.wrong_in(table, run, rows):
-                wrong[run_id] = what
+                wrong[run.name] = what
                 rows = schema.empty_table()
             yield rows
     finally:

@@ -93,6 +93,5 @@ if __name__ == "__main__":
             output = f"{number} {type(error).__name__}: {' '.join(str(error).split())}"
     if output:
         with contextlib.suppress(OSError):  # the parent process may have ended
-            sys.stdout.write(output)
-            sys.stdout.flush()
+            print(output, end="", flush=True)
         os._exit(1)  # a normal exit would let wandb try to finish its run

@@ -1,7 +1,6 @@
 """Make the page of one or more studies, for a notebook to show or to write to a file."""
 
 import contextlib
-import functools
 import html
 import importlib.util
 from collections.abc import Sequence
@@ -77,7 +76,7 @@ def report(folders: Sequence[Path | str], where: Where = ()) -> Report:
 
         paths = tuple(map(Path, folders))
         bundle = read.read(paths, where)
-        return Report(paths, len(bundle.runs), page.render(bundle, where, functools.partial(_compiled, child)))
+        return Report(paths, len(bundle.runs), page.render(bundle, where, lambda: _compiled(child)))
     finally:
         if child is not None:
             child.close()
