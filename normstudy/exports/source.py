@@ -167,7 +167,7 @@ class ExportedRun(NamedTuple):
     steps: dict[int, dict[str, float]]  # step -> name -> number, sorted by step; nulls are left out
 
     def time(self, step: int) -> float:
-        """Estimate when a step ended, in seconds since 1970. Steps are assumed equally long, 1 s without an end."""
+        """Estimate when a step ended, in seconds since 1970, as if all steps took equally long, or 1 s if unknown."""
         start, end = self.row["started_at"], self.row["finished_at"]
         if start is None:
             return step + (end.timestamp() if end else 0.0)

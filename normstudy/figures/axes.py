@@ -16,7 +16,7 @@ from normstudy.figures.series import last_tenth, seed_mean
 
 STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the linear and the logarithmic step axis
 
-# The scale log(step + 1) and its inverse. matplotlib also transforms steps left of the axis: those <= -1 are clipped.
+# The scale log(step + 1) and its inverse. Steps up to -1, which matplotlib also transforms, are clipped to -0.999.
 LOG1P = (lambda x: np.log1p(np.maximum(x, -0.999)), np.expm1)
 
 # Ticks of an axis from low to high: (threshold, leading digits). The first row with threshold < high / low applies.
@@ -38,7 +38,7 @@ def step_axis(ax: Axes, last: int, *, log: bool) -> None:
 
 
 def log_ticks(last: int, apart: float) -> list[int]:
-    """Choose ticks such as 0, 5, 20 and `last`. So that labels do not overlap, step + 1 grows `apart`-fold or more."""
+    """Return ticks such as 0, 5, 20 and `last`. From tick to tick, step + 1 grows at least `apart`-fold."""
     ticks = [0]
     for step in (1, 5, 20, 100, 500, 2000, 10_000, 50_000, 200_000):
         if step + 1 >= apart * (ticks[-1] + 1) and apart * (step + 1) < last + 1:

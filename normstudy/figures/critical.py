@@ -44,7 +44,7 @@ def finished(panels: list[Panel]) -> pd.DataFrame:
 
 
 def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataFrame:
-    """Return the rows of `edges` for each x value, at `place`. If only a bound is known, it is value, low and high."""
+    """Return the rows of `edges` for each x value, at `place`. If only a bound is known, value, low and high are it."""
     rows = []
     for value, cell in runs.groupby(x.column, dropna=False):
         for row in edges(cell, settings):

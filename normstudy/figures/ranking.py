@@ -30,7 +30,7 @@ FEW_SEEDS = "*"
 
 
 class Cell(NamedTuple):
-    """Hold the runs with the same row, depth (`column`) and color (`arm`), how many there are, and their loss.
+    """Hold the runs with the same row, depth (`column`) and color (`arm`), their numbers, and their mean loss.
 
     mean, low, high: mean final loss and its 95 % t interval, or NaN if a run failed, because losses of failed and other
     runs have no common spread.

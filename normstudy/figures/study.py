@@ -21,7 +21,7 @@ from normstudy.search import settings as kept
 from normstudy.search.rounds import CRASHED
 from normstudy.study import tables, whole
 
-MAX_PANELS, MAX_FACETS = 6, 24  # largest number of panels; if they show a facet, MAX_FACETS
+MAX_PANELS, MAX_FACETS = 6, 24  # largest number of panels: MAX_FACETS if they show a facet
 
 # Figures read these columns of `runs` and the fields that vary. All other columns are dropped, because figures select
 # rows hundreds of times, and with ninety columns the selections would take a quarter of the drawing time.
@@ -158,7 +158,7 @@ def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
 
 
 def at_most_one(runs: pd.DataFrame, columns: Iterable[str], facet: str | None) -> pd.DataFrame:
-    """Choose one value of each column, and return the runs with these values. Keep most values of the facet."""
+    """Choose one value of each column, leaving most values of `facet`, and return the runs with these values."""
     for column in columns:
         found = values(runs, column) if facet is None else widest(runs, column, facet)
         runs = runs[has_value(runs, column, chosen(found, column))]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
 
-# A name such as "-", or an offset and alternating lengths of dashes and gaps, in units of the line width.
+# A line style: a name such as "-", or an offset and alternating lengths of dashes and gaps, in units of the line width.
 LineStyle = tuple[float, tuple[float, ...]] | str
 
 # A placement has the same color in every figure. Each color has a contrast of at least 2.3 against white. Each was

@@ -22,7 +22,7 @@ from normstudy.study.schema import MODULES
 
 QUANTITIES = ("grad_norm", "update_ratio")  # columns of `modules` that a page shows
 BYTES, MANY, BYTES_OF_A_RUN = 1_250_000, 700, 6_300  # limit of packed text: per page, or per run if it has > MANY runs
-SPECIAL = (math.nan, 0.0, math.inf, 1e-36)  # codes 0 to 3; the last stands for every smaller positive number
+SPECIAL = (math.nan, 0.0, math.inf, 1e-36)  # codes 0 to 3; 1e-36 stands for every smaller positive number
 LOWEST, MOST = -36, 9.995e35  # the lowest decade, and the smallest number that counts as infinite
 TIE = 1e-6  # closer than this to a half, the error of a division could decide how a number is rounded
 LOSSES = 85  # steps of a loss curve, on a logarithmic grid

@@ -53,11 +53,11 @@ class Cell(NamedTuple):
 class Bundle(NamedTuple):
     """Hold the studies of a page.
 
-    runs: a row for each run, with the columns of `load.load` and four others: key, which is unique over the studies, of
-    (the study's index in `sources`), state (the outcome or, without one, CRASHED, UNFINISHED or UNJUDGED) and also
-    (indices of later studies that contain the same run). steps, modules, residual: tables of `load.load`, with the
-    column key. fields: the columns that define a cell. searched: the columns whose values a search chose. names: long
-    name -> short name.
+    runs: a row for each run, with the columns of `load.load` and four others: `key` is unique over the studies, `of` is
+    the study's index in `sources`, `state` is the outcome or, without one, CRASHED, UNFINISHED or UNJUDGED, and `also`
+    has the indices of later studies that contain the same run. steps, modules, residual: tables of `load.load`, with
+    the column key. fields: the columns that define a cell. searched: the columns whose values a search chose. names:
+    long name -> short name.
     """
 
     sources: tuple[Source, ...]
