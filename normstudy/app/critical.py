@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from normstudy.app.plan import Planner
-from normstudy.config import RunConfig, short_float
+from normstudy.config import short_float
 from normstudy.errors import ConfigError
 from normstudy.search import settings as kept
 from normstudy.search.axis import find
@@ -48,9 +48,6 @@ def search(
         value = str(int(asked.run.value)) if axis.whole else short_float(asked.run.value)
         return [*rest[asked.cell], f"{axis.key}={value}", f"seed={asked.run.seed}"]
 
-    def compose(asked: Sequence[Asked]) -> list[RunConfig]:
-        return planner.plan([words(one) for one in asked])
-
     def train(planned: Plan, asked: Sequence[Asked], settings: Settings | None, about: str) -> None:
         if launch is not None:
             planning.refuse_slurm(planned)
@@ -64,4 +61,4 @@ def search(
         else:
             execute(planned, {**request, "search": settings}, about=about)
 
-    critical.run_search(configs, compose, train, dry_run=dry_run)
+    critical.run_search(configs, lambda asked: planner.plan([*map(words, asked)]), train, dry_run=dry_run)

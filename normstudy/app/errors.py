@@ -67,9 +67,7 @@ def one_line(error: BaseException) -> str | None:
         return "a value or a config file is nested too deeply: write fewer brackets or levels inside each other"
     if isinstance(error, HydraException):
         inner = error.__cause__ or error.__context__
-        if isinstance(inner, OmegaConfBaseException):
-            return _omegaconf(inner, str(error))
-        return first_line(error)
+        return _omegaconf(inner, str(error)) if isinstance(inner, OmegaConfBaseException) else first_line(error)
     if isinstance(error, OmegaConfBaseException):
         return _omegaconf(error, "")
     if isinstance(error, ValueError | AssertionError | ArithmeticError | RuntimeError) and _raised_in(error, *READERS):
@@ -89,8 +87,7 @@ def _raised_in(error: BaseException, *packages: str) -> bool:
 
 def first_line(error: BaseException) -> str:
     """Return the first non-blank line of an error's text, or the name of the error's type if the text is blank."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
 
 
 def _missing(error: MissingConfigException) -> str:

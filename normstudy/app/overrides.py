@@ -89,7 +89,7 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
         if override.type is not OverrideType.CHANGE or override.package is not None:
             raise ConfigError(f"{line} adds, removes or moves a key, but normstudy's keys are fixed: write key=value")
         if key.partition(".")[0] == "search" and not shows and (command != "critical" or override.is_sweep_override()):
-            raise ConfigError(f"{line} is refused: give a key of search one value, and only with normstudy critical")
+            raise ConfigError(f"{line} is refused: set search keys only in normstudy critical, to one value each")
         if not override.is_sweep_override():
             if key in CONF_GROUPS and override.value() in (None, ""):
                 names = ", ".join(sorted(p.stem for p in (conf_dir() / key).glob("*.yaml")))

@@ -330,7 +330,7 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "f": "time and memory to plot, compare and read a large study",
             "g": "training speed on one GPU",
             "i": "training speed against plain loops that record gradients",
-            "j": "time of a search for critical values against a grid's",
+            "j": "time of a search for critical values against the time of a grid",
             "k": "time, memory and size of a study's page",
             "l": "how much normstudy.watch slows a training loop",
         },

@@ -1,7 +1,7 @@
 """Define and check the config sections that do not change a run: how runs are executed, and what a search tries."""
 
 import re
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 
 from normstudy.config.checks import at_least, finite, one_of
 from normstudy.errors import ConfigError
@@ -30,7 +30,6 @@ VALUE = re.compile(r"""[^'"\\-][^'"\\]*""")
 MOST_RUNS = (
     1000  # limit of search.max_runs, because from this seed on, seeds are reserved for sentinels (search/rounds.py)
 )
-LEAST_RUNS = 10  # lower limit of search.max_runs: the 4 runs of a first round and 6 sentinels
 
 
 @dataclass
@@ -70,8 +69,7 @@ class ExecutionConfig:
             _check_slurm(self)
             return
         for key in SLURM_KEYS:
-            value, default = getattr(self, key), self.__dataclass_fields__[key].default
-            if value != ({} if default is MISSING else default):
+            if (value := getattr(self, key)) != getattr(ExecutionConfig, key, {}):  # sbatch: {} by default
                 raise ConfigError(f"execution.{key} {value} applies only to Slurm jobs: add execution=slurm")
 
 
@@ -153,7 +151,7 @@ class SearchConfig:
         finite("search.low", self.low, 0, strict=False)
         finite("search.high", self.high, 0, strict=False)
         finite("search.width", self.width, 0, strict=True)
-        at_least("search.max_runs", self.max_runs, LEAST_RUNS)
+        at_least("search.max_runs", self.max_runs, 10)  # the 4 runs of a first round and 6 sentinels
         if self.max_runs > MOST_RUNS:
             raise ConfigError(f"search.max_runs {self.max_runs} exceeds {MOST_RUNS}: reduce it")
         if self.low is not None and self.high is not None and self.low >= self.high:

@@ -30,13 +30,7 @@ NOT_IDENTITY = ("study", "data_path", "force_init")
 # Columns that identify the text that a run reads. Losses on different texts cannot be compared.
 TEXT_COLUMNS = ("data", "source_seed", "tokenizer", "vocab_size", "data_sha256")
 PREFIXED = ("probe", "eval")  # config sections; the field probe.every is the column probe_every
-CONF_GROUPS = (
-    "model",
-    "data",
-    "optimizer",
-    "schedule",
-    "execution",
-)  # folders in conf/: the command line chooses a file
+CONF_GROUPS = ("model", "data", "optimizer", "schedule", "execution")  # folders in conf/, of which one file is chosen
 
 
 @functools.cache

@@ -97,7 +97,7 @@ def remove(study_dir: Path, array: Array | None) -> None:
 
 
 def counts(array: Array) -> ask.Counts:
-    """Count an array's jobs. If the array has no id, because its submission was killed, search it by its name.
+    """Count an array's jobs. If the array has no id, because its submission was killed, find it by its name.
 
     Raises Unavailable if Slurm does not answer, or if this machine belongs to another cluster than the array.
     """

@@ -267,10 +267,10 @@ ARGUMENTS = [
     ("def f(x, **kwargs):\n    return x\n", ["**kwargs", "accepts any argument"]),
     ("def f(x, /, attn, mlp):\n    return x\n", ["argument x", "slash"]),
     ("def f(x, attn, mlp, eps=1e-5):\n    return x\n", ["argument eps"]),
-    ("def f(x, attn, norm1):\n    return x + attn(norm1(x))\n", [rules.USED, "the argument mlp", "two sublayers"]),
+    ("def f(x, attn, norm1):\n    return x + attn(norm1(x))\n", [rules.USED, "no argument mlp", "two sublayers"]),
     ("def f(x, mlp):\n    return x + mlp(x)\n", [rules.USED, "has no argument attn"]),
     ("f = torch.relu\n", ["cannot be read", "your own function"]),
-    ("class f:\n    pass\n", ["no subclass of nn.Module"]),
+    ("class f:\n    pass\n", ["not a subclass of nn.Module"]),
     ("class f(nn.Module):\n    pass\n", ["no forward"]),
     ("class g(nn.Module):\n    def forward(self, x): return x\nf = g()\n", [rules.OUTSIDE, "the name of the class"]),
     (

@@ -264,7 +264,7 @@ def test_a_dry_run_says_what_to_expect_and_writes_nothing(here: Path, capsys: py
     assert critical(*CELLS, "--dry-run") == 0
     out = capsys.readouterr().out
     assert "2 cells, peak_lr from 0.001 to 10; the first round has 8 runs, of which 0 are finished" in out
-    assert re.search(r"expected: about \d+ runs \(\d+ a cell\).* has about \d+ runs \(\d+ a cell\)", out)
+    assert re.search(r"expected: about \d+ runs \(\d+ per cell\).* needs about \d+ runs \(\d+ per cell\)", out)
     assert list(here.iterdir()) == []
 
 

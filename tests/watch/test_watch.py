@@ -657,7 +657,7 @@ def test_what_cannot_be_watched_is_one_line(tmp_path: Path) -> None:
     assert done.tables.runs["status"].tolist() == ["done"]
     with watched(model, optimizer, tmp_path):
         plain_loop(model, optimizer, 1)
-    with pytest.raises(normstudy.ConfigError, match="mine holds runs that normstudy"):
+    with pytest.raises(normstudy.ConfigError, match="mine contains runs that normstudy"):
         normstudy.run(study="mine", results_dir=str(tmp_path), data="synthetic", n_layers=1, device="cpu")
 
 
