@@ -29,8 +29,7 @@ def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
     """Construct the user's own modules, each seeded by `seed` and its name. Return their parameters: name -> tensor."""
     out: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
-        make = made_by(module)
-        if make is not None:
+        if make := made_by(module):
             made = construct(make, _key(prefix, seed) % 2**63)
             out |= {f"{prefix}.{name}": p.detach().float() for name, p in made.named_parameters()}
     return out

@@ -118,7 +118,7 @@ def linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None
 
     def stacked(x: Tensor, *parameters: Tensor) -> Outputs:
         flat = _by_rows(x.reshape(len(x), -1, x.shape[-1]))
-        outputs: Outputs = _Linears.apply(len(weights), flat, *parameters)  # type: ignore[no-untyped-call]
+        outputs = _Linears.apply(len(weights), flat, *parameters)  # type: ignore[no-untyped-call]
         return [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
 
     return list(over_runs(stacked, x, *weights, *(b for b in biases if b is not None)))
@@ -156,8 +156,8 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
         if x.device.type != "cpu":
             of_run = (len(x), *[1] * (x.dim() - 2), x.shape[-1])
             return [F.layer_norm(x, x.shape[-1:], None, None, eps) * gamma.view(of_run) + beta.view(of_run)]
-        y: Tensor = _LayerNorm.apply(x.reshape(len(x), -1, x.shape[-1]), gamma, beta, eps)  # type: ignore[no-untyped-call]
-        return [y.view(x.shape)]
+        flat = x.reshape(len(x), -1, x.shape[-1])
+        return [_LayerNorm.apply(flat, gamma, beta, eps).view(x.shape)]  # type: ignore[no-untyped-call]
 
     return over_runs(stacked, x, gamma, beta)[0]
 
@@ -209,8 +209,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     def stacked(q: Tensor, k: Tensor, v: Tensor) -> Outputs:
         if q.device.type == "cpu":
-            mixed: Tensor = _CausalAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
-            return [mixed]
+            return [_CausalAttention.apply(q, k, v)]  # type: ignore[no-untyped-call]
         # torch's fused attention has no run axis, so the sequences of all runs form one batch.
         R, B = q.shape[:2]
         q, k, v = (y.reshape(R * B, *y.shape[2:]).transpose(1, 2) for y in (q, k, v))
@@ -257,8 +256,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     def stacked(logits: Tensor, targets: Tensor) -> Outputs:
         flat = logits.reshape(len(logits), -1, logits.shape[-1]).contiguous()
-        loss: Tensor = _CrossEntropy.apply(flat, targets.reshape(len(targets), -1))  # type: ignore[no-untyped-call]
-        return [loss]
+        return [_CrossEntropy.apply(flat, targets.reshape(len(targets), -1))]  # type: ignore[no-untyped-call]
 
     if logits.device.type != "cpu":
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten())

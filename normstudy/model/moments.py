@@ -37,19 +37,6 @@ OUTPUT_PROJECTIONS = ("attn.out.weight", "mlp.w2.weight")
 VALUE_PATH = ("attn.v.weight", "attn.out.weight", "mlp.w1.weight", "mlp.gate.weight", "mlp.w2.weight")
 
 
-def _weight_std(init: str, name: str, shape: tuple[int, ...], n_layers: int) -> float:
-    """Return the standard deviation that the module docstring's first table lists for a weight matrix (out, in)."""
-    if init == "normal":
-        return NORMAL_STD
-    if init == "gpt2":
-        return NORMAL_STD / math.sqrt(2 * n_layers) if name.endswith(OUTPUT_PROJECTIONS) else NORMAL_STD
-    gains = {
-        "xavier": 1.0, "deepnorm": (8 * n_layers) ** -0.25, "sub": math.sqrt(math.log(2 * n_layers)),
-        "tfixup": 0.67 * n_layers**-0.25,
-    }  # fmt: skip
-    return math.sqrt(2 / (shape[0] + shape[1])) * (gains[init] if name.endswith(VALUE_PATH) else 1.0)
-
-
 # The last part of a tensor's name -> the initial value of all its elements.
 CONSTANTS = {"gamma": 1.0, "beta": 0.0, "bias": 0.0, "a": 0.5, "omega1": 1.0, "omega2": 1.0, "scale": 0.0}
 
@@ -64,7 +51,13 @@ def distribution(name: str, shape: tuple[int, ...], config: ModelConfig) -> tupl
         return CONSTANTS[leaf], 0.0
     if name == "unembed.weight" and config.unembed_std is not None:
         return 0.0, config.unembed_std
-    return 0.0, _weight_std(resolve(config).init, name, shape, config.n_layers)
+    init, L = resolve(config).init, config.n_layers
+    if init in ("normal", "gpt2"):
+        return 0.0, NORMAL_STD / (math.sqrt(2 * L) if init == "gpt2" and name.endswith(OUTPUT_PROJECTIONS) else 1.0)
+    gains = {
+        "xavier": 1.0, "deepnorm": (8 * L) ** -0.25, "sub": math.sqrt(math.log(2 * L)), "tfixup": 0.67 * L**-0.25,
+    }  # fmt: skip
+    return 0.0, math.sqrt(2 / (shape[0] + shape[1])) * (gains[init] if name.endswith(VALUE_PATH) else 1.0)
 
 
 def read_by_norms(model: ModelConfig, seq_len: int) -> dict[str, float]:

@@ -162,8 +162,7 @@ def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 def made_by(module: nn.Module) -> Callable[[], nn.Module] | None:
     """Return the function that constructed a user's own module; None for any other module."""
-    make: Callable[[], nn.Module] | None = getattr(module, MADE_BY, None)
-    return make
+    return getattr(module, MADE_BY, None)
 
 
 def move(model: nn.Module, device: str) -> None:

@@ -20,8 +20,6 @@ from normstudy.model import kernels
 from normstudy.model.norms import NORMS, FunctionNorm
 from normstudy.model.own import asked_of, construct, load
 
-SINUSOID_BASE = 10_000.0  # the base in sinusoidal positions (arXiv:1706.03762)
-
 
 class Linear(nn.Module):
     """A linear map x W^T + b with weight W (out, in) and bias b (out,), whose values model/init.py draws."""
@@ -68,16 +66,15 @@ def _angles(n_positions: int, width: int, base: float, like: tuple[torch.dtype, 
 
 def sinusoids(n_positions: int, d_model: int, like: Tensor) -> Tensor:
     """Return sinusoidal positions (T, D): sin in even columns, cos in odd columns (arXiv:1706.03762, section 3.5)."""
-    cos, sin = _angles(n_positions, d_model, SINUSOID_BASE, (like.dtype, like.device))
+    cos, sin = _angles(n_positions, d_model, 10_000.0, (like.dtype, like.device))
     return torch.stack([sin, cos], -1).flatten(1)
 
 
 def rotate(x_BTHK: Tensor, base: float) -> Tensor:
     """Apply RoPE: rotate dimensions i and i + K/2 of a head by position / base^(2 i / K) (arXiv:2104.09864, eq. 34)."""
-    n_positions, d_head = x_BTHK.shape[1], x_BTHK.shape[3]
-    like = x_BTHK.dtype, x_BTHK.device
-    cos, sin = (a[:, None] for a in _angles(n_positions, d_head, base, like))  # (T, 1, K/2)
-    a, b = x_BTHK[..., : d_head // 2], x_BTHK[..., d_head // 2 :]
+    _, n_positions, _, d_head = x_BTHK.shape
+    cos, sin = (a[:, None] for a in _angles(n_positions, d_head, base, (x_BTHK.dtype, x_BTHK.device)))  # (T, 1, K/2)
+    a, b = x_BTHK.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 

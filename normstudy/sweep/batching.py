@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from normstudy.config import BPE_VOCAB, EVAL_CHUNK, GATED, RunConfig, resolve
+from normstudy.config.execution import workers_of
 
 # On a CPU a larger batch spreads the overhead of each operation over more runs, but no longer fits into the caches.
 # This table has the CPU time of one step of one run in ms, with 4, 8, 16, 32 and 64 runs per batch (- is not measured).
@@ -15,14 +16,23 @@ CPU_STREAM = 2**19
 CPU_RUNS = (4, 32)  # fewest and most runs per batch
 GPU_RUNS = 1024  # most runs per batch; a larger batch would not train faster
 GPU_SEQUENCES = 65_535  # most sequences per batch, because fused attention maps them to a grid axis of this size
+GPU_OF_A_JOB = 2**36  # assumed bytes of a Slurm job's GPU; on a smaller GPU the job halves batches that do not fit
 MEMORY_SHARE = 0.5  # fraction of the free memory that all batches together may use; low, as estimates are rough
 FLOAT = 4  # bytes per number
 PROCESS = 2**28  # bytes of a process that has imported torch
 
 
-def runs_per_batch(config: RunConfig, device: str, workers: int, free: int | None = None) -> int:
-    """Return how many runs with the shape of `config` a batch may have. free: the device's free memory in bytes."""
-    free = free_memory(device) if free is None else free
+def runs_per_batch(config: RunConfig, device: str, workers: int) -> int:
+    """Return how many runs with the shape of `config` a batch may have. Each Slurm job is assumed to have a machine."""
+    execution = config.execution
+    if on_slurm := execution.cluster == "slurm":
+        workers = workers_of(execution)
+    if on_slurm and device == "cuda":
+        free = GPU_OF_A_JOB
+    elif on_slurm and execution.memory_gb is not None:
+        free = int(execution.memory_gb * 2**30)
+    else:
+        free = free_memory(device)
     fitting = max(1, int(MEMORY_SHARE * free / workers / bytes_of_run(config)))
     if device == "cuda":
         return max(1, min(fitting, GPU_RUNS, GPU_SEQUENCES // config.data.batch_size))

@@ -1,10 +1,12 @@
 """Train a plan's missing runs on this machine, and remove the files that a complete study no longer needs."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 
 from normstudy.errors import ConfigError
 from normstudy.search import settings as search
-from normstudy.slurm import arrays
+from normstudy.slurm import arrays, submit
 from normstudy.study import files, locks, records, tables, whole
 from normstudy.study.records import Request
 from normstudy.sweep import planning
@@ -25,13 +27,9 @@ def execute(planned: Plan, request: Request, *, shared: bool = False, about: str
     shared: whether other commands may train other runs at the same time. about: text before the progress.
     """
     study_dir = planned.study_dir
-    over = None if shared else arrays.refuse_while_alive(study_dir)
-    with locks.hold_study(study_dir, str(request["command"]), shared=shared) as held, Stop() as stop:
-        if not shared:
-            arrays.remove(study_dir, over)
-            files.remove_parts(study_dir)
+    with begin(planned, request, shared=shared) as (held, stop, tasks):
         errors: dict[str, str] = {}
-        if tasks := begin(planned, request, shared=shared):
+        if tasks:
             most = planned.execution.max_tries
             errors = progress.train(tasks, planned.workers, held=held, stop=stop, max_tries=most, about=about)
         statuses = tables.statuses(study_dir)
@@ -46,8 +44,22 @@ def execute(planned: Plan, request: Request, *, shared: bool = False, about: str
         end(planned, errors, statuses, held)
 
 
-def begin(planned: Plan, request: Request, *, shared: bool = False) -> list[Task]:
-    """Prepare the study's folder, record the request and return the tasks. The caller must hold the study's lock."""
+@contextlib.contextmanager
+def begin(planned: Plan, request: Request, *, shared: bool = False) -> Iterator[tuple[int, Stop, list[Task]]]:
+    """Hold the study's lock and catch stop signals. Yield the lock's file descriptor, the Stop and the tasks."""
+    study_dir = planned.study_dir
+    over = None if shared else arrays.refuse_while_alive(study_dir)
+    if planned.on_slurm and planned.batches:
+        submit.check(planned.execution)
+    with locks.hold_study(study_dir, str(request["command"]), shared=shared) as held, Stop() as stop:
+        if not shared:
+            arrays.remove(study_dir, over)
+            files.remove_parts(study_dir)
+        yield held, stop, _tasks(planned, request, shared=shared)
+
+
+def _tasks(planned: Plan, request: Request, *, shared: bool) -> list[Task]:
+    """Prepare the study's folder, record the request and return the tasks."""
     study_dir = planned.study_dir
     try:
         tables.prepare(study_dir, shared=shared)

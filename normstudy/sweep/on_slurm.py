@@ -10,7 +10,7 @@ from normstudy.analysis.grid import count_text
 from normstudy.errors import ConfigError, bar_options, say
 from normstudy.slurm import arrays, ask, submit
 from normstudy.slurm.arrays import Array
-from normstudy.study import files, locks, records, tables
+from normstudy.study import locks, records, tables
 from normstudy.study.records import Request
 from normstudy.sweep.execute import RunsFailed, begin, end
 from normstudy.sweep.planning import Plan
@@ -29,14 +29,8 @@ CANCEL_SECONDS = 60.0  # longest wait for cancelled jobs to end; Slurm kills a c
 
 def execute_on_slurm(planned: Plan, request: Request, *, detach: bool) -> bool:
     """Train a plan's runs in jobs; return False if `detach` leaves the jobs running. Raises RunsFailed if runs fail."""
-    study_dir, command = planned.study_dir, str(request["command"])
-    over = arrays.refuse_while_alive(study_dir)
-    if planned.batches:
-        submit.check(planned.execution)
-    with locks.hold_study(study_dir, command), Stop() as stop:
-        arrays.remove(study_dir, over)
-        files.remove_parts(study_dir)
-        since, tasks = tables.now(), begin(planned, request)
+    study_dir, command, since = planned.study_dir, str(request["command"]), tables.now()
+    with begin(planned, request) as (_, stop, tasks):
         if stop.number is not None:
             raise Interrupted(stop.number)
         array = submit.submit(study_dir, tasks, planned.execution, command, since) if tasks else None

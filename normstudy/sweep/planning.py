@@ -24,7 +24,6 @@ RETRY = (
     "of times that they have failed"
 )
 LARGEST = 2**44  # assumed largest memory of a cluster's machine in bytes
-GPU_OF_A_JOB = 2**36  # assumed memory of a job's GPU in bytes, because the submitting machine cannot query this GPU
 
 # column -> the column that determines its value. If a run differs in both, the error names only the determining one.
 IMPLIED_BY = {"data_seed": "seed", "data_sha256": "data"}
@@ -79,14 +78,12 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     """Plan one sweep without writing anything. Raises a ConfigError for runs that cannot be trained."""
     if not configs:
         raise ConfigError("the sweep has no runs: give every key at least one value")
-    places = {(c.results_dir, c.study) for c in configs}
-    if len(places) > 1:
+    if len(places := {(c.results_dir, c.study) for c in configs}) > 1:
         raise ConfigError(
             f"a sweep fills one study, but these runs name {len(places)} studies: {sorted(places)}; choose one study"
         )
     execution = configs[0].execution
-    clusters = sorted({c.execution.cluster for c in configs})
-    if len(clusters) > 1:
+    if len(clusters := sorted({c.execution.cluster for c in configs})) > 1:
         raise ConfigError(
             f"a sweep has one execution.cluster, but these runs name {' and '.join(clusters)}: choose one"
         )
@@ -254,24 +251,13 @@ def group(runs: dict[str, RunConfig], workers: int, device: str) -> list[Batch]:
     batches = []
     for members in shapes.values():
         first = runs[members[0]]
-        per_batch = first.execution.runs_per_batch or _fitting(first, device, workers)
+        per_batch = first.execution.runs_per_batch or batching.runs_per_batch(first, device, workers)
         n = math.ceil(len(members) / min(per_batch, math.ceil(len(members) / workers)))
         edges = [len(members) * i // n for i in range(n + 1)]
         for low, high in itertools.pairwise(edges):
             part = members[low:high]
             batches.append(Batch(part, sum(batching.seconds_of(runs[i]) for i in part)))
     return sorted(batches, key=lambda b: -b.seconds)
-
-
-def _fitting(config: RunConfig, device: str, workers: int) -> int:
-    """Return how many runs of a config's shape can train together, if each Slurm job has its own machine."""
-    execution = config.execution
-    if execution.cluster == "local":
-        return batching.runs_per_batch(config, device, workers)
-    free = None if execution.memory_gb is None else int(execution.memory_gb * 2**30)
-    if device == "cuda":  # the real GPU may be smaller; the job then halves a batch that does not fit
-        free = GPU_OF_A_JOB
-    return batching.runs_per_batch(config, device, options.workers_of(execution), free)
 
 
 def _device(asked: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from normstudy import config as cfg
@@ -132,25 +132,18 @@ def draw(study_dir: Path) -> Damaged | None:
     return None
 
 
-def comparison_axis(runs: Iterable[RunConfig]) -> str | None:
-    """Return the column by which to compare a sweep: warmup_steps if it varies, else the first varying column or None.
-
-    Seeds are excluded, because they pair the runs. Columns of the text are excluded, because losses on different texts
-    are not comparable.
-    """
-    columns = [cfg.asked(c) for c in runs]
-    candidates = [k for k in comparable_columns() if k not in cfg.TEXT_COLUMNS]
-    varying = [k for k in candidates if len({c[k] for c in columns}) > 1]
-    return "warmup_steps" if "warmup_steps" in varying else next(iter(varying), None)
-
-
 def print_comparison(planned: Plan) -> None:
+    """Print the outcomes, and compare the runs by warmup_steps if it varies, or else by the first varying column."""
     everyone = list(tables.statuses(planned.study_dir))  # also runs of earlier sweeps, as in the comparison
     counts = Counter(progress.outcomes_of(planned.study_dir, everyone).values())
     print(f"outcomes: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items())) or 'none'}")
     print("".join(f"{line}\n" for line in explained(counts)), end="")
+    columns = [cfg.asked(c) for c in planned.runs.values()]
+    candidates = [k for k in comparable_columns() if k not in cfg.TEXT_COLUMNS]  # losses on other texts do not compare
+    varying = [k for k in candidates if len({c[k] for c in columns}) > 1]
+    axis = "warmup_steps" if "warmup_steps" in varying else next(iter(varying), None)
     try:
-        if axis := comparison_axis(planned.runs.values()):
+        if axis is not None:
             say(render(compare_study(planned.study_dir, by=axis), "table"))
     except ConfigError as error:
         say(f"no comparison: {error}")

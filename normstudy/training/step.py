@@ -46,16 +46,14 @@ class StackedRuns:
     has_own_parts: bool  # whether the user supplied the block or the norm
     decayed: Tensor | None = None  # (width,): the columns on which weight decay acts; None: all
 
-    def losses(self, values: list[Tensor], tokens: Tensor, *, same_tokens: bool) -> tuple[Tensor, list[Tensor]]:
+    def losses(self, values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return losses (runs,) and x_0 ... x_L, each (runs, B, T, D). tokens: (runs, B, T + 1), or (B, T + 1)."""
 
         def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
             return loss_of_run(self.model, dict(zip(self.layout.names, values, strict=True)), tokens)
 
-        both: tuple[Tensor, list[Tensor]] = torch.func.vmap(of_run, in_dims=(0, None if same_tokens else 0))(
-            values, tokens
-        )
-        return both
+        of_runs = torch.func.vmap(of_run, in_dims=(0, 0 if tokens.ndim == 3 else None))
+        return of_runs(values, tokens)
 
     def select(self, index: Tensor) -> StackedRuns:
         """Copy the runs at the positions `index` into a new batch."""
@@ -93,9 +91,7 @@ def evaluate(runs: StackedRuns, windows: Tensor) -> Array:
     """Compute each run's validation loss (runs,) on windows (W, T + 1)."""
     values = runs.layout.tensors(runs.params)
     with torch.no_grad():
-        sums = [
-            runs.losses(values, chunk, same_tokens=True)[0] * len(chunk) for chunk in torch.split(windows, EVAL_CHUNK)
-        ]
+        sums = [runs.losses(values, chunk)[0] * len(chunk) for chunk in torch.split(windows, EVAL_CHUNK)]
     return probes.sum_by_run(to_numpy(torch.stack(sums))) / len(windows)
 
 
@@ -170,7 +166,7 @@ def step_(runs: StackedRuns, inputs: Inputs, *, probing: bool, probed: bool) -> 
     """Compute losses, gradients and norms, and update the runs, without transfers between host and device."""
     layout = runs.layout
     leaves = [p.requires_grad_() for p in layout.tensors(runs.params)]
-    losses, residual = runs.losses(leaves, inputs.tokens, same_tokens=False)
+    losses, residual = runs.losses(leaves, inputs.tokens)
     given = torch.autograd.grad(losses.sum(), [*leaves, *(residual if probed else [])])
     with torch.no_grad():
         torch._foreach_copy_(layout.tensors(runs.grads), list(given[: len(leaves)]))

@@ -126,7 +126,7 @@ def last_step(config: RunConfig) -> tuple[list[Tensor], list[Tensor]]:
         step.step_(runs, inputs, probing=False, probed=False)
     params = runs.params.detach().clone()
     leaves = [p.requires_grad_() for p in runs.layout.tensors(params.clone())]
-    losses, residual = runs.losses(leaves, last.tokens, same_tokens=False)
+    losses, residual = runs.losses(leaves, last.tokens)
     found = torch.autograd.grad(losses.sum(), [*leaves, *residual])
     grads = runs.layout.flatten(dict(zip(runs.layout.names, found, strict=False)))
     _, *measured = step.step_(runs, last, probing=True, probed=True)

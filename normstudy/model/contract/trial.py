@@ -24,11 +24,7 @@ class _Method(nn.Module):
 
     def __init__(self, of: nn.Module, method: str) -> None:
         super().__init__()
-        self.of = of
-        self.method = method
-
-    def forward(self, *inputs: Tensor) -> object:
-        return getattr(self.of, self.method)(*inputs)
+        self.of, self.forward = of, getattr(of, method)
 
 
 def _call(module: nn.Module, method: str, params: dict[str, Tensor], inputs: list[Tensor]) -> object:
