@@ -27,7 +27,7 @@ from normstudy.errors import ConfigError, short
 from normstudy.study import tables, whole
 
 FORMATS = ("table", "csv", "json", "markdown")
-WIDTH = 100  # characters; a wider table breaks its verdicts, and if need be has its cells in lines of their own
+WIDTH = 100  # characters; a wider table wraps its verdicts, and if necessary shows each cell's values in a line above
 NUMBERS = {"loss", "baseline's", "p", "Holm's p", "rates", "lowest", "highest", "best"}  # columns aligned right
 
 
@@ -36,7 +36,7 @@ def compare_study(
 ) -> pd.DataFrame:
     """Compare runs of a study, and return the table that `pairs.compare_pairs` describes. where: see `select`.
 
-    Raises ConfigError as these do, and if the folder is not a study or has no finished run.
+    Raises ConfigError like these two functions, and if the folder is not a study or has no finished run.
     """
     finite("--margin", margin, 0, strict=True)
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
@@ -61,7 +61,7 @@ def render(comparison: pd.DataFrame, fmt: str) -> str:
 
 
 def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return the lines that say what the table of shares and the table of losses show."""
+    """Return the lines that explain the table of shares, and those that explain the table of losses."""
     by, family = comparison["by"].iloc[0], comparison["family"].iloc[0]
     base = f"{by}={value_text(comparison['baseline'].iloc[0])}"
     margin = comparison["margin"].iloc[0]
@@ -82,7 +82,7 @@ def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def values_as_text(found: pd.DataFrame, fmt: str) -> str:
-    """Format a table's values, which `native` converts to plain Python values, as csv or json."""
+    """Format a table as csv or json. `native` converts the table's values to plain Python values."""
     values = pd.DataFrame({c: pd.Series([native(c, v) for v in found[c]], dtype=object) for c in found.columns})
     if fmt == "json":
         return json.dumps(values.to_dict("records"), indent=1, allow_nan=False)
@@ -91,7 +91,7 @@ def values_as_text(found: pd.DataFrame, fmt: str) -> str:
 
 
 def cell_text(column: str, value: object) -> str:
-    """Format a config value for a table, of a text's sha256 as many digits as distinguish texts."""
+    """Format a config value for a table; of a text's sha256 only the first ten digits, which distinguish texts."""
     text = value_text(native(column, value))
     return text[:10] if column == "data_sha256" else text
 
@@ -140,21 +140,21 @@ def p_text(value: float) -> str:
 
 
 def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str) -> list[str]:
-    """Return a table's lines. A text table does not repeat the values of the columns `cells` in the rows of a cell."""
+    """Return a table's lines. A text table shows the values of the columns `cells` only in the first row of a cell."""
     header = [*cells, *header]
     numeric = {c for c in header if KINDS.get(c) in (int, float)} | NUMBERS
     right = {i for i, name in enumerate(header) if name in numeric}
     if fmt == "markdown":
         rows = [[cell.replace("\n", " ") for cell in (*place, *texts)] for place, texts in parts]
         return markdown_table(header, rows, right)
-    first = [i == 0 or parts[i - 1][0] != place for i, (place, _) in enumerate(parts)]  # row of its cell
+    first = [i == 0 or parts[i - 1][0] != place for i, (place, _) in enumerate(parts)]  # of its cell
     rows = [[*(place if top else [""] * len(place)), *texts] for top, (place, texts) in zip(first, parts, strict=True)]
     narrow = [[*row[:-1], "\n".join(textwrap.wrap(row[-1], 16))] for row in rows]
     for tried in (rows, narrow):
         lines = _text_table(header, tried, right)
         if max(map(len, lines)) <= WIDTH:
             return lines
-    n = len(header) - len(parts[0][1])  # cell columns, which get lines of their own
+    n = len(header) - len(parts[0][1])  # number of cell columns, whose values get lines of their own
     lines = _text_table(header[n:], [row[n:] for row in narrow], {i - n for i in right})
     heights = [max(cell.count("\n") for cell in row) + 1 for row in narrow]
     body = iter(lines)
@@ -166,7 +166,7 @@ def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str)
 
 
 def _text_table(header: list[str], rows: list[list[str]], right: set[int]) -> list[str]:
-    """Return a table's lines. A column's name breaks at spaces and underscores, if it is wider than its cells."""
+    """Return a table's lines. A column's name that is wider than its cells is wrapped at spaces and underscores."""
     titles = []
     for name, cells in zip(header, zip(*rows, strict=True), strict=True):
         width = max(len(line) for cell in cells for line in cell.split("\n"))

@@ -1,6 +1,6 @@
-"""Measure what a run's first steps tell about whether it ends stuck; docs/early_warning.md explains the method.
+"""Measure how well a run's first steps predict that it ends stuck; docs/early_warning.md explains the method.
 
-Every other outcome than `stuck` counts as not stuck, also unfinished, collapsed and diverged.
+Every outcome except `stuck` counts as not stuck, including unfinished, collapsed and diverged.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from normstudy.analysis.grid import interval_text, markdown_table, three_digits
 from normstudy.analysis.outcomes import RUN_COLUMNS, UNJUDGED, Floats, outcomes
 from normstudy.study import tables, whole
 
-STUDIES = {  # kind -> committed studies; each kind is measured and reported by itself
+STUDIES = {  # kind -> committed studies; each kind is measured and reported separately
     "grids": ("warmup", "depth", "peak_lr", "placements", "rmsnorm", "boundary", "shallow", "best"),
-    "searches": ("critical_lr", "critical_warmup"),  # whose runs lie at the edge of failing
+    "searches": ("critical_lr", "critical_warmup"),  # of runs near a critical value
 }
 # Quantity -> the direction in which stuck runs differ: -1 if their values are smaller, 1 if larger.
 QUANTITIES = {"gradient_ratio": -1, "update_rms": -1, "train_loss": 1}
 STEPS = (0, 24, 50, 100, 200)
-FIRST = 24  # the warning looks at a run's first probed step that is at least this step and no step of the warmup
+FIRST = 24  # the warning uses a run's first probed step that is at least this one and comes after the warmup
 ALL = "all"  # stands for all placements
 RESAMPLES, SEED = 2000, 0  # of the bootstrap over cells
-TINY = float(np.finfo(np.float32).tiny)  # a smaller value, such as a gradient of 0, counts as this one
+TINY = float(np.finfo(np.float32).tiny)  # replaces smaller values, such as a gradient of 0
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -35,8 +35,8 @@ Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 def observations(study_dir: Path) -> pd.DataFrame:
     """Return one row for each probed step of each finished run that has an outcome and two layers or more.
 
-    losses: equal for two runs if all their training losses are. cell: placement and n_layers. gradient_ratio: grad_norm
-    of `mlp_out` in the first layer over the last. update_rms: the update's root mean square over lr.
+    losses: hash of the run's training losses. cell: placement and n_layers. gradient_ratio: grad_norm of `mlp_out` in
+    the first layer divided by that in the last. update_rms: root mean square of the update, divided by lr.
     """
     asked = {"placement", "seed", "warmup_steps", "n_params", *RUN_COLUMNS, *whole.COLUMNS}
     runs = tables.read(study_dir, "runs", sorted(asked))
@@ -58,9 +58,9 @@ def observations(study_dir: Path) -> pd.DataFrame:
 
 
 def distinct(rows: pd.DataFrame) -> pd.DataFrame:
-    """Keep one row for each step of runs whose training losses are all equal, and none with a quantity not finite.
+    """Drop rows with a quantity that is not finite. Of runs with equal training losses, keep one row for each step.
 
-    Copies of a run may be probed at different steps, of which all are kept. The order of `rows` does not matter.
+    Copies of a run may be probed at different steps; all these steps are kept. The order of `rows` does not matter.
     """
     rows = rows.loc[np.isfinite(rows[[*QUANTITIES]].to_numpy()).all(axis=1)]
     rows = rows.sort_values(["cell", "seed", "losses", "step", "study", "run_id"])
@@ -68,7 +68,7 @@ def distinct(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_step(rows: pd.DataFrame, step: int | None) -> pd.DataFrame:
-    """Return the rows of a step, of runs whose warmup has ended. None: each run's first such step from FIRST on."""
+    """Return the rows of a step, without runs in their warmup. None: each run's first such step from FIRST on."""
     rows = rows[rows["step"] >= rows["warmup_steps"]]
     if step is None:
         rows = rows[rows["step"] >= FIRST]
@@ -77,12 +77,12 @@ def at_step(rows: pd.DataFrame, step: int | None) -> pd.DataFrame:
 
 
 def suspicion(rows: pd.DataFrame, quantity: str) -> Floats:
-    """Return the logarithm of a quantity, with the sign by which stuck runs are expected to have larger values."""
+    """Return the logarithm of a quantity, or minus it if stuck runs are expected to have smaller values."""
     return np.asarray(QUANTITIES[quantity] * np.log(np.maximum(rows[quantity].to_numpy(float), TINY)))
 
 
 def auc(stuck: Bools, score: Floats, weights: Floats) -> Floats:
-    """Return the share of pairs of a stuck and another run in which the stuck one has the larger score.
+    """Return the share of pairs, of one stuck and one other run, in which the stuck run has the larger score.
 
     It is the area under the ROC curve (Hanley and McNeil, 1982); a tie counts half. stuck, score: (runs,). weights:
     (k, runs), how often each run counts. Returns (k,), NaN where there is no pair.
@@ -101,24 +101,24 @@ def auc_interval(stuck: Bools, score: Floats, cells: Sequence[str]) -> tuple[flo
         return math.nan, math.nan, math.nan
     names, codes = np.unique(cells, return_inverse=True)
     drawn = np.random.default_rng(SEED).multinomial(len(names), [1 / len(names)] * len(names), size=RESAMPLES)
-    # NaN: a resample that lacks stuck runs, or others.
+    # The AUC of a resample is NaN if it has no stuck run, or only stuck runs.
     low, high = np.nanquantile(auc(stuck, score, drawn[:, codes].astype(float)), (0.025, 0.975))
     return float(auc(stuck, score, np.ones((1, len(score))))[0]), float(low), float(high)
 
 
 def threshold(stuck: Bools, score: Floats) -> float:
-    """Return the score from which on a run is flagged: it maximizes the share of stuck runs minus that of others."""
+    """Return the lowest score that is flagged. It maximizes the flagged share of stuck runs minus that of others."""
     if stuck.all() or not stuck.any():
         return math.inf
     levels = np.unique(score)
     at = np.searchsorted(levels, score)
     yes, no = (np.bincount(at[part], minlength=len(levels))[::-1].cumsum() / part.sum() for part in (stuck, ~stuck))
-    best = int(np.argmax(yes - no))  # of equal maxima, the one with the fewest flagged runs
+    best = int(np.argmax(yes - no))  # of equal maxima, that with the fewest flagged runs
     return float(levels[::-1][best : best + 2].mean()) if yes[best] > no[best] else math.inf
 
 
 def flagged(rows: pd.DataFrame, score: Floats) -> Bools:
-    """Return which runs are flagged. Each threshold is learned from runs of other cells that have other seeds too."""
+    """Return which runs are flagged. A run's threshold is learned from runs with another cell and another seed."""
     found = np.zeros(len(rows), bool)
     stuck, seed, cell = rows["stuck"].to_numpy(bool), rows["seed"].to_numpy(), rows["cell"].to_numpy()
     for a_cell, a_seed in set(zip(cell, seed, strict=True)):
@@ -154,14 +154,14 @@ def _rows(rows: pd.DataFrame, quantity: str) -> Iterator[dict[str, object]]:
 
 
 def rule_of(table: pd.DataFrame) -> dict[str, float]:
-    """Return what `normstudy status` needs: see `likely_stuck.Rule`. The counts are those of held-out runs."""
+    """Return the fields of `likely_stuck.Rule`, for `normstudy status`. The counts are those of held-out runs."""
     where = 'kind == "grids" and step.isna() and quantity == "gradient_ratio" and placement == @ALL'
     (r,) = table.query(where).to_dict("records")
     return {"step": FIRST, "threshold": r["threshold"], "looked": r["caught"] + r["false"], "stuck": r["caught"]}
 
 
 def markdown(table: pd.DataFrame, missed: bool) -> str:
-    """Format the table of the quantities, or, if `missed`, that of the gradient ratio by placement."""
+    """Format the table of all quantities, or, if `missed`, the table of the gradient ratio by placement."""
     one, by, rows = table["placement"] != ALL, "placement" if missed else "quantity", list[list[str]]()
     for r in table[one & (table["quantity"] == "gradient_ratio") if missed else ~one].to_dict("records"):
         step = f"first from {FIRST}" if pd.isna(r["step"]) else str(r["step"])

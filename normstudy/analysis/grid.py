@@ -25,7 +25,7 @@ def typed_number(value: float) -> str:
 
 
 def three_digits(value: float, thousands: str = "") -> str:
-    """Round a number to three digits, 0.0213, or to an integer, 1530 or, with the separator "," of thousands, 1,530."""
+    """Format a number with three digits, 0.0213, or from 1000 as an integer: 1530, or 1,530 if `thousands` is ","."""
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 

@@ -1,7 +1,7 @@
 """Compute intervals and tests for shares of failed runs and for differences of losses; see docs/statistics.md.
 
-scipy.stats has the same tests, and the tests of this module compare the two, but its import takes longer than a
-comparison, so only scipy.special is used, which gives the distributions.
+Importing scipy.stats takes longer than a comparison, so this module uses only the distributions of scipy.special. Its
+tests compare it with scipy.stats.
 """
 
 import bisect
@@ -16,7 +16,7 @@ ALPHA = 0.05  # level of a test; intervals have the confidence 1 - ALPHA
 
 
 def share_interval(k: int, n: int) -> tuple[float, float]:
-    """Return the exact 95 % interval (Clopper and Pearson, 1934) of a share of which k of n were seen. n = 0: NaN."""
+    """Return the exact 95 % interval (Clopper and Pearson, 1934) of a share, given k of n runs. n = 0: NaN."""
     if n == 0:
         return math.nan, math.nan
     from scipy.special import betaincinv  # this import takes 0.25 s, and most figures do not need it
@@ -27,9 +27,9 @@ def share_interval(k: int, n: int) -> tuple[float, float]:
 
 
 def share_test(k: int, n: int, base_k: int, base_n: int) -> float:
-    """Return the two-sided p of Fisher's exact test that k of n and base_k of base_n have one share. NaN: no test."""
+    """Return the two-sided p of Fisher's exact test that k/n and base_k/base_n have one true share. NaN: no test."""
     total = k + base_k
-    if not (n and base_n and 0 < total < n + base_n):  # nothing else could have come out (Tarone, 1990)
+    if not (n and base_n and 0 < total < n + base_n):  # only one result is possible (Tarone, 1990)
         return math.nan
     tables = [math.comb(n, i) * math.comb(base_n, total - i) for i in range(total + 1)]  # weights, as exact integers
     return sum(w for w in tables if w <= tables[k]) / sum(tables)
@@ -43,7 +43,7 @@ def paired_t_interval(differences: Floats) -> tuple[float, float, float]:
 
 
 def t_quantile(degrees: int) -> float:
-    """Return how many standard errors a 95 % t interval reaches to each side."""
+    """Return half the width of a 95 % t interval, in standard errors."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, 1 - ALPHA / 2))
@@ -61,7 +61,7 @@ def equivalence_test(differences: Floats, margin: float) -> float:
 
 def _error(differences: Floats) -> float:
     """Return the standard error of the mean."""
-    # The rounded mean of equal numbers can differ from them.
+    # The error of equal numbers must be 0, but their rounded mean can differ from them.
     return float(np.std(differences, ddof=1) / np.sqrt(len(differences))) if np.ptp(differences) else 0.0
 
 
@@ -85,7 +85,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def reachable(p: Sequence[float], best: float) -> bool:
-    """Return whether a test of the family `p` could be significant if its p were `best`, the least its runs allow."""
+    """Return whether a test of the family `p` could be significant with p = `best`, the smallest p possible for it."""
     made = sorted(value for value in p if not math.isnan(value))
-    before = bisect.bisect_left(made, best)  # Holm's method rejects these first
+    before = bisect.bisect_left(made, best)  # Holm's method tests these first
     return all((len(made) - rank) * value <= ALPHA for rank, value in enumerate([*made[:before], best]))

@@ -1,4 +1,4 @@
-"""Count the running runs that look stuck, from the gradients that are on disk; docs/early_warning.md explains the rule.
+"""Count the running runs that look stuck, from the gradients on disk; docs/early_warning.md explains the rule.
 
 A run's rows are on disk when its first window of steps is full (`schema.window_size`).
 """
@@ -22,10 +22,10 @@ COLUMNS = (*whole.COLUMNS, "warmup_steps")  # the columns of `runs` that `Likely
 class Rule(NamedTuple):
     """The content of early_warning.json, which scripts/early_warning.py computes from the committed studies."""
 
-    step: int  # a run is judged at its first probed step that is at least this step and no step of its warmup
-    threshold: float  # it looks stuck if its first layer's gradient norm over its last layer's is at most this
+    step: int  # a run is judged at its first probed step that is at least this one and comes after the warmup
+    threshold: float  # a run looks stuck if the first layer's gradient norm divided by the last's is at most this
     looked: int  # how many runs of the committed studies looked stuck, by thresholds learned from other runs
-    stuck: int  # how many of these ended stuck
+    stuck: int  # how many of the runs that looked stuck ended stuck
 
 
 @functools.cache
@@ -41,21 +41,21 @@ def text_of(n: int) -> str:
 
 
 def step_of(run: whole.Expected, warmup_steps: int) -> int | None:
-    """Return the step at which a run is judged; None if it has none, because it is too short."""
+    """Return the step at which a run is judged, or None if the run is too short."""
     probed = whole.steps_of("modules", run, run.n_steps - 1)
     late = probed[probed >= max(rule().step, warmup_steps)]
     return int(late[0]) if len(late) else None
 
 
 class LikelyStuck:
-    """Counts a study's runs that look stuck. Of each run it reads one file, once that holds the step."""
+    """Count a study's runs that look stuck. Read one file of each run, as soon as it contains the judged step."""
 
     def __init__(self, study_dir: Path) -> None:
         self._folder = study_dir / "tables" / "modules"
         self._looks: dict[str, bool] = {}  # run_id -> whether the run looks stuck
 
     def count(self, runs: Iterable[tuple[Any, ...]]) -> int:
-        """Count the runs that look stuck; a run without rows on disk does not. runs: the values of COLUMNS of each."""
+        """Return how many runs look stuck. A run without rows on disk does not count. runs: each run's COLUMNS."""
         return sum(self._looks_stuck(whole.Expected(*values), warmup_steps) for *values, warmup_steps in runs)
 
     def _looks_stuck(self, run: whole.Expected, warmup_steps: int) -> bool:
@@ -70,7 +70,7 @@ class LikelyStuck:
             rows = pa.concat_tables(parquet.read_file(path, schema.SCHEMAS["modules"])).filter(pc.field("step") == step)
         except (ConfigError, OSError, pa.ArrowException):  # `normstudy check` names a damaged file
             rows = schema.SCHEMAS["modules"].empty_table()
-        if not len(rows) and run.source == schema.WATCH:  # its files are replaced by longer ones
+        if not len(rows) and run.source == schema.WATCH:  # a longer file will replace this one
             return False
         rows = rows.filter((pc.field("module") == "mlp_out") & pc.field("grad_norm").is_valid())
         norm = {r["layer"]: r["grad_norm"] for r in rows.to_pylist()}

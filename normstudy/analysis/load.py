@@ -20,7 +20,7 @@ ALWAYS_JOINED = ("placement", "n_layers", "peak_lr", "warmup_steps", "seed")
 
 
 class Tables(NamedTuple):
-    """Hold the four tables of a study. The file results/README.md defines every column."""
+    """The four tables of a study. The file results/README.md defines every column."""
 
     runs: pd.DataFrame
     steps: pd.DataFrame
@@ -66,9 +66,9 @@ def update_ratio(modules: pd.DataFrame) -> pd.Series[float]:
 
 
 def update_rms(steps: pd.DataFrame, n_params: pd.Series[float] | float) -> pd.Series[float]:
-    """Return update_norm / (lr sqrt(n_params)) of each row of `steps`, an update's RMS over lr, or null if lr is 0."""
+    """Return update_norm / (lr sqrt(n_params)) of each row of `steps`: the update's RMS / lr, or null if lr is 0."""
     rate = steps["lr"].where(steps["lr"] != 0).astype(np.float64)
-    return (steps["update_norm"] / (rate * np.sqrt(n_params))).astype(np.float32)  # as the norms are stored
+    return (steps["update_norm"] / (rate * np.sqrt(n_params))).astype(np.float32)  # the type of the stored norms
 
 
 def stationary_rms(beta1: float) -> float:

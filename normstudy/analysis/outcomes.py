@@ -48,7 +48,7 @@ def gap_closed(final_val_loss: Loss, unigram_entropy: Loss, bigram_entropy: Loss
 
 
 def mean_window(n_steps: int, batch_size: int, seq_len: int) -> int:
-    """Return the number of steps over which the mean training loss is computed: 1 to a quarter of a run's."""
+    """Return the number of steps in the window of the mean training loss: from 1 to a quarter of a run's steps."""
     return max(1, min(n_steps // 4, round(WINDOW_TOKENS / (batch_size * seq_len))))
 
 
@@ -111,11 +111,11 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
     val_loss = dict(zip(zip(looks["run_id"], looks["step"], strict=True), looks["val_loss"].astype(float), strict=True))
     found = dict.fromkeys(done["run_id"], UNJUDGED)
     for name, numbers in zip(done["run_id"], done[list(RUN_COLUMNS)].to_numpy(np.float64), strict=True):
-        if name not in rows:  # some of them are missing, so none was read
+        if name not in rows:  # `whole.read` leaves out a run that lacks rows
             continue
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, late, final, nonfinite = numbers
-        at, is_watched = rows[name], np.isnan(batch_size)  # which is null in a watched run
-        if is_watched:  # it may log few of its losses
+        at, is_watched = rows[name], np.isnan(batch_size)  # a watched run has no batch_size
+        if is_watched:  # its loop may have logged few losses
             late, at = _nearest(steps, at, int(n_steps)), at[~np.isnan(train_loss[at])]
             known = len(at) and not np.isnan([unigram_entropy, bigram_entropy, final]).any()
             if np.isnan(nonfinite) and not known:
@@ -139,7 +139,7 @@ def _nearest(steps: pd.DataFrame, rows: Ints, n_steps: int) -> float:
 
 
 def failed_of(found: Iterable[str]) -> tuple[int, int]:
-    """Return how many runs failed (FAILED), and of how many that is known: a run without an outcome is not counted."""
+    """Return how many runs failed (FAILED), and how many runs have an outcome."""
     known = [name for name in found if name != UNJUDGED]
     return sum(name in FAILED for name in known), len(known)
 

@@ -30,7 +30,7 @@ RESULTS = (
 
 
 def cell_columns(by: str) -> list[str]:
-    """Return the columns, besides seeds, that are equal in both runs of a pair: `treatments` but `by`, and the text."""
+    """Return the columns, besides seeds, that are equal in both runs of a pair: `treatments` and the text, not `by`."""
     return [c for c in (*treatments(), "data_sha256") if c != by]
 
 
@@ -91,7 +91,7 @@ def compare_pairs(
 
 
 def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Return those of `columns` that vary in `runs`, without data_sha256 if the others distinguish the texts."""
+    """Return the `columns` that vary in `runs`, but not data_sha256 if other columns distinguish the texts."""
     found = [c for c in columns if len(values_of(runs, c)) > 1]
     if "data_sha256" in found:
         rest = [c for c in found if c != "data_sha256"]
@@ -101,13 +101,13 @@ def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
 
 
 def cells_of(runs: pd.DataFrame, cells: list[str]) -> Iterator[tuple[dict[str, Value], pd.DataFrame]]:
-    """Yield the values of the columns `cells` and the runs that have them, for each cell."""
+    """Yield for each cell its values of the columns `cells`, and its runs."""
     for _, part in runs.groupby(cells, dropna=False) if cells else [((), runs)] * (len(runs) > 0):
         yield {c: native(c, part[c].iloc[0]) for c in cells}, part
 
 
 def default_baseline(values: list[Value]) -> Value:
-    """Return the baseline among values that `values_of` sorted: pre, null, none or 0, or else the first one."""
+    """Return the first of pre, null, none and 0 that is in `values`, or else the first value."""
     return next((v for usual in ("pre", None, "none", 0) for v in values if v == usual), values[0])
 
 
@@ -123,7 +123,7 @@ Seeds = tuple[Value, ...]  # a run's values in the columns PAIRED
 
 
 class _Run(NamedTuple):
-    """Hold one run's values. Runs are compared in small groups, for which tuples are faster than pandas."""
+    """One run's values. Runs are compared in small groups, for which tuples are faster than pandas."""
 
     seeds: Seeds
     windows: Value
@@ -133,7 +133,7 @@ class _Run(NamedTuple):
 
 
 def _compare(arm: list[_Run], base: list[_Run], margin: float | None) -> dict[str, object]:
-    """Compare an arm with the baseline in one cell. Return column -> value for RESULTS, but for what `_judge` adds."""
+    """Compare an arm with the baseline in one cell. Return column -> value, without the columns that `_judge` adds."""
     arms, bases = _finished_by_seeds(arm), _finished_by_seeds(base)
     pairs: dict[Seeds, tuple[_Run, _Run]] = {}
     for seeds, runs in arms.items():  # each seed's runs are sorted: most windows first

@@ -26,7 +26,7 @@ PART = re.compile(rf"\s*(?:(\w+)\s*(!=|<=|>=|=|<|>)\s*)?{VALUE}\s*(?:,(?=.)|$)",
 
 
 class Quoted(str):
-    """Text that stands in quotes, or comes from a program: `null` in it is the text, if the column has text."""
+    """Text in quotes, or from a Python program: `null` then means the text null if the column contains this text."""
 
 
 def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -55,7 +55,7 @@ def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def _text(value: object) -> str:
-    """Return a value that a program gives as the text that one would type."""
+    """Convert a value from a Python program to the text that a user would type for it."""
     if isinstance(value, str):
         return Quoted(value)
     value = native("", value)
@@ -116,18 +116,18 @@ def has_value(runs: pd.DataFrame, column: str, value: Value) -> pd.Series[bool]:
 
 
 def _holds(cells: list[Value], sign: str, value: Value) -> list[bool]:
-    """Return for each cell whether it meets a condition, for which text is read as the cell's type. Null meets none."""
+    """Return for each cell whether it equals `value` or, if `sign` is in ORDER, whether the comparison is true."""
     pairs: list[tuple[Any, Any]] = [(cell, _beside(cell, value)) for cell in cells]
     if sign not in ORDER:
         return [cell == other for cell, other in pairs]
-    # Numbers have an order among numbers: otherwise mix>0.1 would select the text auto too.
+    # Compare numbers only with numbers: otherwise mix>0.1 would also select the text auto.
     has_numbers = any(not isinstance(cell, str | None) and other is not None for cell, other in pairs)
     unordered = (str, type(None)) if has_numbers else type(None)
     return [not isinstance(cell, unordered) and other is not None and ORDER[sign](cell, other) for cell, other in pairs]
 
 
 def _beside(cell: Value, value: Value) -> Value:
-    """Return text as the type of a cell of a watched run's values, which may differ in type; None if it is none."""
+    """Convert text to the type of a cell, because watched runs may mix types; return None if it cannot be converted."""
     if not isinstance(value, str) or isinstance(cell, str | None):
         return value
     if isinstance(cell, bool):
@@ -156,7 +156,7 @@ def select(runs: pd.DataFrame, where: Where | None) -> pd.DataFrame:
             keep |= found
         runs = runs[~keep if sign == "!=" else keep]
         if runs.empty:
-            raise ConfigError(f"--where {column}!={','.join(texts)} selects no run, because no other value is left")
+            raise ConfigError(f"--where {column}!={','.join(texts)} selects no run: no other value is left")
     return runs
 
 
@@ -164,7 +164,7 @@ SOURCES = {"placement": "placement_sha256", "norm": "norm_sha256", "resolved_nor
 
 
 def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
-    """Add the `own_columns`, and append a hash of the source code to names of blocks and norms of several versions.
+    """Add the `own_columns`, and append a hash of the source code to names of blocks and norms whose code changed.
 
     Example: my_block:f@1a2b3c4d. Without the hash, runs before and after a change to a block would be mixed.
     """
@@ -178,7 +178,7 @@ def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def own_columns(runs: pd.DataFrame) -> list[str]:
-    """Return the columns of what watched runs were given as `config`, which `tell_sources_apart` adds."""
+    """Return the columns that `tell_sources_apart` adds for the option `config` of watched runs."""
     return [name for name in _own_values(runs) if name in runs]
 
 
@@ -186,7 +186,7 @@ def _own_values(runs: pd.DataFrame) -> dict[str, pd.Series[Any]]:
     if "config" not in runs or runs["config"].isna().all():
         return {}
     given = [json.loads(text) if isinstance(text, str) else {} for text in runs["config"]]
-    keys = {key for one in given for key in one} - (KINDS.keys() - UNFILLED)  # the others are in columns already
+    keys = {key for one in given for key in one} - (KINDS.keys() - UNFILLED)  # other keys are columns already
     found = {}
     for key in sorted(keys):
         name = re.sub(r"\W", "_", key)

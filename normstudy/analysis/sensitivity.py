@@ -32,10 +32,10 @@ HEAD = (
 def sensitivity_study(study_dir: Path | str, where: Where = ()) -> tuple[pd.DataFrame, list[str]]:
     """Return a table with a row for each cell that has two learning rates, and the names of the other cells.
 
-    A cell is the runs that differ only in peak_lr, seeds, probes and evaluations; its grid is the rates of those that
-    finished or crashed. results/README.md describes the columns. where: only these runs count. Warns of runs that lack
-    rows, which count as missing. Raises ConfigError if the folder is not a study, if no cell has two rates, and in the
-    cases that `select` lists.
+    A cell is the runs that differ only in peak_lr, seeds, probes and evaluations. Its grid is the rates of its finished
+    and crashed runs. results/README.md describes the columns. where: see `select`. Warns of runs that lack rows; they
+    count as missing. Raises ConfigError if the folder is not a study, if no cell has two rates, and in the cases that
+    `select` lists.
     """
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     runs = runs[runs["status"].isin(["done", "failed"])]
@@ -54,14 +54,16 @@ def sensitivity_study(study_dir: Path | str, where: Where = ()) -> tuple[pd.Data
         else:
             alone.append(", ".join(f"{c}={cell_text(c, value)}" for c, value in place.items()))
     if not rows:
-        raise ConfigError(f"no cell of {study_dir} has two values of peak_lr: select runs that have, or train them")
+        raise ConfigError(f"no cell of {study_dir} has two values of peak_lr: select or train runs with two values")
     return pd.DataFrame(rows, columns=[*cells, *RESULTS]), alone
 
 
 def _of_cell(part: pd.DataFrame) -> dict[str, Any]:
     """Return the columns RESULTS of one cell. part: its runs, with the columns loss (inf: not known) and learns."""
     table = part.pivot_table("loss", [*PAIRED, "eval_windows"], "peak_lr", aggfunc="min")
-    complete = table[np.isfinite(table).all(axis=1)].groupby(level=PAIRED).last()  # with the most windows
+    complete = (
+        table[np.isfinite(table).all(axis=1)].groupby(level=PAIRED).last()
+    )  # of each seed, the run with most windows
     losses, rates = complete.to_numpy(np.float64), [float(rate) for rate in table.columns]
     mean, low, high = paired_t_interval(losses.mean(axis=1) - losses.min(axis=1))
     best = int(losses.mean(axis=0).argmin()) if len(losses) else None

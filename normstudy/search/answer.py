@@ -1,4 +1,4 @@
-"""Answer from a study's tables alone: in each cell, the value at which half of the runs fail, and half do not learn."""
+"""Estimate, for each cell of a study, the value at which half of the runs fail, and that at which half do not learn."""
 
 import textwrap
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def critical_values(
 ) -> tuple[pd.DataFrame, Settings]:
     """Return a row for each cell and edge of a study's search, and the search's settings.
 
-    settings: other ones than those kept with the study. Raises a ConfigError if the folder is not a study or has no
+    settings: used instead of those stored with the study. Raises ConfigError if the folder is not a study or has no
     search.
     """
     settings = settings or kept.read(Path(study_dir))
@@ -64,10 +64,10 @@ def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 def counted(runs: pd.DataFrame, settings: Settings) -> tuple[Progress, list[tuple[int, str]]]:
     """Return how far the search of a cell is, and (position, outcome) of each run that enters the estimate.
 
-    Those are all runs but repeated sentinels for which an earlier search asked that ended sooner. So a search that gets
-    a smaller width or more runs ends where it would have ended without the first stop.
+    All runs enter it, except the sentinels' repeats that only an earlier, shorter search requested. So a search that
+    gets a smaller width or more runs ends where it would have ended without the first stop.
     """
-    # Of runs that differ only in how they are evaluated or probed, one counts: the search's own.
+    # Of runs that differ only in evaluation or probing, count one: the run that the search requested.
     own, columns = pd.Series(True, runs.index), kept.shared_keys()
     for key, value in (settings.alike or {}).items():
         own &= runs[columns[key]] == (runs["seed"] if value is None else value)
@@ -82,7 +82,7 @@ def counted(runs: pd.DataFrame, settings: Settings) -> tuple[Progress, list[tupl
 
 
 def edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
-    """Return the columns COLUMNS for each edge of a cell. runs: those of the cell, with their outcomes."""
+    """Return the values of COLUMNS for each edge of a cell. runs: the cell's runs, with their outcomes."""
     axis, (progress, pairs) = settings.axis, counted(runs, settings)
     rows = []
     for edge in COUNTS_AS:
@@ -91,7 +91,7 @@ def edges(runs: pd.DataFrame, settings: Settings) -> list[dict[str, Any]]:
         low, high = sorted(axis.value(position) for position in (found.low, found.high))
         why = decision(found, settings)
         bound = why if why in BOUNDS else ""
-        if bound and axis.sign < 0:  # beyond the largest position lies the smallest value
+        if bound and axis.sign < 0:  # the largest position has the smallest value
             bound = {"above": "below", "below": "above"}[bound]
         rows.append({
             "of": settings.of, "edge": edge, "value": axis.value(found.median), "low": low, "high": high,
@@ -115,7 +115,7 @@ def edge_text(row: Mapping[str, Any], settings: Settings) -> str:
 
 
 def render(found: pd.DataFrame, settings: Settings) -> str:
-    """Format the answer as a table for a terminal, with the lines that say what it rests on."""
+    """Format the answer as a table for a terminal, with lines above that explain the columns."""
     if found.empty:
         return "No run of the search for critical values is finished yet."
     lengths = sorted({int(n) for n in found["n_steps"]})

@@ -2,7 +2,7 @@
 
 The share of runs that fail at position x is l + (1 - 2 l) / (1 + exp(-(x - t) / s)). The prior of the threshold t is
 uniform from PAD below the range to PAD above it. The prior of the width s is uniform over WIDTHS, and the prior of
-the lapse l over LAPSES. Sums are taken in the order of the positions, so the order of the runs changes no bit.
+the lapse l over LAPSES. Terms are added in the order of the positions, so the order of the runs does not matter.
 """
 
 import functools
@@ -15,14 +15,14 @@ from normstudy.analysis.outcomes import Floats
 from normstudy.search.axis import DECADE
 
 WIDTHS = (0.03, 0.06, 0.12, 0.24, 0.48)  # decades
-LAPSES = (0.01, 0.05)  # share of runs that fail, or do not, wherever the threshold is
+LAPSES = (0.01, 0.05)  # share of runs that fail far below the threshold, or do not fail far above it
 PAD = 60  # positions by which thresholds may lie outside the range
 CONFIDENCE = 0.95
 
 
 @functools.cache
 def _log_shares(reach: int) -> tuple[Floats, Floats]:
-    """Return ln of the share that fails, and of the other share, by distance from t, (2 reach + 1, widths x lapses)."""
+    """Return ln of the shares that fail and do not fail, by distance from t; each is (2 reach + 1, widths x lapses)."""
     distance = np.arange(-reach, reach + 1)[:, None, None] / DECADE
     widths, lapses = np.array(WIDTHS)[:, None], np.array(LAPSES)
     logistic = 0.5 * (1 + np.tanh(0.5 * distance / widths))
@@ -31,15 +31,15 @@ def _log_shares(reach: int) -> tuple[Floats, Floats]:
 
 
 class Posterior(NamedTuple):
-    """What the runs say about the threshold. below, above: the probability that it lies outside the range."""
+    """The threshold's distribution, given the runs. below, above: the probability that it lies outside the range."""
 
     low: int  # ends of the range
     high: int
     weights: Floats  # of each threshold and each pair of width and lapse; their sum is 1
-    cumulative: Floats  # of the thresholds
+    cumulative: Floats  # cumulative probability of the thresholds
 
     def quantile(self, q: float) -> int:
-        """Return the first threshold up to which the probability is at least q. It is the position of a key."""
+        """Return the lowest threshold whose cumulative probability is at least q, as a position."""
         return self.low - PAD + int(np.searchsorted(self.cumulative, min(q, float(self.cumulative[-1]))))
 
     @property
@@ -62,7 +62,7 @@ class Posterior(NamedTuple):
 def _log_shares_at(low: int, high: int, position: int) -> tuple[Floats, Floats]:
     """Return the rows of `_log_shares` for a run at a position and each threshold."""
     thresholds = high - low + 2 * PAD + 1
-    first = thresholds + min(max(position, low - PAD), high + PAD) - (low - PAD)  # a run farther away says the same
+    first = thresholds + min(max(position, low - PAD), high + PAD) - (low - PAD)  # runs farther away have equal shares
     failed, other = _log_shares(thresholds)
     return failed[first : first - thresholds : -1], other[first : first - thresholds : -1]
 

@@ -17,15 +17,15 @@ from normstudy.search.posterior import CONFIDENCE, posterior
 from normstudy.search.settings import Settings
 
 FAIL, NOT_LEARN = "half fail", "half do not learn"  # the two edges that a search looks for
-COUNTS_AS: dict[str, tuple[str, ...]] = {FAIL: FAILED, NOT_LEARN: (*FAILED, "partial")}  # outcomes beyond the edge
+COUNTS_AS: dict[str, tuple[str, ...]] = {FAIL: FAILED, NOT_LEARN: (*FAILED, "partial")}  # edge -> outcomes beyond it
 CRASHED = "crashed"  # stands for the outcome of a run that crashed too often
-UNKNOWN = (CRASHED, UNJUDGED)  # outcomes that say nothing about an edge
+UNKNOWN = (CRASHED, UNJUDGED)  # outcomes that do not count for an edge
 ROUND = 4  # runs of a round
-SENTINELS = 6  # runs, spread over the range, that look for failures which contradict a single threshold
+SENTINELS = 6  # runs spread over the range, whose outcomes may contradict a single threshold
 REPEATS = 2  # further runs at the value of a sentinel that contradicts the threshold
 SURPRISE = 0.25  # a sentinel is repeated if its outcome was expected with at most this probability
-CONTRADICTION = 0.03  # a sentinel and its repeats contradict the threshold if so many were expected with at most this
-AT_AN_END = 0.2, 0.8  # probability that a threshold is beyond an end of the range which counts as being at this end
+CONTRADICTION = 0.03  # a sentinel and its repeats contradict the threshold if their outcomes were at most this likely
+AT_AN_END = 0.2, 0.8  # an edge is at an end of the range if it is beyond this end with a probability between these
 SENTINEL_SEED, REPEAT_SEED = 1000, 2000  # added to the search's first seed
 
 
@@ -40,12 +40,12 @@ class Progress:
 
     wanted: list[Run] = field(default_factory=list)  # runs of the current round that have no outcome yet
     outcomes: dict[Run, str] = field(default_factory=dict)
-    decided: dict[str, str] = field(default_factory=dict)  # edge -> what `decision` says, or "max_runs"
+    decided: dict[str, str] = field(default_factory=dict)  # edge -> what `decision` returns, or "max_runs"
     contradicted: dict[str, list[float]] = field(default_factory=dict)  # edge -> values of sentinels that contradict
 
 
 class Summary(NamedTuple):
-    """What a posterior says. proposals: positions of the next round, if this edge alone chose them."""
+    """Numbers of a posterior. proposals: positions of the next round, if only this edge's posterior chose them."""
 
     proposals: tuple[int, ...]
     median: int
@@ -57,26 +57,26 @@ class Summary(NamedTuple):
 
 @functools.lru_cache(maxsize=50_000)
 def summary_of(counts: tuple[tuple[int, tuple[int, int]], ...], ends: tuple[int, int]) -> Summary:
-    """Return what the posterior of the counts says. counts: the items of what `count` returns."""
+    """Return the posterior's numbers, given the items of the dictionary that `count` returns."""
     found = posterior(dict(counts), *ends)
     proposals = tuple(min(max(found.quantile((j + 0.5) / ROUND), ends[0]), ends[1]) for j in range(ROUND))
     return Summary(proposals, found.quantile(0.5), *found.interval, found.below, found.above)
 
 
 def count(edge: str, outcomes: Iterable[tuple[int, str]]) -> dict[int, tuple[int, int]]:
-    """Return position -> number of runs beyond the edge, and of the others, of (position, outcome) pairs, sorted."""
+    """Return position -> (runs beyond the edge, other runs), sorted. outcomes: (position, outcome) of each run."""
     known = [(position, outcome in COUNTS_AS[edge]) for position, outcome in outcomes if outcome not in UNKNOWN]
     counts = Counter(known)
     return {position: (counts[position, True], counts[position, False]) for position in sorted(dict(known))}
 
 
 def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progress:
-    """Go through the rounds. outcome_of: returns a run's outcome, CRASHED, or None while it has none."""
+    """Go through the rounds. outcome_of: returns a run's outcome, CRASHED, or None if the run has no outcome yet."""
     axis, ends = settings.axis, settings.ends
     progress = Progress()
 
     def take(runs: list[Run]) -> bool:
-        """Take the outcomes of some runs; returns whether all have one."""
+        """Add the outcomes of some runs. Return whether all of them have one."""
         found = {run: outcome_of(run) for run in runs}
         progress.wanted = [run for run, outcome in found.items() if outcome is None]
         progress.outcomes |= {run: outcome for run, outcome in found.items() if outcome is not None}
@@ -103,7 +103,7 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
     expected = {edge: posterior(count(edge, pairs), *ends) for edge in COUNTS_AS}  # without the sentinels
 
     def chance(edge: str, run: Run) -> float:
-        """Return the expected probability of a run's outcome: beyond the edge, or not."""
+        """Return the probability of a run's outcome, which is beyond the edge or not. It ignores the sentinels."""
         share, outcome = expected[edge].share(axis.position(run.value)), progress.outcomes[run]
         return 1.0 if outcome in UNKNOWN else share if outcome in COUNTS_AS[edge] else 1 - share
 
@@ -118,7 +118,7 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
         progress.contradicted[edge] = []
         for run, more in repeats.items():
             p, n = chance(edge, run), 1 + REPEATS
-            k = sum(chance(edge, one) == p for one in (run, *more))  # as many have this outcome
+            k = sum(chance(edge, one) == p for one in (run, *more))  # runs with the same outcome as the sentinel
             if sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1)) <= CONTRADICTION:
                 progress.contradicted[edge].append(run.value)
     return progress
@@ -140,8 +140,8 @@ def decision(found: Summary, settings: Settings) -> str | None:
         return "below"
     if found.above >= CONFIDENCE:
         return "above"
-    # At an end of the range, only the part of the interval inside the range can become narrower. An edge that may as
-    # well lie beyond either end is undecided.
+    # If the edge is at an end of the range, only the part of the interval inside the range can become narrower, so only
+    # this part is measured. An edge that may lie beyond either end is not decided in this way.
     at_low, at_high = (AT_AN_END[0] < beyond < AT_AN_END[1] for beyond in (found.below, found.above))
     low = max(found.low, settings.ends[0]) if at_low and not at_high else found.low
     high = min(found.high, settings.ends[1]) if at_high and not at_low else found.high

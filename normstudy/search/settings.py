@@ -1,4 +1,4 @@
-"""Hold a search's settings, and keep those that its rounds depend on with the records of the study's sweeps."""
+"""Define a search's settings, and store them with the records of the study's sweeps."""
 
 import hashlib
 import json
@@ -15,21 +15,21 @@ from normstudy.search.axis import Axis, find
 from normstudy.study import files, schema
 
 FILE = "sweeps/search.json"
-VERSION = 1  # of the rounds' rule and of the prior; raise it when either changes what a finished search did
+VERSION = 1  # of the rounds and the prior; increase it if a change would make a finished search train other runs
 MOST = 1e9  # largest value of any axis
 
 
 class Settings(NamedTuple):
-    """What a search was asked."""
+    """The settings of a search."""
 
     of: str
     low: float  # the range of values, in the axis's unit
     high: float
     width: float = 0.4  # in decades; an edge is decided when its interval is narrower, or lies outside the range
-    max_runs: int = 60  # of a cell
+    max_runs: int = 60  # at most, in each cell
     seed: int = 0  # of the first run
     version: int = VERSION
-    alike: dict[str, Any] | None = None  # key -> value of what no two cells differ in; None: not recorded
+    alike: dict[str, Any] | None = None  # what `alike` returns; None: not recorded
 
     @property
     def axis(self) -> Axis:
@@ -42,12 +42,12 @@ class Settings(NamedTuple):
         return low, high
 
     def value(self, position: int) -> float:
-        """Return the value at a position; rounding never leaves the range."""
+        """Return the value at a position, limited to the range."""
         return min(max(self.axis.value(position), self.low), self.high)
 
 
 def settings_of(cells: Sequence[RunConfig]) -> Settings:
-    """Return the settings for which the cells' configurations ask. Raises a ConfigError for an impossible request."""
+    """Return the settings in the cells' configurations. Raises ConfigError if these differ or are impossible."""
     one_value({"seed": [cell.seed for cell in cells]})
     one_value({f"search.{key}": [vars(cell.search)[key] for cell in cells] for key in vars(cells[0].search)})
     search, axis = cells[0].search, find(cells[0].search.of)
@@ -58,9 +58,9 @@ def settings_of(cells: Sequence[RunConfig]) -> Settings:
 
 
 def alike(runs: Sequence[RunConfig]) -> dict[str, Any]:
-    """Return key -> value of how runs of a search draw their data, are evaluated and probed; None: data_seed is seed.
+    """Return key -> value of the `shared_keys` in a search's runs. data_seed is None if each run's is its seed.
 
-    Raises a ConfigError for several values: an outcome would depend on them, and no row of the answer tells them apart.
+    Raises ConfigError if a key has several values: outcomes depend on it, but the answer has no column for it.
     """
     asked = [cfg.asked(run) for run in runs]
     if all(one["data_seed"] == one["seed"] for one in asked):
@@ -69,13 +69,13 @@ def alike(runs: Sequence[RunConfig]) -> dict[str, Any]:
 
 
 def shared_keys() -> dict[str, str]:
-    """Return key -> column of the table `runs` of the keys of `Settings.alike`."""
+    """Return key -> column of the table `runs` for data_seed and the settings of evaluation and probes."""
     sections = tuple(f"{section}_" for section in cfg.PREFIXED)
     return {key: c for c, key in cfg.dotted_keys().items() if c == "data_seed" or c.startswith(sections)}
 
 
 def one_value(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Return key -> value, given the value of every cell. Raises a ConfigError if a key has several."""
+    """Return key -> value, given key -> value in every cell. Raises ConfigError if a key has several values."""
     for key, found in values.items():
         if len(several := list(dict.fromkeys(map(value_text, found)))) > 1:
             raise ConfigError(f"{key} has several values ({', '.join(several)}), but a search has one: give one")
@@ -83,12 +83,12 @@ def one_value(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
 
 
 def _checked(settings: Settings) -> Settings:
-    """Return the settings. Raises a ConfigError if their range is impossible."""
+    """Return the settings. Raises ConfigError if their range is impossible."""
     axis, low, high = settings.axis, settings.low, settings.high
     for key, value in (("search.low", low), ("search.high", high)):
         if not axis.least <= value <= MOST or (axis.whole and value != int(value)):
             raise ConfigError(
-                f"{key} {value:g} is no value of {axis.column}: use {'an integer' if axis.whole else 'a number'} "
+                f"{key} {value:g} is not a value of {axis.column}: use {'an integer' if axis.whole else 'a number'} "
                 f"of at least {axis.least:g} and at most {MOST:g}"
             )
     if low >= high:
@@ -99,7 +99,7 @@ def _checked(settings: Settings) -> Settings:
 
 
 def read(study_dir: Path) -> Settings | None:
-    """Return the settings of the study's search, or None if there is none. Raises a ConfigError for other content."""
+    """Return the settings of the study's search, or None if there is none. Raises ConfigError if the file is wrong."""
     path = study_dir / FILE
     try:
         found = json.loads(places.read(path))
@@ -126,7 +126,7 @@ def read(study_dir: Path) -> Settings | None:
 
 
 def keep(study_dir: Path, settings: Settings) -> None:
-    """Record the settings in the study's folder, whose lock the caller holds. Raises a ConfigError as `check_same`."""
+    """Store the settings in the study's folder, which the caller has locked. Raises ConfigError like `check_same`."""
     check_same(study_dir, settings)
     with files.storing(study_dir):
         (study_dir / FILE).parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def _sha256(content: dict[str, Any]) -> str:
 
 
 def check_same(study_dir: Path, settings: Settings) -> None:
-    """Raise a ConfigError if the study's search has other settings, on which its rounds depend."""
+    """Raise ConfigError if the study's search has other settings of those on which its rounds depend."""
     before, rows = read(study_dir), (study_dir / "tables" / "runs").glob("*.parquet")
     old = {} if before is None or all(path.name == schema.SCHEMA_FILE for path in rows) else _binding(before)
     for key, value in _binding(settings).items():
@@ -151,6 +151,6 @@ def check_same(study_dir: Path, settings: Settings) -> None:
 
 
 def _binding(settings: Settings) -> dict[str, Any]:
-    """Return key -> value of the settings on which the rounds depend; these are all but search.width and .max_runs."""
+    """Return key -> value of the settings on which the rounds depend: all but search.width and search.max_runs."""
     of, low, high, _, _, seed, version, alike = settings
     return {"search.of": of, "search.low": low, "search.high": high, "seed": seed, "version": version, **(alike or {})}

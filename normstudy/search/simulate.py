@@ -1,4 +1,4 @@
-"""Simulate searches with known edges, to see how many runs they take and how often their intervals are right."""
+"""Simulate searches with known edges, to see how many runs they need and how often their intervals are right."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ GRID_SEEDS = 5  # runs at each value of a grid
 
 
 class Edge(NamedTuple):
-    """A share of failing runs: a logistic in the position, with lapses, and perhaps a band of failures."""
+    """The share of failing runs: a logistic function of the position, with lapses, and perhaps a band of failures."""
 
     threshold: float  # a position
     width: float  # in decades
@@ -31,7 +31,7 @@ class Edge(NamedTuple):
 
 
 def outcomes_at(edge: Edge, settings: Settings, rng: np.random.Generator) -> Callable[[Run], str]:
-    """Return a function that draws a run's outcome; a run that is asked for again has the same."""
+    """Return a function that draws a run's outcome. Repeated calls for one run return the same outcome."""
 
     @functools.cache
     def outcome_of(run: Run) -> str:
@@ -51,7 +51,7 @@ def estimate(progress: Progress, settings: Settings) -> tuple[int, int, int]:
 
 
 class Expected(NamedTuple):
-    """What searches of one cell need on average. error: root mean square, in decades."""
+    """How many runs the search of a cell needs on average. error: root mean square of the estimate's, in decades."""
 
     runs: float
     error: float
@@ -59,7 +59,7 @@ class Expected(NamedTuple):
 
 
 def expected(settings: Settings, searches: int = 40) -> Expected:
-    """Simulate searches whose edges lie anywhere in the range, and grids that are read as accurately."""
+    """Simulate searches whose edges lie anywhere in the range, and find a grid with the same error."""
     rng = np.random.default_rng(0)
     low, high = settings.ends
     edges = [Edge(rng.uniform(low, high), rng.choice(WIDTHS[:4])) for _ in range(searches)]
@@ -78,7 +78,7 @@ def rms(errors: Sequence[float]) -> float:
 
 def grid_errors(edges: Sequence[Edge], settings: Settings, spacing: int, rng: np.random.Generator) -> list[float]:
     """Return the errors, in decades, of a grid over the range, read by the estimator of Spearman and Kaerber."""
-    low, high = settings.ends  # below the estimate lies as much of the range as the share of runs that did not fail
+    low, high = settings.ends  # the part of it below the estimate is the share of runs that did not fail
     positions = range(low, high + 1, spacing)
     failed = (rng.binomial(GRID_SEEDS, [edge.share(p) for p in positions]) / GRID_SEEDS for edge in edges)
     found = (low - spacing / 2 + spacing * float(np.sum(1 - share)) for share in failed)

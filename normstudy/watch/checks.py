@@ -1,4 +1,4 @@
-"""Refuse what `normstudy.watch` cannot watch, before anything is written or hooked."""
+"""Refuse models, optimizers and options that `normstudy.watch` does not support, before it adds a hook or a file."""
 
 import math
 import operator
@@ -18,7 +18,7 @@ OPTIONS = (
     "study", "results_dir", "every", "dense", "blocks", "names", "scaler", "config", "seed", "resume", "step",
     "unigram_entropy", "bigram_entropy",
 )  # fmt: skip
-LARGEST = 2**31 - 1  # of a seed, and of a number of steps
+LARGEST = 2**31 - 1  # largest seed, and largest number of steps
 
 
 def known(options: Mapping[str, object]) -> None:
@@ -29,7 +29,7 @@ def known(options: Mapping[str, object]) -> None:
 
 
 def inner_model(model: object) -> nn.Module:
-    """Return the model inside DDP and torch.compile, whose hooks run all the same."""
+    """Return the model inside the wrappers of DDP and torch.compile, which run the inner model's hooks."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is of type {type(model).__name__}: give the nn.Module that is trained")
     while True:
@@ -40,49 +40,49 @@ def inner_model(model: object) -> nn.Module:
 
 
 def inner_optimizers(given: object) -> list[Optimizer]:
-    """Return the optimizers inside the wrappers of accelerate and Lightning, which take no hooks themselves."""
+    """Return the optimizers inside the wrappers of accelerate and Lightning. The wrappers do not support hooks."""
     found: list[Any] = [given] if isinstance(given, Optimizer) or not isinstance(given, Sequence) else list(given)
     for i, one in enumerate(found):
         if type(one).__module__.partition(".")[0] == "accelerate" or hasattr(one, "_on_before_step"):
             found[i] = one = getattr(one, "optimizer", one)
         if not isinstance(one, Optimizer):
-            raise ConfigError(f"optimizer is of type {type(one).__name__}: give an optimizer of torch, or a list")
+            raise ConfigError(f"optimizer is of type {type(one).__name__}: give a torch.optim.Optimizer or a list")
         if not hasattr(one, "_optimizer_step_pre_hooks") or not getattr(type(one).step, "hooked", False):
             raise ConfigError(
-                f"{type(one).__name__} takes no hooks on its steps, because it does not call Optimizer.__init__: "
-                "let it call it, or watch the optimizer inside of it, whose updates are then recorded"
+                f"{type(one).__name__} does not support step hooks, because it does not call Optimizer.__init__: "
+                "add this call, or give the optimizer that it wraps, to record the inner optimizer's updates"
             )
     if not found or len({id(one) for one in found}) < len(found):
-        raise ConfigError(f"optimizer is a list of {len(found)}: give one optimizer or more, each of them once")
+        raise ConfigError(f"optimizer is a list of {len(found)}, empty or with a duplicate: give each optimizer once")
     return found
 
 
 def check_training(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Raise ConfigError for a model and optimizers that do not belong together, or cannot be watched."""
+    """Raise ConfigError if an optimizer does not train the model, or if the model cannot be watched."""
     name, params = type(model).__name__, list(model.parameters())
     if not any(p.requires_grad for p in params):
-        raise ConfigError(f"{name} has no parameters that are trained: watch the model that is trained")
+        raise ConfigError(f"{name} has no parameter that requires a gradient: give the model that is trained")
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in params):
-        raise ConfigError(f"{name} has parameters without a shape yet: call it once before the watch")
+        raise ConfigError(f"{name} has parameters without a shape yet: call the model once before watch")
     ids = {id(p) for p in params}
     for one in optimizers:
         if not any(id(p) in ids for group in one.param_groups for p in group["params"]):
-            raise ConfigError(f"{type(one).__name__} has no parameter of {name}: watch the model it trains")
+            raise ConfigError(f"{type(one).__name__} has no parameter of {name}: give the model that it trains")
     held = [id(p) for one in optimizers for group in one.param_groups for p in group["params"] if id(p) in ids]
     if len(set(held)) < len(held):
-        raise ConfigError(f"{len(held) - len(set(held))} parameters are in two optimizers: give watch one of them")
+        raise ConfigError(f"{len(held) - len(set(held))} parameters are in two optimizers: give only one of the two")
     sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     if sharded or any(type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor" for p in params):
-        raise ConfigError("the parameters are sharded (FSDP), which watch does not support: watch without it")
+        raise ConfigError("watch does not support sharded parameters (FSDP): train without FSDP, or without watch")
     if _was_compiled(model):
         raise ConfigError(
-            f"a compiled {name} has been called before this watch, so its graph has no hooks of it: "
-            "start the watch before the first call, or call torch._dynamo.reset() first"
+            f"a compiled {name} was called before this watch started, so its compiled graph has none of the hooks: "
+            "start the watch before the first call, or call torch._dynamo.reset() before the start"
         )
 
 
 def _was_compiled(model: nn.Module) -> bool:
-    """Whether torch.compile keeps a graph of the model's class. It takes a graph for every model that fits it."""
+    """Return whether torch.compile keeps a graph of the model's class, which it would reuse for this model."""
     code = getattr(type(model).forward, "__code__", None)
     if code is None or "torch._dynamo.eval_frame" not in sys.modules:
         return False
@@ -91,11 +91,11 @@ def _was_compiled(model: nn.Module) -> bool:
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of watch as numbers and text of Python's own types. Raises ConfigError for what they cannot be."""
+    """Return the options of watch, converted to Python's built-in types. Raises ConfigError for an illegal value."""
     kept = dict(options)
     for name in ("study", "results_dir", "blocks", "resume"):
         if not isinstance(kept[name], str | os.PathLike if name == "results_dir" else str | None):
-            raise ConfigError(f"{name} {kept[name]!r} is no text")
+            raise ConfigError(f"{name} {kept[name]!r} is not text: give a string")
     if kept["study"] is None:
         raise ConfigError("study is missing: give the name of a study, such as study='mine'")
     check_study_name(kept["study"])
@@ -105,15 +105,15 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         try:
             kept[name] = value if value is None and name in ("seed", "step") else operator.index(value)
         except TypeError:
-            raise ConfigError(f"{name} {value!r} is no whole number") from None
+            raise ConfigError(f"{name} {value!r} is not an integer: give one") from None
         if kept[name] is not None and not least <= kept[name] <= LARGEST:
-            raise ConfigError(f"{name} {value!r} must be {least} or more, and at most {LARGEST}")
+            raise ConfigError(f"{name} {value!r} is out of range: use {least} to {LARGEST}")
     if kept["step"] is not None and kept["resume"] is None:
-        raise ConfigError(f"step {kept['step']} needs resume: give the id of the run that goes on")
+        raise ConfigError(f"step {kept['step']} needs resume: give the id of the run to continue")
     if kept["scaler"] is not None and not hasattr(kept["scaler"], "_scale"):
         raise ConfigError(f"scaler is of type {type(kept['scaler']).__name__}: give the torch.amp.GradScaler")
     if kept["names"] is not None and not callable(kept["names"]):
-        raise ConfigError(f"names {kept['names']!r} is no function of a parameter's name")
+        raise ConfigError(f"names {kept['names']!r} is not a function: give one that takes a parameter's name")
     if kept["config"] is not None:
         kept["config"] = _config(kept["config"])
     return {**kept, **_entropies(kept["unigram_entropy"], kept["bigram_entropy"])}
@@ -129,30 +129,30 @@ def _entropies(unigram: Any, bigram: Any) -> dict[str, float | None]:
             f"unigram_entropy {unigram!r} and bigram_entropy {bigram!r} must be two numbers: an outcome needs both"
         ) from None
     if not 0 <= two <= one < math.inf:
-        raise ConfigError(f"unigram_entropy {one:g} and bigram_entropy {two:g}: the second must be from 0 to the first")
+        raise ConfigError(f"bigram_entropy {two:g} is out of range: it must be from 0 to unigram_entropy {one:g}")
     return {"unigram_entropy": one, "bigram_entropy": two}
 
 
 def _config(given: object) -> dict[str, Any]:
-    """Return a config as JSON can hold it: numbers of NumPy and torch as Python's, everything unknown as text."""
+    """Convert a config for JSON: scalars of NumPy and torch to Python numbers, objects of unknown types to text."""
     if not isinstance(given, Mapping):
         raise ConfigError(f"config is of type {type(given).__name__}: give a dictionary")
     for name in given:
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"config has a key {name!r}: use text")
+            raise ConfigError(f"config has a key {name!r}: use text that is not empty")
     return {name: _plain(value, 0) for name, value in given.items()}
 
 
 def _plain(value: Any, depth: int) -> Any:
     if depth > 50:
-        raise ConfigError("config holds itself, or is nested more than 50 deep: give what compare needs")
+        raise ConfigError("config contains itself, or has more than 50 levels: give only what compare needs")
     if isinstance(value, Mapping):
         return {str(name): _plain(one, depth + 1) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one, depth + 1) for one in value]
     if not isinstance(value, bool | int | float | str | None) and getattr(value, "ndim", None) == 0:
-        value = value.item()  # of NumPy or torch
+        value = value.item()  # a scalar of NumPy or torch
     if isinstance(value, float) and math.isfinite(value):
         return value
-    # JSON has no infinity, and a file no half of a surrogate pair.
+    # JSON has no infinity, and UTF-8 cannot encode half of a surrogate pair.
     return value if isinstance(value, bool | int | None) else str(value).encode(errors="replace").decode()

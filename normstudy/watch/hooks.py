@@ -1,4 +1,4 @@
-"""Hooks that never raise into training, and that a copy of the model does not take along."""
+"""Define hooks that never raise an exception into the training, and that do nothing in a copy of the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Hook:
-    """Call a function, and hand its errors to `failed`. A copy of a hook, as in a model's deepcopy, does nothing."""
+    """Call a function, and pass its exceptions to `failed`. A copy, as in a deep copy of a model, does nothing."""
 
     def __init__(self, call: Callable[..., object] | None, failed: Callable[[Exception], None] | None = None) -> None:
         self.call, self.failed = call, failed
@@ -26,5 +26,5 @@ class Hook:
         return Hook(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return a function of the standard library that does nothing: who loads a saved model needs no normstudy."""
+        """Pickle a standard-library function that does nothing, so that a saved model loads without normstudy."""
         return getattr, (contextlib.nullcontext(), "__exit__")

@@ -1,4 +1,4 @@
-"""Watch a Trainer of Hugging Face: `Trainer(..., callbacks=[WatchCallback(study="mine")])`."""
+"""Watch a Hugging Face Trainer: `Trainer(..., callbacks=[WatchCallback(study="mine")])`."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from normstudy.watch.watcher import Watch
 
 
 class WatchCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # transformers may be missing
-    """Record the training of a trainer's model. options: those of `normstudy.watch`.
+    """Record the training of a Trainer's model. options: those of `normstudy.watch`.
 
-    The losses are those that the trainer logs: with logging_steps=1 that of each step, otherwise means of some steps.
+    The recorded losses are the logged ones: with logging_steps=1 each step's loss, otherwise means of several steps.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -24,7 +24,7 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # tr
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module,
         optimizer: Any, **_: Any,
     ) -> None:  # fmt: skip
-        if self.watch is not None:  # a training that ended in an error, of which a trainer tells nobody
+        if self.watch is not None:  # the training before raised an exception, for which a Trainer calls no callback
             self.watch.close("failed")
         options = {"scaler": getattr(optimizer, "scaler", None), **self.options}
         if options.get("resume") and state.global_step:

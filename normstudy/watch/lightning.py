@@ -1,4 +1,4 @@
-"""Watch a Lightning trainer: `Trainer(callbacks=[WatchCallback(study="mine")])`."""
+"""Watch a Lightning Trainer: `Trainer(callbacks=[WatchCallback(study="mine")])`."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from normstudy.watch.watcher import Watch
 
 
 class WatchCallback(lightning.Callback):  # type: ignore[misc, unused-ignore]  # lightning may be missing
-    """Record the training of a trainer's module. options: those of `normstudy.watch`."""
+    """Record the training of a Trainer's module. options: those of `normstudy.watch`."""
 
     def __init__(self, **options: Any) -> None:
         known(options)
@@ -22,7 +22,7 @@ class WatchCallback(lightning.Callback):  # type: ignore[misc, unused-ignore]  #
         if options.get("resume") and trainer.global_step:
             options.setdefault("step", trainer.global_step)
         self.watch = Watch(pl_module, trainer.optimizers, **options).start()
-        self._loss: Tensor | None = None  # of the batches since the last step, of which each has its share
+        self._loss: Tensor | None = None  # sum over the batches since the last step; Lightning has scaled each loss
         self._steps = trainer.global_step
 
     def on_train_batch_end(

@@ -1,4 +1,4 @@
-"""Find a model's blocks, and say to which layer and module each of its parameters belongs."""
+"""Find a model's blocks, and assign each parameter to a layer and a module."""
 
 import operator
 import re
@@ -10,15 +10,15 @@ from torch import nn
 from normstudy.errors import ConfigError
 
 Place = tuple[int | None, str]  # layer, or None outside the blocks; module
-# What a parameter's name inside a block says about its module, in nanoGPT, GPT-2, Llama, Gemma 2, OLMo 2, Mixtral,
-# NeoX, torch's TransformerEncoder and this project's models. The first pattern that is found decides.
+# Map a parameter's name inside a block to its module, for nanoGPT, GPT-2, Llama, Gemma 2, OLMo 2, Mixtral, NeoX,
+# torch's TransformerEncoder and this project's models. The first pattern that is found in the name applies.
 INSIDE = (
     *((rf"\b{name}\b", name) for name in ("norm1_out", "norm2_out", "norm1_inner", "norm2_inner", "scale")),
     (r"\b(q|k|qkv?|query|key)_?(norm|layernorm)\b", "qkv_norm"),
     (r"\b(input_layernorm|ln_?1|norm_?1|attn_norm|attention_norm)\b", "norm1"),
     (r"\b(pre_feedforward_layernorm|ln_?2|norm_?2|ffn_norm|mlp_norm)\b", "norm2"),
     (r"\bpost_feedforward_layernorm\b", "norm2_out"),
-    (r"\bpost_attention_layernorm\b", "norm2"),  # "norm1_out" in a block that has a post_feedforward_layernorm
+    (r"\bpost_attention_layernorm\b", "norm2"),  # "norm1_out" in a model that has a post_feedforward_layernorm
     (r"\b(mlp|ffn|feed_forward|block_sparse_moe)\..*(c_proj|down_proj|dense_4h_to_h|w2)\b", "mlp_out"),
     (r"\b(mlp|ffn|feed_forward|block_sparse_moe)\.", "mlp_in"),
     (r"\b(linear2|down)\b", "mlp_out"),
@@ -36,14 +36,14 @@ OUTSIDE = (
 )
 
 
-WRAPPED = re.compile(r"\b_(orig_mod|checkpoint_wrapped_module)\.")  # of compiled and of checkpointed modules
+WRAPPED = re.compile(r"\b_(orig_mod|checkpoint_wrapped_module)\.")  # parts of names that wrappers add
 
 
 class Layout(NamedTuple):
-    """Hold what is recorded of a model.
+    """A model's groups of parameters, whose norms are recorded, and its blocks.
 
-    places: layer and module of each group of parameters, in the model's order; groups: for each parameter, by its
-    name, the index of its group; blocks: the blocks in their order, empty if there are none.
+    places: layer and module of each group, in the model's order. groups: parameter's name -> index of its group.
+    blocks: the blocks in order; empty if the model has none.
     """
 
     places: list[Place]
@@ -54,8 +54,8 @@ class Layout(NamedTuple):
 def layout(model: nn.Module, blocks: str | None, names: Callable[[str], Place] | None) -> Layout:
     """Group a model's parameters by layer and module.
 
-    blocks: where the blocks are, such as model.layers, if they cannot be found. names: parameter's name -> place, to
-    use instead of the rules. Raises ConfigError if `blocks` is no sequence of modules.
+    blocks: path of the blocks, such as model.layers; None: search for them. names: function from a parameter's name
+    to its place; None: the rules above. Raises ConfigError if `blocks` or `names` is wrong for this model.
     """
     prefix, found = _blocks(model, blocks)
     parameters = [name for name, _ in model.named_parameters()]
@@ -65,7 +65,7 @@ def layout(model: nn.Module, blocks: str | None, names: Callable[[str], Place] |
 
 
 def _named(parameters: Sequence[str], names: Callable[[str], Place]) -> dict[str, Place]:
-    """Apply a user's function. Raises ConfigError if it raises, or returns something else than a layer and a module."""
+    """Apply a user's function. Raises ConfigError if the function fails, or does not return a layer and a module."""
     places: dict[str, Place] = {}
     for name in parameters:
         try:
@@ -82,14 +82,14 @@ def _named(parameters: Sequence[str], names: Callable[[str], Place]) -> dict[str
 
 
 def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
-    """Return the blocks and the path before their numbers."""
+    """Return the path of the module that contains the blocks, and the blocks. where: this path, if it is given."""
     if where is not None:
         try:
             found = list(model.get_submodule(where).children())
         except AttributeError:
             found = []
         if not found:
-            raise ConfigError(f"blocks {where!r} names no modules of the model: write a path such as model.layers")
+            raise ConfigError(f"blocks {where!r} is not the path of a list of modules: give one such as model.layers")
         return where, found
     candidates = []
     for path, module in model.named_modules():
@@ -102,13 +102,13 @@ def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
             candidates.append((path.count("."), *(-size for size in sizes), path, children))
     if not candidates:
         return "", []
-    # The outermost, then the largest: of trained parameters, then of all.
+    # Prefer the outermost; among these, the one with most trained parameters, then the one with most parameters.
     *_, path, children = min(candidates, key=lambda one: one[:4])
     return path, children
 
 
 def _places(parameters: Sequence[str], prefix: str, n_blocks: int) -> dict[str, Place]:
-    """Apply the rules. If they do not know every parameter of the blocks, modules have the names of the model's own."""
+    """Apply the rules. If no rule matches some parameter of the blocks, use the model's own names in them all."""
     start = WRAPPED.sub("", f"{prefix}.") if prefix else ""
     within = re.compile(rf"{re.escape(start)}(\d+)\.(.+)") if n_blocks else re.compile(r"(?!)")
     plain = {name: WRAPPED.sub("", name) for name in parameters}
@@ -132,5 +132,5 @@ def _first(rules: Sequence[tuple[str, str]], name: str) -> str:
 
 
 def _leaf(name: str) -> str:
-    """Return the path of the module that holds a parameter, or the parameter's name if the model itself holds it."""
+    """Return the path of a parameter's module, or the parameter's name if it belongs to the model itself."""
     return name.rpartition(".")[0] or name

@@ -1,7 +1,7 @@
-"""Measure a training loop's steps through hooks that change no bit of it, and never wait for the device.
+"""Measure a training loop's steps through hooks that do not change its results and never wait for the device.
 
-A gradient is read at the end of the last backward before a step: accumulated, before clipping, and after DDP's
-reduction. What a step's row shows belongs to the parameters before its update, as in every study.
+A gradient is read when the last backward before a step ends: it is accumulated and reduced by DDP, but not yet
+clipped. A step's row describes the parameters before the step's update, as in every study.
 """
 
 import functools
@@ -25,7 +25,7 @@ from normstudy.watch.sums import has_norm, norms
 
 
 class Probe:
-    """Hook a model and its optimizers, and collect a Row for each step, of all optimizers together."""
+    """Add hooks to a model and its optimizers, and collect a Row for each step. All optimizers share a step's row."""
 
     def __init__(
         self, model: nn.Module, optimizers: Sequence[Optimizer], layout: Layout, probes: Callable[[int], bool],
@@ -33,36 +33,36 @@ class Probe:
     ) -> None:  # fmt: skip
         self.model, self.layout, self.optimizers, self.probes, self.scaler = model, layout, optimizers, probes, scaler
         self.collect = collect  # called once a step
-        self.step = step  # the next one
+        self.step = step  # number of the next step
         self.rows: list[Row] = []
-        self.seconds = 0.0  # spent in hooks
+        self.seconds = 0.0  # time spent in hooks
         self.params: list[Tensor] = [p for _, p in model.named_parameters()]
         self.device = next(p.device for p in self.params if p.requires_grad)
         self.stream = Stream(len(layout.blocks), self.device, self._begins, self._failed)
         self.broken = False  # whether an error has ended the watch
         self._index = {id(p): i for i, p in enumerate(self.params)}
-        self._others: set[int] = set()  # parameters of optimizers that are not the model's, by id
-        self.logged: dict[str, Number] = {}  # of the next row
-        self._order = ""  # whether the loop logs a training loss before its backward, before the step, or after it
-        self._norms: dict[int, Tensor] = {}  # of the gradients at the end of the last backward that reached them
-        self._scaled: Any = None  # the scaler's dictionary of optimizers, which it replaces after each iteration
-        self._since: set[int] = set()  # the optimizers that have stepped in this iteration of the scaler
+        self._others: set[int] = set()  # ids of the optimizers' parameters that the model does not have
+        self.logged: dict[str, Number] = {}  # losses for the next row
+        self._order = ""  # when the loop logs its training loss: "before the backward", "before the step", or "after"
+        self._norms: dict[int, Tensor] = {}  # parameter -> its gradient's norm after the last backward that reached it
+        self._scaled: Any = None  # the scaler's dictionary of optimizers; the scaler replaces it in each iteration
+        self._since: set[int] = set()  # optimizers that have stepped in this iteration of the scaler
         self._skips = False  # whether the scaler has ever skipped a step
-        self._dirty: set[int] = set()  # parameters that backwards at work have reached
-        self._last: set[int] = set()  # those that the last backward reached
-        self._tasks: dict[int, int] = {}  # backward at work -> gradients that were accumulated before it
+        self._dirty: set[int] = set()  # parameters that running backwards have reached
+        self._last: set[int] = set()  # parameters that the last backward reached
+        self._tasks: dict[int, int] = {}  # running backward -> value of _accumulations when it began
         self._accumulations = self._backwards = self._at_pre = 0
-        self._fresh = self._inside = False  # a backward has run since the last step; an optimizer is at work
-        self._outer = -1  # depth of the stack at the step that is at work
-        self._current: Optimizer | None = None  # its optimizer
-        self._calls = 0  # how often the optimizer at work has called its closure
-        self._stepped: set[int] = set()  # the optimizers that have stepped in the last row
+        self._fresh = self._inside = False  # a backward has run since the last step; a step is running
+        self._outer = -1  # depth of the stack at the running step
+        self._current: Optimizer | None = None  # optimizer of the running step
+        self._calls = 0  # how often the running step has called its closure
+        self._stepped: set[int] = set()  # optimizers that have stepped in the last row
         self._hooks: list[Hook] = []
         self._before: dict[int, Tensor] = {}
         self._handles: list[Any] = []
         self._unhooked = list(range(len(self.params)))
         self._blocks = [{self._index[id(p)] for p in block.parameters()} for block in layout.blocks]
-        self._sample: set[int] = set()  # parameters of the last block that backwards since the last step have reached
+        self._sample: set[int] = set()  # parameters of the last block that the last probed backward reached
         try:
             self._attach()
         except BaseException:
@@ -86,7 +86,7 @@ class Probe:
             self._handles.append(block.register_forward_hook(leave))
 
     def _hook_trained(self) -> list[int]:
-        """Hook the parameters that are trained and not yet hooked, as those that were frozen before. Return them."""
+        """Hook the trained parameters that have no hook yet, because they were frozen before. Return their indices."""
         new = [i for i in self._unhooked if self.params[i].requires_grad]
         for i in new:
             hook = self._hook(functools.partial(self._accumulated, i))
@@ -102,7 +102,7 @@ class Probe:
         self.stream.close()
 
     def _failed(self, error: Exception) -> None:
-        """Say what ended the watch, and silence the hooks. They are removed later: torch may iterate over them now."""
+        """Print the error that ends the watch, and disable the hooks. Keep them, as torch may iterate over them now."""
         if not self.broken:
             self.broken = True
             for hook in self._hooks:
@@ -113,17 +113,17 @@ class Probe:
     # ---- gradients ------------------------------------------------------------------------------------
 
     def _begins(self, task: int) -> None:
-        """Prepare for the end of a backward, which has come to a parameter or to a point of the residual stream."""
+        """Register a running backward, when it reaches its first parameter or point of the residual stream."""
         if task in self._tasks or not self._handles:
             return
         compiled = sys.modules.get("torch._dynamo.compiled_autograd")
         if compiled is not None and (compiled.compiled_autograd_enabled or compiled.in_compiled_autograd_region):
-            raise RuntimeError("compiled autograd, which watch does not support: train without it")
+            raise RuntimeError("watch does not support compiled autograd: train without compiled autograd")
         self._tasks[task] = self._accumulations
         end = functools.partial(self._end_of_backward, task)
         Variable._execution_engine.queue_callback(Hook(end, self._failed))
         if self._unhooked:
-            self._dirty.update(self._hook_trained())  # which this backward may have reached already
+            self._dirty.update(self._hook_trained())  # this backward may have reached them before
         if self._sample and not (self._inside and self._calls > 1):
             self._forget_what_was_zeroed()
 
@@ -133,34 +133,35 @@ class Probe:
         self._dirty.add(i)
 
     def _end_of_backward(self, task: int) -> None:
-        # Queued once more, it runs after the callbacks of DDP, which may have been queued later than the first one.
+        # Queue a second callback, which runs after DDP's: DDP's may have been queued after the first.
         Variable._execution_engine.queue_callback(Hook(functools.partial(self._read_gradients, task), self._failed))
 
     def _read_gradients(self, task: int) -> None:
         began = time.perf_counter()
-        if self._tasks.pop(task, -1) == self._accumulations:  # torch.autograd.grad, or a backward inside of another
+        if self._tasks.pop(task, -1) == self._accumulations:  # torch.autograd.grad, or a nested backward
             self.stream.end(task, counts=False)
             return
         self._forget_what_was_skipped()
         self._fresh, self._backwards = True, self._backwards + 1
         self._last, self._dirty = self._dirty, set()
         if self._last and all(self.params[i].grad is None for i in self._last):
-            raise RuntimeError("no gradient is left at the end of backward, as with an optimizer that runs inside it")
-        if self._inside and not self._calls:  # a step has raised
+            raise RuntimeError("backward leaves no gradient, as if the optimizer ran inside it: step after backward")
+        if self._inside and not self._calls:  # the step before raised an exception
             self._inside, self._outer = False, -1
         unfinished = self._inside or 0 < len(self._stepped) < len(self.optimizers)
         probed = (unfinished and self.rows[-1].probed) or (not self._inside and self.probes(self.step))
-        # A closure may run several times, as in L-BFGS. The first time, the parameters are those before the update.
+        # L-BFGS runs its closure several times. Only in the first call are the parameters those before the update.
         probed = probed and not (self._inside and self._calls > 1)
         self.stream.end(task, counts=probed)
         if probed:
-            # Also those that it has not reached, which may have been clipped since; but not once for each block.
+            # Also read gradients that this backward has not reached, because they may have been clipped meanwhile. In
+            # a nested backward (checkpointing runs one for each block) read only those that it has reached.
             self._norms |= self._gradient_norms(sorted(self._last) if self._tasks else range(len(self.params)))
             self._sample = next((block & self._last for block in reversed(self._blocks) if block & self._last), set())
         self.seconds += time.perf_counter() - began
 
     def _forget_what_was_zeroed(self) -> None:
-        """Drop the residual stream of backwards whose gradients were set to None or to zero without a step."""
+        """Drop the residual stream of earlier backwards if their gradients were set to None or zero without a step."""
         found = self._gradient_norms(sorted(self._sample))
         self.stream.drop(unless=torch.stack(list(found.values())).max() if found else None)
 
@@ -188,9 +189,9 @@ class Probe:
 
     def _pre_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         began, depth = time.perf_counter(), _depth()
-        if -1 < self._outer < depth:  # a step that another one calls, as one of a superclass
+        if -1 < self._outer < depth:  # a step inside the running one, such as a superclass's
             return None
-        again = self._inside and self._current is optimizer and self._backwards == self._at_pre  # it has raised
+        again = self._inside and self._current is optimizer and self._backwards == self._at_pre  # after an exception
         self._outer, self._current = depth, optimizer
         if again:
             return None
@@ -226,12 +227,12 @@ class Probe:
         self.rows.append(row)
         self.step, self.logged = self.step + 1, {}
         self.collect()
-        if row.probed:  # others than this optimizer's may change without a step, as an average of weights does
+        if row.probed:  # parameters outside this optimizer may change without a step, as an average of weights does
             others = [i for i, p in enumerate(self.params) if i not in mine and has_norm(p)]
             row.params = dict(zip(others, norms([self.params[i] for i in others]), strict=True))
 
     def _counted(self, closure: Any) -> Any:
-        """Return a closure that counts its calls; anything else as it is."""
+        """Return a closure that counts its calls; if the argument is not a closure, return the argument."""
         if not callable(closure) or isinstance(closure, nn.Module | Optimizer | type):
             return closure
 
@@ -265,7 +266,7 @@ class Probe:
                 row.params |= dict(zip(mine, norms(before), strict=True))
                 torch._foreach_sub_(before, [self.params[i].detach() for i in mine])
                 row.updates |= dict(zip(mine, norms(before), strict=True))
-            if (scale := getattr(optimizer, "grad_scale", None)) is not None:  # a fused step divides by it
+            if (scale := getattr(optimizer, "grad_scale", None)) is not None:  # a fused step divides gradients by it
                 row.clipped |= {i: row.clipped[i] / scale for i in mine if i in row.clipped}
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, Tensor):
@@ -273,7 +274,7 @@ class Probe:
         self.seconds += time.perf_counter() - began
 
     def _take_stream(self, row: Row) -> None:
-        """Move what backwards have found in the residual stream since the last step into a row."""
+        """Move the residual stream's sums since the last step into a row."""
         stream = self.stream.take()
         self._tasks.clear()
         self._sample = set()
@@ -283,7 +284,7 @@ class Probe:
     def _take_gradients(self, row: Row, optimizer: Optimizer, mine: Sequence[int], late: bool) -> None:
         """Move the norms of an optimizer's gradients into a row.
 
-        late: whether to take gradients that no backward has left since the last step from the parameters themselves.
+        late: whether to also record gradients that no backward since the last step has made.
         """
         kept = {i: self._norms.pop(i) for i in mine if i in self._norms}
         if not row.probed:
@@ -293,15 +294,15 @@ class Probe:
         clipped = self._gradient_norms(mine)
         row.clipped |= clipped
         for i, norm in clipped.items():
-            if i in kept:  # what the last backward has not reached may have been set to zero since
+            if i in kept:  # a gradient that the last backward did not reach may have been set to zero before it
                 row.grads[i] = kept[i] if i in self._last else torch.where(norm == 0, norm, kept[i])
             elif late:
-                unscaled = getattr(optimizer, "grad_scale", None) is None  # but all are divided by the scale later
+                unscaled = getattr(optimizer, "grad_scale", None) is None  # `_modules` divides all by the scale
                 row.grads[i] = norm if row.scale is None or not unscaled else norm * row.scale
                 row.late.add(i)
 
     def _of(self, optimizer: Optimizer) -> list[int]:
-        """Return the indices of an optimizer's parameters; it may have others that are not the model's."""
+        """Return the indices of an optimizer's parameters. Parameters of other models are left out."""
         found = []
         for p in (p for group in optimizer.param_groups for p in group["params"]):
             i = self._index.get(id(p))
@@ -309,14 +310,14 @@ class Probe:
                 found.append(i)
             elif id(p) not in self._others:
                 if any(p is one for one in self.model.parameters()):
-                    raise RuntimeError("a parameter that the model did not have at the start: start another watch")
+                    raise RuntimeError("the model has a parameter that it had not at the start: start a new watch")
                 self._others.add(id(p))
         return found
 
     def log(self, values: Mapping[str, object]) -> list[str]:
-        """Record losses, and return the names of those that are no numbers.
+        """Record losses, and return the names of the losses that are not numbers.
 
-        A training loss belongs to its iteration's step, a validation loss to the next step.
+        A training loss belongs to the step of its iteration, a validation loss to the next step.
         """
         found = {name: number(value) for name, value in values.items()}
         kept = {name: value for name, value in found.items() if value is not None}
@@ -324,21 +325,21 @@ class Probe:
             if not self._order:
                 self._order = "before the step" if self._fresh else "after" if self.rows else self._before_all(values)
             elif self._order == "before the step" and not self._fresh and self._skips:
-                self._order = "after"  # the steps so far were skipped by the scaler
+                self._order = "after"  # the scaler had skipped all steps before
             if self._order == "after":
                 loss = kept.pop("train_loss")
-                if not self._fresh:  # otherwise it is the loss of a step that the scaler has skipped
+                if not self._fresh:  # otherwise the scaler has skipped the loss's step
                     self.rows[-1].train_loss = loss
         self.logged |= kept
         return [name for name, value in found.items() if value is None]
 
     def _before_all(self, values: Mapping[str, object]) -> str:
-        """Return the order of a loop that logs a loss before its first backward, unless it is one of an evaluation."""
+        """Return `_order`, given a training loss before the first backward: "" (unknown) if an evaluation logs it."""
         loss = values["train_loss"]
         ran = self.stream.ran() or not self.layout.blocks or (isinstance(loss, Tensor) and loss.requires_grad)
         return "before the backward" if ran else ""
 
 
 def _depth() -> int:
-    """Return how many calls are at work above the caller."""
+    """Return the depth of the stack at the caller."""
     return sum(1 for _ in traceback.walk_stack(sys._getframe(1)))

@@ -1,4 +1,4 @@
-"""Write what a watched loop does into the tables of a study, so that at most a minute is lost if it is killed."""
+"""Write the numbers of a watched loop to a study's tables. If the program is killed, at most a minute is lost."""
 
 import json
 import math
@@ -26,29 +26,29 @@ COLUMNS = ("train_loss", "val_loss", "lr", *NORMS, "clip_factor")  # of the tabl
 
 
 def folder_of(results_dir: str, study: str) -> Path:
-    """Return the folder of a study. Raises ConfigError if it is sealed, or holds runs of another kind."""
+    """Return the folder of a study. Raises ConfigError if the study is sealed, or has the runs of a sweep."""
     results_dir = places.expanded(results_dir, "results_dir")
     paths.check_study(results_dir, study)
     folder = Path(results_dir, study)
     if (folder / schema.SEALED).exists():
         raise ConfigError(f"{folder} is sealed: choose another study")
     if tables.kind_of(folder) is None:
-        raise ConfigError(f"{folder} holds the runs of a sweep: choose another study for watched runs")
+        raise ConfigError(f"{folder} contains the runs of a sweep: choose another study for watched runs")
     return folder
 
 
 def row_of(folder: Path, run_id: str) -> dict[str, Any]:
-    """Return the row of a run that goes on. Raises ConfigError if there is none, or if it is compacted."""
+    """Return the row of a run to resume. Raises ConfigError if the run does not exist, or is compacted."""
     row = parquet.read_row(folder, run_id) if re.fullmatch(r"[\w.+-]{1,99}", run_id, re.ASCII) else None
     if row is None:
         if run_id in tables.statuses(folder):
-            raise ConfigError(f"resume {run_id}: {folder} is compacted, so its runs cannot go on: start a new run")
-        raise ConfigError(f"resume {run_id!r} is no run of {folder}: give one of its run ids")
+            raise ConfigError(f"resume {run_id}: {folder} is compacted, so no run can be resumed: start a new run")
+        raise ConfigError(f"resume {run_id!r} is not a run of {folder}: give one of the study's run ids")
     return row
 
 
 def check_resumed(folder: Path, given: Mapping[str, Any], groups: Sequence[Place]) -> None:
-    """Raise ConfigError if a watch's options, or its model, are not those of the run that it resumes."""
+    """Raise ConfigError if the options or groups of a watch differ from those of the run to resume."""
     if given["resume"] is None:
         return
     before = row_of(folder, given["resume"])
@@ -63,13 +63,13 @@ def check_resumed(folder: Path, given: Mapping[str, Any], groups: Sequence[Place
     there = set(zip(first["layer"].fillna(-1), first["module"], strict=True))
     if there and there != {(-1 if layer is None else layer, module) for layer, module in groups}:
         raise ConfigError(
-            f"the model has {len(groups)} modules, and the run's had {len(there)}, not all of the same names: "
-            f"resume {given['resume']} with its own model, blocks and names"
+            f"the model's {len(groups)} modules differ from the {len(there)} modules of {given['resume']}: "
+            "resume the run with the model, blocks and names with which it began"
         )
 
 
 class Record:
-    """Hold the rows of the window that is open, and write the files of a run."""
+    """Collect the rows of a run's open window, and write the run's files."""
 
     def __init__(self, study_dir: Path, row: dict[str, Any], groups: Sequence[Place]) -> None:
         self.study_dir, self.row, self.groups, self.run_id = study_dir, row, groups, row["run_id"]
@@ -78,21 +78,21 @@ class Record:
         self._unsaved = False
 
     def resume(self, given: Mapping[str, Any]) -> int:
-        """Read the row and the open window of a run that goes on, and return its next step.
+        """Read the row and the open window of a run to resume, and return the run's next step.
 
-        given: the watch's options, which `check_resumed` has accepted. What is recorded of later steps is removed.
+        given: the watch's options, which `check_resumed` has accepted. Rows of later steps are deleted.
         """
         before, at = row_of(self.study_dir, self.run_id), given["step"]
         recorded: int = before["n_steps"]
         if at is not None and at > recorded:
-            lost = f"steps {recorded} to {at - 1} were not recorded; step {at} of the loop is step {recorded}"
+            lost = f"steps {recorded} to {at - 1} were not recorded; step {at} of the loop becomes step {recorded}"
             print(f"watch: {lost} of {self.run_id}", file=sys.stderr)
         step = recorded if at is None else min(int(at), recorded)
         self.row = before | {"status": "running", "n_steps": step, "finished_at": None, "final_val_loss": None}
         if before["nonfinite_step"] is not None and before["nonfinite_step"] >= step:
             self.row["nonfinite_step"] = None
         self.row |= {name: given[name] for name in ENTROPIES if given[name] is not None}
-        self._write_row()  # first: readers must not take what is left for a finished run
+        self._write_row()  # first, so that no reader takes the remaining rows for a finished run's
         self._open(max(step - 1, 0) // schema.WATCHED_WINDOW)
         for table in schema.SERIES:
             for path in (self.study_dir / "tables" / table).glob(f"{self.run_id}-*.parquet"):
@@ -111,13 +111,13 @@ class Record:
         self._number, self._window = number, {table: [] for table in schema.SERIES}
 
     def _write_row(self) -> None:
-        """Write the run's row, also in the place of a finished run's."""
+        """Write the run's row, which replaces the row written before."""
         row = pa.Table.from_pylist([self.row], schema.SCHEMAS["runs"])
         with files.storing(self.study_dir):
             files.place(self.study_dir, f"tables/runs/{self.run_id}.parquet", parquet.encode("runs", row))
 
     def add(self, numbers: Numbers) -> None:
-        """Add a step's rows; write the window that it ends."""
+        """Add a step's rows. If the step begins a window, write the window before."""
         if numbers.step // schema.WATCHED_WINDOW != self._number:
             self.write()
             self._open(numbers.step // schema.WATCHED_WINDOW)
@@ -133,7 +133,7 @@ class Record:
         self._unsaved = True
 
     def write(self) -> None:
-        """Write the open window, in the place of what was written of it before, and the run's row."""
+        """Write the run's row and the open window, which replaces its part that was written before."""
         found = []
         for table, rows in self._window.items() if self._unsaved else ():
             columns = {name: [row[name] for row in rows] for name in schema.SCHEMAS[table].names}
@@ -146,7 +146,7 @@ class Record:
         self._write_row()
 
     def end(self, status: str, **columns: object) -> None:
-        """Write everything, with the run's status."""
+        """Write the open window, and the run's row with its final status."""
         now = tables.now()
         seconds = (now - self.row["started_at"]).total_seconds()
         self.row |= {"status": status, "finished_at": now, "wall_time_s": seconds, **columns}
@@ -159,7 +159,7 @@ def _known(columns: Sequence[str], values: Sequence[float]) -> dict[str, float |
 
 def first_row(run_id: str, given: Mapping[str, Any], layout: Layout, params: Sequence[torch.Tensor]) -> dict[str, Any]:
     """Return the columns of a run's row that are known at its start. given: the watch's options."""
-    config, seed = given["config"] or {}, given["seed"] or 0  # config may name columns of this project
+    config, seed = given["config"] or {}, given["seed"] or 0  # config may set columns of the table `runs`
     kinds = cfg.asked_types()
     fits = {n: int | float if kind is float else kind for n, kind in kinds.items() if n not in schema.UNFILLED}
     return {

@@ -1,4 +1,4 @@
-"""Measure the residual stream at a model's blocks: its size, and the gradient of the loss along it."""
+"""Measure the residual stream at a model's blocks: its mean square, and the loss's gradient with respect to it."""
 
 from __future__ import annotations
 
@@ -15,46 +15,48 @@ from normstudy.watch.hooks import Hook
 from normstudy.watch.sums import sum_of_squares, wide
 
 _KEYS = itertools.count()
-STREAMS: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()  # those that compiled graphs name
+STREAMS: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()  # by the keys in compiled graphs
 
 
 class Pass:
-    """Hold the mean square of the stream at one point of one forward pass."""
+    """The mean square of the stream at one point of one forward pass."""
 
     def __init__(self, square: Tensor, task: int = -1) -> None:
         self.square = square
-        self.task = task  # the last backward that came through here
+        self.task = task  # the last backward that reached this point
 
 
 class Stream:
-    """Sum what backwards find at the points of the stream. Point 0 is the first block's input, the others outputs.
+    """Sum the measurements at the points of the stream: 0 is the first block's input, i the output of block i.
 
-    A forward pass counts when a backward comes through it, and a backward when it reaches parameters: an evaluation or
-    a call of torch.autograd.grad leaves nothing.
+    A forward pass counts if a backward runs through it, and a backward counts if it reaches parameters. So evaluations
+    and calls of torch.autograd.grad do not count.
     """
 
     def __init__(
         self, n_blocks: int, device: torch.device, begins: Callable[[int], None], failed: Callable[[Exception], None]
     ) -> None:
-        """Begin without sums. begins: called with the number of a backward (torch's graph task) that comes by."""
+        """Start without sums. begins: called with a backward's number (torch's graph task) when it reaches a point."""
         self.points = n_blocks + 1 if n_blocks else 0
-        self.repeats = False  # whether blocks run again on their own output, so that a point has several inputs
+        self.repeats = False  # whether blocks run again on their own output, so that a point has several values
         self._begins, self._failed = begins, failed
-        self._sums: Tensor | None = None  # (3, points): sums of mean squares, passes, sums of squared gradients
-        self._summed: set[int] = set()  # backwards
-        self._found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}  # backward -> point, square, gradient
-        self._kept = -1  # the last backward through compiled blocks that kept its graph, so that another may follow
+        self._sums: Tensor | None = None  # (3, points): sum of mean squares, number of passes, sum of squared gradients
+        self._summed: set[int] = set()  # backwards whose measurements are in the sums
+        self._found: dict[
+            int, list[tuple[int, Tensor, Tensor]]
+        ] = {}  # backward -> point, mean square, squared gradient
+        self._kept = -1  # the last backward through compiled blocks with retain_graph, so that another may follow
         self._zero, self._one = (torch.full((), k, dtype=wide(device), device=device) for k in (0.0, 1.0))
-        # The mean squares of the last forward pass, where no gradient comes by. A tensor each keeps graphs apart.
+        # The last forward pass's mean squares at points without a gradient. Separate tensors keep graphs independent.
         self._squares = [self._zero.clone() for _ in range(self.points)]
         self._settled = [x._version for x in self._squares]
         self._key = next(_KEYS)
         STREAMS[self._key] = self
-        self._seen: set[int] = set()  # points since the last backward; -1: compiled blocks ran
-        self._outputs: dict[int, weakref.ref[Tensor]] = {}  # the last one of each block
+        self._seen: set[int] = set()  # points of forward passes since the last backward; -1: compiled blocks ran
+        self._outputs: dict[int, weakref.ref[Tensor]] = {}  # point -> the block's last output
 
     def enter(self, _: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        """Take the first block's input."""
+        """Measure the first block's input."""
         x = _tensor(args)
         x = _tensor((kwargs.get("hidden_states"), *kwargs.values())) if x is None else x
         if x is None or not torch.is_grad_enabled():
@@ -67,7 +69,7 @@ class Stream:
             self.repeats = self.repeats or self._outputs[point]() is x
 
     def leave(self, point: int, _: nn.Module, args: tuple[object, ...], output: object) -> None:
-        """Take a block's output."""
+        """Measure a block's output."""
         x = _tensor(output if isinstance(output, tuple | list) else (output,))
         if x is None or not torch.is_grad_enabled():
             return
@@ -80,21 +82,21 @@ class Stream:
         if torch.compiler.is_compiling():
             self._tap_compiled(point, x)
             return
-        # Checkpointing runs a block again inside the backward; one that ran before with gradients counts once.
+        # Checkpointing runs a block again inside the backward: skip this pass if the first one had gradients too.
         inside = torch._C._current_graph_task_id() != -1
         if (inside and point in self._seen) or torch._C._functorch.is_functorch_wrapped_tensor(x):
             return
         self._seen.add(point)
         square = mean_square(x)
-        if not x.requires_grad or (x.is_leaf and not inside):  # a hook of the loop's own leaf would stay on it
+        if not x.requires_grad or (x.is_leaf and not inside):  # a leaf outlives the pass, and so would its hook
             self._squares[point].copy_(square)
             return
         x.register_hook(Hook(functools.partial(self._gradient, point, Pass(square)), self._failed))  # type: ignore[no-untyped-call]
 
     def _tap_compiled(self, point: int, x: Tensor) -> None:
-        """Tap a tensor while its block is traced, which allows only operations on tensors."""
+        """Measure a tensor while torch.compile traces its block, where only operations on tensors are allowed."""
         if x.requires_grad and not x.is_leaf:
-            # The first block's input may come from outside of a checkpoint. Its hook then knows no tensor from inside.
+            # The first block's input may come from outside a checkpoint: its hook cannot use a tensor from inside.
             source = torch.ops.normstudy.mean_square(x.detach(), self._key) if point else x
             x.register_hook(functools.partial(_copied, source, self._key, point))  # type: ignore[no-untyped-call]
         else:
@@ -104,30 +106,32 @@ class Stream:
         task = torch._C._current_graph_task_id()
         self._begins(task)
         square = sum_of_squares(grad)
-        if one.task != task and one.task in self._summed:  # whose gradient should be added to this one before squaring
+        if (
+            one.task != task and one.task in self._summed
+        ):  # gradients of several backwards add up before they are squared
             square = square * torch.nan
         one.task = task
         self._found.setdefault(task, []).append((point, one.square, square))
 
     def mark(self) -> None:
-        """Note that compiled blocks run, which an operator tells."""
+        """Note that compiled blocks have run. A custom operator in their graph calls this."""
         self._seen.add(-1)
 
     def take_gradient(self, point: int, source: Tensor, grad: Tensor) -> None:
-        """Take the gradient of a compiled block. source: the stream where it comes by, or its mean square."""
+        """Measure a gradient in a compiled block. source: the stream at this point, or the stream's mean square."""
         Hook(functools.partial(self._compiled_gradient, point, source), self._failed)(grad)
 
     def _compiled_gradient(self, point: int, source: Tensor, grad: Tensor) -> None:
         if grad.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("a CUDA graph, which does not call watch: compile without mode='reduce-overhead'")
-        # A copy of the mean square, because the graph may use its memory again.
+            raise RuntimeError("a CUDA graph runs no hooks of watch: compile without mode='reduce-overhead'")
+        # Copy the mean square, because the graph may reuse its memory.
         one = Pass(mean_square(source) if source.ndim else source.clone(), self._kept)
         if torch._C._autograd._get_current_graph_task_keep_graph():
             self._kept = torch._C._current_graph_task_id()
         self._gradient(point, one, grad)
 
     def close(self) -> None:
-        """Take nothing more from compiled graphs, which outlive a watch."""
+        """Ignore compiled graphs from now on; they outlive a watch."""
         STREAMS.pop(self._key, None)
 
     def ran(self) -> bool:
@@ -139,14 +143,14 @@ class Stream:
         self._settled = [x._version for x in self._squares]
 
     def end(self, task: int, counts: bool) -> None:
-        """Add what a backward found, and those inside of it, as reentrant checkpointing makes them."""
+        """Add the measurements of a backward, and of backwards inside it (reentrant checkpointing runs these)."""
         self._seen.clear()
-        if not counts or not self.points:  # one that does not count may lie inside of one that does
+        if not counts or not self.points:  # the backward around this one may count
             return
         found = [one for at in [t for t in self._found if t >= task] for one in self._found.pop(at)]
         reached = {point for point, *_ in found}
         changed = [i for i, x in enumerate(self._squares) if x._version != self._settled[i] and i not in reached]
-        once = {i: self._squares[i]._version == self._settled[i] + 1 for i in changed}  # else its RMS is unknown
+        once = {i: self._squares[i]._version == self._settled[i] + 1 for i in changed}  # or else the RMS is unknown
         found += [(i, self._squares[i] if once[i] else self._zero - math.inf, self._zero) for i in changed]
         columns: list[list[Tensor]] = [[self._zero] * self.points for _ in range(3)]
         for point, *values in found:
@@ -158,7 +162,7 @@ class Stream:
         self._summed.add(task)
 
     def drop(self, unless: Tensor | None = None) -> None:
-        """Forget the backwards so far. unless: a number on the device; if it is not zero, forget none."""
+        """Delete the sums. unless: a number on the device; if it is not 0, keep the sums."""
         if unless is None:
             self._sums = None
             self._summed.clear()
@@ -166,7 +170,7 @@ class Stream:
             self._sums = torch.where(unless != 0, self._sums, 0.0)
 
     def take(self) -> Tensor | None:
-        """Return the sums of the backwards since the last step, and begin anew. None if there were none."""
+        """Return the sums since the last step, or None if there are none, and delete them."""
         sums = None if self.repeats else self._sums
         self.drop()
         self._found.clear()
@@ -194,7 +198,7 @@ def _mean_square(x: Tensor, key: int) -> Tensor:
 
 
 def _take_gradient(grad: Tensor, source: Tensor, key: int, point: int) -> Tensor:
-    """Hand a gradient of a compiled block to its stream, and return a copy, without which a graph would not call it."""
+    """Pass a compiled block's gradient to its stream. The graph runs this operator only because it uses the result."""
     if key in STREAMS:
         STREAMS[key].take_gradient(point, source, grad)
     return grad.clone()

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 ROW = 1024  # squares that are added one after another
-ORDINARY = (1e-15, 1e15)  # between these no square that matters leaves the range of float32
+ORDINARY = (1e-15, 1e15)  # for a norm between these, all squares that matter are in the range of float32
 
 
 @torch.no_grad()
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors' norms in float32, also those of half precision; in float64 if one tensor is float64.
+    """Return the tensors' norms: in float64 if one of the tensors is float64, otherwise in float32.
 
-    On a CPU torch adds all squares of a tensor one after another. The norm of four million equal numbers, as the first
-    updates of Adam are, is then off by 0.3 %. So a long tensor's norm is that of the norms of its rows, in float64.
-    Norms outside of ORDINARY are taken again in float64. A GPU would have to be waited for; it takes all in float64.
+    On a CPU torch adds all squares of a tensor one after another. For four million equal numbers, such as the first
+    updates of Adam, the norm is then off by 0.3 %. So a long tensor is split into rows, and the norm of the rows'
+    norms is computed in float64. A norm outside ORDINARY is computed again in float64. This check would wait for a
+    GPU, so a GPU computes all norms in float64.
     """
     tensors = [torch.view_as_real(x) if x.is_complex() else x.float() if x.itemsize == 1 else x for x in tensors]
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
@@ -38,13 +39,13 @@ def wide(device: torch.device) -> torch.dtype:
 
 @torch.no_grad()
 def sum_of_squares(x: Tensor) -> Tensor:
-    """Return the sum of a tensor's squares, in the widest type."""
+    """Return the sum of a tensor's squares, in the widest type of its device."""
     norm: Tensor = torch.linalg.vector_norm(x.detach(), dtype=wide(x.device))
     return norm.square()
 
 
 def has_norm(x: Tensor) -> bool:
-    """Whether a tensor's values are those of the model: no integers of a quantized one, and stored on a device."""
+    """Return whether a tensor has a norm: neither integers of a quantized model nor the meta device have one."""
     return (x.is_floating_point() or x.is_complex()) and not x.is_meta
 
 

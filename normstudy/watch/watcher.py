@@ -26,12 +26,12 @@ from normstudy.watch import names as naming
 from normstudy.watch.numbers import Copy, Groups, Number, Numbers
 from normstudy.watch.probe import Probe
 
-ROWS_AT_ONCE = 64  # steps whose numbers are copied from the device at once
-SECONDS = 60.0  # between two writes, so at most what is lost if the program is killed
+ROWS_AT_ONCE = 64  # number of steps that are copied from the device together
+SECONDS = 60.0  # time between two writes, which is the most that is lost if the program is killed
 
 
 class Watch:
-    """Record a training loop into a study. Use it as a context, or call `start` and `close`."""
+    """Record a training loop into a study. Use it as a context manager, or call `start` and `close`."""
 
     def __init__(
         self,
@@ -53,15 +53,16 @@ class Watch:
         bigram_entropy: float | None = None,
         **unknown: object,
     ) -> None:
-        """Prepare the record; nothing is written and no hook is added before `start`.
+        """Check the arguments; nothing is written and no hook is added before `start`.
 
-        study: needed. every, dense: as probe.every and probe.dense_steps. blocks: path of the blocks, such as
-        model.layers, if they are not found. names: parameter's name -> (layer or None, module). scaler: the GradScaler.
-        config: what `compare --by` and `--where` may name. seed: a column, 0 if not given. resume: id of a run that
-        goes on. step: the step at which it goes on, if not after the last one that was recorded. unigram_entropy,
-        bigram_entropy: of the text, in nats per token; an outcome needs them.
+        study: name of the study, required. every, dense: as probe.every and probe.dense_steps. blocks: path of the
+        blocks, such as model.layers, if watch does not find them. names: function from a parameter's name to (layer
+        or None, module). scaler: the GradScaler. config: values that `compare --by` and `--where` can use. seed: value
+        of the column seed. resume: id of a run to continue. step: first step to record of that run, if it is not the
+        one after the last recorded step. unigram_entropy, bigram_entropy: cross-entropies of the text in nats per
+        token, which an outcome needs.
 
-        Raises ConfigError for what cannot be watched.
+        Raises ConfigError if watch does not support the model, an optimizer or an option.
         """
         options = {name: value for name, value in locals().items() if name in checks.OPTIONS}
         self._state = "refused"
@@ -84,7 +85,7 @@ class Watch:
     def start(self) -> Watch:
         """Create the run, and add the hooks. In a process of DDP other than rank 0, do nothing."""
         if self._state == "ended":
-            raise ConfigError(f"this watch has recorded {self.run_id}: make another, with resume={self.run_id!r}")
+            raise ConfigError(f"this watch of {self.run_id} has ended: create another with resume={self.run_id!r}")
         if self._silent or self._state == "watching":
             self._state = "watching"
             return self
@@ -97,7 +98,7 @@ class Watch:
             run_id = self.run_id or f"{self.study}-{secrets.token_hex(5)}"
             record.check_resumed(folder, given, self.layout.places)
             if run_id in {one.run_id for one in OPEN} or not held.enter_context(locks.hold_runs(folder, [run_id])):
-                raise ConfigError(f"another watch records {run_id}: wait for it to end, or stop it")
+                raise ConfigError(f"another watch is recording {run_id}: wait until it ends, or stop it")
             params = [p for _, p in self.model.named_parameters()]
             self._record = record.Record(
                 folder, record.first_row(run_id, given, self.layout, params), self.layout.places
@@ -119,7 +120,7 @@ class Watch:
         return bool(step < self._given["dense"] or not step % self._given["every"])
 
     def log(self, *, train_loss: Number = None, val_loss: Number = None, **others: object) -> None:
-        """Record losses, which may lie on the device. Log a training loss at the same place of each iteration."""
+        """Record losses: numbers, or tensors on any device. Log a training loss at the same place in each iteration."""
         if self._probe is None or self._probe.broken:
             return
         given = {"train_loss": train_loss, "val_loss": val_loss}
@@ -130,8 +131,9 @@ class Watch:
         except Exception as error:
             self._probe._failed(error)
         for name, value in wrong.items():
-            why = f"a {type(value).__name__}, not a number" if name in given else "no train_loss or val_loss"
-            print(printable(f"watch: {name} is not recorded, because it is {why}"), file=sys.stderr)
+            why = f"it is a {type(value).__name__}" if name in given else "watch has no such loss"
+            do = "log a number" if name in given else "log train_loss or val_loss"
+            print(printable(f"watch: {name} is not recorded, because {why}: {do}"), file=sys.stderr)
         self._ignored |= wrong.keys()
 
     def _collect(self) -> None:
@@ -145,7 +147,7 @@ class Watch:
             self._written = time.monotonic()
 
     def _flush(self, probe: Probe, keep: int) -> None:
-        """Start the copy of the finished rows, and record those that were copied. keep: rows that are not finished."""
+        """Record the rows copied before, and start to copy the finished rows. keep: number of unfinished rows."""
         began = time.perf_counter()
         self._take_copied()
         rows = probe.rows[: len(probe.rows) - keep]
@@ -172,7 +174,7 @@ class Watch:
                 self._warn(one.step, [gradient for gradient, *_ in one.modules])
 
     def _warn(self, step: int, gradients: Sequence[float]) -> None:
-        """Say once that the first layer's gradient is as small as in runs that get stuck."""
+        """Print once if the first layer's gradient is as small as in runs that get stuck."""
         rule = likely_stuck.rule()
         at = [i for i, (layer, module) in enumerate(self.layout.places) if module == "mlp_out" and layer is not None]
         if step < rule.step or len(at) < 2:
@@ -182,21 +184,21 @@ class Watch:
         if 0 <= first <= rule.threshold * last:
             print(
                 f"watch: first/last gradient ratio {first / last if last else 0:.2g} at step {step}: in "
-                f"normstudy's studies {rule.stuck} of {rule.looked} runs that looked so ended stuck",
+                f"normstudy's studies {rule.stuck} of {rule.looked} runs with so small a ratio ended stuck",
                 file=sys.stderr,
             )  # fmt: skip
 
     def close(self, status: str = "done") -> None:
-        """Remove the hooks, write everything, and say what the watch cost. status: done, or failed after an error."""
+        """Remove the hooks, write all rows, and print what the watch cost. status: done, or failed after an error."""
         probe, self._probe = self._probe, None
         self._state = "ended" if self._state == "watching" else self._state
         OPEN.discard(self)
-        if probe is None or os.getpid() != self._pid:  # a process that was forked off records nothing
+        if probe is None or os.getpid() != self._pid:  # a forked process records nothing
             return
         probe.detach()
         try:
             self._end(probe, "failed" if probe.broken else status)
-        except Exception as error:  # the training has ended well all the same
+        except Exception as error:  # which must not fail a training that has ended
             print(printable(f"watch: the end of {self.run_id} is not recorded: {error}"), file=sys.stderr)
         finally:
             self._lock.close()
@@ -215,7 +217,7 @@ class Watch:
         cost = f", {100 * probe.seconds / seconds:.1f} % of the time" if seconds and steps else ""
         said = f"watch: {steps:,} steps of {self.run_id} in {self._record.study_dir}{cost}"
         if probe.stream.repeats:
-            said += "; its blocks run several times in a pass, so the residual stream has no points"
+            said += "; its blocks run several times in a pass, so no residual stream is recorded"
         elif self._probed and self.layout.blocks and not self._streamed:
             said += "; its blocks never ran their hooks: start the watch before the first call of a compiled model"
         print(printable(said), file=sys.stderr)
@@ -230,13 +232,13 @@ class Watch:
     def __del__(self) -> None:
         state = getattr(self, "_state", "refused")
         if state == "new" and not sys.is_finalizing():
-            print("watch: it was never started: use it in a `with`, or call start() and close()", file=sys.stderr)
+            print("watch: a watch was never started: use it in a `with`, or call start() and close()", file=sys.stderr)
         elif state == "watching":
             self.close()
 
 
 def _close_all() -> None:
-    """Close what a program that ends has left open."""
+    """Close the watches that are open when the program ends."""
     for one in list(OPEN):
         one.close("failed" if hasattr(sys, "last_type") else "done")
 
