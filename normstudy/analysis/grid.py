@@ -2,12 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from normstudy.config import short_float
 from normstudy.errors import short
 
 Value = str | int | float | bool | None  # the value of a cell in a stored table
+NORMS = {"pre": "pre-norm", "post": "post-norm"}  # other placements have the config's names
 # Spreadsheets run text that begins with one of these characters as a formula; see OWASP on CSV injection.
 FORMULA = r"^([=+\-@\t\r\n\x00])"
 
@@ -52,6 +53,26 @@ def share_text(k: int, n: int, low: float, high: float) -> str:
 def count_text(n: int, noun: str) -> str:
     """Format a count with its noun: `1 run`, `1,200 runs`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def phrase(column: str, text: str) -> str:
+    """Format one value as words: `6 layers`, `lr 3e-3`, `no warmup`, `d_model=64`. text: what `value_text` returns."""
+    if column == "placement":
+        return NORMS.get(text, text)
+    if column == "n_layers":
+        return f"{text} layer{'' if text == '1' else 's'}"
+    if column == "warmup_steps":
+        return "no warmup" if text == "0" else f"warmup {text}"
+    if column == "data_sha256":
+        return f"text {text[:8]}"
+    word = {"peak_lr": "lr", "seed": "seed", "step": "step", "data": "text"}.get(column)
+    return f"{word} {text}" if word else f"{column}={text}"
+
+
+def title(place: Mapping[str, Value], names: Mapping[str, str]) -> str:
+    """Format values as words: `post-norm, 6 layers, lr 3e-3, no warmup`. names: long name -> short name."""
+    texts = {column: value_text(value, typed_number) for column, value in place.items()}
+    return ", ".join(phrase(column, names.get(text, text)) for column, text in texts.items())
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
-from normstudy.analysis.words import phrase
+from normstudy.analysis.grid import phrase
 from normstudy.figures import axes as on_axes
 from normstudy.figures import curves, layout, ranking, series, style
 from normstudy.figures.layers import needs_layers

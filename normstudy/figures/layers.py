@@ -10,8 +10,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import FigureBase
 
-from normstudy.analysis.grid import count_text
-from normstudy.analysis.words import phrase
+from normstudy.analysis.grid import count_text, phrase
 from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, series, style
 from normstudy.figures.look import Look, folded

@@ -11,8 +11,7 @@ from matplotlib.figure import FigureBase
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 
-from normstudy.analysis.grid import count_text
-from normstudy.analysis.words import phrase
+from normstudy.analysis.grid import count_text, phrase
 from normstudy.figures import style
 from normstudy.figures.look import Look, varies
 from normstudy.figures.paper import Paper, width_of

@@ -12,10 +12,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
+from normstudy.analysis.grid import phrase
 from normstudy.analysis.inference import paired_t_interval
 from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.pairs import MIN_PAIRS
-from normstudy.analysis.words import phrase
 from normstudy.figures import layout, series, style
 from normstudy.figures.look import MAX_HUES, Look, folded, spread_labels, swept, text_fields, values
 from normstudy.figures.study import Lacks, Study, at_most_one, held

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from normstudy.analysis.grid import Value
+from normstudy.analysis.grid import Value, phrase
 from normstudy.analysis.load import update_ratio
 from normstudy.analysis.outcomes import outcomes
 from normstudy.analysis.pairs import cells_of
 from normstudy.analysis.select import Where, has_value, native, select, tell_sources_apart
-from normstudy.analysis.words import phrase
 from normstudy.errors import ConfigError
 from normstudy.figures.look import Look, choose_look, chosen, folded, label, short_names, spread, swept, values, varies
 from normstudy.figures.paper import USUAL, Paper

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from normstudy.analysis import compare, inference, pairs, words
+from normstudy.analysis import compare, grid, inference, pairs
 from normstudy.analysis.grid import Value, count_text, interval_text, share_text
 from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.select import native
@@ -60,7 +60,7 @@ def sentence(row: Mapping[Hashable, Any], table: pd.DataFrame, names: Mapping[st
     """Put one row of a comparison into a sentence: how the runs of both arms ended, and the verdicts."""
     by = str(row["by"])
     cells = {str(c): row[c] for c in table.columns if c not in pairs.RESULTS}
-    place = words.title({c: native(c, v) for c, v in cells.items()}, names)
+    place = grid.title({c: native(c, v) for c, v in cells.items()}, names)
     base = f"{_arm(by, row['baseline'], names)}: {_ends(row, 'baseline_')}"
     arm = f"{_arm(by, row['arm'], names)}: {_ends(row, '')}"
     return f"{place + ', ' if place else ''}{base}; {arm}; {_verdict(row)}."
@@ -69,7 +69,7 @@ def sentence(row: Mapping[Hashable, Any], table: pd.DataFrame, names: Mapping[st
 def _arm(by: str, value: Value, names: Mapping[str, str]) -> str:
     if by == "warmup_steps":
         return f"with {count_text(int(value), 'step')}" if value else "without warmup"
-    return words.title({by: value}, names)
+    return grid.title({by: value}, names)
 
 
 def _ends(row: Mapping[Hashable, Any], arm: str) -> str:

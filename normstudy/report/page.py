@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from normstudy.analysis import outcomes, words
+from normstudy.analysis import grid, outcomes
 from normstudy.analysis.grid import Value, value_text
 from normstudy.analysis.inference import t_quantile
 from normstudy.analysis.select import KINDS, Where, conditions, native
@@ -75,7 +75,7 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
         seeds = [native(c, row[c]) for c in ("seed", "data_seed")]
         loss = row["final_val_loss"]
         runs.append({
-            "name": words.title(of, bundle.names), "seeds": seeds, "state": row["state"],
+            "name": grid.title(of, bundle.names), "seeds": seeds, "state": row["state"],
             "loss": loss if math.isfinite(loss) else None, **numbers.runs[row["key"]],
         })  # fmt: skip
     modules = {m: None for layout in numbers.layouts for m, layer in layout if layer is not None}
@@ -105,13 +105,13 @@ def _map(bundle: Bundle) -> dict[str, Any]:
     columns: dict[tuple[Value, ...], str] = {}
     for i, cell in enumerate(bundle.cells):
         row, column = (tuple(cell.place[c] for c in part) for part in (down, across))
-        columns[column] = words.title({c: cell.place[c] for c in across}, bundle.names) or "all runs"
+        columns[column] = grid.title({c: cell.place[c] for c in across}, bundle.names) or "all runs"
         rows.setdefault(row, {})[column] = {"index": i, "title": cell.title, **_summary(bundle, cell)}
     order = sorted(columns, key=lambda c: [(v is not None, v if isinstance(v, int | float) else 0, str(v)) for v in c])
     return {
         "columns": [columns[column] for column in order],
         "rows": [
-            (words.title(dict(zip(down, row, strict=True)), bundle.names) or "all runs", [found.get(c) for c in order])
+            (grid.title(dict(zip(down, row, strict=True)), bundle.names) or "all runs", [found.get(c) for c in order])
             for row, found in rows.items()
         ],
     }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from normstudy import config as cfg
-from normstudy.analysis import load, pairs, words
+from normstudy.analysis import grid, load, pairs
 from normstudy.analysis.grid import Value, value_text
 from normstudy.analysis.outcomes import UNJUDGED
 from normstudy.analysis.select import Where, native
@@ -117,7 +117,7 @@ def _cells(runs: pd.DataFrame, fields: Sequence[str], names: dict[str, str]) -> 
     """Return the cells, sorted by the values of the first field, then by those of the second field, and so on."""
     order = {c: values(runs, c) for c in fields}
     found = [
-        Cell(place, words.title(place, names) or "every run", tuple(part.sort_values(["seed", "key"]).index))
+        Cell(place, grid.title(place, names) or "every run", tuple(part.sort_values(["seed", "key"]).index))
         for place, part in pairs.cells_of(runs, list(fields))
     ]
     return tuple(sorted(found, key=lambda cell: [order[c].index(v) for c, v in cell.place.items()]))

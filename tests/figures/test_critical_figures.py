@@ -16,9 +16,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from normstudy.analysis.grid import phrase
 from normstudy.analysis.outcomes import FAILED, OUTCOMES
 from normstudy.analysis.select import native
-from normstudy.analysis.words import phrase
 from normstudy.figures import draw, style, together
 from normstudy.figures.draw import FIGURES, OF_SEARCH, plot_study
 from normstudy.figures.study import Lacks, Study, load

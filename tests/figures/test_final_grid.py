@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from normstudy.analysis.words import phrase
+from normstudy.analysis.grid import phrase
 from normstudy.figures import look as looks
 from normstudy.figures import style
 from normstudy.figures.final_grid import final_grid, grid_table, x_axis

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from handmade import handmade_study
 
-from normstudy.analysis import words
+from normstudy.analysis import grid
 from normstudy.analysis.compare import compare_study
 from normstudy.report.answer import Answer, answers, sentence
 from normstudy.report.read import read
@@ -75,4 +75,4 @@ def test_one_run_learns_and_some_learn(tmp_path: Path) -> None:
     ("data_sha256", "5" * 64, "text 55555555"), ("data", "pydoc", "text pydoc"),
 ])  # fmt: skip
 def test_words_of_a_value(column: str, value: str | int | float | bool | None, phrase: str) -> None:
-    assert words.title({column: value}, {"own.blocks:mine": "mine"}) == phrase
+    assert grid.title({column: value}, {"own.blocks:mine": "mine"}) == phrase
