@@ -139,7 +139,7 @@ def _sha256(content: dict[str, Any]) -> str:
 
 
 def check_same(study_dir: Path, settings: Settings) -> None:
-    """Raise ConfigError if the study's search has other settings of those on which its rounds depend."""
+    """Raise ConfigError if the study's search has other settings. search.width and search.max_runs may differ."""
     before, rows = read(study_dir), (study_dir / "tables" / "runs").glob("*.parquet")
     old = {} if before is None or all(path.name == schema.SCHEMA_FILE for path in rows) else _binding(before)
     for key, value in _binding(settings).items():

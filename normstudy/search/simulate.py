@@ -51,7 +51,7 @@ def estimate(progress: Progress, settings: Settings) -> tuple[int, int, int]:
 
 
 class Expected(NamedTuple):
-    """How many runs the search of a cell needs on average. error: root mean square of the estimate's, in decades."""
+    """How many runs the search of a cell needs on average. error: root mean square of its errors, in decades."""
 
     runs: float
     error: float

@@ -138,7 +138,7 @@ class Probe:
 
     def _read_gradients(self, task: int) -> None:
         began = time.perf_counter()
-        if self._tasks.pop(task, -1) == self._accumulations:  # torch.autograd.grad, or a nested backward
+        if self._tasks.pop(task, -1) == self._accumulations:  # reached no parameter, as in autograd.grad
             self.stream.end(task, counts=False)
             return
         self._forget_what_was_skipped()

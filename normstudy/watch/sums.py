@@ -45,7 +45,7 @@ def sum_of_squares(x: Tensor) -> Tensor:
 
 
 def has_norm(x: Tensor) -> bool:
-    """Return whether a tensor has a norm: neither integers of a quantized model nor the meta device have one."""
+    """Return whether a tensor has a norm: not if it has integers, as in a quantized model, or is on the meta device."""
     return (x.is_floating_point() or x.is_complex()) and not x.is_meta
 
 
