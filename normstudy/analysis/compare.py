@@ -71,9 +71,9 @@ def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
         f"adjusted for {count_text(family, 'test')} (both tables together)."
     )
     loss = (
-        f"Final validation loss (nats per token). Each run is paired with the run that differs from it only in {base}. "
-        "The losses are means over the pairs in which neither run failed, and the difference is the run's loss minus "
-        "the baseline's. Brackets: 95 % paired t intervals over seeds, not adjusted. Fewer than "
+        f"Final validation loss (nats per token). Each run is paired with the run that has {base} and is otherwise the "
+        "same. The losses are means over the pairs in which neither run failed, and the difference is the run's loss "
+        "minus the baseline's. Brackets: 95 % paired t intervals over seeds, not adjusted. Fewer than "
         f"{MIN_PAIRS} pairs are not tested."
     )
     if margin is not None:

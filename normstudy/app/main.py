@@ -152,7 +152,7 @@ def _call_hydra(application: Application, argv: list[str]) -> None:
     for kind in (GlobalHydra, HydraConfig):  # so that a Hydra application can call normstudy
         Singleton._instances.pop(kind, None)
     try:
-        # hydra.main reads its arguments only from sys.argv. Processes that this process starts later get no mark.
+        # hydra.main reads only sys.argv. The mark is unset after the call, so child processes started later lack it.
         with reading.replaced(sys, "argv", [sys.argv[0], *argv]), _variable(MARK, _mark()):
             call()
     finally:

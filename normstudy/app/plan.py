@@ -103,7 +103,7 @@ class Composition:
         """Return the validated RunConfig of a job's values."""
         new = [one for one, last in zip(values, self.values, strict=True) if one is not last]
         sections = {one.key_or_group.partition(".")[0] for one in new}
-        # If a value of a section has changed, set all values of the section again, in order: dictionaries may overlap.
+        # If a section's value changed, set all its values again, in order: two dictionaries may set the same key.
         again = [one for one in values if one.key_or_group.partition(".")[0] in sections]
         ConfigLoaderImpl._apply_overrides_to_config(again, self.config)
         self.values = values

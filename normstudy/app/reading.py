@@ -63,7 +63,7 @@ class Visitor(HydraOverrideVisitor):
         override = super().visitOverride(ctx)
         sweep = override.value()
         if isinstance(sweep, RangeSweep):
-            # Hydra adds a step to the binary value of a decimal, so that 0.1 + 0.1 + 0.1 becomes 0.30000000000000004.
+            # Hydra's range() would add its steps as binary floats: 0.1 + 0.1 + 0.1 would become 0.30000000000000004.
             for part in ("start", "stop", "step"):
                 if isinstance(number := getattr(sweep, part), float):
                     setattr(sweep, part, decimal.Decimal(repr(number)))

@@ -1,9 +1,9 @@
 """Measure rows `a`, `b`, `g`, `i`, `j`, `l` of the benchmark: training speed, and the cost of recording norms.
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
-writes its tables. The plain loops write no files. For line a3, the matrix products of a training step are timed alone,
-each with its fastest library, and divided by the time of the whole step. In row b, one process trains three copies of
-the same runs, which take turns after each step; in a round, each copy takes 20 steps. In row g, the clock stops only
+writes its tables. The plain loops write no files. Line a3 is the time of a training step's matrix products alone, each
+with its fastest library, as a share of the whole step's time. In row b, one process trains three copies of the same
+runs. The copies alternate step by step, and a round has 20 steps of each copy. In row g, the clock stops only
 when the GPU has finished. Row j compares a search with a grid that has the same error. The grid's time is computed: its
 number of run-steps divided by the speed of plain loops, one per core.
 """

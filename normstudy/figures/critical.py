@@ -156,7 +156,7 @@ def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
 
 
 def critical_curve(study: Study) -> FigureBase:
-    """Draw a panel for each cell: every run's outcome against its value, and the expected share of failing runs."""
+    """Draw a panel for each cell: the runs' outcomes against the searched key, and the expected share of failures."""
     cells, settings, _ = searched(study)
     panels, notes = cells.panels(study.ended, MAX_CELLS)
     shown = finished(panels)

@@ -28,9 +28,9 @@ def dynamic_tanh(x: Tensor, a: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 class FunctionNorm(nn.Module):
-    """Call `function` with x and with those of eps, a, gamma and beta that are among its arguments.
+    """Call `function` with x, and with each of `eps`, `a`, `gamma` and `beta` that is one of its arguments.
 
-    The scalar a, gamma (D,) and beta (D,) are learned. They start at 0.5 (arXiv:2503.10622), 1 and 0.
+    Three are learned: the scalar `a` (starts at 0.5, arXiv:2503.10622), `gamma` (D,) (at 1) and `beta` (D,) (at 0).
     """
 
     def __init__(self, function: Callable[..., Tensor], width: int, eps: float = EPS) -> None:

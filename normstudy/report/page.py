@@ -96,7 +96,7 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
 
 
 def _map(bundle: Bundle) -> dict[str, Any]:
-    """Return the map of outcomes: heads of columns, and rows of cells. Text fields and the depth distinguish rows."""
+    """Return the map of outcomes: column heads, and rows of cells. Each row has its own text values and depth."""
     down = [c for c in bundle.fields if KINDS.get(c) is str or c == "n_layers"]
     across = [c for c in bundle.fields if c not in down]
     if not across and len(down) > 1:

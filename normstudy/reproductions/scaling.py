@@ -63,8 +63,8 @@ def entry(
             if over_blocks:
                 plots.lines(ax, x, y, curve.color, geometric=True)
             else:
-                # Let no curve hide another one: shift a curve's seeds sideways, by at most 4 % of the smallest gap
-                # between depths, and make its means larger than those of the curves drawn later.
+                # Let no curve hide another: shift the points of a curve's seeds sideways, by at most 4 % of the
+                # smallest gap between depths, and draw larger markers for its means than for those of later curves.
                 shift = np.exp(0.08 * np.diff(np.log(x)).min() * ((place + 0.5) / len(curves) - 0.5))
                 plots.points(ax, x, y, curve.color, curve.marker, shift, 5 + 1.5 * (len(curves) - 1 - place))
         on_axes.norm_axis(ax)

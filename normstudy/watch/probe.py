@@ -154,8 +154,8 @@ class Probe:
         probed = probed and not (self._inside and self._calls > 1)
         self.stream.end(task, counts=probed)
         if probed:
-            # Also read gradients that this backward has not reached, because they may have been clipped meanwhile. In
-            # a nested backward (checkpointing runs one for each block) read only those that it has reached.
+            # Read all gradients: those that this backward did not reach may have been clipped since they were read. In
+            # a nested backward (checkpointing runs one for each block) read only the gradients that it reached.
             self._norms |= self._gradient_norms(sorted(self._last) if self._tasks else range(len(self.params)))
             self._sample = next((block & self._last for block in reversed(self._blocks) if block & self._last), set())
         self.seconds += time.perf_counter() - began
@@ -310,7 +310,7 @@ class Probe:
                 found.append(i)
             elif id(p) not in self._others:
                 if any(p is one for one in self.model.parameters()):
-                    raise RuntimeError("the model has a parameter that it had not at the start: start a new watch")
+                    raise RuntimeError("a parameter was added to the model after the start: begin a new watch")
                 self._others.add(id(p))
         return found
 
