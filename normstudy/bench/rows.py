@@ -65,10 +65,10 @@ ROWS: dict[str, Row] = {
     "f": Row("normstudy.bench.commands", "large_study", "time and memory to plot, compare and read a large study"),
     "g": Row("normstudy.bench.speed", "on_gpu", "training speed on one GPU", device="cuda"),
     "i": Row("normstudy.bench.speed", "recording_loops", "training speed against plain loops that record gradients"),
-    "j": Row("normstudy.bench.speed", "searching", "time of a search for critical values against a grid's"),
+    "j": Row("normstudy.bench.speed", "searching", "time of a search for critical values against the time of a grid"),
     "k": Row("normstudy.bench.commands", "reports", "time, memory and size of a study's page", "altair", "report"),
     "l": Row(
-        "normstudy.bench.speed", "watching", "what normstudy.watch costs a training loop", "lightning", "packages"
+        "normstudy.bench.speed", "watching", "how much normstudy.watch slows a training loop", "lightning", "packages"
     ),
 }
 
