@@ -23,6 +23,9 @@ class Head(NamedTuple):
     written: float  # when the file was written, in seconds since 1970
 
 
+NO_HEAD = Head(0, 0.0)  # of a run without a readable checkpoint
+
+
 def wrong_in(file: BinaryIO) -> str:
     """Return what is wrong with a checkpoint, e.g. `is damaged (wrong checksum)`, or an empty string if it is sound."""
     head, crc = file.read(len(FORMAT) + CRC_BYTES), 0
@@ -41,13 +44,11 @@ def metadata_of(file: BinaryIO) -> dict[str, str]:
     return found
 
 
-def head_of(study_dir: Path, run_id: str) -> Head | None:
-    """Read a run's progress from its checkpoint, without verifying the checksum; None if the file cannot be read."""
+def head_of(study_dir: Path, run_id: str) -> Head:
+    """Read a run's progress from its checkpoint, without verifying the checksum; NO_HEAD if that is impossible."""
     try:
         with open(study_dir / FOLDER / run_id, "rb", opener=places.opener) as file:
-            if file.read(len(FORMAT)) != FORMAT:
-                return None
-            found, written = metadata_of(file), os.fstat(file.fileno()).st_mtime
-        return Head(int(found["step"]), written)
+            is_checkpoint = file.read(len(FORMAT)) == FORMAT
+            return Head(int(metadata_of(file)["step"]), os.fstat(file.fileno()).st_mtime) if is_checkpoint else NO_HEAD
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return NO_HEAD

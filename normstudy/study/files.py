@@ -152,10 +152,8 @@ def reading(path: Path, study_dir: Path) -> Iterator[None]:
     """In the caller's `with` block, turn a disk failure (EIO) or an error from damaged bytes into a ConfigError."""
     try:
         yield
-    except ConfigError:
-        raise
     except Exception as error:
-        if not is_damage(error):
+        if isinstance(error, ConfigError) or not is_damage(error):
             raise
         raise Damaged(f"{path} cannot be read ({damage(error)}): run normstudy check {study_dir}") from error
 

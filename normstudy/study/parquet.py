@@ -71,6 +71,8 @@ def encode_values(content: pa.Table) -> bytes:
 
 def open_file(source: Path | bytes) -> pq.ParquetFile:
     """Open a Parquet file, given its path or its bytes. Each page's checksum is verified when the page is read."""
+    if isinstance(source, Path) and source.name != COMPACTED_FILE:  # small, so it is fastest to read the file at once
+        source = places.read(source)
     if isinstance(source, Path):
         os.close(places.opener(str(source), os.O_RDONLY))
     # Do not pass the path to ParquetFile, which would read x:y as an address and refuse a name that is not UTF-8.
@@ -99,11 +101,6 @@ def _check_footer(file: pa.NativeFile) -> None:
     if MARK in tail and (start != len(tail) - 8 - length or zlib.crc32(tail[start:]).to_bytes(4, "little") != given):
         raise pa.ArrowInvalid("its footer does not match its checksum")
     file.seek(0)
-
-
-def open_table(path: Path) -> pq.ParquetFile:
-    """Open a file of a study's table. An uncompacted file is small, so it is first read into memory, to save time."""
-    return open_file(path if path.name == COMPACTED_FILE else places.read(path))
 
 
 def read(source: Path | bytes) -> pa.Table:
@@ -138,10 +135,7 @@ def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
 
 
 def unknown_columns(table: str, names: Sequence[str]) -> list[str]:
-    """Return the unknown columns, which a newer version wrote. Raises ArrowInvalid if known columns are also missing.
-
-    A newer version only adds columns, so then a column's name is damaged.
-    """
+    """Return a newer version's columns. Raises ArrowInvalid if known columns are missing, too: a name is damaged."""
     unknown, missing = sorted({*names} - {*SCHEMAS[table].names}), [f for f in SCHEMAS[table].names if f not in names]
     if unknown and missing:
         raise pa.ArrowInvalid(f"it has an unknown column {unknown[0]!r} but no column {missing[0]!r}")
@@ -212,7 +206,7 @@ def read_file(path: Path, wanted: pa.Schema, chosen: Sequence[str] | None = None
     """
     with files.reading(path, path.parents[2]):
         chosen = chosen if path.name == COMPACTED_FILE else None
-        file, names = open_table(path), wanted.names
+        file, names = open_file(path), wanted.names
         fields = file.schema_arrow
         same = fields.equals(wanted) or pa.schema([f for f in fields if f.name in names]).equals(wanted)
         for part in row_groups(file, names if same else None, chosen):

@@ -1,7 +1,4 @@
-"""Raise a ConfigError for a path to which a command must not write.
-
-A study's folders must not be symbolic links. Other output must not be in a study's tables/, state/ or sweeps/.
-"""
+"""Raise a ConfigError for a path to which a command must not write."""
 
 import os
 import re

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from normstudy.config import RunConfig, places
+from normstudy.config import RunConfig
 from normstudy.study import files, parquet, schema, tables
 
 LOGS = "state/logs"
@@ -92,12 +92,9 @@ def paths_of(study_dir: Path) -> list[Path]:
 
 
 def read_record(path: Path) -> tuple[SweepRecord, dict[str, int | None]]:
-    """Return a sweep's record, and run_id -> n_steps of each planned run. Raises Damaged.
-
-    n_steps is None if an older version wrote the record.
-    """
+    """Return a sweep's record, and run_id -> n_steps (None from an older version) of the plan. Raises Damaged."""
     with files.reading(path, path.parents[1]):
-        table = parquet.read(places.read(path))
+        table = parquet.read(path)
         if "n_steps" not in table.column_names:
             table = table.append_column("n_steps", pa.nulls(len(table), pa.int32()))
         ids, batches, steps = table.select(RECORD.names).cast(RECORD).to_pydict().values()

@@ -36,10 +36,7 @@ class Expected(NamedTuple):
     saved: int = 0  # the step at which an unfinished run resumes from its checkpoint
 
     def last(self, steps: Ints) -> int:
-        """Return the last step that must have rows: the run's last step, or that of an unfinished run's last window.
-
-        steps: the steps that have rows.
-        """
+        """Return the last step that must have rows. steps: the steps that have rows."""
         if self.status == "done" and self.source == schema.WATCH:
             return self.n_steps - 1
         if self.status == "done":
@@ -50,13 +47,9 @@ class Expected(NamedTuple):
 
 
 def expected_of(study_dir: Path | str, values: Iterable[object]) -> Expected:
-    """Return what determines a run's rows. values: the run's values of COLUMNS.
-
-    Call this function before reading the other tables, because a sweep may be training the run.
-    """
+    """Return a run's `Expected`. values: those of COLUMNS. Read other tables only afterwards: a sweep may add rows."""
     run = Expected(*values)  # type: ignore[arg-type]
-    head = None if run.status == "done" else checkpoints.head_of(Path(study_dir), run.name)
-    return run if head is None else run._replace(saved=head.step)
+    return run if run.status == "done" else run._replace(saved=checkpoints.head_of(Path(study_dir), run.name).step)
 
 
 def _expected(study_dir: Path | str, runs: pd.DataFrame) -> list[Expected]:
@@ -123,10 +116,7 @@ def read(
     *,
     text: bool = True,
 ) -> pd.DataFrame:
-    """Read one table as tables.read does, but leave out the runs that lack rows, and warn which runs these are.
-
-    runs: rows of the table `runs` with COLUMNS. The other arguments are those of tables.read.
-    """
+    """Read as tables.read does, but leave out and warn of the runs that lack rows. runs: `runs` rows with COLUMNS."""
     every = _expected(study_dir, runs)
     counted: list[Stretch] = []
     frame = tables.read(study_dir, table, columns, list(runs["run_id"]), module, text=text, counted=counted)

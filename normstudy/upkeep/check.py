@@ -42,6 +42,7 @@ class Found:
     """Collects the findings of a check."""
 
     study: Path
+    watched: bool  # whether normstudy.watch recorded the runs: a removed file with rows would be lost for ever
     n_files: int = 0
     names: set[str] = field(default_factory=set)  # all run_ids in `runs`
     compacted: set[str] = field(default_factory=set)  # run_ids in the compacted `runs` file
@@ -65,11 +66,6 @@ class Found:
     def unknown(self, table: str) -> bool:
         """Whether a file of the table was not read because it has columns unknown to this version of normstudy."""
         return any(name == table and columns for name, columns in self.others)
-
-    @property
-    def watched(self) -> bool:
-        """Whether the runs were watched: no command can train them again, so no file with rows may be removed."""
-        return tables.is_watched(self.study)
 
     @property
     def renew(self) -> str:
@@ -126,7 +122,7 @@ def _inode(path: Path) -> int | None:
 
 
 def _check(study: Path) -> CheckResult:
-    found = Found(study)
+    found = Found(study, tables.is_watched(study))
     for path in sorted((study / "tables").iterdir()):
         if path.name not in schema.TABLES:
             what = "is not a table, so normstudy compact would delete it"
@@ -181,7 +177,7 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
         with open(path, "rb", opener=places.opener) as f:
             if f.read(4) != b"PAR1":
                 raise Wrong("is damaged (the first four bytes are not PAR1)")
-        file = parquet.open_table(path)
+        file = parquet.open_file(path)
         columns = file.schema_arrow.names
         if other := [t for t in schema.TABLES if t != table and columns == SCHEMAS[t].names]:
             raise Wrong(f"is a file of the table {other[0]}")

@@ -29,7 +29,6 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """
     if not swap.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)
-        _refuse_changed(study_dir)
         _statuses(study_dir)
     seal = seal or (study_dir / SEALED).exists()
     if seal:
@@ -64,11 +63,6 @@ def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
         swap.swap(study_dir)
 
 
-def _refuse_changed(study_dir: Path) -> None:
-    if (study_dir / SEALED).exists() and (changed := verify.wrong_with_seal(study_dir)):
-        raise ConfigError(f"{study_dir} cannot be compacted: {changed[0]}")
-
-
 def _refuse_strange(study_dir: Path) -> None:
     """Raise ConfigError if tables/ has a file that normstudy did not write, because a compaction would delete it."""
     for path in sorted((study_dir / "tables").rglob("*")):
@@ -78,7 +72,6 @@ def _refuse_strange(study_dir: Path) -> None:
 
 
 def _compact(study_dir: Path, seal: bool) -> str:
-    _refuse_changed(study_dir)
     _refuse_strange(study_dir)
     statuses = _statuses(study_dir)
     done = {run_id for run_id, status in statuses.items() if status == "done"}
@@ -112,7 +105,9 @@ def _compact(study_dir: Path, seal: bool) -> str:
 
 
 def _statuses(study_dir: Path) -> dict[str, str]:
-    """Return run_id -> status for all runs of a study. Raises ConfigError if no run is finished."""
+    """Return run_id -> status. Raises ConfigError if no run is finished, or if a sealed study has changed."""
+    if (study_dir / SEALED).exists() and (changed := verify.wrong_with_seal(study_dir)):
+        raise ConfigError(f"{study_dir} cannot be compacted: {changed[0]}")
     statuses = tables.statuses(study_dir)
     if "done" not in statuses.values():
         raise ConfigError(f"{study_dir} has no finished run to compact: start or resume its sweep")

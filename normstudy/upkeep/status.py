@@ -17,7 +17,7 @@ from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
 from normstudy.study import records, schema, swap, tables, whole
-from normstudy.study.checkpoints import FOLDER, Head, head_of
+from normstudy.study.checkpoints import FOLDER, NO_HEAD, head_of
 from normstudy.study.files import damage
 from normstudy.study.locks import Holder, holder_of
 from normstudy.upkeep.status_text import MOST_LINES, Failure, Group, Jobs, Status
@@ -99,7 +99,8 @@ class Looker:
         before, jobs = holder_of(self.study), self.jobs()
         # When a run ends, its `runs` row is written before its checkpoint and heartbeat are removed. Read the rows
         # last, so that a run whose checkpoint and heartbeat have already been removed is seen as finished.
-        heartbeats, heads = heartbeat.read_all(self.study), heads_of(self.study)
+        heartbeats = heartbeat.read_all(self.study)
+        heads = {path.name: head_of(self.study, path.name) for path in (self.study / FOLDER).glob("*")}
         for i in [i for i, outcome in self._outcomes.items() if outcome == UNJUDGED]:
             del self._done[i], self._outcomes[i]  # read the run again: missing rows may have been restored
         frame, compacted = self._read_rows()
@@ -130,7 +131,7 @@ class Looker:
         live = [beat for beat in heartbeats if beat.expires > time.time()]
         reached = {i: step for beat in live for i, (_, step) in beat.steps.items() if i in running}
         watched = tables.is_watched(self.study)
-        steps = {i: max(heads[i].step if i in heads else 0, reached.get(i, 0)) for i in unfinished}
+        steps = {i: max(heads.get(i, NO_HEAD).step, reached.get(i, 0)) for i in unfinished}
         steps = unfinished if watched else steps  # n_steps of a watched run is the number of its recorded steps
         times = [self._ended, *(head.written for head in heads.values()), *(beat.now for beat in heartbeats)]
         seen = max((t for t in times if t > 0), default=None)
@@ -151,7 +152,7 @@ class Looker:
             holder=None if holder is None else holder.text, verified=holder is not None and holder.verified,
             silent=None if seen is None else max(0.0, time.time() - seen),
             commands=commands_for([*self._sweeps.values()], lengths.keys() - self._done.keys() - trained),
-            left=heartbeat.seconds_left(sum(steps_left), rate) if len(steps_left) == len(rest) else None,
+            left=sum(steps_left) / rate if rate and len(steps_left) == len(rest) else None,
             rate=rate, jobs=jobs,
         )  # fmt: skip
 
@@ -235,12 +236,6 @@ def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
         text = log[-4096:].decode(errors="replace")
         lines = ("".join(filter(str.isprintable, line)).strip() for line in reversed(text.splitlines()))
         yield Failure(run_id, tries[run_id], next((line for line in lines if line), "the traceback is missing"))
-
-
-def heads_of(study: Path) -> dict[str, Head]:
-    """Return run_id -> Head of each readable checkpoint of a study."""
-    heads = ((path.name, head_of(study, path.name)) for path in (study / FOLDER).glob("*"))
-    return {run_id: head for run_id, head in heads if head is not None}
 
 
 def lengths_of(runs: pd.DataFrame) -> dict[str, int]:

@@ -136,24 +136,24 @@ def wrong_with_seal(study: Path, n_runs: int | None = None, n_beside: int = 0) -
     """
     again = f"rm {shlex.quote(str(study / schema.SEALED))} && normstudy compact {shlex.quote(str(study))} --seal"
     do = f"restore the file from a copy, or seal the study again with {again}"
-    sealed, names, lines = n_runs, [f"tables/{table}/{schema.COMPACTED_FILE}" for table in schema.TABLES], []
+    what = f"the study is sealed, but has uncompacted files of {count_text(n_beside, 'run')}"
+    add = f"move these files away, or add them with normstudy compact {study}"
+    beside = [f"{schema.SEALED}: {what}: {add}"] if n_beside else []
     try:
         seal = json.loads(places.read(study / schema.SEALED))
         sealed, sha256 = int(seal["runs"]), dict(seal["sha256"])
     except Exception as error:  # damaged text can cause any type of exception
         if not is_damage(error):
             raise
-        sha256, names = {}, []
-        lines.append(f"{schema.SEALED}: is damaged: {do}")
-    for name in names:
+        return [f"{schema.SEALED}: is damaged: {do}", *beside]
+    lines = []
+    for name in (f"tables/{table}/{schema.COMPACTED_FILE}" for table in schema.TABLES):
         if not (study / name).is_file():
             lines.append(f"{name}: is missing, although the study is sealed: restore the file from a copy")
         elif hashlib.sha256(places.read(study / name)).hexdigest() != sha256.get(name):
             lines.append(f"{name}: has changed since the study was sealed: {do}")
-    if n_beside:
-        what = f"the study is sealed, but has uncompacted files of {count_text(n_beside, 'run')}"
-        lines.append(f"{schema.SEALED}: {what}: move these files away, or add them with normstudy compact {study}")
-    if sealed is not None and n_runs not in (None, sealed):
+    lines += beside
+    if n_runs not in (None, sealed):
         what = f"records {count_text(sealed, 'run')}, but the tables have {n_runs}"
         lines.append(f"{schema.SEALED}: {what}: {do}")
     return lines

@@ -32,8 +32,6 @@ from normstudy.training.batch import ResumePoint
 from normstudy.training.probes import Layout
 
 Buffered = dict[str, dict[str, list[object]]]  # rows not yet written: table -> column -> values
-
-
 FLOATS = ("train_loss", "wall_time_s", "late_val_loss")  # the fields of a Checkpoint in a file's metadata
 
 

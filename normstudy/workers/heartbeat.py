@@ -62,10 +62,5 @@ def rate_of(heartbeats: Sequence[Heartbeat]) -> float | None:
     return len(heartbeats) * taken / seconds if taken > 0 and seconds > 0 else None
 
 
-def seconds_left(run_steps: int, rate: float | None) -> float | None:
-    """Return how many seconds the remaining steps of all runs take at `rate` steps per second; None without a rate."""
-    return run_steps / rate if rate else None
-
-
 def _path(study_dir: Path) -> Path:
     return study_dir / "state" / f"{socket.gethostname()}-{os.getpid()}{SUFFIX}"

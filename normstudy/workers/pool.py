@@ -40,7 +40,7 @@ class Slot:
         self.begun = False
         self.ended: set[str] = set()
         self.taken = self.resumed = 0
-        self.saved = _saved(task, task.run_ids) if task is not None else {}
+        self.saved = {i: checkpoints.head_of(task.study_dir, i).step for i in task.run_ids} if task is not None else {}
         try:
             if task is not None:
                 self.pipe.send(task)
@@ -181,7 +181,7 @@ def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message
             return report, []
         do = "rerun the command to resume from the last checkpoint"
         return replace(report, notes=(f"a worker process {ended} before saving its {runs}: {do}",)), []
-    saved = _saved(task, left)
+    saved = {i: checkpoints.head_of(task.study_dir, i).step for i in left}
     has_progressed = bool(gone or slot.ended) or any(saved[i] > slot.saved[i] for i in left)
     if len(left) > 1 or has_progressed:
         parts = [task.only(left)] if has_progressed else task.halves(left)
@@ -194,9 +194,3 @@ def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message
         note = f"the worker process of {left[0]} {ended}: trying the run again"
         return replace(report, notes=(note,)), [task.only(left)]
     return replace(report, run_steps=lost + n_steps, failed=(left[0],), error=error), []
-
-
-def _saved(task: Task, run_ids: Sequence[str]) -> dict[str, int]:
-    """Return run_id -> step of the run's checkpoint, 0 without a checkpoint."""
-    heads = {run_id: checkpoints.head_of(task.study_dir, run_id) for run_id in run_ids}
-    return {run_id: 0 if head is None else head.step for run_id, head in heads.items()}

@@ -14,7 +14,6 @@ from normstudy.analysis.outcomes import RUN_COLUMNS, outcomes
 from normstudy.errors import ConfigError, bar_options
 from normstudy.study import tables, whole
 from normstudy.workers import pool
-from normstudy.workers.heartbeat import seconds_left
 from normstudy.workers.signals import Stop, print_error
 from normstudy.workers.task import Message, Task
 
@@ -72,8 +71,8 @@ def train(
             now = time.monotonic()
             if bar.disable and now - printed > PIPE_LINE_SECONDS and done - resumed > FIRST_ESTIMATE * run_steps:
                 printed = now
-                left = seconds_left(run_steps - done, (done - resumed) / (now - began))
-                line = line_of(n_ended, n_runs, done, run_steps, left)
+                seconds_left = (run_steps - done) * (now - began) / (done - resumed)
+                line = line_of(n_ended, n_runs, done, run_steps, seconds_left)
                 print_error(f"{about}; {line}" if about else line)
         if not bar.disable:
             bar.set_postfix_str(postfix.read())

@@ -27,6 +27,7 @@ from normstudy.workers.task import Message, Task
 
 COMPUTED_BY = ("torch", "cpu_capability", "blas", "device")  # columns of `runs` on which a run's bits may depend
 Row = dict[str, object]
+Grouped = Iterator[Record | list[End] | Snapshot]  # a batch's training events, consecutive End events as a list
 MESSAGE_SECONDS = 0.5  # minimum seconds between two progress messages to the parent, and between two heartbeats
 
 
@@ -110,7 +111,7 @@ def record(
     task: Task,
     runs: list[Running],
     modules: probes.Modules,
-    events: Iterator[Record | list[End] | Snapshot],
+    events: Grouped,
     stopping: Callable[[], bool],
     clock: float,
 ) -> Iterator[Message]:
@@ -237,7 +238,7 @@ def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: floa
     checkpoint.write(study_dir, made, snapshot.stacked.layout, {key: runs[0].row[key] for key in COMPUTED_BY})
 
 
-def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
+def grouped(events: Iterator[Event]) -> Grouped:
     """Yield the training events. Join consecutive End events into a list, to fsync the ended runs' files together."""
     ends: list[End] = []
     try:
@@ -246,15 +247,12 @@ def grouped(events: Iterator[Event]) -> Iterator[Record | list[End] | Snapshot]:
                 ends.append(event)
                 continue
             if ends:
-                yield ends
-                ends = []
+                joined, ends = ends, []
+                yield joined
             yield event
-    except Exception:
-        if ends:  # report the runs that ended before the batch crashed, so that their results are kept
+    finally:  # also if the batch crashes, so that the results of runs that ended before are kept
+        if ends:
             yield ends
-        raise
-    if ends:
-        yield ends
 
 
 def flush(study_dir: Path, runs: Iterable[Running], window_size: int) -> None:

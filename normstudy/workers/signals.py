@@ -1,7 +1,4 @@
-"""Handle the signals that stop a sweep: the first Ctrl-C, SIGTERM or SIGHUP asks the sweep to stop, the second ends it.
-
-A cluster job also receives a warning signal before its time limit, and may receive SIGTERM several times.
-"""
+"""Handle signals that stop a sweep: the first Ctrl-C, SIGTERM or SIGHUP asks the sweep to stop, the second ends it."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("run results_dir=run-12:30", ["results_dir 'run-12:30'", "contains 'run-12:'"]),
     ("run results_dir='./s3:/x'", ["contains 's3:'"]),
     ("run results_dir='a/b=c'", ["results_dir 'a/b=c'", "contains '='", "a partition"]),
-    ("run study='a=b'", ["study 'a=b'", "contains '='", "choose a path without"]),
+    ("run study='a=b'", ["study 'a=b'", "contains '='", "choose a path without '='"]),
     ("run results_dir='a*'", ["contains '*'", "a pattern"]),
     ("run results_dir=null", ["results_dir may not be null", "text"]),
     ("run experiment=../experiment/smoke", ["experiment '../experiment/smoke' is a path", "name of a file"]),
